@@ -1,0 +1,74 @@
+# The bridge's image: a slim Python, one virtual environment, nothing else.
+#
+#   docker build --tag consul-endpoints-bridge .
+#
+# Where a build reaches no package index, bring the wheels along (for the Python of BASE):
+#
+#   pip download --require-hashes --no-deps --only-binary :all: --dest wheelhouse \
+#       --requirement requirements/build.txt --requirement requirements/runtime.txt
+#   docker build --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheelhouse --tag consul-endpoints-bridge .
+#
+# No BuildKit feature is used, so that an engine without buildx builds it too.
+ARG BASE=python:3.12-slim
+
+FROM ${BASE} AS build
+
+# pip reads its settings from the environment, and an ARG is one during the build: unset, they change nothing.
+ARG PIP_NO_INDEX
+ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
+
+# The bracket makes the folder optional; LICENSE is there because COPY wants one source that always exists.
+COPY LICENSE wheelhous[e] /wheelhouse/
+COPY requirements/build.txt requirements/runtime.txt /src/requirements/
+
+# The dependencies come before the sources: a change of the sources does not install them again.
+# Taken out again, 80 MB: `kubernetes/aio`, a second copy of the client for asyncio, and aiohttp's family, which only that
+# copy uses. tests/e2e/test_image.py imports what is left.
+RUN python -m venv --without-pip /opt/build \
+ && python -m pip --python /opt/build/bin/python install --no-compile --no-deps --require-hashes --only-binary :all: \
+      --requirement /src/requirements/build.txt \
+ && python -m venv --without-pip /opt/bridge \
+ && python -m pip --python /opt/bridge/bin/python install --no-compile --no-deps --require-hashes --only-binary :all: \
+      --requirement /src/requirements/runtime.txt \
+ && cd /opt/bridge/lib/python3.*/site-packages \
+ && rm -rf kubernetes/aio aiohttp aiohttp_retry aiohttp-* aiohttp_retry-* aiohappyeyeballs* aiosignal* frozenlist* \
+      multidict* propcache* yarl*
+
+COPY pyproject.toml README.md LICENSE /src/
+COPY bridge /src/bridge
+
+# Compiled here, once: the file system is read-only when it runs. Unchecked: the sources beside cannot change. Left as
+# sources, 30 MB: the Kubernetes client's thousand generated classes (the bridge reads plain JSON) and pygments' lexers
+# (rich loads them for program texts only); both still import.
+RUN cd /src \
+ && /opt/build/bin/python -m hatchling build --target wheel --directory /dist \
+ && python -m pip --python /opt/bridge/bin/python install --no-compile --no-deps --no-index /dist/*.whl \
+ && python -m compileall -q -j 0 --invalidation-mode unchecked-hash -x '/(kubernetes/client/(api|models)|pygments/(lexers|styles))/' /opt/bridge/lib
+
+FROM ${BASE}
+
+# The official images come without the standard library's compiled files; every start would compile it anew.
+RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+      -x '/(test|tests|idlelib|tkinter|turtledemo|lib2to3|ensurepip|site-packages|dist-packages)/' \
+      "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
+
+COPY --from=build /opt/bridge /opt/bridge
+
+ENV PATH=/opt/bridge/bin:${PATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="consul-endpoints-bridge" \
+      org.opencontainers.image.description="Keeps Kubernetes Endpoints equal to what Consul knows about services on VMs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# By number, so that Kubernetes can see that it is not root. No HEALTHCHECK: the probes of whoever runs it do that.
+USER 65532:65532
+WORKDIR /
+EXPOSE 9480
+ENTRYPOINT ["bridge"]
+CMD ["run"]

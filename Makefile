@@ -1,0 +1,59 @@
+# Everything lives in a virtual environment in this checkout; a second run of a target does not repeat the set-up.
+# What is needed: Python >= 3.11 and make. The real servers are built or found by tests/lab (see tests/lab/README.md).
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint unit bench lab-up lab-down image lock clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make the virtual environment (every other target does it too)
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python >= 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version). Say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned dependencies into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP) ## the main job on real servers, shown as it happens; ends by itself
+	@$(BIN)/python -m tests.demo
+
+test: $(STAMP) ## lint, types, contracts and every test that this machine can run
+	@$(BIN)/python -m tests.suite
+
+lint: $(STAMP) ## style, types and import contracts only
+	@$(BIN)/python -m tests.suite --only lint
+
+unit: $(STAMP) ## the tests that need no server
+	@$(BIN)/python -m tests.suite --only unit
+
+bench: $(STAMP) ## figures beside their floors, measured in the same run (tests/bench/out)
+	@$(BIN)/python -m tests.bench
+
+lab-up: $(STAMP) ## start a real Consul and a real Kubernetes control plane here
+	@$(BIN)/python -m tests.lab up
+
+lab-down: $(STAMP) ## stop them
+	@$(BIN)/python -m tests.lab down
+
+image: ## build the container image (needs a Docker engine)
+	docker build --tag consul-endpoints-bridge .
+
+lock: $(STAMP) ## renew the lock files from pyproject.toml (needs uv)
+	@for g in runtime dev go; do \
+	  case $$g in runtime) args="pyproject.toml";; dev) args="pyproject.toml --group dev -c requirements/runtime.txt";; go) args="--group go";; esac; \
+	  uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -q $$args -o requirements/$$g.txt; \
+	done
+
+clean: ## remove what the targets made in this checkout (not the servers' cache)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* tests/bench/out .lab
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

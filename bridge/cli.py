@@ -1,0 +1,599 @@
+"""The command line, and the only place where the rooms are put together.
+
+Each command reads the settings, builds what it needs, hands over plain values and turns what comes back into text on
+standard output and an exit status. Nothing is decided here that is not about flags, streams, signals or statuses.
+
+Flags are a table (`FLAGS`): every one has an environment variable and a key in the YAML file, and `settings` merges
+the three, so typer only collects what was given. Everything heavy (pydantic, the clients, rich) is imported inside
+the commands: `bridge --help` must answer in under 0.2 s.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from bridge import __version__
+from bridge.errors import BridgeError, CancelledError, ConfigurationError
+
+if TYPE_CHECKING:
+    from bridge.core.model import Rule
+    from bridge.engine.report import Report
+    from bridge.settings import Settings
+    from bridge.signals import Signals
+
+OK, FAILED, USAGE, REFUSED, CHANGES = 0, 1, 2, 3, 4
+"""Exit statuses of DESIGN section 6; 128 + the signal's number when interrupted."""
+
+# --------------------------------------------------------------------------- flags
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag as the command line shows it. `kind` is str, bool or list (may be given several times)."""
+
+    name: str
+    metavar: str
+    help: str
+    panel: str
+    kind: type = str
+    short: str = ""
+    env: str = ""
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return self.env or "BRIDGE_" + self.name.removeprefix("--").replace("-", "_").upper()
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """As a parameter for typer. None means: not given."""
+        names = [f"{self.name}/--no-{self.name.removeprefix('--')}"] if self.kind is bool else [self.name]
+        names += [self.short] if self.short else []
+        option = typer.Option(
+            *names,
+            metavar=self.metavar or None,
+            help=f"{self.help} [{self.variable}]",
+            rich_help_panel=self.panel,
+            show_default=False,
+        )
+        kind: Any = {str: str | None, bool: bool | None, list: list[str] | None}[self.kind]
+        name = self.name.removeprefix("--").replace("-", "_")
+        annotation = Annotated[kind, option]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+_SOURCE, _WHAT, _WHERE, _HOW, _LOG = "Consul", "What is mirrored (one rule)", "Kubernetes", "How", "Log"
+
+FLAGS: Mapping[str, Flag] = {
+    flag.name: flag
+    for flag in (
+        Flag("--config", "FILE", "Settings and rules as YAML.", _HOW),
+        Flag("--consul-address", "URL", "Consul's HTTP API (also CONSUL_HTTP_ADDR).", _SOURCE),
+        Flag("--datacenter", "NAME", "Datacenter that is meant where no rule says; default: the agent's.", _SOURCE),
+        Flag("--token-file", "FILE", "File with the ACL token (also CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_TOKEN).", _SOURCE),
+        Flag("--connections", "N", "Connections to Consul at once; default 64.", _SOURCE),
+        Flag("--service", "GLOB", "Services by name, e.g. 'radosgw*'; may be repeated.", _WHAT, list),
+        Flag("--tag", "TAG", "Only instances with this tag; may be repeated (all must be there).", _WHAT, list),
+        Flag("--filter", "EXPRESSION", "Only instances for which Consul's filter expression is true.", _WHAT),
+        Flag("--namespace", "NAME", "Target namespace or template; default: the context's, in a pod its own.", _WHAT),
+        Flag("--name", "TEMPLATE", "Name of the Service; default '{service}'.", _WHAT),
+        Flag("--output-kind", "KIND", "Objects that carry the addresses: endpoints (default), endpointslices, both.", _WHAT),
+        Flag("--kubeconfig", "FILE", "Kubeconfig (also KUBECONFIG).", _WHERE),
+        Flag("--context", "NAME", "Context in the kubeconfig.", _WHERE),
+        Flag("--watch-namespace", "NAME", "Also look for objects of ours here ('*': everywhere); may be repeated.", _WHERE, list),
+        Flag("--writers", "N", "Objects written at once; default 16.", _WHERE),
+        Flag("--owner", "ID", "Owner id: only objects that carry it are ours; default 'default'.", _HOW),
+        Flag("--policy", "POLICY", "sync (default), upsert-only (delete nothing), create-only.", _HOW),
+        Flag("--adopt", "WHAT", "Take over objects that are not ours: never (default), unowned, consul-k8s.", _HOW),
+        Flag("--panic-threshold", "PERCENT", "Hold when more than this would turn not ready at once; default 80, 0: off.", _HOW),
+        Flag("--rebuild-grace", "DURATION", "Hold all removals for so long after Consul was rebuilt; default 10m.", _HOW),
+        Flag("--hold-release", "DURATION", "A hold ends by itself after this; default never.", _HOW),
+        Flag("--listen", "HOST:PORT", "Where health, metrics and the page are served; default 127.0.0.1:9480.", _HOW),
+        Flag("--leader-elect", "", "Only the elected one of several replicas writes.", _HOW, bool),
+        Flag("--shards", "N", "Spread services over so many leases; default 1.", _HOW),
+        Flag("--resync", "DURATION", "How often everything is compared; default 5m.", _HOW),
+        Flag("--grace", "DURATION", "A service must be gone for so long before its objects go; default 30s.", _HOW),
+        Flag("--dry-run", "", "Print the plan and stop.", _HOW, bool),
+        Flag("--exit-code", "", "With --dry-run: exit status 4 when there are changes.", _HOW, bool),
+        Flag("--output", "FORMAT", "table (default), json, yaml, diff.", _HOW, short="-o"),
+        Flag("--yes", "", "Ask nothing.", _HOW, bool, short="-y"),
+        Flag("--force", "", "Apply also what the removal guard would hold.", _HOW, bool),
+        Flag("--log-format", "FORMAT", "console (default) or json.", _LOG),
+        Flag("--log-level", "LEVEL", "debug, info (default), warning, error.", _LOG),
+    )
+}  # fmt: skip
+"""Every flag there is. `settings.catalogue()` and `settings.RULE_FLAGS` know the same names (a test compares)."""
+
+_CONSUL = ("--consul-address", "--datacenter", "--token-file", "--connections")
+_RULE = ("--service", "--tag", "--filter", "--namespace", "--name", "--output-kind")
+_KUBERNETES = ("--kubeconfig", "--context", "--watch-namespace")
+_LOGS = ("--log-format", "--log-level")
+_OWNERSHIP = ("--owner", "--policy", "--adopt")
+EVERYWHERE = ("--config", *_CONSUL, *_RULE, *_KUBERNETES, *_OWNERSHIP, *_LOGS)
+
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "sync": (*EVERYWHERE, "--writers", "--panic-threshold", "--dry-run", "--exit-code", "--output", "--yes", "--force"),
+    "run": (
+        *EVERYWHERE, "--writers", "--panic-threshold", "--rebuild-grace", "--hold-release", "--listen", "--leader-elect",
+        "--shards", "--resync", "--grace",
+    ),
+    "status": (*EVERYWHERE, "--output"),
+    "explain": (*EVERYWHERE, "--output"),
+    "check": (*EVERYWHERE, "--output"),
+    "purge": (*EVERYWHERE, "--writers", "--dry-run", "--exit-code", "--output", "--yes"),
+}  # fmt: skip
+"""The flags of each command."""
+
+app = typer.Typer(
+    name="bridge",
+    help="Keeps the Endpoints of Kubernetes Services equal to what Consul knows about services on VMs.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+Body = Callable[..., int]
+
+
+def _command(body: Body) -> Body:
+    """Register `body(flags, ...)` under its name, with the flags of the table and its own arguments."""
+    name = body.__name__.strip("_")
+    flags = [FLAGS[f] for f in COMMANDS[name]]
+    own = [p for p in inspect.signature(body, eval_str=True).parameters.values() if p.name != "flags"]
+
+    def command(**given: Any) -> None:
+        said = {f.name: given.pop(f.parameter.name) for f in flags}
+        raise typer.Exit(_guarded(lambda: body({k: v for k, v in said.items() if v not in (None, [])}, **given), said))
+
+    parameters = [*own, *(f.parameter for f in flags)]
+    command.__name__ = name
+    command.__doc__ = body.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    app.command(name)(command)
+    return body
+
+
+# --------------------------------------------------------------------------- streams, errors, statuses
+
+
+def _guarded(body: Callable[[], int], flags: Mapping[str, Any]) -> int:
+    """Run a command; whatever it raises becomes a sentence on standard error and a status."""
+    try:
+        return body()
+    except ConfigurationError as error:
+        return _complain(error, USAGE, flags)
+    except CancelledError as error:
+        return _complain(error, 130, flags)
+    except BridgeError as error:
+        return _complain(error, FAILED, flags)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except typer.Abort:
+        _say("interrupted")
+        return 130
+    except OSError as error:
+        return _complain(error, FAILED, flags)
+    except (typer.Exit, typer.TyperException):
+        raise
+    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
+        _complain(error, FAILED, flags, f"this is a bug in bridge {__version__}: {type(error).__name__}: {error}")
+        return FAILED
+
+
+def _complain(error: BaseException, status: int, flags: Mapping[str, Any], text: str = "") -> int:
+    """Print an error as one paragraph; with `--log-level debug` also where it came from."""
+    lines = (text or str(error) or type(error).__name__).splitlines()
+    if len(lines) == 1:
+        _say(f"error: {lines[0]}")
+    else:
+        _say("\n".join(["error:", *(f"  {line}" for line in lines)]))
+    if (flags.get("--log-level") or os.environ.get("BRIDGE_LOG_LEVEL")) == "debug":
+        import traceback
+
+        _say("".join(traceback.format_exception(error)).rstrip())
+    elif text:
+        _say("(--log-level debug shows where)")
+    return status
+
+
+def _say(text: str) -> None:
+    """To standard error, without control characters; that nobody reads it is no error."""
+    from bridge.render import clean
+
+    try:
+        sys.stderr.write("\n".join(map(clean, text.split("\n"))) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+
+
+def _print(text: str) -> None:
+    """To standard output. A reader that has gone (`| head`) ends the printing, not the command's status."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the interpreter flushes once more at its end, which would complain: give it somewhere to flush to
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except OSError as error:
+        raise BridgeError(f"standard output cannot be written: {error.strerror or error}") from error
+
+
+def _page() -> tuple[int | None, bool]:
+    """Width of standard output (None: no terminal, no bounds) and whether to colour it."""
+    if not sys.stdout.isatty():
+        return None, False
+    import shutil
+
+    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return shutil.get_terminal_size((80, 24)).columns, colour
+
+
+def _show(report: Report, output: str) -> None:
+    from bridge.render import render
+
+    width, colour = _page()
+    _print(render(report, output, width, colour))
+
+
+def _interactive() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        return False
+
+
+class _Progress:
+    """What is being done, on one line of standard error that is rewritten; nothing unless that is a terminal."""
+
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown = ""
+        self.what = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.what = what
+        if not self._on or (total and done < total and done % max(1, total // 100)):
+            return
+        text = f"{what} {done}/{total}" if total else f"{what} ..."
+        if text != self._shown:
+            self._write(f"\r\x1b[K{text}")
+            self._shown = text
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            self._write("\r\x1b[K")
+            self._shown = ""
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            self._on = False
+
+
+# --------------------------------------------------------------------------- putting together
+
+
+def _load(flags: Mapping[str, Any]) -> Settings:
+    """The settings, with the log set up as they say."""
+    from bridge import settings as settings_module
+    from bridge.observe import logs
+
+    settings = settings_module.load(flags)
+    secrets = logs.configure(settings.log.format, settings.log.level, logs.Secrets(settings.secrets()))
+    _remember_file_token(settings, secrets)
+    for note in settings.notes:
+        logs.logger().warning(note)
+    return settings
+
+
+def _remember_file_token(settings: Settings, secrets: Any) -> None:
+    """Register the token of the token file as a secret; that it cannot be read is `consul/`'s to say."""
+    if settings.consul.token_file:
+        try:
+            with open(settings.consul.token_file, encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs an import
+                secrets.add(file.read(65536).strip())
+        except (OSError, UnicodeDecodeError):
+            return
+
+
+def _rules(settings: Settings) -> tuple[Rule, ...]:
+    """The rules, those without a namespace going to the kubeconfig context's or the pod's."""
+    if not settings.needs_default_namespace:
+        return settings.core_rules()
+    from bridge.kube.client import KubeClient
+
+    client = KubeClient(settings.kube_config())
+    try:
+        return settings.core_rules(client.namespace)
+    finally:
+        client.close()
+
+
+def _exit_status(report: Report, settings: Settings) -> int:
+    from bridge.engine.report import exit_status
+
+    return exit_status(report, settings.sync.dry_run, settings.sync.exit_code)
+
+
+# --------------------------------------------------------------------------- commands
+
+
+@_command
+def _sync(flags: Mapping[str, Any]) -> int:
+    """One pass: read Consul, read Kubernetes, write the difference.
+
+    Exit status: 0 in sync or applied, 1 something failed, 2 usage, 3 the guard held something, 4 changes (with
+    --dry-run --exit-code), 130/143 interrupted.
+    """
+    from bridge.signals import Signals
+
+    settings = _load(flags)
+    progress = _Progress()
+
+    def on_first(_signal: int) -> bool:
+        progress.clear()
+        if progress.what != "writing":
+            _say("interrupted: nothing was written")
+            return False
+        _say("interrupted: finishing the objects in hand (once more: end at once)")
+        return True
+
+    with Signals(on_first) as signals:
+        from bridge.engine.sync import sync_once
+
+        refused = False
+
+        def confirm(report: Report) -> bool:
+            nonlocal refused
+            progress.clear()
+            refused = not _confirm_deletions(report, settings)
+            return not refused
+
+        try:
+            report = sync_once(
+                consul=settings.consul_config(),
+                kube=settings.kube_config(),
+                rules=_rules(settings),
+                options=settings.sync_options(),
+                stop=signals.stop,
+                progress=progress,
+                confirm=confirm,
+            )
+        except CancelledError as error:
+            if signals.received is None:
+                raise
+            _say(str(error))
+            return signals.status
+        finally:
+            progress.clear()
+        _show(report, settings.sync.output)
+        if refused:
+            _say("nothing was written")
+            return REFUSED
+        _say_outcome(report, settings)
+        return signals.status if signals.received is not None else _exit_status(report, settings)
+
+
+def _confirm_deletions(report: Report, settings: Settings) -> bool:
+    """Ask before objects are deleted, where there is somebody to ask."""
+    if settings.sync.yes or not report.summary.delete or not _interactive():
+        return True
+    doomed = [f"{r.kind} {r.namespace}/{r.name}" for r in report.changes if r.action == "delete"]
+    for text in doomed[:10]:
+        _say(f"would be deleted: {text}")
+    if len(doomed) > 10:
+        _say(f"... and {len(doomed) - 10} more (--dry-run shows all)")
+    count = len(doomed)
+    return _ask(f"Delete {count} object{'s' if count > 1 else ''}?")
+
+
+def _say_outcome(report: Report, settings: Settings) -> None:
+    """What a person must not miss, on standard error: failures, holds, and an empty selection."""
+    for row in report.failed:
+        what = (
+            f"{row.action} {row.kind} {row.namespace}/{row.name}"
+            if row.kind
+            else f"reading {row.service or 'services'}"
+        )
+        where = f" (datacenter {row.datacenter})" if row.datacenter else ""
+        _say(f"failed: {what}{where}: {row.reason}")
+    for held in report.held:
+        _say(f"held: {held.namespace}/{held.name}: {held.reason}; if Consul is right: bridge sync --force")
+    if not report.services and not report.skipped and not report.failed:
+        _say(
+            f"no service selected: nothing in Consul matches {settings.selection()}. Select with --service GLOB, --tag TAG, "
+            "--filter EXPRESSION or rules in --config FILE; the names there are: consul catalog services"
+        )
+
+
+@_command
+def _run(flags: Mapping[str, Any]) -> int:
+    """Mirror continuously until SIGTERM or Ctrl-C; nothing is removed at the end.
+
+    Serves /healthz, /readyz, /metrics, /api/status and a page on --listen. Exit status: 130 or 143 when told to stop
+    (by which signal), 1 when it cannot go on, 2 usage.
+    """
+    from bridge.signals import Signals
+
+    settings = _load(flags)
+    stopped: list[Callable[[], None]] = []
+
+    def on_first(_signal: int) -> bool:
+        logs.logger().info("stopping: finishing the objects in hand")
+        for stop in stopped:
+            stop()
+        return True
+
+    from bridge.observe import logs
+
+    with Signals(on_first) as signals:
+        from bridge.engine.run import Bridge
+        from bridge.observe.metrics import Metrics
+        from bridge.observe.together import Together
+        from bridge.observe.web import WebServer
+
+        log = logs.logger()
+        metrics = Metrics(__version__)
+        bridge = Bridge(
+            consul=settings.consul_config(),
+            kube=settings.kube_config(),
+            rules=_rules(settings),
+            options=settings.run_options(),
+            observer=Together(logs.LogObserver(log), metrics),
+        )
+        stopped.append(bridge.stop)
+        metrics.watch(bridge.status)
+        web = WebServer(
+            settings.run.listen, health=bridge.healthy, ready=bridge.ready, status=bridge.status, metrics=metrics.text
+        )
+        with web:
+            log.info("bridge starts", version=__version__, listening=web.address, settings=settings.effective())
+            if signals.received is None:
+                bridge.run()
+        log.info("bridge has stopped")
+        return signals.status if signals.received is not None else FAILED
+
+
+@_command
+def _purge(flags: Mapping[str, Any]) -> int:
+    """Remove everything that the owner id (--owner) owns in the rules' namespaces, or in --namespace.
+
+    Asks first on a terminal; elsewhere --yes is needed.
+    """
+    from bridge.signals import Signals
+
+    flags = dict(flags)
+    only = flags.pop("--namespace", None)
+    settings = _load({**flags, "--watch-namespace": [only]} if only else flags)
+    progress = _Progress()
+
+    def on_first(_signal: int) -> bool:
+        progress.clear()
+        if progress.what != "deleting":
+            _say("interrupted: nothing was deleted")
+            return False
+        _say("interrupted: finishing the objects in hand (once more: end at once)")
+        return True
+
+    with Signals(on_first) as signals:
+        from bridge.engine.purge import purge
+        from bridge.engine.scope import namespaces_of
+
+        kube = settings.kube_config()
+        namespaces = (only,) if only else namespaces_of(_rules(settings), kube)
+
+        def once(dry_run: bool) -> Report:
+            return purge(kube, settings.owner, namespaces, dry_run)
+
+        plan = once(dry_run=True)
+        if settings.sync.dry_run or not plan.changes:
+            _show(plan, settings.sync.output)
+            if not plan.changes:
+                _say(f"nothing there belongs to owner {settings.owner!r}{_in_namespaces(namespaces)}")
+            return _exit_status(plan, settings)
+        if not settings.sync.yes:
+            count = len(plan.changes)
+            what = f"{count} object{'s' if count > 1 else ''} of owner {settings.owner!r}{_in_namespaces(namespaces)}"
+            if not _interactive():
+                raise ConfigurationError(f"purge would delete {what}; without a terminal to ask, --yes is needed")
+            _show(plan, "table")
+            if not _ask(f"Delete {what}?"):
+                _say("nothing was deleted")
+                return REFUSED
+        progress.what = "deleting"
+        report = once(dry_run=False)
+        _show(report, settings.sync.output)
+        for row in report.failed:
+            _say(f"failed: {row.action} {row.kind} {row.namespace}/{row.name}: {row.reason}")
+        return signals.status if signals.received is not None else _exit_status(report, settings)
+
+
+def _in_namespaces(namespaces: Sequence[str] | None) -> str:
+    if namespaces is None:
+        return " in any namespace"
+    return f" in namespace{'s' if len(namespaces) > 1 else ''} {', '.join(namespaces)}"
+
+
+@_command
+def _status(flags: Mapping[str, Any]) -> int:
+    """What is mirrored now, and whether both sides agree."""
+    raise ConfigurationError("not built yet")
+
+
+@_command
+def _explain(flags: Mapping[str, Any], service: Annotated[str, typer.Argument(metavar="SERVICE")]) -> int:
+    """Why each instance of a Consul service is in, not ready, or out."""
+    raise ConfigurationError("not built yet")
+
+
+@_command
+def _check(flags: Mapping[str, Any]) -> int:
+    """Can the bridge do its work? Consul, token, Kubernetes, rights: one line each, with the way out."""
+    raise ConfigurationError("not built yet")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import platform
+        from importlib.metadata import version
+
+        clients = ", ".join(f"{name} {version(name)}" for name in ("python-consul2", "kubernetes"))
+        _print(f"bridge {__version__} (Python {platform.python_version()}, {clients})\n")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def _bridge(
+    version: Annotated[  # noqa: ARG001 - the callback does the work
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the versions and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """The `bridge` command."""
+    if isinstance(sys.stdout, object) and hasattr(sys.stdout, "reconfigure"):
+        # a name that the terminal's encoding lacks is written as an escape: never a traceback
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = app(prog_name="bridge", standalone_mode=False)
+    except typer.TyperException as error:
+        _say(f"error: {error.format_message()}")
+        _say(f"(bridge {_command_in(sys.argv)}--help shows all flags)")
+        status = error.exit_code
+    except typer.Abort:
+        status = 130
+    except KeyboardInterrupt:
+        _say("interrupted")
+        status = 130
+    sys.exit(status or OK)
+
+
+def _command_in(arguments: Sequence[str]) -> str:
+    return next((f"{a} " for a in arguments[1:] if a in COMMANDS), "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,381 @@
+"""python-consul2 as the bridge needs it: every question that is asked of Consul, and the envelope of its answers.
+
+python-consul2's `Consul` runs here over our own transport. Where its methods lack a parameter (consistency and filter on
+health.*) or hide the headers, the same request goes through `http.get` with a callback of ours. Its constructor is not
+used: that one lets CONSUL_HTTP_* in the environment beat arguments, and warns about calls that we do not make.
+
+Nothing in here waits, retries or remembers: one call, one request (and one more, consistent, when a stale answer was too
+old). Errors are TransientError, PermanentError and CancelledError; see faults.py for which and why.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import os
+import threading
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import consul.base
+
+from bridge.consul import faults
+from bridge.consul.transport import Interrupted, Params, TooLarge, Transport, parse_address, tls_context
+from bridge.core.model import Query
+from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
+
+STREAMING = "streaming"
+"""The backend whose answers say nothing about the leader (FACTS-consul 0.1): blocking reads of one service's health."""
+
+NOBODY = "consul-bridge-nobody-has-this-tag"
+"""Makes an index probe: the answer is empty and cheap, its index is the service's own."""
+
+
+class Mode(StrEnum):
+    """Which server may answer: any (`STALE`), the leader by its lease (`LEADER`), the leader after asking the others."""
+
+    STALE = "stale"
+    LEADER = "default"
+    CONSISTENT = "consistent"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsulConfig:
+    """How to reach Consul. Seconds everywhere; empty strings mean: not used, or the agent's own.
+
+    `connections` is the budget of the whole process: Consul takes 200 from one address, and those of a process that
+    was killed stay taken until their `wait_seconds` are over.
+    """
+
+    address: str = "http://127.0.0.1:8500"
+    token: str = field(default="", repr=False)
+    token_file: str = ""
+    ca_file: str = ""
+    client_cert: str = ""
+    client_key: str = ""
+    tls_server_name: str = ""
+    verify: bool = True
+    datacenter: str = ""
+    namespace: str = ""
+    partition: str = ""
+    wait_seconds: float = 55.0
+    connect_timeout_seconds: float = 3.0
+    timeout_margin_seconds: float = 15.0
+    max_stale_seconds: float = 60.0
+    connections: int = 64
+    verify_seconds: float = 300.0
+    max_answer_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What Consul said, undecoded, with what its headers say about how far it can be trusted.
+
+    `index` is 0 when the endpoint has none. Indexes may only be compared within one `numbering` (Consul's query
+    backend): the streaming backend and the plain one count differently. `reconnected` says that a kept-alive
+    connection had to be opened anew for it: Consul may have been restarted in between.
+    """
+
+    index: int
+    data: Any
+    numbering: str = ""
+    filtered: bool = False
+    default_deny_anonymous: bool = False
+    last_contact_seconds: float = 0.0
+    known_leader: bool = True
+    size: int = 0
+    reconnected: bool = False
+
+
+class _Token:
+    """The token to send: a fixed one, or a file's content, read again whenever the file is another one."""
+
+    def __init__(self, token: str, path: str) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._token = _checked(token, "token")
+
+    def value(self) -> str:
+        if not self._path:
+            return self._token
+        try:
+            stat = os.stat(self._path)  # noqa: PTH116 - on every request: a Path costs more than the call
+            seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+            if seen != self._seen:
+                self._token = _checked(Path(self._path).read_text("utf-8").strip(), f"token file {self._path}")
+                self._seen = seen
+        except (OSError, UnicodeDecodeError) as error:
+            if self._seen is None:
+                why = error.strerror if isinstance(error, OSError) else "it is not text"
+                raise PermanentError(f"Consul's token file {self._path} cannot be read: {why}") from None
+        if not self._token:
+            raise PermanentError(f"Consul's token file {self._path} is empty")
+        return self._token
+
+
+def _checked(token: str, what: str) -> str:
+    if any(not "!" <= c <= "~" for c in token):
+        raise ConfigurationError(f"Consul's {what} has characters in it that no token has (blanks, line ends)")
+    return token
+
+
+class _Consul(consul.base.Consul):  # type: ignore[misc]
+    """python-consul2's client over our transport, without its constructor (see the module's docstring)."""
+
+    def __init__(self, http: Transport) -> None:
+        self.http = http
+        self.token = None
+        self.dc = None
+        self.consistency = "default"
+        self.scheme = http.scheme
+        self.agent = consul.base.Consul.Agent(self)
+        self.catalog = consul.base.Consul.Catalog(self)
+        self.health = consul.base.Consul.Health(self)
+        self.status = consul.base.Consul.Status(self)
+
+
+class ConsulClient:
+    """One connection to one agent, for one thread at a time; `close` may come from any thread and ends a waiting request.
+
+    `wait` 0 makes a plain read whatever the index; else the call returns when the answer is newer than `index` or when
+    about `wait` seconds are over. Raises ConfigurationError when the config cannot be used at all.
+    """
+
+    def __init__(self, config: ConsulConfig) -> None:
+        self.config = config
+        self.endpoint = parse_address(config.address)
+        self._token = _Token(config.token, config.token_file)
+        tls = None
+        if self.endpoint.scheme == "https":
+            tls = tls_context(config.ca_file, config.client_cert, config.client_key, config.verify)
+        self._transport = Transport(
+            self.endpoint,
+            tls,
+            server_name=config.tls_server_name,
+            connect_timeout=config.connect_timeout_seconds,
+            max_body_bytes=config.max_answer_bytes,
+        )
+        self._consul = _Consul(self._transport)
+        self._closed = threading.Event()
+
+    # ------------------------------------------------------------------ questions
+
+    def listing(self, datacenter: str = "", index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE) -> Answer:
+        """`catalog/services`: {service name: [tags]}. Tags come in random order."""
+        return self._fresh("/v1/catalog/services", "list services", datacenter, index, wait, mode)
+
+    def health_service(self, query: Query, index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE) -> Answer:
+        """`health/service/<name>`: a list of {Node, Service, Checks}."""
+        path = f"/v1/health/service/{quote(query.service, safe='')}"
+        what = f"read service {query.service!r}"
+        return self._fresh(path, what, query.datacenter, index, wait, mode, _extra(query), query.filter)
+
+    def probe_service(self, query: Query, mode: Mode = Mode.STALE) -> Answer:
+        """The index of a service, for a fraction of the cost of reading it; the data is empty."""
+        path = f"/v1/health/service/{quote(query.service, safe='')}"
+        what = f"probe service {query.service!r}"
+        extra = (*_extra(query), ("tag", NOBODY))
+        return self._ask(path, what, query.datacenter, 0, 0.0, mode, extra, query.filter)
+
+    def node_services(self, node: str, datacenter: str = "", mode: Mode = Mode.LEADER) -> Answer:
+        """`catalog/node-services/<node>`: {Node, Services: [...]}; data None for a node that is not there."""
+        path = f"/v1/catalog/node-services/{quote(node, safe='')}"
+        return self._ask(path, f"read node {node!r}", datacenter, 0, 0.0, mode)
+
+    def probe_node(self, node: str, datacenter: str = "", mode: Mode = Mode.STALE) -> Answer:
+        """The index of a node and its services, for a fraction of the cost of reading them."""
+        path = f"/v1/catalog/node-services/{quote(node, safe='')}"
+        expression = f'Service == "{NOBODY}"'
+        return self._ask(path, f"probe node {node!r}", datacenter, 0, 0.0, mode, (), expression)
+
+    def state(
+        self, status: str, datacenter: str = "", index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE
+    ) -> Answer:
+        """`health/state/<status>`: the list of checks in that status."""
+        return self._fresh(f"/v1/health/state/{status}", f"list {status} checks", datacenter, index, wait, mode)
+
+    def nodes(self, datacenter: str = "", index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE) -> Answer:
+        """`catalog/nodes`: the list of nodes with address, meta and indexes."""
+        return self._fresh("/v1/catalog/nodes", "list nodes", datacenter, index, wait, mode)
+
+    def leader(self, datacenter: str = "") -> str:
+        """Address of the Raft leader, "" when there is none."""
+        answer = self._ask("/v1/status/leader", "ask for the leader", datacenter, 0, 0.0, Mode.LEADER, indexed=False)
+        if not isinstance(answer.data, str):
+            raise TransientError(f"{self.endpoint} does not name its leader: is that Consul?")
+        return answer.data
+
+    def datacenters(self) -> tuple[str, ...]:
+        """Names of all known datacenters, the agent's own first."""
+        answer = self._ask("/v1/catalog/datacenters", "list datacenters", "", 0, 0.0, Mode.LEADER, indexed=False)
+        if not isinstance(answer.data, list) or not all(isinstance(d, str) for d in answer.data):
+            raise TransientError(f"{self.endpoint} does not list its datacenters: is that Consul?")
+        return tuple(answer.data)
+
+    def own_datacenter(self) -> str:
+        """Name of the agent's datacenter.
+
+        From the agent itself; a token without agent:read has to do with the catalog: the only datacenter there is, or the
+        one in which nodes are listed when none is asked for.
+        """
+        try:
+            answer = self._ask("/v1/agent/self", "read the agent's settings", "", 0, 0.0, Mode.LEADER, indexed=False)
+        except PermanentError as forbidden:
+            every = self.datacenters()
+            if len(every) == 1:
+                return every[0]
+            nodes = self.nodes().data
+            if isinstance(nodes, list) and nodes and isinstance(nodes[0], dict) and nodes[0].get("Datacenter"):
+                return str(nodes[0]["Datacenter"])
+            raise PermanentError(
+                f"the name of the agent's datacenter cannot be found out ({forbidden}). Name it: --datacenter, one of "
+                f"{', '.join(every)}"
+            ) from forbidden
+        settings = answer.data.get("Config") if isinstance(answer.data, dict) else None
+        name = settings.get("Datacenter") if isinstance(settings, dict) else None
+        if not isinstance(name, str) or not name:
+            raise TransientError(f"{self.endpoint} does not name its datacenter: is that Consul?")
+        return name
+
+    # ------------------------------------------------------------------ the connection
+
+    def close(self) -> None:
+        """Close the connection; a request that waits ends with CancelledError. Any thread, any number of times."""
+        self._closed.set()
+        self._transport.interrupt()
+
+    def disconnect(self) -> None:
+        """Give the connection back for now; the next question opens a new one. Only between two questions."""
+        self._transport.disconnect()
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open."""
+        return self._transport.connected
+
+    # ------------------------------------------------------------------ how a question is asked
+
+    def _fresh(
+        self,
+        path: str,
+        what: str,
+        datacenter: str,
+        index: int,
+        wait: float,
+        mode: Mode,
+        extra: Params = (),
+        expression: str = "",
+    ) -> Answer:
+        """Ask; a stale answer that is too old, or of a server that knows no leader, is asked for again, consistent.
+
+        The streaming backend is left alone: its headers always say "no leader, no delay".
+        """
+        answer = self._ask(path, what, datacenter, index, wait, mode, extra, expression)
+        if mode is not Mode.STALE or answer.numbering == STREAMING:
+            return answer
+        if answer.known_leader and answer.last_contact_seconds <= self.config.max_stale_seconds:
+            return answer
+        return self._ask(path, what, datacenter, 0, 0.0, Mode.CONSISTENT, extra, expression)
+
+    def _ask(
+        self,
+        path: str,
+        what: str,
+        datacenter: str,
+        index: int,
+        wait: float,
+        mode: Mode,
+        extra: Params = (),
+        expression: str = "",
+        *,
+        indexed: bool = True,
+    ) -> Answer:
+        config = self.config
+        params: list[tuple[str, str]] = []
+        if datacenter or config.datacenter:
+            params.append(("dc", datacenter or config.datacenter))
+        names = {name for name, _ in extra}
+        params += [
+            (name, value)
+            for name, value in (("ns", config.namespace), ("partition", config.partition))
+            if value and name not in names and indexed
+        ]
+        params += extra
+        if mode is not Mode.LEADER and indexed:
+            params.append((str(mode), ""))
+        blocking = index > 0 and wait > 0
+        if blocking:
+            params += [("index", str(index)), ("wait", f"{max(int(wait * 1000), 1)}ms")]
+        if expression:
+            params.append(("filter", expression))
+        # the server adds up to a sixteenth to the wait; the margin covers an election (FACTS-consul A8)
+        self._transport.timeout = (wait + wait / 16 if blocking else 0.0) + config.timeout_margin_seconds
+        token = self._token.value()
+        asked = faults.Asked(
+            what=what,
+            server=str(self.endpoint),
+            datacenter=datacenter or config.datacenter,
+            filter=expression,
+            anonymous=not token,
+            secrets=(token, config.token),
+        )
+        before = self._transport.reconnects
+        try:
+            response = self._consul.http.get(_as_it_is, path, params, {"X-Consul-Token": token} if token else {})
+        except Interrupted:
+            raise CancelledError("the connection to Consul was closed by us") from None
+        except (OSError, TooLarge, http.client.HTTPException, zlib.error) as error:
+            raise faults.of_exception(asked, error) from error
+        return self._envelope(asked, response, self._transport.reconnects != before, indexed)
+
+    def _envelope(self, asked: faults.Asked, response: Any, reconnected: bool, indexed: bool) -> Answer:
+        headers = response.headers
+        if response.code != 200:
+            raise faults.of_answer(asked, response.code, headers, response.content)
+        index = _index(headers.get("X-Consul-Index")) if indexed else 0
+        if index is None:
+            raise TransientError(f"{asked.server} answers {asked} without a usable index: is that Consul?")
+        try:
+            data = json.loads(response.content)
+        except (ValueError, RecursionError):
+            raise TransientError(f"the answer of {asked.server} to {asked} is not JSON, or is torn off") from None
+        return Answer(
+            index=index,
+            data=data,
+            numbering=headers.get("X-Consul-Query-Backend", ""),
+            filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "").lower() == "true",
+            default_deny_anonymous=asked.anonymous and headers.get("X-Consul-Default-Acl-Policy", "") == "deny",
+            last_contact_seconds=_milliseconds(headers.get("X-Consul-LastContact")),
+            known_leader=headers.get("X-Consul-KnownLeader", "true").lower() == "true",
+            size=len(response.content),
+            reconnected=reconnected,
+        )
+
+
+def _as_it_is(response: Any) -> Any:
+    return response
+
+
+def _extra(query: Query) -> Sequence[tuple[str, str]]:
+    named = (("ns", query.namespace), ("partition", query.partition), ("peer", query.peer))
+    return [(name, value) for name, value in named if value]
+
+
+def _index(header: str | None) -> int | None:
+    """X-Consul-Index as a number; None when it is missing or no number. May be 0, which must not be sent back."""
+    if header is None or not header.isascii() or not header.isdigit() or len(header) > 20:
+        return None
+    return int(header)
+
+
+def _milliseconds(header: str | None) -> float:
+    """X-Consul-LastContact in seconds; what is no number proves nothing and counts as endless."""
+    if header is None:
+        return 0.0
+    return int(header) / 1000 if header.isascii() and header.isdigit() and len(header) <= 20 else math.inf

@@ -1,0 +1,232 @@
+"""Consul's JSON -> what it proves: instances, listings, checks, nodes. Small frozen values, their strings shared.
+
+Answers come from other people's programs: whatever their shape, nothing in here raises anything but TransientError, and
+one misshapen instance does not hide the others. Check outputs are never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from sys import intern
+from typing import Any
+
+from bridge.consul.client import Answer
+from bridge.core.model import Instance, Known, Listing, NamedPort, Pairs, Status, TaggedAddress, Unknown
+from bridge.errors import TransientError
+
+NODE_MAINTENANCE = "_node_maintenance"
+SERVICE_MAINTENANCE = "_service_maintenance:"
+
+ANONYMOUS = "anonymous under default deny: without a token Consul shows nothing, and does not say so"
+FILTERED = "Consul left results out for lack of rights (X-Consul-Results-Filtered-By-ACLs) and nothing remains"
+
+_SEVERITY = {Status.PASSING: 0, Status.WARNING: 1, Status.UNKNOWN: 2, Status.CRITICAL: 3, Status.MAINTENANCE: 4}
+_STATUS = {"passing": Status.PASSING, "warning": Status.WARNING, "critical": Status.CRITICAL}
+_TEXT_LIMIT = 4096
+
+
+def view_of(answer: Answer) -> Known | Unknown:
+    """What an answer of `health/service` proves. Raises TransientError when it is no such answer."""
+    if not isinstance(answer.data, list):
+        raise TransientError("Consul's answer about a service is not a list")
+    if not answer.data and answer.default_deny_anonymous:
+        return Unknown(ANONYMOUS)
+    if not answer.data and answer.filtered:
+        return Unknown(FILTERED)
+    return Known(instances(answer.data))
+
+
+def listing_of(answer: Answer) -> Listing | Unknown:
+    """What an answer of `catalog/services` proves. Raises TransientError when it is no such answer."""
+    if not isinstance(answer.data, dict):
+        raise TransientError("Consul's answer about its services is not a mapping")
+    if not answer.data and answer.default_deny_anonymous:
+        return Unknown(ANONYMOUS)
+    if not answer.data and answer.filtered:
+        return Unknown(FILTERED)
+    return Listing({intern(name): frozenset(_strings(tags)) for name, tags in answer.data.items()})
+
+
+def instances(data: Iterable[Any]) -> tuple[Instance, ...]:
+    """The instances of `health/service`, sorted; entries that are none are left out."""
+    shared = _Shared()
+    found = [i for i in (_instance(entry, shared) for entry in data) if i is not None]
+    found.sort(key=_by_node_and_id)
+    return tuple(found)
+
+
+def _by_node_and_id(instance: Instance) -> tuple[str, str]:
+    return instance.node, instance.id
+
+
+class _Shared:
+    """Equal parts of one answer become one object: 20,000 instances in 6 MiB instead of 100 (FACTS-consul B5)."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self) -> None:
+        self._values: dict[Any, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        return self._values.setdefault(value, value)
+
+
+def _instance(entry: Any, shared: _Shared) -> Instance | None:
+    if not isinstance(entry, dict):
+        return None
+    node, service = entry.get("Node"), entry.get("Service")
+    if not isinstance(node, dict) or not isinstance(service, dict):
+        return None
+    name, id_ = _text(node.get("Node")), _text(service.get("ID"))
+    own, theirs = _address(service.get("Address")), _address(node.get("Address"))
+    if not name or not id_ or own is None or theirs is None:
+        return None
+    status, check = worst(entry.get("Checks"))
+    return Instance(
+        node=intern(name),
+        id=intern(id_),
+        address=own,
+        node_address=intern(theirs),
+        port=_port(service.get("Port")),
+        status=status,
+        check=intern(check),
+        ports=shared(_named_ports(service.get("Ports"))),
+        tags=shared(tuple(sorted(set(_strings(service.get("Tags")))))),
+        meta=shared(_pairs(service.get("Meta"))),
+        node_meta=shared(_pairs(node.get("Meta"))),
+        tagged_addresses=shared(_service_addresses(service.get("TaggedAddresses"))),
+        node_tagged_addresses=shared(_node_addresses(node.get("TaggedAddresses"))),
+        kind=intern(_text(service.get("Kind"))),
+    )
+
+
+def worst(checks: Any) -> tuple[Status, str]:
+    """The worst status among checks, and the id of the check that decided it ("" when all is well or there is none).
+
+    Order: maintenance > critical > unknown > warning > passing; of equals the first by id. A status that is not one
+    of Consul's three is `unknown`: never ready by accident.
+    """
+    status, name = Status.PASSING, ""
+    if checks is not None and not isinstance(checks, list):
+        return Status.UNKNOWN, ""
+    for check in checks or ():
+        if not isinstance(check, dict):
+            check = {}
+        id_ = _text(check.get("CheckID"))
+        one = _status_of(id_, check.get("Status"))
+        difference = _SEVERITY[one] - _SEVERITY[status]
+        if difference > 0 or (difference == 0 and one is not Status.PASSING and id_ < name):
+            status, name = one, id_
+    return status, name
+
+
+def _status_of(check: str, status: Any) -> Status:
+    if check == NODE_MAINTENANCE or check.startswith(SERVICE_MAINTENANCE):
+        return Status.MAINTENANCE
+    return _STATUS.get(status, Status.UNKNOWN) if isinstance(status, str) else Status.UNKNOWN
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= _TEXT_LIMIT else ""
+
+
+def _address(value: Any) -> str | None:
+    """An address as registered ("" when there is none); None for what cannot be one: the instance is left out then."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) and len(value) <= 512 else None
+
+
+def _strings(values: Any) -> Iterable[str]:
+    if isinstance(values, list):
+        for value in values:
+            if isinstance(value, str) and len(value) <= _TEXT_LIMIT:
+                yield intern(value)
+
+
+def _port(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 65535 else 0
+
+
+def _pairs(values: Any) -> Pairs:
+    if not isinstance(values, dict) or not values:
+        return ()
+    return tuple(
+        sorted(
+            (intern(key), intern(value))
+            for key, value in values.items()
+            if isinstance(key, str) and isinstance(value, str) and len(value) <= _TEXT_LIMIT
+        )
+    )
+
+
+def _named_ports(values: Any) -> tuple[NamedPort, ...]:
+    if not isinstance(values, list) or not values:
+        return ()
+    found = (
+        NamedPort(intern(_text(v.get("Name"))), _port(v.get("Port")), v.get("Default") is True)
+        for v in values
+        if isinstance(v, dict)
+    )
+    return tuple(sorted({p for p in found if p.name and p.number}))
+
+
+def _service_addresses(values: Any) -> tuple[TaggedAddress, ...]:
+    if not isinstance(values, dict) or not values:
+        return ()
+    found = (
+        TaggedAddress(intern(name), _text(v.get("Address")), _port(v.get("Port")))
+        for name, v in values.items()
+        if isinstance(v, dict)
+    )
+    return tuple(sorted(a for a in found if a.address))
+
+
+def _node_addresses(values: Any) -> tuple[TaggedAddress, ...]:
+    if not isinstance(values, dict) or not values:
+        return ()
+    return tuple(sorted(TaggedAddress(intern(name), _text(v)) for name, v in values.items() if _text(v)))
+
+
+# --------------------------------------------------------------------------- what the doorbells say
+
+
+def checks_of(answer: Answer) -> Mapping[tuple[str, str], tuple[str, str, int]]:
+    """`health/state/*` as {(node, check id): (service name, status, modify index)}; a node's own check has service ""."""
+    if not isinstance(answer.data, list):
+        raise TransientError("Consul's answer about checks is not a list")
+    return {
+        (_text(c.get("Node")), _text(c.get("CheckID"))): (
+            _text(c.get("ServiceName")),
+            _text(c.get("Status")),
+            _number(c.get("ModifyIndex")),
+        )
+        for c in answer.data
+        if isinstance(c, dict)
+    }
+
+
+def nodes_of(answer: Answer) -> Mapping[str, tuple[int, int]]:
+    """`catalog/nodes` as {node: (create index, modify index)}."""
+    if not isinstance(answer.data, list):
+        raise TransientError("Consul's answer about nodes is not a list")
+    return {
+        intern(name): (_number(n.get("CreateIndex")), _number(n.get("ModifyIndex")))
+        for n in answer.data
+        if isinstance(n, dict) and (name := _text(n.get("Node")))
+    }
+
+
+def services_on(answer: Answer) -> frozenset[str]:
+    """Names of the services of one node (`catalog/node-services`); a node that is not there has none."""
+    services = answer.data.get("Services") if isinstance(answer.data, dict) else None
+    if not isinstance(services, list):
+        return frozenset()
+    return frozenset(intern(name) for s in services if isinstance(s, dict) and (name := _text(s.get("Service"))))
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

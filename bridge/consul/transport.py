@@ -1,0 +1,339 @@
+"""python-consul2's HTTP client, replaced by one lean kept-alive connection.
+
+Why: its own, over requests, costs five times the CPU in sweeps, has no timeout, obeys HTTP_PROXY and netrc even for
+loopback, and cannot be interrupted while it waits. This one is http.client over a socket of ours: one connection, one
+request at a time, a deadline for every request, and `interrupt` from any thread, which ends a waiting request at once.
+
+It knows HTTP, TLS and sockets, not what Consul's answers mean (see faults.py and client.py). Errors that leave here
+are OSError, ssl.SSLError, http.client.HTTPException, `TooLarge` and `Interrupted`; client.py maps them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import consul.base
+
+from bridge.errors import ConfigurationError
+
+CHUNK = 1 << 16
+
+Params = Sequence[tuple[str, str]]
+
+
+class TooLarge(Exception):  # noqa: N818 - never leaves this room
+    """The body is larger than what is accepted."""
+
+
+class Interrupted(Exception):  # noqa: N818 - never leaves this room
+    """The request was ended by `Transport.interrupt`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where Consul's HTTP API is. With `unix_path` host and port are only for show."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str = ""
+    unix_path: str = ""
+
+    def __str__(self) -> str:
+        if self.unix_path:
+            return f"unix://{self.unix_path}"
+        return f"{self.scheme}://{self.authority}{self.prefix}"
+
+    @property
+    def authority(self) -> str:
+        """host:port as it stands in a URL and in the Host header."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the bytes stay on this machine, so that compressing them only costs."""
+        if self.unix_path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_address(address: str) -> Endpoint:
+    """Read an address in any of the forms that Consul's own tools take.
+
+    `host`, `host:port`, `[v6]:port`, `http://...`, `https://...` (with or without a path prefix), `unix:///path`.
+    Without a port: the scheme's own when there is a scheme, 8500 when there is none. Raises ConfigurationError.
+    """
+    text = address.strip()
+    bad = ConfigurationError(
+        f"Consul's address {_shown(text)!r} cannot be used: write http://host:port, https://host:port, host:port or "
+        "unix:///path/to/socket"
+    )
+    if text.startswith("unix://"):
+        path = text.removeprefix("unix://")
+        if not path.startswith("/"):
+            raise bad
+        return Endpoint("http", "localhost", 0, "", path)
+    bare = "://" not in text
+    if bare and text.count(":") > 1 and not text.startswith("["):
+        text = f"[{text}]"
+    try:
+        parts = urlsplit(f"http://{text}" if bare else text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise bad from None
+    forbidden = parts.username is not None or parts.query or parts.fragment
+    if parts.scheme not in ("http", "https") or not host or forbidden or any(c.isspace() for c in host) or port == 0:
+        raise bad
+    if port is None:
+        port = 8500 if bare else {"http": 80, "https": 443}[parts.scheme]
+    return Endpoint(parts.scheme, host, port, parts.path.rstrip("/"))
+
+
+def _shown(address: str) -> str:
+    """The address without what may be a password in it."""
+    head, at, tail = address.rpartition("@")
+    return f"{head.partition('://')[0]}://...@{tail}" if at and head else address
+
+
+class Transport(consul.base.HTTPClient):  # type: ignore[misc]
+    """One kept-alive connection to one agent, for one thread at a time; only `interrupt` and `close` are for others.
+
+    `timeout` (seconds, for the whole request) is set by the owner before each call. A connection that the server
+    closed while it was idle is opened again without a word; `reconnects` counts those.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        tls: ssl.SSLContext | None = None,
+        *,
+        server_name: str = "",
+        connect_timeout: float = 3.0,
+        max_body_bytes: int = 256 << 20,
+    ) -> None:
+        super().__init__(endpoint.host, endpoint.port, endpoint.scheme, timeout=15.0)
+        self.endpoint = endpoint
+        self.reconnects = 0
+        self._tls = tls
+        self._server_name = server_name or endpoint.host
+        self._connect_timeout = connect_timeout
+        self._max_body_bytes = max_body_bytes
+        self._lock = threading.Lock()
+        self._sock: socket.socket | None = None
+        self._busy = False
+        self._ended = False
+        self._standing = {
+            "Host": "localhost" if endpoint.unix_path else endpoint.authority,
+            "Accept-Encoding": "identity" if endpoint.is_local else "gzip",
+            "User-Agent": "consul-endpoints-bridge",
+        }
+
+    # ------------------------------------------------------------------ what python-consul2 calls
+
+    def get(
+        self,
+        callback: Callable[[Any], Any],
+        path: str,
+        params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send GET and return `callback(Response(code, headers, body, content))`. The path may be percent-encoded."""
+        target = self.endpoint.prefix + quote(path, safe="/:%")
+        if params:
+            target = f"{target}?{urlencode(params)}"
+        return callback(self._request(target, headers or {}))
+
+    def put(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Not there: the bridge only reads Consul."""
+        raise NotImplementedError("the bridge only reads Consul")
+
+    post = delete = put
+
+    # ------------------------------------------------------------------ for other threads
+
+    def interrupt(self) -> None:
+        """End the request that waits, now, and every later one: they raise Interrupted. Any thread, any number of times."""
+        with self._lock:
+            self._ended = True
+            if self._sock is not None:
+                # not SSLSocket.shutdown: that one would pull the TLS object away under the reader
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+                if not self._busy:
+                    self._sock.close()
+                    self._sock = None
+
+    close = interrupt
+
+    @property
+    def connected(self) -> bool:
+        """Whether a socket is open (or being opened)."""
+        return self._sock is not None
+
+    def disconnect(self) -> None:
+        """Give the connection back; the next request opens a new one. Only for the owner."""
+        with self._lock:
+            if self._sock is not None:
+                self._sock.close()
+                self._sock = None
+
+    # ------------------------------------------------------------------ one request
+
+    def _request(self, target: str, headers: Mapping[str, str]) -> Any:
+        deadline = time.monotonic() + float(self.timeout)
+        lines = [f"GET {target} HTTP/1.1", *(f"{k}: {v}" for k, v in {**self._standing, **headers}.items()), "", ""]
+        request = "\r\n".join(lines).encode("latin-1")
+        with self._lock:
+            if self._ended:
+                raise Interrupted
+            self._busy = True
+            reused = self._sock is not None
+        try:
+            try:
+                response = self._exchange(request, deadline)
+            except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected, ssl.SSLEOFError):
+                if not reused or self._ended:
+                    raise
+                self.reconnects += 1  # an idle connection that the server had closed: a GET may be sent again
+                self._drop()
+                response = self._exchange(request, deadline)
+        except BaseException as error:
+            self._drop()
+            if self._ended and isinstance(error, Exception):
+                raise Interrupted from error
+            raise
+        finally:
+            with self._lock:
+                self._busy = False
+                if self._ended:
+                    self._close_locked()
+        return response
+
+    def _exchange(self, request: bytes, deadline: float) -> Any:
+        sock = self._sock or self._connect()
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        sock.sendall(request)
+        response = http.client.HTTPResponse(sock, method="GET")
+        try:
+            response.begin()
+            content = self._read_body(response, sock, deadline)
+            if response.will_close:
+                self._drop()
+        finally:
+            response.close()
+        return consul.base.Response(response.status, response.headers, content, content)
+
+    def _read_body(self, response: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
+        unpack = zlib.decompressobj(31) if response.headers.get("Content-Encoding") == "gzip" else None
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := response.read1(CHUNK):
+            if unpack is not None:
+                chunk = unpack.decompress(chunk, self._max_body_bytes - size + 1)
+            size += len(chunk)
+            if size > self._max_body_bytes:
+                raise TooLarge(f"the answer is larger than {self._max_body_bytes} bytes")
+            chunks.append(chunk)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the answer did not end in time")
+            sock.settimeout(left)
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        if unpack is not None and not unpack.eof:
+            raise http.client.IncompleteRead(b"")
+        return b"".join(chunks)
+
+    # ------------------------------------------------------------------ the connection
+
+    def _connect(self) -> socket.socket:
+        if self.endpoint.unix_path:
+            sock = self._register(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            sock.settimeout(self._connect_timeout)
+            sock.connect(self.endpoint.unix_path)
+            return sock
+        failure: OSError | None = None
+        infos = socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in infos:
+            sock = self._register(socket.socket(family, kind, protocol))
+            sock.settimeout(self._connect_timeout)
+            try:
+                sock.connect(address)
+            except OSError as error:
+                failure = error
+                self._drop()
+                continue
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return self._secure(sock) if self._tls is not None else sock
+        raise failure or OSError(f"{self.endpoint.host} has no address")
+
+    def _secure(self, sock: socket.socket) -> socket.socket:
+        assert self._tls is not None
+        with self._lock:
+            if self._ended:
+                raise Interrupted
+            secured = self._tls.wrap_socket(sock, server_hostname=self._server_name, do_handshake_on_connect=False)
+            self._sock = secured
+        secured.do_handshake()
+        return secured
+
+    def _register(self, sock: socket.socket) -> socket.socket:
+        """From here on `interrupt` reaches this socket."""
+        with self._lock:
+            if self._ended:
+                sock.close()
+                raise Interrupted
+            self._sock = sock
+        return sock
+
+    def _drop(self) -> None:
+        with self._lock:
+            self._close_locked()
+
+    def _close_locked(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def tls_context(ca_file: str, client_cert: str, client_key: str, verify: bool) -> ssl.SSLContext:
+    """TLS settings from files. Raises ConfigurationError naming the file that cannot be used."""
+    context = ssl.create_default_context()
+    if ca_file:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(f"Consul's CA file {ca_file} cannot be used: {_why(error)}") from None
+    if client_cert:
+        try:
+            context.load_cert_chain(client_cert, client_key or None)
+        except (OSError, ssl.SSLError) as error:
+            files = f"{client_cert} and {client_key}" if client_key else client_cert
+            raise ConfigurationError(f"Consul's client certificate {files} cannot be used: {_why(error)}") from None
+    elif client_key:
+        raise ConfigurationError("a client key for Consul needs a client certificate as well")
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"not PEM, or the key does not fit ({error.reason or 'no certificate in it'})"
+    return error.strerror or str(error)

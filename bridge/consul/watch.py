@@ -1,0 +1,150 @@
+"""One blocking query as a loop: a finite, tested body (`Watch.step`) in an infinite shell of three lines.
+
+The rules are those of Consul's page on blocking queries and of what was measured (FACTS-consul A4, A7, A8):
+
+- after any error the next read is a plain one: with an index larger than Consul's own a query sleeps through changes
+- an index below 1 is not sent back: it would return at once, for ever
+- an index that went backwards, within one numbering, is a Consul that lost something (or a server that lags): the
+  answer is not used, the datacenter is checked, the next read is plain
+- never hot: every request is paid for from token buckets, errors are backed off with jitter
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
+
+from bridge.consul.client import Answer
+from bridge.consul.pace import Bucket, jittered
+from bridge.errors import BridgeError, CancelledError, PermanentError, TransientError
+from bridge.retry import RetryPolicy
+
+PERMANENT_RETRY = RetryPolicy(floor_seconds=5.0, cap_seconds=60.0)
+"""For what does not mend itself (no rights, bad filter): asked again, but slowly, for people do mend it."""
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a blocking query stands: the index to send, and the last ones seen, apart by numbering."""
+
+    index: int = 0
+    _seen: dict[str, int] = field(default_factory=dict)
+
+    def failed(self) -> None:
+        """Start again from a plain read."""
+        self.index = 0
+
+    def answered(self, answer: Answer) -> bool:
+        """Take an answer's index. False: it went backwards, the answer must not be used."""
+        before = self._seen.get(answer.numbering, 0)
+        self._seen[answer.numbering] = answer.index
+        if answer.index < before:
+            self.index = 0
+            return False
+        self.index = answer.index
+        return True
+
+
+class Checkpoint(Protocol):
+    """What a watch must know of its datacenter: whether what is read there may be believed just now."""
+
+    def doubt(self, reason: str) -> None:
+        """Something broke: Consul may come back as another one."""
+
+    def confirm(self, ask: object) -> None:
+        """Make sure, before anything is believed again; raises what the question raised."""
+
+    @property
+    def doubted(self) -> bool:
+        """Whether answers must not be used before `confirm`."""
+
+
+class Step(Enum):
+    """What one step of a watch came to."""
+
+    TAKEN = auto()
+    DISCARDED = auto()
+    FAILED = auto()
+
+
+class Watch:
+    """Ask, hand over, ask again. One thread; `stop` ends every wait, closing the client ends the request.
+
+    `ask(index, wait)` makes the request; `take(answer)` gets every usable answer, `fail(error)` every failure.
+    """
+
+    def __init__(
+        self,
+        *,
+        ask: Callable[[int, float], Answer],
+        take: Callable[[Answer], None],
+        fail: Callable[[BridgeError], None],
+        checkpoint: Checkpoint,
+        confirm_with: object,
+        stop: threading.Event,
+        buckets: Sequence[Bucket],
+        retry: RetryPolicy,
+        wait_seconds: float,
+        byte_bucket: Bucket | None = None,
+    ) -> None:
+        self._ask = ask
+        self._take = take
+        self._fail = fail
+        self._checkpoint = checkpoint
+        self._confirm_with = confirm_with
+        self._stop = stop
+        self._buckets = tuple(buckets)
+        self._bytes = byte_bucket
+        self._retry = retry
+        self._wait_seconds = wait_seconds
+        self._attempt = 0
+        self.position = Position()
+
+    def run(self) -> None:
+        """Step until `stop`. Nothing but a bug leaves this by an exception."""
+        while not self._stop.is_set():
+            self.step()
+
+    def step(self) -> Step:
+        """One request and what follows from it."""
+        pause = max((bucket.take() for bucket in self._buckets), default=0.0)
+        if pause and self._stop.wait(pause):
+            return Step.DISCARDED
+        try:
+            if self._checkpoint.doubted:
+                self.position.failed()
+                self._checkpoint.confirm(self._confirm_with)
+            answer = self._ask(self.position.index, jittered(self._wait_seconds))
+            return self._answered(answer)
+        except CancelledError:
+            self.position.failed()
+            return Step.DISCARDED
+        except (TransientError, PermanentError) as error:
+            self._failed(error)
+            return Step.FAILED
+
+    def _answered(self, answer: Answer) -> Step:
+        if answer.reconnected:
+            self._checkpoint.doubt("a connection to Consul was lost")
+        if not self.position.answered(answer):
+            self._checkpoint.doubt("Consul's index went backwards")
+        if self._checkpoint.doubted:
+            self.position.failed()
+            return Step.DISCARDED
+        self._take(answer)
+        self._attempt = 0
+        if self._bytes is not None:
+            pause = self._bytes.take(answer.size)
+            if pause:
+                self._stop.wait(pause)
+        return Step.TAKEN
+
+    def _failed(self, error: BridgeError) -> None:
+        self.position.failed()
+        self._attempt += 1
+        self._fail(error)
+        policy = PERMANENT_RETRY if isinstance(error, PermanentError) else self._retry
+        self._stop.wait(policy.wait_seconds(self._attempt, error))

@@ -1,0 +1,487 @@
+"""The words of the bridge as values: what Consul holds, what is wanted, what Kubernetes holds.
+
+All values are frozen, slotted and hashable; collections in them are sorted tuples without duplicates, so that `==`
+is the comparison that matters and a second pass finds nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+# --------------------------------------------------------------------------- what Consul holds
+
+
+class Status(StrEnum):
+    """Health of an instance: the worst of its own and its node's checks. Order: see `core.translate.worst`."""
+
+    PASSING = "passing"
+    WARNING = "warning"
+    UNKNOWN = "unknown"
+    CRITICAL = "critical"
+    MAINTENANCE = "maintenance"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Query:
+    """One question to Consul: the instances of a service. The key of everything on Consul's side.
+
+    `datacenter` is always filled in (the agent's own when the user named none). `namespace`, `partition` and `peer`
+    are Enterprise's or peering's and empty otherwise. `filter` is Consul's filter language, evaluated by Consul.
+    """
+
+    datacenter: str
+    service: str
+    namespace: str = ""
+    partition: str = ""
+    peer: str = ""
+    filter: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class NamedPort:
+    """A port of a multi-port service (Consul >= 1.22)."""
+
+    name: str
+    number: int
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TaggedAddress:
+    """A further address of a service (port > 0 possible) or node (port 0) under a name such as `lan` or `wan_ipv4`."""
+
+    name: str
+    address: str
+    port: int = 0
+
+
+Pairs = tuple[tuple[str, str], ...]
+"""A mapping as a sorted tuple of (key, value)."""
+
+
+@dataclass(frozen=True, slots=True, order=True, kw_only=True)
+class Instance:
+    """One instance of a service as `health/service/<name>` shows it, without check outputs.
+
+    Addresses are as registered (unparsed; `address` is "" when the service has none of its own); `port` is 0 when
+    none was given. `check` names the check that decided `status` ("" when there was none).
+    """
+
+    node: str
+    id: str
+    address: str
+    node_address: str
+    port: int
+    status: Status
+    check: str = ""
+    ports: tuple[NamedPort, ...] = ()
+    tags: tuple[str, ...] = ()
+    meta: Pairs = ()
+    node_meta: Pairs = ()
+    tagged_addresses: tuple[TaggedAddress, ...] = ()
+    node_tagged_addresses: tuple[TaggedAddress, ...] = ()
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Consul answered, and this is what it holds: possibly no instance at all. Sorted by (node, id)."""
+
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Consul could not be asked, or its answer proves nothing. What was known before stays true."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A complete catalog no longer has the name: grace period, guard, then removal."""
+
+
+Knowledge = Known | Unknown | Gone
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A datacenter's `catalog/services`: every service name with the tags of all its instances together."""
+
+    services: Mapping[str, frozenset[str]]
+
+
+# --------------------------------------------------------------------------- what is wanted
+
+
+class Output(StrEnum):
+    """Which kind of objects carries the addresses."""
+
+    ENDPOINTS = "endpoints"
+    ENDPOINTSLICES = "endpointslices"
+    BOTH = "both"
+
+
+class Policy(StrEnum):
+    """What the bridge may do to objects of its own."""
+
+    SYNC = "sync"
+    UPSERT_ONLY = "upsert-only"
+    CREATE_ONLY = "create-only"
+
+
+class Adopt(StrEnum):
+    """Which objects that are not ours may be taken over on purpose (never another owner's)."""
+
+    NEVER = "never"
+    UNOWNED = "unowned"
+    CONSUL_K8S = "consul-k8s"
+
+
+class Disposition(StrEnum):
+    """What becomes of instances of a given health."""
+
+    READY = "ready"
+    NOT_READY = "not-ready"
+    OMIT = "omit"
+
+
+class Family(StrEnum):
+    """IP family; the value is EndpointSlice's addressType and Service's ipFamily."""
+
+    IPV4 = "IPv4"
+    IPV6 = "IPv6"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Target:
+    """Where a service goes: namespace and name of the Service and of its Endpoints. The key of Kubernetes' side."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Port:
+    """A port of a Service or of endpoints. `name` joins the two ("" is allowed when it is the only one)."""
+
+    name: str
+    number: int
+    protocol: str = "TCP"
+    app_protocol: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """One canonical address with its conditions. `ready` implies `serving`."""
+
+    address: str
+    ready: bool
+    serving: bool = True
+    terminating: bool = False
+    zone: str = ""
+    node_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Endpoints of one family that share their ports: one Endpoints subset, or one or more slices."""
+
+    family: Family
+    ports: tuple[Port, ...]
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """What one target should be. Without `service_ports` the Service is a person's and is never written.
+
+    `groups` are sorted by (family, ports) and never empty inside. `queries` are the Consul services behind it.
+    `labels` and `annotations` are those that we set in addition to the marks of ownership.
+    """
+
+    target: Target
+    queries: tuple[Query, ...]
+    output: Output
+    groups: tuple[Group, ...]
+    service_ports: tuple[Port, ...] | None
+    headless: bool = False
+    families: tuple[Family, ...] = (Family.IPV4,)
+    labels: Pairs = ()
+    annotations: Pairs = ()
+    max_endpoints_per_slice: int = 100
+
+    @property
+    def ready(self) -> int:
+        """Number of ready endpoints (an address on two port groups counts twice: it is two endpoints)."""
+        return sum(e.ready for g in self.groups for e in g.endpoints)
+
+    @property
+    def not_ready(self) -> int:
+        """Number of endpoints that are listed but not ready."""
+        return sum(not e.ready for g in self.groups for e in g.endpoints)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Skipped:
+    """An instance (or, with an empty `instance`, a whole service) that is not mirrored, and why."""
+
+    service: str
+    instance: str
+    reason: str
+
+
+# --------------------------------------------------------------------------- what Kubernetes holds
+
+
+class Kind(StrEnum):
+    """The kinds that the bridge reads and writes."""
+
+    SERVICE = "Service"
+    ENDPOINTS = "Endpoints"
+    ENDPOINT_SLICE = "EndpointSlice"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """Identity and ownership of an object that exists.
+
+    `owner` is the value of our owner label when the object also carries our managed-by label, else None: it is
+    somebody else's. `labels` and `annotations` hold the pairs that OUR field manager owns (what a person adds is not
+    in there), marks of ownership included. `marks` are the labels and annotations under `consul-bridge/` whoever set
+    them (adopt, mirror, service, ...), plus the label `consul` that HashiCorp's catalog sync sets.
+    """
+
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    owner: str | None
+    labels: Pairs = ()
+    annotations: Pairs = ()
+    marks: Pairs = ()
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentService:
+    """A Service that exists. `families` is spec.ipFamilies; `type` is spec.type ("ClusterIP", "ExternalName", ...).
+
+    `dual_stack`: spec.ipFamilyPolicy asks for both families, whether or not the cluster has them.
+    """
+
+    meta: Meta
+    type: str
+    headless: bool
+    has_selector: bool
+    ports: tuple[Port, ...]
+    target_ports: tuple[int, ...] = ()
+    families: tuple[Family, ...] = ()
+    dual_stack: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentEndpoints:
+    """An Endpoints object that exists, its subsets taken apart by family as `groups`.
+
+    `canonical` is False when what is stored is not what we would write for the same groups (order, duplicates,
+    addresses twice): it is rewritten then.
+    """
+
+    meta: Meta
+    groups: tuple[Group, ...]
+    canonical: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentSlice:
+    """An EndpointSlice of ours that exists."""
+
+    meta: Meta
+    service: str
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """Everything that Kubernetes holds at one target. `service` and `endpoints` may be somebody else's."""
+
+    target: Target
+    service: CurrentService | None = None
+    endpoints: CurrentEndpoints | None = None
+    slices: tuple[CurrentSlice, ...] = ()
+
+
+# --------------------------------------------------------------------------- what is to be done
+
+
+class Action(StrEnum):
+    """What happens to one object."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceBody:
+    """Content of a Service to be applied (marks of ownership are in `labels` and `annotations` already)."""
+
+    ports: tuple[Port, ...]
+    headless: bool
+    families: tuple[Family, ...]
+    labels: Pairs
+    annotations: Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointsBody:
+    """Content of an Endpoints object to be applied."""
+
+    groups: tuple[Group, ...]
+    labels: Pairs
+    annotations: Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class SliceBody:
+    """Content of an EndpointSlice to be applied. At most `Mirror.max_endpoints_per_slice` endpoints."""
+
+    service: str
+    group: Group
+    labels: Pairs
+    annotations: Pairs
+
+
+Body = ServiceBody | EndpointsBody | SliceBody
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One object and what is to happen to it. `existing` carries the preconditions (uid, resourceVersion).
+
+    CREATE: `existing` is None and the write must fail when an object of that name is there after all.
+    UPDATE: applied over `existing`. DELETE: `body` is None. UNCHANGED: nothing is sent.
+    `ready` and `not_ready` count endpoints after the change; `reason` is for people ("" when obvious).
+    """
+
+    action: Action
+    kind: Kind
+    target: Target
+    name: str
+    body: Body | None
+    existing: Meta | None
+    ready: int = 0
+    not_ready: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """An object that we would need but that is not ours: reported, left alone, looked at again when it changes."""
+
+    target: Target
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Something that the guard refused to take away. `endpoints` counts the ready endpoints kept.
+
+    `cause` is one of removal, panic, rebuilt. `lost`: endpoints that Consul no longer lists stay; `flips`: endpoints
+    that would turn not ready stay ready.
+    """
+
+    target: Target
+    cause: str
+    endpoints: int
+    reason: str
+    lost: bool = True
+    flips: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one target needs. `changes` are in the order in which they must be applied (Service first, deletes last).
+
+    `lost` are ready (address, port) pairs that Consul no longer lists, `flipped` those that would turn not ready.
+    """
+
+    target: Target
+    queries: tuple[Query, ...] = ()
+    changes: tuple[Change, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+    held: tuple[Held, ...] = ()
+    ready: int = 0
+    not_ready: int = 0
+    ready_before: int = 0
+    lost: int = 0
+    flipped: int = 0
+
+    @property
+    def writes(self) -> tuple[Change, ...]:
+        """The changes that reach the API server."""
+        return tuple(c for c in self.changes if c.action is not Action.UNCHANGED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceRules:
+    """How instances become endpoints (DESIGN section 3, `instances:` of a rule)."""
+
+    warning: Disposition = Disposition.READY
+    critical: Disposition = Disposition.NOT_READY
+    maintenance: Disposition = Disposition.NOT_READY
+    address: str = "auto"
+    allow_cidrs: tuple[str, ...] = ()
+    deny_cidrs: tuple[str, ...] = ()
+    zone_meta: str = "zone"
+    keep_last_ready: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where and as what a rule's services go (`to:` of a rule). `port` 0 means: from the instances.
+
+    `annotated` marks the rule of a Service that a person made and labelled: it is filled, never written.
+    """
+
+    namespace: str = "default"
+    name: str = "{service}"
+    headless: bool = False
+    output: Output = Output.ENDPOINTS
+    port: int = 0
+    port_name: str = ""
+    protocol: str = "TCP"
+    app_protocol: str = ""
+    labels: Pairs = ()
+    annotations: Pairs = ()
+    max_endpoints_per_slice: int = 100
+    annotated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Which services are mirrored, where to, and how. Empty selectors select everything; the first match wins."""
+
+    services: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    meta: Pairs = ()
+    filter: str = ""
+    datacenters: tuple[str, ...] = ()
+    namespace: str = ""
+    partition: str = ""
+    peer: str = ""
+    to: Destination = field(default_factory=Destination)
+    instances: InstanceRules = field(default_factory=InstanceRules)
+    name: str = ""

@@ -1,0 +1,160 @@
+"""How the engine gives way when Kubernetes is in trouble: as a whole (the gate) and per object (the table).
+
+Both only hold state and answer "how long?"; the waits themselves come from `bridge.retry` (tenacity) and end at a
+shutdown. They must not know what is being written.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+from bridge.errors import ThrottledError, TransientError
+from bridge.retry import RetryPolicy
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Gate:
+    """Lets up to `limit` writers through while the server is well, a single prober while it is not.
+
+    | what came back | what happens |
+    | --- | --- |
+    | a success | open; a narrowed limit grows by one per round of successes |
+    | 429 | the limit is halved, and nobody enters until the asked-for pause is over |
+    | any other transient fault of the server | closed; after the backoff ONE caller may try |
+    """
+
+    def __init__(
+        self, limit: int, policy: RetryPolicy, stop: threading.Event, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._full = limit
+        self._limit = float(limit)
+        self._policy = policy
+        self._stop = stop
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._failures = 0
+        self._not_before = 0.0
+        self._reason: str | None = None
+
+    def enter(self) -> bool:
+        """Wait for a place; False when the bridge is stopping. Every True must be followed by `leave`."""
+        with self._changed:
+            while not self._stop.is_set():
+                pause = self._not_before - self._clock()
+                room = 1 if self._failures else max(1, int(self._limit))
+                if pause <= 0 and self._inside < room:
+                    self._inside += 1
+                    return True
+                self._changed.wait(min(pause, 1.0) if pause > 0 else 1.0)
+        return False
+
+    def leave(self, error: TransientError | None) -> None:
+        """Give the place back and say how it went: `error` is None unless the server itself was at fault."""
+        with self._changed:
+            self._inside -= 1
+            now = self._clock()
+            if error is None:
+                self._failures = 0
+                self._reason = None
+                if self._limit < self._full:
+                    self._limit = min(self._full, self._limit + 1 / self._limit)
+            elif isinstance(error, ThrottledError):
+                self._limit = max(1.0, self._limit / 2)
+                pause = error.retry_after_seconds or self._policy.wait_seconds(1)
+                self._not_before = max(self._not_before, now + pause)
+                self._reason = str(error)
+            else:
+                # several writers fail together when a server goes away: that is one failure, not sixteen
+                if now >= self._not_before:
+                    self._failures += 1
+                    self._not_before = now + self._policy.wait_seconds(self._failures, error)
+                self._reason = str(error)
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Let waiting callers look at the stop event."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def reason(self) -> str | None:
+        """Why the gate is closed or narrowed, None while all is well."""
+        with self._changed:
+            return self._reason
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server counts as down."""
+        with self._changed:
+            return self._failures > 0
+
+
+class BackoffTable(Generic[K]):
+    """Consecutive failures per key, and what to wait for it. An entry is forgotten at success."""
+
+    def __init__(self, policy: RetryPolicy, clock: Callable[[], float] = time.monotonic) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures: dict[K, tuple[int, float]] = {}
+
+    def failed(self, key: K, error: BaseException | None = None) -> float:
+        """Count a failure; seconds to wait before the next try."""
+        with self._lock:
+            count = self._failures.get(key, (0, 0.0))[0] + 1
+            self._failures[key] = (count, self._clock())
+        return self._policy.wait_seconds(count, error)
+
+    def succeeded(self, key: K) -> None:
+        """Forget the key."""
+        with self._lock:
+            self._failures.pop(key, None)
+
+    def forget_older_than(self, seconds: float) -> None:
+        """Drop keys whose last failure is that long ago."""
+        with self._lock:
+            now = self._clock()
+            for key in [k for k, (_, at) in self._failures.items() if now - at > seconds]:
+                del self._failures[key]
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._failures)
+
+
+class Brake(Generic[K]):
+    """Keeps two writers from fighting at full speed: a key that is put back again and again is put back ever later.
+
+    The first repair is free; after that the waits grow by the policy, until the key was quiet for `quiet_seconds`.
+    """
+
+    def __init__(
+        self, policy: RetryPolicy, quiet_seconds: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._policy = policy
+        self._quiet_seconds = quiet_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._repairs: dict[K, tuple[int, float, float]] = {}
+
+    def repaired(self, key: K) -> None:
+        """We have just put `key` back."""
+        with self._lock:
+            now = self._clock()
+            count, last, _ = self._repairs.get(key, (0, now, now))
+            count = 1 if now - last > self._quiet_seconds else count + 1
+            wait = self._policy.wait_seconds(count - 1) if count > 1 else 0.0
+            self._repairs[key] = (count, now, now + wait)
+            if len(self._repairs) > 1000:
+                self._repairs = {k: r for k, r in self._repairs.items() if now - r[1] <= self._quiet_seconds}
+
+    def delay_seconds(self, key: K) -> float:
+        """Seconds until `key` may be put back again."""
+        with self._lock:
+            repair = self._repairs.get(key)
+            return max(0.0, repair[2] - self._clock()) if repair is not None else 0.0

@@ -1,0 +1,132 @@
+"""The work that is waiting, one entry per key however often it changed.
+
+The same promise as client-go's workqueue: a key that is added while a worker holds it is worked on again afterwards,
+never by two workers at once; a key that is added ten times while it waits is worked on once. Priorities and delays
+are ours: the lowest priority number goes first, keys of one priority in the order of their coming.
+It must not know what a key is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class WorkQueue(Generic[K]):
+    """A coalescing queue with priorities and delays. All methods may be called from any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._order = 0
+        self._ready: list[tuple[int, int, K]] = []
+        self._delayed: list[tuple[float, int, int, K]] = []
+        self._waiting: dict[K, tuple[int, float]] = {}
+        self._working: set[K] = set()
+        self._again: dict[K, tuple[int, float]] = {}
+        self._closed = False
+
+    def add(self, key: K, priority: int = 0, delay_seconds: float = 0.0) -> None:
+        """Ask for work on `key`. When it already waits, the more urgent of the two wishes counts."""
+        with self._changed:
+            if self._closed:
+                return
+            due = self._clock() + delay_seconds if delay_seconds > 0 else 0.0
+            if key in self._working:
+                self._again[key] = _sooner(self._again.get(key), (priority, due))
+                return
+            self._enqueue(key, priority, due)
+
+    def take(self, timeout_seconds: float | None = None) -> K | None:
+        """The next key, which is the caller's until `done`; None at the timeout or when the queue is closed."""
+        deadline = None if timeout_seconds is None else self._clock() + timeout_seconds
+        with self._changed:
+            while not self._closed:
+                now = self._clock()
+                self._promote(now)
+                while self._ready:
+                    priority, _, key = heapq.heappop(self._ready)
+                    if self._waiting.get(key) != (priority, 0.0):
+                        continue  # an entry that a more urgent wish replaced
+                    del self._waiting[key]
+                    self._working.add(key)
+                    return key
+                pause = self._delayed[0][0] - now if self._delayed else None
+                if deadline is not None:
+                    left = deadline - now
+                    if left <= 0:
+                        return None
+                    pause = left if pause is None else min(pause, left)
+                self._changed.wait(pause)
+        return None
+
+    def done(self, key: K) -> None:
+        """Give `key` back; it is queued again when it was added meanwhile."""
+        with self._changed:
+            self._working.discard(key)
+            again = self._again.pop(key, None)
+            if again is not None and not self._closed:
+                self._enqueue(key, *again)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wake every waiting worker; nothing is handed out any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wait_idle(self, timeout_seconds: float) -> bool:
+        """Wait until nothing is due and nobody works; False at the timeout. Delayed keys do not count."""
+        deadline = self._clock() + timeout_seconds
+        with self._changed:
+            while not self._closed:
+                now = self._clock()
+                self._promote(now)
+                if not self._working and not any(due == 0.0 for _, due in self._waiting.values()):
+                    return True
+                if now >= deadline:
+                    return False
+                self._changed.wait(deadline - now)
+        return True
+
+    def __len__(self) -> int:
+        """Keys that wait, the delayed ones included; those in a worker's hands are not counted."""
+        with self._changed:
+            return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something else is due now (used to put the least urgent work last)."""
+        with self._changed:
+            return bool(self._ready)
+
+    def _enqueue(self, key: K, priority: int, due: float) -> None:
+        wish = _sooner(self._waiting.get(key), (priority, due))
+        if wish == self._waiting.get(key):
+            return
+        self._waiting[key] = wish
+        self._order += 1
+        if wish[1] > 0.0:
+            heapq.heappush(self._delayed, (wish[1], self._order, wish[0], key))
+        else:
+            heapq.heappush(self._ready, (wish[0], self._order, key))
+        self._changed.notify()
+
+    def _promote(self, now: float) -> None:
+        while self._delayed and self._delayed[0][0] <= now:
+            due, order, priority, key = heapq.heappop(self._delayed)
+            if self._waiting.get(key) == (priority, due):
+                self._waiting[key] = (priority, 0.0)
+                heapq.heappush(self._ready, (priority, order, key))
+
+
+def _sooner(one: tuple[int, float] | None, other: tuple[int, float]) -> tuple[int, float]:
+    """The more urgent of two wishes: the lower priority number, the earlier due time."""
+    if one is None:
+        return other
+    return min(one[0], other[0]), min(one[1], other[1])

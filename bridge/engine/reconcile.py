@@ -1,0 +1,225 @@
+"""One pass, for one target or for all of them; `bridge run` and `bridge sync` are two shells around it.
+
+1. views = what Consul is KNOWN to hold (an error keeps the last known view, or leaves the service out of scope)
+2. desired = select + translate (pure)
+3. current = the objects that carry our labels and owner (listed once, then watched)
+4. plan = diff(current, desired, owner, policy) (pure)
+5. guard(plan) (pure): what would take too much away is held, and said
+6. apply: create and update first, delete last; every object attempted; failures collected, retried per object
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from bridge.core import plan as planning
+from bridge.core import translate
+from bridge.core.guard import Guard
+from bridge.core.model import (
+    Adopt,
+    Change,
+    Conflict,
+    Current,
+    Held,
+    Kind,
+    Meta,
+    Mirror,
+    Plan,
+    Policy,
+    Query,
+    Skipped,
+    Target,
+)
+from bridge.engine.report import Failure, Outcome
+from bridge.engine.world import Name, World
+from bridge.errors import BridgeError, ConflictError
+
+
+class Store(Protocol):
+    """What Kubernetes holds, as far as it concerns us: the watched cache, or a list made once."""
+
+    def current(self, target: Target) -> Current: ...
+
+    def targets(self) -> Collection[Target]: ...
+
+    def total_ready(self) -> int: ...
+
+    def note(self, change: Change, meta: Meta | None) -> None: ...
+
+
+class Writer(Protocol):
+    """Applies one change to the API server; raises the bridge's own errors."""
+
+    def apply(self, change: Change) -> Meta | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What the bridge may do, and under whose name."""
+
+    owner: str = "default"
+    policy: Policy = Policy.SYNC
+    adopt: Adopt = Adopt.NEVER
+    force: bool = False
+
+
+class Reconciler:
+    """Knows how to make the plan of a target. Thread-safe: `lock` guards the world and the guard."""
+
+    def __init__(
+        self,
+        *,
+        world: World,
+        store: Store,
+        guard: Guard,
+        options: PlanOptions,
+        clock: Callable[[], float],
+        resolve: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda _names: {},
+    ) -> None:
+        self.lock = threading.RLock()
+        self.world = world
+        self.guard = guard
+        self._store = store
+        self._options = options
+        self._clock = clock
+        self._resolve = resolve
+
+    def plan(self, target: Target) -> Plan | None:
+        """Steps 1 to 5 for one target; None while too little is known to say anything about it."""
+        draft = self._draft(target)
+        if draft is None:
+            return None
+        return self._guarded([draft])[0]
+
+    def plan_all(self, targets: Collection[Target]) -> list[Plan]:
+        """The same for many targets, judged together; sorted, without those of which too little is known."""
+        drafts = [draft for draft in map(self._draft, sorted(targets)) if draft is not None]
+        return self._guarded(drafts)
+
+    def _draft(self, target: Target) -> _Draft | None:
+        """Steps 1 to 4."""
+        now = self._clock()
+        with self.lock:
+            sources = self.world.sources(target)
+            losers = self.world.losers(target)
+            removable = sources == () and self.world.removable(target, now)
+            queries = self.world.queries_at(target)
+        if sources is None or (not sources and not removable):
+            return None
+        current = self._store.current(target)
+        if not sources:
+            plan = self._diff(target, None, current, skipped=losers)
+            return _Draft(replace(plan, queries=queries), None, current)
+        names = {n for s in sources for n in translate.host_names(s.known.instances, s.rule)}
+        translation = translate.translate(
+            target,
+            [(s.rule, s.query, s.known) for s in sources],
+            current,
+            self._resolve(names) if names else {},
+        )
+        plan = self._diff(
+            target,
+            translation.mirror,
+            current,
+            skipped=tuple(sorted((*translation.skipped, *losers))),
+            warnings=translation.warnings,
+        )
+        return _Draft(replace(plan, queries=queries), translation.mirror, current)
+
+    def _guarded(self, drafts: Sequence[_Draft]) -> list[Plan]:
+        """Step 5: what the guard holds is planned again, with what it would have lost kept in place."""
+        if not drafts:
+            return []
+        with self.lock:
+            verdict = self.guard.admit(
+                [d.plan for d in drafts], self._store.total_ready(), self._clock(), force=self._options.force
+            )
+        return [
+            self._held_back(d, verdict.held[d.plan.target]) if d.plan.target in verdict.held else d.plan for d in drafts
+        ]
+
+    def _held_back(self, draft: _Draft, held: Held) -> Plan:
+        if draft.desired is None:
+            return replace(draft.plan, changes=(), held=(held,), ready=draft.plan.ready_before)
+        kept = planning.retain(draft.desired, draft.current, lost=held.lost, flips=held.flips)
+        plan = self._diff(
+            draft.plan.target,
+            kept,
+            draft.current,
+            skipped=draft.plan.skipped,
+            warnings=draft.plan.warnings,
+        )
+        return replace(plan, queries=draft.plan.queries, held=(held,))
+
+    def _diff(
+        self,
+        target: Target,
+        desired: Mirror | None,
+        current: Current,
+        skipped: tuple[Skipped, ...],
+        warnings: tuple[str, ...] = (),
+    ) -> Plan:
+        return planning.plan(
+            target,
+            desired,
+            current,
+            owner=self._options.owner,
+            policy=self._options.policy,
+            adopt=self._options.adopt,
+            skipped=skipped,
+            warnings=warnings,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A plan before the guard has seen it, with what is needed to plan again."""
+
+    plan: Plan
+    desired: Mirror | None
+    current: Current
+
+
+def names_at(current: Current) -> tuple[Name, ...]:
+    """The Consul services that our objects at this target came from, as their annotations say."""
+    names: set[Name] = set()
+    for existing in (current.service, current.endpoints, *current.slices):
+        if existing is not None and existing.meta.owner is not None:
+            marks = dict(existing.meta.marks)
+            names.update(planning.origins(marks.get(planning.SERVICE, ""), marks.get(planning.DATACENTER, "")))
+    return tuple(sorted(names))
+
+
+def apply_plan(plan: Plan, write: Callable[[Change], None]) -> Outcome:
+    """Step 6 for one target: every change is attempted, in the plan's order.
+
+    `write` sends one change and notes it; it raises the bridge's errors. When a Service cannot be created its
+    Endpoints are not tried either: the control plane would delete them (Endpoints without a Service of their name).
+    """
+    applied: list[Change] = []
+    failures: list[Failure] = []
+    conflicts: list[Conflict] = []
+    for change in plan.writes:
+        if failures and failures[0].change.kind is Kind.SERVICE and failures[0].change.existing is None:
+            break
+        try:
+            write(change)
+        except ConflictError as error:
+            conflicts.append(Conflict(plan.target, change.kind, str(error)))
+            if change.kind is Kind.SERVICE:
+                break
+        except BridgeError as error:
+            failures.append(Failure(change, error))
+        else:
+            applied.append(change)
+    if conflicts:
+        plan = replace(plan, conflicts=(*plan.conflicts, *conflicts))
+    return Outcome(plan, tuple(applied), tuple(failures))
+
+
+def queries_text(queries: Sequence[Query]) -> str:
+    """Consul services for people: `radosgw@dc1, db@dc2`."""
+    return ", ".join(f"{q.service}@{q.datacenter}" for q in queries)

@@ -1,0 +1,529 @@
+"""What came of a pass, as data: the engine says it, `render` prints it, `observe` counts it.
+
+An `Outcome` is about one target, a `Report` about all of them. Both are pure: no clock, no I/O, no client library.
+Every list in a report is sorted, so that two passes over the same state print the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bridge.core.model import (
+    Action,
+    Change,
+    Current,
+    EndpointsBody,
+    Group,
+    Held,
+    Plan,
+    Query,
+    ServiceBody,
+    Skipped,
+    SliceBody,
+    Target,
+)
+from bridge.errors import BridgeError
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A change that was tried and did not succeed, and why."""
+
+    change: Change
+    error: BridgeError
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A plan and what became of it. Nothing applied and nothing failed: it was only planned.
+
+    `before` is what Kubernetes held when the plan was made; only `-o diff` needs it.
+    """
+
+    plan: Plan
+    applied: tuple[Change, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    before: Current | None = None
+
+
+# --------------------------------------------------------------------------- rows of a report
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Origin:
+    """The Consul services behind a row, joined by commas when several feed one target."""
+
+    service: str
+    datacenter: str
+
+    @classmethod
+    def of(cls, queries: Sequence[Query]) -> Origin:
+        """Names and datacenters of `queries`, each once, in order."""
+        return cls(
+            ",".join(dict.fromkeys(q.service for q in sorted(queries))),
+            ",".join(dict.fromkeys(q.datacenter for q in sorted(queries))),
+        )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ChangeRow:
+    """One object that was (or, in a dry run, would be) created, updated or deleted. Counts are after the change."""
+
+    namespace: str
+    name: str
+    kind: str
+    action: str
+    service: str
+    datacenter: str
+    ready: int
+    not_ready: int
+    reason: str
+    target: Target = field(compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of `changes`."""
+        return {
+            "action": self.action,
+            "kind": self.kind,
+            "namespace": self.namespace,
+            "name": self.name,
+            "service": self.service,
+            "datacenter": self.datacenter,
+            "ready": self.ready,
+            "not_ready": self.not_ready,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FailedRow:
+    """A write that failed, or (action `read`, no kind) a service or datacenter that could not be read."""
+
+    namespace: str
+    name: str
+    kind: str
+    action: str
+    service: str
+    datacenter: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of `failed`."""
+        return {
+            "action": self.action,
+            "kind": self.kind,
+            "namespace": self.namespace,
+            "name": self.name,
+            "service": self.service,
+            "datacenter": self.datacenter,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HeldRow:
+    """Something that the guard refused to take away; `endpoints` ready endpoints stay."""
+
+    namespace: str
+    name: str
+    service: str
+    datacenter: str
+    cause: str
+    endpoints: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of `held`."""
+        return {
+            "namespace": self.namespace,
+            "name": self.name,
+            "service": self.service,
+            "datacenter": self.datacenter,
+            "cause": self.cause,
+            "endpoints": self.endpoints,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ConflictRow:
+    """An object that we would need but that is somebody else's."""
+
+    namespace: str
+    name: str
+    kind: str
+    service: str
+    datacenter: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of `conflicts`."""
+        return {
+            "kind": self.kind,
+            "namespace": self.namespace,
+            "name": self.name,
+            "service": self.service,
+            "datacenter": self.datacenter,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WarningRow:
+    """Something that works but that a person ought to know."""
+
+    namespace: str
+    name: str
+    service: str
+    datacenter: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of `warnings`."""
+        return {
+            "namespace": self.namespace,
+            "name": self.name,
+            "service": self.service,
+            "datacenter": self.datacenter,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ServiceRow:
+    """One target for people: where it comes from, where it goes, and what happens to it.
+
+    `ports` are `8080`, or `80:8080,8081` where the Service's port differs from the instances'. `action` is the most
+    notable of what happens to the target's objects: failed, conflict, held, create, update, delete or unchanged.
+    """
+
+    namespace: str
+    name: str
+    service: str
+    datacenter: str
+    ports: str
+    ready: int
+    not_ready: int
+    action: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As a row of `bridge status -o json` and /api/status."""
+        return {
+            "service": self.service,
+            "datacenter": self.datacenter,
+            "namespace": self.namespace,
+            "name": self.name,
+            "ports": self.ports,
+            "ready": self.ready,
+            "not_ready": self.not_ready,
+            "action": self.action,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How many objects are created, updated, deleted, left as they are; targets held; entries skipped and failed."""
+
+    create: int = 0
+    update: int = 0
+    delete: int = 0
+    unchanged: int = 0
+    held: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+    @property
+    def changes(self) -> int:
+        """Objects that are not as they should be (dry run) or were not (otherwise)."""
+        return self.create + self.update + self.delete
+
+    def to_json(self) -> dict[str, int]:
+        """As `summary`."""
+        return {
+            "create": self.create,
+            "update": self.update,
+            "delete": self.delete,
+            "unchanged": self.unchanged,
+            "held": self.held,
+            "skipped": self.skipped,
+            "failed": self.failed,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a pass did (or, with `dry_run`, would do). Every tuple is sorted.
+
+    A conflict stands in `conflicts` and, for readers that know the first five lists only, in `skipped` as well.
+    `outcomes` is what the report was made from, sorted by target.
+    """
+
+    summary: Summary = Summary()
+    changes: tuple[ChangeRow, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    held: tuple[HeldRow, ...] = ()
+    failed: tuple[FailedRow, ...] = ()
+    conflicts: tuple[ConflictRow, ...] = ()
+    warnings: tuple[WarningRow, ...] = ()
+    services: tuple[ServiceRow, ...] = ()
+    dry_run: bool = False
+    outcomes: tuple[Outcome, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape that `bridge sync -o json` prints (DESIGN section 6)."""
+        return {
+            "summary": self.summary.to_json(),
+            "changes": [row.to_json() for row in self.changes],
+            "skipped": [{"service": s.service, "instance": s.instance, "reason": s.reason} for s in self.skipped],
+            "held": [row.to_json() for row in self.held],
+            "failed": [row.to_json() for row in self.failed],
+            "conflicts": [row.to_json() for row in self.conflicts],
+            "warnings": [row.to_json() for row in self.warnings],
+        }
+
+
+# --------------------------------------------------------------------------- building one
+
+
+def build_report(
+    outcomes: Iterable[Outcome],
+    unknown: Mapping[Query, str],
+    dry_run: bool,
+    skipped: Iterable[Skipped] = (),
+) -> Report:
+    """The report of a pass.
+
+    `unknown` are services that could not be read, and why; an empty service name stands for a whole datacenter.
+    `skipped` are services that never became a target. With `dry_run`, `changes` are those still to be made; without,
+    those that were made: a change that an earlier one's failure left untried counts as failed.
+    """
+    outcomes = tuple(sorted(outcomes, key=lambda o: o.plan.target))
+    changes: list[ChangeRow] = []
+    all_skipped: set[Skipped] = set(skipped)
+    held: list[HeldRow] = []
+    failed: list[FailedRow] = []
+    conflicts: list[ConflictRow] = []
+    warnings: set[WarningRow] = set()
+    counts: Counter[str] = Counter()
+    services: list[ServiceRow] = []
+    for outcome in outcomes:
+        plan, target = outcome.plan, outcome.plan.target
+        origin = Origin.of(plan.queries)
+        where = (target.namespace, target.name, origin.service, origin.datacenter)
+        mine, counted_unchanged = _changes(outcome, dry_run)
+        changes += [_change_row(change, origin) for change in mine]
+        counts.update(change.action.value for change in mine)
+        counts["unchanged"] += counted_unchanged
+        failed += _failed_rows(outcome, origin, dry_run)
+        held += [HeldRow(*where, h.cause, h.endpoints, h.reason) for h in plan.held]
+        for conflict in plan.conflicts:
+            row = ConflictRow(
+                conflict.target.namespace,
+                conflict.target.name,
+                conflict.kind.value,
+                origin.service,
+                origin.datacenter,
+                conflict.reason,
+            )
+            conflicts.append(row)
+            all_skipped.add(Skipped(origin.service, "", f"conflict: {conflict.kind} {target}: {conflict.reason}"))
+        all_skipped.update(plan.skipped)
+        warnings.update(WarningRow(*where, text) for text in plan.warnings)
+        services.append(_service_row(outcome, origin, mine))
+    failed += [FailedRow("", "", "", "read", q.service, q.datacenter, reason) for q, reason in unknown.items()]
+    return Report(
+        summary=Summary(
+            create=counts["create"],
+            update=counts["update"],
+            delete=counts["delete"],
+            unchanged=counts["unchanged"],
+            held=len(held),
+            skipped=len(all_skipped),
+            failed=len(failed),
+        ),
+        changes=tuple(sorted(changes)),
+        skipped=tuple(sorted(all_skipped)),
+        held=tuple(sorted(held)),
+        failed=tuple(sorted(failed)),
+        conflicts=tuple(sorted(conflicts)),
+        warnings=tuple(sorted(warnings)),
+        services=tuple(sorted(services)),
+        dry_run=dry_run,
+        outcomes=outcomes,
+    )
+
+
+def exit_status(report: Report, dry_run: bool, exit_code: bool) -> int:
+    """The status of DESIGN section 6: failed before held before changed.
+
+    | in the report | status |
+    | --- | --- |
+    | something failed, or could not be read | 1 |
+    | the guard held something (a dry run says what the real one would) | 3 |
+    | changes, in a dry run with `--exit-code` | 4 |
+    | anything else: skipped instances, conflicts and warnings alone | 0 |
+    """
+    if report.failed:
+        return 1
+    if report.held:
+        return 3
+    if dry_run and exit_code and report.changes:
+        return 4
+    return 0
+
+
+def _changes(outcome: Outcome, dry_run: bool) -> tuple[list[Change], int]:
+    """The writes that count as changes, and how many objects are as they should be."""
+    unchanged = sum(c.action is Action.UNCHANGED for c in outcome.plan.changes)
+    if not dry_run:
+        return list(outcome.applied), unchanged
+    done = set(map(id, outcome.applied))
+    return [c for c in outcome.plan.writes if id(c) not in done], unchanged + len(done)
+
+
+def _failed_rows(outcome: Outcome, origin: Origin, dry_run: bool) -> list[FailedRow]:
+    rows = [_failed_row(f.change, origin, str(f.error)) for f in outcome.failures]
+    if outcome.failures and not dry_run:
+        tried = {id(c) for c in outcome.applied} | {id(f.change) for f in outcome.failures}
+        first = outcome.failures[0].change
+        rows += [
+            _failed_row(c, origin, f"not tried, because the {first.action} of {first.kind} {first.name} failed")
+            for c in outcome.plan.writes
+            if id(c) not in tried
+        ]
+    return rows
+
+
+def _failed_row(change: Change, origin: Origin, reason: str) -> FailedRow:
+    return FailedRow(
+        change.target.namespace,
+        change.name,
+        change.kind.value,
+        change.action.value,
+        origin.service,
+        origin.datacenter,
+        reason,
+    )
+
+
+def _change_row(change: Change, origin: Origin) -> ChangeRow:
+    return ChangeRow(
+        change.target.namespace,
+        change.name,
+        change.kind.value,
+        change.action.value,
+        origin.service,
+        origin.datacenter,
+        change.ready,
+        change.not_ready,
+        change.reason,
+        change.target,
+    )
+
+
+def _service_row(outcome: Outcome, origin: Origin, changes: Sequence[Change]) -> ServiceRow:
+    plan = outcome.plan
+    if outcome.failures:
+        action, reasons = "failed", [str(f.error) for f in outcome.failures]
+    elif plan.conflicts:
+        action, reasons = "conflict", [f"{c.kind}: {c.reason}" for c in plan.conflicts]
+    elif plan.held:
+        action, reasons = "held", [h.reason for h in plan.held]
+    else:
+        action, reasons = _action(plan, changes), [c.reason for c in changes]
+        if plan.skipped:
+            reasons.append(f"{len(plan.skipped)} skipped")
+    return ServiceRow(
+        plan.target.namespace,
+        plan.target.name,
+        origin.service,
+        origin.datacenter,
+        ports_text(plan.changes),
+        plan.ready,
+        plan.not_ready,
+        action,
+        "; ".join(dict.fromkeys(r for r in reasons if r)),
+    )
+
+
+def _action(plan: Plan, changes: Sequence[Change]) -> str:
+    """One word for a target: it comes, it goes, it changes, or it stays."""
+    actions = {c.action for c in changes}
+    if not actions:
+        return Action.UNCHANGED.value
+    whole = len(changes) == len(plan.changes)
+    if whole and len(actions) == 1:
+        return actions.pop().value
+    return Action.UPDATE.value
+
+
+def ports_text(changes: Iterable[Change]) -> str:
+    """Ports of a target for people, from what its objects are to be: `8080`, `80:8080,8081`, `80:8080 443:8443`."""
+    service: dict[str, int] = {}
+    inside: dict[str, set[int]] = {}
+    for change in changes:
+        match change.body:
+            case ServiceBody(ports=ports):
+                service |= {port.name: port.number for port in ports}
+            case EndpointsBody(groups=groups):
+                _collect(groups, inside)
+            case SliceBody(group=group):
+                _collect((group,), inside)
+    texts = []
+    for name in sorted(service.keys() | inside.keys()):
+        targets = ",".join(str(n) for n in sorted(inside.get(name, ())))
+        own = str(service.get(name, ""))
+        texts.append(own if targets in ("", own) else f"{own}:{targets}" if own else targets)
+    return " ".join(texts)
+
+
+def _collect(groups: Iterable[Group], into: dict[str, set[int]]) -> None:
+    for group in groups:
+        for port in group.ports:
+            into.setdefault(port.name, set()).add(port.number)
+
+
+# --------------------------------------------------------------------------- who is told
+
+
+class Observer(Protocol):
+    """What the engine tells logs and metrics. Called from any thread; must be quick and must not raise."""
+
+    def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
+        """A target was worked on. `lag_seconds`: from Consul's answer to the write's answer, None for other causes."""
+
+    def consul(self, datacenter: str, up: bool, reason: str) -> None:
+        """A datacenter can, or (with the reason) cannot be asked. Said again and again: only a change is news."""
+
+    def kubernetes(self, up: bool, reason: str) -> None:
+        """The API server can, or (with the reason) cannot be used. Said again and again."""
+
+    def held(self, held: tuple[Held, ...]) -> None:
+        """Everything that the guard holds now. Said again and again."""
+
+    def pass_done(self, duration_seconds: float, report: Report) -> None:
+        """A full pass is done: the report covers every target."""
+
+
+class NullObserver:
+    """Listens to nothing."""
+
+    def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
+        """Ignored."""
+
+    def consul(self, datacenter: str, up: bool, reason: str) -> None:
+        """Ignored."""
+
+    def kubernetes(self, up: bool, reason: str) -> None:
+        """Ignored."""
+
+    def held(self, held: tuple[Held, ...]) -> None:
+        """Ignored."""
+
+    def pass_done(self, duration_seconds: float, report: Report) -> None:
+        """Ignored."""

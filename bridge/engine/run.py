@@ -1,0 +1,440 @@
+"""`bridge run`: the same pass as `bridge sync`, per service, as soon as something changes, until it is told to stop.
+
+Events only mean "look again": watchers put targets into a queue, writers take them out, plan from full state and
+write. The supervisor starts and stops everything, makes the full passes (once everything was read, then at every
+resync), ends grace periods and looks after threads: one that dies of a bug ends the process.
+
+    Catalog (Consul) ──on_listing, on_view──▶ World ──▶ WorkQueue ──▶ writers ──▶ Writer (Kubernetes)
+                                                            ▲                       │ note
+    Cache (Kubernetes) ─────────────on_change───────────────┘◀──────────────────────┘
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bridge.consul.catalog import Catalog
+from bridge.consul.client import ConsulConfig
+from bridge.core.guard import Guard, GuardSettings
+from bridge.core.model import Adopt, Change, Knowledge, Listing, Plan, Policy, Query, Rule, Target, Unknown
+from bridge.engine.backoff import BackoffTable, Brake, Gate
+from bridge.engine.queue import WorkQueue
+from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.report import Failure, NullObserver, Observer, Outcome, build_report
+from bridge.engine.scope import datacenters_of, namespaces_of
+from bridge.engine.world import World
+from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, TransientError
+from bridge.kube.cache import Cache
+from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.writer import Writer
+from bridge.retry import RetryPolicy
+
+FIRST_READ_SECONDS = 60.0
+"""How long the first full pass waits for Consul's first answers before it goes on with those that came."""
+
+LATER = 2
+"""Queue priority of what leaves a service without ready endpoints: after everything else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How the daemon runs. Durations in seconds."""
+
+    owner: str = "default"
+    namespaces: tuple[str, ...] = ()
+    policy: Policy = Policy.SYNC
+    adopt: Adopt = Adopt.NEVER
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    grace_seconds: float = 30.0
+    resync_seconds: float = 300.0
+    writers: int = 16
+    consul_retry: RetryPolicy = field(default_factory=RetryPolicy)
+    kube_retry: RetryPolicy = field(default_factory=RetryPolicy)
+    object_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(floor_seconds=0.05, cap_seconds=60.0))
+    permanent_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(floor_seconds=5.0, cap_seconds=300.0))
+
+
+class Bridge:
+    """The running bridge. `run` blocks; `stop` may be called from any thread or a signal handler."""
+
+    def __init__(
+        self,
+        *,
+        consul: ConsulConfig,
+        kube: KubeConfig,
+        rules: Sequence[Rule],
+        options: RunOptions,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._consul = consul
+        self._kube = kube
+        self._rules = tuple(rules)
+        self._options = options
+        self._observer = observer or NullObserver()
+        self._clock = clock
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._passing = threading.Event()
+        self._queue: WorkQueue[Target] = WorkQueue(clock)
+        self._gate = Gate(options.writers, options.kube_retry, self._stop, clock)
+        self._backoff: BackoffTable[Target] = BackoffTable(options.object_retry, clock)
+        self._refused: BackoffTable[Target] = BackoffTable(options.permanent_retry, clock)
+        self._brake: Brake[Target] = Brake(options.object_retry, clock=clock)
+        self._seen: dict[Target, float] = {}
+        self._deferred: set[Target] = set()
+        self._outcomes: dict[Target, Outcome] = {}
+        self._outcomes_lock = threading.Lock()
+        self._consul_trouble: dict[str, str] = {}
+        self._last_pass: float | None = None
+        self._fatal: BaseException | None = None
+        self._reconciler: Reconciler
+        self._catalog: Catalog
+        self._cache: Cache
+        self._writer: Writer
+
+    # ------------------------------------------------------------------ the outside
+
+    def run(self) -> None:
+        """Mirror until `stop`. Raises what made the bridge end on its own (a bug, or settings that cannot work)."""
+        client = KubeClient(self._kube)
+        threads: list[threading.Thread] = []
+        try:
+            self._build(client)
+            self._cache.start()
+            self._catalog.start()
+            threads = [
+                threading.Thread(target=self._guarded, args=(self._work,), name=f"writer-{n}")
+                for n in range(self._options.writers)
+            ]
+            for thread in threads:
+                thread.start()
+            self._supervise()
+        except CancelledError:
+            pass
+        finally:
+            self._stop.set()
+            self._queue.close()
+            self._gate.wake()
+            if hasattr(self, "_catalog"):
+                self._catalog.close()
+            for thread in threads:
+                thread.join()
+            if hasattr(self, "_cache"):
+                self._cache.close()
+            client.close()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def stop(self) -> None:
+        """Finish the objects in hand and return from `run`. Nothing is removed."""
+        self._stop.set()
+        self._wake.set()
+
+    def healthy(self) -> tuple[bool, str]:
+        """Whether the loops are alive."""
+        if self._fatal is not None:
+            return False, f"{type(self._fatal).__name__}: {self._fatal}"
+        return True, "ok"
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Whether the first full pass is done and both sides were seen lately, with the detail."""
+        detail: dict[str, Any] = {
+            "first_pass_done": self._passing.is_set(),
+            "consul": dict(self._consul_trouble) or "ok",
+            "kubernetes": self._kubernetes_trouble() or "ok",
+        }
+        if self._passing.is_set():
+            with self._reconciler.lock:
+                detail["held"] = [f"{h.target}: {h.reason}" for h in self._reconciler.guard.active()]
+        ok = self._passing.is_set() and not self._consul_trouble and self._kubernetes_trouble() is None
+        return ok, detail
+
+    def status(self) -> dict[str, Any]:
+        """Everything that /api/status shows."""
+        ready, detail = self.ready()
+        with self._outcomes_lock:
+            outcomes = list(self._outcomes.values())
+        started = hasattr(self, "_catalog")
+        return {
+            "ready": ready,
+            **detail,
+            "owner": self._options.owner,
+            "queue": len(self._queue),
+            "seconds_since_last_full_pass": None
+            if self._last_pass is None
+            else round(self._clock() - self._last_pass, 1),
+            "catalog": self._catalog.status() if started else {},
+            "cache": self._cache.status() if started else {},
+            "report": build_report(outcomes, self._unknown(), dry_run=True, skipped=self._unmappable()).to_json(),
+        }
+
+    # ------------------------------------------------------------------ what Consul's and Kubernetes' rooms say
+
+    def on_listing(self, datacenter: str, listing: Listing | Unknown) -> None:
+        """A datacenter's services were listed, or could not be."""
+        with self._reconciler.lock:
+            targets = self._reconciler.world.on_listing(datacenter, listing, self._clock())
+        self._look_at(targets)
+        self._wake.set()
+
+    def on_view(self, query: Query, state: Knowledge, seen: float) -> None:
+        """A service was read, or could not be."""
+        with self._reconciler.lock:
+            targets = self._reconciler.world.on_view(query, state)
+        for target in targets:
+            self._seen.setdefault(target, seen)
+        self._look_at(targets)
+        if not self._passing.is_set():
+            self._wake.set()
+
+    def on_rebuilt(self, datacenter: str) -> None:
+        """Consul's index went backwards: it was rebuilt or restored, and may be missing what it had."""
+        with self._reconciler.lock:
+            self._reconciler.guard.rebuilt(datacenter, self._clock())
+
+    def on_trouble(self, datacenter: str, reason: str | None) -> None:
+        """A datacenter cannot be asked (`reason`), or can again (None)."""
+        if reason is None:
+            self._consul_trouble.pop(datacenter, None)
+        else:
+            self._consul_trouble[datacenter] = reason
+        self._observer.consul(datacenter, reason is None, reason or "")
+
+    def on_change(self, target: Target) -> None:
+        """Something at `target` was changed by somebody else."""
+        if self._passing.is_set():
+            self._queue.add(target, delay_seconds=self._brake.delay_seconds(target))
+
+    # ------------------------------------------------------------------ the supervisor
+
+    def _build(self, client: KubeClient) -> None:
+        options = self._options
+        datacenters = datacenters_of(self._rules, self._consul, options.consul_retry, self._stop)
+        self._writer = Writer(client)
+        self._cache = Cache(
+            client,
+            namespaces_of(self._rules, options.namespaces),
+            options.owner,
+            on_change=self.on_change,
+            retry=options.kube_retry,
+            failed=self._died,
+        )
+        self._reconciler = Reconciler(
+            world=World(self._rules, datacenters, options.grace_seconds),
+            store=self._cache,
+            guard=Guard(options.guard),
+            options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt),
+            clock=self._clock,
+        )
+        self._catalog = Catalog(
+            self._consul, datacenters, self, retry=options.consul_retry, failed=self._died, clock=self._clock
+        )
+
+    def _supervise(self) -> None:
+        self._await_first_read()
+        self._full_pass()
+        self._passing.set()
+        next_resync = self._clock() + self._options.resync_seconds
+        while not self._stop.is_set():
+            self._wake.wait(0.5)
+            self._wake.clear()
+            self._catalog.want(self._wanted())
+            now = self._clock()
+            with self._reconciler.lock:
+                due = self._reconciler.world.expire(now)
+                released = self._reconciler.guard.released(now)
+            self._look_at(due | released)
+            self._tell()
+            if now >= next_resync:
+                self._full_pass()
+                next_resync = self._clock() + self._options.resync_seconds
+
+    def _await_first_read(self) -> None:
+        """Nothing is planned before Kubernetes was listed and every wanted service was answered, well or badly."""
+        while not self._cache.wait_synced(0.5):
+            self._observer.kubernetes(False, self._kubernetes_trouble() or "not listed yet")
+            if self._stop.is_set():
+                raise CancelledError("stopped before the first pass")
+        self._observer.kubernetes(True, "")
+        with self._reconciler.lock:
+            for target in self._cache.targets():
+                self._reconciler.world.remember(target, names_at(self._cache.current(target)), self._clock())
+        deadline = self._clock() + FIRST_READ_SECONDS
+        while not self._stop.is_set():
+            self._catalog.want(self._wanted())
+            with self._reconciler.lock:
+                world = self._reconciler.world
+                if world.listings_answered() and not world.unread():
+                    return
+            if self._clock() >= deadline:
+                return
+            self._wake.wait(0.05)
+            self._wake.clear()
+        raise CancelledError("stopped before the first pass")
+
+    def _full_pass(self) -> None:
+        """Look at everything, judged by the guard as a whole, and queue what needs work."""
+        began = self._clock()
+        if self._passing.is_set():
+            self._cache.refresh()
+        with self._reconciler.lock:
+            targets = self._reconciler.world.targets() | set(self._cache.targets())
+        plans = self._reconciler.plan_all(targets)
+        for plan in plans:
+            self._record(Outcome(plan, (), ()))
+            if plan.writes:
+                self._enqueue(plan.target)
+        self._last_pass = self._clock()
+        report = build_report([Outcome(p, (), ()) for p in plans], self._unknown(), dry_run=True)
+        self._observer.pass_done(self._last_pass - began, report)
+
+    def _wanted(self) -> frozenset[Query]:
+        with self._reconciler.lock:
+            return self._reconciler.world.wanted()
+
+    def _look_at(self, targets: Collection[Target]) -> None:
+        """Queue targets; several at once are first shown to the guard together, so that it sees how much is leaving."""
+        if not self._passing.is_set() or not targets:
+            return
+        if len(targets) > 1:
+            self._reconciler.plan_all(targets)
+        for target in sorted(targets):
+            self._enqueue(target)
+
+    def _enqueue(self, target: Target) -> None:
+        known = self._cache.current(target).endpoints is not None
+        self._queue.add(target, priority=0 if known else 1)
+
+    def _tell(self) -> None:
+        reason = self._kubernetes_trouble()
+        self._observer.kubernetes(reason is None, reason or "")
+        with self._reconciler.lock:
+            held = self._reconciler.guard.active()
+        self._observer.held(held)
+
+    def _kubernetes_trouble(self) -> str | None:
+        if not hasattr(self, "_cache"):
+            return "not started"
+        return self._gate.reason if self._gate.closed else self._cache.trouble()
+
+    def _unknown(self) -> dict[Query, str]:
+        if not hasattr(self, "_reconciler"):
+            return {}
+        with self._reconciler.lock:
+            return dict(self._reconciler.world.trouble())
+
+    # ------------------------------------------------------------------ the writers
+
+    def _work(self) -> None:
+        while (target := self._queue.take()) is not None:
+            try:
+                self._reconcile(target)
+            finally:
+                self._queue.done(target)
+
+    def _reconcile(self, target: Target) -> None:
+        seen = self._seen.pop(target, None)
+        plan = self._reconciler.plan(target)
+        if plan is None:
+            return
+        if self._can_wait(plan):
+            if seen is not None:
+                self._seen.setdefault(target, seen)
+            self._queue.add(target, priority=LATER)
+            return
+        outcome = apply_plan(plan, self._write)
+        self._settle(outcome, seen)
+
+    def _can_wait(self, plan: Plan) -> bool:
+        """Whether this leaves a service without ready endpoints while other work is due: once, it goes to the end."""
+        if plan.target in self._deferred:
+            self._deferred.discard(plan.target)
+            return False
+        if plan.ready_before and not plan.ready and self._queue.busy:
+            self._deferred.add(plan.target)
+            return True
+        return False
+
+    def _write(self, change: Change) -> None:
+        if not self._gate.enter():
+            raise CancelledError("stopping")
+        fault: TransientError | None = None
+        self._cache.expect(change)
+        try:
+            meta = self._writer.apply(change)
+        except BridgeError as error:
+            self._cache.forget(change)
+            if isinstance(error, TransientError) and error.fault_of_server:
+                fault = error
+            raise
+        finally:
+            self._gate.leave(fault)
+        self._cache.note(change, meta)
+
+    def _settle(self, outcome: Outcome, seen: float | None) -> None:
+        """Remember how it went and ask for what is still to be done."""
+        target = outcome.plan.target
+        self._record(outcome)
+        names = names_at(self._cache.current(target))
+        with self._reconciler.lock:
+            if not outcome.failures:
+                self._reconciler.guard.applied(target)
+            if names:
+                self._reconciler.world.remember(target, names, self._clock())
+            else:
+                self._reconciler.world.forget(target)
+                self._reconciler.guard.forget(target)
+        if outcome.applied and seen is None:
+            self._brake.repaired(target)
+        for failure in outcome.failures:
+            self._retry_later(target, failure)
+        if not outcome.failures:
+            self._backoff.succeeded(target)
+            self._refused.succeeded(target)
+        lag = None if seen is None or not outcome.applied else self._clock() - seen
+        if outcome.applied or outcome.failures or outcome.plan.conflicts or outcome.plan.held:
+            self._observer.outcome(outcome, lag)
+
+    def _retry_later(self, target: Target, failure: Failure) -> None:
+        error = failure.error
+        if isinstance(error, CancelledError):
+            return
+        if isinstance(error, PermanentError):
+            self._queue.add(target, delay_seconds=self._refused.failed(target, error))
+        elif isinstance(error, StaleError):
+            self._queue.add(target, delay_seconds=self._backoff.failed(target))
+        elif isinstance(error, TransientError) and error.fault_of_server and self._gate.closed:
+            self._queue.add(target)  # the gate does the waiting, for all together
+        else:
+            self._queue.add(target, delay_seconds=self._backoff.failed(target, error))
+
+    def _record(self, outcome: Outcome) -> None:
+        with self._outcomes_lock:
+            if outcome.plan.queries:
+                self._outcomes[outcome.plan.target] = outcome
+            else:
+                self._outcomes.pop(outcome.plan.target, None)
+
+    def _unmappable(self) -> Any:
+        with self._reconciler.lock:
+            return self._reconciler.world.unmappable()
+
+    # ------------------------------------------------------------------ threads
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the process must end of it
+            self._died(error)
+
+    def _died(self, error: BaseException) -> None:
+        """A thread ended of a bug: the process must not live on half alive."""
+        if self._fatal is None:
+            self._fatal = error if isinstance(error, BridgeError) else RuntimeError(f"a thread died: {error!r}")
+            self._fatal.__cause__ = error
+        self.stop()

@@ -1,0 +1,38 @@
+"""Which namespaces and datacenters a set of rules concerns: known before anything is read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.core.model import Rule
+from bridge.retry import RetryPolicy, call
+
+
+def namespaces_of(rules: Sequence[Rule], further: Sequence[str] = ()) -> tuple[str, ...] | None:
+    """Namespaces to list and watch: those of the rules and `further` ones; None means all of them.
+
+    All are needed when a rule's namespace depends on the service, or when `further` says `*`.
+    """
+    wanted = {rule.to.namespace for rule in rules} | set(further)
+    if "*" in wanted or any("{" in namespace for namespace in wanted):
+        return None
+    return tuple(sorted(wanted))
+
+
+def datacenters_of(
+    rules: Sequence[Rule], consul: ConsulConfig, retry: RetryPolicy, stop: threading.Event
+) -> tuple[str, ...]:
+    """Datacenters that the rules name; where a rule names none, the agent's own (or the configured one)."""
+    named = {dc for rule in rules for dc in rule.datacenters}
+    if rules and all(rule.datacenters for rule in rules):
+        return tuple(sorted(named))
+    own = consul.datacenter
+    if not own:
+        client = ConsulClient(consul)
+        try:
+            own = call(client.own_datacenter, retry, stop)
+        finally:
+            client.close()
+    return tuple(sorted(named | {own}))

@@ -1,0 +1,160 @@
+"""`bridge sync`: one pass over everything, then an account of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from bridge.consul.catalog import read_all
+from bridge.consul.client import ConsulConfig
+from bridge.core.guard import Guard, GuardSettings
+from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule
+from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.report import Outcome, Report, build_report
+from bridge.engine.scope import datacenters_of, namespaces_of
+from bridge.engine.world import World
+from bridge.errors import CancelledError, PermanentError
+from bridge.kube.cache import list_once
+from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.writer import Writer
+from bridge.retry import RetryPolicy, call
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncOptions:
+    """How one pass is made. `retry.attempts` bounds the tries per object; `writers` is the number of connections."""
+
+    owner: str = "default"
+    namespaces: tuple[str, ...] = ()
+    policy: Policy = Policy.SYNC
+    adopt: Adopt = Adopt.NEVER
+    dry_run: bool = False
+    force: bool = False
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    writers: int = 16
+    readers: int = 16
+    retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=5, floor_seconds=0.2, cap_seconds=5.0))
+
+
+def sync_once(
+    *,
+    consul: ConsulConfig,
+    kube: KubeConfig,
+    rules: Sequence[Rule],
+    options: SyncOptions,
+    stop: threading.Event,
+    progress: Progress | None = None,
+    confirm: Callable[[Report], bool] | None = None,
+) -> Report:
+    """Make Kubernetes equal to what Consul holds now, once.
+
+    `confirm` sees the planned report before anything is written and may refuse (the dry run's report is returned).
+    Raises TransientError or PermanentError when a whole side cannot be used, CancelledError when `stop` was set
+    before anything was planned. Once writing has begun, a stop lets the objects in hand finish and is reported as
+    failures of the rest.
+    """
+    say = progress or (lambda _what, _done, _total: None)
+    client = KubeClient(kube)
+    try:
+        say("reading Kubernetes", 0, 0)
+        store = call(
+            lambda: list_once(client, namespaces_of(rules, options.namespaces), options.owner), options.retry, stop
+        )
+        datacenters = datacenters_of(rules, consul, options.retry, stop)
+        world = World(rules, datacenters, grace_seconds=0.0)
+        for target in store.targets():
+            world.remember(target, names_at(store.current(target)), now=0.0)
+        _read_consul(world, consul, datacenters, options, say)
+        if stop.is_set():
+            raise CancelledError("interrupted before anything was written")
+        reconciler = Reconciler(
+            world=world,
+            store=store,
+            guard=Guard(options.guard),
+            options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt, force=options.force),
+            clock=time.monotonic,
+        )
+        plans = reconciler.plan_all(world.targets())
+        outcomes = [Outcome(plan, (), ()) for plan in plans]
+        report = build_report(outcomes, _unknown(world), dry_run=True, skipped=world.unmappable())
+        if options.dry_run or (confirm is not None and not confirm(report)):
+            return report
+        outcomes = _write(plans, Writer(client), options, stop, say)
+        return build_report(outcomes, _unknown(world), dry_run=False, skipped=world.unmappable())
+    finally:
+        client.close()
+
+
+def _read_consul(
+    world: World, consul: ConsulConfig, datacenters: Sequence[str], options: SyncOptions, say: Progress
+) -> None:
+    """Fill the world with everything that the rules ask for."""
+
+    def choose(datacenter: str, listing: Listing) -> frozenset[Query]:
+        world.on_listing(datacenter, listing, now=0.0)
+        return frozenset(q for q in world.wanted() if q.datacenter == datacenter)
+
+    snapshot = read_all(
+        consul,
+        datacenters,
+        choose,
+        parallel=options.readers,
+        progress=lambda done, total: say("reading Consul", done, total),
+        retry=options.retry,
+    )
+    for datacenter, listing in snapshot.listings.items():
+        if not isinstance(listing, Listing):
+            world.on_listing(datacenter, listing, now=0.0)
+    for query, state in snapshot.views.items():
+        world.on_view(query, state)
+    world.expire(now=0.0)
+
+
+def _write(
+    plans: Sequence[Plan], writer: Writer, options: SyncOptions, stop: threading.Event, say: Progress
+) -> list[Outcome]:
+    """Apply the plans with `options.writers` threads: updates before creations, losses of the last endpoint last."""
+    ordered = sorted(plans, key=_urgency)
+    total = sum(bool(p.writes) for p in ordered)
+    done = 0
+    lock = threading.Lock()
+
+    def write(change: Change) -> None:
+        if stop.is_set():
+            raise CancelledError("interrupted before this object was written")
+        call(lambda: writer.apply(change), options.retry, stop)
+
+    def work(plan: Plan) -> Outcome:
+        nonlocal done
+        outcome = apply_plan(plan, write)
+        with lock:
+            done += 1
+            say("writing", done, total)
+        return outcome
+
+    idle = [Outcome(p, (), ()) for p in ordered if not p.writes]
+    with ThreadPoolExecutor(max_workers=options.writers, thread_name_prefix="writer") as pool:
+        return idle + list(pool.map(work, [p for p in ordered if p.writes]))
+
+
+def _urgency(plan: Plan) -> tuple[int, str, str]:
+    """Order of writing: changes of what exists, first-time creations, then what leaves a service without endpoints."""
+    if plan.ready_before and not plan.ready:
+        urgency = 2
+    else:
+        urgency = 0 if any(c.existing is not None for c in plan.changes) else 1
+    return urgency, plan.target.namespace, plan.target.name
+
+
+def _unknown(world: World) -> dict[Query, str]:
+    """Everything that could not be read, services and whole datacenters (under an empty service name)."""
+    return {**world.trouble(), **{Query(dc, ""): reason for dc, reason in world.listing_trouble().items()}}
+
+
+__all__ = ["PermanentError", "Progress", "SyncOptions", "sync_once"]

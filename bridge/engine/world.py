@@ -1,0 +1,308 @@
+"""What is known of Consul right now, and which targets that feeds.
+
+Listings say which services there are, views say what their instances are. Neither is ever forgotten because Consul
+fell silent: an Unknown leaves what was known before. A service leaves this room only when it is certain that it went
+(`_is_gone`) and its grace period is over. Kubernetes is the memory across restarts: `remember` tells which services
+its objects came from, and those are asked about before anything is removed.
+
+Not thread-safe: the reconciler holds a lock around it. The cost of one view does not grow with the catalog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bridge.core import select
+from bridge.core.model import Gone, Knowledge, Known, Listing, Query, Rule, Skipped, Target, Unknown
+
+Name = tuple[str, str]
+"""A service name of a datacenter: (datacenter, service)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One Consul service behind a target: under which rule, what is asked, and what is known of it."""
+
+    rule: Rule
+    query: Query
+    known: Known
+
+
+class World:
+    """Listings, views and claims of all datacenters."""
+
+    def __init__(self, rules: Sequence[Rule], datacenters: Sequence[str], grace_seconds: float) -> None:
+        self.rules = tuple(rules)
+        self.datacenters = tuple(datacenters)
+        self._grace_seconds = grace_seconds
+        self._listings: dict[str, Listing] = {}
+        self._listing_trouble: dict[str, str] = {}
+        self._views: dict[Query, Known] = {}
+        self._trouble: dict[Query, str] = {}
+        self._claims = select.Claims()
+        self._feeds: dict[Query, set[Target]] = {}
+        self._selected: dict[Name, Query] = {}
+        self._annotated: dict[Target, Query] = {}
+        self._unmappable: dict[Query, Skipped] = {}
+        self._leaving: dict[Name, float] = {}
+        self._remembered: dict[Target, tuple[Name, ...]] = {}
+        self._remembered_by: dict[Name, set[Target]] = {}
+        self._idle_since: dict[Target, float] = {}
+        self._wanted: frozenset[Query] | None = None
+
+    # ------------------------------------------------------------------ what comes in
+
+    def on_listing(self, datacenter: str, listing: Listing | Unknown, now: float) -> set[Target]:
+        """Take a datacenter's listing; returns the targets that must be looked at."""
+        if isinstance(listing, Unknown):
+            self._listing_trouble[datacenter] = listing.reason
+            return set()
+        self._listing_trouble.pop(datacenter, None)
+        first = datacenter not in self._listings
+        before = {} if first else self._listings[datacenter].services
+        self._listings[datacenter] = listing
+        changed: set[Target] = set()
+        for service, tags in listing.services.items():
+            if before.get(service) != tags:
+                changed |= self._choose((datacenter, service), tags, now)
+        for service in before.keys() - listing.services.keys():
+            changed |= self._leave((datacenter, service), now)
+        if first:
+            for name in [n for n in self._remembered_by if n[0] == datacenter and n[1] not in listing.services]:
+                changed |= self._leave(name, now)
+        return changed
+
+    def on_view(self, query: Query, state: Knowledge) -> set[Target]:
+        """Take what was read of one service; returns the targets that this changes."""
+        if isinstance(state, Unknown):
+            self._trouble[query] = state.reason
+            return set()
+        self._trouble.pop(query, None)
+        known = Known(()) if isinstance(state, Gone) else state
+        if self._views.get(query) == known:
+            return set()
+        self._views[query] = known
+        return set(self._feeds.get(query, ()))
+
+    def remember(self, target: Target, names: Iterable[Name], now: float) -> None:
+        """Kubernetes holds objects of ours at `target` that came from these services."""
+        names = tuple(sorted(set(names)))
+        if self._remembered.get(target) == names:
+            return
+        self.forget(target)
+        self._remembered[target] = names
+        for name in names:
+            self._remembered_by.setdefault(name, set()).add(target)
+            listing = self._listings.get(name[0])
+            if listing is not None and name[1] not in listing.services:
+                self._leaving.setdefault(name, now)
+        if not self._claims.owners(target):
+            self._idle_since.setdefault(target, now)
+        self._wanted = None
+
+    def forget(self, target: Target) -> None:
+        """Nothing of ours is left at `target`."""
+        self._idle_since.pop(target, None)
+        for name in self._remembered.pop(target, ()):
+            targets = self._remembered_by[name]
+            targets.discard(target)
+            if not targets:
+                del self._remembered_by[name]
+                self._tidy(name)
+        self._wanted = None
+
+    def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
+        """A person's Service at `target` asks to be filled from `query`; returns the targets to look at."""
+        changed = self.unannotate(target, now) if self._annotated.get(target) not in (None, query) else set()
+        self._annotated[target] = query
+        self._claim(query, rule, target)
+        return changed | {target}
+
+    def unannotate(self, target: Target, now: float) -> set[Target]:
+        """The person's Service at `target` no longer asks, or is gone."""
+        query = self._annotated.pop(target, None)
+        if query is None:
+            return set()
+        self._release(query, target, now)
+        return {target}
+
+    def expire(self, now: float) -> set[Target]:
+        """End the grace periods that are over; returns the targets that must be looked at."""
+        due: set[Target] = set()
+        for name, since in list(self._leaving.items()):
+            if now - since < self._grace_seconds or not self._is_gone(name):
+                continue
+            query = self._selected.pop(name, None)
+            if query is not None:
+                self._unmappable.pop(query, None)
+                for target in tuple(self._feeds.get(query, ())):
+                    if self._annotated.get(target) != query:
+                        self._release(query, target, since)
+                        due.add(target)
+            self._tidy(name)
+        due |= {t for t, since in self._idle_since.items() if now - since >= self._grace_seconds}
+        self._wanted = None if due else self._wanted
+        return due
+
+    def replace_rules(self, rules: Sequence[Rule], now: float) -> set[Target]:
+        """Take new rules; returns every target that must be looked at."""
+        self.rules = tuple(rules)
+        changed: set[Target] = set()
+        for datacenter, listing in self._listings.items():
+            for service, tags in listing.services.items():
+                changed |= self._choose((datacenter, service), tags, now)
+        return changed
+
+    # ------------------------------------------------------------------ what can be asked
+
+    def wanted(self) -> frozenset[Query]:
+        """The services that Consul must be asked about, those included that may be leaving."""
+        if self._wanted is None:
+            memory = (
+                Query(dc, service)
+                for dc, service in self._remembered_by
+                if (dc, service) not in self._selected and dc in self.datacenters
+            )
+            self._wanted = frozenset(self._selected.values()) | frozenset(self._annotated.values()) | frozenset(memory)
+        return self._wanted
+
+    def unread(self) -> frozenset[Query]:
+        """Wanted services that Consul has neither answered nor failed for yet."""
+        return frozenset(q for q in self.wanted() if q not in self._views and q not in self._trouble)
+
+    def listings_answered(self) -> bool:
+        """Whether every datacenter has answered or failed at least once."""
+        return all(dc in self._listings or dc in self._listing_trouble for dc in self.datacenters)
+
+    def sources(self, target: Target) -> tuple[Source, ...] | None:
+        """The services that feed `target`; () when none does; None while one of them was never read."""
+        sources = []
+        for query, rule in self._claims.owners(target):
+            known = self._views.get(query)
+            if known is None:
+                return None
+            sources.append(Source(rule, query, known))
+        return tuple(sources)
+
+    def removable(self, target: Target, now: float) -> bool:
+        """Whether it is certain, for long enough, that no Consul service stands behind `target` any more."""
+        since = self._idle_since.get(target)
+        names = self._remembered.get(target)
+        if since is None or not names or now - since < self._grace_seconds:
+            return False
+        return all(self._is_gone(name) for name in names)
+
+    def targets(self) -> set[Target]:
+        """All targets that a service claims or that Kubernetes remembers."""
+        return self._claims.targets() | self._remembered.keys()
+
+    def queries_at(self, target: Target) -> tuple[Query, ...]:
+        """The services behind `target`, from the claims or from memory."""
+        claimed = tuple(query for query, _ in self._claims.owners(target))
+        return claimed or tuple(Query(dc, service) for dc, service in self._remembered.get(target, ()))
+
+    def known(self, query: Query) -> Known | None:
+        """What was last known of a service."""
+        return self._views.get(query)
+
+    def losers(self, target: Target) -> tuple[Skipped, ...]:
+        """Services that wanted `target` and did not get it."""
+        return self._claims.losers(target)
+
+    def unmappable(self) -> tuple[Skipped, ...]:
+        """Services whose name cannot be brought into Kubernetes' form."""
+        return tuple(sorted(self._unmappable.values()))
+
+    def selected(self) -> int:
+        """Number of Consul services that are mirrored or ought to be."""
+        return len(self._selected) + len(self._annotated)
+
+    def trouble(self) -> Mapping[Query, str]:
+        """Services whose last read failed, with the reason. What was known of them before still stands."""
+        return dict(self._trouble)
+
+    def listing_trouble(self) -> Mapping[str, str]:
+        """Datacenters whose last listing failed, with the reason."""
+        return dict(self._listing_trouble)
+
+    # ------------------------------------------------------------------ the rules of this room
+
+    def _choose(self, name: Name, tags: frozenset[str], now: float) -> set[Target]:
+        """Let the rules decide about one service that is listed."""
+        datacenter, service = name
+        self._leaving.pop(name, None)
+        self._wanted = None
+        changed: set[Target] = set(self._remembered_by.get(name, ()))
+        rule = None
+        if select.excluded(service, tags) is None:
+            rule = select.first_rule(self.rules, service, datacenter, tags)
+        query = None if rule is None else select.query_of(rule, service, datacenter)
+        target = None if rule is None or query is None else select.target_of(rule, query)
+        old = self._selected.get(name)
+        if old is not None:
+            for fed in tuple(self._feeds.get(old, ())):
+                if self._annotated.get(fed) != old and (old != query or fed != target):
+                    self._release(old, fed, now)
+                    changed.add(fed)
+            self._unmappable.pop(old, None)
+        if rule is None or query is None:
+            self._selected.pop(name, None)
+            return changed
+        self._selected[name] = query
+        if isinstance(target, Skipped):
+            self._unmappable[query] = target
+        elif target is not None:
+            self._claim(query, rule, target)
+            changed.add(target)
+        return changed
+
+    def _leave(self, name: Name, now: float) -> set[Target]:
+        """A complete listing no longer has `name`: its grace period begins."""
+        self._leaving.setdefault(name, now)
+        query = self._selected.get(name)
+        fed = set(self._feeds.get(query, ())) if query is not None else set()
+        return fed | self._remembered_by.get(name, set())
+
+    def _claim(self, query: Query, rule: Rule, target: Target) -> None:
+        self._claims.claim(query, rule, target)
+        self._feeds.setdefault(query, set()).add(target)
+        self._idle_since.pop(target, None)
+        self._wanted = None
+
+    def _release(self, query: Query, target: Target, now: float) -> None:
+        self._claims.release(query, target)
+        targets = self._feeds.get(query, set())
+        targets.discard(target)
+        if not targets:
+            self._feeds.pop(query, None)
+        if target in self._remembered and not self._claims.owners(target):
+            self._idle_since.setdefault(target, now)
+        self._wanted = None
+
+    def _tidy(self, name: Name) -> None:
+        """Forget what was known of a service that nobody needs any more."""
+        if name in self._selected or name in self._remembered_by:
+            return
+        self._leaving.pop(name, None)
+        for query in [q for q in (Query(*name),) if q not in self._feeds]:
+            self._views.pop(query, None)
+            self._trouble.pop(query, None)
+
+    def _is_gone(self, name: Name) -> bool:
+        """Whether a service that is leaving has certainly left.
+
+        | the listing | its own view | so |
+        | --- | --- | --- |
+        | has the name | any | it left our selection (asked only of names that no claim holds) |
+        | lacks the name | known, and empty | it is gone |
+        | lacks the name | unknown, or not empty | not proved (hidden by an ACL, or on its way back): it stays |
+        | unknown | any | not proved: it stays |
+        """
+        datacenter, service = name
+        if datacenter in self._listing_trouble or datacenter not in self._listings:
+            return False
+        if service in self._listings[datacenter].services:
+            return True
+        query = self._selected.get(name, Query(datacenter, service))
+        return query not in self._trouble and self._views.get(query) == Known(())

@@ -1,0 +1,52 @@
+"""The few exceptions of the bridge, by what the caller can do about them.
+
+The client libraries' own exceptions stop in `consul/` and `kube/`; what comes out of there is one of these, its cause
+chained, its text trimmed and free of secrets.
+"""
+
+from __future__ import annotations
+
+
+class BridgeError(Exception):
+    """Root of everything that the bridge raises on purpose; its text is written for the user."""
+
+
+class ConfigurationError(BridgeError):
+    """The user's settings, rules or arguments cannot be used (exit status 2). Names the place and the way out."""
+
+
+class TransientError(BridgeError):
+    """Worth trying again with backoff: unreachable, timeout, 5xx, 429.
+
+    `retry_after_seconds` is what the server asked for, if it did (HTTP `Retry-After`).
+    `fault_of_server` is False when only the one object or request is the patient (conflict on one object, say), so
+    that a whole side is not declared down for it.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None, fault_of_server: bool = True) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        self.fault_of_server = fault_of_server
+
+
+class PermanentError(BridgeError):
+    """Not worth retrying hot: forbidden, invalid, unknown datacenter, bad filter. Says what to do."""
+
+
+class StaleError(TransientError):
+    """An object changed (or came, or went) since it was read: read it again, decide again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, fault_of_server=False)
+
+
+class CancelledError(BridgeError):
+    """The wait or request was ended by a shutdown."""
+
+
+class ConflictError(BridgeError):
+    """An object of that name is somebody else's. It was not touched; looked at again when it changes."""
+
+
+class ThrottledError(TransientError):
+    """The server asked us to be slower (429): fewer requests at once from now on."""

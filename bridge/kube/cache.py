@@ -1,0 +1,572 @@
+"""Keeps a `Store` equal to what the API server holds: list once, then watch, for ever.
+
+One thread per kind and namespace runs the same small loop: list when the position is unknown, then one watch; what
+goes wrong in it decides how it starts again. The last known state is served meanwhile.
+
+| the watch | then |
+| --- | --- |
+| ends after events or bookmarks | the next watch from the last version |
+| ends without either, or breaks | ask for the server's version: list if it is lower (a restored etcd), else watch on |
+| is silent for too long (dead, or from a version to come, or nothing happened) | the same |
+| says 410 (as status or as ERROR event), any other ERROR, or nonsense | list |
+| is forbidden | long backoff, said in `status` |
+
+Nobody else may call the API server for reads of a running bridge; `list_once` serves the one-shot commands.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from bridge.core.model import Change, Current, CurrentService, Kind, Meta, Target
+from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, TransientError
+from bridge.kube import faults, objects
+from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
+from bridge.kube.objects import Decoded
+from bridge.kube.store import Store
+from bridge.retry import RetryPolicy
+
+PAGE = 500
+"""Objects per page of a list: 29 instead of 59 MiB for 6,000 Endpoints, at 40 ms more (FACTS-kubernetes, 7)."""
+WATCH_SECONDS = (240, 300)
+"""How long the server is asked to keep a watch open; at random, so that watches do not end together."""
+SILENCE_SECONDS = 150.0
+"""A watch without a byte for this long is given up: bookmarks come about once a minute, on most servers."""
+PERMANENT_SECONDS = 30.0
+"""The least wait after an error that waiting does not mend (403)."""
+CLOSE_SECONDS = 1.0
+
+SELECTORS: dict[Kind, str] = {Kind.SERVICE: "", Kind.ENDPOINTS: objects.OURS, Kind.ENDPOINT_SLICE: objects.OUR_SLICES}
+
+Namespaces = tuple[str, ...] | None
+OnChange = Callable[[Target], None]
+
+
+# --------------------------------------------------------------------------- lists
+
+
+def list_pages(
+    client: KubeClient, kind: Kind, namespace: str | None, selector: str, accept: str = JSON, page: int = PAGE
+) -> Iterator[tuple[list[Any], str]]:
+    """Pages of a list as (items, the list's resourceVersion). StaleError when the server forgot the list midway."""
+    following = ""
+    while True:
+        query = [("limit", str(page))]
+        if selector:
+            query.append(("labelSelector", selector))
+        if following:
+            query.append(("continue", following))
+        answer = client.request("GET", objects.path(kind, namespace), query=query, accept=accept)
+        try:
+            found = json.loads(answer.body)
+            metadata = found["metadata"]
+            items = found.get("items") or []
+            following = metadata.get("continue") or ""
+            version = str(metadata["resourceVersion"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TransientError(f"the list of {objects.PLURAL[kind]} is no Kubernetes list") from error
+        yield items, version
+        if not following:
+            return
+
+
+def _read(client: KubeClient, kind: Kind, namespace: str | None) -> tuple[list[Decoded], int]:
+    """A whole list, decoded page by page."""
+    decoded: list[Decoded] = []
+    version = ""
+    for items, version in list_pages(client, kind, namespace, SELECTORS[kind]):  # noqa: B007 - the last one is used
+        decoded += (found for item in items if (found := objects.decode(kind, item)) is not None)
+    return decoded, objects.version(version)
+
+
+def _read_foreign(client: KubeClient, namespace: str | None) -> list[Meta]:
+    """Metadata of the Endpoints that no bridge manages."""
+    return [
+        meta
+        for items, _ in list_pages(client, Kind.ENDPOINTS, namespace, objects.NOT_OURS, METADATA_LIST_ONLY)
+        for item in items
+        if (meta := objects.decode_meta(Kind.ENDPOINTS, item)) is not None
+    ]
+
+
+def _fill(client: KubeClient, store: Store, kind: Kind | None, namespace: str | None) -> set[Target]:
+    """List one scope into the store (`kind` None: the foreign Endpoints). Three tries when pages expire midway."""
+    for attempt in (1, 2, 3):
+        try:
+            if kind is None:
+                store.replace_foreign(namespace, _read_foreign(client, namespace))
+                return set()
+            since = store.begin_list()
+            items, version = _read(client, kind, namespace)
+            return store.replace(kind, namespace, items, version, since)
+        except StaleError:
+            if attempt == 3:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _scopes(namespaces: Namespaces) -> tuple[str | None, ...]:
+    return (None,) if namespaces is None else tuple(dict.fromkeys(namespaces))
+
+
+def list_once(
+    client: KubeClient, namespaces: Namespaces, owner: str, progress: Callable[[int, int], None] | None = None
+) -> Store:
+    """Read everything once, without watching: for one-shot commands. `progress` gets (lists done, lists in all)."""
+    store = Store(owner)
+    kinds: tuple[Kind | None, ...] = (*Kind, None)
+    jobs = [(kind, namespace) for kind in kinds for namespace in _scopes(namespaces)]
+    done = 0
+    with ThreadPoolExecutor(max_workers=min(4, len(jobs)), thread_name_prefix="kube-list") as pool:
+        futures = [pool.submit(_fill, client, store, kind, namespace) for kind, namespace in jobs]
+        try:
+            for future in futures:
+                future.result()
+                done += 1
+                if progress is not None:
+                    progress(done, len(jobs))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    return store
+
+
+# --------------------------------------------------------------------------- the cache
+
+
+class Cache:
+    """A store that follows the API server. Methods may be called from any thread.
+
+    `on_change` is called from the watching threads and must be quick; it gets every target at which something differs
+    from what was known or noted. `failed` is called when a thread dies of a bug.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        namespaces: Namespaces,
+        owner: str,
+        on_change: OnChange,
+        retry: RetryPolicy | None = None,
+        *,
+        failed: Callable[[BaseException], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        silence_seconds: float = SILENCE_SECONDS,
+        watch_seconds: tuple[int, int] = WATCH_SECONDS,
+    ) -> None:
+        self._client = client.clone(connections=8)
+        self._namespaces = namespaces
+        self._store = Store(owner)
+        self._stop = threading.Event()
+        self._clock = clock
+        self._on_change = on_change
+        policy = retry or RetryPolicy()
+        self._refresher = _Refresher(self._client, self._store, namespaces, on_change, policy, self._stop, failed)
+        self._reflectors = [
+            _Reflector(
+                self._client,
+                self._store,
+                kind,
+                namespace,
+                on_change,
+                policy,
+                self._stop,
+                failed,
+                clock,
+                silence_seconds,
+                watch_seconds,
+            )
+            for kind in Kind
+            for namespace in _scopes(namespaces)
+        ]
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Begin to list and watch; returns at once."""
+        for thread in self._threads():
+            thread.start()
+
+    def wait_synced(self, timeout: float) -> bool:
+        """Wait until every scope was listed once. False at the timeout or when closed; `trouble` says why."""
+        deadline = self._clock() + timeout
+        for synced in (*(r.synced for r in self._reflectors), self._refresher.synced):
+            while not synced.wait(min(max(deadline - self._clock(), 0.0), 0.2)):
+                if self._stop.is_set() or self._clock() >= deadline:
+                    return False
+        return True
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> bool:
+        """Interrupt every watch and join the threads; whether all of them ended in time."""
+        self._stop.set()
+        self._client.close()
+        self._refresher.wake()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads():
+            if thread.ident is not None:
+                thread.join(max(deadline - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self._threads())
+
+    def _threads(self) -> list[threading.Thread]:
+        return [*(r.thread for r in self._reflectors), self._refresher.thread]
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def store(self) -> Store:
+        """The store itself, which has the same reading methods."""
+        return self._store
+
+    def current(self, target: Target) -> Current:
+        """Everything that is held at `target`."""
+        return self._store.current(target)
+
+    def targets(self) -> set[Target]:
+        """Targets where at least one object carries our owner id."""
+        return self._store.targets()
+
+    def owns(self, target: Target) -> bool:
+        """Whether at least one object at `target` carries our owner id."""
+        return self._store.owns(target)
+
+    def total_ready(self) -> int:
+        """Ready endpoints over all targets of ours."""
+        return self._store.total_ready()
+
+    def annotated_services(self) -> tuple[CurrentService, ...]:
+        """Services with the label `consul-bridge/mirror: "true"`."""
+        return self._store.annotated_services()
+
+    @property
+    def synced(self) -> bool:
+        """Whether every scope was listed at least once."""
+        return all(r.synced.is_set() for r in self._reflectors) and self._refresher.synced.is_set()
+
+    def trouble(self) -> str | None:
+        """What some scope is backing off from now, None when all are well."""
+        errors = (*(r.error for r in self._reflectors), self._refresher.error)
+        return next((str(error) for error in errors if error is not None), None)
+
+    def status(self) -> dict[str, Any]:
+        """For readiness and metrics. `last_contact_seconds` is the age of the longest unheard scope (None: never)."""
+        now = self._clock()
+        heard = [r.heard for r in self._reflectors]
+        reason = self.trouble()
+        return {
+            "synced": self.synced,
+            "last_contact_seconds": None if None in heard else max(now - h for h in heard if h is not None),
+            "backing_off": reason is not None,
+            "reason": reason,
+            "objects": self._store.counts(),
+            "ready": self._store.total_ready(),
+            "owned": len(self._store.targets()),
+            "lists": sum(r.lists for r in self._reflectors),
+            "watches": sum(r.watches for r in self._reflectors),
+            "refreshes": self._refresher.done,
+            "refresh_found": self._refresher.found,
+            "threads": sum(thread.is_alive() for thread in self._threads()),
+        }
+
+    # ------------------------------------------------------------------ writes
+
+    def expect(self, change: Change) -> None:
+        """Call before writing `change`, so that its echo is no news even when it comes before the answer."""
+        self._store.expect(change)
+
+    def forget(self, change: Change) -> None:
+        """Call when the write failed (`note` does it after a success)."""
+        self._store.forget(change)
+
+    def note(self, change: Change, meta: Meta | None) -> None:
+        """Call after a write: the next pass sees it whether or not the watch has told it yet."""
+        self._store.note(change, meta)
+
+    # ------------------------------------------------------------------ full passes
+
+    def refresh(self, timeout: float = 5.0) -> bool:
+        """Read everything again beside the running watches, foreign Endpoints included; False if that takes longer.
+
+        `on_change` is called where the watches had missed something (`refresh_found` in `status`; expected: nothing).
+        Never raises: what failed is in `trouble`, and the last known state stays.
+        """
+        return self._refresher.refresh(timeout)
+
+
+class _Refresher:
+    """Lists what no watch covers (foreign Endpoints, at start and at every refresh) and checks what the watches cover.
+
+    A thread of its own, so that a full pass never waits longer than it wants to for a server that does not answer.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        store: Store,
+        namespaces: Namespaces,
+        on_change: OnChange,
+        retry: RetryPolicy,
+        stop: threading.Event,
+        failed: Callable[[BaseException], None] | None,
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._namespaces = namespaces
+        self._on_change = on_change
+        self._retry = retry
+        self._stop = stop
+        self._failed = failed
+        self._wanted = threading.Event()
+        self._changed = threading.Condition()
+        self._asked = 0
+        self.synced = threading.Event()
+        self.error: BridgeError | None = None
+        self.done = 0
+        self.found = 0
+        self.thread = threading.Thread(target=self.run, name="kube-refresh", daemon=True)
+
+    def refresh(self, timeout: float) -> bool:
+        """Ask for a refresh that begins from now on, and wait for its end."""
+        with self._changed:
+            self._asked += 1
+            mine = self._asked
+            self._wanted.set()
+            self._changed.wait_for(lambda: self.done >= mine or self._stop.is_set(), timeout)
+            return self.done >= mine
+
+    def wake(self) -> None:
+        """Let the thread and everyone who waits for it look at the stop event."""
+        with self._changed:
+            self._wanted.set()
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Read the foreign Endpoints, then refresh when asked, until stopped."""
+        try:
+            failures = 0
+            while not self._stop.is_set():
+                with self._changed:
+                    asked = self._asked
+                    self._wanted.clear()
+                self.error = self._round(whole=asked > self.done)
+                if self.error is not None:
+                    failures += 1
+                    if self._stop.wait(_wait_seconds(self._retry, failures, self.error)):
+                        break
+                    continue
+                failures = 0
+                with self._changed:
+                    self.done = asked
+                    self._changed.notify_all()
+                self._wanted.wait()
+        except BaseException as error:
+            if self._failed is not None and not self._stop.is_set():
+                self._failed(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _round(self, whole: bool) -> BridgeError | None:
+        try:
+            for namespace in _scopes(self._namespaces):
+                _fill(self._client, self._store, None, namespace)
+            self.synced.set()
+            for kind in Kind if whole else ():
+                for namespace in _scopes(self._namespaces):
+                    missed = _fill(self._client, self._store, kind, namespace)
+                    self.found += len(missed)
+                    for target in sorted(missed):
+                        self._on_change(target)
+        except CancelledError:
+            return None
+        except BridgeError as error:
+            return error
+        return None
+
+
+def _wait_seconds(retry: RetryPolicy, failures: int, error: BridgeError) -> float:
+    wait = retry.wait_seconds(failures, error)
+    return max(wait, PERMANENT_SECONDS) if isinstance(error, PermanentError) else wait
+
+
+class _Reflector:
+    """One scope: a kind in one namespace or in all. `run` is the endless shell, `cycle` the finite body."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        store: Store,
+        kind: Kind,
+        namespace: str | None,
+        on_change: OnChange,
+        retry: RetryPolicy,
+        stop: threading.Event,
+        failed: Callable[[BaseException], None] | None,
+        clock: Callable[[], float],
+        silence_seconds: float,
+        watch_seconds: tuple[int, int],
+    ) -> None:
+        self._client = client
+        self._store = store
+        self.kind = kind
+        self.namespace = namespace
+        self._on_change = on_change
+        self._retry = retry
+        self._stop = stop
+        self._failed = failed
+        self._clock = clock
+        self._silence_seconds = silence_seconds
+        self._watch_seconds = watch_seconds
+        self._position = ""
+        self._doubtful = False
+        self.synced = threading.Event()
+        self.error: BridgeError | None = None
+        self.heard: float | None = None
+        self.lists = 0
+        self.watches = 0
+        self._progress = False
+        where = namespace if namespace is not None else "all"
+        self.thread = threading.Thread(target=self.run, name=f"kube-watch-{objects.PLURAL[kind]}-{where}", daemon=True)
+
+    def run(self) -> None:
+        """Cycle until stopped. A bug ends the thread and is handed to `failed`."""
+        try:
+            failures = 0
+            while not self._stop.is_set():
+                self._progress = False
+                error = self.cycle()
+                failures = 0 if error is None else 1 if self._progress else failures + 1
+                self.error = error
+                if error is not None and self._stop.wait(_wait_seconds(self._retry, failures, error)):
+                    return
+        except BaseException as error:
+            if self._failed is not None and not self._stop.is_set():
+                self._failed(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def cycle(self) -> BridgeError | None:
+        """List if need be, then watch until the watch ends; the error to back off from, if any."""
+        try:
+            if self._position and self._doubtful and self._went_backwards():
+                self._position = ""
+            self._doubtful = False
+            if not self._position:
+                self._list()
+            self._watch()
+        except SilenceError:
+            self._doubtful = True
+        except CancelledError:
+            return None
+        except StaleError as error:
+            self._position = ""
+            return None if self._stop.is_set() else error
+        except (TransientError, PermanentError) as error:
+            self._doubtful = True
+            return error
+        return None
+
+    def _list(self) -> None:
+        since = self._store.begin_list()
+        items, version = _read(self._client, self.kind, self.namespace)
+        changed = self._store.replace(self.kind, self.namespace, items, version, since)
+        self._position = str(version)
+        self.lists += 1
+        self._alive()
+        if self.synced.is_set():
+            self._tell(changed)
+        self.synced.set()
+
+    def _went_backwards(self) -> bool:
+        """Whether the server counts from a lower version than we have seen (a restored etcd)."""
+        pages = list_pages(self._client, self.kind, self.namespace, SELECTORS[self.kind], METADATA_LIST_ONLY, page=1)
+        _, version = next(pages)
+        return objects.version(version) < objects.version(self._position)
+
+    def _watch(self) -> None:
+        query = [
+            ("watch", "1"),
+            ("allowWatchBookmarks", "true"),
+            ("resourceVersion", self._position),
+            ("timeoutSeconds", str(random.randint(*self._watch_seconds))),  # noqa: S311 - spreads load, no secret
+        ]
+        if SELECTORS[self.kind]:
+            query.append(("labelSelector", SELECTORS[self.kind]))
+        told = False
+        path = objects.path(self.kind, self.namespace)
+        with self._client.stream(path, query=query, silence=self._silence_seconds) as lines:
+            self.watches += 1
+            self._alive()
+            for line in lines:
+                self._event(line)
+                told = self._progress = True
+                self._alive()
+        self._doubtful = not told
+
+    def _event(self, line: bytes) -> None:
+        try:
+            event = json.loads(line)
+            kind, raw = event["type"], event["object"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StaleError(f"a watch of {objects.PLURAL[self.kind]} sent nonsense") from error
+        if kind == "ERROR":
+            code = raw.get("code") if isinstance(raw, dict) else None
+            if code == 429:  # the server sheds load: the position stays good
+                asked = faults.Asked("GET", objects.path(self.kind, self.namespace), self._client.server, watching=True)
+                raise faults.of_answer(asked, 429, {}, line)
+            said = raw.get("message") if isinstance(raw, dict) else ""
+            raise StaleError(f"a watch of {objects.PLURAL[self.kind]} ended with {code}: {faults.trim(str(said))}")
+        meta = objects.decode_meta(self.kind, raw) if kind != "BOOKMARK" else None
+        if kind in ("ADDED", "MODIFIED", "DELETED") and meta is not None:
+            found = objects.decode(self.kind, raw)
+            version = meta.resource_version
+            self._tell(self._store.event(self.kind, self.namespace, kind, meta, found))
+        elif kind == "BOOKMARK":
+            metadata = raw.get("metadata") if isinstance(raw, dict) else None
+            version = str(metadata.get("resourceVersion") or "") if isinstance(metadata, dict) else ""
+        else:
+            raise StaleError(f"a watch of {objects.PLURAL[self.kind]} sent an event of type {kind}")
+        if objects.version(version):
+            self._position = version
+
+    def _tell(self, changed: Iterable[Target]) -> None:
+        for target in sorted(changed):
+            self._on_change(target)
+
+    def _alive(self) -> None:
+        self.heard = self._clock()
+        self.error = None
+
+
+# --------------------------------------------------------------------------- what may we do?
+
+
+def can_i(client: KubeClient, verb: str, group: str, resource: str, namespace: str = "", name: str = "") -> bool:
+    """Ask the API server whether we may (SelfSubjectAccessReview; everyone may ask)."""
+    attributes = {"verb": verb, "group": group, "resource": resource, "namespace": namespace, "name": name}
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {k: v for k, v in attributes.items() if v}},
+    }
+    answer = client.request(
+        "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=json.dumps(body).encode()
+    )
+    try:
+        return bool(json.loads(answer.body)["status"]["allowed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransientError("the answer to an access review is no access review") from error
+
+
+def namespaces_exist(client: KubeClient, namespaces: Sequence[str]) -> dict[str, bool | None]:
+    """Which of the namespaces exist; None where we may not look."""
+    found: dict[str, bool | None] = {}
+    for namespace in dict.fromkeys(namespaces):
+        answer = client.request("GET", f"/api/v1/namespaces/{namespace}", allow=frozenset({403, 404}))
+        found[namespace] = None if answer.status == 403 else answer.status == 200
+    return found

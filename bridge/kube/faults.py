@@ -1,0 +1,232 @@
+"""What the API server or the way to it can answer instead of yes, and what that means for the caller: one table.
+
+| what came back | becomes | because |
+| --- | --- | --- |
+| 401 | PermanentError | credentials are missing, wrong or expired: backoff does not mend them |
+| 403 | PermanentError | names verb, resource and namespace, and the command that grants them |
+| 404 of a namespace | PermanentError | somebody must create the namespace |
+| other 404, 400, 405, 415, 422 | PermanentError | the request itself is wrong: the server's own words, trimmed |
+| 409 | StaleError | the object changed, came or went since it was read |
+| 410 | StaleError | a list or watch position that the server has forgotten: list again |
+| 429 | ThrottledError | with Retry-After |
+| 500 "failed to create typed patch object" | PermanentError | a 5xx that stays one (FACTS-kubernetes, 1.6) |
+| other 5xx | TransientError | with Retry-After when there is one |
+| no connection, reset, timeout | TransientError | the server may come back |
+| TLS certificate refused, no TLS there | PermanentError | the address or the CA must be mended |
+
+Texts are written for the user, trimmed, and `redact`ed: neither tokens nor passwords get out of here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.errors import BridgeError, PermanentError, StaleError, ThrottledError, TransientError
+
+TEXT_LIMIT = 400
+"""Characters of a server's message that are shown: an Endpoints object with 1,000 bad addresses has 1,000 causes."""
+
+_SECRETS = (
+    re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{3,}"),
+    re.compile(r"(?i)((?:id[_-]?token|access[_-]?token|refresh[_-]?token|token|password|passwd|secret|client-key-data"
+               r"|authorization)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&}]+"),
+    re.compile(r"\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*){1,2}"),
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL),
+)  # fmt: skip
+_USERINFO = re.compile(r"(://)[^/\s@]+@")
+
+_RESOURCE = re.compile(
+    r"^/(?:api/v1|apis/(?P<group>[^/]+)/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)(?:/(?P<name>[^/?]+))?$"
+)
+_MISSING_NAMESPACE = re.compile(r'^namespaces "([^"]+)" not found')
+_MISSING_VERB = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?')
+
+_VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as far as error texts need it."""
+
+    method: str
+    path: str
+    server: str
+    user: str = ""
+    watching: bool = False
+
+    @property
+    def verb(self) -> str:
+        """The RBAC verb of this request."""
+        if self.method == "GET":
+            if self.watching:
+                return "watch"
+            return "get" if self.part("name") else "list"
+        return _VERBS.get(self.method, self.method.lower())
+
+    def part(self, name: str) -> str:
+        """`group`, `namespace`, `resource` or `name` of the path, "" when it has none."""
+        found = _RESOURCE.match(self.path)
+        return (found.group(name) or "") if found else ""
+
+    def __str__(self) -> str:
+        resource, name, namespace = self.part("resource"), self.part("name"), self.part("namespace")
+        if not resource:
+            return f"{self.method} {self.path}"
+        what = f"{self.verb} {resource}" + (f" {name}" if name else "")
+        return f"{what} in namespace {namespace}" if namespace else what
+
+
+def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
+    """`text` without credentials: the given ones and whatever looks like one."""
+    for secret in secrets:
+        if len(secret) >= 4:
+            text = text.replace(secret, "<hidden>")
+    text = _SECRETS[0].sub(r"\1 <hidden>", text)
+    text = _SECRETS[1].sub(r"\1<hidden>", text)
+    text = _SECRETS[2].sub("<hidden>", text)
+    text = _SECRETS[3].sub("<hidden>", text)
+    return _USERINFO.sub(r"\1<hidden>@", text)
+
+
+def trim(text: str, limit: int = TEXT_LIMIT) -> str:
+    """One line of at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def status_of(body: bytes) -> dict[str, Any]:
+    """The Status object of an answer, {} when the body is something else (a proxy's page, plain text)."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(body)
+        if isinstance(found, dict) and found.get("kind") == "Status":
+            return found
+    return {}
+
+
+def causes_of(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """`details.causes` of a Status object."""
+    details = status.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    return [c for c in causes if isinstance(c, dict)] if isinstance(causes, list) else []
+
+
+def retry_after(headers: Mapping[str, str], status: Mapping[str, Any]) -> float | None:
+    """Seconds that the server asks us to wait: header first, else the Status object's."""
+    details = status.get("details")
+    asked = headers.get("Retry-After") or (details.get("retryAfterSeconds") if isinstance(details, dict) else None)
+    try:
+        seconds = float(asked) if asked is not None else None
+    except (TypeError, ValueError):
+        return None
+    return min(max(seconds, 0.0), 300.0) if seconds is not None else None
+
+
+def of_answer(
+    asked: Asked, code: int, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...] = ()
+) -> BridgeError:
+    """The error for an answer with status `code` >= 400."""
+    status = status_of(body)
+    raw = str(status.get("message") or body[: 4 * TEXT_LIMIT].decode("utf-8", "replace"))
+    said = trim(redact(raw, secrets)) or f"HTTP {code}"
+    where = f"Kubernetes ({asked.server})"
+    match code:
+        case 401:
+            return PermanentError(
+                f"{where} refuses our credentials (401) for {asked}: they are missing, wrong or expired. "
+                "Renew them, or choose another --context"
+            )
+        case 403:
+            return _forbidden(asked, said, where)
+        case 404 if status.get("reason") == "NotFound" and (missing := _MISSING_NAMESPACE.match(raw)):
+            name = missing.group(1)
+            return PermanentError(f'namespace "{name}" does not exist: create it (kubectl create namespace {name})')
+        case 404 if not status:
+            return PermanentError(
+                f"{asked}: {asked.server} answers 404 without a Kubernetes status: is that the API server's address?"
+            )
+        case 409:
+            return StaleError(f"{asked}: {said}")
+        case 410:
+            return StaleError(f"{asked}: that position is too old: {said}")
+        case 429:
+            return ThrottledError(
+                f"{where} asks us to be slower (429) at {asked}: {said}",
+                retry_after_seconds=retry_after(headers, status),
+            )
+        case 500 if "failed to create typed patch object" in raw:
+            return PermanentError(f"{asked} is refused, the object does not fit its schema: {said}")
+        case _ if code >= 500:
+            return TransientError(
+                f"{where} answers {code} to {asked}: {said}", retry_after_seconds=retry_after(headers, status)
+            )
+        case 400 if "HTTP request to an HTTPS server" in raw:
+            return PermanentError(f"{asked.server} speaks TLS: write https:// in the kubeconfig's server")
+        case _:
+            return PermanentError(f"{asked} is refused ({code}): {said}")
+
+
+def _forbidden(asked: Asked, said: str, where: str) -> PermanentError:
+    """403 names what is missing by itself: an apply that would create lacks `create`, not `patch`."""
+    verb, resource, group, namespace = asked.verb, asked.part("resource"), asked.part("group"), asked.part("namespace")
+    if found := _MISSING_VERB.search(said):
+        verb, resource, group, namespace = found.group(1), found.group(2), found.group(3), found.group(4) or namespace
+    if not resource:
+        return PermanentError(f"{where} forbids {asked}: {said}")
+    scope = f"in namespace {namespace}" if namespace else "in all namespaces"
+    role, flag = ("Role", f" -n {namespace}") if namespace else ("ClusterRole", "")
+    full = f"{resource}.{group}" if group else resource
+    return PermanentError(
+        f"{where} forbids us to {verb} {resource} {scope}. Grant verb {verb} on {full} with a {role} "
+        f"(kubectl create {role.lower()} consul-bridge --verb={verb} --resource={full}{flag}). Server: {said}"
+    )
+
+
+def of_exception(asked: Asked, error: BaseException, secrets: tuple[str, ...] = ()) -> BridgeError:
+    """The error for a request that got no answer; `error` is urllib3's, ssl's or the socket's."""
+    from urllib3 import exceptions as u3
+
+    chain = _chain(error)
+    said = trim(redact(str(error), secrets), 200)
+    for link in chain:
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return PermanentError(
+                f"the certificate of {asked.server} is not trusted: {trim(link.verify_message or str(link), 200)}. "
+                "Check certificate-authority (or tls-server-name) of the cluster in the kubeconfig"
+            )
+    text = " ".join(str(link) for link in chain)
+    if any(mark in text for mark in ("WRONG_VERSION_NUMBER", "wrong version number", "record layer failure")):
+        return PermanentError(
+            f"{asked.server} does not speak TLS: wrong port, or write http:// in the kubeconfig's server"
+        )
+    if any(mark in text for mark in ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "ALERT_BAD_CERTIFICATE", "ALERT_UNKNOWN_CA")):
+        return PermanentError(f"{asked.server} refuses our client certificate: {said}")
+    if any(isinstance(link, u3.LocationParseError | u3.LocationValueError | u3.URLSchemeUnknown) for link in chain):
+        return PermanentError(f"{asked.server} is no address of an API server: {said}")
+    if any(isinstance(link, u3.NameResolutionError) for link in chain):
+        return TransientError(f"the name of {asked.server} cannot be resolved")
+    if any(isinstance(link, ConnectionRefusedError) for link in chain):
+        return TransientError(f"{asked.server} refuses connections: no API server is listening there")
+    if any(isinstance(link, u3.ConnectTimeoutError) for link in chain):
+        return TransientError(f"{asked.server} cannot be reached: connecting took too long")
+    if any(isinstance(link, u3.TimeoutError | TimeoutError) for link in chain):
+        return TransientError(f"{asked.server} did not answer in time: {asked}")
+    return TransientError(f"the connection to {asked.server} broke during {asked}: {said or type(error).__name__}")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what caused it, urllib3's `reason` and wrapped arguments included."""
+    found: list[BaseException] = []
+    waiting: list[object] = [error]
+    while waiting and len(found) < 20:
+        link = waiting.pop(0)
+        if not isinstance(link, BaseException) or any(link is known for known in found):
+            continue
+        found.append(link)
+        waiting += [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
+    return found

@@ -1,0 +1,400 @@
+"""Kubernetes objects as JSON on one side, the model's values on the other. Pure functions, no requests.
+
+Encoding gives bodies for server-side apply: deterministic, with nothing in them that we do not want to own. Decoding
+is slim and never raises: what a person or another program made of an object may be odd, and is then simply not what
+we would have written.
+
+| thing | as we write it | why |
+| --- | --- | --- |
+| ports | `protocol` always | Service ports are keyed by (port, protocol) in an apply |
+| Endpoints | one subset per port set, both families in it | that is what an Endpoints subset is |
+| subsets | no empty `addresses` or `notReadyAddresses` | 422 |
+| Service | `type: ClusterIP` always | an adopted ExternalName turns over in place |
+| ipFamilies | only for one family; for both the policy alone | one of two named is refused once it has both (422) |
+| slices | `ready`, `serving`, `terminating` always | an absent `ready` means ready |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from sys import intern
+from typing import Any
+
+from bridge.core import canonical
+from bridge.core.model import (
+    Change,
+    CurrentEndpoints,
+    CurrentService,
+    CurrentSlice,
+    Endpoint,
+    EndpointsBody,
+    Family,
+    Group,
+    Kind,
+    Meta,
+    Pairs,
+    Port,
+    ServiceBody,
+    SliceBody,
+    Target,
+)
+from bridge.kube.client import FIELD_MANAGER
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "consul-bridge"
+OWNER = "consul-bridge/owner"
+MIRROR = "consul-bridge/mirror"
+PREFIX = "consul-bridge/"
+CATALOG_SYNC = "consul"
+SERVICE_NAME = "kubernetes.io/service-name"
+SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
+
+OURS = f"{MANAGED_BY}={MANAGER}"
+"""Selects what any bridge made, whatever its owner id."""
+OUR_SLICES = f"{OURS},{SLICE_MANAGED_BY}={MANAGER}"
+"""Selects slices that a bridge made; mirrored slices copy our labels but have the control plane's managed-by."""
+NOT_OURS = f"{MANAGED_BY}!={MANAGER}"
+
+Json = dict[str, Any]
+Decoded = CurrentService | CurrentEndpoints | CurrentSlice
+
+API_VERSION = {Kind.SERVICE: "v1", Kind.ENDPOINTS: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1"}
+PLURAL = {Kind.SERVICE: "services", Kind.ENDPOINTS: "endpoints", Kind.ENDPOINT_SLICE: "endpointslices"}
+_BASE = {Kind.SERVICE: "/api/v1", Kind.ENDPOINTS: "/api/v1", Kind.ENDPOINT_SLICE: "/apis/discovery.k8s.io/v1"}
+
+
+def path(kind: Kind, namespace: str | None, name: str = "") -> str:
+    """Path of an object, of a namespace's objects (no `name`), or of all objects of the kind (`namespace` None)."""
+    within = f"/namespaces/{namespace}" if namespace is not None else ""
+    return f"{_BASE[kind]}{within}/{PLURAL[kind]}" + (f"/{name}" if name else "")
+
+
+# --------------------------------------------------------------------------- encode
+
+
+def encode(change: Change) -> Json:
+    """The body to apply for `change`, without preconditions. `change.body` must not be None."""
+    body = change.body
+    metadata: Json = {"name": change.name, "namespace": change.target.namespace}
+    match body:
+        case ServiceBody():
+            content: Json = {"spec": _service_spec(body)}
+        case EndpointsBody():
+            content = {"subsets": subsets(body.groups)} if body.groups else {}
+        case SliceBody():
+            content = _slice(body)
+        case None:
+            raise ValueError(f"{change.action} of {change.kind} {change.target} has no body")
+    labels = slice_labels(body) if isinstance(body, SliceBody) else dict(body.labels)
+    if labels:
+        metadata["labels"] = dict(sorted(labels.items()))
+    if body.annotations:
+        metadata["annotations"] = dict(sorted(body.annotations))
+    return {"apiVersion": API_VERSION[change.kind], "kind": change.kind.value, "metadata": metadata, **content}
+
+
+def _service_spec(body: ServiceBody) -> Json:
+    spec: Json = {
+        "type": "ClusterIP",
+        "ports": ports(sorted(body.ports)),
+        "ipFamilyPolicy": "PreferDualStack" if len(body.families) > 1 else "SingleStack",
+    }
+    if len(body.families) == 1:
+        spec["ipFamilies"] = [body.families[0].value]
+    if body.headless:
+        spec["clusterIP"] = "None"
+    return spec
+
+
+def ports(found: Iterable[Port]) -> list[Json]:
+    """Ports as all three kinds want them."""
+    encoded = []
+    for port in found:
+        entry: Json = {"port": port.number, "protocol": port.protocol}
+        if port.name:
+            entry["name"] = port.name
+        if port.app_protocol:
+            entry["appProtocol"] = port.app_protocol
+        encoded.append(entry)
+    return encoded
+
+
+def subsets(groups: Iterable[Group]) -> list[Json]:
+    """Groups as subsets: one per port set, sorted by it, IPv4 before IPv6."""
+    by_ports: dict[tuple[Port, ...], list[Group]] = {}
+    for group in groups:
+        by_ports.setdefault(tuple(sorted(group.ports)), []).append(group)
+    encoded = []
+    for port_set, members in sorted(by_ports.items()):
+        endpoints = [e for group in sorted(members, key=lambda g: g.family) for e in arranged(group.endpoints)]
+        subset: Json = {}
+        for key, ready in (("addresses", True), ("notReadyAddresses", False)):
+            if addresses := [{"ip": e.address} for e in endpoints if e.ready is ready]:
+                subset[key] = addresses
+        if subset:
+            if port_set:
+                subset["ports"] = ports(port_set)
+            encoded.append(subset)
+    return encoded
+
+
+def slice_labels(body: SliceBody) -> dict[str, str]:
+    """Labels of a slice: the given ones and the two that make it a slice of its Service, managed by us."""
+    return {**dict(body.labels), SERVICE_NAME: body.service, SLICE_MANAGED_BY: MANAGER}
+
+
+def _slice(body: SliceBody) -> Json:
+    encoded = []
+    for endpoint in arranged(body.group.endpoints):
+        entry: Json = {
+            "addresses": [endpoint.address],
+            "conditions": {
+                "ready": endpoint.ready,
+                "serving": endpoint.serving,
+                "terminating": endpoint.terminating,
+            },
+        }
+        if endpoint.zone:
+            entry["zone"] = endpoint.zone
+        if endpoint.node_name:
+            entry["nodeName"] = endpoint.node_name
+        encoded.append(entry)
+    return {
+        "addressType": body.group.family.value,
+        "endpoints": encoded,
+        "ports": ports(sorted(body.group.ports)),
+    }
+
+
+def arranged(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+    """Endpoints in the one order in which they are stored (by text, where others stored what is no address)."""
+    found = tuple(endpoints)
+    try:
+        return canonical.sort_endpoints(found)
+    except ValueError:
+        return tuple(sorted(found))
+
+
+def plain(groups: Iterable[Group]) -> tuple[Group, ...]:
+    """What is left of groups in an Endpoints object, which knows addresses as ready or not and nothing more.
+
+    The same (family, ports) given twice becomes one group; empty groups vanish.
+    """
+    merged: dict[tuple[Family, tuple[Port, ...]], dict[str, bool]] = {}
+    for group in groups:
+        found = merged.setdefault((group.family, tuple(sorted(group.ports))), {})
+        for endpoint in group.endpoints:
+            found[endpoint.address] = endpoint.ready and found.get(endpoint.address, True)
+    return tuple(
+        Group(family, port_set, arranged(Endpoint(a, ready, serving=ready) for a, ready in found.items()))
+        for (family, port_set), found in sorted(merged.items())
+        if found
+    )
+
+
+# --------------------------------------------------------------------------- decode
+
+
+def target_of(found: Decoded) -> Target:
+    """The target that an object belongs to: its own name, for slices that of the Service."""
+    if isinstance(found, CurrentSlice):
+        return Target(found.meta.namespace, found.service)
+    return Target(found.meta.namespace, found.meta.name)
+
+
+def decode(kind: Kind, raw: object) -> Decoded | None:
+    """Any of the three by its kind (items of a list carry none themselves)."""
+    match kind:
+        case Kind.SERVICE:
+            return decode_service(raw)
+        case Kind.ENDPOINTS:
+            return decode_endpoints(raw)
+        case Kind.ENDPOINT_SLICE:
+            return decode_slice(raw)
+
+
+def decode_meta(kind: Kind, raw: object) -> Meta | None:
+    """Identity and ownership of an object or PartialObjectMetadata; None when it has not even a name."""
+    metadata = mapping(mapping(raw).get("metadata"))
+    name = metadata.get("name")
+    if not isinstance(name, str) or not name:
+        return None
+    labels, annotations = _pairs(metadata.get("labels")), _pairs(metadata.get("annotations"))
+    owned_labels, owned_annotations = _owned_keys(metadata.get("managedFields"))
+    marks = {(k, v) for found in (labels, annotations) for k, v in found.items() if k.startswith(PREFIX)}
+    if CATALOG_SYNC in labels:
+        marks.add((CATALOG_SYNC, labels[CATALOG_SYNC]))
+    return Meta(
+        kind=kind,
+        namespace=intern(str(metadata.get("namespace") or "")),
+        name=intern(name),
+        uid=str(metadata.get("uid") or ""),
+        resource_version=str(metadata.get("resourceVersion") or ""),
+        owner=labels.get(OWNER) if labels.get(MANAGED_BY) == MANAGER else None,
+        labels=_kept(labels, owned_labels),
+        annotations=_kept(annotations, owned_annotations),
+        marks=tuple(sorted(marks)),
+        deleting=bool(metadata.get("deletionTimestamp")),
+    )
+
+
+def decode_service(raw: object) -> CurrentService | None:
+    """A Service. Ports of one of ours are sorted, ports of others keep their order (it can carry meaning)."""
+    meta = decode_meta(Kind.SERVICE, raw)
+    if meta is None:
+        return None
+    spec = mapping(mapping(raw).get("spec"))
+    found = [(_port(p), _number(mapping(p).get("targetPort"))) for p in _list(spec.get("ports"))]
+    if meta.owner is not None:
+        found.sort()
+    families = tuple(Family(f) for f in _list(spec.get("ipFamilies")) if f in Family.__members__.values())
+    return CurrentService(
+        meta=meta,
+        type=intern(str(spec.get("type") or "ClusterIP")),
+        headless=spec.get("clusterIP") == "None",
+        has_selector=bool(spec.get("selector")),
+        ports=tuple(port for port, _ in found),
+        target_ports=tuple(number for _, number in found),
+        families=families,
+    )
+
+
+def decode_endpoints(raw: object) -> CurrentEndpoints | None:
+    """An Endpoints object; `canonical` says whether writing `groups` again would leave it as it is."""
+    meta = decode_meta(Kind.ENDPOINTS, raw)
+    if meta is None:
+        return None
+    stored = _list(mapping(raw).get("subsets"))
+    groups: list[Group] = []
+    for subset in stored:
+        content = mapping(subset)
+        port_set = tuple(sorted(_port(p) for p in _list(content.get("ports"))))
+        for key, ready in (("addresses", True), ("notReadyAddresses", False)):
+            for address in _list(content.get(key)):
+                ip = mapping(address).get("ip")
+                if isinstance(ip, str) and ip:
+                    groups.append(Group(_family(ip), port_set, (Endpoint(intern(ip), ready, serving=ready),)))
+    decoded = plain(groups)
+    return CurrentEndpoints(meta=meta, groups=decoded, canonical=subsets(decoded) == stored)
+
+
+def decode_slice(raw: object) -> CurrentSlice | None:
+    """An EndpointSlice; None without a Service's name or with a foreign address type (not ours then).
+
+    Endpoints that are there twice stay there twice, so that such a slice never equals one that we want.
+    """
+    meta = decode_meta(Kind.ENDPOINT_SLICE, raw)
+    content = mapping(raw)
+    service = _pairs(mapping(content.get("metadata")).get("labels")).get(SERVICE_NAME, "")
+    kind = content.get("addressType")
+    if meta is None or not service or not isinstance(kind, str) or kind not in Family.__members__.values():
+        return None
+    endpoints = []
+    for entry in map(mapping, _list(content.get("endpoints"))):
+        conditions = mapping(entry.get("conditions"))
+        ready = conditions.get("ready") is not False
+        serving = conditions.get("serving")
+        endpoints += [
+            Endpoint(
+                address=intern(address),
+                ready=ready,
+                serving=serving if isinstance(serving, bool) else ready,
+                terminating=conditions.get("terminating") is True,
+                zone=intern(str(entry.get("zone") or "")),
+                node_name=intern(str(entry.get("nodeName") or "")),
+            )
+            for address in _list(entry.get("addresses"))
+            if isinstance(address, str)
+        ]
+    port_set = tuple(sorted(_port(p) for p in _list(content.get("ports"))))
+    return CurrentSlice(meta=meta, service=intern(service), group=Group(Family(kind), port_set, arranged(endpoints)))
+
+
+def expected(change: Change, meta: Meta) -> Decoded:
+    """What the server will show after `change` was applied and answered with `meta`: equal to decoding it."""
+    body = change.body
+    match body:
+        case ServiceBody():
+            found = tuple(sorted(body.ports))
+            return CurrentService(
+                meta=meta,
+                type="ClusterIP",
+                headless=body.headless,
+                has_selector=False,
+                ports=found,
+                target_ports=tuple(p.number for p in found),
+                families=body.families,
+            )
+        case EndpointsBody():
+            return CurrentEndpoints(meta=meta, groups=plain(body.groups))
+        case SliceBody():
+            group = replace(body.group, ports=tuple(sorted(body.group.ports)), endpoints=arranged(body.group.endpoints))
+            return CurrentSlice(meta=meta, service=body.service, group=group)
+        case None:
+            raise ValueError(f"{change.action} of {change.kind} {change.target} has no body")
+
+
+def same(one: Decoded, other: Decoded) -> bool:
+    """Whether two states of an object differ in nothing but the version."""
+    return replace(other, meta=replace(other.meta, resource_version=one.meta.resource_version)) == one
+
+
+def version(text: str) -> int:
+    """A resourceVersion as a number; 0 for anything odd."""
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+# --------------------------------------------------------------------------- odd input
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """The value if it is a JSON object, an empty one otherwise."""
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _pairs(value: object) -> dict[str, str]:
+    return {intern(k): intern(v) for k, v in mapping(value).items() if isinstance(v, str)}
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _text(value: object) -> str:
+    return intern(value) if isinstance(value, str) else ""
+
+
+def _port(value: object) -> Port:
+    found = mapping(value)
+    return Port(
+        name=_text(found.get("name")),
+        number=_number(found.get("port")),
+        protocol=_text(found.get("protocol")) or "TCP",
+        app_protocol=_text(found.get("appProtocol")),
+    )
+
+
+def _family(address: str) -> Family:
+    return Family.IPV6 if ":" in address else Family.IPV4
+
+
+def _owned_keys(managed_fields: object) -> tuple[set[str], set[str]]:
+    """Keys of labels and annotations that our field manager applied."""
+    labels: set[str] = set()
+    annotations: set[str] = set()
+    for entry in map(mapping, _list(managed_fields)):
+        if entry.get("manager") != FIELD_MANAGER or entry.get("operation") != "Apply" or entry.get("subresource"):
+            continue
+        metadata = mapping(mapping(entry.get("fieldsV1")).get("f:metadata"))
+        for found, key in ((labels, "f:labels"), (annotations, "f:annotations")):
+            found.update(k[2:] for k in mapping(metadata.get(key)) if k.startswith("f:"))
+    return labels, annotations
+
+
+def _kept(found: Mapping[str, str], keys: set[str]) -> Pairs:
+    return tuple(sorted((k, v) for k, v in found.items() if k in keys))

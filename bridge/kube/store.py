@@ -1,0 +1,310 @@
+"""What Kubernetes is known to hold, as slim values by target: filled by lists and watches, read by passes.
+
+No requests and no threads of its own, but safe to use from several. Two rules keep it true:
+
+- Versions order the news about one object: what is older than what is held is dropped, wherever it comes from (a
+  watch that lags behind our own write, a page of a list that was read before it).
+- A list replaces everything in its scope, except what was noted after it began. So it also heals what versions
+  cannot: an etcd that was restored from a backup counts from a lower number.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from bridge.core.model import (
+    Action,
+    Change,
+    Current,
+    CurrentEndpoints,
+    CurrentService,
+    CurrentSlice,
+    Endpoint,
+    Kind,
+    Meta,
+    SliceBody,
+    Target,
+)
+from bridge.kube import objects
+from bridge.kube.objects import Decoded
+
+Key = tuple[str, str]
+"""(namespace, name) of an object."""
+
+GRAVES = 4096
+"""How many vanished objects are remembered as such."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """An object (None: we know that it is gone), its version, and when in the store's own counting it was set."""
+
+    found: Decoded | None
+    version: int
+    sequence: int
+
+
+class Store:
+    """Objects by kind and target. `owner` is the owner id whose objects count as ours."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self._lock = threading.RLock()
+        self._sequence = 0
+        self._entries: dict[Kind, dict[Key, _Entry]] = {kind: {} for kind in Kind}
+        self._slices: dict[Target, dict[str, CurrentSlice]] = {}
+        self._foreign: dict[Target, Meta] = {}
+        self._graves: deque[tuple[Kind, Key, int]] = deque()
+        self._floors: dict[tuple[Kind, str | None], int] = {}
+        self._expected: dict[tuple[Kind, Key], Change] = {}
+        self._ready: dict[Target, int] = {}
+        self._owned: set[Target] = set()
+        self._total_ready = 0
+
+    # ------------------------------------------------------------------ reading
+
+    def current(self, target: Target) -> Current:
+        """Everything that is held at `target`. Endpoints of others are there without content (`groups` empty)."""
+        key = (target.namespace, target.name)
+        with self._lock:
+            service = self._found(Kind.SERVICE, key)
+            endpoints = self._found(Kind.ENDPOINTS, key)
+            slices = self._slices.get(target)
+            foreign = self._foreign.get(target)
+            ordered = tuple(slices[name] for name in sorted(slices)) if slices else ()
+        if endpoints is None and foreign is not None:
+            endpoints = CurrentEndpoints(meta=foreign, groups=())
+        return Current(
+            target,
+            service=service if isinstance(service, CurrentService) else None,
+            endpoints=endpoints if isinstance(endpoints, CurrentEndpoints) else None,
+            slices=ordered,
+        )
+
+    def targets(self) -> set[Target]:
+        """Targets where at least one object carries our owner id."""
+        with self._lock:
+            return set(self._owned)
+
+    def owns(self, target: Target) -> bool:
+        """Whether at least one object at `target` carries our owner id."""
+        with self._lock:
+            return target in self._owned
+
+    def total_ready(self) -> int:
+        """Ready endpoints over all targets of ours (with Endpoints and slices side by side: the larger number)."""
+        with self._lock:
+            return self._total_ready
+
+    def annotated_services(self) -> tuple[CurrentService, ...]:
+        """Services that ask to be filled: label (or annotation) `consul-bridge/mirror: "true"`, sorted."""
+        with self._lock:
+            found = [e.found for e in self._entries[Kind.SERVICE].values() if isinstance(e.found, CurrentService)]
+        asking = (s for s in found if (objects.MIRROR, "true") in s.meta.marks)
+        return tuple(sorted(asking, key=lambda s: (s.meta.namespace, s.meta.name)))
+
+    def counts(self) -> dict[str, int]:
+        """Number of objects held by kind."""
+        with self._lock:
+            found = {
+                k.value: sum(e.found is not None for e in entries.values()) for k, entries in self._entries.items()
+            }
+            return found | {"ForeignEndpoints": len(self._foreign)}
+
+    # ------------------------------------------------------------------ our own writes
+
+    def expect(self, change: Change) -> None:
+        """`change` is about to be written: a watch event that shows just this is no news."""
+        with self._lock:
+            self._expected[change.kind, (change.target.namespace, change.name)] = change
+
+    def forget(self, change: Change) -> None:
+        """The write that was expected failed, or its outcome is unknown."""
+        with self._lock:
+            key = (change.kind, (change.target.namespace, change.name))
+            if self._expected.get(key) is change:
+                del self._expected[key]
+
+    def note(self, change: Change, meta: Meta | None) -> None:
+        """A write was answered: hold what it made of the object, unless something newer is held already."""
+        key = (change.target.namespace, change.name)
+        with self._lock:
+            self.forget(change)
+            if change.action is Action.UNCHANGED:
+                return
+            if change.action is Action.DELETE or meta is None:
+                existing = change.existing
+                held = self._entries[change.kind].get(key)
+                if existing is None or (held and held.found is not None and held.found.meta.uid != existing.uid):
+                    return
+                self._put(change.kind, key, None, objects.version(existing.resource_version))
+                self._drop_foreign(change.kind, key, existing.uid)
+                return
+            version = objects.version(meta.resource_version)
+            floor = max(self._floors.get((change.kind, scope), 0) for scope in (None, change.target.namespace))
+            if version > floor:  # else a list that is newer than this write has told already what became of it
+                self._put(change.kind, key, objects.expected(change, meta), version)
+            self._drop_foreign(change.kind, key, meta.uid)
+
+    # ------------------------------------------------------------------ news from the server
+
+    def begin_list(self) -> int:
+        """Mark the beginning of a list; what is noted from now on is newer than the list."""
+        with self._lock:
+            return self._sequence
+
+    def replace(
+        self, kind: Kind, namespace: str | None, items: Iterable[Decoded], version: int, since: int
+    ) -> set[Target]:
+        """A complete list of the kind in `namespace` (None: all). Targets where something differs from before."""
+        listed = {(i.meta.namespace, i.meta.name): i for i in items}
+        changed: set[Target] = set()
+        with self._lock:
+            entries = self._entries[kind]
+            inside = [key for key in entries if namespace is None or key[0] == namespace]
+            for key in inside:
+                entry = entries[key]
+                newer = entry.sequence > since and entry.version > version
+                if key in listed or newer:
+                    continue
+                if entry.found is not None:
+                    changed |= self._hold(kind, key, None, version)
+                del entries[key]
+            for key, found in listed.items():
+                held = entries.get(key)
+                found_version = objects.version(found.meta.resource_version)
+                if held is not None and held.sequence > since and held.version >= found_version:
+                    continue
+                changed |= self._hold(kind, key, found, found_version)
+            self._floors[kind, namespace] = version
+        return changed
+
+    def event(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        event: Literal["ADDED", "MODIFIED", "DELETED"],
+        meta: Meta,
+        found: Decoded | None,
+    ) -> set[Target]:
+        """One watch event of the scope `namespace`; targets where it tells something new.
+
+        `found` is None for an object that is of no use to us (a slice that lost its Service's name).
+        """
+        key = (meta.namespace, meta.name)
+        version = objects.version(meta.resource_version)
+        gone = event == "DELETED" or found is None
+        with self._lock:
+            if version and version <= self._floors.get((kind, namespace), 0):
+                return set()
+            held = self._entries[kind].get(key)
+            if held is not None and version and version <= held.version:
+                return set()
+            changed = self._hold(kind, key, None if gone else found, version)
+            if not gone and found is not None:
+                self._drop_foreign(kind, key, found.meta.uid)
+            expected = self._expected.get((kind, key))
+            if changed and expected is not None and _fulfils(expected, None if gone else found):
+                return set()
+            return changed
+
+    def replace_foreign(self, namespace: str | None, found: Iterable[Meta]) -> None:
+        """Endpoints in `namespace` (None: all) that no bridge manages, by their metadata."""
+        fresh = {Target(m.namespace, m.name): m for m in found}
+        with self._lock:
+            kept = {t: m for t, m in self._foreign.items() if namespace is not None and t.namespace != namespace}
+            self._foreign = kept | fresh
+
+    # ------------------------------------------------------------------ inside (lock held)
+
+    def _found(self, kind: Kind, key: Key) -> Decoded | None:
+        entry = self._entries[kind].get(key)
+        return entry.found if entry is not None else None
+
+    def _put(self, kind: Kind, key: Key, found: Decoded | None, version: int) -> None:
+        held = self._entries[kind].get(key)
+        if held is None or held.version <= version:
+            self._hold(kind, key, found, version)
+
+    def _hold(self, kind: Kind, key: Key, found: Decoded | None, version: int) -> set[Target]:
+        """Set an entry; the targets at which it made a difference beyond the version."""
+        entry = self._entries[kind].get(key)
+        before = entry.found if entry is not None else None
+        self._sequence += 1
+        self._entries[kind][key] = _Entry(found, version, self._sequence)
+        if found is None:
+            self._bury(kind, key)
+        touched = {objects.target_of(o) for o in (before, found) if o is not None}
+        if isinstance(before, CurrentSlice):
+            old = objects.target_of(before)
+            members = self._slices.get(old, {})
+            members.pop(before.meta.name, None)
+            if not members:
+                self._slices.pop(old, None)
+        if isinstance(found, CurrentSlice):
+            self._slices.setdefault(objects.target_of(found), {})[found.meta.name] = found
+        if before is not None and found is not None and objects.same(before, found):
+            return set()
+        for target in touched:
+            self._count(target)
+        return touched
+
+    def _bury(self, kind: Kind, key: Key) -> None:
+        """Remember that an object is gone, so that an answer that comes late does not bring it back; for a while."""
+        self._graves.append((kind, key, self._sequence))
+        if len(self._graves) > GRAVES:
+            old_kind, old_key, sequence = self._graves.popleft()
+            entry = self._entries[old_kind].get(old_key)
+            if entry is not None and entry.found is None and entry.sequence == sequence:
+                del self._entries[old_kind][old_key]
+
+    def _drop_foreign(self, kind: Kind, key: Key, uid: str) -> None:
+        if kind is Kind.ENDPOINTS:
+            target = Target(*key)
+            found = self._foreign.get(target)
+            if found is not None and (found.uid == uid or self._found(kind, key) is not None):
+                del self._foreign[target]
+
+    def _count(self, target: Target) -> None:
+        key = (target.namespace, target.name)
+        mine = [
+            found
+            for found in (
+                self._found(Kind.SERVICE, key),
+                self._found(Kind.ENDPOINTS, key),
+                *self._slices.get(target, {}).values(),
+            )
+            if found is not None and found.meta.owner == self.owner
+        ]
+        whole = sum(_ready(e) for o in mine if isinstance(o, CurrentEndpoints) for g in o.groups for e in g.endpoints)
+        sliced = sum(_ready(e) for o in mine if isinstance(o, CurrentSlice) for e in o.group.endpoints)
+        ready = max(whole, sliced)
+        self._total_ready += ready - self._ready.pop(target, 0)
+        if ready:
+            self._ready[target] = ready
+        if mine:
+            self._owned.add(target)
+        else:
+            self._owned.discard(target)
+
+
+def _ready(endpoint: Endpoint) -> int:
+    return 1 if endpoint.ready else 0
+
+
+def _fulfils(change: Change, found: Decoded | None) -> bool:
+    """Whether `found` is what `change` was to make of the object."""
+    if change.body is None or found is None:
+        return change.body is None and found is None
+    labels: Mapping[str, str] = dict(change.body.labels)
+    if isinstance(change.body, SliceBody):
+        labels = objects.slice_labels(change.body)
+    return (
+        objects.expected(change, found.meta) == found
+        and dict(found.meta.labels) == labels
+        and found.meta.annotations == tuple(sorted(change.body.annotations))
+    )

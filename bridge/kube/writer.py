@@ -1,0 +1,250 @@
+"""Writes one change: never over something that it did not see, never together with somebody else.
+
+Server-side apply with preconditions in the body (measured on kube-apiserver 1.37, FACTS-kubernetes section 2 and
+docs/decisions.md):
+
+| action | request | the server's protection |
+| --- | --- | --- |
+| create | apply with resourceVersion "1", a version that no object ever has | exists: 409; absent: 201 |
+| update | apply, force, with uid and resourceVersion of what was seen | changed, gone or made anew: 409 or 422 |
+| delete | DELETE with uid and resourceVersion as preconditions | changed or made anew: 409 |
+
+`force` only ever takes fields back on objects that are ours. Answers are asked for as metadata only.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bridge.core.model import Action, Change, Meta, ServiceBody
+from bridge.errors import ConflictError, PermanentError, StaleError
+from bridge.kube import faults, objects
+from bridge.kube.client import (
+    APPLY,
+    FIELD_MANAGER,
+    JSON,
+    MERGE,
+    METADATA_LIST_ONLY,
+    METADATA_ONLY,
+    KubeClient,
+    Response,
+)
+
+NEVER_VERSION = "1"
+"""etcd's revision before anything is written: no object carries it, so asking for it means "must not exist"."""
+
+_MANAGER = ("fieldManager", FIELD_MANAGER)
+_FORCE = ("force", "true")
+_CREATE_ALLOWS = frozenset({409})
+_UPDATE_ALLOWS = frozenset({409, 422})
+_DELETE_ALLOWS = frozenset({404, 409})
+
+
+class Writer:
+    """Applies changes through a client. Stateless, so any number of threads may share one."""
+
+    def __init__(self, client: KubeClient) -> None:
+        self._client = client
+
+    def apply(self, change: Change) -> Meta | None:
+        """Write `change`; the object's new Meta, None after a delete (also when it was gone already).
+
+        Raises StaleError (changed since it was read: read again, decide again), ConflictError (a create found
+        somebody else's object), TransientError, PermanentError.
+        """
+        match change.action:
+            case Action.CREATE:
+                return self._create(change)
+            case Action.UPDATE:
+                return self._update(change)
+            case Action.DELETE:
+                self._delete(change)
+                return None
+            case Action.UNCHANGED:
+                return change.existing
+
+    def _create(self, change: Change) -> Meta:
+        body = objects.encode(change)
+        strict = _bytes(body, resourceVersion=NEVER_VERSION)
+        for _ in range(2):
+            answer = self._patch(change, strict, (_MANAGER,), METADATA_ONLY, _CREATE_ALLOWS)
+            if answer.status < 400:
+                return self._created(change, answer)
+            found = self._find(change)
+            if found is not None:
+                raise self._taken(change, found)
+            # 409, and yet nothing there: it went away in between, most likely, so once more
+        answer = self._patch(change, _bytes(body), (_MANAGER,), METADATA_ONLY, _CREATE_ALLOWS)
+        if answer.status < 400:
+            return self._created(change, answer)
+        found = self._find(change)
+        if found is not None:
+            raise self._taken(change, found)
+        raise StaleError(f"{_what(change)} comes and goes: {_message(answer)}")
+
+    def _created(self, change: Change, answer: Response) -> Meta:
+        if answer.status != 201:
+            raise StaleError(f"{_what(change)} was there when it was to be created: read it again")
+        return self._meta(change, _object(answer, change))
+
+    def _update(self, change: Change) -> Meta:
+        existing = _existing(change)
+        body = _bytes(objects.encode(change), uid=existing.uid, resourceVersion=existing.resource_version)
+        is_service = isinstance(change.body, ServiceBody)
+        accept = JSON if is_service else METADATA_ONLY
+        answer = self._patch(change, body, (_MANAGER, _FORCE), accept, _UPDATE_ALLOWS)
+        if answer.status == 409 or (answer.status == 422 and _is_uid_fault(answer)):
+            raise StaleError(f"{_what(change)} changed since it was read: {_message(answer)}")
+        if answer.status == 422:
+            raise faults.of_answer(self._asked(change, "PATCH"), 422, answer.headers, answer.body)
+        found = _object(answer, change)
+        if is_service:
+            found = self._tidied(change, found)
+        return self._meta(change, found)
+
+    def _tidied(self, change: Change, found: dict[str, Any]) -> dict[str, Any]:
+        """Take out of a Service what an apply cannot: other managers' ports, an adopted ExternalName's name.
+
+        An apply merges ports by (port, protocol), so those that somebody else put there would stay for ever.
+        """
+        assert isinstance(change.body, ServiceBody)  # noqa: S101 - the caller's own condition, for the type checker
+        spec: dict[str, Any] = found.get("spec") or {}
+        wanted = objects.ports(sorted(change.body.ports))
+        keys = {(p["port"], p["protocol"]) for p in wanted}
+        stored = spec.get("ports") or []
+        too_many = any((p.get("port"), p.get("protocol", "TCP")) not in keys for p in stored)
+        if not too_many and "externalName" not in spec:
+            return found
+        kept = [p for p in stored if (p.get("port"), p.get("protocol", "TCP")) in keys]
+        metadata = found["metadata"]
+        patch = {
+            "metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]},
+            "spec": {"ports": kept, "externalName": None},
+        }
+        path = objects.path(change.kind, change.target.namespace, change.name)
+        answer = self._client.request(
+            "PATCH", path, query=(_MANAGER,), body=_bytes(patch), content_type=MERGE, allow=frozenset({409})
+        )
+        if answer.status == 409:
+            raise StaleError(f"{_what(change)} changed while it was being written: {_message(answer)}")
+        return _object(answer, change)
+
+    def _delete(self, change: Change) -> None:
+        existing = _existing(change)
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": existing.uid, "resourceVersion": existing.resource_version},
+        }
+        answer = self._client.request(
+            "DELETE",
+            objects.path(change.kind, change.target.namespace, change.name),
+            body=_bytes(options),
+            accept=METADATA_ONLY,
+            allow=_DELETE_ALLOWS,
+        )
+        if answer.status == 409:
+            raise StaleError(f"{_what(change)} changed since it was read: {_message(answer)}")
+        if answer.status == 404 and not faults.status_of(answer.body):
+            raise faults.of_answer(self._asked(change, "DELETE"), 404, answer.headers, answer.body)
+
+    # ------------------------------------------------------------------ inside
+
+    def _patch(
+        self, change: Change, body: bytes, query: tuple[tuple[str, str], ...], accept: str, allow: frozenset[int]
+    ) -> Response:
+        return self._client.request(
+            "PATCH",
+            objects.path(change.kind, change.target.namespace, change.name),
+            query=query,
+            body=body,
+            content_type=APPLY,
+            accept=accept,
+            allow=allow,
+        )
+
+    def _find(self, change: Change) -> dict[str, Any] | None:
+        """Metadata of the object that is in the way, None when there is none. A list: needs no `get` permission."""
+        answer = self._client.request(
+            "GET",
+            objects.path(change.kind, change.target.namespace),
+            query=(("fieldSelector", f"metadata.name={change.name}"),),
+            accept=METADATA_LIST_ONLY,
+        )
+        items = _json(answer.body).get("items") or []
+        return items[0] if items and isinstance(items[0], dict) else None
+
+    def _taken(self, change: Change, raw: dict[str, Any]) -> StaleError | ConflictError:
+        found = objects.decode_meta(change.kind, raw)
+        mine = dict(change.body.labels).get(objects.OWNER) if change.body is not None else None
+        if found is not None and found.owner is not None and found.owner == mine:
+            return StaleError(f"{_what(change)} is there already and ours: read it again")
+        return ConflictError(f"{_what(change)} exists and belongs to {belongs_to(raw)}: left alone")
+
+    def _meta(self, change: Change, raw: dict[str, Any]) -> Meta:
+        meta = objects.decode_meta(change.kind, raw)
+        if meta is None:
+            raise PermanentError(f"the answer to writing {_what(change)} is no Kubernetes object")
+        return meta
+
+    def _asked(self, change: Change, method: str) -> faults.Asked:
+        path = objects.path(change.kind, change.target.namespace, change.name)
+        return faults.Asked(method, path, self._client.server)
+
+
+def belongs_to(raw: object) -> str:
+    """Whose an object is, for people, as far as its metadata tells."""
+    metadata = objects.mapping(objects.mapping(raw).get("metadata"))
+    labels = objects.mapping(metadata.get("labels"))
+    manager = labels.get(objects.MANAGED_BY)
+    if manager == objects.MANAGER:
+        owner = labels.get(objects.OWNER)
+        return f'the bridge with owner id "{owner}"' if owner else "no owner id (its owner label was removed)"
+    if labels.get(objects.CATALOG_SYNC) == "true":
+        return "HashiCorp's consul-k8s catalog sync (label consul=true)"
+    if manager:
+        return str(manager)
+    fields = metadata.get("managedFields")
+    managers = {str(f.get("manager")) for f in fields if isinstance(f, dict)} if isinstance(fields, list) else set()
+    return f"somebody else (written by {', '.join(sorted(managers))})" if managers else "somebody else"
+
+
+def _bytes(body: dict[str, Any], **preconditions: str) -> bytes:
+    if preconditions:
+        body = {**body, "metadata": {**body["metadata"], **preconditions}}
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _existing(change: Change) -> Meta:
+    existing = change.existing
+    if existing is None or not existing.uid or not existing.resource_version:
+        raise ValueError(f"{change.action} of {_what(change)} needs the uid and resourceVersion of what was seen")
+    return existing
+
+
+def _what(change: Change) -> str:
+    return f"{change.kind} {change.target.namespace}/{change.name}"
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except ValueError as error:
+        raise PermanentError("the server's answer is no JSON: is that the API server's address?") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _object(answer: Response, change: Change) -> dict[str, Any]:
+    found = _json(answer.body)
+    if not isinstance(found.get("metadata"), dict):
+        raise PermanentError(f"the answer to writing {_what(change)} is no Kubernetes object")
+    return found
+
+
+def _message(answer: Response) -> str:
+    return faults.trim(str(faults.status_of(answer.body).get("message") or f"HTTP {answer.status}"))
+
+
+def _is_uid_fault(answer: Response) -> bool:
+    return any(c.get("field") == "metadata.uid" for c in faults.causes_of(faults.status_of(answer.body)))

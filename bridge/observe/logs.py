@@ -1,0 +1,289 @@
+"""What the bridge says of itself, one event a line, to standard error.
+
+Every line of every library goes through the same chain (structlog's, also for the standard `logging`): secrets are
+masked, control characters are escaped (service names are chosen by whoever may register), keys are the field's own
+words. `LogObserver` turns the engine's results into events; it is quiet when nothing changed and says a state once,
+not at every look.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from bridge.core.model import Held, Target
+
+if TYPE_CHECKING:
+    from bridge.engine.report import Outcome, Report
+
+MASK = "***"
+
+
+class Secrets:
+    """Texts that must never be printed. More may be added at any time (a token file that is read again)."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._lock = threading.Lock()
+        self._secrets: tuple[str, ...] = ()
+        for secret in secrets:
+            self.add(secret)
+
+    def add(self, secret: str) -> None:
+        """Never print this text again. What is too short to be a secret would only garble the log."""
+        if len(secret) < 4:
+            return
+        with self._lock:
+            self._secrets = tuple(sorted({*self._secrets, secret}, key=len, reverse=True))
+
+    def mask(self, text: str) -> str:
+        """`text` without secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, MASK)
+        return text
+
+
+class _Stderr:
+    """Writes to whatever `sys.stderr` is at that moment, and never fails because nobody reads it."""
+
+    def write(self, text: str) -> int:
+        try:
+            return sys.stderr.write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return
+
+
+def configure(
+    log_format: str = "console",
+    level: str = "info",
+    secrets: Secrets | None = None,
+    stream: TextIO | None = None,
+    colour: bool | None = None,
+) -> Secrets:
+    """Set up structlog and the standard `logging` alike; returns the registry of secrets in use.
+
+    `colour` None: on a terminal that wants it.
+    """
+    secrets = secrets or Secrets()
+    out: Any = stream if stream is not None else _Stderr()
+    number = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if level != "debug":
+        shared.append(_without_traceback)
+    shared += [structlog.processors.format_exc_info, _Guard(secrets)]
+    renderer: Processor
+    if log_format == "json":
+        renderer = structlog.processors.JSONRenderer(ensure_ascii=True)
+    else:
+        if colour is None:
+            import os
+
+            colour = stream is None and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        renderer = structlog.dev.ConsoleRenderer(colors=colour, pad_event_to=0, sort_keys=False)
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        if getattr(old, "_of_the_bridge", False):
+            root.removeHandler(old)
+    handler._of_the_bridge = True  # type: ignore[attr-defined]
+    root.addHandler(handler)
+    root.setLevel(number)
+    # libraries that say at `info` or `debug` what we say ourselves, or headers with tokens
+    for noisy in ("urllib3", "kubernetes", "asyncio", "requests"):
+        logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    return secrets
+
+
+def logger(name: str = "bridge") -> Any:
+    """A structlog logger: `logger().info("service updated", service="radosgw")`."""
+    return structlog.stdlib.get_logger(name)
+
+
+def _without_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """An exception as one line; the whole traceback is for `--log-level debug`."""
+    info = event.pop("exc_info", None)
+    if info:
+        error = info if isinstance(info, BaseException) else (info[1] if isinstance(info, tuple) else sys.exc_info()[1])
+        if error is not None:
+            event["error"] = f"{type(error).__name__}: {error}"
+    return event
+
+
+class _Guard:
+    """The last processor before the renderer: masks secrets and escapes what a terminal would obey."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        return {key: self._safe(value, key == "exception") for key, value in event.items()}
+
+    def _safe(self, value: Any, lines: bool = False) -> Any:
+        if isinstance(value, str):
+            masked = self._secrets.mask(value)
+            return "\n".join(map(escape, masked.split("\n"))) if lines else escape(masked)
+        if isinstance(value, (bool, int, float)) or value is None:
+            return value
+        if isinstance(value, dict):
+            return {str(k): self._safe(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [self._safe(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+        if type(value).__module__ == "logging":  # `_record`, which structlog takes out again
+            return value
+        return self._safe(str(value))
+
+
+def escape(text: str) -> str:
+    """`text` with everything that is not printable written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+class LogObserver:
+    """The engine's results as log events: one per outcome, states only when they change."""
+
+    def __init__(self, log: Any = None) -> None:
+        self._log = log if log is not None else logger()
+        self._lock = threading.Lock()
+        self._consul: dict[str, tuple[bool, str]] = {}
+        self._kubernetes: tuple[bool, str] | None = None
+        self._held: dict[Target, str] = {}
+        self._said: dict[tuple[Any, ...], str] = {}
+        self._first_pass = True
+
+    def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
+        """One line for what was written, one for each failure, and conflicts and skips once."""
+        plan = outcome.plan
+        where = {
+            "service": ",".join(dict.fromkeys(q.service for q in plan.queries)),
+            "datacenter": ",".join(dict.fromkeys(q.datacenter for q in plan.queries)),
+            "namespace": plan.target.namespace,
+            "name": plan.target.name,
+        }
+        if outcome.applied:
+            extra: dict[str, Any] = {"ready": plan.ready, "not_ready": plan.not_ready}
+            if lag_seconds is not None:
+                extra["lag_ms"] = round(lag_seconds * 1000, 1)
+            reasons = "; ".join(dict.fromkeys(c.reason for c in outcome.applied if c.reason))
+            if reasons:
+                extra["reason"] = reasons
+            self._log.info(
+                "written", **where, changes=", ".join(f"{c.action} {c.kind}" for c in outcome.applied), **extra
+            )
+        for failure in outcome.failures:
+            self._log.warning(
+                "write failed", **where, kind=failure.change.kind.value, action=failure.change.action.value,
+                reason=str(failure.error),
+            )  # fmt: skip
+        self._details(outcome, where)
+
+    def consul(self, datacenter: str, up: bool, reason: str) -> None:
+        """Consul's state, when it changes."""
+        with self._lock:
+            before = self._consul.get(datacenter)
+            self._consul[datacenter] = (up, reason)
+        if before == (up, reason) or (before is None and up):
+            return
+        if up:
+            self._log.info("consul is back", datacenter=datacenter)
+        elif before is None or before[0]:
+            self._log.warning("consul cannot be asked; everything stays as it is", datacenter=datacenter, reason=reason)
+
+    def kubernetes(self, up: bool, reason: str) -> None:
+        """The API server's state, when it changes."""
+        with self._lock:
+            before = self._kubernetes
+            self._kubernetes = (up, reason)
+        if before == (up, reason) or (before is None and up):
+            return
+        if up:
+            self._log.info("kubernetes is back")
+        elif before is None or before[0]:
+            self._log.warning("kubernetes cannot be used; changes wait", reason=reason)
+
+    def held(self, held: tuple[Held, ...]) -> None:
+        """Holds that came and went."""
+        now = {h.target: h.reason for h in held}
+        with self._lock:
+            before, self._held = self._held, now
+        for hold in held:
+            if hold.target not in before:
+                self._log.warning(
+                    "removal held", namespace=hold.target.namespace, name=hold.target.name, cause=hold.cause,
+                    endpoints=hold.endpoints, reason=hold.reason,
+                )  # fmt: skip
+        for target in sorted(before.keys() - now.keys()):
+            self._log.info("hold ended", namespace=target.namespace, name=target.name)
+
+    def pass_done(self, duration_seconds: float, report: Report) -> None:
+        """A full pass: said the first time and whenever it found something to do."""
+        s = report.summary
+        first, self._first_pass = self._first_pass, False
+        event: dict[str, Any] = {k: v for k, v in s.to_json().items() if v}
+        event["services"] = len(report.services)
+        event["duration_ms"] = round(duration_seconds * 1000, 1)
+        if first or s.changes or s.failed:
+            self._log.info("full pass planned", **event)
+        else:
+            self._log.debug("full pass planned", **event)
+        for outcome in report.outcomes:
+            plan = outcome.plan
+            if plan.conflicts or plan.skipped or plan.warnings:
+                where = {"service": ",".join(dict.fromkeys(q.service for q in plan.queries))}
+                self._details(outcome, {**where, "namespace": plan.target.namespace, "name": plan.target.name})
+
+    def _details(self, outcome: Outcome, where: dict[str, Any]) -> None:
+        """Conflicts, skips and warnings of a target: once, and again when they change."""
+        plan = outcome.plan
+        conflicts = "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
+        skipped = "; ".join(f"{s.instance or s.service}: {s.reason}" for s in plan.skipped[:5])
+        more = len(plan.skipped) - 5
+        skipped += f"; and {more} more" if more > 0 else ""
+        for kind, text, level in (
+            ("conflict: left alone, it is not ours", conflicts, "warning"),
+            ("instances skipped", skipped, "info"),
+            ("warning", "; ".join(plan.warnings), "warning"),
+        ):
+            key = (plan.target, kind)
+            with self._lock:
+                if self._said.get(key, "") == text:
+                    continue
+                if text:
+                    self._said[key] = text
+                else:
+                    self._said.pop(key, None)
+                    continue
+            getattr(self._log, level)(kind, **where, reason=text)

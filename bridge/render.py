@@ -1,0 +1,450 @@
+"""Reports as text: a table for people, JSON and YAML for machines, a diff for those who want to see every line.
+
+Pure functions from data to strings; who prints them, and to what, is the command's business. Names come from Consul,
+where anybody who may register can choose them: whatever is shown to people passes through `clean`, so that no control
+character reaches a terminal.
+
+The tables are laid out here and not by rich, which takes 1.5 s for 5,000 rows (this: 0.05 s). How wide a character is,
+rich knows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.core.model import (
+    Action,
+    Body,
+    Change,
+    Current,
+    Endpoint,
+    EndpointsBody,
+    Family,
+    Group,
+    Kind,
+    Pairs,
+    Port,
+    ServiceBody,
+    SliceBody,
+)
+from bridge.engine.report import Outcome, Report
+
+MIN_WIDTH, MAX_WIDTH = 60, 200
+"""A table is never laid out for less (it would be unreadable) or more (the eye loses the line)."""
+
+# --------------------------------------------------------------------------- hostile text
+
+
+def clean(text: str) -> str:
+    """`text` with all that is not printable (control characters, bidirectional overrides) written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _width(text: str) -> int:
+    """Columns that `text` takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _cut(text: str, width: int) -> str:
+    """`text` in at most `width` columns."""
+    if _width(text) <= width:
+        return text
+    if text.isascii():
+        return text[: width - 1] + "…" if width > 1 else "…"
+    from rich.cells import set_cell_size
+
+    return set_cell_size(text, width - 1).rstrip() + "…"
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    blanks = " " * max(0, width - _width(text))
+    return blanks + text if right else text + blanks
+
+
+# --------------------------------------------------------------------------- colours
+
+_CODES = {
+    "bold": "1",
+    "dim": "2",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "magenta": "35",
+    "cyan": "36",
+    "bold red": "1;31",
+}
+"""Only the terminal's own basic colours: they are chosen to be read on its background, dark or light."""
+
+_COLOUR_OF = {
+    "create": "green",
+    "update": "yellow",
+    "delete": "red",
+    "held": "magenta",
+    "conflict": "magenta",
+    "failed": "bold red",
+    "unchanged": "dim",
+    "ok": "green",
+    "warning": "yellow",
+}
+
+Paint = Callable[[str, str], str]
+"""Takes a text and the name of a colour."""
+
+
+def painter(colour: bool) -> Paint:
+    """Colours for a terminal, or none."""
+    if not colour:
+        return lambda text, _name: text
+    return lambda text, name: f"\x1b[{_CODES[name]}m{text}\x1b[0m" if name else text
+
+
+# --------------------------------------------------------------------------- columns
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. `least` is how far it may be cut when the terminal is narrow (0: never)."""
+
+    title: str
+    right: bool = False
+    least: int = 0
+
+
+def columns(
+    heads: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    width: int | None,
+    paint: Paint,
+    colour_column: int | None = None,
+) -> list[str]:
+    """Lines of a table, the titles first. The last column takes what is left, and none is wider than its content.
+
+    `width` None: as wide as it gets (a file, a pipe). `colour_column` is the column whose word decides the colour of
+    its cell (and, when `unchanged`, of the row).
+    """
+    cells = [[clean(cell) for cell in row] for row in rows]
+    wanted = [max([_width(h.title), *(_width(row[n]) for row in cells)]) for n, h in enumerate(heads)]
+    shown = [n for n in range(len(heads)) if heads[n].least != 1 or any(row[n] for row in cells)]
+    sizes = [wanted[n] for n in shown]
+    if width is not None:
+        sizes = _fit(sizes, [heads[n].least for n in shown], _bounded(width) - 2 * (len(shown) - 1))
+    lines = [_line([heads[n].title for n in shown], sizes, [heads[n].right for n in shown])]
+    lines[0] = paint(lines[0], "bold")
+    rights = [heads[n].right for n in shown]
+    for row in cells:
+        texts = [_pad(_cut(row[n], size), size, right) for n, size, right in zip(shown, sizes, rights, strict=True)]
+        word = row[colour_column] if colour_column is not None else ""
+        colour = _COLOUR_OF.get(word, "")
+        if colour == "dim":
+            lines.append(paint("  ".join(texts).rstrip(), "dim"))
+            continue
+        if colour and colour_column in shown:
+            at = shown.index(colour_column)
+            texts[at] = paint(texts[at], colour)
+        lines.append("  ".join(texts).rstrip())
+    return lines
+
+
+def _bounded(width: int) -> int:
+    return max(MIN_WIDTH, min(width, MAX_WIDTH))
+
+
+def _line(texts: Sequence[str], sizes: Sequence[int], rights: Sequence[bool]) -> str:
+    return "  ".join(
+        _pad(_cut(t, size), size, right) for t, size, right in zip(texts, sizes, rights, strict=True)
+    ).rstrip()
+
+
+def _fit(wanted: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Widths that add up to `room` at most: the widest column that may be cut gives way first."""
+    sizes = list(wanted)
+    while sum(sizes) > room:
+        able = [n for n, size in enumerate(sizes) if least[n] and size > max(least[n], 4)]
+        if not able:
+            break
+        sizes[max(able, key=lambda n: sizes[n])] -= 1
+    return sizes
+
+
+# --------------------------------------------------------------------------- a report as a table
+
+
+def table(report: Report, width: int | None = 80, colour: bool = False) -> str:
+    """What a person reads: a row per service, a line of sums, then all that needs attention and the way out."""
+    paint = painter(colour)
+    several = len({row.datacenter for row in report.services}) > 1
+    heads = [
+        Column("SERVICE", least=8),
+        Column("TARGET", least=12),
+        Column("PORTS", least=5),
+        Column("READY", right=True),
+        Column("NOT READY", right=True),
+        Column("ACTION"),
+        Column("REASON", least=1),
+    ]
+    rows = [
+        (
+            f"{row.service}@{row.datacenter}" if several else row.service,
+            f"{row.namespace}/{row.name}",
+            row.ports,
+            str(row.ready),
+            str(row.not_ready),
+            row.action,
+            row.reason if row.action not in ("failed", "held", "conflict") else "see below",
+        )
+        for row in report.services
+    ]
+    lines = columns(heads, rows, width, paint, colour_column=5) if rows else []
+    lines += ["", summary_line(report, paint)] if rows else [summary_line(report, paint)]
+    lines += _sections(report, width, paint)
+    return "\n".join(lines) + "\n"
+
+
+def summary_line(report: Report, paint: Paint | None = None) -> str:
+    """`1 to create, 2 to update; 9 unchanged`, or what was done."""
+    paint = paint or painter(False)
+    s = report.summary
+    words = (
+        ("create", s.create, "to create" if report.dry_run else "created"),
+        ("update", s.update, "to update" if report.dry_run else "updated"),
+        ("delete", s.delete, "to delete" if report.dry_run else "deleted"),
+    )
+    changed = [paint(f"{n} {word}", _COLOUR_OF[action]) for action, n, word in words if n]
+    rest = [(s.unchanged, "unchanged", ""), (s.held, "held", "magenta"), (s.skipped, "skipped", "yellow")]
+    rest.append((s.failed, "failed", "bold red"))
+    others = [paint(f"{n} {word}", colour) for n, word, colour in rest if n]
+    if not changed:
+        changed = ["nothing to do" if not (s.held or s.failed) else "nothing else to do"]
+    prefix = "dry run: " if report.dry_run else ""
+    return prefix + "; ".join(t for t in (", ".join(changed), ", ".join(others)) if t)
+
+
+def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
+    lines: list[str] = []
+
+    def section(title: str, colour: str, entries: Iterable[str], way_out: str = "") -> None:
+        lines.append("")
+        lines.append(paint(title, colour))
+        for entry in entries:
+            lines.extend(_wrapped(entry, width))
+        if way_out:
+            lines.extend(_wrapped(way_out, width, indent="  -> "))
+
+    if report.failed:
+        section(
+            f"Failed ({len(report.failed)})",
+            "bold red",
+            (f"{_failed_what(r)}: {r.reason}" for r in report.failed),
+        )
+    if report.held:
+        section(
+            f"Held ({len(report.held)}): ready endpoints that stay although Consul says otherwise",
+            "magenta",
+            (f"{r.namespace}/{r.name} ({_count(r.endpoints, 'endpoint')}, {r.cause}): {r.reason}" for r in report.held),
+            "when Consul is right: bridge sync --force (look at it with --dry-run --force first)",
+        )
+    if report.conflicts:
+        section(
+            f"Conflicts ({len(report.conflicts)}): objects of somebody else, left alone",
+            "magenta",
+            (f"{r.kind} {r.namespace}/{r.name} (for {r.service or '?'}): {r.reason}" for r in report.conflicts),
+            "rename or delete the object, choose another name (--name, rules[].to.name), or take it over (--adopt)",
+        )
+    skipped = [s for s in report.skipped if not s.reason.startswith("conflict: ")]
+    if skipped:
+        section(
+            f"Skipped ({len(skipped)})",
+            "yellow",
+            _skipped_lines([(s.service, s.instance, s.reason) for s in skipped]),
+            "bridge explain SERVICE tells all about one service",
+        )
+    if report.warnings:
+        section(
+            f"Warnings ({len(report.warnings)})",
+            "yellow",
+            (f"{r.namespace}/{r.name}: {r.reason}" for r in report.warnings),
+        )
+    return lines
+
+
+def _failed_what(row: Any) -> str:
+    if row.kind:
+        return f"{row.action} {row.kind} {row.namespace}/{row.name}"
+    if row.service:
+        return f"reading {row.service} in {row.datacenter} (what is there stays)"
+    return f"reading the services of {row.datacenter} (what is there stays)"
+
+
+SKIPPED_SHOWN = 20
+"""Instances that a table names one by one; a catalog full of loopback addresses would bury the rest."""
+
+
+def _skipped_lines(skipped: Sequence[tuple[str, str, str]]) -> list[str]:
+    lines = [
+        f"{service}, instance {instance}: {reason}" if instance else f"{service}: {reason}"
+        for service, instance, reason in skipped[:SKIPPED_SHOWN]
+    ]
+    if len(skipped) > SKIPPED_SHOWN:
+        lines.append(f"... and {len(skipped) - SKIPPED_SHOWN} more (-o json lists all)")
+    return lines
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _wrapped(text: str, width: int | None, indent: str = "  ") -> list[str]:
+    """`text` in lines of at most `width` columns, continued lines indented further."""
+    import textwrap
+
+    if width is None:
+        return [indent + clean(text)]
+    return textwrap.wrap(
+        clean(text),
+        _bounded(width),
+        initial_indent=indent,
+        subsequent_indent=" " * len(indent) + "  ",
+        break_on_hyphens=False,
+    ) or [indent]
+
+
+# --------------------------------------------------------------------------- for machines
+
+
+def to_json(data: Any) -> str:
+    """JSON with two blanks of indentation and a line end. Only ASCII: it survives every pipe and locale."""
+    return json.dumps(data, indent=2, ensure_ascii=True) + "\n"
+
+
+def to_yaml(data: Any) -> str:
+    """YAML of the same data, in the same order."""
+    import yaml
+
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(
+        yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=False, allow_unicode=False, width=120)
+    )
+
+
+# --------------------------------------------------------------------------- a report as a diff
+
+
+def diff(report: Report, colour: bool = False) -> str:
+    """A unified diff per object: what Kubernetes holds and what it would (or does) hold. Empty without changes."""
+    paint = painter(colour)
+    pieces: list[str] = []
+    for outcome in report.outcomes:
+        for change in _shown(outcome, report.dry_run):
+            pieces.extend(_object_diff(change, outcome.before, paint))
+    return "".join(f"{line}\n" for line in pieces)
+
+
+def _shown(outcome: Outcome, dry_run: bool) -> Sequence[Change]:
+    if not dry_run:
+        return outcome.applied
+    done = set(map(id, outcome.applied))
+    return [c for c in outcome.plan.writes if id(c) not in done]
+
+
+def _object_diff(change: Change, before: Current | None, paint: Paint) -> list[str]:
+    name = clean(f"{change.kind}/{change.target.namespace}/{change.name}")
+    old = [] if change.action is Action.CREATE else _lines_before(change, before)
+    new = [] if change.action is Action.DELETE or change.body is None else body_lines(change.body)
+    lines = list(
+        difflib.unified_diff(
+            old,
+            new,
+            "/dev/null" if change.action is Action.CREATE else f"current/{name}",
+            "/dev/null" if change.action is Action.DELETE else f"desired/{name}",
+            lineterm="",
+        )
+    )
+    if not lines:  # only marks of ownership or the order of what is stored differ
+        lines = [f"--- current/{name}", f"+++ desired/{name}", f"# {clean(change.reason) or 'rewritten'}"]
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    return [paint(line, "bold" if line[:3] in ("---", "+++") else colours.get(line[:1], "")) for line in lines]
+
+
+def _lines_before(change: Change, before: Current | None) -> list[str]:
+    """What Kubernetes holds, in the same form as `body_lines` has it."""
+    if before is None:
+        return []
+    if change.kind is Kind.SERVICE and before.service is not None:
+        s = before.service
+        return body_lines(ServiceBody(s.ports, s.headless, s.families, s.meta.labels, s.meta.annotations))
+    if change.kind is Kind.ENDPOINTS and before.endpoints is not None:
+        e = before.endpoints
+        return body_lines(EndpointsBody(e.groups, e.meta.labels, e.meta.annotations))
+    for s_ in before.slices:
+        if s_.meta.name == change.name:
+            return body_lines(SliceBody(s_.service, s_.group, s_.meta.labels, s_.meta.annotations))
+    return []
+
+
+def body_lines(body: Body) -> list[str]:
+    """An object's content, one fact a line, in Kubernetes' words. Sorted as it is stored."""
+    lines = [*_pair_lines("labels", body.labels), *_pair_lines("annotations", body.annotations)]
+    if isinstance(body, ServiceBody):
+        lines.append("type: Headless" if body.headless else "type: ClusterIP")
+        lines.append(f"ipFamilies: {', '.join(body.families)}" if body.families else "ipFamilies: (the cluster's)")
+        return lines + _port_lines(body.ports, "")
+    groups = (body.group,) if isinstance(body, SliceBody) else body.groups
+    if isinstance(body, SliceBody):
+        lines.append(f"service: {clean(body.service)}")
+    for group in groups:
+        lines.extend(_group_lines(group))
+    return lines
+
+
+def _group_lines(group: Group) -> list[str]:
+    lines = [f"{'addresses' if group.family is Family.IPV4 else 'addresses (IPv6)'}:", *_port_lines(group.ports, "  ")]
+    return lines + [f"  - {_endpoint_text(e)}" for e in group.endpoints]
+
+
+def _endpoint_text(endpoint: Endpoint) -> str:
+    words = ["ready" if endpoint.ready else "not ready"]
+    if endpoint.terminating:
+        words.append("terminating")
+    if endpoint.zone:
+        words.append(f"zone {endpoint.zone}")
+    if endpoint.node_name:
+        words.append(f"node {endpoint.node_name}")
+    return clean(f"{endpoint.address} ({', '.join(words)})")
+
+
+def _port_lines(ports: Sequence[Port], indent: str) -> list[str]:
+    lines = [f"{indent}ports:"] if ports else []
+    for port in ports:
+        app = f" ({port.app_protocol})" if port.app_protocol else ""
+        lines.append(clean(f"{indent}  - {port.name or '(no name)'} {port.number}/{port.protocol}{app}"))
+    return lines
+
+
+def _pair_lines(title: str, pairs: Pairs) -> list[str]:
+    return [f"{title}:", *(clean(f"  {key}: {value}") for key, value in sorted(pairs))] if pairs else []
+
+
+# --------------------------------------------------------------------------- one door
+
+
+def render(report: Report, output: str, width: int | None = 80, colour: bool = False) -> str:
+    """A report in one of the formats of `--output`."""
+    match output:
+        case "json":
+            return to_json(report.to_json())
+        case "yaml":
+            return to_yaml(report.to_json())
+        case "diff":
+            return diff(report, colour)
+        case _:
+            return table(report, width, colour)

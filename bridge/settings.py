@@ -1,0 +1,1330 @@
+"""The user's settings: one frozen tree, validated before anything is read or written.
+
+From the strongest to the weakest:
+
+1. flags of the command line
+2. `BRIDGE_…` environment variables
+3. Consul's own variables (`CONSUL_HTTP_ADDR`, …) and `KUBECONFIG`
+4. the YAML file (`--config`, `BRIDGE_CONFIG`)
+5. defaults
+
+The environment as a whole beats the file, because the same file (a ConfigMap, an image) is deployed to several places
+and the environment says which one this is. That has a danger: a variable that is set for other tools may silently
+redirect the bridge. So wherever one of Consul's or Kubernetes' own variables replaces what the file says, a note
+tells it (`Settings.notes`).
+
+The tree knows types and rules only. `load` brings the sources together (pydantic-settings merges them) and turns what
+pydantic finds into sentences that name the place. What other rooms need they get as their own plain dataclasses.
+Importing this module costs 0.1 s (pydantic): the command line does it only when a command really runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from bridge import yaml_file
+from bridge.core.model import Adopt, Destination, Disposition, InstanceRules, Output, Policy, Rule
+from bridge.errors import ConfigurationError
+from bridge.yaml_file import Document, Key, kind_of
+
+if TYPE_CHECKING:
+    from bridge.consul.client import ConsulConfig
+    from bridge.core.guard import GuardSettings
+    from bridge.engine.run import RunOptions
+    from bridge.engine.sync import SyncOptions
+    from bridge.kube.client import KubeConfig
+    from bridge.retry import RetryPolicy
+
+# --------------------------------------------------------------------------- texts and what they mean
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_LABEL_NAME = _LABEL_VALUE
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_TAGGED_ADDRESS = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
+_PLACEHOLDERS = ("service", "datacenter", "namespace", "partition")
+_RESERVED = ("consul-bridge/", "endpointslice.kubernetes.io/", "endpoints.kubernetes.io/")
+_RESERVED_KEYS = ("app.kubernetes.io/managed-by", "kubernetes.io/service-name", "service.kubernetes.io/headless")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `30s`, `5m`, `1h30m`, `250ms`, `0`. Raises ValueError with a sentence."""
+    compact = text.strip()
+    if compact == "0":
+        return 0.0
+    pieces = _DURATION.findall(compact)
+    if pieces and "".join(number + unit for number, unit in pieces) == compact:
+        return float(sum(float(number) * _UNITS[unit] for number, unit in pieces))
+    if re.fullmatch(r"\d+(\.\d+)?", compact):
+        raise ValueError(f"has no unit; write {compact}s, {compact}m or {compact}h")
+    raise ValueError("is not a duration; durations are written 250ms, 30s, 5m, 1h30m")
+
+
+def duration_text(seconds: float) -> str:
+    """The shortest way to write a duration: `1h30m`, `5m`, `30s`, `250ms`."""
+    if seconds == 0:
+        return "0s"
+    milliseconds = round(seconds * 1000)
+    text = ""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, milliseconds = divmod(milliseconds, size)
+        text += f"{count}{unit}" if count else ""
+    return text or f"{seconds * 1000:g}ms"
+
+
+def _duration(minimum: str = "0", maximum: str = "366d") -> BeforeValidator:
+    low, high = parse_duration(minimum), parse_duration(maximum)
+
+    def check(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise ValueError(f"must be a duration (30s, 5m, 1h30m), not {kind_of(value)}")  # noqa: TRY004
+        seconds = parse_duration(str(value))
+        if not low <= seconds <= high:
+            raise ValueError(f"must be between {duration_text(low)} and {duration_text(high)}")
+        return seconds
+
+    return BeforeValidator(check)
+
+
+def _or_never(value: object) -> object:
+    if value is None or value == "never":
+        return None
+    return _duration("1s").func(value)  # type: ignore[call-arg]
+
+
+def _percent(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"must be a percentage (50%), not {kind_of(value)}")  # noqa: TRY004
+    number = str(value).strip().removesuffix("%").strip()
+    if not re.fullmatch(r"[0-9]{1,3}", number) or int(number) > 100:
+        raise ValueError("must be a percentage between 0% and 100%, without decimals")
+    return int(number)
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number, not true/false")  # noqa: TRY004
+    return value
+
+
+def _plain(value: str) -> str:
+    """Text without control characters or blanks around it."""
+    if any(not c.isprintable() for c in value):
+        raise ValueError("has control characters in it")
+    if value != value.strip():
+        raise ValueError("has blanks around it")
+    return value
+
+
+def _filled(value: str) -> str:
+    if not value:
+        raise ValueError("must not be empty")
+    return _plain(value)
+
+
+def _full_match(pattern: re.Pattern[str], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(f"must be {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+_LABEL_RULE: Final = "a DNS label (lower-case letters, digits and -, at most 63)"
+_VALUE_RULE: Final = "a label value (letters, digits, -, _ and ., at most 63, a letter or digit at both ends)"
+
+
+def _template(value: str) -> str:
+    """A name with {placeholders}; only those that we know, and braces nowhere else."""
+    try:
+        parts = list(string.Formatter().parse(value))
+    except ValueError as error:
+        raise ValueError(f"is not a template: {error}") from error
+    for literal, field, spec, conversion in parts:
+        if "{" in literal or "}" in literal or spec or conversion:
+            raise ValueError("is not a template: braces only around one of " + _placeholders())
+        if field is not None and field not in _PLACEHOLDERS:
+            raise ValueError(f"knows no {{{field}}}{_did_you_mean(field, _PLACEHOLDERS)}; there are {_placeholders()}")
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+def _placeholders() -> str:
+    return " ".join(f"{{{p}}}" for p in _PLACEHOLDERS)
+
+
+def _name_template(value: str) -> str:
+    _template(_filled(value))
+    fixed = re.sub(r"\{[a-z]+\}", "", value)
+    if not re.fullmatch(r"[a-z0-9-]*", fixed):
+        raise ValueError("may have lower-case letters, digits and - beside its placeholders")
+    if "{" not in value and not _LABEL.fullmatch(value):
+        raise ValueError(f"must be {_LABEL_RULE}")
+    return value
+
+
+def _glob(value: str) -> str:
+    if not value:
+        raise ValueError("must not be empty; '*' selects every service")
+    return _plain(value)
+
+
+def _cidr(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        try:
+            network = ipaddress.ip_network(value, strict=False)
+        except ValueError:
+            raise ValueError("is not an IP network like 10.0.0.0/8 or fd00::/8") from error
+        raise ValueError(f"has bits of a host in it; the network is {network}") from error
+
+
+def _metadata(kind: str) -> AfterValidator:
+    """Keys (and, for labels, values) as Kubernetes takes them, and none of those that the bridge itself sets."""
+
+    def check(pairs: dict[str, str]) -> dict[str, str]:
+        for key, value in pairs.items():
+            prefix, slash, name = key.rpartition("/")
+            if not _LABEL_NAME.fullmatch(name) or (slash and not (_SUBDOMAIN.fullmatch(prefix) and len(prefix) <= 253)):
+                raise ValueError(f"{key!r} is not a key that Kubernetes takes ([prefix/]name)")
+            if key.startswith(_RESERVED) or key in _RESERVED_KEYS:
+                raise ValueError(f"{key!r} is set by the bridge or by Kubernetes itself")
+            if kind == "label" and value and not _LABEL_VALUE.fullmatch(value):
+                raise ValueError(f"the value of {key!r} must be empty or {_VALUE_RULE}")
+        return pairs
+
+    return AfterValidator(check)
+
+
+def _token(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+        raise ValueError("a token has neither blanks nor line ends nor letters outside of ASCII")
+    return value
+
+
+def _consul_address(value: str) -> str:
+    """`[scheme://]host[:port][/prefix]`, as CONSUL_HTTP_ADDR has it."""
+    value = _filled(value)
+    if value.startswith("unix:"):
+        raise ValueError("Unix sockets are not supported; let the agent listen on TCP (addresses.http)")
+    scheme, rest = value.split("://", 1) if "://" in value else ("", value)
+    if scheme not in ("", "http", "https"):
+        raise ValueError("must begin with http:// or https://")
+    try:
+        parts = urlsplit(f"{scheme or 'http'}://{rest}")
+        port, host = parts.port, parts.hostname
+    except ValueError as error:
+        raise ValueError(f"is not an address: {error}; write HOST:PORT or http://HOST:PORT") from error
+    if "@" in parts.netloc:
+        raise ValueError("must not have a user and password in it; use a token")
+    if not host or parts.query or parts.fragment or port == 0:
+        raise ValueError("is not an address; write HOST:PORT or http://HOST:PORT")
+    if ":" in host:
+        ipaddress.IPv6Address(host.split("%")[0])
+    elif not _HOST.fullmatch(host):
+        raise ValueError("has a host name that cannot be; write HOST:PORT or http://HOST:PORT")
+    return value.rstrip("/")
+
+
+def _listen(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535 or not bare:
+        raise ValueError("must be HOST:PORT, for instance 127.0.0.1:9480 or [::1]:9480 (port 0: any free one)")
+    if ":" in bare:
+        if not host.startswith("["):
+            raise ValueError(f"must have its IPv6 address in brackets: [{bare}]:{port}")
+        ipaddress.IPv6Address(bare)
+    elif not _HOST.fullmatch(bare):
+        raise ValueError("must be HOST:PORT, for instance 127.0.0.1:9480")
+    return value
+
+
+Duration = Annotated[float, _duration()]
+Percent = Annotated[int, BeforeValidator(_percent)]
+Plain = Annotated[str, AfterValidator(_plain)]
+Filled = Annotated[str, AfterValidator(_filled)]
+Namespace = Annotated[str, _full_match(_LABEL, f"a namespace: {_LABEL_RULE}")]
+NameTemplate = Annotated[str, AfterValidator(_name_template)]
+Cidr = Annotated[str, AfterValidator(_cidr)]
+
+
+def _number(minimum: int, maximum: int) -> Any:
+    return Annotated[int, BeforeValidator(_whole), Field(ge=minimum, le=maximum)]
+
+
+# --------------------------------------------------------------------------- the tree
+
+
+def _setting(
+    default: Any, description: str, *, flag: str = "", env: str = "", also: Sequence[str] = (), secret: bool = False
+) -> Any:
+    """A leaf of the tree. `env` is BRIDGE_<FLAG>, or BRIDGE_<PATH> without a flag, unless given; `also` are others'."""
+    extra: dict[str, Any] = {"flag": flag, "env": env, "also": list(also), "secret": secret}
+    return Field(default, description=description, json_schema_extra=extra)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class LogSettings(_Section):
+    """What the bridge writes to standard error."""
+
+    format: Literal["console", "json"] = _setting(
+        "console", "`console` is for people, `json` for machines (one object a line).", flag="--log-format"
+    )
+    level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "The least important thing that is still said. `debug` also shows tracebacks.", flag="--log-level"
+    )
+
+
+class ConsulSettings(_Section):
+    """How Consul is asked."""
+
+    address: Annotated[str, AfterValidator(_consul_address)] = _setting(
+        "http://127.0.0.1:8500",
+        "Where Consul's HTTP API is: [http[s]://]HOST[:PORT]. An agent close by is best: it shares its connections.",
+        flag="--consul-address",
+        also=["CONSUL_HTTP_ADDR"],
+    )
+    datacenter: Annotated[str, AfterValidator(_plain)] = _setting(
+        "", "The datacenter that rules without one mean. Empty: the agent's own.", flag="--datacenter"
+    )
+    token: Annotated[SecretStr, AfterValidator(_token)] = _setting(
+        SecretStr(""),
+        "ACL token. A file is better (`token_file`): it can be rotated and does not show in the environment.",
+        env="BRIDGE_TOKEN",
+        also=["CONSUL_HTTP_TOKEN"],
+        secret=True,
+    )
+    token_file: Plain = _setting(
+        "",
+        "File with the ACL token, read again when it changes. Beats `token` of the same source.",
+        flag="--token-file",
+        also=["CONSUL_HTTP_TOKEN_FILE"],
+    )
+    tls: bool | None = _setting(None, "Speak TLS although the address does not say https://.", also=["CONSUL_HTTP_SSL"])
+    verify: bool = _setting(
+        True,
+        "Check Consul's certificate. Off, anybody in between can choose your endpoints.",
+        also=["CONSUL_HTTP_SSL_VERIFY"],
+    )
+    ca_file: Plain = _setting(
+        "", "PEM file with the CA of Consul's certificate. Empty: the system's.", also=["CONSUL_CACERT"]
+    )
+    client_cert: Plain = _setting(
+        "", "PEM file with our certificate, where Consul asks for one.", also=["CONSUL_CLIENT_CERT"]
+    )
+    client_key: Plain = _setting("", "PEM file with the key of `client_cert`.", also=["CONSUL_CLIENT_KEY"])
+    tls_server_name: Plain = _setting(
+        "",
+        "The name that Consul's certificate must bear, when it is not the address's.",
+        also=["CONSUL_TLS_SERVER_NAME"],
+    )
+    namespace: Plain = _setting("", "Enterprise namespace that rules without one mean.", also=["CONSUL_NAMESPACE"])
+    partition: Plain = _setting("", "Enterprise partition that rules without one mean.", also=["CONSUL_PARTITION"])
+    wait: Annotated[float, _duration("1s", "60s")] = _setting(
+        55.0,
+        "How long a blocking query may wait for a change. At most 60 s: an agent keeps the connections of queries that "
+        "we gave up taken for that long.",
+    )
+    connect_timeout: Annotated[float, _duration("100ms", "5m")] = _setting(
+        3.0, "How long connecting may take before Consul counts as unreachable."
+    )
+    timeout_margin: Annotated[float, _duration("1s", "5m")] = _setting(
+        15.0, "How much longer than `wait` (and Consul's jitter of a sixteenth) an answer may take."
+    )
+    max_stale: Annotated[float, _duration("1s", "1d")] = _setting(
+        60.0, "Any server may answer, but an answer that is older than this proves nothing and changes nothing."
+    )
+    connections: _number(2, 4096) = _setting(  # type: ignore[valid-type]
+        64,
+        "Connections to Consul at once. An agent takes 200 from one address (limits.http_max_conns_per_client), which "
+        "other programs on this machine share.",
+        flag="--connections",
+    )
+
+
+class KubernetesSettings(_Section):
+    """How Kubernetes is reached and written."""
+
+    kubeconfig: Plain = _setting(
+        "",
+        "Kubeconfig file, or several joined by `:`. Empty: ~/.kube/config, then the pod's service account.",
+        flag="--kubeconfig",
+        also=["KUBECONFIG"],
+    )
+    context: Plain = _setting("", "Context in the kubeconfig. Empty: its current one.", flag="--context")
+    watch_namespaces: tuple[
+        Annotated[str, _full_match(re.compile(rf"{_LABEL.pattern}|\*"), f"* or {_LABEL_RULE}")], ...
+    ] = _setting(
+        (),
+        "Namespaces to look for objects of ours in, beside those that the rules name; `*`: all of them. What lies "
+        "elsewhere is not seen, and so not cleaned up.",
+        flag="--watch-namespace",
+    )
+    request_timeout: Annotated[float, _duration("1s", "5m")] = _setting(
+        10.0, "How long the API server may take to answer a request (a watch is bounded otherwise)."
+    )
+    connect_timeout: Annotated[float, _duration("100ms", "5m")] = _setting(
+        3.0, "How long connecting may take before the API server counts as unreachable."
+    )
+    writers: _number(1, 256) = _setting(  # type: ignore[valid-type]
+        16, "Objects that are written at once. Above 16 the API server, not the bridge, is the limit.", flag="--writers"
+    )
+
+
+class RunSettings(_Section):
+    """What only `bridge run` needs."""
+
+    listen: Annotated[str, AfterValidator(_listen)] = _setting(
+        "127.0.0.1:9480",
+        "HOST:PORT of /healthz, /readyz, /metrics, /api/status and the page. There is no authentication: loopback "
+        "unless something guards it. Port 0: any free one (the log says which).",
+        flag="--listen",
+    )
+    resync: Annotated[float, _duration("10s", "1d")] = _setting(
+        300.0,
+        "How often everything is compared, so that a missed event costs latency and never correctness.",
+        flag="--resync",
+    )
+    grace: Annotated[float, _duration("0", "7d")] = _setting(
+        30.0,
+        "How long a service must be gone from Consul before its objects are removed: VMs that re-register come back "
+        "within seconds.",
+        flag="--grace",
+    )
+    leader_elect: bool = _setting(
+        False, "Elect a leader among several replicas, so that only one writes.", flag="--leader-elect"
+    )
+    shards: _number(1, 256) = _setting(  # type: ignore[valid-type]
+        1, "Spread services over so many leases, so that several replicas share the work.", flag="--shards"
+    )
+
+
+class GuardSection(_Section):
+    """How much may be taken away, and how fast (what is held is said, and `bridge sync --force` releases it)."""
+
+    removal_threshold: Percent = _setting(
+        50.0, "Removals are held when Consul drops more than this part of the ready endpoints within `window`."
+    )
+    removal_minimum: _number(0, 1_000_000) = _setting(  # type: ignore[valid-type]
+        10, "Fewer ready endpoints than this may always go: the guard is about catastrophes."
+    )
+    panic_threshold: Percent = _setting(
+        80,
+        "Endpoints stay ready when more than this part of all would turn not ready within `window`: our view of "
+        "Consul is then the likelier patient. 0 switches it off.",
+        flag="--panic-threshold",
+    )
+    window: Annotated[float, _duration("1s", "1h")] = _setting(60.0, "Over how long losses are added up.")
+    rebuild_grace: Annotated[float, _duration("0", "1d")] = _setting(
+        600.0,
+        "How long every removal is held after Consul was rebuilt or restored (its index went backwards): agents "
+        "register again by themselves within minutes.",
+        flag="--rebuild-grace",
+    )
+    hold_release: Annotated[float | None, BeforeValidator(_or_never)] = _setting(
+        None,
+        "After how long a hold ends by itself; `never`: when Consul recovers or a person forces it.",
+        flag="--hold-release",
+    )
+
+
+class BackoffSettings(_Section):
+    """Exponential backoff with full jitter."""
+
+    floor: Annotated[float, _duration("1ms", "1h")] = _setting(0.1, "The shortest wait, and where the growth begins.")
+    cap: Annotated[float, _duration("1ms", "1d")] = _setting(30.0, "The longest wait.")
+    multiplier: Annotated[float, Field(ge=1.0, le=10.0)] = _setting(
+        2.0, "How much longer each wait may be than the last."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BackoffSettings:
+        if self.floor > self.cap:
+            raise ValueError(f"floor ({duration_text(self.floor)}) must not be above cap ({duration_text(self.cap)})")
+        return self
+
+
+class _KubernetesBackoff(BackoffSettings):
+    """For the API server as a whole."""
+
+
+class _ObjectBackoff(BackoffSettings):
+    """For one object that cannot be written."""
+
+    floor: Annotated[float, _duration("1ms", "1h")] = _setting(0.05, "The shortest wait, and where the growth begins.")
+    cap: Annotated[float, _duration("1ms", "1d")] = _setting(60.0, "The longest wait.")
+
+
+class _PermanentBackoff(BackoffSettings):
+    """For what will not get better by itself (forbidden, invalid)."""
+
+    floor: Annotated[float, _duration("1ms", "1h")] = _setting(5.0, "The shortest wait, and where the growth begins.")
+    cap: Annotated[float, _duration("1ms", "1d")] = _setting(300.0, "The longest wait.")
+
+
+class RetrySettings(_Section):
+    """How patient the bridge is, separately for each side. `Retry-After` is obeyed whatever stands here."""
+
+    attempts: _number(1, 100) = _setting(5, "Tries per request of a one-shot command; `bridge run` never gives up.")  # type: ignore[valid-type]
+    consul: BackoffSettings = BackoffSettings()
+    kubernetes: _KubernetesBackoff = _KubernetesBackoff()
+    object: _ObjectBackoff = _ObjectBackoff()
+    permanent: _PermanentBackoff = _PermanentBackoff()
+
+
+class SyncSettings(_Section):
+    """What only the one-shot commands need. They have keys so that every flag has one; flags suit them better."""
+
+    output: Literal["table", "json", "yaml", "diff"] = _setting("table", "How the report is printed.", flag="--output")
+    dry_run: bool = _setting(False, "Print the plan and stop.", flag="--dry-run")
+    exit_code: bool = _setting(False, "With --dry-run: exit status 4 when there are changes.", flag="--exit-code")
+    yes: bool = _setting(False, "Ask nothing.", flag="--yes")
+    force: bool = _setting(
+        False,
+        "Apply what the removal guard would hold. Look at the dry run first; never leave this on.",
+        flag="--force",
+    )
+
+
+class DestinationRule(_Section):
+    """Where and as what a rule's services go."""
+
+    namespace: Annotated[str, AfterValidator(_name_template)] | None = Field(
+        None,
+        description="Namespace, or a template. Default: that of the kubeconfig's context, in a cluster the pod's own.",
+    )
+    name: NameTemplate = Field("{service}", description=f"Name of the Service; placeholders: {_placeholders()}.")
+    type: Literal["ClusterIP", "Headless"] = Field(
+        "ClusterIP", description="Headless Services have no address of their own."
+    )
+    output: Output = Field(Output.ENDPOINTS, description="Which objects carry the addresses.")
+    port: _number(1, 65535) | None = Field(None, description="Port of the Service. Default: the instances' commonest.")  # type: ignore[valid-type]
+    port_name: Annotated[str, _full_match(re.compile(rf"({_LABEL.pattern})?"), _LABEL_RULE)] = Field(
+        "", description="Name of the port; needed when several Consul services share one Service."
+    )
+    protocol: Literal["TCP", "UDP", "SCTP"] = Field("TCP", description="Protocol of the port.")
+    app_protocol: Annotated[
+        str,
+        _full_match(
+            re.compile(rf"(({_SUBDOMAIN.pattern})/)?({_LABEL_NAME.pattern})?"), "a name such as http or example.com/x"
+        ),
+    ] = Field(
+        "",
+        description="Application protocol of the port (`http`, `kubernetes.io/h2c`): a hint for meshes.",
+    )
+    labels: Annotated[dict[str, str], _metadata("label")] = Field({}, description="Labels for every object.")
+    annotations: Annotated[dict[str, str], _metadata("annotation")] = Field(
+        {}, description="Annotations for every object."
+    )
+    max_endpoints_per_slice: _number(1, 1000) = Field(  # type: ignore[valid-type]
+        100,
+        description="Endpoints in one EndpointSlice (Kubernetes takes 1000); one that changes rewrites its slice.",
+    )
+
+
+class InstancesRule(_Section):
+    """How instances become endpoints."""
+
+    warning: Literal["ready", "not-ready", "omit"] = Field(
+        "ready", description="What becomes of instances with a warning."
+    )
+    critical: Literal["not-ready", "omit"] = Field(
+        "not-ready", description="What becomes of critical ones and unknown ones."
+    )
+    maintenance: Literal["not-ready", "omit"] = Field("not-ready", description="What becomes of those in maintenance.")
+    address: Annotated[
+        str, _full_match(_TAGGED_ADDRESS, "auto, service, node or the name of a tagged address (lan, wan, …)")
+    ] = Field(
+        "auto", description="Which address: auto (the service's, else the node's), service, node, or a tagged address."
+    )
+    allow_cidrs: tuple[Cidr, ...] = Field(
+        (), description="Only addresses in these networks. Empty: all that Kubernetes takes."
+    )
+    deny_cidrs: tuple[Cidr, ...] = Field((), description="No address in these networks; stronger than `allow_cidrs`.")
+    zone_meta: Plain = Field("zone", description="Node meta key that holds the topology zone (EndpointSlices).")
+    keep_last_ready: bool = Field(False, description="Never let a service's last ready endpoint turn not ready.")
+
+
+class RuleSettings(_Section):
+    """Which services are mirrored, where to, and how. The first rule that matches wins."""
+
+    name: Plain = Field("", description="A name for people; shown by `bridge explain`.")
+    services: tuple[Annotated[str, AfterValidator(_glob)], ...] = Field(
+        (), description="Shell globs on the Consul name (`radosgw*`). Empty: every service."
+    )
+    tags: tuple[Filled, ...] = Field((), description="Tags that an instance must have, all of them.")
+    meta: dict[str, str] = Field({}, description="Service meta that an instance must have.")
+    filter: Plain = Field("", description="An expression of Consul's own filter language, evaluated by Consul.")
+    datacenters: tuple[Filled, ...] = Field(
+        (), description="Datacenters. Empty: `consul.datacenter`, else the agent's own."
+    )
+    namespace: Plain = Field("", description="Enterprise namespace. Default: `consul.namespace`.")
+    partition: Plain = Field("", description="Enterprise partition. Default: `consul.partition`.")
+    peer: Plain = Field("", description="Cluster peer.")
+    to: DestinationRule = DestinationRule()
+    instances: InstancesRule = InstancesRule()
+
+
+class Settings(BaseSettings):
+    """Everything that a user can say. Made by `load`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    owner: Annotated[str, _full_match(_LABEL_VALUE, _VALUE_RULE)] = _setting(
+        "default",
+        "Owner id: label `consul-bridge/owner` of all that we make. Bridges with different ids never touch each "
+        "other's objects.",
+        flag="--owner",
+    )
+    policy: Policy = _setting(
+        Policy.SYNC, "What may be done to our own objects: all, never delete one, or only create.", flag="--policy"
+    )
+    adopt: Adopt = _setting(
+        Adopt.NEVER,
+        "Which objects that are not ours may be taken over: none, those without an owner, or the ExternalName Services "
+        "that HashiCorp's catalog sync left.",
+        flag="--adopt",
+    )
+    log: LogSettings = LogSettings()
+    consul: ConsulSettings = ConsulSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
+    run: RunSettings = RunSettings()
+    guard: GuardSection = GuardSection()
+    retry: RetrySettings = RetrySettings()
+    sync: SyncSettings = SyncSettings()
+    rules: tuple[RuleSettings, ...] | None = Field(
+        None,
+        description="What is mirrored; the first rule that matches a service wins. Default: one rule for everything.",
+    )
+
+    _places: Mapping[Key, _Place] = PrivateAttr(default_factory=dict)
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+    _selected_by: str = PrivateAttr(default="default")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The layers that `load` hands over replace pydantic-settings' own sources: they know their places."""
+        del env_settings, dotenv_settings, file_secret_settings
+        layers: Sequence[Layer] = init_settings()["layers"]
+        return tuple(_Source(settings_cls, layer) for layer in layers)
+
+    # ------------------------------------------------------------------ what other rooms need
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user ought to be told about these settings (log them once, as warnings)."""
+        return self._notes
+
+    @property
+    def needs_default_namespace(self) -> bool:
+        """Whether some rule leaves its namespace to the kubeconfig's context or the pod."""
+        return any(rule.to.namespace is None for rule in self._rules())
+
+    def selection(self) -> str:
+        """What is selected, in words, for the message that nothing matched."""
+        texts = []
+        for rule in self._rules():
+            parts = [f"services {', '.join(rule.services)}"] if rule.services else []
+            parts += [f"tags {', '.join(rule.tags)}"] if rule.tags else []
+            parts += [f"meta {', '.join(f'{k}={v}' for k, v in rule.meta.items())}"] if rule.meta else []
+            parts += [f"filter {rule.filter}"] if rule.filter else []
+            parts += [f"datacenters {', '.join(rule.datacenters)}"] if rule.datacenters else []
+            texts.append("; ".join(parts) or "every service")
+        return " | ".join(texts) or "no rule at all (`rules: []`)"
+
+    def core_rules(self, default_namespace: str = "default") -> tuple[Rule, ...]:
+        """The rules as `core` wants them."""
+        return tuple(self._core_rule(n, rule, default_namespace) for n, rule in enumerate(self._rules()))
+
+    def consul_config(self) -> ConsulConfig:
+        """What `consul/` needs."""
+        from bridge.consul.client import ConsulConfig
+
+        c = self.consul
+        return ConsulConfig(
+            address=self.consul_url(),
+            token=c.token.get_secret_value(),
+            token_file=c.token_file,
+            ca_file=c.ca_file,
+            client_cert=c.client_cert,
+            client_key=c.client_key,
+            tls_server_name=c.tls_server_name,
+            verify=c.verify,
+            datacenter=c.datacenter,
+            namespace=c.namespace,
+            partition=c.partition,
+            wait_seconds=c.wait,
+            connect_timeout_seconds=c.connect_timeout,
+            timeout_margin_seconds=c.timeout_margin,
+            max_stale_seconds=c.max_stale,
+            connections=c.connections,
+        )
+
+    def kube_config(self) -> KubeConfig:
+        """What `kube/` needs."""
+        from bridge.kube.client import KubeConfig
+
+        k = self.kubernetes
+        return KubeConfig(
+            kubeconfig=k.kubeconfig,
+            context=k.context,
+            namespaces=("*",) if "*" in k.watch_namespaces else k.watch_namespaces,
+            request_timeout_seconds=k.request_timeout,
+            connect_timeout_seconds=k.connect_timeout,
+            connections=k.writers + 4,  # the watches need theirs beside the writers
+        )
+
+    def guard_settings(self) -> GuardSettings:
+        """What `core.guard` needs."""
+        from bridge.core.guard import GuardSettings
+
+        g = self.guard
+        return GuardSettings(
+            removal_percent=g.removal_threshold,
+            removal_minimum=g.removal_minimum,
+            panic_percent=g.panic_threshold,
+            window_seconds=g.window,
+            rebuild_grace_seconds=g.rebuild_grace,
+            hold_release_seconds=g.hold_release,
+        )
+
+    def run_options(self) -> RunOptions:
+        """What `engine.run` needs. Raises ConfigurationError for what this version cannot do."""
+        from bridge.engine.run import RunOptions
+
+        self._refuse_what_is_not_built()
+        return RunOptions(
+            owner=self.owner,
+            policy=self.policy,
+            adopt=self.adopt,
+            guard=self.guard_settings(),
+            grace_seconds=self.run.grace,
+            resync_seconds=self.run.resync,
+            writers=self.kubernetes.writers,
+            consul_retry=_policy(self.retry.consul),
+            kube_retry=_policy(self.retry.kubernetes),
+            object_retry=_policy(self.retry.object),
+            permanent_retry=_policy(self.retry.permanent),
+        )
+
+    def sync_options(self) -> SyncOptions:
+        """What `engine.sync` needs."""
+        from bridge.engine.sync import SyncOptions
+
+        return SyncOptions(
+            owner=self.owner,
+            policy=self.policy,
+            adopt=self.adopt,
+            dry_run=self.sync.dry_run,
+            force=self.sync.force,
+            guard=self.guard_settings(),
+            writers=self.kubernetes.writers,
+            readers=min(16, self.consul.connections),
+            retry=self.one_shot_retry(),
+        )
+
+    def one_shot_retry(self) -> RetryPolicy:
+        """How often and how long a command (not the daemon) tries again."""
+        from bridge.retry import RetryPolicy
+
+        return RetryPolicy(
+            attempts=self.retry.attempts,
+            floor_seconds=max(self.retry.consul.floor, 0.2),
+            cap_seconds=min(self.retry.consul.cap, 5.0),
+            multiplier=self.retry.consul.multiplier,
+        )
+
+    def consul_url(self) -> str:
+        """Consul's address as `scheme://host:port[/prefix]`.
+
+        As in Consul's own tools: without a scheme `tls` decides, without a port the scheme does; `tls` also turns an
+        http:// address into TLS, unless the address comes from a stronger source than `tls` does.
+        """
+        address, tls = self.consul.address, self.consul.tls
+        scheme, rest = address.split("://", 1) if "://" in address else ("", address)
+        said = self._places.get(("consul", "address"))
+        asked = self._places.get(("consul", "tls"))
+        stronger = said is not None and asked is not None and said.rank < asked.rank
+        if not scheme or (tls and not stronger):
+            scheme = "https" if tls else scheme or "http"
+        parts = urlsplit(f"{scheme}://{rest}")
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        return f"{scheme}://{host}:{parts.port or (443 if scheme == 'https' else 80)}{parts.path.rstrip('/')}"
+
+    def effective(self) -> dict[str, str]:
+        """Every setting as text by its path, secrets masked: for the log at start."""
+        values = {}
+        for setting in catalogue():
+            values[".".join(setting.path)] = setting.text(self._value(setting.path))
+        values["consul.address"] = self.consul_url()
+        values["rules"] = f"{len(self._rules())} (from {self._selected_by})"
+        return values
+
+    def source(self, path: str) -> str:
+        """Where the value of `consul.address` and the like comes from."""
+        place = self._places.get(tuple(path.split(".")))
+        return place.text if place is not None else "default"
+
+    def secrets(self) -> tuple[str, ...]:
+        """Texts that must never be printed."""
+        token = self.consul.token.get_secret_value()
+        return (token,) if token else ()
+
+    def _value(self, path: Sequence[str]) -> Any:
+        value: Any = self
+        for key in path:
+            value = getattr(value, key)
+        return value
+
+    def _rules(self) -> tuple[RuleSettings, ...]:
+        return (RuleSettings(),) if self.rules is None else self.rules
+
+    def _core_rule(self, position: int, rule: RuleSettings, default_namespace: str) -> Rule:
+        to, instances = rule.to, rule.instances
+        return Rule(
+            name=rule.name or self._rule_name(position),
+            services=rule.services,
+            tags=rule.tags,
+            meta=_pairs(rule.meta),
+            filter=rule.filter,
+            datacenters=rule.datacenters,
+            namespace=rule.namespace or self.consul.namespace,
+            partition=rule.partition or self.consul.partition,
+            peer=rule.peer,
+            to=Destination(
+                namespace=to.namespace if to.namespace is not None else default_namespace,
+                name=to.name,
+                headless=to.type == "Headless",
+                output=to.output,
+                port=to.port or 0,
+                port_name=to.port_name,
+                protocol=to.protocol,
+                app_protocol=to.app_protocol,
+                labels=_pairs(to.labels),
+                annotations=_pairs(to.annotations),
+                max_endpoints_per_slice=to.max_endpoints_per_slice,
+            ),
+            instances=InstanceRules(
+                warning=Disposition(instances.warning),
+                critical=Disposition(instances.critical),
+                maintenance=Disposition(instances.maintenance),
+                address=instances.address,
+                allow_cidrs=instances.allow_cidrs,
+                deny_cidrs=instances.deny_cidrs,
+                zone_meta=instances.zone_meta,
+                keep_last_ready=instances.keep_last_ready,
+            ),
+        )
+
+    def _rule_name(self, position: int) -> str:
+        if self.rules is None:
+            return "every service (no rule given)"
+        place = self._places.get(("rules", position))
+        return f"rule {position + 1} ({place.text})" if place is not None else f"rule {position + 1}"
+
+    def _refuse_what_is_not_built(self) -> None:
+        for key, given in (("leader_elect", self.run.leader_elect), ("shards", self.run.shards > 1)):
+            if given:
+                place = self.source(f"run.{key}")
+                raise ConfigurationError(
+                    f"{place}: this version has no leader election: run one replica, without {key}. "
+                    "Two bridges with the same owner id would undo each other's work"
+                )
+
+
+def _policy(backoff: BackoffSettings) -> RetryPolicy:
+    from bridge.retry import RetryPolicy
+
+    return RetryPolicy(floor_seconds=backoff.floor, cap_seconds=backoff.cap, multiplier=backoff.multiplier)
+
+
+def _pairs(mapping: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(mapping.items()))
+
+
+# --------------------------------------------------------------------------- every setting, for sources and docs
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One leaf of the tree with its names in the other sources."""
+
+    path: tuple[str, ...]
+    flag: str
+    env: str
+    also: tuple[str, ...]
+    secret: bool
+    description: str
+    field: FieldInfo
+
+    @property
+    def key(self) -> str:
+        """Its place in the YAML file: `consul.address`."""
+        return ".".join(self.path)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes several values (in the environment: separated by commas)."""
+        return self.field.default == () and self.field.annotation is not str
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is true or false."""
+        return self.field.annotation in (bool, bool | None)
+
+    @property
+    def is_duration(self) -> bool:
+        """Whether it is written `30s`."""
+        return any(
+            isinstance(m, BeforeValidator) and m.func.__qualname__.startswith(("_duration", "_or_never"))
+            for m in self.field.metadata
+        )
+
+    def text(self, value: Any) -> str:
+        """A value as one would write it; secrets are masked."""
+        if isinstance(value, SecretStr):
+            return "***" if value.get_secret_value() else ""
+        if self.is_duration:
+            return "never" if value is None else duration_text(value)
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, tuple):
+            return ",".join(map(str, value))
+        if isinstance(value, float):
+            return f"{value:g}"
+        return "" if value is None else str(value)
+
+
+def catalogue() -> tuple[Setting, ...]:
+    """All settings but the rules, in the order of the tree."""
+    return tuple(_leaves(Settings, ()))
+
+
+def _leaves(model: type[BaseModel], above: tuple[str, ...]) -> Iterator[Setting]:
+    for name, field in model.model_fields.items():
+        path = (*above, name)
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _leaves(kind, path)
+        elif isinstance(field.json_schema_extra, dict):
+            extra: Mapping[str, Any] = field.json_schema_extra
+            flag = extra["flag"]
+            env = extra["env"] or "BRIDGE_" + (flag.removeprefix("--").replace("-", "_") or "_".join(path)).upper()
+            yield Setting(path, flag, env, tuple(extra["also"]), extra["secret"], field.description or "", field)
+
+
+RULE_FLAGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "--service": ("services",),
+    "--tag": ("tags",),
+    "--filter": ("filter",),
+    "--namespace": ("to", "namespace"),
+    "--name": ("to", "name"),
+    "--output-kind": ("to", "output"),
+}
+"""Flags that together make one rule, and the rule's key that each of them sets."""
+
+_LIST_RULE_FLAGS = ("--service", "--tag")
+
+
+def rule_env(flag: str) -> str:
+    """The environment variable of a rule flag."""
+    return "BRIDGE_" + flag.removeprefix("--").replace("-", "_").upper()
+
+
+# --------------------------------------------------------------------------- the sources
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value came from: the rank of its source (0 is the strongest) and the words for it."""
+
+    rank: int
+    text: str
+
+
+@dataclass(slots=True)
+class Layer:
+    """What one source says: nested values, and the place of each leaf."""
+
+    name: str
+    values: dict[str, Any]
+    places: dict[Key, str]
+
+    def set(self, path: Sequence[str | int], value: Any, place: str) -> None:
+        """Put a leaf in."""
+        at: Any = self.values
+        for key in path[:-1]:
+            at = at.setdefault(key, {})
+        at[path[-1]] = value
+        self.places[tuple(path)] = place
+
+    def drop(self, path: Sequence[str]) -> None:
+        """Take a leaf out, if it is there."""
+        at: Any = self.values
+        for key in path[:-1]:
+            at = at.get(key)
+            if not isinstance(at, dict):
+                return
+        at.pop(path[-1], None)
+        self.places.pop(tuple(path), None)
+
+    def has(self, path: Sequence[str]) -> bool:
+        """Whether the source says anything about `path`."""
+        at: Any = self.values
+        for key in path:
+            if not isinstance(at, dict) or key not in at:
+                return False
+            at = at[key]
+        return True
+
+
+class _Source(PydanticBaseSettingsSource):
+    """A layer as pydantic-settings knows sources."""
+
+    def __init__(self, settings_cls: type[BaseSettings], layer: Layer) -> None:
+        super().__init__(settings_cls)
+        self._layer = layer
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        return self._layer.values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._layer.values
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read all sources, check everything, and return the tree.
+
+    `flags` are those that were given, by their long name (`{"--grace": "30s", "--dry-run": True}`). Reads the file
+    that `--config` names and nothing else. Raises ConfigurationError that names every mistake and its place.
+    """
+    flags = dict(flags or {})
+    environ = os.environ if environ is None else environ
+    config = flags.pop("--config", None) or environ.get("BRIDGE_CONFIG") or ""
+    document = yaml_file.read(config) if config else None
+    leaves = catalogue()
+    notes: list[str] = []
+    flag_layer = _flag_layer(leaves, flags)
+    own_layer = _own_environment(leaves, environ)
+    others_layer = _others_environment(leaves, environ)
+    file_layer = _file_layer(document)
+    notes += _unknown_variables(leaves, environ)
+    notes += _overridden(flag_layer, own_layer, others_layer, file_layer)
+    layers = (flag_layer, own_layer, others_layer, file_layer)
+    _one_of(layers, ("consul", "token_file"), ("consul", "token"))
+    selected_by = _rules_from_flags(layers, flags, environ, document)
+    places = {
+        key: _Place(rank, text)
+        for rank, layer in reversed(list(enumerate(layers)))
+        for key, text in layer.places.items()
+    }
+    try:
+        make: Any = Settings  # pydantic-settings hands unknown arguments to `settings_customise_sources`
+        settings: Settings = make(layers=layers)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, places, document)) from None
+    settings._places = places
+    settings._notes = tuple(notes)
+    settings._selected_by = selected_by
+    _check_together(settings)
+    return settings
+
+
+def _flag_layer(leaves: Sequence[Setting], flags: Mapping[str, Any]) -> Layer:
+    layer = Layer("flags", {}, {})
+    known = {s.flag: s for s in leaves if s.flag}
+    for flag, value in flags.items():
+        if flag in RULE_FLAGS:
+            continue
+        layer.set(known[flag].path, list(value) if isinstance(value, (list, tuple)) else value, flag)
+    return layer
+
+
+def _own_environment(leaves: Sequence[Setting], environ: Mapping[str, str]) -> Layer:
+    layer = Layer("environment", {}, {})
+    for setting in leaves:
+        text = environ.get(setting.env, "")
+        if text:
+            layer.set(setting.path, _from_text(setting, text), setting.env)
+    return layer
+
+
+def _others_environment(leaves: Sequence[Setting], environ: Mapping[str, str]) -> Layer:
+    layer = Layer("Consul's and Kubernetes' environment", {}, {})
+    for setting in leaves:
+        for variable in setting.also:
+            text = environ.get(variable, "")
+            if text:
+                value = _consuls_bool(variable, text) if setting.is_switch else text
+                layer.set(setting.path, value, variable)
+    return layer
+
+
+def _file_layer(document: Document | None) -> Layer:
+    if document is None:
+        return Layer("file", {}, {})
+    places = {key: document.place(key) for key in document.values if key}
+    # `consul:` with nothing below it says nothing
+    content = {k: v for k, v in document.content.items() if v is not None or k == "rules"}
+    if content.get("rules", ()) is None:
+        del content["rules"]
+    return Layer("file", content, places)
+
+
+def _from_text(setting: Setting, text: str) -> Any:
+    return [part.strip() for part in text.split(",") if part.strip()] if setting.is_list else text
+
+
+def _consuls_bool(variable: str, text: str) -> bool:
+    """As Go's strconv.ParseBool, which is what Consul's own tools use."""
+    if text in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if text in ("0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise ConfigurationError(f"{variable}: {text!r} must be true or false")
+
+
+def _unknown_variables(leaves: Sequence[Setting], environ: Mapping[str, str]) -> list[str]:
+    """Notes on BRIDGE_ variables that mean nothing to us but look as if they should.
+
+    Only a note: a Kubernetes Service named `bridge` puts BRIDGE_PORT and the like into every pod of its namespace.
+    """
+    known = {s.env for s in leaves} | {rule_env(f) for f in RULE_FLAGS} | {"BRIDGE_CONFIG"}
+    notes = []
+    for name in sorted(environ):
+        if not name.startswith("BRIDGE_") or name in known:
+            continue
+        hint = _did_you_mean(name, known, cutoff=0.8)
+        if hint:
+            notes.append(f"{name}: no such setting{hint}; it is ignored")
+    return notes
+
+
+def _overridden(flags: Layer, own: Layer, others: Layer, file: Layer) -> list[str]:
+    """Notes on what the file says and a variable of Consul's or Kubernetes' own replaces."""
+    notes = []
+    for key, variable in others.places.items():
+        path = [str(k) for k in key]
+        if not file.has(path) or flags.has(path) or own.has(path):
+            continue
+        said: Any = file.values
+        set_: Any = others.values
+        for part in path:
+            said, set_ = said[part], set_[part]
+        if said != set_:
+            notes.append(f"{variable} replaces {'.'.join(path)} of {file.places[key]}")
+    return notes
+
+
+def _one_of(layers: Sequence[Layer], first: Sequence[str], second: Sequence[str]) -> None:
+    """Keep only the strongest source's word of two settings that mean the same; in one source the first one wins."""
+    for rank, layer in enumerate(layers):
+        if layer.has(first):
+            layer.drop(second)
+        elif not layer.has(second):
+            continue
+        for weaker in layers[rank + 1 :]:
+            weaker.drop(first)
+            weaker.drop(second)
+        return
+
+
+def _rules_from_flags(
+    layers: Sequence[Layer], flags: Mapping[str, Any], environ: Mapping[str, str], document: Document | None
+) -> str:
+    """Make one rule of the rule flags and their variables; say where the rules come from."""
+    flag_layer, own_layer, _, file_layer = layers
+    given: list[str] = []
+    rule = Layer("rule", {}, {})
+    for flag, path in RULE_FLAGS.items():
+        variable = rule_env(flag)
+        if flags.get(flag):
+            value, place = flags[flag], flag
+        elif environ.get(variable):
+            text = environ[variable]
+            is_list = flag in _LIST_RULE_FLAGS
+            value, place = ([p.strip() for p in text.split(",") if p.strip()] if is_list else text), variable
+        else:
+            continue
+        rule.set(path, list(value) if isinstance(value, (list, tuple)) else value, place)
+        given.append(place)
+    in_file = file_layer.has(("rules",))
+    if not given:
+        return file_layer.places.get(("rules",), document.path if document else "") if in_file else "default"
+    if in_file:
+        raise ConfigurationError(
+            f"{', '.join(given)}: these make a rule, and {file_layer.places[('rules',)]} has rules as well: "
+            "use either (bridge cannot know which was meant); leave the flags and variables out, or the file's `rules`"
+        )
+    layer = flag_layer if any(g.startswith("--") for g in given) else own_layer
+    layer.values["rules"] = [rule.values]
+    layer.places[("rules",)] = ", ".join(given)
+    layer.places[("rules", 0)] = ", ".join(given)
+    for key, place in rule.places.items():
+        layer.places[("rules", 0, *key)] = place
+    return ", ".join(given)
+
+
+def _check_together(settings: Settings) -> None:
+    """What no field can know alone."""
+    consul = settings.consul
+    for one, other in (("client_cert", "client_key"), ("client_key", "client_cert")):
+        if getattr(consul, one) and not getattr(consul, other):
+            raise ConfigurationError(f"{settings.source(f'consul.{one}')}: consul.{one} needs consul.{other} as well")
+    names: dict[str, int] = {}
+    for position, rule in enumerate(settings.rules or ()):
+        if rule.name and rule.name in names:
+            place = settings._places[("rules", position, "name")].text
+            raise ConfigurationError(
+                f"{place}: rules[{position}].name: {rule.name!r} is the name of rules[{names[rule.name]}] already"
+            )
+        names.setdefault(rule.name, position)
+
+
+# --------------------------------------------------------------------------- what pydantic found, in words
+
+
+def _explain(error: ValidationError, places: Mapping[Key, _Place], document: Document | None) -> str:
+    """One line per mistake: place, key, what is wrong, what is allowed."""
+    lines = []
+    for found in error.errors(include_url=False, include_context=True):
+        key: Key = tuple(found["loc"])
+        lines.append(_sentence(key, found, places, document))
+    lines = sorted(dict.fromkeys(lines))
+    shown, more = lines[:20], len(lines) - 20
+    return "\n".join(shown + ([f"... and {more} more"] if more > 0 else []))
+
+
+def _sentence(key: Key, found: Mapping[str, Any], places: Mapping[Key, _Place], document: Document | None) -> str:
+    kind, value, context = str(found["type"]), found.get("input"), found.get("ctx") or {}
+    place = _place_of(key, places)
+    if kind == "extra_forbidden":
+        if document is not None:
+            place = document.place(key, of_key=True)
+        known = _keys_at(key[:-1])
+        name = str(key[-1])
+        where = f" in {_path_text(key[:-1])}" if len(key) > 1 else ""
+        return f"{place}: unknown key {_show(name)}{where}{_did_you_mean(name, known)}; there are {', '.join(known)}"
+    secret = key[-1:] == ("token",)
+    path = "" if place.startswith(("--", "BRIDGE_", "CONSUL_", "KUBECONFIG")) else f"{_path_text(key)}: "
+    shown = "" if secret or kind in _SHAPES else f"{_show(value)} "
+    return f"{place}: {path}{shown}{_problem(kind, value, context, str(found['msg']))}"
+
+
+_SHAPES: Final = {
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "dict_type": "must be a mapping",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+}
+
+
+def _problem(kind: str, value: object, context: Mapping[str, Any], message: str) -> str:
+    if kind == "value_error":
+        return str(context.get("error", message))
+    if kind in _SHAPES:
+        hint = ""
+        if kind == "string_type":
+            hint = "; put it in quotes" if not isinstance(value, list) else ""
+        elif kind in ("list_type", "tuple_type") and isinstance(value, str):
+            hint = f": [{_show(value)}]"
+        return f"{_SHAPES[kind]}, not {kind_of(value)}{hint}"
+    if kind in ("literal_error", "enum"):
+        allowed = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        return f"must be one of {', '.join(allowed)}{_did_you_mean(str(value), allowed)}"
+    if kind in ("int_parsing", "int_from_float"):
+        return "must be a whole number"
+    if kind == "float_parsing":
+        return "must be a number"
+    if kind == "bool_parsing":
+        return "must be true or false"
+    if kind == "greater_than_equal":
+        return f"must be at least {context['ge']:g}"
+    if kind == "less_than_equal":
+        return f"must be at most {context['le']:g}"
+    return message[:1].lower() + message[1:]
+
+
+def _place_of(key: Key, places: Mapping[Key, _Place]) -> str:
+    for length in range(len(key), 0, -1):
+        place = places.get(key[:length])
+        if place is not None:
+            return place.text
+    return "settings"
+
+
+def _path_text(key: Key) -> str:
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _show(value: object) -> str:
+    """A value in an error: quoted, control characters escaped, cut."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _keys_at(key: Key) -> list[str]:
+    """The keys that the tree has at `key`."""
+    model: Any = Settings
+    for part in key:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        model = RuleSettings if part == "rules" else field.annotation if field is not None else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
+    return list(model.model_fields)
+
+
+def _did_you_mean(word: str, known: Sequence[str] | set[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=cutoff)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,341 @@
+"""docker-compose.yml as it ships: brought up whole, walked through as README.md does, and taken down.
+
+Where images can be pulled, this runs the real ones. Elsewhere (tests/lab/images.py) Consul and Kubernetes are the lab's
+binaries; what only a real k3s can show there is a pod that asks the ClusterIP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab import manifests
+from tests.lab.images import ROOT, Images, compose_command, shared
+from tests.raw import RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+VMS = 12
+SHIPPED = ("docker-compose.yml", "demo", "manifests/base/bridge.yaml")
+VARIABLES = ("CONSUL", "K3S", "PYTHON", "BRIDGE")
+
+
+@pytest.fixture(scope="session")
+def images(pytestconfig: pytest.Config) -> Images:
+    """The images of this run."""
+    return shared(pytestconfig)
+
+
+def rendered(**environment: str) -> dict[str, Any]:
+    """docker-compose.yml as compose understands it, with nothing but `environment` set."""
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "DOCKER_CONFIG")}
+    done = subprocess.run(
+        (*compose_command(), "--file", str(ROOT / "docker-compose.yml"), "config", "--format", "json"),
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_every_image_is_pinned_and_can_be_replaced() -> None:
+    """A default with a version; a variable for who mirrors images or tries another version."""
+    defaults = {name: service["image"] for name, service in rendered()["services"].items()}
+    assert {
+        name: image.rpartition(":")[2] not in ("", "latest", image) for name, image in defaults.items()
+    } == dict.fromkeys(defaults, True)
+    replaced = rendered(**{f"{name}_IMAGE": f"mirror/{name.lower()}:1" for name in VARIABLES})["services"]
+    assert {name: service["image"] for name, service in replaced.items()} == {
+        "consul": "mirror/consul:1",
+        "kubernetes": "mirror/k3s:1",
+        "kubeconfig": "mirror/python:1",
+        "radosgw": "mirror/python:1",
+        "bridge": "mirror/bridge:1",
+    }
+    assert replaced["bridge"]["build"]["args"] == {"BASE": "mirror/python:1"}
+
+
+def test_ports_are_published_on_the_loopback_only_and_can_be_moved() -> None:
+    """Consul without ACLs and an administrator's Kubernetes are nobody else's business."""
+
+    def published(**environment: str) -> set[tuple[str, str]]:
+        services = rendered(**environment)["services"].values()
+        return {(p.get("host_ip", ""), p["published"]) for s in services for p in s.get("ports", [])}
+
+    assert published() == {("127.0.0.1", "8500"), ("127.0.0.1", "6443"), ("127.0.0.1", "9480")}
+    assert published(CONSUL_PORT="1", KUBERNETES_PORT="2", BRIDGE_PORT="3") == {
+        *(("127.0.0.1", "1"), ("127.0.0.1", "2"), ("127.0.0.1", "3")),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running project: `compose` runs its commands, `ports` are where its servers answer on this machine."""
+
+    images: Images
+    project: str
+    folder: Path
+    compose: Callable[..., str]
+    consul: str
+    kubernetes: RawKube
+    kubeconfig: Path
+    bridge: str
+
+    def vms(self) -> dict[str, tuple[str, int]]:
+        """The VMs' containers that run, with the address that each registers."""
+        names = self.compose("ps", "--quiet", "radosgw").split()
+        found = json.loads(self.images.engine.docker("inspect", *names)) if names else []
+        return {
+            c["Id"]: (network["IPAddress"], 8080)
+            for c in found
+            for network in c["NetworkSettings"]["Networks"].values()
+        }
+
+    def registered(self) -> int:
+        """How many instances Consul has, none when it does not answer."""
+        try:
+            with contextlib.closing(RawConsul(self.consul, timeout_seconds=5)) as consul:
+                return len(consul.health("radosgw")[1])
+        except (OSError, http.client.HTTPException, UnexpectedAnswerError):
+            return 0
+
+    def mirrored(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """What the bridge wrote: ready and not ready addresses."""
+        found = self.kubernetes.endpoints("default", "radosgw")
+        return ready_addresses(found), not_ready_addresses(found)
+
+
+@contextlib.contextmanager
+def project(images: Images, folder: Path, vms: int) -> Iterator[tuple[Callable[..., str], dict[str, int]]]:
+    """A copy of the shipped files as a project of its own; its compose command, and its ports."""
+    for name in SHIPPED:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("kubeconfig.yaml", "__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, target)
+    files = ["--file", "docker-compose.yml"]
+    if images.kubernetes.startswith("bridge-lab/"):
+        # A sandbox may not hand out privileges, and the stand-in needs none.
+        (folder / "stand-in.yml").write_text("services: {kubernetes: {privileged: false}}\n")
+        files += ["--file", "stand-in.yml"]
+    ports = {name: free_port() for name in ("CONSUL", "KUBERNETES", "BRIDGE")}
+    environment = {
+        "CONSUL_IMAGE": images.consul,
+        "K3S_IMAGE": images.kubernetes,
+        "PYTHON_IMAGE": images.python,
+        "BRIDGE_IMAGE": images.bridge,
+        "RADOSGW_VMS": str(vms),
+        **{f"{name}_PORT": str(port) for name, port in ports.items()},
+    }
+    command = (*compose_command(), "--project-name", folder.name, *files)
+
+    def compose(*arguments: str, check: bool = True) -> str:
+        return images.engine.run(*command, *arguments, cwd=folder, environment=environment, check=check)
+
+    try:
+        yield compose, ports
+    finally:
+        compose("down", "--volumes", "--timeout", "10", check=False)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def up(compose: Callable[..., str]) -> None:
+    """Bring everything up; a failure shows the logs."""
+    said = compose("up", "--detach", "--wait", "--wait-timeout", "300", "--no-build", check=False)
+    states = [json.loads(line) for line in compose("ps", "--all", "--format", "json").splitlines()]
+    sick = {
+        s["Name"]: f"{s['State']} {s['Health']}"
+        for s in states
+        if s["State"] != "running" or s["Health"] not in ("", "healthy")
+    }
+    assert (len(states) >= 5, sick) == (True, {}), f"{said}\n{compose('logs', '--tail', '30')}"
+
+
+def eventually(check: Callable[[], Any], expected: Any, seconds: float = 15.0) -> None:
+    """Wait until `check` gives `expected`; the last difference is the failure."""
+    deadline = time.monotonic() + seconds
+    while (found := check()) != expected and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found == expected
+
+
+@pytest.fixture(scope="module")
+def stack(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The whole file, brought up once for the tests of this module."""
+    folder = tmp_path_factory.mktemp("compose-up")
+    with project(images, folder, VMS) as (compose, ports), contextlib.ExitStack() as stack:
+        up(compose)
+        port = {name: stack.enter_context(images.engine.published(number)) for name, number in ports.items()}
+        kubeconfig = folder / "demo/kube/kubeconfig.yaml"
+        text = kubeconfig.read_text()
+        assert f"server: https://127.0.0.1:{ports['KUBERNETES']}\n" in text
+        outside = folder / "outside.yaml"
+        outside.write_text(text.replace(str(ports["KUBERNETES"]), str(port["KUBERNETES"])))
+        yield Stack(
+            images=images,
+            project=folder.name,
+            folder=folder,
+            compose=compose,
+            consul=f"http://127.0.0.1:{port['CONSUL']}",
+            kubernetes=stack.enter_context(contextlib.closing(RawKube(outside))),
+            kubeconfig=outside,
+            bridge=f"http://127.0.0.1:{port['BRIDGE']}",
+        )
+
+
+def test_every_vm_stands_in_the_endpoints(stack: Stack) -> None:
+    """Twelve VMs registered themselves, and the user's kubeconfig sees all twelve under one Service."""
+    expected = sorted(stack.vms().values())
+    assert len(expected) == VMS
+    eventually(stack.mirrored, (expected, []))
+    service = stack.kubernetes.get("/api/v1/namespaces/default/services/radosgw")
+    assert service is not None
+    assert [(p["name"], p["port"]) for p in service["spec"]["ports"]] == [("http", 8080)]
+    assert "selector" not in service["spec"]
+
+
+def test_a_vm_that_is_stopped_leaves_and_comes_back(stack: Stack) -> None:
+    """It deregisters before it goes, so its address is never listed as a sick one."""
+    before = stack.vms()
+    chosen, address = min(before.items())
+    eventually(stack.mirrored, (sorted(before.values()), []))
+    stack.images.engine.docker("stop", chosen)
+    rest = sorted(set(before.values()) - {address})
+    eventually(stack.mirrored, (rest, []))
+    stack.images.engine.docker("start", chosen)
+    eventually(stack.mirrored, (sorted(stack.vms().values()), []))
+    assert len(stack.mirrored()[0]) == VMS
+
+
+def test_a_vm_that_is_killed_is_not_ready_until_it_is_back(stack: Stack) -> None:
+    """Consul's own check finds out; the address stays, without traffic."""
+    before = stack.vms()
+    chosen, address = max(before.items())
+    eventually(stack.mirrored, (sorted(before.values()), []))
+    stack.images.engine.docker("kill", chosen)
+    eventually(stack.mirrored, (sorted(set(before.values()) - {address}), [address]))
+    stack.images.engine.docker("start", chosen)
+    eventually(stack.mirrored, (sorted(stack.vms().values()), []))
+
+
+def test_a_one_shot_pass_beside_the_daemon_finds_nothing_to_do(stack: Stack) -> None:
+    """`docker compose run --rm bridge sync --dry-run`, as README.md has it."""
+    eventually(lambda: len(stack.mirrored()[0]), VMS)
+    said = stack.compose("run", "--rm", "--no-TTY", "bridge", "sync", "--dry-run", "--exit-code", "-o", "json")
+    report = json.loads(said[said.index("{") :])
+    assert {k: report["summary"][k] for k in ("create", "update", "delete", "failed")} == {
+        "create": 0,
+        "update": 0,
+        "delete": 0,
+        "failed": 0,
+    }
+
+
+def test_the_bridge_serves_its_pages(stack: Stack) -> None:
+    """On the published port."""
+    for path, expected in (("healthz", ""), ("readyz", ""), ("metrics", "# HELP "), ("api/status", "radosgw")):
+        with urllib.request.urlopen(f"{stack.bridge}/{path}", timeout=10) as answer:
+            assert answer.status == 200
+            assert expected in answer.read().decode()
+
+
+def test_the_image_runs_in_a_cluster_as_the_manifests_say(stack: Stack, tmp_path: Path) -> None:
+    """With the Deployment's own environment, arguments and restrictions, and a mounted service account only."""
+    namespace = "in-cluster"
+    kube = stack.kubernetes
+    kube.json("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+    objects = manifests.overlay(tmp_path / "overlay", namespace, consul="http://consul:8500")
+    manifests.apply(kube, objects)
+    account, config = tmp_path / "account", tmp_path / "config"
+    files = {
+        account / "token": manifests.token(kube, namespace).encode(),
+        account / "ca.crt": manifests.cluster_of(stack.kubeconfig)[1],
+        account / "namespace": namespace.encode(),
+        config / "bridge.yaml": manifests.configuration(objects).encode(),
+    }
+    for path, content in files.items():
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.write_bytes(content)
+    spec = manifests.container(objects)
+    environment = {
+        **manifests.environment(objects),
+        "KUBERNETES_SERVICE_HOST": "kubernetes",
+        "KUBERNETES_SERVICE_PORT": "6443",
+    }
+    docker = stack.images.engine.docker
+    container = docker(
+        *("run", "--detach", f"--network={stack.project}_default", "--read-only", "--cap-drop=ALL"),
+        *("--security-opt=no-new-privileges", f"--volume={config}:/etc/consul-endpoints-bridge:ro"),
+        f"--volume={account}:/var/run/secrets/kubernetes.io/serviceaccount:ro",
+        *(f"--env={name}={value}" for name, value in environment.items()),
+        *(stack.images.bridge, *spec["args"]),
+    ).strip()
+    try:
+        expected = sorted(stack.vms().values())
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, "radosgw")), expected)
+        docker("stop", "--time=30", container)
+        state = json.loads(docker("inspect", container))[0]["State"]
+        assert state["ExitCode"] == 0
+        assert ready_addresses(kube.endpoints(namespace, "radosgw")) == expected  # nothing is removed at shutdown
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{docker('logs', '--tail', '40', container)}") from error
+    finally:
+        docker("rm", "--force", container)
+        kube.delete(f"/api/v1/namespaces/{namespace}")
+
+
+def test_consul_that_goes_away_takes_nothing_with_it(stack: Stack) -> None:
+    """The Endpoints stay, the bridge says so, and all is well again when Consul is back, empty though it comes back."""
+    eventually(lambda: len(stack.mirrored()[0]), VMS)
+    before = stack.mirrored()
+    stack.compose("stop", "consul")
+    try:
+        time.sleep(3.0)
+        assert stack.mirrored() == before
+    finally:
+        stack.compose("start", "consul")
+    eventually(stack.registered, VMS, seconds=60)
+    eventually(stack.mirrored, before, seconds=60)
+
+
+def test_down_leaves_nothing(images: Images, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No container, no network, no volume, and no kubeconfig in the user's checkout."""
+    folder = tmp_path_factory.mktemp("compose-down")
+    mine = f"label=com.docker.compose.project={folder.name}"
+    with project(images, folder, vms=1) as (compose, _):
+        up(compose)
+        assert (folder / "demo/kube/kubeconfig.yaml").exists()
+        compose("down", "--volumes")
+        left = {
+            kind: images.engine.docker(*command, "--quiet", "--filter", mine).split()
+            for kind, command in {
+                "containers": ("ps", "--all"),
+                "networks": ("network", "ls"),
+                "volumes": ("volume", "ls"),
+            }.items()
+        }
+        assert left == {"containers": [], "networks": [], "volumes": []}
+        assert [p.name for p in (folder / "demo/kube").iterdir()] == [".gitignore"]

@@ -1,0 +1,164 @@
+"""The container image, built from this checkout's Dockerfile and run the way a cluster runs it.
+
+Where no engine answers, a private one from Debian's packages is used, on a base image of Debian's Python
+(tests/lab/engine.py): the Dockerfile is the one that ships, the versions of Python differ.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bridge
+from tests.lab.images import Images, shared
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+# As restricted as the Deployment in manifests/base.
+HARDENED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+
+IMPORT_ALL = """
+import importlib, pkgutil, bridge, consul, kubernetes.client, kubernetes.config, kubernetes.config.incluster_config
+names = [m.name for m in pkgutil.walk_packages(bridge.__path__, "bridge.") if m.name != "bridge.__main__"]
+for name in names: importlib.import_module(name)
+kubernetes.client.CoreV1Api(); kubernetes.client.DiscoveryV1Api()
+print(len(names))
+"""
+
+UNCOMPILED = """
+import importlib.util, pathlib, re, sys, sysconfig
+places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+for place in places:
+    for source in pathlib.Path(place).rglob("*.py"):
+        left = re.search("/kubernetes/client/(api|models)/|/pygments/(lexers|styles)/", str(source))
+        if not left and not pathlib.Path(importlib.util.cache_from_source(str(source))).exists(): print(source)
+import json, decimal, http.client
+for module in (json, decimal, http.client):
+    if not pathlib.Path(module.__cached__).exists(): print(module.__file__)
+"""
+
+
+@pytest.fixture(scope="session")
+def images(pytestconfig: pytest.Config) -> Images:
+    """The images of this run."""
+    return shared(pytestconfig)
+
+
+@pytest.fixture
+def inspected(images: Images) -> dict[str, Any]:
+    """What the engine tells of the image."""
+    found: dict[str, Any] = json.loads(images.engine.docker("image", "inspect", images.bridge))[0]
+    return found
+
+
+def test_it_says_what_it_is_and_runs_as_a_numbered_user(inspected: dict[str, Any]) -> None:
+    """Kubernetes can check runAsNonRoot only against a number; the entry point is the bridge itself, no shell."""
+    config = inspected["Config"]
+    assert {key: config.get(key) for key in ("User", "Entrypoint", "Cmd", "Healthcheck")} == {
+        "User": "65532:65532",
+        "Entrypoint": ["bridge"],
+        "Cmd": ["run"],
+        "Healthcheck": None,
+    }
+    assert list(config["ExposedPorts"]) == ["9480/tcp"]
+    labels = {k.removeprefix("org.opencontainers.image."): v for k, v in config["Labels"].items()}
+    assert labels.pop("description")
+    assert labels == {
+        "title": "consul-endpoints-bridge",
+        "licenses": "Apache-2.0",
+        "version": bridge.__version__,
+        "revision": "under-test",
+    }
+
+
+def test_it_adds_little_to_its_base(images: Images, inspected: dict[str, Any]) -> None:
+    """Below 200 MB on python:3.12-slim (about 125 MB) leaves 75 MB for us."""
+    base = json.loads(images.engine.docker("image", "inspect", images.python))[0]
+    assert (inspected["Size"] - base["Size"]) / 1e6 < 75
+
+
+def test_it_runs_without_writing_without_rights_and_as_anybody(images: Images) -> None:
+    """Also under a user id that a cluster chose (OpenShift)."""
+    for user in ((), ("--user=1234567:0",)):
+        said = images.engine.docker("run", "--rm", "--network=none", *HARDENED, *user, images.bridge, "--version")
+        assert bridge.__version__ in said
+
+
+def test_everything_that_the_bridge_imports_is_in_it(images: Images) -> None:
+    """The Dockerfile takes parts of the kubernetes package out: nothing of ours misses them."""
+    said = images.engine.docker(
+        "run",
+        "--rm",
+        "--network=none",
+        *HARDENED,
+        "--entrypoint=python",
+        images.bridge,
+        "-W",
+        "ignore",
+        "-c",
+        IMPORT_ALL,
+    )
+    assert int(said) > 10
+
+
+def test_nothing_is_compiled_at_start(images: Images) -> None:
+    """The file system is read-only: what has no compiled file would be compiled anew at every start."""
+    said = images.engine.docker("run", "--rm", "--network=none", "--entrypoint=python", images.bridge, "-c", UNCOMPILED)
+    assert said == ""
+
+
+NOWHERE = """
+apiVersion: v1
+kind: Config
+current-context: nowhere
+clusters: [{name: nowhere, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: nobody, user: {token: none}}]
+contexts: [{name: nowhere, context: {cluster: nowhere, user: nobody}}]
+"""
+
+
+def test_a_stop_signal_reaches_it(images: Images, tmp_path: Path) -> None:
+    """`bridge run` that reaches neither Consul nor Kubernetes still goes at once when it is told to."""
+    docker = images.engine.docker
+    tmp_path.chmod(0o755)
+    (tmp_path / "config").write_text(NOWHERE)
+    container = docker(
+        *("run", "--detach", "--network=none", *HARDENED, "--tmpfs=/tmp", "--env=CONSUL_HTTP_ADDR=http://127.0.0.1:1"),
+        *("--env=KUBECONFIG=/kube/config", "--volume", f"{tmp_path}:/kube:ro", images.bridge),
+    ).strip()
+    try:
+        time.sleep(2.0)
+        assert json.loads(docker("inspect", container))[0]["State"]["Status"] == "running", docker("logs", container)
+        started = time.monotonic()
+        docker("stop", "--time=30", container)
+        seconds = time.monotonic() - started
+        code = json.loads(docker("inspect", container))[0]["State"]["ExitCode"]
+        assert (code, seconds < 5) == (0, True), docker("logs", container)
+    finally:
+        docker("rm", "--force", container)
+
+
+def test_only_what_the_image_needs_goes_to_the_engine(images: Images) -> None:
+    """.dockerignore names what may come along, so that no secret lying in a checkout ends up in a layer."""
+    with images.context() as folder:
+        (folder / "token.txt").write_text("secret")
+        (folder / "bridge" / "__pycache__").mkdir(exist_ok=True)
+        (folder / "bridge" / "__pycache__" / "x.pyc").write_bytes(b"")
+        listing = folder / "Everything.Dockerfile"
+        listing.write_text(f"FROM {images.python}\nCOPY . /context/\n")
+        tag = "bridge-lab/context:1"
+        images.engine.docker("build", "--quiet", "--tag", tag, "--file", str(listing), str(folder))
+    try:
+        found = images.engine.docker("run", "--rm", tag, "find", "/context", "-maxdepth", "2", "-mindepth", "1")
+    finally:
+        images.engine.docker("image", "rm", "--force", tag)
+    names = {line.removeprefix("/context/") for line in found.splitlines()}
+    assert {n for n in names if not n.startswith("bridge/")} == {
+        *("LICENSE", "README.md", "pyproject.toml", "bridge", "requirements"),
+        *("requirements/build.txt", "requirements/runtime.txt"),
+    }
+    assert "bridge/__pycache__" not in names

@@ -1,0 +1,438 @@
+"""manifests/ on a real API server: accepted, restricted, and with exactly the rights that the bridge uses.
+
+The bridge runs as a process of the test, with the service account's own token, the rendered environment and
+bridge.yaml. What it did stands in the API server's audit log, which is compared with what its Role grants, both ways.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+import bridge
+from bridge import settings
+from tests.lab import manifests
+from tests.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
+
+Json = dict[str, Any]
+Verbs = set[tuple[str, str, str]]
+
+COMBINATIONS = [
+    chosen for size in range(len(manifests.COMPONENTS) + 1) for chosen in combinations(manifests.COMPONENTS, size)
+]
+
+# What every authenticated user may ask about itself, by the cluster's own roles.
+EVERYBODYS = {("authorization.k8s.io", "selfsubjectaccessreviews", "create")}
+
+DEADLINE_SECONDS = 20.0
+
+
+# --------------------------------------------------------------------------- rendering
+
+
+@pytest.mark.parametrize("components", COMBINATIONS, ids=lambda c: "+".join(c) or "base")
+def test_it_renders_whole(components: Sequence[str], tmp_path: Path) -> None:
+    """With any set of components, in the namespace of the user's overlay, every reference finds its object."""
+    objects = manifests.overlay(tmp_path, "elsewhere", components)
+    names = {(o["kind"], o["metadata"]["name"]) for o in objects}
+    binding = manifests.of_kind(objects, "RoleBinding", "ClusterRoleBinding")
+    account = {"kind": "ServiceAccount", "name": manifests.NAME, "namespace": "elsewhere"}
+    assert binding["subjects"] == [account]
+    assert binding["kind"] == f"{binding['roleRef']['kind']}Binding"
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in names
+    assert manifests.pod_template(objects)["spec"]["serviceAccountName"] == manifests.NAME
+    assert manifests.container(objects)["image"] == f"{manifests.NAME}:{bridge.__version__}"
+    assert manifests.environment(objects)["CONSUL_HTTP_ADDR"]
+    assert "rules:" in manifests.configuration(objects)
+    assert ("CronJob" in {k for k, _ in names}, "Deployment" in {k for k, _ in names}) == (
+        "cronjob" in components,
+        "cronjob" not in components,
+    )
+
+
+def test_the_example_overlay_renders() -> None:
+    """What README.md tells to copy, with its own rules, Consul and namespace."""
+    objects = manifests.kustomize(manifests.MANIFESTS / "overlays/example")
+    assert {o["metadata"].get("namespace") for o in objects} == {"storage"}
+    environment = manifests.environment(objects)
+    assert environment["CONSUL_HTTP_ADDR"].startswith("https://")
+    assert environment["CONSUL_HTTP_TOKEN_FILE"] == "/etc/consul-acl/token"
+    assert "postgres" in manifests.configuration(objects)
+
+
+@pytest.mark.parametrize("components", COMBINATIONS, ids=lambda c: "+".join(c) or "base")
+def test_its_settings_are_understood(components: Sequence[str], tmp_path: Path) -> None:
+    """Every variable and every key of the ConfigMap is one of the bridge's own, and none of them raises a doubt."""
+    objects = manifests.overlay(tmp_path, "elsewhere", components)
+    config = tmp_path / "container-bridge.yaml"
+    config.write_text(manifests.configuration(objects))
+    environment = {**manifests.environment(objects), "BRIDGE_CONFIG": str(config)}
+    known = {name for setting in settings.catalogue() for name in (setting.env, *setting.also)} | {"BRIDGE_CONFIG"}
+    unknown = set(environment) - known
+    loaded = settings.load(environ=environment)
+    assert (unknown, loaded.notes) == (set(), ())
+    assert (loaded.log.format, loaded.rules is not None) == ("json", True)
+
+
+# --------------------------------------------------------------------------- on the API server
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A real API server, an empty namespace of the test's own, and a Consul."""
+
+    kube: RawKube
+    kubeconfig: Path
+    namespace: str
+    audit_log: Path
+    consul_address: str
+
+    def install(self, folder: Path, components: Sequence[str] = (), rules: str | None = None) -> list[Json]:
+        """Render, apply, and give back what was applied."""
+        objects = manifests.overlay(folder, self.namespace, components, rules=rules, consul=self.consul_address)
+        manifests.apply(self.kube, objects)
+        return objects
+
+
+@pytest.fixture
+def cluster(lab: Any) -> Iterator[Cluster]:
+    """A fresh namespace, removed with everything in it."""
+    name = f"bridge-{uuid4().hex[:8]}"
+    with contextlib.closing(RawKube(lab.kubeconfig)) as kube:
+        kube.json("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        yield Cluster(kube, Path(lab.kubeconfig), name, Path(lab.audit_log), lab.consul_address)
+        kube.delete(f"/api/v1/namespaces/{name}")
+        for kind in ("clusterrolebindings", "clusterroles"):
+            kube.delete(f"/apis/rbac.authorization.k8s.io/v1/{kind}/{manifests.NAME}")
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("components", COMBINATIONS, ids=lambda c: "+".join(c) or "base")
+def test_the_api_server_accepts_it(cluster: Cluster, components: Sequence[str], tmp_path: Path) -> None:
+    """Applied, and applied again without a change."""
+    objects = manifests.overlay(tmp_path, cluster.namespace, components)
+    first = manifests.apply(cluster.kube, objects)
+    second = manifests.apply(cluster.kube, objects)
+    assert [o["metadata"]["resourceVersion"] for o in second] == [o["metadata"]["resourceVersion"] for o in first]
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("components", [("namespace",), ("namespace", "cronjob"), ("namespace", "consul-acl")])
+def test_its_pod_keeps_the_restricted_standard(cluster: Cluster, components: Sequence[str], tmp_path: Path) -> None:
+    """The namespace enforces it: the pod is let in, and one that lacks any one promise is not."""
+    objects = cluster.install(tmp_path, components)
+    pods = f"/api/v1/namespaces/{cluster.namespace}/pods?dryRun=All"
+
+    def admitted(change: Callable[[Json], object]) -> str:
+        template = copy.deepcopy(manifests.pod_template(objects))
+        change(template["spec"])
+        body = {**template, "metadata": {**template["metadata"], "name": "probe"}}
+        try:
+            cluster.kube.json("POST", pods, body)
+        except UnexpectedAnswerError as error:
+            return "refused" if error.status == 403 and "PodSecurity" in str(error) else str(error)
+        return "admitted"
+
+    assert admitted(lambda _: None) == "admitted"
+    assert [
+        admitted(lambda s: s["securityContext"].pop("seccompProfile")),
+        admitted(lambda s: s["securityContext"].update(runAsNonRoot=False)),
+        admitted(lambda s: s["securityContext"].update(runAsUser=0)),
+        admitted(lambda s: s["containers"][0]["securityContext"].pop("allowPrivilegeEscalation")),
+        admitted(lambda s: s["containers"][0]["securityContext"].pop("capabilities")),
+    ] == ["refused"] * 5
+
+
+def audited(log: Path, user: str, since: int) -> tuple[Verbs, list[str], Verbs]:
+    """What a user did by the audit log from offset `since`: (group, resource, verb), what was refused, and where.
+
+    An apply that made an object is logged as `patch` with 201, and takes `create` as well.
+    """
+    used: Verbs = set()
+    refused: list[str] = []
+    outside: Verbs = set()
+    with log.open("rb") as lines:
+        lines.seek(since)
+        for line in lines:
+            event = json.loads(line)
+            if event["user"]["username"] != user or "objectRef" not in event:
+                continue
+            what = event["objectRef"]
+            act = (what.get("apiGroup", ""), what["resource"], event["verb"])
+            if act in EVERYBODYS:
+                continue
+            if event["annotations"].get("authorization.k8s.io/decision") == "forbid" or (
+                event.get("responseStatus", {}).get("code") == 403
+            ):
+                refused.append(f"{act} {event['requestURI']}")
+                continue
+            used.add(act)
+            if act[2] == "patch" and event["responseStatus"]["code"] == 201:
+                used.add((act[0], act[1], "create"))
+            if "namespace" not in what:
+                outside.add(act)
+    return used, refused, outside
+
+
+def environment_of(objects: Sequence[Json], kubeconfig: Path, folder: Path, **more: str) -> dict[str, str]:
+    """The container's environment, moved out of the container: its files, the cluster's address, a port of its own."""
+    config = folder / "container-bridge.yaml"
+    config.write_text(manifests.configuration(objects))
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CONSUL_", "BRIDGE_", "KUBE"))}
+    return {
+        **inherited,
+        **manifests.environment(objects),
+        "BRIDGE_CONFIG": str(config),
+        "KUBECONFIG": str(kubeconfig),
+        **more,
+    }
+
+
+def eventually(check: Callable[[], Any], expected: Any) -> None:
+    """Wait until `check` gives `expected`; the last difference is the failure."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while (found := check()) != expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found == expected
+
+
+class Services:
+    """Three VMs of one service in Consul, and what the bridge made of them."""
+
+    def __init__(self, cluster: Cluster, consul: RawConsul, name: str, namespaces: Sequence[str]) -> None:
+        self.cluster, self.consul, self.name, self.namespaces = cluster, consul, name, namespaces
+        self.nodes = {f"{name}-{n}": f"10.9.0.{n}" for n in (1, 2, 3)}
+
+    def register(self) -> None:
+        for node, address in self.nodes.items():
+            self.consul.register(self.name, node, address, 8080)
+
+    def break_one(self) -> None:
+        self.consul.flip(self.name, min(self.nodes), "critical")
+
+    def deregister(self) -> None:
+        for node in self.nodes:
+            self.consul.drop_node(node)
+
+    def mirrored(self) -> set[tuple[int, int, bool]]:
+        """(ready, not ready, Service there) in each of the namespaces, which all should be alike."""
+        kube = self.cluster.kube
+        found = set()
+        for namespace in self.namespaces:
+            endpoints = kube.endpoints(namespace, self.name)
+            service = kube.get(f"{SERVICES.format(namespace=namespace)}/{self.name}")
+            found.add((len(ready_addresses(endpoints)), len(not_ready_addresses(endpoints)), service is not None))
+        return found
+
+    def slices(self) -> int:
+        """EndpointSlices of our own in the first namespace."""
+        items = self.cluster.kube.json("GET", SLICES.format(namespace=self.namespaces[0]))["items"]
+        return sum(
+            i["metadata"]["labels"].get("endpointslice.kubernetes.io/managed-by") == "consul-bridge" for i in items
+        )
+
+
+@pytest.fixture
+def services(cluster: Cluster) -> Iterator[Callable[..., Services]]:
+    """Makes services with names of their own; they are out of Consul afterwards."""
+    made: list[Services] = []
+    with contextlib.closing(RawConsul(cluster.consul_address)) as consul:
+
+        def make(*namespaces: str) -> Services:
+            made.append(Services(cluster, consul, f"gw-{uuid4().hex[:8]}", namespaces or (cluster.namespace,)))
+            return made[-1]
+
+        yield make
+        for each in made:
+            each.deregister()
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
+    """The bridge as a process; it must still be alive at the end, and go on SIGTERM."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            (sys.executable, "-m", "bridge", *command), env=dict(environment), stdout=output, stderr=output
+        )
+    try:
+        yield
+        assert process.poll() is None, log.read_text()
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{log.read_text()[-6000:]}") from error
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def rules_for(name: str, *, output: str = "endpoints", namespaces: Sequence[str] = ()) -> str:
+    """bridge.yaml for one service: into the bridge's own namespace, or into one per datacenter placeholder."""
+    to: Json = {"name": "{service}", "port": 8080, "port_name": "http", "output": output}
+    if namespaces:
+        to["namespace"] = namespaces[0]
+    text = json.dumps({"rules": [{"services": [name], "to": to}]})  # JSON is YAML
+    assert name in text
+    return text
+
+
+def identity(cluster: Cluster, objects: Sequence[Json], folder: Path, **more: str) -> dict[str, str]:
+    """The environment in which the bridge is the service account and nothing else."""
+    server, ca = manifests.cluster_of(cluster.kubeconfig)
+    bearer = manifests.token(cluster.kube, cluster.namespace)
+    kubeconfig = manifests.kubeconfig_with(folder / "account.yaml", server, ca, bearer, cluster.namespace)
+    return environment_of(objects, kubeconfig, folder, **more)
+
+
+def account(cluster: Cluster) -> str:
+    """The service account as a user name."""
+    return f"system:serviceaccount:{cluster.namespace}:{manifests.NAME}"
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("output", ["endpoints", "both", "endpointslices"])
+def test_run_uses_exactly_what_its_role_grants(
+    cluster: Cluster, services: Callable[..., Services], output: str, tmp_path: Path
+) -> None:
+    """A service comes, turns sick and goes: nothing is refused, and no verb is granted that was not needed for it."""
+    service = services()
+    components = () if output == "endpoints" else ("endpointslices",)
+    objects = cluster.install(tmp_path, components, rules_for(service.name, output=output))
+    environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
+    since = cluster.audit_log.stat().st_size
+    with running(manifests.container(objects)["args"], environment, tmp_path / "log"):
+        service.register()
+        eventually(service.mirrored, {(3, 0, True)} if output != "endpointslices" else {(0, 0, True)})
+        eventually(service.slices, 0 if output == "endpoints" else 1)
+        service.break_one()
+        if output != "endpointslices":
+            eventually(service.mirrored, {(2, 1, True)})
+        service.deregister()
+        eventually(service.mirrored, {(0, 0, False)})
+    used, refused, outside = audited(cluster.audit_log, account(cluster), since)
+    assert refused == []
+    assert outside == set()
+    assert used == manifests.granted(objects)
+
+
+@pytest.mark.lab
+def test_a_cron_job_uses_exactly_what_its_role_grants(
+    cluster: Cluster, services: Callable[..., Services], tmp_path: Path
+) -> None:
+    """Three passes, with what happens in between; watching is not among the rights."""
+    service = services()
+    objects = cluster.install(tmp_path, ("cronjob",), rules_for(service.name))
+    environment = identity(cluster, objects, tmp_path, BRIDGE_GRACE="0s")
+    since = cluster.audit_log.stat().st_size
+    for change, expected in (
+        (service.register, {(3, 0, True)}),
+        (service.break_one, {(2, 1, True)}),
+        (service.deregister, {(0, 0, False)}),
+    ):
+        change()
+        done = subprocess.run(
+            (sys.executable, "-m", "bridge", *manifests.container(objects)["args"]),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        eventually(service.mirrored, expected)
+    used, refused, outside = audited(cluster.audit_log, account(cluster), since)
+    assert refused == []
+    assert outside == set()
+    assert used == manifests.granted(objects)
+
+
+@pytest.mark.lab
+def test_all_namespaces_writes_where_the_rule_says(
+    cluster: Cluster, services: Callable[..., Services], tmp_path: Path
+) -> None:
+    """With the component, into a namespace that is not the bridge's own; without it, that is refused and said."""
+    other = f"{cluster.namespace}-b"
+    cluster.kube.json("POST", "/api/v1/namespaces", {"metadata": {"name": other}})
+    try:
+        service = services(other)
+        rules = rules_for(service.name, namespaces=(other,))
+        service.register()
+        objects = cluster.install(tmp_path / "without", (), rules)
+        environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
+        done = subprocess.run(
+            (sys.executable, "-m", "bridge", "sync", "--yes"),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, other in done.stderr, service.mirrored()) == (1, True, {(0, 0, False)}), done.stderr
+        manifests.delete(cluster.kube, objects)
+
+        objects = cluster.install(tmp_path / "with", ("all-namespaces",), rules)
+        environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
+        since = cluster.audit_log.stat().st_size
+        with running(manifests.container(objects)["args"], environment, tmp_path / "log"):
+            eventually(service.mirrored, {(3, 0, True)})
+            service.break_one()
+            eventually(service.mirrored, {(2, 1, True)})
+            service.deregister()
+            eventually(service.mirrored, {(0, 0, False)})
+        used, refused, _ = audited(cluster.audit_log, account(cluster), since)
+        assert refused == []
+        assert used == manifests.granted(objects)
+    finally:
+        cluster.kube.delete(f"/api/v1/namespaces/{other}")
+
+
+@pytest.mark.lab
+def test_its_probes_answer(cluster: Cluster, services: Callable[..., Services], tmp_path: Path) -> None:
+    """The paths of the Deployment's probes, on the port that it names, and the metrics that the Service is for."""
+    service = services()
+    objects = cluster.install(tmp_path, (), rules_for(service.name))
+    spec = manifests.container(objects)
+    host, _, port = manifests.environment(objects)["BRIDGE_LISTEN"].rpartition(":")
+    assert (host, port) == ("0.0.0.0", str(spec["ports"][0]["containerPort"]))
+    ours = free_port()
+    environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN=f"127.0.0.1:{ours}")
+    with running(spec["args"], environment, tmp_path / "log"):
+        paths = [spec[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe", "startupProbe")]
+        for path in [*paths, "/metrics"]:
+            eventually(lambda path=path: status(f"http://127.0.0.1:{ours}{path}"), 200)  # type: ignore[misc]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def status(address: str) -> int:
+    """The HTTP status at an address, 0 when nothing answers."""
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0

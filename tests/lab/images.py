@@ -1,0 +1,159 @@
+"""The images that the container tests run: the bridge's own, and stand-ins for what cannot be pulled.
+
+On an engine that can pull, the real images are used. Elsewhere python:slim is Debian's Python, consul the lab's binary,
+and k3s the lab's Kubernetes behind k3s' manners (`k3s_stand_in`). The bridge's image is always built from this checkout
+by its unchanged Dockerfile; its wheels come along, so the build needs no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+from tests.lab.engine import Engine, NoEngineError, engine
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONSUL_IMAGE = "hashicorp/consul:1.22.0"
+K3S_IMAGE = "rancher/k3s:v1.36.4-k3s1"
+KUBERNETES = ("etcd", "kube-apiserver", "kube-controller-manager")
+
+_STAND_IN = """FROM {base}
+COPY {binaries} /opt/kubernetes/
+COPY k3s_stand_in.py /opt/
+RUN printf '#!/bin/sh\\nexec python3 /opt/k3s_stand_in.py "$@"\\n' > /bin/kubectl && chmod +x /bin/kubectl
+ENTRYPOINT ["python3", "/opt/k3s_stand_in.py"]
+"""
+
+# Not copied into a build context even before .dockerignore: large, and never wanted.
+_BULK = (
+    ".venv",
+    ".git",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    ".pytest_cache",
+    "__pycache__",
+    ".lab",
+    "node_modules",
+)
+
+
+def binary(name: str) -> Path:
+    """A server or tool of the lab's, by its name."""
+    found = shutil.which(name)
+    assert found, name
+    return Path(found)
+
+
+def cache() -> Path:
+    """Where what took long to make is kept between runs, outside of the checkout."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consul-endpoints-bridge"
+
+
+class Images:
+    """Builds each image at its first use and gives its name."""
+
+    def __init__(self, engine: Engine, cache: Path) -> None:
+        self.engine = engine
+        self._cache = cache
+
+    @cached_property
+    def python(self) -> str:
+        """What the Dockerfile builds on."""
+        return self.engine.python_base(self._cache)
+
+    @cached_property
+    def consul(self) -> str:
+        """Consul, as docker-compose.yml uses it."""
+        if self.engine.has_or_pulls(CONSUL_IMAGE):
+            return CONSUL_IMAGE
+        return self.engine.static_image("bridge-lab/consul:1", binary("consul"))
+
+    @cached_property
+    def kubernetes(self) -> str:
+        """k3s, or what behaves like it."""
+        if self.engine.has_or_pulls(K3S_IMAGE):
+            return K3S_IMAGE
+        tag = "bridge-lab/k3s:1"
+        with tempfile.TemporaryDirectory(prefix="bridge-image-") as folder:
+            context = Path(folder)
+            for name in KUBERNETES:
+                shutil.copy2(binary(name), context / name)
+            shutil.copy2(Path(__file__).with_name("k3s_stand_in.py"), context)
+            text = _STAND_IN.format(base=self.python, binaries=" ".join(KUBERNETES))
+            (context / "Dockerfile").write_text(text)
+            self.engine.docker("build", "--quiet", "--tag", tag, folder)
+        return tag
+
+    @cached_property
+    def bridge(self) -> str:
+        """The bridge's image, from this checkout."""
+        tag = "bridge-lab/bridge:1"
+        with self.context() as folder:
+            self.wheels(folder / "wheelhouse")
+            arguments = [f"BASE={self.python}", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheelhouse", "REVISION=under-test"]
+            options = [word for argument in arguments for word in ("--build-arg", argument)]
+            self.engine.docker("build", *options, "--tag", tag, str(folder))
+        return tag
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[Path]:
+        """A copy of the checkout as a build context, to which a test may add."""
+        with tempfile.TemporaryDirectory(prefix="bridge-context-") as folder:
+            target = Path(folder) / "checkout"
+            shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*_BULK), symlinks=True)
+            yield target
+
+    def wheels(self, folder: Path) -> None:
+        """Download the locked wheels for the base image's Python, by hash."""
+        code = "import sys; print('%d.%d' % sys.version_info[:2])"
+        version = self.engine.docker("run", "--rm", self.python, "python", "-c", code).strip()
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        command += ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--python-version", version]
+        command += ["--dest", str(folder), "-r", "requirements/build.txt", "-r", "requirements/runtime.txt"]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+    def remove(self) -> None:
+        """Remove what was built from a user's engine; a private one goes as a whole."""
+        if self.engine.private:
+            return
+        built = [v for k, v in vars(self).items() if isinstance(v, str) and v.startswith("bridge-lab/")]
+        if built:
+            self.engine.docker("image", "rm", "--force", *built, check=False)
+
+
+def compose_command() -> tuple[str, ...]:
+    """How to call Docker Compose v2 here: the plugin, or the lab's own build of it."""
+    with contextlib.suppress(OSError):
+        done = subprocess.run(("docker", "compose", "version", "--short"), capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip().lstrip("v") >= "2":
+            return ("docker", "compose")
+    return (str(binary("docker-compose")),)
+
+
+_SHARED = pytest.StashKey[Images]()
+
+
+def shared(config: pytest.Config) -> Images:
+    """The images of this test run, one engine for all of it; skips where none can be had, fails instead in CI."""
+    if _SHARED not in config.stash:
+        stack = contextlib.ExitStack()
+        try:
+            images = Images(stack.enter_context(engine()), cache())
+        except NoEngineError as error:
+            if os.environ.get("CI") == "true":
+                pytest.fail(str(error))
+            pytest.skip(str(error))
+        stack.callback(images.remove)
+        config.add_cleanup(stack.close)
+        config.stash[_SHARED] = images
+    return config.stash[_SHARED]

@@ -1,0 +1,182 @@
+"""manifests/ as a test uses them: rendered with kustomize, applied to an API server, taken apart again."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.lab.images import ROOT, binary
+from tests.raw import RawKube
+
+Json = dict[str, Any]
+
+MANIFESTS = ROOT / "manifests"
+NAME = "consul-endpoints-bridge"
+COMPONENTS = ("namespace", "cronjob", "all-namespaces", "endpointslices", "consul-acl")
+"""In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
+
+_PLURALS = {
+    "ClusterRole": "clusterroles",
+    "ClusterRoleBinding": "clusterrolebindings",
+    "ConfigMap": "configmaps",
+    "CronJob": "cronjobs",
+    "Deployment": "deployments",
+    "Namespace": "namespaces",
+    "Role": "roles",
+    "RoleBinding": "rolebindings",
+    "Service": "services",
+    "ServiceAccount": "serviceaccounts",
+}
+_CLUSTER = frozenset({"ClusterRole", "ClusterRoleBinding", "Namespace"})
+
+
+def kustomize(folder: Path) -> list[Json]:
+    """What `folder` renders to, in kustomize's order."""
+    if shutil.which("kustomize") is None and shutil.which("kubectl") is not None:
+        command = ("kubectl", "kustomize", str(folder))
+    else:
+        command = (str(binary("kustomize")), "build", str(folder))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def overlay(
+    folder: Path,
+    namespace: str,
+    components: Sequence[str] = (),
+    *,
+    rules: str | None = None,
+    consul: str | None = None,
+) -> list[Json]:
+    """The base with `components` in `namespace`, as an overlay of a user's own would have it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    home = os.path.relpath(MANIFESTS, folder.resolve())
+    content: Json = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": namespace,
+        "resources": [f"{home}/base"],
+        "components": [f"{home}/components/{name}" for name in components],
+        "configMapGenerator": [],
+    }
+    if rules is not None:
+        (folder / "bridge.yaml").write_text(rules)
+        content["configMapGenerator"].append({"name": NAME, "behavior": "merge", "files": ["bridge.yaml"]})
+    if consul is not None:
+        literals = [f"CONSUL_HTTP_ADDR={consul}"]
+        content["configMapGenerator"].append({"name": f"{NAME}-consul", "behavior": "merge", "literals": literals})
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    return kustomize(folder)
+
+
+def of_kind(objects: Sequence[Json], *kinds: str) -> Json:
+    """The one object of these kinds."""
+    found = [o for o in objects if o["kind"] in kinds]
+    assert len(found) == 1, [o["kind"] for o in objects]
+    return found[0]
+
+
+def path(item: Json) -> str:
+    """Where the API server keeps an object."""
+    version, kind = item["apiVersion"], item["kind"]
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    place = "" if kind in _CLUSTER else f"/namespaces/{item['metadata']['namespace']}"
+    return f"{root}{place}/{_PLURALS[kind]}/{item['metadata']['name']}"
+
+
+def apply(kube: RawKube, objects: Sequence[Json]) -> list[Json]:
+    """Server-side apply, as `kubectl apply --server-side -k` does it."""
+    return [kube.apply(path(item), item, manager="kubectl") for item in objects]
+
+
+def delete(kube: RawKube, objects: Sequence[Json]) -> None:
+    """Remove what `apply` made."""
+    for item in reversed(objects):
+        kube.delete(path(item))
+
+
+def pod_template(objects: Sequence[Json]) -> Json:
+    """The pod that the Deployment or CronJob starts."""
+    owner = of_kind(objects, "Deployment", "CronJob")
+    spec = owner["spec"] if owner["kind"] == "Deployment" else owner["spec"]["jobTemplate"]["spec"]
+    template: Json = spec["template"]
+    return template
+
+
+def container(objects: Sequence[Json]) -> Json:
+    """Its only container."""
+    (found,) = pod_template(objects)["spec"]["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def environment(objects: Sequence[Json]) -> dict[str, str]:
+    """The container's environment, ConfigMaps resolved."""
+    spec = container(objects)
+    data = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
+    found: dict[str, str] = {}
+    for source in spec.get("envFrom", []):
+        found.update(data[source["configMapRef"]["name"]])
+    found.update({entry["name"]: entry["value"] for entry in spec.get("env", [])})
+    return found
+
+
+def configuration(objects: Sequence[Json]) -> str:
+    """bridge.yaml as the container sees it."""
+    volumes = {v["name"]: v for v in pod_template(objects)["spec"]["volumes"]}
+    name = volumes["config"]["configMap"]["name"]
+    (text,) = (o["data"]["bridge.yaml"] for o in objects if o["kind"] == "ConfigMap" and o["metadata"]["name"] == name)
+    assert isinstance(text, str)
+    return text
+
+
+def granted(objects: Sequence[Json]) -> set[tuple[str, str, str]]:
+    """(API group, resource, verb) of everything that the Role or ClusterRole allows."""
+    return {
+        (group, resource, verb)
+        for rule in of_kind(objects, "Role", "ClusterRole")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def token(kube: RawKube, namespace: str) -> str:
+    """A token of the bridge's service account, by TokenRequest."""
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+    answer = kube.json("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{NAME}/token", body)
+    found: str = answer["status"]["token"]
+    return found
+
+
+def cluster_of(kubeconfig: Path) -> tuple[str, bytes]:
+    """The API server's address and CA certificate from a kubeconfig."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    cluster: Mapping[str, str] = config["clusters"][0]["cluster"]
+    if "certificate-authority" in cluster:
+        return cluster["server"], Path(cluster["certificate-authority"]).read_bytes()
+    return cluster["server"], base64.b64decode(cluster["certificate-authority-data"])
+
+
+def kubeconfig_with(target: Path, server: str, ca: bytes, bearer: str, namespace: str) -> Path:
+    """A kubeconfig that speaks as the token's owner; `target`."""
+    cluster = {"server": server, "certificate-authority-data": base64.b64encode(ca).decode()}
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "bridge",
+        "clusters": [{"name": "lab", "cluster": cluster}],
+        "users": [{"name": "bridge", "user": {"token": bearer}}],
+        "contexts": [{"name": "bridge", "context": {"cluster": "lab", "user": "bridge", "namespace": namespace}}],
+    }
+    target.touch(mode=0o600)
+    target.write_text(yaml.safe_dump(content))
+    return target

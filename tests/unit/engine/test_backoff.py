@@ -1,0 +1,127 @@
+"""Giving way to a server in trouble: as a whole, per object, and against a second writer."""
+
+from __future__ import annotations
+
+import threading
+
+from bridge.engine.backoff import BackoffTable, Brake, Gate
+from bridge.errors import ThrottledError, TransientError
+from bridge.retry import RetryPolicy
+from tests.unit.engine.test_queue import Clock
+
+POLICY = RetryPolicy(floor_seconds=1.0, cap_seconds=1.0)
+
+
+def entered(gate: Gate) -> bool:
+    """Whether a caller gets in at once; it stays inside when it does."""
+    result: list[bool] = []
+    thread = threading.Thread(target=lambda: result.append(gate.enter()), daemon=True)
+    thread.start()
+    thread.join(timeout=0.2)
+    return bool(result and result[0])
+
+
+def test_a_well_server_lets_as_many_in_as_there_are_writers() -> None:
+    """The limit is the number of connections."""
+    stop = threading.Event()
+    gate = Gate(2, POLICY, stop)
+    assert [entered(gate), entered(gate), entered(gate)] == [True, True, False]
+    stop.set()
+    gate.wake()
+
+
+def test_a_fault_of_the_server_closes_the_gate_until_the_backoff_is_over() -> None:
+    """Then one caller, and only one, may try; its success opens the gate for all."""
+    clock = Clock()
+    stop = threading.Event()
+    gate = Gate(4, POLICY, stop, clock)
+    assert gate.enter()
+    gate.leave(TransientError("gone"))
+    inside = threading.Semaphore(0)
+    callers = [threading.Thread(target=lambda: gate.enter() and inside.release()) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    before = (gate.closed, gate.reason, inside.acquire(timeout=0.2))
+    clock.now += 1.0
+    gate.wake()
+    probing = (inside.acquire(timeout=5), inside.acquire(timeout=0.2))
+    gate.leave(None)
+    after = (inside.acquire(timeout=5), inside.acquire(timeout=5), gate.closed, gate.reason)
+    for caller in callers:
+        caller.join(timeout=5)
+    assert (before, probing, after) == ((True, "gone", False), (True, False), (True, True, False, None))
+
+
+def test_writers_that_fail_together_count_as_one_failure() -> None:
+    """Sixteen broken connections are one outage: the wait is that of the first failure."""
+    clock = Clock()
+    gate = Gate(3, RetryPolicy(floor_seconds=1.0, cap_seconds=1000.0, multiplier=100.0), threading.Event(), clock)
+    for _ in range(3):
+        assert gate.enter()
+    for _ in range(3):
+        gate.leave(TransientError("gone"))
+    clock.now += 1.0
+    assert entered(gate)
+
+
+def test_429_halves_the_limit_and_pauses_as_long_as_the_server_asked() -> None:
+    """The limit grows back with successes."""
+    clock = Clock()
+    stop = threading.Event()
+    gate = Gate(4, POLICY, stop, clock)
+    for _ in range(4):
+        assert gate.enter()
+    gate.leave(ThrottledError("slower", retry_after_seconds=7.0))
+    for _ in range(3):
+        gate.leave(None)
+    clock.now += 6.9
+    early = entered(gate)
+    clock.now += 0.2
+    gate.wake()
+    assert (early, gate.closed) == (False, False)
+    stop.set()
+    gate.wake()
+
+
+def test_a_stop_ends_the_wait() -> None:
+    """A closed gate does not hold up a shutdown."""
+    stop = threading.Event()
+    gate = Gate(1, RetryPolicy(floor_seconds=60, cap_seconds=60), stop)
+    assert gate.enter()
+    gate.leave(TransientError("gone"))
+    result: list[bool] = []
+    thread = threading.Thread(target=lambda: result.append(gate.enter()))
+    thread.start()
+    stop.set()
+    gate.wake()
+    thread.join(timeout=5)
+    assert (thread.is_alive(), result) == (False, [False])
+
+
+def test_waits_grow_with_every_failure_of_a_key_and_start_again_after_a_success() -> None:
+    """The bounds are those of the policy: full jitter between the floor and the exponent."""
+    table: BackoffTable[str] = BackoffTable(RetryPolicy(floor_seconds=1.0, cap_seconds=100.0, multiplier=10.0))
+    waits = [table.failed("a") for _ in range(3)]
+    table.succeeded("a")
+    assert [1.0 <= waits[0] <= 1.0, 1.0 <= waits[1] <= 10.0, 1.0 <= waits[2] <= 100.0, table.failed("a") <= 1.0] == [
+        True
+    ] * 4
+
+
+def test_the_server_is_never_asked_sooner_than_it_said() -> None:
+    """Retry-After is a floor for the wait."""
+    table: BackoffTable[str] = BackoffTable(RetryPolicy(floor_seconds=0.01, cap_seconds=0.02))
+    assert table.failed("a", TransientError("busy", retry_after_seconds=9.0)) == 9.0
+
+
+def test_the_first_repair_is_free_the_next_ones_wait() -> None:
+    """Somebody who undoes our repairs at once is answered ever more slowly."""
+    clock = Clock()
+    brake: Brake[str] = Brake(POLICY, quiet_seconds=60, clock=clock)
+    delays = [brake.delay_seconds("a")]
+    for _ in range(2):
+        brake.repaired("a")
+        delays.append(brake.delay_seconds("a"))
+    clock.now += 61
+    brake.repaired("a")
+    assert (delays, brake.delay_seconds("a")) == ([0.0, 0.0, 1.0], 0.0)

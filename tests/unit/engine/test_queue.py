@@ -1,0 +1,169 @@
+"""The work queue: coalescing, one worker per key, priorities, delays."""
+
+from __future__ import annotations
+
+import threading
+
+from bridge.engine.queue import WorkQueue
+
+
+class Clock:
+    """A clock that stands still until it is told to move."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def drain(queue: WorkQueue[str]) -> list[str]:
+    """Everything that is due, in the order in which it is handed out."""
+    taken = []
+    while (key := queue.take(timeout_seconds=0)) is not None:
+        taken.append(key)
+        queue.done(key)
+    return taken
+
+
+def test_a_key_added_many_times_is_worked_on_once() -> None:
+    """Ten changes of a service that waits are one pass."""
+    queue: WorkQueue[str] = WorkQueue()
+    for _ in range(10):
+        queue.add("a")
+    assert drain(queue) == ["a"]
+
+
+def test_keys_come_out_in_the_order_in_which_they_came() -> None:
+    """Keys of one priority are first in, first out; adding one again does not move it."""
+    queue: WorkQueue[str] = WorkQueue()
+    for key in ("a", "b", "a", "c"):
+        queue.add(key)
+    assert drain(queue) == ["a", "b", "c"]
+
+
+def test_the_lower_priority_number_goes_first() -> None:
+    """What is urgent overtakes what is not."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("later", priority=2)
+    queue.add("soon", priority=1)
+    queue.add("now", priority=0)
+    assert drain(queue) == ["now", "soon", "later"]
+
+
+def test_a_more_urgent_wish_replaces_a_less_urgent_one() -> None:
+    """A key that waits at a low priority moves up, and is still handed out once."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a", priority=2)
+    queue.add("b", priority=1)
+    queue.add("a", priority=0)
+    assert drain(queue) == ["a", "b"]
+
+
+def test_a_less_urgent_wish_changes_nothing() -> None:
+    """A key never moves back."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a", priority=0)
+    queue.add("b", priority=1)
+    queue.add("a", priority=2, delay_seconds=5)
+    assert drain(queue) == ["a", "b"]
+
+
+def test_a_key_in_somebodys_hands_is_not_handed_out_twice() -> None:
+    """What changes while it is worked on is worked on afterwards."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a")
+    assert queue.take(0) == "a"
+    queue.add("a")
+    assert queue.take(0) is None
+    queue.done("a")
+    assert drain(queue) == ["a"]
+
+
+def test_a_delayed_key_comes_when_its_time_has_come() -> None:
+    """Delays are measured by the clock that was passed in."""
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add("a", delay_seconds=5)
+    assert drain(queue) == []
+    clock.now += 5
+    assert drain(queue) == ["a"]
+
+
+def test_an_immediate_wish_beats_a_delay() -> None:
+    """A change does not wait for the backoff of an earlier failure."""
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add("a", delay_seconds=60)
+    queue.add("a")
+    assert drain(queue) == ["a"]
+    clock.now += 60
+    assert drain(queue) == []
+
+
+def test_a_delay_asked_for_while_working_counts_from_then() -> None:
+    """A failure's backoff is asked for by the worker that holds the key."""
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add("a")
+    assert queue.take(0) == "a"
+    queue.add("a", delay_seconds=3)
+    clock.now += 2
+    queue.done("a")
+    assert drain(queue) == []
+    clock.now += 1
+    assert drain(queue) == ["a"]
+
+
+def test_closing_wakes_a_waiting_worker() -> None:
+    """Nobody hangs on a closed queue."""
+    queue: WorkQueue[str] = WorkQueue()
+    got: list[str | None] = []
+    worker = threading.Thread(target=lambda: got.append(queue.take()))
+    worker.start()
+    queue.close()
+    worker.join(timeout=5)
+    assert (worker.is_alive(), got) == (False, [None])
+
+
+def test_nothing_is_accepted_after_closing() -> None:
+    """A closed queue stays empty."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.close()
+    queue.add("a")
+    assert len(queue) == 0
+
+
+def test_many_workers_never_share_a_key_and_lose_none() -> None:
+    """Under load every added key is worked on after its last addition, by one worker at a time."""
+    queue: WorkQueue[int] = WorkQueue()
+    lock = threading.Lock()
+    holding: set[int] = set()
+    wanted = dict.fromkeys(range(20), 0)
+    done = dict.fromkeys(range(20), 0)
+    clashes = 0
+
+    def work() -> None:
+        nonlocal clashes
+        while (key := queue.take()) is not None:
+            with lock:
+                clashes += key in holding
+                holding.add(key)
+                done[key] = wanted[key]
+            with lock:
+                holding.discard(key)
+            queue.done(key)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for turn in range(1, 200):
+        for key in wanted:
+            with lock:
+                wanted[key] = turn
+            queue.add(key)
+    idle = queue.wait_idle(timeout_seconds=10)
+    queue.close()
+    for worker in workers:
+        worker.join(timeout=5)
+    assert (idle, clashes, done) == (True, 0, wanted)

@@ -1,0 +1,358 @@
+"""Encoding is deterministic and says nothing too much; decoding survives anything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.core.model import (
+    CurrentEndpoints,
+    CurrentSlice,
+    Endpoint,
+    EndpointsBody,
+    Family,
+    Group,
+    Kind,
+    Meta,
+    Port,
+    SliceBody,
+)
+from bridge.kube import objects
+from tests.unit.kube.builders import HTTP, bodies, create, delete, down, endpoints, group, ready, service, slice_of
+
+# --------------------------------------------------------------------------- encode
+
+
+def test_a_service_is_selectorless_and_names_type_and_protocol() -> None:
+    """The whole body, as it goes out."""
+    assert objects.encode(create(service(Port("http", 8080, app_protocol="http")), "storage")) == {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": "radosgw",
+            "namespace": "storage",
+            "labels": {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "default"},
+            "annotations": {"consul-bridge/datacenter": "dc1", "consul-bridge/service": "radosgw"},
+        },
+        "spec": {
+            "type": "ClusterIP",
+            "ports": [{"port": 8080, "protocol": "TCP", "name": "http", "appProtocol": "http"}],
+            "ipFamilyPolicy": "SingleStack",
+            "ipFamilies": ["IPv4"],
+        },
+    }
+
+
+def test_a_headless_dual_stack_service_leaves_the_families_to_the_cluster() -> None:
+    """One named family of two is refused with 422 once the server has filled in the second (measured)."""
+    spec = objects.encode(create(service(headless=True, families=(Family.IPV4, Family.IPV6))))["spec"]
+    assert (spec["clusterIP"], spec["ipFamilyPolicy"], "ipFamilies" in spec) == ("None", "PreferDualStack", False)
+
+
+def test_subsets_hold_both_families_of_one_port_set_sorted_numerically() -> None:
+    """One subset per port set; ready and not ready apart; IPv4 first; 10.0.0.2 before 10.0.0.10."""
+    found = objects.subsets(
+        (
+            group(*ready("fd00::1"), family=Family.IPV6),
+            group(*ready("10.0.0.10", "10.0.0.2"), *down("10.0.0.3")),
+            group(*down("10.0.0.4"), ports=(Port("http", 81),)),
+            group(*ready("10.0.0.5"), ports=()),
+        )
+    )
+    assert found == [
+        {"addresses": [{"ip": "10.0.0.5"}]},
+        {"notReadyAddresses": [{"ip": "10.0.0.4"}], "ports": [{"port": 81, "protocol": "TCP", "name": "http"}]},
+        {
+            "addresses": [{"ip": "10.0.0.2"}, {"ip": "10.0.0.10"}, {"ip": "fd00::1"}],
+            "notReadyAddresses": [{"ip": "10.0.0.3"}],
+            "ports": [{"port": 8080, "protocol": "TCP", "name": "http"}],
+        },
+    ]
+
+
+def test_no_groups_no_subsets() -> None:
+    """Zero instances: the field is left out, so that our apply gives it up."""
+    assert "subsets" not in objects.encode(create(replace(endpoints(), groups=())))
+    assert objects.subsets((Group(Family.IPV4, (HTTP,), ()),)) == []
+
+
+def test_a_slice_says_every_condition_and_carries_its_two_labels() -> None:
+    """ready, serving and terminating always; zone and nodeName only when known; never a hostname or hints."""
+    body = slice_of(
+        "radosgw",
+        group(
+            Endpoint("10.0.0.2", ready=False, serving=True, terminating=True, zone="a", node_name="n1"),
+            *ready("10.0.0.1"),
+        ),
+    )
+    found = objects.encode(create(body, "storage", "radosgw-x7"))
+    assert found["apiVersion"] == "discovery.k8s.io/v1"
+    assert found["metadata"]["name"] == "radosgw-x7"
+    assert found["metadata"]["labels"]["kubernetes.io/service-name"] == "radosgw"
+    assert found["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] == "consul-bridge"
+    assert (found["addressType"], found["ports"]) == ("IPv4", [{"port": 8080, "protocol": "TCP", "name": "http"}])
+    assert found["endpoints"] == [
+        {"addresses": ["10.0.0.1"], "conditions": {"ready": True, "serving": True, "terminating": False}},
+        {
+            "addresses": ["10.0.0.2"],
+            "conditions": {"ready": False, "serving": True, "terminating": True},
+            "zone": "a",
+            "nodeName": "n1",
+        },
+    ]
+
+
+def test_a_delete_has_no_body() -> None:
+    """Asking for one is a bug of the caller."""
+    meta = objects.decode_meta(Kind.SERVICE, {"metadata": {"name": "a", "uid": "u", "resourceVersion": "1"}})
+    assert meta is not None
+    with pytest.raises(ValueError, match="has no body"):
+        objects.encode(delete(meta))
+    with pytest.raises(ValueError, match="has no body"):
+        objects.expected(delete(meta), meta)
+
+
+# --------------------------------------------------------------------------- decode
+
+
+def managed(labels: tuple[str, ...], manager: str = "consul-bridge", operation: str = "Apply", **more: Any) -> Any:
+    """A managedFields entry that owns these labels."""
+    fields: dict[str, Any] = {"f:metadata": {"f:labels": {f"f:{k}": {} for k in labels}}}
+    return {"manager": manager, "operation": operation, "fieldsV1": fields, **more}
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([managed(("a",))], {"a"}),
+        ([managed(("a",)), managed(("b",), apiVersion="v2")], {"a", "b"}),
+        ([managed(("a",), manager="kubectl")], set()),
+        ([managed(("a",), operation="Update")], set()),
+        ([managed(("a",), subresource="status")], set()),
+        ([managed(("a", "no-longer-there"))], {"a"}),
+        ([], set()),
+        (None, set()),
+        ([None, 7, {"manager": "consul-bridge", "operation": "Apply", "fieldsV1": []}], set()),
+    ],
+)
+def test_labels_are_ours_when_our_apply_owns_them(entries: Any, expected: set[str]) -> None:
+    """managedFields decide: manager, operation Apply, no subresource; values come from the object."""
+    raw = {"metadata": {"name": "x", "labels": {"a": "1", "b": "2", "c": "3"}, "managedFields": entries}}
+    meta = objects.decode_meta(Kind.SERVICE, raw)
+    assert meta is not None
+    assert {k for k, _ in meta.labels} == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "owner"),
+    [
+        ({"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "blue"}, "blue"),
+        ({"app.kubernetes.io/managed-by": "consul-bridge"}, None),
+        ({"app.kubernetes.io/managed-by": "Helm", "consul-bridge/owner": "blue"}, None),
+        ({"consul-bridge/owner": "blue"}, None),
+        ({}, None),
+    ],
+)
+def test_an_object_is_owned_only_with_both_labels(labels: dict[str, str], owner: str | None) -> None:
+    """The owner label counts beside our managed-by label alone."""
+    meta = objects.decode_meta(Kind.SERVICE, {"metadata": {"name": "x", "labels": labels}})
+    assert meta is not None
+    assert meta.owner == owner
+
+
+def test_marks_are_seen_whoever_set_them() -> None:
+    """Labels and annotations under our prefix, and HashiCorp's label."""
+    raw = {
+        "metadata": {
+            "name": "x",
+            "labels": {"consul": "true", "consul-bridge/mirror": "true", "other": "1"},
+            "annotations": {"consul-bridge/service": "web", "other": "1"},
+            "deletionTimestamp": "2026-11-23T14:00:00Z",
+        }
+    }
+    meta = objects.decode_meta(Kind.SERVICE, raw)
+    assert meta is not None
+    assert meta.marks == (("consul", "true"), ("consul-bridge/mirror", "true"), ("consul-bridge/service", "web"))
+    assert meta.deleting
+
+
+def test_ports_of_a_persons_service_keep_their_order_and_fixed_target_ports() -> None:
+    """Order can carry meaning there; a named target port is no number."""
+    raw = {
+        "metadata": {"name": "x"},
+        "spec": {
+            "type": "NodePort",
+            "selector": {"a": "b"},
+            "ipFamilies": ["IPv6", "IPv5"],
+            "ports": [{"name": "z", "port": 2, "targetPort": "http"}, {"name": "a", "port": 1, "targetPort": 99}],
+        },
+    }
+    found = objects.decode_service(raw)
+    assert found is not None
+    assert [p.name for p in found.ports] == ["z", "a"]
+    assert found.target_ports == (0, 99)
+    assert (found.type, found.has_selector, found.headless, found.families) == ("NodePort", True, False, (Family.IPV6,))
+
+
+def subset(**content: Any) -> dict[str, Any]:
+    """An Endpoints object with one subset."""
+    ports = [{"name": "http", "port": 8080, "protocol": "TCP"}]
+    return {"metadata": {"name": "x"}, "subsets": [{"ports": ports, **content}]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "canonical"),
+    [
+        (subset(addresses=[{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}]), True),
+        (subset(addresses=[{"ip": "10.0.0.2"}, {"ip": "10.0.0.1"}]), False),
+        (subset(addresses=[{"ip": "10.0.0.1"}, {"ip": "10.0.0.1"}]), False),
+        (subset(addresses=[{"ip": "10.0.0.1"}], notReadyAddresses=[{"ip": "10.0.0.1"}]), False),
+        (subset(addresses=[{"ip": "10.0.0.1", "hostname": "h"}]), False),
+        (subset(addresses=[{"ip": "fd00::1"}, {"ip": "10.0.0.1"}]), False),
+        (subset(), False),
+        ({"metadata": {"name": "x"}}, True),
+    ],
+)
+def test_endpoints_are_canonical_when_we_would_write_the_same(raw: dict[str, Any], canonical: bool) -> None:
+    """Order, duplicates, an address both ready and not, foreign fields: all rewritten."""
+    found = objects.decode_endpoints(raw)
+    assert found is not None
+    assert found.canonical is canonical
+
+
+def test_an_address_ready_and_not_ready_in_one_port_set_counts_as_not_ready() -> None:
+    """As the mirroring controller sees it (FACTS-kubernetes 1.3)."""
+    found = objects.decode_endpoints(subset(addresses=[{"ip": "10.0.0.1"}], notReadyAddresses=[{"ip": "10.0.0.1"}]))
+    assert found is not None
+    assert found.groups == (group(*down("10.0.0.1")),)
+
+
+def test_a_slice_with_an_endpoint_twice_never_equals_a_wanted_one() -> None:
+    """It is rewritten, for kube-proxy would not care but people do."""
+    entry = {"addresses": ["10.0.0.1"], "conditions": {}}
+    raw = {
+        "metadata": {"name": "x", "labels": {objects.SERVICE_NAME: "web"}},
+        "addressType": "IPv4",
+        "endpoints": [entry, entry],
+        "ports": [{"name": "", "port": None, "protocol": "TCP"}],
+    }
+    found = objects.decode_slice(raw)
+    assert found is not None
+    assert found.group.endpoints == ready("10.0.0.1", "10.0.0.1")
+    assert found.group.ports == (Port("", 0),)
+
+
+@pytest.mark.parametrize(
+    "change", [{"addressType": "FQDN"}, {"addressType": None}, {"addressType": ["IPv4"]}, {"metadata": {"name": "x"}}]
+)
+def test_a_slice_that_cannot_be_ours_is_none(change: dict[str, Any]) -> None:
+    """No Service, or an address type that we never write."""
+    raw = {"metadata": {"name": "x", "labels": {objects.SERVICE_NAME: "web"}}, "addressType": "IPv4"}
+    assert objects.decode_slice(raw) is not None
+    assert objects.decode_slice({**raw, **change}) is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+KEYS = [
+    "metadata", "name", "namespace", "labels", "annotations", "uid", "resourceVersion", "managedFields", "manager",
+    "operation", "fieldsV1", "f:metadata", "f:labels", "spec", "type", "ports", "port", "protocol", "targetPort",
+    "clusterIP", "ipFamilies", "selector", "subsets", "addresses", "notReadyAddresses", "ip", "endpoints",
+    "conditions", "ready", "serving", "addressType", "kubernetes.io/service-name", "deletionTimestamp",
+]  # fmt: skip
+odd_objects = st.recursive(
+    json_values | st.sampled_from(["IPv4", "consul-bridge", "Apply", "10.0.0.1", "TCP"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=6),
+    max_leaves=40,
+)
+
+
+@settings(max_examples=400)
+@given(raw=odd_objects, kind=st.sampled_from(list(Kind)))
+def test_decoding_never_raises(raw: Any, kind: Kind) -> None:
+    """Whatever JSON a server, a proxy or a person makes of an object."""
+    named = {**raw, "metadata": {"name": "x", **objects.mapping(raw.get("metadata"))}} if isinstance(raw, dict) else raw
+    for value in (raw, named):
+        found = objects.decode(kind, value)
+        assert found is None or found.meta.kind is kind
+
+
+# --------------------------------------------------------------------------- there and back
+
+addresses4 = st.integers(1, 250).map(lambda n: f"10.0.{n % 5}.{n}")
+addresses6 = st.integers(1, 250).map(lambda n: f"fd00::{n:x}")
+port_sets = st.lists(
+    st.builds(Port, st.sampled_from(["a", "b", "c"]), st.integers(1, 9), st.sampled_from(["TCP", "UDP"]), st.just("")),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda p: p.name,
+).map(lambda found: tuple(sorted(found)))
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> tuple[Group, ...]:
+    """Canonical groups as an Endpoints object can hold them."""
+    found: dict[Any, Group] = {}
+    for _ in range(draw(st.integers(0, 4))):
+        family, ports = draw(st.sampled_from(list(Family))), draw(port_sets)
+        pool = addresses4 if family is Family.IPV4 else addresses6
+        members = draw(st.dictionaries(pool, st.booleans(), min_size=1, max_size=6))
+        found[family, ports] = Group(
+            family, ports, objects.arranged(Endpoint(a, r, serving=r) for a, r in members.items())
+        )
+    return tuple(found[key] for key in sorted(found))
+
+
+META = Meta(kind=Kind.ENDPOINTS, namespace="default", name="radosgw", uid="u", resource_version="7", owner=None)
+
+
+@given(found=groups(), shuffle=st.randoms())
+def test_endpoints_survive_the_way_there_and_back(found: tuple[Group, ...], shuffle: Any) -> None:
+    """decode(encode(x)) == x, canonical, whatever the order of the input; and the same bytes each time."""
+    mixed = [replace(g, endpoints=tuple(shuffle.sample(g.endpoints, len(g.endpoints)))) for g in found]
+    shuffle.shuffle(mixed)
+    sent = objects.encode(create(EndpointsBody(tuple(mixed), (), ())))
+    assert json.dumps(sent) == json.dumps(objects.encode(create(EndpointsBody(found, (), ()))))
+    decoded = objects.decode_endpoints({**sent, "metadata": {**sent["metadata"], "uid": "u", "resourceVersion": "7"}})
+    assert decoded == CurrentEndpoints(META, found)
+
+
+@given(found=groups().filter(bool), flags=st.lists(st.booleans(), min_size=2, max_size=2))
+def test_slices_survive_the_way_there_and_back(found: tuple[Group, ...], flags: list[bool]) -> None:
+    """Each condition, the zone and the node come back."""
+    members = tuple(
+        replace(e, serving=e.ready or flags[0], terminating=flags[1], zone="z", node_name="n")
+        for e in found[0].endpoints
+    )
+    wanted = replace(found[0], endpoints=members)
+    change = create(SliceBody("radosgw", wanted, (), ()))
+    sent = objects.encode(change)
+    decoded = objects.decode_slice(sent)
+    assert isinstance(decoded, CurrentSlice)
+    assert decoded == objects.expected(change, decoded.meta)
+    assert decoded.group == wanted
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_expected_differs_from_another_version_only_by_the_version(kind: Kind) -> None:
+    """`same` looks past the resourceVersion, and at everything else."""
+    change = create(bodies()[kind])
+    meta = replace(META, kind=kind)
+    one, later = (objects.expected(change, replace(meta, resource_version=v)) for v in ("1", "2"))
+    assert one != later
+    assert objects.same(one, later)
+    assert not objects.same(one, replace(later, meta=replace(later.meta, labels=(("a", "b"),))))
+
+
+@pytest.mark.parametrize(("text", "number"), [("12", 12), ("", 0), ("x", 0), ("-1", 0), ("²", 0), ("1.5", 0)])
+def test_a_resource_version_is_a_number_or_nothing(text: str, number: int) -> None:
+    """Odd ones order nothing."""
+    assert objects.version(text) == number
