@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from bridge.core.model import Rule
     from bridge.engine.report import Report
     from bridge.settings import Settings
-    from bridge.signals import Signals
 
 OK, FAILED, USAGE, REFUSED, CHANGES = 0, 1, 2, 3, 4
 """Exit statuses of DESIGN section 6; 128 + the signal's number when interrupted."""
@@ -77,23 +76,23 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--config", "FILE", "Settings and rules as YAML.", _HOW),
         Flag("--consul-address", "URL", "Consul's HTTP API (also CONSUL_HTTP_ADDR).", _SOURCE),
         Flag("--datacenter", "NAME", "Datacenter that is meant where no rule says; default: the agent's.", _SOURCE),
-        Flag("--token-file", "FILE", "File with the ACL token (also CONSUL_HTTP_TOKEN_FILE, CONSUL_HTTP_TOKEN).", _SOURCE),
+        Flag("--token-file", "FILE", "File with the ACL token (also CONSUL_HTTP_TOKEN_FILE).", _SOURCE),
         Flag("--connections", "N", "Connections to Consul at once; default 64.", _SOURCE),
         Flag("--service", "GLOB", "Services by name, e.g. 'radosgw*'; may be repeated.", _WHAT, list),
         Flag("--tag", "TAG", "Only instances with this tag; may be repeated (all must be there).", _WHAT, list),
         Flag("--filter", "EXPRESSION", "Only instances for which Consul's filter expression is true.", _WHAT),
         Flag("--namespace", "NAME", "Target namespace or template; default: the context's, in a pod its own.", _WHAT),
         Flag("--name", "TEMPLATE", "Name of the Service; default '{service}'.", _WHAT),
-        Flag("--output-kind", "KIND", "Objects that carry the addresses: endpoints (default), endpointslices, both.", _WHAT),
+        Flag("--output-kind", "KIND", "What carries addresses: endpoints (default), endpointslices, both.", _WHAT),
         Flag("--kubeconfig", "FILE", "Kubeconfig (also KUBECONFIG).", _WHERE),
         Flag("--context", "NAME", "Context in the kubeconfig.", _WHERE),
-        Flag("--watch-namespace", "NAME", "Also look for objects of ours here ('*': everywhere); may be repeated.", _WHERE, list),
+        Flag("--watch-namespace", "NAME", "Look for objects of ours here as well ('*': everywhere).", _WHERE, list),
         Flag("--writers", "N", "Objects written at once; default 16.", _WHERE),
         Flag("--owner", "ID", "Owner id: only objects that carry it are ours; default 'default'.", _HOW),
         Flag("--policy", "POLICY", "sync (default), upsert-only (delete nothing), create-only.", _HOW),
         Flag("--adopt", "WHAT", "Take over objects that are not ours: never (default), unowned, consul-k8s.", _HOW),
-        Flag("--panic-threshold", "PERCENT", "Hold when more than this would turn not ready at once; default 80, 0: off.", _HOW),
-        Flag("--rebuild-grace", "DURATION", "Hold all removals for so long after Consul was rebuilt; default 10m.", _HOW),
+        Flag("--panic-threshold", "PERCENT", "Hold when more would turn not ready at once; default 80, 0: off.", _HOW),
+        Flag("--rebuild-grace", "DURATION", "Hold removals for so long after Consul was rebuilt; default 10m.", _HOW),
         Flag("--hold-release", "DURATION", "A hold ends by itself after this; default never.", _HOW),
         Flag("--listen", "HOST:PORT", "Where health, metrics and the page are served; default 127.0.0.1:9480.", _HOW),
         Flag("--leader-elect", "", "Only the elected one of several replicas writes.", _HOW, bool),
@@ -121,8 +120,8 @@ EVERYWHERE = ("--config", *_CONSUL, *_RULE, *_KUBERNETES, *_OWNERSHIP, *_LOGS)
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "sync": (*EVERYWHERE, "--writers", "--panic-threshold", "--dry-run", "--exit-code", "--output", "--yes", "--force"),
     "run": (
-        *EVERYWHERE, "--writers", "--panic-threshold", "--rebuild-grace", "--hold-release", "--listen", "--leader-elect",
-        "--shards", "--resync", "--grace",
+        *EVERYWHERE, "--writers", "--panic-threshold", "--rebuild-grace", "--hold-release", "--listen",
+        "--leader-elect", "--shards", "--resync", "--grace",
     ),
     "status": (*EVERYWHERE, "--output"),
     "explain": (*EVERYWHERE, "--output"),
@@ -421,8 +420,8 @@ def _say_outcome(report: Report, settings: Settings) -> None:
         _say(f"held: {held.namespace}/{held.name}: {held.reason}; if Consul is right: bridge sync --force")
     if not report.services and not report.skipped and not report.failed:
         _say(
-            f"no service selected: nothing in Consul matches {settings.selection()}. Select with --service GLOB, --tag TAG, "
-            "--filter EXPRESSION or rules in --config FILE; the names there are: consul catalog services"
+            f"no service selected: nothing in Consul matches {settings.selection()}. Select with --service GLOB, "
+            "--tag TAG, --filter EXPRESSION or rules in --config FILE; `consul catalog services` lists the names"
         )
 
 
@@ -500,7 +499,7 @@ def _purge(flags: Mapping[str, Any]) -> int:
         from bridge.engine.scope import namespaces_of
 
         kube = settings.kube_config()
-        namespaces = (only,) if only else namespaces_of(_rules(settings), kube)
+        namespaces = (only,) if only else namespaces_of(_rules(settings), kube.namespaces)
 
         def once(dry_run: bool) -> Report:
             return purge(kube, settings.owner, namespaces, dry_run)
@@ -541,7 +540,7 @@ def _status(flags: Mapping[str, Any]) -> int:
 
 
 @_command
-def _explain(flags: Mapping[str, Any], service: Annotated[str, typer.Argument(metavar="SERVICE")]) -> int:
+def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argument(metavar="SERVICE")]) -> int:
     """Why each instance of a Consul service is in, not ready, or out."""
     raise ConfigurationError("not built yet")
 
@@ -564,7 +563,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _bridge(
-    version: Annotated[  # noqa: ARG001 - the callback does the work
+    version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the versions and exit."),
     ] = False,

@@ -143,15 +143,18 @@ def columns(
     rights = [heads[n].right for n in shown]
     for row in cells:
         texts = [_pad(_cut(row[n], size), size, right) for n, size, right in zip(shown, sizes, rights, strict=True)]
+        while len(texts) > 1 and not texts[-1].strip():
+            texts.pop()
+        texts[-1] = texts[-1].rstrip()
         word = row[colour_column] if colour_column is not None else ""
         colour = _COLOUR_OF.get(word, "")
         if colour == "dim":
-            lines.append(paint("  ".join(texts).rstrip(), "dim"))
+            lines.append(paint("  ".join(texts), "dim"))
             continue
         if colour and colour_column in shown:
             at = shown.index(colour_column)
             texts[at] = paint(texts[at], colour)
-        lines.append("  ".join(texts).rstrip())
+        lines.append("  ".join(texts))
     return lines
 
 
@@ -184,8 +187,8 @@ def table(report: Report, width: int | None = 80, colour: bool = False) -> str:
     paint = painter(colour)
     several = len({row.datacenter for row in report.services}) > 1
     heads = [
-        Column("SERVICE", least=8),
-        Column("TARGET", least=12),
+        Column("SERVICE", least=6),
+        Column("TARGET", least=10),
         Column("PORTS", least=5),
         Column("READY", right=True),
         Column("NOT READY", right=True),
@@ -205,7 +208,12 @@ def table(report: Report, width: int | None = 80, colour: bool = False) -> str:
         for row in report.services
     ]
     lines = columns(heads, rows, width, paint, colour_column=5) if rows else []
-    lines += ["", summary_line(report, paint)] if rows else [summary_line(report, paint)]
+    summary = summary_line(report)
+    if width is not None and _width(summary) > _bounded(width):
+        summary = summary_line(report, paint).replace("; ", ";\n  ", 1)
+    else:
+        summary = summary_line(report, paint)
+    lines += ["", *summary.split("\n")] if rows else summary.split("\n")
     lines += _sections(report, width, paint)
     return "\n".join(lines) + "\n"
 
@@ -234,7 +242,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
 
     def section(title: str, colour: str, entries: Iterable[str], way_out: str = "") -> None:
         lines.append("")
-        lines.append(paint(title, colour))
+        lines.extend(paint(line, colour) for line in _wrapped(title, width, indent=""))
         for entry in entries:
             lines.extend(_wrapped(entry, width))
         if way_out:
@@ -315,7 +323,7 @@ def _wrapped(text: str, width: int | None, indent: str = "  ") -> list[str]:
         initial_indent=indent,
         subsequent_indent=" " * len(indent) + "  ",
         break_on_hyphens=False,
-    ) or [indent]
+    )
 
 
 # --------------------------------------------------------------------------- for machines

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 # --------------------------------------------------------------------------- texts and what they mean
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_NAME = _LABEL_VALUE
@@ -80,7 +80,7 @@ def parse_duration(text: str) -> float:
     pieces = _DURATION.findall(compact)
     if pieces and "".join(number + unit for number, unit in pieces) == compact:
         return float(sum(float(number) * _UNITS[unit] for number, unit in pieces))
-    if re.fullmatch(r"\d+(\.\d+)?", compact):
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", compact):
         raise ValueError(f"has no unit; write {compact}s, {compact}m or {compact}h")
     raise ValueError("is not a duration; durations are written 250ms, 30s, 5m, 1h30m")
 
@@ -729,9 +729,9 @@ class Settings(BaseSettings):
 
     def run_options(self) -> RunOptions:
         """What `engine.run` needs. Raises ConfigurationError for what this version cannot do."""
+        self._refuse_what_is_not_built()
         from bridge.engine.run import RunOptions
 
-        self._refuse_what_is_not_built()
         return RunOptions(
             owner=self.owner,
             policy=self.policy,
@@ -1125,6 +1125,9 @@ def _consuls_bool(variable: str, text: str) -> bool:
     raise ConfigurationError(f"{variable}: {text!r} must be true or false")
 
 
+_SERVICE_LINK = re.compile(r"BRIDGE_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_.*)?)")
+
+
 def _unknown_variables(leaves: Sequence[Setting], environ: Mapping[str, str]) -> list[str]:
     """Notes on BRIDGE_ variables that mean nothing to us but look as if they should.
 
@@ -1133,7 +1136,7 @@ def _unknown_variables(leaves: Sequence[Setting], environ: Mapping[str, str]) ->
     known = {s.env for s in leaves} | {rule_env(f) for f in RULE_FLAGS} | {"BRIDGE_CONFIG"}
     notes = []
     for name in sorted(environ):
-        if not name.startswith("BRIDGE_") or name in known:
+        if not name.startswith("BRIDGE_") or name in known or _SERVICE_LINK.fullmatch(name):
             continue
         hint = _did_you_mean(name, known, cutoff=0.8)
         if hint:
@@ -1231,9 +1234,14 @@ def _explain(error: ValidationError, places: Mapping[Key, _Place], document: Doc
     for found in error.errors(include_url=False, include_context=True):
         key: Key = tuple(found["loc"])
         lines.append(_sentence(key, found, places, document))
-    lines = sorted(dict.fromkeys(lines))
+    lines = sorted(dict.fromkeys(lines), key=_in_order_of_lines)
     shown, more = lines[:20], len(lines) - 20
     return "\n".join(shown + ([f"... and {more} more"] if more > 0 else []))
+
+
+def _in_order_of_lines(text: str) -> list[str | int]:
+    """Sorts `f:9:1` before `f:10:1`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", text)]
 
 
 def _sentence(key: Key, found: Mapping[str, Any], places: Mapping[Key, _Place], document: Document | None) -> str:

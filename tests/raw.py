@@ -13,7 +13,7 @@ import ssl
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import yaml
@@ -75,7 +75,7 @@ class RawClient:
         """Close the connection."""
         self._connection.close()
 
-    def __enter__(self) -> RawClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

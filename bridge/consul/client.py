@@ -14,9 +14,8 @@ import http.client
 import json
 import math
 import os
-import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +25,7 @@ from urllib.parse import quote
 import consul.base
 
 from bridge.consul import faults
-from bridge.consul.transport import Interrupted, Params, TooLarge, Transport, parse_address, tls_context
+from bridge.consul.transport import Interrupted, Params, TooLarge, Tls, Transport, parse_address
 from bridge.core.model import Query
 from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
 
@@ -78,8 +77,7 @@ class Answer:
     """What Consul said, undecoded, with what its headers say about how far it can be trusted.
 
     `index` is 0 when the endpoint has none. Indexes may only be compared within one `numbering` (Consul's query
-    backend): the streaming backend and the plain one count differently. `reconnected` says that a kept-alive
-    connection had to be opened anew for it: Consul may have been restarted in between.
+    backend): the streaming backend and the plain one count differently.
     """
 
     index: int
@@ -90,7 +88,6 @@ class Answer:
     last_contact_seconds: float = 0.0
     known_leader: bool = True
     size: int = 0
-    reconnected: bool = False
 
 
 class _Token:
@@ -144,25 +141,26 @@ class ConsulClient:
     """One connection to one agent, for one thread at a time; `close` may come from any thread and ends a waiting request.
 
     `wait` 0 makes a plain read whatever the index; else the call returns when the answer is newer than `index` or when
-    about `wait` seconds are over. Raises ConfigurationError when the config cannot be used at all.
+    about `wait` seconds are over. `on_reconnect` is called, before the answer, when an idle connection turned out to be
+    dead and was opened anew: Consul may have been restarted in between. Raises ConfigurationError when the config cannot be used at all.
     """
 
-    def __init__(self, config: ConsulConfig) -> None:
+    def __init__(
+        self, config: ConsulConfig, tls: Tls | None = None, on_reconnect: Callable[[], None] | None = None
+    ) -> None:
         self.config = config
         self.endpoint = parse_address(config.address)
         self._token = _Token(config.token, config.token_file)
-        tls = None
-        if self.endpoint.scheme == "https":
-            tls = tls_context(config.ca_file, config.client_cert, config.client_key, config.verify)
+        tls = tls or tls_of(config)
         self._transport = Transport(
             self.endpoint,
             tls,
             server_name=config.tls_server_name,
             connect_timeout=config.connect_timeout_seconds,
             max_body_bytes=config.max_answer_bytes,
+            on_reconnect=on_reconnect,
         )
         self._consul = _Consul(self._transport)
-        self._closed = threading.Event()
 
     # ------------------------------------------------------------------ questions
 
@@ -247,8 +245,11 @@ class ConsulClient:
 
     def close(self) -> None:
         """Close the connection; a request that waits ends with CancelledError. Any thread, any number of times."""
-        self._closed.set()
         self._transport.interrupt()
+
+    def wake(self) -> None:
+        """End the request that waits, if one does, with CancelledError; the client goes on to be usable. Any thread."""
+        self._transport.wake()
 
     def disconnect(self) -> None:
         """Give the connection back for now; the next question opens a new one. Only between two questions."""
@@ -325,16 +326,15 @@ class ConsulClient:
             anonymous=not token,
             secrets=(token, config.token),
         )
-        before = self._transport.reconnects
         try:
             response = self._consul.http.get(_as_it_is, path, params, {"X-Consul-Token": token} if token else {})
         except Interrupted:
             raise CancelledError("the connection to Consul was closed by us") from None
         except (OSError, TooLarge, http.client.HTTPException, zlib.error) as error:
             raise faults.of_exception(asked, error) from error
-        return self._envelope(asked, response, self._transport.reconnects != before, indexed)
+        return self._envelope(asked, response, indexed)
 
-    def _envelope(self, asked: faults.Asked, response: Any, reconnected: bool, indexed: bool) -> Answer:
+    def _envelope(self, asked: faults.Asked, response: Any, indexed: bool) -> Answer:
         headers = response.headers
         if response.code != 200:
             raise faults.of_answer(asked, response.code, headers, response.content)
@@ -354,8 +354,14 @@ class ConsulClient:
             last_contact_seconds=_milliseconds(headers.get("X-Consul-LastContact")),
             known_leader=headers.get("X-Consul-KnownLeader", "true").lower() == "true",
             size=len(response.content),
-            reconnected=reconnected,
         )
+
+
+def tls_of(config: ConsulConfig) -> Tls | None:
+    """The TLS settings of a config, to be shared by its clients; None for an address without TLS."""
+    if parse_address(config.address).scheme != "https":
+        return None
+    return Tls(config.ca_file, config.client_cert, config.client_key, config.verify)
 
 
 def _as_it_is(response: Any) -> Any:

@@ -34,3 +34,49 @@ class Bucket:
 def jittered(seconds: float, share: float = 0.1) -> float:
     """`seconds`, shortened by up to `share` of it, so that what began together does not stay together."""
     return seconds * (1.0 - share * random.random())  # noqa: S311 - no secret depends on it
+
+
+class Throttle:
+    """How many of `total` may be used: a quarter less each time that Consul says 429, one more each quiet while.
+
+    Thread-safe. `limit` never falls below 0; what it counts is for the caller to enforce.
+    """
+
+    SHRINK_EVERY_SECONDS = 5.0
+    GROW_EVERY_SECONDS = 15.0
+    QUIET_SECONDS = 30.0
+
+    def __init__(self, total: int, clock: Callable[[], float]) -> None:
+        self.total = total
+        self.limit = total
+        self._clock = clock
+        self._last: float | None = None
+        self._shrunk_at: float | None = None
+        self._grown_at = 0.0
+        self._lock = threading.Lock()
+
+    def throttled(self) -> None:
+        """Consul said 429."""
+        with self._lock:
+            now = self._clock()
+            self._last = now
+            if self._shrunk_at is None or now - self._shrunk_at >= self.SHRINK_EVERY_SECONDS:
+                self._shrunk_at = now
+                self.limit = max(min(self.limit - 1, self.limit * 3 // 4), 0)
+
+    def tick(self) -> bool:
+        """Grow when it was quiet for long enough; returns whether it did."""
+        with self._lock:
+            now = self._clock()
+            if self.limit >= self.total or self._last is None or now - self._last < self.QUIET_SECONDS:
+                return False
+            if now - self._grown_at < self.GROW_EVERY_SECONDS:
+                return False
+            self._grown_at = now
+            self.limit += 1
+            return True
+
+    @property
+    def seconds_since(self) -> float | None:
+        """Seconds since the last 429; None when there was none."""
+        return None if self._last is None else self._clock() - self._last

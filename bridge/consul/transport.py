@@ -20,6 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -113,21 +114,22 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
     """One kept-alive connection to one agent, for one thread at a time; only `interrupt` and `close` are for others.
 
     `timeout` (seconds, for the whole request) is set by the owner before each call. A connection that the server
-    closed while it was idle is opened again without a word; `reconnects` counts those.
+    closed while it was idle is opened again; `on_reconnect` is told before the request is sent a second time.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
-        tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
         *,
         server_name: str = "",
         connect_timeout: float = 3.0,
         max_body_bytes: int = 256 << 20,
+        on_reconnect: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(endpoint.host, endpoint.port, endpoint.scheme, timeout=15.0)
         self.endpoint = endpoint
-        self.reconnects = 0
+        self._on_reconnect = on_reconnect
         self._tls = tls
         self._server_name = server_name or endpoint.host
         self._connect_timeout = connect_timeout
@@ -136,6 +138,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         self._sock: socket.socket | None = None
         self._busy = False
         self._ended = False
+        self._woken = False
         self._standing = {
             "Host": "localhost" if endpoint.unix_path else endpoint.authority,
             "Accept-Encoding": "identity" if endpoint.is_local else "gzip",
@@ -179,6 +182,14 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
 
     close = interrupt
 
+    def wake(self) -> None:
+        """End only the request that waits now, if any: it raises Interrupted. Any thread."""
+        with self._lock:
+            if self._sock is not None and self._busy:
+                self._woken = True
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
     @property
     def connected(self) -> bool:
         """Whether a socket is open (or being opened)."""
@@ -201,19 +212,21 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
             if self._ended:
                 raise Interrupted
             self._busy = True
+            self._woken = False
             reused = self._sock is not None
         try:
             try:
                 response = self._exchange(request, deadline)
             except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected, ssl.SSLEOFError):
-                if not reused or self._ended:
+                if not reused or self._ended or self._woken:
                     raise
-                self.reconnects += 1  # an idle connection that the server had closed: a GET may be sent again
-                self._drop()
+                self._drop()  # an idle connection that the server had closed: a GET may be sent again
+                if self._on_reconnect is not None:
+                    self._on_reconnect()
                 response = self._exchange(request, deadline)
         except BaseException as error:
             self._drop()
-            if self._ended and isinstance(error, Exception):
+            if (self._ended or self._woken) and isinstance(error, Exception):
                 raise Interrupted from error
             raise
         finally:
@@ -287,7 +300,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         with self._lock:
             if self._ended:
                 raise Interrupted
-            secured = self._tls.wrap_socket(sock, server_hostname=self._server_name, do_handshake_on_connect=False)
+            secured = self._tls.context().wrap_socket(sock, server_hostname=self._server_name, do_handshake_on_connect=False)
             self._sock = secured
         secured.do_handshake()
         return secured
@@ -311,26 +324,57 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
             self._sock = None
 
 
-def tls_context(ca_file: str, client_cert: str, client_key: str, verify: bool) -> ssl.SSLContext:
-    """TLS settings from files. Raises ConfigurationError naming the file that cannot be used."""
-    context = ssl.create_default_context()
-    if ca_file:
+class Tls:
+    """TLS settings from files, shared by all connections, read again when a file is another one (certificates rotate).
+
+    Raises ConfigurationError naming the file that cannot be used; once they could be used, a file that is broken or
+    away for a moment leaves the last good settings in place.
+    """
+
+    def __init__(self, ca_file: str, client_cert: str, client_key: str, verify: bool) -> None:
+        self._files = ca_file, client_cert, client_key
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._seen = self._stamps()
+        self._context = self._load()
+
+    def context(self) -> ssl.SSLContext:
+        """What new connections use. Any thread."""
+        with self._lock:
+            seen = self._stamps()
+            if seen != self._seen:
+                self._seen = seen
+                with contextlib.suppress(ConfigurationError):
+                    self._context = self._load()
+            return self._context
+
+    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
+        def stamp(path: str) -> tuple[int, int, int] | None:
+            with contextlib.suppress(OSError):
+                stat = Path(path).stat()
+                return stat.st_mtime_ns, stat.st_ino, stat.st_size
+            return None
+
+        return tuple(stamp(path) for path in self._files if path)
+
+    def _load(self) -> ssl.SSLContext:
+        ca_file, client_cert, client_key = self._files
         try:
-            context.load_verify_locations(cafile=ca_file)
-        except (OSError, ssl.SSLError) as error:
+            context = ssl.create_default_context(cafile=ca_file or None)
+        except OSError as error:
             raise ConfigurationError(f"Consul's CA file {ca_file} cannot be used: {_why(error)}") from None
-    if client_cert:
-        try:
-            context.load_cert_chain(client_cert, client_key or None)
-        except (OSError, ssl.SSLError) as error:
-            files = f"{client_cert} and {client_key}" if client_key else client_cert
-            raise ConfigurationError(f"Consul's client certificate {files} cannot be used: {_why(error)}") from None
-    elif client_key:
-        raise ConfigurationError("a client key for Consul needs a client certificate as well")
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+        if client_cert:
+            try:
+                context.load_cert_chain(client_cert, client_key or None)
+            except OSError as error:
+                files = f"{client_cert} and {client_key}" if client_key else client_cert
+                raise ConfigurationError(f"Consul's client certificate {files} cannot be used: {_why(error)}") from None
+        elif client_key:
+            raise ConfigurationError("a client key for Consul needs a client certificate as well")
+        if not self._verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
 
 
 def _why(error: OSError) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
-from bridge.consul.client import Answer
+from bridge.consul.client import Answer, ConsulClient
 from bridge.consul.pace import Bucket, jittered
 from bridge.errors import BridgeError, CancelledError, PermanentError, TransientError
 from bridge.retry import RetryPolicy
@@ -54,7 +54,7 @@ class Checkpoint(Protocol):
     def doubt(self, reason: str) -> None:
         """Something broke: Consul may come back as another one."""
 
-    def confirm(self, ask: object) -> None:
+    def confirm(self, client: ConsulClient) -> None:
         """Make sure, before anything is believed again; raises what the question raised."""
 
     @property
@@ -73,17 +73,20 @@ class Step(Enum):
 class Watch:
     """Ask, hand over, ask again. One thread; `stop` ends every wait, closing the client ends the request.
 
-    `ask(index, wait)` makes the request; `take(answer)` gets every usable answer, `fail(error)` every failure.
+    `ask(index, wait)` makes the request; `take(answer)` gets every usable answer and returns whether it could use it (if
+    not, a plain read follows); `fail(error)` gets every failure. `sleep` waits at most so many seconds, less when the
+    wait is no longer worth it (the end, or Consul is back).
     """
 
     def __init__(
         self,
         *,
         ask: Callable[[int, float], Answer],
-        take: Callable[[Answer], None],
+        take: Callable[[Answer], bool],
         fail: Callable[[BridgeError], None],
         checkpoint: Checkpoint,
-        confirm_with: object,
+        client: ConsulClient,
+        sleep: Callable[[float], None],
         stop: threading.Event,
         buckets: Sequence[Bucket],
         retry: RetryPolicy,
@@ -94,7 +97,8 @@ class Watch:
         self._take = take
         self._fail = fail
         self._checkpoint = checkpoint
-        self._confirm_with = confirm_with
+        self._client = client
+        self._sleep = sleep
         self._stop = stop
         self._buckets = tuple(buckets)
         self._bytes = byte_bucket
@@ -116,7 +120,7 @@ class Watch:
         try:
             if self._checkpoint.doubted:
                 self.position.failed()
-                self._checkpoint.confirm(self._confirm_with)
+                self._checkpoint.confirm(self._client)
             answer = self._ask(self.position.index, jittered(self._wait_seconds))
             return self._answered(answer)
         except CancelledError:
@@ -127,15 +131,15 @@ class Watch:
             return Step.FAILED
 
     def _answered(self, answer: Answer) -> Step:
-        if answer.reconnected:
-            self._checkpoint.doubt("a connection to Consul was lost")
         if not self.position.answered(answer):
             self._checkpoint.doubt("Consul's index went backwards")
         if self._checkpoint.doubted:
             self.position.failed()
             return Step.DISCARDED
-        self._take(answer)
         self._attempt = 0
+        if not self._take(answer):
+            self.position.failed()
+            return Step.DISCARDED
         if self._bytes is not None:
             pause = self._bytes.take(answer.size)
             if pause:
@@ -147,4 +151,4 @@ class Watch:
         self._attempt += 1
         self._fail(error)
         policy = PERMANENT_RETRY if isinstance(error, PermanentError) else self._retry
-        self._stop.wait(policy.wait_seconds(self._attempt, error))
+        self._sleep(policy.wait_seconds(self._attempt, error))

@@ -7,6 +7,7 @@ addresses parsed and rendered again, sorted numerically, one endpoint per addres
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,15 @@ from functools import lru_cache
 from bridge.core.model import Endpoint, Family, Group, Port
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Members = Mapping[tuple[Family, tuple[Port, ...]], Mapping[str, Endpoint]]
+"""Endpoints by address, by the group that they are in."""
+
+_CACHED = 1 << 16
+_ADDRESS_LENGTH = 64
+"""No address is longer; longer texts are not cached, so that nobody can fill our memory with them."""
+
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?\.)*"
+                        r"(?=[A-Za-z0-9-]*[A-Za-z])[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?\.?\Z")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +36,35 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A text that is an address nobody may be sent to, with the reason; `is_name` when it is no address at all."""
+    """A text that nobody may be sent to, with the reason; `is_name` when it is a host name that may be resolved."""
 
     reason: str
     is_name: bool = False
 
 
-@lru_cache(maxsize=1 << 16)
 def parse(text: str) -> Address | Refused:
-    """Parse an address and say whether Kubernetes takes it (its rules for Endpoints, and ranges that are no host's)."""
-    if "%" in text or "/" in text:
-        return Refused(f"{shorten(text)} is no plain IP address")
+    """Parse an address and say whether it is a host's (Kubernetes' own rules for Endpoints, and a little more).
+
+    Kubernetes takes multicast beyond 224.0.0.0/24, 240.0.0.0/4 and the broadcast address; no host has one of them.
+    """
+    return _parse(text) if len(text) <= _ADDRESS_LENGTH else _named(text)
+
+
+@lru_cache(maxsize=_CACHED)
+def _parse(text: str) -> Address | Refused:
     try:
         ip = ipaddress.ip_address(text)
     except ValueError:
-        return Refused(f"{shorten(text)} is no IP address", is_name=True)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        return Refused(f"{ip} is an IPv4-mapped IPv6 address: register the IPv4 address itself")
+        return _named(text)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.scope_id is not None:
+            return Refused(f"{shorten(text)} has a zone, which only means something on the host itself")
+        if ip.ipv4_mapped is not None:
+            return Refused(f"{ip} is an IPv4-mapped IPv6 address: register the IPv4 address itself")
     for refused, what in (
         (ip.is_unspecified, "the unspecified address"),
         (ip.is_loopback, "a loopback address: it would mean each client's own machine"),
-        (ip.is_link_local, "a link-local address"),
+        (ip.is_link_local, "a link-local address: it means nothing beyond its own network segment"),
         (ip.is_multicast, "a multicast address"),
         (ip.version == 4 and ip.is_reserved, "in the reserved range 240.0.0.0/4"),
     ):
@@ -55,55 +73,93 @@ def parse(text: str) -> Address | Refused:
     return Address(str(ip), Family.IPV4 if ip.version == 4 else Family.IPV6)
 
 
+def _named(text: str) -> Refused:
+    """What is no address: a host name, or nothing that could be asked of a resolver (`010.0.0.1` is neither)."""
+    if _HOST_NAME.match(text):
+        return Refused(f"{shorten(text)} is a host name", is_name=True)
+    return Refused(f"{shorten(text)!r} is neither an IP address nor a host name")
+
+
 @lru_cache(maxsize=1024)
 def networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
     """Parse CIDRs (validated by the settings; a bad one here is a bug and raises ValueError)."""
     return tuple(ipaddress.ip_network(cidr, strict=False) for cidr in cidrs)
 
 
-@lru_cache(maxsize=1 << 16)
 def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...]) -> str | None:
-    """Why the rule's CIDRs keep this (canonical) address out, None when they do not."""
+    """Why the rule's CIDRs keep this (canonical) address out, None when they do not. Deny wins over allow."""
+    return _excluded(text, allow, deny) if allow or deny else None
+
+
+@lru_cache(maxsize=_CACHED)
+def _excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...]) -> str | None:
     ip = ipaddress.ip_address(text)
     for network in networks(deny):
-        if ip.version == network.version and ip in network:
+        if ip in network:
             return f"{text} is in deny_cidrs ({network})"
-    if allow and not any(ip.version == n.version and ip in n for n in networks(allow)):
+    if allow and not any(ip in network for network in networks(allow)):
         return f"{text} is not in allow_cidrs"
     return None
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=_CACHED)
 def _order(address: str) -> tuple[int, int]:
     ip = ipaddress.ip_address(address)
     return ip.version, int(ip)
 
 
+def _by_address(endpoint: Endpoint) -> tuple[int, int]:
+    return _order(endpoint.address)
+
+
 def sort_endpoints(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
-    """Endpoints in numerical order of their addresses."""
-    return tuple(sorted(endpoints, key=lambda e: _order(e.address)))
+    """Endpoints in numerical order of their addresses. Raises ValueError for what is no address."""
+    return tuple(sorted(endpoints, key=_by_address))
 
 
 def fold(one: Endpoint, other: Endpoint) -> Endpoint:
-    """Two registrations of one address and port are one endpoint: ready if either is."""
-    better, worse = sorted((one, other), key=lambda e: (e.ready, e.serving, not e.terminating, e), reverse=True)
+    """Two registrations of one address and port are one endpoint: ready if either is, else the better of the two.
+
+    Folding gives the same whatever the order: zone and node are the first of those that are given.
+    """
+    better = max(one, other, key=lambda e: (e.ready, e.serving, not e.terminating))
     return Endpoint(
         address=better.address,
         ready=better.ready,
-        serving=better.serving or worse.serving,
-        terminating=better.terminating and worse.terminating,
-        zone=better.zone or worse.zone,
-        node_name=better.node_name or worse.node_name,
+        serving=better.serving,
+        terminating=better.terminating,
+        zone=min(filter(None, (one.zone, other.zone)), default=""),
+        node_name=min(filter(None, (one.node_name, other.node_name)), default=""),
     )
 
 
-def group_endpoints(members: Mapping[tuple[Family, tuple[Port, ...]], Mapping[str, Endpoint]]) -> tuple[Group, ...]:
+def group_endpoints(members: Members) -> tuple[Group, ...]:
     """Groups in canonical order, none of them empty."""
     return tuple(
         Group(family, ports, sort_endpoints(endpoints.values()))
-        for (family, ports), endpoints in sorted(members.items())
+        for (family, ports), endpoints in sorted(members.items(), key=_by_group)
         if endpoints
     )
+
+
+def _by_group(item: tuple[tuple[Family, tuple[Port, ...]], object]) -> tuple[Family, tuple[Port, ...]]:
+    return item[0]
+
+
+def plain(groups: Iterable[Group]) -> tuple[Group, ...]:
+    """What an Endpoints object can hold of groups: addresses that are ready or not, and nothing more."""
+    return tuple(
+        g if all(map(_is_plain, g.endpoints)) else Group(g.family, g.ports, tuple(map(_plain, g.endpoints)))
+        for g in groups
+    )
+
+
+def _is_plain(endpoint: Endpoint) -> bool:
+    return endpoint.serving is endpoint.ready and not (endpoint.terminating or endpoint.zone or endpoint.node_name)
+
+
+def _plain(endpoint: Endpoint) -> Endpoint:
+    return Endpoint(endpoint.address, endpoint.ready, serving=endpoint.ready)
 
 
 def shorten(text: str, limit: int = 80) -> str:

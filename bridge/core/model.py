@@ -203,7 +203,8 @@ class Mirror:
     """What one target should be. Without `service_ports` the Service is a person's and is never written.
 
     `groups` are sorted by (family, ports) and never empty inside. `queries` are the Consul services behind it.
-    `labels` and `annotations` are those that we set in addition to the marks of ownership.
+    `labels` and `annotations` are those that we set in addition to the marks of ownership. `withheld` are endpoints
+    that Consul lists and that are left out for their health: they are not lost, they are worse than not ready.
     """
 
     target: Target
@@ -216,6 +217,7 @@ class Mirror:
     labels: Pairs = ()
     annotations: Pairs = ()
     max_endpoints_per_slice: int = 100
+    withheld: tuple[Group, ...] = ()
 
     @property
     def ready(self) -> int:
@@ -311,12 +313,17 @@ class CurrentSlice:
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """Everything that Kubernetes holds at one target. `service` and `endpoints` may be somebody else's."""
+    """Everything that Kubernetes holds at one target. `service` and `endpoints` may be somebody else's.
+
+    `mirrored` are the groups that the control plane made of the Endpoints (slices managed by its mirroring
+    controller); None when nobody looked, which is enough until a plan says `unmirrored`.
+    """
 
     target: Target
     service: CurrentService | None = None
     endpoints: CurrentEndpoints | None = None
     slices: tuple[CurrentSlice, ...] = ()
+    mirrored: tuple[Group, ...] | None = None
 
 
 # --------------------------------------------------------------------------- what is to be done
@@ -413,7 +420,12 @@ class Held:
 class Plan:
     """What one target needs. `changes` are in the order in which they must be applied (Service first, deletes last).
 
-    `lost` are ready (address, port) pairs that Consul no longer lists, `flipped` those that would turn not ready.
+    Counted in ready endpoints of our own objects (an address on two port groups is two): `ready_before` now, `lost`
+    those that would go because Consul no longer lists them, `flipped` those that it lists and that would stop being
+    ready. What a policy or a conflict prevents counts as neither.
+
+    `unmirrored`: our slices stay although the output is Endpoints now, until `Current.mirrored` shows that the control
+    plane has copied those. Look at its slices and plan again, about a second later.
     """
 
     target: Target
@@ -428,6 +440,7 @@ class Plan:
     ready_before: int = 0
     lost: int = 0
     flipped: int = 0
+    unmirrored: bool = False
 
     @property
     def writes(self) -> tuple[Change, ...]:
@@ -454,6 +467,8 @@ class Destination:
     """Where and as what a rule's services go (`to:` of a rule). `port` 0 means: from the instances.
 
     `annotated` marks the rule of a Service that a person made and labelled: it is filled, never written.
+    `labels_from` and `annotations_from` take values from the instances: (key, source), where source is `meta:KEY`,
+    `node-meta:KEY`, `tag:PREFIX` (the rest of the tag that begins so) or `tags` (all of them).
     """
 
     namespace: str = "default"
@@ -466,6 +481,8 @@ class Destination:
     app_protocol: str = ""
     labels: Pairs = ()
     annotations: Pairs = ()
+    labels_from: Pairs = ()
+    annotations_from: Pairs = ()
     max_endpoints_per_slice: int = 100
     annotated: bool = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import insort
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import translate as glob_to_regex
 from functools import lru_cache
@@ -13,37 +14,56 @@ from bridge.core.model import Query, Rule, Skipped, Target
 
 LABEL_LIMIT = 63
 """Longest Service name (RFC 1123 label)."""
+NAME_LIMIT = 1024
+"""Longest Consul name that is taken: it stands in full in an annotation."""
 
 _HASH_LENGTH = 8
 _ILLEGAL = re.compile(r"[^a-z0-9-]")
+_PLACEHOLDER = re.compile(r"\{(service|datacenter|namespace|partition)\}")
 
 
 def excluded(service: str, tags: Collection[str]) -> str | None:
     """Why a service is never mirrored, whatever the rules say; None when it may be.
 
-    What cannot be seen from a listing (proxies' `Kind`, the external source of an instance) is left to `translate`.
+    Only names decide here. Tags prove nothing: people tag what runs FOR a Kubernetes cluster (its etcd, its balancer)
+    like what comes FROM one. What came from a cluster carries meta, and that is each instance's own: `translate`
+    leaves such instances out, and Connect proxies by their kind.
     """
     del tags
-    return "Consul's own service" if service == "consul" else None
+    if service == "consul":
+        return "Consul's own service"
+    if not service or len(service) > NAME_LIMIT:
+        return f"a name of {len(service)} characters"
+    return None
 
 
 @lru_cache(maxsize=4096)
 def _glob(pattern: str) -> re.Pattern[str]:
-    return re.compile(glob_to_regex(pattern))
+    return re.compile(glob_to_regex(pattern.lower()))
+
+
+def why_not(rule: Rule, service: str, datacenter: str, tags: Collection[str]) -> str | None:
+    """Why a rule does not select a service; None when it does.
+
+    Judged by its name (Consul's names know no case, so the globs do not either), its datacenter, and the tags of all
+    its instances together.
+    """
+    if rule.datacenters and datacenter not in rule.datacenters:
+        return f"datacenter {shorten(datacenter)} is not one of {', '.join(rule.datacenters)}"
+    if rule.services and not any(_glob(p).match(service.lower()) for p in rule.services):
+        return f"the name matches none of {', '.join(rule.services)}"
+    missing = [tag for tag in rule.tags if tag not in tags]
+    return f"no instance has the tag {', '.join(missing)}" if missing else None
 
 
 def matches(rule: Rule, service: str, datacenter: str, tags: Collection[str]) -> bool:
-    """Whether a rule selects a service by its name, its datacenter and the tags of all its instances together."""
-    if rule.datacenters and datacenter not in rule.datacenters:
-        return False
-    if rule.services and not any(_glob(p).match(service) for p in rule.services):
-        return False
-    return all(tag in tags for tag in rule.tags)
+    """Whether a rule selects a service."""
+    return why_not(rule, service, datacenter, tags) is None
 
 
 def first_rule(rules: Iterable[Rule], service: str, datacenter: str, tags: Collection[str]) -> Rule | None:
     """The first rule that matches."""
-    return next((rule for rule in rules if matches(rule, service, datacenter, tags)), None)
+    return next((rule for rule in rules if why_not(rule, service, datacenter, tags) is None), None)
 
 
 def query_of(rule: Rule, service: str, datacenter: str) -> Query:
@@ -55,8 +75,7 @@ def target_of(rule: Rule, query: Query) -> Target | Skipped:
     """Namespace and name that a rule's templates give for a service, or why they give none."""
     namespace, name = _fill(rule.to.namespace, query), _fill(rule.to.name, query)
     parts = []
-    for what, text in (("namespace", namespace), ("name", name)):
-        label = dns_label(text)
+    for what, text, label in (("namespace", namespace, dns_label(namespace)), ("name", name, service_name(name))):
         if label is None:
             return Skipped(query.service, "", f"the {what} {shorten(text)!r} has no letter or digit to make a name of")
         parts.append(label)
@@ -64,32 +83,46 @@ def target_of(rule: Rule, query: Query) -> Target | Skipped:
 
 
 def dns_label(text: str) -> str | None:
-    """`text` as a DNS label of at most 63 characters that begins with a letter; None when nothing is left of it.
+    """`text` as a DNS label of at most 63 characters; None when nothing is left of it.
 
-    Kubernetes up to 1.35 refuses Service names that begin with a digit, so that one is prefixed. A text that had to be
-    cut ends in a hash of the whole, so that two long names stay two.
+    Lower-case, every other character becomes `-`. A text that had to be cut ends in a hash of the whole, so that two
+    long names stay two.
     """
-    label = _ILLEGAL.sub("-", text.lower()).strip("-")
-    if not label:
-        return None
-    if label[0].isdigit():
-        label = f"s-{label}"
+    return _cut(_mapped(text), text)
+
+
+def service_name(text: str) -> str | None:
+    """`text` as the name of a Service: a DNS label that begins with a letter, as Kubernetes up to 1.35 wants it."""
+    label = _mapped(text)
+    return _cut(f"s-{label}" if label[:1].isdigit() else label, text)
+
+
+def _mapped(text: str) -> str:
+    return _ILLEGAL.sub("-", text.lower()).strip("-")
+
+
+def _cut(label: str, text: str) -> str | None:
     if len(label) > LABEL_LIMIT:
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
-        label = f"{label[: LABEL_LIMIT - _HASH_LENGTH - 1].rstrip('-')}-{digest}"
-    return label
+        return f"{label[: LABEL_LIMIT - _HASH_LENGTH - 1].rstrip('-')}-{digest(text)}"
+    return label or None
+
+
+def digest(text: str) -> str:
+    """Eight characters that stand for a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
 
 
 def _fill(template: str, query: Query) -> str:
-    text = template
-    for field, value in (
-        ("{datacenter}", query.datacenter),
-        ("{namespace}", query.namespace or "default"),
-        ("{partition}", query.partition or "default"),
-        ("{service}", query.service),
-    ):
-        text = text.replace(field, value)
-    return text
+    values = {
+        "service": query.service,
+        "datacenter": query.datacenter,
+        "namespace": query.namespace or "default",
+        "partition": query.partition or "default",
+    }
+    return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
+
+
+_Rank = tuple[bool, bool, Query]
 
 
 class Claims:
@@ -97,7 +130,7 @@ class Claims:
 
     | several services want one target | who gets it |
     | --- | --- |
-    | one is asked for by an annotated Service of that name | that one |
+    | one is asked for by an annotated Service of that name | that one, alone |
     | one is named exactly as the target | that one |
     | none of this | the first in order (datacenter, service) |
     | their rules name different ports (`port_name`) | all of them: one Service with several ports |
@@ -105,54 +138,80 @@ class Claims:
 
     def __init__(self) -> None:
         self._rules: dict[Target, dict[Query, Rule]] = {}
+        self._ranks: dict[Target, list[_Rank]] = {}
+        self._owners: dict[Target, tuple[tuple[Query, Rule], ...]] = {}
 
-    def claim(self, query: Query, rule: Rule, target: Target) -> None:
-        """`query` wants to be mirrored at `target` under `rule`; claiming again replaces the rule."""
+    def claim(self, query: Query, rule: Rule, target: Target) -> set[Target]:
+        """`query` wants to be mirrored at `target` under `rule`; claiming again replaces the rule.
+
+        Returns the targets whose owners changed by it.
+        """
+        before = self.owners(target)
+        self._drop(query, target)
         self._rules.setdefault(target, {})[query] = rule
+        insort(self._ranks.setdefault(target, []), _rank(query, rule, target))
+        return self._changed(target, before)
 
-    def release(self, query: Query, target: Target) -> None:
-        """`query` no longer wants `target`; nothing happens when it never did."""
-        rules = self._rules.get(target)
-        if rules is not None:
-            rules.pop(query, None)
-            if not rules:
-                del self._rules[target]
+    def release(self, query: Query, target: Target) -> set[Target]:
+        """`query` no longer wants `target` (nothing happens when it never did). Returns the targets that changed."""
+        before = self.owners(target)
+        self._drop(query, target)
+        return self._changed(target, before)
 
     def owners(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
         """The services that are mirrored at `target`, the first of them being the one that has the name."""
-        ranked = self._ranked(target)
-        if len(ranked) <= 1:
-            return tuple(ranked)
-        taken = {ranked[0][1].to.port_name}
-        owners = [ranked[0]]
-        for query, rule in ranked[1:]:
-            if "" not in taken and rule.to.port_name and rule.to.port_name not in taken and not rule.to.annotated:
-                taken.add(rule.to.port_name)
-                owners.append((query, rule))
-        return tuple(owners)
+        known = self._owners.get(target)
+        if known is None and target in self._ranks:
+            known = self._owners[target] = self._choose(target)
+        return known or ()
 
     def losers(self, target: Target) -> tuple[Skipped, ...]:
-        """The services that did not get `target`."""
-        ranked = self._ranked(target)
-        if len(ranked) <= 1:
+        """The services that did not get `target`, with the reason."""
+        ranks = self._ranks.get(target, ())
+        owners = self.owners(target)
+        if len(ranks) == len(owners):
             return ()
-        winners = self.owners(target)
-        return tuple(
-            sorted(
-                Skipped(query.service, "", f"{target} is taken by {winners[0][0].service} ({winners[0][0].datacenter})")
-                for query, _ in ranked
-                if all(query != winner for winner, _ in winners)
-            )
-        )
+        winner, rule = owners[0]
+        if rule.to.annotated:
+            why = "the Service is annotated for it"
+        elif winner.service == target.name:
+            why = "it is named exactly so"
+        else:
+            why = "it comes first in order"
+        reason = f"{target} goes to {shorten(winner.service)} in {shorten(winner.datacenter)} ({why}); give one of them another name"
+        mirrored = {query for query, _ in owners}
+        return tuple(sorted(Skipped(query.service, "", reason) for _, _, query in ranks if query not in mirrored))
 
     def targets(self) -> set[Target]:
         """All targets that anybody wants."""
         return set(self._rules)
 
-    def _ranked(self, target: Target) -> Sequence[tuple[Query, Rule]]:
-        rules = self._rules.get(target)
-        if not rules:
-            return ()
-        if len(rules) == 1:
-            return tuple(rules.items())
-        return sorted(rules.items(), key=lambda c: (not c[1].to.annotated, c[0].service != target.name, c[0]))
+    def _choose(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
+        rules, ranks = self._rules[target], self._ranks[target]
+        first = rules[ranks[0][2]]
+        owners = [(ranks[0][2], first)]
+        taken = {first.to.port_name}
+        if first.to.port_name and not first.to.annotated:
+            for _, _, query in ranks[1:]:
+                name = rules[query].to.port_name
+                if name and name not in taken:
+                    taken.add(name)
+                    owners.append((query, rules[query]))
+        return tuple(owners)
+
+    def _drop(self, query: Query, target: Target) -> None:
+        rules = self._rules.get(target, {})
+        rule = rules.pop(query, None)
+        if rule is not None:
+            self._ranks[target].remove(_rank(query, rule, target))
+            self._owners.pop(target, None)
+            if not rules:
+                del self._rules[target], self._ranks[target]
+
+    def _changed(self, target: Target, before: Sequence[tuple[Query, Rule]]) -> set[Target]:
+        self._owners.pop(target, None)
+        return set() if self.owners(target) == before else {target}
+
+
+def _rank(query: Query, rule: Rule, target: Target) -> _Rank:
+    return not rule.to.annotated, query.service != target.name, query

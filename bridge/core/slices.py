@@ -6,14 +6,12 @@ is begun. A slice that would be empty is given back for deletion. (Kubernetes' o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bridge.core import canonical
-from bridge.core.model import CurrentSlice, Endpoint, Group, Target
-
-_NAME_LIMIT = 253
+from bridge.core.model import CurrentSlice, Endpoint, Family, Group, Port, Target
+from bridge.core.select import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +26,27 @@ class Slice:
 def pack(
     target: Target, groups: Iterable[Group], existing: Sequence[CurrentSlice], limit: int
 ) -> tuple[tuple[Slice, ...], tuple[CurrentSlice, ...]]:
-    """The slices that should be, in order of their names, and the existing ones that should not."""
+    """The slices that should be, in order of their names, and the existing ones that should not.
+
+    Slices that are being deleted are as good as gone; only their names are still taken.
+    """
     wanted: list[Slice] = []
     spare: list[CurrentSlice] = []
     taken = {s.meta.name for s in existing}
-    left = sorted(existing, key=lambda s: s.meta.name)
+    usable: dict[tuple[Family, tuple[Port, ...]], list[CurrentSlice]] = {}
+    for current in sorted(existing, key=_by_name):
+        if not current.meta.deleting:
+            usable.setdefault((current.group.family, current.group.ports), []).append(current)
     for group in groups:
-        same = [s for s in left if (s.group.family, s.group.ports) == (group.family, group.ports)]
-        left = [s for s in left if s not in same]
-        packed, unused = _pack_group(target, group, same, limit, taken)
+        packed, unused = _pack_group(target, group, usable.pop((group.family, group.ports), []), limit, taken)
         wanted += packed
         spare += unused
-    return tuple(sorted(wanted, key=lambda s: s.name)), tuple(sorted((*spare, *left), key=lambda s: s.meta.name))
+    spare += [current for left in usable.values() for current in left]
+    return tuple(sorted(wanted, key=lambda s: s.name)), tuple(sorted(spare, key=_by_name))
+
+
+def _by_name(current: CurrentSlice) -> str:
+    return current.meta.name
 
 
 def _pack_group(
@@ -48,43 +55,34 @@ def _pack_group(
     homeless = {e.address: e for e in group.endpoints}
     kept: list[tuple[CurrentSlice, list[Endpoint]]] = []
     for current in existing:
-        mine = [homeless.pop(e.address) for e in current.group.endpoints if e.address in homeless]
-        for endpoint in mine[limit:]:
-            homeless[endpoint.address] = endpoint
-        kept.append((current, mine[:limit]))
-    waiting = [e for e in group.endpoints if e.address in homeless]
+        mine: list[Endpoint] = []
+        for old in current.group.endpoints:
+            if len(mine) < limit and old.address in homeless:
+                mine.append(homeless.pop(old.address))
+        kept.append((current, mine))
+    waiting = list(homeless.values())
     for _, members in sorted(kept, key=lambda k: -len(k[1])):
-        if members:
-            room = limit - len(members)
-            members += waiting[:room]
-            del waiting[:room]
-    for _, members in kept:
-        if not members:
-            members += waiting[:limit]
-            del waiting[:limit]
-    packed = [
-        Slice(current.meta.name, Group(group.family, group.ports, canonical.sort_endpoints(members)), current)
-        for current, members in kept
-        if members
-    ]
-    while waiting:
-        members, waiting = waiting[:limit], waiting[limit:]
-        packed.append(
-            Slice(
-                _new_name(target, group, taken),
-                Group(group.family, group.ports, canonical.sort_endpoints(members)),
-                None,
-            )
-        )
+        room = limit - len(members)
+        members += waiting[:room]
+        del waiting[:room]
+    packed = [Slice(current.meta.name, _group(group, members), current) for current, members in kept if members]
+    for number, start in enumerate(range(0, len(waiting), limit)):
+        name = _new_name(target, group, number, taken)
+        packed.append(Slice(name, _group(group, waiting[start : start + limit]), None))
     return packed, [current for current, members in kept if not members]
 
 
-def _new_name(target: Target, group: Group, taken: set[str]) -> str:
-    """A name that nobody of ours has: the Service's, and a short digest of what the slice is for."""
-    number = 0
+def _group(group: Group, members: Iterable[Endpoint]) -> Group:
+    return Group(group.family, group.ports, canonical.sort_endpoints(members))
+
+
+def _new_name(target: Target, group: Group, number: int, taken: set[str]) -> str:
+    """A name that no slice here has: the Service's, and a digest of what the slice is for.
+
+    The same state gives the same names, so a pass that is repeated after a lost answer does not make a second slice.
+    """
     while True:
-        digest = hashlib.sha256(repr((target.name, group.family, group.ports, number)).encode()).hexdigest()[:8]
-        name = f"{target.name[: _NAME_LIMIT - 9]}-{digest}"
+        name = f"{target.name}-{digest(repr((group.family, group.ports, number)))}"
         if name not in taken:
             taken.add(name)
             return name

@@ -1,18 +1,23 @@
 """What the instances of a Consul service are in Kubernetes' words: groups of ready and unready endpoints.
 
 One function from (sources, rules, what exists) to a Mirror; every instance that does not become an endpoint comes back
-with its reason.
+with its reason. Nothing that stands in Consul can make it raise.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import lru_cache
 
 from bridge.core import canonical
+from bridge.core import ports as portage
+from bridge.core.canonical import shorten
+from bridge.core.marks import derived, is_label_value, joined
 from bridge.core.model import (
     Current,
+    CurrentService,
     Disposition,
     Endpoint,
     Family,
@@ -21,6 +26,8 @@ from bridge.core.model import (
     InstanceRules,
     Known,
     Mirror,
+    Output,
+    Pairs,
     Port,
     Query,
     Rule,
@@ -28,13 +35,14 @@ from bridge.core.model import (
     Status,
     Target,
 )
-from bridge.core.select import dns_label
 
 MIRRORING_LIMIT = 1000
 """Addresses per subset that the control plane copies into EndpointSlices (Kubernetes' default)."""
 
 _SEVERITY = (Status.PASSING, Status.WARNING, Status.UNKNOWN, Status.CRITICAL, Status.MAINTENANCE)
-_PROTOCOLS = ("TCP", "UDP", "SCTP")
+_ORDINARY_KINDS = ("", "typical")
+_KUBERNETES_META = (("external-source", "kubernetes"), ("managed-by", "consul-k8s-endpoints-controller"))
+"""What HashiCorp's catalog sync and its injector write on what they register for a cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +54,30 @@ class Translation:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """One endpoint of one instance, before folding."""
+class Ended(StrEnum):
+    """Where an instance ended."""
 
-    family: Family
-    ports: tuple[Port, ...]
-    endpoint: Endpoint
+    READY = "ready"
+    NOT_READY = "not ready"
+    OMITTED = "omitted"
+    SKIPPED = "skipped"
+    NOT_SELECTED = "not selected"
+    FOREIGN = "never mirrored"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fate:
-    """What becomes of one instance: its endpoints (several when a host name has several addresses), or the reason."""
+    """What becomes of one instance: where it ended and why, its ports, its endpoints (of a host name several)."""
 
     instance: Instance
-    placed: tuple[Placed, ...] = ()
+    ended: Ended
     reason: str = ""
-    selected: bool = True
-    proxy: bool = False
+    ports: tuple[Port, ...] = ()
+    endpoints: tuple[tuple[Family, Endpoint], ...] = ()
+
+
+Resolved = Mapping[str, tuple[str, ...]]
+"""Host name -> addresses."""
 
 
 def worst(statuses: Iterable[Status]) -> Status:
@@ -78,92 +92,150 @@ def selects(rule: Rule, instance: Instance) -> bool:
 
 def host_names(instances: Iterable[Instance], rule: Rule) -> set[str]:
     """Names among the chosen addresses that would have to be resolved."""
-    chosen = {choose_address(i, rule.instances)[0] for i in instances if selects(rule, i)}
-    return {a for a in chosen if a and isinstance(p := canonical.parse(a), canonical.Refused) and p.is_name}
+    names = set()
+    for instance in instances:
+        address, _ = choose_address(instance, rule.instances)
+        parsed = canonical.parse(address)
+        if isinstance(parsed, canonical.Refused) and parsed.is_name and selects(rule, instance):
+            names.add(address)
+    return names
+
+
+# --------------------------------------------------------------------------- all instances together
 
 
 def translate(
     target: Target,
     sources: Sequence[tuple[Rule, Query, Known]],
     current: Current | None = None,
-    resolved: Mapping[str, tuple[str, ...]] | None = None,
+    resolved: Resolved | None = None,
+    cluster_nodes: Collection[str] = (),
 ) -> Translation:
     """The mirror of one or more Consul services at `target`; the first source's rule says what kind of Service it is.
 
-    `resolved` has the addresses of host names (`host_names`). `current` keeps what must not change while the Service
-    lives: the port that was chosen, the IP family it began with.
+    `resolved` has the addresses of host names (`host_names`), `cluster_nodes` the nodes of the Kubernetes cluster.
+    `current` keeps what must not change while the Service lives: its ports' numbers and names, its IP families.
+
+    The mirror is None when nothing is there to be mirrored and nothing of ours stands there either: every instance is
+    a Connect proxy or comes from Kubernetes, or nobody knows a port yet.
     """
     rule = sources[0][0]
-    skipped: list[Skipped] = []
+    service = current.service if current is not None else None
     fates: list[tuple[Rule, Query, Fate]] = []
     for source_rule, query, known in sources:
-        for instance in known.instances:
-            fate = fate_of(instance, source_rule, current, resolved or {})
-            if fate.selected:
-                fates.append((source_rule, query, fate))
-            if fate.reason and fate.selected:
-                skipped.append(Skipped(query.service, f"{instance.node}/{instance.id}", fate.reason))
-    if fates and all(fate.proxy for _, _, fate in fates):
-        return Translation(None, tuple(sorted(skipped)))
-    groups = _groups(fates)
-    if rule.instances.keep_last_ready:
-        groups = _keep_last_ready(groups, current)
-    service_ports = None if rule.to.annotated else _service_ports(sources, groups, current)
-    if service_ports == () and not rule.to.headless:
-        reason = "no instance has a port yet and the rule gives none (`port`): a Service needs one"
-        return Translation(None, tuple(sorted({*skipped, Skipped(sources[0][1].service, "", reason)})))
+        mine = fates_of(known.instances, source_rule, current, resolved, cluster_nodes)
+        fates += [(source_rule, query, fate) for fate in mine]
+    skipped = {
+        Skipped(query.service, instance_name(fate.instance), fate.reason)
+        for _, query, fate in fates
+        if fate.ended in (Ended.OMITTED, Ended.SKIPPED, Ended.FOREIGN)
+    }
+    main = "" if rule.to.annotated else _main_name(fates, service)
+    groups, withheld = _groups((fate for _, _, fate in fates), main)
+    service_ports: tuple[Port, ...] | None = None
+    warnings: tuple[str, ...] = ()
+    if not rule.to.annotated:
+        service_ports, warnings = portage.of_service([r for r, _, _ in sources], main, groups, service)
+        ours = service is not None and service.meta.owner is not None
+        if fates and not ours and all(fate.ended is Ended.FOREIGN for _, _, fate in fates):
+            return Translation(None, tuple(sorted(skipped)))
+        if not service_ports and not rule.to.headless:
+            reason = "no instance has a port yet and the rule gives none (`port`): a Service needs one"
+            return Translation(None, tuple(sorted({*skipped, Skipped(sources[0][1].service, "", reason)})))
+    labels, annotations, contradictions = _pairs(sources, fates)
     mirror = Mirror(
         target=target,
-        queries=tuple(query for _, query, _ in sources),
+        queries=tuple(sorted({query for _, query, _ in sources})),
         output=rule.to.output,
         groups=groups,
         service_ports=service_ports,
         headless=rule.to.headless,
-        families=_families(groups, current),
-        labels=rule.to.labels,
-        annotations=rule.to.annotations,
+        families=_families(groups, service),
+        labels=labels,
+        annotations=annotations,
         max_endpoints_per_slice=rule.to.max_endpoints_per_slice,
+        withheld=withheld,
     )
-    return Translation(mirror, tuple(sorted(set(skipped))), tuple(_warnings(mirror)))
+    warnings = (*warnings, *contradictions, *_warnings(mirror, service), *_zone_warnings(fates))
+    return Translation(mirror, tuple(sorted(skipped)), tuple(sorted(set(warnings))))
 
 
-def fate_of(
+def instance_name(instance: Instance) -> str:
+    """An instance for people."""
+    return f"{shorten(instance.node)}/{shorten(instance.id)}"
+
+
+def fates_of(
+    instances: Iterable[Instance],
+    rule: Rule,
+    current: Current | None = None,
+    resolved: Resolved | None = None,
+    cluster_nodes: Collection[str] = (),
+) -> list[Fate]:
+    """What becomes of each instance of one service under its rule, and why."""
+    service = current.service if current is not None else None
+    fates = [_fate_of(instance, rule, service, resolved or {}, cluster_nodes) for instance in instances]
+    if rule.instances.keep_last_ready and current is not None:
+        _keep_last_ready(fates, current)
+    return fates
+
+
+def _fate_of(
     instance: Instance,
     rule: Rule,
-    current: Current | None,
-    resolved: Mapping[str, tuple[str, ...]],
+    service: CurrentService | None,
+    resolved: Resolved,
+    cluster_nodes: Collection[str],
 ) -> Fate:
-    """What becomes of one instance, and why."""
-    if instance.kind:
-        return Fate(
-            instance, reason=f"a Connect proxy or gateway (kind {canonical.shorten(instance.kind)})", proxy=True
-        )
-    if ("external-source", "kubernetes") in instance.meta:
-        return Fate(instance, reason="it came from a Kubernetes cluster (external-source)", proxy=True)
+    if instance.kind not in _ORDINARY_KINDS:
+        return Fate(instance, Ended.FOREIGN, f"a Connect proxy or gateway (kind {shorten(instance.kind)})")
+    for pair in _KUBERNETES_META:
+        if pair in instance.meta:
+            return Fate(instance, Ended.FOREIGN, f"it came from a Kubernetes cluster (meta {pair[0]}={pair[1]})")
     if not selects(rule, instance):
-        return Fate(instance, selected=False, reason="the rule's tags or meta do not select it")
+        return Fate(instance, Ended.NOT_SELECTED, "the rule's tags or meta do not select it")
     disposition = disposition_of(instance.status, rule.instances)
-    if disposition is Disposition.OMIT:
-        return Fate(instance, reason=f"omitted: {instance.status} ({canonical.shorten(instance.check) or 'no check'})")
+    ended, reason = _BY_DISPOSITION[disposition], ""
+    if ended is Ended.OMITTED:
+        reason = f"omitted because it is {instance.status}{_because(instance)}"
     address, own_port = choose_address(instance, rule.instances)
     if not address:
-        return Fate(instance, reason=f"no address of the kind {rule.instances.address!r}")
-    ports = endpoint_ports(instance, rule, current, own_port)
+        return Fate(instance, Ended.SKIPPED, reason or f"it has no address of the kind {shorten(rule.instances.address)}")
+    ports = portage.of_instance(instance, rule, service, own_port)
     if isinstance(ports, str):
-        return Fate(instance, reason=ports)
+        return Fate(instance, Ended.SKIPPED, reason or ports)
     found = _addresses(address, rule.instances, resolved)
     if isinstance(found, str):
-        return Fate(instance, reason=found)
-    ready = disposition is Disposition.READY
-    maintenance = instance.status is Status.MAINTENANCE
-    zone = dns_label(dict(instance.node_meta).get(rule.instances.zone_meta, "")) or ""
+        return Fate(instance, Ended.SKIPPED, reason or found, ports)
+    ready, serving, terminating = _conditions(instance.status, disposition)
+    zone = zone_of(instance, rule.instances.zone_meta)
+    node_name = instance.node if instance.node in cluster_nodes else ""
     return Fate(
         instance,
-        tuple(
-            Placed(a.family, ports, Endpoint(a.text, ready, ready or maintenance, maintenance and not ready, zone))
-            for a in found
-        ),
+        ended,
+        reason,
+        ports,
+        tuple([(a.family, _endpoint(a.text, ready, serving, terminating, zone, node_name)) for a in found]),
     )
+
+
+def _because(instance: Instance) -> str:
+    return f" (check {shorten(instance.check)})" if instance.check else ""
+
+
+_BY_DISPOSITION = {
+    Disposition.READY: Ended.READY,
+    Disposition.NOT_READY: Ended.NOT_READY,
+    Disposition.OMIT: Ended.OMITTED,
+}
+
+
+@lru_cache(maxsize=1 << 16)
+def _endpoint(address: str, ready: bool, serving: bool, terminating: bool, zone: str, node_name: str) -> Endpoint:
+    return Endpoint(address, ready, serving, terminating, zone, node_name)
+
+
+# --------------------------------------------------------------------------- health
 
 
 def disposition_of(status: Status, rules: InstanceRules) -> Disposition:
@@ -177,6 +249,40 @@ def disposition_of(status: Status, rules: InstanceRules) -> Disposition:
             return rules.maintenance
         case _:
             return rules.critical
+
+
+def _conditions(status: Status, disposition: Disposition) -> tuple[bool, bool, bool]:
+    """Ready, serving, terminating: what is in maintenance is drained, so it still serves what it has."""
+    if disposition is Disposition.READY:
+        return True, True, False
+    drained = status is Status.MAINTENANCE
+    return False, drained, drained
+
+
+def _keep_last_ready(fates: Sequence[Fate], current: Current) -> None:
+    """When nothing would be ready any more, what is ready now and still registered stays ready."""
+    if any(fate.ended is Ended.READY for fate in fates):
+        return
+    ready = ready_now(current)
+    for fate in fates:
+        if any((e.address, p.number) in ready for _, e in fate.endpoints for p in fate.ports):
+            fate.endpoints = tuple(
+                (family, replace(e, ready=True, serving=True, terminating=False)) for family, e in fate.endpoints
+            )
+            fate.ended = Ended.READY
+            fate.reason = f"it is {fate.instance.status}, but none would be ready any more (keep_last_ready)"
+
+
+def ready_now(current: Current) -> set[tuple[str, int]]:
+    """(address, port) pairs that a bridge's objects at a target list as ready."""
+    groups: list[Group] = []
+    if current.endpoints is not None and current.endpoints.meta.owner is not None:
+        groups += current.endpoints.groups
+    groups += [s.group for s in current.slices]
+    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports}
+
+
+# --------------------------------------------------------------------------- addresses and places
 
 
 def choose_address(instance: Instance, rules: InstanceRules) -> tuple[str, int]:
@@ -199,65 +305,17 @@ def choose_address(instance: Instance, rules: InstanceRules) -> tuple[str, int]:
             return "", 0
 
 
-def endpoint_ports(instance: Instance, rule: Rule, current: Current | None, own_port: int) -> tuple[Port, ...] | str:
-    """The ports of an instance's endpoints, or the reason why it has none."""
-    if rule.to.annotated:
-        return _ports_for_persons_service(instance, current, own_port)
-    protocol = _protocol(instance, rule)
-    if instance.ports and not rule.to.port_name:
-        ports = tuple(
-            Port(dns_label(p.name) or f"port-{p.number}", p.number, protocol, rule.to.app_protocol)
-            for p in instance.ports
-            if _legal(p.number)
-        )
-        return tuple(sorted(set(ports))) or "none of its ports is between 1 and 65535"
-    number = own_port or instance.port or rule.to.port
-    if not _legal(number):
-        return f"port {number} is not between 1 and 65535" if number else "it has no port, and the rule gives none"
-    return (Port(rule.to.port_name, number, protocol, rule.to.app_protocol),)
-
-
-def _ports_for_persons_service(instance: Instance, current: Current | None, own_port: int) -> tuple[Port, ...] | str:
-    """Ports of a person's Service, by name, else by order; a fixed targetPort wins over the instance's port."""
-    service = current.service if current is not None else None
-    if service is None or not service.ports:
-        return "the Service has no ports"
-    by_name = {p.name: p.number for p in instance.ports}
-    in_order = [p.number for p in instance.ports] or [own_port or instance.port]
-    ports = []
-    for position, port in enumerate(service.ports):
-        fixed = service.target_ports[position] if position < len(service.target_ports) else 0
-        number = by_name.get(port.name) or (in_order[position] if position < len(in_order) else 0)
-        if fixed and fixed != port.number:
-            number = fixed
-        if not number and position == 0:
-            number = port.number
-        if _legal(number):
-            ports.append(Port(port.name, number, port.protocol, port.app_protocol))
-    return tuple(sorted(ports)) or "none of the Service's ports can be matched with a port of the instance"
-
-
-def _protocol(instance: Instance, rule: Rule) -> str:
-    meta = dict(instance.meta).get("protocol", "").upper()
-    return meta if rule.to.protocol == "TCP" and meta in _PROTOCOLS else rule.to.protocol
-
-
-def _legal(port: int) -> bool:
-    return 0 < port < 65536
-
-
-def _addresses(
-    address: str, rules: InstanceRules, resolved: Mapping[str, tuple[str, ...]]
-) -> list[canonical.Address] | str:
+def _addresses(address: str, rules: InstanceRules, resolved: Resolved) -> Sequence[canonical.Address] | str:
+    """The addresses that traffic may be sent to, or why there is none."""
     parsed = canonical.parse(address)
+    candidates: Iterable[canonical.Address | canonical.Refused] = (parsed,)
+    reason = ""
     if isinstance(parsed, canonical.Refused) and parsed.is_name:
         if address not in resolved:
-            return f"host name {canonical.shorten(address)} could not be resolved"
-        candidates = [canonical.parse(a) for a in resolved[address]]
-    else:
-        candidates = [parsed]
-    found: list[canonical.Address] = []
-    reason = f"host name {canonical.shorten(address)} has no address"
+            return f"host name {shorten(address)} could not be resolved"
+        candidates = map(canonical.parse, resolved[address])
+        reason = f"host name {shorten(address)} has no address"
+    found = []
     for candidate in candidates:
         if isinstance(candidate, canonical.Refused):
             reason = candidate.reason
@@ -268,107 +326,94 @@ def _addresses(
     return found or reason
 
 
-def _groups(fates: Iterable[tuple[Rule, Query, Fate]]) -> tuple[Group, ...]:
-    members: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
-    for _, _, fate in fates:
-        for placed in fate.placed:
-            endpoints = members.setdefault((placed.family, placed.ports), {})
-            known = endpoints.get(placed.endpoint.address)
-            endpoints[placed.endpoint.address] = (
-                placed.endpoint if known is None else canonical.fold(known, placed.endpoint)
-            )
-    return canonical.group_endpoints(members)
+def zone_of(instance: Instance, zone_meta: str) -> str:
+    """The topology zone that the node's meta names, if Kubernetes can have such a zone; it must be spelled as there."""
+    for key, value in instance.node_meta:
+        if key == zone_meta:
+            return value if is_label_value(value) else ""
+    return ""
 
 
-def _keep_last_ready(groups: tuple[Group, ...], current: Current | None) -> tuple[Group, ...]:
-    """When nothing would be ready any more, what is ready now and still listed stays ready."""
-    if any(e.ready for g in groups for e in g.endpoints) or current is None:
-        return groups
-    ready = ready_now(current)
-    return tuple(
-        Group(
-            g.family,
-            g.ports,
-            tuple(
-                Endpoint(e.address, True, True, False, e.zone, e.node_name)
-                if any((e.address, p.number) in ready for p in g.ports)
-                else e
-                for e in g.endpoints
-            ),
-        )
-        for g in groups
-    )
+# --------------------------------------------------------------------------- the whole
 
 
-def ready_now(current: Current) -> set[tuple[str, int]]:
-    """(address, port) pairs that our own objects at a target list as ready."""
-    groups: list[Group] = []
-    if current.endpoints is not None and current.endpoints.meta.owner is not None:
-        groups += current.endpoints.groups
-    groups += [s.group for s in current.slices]
-    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports}
+def _main_name(fates: Iterable[tuple[Rule, Query, Fate]], service: CurrentService | None) -> str:
+    """The name for the port of those instances that have one only and whose rule gives none."""
+    unnamed = [fate for rule, _, fate in fates if fate.ports and not rule.to.port_name]
+    return portage.main_name((fate.instance for fate in unnamed), service)
 
 
-def _service_ports(
-    sources: Sequence[tuple[Rule, Query, Known]], groups: tuple[Group, ...], current: Current | None
-) -> tuple[Port, ...]:
-    """The Service's ports: what the rules give, else what the Service has already, else the commonest of the instances.
+def _groups(fates: Iterable[Fate], main: str) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """The groups of what is listed, and of what is left out for its health alone."""
+    listed: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
+    withheld: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
+    for fate in fates:
+        members = withheld if fate.ended is Ended.OMITTED else listed
+        ports = portage.renamed(fate.ports, main) if main else fate.ports
+        for family, endpoint in fate.endpoints:
+            group = members.setdefault((family, ports), {})
+            known = group.get(endpoint.address)
+            group[endpoint.address] = endpoint if known is None else canonical.fold(known, endpoint)
+    for key, group in withheld.items():
+        for address in listed.get(key, {}).keys() & group.keys():
+            del group[address]
+    return canonical.group_endpoints(listed), canonical.group_endpoints(withheld)
 
-    A port that was chosen from the instances stays while the Service lives: clients have it in their settings.
+
+def _families(groups: Sequence[Group], service: CurrentService | None) -> tuple[Family, ...]:
+    """Families of the Service; none when nothing is known yet: the cluster chooses.
+
+    What a Service has stays: Kubernetes never changes the first, and taking the second away would take its address.
     """
-    existing = current.service if current is not None else None
-    kept = {p.name: p for p in existing.ports} if existing is not None and existing.meta.owner is not None else {}
-    votes: dict[str, Counter[Port]] = {}
-    for group in groups:
-        for port in group.ports:
-            votes.setdefault(port.name, Counter())[port] += len(group.endpoints)
-    chosen: dict[str, Port] = {}
-    for rule, _, _ in sources:
-        if rule.to.port:
-            name = rule.to.port_name
-            chosen[name] = Port(name, rule.to.port, _voted_protocol(votes.get(name), rule), rule.to.app_protocol)
-    for name, counter in sorted(votes.items()):
-        if name not in chosen:
-            best = min(counter.items(), key=lambda item: (-item[1], item[0].number, item[0]))[0]
-            number = kept[name].number if name in kept else best.number
-            chosen[name] = Port(name, number, best.protocol, best.app_protocol)
-    for name, port in kept.items():
-        if not chosen or (not groups and name not in chosen):
-            chosen[name] = port
-    return _distinct(sorted(chosen.values()))
-
-
-def _voted_protocol(votes: Counter[Port] | None, rule: Rule) -> str:
-    return min(votes).protocol if votes else rule.to.protocol
-
-
-def _distinct(ports: Iterable[Port]) -> tuple[Port, ...]:
-    """Kubernetes keys Service ports by (port, protocol): of two named ports on one number the first stays."""
-    found: dict[tuple[int, str], Port] = {}
-    for port in ports:
-        found.setdefault((port.number, port.protocol), port)
-    return tuple(sorted(found.values()))
-
-
-def _families(groups: tuple[Group, ...], current: Current | None) -> tuple[Family, ...]:
-    """Families of the Service: those of the endpoints; the one it began with stays its first."""
     found = sorted({g.family for g in groups})
-    existing = current.service.families if current is not None and current.service is not None else ()
-    if not found:
-        return existing or (Family.IPV4,)
-    if existing and existing[0] in found:
-        found.sort(key=lambda family: family != existing[0])
-    return tuple(found)
+    if service is None or not portage.lives(service):
+        return tuple(found)
+    both = sorted(Family) if service.dual_stack else []
+    return tuple(dict.fromkeys((*service.families, *both, *found)))
 
 
-def _warnings(mirror: Mirror) -> Iterable[str]:
-    for group in mirror.groups:
-        if mirror.output.value == "endpoints" and len(group.endpoints) > MIRRORING_LIMIT:
-            yield (
-                f"{len(group.endpoints)} addresses in one subset: the control plane mirrors only {MIRRORING_LIMIT} "
-                "into EndpointSlices; use `output: endpointslices` (or both) for this service"
-            )
-    if mirror.service_ports and len({p.name for g in mirror.groups for p in g.ports}) > 1:
-        names = {p.name for p in mirror.service_ports}
-        for lost in sorted({p.name for g in mirror.groups for p in g.ports} - names):
-            yield f"port {lost!r} has the number of another port of the Service and cannot be reached"
+def _pairs(
+    sources: Sequence[tuple[Rule, Query, Known]], fates: Iterable[tuple[Rule, Query, Fate]]
+) -> tuple[Pairs, Pairs, tuple[str, ...]]:
+    """Labels and annotations of all the rules together (the first wins), and what instances contradict in."""
+    labels: Pairs = ()
+    annotations: Pairs = ()
+    warnings: list[str] = []
+    selected: list[Instance] | None = None
+    for rule, _, _ in reversed(sources):
+        to = rule.to
+        if to.labels_from or to.annotations_from:
+            if selected is None:
+                selected = [f.instance for _, _, f in fates if f.ended not in (Ended.FOREIGN, Ended.NOT_SELECTED)]
+            for sources_of, label in ((to.labels_from, True), (to.annotations_from, False)):
+                pairs, contradictions = derived(sources_of, selected, label=label)
+                warnings += contradictions
+                if label:
+                    labels = joined(labels, pairs)
+                else:
+                    annotations = joined(annotations, pairs)
+        labels, annotations = joined(labels, to.labels), joined(annotations, to.annotations)
+    return labels, annotations, tuple(warnings)
+
+
+def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[str]:
+    if mirror.output is Output.ENDPOINTS:
+        sizes: dict[tuple[Port, ...], int] = {}
+        for group in mirror.groups:
+            sizes[group.ports] = sizes.get(group.ports, 0) + len(group.endpoints)
+        for size in sizes.values():
+            if size > MIRRORING_LIMIT:
+                yield (
+                    f"{size} addresses in one subset: the control plane mirrors only {MIRRORING_LIMIT} of them into "
+                    "EndpointSlices; use `output: endpointslices` (or both) for this service"
+                )
+    if mirror.service_ports is None and service is not None and service.families:
+        for family in sorted({g.family for g in mirror.groups} - set(service.families)):
+            yield f"{family} endpoints cannot be reached: the Service has no {family} (spec.ipFamilies)"
+
+
+def _zone_warnings(fates: Iterable[tuple[Rule, Query, Fate]]) -> Iterable[str]:
+    for rule, _, fate in fates:
+        for key, value in fate.instance.node_meta if fate.endpoints else ():
+            if key == rule.instances.zone_meta and value and not is_label_value(value):
+                yield f"zone {shorten(value)!r} is no label value: its endpoints have no zone"

@@ -193,7 +193,7 @@ def names_at(current: Current) -> tuple[Name, ...]:
     return tuple(sorted(names))
 
 
-def apply_plan(plan: Plan, write: Callable[[Change], None]) -> Outcome:
+def apply_plan(plan: Plan, write: Callable[[Change], object]) -> Outcome:
     """Step 6 for one target: every change is attempted, in the plan's order.
 
     `write` sends one change and notes it; it raises the bridge's errors. When a Service cannot be created its

@@ -45,7 +45,6 @@ class RunOptions:
     """How the daemon runs. Durations in seconds."""
 
     owner: str = "default"
-    namespaces: tuple[str, ...] = ()
     policy: Policy = Policy.SYNC
     adopt: Adopt = Adopt.NEVER
     guard: GuardSettings = field(default_factory=GuardSettings)
@@ -218,7 +217,7 @@ class Bridge:
         self._writer = Writer(client)
         self._cache = Cache(
             client,
-            namespaces_of(self._rules, options.namespaces),
+            namespaces_of(self._rules, self._kube.namespaces),
             options.owner,
             on_change=self.on_change,
             retry=options.kube_retry,

@@ -31,7 +31,6 @@ class SyncOptions:
     """How one pass is made. `retry.attempts` bounds the tries per object; `writers` is the number of connections."""
 
     owner: str = "default"
-    namespaces: tuple[str, ...] = ()
     policy: Policy = Policy.SYNC
     adopt: Adopt = Adopt.NEVER
     dry_run: bool = False
@@ -64,7 +63,7 @@ def sync_once(
     try:
         say("reading Kubernetes", 0, 0)
         store = call(
-            lambda: list_once(client, namespaces_of(rules, options.namespaces), options.owner), options.retry, stop
+            lambda: list_once(client, namespaces_of(rules, kube.namespaces), options.owner), options.retry, stop
         )
         datacenters = datacenters_of(rules, consul, options.retry, stop)
         world = World(rules, datacenters, grace_seconds=0.0)

@@ -95,7 +95,7 @@ class KubeClient:
         """Load the configuration; nothing is sent yet. Raises ConfigurationError."""
         self.config = config
         self._on_warning = on_warning
-        self._access = _twin._access if _twin is not None else _Access(config)
+        self._access: _Access = _twin._access if _twin is not None else _Access(config)
         self._warned: set[str] = _twin._warned if _twin is not None else set()  # said once, whichever clone hears it
         self._sockets = _Sockets()
         self._lock = threading.Lock()
@@ -633,6 +633,7 @@ class _Sockets:
         with self._lock:
             if self.closed:
                 twin.close()
+                sock.close()
                 raise OSError("closed while connecting")
             self._open[twin.fileno()] = twin
             return twin.fileno()

@@ -257,6 +257,7 @@ def decode_service(raw: object) -> CurrentService | None:
         ports=tuple(port for port, _ in found),
         target_ports=tuple(number for _, number in found),
         families=families,
+        dual_stack=spec.get("ipFamilyPolicy") in ("PreferDualStack", "RequireDualStack"),
     )
 
 
@@ -325,6 +326,7 @@ def expected(change: Change, meta: Meta) -> Decoded:
                 ports=found,
                 target_ports=tuple(p.number for p in found),
                 families=body.families,
+                dual_stack=len(body.families) > 1,
             )
         case EndpointsBody():
             return CurrentEndpoints(meta=meta, groups=plain(body.groups))

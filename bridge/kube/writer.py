@@ -15,10 +15,11 @@ docs/decisions.md):
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from bridge.core.model import Action, Change, Meta, ServiceBody
-from bridge.errors import ConflictError, PermanentError, StaleError
+from bridge.errors import ConflictError, PermanentError, StaleError, TransientError
 from bridge.kube import faults, objects
 from bridge.kube.client import (
     APPLY,
@@ -42,10 +43,14 @@ _DELETE_ALLOWS = frozenset({404, 409})
 
 
 class Writer:
-    """Applies changes through a client. Stateless, so any number of threads may share one."""
+    """Applies changes through a client. Stateless, so any number of threads may share one.
 
-    def __init__(self, client: KubeClient) -> None:
+    `may_write` is asked right before every request that writes (leader election); False raises TransientError.
+    """
+
+    def __init__(self, client: KubeClient, may_write: Callable[[], bool] = lambda: True) -> None:
         self._client = client
+        self._may_write = may_write
 
     def apply(self, change: Change) -> Meta | None:
         """Write `change`; the object's new Meta, None after a delete (also when it was gone already).
@@ -123,6 +128,7 @@ class Writer:
             "spec": {"ports": kept, "externalName": None},
         }
         path = objects.path(change.kind, change.target.namespace, change.name)
+        self._permit(change)
         answer = self._client.request(
             "PATCH", path, query=(_MANAGER,), body=_bytes(patch), content_type=MERGE, allow=frozenset({409})
         )
@@ -137,6 +143,7 @@ class Writer:
             "kind": "DeleteOptions",
             "preconditions": {"uid": existing.uid, "resourceVersion": existing.resource_version},
         }
+        self._permit(change)
         answer = self._client.request(
             "DELETE",
             objects.path(change.kind, change.target.namespace, change.name),
@@ -154,6 +161,7 @@ class Writer:
     def _patch(
         self, change: Change, body: bytes, query: tuple[tuple[str, str], ...], accept: str, allow: frozenset[int]
     ) -> Response:
+        self._permit(change)
         return self._client.request(
             "PATCH",
             objects.path(change.kind, change.target.namespace, change.name),
@@ -163,6 +171,10 @@ class Writer:
             accept=accept,
             allow=allow,
         )
+
+    def _permit(self, change: Change) -> None:
+        if not self._may_write():
+            raise TransientError(f"{_what(change)} is not written: we do not lead (any more)", fault_of_server=False)
 
     def _find(self, change: Change) -> dict[str, Any] | None:
         """Metadata of the object that is in the way, None when there is none. A list: needs no `get` permission."""

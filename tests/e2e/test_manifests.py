@@ -12,10 +12,11 @@ import json
 import os
 import subprocess
 import sys
-import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ import pytest
 
 import bridge
 from bridge import settings
-from tests.lab import manifests
+from tests.conftest import Eventually
+from tests.lab import Lab, free_port, manifests
 from tests.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
 
 Json = dict[str, Any]
@@ -38,7 +40,8 @@ COMBINATIONS = [
 # What every authenticated user may ask about itself, by the cluster's own roles.
 EVERYBODYS = {("authorization.k8s.io", "selfsubjectaccessreviews", "create")}
 
-DEADLINE_SECONDS = 20.0
+# The entry point of the wheel, whether or not it is installed here.
+BRIDGE = (sys.executable, "-c", "import sys; from bridge.cli import main; sys.exit(main())")
 
 
 # --------------------------------------------------------------------------- rendering
@@ -93,31 +96,26 @@ def test_its_settings_are_understood(components: Sequence[str], tmp_path: Path) 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A real API server, an empty namespace of the test's own, and a Consul."""
+    """The lab's servers, with a namespace of the test's own."""
 
+    lab: Lab
     kube: RawKube
-    kubeconfig: Path
     namespace: str
-    audit_log: Path
-    consul_address: str
 
     def install(self, folder: Path, components: Sequence[str] = (), rules: str | None = None) -> list[Json]:
         """Render, apply, and give back what was applied."""
-        objects = manifests.overlay(folder, self.namespace, components, rules=rules, consul=self.consul_address)
+        consul = self.lab.consul.address
+        objects = manifests.overlay(folder, self.namespace, components, rules=rules, consul=consul)
         manifests.apply(self.kube, objects)
         return objects
 
 
 @pytest.fixture
-def cluster(lab: Any) -> Iterator[Cluster]:
-    """A fresh namespace, removed with everything in it."""
-    name = f"bridge-{uuid4().hex[:8]}"
-    with contextlib.closing(RawKube(lab.kubeconfig)) as kube:
-        kube.json("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-        yield Cluster(kube, Path(lab.kubeconfig), name, Path(lab.audit_log), lab.consul_address)
-        kube.delete(f"/api/v1/namespaces/{name}")
-        for kind in ("clusterrolebindings", "clusterroles"):
-            kube.delete(f"/apis/rbac.authorization.k8s.io/v1/{kind}/{manifests.NAME}")
+def cluster(lab: Lab, kube: RawKube, namespace: str) -> Iterator[Cluster]:
+    """A fresh namespace, removed with everything in it, and without what a component made beside it."""
+    yield Cluster(lab, kube, namespace)
+    for kind in ("clusterrolebindings", "clusterroles"):
+        kube.delete(f"/apis/rbac.authorization.k8s.io/v1/{kind}/{manifests.NAME}")
 
 
 @pytest.mark.lab
@@ -157,35 +155,27 @@ def test_its_pod_keeps_the_restricted_standard(cluster: Cluster, components: Seq
     ] == ["refused"] * 5
 
 
-def audited(log: Path, user: str, since: int) -> tuple[Verbs, list[str], Verbs]:
-    """What a user did by the audit log from offset `since`: (group, resource, verb), what was refused, and where.
+def audited(cluster: Cluster) -> tuple[Verbs, list[str], Verbs]:
+    """What the service account did: (group, resource, verb), what was refused, and what reached beyond a namespace.
 
     An apply that made an object is logged as `patch` with 201, and takes `create` as well.
     """
     used: Verbs = set()
     refused: list[str] = []
-    outside: Verbs = set()
-    with log.open("rb") as lines:
-        lines.seek(since)
-        for line in lines:
-            event = json.loads(line)
-            if event["user"]["username"] != user or "objectRef" not in event:
-                continue
-            what = event["objectRef"]
-            act = (what.get("apiGroup", ""), what["resource"], event["verb"])
-            if act in EVERYBODYS:
-                continue
-            if event["annotations"].get("authorization.k8s.io/decision") == "forbid" or (
-                event.get("responseStatus", {}).get("code") == 403
-            ):
-                refused.append(f"{act} {event['requestURI']}")
-                continue
-            used.add(act)
-            if act[2] == "patch" and event["responseStatus"]["code"] == 201:
-                used.add((act[0], act[1], "create"))
-            if "namespace" not in what:
-                outside.add(act)
-    return used, refused, outside
+    beyond: Verbs = set()
+    for entry in cluster.lab.audit(user=f"system:serviceaccount:{cluster.namespace}:{manifests.NAME}"):
+        act = (entry.group, entry.resource, entry.verb)
+        if not entry.resource or act in EVERYBODYS:
+            continue
+        if entry.decision == "forbid" or entry.code == 403:
+            refused.append(f"{entry.verb} {entry.uri}")
+            continue
+        used.add(act)
+        if entry.verb == "patch" and entry.code == 201:
+            used.add((entry.group, entry.resource, "create"))
+        if not entry.namespace:
+            beyond.add(act)
+    return used, refused, beyond
 
 
 def environment_of(objects: Sequence[Json], kubeconfig: Path, folder: Path, **more: str) -> dict[str, str]:
@@ -200,14 +190,6 @@ def environment_of(objects: Sequence[Json], kubeconfig: Path, folder: Path, **mo
         "KUBECONFIG": str(kubeconfig),
         **more,
     }
-
-
-def eventually(check: Callable[[], Any], expected: Any) -> None:
-    """Wait until `check` gives `expected`; the last difference is the failure."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while (found := check()) != expected and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert found == expected
 
 
 class Services:
@@ -250,7 +232,7 @@ class Services:
 def services(cluster: Cluster) -> Iterator[Callable[..., Services]]:
     """Makes services with names of their own; they are out of Consul afterwards."""
     made: list[Services] = []
-    with contextlib.closing(RawConsul(cluster.consul_address)) as consul:
+    with contextlib.closing(RawConsul(cluster.lab.consul.address)) as consul:
 
         def make(*namespaces: str) -> Services:
             made.append(Services(cluster, consul, f"gw-{uuid4().hex[:8]}", namespaces or (cluster.namespace,)))
@@ -265,9 +247,7 @@ def services(cluster: Cluster) -> Iterator[Callable[..., Services]]:
 def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
     """The bridge as a process; it must still be alive at the end, and go on SIGTERM."""
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            (sys.executable, "-m", "bridge", *command), env=dict(environment), stdout=output, stderr=output
-        )
+        process = subprocess.Popen((*BRIDGE, *command), env=dict(environment), stdout=output, stderr=output)
     try:
         yield
         assert process.poll() is None, log.read_text()
@@ -295,28 +275,22 @@ def rules_for(name: str, *, output: str = "endpoints", namespaces: Sequence[str]
 
 def identity(cluster: Cluster, objects: Sequence[Json], folder: Path, **more: str) -> dict[str, str]:
     """The environment in which the bridge is the service account and nothing else."""
-    server, ca = manifests.cluster_of(cluster.kubeconfig)
+    server, ca = manifests.cluster_of(cluster.lab.kubeconfig)
     bearer = manifests.token(cluster.kube, cluster.namespace)
     kubeconfig = manifests.kubeconfig_with(folder / "account.yaml", server, ca, bearer, cluster.namespace)
     return environment_of(objects, kubeconfig, folder, **more)
 
 
-def account(cluster: Cluster) -> str:
-    """The service account as a user name."""
-    return f"system:serviceaccount:{cluster.namespace}:{manifests.NAME}"
-
-
 @pytest.mark.lab
 @pytest.mark.parametrize("output", ["endpoints", "both", "endpointslices"])
 def test_run_uses_exactly_what_its_role_grants(
-    cluster: Cluster, services: Callable[..., Services], output: str, tmp_path: Path
+    cluster: Cluster, services: Callable[..., Services], eventually: Eventually, output: str, tmp_path: Path
 ) -> None:
     """A service comes, turns sick and goes: nothing is refused, and no verb is granted that was not needed for it."""
     service = services()
     components = () if output == "endpoints" else ("endpointslices",)
     objects = cluster.install(tmp_path, components, rules_for(service.name, output=output))
     environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
-    since = cluster.audit_log.stat().st_size
     with running(manifests.container(objects)["args"], environment, tmp_path / "log"):
         service.register()
         eventually(service.mirrored, {(3, 0, True)} if output != "endpointslices" else {(0, 0, True)})
@@ -326,21 +300,20 @@ def test_run_uses_exactly_what_its_role_grants(
             eventually(service.mirrored, {(2, 1, True)})
         service.deregister()
         eventually(service.mirrored, {(0, 0, False)})
-    used, refused, outside = audited(cluster.audit_log, account(cluster), since)
+    used, refused, beyond = audited(cluster)
     assert refused == []
-    assert outside == set()
+    assert beyond == set()
     assert used == manifests.granted(objects)
 
 
 @pytest.mark.lab
 def test_a_cron_job_uses_exactly_what_its_role_grants(
-    cluster: Cluster, services: Callable[..., Services], tmp_path: Path
+    cluster: Cluster, services: Callable[..., Services], eventually: Eventually, tmp_path: Path
 ) -> None:
     """Three passes, with what happens in between; watching is not among the rights."""
     service = services()
     objects = cluster.install(tmp_path, ("cronjob",), rules_for(service.name))
     environment = identity(cluster, objects, tmp_path, BRIDGE_GRACE="0s")
-    since = cluster.audit_log.stat().st_size
     for change, expected in (
         (service.register, {(3, 0, True)}),
         (service.break_one, {(2, 1, True)}),
@@ -348,7 +321,7 @@ def test_a_cron_job_uses_exactly_what_its_role_grants(
     ):
         change()
         done = subprocess.run(
-            (sys.executable, "-m", "bridge", *manifests.container(objects)["args"]),
+            (*BRIDGE, *manifests.container(objects)["args"]),
             env=environment,
             capture_output=True,
             text=True,
@@ -357,15 +330,15 @@ def test_a_cron_job_uses_exactly_what_its_role_grants(
         )
         assert done.returncode == 0, done.stderr
         eventually(service.mirrored, expected)
-    used, refused, outside = audited(cluster.audit_log, account(cluster), since)
+    used, refused, beyond = audited(cluster)
     assert refused == []
-    assert outside == set()
+    assert beyond == set()
     assert used == manifests.granted(objects)
 
 
 @pytest.mark.lab
 def test_all_namespaces_writes_where_the_rule_says(
-    cluster: Cluster, services: Callable[..., Services], tmp_path: Path
+    cluster: Cluster, services: Callable[..., Services], eventually: Eventually, tmp_path: Path
 ) -> None:
     """With the component, into a namespace that is not the bridge's own; without it, that is refused and said."""
     other = f"{cluster.namespace}-b"
@@ -377,7 +350,7 @@ def test_all_namespaces_writes_where_the_rule_says(
         objects = cluster.install(tmp_path / "without", (), rules)
         environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
         done = subprocess.run(
-            (sys.executable, "-m", "bridge", "sync", "--yes"),
+            (*BRIDGE, "sync", "--yes"),
             env=environment,
             capture_output=True,
             text=True,
@@ -389,22 +362,24 @@ def test_all_namespaces_writes_where_the_rule_says(
 
         objects = cluster.install(tmp_path / "with", ("all-namespaces",), rules)
         environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
-        since = cluster.audit_log.stat().st_size
         with running(manifests.container(objects)["args"], environment, tmp_path / "log"):
             eventually(service.mirrored, {(3, 0, True)})
             service.break_one()
             eventually(service.mirrored, {(2, 1, True)})
             service.deregister()
             eventually(service.mirrored, {(0, 0, False)})
-        used, refused, _ = audited(cluster.audit_log, account(cluster), since)
+        used, refused, beyond = audited(cluster)
         assert refused == []
+        assert {verb for _, _, verb in beyond} == {"list", "watch"}
         assert used == manifests.granted(objects)
     finally:
         cluster.kube.delete(f"/api/v1/namespaces/{other}")
 
 
 @pytest.mark.lab
-def test_its_probes_answer(cluster: Cluster, services: Callable[..., Services], tmp_path: Path) -> None:
+def test_its_probes_answer(
+    cluster: Cluster, services: Callable[..., Services], eventually: Eventually, tmp_path: Path
+) -> None:
     """The paths of the Deployment's probes, on the port that it names, and the metrics that the Service is for."""
     service = services()
     objects = cluster.install(tmp_path, (), rules_for(service.name))
@@ -416,15 +391,7 @@ def test_its_probes_answer(cluster: Cluster, services: Callable[..., Services], 
     with running(spec["args"], environment, tmp_path / "log"):
         paths = [spec[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe", "startupProbe")]
         for path in [*paths, "/metrics"]:
-            eventually(lambda path=path: status(f"http://127.0.0.1:{ours}{path}"), 200)  # type: ignore[misc]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+            eventually(partial(status, f"http://127.0.0.1:{ours}{path}"), 200)
 
 
 def status(address: str) -> int:

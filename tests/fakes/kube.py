@@ -1015,6 +1015,9 @@ class _Handler(BaseHTTPRequestHandler):
             return 201, kube.write(kind, namespace, name, body, manager)
         if self.command == "PUT":
             version = str(body.get("metadata", {}).get("resourceVersion") or "")
+            uid = str(body.get("metadata", {}).get("uid") or "")
+            if uid and (held is None or held.body["metadata"]["uid"] != uid):
+                raise Refused(409, "Conflict", f'Operation cannot be fulfilled on {plural} "{name}": uid mismatch')
             if held is None:
                 self._need_namespace(kind, namespace)
                 return 201, kube.write(kind, namespace, name, body, manager)

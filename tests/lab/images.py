@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.build import binary, cache
 from tests.lab.engine import Engine, NoEngineError, engine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -45,18 +46,6 @@ _BULK = (
     ".lab",
     "node_modules",
 )
-
-
-def binary(name: str) -> Path:
-    """A server or tool of the lab's, by its name."""
-    found = shutil.which(name)
-    assert found, name
-    return Path(found)
-
-
-def cache() -> Path:
-    """Where what took long to make is kept between runs, outside of the checkout."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consul-endpoints-bridge"
 
 
 class Images:
@@ -148,7 +137,7 @@ def shared(config: pytest.Config) -> Images:
     if _SHARED not in config.stash:
         stack = contextlib.ExitStack()
         try:
-            images = Images(stack.enter_context(engine()), cache())
+            images = Images(stack.enter_context(engine()), cache().parent)
         except NoEngineError as error:
             if os.environ.get("CI") == "true":
                 pytest.fail(str(error))

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tests.lab.images import ROOT, binary
+from tests.lab.build import ROOT, binary
 from tests.raw import RawKube
 
 Json = dict[str, Any]
@@ -39,7 +39,9 @@ _CLUSTER = frozenset({"ClusterRole", "ClusterRoleBinding", "Namespace"})
 
 def kustomize(folder: Path) -> list[Json]:
     """What `folder` renders to, in kustomize's order."""
-    if shutil.which("kustomize") is None and shutil.which("kubectl") is not None:
+    if found := shutil.which("kustomize"):
+        command = (found, "build", str(folder))
+    elif shutil.which("kubectl"):
         command = ("kubectl", "kustomize", str(folder))
     else:
         command = (str(binary("kustomize")), "build", str(folder))

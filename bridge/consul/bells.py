@@ -1,0 +1,97 @@
+"""What a doorbell's answer names: whose view must be read again. Pure: bodies and views in, names out.
+
+| doorbell | wakes for | names |
+| --- | --- | --- |
+| health/state/critical, /warning | flips, maintenance, node checks | services of the checks that differ; for a node's own check every service on the node |
+| catalog/nodes | address and meta of nodes, new and gone nodes | every service on the nodes that differ; what a new node brings |
+| catalog/services | names and tags; everything else of the catalog without naming it | services that came, went or changed their tags |
+
+Bodies are compared with the ones before, keyed by what identifies an entry, so that a flap between two bodies still
+shows (its ModifyIndex moved). After a doorbell was deaf (at first, after an error) bodies alone prove nothing:
+`rung_after_silence` names everything that either body or the views would contradict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from bridge.core.model import Instance, Listing, Status
+
+Checks = Mapping[tuple[str, str], tuple[str, str, int]]
+"""{(node, check id): (service name or "", status, modify index)}."""
+
+Nodes = Mapping[str, tuple[int, int]]
+"""{node: (create index, modify index)}."""
+
+
+@dataclass(slots=True)
+class Named:
+    """Who must be read again. Values are the index that a view must have reached to need no reading (0: none does)."""
+
+    services: dict[str, int] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
+
+    def service(self, name: str, index: int) -> None:
+        """Name a service; of two indexes the one that demands more stays."""
+        self.services[name] = _stricter(self.services.get(name), index)
+
+    def node(self, name: str, index: int) -> None:
+        """Name a node, and with it every service on it."""
+        self.nodes[name] = _stricter(self.nodes.get(name), index)
+
+
+def _stricter(before: int | None, index: int) -> int:
+    return index if before is None else 0 if 0 in (before, index) else max(before, index)
+
+
+def flips(before: Checks, after: Checks) -> Named:
+    """Who differs between two bodies of one status list."""
+    named = Named()
+    for key, check in after.items():
+        if before.get(key) != check:
+            _name(named, key, check, check[2])
+    for key, check in before.items():
+        if key not in after:
+            _name(named, key, check, 0)  # when it left is not said
+    return named
+
+
+def rung_after_silence(before: Checks, after: Checks) -> Named:
+    """Who may have changed while a status list was not watched, as far as the bodies tell (see `suspects` too)."""
+    named = flips({}, after)
+    for key, check in before.items():
+        if key not in after:
+            _name(named, key, check, 0)
+    return named
+
+
+def _name(named: Named, key: tuple[str, str], check: tuple[str, str, int], index: int) -> None:
+    if check[0]:
+        named.service(check[0], index)
+    else:
+        named.node(key[0], index)
+
+
+def contradicts(instances: Iterable[Instance], statuses: frozenset[Status], after: Checks) -> bool:
+    """Whether a view shows an instance in one of `statuses` whose deciding check a body of that status lacks."""
+    return any(i.status in statuses and (i.node, i.check) not in after for i in instances)
+
+
+def moved_nodes(before: Nodes, after: Nodes) -> tuple[Named, tuple[str, ...]]:
+    """Nodes that changed or went, and those that are new (what they bring is not in any view yet)."""
+    named = Named()
+    for node, indexes in after.items():
+        if node in before and before[node] != indexes:
+            named.node(node, indexes[1])
+    for node in before.keys() - after.keys():
+        named.node(node, 0)
+    return named, tuple(sorted(after.keys() - before.keys()))
+
+
+def renamed(before: Listing, after: Listing) -> frozenset[str]:
+    """Services that came, went, or whose tags changed."""
+    old, new = before.services, after.services
+    if old == new:
+        return frozenset()
+    return frozenset(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))

@@ -1,0 +1,171 @@
+"""The wanted services of one datacenter: what is known of each, who looks after it, and where its instances live.
+
+`publish` is the only way to the listener: it compares decoded views, keeps the order per service, and is silent when
+nothing changed. No I/O in here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from bridge.core.model import Instance, Knowledge, Known, Query, Unknown
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One wanted service. `lock` orders what is published of it; all else is under the board's lock.
+
+    `index` is the service's own by plain reads and probes, never by the streaming backend. `generation` counts what was
+    published, so that a slow reader does not overwrite what a faster one knows. `covered` says that doorbells and node
+    sweeps see it (not so for other namespaces, partitions and peers).
+    """
+
+    query: Query
+    covered: bool = True
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    state: Knowledge | None = None
+    known: Known | None = None
+    nodes: frozenset[str] = frozenset()
+    index: int = 0
+    generation: int = 0
+    attempts: int = 0
+    explained_at: float = float("-inf")
+    assigned: bool = False
+    direct: bool = False
+    queued: bool = False
+    reading: bool = False
+    again: bool = False
+    verifying: bool = False
+    removed: bool = False
+
+
+class Published(Enum):
+    """What became of a view."""
+
+    CHANGED = auto()
+    SAME = auto()
+    OUTRUN = auto()
+
+
+class Board:
+    """All entries. `lock` is never held while the listener is called."""
+
+    def __init__(self, on_view: Callable[[Query, Knowledge, float], None], namespace: str, partition: str) -> None:
+        self._on_view = on_view
+        self._scope = (namespace, partition)
+        self.lock = threading.Lock()
+        self.entries: dict[Query, Entry] = {}
+        self.indirect = 0
+        self.filtered = 0
+        self._by_name: dict[str, set[Entry]] = {}
+        self._by_node: dict[str, set[Entry]] = {}
+
+    # ------------------------------------------------------------------ who is wanted
+
+    def want(self, queries: Iterable[Query]) -> tuple[list[Entry], list[Entry]]:
+        """Make these the wanted ones; returns the entries that came and those that went."""
+        wanted = set(queries)
+        with self.lock:
+            added = [self._add(query) for query in sorted(wanted - self.entries.keys())]
+            removed = [self._remove(query) for query in self.entries.keys() - wanted]
+        return added, removed
+
+    def _add(self, query: Query) -> Entry:
+        namespace, partition = self._scope
+        here = query.namespace in ("", namespace) and query.partition in ("", partition) and not query.peer
+        entry = Entry(query, covered=here)
+        self.entries[query] = entry
+        self._by_name.setdefault(query.service.lower(), set()).add(entry)
+        self.indirect += 1
+        self.filtered += bool(query.filter)
+        return entry
+
+    def _remove(self, query: Query) -> Entry:
+        entry = self.entries.pop(query)
+        entry.removed = True
+        self.indirect -= not entry.direct
+        self.filtered -= bool(query.filter)
+        _discard(self._by_name, query.service.lower(), entry)
+        for node in entry.nodes:
+            _discard(self._by_node, node, entry)
+        return entry
+
+    def set_direct(self, entry: Entry, direct: bool) -> None:
+        """Note whether a direct watch looks after an entry."""
+        with self.lock:
+            if entry.direct != direct and not entry.removed:
+                self.indirect += -1 if direct else 1
+            entry.direct = direct
+
+    # ------------------------------------------------------------------ who is meant
+
+    def named(self, service: str) -> tuple[Entry, ...]:
+        """Entries of a service name (Consul does not tell apart upper and lower case)."""
+        with self.lock:
+            return tuple(self._by_name.get(service.lower(), ()))
+
+    def on_node(self, node: str) -> tuple[Entry, ...]:
+        """Entries with an instance on a node, as far as their views show."""
+        with self.lock:
+            return tuple(self._by_node.get(node, ()))
+
+    def all(self) -> tuple[Entry, ...]:
+        """Every entry, in the order in which they came."""
+        with self.lock:
+            return tuple(self.entries.values())
+
+    # ------------------------------------------------------------------ what is known
+
+    def publish(self, entry: Entry, state: Known | Unknown, seen: float, generation: int | None = None) -> Published:
+        """Take what was read of an entry and tell the listener when it is news.
+
+        With `generation` (as it was before the reading began) a view that somebody else overtook is refused.
+        """
+        with entry.lock:
+            if entry.removed:
+                return Published.SAME
+            if generation is not None and entry.generation != generation:
+                return Published.OUTRUN
+            entry.generation += 1
+            if state == entry.state:
+                return Published.SAME
+            changed = False
+            if isinstance(state, Known):
+                changed = state != entry.known
+                state = self._keep(entry, state)
+            entry.state = state
+            self._on_view(entry.query, state, seen)
+            return Published.CHANGED if changed else Published.SAME
+
+    def _keep(self, entry: Entry, state: Known) -> Known:
+        """Remember a view; instances that did not change stay the same objects."""
+        old = {i: i for i in entry.known.instances} if entry.known else {}
+        state = Known(tuple(old.get(i, i) for i in state.instances))
+        entry.known = state
+        nodes = frozenset(i.node for i in state.instances)
+        if nodes != entry.nodes:
+            with self.lock:
+                if not entry.removed:
+                    for node in entry.nodes - nodes:
+                        _discard(self._by_node, node, entry)
+                    for node in nodes - entry.nodes:
+                        self._by_node.setdefault(node, set()).add(entry)
+                    entry.nodes = nodes
+        return state
+
+
+def _discard(table: dict[str, set[Entry]], key: str, entry: Entry) -> None:
+    entries = table.get(key)
+    if entries is not None:
+        entries.discard(entry)
+        if not entries:
+            del table[key]
+
+
+def instances_of(entry: Entry) -> tuple[Instance, ...]:
+    """The instances last known of an entry."""
+    known = entry.known
+    return known.instances if known else ()

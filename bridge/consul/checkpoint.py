@@ -1,0 +1,104 @@
+"""Whether what a datacenter says may be believed just now, and what is wrong with it.
+
+Anything that broke (a connection, a 5xx, an index that went backwards) puts the datacenter in doubt. While it is, no answer
+is used. One consistent read of its nodes ends the doubt; when that shows another Consul, the listener is told first.
+So "rebuilt" is always heard before the first view of the rebuilt one, whichever thread comes back first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from bridge.consul import decode
+from bridge.consul.client import ConsulClient, Mode
+from bridge.consul.identity import Identity
+
+
+class Checkpoint:
+    """The doubt of one datacenter, and the waiting of its threads. Any thread."""
+
+    def __init__(self, datacenter: str, on_rebuilt: Callable[[], None], stop: threading.Event) -> None:
+        self._datacenter = datacenter
+        self._on_rebuilt = on_rebuilt
+        self._stop = stop
+        self._identity = Identity()
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._doubts = 1  # nothing was seen yet: the first read is a confirmation, too
+        self._settled = 0
+        self._recoveries = 0
+        self.confirmations = 0
+
+    @property
+    def doubted(self) -> bool:
+        """Whether answers must not be used before `confirm`."""
+        return self._doubts != self._settled
+
+    def doubt(self, _reason: str = "") -> None:
+        """Something broke: Consul may come back as another one."""
+        with self._lock:
+            self._doubts += 1
+
+    def confirm(self, client: ConsulClient) -> None:
+        """End the doubt with one consistent read of the nodes; raises what that read raised. One thread at a time."""
+        with self._turn:
+            doubts = self._doubts
+            if doubts == self._settled:
+                return
+            answer = client.nodes(self._datacenter, mode=Mode.CONSISTENT)
+            nodes = decode.nodes_of(answer)
+            with self._lock:
+                another = self._identity.is_another(answer.index, nodes)
+            if another:
+                self._on_rebuilt()
+            with self._changed:
+                self._settled = doubts
+                self.confirmations += 1
+                if self._doubts == doubts:
+                    self._recoveries += 1
+                    self._changed.notify_all()
+
+    def observe(self, index: int, nodes: dict[str, tuple[int, int]]) -> None:
+        """What the nodes doorbell saw, so that a later confirmation compares with something recent."""
+        with self._lock:
+            self._identity.observe(index, nodes)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long, or until the doubt has ended, or until the end."""
+        with self._changed:
+            before = self._recoveries
+            self._changed.wait_for(lambda: self._stop.is_set() or self._recoveries != before, seconds)
+
+    def wake(self) -> None:
+        """Wake all who sleep (after `stop` was set)."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+class Troubles:
+    """Several possible troubles of one datacenter, told as one: the first of them, and None when the last is gone."""
+
+    def __init__(self, tell: Callable[[str | None], None]) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._reasons: dict[str, str] = {}
+        self._told: str | None = None
+
+    def set(self, source: str, reason: str | None) -> None:
+        """`source` has a trouble, or (None) has none any more."""
+        with self._lock:
+            if reason is None:
+                self._reasons.pop(source, None)
+            else:
+                self._reasons[source] = reason
+            first = next(iter(self._reasons.values()), None)
+            if first != self._told:
+                self._told = first
+                self._tell(first)
+
+    @property
+    def current(self) -> str | None:
+        """What the listener was told last."""
+        return self._told

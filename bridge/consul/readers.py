@@ -1,0 +1,107 @@
+"""A few threads with a connection each, for all the short reads of a datacenter: the urgent ones first.
+
+Knows nothing of what is read. A job gets the thread's client; what it raises is a bug, except CancelledError.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+
+from bridge.consul.client import ConsulClient
+from bridge.errors import CancelledError
+
+Job = Callable[[ConsulClient], None]
+
+
+class Urgency(IntEnum):
+    """Order of the jobs that wait: what somebody rang for, first reads, looking around."""
+
+    NOW = 0
+    FIRST = 1
+    SWEEP = 2
+
+
+class Readers:
+    """The threads and their queue. `put` and `close` may be called from any thread."""
+
+    def __init__(
+        self,
+        clients: list[ConsulClient],
+        name: str,
+        ready: Callable[[ConsulClient], bool],
+        failed: Callable[[BaseException], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._ready = ready
+        self._failed = failed
+        self._clock = clock
+        self._waiting: tuple[deque[Job], ...] = tuple(deque() for _ in Urgency)
+        self._later: list[tuple[float, int, Urgency, Job]] = []
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._clients = clients
+        self.threads = [
+            threading.Thread(target=self._run, args=(client,), name=f"{name}-{n}", daemon=True)
+            for n, client in enumerate(clients)
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self.threads:
+            thread.start()
+
+    def close(self) -> None:
+        """No job begins any more; the threads end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def put(self, urgency: Urgency, job: Job, delay_seconds: float = 0.0) -> None:
+        """Do `job` when a thread is free, after `delay_seconds`."""
+        with self._changed:
+            if delay_seconds > 0:
+                heapq.heappush(self._later, (self._clock() + delay_seconds, next(self._order), urgency, job))
+            else:
+                self._waiting[urgency].append(job)
+            self._changed.notify()
+
+    def __len__(self) -> int:
+        return sum(len(jobs) for jobs in self._waiting)
+
+    def _run(self, client: ConsulClient) -> None:
+        try:
+            while (item := self._take()) is not None:
+                urgency, job = item
+                try:
+                    if not self._ready(client):
+                        self._put_back(urgency, job)
+                        continue
+                    job(client)
+                except CancelledError:
+                    self._put_back(urgency, job)
+        except BaseException as error:  # noqa: BLE001 - a thread that dies ends the process
+            self._failed(error)
+
+    def _put_back(self, urgency: Urgency, job: Job) -> None:
+        with self._changed:
+            self._waiting[urgency].appendleft(job)
+            self._changed.notify()
+
+    def _take(self) -> tuple[Urgency, Job] | None:
+        with self._changed:
+            while not self._closed:
+                now = self._clock()
+                while self._later and self._later[0][0] <= now:
+                    _, _, urgency, job = heapq.heappop(self._later)
+                    self._waiting[urgency].append(job)
+                for urgency in Urgency:
+                    if self._waiting[urgency]:
+                        return urgency, self._waiting[urgency].popleft()
+                self._changed.wait(self._later[0][0] - now if self._later else None)
+            return None

@@ -1,0 +1,199 @@
+"""Which ports endpoints have, what they are called, and which ports the Service in front of them shows.
+
+A port's name joins a Service with its endpoints: kube-proxy takes the number from the endpoint, and a name that stands
+on one side only is a port that refuses connections without a word. So names are made equal here, once, for all.
+
+| instance | rule | its ports |
+| --- | --- | --- |
+| one port | - | that, without a name (or with the name of the Service's only port, which stays while it lives) |
+| one port | `port_name` | that, under this name |
+| no port | `port` | that |
+| several named ports | - | all of them, under their own names |
+| several named ports | `port_name` | the one of this name, else the default one, under this name |
+| any | a person's Service | as that Service's ports say: by name, else by order; a targetPort of its own wins |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from bridge.core.model import CurrentService, Destination, Group, Instance, NamedPort, Port, Rule
+from bridge.core.select import dns_label
+
+PROTOCOLS = ("TCP", "UDP", "SCTP")
+PROTOCOL_META = "protocol"
+"""Service meta that names the protocol where the rule does not (`UDP`, `SCTP`; anything else is somebody else's word)."""
+EXTERNAL_NAME = "ExternalName"
+
+
+def legal(number: int) -> bool:
+    """Whether it is a port that can be connected to."""
+    return 0 < number < 65536
+
+
+def of_instance(instance: Instance, rule: Rule, service: CurrentService | None, own_port: int) -> tuple[Port, ...] | str:
+    """The ports of an instance's endpoints, or the reason why it has none. `own_port` is the chosen address's."""
+    if rule.to.annotated:
+        return _by_service(instance, service, own_port)
+    to = rule.to
+    protocol = _protocol(instance, to)
+    if instance.ports and not (to.port_name or own_port):
+        return _all_named(instance.ports, protocol, to.app_protocol) or "none of its ports is between 1 and 65535"
+    number = own_port or _called(instance, to.port_name) or instance.port or to.port
+    if not legal(number):
+        return f"port {number} is not between 1 and 65535" if number else "it has no port, and the rule gives none"
+    return _one(to.port_name, number, protocol, to.app_protocol)
+
+
+@lru_cache(maxsize=4096)
+def _one(name: str, number: int, protocol: str, app_protocol: str) -> tuple[Port, ...]:
+    return (Port(name, number, protocol, app_protocol),)
+
+
+@lru_cache(maxsize=4096)
+def _all_named(ports: tuple[NamedPort, ...], protocol: str, app_protocol: str) -> tuple[Port, ...]:
+    """All of them; where two names become one in Kubernetes' form, the first in order has it."""
+    found: dict[str, Port] = {}
+    for port in in_order(ports):
+        found.setdefault(port_name(port), Port(port_name(port), port.number, protocol, app_protocol))
+    return tuple(sorted(found.values()))
+
+
+def in_order(ports: Iterable[NamedPort]) -> list[NamedPort]:
+    """The ports that can be used: the default one first, then by number."""
+    return sorted((p for p in ports if legal(p.number)), key=lambda p: (not p.default, p.number, p.name))
+
+
+@lru_cache(maxsize=4096)
+def port_name(port: NamedPort) -> str:
+    """A port's name in Kubernetes' form."""
+    return dns_label(port.name) or f"port-{port.number}"
+
+
+def _called(instance: Instance, name: str) -> int:
+    return next((p.number for p in in_order(instance.ports) if port_name(p) == name), 0)
+
+
+def _protocol(instance: Instance, to: Destination) -> str:
+    if to.protocol == "TCP":
+        for key, value in instance.meta:
+            if key == PROTOCOL_META and value.upper() in PROTOCOLS:
+                return value.upper()
+    return to.protocol
+
+
+def _by_service(instance: Instance, service: CurrentService | None, own_port: int) -> tuple[Port, ...] | str:
+    if service is None or not service.ports:
+        return "the Service has no ports"
+    single = own_port or instance.port
+    offered: dict[str, int] = {}
+    for offer in () if own_port else in_order(instance.ports):
+        offered.setdefault(port_name(offer), offer.number)
+    if not offered and single:
+        if not legal(single):
+            return f"port {single} is not between 1 and 65535"
+        offered[""] = single
+    fixed = dict(zip(service.ports, service.target_ports, strict=False))
+    numbers: dict[Port, int] = {}
+    for port in service.ports:
+        if legal(fixed.get(port, 0)) and fixed[port] != port.number:
+            numbers[port] = fixed[port]
+        elif port.name in offered:
+            numbers[port] = offered.pop(port.name)
+    left = [p for p in service.ports if p not in numbers]
+    numbers.update(zip(left, offered.values(), strict=False))
+    if not numbers:
+        numbers[service.ports[0]] = service.ports[0].number
+    return tuple(sorted(Port(p.name, number, p.protocol, p.app_protocol) for p, number in numbers.items()))
+
+
+# --------------------------------------------------------------------------- names that are made equal
+
+
+def main_name(instances: Iterable[Instance], service: CurrentService | None) -> str:
+    """The name for ports that have none: that of the instances' default ports, else of the Service's only port."""
+    votes = Counter(port_name(ports[0]) for i in instances if (ports := in_order(i.ports)))
+    if votes:
+        return min(votes, key=lambda name: (-votes[name], name))
+    if service is not None and lives(service) and len(service.ports) == 1:
+        return service.ports[0].name
+    return ""
+
+
+@lru_cache(maxsize=4096)
+def renamed(ports: tuple[Port, ...], name: str) -> tuple[Port, ...]:
+    """The same ports, the unnamed one under `name`."""
+    return tuple(sorted(p if p.name else Port(name, p.number, p.protocol, p.app_protocol) for p in ports))
+
+
+def lives(service: CurrentService) -> bool:
+    """Whether a Service has ports that clients may know: one that is an alias for a DNS name has none."""
+    return service.type != EXTERNAL_NAME and not service.has_selector
+
+
+# --------------------------------------------------------------------------- the Service's ports
+
+
+def of_service(
+    rules: Sequence[Rule], main: str, groups: Sequence[Group], service: CurrentService | None
+) -> tuple[tuple[Port, ...], tuple[str, ...]]:
+    """The ports of the Service, sorted, and warnings about those that cannot be had.
+
+    A number comes from the rule, else it is the one that the Service has (clients have it in their settings), else the
+    commonest of the instances, of equals the lowest. Two ports cannot share a number: what the rule says goes first,
+    then what is there, then what most endpoints have.
+    """
+    kept = {p.name: p for p in service.ports} if service is not None and lives(service) else {}
+    if main not in kept and "" in kept:
+        kept[main] = kept.pop("")
+    votes = _votes(groups)
+    forced = {rule.to.port_name or main: rule.to.port for rule in reversed(rules) if rule.to.port}
+    names = {*votes, *forced, *(rule.to.port_name for rule in rules if rule.to.port_name)}
+    if not votes:
+        names.update(kept)
+    ranked: list[tuple[tuple[bool, bool, int, str], Port]] = []
+    for name in names:
+        voted = votes.get(name)
+        best = min(voted, key=lambda p, v=voted: (-v[p], p)) if voted else kept.get(name)  # type: ignore[misc]
+        if best is None and name not in forced:
+            continue
+        rule = next((r for r in rules if (r.to.port_name or main) == name), rules[0])
+        number = forced.get(name) or (kept[name].number if name in kept else best.number if best is not None else 0)
+        port = Port(
+            name,
+            number,
+            best.protocol if best is not None else rule.to.protocol,
+            best.app_protocol if voted and best is not None else rule.to.app_protocol,
+        )
+        weight = sum(voted.values()) if voted else 0
+        ranked.append(((name not in forced, name not in kept, -weight, name), port))
+    return _distinct([port for _, port in sorted(ranked)], votes)
+
+
+def _votes(groups: Iterable[Group]) -> dict[str, Counter[Port]]:
+    votes: dict[str, Counter[Port]] = {}
+    for group in groups:
+        for port in group.ports:
+            votes.setdefault(port.name, Counter())[port] += len(group.endpoints)
+    return votes
+
+
+def _distinct(
+    ports: Sequence[Port], votes: Mapping[str, Counter[Port]]
+) -> tuple[tuple[Port, ...], tuple[str, ...]]:
+    """Kubernetes keys a Service's ports by (number, protocol): of two on one the first stays."""
+    found: dict[tuple[int, str], Port] = {}
+    warnings: list[str] = []
+    for port in ports:
+        holder = found.setdefault((port.number, port.protocol), port)
+        if holder is not port:
+            warnings.append(
+                f"port {port.name!r} cannot be reached: the Service's {port.protocol} port {port.number} is "
+                f"{holder.name!r}; give one of them another number (`port`)"
+            )
+        odd = sum(n for voted, n in votes.get(port.name, {}).items() if voted.protocol != port.protocol)
+        if odd:
+            warnings.append(f"{odd} endpoints of port {port.name!r} cannot be reached: the Service speaks {port.protocol} there")
+    return tuple(sorted(found.values())), tuple(sorted(warnings))

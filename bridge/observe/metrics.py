@@ -1,0 +1,276 @@
+"""Metrics for Prometheus, in a registry of their own.
+
+Counters and the lag histogram grow as the engine tells of outcomes. What is a state (services in sync, connections,
+holds) is a gauge; those that belong to other rooms are asked for at the scrape, through `watch`, so that an idle
+bridge does nothing for them. Labels come from small fixed sets: no service, instance or message ever becomes one.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from bridge.core.model import Action, Held, Kind, Skipped, Target
+from bridge.errors import BridgeError, ConflictError, PermanentError, StaleError, ThrottledError, TransientError
+
+if TYPE_CHECKING:
+    from bridge.engine.report import Outcome, Report
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+LAG_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Seconds. The floor on real servers is 7 ms (FACTS B); above a minute something is wrong whatever the number."""
+
+STATES = ("in_sync", "pending", "held", "conflict", "failed")
+"""What a service can be, as a label."""
+
+SKIP_REASONS: Mapping[str, re.Pattern[str]] = {
+    "conflict": re.compile(r"^conflict: "),
+    "name_taken": re.compile(r" is taken by "),
+    "name_unmappable": re.compile(r"no letter or digit"),
+    "proxy": re.compile(r"proxy or gateway"),
+    "kubernetes": re.compile(r"Kubernetes cluster"),
+    "not_selected": re.compile(r"do not select"),
+    "omitted": re.compile(r"^omitted"),
+    "port": re.compile(r"\bports?\b"),
+    "cidr": re.compile(r"(allow|deny)_cidrs"),
+    "host_name": re.compile(r"host name"),
+    "address": re.compile(r"address|loopback|link-local|multicast|unspecified|IPv4|IPv6|zone", re.IGNORECASE),
+}
+"""Reasons are sentences; a label needs few values. The first pattern that is found decides, else `other`."""
+
+
+def skip_reason(reason: str) -> str:
+    """The label value for a reason."""
+    return next((label for label, pattern in SKIP_REASONS.items() if pattern.search(reason)), "other")
+
+
+def error_kind(error: BaseException) -> str:
+    """The label value for an error."""
+    kinds: tuple[tuple[type[BridgeError], str], ...] = (
+        (ThrottledError, "throttled"),
+        (StaleError, "stale"),
+        (TransientError, "transient"),
+        (ConflictError, "conflict"),
+        (PermanentError, "permanent"),
+    )
+    return next((label for kind, label in kinds if isinstance(error, kind)), "other")
+
+
+class Metrics:
+    """An observer that counts. `text` is what /metrics answers."""
+
+    def __init__(self, version: str, wall_clock: Callable[[], float] = time.time) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._wall_clock = wall_clock
+        self._lock = threading.Lock()
+        self._services: dict[Target, tuple[str, int, int, int, tuple[str, ...]]] = {}
+        self._status: Callable[[], Mapping[str, Any]] | None = None
+        registry = self.registry
+        ProcessCollector(registry=registry)
+        Info("consul_bridge_build", "The bridge that is running.", registry=registry).info({"version": version})
+        self._lag = Histogram(
+            "consul_bridge_sync_lag_seconds",
+            "From Consul's answer that showed a change to the API server's answer to the last write it led to.",
+            buckets=LAG_BUCKETS,
+            registry=registry,
+        )
+        self._writes = Counter(
+            "consul_bridge_writes_total", "Writes to the API server.", ("kind", "action", "result"), registry=registry
+        )
+        self._errors = Counter(
+            "consul_bridge_errors_total",
+            "Writes that failed, by what can be done about it.",
+            ("kind",),
+            registry=registry,
+        )
+        self._passes = Counter("consul_bridge_full_passes_total", "Full passes made.", registry=registry)
+        self._pass_seconds = Gauge(
+            "consul_bridge_full_pass_duration_seconds", "How long planning the last full pass took.", registry=registry
+        )
+        self._last_success = Gauge(
+            "consul_bridge_last_successful_pass_timestamp_seconds",
+            "When the last full pass was done in which everything could be read.",
+            registry=registry,
+        )
+        self._consul_up = Gauge(
+            "consul_bridge_consul_up", "Whether a datacenter can be asked.", ("datacenter",), registry=registry
+        )
+        self._kubernetes_up = Gauge(
+            "consul_bridge_kubernetes_up", "Whether the API server can be used.", registry=registry
+        )
+        self._holds = Gauge(
+            "consul_bridge_holds", "Targets whose removals or flips are held, by cause.", ("cause",), registry=registry
+        )
+        self._held_endpoints = Gauge(
+            "consul_bridge_held_endpoints", "Ready endpoints that holds keep.", registry=registry
+        )
+        registry.register(_States(self))
+        for kind in Kind:
+            for action in (Action.CREATE, Action.UPDATE, Action.DELETE):
+                for result in ("ok", "error"):
+                    self._writes.labels(kind.value, action.value, result)
+        for label in ("transient", "throttled", "stale", "conflict", "permanent"):
+            self._errors.labels(label)
+
+    def watch(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Ask `status` (the bridge's /api/status) at each scrape for what the other rooms know."""
+        self._status = status
+
+    def text(self) -> bytes:
+        """The page for Prometheus."""
+        return generate_latest(self.registry)
+
+    # ------------------------------------------------------------------ Observer
+
+    def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
+        """Count writes and errors; note what the target is now."""
+        for change in outcome.applied:
+            self._writes.labels(change.kind.value, change.action.value, "ok").inc()
+        for failure in outcome.failures:
+            self._writes.labels(failure.change.kind.value, failure.change.action.value, "error").inc()
+            self._errors.labels(error_kind(failure.error)).inc()
+        if lag_seconds is not None and not outcome.failures:
+            self._lag.observe(max(0.0, lag_seconds))
+        with self._lock:
+            self._note(outcome)
+
+    def consul(self, datacenter: str, up: bool, reason: str) -> None:
+        """Consul's state."""
+        del reason
+        self._consul_up.labels(datacenter).set(up)
+
+    def kubernetes(self, up: bool, reason: str) -> None:
+        """The API server's state."""
+        del reason
+        self._kubernetes_up.set(up)
+
+    def held(self, held: tuple[Held, ...]) -> None:
+        """What the guard holds now."""
+        causes = Tally(h.cause for h in held)
+        with self._lock:
+            known = {"rebuilt", "removal", "panic"} | causes.keys()
+            for cause in known:
+                self._holds.labels(cause).set(causes[cause])
+            self._held_endpoints.set(sum(h.endpoints for h in held))
+
+    def pass_done(self, duration_seconds: float, report: Report) -> None:
+        """Everything was looked at: the states start anew."""
+        self._passes.inc()
+        self._pass_seconds.set(duration_seconds)
+        if not any(row.action == "read" for row in report.failed):
+            self._last_success.set(self._wall_clock())
+        with self._lock:
+            self._services.clear()
+            for outcome in report.outcomes:
+                self._note(outcome)
+
+    # ------------------------------------------------------------------ states
+
+    def _note(self, outcome: Outcome) -> None:
+        plan = outcome.plan
+        if not plan.queries or (outcome.applied and all(c.action is Action.DELETE for c in plan.changes)):
+            self._services.pop(plan.target, None)
+            return
+        done = len(outcome.applied) == len(plan.writes)
+        if outcome.failures:
+            state = "failed"
+        elif plan.conflicts:
+            state = "conflict"
+        elif plan.held:
+            state = "held"
+        else:
+            state = "in_sync" if done else "pending"
+        self._services[plan.target] = (
+            state,
+            plan.ready,
+            plan.not_ready,
+            len(plan.conflicts),
+            tuple(_label(s) for s in plan.skipped),
+        )
+
+    def states(self) -> Iterator[Metric]:
+        """Gauges that are made at the scrape."""
+        with self._lock:
+            services = list(self._services.values())
+        by_state = Tally(s[0] for s in services)
+        yield _gauge("consul_bridge_services", "Services that are mirrored, by state.", "state",
+                     {state: by_state[state] for state in STATES})  # fmt: skip
+        yield _gauge("consul_bridge_endpoints", "Endpoints of mirrored services.", "state",
+                     {"ready": sum(s[1] for s in services), "not_ready": sum(s[2] for s in services)})  # fmt: skip
+        conflicts = GaugeMetricFamily("consul_bridge_conflicts", "Objects that we would need and that are not ours.")
+        conflicts.add_metric([], sum(s[3] for s in services))
+        yield conflicts
+        skipped = Tally(label for s in services for label in s[4])
+        yield _gauge("consul_bridge_skipped", "Instances and services that are not mirrored, by reason.", "reason",
+                     {label: skipped[label] for label in (*SKIP_REASONS, "other")})  # fmt: skip
+        if self._status is not None:
+            yield from _from_status(self._status())
+
+
+def _label(skipped: Skipped) -> str:
+    return skip_reason(skipped.reason)
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family
+
+
+def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
+    """Gauges of what /api/status says; what is not there yet (before the start) is left out."""
+    plain = {
+        "consul_bridge_ready": ("Whether /readyz says yes.", 1.0 if status.get("ready") else 0.0),
+        "consul_bridge_queue_length": ("Targets that wait for a writer.", float(status.get("queue") or 0)),
+    }
+    for name, (text, number) in plain.items():
+        family = GaugeMetricFamily(name, text)
+        family.add_metric([], number)
+        yield family
+    catalog = status.get("catalog") or {}
+    for name, text, key in (
+        ("consul_bridge_blocking_queries", "Services that have a blocking query of their own.", "direct"),
+        ("consul_bridge_services_in_turn", "Services that share connections because the budget is used up.", "in_turn"),
+        ("consul_bridge_consul_connections", "Connections to Consul in use.", "connections"),
+        ("consul_bridge_consul_connections_budget", "Connections to Consul that may be used.", "budget"),
+        ("consul_bridge_consul_last_success_age_seconds", "Since Consul last answered.", "last_success_seconds"),
+    ):
+        values = {dc: state[key] for dc, state in catalog.items() if state.get(key) is not None}
+        if values:
+            yield _gauge(name, text, "datacenter", values)
+    backoff = GaugeMetricFamily(
+        "consul_bridge_backing_off",
+        "Whether a side is asked less often because it failed.",
+        labels=["side", "datacenter"],
+    )
+    for dc, state in catalog.items():
+        backoff.add_metric(["consul", dc], 0.0 if state.get("connected", True) else 1.0)
+    cache = status.get("cache") or {}
+    if cache:
+        backoff.add_metric(["kubernetes", ""], 1.0 if cache.get("backing_off") else 0.0)
+    yield backoff
+
+
+class _States:
+    """A collector that prometheus-client asks at each scrape."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the names are not needed before the first scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauges."""
+        return self._metrics.states()

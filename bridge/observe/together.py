@@ -1,0 +1,45 @@
+"""Several observers behind one: what the engine says reaches all of them, and one that fails spoils nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bridge.observe.logs import logger
+
+if TYPE_CHECKING:
+    from bridge.core.model import Held
+    from bridge.engine.report import Observer, Outcome, Report
+
+
+class Together:
+    """Hands everything on to its observers, in order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
+        """Handed on."""
+        self._tell("outcome", outcome, lag_seconds)
+
+    def consul(self, datacenter: str, up: bool, reason: str) -> None:
+        """Handed on."""
+        self._tell("consul", datacenter, up, reason)
+
+    def kubernetes(self, up: bool, reason: str) -> None:
+        """Handed on."""
+        self._tell("kubernetes", up, reason)
+
+    def held(self, held: tuple[Held, ...]) -> None:
+        """Handed on."""
+        self._tell("held", held)
+
+    def pass_done(self, duration_seconds: float, report: Report) -> None:
+        """Handed on."""
+        self._tell("pass_done", duration_seconds, report)
+
+    def _tell(self, what: str, *said: Any) -> None:
+        for observer in self._observers:
+            try:
+                getattr(observer, what)(*said)
+            except Exception as error:  # noqa: BLE001 - telling must never stop the work that is told about
+                logger().error("an observer failed", observer=type(observer).__name__, event_kind=what, exc_info=error)

@@ -1,0 +1,103 @@
+"""Fixtures of the whole suite: the lab's servers, and what every test gets for itself on them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.lab import Lab, LabError
+from tests.raw import RawConsul, RawKube
+
+
+def _lab(**options: bool) -> Lab:
+    """A running lab; where there can be none, the test is skipped, except in continuous integration."""
+    try:
+        return Lab(**options).start()
+    except LabError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no servers: {error}")
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Servers that all tests share: no test stops them."""
+    running = _lab()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def fresh_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Servers for this test alone, to be stopped and killed. Parametrised indirectly: the arguments of `Lab`."""
+    running = _lab(**getattr(request, "param", {}))
+    failed = request.session.testsfailed
+    yield running
+    running.close(keep=request.session.testsfailed > failed)
+
+
+@pytest.fixture
+def consul(lab: Lab) -> Iterator[RawConsul]:
+    """A plain client of the shared Consul."""
+    with lab.raw_consul() as client:
+        yield client
+
+
+@pytest.fixture
+def kube(lab: Lab) -> Iterator[RawKube]:
+    """A plain client of the shared API server."""
+    with lab.raw_kube() as client:
+        yield client
+
+
+@pytest.fixture
+def namespace(kube: RawKube) -> Iterator[str]:
+    """A namespace of this test's own."""
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    kube.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    kube.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def prefix(consul: RawConsul) -> Iterator[str]:
+    """A prefix for names in Consul; what carries it is taken out afterwards, nodes included."""
+    name = f"t{uuid.uuid4().hex[:6]}-"
+    yield name
+    for node in consul.json("GET", "/v1/catalog/nodes"):
+        if node["Node"].startswith(name):
+            consul.drop_node(node["Node"])
+
+
+Eventually = Callable[..., None]
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """Wait until a question has the expected answer: `eventually(ask, expected, seconds)`."""
+
+    def wait(ask: Callable[[], object], expected: object, seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while (found := ask()) != expected:
+            if time.monotonic() >= deadline:
+                assert found == expected
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left_behind() -> Iterator[None]:
+    """A property of the whole suite: what a test starts, it ends."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 5
+    while left := [t for t in threading.enumerate() if t not in before and not t.name.startswith("lab-spawner")]:
+        if time.monotonic() >= deadline:
+            pytest.fail(f"threads left behind: {[t.name for t in left]}")
+        time.sleep(0.01)

@@ -1,0 +1,263 @@
+"""Leases and Events, asked of the fake and of the real API server by the same functions."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from bridge.core.model import Kind
+from bridge.errors import StaleError
+from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.events import About, Event, EventRecorder
+from bridge.kube.lease import ElectionSettings, LeaderElector, LeaseLock
+from tests.fakes.kube import FakeKube, wait_for
+from tests.raw import RawKube
+
+
+@dataclass
+class Side:
+    """One of the two servers, with a fresh namespace."""
+
+    namespace: str
+    raw: RawKube
+    client: KubeClient
+
+    def lock(self, identity: str, duration_seconds: int = 15) -> LeaseLock:
+        """A candidate's lock."""
+        return LeaseLock(self.client, self.namespace, "bridge", identity, duration_seconds=duration_seconds)
+
+    def events(self) -> list[dict[str, object]]:
+        """The Events of the namespace."""
+        found = self.raw.json("GET", f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events")
+        return list(found["items"])
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.lab)])
+def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
+    """The fake, or the lab's API server with a namespace that is deleted afterwards."""
+    namespace = f"lease-{uuid.uuid4().hex[:8]}"
+    fake = FakeKube() if request.param == "fake" else None
+    if fake is not None:
+        fake.start()
+        kubeconfig = fake.kubeconfig(tmp_path)
+    else:
+        kubeconfig = str(request.getfixturevalue("lab").kubeconfig)
+    raw = RawKube(kubeconfig)
+    client = KubeClient(KubeConfig(kubeconfig=kubeconfig))
+    raw.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    try:
+        yield Side(namespace, raw, client)
+    finally:
+        client.close()
+        if fake is None:
+            raw.delete(f"/api/v1/namespaces/{namespace}")
+        raw.close()
+        if fake is not None:
+            fake.stop()
+
+
+# --------------------------------------------------------------------------- the lock
+
+
+def test_a_lease_is_created_renewed_and_released(side: Side) -> None:
+    """The record says who, since when and for how long; a release leaves it free for the next at once."""
+    lock = side.lock("one")
+    assert lock.read() is None
+    held = lock.acquire(None)
+    assert (held.holder, held.duration_seconds, held.transitions) == ("one", 15, 0)
+    renewed = lock.renew(held)
+    assert renewed.acquire_time == held.acquire_time
+    assert renewed.renew_time > held.renew_time
+    assert lock.read() == renewed
+    lock.release(renewed)
+    free = lock.read()
+    assert free is not None
+    assert (free.holder, free.transitions) == ("", 0)
+    taken = side.lock("two").acquire(free)
+    assert (taken.holder, taken.transitions) == ("two", 1)
+    assert side.lock("two").read(cached=True) is not None
+
+
+def test_only_the_record_that_was_seen_is_replaced(side: Side) -> None:
+    """Creating twice, renewing or releasing an older record, taking what was renewed meanwhile: each is stale."""
+    one, two = side.lock("one"), side.lock("two")
+    first = one.acquire(None)
+    with pytest.raises(StaleError):
+        two.acquire(None)
+    second = one.renew(first)
+    for attempt in (lambda: one.renew(first), lambda: one.release(first), lambda: two.acquire(first)):
+        with pytest.raises(StaleError):
+            attempt()
+    assert one.read() == second
+    side.raw.delete(f"/apis/coordination.k8s.io/v1/namespaces/{side.namespace}/leases/bridge")
+    with pytest.raises(StaleError):
+        one.renew(second)
+    assert one.read() is None
+
+
+def test_of_many_candidates_at_once_one_wins(side: Side) -> None:
+    """Sixteen creators, then sixteen takers of one free record."""
+    for round_ in range(2):
+        winners = race(side, [f"c{n}-{round_}" for n in range(16)])
+        held = side.lock("any").read()
+        assert held is not None
+        assert winners == [held.holder]
+        side.lock(held.holder).release(held)
+
+
+def race(side: Side, names: list[str]) -> list[str]:
+    """All candidates try to take the same record at once; who succeeded."""
+    seen = side.lock("any").read()
+    winners: list[str] = []
+    barrier = threading.Barrier(len(names))
+
+    def work(name: str) -> None:
+        barrier.wait()
+        try:
+            side.lock(name).acquire(seen)
+            winners.append(name)
+        except StaleError:
+            pass
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return winners
+
+
+@pytest.mark.parametrize("spec", [{}, {"holderIdentity": "somebody"}, {"leaseDurationSeconds": 5}])
+def test_a_lease_of_somebody_elses_making_can_be_read(side: Side, spec: dict[str, object]) -> None:
+    """Missing fields are nothing worse than "nobody" and "does not say"."""
+    side.raw.json(
+        "POST",
+        f"/apis/coordination.k8s.io/v1/namespaces/{side.namespace}/leases",
+        {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "bridge"}, "spec": spec},
+    )
+    lock = side.lock("one")
+    record = lock.read()
+    assert record is not None
+    assert (record.holder, record.duration_seconds) == (
+        spec.get("holderIdentity", ""),
+        spec.get("leaseDurationSeconds", 0),
+    )
+    assert lock.acquire(record).holder == "one"
+
+
+# --------------------------------------------------------------------------- electors, for real
+
+QUICK = ElectionSettings(margin=0.5, renew=0.2, poll=0.1)
+
+
+def test_leadership_passes_on_within_a_second_of_a_clean_stop(side: Side) -> None:
+    """Three candidates, one leader at any time; each that stops is followed by another."""
+    electors = [LeaderElector(side.lock(f"c{n}", 3), QUICK) for n in range(3)]
+    for elector in electors:
+        elector.start()
+    waiting = list(electors)
+    while waiting:
+        assert wait_for(lambda: sum(e.may_write() for e in waiting) == 1)
+        leader = next(e for e in waiting if e.may_write())
+        assert {e.leader for e in waiting} <= {leader.leader, ""}
+        waiting.remove(leader)
+        began = time.monotonic()
+        assert leader.stop()
+        assert not leader.may_write()
+        if waiting:
+            assert wait_for(lambda: any(e.may_write() for e in waiting))
+            assert time.monotonic() - began < 1.0
+
+
+def test_a_leader_that_is_gone_is_followed_when_its_lease_has_run_out(side: Side) -> None:
+    """No release: the next one waits for the whole duration, and no longer than a little more."""
+    gone = side.lock("gone", 2)
+    held = gone.acquire(None)
+    began = time.monotonic()
+    elector = LeaderElector(side.lock("next", 2), QUICK)
+    elector.start()
+    try:
+        assert wait_for(elector.may_write, 8)
+        assert 1.9 < time.monotonic() - began < 3.5
+        with pytest.raises(StaleError):
+            gone.renew(held)
+    finally:
+        assert elector.stop()
+
+
+# --------------------------------------------------------------------------- events
+
+
+def event(note: str = "it is not ours", name: str = "radosgw", namespace: str = "") -> Event:
+    """An event about a Service."""
+    return Event(About(Kind.SERVICE, namespace, name), "Warning", "Conflict", "Mirror", note)
+
+
+def test_an_event_is_there_for_kubectl_describe(side: Side) -> None:
+    """One object with the fields that people look at."""
+    recorder = EventRecorder(side.client, instance="pod-1")
+    recorder.start()
+    recorder.record(replace(event(), about=About(Kind.ENDPOINT_SLICE, side.namespace, "radosgw-1", "uid-1")))
+    assert recorder.flush(5)
+    assert recorder.close()
+    assert (recorder.sent, recorder.failed) == (1, 0)
+    (found,) = side.events()
+    assert {k: found[k] for k in ("type", "reason", "action", "note", "reportingController", "reportingInstance")} == {
+        "type": "Warning",
+        "reason": "Conflict",
+        "action": "Mirror",
+        "note": "it is not ours",
+        "reportingController": "consul-bridge",
+        "reportingInstance": "pod-1",
+    }
+    assert found["regarding"] == {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "namespace": side.namespace,
+        "name": "radosgw-1",
+        "uid": "uid-1",
+    }
+
+
+def test_repeated_events_become_a_series(side: Side) -> None:
+    """A hundred times the same: one object, its count written only now and then."""
+    now = [0.0]
+    recorder = EventRecorder(side.client, clock=lambda: now[0], series_seconds=60)
+    for second in range(100):
+        now[0] = float(second)
+        recorder.send(event(namespace=side.namespace))
+    assert recorder.sent == 2
+    (found,) = side.events()
+    assert json.loads(json.dumps(found))["series"]["count"] == 61
+    now[0] += 4000
+    recorder.send(event(namespace=side.namespace))
+    assert len(side.events()) == 2
+    recorder.close()
+
+
+def test_a_series_whose_event_has_expired_begins_anew(side: Side) -> None:
+    """The API server drops Events after an hour; ours are made again."""
+    now = [0.0]
+    recorder = EventRecorder(side.client, clock=lambda: now[0], series_seconds=1)
+    recorder.send(event(namespace=side.namespace))
+    name = json.loads(json.dumps(side.events()[0]))["metadata"]["name"]
+    side.raw.delete(f"/apis/events.k8s.io/v1/namespaces/{side.namespace}/events/{name}")
+    now[0] = 10.0
+    recorder.send(event(namespace=side.namespace))
+    assert len(side.events()) == 1
+    recorder.close()
+
+
+def test_long_notes_and_names_are_cut_to_what_the_server_takes(side: Side) -> None:
+    """1,024 bytes of note, 253 characters of name."""
+    recorder = EventRecorder(side.client)
+    recorder.send(event("ä" * 5000, name="n" * 250, namespace=side.namespace))
+    assert (recorder.sent, recorder.failed) == (1, 0)
+    recorder.close()

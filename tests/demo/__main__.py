@@ -1,0 +1,282 @@
+"""Twelve gateways outside of the cluster, one native address inside: a real Consul, a real Kubernetes control plane.
+
+Where the machine allows it, everything runs in a network namespace of its own, so that each gateway has an address of
+its own; elsewhere the gateways listen on loopback and only their registered addresses differ. The run ends by itself
+and leaves nothing behind: every process dies with this one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+from tests.lab import TOOLS, Lab, LabError, binaries, free_port
+from tests.lab.servers import Program, answers
+from tests.program import BRIDGE, Daemon, environment
+from tests.raw import ENDPOINTS, SERVICES, RawConsul, not_ready_addresses, ready_addresses
+
+INSIDE = "--in-namespace"
+NAMESPACE = "storage"
+SERVICE = "radosgw"
+PORT = 8080
+VM = Path(__file__).with_name("vm.py")
+COLOURS = ("\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m")
+BOLD, DIM, GREEN, RED, PLAIN = COLOURS if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("",) * 5
+UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+def main() -> int:
+    """Build what is missing, enter the namespace where there can be one, show the story."""
+    try:
+        if INSIDE in sys.argv:
+            _give_addresses()
+            return Demo(own_addresses=True).run()
+        binaries([name for name, tool in TOOLS.items() if tool.core])  # in there is no network to fetch modules from
+        if _can_unshare():
+            return subprocess.run([*UNSHARE, sys.executable, "-m", "tests.demo", INSIDE], check=False).returncode
+        print("(no network namespaces here: the gateways listen on loopback, their addresses are made up)")
+        return Demo(own_addresses=False).run()
+    except LabError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted", file=sys.stderr)
+        return 130
+
+
+def _can_unshare() -> bool:
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        return False
+    tried = subprocess.run([*UNSHARE, "ip", "link", "set", "lo", "up"], capture_output=True, check=False)
+    return tried.returncode == 0
+
+
+def _give_addresses() -> None:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    for n in range(1, 14):
+        subprocess.run(["ip", "address", "add", f"{address(n)}/32", "dev", "lo"], check=True)
+
+
+def address(n: int) -> str:
+    """The address of gateway number `n`."""
+    return f"10.77.0.{10 + n}"
+
+
+class Gateway:
+    """One VM: its process and its registration with Consul, with a real HTTP check every second."""
+
+    def __init__(self, lab: Lab, n: int, own_address: bool) -> None:
+        self.name = f"{SERVICE}-{n:02}"
+        self.address = address(n)
+        listen, port = (self.address, PORT) if own_address else ("127.0.0.1", free_port())
+        self._url = f"http://{listen}:{port}/"
+        self._lab = lab
+        command = [sys.executable, "-S", str(VM), self.name, listen, str(port)]
+        self.process = Program(lab.folder / self.name, command, dict(os.environ), lambda: answers(self._url))
+        lab.add(self.process)
+
+    def register(self, consul: RawConsul) -> None:
+        """Tell Consul's agent about it."""
+        consul.json("PUT", "/v1/agent/service/register", {
+            "Name": SERVICE, "ID": self.name, "Address": self.address, "Port": PORT, "Tags": ["s3"],
+            "Check": {
+                "CheckID": f"http:{self.name}", "HTTP": self._url, "Interval": "1s", "Timeout": "500ms",
+                "Status": "passing",
+            },
+        })  # fmt: skip
+
+
+class Watchers:
+    """Two independent eyes: when Consul knew, and when the Endpoints changed."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._changed = threading.Condition()
+        self._consul: dict[str, tuple[str, float]] = {}
+        self._endpoints: tuple[frozenset[str], frozenset[str], float] = (frozenset(), frozenset(), 0.0)
+        for body in (self._watch_consul, self._watch_endpoints):
+            threading.Thread(target=body, daemon=True).start()
+
+    def _watch_consul(self) -> None:
+        index = 0
+        with self._lab.raw_consul() as consul:
+            while True:
+                try:
+                    index, entries = consul.health(SERVICE, index, "10s")
+                except OSError:
+                    return
+                now = time.monotonic()
+                with self._changed:
+                    for entry in entries:
+                        worst = {c["Status"] for c in entry["Checks"]}
+                        status = "critical" if "critical" in worst else "passing"
+                        found = entry["Service"]["Address"]
+                        if self._consul.get(found, ("", 0.0))[0] != status:
+                            self._consul[found] = (status, now)
+                    self._changed.notify_all()
+
+    def _watch_endpoints(self) -> None:
+        with self._lab.raw_kube() as kube:
+            try:
+                for event in kube.watch(ENDPOINTS.format(namespace=NAMESPACE)):
+                    found = event["object"]
+                    if found["metadata"]["name"] == SERVICE:
+                        ready = frozenset(a for a, _ in ready_addresses(found))
+                        sick = frozenset(a for a, _ in not_ready_addresses(found))
+                        with self._changed:
+                            self._endpoints = (ready, sick, time.monotonic())
+                            self._changed.notify_all()
+            except OSError:
+                return
+
+    def wait(self, address: str, status: str, seconds: float = 15.0) -> tuple[float, float]:
+        """When Consul knew that `address` has `status`, and when the Endpoints said the same (monotonic seconds)."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                ready, sick, at = self._endpoints
+                known, when = self._consul.get(address, ("", 0.0))
+                if known == status and address in (ready if status == "passing" else sick) and at >= when:
+                    return when, at
+                if time.monotonic() > deadline:
+                    raise LabError(f"{address} did not become {status} within {seconds:.0f} s")
+                self._changed.wait(0.1)
+
+
+class Demo:
+    """The story, step by step."""
+
+    def __init__(self, own_addresses: bool) -> None:
+        self._own_addresses = own_addresses
+        self._step = 0
+        self._began = time.monotonic()
+
+    def run(self) -> int:
+        """Show it; 0 when everything happened as told."""
+        self.say("Starting a real Consul 1.22 and a real Kubernetes 1.37 control plane")
+        with Lab() as lab:
+            self.note(f"up in {time.monotonic() - self._began:.1f} s")
+            with lab.raw_consul() as consul, lab.raw_kube() as kube:
+                kube.json("POST", "/api/v1/namespaces", {
+                    "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE},
+                })  # fmt: skip
+                self._story(lab, consul)
+        self.say("Done: every server, gateway and the bridge have ended, nothing is left")
+        print(f"{DIM}the whole took {time.monotonic() - self._began:.0f} s{PLAIN}")
+        return 0
+
+    def _story(self, lab: Lab, consul: RawConsul) -> None:
+        env = environment(lab.consul.address, lab.kubeconfig, COLUMNS="100")
+        select = ("--service", SERVICE, "--namespace", NAMESPACE, "--tag", "s3")
+
+        self.say("Twelve gateways outside of the cluster start and register with Consul")
+        gateways = [Gateway(lab, n, self._own_addresses) for n in range(1, 13)]
+        for gateway in gateways:
+            gateway.process.start(wait=False)
+        for gateway in gateways:
+            gateway.process.wait_ready()
+            gateway.register(consul)
+        where = "each at its own address" if self._own_addresses else "on loopback"
+        self.note(f"12 HTTP servers, {where}, each checked by Consul every second")
+
+        self.say("What would the bridge do?")
+        self.command(env, "sync", *select, "--dry-run")
+        self.say("Do it")
+        self.command(env, "sync", *select)
+        self.say("Again: nothing is left to do, and nothing is written")
+        self.command(env, "sync", *select)
+        self.show(lab)
+
+        self.say("From now on continuously: bridge run")
+        daemon = Daemon(lab, "bridge", *select, "--grace", "2s", env=env)
+        lab.add(daemon)
+        daemon.start()
+        watchers = Watchers(lab)
+        self.note(f"ready; {daemon.url} serves /healthz, /readyz, /metrics and a page")
+
+        victim = gateways[2]
+        watchers.wait(victim.address, "passing")
+        self.say(f"{victim.name} dies (kill -9)")
+        began = time.monotonic()
+        victim.process.kill()
+        self.timing(began, *watchers.wait(victim.address, "critical"), "its check failed")
+        self.show(lab)
+
+        self.say(f"{victim.name} comes back")
+        began = time.monotonic()
+        victim.process.start()
+        self.timing(began, *watchers.wait(victim.address, "passing"), "its check passed")
+
+        self.say("A thirteenth gateway is added")
+        extra = Gateway(lab, 13, self._own_addresses)
+        extra.process.start()
+        began = time.monotonic()
+        extra.register(consul)
+        self.timing(began, *watchers.wait(extra.address, "passing"), "it was registered")
+        self.show(lab)
+        if self._own_addresses:
+            self._ask_everybody(lab)
+
+        self.say("The bridge is stopped: what is there stays")
+        daemon.stop()
+        self.show(lab)
+
+    def _ask_everybody(self, lab: Lab) -> None:
+        self.say("Every address in the Endpoints answers")
+        with lab.raw_kube() as kube:
+            found = ready_addresses(kube.endpoints(NAMESPACE, SERVICE))
+        names = []
+        for ip, port in found:
+            with urllib.request.urlopen(f"http://{ip}:{port}/", timeout=2) as answer:
+                names.append(answer.read().decode().split("<Owner>")[1].split("<")[0])
+        self.note(f"{len(names)} of {len(found)}: {names[0]} ... {names[-1]}")
+
+    # ------------------------------------------------------------------ what is shown
+
+    def say(self, text: str) -> None:
+        """A heading."""
+        self._step += 1
+        print(f"\n{BOLD}{self._step:2}. {text}{PLAIN}", flush=True)
+
+    def note(self, text: str) -> None:
+        """A line below it."""
+        print(f"    {text}", flush=True)
+
+    def command(self, env: dict[str, str], *arguments: str) -> None:
+        """Run a bridge command and show it with its output. Raises LabError when it fails."""
+        print(f"    {DIM}$ bridge {' '.join(arguments)}{PLAIN}", flush=True)
+        done = subprocess.run([BRIDGE, *arguments], env=env, capture_output=True, text=True, check=False)
+        for line in done.stdout.splitlines() + done.stderr.splitlines():
+            print(f"    {line}".rstrip(), flush=True)
+        if done.returncode != 0:
+            raise LabError(f"bridge {arguments[0]} ended with status {done.returncode}")
+
+    def show(self, lab: Lab) -> None:
+        """The Service and its Endpoints as kubectl would show them."""
+        with lab.raw_kube() as kube:
+            service = kube.get(f"{SERVICES.format(namespace=NAMESPACE)}/{SERVICE}") or {}
+            endpoints = kube.endpoints(NAMESPACE, SERVICE)
+        ready, sick = ready_addresses(endpoints), not_ready_addresses(endpoints)
+        ports = ",".join(f"{p['port']}/{p['protocol']}" for p in service["spec"]["ports"])
+        print(f"    {DIM}$ kubectl --namespace {NAMESPACE} get service,endpoints {SERVICE}{PLAIN}")
+        print(f"    {'NAME':<10}{'TYPE':<12}{'CLUSTER-IP':<16}{'PORTS':<10}READY")
+        health = f"{GREEN}{len(ready)}{PLAIN}" + (f", {RED}{len(sick)} not ready: {sick[0][0]}{PLAIN}" if sick else "")
+        print(f"    {SERVICE:<10}{service['spec']['type']:<12}{service['spec']['clusterIP']:<16}{ports:<10}{health}")
+        shown = [f"{ip}:{port}" for ip, port in ready]
+        for start in range(0, len(shown), 4):
+            print(f"    {DIM}{'  '.join(shown[start : start + 4])}{PLAIN}", flush=True)
+
+    def timing(self, began: float, consul: float, endpoints: float, what: str) -> None:
+        """When Consul knew, and how long after that the Endpoints were right."""
+        self.note(f"{what}: Consul knew {max(0.0, consul - began) * 1000:7.1f} ms later")
+        self.note(f"the Endpoints changed {GREEN}{(endpoints - consul) * 1000:7.1f} ms{PLAIN} after Consul knew")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""`bridge run` between a real Consul and a real Kubernetes, in quiet and in trouble."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.lab import Lab
+from tests.program import Daemon, environment
+from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+Eventually = Callable[..., None]
+
+
+@pytest.fixture
+def daemon(lab: Lab, namespace: str, prefix: str) -> Iterator[Daemon]:
+    """A bridge for this test's services, ready."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+    running = Daemon(
+        lab, f"bridge-{namespace}", "--service", f"{prefix}*", "--namespace", namespace, "--grace", "1s", env=env
+    )
+    running.start()
+    yield running
+    running.stop()
+
+
+def test_a_service_lives_through_all_its_states(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """Registered, sick, well, moved, deregistered, gone: Kubernetes follows each step."""
+    name = f"{prefix}web"
+
+    def state() -> object:
+        endpoints = kube.endpoints(namespace, name)
+        return None if endpoints is None else (ready_addresses(endpoints), not_ready_addresses(endpoints))
+
+    consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
+    consul.register(name, f"{prefix}vm-2", "10.77.1.2", 80)
+    eventually(state, ([("10.77.1.1", 80), ("10.77.1.2", 80)], []))
+    consul.flip(name, f"{prefix}vm-1", "critical")
+    eventually(state, ([("10.77.1.2", 80)], [("10.77.1.1", 80)]))
+    consul.flip(name, f"{prefix}vm-1", "passing")
+    eventually(state, ([("10.77.1.1", 80), ("10.77.1.2", 80)], []))
+    consul.register(name, f"{prefix}vm-2", "10.77.1.22", 81)
+    eventually(state, ([("10.77.1.1", 80), ("10.77.1.22", 81)], []))
+    consul.deregister(name, f"{prefix}vm-2")
+    eventually(state, ([("10.77.1.1", 80)], []))
+    consul.deregister(name, f"{prefix}vm-1")
+    eventually(state, None)
+    eventually(lambda: kube.get(f"{SERVICES.format(namespace=namespace)}/{name}"), None)
+
+
+def test_what_others_do_to_our_objects_is_put_back(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """Edited Endpoints, deleted Endpoints, a deleted Service: each is right again within seconds."""
+    name = f"{prefix}web"
+    consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
+    path = f"{ENDPOINTS.format(namespace=namespace)}/{name}"
+
+    def ready() -> object:
+        return ready_addresses(kube.endpoints(namespace, name))
+
+    eventually(ready, [("10.77.1.1", 80)])
+    kube.json("PATCH", path, {"subsets": []}, "application/merge-patch+json")
+    eventually(ready, [("10.77.1.1", 80)])
+    kube.delete(path)
+    eventually(ready, [("10.77.1.1", 80)])
+    kube.delete(f"{SERVICES.format(namespace=namespace)}/{name}")
+    eventually(lambda: kube.get(f"{SERVICES.format(namespace=namespace)}/{name}") is not None, True)
+    eventually(ready, [("10.77.1.1", 80)])
+
+
+def test_a_second_writer_is_not_fought_at_full_speed(
+    lab: Lab, daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """Somebody who undoes every repair at once gets ever slower answers: few writes a second."""
+    name = f"{prefix}web"
+    consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
+    path = f"{ENDPOINTS.format(namespace=namespace)}/{name}"
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, name)), [("10.77.1.1", 80)])
+    undone = 0
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        if ready_addresses(kube.endpoints(namespace, name)):
+            kube.json("PATCH", path, {"subsets": []}, "application/merge-patch+json")
+            undone += 1
+    assert undone < 40
+
+
+def test_it_serves_health_readiness_metrics_and_status(daemon: Daemon) -> None:
+    """And an unknown path is a 404."""
+    found = {path: daemon.get(path)[0] for path in ("/healthz", "/readyz", "/metrics", "/api/status", "/", "/nothing")}
+    assert found == {
+        "/healthz": 200, "/readyz": 200, "/metrics": 200, "/api/status": 200, "/": 200, "/nothing": 404,
+    }  # fmt: skip
+
+
+def test_it_ends_quickly_on_sigterm_and_removes_nothing(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """A clean stop within two seconds; what it made stays."""
+    name = f"{prefix}web"
+    consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, name)), [("10.77.1.1", 80)])
+    began = time.monotonic()
+    daemon.stop()
+    assert (time.monotonic() - began < 2.0, ready_addresses(kube.endpoints(namespace, name))) == (
+        True, [("10.77.1.1", 80)],
+    )  # fmt: skip
+    assert "Traceback" not in daemon.log.read_text()
+
+
+def test_at_rest_nothing_is_written(
+    lab: Lab, daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """Not for a check that only changes its output, not for a restart with nothing changed."""
+    name = f"{prefix}web"
+    consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, name)), [("10.77.1.1", 80)])
+    time.sleep(0.5)
+    since = time.time()
+    for n in range(20):
+        consul.flip(name, f"{prefix}vm-1", "passing", output=f"still well {n}")
+        time.sleep(0.02)
+    daemon.stop()
+    daemon.start()
+    time.sleep(0.5)
+    writes = [
+        e for e in lab.audit(since=since) if e.namespace == namespace and e.verb not in ("get", "list", "watch")
+        and e.user == "lab-admin" and e.resource in ("services", "endpoints")
+    ]  # fmt: skip
+    assert writes == []
+
+
+class Churn:
+    """Random changes with a memory: what Consul should hold for one service, and so what Kubernetes should."""
+
+    def __init__(self, consul: RawConsul, prefix: str, seed: int) -> None:
+        self.name = f"{prefix}churn"
+        self._consul = consul
+        self._prefix = prefix
+        self._random = random.Random(seed)
+        self.status: dict[int, str] = {}
+
+    def step(self) -> None:
+        """One change: an instance comes, goes, or changes its health."""
+        n = self._random.randrange(1, 9)
+        if n not in self.status or self._random.random() < 0.3:
+            status = self._random.choice(["passing", "critical"])
+            self._consul.register(self.name, f"{self._prefix}vm-{n}", f"10.77.2.{n}", 80, status=status)
+            self.status[n] = status
+        elif self._random.random() < 0.3 and len(self.status) > 3:
+            self._consul.deregister(self.name, f"{self._prefix}vm-{n}")
+            del self.status[n]
+        else:
+            self.status[n] = "critical" if self.status[n] == "passing" else "passing"
+            self._consul.flip(self.name, f"{self._prefix}vm-{n}", self.status[n])
+
+    def expected(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """Ready and unready addresses."""
+        by_state = {want: sorted((f"10.77.2.{n}", 80) for n, s in self.status.items() if s == want)
+                    for want in ("passing", "critical")}  # fmt: skip
+        return by_state["passing"], by_state["critical"]
+
+
+@pytest.mark.parametrize("victim", ["consul", "apiserver", "bridge"])
+def test_after_a_kill_in_the_middle_of_changes_both_sides_agree_again(
+    fresh_lab: Lab, victim: str, eventually: Eventually
+) -> None:
+    """kill -9 and restart of one of the three; nothing is lost, nothing was taken away meanwhile."""
+    lab = fresh_lab
+    env = environment(lab.consul.address, lab.kubeconfig)
+    daemon = Daemon(lab, "bridge", "--service", "t-*", "--namespace", "default", "--panic-threshold", "0", env=env)
+    lab.add(daemon)
+    with lab.raw_consul() as consul:
+        churn = Churn(consul, "t-", seed=7)
+        for n in range(1, 7):
+            consul.register("t-steady", f"t-s{n}", f"10.77.3.{n}", 80)
+        for _ in range(20):
+            churn.step()
+        daemon.start()
+        with lab.raw_kube() as kube:
+            eventually(lambda: _state(kube, churn.name), churn.expected())
+            assert len(ready_addresses(kube.endpoints("default", "t-steady"))) == 6
+        if victim == "bridge":
+            daemon.kill()
+            for _ in range(10):
+                churn.step()
+            daemon.start()
+        elif victim == "apiserver":
+            lab.apiserver.kill()
+            for _ in range(10):
+                churn.step()
+            lab.apiserver.start()
+        else:
+            lab.consul.kill()
+            time.sleep(1.0)
+            assert not daemon.ready()
+            with lab.raw_kube() as kube:
+                assert _state(kube, churn.name) == churn.expected()
+            lab.consul.start()
+    with lab.raw_consul() as consul, lab.raw_kube() as kube:
+        churn._consul = consul
+        for _ in range(10):
+            churn.step()
+        eventually(lambda: _state(kube, churn.name), churn.expected(), 20)
+        assert len(ready_addresses(kube.endpoints("default", "t-steady"))) == 6
+        eventually(daemon.ready, True, 20)
+    daemon.stop()
+
+
+def test_a_consul_that_was_rebuilt_empty_takes_nothing_away(fresh_lab: Lab, eventually: Eventually) -> None:
+    """Removals are held and said; as agents register again, everything goes on."""
+    lab = fresh_lab
+    env = environment(lab.consul.address, lab.kubeconfig)
+    daemon = Daemon(lab, "bridge", "--service", "t-*", "--namespace", "default", "--grace", "0s", env=env)
+    lab.add(daemon)
+    with lab.raw_consul() as consul:
+        for turn in range(3):  # a Consul that has lived: its index is past that of a new one
+            for n in range(1, 4):
+                consul.register("t-web", f"t-vm-{n}", f"10.77.1.{n}", 80 + turn)
+        for turn in range(20):
+            consul.register("t-web", "t-vm-1", "10.77.1.1", 90 + turn)
+            consul.register("t-web", "t-vm-1", "10.77.1.1", 82)
+        daemon.start()
+    with lab.raw_kube() as kube:
+        everything = [(f"10.77.1.{n}", 82) for n in range(1, 4)]
+        eventually(lambda: ready_addresses(kube.endpoints("default", "t-web")), everything)
+        lab.consul.restart(empty=True)
+        eventually(lambda: daemon.readiness().get("held", []) != [], True, 30)
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert ready_addresses(kube.endpoints("default", "t-web")) == everything
+        with lab.raw_consul() as consul:
+            consul.register("t-web", "t-vm-9", "10.77.1.9", 82)
+        eventually(lambda: ready_addresses(kube.endpoints("default", "t-web")), [*everything, ("10.77.1.9", 82)], 20)
+    daemon.stop()
+
+
+@pytest.mark.parametrize("fresh_lab", [{"acl": True}], indirect=True)
+def test_a_token_that_sees_nothing_takes_nothing_away(fresh_lab: Lab, eventually: Eventually) -> None:
+    """Under default deny, without a token, Consul says 200 and shows nothing: that is not "gone"."""
+    lab = fresh_lab
+    token = {"CONSUL_HTTP_TOKEN": lab.consul.token}
+    arguments = ("--service", "t-*", "--namespace", "default", "--grace", "0s")
+    seeing = Daemon(lab, "seeing", *arguments, env=environment(lab.consul.address, lab.kubeconfig, **token))
+    blind = Daemon(lab, "blind", *arguments, env=environment(lab.consul.address, lab.kubeconfig))
+    lab.add(seeing)
+    lab.add(blind)
+    with lab.raw_consul() as consul, lab.raw_kube() as kube:
+        consul.register("t-web", "t-vm-1", "10.77.1.1", 80)
+        seeing.start()
+        eventually(lambda: ready_addresses(kube.endpoints("default", "t-web")), [("10.77.1.1", 80)])
+        seeing.stop()
+        blind.start(wait=False)
+        eventually(lambda: blind.get("/healthz")[0], 200)
+        time.sleep(3)
+        assert ready_addresses(kube.endpoints("default", "t-web")) == [("10.77.1.1", 80)]
+        assert lab.consul.token not in seeing.log.read_text() + blind.log.read_text()
+    blind.stop()
+
+
+def _state(kube: RawKube, name: str) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    endpoints = kube.endpoints("default", name)
+    return ready_addresses(endpoints), not_ready_addresses(endpoints)

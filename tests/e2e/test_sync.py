@@ -1,0 +1,307 @@
+"""`bridge sync` from a real Consul to a real Kubernetes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab
+from tests.program import Result, bridge, environment
+from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture
+def sync(lab: Lab, namespace: str, prefix: str) -> Callable[..., Result]:
+    """Run `bridge sync` for this test's services into its namespace, with JSON output."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+
+    def run(*arguments: str, output: str = "json") -> Result:
+        select = ("--service", f"{prefix}*", "--namespace", namespace)
+        return bridge("sync", *select, "--yes", "-o", output, *arguments, env=env)
+
+    return run
+
+
+Sync = Callable[..., Result]
+
+
+def twelve(consul: RawConsul, prefix: str, service: str = "radosgw") -> str:
+    """Twelve healthy gateways; the service's name."""
+    for n in range(1, 13):
+        consul.register(f"{prefix}{service}", f"{prefix}vm-{n:02}", f"10.77.0.{n}", 8080)
+    return f"{prefix}{service}"
+
+
+def test_a_service_becomes_a_service_and_endpoints(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """The story: twelve gateways stand as ready addresses behind a selector-less Service."""
+    name = twelve(consul, prefix)
+    result = sync()
+    service = kube.get(f"{SERVICES.format(namespace=namespace)}/{name}")
+    assert service is not None
+    assert (result.status, result.json["summary"]["create"]) == (0, 2)
+    assert ready_addresses(kube.endpoints(namespace, name)) == sorted((f"10.77.0.{n}", 8080) for n in range(1, 13))
+    assert (service["spec"].get("selector"), service["spec"]["ports"][0]["port"]) == (None, 8080)
+    assert service["metadata"]["labels"] == {
+        "app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "default",
+    }  # fmt: skip
+
+
+def test_the_control_plane_mirrors_the_same_addresses(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Callable[..., None]
+) -> None:
+    """What kube-proxy reads agrees with what we wrote."""
+    name = twelve(consul, prefix)
+    consul.flip(name, f"{prefix}vm-03", "critical")
+    sync()
+
+    def mirrored() -> list[tuple[str, bool]]:
+        found = kube.get(f"{SLICES.format(namespace=namespace)}?labelSelector=kubernetes.io/service-name={name}")
+        assert found is not None
+        return sorted(
+            (e["addresses"][0], e["conditions"]["ready"]) for item in found["items"] for e in item["endpoints"]
+        )
+
+    eventually(mirrored, sorted((f"10.77.0.{n}", n != 3) for n in range(1, 13)))
+
+
+def test_a_second_sync_writes_nothing(
+    lab: Lab, sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Proved by the audit log and by the resourceVersions."""
+    name = twelve(consul, prefix)
+    sync()
+    paths = [f"{base.format(namespace=namespace)}/{name}" for base in (ENDPOINTS, SERVICES)]
+    before = [(kube.get(path) or {})["metadata"]["resourceVersion"] for path in paths]
+    since = time.time()
+    result = sync()
+    after = [(kube.get(path) or {})["metadata"]["resourceVersion"] for path in paths]
+    writes = [e for e in lab.audit(since=since) if e.namespace == namespace and e.verb not in ("get", "list", "watch")]
+    assert (result.status, result.json["changes"], result.json["summary"]["unchanged"]) == (0, [], 2)
+    assert (before, writes) == (after, [])
+
+
+@pytest.mark.parametrize(
+    ("status", "ready"), [("passing", True), ("warning", True), ("critical", False), ("strange", False)]
+)
+def test_health_decides_about_readiness(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, status: str, ready: bool
+) -> None:
+    """Passing and warning are ready, critical and unknown are not (and stay listed)."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80, status=status)
+    sync()
+    endpoints = kube.endpoints(namespace, f"{prefix}web")
+    expected = [("10.77.1.1", 80)]
+    assert (ready_addresses(endpoints), not_ready_addresses(endpoints)) == ((expected, []) if ready else ([], expected))
+
+
+def test_a_dry_run_tells_and_writes_nothing(
+    lab: Lab, sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """The plan is that of the real run; --exit-code says that there is something to do."""
+    name = twelve(consul, prefix)
+    since = time.time()
+    result = sync("--dry-run", "--exit-code")
+    writes = [e for e in lab.audit(since=since) if e.namespace == namespace and e.verb not in ("get", "list", "watch")]
+    assert (result.status, result.json["summary"]["create"], writes, kube.endpoints(namespace, name)) == (
+        4,
+        2,
+        [],
+        None,
+    )
+    sync()
+    assert sync("--dry-run", "--exit-code").status == 0
+
+
+def test_an_instance_that_leaves_leaves(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Deregistered is gone, not unready."""
+    name = twelve(consul, prefix)
+    sync()
+    consul.deregister(name, f"{prefix}vm-01")
+    result = sync()
+    endpoints = kube.endpoints(namespace, name)
+    assert (result.json["summary"]["update"], len(ready_addresses(endpoints)), not_ready_addresses(endpoints)) == (
+        1, 11, [],
+    )  # fmt: skip
+
+
+def test_a_service_that_is_gone_is_removed(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Its Service and its Endpoints; those of others stay."""
+    consul.register(f"{prefix}gone", f"{prefix}vm-1", "10.77.1.1", 80)
+    consul.register(f"{prefix}stays", f"{prefix}vm-2", "10.77.1.2", 80)
+    sync()
+    consul.deregister(f"{prefix}gone", f"{prefix}vm-1")
+    result = sync()
+    left = [
+        (kube.get(f"{SERVICES.format(namespace=namespace)}") or {})["items"][n]["metadata"]["name"] for n in range(1)
+    ]
+    assert (result.status, result.json["summary"]["delete"], left) == (0, 2, [f"{prefix}stays"])
+
+
+def test_a_policy_without_deletion_deletes_nothing(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """upsert-only leaves what Consul lost."""
+    consul.register(f"{prefix}gone", f"{prefix}vm-1", "10.77.1.1", 80)
+    sync()
+    consul.deregister(f"{prefix}gone", f"{prefix}vm-1")
+    result = sync("--policy", "upsert-only")
+    assert (result.json["summary"]["delete"], kube.endpoints(namespace, f"{prefix}gone") is None) == (0, False)
+
+
+def test_instances_on_different_ports_are_reached_on_their_own(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """One subset per port, one Service port: the commonest."""
+    for n, port in ((1, 8080), (2, 8080), (3, 9090)):
+        consul.register(f"{prefix}web", f"{prefix}vm-{n}", f"10.77.1.{n}", port)
+    sync()
+    service = kube.get(f"{SERVICES.format(namespace=namespace)}/{prefix}web")
+    assert service is not None
+    assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == [
+        ("10.77.1.1", 8080), ("10.77.1.2", 8080), ("10.77.1.3", 9090),
+    ]  # fmt: skip
+    assert [p["port"] for p in service["spec"]["ports"]] == [8080]
+
+
+def test_somebody_elses_objects_are_left_alone(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """A Service with a selector, one of somebody else, Endpoints of somebody else: conflicts, and exit status 0."""
+    for name in ("selector", "foreign", "endpoints"):
+        consul.register(f"{prefix}{name}", f"{prefix}vm-{name}", "10.77.1.1", 80)
+    services, endpoints = SERVICES.format(namespace=namespace), ENDPOINTS.format(namespace=namespace)
+    port = [{"port": 1, "protocol": "TCP"}]
+    for name, spec in (("selector", {"ports": port, "selector": {"app": "x"}}), ("foreign", {"ports": port})):
+        body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": f"{prefix}{name}"}, "spec": spec}
+        kube.json("POST", services, body)
+    body = {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": f"{prefix}endpoints"}}
+    kube.json("POST", endpoints, body)
+    before = {
+        n: (kube.get(f"{services}/{prefix}{n}") or {})["metadata"]["resourceVersion"] for n in ("selector", "foreign")
+    }
+    result = sync()
+    after = {
+        n: (kube.get(f"{services}/{prefix}{n}") or {})["metadata"]["resourceVersion"] for n in ("selector", "foreign")
+    }
+    conflicts = sorted((row["name"], row["kind"]) for row in result.json["conflicts"])
+    assert (result.status, before) == (0, after)
+    assert conflicts == sorted(
+        [(f"{prefix}selector", "Service"), (f"{prefix}foreign", "Service"), (f"{prefix}endpoints", "Endpoints")]
+    )
+
+
+def test_adoption_takes_over_on_purpose(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """--adopt unowned makes a person's Service ours; a second pass finds nothing to do."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
+    body = {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": f"{prefix}web"},
+        "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
+    }  # fmt: skip
+    kube.json("POST", SERVICES.format(namespace=namespace), body)
+    adopted = sync("--adopt", "unowned")
+    again = sync()
+    assert (adopted.status, adopted.json["conflicts"], again.json["changes"], again.json["conflicts"]) == (
+        0,
+        [],
+        [],
+        [],
+    )
+    assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == [("10.77.1.1", 80)]
+
+
+def test_addresses_that_kubernetes_refuses_are_skipped_with_the_reason(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """One bad instance does not keep the good ones out."""
+    for n, address in enumerate(["127.0.0.1", "169.254.169.254", "no-such-host.invalid", "10.77.1.9"]):
+        consul.register(f"{prefix}web", f"{prefix}vm-{n}", address, 80)
+    result = sync()
+    skipped = {row["instance"].split("/")[0]: row["reason"] for row in result.json["skipped"] if row["instance"]}
+    assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == [("10.77.1.9", 80)]
+    assert sorted(skipped) == [f"{prefix}vm-0", f"{prefix}vm-1", f"{prefix}vm-2"]
+    assert ["loopback" in skipped[f"{prefix}vm-0"], "link-local" in skipped[f"{prefix}vm-1"]] == [True, True]
+
+
+def test_the_guard_refuses_a_mass_removal_and_force_overrides_it(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Twelve endpoints that vanish at once stay; exit status 3; --force removes them."""
+    name = twelve(consul, prefix)
+    sync()
+    for n in range(1, 13):
+        consul.deregister(name, f"{prefix}vm-{n:02}")
+    held = sync()
+    kept = ready_addresses(kube.endpoints(namespace, name))
+    forced = sync("--force")
+    assert (held.status, held.json["summary"]["held"], len(kept)) == (3, 1, 12)
+    assert (forced.status, kube.endpoints(namespace, name)) == (0, None)
+
+
+def test_purge_removes_what_the_owner_owns_and_nothing_else(
+    lab: Lab, sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Two owners in one namespace; one is purged."""
+    consul.register(f"{prefix}one", f"{prefix}vm-1", "10.77.1.1", 80)
+    env = environment(lab.consul.address, lab.kubeconfig)
+    sync("--owner", "a", "--name", "a-{service}")
+    sync("--owner", "b", "--name", "b-{service}")
+    refused = bridge("purge", "--owner", "a", "--namespace", namespace, env=env)
+    purged = bridge("purge", "--owner", "a", "--namespace", namespace, "--yes", env=env)
+    found = kube.get(SERVICES.format(namespace=namespace)) or {}
+    assert (refused.status, purged.status) == (2, 0)
+    assert [item["metadata"]["name"] for item in found["items"]] == [f"b-{prefix}one"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("--consul-address", "http://127.0.0.1:1"), 1, ("127.0.0.1:1", "Consul")),
+        (("--datacenter", "nowhere"), 1, ("nowhere",)),
+        (("--filter", "Nonsense =="), 1, ("filter",)),
+        (("--context", "nosuch"), 2, ("nosuch", "context")),
+        (("--namespace", "no-such-namespace"), 1, ("no-such-namespace",)),
+        (("--owner", "not a label!"), 2, ("owner",)),
+        (("--policy", "everything"), 2, ("policy",)),
+        (("--name", "{nosuch}"), 2, ("nosuch",)),
+        (("--config", "no-such-file.yaml"), 2, ("no-such-file.yaml",)),
+    ],
+)
+def test_bad_input_is_answered_with_a_sentence_and_the_right_status(
+    sync: Sync, consul: RawConsul, prefix: str, arguments: tuple[str, ...], status: int, words: tuple[str, ...]
+) -> None:
+    """The message names the place; no traceback; standard output stays for the machine."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
+    result = sync(*arguments)
+    assert (result.status, [w for w in words if w not in result.stderr], "Traceback" in result.stderr) == (
+        status,
+        [],
+        False,
+    )
+
+
+def test_kubernetes_that_is_not_there_is_said(sync: Sync, lab: Lab, tmp_path: Path, prefix: str) -> None:
+    """A kubeconfig for a closed port: one sentence, exit status 1."""
+    config = lab.write_kubeconfig("nowhere", "x", server="https://127.0.0.1:1")
+    result = sync("--kubeconfig", str(config))
+    assert (result.status, "127.0.0.1:1" in result.stderr, "Traceback" in result.stderr) == (1, True, False)
+
+
+@pytest.mark.parametrize("output", ["table", "json", "yaml", "diff"])
+def test_every_output_goes_to_standard_output_alone(sync: Sync, consul: RawConsul, prefix: str, output: str) -> None:
+    """And names the service."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
+    result = sync("--dry-run", output=output)
+    assert (result.status, f"{prefix}web" in result.stdout, f"{prefix}web" in result.stderr) == (0, True, False)

@@ -1,0 +1,230 @@
+"""Real servers on this machine: Consul, etcd, kube-apiserver, kube-controller-manager, and others on request.
+
+    with Lab() as lab:
+        lab.consul.address, lab.kubeconfig, lab.audit()
+
+See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shutil
+import ssl
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import trustme
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.lab.build import TOOLS, LabError, binaries, binary
+from tests.lab.servers import ApiServer, Consul, ControllerManager, Etcd, Server, Toxiproxy, free_port, wait_until
+from tests.raw import RawConsul, RawKube
+
+__all__ = [
+    "TOOLS", "ApiServer", "AuditEntry", "Consul", "Lab", "LabError", "Server", "Toxiproxy", "binaries", "binary",
+    "consul_cluster", "free_port", "wait_until",
+]  # fmt: skip
+
+ADMIN = "lab-admin-token"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """A request that the API server saw. `at` is when it was answered, seconds since the epoch."""
+
+    user: str
+    verb: str
+    group: str
+    resource: str
+    namespace: str
+    name: str
+    code: int
+    decision: str
+    at: float
+    uri: str
+
+
+class Lab:
+    """The core servers; a context manager. Its folder is kept, and named, when the block ends with an error."""
+
+    def __init__(self, *, acl: bool = False, controllers: bool = True) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="bridge-lab-"))
+        self._files = _credentials(self.folder / "files")
+        self.ca_file = self._files["ca.pem"]
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        self.etcd = Etcd(self.folder / "etcd")
+        self.apiserver = ApiServer(self.folder / "kube-apiserver", self.etcd, self._files, context)
+        self.kubeconfig = self.write_kubeconfig("admin", ADMIN)
+        self.controllers = ControllerManager(
+            self.folder / "kube-controller-manager", self.kubeconfig, self._files, context
+        )
+        self._with_controllers = controllers
+        self.consul = Consul(self.folder / "consul", acl=acl)
+        self._extras: list[Server] = []
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> Lab:
+        """Start everything; ready when it returns."""
+        binaries([name for name, tool in TOOLS.items() if tool.core])
+        try:
+            self.consul.start(wait=False)
+            self.etcd.start(wait=False)
+            self.apiserver.start(wait=False)
+            self.etcd.wait_ready()
+            self.apiserver.wait_ready()
+            if self._with_controllers:
+                self.controllers.start(wait=False)
+            self.consul.wait_ready()
+            if self._with_controllers:
+                self.controllers.wait_ready()
+        except BaseException:
+            self.close(keep=True)
+            raise
+        return self
+
+    def close(self, keep: bool = False) -> None:
+        """End every server; `keep` the folder with the logs."""
+        for server in (*reversed(self._extras), self.controllers, self.apiserver, self.etcd, self.consul):
+            with contextlib.suppress(ProcessLookupError):
+                server.kill()
+        if keep:
+            print(f"lab: the servers' logs are in {self.folder}", file=sys.stderr, flush=True)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Lab:
+        return self.start()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(keep=kind not in (None, KeyboardInterrupt))
+
+    def add(self, server: Server) -> Server:
+        """Look after a further server: it ends with the lab."""
+        self._extras.append(server)
+        return server
+
+    def toxiproxy(self) -> Toxiproxy:
+        """A running Toxiproxy."""
+        proxy = Toxiproxy(self.folder / f"toxiproxy-{len(self._extras)}")
+        self.add(proxy)
+        proxy.start()
+        return proxy
+
+    # ------------------------------------------------------------------ clients
+
+    def raw_consul(self) -> RawConsul:
+        """A plain client of Consul, with the management token where there is one."""
+        return RawConsul(self.consul.address, self.consul.token)
+
+    def raw_kube(self, kubeconfig: Path | None = None) -> RawKube:
+        """A plain client of the API server, an administrator unless told otherwise."""
+        return RawKube(kubeconfig or self.kubeconfig)
+
+    def write_kubeconfig(self, name: str, token: str, server: str = "", namespace: str = "default") -> Path:
+        """A kubeconfig for a bearer token; `server` when the way leads through a proxy."""
+        path = self.folder / f"{name}.kubeconfig"
+        ca = base64.b64encode(self.ca_file.read_bytes()).decode()
+        path.write_text(
+            yaml.safe_dump({
+                "apiVersion": "v1", "kind": "Config", "current-context": name,
+                "clusters": [{
+                    "name": "lab",
+                    "cluster": {"server": server or self.apiserver.url, "certificate-authority-data": ca},
+                }],
+                "users": [{"name": name, "user": {"token": token}}],
+                "contexts": [{"name": name, "context": {"cluster": "lab", "user": name, "namespace": namespace}}],
+            })
+        )  # fmt: skip
+        path.chmod(0o600)
+        return path
+
+    def service_account(self, namespace: str, name: str) -> Path:
+        """A kubeconfig with a fresh token of a ServiceAccount (made when it is not there)."""
+        with self.raw_kube() as kube:
+            base = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+            kube.apply(f"{base}/{name}", {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}})
+            body = {
+                "apiVersion": "authentication.k8s.io/v1",
+                "kind": "TokenRequest",
+                "spec": {"expirationSeconds": 3600},
+            }
+            token = kube.json("POST", f"{base}/{name}/token", body)["status"]["token"]
+        return self.write_kubeconfig(f"{namespace}-{name}", token, namespace=namespace)
+
+    def audit(self, user: str = "", since: float = 0.0) -> list[AuditEntry]:
+        """What the API server was asked, oldest first; of one user, and from a time on, when these are given."""
+        entries = []
+        for line in self.apiserver.audit_log.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                entry = _audit_entry(json.loads(line))
+                if user in ("", entry.user) and entry.at >= since:
+                    entries.append(entry)
+        return entries
+
+
+def consul_cluster(folder: Path, size: int = 3) -> list[Consul]:
+    """Several Consul servers that elect a leader; started, and ready when this returns."""
+    servers = [Consul(folder / f"consul-{n}", name=f"server-{n}", expect=size) for n in range(1, size + 1)]
+    for server in servers:
+        server.join(servers)
+        server.start(wait=False)
+    for server in servers:
+        server.wait_ready()
+    return servers
+
+
+def _audit_entry(raw: Mapping[str, object]) -> AuditEntry:
+    reference, status, notes, user = (
+        part if isinstance(part := raw.get(key), dict) else {}
+        for key in ("objectRef", "responseStatus", "annotations", "user")
+    )
+    at = datetime.fromisoformat(str(raw.get("stageTimestamp", "1970-01-01T00:00:00Z")))
+    return AuditEntry(
+        user=user.get("username", ""),
+        verb=str(raw.get("verb", "")),
+        group=reference.get("apiGroup", ""),
+        resource=reference.get("resource", "") + (f"/{reference['subresource']}" if "subresource" in reference else ""),
+        namespace=reference.get("namespace", ""),
+        name=reference.get("name", ""),
+        code=int(status.get("code", 0)),
+        decision=notes.get("authorization.k8s.io/decision", ""),
+        at=at.timestamp(),
+        uri=str(raw.get("requestURI", "")),
+    )
+
+
+def _credentials(folder: Path) -> dict[str, Path]:
+    """The lab's certificate authority, a serving certificate, the service accounts' key pair, the admin's token."""
+    folder.mkdir(parents=True)
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1", "::1")
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    chain: Sequence[bytes] = [blob.bytes() for blob in server.cert_chain_pems]
+    content = {
+        "ca.pem": authority.cert_pem.bytes(),
+        "server.pem": b"".join(chain),
+        "server.key": server.private_key_pem.bytes(),
+        "sa.key": private,
+        "sa.pub": public,
+        "tokens.csv": f'{ADMIN},lab-admin,lab-admin,"system:masters"\n'.encode(),
+    }
+    paths = {}
+    for name, blob in content.items():
+        paths[name] = folder / name
+        paths[name].touch(mode=0o600)
+        paths[name].write_bytes(blob)
+    return paths

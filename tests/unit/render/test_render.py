@@ -1,0 +1,225 @@
+"""Reports as text: tables that fit, formats that parse, diffs that apply, and nothing hostile on the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+import yaml
+
+from bridge.core.model import Action, Conflict, EndpointsBody, Held, Kind, Query, Skipped, Target
+from bridge.engine.report import Outcome, Report
+from bridge.errors import TransientError
+from bridge.render import clean, render, summary_line
+from tests.unit.render.builders import TARGET, before, change, created, done, group, plan, report, service_body
+
+HOSTILE = "evil\x1b[2J\r\n\x07\u202e[bold]x"
+
+
+def rich_report(dry_run: bool = True) -> Report:
+    """One of everything."""
+    failing = change(Action.UPDATE, Kind.ENDPOINTS, target=Target("storage", "db"))
+    held = Held(Target("storage", "ldap"), "removal", 12, "12 of 20 ready endpoints (60 %) would vanish within 60 s")
+    return report(
+        created(1),
+        Outcome(
+            plan(
+                change(Action.UNCHANGED, Kind.SERVICE),
+                change(Action.UPDATE, reason="1 address turns not ready"),
+                skipped=(Skipped("radosgw", "rgw-13", "127.0.0.1 is a loopback address"),),
+                warnings=("1200 addresses in one subset",),
+                ready=11,
+                not_ready=1,
+            )
+        ),
+        done(plan(failing, target=Target("storage", "db")), (failing, TransientError("503 from the API server"))),
+        done(plan(target=Target("storage", "ldap"), held=(held,), ready=12)),
+        done(plan(target=Target("x", "y"), conflicts=(Conflict(Target("x", "y"), Kind.SERVICE, "has a selector"),))),
+        dry_run=dry_run,
+        unknown={Query("dc2", "web"): "500: no cluster leader", Query("dc3", ""): "unreachable"},
+    )
+
+
+def test_a_table_says_all_that_matters() -> None:
+    """Rows, sums, and every section with its way out."""
+    text = render(rich_report(), "table", 120)
+    lines = text.splitlines()
+    assert lines[0].split() == ["SERVICE", "TARGET", "PORTS", "READY", "NOT", "READY", "ACTION", "REASON"]
+    assert re.search(r"radosgw +storage/radosgw +8080 +11 +1 +update +1 address turns not ready; 1 skipped", text)
+    assert "dry run: 2 to create, 2 to update; 1 unchanged, 1 held, 2 skipped, 3 failed" in lines
+    assert "bridge sync --force" in text
+    assert "--adopt" in text
+    assert "Failed (3)" in text
+    assert "update Endpoints storage/db: 503 from the API server" in text
+    assert "reading web in dc2 (what is there stays): 500: no cluster leader" in text
+    assert "reading the services of dc3 (what is there stays): unreachable" in text
+    assert "radosgw, instance rgw-13: 127.0.0.1 is a loopback address" in text
+    assert "storage/radosgw: 1200 addresses in one subset" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    """Long columns give way; nothing wraps by accident."""
+    assert max(map(len, render(rich_report(), "table", width).splitlines())) <= width
+
+
+def test_a_long_name_is_cut_only_where_the_terminal_ends() -> None:
+    """In a pipe every name is whole, so that it can be searched for."""
+    name = "a" * 63
+    outcome = done(plan(change(), target=Target("storage", name), query=Query("dc1", name)))
+    assert "…" in render(report(outcome), "table", 80)
+    piped = render(report(outcome), "table", None)
+    assert f"storage/{name}" in piped
+    assert "…" not in piped
+
+
+def test_wide_characters_keep_the_columns_straight() -> None:
+    """A Chinese name takes two columns a character."""
+    from rich.cells import cell_len
+
+    outcomes = [
+        done(plan(change(), target=Target("a", f"t{n}"), query=Query("dc1", name)))
+        for n, name in enumerate(("存储网关", "radosgw"))
+    ]
+    rows = render(report(*outcomes), "table", 80).splitlines()[1:3]
+    assert len({cell_len(row[: row.index("a/t")]) for row in rows}) == 1
+
+
+def test_colour_is_only_added_and_never_changes_the_text() -> None:
+    """Without the escape sequences both are the same."""
+    coloured = render(rich_report(), "table", 100, colour=True)
+    assert "\x1b[" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == render(rich_report(), "table", 100)
+    assert "\x1b" not in render(rich_report(), "table", 100)
+
+
+def test_the_datacenter_is_shown_when_there_are_several() -> None:
+    """With one it would be noise."""
+    one = done(plan(change(), target=Target("a", "x"), query=Query("dc1", "x")))
+    two = done(plan(change(), target=Target("a", "y"), query=Query("dc2", "y")))
+    assert "x@dc1" in render(report(one, two), "table", 80)
+    assert "x@dc1" not in render(report(one), "table", 80)
+
+
+@pytest.mark.parametrize("output", ["table", "diff", "json", "yaml"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_nothing_hostile_reaches_the_terminal(output: str, colour: bool) -> None:
+    """Whoever may register in Consul chooses these texts."""
+    the_change = change(Action.UPDATE, reason=HOSTILE)
+    outcome = Outcome(
+        plan(
+            the_change,
+            query=Query("dc1", HOSTILE),
+            skipped=(Skipped(HOSTILE, HOSTILE, HOSTILE),),
+            warnings=(HOSTILE,),
+            held=(Held(TARGET, "removal", 1, HOSTILE),),
+            conflicts=(Conflict(TARGET, Kind.SERVICE, HOSTILE),),
+        ),
+        before=before(True, group("10.0.0.1")),
+    )
+    text = render(report(outcome, unknown={Query("dc1", HOSTILE): HOSTILE}), output, 100, colour)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text) if colour else text
+    assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_control_characters_become_visible() -> None:
+    """Escaped, not dropped: two names that differ stay two."""
+    assert clean("a\x1bb\u202ec\nd") == "a\\x1bb\\u202ec\\nd"
+    assert clean("[red]ünïcode[/]") == "[red]ünïcode[/]"
+
+
+def test_json_and_yaml_carry_the_same_data() -> None:
+    """Two spellings of one thing, in ASCII."""
+    the_report = rich_report()
+    as_json, as_yaml = render(the_report, "json"), render(the_report, "yaml")
+    assert json.loads(as_json) == yaml.safe_load(as_yaml) == the_report.to_json()
+    assert list(yaml.safe_load(as_yaml)) == list(the_report.to_json())
+    assert as_json.isascii()
+    assert as_yaml.isascii()
+
+
+def test_five_thousand_rows_are_quick() -> None:
+    """rich takes 1.5 s for this; a person waits for it."""
+    the_report = report(*[created(n) for n in range(5000)])
+    started = time.process_time()
+    text = render(the_report, "table", 120, colour=True)
+    assert time.process_time() - started < 0.5
+    assert len(text.splitlines()) == 5003
+
+
+def test_many_skipped_instances_do_not_bury_the_rest() -> None:
+    """Twenty are named, the others counted."""
+    skipped = tuple(Skipped("a", f"i{n:03}", "loopback") for n in range(100))
+    text = render(report(done(plan(skipped=skipped))), "table", 100)
+    assert "... and 80 more (-o json lists all)" in text
+    assert text.count("loopback") == 20
+
+
+@pytest.mark.parametrize(
+    ("the_report", "expected"),
+    [
+        (report(), "dry run: nothing to do"),
+        (report(dry_run=False), "nothing to do"),
+        (report(created(1), created(2)), "dry run: 4 to create"),
+        (report(done(created(1).plan), dry_run=False), "2 created"),
+        (report(done(plan(change(Action.UNCHANGED)))), "dry run: nothing to do; 1 unchanged"),
+        (report(done(plan(held=(Held(TARGET, "panic", 1, "x"),)))), "dry run: nothing else to do; 1 held"),
+    ],
+)
+def test_the_line_of_sums(the_report: Report, expected: str) -> None:
+    """What will be done reads otherwise than what was done."""
+    assert summary_line(the_report) == expected
+
+
+def test_a_diff_shows_what_changes_and_nothing_else() -> None:
+    """Like `diff -u`, one object after the other."""
+    body = EndpointsBody((group("10.0.0.1", "10.0.0.2", not_ready=("10.0.0.3",)),), (), ())
+    outcome = Outcome(
+        plan(change(Action.UNCHANGED, Kind.SERVICE), change(Action.UPDATE, body=body)),
+        before=before(True, group("10.0.0.1", "10.0.0.2", "10.0.0.3")),
+    )
+    assert render(report(outcome), "diff").splitlines() == [
+        "--- current/Endpoints/storage/radosgw",
+        "+++ desired/Endpoints/storage/radosgw",
+        "@@ -3,4 +3,4 @@",
+        "     - http 8080/TCP",
+        "   - 10.0.0.1 (ready)",
+        "   - 10.0.0.2 (ready)",
+        "-  - 10.0.0.3 (ready)",
+        "+  - 10.0.0.3 (not ready)",
+    ]
+
+
+def test_a_diff_of_a_creation_and_a_deletion() -> None:
+    """From and to nothing."""
+    create = Outcome(plan(change(Action.CREATE, Kind.SERVICE, service_body())))
+    assert render(report(create), "diff").splitlines() == [
+        "--- /dev/null",
+        "+++ desired/Service/storage/radosgw",
+        "@@ -0,0 +1,6 @@",
+        "+labels:",
+        "+  team: storage",
+        "+type: ClusterIP",
+        "+ipFamilies: IPv4",
+        "+ports:",
+        "+  - http 8080/TCP",
+    ]
+    delete = Outcome(plan(change(Action.DELETE)), before=before(True, group("10.0.0.1")))
+    lines = render(report(delete), "diff").splitlines()
+    assert lines[:2] == ["--- current/Endpoints/storage/radosgw", "+++ /dev/null"]
+    assert "-  - 10.0.0.1 (ready)" in lines
+
+
+def test_a_diff_without_changes_is_empty() -> None:
+    """So that `test -z` works."""
+    assert render(report(done(plan(change(Action.UNCHANGED)))), "diff") == ""
+
+
+def test_a_rewrite_of_equal_content_still_shows_the_object() -> None:
+    """An object that is stored in another order is rewritten, and the diff says so."""
+    body = EndpointsBody((group("10.0.0.1"),), (), ())
+    the_change = change(Action.UPDATE, body=body, reason="stored in another order")
+    outcome = Outcome(plan(the_change), before=before(True, group("10.0.0.1")))
+    assert render(report(outcome), "diff").splitlines()[-1] == "# stored in another order"

@@ -1,0 +1,209 @@
+"""What a pass says of itself: sums, rows, the JSON of DESIGN section 6, and the exit status."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from bridge.core.model import (
+    Action,
+    Conflict,
+    EndpointsBody,
+    Held,
+    Kind,
+    Port,
+    Query,
+    ServiceBody,
+    Skipped,
+    Target,
+)
+from bridge.engine.report import NullObserver, Observer, Report, build_report, exit_status, ports_text
+from bridge.errors import PermanentError
+from tests.unit.render.builders import QUERY, TARGET, change, created, done, group, plan, report
+
+
+def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
+    """DESIGN section 6, with `conflicts` and `warnings` beside."""
+    the_report = report(
+        done(
+            plan(
+                change(Action.CREATE, Kind.SERVICE),
+                change(Action.UNCHANGED, Kind.ENDPOINTS),
+                conflicts=(Conflict(TARGET, Kind.ENDPOINTS, "not ours"),),
+                skipped=(Skipped("radosgw", "i-1", "loopback"),),
+                warnings=("past the limit",),
+                held=(Held(TARGET, "removal", 3, "12 of 20"),),
+            )
+        ),
+        dry_run=False,
+        unknown={Query("dc1", "db"): "500"},
+    )
+    assert the_report.to_json() == {
+        "summary": {"create": 1, "update": 0, "delete": 0, "unchanged": 1, "held": 1, "skipped": 2, "failed": 1},
+        "changes": [
+            {
+                "action": "create",
+                "kind": "Service",
+                "namespace": "storage",
+                "name": "radosgw",
+                "service": "radosgw",
+                "datacenter": "dc1",
+                "ready": 0,
+                "not_ready": 0,
+                "reason": "",
+            }
+        ],
+        "skipped": [
+            {"service": "radosgw", "instance": "", "reason": "conflict: Endpoints storage/radosgw: not ours"},
+            {"service": "radosgw", "instance": "i-1", "reason": "loopback"},
+        ],
+        "held": [
+            {
+                "namespace": "storage",
+                "name": "radosgw",
+                "service": "radosgw",
+                "datacenter": "dc1",
+                "cause": "removal",
+                "endpoints": 3,
+                "reason": "12 of 20",
+            }
+        ],
+        "failed": [
+            {
+                "action": "read",
+                "kind": "",
+                "namespace": "",
+                "name": "",
+                "service": "db",
+                "datacenter": "dc1",
+                "reason": "500",
+            }
+        ],
+        "conflicts": [
+            {
+                "kind": "Endpoints",
+                "namespace": "storage",
+                "name": "radosgw",
+                "service": "radosgw",
+                "datacenter": "dc1",
+                "reason": "not ours",
+            }
+        ],
+        "warnings": [
+            {
+                "namespace": "storage",
+                "name": "radosgw",
+                "service": "radosgw",
+                "datacenter": "dc1",
+                "reason": "past the limit",
+            }
+        ],
+    }
+
+
+def test_the_order_of_outcomes_never_matters() -> None:
+    """Two passes over the same state print the same bytes."""
+    outcomes = [created(n) for n in range(3)]
+    texts = {
+        json.dumps(build_report(order, {Query("b", "x"): "1", Query("a", "y"): "2"}, True).to_json())
+        for order in itertools.permutations(outcomes)
+    }
+    assert len(texts) == 1
+
+
+def test_a_dry_run_counts_what_is_still_to_be_done() -> None:
+    """What was applied meanwhile is as it should be: /api/status does not say `create` for ever."""
+    the_plan = plan(change(Action.CREATE, Kind.SERVICE), change(Action.CREATE, Kind.ENDPOINTS))
+    assert report(done(the_plan), dry_run=True).summary.to_json() == {
+        "create": 0, "update": 0, "delete": 0, "unchanged": 2, "held": 0, "skipped": 0, "failed": 0,
+    }  # fmt: skip
+
+
+def test_what_an_earlier_failure_left_untried_counts_as_failed() -> None:
+    """A partial failure is a failure, and names every object."""
+    service = change(Action.CREATE, Kind.SERVICE)
+    endpoints = change(Action.CREATE, Kind.ENDPOINTS)
+    the_plan = plan(service, endpoints)
+    outcome = done(the_plan, (service, PermanentError("forbidden")))
+    the_report = report(type(outcome)(the_plan, (), outcome.failures), dry_run=False)
+    assert [(r.kind, r.reason) for r in the_report.failed] == [
+        ("Endpoints", "not tried, because the create of Service radosgw failed"),
+        ("Service", "forbidden"),
+    ]
+    assert the_report.changes == ()
+    assert the_report.services[0].action == "failed"
+
+
+@pytest.mark.parametrize(
+    ("the_report", "dry_run", "exit_code", "status"),
+    [
+        (report(), False, False, 0),
+        (report(created(1)), True, False, 0),
+        (report(created(1)), True, True, 4),
+        (report(created(1)), False, True, 0),
+        (report(done(plan(skipped=(Skipped("a", "b", "c"),)))), False, True, 0),
+        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, "x"),)))), False, True, 0),
+        (report(done(plan(held=(Held(TARGET, "panic", 1, "x"),)))), False, False, 3),
+        (report(done(plan(held=(Held(TARGET, "panic", 1, "x"),))), created(1)), True, True, 3),
+        (report(done(plan(held=(Held(TARGET, "panic", 1, "x"),))), unknown={QUERY: "500"}), False, False, 1),
+        (report(unknown={QUERY: "500"}), True, True, 1),
+    ],
+)
+def test_exit_status(the_report: Report, dry_run: bool, exit_code: bool, status: int) -> None:
+    """Failed before held before changed."""
+    assert exit_status(the_report, dry_run, exit_code) == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([change(Action.CREATE, Kind.SERVICE), change(Action.CREATE)], "create"),
+        ([change(Action.UNCHANGED, Kind.SERVICE), change(Action.CREATE)], "update"),
+        ([change(Action.DELETE, Kind.SERVICE), change(Action.DELETE)], "delete"),
+        ([change(Action.UNCHANGED, Kind.SERVICE), change(Action.UPDATE)], "update"),
+        ([change(Action.UNCHANGED, Kind.SERVICE), change(Action.UNCHANGED)], "unchanged"),
+    ],
+)
+def test_one_word_for_a_target(changes: list[object], expected: str) -> None:
+    """It comes, it goes, it changes or it stays."""
+    (row,) = report(done(plan(*changes)), dry_run=False).services  # type: ignore[arg-type]
+    assert row.action == expected
+
+
+def test_ports_for_people() -> None:
+    """The Service's port, and the instances' where they differ."""
+    service = change(Action.UPDATE, Kind.SERVICE, ServiceBody((Port("http", 80), Port("m", 9)), False, (), (), ()))
+    groups = (group("10.0.0.1"), group("10.0.0.2", port=8081), group("10.0.0.1", port=9, name="m"))
+    endpoints = change(Action.UPDATE, Kind.ENDPOINTS, EndpointsBody(groups, (), ()))
+    assert ports_text([service, endpoints]) == "80:8080,8081 9"
+    assert ports_text([endpoints]) == "8080,8081 9"
+    assert ports_text([change(Action.DELETE)]) == ""
+
+
+def test_services_that_never_became_a_target_are_skipped() -> None:
+    """Names that cannot be mapped have no plan."""
+    the_report = build_report([], {}, True, skipped=[Skipped("???", "", "no letter")])
+    assert the_report.summary.skipped == 1
+    assert exit_status(the_report, True, True) == 0
+
+
+def test_several_services_behind_one_target_are_joined() -> None:
+    """A row names all of them."""
+    the_plan = plan(change())
+    joined = type(the_plan)(
+        Target("a", "b"), (Query("dc2", "y"), Query("dc1", "x"), Query("dc1", "y")), the_plan.changes
+    )
+    (row,) = report(done(joined)).services
+    assert (row.service, row.datacenter) == ("x,y", "dc1,dc2")
+
+
+def test_the_null_observer_is_an_observer() -> None:
+    """The engine needs no special case for nobody listening."""
+    observer: Observer = NullObserver()
+    observer.outcome(created(1), 0.1)
+    observer.consul("dc1", False, "x")
+    observer.kubernetes(False, "x")
+    observer.held(())
+    observer.pass_done(0.1, report())

@@ -1,0 +1,237 @@
+"""A mistake in the settings is told with its place, what is allowed, and what was probably meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge.errors import ConfigurationError
+from bridge.settings import duration_text, load, parse_duration
+
+
+def mistake(tmp_path: Path, text: str) -> str:
+    """What is said about a YAML file, the file's own path shortened to F."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        load({"--config": str(file)}, {})
+    return str(caught.value).replace(str(file), "F")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ownr: x\n", "F:1:1: unknown key 'ownr' (did you mean owner?); there are owner, policy, adopt, log,"),
+        ("consul:\n  adress: x\n", "F:2:3: unknown key 'adress' in consul (did you mean address?); there are address,"),
+        ("rules:\n- servces: [a]\n", "F:2:3: unknown key 'servces' in rules[0] (did you mean services?); there are name,"),
+        ("rules:\n- to: {prt: 1}\n", "F:2:8: unknown key 'prt' in rules[0].to (did you mean port?)"),
+        ("consul:\n  wait: 30\n", "F:2:9: consul.wait: 30 has no unit; write 30s, 30m or 30h"),
+        ("run: {grace: 1.5}\n", "F:1:14: run.grace: 1.5 has no unit"),
+        ("run: {grace: 1:30}\n", "F:1:14: run.grace: 90 has no unit"),
+        ("run: {grace: soon}\n", "F:1:14: run.grace: 'soon' is not a duration; durations are written 250ms, 30s, 5m"),
+        ("run: {grace: 8d}\n", "F:1:14: run.grace: '8d' must be between 0s and 7d"),
+        ("run: {grace: [1s]}\n", "F:1:14: run.grace: ['1s'] must be a duration (30s, 5m, 1h30m), not a list"),
+        ("consul: {wait: 61s}\n", "F:1:16: consul.wait: '61s' must be between 1s and 1m"),
+        ("consul: {connections: many}\n", "F:1:23: consul.connections: 'many' must be a whole number"),
+        ("consul: {connections: 1}\n", "F:1:23: consul.connections: 1 must be at least 2"),
+        ("consul: {connections: yes}\n", "F:1:23: consul.connections: True must be a whole number, not true/false"),
+        ("consul: {verify: maybe}\n", "F:1:18: consul.verify: 'maybe' must be true or false"),
+        ("consul: 5\n", "F:1:9: consul: must be a mapping, not a number"),
+        ("owner: 5\n", "F:1:8: owner: must be text, not a number; put it in quotes"),
+        ("owner: -x\n", "F:1:8: owner: '-x' must be a label value"),
+        ("policy: snyc\n", "F:1:9: policy: 'snyc' must be one of sync, upsert-only, create-only (did you mean sync?)"),
+        ("adopt: all\n", "F:1:8: adopt: 'all' must be one of never, unowned, consul-k8s"),
+        ("log: {level: loud}\n", "F:1:14: log.level: 'loud' must be one of debug, info, warning, error"),
+        ("guard: {panic_threshold: 120%}\n", "F:1:26: guard.panic_threshold: '120%' must be a percentage between 0% and"),
+        ("guard: {panic_threshold: yes}\n", "must be a percentage (50%), not true/false"),
+        ("guard: {hold_release: later}\n", "F:1:23: guard.hold_release: 'later' is not a duration"),
+        ("retry: {consul: {floor: 5m, cap: 1s}}\n", "retry.consul: "),
+        ("retry: {consul: {multiplier: 0.5}}\n", "F:1:30: retry.consul.multiplier: 0.5 must be at least 1"),
+        ("run: {listen: '9480'}\n", "F:1:15: run.listen: '9480' must be HOST:PORT, for instance 127.0.0.1:9480"),
+        ("run: {listen: '::1:80'}\n", "must have its IPv6 address in brackets: [::1]:80"),
+        ("run: {listen: 'a:99999'}\n", "must be HOST:PORT"),
+        ("consul: {address: 'ftp://x'}\n", "F:1:19: consul.address: 'ftp://x' must begin with http:// or https://"),
+        ("consul: {address: 'unix:///run/c.sock'}\n", "Unix sockets are not supported"),
+        ("consul: {address: 'http://u:p@h'}\n", "must not have a user and password in it; use a token"),
+        ("consul: {address: 'h:port'}\n", "is not an address"),
+        ("consul: {address: 'a b'}\n", "has a host name that cannot be"),
+        ("consul: {client_cert: /x}\n", "F:1:23: consul.client_cert needs consul.client_key as well"),
+        ("kubernetes: {watch_namespaces: [A]}\n", "F:1:33: kubernetes.watch_namespaces[0]: 'A' must be * or a DNS label"),
+        ("kubernetes: {watch_namespaces: a}\n", "F:1:32: kubernetes.watch_namespaces: must be a list, not text: ['a']"),
+        ("rules: {}\n", "F:1:8: rules: must be a list, not a mapping"),
+        ("rules: [5]\n", "F:1:9: rules[0]: must be a mapping, not a number"),
+        ("rules:\n- services: a\n", "F:2:13: rules[0].services: must be a list, not text: ['a']"),
+        ("rules:\n- services: ['']\n", "F:2:14: rules[0].services[0]: '' must not be empty; '*' selects every service"),
+        ("rules:\n- tags: [1]\n", "F:2:10: rules[0].tags[0]: must be text, not a number; put it in quotes"),
+        ("rules:\n- meta: {env: yes}\n", "F:2:15: rules[0].meta.env: must be text, not true/false; put it in quotes"),
+        ("rules:\n- to: {name: {service}}\n", "F:2:14: rules[0].to.name: must be text, not a mapping; put it in quotes"),
+        ("rules:\n- to: {name: '{svc}'}\n", "'{svc}' knows no {svc} (did you mean service?); there are {service} "),
+        ("rules:\n- to: {name: '{service'}\n", "F:2:14: rules[0].to.name: '{service' is not a template"),
+        ("rules:\n- to: {name: '{service!r}'}\n", "is not a template: braces only around one of"),
+        ("rules:\n- to: {name: '{{service}}'}\n", "is not a template: braces only around one of"),
+        ("rules:\n- to: {name: 'A-{service}'}\n", "may have lower-case letters, digits and - beside its placeholders"),
+        ("rules:\n- to: {name: '-x'}\n", "F:2:14: rules[0].to.name: '-x' must be a DNS label"),
+        ("rules:\n- to: {name: ''}\n", "F:2:14: rules[0].to.name: '' must not be empty"),
+        ("rules:\n- to: {namespace: kube_system}\n", "F:2:19: rules[0].to.namespace: 'kube_system' may have lower-case"),
+        ("rules:\n- to: {port: 70000}\n", "F:2:14: rules[0].to.port: 70000 must be at most 65535"),
+        ("rules:\n- to: {port_name: My_Port}\n", "rules[0].to.port_name: 'My_Port' must be a DNS label"),
+        ("rules:\n- to: {type: NodePort}\n", "must be one of ClusterIP, Headless"),
+        ("rules:\n- to: {output: endpoint}\n", "must be one of endpoints, endpointslices, both (did you mean endpoints?)"),
+        ("rules:\n- to: {protocol: tcp}\n", "must be one of TCP, UDP, SCTP"),
+        ("rules:\n- to: {max_endpoints_per_slice: 1001}\n", "must be at most 1000"),
+        ("rules:\n- to: {labels: {'a b': x}}\n", "'a b' is not a key that Kubernetes takes"),
+        ("rules:\n- to: {labels: {a: 'x y'}}\n", "the value of 'a' must be empty or a label value"),
+        ("rules:\n- to: {labels: {consul-bridge/owner: x}}\n", "'consul-bridge/owner' is set by the bridge"),
+        ("rules:\n- to: {annotations: {kubernetes.io/service-name: x}}\n", "is set by the bridge or by Kubernetes"),
+        ("rules:\n- instances: {critical: ready}\n", "rules[0].instances.critical: 'ready' must be one of not-ready, omit"),
+        ("rules:\n- instances: {allow_cidrs: [10.0.0.1/8]}\n", "has bits of a host in it; the network is 10.0.0.0/8"),
+        ("rules:\n- instances: {deny_cidrs: [lan]}\n", "F:2:28: rules[0].instances.deny_cidrs[0]: 'lan' is not an IP network"),
+        ("rules:\n- instances: {address: 'a b'}\n", "'a b' must be auto, service, node or the name of a tagged address"),
+        ("rules:\n- {name: a}\n- {name: a}\n", "F:3:10: rules[1].name: 'a' is the name of rules[0] already"),
+        ("rules:\n- filter: \"a\\tb\"\n", "rules[0].filter: 'a\\tb' has control characters in it"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file_names_its_place(text: str, expected: str, tmp_path: Path) -> None:
+    """File, line, column, key, what is wrong with it and what is allowed."""
+    assert expected in mistake(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\nb: 2\n", "F:2:2: not valid YAML:"),
+        ("owner: a\nowner: b\n", "F:2:1: the key 'owner' is here twice; it stands in line 1 already"),
+        ("consul:\n  wait: 1s\n  wait: 2s\n", "F:3:3: the key 'wait' is here twice; it stands in line 2 already"),
+        ("- a\n", "F:1:1: must be a mapping (`key: value` lines), not a list"),
+        ("just text\n", "F:1:1: must be a mapping (`key: value` lines), not text"),
+        ("a: 1\n---\nb: 2\n", "F:2:1: not valid YAML: expected a single document"),
+        ("a: &x [*x]\n", "F:1:4: an alias that contains itself"),
+        ("? [a]\n: b\n", "F:1:3: a key must be text"),
+        ("a: !!python/object:os.system {}\n", "F:1:1: unknown key 'a'"),
+        ("owner: !!python/name:os.system ''\n", "not valid YAML: could not determine a constructor"),
+        ("owner: 2026-13-45\n", "F:1:8: '2026-13-45': month must be in 1..12; put it in quotes"),
+        ("a: " + "[" * 20000 + "]" * 20000, "F: nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_settings_file(text: str, expected: str, tmp_path: Path) -> None:
+    """YAML's own mistakes, and what YAML allows but we do not."""
+    assert expected in mistake(tmp_path, text)
+
+
+def test_aliases_cannot_make_a_small_file_huge(tmp_path: Path) -> None:
+    """The classic of nine lines that mean a billion values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    assert "more than 200000 values" in mistake(tmp_path, "\n".join(lines))
+
+
+def test_anchors_and_merges_work(tmp_path: Path) -> None:
+    """Rules that resemble each other need not be written twice; what stands in the rule itself wins."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("rules:\n- &base {services: [a], to: {namespace: one, port: 80}}\n- {<<: *base, services: [b]}\n")
+    one, two = load({"--config": str(file)}, {}).core_rules()
+    assert (one.services, two.services, two.to.namespace, two.to.port) == (("a",), ("b",), "one", 80)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "consul:\nrules:\n"])
+def test_an_empty_file_says_nothing(text: str, tmp_path: Path) -> None:
+    """Sections without content are as if they were not there."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text(text)
+    assert load({"--config": str(file)}, {}).effective() == load({}, {}).effective()
+
+
+def test_an_empty_list_of_rules_selects_nothing(tmp_path: Path) -> None:
+    """Said on purpose, it is something else than saying nothing."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("rules: []\n")
+    settings = load({"--config": str(file)}, {})
+    assert settings.core_rules() == ()
+    assert "rules: []" in settings.selection()
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """Missing, a folder, not text."""
+    with pytest.raises(ConfigurationError, match=r"nix\.yaml: cannot be read: No such file or directory"):
+        load({"--config": str(tmp_path / "nix.yaml")}, {})
+    with pytest.raises(ConfigurationError, match="cannot be read: Is a directory"):
+        load({}, {"BRIDGE_CONFIG": str(tmp_path)})
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"owner: \xff\xfe\n")
+    with pytest.raises(ConfigurationError, match="binary: not"):
+        load({"--config": str(binary)}, {})
+    control = tmp_path / "control"
+    control.write_bytes(b"owner: a\x07b\n")
+    with pytest.raises(ConfigurationError, match="control"):
+        load({"--config": str(control)}, {})
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    """Who writes settings wants to mend them in one go."""
+    text = "\n".join(["ownr: x", "policy: x", *[f"# {n}" for n in range(3, 10)], "adopt: x"]) + "\n"
+    lines = mistake(tmp_path, text).splitlines()
+    assert [line.split(":")[1] for line in lines] == ["1", "2", "10"]
+
+
+def test_very_many_mistakes_are_cut(tmp_path: Path) -> None:
+    """The first twenty say enough."""
+    lines = mistake(tmp_path, "rules:\n" + "- 5\n" * 50).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "... and 30 more"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "expected"),
+    [
+        ({"--grace": "30"}, {}, "--grace: '30' has no unit"),
+        ({}, {"BRIDGE_GRACE": "30"}, "BRIDGE_GRACE: '30' has no unit"),
+        ({}, {"CONSUL_HTTP_ADDR": "a b"}, "CONSUL_HTTP_ADDR: 'a b' has a host name that cannot be"),
+        ({"--name": "{x}"}, {}, "--name: '{x}' knows no {x}"),
+        ({}, {"BRIDGE_NAMESPACE": "A"}, "BRIDGE_NAMESPACE: 'A' may have lower-case letters"),
+        ({"--service": ["ok", ""]}, {}, "--service: '' must not be empty"),
+        ({"--output-kind": "endpoint"}, {}, "--output-kind: 'endpoint' must be one of endpoints, endpointslices, both"),
+    ],
+)
+def test_a_mistake_in_a_flag_or_variable_names_it(
+    flags: dict[str, object], environ: dict[str, str], expected: str
+) -> None:
+    """No file, no line: the flag or the variable is the place."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(flags, environ)
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_bad_token_is_not_shown() -> None:
+    """Neither in the message nor in its causes."""
+    with pytest.raises(ConfigurationError) as caught:
+        load({}, {"CONSUL_HTTP_TOKEN": "hush\nhush"})
+    assert (
+        str(caught.value) == "CONSUL_HTTP_TOKEN: a token has neither blanks nor line ends nor letters outside of ASCII"
+    )
+    assert caught.value.__cause__ is None
+
+
+def test_a_value_that_is_long_or_has_control_characters_is_shown_escaped_and_cut() -> None:
+    """What is quoted back reaches a terminal."""
+    with pytest.raises(ConfigurationError) as caught:
+        load({"--owner": "\x1b[31m" + "x" * 500}, {})
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("0s", 0), ("250ms", 0.25), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    """As DESIGN writes them, and back."""
+    assert parse_duration(text) == seconds
+    assert parse_duration(duration_text(seconds)) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-5s", "5 s", "5x", "1h 30m", "5s5", "\u0661s", "1e3s", "inf"])
+def test_what_is_no_duration(text: str) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(ValueError, match=r"duration|unit"):
+        parse_duration(text)

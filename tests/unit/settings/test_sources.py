@@ -1,0 +1,393 @@
+"""Where a setting's value comes from, and which source wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.core.model import Adopt, Output, Policy
+from bridge.errors import ConfigurationError
+from bridge.settings import RULE_FLAGS, Setting, catalogue, load, rule_env
+
+# For every setting two values that are legal, differ from each other and from the default, as text.
+EXAMPLES: dict[str, tuple[str, str]] = {
+    "owner": ("team-a", "team-b"),
+    "policy": ("upsert-only", "create-only"),
+    "adopt": ("unowned", "consul-k8s"),
+    "log.format": ("json", "console"),
+    "log.level": ("debug", "error"),
+    "consul.address": ("http://one:8500", "http://two:8500"),
+    "consul.datacenter": ("dc1", "dc2"),
+    "consul.token": ("token-one", "token-two"),
+    "consul.token_file": ("/run/one", "/run/two"),
+    "consul.tls": ("true", "false"),
+    "consul.verify": ("false", "true"),
+    "consul.ca_file": ("/one.pem", "/two.pem"),
+    "consul.client_cert": ("/one.pem", "/two.pem"),
+    "consul.client_key": ("/one.key", "/two.key"),
+    "consul.tls_server_name": ("one.example", "two.example"),
+    "consul.namespace": ("ns1", "ns2"),
+    "consul.partition": ("p1", "p2"),
+    "consul.wait": ("10s", "20s"),
+    "consul.connect_timeout": ("1s", "2s"),
+    "consul.timeout_margin": ("10s", "20s"),
+    "consul.max_stale": ("10s", "20s"),
+    "consul.connections": ("8", "9"),
+    "kubernetes.kubeconfig": ("/one.conf", "/two.conf"),
+    "kubernetes.context": ("one", "two"),
+    "kubernetes.watch_namespaces": ("a", "b,c"),
+    "kubernetes.request_timeout": ("5s", "6s"),
+    "kubernetes.connect_timeout": ("1s", "2s"),
+    "kubernetes.writers": ("3", "4"),
+    "run.listen": ("127.0.0.1:1", "[::1]:0"),
+    "run.resync": ("1m", "2m"),
+    "run.grace": ("1m", "250ms"),
+    "run.leader_elect": ("true", "false"),
+    "run.shards": ("2", "3"),
+    "guard.removal_threshold": ("10", "20"),
+    "guard.removal_minimum": ("1", "2"),
+    "guard.panic_threshold": ("10", "0"),
+    "guard.window": ("10s", "20s"),
+    "guard.rebuild_grace": ("1m", "1h30m"),
+    "guard.hold_release": ("1h", "2h"),
+    "retry.attempts": ("2", "3"),
+    "retry.consul.floor": ("1s", "2s"),
+    "retry.consul.cap": ("40s", "50s"),
+    "retry.consul.multiplier": ("3", "4"),
+    "retry.kubernetes.floor": ("1s", "2s"),
+    "retry.kubernetes.cap": ("40s", "50s"),
+    "retry.kubernetes.multiplier": ("3", "4"),
+    "retry.object.floor": ("1s", "2s"),
+    "retry.object.cap": ("40s", "50s"),
+    "retry.object.multiplier": ("3", "4"),
+    "retry.permanent.floor": ("6s", "7s"),
+    "retry.permanent.cap": ("6m", "7m"),
+    "retry.permanent.multiplier": ("3", "4"),
+    "sync.output": ("json", "yaml"),
+    "sync.dry_run": ("true", "false"),
+    "sync.exit_code": ("true", "false"),
+    "sync.yes": ("true", "false"),
+    "sync.force": ("true", "false"),
+}
+
+# settings that are refused without their partner
+PARTNERS = {
+    "consul.client_cert": ("consul.client_key", "/k"),
+    "consul.client_key": ("consul.client_cert", "/c"),
+}
+
+SETTINGS = {s.key: s for s in catalogue()}
+
+
+def value(setting: Setting, text: str) -> Any:
+    """An example as YAML and flags have it."""
+    if setting.is_list:
+        return text.split(",")
+    if setting.is_switch:
+        return text == "true"
+    return text
+
+
+def yaml_of(key: str, text: str) -> str:
+    """A YAML file that sets one key (and its partner)."""
+    entries = {key: text, **dict([PARTNERS[key]] if key in PARTNERS else [])}
+    lines = []
+    tree: dict[str, Any] = {}
+    for path, entry in entries.items():
+        at = tree
+        *above, last = path.split(".")
+        for part in above:
+            at = at.setdefault(part, {})
+        at[last] = entry
+
+    def emit(at: dict[str, Any], indent: str) -> None:
+        for name, below in at.items():
+            if isinstance(below, dict):
+                lines.append(f"{indent}{name}:")
+                emit(below, indent + "  ")
+            elif SETTINGS[key].is_list:
+                lines.append(f"{indent}{name}: [{below}]")
+            elif below in ("true", "false") or below.isdigit():
+                lines.append(f"{indent}{name}: {below}")
+            else:
+                lines.append(f'{indent}{name}: "{below}"')
+
+    emit(tree, "")
+    return "\n".join(lines) + "\n"
+
+
+def partner_env(key: str) -> dict[str, str]:
+    """Environment that makes a setting acceptable which needs another one."""
+    if key not in PARTNERS:
+        return {}
+    other, text = PARTNERS[key]
+    return {SETTINGS[other].env: text}
+
+
+def got(setting: Setting, flags: dict[str, Any], environ: dict[str, str]) -> str:
+    """The value that comes out, as text; secrets in the clear."""
+    settings = load(flags, environ)
+    found: Any = settings
+    for part in setting.path:
+        found = getattr(found, part)
+    return found.get_secret_value() if setting.secret else setting.text(found)
+
+
+def test_every_setting_has_an_example() -> None:
+    """A setting that is added without an entry above would go untested."""
+    assert SETTINGS.keys() == EXAMPLES.keys()
+
+
+def test_every_setting_has_a_description_that_ends_as_a_sentence() -> None:
+    """The reference documentation is generated from them."""
+    for setting in catalogue():
+        assert setting.description.rstrip().endswith("."), setting.key
+
+
+def test_environment_variables_are_unique_and_ours() -> None:
+    """Two settings under one variable could not be told apart."""
+    names = [s.env for s in catalogue()] + [rule_env(f) for f in RULE_FLAGS]
+    assert len(names) == len(set(names))
+    assert all(name.startswith("BRIDGE_") for name in names)
+
+
+@pytest.mark.parametrize("key", EXAMPLES)
+def test_every_setting_can_be_given_in_the_environment(key: str) -> None:
+    """A BRIDGE_ variable reaches its setting."""
+    setting = SETTINGS[key]
+    assert got(setting, {}, {**partner_env(key), setting.env: EXAMPLES[key][0]}) == EXAMPLES[key][0]
+
+
+@pytest.mark.parametrize("key", EXAMPLES)
+def test_every_setting_can_be_given_in_the_file_and_the_environment_beats_it(key: str, tmp_path: Path) -> None:
+    """A key of the YAML file reaches its setting; a BRIDGE_ variable is stronger."""
+    setting, (one, two) = SETTINGS[key], EXAMPLES[key]
+    file = tmp_path / "bridge.yaml"
+    file.write_text(yaml_of(key, one))
+    assert got(setting, {"--config": str(file)}, {}) == one
+    assert got(setting, {}, {"BRIDGE_CONFIG": str(file)}) == one
+    assert got(setting, {"--config": str(file)}, {setting.env: two}) == two
+
+
+@pytest.mark.parametrize("key", [k for k in EXAMPLES if SETTINGS[k].flag])
+def test_a_flag_beats_everything(key: str, tmp_path: Path) -> None:
+    """Flags are stronger than variables, Consul's own ones and the file."""
+    setting, (one, two) = SETTINGS[key], EXAMPLES[key]
+    file = tmp_path / "bridge.yaml"
+    file.write_text(yaml_of(key, one))
+    environ = {setting.env: one, **dict.fromkeys(setting.also, one), "BRIDGE_CONFIG": str(file)}
+    assert got(setting, {setting.flag: value(setting, two)}, environ) == two
+
+
+@pytest.mark.parametrize(
+    ("key", "variable"), [(s.key, variable) for s in catalogue() for variable in s.also], ids=lambda x: str(x)
+)
+def test_others_variables_work_between_our_own_and_the_file(key: str, variable: str, tmp_path: Path) -> None:
+    """CONSUL_… and KUBECONFIG are read; BRIDGE_… is stronger; the file is weaker, and the replacement is said."""
+    setting, (one, two) = SETTINGS[key], EXAMPLES[key]
+    file = tmp_path / "bridge.yaml"
+    file.write_text(yaml_of(key, two))
+    assert got(setting, {}, {**partner_env(key), variable: one}) == one
+    assert got(setting, {}, {**partner_env(key), variable: one, setting.env: two}) == two
+    settings = load({"--config": str(file)}, {variable: one})
+    assert [n for n in settings.notes if n.startswith(f"{variable} replaces {key} of {file}:")] != []
+    assert got(setting, {"--config": str(file)}, {variable: one}) == one
+
+
+def test_no_note_when_a_variable_repeats_what_the_file_says(tmp_path: Path) -> None:
+    """Only a difference is worth a warning."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("consul: {address: 'http://c:8500'}\n")
+    assert load({"--config": str(file)}, {"CONSUL_HTTP_ADDR": "http://c:8500"}).notes == ()
+
+
+def test_an_empty_variable_is_no_variable() -> None:
+    """As in shells and pod templates, `X=` means that X is not set."""
+    environ = {s.env: "" for s in catalogue()} | {v: "" for s in catalogue() for v in s.also}
+    assert load({}, environ).effective() == load({}, {}).effective()
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1", True), ("T", True), ("0", False), ("False", False)])
+def test_consuls_switches_are_read_as_consuls_tools_read_them(text: str, expected: bool) -> None:
+    """Go's ParseBool."""
+    assert load({}, {"CONSUL_HTTP_SSL_VERIFY": text}).consul.verify is expected
+
+
+def test_a_switch_of_consul_that_is_no_switch_is_refused() -> None:
+    """Consul's own tools fail as well."""
+    with pytest.raises(ConfigurationError, match="^CONSUL_HTTP_SSL: 'yes' must be true or false$"):
+        load({}, {"CONSUL_HTTP_SSL": "yes"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "token", "token_file"),
+    [
+        ({"CONSUL_HTTP_TOKEN": "aaaa", "CONSUL_HTTP_TOKEN_FILE": "/f"}, "", "/f"),
+        ({"BRIDGE_TOKEN": "bbbb", "CONSUL_HTTP_TOKEN_FILE": "/f"}, "bbbb", ""),
+        ({"BRIDGE_TOKEN_FILE": "/g", "CONSUL_HTTP_TOKEN": "aaaa"}, "", "/g"),
+    ],
+)
+def test_a_token_and_a_token_file_mean_the_same_so_the_stronger_source_wins(
+    environ: dict[str, str], token: str, token_file: str
+) -> None:
+    """Within one source the file wins, as in Consul's own tools."""
+    consul = load({}, environ).consul
+    assert (consul.token.get_secret_value(), consul.token_file) == (token, token_file)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "expected"),
+    [
+        ({}, {}, "http://127.0.0.1:8500"),
+        ({}, {"CONSUL_HTTP_ADDR": "consul:8500"}, "http://consul:8500"),
+        ({}, {"CONSUL_HTTP_ADDR": "consul:8501", "CONSUL_HTTP_SSL": "true"}, "https://consul:8501"),
+        ({}, {"CONSUL_HTTP_ADDR": "http://consul:8501", "CONSUL_HTTP_SSL": "1"}, "https://consul:8501"),
+        ({"--consul-address": "http://consul:8500"}, {"CONSUL_HTTP_SSL": "1"}, "http://consul:8500"),
+        ({"--consul-address": "consul:8500"}, {"CONSUL_HTTP_SSL": "1"}, "https://consul:8500"),
+        ({}, {"CONSUL_HTTP_ADDR": "https://consul"}, "https://consul:443"),
+        ({}, {"CONSUL_HTTP_ADDR": "consul"}, "http://consul:80"),
+        ({}, {"CONSUL_HTTP_ADDR": "[::1]:8500"}, "http://[::1]:8500"),
+        ({}, {"CONSUL_HTTP_ADDR": "http://h:8500/"}, "http://h:8500"),
+        ({}, {"CONSUL_HTTP_ADDR": "https://h/consul/"}, "https://h:443/consul"),
+    ],
+)
+def test_consuls_address_is_understood_as_in_its_own_tools(
+    flags: dict[str, Any], environ: dict[str, str], expected: str
+) -> None:
+    """Scheme, port and CONSUL_HTTP_SSL together make the URL."""
+    assert load(flags, environ).consul_url() == expected
+    assert load(flags, environ).consul_config().address == expected
+
+
+def test_without_file_flags_and_variables_one_rule_selects_everything() -> None:
+    """The simplest call mirrors every service."""
+    (rule,) = load({}, {}).core_rules("storage")
+    assert (rule.services, rule.tags, rule.filter, rule.to.namespace, rule.to.name) == (
+        (),
+        (),
+        "",
+        "storage",
+        "{service}",
+    )
+    assert rule.to.output is Output.ENDPOINTS
+
+
+def test_rule_flags_make_one_rule() -> None:
+    """--service, --tag, --filter, --namespace, --name and --output-kind together are a rule."""
+    flags = {
+        "--service": ["radosgw*", "db"],
+        "--tag": ["s3"],
+        "--filter": 'Service.Meta.env == "prod"',
+        "--namespace": "storage",
+        "--name": "{service}-{datacenter}",
+        "--output-kind": "both",
+    }
+    (rule,) = load(flags, {}).core_rules()
+    assert rule.services == ("radosgw*", "db")
+    assert rule.tags == ("s3",)
+    assert rule.filter == 'Service.Meta.env == "prod"'
+    assert (rule.to.namespace, rule.to.name, rule.to.output) == ("storage", "{service}-{datacenter}", Output.BOTH)
+
+
+def test_rule_variables_make_one_rule_and_a_flag_beats_its_variable() -> None:
+    """The variables are BRIDGE_SERVICE and so on; lists are separated by commas."""
+    environ = {"BRIDGE_SERVICE": "a, b*", "BRIDGE_TAG": "x,y", "BRIDGE_NAMESPACE": "one", "BRIDGE_OUTPUT_KIND": "both"}
+    (rule,) = load({"--namespace": "two"}, environ).core_rules()
+    assert (rule.services, rule.tags, rule.to.namespace, rule.to.output) == (
+        ("a", "b*"),
+        ("x", "y"),
+        "two",
+        Output.BOTH,
+    )
+
+
+@pytest.mark.parametrize("given", [{"flags": {"--service": ["a"]}}, {"environ": {"BRIDGE_NAMESPACE": "x"}}])
+def test_rule_flags_and_rules_in_the_file_are_refused(given: dict[str, Any], tmp_path: Path) -> None:
+    """Nobody could know which was meant; the message names both places."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("owner: x\nrules:\n  - services: [a]\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load({"--config": str(file), **given.get("flags", {})}, given.get("environ", {}))
+    assert f"{file}:3:3" in str(caught.value)
+    assert ("--service" if "flags" in given else "BRIDGE_NAMESPACE") in str(caught.value)
+
+
+def test_a_file_without_rules_goes_with_rule_flags(tmp_path: Path) -> None:
+    """Connection settings in the file, the selection on the command line."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("owner: team-a\n")
+    settings = load({"--config": str(file), "--service": ["a"]}, {})
+    assert settings.owner == "team-a"
+    assert settings.core_rules()[0].services == ("a",)
+
+
+def test_a_mistyped_variable_is_noted_and_the_links_of_a_service_named_bridge_are_not() -> None:
+    """Kubernetes sets BRIDGE_PORT and the like in pods beside a Service of that name; they are nobody's mistake."""
+    links = {"BRIDGE_SERVICE_HOST": "10.0.0.1", "BRIDGE_PORT": "tcp://10.0.0.1:80", "BRIDGE_PORT_80_TCP_ADDR": "x"}
+    assert load({}, links).notes == ()
+    (note,) = load({}, {"BRIDGE_CONECTIONS": "3"}).notes
+    assert note == "BRIDGE_CONECTIONS: no such setting (did you mean BRIDGE_CONNECTIONS?); it is ignored"
+
+
+def test_the_tree_is_frozen() -> None:
+    """Settings are values."""
+    settings: Any = load({}, {})
+    with pytest.raises(Exception, match="frozen"):
+        settings.owner = "x"
+    with pytest.raises(Exception, match="frozen"):
+        settings.consul.address = "x"
+
+
+def test_effective_settings_mask_secrets_and_name_everything() -> None:
+    """What `bridge run` logs once at its start."""
+    settings = load({}, {"CONSUL_HTTP_TOKEN": "very-secret", "BRIDGE_GRACE": "90s"})
+    effective = settings.effective()
+    assert effective.keys() == SETTINGS.keys() | {"rules"}
+    assert effective["consul.token"] == "***"
+    assert effective["run.grace"] == "1m30s"
+    assert "very-secret" not in repr(settings) + str(effective)
+    assert settings.secrets() == ("very-secret",)
+    assert settings.source("run.grace") == "BRIDGE_GRACE"
+
+
+def test_plain_dataclasses_for_the_other_rooms() -> None:
+    """Every value reaches the room that needs it."""
+    environ = {SETTINGS[k].env: one for k, (one, _) in EXAMPLES.items() if k not in ("run.leader_elect", "run.shards")}
+    environ.pop("BRIDGE_TOKEN_FILE")
+    settings = load({}, environ)
+    consul, kube, guard = settings.consul_config(), settings.kube_config(), settings.guard_settings()
+    assert (consul.address, consul.token, consul.datacenter) == ("https://one:8500", "token-one", "dc1")
+    assert (consul.ca_file, consul.client_cert, consul.client_key) == ("/one.pem", "/one.pem", "/one.key")
+    assert (consul.tls_server_name, consul.verify) == ("one.example", False)
+    assert (consul.namespace, consul.partition) == ("ns1", "p1")
+    assert (consul.wait_seconds, consul.connect_timeout_seconds, consul.timeout_margin_seconds) == (10, 1, 10)
+    assert (consul.max_stale_seconds, consul.connections) == (10, 8)
+    assert (kube.kubeconfig, kube.context, kube.namespaces) == ("/one.conf", "one", ("a",))
+    assert (kube.request_timeout_seconds, kube.connect_timeout_seconds) == (5, 1)
+    assert kube.connections > settings.kubernetes.writers
+    assert (guard.removal_percent, guard.removal_minimum, guard.panic_percent) == (10, 1, 10)
+    assert (guard.window_seconds, guard.rebuild_grace_seconds, guard.hold_release_seconds) == (10, 60, 3600)
+    run, sync = settings.run_options(), settings.sync_options()
+    assert (run.owner, run.policy, run.adopt) == ("team-a", Policy.UPSERT_ONLY, Adopt.UNOWNED)
+    assert (run.grace_seconds, run.resync_seconds, run.writers, run.guard) == (60, 60, 3, guard)
+    assert (run.consul_retry.floor_seconds, run.consul_retry.cap_seconds, run.consul_retry.multiplier) == (1, 40, 3)
+    assert (run.kube_retry.floor_seconds, run.object_retry.cap_seconds, run.permanent_retry.cap_seconds) == (1, 40, 360)
+    assert run.consul_retry.attempts == 0
+    assert (sync.owner, sync.policy, sync.adopt, sync.dry_run, sync.force) == (
+        "team-a", Policy.UPSERT_ONLY, Adopt.UNOWNED, True, True,
+    )  # fmt: skip
+    assert (sync.writers, sync.retry.attempts, sync.guard) == (3, 2, guard)
+
+
+def test_a_star_means_all_namespaces() -> None:
+    """Beside other names it makes them superfluous."""
+    assert load({"--watch-namespace": ["a", "*"]}, {}).kube_config().namespaces == ("*",)
+
+
+@pytest.mark.parametrize("flags", [{"--leader-elect": True}, {"--shards": "2"}])
+def test_what_this_version_cannot_do_is_refused_rather_than_ignored(flags: dict[str, Any]) -> None:
+    """Two replicas that both believe to be alone would fight."""
+    with pytest.raises(ConfigurationError, match="no leader election"):
+        load(flags, {}).run_options()
