@@ -366,6 +366,7 @@ def _sync(flags: Mapping[str, Any]) -> int:
             nonlocal refused
             progress.clear()
             refused = not _confirm_deletions(report, settings)
+            progress.what = "planned" if refused else "writing"  # from here on a signal lets the objects in hand finish
             return not refused
 
         try:

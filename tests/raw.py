@@ -71,6 +71,12 @@ class RawClient:
             raise UnexpectedAnswerError(status, text.decode(errors="replace"))
         return json.loads(text) if text.strip() else None
 
+    def interrupt(self) -> None:
+        """End a request that another thread waits for; it raises OSError there."""
+        sock = getattr(self._connection, "sock", None)
+        if sock is not None:
+            sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()

@@ -2,9 +2,10 @@
 
 | doorbell | wakes for | names |
 | --- | --- | --- |
-| health/state/critical, /warning | flips, maintenance, node checks | services of the checks that differ; for a node's own check every service on the node |
-| catalog/nodes | address and meta of nodes, new and gone nodes | every service on the nodes that differ; what a new node brings |
-| catalog/services | names and tags; everything else of the catalog without naming it | services that came, went or changed their tags |
+| health/state/critical, /warning | flips, maintenance, node checks | services of the checks that differ (of a node's |
+| | | own check: all on the node) |
+| catalog/nodes | address and meta of nodes, new and gone nodes | all on the nodes that differ |
+| catalog/services | names and tags; all else of the catalog, unnamed | services that came, went, changed their tags |
 
 Bodies are compared with the ones before, keyed by what identifies an entry, so that a flap between two bodies still
 shows (its ModifyIndex moved). After a doorbell was deaf (at first, after an error) bodies alone prove nothing:

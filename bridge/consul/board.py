@@ -20,7 +20,8 @@ class Entry:
 
     `index` is the service's own by plain reads and probes, never by the streaming backend. `generation` counts what was
     published, so that a slow reader does not overwrite what a faster one knows. `covered` says that doorbells and node
-    sweeps see it (not so for other namespaces, partitions and peers).
+    sweeps see it (not so for other namespaces, partitions and peers). `assigned`: it has a direct watch; `direct`: that
+    watch is listening, so that nobody else needs to read. `indirect` on the board counts entries without one.
     """
 
     query: Query
@@ -43,7 +44,7 @@ class Entry:
 
 
 class Published(Enum):
-    """What became of a view."""
+    """What became of a view: CHANGED differs from what was known before, OUTRUN came too late and was refused."""
 
     CHANGED = auto()
     SAME = auto()
@@ -86,19 +87,20 @@ class Board:
     def _remove(self, query: Query) -> Entry:
         entry = self.entries.pop(query)
         entry.removed = True
-        self.indirect -= not entry.direct
+        self.indirect -= not entry.assigned
         self.filtered -= bool(query.filter)
         _discard(self._by_name, query.service.lower(), entry)
         for node in entry.nodes:
             _discard(self._by_node, node, entry)
         return entry
 
-    def set_direct(self, entry: Entry, direct: bool) -> None:
-        """Note whether a direct watch looks after an entry."""
+    def assign(self, entry: Entry, assigned: bool) -> None:
+        """Note whether an entry has a direct watch of its own."""
         with self.lock:
-            if entry.direct != direct and not entry.removed:
-                self.indirect += -1 if direct else 1
-            entry.direct = direct
+            if entry.assigned != assigned and not entry.removed:
+                self.indirect += -1 if assigned else 1
+            entry.assigned = assigned
+            entry.direct = False
 
     # ------------------------------------------------------------------ who is meant
 
@@ -134,7 +136,7 @@ class Board:
                 return Published.SAME
             changed = False
             if isinstance(state, Known):
-                changed = state != entry.known
+                changed = entry.known is not None and state != entry.known
                 state = self._keep(entry, state)
             entry.state = state
             self._on_view(entry.query, state, seen)

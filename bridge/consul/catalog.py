@@ -1,7 +1,7 @@
 """Everything that is wanted of Consul, watched within one budget of connections, as a stream of views.
 
-A `Catalog` divides the budget among its datacenters and leaves each to a `DatacenterWatch` of its own, so that a dead one
-never touches the others. `read_all` is the same knowledge, read once.
+A `Catalog` divides the budget among its datacenters and leaves each to a `DatacenterWatch` of its own, so that a dead
+one never touches the others. `read_all` is the same knowledge, read once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bridge.consul.client import ConsulConfig, parse_address, tls_of
+from bridge.consul.client import ConsulConfig, tls_of
 from bridge.consul.datacenter import CatalogListener, DatacenterWatch
 from bridge.consul.snapshot import Snapshot, read_all
 from bridge.core.model import Query, Unknown
@@ -47,7 +47,6 @@ class Catalog:
                 f"{config.connections} connections to Consul are too few for {len(names)} datacenters: at least "
                 f"{LEAST * len(names)} are needed (--connections)"
             )
-        parse_address(config.address)
         tls = tls_of(config)
         self._listener = listener
         self._clock = clock
@@ -85,7 +84,7 @@ class Catalog:
         """Watch exactly these from now on: new ones are read and watched, the others forgotten."""
         with self._lock:
             shares: dict[str, set[Query]] = {name: set() for name in self._watches}
-            strange = set()
+            strange: set[Query] = set()
             for query in queries:
                 shares.get(query.datacenter, strange).add(query)
             news, self._strange = strange - self._strange, frozenset(strange)

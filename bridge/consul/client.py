@@ -1,11 +1,11 @@
 """python-consul2 as the bridge needs it: every question that is asked of Consul, and the envelope of its answers.
 
-python-consul2's `Consul` runs here over our own transport. Where its methods lack a parameter (consistency and filter on
-health.*) or hide the headers, the same request goes through `http.get` with a callback of ours. Its constructor is not
+python-consul2's `Consul` runs here over our own transport. Where its methods lack a parameter (consistency and filter
+on health.*) or hide the headers, the same request goes through `http.get` with a callback of ours. Its constructor is not
 used: that one lets CONSUL_HTTP_* in the environment beat arguments, and warns about calls that we do not make.
 
-Nothing in here waits, retries or remembers: one call, one request (and one more, consistent, when a stale answer was too
-old). Errors are TransientError, PermanentError and CancelledError; see faults.py for which and why.
+Nothing in here waits, retries or remembers: one call, one request (and one more, consistent, when a stale answer was
+too old). Errors are TransientError, PermanentError and CancelledError; see faults.py for which and why.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from urllib.parse import quote
 import consul.base
 
 from bridge.consul import faults
-from bridge.consul.transport import Interrupted, Params, TooLarge, Tls, Transport, parse_address
+from bridge.consul.transport import Interrupted, Params, Tls, TooLarge, Transport, parse_address
 from bridge.core.model import Query
 from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
 
@@ -37,7 +37,7 @@ NOBODY = "consul-bridge-nobody-has-this-tag"
 
 
 class Mode(StrEnum):
-    """Which server may answer: any (`STALE`), the leader by its lease (`LEADER`), the leader after asking the others."""
+    """Which server may answer: any, the leader, the leader after asking the others."""
 
     STALE = "stale"
     LEADER = "default"
@@ -138,11 +138,12 @@ class _Consul(consul.base.Consul):  # type: ignore[misc]
 
 
 class ConsulClient:
-    """One connection to one agent, for one thread at a time; `close` may come from any thread and ends a waiting request.
+    """One connection to one agent, for one thread at a time; `close` from any thread ends a waiting request.
 
     `wait` 0 makes a plain read whatever the index; else the call returns when the answer is newer than `index` or when
     about `wait` seconds are over. `on_reconnect` is called, before the answer, when an idle connection turned out to be
-    dead and was opened anew: Consul may have been restarted in between. Raises ConfigurationError when the config cannot be used at all.
+    dead and was opened anew: Consul may have been restarted in between. Raises ConfigurationError when the config
+    cannot be used at all.
     """
 
     def __init__(
@@ -219,8 +220,8 @@ class ConsulClient:
     def own_datacenter(self) -> str:
         """Name of the agent's datacenter.
 
-        From the agent itself; a token without agent:read has to do with the catalog: the only datacenter there is, or the
-        one in which nodes are listed when none is asked for.
+        From the agent itself; a token without agent:read has to do with the catalog: the only datacenter there is, or
+        the one in which nodes are listed when none is asked for.
         """
         try:
             answer = self._ask("/v1/agent/self", "read the agent's settings", "", 0, 0.0, Mode.LEADER, indexed=False)

@@ -5,45 +5,55 @@
     doorbells (3)          state/critical, state/warning, nodes: name who flipped or moved, for all other services
     readers (up to 4)      read who was named; sweeps of index probes find those whom nobody names
 
-How nothing is missed: a view is only as good as the thing that would notice its next change, so a service is always
-covered by its direct watch, or by doorbells and sweeps that were listening BEFORE the view was read; whoever stops
-listening (an error, a direct watch given to another service) has what it covered read again. How nothing is believed too
-early: after anything broke, the datacenter is in doubt until one consistent read of its nodes has shown that it is the
-same Consul as before (`_confirm`); if not, `on_rebuilt` is called before any view of the new one.
+How nothing is missed: a view is only as good as whatever would notice its next change. So a service is covered by its
+direct watch, or by doorbells and sweeps that listened BEFORE it was read, and whoever stops listening (an error, a
+direct watch given to another service) has what it covered read again. How nothing is believed too early: see checkpoint.py.
 
 Reads after the first go to the leader: an answer older than what is known would be a step back.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from bridge.consul import bells, decode
+from bridge.consul.board import Board, Entry, Published, instances_of
+from bridge.consul.checkpoint import Checkpoint, Troubles
 from bridge.consul.client import STREAMING, Answer, ConsulClient, ConsulConfig, Mode
-from bridge.consul.identity import Identity
+from bridge.consul.direct import DirectWatches
 from bridge.consul.pace import Bucket, Throttle
 from bridge.consul.readers import Readers, Urgency
 from bridge.consul.sweep import Sweeper
 from bridge.consul.transport import Tls
-from bridge.consul.watch import PERMANENT_RETRY, Step, Watch
-from bridge.core.model import Knowledge, Known, Listing, Query, Status, Unknown
+from bridge.consul.watch import PERMANENT_RETRY, Watch
+from bridge.core.model import Knowledge, Listing, Query, Status, Unknown
 from bridge.errors import BridgeError, CancelledError, PermanentError, ThrottledError, TransientError
 from bridge.retry import RetryPolicy
 
-DOORBELLS = 3
 LEADER_PROBE_SECONDS = 5.0
+
 PROMOTED_WAIT_SECONDS = 15.0
 """Longest wait of a direct watch while there are more services than watches: then it may go to another one."""
+
 JUDGE_SECONDS = 5.0
-"""How long a change that the verification found may still be explained by a doorbell that rang for it."""
+"""How long a change that the verification found may still be explained by somebody who rang for it."""
+
+BELLS_LINGER_SECONDS = 60.0
+"""How long the doorbells stay when every service has a direct watch again."""
+
 TICK_SECONDS = 0.25
+
+LISTING_RATE, LISTING_BYTES = 2.0, 1e6
+BELL_RATE, BELL_BURST, BELL_BYTES = 20.0, 20.0, 2e6
+"""A quiet doorbell is armed again at once; a busy one so that it costs at most so many wakes and bytes a second."""
+
+SERVICE_RATE, SERVICE_BURST = 20.0, 250.0
+ALL_RATE, ALL_BURST = 300.0, 2000.0
 
 
 class CatalogListener(Protocol):
@@ -63,56 +73,18 @@ class CatalogListener(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """One wanted service. `lock` orders what is published of it; the rest belongs to the datacenter's lock.
-
-    `index` is the service's own by plain reads and probes, never by the streaming backend; `generation` counts what was
-    published, so that a slow reader does not overwrite what a faster one knows.
-    """
-
-    query: Query
-    covered: bool
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    state: Knowledge | None = None
-    known: Known | None = None
-    index: int = 0
-    generation: int = 0
-    attempts: int = 0
-    changed_at: float = 0.0
-    explained_at: float = 0.0
-    slot: _Slot | None = None
-    direct: bool = False
-    queued: bool = False
-    reading: bool = False
-    again: bool = False
-    verifying: bool = False
-    removed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """One connection for direct watches."""
-
-    number: int
-    client: ConsulClient
-    entry: Entry | None = None
-    thread: threading.Thread | None = None
-
-
-@dataclass(slots=True, eq=False)
 class _Bell:
-    """A doorbell's last body; deaf while it may have missed something."""
+    """A doorbell: its connection, and its last body. Deaf while it may have missed something."""
 
     name: str
     client: ConsulClient
     statuses: frozenset[Status] = frozenset()
     body: Any = None
     deaf: bool = True
-    ringing: bool = False
 
 
 class DatacenterWatch:
-    """See the module. `start`, `stop`, `join`, `want` and `status` are for others; any thread."""
+    """See the module. `start`, `stop`, `join`, `want` and `status` are for others, from any thread."""
 
     def __init__(
         self,
@@ -135,49 +107,567 @@ class DatacenterWatch:
         self._clock = clock
         self._tls = tls
         self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._awake = threading.Condition(self._lock)
-        self._recoveries = 0
+        self._want_lock = threading.Lock()
 
-        has_bells = budget >= 2 + DOORBELLS
-        readers = max(1, min(4, budget // 6))
-        self._slots_total = max(budget - 1 - readers - (DOORBELLS if has_bells else 0), 0)
+        self._checkpoint = Checkpoint(name, self._rebuilt, self._stop)
+        self._troubles = Troubles(self._tell_trouble)
+        self._board = Board(listener.on_view, config.namespace, config.partition)
         self._listing_client = self._client()
-        self._readers = Readers(
-            [self._client() for _ in range(readers)], f"consul-reader-{name}", self._ready, failed, clock
+        readers, has_bells, slots = divide(budget)
+        self._bells = self._make_bells() if has_bells else ()
+        self._bells_needed = threading.Event()
+        self._bells_until = float("-inf")
+        self._reader_clients = [self._client() for _ in range(readers)]
+        self._readers = Readers(self._reader_clients, f"consul-reader-{name}", self._ready, failed, clock)
+        self._reader_attempts = 0
+        self._throttle = Throttle(slots, clock)
+        self._all_bucket = Bucket(ALL_RATE, ALL_BURST, clock)
+        self._direct = DirectWatches(
+            f"consul-direct-{name}",
+            self._board,
+            self._throttle,
+            self._client,
+            self._direct_watch,
+            self._released,
+            failed,
+            self._stop,
         )
-        self._bells = self._make_bells() if has_bells else []
-        self._slots: list[_Slot] = []
-        self._throttle = Throttle(self._slots_total, clock)
-        self._service_bucket = Bucket(200.0, 1000.0, clock)
-
-        self._entries: dict[Query, Entry] = {}
-        self._by_name: dict[str, set[Entry]] = {}
-        self._by_node: dict[str, set[Entry]] = {}
-        self._filtered = 0
-        self._unassigned: OrderedDict[Entry, None] = OrderedDict()
-        self._recent: OrderedDict[Entry, None] = OrderedDict()
-        self._indirect = 0
+        self._sweeper = Sweeper(name, self, self._readers, clock)
 
         self._listing: Listing | None = None
-        self._listing_state: Listing | Unknown | None = None
+        self._listing_told: Listing | Unknown | None = None
         self._listing_index = 0
-        self._listing_woke_at = 0.0
-        self._identity = Identity()
-        self._doubts = 1
-        self._confirmed = 0
-        self._confirm_lock = threading.Lock()
-        self._troubles: dict[str, str] = {}
-        self._trouble: str | None = None
-        self._trouble_lock = threading.Lock()
-        self._backoff: dict[str, str] = {}
-
-        self._sweeper = Sweeper(self._sweep_keys, self._readers, clock)
-        self._next_verify = 0.0
-        self._suspects: list[tuple[Entry, float]] = []
-        self._found = 0
-        self._found_lately: list[str] = []
-        self._verified = 0
+        self._listing_rang_at = float("-inf")
         self._last_success: float | None = None
-        self._counts = {"reads": 0, "unchanged": 0, "changes": 0, "probes": 0, "rings": 0}
-        self._threads: list[threading.Thread] = []
+        self._look_when_read = False
+        self._next_leader_probe = float("-inf")
+        self._leader_asked = False
+        self._next_verify = clock() + config.verify_seconds
+        self._judging: list[tuple[Entry, float]] = []
+        self.found = 0
+        self._found_lately: tuple[str, ...] = ()
+        self._threads = [threading.Thread(target=self._guarded, args=(self._keep,), name=f"consul-keeper-{name}")]
+        self._threads.append(
+            threading.Thread(target=self._guarded, args=(self._listing_watch().run,), name=f"consul-listing-{name}")
+        )
+        self._threads += [
+            threading.Thread(target=self._guarded, args=(partial(self._ring, bell),), name=f"consul-{bell.name}-{name}")
+            for bell in self._bells
+        ]
+        for thread in self._threads:
+            thread.daemon = True
+
+    # ------------------------------------------------------------------ for the catalog
+
+    def start(self) -> None:
+        """Begin."""
+        self._readers.start()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End every request; nothing is told any more once `join` has returned."""
+        self._stop.set()
+        self._bells_needed.set()
+        self._readers.close()
+        for client in (self._listing_client, *(bell.client for bell in self._bells), *self._reader_clients):
+            client.close()
+        self._direct.close()
+        self._checkpoint.wake()
+
+    def join(self, deadline: float) -> bool:
+        """Wait for the threads until `deadline` (time.monotonic); returns whether all have ended."""
+        threads = [*self._threads, *self._readers.threads, *self._direct.close()]
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(deadline - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in threads)
+
+    def want(self, queries: Iterable[Query]) -> None:
+        """Watch exactly these from now on."""
+        with self._want_lock:
+            added, removed = self._board.want(queries)
+            if not added and not removed:
+                return
+            self._direct.remove(removed)
+            rest = self._direct.add(added)
+        if self._board.indirect:
+            self._call_bells()
+        for entry in rest:
+            self._refresh(entry, urgency=Urgency.FIRST)
+        self._look_when_read = self._look_when_read or bool(rest)
+        trouble = self._troubles.current
+        if trouble is not None:
+            self._tell_unread(added, trouble)
+
+    def status(self) -> dict[str, Any]:
+        """Figures for readiness, metrics and people."""
+        now = self._clock()
+        connected = sum(c.connected for c in (self._listing_client, *self._reader_clients)) + self._direct.connected
+        return {
+            "connected": self._troubles.current is None and self._last_success is not None,
+            "trouble": self._troubles.current,
+            "seconds_since_last_success": None if self._last_success is None else round(now - self._last_success, 1),
+            "connections": connected + sum(bell.client.connected for bell in self._bells),
+            "budget": self._budget - (self._throttle.total - self._throttle.limit),
+            "budget_configured": self._budget,
+            "services": len(self._board.entries),
+            "direct_watches": self._direct.in_use,
+            "doorbells": self._bells_needed.is_set() and bool(self._bells),
+            "reads_waiting": len(self._readers),
+            "sweeps": self._sweeper.looked,
+            "sweep_seconds": round(self._sweeper.last_seconds, 3),
+            "probes": self._sweeper.probes,
+            "verifications": self._sweeper.verified,
+            "verification_found": self.found,
+            "verification_found_lately": list(self._found_lately),
+            "confirmations": self._checkpoint.confirmations,
+        }
+
+    # ------------------------------------------------------------------ small parts
+
+    def _client(self) -> ConsulClient:
+        return ConsulClient(self._config, self._tls, self._checkpoint.doubt)
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - a thread that dies ends the process
+            self._failed(error)
+
+    def _watch(
+        self,
+        client: ConsulClient,
+        ask: Callable[[int, float], Answer],
+        take: Callable[[Answer], bool],
+        fail: Callable[[BridgeError], None],
+        buckets: tuple[Bucket, ...],
+        byte_bucket: Bucket | None = None,
+    ) -> Watch:
+        return Watch(
+            ask=ask,
+            take=take,
+            fail=fail,
+            checkpoint=self._checkpoint,
+            client=client,
+            sleep=self._checkpoint.sleep,
+            stop=self._stop,
+            buckets=buckets,
+            byte_bucket=byte_bucket,
+            retry=self._retry,
+            wait_seconds=self._config.wait_seconds,
+        )
+
+    def _broke(self, error: BridgeError) -> None:
+        """Something failed: what does that say about the datacenter as a whole?"""
+        if isinstance(error, ThrottledError):
+            self._throttle.throttled()
+            self._troubles.set("throttled", str(error))
+        elif isinstance(error, TransientError) and error.fault_of_server:
+            self._checkpoint.doubt(str(error))
+
+    def _tell_trouble(self, reason: str | None) -> None:
+        self._listener.on_trouble(self.name, reason)
+        if reason is not None:
+            self._tell_unread(self._board.all(), reason)
+
+    def _tell_unread(self, entries: Iterable[Entry], reason: str) -> None:
+        """Whoever was never read is told that it cannot be read now; the others keep what is known."""
+        for entry in entries:
+            if entry.state is None:
+                self._board.publish(entry, Unknown(reason), self._clock(), generation=0)
+
+    def _rebuilt(self) -> None:
+        """Consul is another one: say so, then forget every index and have everything read again."""
+        self._listener.on_rebuilt(self.name)
+        self._sweeper.forget()
+        for bell in self._bells:
+            bell.deaf = True
+        with self._board.lock:
+            for entry in self._board.entries.values():
+                entry.index = 0
+        for entry in self._board.all():
+            if not entry.assigned:
+                self._refresh(entry)
+        self._direct.wake()
+        self._listing_client.wake()
+        for bell in self._bells:
+            bell.client.wake()
+
+    # ------------------------------------------------------------------ the listing
+
+    def _listing_watch(self) -> Watch:
+        def ask(index: int, wait: float) -> Answer:
+            return self._listing_client.listing(self.name, index, wait)
+
+        return self._watch(
+            self._listing_client,
+            ask,
+            self._take_listing,
+            self._listing_failed,
+            (Bucket(LISTING_RATE, LISTING_RATE, self._clock),),
+            Bucket(LISTING_BYTES, LISTING_BYTES, self._clock),
+        )
+
+    def _take_listing(self, answer: Answer) -> bool:
+        self._last_success = self._clock()
+        self._troubles.set("listing", None)
+        rang = answer.index != self._listing_index
+        self._listing_index = answer.index
+        state = decode.listing_of(answer)
+        before = self._listing
+        if state != self._listing_told:
+            self._listing_told = state
+            self._listener.on_listing(self.name, state)
+        if rang:
+            self._listing_rang_at = self._clock()
+            if self._board.indirect:
+                self._sweeper.look()
+        if isinstance(state, Listing):
+            self._listing = state
+            for service in bells.renamed(before, state) if before is not None else ():
+                self._ring_for(self._board.named(service), 0)
+        return True
+
+    def _listing_failed(self, error: BridgeError) -> None:
+        self._broke(error)
+        reason = str(error)
+        self._troubles.set("listing", reason)
+        if self._listing_told != Unknown(reason):
+            self._listing_told = Unknown(reason)
+            self._listener.on_listing(self.name, self._listing_told)
+
+    # ------------------------------------------------------------------ direct watches
+
+    def _direct_watch(self, client: ConsulClient, entry: Entry) -> Watch:
+        generation = 0
+
+        def ask(index: int, wait: float) -> Answer:
+            nonlocal generation
+            generation = entry.generation
+            mode = Mode.STALE if index or entry.known is None else Mode.LEADER
+            if self._board.indirect:
+                wait = min(wait, PROMOTED_WAIT_SECONDS)
+            return client.health_service(entry.query, index, wait, mode)
+
+        def take(answer: Answer) -> bool:
+            plain = watch.position.plain
+            entry.explained_at = seen = self._clock()
+            state = decode.view_of(answer)
+            published = self._board.publish(entry, state, seen, generation if plain else None)
+            if published is Published.OUTRUN:
+                return False
+            if plain:
+                self._learn_index(entry, answer)
+                entry.direct = True
+            entry.attempts = 0
+            if published is Published.CHANGED:
+                self._direct.changed(entry)
+            return True
+
+        def fail(error: BridgeError) -> None:
+            self._broke(error)
+            entry.direct = False
+            self._board.publish(entry, Unknown(str(error)), self._clock())
+
+        own = Bucket(SERVICE_RATE, SERVICE_BURST, self._clock)
+        watch = self._watch(client, ask, take, fail, (own, self._all_bucket))
+        return watch
+
+    def _released(self, entry: Entry) -> None:
+        """A service lost its direct watch: from here on doorbells and sweeps look after it."""
+        self._call_bells()
+        self._refresh(entry)
+
+    # ------------------------------------------------------------------ doorbells
+
+    def _make_bells(self) -> tuple[_Bell, ...]:
+        return (
+            _Bell("critical", self._client(), frozenset({Status.CRITICAL, Status.MAINTENANCE})),
+            _Bell("warning", self._client(), frozenset({Status.WARNING})),
+            _Bell("nodes", self._client()),
+        )
+
+    def _call_bells(self) -> None:
+        self._bells_until = self._clock() + BELLS_LINGER_SECONDS
+        self._bells_needed.set()
+
+    def _ring(self, bell: _Bell) -> None:
+        """A doorbell's thread: idle while every service has a direct watch."""
+        watch = self._bell_watch(bell)
+        while not self._stop.is_set():
+            if not self._bells_needed.is_set():
+                bell.deaf = True
+                watch.position.failed()
+                bell.client.disconnect()
+                self._bells_needed.wait()
+                continue
+            watch.step()
+
+    def _bell_watch(self, bell: _Bell) -> Watch:
+        def ask(index: int, wait: float) -> Answer:
+            bell.deaf = bell.deaf or index == 0
+            if bell.statuses:
+                return bell.client.state(bell.name, self.name, index, wait)
+            return bell.client.nodes(self.name, index, wait)
+
+        def take(answer: Answer) -> bool:
+            if bell.statuses:
+                self._take_checks(bell, answer)
+            else:
+                self._take_nodes(bell, answer)
+            bell.deaf = False
+            self._troubles.set(bell.name, None)
+            return True
+
+        def fail(error: BridgeError) -> None:
+            self._broke(error)
+            self._troubles.set(bell.name, str(error))
+
+        return self._watch(
+            bell.client,
+            ask,
+            take,
+            fail,
+            (Bucket(BELL_RATE, BELL_BURST, self._clock),),
+            Bucket(BELL_BYTES, BELL_BYTES, self._clock),
+        )
+
+    def _take_checks(self, bell: _Bell, answer: Answer) -> None:
+        before, after = bell.body or {}, decode.checks_of(answer)
+        bell.body = after
+        if not bell.deaf:
+            self._ring_for_named(bells.flips(before, after))
+            return
+        self._ring_for_named(bells.rung_after_silence(before, after))
+        for entry in self._board.all():
+            if not entry.direct and bells.contradicts(instances_of(entry), bell.statuses, after):
+                self._ring_for((entry,), 0)
+
+    def _take_nodes(self, bell: _Bell, answer: Answer) -> None:
+        first, before, after = bell.body is None, bell.body or {}, decode.nodes_of(answer)
+        bell.body = after
+        self._checkpoint.observe(answer.index, dict(after))
+        if first:
+            named = bells.Named(nodes={node: modified for node, (_, modified) in after.items()})
+            for node, index in named.nodes.items():
+                self._ring_for(self._board.on_node(node), index)
+            return
+        named, new = bells.moved_nodes(before, after)
+        self._ring_for_named(named)
+        for node in new:
+            self._ask_node(node)
+
+    def _ring_for_named(self, named: bells.Named) -> None:
+        for service, index in named.services.items():
+            self._ring_for(self._board.named(service), index)
+        for node, index in named.nodes.items():
+            self._ring_for(self._board.on_node(node), index)
+            if self._board.filtered:
+                self._ask_node(node)  # a filter may hide from the views what lives there
+
+    def _ring_for(self, entries: Iterable[Entry], index: int) -> None:
+        now = self._clock()
+        for entry in entries:
+            entry.explained_at = now
+            if not entry.direct and (not index or entry.index < index):
+                self._refresh(entry)
+
+    def _ask_node(self, node: str) -> None:
+        self._readers.put(Urgency.NOW, partial(self._read_node, node, 0))
+
+    def _read_node(self, node: str, attempt: int, client: ConsulClient) -> None:
+        """Refresh every service that is on a node now, whatever the views say."""
+        try:
+            names = decode.services_on(client.node_services(node, self.name))
+        except (TransientError, PermanentError) as error:
+            self._broke(error)
+            delay = self._policy(error).wait_seconds(attempt + 1, error)
+            self._readers.put(Urgency.NOW, partial(self._read_node, node, attempt + 1), delay)
+            return
+        for name in names:
+            self._ring_for(self._board.named(name), 0)
+
+    # ------------------------------------------------------------------ sweeps
+
+    def services_to_probe(self, every: bool) -> list[Entry]:
+        """Services that have been read: all, or only those that no direct watch looks after."""
+        return [e for e in self._board.all() if e.known is not None and (every or not e.direct)]
+
+    def nodes_to_probe(self) -> list[str] | None:
+        """All nodes, from the doorbell; None when it has not answered yet."""
+        bell = self._bells[-1] if self._bells else None
+        return None if bell is None or bell.deaf or bell.body is None else sorted(bell.body)
+
+    def node_moved(self, client: ConsulClient, node: str) -> None:
+        """A sweep saw a node's index move: refresh what was and what is on it."""
+        entries = set(self._board.on_node(node))
+        for name in decode.services_on(client.node_services(node, self.name)):
+            entries |= set(self._board.named(name))
+        self._ring_for(entries, 0)
+
+    def service_moved(self, entry: Entry, verifying: bool) -> None:
+        """A sweep saw a service's index move."""
+        if verifying:
+            entry.verifying = True
+        self._refresh(entry, even_direct=verifying)
+
+    def probe_failed(self, error: TransientError | PermanentError) -> None:
+        """A sweep could not go on."""
+        self._broke(error)
+
+    def _judge(self) -> None:
+        """Of what a verification found, count what nobody rang for, before or after."""
+        now = self._clock()
+        late = [(entry, at) for entry, at in self._judging if now - at >= JUDGE_SECONDS]
+        self._judging = [(entry, at) for entry, at in self._judging if now - at < JUDGE_SECONDS]
+        for entry, at in late:
+            explained = max(entry.explained_at, self._listing_rang_at) >= at - JUDGE_SECONDS
+            if not explained and not entry.removed:
+                self.found += 1
+                self._found_lately = (*self._found_lately, entry.query.service)[-5:]
+
+    # ------------------------------------------------------------------ single reads
+
+    def _ready(self, client: ConsulClient) -> bool:
+        """Before a reader's next job: make sure of Consul. False: it could not be done, and we waited."""
+        if self._stop.is_set():
+            return True
+        if not self._checkpoint.doubted:
+            return True
+        try:
+            self._checkpoint.confirm(client)
+        except (TransientError, PermanentError) as error:
+            self._reader_attempts += 1
+            self._broke(error)
+            self._troubles.set("confirm", str(error))
+            self._checkpoint.sleep(self._policy(error).wait_seconds(self._reader_attempts, error))
+            return False
+        self._reader_attempts = 0
+        self._troubles.set("confirm", None)
+        return True
+
+    def _refresh(
+        self, entry: Entry, urgency: Urgency = Urgency.NOW, delay_seconds: float = 0.0, *, even_direct: bool = False
+    ) -> None:
+        """Have a service read again; many wishes at once are one read, one during a read is another read after it."""
+        with self._board.lock:
+            if entry.removed or (entry.direct and not even_direct):
+                return
+            if entry.reading:
+                entry.again = True
+            if entry.queued or entry.reading:
+                return
+            entry.queued = True
+        self._readers.put(urgency, partial(self._read, entry), delay_seconds)
+
+    def _read(self, entry: Entry, client: ConsulClient) -> None:
+        with self._board.lock:
+            entry.queued = False
+            if entry.removed:
+                return
+            entry.reading = True
+            verifying, entry.verifying = entry.verifying, False
+            generation = entry.generation
+        delay = None
+        try:
+            delay = self._read_once(entry, client, generation, verifying)
+        except CancelledError:
+            delay = 0.0
+            raise
+        finally:
+            with self._board.lock:
+                entry.reading = False
+                again, entry.again = entry.again, False
+            if (again or delay is not None) and not self._stop.is_set():
+                self._refresh(entry, delay_seconds=0.0 if again else delay or 0.0)
+
+    def _read_once(self, entry: Entry, client: ConsulClient, generation: int, verifying: bool) -> float | None:
+        """One read; returns after how many seconds there must be another (None: it is done)."""
+        mode = Mode.STALE if entry.known is None else Mode.LEADER
+        try:
+            answer = client.health_service(entry.query, mode=mode)
+            seen = self._clock()
+            state = decode.view_of(answer)
+        except (TransientError, PermanentError) as error:
+            entry.attempts += 1
+            self._broke(error)
+            if entry.direct:
+                return None
+            if not self._checkpoint.doubted or entry.state is None:
+                self._board.publish(entry, Unknown(str(error)), self._clock())
+            return self._policy(error).wait_seconds(entry.attempts, error)
+        if self._checkpoint.doubted:
+            return 0.0
+        published = self._board.publish(entry, state, seen, generation)
+        if published is Published.OUTRUN:
+            return None if entry.direct else 0.0
+        entry.attempts = 0
+        self._last_success = seen
+        self._learn_index(entry, answer)
+        if isinstance(state, Unknown):
+            return PERMANENT_RETRY.wait_seconds(3)
+        if published is Published.CHANGED:
+            self._direct.changed(entry)
+            if verifying and not self._sweeper.pending:
+                self._judging.append((entry, seen))
+        return None
+
+    def _learn_index(self, entry: Entry, answer: Answer) -> None:
+        if answer.numbering != STREAMING:
+            entry.index = answer.index
+
+    def _policy(self, error: BridgeError) -> RetryPolicy:
+        return PERMANENT_RETRY if isinstance(error, PermanentError) else self._retry
+
+    # ------------------------------------------------------------------ the keeper
+
+    def _keep(self) -> None:
+        """What is due by the clock."""
+        while not self._stop.wait(TICK_SECONDS):
+            self._tick(self._clock())
+
+    def _tick(self, now: float) -> None:
+        if self._board.indirect:
+            self._call_bells()
+        elif now >= self._bells_until and self._bells_needed.is_set() and not self._stop.is_set():
+            self._bells_needed.clear()
+        if now >= self._next_leader_probe and not self._leader_asked:
+            self._leader_asked = True
+            self._next_leader_probe = now + LEADER_PROBE_SECONDS
+            self._readers.put(Urgency.NOW, self._probe_leader)
+        if now >= self._next_verify:
+            self._next_verify = now + self._config.verify_seconds
+            self._sweeper.verify()
+        if self._board.indirect and (not self._bells or (self._look_when_read and not len(self._readers))):
+            # without doorbells sweeps are all there is; after first reads one lays what later ones build on
+            self._look_when_read = False
+            self._sweeper.look()
+        self._sweeper.tick()
+        self._judge()
+        if self._throttle.tick():
+            self._direct.grown()
+        since = self._throttle.seconds_since
+        if since is not None and since > 2 * LEADER_PROBE_SECONDS:
+            self._troubles.set("throttled", None)
+
+    def _probe_leader(self, client: ConsulClient) -> None:
+        self._leader_asked = False
+        try:
+            leader = client.leader(self.name)
+        except (TransientError, PermanentError) as error:
+            self._broke(error)
+            self._troubles.set("leader", str(error))
+            return
+        if leader:
+            self._last_success = self._clock()
+            self._troubles.set("leader", None)
+        else:
+            self._troubles.set("leader", f"the servers of {self.name} have no leader: what is known stays as it is")
+
+
+def divide(budget: int) -> tuple[int, bool, int]:
+    """How a budget is spent: (readers, whether there are doorbells, direct watches); one more is for the listing."""
+    readers = max(1, min(4, budget // 6))
+    has_bells = budget - 1 - readers >= 3
+    return readers, has_bells, budget - 1 - readers - (3 if has_bells else 0)

@@ -195,7 +195,7 @@ def _node_addresses(values: Any) -> tuple[TaggedAddress, ...]:
 
 
 def checks_of(answer: Answer) -> Mapping[tuple[str, str], tuple[str, str, int]]:
-    """`health/state/*` as {(node, check id): (service name, status, modify index)}; a node's own check has service ""."""
+    """`health/state/*` as {(node, check id): (service, status, modify index)}; a node's own check has service ""."""
     if not isinstance(answer.data, list):
         raise TransientError("Consul's answer about checks is not a list")
     return {

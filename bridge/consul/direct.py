@@ -55,7 +55,7 @@ class DirectWatches:
         self._stop = stop
         self._changed = threading.Condition()
         self._slots: list[Slot] = []
-        self._free: list[Slot] = []
+        self._free: set[Slot] = set()
         self._waiting: OrderedDict[Entry, None] = OrderedDict()
         self._recent: OrderedDict[Entry, None] = OrderedDict()
 
@@ -103,17 +103,18 @@ class DirectWatches:
                 return slot
         if len(self._slots) < min(self._throttle.limit, self._throttle.total):
             slot = Slot(len(self._slots), self._make_client())
-            slot.thread = threading.Thread(target=self._run, args=(slot,), name=f"{self._name}-{slot.number}", daemon=True)
             self._slots.append(slot)
             return slot
         return None
 
     def _give(self, slot: Slot, entry: Entry) -> None:
         slot.entry = entry
-        entry.assigned = True
+        self._board.assign(entry, True)
         self._waiting.pop(entry, None)
-        assert slot.thread is not None
-        if slot.thread.ident is None and not self._stop.is_set():
+        self._free.discard(slot)
+        if slot.thread is None and not self._stop.is_set():
+            name = f"{self._name}-{slot.number}"
+            slot.thread = threading.Thread(target=self._run, args=(slot,), name=name, daemon=True)
             slot.thread.start()
         self._changed.notify_all()
 
@@ -148,8 +149,7 @@ class DirectWatches:
                         continue
                 else:
                     slot.client.disconnect()
-                if slot not in self._free:
-                    self._free.append(slot)
+                self._free.add(slot)
                 self._changed.wait()
             return None
 
@@ -170,10 +170,9 @@ class DirectWatches:
     def _release(self, slot: Slot, entry: Entry) -> None:
         with self._changed:
             slot.entry = None
-            entry.assigned = False
+            self._board.assign(entry, False)
             if not entry.removed:
                 self._waiting[entry] = None
-        self._board.set_direct(entry, False)
         if not entry.removed and not self._stop.is_set():
             self._released(entry)
 
@@ -191,7 +190,7 @@ class DirectWatches:
             slots = tuple(self._slots)
         for slot in slots:
             slot.client.close()
-        return [slot.thread for slot in slots if slot.thread is not None and slot.thread.ident is not None]
+        return [slot.thread for slot in slots if slot.thread is not None]
 
     @property
     def in_use(self) -> int:

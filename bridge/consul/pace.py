@@ -1,4 +1,4 @@
-"""How often: token buckets, so that no stream of changes turns a watch into a hot loop. Pure but for the clock passed in."""
+"""How often: token buckets, so that no stream of changes turns a watch into a hot loop. The clock is passed in."""
 
 from __future__ import annotations
 

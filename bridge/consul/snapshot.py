@@ -87,9 +87,7 @@ class _Reading:
         self._done = 0
         self._spread(queries, lambda client, query: self._read(client, query, len(queries)))
         errors = tuple(self._errors[text] for text in sorted(self._errors))
-        return Snapshot(
-            self._snapshot.listings, {query: self._snapshot.views[query] for query in queries}, errors
-        )
+        return Snapshot(self._snapshot.listings, {query: self._snapshot.views[query] for query in queries}, errors)
 
     def _spread(self, items: Sequence[T], work: Callable[[ConsulClient, T], None]) -> None:
         """Do `work` for every item on a few threads, each with a connection of its own."""

@@ -1,9 +1,9 @@
 """Finding out who changed when nobody says it: index probes over services or over nodes, whichever are fewer.
 
-A registration, a port, a meta value ring the listing without a name. Every service and every node has an index of its own
-that moves with exactly its changes, and asking for it costs a fraction of reading it (FACTS-consul B3). A sweep asks for
-all of them once, in small pieces between more urgent reads; at most one runs at a time, and the time between two grows
-with how long one takes, so that a busy catalog costs a bounded share of Consul and of us.
+A registration, a port, a meta value ring the listing without a name. Every service and every node has an index
+of its own that moves with exactly its changes, and asking for it costs a fraction of reading it (FACTS-consul B3). A
+sweep asks for all of them once, in small pieces between more urgent reads; at most one runs at a time, and the time
+between two grows with how long one takes, so that a busy catalog costs a bounded share of Consul and of us.
 
     look     after the listing rang: services without a direct watch, or nodes; the leader answers
     verify   now and then: every service, whatever watches it; what this finds was missed
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
 
-from bridge.consul import decode
 from bridge.consul.board import Entry
 from bridge.consul.client import ConsulClient, Mode
 from bridge.consul.readers import Readers, Urgency
@@ -140,10 +139,12 @@ class Sweeper:
             return
         for gone in self._nodes.keys() - set(nodes):
             del self._nodes[gone]
-        self._begin([
-            *(partial(self._probe_nodes, piece, False) for piece in _pieces(nodes)),
-            *self._probes_of(rest, verifying=False),
-        ])
+        self._begin(
+            [
+                *(partial(self._probe_nodes, piece, False) for piece in _pieces(nodes)),
+                *self._probes_of(rest, verifying=False),
+            ]
+        )
 
     def _services(self, every: bool) -> list[_Piece]:
         return self._probes_of(self._ground.services_to_probe(every), verifying=every)

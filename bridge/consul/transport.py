@@ -169,7 +169,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
     # ------------------------------------------------------------------ for other threads
 
     def interrupt(self) -> None:
-        """End the request that waits, now, and every later one: they raise Interrupted. Any thread, any number of times."""
+        """End the request that waits, now, and every later one: they raise Interrupted. Any thread, any time."""
         with self._lock:
             self._ended = True
             if self._sock is not None:
@@ -292,15 +292,14 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            return self._secure(sock) if self._tls is not None else sock
+            return sock if self._tls is None else self._secure(sock, self._tls)
         raise failure or OSError(f"{self.endpoint.host} has no address")
 
-    def _secure(self, sock: socket.socket) -> socket.socket:
-        assert self._tls is not None
+    def _secure(self, sock: socket.socket, tls: Tls) -> socket.socket:
         with self._lock:
             if self._ended:
                 raise Interrupted
-            secured = self._tls.context().wrap_socket(sock, server_hostname=self._server_name, do_handshake_on_connect=False)
+            secured = tls.context().wrap_socket(sock, server_hostname=self._server_name, do_handshake_on_connect=False)
             self._sock = secured
         secured.do_handshake()
         return secured

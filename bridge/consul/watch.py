@@ -28,9 +28,13 @@ PERMANENT_RETRY = RetryPolicy(floor_seconds=5.0, cap_seconds=60.0)
 
 @dataclass(slots=True)
 class Position:
-    """Where a blocking query stands: the index to send, and the last ones seen, apart by numbering."""
+    """Where a blocking query stands: the index to send, and the last ones seen, apart by numbering.
+
+    `plain` says whether the last answer was one to a plain read.
+    """
 
     index: int = 0
+    plain: bool = True
     _seen: dict[str, int] = field(default_factory=dict)
 
     def failed(self) -> None:
@@ -39,6 +43,7 @@ class Position:
 
     def answered(self, answer: Answer) -> bool:
         """Take an answer's index. False: it went backwards, the answer must not be used."""
+        self.plain = self.index == 0
         before = self._seen.get(answer.numbering, 0)
         self._seen[answer.numbering] = answer.index
         if answer.index < before:
@@ -73,8 +78,8 @@ class Step(Enum):
 class Watch:
     """Ask, hand over, ask again. One thread; `stop` ends every wait, closing the client ends the request.
 
-    `ask(index, wait)` makes the request; `take(answer)` gets every usable answer and returns whether it could use it (if
-    not, a plain read follows); `fail(error)` gets every failure. `sleep` waits at most so many seconds, less when the
+    `ask(index, wait)` makes the request; `take(answer)` gets every usable answer and returns whether it could use it
+    (if not, a plain read follows); `fail(error)` gets every failure. `sleep` waits at most so many seconds, less when the
     wait is no longer worth it (the end, or Consul is back).
     """
 

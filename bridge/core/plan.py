@@ -6,21 +6,49 @@
 | ours (label and owner id) | updated when it differs | updated when they differ; slices that are not needed deleted |
 | unowned, adoption asked for | taken over | taken over |
 | unowned, or another owner's | conflict: nothing at this target is written | conflict: that object is left alone |
+| ... and no Service | | conflict: no Service is made, it would lead to their addresses |
 | a Service with a selector | conflict, always | nothing is written |
 | a Service that a person made and annotated | never written | as above |
+| being deleted | nothing at this target is written | left alone until it is gone |
 
-Order of changes: the Service first (the control plane deletes Endpoints without one), then what brings endpoints, then
-what takes them away. When a target goes, its Endpoints go before its Service, so that the control plane finds nothing
-left to delete behind our back.
+Order: the Service first (the control plane deletes Endpoints without one), then what brings endpoints, then what takes
+them away. When the output changes, ready endpoints are there twice for a moment (kube-proxy folds equal addresses)
+rather than not at all:
+
+| from | to | how |
+| --- | --- | --- |
+| endpoints | endpointslices | our slices, then the Endpoints are deleted, and with them their mirror |
+| endpoints | both | our slices, then skip-mirror on the Endpoints |
+| endpointslices | both | Endpoints with skip-mirror: nobody sees a difference |
+| both | endpointslices | the Endpoints are deleted: nobody sees a difference |
+| both, endpointslices | endpoints | Endpoints without skip-mirror; our slices follow every change and go when the control plane's mirror is seen to have everything (`Plan.unmirrored` until then) |
+
+When a target goes, its Endpoints and slices go before its Service: the Service's address is the one thing that cannot
+be brought back, so it goes last, and a pass that ends half-way finds the rest by the Service's marks. No order helps
+against the control plane's own deletion of Endpoints after their Service (FACTS D): what a new Service of the same
+name loses to it is put back by the watch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from bridge.core import canonical
 from bridge.core import slices as packing
+from bridge.core.marks import ADOPT as ADOPT
+from bridge.core.marks import CATALOG_SYNC_LABEL as CATALOG_SYNC_LABEL
+from bridge.core.marks import DATACENTER as DATACENTER
+from bridge.core.marks import MANAGED_BY as MANAGED_BY
+from bridge.core.marks import MANAGER as MANAGER
+from bridge.core.marks import OWNER as OWNER
+from bridge.core.marks import SERVICE as SERVICE
+from bridge.core.marks import SKIP_MIRROR as SKIP_MIRROR
+from bridge.core.marks import SLICE_MANAGED_BY as SLICE_MANAGED_BY
+from bridge.core.marks import SLICE_SERVICE as SLICE_SERVICE
+from bridge.core.marks import joined
+from bridge.core.marks import marks as marks
+from bridge.core.marks import origins as origins
 from bridge.core.model import (
     Action,
     Adopt,
@@ -28,7 +56,9 @@ from bridge.core.model import (
     Change,
     Conflict,
     Current,
+    CurrentEndpoints,
     CurrentService,
+    CurrentSlice,
     Endpoint,
     EndpointsBody,
     Family,
@@ -41,24 +71,16 @@ from bridge.core.model import (
     Plan,
     Policy,
     Port,
-    Query,
     ServiceBody,
     Skipped,
     SliceBody,
     Target,
 )
-from bridge.core.translate import ready_now
+from bridge.core.ports import EXTERNAL_NAME
+from bridge.core.translate import MIRRORING_LIMIT
 
-MANAGED_BY = "app.kubernetes.io/managed-by"
-OWNER = "consul-bridge/owner"
-SERVICE = "consul-bridge/service"
-DATACENTER = "consul-bridge/datacenter"
-ADOPT = "consul-bridge/adopt"
-SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
-SLICE_SERVICE = "kubernetes.io/service-name"
-SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
-MANAGER = "consul-bridge"
-CATALOG_SYNC_LABEL = "consul"
+Pair = tuple[str, int]
+"""An address and a port number: what a connection is made to."""
 
 
 def plan(
@@ -73,280 +95,385 @@ def plan(
     warnings: tuple[str, ...] = (),
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours)."""
-    draft = _Draft(target, owner, adopt)
-    changes = _removal(draft, current) if desired is None else _upsert(draft, desired, current)
-    changes = tuple(_under(policy, change) for change in changes)
-    before = ready_now(current) if _is_ours(current, owner) else set()
-    listed, ready = _pairs(desired)
+    draft = _Draft(target, owner, policy, adopt, warnings=list(warnings))
+    if desired is None:
+        _remove(draft, current)
+    else:
+        _upsert(draft, desired, current)
+    before = _ready_endpoints(_groups_of(current, owner))
+    lost, flipped = _taken(before, desired, current, draft) if before else (0, 0)
     return Plan(
         target=target,
         queries=desired.queries if desired is not None else (),
-        changes=changes,
+        changes=tuple(draft.changes),
         conflicts=tuple(draft.conflicts),
         skipped=skipped,
-        warnings=warnings,
+        warnings=tuple(draft.warnings),
         ready=desired.ready if desired is not None else 0,
         not_ready=desired.not_ready if desired is not None else 0,
         ready_before=len(before),
-        lost=len(before - listed),
-        flipped=len((before & listed) - ready),
+        lost=lost,
+        flipped=flipped,
+        unmirrored=draft.unmirrored,
     )
 
 
 def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool) -> Mirror:
     """`desired` with what would be taken away put back: `lost` endpoints listed again, `flips` kept ready.
 
-    Additions, address changes and everything else of `desired` stay as they are.
+    Additions, address changes and everything else of `desired` stay as they are. An endpoint is put back with those of
+    its ports only that are really lost, so that no address and port are there twice.
     """
-    before = ready_now(current)
-    listed, _ = _pairs(desired)
+    before = _ready_endpoints(_groups_of(current, None))
+    if not before:
+        return desired
     members = {(g.family, g.ports): {e.address: e for e in g.endpoints} for g in desired.groups}
+    ready_before = {(address, p.number) for _, address, ports in before for p in ports}
+    listed = _pairs(desired.groups)
+    withheld = _pairs(desired.withheld) - listed
     if flips:
         for (_, ports), endpoints in members.items():
             for address, endpoint in endpoints.items():
-                if not endpoint.ready and any((address, p.number) in before for p in ports):
+                if not endpoint.ready and any((address, p.number) in ready_before for p in ports):
                     endpoints[address] = replace(endpoint, ready=True, serving=True, terminating=False)
-    if lost:
-        for group in _groups_now(current):
-            for endpoint in group.endpoints:
-                if endpoint.ready and any((endpoint.address, p.number) not in listed for p in group.ports):
-                    members.setdefault((group.family, group.ports), {}).setdefault(endpoint.address, endpoint)
-    groups = canonical.group_endpoints(members)
-    return replace(desired, groups=groups)
+    names = {p.name for g in desired.groups for p in g.ports} | {p.name for p in desired.service_ports or ()}
+    for (family, address, ports), endpoint in before.items():
+        back = []
+        for port in ports:
+            pair = address, port.number
+            if pair not in listed and (flips if pair in withheld else lost):
+                listed.add(pair)
+                back.append(port)
+        if back:
+            key = family, _named_as_now(tuple(back), names)
+            members.setdefault(key, {}).setdefault(address, endpoint)
+    return replace(desired, groups=canonical.group_endpoints(members))
 
 
-def marks(owner: str, queries: Sequence[Query]) -> tuple[Pairs, Pairs]:
-    """Labels and annotations that say whose an object is and where it comes from."""
-    labels = ((MANAGED_BY, MANAGER), (OWNER, owner))
-    datacenters = [q.datacenter for q in queries]
-    if len(set(datacenters)) == 1:
-        datacenters = datacenters[:1]
-    annotations = (
-        (DATACENTER, ",".join(map(_escape, datacenters))),
-        (SERVICE, ",".join(_escape(q.service) for q in queries)),
-    )
-    return labels, annotations
+def _named_as_now(ports: tuple[Port, ...], names: set[str]) -> tuple[Port, ...]:
+    """A single port under the name that the Service's only port has now, else it could not be reached."""
+    if len(ports) == 1 and len(names) == 1:
+        return (replace(ports[0], name=min(names)),)
+    return ports
 
 
-def origins(service: str, datacenter: str) -> tuple[tuple[str, str], ...]:
-    """The other way round: (datacenter, service) pairs from the values of an object's two annotations."""
-    services, datacenters = service.split(","), datacenter.split(",")
-    pairs = {
-        (_unescape(datacenters[min(position, len(datacenters) - 1)]), _unescape(name))
-        for position, name in enumerate(services)
-    }
-    return tuple(sorted(pair for pair in pairs if all(pair)))
+# --------------------------------------------------------------------------- one plan in the making
 
 
-def _escape(name: str) -> str:
-    return name.replace("%", "%25").replace(",", "%2C")
-
-
-def _unescape(name: str) -> str:
-    return name.replace("%2C", ",").replace("%25", "%")
-
-
+@dataclass(slots=True)
 class _Draft:
     """What the parts of one plan share."""
 
-    def __init__(self, target: Target, owner: str, adopt: Adopt) -> None:
-        self.target = target
-        self.owner = owner
-        self.adopt = adopt
-        self.conflicts: list[Conflict] = []
+    target: Target
+    owner: str
+    policy: Policy
+    adopt: Adopt
+    warnings: list[str]
+    changes: list[Change] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    unmirrored: bool = False
 
-    def standing(self, kind: Kind, meta: Meta, service_type: str = "") -> bool:
+    def ours(self, meta: Meta) -> bool:
+        """Whether an object carries our owner id."""
+        return meta.owner == self.owner
+
+    def may_write(self, kind: Kind, meta: Meta, service_type: str = "") -> bool:
         """Whether an existing object may be written; a conflict is noted when not."""
-        if meta.owner == self.owner:
+        if self.ours(meta):
             return True
         if meta.owner is not None:
-            self.conflict(kind, f"it belongs to the bridge with owner id {meta.owner!r}")
+            self.conflict(kind, f"it belongs to the bridge with owner id {canonical.shorten(meta.owner)!r}")
             return False
         marked = dict(meta.marks)
         if self.adopt is Adopt.UNOWNED or marked.get(ADOPT) == "true":
             return True
-        if (
-            self.adopt is Adopt.CONSUL_K8S
-            and marked.get(CATALOG_SYNC_LABEL) == "true"
-            and service_type == "ExternalName"
-        ):
+        from_catalog_sync = marked.get(CATALOG_SYNC_LABEL) == "true" and service_type == EXTERNAL_NAME
+        if self.adopt is Adopt.CONSUL_K8S and from_catalog_sync:
             return True
-        self.conflict(
-            kind,
-            "it is not ours; to hand it over, run with --adopt or annotate it with consul-bridge/adopt=true",
-        )
+        way = "--adopt consul-k8s" if from_catalog_sync else "--adopt"
+        self.conflict(kind, f"it is not ours; to hand it over, run with {way} or annotate it with {ADOPT}=true")
         return False
 
     def conflict(self, kind: Kind, reason: str) -> None:
-        self.conflicts.append(Conflict(self.target, kind, f"{kind} {self.target}: {reason}"))
+        """Note an object that is in the way."""
+        self.conflicts.append(Conflict(self.target, kind, reason))
 
-    def change(
-        self, kind: Kind, name: str, body: Body, existing: Meta | None, same: bool, group_counts: Sequence[Group] = ()
-    ) -> Change:
+    def write(self, kind: Kind, name: str, body: Body, existing: Meta | None, *, same: bool, reason: str = "") -> None:
+        """Add a change to what should be."""
+        groups = _groups_in(body)
         action = Action.CREATE if existing is None else Action.UNCHANGED if same else Action.UPDATE
-        return Change(
-            action=action,
-            kind=kind,
-            target=self.target,
-            name=name,
-            body=body,
-            existing=existing,
-            ready=sum(e.ready for g in group_counts for e in g.endpoints),
-            not_ready=sum(not e.ready for g in group_counts for e in g.endpoints),
-            reason="adopted" if existing is not None and existing.owner is None else "",
+        if existing is not None and existing.owner is None:
+            reason = reason or "adopted"
+        self.add(
+            Change(
+                action=action,
+                kind=kind,
+                target=self.target,
+                name=name,
+                body=body,
+                existing=existing,
+                ready=sum(e.ready for g in groups for e in g.endpoints),
+                not_ready=sum(not e.ready for g in groups for e in g.endpoints),
+                reason=reason,
+            )
         )
 
-    def removal(self, kind: Kind, meta: Meta, reason: str) -> Change:
-        return Change(
-            action=Action.DELETE, kind=kind, target=self.target, name=meta.name, body=None, existing=meta, reason=reason
-        )
-
-
-def _upsert(draft: _Draft, desired: Mirror, current: Current) -> tuple[Change, ...]:
-    labels, annotations = marks(draft.owner, desired.queries)
-    labels, annotations = _joined(desired.labels, labels), _joined(desired.annotations, annotations)
-    service = _service_change(draft, desired, current.service, labels, annotations)
-    if service is None:
-        return ()
-    adding: list[Change] = []
-    removing: list[Change] = []
-    wants_slices = desired.output is not Output.ENDPOINTS
-    wants_endpoints = desired.output is not Output.ENDPOINTSLICES
-    if wants_slices:
-        packed, spare = packing.pack(draft.target, desired.groups, current.slices, desired.max_endpoints_per_slice)
-        for piece in packed:
-            own = (*labels, (SLICE_MANAGED_BY, MANAGER), (SLICE_SERVICE, draft.target.name))
-            body = SliceBody(draft.target.name, piece.group, tuple(sorted(own)), annotations)
-            now = piece.existing
-            same = now is not None and (now.group, now.meta.labels, now.meta.annotations) == (
-                body.group, body.labels, body.annotations,
-            )  # fmt: skip
-            adding.append(
-                draft.change(
-                    Kind.ENDPOINT_SLICE, piece.name, body, now.meta if now is not None else None, same, [piece.group]
+    def remove(self, kind: Kind, meta: Meta, reason: str) -> None:
+        """Add a deletion of what is ours; what is being deleted already needs none."""
+        if self.ours(meta) and not meta.deleting:
+            self.add(
+                Change(
+                    action=Action.DELETE,
+                    kind=kind,
+                    target=self.target,
+                    name=meta.name,
+                    body=None,
+                    existing=meta,
+                    reason=reason,
                 )
             )
-    else:
-        spare = current.slices
-    removing += [
-        draft.removal(Kind.ENDPOINT_SLICE, s.meta, "not needed any more")
-        for s in spare
-        if s.meta.owner == draft.owner and not s.meta.deleting
-    ]
+
+    def add(self, change: Change) -> None:
+        """Add a change; what the policy forbids becomes "unchanged", with the policy as the reason."""
+        if change.action in _FORBIDDEN[self.policy]:
+            reason = f"policy {self.policy}: no {change.action}"
+            change = replace(change, action=Action.UNCHANGED, reason=reason)
+        self.changes.append(change)
+
+
+_FORBIDDEN = {
+    Policy.SYNC: frozenset[Action](),
+    Policy.UPSERT_ONLY: frozenset({Action.DELETE}),
+    Policy.CREATE_ONLY: frozenset({Action.DELETE, Action.UPDATE}),
+}
+
+
+def _remove(draft: _Draft, current: Current) -> None:
+    reason = "its service is gone from Consul"
+    if current.endpoints is not None:
+        draft.remove(Kind.ENDPOINTS, current.endpoints.meta, reason)
+    for piece in sorted(current.slices, key=lambda s: s.meta.name):
+        draft.remove(Kind.ENDPOINT_SLICE, piece.meta, reason)
+    if current.service is not None:
+        draft.remove(Kind.SERVICE, current.service.meta, reason)
+
+
+def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
+    labels, annotations = marks(draft.owner, desired.queries)
+    labels, annotations = joined(desired.labels, labels), joined(desired.annotations, annotations)
+    mine = [s for s in current.slices if draft.ours(s.meta)]
     endpoints = current.endpoints
-    if wants_endpoints:
-        own_labels = tuple(sorted((*labels, (SKIP_MIRROR, "true")))) if wants_slices else labels
-        content = EndpointsBody(desired.groups, own_labels, annotations)
-        if endpoints is None:
-            adding.append(draft.change(Kind.ENDPOINTS, draft.target.name, content, None, False, desired.groups))
-        elif draft.standing(Kind.ENDPOINTS, endpoints.meta):
-            same = endpoints.canonical and (
-                endpoints.groups, endpoints.meta.labels, endpoints.meta.annotations,
-            ) == (content.groups, content.labels, content.annotations)  # fmt: skip
-            adding.append(
-                draft.change(Kind.ENDPOINTS, draft.target.name, content, endpoints.meta, same, desired.groups)
-            )
-    elif endpoints is not None and endpoints.meta.owner == draft.owner:
-        removing.append(draft.removal(Kind.ENDPOINTS, endpoints.meta, "the output is EndpointSlices now"))
-    return (*service, *adding, *removing)
+    if not _service(draft, desired, current, labels, annotations):
+        return
+    blocked = endpoints is not None and not draft.may_write(Kind.ENDPOINTS, endpoints.meta)
+    if blocked and draft.changes and draft.changes[0].action is Action.CREATE:
+        draft.changes.clear()
+        return
+    if draft.policy is Policy.CREATE_ONLY and (mine or (endpoints is not None and draft.ours(endpoints.meta))):
+        return
+    wants_endpoints = desired.output is not Output.ENDPOINTSLICES
+    wants_slices = desired.output is not Output.ENDPOINTS
+    content = EndpointsBody(
+        canonical.plain(desired.groups) if wants_endpoints else (),
+        joined(labels, ((SKIP_MIRROR, "true"),)) if wants_slices else labels,
+        annotations,
+    )
+    stays = _still_needed(mine, desired, current) if not wants_slices else False
+    if stays:
+        draft.unmirrored = True
+        draft.warnings.append(
+            "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them"
+        )
+    spare: Sequence[CurrentSlice] = mine
+    if wants_slices or stays:
+        packed, spare = packing.pack(draft.target, desired.groups, mine, desired.max_endpoints_per_slice)
+        _slices(draft, packed, labels, annotations)
+    if endpoints is not None and endpoints.meta.deleting:
+        draft.warnings.append("the Endpoints object is being deleted; it is made anew when it is gone")
+    elif wants_endpoints and not blocked:
+        _endpoints(draft, content, endpoints)
+    for piece in spare:
+        _drop_slice(draft, piece)
+    if not wants_endpoints and endpoints is not None and not blocked:
+        if draft.policy is Policy.UPSERT_ONLY and draft.ours(endpoints.meta):
+            _endpoints(draft, content, endpoints)
+        else:
+            draft.remove(Kind.ENDPOINTS, endpoints.meta, "the output is EndpointSlices now")
 
 
-def _service_change(
-    draft: _Draft, desired: Mirror, existing: CurrentService | None, labels: Pairs, annotations: Pairs
-) -> tuple[Change, ...] | None:
-    """The Service's part: nothing for a person's Service; None when nothing at this target may be written."""
-    if existing is not None and existing.has_selector:
-        draft.conflict(Kind.SERVICE, "it has a selector, so Kubernetes fills its endpoints; remove the selector first")
-        return None
-    if desired.service_ports is None:
-        if existing is None:
-            return None
-        if existing.type == "ExternalName":
-            draft.conflict(Kind.SERVICE, "it is of type ExternalName and has no endpoints; make it ClusterIP")
-            return None
-        return ()
+def _endpoints(draft: _Draft, body: EndpointsBody, existing: CurrentEndpoints | None) -> None:
+    same = existing is not None and (
+        existing.canonical
+        and existing.groups == body.groups
+        and existing.meta.labels == body.labels
+        and existing.meta.annotations == body.annotations
+    )
+    draft.write(Kind.ENDPOINTS, draft.target.name, body, None if existing is None else existing.meta, same=same)
+
+
+def _slices(draft: _Draft, packed: Iterable[packing.Slice], labels: Pairs, annotations: Pairs) -> None:
+    """New slices first, then those that gain or keep what they have, then those that lose something."""
+    own = joined(labels, _slice_marks(draft.target))
+    for piece in sorted(packed, key=_loses):
+        now = piece.existing
+        body = SliceBody(draft.target.name, piece.group, own, annotations)
+        same = now is not None and (now.group, now.meta.labels, now.meta.annotations) == (piece.group, own, annotations)
+        draft.write(Kind.ENDPOINT_SLICE, piece.name, body, None if now is None else now.meta, same=same)
+
+
+def _slice_marks(target: Target) -> Pairs:
+    return (SLICE_MANAGED_BY, MANAGER), (SLICE_SERVICE, target.name)
+
+
+def _loses(piece: packing.Slice) -> int:
+    if piece.existing is None:
+        return 0
+    after = {e.address for e in piece.group.endpoints}
+    return 1 + any(e.address not in after for e in piece.existing.group.endpoints)
+
+
+def _drop_slice(draft: _Draft, piece: CurrentSlice) -> None:
+    """A slice that is not needed goes; where nothing may be deleted, it is emptied: its addresses are not wanted."""
+    if draft.policy is not Policy.UPSERT_ONLY or piece.meta.deleting:
+        draft.remove(Kind.ENDPOINT_SLICE, piece.meta, "not needed any more")
+        return
+    empty = replace(piece.group, endpoints=())
+    body = SliceBody(piece.service, empty, piece.meta.labels, piece.meta.annotations)
+    same = not piece.group.endpoints
+    draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason="not needed any more")
+
+
+def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Current) -> bool:
+    """Whether our slices hold endpoints that the control plane's mirror of the Endpoints does not have yet.
+
+    Nobody looked: needed. The mirror has no more than 1,000 addresses of one set of ports, so more is not waited for.
+    """
+    held = _ready_endpoints(s.group for s in mine if not s.meta.deleting)
+    if not held or not desired.ready:
+        return False
+    if current.mirrored is None:
+        return True
+    mirrored = {(address, p.number) for _, address, ports in _ready_endpoints(current.mirrored) for p in ports}
+    for group in desired.groups:
+        pairs = [(e.address, p.number) for e in group.endpoints if e.ready for p in group.ports]
+        if sum(pair in mirrored for pair in pairs) < min(len(pairs), MIRRORING_LIMIT):
+            return True
+    return False
+
+
+# --------------------------------------------------------------------------- the Service
+
+
+def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, annotations: Pairs) -> bool:
+    """The Service's change, none for a person's Service. False when nothing at this target may be written."""
+    existing = current.service
     if existing is None:
+        if desired.service_ports is None:
+            return False
         body = ServiceBody(desired.service_ports, desired.headless, desired.families, labels, annotations)
-        return (draft.change(Kind.SERVICE, draft.target.name, body, None, False),)
-    if not draft.standing(Kind.SERVICE, existing.meta, existing.type):
-        return None
-    if existing.headless != desired.headless and existing.type != "ExternalName":
+        draft.write(Kind.SERVICE, draft.target.name, body, None, same=False)
+        return True
+    if existing.has_selector:
+        draft.conflict(Kind.SERVICE, "it has a selector, so Kubernetes fills its endpoints; remove the selector first")
+        return False
+    if existing.meta.deleting:
+        draft.warnings.append("the Service is being deleted; it is made anew when it is gone")
+        return False
+    if desired.service_ports is None:
+        if existing.type == EXTERNAL_NAME:
+            draft.conflict(Kind.SERVICE, "it is of type ExternalName and has no endpoints; make it ClusterIP")
+            return False
+        return True
+    if not draft.may_write(Kind.SERVICE, existing.meta, existing.type):
+        return False
+    alias = existing.type == EXTERNAL_NAME
+    if existing.headless != desired.headless and not alias:
         draft.conflict(
             Kind.SERVICE,
-            f"it is {'headless' if existing.headless else 'not headless'}, and Kubernetes cannot change that in place; "
+            f"it is {'headless' if existing.headless else 'not headless'}, which Kubernetes cannot change in place; "
             "delete the Service to have it made anew",
         )
-    headless = existing.headless if existing.type != "ExternalName" else desired.headless
+    headless = desired.headless if alias else existing.headless
     body = ServiceBody(desired.service_ports, headless, desired.families, labels, annotations)
     same = (
-        existing.type != "ExternalName"
+        not alias
         and existing.ports == body.ports
         and _families_fit(existing, body)
         and (existing.meta.labels, existing.meta.annotations) == (labels, annotations)
     )
-    return (draft.change(Kind.SERVICE, draft.target.name, body, existing.meta, same),)
+    draft.write(Kind.SERVICE, draft.target.name, body, existing.meta, same=same)
+    return True
 
 
 def _families_fit(existing: CurrentService, body: ServiceBody) -> bool:
     """A Service that asks for both families has what the cluster can give, whatever that is."""
-    if len(body.families) > 1:
-        return existing.dual_stack
-    return not existing.families or body.families[0] in existing.families
+    return existing.dual_stack if len(body.families) > 1 else set(body.families) <= set(existing.families or Family)
 
 
-def _removal(draft: _Draft, current: Current) -> tuple[Change, ...]:
-    reason = "its service is gone from Consul"
-    changes = []
-    if current.endpoints is not None and current.endpoints.meta.owner == draft.owner:
-        changes.append(draft.removal(Kind.ENDPOINTS, current.endpoints.meta, reason))
-    changes += [
-        draft.removal(Kind.ENDPOINT_SLICE, s.meta, reason) for s in current.slices if s.meta.owner == draft.owner
-    ]
-    if current.service is not None and current.service.meta.owner == draft.owner:
-        changes.append(draft.removal(Kind.SERVICE, current.service.meta, reason))
-    return tuple(c for c in changes if c.existing is None or not c.existing.deleting)
+# --------------------------------------------------------------------------- what is taken away
 
 
-def _under(policy: Policy, change: Change) -> Change:
-    """What a policy forbids becomes "unchanged", with the policy as the reason."""
-    forbidden = {
-        Policy.SYNC: frozenset[Action](),
-        Policy.UPSERT_ONLY: frozenset({Action.DELETE}),
-        Policy.CREATE_ONLY: frozenset({Action.DELETE, Action.UPDATE}),
-    }[policy]
-    if change.action not in forbidden:
-        return change
-    return replace(change, action=Action.UNCHANGED, reason=f"policy {policy}: no {change.action}")
+Before = Mapping[tuple[Family, str, tuple[Port, ...]], Endpoint]
 
 
-def _joined(ours: Pairs, ownership: Pairs) -> Pairs:
-    """The rule's pairs and the marks of ownership, which nobody can forge."""
-    return tuple(sorted({**dict(ours), **dict(ownership)}.items()))
+def _groups_of(current: Current, owner: str | None) -> list[Group]:
+    """What an owner's objects hold at a target (None: any bridge's)."""
 
+    def theirs(meta: Meta) -> bool:
+        return meta.owner is not None and owner in (None, meta.owner)
 
-def _pairs(mirror: Mirror | None) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
-    """(address, port) pairs that a mirror lists, and those of them that are ready."""
-    if mirror is None:
-        return set(), set()
-    listed = {(e.address, p.number) for g in mirror.groups for e in g.endpoints for p in g.ports}
-    ready = {(e.address, p.number) for g in mirror.groups for e in g.endpoints if e.ready for p in g.ports}
-    return listed, ready
-
-
-def _groups_now(current: Current) -> tuple[Group, ...]:
-    """What our objects hold, each endpoint once, ready in either being ready."""
-    members: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
-    groups = [s.group for s in current.slices]
-    if current.endpoints is not None and current.endpoints.meta.owner is not None:
+    groups = [s.group for s in current.slices if theirs(s.meta)]
+    if current.endpoints is not None and theirs(current.endpoints.meta):
         groups += current.endpoints.groups
+    return groups
+
+
+def _ready_endpoints(groups: Iterable[Group]) -> dict[tuple[Family, str, tuple[Port, ...]], Endpoint]:
+    """Ready endpoints, each once, however many objects have it; of slices and Endpoints the slice's, it tells more."""
+    found: dict[tuple[Family, str, tuple[Port, ...]], Endpoint] = {}
     for group in groups:
-        known = members.setdefault((group.family, group.ports), {})
         for endpoint in group.endpoints:
-            if endpoint.address not in known or endpoint.ready:
-                known[endpoint.address] = endpoint
-    return canonical.group_endpoints(members)
+            if endpoint.ready:
+                found.setdefault((group.family, endpoint.address, group.ports), endpoint)
+    return found
 
 
-def _is_ours(current: Current, owner: str) -> bool:
-    objects = (current.endpoints, *current.slices)
-    return any(o is not None and o.meta.owner == owner for o in objects)
+def _pairs(groups: Iterable[Group]) -> set[Pair]:
+    return {(e.address, p.number) for g in groups for e in g.endpoints for p in g.ports}
+
+
+def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Draft) -> tuple[int, int]:
+    """How many of the ready endpoints would be lost, and how many would stop being ready, by these changes."""
+    written = {(c.kind, c.name): c for c in draft.changes if c.action is not Action.UNCHANGED}
+    after: set[Pair] = set()
+    carriers: list[CurrentEndpoints | CurrentSlice] = [s for s in current.slices if draft.ours(s.meta)]
+    if current.endpoints is not None and draft.ours(current.endpoints.meta):
+        carriers.append(current.endpoints)
+    for carrier in carriers:
+        if (carrier.meta.kind, carrier.meta.name) not in written:
+            after |= _ready_pairs(carrier.groups if isinstance(carrier, CurrentEndpoints) else (carrier.group,))
+    for change in written.values():
+        after |= _ready_pairs(_groups_in(change.body))
+    listed = _pairs((*desired.groups, *desired.withheld)) if desired is not None else set()
+    lost = flipped = 0
+    for _, address, ports in before:
+        pairs = [(address, p.number) for p in ports]
+        if not all(pair in after for pair in pairs):
+            gone = any(pair not in after and pair not in listed for pair in pairs)
+            lost += gone
+            flipped += not gone
+    return lost, flipped
+
+
+def _ready_pairs(groups: Iterable[Group]) -> set[Pair]:
+    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports}
+
+
+def _groups_in(body: Body | None) -> tuple[Group, ...]:
+    match body:
+        case EndpointsBody():
+            return body.groups
+        case SliceBody():
+            return (body.group,)
+        case _:
+            return ()

@@ -33,7 +33,9 @@ def legal(number: int) -> bool:
     return 0 < number < 65536
 
 
-def of_instance(instance: Instance, rule: Rule, service: CurrentService | None, own_port: int) -> tuple[Port, ...] | str:
+def of_instance(
+    instance: Instance, rule: Rule, service: CurrentService | None, own_port: int
+) -> tuple[Port, ...] | str:
     """The ports of an instance's endpoints, or the reason why it has none. `own_port` is the chosen address's."""
     if rule.to.annotated:
         return _by_service(instance, service, own_port)
@@ -180,9 +182,7 @@ def _votes(groups: Iterable[Group]) -> dict[str, Counter[Port]]:
     return votes
 
 
-def _distinct(
-    ports: Sequence[Port], votes: Mapping[str, Counter[Port]]
-) -> tuple[tuple[Port, ...], tuple[str, ...]]:
+def _distinct(ports: Sequence[Port], votes: Mapping[str, Counter[Port]]) -> tuple[tuple[Port, ...], tuple[str, ...]]:
     """Kubernetes keys a Service's ports by (number, protocol): of two on one the first stays."""
     found: dict[tuple[int, str], Port] = {}
     warnings: list[str] = []
@@ -195,5 +195,7 @@ def _distinct(
             )
         odd = sum(n for voted, n in votes.get(port.name, {}).items() if voted.protocol != port.protocol)
         if odd:
-            warnings.append(f"{odd} endpoints of port {port.name!r} cannot be reached: the Service speaks {port.protocol} there")
+            warnings.append(
+                f"{odd} endpoints of port {port.name!r} cannot be reached: the Service speaks {port.protocol} there"
+            )
     return tuple(sorted(found.values())), tuple(sorted(warnings))

@@ -200,7 +200,9 @@ def _fate_of(
         reason = f"omitted because it is {instance.status}{_because(instance)}"
     address, own_port = choose_address(instance, rule.instances)
     if not address:
-        return Fate(instance, Ended.SKIPPED, reason or f"it has no address of the kind {shorten(rule.instances.address)}")
+        return Fate(
+            instance, Ended.SKIPPED, reason or f"it has no address of the kind {shorten(rule.instances.address)}"
+        )
     ports = portage.of_instance(instance, rule, service, own_port)
     if isinstance(ports, str):
         return Fate(instance, Ended.SKIPPED, reason or ports)

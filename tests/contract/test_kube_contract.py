@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Side:
     raw: RawKube
     client: KubeClient
     writer: Writer
+    nobody: Callable[[], str]
+    """A kubeconfig of somebody without any permission."""
 
     def path(self, kind: Kind, name: str = "") -> str:
         """Path of an object in the namespace."""
@@ -85,7 +87,7 @@ class Side:
         return found
 
     def shelter(self, kind: Kind) -> None:
-        """Make the Service beside an Endpoints object: without it the control plane deletes what comes after a deletion.
+        """Make the Service beside an Endpoints object, so that the control plane leaves later ones of the name alone.
 
         (The endpoints controller looks at the name again whenever Endpoints go: FACTS-kubernetes 1.2.)
         """
@@ -107,11 +109,19 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
         kubeconfig = fake.kubeconfig(tmp_path)
     else:
         kubeconfig = str(request.getfixturevalue("lab").kubeconfig)
+
+    def nobody() -> str:
+        if fake is None:
+            return str(request.getfixturevalue("lab").service_account(namespace, "nobody"))
+        for kind in Kind:
+            fake.forbid("plain", "patch", objects.PLURAL[kind])
+        return fake.kubeconfig(tmp_path, PLAIN_TOKEN, "plain.kubeconfig")
+
     raw = RawKube(kubeconfig)
     client = KubeClient(KubeConfig(kubeconfig=kubeconfig))
     raw.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     try:
-        yield Side(request.param, kubeconfig, namespace, raw, client, Writer(client))
+        yield Side(request.param, kubeconfig, namespace, raw, client, Writer(client), nobody)
     finally:
         client.close()
         if fake is None:
@@ -685,17 +695,19 @@ def test_metadata_only_answers_carry_what_we_need(side: Side) -> None:
     assert {"uid", "resourceVersion", "managedFields", "labels"} <= set(found["metadata"])
 
 
-def test_what_a_user_may_not_do_is_named_with_verb_resource_and_namespace(side: Side, tmp_path: Path) -> None:
-    """403 says which permission is missing and how to grant it (the fake's plain user; the lab has no such user)."""
-    if side.name != "fake":
-        pytest.skip("needs a user without permissions: see tests/e2e for the shipped Role")
-    fake = FakeKube(["storage"])
-    with fake:
-        fake.forbid("plain", "create", "endpoints")
-        client = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN, "plain.kubeconfig")))
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_what_a_user_may_not_do_is_named_with_verb_resource_and_namespace(side: Side, kind: Kind) -> None:
+    """403 says which permission is missing, where, and how to grant it."""
+    client = KubeClient(KubeConfig(kubeconfig=side.nobody()))
+    try:
         with pytest.raises(PermanentError) as caught:
-            Writer(client).apply(create(endpoints(), "storage"))
-        assert not can_i(client, "create", "", "endpoints", "storage")
+            Writer(client).apply(create(bodies()[kind], side.namespace))
+        assert not can_i(client, "patch", "", objects.PLURAL[kind], side.namespace)
+    finally:
         client.close()
-    for part in ("create endpoints in namespace storage", "--verb=create --resource=endpoints -n storage"):
+    full = objects.PLURAL[kind] + (".discovery.k8s.io" if kind is Kind.ENDPOINT_SLICE else "")
+    for part in (
+        f"forbids us to patch {objects.PLURAL[kind]} in namespace {side.namespace}",
+        f"--verb=patch --resource={full} -n {side.namespace}",
+    ):
         assert part in str(caught.value)

@@ -25,13 +25,26 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.lab.build import TOOLS, LabError, binaries, binary
-from tests.lab.servers import ApiServer, Consul, ControllerManager, Etcd, Server, Toxiproxy, free_port, wait_until
+from tests.lab import borrowed
+from tests.lab.build import TOOLS, LabError
+from tests.lab.janitor import Janitor
+from tests.lab.providers import Provider, binaries, binary, chosen
+from tests.lab.servers import (
+    ApiServer,
+    Consul,
+    ControllerManager,
+    Etcd,
+    KubeProxy,
+    Server,
+    Toxiproxy,
+    free_port,
+    wait_until,
+)
 from tests.raw import RawConsul, RawKube
 
 __all__ = [
-    "TOOLS", "ApiServer", "AuditEntry", "Consul", "Lab", "LabError", "Server", "Toxiproxy", "binaries", "binary",
-    "consul_cluster", "free_port", "wait_until",
+    "TOOLS", "ApiServer", "AuditEntry", "Consul", "KubeProxy", "Lab", "LabError", "Server", "Toxiproxy", "binaries",
+    "binary", "consul_cluster", "free_port", "wait_until",
 ]  # fmt: skip
 
 ADMIN = "lab-admin-token"
@@ -56,8 +69,17 @@ class AuditEntry:
 class Lab:
     """The core servers; a context manager. Its folder is kept, and named, when the block ends with an error."""
 
-    def __init__(self, *, acl: bool = False, controllers: bool = True) -> None:
+    def __init__(
+        self, *, acl: bool = False, mtls: bool = False, controllers: bool = True, own: bool | None = None
+    ) -> None:
+        """`mtls`: Consul's HTTPS port asks for a client's certificate (`client.pem`, `client.key` of `files`).
+
+        `own`: whether the servers must be this lab's, to be stopped and killed, even where the environment names
+        others. By default a variant is its own and the plain lab is not.
+        """
+        self._own = own if own is not None else acl or mtls or not controllers
         self.folder = Path(tempfile.mkdtemp(prefix="bridge-lab-"))
+        self._janitor = Janitor(self.folder)
         self._files = _credentials(self.folder / "files")
         self.ca_file = self._files["ca.pem"]
         context = ssl.create_default_context(cafile=str(self.ca_file))
@@ -68,15 +90,18 @@ class Lab:
             self.folder / "kube-controller-manager", self.kubeconfig, self._files, context
         )
         self._with_controllers = controllers
-        self.consul = Consul(self.folder / "consul", acl=acl)
+        self.consul = Consul(self.folder / "consul", acl=acl, files=self._files, mtls=mtls)
         self._extras: list[Server] = []
 
     # ------------------------------------------------------------------ life
 
     def start(self) -> Lab:
         """Start everything; ready when it returns."""
-        binaries([name for name, tool in TOOLS.items() if tool.core])
         try:
+            if chosen().provider is Provider.ENV and not self._own:
+                borrowed.borrow(self)
+                return self
+            binaries([name for name, tool in TOOLS.items() if tool.core])
             self.consul.start(wait=False)
             self.etcd.start(wait=False)
             self.apiserver.start(wait=False)
@@ -87,20 +112,24 @@ class Lab:
             self.consul.wait_ready()
             if self._with_controllers:
                 self.controllers.wait_ready()
-        except BaseException:
-            self.close(keep=True)
+        except BaseException as error:
+            self.close(keep=not isinstance(error, KeyboardInterrupt))
             raise
         return self
 
     def close(self, keep: bool = False) -> None:
         """End every server; `keep` the folder with the logs."""
+        if self.consul.borrowed:
+            borrowed.give_back(self)
         for server in (*reversed(self._extras), self.controllers, self.apiserver, self.etcd, self.consul):
-            with contextlib.suppress(ProcessLookupError):
-                server.kill()
+            if not server.borrowed:
+                with contextlib.suppress(ProcessLookupError):
+                    server.kill()
         if keep:
             print(f"lab: the servers' logs are in {self.folder}", file=sys.stderr, flush=True)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
+        self._janitor.dismiss()
 
     def __enter__(self) -> Lab:
         return self.start()
@@ -119,6 +148,21 @@ class Lab:
         self.add(proxy)
         proxy.start()
         return proxy
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Certificates and keys by name: ca.pem, server.pem, server.key, client.pem, client.key, other-ca.pem."""
+        return self._files
+
+    @property
+    def audit_log(self) -> Path:
+        """The API server's audit log, a JSON object per line."""
+        return self.apiserver.audit_log
+
+    @property
+    def consul_address(self) -> str:
+        """Consul's plain address."""
+        return self.consul.address
 
     # ------------------------------------------------------------------ clients
 
@@ -164,6 +208,8 @@ class Lab:
     def audit(self, user: str = "", since: float = 0.0) -> list[AuditEntry]:
         """What the API server was asked, oldest first; of one user, and from a time on, when these are given."""
         entries = []
+        if self.apiserver.borrowed:
+            raise LabError("the audit log of somebody else's API server (LAB_PROVIDER=env) cannot be read")
         for line in self.apiserver.audit_log.read_text().splitlines():
             with contextlib.suppress(ValueError):
                 entry = _audit_entry(json.loads(line))
@@ -208,6 +254,7 @@ def _credentials(folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True)
     authority = trustme.CA()
     server = authority.issue_cert("127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1", "::1")
+    client = authority.issue_cert("lab-client.example")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
@@ -218,6 +265,9 @@ def _credentials(folder: Path) -> dict[str, Path]:
         "ca.pem": authority.cert_pem.bytes(),
         "server.pem": b"".join(chain),
         "server.key": server.private_key_pem.bytes(),
+        "client.pem": b"".join(blob.bytes() for blob in client.cert_chain_pems),
+        "client.key": client.private_key_pem.bytes(),
+        "other-ca.pem": trustme.CA().cert_pem.bytes(),
         "sa.key": private,
         "sa.pub": public,
         "tokens.csv": f'{ADMIN},lab-admin,lab-admin,"system:masters"\n'.encode(),

@@ -21,7 +21,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.lab.build import HERE, ROOT, TOOLS, LabError, binaries
+from tests.lab import providers
+from tests.lab.build import HERE, ROOT, TOOLS, LabError
+from tests.lab.providers import Provider, binaries
 from tests.lab.state import Process, State
 
 FOLDER_PREFIX = "bridge-lab-"
@@ -87,6 +89,8 @@ def _build(tools: Sequence[str]) -> None:
 
 
 def _up(*, acl: bool) -> None:
+    if providers.chosen().provider is Provider.ENV:
+        raise LabError("LAB_CONSUL_ADDR and LAB_KUBECONFIG name servers that run already: there is nothing to start")
     with _one_at_a_time():
         state = State.read(_state_file())
         if state is not None and state.alive:
@@ -110,13 +114,7 @@ def _start(acl: bool) -> State:
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + UP_SECONDS
-        while (state := State.read(_state_file())) is None or state.supervisor.pid != supervisor.pid:
-            if supervisor.poll() is not None:
-                raise LabError(f"the servers did not start:\n{log.read_text(errors='replace')[-4000:]}")
-            if time.monotonic() > deadline:
-                raise LabError(f"the servers were not ready within {UP_SECONDS:.0f} s; see {log}")
-            time.sleep(0.05)
+        state = _state_of(supervisor, log)
     except BaseException:
         supervisor.terminate()
         try:
@@ -129,9 +127,23 @@ def _start(acl: bool) -> State:
     return state
 
 
+def _state_of(supervisor: subprocess.Popen[bytes], log: Path) -> State:
+    """What the supervisor writes when its servers are ready."""
+    deadline = time.monotonic() + UP_SECONDS
+    while True:
+        state = State.read(_state_file())
+        if state is not None and state.supervisor.pid == supervisor.pid:
+            return state
+        if supervisor.poll() is not None:
+            raise LabError(f"the servers did not start:\n{log.read_text(errors='replace')[-4000:]}")
+        if time.monotonic() > deadline:
+            raise LabError(f"the servers were not ready within {UP_SECONDS:.0f} s; see {log}")
+        time.sleep(0.05)
+
+
 def _supervise(*, acl: bool) -> None:
     """Start the servers, say so in the state file, hold them until SIGTERM or SIGINT."""
-    from tests.lab import Lab  # noqa: PLC0415  the other commands do without its imports
+    from tests.lab import Lab  # here: the other commands do without what it imports
 
     ended = threading.Event()
 
@@ -203,7 +215,8 @@ def _env(state: State) -> None:
 
 
 def _status(state: State) -> None:
-    print(f"up: Consul at {state.consul_address}{' (ACLs on)' if state.consul_token else ''}, KUBECONFIG={state.kubeconfig}")
+    acls = " (ACLs on)" if state.consul_token else ""
+    print(f"up: Consul at {state.consul_address}{acls}, KUBECONFIG={state.kubeconfig}")
     for name, process in state.servers.items():
         print(f"  {name:<24} process {process.pid}{'' if process.alive else ', ENDED'}")
     print(f"  logs in {state.folder}")

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.build import binary, cache
+from tests.lab.build import cache
 from tests.lab.engine import Engine, NoEngineError, engine
+from tests.lab.providers import binary
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONSUL_IMAGE = "hashicorp/consul:1.22.0"

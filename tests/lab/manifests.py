@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from tests.lab.build import ROOT, binary
+from tests.lab.build import ROOT
+from tests.lab.providers import binary
 from tests.raw import RawKube
 
 Json = dict[str, Any]

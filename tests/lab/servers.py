@@ -7,7 +7,9 @@ left behind. A server keeps its ports and its data for as long as its object liv
 from __future__ import annotations
 
 import ctypes
+import http.client
 import json
+import random
 import shutil
 import signal
 import socket
@@ -20,7 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.lab.build import LabError, binary
+from tests.lab.build import LabError
+from tests.lab.providers import binary
 
 _PR_SET_PDEATHSIG = 1
 CONTROLLERS = (
@@ -29,11 +32,32 @@ CONTROLLERS = (
 )  # fmt: skip
 
 
+_LOWEST_PORT = 10_000
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port of loopback that nobody uses now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port of loopback that nobody uses now, never given twice by this process.
+
+    Below the range from which the kernel takes ports for outgoing connections: while a server is down, one of the many
+    clients that try to reach it again would otherwise get its port some day, and the server could not come back.
+    """
+    try:
+        low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        low = 32_768
+    for _ in range(1000):
+        port = random.randrange(_LOWEST_PORT, low) if low > _LOWEST_PORT + 5000 else 0
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            port = int(sock.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
+    raise LabError("no free port on 127.0.0.1")
 
 
 def die_with_parent() -> None:
@@ -70,6 +94,10 @@ class Server:
 
     program = ""
     ready_seconds = 30.0
+    borrowed = False
+    """Somebody else's: used, neither started nor stopped."""
+    prefix: Sequence[str] = ()
+    """Words before the program: how to get into the namespace where it runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -87,9 +115,13 @@ class Server:
 
     def start(self, wait: bool = True) -> None:
         """Start it; `wait` until it is ready."""
+        self._must_be_ours()
+        if self.running:
+            raise LabError(f"{self.program} runs already (process {self.pid})")
         path = binary(self.program)
         with self.log.open("ab") as log:
-            self._process = spawn([str(path), *self.arguments()], stdout=log, stderr=log, cwd=self.folder)
+            command = [*self.prefix, str(path), *self.arguments()]
+            self._process = spawn(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder)
         if wait:
             self.wait_ready()
 
@@ -132,11 +164,13 @@ class Server:
 
     def pause(self) -> None:
         """SIGSTOP: alive, and silent."""
+        self._must_be_ours()
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """SIGCONT."""
+        self._must_be_ours()
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
 
@@ -145,12 +179,17 @@ class Server:
         self.kill()
         self.start()
 
+    def _must_be_ours(self) -> None:
+        if self.borrowed:
+            raise LabError(f"{self.program} is somebody else's (LAB_PROVIDER=env): the lab does not start or stop it")
+
     def _end(self, how: signal.Signals) -> None:
+        self._must_be_ours()
         process, self._process = self._process, None
         if process is None:
             return
-        process.send_signal(signal.SIGCONT)
         process.send_signal(how)
+        process.send_signal(signal.SIGCONT)  # one that is paused acts on SIGTERM only when it goes on
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
@@ -158,12 +197,18 @@ class Server:
             process.wait(10)
 
 
-def answers(url: str, context: Any = None, expect: Callable[[bytes], bool] = lambda _body: True) -> bool:
-    """Whether a GET is answered with 200 and a body as expected."""
+def answers(
+    url: str, context: Any = None, expect: Callable[[bytes], bool] = lambda _body: True, token: str = ""
+) -> bool:
+    """Whether a GET is answered with 200 and a body as expected. Never through a proxy of the environment."""
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), *([urllib.request.HTTPSHandler(context=context)] if context else [])
+    )
+    request = urllib.request.Request(url, headers={"X-Consul-Token": token} if token else {})
     try:
-        with urllib.request.urlopen(url, timeout=2, context=context) as answer:
-            return answer.status == 200 and expect(answer.read())
-    except OSError:
+        with opener.open(request, timeout=2) as answer:
+            return bool(answer.status == 200 and expect(answer.read()))
+    except (OSError, http.client.HTTPException):
         return False
 
 
@@ -258,12 +303,30 @@ class Consul(Server):
 
     program = "consul"
 
-    def __init__(self, folder: Path, *, name: str = "server-1", acl: bool = False, expect: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "server-1",
+        acl: bool = False,
+        expect: int = 1,
+        files: Mapping[str, Path] | None = None,
+        mtls: bool = False,
+    ) -> None:
+        """`files`: certificates, for an HTTPS port beside the plain one; `mtls`: it asks for a client's certificate."""
         super().__init__(folder)
         self.name = name
         self.token = "3f0ad9b5-6c41-4ac4-9b54-2d0a1e4f6c7d" if acl else ""
         self.ports = {k: free_port() for k in ("http", "server", "serf_lan", "serf_wan", "grpc", "grpc_tls")}
         self.address = f"http://127.0.0.1:{self.ports['http']}"
+        self.https_address = ""
+        if files is not None:
+            self.ports["https"] = free_port()
+            self.https_address = f"https://127.0.0.1:{self.ports['https']}"
+        self.settings: dict[str, Any] = {}
+        """Further settings of its configuration file, for a test that needs them; they count at the next start."""
+        self._files = files
+        self._mtls = mtls
         self._expect = expect
         self._peers: Sequence[Consul] = ()
         self._acl = acl
@@ -296,14 +359,26 @@ class Consul(Server):
                 "default_policy": "deny",
                 "tokens": {"initial_management": self.token, "agent": self.token},
             }
+        if self._files is not None:
+            settings["tls"] = {
+                "defaults": {
+                    "ca_file": str(self._files["ca.pem"]),
+                    "cert_file": str(self._files["server.pem"]),
+                    "key_file": str(self._files["server.key"]),
+                },
+                "https": {"verify_incoming": self._mtls},
+                "grpc": {"use_auto_cert": False},
+            }
+        settings |= self.settings
         (self.folder / "consul.json").write_text(json.dumps(settings))
         return ("agent", "-config-file", str(self.folder / "consul.json"))
 
     def is_ready(self) -> bool:
+        # A leader that is known is not yet one that serves: the catalog, which it keeps, has Consul itself in it.
         led = answers(f"{self.address}/v1/status/leader", expect=lambda body: body.strip() != b'""')
-        if not led or self._acl:
-            return led
-        return answers(f"{self.address}/v1/catalog/services", expect=lambda body: b"consul" in body)
+        return led and answers(
+            f"{self.address}/v1/catalog/services", expect=lambda body: b'"consul"' in body, token=self.token
+        )
 
     def restart(self, empty: bool = False) -> None:
         """Start again; `empty`: without the data it had."""
@@ -311,6 +386,37 @@ class Consul(Server):
         if empty:
             shutil.rmtree(self.folder / "data", ignore_errors=True)
         self.start()
+
+
+class KubeProxy(Server):
+    """kube-proxy in the network namespace that `prefix` enters (netns.py): it writes nftables rules there."""
+
+    program = "kube-proxy"
+
+    def __init__(self, folder: Path, kubeconfig: Path, *, node: str, pods: str, mode: str = "nftables") -> None:
+        """`node`: name of a Node object that has an InternalIP; `pods`: the subnet that counts as pods."""
+        super().__init__(folder)
+        self.health_port = free_port()
+        config = {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": mode,
+            "clientConnection": {"kubeconfig": str(kubeconfig)}, "hostnameOverride": node,
+            "detectLocalMode": "ClusterCIDR", "clusterCIDR": pods,
+            "healthzBindAddress": f"127.0.0.1:{self.health_port}", "metricsBindAddress": "127.0.0.1:0",
+            # No sysctl is written: in a namespace these are not ours to write.
+            "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+            mode: {"minSyncPeriod": "0s", "syncPeriod": "30s"},
+        }  # fmt: skip
+        (folder / "kube-proxy.json").write_text(json.dumps(config))
+
+    def arguments(self) -> Sequence[str]:
+        return ("--config", str(self.folder / "kube-proxy.json"))
+
+    def is_ready(self) -> bool:
+        # Asked from where it runs: its health port is on that namespace's own loopback.
+        code = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{self.health_port}/healthz', timeout=2)"
+        return (
+            subprocess.run([*self.prefix, sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+        )
 
 
 class Toxiproxy(Server):

@@ -1,0 +1,149 @@
+"""What the benchmarks share: the floor chain, percentiles, and rows of the report."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.lab import Lab, LabError
+from tests.raw import ENDPOINTS, SERVICES, RawConsul, not_ready_addresses, ready_addresses
+
+OUT = Path(__file__).with_name("out")
+NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured value beside its floor. `ok` is None where there is no target."""
+
+    what: str
+    value: str
+    floor: str
+    ratio: str
+    target: str
+    ok: bool | None
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which `percent` of the values lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def ratio(what: str, value: float, floor: float, most: float, unit: str = "ms") -> Figure:
+    """A figure whose target is a multiple of its floor."""
+    times = value / floor if floor else float("inf")
+    return Figure(what, f"{value:.1f} {unit}", f"{floor:.1f} {unit}", f"{times:.2f} x", f"<= {most:g} x", times <= most)
+
+
+def limit(what: str, value: float, most: float, unit: str, floor: str = "") -> Figure:
+    """A figure with an absolute target."""
+    return Figure(what, f"{value:.2f} {unit}", floor, "", f"<= {most:g} {unit}", value <= most)
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The figures as Markdown."""
+    lines = ["| what | measured | floor | ratio | target | |", "| --- | --- | --- | --- | --- | --- |"]
+    for f in figures:
+        mark = {True: "met", False: "**missed**", None: ""}[f.ok]
+        lines.append(f"| {f.what} | {f.value} | {f.floor} | {f.ratio} | {f.target} | {mark} |")
+    return "\n".join(lines)
+
+
+def save(figures: Sequence[Figure]) -> None:
+    """Write the report as Markdown and as JSON."""
+    OUT.mkdir(exist_ok=True)
+    (OUT / "report.md").write_text(table(figures) + "\n")
+    (OUT / "report.json").write_text(json.dumps([asdict(f) for f in figures], indent=1) + "\n")
+
+
+class FloorChain:
+    """The least that can be done: one raw blocking query, one raw PATCH, nothing in between but the body."""
+
+    def __init__(self, lab: Lab, service: str) -> None:
+        self._lab = lab
+        self._service = service
+        self._stop = threading.Event()
+        self._consul = lab.raw_consul()
+        self._thread = threading.Thread(target=self._run, name="floor")
+
+    def __enter__(self) -> FloorChain:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._consul.interrupt()
+        self._thread.join()
+
+    def _run(self) -> None:
+        index, applied = 0, b""
+        with self._lab.raw_kube() as kube:
+            path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/{self._service}?fieldManager=floor&force=true"
+            while not self._stop.is_set():
+                try:
+                    index, entries = self._consul.health(self._service, index, "60s")
+                except OSError:
+                    return
+                ready: list[dict[str, str]] = []
+                sick: list[dict[str, str]] = []
+                port = 80
+                for entry in entries:
+                    passing = all(c["Status"] == "passing" for c in entry["Checks"])
+                    (ready if passing else sick).append({"ip": entry["Service"]["Address"]})
+                    port = entry["Service"]["Port"]
+                subset = {"addresses": ready, "notReadyAddresses": sick, "ports": [{"port": port, "protocol": "TCP"}]}
+                body = json.dumps({
+                    "apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": self._service},
+                    "subsets": [{k: v for k, v in subset.items() if v}] if ready or sick else [],
+                }).encode()  # fmt: skip
+                if body != applied:
+                    kube.send("PATCH", path, body, {"Content-Type": "application/apply-patch+yaml"})
+                    applied = body
+
+
+def make_service(lab: Lab, name: str, port: int = 80) -> None:
+    """A selector-less Service for the floor's Endpoints: without one the control plane would delete them."""
+    with lab.raw_kube() as kube:
+        kube.apply(f"{SERVICES.format(namespace=NAMESPACE)}/{name}", {
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"ports": [{"port": port, "protocol": "TCP"}]},
+        })  # fmt: skip
+
+
+def register(consul: RawConsul, service: str, instances: int, network: str, nodes: str = "") -> None:
+    """A service with healthy instances at `network`.1 and on."""
+    for n in range(1, instances + 1):
+        consul.register(service, f"{nodes or service}-vm{n}", f"{network}.{n}", 80)
+
+
+def await_state(lab: Lab, service: str, address: str, ready: bool, seconds: float = 30.0) -> None:
+    """Wait until the Endpoints say so. Raises LabError."""
+    deadline = time.monotonic() + seconds
+    with lab.raw_kube() as kube:
+        while True:
+            endpoints = kube.endpoints(NAMESPACE, service)
+            found = ready_addresses(endpoints) if ready else not_ready_addresses(endpoints)
+            if any(ip == address for ip, _ in found):
+                return
+            if time.monotonic() > deadline:
+                raise LabError(f"{service}: {address} did not become {'ready' if ready else 'not ready'}")
+            time.sleep(0.002)
+
+
+def write_times(lab: Lab, service: str, since: float) -> list[float]:
+    """When writes of this service's Endpoints were answered, by the API server's own clock, oldest first."""
+    return [
+        e.at for e in lab.audit(since=since)
+        if e.resource == "endpoints" and e.name == service and e.verb == "patch" and e.code < 300
+    ]  # fmt: skip
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value."""
+    return statistics.median(values)

@@ -1,0 +1,164 @@
+"""Every flag of the command line reaches what it is for, and the help is quick and complete."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from bridge.cli import COMMANDS, EVERYWHERE, FLAGS
+from bridge.core.model import Adopt, Output, Policy
+from bridge.settings import RULE_FLAGS, catalogue
+from tests.unit.cli.conftest import Engine, environment, process
+
+Run = Callable[..., Result]
+
+DESIGN_EVERYWHERE = [
+    "--config", "--consul-address", "--datacenter", "--token-file", "--context", "--namespace", "--service", "--tag",
+    "--filter", "--name", "--output-kind", "--owner", "--policy", "--adopt", "--log-format", "--log-level",
+]  # fmt: skip
+DESIGN_SYNC = ["--dry-run", "--exit-code", "--output", "--yes", "--force"]
+DESIGN_RUN = [
+    "--listen", "--leader-elect", "--shards", "--resync", "--grace", "--connections", "--writers", "--rebuild-grace",
+    "--hold-release", "--panic-threshold",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", DESIGN_EVERYWHERE)
+def test_the_flags_of_the_design_are_everywhere(flag: str) -> None:
+    """Scripts rely on these names."""
+    assert flag in EVERYWHERE
+    assert all(flag in flags for flags in COMMANDS.values())
+
+
+def test_the_flags_of_sync_and_run() -> None:
+    """Scripts rely on these names."""
+    assert set(DESIGN_SYNC) <= set(COMMANDS["sync"])
+    assert set(DESIGN_RUN) <= set(COMMANDS["run"])
+
+
+def test_the_command_line_and_the_settings_know_the_same_flags() -> None:
+    """Neither can have one that the other lacks, nor another variable for it."""
+    of_settings = {s.flag: s.env for s in catalogue() if s.flag}
+    of_settings |= {flag: "BRIDGE_" + flag[2:].upper().replace("-", "_") for flag in (*RULE_FLAGS, "--config")}
+    assert {f.name: f.variable for f in FLAGS.values()} == of_settings
+    kinds = {s.flag: bool if s.is_switch else list if s.is_list else str for s in catalogue() if s.flag}
+    assert {n: f.kind for n, f in FLAGS.items() if n in kinds} == kinds
+    assert {flag for flags in COMMANDS.values() for flag in flags} == FLAGS.keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_shows_all_its_flags_with_their_variables(command: str, run: Run) -> None:
+    """What is not in the help does not exist."""
+    result = run(command, "--help", env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    for name in COMMANDS[command]:
+        assert name in result.stdout
+        assert f"[{FLAGS[name].variable}]" in result.stdout
+
+
+def test_help_comes_fast() -> None:
+    """Under 0.2 s: nothing heavy is imported. The best of five, since the machine is noisy."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert process("--help").returncode == 0
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.2, statistics.median(times)
+
+
+def test_nothing_heavy_is_imported_for_the_help() -> None:
+    """What would make it slow, by name."""
+    code = (
+        "import sys; sys.argv = ['bridge', '--help']\n"
+        "from bridge.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'pydantic', 'yaml', 'kubernetes', 'urllib3', 'consul', 'requests', 'rich', 'structlog', 'tenacity',"
+        " 'prometheus_client', 'ssl', 'http.client'}\n"
+        "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment(), timeout=60
+    )
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_version_names_the_bridge_python_and_both_clients() -> None:
+    """What a bug report needs."""
+    done = process("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("bridge 0.")
+    assert all(name in done.stdout for name in ("Python 3", "python-consul2 0.1.5", "kubernetes "))
+
+
+def test_no_command_is_answered_with_the_help() -> None:
+    """On the way to a first success."""
+    done = process()
+    assert "sync" in done.stdout + done.stderr
+    assert done.returncode in (0, 2)
+
+
+CASES: list[tuple[list[str], Callable[[dict[str, Any]], Any], Any]] = [
+    (["--consul-address", "http://c:1"], lambda c: c["consul"].address, "http://c:1"),
+    (["--datacenter", "dc9"], lambda c: c["consul"].datacenter, "dc9"),
+    (["--token-file", "/nix"], lambda c: c["consul"].token_file, "/nix"),
+    (["--connections", "9"], lambda c: c["consul"].connections, 9),
+    (["--context", "here"], lambda c: c["kube"].context, "here"),
+    (["--watch-namespace", "x", "--watch-namespace", "y"], lambda c: c["kube"].namespaces, ("x", "y")),
+    (["--namespace", "n"], lambda c: c["rules"][0].to.namespace, "n"),
+    (["--service", "a", "--service", "b*"], lambda c: c["rules"][0].services, ("a", "b*")),
+    (["--tag", "s3"], lambda c: c["rules"][0].tags, ("s3",)),
+    (["--filter", "x == y"], lambda c: c["rules"][0].filter, "x == y"),
+    (["--name", "pre-{service}"], lambda c: c["rules"][0].to.name, "pre-{service}"),
+    (["--output-kind", "endpointslices"], lambda c: c["rules"][0].to.output, Output.ENDPOINTSLICES),
+    (["--owner", "team-a"], lambda c: c["options"].owner, "team-a"),
+    (["--policy", "create-only"], lambda c: c["options"].policy, Policy.CREATE_ONLY),
+    (["--adopt", "consul-k8s"], lambda c: c["options"].adopt, Adopt.CONSUL_K8S),
+    (["--writers", "3"], lambda c: c["options"].writers, 3),
+    (["--panic-threshold", "0"], lambda c: c["options"].guard.panic_percent, 0),
+    (["--dry-run"], lambda c: c["options"].dry_run, True),
+    (["--no-dry-run"], lambda c: c["options"].dry_run, False),
+    (["--force"], lambda c: c["options"].force, True),
+]
+
+
+@pytest.mark.parametrize(("flags", "where", "expected"), CASES, ids=[" ".join(flags) for flags, _, _ in CASES])
+def test_a_flag_of_sync_reaches_the_engine(
+    flags: list[str], where: Callable[[dict[str, Any]], Any], expected: Any, run: Run, engine: Engine
+) -> None:
+    """From the command line to the value that the rooms work with."""
+    result = run("sync", *flags)
+    assert result.exit_code == 0, result.stderr
+    assert where(engine.call) == expected
+
+
+def test_a_flag_beats_the_environment_that_beats_the_file(tmp_path: Path, run: Run, engine: Engine) -> None:
+    """The whole way through the command."""
+    file = tmp_path / "b.yaml"
+    file.write_text("owner: from-file\npolicy: create-only\nadopt: unowned\n")
+    env = {"BRIDGE_CONFIG": str(file), "BRIDGE_OWNER": "from-env", "BRIDGE_POLICY": "upsert-only"}
+    run("sync", "--owner", "from-flag", env=env)
+    options = engine.call["options"]
+    assert (options.owner, options.policy, options.adopt) == ("from-flag", Policy.UPSERT_ONLY, Adopt.UNOWNED)
+
+
+def test_the_namespace_of_the_context_is_the_default(run: Run, engine: Engine) -> None:
+    """As kubectl does it."""
+    run("sync", "--service", "a")
+    assert engine.call["rules"][0].to.namespace == "from-context"
+
+
+def test_a_kubeconfig_by_flag(tmp_path: Path, run: Run, engine: Engine) -> None:
+    """It beats KUBECONFIG."""
+    other = tmp_path / "other"
+    other.write_text((tmp_path / "kubeconfig").read_text().replace("from-context", "from-other"))
+    run("sync", "--kubeconfig", str(other))
+    assert engine.call["rules"][0].to.namespace == "from-other"
