@@ -24,7 +24,7 @@ from bridge.errors import BridgeError, CancelledError, ConfigurationError
 
 if TYPE_CHECKING:
     from bridge.core.model import Rule
-    from bridge.engine.report import Report
+    from bridge.report import Report
     from bridge.settings import Settings
 
 OK, FAILED, USAGE, REFUSED, CHANGES = 0, 1, 2, 3, 4
@@ -329,7 +329,7 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
 
 
 def _exit_status(report: Report, settings: Settings) -> int:
-    from bridge.engine.report import exit_status
+    from bridge.report import exit_status
 
     return exit_status(report, settings.sync.dry_run, settings.sync.exit_code)
 

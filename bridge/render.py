@@ -31,7 +31,7 @@ from bridge.core.model import (
     ServiceBody,
     SliceBody,
 )
-from bridge.engine.report import Outcome, Report
+from bridge.report import Outcome, Report
 
 MIN_WIDTH, MAX_WIDTH = 60, 200
 """A table is never laid out for less (it would be unreadable) or more (the eye loses the line)."""

@@ -1,8 +1,8 @@
 """Whether what a datacenter says may be believed just now, and what is wrong with it.
 
 Anything that broke (a connection, a 5xx, an index that went backwards) puts the datacenter in doubt. While it is, no
-answer is used. One consistent read of its nodes ends the doubt; when that shows another Consul, the listener is told first.
-So "rebuilt" is always heard before the first view of the rebuilt one, whichever thread comes back first.
+answer is used. One consistent read of its nodes ends the doubt; when that shows another Consul, the listener is told
+first. So "rebuilt" is always heard before the first view of the rebuilt one, whichever thread comes back first.
 """
 
 from __future__ import annotations

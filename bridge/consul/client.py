@@ -1,8 +1,8 @@
 """python-consul2 as the bridge needs it: every question that is asked of Consul, and the envelope of its answers.
 
 python-consul2's `Consul` runs here over our own transport. Where its methods lack a parameter (consistency and filter
-on health.*) or hide the headers, the same request goes through `http.get` with a callback of ours. Its constructor is not
-used: that one lets CONSUL_HTTP_* in the environment beat arguments, and warns about calls that we do not make.
+on health.*) or hide the headers, the same request goes through `http.get` with a callback of ours. Its constructor is
+not used: that one lets CONSUL_HTTP_* in the environment beat arguments, and warns about calls that we do not make.
 
 Nothing in here waits, retries or remembers: one call, one request (and one more, consistent, when a stale answer was
 too old). Errors are TransientError, PermanentError and CancelledError; see faults.py for which and why.

@@ -7,7 +7,8 @@
 
 How nothing is missed: a view is only as good as whatever would notice its next change. So a service is covered by its
 direct watch, or by doorbells and sweeps that listened BEFORE it was read, and whoever stops listening (an error, a
-direct watch given to another service) has what it covered read again. How nothing is believed too early: see checkpoint.py.
+direct watch given to another service) has what it covered read again. How nothing is believed too early: see
+checkpoint.py.
 
 Reads after the first go to the leader: an answer older than what is known would be a step back.
 """

@@ -2,7 +2,7 @@
 
 A registration, a port, a meta value ring the listing without a name. Every service and every node has an index
 of its own that moves with exactly its changes, and asking for it costs a fraction of reading it (FACTS-consul B3). A
-sweep asks for all of them once, in small pieces between more urgent reads; at most one runs at a time, and the time
+sweep asks for all of them once, in small pieces between more urgent reads; at most one runs at a time, and the rest
 between two grows with how long one takes, so that a busy catalog costs a bounded share of Consul and of us.
 
     look     after the listing rang: services without a direct watch, or nodes; the leader answers
@@ -20,16 +20,15 @@ from typing import Protocol, TypeVar
 
 from bridge.consul.board import Entry
 from bridge.consul.client import ConsulClient, Mode
+from bridge.consul.pace import Bucket
 from bridge.consul.readers import Readers, Urgency
 from bridge.errors import PermanentError, TransientError
 
 PIECE = 8
 """Probes per job: a more urgent read waits for one piece at most."""
 
-REST = 3.0
-"""Rest after a sweep, in multiples of how long it took: at most a quarter of the time is spent sweeping."""
-
-LEAST_REST_SECONDS = 0.5
+SHARE, SAVED_SECONDS = 0.25, 2.0
+"""At most this share of the time is spent sweeping; so many seconds of it can be saved up in quiet times."""
 
 
 T = TypeVar("T")
@@ -56,6 +55,9 @@ class Ground(Protocol):
         """A probe got no answer; the sweep is made again later."""
 
 
+LEAST_REST_SECONDS = 0.05
+
+
 @dataclass(slots=True, eq=False)
 class _Sweep:
     began: float
@@ -79,6 +81,7 @@ class Sweeper:
         self._running: _Sweep | None = None
         self._wanted = False
         self._verify_wanted = False
+        self._time = Bucket(SHARE, SAVED_SECONDS, clock)
         self._not_before = float("-inf")
         self._nodes: dict[str, int] | None = None
         self.looked = 0
@@ -183,7 +186,10 @@ class Sweeper:
         else:
             self.looked += 1
         self.last_seconds = took
-        self._not_before = self._clock() + max(LEAST_REST_SECONDS, REST * took)
+        rest = self._time.take(took)
+        self._not_before = self._clock() + rest
+        if self._wanted or self._verify_wanted:
+            self._readers.put(Urgency.SWEEP, lambda _client: self.tick(), max(rest, LEAST_REST_SECONDS))
 
     # ------------------------------------------------------------------ on the readers' threads
 

@@ -79,8 +79,8 @@ class Watch:
     """Ask, hand over, ask again. One thread; `stop` ends every wait, closing the client ends the request.
 
     `ask(index, wait)` makes the request; `take(answer)` gets every usable answer and returns whether it could use it
-    (if not, a plain read follows); `fail(error)` gets every failure. `sleep` waits at most so many seconds, less when the
-    wait is no longer worth it (the end, or Consul is back).
+    (if not, a plain read follows); `fail(error)` gets every failure. `sleep` waits at most so many seconds, less when
+    the wait is no longer worth it (the end, or Consul is back).
     """
 
     def __init__(

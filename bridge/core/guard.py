@@ -3,22 +3,27 @@
 | what would happen | what the guard does |
 | --- | --- |
 | within a minute, more than half of the ready endpoints (and at least ten) are no longer listed | holds the removals |
-| within a minute, more than 80 % of the ready endpoints (and at least ten) turn not ready | holds those flips |
+| within a minute, more than 80 % of the ready endpoints (and at least ten) stop being ready, listed or not | holds what only turns not ready |
 | Consul's index went backwards (rebuilt or restored) | holds every removal of that datacenter for ten minutes |
 | anything else | lets it pass |
 
-A held target goes on receiving additions and updates. A hold ends when Consul lists the endpoints again, when it is
-forced, when the rebuild grace is over (then the first row decides), or after `hold_release_seconds`. Nothing of this is
-stored: after a restart Kubernetes still holds what was held, and the same sums are made again.
+What comes back (or is replaced) at a target within the minute counts against what went there, so a service that is
+restarted instance by instance is never suspicious.
+
+A held target goes on receiving additions and updates. A hold ends when Consul lists the endpoints again, when at least
+half of all that was held has come back (then what is left is judged anew), when it is forced, when the rebuild grace is
+over (then the first two rows decide), or after `hold_release_seconds`; not because a minute has passed. Nothing of this
+is stored: after a restart Kubernetes still holds what was held, and the same sums are made again.
 
 Time is passed in; not thread-safe (the reconciler holds a lock).
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from bridge.core.canonical import shorten
 from bridge.core.model import Held, Plan, Target
 
 
@@ -41,23 +46,39 @@ class Verdict:
     held: Mapping[Target, Held]
 
 
-@dataclass(slots=True)
-class _Taken:
-    """What one target lost within the window. Not yet `applied`: planning it again replaces it."""
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """What is taken away from one target at a time, and what comes to it."""
 
     at: float
     lost: int
     flipped: int
-    applied: bool = False
+    gained: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Hold:
+    """A hold, why it began, and what it counts for in the sums."""
+
     held: Held
+    why: str
     since: float
     lost: int
     flipped: int
-    datacenters: frozenset[str] = field(default_factory=frozenset)
+    datacenters: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What a set of plans comes to, with all that happened in the window and all that is held."""
+
+    lost: int
+    flipped: int
+    baseline: int
+
+    @property
+    def taken(self) -> int:
+        return self.lost + self.flipped
 
 
 class Guard:
@@ -65,144 +86,231 @@ class Guard:
 
     def __init__(self, settings: GuardSettings) -> None:
         self._settings = settings
-        self._taken: dict[Target, list[_Taken]] = {}
+        self._pending: dict[Target, _Taking] = {}
+        self._history: dict[Target, list[_Taking]] = {}
         self._holds: dict[Target, _Hold] = {}
+        self._peak = 0
+        self._free: set[Target] = set()
+        self._look_again = False
         self._rebuilt: dict[str, float] = {}
-        self._freed: dict[Target, float] = {}
 
     def admit(self, plans: Sequence[Plan], total_ready: int, now: float, *, force: bool = False) -> Verdict:
         """Judge plans together. `total_ready` counts the ready endpoints of all our objects as they are now."""
         self._forget_old(now)
+        taking = []
         for plan in plans:
-            self._withdraw(plan.target)
-            if not plan.lost and not plan.flipped:
-                self._holds.pop(plan.target, None)
-                self._freed.pop(plan.target, None)
-        taking = [p for p in plans if p.lost or p.flipped]
-        if not taking:
-            return Verdict({})
-        held: dict[Target, Held] = {}
-        if not force:
-            held = self._judge(taking, total_ready, now)
+            self._pending.pop(plan.target, None)
+            if plan.lost or plan.flipped:
+                taking.append(plan)
+            else:
+                self._recovered(plan.target)
+        held = {} if force else self._judge(taking, total_ready, now)
         for plan in taking:
-            if plan.target in held:
-                continue
-            self._holds.pop(plan.target, None)
-            self._taken.setdefault(plan.target, []).append(_Taken(now, plan.lost, plan.flipped))
+            if plan.target not in held:
+                self._end(plan.target)
+        for plan in plans:
+            self._note(plan, held.get(plan.target), now)
         return Verdict(held)
 
     def applied(self, target: Target) -> None:
         """What was admitted for `target` has been written."""
-        for taken in self._taken.get(target, ()):
-            taken.applied = True
+        taking = self._pending.pop(target, None)
+        if taking is None:
+            return
+        history = _without(self._history.pop(target, []), taking.gained)
+        if taking.lost or taking.flipped:
+            history.append(replace(taking, gained=0))
+        if history:
+            self._history[target] = history
 
     def rebuilt(self, datacenter: str, now: float) -> None:
         """Consul's index went backwards in `datacenter`."""
         self._rebuilt[datacenter] = now + self._settings.rebuild_grace_seconds
 
     def released(self, now: float) -> frozenset[Target]:
-        """Targets whose hold may have ended by the clock; they are to be planned again."""
-        due = set()
-        for target, hold in self._holds.items():
-            after = self._settings.hold_release_seconds
-            if after is not None and now - hold.since >= after:
-                self._freed[target] = now
-                due.add(target)
-            if hold.held.cause == "rebuilt" and not self._still_rebuilding(hold.datacenters, now):
-                due.add(target)
-        return frozenset(due)
+        """Targets whose hold may have ended without news from Consul about them; they are to be planned again."""
+        again, self._look_again = self._look_again, False
+        return frozenset(
+            target
+            for target, hold in self._holds.items()
+            if again
+            or self._is_due(hold, now)
+            or target in self._free
+            or (hold.held.cause == "rebuilt" and not self._rebuilding(hold.datacenters, now))
+        )
+
+    def release_all(self) -> frozenset[Target]:
+        """Let go of everything that is held now; returns the targets, which are to be planned again."""
+        self._free |= self._holds.keys()
+        return frozenset(self._holds)
 
     def active(self) -> tuple[Held, ...]:
-        """Everything that is held now."""
+        """Everything that is held now, in order of the targets."""
         return tuple(self._holds[target].held for target in sorted(self._holds))
 
     def forget(self, target: Target) -> None:
-        """Nothing of ours is left at `target`."""
-        self._holds.pop(target, None)
+        """Nothing of ours is left at `target`. What went there stays in the sums of the window."""
+        self._pending.pop(target, None)
+        self._end(target)
 
     # ------------------------------------------------------------------ the rules
 
     def _judge(self, plans: Sequence[Plan], total_ready: int, now: float) -> dict[Target, Held]:
         settings = self._settings
-        targets = {p.target for p in plans}
-        waiting = [h for t, h in self._holds.items() if t not in targets]
-        recent_lost = sum(t.lost for entries in self._taken.values() for t in entries)
-        recent_flipped = sum(t.flipped for entries in self._taken.values() for t in entries)
-        baseline = total_ready + sum(
-            t.lost + t.flipped for entries in self._taken.values() for t in entries if t.applied
-        )
-        lost = recent_lost + sum(p.lost for p in plans) + sum(h.lost for h in waiting)
-        flipped = recent_flipped + sum(p.flipped for p in plans) + sum(h.flipped for h in waiting)
-        too_much_lost = self._exceeds(lost, baseline, settings.removal_percent)
-        too_much_flipped = self._exceeds(flipped, baseline, settings.panic_percent)
+        sums = self._sums(plans, total_ready)
+        too_much_lost = self._exceeds(sums.lost, sums.baseline, settings.removal_percent)
+        panic = self._exceeds(sums.taken, sums.baseline, settings.panic_percent)
+        trusted = self._came_back(plans)
         held: dict[Target, Held] = {}
         for plan in plans:
-            if plan.target in self._freed:
+            hold = self._holds.get(plan.target)
+            if plan.target in self._free or (hold is not None and self._is_due(hold, now)):
+                self._free.add(plan.target)
                 continue
             datacenters = frozenset(q.datacenter for q in plan.queries)
-            rebuilding = self._still_rebuilding(datacenters, now)
-            hold_lost = bool(plan.lost) and (rebuilding or too_much_lost)
-            hold_flips = bool(plan.flipped) and too_much_flipped
-            if not hold_lost and not hold_flips:
+            rebuilding = plan.lost > 0 and self._rebuilding(datacenters, now)
+            old = None if hold is None or trusted or hold.held.cause == "rebuilt" else hold.held
+            keep_lost = plan.lost > 0 and (rebuilding or too_much_lost or (old is not None and old.lost))
+            keep_flips = plan.flipped > 0 and (panic or (old is not None and old.flips))
+            if not keep_lost and not keep_flips:
                 continue
-            if hold_lost and rebuilding:
-                cause, reason = "rebuilt", self._rebuilt_reason(datacenters, now)
-            elif hold_lost:
-                cause, reason = "removal", self._removal_reason(lost, baseline)
+            if keep_lost and rebuilding:
+                cause, why = "rebuilt", self._rebuilt_reason(datacenters, now)
+            elif keep_lost and too_much_lost:
+                cause, why = "removal", self._removal_reason(sums)
+            elif keep_flips and panic:
+                cause, why = "panic", self._panic_reason(sums)
             else:
-                cause, reason = "panic", self._panic_reason(flipped, baseline)
-            count = plan.lost * hold_lost + plan.flipped * hold_flips
-            kept = Held(plan.target, cause, count, reason, lost=hold_lost, flips=hold_flips)
-            since = self._holds[plan.target].since if plan.target in self._holds else now
-            self._holds[plan.target] = _Hold(kept, since, plan.lost, plan.flipped, datacenters)
+                assert hold is not None  # noqa: S101 - only an older hold keeps what nothing speaks against now
+                cause, why = hold.held.cause, hold.why
+            count = plan.lost * keep_lost + plan.flipped * keep_flips
+            kept = Held(plan.target, cause, count, self._sentence(count, cause, why), lost=keep_lost, flips=keep_flips)
+            since = now if hold is None else hold.since
+            lost, flipped = plan.lost * keep_lost, plan.flipped * keep_flips
+            self._holds[plan.target] = _Hold(kept, why, since, lost, flipped, datacenters)
             held[plan.target] = kept
+        self._peak = max(self._peak, self._held_endpoints())
         return held
 
-    def _rebuilt_reason(self, datacenters: frozenset[str], now: float) -> str:
-        left = max(self._rebuilt[dc] for dc in datacenters if dc in self._rebuilt) - now
-        return (
-            f"Consul in {', '.join(sorted(datacenters))} was rebuilt or restored (its index went backwards): removals "
-            f"wait another {left:.0f} s for agents to register again; `bridge sync --force` does not wait"
+    def _sums(self, plans: Sequence[Plan], total_ready: int) -> _Sums:
+        mine = {p.target for p in plans}
+        written = [t for history in self._history.values() for t in history]
+        waiting: list[_Taking | _Hold] = [t for target, t in self._pending.items() if target not in mine]
+        waiting += [h for target, h in self._holds.items() if target not in mine]
+        return _Sums(
+            lost=_lost(written) + _lost(waiting) + sum(p.lost for p in plans),
+            flipped=_flipped(written) + _flipped(waiting) + sum(p.flipped for p in plans),
+            baseline=total_ready + _lost(written) + _flipped(written),
         )
 
-    def _removal_reason(self, lost: int, baseline: int) -> str:
-        settings = self._settings
+    def _came_back(self, plans: Sequence[Plan]) -> bool:
+        """Whether at least half of what was held has come back: then Consul is believed about the rest."""
+        planned = {p.target: p.lost + p.flipped for p in plans}
+        still = sum(planned.get(target, h.held.endpoints) for target, h in self._holds.items())
+        return still * 2 <= self._peak
+
+    def _rebuilt_reason(self, datacenters: Iterable[str], now: float) -> str:
+        names = sorted(dc for dc in datacenters if self._rebuilding((dc,), now))
+        left = max(self._rebuilt[dc] for dc in names) - now
         return (
-            f"{lost} of {baseline} ready endpoints ({_percent(lost, baseline)} %, more than "
-            f"{settings.removal_percent} %) would vanish within {settings.window_seconds:.0f} s because Consul no longer lists them; they are kept "
-            "until Consul lists them again or `bridge sync --force`"
+            f"Consul in {', '.join(map(shorten, names))} was rebuilt or restored (its index went backwards), and for "
+            f"another {left:.0f} s nothing is removed, so that agents can register again"
         )
 
-    def _panic_reason(self, flipped: int, baseline: int) -> str:
+    def _removal_reason(self, sums: _Sums) -> str:
         settings = self._settings
         return (
-            f"{flipped} of {baseline} ready endpoints ({_percent(flipped, baseline)} %, more than "
-            f"{settings.panic_percent} %) would turn not ready within {settings.window_seconds:.0f} s: Consul is the "
-            "likelier patient; they are kept ready until it recovers or `bridge sync --force`"
+            f"{sums.lost} of {sums.baseline} ready endpoints ({_percent(sums.lost, sums.baseline)} %, the limit is "
+            f"{settings.removal_percent} %) would vanish within {settings.window_seconds:.0f} s because Consul no "
+            "longer lists them or no rule selects them"
         )
+
+    def _panic_reason(self, sums: _Sums) -> str:
+        settings = self._settings
+        return (
+            f"{sums.taken} of {sums.baseline} ready endpoints ({_percent(sums.taken, sums.baseline)} %, the limit is "
+            f"{settings.panic_percent} %) would stop being ready within {settings.window_seconds:.0f} s, so Consul is "
+            "the likelier patient"
+        )
+
+    def _sentence(self, count: int, cause: str, why: str) -> str:
+        after = self._settings.hold_release_seconds
+        ways = ["when Consul recovers", "by `bridge sync --force`"]
+        if cause == "rebuilt":
+            ways[0] = "when they are registered again"
+        if after is not None:
+            ways.append(f"{after:.0f} s after the hold began")
+        kept = "1 ready endpoint is" if count == 1 else f"{count} ready endpoints are"
+        return f"{kept} kept: {why}; released {', '.join(ways[:-1])} or {ways[-1]}"
 
     def _exceeds(self, count: int, baseline: int, percent: int) -> bool:
-        return bool(percent) and count >= self._settings.removal_minimum and count * 100 > baseline * percent
+        return percent > 0 and count >= self._settings.removal_minimum and count * 100 > baseline * percent
 
-    def _still_rebuilding(self, datacenters: frozenset[str], now: float) -> bool:
+    def _rebuilding(self, datacenters: Iterable[str], now: float) -> bool:
         return any(self._rebuilt.get(dc, now) > now for dc in datacenters)
 
-    def _withdraw(self, target: Target) -> None:
-        """Forget what was admitted for `target` but not written: it is being planned again."""
-        entries = [t for t in self._taken.get(target, ()) if t.applied]
-        if entries:
-            self._taken[target] = entries
-        else:
-            self._taken.pop(target, None)
+    def _is_due(self, hold: _Hold, now: float) -> bool:
+        after = self._settings.hold_release_seconds
+        return after is not None and now - hold.since >= after
+
+    # ------------------------------------------------------------------ the books
+
+    def _note(self, plan: Plan, held: Held | None, now: float) -> None:
+        lost = 0 if held is not None and held.lost else plan.lost
+        flipped = 0 if held is not None and held.flips else plan.flipped
+        gained = max(0, plan.ready - (plan.ready_before - plan.lost - plan.flipped))
+        if lost or flipped or gained:
+            self._pending[plan.target] = _Taking(now, lost, flipped, gained)
+
+    def _recovered(self, target: Target) -> None:
+        """Consul shows everything again at `target`; that may change what is thought of the other holds."""
+        self._free.discard(target)
+        if self._holds.pop(target, None) is not None:
+            self._look_again = True
+        if not self._holds:
+            self._peak = 0
+
+    def _end(self, target: Target) -> None:
+        """A hold ends without Consul having come back."""
+        hold = self._holds.pop(target, None)
+        if hold is not None:
+            self._peak = max(0, self._peak - hold.held.endpoints) if self._holds else 0
+
+    def _held_endpoints(self) -> int:
+        return sum(h.held.endpoints for h in self._holds.values())
 
     def _forget_old(self, now: float) -> None:
         horizon = now - self._settings.window_seconds
-        for target, entries in list(self._taken.items()):
-            fresh = [t for t in entries if t.at > horizon]
+        for target, taking in list(self._pending.items()):
+            if taking.at <= horizon:
+                del self._pending[target]
+        for target, history in list(self._history.items()):
+            fresh = [t for t in history if t.at > horizon]
             if fresh:
-                self._taken[target] = fresh
+                self._history[target] = fresh
             else:
-                del self._taken[target]
+                del self._history[target]
+
+
+def _without(history: Iterable[_Taking], gained: int) -> list[_Taking]:
+    """What is left of what went when `gained` endpoints came back, the oldest first."""
+    left = []
+    for taking in history:
+        flipped = max(0, taking.flipped - gained)
+        gained -= taking.flipped - flipped
+        lost = max(0, taking.lost - gained)
+        gained -= taking.lost - lost
+        if lost or flipped:
+            left.append(_Taking(taking.at, lost, flipped))
+    return left
+
+
+def _lost(takings: Iterable[_Taking | _Hold]) -> int:
+    return sum(t.lost for t in takings)
+
+
+def _flipped(takings: Iterable[_Taking | _Hold]) -> int:
+    return sum(t.flipped for t in takings)
 
 
 def _percent(part: int, whole: int) -> int:

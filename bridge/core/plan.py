@@ -21,7 +21,8 @@ rather than not at all:
 | endpoints | both | our slices, then skip-mirror on the Endpoints |
 | endpointslices | both | Endpoints with skip-mirror: nobody sees a difference |
 | both | endpointslices | the Endpoints are deleted: nobody sees a difference |
-| both, endpointslices | endpoints | Endpoints without skip-mirror; our slices follow every change and go when the control plane's mirror is seen to have everything (`Plan.unmirrored` until then) |
+| both, endpointslices | endpoints | Endpoints without skip-mirror; our slices follow every change until the control \
+plane's mirror is seen to have everything (`Plan.unmirrored`), and go then |
 
 When a target goes, its Endpoints and slices go before its Service: the Service's address is the one thing that cannot
 be brought back, so it goes last, and a pass that ends half-way finds the rest by the Service's marks. No order helps
@@ -118,13 +119,14 @@ def plan(
     )
 
 
-def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool) -> Mirror:
+def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool, owner: str | None = None) -> Mirror:
     """`desired` with what would be taken away put back: `lost` endpoints listed again, `flips` kept ready.
 
     Additions, address changes and everything else of `desired` stay as they are. An endpoint is put back with those of
-    its ports only that are really lost, so that no address and port are there twice.
+    its ports only that are really lost, so that no address and port are there twice. Without `owner`, any bridge's
+    objects at the target count.
     """
-    before = _ready_endpoints(_groups_of(current, None))
+    before = _ready_endpoints(_groups_of(current, owner))
     if not before:
         return desired
     members = {(g.family, g.ports): {e.address: e for e in g.endpoints} for g in desired.groups}
@@ -218,9 +220,9 @@ class _Draft:
             )
         )
 
-    def remove(self, kind: Kind, meta: Meta, reason: str) -> None:
-        """Add a deletion of what is ours; what is being deleted already needs none."""
-        if self.ours(meta) and not meta.deleting:
+    def remove(self, kind: Kind, meta: Meta, reason: str, *, adopted: bool = False) -> None:
+        """Add a deletion of what is ours or `adopted`; what is being deleted already needs none."""
+        if (adopted or self.ours(meta)) and not meta.deleting:
             self.add(
                 Change(
                     action=Action.DELETE,
@@ -266,8 +268,8 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     if not _service(draft, desired, current, labels, annotations):
         return
     blocked = endpoints is not None and not draft.may_write(Kind.ENDPOINTS, endpoints.meta)
-    if blocked and draft.changes and draft.changes[0].action is Action.CREATE:
-        draft.changes.clear()
+    if blocked and any(c.existing is None or not draft.ours(c.existing) for c in draft.changes):
+        draft.changes.clear()  # a Service that we would make or take over would lead to somebody else's addresses
         return
     if draft.policy is Policy.CREATE_ONLY and (mine or (endpoints is not None and draft.ours(endpoints.meta))):
         return
@@ -298,7 +300,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
         if draft.policy is Policy.UPSERT_ONLY and draft.ours(endpoints.meta):
             _endpoints(draft, content, endpoints)
         else:
-            draft.remove(Kind.ENDPOINTS, endpoints.meta, "the output is EndpointSlices now")
+            draft.remove(Kind.ENDPOINTS, endpoints.meta, "the output is EndpointSlices now", adopted=True)
 
 
 def _endpoints(draft: _Draft, body: EndpointsBody, existing: CurrentEndpoints | None) -> None:

@@ -24,7 +24,7 @@ from bridge.core.select import dns_label
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 PROTOCOL_META = "protocol"
-"""Service meta that names the protocol where the rule does not (`UDP`, `SCTP`; anything else is somebody else's word)."""
+"""Service meta that names the protocol where the rule does not; what is no protocol of Kubernetes is ignored."""
 EXTERNAL_NAME = "ExternalName"
 
 

@@ -178,7 +178,8 @@ class Claims:
             why = "it is named exactly so"
         else:
             why = "it comes first in order"
-        reason = f"{target} goes to {shorten(winner.service)} in {shorten(winner.datacenter)} ({why}); give one of them another name"
+        holder = f"{shorten(winner.service)} in {shorten(winner.datacenter)}"
+        reason = f"{target} goes to {holder} ({why}); give one of them another name"
         mirrored = {query for query, _ in owners}
         return tuple(sorted(Skipped(query.service, "", reason) for _, _, query in ranks if query not in mirrored))
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from bridge.core import plan as planning
 from bridge.core.model import Plan, Query, Target
 from bridge.engine.reconcile import apply_plan, names_at
-from bridge.engine.report import Outcome, Report, build_report
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer
+from bridge.report import Outcome, Report, build_report
 
 
 def purge(kube: KubeConfig, owner: str, namespaces: tuple[str, ...] | None, dry_run: bool) -> Report:

@@ -33,9 +33,9 @@ from bridge.core.model import (
     Skipped,
     Target,
 )
-from bridge.engine.report import Failure, Outcome
 from bridge.engine.world import Name, World
 from bridge.errors import BridgeError, ConflictError
+from bridge.report import Failure, Outcome
 
 
 class Store(Protocol):

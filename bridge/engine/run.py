@@ -24,13 +24,13 @@ from bridge.core.model import Adopt, Change, Knowledge, Listing, Plan, Policy, Q
 from bridge.engine.backoff import BackoffTable, Brake, Gate
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
-from bridge.engine.report import Failure, NullObserver, Observer, Outcome, build_report
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, TransientError
 from bridge.kube.cache import Cache
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.writer import Writer
+from bridge.report import Failure, NullObserver, Observer, Outcome, build_report
 from bridge.retry import RetryPolicy
 
 FIRST_READ_SECONDS = 60.0
@@ -167,7 +167,7 @@ class Bridge:
             "seconds_since_last_full_pass": None
             if self._last_pass is None
             else round(self._clock() - self._last_pass, 1),
-            "catalog": self._catalog.status() if started else {},
+            "catalog": self._catalog.status()["datacenters"] if started else {},
             "cache": self._cache.status() if started else {},
             "report": build_report(outcomes, self._unknown(), dry_run=True, skipped=self._unmappable()).to_json(),
         }

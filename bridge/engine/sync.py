@@ -13,13 +13,13 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
-from bridge.engine.report import Outcome, Report, build_report
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import CancelledError, PermanentError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.writer import Writer
+from bridge.report import Outcome, Report, build_report
 from bridge.retry import RetryPolicy, call
 
 Progress = Callable[[str, int, int], None]

@@ -20,7 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from bridge.core.model import Held, Target
 
 if TYPE_CHECKING:
-    from bridge.engine.report import Outcome, Report
+    from bridge.report import Outcome, Report
 
 MASK = "***"
 

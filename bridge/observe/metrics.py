@@ -22,7 +22,7 @@ from bridge.core.model import Action, Held, Kind, Skipped, Target
 from bridge.errors import BridgeError, ConflictError, PermanentError, StaleError, ThrottledError, TransientError
 
 if TYPE_CHECKING:
-    from bridge.engine.report import Outcome, Report
+    from bridge.report import Outcome, Report
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -239,11 +239,13 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
         yield family
     catalog = status.get("catalog") or {}
     for name, text, key in (
-        ("consul_bridge_blocking_queries", "Services that have a blocking query of their own.", "direct"),
-        ("consul_bridge_services_in_turn", "Services that share connections because the budget is used up.", "in_turn"),
+        ("consul_bridge_blocking_queries", "Services that have a blocking query of their own.", "direct_watches"),
+        ("consul_bridge_consul_services", "Services that Consul is asked about.", "services"),
+        ("consul_bridge_consul_reads_waiting", "Services that wait to be read.", "reads_waiting"),
+        ("consul_bridge_missed_changes", "Changes that only a verification found; 0 is right.", "verification_found"),
         ("consul_bridge_consul_connections", "Connections to Consul in use.", "connections"),
         ("consul_bridge_consul_connections_budget", "Connections to Consul that may be used.", "budget"),
-        ("consul_bridge_consul_last_success_age_seconds", "Since Consul last answered.", "last_success_seconds"),
+        ("consul_bridge_consul_last_success_age_seconds", "Since Consul last answered.", "seconds_since_last_success"),
     ):
         values = {dc: state[key] for dc, state in catalog.items() if state.get(key) is not None}
         if values:

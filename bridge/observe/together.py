@@ -8,7 +8,7 @@ from bridge.observe.logs import logger
 
 if TYPE_CHECKING:
     from bridge.core.model import Held
-    from bridge.engine.report import Observer, Outcome, Report
+    from bridge.report import Observer, Outcome, Report
 
 
 class Together:

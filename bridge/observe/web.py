@@ -427,7 +427,7 @@ def index_page(status: Mapping[str, Any]) -> str:
         ("Owner", _words(status.get("owner"))),
         ("Waiting", _words(status.get("queue"))),
         ("Last full pass", f"{_words(status.get('seconds_since_last_full_pass'))} s ago"),
-        *((f"Objects: {name}", _words(number)) for name, number in (report.get("summary") or {}).items()),
+        *((f"Objects: {_words(name)}", _words(n)) for name, n in (report.get("summary") or {}).items()),
     ]
     body = "".join(f"<tr><th scope=row>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
     state = "<span class=good>ready</span>" if ready else "<span class=bad>not ready</span>"

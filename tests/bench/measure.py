@@ -95,7 +95,7 @@ class FloorChain:
                 port = 80
                 for entry in entries:
                     passing = all(c["Status"] == "passing" for c in entry["Checks"])
-                    (ready if passing else sick).append({"ip": entry["Service"]["Address"]})
+                    (ready if passing else sick).append({"ip": entry["Service"]["Address"] or entry["Node"]["Address"]})
                     port = entry["Service"]["Port"]
                 subset = {"addresses": ready, "notReadyAddresses": sick, "ports": [{"port": port, "protocol": "TCP"}]}
                 body = json.dumps({
@@ -133,7 +133,7 @@ def await_state(lab: Lab, service: str, address: str, ready: bool, seconds: floa
                 return
             if time.monotonic() > deadline:
                 raise LabError(f"{service}: {address} did not become {'ready' if ready else 'not ready'}")
-            time.sleep(0.002)
+            time.sleep(0.005)
 
 
 def write_times(lab: Lab, service: str, since: float) -> list[float]:

@@ -257,7 +257,7 @@ def test_a_one_shot_pass_beside_the_daemon_finds_nothing_to_do(stack: Stack) -> 
 
 def test_the_bridge_serves_its_pages(stack: Stack) -> None:
     """On the published port."""
-    for path, expected in (("healthz", ""), ("readyz", ""), ("metrics", "# HELP "), ("api/status", "radosgw")):
+    for path, expected in (("healthz", ""), ("readyz", ""), ("metrics", "# HELP "), ("api/status", '"ready": true')):
         with urllib.request.urlopen(f"{stack.bridge}/{path}", timeout=10) as answer:
             assert answer.status == 200
             assert expected in answer.read().decode()

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,10 @@ Json = dict[str, Any]
 Verbs = set[tuple[str, str, str]]
 
 COMBINATIONS = [
-    chosen for size in range(len(manifests.COMPONENTS) + 1) for chosen in combinations(manifests.COMPONENTS, size)
+    chosen
+    for size in range(len(manifests.COMPONENTS) + 1)
+    for chosen in combinations(manifests.COMPONENTS, size)
+    if not {"endpointslices", "endpointslices-only"} <= set(chosen)
 ]
 
 # What every authenticated user may ask about itself, by the cluster's own roles.
@@ -155,7 +159,7 @@ def test_its_pod_keeps_the_restricted_standard(cluster: Cluster, components: Seq
     ] == ["refused"] * 5
 
 
-def audited(cluster: Cluster) -> tuple[Verbs, list[str], Verbs]:
+def audited(cluster: Cluster, since: float = 0.0) -> tuple[Verbs, list[str], Verbs]:
     """What the service account did: (group, resource, verb), what was refused, and what reached beyond a namespace.
 
     An apply that made an object is logged as `patch` with 201, and takes `create` as well.
@@ -163,7 +167,7 @@ def audited(cluster: Cluster) -> tuple[Verbs, list[str], Verbs]:
     used: Verbs = set()
     refused: list[str] = []
     beyond: Verbs = set()
-    for entry in cluster.lab.audit(user=f"system:serviceaccount:{cluster.namespace}:{manifests.NAME}"):
+    for entry in cluster.lab.audit(user=f"system:serviceaccount:{cluster.namespace}:{manifests.NAME}", since=since):
         act = (entry.group, entry.resource, entry.verb)
         if not entry.resource or act in EVERYBODYS:
             continue
@@ -282,13 +286,21 @@ def identity(cluster: Cluster, objects: Sequence[Json], folder: Path, **more: st
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("output", ["endpoints", "both", "endpointslices"])
+@pytest.mark.parametrize(
+    ("output", "components"),
+    [("endpoints", ()), ("both", ("endpointslices",)), ("endpointslices", ("endpointslices-only",))],
+    ids=["endpoints", "both", "endpointslices"],
+)
 def test_run_uses_exactly_what_its_role_grants(
-    cluster: Cluster, services: Callable[..., Services], eventually: Eventually, output: str, tmp_path: Path
+    cluster: Cluster,
+    services: Callable[..., Services],
+    eventually: Eventually,
+    output: str,
+    components: Sequence[str],
+    tmp_path: Path,
 ) -> None:
     """A service comes, turns sick and goes: nothing is refused, and no verb is granted that was not needed for it."""
     service = services()
-    components = () if output == "endpoints" else ("endpointslices",)
     objects = cluster.install(tmp_path, components, rules_for(service.name, output=output))
     environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
     with running(manifests.container(objects)["args"], environment, tmp_path / "log"):
@@ -360,6 +372,7 @@ def test_all_namespaces_writes_where_the_rule_says(
         assert (done.returncode, other in done.stderr, service.mirrored()) == (1, True, {(0, 0, False)}), done.stderr
         manifests.delete(cluster.kube, objects)
 
+        since = time.time()
         objects = cluster.install(tmp_path / "with", ("all-namespaces",), rules)
         environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
         with running(manifests.container(objects)["args"], environment, tmp_path / "log"):
@@ -368,7 +381,7 @@ def test_all_namespaces_writes_where_the_rule_says(
             eventually(service.mirrored, {(2, 1, True)})
             service.deregister()
             eventually(service.mirrored, {(0, 0, False)})
-        used, refused, beyond = audited(cluster)
+        used, refused, beyond = audited(cluster, since)
         assert refused == []
         assert {verb for _, _, verb in beyond} == {"list", "watch"}
         assert used == manifests.granted(objects)

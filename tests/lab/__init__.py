@@ -192,11 +192,16 @@ class Lab:
         path.chmod(0o600)
         return path
 
-    def service_account(self, namespace: str, name: str) -> Path:
-        """A kubeconfig with a fresh token of a ServiceAccount (made when it is not there)."""
+    def service_account(self, namespace: str, name: str, rules: Sequence[Mapping[str, object]] = ()) -> Path:
+        """A kubeconfig with a fresh token of a ServiceAccount (made when it is not there).
+
+        `rules`: what it may do in its namespace, as in a Role; one of its name is made and bound to it.
+        """
         with self.raw_kube() as kube:
             base = f"/api/v1/namespaces/{namespace}/serviceaccounts"
             kube.apply(f"{base}/{name}", {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}})
+            if rules:
+                self._grant(kube, namespace, name, rules)
             body = {
                 "apiVersion": "authentication.k8s.io/v1",
                 "kind": "TokenRequest",
@@ -204,6 +209,20 @@ class Lab:
             }
             token = kube.json("POST", f"{base}/{name}/token", body)["status"]["token"]
         return self.write_kubeconfig(f"{namespace}-{name}", token, namespace=namespace)
+
+    @staticmethod
+    def _grant(kube: RawKube, namespace: str, name: str, rules: Sequence[Mapping[str, object]]) -> None:
+        group = "rbac.authorization.k8s.io"
+        base = f"/apis/{group}/v1/namespaces/{namespace}"
+        head = {"apiVersion": f"{group}/v1", "metadata": {"name": name}}
+        kube.apply(f"{base}/roles/{name}", {**head, "kind": "Role", "rules": list(rules)})
+        binding = {
+            **head,
+            "kind": "RoleBinding",
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+        }
+        kube.apply(f"{base}/rolebindings/{name}", binding)
 
     def audit(self, user: str = "", since: float = 0.0) -> list[AuditEntry]:
         """What the API server was asked, oldest first; of one user, and from a time on, when these are given."""

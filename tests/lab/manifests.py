@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 MANIFESTS = ROOT / "manifests"
 NAME = "consul-endpoints-bridge"
-COMPONENTS = ("namespace", "cronjob", "all-namespaces", "endpointslices", "consul-acl")
+COMPONENTS = ("namespace", "cronjob", "all-namespaces", "endpointslices", "endpointslices-only", "consul-acl")
 """In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
 
 _PLURALS = {

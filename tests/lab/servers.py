@@ -456,13 +456,13 @@ class Program(Server):
     def start(self, wait: bool = True) -> None:
         """Start it; `wait` until it is ready."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
+            self._process = spawn(
+                [*self.prefix, *self._command],
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
                 env=self._environment,
-                preexec_fn=die_with_parent,
             )
         if wait:
             self.wait_ready()

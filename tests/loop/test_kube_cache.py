@@ -7,20 +7,21 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_httpserver import HTTPServer
 
-from bridge.core.model import Change, Kind, Meta, Target
-from bridge.errors import CancelledError, PermanentError, StaleError, TransientError
+from bridge.core.model import Action, Change, Kind, Meta, Target
+from bridge.errors import CancelledError, PermanentError, StaleError, ThrottledError, TransientError
 from bridge.kube import cache as cache_module
 from bridge.kube import objects
-from bridge.kube.cache import Cache, _Reflector, list_once
+from bridge.kube.cache import Cache, _Reflector, can_i, list_once, namespaces_exist
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.store import Store
-from bridge.kube.writer import Writer
+from bridge.kube.writer import Writer, belongs_to
 from bridge.retry import RetryPolicy
 from tests.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
 from tests.unit.kube.builders import (
@@ -262,7 +263,64 @@ def test_a_broken_watch_after_a_working_one_is_not_punished_for_old_failures(
     assert waits[:4] == [1, 2, 3, 1]
 
 
+def test_a_watch_that_the_server_ends_is_followed_by_the_next_one(fake: FakeKube, client: KubeClient) -> None:
+    """timeoutSeconds over and not a word: the server's version is asked, nothing is listed again."""
+    reflector = lone(client, watch_seconds=(1, 1))
+    for _ in range(2):
+        assert reflector.cycle() is None
+    lists = [e.query.get("limit") for e in fake.log if e.verb == "list"]
+    assert lists == ["500", "1"]
+    assert fake.count("watch") == 2
+
+
+def test_a_server_that_sheds_a_watch_is_asked_again_from_the_same_place(fake: FakeKube, client: KubeClient) -> None:
+    """An ERROR event with 429: slower, but no list."""
+    reflector = lone(client, watch_seconds=(1, 1))
+    line = b'{"type": "ERROR", "object": {"kind": "Status", "code": 429, "message": "shed"}}'
+    fake.inject(Fault(lines=(line,)), times=1, path="watch=1")
+    assert isinstance(reflector.cycle(), ThrottledError)
+    assert reflector.cycle() is None
+    assert [e.query.get("limit") for e in fake.log if e.verb == "list"] == ["500", "1"]
+
+
+def test_a_watch_that_ends_cleanly_inside_an_event_is_trouble(fake: FakeKube, client: KubeClient) -> None:
+    """A proxy that closes politely in the middle of a line."""
+    reflector = lone(client)
+    path = objects.path(Kind.ENDPOINTS, None)
+    with HTTPServer(host="127.0.0.1") as server:
+        server.expect_request(path).respond_with_data(b'{"type": "MODI')
+        other = KubeClient(KubeConfig(kubeconfig=str(write_kubeconfig(client, f"http://127.0.0.1:{server.port}"))))
+        reflector._client, reflector._position = other, "5"
+        error = reflector.cycle()
+        other.close()
+    assert isinstance(error, TransientError)
+    assert "in the middle of an event" in str(error)
+
+
+def lone(client: KubeClient, watch_seconds: tuple[int, int] = (5, 5)) -> _Reflector:
+    """A reflector without its thread."""
+    return _Reflector(
+        client, Store("default"), Kind.ENDPOINTS, None, lambda _: None, QUICK, threading.Event(), None,
+        time.monotonic, 5.0, watch_seconds,
+    )  # fmt: skip
+
+
+def write_kubeconfig(client: KubeClient, server: str) -> Path:
+    """A kubeconfig for another server beside the client's."""
+    path = Path(client.config.kubeconfig).with_name("other.kubeconfig")
+    path.write_text(Path(client.config.kubeconfig).read_text().replace(client.server, server))
+    return path
+
+
 # --------------------------------------------------------------------------- lists
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"metadata": 5}', b'{"items": []}'])
+def test_a_list_that_is_none_is_trouble_not_emptiness(fake: FakeKube, client: KubeClient, body: bytes) -> None:
+    """200 from something that is no API server must never read as "there is nothing"."""
+    fake.inject(Fault(status=200, body=body), times=1, path="endpointslices")
+    with pytest.raises(TransientError, match="no Kubernetes list"):
+        list_once(client, None, "default")
 
 
 def test_pages_that_expire_midway_are_read_from_the_start(
@@ -547,6 +605,12 @@ def test_a_thread_that_dies_of_a_bug_says_so(fake: FakeKube, client: KubeClient)
     fake.put("services", raw_service("default", "theirs"))
     assert wait_for(lambda: len(failures) == 1)
     assert str(failures[0]) == "bug at default/theirs"
+    fake.watch_hold.clear()
+    fake.put("endpoints", ours("missed", "10.0.0.1"))
+    cache.refresh(timeout=1)
+    assert wait_for(lambda: len(failures) == 2)
+    assert str(failures[1]) == "bug at default/missed"
+    fake.watch_hold.set()
     assert cache.close()
 
 
@@ -630,6 +694,79 @@ def test_a_write_that_is_answered_with_something_else_is_no_success(
     fake.inject(Fault(status=201, body=body), times=1, method="PATCH")
     with pytest.raises(PermanentError):
         Writer(client).apply(create(endpoints()))
+
+
+def test_a_create_that_comes_and_goes_is_stale(fake: FakeKube, client: KubeClient) -> None:
+    """409 three times, and each time nothing is there: no endless loop."""
+    conflict = json.dumps({"kind": "Status", "reason": "Conflict", "message": "modified", "code": 409}).encode()
+    fake.inject(Fault(status=409, body=conflict), times=9, method="PATCH")
+    with pytest.raises(StaleError, match="comes and goes"):
+        Writer(client).apply(create(endpoints()))
+    assert fake.count("patch") == 3
+
+
+def test_a_create_that_updated_something_is_no_success(fake: FakeKube, client: KubeClient) -> None:
+    """200 instead of 201: whatever server that was, what is there must be read again."""
+    body = json.dumps({"metadata": {"name": "radosgw", "uid": "u", "resourceVersion": "5"}}).encode()
+    fake.inject(Fault(status=200, body=body), times=1, method="PATCH")
+    with pytest.raises(StaleError, match="was there"):
+        Writer(client).apply(create(endpoints()))
+
+
+def test_a_service_that_changes_while_it_is_tidied_is_stale(fake: FakeKube, client: KubeClient) -> None:
+    """Between taking a Service over and taking foreign ports out of it, somebody wrote."""
+    found = fake.put("services", raw_service("default", "radosgw", ports=[{"name": "old", "port": 81}]))
+    theirs = objects.decode_meta(Kind.SERVICE, found)
+    assert theirs is not None
+    conflict = json.dumps({"kind": "Status", "reason": "Conflict", "message": "modified", "code": 409}).encode()
+    writer = Writer(client)
+    fake.inject(Fault(delay=0.0), times=1, method="PATCH")
+    fake.inject(Fault(status=409, body=conflict), times=1, method="PATCH", path="fieldManager=consul-bridge$")
+    with pytest.raises(StaleError, match="while it was being written"):
+        writer.apply(update(bodies()[Kind.SERVICE], theirs))
+
+
+def test_a_change_without_preconditions_is_refused_before_it_is_sent(fake: FakeKube, client: KubeClient) -> None:
+    """A bug of the caller must not become an unconditional write."""
+    meta = Meta(kind=Kind.ENDPOINTS, namespace="default", name="a", uid="", resource_version="5", owner=None)
+    for change in (update(endpoints(), meta), delete(meta)):
+        with pytest.raises(ValueError, match="needs the uid"):
+            Writer(client).apply(change)
+    unchanged = replace(update(endpoints(), meta), action=Action.UNCHANGED)
+    assert Writer(client).apply(unchanged) is meta
+    assert fake.log == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "text"),
+    [
+        ({"labels": {"app.kubernetes.io/managed-by": "Helm"}}, "Helm"),
+        ({"labels": {"app.kubernetes.io/managed-by": "consul-bridge"}}, "no owner id"),
+        ({"labels": {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "x"}}, 'owner id "x"'),
+        ({"labels": {"consul": "true"}}, "consul-k8s"),
+        ({"managedFields": [{"manager": "b"}, {"manager": "a"}, {"manager": "b"}]}, "written by a, b"),
+        ({"managedFields": 5, "labels": []}, "somebody else"),
+        ({}, "somebody else"),
+    ],
+)
+def test_whose_an_object_is(metadata: dict[str, Any], text: str) -> None:
+    """What a person reads in a conflict."""
+    assert text in belongs_to({"metadata": metadata})
+
+
+def test_an_odd_access_review_is_trouble(fake: FakeKube, client: KubeClient) -> None:
+    """Not "no"."""
+    fake.inject(Fault(status=201, body=b"{}"), times=1)
+    with pytest.raises(TransientError):
+        can_i(client, "list", "", "services")
+
+
+def test_a_namespace_that_may_not_be_looked_at_is_unknown(fake: FakeKube, tmp_path: Path) -> None:
+    """403 is neither yes nor no."""
+    fake.forbid("plain", "get", "namespaces")
+    plain = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
+    assert namespaces_exist(plain, ["default"]) == {"default": None}
+    plain.close()
 
 
 def test_idle_connections_that_the_server_closed_are_replaced(fake: FakeKube, client: KubeClient) -> None:

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bridge.cli import app
-from bridge.engine.report import Report
+from bridge.report import Report
 from tests.unit.render.builders import report
 
 ROOT = Path(__file__).resolve().parents[3]

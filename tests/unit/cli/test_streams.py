@@ -16,8 +16,8 @@ import yaml
 from typer.testing import Result
 
 from bridge.core.model import Action, Conflict, Held, Kind, Query, Skipped
-from bridge.engine.report import Report
 from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
+from bridge.report import Report
 from tests.unit.cli.conftest import ROOT, Engine, command_line, environment, process
 from tests.unit.render.builders import TARGET, change, created, done, plan, report
 

@@ -38,7 +38,12 @@ def test_a_fault_of_the_server_closes_the_gate_until_the_backoff_is_over() -> No
     assert gate.enter()
     gate.leave(TransientError("gone"))
     inside = threading.Semaphore(0)
-    callers = [threading.Thread(target=lambda: gate.enter() and inside.release()) for _ in range(3)]
+
+    def call() -> None:
+        if gate.enter():
+            inside.release()
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
     for caller in callers:
         caller.start()
     before = (gate.closed, gate.reason, inside.acquire(timeout=0.2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import socket
 import ssl
 import stat
 import sys
@@ -366,7 +367,123 @@ def test_a_client_certificate_is_presented(ca: trustme.CA, tmp_path: Path) -> No
         assert SECRET not in str(caught.value)
 
 
+def test_a_plugin_that_gives_certificates_is_followed_when_it_renews_them(
+    ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """clientCertificateData instead of a token; after a 401 a new certificate is presented on new connections."""
+    monkeypatch.setattr(client_module, "_RELOAD_SECONDS", 0.0)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    ca.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    def issue() -> None:
+        mine = ca.issue_cert("bridge@example.org")
+        pem = b"".join(blob.bytes() for blob in mine.cert_chain_pems).decode()
+        key = mine.private_key_pem.bytes().decode()
+        plugin(tmp_path, credential(clientCertificateData=pem, clientKeyData=key))
+
+    issue()
+    with HTTPServer(host="127.0.0.1", ssl_context=context) as server:
+        body = {"major": "1", "minor": "37", "gitVersion": "v1"}
+        server.expect_request("/version").respond_with_json(body)
+        path = kubeconfig(
+            tmp_path,
+            f"https://127.0.0.1:{server.port}",
+            exec_user(str(tmp_path / "plugin")),
+            cluster={"certificate-authority": str(tmp_path / "ca.pem")},
+        )
+        client = KubeClient(KubeConfig(kubeconfig=path))
+        assert client.version().git == "v1"
+        issue()
+        server.clear()
+        server.expect_oneshot_request("/version").respond_with_data("Unauthorized", status=401)
+        server.expect_request("/version").respond_with_json(body)
+        assert client.version().git == "v1"
+        assert client._access.generation == 1  # another pool, with the new certificate
+        assert (tmp_path / "runs").read_text() == "xx"
+        client.close()
+
+
+def test_credentials_that_cannot_be_renewed_are_transient(
+    fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin's own server is away while the bridge runs: try again later, with the reason."""
+    monkeypatch.setattr(client_module, "_AUTH_SECONDS", 0.0)
+    folder = tmp_path / "pod"
+    folder.mkdir()
+    in_cluster(folder, 1, monkeypatch, trustme.CA())
+    client = KubeClient(KubeConfig())
+
+    def broken(*_: object, **__: object) -> str:
+        raise OSError("token file is gone; token=hunter22")
+
+    monkeypatch.setattr(client._access._configuration, "get_api_key_with_prefix", broken)
+    with pytest.raises(TransientError, match="cannot be renewed: token file is gone") as caught:
+        client.version()
+    assert "hunter22" not in str(caught.value)
+    client.close()
+
+
+def test_a_401_with_a_broken_configuration_stays_a_401(
+    fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading it again fails: the old credentials are kept, the refusal is told."""
+    monkeypatch.setattr(client_module, "_RELOAD_SECONDS", 0.0)
+    path = Path(kubeconfig(tmp_path, fake.url))
+    client = KubeClient(KubeConfig(kubeconfig=str(path)))
+    path.write_text("nonsense")
+    fake.users = {}
+    with pytest.raises(PermanentError, match="refuses our credentials"):
+        client.request("GET", "/api/v1/services")
+    client.close()
+
+
 # --------------------------------------------------------------------------- the way to the server
+
+
+@pytest.mark.parametrize("content", ["", "no PEM at all"])
+def test_a_ca_file_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    """TLS files that cannot be used: permanent, with the server's address."""
+    (tmp_path / "ca.pem").write_text(content)
+    cluster = {"certificate-authority": str(tmp_path / "ca.pem")}
+    path = kubeconfig(tmp_path, "https://127.0.0.1:1", cluster=cluster)
+    with pytest.raises((PermanentError, TransientError)) as caught:
+        version(KubeConfig(kubeconfig=path))
+    assert "127.0.0.1:1" in str(caught.value)
+
+
+def test_connecting_takes_no_longer_than_it_may(tmp_path: Path) -> None:
+    """A full listen queue answers nothing: transient after connect_timeout_seconds."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(deaf.getsockname())
+        path = kubeconfig(tmp_path, f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        with pytest.raises(TransientError, match="connecting took too long"):
+            version(KubeConfig(kubeconfig=path, connect_timeout_seconds=0.2))
+        for filler in fillers:
+            filler.close()
+
+
+def test_a_context_without_a_kubeconfig_is_refused() -> None:
+    """--context in a pod."""
+    assert "there is no kubeconfig" in refusal(KubeConfig(context="prod"))
+
+
+def test_a_context_without_a_user_is_anonymous(fake: FakeKube, tmp_path: Path) -> None:
+    """Allowed by kubectl: a proxy in front authenticates."""
+    path = Path(kubeconfig(tmp_path, fake.url))
+    config = json.loads(path.read_text())
+    config["contexts"][0]["context"].pop("user")
+    path.write_text(json.dumps(config))
+    with pytest.raises(PermanentError, match="refuses our credentials"):
+        version(KubeConfig(kubeconfig=str(path)))
+    assert fake.log[0].user == ""
 
 
 def test_an_untrusted_certificate_says_what_to_check(tls: HTTPServer, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import urllib3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import BridgeError, PermanentError, StaleError, ThrottledError, TransientError
@@ -157,6 +157,7 @@ def test_long_messages_are_cut_to_one_line() -> None:
 TOKENS = st.text(st.sampled_from("abcdefghijABCDEFGHIJ0123456789-_."), min_size=12, max_size=60)
 
 
+@settings(deadline=None)
 @given(token=TOKENS, code=st.sampled_from([400, 401, 403, 404, 409, 422, 429, 500, 503]))
 def test_no_credential_in_use_gets_into_a_text(token: str, code: int) -> None:
     """Servers and proxies that echo the request's headers back."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import PermanentError, StaleError, TransientError
-from bridge.kube.lease import ElectionSettings, LeaderElector, LeaseRecord, boot_clock
+from bridge.kube.client import Response
+from bridge.kube.lease import ElectionSettings, LeaderElector, LeaseLock, LeaseRecord, boot_clock
 
 DURATION = 15
 SETTINGS = ElectionSettings(margin=5.0, renew=2.0, poll=0.6)
@@ -249,6 +251,50 @@ def test_a_forbidden_lease_is_said_and_tried_again(now: list[float], monkeypatch
     monkeypatch.setattr(one.lock, "read", forbidden)
     assert one.elector.step() == pytest.approx(SETTINGS.renew)
     assert "forbids us to get leases" in str(one.elector.error)
+
+
+def test_a_candidate_that_was_too_slow_watches_the_new_record_from_its_start(now: list[float]) -> None:
+    """Two see the same free record; one takes it, the other waits the whole duration again."""
+    server, (one, two) = candidates(now)
+    server.record = LeaseRecord("", 1, "", "", 3, "77")
+    seen = server.record
+    one.elector.step()
+    two.lock.read = lambda *, cached=False: seen  # type: ignore[method-assign]  # a look that is a moment old
+    two.elector.step()
+    assert (one.elector.may_write(), two.elector.may_write()) == (True, False)
+
+
+def test_a_bug_in_a_callback_ends_the_thread_loudly(now: list[float]) -> None:
+    """`failed` hears of it."""
+    failures: list[BaseException] = []
+
+    def broken() -> None:
+        raise RuntimeError("bug")
+
+    elector = LeaderElector(MemoryLock(Server(), "one"), SETTINGS, on_started=broken, failed=failures.append)
+    elector.run()
+    assert [str(f) for f in failures] == ["bug"]
+
+
+@pytest.mark.parametrize(("identity", "duration"), [("", 15), ("one", 0)])
+def test_a_lock_without_identity_or_duration_is_refused(identity: str, duration: int) -> None:
+    """Two nameless processes would believe each other's Lease to be theirs."""
+    nobody: Any = None
+    with pytest.raises(ValueError, match="identity"):
+        LeaseLock(nobody, "default", "bridge", identity, duration_seconds=duration)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b"[]"])
+def test_an_odd_answer_is_trouble_and_no_lease(body: bytes) -> None:
+    """Neither held nor free."""
+
+    class Odd:
+        def request(self, *_: object, **__: object) -> Response:
+            return Response(200, {}, body)
+
+    client: Any = Odd()
+    with pytest.raises(TransientError):
+        LeaseLock(client, "default", "bridge", "one").read()
 
 
 def test_times_that_leave_no_room_are_refused() -> None:

@@ -275,7 +275,7 @@ odd_objects = st.recursive(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(raw=odd_objects, kind=st.sampled_from(list(Kind)))
 def test_decoding_never_raises(raw: Any, kind: Kind) -> None:
     """Whatever JSON a server, a proxy or a person makes of an object."""
@@ -314,6 +314,7 @@ def groups(draw: st.DrawFn) -> tuple[Group, ...]:
 META = Meta(kind=Kind.ENDPOINTS, namespace="default", name="radosgw", uid="u", resource_version="7", owner=None)
 
 
+@settings(deadline=None)
 @given(found=groups(), shuffle=st.randoms())
 def test_endpoints_survive_the_way_there_and_back(found: tuple[Group, ...], shuffle: Any) -> None:
     """decode(encode(x)) == x, canonical, whatever the order of the input; and the same bytes each time."""
@@ -325,6 +326,7 @@ def test_endpoints_survive_the_way_there_and_back(found: tuple[Group, ...], shuf
     assert decoded == CurrentEndpoints(META, found)
 
 
+@settings(deadline=None)
 @given(found=groups().filter(bool), flags=st.lists(st.booleans(), min_size=2, max_size=2))
 def test_slices_survive_the_way_there_and_back(found: tuple[Group, ...], flags: list[bool]) -> None:
     """Each condition, the zone and the node come back."""

@@ -317,7 +317,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(steps=steps)
 def test_the_store_converges_whatever_the_order_of_the_news(steps: list[tuple[str, str, int]]) -> None:
     """Watch, answers and lists interleave at random; once all is told, the store equals the server."""

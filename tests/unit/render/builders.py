@@ -24,8 +24,8 @@ from bridge.core.model import (
     Skipped,
     Target,
 )
-from bridge.engine.report import Failure, Outcome, Report, build_report
 from bridge.errors import BridgeError
+from bridge.report import Failure, Outcome, Report, build_report
 
 TARGET = Target("storage", "radosgw")
 QUERY = Query("dc1", "radosgw")

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from bridge.core.model import Action, Conflict, EndpointsBody, Held, Kind, Query, Skipped, Target
-from bridge.engine.report import Outcome, Report
 from bridge.errors import TransientError
 from bridge.render import clean, render, summary_line
+from bridge.report import Outcome, Report
 from tests.unit.render.builders import TARGET, before, change, created, done, group, plan, report, service_body
 
 HOSTILE = "evil\x1b[2J\r\n\x07\u202e[bold]x"

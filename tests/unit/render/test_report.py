@@ -19,8 +19,8 @@ from bridge.core.model import (
     Skipped,
     Target,
 )
-from bridge.engine.report import NullObserver, Observer, Report, build_report, exit_status, ports_text
 from bridge.errors import PermanentError
+from bridge.report import NullObserver, Observer, Report, build_report, exit_status, ports_text
 from tests.unit.render.builders import QUERY, TARGET, change, created, done, group, plan, report
 
 

@@ -217,7 +217,7 @@ def test_consuls_switches_are_read_as_consuls_tools_read_them(text: str, expecte
 
 def test_a_switch_of_consul_that_is_no_switch_is_refused() -> None:
     """Consul's own tools fail as well."""
-    with pytest.raises(ConfigurationError, match="^CONSUL_HTTP_SSL: 'yes' must be true or false$"):
+    with pytest.raises(ConfigurationError, match=r"^CONSUL_HTTP_SSL: 'yes' must be true or false$"):
         load({}, {"CONSUL_HTTP_SSL": "yes"})
 
 

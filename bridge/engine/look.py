@@ -1,0 +1,292 @@
+"""Looking without touching: what `bridge status` and `bridge explain` know before they speak.
+
+The same five steps as a pass makes before it writes, so that what is shown is what would be done. Where one side
+cannot be read, the other is still shown, and the trouble is said.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bridge.consul.client import ConsulConfig
+from bridge.consul.snapshot import read_all
+from bridge.core import select
+from bridge.core.explain import Explanation, explain
+from bridge.core.guard import Guard
+from bridge.core.model import Current, Knowledge, Listing, Plan, Query, Rule, Skipped, Target, Unknown
+from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
+from bridge.engine.report import Origin
+from bridge.engine.scope import datacenters_of, namespaces_of
+from bridge.engine.sync import Progress, SyncOptions
+from bridge.engine.world import World
+from bridge.errors import BridgeError
+from bridge.kube.cache import list_once
+from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.store import Store
+from bridge.retry import call
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StatusRow:
+    """One mirrored service on both sides. `state` is in sync, differs, held, conflict or unknown."""
+
+    namespace: str
+    name: str
+    service: str
+    datacenter: str
+    consul_ready: int
+    consul_not_ready: int
+    kubernetes_ready: int
+    kubernetes_not_ready: int
+    state: str
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of `services` in `bridge status -o json`."""
+        return {
+            "service": self.service,
+            "datacenter": self.datacenter,
+            "namespace": self.namespace,
+            "name": self.name,
+            "consul": {"ready": self.consul_ready, "not_ready": self.consul_not_ready},
+            "kubernetes": {"ready": self.kubernetes_ready, "not_ready": self.kubernetes_not_ready},
+            "state": self.state,
+            "detail": self.detail,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All mirrored services, sorted by target, and what could not be read."""
+
+    services: tuple[StatusRow, ...]
+    trouble: tuple[str, ...] = ()
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether everything could be read and is as it should be."""
+        return not self.trouble and all(row.state == "in sync" for row in self.services)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `bridge status -o json` prints it."""
+        return {
+            "in_sync": self.in_sync,
+            "services": [row.to_json() for row in self.services],
+            "trouble": list(self.trouble),
+        }
+
+
+def status_once(
+    *,
+    consul: ConsulConfig,
+    kube: KubeConfig,
+    rules: Sequence[Rule],
+    options: SyncOptions,
+    stop: threading.Event,
+    progress: Progress | None = None,
+) -> Status:
+    """Read both sides once and compare them. Raises BridgeError when Kubernetes or all of Consul cannot be used."""
+    look = _Look(consul, kube, rules, options, stop, progress)
+    try:
+        look.read_kubernetes()
+        look.read_consul(None)
+        rows = [look.row(target) for target in sorted(look.world.targets())]
+        return Status(tuple(sorted(row for row in rows if row is not None)), look.troubles())
+    finally:
+        look.close()
+
+
+def explain_once(
+    service: str,
+    *,
+    consul: ConsulConfig,
+    kube: KubeConfig,
+    rules: Sequence[Rule],
+    options: SyncOptions,
+    stop: threading.Event,
+    progress: Progress | None = None,
+) -> tuple[list[Explanation], tuple[str, ...]]:
+    """Explain one service in every datacenter that lists it (or the first, when none does), and what went wrong."""
+    look = _Look(consul, kube, rules, options, stop, progress)
+    try:
+        try:
+            look.read_kubernetes()
+        except BridgeError as error:
+            look.kubernetes_trouble = str(error)
+        look.read_consul(service)
+        listing = [dc for dc in look.datacenters if service in look.services_of(dc)]
+        return [look.explain(service, dc) for dc in listing or look.datacenters[:1]], look.troubles()
+    finally:
+        look.close()
+
+
+class _Look:
+    """Both sides, read once."""
+
+    def __init__(
+        self,
+        consul: ConsulConfig,
+        kube: KubeConfig,
+        rules: Sequence[Rule],
+        options: SyncOptions,
+        stop: threading.Event,
+        progress: Progress | None,
+    ) -> None:
+        self._consul, self._kube, self._rules, self._options, self._stop = consul, kube, tuple(rules), options, stop
+        self._say = progress or (lambda _what, _done, _total: None)
+        self._client: KubeClient | None = None
+        self._store = Store(options.owner)
+        self._listings: dict[str, Listing | Unknown] = {}
+        self._views: dict[Query, Knowledge] = {}
+        self._claims = select.Claims()
+        self.kubernetes_trouble = ""
+        self.datacenters: tuple[str, ...] = ()
+        self.world = World(rules, (), grace_seconds=0.0)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def read_kubernetes(self) -> None:
+        self._say("reading Kubernetes", 0, 0)
+        client = self._client = KubeClient(self._kube)
+        namespaces = namespaces_of(self._rules, self._kube.namespaces)
+        self._store = call(lambda: list_once(client, namespaces, self._options.owner), self._options.retry, self._stop)
+
+    def read_consul(self, service: str | None) -> None:
+        """Read everything that the rules select, or only `service` and what shares its target."""
+        self.datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
+        self.world = World(self._rules, self.datacenters, grace_seconds=0.0)
+        for target in self._store.targets():
+            self.world.remember(target, names_at(self._store.current(target)), now=0.0)
+        if service is None:
+            self._read(lambda dc, listing: self._listed(dc, listing))
+        else:
+            self._read(lambda dc, listing: self._listed(dc, listing) and frozenset())
+            self._read(lambda dc, _listing: self._needed(service, dc))
+        self.world.expire(now=0.0)
+
+    def _read(self, choose: Any) -> None:
+        snapshot = read_all(
+            self._consul,
+            self.datacenters,
+            choose,
+            parallel=self._options.readers,
+            progress=lambda done, total: self._say("reading Consul", done, total),
+            retry=self._options.retry,
+            stop=self._stop,
+        )
+        self._listings |= snapshot.listings
+        for datacenter, listing in snapshot.listings.items():
+            if isinstance(listing, Unknown):
+                self.world.on_listing(datacenter, listing, now=0.0)
+        for query, state in snapshot.views.items():
+            self._views[query] = state
+            self.world.on_view(query, state)
+
+    def _listed(self, datacenter: str, listing: Listing) -> frozenset[Query]:
+        self.world.on_listing(datacenter, listing, now=0.0)
+        for service, tags in listing.services.items():
+            rule = select.first_rule(self._rules, service, datacenter, tags)
+            if rule is None or select.excluded(service, tags) is not None:
+                continue
+            query = select.query_of(rule, service, datacenter)
+            target = select.target_of(rule, query)
+            if isinstance(target, Target):
+                self._claims.claim(query, rule, target)
+        return frozenset(q for q in self.world.wanted() if q.datacenter == datacenter)
+
+    def _needed(self, service: str, datacenter: str) -> frozenset[Query]:
+        own, target = self._place(service, datacenter)
+        shared = (q for q, _ in self._claims.owners(target)) if isinstance(target, Target) else ()
+        return frozenset({own, *(q for q in shared if q.datacenter == datacenter)})
+
+    def _place(self, service: str, datacenter: str) -> tuple[Query, Target | Skipped | None]:
+        tags = self.services_of(datacenter).get(service)
+        rule = None if tags is None else select.first_rule(self._rules, service, datacenter, tags)
+        if rule is None or select.excluded(service, tags or ()) is not None:
+            return Query(datacenter, service), None
+        query = select.query_of(rule, service, datacenter)
+        return query, select.target_of(rule, query)
+
+    def services_of(self, datacenter: str) -> dict[str, frozenset[str]]:
+        listing = self._listings.get(datacenter)
+        return dict(listing.services) if isinstance(listing, Listing) else {}
+
+    def troubles(self) -> tuple[str, ...]:
+        texts = [f"Kubernetes: {self.kubernetes_trouble}"] if self.kubernetes_trouble else []
+        texts += [f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(self.world.listing_trouble().items())]
+        texts += [
+            f"Consul, service {q.service} in {q.datacenter}: {reason}"
+            for q, reason in sorted(self.world.trouble().items())
+        ]
+        return tuple(texts)
+
+    def _plan(self, target: Target) -> Plan | None:
+        reconciler = Reconciler(
+            world=self.world,
+            store=self._store,
+            guard=Guard(self._options.guard),
+            options=PlanOptions(owner=self._options.owner, policy=self._options.policy, adopt=self._options.adopt),
+            clock=time.monotonic,
+        )
+        return reconciler.plan(target)
+
+    def row(self, target: Target) -> StatusRow | None:
+        plan = self._plan(target)
+        current = self._store.current(target)
+        ready, not_ready = _counts(current)
+        if plan is None:
+            origin = Origin.of(self.world.queries_at(target))
+            return StatusRow(
+                *(target.namespace, target.name, origin.service, origin.datacenter),
+                *(0, 0, ready, not_ready, "unknown", "Consul could not be asked; what is there stays"),
+            )
+        origin = Origin.of(plan.queries)
+        if plan.conflicts:
+            state, detail = "conflict", "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
+        elif plan.held:
+            state, detail = "held", "; ".join(h.reason for h in plan.held)
+        elif plan.writes:
+            state, detail = "differs", ", ".join(f"{c.action} {c.kind}" for c in plan.writes)
+        else:
+            state, detail = "in sync", "; ".join(plan.warnings)
+        return StatusRow(
+            *(target.namespace, target.name, origin.service, origin.datacenter),
+            *(plan.ready, plan.not_ready, ready, not_ready, state, detail),
+        )
+
+    def explain(self, service: str, datacenter: str) -> Explanation:
+        query, target = self._place(service, datacenter)
+        at = target if isinstance(target, Target) else None
+        listing = self._listings.get(datacenter)
+        explanation = explain(
+            service,
+            datacenter,
+            tags=self.services_of(datacenter).get(service),
+            rules=self._rules,
+            knowledge=self._views.get(query),
+            claims=self._claims,
+            current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,
+            plan=self._plan(at) if at is not None and not self.kubernetes_trouble else None,
+        )
+        if isinstance(listing, Unknown):
+            explanation = replace(explanation, problem=f"{datacenter} cannot be listed: {listing.reason}")
+        return explanation
+
+
+def _counts(current: Current) -> tuple[int, int]:
+    """Ready and not ready (address, port) endpoints that stand in objects of ours; slices and Endpoints are not added."""
+    stands: dict[tuple[str, tuple[Any, ...]], bool] = {}
+    own = [s.group for s in current.slices if s.meta.owner is not None]
+    if current.endpoints is not None and current.endpoints.meta.owner is not None:
+        own += current.endpoints.groups
+    for group in own:
+        for endpoint in group.endpoints:
+            key = endpoint.address, group.ports
+            stands[key] = endpoint.ready or stands.get(key, False)
+    return sum(stands.values()), sum(not ready for ready in stands.values())

@@ -1,0 +1,140 @@
+"""The rig: VMs, a node and a pod as network namespaces, and traffic that takes its real way through kube-proxy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Consul, Lab, LabError, netns, wait_until
+from tests.lab.netns import Host, Rig
+from tests.raw import ENDPOINTS, RawConsul
+
+pytestmark = [pytest.mark.lab, pytest.mark.netns]
+
+PORT = 8080
+SERVER = f"""
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Name(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(sys.argv[1].encode())
+ThreadingHTTPServer((sys.argv[2], {PORT}), Name).serve_forever()
+"""
+GET = """
+import sys, urllib.request
+print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=2).read().decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    """Three VMs with an HTTP server each that says its name."""
+    if reason := netns.trouble():
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with Rig(3) as made:
+        for vm in made.vms:
+            made.start(vm, [sys.executable, "-c", SERVER, vm.name, vm.address])
+        for vm in made.vms:
+            wait_until(lambda vm=vm: answer(made.pod, f"http://{vm.address}:{PORT}/") == vm.name, 10, "a VM's answer")  # type: ignore[misc]
+        yield made
+
+
+def answer(host: Host, url: str) -> str:
+    """What a host is told at an address; "" when it is told nothing."""
+    return host.run(sys.executable, "-c", GET, url, check=False).stdout.strip()
+
+
+def test_every_vm_has_an_address_of_its_own(rig: Rig) -> None:
+    """The pod, the node and the other VMs reach each of them."""
+    for host in (rig.pod, rig.node, rig.vms[0]):
+        assert [answer(host, f"http://{vm.address}:{PORT}/") for vm in rig.vms] == ["vm-1", "vm-2", "vm-3"]
+
+
+def test_the_machine_itself_is_not_touched(rig: Rig) -> None:
+    """No interface, no route, no way in from out here."""
+    links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout
+    routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
+    assert "10.77." not in routes
+    assert not {"br0", "v1", "p0"} & {line.split()[0].split("@")[0] for line in links.splitlines()}
+
+
+def test_a_consul_in_the_node_checks_a_vm(rig: Rig, tmp_path: Path) -> None:
+    """It is spoken to out here, its HTTP check goes to the VM, and a VM that dies turns critical."""
+    consul = Consul(tmp_path / "consul")
+    rig.house(consul, consul.ports["http"])
+    consul.start()
+    (vm,) = rig.vms[:1]
+    program = rig.start(vm, [sys.executable, "-c", SERVER.replace(str(PORT), "8081"), "again", vm.address])
+    try:
+        with RawConsul(consul.address) as client:
+            check = {"HTTP": f"http://{vm.address}:8081/", "Interval": "100ms", "Timeout": "1s"}
+            service = {"Name": "web", "Address": vm.address, "Port": 8081, "Check": check}
+            client.json("PUT", "/v1/agent/service/register", service)
+
+            def status() -> str:
+                (entry,) = client.health("web")[1]
+                return str(next(c["Status"] for c in entry["Checks"] if c["ServiceID"]))
+
+            wait_until(lambda: status() == "passing", 10, "the check passing")
+            program.kill()
+            wait_until(lambda: status() == "critical", 10, "the check failing")
+    finally:
+        consul.kill()
+
+
+def test_kube_proxy_spreads_over_the_ready_vms(rig: Rig, lab: Lab, namespace: str) -> None:
+    """One native name: what is in Endpoints is reached through the cluster address, what is not ready is not."""
+    if reason := netns.trouble(proxy=True):
+        pytest.skip(reason)
+    rig.kube_proxy(lab)
+    ports = [{"name": "http", "port": PORT, "protocol": "TCP"}]
+    endpoints = {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "web"}}
+    base = ENDPOINTS.format(namespace=namespace)
+    with lab.raw_kube() as kube:
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"ports": ports}}
+        made = kube.json("POST", f"/api/v1/namespaces/{namespace}/services", service)
+        url = f"http://{made['spec']['clusterIP']}:{PORT}/"
+
+        def put(ready: list[Host], not_ready: list[Host]) -> None:
+            subset: dict[str, object] = {"ports": ports}
+            for key, hosts in (("addresses", ready), ("notReadyAddresses", not_ready)):
+                if hosts:
+                    subset[key] = [{"ip": vm.address} for vm in hosts]
+            kube.apply(f"{base}/web", {**endpoints, "subsets": [subset]})
+
+        put(rig.vms, [])
+        wait_until(lambda: answer(rig.pod, url) != "", 10, "an answer through the cluster address")
+        assert {answer(rig.pod, url) for _ in range(30)} == {"vm-1", "vm-2", "vm-3"}
+        assert answer(rig.node, url) != ""
+        put(rig.vms[1:], rig.vms[:1])
+        wait_until(lambda: "vm-1" not in {answer(rig.pod, url) for _ in range(10)}, 10, "the sick VM being left out")
+
+
+def test_a_rig_leaves_nothing() -> None:
+    """Its processes are gone, and with them its namespaces."""
+    if reason := netns.trouble():
+        pytest.skip(reason)
+    with Rig(1) as small:
+        pids = [small.node.pid, small.pod.pid, small.vms[0].pid]
+        folder = small._folder
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not folder.exists()
+
+
+def test_a_failing_command_says_where_and_why(rig: Rig) -> None:
+    """The host and the words of the command."""
+    with pytest.raises(LabError, match="on vm-1: ip link set nothing up"):
+        rig.vms[0].run("ip", "link", "set", "nothing", "up")
+
+
+def test_too_many_vms_are_refused() -> None:
+    """Their addresses would not fit the subnet."""
+    with pytest.raises(LabError, match="up to 200 VMs, not 201"):
+        Rig(201)
