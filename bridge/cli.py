@@ -13,7 +13,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -23,6 +24,8 @@ from bridge import __version__
 from bridge.errors import BridgeError, CancelledError, ConfigurationError
 
 if TYPE_CHECKING:
+    import threading
+
     from bridge.core.model import Rule
     from bridge.report import Report
     from bridge.settings import Settings
@@ -536,20 +539,119 @@ def _in_namespaces(namespaces: Sequence[str] | None) -> str:
 
 @_command
 def _status(flags: Mapping[str, Any]) -> int:
-    """What is mirrored now, and whether both sides agree."""
-    raise ConfigurationError("not built yet")
+    """What is mirrored now, and whether both sides agree.
+
+    Reads Consul and Kubernetes themselves; needs no running bridge. Exit status: 0 also when something differs, 1 when
+    something could not be read.
+    """
+    settings = _load(flags)
+    with _reading() as (progress, stop):
+        from bridge.engine.look import status_once
+        from bridge.render import status_table, to_json, to_yaml
+
+        status = status_once(
+            consul=settings.consul_config(),
+            kube=settings.kube_config(),
+            rules=_rules(settings),
+            options=settings.sync_options(),
+            stop=stop,
+            progress=progress,
+        )
+    match _output(settings):
+        case "json":
+            _print(to_json(status.to_json()))
+        case "yaml":
+            _print(to_yaml(status.to_json()))
+        case _:
+            _print(status_table(status, *_page()))
+    return FAILED if status.trouble else OK
 
 
 @_command
 def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argument(metavar="SERVICE")]) -> int:
-    """Why each instance of a Consul service is in, not ready, or out."""
-    raise ConfigurationError("not built yet")
+    """Why each instance of a Consul service is in, not ready, or out.
+
+    Exit status: 0 explained (whatever the answer), 1 something could not be read.
+    """
+    settings = _load(flags)
+    with _reading() as (progress, stop):
+        from bridge.engine.look import explain_once
+        from bridge.render import explanation_text, to_json, to_yaml, trouble_text
+
+        explanations, trouble = explain_once(
+            consul_service,
+            consul=settings.consul_config(),
+            kube=settings.kube_config(),
+            rules=_rules(settings),
+            options=settings.sync_options(),
+            stop=stop,
+            progress=progress,
+        )
+    data = {"explanations": [e.to_json() for e in explanations], "trouble": list(trouble)}
+    match _output(settings):
+        case "json":
+            _print(to_json(data))
+        case "yaml":
+            _print(to_yaml(data))
+        case _:
+            page = _page()
+            _print("\n".join(explanation_text(e, *page) for e in explanations) + trouble_text(trouble, *page))
+    return FAILED if trouble else OK
 
 
 @_command
 def _check(flags: Mapping[str, Any]) -> int:
-    """Can the bridge do its work? Consul, token, Kubernetes, rights: one line each, with the way out."""
-    raise ConfigurationError("not built yet")
+    """Can the bridge do its work? Consul, token, Kubernetes, rights: one line each, with the way out.
+
+    Writes nothing. Exit status: 0 all is well (warnings included), 1 something failed, 2 the settings are wrong.
+    """
+    settings = _load(flags)
+    output = _output(settings)
+    with _reading() as (progress, _stop):
+        from bridge.engine.check import FAILED as BROKEN
+        from bridge.engine.check import Probe, check
+        from bridge.render import probe_text, to_json, to_yaml
+
+        page = _page()
+
+        def done(probe: Probe) -> None:
+            progress.clear()
+            if output == "table":
+                _print(probe_text(probe, *page))
+
+        probes = check(settings.consul_config(), settings.kube_config(), lambda: _rules(settings), done=done)
+    if output in ("json", "yaml"):
+        data = {"ok": all(p.state != BROKEN for p in probes), "probes": [p.to_json() for p in probes]}
+        _print(to_json(data) if output == "json" else to_yaml(data))
+    return FAILED if any(p.state == BROKEN for p in probes) else OK
+
+
+@contextmanager
+def _reading() -> Iterator[tuple[_Progress, threading.Event]]:
+    """Around what only reads: a signal ends it at once."""
+    from bridge.signals import Signals
+
+    progress = _Progress()
+
+    def on_first(_signal: int) -> bool:
+        progress.clear()
+        _say("interrupted")
+        return False
+
+    with Signals(on_first) as signals:
+        try:
+            yield progress, signals.stop
+        finally:
+            progress.clear()
+
+
+def _output(settings: Settings) -> str:
+    """The format for what is no report: a diff there would be nothing."""
+    if settings.sync.output == "diff":
+        raise ConfigurationError(
+            f"{settings.source('sync.output')}: diff is for sync and purge; here: table, json, yaml"
+        )
+    return settings.sync.output
 
 
 def _version(wanted: bool) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridge.core.model import (
     Action,
@@ -32,6 +33,11 @@ from bridge.core.model import (
     SliceBody,
 )
 from bridge.report import Outcome, Report
+
+if TYPE_CHECKING:
+    from bridge.core.explain import Explanation
+    from bridge.engine.check import Probe
+    from bridge.engine.look import Status
 
 MIN_WIDTH, MAX_WIDTH = 60, 200
 """A table is never laid out for less (it would be unreadable) or more (the eye loses the line)."""
@@ -95,6 +101,13 @@ _COLOUR_OF = {
     "unchanged": "dim",
     "ok": "green",
     "warning": "yellow",
+    "in sync": "green",
+    "differs": "yellow",
+    "unknown": "bold red",
+    "ready": "green",
+    "not ready": "yellow",
+    "skipped": "red",
+    "omitted": "dim",
 }
 
 Paint = Callable[[str, str], str]
@@ -324,6 +337,112 @@ def _wrapped(text: str, width: int | None, indent: str = "  ") -> list[str]:
         subsequent_indent=" " * len(indent) + "  ",
         break_on_hyphens=False,
     )
+
+
+# --------------------------------------------------------------------------- status, explanation, checks
+
+
+def status_table(status: Status, width: int | None = 80, colour: bool = False) -> str:
+    """A row per mirrored service with both sides, then a line of sums and what could not be read."""
+    paint = painter(colour)
+    several = len({row.datacenter for row in status.services}) > 1
+    heads = [
+        Column("SERVICE", least=6),
+        Column("TARGET", least=10),
+        Column("CONSUL", right=True),
+        Column("KUBERNETES", right=True),
+        Column("STATE"),
+        Column("DETAIL", least=1),
+    ]
+    rows = [
+        (
+            f"{row.service}@{row.datacenter}" if several else row.service,
+            f"{row.namespace}/{row.name}",
+            f"{row.consul_ready}/{row.consul_ready + row.consul_not_ready}" if row.state != "unknown" else "?",
+            f"{row.kubernetes_ready}/{row.kubernetes_ready + row.kubernetes_not_ready}",
+            row.state,
+            row.detail,
+        )
+        for row in status.services
+    ]
+    lines = [*columns(heads, rows, width, paint, colour_column=4), ""] if rows else []
+    sums = Counter(row.state for row in status.services)
+    order = ("in sync", "differs", "held", "conflict", "unknown")
+    lines.append(", ".join(f"{sums[state]} {state}" for state in order if sums[state]) or "nothing is mirrored")
+    return "\n".join(lines + _trouble(status.trouble, width, paint)) + "\n"
+
+
+def explanation_text(explanation: Explanation, width: int | None = 80, colour: bool = False) -> str:
+    """One service: its rule, its target, a row per instance, and how Kubernetes differs."""
+    paint = painter(colour)
+    facts = [("Service", f"{explanation.service} in {explanation.datacenter}")]
+    if explanation.rule:
+        facts.append(("Rule", explanation.rule))
+    else:
+        facts += [
+            ("Rule", f"not {verdict.rule}: {verdict.why_not}") for verdict in explanation.rules if verdict.why_not
+        ]
+    if explanation.target:
+        facts.append(("Target", explanation.target))
+    if explanation.problem:
+        facts.append(("Problem", explanation.problem))
+    facts.append(("Consul", explanation.consul))
+    facts += [("Held", text) for text in explanation.held]
+    facts += [("Conflict", text) for text in explanation.conflicts]
+    facts += [("Warning", text) for text in explanation.warnings]
+    lines: list[str] = []
+    for name, text in facts:
+        first, *rest = _wrapped(f"{name + ':':10}{text}", width, indent="")
+        colour_name = {"Problem": "bold red", "Held": "magenta", "Conflict": "magenta", "Warning": "yellow"}.get(
+            name, ""
+        )
+        lines += [paint(line, colour_name) for line in (first, *rest)]
+    if explanation.rows:
+        heads = [
+            Column("INSTANCE", least=8),
+            Column("STATUS"),
+            Column("CHECK", least=1),
+            Column("ADDRESS", least=9),
+            Column("PORTS", least=5),
+            Column("ENDED"),
+            Column("KUBERNETES"),
+            Column("WHY", least=1),
+        ]
+        rows = [
+            (r.instance, r.status, r.check, r.address, r.ports, r.ended, r.kubernetes, r.reason)
+            for r in explanation.rows
+        ]
+        lines += ["", *columns(heads, rows, width, paint, colour_column=5)]
+    lines.append("")
+    if explanation.differences:
+        lines.append("Kubernetes differs; the next pass would:")
+        lines += [line for text in explanation.differences for line in _wrapped(text, width)]
+    elif explanation.target and explanation.consul != "not asked":
+        lines.append("Kubernetes holds exactly this." if not explanation.problem else "Nothing is to be written.")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def trouble_text(trouble: Sequence[str], width: int | None = 80, colour: bool = False) -> str:
+    """What could not be read."""
+    return "".join(f"{line}\n" for line in _trouble(trouble, width, painter(colour)))
+
+
+def _trouble(trouble: Sequence[str], width: int | None, paint: Paint) -> list[str]:
+    if not trouble:
+        return []
+    title = paint(f"Not read ({len(trouble)}): what is there stays", "bold red")
+    return ["", title, *(line for text in trouble for line in _wrapped(text, width))]
+
+
+def probe_text(probe: Probe, width: int | None = 80, colour: bool = False) -> str:
+    """One line per probe; a second one says what mends it."""
+    paint = painter(colour)
+    state = paint(f"{probe.state:8}", _COLOUR_OF.get(probe.state, ""))
+    first, *rest = _wrapped(f"{probe.name}: {probe.detail}", None if width is None else width - 8, indent="")
+    lines = [f"{state}{first}", *(f"{'':8}{line}" for line in rest)]
+    if probe.mend and probe.state != "ok":
+        lines += [f"{'':8}{line}" for line in _wrapped(probe.mend, None if width is None else width - 8, indent="-> ")]
+    return "\n".join(lines) + "\n"
 
 
 # --------------------------------------------------------------------------- for machines

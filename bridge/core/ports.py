@@ -114,14 +114,18 @@ def _by_service(instance: Instance, service: CurrentService | None, own_port: in
 # --------------------------------------------------------------------------- names that are made equal
 
 
-def main_name(instances: Iterable[Instance], service: CurrentService | None) -> str:
-    """The name for ports that have none: that of the instances' default ports, else of the Service's only port."""
+def main_name(instances: Iterable[Instance], service: CurrentService | None, *, alone: bool) -> str:
+    """The name for ports that have none: that of the instances' default ports, else of the Service's only port.
+
+    Beside other ports (not `alone`) there must be one.
+    """
+    fallback = "" if alone else "default"
     votes = Counter(port_name(ports[0]) for i in instances if (ports := in_order(i.ports)))
     if votes:
         return min(votes, key=lambda name: (-votes[name], name))
     if service is not None and lives(service) and len(service.ports) == 1:
-        return service.ports[0].name
-    return ""
+        return service.ports[0].name or fallback
+    return fallback
 
 
 @lru_cache(maxsize=4096)
@@ -155,6 +159,8 @@ def of_service(
     names = {*votes, *forced, *(rule.to.port_name for rule in rules if rule.to.port_name)}
     if not votes:
         names.update(kept)
+    if len(names) > 1:
+        names.discard("")  # Kubernetes wants all of several ports named; no endpoint asks for this one (`main_name`)
     ranked: list[tuple[tuple[bool, bool, int, str], Port]] = []
     for name in names:
         voted = votes.get(name)

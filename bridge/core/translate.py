@@ -341,8 +341,9 @@ def zone_of(instance: Instance, zone_meta: str) -> str:
 
 def _main_name(fates: Iterable[tuple[Rule, Query, Fate]], service: CurrentService | None) -> str:
     """The name for the port of those instances that have one only and whose rule gives none."""
-    unnamed = [fate for rule, _, fate in fates if fate.ports and not rule.to.port_name]
-    return portage.main_name((fate.instance for fate in unnamed), service)
+    placed = [(rule, fate) for rule, _, fate in fates if fate.ports]
+    unnamed = [fate.instance for rule, fate in placed if not rule.to.port_name]
+    return portage.main_name(unnamed, service, alone=not unnamed or len(unnamed) == len(placed))
 
 
 def _groups(fates: Iterable[Fate], main: str) -> tuple[tuple[Group, ...], tuple[Group, ...]]:

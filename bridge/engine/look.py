@@ -19,7 +19,6 @@ from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.model import Current, Knowledge, Listing, Plan, Query, Rule, Skipped, Target, Unknown
 from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
-from bridge.engine.report import Origin
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.sync import Progress, SyncOptions
 from bridge.engine.world import World
@@ -27,6 +26,7 @@ from bridge.errors import BridgeError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.store import Store
+from bridge.report import Origin
 from bridge.retry import call
 
 
@@ -94,8 +94,8 @@ def status_once(
     try:
         look.read_kubernetes()
         look.read_consul(None)
-        rows = [look.row(target) for target in sorted(look.world.targets())]
-        return Status(tuple(sorted(row for row in rows if row is not None)), look.troubles())
+        rows = sorted(look.row(target) for target in look.world.targets())
+        return Status(tuple(rows), look.troubles())
     finally:
         look.close()
 
@@ -236,18 +236,14 @@ class _Look:
         )
         return reconciler.plan(target)
 
-    def row(self, target: Target) -> StatusRow | None:
+    def row(self, target: Target) -> StatusRow:
         plan = self._plan(target)
         current = self._store.current(target)
         ready, not_ready = _counts(current)
+        queries = self.world.queries_at(target) if plan is None else plan.queries
         if plan is None:
-            origin = Origin.of(self.world.queries_at(target))
-            return StatusRow(
-                *(target.namespace, target.name, origin.service, origin.datacenter),
-                *(0, 0, ready, not_ready, "unknown", "Consul could not be asked; what is there stays"),
-            )
-        origin = Origin.of(plan.queries)
-        if plan.conflicts:
+            state, detail = "unknown", "Consul could not be asked; what is there stays"
+        elif plan.conflicts:
             state, detail = "conflict", "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
         elif plan.held:
             state, detail = "held", "; ".join(h.reason for h in plan.held)
@@ -255,9 +251,18 @@ class _Look:
             state, detail = "differs", ", ".join(f"{c.action} {c.kind}" for c in plan.writes)
         else:
             state, detail = "in sync", "; ".join(plan.warnings)
+        origin = Origin.of(queries)
         return StatusRow(
-            *(target.namespace, target.name, origin.service, origin.datacenter),
-            *(plan.ready, plan.not_ready, ready, not_ready, state, detail),
+            namespace=target.namespace,
+            name=target.name,
+            service=origin.service,
+            datacenter=origin.datacenter,
+            consul_ready=plan.ready if plan is not None else 0,
+            consul_not_ready=plan.not_ready if plan is not None else 0,
+            kubernetes_ready=ready,
+            kubernetes_not_ready=not_ready,
+            state=state,
+            detail=detail,
         )
 
     def explain(self, service: str, datacenter: str) -> Explanation:
@@ -280,7 +285,7 @@ class _Look:
 
 
 def _counts(current: Current) -> tuple[int, int]:
-    """Ready and not ready (address, port) endpoints that stand in objects of ours; slices and Endpoints are not added."""
+    """Ready and not ready endpoints in objects of ours; one that stands in Endpoints and in a slice counts once."""
     stands: dict[tuple[str, tuple[Any, ...]], bool] = {}
     own = [s.group for s in current.slices if s.meta.owner is not None]
     if current.endpoints is not None and current.endpoints.meta.owner is not None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
+from bridge.core.annotated import request_of
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Knowledge, Listing, Plan, Policy, Query, Rule, Target, Unknown
 from bridge.engine.backoff import BackoffTable, Brake, Gate
@@ -91,6 +92,7 @@ class Bridge:
         self._consul_trouble: dict[str, str] = {}
         self._last_pass: float | None = None
         self._fatal: BaseException | None = None
+        self._datacenter = ""
         self._reconciler: Reconciler
         self._catalog: Catalog
         self._cache: Cache
@@ -207,13 +209,15 @@ class Bridge:
     def on_change(self, target: Target) -> None:
         """Something at `target` was changed by somebody else."""
         if self._passing.is_set():
-            self._queue.add(target, delay_seconds=self._brake.delay_seconds(target))
+            asked = self._follow_annotation(target)
+            self._queue.add(target, delay_seconds=0.0 if asked else self._brake.delay_seconds(target))
 
     # ------------------------------------------------------------------ the supervisor
 
     def _build(self, client: KubeClient) -> None:
         options = self._options
         datacenters = datacenters_of(self._rules, self._consul, options.consul_retry, self._stop)
+        self._datacenter = self._consul.datacenter or datacenters[0]
         self._writer = Writer(client)
         self._cache = Cache(
             client,
@@ -263,6 +267,8 @@ class Bridge:
         with self._reconciler.lock:
             for target in self._cache.targets():
                 self._reconciler.world.remember(target, names_at(self._cache.current(target)), self._clock())
+        for service in self._cache.annotated_services():
+            self._follow_annotation(Target(service.meta.namespace, service.meta.name))
         deadline = self._clock() + FIRST_READ_SECONDS
         while not self._stop.is_set():
             self._catalog.want(self._wanted())
@@ -291,6 +297,21 @@ class Bridge:
         self._last_pass = self._clock()
         report = build_report([Outcome(p, (), ()) for p in plans], self._unknown(), dry_run=True)
         self._observer.pass_done(self._last_pass - began, report)
+
+    def _follow_annotation(self, target: Target) -> bool:
+        """Do as the person's Service at `target` asks now; whether that is something new."""
+        request = request_of(self._cache.current(target).service, self._datacenter)
+        with self._reconciler.lock:
+            world, now = self._reconciler.world, self._clock()
+            if request is None:
+                changed = world.unannotate(target, now)
+            elif world.annotation(target) == request[1]:
+                return False
+            else:
+                changed = world.annotate(target, *request, now)
+        if changed:
+            self._wake.set()
+        return bool(changed)
 
     def _wanted(self) -> frozenset[Query]:
         with self._reconciler.lock:

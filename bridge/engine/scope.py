@@ -24,7 +24,7 @@ def namespaces_of(rules: Sequence[Rule], further: Sequence[str] = ()) -> tuple[s
 def datacenters_of(
     rules: Sequence[Rule], consul: ConsulConfig, retry: RetryPolicy, stop: threading.Event
 ) -> tuple[str, ...]:
-    """Datacenters that the rules name; where a rule names none, the agent's own (or the configured one)."""
+    """Datacenters that the rules name; where a rule names none, first the agent's own (or the configured one)."""
     named = {dc for rule in rules for dc in rule.datacenters}
     if rules and all(rule.datacenters for rule in rules):
         return tuple(sorted(named))
@@ -35,4 +35,4 @@ def datacenters_of(
             own = call(client.own_datacenter, retry, stop)
         finally:
             client.close()
-    return tuple(sorted(named | {own}))
+    return (own, *sorted(named - {own}))

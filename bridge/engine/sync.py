@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from bridge.consul.catalog import read_all
 from bridge.consul.client import ConsulConfig
+from bridge.core.annotated import request_of
 from bridge.core.guard import Guard, GuardSettings
-from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule
+from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
@@ -69,6 +70,10 @@ def sync_once(
         world = World(rules, datacenters, grace_seconds=0.0)
         for target in store.targets():
             world.remember(target, names_at(store.current(target)), now=0.0)
+        for service in store.annotated_services():
+            request = request_of(service, consul.datacenter or datacenters[0])
+            if request is not None:
+                world.annotate(Target(service.meta.namespace, service.meta.name), *request, 0.0)
         _read_consul(world, consul, datacenters, options, say)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")

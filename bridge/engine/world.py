@@ -49,6 +49,7 @@ class World:
         self._remembered: dict[Target, tuple[Name, ...]] = {}
         self._remembered_by: dict[Name, set[Target]] = {}
         self._idle_since: dict[Target, float] = {}
+        self._dismissed: set[Target] = set()
         self._wanted: frozenset[Query] | None = None
 
     # ------------------------------------------------------------------ what comes in
@@ -104,6 +105,7 @@ class World:
     def forget(self, target: Target) -> None:
         """Nothing of ours is left at `target`."""
         self._idle_since.pop(target, None)
+        self._dismissed.discard(target)
         for name in self._remembered.pop(target, ()):
             targets = self._remembered_by[name]
             targets.discard(target)
@@ -114,17 +116,21 @@ class World:
 
     def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
         """A person's Service at `target` asks to be filled from `query`; returns the targets to look at."""
-        changed = self.unannotate(target, now) if self._annotated.get(target) not in (None, query) else set()
+        before = self._annotated.get(target)
+        if before is not None and before != query:
+            self.unannotate(target, now)
         self._annotated[target] = query
         self._claim(query, rule, target)
-        return changed | {target}
+        return {target}
 
     def unannotate(self, target: Target, now: float) -> set[Target]:
-        """The person's Service at `target` no longer asks, or is gone."""
+        """The person's Service at `target` no longer asks, or is gone: what we filled may go at once."""
         query = self._annotated.pop(target, None)
         if query is None:
             return set()
         self._release(query, target, now)
+        if not self._claims.owners(target):
+            self._dismissed.add(target)
         return {target}
 
     def expire(self, now: float) -> set[Target]:
@@ -187,6 +193,8 @@ class World:
 
     def removable(self, target: Target, now: float) -> bool:
         """Whether it is certain, for long enough, that no Consul service stands behind `target` any more."""
+        if target in self._dismissed:
+            return True
         since = self._idle_since.get(target)
         names = self._remembered.get(target)
         if since is None or not names or now - since < self._grace_seconds:
@@ -201,6 +209,10 @@ class World:
         """The services behind `target`, from the claims or from memory."""
         claimed = tuple(query for query, _ in self._claims.owners(target))
         return claimed or tuple(Query(dc, service) for dc, service in self._remembered.get(target, ()))
+
+    def annotation(self, target: Target) -> Query | None:
+        """What the person's Service at `target` asks for, as far as we have heard."""
+        return self._annotated.get(target)
 
     def known(self, query: Query) -> Known | None:
         """What was last known of a service."""
@@ -268,6 +280,7 @@ class World:
         self._claims.claim(query, rule, target)
         self._feeds.setdefault(query, set()).add(target)
         self._idle_since.pop(target, None)
+        self._dismissed.discard(target)
         self._wanted = None
 
     def _release(self, query: Query, target: Target, now: float) -> None:

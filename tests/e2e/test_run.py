@@ -55,6 +55,31 @@ def test_a_service_lives_through_all_its_states(
     eventually(lambda: kube.get(f"{SERVICES.format(namespace=namespace)}/{name}"), None)
 
 
+def test_a_persons_service_that_asks_is_filled_and_never_written(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """By label and annotations, on the Service's own port name; the label gone, our Endpoints go within a second."""
+    consul.register(f"other-{prefix}pg", f"{prefix}vm-1", "10.77.1.1", 5433)
+    path = f"{SERVICES.format(namespace=namespace)}/database"
+    body = {
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "database", "labels": {"consul-bridge/mirror": "true"},
+            "annotations": {"consul-bridge/service": f"other-{prefix}pg"},
+        },
+        "spec": {"ports": [{"name": "postgres", "port": 5432, "protocol": "TCP"}]},
+    }  # fmt: skip
+    kube.json("POST", SERVICES.format(namespace=namespace), body)
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, "database")), [("10.77.1.1", 5433)])
+    endpoints = kube.endpoints(namespace, "database") or {}
+    assert endpoints["subsets"][0]["ports"][0]["name"] == "postgres"
+    managers = {m["manager"] for m in (kube.get(path) or {})["metadata"]["managedFields"]}
+    assert "consul-bridge" not in managers
+    kube.json("PATCH", path, {"metadata": {"labels": {"consul-bridge/mirror": None}}}, "application/merge-patch+json")
+    eventually(lambda: kube.endpoints(namespace, "database"), None, 1.0)
+    assert kube.get(path) is not None
+
+
 def test_what_others_do_to_our_objects_is_put_back(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:

@@ -39,10 +39,10 @@ MOST_VMS = 200
 COMMAND_SECONDS = 30.0
 
 _RELAY = Path(__file__).with_name("relay.py")
-# Makes the listening socket where it runs and sends it through descriptor 1 of its arguments.
+# Makes the listening socket where it runs and sends it out through an inherited socket.
 _LISTEN = (
-    "import socket, sys; u = socket.socket(fileno=int(sys.argv[1])); "
-    "socket.send_fds(u, [b'x'], [socket.create_server(('127.0.0.1', int(sys.argv[2]))).fileno()])"
+    "import socket, sys; way = socket.socket(fileno=int(sys.argv[1])); "
+    "made = socket.create_server(('127.0.0.1', int(sys.argv[2]))); socket.send_fds(way, [b'x'], [made.fileno()])"
 )
 
 
@@ -63,6 +63,11 @@ def trouble(*, proxy: bool = False) -> str | None:
         return None
     said = (tried.stderr.strip().splitlines() or ["no reason given"])[-1]
     return f"no network namespace with a bridge can be made here: {said}"
+
+
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        raise LabError(reason)
 
 
 def _unshare() -> list[str]:
@@ -104,13 +109,13 @@ class Rig:
         self.vms: list[Host] = []
         self._count = vms
         self._started: list[Server] = []
+        self._node_of: Lab | None = None
         self._held: list[subprocess.Popen[bytes]] = []
         self._folder = Path(tempfile.mkdtemp(prefix="bridge-rig-"))
 
     def __enter__(self) -> Rig:
         try:
-            if reason := trouble():
-                raise LabError(reason)
+            _refuse(trouble())
             self._build()
         except BaseException:
             self.close()
@@ -122,6 +127,10 @@ class Rig:
 
     def close(self) -> None:
         """End everything that runs in the namespaces; they end with the last of it."""
+        if self._node_of is not None:
+            with self._node_of.raw_kube() as kube:
+                kube.delete("/api/v1/nodes/rig")
+            self._node_of = None
         for server in reversed(self._started):
             server.kill()
         for process in reversed(self._held):
@@ -152,14 +161,14 @@ class Rig:
 
     def kube_proxy(self, lab: Lab) -> KubeProxy:
         """kube-proxy on the node, for the lab's cluster; the pod and the node then reach its Services."""
-        if reason := trouble(proxy=True):
-            raise LabError(reason)
+        _refuse(trouble(proxy=True))
         self.bring_in(lab.apiserver.port)
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "rig"}}
         with lab.raw_kube() as kube:
             kube.apply("/api/v1/nodes/rig", node)
             status = {**node, "status": {"addresses": [{"type": "InternalIP", "address": NODE}]}}
             kube.apply("/api/v1/nodes/rig/status", status)
+        self._node_of = lab
         proxy = KubeProxy(self._folder / "kube-proxy", lab.kubeconfig, node="rig", pods=PODS)
         proxy.prefix = self.node.prefix
         self._started.append(proxy)
@@ -201,7 +210,7 @@ class Rig:
             "link add br0 type bridge",
             f"address add {NODE}/24 dev br0",
             "link set br0 up",
-            f"route add {SERVICES} dev br0",  # the node's own way to cluster addresses: any, nftables takes it from there
+            f"route add {SERVICES} dev br0",  # any way will do for the node itself: kube-proxy's rules turn it round
         ]
         self.vms = [self._host(f"vm-{n}", f"10.77.0.{10 + n}", self.node.prefix) for n in range(1, self._count + 1)]
         self.pod = self._host("pod", POD, self.node.prefix)
@@ -230,16 +239,11 @@ class Rig:
         die = ["setpriv", "--pdeathsig", "KILL", "--"]
         sleeper = spawn([*inside, *unshare, *die, "sleep", "infinity"], stdin=subprocess.DEVNULL)
         self._held.append(sleeper)
-        outer = {os.readlink("/proc/self/ns/net")} | {os.readlink(f"/proc/{h.pid}/ns/net") for h in self.vms[:1]}
 
-        def asleep() -> bool:
+        def asleep() -> bool:  # the last of the programs in the chain: it is inside then
             if sleeper.poll() is not None:
                 raise LabError(f"the namespace {name} could not be made (exit status {sleeper.returncode})")
-            try:
-                command = Path(f"/proc/{sleeper.pid}/comm").read_text().strip()
-                return command == "sleep" and os.readlink(f"/proc/{sleeper.pid}/ns/net") not in outer
-            except OSError:
-                return False
+            return Path(f"/proc/{sleeper.pid}/comm").read_text().strip() == "sleep"
 
         wait_until(asleep, 10, f"the namespace {name} being there")
         user = () if root else ("--user", "--preserve-credentials")

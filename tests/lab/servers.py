@@ -401,7 +401,7 @@ class KubeProxy(Server):
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "mode": mode,
             "clientConnection": {"kubeconfig": str(kubeconfig)}, "hostnameOverride": node,
             "detectLocalMode": "ClusterCIDR", "clusterCIDR": pods,
-            "healthzBindAddress": f"127.0.0.1:{self.health_port}", "metricsBindAddress": "127.0.0.1:0",
+            "healthzBindAddress": f"127.0.0.1:{self.health_port}", "metricsBindAddress": f"127.0.0.1:{free_port()}",
             # No sysctl is written: in a namespace these are not ours to write.
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
             mode: {"minSyncPeriod": "0s", "syncPeriod": "30s"},

@@ -1,0 +1,42 @@
+"""Services that a person made and asks to have filled: what the label and the annotations on them mean.
+
+| on the Service | means |
+| --- | --- |
+| label `consul-bridge/mirror: "true"` | fill my Endpoints |
+| annotation `consul-bridge/service` | from this Consul service; default: the Service's own name |
+| annotation `consul-bridge/datacenter` | in this datacenter; default: the bridge's own |
+| annotation `consul-bridge/tags` | only instances with all of these tags (comma-separated) |
+| annotation `consul-bridge/filter` | only instances for which Consul's filter expression is true |
+"""
+
+from __future__ import annotations
+
+from bridge.core.model import CurrentService, Destination, Output, Query, Rule, Target
+
+MIRROR = "consul-bridge/mirror"
+SERVICE = "consul-bridge/service"
+DATACENTER = "consul-bridge/datacenter"
+TAGS = "consul-bridge/tags"
+FILTER = "consul-bridge/filter"
+
+
+def request_of(
+    service: CurrentService | None, datacenter: str, output: Output = Output.ENDPOINTS
+) -> tuple[Rule, Query] | None:
+    """What a Service asks for, None when it asks for nothing (or is one of our own making)."""
+    if service is None or service.meta.owner is not None or service.meta.deleting:
+        return None
+    marks = dict(service.meta.marks)
+    if marks.get(MIRROR) != "true":
+        return None
+    target = Target(service.meta.namespace, service.meta.name)
+    name = marks.get(SERVICE, "").strip() or target.name
+    expression = marks.get(FILTER, "").strip()
+    rule = Rule(
+        name=f"Service {target}",
+        services=(name,),
+        tags=tuple(sorted({tag for part in marks.get(TAGS, "").split(",") if (tag := part.strip())})),
+        filter=expression,
+        to=Destination(namespace=target.namespace, name=target.name, output=output, annotated=True),
+    )
+    return rule, Query(marks.get(DATACENTER, "").strip() or datacenter, name, filter=expression)

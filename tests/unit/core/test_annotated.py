@@ -1,0 +1,58 @@
+"""Services that a person labelled: what they ask for."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.core.annotated import request_of
+from bridge.core.model import CurrentService, Kind, Meta, Port, Query
+
+ASKING = {"consul-bridge/mirror": "true"}
+
+
+def service(marks: dict[str, str], owner: str | None = None, deleting: bool = False) -> CurrentService:
+    """A Service `apps/web` with these labels and annotations."""
+    meta = Meta(
+        kind=Kind.SERVICE, namespace="apps", name="web", uid="u", resource_version="7", owner=owner,
+        marks=tuple(sorted(marks.items())), deleting=deleting,
+    )  # fmt: skip
+    return CurrentService(meta, "ClusterIP", False, False, (Port("", 80),))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        None,
+        service({}),
+        service({"consul-bridge/mirror": "yes"}),
+        service(ASKING, owner="default"),
+        service(ASKING, deleting=True),
+    ],
+    ids=["no Service", "no label", "another value", "one of ours", "being deleted"],
+)
+def test_what_does_not_ask_gets_nothing(found: CurrentService | None) -> None:
+    """Only the label with the value "true", on a Service of somebody else, that is there to stay."""
+    assert request_of(found, "dc1") is None
+
+
+def test_the_label_alone_asks_for_the_service_of_the_same_name() -> None:
+    """In the bridge's own datacenter."""
+    asked = request_of(service(ASKING), "dc1")
+    assert asked is not None
+    rule, query = asked
+    assert (query, rule.to.namespace, rule.to.name, rule.to.annotated) == (Query("dc1", "web"), "apps", "web", True)
+
+
+def test_annotations_say_what_from_where_and_which_instances() -> None:
+    """Name, datacenter, tags and filter; blanks around them do not count."""
+    asked = request_of(
+        service({
+            **ASKING, "consul-bridge/service": " pg ", "consul-bridge/datacenter": "dc2",
+            "consul-bridge/tags": "primary, ,v15", "consul-bridge/filter": " Service.Meta.env == prod ",
+        }),
+        "dc1",
+    )  # fmt: skip
+    assert asked is not None
+    rule, query = asked
+    assert query == Query("dc2", "pg", filter="Service.Meta.env == prod")
+    assert (rule.services, rule.tags, rule.filter) == (("pg",), ("primary", "v15"), "Service.Meta.env == prod")
