@@ -410,19 +410,19 @@ def _confirm_deletions(report: Report, settings: Settings) -> bool:
     return _ask(f"Delete {count} object{'s' if count > 1 else ''}?")
 
 
+def _say_failures(report: Report) -> None:
+    from bridge.render import failed_lines
+
+    for line in failed_lines(report):
+        _say(f"failed: {line}")
+
+
 def _say_outcome(report: Report, settings: Settings) -> None:
     """What a person must not miss, on standard error: failures, holds, and an empty selection."""
-    for row in report.failed:
-        what = (
-            f"{row.action} {row.kind} {row.namespace}/{row.name}"
-            if row.kind
-            else f"reading {row.service or 'services'}"
-        )
-        where = f" (datacenter {row.datacenter})" if row.datacenter else ""
-        _say(f"failed: {what}{where}: {row.reason}")
+    _say_failures(report)
     for held in report.held:
         _say(f"held: {held.namespace}/{held.name}: {held.reason}; if Consul is right: bridge sync --force")
-    if not report.services and not report.skipped and not report.failed:
+    if all(row.action == "delete" for row in report.services) and not report.skipped and not report.failed:
         _say(
             f"no service selected: nothing in Consul matches {settings.selection()}. Select with --service GLOB, "
             "--tag TAG, --filter EXPRESSION or rules in --config FILE; `consul catalog services` lists the names"
@@ -470,7 +470,8 @@ def _run(flags: Mapping[str, Any]) -> int:
             settings.run.listen, health=bridge.healthy, ready=bridge.ready, status=bridge.status, metrics=metrics.text
         )
         with web:
-            log.info("bridge starts", version=__version__, listening=web.address, settings=settings.effective())
+            log.info("effective settings", **{k: v for k, v in settings.effective().items() if v})
+            log.info("bridge starts", version=__version__, listening=web.address)
             if signals.received is None:
                 bridge.run()
         log.info("bridge has stopped")
@@ -526,8 +527,7 @@ def _purge(flags: Mapping[str, Any]) -> int:
         progress.what = "deleting"
         report = once(dry_run=False)
         _show(report, settings.sync.output)
-        for row in report.failed:
-            _say(f"failed: {row.action} {row.kind} {row.namespace}/{row.name}: {row.reason}")
+        _say_failures(report)
         return signals.status if signals.received is not None else _exit_status(report, settings)
 
 
@@ -619,7 +619,9 @@ def _check(flags: Mapping[str, Any]) -> int:
             if output == "table":
                 _print(probe_text(probe, *page))
 
-        probes = check(settings.consul_config(), settings.kube_config(), lambda: _rules(settings), done=done)
+        probes = check(
+            settings.consul_config(), settings.kube_config(), lambda: _rules(settings), settings.core_rules(), done
+        )
     if output in ("json", "yaml"):
         data = {"ok": all(p.state != BROKEN for p in probes), "probes": [p.to_json() for p in probes]}
         _print(to_json(data) if output == "json" else to_yaml(data))

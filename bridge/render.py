@@ -265,7 +265,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
         section(
             f"Failed ({len(report.failed)})",
             "bold red",
-            (f"{_failed_what(r)}: {r.reason}" for r in report.failed),
+            failed_lines(report),
         )
     if report.held:
         section(
@@ -298,12 +298,27 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
     return lines
 
 
-def _failed_what(row: Any) -> str:
-    if row.kind:
-        return f"{row.action} {row.kind} {row.namespace}/{row.name}"
-    if row.service:
-        return f"reading {row.service} in {row.datacenter} (what is there stays)"
-    return f"reading the services of {row.datacenter} (what is there stays)"
+FAILED_SHOWN = 50
+"""Failures that are named one by one."""
+
+
+def failed_lines(report: Report) -> list[str]:
+    """A line per failure; services that could not be read for one and the same reason share a line."""
+    lines: list[str] = []
+    unread: dict[tuple[str, str], list[str]] = {}
+    for row in report.failed:
+        if row.kind:
+            lines.append(f"{row.action} {row.kind} {row.namespace}/{row.name}: {row.reason}")
+        elif row.service:
+            unread.setdefault((row.datacenter, row.reason), []).append(row.service)
+        else:
+            lines.append(f"reading the services of {row.datacenter} (what is there stays): {row.reason}")
+    for (datacenter, reason), services in unread.items():
+        names = ", ".join(services[:3]) + (f" and {len(services) - 3} more" if len(services) > 3 else "")
+        lines.append(f"reading {names} in {datacenter} (what is there stays): {reason}")
+    if len(lines) > FAILED_SHOWN:
+        lines = [*lines[:FAILED_SHOWN], f"... and {len(lines) - FAILED_SHOWN} more (-o json lists all)"]
+    return lines
 
 
 SKIPPED_SHOWN = 20
@@ -404,7 +419,7 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
             Column("CHECK", least=1),
             Column("ADDRESS", least=9),
             Column("PORTS", least=5),
-            Column("ENDED"),
+            Column("WOULD BE" if explanation.problem else "ENDED"),
             Column("KUBERNETES"),
             Column("WHY", least=1),
         ]

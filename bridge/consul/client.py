@@ -36,6 +36,10 @@ NOBODY = "consul-bridge-nobody-has-this-tag"
 """Makes an index probe: the answer is empty and cheap, its index is the service's own."""
 
 
+PIPELINING_PATIENCE = 3
+"""Times in a row that probes sent together may get no answer before they are sent one by one."""
+
+
 class Mode(StrEnum):
     """Which server may answer: any, the leader, the leader after asking the others."""
 
@@ -162,6 +166,7 @@ class ConsulClient:
             on_reconnect=on_reconnect,
         )
         self._consul = _Consul(self._transport)
+        self._pipelining_failures = 0
 
     # ------------------------------------------------------------------ questions
 
@@ -177,10 +182,16 @@ class ConsulClient:
 
     def probe_service(self, query: Query, mode: Mode = Mode.STALE) -> Answer:
         """The index of a service, for a fraction of the cost of reading it; the data is empty."""
-        path = f"/v1/health/service/{quote(query.service, safe='')}"
-        what = f"probe service {query.service!r}"
-        extra = (*_extra(query), ("tag", NOBODY))
-        return self._ask(path, what, query.datacenter, 0, 0.0, mode, extra, query.filter)
+        path, params = self._service_probe(query, mode)
+        return self._send(path, f"probe service {query.service!r}", query.datacenter, params, query.filter)
+
+    def probe_services(self, queries: Sequence[Query], mode: Mode = Mode.STALE) -> list[int | None]:
+        """`probe_service` for many at once; None for those that must be asked for one by one."""
+        return self._probe_many([self._service_probe(query, mode) for query in queries])
+
+    def probe_nodes(self, nodes: Sequence[str], datacenter: str = "", mode: Mode = Mode.STALE) -> list[int | None]:
+        """`probe_node` for many at once; None for those that must be asked for one by one."""
+        return self._probe_many([self._node_probe(node, datacenter, mode) for node in nodes])
 
     def node_services(self, node: str, datacenter: str = "", mode: Mode = Mode.LEADER) -> Answer:
         """`catalog/node-services/<node>`: {Node, Services: [...]}; data None for a node that is not there."""
@@ -189,9 +200,8 @@ class ConsulClient:
 
     def probe_node(self, node: str, datacenter: str = "", mode: Mode = Mode.STALE) -> Answer:
         """The index of a node and its services, for a fraction of the cost of reading them."""
-        path = f"/v1/catalog/node-services/{quote(node, safe='')}"
-        expression = f'Service == "{NOBODY}"'
-        return self._ask(path, f"probe node {node!r}", datacenter, 0, 0.0, mode, (), expression)
+        path, params = self._node_probe(node, datacenter, mode)
+        return self._send(path, f"probe node {node!r}", datacenter, params)
 
     def state(
         self, status: str, datacenter: str = "", index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE
@@ -298,37 +308,74 @@ class ConsulClient:
         *,
         indexed: bool = True,
     ) -> Answer:
-        config = self.config
-        params: list[tuple[str, str]] = []
-        if datacenter or config.datacenter:
-            params.append(("dc", datacenter or config.datacenter))
-        names = {name for name, _ in extra}
-        params += [
-            (name, value)
-            for name, value in (("ns", config.namespace), ("partition", config.partition))
-            if value and name not in names and indexed
-        ]
-        params += extra
-        if mode is not Mode.LEADER and indexed:
-            params.append((str(mode), ""))
+        params = self._params(datacenter, mode, extra, expression) if indexed else self._params(datacenter)
         blocking = index > 0 and wait > 0
         if blocking:
             params += [("index", str(index)), ("wait", f"{max(int(wait * 1000), 1)}ms")]
-        if expression:
-            params.append(("filter", expression))
         # the server adds up to a sixteenth to the wait; the margin covers an election (FACTS-consul A8)
-        self._transport.timeout = (wait + wait / 16 if blocking else 0.0) + config.timeout_margin_seconds
+        return self._send(path, what, datacenter, params, expression, wait + wait / 16 if blocking else 0.0, indexed)
+
+    def _params(
+        self, datacenter: str, mode: Mode | None = None, extra: Params = (), expression: str = ""
+    ) -> list[tuple[str, str]]:
+        """Parameters of a question; without a mode it is one of those that know neither namespaces nor consistency."""
+        config = self.config
+        params = [("dc", datacenter or config.datacenter)]
+        if mode is not None:
+            named = {name for name, _ in extra}
+            params += [(n, v) for n, v in (("ns", config.namespace), ("partition", config.partition)) if n not in named]
+            params += [*extra, ("filter", expression)]
+        params = [(name, value) for name, value in params if value]
+        if mode in (Mode.STALE, Mode.CONSISTENT):
+            params.append((str(mode), ""))
+        return params
+
+    def _service_probe(self, query: Query, mode: Mode) -> tuple[str, list[tuple[str, str]]]:
+        extra = (*_extra(query), ("tag", NOBODY))
+        path = f"/v1/health/service/{quote(query.service, safe='')}"
+        return path, self._params(query.datacenter, mode, extra, query.filter)
+
+    def _node_probe(self, node: str, datacenter: str, mode: Mode) -> tuple[str, list[tuple[str, str]]]:
+        path = f"/v1/catalog/node-services/{quote(node, safe='')}"
+        return path, self._params(datacenter, mode, (), f'Service == "{NOBODY}"')
+
+    def _probe_many(self, probes: list[tuple[str, list[tuple[str, str]]]]) -> list[int | None]:
+        if self._pipelining_failures >= PIPELINING_PATIENCE:
+            return [None] * len(probes)
+        token = self._token.value()
+        self._transport.timeout = self.config.timeout_margin_seconds
+        try:
+            found = self._transport.get_many(probes, _headers(token), "X-Consul-Index")
+        except Interrupted:
+            raise CancelledError("the connection to Consul was closed by us") from None
+        if found:
+            self._pipelining_failures = 0
+        else:  # something in between does not like it; or Consul is in trouble, which the single question will show
+            self._pipelining_failures += 1
+        return [*(_index(text) for text in found), *([None] * (len(probes) - len(found)))]
+
+    def _send(
+        self,
+        path: str,
+        what: str,
+        datacenter: str,
+        params: Params,
+        expression: str = "",
+        wait: float = 0.0,
+        indexed: bool = True,
+    ) -> Answer:
+        self._transport.timeout = wait + self.config.timeout_margin_seconds
         token = self._token.value()
         asked = faults.Asked(
             what=what,
             server=str(self.endpoint),
-            datacenter=datacenter or config.datacenter,
+            datacenter=datacenter or self.config.datacenter,
             filter=expression,
             anonymous=not token,
-            secrets=(token, config.token),
+            secrets=(token, self.config.token),
         )
         try:
-            response = self._consul.http.get(_as_it_is, path, params, {"X-Consul-Token": token} if token else {})
+            response = self._consul.http.get(_as_it_is, path, params, _headers(token))
         except Interrupted:
             raise CancelledError("the connection to Consul was closed by us") from None
         except (OSError, TooLarge, http.client.HTTPException, zlib.error) as error:
@@ -363,6 +410,10 @@ def tls_of(config: ConsulConfig) -> Tls | None:
     if parse_address(config.address).scheme != "https":
         return None
     return Tls(config.ca_file, config.client_cert, config.client_key, config.verify)
+
+
+def _headers(token: str) -> dict[str, str]:
+    return {"X-Consul-Token": token} if token else {}
 
 
 def _as_it_is(response: Any) -> Any:

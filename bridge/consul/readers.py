@@ -9,7 +9,7 @@ import heapq
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 
 from bridge.consul.client import ConsulClient
@@ -47,7 +47,12 @@ class Readers:
         self._closed = False
         self._clients = clients
         self.threads = [
-            threading.Thread(target=self._run, args=(client,), name=f"{name}-{n}", daemon=True)
+            threading.Thread(
+                target=self._run,
+                args=(client, Urgency.FIRST if n == 0 and len(clients) > 2 else Urgency.SWEEP),
+                name=f"{name}-{n}",
+                daemon=True,
+            )
             for n, client in enumerate(clients)
         ]
 
@@ -69,14 +74,23 @@ class Readers:
                 heapq.heappush(self._later, (self._clock() + delay_seconds, next(self._order), urgency, job))
             else:
                 self._waiting[urgency].append(job)
-            self._changed.notify()
+            if delay_seconds > 0 or urgency is Urgency.SWEEP:
+                self._changed.notify_all()
+            else:
+                self._changed.notify()
+
+    def put_all(self, urgency: Urgency, jobs: Iterable[Job]) -> None:
+        """`put` for many at once."""
+        with self._changed:
+            self._waiting[urgency].extend(jobs)
+            self._changed.notify_all()
 
     def __len__(self) -> int:
         return sum(len(jobs) for jobs in self._waiting)
 
-    def _run(self, client: ConsulClient) -> None:
+    def _run(self, client: ConsulClient, upto: Urgency) -> None:
         try:
-            while (item := self._take()) is not None:
+            while (item := self._take(upto)) is not None:
                 urgency, job = item
                 try:
                     if not self._ready(client):
@@ -91,9 +105,9 @@ class Readers:
     def _put_back(self, urgency: Urgency, job: Job) -> None:
         with self._changed:
             self._waiting[urgency].appendleft(job)
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def _take(self) -> tuple[Urgency, Job] | None:
+    def _take(self, upto: Urgency) -> tuple[Urgency, Job] | None:
         with self._changed:
             while not self._closed:
                 now = self._clock()
@@ -101,7 +115,7 @@ class Readers:
                     _, _, urgency, job = heapq.heappop(self._later)
                     self._waiting[urgency].append(job)
                 for urgency in Urgency:
-                    if self._waiting[urgency]:
+                    if urgency <= upto and self._waiting[urgency]:
                         return urgency, self._waiting[urgency].popleft()
                 self._changed.wait(self._later[0][0] - now if self._later else None)
             return None

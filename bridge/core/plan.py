@@ -7,7 +7,7 @@
 | unowned, adoption asked for | taken over | taken over |
 | unowned, or another owner's | conflict: nothing at this target is written | conflict: that object is left alone |
 | ... and no Service | | conflict: no Service is made, it would lead to their addresses |
-| a Service with a selector | conflict, always | nothing is written |
+| a Service with a selector, even ours | conflict, always | nothing is written (but our slices go with the target) |
 | a Service that a person made and annotated | never written | as above |
 | being deleted | nothing at this target is written | left alone until it is gone |
 
@@ -80,8 +80,8 @@ from bridge.core.model import (
 from bridge.core.ports import EXTERNAL_NAME
 from bridge.core.translate import MIRRORING_LIMIT
 
-Pair = tuple[str, int]
-"""An address and a port number: what a connection is made to."""
+Pair = tuple[str, int, str]
+"""An address, a port number and its protocol: what a connection is made to."""
 
 
 def plan(
@@ -130,33 +130,38 @@ def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool, owner:
     if not before:
         return desired
     members = {(g.family, g.ports): {e.address: e for e in g.endpoints} for g in desired.groups}
-    ready_before = {(address, p.number) for _, address, ports in before for p in ports}
+    ready_before = {_pair(address, p) for _, address, ports in before for p in ports} - _ready_pairs(desired.groups)
     listed = _pairs(desired.groups)
     withheld = _pairs(desired.withheld) - listed
     if flips:
         for (_, ports), endpoints in members.items():
             for address, endpoint in endpoints.items():
-                if not endpoint.ready and any((address, p.number) in ready_before for p in ports):
+                if not endpoint.ready and any(_pair(address, p) in ready_before for p in ports):
                     endpoints[address] = replace(endpoint, ready=True, serving=True, terminating=False)
-    names = {p.name for g in desired.groups for p in g.ports} | {p.name for p in desired.service_ports or ()}
+    names = _names_now(desired, current)
     for (family, address, ports), endpoint in before.items():
         back = []
         for port in ports:
-            pair = address, port.number
+            pair = _pair(address, port)
             if pair not in listed and (flips if pair in withheld else lost):
                 listed.add(pair)
-                back.append(port)
+                back.append(replace(port, name=names.get(port.name, port.name)))
         if back:
-            key = family, _named_as_now(tuple(back), names)
-            members.setdefault(key, {}).setdefault(address, endpoint)
+            members.setdefault((family, tuple(sorted(back))), {}).setdefault(address, endpoint)
     return replace(desired, groups=canonical.group_endpoints(members))
 
 
-def _named_as_now(ports: tuple[Port, ...], names: set[str]) -> tuple[Port, ...]:
-    """A single port under the name that the Service's only port has now, else it could not be reached."""
-    if len(ports) == 1 and len(names) == 1:
-        return (replace(ports[0], name=min(names)),)
-    return ports
+def _names_now(desired: Mirror, current: Current) -> Mapping[str, str]:
+    """New names for ports that the Service calls differently from now on: what keeps the old one is not reached."""
+    if current.service is None or desired.service_ports is None:
+        return {}
+    new = {(p.number, p.protocol): p.name for p in desired.service_ports}
+    taken = {p.name for p in desired.service_ports}
+    return {
+        p.name: new[p.number, p.protocol]
+        for p in current.service.ports
+        if p.name not in taken and (p.number, p.protocol) in new
+    }
 
 
 # --------------------------------------------------------------------------- one plan in the making
@@ -250,14 +255,20 @@ _FORBIDDEN = {
 }
 
 
+_SELECTOR = "it has a selector, so Kubernetes fills its endpoints"
+
+
 def _remove(draft: _Draft, current: Current) -> None:
     reason = "its service is gone from Consul"
-    if current.endpoints is not None:
+    theirs = current.service is not None and current.service.has_selector
+    if current.endpoints is not None and not theirs:
         draft.remove(Kind.ENDPOINTS, current.endpoints.meta, reason)
     for piece in sorted(current.slices, key=lambda s: s.meta.name):
         draft.remove(Kind.ENDPOINT_SLICE, piece.meta, reason)
-    if current.service is not None:
+    if current.service is not None and not theirs:
         draft.remove(Kind.SERVICE, current.service.meta, reason)
+    elif current.service is not None and draft.ours(current.service.meta):
+        draft.conflict(Kind.SERVICE, f"{_SELECTOR}; {reason}, but the Service now belongs to pods and stays")
 
 
 def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
@@ -355,9 +366,9 @@ def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Curren
         return False
     if current.mirrored is None:
         return True
-    mirrored = {(address, p.number) for _, address, ports in _ready_endpoints(current.mirrored) for p in ports}
+    mirrored = _ready_pairs(current.mirrored)
     for group in desired.groups:
-        pairs = [(e.address, p.number) for e in group.endpoints if e.ready for p in group.ports]
+        pairs = [_pair(e.address, p) for e in group.endpoints if e.ready for p in group.ports]
         if sum(pair in mirrored for pair in pairs) < min(len(pairs), MIRRORING_LIMIT):
             return True
     return False
@@ -376,7 +387,7 @@ def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, an
         draft.write(Kind.SERVICE, draft.target.name, body, None, same=False)
         return True
     if existing.has_selector:
-        draft.conflict(Kind.SERVICE, "it has a selector, so Kubernetes fills its endpoints; remove the selector first")
+        draft.conflict(Kind.SERVICE, f"{_SELECTOR}; remove the selector first")
         return False
     if existing.meta.deleting:
         draft.warnings.append("the Service is being deleted; it is made anew when it is gone")
@@ -440,8 +451,12 @@ def _ready_endpoints(groups: Iterable[Group]) -> dict[tuple[Family, str, tuple[P
     return found
 
 
+def _pair(address: str, port: Port) -> Pair:
+    return address, port.number, port.protocol
+
+
 def _pairs(groups: Iterable[Group]) -> set[Pair]:
-    return {(e.address, p.number) for g in groups for e in g.endpoints for p in g.ports}
+    return {_pair(e.address, p) for g in groups for e in g.endpoints for p in g.ports}
 
 
 def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Draft) -> tuple[int, int]:
@@ -459,7 +474,7 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Dra
     listed = _pairs((*desired.groups, *desired.withheld)) if desired is not None else set()
     lost = flipped = 0
     for _, address, ports in before:
-        pairs = [(address, p.number) for p in ports]
+        pairs = [_pair(address, p) for p in ports]
         if not all(pair in after for pair in pairs):
             gone = any(pair not in after and pair not in listed for pair in pairs)
             lost += gone
@@ -468,7 +483,7 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Dra
 
 
 def _ready_pairs(groups: Iterable[Group]) -> set[Pair]:
-    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports}
+    return {_pair(e.address, p) for g in groups for e in g.endpoints if e.ready for p in g.ports}
 
 
 def _groups_in(body: Body | None) -> tuple[Group, ...]:

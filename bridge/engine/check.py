@@ -41,15 +41,16 @@ def check(
     consul: ConsulConfig,
     kube: KubeConfig,
     rules: Callable[[], Sequence[Rule]],
-    writes: Sequence[Output] | None = None,
+    fallback: Sequence[Rule] = (),
     done: Callable[[Probe], None] | None = None,
 ) -> list[Probe]:
     """Run every probe, in order; `done` hears of each as it comes. Never raises a BridgeError.
 
-    `rules` is called when Kubernetes' configuration is known to be readable (it may need the context's namespace).
+    `rules` may fail, because the target namespace may be the kubeconfig context's; then the `fallback` rules are
+    checked against Consul, and the failure is one of the probes.
     """
     probes: list[Probe] = []
-    for probe in _all(consul, kube, rules, writes):
+    for probe in _all(consul, kube, rules, fallback):
         probes.append(probe)
         if done is not None:
             done(probe)
@@ -57,16 +58,15 @@ def check(
 
 
 def _all(
-    consul: ConsulConfig, kube: KubeConfig, make_rules: Callable[[], Sequence[Rule]], writes: Sequence[Output] | None
+    consul: ConsulConfig, kube: KubeConfig, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]
 ) -> Iterator[Probe]:
-    rules: Sequence[Rule] = ()
     try:
         rules = make_rules()
         yield Probe("settings", OK, f"{len(rules)} rule{'s' if len(rules) != 1 else ''}")
-    except BridgeError as error:
-        yield Probe("settings", FAILED, str(error), "point --kubeconfig and --context at your cluster")
+    except BridgeError:  # told by the Kubernetes probes
+        rules = fallback
     yield from _consul(consul, rules)
-    yield from _kubernetes(kube, rules, writes)
+    yield from _kubernetes(kube, rules)
 
 
 # --------------------------------------------------------------------------- Consul
@@ -154,7 +154,7 @@ def _datacenters(client: ConsulClient, config: ConsulConfig, rules: Sequence[Rul
 # --------------------------------------------------------------------------- Kubernetes
 
 
-def _kubernetes(kube: KubeConfig, rules: Sequence[Rule], writes: Sequence[Output] | None) -> Iterator[Probe]:
+def _kubernetes(kube: KubeConfig, rules: Sequence[Rule]) -> Iterator[Probe]:
     try:
         client = KubeClient(kube)
     except BridgeError as error:
@@ -173,7 +173,7 @@ def _kubernetes(kube: KubeConfig, rules: Sequence[Rule], writes: Sequence[Output
         try:
             if namespaces:
                 yield from _namespaces(client, namespaces)
-            outputs = set(writes) if writes is not None else {rule.to.output for rule in rules}
+            outputs = {rule.to.output for rule in rules}
             for namespace in namespaces if namespaces is not None else ("",):
                 yield _rights(client, namespace, outputs)
         except BridgeError as error:

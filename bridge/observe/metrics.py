@@ -73,6 +73,7 @@ class Metrics:
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
         self._services: dict[Target, tuple[str, int, int, int, tuple[str, ...]]] = {}
+        self._consul: dict[str, bool] = {}
         self._status: Callable[[], Mapping[str, Any]] | None = None
         registry = self.registry
         ProcessCollector(registry=registry)
@@ -100,9 +101,6 @@ class Metrics:
             "consul_bridge_last_successful_pass_timestamp_seconds",
             "When the last full pass was done in which everything could be read.",
             registry=registry,
-        )
-        self._consul_up = Gauge(
-            "consul_bridge_consul_up", "Whether a datacenter can be asked.", ("datacenter",), registry=registry
         )
         self._kubernetes_up = Gauge(
             "consul_bridge_kubernetes_up", "Whether the API server can be used.", registry=registry
@@ -144,9 +142,10 @@ class Metrics:
             self._note(outcome)
 
     def consul(self, datacenter: str, up: bool, reason: str) -> None:
-        """Consul's state."""
+        """Consul's state. Only trouble and its end are told, so the scrape asks the catalog as well (`watch`)."""
         del reason
-        self._consul_up.labels(datacenter).set(up)
+        with self._lock:
+            self._consul[datacenter] = up
 
     def kubernetes(self, up: bool, reason: str) -> None:
         """The API server's state."""
@@ -201,6 +200,10 @@ class Metrics:
         """Gauges that are made at the scrape."""
         with self._lock:
             services = list(self._services.values())
+            consul = dict(self._consul)
+        status = self._status() if self._status is not None else {}
+        consul |= {dc: bool(state.get("connected")) for dc, state in (status.get("catalog") or {}).items()}
+        yield _gauge("consul_bridge_consul_up", "Whether a datacenter can be asked.", "datacenter", consul)
         by_state = Tally(s[0] for s in services)
         yield _gauge("consul_bridge_services", "Services that are mirrored, by state.", "state",
                      {state: by_state[state] for state in STATES})  # fmt: skip
@@ -213,7 +216,7 @@ class Metrics:
         yield _gauge("consul_bridge_skipped", "Instances and services that are not mirrored, by reason.", "reason",
                      {label: skipped[label] for label in (*SKIP_REASONS, "other")})  # fmt: skip
         if self._status is not None:
-            yield from _from_status(self._status())
+            yield from _from_status(status)
 
 
 def _label(skipped: Skipped) -> str:

@@ -14,7 +14,6 @@ import json
 import shutil
 import ssl
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,9 +24,9 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.lab import borrowed
+from tests.lab import borrowed, containers
 from tests.lab.build import TOOLS, LabError
-from tests.lab.janitor import Janitor
+from tests.lab.janitor import Janitor, new_folder
 from tests.lab.providers import Provider, binaries, binary, chosen
 from tests.lab.servers import (
     ApiServer,
@@ -78,8 +77,9 @@ class Lab:
         others. By default a variant is its own and the plain lab is not.
         """
         self._own = own if own is not None else acl or mtls or not controllers
-        self.folder = Path(tempfile.mkdtemp(prefix="bridge-lab-"))
-        self._janitor = Janitor(self.folder)
+        self.folder = new_folder()
+        docker = not self._own and chosen().provider is Provider.DOCKER
+        self._janitor = Janitor(self.folder, containers.clean_up_command(self.folder) if docker else "")
         self._files = _credentials(self.folder / "files")
         self.ca_file = self._files["ca.pem"]
         context = ssl.create_default_context(cafile=str(self.ca_file))
@@ -92,6 +92,8 @@ class Lab:
         self._with_controllers = controllers
         self.consul = Consul(self.folder / "consul", acl=acl, files=self._files, mtls=mtls)
         self._extras: list[Server] = []
+        if docker:
+            containers.house(self)
 
     # ------------------------------------------------------------------ life
 
@@ -100,6 +102,12 @@ class Lab:
         try:
             if chosen().provider is Provider.ENV and not self._own:
                 borrowed.borrow(self)
+                return self
+            if isinstance(self.apiserver, containers.K3s):
+                self.consul.start(wait=False)
+                self.apiserver.start()
+                self.consul.wait_ready()
+                containers.settle(self)
                 return self
             binaries([name for name, tool in TOOLS.items() if tool.core])
             self.consul.start(wait=False)
@@ -121,11 +129,13 @@ class Lab:
         """End every server; `keep` the folder with the logs."""
         if self.consul.borrowed:
             borrowed.give_back(self)
-        for server in (*reversed(self._extras), self.controllers, self.apiserver, self.etcd, self.consul):
+        servers = (*reversed(self._extras), self.controllers, self.apiserver, self.etcd, self.consul)
+        for server in servers:
             if not server.borrowed:
                 with contextlib.suppress(ProcessLookupError):
                     server.kill()
-        if keep:
+        containers.remove(servers)
+        if keep and any(server.log.exists() for server in servers):
             print(f"lab: the servers' logs are in {self.folder}", file=sys.stderr, flush=True)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from tests.lab import providers
 from tests.lab.build import HERE, ROOT, TOOLS, LabError
+from tests.lab.janitor import PREFIX as FOLDER_PREFIX
 from tests.lab.providers import Provider, binaries
 from tests.lab.state import Process, State
 
-FOLDER_PREFIX = "bridge-lab-"
 UP_SECONDS = 60.0
 DOWN_SECONDS = 20.0
 
@@ -160,7 +160,7 @@ def _supervise(*, acl: bool) -> None:
     with Lab(acl=acl) as lab:
         started = True
         servers = {server.program: server for server in (lab.etcd, lab.apiserver, lab.controllers, lab.consul)}
-        processes = {name: Process.of(server.pid) for name, server in servers.items() if server.running}
+        processes = {name: Process.of(server.pid) for name, server in servers.items() if server.is_process}
         me = Process.of(os.getpid())
         assert me is not None
         state = State(

@@ -182,8 +182,8 @@ def install(packages: Sequence[str]) -> None:
         policy.chmod(0o755)
     try:
         for command in (
-            ("apt-get", "update", "-qq"),
-            ("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages),
+            ("apt-get", "-o", "DPkg::Lock::Timeout=120", "update", "-qq"),
+            ("apt-get", "-o", "DPkg::Lock::Timeout=120", "install", "-y", "-qq", "--no-install-recommends", *packages),
         ):
             done = subprocess.run(
                 command,

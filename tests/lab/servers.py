@@ -129,7 +129,7 @@ class Server:
         """Wait until it is ready; LabError with the end of its log when it died or takes too long."""
 
         def ready() -> bool:
-            if self._process is None or self._process.poll() is not None:
+            if not self.running:
                 raise LabError(f"{self.program} ended at its start:\n{self.log_end()}")
             return self.is_ready()
 
@@ -148,6 +148,11 @@ class Server:
         if self._process is None:
             raise LabError(f"{self.program} does not run")
         return self._process.pid
+
+    @property
+    def is_process(self) -> bool:
+        """Whether a process out here is the server, and runs."""
+        return self._process is not None and self.running
 
     @property
     def running(self) -> bool:

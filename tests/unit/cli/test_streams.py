@@ -117,7 +117,7 @@ def test_machine_output_stands_alone_on_standard_output(
     engine.report = report(created(1), HELD, unknown={Query("dc1", "db"): "500"}, dry_run=False)
     result = run("sync", "-o", output, env={"BRIDGE_CONECTIONS": "1"})
     assert parse(result.stdout) == engine.report.to_json()
-    assert "failed: reading db (datacenter dc1): 500" in result.stderr
+    assert "failed: reading db in dc1 (what is there stays): 500" in result.stderr
     assert "held: storage/radosgw: too many at once; if Consul is right: bridge sync --force" in result.stderr
     assert "BRIDGE_CONECTIONS: no such setting" in result.stderr
 
@@ -273,6 +273,13 @@ def test_a_name_that_the_encoding_lacks_is_escaped() -> None:
     done_ = process("sync", prelude=prelude, env={"PYTHONIOENCODING": "latin-1"})
     assert done_.returncode == 1
     assert "\\u5b58\\u50a8" in done_.stdout
+
+
+def test_no_service_selected_is_also_said_when_the_last_ones_go(run: Run, engine: Engine) -> None:
+    """A mistyped glob must not look like a success."""
+    doomed = done(plan(change(Action.DELETE)))
+    engine.report = report(doomed, dry_run=False)
+    assert "no service selected" in run("sync", "--service", "typo*").stderr
 
 
 SLOW = """

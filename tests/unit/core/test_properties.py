@@ -113,7 +113,7 @@ def rules(draw: st.DrawFn) -> Rule:
 
 
 @given(first=catalogs, second=catalogs, before=rules(), after=rules())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_every_way_from_one_state_to_another(
     first: list[Instance], second: list[Instance], before: Rule, after: Rule
 ) -> None:
@@ -150,7 +150,7 @@ def _holds_what_is_desired(cluster: Cluster, desired: Mirror) -> None:
 
 
 @given(found=catalogs, by=rules(), shuffle=st.randoms())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_order_of_input_never_matters(found: list[Instance], by: Rule, shuffle: Any) -> None:
     """Instances and existing objects in any order give the same translation and the same plan."""
     mixed = list(found)
@@ -205,7 +205,7 @@ def objects(draw: st.DrawFn) -> Current:
     gone=st.booleans(),
     annotated=st.booleans(),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_no_plan_touches_what_is_not_ours(
     found: list[Instance], by: Rule, current: Current, policy: Policy, adopt: Adopt, gone: bool, annotated: bool
 ) -> None:
@@ -226,14 +226,15 @@ def test_no_plan_touches_what_is_not_ours(
     assert result.lost + result.flipped <= result.ready_before
     if not result.writes:
         assert (result.lost, result.flipped) == (0, 0)
-    if current.service is not None and current.service.has_selector and not gone:
-        assert not result.writes
-    order = [(c.action is Action.DELETE, c.kind is not Kind.SERVICE) for c in result.changes]
-    assert [deletes for deletes, _ in order] == sorted(deletes for deletes, _ in order) or policy is not Policy.SYNC
+    if current.service is not None and current.service.has_selector:
+        assert desired is None or not result.writes
+        assert not any(c.kind is Kind.SERVICE for c in result.writes)
+    deletes = [c.action is Action.DELETE for c in result.changes]
+    assert deletes == sorted(deletes)
 
 
 @given(first=catalogs, second=catalogs, by=rules(), lost=st.booleans(), flips=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_retain_takes_nothing_away(
     first: list[Instance], second: list[Instance], by: Rule, lost: bool, flips: bool
 ) -> None:
@@ -250,7 +251,7 @@ def test_retain_takes_nothing_away(
     assert not (flips and lost and result.flipped)
     assert pairs(desired.groups) <= pairs(kept.groups)
     if lost and flips:
-        assert cluster.traffic() <= pairs(kept.groups)
+        assert {(a, n) for a, _, n, _ in cluster.traffic()} <= {(a, n) for a, _, n, _ in pairs(kept.groups)}
     cluster.apply(result)
     again = retain(desired, cluster.current(), lost=lost, flips=flips)
     cluster.mirror()
@@ -321,7 +322,7 @@ _VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
     resolved=st.dictionaries(wild_addresses, st.tuples(wild_addresses, wild_addresses), max_size=2),
     with_service=st.booleans(),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_whatever_is_registered_gives_objects_that_kubernetes_takes(
     found: list[Instance],
     by: Rule,
@@ -425,7 +426,7 @@ steps = st.lists(
 
 
 @given(steps=steps)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_claims_depend_on_what_is_claimed_and_not_on_how_it_came_about(
     steps: list[tuple[Query, Rule | None, str]],
 ) -> None:

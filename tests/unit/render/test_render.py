@@ -157,6 +157,20 @@ def test_many_skipped_instances_do_not_bury_the_rest() -> None:
     assert text.count("loopback") == 20
 
 
+def test_one_reason_for_many_services_is_one_line() -> None:
+    """A filter that Consul refuses fails for every service alike."""
+    unknown = {Query("dc1", f"s{n:03}"): "bad filter" for n in range(500)}
+    text = render(report(unknown=unknown), "table", 120)
+    assert "  reading s000, s001, s002 and 497 more in dc1 (what is there stays): bad filter" in text.splitlines()
+    assert "Failed (500)" in text
+
+
+def test_very_many_failures_are_cut() -> None:
+    """A namespace that does not exist fails for every service, each with its own name."""
+    unknown = {Query("dc1", f"s{n:03}"): f"reason {n}" for n in range(500)}
+    assert "... and 450 more (-o json lists all)" in render(report(unknown=unknown), "table", 120)
+
+
 @pytest.mark.parametrize(
     ("the_report", "expected"),
     [

@@ -1,0 +1,220 @@
+"""`bridge status`, `bridge explain` and `bridge check`: what they print, and their statuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import Result
+
+from bridge.core.explain import Explanation, Row, RuleVerdict
+from bridge.engine.check import Probe
+from bridge.engine.look import Status, StatusRow
+from bridge.errors import TransientError
+from bridge.render import explanation_text, probe_text, status_table
+
+Run = Callable[..., Result]
+EVIL = "x\x1b[2J\u202e"
+
+
+def row(name: str = "radosgw", state: str = "in sync", detail: str = "", **counts: int) -> StatusRow:
+    """One mirrored service."""
+    numbers = {"consul_ready": 11, "consul_not_ready": 1, "kubernetes_ready": 11, "kubernetes_not_ready": 1, **counts}
+    return StatusRow(
+        namespace="storage", name=name, service=name, datacenter="dc1", state=state, detail=detail, **numbers
+    )
+
+
+STATUS = Status(
+    (
+        row(),
+        row("db", "differs", "update Endpoints", kubernetes_ready=12, kubernetes_not_ready=0),
+        row("ldap", "held", "too many"),
+        row("web", "unknown", "Consul could not be asked"),
+    ),
+    ("Consul, service web in dc1: 500",),
+)
+
+EXPLANATION = Explanation(
+    service="radosgw",
+    datacenter="dc1",
+    rules=(RuleVerdict("rule 1", "its name matches no glob"), RuleVerdict("rule 2", "")),
+    rule="rule 2",
+    target="storage/radosgw",
+    consul="2 instances",
+    rows=(
+        Row("vm1/rgw-1", "passing", "", "10.0.0.1", "the service's address", "8080", "ready", "", "ready"),
+        Row("vm2/rgw-2", "critical", "http", "127.0.0.1", "x", "8080", "skipped", "a loopback address", "absent"),
+    ),
+    differences=("update Endpoints radosgw (1 address turns ready)",),
+)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, where: str, what: Any) -> list[dict[str, Any]]:
+    """Replace a function of the engine; returns the list of its calls."""
+    calls: list[dict[str, Any]] = []
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        calls.append({"args": args, **kwargs})
+        if isinstance(what, Exception):
+            raise what
+        return what
+
+    monkeypatch.setattr(where, called)
+    return calls
+
+
+# --------------------------------------------------------------------------- status
+
+
+def test_status_has_both_sides_and_a_line_of_sums() -> None:
+    """A row per service; what could not be read stands below."""
+    text = status_table(STATUS, 100)
+    assert re.search(r"radosgw +storage/radosgw +11/12 +11/12 +in sync", text)
+    assert re.search(r"db +storage/db +11/12 +12/12 +differs +update Endpoints", text)
+    assert re.search(r"web +storage/web +\? +11/12 +unknown", text)
+    assert "1 in sync, 1 differs, 1 held, 1 unknown" in text
+    assert "Not read (1): what is there stays" in text
+    assert status_table(Status(())) == "nothing is mirrored\n"
+
+
+@pytest.mark.parametrize(("status", "code"), [(STATUS, 1), (Status((row(), row("db", "differs"))), 0), (Status(()), 0)])
+def test_status_fails_only_when_something_could_not_be_read(
+    status: Status, code: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A difference is news, not a failure."""
+    stand_in(monkeypatch, "bridge.engine.look.status_once", status)
+    assert run("status").exit_code == code
+
+
+@pytest.mark.parametrize(("output", "parse"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_status_for_machines(
+    output: str, parse: Callable[[str], Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same data."""
+    stand_in(monkeypatch, "bridge.engine.look.status_once", STATUS)
+    data = parse(run("status", "-o", output).stdout)
+    assert data == STATUS.to_json()
+    assert data["in_sync"] is False
+    assert data["services"][0]["consul"] == {"ready": 11, "not_ready": 1}
+
+
+def test_a_server_that_cannot_be_reached(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, status 1."""
+    stand_in(monkeypatch, "bridge.engine.look.status_once", TransientError("connection refused"))
+    result = run("status")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "error: connection refused\n")
+
+
+@pytest.mark.parametrize("command", [["status"], ["explain", "x"], ["check"]])
+def test_a_diff_of_what_is_no_report_is_refused(
+    command: Sequence[str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what there is instead."""
+    stand_in(monkeypatch, "bridge.engine.look.status_once", STATUS)
+    stand_in(monkeypatch, "bridge.engine.look.explain_once", ([], ()))
+    stand_in(monkeypatch, "bridge.engine.check.check", [])
+    result = run(*command, "-o", "diff")
+    assert result.exit_code == 2
+    assert "--output: diff is for sync and purge; here: table, json, yaml" in result.stderr
+
+
+# --------------------------------------------------------------------------- explain
+
+
+def test_explain_tells_the_rule_the_target_and_every_instance() -> None:
+    """And how Kubernetes differs."""
+    text = explanation_text(EXPLANATION, 140)
+    assert "Rule:     rule 2" in text
+    assert "Target:   storage/radosgw" in text
+    assert re.search(r"vm1/rgw-1 +passing +10\.0\.0\.1 +8080 +ready +ready", text)
+    assert re.search(r"vm2/rgw-2 +critical +http +127\.0\.0\.1 +8080 +skipped +absent +a loopback address", text)
+    assert "Kubernetes differs; the next pass would:\n  update Endpoints radosgw (1 address turns ready)" in text
+
+
+def test_explain_tells_why_no_rule_selects() -> None:
+    """Each rule with its reason."""
+    text = explanation_text(
+        Explanation("x", "dc1", (RuleVerdict("rule 1", "its name matches no glob"),), problem="none")
+    )
+    assert "Rule:     not rule 1: its name matches no glob" in text
+    assert "Problem:  none" in text
+
+
+def test_explain_passes_the_name_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text by default, data on demand, 1 when something could not be read."""
+    calls = stand_in(monkeypatch, "bridge.engine.look.explain_once", ([EXPLANATION], ()))
+    result = run("explain", "radosgw")
+    assert result.exit_code == 0
+    assert calls[0]["args"] == ("radosgw",)
+    assert json.loads(run("explain", "radosgw", "-o", "json").stdout)["explanations"][0]["target"] == "storage/radosgw"
+    stand_in(monkeypatch, "bridge.engine.look.explain_once", ([EXPLANATION], ("Kubernetes: 403",)))
+    result = run("explain", "radosgw")
+    assert result.exit_code == 1
+    assert "Kubernetes: 403" in result.stdout
+
+
+# --------------------------------------------------------------------------- check
+
+PROBES = [
+    Probe("consul reachable", "ok", "http://c:8500"),
+    Probe("token in dc1", "warning", "filtered", "a token with more"),
+    Probe("namespace x", "failed", "does not exist", "kubectl create namespace x"),
+]
+
+
+def test_a_probe_is_a_line_and_what_mends_it() -> None:
+    """Only when it is not ok."""
+    assert probe_text(PROBES[0]) == "ok      consul reachable: http://c:8500\n"
+    assert probe_text(PROBES[2]) == (
+        "failed  namespace x: does not exist\n        -> kubectl create namespace x\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("probes", "code"), [(PROBES, 1), (PROBES[:2], 0)])
+def test_check_fails_when_a_probe_does(
+    probes: list[Probe], code: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warnings do not."""
+    stand_in(monkeypatch, "bridge.engine.check.check", probes)
+    assert run("check").exit_code == code
+    data = json.loads(run("check", "-o", "json").stdout)
+    assert data["ok"] is (code == 0)
+    assert data["probes"] == [p.to_json() for p in probes]
+
+
+def test_check_finds_the_servers_missing_and_goes_on(run: Run) -> None:
+    """Both sides are told of in one go, each with what mends it; port 9 is the discard port that nobody serves."""
+    result = run("check", "--consul-address", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "failed  consul reachable: http://127.0.0.1:9" in result.stdout
+    assert "failed  kubernetes reachable: " in result.stdout
+    assert result.stdout.count("-> ") == 2
+
+
+def test_check_without_any_kubeconfig(run: Run, tmp_path: Any) -> None:
+    """Consul is still looked at."""
+    result = run("check", "--kubeconfig", str(tmp_path / "nix"), "--consul-address", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "consul reachable" in result.stdout
+    assert "failed  kubernetes: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        status_table(Status((row(EVIL, detail=EVIL),), (EVIL,)), 100),
+        explanation_text(
+            Explanation(EVIL, "dc1", problem=EVIL, consul=EVIL, rows=(Row(*[EVIL] * 9),), held=(EVIL,), target=EVIL),
+            100,
+        ),
+        probe_text(Probe(EVIL, "failed", EVIL, EVIL), 100),
+    ],
+)
+def test_nothing_hostile_reaches_the_terminal(text: str) -> None:
+    """Names come from Consul."""
+    assert all(c.isprintable() or c == "\n" for c in text)

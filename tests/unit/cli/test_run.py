@@ -1,0 +1,188 @@
+"""`bridge run` as a process: what it builds, what it serves, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.cli import COMMANDS
+from tests.unit.cli.conftest import ROOT, command_line, environment, process
+
+BRIDGE = """
+    import json, sys, threading
+    import bridge.engine.run as r
+    class Bridge:
+        def __init__(self, *, consul, kube, rules, options, observer=None):
+            self.stopped, self.options, self.consul, self.rules = threading.Event(), options, consul, rules
+        def run(self):
+            o, c = self.options, self.consul
+            print(json.dumps({
+                "owner": o.owner, "policy": o.policy, "adopt": o.adopt, "grace": o.grace_seconds,
+                "resync": o.resync_seconds, "writers": o.writers, "panic": o.guard.panic_percent,
+                "rebuild": o.guard.rebuild_grace_seconds, "release": o.guard.hold_release_seconds,
+                "connections": c.connections, "namespace": self.rules[0].to.namespace,
+            }), flush=True)
+            RUN
+        def stop(self): self.stopped.set()
+        def healthy(self): return True, "ok"
+        def ready(self): return True, {"consul": "ok"}
+        def status(self): return {"ready": True, "queue": 0}
+    r.Bridge = Bridge
+"""
+WAITS = BRIDGE.replace("RUN", "self.stopped.wait()")
+
+
+class Running:
+    """A `bridge run` that has begun."""
+
+    def __init__(self, *flags: str, env: dict[str, str] | None = None, prelude: str = WAITS) -> None:
+        self.process = subprocess.Popen(
+            command_line("run", *flags, prelude=prelude), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT, env=environment({"BRIDGE_LOG_FORMAT": "json", **(env or {})}),
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        self.options: dict[str, Any] = json.loads(self.process.stdout.readline())
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, list[dict[str, Any]]]:
+        """Status and log events."""
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, [json.loads(line) for line in errors.splitlines()]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_it_cleanly_with_the_designs_status(number: int, status: int) -> None:
+    """DESIGN section 6: 143 for SIGTERM, 130 for Ctrl-C; the log says what happens."""
+    got, log = Running("--listen", "127.0.0.1:0").end(number)
+    assert got == status
+    assert [e["event"] for e in log] == [
+        "effective settings",
+        "bridge starts",
+        "stopping: finishing the objects in hand",
+        "bridge has stopped",
+    ]
+
+
+def test_what_is_served_while_it_runs() -> None:
+    """Port 0 is any free port, and the log says which."""
+    running = Running("--listen", "127.0.0.1:0")
+    assert running.process.stderr is not None
+    address = next(e["listening"] for line in running.process.stderr if "listening" in (e := json.loads(line)))
+    for path in ("/healthz", "/readyz", "/metrics", "/api/status", "/"):
+        with urllib.request.urlopen(address + path, timeout=10) as answer:
+            assert answer.status == 200
+    running.process.send_signal(signal.SIGTERM)
+    running.process.communicate(timeout=30)
+
+
+FLAGS: list[tuple[list[str], str, Any]] = [
+    (["--owner", "team-a"], "owner", "team-a"),
+    (["--policy", "upsert-only"], "policy", "upsert-only"),
+    (["--adopt", "unowned"], "adopt", "unowned"),
+    (["--grace", "90s"], "grace", 90.0),
+    (["--resync", "10m"], "resync", 600.0),
+    (["--writers", "3"], "writers", 3),
+    (["--panic-threshold", "70%"], "panic", 70),
+    (["--rebuild-grace", "1m"], "rebuild", 60.0),
+    (["--hold-release", "1h"], "release", 3600.0),
+    (["--connections", "10"], "connections", 10),
+    (["--namespace", "storage"], "namespace", "storage"),
+]
+
+
+def test_the_flags_of_run_reach_the_engine() -> None:
+    """All of them in one call."""
+    given = [word for flags, _, _ in FLAGS for word in flags]
+    running = Running("--listen", "127.0.0.1:0", *given)
+    running.end()
+    assert running.options == {key: value for _, key, value in FLAGS}
+
+
+def test_the_variables_of_run_reach_the_engine() -> None:
+    """The same by environment, as a Deployment gives them."""
+    env = {"BRIDGE_" + flags[0][2:].upper().replace("-", "_"): flags[1] for flags, _, _ in FLAGS}
+    running = Running(env={**env, "BRIDGE_LISTEN": "127.0.0.1:0"})
+    running.end()
+    assert running.options == {key: value for _, key, value in FLAGS}
+
+
+def test_every_flag_of_run_is_tested_here_or_everywhere() -> None:
+    """A flag that is added must be added to a test."""
+    from bridge.cli import EVERYWHERE
+
+    here = {flags[0] for flags, _, _ in FLAGS} | {"--listen", "--leader-elect", "--shards"}
+    assert set(COMMANDS["run"]) - set(EVERYWHERE) <= here
+
+
+def test_the_effective_settings_are_logged_once_with_secrets_masked(tmp_path: Path) -> None:
+    """Neither a token from the environment nor one from a file may be read in the log."""
+    (tmp_path / "token").write_text("file-secret-1234\n")
+    prelude = BRIDGE.replace(
+        "RUN", "import logging; logging.getLogger('x').warning('header file-secret-1234'); self.stopped.wait()"
+    )
+    running = Running(
+        "--listen", "127.0.0.1:0", env={"CONSUL_HTTP_TOKEN_FILE": str(tmp_path / "token")}, prelude=prelude
+    )
+    _, log = running.end()
+    (effective,) = [e for e in log if e["event"] == "effective settings"]
+    assert effective["consul.token_file"] == str(tmp_path / "token")
+    assert effective["run.grace"] == "30s"
+    assert "file-secret-1234" not in json.dumps(log)
+    assert any("***" in json.dumps(e) for e in log)
+    _, log = Running("--listen", "127.0.0.1:0", env={"CONSUL_HTTP_TOKEN": "environment-secret"}).end()
+    assert next(e for e in log if e["event"] == "effective settings")["consul.token"] == "***"
+    assert "environment-secret" not in json.dumps(log)
+
+
+def test_a_taken_port_says_what_to_do() -> None:
+    """Status 2, before anything is watched."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = process("run", "--listen", f"127.0.0.1:{port}", prelude=WAITS)
+    assert done.returncode == 2
+    assert f"error: --listen 127.0.0.1:{port}: cannot be had: Address already in use" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("flags", [["--leader-elect"], ["--shards", "2"]])
+def test_leader_election_is_refused_while_it_is_not_built(flags: list[str]) -> None:
+    """Never ignored: two writers would fight."""
+    done = process("run", *flags, prelude=WAITS)
+    assert done.returncode == 2
+    assert "no leader election" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "expected"),
+    [
+        ("from bridge.errors import PermanentError as E; raise E('403 forbidden')", 1, "error: 403 forbidden"),
+        ("from bridge.errors import ConfigurationError as E; raise E('bad CA')", 2, "error: bad CA"),
+        ("raise RuntimeError('a thread died')", 1, "error: this is a bug in bridge "),
+        ("return", 1, ""),
+    ],
+)
+def test_an_end_of_its_own_is_never_a_success(what: str, status: int, expected: str) -> None:
+    """Whoever supervises it must start it again."""
+    done = process("run", "--listen", "127.0.0.1:0", prelude=BRIDGE.replace("RUN", what))
+    assert done.returncode == status
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    """When something hangs."""
+    running = Running("--listen", "127.0.0.1:0", prelude=BRIDGE.replace("RUN", "threading.Event().wait()"))
+    assert running.process.stderr is not None
+    running.process.send_signal(signal.SIGTERM)
+    while "stopping" not in running.process.stderr.readline():
+        pass
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(20) == 143
+    running.process.communicate()

@@ -1,0 +1,129 @@
+"""Addresses and endpoints in the one form in which they are compared."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.core import canonical
+from bridge.core.model import Endpoint, Family
+from tests.unit.core.builders import down, group, ready
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical_text", "family"),
+    [
+        ("10.0.0.1", "10.0.0.1", Family.IPV4),
+        ("FD00:0::1", "fd00::1", Family.IPV6),
+        ("2001:db8::10.0.0.1", "2001:db8::a00:1", Family.IPV6),
+        ("8.8.8.8", "8.8.8.8", Family.IPV4),
+    ],
+)
+def test_addresses_are_spelled_as_kubernetes_wants_them(text: str, canonical_text: str, family: Family) -> None:
+    """EndpointSlices refuse any other spelling."""
+    assert canonical.parse(text) == canonical.Address(canonical_text, family)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("127.0.0.1", "loopback"),
+        ("::1", "loopback"),
+        ("169.254.169.254", "link-local"),
+        ("fe80::1", "link-local"),
+        ("224.0.0.5", "multicast"),
+        ("239.1.1.1", "multicast"),
+        ("ff02::1", "multicast"),
+        ("ff0e::1", "multicast"),
+        ("0.0.0.0", "unspecified"),
+        ("::", "unspecified"),
+        ("240.0.0.1", "reserved"),
+        ("255.255.255.255", "reserved"),
+        ("::ffff:10.0.0.1", "IPv4-mapped"),
+        ("fe80::1%eth0", "zone"),
+        ("010.0.0.1", "neither an IP address nor a host name"),
+        ("10.0.0.999", "neither"),
+        ("10.0.0.1/24", "neither"),
+        (" 10.0.0.1", "neither"),
+        ("", "neither"),
+        ("a" * 300, "neither"),
+        ("bad\x00name", "neither"),
+    ],
+)
+def test_what_is_no_hosts_address_is_refused_with_the_reason(text: str, reason: str) -> None:
+    """Also what Kubernetes would take: broadcast, 240.0.0.0/4 and all of multicast. Nor is it ever resolved."""
+    found = canonical.parse(text)
+    assert isinstance(found, canonical.Refused)
+    assert reason in found.reason
+    assert not found.is_name
+
+
+@pytest.mark.parametrize(
+    "text", ["db", "db.example.com", "db.example.com.", "vm-1", "1and1.example", "a" * 63 + ".b" * 60]
+)
+def test_host_names_are_told_apart(text: str) -> None:
+    """They may be resolved."""
+    found = canonical.parse(text)
+    assert isinstance(found, canonical.Refused)
+    assert found.is_name
+    assert "host name" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "reason"),
+    [
+        ((), (), None),
+        (("10.0.0.0/8",), (), None),
+        (("10.1.0.0/16", "fd00::/8"), (), "10.0.0.1 is not in allow_cidrs"),
+        ((), ("10.0.0.0/24",), "10.0.0.1 is in deny_cidrs (10.0.0.0/24)"),
+        (("10.0.0.0/8",), ("10.0.0.1/32",), "10.0.0.1 is in deny_cidrs (10.0.0.1/32)"),
+        ((), ("fd00::/8",), None),
+    ],
+)
+def test_cidrs_keep_addresses_out(allow: tuple[str, ...], deny: tuple[str, ...], reason: str | None) -> None:
+    """Deny wins over allow; an address of the other family is in neither."""
+    assert canonical.excluded("10.0.0.1", allow, deny) == reason
+
+
+def test_endpoints_are_sorted_as_numbers() -> None:
+    """Not as texts: 10.0.0.9 before 10.0.0.10, IPv4 before IPv6."""
+    mixed = ready("fd00::a", "10.0.0.10", "fd00::9", "10.0.0.9")
+    assert [e.address for e in canonical.sort_endpoints(mixed)] == ["10.0.0.9", "10.0.0.10", "fd00::9", "fd00::a"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        (Endpoint("10.0.0.1", True), Endpoint("10.0.0.1", False, False), Endpoint("10.0.0.1", True)),
+        (
+            Endpoint("10.0.0.1", False, True, True),
+            Endpoint("10.0.0.1", False, False),
+            Endpoint("10.0.0.1", False, True, True),
+        ),
+        (
+            Endpoint("10.0.0.1", True, zone="b"),
+            Endpoint("10.0.0.1", True, zone="a", node_name="n"),
+            Endpoint("10.0.0.1", True, zone="a", node_name="n"),
+        ),
+    ],
+)
+def test_two_registrations_of_one_address_are_one_endpoint(one: Endpoint, other: Endpoint, together: Endpoint) -> None:
+    """Ready if either is, in either order."""
+    assert canonical.fold(one, other) == together
+    assert canonical.fold(other, one) == together
+
+
+def test_endpoints_objects_hold_readiness_and_nothing_more() -> None:
+    """Zones and draining exist in slices only; what needs no change stays the same object."""
+    drained = Endpoint("10.0.0.2", False, True, True, zone="a")
+    simple = group(*ready("10.0.0.1"), *down("10.0.0.2"))
+    assert canonical.plain([group(*ready("10.0.0.1"), drained)]) == (simple,)
+    assert canonical.plain([simple])[0] is simple
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("plain", "plain"), ("a\nb\x1b[0m", "a�b�[0m"), ("x" * 81, "x" * 79 + "…"), ("\ud800\u202e", "��")],
+)
+def test_texts_from_outside_are_one_printable_line(text: str, shown: str) -> None:
+    """Whatever somebody registers, a message stays one line of bounded length."""
+    assert canonical.shorten(text) == shown

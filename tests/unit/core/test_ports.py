@@ -1,0 +1,211 @@
+"""Ports of endpoints and of the Service in front of them, and the names that join the two."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.core.model import Current, Instance, Known, Port, Query, Rule
+from bridge.core.ports import in_order
+from bridge.core.translate import translate
+from tests.unit.core.builders import TARGET, instance, instances, mirror_of, named, rule, service, translated
+
+MULTI = named(("http", 8080), ("grpc", 9090), default="http")
+
+
+def ports_of(*found: Instance, by: Rule | None = None, current: Current | None = None) -> list[tuple[Port, ...]]:
+    """Ports of the groups."""
+    return [g.ports for g in mirror_of(found, by, current).groups]
+
+
+@pytest.mark.parametrize(
+    ("found", "by", "ports"),
+    [
+        (instance(), rule(), (Port("", 8080),)),
+        (instance(), rule(port=80, port_name="http", app_protocol="h2c"), (Port("http", 8080, "TCP", "h2c"),)),
+        (instance(port=0), rule(port=80), (Port("", 80),)),
+        (instance(meta=(("protocol", "udp"),)), rule(), (Port("", 8080, "UDP"),)),
+        (instance(meta=(("protocol", "http"),)), rule(), (Port("", 8080),)),
+        (instance(meta=(("protocol", "udp"),)), rule(protocol="SCTP"), (Port("", 8080, "SCTP"),)),
+        (instance(ports=MULTI), rule(), (Port("grpc", 9090), Port("http", 8080))),
+        (instance(ports=MULTI), rule(port_name="grpc"), (Port("grpc", 9090),)),
+        (instance(ports=MULTI, port=8080), rule(port_name="web"), (Port("web", 8080),)),
+        (instance(ports=named(("a.b", 1), ("a_b", 2), default="a_b")), rule(), (Port("a-b", 2),)),
+        (instance(ports=named(("!", 1), ("x", 70000))), rule(), (Port("port-1", 1),)),
+    ],
+)
+def test_ports_of_endpoints(found: Instance, by: Rule, ports: tuple[Port, ...]) -> None:
+    """As the table in `ports` says."""
+    assert ports_of(found, by=by) == [ports]
+
+
+def test_the_default_port_comes_first_then_the_lowest() -> None:
+    """Where order matters."""
+    found = in_order(named(("c", 3), ("b", 1), ("a", 2), ("off", 0), default="a"))
+    assert [p.name for p in found] == ["a", "b", "c"]
+
+
+def test_instances_on_different_ports_form_groups_of_one_name() -> None:
+    """Each address is reached on its own port behind one Service port: the commonest, of equals the lowest."""
+    mirror = mirror_of([instance("10.0.0.1", 8081), instance("10.0.0.2", 8080)])
+    assert [(g.ports[0], g.endpoints[0].address) for g in mirror.groups] == [
+        (Port("", 8080), "10.0.0.2"),
+        (Port("", 8081), "10.0.0.1"),
+    ]
+    assert mirror.service_ports == (Port("", 8080),)
+    assert mirror_of([instance("10.0.0.1", 8081), *instances(3)[1:]]).service_ports == (Port("", 8080),)
+
+
+def test_a_single_port_beside_named_ones_gets_the_default_ports_name() -> None:
+    """An unnamed port beside named ones is refused by Kubernetes, and would be reached by nobody."""
+    mirror = mirror_of([instance(ports=MULTI), instance("10.0.0.2", 8000)], rule(port=80))
+    assert {p.name for g in mirror.groups for p in g.ports} == {"http", "grpc"}
+    assert mirror.service_ports == (Port("grpc", 9090), Port("http", 80))
+
+
+@pytest.mark.parametrize(
+    ("standing", "by", "ports"),
+    [
+        ((Port("", 7000),), rule(), (Port("", 7000),)),
+        ((Port("web", 7000),), rule(), (Port("web", 7000),)),
+        ((Port("web", 7000),), rule(port_name="http"), (Port("http", 8080),)),
+        ((Port("web", 7000),), rule(port=80), (Port("web", 80),)),
+        ((Port("a", 1), Port("b", 2)), rule(), (Port("", 8080),)),
+    ],
+)
+def test_the_services_port_stays_while_it_lives(standing: tuple[Port, ...], by: Rule, ports: tuple[Port, ...]) -> None:
+    """Clients have it in their settings; only the rule changes it. The endpoints follow its name."""
+    mirror = mirror_of([instance()], by, Current(TARGET, service(ports=standing)))
+    assert mirror.service_ports == ports
+    assert [g.ports for g in mirror.groups] == [(Port(ports[0].name, 8080),)]
+
+
+@pytest.mark.parametrize(
+    ("standing", "by", "ports"),
+    [
+        ((Port("", 7000),), rule(), (Port("", 7000),)),
+        ((Port("a", 1), Port("b", 2)), rule(), (Port("a", 1), Port("b", 2))),
+        ((Port("a", 1), Port("b", 2)), rule(port=80), (Port("a", 1), Port("b", 2))),
+        ((Port("a", 1), Port("b", 2)), rule(port=80, port_name="a"), (Port("a", 80), Port("b", 2))),
+        ((Port("", 7000),), rule(port_name="http"), (Port("", 7000),)),
+        ((Port("", 7000),), rule(port_name="http", port=80), (Port("http", 80),)),
+    ],
+)
+def test_the_services_ports_survive_a_time_without_instances(
+    standing: tuple[Port, ...], by: Rule, ports: tuple[Port, ...]
+) -> None:
+    """Nothing is forgotten when the last instance is gone for a while."""
+    assert mirror_of([], by, Current(TARGET, service(ports=standing))).service_ports == ports
+
+
+def test_a_service_that_becomes_multi_port_keeps_its_number_for_the_default_port() -> None:
+    """Who knows the Service by that number goes on reaching the same thing."""
+    mirror = mirror_of([instance(ports=MULTI)], None, Current(TARGET, service(ports=(Port("", 80),))))
+    assert mirror.service_ports == (Port("grpc", 9090), Port("http", 80))
+
+
+def test_ports_of_an_alias_or_of_a_service_with_a_selector_are_nobodys() -> None:
+    """They are not kept when the Service is taken over, or never will be."""
+    alias = Current(TARGET, service(ports=(Port("x", 1),), type="ExternalName"))
+    assert mirror_of([instance()], None, alias).service_ports == (Port("", 8080),)
+    assert mirror_of(
+        [instance()], None, Current(TARGET, service(ports=(Port("x", 1),), has_selector=True))
+    ).service_ports == (Port("", 8080),)
+
+
+def test_two_ports_on_one_number_cannot_both_be_had() -> None:
+    """What the rule says goes first, then what is there, then what most have; the other is said."""
+    sources = [
+        (rule(port_name="http"), Query("dc1", "a"), Known(instances(2))),
+        (rule(port_name="admin"), Query("dc1", "b"), Known(instances(1))),
+    ]
+    found = translate(TARGET, sources)
+    assert found.mirror is not None
+    assert found.mirror.service_ports == (Port("http", 8080),)
+    assert found.warnings == (
+        "port 'admin' cannot be reached: the Service's TCP port 8080 is 'http'; give one of them another number (`port`)",
+    )
+    standing = Current(TARGET, service(ports=(Port("admin", 8080),)))
+    kept = translate(TARGET, sources, standing).mirror
+    assert kept is not None
+    assert kept.service_ports == (Port("admin", 8080),)
+    forced = translate(TARGET, [(rule(port_name="http", port=8080), *sources[0][1:]), sources[1]], standing).mirror
+    assert forced is not None
+    assert forced.service_ports == (Port("http", 8080),)
+
+
+def test_a_rules_port_without_instances_waits_beside_others() -> None:
+    """A named port that nobody has yet is shown as soon as a number is known, from the rule or from before."""
+    http = (rule(port_name="http"), Query("dc1", "a"), Known(instances(1)))
+    metrics = (rule(port_name="metrics"), Query("dc1", "b"), Known(()))
+    found = translate(TARGET, [http, metrics]).mirror
+    assert found is not None
+    assert found.service_ports == (Port("http", 8080),)
+    standing = Current(TARGET, service(ports=(Port("http", 8080), Port("metrics", 9000))))
+    found = translate(TARGET, [http, metrics], standing).mirror
+    assert found is not None
+    assert found.service_ports == (Port("http", 8080), Port("metrics", 9000))
+
+
+def test_an_unnamed_source_beside_a_named_one_gets_a_name() -> None:
+    """Claims never lets this happen; Kubernetes would refuse it."""
+    found = translate(
+        TARGET,
+        [
+            (rule(), Query("dc1", "a"), Known(instances(1))),
+            (rule(port_name="metrics"), Query("dc1", "b"), Known(instances(1, 9000))),
+        ],
+    ).mirror
+    assert found is not None
+    assert found.service_ports == (Port("default", 8080), Port("metrics", 9000))
+
+
+def test_a_port_has_one_protocol() -> None:
+    """The commonest; kube-proxy finds no endpoints of another, so that is said."""
+    found = translated([*instances(2), instance("10.0.0.9", meta=(("protocol", "UDP"),))])
+    assert found.mirror is not None
+    assert found.mirror.service_ports == (Port("", 8080, "TCP"),)
+    assert found.warnings == ("1 endpoints of port '' cannot be reached: the Service speaks TCP there",)
+
+
+# --------------------------------------------------------------------------- a person's Service
+
+
+@pytest.mark.parametrize(
+    ("ports", "target_ports", "found", "expected"),
+    [
+        ((Port("", 80),), (80,), instance(), (Port("", 8080),)),
+        ((Port("http", 80),), (80,), instance(), (Port("http", 8080),)),
+        ((Port("http", 80),), (9000,), instance(), (Port("http", 9000),)),
+        ((Port("http", 80),), (), instance(port=0), (Port("http", 80),)),
+        ((Port("a", 80), Port("b", 81)), (80, 81), instance(), (Port("a", 8080),)),
+        ((Port("a", 80), Port("b", 81)), (80, 9000), instance(), (Port("a", 8080), Port("b", 9000))),
+        ((Port("grpc", 1), Port("http", 2)), (1, 2), instance(ports=MULTI), (Port("grpc", 9090), Port("http", 8080))),
+        ((Port("grpc", 1), Port("web", 2)), (1, 2), instance(ports=MULTI), (Port("grpc", 9090), Port("web", 8080))),
+        ((Port("x", 1), Port("y", 2)), (1, 2), instance(ports=MULTI), (Port("x", 8080), Port("y", 9090))),
+        ((Port("dns", 53, "UDP", "dns"),), (53,), instance(), (Port("dns", 8080, "UDP", "dns"),)),
+    ],
+)
+def test_a_persons_service_says_which_ports(
+    ports: tuple[Port, ...], target_ports: tuple[int, ...], found: Instance, expected: tuple[Port, ...]
+) -> None:
+    """By name, else by order; a targetPort of its own wins. The Service itself is not part of the mirror."""
+    current = Current(TARGET, service(None, ports, target_ports=target_ports))
+    mirror = mirror_of([found], rule(annotated=True), current)
+    assert mirror.service_ports is None
+    assert [g.ports for g in mirror.groups] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("current", "port", "reason"),
+    [
+        (Current(TARGET), 8080, "the Service has no ports"),
+        (Current(TARGET, service(None, ())), 8080, "the Service has no ports"),
+        (Current(TARGET, service(None)), 70000, "port 70000 is not between 1 and 65535"),
+    ],
+)
+def test_instances_that_fit_no_port_of_a_persons_service_are_skipped(current: Current, port: int, reason: str) -> None:
+    """With the reason."""
+    found = translated([instance(port=port)], rule(annotated=True), current)
+    assert found.mirror is not None
+    assert found.mirror.groups == ()
+    assert [s.reason for s in found.skipped] == [reason]

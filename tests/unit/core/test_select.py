@@ -1,0 +1,166 @@
+"""Which services are mirrored, and under which name."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from bridge.core import select
+from bridge.core.model import Destination, Query, Rule, Skipped, Target
+
+
+@pytest.mark.parametrize(
+    ("rule", "service", "why_not"),
+    [
+        (Rule(), "radosgw", None),
+        (Rule(services=("rados*", "db")), "radosgw", None),
+        (Rule(services=("RADOS*",)), "RadosGW", None),
+        (Rule(services=("web",)), "radosgw", "the name matches none of web"),
+        (Rule(tags=("s3", "rgw")), "radosgw", None),
+        (Rule(tags=("s3", "blue")), "radosgw", "no instance has the tag blue"),
+        (Rule(datacenters=("dc2",)), "radosgw", "datacenter dc1 is not one of dc2"),
+        (Rule(datacenters=("dc2", "dc1"), services=("r?d*[wv]",)), "radosgw", None),
+    ],
+)
+def test_a_rule_selects_by_name_datacenter_and_tags(rule: Rule, service: str, why_not: str | None) -> None:
+    """And says why it does not. Consul's names know no case."""
+    assert select.why_not(rule, service, "dc1", {"s3", "rgw"}) == why_not
+    assert select.matches(rule, service, "dc1", {"s3", "rgw"}) is (why_not is None)
+
+
+def test_the_first_rule_that_matches_wins() -> None:
+    """Later ones are not asked."""
+    first, second = Rule(services=("web*",), name="first"), Rule(name="second")
+    assert select.first_rule([first, second], "web-1", "dc1", ()) is first
+    assert select.first_rule([first, second], "db", "dc1", ()) is second
+    assert select.first_rule([first], "db", "dc1", ()) is None
+
+
+@pytest.mark.parametrize(
+    ("service", "reason"),
+    [
+        ("consul", "Consul's own service"),
+        ("", "a name of 0 characters"),
+        ("x" * 1025, "a name of 1025 characters"),
+        ("etcd", None),
+    ],
+)
+def test_some_services_are_never_mirrored(service: str, reason: str | None) -> None:
+    """Tags alone never exclude: the etcd of a cluster may well be tagged k8s."""
+    assert select.excluded(service, {"k8s"}) == reason
+
+
+def test_a_rule_says_what_consul_is_asked() -> None:
+    """Everything that Consul itself evaluates goes into the question."""
+    rule = Rule(filter="Service.Port > 1", namespace="team", partition="p", peer="there")
+    assert select.query_of(rule, "web", "dc1") == Query("dc1", "web", "team", "p", "there", "Service.Port > 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("radosgw", "radosgw"),
+        ("Order_API.v2", "order-api-v2"),
+        ("--x--", "x"),
+        ("80", "s-80"),
+        ("2048-game", "s-2048-game"),
+        ("straße", "stra-e"),
+        ("a" * 63, "a" * 63),
+        ("a" * 64, "a" * 54 + "-ffe054fe"),
+        ("9" * 62, "s-" + "9" * 52 + "-" + select.digest("9" * 62)),
+        ("a" * 53 + "-" + "b" * 20, "a" * 53 + "-" + select.digest("a" * 53 + "-" + "b" * 20)),
+        ("...", None),
+        ("", None),
+    ],
+)
+def test_names_become_names_of_services(text: str, name: str | None) -> None:
+    """A DNS label that begins with a letter; a name that is cut ends in a hash of the whole."""
+    assert select.service_name(text) == name
+    assert name is None or len(name) <= 63
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name", "query", "expected"),
+    [
+        ("storage", "{service}", Query("dc1", "rgw"), Target("storage", "rgw")),
+        ("1team", "x", Query("dc1", "rgw"), Target("1team", "x")),
+        ("{namespace}", "{service}-{datacenter}", Query("dc1", "rgw"), Target("default", "rgw-dc1")),
+        ("{namespace}", "{partition}-{service}", Query("d", "w", "Team_A", "p"), Target("team-a", "p-w")),
+        ("x", "{service}", Query("dc1", "{datacenter}"), Target("x", "datacenter")),
+    ],
+)
+def test_templates_are_filled_once(namespace: str, name: str, query: Query, expected: Target) -> None:
+    """A service that is called like a placeholder is not a placeholder; a namespace may begin with a digit."""
+    assert select.target_of(Rule(to=Destination(namespace=namespace, name=name)), query) == expected
+
+
+def test_a_name_without_letters_is_skipped_with_the_reason() -> None:
+    """Nothing is made up for it."""
+    found = select.target_of(Rule(), Query("dc1", "___"))
+    assert found == Skipped("___", "", "the name '___' has no letter or digit to make a name of")
+
+
+TARGET = Target("default", "web")
+
+
+def claims(*wanted: tuple[str, Rule]) -> select.Claims:
+    found = select.Claims()
+    for name, rule in wanted:
+        found.claim(Query("dc1", name), rule, TARGET)
+    return found
+
+
+def named(port_name: str, annotated: bool = False) -> Rule:
+    return Rule(to=Destination(port_name=port_name, annotated=annotated))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "owners", "reason"),
+    [
+        ([("Web", Rule()), ("web", Rule())], ["web"], "it is named exactly so"),
+        ([("web.b", Rule()), ("web.a", Rule())], ["web.a"], "it comes first in order"),
+        ([("web", Rule()), ("zeta", named("", annotated=True))], ["zeta"], "the Service is annotated for it"),
+        ([("web-http", named("http")), ("web-metrics", named("metrics"))], ["web-http", "web-metrics"], None),
+        ([("a", named("http")), ("b", named("http"))], ["a"], "it comes first in order"),
+        ([("a", named("")), ("b", named("http"))], ["a"], "it comes first in order"),
+        ([("a", named("http", annotated=True)), ("b", named("x"))], ["a"], "the Service is annotated for it"),
+    ],
+)
+def test_who_gets_a_name_that_several_want(
+    wanted: list[tuple[str, Rule]], owners: list[str], reason: str | None
+) -> None:
+    """One, by rank; or all of them when their ports have different names. The others learn why."""
+    found = claims(*wanted)
+    assert [query.service for query, _ in found.owners(TARGET)] == owners
+    losers = found.losers(TARGET)
+    assert {s.service for s in losers} == {name for name, _ in wanted} - set(owners)
+    assert all(f"default/web goes to {owners[0]} in dc1 ({reason})" in s.reason for s in losers)
+
+
+def test_a_name_goes_to_the_next_when_its_holder_goes() -> None:
+    """And comes back with it; the change is told."""
+    found = claims(("web", Rule()), ("web.a", Rule()))
+    assert found.release(Query("dc1", "web"), TARGET) == {TARGET}
+    assert [q.service for q, _ in found.owners(TARGET)] == ["web.a"]
+    assert found.losers(TARGET) == ()
+    assert found.claim(Query("dc1", "web"), Rule(), TARGET) == {TARGET}
+    assert [q.service for q, _ in found.owners(TARGET)] == ["web"]
+    assert found.release(Query("dc1", "web.a"), TARGET) == set()
+    assert found.release(Query("dc1", "web.a"), TARGET) == set()
+    assert found.release(Query("dc1", "web"), TARGET) == {TARGET}
+    assert found.targets() == set()
+    assert found.owners(TARGET) == ()
+    assert found.losers(TARGET) == ()
+
+
+def test_a_claim_costs_the_same_in_a_large_catalog() -> None:
+    """20,000 services, 2,000 of them on one name, are claimed and asked for within seconds, not minutes."""
+    found = select.Claims()
+    began = time.process_time()
+    for number in range(20_000):
+        target = TARGET if number % 10 == 0 else Target("default", f"s{number}")
+        found.claim(Query("dc1", f"s{number}"), Rule(), target)
+        found.owners(target)
+    assert time.process_time() - began < 5
+    assert len(found.losers(TARGET)) == 1999

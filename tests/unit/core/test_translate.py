@@ -1,0 +1,421 @@
+"""From instances to groups of endpoints: health, addresses, places, names; and why something is left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.core.marks import derived, label_value, marks, origins
+from bridge.core.model import (
+    Current,
+    Destination,
+    Disposition,
+    Endpoint,
+    Family,
+    Group,
+    Instance,
+    InstanceRules,
+    Known,
+    Output,
+    Port,
+    Query,
+    Rule,
+    Skipped,
+    Status,
+    TaggedAddress,
+)
+from bridge.core.translate import choose_address, host_names, ready_now, translate, worst
+from tests.unit.core.builders import (
+    QUERY,
+    TARGET,
+    down,
+    endpoints,
+    group,
+    instance,
+    instances,
+    mirror_of,
+    named,
+    picky,
+    ready,
+    rule,
+    service,
+    slice_of,
+    translated,
+)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "result"),
+    [
+        ([], Status.PASSING),
+        ([Status.PASSING, Status.WARNING], Status.WARNING),
+        ([Status.WARNING, Status.UNKNOWN], Status.UNKNOWN),
+        ([Status.CRITICAL, Status.UNKNOWN], Status.CRITICAL),
+        ([Status.CRITICAL, Status.MAINTENANCE, Status.PASSING], Status.MAINTENANCE),
+    ],
+)
+def test_the_worst_check_decides(statuses: list[Status], result: Status) -> None:
+    """Maintenance before critical before unknown before warning; no check is passing."""
+    assert worst(statuses) is result
+
+
+@pytest.mark.parametrize(
+    ("status", "rules", "endpoint"),
+    [
+        (Status.PASSING, {}, Endpoint("10.0.0.1", True)),
+        (Status.WARNING, {}, Endpoint("10.0.0.1", True)),
+        (Status.WARNING, {"warning": Disposition.NOT_READY}, Endpoint("10.0.0.1", False, False)),
+        (Status.CRITICAL, {}, Endpoint("10.0.0.1", False, False)),
+        (Status.UNKNOWN, {}, Endpoint("10.0.0.1", False, False)),
+        (Status.MAINTENANCE, {}, Endpoint("10.0.0.1", False, True, True)),
+        (Status.MAINTENANCE, {"maintenance": Disposition.READY}, Endpoint("10.0.0.1", True)),
+    ],
+)
+def test_health_becomes_conditions(status: Status, rules: dict[str, Disposition], endpoint: Endpoint) -> None:
+    """As in DESIGN section 3: what is in maintenance is drained gracefully."""
+    assert mirror_of([instance(status=status)], picky(**rules)).groups == (group(endpoint),)
+
+
+@pytest.mark.parametrize("status", [Status.WARNING, Status.CRITICAL, Status.UNKNOWN, Status.MAINTENANCE])
+def test_what_a_rule_omits_is_withheld_and_said(status: Status) -> None:
+    """It is not an endpoint, but it is not lost either."""
+    omit = picky(warning=Disposition.OMIT, critical=Disposition.OMIT, maintenance=Disposition.OMIT)
+    found = translated([instance(status=status, check="mem"), instance("10.0.0.2")], omit)
+    assert found.mirror is not None
+    assert found.mirror.groups == (group(*ready("10.0.0.2")),)
+    assert [e.address for g in found.mirror.withheld for e in g.endpoints] == ["10.0.0.1"]
+    reason = f"omitted because it is {status} (check mem)"
+    assert found.skipped == (Skipped("radosgw", "vm-10.0.0.1/id-10.0.0.1-8080", reason),)
+
+
+def test_an_address_that_another_instance_has_ready_is_not_withheld() -> None:
+    """The same address and port from two instances is one endpoint."""
+    found = [instance(), instance(status=Status.CRITICAL, id="other")]
+    mirror = mirror_of(found, picky(critical=Disposition.OMIT))
+    assert mirror.groups == (group(*ready("10.0.0.1")),)
+    assert mirror.withheld == ()
+    assert mirror_of(found).groups == (group(*ready("10.0.0.1")),)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (instance("127.0.0.1"), "127.0.0.1 is a loopback address: it would mean each client's own machine"),
+        (instance(port=0), "it has no port, and the rule gives none"),
+        (instance(port=70000), "port 70000 is not between 1 and 65535"),
+        (instance(port=-1), "port -1 is not between 1 and 65535"),
+        (instance(ports=named(("x", 0))), "none of its ports is between 1 and 65535"),
+        (instance("db.example"), "host name db.example could not be resolved"),
+        (instance("", node_address=""), "it has no address of the kind auto"),
+        (instance(kind="connect-proxy"), "a Connect proxy or gateway (kind connect-proxy)"),
+        (
+            instance(meta=(("external-source", "kubernetes"),)),
+            "it came from a Kubernetes cluster (meta external-source=kubernetes)",
+        ),
+    ],
+)
+def test_what_cannot_be_an_endpoint_is_skipped_with_the_reason(found: Instance, reason: str) -> None:
+    """The others are mirrored all the same."""
+    result = translated([found, instance("10.0.0.2")])
+    assert result.mirror is not None
+    assert result.mirror.groups == (group(*ready("10.0.0.2")),)
+    assert [s.reason for s in result.skipped] == [reason]
+
+
+def test_an_ordinary_kind_is_no_proxy() -> None:
+    """Consul writes an empty kind or `typical` for it."""
+    assert mirror_of([instance(kind="typical")]).ready == 1
+
+
+def test_an_omitted_instance_without_an_address_is_omitted_for_its_health() -> None:
+    """The first reason is the one that is said."""
+    omit = picky(critical=Disposition.OMIT)
+    lame = [
+        instance("", node_address="", status=Status.CRITICAL),
+        instance(port=0, status=Status.CRITICAL),
+        instance("::1", status=Status.CRITICAL),
+    ]
+    found = translated([*lame, instance("10.0.0.2")], omit)
+    assert {s.reason for s in found.skipped} == {"omitted because it is critical"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "meta", "selected"),
+    [(("s3",), (("env", "prod"),), True), (("s3",), (("env", "test"),), False), ((), (("env", "prod"),), False)],
+)
+def test_a_rules_tags_and_meta_choose_among_instances(tags: tuple[str, ...], meta: object, selected: bool) -> None:
+    """All of them must be on the instance; what is not selected is nobody's fault and not reported."""
+    by = Rule(tags=("s3",), meta=(("env", "prod"),), to=Destination(port=80))
+    found = translated([instance(tags=tags, meta=meta)], by)
+    assert found.mirror is not None
+    assert found.mirror.ready == int(selected)
+    assert found.skipped == ()
+
+
+LAN = (TaggedAddress("lan", "10.5.0.1", 9000), TaggedAddress("wan_ipv4", "1.2.3.4", 0))
+NODE = (TaggedAddress("lan", "10.6.0.1"), TaggedAddress("wan", "1.1.1.1"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen"),
+    [
+        ("auto", ("10.0.0.1", 0)),
+        ("service", ("10.0.0.1", 0)),
+        ("node", ("10.9.9.9", 0)),
+        ("lan", ("10.5.0.1", 9000)),
+        ("wan", ("1.1.1.1", 0)),
+        ("wan_ipv4", ("1.2.3.4", 0)),
+        ("none", ("", 0)),
+    ],
+)
+def test_the_rule_chooses_the_address(kind: str, chosen: tuple[str, int]) -> None:
+    """A tagged address of the service goes before one of the node and brings its own port."""
+    found = instance(tagged_addresses=LAN, node_tagged_addresses=NODE)
+    assert choose_address(found, InstanceRules(address=kind)) == chosen
+
+
+def test_a_service_without_an_address_is_at_its_nodes() -> None:
+    """As Consul's own DNS has it."""
+    assert mirror_of([instance("")]).groups == (group(*ready("10.9.9.9")),)
+
+
+def test_a_tagged_address_has_its_own_port() -> None:
+    """Also before the ports of a multi-port service."""
+    found = instance(tagged_addresses=LAN, ports=named(("http", 80)))
+    assert mirror_of([found], picky(address="lan")).groups == (group(*ready("10.5.0.1"), ports=(Port("", 9000),)),)
+
+
+def test_cidrs_keep_instances_out() -> None:
+    """With the reason."""
+    found = translated([instance(), instance("10.1.0.1")], picky(deny_cidrs=("10.1.0.0/16",)))
+    assert found.mirror is not None
+    assert found.mirror.ready == 1
+    assert [s.reason for s in found.skipped] == ["10.1.0.1 is in deny_cidrs (10.1.0.0/16)"]
+
+
+def test_host_names_become_all_their_good_addresses() -> None:
+    """Of both families; a bad one among them is left out, only bad ones are the reason."""
+    resolved = {"db.example": ("10.0.0.5", "fd00::5", "127.0.0.1"), "local": ("127.0.0.1",), "empty": ()}
+    found = translated([instance("db.example"), instance("local"), instance("empty")], resolved=resolved)
+    assert found.mirror is not None
+    assert found.mirror.groups == (group(*ready("10.0.0.5")), group(*ready("fd00::5"), family=Family.IPV6))
+    assert found.mirror.families == (Family.IPV4, Family.IPV6)
+    assert [s.reason for s in found.skipped] == [
+        "host name empty has no address",
+        "127.0.0.1 is a loopback address: it would mean each client's own machine",
+    ]
+
+
+def test_only_names_that_are_needed_are_asked_for() -> None:
+    """Not those of instances that the rule does not select, and nothing that is an address or no name."""
+    found = [instance("a.example", tags=("s3",)), instance("b.example"), instance(tags=("s3",)), instance("::1%x")]
+    assert host_names(found, Rule(tags=("s3",))) == {"a.example"}
+
+
+@pytest.mark.parametrize(
+    ("value", "zone", "warnings"),
+    [
+        ("eu-west-1a", "eu-west-1a", ()),
+        ("Zone_1.b", "Zone_1.b", ()),
+        ("1a", "1a", ()),
+        ("", "", ()),
+        ("no zone", "", ("zone 'no zone' is no label value: its endpoints have no zone",)),
+    ],
+)
+def test_zones_come_from_the_nodes_meta_as_they_are(value: str, zone: str, warnings: tuple[str, ...]) -> None:
+    """They must equal the zones of the cluster's nodes, so nothing is changed about them."""
+    found = translated([instance(node_meta=(("rack", "7"), ("zone", value)))])
+    assert found.mirror is not None
+    assert [e.zone for g in found.mirror.groups for e in g.endpoints] == [zone]
+    assert found.warnings == warnings
+
+
+def test_the_name_of_a_node_is_given_where_it_is_one_of_the_clusters() -> None:
+    """And invented nowhere."""
+    found = translated([instance(node="k8s-1"), instance("10.0.0.2", node="vm2")], cluster_nodes={"k8s-1"})
+    assert found.mirror is not None
+    assert [e.node_name for g in found.mirror.groups for e in g.endpoints] == ["k8s-1", ""]
+
+
+# --------------------------------------------------------------------------- the last ready one
+
+
+STANDING = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"), *down("10.0.0.2"))))
+
+
+@pytest.mark.parametrize("critical", [Disposition.NOT_READY, Disposition.OMIT])
+def test_the_last_ready_endpoint_stays_where_the_rule_says_so(critical: Disposition) -> None:
+    """What is ready now and still registered stays ready when nothing else would be."""
+    by = picky(keep_last_ready=True, critical=critical)
+    sick = [instance(status=Status.CRITICAL), instance("10.0.0.2", status=Status.CRITICAL)]
+    mirror = mirror_of(sick, by, STANDING)
+    assert [e for g in mirror.groups for e in g.endpoints if e.ready] == [*ready("10.0.0.1")]
+    assert mirror_of(sick, picky(critical=critical), STANDING).ready == 0
+    assert mirror_of([*sick, instance("10.0.0.3")], by, STANDING).ready == 1
+    assert mirror_of(sick, by, Current(TARGET)) == mirror_of(sick, picky(critical=critical), Current(TARGET))
+
+
+def test_what_is_ready_now_is_what_our_objects_say() -> None:
+    """Endpoints and slices together; somebody else's do not count."""
+    piece = slice_of("s", group(*ready("10.0.0.3")))
+    assert ready_now(Current(TARGET, service(), STANDING.endpoints, (piece,))) == {
+        ("10.0.0.1", 8080),
+        ("10.0.0.3", 8080),
+    }
+    assert ready_now(Current(TARGET, None, endpoints(group(*ready("10.0.0.1")), owner=None))) == set()
+
+
+# --------------------------------------------------------------------------- the whole
+
+
+def test_nothing_is_made_while_nobody_knows_a_port() -> None:
+    """A Service needs one; it is said. A rule that gives one is enough, and so is a headless Service."""
+    found = translated([])
+    assert found.mirror is None
+    assert [s.reason for s in found.skipped] == [
+        "no instance has a port yet and the rule gives none (`port`): a Service needs one"
+    ]
+    assert mirror_of([], rule(port=80)).service_ports == (Port("", 80),)
+    assert mirror_of([], rule(headless=True)).service_ports == ()
+
+
+def test_proxies_alone_make_no_service_but_do_not_take_one_away() -> None:
+    """A Service of ours that stands is emptied, so that its address survives until the instances are back."""
+    proxies = [instance(kind="mesh-gateway")]
+    assert translated(proxies, rule(port=80)).mirror is None
+    assert mirror_of(proxies, None, STANDING).groups == ()
+    assert translated(proxies, rule(port=80), Current(TARGET, service(owner=None))).mirror is None
+
+
+@pytest.mark.parametrize(
+    ("addresses", "standing", "families"),
+    [
+        ((), None, ()),
+        (("10.0.0.1",), None, (Family.IPV4,)),
+        (("fd00::1",), None, (Family.IPV6,)),
+        (("fd00::1", "10.0.0.1"), None, (Family.IPV4, Family.IPV6)),
+        ((), service(families=(Family.IPV6,)), (Family.IPV6,)),
+        (("10.0.0.1",), service(families=(Family.IPV6,)), (Family.IPV6, Family.IPV4)),
+        (("10.0.0.1",), service(families=(Family.IPV4, Family.IPV6), dual_stack=True), (Family.IPV4, Family.IPV6)),
+        (("10.0.0.1",), service(families=(Family.IPV6,), dual_stack=True), (Family.IPV6, Family.IPV4)),
+        (("fd00::1",), service(type="ExternalName", families=()), (Family.IPV6,)),
+    ],
+)
+def test_a_service_keeps_the_families_that_it_has(
+    addresses: tuple[str, ...], standing: object, families: tuple[Family, ...]
+) -> None:
+    """Kubernetes never changes the first; further ones are added and never taken away."""
+    current = Current(TARGET, standing)  # type: ignore[arg-type]
+    found = mirror_of([instance(a) for a in addresses], rule(port=80), current)
+    assert found.families == families
+
+
+def test_an_annotated_service_without_a_family_is_told() -> None:
+    """Its endpoints would be there and never be used."""
+    current = Current(TARGET, service(None, (Port("http", 80),)))
+    found = translated([instance("fd00::1"), instance()], rule(annotated=True), current)
+    assert found.warnings == ("IPv6 endpoints cannot be reached: the Service has no IPv6 (spec.ipFamilies)",)
+
+
+@pytest.mark.parametrize(("output", "warned"), [(Output.ENDPOINTS, True), (Output.BOTH, False)])
+def test_more_than_a_thousand_addresses_are_too_many_for_the_mirror(output: Output, warned: bool) -> None:
+    """Counted by port set, ready or not, both families together."""
+    many = (*instances(600), *instances(1), *(instance(f"fd00::{n:x}") for n in range(1, 402)))
+    found = translated(many, rule(output=output))
+    assert [w.split(":")[0] for w in found.warnings] == (["1001 addresses in one subset"] if warned else [])
+    assert translated(instances(1000)).warnings == ()
+
+
+def test_several_services_behind_one() -> None:
+    """Each brings its own port and its own ready instances; labels of the first rule win."""
+    http = Rule(to=Destination(port_name="http", port=80, labels=(("a", "1"),)))
+    metrics = Rule(to=Destination(port_name="metrics", labels=(("a", "2"), ("b", "2"))))
+    found = translate(
+        TARGET,
+        [
+            (http, Query("dc1", "web-http"), Known((instance(port=8000),))),
+            (metrics, Query("dc1", "web-metrics"), Known((instance(port=9000), instance("10.0.0.2", 9000)))),
+        ],
+    )
+    assert found.mirror is not None
+    assert found.mirror.service_ports == (Port("http", 80), Port("metrics", 9000))
+    assert found.mirror.groups == (
+        group(*ready("10.0.0.1"), ports=(Port("http", 8000),)),
+        group(*ready("10.0.0.1", "10.0.0.2"), ports=(Port("metrics", 9000),)),
+    )
+    assert found.mirror.labels == (("a", "1"), ("b", "2"))
+    assert found.mirror.queries == (Query("dc1", "web-http"), Query("dc1", "web-metrics"))
+
+
+# --------------------------------------------------------------------------- labels, annotations, marks
+
+
+def test_labels_and_annotations_come_from_instances_where_a_rule_says_so() -> None:
+    """In a form that Kubernetes takes; contradictions are said; what the rule itself gives wins."""
+    by = rule(
+        labels=(("fixed", "rule"),),
+        labels_from=(("team", "meta:team"), ("zone", "node-meta:zone"), ("tier", "tag:tier="), ("fixed", "meta:team")),
+        annotations_from=(("tags", "tags"), ("none", "meta:none")),
+    )
+    found = translated(
+        [
+            instance(meta=(("team", "a b/c"),), tags=("s3", "tier=gold"), node_meta=(("zone", "z"),)),
+            instance("10.0.0.2", meta=(("team", "zz"),), tags=("s3",)),
+            instance("10.0.0.3", meta=(("team", "proxy"),), kind="connect-proxy"),
+        ],
+        by,
+    )
+    assert found.mirror is not None
+    assert found.mirror.labels == (("fixed", "rule"), ("team", "a_b_c"), ("tier", "gold"), ("zone", "z"))
+    assert found.mirror.annotations == (("tags", "s3,tier=gold"),)
+    assert found.warnings == (
+        "instances have 2 values for the label fixed (meta:team): a_b_c is taken",
+        "instances have 2 values for the label team (meta:team): a_b_c is taken",
+    )
+
+
+def test_long_annotations_are_cut_and_contradictions_named() -> None:
+    """An object has 256 KiB for all of them."""
+    found, warnings = derived(
+        (("a", "meta:a"),), [instance(meta=(("a", "x" * 5000),)), instance(meta=(("a", "y"),))], label=False
+    )
+    assert len(found[0][1]) == 1024
+    assert warnings[0].startswith("instances have 2 values for the annotation a (meta:a): xxx")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("storage", "storage"), ("a b/ü", "a_b"), ("__", ""), ("x" * 64, "x" * 54 + "-" + "7ce10097")],
+)
+def test_label_values_are_made_legal(text: str, value: str) -> None:
+    """Letters, digits, `-`, `_` and `.`; at most 63."""
+    assert label_value(text) == value
+
+
+@pytest.mark.parametrize(
+    ("queries", "service_value", "datacenter_value"),
+    [
+        ([Query("dc1", "web")], "web", "dc1"),
+        ([Query("dc1", "web-b"), Query("dc1", "web-a")], "web-a,web-b", "dc1"),
+        ([Query("dc2", "a"), Query("dc1", "b")], "b,a", "dc1,dc2"),
+        ([Query("dc1", "web", filter="x"), Query("dc1", "web")], "web", "dc1"),
+        ([Query("dc1", "a,b%\n\ud800")], "a%2Cb%25%0A%ED%A0%80", "dc1"),
+    ],
+)
+def test_marks_say_where_an_object_comes_from(queries: list[Query], service_value: str, datacenter_value: str) -> None:
+    """Several services are joined by commas in order, and can be told apart again."""
+    labels, annotations = marks("me", queries)
+    assert labels == (("app.kubernetes.io/managed-by", "consul-bridge"), ("consul-bridge/owner", "me"))
+    assert annotations == (("consul-bridge/datacenter", datacenter_value), ("consul-bridge/service", service_value))
+    assert origins(service_value, datacenter_value) == tuple(sorted({(q.datacenter, q.service) for q in queries}))
+
+
+def test_marks_that_a_person_wrote_are_read_as_well_as_they_can_be() -> None:
+    """Nothing in them raises."""
+    assert origins("a%FF", "dc1") == (("dc1", "a�"),)
+    assert origins("", "") == ()
+
+
+def test_the_builders_query_is_mirrored_by_default() -> None:
+    """The mirror names what it is made of."""
+    assert mirror_of([instance()]).queries == (QUERY,)
+    assert mirror_of([instance()]).groups == (Group(Family.IPV4, (Port("", 8080),), ready("10.0.0.1")),)

@@ -1,0 +1,203 @@
+"""What is known of Consul: nothing is forgotten because it fell silent, nothing is gone until that is proved."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.core.model import (
+    Destination,
+    Gone,
+    Instance,
+    Knowledge,
+    Known,
+    Listing,
+    Query,
+    Rule,
+    Skipped,
+    Status,
+    Target,
+    Unknown,
+)
+from bridge.engine.world import World
+
+WEB = Query("dc1", "web")
+HERE = Target("apps", "web")
+RULES = (Rule(services=("web*", "db"), to=Destination(namespace="apps")),)
+
+
+def listing(*names: str, tags: tuple[str, ...] = ()) -> Listing:
+    """A datacenter with these services."""
+    return Listing({name: frozenset(tags) for name in ("consul", *names)})
+
+
+def known(*addresses: str) -> Known:
+    """Healthy instances at these addresses."""
+    return Known(
+        tuple(
+            Instance(node=f"n{a}", id=a, address=a, node_address=a, port=80, status=Status.PASSING) for a in addresses
+        )
+    )
+
+
+def world(*names: str, grace: float = 30.0, rules: tuple[Rule, ...] = RULES) -> World:
+    """A world whose datacenter has these services, each with one instance."""
+    made = World(rules, ["dc1"], grace)
+    made.on_listing("dc1", listing(*names), 0.0)
+    for query in made.wanted():
+        made.on_view(query, known("10.0.0.1"))
+    return made
+
+
+def test_a_listed_service_that_a_rule_selects_is_wanted_and_claims_its_target() -> None:
+    """Consul's own service and what no rule selects are not asked about."""
+    made = World(RULES, ["dc1"], 30.0)
+    changed = made.on_listing("dc1", listing("web", "cache"), 0.0)
+    assert (changed, made.wanted(), made.unread()) == ({HERE}, frozenset({WEB}), frozenset({WEB}))
+
+
+def test_a_target_whose_service_was_never_read_has_no_sources_yet() -> None:
+    """None is not the same as none."""
+    made = World(RULES, ["dc1"], 30.0)
+    made.on_listing("dc1", listing("web"), 0.0)
+    assert (made.sources(HERE), made.sources(Target("apps", "other"))) == (None, ())
+
+
+def test_a_view_names_the_targets_that_it_changes() -> None:
+    """The same view again changes nothing."""
+    made = world("web")
+    changes = [made.on_view(WEB, known("10.0.0.2")), made.on_view(WEB, known("10.0.0.2"))]
+    assert changes == [{HERE}, set()]
+
+
+def test_a_failed_read_keeps_what_was_known() -> None:
+    """And says so until the next good one."""
+    made = world("web")
+    changed = made.on_view(WEB, Unknown("timeout"))
+    sources = made.sources(HERE)
+    assert sources is not None
+    assert (changed, sources[0].known, dict(made.trouble())) == (set(), known("10.0.0.1"), {WEB: "timeout"})
+    made.on_view(WEB, known("10.0.0.1"))
+    assert made.trouble() == {}
+
+
+def test_a_failed_listing_keeps_every_service() -> None:
+    """Even for ever."""
+    made = world("web", grace=0.0)
+    made.on_listing("dc1", Unknown("no leader"), 1.0)
+    made.on_view(WEB, Known(()))
+    assert (made.expire(1000.0), made.wanted(), dict(made.listing_trouble())) == (
+        set(), frozenset({WEB}), {"dc1": "no leader"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("view", [Known(()), Gone()])
+def test_a_service_that_left_is_released_after_its_grace_period(view: Knowledge) -> None:
+    """When the listing lacks it and its own read is empty."""
+    made = world("web")
+    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.on_listing("dc1", listing(), 100.0)
+    made.on_view(WEB, view)
+    before = (made.expire(129.0), made.removable(HERE, 129.0))
+    after = (made.expire(130.0), made.removable(HERE, 130.0))
+    assert (before, after) == ((set(), False), ({HERE}, True))
+
+
+@pytest.mark.parametrize("view", [Unknown("filtered by ACLs"), known("10.0.0.1")])
+def test_a_name_that_is_only_hidden_is_not_gone(view: Knowledge) -> None:
+    """A token that lost its rights makes names vanish from the listing: the service's own read decides."""
+    made = world("web", grace=0.0)
+    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.on_listing("dc1", listing(), 1.0)
+    made.on_view(WEB, view)
+    assert (made.expire(1000.0), made.removable(HERE, 1000.0)) == (set(), False)
+
+
+def test_a_service_that_comes_back_within_its_grace_period_never_left() -> None:
+    """Agents that register again are the usual case."""
+    made = world("web")
+    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.on_listing("dc1", listing(), 100.0)
+    made.on_view(WEB, Known(()))
+    made.on_listing("dc1", listing("web"), 120.0)
+    assert (made.expire(1000.0), made.removable(HERE, 1000.0)) == (set(), False)
+
+
+def test_a_service_that_no_rule_selects_any_more_leaves_after_the_grace_period() -> None:
+    """It is still listed, so nothing else has to be proved."""
+    made = world("web", rules=(Rule(tags=("s3",), to=Destination(namespace="apps")),))
+    made.on_listing("dc1", listing("web", tags=("s3",)), 0.0)
+    made.on_view(WEB, known("10.0.0.1"))
+    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.on_listing("dc1", listing("web"), 100.0)
+    assert [made.removable(HERE, now) for now in (129.0, 130.0)] == [False, True]
+
+
+def test_what_kubernetes_remembers_is_asked_about_before_it_is_removed() -> None:
+    """After a restart, objects of ours are the only memory of services that may be gone."""
+    made = World(RULES, ["dc1"], 0.0)
+    old = Target("apps", "old")
+    made.remember(old, [("dc1", "old")], 0.0)
+    made.on_listing("dc1", listing("web"), 0.0)
+    asked = Query("dc1", "old") in made.wanted()
+    unproved = made.removable(old, 1.0)
+    made.on_view(Query("dc1", "old"), Known(()))
+    assert (asked, unproved, made.removable(old, 1.0)) == (True, False, True)
+
+
+def test_objects_from_a_datacenter_that_is_not_watched_stay() -> None:
+    """Nothing is known there, so nothing is proved."""
+    made = world("web", grace=0.0)
+    old = Target("apps", "old")
+    made.remember(old, [("dc9", "old")], 0.0)
+    assert made.removable(old, 1000.0) is False
+
+
+def test_a_forgotten_target_is_asked_about_no_more() -> None:
+    """Once nothing of ours is left there."""
+    made = world("web")
+    old = Target("apps", "old")
+    made.remember(old, [("dc1", "old")], 0.0)
+    made.forget(old)
+    assert (made.wanted(), made.targets()) == (frozenset({WEB}), {HERE})
+
+
+def test_two_services_that_end_on_one_name_are_told_apart() -> None:
+    """The one whose own name it is wins; the other takes over when that one is gone."""
+    made = world("web", "Web")
+    losers = made.losers(HERE)
+    assert ([s.query.service for s in made.sources(HERE) or ()], [s.service for s in losers]) == (["web"], ["Web"])
+
+
+def test_a_name_that_cannot_be_mapped_is_reported() -> None:
+    """Nothing is silently dropped."""
+    made = world("web-1", rules=(Rule(to=Destination(namespace="apps", name="{namespace}-x")),))
+    made.replace_rules((Rule(to=Destination(namespace="apps", name="---")),), 0.0)
+    assert [type(s) for s in made.unmappable()] == [Skipped]
+
+
+def test_new_rules_move_a_service() -> None:
+    """The old target is left, the new one claimed."""
+    made = world("web")
+    made.remember(HERE, [("dc1", "web")], 0.0)
+    there = Target("new", "web")
+    changed = made.replace_rules((Rule(to=Destination(namespace="new")),), 10.0)
+    assert ({HERE, there} <= changed, made.sources(HERE), [s.query for s in made.sources(there) or ()]) == (
+        True, (), [WEB],
+    )  # fmt: skip
+    assert [made.removable(HERE, now) for now in (39.0, 40.0)] == [False, True]
+
+
+def test_an_annotated_service_wins_its_name_and_may_be_dropped_at_once() -> None:
+    """Two of them may ask for the same Consul service; without the annotation our part may go without any grace."""
+    made = world("web")
+    one, two = Target("apps", "web"), Target("apps", "db")
+    rule = Rule(to=Destination(namespace="apps", annotated=True))
+    asked = Query("dc1", "pg")
+    for target in (one, two):
+        made.annotate(target, rule, asked, 0.0)
+    made.on_view(asked, known("10.0.0.9"))
+    fed = [[s.query for s in made.sources(t) or ()] for t in (one, two)]
+    made.remember(two, [("dc1", "pg")], 0.0)
+    left = made.unannotate(two, 1.0)
+    assert (fed, left, made.removable(two, 1.0), made.unannotate(two, 1.0)) == ([[asked], [asked]], {two}, True, set())
+    assert [s.query for s in made.sources(one) or ()] == [asked]
