@@ -49,8 +49,9 @@ image: ## build the container image (needs a Docker engine)
 	docker build --tag consul-endpoints-bridge .
 
 lock: $(STAMP) ## renew the lock files from pyproject.toml (needs uv)
-	@for g in runtime dev go; do \
-	  case $$g in runtime) args="pyproject.toml";; dev) args="pyproject.toml --group dev -c requirements/runtime.txt";; go) args="--group go";; esac; \
+	@for g in runtime dev go build; do \
+	  case $$g in runtime) args="pyproject.toml";; dev) args="pyproject.toml --group dev -c requirements/runtime.txt";; \
+	    go) args="--group go";; build) args="--group build -c requirements/dev.txt";; esac; \
 	  uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -q $$args -o requirements/$$g.txt; \
 	done
 

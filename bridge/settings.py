@@ -632,6 +632,7 @@ class Settings(BaseSettings):
     _places: Mapping[Key, _Place] = PrivateAttr(default_factory=dict)
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _selected_by: str = PrivateAttr(default="default")
+    _narrow: bool = PrivateAttr(default=False)
 
     @classmethod
     def settings_customise_sources(
@@ -674,6 +675,11 @@ class Settings(BaseSettings):
     def core_rules(self, default_namespace: str = "default") -> tuple[Rule, ...]:
         """The rules as `core` wants them."""
         return tuple(self._core_rule(n, rule, default_namespace) for n, rule in enumerate(self._rules()))
+
+    @property
+    def narrow(self) -> bool:
+        """Whether flags or variables (not a file) say what is selected: then the rest is left alone, not removed."""
+        return self._narrow
 
     def consul_config(self) -> ConsulConfig:
         """What `consul/` needs."""
@@ -736,6 +742,7 @@ class Settings(BaseSettings):
             owner=self.owner,
             policy=self.policy,
             adopt=self.adopt,
+            narrow=self.narrow,
             guard=self.guard_settings(),
             grace_seconds=self.run.grace,
             resync_seconds=self.run.resync,
@@ -754,6 +761,7 @@ class Settings(BaseSettings):
             owner=self.owner,
             policy=self.policy,
             adopt=self.adopt,
+            narrow=self.narrow,
             dry_run=self.sync.dry_run,
             force=self.sync.force,
             guard=self.guard_settings(),
@@ -1067,6 +1075,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     settings._places = places
     settings._notes = tuple(notes)
     settings._selected_by = selected_by
+    settings._narrow = settings.rules is not None and not layers[-1].has(("rules",))
     _check_together(settings)
     return settings
 

@@ -152,11 +152,13 @@ def of_service(
     then what is there, then what most endpoints have.
     """
     kept = {p.name: p for p in service.ports} if service is not None and lives(service) else {}
-    if main not in kept and "" in kept:
-        kept[main] = kept.pop("")
     votes = _votes(groups)
     forced = {rule.to.port_name or main: rule.to.port for rule in reversed(rules) if rule.to.port}
     names = {*votes, *forced, *(rule.to.port_name for rule in rules if rule.to.port_name)}
+    first = rules[0].to.port_name or main
+    old = "" if "" in kept else min(kept, default="")
+    if first not in kept and old not in names and (old == "" or len(kept) == 1) and old in kept:
+        kept[first] = kept.pop(old)  # the Service's port gets another name, not another number
     if not votes:
         names.update(kept)
     if len(names) > 1:

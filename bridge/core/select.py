@@ -61,6 +61,11 @@ def matches(rule: Rule, service: str, datacenter: str, tags: Collection[str]) ->
     return why_not(rule, service, datacenter, tags) is None
 
 
+def may_match(rule: Rule, service: str, datacenter: str) -> bool:
+    """Whether a rule could select a service of this name and datacenter, whatever tags it has."""
+    return why_not(rule, service, datacenter, rule.tags) is None
+
+
 def first_rule(rules: Iterable[Rule], service: str, datacenter: str, tags: Collection[str]) -> Rule | None:
     """The first rule that matches."""
     return next((rule for rule in rules if why_not(rule, service, datacenter, tags) is None), None)

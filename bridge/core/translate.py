@@ -135,11 +135,11 @@ def translate(
     service_ports: tuple[Port, ...] | None = None
     warnings: tuple[str, ...] = ()
     if not rule.to.annotated:
-        service_ports, warnings = portage.of_service([r for r, _, _ in sources], main, groups, service)
+        service_ports, warnings = portage.of_service([r for r, _, _ in sources], main, (*groups, *withheld), service)
         ours = service is not None and service.meta.owner is not None
         if fates and not ours and all(fate.ended is Ended.FOREIGN for _, _, fate in fates):
             return Translation(None, tuple(sorted(skipped)))
-        if not service_ports and not rule.to.headless:
+        if not service_ports and not rule.to.headless and not (ours and service is not None and service.headless):
             reason = "no instance has a port yet and the rule gives none (`port`): a Service needs one"
             return Translation(None, tuple(sorted({*skipped, Skipped(sources[0][1].service, "", reason)})))
     labels, annotations, contradictions = _pairs(sources, fates)

@@ -107,12 +107,17 @@ class Reconciler:
             losers = self.world.losers(target)
             removable = sources == () and self.world.removable(target, now)
             queries = self.world.queries_at(target)
+            listed = any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
+            reason = "no rule or annotation asks for it any more" if listed else "its service is gone from Consul"
         if sources is None or (not sources and not removable):
             return None
         current = self._store.current(target)
         if not sources:
             plan = self._diff(target, None, current, skipped=losers)
-            return _Draft(replace(plan, queries=queries), None, current)
+            changes = tuple(
+                replace(change, reason=reason) if change.body is None else change for change in plan.changes
+            )
+            return _Draft(replace(plan, queries=queries, changes=changes), None, current)
         names = {n for s in sources for n in translate.host_names(s.known.instances, s.rule)}
         translation = translate.translate(
             target,

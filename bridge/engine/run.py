@@ -48,6 +48,7 @@ class RunOptions:
     owner: str = "default"
     policy: Policy = Policy.SYNC
     adopt: Adopt = Adopt.NEVER
+    narrow: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
     grace_seconds: float = 30.0
     resync_seconds: float = 300.0
@@ -187,11 +188,12 @@ class Bridge:
         """A service was read, or could not be."""
         with self._reconciler.lock:
             targets = self._reconciler.world.on_view(query, state)
+        if not self._passing.is_set():
+            self._wake.set()
+            return
         for target in targets:
             self._seen.setdefault(target, seen)
         self._look_at(targets)
-        if not self._passing.is_set():
-            self._wake.set()
 
     def on_rebuilt(self, datacenter: str) -> None:
         """Consul's index went backwards: it was rebuilt or restored, and may be missing what it had."""
@@ -228,7 +230,7 @@ class Bridge:
             failed=self._died,
         )
         self._reconciler = Reconciler(
-            world=World(self._rules, datacenters, options.grace_seconds),
+            world=World(self._rules, datacenters, options.grace_seconds, narrow=options.narrow),
             store=self._cache,
             guard=Guard(options.guard),
             options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt),

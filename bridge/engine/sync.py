@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bridge.consul.catalog import read_all
 from bridge.consul.client import ConsulConfig
@@ -34,6 +34,7 @@ class SyncOptions:
     owner: str = "default"
     policy: Policy = Policy.SYNC
     adopt: Adopt = Adopt.NEVER
+    narrow: bool = False
     dry_run: bool = False
     force: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
@@ -67,14 +68,14 @@ def sync_once(
             lambda: list_once(client, namespaces_of(rules, kube.namespaces), options.owner), options.retry, stop
         )
         datacenters = datacenters_of(rules, consul, options.retry, stop)
-        world = World(rules, datacenters, grace_seconds=0.0)
+        world = World(rules, datacenters, grace_seconds=0.0, narrow=options.narrow)
         for target in store.targets():
             world.remember(target, names_at(store.current(target)), now=0.0)
         for service in store.annotated_services():
             request = request_of(service, consul.datacenter or datacenters[0])
             if request is not None:
                 world.annotate(Target(service.meta.namespace, service.meta.name), *request, 0.0)
-        _read_consul(world, consul, datacenters, options, say)
+        _read_consul(world, consul, datacenters, options, stop, say)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
         reconciler = Reconciler(
@@ -85,18 +86,27 @@ def sync_once(
             clock=time.monotonic,
         )
         plans = reconciler.plan_all(world.targets())
-        outcomes = [Outcome(plan, (), ()) for plan in plans]
+        before = {plan.target: store.current(plan.target) for plan in plans}
+        outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
         report = build_report(outcomes, _unknown(world), dry_run=True, skipped=world.unmappable())
         if options.dry_run or (confirm is not None and not confirm(report)):
             return report
-        outcomes = _write(plans, Writer(client), options, stop, say)
+        outcomes = [
+            replace(outcome, before=before[outcome.plan.target])
+            for outcome in _write(plans, Writer(client), options, stop, say)
+        ]
         return build_report(outcomes, _unknown(world), dry_run=False, skipped=world.unmappable())
     finally:
         client.close()
 
 
 def _read_consul(
-    world: World, consul: ConsulConfig, datacenters: Sequence[str], options: SyncOptions, say: Progress
+    world: World,
+    consul: ConsulConfig,
+    datacenters: Sequence[str],
+    options: SyncOptions,
+    stop: threading.Event,
+    say: Progress,
 ) -> None:
     """Fill the world with everything that the rules ask for."""
 
@@ -111,6 +121,7 @@ def _read_consul(
         parallel=options.readers,
         progress=lambda done, total: say("reading Consul", done, total),
         retry=options.retry,
+        stop=stop,
     )
     for datacenter, listing in snapshot.listings.items():
         if not isinstance(listing, Listing):
@@ -127,6 +138,7 @@ def _write(
     ordered = sorted(plans, key=_urgency)
     total = sum(bool(p.writes) for p in ordered)
     done = 0
+    say("writing", done, total)
     lock = threading.Lock()
 
     def write(change: Change) -> None:

@@ -30,12 +30,19 @@ class Source:
 
 
 class World:
-    """Listings, views and claims of all datacenters."""
+    """Listings, views and claims of all datacenters.
 
-    def __init__(self, rules: Sequence[Rule], datacenters: Sequence[str], grace_seconds: float) -> None:
+    `narrow`: what the rules do not select is none of our business (they came from flags, and a second command with
+    other flags must not undo the first); otherwise the rules are the whole truth, and what they leave out is removed.
+    """
+
+    def __init__(
+        self, rules: Sequence[Rule], datacenters: Sequence[str], grace_seconds: float, *, narrow: bool = False
+    ) -> None:
         self.rules = tuple(rules)
         self.datacenters = tuple(datacenters)
         self._grace_seconds = grace_seconds
+        self._narrow = narrow
         self._listings: dict[str, Listing] = {}
         self._listing_trouble: dict[str, str] = {}
         self._views: dict[Query, Known] = {}
@@ -218,6 +225,11 @@ class World:
         """What was last known of a service."""
         return self._views.get(query)
 
+    def is_listed(self, name: Name) -> bool:
+        """Whether a datacenter's last listing has the name."""
+        listing = self._listings.get(name[0])
+        return listing is not None and name[1] in listing.services
+
     def losers(self, target: Target) -> tuple[Skipped, ...]:
         """Services that wanted `target` and did not get it."""
         return self._claims.losers(target)
@@ -307,6 +319,7 @@ class World:
 
         | the listing | its own view | so |
         | --- | --- | --- |
+        | any, but no rule would select such a name, and we are narrow | any | not our business: it stays |
         | has the name | any | it left our selection (asked only of names that no claim holds) |
         | lacks the name | known, and empty | it is gone |
         | lacks the name | unknown, or not empty | not proved (hidden by an ACL, or on its way back): it stays |
@@ -315,7 +328,9 @@ class World:
         datacenter, service = name
         if datacenter in self._listing_trouble or datacenter not in self._listings:
             return False
+        if self._narrow and not any(select.may_match(rule, service, datacenter) for rule in self.rules):
+            return False
         if service in self._listings[datacenter].services:
-            return True
+            return not self._narrow
         query = self._selected.get(name, Query(datacenter, service))
         return query not in self._trouble and self._views.get(query) == Known(())

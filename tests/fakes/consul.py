@@ -3,7 +3,7 @@
 It does what the bridge relies on, the way Consul 1.22 does it (FACTS-consul.md): blocking queries, an index per service
 and per node, doorbells that ring for their own members, two backends that number differently where nothing exists,
 filters, ACL envelopes, loss of the leader. The same contract tests run against it and against the real one
-(tests/contract/test_consul_contract.py). It is written to with the same requests as a real one, so RawConsul works on it.
+(tests/contract/test_consul_contract.py). It is written to with the requests of a real one, so RawConsul works on it.
 
     with FakeConsul() as consul:
         consul.register("web", "vm-1", "10.0.0.1", 80)
@@ -152,7 +152,8 @@ class _Catalog:
         service = self.services.get((node, body.get("ServiceID") or ""), {}).get("Service", "")
         new = {
             "Node": node, "CheckID": identity, "Name": body.get("Name", ""), "Output": body.get("Output", ""),
-            "Status": body.get("Status") or "critical", "ServiceID": body.get("ServiceID") or "", "ServiceName": service,
+            "Status": body.get("Status") or "critical", "ServiceID": body.get("ServiceID") or "",
+            "ServiceName": service,
         }  # fmt: skip
         old = self.checks.get(key)
         if old is not None and all(old[k] == v for k, v in new.items()):
@@ -195,13 +196,13 @@ class _Catalog:
     def health(self, name: str, streaming: bool) -> tuple[int, list[Json]]:
         entries = []
         for (node, identity), service in self.services.items():
-            if service["Service"].lower() == name.lower():
+            if _same(service, name):
                 checks = [
                     c for (n, _), c in self.checks.items() if n == node and c["ServiceID"] in ("", identity)
                 ]  # fmt: skip
                 entries.append({"Node": self.nodes[node], "Service": service, "Checks": checks})
         if entries:
-            return self.of_service[entries[0]["Service"]["Service"]], entries
+            return max(self.of_service[s["Service"]] for s in self.services.values() if _same(s, name)), entries
         own = self.of_service.get(name, 1)
         return (own if streaming else self.tables["catalog"]), []
 
@@ -213,6 +214,10 @@ class _Catalog:
             return 1, {"Node": None, "Services": None}
         own = [s for (n, _), s in self.services.items() if n == node]
         return self.of_node[node], {"Node": self.nodes[node], "Services": own}
+
+
+def _same(service: Json, name: str) -> bool:
+    return str(service["Service"]).lower() == name.lower()
 
 
 class FakeConsul:
@@ -545,3 +550,56 @@ def black_hole() -> Iterator[str]:
     """The address of a server that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0), backlog=16) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+class Recorder:
+    """A CatalogListener that remembers everything, wants what it is told to want, and can be waited on."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        """("listing", dc, listing), ("view", query, state), ("rebuilt", dc), ("trouble", dc, reason), in order."""
+        self.listings: dict[str, Any] = {}
+        self.views: dict[Any, Any] = {}
+        self.seen: dict[Any, float] = {}
+        self.troubles: dict[str, str | None] = {}
+        self.failures: list[BaseException] = []
+        self._clock = clock
+        self._changed = threading.Condition()
+
+    def on_listing(self, datacenter: str, listing: Any) -> None:
+        with self._changed:
+            self.events.append(("listing", datacenter, listing))
+            self.listings[datacenter] = listing
+            self._changed.notify_all()
+
+    def on_view(self, query: Any, state: Any, seen: float) -> None:
+        with self._changed:
+            self.events.append(("view", query, state))
+            self.views[query] = state
+            self.seen[query] = seen
+            self._changed.notify_all()
+
+    def on_rebuilt(self, datacenter: str) -> None:
+        with self._changed:
+            self.events.append(("rebuilt", datacenter))
+            self._changed.notify_all()
+
+    def on_trouble(self, datacenter: str, reason: str | None) -> None:
+        with self._changed:
+            self.events.append(("trouble", datacenter, reason))
+            self.troubles[datacenter] = reason
+            self._changed.notify_all()
+
+    def failed(self, error: BaseException) -> None:
+        """For a Catalog's `failed`."""
+        self.failures.append(error)
+
+    def wait(self, condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+        """Wait until `condition`, asked again after every event, holds."""
+        with self._changed:
+            return self._changed.wait_for(condition, seconds)
+
+    def count(self, kind: str) -> int:
+        """How many events of a kind there were."""
+        with self._changed:
+            return sum(event[0] == kind for event in self.events)

@@ -52,7 +52,9 @@ TOOLS = {
     ),
     "consul": Tool("consul", "github.com/hashicorp/consul", core=True, version="1.22.0"),
     "kube-proxy": Tool("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", _STAMP, version="1.37.2"),
-    "toxiproxy": Tool("toxiproxy", "github.com/Shopify/toxiproxy/v2/cmd/server"),
+    "toxiproxy": Tool(
+        "toxiproxy", "github.com/Shopify/toxiproxy/v2/cmd/server", "-X github.com/Shopify/toxiproxy/v2.Version=2.12.0"
+    ),
     "kustomize": Tool("kustomize", "sigs.k8s.io/kustomize/kustomize/v5"),
     "docker-compose": Tool(
         "compose",

@@ -174,7 +174,7 @@ class K3s(_Container, ApiServer):
         self.image = image
         self.lab_folder = lab_folder
         self._written = folder / "k3s.yaml"
-        self._context: ssl.SSLContext | None = None
+        self._target: Path | None = None
 
     def arguments(self) -> Sequence[str]:
         return (
@@ -187,20 +187,26 @@ class K3s(_Container, ApiServer):
     def bound(self) -> Mapping[int, int]:
         return {INSIDE: self.port}
 
+    def start(self, wait: bool = True) -> None:
+        """As any server; what it writes anew for its administrator is taken over."""
+        super().start(wait)
+        if wait and self._target is not None:
+            self.take_kubeconfig(self._target)
+
     def environment(self) -> Mapping[str, str]:
         return {"K3S_KUBECONFIG_OUTPUT": str(self._written), "K3S_KUBECONFIG_MODE": "644"}
 
     def is_ready(self) -> bool:
         """Answers with its own certificate, and the namespace `default` is there."""
-        if self._context is None:
-            try:
-                self._context = _client(yaml.safe_load(self._written.read_text()), self.folder)
-            except (OSError, yaml.YAMLError, KeyError, TypeError):
-                return False  # not written, or not yet whole
-        return answers(f"{self.url}/api/v1/namespaces/default", self._context)
+        try:
+            context = _client(yaml.safe_load(self._written.read_text()), self.folder)
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+            return False  # not written, or not yet whole
+        return answers(f"{self.url}/api/v1/namespaces/default", context)
 
     def take_kubeconfig(self, target: Path) -> tuple[Path, Path]:
         """The administrator's kubeconfig with the address out here, and the certificate authority's file."""
+        self._target = target
         config = yaml.safe_load(self._written.read_text())
         (cluster,) = (entry["cluster"] for entry in config["clusters"])
         cluster["server"] = self.url

@@ -67,7 +67,8 @@ def test_a_single_port_beside_named_ones_gets_the_default_ports_name() -> None:
     [
         ((Port("", 7000),), rule(), (Port("", 7000),)),
         ((Port("web", 7000),), rule(), (Port("web", 7000),)),
-        ((Port("web", 7000),), rule(port_name="http"), (Port("http", 8080),)),
+        ((Port("web", 7000),), rule(port_name="http"), (Port("http", 7000),)),
+        ((Port("", 7000),), rule(port_name="http"), (Port("http", 7000),)),
         ((Port("web", 7000),), rule(port=80), (Port("web", 80),)),
         ((Port("a", 1), Port("b", 2)), rule(), (Port("", 8080),)),
     ],
@@ -86,7 +87,7 @@ def test_the_services_port_stays_while_it_lives(standing: tuple[Port, ...], by: 
         ((Port("a", 1), Port("b", 2)), rule(), (Port("a", 1), Port("b", 2))),
         ((Port("a", 1), Port("b", 2)), rule(port=80), (Port("a", 1), Port("b", 2))),
         ((Port("a", 1), Port("b", 2)), rule(port=80, port_name="a"), (Port("a", 80), Port("b", 2))),
-        ((Port("", 7000),), rule(port_name="http"), (Port("", 7000),)),
+        ((Port("", 7000),), rule(port_name="http"), (Port("http", 7000),)),
         ((Port("", 7000),), rule(port_name="http", port=80), (Port("http", 80),)),
     ],
 )

@@ -179,9 +179,9 @@ def test_a_service_without_an_address_is_at_its_nodes() -> None:
 
 
 def test_a_tagged_address_has_its_own_port() -> None:
-    """Also before the ports of a multi-port service."""
+    """Also before the ports of a multi-port service; it is called like the default one of those."""
     found = instance(tagged_addresses=LAN, ports=named(("http", 80)))
-    assert mirror_of([found], picky(address="lan")).groups == (group(*ready("10.5.0.1"), ports=(Port("", 9000),)),)
+    assert mirror_of([found], picky(address="lan")).groups == (group(*ready("10.5.0.1"), ports=(Port("http", 9000),)),)
 
 
 def test_cidrs_keep_instances_out() -> None:

@@ -201,3 +201,15 @@ def test_an_annotated_service_wins_its_name_and_may_be_dropped_at_once() -> None
     left = made.unannotate(two, 1.0)
     assert (fed, left, made.removable(two, 1.0), made.unannotate(two, 1.0)) == ([[asked], [asked]], {two}, True, set())
     assert [s.query for s in made.sources(one) or ()] == [asked]
+
+
+def test_with_rules_from_flags_what_they_do_not_select_is_left_alone() -> None:
+    """`--service web` after `--service db` must not remove what the first command made."""
+    by_flags = World((Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 0.0, narrow=True)
+    other, gone, own = (Target("apps", name) for name in ("db", "old", "web"))
+    for target in (other, gone, own):
+        by_flags.remember(target, [("dc1", target.name)], 0.0)
+    by_flags.on_listing("dc1", listing("db"), 0.0)
+    for query in by_flags.wanted():
+        by_flags.on_view(query, Known(()))
+    assert [by_flags.removable(t, 1.0) for t in (other, gone, own)] == [False, False, True]

@@ -77,7 +77,10 @@ def mistake(tmp_path: Path, text: str) -> str:
         ("rules:\n- to: {port: 70000}\n", "F:2:14: rules[0].to.port: 70000 must be at most 65535"),
         ("rules:\n- to: {port_name: My_Port}\n", "rules[0].to.port_name: 'My_Port' must be a DNS label"),
         ("rules:\n- to: {type: NodePort}\n", "must be one of ClusterIP, Headless"),
-        ("rules:\n- to: {output: endpoint}\n", "must be one of endpoints, endpointslices, both (did you mean endpoints?)"),
+        (
+            "rules:\n- to: {output: endpoint}\n",
+            "must be one of endpoints, endpointslices, both (did you mean endpoints?)",
+        ),
         ("rules:\n- to: {protocol: tcp}\n", "must be one of TCP, UDP, SCTP"),
         ("rules:\n- to: {max_endpoints_per_slice: 1001}\n", "must be at most 1000"),
         ("rules:\n- to: {labels: {'a b': x}}\n", "'a b' is not a key that Kubernetes takes"),

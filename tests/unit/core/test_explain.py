@@ -1,0 +1,196 @@
+"""Why an address is missing, without reading the source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bridge.core.explain import Explanation, Row, RuleVerdict, explain
+from bridge.core.model import (
+    Conflict,
+    Current,
+    Destination,
+    Disposition,
+    Gone,
+    Held,
+    InstanceRules,
+    Kind,
+    Known,
+    Plan,
+    Port,
+    Query,
+    Rule,
+    Status,
+    TaggedAddress,
+    Unknown,
+)
+from bridge.core.select import Claims
+from tests.unit.core.builders import (
+    TARGET,
+    down,
+    endpoints,
+    group,
+    instance,
+    mirror_of,
+    named,
+    planned,
+    ready,
+    service,
+    slice_of,
+)
+
+RULE = Rule(services=("rados*",), name="storage")
+
+
+def test_a_healthy_service_is_explained_in_full() -> None:
+    """The rule, the target, a row per instance, and how Kubernetes differs."""
+    found = [
+        instance(check="http", ports=named(("http", 80), ("x", 81)), status=Status.WARNING),
+        instance("", id="b", status=Status.CRITICAL, check="disk"),
+        instance("::1", id="c"),
+    ]
+    standing = endpoints(
+        group(*ready("10.0.0.1"), *down("10.9.9.9")), group(*ready("10.0.0.1"), ports=(Port("x", 81),))
+    )
+    current = Current(TARGET, service(), standing)
+    shown = explain(
+        "radosgw",
+        "dc1",
+        tags=set(),
+        rules=[Rule(services=("db",), name="databases"), RULE, Rule(name="never asked")],
+        knowledge=Known(tuple(found)),
+        claims=_claimed(("radosgw", RULE)),
+        current=current,
+        plan=planned(mirror_of(found, RULE, current), current),
+    )
+    node = "the node's address (the service has none)"
+    loopback = "::1 is a loopback address: it would mean each client's own machine"
+    own = "the service's address"
+    assert shown == Explanation(
+        service="radosgw",
+        datacenter="dc1",
+        rules=(RuleVerdict("databases", "the name matches none of db"), RuleVerdict("storage", "")),
+        rule="storage",
+        target="default/radosgw",
+        consul="3 instances",
+        rows=(
+            Row(
+                "vm-10.0.0.1/id-10.0.0.1-8080",
+                "warning",
+                "http",
+                "10.0.0.1",
+                own,
+                "http:80, x:81",
+                "ready",
+                "",
+                "ready",
+            ),
+            Row("vm-/b", "critical", "disk", "10.9.9.9", node, "8080", "not ready", "", "not ready"),
+            Row("vm-::1/c", "passing", "", "::1", own, "8080", "skipped", loopback, "absent"),
+        ),
+        differences=("update Service radosgw", "update Endpoints radosgw"),
+    )
+    assert shown.to_json()["rows"][2]["reason"] == loopback
+
+
+def test_what_stands_in_slices_counts_as_well() -> None:
+    """Ready in either gets traffic."""
+    sliced = Current(
+        TARGET, service(), endpoints(group(*down("10.0.0.1"))), (slice_of("s", group(*ready("10.0.0.1"))),)
+    )
+    shown = explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known((instance(),)), current=sliced)
+    assert [r.kubernetes for r in shown.rows] == ["ready"]
+
+
+def _claimed(*wanted: tuple[str, Rule]) -> Claims:
+    claims = Claims()
+    for name, rule in wanted:
+        claims.claim(Query("dc1", name), rule, TARGET)
+    return claims
+
+
+@pytest.mark.parametrize(
+    ("name", "tags", "rules", "problem"),
+    [
+        ("consul", set(), [Rule()], "never mirrored: Consul's own service"),
+        ("radosgw", None, [RULE], "dc1 does not list a service of this name"),
+        ("db", set(), [RULE], "no rule selects it"),
+        ("db", set(), [], "no rule selects it"),
+        ("!!", set(), [Rule()], "the name '!!' has no letter or digit to make a name of"),
+        ("radosgw", set(), [RULE], ""),
+    ],
+)
+def test_why_a_service_has_no_target(name: str, tags: set[str] | None, rules: list[Rule], problem: str) -> None:
+    """Each way of not being mirrored has its own sentence."""
+    assert explain(name, "dc1", tags=tags, rules=rules).problem == problem
+
+
+def test_a_service_that_lost_its_name_learns_to_whom() -> None:
+    """And one that nobody has claimed yet is not accused."""
+    fixed = Rule(to=Destination(name="radosgw"))
+    claims = _claimed(("radosgw", fixed), ("gateway", fixed))
+    shown = explain("gateway", "dc1", tags=set(), rules=[fixed], claims=claims)
+    assert shown.target == "default/radosgw"
+    assert shown.problem.startswith("default/radosgw goes to radosgw in dc1 (it is named exactly so)")
+    assert explain("other", "dc1", tags=set(), rules=[fixed], claims=Claims()).problem == ""
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "consul"),
+    [
+        (None, "not asked"),
+        (Unknown("no leader"), "unknown: no leader"),
+        (Gone(), "gone"),
+        (Known(()), "0 instances"),
+    ],
+)
+def test_what_consul_said(knowledge: Known | Unknown | Gone | None, consul: str) -> None:
+    """Unknown is not empty."""
+    assert explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=knowledge).consul == consul
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen", "ended"),
+    [
+        ("auto", "the service's address", "omitted"),
+        ("service", "the service's address", "omitted"),
+        ("node", "the node's address", "omitted"),
+        ("lan", "the tagged address lan", "omitted"),
+        ("wan", "none", "skipped"),
+    ],
+)
+def test_where_an_address_is_from(kind: str, chosen: str, ended: str) -> None:
+    """And why an instance is left out for its health."""
+    found = instance(status=Status.CRITICAL, tagged_addresses=(TaggedAddress("lan", "10.0.0.2"),))
+    rule = Rule(instances=InstanceRules(address=kind, critical=Disposition.OMIT))
+    (row,) = explain("radosgw", "dc1", tags=set(), rules=[rule], knowledge=Known((found,))).rows
+    assert (row.chosen, row.ended, row.reason) == (chosen, ended, "omitted because it is critical")
+
+
+def test_instances_are_shown_without_a_rule_too() -> None:
+    """As the defaults would have them."""
+    shown = explain("radosgw", "dc1", tags=set(), rules=[], knowledge=Known((instance(),)))
+    assert [(r.address, r.ended) for r in shown.rows] == [("10.0.0.1", "ready")]
+
+
+def test_holds_and_conflicts_are_said() -> None:
+    """With their own sentences; what needs no writing is no difference."""
+    plan = Plan(
+        TARGET,
+        held=(Held(TARGET, "removal", 3, "3 are kept"),),
+        conflicts=(Conflict(TARGET, Kind.SERVICE, "not ours"),),
+        warnings=("careful",),
+    )
+    shown = explain("radosgw", "dc1", tags=set(), rules=[RULE], plan=plan)
+    assert (shown.held, shown.conflicts, shown.warnings) == (
+        ("3 are kept",),
+        ("Service default/radosgw: not ours",),
+        ("careful",),
+    )
+    adopted = planned(mirror_of([instance()]), Current(TARGET))
+    first = replace(adopted.changes[0], reason="adopted")
+    shown = explain(
+        "radosgw", "dc1", tags=set(), rules=[RULE], plan=replace(adopted, changes=(first, *adopted.changes[1:]))
+    )
+    assert shown.differences == ("create Service radosgw (adopted)", "create Endpoints radosgw")

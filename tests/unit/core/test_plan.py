@@ -1,0 +1,627 @@
+"""What is written, in which order, and what never is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bridge.core.marks import joined, marks
+from bridge.core.model import (
+    Action,
+    Adopt,
+    Conflict,
+    Current,
+    CurrentService,
+    Disposition,
+    Endpoint,
+    Family,
+    Kind,
+    Output,
+    Plan,
+    Policy,
+    Port,
+    ServiceBody,
+    Skipped,
+    SliceBody,
+    Status,
+)
+from bridge.core.plan import plan, retain
+from tests.unit.core.builders import (
+    OWNER,
+    QUERY,
+    TARGET,
+    Cluster,
+    down,
+    endpoints,
+    group,
+    instance,
+    instances,
+    meta,
+    mirror_of,
+    pairs,
+    picky,
+    planned,
+    ready,
+    rule,
+    service,
+    settle,
+    slice_of,
+    verbs,
+)
+
+LABELS, ANNOTATIONS = marks(OWNER, (QUERY,))
+
+
+def cluster_of(output: Output, count: int = 3) -> Cluster:
+    """A settled target."""
+    found = Cluster()
+    settle(found, instances(count), rule(output=output))
+    return found
+
+
+def conflicts(found: Plan) -> list[str]:
+    return [f"{c.kind}: {c.reason}" for c in found.conflicts]
+
+
+# --------------------------------------------------------------------------- creating and keeping
+
+
+@pytest.mark.parametrize(
+    ("output", "writes"),
+    [
+        (Output.ENDPOINTS, ["create Service", "create Endpoints"]),
+        (Output.ENDPOINTSLICES, ["create Service", "create EndpointSlice"]),
+        (Output.BOTH, ["create Service", "create EndpointSlice", "create Endpoints"]),
+    ],
+)
+def test_a_new_service_is_made_whole(output: Output, writes: list[str]) -> None:
+    """The Service first: the control plane deletes Endpoints without one. Everything carries our marks."""
+    found = planned(mirror_of([instance()], rule(output=output)), Current(TARGET))
+    assert verbs(found) == writes
+    for change in found.changes:
+        assert change.body is not None
+        assert set(LABELS) <= set(change.body.labels)
+        assert change.body.annotations == ANNOTATIONS
+    assert (found.ready, found.not_ready, found.ready_before) == (1, 0, 0)
+
+
+def test_slices_and_endpoints_side_by_side_are_told_apart() -> None:
+    """Slices say that we manage them and whose they are; the Endpoints beside them are not mirrored."""
+    found = planned(mirror_of([instance()], rule(output=Output.BOTH)), Current(TARGET))
+    by_kind = {c.kind: dict(c.body.labels) for c in found.changes if c.body is not None}
+    assert by_kind[Kind.ENDPOINT_SLICE] == {
+        **dict(LABELS),
+        "endpointslice.kubernetes.io/managed-by": "consul-bridge",
+        "kubernetes.io/service-name": "radosgw",
+    }
+    assert by_kind[Kind.ENDPOINTS] == {**dict(LABELS), "endpointslice.kubernetes.io/skip-mirror": "true"}
+    assert by_kind[Kind.SERVICE] == dict(LABELS)
+
+
+def test_marks_of_ownership_cannot_be_overwritten_by_a_rule() -> None:
+    """They are set last."""
+    forged = joined((("consul-bridge/owner", "me"), ("a", "b")), LABELS)
+    assert dict(forged) == {"a": "b", **dict(LABELS)}
+
+
+@pytest.mark.parametrize("output", list(Output))
+def test_a_second_pass_writes_nothing(output: Output) -> None:
+    """Everything that stands is listed as unchanged."""
+    cluster = cluster_of(output)
+    found = planned(mirror_of(instances(3), rule(output=output), cluster.current()), cluster.current())
+    assert found.writes == ()
+    assert {c.action for c in found.changes} == {Action.UNCHANGED}
+    assert found.ready_before == 3
+
+
+@pytest.mark.parametrize("output", [Output.ENDPOINTS, Output.ENDPOINTSLICES])
+def test_a_flip_writes_one_object(output: Output) -> None:
+    """And counts what it flips."""
+    cluster = cluster_of(output)
+    sick = [instance("10.0.0.1", status=Status.CRITICAL), *instances(3)[1:]]
+    found = planned(mirror_of(sick, rule(output=output), cluster.current()), cluster.current())
+    assert len(found.writes) == 1
+    assert (found.writes[0].ready, found.writes[0].not_ready) == (2, 1)
+    assert (found.ready, found.not_ready, found.ready_before, found.lost, found.flipped) == (2, 1, 3, 0, 1)
+
+
+def test_draining_and_zones_do_not_rewrite_endpoints() -> None:
+    """An Endpoints object cannot hold them, so they never differ."""
+    cluster = Cluster()
+    drained = [instance(status=Status.MAINTENANCE, node_meta=(("zone", "a"),))]
+    settle(cluster, drained, rule())
+    assert cluster.endpoints is not None
+    assert cluster.endpoints.groups == (group(*down("10.0.0.1")),)
+
+
+def test_endpoints_that_are_not_canonical_are_written_again() -> None:
+    """The same groups in another order or with duplicates are not what we would write."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    assert cluster.endpoints is not None
+    cluster.endpoints = replace(cluster.endpoints, canonical=False)
+    assert verbs(planned(mirror_of(instances(3), None, cluster.current()), cluster.current())) == ["update Endpoints"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ports": (Port("", 1),)},
+        {"families": (Family.IPV6,), "dual_stack": False},
+        {"meta": meta(Kind.SERVICE, labels=())},
+        {"meta": meta(Kind.SERVICE, annotations=())},
+    ],
+)
+def test_what_somebody_changed_about_our_service_is_put_back(change: dict[str, object]) -> None:
+    """Ports, families, labels and annotations that are ours."""
+    desired = replace(mirror_of(instances(3)), service_ports=(Port("", 8080),), families=(Family.IPV4,))
+    cluster = cluster_of(Output.ENDPOINTS)
+    assert cluster.service is not None
+    cluster.service = replace(cluster.service, **change)  # type: ignore[arg-type]
+    assert verbs(planned(desired, cluster.current())) == ["update Service"]
+
+
+def test_a_dual_stack_service_on_a_single_stack_cluster_is_at_rest() -> None:
+    """It asked for both and got what the cluster has."""
+    cluster = Cluster()
+    settle(cluster, [instance(), instance("fd00::1")], rule())
+    assert cluster.service is not None
+    cluster.service = replace(cluster.service, families=(Family.IPV4,))
+    desired = mirror_of([instance(), instance("fd00::1")], None, cluster.current())
+    assert desired.families == (Family.IPV4, Family.IPV6)
+    assert planned(desired, cluster.current()).writes == ()
+
+
+def test_skips_and_warnings_are_passed_on() -> None:
+    """The plan is the one account of a target."""
+    skipped = (Skipped("a", "b", "c"),)
+    found = plan(TARGET, mirror_of([instance()]), Current(TARGET), owner=OWNER, skipped=skipped, warnings=("w",))
+    assert found.skipped == skipped
+    assert found.warnings == ("w",)
+
+
+# --------------------------------------------------------------------------- conflicts
+
+
+STANDING = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
+
+
+@pytest.mark.parametrize(
+    ("service_now", "endpoints_now", "adopt", "writes", "reasons"),
+    [
+        (service(None), None, Adopt.NEVER, [], ["Service: it is not ours"]),
+        (service(None), None, Adopt.CONSUL_K8S, [], ["Service: it is not ours"]),
+        (service(None), None, Adopt.UNOWNED, ["update Service", "create Endpoints"], []),
+        (
+            service(None, meta_marks=(("consul-bridge/adopt", "true"),)),
+            None,
+            Adopt.NEVER,
+            ["update Service", "create Endpoints"],
+            [],
+        ),
+        (service(None, meta_marks=(("consul-bridge/adopt", "yes"),)), None, Adopt.NEVER, [], ["Service: it is not"]),
+        (service("other"), None, Adopt.UNOWNED, [], ["Service: it belongs to the bridge with owner id 'other'"]),
+        (service(has_selector=True), None, Adopt.UNOWNED, [], ["Service: it has a selector"]),
+        (
+            service(None, type="ExternalName", meta_marks=(("consul", "true"),)),
+            None,
+            Adopt.CONSUL_K8S,
+            ["update Service", "create Endpoints"],
+            [],
+        ),
+        (
+            service(None, type="ExternalName", meta_marks=(("consul", "true"),)),
+            None,
+            Adopt.NEVER,
+            [],
+            ["Service: it is not ours; to hand it over, run with --adopt consul-k8s or annotate"],
+        ),
+        (service(None, meta_marks=(("consul", "true"),)), None, Adopt.CONSUL_K8S, [], ["Service: it is not ours"]),
+        (service(None, type="ExternalName"), None, Adopt.CONSUL_K8S, [], ["Service: it is not ours"]),
+        (None, endpoints(owner=None), Adopt.NEVER, [], ["Endpoints: it is not ours"]),
+        (None, endpoints(owner="other"), Adopt.UNOWNED, [], ["Endpoints: it belongs"]),
+        (service(None), endpoints(owner="other"), Adopt.UNOWNED, [], ["Endpoints: it belongs"]),
+        (service(), endpoints(owner=None), Adopt.NEVER, ["update Service"], ["Endpoints: it is not ours"]),
+        (None, endpoints(owner=None), Adopt.UNOWNED, ["create Service", "update Endpoints"], []),
+        (
+            service(headless=True),
+            None,
+            Adopt.NEVER,
+            ["update Service", "create Endpoints"],
+            ["Service: it is headless"],
+        ),
+    ],
+)
+def test_what_is_not_ours_is_left_alone_unless_it_is_handed_over(
+    service_now: CurrentService | None, endpoints_now: object, adopt: Adopt, writes: list[str], reasons: list[str]
+) -> None:
+    """Reported with the way out. A Service is never made in front of somebody else's addresses."""
+    current = Current(TARGET, service_now, endpoints_now)  # type: ignore[arg-type]
+    found = planned(mirror_of([instance()], rule(port=80), current), current, adopt=adopt)
+    assert verbs(found) == writes
+    assert len(found.conflicts) == len(reasons)
+    for conflict, reason in zip(conflicts(found), reasons, strict=True):
+        assert conflict.startswith(reason)
+
+
+def test_what_is_taken_over_says_so() -> None:
+    """In the plan, for people. The ports of an adopted Service stay."""
+    current = Current(TARGET, service(None, (Port("web", 81),)))
+    found = planned(mirror_of([instance()], None, current), current, adopt=Adopt.UNOWNED)
+    assert [c.reason for c in found.changes] == ["adopted", ""]
+    assert isinstance(found.changes[0].body, ServiceBody)
+    assert found.changes[0].body.ports == (Port("web", 81),)
+
+
+def test_a_service_that_is_not_headless_cannot_become_so() -> None:
+    """Kubernetes refuses; everything else about it goes on."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    headless = rule(headless=True)
+    found = planned(mirror_of(instances(4), headless, cluster.current()), cluster.current())
+    assert verbs(found) == ["update Endpoints"]
+    assert conflicts(found) == [
+        "Service: it is not headless, which Kubernetes cannot change in place; delete the Service to have it made anew"
+    ]
+
+
+def test_an_alias_becomes_headless_or_not_as_the_rule_says() -> None:
+    """An ExternalName has no address yet."""
+    current = Current(TARGET, service(None, type="ExternalName", headless=False))
+    found = planned(mirror_of([instance()], rule(headless=True), current), current, adopt=Adopt.UNOWNED)
+    assert isinstance(found.changes[0].body, ServiceBody)
+    assert found.changes[0].body.headless
+    assert found.conflicts == ()
+
+
+@pytest.mark.parametrize(
+    ("service_now", "writes", "reasons"),
+    [
+        (service(None), ["create Endpoints"], []),
+        (service(OWNER), ["create Endpoints"], []),
+        (None, [], []),
+        (service(None, type="ExternalName"), [], ["Service: it is of type ExternalName and has no endpoints"]),
+        (service(None, has_selector=True), [], ["Service: it has a selector"]),
+    ],
+)
+def test_a_persons_service_is_filled_and_never_written(
+    service_now: CurrentService | None, writes: list[str], reasons: list[str]
+) -> None:
+    """It is not even part of the changes."""
+    current = Current(TARGET, service_now)
+    found = planned(mirror_of([instance()], rule(annotated=True), current), current)
+    assert verbs(found) == writes
+    assert all(c.kind is not Kind.SERVICE for c in found.changes)
+    assert [c[: len(r)] for c, r in zip(conflicts(found), reasons, strict=True)] == reasons
+
+
+def test_a_conflict_takes_nothing_away_in_the_sums() -> None:
+    """What is not written is not lost: the guard must not be alarmed."""
+    current = replace(STANDING, service=service(has_selector=True))
+    found = planned(mirror_of([], rule(port=1), current), current)
+    assert (found.ready_before, found.lost, found.flipped) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("current", "writes", "warning"),
+    [
+        (replace(STANDING, service=service(meta_deleting=True)), [], "the Service is being deleted; it is made anew"),
+        (
+            replace(STANDING, endpoints=endpoints(deleting=True)),
+            [],
+            "the Endpoints object is being deleted; it is made anew when it is gone",
+        ),
+    ],
+)
+def test_what_is_being_deleted_is_waited_for(current: Current, writes: list[str], warning: str) -> None:
+    """Writing to it would be lost."""
+    found = planned(mirror_of([instance("10.0.0.2")], None, current), current)
+    assert verbs(found) == writes
+    assert [w.startswith(warning) for w in found.warnings] == [True]
+
+
+# --------------------------------------------------------------------------- removal
+
+
+def test_a_target_that_goes_goes_with_its_service_last() -> None:
+    """The Service's address is the one thing that cannot be brought back."""
+    cluster = cluster_of(Output.BOTH)
+    found = planned(None, cluster.current())
+    assert verbs(found) == ["delete Endpoints", "delete EndpointSlice", "delete Service"]
+    assert (found.ready, found.ready_before, found.lost, found.flipped) == (0, 3, 3, 0)
+    assert {c.reason for c in found.changes} == {"its service is gone from Consul"}
+    cluster.apply(found)
+    assert cluster.current() == Current(TARGET, mirrored=())
+
+
+def test_only_what_is_ours_goes() -> None:
+    """A person's Service stays, another bridge's Endpoints too, and what is being deleted needs no deletion."""
+    mixed = Current(
+        TARGET,
+        service(None),
+        endpoints(owner="other"),
+        (
+            slice_of("a", group(*ready("10.0.0.1"))),
+            slice_of("b", group(), "other"),
+            slice_of("c", group(), deleting=True),
+        ),
+    )
+    found = planned(None, mixed)
+    assert [(c.kind, c.name) for c in found.writes] == [(Kind.ENDPOINT_SLICE, "a")]
+
+
+def test_a_service_that_got_a_selector_is_not_deleted_with_its_target() -> None:
+    """It belongs to pods now, and so do its Endpoints; our own slices go."""
+    current = Current(
+        TARGET, service(has_selector=True), endpoints(group(*ready("10.0.0.1"))), (slice_of("a", group()),)
+    )
+    found = planned(None, current)
+    assert verbs(found) == ["delete EndpointSlice"]
+    assert conflicts(found) == [
+        "Service: it has a selector, so Kubernetes fills its endpoints; its service is gone from Consul, but the "
+        "Service now belongs to pods and stays"
+    ]
+    assert planned(None, replace(current, service=service(None, has_selector=True))).conflicts == ()
+
+
+# --------------------------------------------------------------------------- policies
+
+
+def test_upsert_only_never_deletes_an_object() -> None:
+    """What would be deleted is left as it is, with the policy as the reason, and counts as no loss."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    found = planned(None, cluster.current(), Policy.UPSERT_ONLY)
+    assert found.writes == ()
+    assert {c.reason for c in found.changes} == {"policy upsert-only: no delete"}
+    assert found.lost == 0
+
+
+def test_upsert_only_empties_slices_that_are_not_needed() -> None:
+    """Their addresses are not wanted any more, whatever the policy; they are filled again when there is need."""
+    cluster = Cluster()
+    by = rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=1)
+    settle(cluster, instances(2), by)
+    found = planned(mirror_of(instances(1), by, cluster.current()), cluster.current(), Policy.UPSERT_ONLY)
+    assert verbs(found) == ["update EndpointSlice"]
+    assert found.lost == 1
+    cluster.apply(found)
+    assert cluster.traffic() == {("10.0.0.1", "", 8080, "TCP")}
+    again = planned(mirror_of(instances(1), by, cluster.current()), cluster.current(), Policy.UPSERT_ONLY)
+    assert again.writes == ()
+    back = planned(mirror_of(instances(2), by, cluster.current()), cluster.current(), Policy.UPSERT_ONLY)
+    assert verbs(back) == ["update EndpointSlice"]
+
+
+def test_upsert_only_empties_endpoints_when_the_output_is_slices() -> None:
+    """Else every endpoint would be there twice, for ever."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    by = rule(output=Output.ENDPOINTSLICES)
+    found = planned(mirror_of(instances(3), by, cluster.current()), cluster.current(), Policy.UPSERT_ONLY)
+    assert verbs(found) == ["create EndpointSlice", "update Endpoints"]
+    cluster.apply(found)
+    assert cluster.endpoints is not None
+    assert cluster.endpoints.groups == ()
+    assert planned(mirror_of(instances(3), by, cluster.current()), cluster.current(), Policy.UPSERT_ONLY).writes == ()
+
+
+def test_create_only_creates_and_then_leaves_alone() -> None:
+    """What is missing is made; what is there is not changed, not even by further slices beside it."""
+    empty = planned(mirror_of(instances(1)), Current(TARGET), Policy.CREATE_ONLY)
+    assert verbs(empty) == ["create Service", "create Endpoints"]
+    for output in Output:
+        cluster = cluster_of(output)
+        by = rule(output=Output.BOTH, port=80)
+        found = planned(mirror_of(instances(500), by, cluster.current()), cluster.current(), Policy.CREATE_ONLY)
+        assert found.writes == ()
+        assert [c.reason for c in found.changes] == ["policy create-only: no update"]
+        assert (found.lost, found.flipped) == (0, 0)
+        cluster.service = None
+        assert verbs(planned(mirror_of(instances(3), by), cluster.current(), Policy.CREATE_ONLY)) == ["create Service"]
+
+
+# --------------------------------------------------------------------------- switching outputs
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "passes"),
+    [
+        (Output.ENDPOINTS, Output.ENDPOINTSLICES, [["create EndpointSlice", "delete Endpoints"]]),
+        (Output.ENDPOINTS, Output.BOTH, [["create EndpointSlice", "update Endpoints"]]),
+        (Output.BOTH, Output.ENDPOINTSLICES, [["delete Endpoints"]]),
+        (Output.BOTH, Output.ENDPOINTS, [["update Endpoints"], ["delete EndpointSlice"]]),
+        (Output.ENDPOINTSLICES, Output.ENDPOINTS, [["create Endpoints"], ["delete EndpointSlice"]]),
+        (Output.ENDPOINTSLICES, Output.BOTH, [["create Endpoints"]]),
+    ],
+)
+def test_switching_outputs_adds_before_it_removes(before: Output, after: Output, passes: list[list[str]]) -> None:
+    """At no moment is a ready endpoint missing from what kube-proxy sees."""
+    cluster = cluster_of(before)
+    standing = cluster.traffic()
+    cluster.seen.clear()
+    plans = settle(cluster, instances(3), rule(output=after))
+    assert [verbs(p) for p in plans] == [*passes, []]
+    assert [p.unmirrored for p in plans] == [True] * (len(passes) - 1) + [False, False]
+    assert all(p.lost == p.flipped == 0 for p in plans)
+    assert all(seen == standing for seen in cluster.seen)
+
+
+def test_slices_stay_while_nobody_has_looked_at_the_mirror() -> None:
+    """And they follow every change, because what is ready in either gets traffic."""
+    cluster = cluster_of(Output.ENDPOINTSLICES)
+    cluster.apply(planned(mirror_of(instances(3), rule(), cluster.current()), cluster.current(mirrored=False)))
+    cluster.mirror()
+    sick = [instance("10.0.0.1", status=Status.CRITICAL), *instances(3)[1:]]
+    found = planned(mirror_of(sick, rule(), cluster.current()), cluster.current(mirrored=False))
+    assert verbs(found) == ["update EndpointSlice", "update Endpoints"]
+    assert found.unmirrored
+    assert found.warnings == (
+        "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them",
+    )
+
+
+def test_slices_without_ready_endpoints_need_no_mirror() -> None:
+    """Nothing can be missing then."""
+    sick = [instance(status=Status.CRITICAL)]
+    cluster = Cluster()
+    settle(cluster, sick, rule(output=Output.ENDPOINTSLICES))
+    found = planned(mirror_of(sick, rule(), cluster.current()), cluster.current(mirrored=False))
+    assert verbs(found) == ["create Endpoints", "delete EndpointSlice"]
+
+
+def test_no_more_is_waited_for_than_the_control_plane_mirrors() -> None:
+    """It copies 1,000 addresses of one set of ports."""
+    many = instances(1200)
+    cluster = Cluster()
+    settle(cluster, many, rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=1000))
+    cluster.apply(planned(mirror_of(many, rule(), cluster.current()), cluster.current()))
+    assert cluster.endpoints is not None
+    for count, unmirrored in ((999, True), (1000, False)):
+        cluster.mirrored = (
+            replace(cluster.endpoints.groups[0], endpoints=cluster.endpoints.groups[0].endpoints[:count]),
+        )
+        assert planned(mirror_of(many, rule(), cluster.current()), cluster.current()).unmirrored is unmirrored
+
+
+def test_endpoints_that_were_handed_over_go_when_the_output_is_slices() -> None:
+    """Without the hand-over they stay and are reported."""
+    current = Current(TARGET, service(), endpoints(owner=None))
+    by = rule(output=Output.ENDPOINTSLICES)
+    assert verbs(planned(mirror_of([instance()], by, current), current, adopt=Adopt.UNOWNED)) == [
+        "create EndpointSlice",
+        "delete Endpoints",
+    ]
+    left = planned(mirror_of([instance()], by, current), current)
+    assert verbs(left) == ["create EndpointSlice"]
+    assert [c.kind for c in left.conflicts] == [Kind.ENDPOINTS]
+
+
+# --------------------------------------------------------------------------- slices
+
+
+def test_new_slices_come_first_and_what_loses_endpoints_comes_last() -> None:
+    """When the limit is lowered, endpoints move: they are in the new slice before they leave the old one."""
+    cluster = Cluster()
+    settle(cluster, instances(4), rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=4))
+    cluster.seen.clear()
+    standing = cluster.traffic()
+    plans = settle(cluster, instances(4), rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=3))
+    assert verbs(plans[0]) == ["create EndpointSlice", "update EndpointSlice"]
+    assert all(seen == standing for seen in cluster.seen)
+
+
+def test_a_slice_that_somebody_filled_twice_is_mended() -> None:
+    """No two slices hold one endpoint."""
+    content = group(*ready("10.0.0.1"))
+    current = Current(TARGET, service(), None, (slice_of("a", content), slice_of("b", content)))
+    found = planned(mirror_of([instance()], rule(output=Output.ENDPOINTSLICES), current), current)
+    assert [(c.action, c.name) for c in found.writes if c.kind is Kind.ENDPOINT_SLICE] == [
+        (Action.UPDATE, "a"),
+        (Action.DELETE, "b"),
+    ]
+
+
+def test_a_slice_that_is_being_deleted_is_not_counted_on() -> None:
+    """Its endpoints go to another, under another name."""
+    cluster = cluster_of(Output.ENDPOINTSLICES)
+    (name,) = cluster.slices
+    cluster.slices[name] = replace(cluster.slices[name], meta=replace(cluster.slices[name].meta, deleting=True))
+    found = planned(mirror_of(instances(3), rule(output=Output.ENDPOINTSLICES), cluster.current()), cluster.current())
+    assert verbs(found) == ["create EndpointSlice"]
+    assert found.writes[0].name != name
+    assert planned(None, cluster.current()).writes[-1].kind is Kind.SERVICE
+
+
+def test_the_fullest_slice_is_filled_first() -> None:
+    """So that few slices are needed, and few are written."""
+    three = slice_of("b", group(*ready("10.0.0.1", "10.0.0.2", "10.0.0.3")))
+    one = slice_of("a", group(*ready("10.0.0.4")))
+    current = Current(TARGET, service(), None, (one, three))
+    desired = mirror_of(instances(5), rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=4), current)
+    bodies = {c.name: c.body for c in planned(desired, current).changes}
+    assert isinstance(bodies["b"], SliceBody)
+    assert [e.address for e in bodies["b"].group.endpoints] == ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.5"]
+
+
+def test_a_thousand_instances_are_ten_slices_of_different_names() -> None:
+    """The same state gives the same names."""
+    desired = mirror_of(instances(1000), rule(output=Output.ENDPOINTSLICES))
+    first, second = planned(desired, Current(TARGET)), planned(desired, Current(TARGET))
+    names = [c.name for c in first.writes[1:]]
+    assert len(set(names)) == 10
+    assert names == [c.name for c in second.writes[1:]]
+
+
+# --------------------------------------------------------------------------- what the guard keeps
+
+
+def test_withheld_instances_are_flipped_and_not_lost() -> None:
+    """Consul still lists them: the removal guard is not concerned, self-preservation is."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    by = picky(critical=Disposition.OMIT)
+    sick = [instance("10.0.0.1", status=Status.CRITICAL), instance("10.0.0.2")]
+    desired = mirror_of(sick, by, cluster.current())
+    found = planned(desired, cluster.current())
+    assert (found.lost, found.flipped) == (1, 1)
+    kept = retain(desired, cluster.current(), lost=False, flips=True)
+    assert pairs(kept.groups) == {("10.0.0.1", "", 8080, "TCP"), ("10.0.0.2", "", 8080, "TCP")}
+
+
+@pytest.mark.parametrize(
+    ("lost", "flips", "expected"),
+    [
+        (False, False, ["10.0.0.2 down", "10.0.0.4 ready"]),
+        (True, False, ["10.0.0.1 ready", "10.0.0.2 down", "10.0.0.3 ready", "10.0.0.4 ready"]),
+        (False, True, ["10.0.0.2 ready", "10.0.0.4 ready"]),
+        (True, True, ["10.0.0.1 ready", "10.0.0.2 ready", "10.0.0.3 ready", "10.0.0.4 ready"]),
+    ],
+)
+def test_what_is_held_stays_and_additions_go_on(lost: bool, flips: bool, expected: list[str]) -> None:
+    """Removals and flips are kept apart."""
+    cluster = cluster_of(Output.BOTH)
+    desired = mirror_of(
+        [instance("10.0.0.2", status=Status.CRITICAL), instance("10.0.0.4")],
+        rule(output=Output.BOTH),
+        cluster.current(),
+    )
+    kept = retain(desired, cluster.current(), lost=lost, flips=flips, owner=OWNER)
+    shown = [f"{e.address} {'ready' if e.ready else 'down'}" for g in kept.groups for e in g.endpoints]
+    assert shown == expected
+    assert retain(desired, Current(TARGET), lost=lost, flips=flips) == desired
+
+
+def test_an_endpoint_is_kept_on_the_ports_that_are_lost_only() -> None:
+    """So that no address and port are there twice."""
+    both = (Port("http", 8080), Port("metrics", 9090))
+    current = Current(TARGET, service(ports=both), endpoints(group(*ready("10.0.0.1"), ports=both)))
+    desired = replace(
+        mirror_of([instance()], rule(port_name="http")),
+        service_ports=both,
+        groups=(group(*ready("10.0.0.1"), ports=both[:1]),),
+    )
+    kept = retain(desired, current, lost=True, flips=False)
+    assert [g.ports for g in kept.groups] == [both[:1], both[1:]]
+    assert planned(desired, current).lost == 1
+
+
+def test_what_is_kept_follows_the_services_port_to_its_new_name() -> None:
+    """Under the old name nobody would reach it."""
+    cluster = cluster_of(Output.ENDPOINTS, 1)
+    desired = mirror_of([instance("10.0.0.9")], rule(port_name="http"), cluster.current())
+    kept = retain(desired, cluster.current(), lost=True, flips=False)
+    assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.9"), ports=(Port("http", 8080),)),)
+    annotated = replace(desired, service_ports=None)
+    assert len(retain(annotated, cluster.current(), lost=True, flips=False).groups) == 2
+    assert len(retain(desired, replace(cluster.current(), service=None), lost=True, flips=False).groups) == 2
+
+
+def test_the_sums_count_each_endpoint_once() -> None:
+    """However many objects have it, and not those of another bridge."""
+    content = group(Endpoint("10.0.0.1", True))
+    current = Current(TARGET, service(), endpoints(content), (slice_of("a", content), slice_of("b", content, "other")))
+    found = planned(None, current)
+    assert (found.ready_before, found.lost) == (1, 1)
+
+
+def test_a_conflict_is_a_value() -> None:
+    """It names the target, the kind and the reason, each by itself."""
+    found = planned(mirror_of([instance()]), Current(TARGET, service("other")))
+    assert found.conflicts == (Conflict(TARGET, Kind.SERVICE, "it belongs to the bridge with owner id 'other'"),)
