@@ -20,6 +20,7 @@ Texts are written for the user, trimmed to one line, and free of the token.
 from __future__ import annotations
 
 import http.client
+import math
 import socket
 import ssl
 from collections.abc import Mapping
@@ -67,9 +68,10 @@ def trim(text: str, limit: int = TEXT_LIMIT) -> str:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks us to wait, at most five minutes; dates are not Consul's way."""
     try:
-        return min(max(float(headers["Retry-After"]), 0.0), 300.0)
-    except (KeyError, ValueError):
+        seconds = float(headers.get("Retry-After") or "")
+    except ValueError:
         return None
+    return min(max(seconds, 0.0), 300.0) if math.isfinite(seconds) else None
 
 
 def of_answer(asked: Asked, code: int, headers: Mapping[str, str], body: bytes) -> BridgeError:
@@ -124,9 +126,9 @@ def of_exception(asked: Asked, error: BaseException) -> BridgeError:
         case ssl.SSLError() if any(m in str(error) for m in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")):
             return PermanentError(f"{server} does not speak TLS: wrong port, or write http:// in Consul's address")
         case ssl.SSLError() if "CERTIFICATE" in str(error):
-            return PermanentError(f"{server} refuses our client certificate: {trim(error.reason or str(error))}")
+            return PermanentError(f"{server} refuses our client certificate: {trim(_reason(error))}")
         case ssl.SSLError():
-            return TransientError(f"the TLS connection to {server} broke: {trim(error.reason or str(error))}")
+            return TransientError(f"the TLS connection to {server} broke: {trim(_reason(error))}")
         case socket.gaierror():
             return TransientError(f"the name of {server} cannot be resolved: {error.strerror}")
         case FileNotFoundError():
@@ -148,3 +150,7 @@ def of_exception(asked: Asked, error: BaseException) -> BridgeError:
         case _:
             text = trim(redact(str(error), asked.secrets)) or type(error).__name__
             return TransientError(f"{asked} failed at {server}: {text}")
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return getattr(error, "reason", None) or str(error)

@@ -139,10 +139,13 @@ class Claims:
     | one is named exactly as the target | that one |
     | none of this | the first in order (datacenter, service) |
     | their rules name different ports (`port_name`) | all of them: one Service with several ports |
+
+    A service may want one target twice, by a rule and by the annotated Service that stands there: the annotation has
+    it, and when it goes the rule's claim is still there.
     """
 
     def __init__(self) -> None:
-        self._rules: dict[Target, dict[Query, Rule]] = {}
+        self._rules: dict[Target, dict[_Rank, Rule]] = {}
         self._ranks: dict[Target, list[_Rank]] = {}
         self._owners: dict[Target, tuple[tuple[Query, Rule], ...]] = {}
 
@@ -152,15 +155,26 @@ class Claims:
         Returns the targets whose owners changed by it.
         """
         before = self.owners(target)
-        self._drop(query, target)
-        self._rules.setdefault(target, {})[query] = rule
-        insort(self._ranks.setdefault(target, []), _rank(query, rule, target))
+        rank = _rank(query, rule.to.annotated, target)
+        rules = self._rules.setdefault(target, {})
+        if rank not in rules:
+            insort(self._ranks.setdefault(target, []), rank)
+        rules[rank] = rule
         return self._changed(target, before)
 
-    def release(self, query: Query, target: Target) -> set[Target]:
-        """`query` no longer wants `target` (nothing happens when it never did). Returns the targets that changed."""
+    def release(self, query: Query, target: Target, *, annotated: bool | None = None) -> set[Target]:
+        """`query` no longer wants `target` (nothing happens when it never did). Returns the targets that changed.
+
+        `annotated` says which claim is meant; without it the annotated Service's if there is one, else the rule's.
+        """
         before = self.owners(target)
-        self._drop(query, target)
+        rules = self._rules.get(target, {})
+        kinds = (True, False) if annotated is None else (annotated,)
+        for rank in [r for r in (_rank(query, kind, target) for kind in kinds) if r in rules][:1]:
+            del rules[rank]
+            self._ranks[target].remove(rank)
+            if not rules:
+                del self._rules[target], self._ranks[target]
         return self._changed(target, before)
 
     def owners(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
@@ -186,7 +200,8 @@ class Claims:
         holder = f"{shorten(winner.service)} in {shorten(winner.datacenter)}"
         reason = f"{target} goes to {holder} ({why}); give one of them another name"
         mirrored = {query for query, _ in owners}
-        return tuple(sorted(Skipped(query.service, "", reason) for _, _, query in ranks if query not in mirrored))
+        losing = {query for _, _, query in ranks} - mirrored
+        return tuple(sorted(Skipped(query.service, "", reason) for query in losing))
 
     def targets(self) -> set[Target]:
         """All targets that anybody wants."""
@@ -194,30 +209,21 @@ class Claims:
 
     def _choose(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
         rules, ranks = self._rules[target], self._ranks[target]
-        first = rules[ranks[0][2]]
+        first = rules[ranks[0]]
         owners = [(ranks[0][2], first)]
         taken = {first.to.port_name}
         if first.to.port_name and not first.to.annotated:
-            for _, _, query in ranks[1:]:
-                name = rules[query].to.port_name
+            for rank in ranks[1:]:
+                name = rules[rank].to.port_name
                 if name and name not in taken:
                     taken.add(name)
-                    owners.append((query, rules[query]))
+                    owners.append((rank[2], rules[rank]))
         return tuple(owners)
-
-    def _drop(self, query: Query, target: Target) -> None:
-        rules = self._rules.get(target, {})
-        rule = rules.pop(query, None)
-        if rule is not None:
-            self._ranks[target].remove(_rank(query, rule, target))
-            self._owners.pop(target, None)
-            if not rules:
-                del self._rules[target], self._ranks[target]
 
     def _changed(self, target: Target, before: Sequence[tuple[Query, Rule]]) -> set[Target]:
         self._owners.pop(target, None)
         return set() if self.owners(target) == before else {target}
 
 
-def _rank(query: Query, rule: Rule, target: Target) -> _Rank:
-    return not rule.to.annotated, query.service != target.name, query
+def _rank(query: Query, annotated: bool, target: Target) -> _Rank:
+    return not annotated, query.service != target.name, query

@@ -382,20 +382,17 @@ def _pairs(
     labels: Pairs = ()
     annotations: Pairs = ()
     warnings: list[str] = []
-    selected: list[Instance] | None = None
+    if any(rule.to.labels_from or rule.to.annotations_from for rule, _, _ in sources):
+        selected = [f.instance for _, _, f in fates if f.ended not in (Ended.FOREIGN, Ended.NOT_SELECTED)]
+    else:
+        selected = []
     for rule, _, _ in reversed(sources):
-        to = rule.to
-        if to.labels_from or to.annotations_from:
-            if selected is None:
-                selected = [f.instance for _, _, f in fates if f.ended not in (Ended.FOREIGN, Ended.NOT_SELECTED)]
-            for sources_of, label in ((to.labels_from, True), (to.annotations_from, False)):
-                pairs, contradictions = derived(sources_of, selected, label=label)
-                warnings += contradictions
-                if label:
-                    labels = joined(labels, pairs)
-                else:
-                    annotations = joined(annotations, pairs)
-        labels, annotations = joined(labels, to.labels), joined(annotations, to.annotations)
+        found, contradictions = derived(rule.to.labels_from, selected, label=True)
+        labels = joined(joined(labels, found), rule.to.labels)
+        warnings += contradictions
+        found, contradictions = derived(rule.to.annotations_from, selected, label=False)
+        annotations = joined(joined(annotations, found), rule.to.annotations)
+        warnings += contradictions
     return labels, annotations, tuple(warnings)
 
 

@@ -28,6 +28,7 @@ from tests.bench.measure import (
     table,
     write_times,
 )
+from tests.bench.scale import scale
 from tests.lab import Lab, LabError
 from tests.program import BRIDGE, Daemon, bridge, environment
 from tests.raw import ENDPOINTS, SERVICES
@@ -175,6 +176,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "propagation": propagation,
     "rest": rest,
     "initial": initial,
+    "scale": scale,
 }
 
 

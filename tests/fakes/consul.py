@@ -516,7 +516,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         status, headers, body = self.consul.answer(request)
         if fault is not None:
-            headers = {k: v for k, v in {**headers, **dict(fault.headers)}.items() if v is not None}
+            replaced = {name.lower() for name, _ in fault.headers}
+            headers = {k: v for k, v in headers.items() if k.lower() not in replaced}
+            headers |= {k: v for k, v in fault.headers if v is not None}
         self._send(status, headers, body, truncate=fault is not None and fault.truncate)
 
     def do_PUT(self) -> None:

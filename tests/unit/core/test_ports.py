@@ -123,7 +123,8 @@ def test_two_ports_on_one_number_cannot_both_be_had() -> None:
     assert found.mirror is not None
     assert found.mirror.service_ports == (Port("http", 8080),)
     assert found.warnings == (
-        "port 'admin' cannot be reached: the Service's TCP port 8080 is 'http'; give one of them another number (`port`)",
+        "port 'admin' cannot be reached: the Service's TCP port 8080 is 'http'; "
+        "give one of them another number (`port`)",
     )
     standing = Current(TARGET, service(ports=(Port("admin", 8080),)))
     kept = translate(TARGET, sources, standing).mirror

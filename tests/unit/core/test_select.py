@@ -29,6 +29,14 @@ def test_a_rule_selects_by_name_datacenter_and_tags(rule: Rule, service: str, wh
     assert select.matches(rule, service, "dc1", {"s3", "rgw"}) is (why_not is None)
 
 
+def test_a_rule_may_match_whatever_the_tags() -> None:
+    """Name and datacenter alone can rule it out."""
+    rule = Rule(services=("web*",), tags=("blue",), datacenters=("dc1",))
+    assert select.may_match(rule, "web-1", "dc1")
+    assert not select.may_match(rule, "web-1", "dc2")
+    assert not select.may_match(rule, "db", "dc1")
+
+
 def test_the_first_rule_that_matches_wins() -> None:
     """Later ones are not asked."""
     first, second = Rule(services=("web*",), name="first"), Rule(name="second")
@@ -152,6 +160,21 @@ def test_a_name_goes_to_the_next_when_its_holder_goes() -> None:
     assert found.targets() == set()
     assert found.owners(TARGET) == ()
     assert found.losers(TARGET) == ()
+
+
+def test_an_annotated_service_and_a_rule_may_want_the_same() -> None:
+    """The annotation has the name, whoever came first; when one goes the other is still there."""
+    query = Query("dc1", "web")
+    found = claims(("web", named("", annotated=True)), ("web", named("http")))
+    assert found.owners(TARGET) == ((query, named("", annotated=True)),)
+    assert found.losers(TARGET) == ()
+    assert found.release(query, TARGET) == {TARGET}
+    assert found.owners(TARGET) == ((query, named("http")),)
+    found.claim(query, named("", annotated=True), TARGET)
+    assert found.release(query, TARGET, annotated=False) == set()
+    assert found.release(query, TARGET, annotated=False) == set()
+    assert found.release(query, TARGET, annotated=True) == {TARGET}
+    assert found.targets() == set()
 
 
 def test_a_claim_costs_the_same_in_a_large_catalog() -> None:

@@ -1,0 +1,265 @@
+"""Runs the scenarios in *.yaml: the rules as a person would tell them, from Consul's instances to what is written.
+
+What a scenario does not list under `expect` (skipped, conflicts, held, warnings) must not happen. How lines are read:
+
+- `vm1 10.0.0.1:8080 passing [kind]`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them
+- `Service default/web of somebody else, with a selector`: an object that stands there already
+- `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bridge.core import select
+from bridge.core.guard import Guard, GuardSettings
+from bridge.core.model import (
+    Adopt,
+    CurrentEndpoints,
+    CurrentService,
+    Destination,
+    Disposition,
+    Group,
+    Instance,
+    InstanceRules,
+    Kind,
+    Known,
+    Meta,
+    Mirror,
+    Output,
+    Plan,
+    Policy,
+    Port,
+    Query,
+    Rule,
+    Skipped,
+    Status,
+    Target,
+)
+from bridge.core.plan import plan, retain
+from bridge.core.translate import translate
+from tests.unit.core.builders import OWNER, Cluster
+
+SCENARIOS = [
+    pytest.param(scenario, id=f"{path.stem}: {scenario['name']}")
+    for path in sorted(Path(__file__).parent.glob("*.yaml"))
+    for scenario in yaml.safe_load(path.read_text())
+]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_scenario(scenario: Mapping[str, Any]) -> None:
+    """What is given leads to what is expected, and a second pass has nothing left to do."""
+    given, expect = scenario["given"], scenario["expect"]
+    assert set(given) <= {
+        "rules", "consul", "consul before", "objects", "adopt", "policy", "force", "index went backwards",
+    }  # fmt: skip
+    rules = [_rule(r) for r in given.get("rules", [{}])]
+    world = World(rules, Adopt(given.get("adopt", "never")))
+    for text in given.get("objects", ()):
+        world.place(text)
+    if "consul before" in given:
+        world.make_a_pass(given["consul before"], Policy.SYNC, force=True)
+    if given.get("index went backwards"):
+        world.guard.rebuilt("dc1", 0.0)
+    policy, force = Policy(given.get("policy", "sync")), given.get("force", False)
+    plans = world.make_a_pass(given["consul"], policy, force=force)
+    seen: dict[str, Any] = {
+        "changes": [_change(c.action, c.kind, p.target, c.reason) for p in plans for c in p.writes],
+        "skipped": sorted(_skipped(s) for s in {s for p in plans for s in p.skipped} | world.unmappable),
+        "conflicts": [f"{c.kind} {c.target}: {c.reason}" for p in plans for c in p.conflicts],
+        "held": [f"{h.target}: {h.reason}" for p in plans for h in p.held],
+        "warnings": [w for p in plans for w in p.warnings],
+    }
+    if "endpoints" in expect:
+        seen["endpoints"] = {str(t): world.endpoints(t) for t in sorted(world.clusters) if world.stands(t)}
+    if "service ports" in expect:
+        seen["service ports"] = {t: world.service_ports(t) for t in expect["service ports"]}
+    wanted = {"skipped": [], "conflicts": [], "held": [], "warnings": [], **expect}
+    if "endpoints" in wanted:
+        wanted["endpoints"] = {
+            t: [e for text in texts for e in _several(text)] for t, texts in wanted["endpoints"].items()
+        }
+    assert seen == wanted
+    assert [c for p in world.make_a_pass(given["consul"], policy, force=force) for c in p.writes] == []
+
+
+class World:
+    """Consul's catalog on one side, Kubernetes as a value on the other, one pass between them."""
+
+    def __init__(self, rules: list[Rule], adopt: Adopt) -> None:
+        self.rules = rules
+        self.adopt = adopt
+        self.guard = Guard(GuardSettings())
+        self.clusters: dict[Target, Cluster] = {}
+        self.unmappable: set[Skipped] = set()
+
+    def make_a_pass(self, catalog: Mapping[str, list[str]], policy: Policy, *, force: bool) -> list[Plan]:
+        """Select, translate, plan, ask the guard, apply."""
+        claims = select.Claims()
+        views: dict[Query, Known] = {}
+        for service, lines in catalog.items():
+            rule = select.first_rule(self.rules, service, "dc1", ())
+            if rule is None or select.excluded(service, ()) is not None:
+                continue
+            query = select.query_of(rule, service, "dc1")
+            views[query] = Known(tuple(_instance(text, service) for line in lines for text in _several(line)))
+            target = select.target_of(rule, query)
+            if isinstance(target, Skipped):
+                self.unmappable.add(target)
+            else:
+                claims.claim(query, rule, target)
+        drafts = [
+            (target, *self._draft(target, claims, views, policy))
+            for target in sorted(claims.targets() | self.clusters.keys())
+        ]
+        ready = sum(p.ready_before for _, _, p in drafts)
+        verdict = self.guard.admit([p for _, _, p in drafts], ready, 0.0, force=force)
+        plans = []
+        for target, desired, draft in drafts:
+            found, held = draft, verdict.held.get(target)
+            if held is not None:
+                current = self._cluster(target).current()
+                kept = None if desired is None else retain(desired, current, lost=held.lost, flips=held.flips)
+                found = replace(draft, changes=()) if kept is None else self._plan(kept, target, policy, draft.skipped)
+                found = replace(found, held=(held,))
+            self._cluster(target).apply(found)
+            self._cluster(target).mirror()
+            plans.append(found)
+        return plans
+
+    def _draft(
+        self, target: Target, claims: select.Claims, views: Mapping[Query, Known], policy: Policy
+    ) -> tuple[Mirror | None, Plan]:
+        sources = [(rule, query, views[query]) for query, rule in claims.owners(target)]
+        if not sources:
+            return None, replace(self._plan(None, target, policy), queries=(Query("dc1", target.name),))
+        found = translate(target, sources, self._cluster(target).current())
+        skipped = (*found.skipped, *claims.losers(target))
+        return found.mirror, self._plan(found.mirror, target, policy, skipped, found.warnings)
+
+    def _plan(
+        self,
+        desired: Mirror | None,
+        target: Target,
+        policy: Policy,
+        skipped: tuple[Skipped, ...] = (),
+        warnings: tuple[str, ...] = (),
+    ) -> Plan:
+        return plan(
+            target,
+            desired,
+            self._cluster(target).current(),
+            owner=OWNER,
+            policy=policy,
+            adopt=self.adopt,
+            skipped=skipped,
+            warnings=warnings,
+        )
+
+    def _cluster(self, target: Target) -> Cluster:
+        return self.clusters.setdefault(target, Cluster(target))
+
+    def place(self, text: str) -> None:
+        """Put an object into Kubernetes."""
+        found = re.fullmatch(r"(Service|Endpoints) (\S+)/(\S+) of (.+?)(, with a selector|, an alias)?", text)
+        assert found, text
+        kind, namespace, name, whose, manner = found.groups()
+        owner = whose.removeprefix("the bridge ") if whose.startswith("the bridge ") else None
+        marks = (("consul", "true"),) if whose == "consul-k8s" else ()
+        meta = Meta(
+            kind=Kind(kind),
+            namespace=namespace,
+            name=name,
+            uid="theirs",
+            resource_version="1",
+            owner=owner,
+            marks=marks,
+        )
+        cluster = self._cluster(Target(namespace, name))
+        if kind == "Endpoints":
+            cluster.endpoints = CurrentEndpoints(meta, ())
+        else:
+            alias = manner == ", an alias"
+            cluster.service = CurrentService(
+                meta=meta,
+                type="ExternalName" if alias else "ClusterIP",
+                headless=False,
+                has_selector=manner == ", with a selector",
+                ports=() if alias else (Port("", 8080),),
+            )
+
+    def stands(self, target: Target) -> bool:
+        """Whether anything holds endpoints there."""
+        cluster = self._cluster(target)
+        return cluster.endpoints is not None or bool(cluster.slices)
+
+    def endpoints(self, target: Target) -> list[str]:
+        """What stands there: slices when there are some, they tell more."""
+        cluster = self._cluster(target)
+        groups: Iterable[Group] = [s.group for s in cluster.slices.values()]
+        if not cluster.slices and cluster.endpoints is not None:
+            groups = cluster.endpoints.groups
+        return [
+            f"{e.address}:{g.ports[0].number} {'ready' if e.ready else 'not ready'}"
+            + (", still serving" if e.serving and not e.ready else "")
+            + (", terminating" if e.terminating else "")
+            for g in groups
+            for e in g.endpoints
+        ]
+
+    def service_ports(self, target: str) -> str:
+        """The Service's ports in one line."""
+        service = self._cluster(Target(*target.split("/"))).service
+        assert service is not None
+        return ", ".join(f"{p.name} {p.number}".strip() for p in service.ports)
+
+
+def _rule(raw: Mapping[str, Any]) -> Rule:
+    to, instances = dict(raw.get("to", {})), dict(raw.get("instances", {}))
+    if "output" in to:
+        to["output"] = Output(to["output"])
+    for key in ("warning", "critical", "maintenance"):
+        if key in instances:
+            instances[key] = Disposition(instances[key])
+    return Rule(services=tuple(raw.get("services", ())), to=Destination(**to), instances=InstanceRules(**instances))
+
+
+def _several(line: str) -> list[str]:
+    """`vm1..vm3 10.0.0.1..3:80 x` as three lines; any other line as itself."""
+    span = re.search(r"(\d+)\.\.(\d+)(?=:)", line)
+    if span is None:
+        return [line]
+    shifted = re.sub(r"(\D)(\d+)\.\.\D+\d+ ", r"\1# ", line, count=1) if re.match(r"\S*?\.\.\D", line) else line
+    first, last = int(span[1]), int(span[2])
+    pattern = re.compile(r"\d+\.\.\d+(?=:)")
+    return [pattern.sub(str(n), shifted, count=1).replace("#", str(n), 1) for n in range(first, last + 1)]
+
+
+def _instance(text: str, service: str) -> Instance:
+    node, place, status, *kind = text.split()
+    address, _, port = place.rpartition(":")
+    return Instance(
+        node=node,
+        id=service,
+        address=address,
+        node_address="",
+        port=int(port),
+        status=Status(status),
+        kind=kind[0] if kind else "",
+    )
+
+
+def _change(action: str, kind: str, target: Target, reason: str) -> str:
+    return f"{action} {kind} {target}" + (f" ({reason})" if reason else "")
+
+
+def _skipped(skipped: Skipped) -> str:
+    return f"{skipped.service} {skipped.instance}".strip() + f": {skipped.reason}"

@@ -1,0 +1,92 @@
+"""What differs between two answers of a doorbell names exactly those who must be read again."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.consul import bells
+from bridge.core.model import Instance, Listing, Status
+
+WEB = ("web", "critical", 7)
+
+
+def test_a_check_that_joined_names_its_service_and_the_index_to_reach() -> None:
+    assert bells.flips({}, {("vm", "c"): WEB}) == bells.Named(services={"web": 7})
+
+
+def test_a_check_that_left_names_its_service_whatever_was_read_before() -> None:
+    assert bells.flips({("vm", "c"): WEB}, {}) == bells.Named(services={"web": 0})
+
+
+def test_a_flap_between_two_answers_still_shows() -> None:
+    assert bells.flips({("vm", "c"): WEB}, {("vm", "c"): ("web", "critical", 9)}) == bells.Named(services={"web": 9})
+
+
+def test_a_nodes_own_check_names_the_node() -> None:
+    assert bells.flips({}, {("vm", "alive"): ("", "critical", 7)}) == bells.Named(nodes={"vm": 7})
+
+
+def test_of_several_checks_of_a_service_the_most_demanding_counts() -> None:
+    after = {("vm", "a"): ("web", "critical", 7), ("vm", "b"): ("web", "critical", 9)}
+    assert bells.flips({}, after).services == {"web": 9}
+    assert bells.flips({("vm", "c"): WEB}, after).services == {"web": 0}
+
+
+def test_nothing_new_names_nobody() -> None:
+    body = {("vm", "c"): WEB, ("vm", "alive"): ("", "critical", 3)}
+    assert bells.flips(body, dict(body)) == bells.Named()
+
+
+def test_after_silence_everybody_on_either_list_is_named() -> None:
+    before, after = {("vm", "c"): WEB}, {("vm", "d"): ("db", "critical", 3), ("n", "x"): ("", "critical", 2)}
+    assert bells.rung_after_silence(before, after) == bells.Named(services={"web": 0, "db": 3}, nodes={"n": 2})
+    assert bells.rung_after_silence(after, after).services == {"db": 3}
+
+
+def instance(status: Status, check: str) -> Instance:
+    return Instance(node="vm", id="web-1", address="", node_address="10.0.0.1", port=1, status=status, check=check)
+
+
+def test_a_view_that_shows_a_flip_which_the_list_does_not_have_contradicts_it() -> None:
+    sick, critical = instance(Status.CRITICAL, "c"), frozenset({Status.CRITICAL, Status.MAINTENANCE})
+    assert bells.contradicts([sick], critical, {}) is True
+    assert bells.contradicts([sick], critical, {("vm", "c"): WEB}) is False
+    assert bells.contradicts([sick], frozenset({Status.WARNING}), {}) is False
+    assert bells.contradicts([instance(Status.PASSING, "")], critical, {}) is False
+
+
+def test_nodes_that_moved_went_or_came() -> None:
+    before = {"a": (1, 1), "b": (2, 2), "c": (3, 3)}
+    after = {"a": (1, 1), "b": (2, 9), "d": (4, 4)}
+    assert bells.moved_nodes(before, after) == (bells.Named(nodes={"b": 9, "c": 0}), ("d",))
+
+
+def test_a_node_that_was_registered_anew_moved() -> None:
+    assert bells.moved_nodes({"a": (1, 5)}, {"a": (6, 6)})[0].nodes == {"a": 6}
+
+
+def test_services_that_came_went_or_changed_their_tags() -> None:
+    before = Listing({"a": frozenset(), "b": frozenset({"x"}), "c": frozenset()})
+    after = Listing({"a": frozenset(), "b": frozenset({"y"}), "d": frozenset()})
+    assert bells.renamed(before, after) == {"b", "c", "d"}
+
+
+KEYS = st.tuples(st.sampled_from("mn"), st.sampled_from("xyz"))
+CHECKS = st.dictionaries(
+    KEYS, st.tuples(st.sampled_from(["", "web", "db"]), st.just("critical"), st.integers(1, 5)), max_size=6
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(CHECKS, CHECKS)
+def test_whoever_differs_is_named_and_nobody_else(before: bells.Checks, after: bells.Checks) -> None:
+    differ = {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)}
+    meant = {(key, body[key][0]) for key in differ for body in (before, after) if key in body}
+    named = bells.flips(before, after)
+    assert named.services.keys() <= {service for _, service in meant if service}
+    assert named.nodes.keys() <= {key[0] for key, service in meant if not service}
+    for key in differ:
+        service = (after.get(key) or before[key])[0]
+        assert (service in named.services) if service else (key[0] in named.nodes)
+    assert bells.flips(after, after) == bells.Named()

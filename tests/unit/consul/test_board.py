@@ -1,0 +1,140 @@
+"""What is known of the wanted services, and who hears of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bridge.consul.board import Board, Published
+from bridge.core.model import Instance, Known, Query, Status, Unknown
+
+WEB, DB = Query("dc1", "web"), Query("dc1", "db")
+
+
+def known(*nodes: str, port: int = 80) -> Known:
+    return Known(
+        tuple(
+            Instance(node=n, id=f"i-{n}", address="", node_address="10.0.0.1", port=port, status=Status.PASSING)
+            for n in nodes
+        )
+    )
+
+
+class Told(list[Any]):
+    def __call__(self, query: Query, state: Any, seen: float) -> None:
+        self.append((query, state, seen))
+
+
+def board(namespace: str = "", partition: str = "") -> tuple[Board, Told]:
+    told = Told()
+    return Board(told, namespace, partition), told
+
+
+def test_news_is_told_once() -> None:
+    one, told = board()
+    ((entry,), _) = one.want([WEB])
+    assert one.publish(entry, known("a"), 1.0) is Published.SAME  # the first view is no change
+    assert one.publish(entry, known("a"), 2.0) is Published.SAME
+    assert one.publish(entry, known("a", "b"), 3.0) is Published.CHANGED
+    assert told == [(WEB, known("a"), 1.0), (WEB, known("a", "b"), 3.0)]
+
+
+def test_not_knowing_is_told_and_knowing_again_too_even_when_nothing_changed() -> None:
+    one, told = board()
+    ((entry,), _) = one.want([WEB])
+    one.publish(entry, known("a"), 1.0)
+    one.publish(entry, Unknown("down"), 2.0)
+    one.publish(entry, Unknown("down"), 3.0)
+    assert one.publish(entry, known("a"), 4.0) is Published.SAME
+    assert [state for _, state, _ in told] == [known("a"), Unknown("down"), known("a")]
+    assert entry.known == known("a")
+
+
+def test_a_view_that_was_overtaken_is_refused() -> None:
+    one, told = board()
+    ((entry,), _) = one.want([WEB])
+    before = entry.generation
+    one.publish(entry, known("new"), 2.0)
+    assert one.publish(entry, known("old"), 1.0, before) is Published.OUTRUN
+    assert one.publish(entry, known("newer"), 3.0, entry.generation) is Published.CHANGED
+    assert [state for _, state, _ in told] == [known("new"), known("newer")]
+
+
+def test_nobody_hears_of_what_is_no_longer_wanted() -> None:
+    one, told = board()
+    ((entry,), _) = one.want([WEB])
+    one.want([])
+    assert one.publish(entry, known("a"), 1.0) is Published.SAME
+    assert told == []
+    assert one.on_node("a") == ()
+
+
+def test_wanting_is_a_difference() -> None:
+    one, _ = board()
+    (web,), gone = one.want([WEB])
+    assert gone == []
+    (db,), gone = one.want([WEB, DB])
+    assert (db.query, gone) == (DB, [])
+    assert one.want([DB]) == ([], [web])
+    (again,), _ = one.want([WEB, DB])
+    assert again is not web
+
+
+def test_nodes_lead_to_the_services_on_them() -> None:
+    one, _ = board()
+    (db, web), _ = one.want([WEB, DB])
+    one.publish(web, known("a", "b"), 1.0)
+    one.publish(db, known("b"), 1.0)
+    assert set(one.on_node("b")) == {web, db}
+    one.publish(web, known("a"), 2.0)
+    assert one.on_node("b") == (db,)
+    one.publish(web, Unknown("down"), 3.0)
+    assert one.on_node("a") == (web,)  # what was known stays
+    one.want([DB])
+    assert one.on_node("a") == ()
+    assert one.on_node("nowhere") == ()
+
+
+def test_names_lead_to_all_their_queries_in_any_case() -> None:
+    one, _ = board()
+    entries, _ = one.want([WEB, Query("dc1", "Web", filter="x == 1")])
+    assert set(one.named("WEB")) == set(entries)
+    assert one.filtered == 1
+
+
+def test_indirect_counts_those_without_a_watch_of_their_own() -> None:
+    one, _ = board()
+    (db, web), _ = one.want([WEB, DB])
+    assert one.indirect == 2
+    one.assign(web, True)
+    one.assign(web, True)
+    assert one.indirect == 1
+    one.want([DB])
+    assert one.indirect == 1
+    one.assign(web, False)  # long gone
+    assert one.indirect == 1
+    one.assign(db, True)
+    assert one.indirect == 0
+
+
+def test_doorbells_cover_the_configured_namespace_and_partition_only() -> None:
+    one, _ = board("team", "east")
+    queries = {
+        Query("dc1", "a"): True,
+        Query("dc1", "a", namespace="team"): True,
+        Query("dc1", "a", namespace="other"): False,
+        Query("dc1", "a", partition="west"): False,
+        Query("dc1", "a", peer="cloud"): False,
+    }
+    entries, _ = one.want(queries)
+    assert {entry.query: entry.covered for entry in entries} == queries
+
+
+def test_instances_that_did_not_change_stay_the_same_objects() -> None:
+    one, _ = board()
+    ((entry,), _) = one.want([WEB])
+    one.publish(entry, known("a", "b"), 1.0)
+    first = entry.known
+    one.publish(entry, known("a", "b", "c"), 2.0)
+    assert first is not None
+    assert entry.known is not None
+    assert all(new is old for new, old in zip(entry.known.instances, first.instances, strict=False))

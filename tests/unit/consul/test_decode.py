@@ -1,0 +1,211 @@
+"""Raw JSON becomes what it proves, and nothing that somebody registers can make it raise."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.consul import decode
+from bridge.consul.client import Answer
+from bridge.core.model import Instance, Known, Listing, NamedPort, Status, TaggedAddress, Unknown
+from bridge.errors import TransientError
+
+PASSING, WARNING, CRITICAL = "passing", "warning", "critical"
+
+
+def answer(data: Any, **envelope: Any) -> Answer:
+    return Answer(index=1, data=data, **envelope)
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    service = {
+        "ID": "web-1", "Service": "web", "Address": "10.0.0.9", "Port": 8080, "Tags": ["b", "a", "a"],
+        "Meta": {"version": "1"}, "TaggedAddresses": {"lan": {"Address": "10.0.0.9", "Port": 8080}},
+    }  # fmt: skip
+    node = {
+        "Node": "vm-1", "Address": "10.0.0.1", "Meta": {"zone": "a"}, "TaggedAddresses": {"lan": "10.0.0.1"},
+    }  # fmt: skip
+    return {
+        "Node": node | changes.get("node", {}),
+        "Service": service | changes.get("service", {}),
+        "Checks": changes.get("checks", [check("web", PASSING)]),
+    }
+
+
+def check(identity: str, status: Any) -> dict[str, Any]:
+    return {"CheckID": identity, "Status": status, "Output": "secret output"}
+
+
+def test_an_instance_carries_everything_that_the_rules_need() -> None:
+    assert decode.instances([entry()]) == (
+        Instance(
+            node="vm-1",
+            id="web-1",
+            address="10.0.0.9",
+            node_address="10.0.0.1",
+            port=8080,
+            status=Status.PASSING,
+            tags=("a", "b"),
+            meta=(("version", "1"),),
+            node_meta=(("zone", "a"),),
+            tagged_addresses=(TaggedAddress("lan", "10.0.0.9", 8080),),
+            node_tagged_addresses=(TaggedAddress("lan", "10.0.0.1"),),
+        ),
+    )
+
+
+def test_several_ports_keep_their_names_and_the_default() -> None:
+    ports = [{"Name": "web", "Port": 8080, "Default": True}, {"Name": "admin", "Port": 9000}]
+    (instance,) = decode.instances([entry(service={"Ports": ports})])
+    assert instance.ports == (NamedPort("admin", 9000), NamedPort("web", 8080, default=True))
+
+
+def test_instances_are_sorted_whatever_the_order_of_the_answer() -> None:
+    entries = [entry(node={"Node": n}, service={"ID": i}) for n in "cab" for i in "21"]
+    assert [(i.node, i.id) for i in decode.instances(entries)] == [(n, i) for n in "abc" for i in "12"]
+
+
+@pytest.mark.parametrize(
+    ("checks", "status", "decided"),
+    [
+        ([], Status.PASSING, ""),
+        (None, Status.PASSING, ""),
+        ([check("a", PASSING), check("b", PASSING)], Status.PASSING, ""),
+        ([check("a", PASSING), check("b", WARNING)], Status.WARNING, "b"),
+        ([check("a", "foo"), check("b", WARNING)], Status.UNKNOWN, "a"),
+        ([check("a", "foo"), check("b", CRITICAL)], Status.CRITICAL, "b"),
+        ([check("_node_maintenance", CRITICAL), check("b", CRITICAL)], Status.MAINTENANCE, "_node_maintenance"),
+        (
+            [check("b", CRITICAL), check("_service_maintenance:x", CRITICAL)],
+            Status.MAINTENANCE,
+            "_service_maintenance:x",
+        ),
+        ([check("b", CRITICAL), check("a", CRITICAL)], Status.CRITICAL, "a"),
+        ([check("a", None)], Status.UNKNOWN, "a"),
+        ([check("a", ["passing"])], Status.UNKNOWN, "a"),
+        (["not a check"], Status.UNKNOWN, ""),
+        ("not a list", Status.UNKNOWN, ""),
+    ],
+)
+def test_the_worst_check_decides(checks: Any, status: Status, decided: str) -> None:
+    assert decode.worst(checks) == (status, decided)
+
+
+def test_check_outputs_are_not_kept() -> None:
+    assert "secret output" not in repr(decode.instances([entry(checks=[check("a", CRITICAL)])]))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"service": {"Address": None}}, ("", "10.0.0.1", 8080)),
+        ({"service": {"Port": "8080"}}, ("10.0.0.9", "10.0.0.1", 0)),
+        ({"service": {"Port": 70000}}, ("10.0.0.9", "10.0.0.1", 0)),
+        ({"service": {"Port": True}}, ("10.0.0.9", "10.0.0.1", 0)),
+        ({"service": {"Port": -1}}, ("10.0.0.9", "10.0.0.1", 0)),
+        ({"node": {"Address": None}}, ("10.0.0.9", "", 8080)),
+    ],
+)
+def test_odd_values_become_absent_ones(change: dict[str, Any], expected: tuple[str, str, int]) -> None:
+    (instance,) = decode.instances([entry(**change)])
+    assert (instance.address, instance.node_address, instance.port) == expected
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [None, 7, "x", [], {}, {"Node": {}, "Service": {}}, entry(service={"ID": ""}), entry(service={"ID": None}),
+     entry(node={"Node": 5}), entry(service={"Address": 5}), entry(service={"Address": "x" * 5000}),
+     entry(node={"Address": ["10.0.0.1"]})],
+)  # fmt: skip
+def test_a_misshapen_instance_does_not_hide_the_others(broken: Any) -> None:
+    """An address of the wrong type must not silently become the node's address: that instance is left out."""
+    assert [i.id for i in decode.instances([broken, entry()])] == ["web-1"]
+
+
+def test_equal_parts_are_one_object() -> None:
+    found = decode.instances(json.loads(json.dumps([entry(node={"Node": f"vm-{n}"}) for n in range(3)])))
+    first, *others = found
+    for other in others:
+        assert other.tags is first.tags
+        assert other.meta is first.meta
+        assert other.node_tagged_addresses is first.node_tagged_addresses
+        assert other.id is first.id
+
+
+# --------------------------------------------------------------------------- what answers prove
+
+
+def test_an_empty_answer_is_knowledge() -> None:
+    assert decode.view_of(answer([])) == Known(())
+    assert decode.listing_of(answer({})) == Listing({})
+
+
+@pytest.mark.parametrize("envelope", [{"filtered": True}, {"default_deny_anonymous": True}])
+def test_an_empty_answer_that_acls_emptied_proves_nothing(envelope: dict[str, bool]) -> None:
+    assert isinstance(decode.view_of(answer([], **envelope)), Unknown)
+    assert isinstance(decode.listing_of(answer({}, **envelope)), Unknown)
+
+
+@pytest.mark.parametrize("envelope", [{"filtered": True}, {"default_deny_anonymous": True}])
+def test_what_acls_left_over_is_knowledge(envelope: dict[str, bool]) -> None:
+    assert isinstance(decode.view_of(answer([entry()], **envelope)), Known)
+    assert isinstance(decode.listing_of(answer({"web": []}, **envelope)), Listing)
+
+
+def test_tags_are_compared_as_sets() -> None:
+    assert decode.listing_of(answer({"web": ["a", "b"]})) == decode.listing_of(answer({"web": ["b", "a"]}))
+
+
+@pytest.mark.parametrize("data", [None, 5, "x", {"web": []}])
+def test_a_view_that_is_no_list_is_trouble(data: Any) -> None:
+    with pytest.raises(TransientError):
+        decode.view_of(answer(data))
+
+
+@pytest.mark.parametrize("data", [None, 5, "x", ["web"]])
+def test_a_listing_that_is_no_mapping_is_trouble(data: Any) -> None:
+    with pytest.raises(TransientError):
+        decode.listing_of(answer(data))
+
+
+def test_what_is_on_a_node() -> None:
+    assert decode.services_on(answer({"Node": {}, "Services": [{"Service": "web"}, {"Service": None}, 3]})) == {"web"}
+    assert decode.services_on(answer({"Node": None, "Services": None})) == frozenset()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=20,
+)
+FIELDS = st.sampled_from(
+    ["Node", "Service", "Checks", "ID", "Address", "Port", "Ports", "Tags", "Meta", "TaggedAddresses", "Kind", "Status",
+     "CheckID", "Name", "Default", "Services", "ServiceName", "CreateIndex", "ModifyIndex"]
+)  # fmt: skip
+SHAPED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(FIELDS, inner, max_size=8),
+    max_leaves=40,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(JSON | SHAPED)
+def test_nothing_that_anybody_answers_raises_anything_but_trouble(data: Any) -> None:
+    for read in (decode.view_of, decode.listing_of, decode.checks_of, decode.nodes_of, decode.services_on):
+        with contextlib.suppress(TransientError):
+            read(answer(data))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(SHAPED, max_size=6), st.randoms())
+def test_the_order_of_an_answer_never_matters(entries: list[Any], random: Any) -> None:
+    entries = [*entries, entry(), entry(node={"Node": "vm-2"})]
+    shuffled = list(entries)
+    random.shuffle(shuffled)
+    assert decode.instances(shuffled) == decode.instances(entries)
