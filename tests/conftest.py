@@ -25,17 +25,17 @@ def _lab(**options: bool) -> Lab:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    """Servers that all tests share: no test stops them."""
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Servers that all tests share: no test stops them. Their logs are kept when a test failed."""
     running = _lab()
     yield running
-    running.close()
+    running.close(keep=request.session.testsfailed > 0)
 
 
 @pytest.fixture
 def fresh_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Servers for this test alone, to be stopped and killed. Parametrised indirectly: the arguments of `Lab`."""
-    running = _lab(**getattr(request, "param", {}))
+    running = _lab(**{"own": True, **getattr(request, "param", {})})
     failed = request.session.testsfailed
     yield running
     running.close(keep=request.session.testsfailed > failed)

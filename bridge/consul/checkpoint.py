@@ -18,9 +18,16 @@ from bridge.consul.identity import Identity
 class Checkpoint:
     """The doubt of one datacenter, and the waiting of its threads. Any thread."""
 
-    def __init__(self, datacenter: str, on_rebuilt: Callable[[], None], stop: threading.Event) -> None:
+    def __init__(
+        self,
+        datacenter: str,
+        on_rebuilt: Callable[[], None],
+        on_confirmed: Callable[[], None],
+        stop: threading.Event,
+    ) -> None:
         self._datacenter = datacenter
         self._on_rebuilt = on_rebuilt
+        self._on_confirmed = on_confirmed
         self._stop = stop
         self._identity = Identity()
         self._lock = threading.Lock()
@@ -53,6 +60,7 @@ class Checkpoint:
                 another = self._identity.is_another(answer.index, nodes)
             if another:
                 self._on_rebuilt()
+            self._on_confirmed()
             with self._changed:
                 self._settled = doubts
                 self.confirmations += 1

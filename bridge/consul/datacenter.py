@@ -110,7 +110,7 @@ class DatacenterWatch:
         self._stop = threading.Event()
         self._want_lock = threading.Lock()
 
-        self._checkpoint = Checkpoint(name, self._rebuilt, self._stop)
+        self._checkpoint = Checkpoint(name, self._rebuilt, self._sure_again, self._stop)
         self._troubles = Troubles(self._tell_trouble)
         self._board = Board(listener.on_view, config.namespace, config.partition)
         self._listing_client = self._client()
@@ -277,6 +277,12 @@ class DatacenterWatch:
         for entry in entries:
             if entry.state is None:
                 self._board.publish(entry, Unknown(reason), self._clock(), generation=0)
+
+    def _sure_again(self) -> None:
+        """Whichever thread made sure of Consul: it can be read again."""
+        self._reader_attempts = 0
+        self._last_success = self._clock()
+        self._troubles.set("confirm", None)
 
     def _rebuilt(self) -> None:
         """Consul is another one: say so, then forget every index and have everything read again."""
@@ -544,8 +550,6 @@ class DatacenterWatch:
             self._troubles.set("confirm", str(error))
             self._checkpoint.sleep(self._policy(error).wait_seconds(self._reader_attempts, error))
             return False
-        self._reader_attempts = 0
-        self._troubles.set("confirm", None)
         return True
 
     def _refresh(

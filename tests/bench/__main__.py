@@ -38,7 +38,7 @@ SELECT = ("--service", "bench-*", "--namespace", NAMESPACE)
 
 def propagation(flips: int = 200) -> list[Figure]:
     """A: 12 instances in one service, one of them flips; the bridge and the floor chain in turn."""
-    with Lab() as lab, lab.raw_consul() as consul:
+    with Lab(own=True) as lab, lab.raw_consul() as consul:
         register(consul, "bench-web", 12, "10.1.0")
         register(consul, "floor-web", 12, "10.2.0")
         make_service(lab, "floor-web")
@@ -92,7 +92,7 @@ def start_up() -> list[Figure]:
 
 def rest(services: int = 50, seconds: float = 20.0) -> list[Figure]:
     """C: memory and processor time at rest."""
-    with Lab() as lab, lab.raw_consul() as consul:
+    with Lab(own=True) as lab, lab.raw_consul() as consul:
         for n in range(services):
             register(consul, f"bench-{n}", 4, f"10.{n // 250 + 1}.{n % 250}")
         daemon = Daemon(lab, "bridge", *SELECT, env=environment(lab.consul.address, lab.kubeconfig))
@@ -115,7 +115,7 @@ def rest(services: int = 50, seconds: float = 20.0) -> list[Figure]:
 
 def initial(services: int = 1000, connections: int = 16) -> list[Figure]:
     """D: first sync of many services, beside a raw writer with as many connections that makes the same objects."""
-    with Lab() as lab, lab.raw_consul() as consul:
+    with Lab(own=True) as lab, lab.raw_consul() as consul:
         for n in range(services):
             network = f"10.{n // 250 + 1}.{n % 250}"
             for i in range(1, 5):

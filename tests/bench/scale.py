@@ -59,7 +59,7 @@ def scale(services: int = 5000) -> list[Figure]:
     """E: start, rest, single changes and restart with `services` services of four instances."""
     label = f"{services} services x 4"
     figures: list[Figure] = []
-    with Lab() as lab, lab.raw_consul() as consul:
+    with Lab(own=True) as lab, lab.raw_consul() as consul:
         began = time.perf_counter()
         populate(lab, services)
         print(f"populated in {time.perf_counter() - began:.0f} s", flush=True)

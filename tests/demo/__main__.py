@@ -160,7 +160,7 @@ class Demo:
     def run(self) -> int:
         """Show it; 0 when everything happened as told."""
         self.say("Starting a real Consul 1.22 and a real Kubernetes 1.37 control plane")
-        with Lab() as lab:
+        with Lab(own=True) as lab:
             self.note(f"up in {time.monotonic() - self._began:.1f} s")
             with lab.raw_consul() as consul, lab.raw_kube() as kube:
                 kube.json("POST", "/api/v1/namespaces", {
