@@ -27,7 +27,7 @@ class RetryPolicy:
     """
 
     floor_seconds: float = 0.1
-    cap_seconds: float = 30.0
+    cap_seconds: float = 5.0
     multiplier: float = 2.0
     attempts: int = 0
 

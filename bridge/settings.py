@@ -464,7 +464,9 @@ class BackoffSettings(_Section):
     """Exponential backoff with full jitter."""
 
     floor: Annotated[float, _duration("1ms", "1h")] = _setting(0.1, "The shortest wait, and where the growth begins.")
-    cap: Annotated[float, _duration("1ms", "1d")] = _setting(30.0, "The longest wait.")
+    cap: Annotated[float, _duration("1ms", "1d")] = _setting(
+        5.0, "The longest wait: so long after a server came back it may take until it is asked again."
+    )
     multiplier: Annotated[float, Field(ge=1.0, le=10.0)] = _setting(
         2.0, "How much longer each wait may be than the last."
     )

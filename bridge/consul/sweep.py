@@ -93,7 +93,8 @@ class Sweeper:
     @property
     def pending(self) -> bool:
         """Whether a look is running or due."""
-        return self._wanted or self._running is not None
+        running = self._running
+        return self._wanted or (running is not None and not running.verifying)
 
     def look(self) -> None:
         """The listing rang without a name: sweep as soon as it is time."""

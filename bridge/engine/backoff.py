@@ -38,6 +38,7 @@ class Gate:
         self._changed = threading.Condition()
         self._inside = 0
         self._failures = 0
+        self._successes = 0
         self._not_before = 0.0
         self._reason: str | None = None
 
@@ -60,6 +61,7 @@ class Gate:
             now = self._clock()
             if error is None:
                 self._failures = 0
+                self._successes += 1
                 self._reason = None
                 if self._limit < self._full:
                     self._limit = min(self._full, self._limit + 1 / self._limit)
@@ -86,6 +88,12 @@ class Gate:
         """Why the gate is closed or narrowed, None while all is well."""
         with self._changed:
             return self._reason
+
+    @property
+    def successes(self) -> int:
+        """How often the server did what it was asked."""
+        with self._changed:
+            return self._successes
 
     @property
     def closed(self) -> bool:

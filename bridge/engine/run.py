@@ -27,7 +27,7 @@ from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
-from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, TransientError
+from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, ThrottledError, TransientError
 from bridge.kube.cache import Cache
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.writer import Writer
@@ -88,6 +88,7 @@ class Bridge:
         self._brake: Brake[Target] = Brake(options.object_retry, clock=clock)
         self._seen: dict[Target, float] = {}
         self._deferred: set[Target] = set()
+        self._suspects: dict[Target, int] = {}
         self._outcomes: dict[Target, Outcome] = {}
         self._outcomes_lock = threading.Lock()
         self._consul_trouble: dict[str, str] = {}
@@ -392,11 +393,23 @@ class Bridge:
         except BridgeError as error:
             self._cache.forget(change)
             if isinstance(error, TransientError) and error.fault_of_server:
-                fault = error
+                fault = self._blame(change.target, error)
             raise
         finally:
             self._gate.leave(fault)
+        self._suspects.pop(change.target, None)
         self._cache.note(change, meta)
+
+    def _blame(self, target: Target, error: TransientError) -> TransientError | None:
+        """The error when the server is to blame for it, None when the object is.
+
+        A server that fails for one object again while others were written since is well (an admission webhook may
+        answer 500 for just this one): it must not be declared down for it.
+        """
+        successes = self._gate.successes
+        before = self._suspects.setdefault(target, successes)
+        self._suspects[target] = successes
+        return error if before == successes or isinstance(error, ThrottledError) else None
 
     def _settle(self, outcome: Outcome, seen: float | None) -> None:
         """Remember how it went and ask for what is still to be done."""

@@ -16,7 +16,7 @@ from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule,
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
-from bridge.errors import CancelledError, PermanentError
+from bridge.errors import CancelledError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.writer import Writer
@@ -171,6 +171,3 @@ def _urgency(plan: Plan) -> tuple[int, str, str]:
 def _unknown(world: World) -> dict[Query, str]:
     """Everything that could not be read, services and whole datacenters (under an empty service name)."""
     return {**world.trouble(), **{Query(dc, ""): reason for dc, reason in world.listing_trouble().items()}}
-
-
-__all__ = ["PermanentError", "Progress", "SyncOptions", "sync_once"]

@@ -303,12 +303,14 @@ class FakeConsul:
     def rebuild(self, index: int = 3) -> None:
         """Come back empty, as after a restart without data: connections are cut, the index begins at `index`."""
         with self._changed:
+            for sock in self._sockets:  # first: nobody that waits on one may get an answer of the new one
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
             for name in self._catalogs:
                 new = _Catalog(index=index, tables={"nodes": index, "catalog": index})
                 new.register({"Node": f"server-{index}", "Address": "127.0.0.1"})
                 self._catalogs[name] = new
             self._changed.notify_all()
-        self.drop_connections()
 
     def inject(self, fault: Fault, *, times: int = 1, path: str = "/", datacenter: str = "") -> None:
         """The next `times` requests whose path begins so are answered with `fault`."""

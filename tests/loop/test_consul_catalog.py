@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Listing, Query, Status, Unknown
 from bridge.errors import ConfigurationError
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul, Fault, Recorder
+from tests.fakes.consul import FakeConsul, Fault, Recorder, _Catalog
 
 QUICK = RetryPolicy(floor_seconds=0.01, cap_seconds=0.1)
 
@@ -25,7 +27,7 @@ QUICK = RetryPolicy(floor_seconds=0.01, cap_seconds=0.1)
 def watching(
     consul: FakeConsul, recorder: Recorder, datacenters: tuple[str, ...] = ("dc1",), **settings: Any
 ) -> Iterator[Catalog]:
-    config = ConsulConfig(**{"address": consul.address, "wait_seconds": 5.0} | settings)
+    config = replace(ConsulConfig(address=consul.address, wait_seconds=5.0), **settings)
     catalog = Catalog(config, datacenters, recorder, QUICK, recorder.failed)
     catalog.start()
     try:
@@ -70,6 +72,15 @@ def becomes(recorder: Recorder, query: Query, seconds: float = 5.0, **fields: An
         return all(getattr(view.instances[0], name) == value for name, value in fields.items())
 
     return recorder.wait(so, seconds)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def settled(consul: FakeConsul, seconds: float = 0.4) -> int:
@@ -247,9 +258,8 @@ def test_a_node_check_flips_every_service_on_the_node(recorder: Recorder) -> Non
             assert recorder.wait(known(recorder, queries))
             for status in ("critical", "passing"):
                 check = {"CheckID": "alive", "Name": "alive", "Status": status}
-                consul.change(
-                    lambda c, check=check: c.register({"Node": "vm-3", "SkipNodeUpdate": True, "Check": check})
-                )  # type: ignore[misc]
+                body = {"Node": "vm-3", "SkipNodeUpdate": True, "Check": check}
+                consul.change(partial(_Catalog.register, body=body))
                 for n in range(3, 60, 10):
                     assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status(status)), n
 
@@ -365,15 +375,13 @@ def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
         with budgeted(consul, recorder, verify_seconds=1.0) as catalog:
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
+            watch = catalog._watches["dc1"]
+            assert eventually(lambda: watch.status()["sweeps"] > 0)
+            time.sleep(0.4)
             consul.flip("s050", "vm-0", "strange")  # a status of no list: passing left no list either
             assert becomes(recorder, Query("dc1", "s050"), status=Status.UNKNOWN)
-            status: Any = {}
-            deadline = time.monotonic() + 5
-            while time.monotonic() < deadline and not status.get("verification_found"):
-                status = catalog.status()["datacenters"]["dc1"]
-                time.sleep(0.05)
-            assert status["verification_found"] == 1
-            assert status["verification_found_lately"] == ["s050"]
+            assert eventually(lambda: watch.status()["verification_found"] == 1)
+            assert watch.status()["verification_found_lately"] == ["s050"]
 
 
 def test_at_rest_next_to_nothing_is_asked(recorder: Recorder) -> None:

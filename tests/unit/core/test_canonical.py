@@ -118,6 +118,7 @@ def test_endpoints_objects_hold_readiness_and_nothing_more() -> None:
     simple = group(*ready("10.0.0.1"), *down("10.0.0.2"))
     assert canonical.plain([group(*ready("10.0.0.1"), drained)]) == (simple,)
     assert canonical.plain([simple])[0] is simple
+    assert canonical.plain([group(Endpoint("10.0.0.1", True, zone="a"), *down("10.0.0.2"))]) == (simple,)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def _claimed(*wanted: tuple[str, Rule]) -> Claims:
         ("db", set(), [], "no rule selects it"),
         ("!!", set(), [Rule()], "the name '!!' has no letter or digit to make a name of"),
         ("radosgw", set(), [RULE], ""),
+        ("radosgw", {"s3"}, [Rule(tags=("s3",))], ""),
+        ("radosgw", {"s3"}, [Rule(tags=("blue",))], "no rule selects it"),
     ],
 )
 def test_why_a_service_has_no_target(name: str, tags: set[str] | None, rules: list[Rule], problem: str) -> None:

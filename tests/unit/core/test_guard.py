@@ -200,6 +200,30 @@ def test_what_was_admitted_and_never_written_is_forgotten() -> None:
     assert held(guard, [taking(1, 50)], 100, 60.0) == {}
 
 
+def test_what_turned_not_ready_was_ready_a_minute_ago() -> None:
+    """It belongs to the whole that the percentage is of, and leaves it when the minute is over."""
+    guard = Guard(GuardSettings())
+    held(guard, [taking(0, 0, 60)], 100, 0.0)
+    guard.applied(TARGETS[0])
+    assert held(guard, [taking(1, 0, 20)], 40, 1.0) == {}
+    assert TARGETS[1] in held(guard, [taking(1, 0, 21)], 40, 1.0)
+    guard = Guard(GuardSettings())
+    held(guard, [taking(0, 50)], 100, 0.0)
+    guard.applied(TARGETS[0])
+    assert TARGETS[1] in held(guard, [taking(1, 25)], 50, 59.0)
+    guard = Guard(GuardSettings())
+    held(guard, [taking(0, 50)], 100, 0.0)
+    guard.applied(TARGETS[0])
+    assert held(guard, [taking(1, 25)], 50, 60.0) == {}
+
+
+def test_holds_are_listed_in_order() -> None:
+    """Of the targets, not of their coming."""
+    guard = Guard(GuardSettings())
+    held(guard, [taking(2, 30), taking(0, 30), taking(1, 30)], 100)
+    assert [h.target for h in guard.active()] == TARGETS[:3]
+
+
 def test_part_of_what_went_comes_back() -> None:
     """The rest stays in the sum."""
     guard = Guard(GuardSettings())

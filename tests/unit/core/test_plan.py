@@ -84,6 +84,7 @@ def test_a_new_service_is_made_whole(output: Output, writes: list[str]) -> None:
         assert set(LABELS) <= set(change.body.labels)
         assert change.body.annotations == ANNOTATIONS
     assert (found.ready, found.not_ready, found.ready_before) == (1, 0, 0)
+    assert (found.lost, found.flipped, found.queries) == (0, 0, (QUERY,))
 
 
 def test_slices_and_endpoints_side_by_side_are_told_apart() -> None:
@@ -328,6 +329,7 @@ def test_a_target_that_goes_goes_with_its_service_last() -> None:
     found = planned(None, cluster.current())
     assert verbs(found) == ["delete Endpoints", "delete EndpointSlice", "delete Service"]
     assert (found.ready, found.ready_before, found.lost, found.flipped) == (0, 3, 3, 0)
+    assert found.queries == ()
     assert {c.reason for c in found.changes} == {"its service is gone from Consul"}
     cluster.apply(found)
     assert cluster.current() == Current(TARGET, mirrored=())
@@ -508,6 +510,15 @@ def test_new_slices_come_first_and_what_loses_endpoints_comes_last() -> None:
     assert all(seen == standing for seen in cluster.seen)
 
 
+def test_what_gains_endpoints_is_written_before_what_loses_them() -> None:
+    """Whatever the slices are called."""
+    full = slice_of("a", group(*ready("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")))
+    roomy = slice_of("b", group(*ready("10.0.0.5")))
+    current = Current(TARGET, service(), None, (full, roomy))
+    desired = mirror_of(instances(5), rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=3), current)
+    assert [c.name for c in planned(desired, current).writes if c.kind is Kind.ENDPOINT_SLICE] == ["b", "a"]
+
+
 def test_a_slice_that_somebody_filled_twice_is_mended() -> None:
     """No two slices hold one endpoint."""
     content = group(*ready("10.0.0.1"))
@@ -586,6 +597,15 @@ def test_what_is_held_stays_and_additions_go_on(lost: bool, flips: bool, expecte
     shown = [f"{e.address} {'ready' if e.ready else 'down'}" for g in kept.groups for e in g.endpoints]
     assert shown == expected
     assert retain(desired, Current(TARGET), lost=lost, flips=flips) == desired
+
+
+def test_what_is_drained_and_kept_ready_is_ready_in_every_respect() -> None:
+    """Ready, serving and not terminating."""
+    cluster = cluster_of(Output.ENDPOINTSLICES, 1)
+    drained = [instance(status=Status.MAINTENANCE)]
+    desired = mirror_of(drained, rule(output=Output.ENDPOINTSLICES), cluster.current())
+    assert desired.groups != (group(*ready("10.0.0.1")),)
+    assert retain(desired, cluster.current(), lost=False, flips=True).groups == (group(*ready("10.0.0.1")),)
 
 
 def test_an_endpoint_is_kept_on_the_ports_that_are_lost_only() -> None:

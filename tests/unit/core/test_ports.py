@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.core.model import Current, Instance, Known, Port, Query, Rule
-from bridge.core.ports import in_order
+from bridge.core.ports import in_order, legal
 from bridge.core.translate import translate
 from tests.unit.core.builders import TARGET, instance, instances, mirror_of, named, rule, service, translated
 
@@ -36,6 +36,21 @@ def ports_of(*found: Instance, by: Rule | None = None, current: Current | None =
 def test_ports_of_endpoints(found: Instance, by: Rule, ports: tuple[Port, ...]) -> None:
     """As the table in `ports` says."""
     assert ports_of(found, by=by) == [ports]
+
+
+def test_the_service_names_the_protocols_too() -> None:
+    """Transport and application, with instances and without."""
+    by = rule(port=53, port_name="dns", protocol="UDP", app_protocol="example.com/dns")
+    assert mirror_of([instance()], by).service_ports == (Port("dns", 53, "UDP", "example.com/dns"),)
+    assert mirror_of([], by).service_ports == (Port("dns", 53, "UDP", "example.com/dns"),)
+    without = rule(app_protocol="http")
+    assert mirror_of([instance()], without).service_ports == (Port("", 8080, "TCP", "http"),)
+
+
+@pytest.mark.parametrize(("number", "usable"), [(0, False), (1, True), (65535, True), (65536, False), (-1, False)])
+def test_what_is_a_port(number: int, usable: bool) -> None:
+    """TCP has 65,535 of them."""
+    assert legal(number) is usable
 
 
 def test_the_default_port_comes_first_then_the_lowest() -> None:

@@ -121,6 +121,18 @@ def test_what_cannot_be_an_endpoint_is_skipped_with_the_reason(found: Instance, 
     assert [s.reason for s in result.skipped] == [reason]
 
 
+def test_skips_and_warnings_are_sorted() -> None:
+    """So that logs, plans and JSON are the same each time."""
+    lame = [instance(port=0, node=f"vm{n}", node_meta=(("zone", f"? {n}"),)) for n in range(9, 0, -1)]
+    found = translated(lame, rule(headless=True))
+    assert [s.instance[:3] for s in found.skipped] == [f"vm{n}" for n in range(1, 10)]
+    proxies = translated([instance(kind=f"k{n}", node=f"vm{n}") for n in range(9, 0, -1)])
+    assert [s.instance[:3] for s in proxies.skipped] == [f"vm{n}" for n in range(1, 10)]
+    zones = [instance(f"10.0.0.{n}", node_meta=(("zone", f"? {n}"),)) for n in range(9, 0, -1)]
+    assert list(translated(zones).warnings) == sorted(translated(zones).warnings)
+    assert len(translated(zones).warnings) == 9
+
+
 def test_an_ordinary_kind_is_no_proxy() -> None:
     """Consul writes an empty kind or `typical` for it."""
     assert mirror_of([instance(kind="typical")]).ready == 1

@@ -1,0 +1,236 @@
+"""The running bridge between a fake Consul and a fake Kubernetes: what it does when either side misbehaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bridge.consul.client import ConsulConfig
+from bridge.core.model import Destination, Rule
+from bridge.engine.run import Bridge, RunOptions
+from bridge.kube.client import KubeConfig
+from bridge.retry import RetryPolicy
+from tests.fakes.consul import FakeConsul
+from tests.fakes.consul import Fault as ConsulFault
+from tests.fakes.kube import FakeKube
+from tests.fakes.kube import Fault as KubeFault
+
+Eventually = Callable[..., None]
+QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.5)
+OPTIONS = RunOptions(
+    grace_seconds=0.2, consul_retry=QUICK, kube_retry=QUICK, object_retry=QUICK, permanent_retry=QUICK, writers=4
+)
+
+
+class Running:
+    """A bridge in a thread, and both of its fakes."""
+
+    def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path, options: RunOptions = OPTIONS) -> None:
+        self.consul = consul
+        self.kube = kube
+        self.error: BaseException | None = None
+        self.bridge = Bridge(
+            consul=ConsulConfig(address=consul.address),
+            kube=KubeConfig(kubeconfig=kube.kubeconfig(folder)),
+            rules=(Rule(to=Destination(namespace="default")),),
+            options=options,
+        )
+        self.thread = threading.Thread(target=self._run, name="bridge")
+
+    def _run(self) -> None:
+        try:
+            self.bridge.run()
+        except Exception as error:  # noqa: BLE001 - kept, so that the test can look at it
+            self.error = error
+
+    def start(self) -> None:
+        """Run it; ready when this returns."""
+        self.thread.start()
+        deadline = time.monotonic() + 10
+        while not self.bridge.ready()[0]:
+            assert time.monotonic() < deadline, self.bridge.ready()
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it within two seconds."""
+        self.bridge.stop()
+        self.thread.join(2)
+        assert not self.thread.is_alive()
+
+    def ready(self, service: str) -> list[str] | None:
+        """Ready addresses of a service in Kubernetes, None without Endpoints."""
+        found = self.kube.get("endpoints", "default", service)
+        if found is None:
+            return None
+        return sorted(a["ip"] for subset in found.get("subsets") or [] for a in subset.get("addresses") or [])
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    """A bridge, not started yet, that is stopped at the end."""
+    with FakeConsul() as consul, FakeKube() as kube:
+        made = Running(consul, kube, tmp_path)
+        yield made
+        kube.clear_faults()
+        consul.clear_faults()
+        if made.thread.ident is not None:
+            made.stop()
+
+
+def test_an_object_that_the_server_fails_for_again_and_again_delays_no_other(
+    running: Running, eventually: Eventually
+) -> None:
+    """An admission webhook may answer 500 for just one name: the server is not down for that."""
+    running.start()
+    running.kube.inject(KubeFault(status=500), times=10_000, method="PATCH", path="/services/poison")
+    running.consul.register("poison", "vm-p", "10.0.0.1", 80)
+    time.sleep(0.5)
+    began = time.monotonic()
+    for n in range(20):
+        running.consul.register(f"good-{n}", f"vm-{n}", "10.0.1.1", 80)
+    eventually(lambda: [running.ready(f"good-{n}") for n in range(20)], [["10.0.1.1"]] * 20, 5)
+    assert time.monotonic() - began < 5
+    running.kube.clear_faults()
+    eventually(lambda: running.ready("poison"), ["10.0.0.1"], 5)
+
+
+def test_while_kubernetes_is_away_one_prober_asks_and_afterwards_all_is_made_up_for(
+    running: Running, eventually: Eventually
+) -> None:
+    """Sixty services changed; a handful of requests during the outage; each written once after it."""
+    for n in range(100):
+        running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    running.start()
+    eventually(lambda: running.ready("s-99"), ["10.0.0.100"])
+    running.kube.inject(KubeFault(status=503), times=100_000, method="PATCH")
+    before = len(running.kube.log)
+    for n in range(60):
+        running.consul.flip(f"s-{n}", f"vm-{n}", "critical")
+    time.sleep(2)
+    during = sum(entry.method == "PATCH" for entry in running.kube.log[before:])
+    running.kube.clear_faults()
+    before = len(running.kube.log)
+    eventually(lambda: [running.ready(f"s-{n}") for n in range(60)], [[]] * 60, 10)
+    after = sum(entry.method == "PATCH" for entry in running.kube.log[before:])
+    assert (during < 40, after) == (True, 60)
+
+
+def test_429_makes_it_slower_and_nothing_is_lost(running: Running, eventually: Eventually) -> None:
+    """Retry-After is obeyed."""
+    running.start()
+    running.kube.inject(KubeFault(status=429, headers={"Retry-After": "1"}), times=3, method="PATCH")
+    for n in range(30):
+        running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    eventually(lambda: [running.ready(f"s-{n}") for n in range(30)], [[f"10.0.0.{n + 1}"] for n in range(30)], 10)
+
+
+def test_a_storm_of_changes_is_written_as_its_outcome(running: Running, eventually: Eventually) -> None:
+    """A check that flips all the time costs few writes; the last state wins."""
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.consul.register("web", "vm-2", "10.0.0.2", 80)
+    running.start()
+    eventually(lambda: running.ready("web"), ["10.0.0.1", "10.0.0.2"])
+    before = len(running.kube.writes())
+    for n in range(300):
+        running.consul.flip("web", "vm-1", "passing" if n % 2 else "critical")
+    running.consul.flip("web", "vm-1", "critical")
+    eventually(lambda: running.ready("web"), ["10.0.0.2"])
+    assert len(running.kube.writes()) - before <= 301
+
+
+def test_a_consul_that_comes_back_empty_takes_nothing_away(running: Running, eventually: Eventually) -> None:
+    """Three endpoints are below every threshold of the guard: the index that went backwards holds them."""
+    for n in range(1, 4):
+        running.consul.register("web", f"vm-{n}", f"10.0.0.{n}", 80)
+    running.start()
+    everything = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    eventually(lambda: running.ready("web"), everything)
+    running.consul.rebuild()
+    eventually(lambda: running.bridge.ready()[1].get("held", []) != [], True)
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        assert running.ready("web") == everything
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ConsulFault(status=500),
+        ConsulFault(status=429),
+        ConsulFault(status=403),
+        ConsulFault(truncate=True),
+        ConsulFault(reset=True),
+        ConsulFault(garbage=b"\x00\x01\x02"),
+        ConsulFault(headers=(("X-Consul-Index", None),)),
+        ConsulFault(headers=(("X-Consul-Index", "0"),)),
+        ConsulFault(headers=(("X-Consul-Index", "many"),)),
+        ConsulFault(headers=(("X-Consul-Results-Filtered-By-ACLs", "true"),)),
+    ],
+    ids=["500", "429", "403", "cut off", "reset", "garbage", "no index", "index 0", "index no number", "filtered"],
+)
+def test_whatever_consul_answers_in_trouble_nothing_is_taken_away(
+    running: Running, fault: ConsulFault, eventually: Eventually
+) -> None:
+    """The endpoints stay, readiness tells, and after the trouble the bridge goes on by itself."""
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.start()
+    eventually(lambda: running.ready("web"), ["10.0.0.1"])
+    running.consul.inject(fault, times=100_000)
+    running.consul.drop_connections()
+    end = time.monotonic() + 0.7
+    while time.monotonic() < end:
+        assert running.ready("web") == ["10.0.0.1"]
+        time.sleep(0.01)
+    running.consul.clear_faults()
+    running.consul.register("web", "vm-2", "10.0.0.2", 80)
+    eventually(lambda: running.ready("web"), ["10.0.0.1", "10.0.0.2"], 15)
+    eventually(lambda: running.bridge.ready()[0], True, 15)
+
+
+def test_a_thread_that_dies_of_a_bug_ends_the_bridge(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never lives on half alive."""
+    running.start()
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(running.bridge, "_reconcile", broken)
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.thread.join(5)
+    assert (running.thread.is_alive(), "ZeroDivisionError" in str(running.error)) == (False, True)
+    assert running.bridge.healthy()[0] is False
+
+
+def test_a_stop_during_an_outage_of_both_sides_is_quick(running: Running) -> None:
+    """No wait holds it up."""
+    running.start()
+    running.kube.inject(KubeFault(status=503), times=100_000)
+    running.consul.inject(ConsulFault(status=500), times=100_000)
+    running.consul.drop_connections()
+    running.kube.cut()
+    time.sleep(0.5)
+    began = time.monotonic()
+    running.stop()
+    assert time.monotonic() - began < 2
+
+
+def test_a_second_owner_in_the_same_namespace_is_never_touched(
+    running: Running, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Whoever made an object keeps it; the other reports a conflict."""
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.start()
+    eventually(lambda: running.ready("web"), ["10.0.0.1"])
+    before = running.kube.get("endpoints", "default", "web")
+    other = Running(running.consul, running.kube, tmp_path, replace(OPTIONS, owner="other"))
+    other.start()
+    time.sleep(0.5)
+    conflicts = other.bridge.status()["report"]["conflicts"]
+    other.stop()
+    assert (len(conflicts), running.kube.get("endpoints", "default", "web")) == (1, before)
