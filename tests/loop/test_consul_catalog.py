@@ -376,8 +376,8 @@ def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
             watch = catalog._watches["dc1"]
-            assert eventually(lambda: watch.status()["sweeps"] > 0)
-            time.sleep(0.4)
+            assert eventually(lambda: not watch._look_when_read and not watch._sweeper.pending)
+            time.sleep(0.5)
             consul.flip("s050", "vm-0", "strange")  # a status of no list: passing left no list either
             assert becomes(recorder, Query("dc1", "s050"), status=Status.UNKNOWN)
             assert eventually(lambda: watch.status()["verification_found"] == 1)

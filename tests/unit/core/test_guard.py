@@ -155,8 +155,10 @@ def test_a_hold_does_not_end_because_a_minute_has_passed() -> None:
 def test_flips_that_are_held_stay_held() -> None:
     """The same for self-preservation; a removal beside it may pass."""
     guard = Guard(GuardSettings())
-    assert held(guard, [taking(0, 0, 80), taking(1, 0, 10)], 100)[TARGETS[0]].flips
+    first = held(guard, [taking(0, 0, 80), taking(1, 0, 10)], 100)[TARGETS[0]]
     found = held(guard, [taking(0, 2, 70)], 1000, 1000.0)[TARGETS[0]]
+    assert first.flips
+    assert found.reason.split(": ")[1] == first.reason.split(": ")[1]
     assert (found.cause, found.lost, found.flips, found.endpoints) == ("panic", False, True, 70)
 
 
@@ -215,6 +217,30 @@ def test_what_turned_not_ready_was_ready_a_minute_ago() -> None:
     held(guard, [taking(0, 50)], 100, 0.0)
     guard.applied(TARGETS[0])
     assert held(guard, [taking(1, 25)], 50, 60.0) == {}
+
+
+def test_flips_that_are_held_count_for_others() -> None:
+    """While Consul is suspected, nothing more turns not ready."""
+    guard = Guard(GuardSettings())
+    assert held(guard, [taking(0, 0, 81)], 100)
+    assert held(guard, [taking(1, 0, 1)], 100)[TARGETS[1]].cause == "panic"
+
+
+def test_what_vanishes_helps_to_hold_flips_and_passes_itself() -> None:
+    """A target that loses a little is not held for the others' flips."""
+    found = held(Guard(GuardSettings()), [taking(0, 45), taking(1, 0, 40)], 100)
+    assert list(found) == [TARGETS[1]]
+
+
+def test_what_turns_not_ready_while_others_come_is_no_gain_lost() -> None:
+    """Five go and ten come: ten count against what went before."""
+    guard = Guard(GuardSettings())
+    held(guard, [taking(0, 40, before=100)], 100)
+    guard.applied(TARGETS[0])
+    assert held(guard, [taking(0, 0, 5, before=60, ready=65)], 60) == {}
+    guard.applied(TARGETS[0])
+    assert held(guard, [taking(1, 20)], 65) == {}
+    assert TARGETS[1] in held(guard, [taking(1, 21)], 65)
 
 
 def test_holds_are_listed_in_order() -> None:

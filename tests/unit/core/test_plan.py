@@ -599,6 +599,25 @@ def test_what_is_held_stays_and_additions_go_on(lost: bool, flips: bool, expecte
     assert retain(desired, Current(TARGET), lost=lost, flips=flips) == desired
 
 
+def test_a_newcomer_that_is_not_ready_stays_so_while_flips_are_held() -> None:
+    """Only what was ready is kept ready."""
+    cluster = cluster_of(Output.ENDPOINTS, 1)
+    sick = [instance(status=Status.CRITICAL), instance("10.0.0.9", status=Status.CRITICAL)]
+    kept = retain(mirror_of(sick, None, cluster.current()), cluster.current(), lost=True, flips=True)
+    assert kept.groups == (group(*ready("10.0.0.1"), *down("10.0.0.9")),)
+
+
+def test_another_bridges_endpoints_are_neither_counted_nor_kept() -> None:
+    """They stand at the same target, and are its own affair."""
+    theirs = endpoints(group(*ready("10.0.0.7", "10.0.0.8")), owner="other")
+    current = Current(TARGET, service(), theirs, (slice_of("a", group(*ready("10.0.0.1"))),))
+    desired = mirror_of([instance("10.0.0.2")], rule(output=Output.ENDPOINTSLICES), current)
+    found = planned(desired, current)
+    assert (found.ready_before, found.lost) == (1, 1)
+    kept = retain(desired, current, lost=True, flips=True, owner=OWNER)
+    assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.2")),)
+
+
 def test_what_is_drained_and_kept_ready_is_ready_in_every_respect() -> None:
     """Ready, serving and not terminating."""
     cluster = cluster_of(Output.ENDPOINTSLICES, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.model import Current, Instance, Known, Port, Query, Rule
+from bridge.core.model import Current, Destination, Instance, InstanceRules, Known, Port, Query, Rule, TaggedAddress
 from bridge.core.ports import in_order, legal
 from bridge.core.translate import translate
 from tests.unit.core.builders import TARGET, instance, instances, mirror_of, named, rule, service, translated
@@ -43,6 +43,8 @@ def test_the_service_names_the_protocols_too() -> None:
     by = rule(port=53, port_name="dns", protocol="UDP", app_protocol="example.com/dns")
     assert mirror_of([instance()], by).service_ports == (Port("dns", 53, "UDP", "example.com/dns"),)
     assert mirror_of([], by).service_ports == (Port("dns", 53, "UDP", "example.com/dns"),)
+    standing = Current(TARGET, service(ports=(Port("dns", 53, "UDP"),)))
+    assert mirror_of([], by, standing).service_ports == (Port("dns", 53, "UDP", "example.com/dns"),)
     without = rule(app_protocol="http")
     assert mirror_of([instance()], without).service_ports == (Port("", 8080, "TCP", "http"),)
 
@@ -75,6 +77,15 @@ def test_a_single_port_beside_named_ones_gets_the_default_ports_name() -> None:
     mirror = mirror_of([instance(ports=MULTI), instance("10.0.0.2", 8000)], rule(port=80))
     assert {p.name for g in mirror.groups for p in g.ports} == {"http", "grpc"}
     assert mirror.service_ports == (Port("grpc", 9090), Port("http", 80))
+
+
+def test_the_commonest_default_port_gives_the_name() -> None:
+    """Of equals the first in order."""
+    api, http = named(("api", 1), default="api"), named(("http", 2), default="http")
+    found = [instance("10.0.0.1", ports=api), instance("10.0.0.2", ports=http), instance("10.0.0.3", 3)]
+    assert {g.ports[0].name for g in mirror_of(found).groups if g.ports[0].number == 3} == {"api"}
+    found.append(instance("10.0.0.4", ports=http))
+    assert {g.ports[0].name for g in mirror_of(found).groups if g.ports[0].number == 3} == {"http"}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +221,14 @@ def test_a_persons_service_says_which_ports(
     mirror = mirror_of([found], rule(annotated=True), current)
     assert mirror.service_ports is None
     assert [g.ports for g in mirror.groups] == [expected]
+
+
+def test_a_tagged_addresss_port_goes_before_named_ones_there_too() -> None:
+    """It is the one that belongs to the address."""
+    by = Rule(to=Destination(annotated=True), instances=InstanceRules(address="lan"))
+    found = instance(ports=MULTI, tagged_addresses=(TaggedAddress("lan", "10.0.0.5", 9000),))
+    current = Current(TARGET, service(None, (Port("grpc", 80),)))
+    assert ports_of(found, by=by, current=current) == [(Port("grpc", 9000),)]
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,14 @@ def test_nothing_is_made_while_nobody_knows_a_port() -> None:
     assert mirror_of([], rule(headless=True)).service_ports == ()
 
 
+def test_a_headless_service_of_ours_is_never_taken_away_for_want_of_a_port() -> None:
+    """It was made without one; somebody else's is not made to stay."""
+    headless = service(ports=(), headless=True)
+    assert translated([], rule(), Current(TARGET, headless)).mirror is not None
+    assert translated([], rule(), Current(TARGET, service(None, (), headless=True))).mirror is None
+    assert translated([], rule(), Current(TARGET, service(ports=()))).mirror is None
+
+
 def test_proxies_alone_make_no_service_but_do_not_take_one_away() -> None:
     """A Service of ours that stands is emptied, so that its address survives until the instances are back."""
     proxies = [instance(kind="mesh-gateway")]
