@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from bridge.core.model import (
     Change,
     Conflict,
     Current,
+    Group,
     Held,
     Kind,
     Meta,
@@ -78,7 +80,9 @@ class Reconciler:
         options: PlanOptions,
         clock: Callable[[], float],
         resolve: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda _names: {},
+        mirrored: Callable[[Target], tuple[Group, ...]] | None = None,
     ) -> None:
+        """`resolve` gives host names' addresses; `mirrored` what the control plane made of a target's Endpoints."""
         self.lock = threading.RLock()
         self.world = world
         self.guard = guard
@@ -86,6 +90,7 @@ class Reconciler:
         self._options = options
         self._clock = clock
         self._resolve = resolve
+        self._mirrored = mirrored
 
     def plan(self, target: Target) -> Plan | None:
         """Steps 1 to 5 for one target; None while too little is known to say anything about it."""
@@ -125,13 +130,12 @@ class Reconciler:
             current,
             self._resolve(names) if names else {},
         )
-        plan = self._diff(
-            target,
-            translation.mirror,
-            current,
-            skipped=tuple(sorted((*translation.skipped, *losers))),
-            warnings=translation.warnings,
-        )
+        skipped = tuple(sorted((*translation.skipped, *losers)))
+        plan = self._diff(target, translation.mirror, current, skipped, translation.warnings)
+        if plan.unmirrored and self._mirrored is not None:
+            with contextlib.suppress(BridgeError):  # not seen: our slices stay, and it is asked again
+                current = replace(current, mirrored=self._mirrored(target))
+                plan = self._diff(target, translation.mirror, current, skipped, translation.warnings)
         return _Draft(replace(plan, queries=queries), translation.mirror, current)
 
     def _guarded(self, drafts: Sequence[_Draft]) -> list[Plan]:
@@ -149,7 +153,9 @@ class Reconciler:
     def _held_back(self, draft: _Draft, held: Held) -> Plan:
         if draft.desired is None:
             return replace(draft.plan, changes=(), held=(held,), ready=draft.plan.ready_before)
-        kept = planning.retain(draft.desired, draft.current, lost=held.lost, flips=held.flips)
+        kept = planning.retain(
+            draft.desired, draft.current, lost=held.lost, flips=held.flips, owner=self._options.owner
+        )
         plan = self._diff(
             draft.plan.target,
             kept,

@@ -30,12 +30,16 @@ from bridge.engine.world import World
 from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, ThrottledError, TransientError
 from bridge.kube.cache import Cache
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
 from bridge.report import Failure, NullObserver, Observer, Outcome, build_report
 from bridge.retry import RetryPolicy
 
 FIRST_READ_SECONDS = 60.0
 """How long the first full pass waits for Consul's first answers before it goes on with those that came."""
+
+MIRRORED_SECONDS = 1.0
+"""How often it is looked whether the control plane has mirrored what our own slices still carry."""
 
 LATER = 2
 """Queue priority of what leaves a service without ready endpoints: after everything else."""
@@ -236,6 +240,7 @@ class Bridge:
             guard=Guard(options.guard),
             options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt),
             clock=self._clock,
+            mirrored=lambda target: mirrored(client, target),
         )
         self._catalog = Catalog(
             self._consul, datacenters, self, retry=options.consul_retry, failed=self._died, clock=self._clock
@@ -428,6 +433,8 @@ class Bridge:
             self._brake.repaired(target)
         for failure in outcome.failures:
             self._retry_later(target, failure)
+        if outcome.plan.unmirrored:
+            self._queue.add(target, delay_seconds=MIRRORED_SECONDS)
         if not outcome.failures:
             self._backoff.succeeded(target)
             self._refused.succeeded(target)

@@ -19,6 +19,7 @@ from bridge.engine.world import World
 from bridge.errors import CancelledError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
 from bridge.report import Outcome, Report, build_report
 from bridge.retry import RetryPolicy, call
@@ -84,6 +85,7 @@ def sync_once(
             guard=Guard(options.guard),
             options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt, force=options.force),
             clock=time.monotonic,
+            mirrored=lambda target: mirrored(client, target),
         )
         plans = reconciler.plan_all(world.targets())
         before = {plan.target: store.current(plan.target) for plan in plans}

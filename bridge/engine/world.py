@@ -135,7 +135,7 @@ class World:
         query = self._annotated.pop(target, None)
         if query is None:
             return set()
-        self._release(query, target, now)
+        self._release(query, target, now, annotated=True)
         if not self._claims.owners(target):
             self._dismissed.add(target)
         return {target}
@@ -150,9 +150,8 @@ class World:
             if query is not None:
                 self._unmappable.pop(query, None)
                 for target in tuple(self._feeds.get(query, ())):
-                    if self._annotated.get(target) != query:
-                        self._release(query, target, since)
-                        due.add(target)
+                    self._release(query, target, since, annotated=False)
+                    due.add(target)
             self._tidy(name)
         due |= {t for t, since in self._idle_since.items() if now - since >= self._grace_seconds}
         self._wanted = None if due else self._wanted
@@ -266,8 +265,8 @@ class World:
         old = self._selected.get(name)
         if old is not None:
             for fed in tuple(self._feeds.get(old, ())):
-                if self._annotated.get(fed) != old and (old != query or fed != target):
-                    self._release(old, fed, now)
+                if old != query or fed != target:
+                    self._release(old, fed, now, annotated=False)
                     changed.add(fed)
             self._unmappable.pop(old, None)
         if rule is None or query is None:
@@ -295,12 +294,14 @@ class World:
         self._dismissed.discard(target)
         self._wanted = None
 
-    def _release(self, query: Query, target: Target, now: float) -> None:
-        self._claims.release(query, target)
-        targets = self._feeds.get(query, set())
-        targets.discard(target)
-        if not targets:
-            self._feeds.pop(query, None)
+    def _release(self, query: Query, target: Target, now: float, *, annotated: bool) -> None:
+        """Take one of the two kinds of claims back; a query may hold both on one target."""
+        self._claims.release(query, target, annotated=annotated)
+        if all(owner != query for owner, _ in self._claims.owners(target)):
+            targets = self._feeds.get(query, set())
+            targets.discard(target)
+            if not targets:
+                self._feeds.pop(query, None)
         if target in self._remembered and not self._claims.owners(target):
             self._idle_since.setdefault(target, now)
         self._wanted = None

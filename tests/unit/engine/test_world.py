@@ -213,3 +213,12 @@ def test_with_rules_from_flags_what_they_do_not_select_is_left_alone() -> None:
     for query in by_flags.wanted():
         by_flags.on_view(query, Known(()))
     assert [by_flags.removable(t, 1.0) for t in (other, gone, own)] == [False, False, True]
+
+
+def test_a_rule_and_an_annotation_may_ask_for_the_same_at_the_same_target() -> None:
+    """Without the annotation the rule still stands, and the service still feeds the target."""
+    made = world("web")
+    made.annotate(HERE, Rule(to=Destination(namespace="apps", annotated=True)), WEB, 0.0)
+    made.unannotate(HERE, 1.0)
+    assert (made.on_view(WEB, known("10.0.0.7")), [s.query for s in made.sources(HERE) or ()]) == ({HERE}, [WEB])
+    assert made.removable(HERE, 1000.0) is False

@@ -1,0 +1,97 @@
+"""Changing what carries the addresses of a living Service, seen by somebody who reads its slices all the time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.lab import Lab
+from tests.program import bridge, environment
+from tests.raw import SLICES, RawConsul
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+@contextmanager
+def sampling(lab: Lab, namespace: str, service: str) -> Iterator[list[frozenset[str]]]:
+    """Ready addresses in the union of a Service's slices, read again and again."""
+    samples: list[frozenset[str]] = []
+    stop = threading.Event()
+    path = f"{SLICES.format(namespace=namespace)}?labelSelector=kubernetes.io/service-name={service}"
+
+    def sample() -> None:
+        with lab.raw_kube() as kube:
+            while not stop.is_set():
+                found = kube.get(path) or {}
+                samples.append(
+                    frozenset(
+                        e["addresses"][0]
+                        for item in found["items"]
+                        for e in item.get("endpoints") or []
+                        if e["conditions"].get("ready", True)
+                    )
+                )
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("endpoints", "endpointslices"),
+        ("endpointslices", "endpoints"),
+        ("endpoints", "both"),
+        ("both", "endpoints"),
+        ("both", "endpointslices"),
+        ("endpointslices", "both"),
+    ],
+)
+def test_no_ready_address_is_missing_while_the_output_changes(
+    lab: Lab,
+    consul: RawConsul,
+    namespace: str,
+    prefix: str,
+    before: str,
+    after: str,
+    eventually: Callable[..., None],
+) -> None:
+    """Added before removed, and in the end exactly what was asked for, with nothing left to do."""
+    service = f"{prefix}web"
+    everything = frozenset(f"10.77.5.{n}" for n in range(1, 5))
+    for n in range(1, 5):
+        consul.register(service, f"{prefix}vm-{n}", f"10.77.5.{n}", 80)
+    env = environment(lab.consul.address, lab.kubeconfig)
+
+    def sync(output: str) -> int:
+        arguments = ("--service", service, "--namespace", namespace, "--output-kind", output, "--yes", "-o", "json")
+        result = bridge("sync", *arguments, env=env)
+        assert result.status == 0, result.stderr
+        return len(result.json["changes"])
+
+    sync(before)
+    with sampling(lab, namespace, service) as samples:
+        eventually(lambda: bool(samples) and samples[-1] == everything, True)
+        start = len(samples)
+        for _ in range(5):
+            sync(after)
+            time.sleep(0.5)
+        left = sync(after)
+    assert {len(sample) for sample in samples[start:]} == {4}
+    assert left == 0
+    with lab.raw_kube() as kube:
+        path = f"{SLICES.format(namespace=namespace)}?labelSelector=kubernetes.io/service-name={service}"
+        managers = sorted(
+            {item["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] for item in kube.get(path)["items"]}  # type: ignore[index]
+        )
+    ours, mirrored = "consul-bridge", "endpointslicemirroring-controller.k8s.io"
+    assert managers == ([mirrored] if after == "endpoints" else [ours])
