@@ -471,7 +471,7 @@ class DatacenterWatch:
         for node, index in named.nodes.items():
             self._ring_for(self._board.on_node(node), index)
             if self._board.filtered:
-                self._ask_node(node)  # a filter may hide from the views what lives there
+                self._ask_node(node, whole=True)  # a filter may hide from the views what lives there
 
     def _ring_for(self, entries: Iterable[Entry], index: int) -> None:
         now = self._clock()
@@ -480,20 +480,17 @@ class DatacenterWatch:
             if not entry.direct and (not index or entry.index < index):
                 self._refresh(entry)
 
-    def _ask_node(self, node: str) -> None:
-        self._readers.put(Urgency.NOW, partial(self._read_node, node, 0))
+    def _ask_node(self, node: str, *, whole: bool = False, attempt: int = 0, delay_seconds: float = 0.0) -> None:
+        self._readers.put(Urgency.NOW, partial(self._read_node, node, whole, attempt), delay_seconds)
 
-    def _read_node(self, node: str, attempt: int, client: ConsulClient) -> None:
-        """Refresh every service that is on a node now, whatever the views say."""
+    def _read_node(self, node: str, whole: bool, attempt: int, client: ConsulClient) -> None:
+        """Refresh what changed on a node, or (`whole`) every service that is there, whatever the views say."""
         try:
-            names = decode.services_on(client.node_services(node, self.name))
+            self.node_moved(client, node, whole)
         except (TransientError, PermanentError) as error:
             self._broke(error)
             delay = self._policy(error).wait_seconds(attempt + 1, error)
-            self._readers.put(Urgency.NOW, partial(self._read_node, node, attempt + 1), delay)
-            return
-        for name in names:
-            self._ring_for(self._board.named(name), 0)
+            self._ask_node(node, whole=whole, attempt=attempt + 1, delay_seconds=delay)
 
     # ------------------------------------------------------------------ sweeps
 
@@ -506,12 +503,18 @@ class DatacenterWatch:
         bell = self._bells[-1] if self._bells else None
         return None if bell is None or bell.deaf or bell.body is None else sorted(bell.body)
 
-    def node_moved(self, client: ConsulClient, node: str) -> None:
-        """A sweep saw a node's index move: refresh what was and what is on it."""
-        entries = set(self._board.on_node(node))
-        for name in decode.services_on(client.node_services(node, self.name)):
-            entries |= set(self._board.named(name))
-        self._ring_for(entries, 0)
+    def node_moved(self, client: ConsulClient, node: str, whole: bool = False) -> None:
+        """A node's index moved: refresh what changed on it.
+
+        A view is older than a change when its index is lower than that change's; what went from a node leaves no index
+        behind, but is still in the views.
+        """
+        modified, there = decode.services_on(client.node_services(node, self.name))
+        for service, index in there.values():
+            self._ring_for(self._board.named(service), 0 if whole else index)
+        for entry in self._board.on_node(node):
+            gone = any(i.node == node and i.id not in there for i in instances_of(entry))
+            self._ring_for((entry,), 0 if whole or gone else modified)
 
     def service_moved(self, entry: Entry, verifying: bool) -> None:
         """A sweep saw a service's index move."""

@@ -220,12 +220,16 @@ def nodes_of(answer: Answer) -> Mapping[str, tuple[int, int]]:
     }
 
 
-def services_on(answer: Answer) -> frozenset[str]:
-    """Names of the services of one node (`catalog/node-services`); a node that is not there has none."""
-    services = answer.data.get("Services") if isinstance(answer.data, dict) else None
-    if not isinstance(services, list):
-        return frozenset()
-    return frozenset(intern(name) for s in services if isinstance(s, dict) and (name := _text(s.get("Service"))))
+def services_on(answer: Answer) -> tuple[int, Mapping[str, tuple[str, int]]]:
+    """`catalog/node-services`: the node's modify index, {instance id: (service, modify index)}; empty when gone."""
+    data = answer.data if isinstance(answer.data, dict) else {}
+    node, services = data.get("Node"), data.get("Services")
+    found = {
+        id_: (name, _number(s.get("ModifyIndex")))
+        for s in (services if isinstance(services, list) else ())
+        if isinstance(s, dict) and (name := _text(s.get("Service"))) and (id_ := _text(s.get("ID")))
+    }
+    return (_number(node.get("ModifyIndex")) if isinstance(node, dict) else 0), found
 
 
 def _number(value: Any) -> int:

@@ -174,8 +174,10 @@ def test_a_listing_that_is_no_mapping_is_trouble(data: Any) -> None:
 
 
 def test_what_is_on_a_node() -> None:
-    assert decode.services_on(answer({"Node": {}, "Services": [{"Service": "web"}, {"Service": None}, 3]})) == {"web"}
-    assert decode.services_on(answer({"Node": None, "Services": None})) == frozenset()
+    services = [{"ID": "w", "Service": "web", "ModifyIndex": 7}, {"ID": "x", "Service": None}, {"Service": "db"}, 3]
+    found = answer({"Node": {"ModifyIndex": 5}, "Services": services})
+    assert decode.services_on(found) == (5, {"w": ("web", 7)})
+    assert decode.services_on(answer({"Node": None, "Services": None})) == (0, {})
 
 
 JSON = st.recursive(
