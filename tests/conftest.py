@@ -9,9 +9,16 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.lab import Lab, LabError
 from tests.raw import RawConsul, RawKube
+
+
+# The same examples in every continuous integration run; new ones wherever people work.
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI") == "true":
+    settings.load_profile("ci")
 
 
 def _lab(**options: bool) -> Lab:

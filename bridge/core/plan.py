@@ -308,7 +308,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     for piece in spare:
         _drop_slice(draft, piece)
     if not wants_endpoints and endpoints is not None and not blocked:
-        if draft.policy is Policy.UPSERT_ONLY and draft.ours(endpoints.meta):
+        if draft.policy is Policy.UPSERT_ONLY and draft.ours(endpoints.meta) and not endpoints.meta.deleting:
             _endpoints(draft, content, endpoints)
         else:
             draft.remove(Kind.ENDPOINTS, endpoints.meta, "the output is EndpointSlices now", adopted=True)
