@@ -14,7 +14,6 @@ from hypothesis import settings
 from tests.lab import Lab, LabError
 from tests.raw import RawConsul, RawKube
 
-
 # The same examples in every continuous integration run; new ones wherever people work.
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI") == "true":
