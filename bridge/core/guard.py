@@ -12,8 +12,9 @@ restarted instance by instance is never suspicious.
 
 A held target goes on receiving additions and updates. A hold ends when Consul lists the endpoints again, when at least
 half of all that was held has come back (then what is left is judged anew), when it is forced, when the rebuild grace is
-over (then the first two rows decide), or after `hold_release_seconds`; not because a minute has passed. Nothing of this
-is stored: after a restart Kubernetes still holds what was held, and the same sums are made again.
+over (then the first two rows decide), or after `hold_release_seconds`; not because a minute has passed. What is let go
+on purpose, by force or after its time, is not charged to anything else. Nothing of this is stored: after a restart
+Kubernetes still holds what was held, and the same sums are made again.
 
 Time is passed in; not thread-safe (the reconciler holds a lock).
 """  # noqa: E501
@@ -57,11 +58,20 @@ class _Taking:
 
 
 @dataclass(frozen=True, slots=True)
+class _Reason:
+    """Why something is held: in a word, and as a sentence's middle."""
+
+    cause: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Hold:
-    """A hold, why it began, and what it counts for in the sums."""
+    """A hold, why losses and flips are in it (None: they are not), and what it counts for in the sums."""
 
     held: Held
-    why: str
+    why_lost: _Reason | None
+    why_flips: _Reason | None
     since: float
     lost: int
     flipped: int
@@ -109,7 +119,8 @@ class Guard:
             if plan.target not in held:
                 self._end(plan.target)
         for plan in plans:
-            self._note(plan, held.get(plan.target), now)
+            on_purpose = force or plan.target in self._free
+            self._note(plan, held.get(plan.target), now, charged=not on_purpose)
         return Verdict(held)
 
     def applied(self, target: Target) -> None:
@@ -135,14 +146,8 @@ class Guard:
             for target, hold in self._holds.items()
             if again
             or self._is_due(hold, now)
-            or target in self._free
             or (hold.held.cause == "rebuilt" and not self._rebuilding(hold.datacenters, now))
         )
-
-    def release_all(self) -> frozenset[Target]:
-        """Let go of everything that is held now; returns the targets, which are to be planned again."""
-        self._free |= self._holds.keys()
-        return frozenset(self._holds)
 
     def active(self) -> tuple[Held, ...]:
         """Everything that is held now, in order of the targets."""
@@ -157,43 +162,44 @@ class Guard:
 
     def _judge(self, plans: Sequence[Plan], total_ready: int, now: float) -> dict[Target, Held]:
         settings = self._settings
+        self._free |= {t for t in (p.target for p in plans) if t in self._holds and self._is_due(self._holds[t], now)}
+        plans = [p for p in plans if p.target not in self._free]
         sums = self._sums(plans, total_ready)
-        too_much_lost = self._exceeds(sums.lost, sums.baseline, settings.removal_percent)
-        panic = self._exceeds(sums.taken, sums.baseline, settings.panic_percent)
+        removal = panic = None
+        if self._exceeds(sums.lost, sums.baseline, settings.removal_percent):
+            removal = _Reason("removal", self._removal_reason(sums))
+        if self._exceeds(sums.taken, sums.baseline, settings.panic_percent):
+            panic = _Reason("panic", self._panic_reason(sums))
         trusted = self._came_back(plans)
         held: dict[Target, Held] = {}
         for plan in plans:
             hold = self._holds.get(plan.target)
-            if plan.target in self._free or (hold is not None and self._is_due(hold, now)):
-                self._free.add(plan.target)
-                continue
             datacenters = frozenset(q.datacenter for q in plan.queries)
-            rebuilding = plan.lost > 0 and self._rebuilding(datacenters, now)
-            old = None if hold is None or trusted or hold.held.cause == "rebuilt" else hold.held
-            keep_lost = plan.lost > 0 and (rebuilding or too_much_lost or (old is not None and old.lost))
-            keep_flips = plan.flipped > 0 and (panic or (old is not None and old.flips))
-            if not keep_lost and not keep_flips:
+            why_lost, why_flips = removal, panic
+            if hold is not None and not trusted:
+                rebuilt = hold.why_lost is not None and hold.why_lost.cause == "rebuilt"
+                why_lost = why_lost or (None if rebuilt else hold.why_lost)
+                why_flips = why_flips or hold.why_flips
+            if self._rebuilding(datacenters, now):
+                why_lost = _Reason("rebuilt", self._rebuilt_reason(datacenters, now))
+            why_lost = why_lost if plan.lost else None
+            why_flips = why_flips if plan.flipped else None
+            why = why_lost or why_flips
+            if why is None:
                 continue
-            if keep_lost and rebuilding:
-                cause, why = "rebuilt", self._rebuilt_reason(datacenters, now)
-            elif keep_lost and too_much_lost:
-                cause, why = "removal", self._removal_reason(sums)
-            elif keep_flips and panic:
-                cause, why = "panic", self._panic_reason(sums)
-            else:
-                assert hold is not None  # noqa: S101 - only an older hold keeps what nothing speaks against now
-                cause, why = hold.held.cause, hold.why
-            count = plan.lost * keep_lost + plan.flipped * keep_flips
-            kept = Held(plan.target, cause, count, self._sentence(count, cause, why), lost=keep_lost, flips=keep_flips)
+            lost = plan.lost if why_lost is not None else 0
+            flipped = plan.flipped if why_flips is not None else 0
+            sentence = self._sentence(lost + flipped, why)
+            kept = Held(plan.target, why.cause, lost + flipped, sentence, lost=lost > 0, flips=flipped > 0)
             since = now if hold is None else hold.since
-            lost, flipped = plan.lost * keep_lost, plan.flipped * keep_flips
-            self._holds[plan.target] = _Hold(kept, why, since, lost, flipped, datacenters)
+            self._holds[plan.target] = _Hold(kept, why_lost, why_flips, since, lost, flipped, datacenters)
             held[plan.target] = kept
         self._peak = max(self._peak, self._held_endpoints())
         return held
 
     def _sums(self, plans: Sequence[Plan], total_ready: int) -> _Sums:
-        mine = {p.target for p in plans}
+        """What was let go on purpose is in none of the sums: it says nothing about the rest."""
+        mine = {p.target for p in plans} | self._free
         written = [t for history in self._history.values() for t in history]
         waiting: list[_Taking | _Hold] = [t for target, t in self._pending.items() if target not in mine]
         waiting += [h for target, h in self._holds.items() if target not in mine]
@@ -233,15 +239,15 @@ class Guard:
             "the likelier patient"
         )
 
-    def _sentence(self, count: int, cause: str, why: str) -> str:
+    def _sentence(self, count: int, why: _Reason) -> str:
         after = self._settings.hold_release_seconds
         ways = ["when Consul recovers", "by `bridge sync --force`"]
-        if cause == "rebuilt":
+        if why.cause == "rebuilt":
             ways[0] = "when they are registered again"
         if after is not None:
             ways.append(f"{after:.0f} s after the hold began")
         kept = "1 ready endpoint is" if count == 1 else f"{count} ready endpoints are"
-        return f"{kept} kept: {why}; released {', '.join(ways[:-1])} or {ways[-1]}"
+        return f"{kept} kept: {why.text}; released {', '.join(ways[:-1])} or {ways[-1]}"
 
     def _exceeds(self, count: int, baseline: int, percent: int) -> bool:
         return percent > 0 and count >= self._settings.removal_minimum and count * 100 > baseline * percent
@@ -255,9 +261,9 @@ class Guard:
 
     # ------------------------------------------------------------------ the books
 
-    def _note(self, plan: Plan, held: Held | None, now: float) -> None:
-        lost = 0 if held is not None and held.lost else plan.lost
-        flipped = 0 if held is not None and held.flips else plan.flipped
+    def _note(self, plan: Plan, held: Held | None, now: float, *, charged: bool) -> None:
+        lost = 0 if not charged or (held is not None and held.lost) else plan.lost
+        flipped = 0 if not charged or (held is not None and held.flips) else plan.flipped
         gained = max(0, plan.ready - (plan.ready_before - plan.lost - plan.flipped))
         if lost or flipped or gained:
             self._pending[plan.target] = _Taking(now, lost, flipped, gained)

@@ -32,6 +32,7 @@ name loses to it is put back by the watch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -148,20 +149,35 @@ def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool, owner:
                 back.append(replace(port, name=names.get(port.name, port.name)))
         if back:
             members.setdefault((family, tuple(sorted(back))), {}).setdefault(address, endpoint)
-    return replace(desired, groups=canonical.group_endpoints(members))
+    groups = canonical.group_endpoints(members)
+    return replace(desired, groups=groups, service_ports=_ports_with(groups, desired, current))
 
 
 def _names_now(desired: Mirror, current: Current) -> Mapping[str, str]:
     """New names for ports that the Service calls differently from now on: what keeps the old one is not reached."""
     if current.service is None or desired.service_ports is None:
         return {}
-    new = {(p.number, p.protocol): p.name for p in desired.service_ports}
-    taken = {p.name for p in desired.service_ports}
-    return {
-        p.name: new[p.number, p.protocol]
-        for p in current.service.ports
-        if p.name not in taken and (p.number, p.protocol) in new
-    }
+    old, wanted = current.service.ports, desired.service_ports
+    if len(old) == len(wanted) == 1 and old[0].protocol == wanted[0].protocol:
+        return {old[0].name: wanted[0].name}
+    new = {(p.number, p.protocol): p.name for p in wanted}
+    taken = {p.name for p in wanted}
+    return {p.name: new[p.number, p.protocol] for p in old if p.name not in taken and (p.number, p.protocol) in new}
+
+
+def _ports_with(groups: Iterable[Group], desired: Mirror, current: Current) -> tuple[Port, ...] | None:
+    """The Service's ports with those that it must keep for endpoints that are kept: without them nobody gets there.
+
+    A port without a name cannot stay beside others, nor can one whose number is another's now (Kubernetes refuses).
+    """
+    if current.service is None or desired.service_ports is None:
+        return desired.service_ports
+    missing = {p.name for g in groups for p in g.ports} - {p.name for p in desired.service_ports} - {""}
+    numbers = {(p.number, p.protocol) for p in desired.service_ports}
+    kept = [p for p in current.service.ports if p.name in missing and (p.number, p.protocol) not in numbers]
+    if not kept or any(not p.name for p in desired.service_ports):
+        return desired.service_ports
+    return tuple(sorted((*desired.service_ports, *kept)))
 
 
 # --------------------------------------------------------------------------- one plan in the making
@@ -359,19 +375,27 @@ def _drop_slice(draft: _Draft, piece: CurrentSlice) -> None:
 def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Current) -> bool:
     """Whether our slices hold endpoints that the control plane's mirror of the Endpoints does not have yet.
 
-    Nobody looked: needed. The mirror has no more than 1,000 addresses of one set of ports, so more is not waited for.
+    Nobody looked: needed. The mirror of Endpoints that are not there (any more), or say that they are not to be
+    mirrored, is about to go: needed. The mirror has no more than 1,000 addresses of one set of ports, both families
+    together, so more is not waited for.
     """
     held = _ready_endpoints(s.group for s in mine if not s.meta.deleting)
     if not held or not desired.ready:
         return False
-    if current.mirrored is None:
+    endpoints = current.endpoints
+    if current.mirrored is None or endpoints is None or endpoints.meta.deleting:
+        return True
+    if (SKIP_MIRROR, "true") in endpoints.meta.labels:
         return True
     mirrored = _ready_pairs(current.mirrored)
+    wanted: Counter[tuple[Port, ...]] = Counter()
+    found: Counter[tuple[Port, ...]] = Counter()
     for group in desired.groups:
-        pairs = [_pair(e.address, p) for e in group.endpoints if e.ready for p in group.ports]
-        if sum(pair in mirrored for pair in pairs) < min(len(pairs), MIRRORING_LIMIT):
-            return True
-    return False
+        for endpoint in group.endpoints:
+            if endpoint.ready:
+                wanted[group.ports] += 1
+                found[group.ports] += all(_pair(endpoint.address, p) in mirrored for p in group.ports)
+    return any(found[ports] < min(count, MIRRORING_LIMIT) for ports, count in wanted.items())
 
 
 # --------------------------------------------------------------------------- the Service

@@ -1,16 +1,20 @@
 """Runs the scenarios in *.yaml: the rules as a person would tell them, from Consul's instances to what is written.
 
-What a scenario does not list under `expect` (skipped, conflicts, held, warnings) must not happen. How lines are read:
+What a scenario does not list under `expect` (skipped, conflicts, held, warnings) must not happen. What follows under
+`then` happens `after seconds` later, in a world that is otherwise as it was. How lines are read:
 
-- `vm1 10.0.0.1:8080 passing [kind]`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them
-- `Service default/web of somebody else, with a selector`: an object that stands there already
+- `vm1 10.0.0.1:8080 passing`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them. Behind its health:
+  `kind:connect-proxy`, `tag:s3`, `meta:env=prod`, `lan:192.168.0.1` (a tagged address), `http=8080` (a named port)
+- `Service default/web of somebody else, with a selector`: an object that stands there already; further manners are
+  `an alias`, `ports http 80 and metrics 81`, `filled from radosgw` (the annotation of a person who asks for it)
 - `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`
+- `default/radosgw` under `held`: that it is held, for whatever reason
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.core import select
+from bridge.core import annotated, select
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
     Adopt,
@@ -33,7 +37,9 @@ from bridge.core.model import (
     Known,
     Meta,
     Mirror,
+    NamedPort,
     Output,
+    Pairs,
     Plan,
     Policy,
     Port,
@@ -41,6 +47,7 @@ from bridge.core.model import (
     Rule,
     Skipped,
     Status,
+    TaggedAddress,
     Target,
 )
 from bridge.core.plan import plan, retain
@@ -57,25 +64,36 @@ SCENARIOS = [
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(scenario: Mapping[str, Any]) -> None:
     """What is given leads to what is expected, and a second pass has nothing left to do."""
-    given, expect = scenario["given"], scenario["expect"]
+    assert set(scenario) <= {"name", "given", "expect", "then"}
+    given = scenario["given"]
     assert set(given) <= {
         "rules", "consul", "consul before", "objects", "adopt", "policy", "force", "index went backwards",
+        "hold release",
     }  # fmt: skip
-    rules = [_rule(r) for r in given.get("rules", [{}])]
-    world = World(rules, Adopt(given.get("adopt", "never")))
-    for text in given.get("objects", ()):
-        world.place(text)
+    world = World(Adopt(given.get("adopt", "never")), given.get("hold release"))
     if "consul before" in given:
+        world.change({"rules": given.get("rules", [{}])})
         world.make_a_pass(given["consul before"], Policy.SYNC, force=True)
-    if given.get("index went backwards"):
-        world.guard.rebuilt("dc1", 0.0)
-    policy, force = Policy(given.get("policy", "sync")), given.get("force", False)
+        world.now += 3600.0
+    _check(world, {"rules": [{}], **given}, scenario["expect"], Policy(given.get("policy", "sync")))
+    catalog = given["consul"]
+    for step in scenario.get("then", ()):
+        assert set(step) <= {"after seconds", "rules", "consul", "objects", "force", "index went backwards", "expect"}
+        world.now += step.get("after seconds", 0)
+        catalog = step.get("consul", catalog)
+        _check(world, {**step, "consul": catalog}, step["expect"], Policy(given.get("policy", "sync")))
+
+
+def _check(world: World, given: Mapping[str, Any], expect: Mapping[str, Any], policy: Policy) -> None:
+    world.change(given)
+    force = given.get("force", False)
     plans = world.make_a_pass(given["consul"], policy, force=force)
+    held = [f"{h.target}: {h.reason}" for p in plans for h in p.held]
     seen: dict[str, Any] = {
         "changes": [_change(c.action, c.kind, p.target, c.reason) for p in plans for c in p.writes],
         "skipped": sorted(_skipped(s) for s in {s for p in plans for s in p.skipped} | world.unmappable),
         "conflicts": [f"{c.kind} {c.target}: {c.reason}" for p in plans for c in p.conflicts],
-        "held": [f"{h.target}: {h.reason}" for p in plans for h in p.held],
+        "held": held if any(": " in text for text in expect.get("held", ())) else [h.split(": ")[0] for h in held],
         "warnings": [w for p in plans for w in p.warnings],
     }
     if "endpoints" in expect:
@@ -88,40 +106,57 @@ def test_scenario(scenario: Mapping[str, Any]) -> None:
             t: [e for text in texts for e in _several(text)] for t, texts in wanted["endpoints"].items()
         }
     assert seen == wanted
-    assert [c for p in world.make_a_pass(given["consul"], policy, force=force) for c in p.writes] == []
+    if not any(p.unmirrored for p in plans):
+        assert [c for p in world.make_a_pass(given["consul"], policy, force=force) for c in p.writes] == []
 
 
 class World:
-    """Consul's catalog on one side, Kubernetes as a value on the other, one pass between them."""
+    """Consul's catalog on one side, Kubernetes as a value on the other, one pass between them, and a clock."""
 
-    def __init__(self, rules: list[Rule], adopt: Adopt) -> None:
-        self.rules = rules
+    def __init__(self, adopt: Adopt, hold_release_seconds: float | None) -> None:
+        self.rules: list[Rule] = []
         self.adopt = adopt
-        self.guard = Guard(GuardSettings())
+        self.guard = Guard(GuardSettings(hold_release_seconds=hold_release_seconds))
         self.clusters: dict[Target, Cluster] = {}
         self.unmappable: set[Skipped] = set()
+        self.now = 0.0
+
+    def change(self, given: Mapping[str, Any]) -> None:
+        """What happened before the next pass: other rules, objects of other people, a rebuilt Consul."""
+        if "rules" in given:
+            self.rules = [_rule(r) for r in given["rules"]]
+        for text in given.get("objects", ()):
+            self.place(text)
+        if given.get("index went backwards"):
+            self.guard.rebuilt("dc1", self.now)
 
     def make_a_pass(self, catalog: Mapping[str, list[str]], policy: Policy, *, force: bool) -> list[Plan]:
         """Select, translate, plan, ask the guard, apply."""
         claims = select.Claims()
         views: dict[Query, Known] = {}
         for service, lines in catalog.items():
-            rule = select.first_rule(self.rules, service, "dc1", ())
-            if rule is None or select.excluded(service, ()) is not None:
+            listed = tuple(_instance(text, service) for line in lines for text in _several(line))
+            views[Query("dc1", service)] = Known(listed)
+            tags = {tag for i in listed for tag in i.tags}
+            rule = select.first_rule(self.rules, service, "dc1", tags)
+            if rule is None or select.excluded(service, tags) is not None:
                 continue
             query = select.query_of(rule, service, "dc1")
-            views[query] = Known(tuple(_instance(text, service) for line in lines for text in _several(line)))
             target = select.target_of(rule, query)
             if isinstance(target, Skipped):
                 self.unmappable.add(target)
             else:
                 claims.claim(query, rule, target)
+        for target, cluster in self.clusters.items():
+            asked = annotated.request_of(cluster.service, "dc1")
+            if asked is not None:
+                claims.claim(asked[1], asked[0], target)
         drafts = [
             (target, *self._draft(target, claims, views, policy))
             for target in sorted(claims.targets() | self.clusters.keys())
         ]
         ready = sum(p.ready_before for _, _, p in drafts)
-        verdict = self.guard.admit([p for _, _, p in drafts], ready, 0.0, force=force)
+        verdict = self.guard.admit([p for _, _, p in drafts], ready, self.now, force=force)
         plans = []
         for target, desired, draft in drafts:
             found, held = draft, verdict.held.get(target)
@@ -132,6 +167,9 @@ class World:
                 found = replace(found, held=(held,))
             self._cluster(target).apply(found)
             self._cluster(target).mirror()
+            self.guard.applied(target)
+            if not self.stands(target):
+                self.guard.forget(target)
             plans.append(found)
         return plans
 
@@ -169,11 +207,21 @@ class World:
 
     def place(self, text: str) -> None:
         """Put an object into Kubernetes."""
-        found = re.fullmatch(r"(Service|Endpoints) (\S+)/(\S+) of (.+?)(, with a selector|, an alias)?", text)
+        first, *manners = text.split(", ")
+        found = re.fullmatch(r"(Service|Endpoints) (\S+)/(\S+) of (.+?)", first)
         assert found, text
-        kind, namespace, name, whose, manner = found.groups()
+        kind, namespace, name, whose = found.groups()
         owner = whose.removeprefix("the bridge ") if whose.startswith("the bridge ") else None
-        marks = (("consul", "true"),) if whose == "consul-k8s" else ()
+        marks: Pairs = (("consul", "true"),) if whose == "consul-k8s" else ()
+        ports: tuple[Port, ...] = () if "an alias" in manners else (Port("", 8080),)
+        for manner in manners:
+            if manner.startswith("filled from "):
+                marks = ((annotated.MIRROR, "true"), (annotated.SERVICE, manner.removeprefix("filled from ")))
+            elif manner.startswith("ports "):
+                pairs = [p.split() for p in manner.removeprefix("ports ").split(" and ")]
+                ports = tuple(sorted(Port(name, int(number)) for name, number in pairs))
+            else:
+                assert manner in ("an alias", "with a selector"), manner
         meta = Meta(
             kind=Kind(kind),
             namespace=namespace,
@@ -187,13 +235,13 @@ class World:
         if kind == "Endpoints":
             cluster.endpoints = CurrentEndpoints(meta, ())
         else:
-            alias = manner == ", an alias"
             cluster.service = CurrentService(
                 meta=meta,
-                type="ExternalName" if alias else "ClusterIP",
+                type="ExternalName" if "an alias" in manners else "ClusterIP",
                 headless=False,
-                has_selector=manner == ", with a selector",
-                ports=() if alias else (Port("", 8080),),
+                has_selector="with a selector" in manners,
+                ports=ports,
+                target_ports=tuple(p.number for p in ports),
             )
 
     def stands(self, target: Target) -> bool:
@@ -208,7 +256,7 @@ class World:
         if not cluster.slices and cluster.endpoints is not None:
             groups = cluster.endpoints.groups
         return [
-            f"{e.address}:{g.ports[0].number} {'ready' if e.ready else 'not ready'}"
+            f"{e.address}:{'+'.join(str(p.number) for p in g.ports)} {'ready' if e.ready else 'not ready'}"
             + (", still serving" if e.serving and not e.ready else "")
             + (", terminating" if e.terminating else "")
             for g in groups
@@ -229,7 +277,15 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
     for key in ("warning", "critical", "maintenance"):
         if key in instances:
             instances[key] = Disposition(instances[key])
-    return Rule(services=tuple(raw.get("services", ())), to=Destination(**to), instances=InstanceRules(**instances))
+    for key in ("allow_cidrs", "deny_cidrs"):
+        instances[key] = tuple(instances.get(key, ()))
+    return Rule(
+        services=tuple(raw.get("services", ())),
+        tags=tuple(raw.get("tags", ())),
+        meta=tuple(sorted(raw.get("meta", {}).items())),
+        to=Destination(**to),
+        instances=InstanceRules(**instances),
+    )
 
 
 def _several(line: str) -> list[str]:
@@ -244,7 +300,7 @@ def _several(line: str) -> list[str]:
 
 
 def _instance(text: str, service: str) -> Instance:
-    node, place, status, *kind = text.split()
+    node, place, status, *words = text.split()
     address, _, port = place.rpartition(":")
     return Instance(
         node=node,
@@ -253,8 +309,23 @@ def _instance(text: str, service: str) -> Instance:
         node_address="",
         port=int(port),
         status=Status(status),
-        kind=kind[0] if kind else "",
+        kind="".join(_after("kind:", words)),
+        tags=tuple(sorted(_after("tag:", words))),
+        meta=tuple(sorted((key, value) for word in _after("meta:", words) for key, _, value in [word.partition("=")])),
+        tagged_addresses=tuple(TaggedAddress("lan", lan) for lan in _after("lan:", words)),
+        ports=tuple(
+            sorted(NamedPort(*_number(word)) for word in words if "=" in word and not word.startswith("meta:"))
+        ),
     )
+
+
+def _after(prefix: str, words: Sequence[str]) -> list[str]:
+    return [word.removeprefix(prefix) for word in words if word.startswith(prefix)]
+
+
+def _number(word: str) -> tuple[str, int]:
+    name, _, number = word.partition("=")
+    return name, int(number)
 
 
 def _change(action: str, kind: str, target: Target, reason: str) -> str:

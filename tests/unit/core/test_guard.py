@@ -323,13 +323,27 @@ def test_a_hold_can_be_let_go_after_a_time() -> None:
     assert TARGETS[0] in held(guard, plans, 100, 200.0)
 
 
-def test_everything_can_be_let_go_at_once() -> None:
-    """By hand."""
-    guard = holding()
-    assert guard.release_all() == frozenset(TARGETS[:10])
-    assert guard.released(0.0) == frozenset(TARGETS[:10])
-    assert held(guard, [taking(n, 10) for n in range(10)], 100) == {}
-    assert guard.active() == ()
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_let_go_on_purpose_is_charged_to_nobody(force: bool) -> None:
+    """Neither in the same breath nor afterwards: an ordinary removal elsewhere would be held until somebody acts."""
+    guard = Guard(GuardSettings(hold_release_seconds=None if force else 100))
+    held(guard, [taking(0, 60, before=60), taking(1, 0, before=40)], 100, 0.0)
+    together = [taking(0, 60), taking(1, 2, before=40)]
+    assert held(guard, together, 100, 100.0, force=force) == {}
+    guard.applied(TARGETS[0])
+    guard.applied(TARGETS[1])
+    assert held(guard, [taking(1, 1, before=38)], 38, 101.0) == {}
+    assert TARGETS[1] in held(guard, [taking(1, 21, before=38)], 38, 101.0)
+
+
+def test_a_hold_whose_time_is_over_counts_for_nobody_before_it_is_planned() -> None:
+    """It is planned after another target, and is let go all the same."""
+    guard = Guard(GuardSettings(hold_release_seconds=100))
+    held(guard, [taking(0, 60), taking(1, 30)], 100, 0.0)
+    assert held(guard, [taking(0, 60)], 100, 100.0) == {}
+    assert [h.target for h in guard.active()] == [TARGETS[1]]
+    assert guard.released(100.0) == {TARGETS[1]}
+    assert held(guard, [taking(1, 30)], 100, 100.0) == {}
 
 
 def test_a_target_that_is_gone_is_forgotten() -> None:
@@ -363,6 +377,50 @@ def test_a_rebuilt_consul_that_stays_empty_stays_held() -> None:
     plans = [taking(n, 10) for n in range(10)]
     assert {h.cause for h in held(guard, plans, 100, 1.0).values()} == {"rebuilt"}
     assert {h.cause for h in held(guard, plans, 100, 601.0).values()} == {"removal"}
+
+
+def test_a_rebuild_does_not_end_what_self_preservation_holds() -> None:
+    """Flips that were held before it stay held during it and after it, whatever else has grown meanwhile."""
+    guard = Guard(GuardSettings())
+    panic = held(guard, [taking(0, 0, 80)], 90, 0.0)[TARGETS[0]]
+    guard.rebuilt("dc1", 1.0)
+    during = held(guard, [taking(0, 1, 80)], 1000, 2.0)[TARGETS[0]]
+    assert (during.cause, during.lost, during.flips, during.endpoints) == ("rebuilt", True, True, 81)
+    after = held(guard, [taking(0, 1, 80)], 1000, 601.0)[TARGETS[0]]
+    assert (after.cause, after.lost, after.flips, after.endpoints) == ("panic", False, True, 80)
+    assert after.reason == panic.reason
+
+
+def test_a_hold_names_the_reason_that_is_left() -> None:
+    """When Consul lists the endpoints again and only calls them sick, it is no removal any more."""
+    guard = Guard(GuardSettings())
+    first = held(guard, [taking(0, 60, 30)], 100, 0.0)[TARGETS[0]]
+    assert (first.cause, first.lost, first.flips, first.endpoints) == ("removal", True, True, 90)
+    later = held(guard, [taking(0, 0, 80)], 1000, 100.0)[TARGETS[0]]
+    assert (later.cause, later.lost, later.flips, later.endpoints) == ("panic", False, True, 80)
+    assert "90 of 100 ready endpoints (90 %, the limit is 80 %) would stop being ready" in later.reason
+
+
+def test_a_hundred_targets_planned_again_one_by_one_stay_held() -> None:
+    """As the running bridge does it after a batch: no sum is counted twice, none gets lost."""
+    guard = Guard(GuardSettings())
+    plans = [taking(n, 3) for n in range(100)]
+    assert len(held(guard, plans, 300)) == 100
+    for plan in plans:
+        assert plan.target in held(guard, [plan], 300, 200.0)
+    assert sum(h.endpoints for h in guard.active()) == 300
+    assert "300 of 300 ready endpoints (100 %" in guard.active()[0].reason
+
+
+def test_a_batch_that_was_admitted_is_admitted_again_one_by_one() -> None:
+    """Half of all: judged together first, then each when it is written."""
+    guard = Guard(GuardSettings())
+    plans = [taking(n, 5) for n in range(10)]
+    assert held(guard, plans, 100) == {}
+    for number, plan in enumerate(plans):
+        assert held(guard, [plan], 100 - 5 * number, 1.0) == {}
+        guard.applied(plan.target)
+    assert TARGETS[10] in held(guard, [taking(10, 1)], 50, 1.0)
 
 
 # --------------------------------------------------------------------------- in general

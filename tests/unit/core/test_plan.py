@@ -39,6 +39,7 @@ from tests.unit.core.builders import (
     instances,
     meta,
     mirror_of,
+    named,
     pairs,
     picky,
     planned,
@@ -483,6 +484,51 @@ def test_no_more_is_waited_for_than_the_control_plane_mirrors() -> None:
         assert planned(mirror_of(many, rule(), cluster.current()), cluster.current()).unmirrored is unmirrored
 
 
+def test_both_families_share_what_the_control_plane_mirrors() -> None:
+    """It merges them before it cuts at 1,000: of 800 and 800 it copies 1,000, and no more is waited for."""
+    many = [*instances(800), *(instance(f"fd00::{n:x}") for n in range(1, 801))]
+    cluster = Cluster()
+    settle(cluster, many, rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=1000))
+    cluster.apply(planned(mirror_of(many, rule(), cluster.current()), cluster.current()))
+    assert cluster.endpoints is not None
+    first, second = cluster.endpoints.groups
+    for count, unmirrored in ((199, True), (200, False)):
+        cluster.mirrored = (first, replace(second, endpoints=second.endpoints[:count]))
+        assert planned(mirror_of(many, rule(), cluster.current()), cluster.current()).unmirrored is unmirrored
+
+
+def test_an_address_with_several_ports_is_one_of_what_the_control_plane_mirrors() -> None:
+    """It counts addresses, so all 600 are waited for, although 500 of them have 1,000 ports."""
+    many = [instance(f"10.0.{n >> 8}.{n & 255}", ports=named(("a", 1), ("b", 2))) for n in range(1, 601)]
+    cluster = Cluster()
+    settle(cluster, many, rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=1000))
+    cluster.apply(planned(mirror_of(many, rule(), cluster.current()), cluster.current()))
+    assert cluster.endpoints is not None
+    (whole,) = cluster.endpoints.groups
+    for count, unmirrored in ((599, True), (600, False)):
+        cluster.mirrored = (replace(whole, endpoints=whole.endpoints[:count]),)
+        assert planned(mirror_of(many, rule(), cluster.current()), cluster.current()).unmirrored is unmirrored
+
+
+@pytest.mark.parametrize("state", ["gone", "being deleted", "not to be mirrored"])
+def test_a_mirror_that_is_about_to_go_is_not_relied_on(state: str) -> None:
+    """The control plane takes its slices away when the Endpoints go or carry skip-mirror: ours must stay."""
+    cluster = cluster_of(Output.BOTH)
+    assert cluster.endpoints is not None
+    current = replace(cluster.current(), mirrored=cluster.endpoints.groups)
+    match state:
+        case "gone":
+            current = replace(current, endpoints=None)
+        case "being deleted":
+            about = replace(cluster.endpoints.meta, deleting=True, labels=LABELS)
+            current = replace(current, endpoints=replace(cluster.endpoints, meta=about))
+        case _:
+            assert ("endpointslice.kubernetes.io/skip-mirror", "true") in cluster.endpoints.meta.labels
+    found = planned(mirror_of(instances(3), rule(), current), current)
+    assert found.unmirrored
+    assert all(c.action is not Action.DELETE for c in found.writes)
+
+
 def test_endpoints_that_were_handed_over_go_when_the_output_is_slices() -> None:
     """Without the hand-over they stay and are reported."""
     current = Current(TARGET, service(), endpoints(owner=None))
@@ -650,6 +696,54 @@ def test_what_is_kept_follows_the_services_port_to_its_new_name() -> None:
     annotated = replace(desired, service_ports=None)
     assert len(retain(annotated, cluster.current(), lost=True, flips=False).groups) == 2
     assert len(retain(desired, replace(cluster.current(), service=None), lost=True, flips=False).groups) == 2
+
+
+def test_the_service_keeps_the_port_of_what_is_kept() -> None:
+    """Endpoints behind a port that the Service no longer has get no traffic: that would be no hold at all."""
+    found = [
+        instance(ports=named(("http", 8080), ("metrics", 9090))),
+        instance("10.0.0.2", ports=named(("http", 8080))),
+    ]
+    cluster = Cluster()
+    settle(cluster, found, rule())
+    standing = cluster.traffic()
+    desired = mirror_of(found[1:], None, cluster.current())
+    kept = retain(desired, cluster.current(), lost=True, flips=False, owner=OWNER)
+    assert desired.service_ports == (Port("http", 8080),)
+    assert kept.service_ports == (Port("http", 8080), Port("metrics", 9090))
+    assert planned(kept, cluster.current()).writes == ()
+    assert pairs(kept.groups) == standing
+    not_kept = retain(desired, cluster.current(), lost=False, flips=True, owner=OWNER)
+    assert not_kept.service_ports == desired.service_ports
+
+
+@pytest.mark.parametrize(
+    ("now", "wanted"),
+    [
+        ((Port("b", 81), Port("old", 80)), (Port("http", 80), Port("https", 443))),
+        ((Port("", 81),), (Port("http", 80), Port("https", 443))),
+        ((Port("b", 81), Port("old", 82)), (Port("", 80),)),
+    ],
+)
+def test_a_port_that_kubernetes_would_refuse_is_not_kept(now: tuple[Port, ...], wanted: tuple[Port, ...]) -> None:
+    """One whose number is another's now, one without a name beside others, and any beside one without a name."""
+    standing = group(*ready("10.0.0.1"), ports=tuple(Port(p.name, 8000 + p.number) for p in now))
+    current = Current(TARGET, service(ports=now), endpoints(standing))
+    desired = replace(mirror_of([instance()]), groups=(), service_ports=wanted)
+    kept = retain(desired, current, lost=True, flips=False)
+    assert kept.service_ports is not None
+    assert len({(p.number, p.protocol) for p in kept.service_ports}) == len(kept.service_ports)
+    assert len(kept.service_ports) < 2 or all(p.name for p in kept.service_ports)
+    assert set(wanted) <= set(kept.service_ports)
+
+
+def test_what_is_kept_follows_the_only_port_even_to_another_number() -> None:
+    """The Service's number is its own affair; the endpoint's is what is connected to."""
+    cluster = cluster_of(Output.ENDPOINTS, 1)
+    desired = mirror_of([instance("10.0.0.9")], rule(port_name="http", port=80), cluster.current())
+    kept = retain(desired, cluster.current(), lost=True, flips=False)
+    assert kept.service_ports == (Port("http", 80),)
+    assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.9"), ports=(Port("http", 8080),)),)
 
 
 def test_the_sums_count_each_endpoint_once() -> None:
