@@ -44,6 +44,10 @@ class CancelledError(BridgeError):
     """The wait or request was ended by a shutdown."""
 
 
+class NotLeadingError(CancelledError):
+    """Another replica writes this object now; nothing was sent."""
+
+
 class ConflictError(BridgeError):
     """An object of that name is somebody else's. It was not touched; looked at again when it changes."""
 

@@ -506,6 +506,9 @@ class Observer(Protocol):
     def held(self, held: tuple[Held, ...]) -> None:
         """Everything that the guard holds now. Said again and again."""
 
+    def leading(self, shards: frozenset[int], of: int) -> None:
+        """These shards of `of` are ours to write now. Said when it changes, and only where leaders are elected."""
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass is done: the report covers every target."""
 
@@ -523,6 +526,9 @@ class NullObserver:
         """Ignored."""
 
     def held(self, held: tuple[Held, ...]) -> None:
+        """Ignored."""
+
+    def leading(self, shards: frozenset[int], of: int) -> None:
         """Ignored."""
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from bridge.engine.run import RunOptions
     from bridge.engine.sync import SyncOptions
     from bridge.kube.client import KubeConfig
+    from bridge.kube.election import ElectionConfig
     from bridge.retry import RetryPolicy
 
 # --------------------------------------------------------------------------- texts and what they mean
@@ -426,8 +427,19 @@ class RunSettings(_Section):
     leader_elect: bool = _setting(
         False, "Elect a leader among several replicas, so that only one writes.", flag="--leader-elect"
     )
-    shards: _number(1, 256) = _setting(  # type: ignore[valid-type]
-        1, "Spread services over so many leases, so that several replicas share the work.", flag="--shards"
+    shards: _number(1, 64) = _setting(  # type: ignore[valid-type]
+        1,
+        "Spread services over so many leases, so that several replicas share the writing; above 1 leaders are elected.",
+        flag="--shards",
+    )
+    lease_namespace: str = _setting(
+        "",
+        "Where the leases are; default: the pod's namespace, or the context's. The same for all replicas.",
+    )
+    lease_duration: Annotated[float, _duration("3s", "10m")] = _setting(
+        15.0,
+        "How long a replica that vanished keeps its shards. One that cannot renew stops writing when two thirds are "
+        "over. Whole seconds; the same for all replicas.",
     )
 
 
@@ -736,8 +748,7 @@ class Settings(BaseSettings):
         )
 
     def run_options(self) -> RunOptions:
-        """What `engine.run` needs. Raises ConfigurationError for what this version cannot do."""
-        self._refuse_what_is_not_built()
+        """What `engine.run` needs."""
         from bridge.engine.run import RunOptions
 
         return RunOptions(
@@ -749,6 +760,7 @@ class Settings(BaseSettings):
             grace_seconds=self.run.grace,
             resync_seconds=self.run.resync,
             writers=self.kubernetes.writers,
+            election=self._election(),
             consul_retry=_policy(self.retry.consul),
             kube_retry=_policy(self.retry.kubernetes),
             object_retry=_policy(self.retry.object),
@@ -872,14 +884,17 @@ class Settings(BaseSettings):
         place = self._places.get(("rules", position))
         return f"rule {position + 1} ({place.text})" if place is not None else f"rule {position + 1}"
 
-    def _refuse_what_is_not_built(self) -> None:
-        for key, given in (("leader_elect", self.run.leader_elect), ("shards", self.run.shards > 1)):
-            if given:
-                place = self.source(f"run.{key}")
-                raise ConfigurationError(
-                    f"{place}: this version has no leader election: run one replica, without {key}. "
-                    "Two bridges with the same owner id would undo each other's work"
-                )
+    def _election(self) -> ElectionConfig | None:
+        from bridge.kube.election import ElectionConfig
+
+        if not self.run.leader_elect and self.run.shards == 1:
+            return None
+        return ElectionConfig(
+            owner=self.owner,
+            namespace=self.run.lease_namespace,
+            shards=self.run.shards,
+            duration_seconds=round(self.run.lease_duration),
+        )
 
 
 def _policy(backoff: BackoffSettings) -> RetryPolicy:

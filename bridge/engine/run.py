@@ -11,9 +11,10 @@ resync), ends grace periods and looks after threads: one that dies of a bug ends
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +24,23 @@ from bridge.core.annotated import request_of
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Knowledge, Listing, Plan, Policy, Query, Rule, Target, Unknown
 from bridge.engine.backoff import BackoffTable, Brake, Gate
+from bridge.engine.leadership import Alone, Elected, Leadership
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
-from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, ThrottledError, TransientError
+from bridge.errors import (
+    BridgeError,
+    CancelledError,
+    NotLeadingError,
+    PermanentError,
+    StaleError,
+    ThrottledError,
+    TransientError,
+)
 from bridge.kube.cache import Cache
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.election import ElectionConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
 from bridge.report import Failure, NullObserver, Observer, Outcome, build_report
@@ -47,7 +58,7 @@ LATER = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How the daemon runs. Durations in seconds."""
+    """How the daemon runs. Durations in seconds. `election` None: this is the only replica."""
 
     owner: str = "default"
     policy: Policy = Policy.SYNC
@@ -57,6 +68,7 @@ class RunOptions:
     grace_seconds: float = 30.0
     resync_seconds: float = 300.0
     writers: int = 16
+    election: ElectionConfig | None = None
     consul_retry: RetryPolicy = field(default_factory=RetryPolicy)
     kube_retry: RetryPolicy = field(default_factory=RetryPolicy)
     object_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(floor_seconds=0.05, cap_seconds=60.0))
@@ -99,6 +111,9 @@ class Bridge:
         self._last_pass: float | None = None
         self._fatal: BaseException | None = None
         self._datacenter = ""
+        self._shards: frozenset[int] = frozenset()
+        self._gained = threading.Event()
+        self._leadership: Leadership = Alone()
         self._reconciler: Reconciler
         self._catalog: Catalog
         self._cache: Cache
@@ -127,10 +142,11 @@ class Bridge:
             self._stop.set()
             self._queue.close()
             self._gate.wake()
-            if hasattr(self, "_catalog"):
-                self._catalog.close()
             for thread in threads:
                 thread.join()
+            self._leadership.stop()
+            if hasattr(self, "_catalog"):
+                self._catalog.close()
             if hasattr(self, "_cache"):
                 self._cache.close()
             client.close()
@@ -149,16 +165,23 @@ class Bridge:
         return True, "ok"
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
-        """Whether the first full pass is done and both sides were seen lately, with the detail."""
+        """Whether the first full pass is done and both sides were seen lately, with the detail.
+
+        A standby is ready as well: it could take over at once.
+        """
+        leadership = self._leadership.status()
         detail: dict[str, Any] = {
             "first_pass_done": self._passing.is_set(),
             "consul": dict(self._consul_trouble) or "ok",
             "kubernetes": self._kubernetes_trouble() or "ok",
         }
+        if leadership is not None:
+            detail["election"] = leadership
         if self._passing.is_set():
             with self._reconciler.lock:
                 detail["held"] = [f"{h.target}: {h.reason}" for h in self._reconciler.guard.active()]
-        ok = self._passing.is_set() and not self._consul_trouble and self._kubernetes_trouble() is None
+        elected = leadership is None or leadership["error"] is None
+        ok = self._passing.is_set() and not self._consul_trouble and self._kubernetes_trouble() is None and elected
         return ok, detail
 
     def status(self) -> dict[str, Any]:
@@ -216,8 +239,21 @@ class Bridge:
     def on_change(self, target: Target) -> None:
         """Something at `target` was changed by somebody else."""
         if self._passing.is_set():
+            if not self._leadership.leads(target):
+                with self._reconciler.lock:  # the one who leads did what we have only seen coming: charge it here too
+                    self._reconciler.guard.applied(target)
             asked = self._follow_annotation(target)
             self._queue.add(target, delay_seconds=0.0 if asked else self._brake.delay_seconds(target))
+
+    def on_leading(self, shards: frozenset[int]) -> None:
+        """These shards are ours to write now, and no others."""
+        gained = shards - self._shards
+        self._shards = shards
+        election = self._options.election
+        self._observer.leading(shards, election.shards if election is not None else 1)
+        if gained:
+            self._gained.set()
+            self._wake.set()
 
     # ------------------------------------------------------------------ the supervisor
 
@@ -225,7 +261,9 @@ class Bridge:
         options = self._options
         datacenters = datacenters_of(self._rules, self._consul, options.consul_retry, self._stop)
         self._datacenter = self._consul.datacenter or datacenters[0]
-        self._writer = Writer(client)
+        if options.election is not None:
+            self._leadership = Elected(client, options.election, on_change=self.on_leading, failed=self._died)
+        self._writer = Writer(client, may_write=self._leadership.leads)
         self._cache = Cache(
             client,
             namespaces_of(self._rules, self._kube.namespaces),
@@ -250,6 +288,7 @@ class Bridge:
         self._await_first_read()
         self._full_pass()
         self._passing.set()
+        self._leadership.start()
         next_resync = self._clock() + self._options.resync_seconds
         while not self._stop.is_set():
             self._wake.wait(0.5)
@@ -260,6 +299,9 @@ class Bridge:
                 due = self._reconciler.world.expire(now)
                 released = self._reconciler.guard.released(now)
             self._look_at(due | released)
+            if self._gained.is_set():
+                self._gained.clear()
+                self._look_at(self._unfinished())
             self._tell()
             if now >= next_resync:
                 self._full_pass()
@@ -300,7 +342,7 @@ class Bridge:
         plans = self._reconciler.plan_all(targets)
         for plan in plans:
             self._record(Outcome(plan, (), ()))
-            if plan.writes:
+            if plan.writes and self._leadership.leads(plan.target):
                 self._enqueue(plan.target)
         self._last_pass = self._clock()
         report = build_report([Outcome(p, (), ()) for p in plans], self._unknown(), dry_run=True)
@@ -320,6 +362,12 @@ class Bridge:
         if changed:
             self._wake.set()
         return bool(changed)
+
+    def _unfinished(self) -> set[Target]:
+        """Targets of ours at which something is still to be written: what a standby saw and left to the one who led."""
+        with self._outcomes_lock:
+            waiting = [t for t, o in self._outcomes.items() if len(o.applied) < len(o.plan.writes)]
+        return {target for target in waiting if self._leadership.leads(target)}
 
     def _wanted(self) -> frozenset[Query]:
         with self._reconciler.lock:
@@ -370,13 +418,27 @@ class Bridge:
         plan = self._reconciler.plan(target)
         if plan is None:
             return
+        if plan.writes and not self._leadership.leads(target):
+            self._stand_by(Outcome(plan))
+            return
         if self._can_wait(plan):
             if seen is not None:
                 self._seen.setdefault(target, seen)
             self._queue.add(target, priority=LATER)
             return
         outcome = apply_plan(plan, self._write)
-        self._settle(outcome, seen)
+        if any(isinstance(failure.error, NotLeadingError) for failure in outcome.failures):
+            self._stand_by(outcome)
+        else:
+            self._settle(outcome, seen)
+
+    def _stand_by(self, outcome: Outcome) -> None:
+        """Another replica writes this target: remember what is to be done, in case that it is ours one day."""
+        target = outcome.plan.target
+        self._record(Outcome(outcome.plan, outcome.applied))
+        self._remember(target)
+        if self._leadership.leads(target):  # it became ours just now, maybe before this was recorded
+            self._queue.add(target)
 
     def _can_wait(self, plan: Plan) -> bool:
         """Whether this leaves a service without ready endpoints while other work is due: once, it goes to the end."""
@@ -392,9 +454,10 @@ class Bridge:
         if not self._gate.enter():
             raise CancelledError("stopping")
         fault: TransientError | None = None
-        self._cache.expect(change)
         try:
-            meta = self._writer.apply(change)
+            with self._leading(change.target):
+                self._cache.expect(change)
+                meta = self._writer.apply(change)
         except BridgeError as error:
             self._cache.forget(change)
             if isinstance(error, TransientError) and error.fault_of_server:
@@ -404,6 +467,16 @@ class Bridge:
             self._gate.leave(fault)
         self._suspects.pop(change.target, None)
         self._cache.note(change, meta)
+
+    @contextlib.contextmanager
+    def _leading(self, target: Target) -> Iterator[None]:
+        """Around a write: the target's shard is not given up before it has ended."""
+        if not self._leadership.enter(target):
+            raise NotLeadingError(f"{target} is not written: another replica writes it now")
+        try:
+            yield
+        finally:
+            self._leadership.leave(target)
 
     def _blame(self, target: Target, error: TransientError) -> TransientError | None:
         """The error when the server is to blame for it, None when the object is.
@@ -420,15 +493,10 @@ class Bridge:
         """Remember how it went and ask for what is still to be done."""
         target = outcome.plan.target
         self._record(outcome)
-        names = names_at(self._cache.current(target))
-        with self._reconciler.lock:
-            if not outcome.failures:
+        if not outcome.failures:
+            with self._reconciler.lock:
                 self._reconciler.guard.applied(target)
-            if names:
-                self._reconciler.world.remember(target, names, self._clock())
-            else:
-                self._reconciler.world.forget(target)
-                self._reconciler.guard.forget(target)
+        self._remember(target)
         if outcome.applied and seen is None:
             self._brake.repaired(target)
         for failure in outcome.failures:
@@ -441,6 +509,16 @@ class Bridge:
         lag = None if seen is None or not outcome.applied else self._clock() - seen
         if outcome.applied or outcome.failures or outcome.plan.conflicts or outcome.plan.held:
             self._observer.outcome(outcome, lag)
+
+    def _remember(self, target: Target) -> None:
+        """Which Consul services our objects at `target` come from: that is what tells later that they have gone."""
+        names = names_at(self._cache.current(target))
+        with self._reconciler.lock:
+            if names:
+                self._reconciler.world.remember(target, names, self._clock())
+            else:
+                self._reconciler.world.forget(target)
+                self._reconciler.guard.forget(target)
 
     def _retry_later(self, target: Target, failure: Failure) -> None:
         error = failure.error

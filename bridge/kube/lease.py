@@ -8,29 +8,32 @@ Our own, because the kubernetes package's goes on leading when the API server is
   record's whole duration, on a monotonic clock of its own; the times in the record are for people.
 - A leader counts from the moment BEFORE it sent its last successful renewal. Others can see that renewal only later,
   so they wait at least until `sent + duration`; the leader stops writing `margin` earlier (`may_write`), whether or
-  not any thread of its elector gets to run.
+  not any thread of its elector gets to run. From then on it is no leader for itself either: it campaigns like anybody.
 
     sent ─────────────── fence = sent + duration - margin ──── sent + duration
-     │ may_write: yes     │ no; renewing goes on                │ lost: `on_stopped`; others may have taken it
+     │ may_write: yes     │ no; lost: `on_stopped`               │ others may take it
 
 A Lease that a person deletes while it is held can be made by another at once: two may then write until the first one's
-fence is reached. Needs get, create and update on leases. It must not know what is written, and no other room.
+fence is reached. Needs get, create and update on leases. It must not know what is written, and no other room; who
+runs several electors side by side is `election`.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, TransientError
+from bridge.errors import BridgeError, PermanentError, StaleError, TransientError
 from bridge.kube import objects
 from bridge.kube.client import KubeClient
+
+DRAINING_SECONDS = 0.05
+"""How soon it is looked again whether the last write under a Lease that is given up has ended."""
 
 _PATH = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
@@ -46,6 +49,8 @@ class LeaseRecord:
     transitions: int
     resource_version: str
     uid: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Lock(Protocol):
@@ -82,9 +87,14 @@ class LeaseLock:
         *,
         duration_seconds: int = 15,
         timeout_seconds: float = 3.0,
+        labels: Mapping[str, str] | None = None,
+        annotations: Callable[[], Mapping[str, str]] = dict,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`identity` must be unique per process (host name and something random): it is how a holder knows itself."""
+        """`identity` must be unique per process (host name and something random): it is how a holder knows itself.
+
+        `annotations` is asked at every request that writes, `labels` stand on the Lease besides ours.
+        """
         if duration_seconds < 1 or not identity:
             raise ValueError("a lease needs an identity and a duration of at least one second")
         self._client = client
@@ -93,6 +103,8 @@ class LeaseLock:
         self.identity = identity
         self.duration_seconds = duration_seconds
         self._timeout_seconds = timeout_seconds
+        self._labels = {objects.MANAGED_BY: objects.MANAGER, **(labels or {})}
+        self._annotations = annotations
         self._wall = wall
         self._path = _PATH.format(namespace=namespace)
 
@@ -108,7 +120,7 @@ class LeaseLock:
         )
         if answer.status == 404:
             return None
-        return _record(answer.body)
+        return _of_body(answer.body)
 
     def acquire(self, seen: LeaseRecord | None) -> LeaseRecord:
         """Take a Lease that is absent (`seen` None), or replace exactly the record that was seen.
@@ -133,12 +145,22 @@ class LeaseLock:
         free = replace(held, holder="", duration_seconds=1, renew_time=self._now())
         self._send("PUT", f"{self._path}/{self.name}", free)
 
+    def remove(self, held: LeaseRecord) -> None:
+        """Delete the Lease as it was seen. Raises StaleError when it was changed; that it is gone is no error."""
+        preconditions = {"uid": held.uid, "resourceVersion": held.resource_version}
+        body = json.dumps({"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": preconditions}).encode()
+        self._client.request(
+            "DELETE", f"{self._path}/{self.name}", body=body, timeout=self._timeout_seconds, allow=frozenset({404})
+        )
+
     def _send(self, method: str, path: str, record: LeaseRecord) -> LeaseRecord:
         metadata: dict[str, Any] = {
             "name": self.name,
             "namespace": self.namespace,
-            "labels": {objects.MANAGED_BY: objects.MANAGER},
+            "labels": self._labels,
         }
+        if annotations := dict(self._annotations()):
+            metadata["annotations"] = annotations
         if record.resource_version:
             metadata["resourceVersion"] = record.resource_version
             metadata["uid"] = record.uid  # else a PUT makes a deleted Lease anew
@@ -158,17 +180,21 @@ class LeaseLock:
         answer = self._client.request(
             method, path, query=(("fieldManager", objects.MANAGER),), body=data, timeout=self._timeout_seconds
         )
-        return _record(answer.body)
+        return _of_body(answer.body)
 
     def _now(self) -> str:
         return self._wall().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _record(body: bytes) -> LeaseRecord:
+def _of_body(body: bytes) -> LeaseRecord:
     try:
-        found = objects.mapping(json.loads(body))
+        return record_of(objects.mapping(json.loads(body)))
     except ValueError as error:
         raise TransientError("a Lease was answered with no JSON") from error
+
+
+def record_of(found: Mapping[str, Any]) -> LeaseRecord:
+    """What a Lease object says. TransientError when it is none."""
     spec, metadata = objects.mapping(found.get("spec")), objects.mapping(found.get("metadata"))
     if not metadata.get("resourceVersion"):
         raise TransientError("a Lease was answered with something else")
@@ -185,7 +211,13 @@ def _record(body: bytes) -> LeaseRecord:
         transitions=number("leaseTransitions"),
         resource_version=str(metadata["resourceVersion"]),
         uid=str(metadata.get("uid") or ""),
+        annotations=_texts(metadata.get("annotations")),
+        labels=_texts(metadata.get("labels")),
     )
+
+
+def _texts(found: Any) -> dict[str, str]:
+    return {str(key): str(value) for key, value in objects.mapping(found).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,10 +235,11 @@ class ElectionSettings:
 
 
 class LeaderElector:
-    """Keeps trying to hold one Lease. `step` is the finite body, `run` the endless shell.
+    """Keeps trying to hold one Lease while it is `wanted`: `step` again and again, `resign` at the end.
 
-    `on_started` and `on_stopped` are called from the elector's thread. Nobody may rely on `on_stopped` alone: only
-    `may_write`, asked right before each write, is safe in a process that was paused.
+    `on_started` and `on_stopped` are called from whoever calls `step`. Nobody may rely on `on_stopped` alone: only
+    `may_write`, asked right before each write, is safe in a process that was paused. `drained` says whether no write
+    is under way: a Lease that is no longer wanted is released only then.
     """
 
     def __init__(
@@ -216,7 +249,8 @@ class LeaderElector:
         *,
         on_started: Callable[[], None] = lambda: None,
         on_stopped: Callable[[], None] = lambda: None,
-        failed: Callable[[BaseException], None] | None = None,
+        wanted: Callable[[], bool] = lambda: True,
+        drained: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = boot_clock,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -230,30 +264,37 @@ class LeaderElector:
             )
         self._on_started = on_started
         self._on_stopped = on_stopped
-        self._failed = failed
+        self._wanted = wanted
+        self._drained = drained
         self._clock = clock
         self._spread = spread
-        self._stop = threading.Event()
         self._releasing = False
         self._held: LeaseRecord | None = None
         self._sent = float("-inf")
         self._observed: LeaseRecord | None = None
         self._observed_at = float("-inf")
         self.error: BridgeError | None = None
-        self.thread = threading.Thread(target=self.run, name=f"kube-lease-{lock.name}", daemon=True)
 
     # ------------------------------------------------------------------ asked by writers
 
     def may_write(self, now: float | None = None) -> bool:
         """Whether we hold the Lease and nobody else can take it for at least `margin` from `now` on (`clock`'s)."""
         moment = self._clock() if now is None else now
-        fence = self._sent + self._lock.duration_seconds - self._settings.margin
-        return self._held is not None and not self._releasing and moment < fence
+        return self._held is not None and not self._releasing and moment < self._fence
+
+    @property
+    def _fence(self) -> float:
+        return self._sent + self._lock.duration_seconds - self._settings.margin
 
     @property
     def leading(self) -> bool:
         """Whether we hold the Lease as far as we know. For status; before a write ask `may_write`."""
         return self._held is not None
+
+    @property
+    def held(self) -> LeaseRecord | None:
+        """The record that we hold, as far as we know."""
+        return self._held
 
     @property
     def leader(self) -> str:
@@ -264,38 +305,22 @@ class LeaderElector:
 
     # ------------------------------------------------------------------ life
 
-    def start(self) -> None:
-        """Begin to campaign; returns at once."""
-        self.thread.start()
-
-    def stop(self, timeout: float = 5.0) -> bool:
-        """Stop writing, release the Lease, end the thread; call it when the last write has ended. False: timeout."""
+    def resign(self) -> bool:
+        """Release the Lease, for good; call it when the last write has ended. False: the server did not answer."""
         self._releasing = True
-        self._stop.set()
-        if self.thread.ident is not None:
-            self.thread.join(timeout)
-            return not self.thread.is_alive()
-        self._release()
-        return True
-
-    def run(self) -> None:
-        """Step until stopped, then release."""
-        try:
-            while not self._stop.is_set():
-                pause = self.step()
-                if self._stop.wait(pause):
-                    break
-            self._release()
-        except CancelledError:
-            return  # the client was closed under us; the Lease runs out by itself
-        except BaseException as error:
-            if self._failed is not None:
-                self._failed(error)
-            if not isinstance(error, Exception):
-                raise
+        return self._release()
 
     def step(self) -> float:
-        """One look at the Lease, or one renewal; seconds until the next."""
+        """One look at the Lease, or one renewal, or its release; seconds until the next."""
+        self._expire()
+        self._releasing = self._held is not None and not self._wanted()
+        if self._releasing:
+            if self._drained():
+                self._release()
+                self._releasing = False
+                return self._settings.poll
+            if self._clock() - self._sent < self._settings.renew:
+                return DRAINING_SECONDS
         try:
             pause = self._renew() if self._held is not None else self._campaign()
         except (TransientError, PermanentError) as error:
@@ -313,6 +338,8 @@ class LeaderElector:
         record = self._lock.read(cached=True)
         now = self._clock()
         if record is None:
+            if not self._wanted():
+                return self._settings.poll
             self._take(None)
             return self._settings.renew
         if self._observed is None or record != self._observed:
@@ -322,6 +349,8 @@ class LeaderElector:
         free = not record.holder or record.holder == self._lock.identity or unchanged >= duration
         if not free:
             return min(self._settings.poll, max(duration - unchanged, 0.05))
+        if not self._wanted():
+            return self._settings.poll
         self._take(record)
         return self._settings.renew if self._held is not None else self._settings.poll
 
@@ -361,8 +390,8 @@ class LeaderElector:
         self._observed = None
 
     def _expire(self) -> None:
-        """From here on others can have it: no longer ours, whatever the server would say."""
-        if self._held is not None and self._clock() >= self._sent + self._lock.duration_seconds:
+        """From here on others can have it soon: no longer ours, whatever the server would say."""
+        if self._held is not None and self._clock() >= self._fence:
             self._lose()
 
     def _lose(self) -> None:
@@ -370,11 +399,12 @@ class LeaderElector:
         self._sent = float("-inf")
         self._on_stopped()
 
-    def _release(self) -> None:
+    def _release(self) -> bool:
         held = self._held
         if held is None:
-            return
+            return True
         self._held = None
+        self.error = None
         try:
             self._lock.release(held)
         except StaleError:
@@ -382,3 +412,4 @@ class LeaderElector:
         except BridgeError as error:
             self.error = error  # it runs out by itself
         self._on_stopped()
+        return self.error is None

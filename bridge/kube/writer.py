@@ -18,8 +18,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from bridge.core.model import Action, Change, Meta, ServiceBody
-from bridge.errors import ConflictError, PermanentError, StaleError, TransientError
+from bridge.core.model import Action, Change, Meta, ServiceBody, Target
+from bridge.errors import ConflictError, NotLeadingError, PermanentError, StaleError
 from bridge.kube import faults, objects
 from bridge.kube.client import (
     APPLY,
@@ -45,10 +45,10 @@ _DELETE_ALLOWS = frozenset({404, 409})
 class Writer:
     """Applies changes through a client. Stateless, so any number of threads may share one.
 
-    `may_write` is asked right before every request that writes (leader election); False raises TransientError.
+    `may_write` is asked right before every request that writes (leader election); False raises NotLeadingError.
     """
 
-    def __init__(self, client: KubeClient, may_write: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, client: KubeClient, may_write: Callable[[Target], bool] = lambda _target: True) -> None:
         self._client = client
         self._may_write = may_write
 
@@ -173,8 +173,8 @@ class Writer:
         )
 
     def _permit(self, change: Change) -> None:
-        if not self._may_write():
-            raise TransientError(f"{_what(change)} is not written: we do not lead (any more)", fault_of_server=False)
+        if not self._may_write(change.target):
+            raise NotLeadingError(f"{_what(change)} is not written: another replica writes it now")
 
     def _find(self, change: Change) -> dict[str, Any] | None:
         """Metadata of the object that is in the way, None when there is none. A list: needs no `get` permission."""

@@ -248,6 +248,15 @@ class LogObserver:
         for target in sorted(before.keys() - now.keys()):
             self._log.info("hold ended", namespace=target.namespace, name=target.name)
 
+    def leading(self, shards: frozenset[int], of: int) -> None:
+        """What this replica writes from now on."""
+        if not shards:
+            self._log.info("standing by: other replicas write", shards=of)
+        elif of == 1:
+            self._log.info("leading: this replica writes")
+        else:
+            self._log.info("leading shards", held=",".join(map(str, sorted(shards))), shards=of)
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass: said the first time and whenever it found something to do."""
         s = report.summary

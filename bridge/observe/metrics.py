@@ -161,6 +161,9 @@ class Metrics:
                 self._holds.labels(cause).set(causes[cause])
             self._held_endpoints.set(sum(h.endpoints for h in held))
 
+    def leading(self, shards: frozenset[int], of: int) -> None:
+        """Nothing: the scrape asks the election (`watch`)."""
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Everything was looked at: the states start anew."""
         self._passes.inc()
@@ -264,6 +267,13 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
     if cache:
         backoff.add_metric(["kubernetes", ""], 1.0 if cache.get("backing_off") else 0.0)
     yield backoff
+    election = status.get("election") or {}
+    if election:
+        held = {str(n): float(n in election["held"]) for n in range(election["shards"])}
+        yield _gauge("consul_bridge_leader", "Whether this replica writes the shard.", "shard", held)
+        members = GaugeMetricFamily("consul_bridge_members", "Replicas that are alive, this one included.")
+        members.add_metric([], len(election["members"]))
+        yield members
 
 
 class _States:

@@ -33,6 +33,10 @@ class Together:
         """Handed on."""
         self._tell("held", held)
 
+    def leading(self, shards: frozenset[int], of: int) -> None:
+        """Handed on."""
+        self._tell("leading", shards, of)
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Handed on."""
         self._tell("pass_done", duration_seconds, report)

@@ -15,8 +15,9 @@ import pytest
 from bridge.core.model import Kind
 from bridge.errors import StaleError
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.election import Election, ElectionConfig, KubeLeases
 from bridge.kube.events import About, Event, EventRecorder
-from bridge.kube.lease import ElectionSettings, LeaderElector, LeaseLock
+from bridge.kube.lease import LeaseLock
 from tests.fakes.kube import FakeKube, wait_for
 from tests.raw import RawKube
 
@@ -152,44 +153,127 @@ def test_a_lease_of_somebody_elses_making_can_be_read(side: Side, spec: dict[str
     assert lock.acquire(record).holder == "one"
 
 
-# --------------------------------------------------------------------------- electors, for real
+# --------------------------------------------------------------------------- elections, for real
 
-QUICK = ElectionSettings(margin=0.5, renew=0.2, poll=0.1)
+
+class Replica:
+    """One of several that share the shards, with a client of its own."""
+
+    def __init__(self, side: Side, name: str, shards: int = 1) -> None:
+        self.config = ElectionConfig(
+            namespace=side.namespace, identity=name, shards=shards, duration_seconds=3, owner="contract"
+        )
+        self.leases = KubeLeases(side.client, self.config)
+        self.election = Election(self.leases, self.config)
+        self.election.start()
+
+    @property
+    def held(self) -> frozenset[int]:
+        """What it may write now."""
+        return self.election.held
+
+    def stop(self) -> None:
+        """End it cleanly."""
+        assert self.election.stop()
+        self.leases.close()
+
+    def vanish(self) -> None:
+        """End it as kill -9 would: nothing is given up."""
+        self.leases.close()
+        assert self.election.stop()
+
+
+def leases(side: Side) -> dict[str, str]:
+    """Holders of the namespace's Leases by name."""
+    found = side.raw.json("GET", f"/apis/coordination.k8s.io/v1/namespaces/{side.namespace}/leases")
+    return {item["metadata"]["name"]: item["spec"].get("holderIdentity") or "" for item in found["items"]}
 
 
 def test_leadership_passes_on_within_a_second_of_a_clean_stop(side: Side) -> None:
-    """Three candidates, one leader at any time; each that stops is followed by another."""
-    electors = [LeaderElector(side.lock(f"c{n}", 3), QUICK) for n in range(3)]
-    for elector in electors:
-        elector.start()
-    waiting = list(electors)
-    while waiting:
-        assert wait_for(lambda: sum(e.may_write() for e in waiting) == 1)
-        leader = next(e for e in waiting if e.may_write())
-        assert wait_for(lambda: len({e.leader for e in waiting}) == 1)  # the standbys know whom they wait for
-        waiting.remove(leader)
-        began = time.monotonic()
-        assert leader.stop()
-        assert not leader.may_write()
-        if waiting:
-            assert wait_for(lambda: any(e.may_write() for e in waiting))
-            assert time.monotonic() - began < 1.0
+    """Three replicas, one leader at any time; each that stops is followed by another and leaves nothing behind."""
+    waiting = [Replica(side, f"c{n}") for n in range(3)]
+    try:
+        while waiting:
+            assert wait_for(lambda: sum(bool(r.held) for r in waiting) == 1)
+            assert wait_for(lambda: all(len(r.election.status()["members"]) == len(waiting) for r in waiting))
+            leader = next(r for r in waiting if r.held)
+            waiting.remove(leader)
+            began = time.monotonic()
+            leader.stop()
+            assert not leader.held
+            if waiting:
+                assert wait_for(lambda: any(r.held for r in waiting))
+                assert time.monotonic() - began < 1.0
+    finally:
+        for replica in waiting:
+            replica.stop()
+    assert leases(side) == {"consul-bridge-contract-shard-0": ""}
 
 
 def test_a_leader_that_is_gone_is_followed_when_its_lease_has_run_out(side: Side) -> None:
     """No release: the next one waits for the whole duration, and no longer than a little more."""
-    gone = side.lock("gone", 2)
-    held = gone.acquire(None)
-    began = time.monotonic()
-    elector = LeaderElector(side.lock("next", 2), QUICK)
-    elector.start()
+    gone, following = Replica(side, "gone"), None
     try:
-        assert wait_for(elector.may_write, 8)
-        assert 1.9 < time.monotonic() - began < 3.5
-        with pytest.raises(StaleError):
-            gone.renew(held)
+        assert wait_for(lambda: bool(gone.held))
+        following = Replica(side, "following")
+        assert wait_for(lambda: len(following.election.status()["members"]) == 2)
+        gone.vanish()
+        began = time.monotonic()
+        assert wait_for(lambda: bool(following.held), 12)
+        assert 0.9 < time.monotonic() - began < 5
+        assert not gone.held
     finally:
-        assert elector.stop()
+        if following is not None:
+            following.stop()
+
+
+def test_shards_are_shared_by_who_comes_and_goes(side: Side) -> None:
+    """Six shards: one replica has all, two have three each, three two each; who goes leaves its share."""
+    replicas = [Replica(side, "a", 6)]
+    try:
+        assert wait_for(lambda: replicas[0].held == frozenset(range(6)))
+        for expected in (3, 2):
+            replicas.append(Replica(side, f"r{expected}", 6))
+            assert wait_for(lambda: all(len(r.held) == expected for r in replicas), 20)  # noqa: B023 - awaited here
+        replicas.pop(0).stop()
+        assert wait_for(lambda: all(len(r.held) == 3 for r in replicas), 20)
+    finally:
+        for replica in replicas:
+            replica.stop()
+
+
+def test_another_number_of_shards_waits_until_the_old_replicas_have_gone(side: Side) -> None:
+    """And says so."""
+    old = Replica(side, "old", 2)
+    new = None
+    try:
+        assert wait_for(lambda: len(old.held) == 2)
+        new = Replica(side, "new", 3)
+        assert wait_for(lambda: "stands by until they have gone" in (new.election.status()["waiting"] or ""))
+        assert (len(old.held), len(new.held)) == (2, 0)
+        old.stop()
+        assert wait_for(lambda: len(new.held) == 3)
+        assert new.election.status()["waiting"] is None
+    finally:
+        if new is not None:
+            new.stop()
+
+
+def test_a_lease_that_is_not_the_bridges_is_left_alone_and_said(side: Side) -> None:
+    """Somebody made a Lease of that name: nobody leads, and the way out is named."""
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{side.namespace}/leases"
+    name = "consul-bridge-contract-shard-0"
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}, "spec": {}}
+    side.raw.json("POST", path, lease)
+    replica = Replica(side, "one")
+    try:
+        assert wait_for(lambda: f"kubectl delete lease {name}" in (replica.election.error or ""))
+        assert not replica.held
+        side.raw.delete(f"{path}/{name}")
+        assert wait_for(lambda: bool(replica.held))
+        assert replica.election.error is None
+    finally:
+        replica.stop()
 
 
 # --------------------------------------------------------------------------- events

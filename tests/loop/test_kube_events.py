@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bridge.core.model import Kind
-from bridge.errors import TransientError
+from bridge.core.model import Kind, Target
+from bridge.errors import NotLeadingError
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.election import Election, ElectionConfig, KubeLeases
 from bridge.kube.events import About, Event, EventRecorder
-from bridge.kube.lease import ElectionSettings, LeaderElector, LeaseLock
 from bridge.kube.writer import Writer
 from tests.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
 from tests.unit.kube.builders import create, endpoints
@@ -115,38 +115,44 @@ def test_closing_interrupts_a_request_and_drops_the_rest(fake: FakeKube, client:
 
 
 def test_a_leader_cut_off_from_the_server_stops_before_its_successor_starts(fake: FakeKube, client: KubeClient) -> None:
-    """503 for one of two candidates: the moments in which each may write never overlap."""
-    other = client.clone()
-    settings = ElectionSettings(margin=0.5, renew=0.1, poll=0.05)
-    first = LeaderElector(LeaseLock(client, "default", "bridge", "first", duration_seconds=2), settings)
-    second = LeaderElector(LeaseLock(other, "default", "bridge", "second", duration_seconds=2), settings)
+    """One of two is cut off for good: the moments in which each may write never overlap."""
+    configs = [ElectionConfig(namespace="default", identity=name, duration_seconds=2) for name in ("first", "second")]
+    leases = [KubeLeases(client, config) for config in configs]
+    first, second = (Election(*pair) for pair in zip(leases, configs, strict=True))
     overlaps: list[float] = []
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.001):
-            if first.may_write() and second.may_write():
+            if first.held and second.held:
                 overlaps.append(time.monotonic())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     first.start()
-    assert wait_for(first.may_write)
+    assert wait_for(lambda: bool(first.held))
     second.start()
-    client.close()  # the first one's connections are gone for good
-    assert wait_for(second.may_write, 6)
-    assert not first.may_write()
+    leases[0].close()  # the first one's connections are gone for good
+    assert wait_for(lambda: bool(second.held), 12)
+    assert not first.held
     stop.set()
     watcher.join()
+    assert first.stop()
     assert second.stop()
-    other.close()
+    leases[1].close()
     assert overlaps == []
 
 
 def test_a_writer_that_may_not_write_sends_nothing(fake: FakeKube, client: KubeClient) -> None:
-    """Asked before every request: transient, and no fault of the server."""
-    writer = Writer(client, may_write=lambda: False)
-    with pytest.raises(TransientError, match="do not lead") as caught:
-        writer.apply(create(endpoints()))
-    assert not caught.value.fault_of_server
+    """Asked before every request, with the target."""
+    asked: list[Target] = []
+
+    def may_write(target: Target) -> bool:
+        asked.append(target)
+        return False
+
+    change = create(endpoints())
+    with pytest.raises(NotLeadingError, match="another replica"):
+        Writer(client, may_write=may_write).apply(change)
+    assert asked == [change.target]
     assert fake.log == []

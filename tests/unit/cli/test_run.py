@@ -151,14 +151,6 @@ def test_a_taken_port_says_what_to_do() -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("flags", [["--leader-elect"], ["--shards", "2"]])
-def test_leader_election_is_refused_while_it_is_not_built(flags: list[str]) -> None:
-    """Never ignored: two writers would fight."""
-    done = process("run", *flags, prelude=WAITS)
-    assert done.returncode == 2
-    assert "no leader election" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("what", "status", "expected"),
     [

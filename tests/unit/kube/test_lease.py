@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bridge.errors import PermanentError, StaleError, TransientError
 from bridge.kube.client import Response
-from bridge.kube.lease import ElectionSettings, LeaderElector, LeaseLock, LeaseRecord, boot_clock
+from bridge.kube.lease import DRAINING_SECONDS, ElectionSettings, LeaderElector, LeaseLock, LeaseRecord, boot_clock
 
 DURATION = 15
 SETTINGS = ElectionSettings(margin=5.0, renew=2.0, poll=0.6)
@@ -144,16 +144,17 @@ def test_a_silent_leader_stops_writing_before_anyone_can_take_over(now: list[flo
 
 
 def test_a_leader_without_a_server_stops_by_itself(now: list[float]) -> None:
-    """Renewals fail: the right to write ends first, then leadership; with the server back it leads again."""
+    """Renewals fail: at the fence the right to write ends, and leadership; with the server back it leads again."""
     server, (one, _) = candidates(now)
     one.elector.step()
     server.trouble = "down"
-    for _ in range(10):
+    for _ in range(9):
         now[0] += 1
         one.elector.step()
-    assert (one.elector.may_write(), one.elector.leading) == (False, True)
+    assert (one.elector.may_write(), one.elector.leading) == (True, True)
     assert "no connection" in str(one.elector.error)
-    now[0] += 5
+    now[0] += 1
+    assert not one.elector.may_write()
     one.elector.step()
     assert (one.elector.leading, one.told) == (False, ["started", "stopped"])
     server.trouble = ""
@@ -211,11 +212,11 @@ def test_a_deleted_lease_is_made_again_by_somebody(now: list[float]) -> None:
 
 
 def test_a_released_lease_is_taken_at_the_next_look(now: list[float]) -> None:
-    """stop() frees it: no waiting for its end, and the one who stopped may write no more."""
+    """resign() frees it: no waiting for its end, and the one who stopped may write no more."""
     _, (one, two) = candidates(now)
     one.elector.step()
     two.elector.step()
-    assert one.elector.stop()
+    assert one.elector.resign()
     assert (one.elector.may_write(), one.told) == (False, ["started", "stopped"])
     pause = two.elector.step()
     assert two.elector.may_write()
@@ -236,7 +237,7 @@ def test_a_release_that_fails_lets_the_lease_run_out(now: list[float]) -> None:
     server, (one, _) = candidates(now)
     one.elector.step()
     server.trouble = "down"
-    assert one.elector.stop()
+    assert not one.elector.resign()
     assert "no connection" in str(one.elector.error)
     assert not one.elector.may_write()
 
@@ -264,16 +265,36 @@ def test_a_candidate_that_was_too_slow_watches_the_new_record_from_its_start(now
     assert (one.elector.may_write(), two.elector.may_write()) == (True, False)
 
 
-def test_a_bug_in_a_callback_ends_the_thread_loudly(now: list[float]) -> None:
-    """`failed` hears of it."""
-    failures: list[BaseException] = []
-
-    def broken() -> None:
-        raise RuntimeError("bug")
-
-    elector = LeaderElector(MemoryLock(Server(), "one"), SETTINGS, on_started=broken, failed=failures.append)
-    elector.run()
-    assert [str(f) for f in failures] == ["bug"]
+def test_a_lease_that_is_not_wanted_is_neither_taken_nor_kept(now: list[float]) -> None:
+    """Given up only when the last write under it has ended, and no write begins meanwhile."""
+    server = Server()
+    wanted, inside = [False], [1]
+    lock = MemoryLock(server, "one")
+    elector = LeaderElector(
+        lock, SETTINGS, wanted=lambda: wanted[0], drained=lambda: inside[0] == 0, clock=lambda: now[0]
+    )
+    elector.step()
+    assert server.record is None
+    wanted[0] = True
+    elector.step()
+    assert elector.may_write()
+    wanted[0] = False
+    assert elector.step() == pytest.approx(DRAINING_SECONDS)
+    assert (elector.may_write(), elector.leading) == (False, True)
+    before = server.version
+    elector.step()
+    assert server.version == before  # not renewed twenty times a second
+    now[0] += 2.5
+    elector.step()
+    assert (server.version, elector.leading) == (before + 1, True)  # nobody may take it while a write is under way
+    inside[0] = 0
+    elector.step()
+    assert (elector.leading, server.record.holder) == (False, "")  # type: ignore[attr-defined]  # it was made above
+    elector.step()
+    assert not elector.leading
+    wanted[0] = True
+    elector.step()
+    assert elector.may_write()
 
 
 @pytest.mark.parametrize(("identity", "duration"), [("", 15), ("one", 0)])
@@ -328,7 +349,7 @@ def test_never_two_may_write(steps: list[tuple[int, float, str]]) -> None:
         candidate = group[index]
         server.trouble = trouble if trouble != "stop" else ""
         if trouble == "stop":
-            candidate.elector.stop()
+            candidate.elector.resign()
             fresh = Candidate(server, lambda: now[0], f"{candidate.name}+", skew=candidate.skew + 99)
             group[index] = fresh
         else:

@@ -9,6 +9,7 @@ import pytest
 
 from bridge.core.model import Adopt, Output, Policy
 from bridge.errors import ConfigurationError
+from bridge.kube.election import ElectionConfig
 from bridge.settings import RULE_FLAGS, Setting, catalogue, load, rule_env
 
 # For every setting two values that are legal, differ from each other and from the default, as text.
@@ -46,6 +47,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "run.grace": ("1m", "250ms"),
     "run.leader_elect": ("true", "false"),
     "run.shards": ("2", "3"),
+    "run.lease_namespace": ("one", "two"),
+    "run.lease_duration": ("10s", "1m"),
     "guard.removal_threshold": ("10", "20"),
     "guard.removal_minimum": ("1", "2"),
     "guard.panic_threshold": ("10", "0"),
@@ -354,7 +357,7 @@ def test_effective_settings_mask_secrets_and_name_everything() -> None:
 
 def test_plain_dataclasses_for_the_other_rooms() -> None:
     """Every value reaches the room that needs it."""
-    environ = {SETTINGS[k].env: one for k, (one, _) in EXAMPLES.items() if k not in ("run.leader_elect", "run.shards")}
+    environ = {SETTINGS[k].env: one for k, (one, _) in EXAMPLES.items()}
     environ.pop("BRIDGE_TOKEN_FILE")
     settings = load({}, environ)
     consul, kube, guard = settings.consul_config(), settings.kube_config(), settings.guard_settings()
@@ -375,6 +378,7 @@ def test_plain_dataclasses_for_the_other_rooms() -> None:
     assert (run.consul_retry.floor_seconds, run.consul_retry.cap_seconds, run.consul_retry.multiplier) == (1, 40, 3)
     assert (run.kube_retry.floor_seconds, run.object_retry.cap_seconds, run.permanent_retry.cap_seconds) == (1, 40, 360)
     assert run.consul_retry.attempts == 0
+    assert run.election == ElectionConfig(owner="team-a", namespace="one", shards=2, duration_seconds=10)
     assert (sync.owner, sync.policy, sync.adopt, sync.dry_run, sync.force) == (
         "team-a", Policy.UPSERT_ONLY, Adopt.UNOWNED, True, True,
     )  # fmt: skip
@@ -386,8 +390,17 @@ def test_a_star_means_all_namespaces() -> None:
     assert load({"--watch-namespace": ["a", "*"]}, {}).kube_config().namespaces == ("*",)
 
 
-@pytest.mark.parametrize("flags", [{"--leader-elect": True}, {"--shards": "2"}])
-def test_what_this_version_cannot_do_is_refused_rather_than_ignored(flags: dict[str, Any]) -> None:
-    """Two replicas that both believe to be alone would fight."""
-    with pytest.raises(ConfigurationError, match="no leader election"):
-        load(flags, {}).run_options()
+@pytest.mark.parametrize(
+    ("flags", "shards"), [({}, None), ({"--leader-elect": True}, 1), ({"--shards": "2"}, 2), ({"--shards": "1"}, None)]
+)
+def test_more_than_one_shard_means_an_election(flags: dict[str, Any], shards: int | None) -> None:
+    """Otherwise one replica is alone, unless it is told that it is not."""
+    election = load(flags, {}).run_options().election
+    assert (None if election is None else election.shards) == shards
+
+
+@pytest.mark.parametrize("given", ["0", "65", "many"])
+def test_a_number_of_shards_has_bounds(given: str) -> None:
+    """Each costs a Lease that is renewed all the time."""
+    with pytest.raises(ConfigurationError, match="--shards"):
+        load({"--shards": given}, {})

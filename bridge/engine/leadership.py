@@ -1,0 +1,103 @@
+"""Which targets this replica writes: all of them, or those of the shards that it holds.
+
+Every replica reads, plans and judges everything, so that a standby is warm and the guard sees the whole; only the
+writes are divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from bridge.core.model import Target
+from bridge.core.shards import shard_of
+from bridge.kube.client import KubeClient
+from bridge.kube.election import Election, ElectionConfig, KubeLeases
+
+
+class Leadership(Protocol):
+    """What the engine asks before it writes."""
+
+    def start(self) -> None:
+        """Begin to take part; returns at once."""
+
+    def stop(self) -> None:
+        """Give everything up; call it when the last write has ended."""
+
+    def leads(self, target: Target, /) -> bool:
+        """Whether we write this target now."""
+
+    def enter(self, target: Target, /) -> bool:
+        """Begin a write; False when it is not ours. Every True must be followed by `leave`."""
+
+    def leave(self, target: Target, /) -> None:
+        """The write has ended."""
+
+    def status(self) -> dict[str, Any] | None:
+        """Who leads what, None when nobody is elected."""
+
+
+class Alone:
+    """The only replica: everything is ours."""
+
+    def start(self) -> None:
+        """Nothing to be elected."""
+
+    def stop(self) -> None:
+        """Nothing to give up."""
+
+    def leads(self, _target: Target, /) -> bool:
+        """Always."""
+        return True
+
+    def enter(self, _target: Target, /) -> bool:
+        """Always."""
+        return True
+
+    def leave(self, _target: Target, /) -> None:
+        """Nobody waits for it."""
+
+    def status(self) -> dict[str, Any] | None:
+        """Nobody is elected."""
+        return None
+
+
+class Elected:
+    """One of several replicas. `on_change` is called, from the election's thread, with the shards that are ours now."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        config: ElectionConfig,
+        *,
+        on_change: Callable[[frozenset[int]], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._shards = config.shards
+        self._leases = KubeLeases(client, config)
+        self._election = Election(self._leases, config, on_change=on_change, failed=failed)
+
+    def start(self) -> None:
+        """Take part."""
+        self._election.start()
+
+    def stop(self) -> None:
+        """Release what is ours, so that the next one need not wait."""
+        self._election.stop()
+        self._leases.close()
+
+    def leads(self, target: Target, /) -> bool:
+        """Whether we hold its shard."""
+        return self._election.may_write(shard_of(target, self._shards))
+
+    def enter(self, target: Target, /) -> bool:
+        """Hold the shard while one of its targets is written."""
+        return self._election.enter(shard_of(target, self._shards))
+
+    def leave(self, target: Target, /) -> None:
+        """The shard may be given up again."""
+        self._election.leave(shard_of(target, self._shards))
+
+    def status(self) -> dict[str, Any] | None:
+        """The election's own account."""
+        return self._election.status()

@@ -1,0 +1,254 @@
+"""Several replicas as several processes on real servers: one writer per service at any time, whatever ends or pauses.
+
+Every replica has a ServiceAccount of its own with the Role as shipped, so the API server's audit log tells who wrote
+what and when.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from bridge.core.model import Target
+from bridge.core.shards import shard_of
+from tests.lab import AuditEntry, Lab
+from tests.program import Daemon, environment, pause
+from tests.raw import RawConsul, RawKube, ready_addresses
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+Eventually = Callable[..., None]
+LEASE = 4
+"""Seconds. The default is 15; everything in an election is a part of it."""
+VERBS = ["list", "watch", "create", "patch", "delete"]
+RULES = [
+    {"apiGroups": [""], "resources": ["services", "endpoints"], "verbs": VERBS},
+    {
+        "apiGroups": ["discovery.k8s.io"],
+        "resources": ["endpointslices"],
+        "verbs": VERBS,
+    },
+    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+    {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "verbs": ["list", "get", "create", "update", "delete"],
+    },
+]
+
+
+@dataclass
+class Replicas:
+    """Bridges that belong together, in one namespace, for the services of one prefix."""
+
+    lab: Lab
+    consul: RawConsul
+    kube: RawKube
+    prefix: str
+    namespace: str = "default"
+    shards: int = 1
+    running: dict[str, Daemon] = field(default_factory=dict)
+
+    def add(self, name: str, *, shards: int | None = None) -> Daemon:
+        """Start one more; ready when this returns."""
+        kubeconfig = self.lab.service_account(self.namespace, name, RULES)
+        env = environment(
+            self.lab.consul.address, kubeconfig, POD_NAME=name, BRIDGE_RUN_LEASE_DURATION=f"{LEASE}s", BRIDGE_GRACE="1s"
+        )
+        count = str(shards or self.shards)
+        daemon = Daemon(
+            self.lab,
+            name,
+            *("--service", f"{self.prefix}*", "--namespace", self.namespace, "--leader-elect", "--shards", count),
+            env=env,
+        )
+        self.lab.add(daemon)
+        daemon.start()
+        self.running[name] = daemon
+        return daemon
+
+    def held(self) -> dict[str, list[int]]:
+        """The shards of everybody who answers."""
+        return {
+            name: daemon.readiness().get("election", {}).get("held", [])
+            for name, daemon in self.running.items()
+            if daemon.running
+        }
+
+    def leader(self) -> str:
+        """Who has shard 0, "" while nobody has it."""
+        return next((name for name, held in self.held().items() if 0 in held), "")
+
+    def register(self, number: int, *, status: str = "passing") -> None:
+        """One service with one instance."""
+        name = f"{self.prefix}{number}"
+        self.consul.register(name, f"{self.prefix}vm-{number}", f"10.78.0.{number + 1}", 80, status=status)
+
+    def ready(self, number: int) -> list[tuple[str, int]]:
+        """Its ready addresses in Kubernetes."""
+        return ready_addresses(self.kube.endpoints(self.namespace, f"{self.prefix}{number}"))
+
+    def writes(self, since: float = 0.0) -> dict[str, list[AuditEntry]]:
+        """Writes of mirrored objects by replica, as the API server saw them."""
+        written: dict[str, list[AuditEntry]] = {}
+        for entry in self.lab.audit(since=since):
+            mine = entry.user.startswith(f"system:serviceaccount:{self.namespace}:")
+            if mine and entry.resource in ("services", "endpoints", "endpointslices") and entry.verb in WRITING:
+                written.setdefault(entry.user.rpartition(":")[2], []).append(entry)
+        return written
+
+
+WRITING = ("patch", "delete", "create", "update")
+
+
+@pytest.fixture
+def replicas(fresh_lab: Lab) -> Iterator[Replicas]:
+    """None running yet."""
+    with fresh_lab.raw_consul() as consul, fresh_lab.raw_kube() as kube:
+        yield Replicas(fresh_lab, consul, kube, "t-")
+
+
+def test_a_standby_follows_a_leader_that_ends_dies_or_sleeps(replicas: Replicas, eventually: Eventually) -> None:
+    """SIGTERM: within a second. kill -9: within the lease and two seconds. SIGSTOP past the lease: it never writes."""
+    for number in range(5):
+        replicas.register(number)
+    for name in ("one", "two"):
+        replicas.add(name)
+    eventually(lambda: [replicas.ready(n) for n in range(5)], [[(f"10.78.0.{n + 1}", 80)] for n in range(5)], 30)
+    eventually(lambda: sorted(map(len, replicas.held().values())), [0, 1], 30)
+
+    first = replicas.leader()
+    assert set(replicas.writes()) == {first}
+    began = time.monotonic()
+    replicas.running.pop(first).stop()
+    stopped = time.monotonic()
+    eventually(lambda: replicas.leader() != "", True, 10)
+    assert time.monotonic() - began < 2.0 + (stopped - began)
+
+    three = replicas.add("three")
+    second = replicas.leader()
+    assert second not in ("", "three")
+    replicas.running.pop(second).kill()
+    killed = time.monotonic()
+    replicas.register(5)  # while nobody leads
+    eventually(lambda: replicas.ready(5), [("10.78.0.6", 80)], 2 * LEASE + 20)
+    took = time.monotonic() - killed
+    assert took < LEASE + 2 + 1, took
+    assert replicas.leader() == "three"
+
+    replicas.add("four")
+    since = time.time()
+    three.pause()
+    eventually(lambda: four_leads(replicas), True, LEASE + 20)
+    replicas.register(0, status="critical")
+    eventually(lambda: replicas.ready(0), [], 20)
+    pause(1.0)
+    three.resume()
+    eventually(lambda: replicas.held(), {"three": [], "four": [0]}, 20)
+    replicas.register(1, status="critical")
+    eventually(lambda: replicas.ready(1), [], 20)
+    assert set(replicas.writes(since)) == {"four"}
+    assert replicas.ready(2) == [("10.78.0.3", 80)]
+
+
+def four_leads(replicas: Replicas) -> bool:
+    """Asked of the one that is awake."""
+    election = replicas.running["four"].readiness().get("election", {})
+    return bool(election.get("held") == [0])
+
+
+def test_with_the_api_server_away_for_longer_than_the_lease_nothing_is_lost(
+    replicas: Replicas, eventually: Eventually
+) -> None:
+    """Nobody leads meanwhile, readiness says so; afterwards one does, and makes up for what changed."""
+    for number in range(3):
+        replicas.register(number)
+    for name in ("one", "two"):
+        replicas.add(name)
+    eventually(lambda: [replicas.ready(n) for n in range(3)], [[(f"10.78.0.{n + 1}", 80)] for n in range(3)], 30)
+    replicas.lab.apiserver.kill()
+    replicas.register(0, status="critical")
+    replicas.register(3)
+    eventually(lambda: list(replicas.held().values()), [[], []], LEASE + 20)
+    assert not any(daemon.ready() for daemon in replicas.running.values())
+    pause(LEASE)
+    since = time.time()
+    replicas.lab.apiserver.start()
+    with replicas.lab.raw_kube() as kube:
+        replicas.kube = kube
+        eventually(lambda: (replicas.ready(0), replicas.ready(3)), ([], [("10.78.0.4", 80)]), 30)
+        assert replicas.ready(1) == [("10.78.0.2", 80)]
+    assert len(replicas.writes(since)) == 1
+
+
+def test_replicas_share_six_shards_and_no_service_has_two_writers_at_once(
+    replicas: Replicas, eventually: Eventually
+) -> None:
+    """Three replicas come, one is killed, one ends, while services change: evenly shared, all converged."""
+    replicas.shards = 6
+    count = 24
+    status = ["passing"] * count
+
+    def churn(rounds: int) -> None:
+        for turn in range(rounds):
+            for number in range(turn % 3, count, 3):
+                status[number] = "critical" if status[number] == "passing" else "passing"
+                replicas.register(number, status=status[number])
+
+    def converged() -> bool:
+        wanted = [[(f"10.78.0.{n + 1}", 80)] if status[n] == "passing" else [] for n in range(count)]
+        return [replicas.ready(n) for n in range(count)] == wanted
+
+    churn(1)
+    replicas.add("one")
+    eventually(lambda: [len(h) for h in replicas.held().values()], [6], 30)
+    for name, share in (("two", 3), ("three", 2)):
+        replicas.add(name)
+        churn(3)
+        eventually(lambda: {len(h) for h in replicas.held().values()}, {share}, 30)
+    churn(3)
+    eventually(converged, True, 30)
+    assert set(replicas.writes()) == {"one", "two", "three"}
+    replicas.running.pop("two").kill()
+    churn(3)
+    eventually(lambda: [len(h) for h in replicas.held().values()], [3, 3], LEASE + 30)
+    replicas.running.pop("one").stop()
+    churn(3)
+    eventually(lambda: [len(h) for h in replicas.held().values()], [6], 30)
+    eventually(converged, True, 30)
+    assert_terms(replicas)
+
+
+def assert_terms(replicas: Replicas) -> None:
+    """Every write fell into a term of its writer: the last change of the shard's Lease before it was its own."""
+    entries = [e for e in replicas.lab.audit() if e.code < 300 and e.verb in WRITING]
+    terms: dict[int, list[tuple[float, str]]] = {}
+    for entry in entries:
+        name, _, shard = entry.name.rpartition("-shard-")
+        if entry.resource == "leases" and name:
+            terms.setdefault(int(shard), []).append((entry.at, entry.user))
+    written = 0
+    for entry in entries:
+        if entry.resource in ("services", "endpoints") and entry.name.startswith(replicas.prefix):
+            shard_terms = terms[shard_of(Target(replicas.namespace, entry.name), replicas.shards)]
+            before = [user for at, user in shard_terms if at <= entry.at]
+            assert before[-1:] == [entry.user], entry
+            written += 1
+    assert written > 100
+
+
+def test_a_role_without_leases_is_said(replicas: Replicas, eventually: Eventually) -> None:
+    """Nobody leads, readiness names the verb that is missing, and nothing is written."""
+    rules = [rule for rule in RULES if rule["resources"] != ["leases"]]
+    kubeconfig = replicas.lab.service_account("default", "poor", rules)
+    env = environment(replicas.lab.consul.address, kubeconfig, BRIDGE_RUN_LEASE_DURATION=f"{LEASE}s")
+    replicas.register(0)
+    daemon = Daemon(replicas.lab, "poor", "--service", "t-*", "--namespace", "default", "--leader-elect", env=env)
+    replicas.lab.add(daemon)
+    daemon.start(wait=False)
+    eventually(lambda: "leases" in str(daemon.readiness().get("election", {}).get("error")), True, 30)
+    assert daemon.get("/readyz")[0] == 503
+    assert replicas.kube.endpoints("default", "t-0") is None

@@ -1,0 +1,345 @@
+"""Who may write which shard: any number of replicas, any pauses, lost answers, and changes of the number of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.core.model import Target
+from bridge.core.shards import shard_of
+from bridge.errors import StaleError, TransientError
+from bridge.kube.election import KIND, Election, ElectionConfig, Look, Member, RemovableLock, may_serve
+from bridge.kube.lease import LeaseRecord
+
+DURATION = 15
+TARGETS = [Target("default", f"s{n}") for n in range(12)]
+
+
+@dataclass
+class Server:
+    """All Leases, in an API server's memory."""
+
+    records: dict[str, LeaseRecord] = field(default_factory=dict)
+    revision: int = 100
+    trouble: str = ""
+    """What happens to the next requests: "" nothing, "down" before the server sees it, "lost" after it was done."""
+
+    def put(self, name: str, fresh: LeaseRecord, *, seen: str | None) -> LeaseRecord:
+        """Store when `seen` is the version held (None: there is none)."""
+        self.up()
+        if (self.records[name].resource_version if name in self.records else None) != seen:
+            raise StaleError("somebody was quicker")
+        self.revision += 1
+        self.records[name] = replace(fresh, resource_version=str(self.revision), renew_time=str(self.revision))
+        self.answer()
+        return self.records[name]
+
+    def up(self) -> None:
+        """Refuse everything while down."""
+        if self.trouble == "down":
+            raise TransientError("no connection")
+
+    def answer(self) -> None:
+        """Lose the answer."""
+        if self.trouble == "lost":
+            raise TransientError("connection reset")
+
+
+@dataclass
+class MemoryLock:
+    """A lock on one of them."""
+
+    server: Server
+    name: str
+    kind: str
+    identity: str
+    annotations: Callable[[], Mapping[str, str]]
+    seen: Callable[[], Look]
+    duration_seconds: int = DURATION
+
+    def read(self, *, cached: bool = False) -> LeaseRecord | None:
+        """The last look's record, or a fresh one."""
+        if not cached:
+            self.server.up()
+            return self.server.records.get(self.name)
+        look = self.seen()
+        if look.error is not None:
+            raise look.error
+        return look.records.get(self.name)
+
+    def _fresh(self, held: LeaseRecord | None = None) -> LeaseRecord:
+        base = held or LeaseRecord(self.identity, self.duration_seconds, "", "", 0, "")
+        return replace(
+            base,
+            holder=self.identity,
+            duration_seconds=self.duration_seconds,
+            annotations=dict(self.annotations()),
+            labels={KIND: self.kind},
+        )
+
+    def acquire(self, seen: LeaseRecord | None) -> LeaseRecord:
+        """Take it."""
+        return self.server.put(self.name, self._fresh(), seen=seen.resource_version if seen else None)
+
+    def renew(self, held: LeaseRecord) -> LeaseRecord:
+        """Renew it."""
+        return self.server.put(self.name, self._fresh(held), seen=held.resource_version)
+
+    def release(self, held: LeaseRecord) -> None:
+        """Free it."""
+        free = replace(self._fresh(held), holder="", duration_seconds=1)
+        self.server.put(self.name, free, seen=held.resource_version)
+
+    def remove(self, held: LeaseRecord) -> None:
+        """Delete it."""
+        self.server.up()
+        if self.name in self.server.records:
+            if self.server.records[self.name].resource_version != held.resource_version:
+                raise StaleError("changed")
+            del self.server.records[self.name]
+
+
+@dataclass
+class MemoryLeases:
+    """What a replica sees of the server."""
+
+    server: Server
+
+    def look(self) -> dict[str, LeaseRecord]:
+        """All of them."""
+        self.server.up()
+        return dict(self.server.records)
+
+    def lock(
+        self,
+        name: str,
+        kind: str,
+        identity: str,
+        annotations: Callable[[], Mapping[str, str]],
+        seen: Callable[[], Look],
+    ) -> RemovableLock:
+        """One of them."""
+        return MemoryLock(self.server, name, kind, identity, annotations, seen)
+
+
+class World:
+    """A server, a clock, and replicas whose clocks are hours apart."""
+
+    def __init__(self) -> None:
+        self.server = Server()
+        self.now = 0.0
+        self.replicas: dict[str, Election] = {}
+        self.shards: dict[str, int] = {}
+        self.told: dict[str, list[frozenset[int]]] = {}
+        self._count = 0
+
+    def add(self, shards: int = 1) -> str:
+        """One replica more; its name."""
+        name = f"r{self._count}"
+        skew = self._count * 5000.0 - 7000
+        self._count += 1
+        told: list[frozenset[int]] = []
+        self.replicas[name] = Election(
+            MemoryLeases(self.server),
+            ElectionConfig(identity=name, shards=shards, duration_seconds=DURATION),
+            on_change=told.append,
+            clock=lambda: self.now + skew,
+            spread=lambda low, high: (low + high) / 2,
+        )
+        self.told[name] = told
+        self.shards[name] = shards
+        return name
+
+    def turn(self, *names: str, rounds: int = 1, seconds: float = 0.6) -> None:
+        """Every named replica (default: all) has its turn, again and again."""
+        for _ in range(rounds):
+            for name in names or tuple(self.replicas):
+                self.replicas[name].turn()
+            self.now += seconds
+
+    def held(self) -> dict[str, list[int]]:
+        """What everybody may write."""
+        return {name: sorted(election.held) for name, election in self.replicas.items()}
+
+    def writers(self, target: Target) -> list[str]:
+        """Who may write a target."""
+        return [n for n, e in self.replicas.items() if e.may_write(shard_of(target, self.shards[n]))]
+
+
+@pytest.fixture
+def world() -> World:
+    """An empty one."""
+    return World()
+
+
+def test_the_first_has_everything_at_its_second_look(world: World) -> None:
+    """It joins, looks again (somebody may have been there before), and takes all shards."""
+    one = world.add(3)
+    world.turn()
+    assert world.held() == {one: []}
+    world.turn(rounds=2)
+    assert world.held() == {one: [0, 1, 2]}
+    assert world.told[one][-1] == {0, 1, 2}
+
+
+def test_who_joins_gets_its_share_and_who_goes_gives_it_back(world: World) -> None:
+    """4, then 2 + 2, then 4 again."""
+    one = world.add(4)
+    world.turn(rounds=3)
+    two = world.add(4)
+    world.turn(rounds=6)
+    assert world.held() == {one: [0, 1], two: [2, 3]}
+    world.replicas.pop(one).resign()
+    world.turn(rounds=3)
+    assert world.held() == {two: [0, 1, 2, 3]}
+    assert sorted(r.holder for r in world.server.records.values()) == [two] * 5
+
+
+def test_a_shard_is_given_up_only_after_its_last_write(world: World) -> None:
+    """`enter` says no from then on, and the other one waits for `leave`."""
+    one = world.add(2)
+    world.turn(rounds=3)
+    election = world.replicas[one]
+    assert election.enter(1)
+    two = world.add(2)
+    world.turn(rounds=6)
+    assert world.held() == {one: [0], two: []}
+    assert not election.enter(1)
+    election.leave(1)
+    world.turn(rounds=2)
+    assert world.held() == {one: [0], two: [1]}
+    assert world.replicas[two].enter(1)
+
+
+def test_a_dead_replica_is_followed_after_its_lease_and_buried_later(world: World) -> None:
+    """kill -9: nobody takes its shard before the duration is over; its member Lease goes after ten of them."""
+    one, two = world.add(), world.add()
+    world.turn(rounds=4)
+    assert world.held() == {one: [0], two: []}
+    before = world.now
+    dead = world.replicas.pop(one)
+    while not world.replicas[two].held:
+        world.turn()
+        assert not (dead.held and world.replicas[two].held)
+    assert DURATION - 2.5 <= world.now - before <= DURATION + 3
+    assert len(world.server.records) == 3
+    world.turn(rounds=300)
+    assert sorted(r.holder for r in world.server.records.values()) == [two, two]
+
+
+def test_another_number_of_shards_stands_by(world: World) -> None:
+    """Old replicas go one by one; the new ones write nothing until the last has gone, and say why."""
+    old = [world.add(2), world.add(2)]
+    world.turn(rounds=4)
+    new = [world.add(3), world.add(3)]
+    world.turn(rounds=4)
+    late = world.add(2)  # an old one that comes back is younger than the new ones: it stands by as well
+    world.turn(rounds=4)
+    assert {n for n, held in world.held().items() if held} == set(old)
+    waiting = world.replicas[new[0]].status()["waiting"]
+    assert waiting == (
+        "replicas with 2 shard(s) are still running and joined earlier; this one divides the work into 3 and "
+        "stands by until they have gone"
+    )
+    world.replicas.pop(old[0]).resign()
+    world.turn(rounds=4)
+    assert world.held()[old[1]] == [0, 1]
+    world.replicas.pop(old[1]).resign()
+    world.turn(rounds=4)
+    assert {n for n, held in world.held().items() if held} == set(new)
+    assert world.replicas[new[0]].status()["waiting"] is None
+    assert late not in {n for n, held in world.held().items() if held}
+
+
+def test_without_a_server_writing_ends_and_comes_back(world: World) -> None:
+    """Fenced before anyone could take over; the reason is said."""
+    one = world.add()
+    world.turn(rounds=4)
+    world.server.trouble = "down"
+    world.turn(rounds=20)
+    assert (world.held(), world.replicas[one].error) == ({one: []}, "no connection")
+    world.turn(rounds=20)
+    world.server.trouble = ""
+    world.turn(rounds=6)
+    assert (world.held(), world.replicas[one].error) == ({one: [0]}, None)
+
+
+def test_a_resignation_without_a_server_ends_soon(world: World) -> None:
+    """One unanswered request, not one per shard."""
+    one = world.add(8)
+    world.turn(rounds=4)
+    world.server.trouble = "down"
+    world.replicas[one].resign()
+    assert (world.held(), world.told[one][-1]) == ({one: []}, frozenset())
+    assert len(world.server.records) == 9
+
+
+def test_a_bug_ends_the_thread_loudly() -> None:
+    """`failed` hears of it."""
+
+    class Broken(MemoryLeases):
+        def look(self) -> dict[str, LeaseRecord]:
+            raise RuntimeError("bug")
+
+    failures: list[BaseException] = []
+    election = Election(Broken(Server()), ElectionConfig(identity="one"), failed=failures.append)
+    election.start()
+    assert election.stop()
+    assert [str(f) for f in failures] == ["bug"]
+
+
+def test_only_who_joined_earlier_and_divides_otherwise_is_in_the_way() -> None:
+    """Same number, or younger: no matter."""
+    me = Member("me", 2, 10)
+    assert may_serve(me, [me, Member("a", 2, 5), Member("b", 3, 11)])
+    assert not may_serve(me, [me, Member("a", 3, 9)])
+
+
+steps = st.lists(
+    st.tuples(
+        st.integers(0, 5),
+        st.floats(0.0, 6.0),
+        st.sampled_from(["", "", "", "", "", "", "down", "lost", "stop", "vanish", "more"]),
+    ),
+    min_size=20,
+    max_size=150,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=steps, numbers=st.lists(st.integers(1, 3), min_size=3, max_size=3))
+def test_no_target_ever_has_two_writers(steps: list[tuple[int, float, str]], numbers: list[int]) -> None:
+    """Whatever happens in whatever order, with different numbers of shards; and in the end somebody writes each."""
+    world = World()
+    alive = [world.add(number) for number in numbers]
+    for index, pause, what in steps:
+        world.now += pause
+        assert_single_writers(world)
+        name = alive[index % len(alive)]
+        world.server.trouble = what if what in ("down", "lost") else ""
+        if what in ("stop", "vanish") and len(alive) > 1:
+            if what == "stop":
+                world.replicas[name].resign()  # its object stays in the world: it must never write again
+            alive.remove(name)
+        elif what == "more" and len(alive) < 5:
+            alive.append(world.add(numbers[index % 3]))
+        else:
+            world.replicas[name].turn()
+        assert_single_writers(world)
+    world.server.trouble = ""
+    for _ in range(140):
+        world.turn(*alive)
+        assert_single_writers(world)
+    serving = {world.shards[n] for n in alive if world.replicas[n].held}
+    assert len(serving) == 1
+    assert all(len(world.writers(target)) == 1 for target in TARGETS)
+
+
+def assert_single_writers(world: World) -> None:
+    """At most one writer per target, now."""
+    for target in TARGETS:
+        assert len(world.writers(target)) <= 1, (target, world.held())
