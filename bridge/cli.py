@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import threading
 
     from bridge.core.model import Rule
+    from bridge.daemon import Daemon
+    from bridge.observe.logs import Secrets
     from bridge.report import Report
     from bridge.settings import Settings
 
@@ -295,21 +297,23 @@ class _Progress:
 # --------------------------------------------------------------------------- putting together
 
 
-def _load(flags: Mapping[str, Any]) -> Settings:
-    """The settings, with the log set up as they say."""
+def _load(flags: Mapping[str, Any], secrets: Secrets | None = None) -> Settings:
+    """The settings, with the log set up as they say. `secrets` is where what must never be printed is registered."""
     from bridge import settings as settings_module
     from bridge.observe import logs
 
     settings = settings_module.load(flags)
-    secrets = logs.configure(settings.log.format, settings.log.level, logs.Secrets(settings.secrets()))
-    _remember_file_token(settings, secrets)
+    secrets = logs.configure(settings.log.format, settings.log.level, secrets)
+    _register(settings, secrets)
     for note in settings.notes:
         logs.logger().warning(note)
     return settings
 
 
-def _remember_file_token(settings: Settings, secrets: Any) -> None:
-    """Register the token of the token file as a secret; that it cannot be read is `consul/`'s to say."""
+def _register(settings: Settings, secrets: Secrets) -> None:
+    """Register what must never be printed; that a token file cannot be read is `consul/`'s to say."""
+    for secret in settings.secrets():
+        secrets.add(secret)
     if settings.consul.token_file:
         try:
             with open(settings.consul.token_file, encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs an import
@@ -433,47 +437,58 @@ def _say_outcome(report: Report, settings: Settings) -> None:
 def _run(flags: Mapping[str, Any]) -> int:
     """Mirror continuously until SIGTERM or Ctrl-C; nothing is removed at the end.
 
-    Serves /healthz, /readyz, /metrics, /api/status and a page on --listen. Exit status: 130 or 143 when told to stop
+    Serves /healthz, /readyz, /metrics, /api/status and a page on --listen. A changed settings file, or SIGHUP, has the
+    settings read again. Exit status: 130 or 143 when told to stop
     (by which signal), 1 when it cannot go on, 2 usage.
     """
+    from bridge.observe import logs
     from bridge.signals import Signals
 
-    settings = _load(flags)
-    stopped: list[Callable[[], None]] = []
+    secrets = logs.Secrets()
+    settings = _load(flags, secrets)
+    daemons: list[Daemon] = []
+
+    def reread() -> Settings:
+        fresh = settings_module.load(flags)
+        _register(fresh, secrets)
+        return fresh
 
     def on_first(_signal: int) -> bool:
         logs.logger().info("stopping: finishing the objects in hand")
-        for stop in stopped:
-            stop()
+        for daemon in daemons:
+            daemon.stop()
         return True
 
-    from bridge.observe import logs
+    def on_hangup() -> None:
+        for daemon in daemons:
+            daemon.reload()
 
-    with Signals(on_first) as signals:
-        from bridge.engine.run import Bridge
+    with Signals(on_first, on_hangup) as signals:
+        from bridge import settings as settings_module
+        from bridge.daemon import Daemon
         from bridge.observe.metrics import Metrics
         from bridge.observe.together import Together
         from bridge.observe.web import WebServer
 
         log = logs.logger()
         metrics = Metrics(__version__)
-        bridge = Bridge(
-            consul=settings.consul_config(),
-            kube=settings.kube_config(),
-            rules=_rules(settings),
-            options=settings.run_options(),
+        daemon = Daemon(
+            settings,
+            load=reread,
+            rules_of=_rules,
             observer=Together(logs.LogObserver(log), metrics),
+            log=log,
         )
-        stopped.append(bridge.stop)
-        metrics.watch(bridge.status)
+        daemons.append(daemon)
+        metrics.watch(daemon.status)
         web = WebServer(
-            settings.run.listen, health=bridge.healthy, ready=bridge.ready, status=bridge.status, metrics=metrics.text
+            settings.run.listen, health=daemon.healthy, ready=daemon.ready, status=daemon.status, metrics=metrics.text
         )
         with web:
             log.info("effective settings", **{k: v for k, v in settings.effective().items() if v})
             log.info("bridge starts", version=__version__, listening=web.address)
             if signals.received is None:
-                bridge.run()
+                daemon.run()
         log.info("bridge has stopped")
         return signals.status if signals.received is not None else FAILED
 

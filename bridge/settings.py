@@ -647,6 +647,7 @@ class Settings(BaseSettings):
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _selected_by: str = PrivateAttr(default="default")
     _narrow: bool = PrivateAttr(default=False)
+    _config_file: str = PrivateAttr(default="")
 
     @classmethod
     def settings_customise_sources(
@@ -812,6 +813,11 @@ class Settings(BaseSettings):
         host = parts.hostname or ""
         host = f"[{host}]" if ":" in host else host
         return f"{scheme}://{host}:{parts.port or (443 if scheme == 'https' else 80)}{parts.path.rstrip('/')}"
+
+    @property
+    def config_file(self) -> str:
+        """The settings file that was read, "" without one."""
+        return self._config_file
 
     def effective(self) -> dict[str, str]:
         """Every setting as text by its path, secrets masked: for the log at start."""
@@ -1090,6 +1096,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     except ValidationError as error:
         raise ConfigurationError(_explain(error, places, document)) from None
     settings._places = places
+    settings._config_file = config
     settings._notes = tuple(notes)
     settings._selected_by = selected_by
     settings._narrow = settings.rules is not None and not layers[-1].has(("rules",))

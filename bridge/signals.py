@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, without work inside a signal handler.
+"""Ctrl-C, SIGTERM and SIGHUP, without work inside a signal handler.
 
 A handler runs between two bytecodes of the main thread: were it to set an event that the main thread is just waiting
 for, it could wait for a lock that its own thread holds. So the handler only puts the number into a queue that is made
@@ -24,13 +24,15 @@ class Signals:
     """While it is entered: the first signal calls `on_first`, the next one ends the process at once.
 
     `on_first` returns whether to go on (the work ends by itself, soon); otherwise the process ends at once, which is
-    right while nothing is half done. `stop` is set before it is called.
+    right while nothing is half done. `stop` is set before it is called. With `on_hangup`, SIGHUP calls that and ends
+    nothing.
     """
 
-    def __init__(self, on_first: Callable[[int], bool]) -> None:
+    def __init__(self, on_first: Callable[[int], bool], on_hangup: Callable[[], None] | None = None) -> None:
         self.stop = threading.Event()
         self.received: int | None = None
         self._on_first = on_first
+        self._on_hangup = on_hangup
         self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="signals", daemon=True)
         self._before: dict[int, Any] = {}
@@ -43,7 +45,8 @@ class Signals:
     def __enter__(self) -> Signals:
         self._thread.start()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _WATCHED}
+            watched = (*_WATCHED, signal.SIGHUP) if self._on_hangup is not None else _WATCHED
+            self._before = {number: signal.signal(number, self._handle) for number in watched}
         return self
 
     def __exit__(
@@ -59,6 +62,9 @@ class Signals:
 
     def _work(self) -> None:
         while (number := self._queue.get()) is not None:
+            if number == signal.SIGHUP and self._on_hangup is not None:
+                self._on_hangup()
+                continue
             first = self.received is None
             self.received = self.received or number
             self.stop.set()

@@ -203,6 +203,21 @@ class Bridge:
             "report": build_report(outcomes, self._unknown(), dry_run=True, skipped=self._unmappable()).to_json(),
         }
 
+    def replace_rules(self, rules: Sequence[Rule]) -> bool:
+        """Go on with other rules; False (and nothing is done) when they ask for other namespaces or datacenters."""
+        named = {dc for rule in rules for dc in rule.datacenters}
+        if not rules or not all(rule.datacenters for rule in rules):
+            named.add(self._datacenter)
+        same = namespaces_of(rules, self._kube.namespaces) == namespaces_of(self._rules, self._kube.namespaces)
+        if not self._passing.is_set() or not same or named != set(self._reconciler.world.datacenters):
+            return False
+        with self._reconciler.lock:
+            self._rules = tuple(rules)
+            targets = self._reconciler.world.replace_rules(rules, self._clock()) | self._reconciler.world.targets()
+        self._look_at(targets)
+        self._wake.set()
+        return True
+
     # ------------------------------------------------------------------ what Consul's and Kubernetes' rooms say
 
     def on_listing(self, datacenter: str, listing: Listing | Unknown) -> None:

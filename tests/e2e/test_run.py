@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +162,55 @@ def test_at_rest_nothing_is_written(
         and e.user == "lab-admin" and e.resource in ("services", "endpoints")
     ]  # fmt: skip
     assert writes == []
+
+
+def test_rules_that_change_are_taken_by_the_running_bridge(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    """A further rule, a label that comes and goes, a new namespace, a rule that goes, and a file that is wrong."""
+    file = tmp_path / "bridge.yaml"
+
+    def write(*rules: str) -> None:
+        file.write_text("run: {grace: 1s}\nrules:\n" + "".join(f"  - {rule}\n" for rule in rules))
+
+    def here(name: str, text: str = "") -> str:
+        return f"{{services: ['{prefix}{name}'], to: {{namespace: {namespace}{text}}}}}"
+
+    for n, name in enumerate(("web", "db"), 1):
+        consul.register(f"{prefix}{name}", f"{prefix}vm-{n}", f"10.77.4.{n}", 80)
+    write(here("web"))
+    env = environment(lab.consul.address, lab.kubeconfig)
+    daemon = Daemon(lab, f"bridge-{namespace}", "--config", str(file), env=env)
+    daemon.start()
+    try:
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.4.1", 80)])
+        assert kube.endpoints(namespace, f"{prefix}db") is None
+        write(here("web", ", labels: {team: storage}"), here("db"))
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}db")), [("10.77.4.2", 80)])
+
+        def labels() -> object:
+            return ((kube.endpoints(namespace, f"{prefix}web") or {})["metadata"]["labels"]).get("team")
+
+        eventually(labels, "storage")
+        write(here("web"), here("db"))
+        eventually(labels, None)
+
+        file.write_text("rules: [{service: nothing}]")
+        eventually(lambda: f"{file}:1" in daemon.readiness()["configuration"], True)
+        consul.register(f"{prefix}web", f"{prefix}vm-3", "10.77.4.3", 80)
+        both = [("10.77.4.1", 80), ("10.77.4.3", 80)]
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), both)
+
+        write(here("web"), f"{{services: ['{prefix}db'], to: {{namespace: default}}}}")
+        eventually(lambda: ready_addresses(kube.endpoints("default", f"{prefix}db")), [("10.77.4.2", 80)], 30)
+        assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == both
+        write(here("web"), f"{{services: ['{prefix}none'], to: {{namespace: default}}}}")
+        eventually(lambda: kube.endpoints("default", f"{prefix}db"), None, 30)
+        assert daemon.readiness()["configuration"] == "ok"
+    finally:
+        daemon.stop()
+        for path in (ENDPOINTS, SERVICES):
+            kube.delete(f"{path.format(namespace='default')}/{prefix}db")
 
 
 class Churn:

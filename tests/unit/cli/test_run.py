@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from bridge.cli import COMMANDS
+from tests.lab import free_port
 from tests.unit.cli.conftest import ROOT, command_line, environment, process
 
 BRIDGE = """
@@ -34,6 +36,9 @@ BRIDGE = """
         def healthy(self): return True, "ok"
         def ready(self): return True, {"consul": "ok"}
         def status(self): return {"ready": True, "queue": 0}
+        def replace_rules(self, rules):
+            print(json.dumps([r.to.namespace for r in rules]), flush=True)
+            return len({r.to.namespace for r in rules}) == 1
     r.Bridge = Bridge
 """
 WAITS = BRIDGE.replace("RUN", "self.stopped.wait()")
@@ -139,6 +144,48 @@ def test_the_effective_settings_are_logged_once_with_secrets_masked(tmp_path: Pa
     _, log = Running("--listen", "127.0.0.1:0", env={"CONSUL_HTTP_TOKEN": "environment-secret"}).end()
     assert next(e for e in log if e["event"] == "effective settings")["consul.token"] == "***"
     assert "environment-secret" not in json.dumps(log)
+
+
+def readiness(listen: str) -> dict[str, Any]:
+    """The detail of /readyz."""
+    with urllib.request.urlopen(f"http://{listen}/readyz", timeout=10) as answer:
+        return dict(json.load(answer))
+
+
+def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: Path) -> None:
+    """New rules are taken as they run, other settings by a bridge that follows; what is wrong is said and not taken."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("rules: [{to: {namespace: one}}]\n")
+    listen = f"127.0.0.1:{free_port()}"
+    running = Running("--listen", listen, "--config", str(file))
+    assert running.process.stdout is not None
+    assert running.options["namespace"] == "one"
+
+    file.write_text("rules: [{to: {namespace: two}}]\n")
+    running.process.send_signal(signal.SIGHUP)
+    assert json.loads(running.process.stdout.readline()) == ["two"]
+
+    file.write_text("rules: [{too: {}}]\n")
+    running.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 20
+    while f"{file}:1" not in readiness(listen)["configuration"]:
+        assert time.monotonic() < deadline
+    file.write_text("{rules: [{to: {namespace: three}}], run: {grace: 7s, listen: '127.0.0.1:1'}}\n")
+    options = json.loads(running.process.stdout.readline())  # by the watch of the file: no signal
+    assert (options["namespace"], options["grace"]) == ("three", 7.0)
+    assert readiness(listen)["configuration"] == "ok"
+
+    file.write_text("{rules: [{to: {namespace: a}}, {to: {namespace: b}}], run: {grace: 7s}}\n")
+    assert json.loads(running.process.stdout.readline()) == ["a", "b"]
+    assert json.loads(running.process.stdout.readline())["namespace"] == "a"  # it could not: a new one follows
+    status, log = running.end()
+    events = [e["event"] for e in log]
+    assert status == 143
+    assert events.count("rules taken") == 1
+    assert events.count("starting anew with the new settings") == 2
+    (refused,) = [e for e in log if e["event"] == "the new settings cannot be used; the old ones stay"]
+    assert "too" in refused["reason"]
+    assert f"{file}:1" in refused["reason"]
 
 
 def test_a_taken_port_says_what_to_do() -> None:

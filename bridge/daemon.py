@@ -1,0 +1,165 @@
+"""The process of `bridge run` around the bridge itself: new settings are taken while it runs.
+
+SIGHUP or a changed settings file has the settings read again. What cannot be used is said, and the old ones stay. New
+rules for the same namespaces and datacenters are taken by the running bridge; for anything else a new bridge follows
+the old one in the same process, a restart without the process: what is in Kubernetes stays as it is meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from bridge.core.model import Rule
+from bridge.engine.run import Bridge
+from bridge.errors import BridgeError
+from bridge.report import Observer
+from bridge.settings import Settings
+
+WATCH_SECONDS = 2.0
+"""How often the settings file is compared: a ConfigMap is updated by swapping links, which no file event survives."""
+
+FIXED = ("run.listen", "log.format", "log.level")
+"""Settings that only a new process takes."""
+
+
+class Log(Protocol):
+    """What is needed of a structlog logger."""
+
+    def info(self, event: str, **details: Any) -> Any: ...
+
+    def warning(self, event: str, **details: Any) -> Any: ...
+
+    def error(self, event: str, **details: Any) -> Any: ...
+
+
+class Daemon:
+    """Runs one bridge after the other until `stop`. All methods but `run` may be called from any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        load: Callable[[], Settings],
+        rules_of: Callable[[Settings], tuple[Rule, ...]],
+        observer: Observer,
+        log: Log,
+    ) -> None:
+        self._settings = settings
+        self._load = load
+        self._rules_of = rules_of
+        self._observer = observer
+        self._log = log
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._trouble: str | None = None
+        self._bridge = self._build(settings)
+        self._next: Bridge | None = None
+        self._watcher = _FileWatch(settings.config_file, self.reload)
+
+    def run(self) -> None:
+        """Mirror until `stop`. Raises what made a bridge end on its own."""
+        self._watcher.start()
+        try:
+            while True:
+                self._bridge.run()
+                with self._lock:
+                    if self._stopping or self._next is None:
+                        return
+                    self._bridge, self._next = self._next, None
+        finally:
+            self._watcher.stop()
+
+    def stop(self) -> None:
+        """Finish the objects in hand and return from `run`."""
+        with self._lock:
+            self._stopping = True
+            self._bridge.stop()
+
+    def reload(self) -> None:
+        """Read the settings again and go on with them; the old ones stay when the new ones cannot be used."""
+        with self._lock:
+            if self._stopping:
+                return
+            try:
+                fresh = self._load()
+                rules = self._rules_of(fresh)
+            except BridgeError as error:
+                self._trouble = str(error)
+                self._log.error("the new settings cannot be used; the old ones stay", reason=str(error))
+                return
+            self._trouble = None
+            before, after = self._settings.effective(), fresh.effective()
+            changed = sorted(key for key in after if key != "rules" and before.get(key) != after[key])
+            fixed = [key for key in changed if key in FIXED]
+            if fixed:
+                self._log.warning("these settings need a new process; the rest is taken", settings=", ".join(fixed))
+            self._settings = fresh
+            only_rules = not set(changed) - set(FIXED)
+            if only_rules and self._next is None and self._bridge.replace_rules(rules):
+                self._log.info("rules taken", rules=len(rules))
+                return
+            self._log.info("starting anew with the new settings", changed=", ".join(changed) or "rules")
+            self._next = self._build(fresh)
+            self._bridge.stop()
+
+    # ------------------------------------------------------------------ what the web page and the metrics ask
+
+    def healthy(self) -> tuple[bool, str]:
+        """Whether the loops are alive."""
+        return self._bridge.healthy()
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """The bridge's readiness; settings that cannot be used are in the detail, the old ones do the work."""
+        ready, detail = self._bridge.ready()
+        return ready, {**detail, "configuration": self._trouble or "ok"}
+
+    def status(self) -> dict[str, Any]:
+        """Everything that /api/status shows."""
+        return {**self._bridge.status(), "configuration": self._trouble or "ok"}
+
+    def _build(self, settings: Settings) -> Bridge:
+        return Bridge(
+            consul=settings.consul_config(),
+            kube=settings.kube_config(),
+            rules=self._rules_of(settings),
+            options=settings.run_options(),
+            observer=self._observer,
+        )
+
+
+class _FileWatch:
+    """Calls back when a file's content changes; nothing to watch without a path."""
+
+    def __init__(self, path: str, on_change: Callable[[], None]) -> None:
+        self._path = path
+        self._on_change = on_change
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="settings-file", daemon=True)
+
+    def start(self) -> None:
+        if self._path:
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        before = self._content()
+        while not self._stop.wait(WATCH_SECONDS):
+            content = self._content()
+            if content != before:
+                before = content
+                self._on_change()
+
+    def _content(self) -> bytes:
+        """A digest of the file, b"" while it cannot be read."""
+        try:
+            return hashlib.blake2b(Path(self._path).read_bytes()).digest()
+        except OSError:
+            return b""
