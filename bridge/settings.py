@@ -432,6 +432,9 @@ class RunSettings(_Section):
         "Spread services over so many leases, so that several replicas share the writing; above 1 leaders are elected.",
         flag="--shards",
     )
+    events: bool = _setting(
+        True, "Write Kubernetes Events on the objects concerned: conflicts, skipped instances, holds, refused writes."
+    )
     lease_namespace: str = _setting(
         "",
         "Where the leases are; default: the pod's namespace, or the context's. The same for all replicas.",
@@ -762,6 +765,7 @@ class Settings(BaseSettings):
             resync_seconds=self.run.resync,
             writers=self.kubernetes.writers,
             election=self._election(),
+            events=self.run.events,
             consul_retry=_policy(self.retry.consul),
             kube_retry=_policy(self.retry.kubernetes),
             object_retry=_policy(self.retry.object),

@@ -375,7 +375,7 @@ class DatacenterWatch:
         def fail(error: BridgeError) -> None:
             self._broke(error)
             entry.direct = False
-            self._board.publish(entry, Unknown(str(error)), self._clock())
+            self._board.publish(entry, Unknown(str(error), lasting=isinstance(error, PermanentError)), self._clock())
 
         own = Bucket(SERVICE_RATE, SERVICE_BURST, self._clock)
         watch = self._watch(client, ask, take, fail, (own, self._all_bucket))
@@ -603,7 +603,9 @@ class DatacenterWatch:
             if entry.direct:
                 return None
             if not self._checkpoint.doubted or entry.state is None:
-                self._board.publish(entry, Unknown(str(error)), self._clock())
+                self._board.publish(
+                    entry, Unknown(str(error), lasting=isinstance(error, PermanentError)), self._clock()
+                )
             return self._policy(error).wait_seconds(entry.attempts, error)
         if self._checkpoint.doubted:
             return 0.0

@@ -94,9 +94,13 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Consul could not be asked, or its answer proves nothing. What was known before stays true."""
+    """Consul could not be asked, or its answer proves nothing. What was known before stays true.
+
+    `lasting`: asking again will not help before somebody mends the request (a filter that Consul refuses, say).
+    """
 
     reason: str
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import request_of
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Knowledge, Listing, Plan, Policy, Query, Rule, Target, Unknown
+from bridge.engine.announce import Announcer
 from bridge.engine.backoff import BackoffTable, Brake, Gate
 from bridge.engine.leadership import Alone, Elected, Leadership
 from bridge.engine.queue import WorkQueue
@@ -41,8 +42,10 @@ from bridge.errors import (
 from bridge.kube.cache import Cache
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.election import ElectionConfig
+from bridge.kube.events import EventRecorder
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
+from bridge.observe.together import Together
 from bridge.report import Failure, NullObserver, Observer, Outcome, build_report
 from bridge.retry import RetryPolicy
 
@@ -52,13 +55,16 @@ FIRST_READ_SECONDS = 60.0
 MIRRORED_SECONDS = 1.0
 """How often it is looked whether the control plane has mirrored what our own slices still carry."""
 
+GAINED_SECONDS = 5.0
+"""How soon after a shard became ours everything is compared, beside what is known to be unfinished."""
+
 LATER = 2
 """Queue priority of what leaves a service without ready endpoints: after everything else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How the daemon runs. Durations in seconds. `election` None: this is the only replica."""
+    """How the daemon runs. Durations in seconds. `election` None: this is the only replica; `events`: write Events."""
 
     owner: str = "default"
     policy: Policy = Policy.SYNC
@@ -69,6 +75,7 @@ class RunOptions:
     resync_seconds: float = 300.0
     writers: int = 16
     election: ElectionConfig | None = None
+    events: bool = True
     consul_retry: RetryPolicy = field(default_factory=RetryPolicy)
     kube_retry: RetryPolicy = field(default_factory=RetryPolicy)
     object_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(floor_seconds=0.05, cap_seconds=60.0))
@@ -114,6 +121,8 @@ class Bridge:
         self._shards: frozenset[int] = frozenset()
         self._gained = threading.Event()
         self._leadership: Leadership = Alone()
+        self._recorder: EventRecorder | None = None
+        self._announcer: Announcer | None = None
         self._reconciler: Reconciler
         self._catalog: Catalog
         self._cache: Cache
@@ -147,6 +156,8 @@ class Bridge:
             self._leadership.stop()
             if hasattr(self, "_catalog"):
                 self._catalog.close()
+            if self._recorder is not None:
+                self._recorder.close()
             if hasattr(self, "_cache"):
                 self._cache.close()
             client.close()
@@ -231,6 +242,9 @@ class Bridge:
         """A service was read, or could not be."""
         with self._reconciler.lock:
             targets = self._reconciler.world.on_view(query, state)
+            fed = self._reconciler.world.fed_by(query) if self._announcer is not None else ()
+        if self._announcer is not None:
+            self._announcer.read(query, state, fed)
         if not self._passing.is_set():
             self._wake.set()
             return
@@ -287,6 +301,11 @@ class Bridge:
             retry=options.kube_retry,
             failed=self._died,
         )
+        if options.events:
+            self._recorder = EventRecorder(client)
+            self._recorder.start()
+            self._announcer = Announcer(self._recorder, current=self._cache.current, leads=self._leadership.leads)
+            self._observer = Together(self._observer, self._announcer)
         self._reconciler = Reconciler(
             world=World(self._rules, datacenters, options.grace_seconds, narrow=options.narrow),
             store=self._cache,
@@ -317,6 +336,7 @@ class Bridge:
             if self._gained.is_set():
                 self._gained.clear()
                 self._look_at(self._unfinished())
+                next_resync = min(next_resync, now + GAINED_SECONDS)
             self._tell()
             if now >= next_resync:
                 self._full_pass()
