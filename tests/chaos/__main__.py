@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--services", type=int, default=6, help="services that exist from the start; default 6")
     parser.add_argument("--rate", type=float, default=10.0, help="changes a second; default 10")
     parser.add_argument("--every", type=float, default=0.0, help="seconds from one fault to the next; default: at once")
-    parser.add_argument("--soak", action="store_true", help="30 minutes, 1,000 services, 20 changes/s, a fault a minute")
+    parser.add_argument(
+        "--soak", action="store_true", help="30 minutes, 1,000 services, 20 changes/s, a fault a minute"
+    )
     parser.add_argument("--list", action="store_true", help="print the faults and stop")
     parser.add_argument("--table", action="store_true", help="print the table of docs/reliability.md and stop")
     asked = parser.parse_args(arguments)

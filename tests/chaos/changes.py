@@ -27,6 +27,9 @@ Address = tuple[str, int]
 RETRY_SECONDS = 0.2
 """How long the pusher waits after Consul refused something, as an agent would (only much shorter)."""
 
+PASSING = "c-new-"
+"""Names of the services that come and go as a whole."""
+
 HEALTH = ("passing", "warning", "critical")
 
 
@@ -109,6 +112,7 @@ class Fleet:
         self._dirty: dict[str, None] = {}
         self._owed: set[str] = set()
         self._excused: set[str] = set()
+        self._silent = False
         self._pushing = 0
         self._addresses = 0
         self._extras: list[str] = []
@@ -127,7 +131,8 @@ class Fleet:
     def _make(self, service: str, instances: int, anchors: int = 0) -> None:
         for n in range(instances):
             self._put(
-                Instance(service, f"vm-{service}-{n}", self._next_address(), 8000 + n % 2, anchor=n < anchors), owed=True
+                Instance(service, f"vm-{service}-{n}", self._next_address(), 8000 + n % 2, anchor=n < anchors),
+                owed=True,
             )
 
     def add(self, service: str, instances: int) -> None:
@@ -210,13 +215,13 @@ class Fleet:
     def step(self) -> Change:
         """One change, chosen by the seed and by what was changed before."""
         with self._lock:
-            touchable = sorted(k for k, i in self._all.items() if not i.anchor and i.service not in self._extras)
+            touchable = sorted(k for k, i in self._all.items() if not i.anchor and not i.service.startswith(PASSING))
             kinds = ["flip", "flip", "flip", "flip", "maintenance", "move", "leave", "new service", "old service"]
             kind = self._random.choice(kinds)
             instance = self._all[self._random.choice(touchable)]
             if kind == "new service" and len(self._extras) < 5:
                 self._born += 1
-                service = f"c-new-{self._born}"
+                service = f"{PASSING}{self._born}"
                 self._extras.append(service)
                 self._make(service, 2)
                 for n in range(2):
@@ -311,9 +316,15 @@ class Fleet:
             self._again(wrong)
         return False
 
+    def hold_back(self) -> None:
+        """The agents say nothing until `register_again`."""
+        with self._changed:
+            self._silent = True
+
     def register_again(self) -> None:
         """Every agent registers what it has, as agents do when Consul lost its data."""
-        with self._lock:
+        with self._changed:
+            self._silent = False
             self._again(i.key for i in self._all.values() if not i.gone)
 
     def _again(self, keys: Any) -> None:
@@ -349,7 +360,7 @@ class Fleet:
         consul: RawConsul | None = None
         while not self._stop.is_set():
             with self._changed:
-                self._changed.wait_for(lambda: self._dirty or self._stop.is_set())
+                self._changed.wait_for(lambda: (self._dirty and not self._silent) or self._stop.is_set())
                 if self._stop.is_set():
                     break
                 key = next(iter(self._dirty))

@@ -127,7 +127,10 @@ def holds(value: str, found: float | None) -> bool:
 
 def table() -> str:
     """The faults as Markdown, for docs/reliability.md."""
-    rows = ["| fault | what happens | log | metrics | `/readyz` | agrees again |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = [
+        "| fault | what happens | log | metrics | `/readyz` | agrees again |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for fault in catalogue().values():
         cells: dict[Callable[..., object], list[str]] = {Log: [], Metric: [], Reason: []}
         for sign in fault.shows:

@@ -399,13 +399,15 @@ class Observer:
 
 @dataclass(slots=True)
 class Excess:
-    """How much more than at the start a process may have at rest (v)."""
+    """How much more than at the start a process may have at rest (v).
+
+    Descriptors: the pool of connections to the API server (a writer each, 16) need not have been full at the start.
+    """
 
     memory_share: float = 0.5
     memory_bytes: int = 24 << 20
     threads: int = 4
-    descriptors: int = 8
-    further: Sequence[str] = field(default_factory=tuple)
+    descriptors: int = 14
 
     def of(self, before: Usage, now: Usage, services: int) -> Iterator[str]:
         """What is too much, in words. `services`: how many more are mirrored than before (each has a watch)."""

@@ -50,7 +50,11 @@ RULES = {
 }
 
 ROLE = Path(__file__).resolve().parent.parent.parent / "manifests/base/role.yaml"
-SLICE_GRANT = {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["create", "patch", "delete"]}
+SLICE_GRANT = {
+    "apiGroups": ["discovery.k8s.io"],
+    "resources": ["endpointslices"],
+    "verbs": ["create", "patch", "delete"],
+}
 """What manifests/components/endpointslices adds to the Role."""
 
 
@@ -63,9 +67,7 @@ class Toxics:
         self.upstream = upstream
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        self._ask(
-            "POST", "/proxies", {"name": name, "listen": self.address, "upstream": upstream, "enabled": True}
-        )
+        self._ask("POST", "/proxies", {"name": name, "listen": self.address, "upstream": upstream, "enabled": True})
 
     def add(self, kind: str, **attributes: int) -> None:
         """Add a toxic in both directions."""
