@@ -52,6 +52,7 @@ from bridge.yaml_file import Document, Key, kind_of
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
     from bridge.core.guard import GuardSettings
+    from bridge.engine.resolver import ResolverSettings
     from bridge.engine.run import RunOptions
     from bridge.engine.sync import SyncOptions
     from bridge.kube.client import KubeConfig
@@ -404,6 +405,23 @@ class KubernetesSettings(_Section):
     )
 
 
+class DnsSettings(_Section):
+    """How host names that stand in Consul as addresses are resolved (A and AAAA, by the system's resolver)."""
+
+    ttl: Annotated[float, _duration("1s", "1h")] = _setting(
+        30.0, "How long an answer counts; a name that fails keeps its last good answer for as long as it fails."
+    )
+    retry: Annotated[float, _duration("100ms", "1h")] = _setting(
+        1.0, "The first wait after a lookup that failed; it grows up to `ttl`."
+    )
+    parallel: _number(1, 64) = _setting(  # type: ignore[valid-type]
+        8, "Names that are looked up at once, by threads of their own: DNS delays no other service."
+    )
+    wait: Annotated[float, _duration("0", "5m")] = _setting(
+        10.0, "How long a one-shot command waits for all names together; what has no answer then is left as it is."
+    )
+
+
 class RunSettings(_Section):
     """What only `bridge run` needs."""
 
@@ -637,6 +655,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     consul: ConsulSettings = ConsulSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+    dns: DnsSettings = DnsSettings()
     run: RunSettings = RunSettings()
     guard: GuardSection = GuardSection()
     retry: RetrySettings = RetrySettings()
@@ -751,6 +770,13 @@ class Settings(BaseSettings):
             hold_release_seconds=g.hold_release,
         )
 
+    def resolver_settings(self) -> ResolverSettings:
+        """What `engine.resolver` needs."""
+        from bridge.engine.resolver import ResolverSettings
+
+        d = self.dns
+        return ResolverSettings(ttl_seconds=d.ttl, retry_seconds=d.retry, parallel=d.parallel, wait_seconds=d.wait)
+
     def run_options(self) -> RunOptions:
         """What `engine.run` needs."""
         from bridge.engine.run import RunOptions
@@ -761,6 +787,7 @@ class Settings(BaseSettings):
             adopt=self.adopt,
             narrow=self.narrow,
             guard=self.guard_settings(),
+            resolver=self.resolver_settings(),
             grace_seconds=self.run.grace,
             resync_seconds=self.run.resync,
             writers=self.kubernetes.writers,
@@ -784,6 +811,7 @@ class Settings(BaseSettings):
             dry_run=self.sync.dry_run,
             force=self.sync.force,
             guard=self.guard_settings(),
+            resolver=self.resolver_settings(),
             writers=self.kubernetes.writers,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),

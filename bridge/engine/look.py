@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.model import Current, Knowledge, Listing, Plan, Query, Rule, Skipped, Target, Unknown
 from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
+from bridge.engine.resolver import Resolver
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.sync import Progress, SyncOptions
 from bridge.engine.world import World
@@ -94,6 +95,7 @@ def status_once(
     try:
         look.read_kubernetes()
         look.read_consul(None)
+        look.resolve_names(look.world.targets())
         rows = sorted(look.row(target) for target in look.world.targets())
         return Status(tuple(rows), look.troubles())
     finally:
@@ -143,11 +145,13 @@ class _Look:
         self._listings: dict[str, Listing | Unknown] = {}
         self._views: dict[Query, Knowledge] = {}
         self._claims = select.Claims()
+        self._resolver: Resolver[Target] = Resolver(options.resolver)
         self.kubernetes_trouble = ""
         self.datacenters: tuple[str, ...] = ()
         self.world = World(rules, (), grace_seconds=0.0)
 
     def close(self) -> None:
+        self._resolver.close()
         if self._client is not None:
             self._client.close()
 
@@ -226,15 +230,24 @@ class _Look:
         ]
         return tuple(texts)
 
+    def resolve_names(self, targets: Collection[Target]) -> None:
+        """Have host names resolved, within bounds."""
+        if self._reconciler().ask_for_names(targets):
+            self._say("resolving host names", 0, 0)
+            self._resolver.wait(self._options.resolver.wait_seconds, self._stop)
+
     def _plan(self, target: Target) -> Plan | None:
-        reconciler = Reconciler(
+        return self._reconciler().plan(target)
+
+    def _reconciler(self) -> Reconciler:
+        return Reconciler(
             world=self.world,
             store=self._store,
             guard=Guard(self._options.guard),
             options=PlanOptions(owner=self._options.owner, policy=self._options.policy, adopt=self._options.adopt),
             clock=time.monotonic,
+            resolve=self._resolver.resolve,
         )
-        return reconciler.plan(target)
 
     def row(self, target: Target) -> StatusRow:
         plan = self._plan(target)
@@ -268,6 +281,8 @@ class _Look:
     def explain(self, service: str, datacenter: str) -> Explanation:
         query, target = self._place(service, datacenter)
         at = target if isinstance(target, Target) else None
+        if at is not None:
+            self.resolve_names([at])
         listing = self._listings.get(datacenter)
         explanation = explain(
             service,
@@ -278,6 +293,7 @@ class _Look:
             claims=self._claims,
             current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,
             plan=self._plan(at) if at is not None and not self.kubernetes_trouble else None,
+            resolved={name: found for name, found in self._resolver.known().items() if found is not None},
         )
         if isinstance(listing, Unknown):
             explanation = replace(explanation, problem=f"{datacenter} cannot be listed: {listing.reason}")

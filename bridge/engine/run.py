@@ -28,6 +28,7 @@ from bridge.engine.backoff import BackoffTable, Brake, Gate
 from bridge.engine.leadership import Alone, Elected, Leadership
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import (
@@ -71,6 +72,7 @@ class RunOptions:
     adopt: Adopt = Adopt.NEVER
     narrow: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
+    resolver: ResolverSettings = field(default_factory=ResolverSettings)
     grace_seconds: float = 30.0
     resync_seconds: float = 300.0
     writers: int = 16
@@ -109,6 +111,9 @@ class Bridge:
         self._backoff: BackoffTable[Target] = BackoffTable(options.object_retry, clock)
         self._refused: BackoffTable[Target] = BackoffTable(options.permanent_retry, clock)
         self._brake: Brake[Target] = Brake(options.object_retry, clock=clock)
+        self._resolver: Resolver[Target] = Resolver(options.resolver, self._look_at, self._died, clock=clock)
+        self._early: set[Target] = set()
+        self._early_lock = threading.Lock()
         self._seen: dict[Target, float] = {}
         self._deferred: set[Target] = set()
         self._suspects: dict[Target, int] = {}
@@ -151,6 +156,7 @@ class Bridge:
             self._stop.set()
             self._queue.close()
             self._gate.wake()
+            self._resolver.close()
             for thread in threads:
                 thread.join()
             self._leadership.stop()
@@ -246,6 +252,7 @@ class Bridge:
         if self._announcer is not None:
             self._announcer.read(query, state, fed)
         if not self._passing.is_set():
+            self._look_at(targets)
             self._wake.set()
             return
         for target in targets:
@@ -273,6 +280,8 @@ class Bridge:
                     self._reconciler.guard.applied(target)
             asked = self._follow_annotation(target)
             self._queue.add(target, delay_seconds=0.0 if asked else self._brake.delay_seconds(target))
+        else:
+            self._look_at({target})
 
     def on_leading(self, shards: frozenset[int]) -> None:
         """These shards are ours to write now, and no others."""
@@ -312,6 +321,7 @@ class Bridge:
             guard=Guard(options.guard),
             options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt),
             clock=self._clock,
+            resolve=self._resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
         )
         self._catalog = Catalog(
@@ -320,8 +330,15 @@ class Bridge:
 
     def _supervise(self) -> None:
         self._await_first_read()
+        with self._early_lock:
+            self._early = set()
         self._full_pass()
-        self._passing.set()
+        with self._early_lock:
+            self._passing.set()
+            early = self._early
+        for target in early:  # what changed while the pass was being made
+            self._follow_annotation(target)
+        self._look_at(early)
         self._leadership.start()
         next_resync = self._clock() + self._options.resync_seconds
         while not self._stop.is_set():
@@ -410,7 +427,11 @@ class Bridge:
 
     def _look_at(self, targets: Collection[Target]) -> None:
         """Queue targets; several at once are first shown to the guard together, so that it sees how much is leaving."""
-        if not self._passing.is_set() or not targets:
+        with self._early_lock:
+            if not self._passing.is_set():
+                self._early.update(targets)
+                return
+        if not targets:
             return
         if len(targets) > 1:
             self._reconciler.plan_all(targets)

@@ -14,6 +14,7 @@ from bridge.core.annotated import request_of
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import CancelledError
@@ -39,6 +40,7 @@ class SyncOptions:
     dry_run: bool = False
     force: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
+    resolver: ResolverSettings = field(default_factory=ResolverSettings)
     writers: int = 16
     readers: int = 16
     retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=5, floor_seconds=0.2, cap_seconds=5.0))
@@ -63,6 +65,7 @@ def sync_once(
     """
     say = progress or (lambda _what, _done, _total: None)
     client = KubeClient(kube)
+    resolver: Resolver[Target] = Resolver(options.resolver)
     try:
         say("reading Kubernetes", 0, 0)
         store = call(
@@ -85,8 +88,12 @@ def sync_once(
             guard=Guard(options.guard),
             options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt, force=options.force),
             clock=time.monotonic,
+            resolve=resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
         )
+        if reconciler.ask_for_names(world.targets()):
+            say("resolving host names", 0, 0)
+            resolver.wait(options.resolver.wait_seconds, stop)
         plans = reconciler.plan_all(world.targets())
         before = {plan.target: store.current(plan.target) for plan in plans}
         outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
@@ -99,6 +106,7 @@ def sync_once(
         ]
         return build_report(outcomes, _unknown(world), dry_run=False, skipped=world.unmappable())
     finally:
+        resolver.close()
         client.close()
 
 
