@@ -324,13 +324,18 @@ def _register(settings: Settings, secrets: Secrets) -> None:
 
 def _rules(settings: Settings) -> tuple[Rule, ...]:
     """The rules, those without a namespace going to the kubeconfig context's or the pod's."""
-    if not settings.needs_default_namespace:
-        return settings.core_rules()
+    return (
+        settings.core_rules(_default_namespace(settings)) if settings.needs_default_namespace else settings.core_rules()
+    )
+
+
+def _default_namespace(settings: Settings) -> str:
+    """The namespace of the kubeconfig's context, in a pod its own."""
     from bridge.kube.client import KubeClient
 
     client = KubeClient(settings.kube_config())
     try:
-        return settings.core_rules(client.namespace)
+        return client.namespace
     finally:
         client.close()
 
@@ -519,7 +524,7 @@ def _purge(flags: Mapping[str, Any]) -> int:
         from bridge.engine.scope import namespaces_of
 
         kube = settings.kube_config()
-        namespaces = (only,) if only else namespaces_of(_rules(settings), kube.namespaces)
+        namespaces = (only,) if only else namespaces_of(_rules(settings), kube.namespaces, _default_namespace(settings))
 
         def once(dry_run: bool) -> Report:
             return purge(kube, settings.owner, namespaces, dry_run)

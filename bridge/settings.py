@@ -71,7 +71,12 @@ _TAGGED_ADDRESS = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 _PLACEHOLDERS = ("service", "datacenter", "namespace", "partition")
 _RESERVED = ("consul-bridge/", "endpointslice.kubernetes.io/", "endpoints.kubernetes.io/")
-_RESERVED_KEYS = ("app.kubernetes.io/managed-by", "kubernetes.io/service-name", "service.kubernetes.io/headless")
+_RESERVED_KEYS = (
+    "app.kubernetes.io/managed-by",
+    "kubernetes.io/service-name",
+    "service.kubernetes.io/headless",
+    "control-plane.alpha.kubernetes.io/leader",  # Endpoints with it are never mirrored into slices
+)
 
 
 def parse_duration(text: str) -> float:
@@ -209,21 +214,30 @@ def _cidr(value: str) -> str:
         raise ValueError(f"has bits of a host in it; the network is {network}") from error
 
 
-def _metadata(kind: str) -> AfterValidator:
-    """Keys (and, for labels, values) as Kubernetes takes them, and none of those that the bridge itself sets."""
+def _metadata_key(key: str) -> str:
+    """A key as Kubernetes takes it, and none of those that the bridge itself or the control plane sets."""
+    prefix, slash, name = key.rpartition("/")
+    if not _LABEL_NAME.fullmatch(name) or (slash and not (_SUBDOMAIN.fullmatch(prefix) and len(prefix) <= 253)):
+        raise ValueError("is not a key that Kubernetes takes ([prefix/]name)")
+    if key.startswith(_RESERVED) or key in _RESERVED_KEYS:
+        raise ValueError("is set by the bridge or by Kubernetes itself")
+    return key
 
-    def check(pairs: dict[str, str]) -> dict[str, str]:
-        for key, value in pairs.items():
-            prefix, slash, name = key.rpartition("/")
-            if not _LABEL_NAME.fullmatch(name) or (slash and not (_SUBDOMAIN.fullmatch(prefix) and len(prefix) <= 253)):
-                raise ValueError(f"{key!r} is not a key that Kubernetes takes ([prefix/]name)")
-            if key.startswith(_RESERVED) or key in _RESERVED_KEYS:
-                raise ValueError(f"{key!r} is set by the bridge or by Kubernetes itself")
-            if kind == "label" and value and not _LABEL_VALUE.fullmatch(value):
-                raise ValueError(f"the value of {key!r} must be empty or {_VALUE_RULE}")
-        return pairs
 
-    return AfterValidator(check)
+def _label(value: str) -> str:
+    if value and not _LABEL_VALUE.fullmatch(value):
+        raise ValueError(f"must be empty or {_VALUE_RULE}")
+    return value
+
+
+def _source_of_value(value: str) -> str:
+    """Where a label or annotation gets its value from."""
+    kind, colon, name = value.partition(":")
+    if value == "tags" or (kind in ("meta", "node-meta", "tag") and colon and name):
+        return _plain(value)
+    raise ValueError(
+        "must be meta:KEY, node-meta:KEY, tag:PREFIX (the rest of the tag that begins so) or tags (all of them)"
+    )
 
 
 def _token(value: SecretStr) -> SecretStr:
@@ -277,6 +291,9 @@ Filled = Annotated[str, AfterValidator(_filled)]
 Namespace = Annotated[str, _full_match(_LABEL, f"a namespace: {_LABEL_RULE}")]
 NameTemplate = Annotated[str, AfterValidator(_name_template)]
 Cidr = Annotated[str, AfterValidator(_cidr)]
+MetadataKey = Annotated[str, AfterValidator(_metadata_key)]
+LabelValue = Annotated[str, AfterValidator(_label)]
+ValueSource = Annotated[str, AfterValidator(_source_of_value)]
 
 
 def _number(minimum: int, maximum: int) -> Any:
@@ -393,6 +410,13 @@ class KubernetesSettings(_Section):
         "Namespaces to look for objects of ours in, beside those that the rules name; `*`: all of them. What lies "
         "elsewhere is not seen, and so not cleaned up.",
         flag="--watch-namespace",
+    )
+    nodes: tuple[
+        Annotated[str, _full_match(re.compile(rf"({_SUBDOMAIN.pattern})|\*"), "* or the name of a node")], ...
+    ] = _setting(
+        (),
+        "Nodes of this cluster that are Consul nodes of the same name as well: their endpoints get `nodeName` in "
+        "EndpointSlices. `*`: ask the API server for all nodes, which needs the right to list nodes in the cluster.",
     )
     request_timeout: Annotated[float, _duration("1s", "5m")] = _setting(
         10.0, "How long the API server may take to answer a request (a watch is bounded otherwise)."
@@ -579,14 +603,29 @@ class DestinationRule(_Section):
         "",
         description="Application protocol of the port (`http`, `kubernetes.io/h2c`): a hint for meshes.",
     )
-    labels: Annotated[dict[str, str], _metadata("label")] = Field({}, description="Labels for every object.")
-    annotations: Annotated[dict[str, str], _metadata("annotation")] = Field(
-        {}, description="Annotations for every object."
+    labels: dict[MetadataKey, LabelValue] = Field({}, description="Labels for every object.")
+    annotations: dict[MetadataKey, str] = Field({}, description="Annotations for every object.")
+    labels_from: dict[MetadataKey, ValueSource] = Field(
+        {},
+        description="Labels whose values the instances have: `meta:KEY`, `node-meta:KEY`, `tag:PREFIX` (the rest of "
+        "the tag that begins so) or `tags` (all, joined). Characters that no label has become `_`; over-long values "
+        "are cut and get a hash.",
+    )
+    annotations_from: dict[MetadataKey, ValueSource] = Field(
+        {}, description="The same for annotations; their values stay as they are, up to 1,024 characters."
     )
     max_endpoints_per_slice: _number(1, 1000) = Field(  # type: ignore[valid-type]
         100,
         description="Endpoints in one EndpointSlice (Kubernetes takes 1000); one that changes rewrites its slice.",
     )
+
+    @model_validator(mode="after")
+    def _each_key_once(self) -> DestinationRule:
+        for one, other in (("labels", "labels_from"), ("annotations", "annotations_from")):
+            twice = sorted(getattr(self, one).keys() & getattr(self, other).keys())
+            if twice:
+                raise ValueError(f"{', '.join(map(repr, twice))} is in {one} and in {other}: which is meant?")
+        return self
 
 
 class InstancesRule(_Section):
@@ -788,6 +827,7 @@ class Settings(BaseSettings):
             narrow=self.narrow,
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),
+            cluster_nodes=self.kubernetes.nodes,
             grace_seconds=self.run.grace,
             resync_seconds=self.run.resync,
             writers=self.kubernetes.writers,
@@ -812,6 +852,7 @@ class Settings(BaseSettings):
             force=self.sync.force,
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),
+            cluster_nodes=self.kubernetes.nodes,
             writers=self.kubernetes.writers,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),
@@ -902,6 +943,8 @@ class Settings(BaseSettings):
                 app_protocol=to.app_protocol,
                 labels=_pairs(to.labels),
                 annotations=_pairs(to.annotations),
+                labels_from=_pairs(to.labels_from),
+                annotations_from=_pairs(to.annotations_from),
                 max_endpoints_per_slice=to.max_endpoints_per_slice,
             ),
             instances=InstanceRules(
@@ -1297,7 +1340,7 @@ def _explain(error: ValidationError, places: Mapping[Key, _Place], document: Doc
     """One line per mistake: place, key, what is wrong, what is allowed."""
     lines = []
     for found in error.errors(include_url=False, include_context=True):
-        key: Key = tuple(found["loc"])
+        key: Key = tuple(part for part in found["loc"] if part != "[key]")
         lines.append(_sentence(key, found, places, document))
     lines = sorted(dict.fromkeys(lines), key=_in_order_of_lines)
     shown, more = lines[:20], len(lines) - 20
@@ -1319,9 +1362,12 @@ def _sentence(key: Key, found: Mapping[str, Any], places: Mapping[Key, _Place], 
         name = str(key[-1])
         where = f" in {_path_text(key[:-1])}" if len(key) > 1 else ""
         return f"{place}: unknown key {_show(name)}{where}{_did_you_mean(name, known)}; there are {', '.join(known)}"
+    if "[key]" in found["loc"]:
+        place = document.place(key, of_key=True) if document is not None else place
+        key = key[:-1]
     secret = key[-1:] == ("token",)
     path = "" if place.startswith(("--", "BRIDGE_", "CONSUL_", "KUBECONFIG")) else f"{_path_text(key)}: "
-    shown = "" if secret or kind in _SHAPES else f"{_show(value)} "
+    shown = "" if secret or kind in _SHAPES or isinstance(value, dict) else f"{_show(value)} "
     return f"{place}: {path}{shown}{_problem(kind, value, context, str(found['msg']))}"
 
 

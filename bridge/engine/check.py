@@ -169,7 +169,7 @@ def _kubernetes(kube: KubeConfig, rules: Sequence[Rule]) -> Iterator[Probe]:
         yield Probe(
             "kubernetes reachable", OK, f"{client.server} ({version.git or f'{version.major}.{version.minor}'})"
         )
-        namespaces = namespaces_of(rules, kube.namespaces)
+        namespaces = namespaces_of(rules, kube.namespaces, client.namespace)
         try:
             if namespaces:
                 yield from _namespaces(client, namespaces)

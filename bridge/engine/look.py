@@ -26,6 +26,7 @@ from bridge.engine.world import World
 from bridge.errors import BridgeError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.nodes import node_names
 from bridge.kube.store import Store
 from bridge.report import Origin
 from bridge.retry import call
@@ -146,6 +147,7 @@ class _Look:
         self._views: dict[Query, Knowledge] = {}
         self._claims = select.Claims()
         self._resolver: Resolver[Target] = Resolver(options.resolver)
+        self._nodes: frozenset[str] = frozenset()
         self.kubernetes_trouble = ""
         self.datacenters: tuple[str, ...] = ()
         self.world = World(rules, (), grace_seconds=0.0)
@@ -158,8 +160,9 @@ class _Look:
     def read_kubernetes(self) -> None:
         self._say("reading Kubernetes", 0, 0)
         client = self._client = KubeClient(self._kube)
-        namespaces = namespaces_of(self._rules, self._kube.namespaces)
+        namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
         self._store = call(lambda: list_once(client, namespaces, self._options.owner), self._options.retry, self._stop)
+        self._nodes = call(lambda: node_names(client, self._options.cluster_nodes), self._options.retry, self._stop)
 
     def read_consul(self, service: str | None) -> None:
         """Read everything that the rules select, or only `service` and what shares its target."""
@@ -247,6 +250,7 @@ class _Look:
             options=PlanOptions(owner=self._options.owner, policy=self._options.policy, adopt=self._options.adopt),
             clock=time.monotonic,
             resolve=self._resolver.resolve,
+            nodes=self._nodes,
         )
 
     def row(self, target: Target) -> StatusRow:
@@ -294,6 +298,7 @@ class _Look:
             current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,
             plan=self._plan(at) if at is not None and not self.kubernetes_trouble else None,
             resolved={name: found for name, found in self._resolver.known().items() if found is not None},
+            cluster_nodes=self._nodes,
         )
         if isinstance(listing, Unknown):
             explanation = replace(explanation, problem=f"{datacenter} cannot be listed: {listing.reason}")

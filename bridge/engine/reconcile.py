@@ -86,8 +86,9 @@ class Reconciler:
         clock: Callable[[], float],
         resolve: Resolve = lambda _target, _names: {},
         mirrored: Callable[[Target], tuple[Group, ...]] | None = None,
+        nodes: Collection[str] = (),
     ) -> None:
-        """`mirrored` tells what the control plane made of a target's Endpoints."""
+        """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's."""
         self.lock = threading.RLock()
         self.world = world
         self.guard = guard
@@ -96,6 +97,7 @@ class Reconciler:
         self._clock = clock
         self._resolve = resolve
         self._mirrored = mirrored
+        self.nodes = nodes
 
     def plan(self, target: Target) -> Plan | None:
         """Steps 1 to 5 for one target; None while too little is known to say anything about it."""
@@ -142,7 +144,9 @@ class Reconciler:
             return _Draft(replace(plan, queries=queries, changes=changes), None, current)
         names = _host_names(sources)
         resolved = self._resolve(target, names)
-        translation = translate.translate(target, [(s.rule, s.query, s.known) for s in sources], current, resolved)
+        translation = translate.translate(
+            target, [(s.rule, s.query, s.known) for s in sources], current, resolved, self.nodes
+        )
         skipped = tuple(sorted((*translation.skipped, *losers)))
         desired, warnings = translation.mirror, translation.warnings
         if desired is not None and (unanswered := sorted(names - resolved.keys())):

@@ -45,10 +45,11 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.election import ElectionConfig
 from bridge.kube.events import EventRecorder
 from bridge.kube.mirrored import mirrored
+from bridge.kube.nodes import node_names
 from bridge.kube.writer import Writer
 from bridge.observe.together import Together
 from bridge.report import Failure, NullObserver, Observer, Outcome, build_report
-from bridge.retry import RetryPolicy
+from bridge.retry import RetryPolicy, call
 
 FIRST_READ_SECONDS = 60.0
 """How long the first full pass waits for Consul's first answers before it goes on with those that came."""
@@ -73,6 +74,7 @@ class RunOptions:
     narrow: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
     resolver: ResolverSettings = field(default_factory=ResolverSettings)
+    cluster_nodes: tuple[str, ...] = ()
     grace_seconds: float = 30.0
     resync_seconds: float = 300.0
     writers: int = 16
@@ -132,6 +134,7 @@ class Bridge:
         self._catalog: Catalog
         self._cache: Cache
         self._writer: Writer
+        self._client: KubeClient
 
     # ------------------------------------------------------------------ the outside
 
@@ -222,11 +225,13 @@ class Bridge:
 
     def replace_rules(self, rules: Sequence[Rule]) -> bool:
         """Go on with other rules; False (and nothing is done) when they ask for other namespaces or datacenters."""
+        if not self._passing.is_set():
+            return False
         named = {dc for rule in rules for dc in rule.datacenters}
         if not rules or not all(rule.datacenters for rule in rules):
             named.add(self._datacenter)
-        same = namespaces_of(rules, self._kube.namespaces) == namespaces_of(self._rules, self._kube.namespaces)
-        if not self._passing.is_set() or not same or named != set(self._reconciler.world.datacenters):
+        scopes = [namespaces_of(r, self._kube.namespaces, self._client.namespace) for r in (rules, self._rules)]
+        if scopes[0] != scopes[1] or named != set(self._reconciler.world.datacenters):
             return False
         with self._reconciler.lock:
             self._rules = tuple(rules)
@@ -299,12 +304,13 @@ class Bridge:
         options = self._options
         datacenters = datacenters_of(self._rules, self._consul, options.consul_retry, self._stop)
         self._datacenter = self._consul.datacenter or datacenters[0]
+        self._client = client
         if options.election is not None:
             self._leadership = Elected(client, options.election, on_change=self.on_leading, failed=self._died)
         self._writer = Writer(client, may_write=self._leadership.leads)
         self._cache = Cache(
             client,
-            namespaces_of(self._rules, self._kube.namespaces),
+            namespaces_of(self._rules, self._kube.namespaces, client.namespace),
             options.owner,
             on_change=self.on_change,
             retry=options.kube_retry,
@@ -323,6 +329,7 @@ class Bridge:
             clock=self._clock,
             resolve=self._resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
+            nodes=call(lambda: node_names(client, options.cluster_nodes), options.kube_retry, self._stop),
         )
         self._catalog = Catalog(
             self._consul, datacenters, self, retry=options.consul_retry, failed=self._died, clock=self._clock
@@ -389,6 +396,8 @@ class Bridge:
         began = self._clock()
         if self._passing.is_set():
             self._cache.refresh()
+            with contextlib.suppress(BridgeError):  # the nodes that we know are good enough until the next pass
+                self._reconciler.nodes = node_names(self._client, self._options.cluster_nodes)
         with self._reconciler.lock:
             targets = self._reconciler.world.targets() | set(self._cache.targets())
         plans = self._reconciler.plan_all(targets)

@@ -21,6 +21,7 @@ from bridge.errors import CancelledError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
+from bridge.kube.nodes import node_names
 from bridge.kube.writer import Writer
 from bridge.report import Outcome, Report, build_report
 from bridge.retry import RetryPolicy, call
@@ -41,6 +42,7 @@ class SyncOptions:
     force: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
     resolver: ResolverSettings = field(default_factory=ResolverSettings)
+    cluster_nodes: tuple[str, ...] = ()
     writers: int = 16
     readers: int = 16
     retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=5, floor_seconds=0.2, cap_seconds=5.0))
@@ -68,9 +70,8 @@ def sync_once(
     resolver: Resolver[Target] = Resolver(options.resolver)
     try:
         say("reading Kubernetes", 0, 0)
-        store = call(
-            lambda: list_once(client, namespaces_of(rules, kube.namespaces), options.owner), options.retry, stop
-        )
+        namespaces = namespaces_of(rules, kube.namespaces, client.namespace)
+        store = call(lambda: list_once(client, namespaces, options.owner), options.retry, stop)
         datacenters = datacenters_of(rules, consul, options.retry, stop)
         world = World(rules, datacenters, grace_seconds=0.0, narrow=options.narrow)
         for target in store.targets():
@@ -90,6 +91,7 @@ def sync_once(
             clock=time.monotonic,
             resolve=resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
+            nodes=call(lambda: node_names(client, options.cluster_nodes), options.retry, stop),
         )
         if reconciler.ask_for_names(world.targets()):
             say("resolving host names", 0, 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import Adopt, Output, Policy
+from bridge.core.model import Adopt, Destination, Disposition, InstanceRules, Output, Policy, Rule
 from bridge.errors import ConfigurationError
 from bridge.kube.election import ElectionConfig
 from bridge.settings import RULE_FLAGS, Setting, catalogue, load, rule_env
@@ -39,6 +39,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "kubernetes.kubeconfig": ("/one.conf", "/two.conf"),
     "kubernetes.context": ("one", "two"),
     "kubernetes.watch_namespaces": ("a", "b,c"),
+    "kubernetes.nodes": ("a", "b,*"),
     "kubernetes.request_timeout": ("5s", "6s"),
     "kubernetes.connect_timeout": ("1s", "2s"),
     "kubernetes.writers": ("3", "4"),
@@ -410,3 +411,83 @@ def test_a_number_of_shards_has_bounds(given: str) -> None:
     """Each costs a Lease that is renewed all the time."""
     with pytest.raises(ConfigurationError, match="--shards"):
         load({"--shards": given}, {})
+
+
+def test_every_key_of_a_rule_reaches_the_core(tmp_path: Path) -> None:
+    """What a rule says is what the core decides by: no key is read and then forgotten."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text(
+        """
+rules:
+- name: all
+  services: [a]
+  tags: [t]
+  meta: {m: v}
+  filter: Service.Port == 1
+  datacenters: [d]
+  namespace: n
+  partition: p
+  peer: e
+  to:
+    namespace: ns
+    name: x-{service}
+    type: Headless
+    output: both
+    port: 1
+    port_name: pn
+    protocol: UDP
+    app_protocol: http
+    labels: {l: v}
+    annotations: {a: v}
+    labels_from: {lf: 'meta:k'}
+    annotations_from: {af: tags}
+    max_endpoints_per_slice: 7
+  instances:
+    warning: omit
+    critical: omit
+    maintenance: omit
+    address: lan
+    allow_cidrs: [10.0.0.0/8]
+    deny_cidrs: [10.1.0.0/16]
+    zone_meta: z
+    keep_last_ready: true
+"""
+    )
+    (rule,) = load({"--config": str(file)}, {}).core_rules()
+    omit = Disposition.OMIT
+    assert rule == Rule(
+        name="all",
+        services=("a",),
+        tags=("t",),
+        meta=(("m", "v"),),
+        filter="Service.Port == 1",
+        datacenters=("d",),
+        namespace="n",
+        partition="p",
+        peer="e",
+        to=Destination(
+            namespace="ns",
+            name="x-{service}",
+            headless=True,
+            output=Output.BOTH,
+            port=1,
+            port_name="pn",
+            protocol="UDP",
+            app_protocol="http",
+            labels=(("l", "v"),),
+            annotations=(("a", "v"),),
+            labels_from=(("lf", "meta:k"),),
+            annotations_from=(("af", "tags"),),
+            max_endpoints_per_slice=7,
+        ),
+        instances=InstanceRules(
+            warning=omit,
+            critical=omit,
+            maintenance=omit,
+            address="lan",
+            allow_cidrs=("10.0.0.0/8",),
+            deny_cidrs=("10.1.0.0/16",),
+            zone_meta="z",
+            keep_last_ready=True,
+        ),
+    )
