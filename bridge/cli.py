@@ -109,6 +109,7 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--output", "FORMAT", "table (default), json, yaml, diff.", _HOW, short="-o"),
         Flag("--yes", "", "Ask nothing.", _HOW, bool, short="-y"),
         Flag("--force", "", "Apply also what the removal guard would hold.", _HOW, bool),
+        Flag("--offline", "", "Check the settings and rules alone, without any server.", _HOW, bool),
         Flag("--log-format", "FORMAT", "console (default) or json.", _LOG),
         Flag("--log-level", "LEVEL", "debug, info (default), warning, error.", _LOG),
     )
@@ -130,7 +131,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     ),
     "status": (*EVERYWHERE, "--output"),
     "explain": (*EVERYWHERE, "--output"),
-    "check": (*EVERYWHERE, "--output"),
+    "check": (*EVERYWHERE, "--offline", "--output"),
     "purge": (*EVERYWHERE, "--writers", "--dry-run", "--exit-code", "--output", "--yes"),
 }  # fmt: skip
 """The flags of each command."""
@@ -623,13 +624,14 @@ def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argu
 def _check(flags: Mapping[str, Any]) -> int:
     """Can the bridge do its work? Consul, token, Kubernetes, rights: one line each, with the way out.
 
-    Writes nothing. Exit status: 0 all is well (warnings included), 1 something failed, 2 the settings are wrong.
+    Writes nothing; with --offline it asks no server and looks at the settings and rules alone. Exit status: 0 all is
+    well (warnings included), 1 something failed, 2 the settings are wrong.
     """
     settings = _load(flags)
     output = _output(settings)
-    with _reading() as (progress, _stop):
+    with _reading() as (progress, stop):
         from bridge.engine.check import FAILED as BROKEN
-        from bridge.engine.check import Probe, check
+        from bridge.engine.check import Probe, check, check_rules
         from bridge.render import probe_text, to_json, to_yaml
 
         page = _page()
@@ -639,9 +641,19 @@ def _check(flags: Mapping[str, Any]) -> int:
             if output == "table":
                 _print(probe_text(probe, *page))
 
-        probes = check(
-            settings.consul_config(), settings.kube_config(), lambda: _rules(settings), settings.core_rules(), done
-        )
+        if settings.sync.offline:
+            probes = check_rules(settings.core_rules(), done)
+        else:
+            probes = check(
+                settings.consul_config(),
+                settings.kube_config(),
+                lambda: _rules(settings),
+                settings.core_rules(),
+                done,
+                options=settings.check_options(),
+                stop=stop,
+                progress=progress,
+            )
     if output in ("json", "yaml"):
         data = {"ok": all(p.state != BROKEN for p in probes), "probes": [p.to_json() for p in probes]}
         _print(to_json(data) if output == "json" else to_yaml(data))

@@ -52,6 +52,7 @@ from bridge.yaml_file import Document, Key, kind_of
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
     from bridge.core.guard import GuardSettings
+    from bridge.engine.check import CheckOptions
     from bridge.engine.resolver import ResolverSettings
     from bridge.engine.run import RunOptions
     from bridge.engine.sync import SyncOptions
@@ -570,6 +571,9 @@ class SyncSettings(_Section):
     dry_run: bool = _setting(False, "Print the plan and stop.", flag="--dry-run")
     exit_code: bool = _setting(False, "With --dry-run: exit status 4 when there are changes.", flag="--exit-code")
     yes: bool = _setting(False, "Ask nothing.", flag="--yes")
+    offline: bool = _setting(
+        False, "Of `bridge check`: look at the settings and rules alone, without any server.", flag="--offline"
+    )
     force: bool = _setting(
         False,
         "Apply what the removal guard would hold. Look at the dry run first; never leave this on.",
@@ -793,6 +797,18 @@ class Settings(BaseSettings):
             request_timeout_seconds=k.request_timeout,
             connect_timeout_seconds=k.connect_timeout,
             connections=k.writers + 4,  # the watches need theirs beside the writers
+        )
+
+    def check_options(self) -> CheckOptions:
+        """What `engine.check` needs."""
+        from bridge.engine.check import CheckOptions
+
+        return CheckOptions(
+            owner=self.owner,
+            cluster_nodes=self.kubernetes.nodes,
+            leases=self.run.leader_elect or self.run.shards > 1,
+            readers=min(16, self.consul.connections),
+            retry=self.one_shot_retry(),
         )
 
     def guard_settings(self) -> GuardSettings:

@@ -78,6 +78,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "sync.dry_run": ("true", "false"),
     "sync.exit_code": ("true", "false"),
     "sync.yes": ("true", "false"),
+    "sync.offline": ("true", "false"),
     "sync.force": ("true", "false"),
 }
 
