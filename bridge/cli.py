@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from bridge import __version__
-from bridge.errors import BridgeError, CancelledError, ConfigurationError
+from bridge.errors import BridgeError, CancelledError, ConfigurationError, PermanentError, TransientError
 
 if TYPE_CHECKING:
     import threading
 
     from bridge.core.model import Rule
     from bridge.daemon import Daemon
+    from bridge.engine.look import Status
     from bridge.observe.logs import Secrets
     from bridge.report import Report
     from bridge.settings import Settings
@@ -109,6 +110,8 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--output", "FORMAT", "table (default), json, yaml, diff.", _HOW, short="-o"),
         Flag("--yes", "", "Ask nothing.", _HOW, bool, short="-y"),
         Flag("--force", "", "Apply also what the removal guard would hold.", _HOW, bool),
+        Flag("--watch", "", "Show it again and again until Ctrl-C.", _HOW, bool, short="-w"),
+        Flag("--interval", "DURATION", "How long --watch waits between two readings; default 2s.", _HOW),
         Flag("--offline", "", "Check the settings and rules alone, without any server.", _HOW, bool),
         Flag("--log-format", "FORMAT", "console (default) or json.", _LOG),
         Flag("--log-level", "LEVEL", "debug, info (default), warning, error.", _LOG),
@@ -129,7 +132,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         *EVERYWHERE, "--writers", "--panic-threshold", "--rebuild-grace", "--hold-release", "--listen",
         "--leader-elect", "--shards", "--resync", "--grace",
     ),
-    "status": (*EVERYWHERE, "--output"),
+    "status": (*EVERYWHERE, "--watch", "--interval", "--output"),
     "explain": (*EVERYWHERE, "--output"),
     "check": (*EVERYWHERE, "--offline", "--output"),
     "purge": (*EVERYWHERE, "--writers", "--dry-run", "--exit-code", "--output", "--yes"),
@@ -222,8 +225,8 @@ def _say(text: str) -> None:
         return
 
 
-def _print(text: str) -> None:
-    """To standard output. A reader that has gone (`| head`) ends the printing, not the command's status."""
+def _print(text: str) -> bool:
+    """To standard output; whether anybody reads it. A reader that has gone (`| head`) ends the printing, no more."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -232,8 +235,10 @@ def _print(text: str) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+        return False
     except OSError as error:
         raise BridgeError(f"standard output cannot be written: {error.strerror or error}") from error
+    return True
 
 
 def _page() -> tuple[int | None, bool]:
@@ -562,23 +567,32 @@ def _in_namespaces(namespaces: Sequence[str] | None) -> str:
 def _status(flags: Mapping[str, Any]) -> int:
     """What is mirrored now, and whether both sides agree.
 
-    Reads Consul and Kubernetes themselves; needs no running bridge. Exit status: 0 also when something differs, 1 when
-    something could not be read.
+    Reads Consul and Kubernetes themselves; needs no running bridge. SINCE tells how long ago the bridge last wrote the
+    service's Endpoints or slices. Exit status: 0 also when something differs, 1 when something could not be read; 130
+    when --watch is ended with Ctrl-C.
     """
     settings = _load(flags)
+    output = _output(settings)
     with _reading() as (progress, stop):
         from bridge.engine.look import status_once
         from bridge.render import status_table, to_json, to_yaml
 
-        status = status_once(
-            consul=settings.consul_config(),
-            kube=settings.kube_config(),
-            rules=_rules(settings),
-            options=settings.sync_options(),
-            stop=stop,
-            progress=progress,
-        )
-    match _output(settings):
+        rules = _rules(settings)
+
+        def once(progress: Any = None) -> Status:
+            return status_once(
+                consul=settings.consul_config(),
+                kube=settings.kube_config(),
+                rules=rules,
+                options=settings.sync_options(),
+                stop=stop,
+                progress=progress,
+            )
+
+        if settings.sync.watch:
+            return _watch_status(once, progress, stop, output, settings.sync.interval)
+        status = once(progress)
+    match output:
         case "json":
             _print(to_json(status.to_json()))
         case "yaml":
@@ -586,6 +600,46 @@ def _status(flags: Mapping[str, Any]) -> int:
         case _:
             _print(status_table(status, *_page()))
     return FAILED if status.trouble else OK
+
+
+def _watch_status(
+    once: Callable[..., Status], progress: _Progress, stop: threading.Event, output: str, interval_seconds: float
+) -> int:
+    """Show the status again and again: in place on a terminal, one after the other elsewhere (JSON: one a line)."""
+    import json
+    import shutil
+    import time
+    from dataclasses import replace
+
+    from bridge.render import status_screen, status_table, to_yaml
+
+    status: Status | None = None
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            status = once(progress if status is None else None)
+            note = f"read at {time.strftime('%H:%M:%S')}"
+        except (TransientError, PermanentError) as error:
+            if status is None:
+                raise
+            status = replace(status, trouble=(str(error),))
+            note = f"not read at {time.strftime('%H:%M:%S')}"
+        progress.clear()
+        width, colour = _page()
+        if output == "json":
+            text = json.dumps(status.to_json()) + "\n"
+        elif output == "yaml":
+            text = "---\n" + to_yaml(status.to_json())
+        elif width is None or os.environ.get("TERM") == "dumb":
+            text = f"{note}\n{status_table(status, width, colour)}\n"
+        else:
+            height = shutil.get_terminal_size((80, 24)).lines
+            lines = status_screen(status, width, height, colour, note).splitlines()
+            text = "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
+        if not _print(text):
+            return OK
+        stop.wait(max(interval_seconds, time.monotonic() - began))
+    return 130
 
 
 @_command

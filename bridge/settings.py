@@ -571,6 +571,13 @@ class SyncSettings(_Section):
     dry_run: bool = _setting(False, "Print the plan and stop.", flag="--dry-run")
     exit_code: bool = _setting(False, "With --dry-run: exit status 4 when there are changes.", flag="--exit-code")
     yes: bool = _setting(False, "Ask nothing.", flag="--yes")
+    watch: bool = _setting(False, "Of `bridge status`: show it again and again until Ctrl-C.", flag="--watch")
+    interval: Annotated[float, _duration("500ms", "1h")] = _setting(
+        2.0,
+        "How long `bridge status --watch` waits between two readings; where reading takes longer than this, as long as "
+        "reading took.",
+        flag="--interval",
+    )
     offline: bool = _setting(
         False, "Of `bridge check`: look at the settings and rules alone, without any server.", flag="--offline"
     )

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from bridge.consul.client import ConsulConfig
@@ -34,7 +35,11 @@ from bridge.retry import call
 
 @dataclass(frozen=True, slots=True, order=True)
 class StatusRow:
-    """One mirrored service on both sides. `state` is in sync, differs, held, conflict or unknown."""
+    """One mirrored service on both sides. `state` is in sync, differs, held, conflict or unknown.
+
+    `since` is when our last write to its Endpoints or slices was, as the API server notes it for each field manager
+    (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes held what it holds.
+    """
 
     namespace: str
     name: str
@@ -46,6 +51,7 @@ class StatusRow:
     kubernetes_not_ready: int
     state: str
     detail: str
+    since: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As an entry of `services` in `bridge status -o json`."""
@@ -57,16 +63,18 @@ class StatusRow:
             "consul": {"ready": self.consul_ready, "not_ready": self.consul_not_ready},
             "kubernetes": {"ready": self.kubernetes_ready, "not_ready": self.kubernetes_not_ready},
             "state": self.state,
+            "since": self.since or None,
             "detail": self.detail,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All mirrored services, sorted by target, and what could not be read."""
+    """All mirrored services, sorted by target, what could not be read, and when it was read (RFC 3339 in UTC)."""
 
     services: tuple[StatusRow, ...]
     trouble: tuple[str, ...] = ()
+    read_at: str = ""
 
     @property
     def in_sync(self) -> bool:
@@ -77,6 +85,7 @@ class Status:
         """As `bridge status -o json` prints it."""
         return {
             "in_sync": self.in_sync,
+            "read_at": self.read_at,
             "services": [row.to_json() for row in self.services],
             "trouble": list(self.trouble),
         }
@@ -98,7 +107,7 @@ def status_once(
         look.read_consul(None)
         look.resolve_names(look.world.targets())
         rows = sorted(look.row(target) for target in look.world.targets())
-        return Status(tuple(rows), look.troubles())
+        return Status(tuple(rows), look.troubles(), datetime.now(UTC).isoformat(timespec="seconds"))
     finally:
         look.close()
 
@@ -280,6 +289,7 @@ class _Look:
             kubernetes_not_ready=not_ready,
             state=state,
             detail=detail,
+            since=_since(current),
         )
 
     def explain(self, service: str, datacenter: str) -> Explanation:
@@ -303,6 +313,14 @@ class _Look:
         if isinstance(listing, Unknown):
             explanation = replace(explanation, problem=f"{datacenter} cannot be listed: {listing.reason}")
         return explanation
+
+
+def _since(current: Current) -> str:
+    """When we last wrote what carries the target's addresses, "" when nothing of ours does."""
+    metas = [piece.meta for piece in current.slices]
+    if current.endpoints is not None:
+        metas.append(current.endpoints.meta)
+    return max((meta.written for meta in metas if meta.owner is not None), default="")
 
 
 def _counts(current: Current) -> tuple[int, int]:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +19,7 @@ import pytest
 import yaml
 
 from tests.lab import Lab
-from tests.program import Result, bridge, environment
+from tests.program import BRIDGE, Result, bridge, environment
 from tests.raw import RawConsul, RawKube
 
 pytestmark = pytest.mark.lab
@@ -173,3 +182,81 @@ def test_check_without_servers_looks_at_the_settings_alone(tmp_path: Path) -> No
             "        -> put the narrower rule first, or join the two",
         ],
     )
+
+
+# --------------------------------------------------------------------------- status --watch
+
+
+class Terminal:
+    """A command on a terminal of so many columns and lines, and all that it has written there."""
+
+    def __init__(self, *arguments: str, env: dict[str, str], width: int = 80, height: int = 24) -> None:
+        self.written = ""
+        self._screen, inside = pty.openpty()
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        self.process = subprocess.Popen(
+            [BRIDGE, *arguments],
+            stdin=inside,
+            stdout=inside,
+            stderr=subprocess.DEVNULL,
+            env=env,
+            start_new_session=True,
+        )
+        os.close(inside)
+
+    def read(self) -> str:
+        """What stands on the screen now: all that was written since it was last cleared from the top."""
+        while select.select([self._screen], [], [], 0)[0]:
+            try:
+                self.written += os.read(self._screen, 65536).decode()
+            except OSError:  # the command has ended
+                break
+        pages = self.written.split("\x1b[H")
+        return pages[-1] if "\x1b[J" in pages[-1] else pages[-2] if len(pages) > 2 else ""
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit status."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(30)
+
+    def close(self) -> None:
+        """End the command, if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._screen)
+
+
+@pytest.mark.parametrize(("width", "colour"), [(80, True), (200, False)])
+def test_watching_the_status_refreshes_in_place_and_ends_on_ctrl_c(
+    lab: Lab, run: Run, consul: RawConsul, namespace: str, prefix: str, eventually: Eventually, width: int, colour: bool
+) -> None:
+    """A flip is seen at the next reading; no line is wider than the terminal; Ctrl-C is 130."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
+    run("sync", "--yes")
+    env = environment(lab.consul.address, lab.kubeconfig, TERM="xterm", **({} if colour else {"NO_COLOR": "1"}))
+    arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--interval", "500ms")
+    terminal = Terminal("status", "--watch", *arguments, env=env, width=width)
+    try:
+        eventually(lambda: "1 in sync   read at " in terminal.read(), True, 60)
+        consul.flip(f"{prefix}web", f"{prefix}vm", "critical")
+        eventually(lambda: "1 differs   read at " in terminal.read(), True, 60)
+        screen = terminal.read()
+        status = terminal.interrupt()
+    finally:
+        terminal.close()
+    lines = [re.sub(r"\x1b\[[0-9;]*[mKJ]", "", line).rstrip("\r") for line in screen.split("\n")]
+    assert (status, max(map(len, lines)) <= width) == (130, True)
+    assert ("\x1b[33m" in screen) == colour
+
+
+def test_watching_through_a_pipe_ends_with_its_reader(lab: Lab, run: Run, namespace: str, prefix: str) -> None:
+    """`bridge status --watch | head` does not go on for ever; there are no control characters in it."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+    arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--interval", "500ms")
+    process = subprocess.Popen([BRIDGE, "status", "-w", *arguments], env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as output:
+        lines = [output.readline() for _ in range(3)]
+    assert process.wait(60) == 0
+    assert (lines[0].startswith("read at "), lines[1]) == (True, "nothing is mirrored\n")

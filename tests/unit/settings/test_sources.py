@@ -78,6 +78,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "sync.dry_run": ("true", "false"),
     "sync.exit_code": ("true", "false"),
     "sync.yes": ("true", "false"),
+    "sync.watch": ("true", "false"),
+    "sync.interval": ("1s", "3s"),
     "sync.offline": ("true", "false"),
     "sync.force": ("true", "false"),
 }
