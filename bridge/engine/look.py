@@ -18,7 +18,8 @@ from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
-from bridge.core.model import Current, Knowledge, Listing, Plan, Query, Rule, Skipped, Target, Unknown
+from bridge.core.model import Current, Knowledge, Known, Listing, Plan, Query, Rule, Skipped, Target, Unknown
+from bridge.core.translate import host_names
 from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
 from bridge.engine.resolver import Resolver
 from bridge.engine.scope import datacenters_of, namespaces_of
@@ -218,8 +219,9 @@ class _Look:
 
     def _needed(self, service: str, datacenter: str) -> frozenset[Query]:
         own, target = self._place(service, datacenter)
+        plain = replace(own, filter="")
         shared = (q for q, _ in self._claims.owners(target)) if isinstance(target, Target) else ()
-        return frozenset({own, *(q for q in shared if q.datacenter == datacenter)})
+        return frozenset({own, plain, *(q for q in shared if q.datacenter == datacenter)})
 
     def _place(self, service: str, datacenter: str) -> tuple[Query, Target | Skipped | None]:
         tags = self.services_of(datacenter).get(service)
@@ -292,22 +294,32 @@ class _Look:
             since=_since(current),
         )
 
+    def _addresses_of(self, target: Target | None, known: Knowledge | None) -> dict[str, tuple[str, ...]]:
+        """Addresses of the host names of what is to be explained, of a service without a target as well."""
+        if target is not None:
+            self.resolve_names([target])
+        elif isinstance(known, Known) and (names := host_names(known.instances, Rule())):
+            self._resolver.resolve(Target("", ""), names)
+            self._resolver.wait(self._options.resolver.wait_seconds, self._stop)
+        return {name: found for name, found in self._resolver.known().items() if found is not None}
+
     def explain(self, service: str, datacenter: str) -> Explanation:
         query, target = self._place(service, datacenter)
         at = target if isinstance(target, Target) else None
-        if at is not None:
-            self.resolve_names([at])
+        known = self._views.get(query)
+        resolved = self._addresses_of(at, known)
         listing = self._listings.get(datacenter)
         explanation = explain(
             service,
             datacenter,
             tags=self.services_of(datacenter).get(service),
             rules=self._rules,
-            knowledge=self._views.get(query),
+            knowledge=known,
+            unfiltered=self._views.get(replace(query, filter="")),
             claims=self._claims,
             current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,
             plan=self._plan(at) if at is not None and not self.kubernetes_trouble else None,
-            resolved={name: found for name, found in self._resolver.known().items() if found is not None},
+            resolved=resolved,
             cluster_nodes=self._nodes,
         )
         if isinstance(listing, Unknown):
