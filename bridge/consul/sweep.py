@@ -31,8 +31,8 @@ PIECE = 32
 SHARES = ((0.5, 3.0), (0.2, 60.0))
 """(share of the time, seconds of it that can be saved up in quiet times) that sweeps may take, all at once.
 
-Half of the time while changes come in a burst, so that the last of them is found soon; a fifth of it, and no more, when
-they never end.
+Half of the time while changes come in a burst, so that the last of them is found soon; a fifth of it, and no more,
+when they never end.
 """
 
 NODE_COST = 2.5

@@ -79,7 +79,7 @@ class Field:
         self.entries = [Entry(Query("dc1", f"s{n}"), index=7) for n in range(services)]
         self.probes.services = {e.query.service: 7 for e in self.entries}
         self.node_names = None if nodes is None else [f"vm-{n}" for n in range(nodes)]
-        self.probes.nodes = {node: 7 for node in self.node_names or ()}
+        self.probes.nodes = dict.fromkeys(self.node_names or (), 7)
         self.moved: list[str] = []
         self.failures: list[BaseException] = []
         self.sweeper = Sweeper("dc1", self, cast(Readers, self.jobs), self.clock)
