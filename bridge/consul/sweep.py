@@ -36,7 +36,7 @@ when they never end.
 """
 
 NODE_COST = 2.5
-"""A node's probe, as probes of services: Consul filters all that is on the node, and who moved must be asked as well."""
+"""A node's probe, as probes of services: Consul filters all that is on the node, and who moved must be asked too."""
 
 T = TypeVar("T")
 
