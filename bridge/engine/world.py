@@ -229,6 +229,15 @@ class World:
         listing = self._listings.get(name[0])
         return listing is not None and name[1] in listing.services
 
+    def tags(self, name: Name) -> frozenset[str] | None:
+        """The tags of a service's instances together; None when its datacenter does not list it."""
+        listing = self._listings.get(name[0])
+        return listing.services.get(name[1]) if listing is not None else None
+
+    def owners(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
+        """The services that feed `target`, each with the rule that sends it there."""
+        return tuple(self._claims.owners(target))
+
     def losers(self, target: Target) -> tuple[Skipped, ...]:
         """Services that wanted `target` and did not get it."""
         return self._claims.losers(target)
