@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from bridge import __version__
-from bridge.errors import BridgeError, CancelledError, ConfigurationError
+from bridge.errors import BridgeError, CancelledError, ConfigurationError, PermanentError, TransientError
 
 if TYPE_CHECKING:
     import threading
 
     from bridge.core.model import Rule
     from bridge.daemon import Daemon
+    from bridge.engine.look import Status
     from bridge.observe.logs import Secrets
     from bridge.report import Report
     from bridge.settings import Settings
@@ -109,6 +110,9 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--output", "FORMAT", "table (default), json, yaml, diff.", _HOW, short="-o"),
         Flag("--yes", "", "Ask nothing.", _HOW, bool, short="-y"),
         Flag("--force", "", "Apply also what the removal guard would hold.", _HOW, bool),
+        Flag("--watch", "", "Show it again and again until Ctrl-C.", _HOW, bool, short="-w"),
+        Flag("--interval", "DURATION", "How long --watch waits between two readings; default 2s.", _HOW),
+        Flag("--offline", "", "Check the settings and rules alone, without any server.", _HOW, bool),
         Flag("--log-format", "FORMAT", "console (default) or json.", _LOG),
         Flag("--log-level", "LEVEL", "debug, info (default), warning, error.", _LOG),
     )
@@ -128,9 +132,9 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         *EVERYWHERE, "--writers", "--panic-threshold", "--rebuild-grace", "--hold-release", "--listen",
         "--leader-elect", "--shards", "--resync", "--grace",
     ),
-    "status": (*EVERYWHERE, "--output"),
+    "status": (*EVERYWHERE, "--watch", "--interval", "--output"),
     "explain": (*EVERYWHERE, "--output"),
-    "check": (*EVERYWHERE, "--output"),
+    "check": (*EVERYWHERE, "--offline", "--output"),
     "purge": (*EVERYWHERE, "--writers", "--dry-run", "--exit-code", "--output", "--yes"),
 }  # fmt: skip
 """The flags of each command."""
@@ -221,8 +225,8 @@ def _say(text: str) -> None:
         return
 
 
-def _print(text: str) -> None:
-    """To standard output. A reader that has gone (`| head`) ends the printing, not the command's status."""
+def _print(text: str) -> bool:
+    """To standard output; whether anybody reads it. A reader that has gone (`| head`) ends the printing, no more."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -231,8 +235,10 @@ def _print(text: str) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+        return False
     except OSError as error:
         raise BridgeError(f"standard output cannot be written: {error.strerror or error}") from error
+    return True
 
 
 def _page() -> tuple[int | None, bool]:
@@ -324,13 +330,18 @@ def _register(settings: Settings, secrets: Secrets) -> None:
 
 def _rules(settings: Settings) -> tuple[Rule, ...]:
     """The rules, those without a namespace going to the kubeconfig context's or the pod's."""
-    if not settings.needs_default_namespace:
-        return settings.core_rules()
+    return (
+        settings.core_rules(_default_namespace(settings)) if settings.needs_default_namespace else settings.core_rules()
+    )
+
+
+def _default_namespace(settings: Settings) -> str:
+    """The namespace of the kubeconfig's context, in a pod its own."""
     from bridge.kube.client import KubeClient
 
     client = KubeClient(settings.kube_config())
     try:
-        return settings.core_rules(client.namespace)
+        return client.namespace
     finally:
         client.close()
 
@@ -520,7 +531,7 @@ def _purge(flags: Mapping[str, Any]) -> int:
         from bridge.engine.scope import namespaces_of
 
         kube = settings.kube_config()
-        namespaces = (only,) if only else namespaces_of(_rules(settings), kube.namespaces)
+        namespaces = (only,) if only else namespaces_of(_rules(settings), kube.namespaces, _default_namespace(settings))
 
         def once(dry_run: bool) -> Report:
             return purge(kube, settings.owner, namespaces, dry_run)
@@ -557,23 +568,32 @@ def _in_namespaces(namespaces: Sequence[str] | None) -> str:
 def _status(flags: Mapping[str, Any]) -> int:
     """What is mirrored now, and whether both sides agree.
 
-    Reads Consul and Kubernetes themselves; needs no running bridge. Exit status: 0 also when something differs, 1 when
-    something could not be read.
+    Reads Consul and Kubernetes themselves; needs no running bridge. SINCE tells how long ago the bridge last wrote the
+    service's Endpoints or slices. Exit status: 0 also when something differs, 1 when something could not be read; 130
+    when --watch is ended with Ctrl-C.
     """
     settings = _load(flags)
+    output = _output(settings)
     with _reading() as (progress, stop):
         from bridge.engine.look import status_once
         from bridge.render import status_table, to_json, to_yaml
 
-        status = status_once(
-            consul=settings.consul_config(),
-            kube=settings.kube_config(),
-            rules=_rules(settings),
-            options=settings.sync_options(),
-            stop=stop,
-            progress=progress,
-        )
-    match _output(settings):
+        rules = _rules(settings)
+
+        def once(progress: Any = None) -> Status:
+            return status_once(
+                consul=settings.consul_config(),
+                kube=settings.kube_config(),
+                rules=rules,
+                options=settings.sync_options(),
+                stop=stop,
+                progress=progress,
+            )
+
+        if settings.sync.watch:
+            return _watch_status(once, progress, stop, output, settings.sync.interval)
+        status = once(progress)
+    match output:
         case "json":
             _print(to_json(status.to_json()))
         case "yaml":
@@ -581,6 +601,46 @@ def _status(flags: Mapping[str, Any]) -> int:
         case _:
             _print(status_table(status, *_page()))
     return FAILED if status.trouble else OK
+
+
+def _watch_status(
+    once: Callable[..., Status], progress: _Progress, stop: threading.Event, output: str, interval_seconds: float
+) -> int:
+    """Show the status again and again: in place on a terminal, one after the other elsewhere (JSON: one a line)."""
+    import json
+    import shutil
+    import time
+    from dataclasses import replace
+
+    from bridge.render import status_screen, status_table, to_yaml
+
+    status: Status | None = None
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            status = once(progress if status is None else None)
+            note = f"read at {time.strftime('%H:%M:%S')}"
+        except (TransientError, PermanentError) as error:
+            if status is None:
+                raise
+            status = replace(status, trouble=(str(error),))
+            note = f"not read at {time.strftime('%H:%M:%S')}"
+        progress.clear()
+        width, colour = _page()
+        if output == "json":
+            text = json.dumps(status.to_json()) + "\n"
+        elif output == "yaml":
+            text = "---\n" + to_yaml(status.to_json())
+        elif width is None or os.environ.get("TERM") == "dumb":
+            text = f"{note}\n{status_table(status, width, colour)}\n"
+        else:
+            height = shutil.get_terminal_size((80, 24)).lines
+            lines = status_screen(status, width, height, colour, note).splitlines()
+            text = "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
+        if not _print(text):
+            return OK
+        stop.wait(max(interval_seconds, time.monotonic() - began))
+    return 130
 
 
 @_command
@@ -619,13 +679,14 @@ def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argu
 def _check(flags: Mapping[str, Any]) -> int:
     """Can the bridge do its work? Consul, token, Kubernetes, rights: one line each, with the way out.
 
-    Writes nothing. Exit status: 0 all is well (warnings included), 1 something failed, 2 the settings are wrong.
+    Writes nothing; with --offline it asks no server and looks at the settings and rules alone. Exit status: 0 all is
+    well (warnings included), 1 something failed, 2 the settings are wrong.
     """
     settings = _load(flags)
     output = _output(settings)
-    with _reading() as (progress, _stop):
+    with _reading() as (progress, stop):
         from bridge.engine.check import FAILED as BROKEN
-        from bridge.engine.check import Probe, check
+        from bridge.engine.check import Probe, check, check_rules
         from bridge.render import probe_text, to_json, to_yaml
 
         page = _page()
@@ -635,9 +696,19 @@ def _check(flags: Mapping[str, Any]) -> int:
             if output == "table":
                 _print(probe_text(probe, *page))
 
-        probes = check(
-            settings.consul_config(), settings.kube_config(), lambda: _rules(settings), settings.core_rules(), done
-        )
+        if settings.sync.offline:
+            probes = check_rules(settings.core_rules(), done)
+        else:
+            probes = check(
+                settings.consul_config(),
+                settings.kube_config(),
+                lambda: _rules(settings),
+                settings.core_rules(),
+                done,
+                options=settings.check_options(),
+                stop=stop,
+                progress=progress,
+            )
     if output in ("json", "yaml"):
         data = {"ok": all(p.state != BROKEN for p in probes), "probes": [p.to_json() for p in probes]}
         _print(to_json(data) if output == "json" else to_yaml(data))

@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from bridge.core.model import (
@@ -37,7 +38,7 @@ from bridge.report import Outcome, Report
 if TYPE_CHECKING:
     from bridge.core.explain import Explanation
     from bridge.engine.check import Probe
-    from bridge.engine.look import Status
+    from bridge.engine.look import Status, StatusRow
 
 MIN_WIDTH, MAX_WIDTH = 60, 200
 """A table is never laid out for less (it would be unreadable) or more (the eye loses the line)."""
@@ -360,6 +361,42 @@ def _wrapped(text: str, width: int | None, indent: str = "  ") -> list[str]:
 def status_table(status: Status, width: int | None = 80, colour: bool = False) -> str:
     """A row per mirrored service with both sides, then a line of sums and what could not be read."""
     paint = painter(colour)
+    rows = _status_rows(status, width, paint, status.services)
+    lines = [*rows, ""] if rows else []
+    return "\n".join([*lines, _status_sums(status), *_trouble(status.trouble, width, paint)]) + "\n"
+
+
+def status_screen(status: Status, width: int = 80, height: int = 24, colour: bool = False, note: str = "") -> str:
+    """The same within a terminal's height: what is not in sync first, and how many rows found no room.
+
+    `note` is shown at the top, beside the sums: when it was read, or why it could not be.
+    """
+    paint = painter(colour)
+    head = _wrapped(f"{_status_sums(status)}   {note}".rstrip(), width, indent="")[:2]
+    trouble = _trouble(status.trouble, width, paint)
+    if len(trouble) > max(3, height // 3):
+        trouble = [*trouble[: max(3, height // 3) - 1], "..."]
+    chosen = sorted(status.services, key=lambda row: (row.state == "in sync", row.namespace, row.name))
+    room = max(2, height - len(head) - len(trouble) - 3)  # a blank, the titles, the cursor's line
+    room -= len(chosen) > room  # a line for what found no room
+    lines = [*head, "", *_status_rows(status, width, paint, chosen[:room])]
+    if len(chosen) > room:
+        states = Counter(row.state for row in chosen[room:])
+        lines.append(f"... and {', '.join(f'{states[s]} {s}' for s in _STATES if states[s])}")
+    return "\n".join([*lines, *trouble]) + "\n"
+
+
+_STATES = ("in sync", "differs", "held", "conflict", "unknown")
+
+
+def _status_sums(status: Status) -> str:
+    sums = Counter(row.state for row in status.services)
+    return ", ".join(f"{sums[state]} {state}" for state in _STATES if sums[state]) or "nothing is mirrored"
+
+
+def _status_rows(status: Status, width: int | None, paint: Paint, shown: Sequence[StatusRow]) -> list[str]:
+    if not shown:
+        return []
     several = len({row.datacenter for row in status.services}) > 1
     heads = [
         Column("SERVICE", least=6),
@@ -367,6 +404,7 @@ def status_table(status: Status, width: int | None = 80, colour: bool = False) -
         Column("CONSUL", right=True),
         Column("KUBERNETES", right=True),
         Column("STATE"),
+        Column("SINCE", right=True),
         Column("DETAIL", least=1),
     ]
     rows = [
@@ -376,15 +414,24 @@ def status_table(status: Status, width: int | None = 80, colour: bool = False) -
             f"{row.consul_ready}/{row.consul_ready + row.consul_not_ready}" if row.state != "unknown" else "?",
             f"{row.kubernetes_ready}/{row.kubernetes_ready + row.kubernetes_not_ready}",
             row.state,
+            age(row.since, status.read_at),
             row.detail,
         )
-        for row in status.services
+        for row in shown
     ]
-    lines = [*columns(heads, rows, width, paint, colour_column=4), ""] if rows else []
-    sums = Counter(row.state for row in status.services)
-    order = ("in sync", "differs", "held", "conflict", "unknown")
-    lines.append(", ".join(f"{sums[state]} {state}" for state in order if sums[state]) or "nothing is mirrored")
-    return "\n".join(lines + _trouble(status.trouble, width, paint)) + "\n"
+    return columns(heads, rows, width, paint, colour_column=4)
+
+
+def age(since: str, now: str) -> str:
+    """How long ago, in its largest unit: `12s`, `5m`, `3h`, `20d`; "" when either time is not known."""
+    try:
+        seconds = int((datetime.fromisoformat(now) - datetime.fromisoformat(since)).total_seconds())
+    except (ValueError, TypeError):
+        return ""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= 2 * size or (seconds >= size and unit != "m"):
+            return f"{seconds // size}{unit}"
+    return f"{max(0, seconds)}s"
 
 
 def explanation_text(explanation: Explanation, width: int | None = 80, colour: bool = False) -> str:

@@ -52,6 +52,8 @@ from bridge.yaml_file import Document, Key, kind_of
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
     from bridge.core.guard import GuardSettings
+    from bridge.engine.check import CheckOptions
+    from bridge.engine.resolver import ResolverSettings
     from bridge.engine.run import RunOptions
     from bridge.engine.sync import SyncOptions
     from bridge.kube.client import KubeConfig
@@ -70,7 +72,12 @@ _TAGGED_ADDRESS = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 _PLACEHOLDERS = ("service", "datacenter", "namespace", "partition")
 _RESERVED = ("consul-bridge/", "endpointslice.kubernetes.io/", "endpoints.kubernetes.io/")
-_RESERVED_KEYS = ("app.kubernetes.io/managed-by", "kubernetes.io/service-name", "service.kubernetes.io/headless")
+_RESERVED_KEYS = (
+    "app.kubernetes.io/managed-by",
+    "kubernetes.io/service-name",
+    "service.kubernetes.io/headless",
+    "control-plane.alpha.kubernetes.io/leader",  # Endpoints with it are never mirrored into slices
+)
 
 
 def parse_duration(text: str) -> float:
@@ -208,21 +215,30 @@ def _cidr(value: str) -> str:
         raise ValueError(f"has bits of a host in it; the network is {network}") from error
 
 
-def _metadata(kind: str) -> AfterValidator:
-    """Keys (and, for labels, values) as Kubernetes takes them, and none of those that the bridge itself sets."""
+def _metadata_key(key: str) -> str:
+    """A key as Kubernetes takes it, and none of those that the bridge itself or the control plane sets."""
+    prefix, slash, name = key.rpartition("/")
+    if not _LABEL_NAME.fullmatch(name) or (slash and not (_SUBDOMAIN.fullmatch(prefix) and len(prefix) <= 253)):
+        raise ValueError("is not a key that Kubernetes takes ([prefix/]name)")
+    if key.startswith(_RESERVED) or key in _RESERVED_KEYS:
+        raise ValueError("is set by the bridge or by Kubernetes itself")
+    return key
 
-    def check(pairs: dict[str, str]) -> dict[str, str]:
-        for key, value in pairs.items():
-            prefix, slash, name = key.rpartition("/")
-            if not _LABEL_NAME.fullmatch(name) or (slash and not (_SUBDOMAIN.fullmatch(prefix) and len(prefix) <= 253)):
-                raise ValueError(f"{key!r} is not a key that Kubernetes takes ([prefix/]name)")
-            if key.startswith(_RESERVED) or key in _RESERVED_KEYS:
-                raise ValueError(f"{key!r} is set by the bridge or by Kubernetes itself")
-            if kind == "label" and value and not _LABEL_VALUE.fullmatch(value):
-                raise ValueError(f"the value of {key!r} must be empty or {_VALUE_RULE}")
-        return pairs
 
-    return AfterValidator(check)
+def _label(value: str) -> str:
+    if value and not _LABEL_VALUE.fullmatch(value):
+        raise ValueError(f"must be empty or {_VALUE_RULE}")
+    return value
+
+
+def _source_of_value(value: str) -> str:
+    """Where a label or annotation gets its value from."""
+    kind, colon, name = value.partition(":")
+    if value == "tags" or (kind in ("meta", "node-meta", "tag") and colon and name):
+        return _plain(value)
+    raise ValueError(
+        "must be meta:KEY, node-meta:KEY, tag:PREFIX (the rest of the tag that begins so) or tags (all of them)"
+    )
 
 
 def _token(value: SecretStr) -> SecretStr:
@@ -276,6 +292,9 @@ Filled = Annotated[str, AfterValidator(_filled)]
 Namespace = Annotated[str, _full_match(_LABEL, f"a namespace: {_LABEL_RULE}")]
 NameTemplate = Annotated[str, AfterValidator(_name_template)]
 Cidr = Annotated[str, AfterValidator(_cidr)]
+MetadataKey = Annotated[str, AfterValidator(_metadata_key)]
+LabelValue = Annotated[str, AfterValidator(_label)]
+ValueSource = Annotated[str, AfterValidator(_source_of_value)]
 
 
 def _number(minimum: int, maximum: int) -> Any:
@@ -393,6 +412,13 @@ class KubernetesSettings(_Section):
         "elsewhere is not seen, and so not cleaned up.",
         flag="--watch-namespace",
     )
+    nodes: tuple[
+        Annotated[str, _full_match(re.compile(rf"({_SUBDOMAIN.pattern})|\*"), "* or the name of a node")], ...
+    ] = _setting(
+        (),
+        "Nodes of this cluster that are Consul nodes of the same name as well: their endpoints get `nodeName` in "
+        "EndpointSlices. `*`: ask the API server for all nodes, which needs the right to list nodes in the cluster.",
+    )
     request_timeout: Annotated[float, _duration("1s", "5m")] = _setting(
         10.0, "How long the API server may take to answer a request (a watch is bounded otherwise)."
     )
@@ -401,6 +427,23 @@ class KubernetesSettings(_Section):
     )
     writers: _number(1, 256) = _setting(  # type: ignore[valid-type]
         16, "Objects that are written at once. Above 16 the API server, not the bridge, is the limit.", flag="--writers"
+    )
+
+
+class DnsSettings(_Section):
+    """How host names that stand in Consul as addresses are resolved (A and AAAA, by the system's resolver)."""
+
+    ttl: Annotated[float, _duration("1s", "1h")] = _setting(
+        30.0, "How long an answer counts; a name that fails keeps its last good answer for as long as it fails."
+    )
+    retry: Annotated[float, _duration("100ms", "1h")] = _setting(
+        1.0, "The first wait after a lookup that failed; it grows up to `ttl`."
+    )
+    parallel: _number(1, 64) = _setting(  # type: ignore[valid-type]
+        8, "Names that are looked up at once, by threads of their own: DNS delays no other service."
+    )
+    wait: Annotated[float, _duration("0", "5m")] = _setting(
+        10.0, "How long a one-shot command waits for all names together; what has no answer then is left as it is."
     )
 
 
@@ -431,6 +474,9 @@ class RunSettings(_Section):
         1,
         "Spread services over so many leases, so that several replicas share the writing; above 1 leaders are elected.",
         flag="--shards",
+    )
+    events: bool = _setting(
+        True, "Write Kubernetes Events on the objects concerned: conflicts, skipped instances, holds, refused writes."
     )
     lease_namespace: str = _setting(
         "",
@@ -525,6 +571,16 @@ class SyncSettings(_Section):
     dry_run: bool = _setting(False, "Print the plan and stop.", flag="--dry-run")
     exit_code: bool = _setting(False, "With --dry-run: exit status 4 when there are changes.", flag="--exit-code")
     yes: bool = _setting(False, "Ask nothing.", flag="--yes")
+    watch: bool = _setting(False, "Of `bridge status`: show it again and again until Ctrl-C.", flag="--watch")
+    interval: Annotated[float, _duration("500ms", "1h")] = _setting(
+        2.0,
+        "How long `bridge status --watch` waits between two readings; where reading takes longer than this, as long as "
+        "reading took.",
+        flag="--interval",
+    )
+    offline: bool = _setting(
+        False, "Of `bridge check`: look at the settings and rules alone, without any server.", flag="--offline"
+    )
     force: bool = _setting(
         False,
         "Apply what the removal guard would hold. Look at the dry run first; never leave this on.",
@@ -558,14 +614,29 @@ class DestinationRule(_Section):
         "",
         description="Application protocol of the port (`http`, `kubernetes.io/h2c`): a hint for meshes.",
     )
-    labels: Annotated[dict[str, str], _metadata("label")] = Field({}, description="Labels for every object.")
-    annotations: Annotated[dict[str, str], _metadata("annotation")] = Field(
-        {}, description="Annotations for every object."
+    labels: dict[MetadataKey, LabelValue] = Field({}, description="Labels for every object.")
+    annotations: dict[MetadataKey, str] = Field({}, description="Annotations for every object.")
+    labels_from: dict[MetadataKey, ValueSource] = Field(
+        {},
+        description="Labels whose values the instances have: `meta:KEY`, `node-meta:KEY`, `tag:PREFIX` (the rest of "
+        "the tag that begins so) or `tags` (all, joined). Characters that no label has become `_`; over-long values "
+        "are cut and get a hash.",
+    )
+    annotations_from: dict[MetadataKey, ValueSource] = Field(
+        {}, description="The same for annotations; their values stay as they are, up to 1,024 characters."
     )
     max_endpoints_per_slice: _number(1, 1000) = Field(  # type: ignore[valid-type]
         100,
         description="Endpoints in one EndpointSlice (Kubernetes takes 1000); one that changes rewrites its slice.",
     )
+
+    @model_validator(mode="after")
+    def _each_key_once(self) -> DestinationRule:
+        for one, other in (("labels", "labels_from"), ("annotations", "annotations_from")):
+            twice = sorted(getattr(self, one).keys() & getattr(self, other).keys())
+            if twice:
+                raise ValueError(f"{', '.join(map(repr, twice))} is in {one} and in {other}: which is meant?")
+        return self
 
 
 class InstancesRule(_Section):
@@ -634,6 +705,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     consul: ConsulSettings = ConsulSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+    dns: DnsSettings = DnsSettings()
     run: RunSettings = RunSettings()
     guard: GuardSection = GuardSection()
     retry: RetrySettings = RetrySettings()
@@ -734,6 +806,18 @@ class Settings(BaseSettings):
             connections=k.writers + 4,  # the watches need theirs beside the writers
         )
 
+    def check_options(self) -> CheckOptions:
+        """What `engine.check` needs."""
+        from bridge.engine.check import CheckOptions
+
+        return CheckOptions(
+            owner=self.owner,
+            cluster_nodes=self.kubernetes.nodes,
+            leases=self.run.leader_elect or self.run.shards > 1,
+            readers=min(16, self.consul.connections),
+            retry=self.one_shot_retry(),
+        )
+
     def guard_settings(self) -> GuardSettings:
         """What `core.guard` needs."""
         from bridge.core.guard import GuardSettings
@@ -748,6 +832,13 @@ class Settings(BaseSettings):
             hold_release_seconds=g.hold_release,
         )
 
+    def resolver_settings(self) -> ResolverSettings:
+        """What `engine.resolver` needs."""
+        from bridge.engine.resolver import ResolverSettings
+
+        d = self.dns
+        return ResolverSettings(ttl_seconds=d.ttl, retry_seconds=d.retry, parallel=d.parallel, wait_seconds=d.wait)
+
     def run_options(self) -> RunOptions:
         """What `engine.run` needs."""
         from bridge.engine.run import RunOptions
@@ -758,10 +849,13 @@ class Settings(BaseSettings):
             adopt=self.adopt,
             narrow=self.narrow,
             guard=self.guard_settings(),
+            resolver=self.resolver_settings(),
+            cluster_nodes=self.kubernetes.nodes,
             grace_seconds=self.run.grace,
             resync_seconds=self.run.resync,
             writers=self.kubernetes.writers,
             election=self._election(),
+            events=self.run.events,
             consul_retry=_policy(self.retry.consul),
             kube_retry=_policy(self.retry.kubernetes),
             object_retry=_policy(self.retry.object),
@@ -780,6 +874,8 @@ class Settings(BaseSettings):
             dry_run=self.sync.dry_run,
             force=self.sync.force,
             guard=self.guard_settings(),
+            resolver=self.resolver_settings(),
+            cluster_nodes=self.kubernetes.nodes,
             writers=self.kubernetes.writers,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),
@@ -870,6 +966,8 @@ class Settings(BaseSettings):
                 app_protocol=to.app_protocol,
                 labels=_pairs(to.labels),
                 annotations=_pairs(to.annotations),
+                labels_from=_pairs(to.labels_from),
+                annotations_from=_pairs(to.annotations_from),
                 max_endpoints_per_slice=to.max_endpoints_per_slice,
             ),
             instances=InstanceRules(
@@ -1265,7 +1363,7 @@ def _explain(error: ValidationError, places: Mapping[Key, _Place], document: Doc
     """One line per mistake: place, key, what is wrong, what is allowed."""
     lines = []
     for found in error.errors(include_url=False, include_context=True):
-        key: Key = tuple(found["loc"])
+        key: Key = tuple(part for part in found["loc"] if part != "[key]")
         lines.append(_sentence(key, found, places, document))
     lines = sorted(dict.fromkeys(lines), key=_in_order_of_lines)
     shown, more = lines[:20], len(lines) - 20
@@ -1287,9 +1385,12 @@ def _sentence(key: Key, found: Mapping[str, Any], places: Mapping[Key, _Place], 
         name = str(key[-1])
         where = f" in {_path_text(key[:-1])}" if len(key) > 1 else ""
         return f"{place}: unknown key {_show(name)}{where}{_did_you_mean(name, known)}; there are {', '.join(known)}"
+    if "[key]" in found["loc"]:
+        place = document.place(key, of_key=True) if document is not None else place
+        key = key[:-1]
     secret = key[-1:] == ("token",)
     path = "" if place.startswith(("--", "BRIDGE_", "CONSUL_", "KUBECONFIG")) else f"{_path_text(key)}: "
-    shown = "" if secret or kind in _SHAPES else f"{_show(value)} "
+    shown = "" if secret or kind in _SHAPES or isinstance(value, dict) else f"{_show(value)} "
     return f"{place}: {path}{shown}{_problem(kind, value, context, str(found['msg']))}"
 
 

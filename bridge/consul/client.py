@@ -227,6 +227,15 @@ class ConsulClient:
             raise TransientError(f"{self.endpoint} does not list its datacenters: is that Consul?")
         return tuple(answer.data)
 
+    def version(self) -> str:
+        """Version of the agent. Raises PermanentError without agent:read."""
+        answer = self._ask("/v1/agent/self", "read the agent's settings", "", 0, 0.0, Mode.LEADER, indexed=False)
+        settings = answer.data.get("Config") if isinstance(answer.data, dict) else None
+        version = settings.get("Version") if isinstance(settings, dict) else None
+        if not isinstance(version, str):
+            raise TransientError(f"{self.endpoint} does not tell its version: is that Consul?")
+        return version
+
     def own_datacenter(self) -> str:
         """Name of the agent's datacenter.
 

@@ -27,6 +27,7 @@ from bridge.consul.board import Board, Entry, Published, instances_of
 from bridge.consul.checkpoint import Checkpoint, Troubles
 from bridge.consul.client import STREAMING, Answer, ConsulClient, ConsulConfig, Mode
 from bridge.consul.direct import DirectWatches
+from bridge.consul.faults import ENOUGH_POLICY
 from bridge.consul.pace import Bucket, Throttle
 from bridge.consul.readers import Readers, Urgency
 from bridge.consul.sweep import Sweeper
@@ -121,6 +122,8 @@ class DatacenterWatch:
         self._reader_clients = [self._client() for _ in range(readers)]
         self._readers = Readers(self._reader_clients, f"consul-reader-{name}", self._ready, failed, clock)
         self._reader_attempts = 0
+        self._hidden: dict[Query, str] = {}
+        self._hidden_lock = threading.Lock()
         self._throttle = Throttle(slots, clock)
         self._all_bucket = Bucket(ALL_RATE, ALL_BURST, clock)
         self._direct = DirectWatches(
@@ -191,6 +194,8 @@ class DatacenterWatch:
             if not added and not removed:
                 return
             self._direct.remove(removed)
+            for entry in removed:
+                self._note_hidden(entry, Unknown("not wanted any more"))
             rest = self._direct.add(added)
         if self._board.indirect:
             self._call_bells()
@@ -278,6 +283,19 @@ class DatacenterWatch:
             if entry.state is None:
                 self._board.publish(entry, Unknown(reason), self._clock(), generation=0)
 
+    def _note_hidden(self, entry: Entry, state: Knowledge) -> None:
+        """Services that Consul hides from our token are a trouble of the datacenter until the last can be seen."""
+        with self._hidden_lock:
+            before = bool(self._hidden)
+            if isinstance(state, Unknown) and not entry.removed:
+                self._hidden[entry.query] = state.reason
+            else:
+                self._hidden.pop(entry.query, None)
+            first = next(iter(self._hidden.items()), None)
+            if bool(first) != before:
+                self._troubles.set("rights", None if first is None else f"{first[0].service}: {first[1]}. A policy "
+                                   f"that suffices: {ENOUGH_POLICY}")  # fmt: skip
+
     def _sure_again(self) -> None:
         """Whichever thread made sure of Consul: it can be read again."""
         self._reader_attempts = 0
@@ -360,7 +378,12 @@ class DatacenterWatch:
         def take(answer: Answer) -> bool:
             plain = watch.position.plain
             entry.explained_at = seen = self._clock()
-            state = decode.view_of(answer)
+            state = decode.proved(answer, entry.known, waited=not plain)
+            if state is None:
+                return False
+            self._note_hidden(entry, state)
+            if isinstance(state, Unknown):
+                raise PermanentError(state.reason)  # asked again slowly: people mend it
             published = self._board.publish(entry, state, seen, generation if plain else None)
             if published is Published.OUTRUN:
                 return False
@@ -375,7 +398,7 @@ class DatacenterWatch:
         def fail(error: BridgeError) -> None:
             self._broke(error)
             entry.direct = False
-            self._board.publish(entry, Unknown(str(error)), self._clock())
+            self._board.publish(entry, Unknown(str(error), lasting=isinstance(error, PermanentError)), self._clock())
 
         own = Bucket(SERVICE_RATE, SERVICE_BURST, self._clock)
         watch = self._watch(client, ask, take, fail, (own, self._all_bucket))
@@ -596,14 +619,16 @@ class DatacenterWatch:
         try:
             answer = client.health_service(entry.query, mode=mode)
             seen = self._clock()
-            state = decode.view_of(answer)
+            state = decode.proved(answer, entry.known, waited=False) or Unknown(decode.HIDDEN)
         except (TransientError, PermanentError) as error:
             entry.attempts += 1
             self._broke(error)
             if entry.direct:
                 return None
             if not self._checkpoint.doubted or entry.state is None:
-                self._board.publish(entry, Unknown(str(error)), self._clock())
+                self._board.publish(
+                    entry, Unknown(str(error), lasting=isinstance(error, PermanentError)), self._clock()
+                )
             return self._policy(error).wait_seconds(entry.attempts, error)
         if self._checkpoint.doubted:
             return 0.0
@@ -612,6 +637,7 @@ class DatacenterWatch:
             return None if entry.direct else 0.0
         entry.attempts = 0
         self._last_success = seen
+        self._note_hidden(entry, state)
         self._learn_index(entry, answer)
         if isinstance(state, Unknown):
             return PERMANENT_RETRY.wait_seconds(3)

@@ -19,6 +19,7 @@ SERVICE_MAINTENANCE = "_service_maintenance:"
 
 ANONYMOUS = "anonymous under default deny: without a token Consul shows nothing, and does not say so"
 FILTERED = "Consul left results out for lack of rights (X-Consul-Results-Filtered-By-ACLs) and nothing remains"
+HIDDEN = "Consul left results out for lack of rights (X-Consul-Results-Filtered-By-ACLs), some of what was there before"
 
 _SEVERITY = {Status.PASSING: 0, Status.WARNING: 1, Status.UNKNOWN: 2, Status.CRITICAL: 3, Status.MAINTENANCE: 4}
 _STATUS = {"passing": Status.PASSING, "warning": Status.WARNING, "critical": Status.CRITICAL}
@@ -34,6 +35,22 @@ def view_of(answer: Answer) -> Known | Unknown:
     if not answer.data and answer.filtered:
         return Unknown(FILTERED)
     return Known(instances(answer.data))
+
+
+def proved(answer: Answer, before: Known | None, *, waited: bool) -> Known | Unknown | None:
+    """What an answer of `health/service` proves after `before`; None: only a plain read can tell.
+
+    When a token loses rights, instances vanish from the answers exactly as if they were deregistered, and a query that
+    waited (Consul's streaming backend) does not even say that it left something out: only a plain read says so.
+    """
+    state = view_of(answer)
+    if isinstance(state, Unknown) or before is None:
+        return state
+    if not {(i.node, i.id) for i in before.instances} - {(i.node, i.id) for i in state.instances}:
+        return state
+    if waited:
+        return None
+    return Unknown(HIDDEN) if answer.filtered else state
 
 
 def listing_of(answer: Answer) -> Listing | Unknown:

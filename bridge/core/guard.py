@@ -141,6 +141,8 @@ class Guard:
     def released(self, now: float) -> frozenset[Target]:
         """Targets whose hold may have ended without news from Consul about them; they are to be planned again."""
         again, self._look_again = self._look_again, False
+        # What is left of a hold that is over for the most part is held by the window's sums only: these shrink in time.
+        again = again or (bool(self._holds) and self._came_back(()))
         return frozenset(
             target
             for target, hold in self._holds.items()

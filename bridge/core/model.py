@@ -94,9 +94,13 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Consul could not be asked, or its answer proves nothing. What was known before stays true."""
+    """Consul could not be asked, or its answer proves nothing. What was known before stays true.
+
+    `lasting`: asking again will not help before somebody mends the request (a filter that Consul refuses, say).
+    """
 
     reason: str
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +261,8 @@ class Meta:
     `owner` is the value of our owner label when the object also carries our managed-by label, else None: it is
     somebody else's. `labels` and `annotations` hold the pairs that OUR field manager owns (what a person adds is not
     in there), marks of ownership included. `marks` are the labels and annotations under `consul-bridge/` whoever set
-    them (adopt, mirror, service, ...), plus the label `consul` that HashiCorp's catalog sync sets.
+    them (adopt, mirror, service, ...), plus the label `consul` that HashiCorp's catalog sync sets. `written` is when
+    our field manager changed it last (RFC 3339, "" when it never did); it says nothing about the content.
     """
 
     kind: Kind
@@ -270,6 +275,7 @@ class Meta:
     annotations: Pairs = ()
     marks: Pairs = ()
     deleting: bool = False
+    written: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,40 @@ def first_rule(rules: Iterable[Rule], service: str, datacenter: str, tags: Colle
     return next((rule for rule in rules if why_not(rule, service, datacenter, tags) is None), None)
 
 
+def shadowed(rules: Sequence[Rule]) -> list[tuple[Rule, Rule]]:
+    """Rules that are never used, each with the earlier one that takes every name from it.
+
+    Only names, datacenters and tags choose a rule; filters and meta sort out instances afterwards. What cannot be told
+    from the globs alone is not reported.
+    """
+    found = []
+    for position, later in enumerate(rules):
+        earlier = next((rule for rule in rules[:position] if _covers(rule, later)), None)
+        if earlier is not None:
+            found.append((later, earlier))
+    return found
+
+
+def _covers(earlier: Rule, later: Rule) -> bool:
+    if earlier.datacenters and not (later.datacenters and set(later.datacenters) <= set(earlier.datacenters)):
+        return False
+    if not set(earlier.tags) <= set(later.tags):
+        return False
+    return not earlier.services or (
+        bool(later.services)
+        and all(any(_glob_covers(wide, narrow) for wide in earlier.services) for narrow in later.services)
+    )
+
+
+def _glob_covers(wide: str, narrow: str) -> bool:
+    """Whether every name that `narrow` matches is matched by `wide`; False also where that is not plain to see."""
+    if wide.lower() == narrow.lower() or wide.strip("*") == "":
+        return True
+    if any(mark in wide + narrow for mark in "[?"):
+        return False
+    return _glob(wide).match(narrow.lower()) is not None  # a star in `narrow` is matched by a star in `wide` alone
+
+
 def query_of(rule: Rule, service: str, datacenter: str) -> Query:
     """What Consul is asked for a service under a rule."""
     return Query(datacenter, service, rule.namespace, rule.partition, rule.peer, rule.filter)

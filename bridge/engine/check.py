@@ -1,26 +1,42 @@
 """`bridge check`: can we do our work? One probe after the other, each with what mends it.
 
-A probe that fails does not stop the others, unless they need what it could not reach.
+A probe that fails does not stop the others, unless they need what it could not reach. Nothing is written, not even for
+a moment: whether the control plane mirrors Endpoints is judged by those that stand there already.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.consul.snapshot import read_all
 from bridge.core import select
-from bridge.core.model import Output, Rule, Skipped, Target
+from bridge.core.model import Group, Known, Output, Query, Rule, Skipped, Target, Unknown
+from bridge.core.translate import MIRRORING_LIMIT, selects
 from bridge.engine.scope import namespaces_of
 from bridge.errors import BridgeError
 from bridge.kube.cache import can_i, namespaces_exist
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.mirrored import mirrored, some_endpoints
+from bridge.kube.nodes import node_names
+from bridge.retry import RetryPolicy
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 
 POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
 """The Consul ACL policy that suffices (FACTS C)."""
+
+LEAST_KUBERNETES = (1, 22)
+"""discovery.k8s.io/v1 came with 1.21, server-side apply with 1.22."""
+
+MIRROR_SECONDS = 1.0
+"""How long a mirror that lags behind is given; the control plane takes a tenth of that."""
+
+SHOWN = 5
+"""Names in one line; what is beyond is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,149 +53,302 @@ class Probe:
         return {"probe": self.name, "state": self.state, "detail": self.detail, "mend": self.mend}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """What the checks depend on, beside the servers and the rules. `leases`: a leader is to be elected."""
+
+    owner: str = "default"
+    cluster_nodes: tuple[str, ...] = ()
+    leases: bool = False
+    readers: int = 16
+    retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=3, floor_seconds=0.2, cap_seconds=2.0))
+
+
 def check(
     consul: ConsulConfig,
     kube: KubeConfig,
     rules: Callable[[], Sequence[Rule]],
     fallback: Sequence[Rule] = (),
     done: Callable[[Probe], None] | None = None,
+    *,
+    options: CheckOptions | None = None,
+    stop: threading.Event | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Probe]:
-    """Run every probe, in order; `done` hears of each as it comes. Never raises a BridgeError.
+    """Run every probe, in order; `done` hears of each as it comes. Never raises a BridgeError but CancelledError.
 
     `rules` may fail, because the target namespace may be the kubeconfig context's; then the `fallback` rules are
     checked against Consul, and the failure is one of the probes.
     """
+    checking = _Check(consul, kube, options or CheckOptions(), stop or threading.Event(), progress)
+    return _collect(checking.all(rules, fallback), done)
+
+
+def check_rules(rules: Sequence[Rule], done: Callable[[Probe], None] | None = None) -> list[Probe]:
+    """What can be said of the settings without any server; that they are valid is known already."""
+    return _collect(_rules(rules), done)
+
+
+def _collect(found: Iterator[Probe], done: Callable[[Probe], None] | None) -> list[Probe]:
     probes: list[Probe] = []
-    for probe in _all(consul, kube, rules, fallback):
+    for probe in found:
         probes.append(probe)
         if done is not None:
             done(probe)
     return probes
 
 
-def _all(
-    consul: ConsulConfig, kube: KubeConfig, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]
-) -> Iterator[Probe]:
-    try:
-        rules = make_rules()
-        yield Probe("settings", OK, f"{len(rules)} rule{'s' if len(rules) != 1 else ''}")
-    except BridgeError:  # told by the Kubernetes probes
-        rules = fallback
-    yield from _consul(consul, rules)
-    yield from _kubernetes(kube, rules)
+def _some(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return "; ".join(texts[:SHOWN]) + more
 
 
-# --------------------------------------------------------------------------- Consul
+# --------------------------------------------------------------------------- settings
 
 
-def _consul(config: ConsulConfig, rules: Sequence[Rule]) -> Iterator[Probe]:
-    try:
-        client = ConsulClient(config)
-    except BridgeError as error:
-        yield Probe("consul", FAILED, str(error), "mend the consul: settings")
-        return
-    try:
+def _rules(rules: Sequence[Rule]) -> Iterator[Probe]:
+    yield Probe("settings", OK, f"{len(rules)} rule{'s' if len(rules) != 1 else ''}")
+    for later, earlier in select.shadowed(rules):
+        detail = f"never used: {earlier.name} comes first and matches every name that it matches"
+        yield Probe(later.name, WARNING, detail, "put the narrower rule first, or join the two")
+
+
+# --------------------------------------------------------------------------- both sides
+
+
+class _Check:
+    """The probes that need servers."""
+
+    def __init__(
+        self,
+        consul: ConsulConfig,
+        kube: KubeConfig,
+        options: CheckOptions,
+        stop: threading.Event,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        self._config, self._kube, self._options, self._stop = consul, kube, options, stop
+        self._say = progress or (lambda _what, _done, _total: None)
+
+    def all(self, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]) -> Iterator[Probe]:
+        """Every probe, in order."""
         try:
-            leader = client.leader()
-        except BridgeError as error:
-            yield Probe("consul reachable", FAILED, str(error), "--consul-address, or start the agent")
-            return
-        yield Probe("consul reachable", OK, config.address)
-        if not leader:
-            yield Probe("consul leader", FAILED, "no leader is elected", "consul operator raft list-peers")
-            return
-        yield Probe("consul leader", OK, leader)
-        yield from _datacenters(client, config, rules)
-    finally:
-        client.close()
+            rules = make_rules()
+            yield from _rules(rules)
+        except BridgeError:  # told by the Kubernetes probes
+            rules = fallback
+        yield from self._consul(rules)
+        yield from self._kubernetes(rules)
 
+    # ------------------------------------------------------------------ Consul
 
-def _datacenters(client: ConsulClient, config: ConsulConfig, rules: Sequence[Rule]) -> Iterator[Probe]:
-    try:
-        known = client.datacenters()
-        own = config.datacenter or client.own_datacenter()
-    except BridgeError as error:
-        yield Probe("consul datacenters", FAILED, str(error), f"a token with: {POLICY}")
-        return
-    wanted = sorted({dc for rule in rules for dc in rule.datacenters} | {own})
-    missing = [dc for dc in wanted if dc not in known]
-    if missing:
-        detail = f"{', '.join(missing)} unknown; there are {', '.join(known)}"
-        yield Probe("consul datacenters", FAILED, detail, "--datacenter, or rules[].datacenters")
-    else:
-        yield Probe("consul datacenters", OK, ", ".join(wanted))
-    claims = select.Claims()
-    unmappable: list[Skipped] = []
-    selected = 0
-    for datacenter in (dc for dc in wanted if dc in known):
+    def _consul(self, rules: Sequence[Rule]) -> Iterator[Probe]:
         try:
-            answer = client.listing(datacenter)
+            client = ConsulClient(self._config)
         except BridgeError as error:
-            yield Probe(f"services of {datacenter}", FAILED, str(error), f"a token with: {POLICY}")
-            continue
-        services: dict[str, list[str]] = answer.data
-        if answer.default_deny_anonymous:
-            detail = "no token, and the default is deny: nothing can be seen"
-            yield Probe(f"token in {datacenter}", FAILED, detail, f"--token-file with a token that has: {POLICY}")
-        elif answer.filtered:
-            detail = "the token may not see all services or nodes: what is hidden is left alone"
-            yield Probe(f"token in {datacenter}", WARNING, detail, f"a token with: {POLICY}")
-        else:
-            yield Probe(f"token in {datacenter}", OK, f"sees {len(services)} services")
-        for service, tags in sorted(services.items()):
-            rule = select.first_rule(rules, service, datacenter, tags)
-            if rule is None or select.excluded(service, tags) is not None:
-                continue
-            selected += 1
-            query = select.query_of(rule, service, datacenter)
-            target = select.target_of(rule, query)
-            if isinstance(target, Target):
-                claims.claim(query, rule, target)
-            else:
-                unmappable.append(target)
-    if selected:
-        yield Probe("selected services", OK, str(selected))
-    else:
-        yield Probe("selected services", WARNING, "none", "--service, --tag, or rules in --config")
-    losers = [loser for target in sorted(claims.targets()) for loser in claims.losers(target)]
-    if losers or unmappable:
-        texts = [f"{s.service}: {s.reason}" for s in (*losers, *unmappable)]
-        more = f"; and {len(texts) - 5} more" if len(texts) > 5 else ""
-        mend = "a rule with another name template, e.g. '{service}-{datacenter}'"
-        yield Probe("names", WARNING, "; ".join(texts[:5]) + more, mend)
-    elif selected:
-        yield Probe("names", OK, "every service has a name of its own")
+            yield Probe("consul", FAILED, str(error), "mend the consul: settings")
+            return
+        try:
+            try:
+                leader = client.leader()
+            except BridgeError as error:
+                yield Probe("consul reachable", FAILED, str(error), "--consul-address, or start the agent")
+                return
+            yield Probe("consul reachable", OK, self._config.address)
+            yield self._version(client)
+            if not leader:
+                yield Probe("consul leader", FAILED, "no leader is elected", "consul operator raft list-peers")
+                return
+            yield Probe("consul leader", OK, leader)
+            yield from self._datacenters(client, rules)
+        finally:
+            client.close()
 
-
-# --------------------------------------------------------------------------- Kubernetes
-
-
-def _kubernetes(kube: KubeConfig, rules: Sequence[Rule]) -> Iterator[Probe]:
-    try:
-        client = KubeClient(kube)
-    except BridgeError as error:
-        yield Probe("kubernetes", FAILED, str(error), "--kubeconfig, --context")
-        return
-    try:
+    def _version(self, client: ConsulClient) -> Probe:
         try:
             version = client.version()
+        except BridgeError:
+            return Probe("consul version", OK, "not told (the token may not read the agent; that is no harm)")
+        return Probe("consul version", OK, version)
+
+    def _datacenters(self, client: ConsulClient, rules: Sequence[Rule]) -> Iterator[Probe]:
+        try:
+            known = client.datacenters()
+            own = self._config.datacenter or client.own_datacenter()
         except BridgeError as error:
-            yield Probe("kubernetes reachable", FAILED, str(error), "--kubeconfig, --context; kubectl version")
+            yield Probe("consul datacenters", FAILED, str(error), f"a token with: {POLICY}")
             return
-        yield Probe(
-            "kubernetes reachable", OK, f"{client.server} ({version.git or f'{version.major}.{version.minor}'})"
+        wanted = sorted({dc for rule in rules for dc in rule.datacenters} | {own})
+        missing = [dc for dc in wanted if dc not in known]
+        if missing:
+            detail = f"{', '.join(missing)} unknown; there are {', '.join(known)}"
+            yield Probe("consul datacenters", FAILED, detail, "--datacenter, or rules[].datacenters")
+        else:
+            yield Probe("consul datacenters", OK, ", ".join(wanted))
+        chosen = _Chosen(rules)
+        listed = []
+        for datacenter in (dc for dc in wanted if dc in known):
+            try:
+                answer = client.listing(datacenter)
+            except BridgeError as error:
+                yield Probe(f"services of {datacenter}", FAILED, str(error), f"a token with: {POLICY}")
+                continue
+            listed.append(datacenter)
+            services: dict[str, list[str]] = answer.data
+            yield _token(datacenter, len(services), answer.default_deny_anonymous, answer.filtered)
+            chosen.choose(datacenter, services)
+        yield from chosen.probes()
+        yield from self._services(chosen, listed)
+
+    def _services(self, chosen: _Chosen, datacenters: Sequence[str]) -> Iterator[Probe]:
+        """Read what the rules select, as a pass would: what Consul refuses, and what is too large."""
+        if not chosen.rules_of:
+            return
+        snapshot = read_all(
+            self._config,
+            datacenters,
+            lambda datacenter, _listing: [q for q in chosen.rules_of if q.datacenter == datacenter],
+            parallel=self._options.readers,
+            progress=lambda done, total: self._say("reading Consul", done, total),
+            retry=self._options.retry,
+            stop=self._stop,
         )
-        namespaces = namespaces_of(rules, kube.namespaces)
+        refused: dict[str, list[str]] = {}
+        large = []
+        for query, state in snapshot.views.items():
+            rule = chosen.rules_of[query]
+            if isinstance(state, Unknown):
+                refused.setdefault(state.reason, []).append(query.service)
+            elif isinstance(state, Known) and rule.to.output is Output.ENDPOINTS:
+                count = sum(selects(rule, instance) for instance in state.instances)
+                if count > MIRRORING_LIMIT:
+                    large.append(f"{query.service} has {count}")
+        for reason, services in refused.items():
+            mend = "rules[].filter (or --filter)" if "filter" in reason else f"a token with: {POLICY}"
+            yield Probe(f"reading {_some(services)}", FAILED, reason, mend)
+        if large:
+            detail = f"more instances than the {MIRRORING_LIMIT} that the control plane mirrors: {_some(large)}"
+            yield Probe("sizes", WARNING, detail, "--output-kind endpointslices (or `to: {output: endpointslices}`)")
+        elif not refused:
+            yield Probe("sizes", OK, "no service is past what its output can carry")
+
+    # ------------------------------------------------------------------ Kubernetes
+
+    def _kubernetes(self, rules: Sequence[Rule]) -> Iterator[Probe]:
+        try:
+            client = KubeClient(self._kube)
+        except BridgeError as error:
+            yield Probe("kubernetes", FAILED, str(error), "--kubeconfig, --context")
+            return
+        try:
+            try:
+                version = client.version()
+            except BridgeError as error:
+                yield Probe("kubernetes reachable", FAILED, str(error), "--kubeconfig, --context; kubectl version")
+                return
+            yield Probe("kubernetes reachable", OK, client.server)
+            text = version.git or f"{version.major}.{version.minor}"
+            if (version.major, version.minor) < LEAST_KUBERNETES:
+                detail = f"{text} has no server-side apply of every object that we write"
+                yield Probe("kubernetes version", FAILED, detail, "Kubernetes 1.22 or later")
+            else:
+                yield Probe("kubernetes version", OK, text)
+            yield from self._rights(client, rules)
+        finally:
+            client.close()
+
+    def _rights(self, client: KubeClient, rules: Sequence[Rule]) -> Iterator[Probe]:
+        namespaces = namespaces_of(rules, self._kube.namespaces, client.namespace)
+        outputs = {rule.to.output for rule in rules}
         try:
             if namespaces:
                 yield from _namespaces(client, namespaces)
-            outputs = {rule.to.output for rule in rules}
+            allowed = []
             for namespace in namespaces if namespaces is not None else ("",):
-                yield _rights(client, namespace, outputs)
+                probe = _rights_in(client, namespace, outputs)
+                allowed += [namespace] if probe.state == OK else []
+                yield probe
+            if self._options.leases:
+                yield _leases(client)
+            if "*" in self._options.cluster_nodes:
+                yield _nodes(client)
+            if Output.ENDPOINTS in outputs and allowed:
+                yield self._mirroring(client, allowed)
         except BridgeError as error:
             yield Probe("rights", FAILED, str(error), "kubectl auth can-i --list")
-    finally:
-        client.close()
+
+    def _mirroring(self, client: KubeClient, namespaces: Sequence[str]) -> Probe:
+        """Whether the control plane copies Endpoints into slices, judged by a few of ours that stand there."""
+        looked: list[Target] = []
+        for namespace in namespaces:
+            for target, groups in some_endpoints(client, namespace or None, self._options.owner, SHOWN):
+                wanted = _ready(groups)
+                if wanted and _mirrored(client, target, wanted, self._stop):
+                    detail = f"seen at {target}: its {len(wanted)} ready endpoints are in the control plane's slices"
+                    return Probe("mirroring", OK, detail)
+                if wanted:
+                    looked.append(target)
+        if not looked:
+            detail = "cannot be told yet: no Endpoints of ours with ready addresses stand in these namespaces"
+            return Probe("mirroring", WARNING, detail, "bridge check, once more after the first sync")
+        detail = (
+            f"the control plane has not copied {_some([str(t) for t in looked])} into EndpointSlices: kube-proxy "
+            "sends nothing there"
+        )
+        return Probe(
+            "mirroring", FAILED, detail,
+            "start kube-controller-manager with endpointslice-mirroring-controller, or --output-kind endpointslices",
+        )  # fmt: skip
+
+
+class _Chosen:
+    """What the rules select of the listings, and what they do not."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules_of: dict[Query, Rule] = {}
+        self._rules = rules
+        self._claims = select.Claims()
+        self._unmappable: list[Skipped] = []
+
+    def choose(self, datacenter: str, services: dict[str, list[str]]) -> None:
+        """Let the rules decide about a datacenter's services."""
+        for service, tags in sorted(services.items()):
+            rule = select.first_rule(self._rules, service, datacenter, tags)
+            if rule is None or select.excluded(service, tags) is not None:
+                continue
+            query = select.query_of(rule, service, datacenter)
+            self.rules_of[query] = rule
+            target = select.target_of(rule, query)
+            if isinstance(target, Target):
+                self._claims.claim(query, rule, target)
+            else:
+                self._unmappable.append(target)
+
+    def probes(self) -> Iterator[Probe]:
+        """How many are selected, and whether each gets its name."""
+        if not self.rules_of:
+            yield Probe("selected services", WARNING, "none", "--service, --tag, or rules in --config")
+            return
+        yield Probe("selected services", OK, str(len(self.rules_of)))
+        losers = [loser for target in sorted(self._claims.targets()) for loser in self._claims.losers(target)]
+        if losers or self._unmappable:
+            texts = [f"{s.service}: {s.reason}" for s in (*losers, *self._unmappable)]
+            yield Probe(
+                "names", WARNING, _some(texts), "a rule with another name template, e.g. '{service}-{datacenter}'"
+            )
+        else:
+            yield Probe("names", OK, "every service has a name of its own")
+
+
+def _token(datacenter: str, services: int, anonymous: bool, filtered: bool) -> Probe:
+    name = f"token in {datacenter}"
+    if anonymous:
+        detail = "no token, and the default is deny: nothing can be seen"
+        return Probe(name, FAILED, detail, f"--token-file with a token that has: {POLICY}")
+    if filtered:
+        detail = "the token may not see all services or nodes: what is hidden is left alone"
+        return Probe(name, WARNING, detail, f"a token with: {POLICY}")
+    return Probe(name, OK, f"sees {services} services")
 
 
 def _namespaces(client: KubeClient, namespaces: Sequence[str]) -> Iterator[Probe]:
@@ -190,23 +359,60 @@ def _namespaces(client: KubeClient, namespaces: Sequence[str]) -> Iterator[Probe
             yield Probe(f"namespace {namespace}", OK, "exists" if there else "may not be looked at (that is no harm)")
 
 
-def _rights(client: KubeClient, namespace: str, outputs: set[Output]) -> Probe:
+def _lacking(client: KubeClient, group: str, resource: str, verbs: Sequence[str], namespace: str) -> list[str]:
+    return [f"{verb} {resource}" for verb in verbs if not can_i(client, verb, group, resource, namespace)]
+
+
+def _rights_in(client: KubeClient, namespace: str, outputs: set[Output]) -> Probe:
     """Every verb that the chosen outputs need, in one namespace ("" for all of them)."""
     full, reading = ("list", "watch", "create", "patch", "delete"), ("list", "watch")
     slices = full if outputs & {Output.ENDPOINTSLICES, Output.BOTH} else reading
     needed = (("", "services", full), ("", "endpoints", full), ("discovery.k8s.io", "endpointslices", slices))
     lacking = [
-        f"{verb} {resource}"
-        for group, resource, verbs in needed
-        for verb in verbs
-        if not can_i(client, verb, group, resource, namespace)
+        text for group, resource, verbs in needed for text in _lacking(client, group, resource, verbs, namespace)
     ]
     name = f"rights in {namespace}" if namespace else "rights in all namespaces"
     if lacking:
         mend = (
             f"manifests/base/role.yaml in namespace {namespace}" if namespace else "manifests/components/all-namespaces"
         )
-        if any("endpointslices" in text for text in lacking):
+        if any("endpointslices" in text for text in lacking) and slices is full:
             mend += " (with manifests/components/endpointslices)"
         return Probe(name, FAILED, f"not allowed: {', '.join(lacking)}", f"apply {mend}")
     return Probe(name, OK, "all that is needed")
+
+
+def _leases(client: KubeClient) -> Probe:
+    """What a leader's election needs, in our own namespace."""
+    lacking = _lacking(client, "coordination.k8s.io", "leases", ("get", "create", "update"), client.namespace)
+    name = f"leader election in {client.namespace}"
+    if lacking:
+        mend = (
+            f"kubectl create role bridge-leader -n {client.namespace} --verb=get,create,update "
+            "--resource=leases.coordination.k8s.io, and bind it"
+        )
+        return Probe(name, FAILED, f"not allowed: {', '.join(lacking)}", mend)
+    return Probe(name, OK, "all that is needed")
+
+
+def _nodes(client: KubeClient) -> Probe:
+    """Whether the cluster's nodes can be listed, where `nodeName` is asked for."""
+    try:
+        names = node_names(client, ("*",))
+    except BridgeError as error:
+        mend = "kubectl create clusterrole bridge-nodes --verb=list --resource=nodes, and bind it"
+        return Probe("nodes of the cluster", FAILED, str(error), mend)
+    return Probe("nodes of the cluster", OK, f"{len(names)} known")
+
+
+def _ready(groups: Sequence[Group]) -> set[tuple[str, int]]:
+    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports}
+
+
+def _mirrored(client: KubeClient, target: Target, wanted: set[tuple[str, int]], stop: threading.Event) -> bool:
+    """Whether the control plane's slices have these endpoints, or as many as it mirrors; a moment is granted."""
+    enough = min(len(wanted), MIRRORING_LIMIT)
+    if len(_ready(mirrored(client, target)) & wanted) >= enough:
+        return True
+    stop.wait(MIRROR_SECONDS)
+    return len(_ready(mirrored(client, target)) & wanted) >= enough

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from bridge.consul.client import ConsulConfig
@@ -19,12 +20,14 @@ from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.model import Current, Knowledge, Listing, Plan, Query, Rule, Skipped, Target, Unknown
 from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
+from bridge.engine.resolver import Resolver
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.sync import Progress, SyncOptions
 from bridge.engine.world import World
 from bridge.errors import BridgeError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.nodes import node_names
 from bridge.kube.store import Store
 from bridge.report import Origin
 from bridge.retry import call
@@ -32,7 +35,11 @@ from bridge.retry import call
 
 @dataclass(frozen=True, slots=True, order=True)
 class StatusRow:
-    """One mirrored service on both sides. `state` is in sync, differs, held, conflict or unknown."""
+    """One mirrored service on both sides. `state` is in sync, differs, held, conflict or unknown.
+
+    `since` is when our last write to its Endpoints or slices was, as the API server notes it for each field manager
+    (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes held what it holds.
+    """
 
     namespace: str
     name: str
@@ -44,6 +51,7 @@ class StatusRow:
     kubernetes_not_ready: int
     state: str
     detail: str
+    since: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As an entry of `services` in `bridge status -o json`."""
@@ -55,16 +63,18 @@ class StatusRow:
             "consul": {"ready": self.consul_ready, "not_ready": self.consul_not_ready},
             "kubernetes": {"ready": self.kubernetes_ready, "not_ready": self.kubernetes_not_ready},
             "state": self.state,
+            "since": self.since or None,
             "detail": self.detail,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All mirrored services, sorted by target, and what could not be read."""
+    """All mirrored services, sorted by target, what could not be read, and when it was read (RFC 3339 in UTC)."""
 
     services: tuple[StatusRow, ...]
     trouble: tuple[str, ...] = ()
+    read_at: str = ""
 
     @property
     def in_sync(self) -> bool:
@@ -75,6 +85,7 @@ class Status:
         """As `bridge status -o json` prints it."""
         return {
             "in_sync": self.in_sync,
+            "read_at": self.read_at,
             "services": [row.to_json() for row in self.services],
             "trouble": list(self.trouble),
         }
@@ -94,8 +105,9 @@ def status_once(
     try:
         look.read_kubernetes()
         look.read_consul(None)
+        look.resolve_names(look.world.targets())
         rows = sorted(look.row(target) for target in look.world.targets())
-        return Status(tuple(rows), look.troubles())
+        return Status(tuple(rows), look.troubles(), datetime.now(UTC).isoformat(timespec="seconds"))
     finally:
         look.close()
 
@@ -143,19 +155,23 @@ class _Look:
         self._listings: dict[str, Listing | Unknown] = {}
         self._views: dict[Query, Knowledge] = {}
         self._claims = select.Claims()
+        self._resolver: Resolver[Target] = Resolver(options.resolver)
+        self._nodes: frozenset[str] = frozenset()
         self.kubernetes_trouble = ""
         self.datacenters: tuple[str, ...] = ()
         self.world = World(rules, (), grace_seconds=0.0)
 
     def close(self) -> None:
+        self._resolver.close()
         if self._client is not None:
             self._client.close()
 
     def read_kubernetes(self) -> None:
         self._say("reading Kubernetes", 0, 0)
         client = self._client = KubeClient(self._kube)
-        namespaces = namespaces_of(self._rules, self._kube.namespaces)
+        namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
         self._store = call(lambda: list_once(client, namespaces, self._options.owner), self._options.retry, self._stop)
+        self._nodes = call(lambda: node_names(client, self._options.cluster_nodes), self._options.retry, self._stop)
 
     def read_consul(self, service: str | None) -> None:
         """Read everything that the rules select, or only `service` and what shares its target."""
@@ -226,15 +242,25 @@ class _Look:
         ]
         return tuple(texts)
 
+    def resolve_names(self, targets: Collection[Target]) -> None:
+        """Have host names resolved, within bounds."""
+        if self._reconciler().ask_for_names(targets):
+            self._say("resolving host names", 0, 0)
+            self._resolver.wait(self._options.resolver.wait_seconds, self._stop)
+
     def _plan(self, target: Target) -> Plan | None:
-        reconciler = Reconciler(
+        return self._reconciler().plan(target)
+
+    def _reconciler(self) -> Reconciler:
+        return Reconciler(
             world=self.world,
             store=self._store,
             guard=Guard(self._options.guard),
             options=PlanOptions(owner=self._options.owner, policy=self._options.policy, adopt=self._options.adopt),
             clock=time.monotonic,
+            resolve=self._resolver.resolve,
+            nodes=self._nodes,
         )
-        return reconciler.plan(target)
 
     def row(self, target: Target) -> StatusRow:
         plan = self._plan(target)
@@ -263,11 +289,14 @@ class _Look:
             kubernetes_not_ready=not_ready,
             state=state,
             detail=detail,
+            since=_since(current),
         )
 
     def explain(self, service: str, datacenter: str) -> Explanation:
         query, target = self._place(service, datacenter)
         at = target if isinstance(target, Target) else None
+        if at is not None:
+            self.resolve_names([at])
         listing = self._listings.get(datacenter)
         explanation = explain(
             service,
@@ -278,10 +307,20 @@ class _Look:
             claims=self._claims,
             current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,
             plan=self._plan(at) if at is not None and not self.kubernetes_trouble else None,
+            resolved={name: found for name, found in self._resolver.known().items() if found is not None},
+            cluster_nodes=self._nodes,
         )
         if isinstance(listing, Unknown):
             explanation = replace(explanation, problem=f"{datacenter} cannot be listed: {listing.reason}")
         return explanation
+
+
+def _since(current: Current) -> str:
+    """When we last wrote what carries the target's addresses, "" when nothing of ours does."""
+    metas = [piece.meta for piece in current.slices]
+    if current.endpoints is not None:
+        metas.append(current.endpoints.meta)
+    return max((meta.written for meta in metas if meta.owner is not None), default="")
 
 
 def endpoint_counts(current: Current) -> tuple[int, int]:

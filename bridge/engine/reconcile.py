@@ -18,6 +18,7 @@ from typing import Protocol
 
 from bridge.core import plan as planning
 from bridge.core import translate
+from bridge.core.canonical import shorten
 from bridge.core.guard import Guard
 from bridge.core.model import (
     Adopt,
@@ -35,7 +36,7 @@ from bridge.core.model import (
     Skipped,
     Target,
 )
-from bridge.engine.world import Name, World
+from bridge.engine.world import Name, Source, World
 from bridge.errors import BridgeError, ConflictError
 from bridge.report import Failure, Outcome
 
@@ -56,6 +57,10 @@ class Writer(Protocol):
     """Applies one change to the API server; raises the bridge's own errors."""
 
     def apply(self, change: Change) -> Meta | None: ...
+
+
+Resolve = Callable[[Target, Collection[str]], Mapping[str, tuple[str, ...]]]
+"""Gives at once the known addresses of all the host names that a target needs; those without an answer are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +84,11 @@ class Reconciler:
         guard: Guard,
         options: PlanOptions,
         clock: Callable[[], float],
-        resolve: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda _names: {},
+        resolve: Resolve = lambda _target, _names: {},
         mirrored: Callable[[Target], tuple[Group, ...]] | None = None,
+        nodes: Collection[str] = (),
     ) -> None:
-        """`resolve` gives host names' addresses; `mirrored` what the control plane made of a target's Endpoints."""
+        """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's."""
         self.lock = threading.RLock()
         self.world = world
         self.guard = guard
@@ -91,6 +97,7 @@ class Reconciler:
         self._clock = clock
         self._resolve = resolve
         self._mirrored = mirrored
+        self.nodes = nodes
 
     def plan(self, target: Target) -> Plan | None:
         """Steps 1 to 5 for one target; None while too little is known to say anything about it."""
@@ -103,6 +110,17 @@ class Reconciler:
         """The same for many targets, judged together; sorted, without those of which too little is known."""
         drafts = [draft for draft in map(self._draft, sorted(targets)) if draft is not None]
         return self._guarded(drafts)
+
+    def ask_for_names(self, targets: Collection[Target]) -> bool:
+        """Have the host names of many targets resolved, before any of them is planned; whether there are any."""
+        found = False
+        for target in targets:
+            with self.lock:
+                sources = self.world.sources(target)
+            if names := _host_names(sources or ()):
+                self._resolve(target, names)
+                found = True
+        return found
 
     def _draft(self, target: Target) -> _Draft | None:
         """Steps 1 to 4."""
@@ -118,25 +136,29 @@ class Reconciler:
             return None
         current = self._store.current(target)
         if not sources:
+            self._resolve(target, ())
             plan = self._diff(target, None, current, skipped=losers)
             changes = tuple(
                 replace(change, reason=reason) if change.body is None else change for change in plan.changes
             )
             return _Draft(replace(plan, queries=queries, changes=changes), None, current)
-        names = {n for s in sources for n in translate.host_names(s.known.instances, s.rule)}
+        names = _host_names(sources)
+        resolved = self._resolve(target, names)
         translation = translate.translate(
-            target,
-            [(s.rule, s.query, s.known) for s in sources],
-            current,
-            self._resolve(names) if names else {},
+            target, [(s.rule, s.query, s.known) for s in sources], current, resolved, self.nodes
         )
         skipped = tuple(sorted((*translation.skipped, *losers)))
-        plan = self._diff(target, translation.mirror, current, skipped, translation.warnings)
+        desired, warnings = translation.mirror, translation.warnings
+        if desired is not None and (unanswered := sorted(names - resolved.keys())):
+            # unknown is not empty: some of what stands there may be these names' addresses
+            desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
+            warnings = (*warnings, _unanswered_text(unanswered))
+        plan = self._diff(target, desired, current, skipped, warnings)
         if plan.unmirrored and self._mirrored is not None:
             with contextlib.suppress(BridgeError):  # not seen: our slices stay, and it is asked again
                 current = replace(current, mirrored=self._mirrored(target))
-                plan = self._diff(target, translation.mirror, current, skipped, translation.warnings)
-        return _Draft(replace(plan, queries=queries), translation.mirror, current)
+                plan = self._diff(target, desired, current, skipped, warnings)
+        return _Draft(replace(plan, queries=queries), desired, current)
 
     def _guarded(self, drafts: Sequence[_Draft]) -> list[Plan]:
         """Step 5: what the guard holds is planned again, with what it would have lost kept in place."""
@@ -192,6 +214,18 @@ class _Draft:
     plan: Plan
     desired: Mirror | None
     current: Current
+
+
+def _host_names(sources: Sequence[Source]) -> set[str]:
+    """Names that stand where an address should, of all the services behind a target."""
+    return {name for s in sources for name in translate.host_names(s.known.instances, s.rule)}
+
+
+def _unanswered_text(names: Sequence[str]) -> str:
+    """What is said while names are not resolved."""
+    some = ", ".join(shorten(name) for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{some}{more}: not resolved yet; until then no endpoint of this service is removed"
 
 
 def names_at(current: Current) -> tuple[Name, ...]:

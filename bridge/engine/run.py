@@ -24,11 +24,13 @@ from bridge.core.annotated import request_of
 from bridge.core.explain import Explanation
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Knowledge, Listing, Plan, Policy, Query, Rule, Skipped, Target, Unknown
+from bridge.engine.announce import Announcer
 from bridge.engine.backoff import BackoffTable, Brake, Gate
 from bridge.engine.leadership import Alone, Elected, Leadership
 from bridge.engine.live import Live, LiveRow
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import (
@@ -43,10 +45,13 @@ from bridge.errors import (
 from bridge.kube.cache import Cache
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.election import ElectionConfig
+from bridge.kube.events import EventRecorder
 from bridge.kube.mirrored import mirrored
+from bridge.kube.nodes import node_names
 from bridge.kube.writer import Writer
+from bridge.observe.together import Together
 from bridge.report import Failure, NullObserver, Observer, Outcome, build_report
-from bridge.retry import RetryPolicy
+from bridge.retry import RetryPolicy, call
 
 FIRST_READ_SECONDS = 60.0
 """How long the first full pass waits for Consul's first answers before it goes on with those that came."""
@@ -54,23 +59,29 @@ FIRST_READ_SECONDS = 60.0
 MIRRORED_SECONDS = 1.0
 """How often it is looked whether the control plane has mirrored what our own slices still carry."""
 
+GAINED_SECONDS = 5.0
+"""How soon after a shard became ours everything is compared, beside what is known to be unfinished."""
+
 LATER = 2
 """Queue priority of what leaves a service without ready endpoints: after everything else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How the daemon runs. Durations in seconds. `election` None: this is the only replica."""
+    """How the daemon runs. Durations in seconds. `election` None: this is the only replica; `events`: write Events."""
 
     owner: str = "default"
     policy: Policy = Policy.SYNC
     adopt: Adopt = Adopt.NEVER
     narrow: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
+    resolver: ResolverSettings = field(default_factory=ResolverSettings)
+    cluster_nodes: tuple[str, ...] = ()
     grace_seconds: float = 30.0
     resync_seconds: float = 300.0
     writers: int = 16
     election: ElectionConfig | None = None
+    events: bool = True
     consul_retry: RetryPolicy = field(default_factory=RetryPolicy)
     kube_retry: RetryPolicy = field(default_factory=RetryPolicy)
     object_retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(floor_seconds=0.05, cap_seconds=60.0))
@@ -104,6 +115,9 @@ class Bridge:
         self._backoff: BackoffTable[Target] = BackoffTable(options.object_retry, clock)
         self._refused: BackoffTable[Target] = BackoffTable(options.permanent_retry, clock)
         self._brake: Brake[Target] = Brake(options.object_retry, clock=clock)
+        self._resolver: Resolver[Target] = Resolver(options.resolver, self._look_at, self._died, clock=clock)
+        self._early: set[Target] = set()
+        self._early_lock = threading.Lock()
         self._seen: dict[Target, float] = {}
         self._deferred: set[Target] = set()
         self._suspects: dict[Target, int] = {}
@@ -116,11 +130,14 @@ class Bridge:
         self._shards: frozenset[int] = frozenset()
         self._gained = threading.Event()
         self._leadership: Leadership = Alone()
+        self._recorder: EventRecorder | None = None
+        self._announcer: Announcer | None = None
         self._reconciler: Reconciler
         self._live: Live
         self._catalog: Catalog
         self._cache: Cache
         self._writer: Writer
+        self._client: KubeClient
 
     # ------------------------------------------------------------------ the outside
 
@@ -145,11 +162,14 @@ class Bridge:
             self._stop.set()
             self._queue.close()
             self._gate.wake()
+            self._resolver.close()
             for thread in threads:
                 thread.join()
             self._leadership.stop()
             if hasattr(self, "_catalog"):
                 self._catalog.close()
+            if self._recorder is not None:
+                self._recorder.close()
             if hasattr(self, "_cache"):
                 self._cache.close()
             client.close()
@@ -234,11 +254,13 @@ class Bridge:
 
     def replace_rules(self, rules: Sequence[Rule]) -> bool:
         """Go on with other rules; False (and nothing is done) when they ask for other namespaces or datacenters."""
+        if not self._passing.is_set():
+            return False
         named = {dc for rule in rules for dc in rule.datacenters}
         if not rules or not all(rule.datacenters for rule in rules):
             named.add(self._datacenter)
-        same = namespaces_of(rules, self._kube.namespaces) == namespaces_of(self._rules, self._kube.namespaces)
-        if not self._passing.is_set() or not same or named != set(self._reconciler.world.datacenters):
+        scopes = [namespaces_of(r, self._kube.namespaces, self._client.namespace) for r in (rules, self._rules)]
+        if scopes[0] != scopes[1] or named != set(self._reconciler.world.datacenters):
             return False
         with self._reconciler.lock:
             self._rules = tuple(rules)
@@ -260,7 +282,11 @@ class Bridge:
         """A service was read, or could not be."""
         with self._reconciler.lock:
             targets = self._reconciler.world.on_view(query, state)
+            fed = self._reconciler.world.fed_by(query) if self._announcer is not None else ()
+        if self._announcer is not None:
+            self._announcer.read(query, state, fed)
         if not self._passing.is_set():
+            self._look_at(targets)
             self._wake.set()
             return
         for target in targets:
@@ -288,6 +314,8 @@ class Bridge:
                     self._reconciler.guard.applied(target)
             asked = self._follow_annotation(target)
             self._queue.add(target, delay_seconds=0.0 if asked else self._brake.delay_seconds(target))
+        else:
+            self._look_at({target})
 
     def on_leading(self, shards: frozenset[int]) -> None:
         """These shards are ours to write now, and no others."""
@@ -305,24 +333,32 @@ class Bridge:
         options = self._options
         datacenters = datacenters_of(self._rules, self._consul, options.consul_retry, self._stop)
         self._datacenter = self._consul.datacenter or datacenters[0]
+        self._client = client
         if options.election is not None:
             self._leadership = Elected(client, options.election, on_change=self.on_leading, failed=self._died)
         self._writer = Writer(client, may_write=self._leadership.leads)
         self._cache = Cache(
             client,
-            namespaces_of(self._rules, self._kube.namespaces),
+            namespaces_of(self._rules, self._kube.namespaces, client.namespace),
             options.owner,
             on_change=self.on_change,
             retry=options.kube_retry,
             failed=self._died,
         )
+        if options.events:
+            self._recorder = EventRecorder(client)
+            self._recorder.start()
+            self._announcer = Announcer(self._recorder, current=self._cache.current, leads=self._leadership.leads)
+            self._observer = Together(self._observer, self._announcer)
         self._reconciler = Reconciler(
             world=World(self._rules, datacenters, options.grace_seconds, narrow=options.narrow),
             store=self._cache,
             guard=Guard(options.guard),
             options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt),
             clock=self._clock,
+            resolve=self._resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
+            nodes=call(lambda: node_names(client, options.cluster_nodes), options.kube_retry, self._stop),
         )
         self._live = Live(self._reconciler.world, self._reconciler.lock, self._cache.current)
         self._catalog = Catalog(
@@ -331,8 +367,15 @@ class Bridge:
 
     def _supervise(self) -> None:
         self._await_first_read()
+        with self._early_lock:
+            self._early = set()
         self._full_pass()
-        self._passing.set()
+        with self._early_lock:
+            self._passing.set()
+            early = self._early
+        for target in early:  # what changed while the pass was being made
+            self._follow_annotation(target)
+        self._look_at(early)
         self._leadership.start()
         next_resync = self._clock() + self._options.resync_seconds
         while not self._stop.is_set():
@@ -347,6 +390,7 @@ class Bridge:
             if self._gained.is_set():
                 self._gained.clear()
                 self._look_at(self._unfinished())
+                next_resync = min(next_resync, now + GAINED_SECONDS)
             self._tell()
             if now >= next_resync:
                 self._full_pass()
@@ -382,6 +426,8 @@ class Bridge:
         began = self._clock()
         if self._passing.is_set():
             self._cache.refresh()
+            with contextlib.suppress(BridgeError):  # the nodes that we know are good enough until the next pass
+                self._reconciler.nodes = node_names(self._client, self._options.cluster_nodes)
         with self._reconciler.lock:
             targets = self._reconciler.world.targets() | set(self._cache.targets())
         plans = self._reconciler.plan_all(targets)
@@ -420,7 +466,11 @@ class Bridge:
 
     def _look_at(self, targets: Collection[Target]) -> None:
         """Queue targets; several at once are first shown to the guard together, so that it sees how much is leaving."""
-        if not self._passing.is_set() or not targets:
+        with self._early_lock:
+            if not self._passing.is_set():
+                self._early.update(targets)
+                return
+        if not targets:
             return
         if len(targets) > 1:
             self._reconciler.plan_all(targets)

@@ -10,12 +10,13 @@ from bridge.core.model import Rule
 from bridge.retry import RetryPolicy, call
 
 
-def namespaces_of(rules: Sequence[Rule], further: Sequence[str] = ()) -> tuple[str, ...] | None:
+def namespaces_of(rules: Sequence[Rule], further: Sequence[str], default: str) -> tuple[str, ...] | None:
     """Namespaces to list and watch: those of the rules and `further` ones; None means all of them.
 
-    All are needed when a rule's namespace depends on the service, or when `further` says `*`.
+    All are needed when a rule's namespace depends on the service, or when `further` says `*`. Where neither names any
+    (no rules at all: only annotated Services are filled), the `default` one is meant.
     """
-    wanted = {rule.to.namespace for rule in rules} | set(further)
+    wanted = ({rule.to.namespace for rule in rules} | set(further)) or {default}
     if "*" in wanted or any("{" in namespace for namespace in wanted):
         return None
     return tuple(sorted(wanted))

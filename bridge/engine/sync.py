@@ -14,12 +14,14 @@ from bridge.core.annotated import request_of
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import datacenters_of, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import CancelledError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
+from bridge.kube.nodes import node_names
 from bridge.kube.writer import Writer
 from bridge.report import Outcome, Report, build_report
 from bridge.retry import RetryPolicy, call
@@ -39,6 +41,8 @@ class SyncOptions:
     dry_run: bool = False
     force: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
+    resolver: ResolverSettings = field(default_factory=ResolverSettings)
+    cluster_nodes: tuple[str, ...] = ()
     writers: int = 16
     readers: int = 16
     retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=5, floor_seconds=0.2, cap_seconds=5.0))
@@ -63,11 +67,11 @@ def sync_once(
     """
     say = progress or (lambda _what, _done, _total: None)
     client = KubeClient(kube)
+    resolver: Resolver[Target] = Resolver(options.resolver)
     try:
         say("reading Kubernetes", 0, 0)
-        store = call(
-            lambda: list_once(client, namespaces_of(rules, kube.namespaces), options.owner), options.retry, stop
-        )
+        namespaces = namespaces_of(rules, kube.namespaces, client.namespace)
+        store = call(lambda: list_once(client, namespaces, options.owner), options.retry, stop)
         datacenters = datacenters_of(rules, consul, options.retry, stop)
         world = World(rules, datacenters, grace_seconds=0.0, narrow=options.narrow)
         for target in store.targets():
@@ -85,8 +89,13 @@ def sync_once(
             guard=Guard(options.guard),
             options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt, force=options.force),
             clock=time.monotonic,
+            resolve=resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
+            nodes=call(lambda: node_names(client, options.cluster_nodes), options.retry, stop),
         )
+        if reconciler.ask_for_names(world.targets()):
+            say("resolving host names", 0, 0)
+            resolver.wait(options.resolver.wait_seconds, stop)
         plans = reconciler.plan_all(world.targets())
         before = {plan.target: store.current(plan.target) for plan in plans}
         outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
@@ -99,6 +108,7 @@ def sync_once(
         ]
         return build_report(outcomes, _unknown(world), dry_run=False, skipped=world.unmappable())
     finally:
+        resolver.close()
         client.close()
 
 

@@ -220,6 +220,10 @@ class World:
         """What the person's Service at `target` asks for, as far as we have heard."""
         return self._annotated.get(target)
 
+    def fed_by(self, query: Query) -> frozenset[Target]:
+        """The targets that a service feeds, or would feed if they were not another's."""
+        return frozenset(self._feeds.get(query, ()))
+
     def known(self, query: Query) -> Known | None:
         """What was last known of a service."""
         return self._views.get(query)

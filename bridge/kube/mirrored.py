@@ -1,14 +1,15 @@
-"""What the control plane made of our Endpoints: asked for only while our own slices wait to be taken away."""
+"""What the control plane made of our Endpoints: asked for while our own slices wait to go, and by `bridge check`."""
 
 from __future__ import annotations
 
 import json
 
-from bridge.core.model import Group, Kind, Target
+from bridge.core.model import CurrentEndpoints, Group, Kind, Target
 from bridge.errors import TransientError
 from bridge.kube import objects
 from bridge.kube.client import KubeClient
 
+SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 CONTROLLER = "endpointslicemirroring-controller.k8s.io"
 
 
@@ -22,3 +23,18 @@ def mirrored(client: KubeClient, target: Target) -> tuple[Group, ...]:
     except (ValueError, KeyError, TypeError) as error:
         raise TransientError("the list of endpointslices is no Kubernetes list") from error
     return tuple(found.group for item in items if (found := objects.decode_slice(item)) is not None)
+
+
+def some_endpoints(
+    client: KubeClient, namespace: str | None, owner: str, limit: int
+) -> list[tuple[Target, tuple[Group, ...]]]:
+    """Up to `limit` Endpoints of an owner id that ask to be mirrored, in `namespace` (None: in all)."""
+    wanted = f"{objects.OURS},{objects.OWNER}={owner},!{SKIP_MIRROR}"
+    query = [("labelSelector", wanted), ("limit", str(limit))]
+    answer = client.request("GET", objects.path(Kind.ENDPOINTS, namespace), query=query)
+    try:
+        items = json.loads(answer.body)["items"] or []
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransientError("the list of endpoints is no Kubernetes list") from error
+    found = [e for item in items if isinstance(e := objects.decode(Kind.ENDPOINTS, item), CurrentEndpoints)]
+    return [(Target(e.meta.namespace, e.meta.name), e.groups) for e in found]

@@ -221,7 +221,7 @@ def decode_meta(kind: Kind, raw: object) -> Meta | None:
     if not isinstance(name, str) or not name:
         return None
     labels, annotations = _pairs(metadata.get("labels")), _pairs(metadata.get("annotations"))
-    owned_labels, owned_annotations = _owned_keys(metadata.get("managedFields"))
+    owned_labels, owned_annotations, written = _owned_keys(metadata.get("managedFields"))
     marks = {(k, v) for found in (labels, annotations) for k, v in found.items() if k.startswith(PREFIX)}
     if CATALOG_SYNC in labels:
         marks.add((CATALOG_SYNC, labels[CATALOG_SYNC]))
@@ -236,6 +236,7 @@ def decode_meta(kind: Kind, raw: object) -> Meta | None:
         annotations=_kept(annotations, owned_annotations),
         marks=tuple(sorted(marks)),
         deleting=bool(metadata.get("deletionTimestamp")),
+        written=written,
     )
 
 
@@ -385,17 +386,19 @@ def _family(address: str) -> Family:
     return Family.IPV6 if ":" in address else Family.IPV4
 
 
-def _owned_keys(managed_fields: object) -> tuple[set[str], set[str]]:
-    """Keys of labels and annotations that our field manager applied."""
+def _owned_keys(managed_fields: object) -> tuple[set[str], set[str], str]:
+    """Keys of labels and annotations that our field manager applied, and when it changed the object last."""
     labels: set[str] = set()
     annotations: set[str] = set()
+    written = ""
     for entry in map(mapping, _list(managed_fields)):
         if entry.get("manager") != FIELD_MANAGER or entry.get("operation") != "Apply" or entry.get("subresource"):
             continue
+        written = max(written, str(entry.get("time") or ""))
         metadata = mapping(mapping(entry.get("fieldsV1")).get("f:metadata"))
         for found, key in ((labels, "f:labels"), (annotations, "f:annotations")):
             found.update(k[2:] for k in mapping(metadata.get(key)) if k.startswith("f:"))
-    return labels, annotations
+    return labels, annotations, written
 
 
 def _kept(found: Mapping[str, str], keys: set[str]) -> Pairs:

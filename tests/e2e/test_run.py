@@ -81,6 +81,38 @@ def test_a_persons_service_that_asks_is_filled_and_never_written(
     assert kube.get(path) is not None
 
 
+def test_events_stand_on_the_objects_concerned(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """What was made, what is somebody else's, what is left out: once each, for `kubectl describe`."""
+    theirs = f"{prefix}theirs"
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": theirs},
+            "spec": {"selector": {"app": "x"}, "ports": [{"port": 80}]}}  # fmt: skip
+    uid = kube.json("POST", SERVICES.format(namespace=namespace), body)["metadata"]["uid"]
+    consul.register(theirs, f"{prefix}vm-1", "10.77.1.1", 80)
+    consul.register(f"{prefix}ours", f"{prefix}vm-2", "10.77.1.2", 80)
+    consul.register(f"{prefix}ours", f"{prefix}vm-3", "127.0.0.1", 80)
+
+    def said() -> list[tuple[str, str, str]]:
+        found = kube.json("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")["items"]
+        return sorted((e["reason"], e["regarding"]["kind"], e["regarding"]["name"]) for e in found)
+
+    expected = [
+        ("Conflict", "Service", theirs),
+        ("InstancesSkipped", "Service", f"{prefix}ours"),
+        ("Mirrored", "Endpoints", f"{prefix}ours"),
+        ("Mirrored", "Service", f"{prefix}ours"),
+    ]
+    eventually(said, expected)
+    consul.register(f"{prefix}ours", f"{prefix}vm-2", "10.77.1.4", 80)
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}ours")), [("10.77.1.4", 80)])
+    assert said() == expected
+    found = kube.json("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")["items"]
+    conflict = next(e for e in found if e["reason"] == "Conflict")
+    assert (conflict["regarding"]["uid"], conflict["type"]) == (uid, "Warning")
+    assert "selector" in conflict["note"]
+
+
 def test_what_others_do_to_our_objects_is_put_back(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:

@@ -402,7 +402,7 @@ class FakeConsul:
             "X-Consul-Lastcontact": "0" if streaming or "stale" not in params else str(self.last_contact_ms),
             "X-Consul-Query-Backend": "streaming" if streaming else "blocking-query",
         }
-        if filtered:
+        if filtered and not streaming:  # streaming leaves out in silence
             headers["X-Consul-Results-Filtered-By-ACLs"] = "true"
         return 200, headers, json.dumps(data).encode()
 

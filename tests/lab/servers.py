@@ -249,6 +249,7 @@ class ApiServer(Server):
         self.port = free_port()
         self.url = f"https://127.0.0.1:{self.port}"
         self.audit_log = folder / "audit.log"
+        self.service_ranges = "10.96.0.0/16"
         self._etcd = etcd
         self._files = files
         self._context = context
@@ -268,7 +269,7 @@ class ApiServer(Server):
             "--service-account-key-file", str(files["sa.pub"]),
             "--service-account-signing-key-file", str(files["sa.key"]),
             "--service-account-issuer", "https://kubernetes.default.svc", "--token-auth-file", str(files["tokens.csv"]),
-            "--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.96.0.0/16",
+            "--authorization-mode", "RBAC", "--service-cluster-ip-range", self.service_ranges,
             "--endpoint-reconciler-type", "none", "--advertise-address", "10.255.255.1",
             "--audit-log-path", str(self.audit_log), "--audit-policy-file", str(self.folder / "audit.json"),
         )  # fmt: skip

@@ -508,6 +508,27 @@ def test_acls_that_hide_everything_take_nothing_away(recorder: Recorder) -> None
             assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
 
 
+def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queries that wait get an empty answer that says nothing of ACLs: only a plain read tells."""
+    from bridge.consul import watch
+
+    monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(floor_seconds=0.2, cap_seconds=0.3))
+    with FakeConsul() as consul:
+        queries = fill(consul, 3)
+        with watching(consul, recorder, wait_seconds=0.2) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            consul.hidden |= {"s000"}
+            assert recorder.wait(lambda: isinstance(recorder.views[Query("dc1", "s000")], Unknown))
+            assert recorder.wait(lambda: "s000" in (recorder.troubles.get("dc1") or ""))
+            assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
+            consul.hidden.clear()
+            assert recorder.wait(known(recorder, queries))
+            assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
+
+
 def test_without_a_token_under_default_deny_nothing_is_known(recorder: Recorder) -> None:
     with FakeConsul(token="t") as consul:
         queries = fill(consul, 3)

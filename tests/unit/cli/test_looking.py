@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,17 +15,24 @@ from bridge.core.explain import Explanation, Row, RuleVerdict
 from bridge.engine.check import Probe
 from bridge.engine.look import Status, StatusRow
 from bridge.errors import TransientError
-from bridge.render import explanation_text, probe_text, status_table
+from bridge.render import age, explanation_text, probe_text, status_screen, status_table
 
 Run = Callable[..., Result]
 EVIL = "x\x1b[2J\u202e"
 
 
-def row(name: str = "radosgw", state: str = "in sync", detail: str = "", **counts: int) -> StatusRow:
+def row(name: str = "radosgw", state: str = "in sync", detail: str = "", since: str = "", **counts: int) -> StatusRow:
     """One mirrored service."""
     numbers = {"consul_ready": 11, "consul_not_ready": 1, "kubernetes_ready": 11, "kubernetes_not_ready": 1, **counts}
     return StatusRow(
-        namespace="storage", name=name, service=name, datacenter="dc1", state=state, detail=detail, **numbers
+        namespace="storage",
+        name=name,
+        service=name,
+        datacenter="dc1",
+        state=state,
+        detail=detail,
+        since=since,
+        **numbers,
     )
 
 
@@ -80,6 +87,78 @@ def test_status_has_both_sides_and_a_line_of_sums() -> None:
     assert "1 in sync, 1 differs, 1 held, 1 unknown" in text
     assert "Not read (1): what is there stays" in text
     assert status_table(Status(())) == "nothing is mirrored\n"
+
+
+@pytest.mark.parametrize(
+    ("since", "text"),
+    [
+        ("2026-11-23T12:00:00Z", "0s"),
+        ("2026-11-23T11:59:00Z", "60s"),
+        ("2026-11-23T11:50:00Z", "10m"),
+        ("2026-11-23T06:00:00Z", "6h"),
+        ("2026-11-01T12:00:00Z", "22d"),
+        ("2026-11-23T12:00:05Z", "0s"),
+        ("", ""),
+        ("soon", ""),
+    ],
+)
+def test_an_age_is_short(since: str, text: str) -> None:
+    """In its largest unit; nothing where no time is known, and never below zero (clocks differ)."""
+    assert age(since, "2026-11-23T12:00:00+00:00") == text
+
+
+def test_status_says_since_when(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the table as an age, for machines as a time."""
+    status = Status((row(since="2026-11-23T11:00:00Z"), row("new")), (), "2026-11-23T12:00:00+00:00")
+    stand_in(monkeypatch, "bridge.engine.look.status_once", status)
+    assert re.search(r"radosgw +storage/radosgw +11/12 +11/12 +in sync +1h\n", run("status").stdout)
+    data = json.loads(run("status", "-o", "json").stdout)
+    assert [entry["since"] for entry in data["services"]] == ["2026-11-23T11:00:00Z", None]
+
+
+@pytest.mark.parametrize("colour", [True, False])
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("count", [0, 12, 5000])
+def test_the_screen_fits_the_terminal(count: int, width: int, colour: bool) -> None:
+    """Never longer or wider than it; what is not in sync is on top, and what found no room is counted."""
+    rows = [row(f"service-with-a-long-name-{n:04}", detail="", since="2026-11-23T11:00:00Z") for n in range(count)]
+    rows += [row("zzz-held", "held", "too many at once: 12 of 12 ready endpoints would go " * 3)] if count else []
+    text = status_screen(Status(tuple(rows), ("x" * 500,), "2026-11-23T12:00:00+00:00"), width, 24, colour, "read")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert (len(lines) < 24, max(map(len, lines)) <= width, ("\x1b" in text) == colour) == (True, True, True)
+    if count:
+        assert lines[0].startswith(f"{count} in sync, 1 held   read")
+        assert lines[3].startswith("zzz-held ")
+    else:
+        assert lines[0] == "nothing is mirrored   read"
+    left = sum(int(line.split()[2]) for line in lines if line.startswith("... and "))
+    shown = sum(line.startswith("service-") for line in lines)
+    assert shown + left == count
+
+
+def test_watching_ends_when_nobody_reads_and_survives_a_server_that_is_away(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last table stays, with the reason; elsewhere than on a terminal each reading is a line of JSON."""
+    answers: Iterator[Status | TransientError] = iter([STATUS, TransientError("refused"), STATUS])
+    pages: list[str] = []
+
+    def once(**_: Any) -> Status:
+        answer = next(answers)
+        if isinstance(answer, Status):
+            return answer
+        raise answer
+
+    def printed(text: str) -> bool:
+        pages.append(text)
+        return len(pages) < 3
+
+    monkeypatch.setattr("bridge.engine.look.status_once", once)
+    monkeypatch.setattr("bridge.cli._print", printed)
+    result = run("status", "--watch", "--interval", "500ms", "-o", "json")
+    assert (result.exit_code, [json.loads(p)["trouble"] for p in pages]) == (
+        0, [list(STATUS.trouble), ["refused"], list(STATUS.trouble)],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("status", "code"), [(STATUS, 1), (Status((row(), row("db", "differs"))), 0), (Status(()), 0)])

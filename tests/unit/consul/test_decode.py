@@ -211,3 +211,22 @@ def test_the_order_of_an_answer_never_matters(entries: list[Any], random: Any) -
     shuffled = list(entries)
     random.shuffle(shuffled)
     assert decode.instances(shuffled) == decode.instances(entries)
+
+
+def test_instances_that_vanish_are_believed_only_of_a_plain_read_without_filtering() -> None:
+    """What waited cannot say that a token lost rights; additions and flips need no second look."""
+    before = Known(decode.instances([entry(), entry(service={"ID": "web-2"})]))
+    fewer, other = [entry()], [entry(checks=[check("web", CRITICAL)]), entry(service={"ID": "web-2"})]
+    assert [
+        decode.proved(answer(fewer), before, waited=True),
+        decode.proved(answer(fewer), before, waited=False),
+        decode.proved(answer(fewer, filtered=True), before, waited=False),
+        decode.proved(answer(fewer, filtered=True), None, waited=True),
+        decode.proved(answer(other), before, waited=True),
+    ] == [
+        None,
+        Known(decode.instances(fewer)),
+        Unknown(decode.HIDDEN),
+        Known(decode.instances(fewer)),
+        Known(decode.instances(other)),
+    ]

@@ -290,6 +290,23 @@ def test_when_half_has_come_back_the_rest_is_believed() -> None:
     assert guard.active() == ()
 
 
+def test_what_the_window_still_holds_after_a_recovery_is_looked_at_again_when_the_window_is_over() -> None:
+    """Nobody else would look: Consul has no news about a service that is gone for good."""
+    guard = Guard(GuardSettings())
+    for number in range(5):
+        assert held(guard, [taking(number, 10)], 100 - 10 * number) == {}
+        guard.applied(TARGETS[number])
+    rest = [taking(n, 10) for n in range(5, 10)]
+    assert len(held(guard, rest, 50, 1.0)) == 5
+    assert guard.released(2.0) == frozenset()
+    for number in range(5, 8):
+        held(guard, [taking(number, before=10)], 50, 10.0)
+    assert len(held(guard, rest[3:], 50, 10.0)) == 2
+    guard.released(11.0)
+    assert guard.released(70.0) == {TARGETS[8], TARGETS[9]}
+    assert held(guard, rest[3:], 50, 70.0) == {}
+
+
 def test_a_new_episode_begins_from_nothing() -> None:
     """What came back in the last one does not make this one end early."""
     guard = holding()

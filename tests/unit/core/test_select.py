@@ -187,3 +187,30 @@ def test_a_claim_costs_the_same_in_a_large_catalog() -> None:
         found.owners(target)
     assert time.process_time() - began < 5
     assert len(found.losers(TARGET)) == 1999
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "covered"),
+    [
+        ({}, {}, True),
+        ({}, {"services": ("a",)}, True),
+        ({"services": ("*",)}, {}, False),
+        ({"services": ("a*",)}, {"services": ("abc",)}, True),
+        ({"services": ("a*",)}, {"services": ("ab*",)}, True),
+        ({"services": ("a*c",)}, {"services": ("a*",)}, False),
+        ({"services": ("a?",)}, {"services": ("a*",)}, False),
+        ({"services": ("a?",)}, {"services": ("A?",)}, True),
+        ({"services": ("a*",)}, {"services": ("abc", "x")}, False),
+        ({"tags": ("t",)}, {}, False),
+        ({"tags": ("t",)}, {"tags": ("t", "u")}, True),
+        ({"datacenters": ("one",)}, {}, False),
+        ({"datacenters": ("one", "two")}, {"datacenters": ("two",)}, True),
+        ({"filter": "x"}, {"filter": "y"}, True),
+    ],
+)
+def test_a_rule_that_an_earlier_one_covers_is_never_used(
+    earlier: dict[str, object], later: dict[str, object], covered: bool
+) -> None:
+    """Filters do not choose rules: two rules for the same names are one too many."""
+    one, two = Rule(name="one", **earlier), Rule(name="two", **later)  # type: ignore[arg-type]  # of a table
+    assert select.shadowed([one, two]) == ([(two, one)] if covered else [])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import Adopt, Output, Policy
+from bridge.core.model import Adopt, Destination, Disposition, InstanceRules, Output, Policy, Rule
 from bridge.errors import ConfigurationError
 from bridge.kube.election import ElectionConfig
 from bridge.settings import RULE_FLAGS, Setting, catalogue, load, rule_env
@@ -39,14 +39,20 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "kubernetes.kubeconfig": ("/one.conf", "/two.conf"),
     "kubernetes.context": ("one", "two"),
     "kubernetes.watch_namespaces": ("a", "b,c"),
+    "kubernetes.nodes": ("a", "b,*"),
     "kubernetes.request_timeout": ("5s", "6s"),
     "kubernetes.connect_timeout": ("1s", "2s"),
     "kubernetes.writers": ("3", "4"),
+    "dns.ttl": ("1m", "2m"),
+    "dns.retry": ("2s", "3s"),
+    "dns.parallel": ("2", "3"),
+    "dns.wait": ("2s", "3s"),
     "run.listen": ("127.0.0.1:1", "[::1]:0"),
     "run.resync": ("1m", "2m"),
     "run.grace": ("1m", "250ms"),
     "run.leader_elect": ("true", "false"),
     "run.shards": ("2", "3"),
+    "run.events": ("true", "false"),
     "run.lease_namespace": ("one", "two"),
     "run.lease_duration": ("10s", "1m"),
     "guard.removal_threshold": ("10", "20"),
@@ -72,6 +78,9 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "sync.dry_run": ("true", "false"),
     "sync.exit_code": ("true", "false"),
     "sync.yes": ("true", "false"),
+    "sync.watch": ("true", "false"),
+    "sync.interval": ("1s", "3s"),
+    "sync.offline": ("true", "false"),
     "sync.force": ("true", "false"),
 }
 
@@ -378,6 +387,7 @@ def test_plain_dataclasses_for_the_other_rooms() -> None:
     assert (run.consul_retry.floor_seconds, run.consul_retry.cap_seconds, run.consul_retry.multiplier) == (1, 40, 3)
     assert (run.kube_retry.floor_seconds, run.object_retry.cap_seconds, run.permanent_retry.cap_seconds) == (1, 40, 360)
     assert run.consul_retry.attempts == 0
+    assert run.events is True
     assert run.election == ElectionConfig(owner="team-a", namespace="one", shards=2, duration_seconds=10)
     assert (sync.owner, sync.policy, sync.adopt, sync.dry_run, sync.force) == (
         "team-a", Policy.UPSERT_ONLY, Adopt.UNOWNED, True, True,
@@ -404,3 +414,83 @@ def test_a_number_of_shards_has_bounds(given: str) -> None:
     """Each costs a Lease that is renewed all the time."""
     with pytest.raises(ConfigurationError, match="--shards"):
         load({"--shards": given}, {})
+
+
+def test_every_key_of_a_rule_reaches_the_core(tmp_path: Path) -> None:
+    """What a rule says is what the core decides by: no key is read and then forgotten."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text(
+        """
+rules:
+- name: all
+  services: [a]
+  tags: [t]
+  meta: {m: v}
+  filter: Service.Port == 1
+  datacenters: [d]
+  namespace: n
+  partition: p
+  peer: e
+  to:
+    namespace: ns
+    name: x-{service}
+    type: Headless
+    output: both
+    port: 1
+    port_name: pn
+    protocol: UDP
+    app_protocol: http
+    labels: {l: v}
+    annotations: {a: v}
+    labels_from: {lf: 'meta:k'}
+    annotations_from: {af: tags}
+    max_endpoints_per_slice: 7
+  instances:
+    warning: omit
+    critical: omit
+    maintenance: omit
+    address: lan
+    allow_cidrs: [10.0.0.0/8]
+    deny_cidrs: [10.1.0.0/16]
+    zone_meta: z
+    keep_last_ready: true
+"""
+    )
+    (rule,) = load({"--config": str(file)}, {}).core_rules()
+    omit = Disposition.OMIT
+    assert rule == Rule(
+        name="all",
+        services=("a",),
+        tags=("t",),
+        meta=(("m", "v"),),
+        filter="Service.Port == 1",
+        datacenters=("d",),
+        namespace="n",
+        partition="p",
+        peer="e",
+        to=Destination(
+            namespace="ns",
+            name="x-{service}",
+            headless=True,
+            output=Output.BOTH,
+            port=1,
+            port_name="pn",
+            protocol="UDP",
+            app_protocol="http",
+            labels=(("l", "v"),),
+            annotations=(("a", "v"),),
+            labels_from=(("lf", "meta:k"),),
+            annotations_from=(("af", "tags"),),
+            max_endpoints_per_slice=7,
+        ),
+        instances=InstanceRules(
+            warning=omit,
+            critical=omit,
+            maintenance=omit,
+            address="lan",
+            allow_cidrs=("10.0.0.0/8",),
+            deny_cidrs=("10.1.0.0/16",),
+            zone_meta="z",
+            keep_last_ready=True,
+        ),
+    )

@@ -1,0 +1,134 @@
+"""Tells of what people should know as Kubernetes Events on the objects concerned, for `kubectl describe`.
+
+| reason | type | when |
+| --- | --- | --- |
+| Mirrored | Normal | a Service or its Endpoints were created, adopted or removed |
+| Conflict | Warning | an object that we would need is somebody else's |
+| InstancesSkipped | Warning | instances (or whole Consul services) that are left out, and why |
+| Attention | Warning | something works but should be looked at (more than 1,000 addresses, say) |
+| ReadFailed | Warning | Consul refuses what is asked of it for this service (its filter, say) |
+| WriteFailed | Warning | the API server refuses a write, and trying again will not help |
+| Held | Warning | endpoints are kept that Consul no longer shows |
+| HoldEnded | Normal | they are kept no longer |
+
+Each is said once, and again when its text changes. Only who writes a target speaks of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol
+
+from bridge.core.model import Action, Current, Held, Kind, Knowledge, Query, Target, Unknown
+from bridge.errors import PermanentError
+from bridge.kube.events import About, Event
+from bridge.report import NullObserver, Outcome, Report
+
+SHOWN = 5
+"""How many skipped instances an Event names; the rest is counted."""
+
+
+class Recorder(Protocol):
+    """Sends Events, some time soon."""
+
+    def record(self, event: Event) -> None: ...
+
+
+class Announcer(NullObserver):
+    """An observer that records Events. `current` says what stands at a target, `leads` whether we write it."""
+
+    def __init__(
+        self, recorder: Recorder, *, current: Callable[[Target], Current], leads: Callable[[Target], bool]
+    ) -> None:
+        self._recorder = recorder
+        self._current = current
+        self._leads = leads
+        self._lock = threading.Lock()
+        self._said: dict[tuple[Target, str], str] = {}
+        self._held: dict[Target, str] = {}
+        self._refused: dict[Query, tuple[str, tuple[Target, ...]]] = {}
+
+    def outcome(self, outcome: Outcome, _lag_seconds: float | None) -> None:
+        """What was done, and what stands in the way."""
+        plan, target = outcome.plan, outcome.plan.target
+        source = ", ".join(dict.fromkeys(f"{q.service} ({q.datacenter})" for q in plan.queries))
+        for change in outcome.applied:
+            if change.action is Action.CREATE and change.kind is not Kind.ENDPOINT_SLICE:
+                text = f"created {change.kind} from Consul service {source}"
+                self._record(target, change.kind, "Normal", "Mirrored", text)
+            elif change.action is Action.DELETE and change.kind is Kind.ENDPOINTS:
+                self._record(target, Kind.SERVICE, "Normal", "Mirrored", f"removed {change.kind}: {change.reason}")
+        refused = [f"{f.change.action} of {f.change.kind}: {f.error}" for f in outcome.failures
+                   if isinstance(f.error, PermanentError)]  # fmt: skip
+        self._say(target, Kind.SERVICE, "WriteFailed", "; ".join(refused))
+        self._details(outcome)
+
+    def read(self, query: Query, state: Knowledge, targets: Iterable[Target]) -> None:
+        """A service of these targets was read, or could not be; only what lasts is news for people."""
+        refused = isinstance(state, Unknown) and state.lasting and bool(query.filter)
+        with self._lock:
+            before = self._refused.pop(query, None)
+            if isinstance(state, Unknown) and refused:
+                self._refused[query] = (f"Consul service {query.service}: {state.reason}", tuple(targets))
+        if before is not None and not refused:
+            for target in before[1]:
+                self._say(target, Kind.SERVICE, "ReadFailed", "")
+        self._say_refused()
+
+    def held(self, held: tuple[Held, ...]) -> None:
+        """Holds that came and went."""
+        now = {h.target: h.reason for h in held if self._leads(h.target)}
+        with self._lock:
+            before, self._held = self._held, now
+        for target, reason in now.items():
+            if target not in before:
+                self._record(target, Kind.SERVICE, "Warning", "Held", reason)
+        for target in before.keys() - now.keys():
+            if self._leads(target):
+                self._record(target, Kind.SERVICE, "Normal", "HoldEnded", "nothing is held any more")
+
+    def pass_done(self, _duration_seconds: float, report: Report) -> None:
+        """Everything was looked at."""
+        for outcome in report.outcomes:
+            self._details(outcome)
+        self._say_refused()
+
+    def _details(self, outcome: Outcome) -> None:
+        """Conflicts, skips and warnings of one target."""
+        plan, target = outcome.plan, outcome.plan.target
+        if not self._leads(target):
+            return
+        for kind in Kind:
+            reasons = [c.reason for c in plan.conflicts if c.kind is kind]
+            self._say(target, kind, "Conflict", "; ".join(reasons) and f"left alone: {'; '.join(reasons)}")
+        skipped = [f"{s.instance or s.service}: {s.reason}" for s in plan.skipped]
+        more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        self._say(target, Kind.SERVICE, "InstancesSkipped", "; ".join(skipped[:SHOWN]) + more)
+        self._say(target, Kind.SERVICE, "Attention", "; ".join(plan.warnings))
+
+    def _say_refused(self) -> None:
+        with self._lock:
+            refused = list(self._refused.values())
+        for text, targets in refused:
+            for target in targets:
+                if self._leads(target):
+                    self._say(target, Kind.SERVICE, "ReadFailed", text)
+
+    def _say(self, target: Target, kind: Kind, reason: str, text: str) -> None:
+        """A warning, once; an empty text means that it is over."""
+        key = (target, f"{kind}/{reason}")
+        with self._lock:
+            if self._said.get(key, "") == text:
+                return
+            if not text:
+                del self._said[key]
+                return
+            self._said[key] = text
+        self._record(target, kind, "Warning", reason, text)
+
+    def _record(self, target: Target, kind: Kind, type_: Literal["Normal", "Warning"], reason: str, text: str) -> None:
+        current = self._current(target)
+        found = {Kind.SERVICE: current.service, Kind.ENDPOINTS: current.endpoints}.get(kind)
+        uid = found.meta.uid if found is not None else ""
+        self._recorder.record(Event(About(kind, target.namespace, target.name, uid), type_, reason, "Mirror", text))

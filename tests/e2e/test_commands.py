@@ -1,0 +1,262 @@
+"""What the looking commands say of real servers, and what a user's hand (or pipe) on the terminal does to a pass."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.lab import Lab
+from tests.program import BRIDGE, Result, bridge, environment
+from tests.raw import RawConsul, RawKube
+
+pytestmark = pytest.mark.lab
+
+Json = dict[str, Any]
+Eventually = Callable[..., None]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(lab: Lab, namespace: str, prefix: str) -> Run:
+    """Run any command for this test's services and namespace."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+
+    def command(name: str, *arguments: str, selecting: bool = True) -> Result:
+        select = ("--service", f"{prefix}*") if selecting else ()
+        return bridge(name, *arguments, *select, "--namespace", namespace, env=env)
+
+    return command
+
+
+@pytest.fixture
+def configured(lab: Lab, namespace: str, tmp_path: Path) -> Run:
+    """Run any command with a settings file; a rule without a namespace goes to this test's."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+
+    def command(name: str, *arguments: str, rules: list[Json], **settings: Any) -> Result:
+        whole = [{**rule, "to": {"namespace": namespace, **rule.get("to", {})}} for rule in rules]
+        file = tmp_path / "bridge.yaml"
+        file.write_text(yaml.safe_dump({"rules": whole, **settings}))
+        return bridge(name, *arguments, "--config", str(file), env=env)
+
+    return command
+
+
+def probes(result: Result) -> dict[str, tuple[str, str]]:
+    """State and text of each probe of `check -o json`."""
+    return {p["probe"]: (p["state"], f"{p['detail']} -> {p['mend']}") for p in result.json["probes"]}
+
+
+# --------------------------------------------------------------------------- check
+
+
+def test_check_says_ok_line_by_line_and_writes_nothing(
+    run: Run, lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """Before the first sync mirroring cannot be told; afterwards it names the Endpoints that it judged by."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
+    before = run("check", "-o", "json")
+    assert (before.status, kube.endpoints(namespace, f"{prefix}web")) == (0, None)
+    run("sync", "--yes")
+    after = run("check", "-o", "json")
+    found = probes(after)
+    assert {state for state, _ in found.values()} == {"ok"}
+    assert list(found) == [
+        "settings", "consul reachable", "consul version", "consul leader", "consul datacenters", "token in dc1",
+        "selected services", "names", "sizes", "kubernetes reachable", "kubernetes version",
+        f"namespace {namespace}", f"rights in {namespace}", "mirroring",
+    ]  # fmt: skip
+    assert probes(before)["mirroring"][0] == "warning"
+    assert f"seen at {namespace}/{prefix}web" in found["mirroring"][1]
+    text = run("check").stdout
+    assert [line.split()[0] for line in text.splitlines() if line[:1] != " "] == ["ok"] * 14
+
+
+def test_check_names_what_mends_each_failure(
+    lab: Lab, configured: Run, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Rights, a filter that Consul refuses, a namespace that is not there, a clash of names, a rule never used."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
+    consul.register(f"{prefix}WEB-", f"{prefix}vm", "10.77.1.1", 81)
+    consul.register(f"x{prefix}", f"{prefix}vm", "10.77.1.1", 82)
+    verbs = ["list", "watch"]
+    reading = [{"apiGroups": ["", "discovery.k8s.io"], "resources": ["services", "endpoints", "endpointslices"],
+                "verbs": verbs}]  # fmt: skip
+    limited = lab.service_account(namespace, "reader", reading)
+    rules = [
+        {"services": [f"{prefix}*"]},
+        {"name": "narrow", "services": [f"{prefix}web"]},
+        {"services": [f"x{prefix}"], "filter": "Nonsense ==", "to": {"namespace": f"{namespace}-nix"}},
+    ]
+    result = configured(
+        "check", "-o", "json", "--kubeconfig", str(limited),
+        rules=rules, kubernetes={"nodes": ["*"]}, run={"leader_elect": True},
+    )  # fmt: skip
+    bad = {name: words for name, words in probes(result).items() if words[0] != "ok"}
+    expected = {
+        "narrow": ("warning", "never used: rule 1 ", "put the narrower rule first"),
+        "names": ("warning", f"{prefix}WEB-: {namespace}/{prefix}web goes to {prefix}web in dc1", "name template"),
+        f"reading x{prefix}": ("failed", "Consul cannot use the filter 'Nonsense =='", "rules[].filter"),
+        f"rights in {namespace}": ("failed", "not allowed: create services, patch", "manifests/base/role.yaml in"),
+        f"rights in {namespace}-nix": ("failed", "not allowed: list services", f"in namespace {namespace}-nix"),
+        f"leader election in {namespace}": ("failed", "get leases, create leases, update", "kubectl create role "),
+        "nodes of the cluster": ("failed", "may not be listed", "kubectl create clusterrole bridge-nodes"),
+    }
+    assert (result.status, sorted(bad)) == (1, sorted(expected))
+    wrong = {
+        n: bad[n]
+        for n, (state, *words) in expected.items()
+        if bad[n][0] != state or any(w not in bad[n][1] for w in words)
+    }
+    assert wrong == {}
+
+
+def test_check_says_that_a_namespace_is_missing_and_how_it_is_made(run: Run, namespace: str) -> None:
+    """With the command that makes it."""
+    found = probes(run("check", "-o", "json", "--watch-namespace", f"{namespace}-nix"))
+    assert found[f"namespace {namespace}-nix"] == (
+        "failed", f"does not exist -> kubectl create namespace {namespace}-nix",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_check_sees_what_the_control_plane_does_not_carry(run: Run, consul: RawConsul, prefix: str) -> None:
+    """More than a thousand instances in Endpoints; the same in slices is no trouble."""
+    for n in range(1001):
+        consul.register(f"{prefix}web", f"{prefix}vm-{n}", f"10.78.{n >> 8}.{n & 255}", 80)
+    found = probes(run("check", "-o", "json"))["sizes"]
+    assert (found[0], f"{prefix}web has 1001" in found[1], "--output-kind endpointslices" in found[1]) == (
+        "warning", True, True,
+    )  # fmt: skip
+    assert probes(run("check", "-o", "json", "--output-kind", "endpointslices"))["sizes"][0] == "ok"
+    run("sync", "--yes")
+    assert "1001 addresses in one subset" in run("status", "-o", "json").json["services"][0]["detail"]
+    assert "1001 addresses in one subset" in run("explain", f"{prefix}web").stdout.replace("\n", " ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fresh_lab", [{"controllers": False}], indirect=True)
+def test_check_sees_a_control_plane_that_does_not_mirror(fresh_lab: Lab) -> None:
+    """Endpoints stand there, and nobody makes slices of them: traffic goes nowhere."""
+    env = environment(fresh_lab.consul.address, fresh_lab.kubeconfig)
+    with fresh_lab.raw_consul() as consul:
+        consul.register("web", "vm", "10.77.1.1", 80)
+    synced = bridge("sync", "--service", "web", "--namespace", "default", "--yes", env=env)
+    result = bridge("check", "--service", "web", "--namespace", "default", "-o", "json", env=env)
+    state, text = probes(result)["mirroring"]
+    assert (synced.status, result.status, state) == (0, 1, "failed")
+    assert "default/web" in text
+    assert "endpointslice-mirroring-controller, or --output-kind endpointslices" in text
+
+
+def test_check_without_servers_looks_at_the_settings_alone(tmp_path: Path) -> None:
+    """Mistakes with line and column; with none, the rules that are never used."""
+    file = tmp_path / "bridge.yaml"
+    env = environment("http://127.0.0.1:1", tmp_path / "no-kubeconfig")
+    file.write_text("rules:\n- services: ['a*']\n  to: {prot: UDP}\n- to: {port: 0}\n")
+    broken = bridge("check", "--offline", "--config", str(file), env=env)
+    file.write_text("rules:\n- services: ['a*']\n- services: [abc]\n- services: [b]\n")
+    good = bridge("check", "--offline", "--config", str(file), env=env)
+    assert broken.status == 2
+    for mistake in (f"{file}:3:8: unknown key 'prot'", f"{file}:4:14: rules[1].to.port: 0"):
+        assert mistake in broken.stderr
+    assert (good.status, good.stdout.splitlines()) == (
+        0,
+        [
+            "ok      settings: 3 rules",
+            f"warning rule 2 ({file}:3:3): never used: rule 1 ({file}:2:3) comes first and matches every name that it "
+            "matches",
+            "        -> put the narrower rule first, or join the two",
+        ],
+    )
+
+
+# --------------------------------------------------------------------------- status --watch
+
+
+class Terminal:
+    """A command on a terminal of so many columns and lines, and all that it has written there."""
+
+    def __init__(self, *arguments: str, env: dict[str, str], width: int = 80, height: int = 24) -> None:
+        self.written = ""
+        self._screen, inside = pty.openpty()
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        self.process = subprocess.Popen(
+            [BRIDGE, *arguments],
+            stdin=inside,
+            stdout=inside,
+            stderr=subprocess.DEVNULL,
+            env=env,
+            start_new_session=True,
+        )
+        os.close(inside)
+
+    def read(self) -> str:
+        """What stands on the screen now: all that was written since it was last cleared from the top."""
+        while select.select([self._screen], [], [], 0)[0]:
+            try:
+                self.written += os.read(self._screen, 65536).decode()
+            except OSError:  # the command has ended
+                break
+        pages = self.written.split("\x1b[H")
+        return pages[-1] if "\x1b[J" in pages[-1] else pages[-2] if len(pages) > 2 else ""
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit status."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(30)
+
+    def close(self) -> None:
+        """End the command, if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._screen)
+
+
+@pytest.mark.parametrize(("width", "colour"), [(80, True), (200, False)])
+def test_watching_the_status_refreshes_in_place_and_ends_on_ctrl_c(
+    lab: Lab, run: Run, consul: RawConsul, namespace: str, prefix: str, eventually: Eventually, width: int, colour: bool
+) -> None:
+    """A flip is seen at the next reading; no line is wider than the terminal; Ctrl-C is 130."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
+    run("sync", "--yes")
+    env = environment(lab.consul.address, lab.kubeconfig, TERM="xterm", **({} if colour else {"NO_COLOR": "1"}))
+    arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--interval", "500ms")
+    terminal = Terminal("status", "--watch", *arguments, env=env, width=width)
+    try:
+        eventually(lambda: "1 in sync   read at " in terminal.read(), True, 60)
+        consul.flip(f"{prefix}web", f"{prefix}vm", "critical")
+        eventually(lambda: "1 differs   read at " in terminal.read(), True, 60)
+        screen = terminal.read()
+        status = terminal.interrupt()
+    finally:
+        terminal.close()
+    lines = [re.sub(r"\x1b\[[0-9;]*[mKJ]", "", line).rstrip("\r") for line in screen.split("\n")]
+    assert (status, max(map(len, lines)) <= width) == (130, True)
+    assert ("\x1b[33m" in screen) == colour
+
+
+def test_watching_through_a_pipe_ends_with_its_reader(lab: Lab, run: Run, namespace: str, prefix: str) -> None:
+    """`bridge status --watch | head` does not go on for ever; there are no control characters in it."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+    arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--interval", "500ms")
+    process = subprocess.Popen([BRIDGE, "status", "-w", *arguments], env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as output:
+        lines = [output.readline() for _ in range(3)]
+    assert process.wait(60) == 0
+    assert (lines[0].startswith("read at "), lines[1]) == (True, "nothing is mirrored\n")
