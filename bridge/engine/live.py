@@ -6,16 +6,15 @@ made again only when its outcome or its objects have changed, so that 5,000 serv
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge.core.explain import Explanation, explain
-from bridge.core.model import Current, Query, Target
+from bridge.core.model import Change, Current, Query, Target
 from bridge.core.translate import translate
 from bridge.engine.look import endpoint_counts
-from bridge.engine.world import World
+from bridge.engine.reconcile import Reconciler
 from bridge.report import Origin, Outcome
 
 
@@ -40,12 +39,19 @@ class LiveRow:
 
 
 class Live:
-    """Rows and explanations. `lock` guards the world; `current` says what Kubernetes holds. Thread-safe."""
+    """Rows and explanations. `current` says what Kubernetes holds, `names` what host names mean. Thread-safe."""
 
-    def __init__(self, world: World, lock: threading.RLock, current: Callable[[Target], Current]) -> None:
-        self._world = world
-        self._lock = lock
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        current: Callable[[Target], Current],
+        names: Callable[[], Mapping[str, tuple[str, ...] | None]],
+    ) -> None:
+        self._reconciler = reconciler
+        self._world = reconciler.world
+        self._lock = reconciler.lock
         self._current = current
+        self._names = names
         self._made: dict[Target, tuple[tuple[Any, ...], LiveRow]] = {}
 
     def rows(self, outcomes: Mapping[Target, Outcome]) -> list[LiveRow]:
@@ -68,10 +74,10 @@ class Live:
 
     def explain(self, target: Target, outcome: Outcome | None) -> tuple[Explanation, ...] | None:
         """Every service behind `target`; None when nothing is mirrored there."""
-        current = self._current(target)
+        current, resolved = self._current(target), self._resolved()
         plan = None
         if outcome is not None:
-            plan = replace(outcome.plan, changes=tuple(c for c in outcome.plan.writes if c not in outcome.applied))
+            plan = replace(outcome.plan, changes=_waiting(outcome))
         with self._lock:
             world = self._world
             if target not in world.targets():
@@ -86,6 +92,8 @@ class Live:
                     knowledge=world.known(query),
                     current=current,
                     plan=plan,
+                    resolved=resolved,
+                    cluster_nodes=self._reconciler.nodes,
                 )
                 for query in world.queries_at(target)
             )
@@ -106,10 +114,21 @@ class Live:
         """Ready and not ready endpoints that Consul has, whatever the guard makes of them."""
         with self._lock:
             sources = self._world.sources(target)
-        mirror = (
-            translate(target, [(s.rule, s.query, s.known) for s in sources], current, {}).mirror if sources else None
-        )
+        if not sources:
+            return 0, 0
+        mirror = translate(
+            target, [(s.rule, s.query, s.known) for s in sources], current, self._resolved(), self._reconciler.nodes
+        ).mirror
         return (mirror.ready, mirror.not_ready) if mirror is not None else (0, 0)
+
+    def _resolved(self) -> dict[str, tuple[str, ...]]:
+        return {name: found for name, found in self._names().items() if found is not None}
+
+
+def _waiting(outcome: Outcome) -> tuple[Change, ...]:
+    """What is still to be written."""
+    done = set(map(id, outcome.applied))
+    return tuple(c for c in outcome.plan.writes if id(c) not in done)
 
 
 def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
@@ -123,8 +142,7 @@ def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
         return "conflict", "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
     if plan.held:
         return "held", "; ".join(h.reason for h in plan.held)
-    waiting = [c for c in plan.writes if c not in outcome.applied]
-    if waiting:
+    if waiting := _waiting(outcome):
         return "differs", ", ".join(f"{c.action} {c.kind}" for c in waiting)
     if reason:
         return "unknown", f"Consul could not be asked: {reason}; what is there stays"

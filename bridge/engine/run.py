@@ -360,7 +360,7 @@ class Bridge:
             mirrored=lambda target: mirrored(client, target),
             nodes=call(lambda: node_names(client, options.cluster_nodes), options.kube_retry, self._stop),
         )
-        self._live = Live(self._reconciler.world, self._reconciler.lock, self._cache.current)
+        self._live = Live(self._reconciler, self._cache.current, self._resolver.known)
         self._catalog = Catalog(
             self._consul, datacenters, self, retry=options.consul_retry, failed=self._died, clock=self._clock
         )
