@@ -477,24 +477,25 @@ def _run(flags: Mapping[str, Any]) -> int:
     with Signals(on_first, on_hangup) as signals:
         from bridge import settings as settings_module
         from bridge.daemon import Daemon
+        from bridge.observe.history import History
         from bridge.observe.metrics import Metrics
+        from bridge.observe.site import Site, event_of
         from bridge.observe.together import Together
         from bridge.observe.web import WebServer
 
         log = logs.logger()
-        metrics = Metrics(__version__)
+        metrics, history = Metrics(__version__), History()
         daemon = Daemon(
             settings,
             load=reread,
             rules_of=_rules,
-            observer=Together(logs.LogObserver(log), metrics),
+            observer=Together(logs.LogObserver(log), metrics, history),
             log=log,
         )
         daemons.append(daemon)
         metrics.watch(daemon.status)
-        web = WebServer(
-            settings.run.listen, health=daemon.healthy, ready=daemon.ready, status=daemon.status, metrics=metrics.text
-        )
+        web = WebServer(settings.run.listen, Site(daemon, metrics.text, history).pages)
+        history.follow(lambda entry: web.publish(event_of(entry)))
         with web:
             log.info("effective settings", **{k: v for k, v in settings.effective().items() if v})
             log.info("bridge starts", version=__version__, listening=web.address)

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from bridge.core.model import Rule
+from bridge.core.explain import Explanation
+from bridge.core.model import Rule, Skipped
+from bridge.engine.live import LiveRow
 from bridge.engine.run import Bridge
 from bridge.errors import BridgeError
 from bridge.report import Observer
@@ -120,6 +122,22 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """Everything that /api/status shows."""
         return {**self._bridge.status(), "configuration": self._trouble or "ok"}
+
+    def state(self) -> dict[str, Any]:
+        """The same without the report."""
+        return {**self._bridge.state(), "configuration": self._trouble or "ok"}
+
+    def services(self) -> list[LiveRow]:
+        """All mirrored services."""
+        return self._bridge.services()
+
+    def unmirrored(self) -> tuple[Skipped, ...]:
+        """Services that cannot be mirrored at all."""
+        return self._bridge.unmirrored()
+
+    def explain(self, namespace: str, name: str) -> tuple[Explanation, ...] | None:
+        """Why the instances at a target are as they are; None when nothing is mirrored there."""
+        return self._bridge.explain(namespace, name)
 
     def _build(self, settings: Settings) -> Bridge:
         return Bridge(

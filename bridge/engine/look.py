@@ -280,7 +280,7 @@ class _Look:
     def row(self, target: Target) -> StatusRow:
         plan = self._plan(target)
         current = self._store.current(target)
-        ready, not_ready = _counts(current)
+        ready, not_ready = endpoint_counts(current)
         queries = self.world.queries_at(target) if plan is None else plan.queries
         if plan is None:
             state, detail = "unknown", "Consul could not be asked; what is there stays"
@@ -356,7 +356,7 @@ def _since(current: Current) -> str:
     return max((meta.written for meta in metas if meta.owner is not None), default="")
 
 
-def _counts(current: Current) -> tuple[int, int]:
+def endpoint_counts(current: Current) -> tuple[int, int]:
     """Ready and not ready endpoints in objects of ours; one that stands in Endpoints and in a slice counts once."""
     stands: dict[tuple[str, tuple[Any, ...]], bool] = {}
     own = [s.group for s in current.slices if s.meta.owner is not None]

@@ -21,11 +21,13 @@ from typing import Any
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import request_of
+from bridge.core.explain import Explanation
 from bridge.core.guard import Guard, GuardSettings
-from bridge.core.model import Adopt, Change, Knowledge, Listing, Plan, Policy, Query, Rule, Target, Unknown
+from bridge.core.model import Adopt, Change, Knowledge, Listing, Plan, Policy, Query, Rule, Skipped, Target, Unknown
 from bridge.engine.announce import Announcer
 from bridge.engine.backoff import BackoffTable, Brake, Gate
 from bridge.engine.leadership import Alone, Elected, Leadership
+from bridge.engine.live import Live, LiveRow
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
@@ -131,6 +133,7 @@ class Bridge:
         self._recorder: EventRecorder | None = None
         self._announcer: Announcer | None = None
         self._reconciler: Reconciler
+        self._live: Live
         self._catalog: Catalog
         self._cache: Cache
         self._writer: Writer
@@ -206,9 +209,14 @@ class Bridge:
 
     def status(self) -> dict[str, Any]:
         """Everything that /api/status shows."""
-        ready, detail = self.ready()
         with self._outcomes_lock:
             outcomes = list(self._outcomes.values())
+        report = build_report(outcomes, self._unknown(), dry_run=True, skipped=self.unmirrored())
+        return {**self.state(), "report": report.to_json()}
+
+    def state(self) -> dict[str, Any]:
+        """The same without the report, whose making takes longer the more services there are."""
+        ready, detail = self.ready()
         started = hasattr(self, "_catalog")
         return {
             "ready": ready,
@@ -220,8 +228,29 @@ class Bridge:
             else round(self._clock() - self._last_pass, 1),
             "catalog": self._catalog.status()["datacenters"] if started else {},
             "cache": self._cache.status() if started else {},
-            "report": build_report(outcomes, self._unknown(), dry_run=True, skipped=self._unmappable()).to_json(),
         }
+
+    def services(self) -> list[LiveRow]:
+        """All mirrored services as they are now, sorted by target."""
+        if not self._passing.is_set():
+            return []
+        with self._outcomes_lock:
+            outcomes = dict(self._outcomes)
+        return self._live.rows(outcomes)
+
+    def unmirrored(self) -> tuple[Skipped, ...]:
+        """Services whose name cannot be brought into Kubernetes' form."""
+        if not hasattr(self, "_reconciler"):
+            return ()
+        with self._reconciler.lock:
+            return self._reconciler.world.unmappable()
+
+    def explain(self, namespace: str, name: str) -> tuple[Explanation, ...] | None:
+        """Why the instances at a target are as they are; None when nothing is mirrored there."""
+        target = Target(namespace, name)
+        with self._outcomes_lock:
+            outcome = self._outcomes.get(target)
+        return self._live.explain(target, outcome) if self._passing.is_set() else None
 
     def replace_rules(self, rules: Sequence[Rule]) -> bool:
         """Go on with other rules; False (and nothing is done) when they ask for other namespaces or datacenters."""
@@ -332,6 +361,7 @@ class Bridge:
             mirrored=lambda target: mirrored(client, target),
             nodes=call(lambda: node_names(client, options.cluster_nodes), options.kube_retry, self._stop),
         )
+        self._live = Live(self._reconciler, self._cache.current, self._resolver.known)
         self._catalog = Catalog(
             self._consul, datacenters, self, retry=options.consul_retry, failed=self._died, clock=self._clock
         )
@@ -605,10 +635,6 @@ class Bridge:
                 self._outcomes[outcome.plan.target] = outcome
             else:
                 self._outcomes.pop(outcome.plan.target, None)
-
-    def _unmappable(self) -> Any:
-        with self._reconciler.lock:
-            return self._reconciler.world.unmappable()
 
     # ------------------------------------------------------------------ threads
 

@@ -238,6 +238,15 @@ class World:
         """Whether a datacenter was listed, and lacks the name."""
         return name[0] in self._listings and not self.is_listed(name)
 
+    def tags(self, name: Name) -> frozenset[str] | None:
+        """The tags of a service's instances together; None when its datacenter does not list it."""
+        listing = self._listings.get(name[0])
+        return listing.services.get(name[1]) if listing is not None else None
+
+    def owners(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
+        """The services that feed `target`, each with the rule that sends it there."""
+        return tuple(self._claims.owners(target))
+
     def losers(self, target: Target) -> tuple[Skipped, ...]:
         """Services that wanted `target` and did not get it."""
         return self._claims.losers(target)

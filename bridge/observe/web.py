@@ -1,15 +1,17 @@
-"""The small web server of `bridge run`: probes, metrics, status, and a page for people.
+"""The small web server of `bridge run`: sockets, threads and bounds. What is served is `pages`' and the caller's.
 
-The standard library's http.server reads requests and writes headers; the sockets are looked after here, because none
-of what the dependencies bring can be bounded the way a probe needs it: prometheus-client's server is wsgiref with a
-thread per connection without end and without timeouts; aiohttp (which the kubernetes package drags in) would be an
-event loop and 19 MiB beside our threads, without a bound on how long headers may take. So:
+The standard library's http.server reads requests and writes headers (`answers`); the sockets are looked after here,
+because none of what the dependencies bring can be bounded the way a probe needs it: prometheus-client's server is
+wsgiref with a thread per connection without end and without timeouts; aiohttp (which the kubernetes package drags in)
+would be an event loop and 19 MiB beside our threads, without a bound on how long headers may take. So:
 
 - one thread moves bytes for all connections and never waits for any of them; `WORKERS` threads only make pages.
   Who drips a request or never reads the answer holds a file descriptor until its deadline, nothing else
 - at most `CONNECTIONS` at once: the oldest unfinished one goes when another comes, so probes always get through
 - requests are bounded in size, bodies are not read, and there is one request per connection
-- GET and HEAD only; nothing of a request is ever echoed; strict headers; loopback by default; no authentication
+- at most `STREAMS` of those connections are streams of events. What is published waits for a moment, so that a burst
+  becomes one piece of bounded size; who does not read it is dropped, and every stream ends after a while
+- GET and HEAD only; strict headers; loopback by default; no authentication
 
 It must not know what the bridge does: it takes functions and shows what they return.
 """
@@ -17,29 +19,23 @@ It must not know what the bridge does: it takes functions and shows what they re
 from __future__ import annotations
 
 import contextlib
-import html
-import http.server
-import io
-import json
+import math
 import queue
 import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from types import TracebackType
-from typing import Any
 
-from bridge import __version__
 from bridge.errors import ConfigurationError
-from bridge.observe import metrics as metrics_module
-from bridge.observe.logs import escape, logger
+from bridge.observe.answers import REQUEST_BYTES, Page, Reply, respond, text_answer
 
 WORKERS = 4
 CONNECTIONS = 128
-REQUEST_BYTES = 16 * 1024
+STREAMS = 16
 REQUEST_SECONDS = 5.0
 """How long a connection may take to say what it wants."""
 
@@ -49,29 +45,17 @@ ANSWER_SECONDS = 30.0
 DRAIN_SECONDS = 1.0
 """How long we wait for the peer's end after our own, so that what it still sends does not destroy the answer."""
 
-_SECURITY = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+STREAM_SECONDS = 600.0
+"""How long a stream may live. Browsers come again by themselves, so who is gone unseen does not stay for ever."""
 
+GATHER_SECONDS = 0.1
+"""How long what is published is gathered before it is sent."""
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a page returns."""
+GATHERED = 50
+"""Events of one piece: the newest. Streams only say that there is something to look at."""
 
-    status: int
-    content_type: str
-    body: bytes
-
-
-Page = Callable[[], Answer]
+BEHIND_BYTES = 128 * 1024
+"""A reader that is so far behind is dropped."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,42 +67,39 @@ class _Connection:
     said: bytearray = field(default_factory=bytearray)
     answer: memoryview | None = None
     draining: bool = False
+    stream: bool = False
 
 
 class WebServer:
     """Serves until `close`. `address` is `http://host:port` with the port that was really taken.
 
-    `health` and `ready` say (whether, detail); `status` is shown as JSON and as the page; `metrics` is Prometheus'
-    text. They are called from several threads.
+    `pages` are by path; one whose path is `/service/` gets everything below it. They are called from several threads.
     """
 
     def __init__(
         self,
         listen: str,
+        pages: Mapping[str, Page],
         *,
-        health: Callable[[], tuple[bool, str]],
-        ready: Callable[[], tuple[bool, Mapping[str, Any]]],
-        status: Callable[[], Mapping[str, Any]],
-        metrics: Callable[[], bytes],
         request_seconds: float = REQUEST_SECONDS,
         connections: int = CONNECTIONS,
+        streams: int = STREAMS,
+        stream_seconds: float = STREAM_SECONDS,
     ) -> None:
         self._host, self._port = _split(listen)
         self._listen = listen
+        self._pages = dict(pages)
         self._request_seconds = request_seconds
         self._limit = connections
-        self._health, self._ready, self._status, self._metrics = health, ready, status, metrics
-        self._pages: Mapping[str, Page] = {
-            "/healthz": self._healthz,
-            "/readyz": self._readyz,
-            "/metrics": self._metricsz,
-            "/api/status": self._api_status,
-            "/": self._index,
-            "/style.css": lambda: Answer(200, "text/css; charset=utf-8", _STYLE),
-        }
+        self._stream_limit = streams
+        self._stream_seconds = stream_seconds
         self._server: socket.socket | None = None
         self._jobs: queue.SimpleQueue[_Connection | None] = queue.SimpleQueue()
-        self._made: queue.SimpleQueue[tuple[_Connection, bytes]] = queue.SimpleQueue()
+        self._made: queue.SimpleQueue[tuple[_Connection, Reply]] = queue.SimpleQueue()
+        self._streams: set[_Connection] = set()
+        self._events: deque[bytes] = deque(maxlen=GATHERED)
+        self._events_lock = threading.Lock()
+        self._send_at = math.inf
         self._threads: list[threading.Thread] = []
         self._closing = False
 
@@ -140,6 +121,17 @@ class WebServer:
         for thread in self._threads:
             thread.start()
         return self
+
+    def publish(self, event: bytes) -> None:
+        """Send an event (complete, in the form of server-sent events) to all streams, soon. From any thread."""
+        if not self._streams:
+            return
+        with self._events_lock:
+            first = not self._events
+            self._events.append(event)
+        if first:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                self._wake.send(b"x")
 
     def close(self) -> None:
         """Stop serving; afterwards no thread and no socket is left."""
@@ -200,21 +192,24 @@ class WebServer:
 
             def end(connection: _Connection) -> None:
                 if open_.pop(connection, connection) is None:
+                    self._streams.discard(connection)
                     with contextlib.suppress(KeyError, ValueError):
                         selector.unregister(connection.socket)
                     connection.socket.close()
 
             while not self._closing:
                 now = time.monotonic()
+                if now >= self._send_at:
+                    self._send_events(selector, end)
                 for connection in [c for c in open_ if c.deadline <= now]:
                     end(connection)
-                wait = min((c.deadline for c in open_), default=now + 60.0) - now
-                for key, _ in selector.select(max(0.0, wait)):
+                wait = min((self._send_at, now + 60.0, *(c.deadline for c in open_))) - now
+                for key, mask in selector.select(max(0.0, wait)):
                     if key.fileobj is server:
                         self._accept(server, selector, open_, end)
                     elif key.fileobj is self._waking:
                         self._take_answers(selector, open_)
-                    elif key.data in open_ and self._step(key.data, selector):
+                    elif key.data in open_ and self._step(key.data, mask, selector):
                         end(key.data)
             for connection in list(open_):
                 end(connection)
@@ -242,31 +237,58 @@ class WebServer:
         selector.register(sock, selectors.EVENT_READ, connection)
 
     def _take_answers(self, selector: selectors.BaseSelector, open_: dict[_Connection, None]) -> None:
-        """Begin to send what the workers have made."""
+        """Begin to send what the workers have made, and see whether there are events to be sent soon."""
         with contextlib.suppress(OSError):
             self._waking.recv(4096)
+        if self._events and self._send_at == math.inf:
+            self._send_at = time.monotonic() + GATHER_SECONDS
         while True:
             try:
-                connection, answer = self._made.get_nowait()
+                connection, reply = self._made.get_nowait()
             except queue.Empty:
                 return
-            if connection in open_:
-                connection.answer = memoryview(answer)
-                connection.deadline = time.monotonic() + ANSWER_SECONDS
-                selector.register(connection.socket, selectors.EVENT_WRITE, connection)
+            if connection not in open_:
+                continue
+            if reply.stream and len(self._streams) >= self._stream_limit:
+                reply = _busy()
+            connection.answer = memoryview(reply.data)
+            connection.deadline = time.monotonic() + ANSWER_SECONDS
+            if reply.stream:
+                connection.stream = True
+                connection.deadline = time.monotonic() + self._stream_seconds
+                self._streams.add(connection)
+            selector.register(connection.socket, selectors.EVENT_WRITE, connection)
 
-    def _step(self, connection: _Connection, selector: selectors.BaseSelector) -> bool:
+    def _send_events(self, selector: selectors.BaseSelector, end: Callable[[_Connection], None]) -> None:
+        """Give what was gathered to every stream; who has not read enough of what went before is dropped."""
+        self._send_at = math.inf
+        with self._events_lock:
+            piece = b"".join(self._events)
+            self._events.clear()
+        for connection in list(self._streams):
+            rest = bytes(connection.answer or b"")
+            if len(rest) + len(piece) > BEHIND_BYTES:
+                end(connection)
+                continue
+            connection.answer = memoryview(rest + piece)
+            selector.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
+
+    def _step(self, connection: _Connection, mask: int, selector: selectors.BaseSelector) -> bool:
         """Move some bytes; True when the connection is done."""
         try:
-            if connection.answer is None or connection.draining:
-                return self._read(connection, selector)
+            if mask & selectors.EVENT_READ and self._read(connection, selector):
+                return True
+            if not connection.answer or not mask & selectors.EVENT_WRITE:
+                return False
             sent = connection.socket.send(connection.answer)
             connection.answer = connection.answer[sent:]
-            if not connection.answer:
+            if connection.answer:
+                return False
+            if not connection.stream:
                 connection.socket.shutdown(socket.SHUT_WR)
                 connection.draining = True
                 connection.deadline = time.monotonic() + DRAIN_SECONDS
-                selector.modify(connection.socket, selectors.EVENT_READ, connection)
+            selector.modify(connection.socket, selectors.EVENT_READ, connection)  # all that is left is its leaving
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -277,7 +299,7 @@ class WebServer:
         data = connection.socket.recv(16384)
         if not data:
             return True
-        if connection.draining:
+        if connection.draining or connection.stream:
             return False
         connection.said += data
         if b"\r\n\r\n" in connection.said or b"\n\n" in connection.said or len(connection.said) > REQUEST_BYTES:
@@ -286,196 +308,26 @@ class WebServer:
             self._jobs.put(connection)
         return False
 
+    # ------------------------------------------------------------------ pages
+
     def _work(self) -> None:
         """A thread that makes pages."""
         while (connection := self._jobs.get()) is not None:
-            self._made.put((connection, respond(bytes(connection.said), self._pages)))
+            self._made.put((connection, respond(bytes(connection.said), self._route)))
             with contextlib.suppress(OSError):  # closed meanwhile
                 self._wake.send(b"x")
 
-    # ------------------------------------------------------------------ pages
-
-    def _healthz(self) -> Answer:
-        ok, detail = self._health()
-        return Answer(200 if ok else 503, "text/plain; charset=utf-8", f"{escape(detail)}\n".encode())
-
-    def _readyz(self) -> Answer:
-        ok, detail = self._ready()
-        return _json(200 if ok else 503, {"ready": ok, **detail})
-
-    def _metricsz(self) -> Answer:
-        return Answer(200, metrics_module.CONTENT_TYPE, self._metrics())
-
-    def _api_status(self) -> Answer:
-        return _json(200, self._status())
-
-    def _index(self) -> Answer:
-        return Answer(200, "text/html; charset=utf-8", index_page(self._status()).encode("utf-8", "backslashreplace"))
+    def _route(self, path: str) -> Page | None:
+        """The page of a path: its own, or that of the folder it is in."""
+        first, slash, _ = path[1:].partition("/")
+        return self._pages.get(path) or (self._pages.get(f"/{first}/") if slash else None)
 
 
-def respond(request: bytes, pages: Mapping[str, Page]) -> bytes:
-    """The bytes that answer the bytes of a request."""
-    handler = _Handler(request, pages)
-    return handler.written.getvalue()
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    """One request that lies in memory, answered into memory."""
-
-    server_version = f"consul-endpoints-bridge/{__version__}"
-    sys_version = ""
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, request: bytes, pages: Mapping[str, Page]) -> None:
-        self._pages = pages
-        self._too_large = len(request) > REQUEST_BYTES
-        self.rfile = io.BufferedReader(io.BytesIO(request))
-        self.wfile = self.written = io.BytesIO()
-        self.client_address = ("", 0)
-        self.command, self.request_version, self.requestline = "GET", "HTTP/1.1", ""
-        self.close_connection = True
-        if self._too_large:
-            self.send_error(431)
-        else:
-            self.handle_one_request()
-
-    def handle_expect_100(self) -> bool:
-        """Bodies are never read, so nobody is told to send one."""
-        return True
-
-    def parse_request(self) -> bool:
-        """As usual, and only what we serve."""
-        if not super().parse_request():
-            return False
-        if self.command not in ("GET", "HEAD"):
-            self._answer(_text(405, "only GET and HEAD"), {"Allow": "GET, HEAD"})
-            return False
-        return True
-
-    def do_GET(self) -> None:
-        """Answer with a page."""
-        page = self._pages.get(self.path.partition("?")[0])
-        if page is None:
-            self._answer(_text(404, "there are / /healthz /readyz /metrics /api/status"))
-            return
-        try:
-            answer = page()
-        except Exception as error:  # noqa: BLE001 - said in the log; the reader learns that it failed, and no more
-            logger().error("a page failed", page=self.path.partition("?")[0], exc_info=error)
-            answer = _text(500, "failed; the log says why")
-        self._answer(answer)
-
-    do_HEAD = do_GET  # noqa: N815 - http.server's name; `_answer` leaves the body out
-
-    def _answer(self, answer: Answer, more: Mapping[str, str] | None = None) -> None:
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.content_type)
-        self.send_header("Content-Length", str(len(answer.body)))
-        self.send_header("Connection", "close")
-        for name, value in {**_SECURITY, **(more or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(answer.body)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """http.server's own errors (a malformed request), without its HTML and without echoing anything."""
-        del message, explain
-        self.command = self.command or "GET"
-        self.request_version = "HTTP/1.1"
-        self._answer(_text(code, HTTPStatus(code).phrase))
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's name
-        """Probes every few seconds are no news."""
-        del format, args
-
-
-def _text(status: int, text: str) -> Answer:
-    return Answer(status, "text/plain; charset=utf-8", f"{text}\n".encode())
-
-
-def _json(status: int, data: Mapping[str, Any]) -> Answer:
-    body = json.dumps(data, indent=1, ensure_ascii=True, default=str) + "\n"
-    return Answer(status, "application/json", body.encode("ascii"))
+def _busy() -> Reply:
+    """What a reader of events is told when there are enough of them."""
+    return respond(b"GET / HTTP/1.1\r\n\r\n", lambda _path: lambda _request: text_answer(503, "too many readers"))
 
 
 def _split(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-# --------------------------------------------------------------------------- the page for people
-
-_STYLE = b"""
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.bad { color: #c22; font-weight: 600; } .good { color: #182; font-weight: 600; }
-@media (prefers-color-scheme: dark) { .bad { color: #f77; } .good { color: #7d7; } }
-"""
-
-
-def index_page(status: Mapping[str, Any]) -> str:
-    """A page that says how things are. Everything shown is escaped; there is no script."""
-    ready = bool(status.get("ready"))
-    report = status.get("report") or {}
-    rows = [
-        ("Consul", _words(status.get("consul"))),
-        ("Kubernetes", _words(status.get("kubernetes"))),
-        ("Owner", _words(status.get("owner"))),
-        ("Waiting", _words(status.get("queue"))),
-        ("Last full pass", f"{_words(status.get('seconds_since_last_full_pass'))} s ago"),
-        *((f"Objects: {_words(name)}", _words(n)) for name, n in (report.get("summary") or {}).items()),
-    ]
-    body = "".join(f"<tr><th scope=row>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
-    state = "<span class=good>ready</span>" if ready else "<span class=bad>not ready</span>"
-    lists = "".join(_list(title, report.get(key) or ()) for title, key in _LISTS)
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8><title>consul-endpoints-bridge</title>"
-        '<meta name=viewport content="width=device-width"><link rel=stylesheet href="/style.css"></head><body>'
-        f"<h1>consul-endpoints-bridge</h1><p>The bridge is {state}.</p><table>{body}</table>{lists}"
-        '<p><a href="/api/status">status as JSON</a> &middot; <a href="/metrics">metrics</a> &middot; '
-        '<a href="/readyz">readiness</a></p></body></html>\n'
-    )
-
-
-_LISTS = (
-    ("Held", "held"),
-    ("Failed", "failed"),
-    ("Conflicts", "conflicts"),
-    ("Still to do", "changes"),
-    ("Skipped", "skipped"),
-    ("Warnings", "warnings"),
-)
-
-LISTED = 50
-"""Rows of one list on the page; /api/status has all of them."""
-
-
-def _list(title: str, entries: Any) -> str:
-    if not entries:
-        return ""
-    items = "".join(f"<li>{html.escape(_entry(e))}</li>" for e in entries[:LISTED])
-    more = f"<li>and {len(entries) - LISTED} more</li>" if len(entries) > LISTED else ""
-    return f"<h2>{html.escape(title)} ({len(entries)})</h2><ul>{items}{more}</ul>"
-
-
-def _entry(entry: Mapping[str, Any]) -> str:
-    where = "/".join(str(entry[k]) for k in ("namespace", "name") if entry.get(k))
-    words = [
-        entry.get("action"),
-        entry.get("kind"),
-        where,
-        entry.get("service"),
-        entry.get("instance"),
-        entry.get("reason"),
-    ]
-    return escape(" ".join(str(w) for w in words if w))
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return escape("; ".join(f"{k}: {v}" for k, v in value.items()))
-    return escape("not yet" if value is None else str(value))

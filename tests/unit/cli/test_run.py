@@ -36,6 +36,9 @@ BRIDGE = """
         def healthy(self): return True, "ok"
         def ready(self): return True, {"consul": "ok"}
         def status(self): return {"ready": True, "queue": 0}
+        def state(self): return {"ready": True, "first_pass_done": True, "queue": 0}
+        def services(self): return []
+        def unmirrored(self): return ()
         def replace_rules(self, rules):
             print(json.dumps([r.to.namespace for r in rules]), flush=True)
             return len({r.to.namespace for r in rules}) == 1

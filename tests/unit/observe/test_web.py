@@ -16,20 +16,13 @@ import pytest
 
 from bridge.errors import ConfigurationError
 from bridge.observe import web
+from bridge.observe.history import History
 from bridge.observe.metrics import Metrics
-from bridge.observe.web import WebServer, index_page
+from bridge.observe.site import Site, event_of
+from bridge.observe.web import WebServer
+from tests.unit.observe.builders import HOSTILE, World, entry
 
-HOSTILE = "<script>alert(1)</script>\x1b[2J\"'&"
-
-
-class World:
-    """What the pages show; a test changes it."""
-
-    def __init__(self) -> None:
-        self.health: tuple[bool, str] = (True, "ok")
-        self.ready: tuple[bool, dict[str, Any]] = (True, {"consul": "ok"})
-        self.status: dict[str, Any] = {"ready": True, "report": {"summary": {"create": 1}}}
-        self.metrics = Metrics("1")
+PATHS = ("/", "/healthz", "/readyz", "/metrics", "/api/status", "/changes", "/service/a/b", "/page.js")
 
 
 @pytest.fixture
@@ -47,14 +40,7 @@ def server(world: World) -> Iterator[WebServer]:
 
 def start(world: World, listen: str = "127.0.0.1:0", **options: Any) -> WebServer:
     """A server that shows the world; to be entered."""
-    return WebServer(
-        listen,
-        health=lambda: world.health,
-        ready=lambda: world.ready,
-        status=lambda: world.status,
-        metrics=world.metrics.text,
-        **options,
-    )
+    return WebServer(listen, Site(world, Metrics("1").text, History()).pages, **options)
 
 
 def connect(server: WebServer) -> socket.socket:
@@ -93,7 +79,7 @@ def raw(server: WebServer, request: bytes) -> bytes:
 def test_health(server: WebServer, world: World) -> None:
     """200 while the loops live, 503 with the reason when not."""
     assert (ask(server).status, body(ask(server))) == (200, b"ok\n")
-    world.health = (False, f"a thread died {HOSTILE}")
+    world.health_answer = (False, f"a thread died {HOSTILE}")
     assert ask(server).status == 503
     assert b"\x1b" not in body(ask(server))
 
@@ -101,7 +87,7 @@ def test_health(server: WebServer, world: World) -> None:
 def test_readiness_has_its_detail_as_json(server: WebServer, world: World) -> None:
     """Probes look at the status, people at the detail."""
     assert json.loads(body(ask(server, "/readyz"))) == {"ready": True, "consul": "ok"}
-    world.ready = (False, {"consul": {"dc1": "refused"}})
+    world.ready_answer = (False, {"consul": {"dc1": "refused"}})
     response = ask(server, "/readyz")
     assert response.status == 503
     assert json.loads(body(response)) == {"ready": False, "consul": {"dc1": "refused"}}
@@ -114,18 +100,21 @@ def test_metrics_and_status(server: WebServer, world: World) -> None:
     assert b"consul_bridge_build_info" in body(response)
     response = ask(server, "/api/status")
     assert response.headers["Content-Type"] == "application/json"
-    assert json.loads(body(response)) == world.status
+    assert json.loads(body(response)) == world.status_answer
 
 
-def test_the_page_and_its_stylesheet(server: WebServer) -> None:
-    """Plain HTML, no script, one stylesheet."""
-    page = body(ask(server, "/")).decode()
-    assert "The bridge is <span class=good>ready</span>" in page
-    assert "<script" not in page
-    assert ask(server, "/style.css").headers["Content-Type"].startswith("text/css")
+def test_the_page_and_what_it_needs(server: WebServer) -> None:
+    """HTML, one stylesheet, one script, one icon: all from here."""
+    assert ask(server, "/").headers["Content-Type"].startswith("text/html")
+    for path, kind in (("/style.css", "text/css"), ("/page.js", "text/javascript"), ("/icon.svg", "image/svg+xml")):
+        answer = ask(server, path)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
+        assert body(answer)
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/metrics", "/api/status", "/nix"])
+@pytest.mark.parametrize(
+    "path", ["/", "/healthz", "/readyz", "/metrics", "/api/status", "/changes", "/service/a/b", "/page.js", "/nix"]
+)
 def test_every_answer_is_strict(server: WebServer, path: str) -> None:
     """Nothing may be embedded, sniffed, cached or run."""
     headers = ask(server, path).headers
@@ -137,36 +126,6 @@ def test_every_answer_is_strict(server: WebServer, path: str) -> None:
     assert headers["Cache-Control"] == "no-store"
     assert headers["Connection"] == "close"
     assert "Python" not in headers["Server"]
-
-
-def test_hostile_names_are_escaped_on_the_page() -> None:
-    """Whoever may register in Consul chooses them."""
-    status = {
-        "ready": False,
-        "consul": {HOSTILE: HOSTILE},
-        "kubernetes": HOSTILE,
-        "owner": HOSTILE,
-        "report": {
-            "summary": {HOSTILE: HOSTILE},
-            **{
-                key: [
-                    {"service": HOSTILE, "name": HOSTILE, "namespace": HOSTILE, "reason": HOSTILE, "instance": HOSTILE}
-                ]
-                for key in ("held", "failed", "conflicts", "changes", "skipped", "warnings")
-            },
-        },
-    }
-    page = index_page(status)
-    assert "<script" not in page
-    assert "\x1b" not in page
-    assert page.count("&lt;script&gt;") > 10
-
-
-def test_long_lists_are_cut_on_the_page() -> None:
-    """5,000 skipped instances are for /api/status."""
-    page = index_page({"report": {"skipped": [{"service": f"s{n}", "reason": "x"} for n in range(5000)]}})
-    assert "and 4950 more" in page
-    assert page.count("<li>") == 51
 
 
 def test_head_has_the_headers_and_no_body(server: WebServer) -> None:
@@ -212,17 +171,17 @@ def test_requests_of_all_kinds(server: WebServer, request_bytes: bytes, status: 
     """Bounded, answered with a status of its own, nothing echoed."""
     answer = raw(server, request_bytes)
     assert answer.split(b"\r\n")[0].split()[1] == str(status).encode(), answer[:200]
-    assert b"script" not in answer
+    assert b"<script" not in answer
     assert b"evil" not in answer
 
 
 def test_a_page_that_fails_is_500_and_says_nothing_inside(server: WebServer, world: World) -> None:
     """The log has the reason."""
-    world.health = None  # type: ignore[assignment]
+    world.health_answer = None  # type: ignore[assignment]
     response = ask(server)
     assert response.status == 500
     assert b"TypeError" not in body(response)
-    world.health = (True, "ok")
+    world.health_answer = (True, "ok")
     assert ask(server).status == 200
 
 
@@ -260,7 +219,7 @@ def test_who_drips_bytes_is_cut_off(world: World) -> None:
 
 def test_who_never_reads_the_answer_does_not_keep_others_waiting(world: World) -> None:
     """An answer that fills the socket waits there; the workers do not."""
-    world.status = {"x": "y" * 5_000_000}
+    world.status_answer = {"x": "y" * 5_000_000}
     with start(world) as server:
         lazy = [connect(server) for _ in range(3 * web.WORKERS)]
         for sock in lazy:
@@ -279,10 +238,8 @@ def test_a_slow_page_does_not_keep_the_others_waiting(world: World) -> None:
         gate.wait(20)
         return {}
 
-    the_server = WebServer(
-        "127.0.0.1:0", health=lambda: (True, "ok"), ready=lambda: (True, {}), status=slow, metrics=lambda: b""
-    )
-    with the_server as server, connect(server) as sock:
+    world.status = slow  # type: ignore[method-assign]
+    with start(world) as server, connect(server) as sock:
         sock.sendall(b"GET /api/status HTTP/1.1\r\n\r\n")
         assert ask(server).status == 200
         gate.set()
@@ -367,3 +324,102 @@ def test_many_at_once(server: WebServer) -> None:
     for reader in readers:
         reader.join()
     assert answers == [200] * 100
+
+
+def read_until(sock: socket.socket, wanted: bytes) -> bytes:
+    """What comes, up to and including `wanted`."""
+    said = b""
+    while wanted not in said:
+        piece = sock.recv(65536)
+        assert piece, f"ended after {said!r}"
+        said += piece
+    return said
+
+
+def test_events_reach_every_reader_as_they_happen(server: WebServer) -> None:
+    """Server-sent events: a greeting, then what is published, in order."""
+    readers = [connect(server) for _ in range(3)]
+    for sock in readers:
+        sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+        head = read_until(sock, b"event: hello\ndata: {}\n\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"Content-Type: text/event-stream\r\n" in head
+        assert b"Content-Length" not in head
+    server.publish(event_of(entry(number=1, text="one\nline")))
+    server.publish(event_of(entry(number=2)))
+    for sock in readers:
+        said = read_until(sock, b"id: 2\nevent: change\n")
+        assert said.startswith(b"id: 1\nevent: change\ndata: {")
+        assert b"one\\nline" in said
+        sock.close()
+
+
+def test_a_reader_of_events_too_many_is_told_to_come_later(world: World) -> None:
+    """The others keep theirs; one that leaves makes room."""
+    with start(world, streams=1) as server, connect(server) as first:
+        first.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+        read_until(first, b"hello")
+        assert raw(server, b"GET /events HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+        server.publish(event_of(entry(number=7)))
+        read_until(first, b"id: 7\n")
+        first.close()
+        deadline = time.monotonic() + 30
+        while True:
+            with connect(server) as second:
+                second.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+                if second.recv(4096).startswith(b"HTTP/1.1 200 "):
+                    break
+            assert time.monotonic() < deadline
+
+
+def test_a_reader_of_events_that_does_not_read_is_dropped(world: World) -> None:
+    """And neither its silence nor what it sends keeps anybody waiting."""
+    with start(world) as server, connect(server) as lazy, connect(server) as eager:
+        for sock in (lazy, eager):
+            sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+            read_until(sock, b"hello")
+        lazy.sendall(b"noise" * 1000)
+        event = event_of(entry(text="x" * 100_000))
+        deadline = time.monotonic() + 60
+        while len(server._streams) == 2:
+            server.publish(event)
+            read_until(eager, b"}\n\n")
+            assert time.monotonic() < deadline
+        assert ask(server).status == 200
+        server.publish(event_of(entry(number=99)))
+        read_until(eager, b"id: 99\n")
+
+
+def test_a_burst_of_events_is_cut_to_the_newest(world: World) -> None:
+    """Readers look again anyway: what they need is that there was something."""
+    with start(world) as server, connect(server) as sock:
+        sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+        read_until(sock, b"hello")
+        for number in range(5000):
+            server.publish(event_of(entry(number=number)))
+        said = read_until(sock, b"id: 4999\n")
+        assert said.count(b"event: change") < 2500
+
+
+def test_a_stream_of_events_ends_after_a_while(world: World) -> None:
+    """Browsers come again; who is gone unseen does not stay for ever."""
+    with start(world, stream_seconds=0.2) as server:
+        assert b"hello" in raw(server, b"GET /events HTTP/1.1\r\n\r\n")
+
+
+def test_streams_of_events_do_not_keep_probes_out(world: World) -> None:
+    """They count as connections: the oldest goes."""
+    with start(world, connections=5, streams=16) as server:
+        readers = [connect(server) for _ in range(12)]
+        for sock in readers:
+            with contextlib.suppress(OSError):
+                sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+        for _ in range(5):
+            assert ask(server).status == 200
+        for sock in readers:
+            sock.close()
+
+
+def test_head_of_events_is_no_stream(server: WebServer) -> None:
+    """It ends at once."""
+    assert b"text/event-stream" in raw(server, b"HEAD /events HTTP/1.1\r\n\r\n")

@@ -1,0 +1,148 @@
+"""The first page's upper part: one verdict, what is wrong, and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.core.model import Skipped
+from bridge.observe.drawing import LISTED, counts, duration, fact, sparkline, text_list
+from bridge.observe.history import BUCKET_SECONDS, BUCKETS, Series
+from bridge.observe.markup import Html, el
+
+QUARTER = BUCKET_SECONDS * BUCKETS // 60
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the first page says above the table. `state` is /api/status without its report."""
+
+    state: Mapping[str, Any]
+    services: int
+    states: Mapping[str, int]
+    ready: int
+    not_ready: int
+    series: Series
+    unmirrored: Sequence[Skipped] = ()
+
+
+def judge(overview: Overview) -> tuple[str, str, str]:
+    """Tone, verdict and one sentence, the worst first.
+
+    | what is so | verdict |
+    | --- | --- |
+    | the first pass is not done | Starting |
+    | Kubernetes cannot be used | Cannot write |
+    | a datacenter cannot be asked | Consul does not answer |
+    | writes fail | Something fails |
+    | the guard holds something | Holding |
+    | something is still to be written | Catching up |
+    | somebody else's objects are in the way | In sync, with conflicts |
+    | some services could not be read | In sync as far as known |
+    """
+    state, states, total = overview.state, overview.states, overview.services
+    if not state.get("first_pass_done"):
+        return "busy", "Starting", "Consul and Kubernetes are being read; nothing is written before that."
+    if state.get("kubernetes", "ok") != "ok":
+        return "bad", "Cannot write", "Kubernetes cannot be used. What stands there stays; Consul is still followed."
+    if state.get("consul", "ok") != "ok":
+        return "bad", "Consul does not answer", "What was known last stays in place."
+    if failed := states.get("failed", 0):
+        return "bad", "Something fails", f"{_services(failed)} cannot be written; it is tried again."
+    if held := states.get("held", 0):
+        return "warn", "Holding", f"The guard keeps endpoints of {_services(held)} until Consul's answer is credible."
+    if differs := states.get("differs", 0):
+        return "busy", "Catching up", f"{_services(differs)} of {total:,} still to be written."
+    if conflicts := states.get("conflict", 0):
+        return "warn", "In sync, with conflicts", f"Somebody else's objects are in the way of {_services(conflicts)}."
+    if unknown := states.get("unknown", 0):
+        return "warn", "In sync as far as known", f"{_services(unknown)} could not be read; what is there stays."
+    if not total:
+        return "good", "In sync", "No service in Consul is selected yet: nothing is to be done."
+    return "good", "In sync", f"Kubernetes has what Consul says, for {_services(total)}."
+
+
+def _services(count: int) -> str:
+    return f"{count:,} service{'s' if count != 1 else ''}"
+
+
+def troubles(state: Mapping[str, Any]) -> Html | None:
+    """What is wrong, in the words of readiness; None when nothing is."""
+    said = [f"Consul, {dc}: {reason}" for dc, reason in sorted(_mapping(state.get("consul")).items())]
+    if state.get("first_pass_done") and state.get("kubernetes", "ok") != "ok":
+        said.append(f"Kubernetes: {state['kubernetes']}")
+    said += [f"Held: {held}" for held in state.get("held") or ()]
+    error = _mapping(state.get("election")).get("error")
+    said += [f"Election: {error}"] if error else []
+    return text_list(said, LISTED) if said else None
+
+
+def cards(overview: Overview) -> Html:
+    """The figures."""
+    state, series = overview.state, overview.series
+    ago = state.get("seconds_since_last_full_pass")
+    lag = "none yet" if series.last_lag_seconds is None else duration(series.last_lag_seconds)
+    lags = [s for s in series.lag_seconds if s is not None]
+    return el(
+        "section",
+        el("h2", "Overview", class_="unseen"),
+        el(
+            "dl",
+            fact("Services", f"{overview.services:,}", counts(overview.ready, overview.not_ready, "endpoints ")),
+            fact("Lag of the last change", lag, sparkline(
+                [s or 0.0 for s in series.lag_seconds],
+                f"Lag, last {QUARTER} minutes: " + (f"longest {duration(max(lags))}" if lags else "no change"),
+            )),
+            fact(f"Writes in {QUARTER} minutes", f"{sum(series.writes):,}", sparkline(
+                series.writes, f"Writes, last {QUARTER} minutes: at most {max(series.writes):,} in {BUCKET_SECONDS} s"
+            )),
+            fact("Consul", *_consul(state)),
+            fact("Kubernetes", "ok" if state.get("kubernetes", "ok") == "ok" else "trouble", _kubernetes(state)),
+            fact("Role", *_role(state)),
+            fact("Last full pass", "not yet" if ago is None else f"{duration(ago)} ago",
+                  f"{state.get('queue') or 0:,} waiting to be written"),
+            class_="cards",
+        ),
+        id="cards", aria_label="Overview", data_live=True,
+    )  # fmt: skip
+
+
+def _consul(state: Mapping[str, Any]) -> tuple[str, str | None]:
+    trouble = _mapping(state.get("consul"))
+    datacenters = sorted(_mapping(state.get("catalog")).keys() | trouble.keys())
+    names = f"{len(datacenters)} datacenters" if len(datacenters) > 3 else ", ".join(datacenters)
+    if not trouble:
+        return "ok", names or None
+    return f"{len(trouble)} of {len(datacenters)} silent" if len(datacenters) > 1 else "silent", ", ".join(
+        sorted(trouble)
+    )
+
+
+def _kubernetes(state: Mapping[str, Any]) -> str | None:
+    objects = _mapping(_mapping(state.get("cache")).get("objects"))
+    return f"{sum(n for n in objects.values() if isinstance(n, int)):,} objects watched" if objects else None
+
+
+def _role(state: Mapping[str, Any]) -> tuple[str, str | None]:
+    election = _mapping(state.get("election"))
+    owner = f"owner {state.get('owner')}"
+    if not election:
+        return "the only one", owner
+    held, shards, members = len(election.get("held") or ()), election.get("shards"), election.get("members") or ()
+    words = f"{len(members)} replica{'s' if len(members) != 1 else ''}, {owner}"
+    if not held:
+        return "stands by", words
+    return ("leads" if shards == 1 else f"leads {held} of {shards} shards"), words
+
+
+def unmirrored(skipped: Sequence[Skipped]) -> Html | None:
+    """Services whose name cannot be one in Kubernetes; None when there is none."""
+    if not skipped:
+        return None
+    said = [f"{s.service}: {s.reason}" for s in skipped]
+    return el("section", el("h2", f"Services that cannot be mirrored ({len(said):,})"), text_list(said, LISTED))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

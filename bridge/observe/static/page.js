@@ -1,0 +1,88 @@
+// Without this file every page works; with it, pages follow the events: the same page is fetched again and the parts
+// with data-live that have changed are put in. Nothing from the events themselves is shown.
+"use strict";
+(() => {
+  const line = document.getElementById("live");
+  const QUIET_MS = 15000, LEAST_MS = 1500, TYPING_MS = 200, AGAIN_MS = 30000;
+  let paused = false, wanted = 0, last = 0, timer = 0, source = null;
+
+  const words = document.createElement("span");
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Pause";
+  line.replaceChildren(words, button);
+  const say = (text) => { if (words.textContent !== text) words.textContent = text; };
+  say("Connecting");
+
+  const address = (element) => element && (element.getAttribute("href") || element.id);
+
+  function put(fresh) {
+    const focused = document.activeElement;
+    for (const old of document.querySelectorAll("[data-live]")) {
+      const found = fresh.getElementById(old.id);
+      if (!found || found.outerHTML === old.outerHTML) continue;
+      const selection = document.getSelection();
+      if (!selection.isCollapsed && old.contains(selection.anchorNode)) continue; // somebody is copying
+      const inside = old.contains(focused) && address(focused);
+      const scrolled = [...old.querySelectorAll(".scroll")].map((s) => s.scrollLeft);
+      const opened = [...old.querySelectorAll("details")].map((d) => d.open);
+      old.replaceWith(document.adoptNode(found));
+      found.querySelectorAll(".scroll").forEach((s, n) => { s.scrollLeft = scrolled[n] || 0; });
+      found.querySelectorAll("details").forEach((d, n) => { d.open = Boolean(opened[n]); });
+      if (inside) [...found.querySelectorAll("a, [tabindex]")].find((e) => address(e) === inside)?.focus({ preventScroll: true });
+    }
+    document.title = fresh.title;
+  }
+
+  async function load(where) {
+    const mine = ++wanted;
+    last = Date.now();
+    try {
+      const answer = await fetch(where, { headers: { Accept: "text/html" } });
+      const text = await answer.text();
+      if (mine !== wanted || answer.status >= 500) return;
+      put(new DOMParser().parseFromString(text, "text/html"));
+    } catch {
+      say("The bridge does not answer");
+    }
+  }
+
+  function soon() {
+    if (paused || timer || document.hidden) return;
+    timer = setTimeout(() => { timer = 0; load(location.href); }, Math.max(0, last + LEAST_MS - Date.now()));
+  }
+
+  function follow() {
+    if (source) source.close();
+    source = new EventSource(line.dataset.events);
+    source.addEventListener("hello", () => { say("Live"); soon(); });
+    source.addEventListener("change", soon);
+    source.onerror = () => {
+      say("Not connected: trying again");
+      if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (!paused) follow(); }, AGAIN_MS);
+    };
+  }
+
+  button.addEventListener("click", () => {
+    paused = !paused;
+    button.textContent = paused ? "Resume" : "Pause";
+    if (paused) { source.close(); say("Paused"); } else { say("Connecting"); follow(); }
+  });
+  document.addEventListener("visibilitychange", soon);
+  setInterval(soon, QUIET_MS); // ages and the empty end of the curves
+  addEventListener("pagehide", () => source && source.close());
+  addEventListener("pageshow", (event) => { if (event.persisted && !paused) follow(); });
+
+  const form = document.querySelector("form[role=search]");
+  if (form) {
+    let typing = 0;
+    const search = () => {
+      const said = [...new FormData(form)].filter(([, value]) => value);
+      history.replaceState(null, "", "?" + new URLSearchParams(said));
+      load(location.href);
+    };
+    form.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(search, TYPING_MS); });
+    form.addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(typing); search(); });
+  }
+  follow();
+})();
