@@ -1,16 +1,17 @@
 """Ctrl-C, SIGTERM and SIGHUP, without work inside a signal handler.
 
-A handler runs between two bytecodes of the main thread: were it to set an event that the main thread is just waiting
-for, it could wait for a lock that its own thread holds. So the handler only puts the number into a queue that is made
-for this (SimpleQueue.put is reentrant), and a thread does the rest.
+A handler in Python runs between two bytecodes of the main thread: it could wait for a lock that its own thread holds,
+and it does not run at all while that thread waits in C (a signal that comes just before it begins to wait is heard only
+when the wait is over). So nothing is done in handlers: the interpreter writes each signal's number into a socket, at
+once and whatever the main thread does, and a thread reads there.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import queue
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -33,9 +34,11 @@ class Signals:
         self.received: int | None = None
         self._on_first = on_first
         self._on_hangup = on_hangup
-        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._numbers, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
         self._thread = threading.Thread(target=self._work, name="signals", daemon=True)
         self._before: dict[int, Any] = {}
+        self._fd_before = -1
 
     @property
     def status(self) -> int:
@@ -45,8 +48,9 @@ class Signals:
     def __enter__(self) -> Signals:
         self._thread.start()
         if threading.current_thread() is threading.main_thread():
+            self._fd_before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
             watched = (*_WATCHED, signal.SIGHUP) if self._on_hangup is not None else _WATCHED
-            self._before = {number: signal.signal(number, self._handle) for number in watched}
+            self._before = {number: signal.signal(number, _heard) for number in watched}
         return self
 
     def __exit__(
@@ -54,22 +58,30 @@ class Signals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._queue.put(None)
+        if self._before:
+            signal.set_wakeup_fd(self._fd_before)
+        self._wakeup.close()
         self._thread.join()
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self._queue.put(number)
+        self._numbers.close()
 
     def _work(self) -> None:
-        while (number := self._queue.get()) is not None:
-            if number == signal.SIGHUP and self._on_hangup is not None:
-                self._on_hangup()
-                continue
+        while numbers := self._numbers.recv(64):
+            for number in numbers:
+                self._handle(number)
+
+    def _handle(self, number: int) -> None:
+        if number == signal.SIGHUP and self._on_hangup is not None:
+            self._on_hangup()
+        elif number in _WATCHED:
             first = self.received is None
             self.received = self.received or number
             self.stop.set()
             if not first or not self._on_first(number):
                 end_now(128 + number)
+
+
+def _heard(_number: int, _frame: FrameType | None) -> None:
+    """What is to be done is done by the thread that reads the numbers."""
 
 
 def end_now(status: int) -> None:
