@@ -12,7 +12,7 @@ same time: a member may write only while no living member that joined earlier ha
 is counted by the API server's revisions, not by clocks. In a rolling change of `--shards` the new replicas therefore
 stand by until the last old one has gone.
 
-With one shard this is plain leader election. Needs list, get, create, update and delete on leases. It must not know
+With one shard this is plain leader election. Needs list, create, update and delete on leases. It must not know
 what is written.
 """
 
@@ -454,6 +454,7 @@ class KubeLeases:
             labels={**self._labels, KIND: kind},
             annotations=annotations,
             seen=seen,
+            fresh=self.look,
         )
 
     def close(self) -> None:
@@ -462,16 +463,23 @@ class KubeLeases:
 
 
 class _SeenLock(LeaseLock):
-    """A lock whose cached reads are answered by the last look at all Leases."""
+    """A lock whose reads are looks at all Leases: the last one, or a fresh one. So no right to `get` is needed."""
 
-    def __init__(self, *arguments: Any, seen: Callable[[], Look], **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        seen: Callable[[], Look],
+        fresh: Callable[[], Mapping[str, LeaseRecord]],
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
         self._seen = seen
+        self._fresh = fresh
 
     def read(self, *, cached: bool = False) -> LeaseRecord | None:
-        """The record of the last look, or a fresh one."""
+        """The record of the last look, or of a fresh one."""
         if not cached:
-            return super().read()
+            return self._fresh().get(self.name)
         look = self._seen()
         if look.error is not None:
             raise look.error
@@ -482,8 +490,7 @@ class _SeenLock(LeaseLock):
         try:
             return super().acquire(seen)
         except StaleError:
-            found = super().read() if seen is None else None
-            if found is not None and KIND not in found.labels:
+            if seen is None and self.read() is None:
                 raise PermanentError(
                     f"the Lease {self.namespace}/{self.name} is not the bridge's: delete it "
                     f"(kubectl delete lease {self.name} --namespace {self.namespace}) or choose another --owner"

@@ -82,7 +82,9 @@ class BridgeBug(Fault):
     """A bug in one thread."""
 
     name = "bridge-thread-bug"
-    what = "a writer's thread dies of a bug: the process ends with status 1, so that whatever started it starts it again"
+    what = (
+        "a writer's thread dies of a bug: the process ends with status 1, so that whatever started it starts it again"
+    )
     shows = (log("a thread died", "injected"),)
     readiness = ENDED
     new_process = True

@@ -35,7 +35,7 @@ RULES = [
     {
         "apiGroups": ["coordination.k8s.io"],
         "resources": ["leases"],
-        "verbs": ["list", "get", "create", "update", "delete"],
+        "verbs": ["list", "create", "update", "delete"],
     },
 ]
 

@@ -20,7 +20,10 @@ Json = dict[str, Any]
 
 MANIFESTS = ROOT / "manifests"
 NAME = "consul-endpoints-bridge"
-COMPONENTS = ("namespace", "cronjob", "all-namespaces", "endpointslices", "endpointslices-only", "consul-acl")
+COMPONENTS = (
+    "namespace", "cronjob", "all-namespaces", "endpointslices", "endpointslices-only", "consul-acl", "consul-tls",
+    "shards",
+)  # fmt: skip
 """In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
 
 _PLURALS = {
@@ -30,6 +33,10 @@ _PLURALS = {
     "CronJob": "cronjobs",
     "Deployment": "deployments",
     "Namespace": "namespaces",
+    "NetworkPolicy": "networkpolicies",
+    "PodDisruptionBudget": "poddisruptionbudgets",
+    "PodMonitor": "podmonitors",
+    "PrometheusRule": "prometheusrules",
     "Role": "roles",
     "RoleBinding": "rolebindings",
     "Service": "services",
@@ -128,7 +135,7 @@ def environment(objects: Sequence[Json]) -> dict[str, str]:
     found: dict[str, str] = {}
     for source in spec.get("envFrom", []):
         found.update(data[source["configMapRef"]["name"]])
-    found.update({entry["name"]: entry["value"] for entry in spec.get("env", [])})
+    found.update({e["name"]: e.get("value", "a-pod") for e in spec.get("env", [])})
     return found
 
 
@@ -142,10 +149,12 @@ def configuration(objects: Sequence[Json]) -> str:
 
 
 def granted(objects: Sequence[Json]) -> set[tuple[str, str, str]]:
-    """(API group, resource, verb) of everything that the Role or ClusterRole allows."""
+    """(API group, resource, verb) of everything that the Roles and ClusterRoles allow."""
     return {
         (group, resource, verb)
-        for rule in of_kind(objects, "Role", "ClusterRole")["rules"]
+        for role in objects
+        if role["kind"] in ("Role", "ClusterRole")
+        for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]

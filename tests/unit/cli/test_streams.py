@@ -356,6 +356,11 @@ def test_a_log_on_a_full_disk_does_not_change_the_exit_status() -> None:
     """Python alone would end with 120 when it cannot flush standard error."""
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [*command_line(), "sync", "--grace", "nonsense"], stderr=full, stdout=full, cwd=ROOT, check=False, timeout=30
+            [*command_line(), "sync", "--grace", "nonsense"],
+            stderr=full,
+            stdout=full,
+            cwd=ROOT,
+            check=False,
+            timeout=30,
         )
     assert done.returncode == 2
