@@ -59,7 +59,7 @@ def judge(overview: Overview) -> tuple[str, str, str]:
     if unknown := states.get("unknown", 0):
         return "warn", "In sync as far as known", f"{_services(unknown)} could not be read; what is there stays."
     if not total:
-        return "good", "In sync", "No service in Consul is selected yet: nothing is to be done."
+        return "good", "In sync", "No service in Consul is selected yet. bridge explain SERVICE says why one is not."
     return "good", "In sync", f"Kubernetes has what Consul says, for {_services(total)}."
 
 
@@ -90,7 +90,7 @@ def cards(overview: Overview) -> Html:
         el(
             "dl",
             fact("Services", f"{overview.services:,}", counts(overview.ready, overview.not_ready, "endpoints ")),
-            fact("Lag of the last change", lag, sparkline(
+            fact("Last lag", lag, sparkline(
                 [s or 0.0 for s in series.lag_seconds],
                 f"Lag, last {QUARTER} minutes: " + (f"longest {duration(max(lags))}" if lags else "no change"),
             )),

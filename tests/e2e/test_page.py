@@ -1,0 +1,302 @@
+"""The page of `bridge run`, in a real browser, over real servers.
+
+With PAGE_IMAGES=DIR the same tests leave their screenshots there (docs/images is how the documentation gets its own).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.lab import Lab
+from tests.lab.engine import NoEngineError, install
+from tests.program import Daemon, environment
+from tests.raw import RawConsul, RawKube, ready_addresses
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+Eventually = Callable[..., None]
+Open = Callable[..., Page]
+
+ARGUMENTS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PATIENCE_MS = 60_000
+
+
+def chromium() -> str:
+    """Where Chromium is. When missing, it is installed in continuous integration; elsewhere the test is skipped."""
+    if (found := shutil.which("chromium")) is None and os.environ.get("CI") == "true" and os.geteuid() == 0:
+        install(["chromium"])
+        found = shutil.which("chromium")
+    if found is None:
+        reason = "no chromium on the PATH (Debian's package of that name has it)"
+        if os.environ.get("CI") == "true":
+            raise NoEngineError(reason)
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all of these tests."""
+    program = chromium()
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        yield running
+        running.close()
+
+
+class Complaints(list[str]):
+    """What a browser complains about: console errors, failed scripts, and what the policy (CSP) forbids."""
+
+    def watch(self, page: Page) -> None:
+        """Collect from now on."""
+        page.on("console", lambda m: self.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.append(str(error)))
+        page.add_init_script(
+            "addEventListener('securitypolicyviolation', e => console.error('CSP', e.violatedDirective, e.blockedURI))"
+        )
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Open]:
+    """Opens an address in a context of its own; options are Playwright's. Nothing may be complained about."""
+    contexts: list[BrowserContext] = []
+    found: list[Complaints] = []
+
+    def open_at(address: str, **options: Any) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        context.set_default_timeout(PATIENCE_MS)
+        contexts.append(context)
+        page, complaints = context.new_page(), Complaints()
+        found.append(complaints)
+        complaints.watch(page)
+        page.goto(address)
+        return page
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert [text for complaints in found for text in complaints] == []
+
+
+@pytest.fixture
+def daemon(lab: Lab, namespace: str, prefix: str) -> Iterator[Daemon]:
+    """A bridge for this test's services, ready."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+    running = Daemon(
+        lab, f"page-{namespace}", "--service", f"{prefix}*", "--namespace", namespace, "--grace", "1s", env=env
+    )
+    running.start()
+    yield running
+    running.stop()
+
+
+def picture(page: Page, name: str) -> None:
+    """A screenshot for the documentation, when somebody asks for them."""
+    if folder := os.environ.get("PAGE_IMAGES"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # written here: Playwright would leave a thread behind that writes files
+        (Path(folder) / f"page-{name}.png").write_bytes(page.screenshot())
+
+
+def name_cells(page: Page) -> list[str]:
+    """Names in the table, in its order."""
+    return page.locator("#results tbody th a").all_inner_texts()
+
+
+def fill(consul: RawConsul, prefix: str, services: int, instances: int = 3) -> list[str]:
+    """Register services in Consul; their names, sorted."""
+    words = ("billing", "cache", "gateway", "ldap", "metrics", "orders", "postgres", "radosgw", "search", "web")
+    names = [f"{prefix}{words[n % len(words)]}-{n:03}" for n in range(services)]
+    for n, name in enumerate(names):
+        for i in range(instances):
+            address = f"10.{70 + i}.{n // 250}.{n % 250 + 1}"
+            consul.register(name, f"{prefix}vm-{i}", f"10.69.0.{i + 1}", 8080, Address=address)
+    return sorted(names)
+
+
+def test_it_shows_searches_sorts_and_pages(daemon: Daemon, consul: RawConsul, opened: Open, prefix: str) -> None:
+    """A hundred and twenty services: three pages, found by name, ordered by any column, with the address saying it."""
+    names = fill(consul, prefix, 120)
+    page = opened(daemon.url)
+    expect(page.locator("#count")).to_have_text("Services 1 to 50 of 120", timeout=PATIENCE_MS)
+    assert name_cells(page) == names[:50]
+    page.get_by_role("link", name="Next").click()
+    expect(page.locator("#count")).to_have_text("Services 51 to 100 of 120")
+    assert name_cells(page) == names[50:100]
+    page.get_by_role("link", name="Service", exact=True).click()
+    expect(page.locator("th[aria-sort=descending]")).to_have_text("Service")
+    assert name_cells(page) == names[::-1][:50]
+    page.get_by_label("Search services").press_sequentially("radosgw")
+    expect(page.locator("#count")).to_have_text("Services 1 to 12 of 12")
+    assert name_cells(page) == [n for n in names[::-1] if "radosgw" in n]
+    assert "q=radosgw" in page.url
+    page.reload()
+    expect(page.locator("#count")).to_have_text("Services 1 to 12 of 12")
+    page.get_by_label("Search services").fill("no such thing")
+    expect(page.locator("#count")).to_have_text("No service matches.")
+
+
+def test_it_follows_what_happens_without_being_reloaded(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
+    opened: Open, eventually: Eventually,
+) -> None:  # fmt: skip
+    """An instance that turns sick is seen in the table, in the changes, on the service's page and in its rows."""
+    name = f"{prefix}radosgw"
+    for i in range(12):
+        consul.register(name, f"{prefix}vm-{i}", f"10.77.0.{i + 1}", 8080)
+    eventually(lambda: len(ready_addresses(kube.endpoints(namespace, name))), 12, 60)
+    page = opened(daemon.url)
+    detail = opened(f"{daemon.url}/service/{namespace}/{name}")
+    expect(page.locator("h1")).to_have_text(re.compile("In sync$"))
+    expect(page.locator("#live span")).to_have_text("Live")
+    row = page.locator("#results tbody tr")
+    expect(row.locator("td").nth(1)).to_have_text("12 ready")
+    consul.flip(name, f"{prefix}vm-3", "critical")
+    expect(row.locator("td").nth(1)).to_have_text("11 ready, 1 not ready", timeout=PATIENCE_MS)
+    expect(page.locator("#changes li").first).to_contain_text(f"{name} 11 ready, 1 not ready (was 12 ready)")
+    sick = detail.locator("#why tbody tr", has_text=f"{prefix}vm-3")
+    expect(sick).to_contain_text("critical", timeout=PATIENCE_MS)
+    expect(sick.locator("td").nth(4)).to_have_text("not ready")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#live span")).to_have_text("Paused")
+    consul.flip(name, f"{prefix}vm-3", "passing")
+    eventually(lambda: len(ready_addresses(kube.endpoints(namespace, name))), 12, 60)
+    expect(detail.locator("#changes li").first).to_contain_text("12 ready (was 11 ready)", timeout=PATIENCE_MS)
+    expect(row.locator("td").nth(1)).to_have_text("11 ready, 1 not ready")
+    page.get_by_role("button", name="Resume").click()
+    expect(row.locator("td").nth(1)).to_have_text("12 ready")
+
+
+def test_it_shows_what_the_guard_holds(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
+    opened: Open, eventually: Eventually,
+) -> None:  # fmt: skip
+    """Twelve of twelve turn sick at once: the verdict, the row and the service's page say what is held and why."""
+    name = f"{prefix}radosgw"
+    for i in range(12):
+        consul.register(name, f"{prefix}vm-{i}", f"10.77.0.{i + 1}", 8080)
+    eventually(lambda: len(ready_addresses(kube.endpoints(namespace, name))), 12, 60)
+    page = opened(daemon.url)
+    expect(page.locator("h1")).to_have_text(re.compile("In sync$"))
+    for i in range(12):
+        consul.flip(name, f"{prefix}vm-{i}", "critical")
+    expect(page.locator("h1")).to_have_text(re.compile("Holding$"), timeout=PATIENCE_MS)
+    row = page.locator("#results tbody tr")
+    expect(row.locator(".badge")).to_have_text(re.compile("held$"))
+    expect(row.locator("td").first).to_contain_text("12 not ready")
+    row.get_by_role("link").click()
+    expect(page.locator("#why")).to_contain_text("Held:")
+    page.goto(f"{daemon.url}?state=held")
+    expect(page.locator("#count")).to_have_text("Services 1 to 1 of 1")
+
+
+def test_it_works_without_script(
+    daemon: Daemon,
+    consul: RawConsul,
+    opened: Open,
+    prefix: str,
+    eventually: Eventually,
+) -> None:
+    """Search by the button, sort and page by links, a service's page: plain HTML."""
+    names = fill(consul, prefix, 60, 1)
+    eventually(lambda: daemon.get("/")[1].count(b"of 60<"), 1, 60)
+    page = opened(daemon.url, java_script_enabled=False)
+    page.get_by_role("link", name="Next").click()
+    assert name_cells(page) == names[50:]
+    page.get_by_label("Search services").fill("ldap")
+    page.get_by_role("button", name="Search").click()
+    assert name_cells(page) == [n for n in names if "ldap" in n]
+    page.locator("#results tbody th a").first.click()
+    expect(page.locator("#why tbody tr")).to_have_count(1)
+    expect(page.locator("#live")).to_contain_text("Reload to see what is new.")
+
+
+def test_it_is_usable_by_keyboard_and_named_for_screen_readers(
+    daemon: Daemon,
+    consul: RawConsul,
+    opened: Open,
+    prefix: str,
+    eventually: Eventually,
+) -> None:
+    """The skip link comes first and works, focus is seen and survives an update, everything has a role and a name."""
+    name = fill(consul, prefix, 1, 2)[0]
+    eventually(lambda: daemon.get("/")[1].count(b"of 1<"), 1, 60)
+    page = opened(daemon.url)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    for role in ("banner", "main", "search"):
+        expect(page.get_by_role(role)).to_have_count(1)
+    expect(page.get_by_role("navigation", name="Main")).to_be_visible()
+    expect(page.get_by_role("columnheader", name="Service")).to_have_attribute("aria-sort", "ascending")
+    expect(page.get_by_role("rowheader")).to_contain_text(name)
+    expect(page.get_by_role("img", name=re.compile("Lag, last 15 minutes"))).to_be_visible()
+    link = page.locator("#results").get_by_role("link", name=name)
+    link.focus()
+    assert link.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    consul.flip(name, f"{prefix}vm-0", "critical")
+    expect(page.locator("#results tbody td").nth(1)).to_have_text("1 ready, 1 not ready", timeout=PATIENCE_MS)
+    expect(link).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_contain_text(name)
+
+
+SERVICES: Mapping[str, int] = {
+    "billing": 3, "grafana": 1, "ldap": 2, "mailrelay": 2, "metrics": 3, "orders": 4,
+    "postgres": 2, "radosgw": 12, "redis": 3, "registry": 2, "search": 5, "web": 6,
+}  # fmt: skip
+
+
+def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eventually: Eventually) -> None:
+    """By the reader's own preference; nothing is wider than the screen. These are the documentation's pictures."""
+    env = environment(fresh_lab.consul.address, fresh_lab.kubeconfig)
+    running = Daemon(fresh_lab, "page", "--namespace", "storage", env=env)
+    with fresh_lab.raw_kube() as kube, fresh_lab.raw_consul() as consul:
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "storage"}}
+        kube.json("POST", "/api/v1/namespaces", body)
+        for n, (name, instances) in enumerate(SERVICES.items()):
+            for i in range(instances):
+                consul.register(name, f"{name}-{i + 1}", f"10.77.{n}.{i + 1}", 8000 + n)
+        running.start()
+        try:
+            eventually(lambda: len(ready_addresses(kube.endpoints("storage", "web"))), 6, 60)
+            consul.flip("radosgw", "radosgw-4", "critical")
+            consul.flip("orders", "orders-2", "warning")
+            eventually(lambda: len(ready_addresses(kube.endpoints("storage", "radosgw"))), 11, 60)
+            look_at_everything(running, opened)
+            for name in sorted(SERVICES, key=lambda s: -SERVICES[s]):
+                for i in range(1, SERVICES[name]):
+                    consul.deregister(name, f"{name}-{i + 1}")
+            page = opened(running.url)
+            expect(page.locator("h1")).to_have_text(re.compile("Holding$"), timeout=PATIENCE_MS)
+            picture(page, "held")
+            page.context.close()
+        finally:
+            running.stop()
+
+
+def look_at_everything(running: Daemon, opened: Open) -> None:
+    """The first page and a service's, in both colours and on both screens."""
+    backs = set()
+    for scheme in ("light", "dark"):
+        for width, size in ((1280, "wide"), (375, "phone")):
+            for path, what in (("/", "overview"), ("/service/storage/radosgw", "service")):
+                page = opened(running.url + path, color_scheme=scheme, viewport={"width": width, "height": 860})
+                expect(page.locator("#live span")).to_have_text("Live")
+                assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+                backs.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
+                picture(page, f"{what}-{scheme}-{size}")
+                page.context.close()
+    assert len(backs) == 2
