@@ -26,6 +26,10 @@ PYTHON = sys.executable
 BIN = Path(PYTHON).parent
 
 
+PACKAGES = (("nft", "nftables"), ("ip", "iproute2"), ("chromium", "chromium"))
+"""Programs that tests look for, and the Debian packages that have them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One command of the suite. `needs_lab`: it waits for the servers' build."""
@@ -106,7 +110,7 @@ def main() -> int:
 
 def _install_packages() -> None:
     """In continuous integration nothing may be skipped for want of a package that apt has."""
-    missing = [p for program, p in (("nft", "nftables"), ("ip", "iproute2")) if shutil.which(program) is None]
+    missing = [p for program, p in PACKAGES if shutil.which(program) is None]
     if missing and os.environ.get("CI") == "true" and os.geteuid() == 0:
         print(f"== installing {', '.join(missing)}", flush=True)
         try:

@@ -11,6 +11,9 @@ from bridge.observe.drawing import LISTED, counts, duration, fact, sparkline, te
 from bridge.observe.history import BUCKET_SECONDS, BUCKETS, Series
 from bridge.observe.markup import Html, el
 
+HOLDS = 3
+"""Holds that are told above the table; it has them all."""
+
 QUARTER = BUCKET_SECONDS * BUCKETS // 60
 
 
@@ -72,10 +75,15 @@ def troubles(state: Mapping[str, Any]) -> Html | None:
     said = [f"Consul, {dc}: {reason}" for dc, reason in sorted(_mapping(state.get("consul")).items())]
     if state.get("first_pass_done") and state.get("kubernetes", "ok") != "ok":
         said.append(f"Kubernetes: {state['kubernetes']}")
-    said += [f"Held: {held}" for held in state.get("held") or ()]
-    error = _mapping(state.get("election")).get("error")
-    said += [f"Election: {error}"] if error else []
-    return text_list(said, LISTED) if said else None
+    if error := _mapping(state.get("election")).get("error"):
+        said.append(f"Election: {error}")
+    if state.get("configuration", "ok") != "ok":
+        said.append(f"The new settings cannot be used, the old ones stay: {state['configuration']}")
+    held = [f"Held: {h}" for h in state.get("held") or ()]
+    if len(held) > HOLDS:
+        rest = el("li", el("a", f"and {len(held) - HOLDS:,} more holds", href="?state=held"))
+        return el("ul", *(el("li", t) for t in (*said, *held[:HOLDS])), rest)
+    return text_list([*said, *held], LISTED) if said or held else None
 
 
 def cards(overview: Overview) -> Html:

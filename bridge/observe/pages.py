@@ -48,7 +48,6 @@ def changes_page(changes: Sequence[Entry]) -> Html:
     """All that is remembered of what happened."""
     return _page(
         "Recent changes", "", "./",
-        el("nav", el("a", "Overview", href="./"), aria_label="Breadcrumb", class_="crumbs"),
         el("section", el("h1", "Recent changes"), change_list(changes, "./"), id="changes", data_live=True),
     )  # fmt: skip
 
@@ -58,7 +57,6 @@ def service_page(row: Row, explanations: Sequence[Explanation], changes: Sequenc
     root = "../../"
     return _page(
         f"{row.namespace}/{row.name}", TONES.get(row.state, "bad"), root,
-        el("nav", el("a", "Overview", href=root), aria_label="Breadcrumb", class_="crumbs"),
         el(
             "section",
             el("h1", row.name, " ", badge(row.state)),
@@ -78,14 +76,14 @@ def service_page(row: Row, explanations: Sequence[Explanation], changes: Sequenc
     )  # fmt: skip
 
 
-def missing_page(namespace: str, name: str) -> Html:
-    """There is no such service."""
+def missing_page(namespace: str, name: str, root: str) -> Html:
+    """There is no such service; `root` leads to the first page."""
     return _page(
-        "No such service", "bad", "../../",
+        "No such service", "bad", root,
         el("h1", "No such service"),
         el("p", f"Nothing is mirrored to {namespace}/{name}. It may have gone from Consul, or no rule selects it: "
            "bridge explain SERVICE says why."),
-        el("p", el("a", "Back to all services", href="../../")),
+        el("p", el("a", "Back to all services", href=root)),
     )  # fmt: skip
 
 
@@ -142,7 +140,7 @@ def _explanation(explanation: Explanation) -> Html:
             el("td", r.address, el("small", r.chosen)),
             el("td", r.ports), el("td", r.ended), el("td", r.kubernetes), el("td", r.reason),
         )
-        for r in explanation.rows[:INSTANCES]
+        for r in sorted(explanation.rows, key=lambda r: r.ended == r.kubernetes == "ready")[:INSTANCES]
     )  # fmt: skip
     title = f"{explanation.service} in {explanation.datacenter}"
     table = el(

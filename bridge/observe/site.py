@@ -100,7 +100,7 @@ class Site:
         row = next((r for r in rows if r.name == name and r.namespace == namespace), None)
         why = self._source.explain(namespace, name) if row is not None else None
         if row is None or why is None or len(request.segments) != 3:
-            return html_answer(404, pages.missing_page(namespace, name))
+            return html_answer(404, pages.missing_page(namespace, name, "../" * (len(request.segments) - 1)))
         mine = [e for e in self._history.changes() if e.name == name and e.namespace == namespace]
         return html_answer(200, pages.service_page(row, why, mine[:SHOWN]))
 

@@ -1,0 +1,302 @@
+"""The pages for people: what they say, in which order, and that nobody's names become markup."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+
+from bridge.core.model import Skipped
+from bridge.observe import pages
+from bridge.observe.answers import Request
+from bridge.observe.drawing import service_path
+from bridge.observe.history import History, Series
+from bridge.observe.listing import PER_PAGE, Wish, find
+from bridge.observe.markup import el, join, text
+from bridge.observe.metrics import Metrics
+from bridge.observe.overview import Overview, judge
+from bridge.observe.site import Site
+from tests.unit.observe.builders import HOSTILE, STATE, World, entry, explanation, row
+
+ALLOWED = {
+    *("html", "head", "meta", "title", "link", "script", "body", "a", "header", "nav", "p", "main", "section", "div"),
+    *(
+        "h1",
+        "h2",
+        "ul",
+        "ol",
+        "li",
+        "dl",
+        "dt",
+        "dd",
+        "svg",
+        "rect",
+        "path",
+        "form",
+        "label",
+        "input",
+        "button",
+        "span",
+    ),
+    *("small", "span", "table", "caption", "thead", "tbody", "tr", "th", "td", "time", "details", "summary", "strong"),
+}
+
+
+class Elements(HTMLParser):
+    """All elements of a page, with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Remembered."""
+        self.found.append((tag, dict(attrs)))
+
+    def having(self, attribute: str) -> list[str]:
+        """Values of an attribute, wherever it stands."""
+        return [str(a[attribute]) for _, a in self.found if attribute in a]
+
+
+def overview(**fields: Any) -> Overview:
+    """All is well with one service, unless said otherwise."""
+    values: dict[str, Any] = {
+        "state": STATE, "services": 1, "states": {"in sync": 1}, "ready": 12, "not_ready": 0,
+        "series": Series((None,) * 90, (0,) * 90),
+    }  # fmt: skip
+    return Overview(**{**values, **fields})
+
+
+def get(world: World, path: str, query: dict[str, str] | None = None, history: History | None = None) -> str:
+    """A page of a site that shows the world."""
+    site = Site(world, Metrics("1").text, history or History())
+    page = site.pages.get(path) or site.pages["/service/"]
+    return page(Request(path, query or {})).body.decode()
+
+
+def hostile_world() -> World:
+    """A world in which everything that others choose is hostile."""
+    world = World()
+    world.rows = [row(HOSTILE, HOSTILE, state, service=HOSTILE, datacenter=HOSTILE, detail=HOSTILE)
+                  for state in ("in sync", "held", "conflict", "failed", "unknown", "differs")]  # fmt: skip
+    world.explanations = (
+        explanation(
+            HOSTILE, problem=HOSTILE, held=(HOSTILE,), conflicts=(HOSTILE,), warnings=(HOSTILE,), differences=(HOSTILE,)
+        ),
+    )
+    world.skipped = (Skipped(HOSTILE, HOSTILE, HOSTILE),)
+    world.state_answer = {
+        **STATE, "consul": {HOSTILE: HOSTILE}, "kubernetes": HOSTILE, "held": [HOSTILE], "owner": HOSTILE,
+        "catalog": {HOSTILE: {}}, "election": {"held": [0], "shards": 1, "members": [HOSTILE], "error": HOSTILE},
+        "configuration": HOSTILE,
+    }  # fmt: skip
+    return world
+
+
+class Hostile(History):
+    """A history in which everything that others choose is hostile."""
+
+    def changes(self, limit: int = 200) -> tuple[Any, ...]:
+        """One of each tone."""
+        return tuple(entry(tone=t, text=HOSTILE, name=HOSTILE, namespace=HOSTILE) for t in ("good", "bad", "plain"))
+
+
+SERVICE = "/" + service_path(HOSTILE, HOSTILE)
+
+
+@pytest.mark.parametrize("path", ["/", "/changes", SERVICE, "/service/a/b"])
+def test_hostile_names_stay_text(path: str) -> None:
+    """Whoever may register in Consul chooses them; so does whoever writes the address."""
+    page = get(hostile_world(), path, {"q": HOSTILE, "state": HOSTILE, "sort": HOSTILE, "page": HOSTILE}, Hostile())
+    elements = Elements(page)
+    assert {tag for tag, _ in elements.found} <= ALLOWED
+    assert [a.get("src") for tag, a in elements.found if tag == "script"] == [
+        "../../page.js" if "service" in path else "./page.js"
+    ]
+    assert not [name for _, a in elements.found for name in a if name.startswith("on") or name == "style"]
+    assert not {"\x1b", "\u202e"} & set(page)
+    if path != "/service/a/b":
+        assert "&lt;script&gt;" in page
+    assert not [h for h in elements.having("href") if ":" in h.split("?")[0]]
+
+
+def test_a_service_of_any_name_is_reached_by_its_link() -> None:
+    """Names are quoted in addresses and read back."""
+    page = get(hostile_world(), SERVICE, history=Hostile())
+    assert "No such service" not in page
+
+
+def test_what_is_not_there_is_said() -> None:
+    """Neither an unknown service nor one that went meanwhile is an error."""
+    world = World()
+    assert "Nothing is mirrored to storage/nix" in get(world, "/service/storage/nix")
+    world.explanations = None
+    assert "Nothing is mirrored to storage/radosgw" in get(world, "/service/storage/radosgw")
+    assert "No such service" in get(World(), "/service/storage/radosgw/more")
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, "In sync"),
+        ({"services": 0, "states": {}}, "In sync"),
+        ({"states": {"unknown": 1}}, "In sync as far as known"),
+        ({"states": {"conflict": 1, "unknown": 1}}, "In sync, with conflicts"),
+        ({"states": {"differs": 1, "conflict": 1}}, "Catching up"),
+        ({"states": {"held": 1, "differs": 1}}, "Holding"),
+        ({"states": {"failed": 1, "held": 1}}, "Something fails"),
+        ({"state": {**STATE, "consul": {"dc1": "refused"}}, "states": {"failed": 1}}, "Consul does not answer"),
+        ({"state": {**STATE, "consul": {"dc1": "x"}, "kubernetes": "refused"}}, "Cannot write"),
+        ({"state": {"first_pass_done": False, "kubernetes": "not listed yet"}}, "Starting"),
+    ],
+)
+def test_the_verdict_is_the_worst_that_is_so(change: dict[str, Any], verdict: str) -> None:
+    """As the table above `judge` says."""
+    assert judge(overview(**change))[1] == verdict
+
+
+def test_the_first_page_before_anything_is_known() -> None:
+    """The bridge is served before it has read anything."""
+    world = World()
+    world.rows, world.state_answer = [], {"first_pass_done": False, "owner": "default", "queue": 0}
+    page = get(world, "/")
+    assert "Starting" in page
+    assert "No service is mirrored yet." in page
+
+
+@pytest.mark.parametrize(
+    ("election", "words"),
+    [
+        ({}, "the only one"),
+        ({"held": [], "shards": 1, "members": ["a", "b"]}, "stands by"),
+        ({"held": [0], "shards": 1, "members": ["a"]}, "leads"),
+        ({"held": [0, 2], "shards": 4, "members": ["a", "b"]}, "leads 2 of 4 shards"),
+    ],
+)
+def test_the_role_is_shown(election: dict[str, Any], words: str) -> None:
+    """Leader, standby, some of the shards."""
+    world = World()
+    world.state_answer |= {"election": election}
+    assert f"<dd>{words}</dd>" in get(world, "/")
+
+
+def test_many_holds_are_cut_and_linked() -> None:
+    """The first page stays a page."""
+    world = World()
+    world.state_answer["held"] = [f"storage/s{n}: kept" for n in range(5000)]
+    page = get(world, "/")
+    assert page.count("Held: ") == 3
+    assert 'href="?state=held">and 4,997 more holds</a>' in page
+
+
+def test_a_page_has_what_a_screen_reader_needs() -> None:
+    """One h1, landmarks, a language, headers with a scope, and an order that is said."""
+    elements = Elements(get(World(), "/"))
+    tags = Counter(tag for tag, _ in elements.found)
+    assert {t: tags[t] for t in ("h1", "main", "header", "caption")} == {"h1": 1, "main": 1, "header": 1, "caption": 1}
+    assert elements.having("lang") == ["en"]
+    assert elements.having("aria-sort") == ["ascending"]
+    assert all(a.get("scope") in ("col", "row") for tag, a in elements.found if tag == "th")
+    ids = elements.having("id")
+    assert len(ids) == len(set(ids))
+    assert set(elements.having("aria-labelledby")) | set(elements.having("for")) <= set(ids)
+
+
+def test_instances_in_trouble_come_first_and_long_lists_are_cut() -> None:
+    """A service of a thousand instances is still a page."""
+    fine = explanation().rows[0]
+    rows = (
+        *(replace(fine, instance=f"vm-{n:04}") for n in range(1000)),
+        replace(fine, instance="sick", ended="not ready"),
+    )
+    page = pages.service_page(row(), [explanation(rows=rows)], [])
+    assert page.index("sick") < page.index("vm-0000")
+    assert page.count("<tr>") == 1 + pages.INSTANCES
+    assert "and 501 more" in page
+
+
+# --------------------------------------------------------------------------- search, order, pages
+
+ROWS = [
+    row(f"s{n:03}", "b" if n % 2 else "a", "held" if n % 10 == 0 else "in sync", consul_ready=n) for n in range(120)
+]
+
+
+def names(**wish: Any) -> list[str]:
+    """Names that a wish finds."""
+    return [f"{r.namespace}/{r.name}" for r in find(ROWS, Wish(**wish)).rows]
+
+
+def test_fifty_on_a_page_by_namespace_and_name() -> None:
+    """And the last page has the rest."""
+    assert (names()[:2], len(names()), names(page=3)[-1], len(names(page=3))) == (
+        ["a/s000", "a/s002"], PER_PAGE, "b/s119", 20,
+    )  # fmt: skip
+
+
+def test_a_page_too_far_is_the_last() -> None:
+    """Services go while somebody reads."""
+    assert names(page=99) == names(page=3)
+
+
+def test_search_wants_every_word_in_any_case() -> None:
+    """In the namespace, the name, the service or the datacenter."""
+    assert names(text="B/S01 DC1") == ["b/s011", "b/s013", "b/s015", "b/s017", "b/s019"]
+    assert names(text="nix") == []
+
+
+def test_the_filter_counts_what_the_search_finds() -> None:
+    """So that the numbers on it are what a click will show."""
+    found = find(ROWS, Wish(text="s01", state="held"))
+    assert ([r.name for r in found.rows], dict(found.states), found.found, found.total) == (
+        ["s010"], {"held": 1, "in sync": 9}, 1, 120,
+    )  # fmt: skip
+
+
+def test_columns_sort_both_ways_and_ties_go_by_name() -> None:
+    """What is in trouble comes first when states are sorted."""
+    assert names(sort="consul", descending=True)[:2] == ["b/s119", "a/s118"]
+    assert names(sort="state")[:2] == ["a/s000", "a/s010"]
+    assert names(sort="kubernetes") == names()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"page": "0"},
+        {"page": "-1"},
+        {"page": "9" * 100},
+        {"page": "²"},
+        {"page": "x"},
+        {"sort": "x"},
+        {"state": "x"},
+        {"dir": "x"},
+    ],
+)
+def test_what_makes_no_sense_counts_as_not_said(query: dict[str, str]) -> None:
+    """Somebody edited the address."""
+    assert Wish.of(query) == Wish()
+
+
+def test_an_address_leads_back_to_its_wish() -> None:
+    """Links and the form say the same."""
+    wish = Wish("a & b=ü", "held", "consul", True, 3)
+    assert Wish.of(dict(parse_qsl(wish.address()[1:]))) == wish
+    assert Wish().address() == "?"
+
+
+# --------------------------------------------------------------------------- markup
+
+
+def test_only_what_was_made_as_markup_is_markup() -> None:
+    """Text is escaped wherever it stands: as content, in attributes, joined."""
+    assert el("p", "<b>", el("b", "x"), None, class_='"<', hidden=True, title=None) == (
+        '<p class="&quot;&lt;" hidden>&lt;b&gt;<b>x</b></p>'
+    )
+    assert join("<", text("<"), 1) == "&lt;&lt;1"
+    assert text("a\x00\x1b\u202e") == "a\\x00\\x1b\\u202e"
