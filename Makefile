@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit bench lab-up lab-down image lock clean
+.PHONY: help setup demo test lint unit bench docs lab-up lab-env lab-down image lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,14 @@ unit: $(STAMP) ## the tests that need no server
 bench: $(STAMP) ## figures beside their floors, measured in the same run (tests/bench/out)
 	@$(BIN)/python -m tests.bench
 
+docs: $(STAMP) ## make docs/reference.md anew from the code
+	@$(BIN)/python -m tests.docs.reference
+
 lab-up: $(STAMP) ## start a real Consul and a real Kubernetes control plane here
 	@$(BIN)/python -m tests.lab up
+
+lab-env: $(STAMP) ## print what points clients at them: eval "$(make --silent lab-env)"
+	@$(BIN)/python -m tests.lab env
 
 lab-down: $(STAMP) ## stop them
 	@$(BIN)/python -m tests.lab down

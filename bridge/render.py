@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 MIN_WIDTH, MAX_WIDTH = 60, 200
 """A table is never laid out for less (it would be unreadable) or more (the eye loses the line)."""
 
+OTHERS = 12
+"""Endpoints that no instance accounts for, listed by name; beyond that they are counted."""
+
 # --------------------------------------------------------------------------- hostile text
 
 
@@ -444,6 +447,8 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
         facts += [
             ("Rule", f"not {verdict.rule}: {verdict.why_not}") for verdict in explanation.rules if verdict.why_not
         ]
+    if explanation.filter:
+        facts.append(("Filter", explanation.filter))
     if explanation.target:
         facts.append(("Target", explanation.target))
     if explanation.problem:
@@ -476,9 +481,18 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
         ]
         lines += ["", *columns(heads, rows, width, paint, colour_column=5)]
     lines.append("")
+    if explanation.others and not explanation.problem:
+        some = ", ".join(explanation.others[:OTHERS])
+        more = f" and {len(explanation.others) - OTHERS} more" if len(explanation.others) > OTHERS else ""
+        why = " (the hold keeps what is ready)" if explanation.held else ""
+        lines += _wrapped(f"Kubernetes also has, of no instance above{why}: {some}{more}", width, indent="")
     if explanation.differences:
         lines.append("Kubernetes differs; the next pass would:")
         lines += [line for text in explanation.differences for line in _wrapped(text, width)]
+    elif explanation.conflicts:
+        lines.append("Nothing is written there while the conflict lasts.")
+    elif explanation.held:
+        lines.append("Nothing is taken away while it is held.")
     elif explanation.target and explanation.consul != "not asked":
         lines.append("Kubernetes holds exactly this." if not explanation.problem else "Nothing is to be written.")
     return "\n".join(lines).rstrip() + "\n"

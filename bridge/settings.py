@@ -493,7 +493,7 @@ class GuardSection(_Section):
     """How much may be taken away, and how fast (what is held is said, and `bridge sync --force` releases it)."""
 
     removal_threshold: Percent = _setting(
-        50.0, "Removals are held when Consul drops more than this part of the ready endpoints within `window`."
+        50, "Removals are held when Consul drops more than this part of the ready endpoints within `window`."
     )
     removal_minimum: _number(0, 1_000_000) = _setting(  # type: ignore[valid-type]
         10, "Fewer ready endpoints than this may always go: the guard is about catastrophes."

@@ -51,7 +51,7 @@ BELLS_LINGER_SECONDS = 60.0
 TICK_SECONDS = 0.25
 
 LISTING_RATE, LISTING_BYTES = 2.0, 1e6
-BELL_RATE, BELL_BURST, BELL_BYTES = 20.0, 20.0, 2e6
+BELL_RATE, BELL_BURST, BELL_BYTES = 20.0, 20.0, 6e6
 """A quiet doorbell is armed again at once; a busy one so that it costs at most so many wakes and bytes a second."""
 
 SERVICE_RATE, SERVICE_BURST = 20.0, 250.0

@@ -1,4 +1,4 @@
-"""Finding out who changed when nobody says it: index probes over services or over nodes, whichever are fewer.
+"""Finding out who changed when nobody says it: index probes over services or over nodes, whichever cost less.
 
 A registration, a port, a meta value ring the listing without a name. Every service and every node has an index
 of its own that moves with exactly its changes, and asking for it costs a fraction of reading it (FACTS-consul B3). A
@@ -28,9 +28,15 @@ from bridge.errors import PermanentError, TransientError
 PIECE = 32
 """Probes that are sent at once. Where there are several readers, one stays out of sweeps: nothing waits for them."""
 
-SHARE, SAVED_SECONDS = 0.25, 2.0
-"""At most this share of the time is spent sweeping; so many seconds of it can be saved up in quiet times."""
+SHARES = ((0.5, 3.0), (0.2, 60.0))
+"""(share of the time, seconds of it that can be saved up in quiet times) that sweeps may take, all at once.
 
+Half of the time while changes come in a burst, so that the last of them is found soon; a fifth of it, and no more,
+when they never end.
+"""
+
+NODE_COST = 2.5
+"""A node's probe, as probes of services: Consul filters all that is on the node, and who moved must be asked too."""
 
 T = TypeVar("T")
 
@@ -82,7 +88,7 @@ class Sweeper:
         self._running: _Sweep | None = None
         self._wanted = False
         self._verify_wanted = False
-        self._time = Bucket(SHARE, SAVED_SECONDS, clock)
+        self._buckets = [Bucket(share, saved, clock) for share, saved in SHARES]
         self._not_before = float("-inf")
         self._nodes: dict[str, int] | None = None
         self.looked = 0
@@ -129,7 +135,7 @@ class Sweeper:
         services = self._ground.services_to_probe(every=False)
         covered = [entry for entry in services if entry.covered]
         nodes = self._ground.nodes_to_probe()
-        if nodes is None or len(nodes) >= len(covered):
+        if nodes is None or len(nodes) * NODE_COST >= len(covered):
             self._begin(self._probes_of(services, verifying=False))
             return
         rest = [entry for entry in services if not entry.covered]
@@ -187,7 +193,7 @@ class Sweeper:
         else:
             self.looked += 1
         self.last_seconds = took
-        rest = self._time.take(took)
+        rest = max(bucket.take(took) for bucket in self._buckets)
         self._not_before = self._clock() + rest
         if self._wanted or self._verify_wanted:
             self._readers.put(Urgency.SWEEP, lambda _client: self.tick(), max(rest, LEAST_REST_SECONDS))

@@ -7,6 +7,7 @@
 | annotation `consul-bridge/datacenter` | in this datacenter; default: the bridge's own |
 | annotation `consul-bridge/tags` | only instances with all of these tags (comma-separated) |
 | annotation `consul-bridge/filter` | only instances for which Consul's filter expression is true |
+| annotation `consul-bridge/output` | carried by `endpoints` (default), `endpointslices` or `both` |
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ SERVICE = "consul-bridge/service"
 DATACENTER = "consul-bridge/datacenter"
 TAGS = "consul-bridge/tags"
 FILTER = "consul-bridge/filter"
+OUTPUT = "consul-bridge/output"
 
 
-def request_of(
-    service: CurrentService | None, datacenter: str, output: Output = Output.ENDPOINTS
-) -> tuple[Rule, Query] | None:
+def request_of(service: CurrentService | None, datacenter: str) -> tuple[Rule, Query] | None:
     """What a Service asks for, None when it asks for nothing (or is one of our own making)."""
     if service is None or service.meta.owner is not None or service.meta.deleting:
         return None
@@ -31,6 +31,8 @@ def request_of(
         return None
     target = Target(service.meta.namespace, service.meta.name)
     name = marks.get(SERVICE, "").strip() or target.name
+    wanted = marks.get(OUTPUT, "").strip()
+    output = Output(wanted) if wanted in Output.__members__.values() else Output.ENDPOINTS
     expression = marks.get(FILTER, "").strip()
     rule = Rule(
         name=f"Service {target}",

@@ -13,7 +13,10 @@ from typing import Any
 from bridge.core import select
 from bridge.core.canonical import shorten
 from bridge.core.model import Action, Current, Instance, Knowledge, Known, Plan, Rule, Skipped, Target, Unknown
-from bridge.core.translate import Fate, Resolved, choose_address, fates_of, instance_name
+from bridge.core.translate import Ended, Fate, Resolved, choose_address, fates_of, instance_name
+
+Stands = dict[tuple[str, int], bool]
+"""(address, port) pairs in Kubernetes, and whether they are ready in any object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All that there is to say about one service. `problem` says why it has no target, or not the one it wants."""
+    """All that there is to say about one service. `problem` says why it has no target, or not the one it wants.
+
+    `filter` is the rule's expression that Consul evaluates. `others` are endpoints that stand at the target without
+    any of the instances: `10.0.0.1:8080 ready`.
+    """
 
     service: str
     datacenter: str
@@ -55,6 +62,8 @@ class Explanation:
     held: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    filter: str = ""
+    others: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As `bridge explain -o json` prints it."""
@@ -73,8 +82,12 @@ def explain(
     plan: Plan | None = None,
     resolved: Resolved | None = None,
     cluster_nodes: Collection[str] = (),
+    unfiltered: Knowledge | None = None,
 ) -> Explanation:
-    """Explain one service. `tags` are those of the catalog, None when the catalog does not list the service."""
+    """Explain one service. `tags` are those of the catalog, None when the catalog does not list the service.
+
+    `unfiltered` is what Consul holds without the rule's filter, so that what the filter leaves out can be shown.
+    """
     verdicts, rule = _verdicts(service, datacenter, tags or (), rules)
     target: Target | Skipped | None = None
     problem = select.excluded(service, tags or ()) or ""
@@ -91,7 +104,10 @@ def explain(
             problem = target.reason
         elif claims is not None and query not in {q for q, _ in claims.owners(target)}:
             problem = next((s.reason for s in claims.losers(target) if s.service == service), problem)
-    consul, rows = _rows(rule, knowledge, current, resolved, cluster_nodes)
+    stands = _stands(current)
+    consul, rows, explained = _rows(rule, knowledge, stands, current, resolved, cluster_nodes)
+    rows += _left_out(knowledge, unfiltered, rule)
+    others = sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
     return Explanation(
         service=service,
         datacenter=datacenter,
@@ -105,6 +121,8 @@ def explain(
         held=tuple(h.reason for h in plan.held) if plan is not None else (),
         conflicts=tuple(f"{c.kind} {c.target}: {c.reason}" for c in plan.conflicts) if plan is not None else (),
         warnings=plan.warnings if plan is not None else (),
+        filter=rule.filter if rule is not None else "",
+        others=tuple(f"{address}:{port} {'ready' if ready else 'not ready'}" for address, port, ready in others),
     )
 
 
@@ -124,25 +142,40 @@ def _verdicts(
 def _rows(
     rule: Rule | None,
     knowledge: Knowledge | None,
+    stands: Stands,
     current: Current | None,
     resolved: Resolved | None,
     cluster_nodes: Collection[str],
-) -> tuple[str, tuple[Row, ...]]:
+) -> tuple[str, tuple[Row, ...], set[tuple[str, int]]]:
+    """What Consul says, a row per instance, and the (address, port) pairs that these account for."""
     match knowledge:
         case None:
-            return "not asked", ()
+            return "not asked", (), set(stands)
         case Unknown(reason):
-            return f"unknown: {reason}", ()
+            return f"unknown: {reason}", (), set(stands)
         case Known(instances):
-            stands = _stands(current)
             fates = fates_of(instances, rule or Rule(), current, resolved, cluster_nodes)
             rows = tuple(_row(fate, rule or Rule(), stands) for fate in fates)
-            return f"{len(rows)} instances", rows
+            explained = {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports}
+            return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, explained
         case _:
-            return "gone", ()
+            return "gone", (), set()
 
 
-def _row(fate: Fate, rule: Rule, stands: dict[tuple[str, int], bool]) -> Row:
+def _left_out(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: Rule | None) -> tuple[Row, ...]:
+    """Rows for the instances that Consul does not show under the rule's filter."""
+    if not isinstance(knowledge, Known) or not isinstance(unfiltered, Known) or rule is None:
+        return ()
+    shown = {(i.node, i.id) for i in knowledge.instances}
+    rows = []
+    for instance in unfiltered.instances:
+        if (instance.node, instance.id) not in shown:
+            fate = Fate(instance, Ended.NOT_SELECTED, "the rule's filter leaves it out")
+            rows.append(_row(fate, rule, {}))
+    return tuple(rows)
+
+
+def _row(fate: Fate, rule: Rule, stands: Stands) -> Row:
     instance = fate.instance
     address, _ = choose_address(instance, rule.instances)
     found = [stands.get((e.address, p.number)) for _, e in fate.endpoints for p in fate.ports]
@@ -170,9 +203,9 @@ def _chosen(instance: Instance, wanted: str, address: str) -> str:
     return f"the tagged address {shorten(wanted)}"
 
 
-def _stands(current: Current | None) -> dict[tuple[str, int], bool]:
-    """(address, port) pairs that Kubernetes has at the target now, and whether they are ready in any object."""
-    stands: dict[tuple[str, int], bool] = {}
+def _stands(current: Current | None) -> Stands:
+    """What Kubernetes has at the target now."""
+    stands: Stands = {}
     if current is not None:
         groups = [s.group for s in current.slices] + list(current.endpoints.groups if current.endpoints else ())
         for group in groups:

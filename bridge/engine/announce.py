@@ -1,29 +1,30 @@
 """Tells of what people should know as Kubernetes Events on the objects concerned, for `kubectl describe`.
 
-| reason | type | when |
-| --- | --- | --- |
-| Mirrored | Normal | a Service or its Endpoints were created, adopted or removed |
-| Conflict | Warning | an object that we would need is somebody else's |
-| InstancesSkipped | Warning | instances (or whole Consul services) that are left out, and why |
-| Attention | Warning | something works but should be looked at (more than 1,000 addresses, say) |
-| ReadFailed | Warning | Consul refuses what is asked of it for this service (its filter, say) |
-| WriteFailed | Warning | the API server refuses a write, and trying again will not help |
-| Held | Warning | endpoints are kept that Consul no longer shows |
-| HoldEnded | Normal | they are kept no longer |
-
-Each is said once, and again when its text changes. Only who writes a target speaks of it.
+Each of `REASONS` is said once, and again when its text changes. Only who writes a target speaks of it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, Protocol
 
 from bridge.core.model import Action, Current, Held, Kind, Knowledge, Query, Target, Unknown
 from bridge.errors import PermanentError
 from bridge.kube.events import About, Event
 from bridge.report import NullObserver, Outcome, Report
+
+REASONS: Mapping[str, tuple[Literal["Normal", "Warning"], str]] = {
+    "Mirrored": ("Normal", "a Service or its Endpoints were created or removed"),
+    "Conflict": ("Warning", "an object that we would need is somebody else's"),
+    "InstancesSkipped": ("Warning", "instances (or whole Consul services) that are left out, and why"),
+    "Attention": ("Warning", "something works but should be looked at: more than 1,000 addresses, for example"),
+    "ReadFailed": ("Warning", "Consul refuses what is asked of it for this service: its filter, for example"),
+    "WriteFailed": ("Warning", "the API server refuses a write, and trying again will not help"),
+    "Held": ("Warning", "endpoints are kept that Consul no longer shows, or shows sick"),
+    "HoldEnded": ("Normal", "they are kept no longer"),
+}
+"""What is said, by its reason: of which type, and when."""
 
 SHOWN = 5
 """How many skipped instances an Event names; the rest is counted."""
@@ -56,9 +57,9 @@ class Announcer(NullObserver):
         for change in outcome.applied:
             if change.action is Action.CREATE and change.kind is not Kind.ENDPOINT_SLICE:
                 text = f"created {change.kind} from Consul service {source}"
-                self._record(target, change.kind, "Normal", "Mirrored", text)
+                self._record(target, change.kind, "Mirrored", text)
             elif change.action is Action.DELETE and change.kind is Kind.ENDPOINTS:
-                self._record(target, Kind.SERVICE, "Normal", "Mirrored", f"removed {change.kind}: {change.reason}")
+                self._record(target, Kind.SERVICE, "Mirrored", f"removed {change.kind}: {change.reason}")
         refused = [f"{f.change.action} of {f.change.kind}: {f.error}" for f in outcome.failures
                    if isinstance(f.error, PermanentError)]  # fmt: skip
         self._say(target, Kind.SERVICE, "WriteFailed", "; ".join(refused))
@@ -83,10 +84,10 @@ class Announcer(NullObserver):
             before, self._held = self._held, now
         for target, reason in now.items():
             if target not in before:
-                self._record(target, Kind.SERVICE, "Warning", "Held", reason)
+                self._record(target, Kind.SERVICE, "Held", reason)
         for target in before.keys() - now.keys():
             if self._leads(target):
-                self._record(target, Kind.SERVICE, "Normal", "HoldEnded", "nothing is held any more")
+                self._record(target, Kind.SERVICE, "HoldEnded", "nothing is held any more")
 
     def pass_done(self, _duration_seconds: float, report: Report) -> None:
         """Everything was looked at."""
@@ -125,10 +126,10 @@ class Announcer(NullObserver):
                 del self._said[key]
                 return
             self._said[key] = text
-        self._record(target, kind, "Warning", reason, text)
+        self._record(target, kind, reason, text)
 
-    def _record(self, target: Target, kind: Kind, type_: Literal["Normal", "Warning"], reason: str, text: str) -> None:
+    def _record(self, target: Target, kind: Kind, reason: str, text: str) -> None:
         current = self._current(target)
         found = {Kind.SERVICE: current.service, Kind.ENDPOINTS: current.endpoints}.get(kind)
-        uid = found.meta.uid if found is not None else ""
-        self._recorder.record(Event(About(kind, target.namespace, target.name, uid), type_, reason, "Mirror", text))
+        about = About(kind, target.namespace, target.name, found.meta.uid if found is not None else "")
+        self._recorder.record(Event(about, REASONS[reason][0], reason, "Mirror", text))

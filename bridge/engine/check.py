@@ -16,7 +16,7 @@ from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.model import Group, Known, Output, Query, Rule, Skipped, Target, Unknown
 from bridge.core.translate import MIRRORING_LIMIT, selects
-from bridge.engine.scope import namespaces_of
+from bridge.engine.scope import anchored, namespaces_of
 from bridge.errors import BridgeError
 from bridge.kube.cache import can_i, namespaces_exist
 from bridge.kube.client import KubeClient, KubeConfig
@@ -185,7 +185,7 @@ class _Check:
             yield Probe("consul datacenters", FAILED, detail, "--datacenter, or rules[].datacenters")
         else:
             yield Probe("consul datacenters", OK, ", ".join(wanted))
-        chosen = _Chosen(rules)
+        chosen = _Chosen(anchored(rules, (own,)))
         listed = []
         for datacenter in (dc for dc in wanted if dc in known):
             try:

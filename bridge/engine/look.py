@@ -16,12 +16,14 @@ from typing import Any
 from bridge.consul.client import ConsulConfig
 from bridge.consul.snapshot import read_all
 from bridge.core import select
+from bridge.core.annotated import request_of
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
-from bridge.core.model import Current, Knowledge, Listing, Plan, Query, Rule, Skipped, Target, Unknown
+from bridge.core.model import Current, Knowledge, Known, Listing, Plan, Query, Rule, Skipped, Target, Unknown
+from bridge.core.translate import host_names
 from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
 from bridge.engine.resolver import Resolver
-from bridge.engine.scope import datacenters_of, namespaces_of
+from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.sync import Progress, SyncOptions
 from bridge.engine.world import World
 from bridge.errors import BridgeError
@@ -131,7 +133,9 @@ def explain_once(
             look.kubernetes_trouble = str(error)
         look.read_consul(service)
         listing = [dc for dc in look.datacenters if service in look.services_of(dc)]
-        return [look.explain(service, dc) for dc in listing or look.datacenters[:1]], look.troubles()
+        asked = [look.explain_annotated(t, *r) for t, r in sorted(look.annotated.items()) if r[1].service == service]
+        found = [look.explain(service, dc) for dc in listing or look.datacenters[:1]]
+        return [e for e in found if e.rule or not asked] + asked, look.troubles()
     finally:
         look.close()
 
@@ -154,6 +158,7 @@ class _Look:
         self._store = Store(options.owner)
         self._listings: dict[str, Listing | Unknown] = {}
         self._views: dict[Query, Knowledge] = {}
+        self.annotated: dict[Target, tuple[Rule, Query]] = {}
         self._claims = select.Claims()
         self._resolver: Resolver[Target] = Resolver(options.resolver)
         self._nodes: frozenset[str] = frozenset()
@@ -176,9 +181,17 @@ class _Look:
     def read_consul(self, service: str | None) -> None:
         """Read everything that the rules select, or only `service` and what shares its target."""
         self.datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
+        self._rules = anchored(self._rules, self.datacenters)
         self.world = World(self._rules, self.datacenters, grace_seconds=0.0)
         for target in self._store.targets():
             self.world.remember(target, names_at(self._store.current(target)), now=0.0)
+        for found in self._store.annotated_services():
+            request = request_of(found, self._consul.datacenter or self.datacenters[0])
+            if request is not None:
+                target = Target(found.meta.namespace, found.meta.name)
+                self.annotated[target] = request
+                self.world.annotate(target, *request, 0.0)
+                self._claims.claim(request[1], request[0], target)
         if service is None:
             self._read(lambda dc, listing: self._listed(dc, listing))
         else:
@@ -218,8 +231,10 @@ class _Look:
 
     def _needed(self, service: str, datacenter: str) -> frozenset[Query]:
         own, target = self._place(service, datacenter)
-        shared = (q for q, _ in self._claims.owners(target)) if isinstance(target, Target) else ()
-        return frozenset({own, *(q for q in shared if q.datacenter == datacenter)})
+        plain = replace(own, filter="")
+        shared = [q for q, _ in self._claims.owners(target)] if isinstance(target, Target) else []
+        shared += [q for _, q in self.annotated.values() if q.service == service]
+        return frozenset({own, plain, *(q for q in shared if q.datacenter == datacenter)})
 
     def _place(self, service: str, datacenter: str) -> tuple[Query, Target | Skipped | None]:
         tags = self.services_of(datacenter).get(service)
@@ -292,22 +307,40 @@ class _Look:
             since=_since(current),
         )
 
+    def _addresses_of(self, target: Target | None, known: Knowledge | None) -> dict[str, tuple[str, ...]]:
+        """Addresses of the host names of what is to be explained, of a service without a target as well."""
+        if target is not None:
+            self.resolve_names([target])
+        elif isinstance(known, Known) and (names := host_names(known.instances, Rule())):
+            self._resolver.resolve(Target("", ""), names)
+            self._resolver.wait(self._options.resolver.wait_seconds, self._stop)
+        return {name: found for name, found in self._resolver.known().items() if found is not None}
+
     def explain(self, service: str, datacenter: str) -> Explanation:
+        """What the rules make of a service."""
         query, target = self._place(service, datacenter)
-        at = target if isinstance(target, Target) else None
-        if at is not None:
-            self.resolve_names([at])
+        return self._explain(query, target if isinstance(target, Target) else None, self._rules)
+
+    def explain_annotated(self, target: Target, rule: Rule, query: Query) -> Explanation:
+        """What becomes of a service that a person's Service at `target` asks for."""
+        return self._explain(query, target, [rule])
+
+    def _explain(self, query: Query, at: Target | None, rules: Sequence[Rule]) -> Explanation:
+        service, datacenter = query.service, query.datacenter
+        known = self._views.get(query)
+        resolved = self._addresses_of(at, known)
         listing = self._listings.get(datacenter)
         explanation = explain(
             service,
             datacenter,
             tags=self.services_of(datacenter).get(service),
-            rules=self._rules,
-            knowledge=self._views.get(query),
+            rules=rules,
+            knowledge=known,
+            unfiltered=self._views.get(replace(query, filter="")),
             claims=self._claims,
             current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,
             plan=self._plan(at) if at is not None and not self.kubernetes_trouble else None,
-            resolved={name: found for name, found in self._resolver.known().items() if found is not None},
+            resolved=resolved,
             cluster_nodes=self._nodes,
         )
         if isinstance(listing, Unknown):

@@ -132,6 +132,9 @@ class Reconciler:
             queries = self.world.queries_at(target)
             listed = any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
             reason = "no rule or annotation asks for it any more" if listed else "its service is gone from Consul"
+            unwatched = self._unwatched(target)
+        if unwatched:
+            return _Draft(Plan(target, queries=queries, warnings=(unwatched,)), None, self._store.current(target))
         if sources is None or (not sources and not removable):
             return None
         current = self._store.current(target)
@@ -149,6 +152,7 @@ class Reconciler:
         )
         skipped = tuple(sorted((*translation.skipped, *losers)))
         desired, warnings = translation.mirror, translation.warnings
+        warnings += tuple(_missing_text(s.query) for s in sources if s.rule.to.annotated and self._is_missing(s))
         if desired is not None and (unanswered := sorted(names - resolved.keys())):
             # unknown is not empty: some of what stands there may be these names' addresses
             desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
@@ -159,6 +163,20 @@ class Reconciler:
                 current = replace(current, mirrored=self._mirrored(target))
                 plan = self._diff(target, desired, current, skipped, warnings)
         return _Draft(replace(plan, queries=queries), desired, current)
+
+    def _unwatched(self, target: Target) -> str:
+        """What is said of a person's Service that names a datacenter of which nothing is read ("" when it does not)."""
+        asked = self.world.annotation(target)
+        if asked is None or asked[1].datacenter in self.world.datacenters:
+            return ""
+        return (
+            f"the annotation asks for datacenter {shorten(asked[1].datacenter)}, which no rule names, so it is not "
+            f"watched; there are {', '.join(self.world.datacenters)}"
+        )
+
+    def _is_missing(self, source: Source) -> bool:
+        with self.lock:
+            return self.world.is_missing((source.query.datacenter, source.query.service))
 
     def _guarded(self, drafts: Sequence[_Draft]) -> list[Plan]:
         """Step 5: what the guard holds is planned again, with what it would have lost kept in place."""
@@ -219,6 +237,11 @@ class _Draft:
 def _host_names(sources: Sequence[Source]) -> set[str]:
     """Names that stand where an address should, of all the services behind a target."""
     return {name for s in sources for name in translate.host_names(s.known.instances, s.rule)}
+
+
+def _missing_text(query: Query) -> str:
+    """What is said while an annotation names a service that is not there."""
+    return f"{shorten(query.datacenter)} lists no service {shorten(query.service)}, which the annotation asks for"
 
 
 def _unanswered_text(names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ from bridge.engine.live import Live, LiveRow
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
-from bridge.engine.scope import datacenters_of, namespaces_of
+from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import (
     BridgeError,
@@ -332,6 +332,7 @@ class Bridge:
     def _build(self, client: KubeClient) -> None:
         options = self._options
         datacenters = datacenters_of(self._rules, self._consul, options.consul_retry, self._stop)
+        self._rules = anchored(self._rules, datacenters)
         self._datacenter = self._consul.datacenter or datacenters[0]
         self._client = client
         if options.election is not None:
@@ -446,7 +447,7 @@ class Bridge:
             world, now = self._reconciler.world, self._clock()
             if request is None:
                 changed = world.unannotate(target, now)
-            elif world.annotation(target) == request[1]:
+            elif world.annotation(target) == request:
                 return False
             else:
                 changed = world.annotate(target, *request, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bridge.consul.client import ConsulClient, ConsulConfig
 from bridge.core.model import Rule
@@ -20,6 +21,11 @@ def namespaces_of(rules: Sequence[Rule], further: Sequence[str], default: str) -
     if "*" in wanted or any("{" in namespace for namespace in wanted):
         return None
     return tuple(sorted(wanted))
+
+
+def anchored(rules: Sequence[Rule], datacenters: Sequence[str]) -> tuple[Rule, ...]:
+    """The rules with their datacenters filled in: one that names none means the first of `datacenters_of`, not all."""
+    return tuple(rule if rule.datacenters else replace(rule, datacenters=tuple(datacenters[:1])) for rule in rules)
 
 
 def datacenters_of(

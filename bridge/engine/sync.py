@@ -15,7 +15,7 @@ from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
-from bridge.engine.scope import datacenters_of, namespaces_of
+from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import CancelledError
 from bridge.kube.cache import list_once
@@ -73,6 +73,7 @@ def sync_once(
         namespaces = namespaces_of(rules, kube.namespaces, client.namespace)
         store = call(lambda: list_once(client, namespaces, options.owner), options.retry, stop)
         datacenters = datacenters_of(rules, consul, options.retry, stop)
+        rules = anchored(rules, datacenters)
         world = World(rules, datacenters, grace_seconds=0.0, narrow=options.narrow)
         for target in store.targets():
             world.remember(target, names_at(store.current(target)), now=0.0)

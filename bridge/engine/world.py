@@ -50,7 +50,7 @@ class World:
         self._claims = select.Claims()
         self._feeds: dict[Query, set[Target]] = {}
         self._selected: dict[Name, Query] = {}
-        self._annotated: dict[Target, Query] = {}
+        self._annotated: dict[Target, tuple[Rule, Query]] = {}
         self._unmappable: dict[Query, Skipped] = {}
         self._leaving: dict[Name, float] = {}
         self._remembered: dict[Target, tuple[Name, ...]] = {}
@@ -124,18 +124,18 @@ class World:
     def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
         """A person's Service at `target` asks to be filled from `query`; returns the targets to look at."""
         before = self._annotated.get(target)
-        if before is not None and before != query:
+        if before is not None and before[1] != query:
             self.unannotate(target, now)
-        self._annotated[target] = query
+        self._annotated[target] = rule, query
         self._claim(query, rule, target)
         return {target}
 
     def unannotate(self, target: Target, now: float) -> set[Target]:
         """The person's Service at `target` no longer asks, or is gone: what we filled may go at once."""
-        query = self._annotated.pop(target, None)
-        if query is None:
+        asked = self._annotated.pop(target, None)
+        if asked is None:
             return set()
-        self._release(query, target, now, annotated=True)
+        self._release(asked[1], target, now, annotated=True)
         if not self._claims.owners(target):
             self._dismissed.add(target)
         return {target}
@@ -176,7 +176,8 @@ class World:
                 for dc, service in self._remembered_by
                 if (dc, service) not in self._selected and dc in self.datacenters
             )
-            self._wanted = frozenset(self._selected.values()) | frozenset(self._annotated.values()) | frozenset(memory)
+            asked = (query for _, query in self._annotated.values())
+            self._wanted = frozenset((*self._selected.values(), *asked, *memory))
         return self._wanted
 
     def unread(self) -> frozenset[Query]:
@@ -216,7 +217,7 @@ class World:
         claimed = tuple(query for query, _ in self._claims.owners(target))
         return claimed or tuple(Query(dc, service) for dc, service in self._remembered.get(target, ()))
 
-    def annotation(self, target: Target) -> Query | None:
+    def annotation(self, target: Target) -> tuple[Rule, Query] | None:
         """What the person's Service at `target` asks for, as far as we have heard."""
         return self._annotated.get(target)
 
@@ -232,6 +233,10 @@ class World:
         """Whether a datacenter's last listing has the name."""
         listing = self._listings.get(name[0])
         return listing is not None and name[1] in listing.services
+
+    def is_missing(self, name: Name) -> bool:
+        """Whether a datacenter was listed, and lacks the name."""
+        return name[0] in self._listings and not self.is_listed(name)
 
     def tags(self, name: Name) -> frozenset[str] | None:
         """The tags of a service's instances together; None when its datacenter does not list it."""

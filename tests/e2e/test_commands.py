@@ -20,7 +20,7 @@ import yaml
 
 from tests.lab import Lab
 from tests.program import BRIDGE, Result, bridge, environment
-from tests.raw import RawConsul, RawKube
+from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
 
@@ -260,3 +260,204 @@ def test_watching_through_a_pipe_ends_with_its_reader(lab: Lab, run: Run, namesp
         lines = [output.readline() for _ in range(3)]
     assert process.wait(60) == 0
     assert (lines[0].startswith("read at "), lines[1]) == (True, "nothing is mirrored\n")
+
+
+# --------------------------------------------------------------------------- explain, status, diff
+
+
+def gateways(consul: RawConsul, prefix: str) -> str:
+    """Twelve healthy instances but for the third; the service's name."""
+    for n in range(1, 13):
+        status = "critical" if n == 3 else "passing"
+        consul.register(
+            f"{prefix}gw", f"{prefix}vm-{n:02}", f"10.77.0.{n}", 8080, status=status, Tags=["s3"] if n > 2 else []
+        )
+    return f"{prefix}gw"
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a table's rows (they are two blanks apart), the titles left out."""
+    return [re.split(r" {2,}", line) for line in text.splitlines() if re.match(r"t[0-9a-f]{6}-", line)]
+
+
+def test_a_healthy_service_is_explained(run: Run, consul: RawConsul, namespace: str, prefix: str) -> None:
+    """Its rule, its target, a line per instance with the check that decided, and that all is well."""
+    name = gateways(consul, prefix)
+    run("sync", "--yes")
+    text = run("explain", name).stdout
+    assert text.startswith(
+        f"Service:  {name} in dc1\nRule:     rule 1 (--service, --namespace)\nTarget:   {namespace}/{name}\n"
+        "Consul:   12 instances\n"
+    )
+    found = rows(text)
+    node = f"{prefix}vm-03"
+    assert len(found) == 12
+    assert found[2] == [
+        f"{node}/{name}-{node}", "critical", f"check:{name}-{node}", "10.77.0.3", "8080", "not ready", "not ready",
+    ]  # fmt: skip
+    assert text.endswith("\nKubernetes holds exactly this.\n")
+    (row,) = run("status", "-o", "json").json["services"]
+    assert (row["state"], row["consul"], row["kubernetes"]) == (
+        "in sync", {"ready": 11, "not_ready": 1}, {"ready": 11, "not_ready": 1},
+    )  # fmt: skip
+    assert run("sync", "--dry-run", "-o", "diff").stdout == ""
+
+
+def test_a_filtered_service_says_what_leaves_each_instance_out(configured: Run, consul: RawConsul, prefix: str) -> None:
+    """Tags, Consul's filter, networks, addresses, ports: each its own sentence."""
+    name = gateways(consul, prefix)
+    consul.register(name, f"{prefix}vm-13", "127.0.0.1", 8080, Tags=["s3"])
+    consul.register(name, f"{prefix}vm-14", "10.77.0.14", 0, Tags=["s3"])
+    rule = {
+        "name": "gateways", "services": [f"{prefix}*"], "tags": ["s3"], "filter": 'Node.Node != "' + prefix + 'vm-12"',
+        "instances": {"deny_cidrs": ["10.77.0.8/31"], "critical": "omit"},
+    }  # fmt: skip
+    result = configured("explain", name, "-o", "json", rules=[{"services": ["x"]}, rule])
+    (explanation,) = result.json["explanations"]
+    reasons = {row["instance"].split("/")[0][-2:]: row["reason"] for row in explanation["rows"] if row["reason"]}
+    assert [v["why_not"] for v in explanation["rules"]] == ["the name matches none of x", ""]
+    assert (explanation["rule"], explanation["filter"]) == ("gateways", f'Node.Node != "{prefix}vm-12"')
+    assert reasons == {
+        "01": "the rule's tags or meta do not select it",
+        "02": "the rule's tags or meta do not select it",
+        "03": f"omitted because it is critical (check check:{name}-{prefix}vm-03)",
+        "08": "10.77.0.8 is in deny_cidrs (10.77.0.8/31)",
+        "09": "10.77.0.9 is in deny_cidrs (10.77.0.8/31)",
+        "12": "the rule's filter leaves it out",
+        "13": "127.0.0.1 is a loopback address: it would mean each client's own machine",
+        "14": "it has no port, and the rule gives none",
+    }
+
+
+def test_a_colliding_service_learns_who_has_its_name(
+    run: Run, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """In explain, and in the plan; it is mirrored when the other goes away."""
+    consul.register(f"{prefix}a.b", f"{prefix}vm-1", "10.77.1.1", 80)
+    consul.register(f"{prefix}a_b", f"{prefix}vm-2", "10.77.1.2", 80)
+    target = f"{namespace}/{prefix}a-b"
+    why = f"{target} goes to {prefix}a.b in dc1 (it comes first in order); give one of them another name"
+    synced = run("sync", "--yes", "-o", "json")
+    text = run("explain", f"{prefix}a_b").stdout
+    assert (synced.status, synced.json["skipped"][0]["reason"]) == (0, why)
+    assert f"Problem:  {why}\n" in text
+    assert (rows(text)[0][-2:], text.endswith("\nNothing is to be written.\n")) == (["ready", "absent"], True)
+    consul.deregister(f"{prefix}a.b", f"{prefix}vm-1")
+    run("sync", "--yes", "--force")
+    assert ready_addresses(kube.endpoints(namespace, f"{prefix}a-b")) == [("10.77.1.2", 80)]
+    assert "Problem:" not in run("explain", f"{prefix}a_b").stdout
+
+
+def test_a_held_service_shows_what_is_kept_and_how_it_is_let_go(
+    run: Run, consul: RawConsul, namespace: str, prefix: str
+) -> None:
+    """In explain, status and sync, whose status is 3; --force releases it."""
+    name = gateways(consul, prefix)
+    run("sync", "--yes")
+    for n in range(2, 13):
+        consul.deregister(name, f"{prefix}vm-{n:02}")
+    text = run("explain", name).stdout
+    assert "Held:     10 ready endpoints are kept: 10 of 11 ready endpoints (91 %, the limit is 50 %)" in text
+    assert "bridge sync --force" in text
+    kept = ", ".join(f"10.77.0.{n}:8080 {'not ready' if n == 3 else 'ready'}" for n in [10, 11, 12, *range(2, 10)])
+    assert f"Kubernetes also has, of no instance above (the hold keeps what is ready): {kept}\n" in text
+    (row,) = run("status", "-o", "json").json["services"]
+    assert (row["state"], "10 of 11 ready endpoints" in row["detail"]) == ("held", True)
+    assert run("sync", "--yes").status == 3
+    assert run("sync", "--yes", "--force").status == 0
+    text = run("explain", name).stdout
+    assert ("Held:" in text, "also has" in text, "Kubernetes holds exactly this." in text) == (False, False, True)
+
+
+def test_an_object_of_somebody_else_is_a_conflict_in_every_command(
+    run: Run, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Explained, in the status, and never said to be in order."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
+    body = {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": f"{prefix}web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
+    }  # fmt: skip
+    kube.json("POST", SERVICES.format(namespace=namespace), body)
+    text = run("explain", f"{prefix}web").stdout
+    assert f"Conflict: Service {namespace}/{prefix}web: it has a selector, so Kubernetes fills its endpoints" in text
+    assert text.endswith("\nNothing is written there while the conflict lasts.\n")
+    (row,) = run("status", "-o", "json").json["services"]
+    assert (row["state"], row["since"]) == ("conflict", None)
+
+
+def test_a_diff_shows_each_line_that_changes(run: Run, consul: RawConsul, namespace: str, prefix: str) -> None:
+    """One address more is one line more."""
+    consul.register(f"{prefix}web", f"{prefix}vm-1", "10.77.1.1", 80)
+    run("sync", "--yes")
+    consul.register(f"{prefix}web", f"{prefix}vm-2", "10.77.1.2", 80)
+    text = run("sync", "--dry-run", "-o", "diff").stdout
+    assert f"Endpoints/{namespace}/{prefix}web" in text
+    assert [line for line in text.splitlines() if re.match(r"[-+](?![-+])", line)] == ["+  - 10.77.1.2 (ready)"]
+
+
+# --------------------------------------------------------------------------- hands and pipes
+
+
+def test_two_commands_with_different_services_do_not_undo_each_other(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """What flags do not select is none of a command's business."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+    for n, name in enumerate(("one", "two"), 1):
+        consul.register(f"{prefix}{name}", f"{prefix}vm-{n}", f"10.77.1.{n}", 80)
+    for name in ("one", "two", "one"):
+        bridge("sync", "--service", f"{prefix}{name}", "--namespace", namespace, "--yes", env=env)
+    assert [ready_addresses(kube.endpoints(namespace, f"{prefix}{name}")) for name in ("one", "two")] == [
+        [("10.77.1.1", 80)], [("10.77.1.2", 80)],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [("sync", "--yes"), ("status",), ("explain", "{name}"), ("check",)])
+def test_a_reader_that_goes_away_does_not_disturb_the_work(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, command: tuple[str, ...]
+) -> None:
+    """`bridge sync | head -1`: everything is written, no traceback, the status is the work's."""
+    name = gateways(consul, prefix)
+    arguments = [a.format(name=name) for a in command]
+    process = subprocess.Popen(
+        [BRIDGE, *arguments, "--service", f"{prefix}*", "--namespace", namespace],
+        env=environment(lab.consul.address, lab.kubeconfig),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in errors, "Broken pipe" in errors) == (0, False, False)
+    if command[0] == "sync":
+        assert len(ready_addresses(kube.endpoints(namespace, name))) == 11
+
+
+@pytest.mark.slow
+def test_a_sync_that_is_interrupted_finishes_the_objects_in_hand_and_the_next_one_the_rest(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """Ctrl-C in the middle of 400 services: 130, nothing half written; a second run completes it."""
+    for n in range(400):
+        consul.register(f"{prefix}s-{n:03}", f"{prefix}vm-{n % 20}", f"10.78.1.{n % 20 + 1}", 80)
+    arguments = ["--service", f"{prefix}*", "--namespace", namespace, "--yes", "--writers", "1"]
+    env = environment(lab.consul.address, lab.kubeconfig)
+    process = subprocess.Popen(
+        [BRIDGE, "sync", *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def names(path: str) -> set[str]:
+        found = kube.get(path.format(namespace=namespace)) or {}
+        return {item["metadata"]["name"] for item in found["items"]}
+
+    eventually(lambda: len(names(ENDPOINTS)) >= 20, True, 60)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    services, endpoints = names(SERVICES), names(ENDPOINTS)
+    assert (process.returncode, 20 <= len(endpoints) < 400, "Traceback" in errors) == (130, True, False)
+    assert len(services - endpoints) <= 1  # the Service in hand; its Endpoints were the next object
+    again = bridge("sync", *arguments, "-o", "json", env=env, timeout=300)
+    assert (again.status, len(names(ENDPOINTS)), again.json["summary"]["failed"]) == (0, 400, 0)
+    assert bridge("sync", *arguments, "-o", "json", env=env).json["changes"] == []

@@ -159,6 +159,10 @@ def test_its_pod_keeps_the_restricted_standard(cluster: Cluster, components: Seq
     ] == ["refused"] * 5
 
 
+RARE: Verbs = {("events.k8s.io", "events", "patch")}
+"""Granted and not seen in a short test: an Event that goes on is counted after five minutes."""
+
+
 def audited(cluster: Cluster, since: float = 0.0) -> tuple[Verbs, list[str], Verbs]:
     """What the service account did: (group, resource, verb), what was refused, and what reached beyond a namespace.
 
@@ -315,7 +319,7 @@ def test_run_uses_exactly_what_its_role_grants(
     used, refused, beyond = audited(cluster)
     assert refused == []
     assert beyond == set()
-    assert used == manifests.granted(objects)
+    assert used == manifests.granted(objects) - RARE
 
 
 @pytest.mark.lab
@@ -345,7 +349,7 @@ def test_a_cron_job_uses_exactly_what_its_role_grants(
     used, refused, beyond = audited(cluster)
     assert refused == []
     assert beyond == set()
-    assert used == manifests.granted(objects)
+    assert used == manifests.granted(objects) - RARE
 
 
 @pytest.mark.lab
@@ -384,7 +388,7 @@ def test_all_namespaces_writes_where_the_rule_says(
         used, refused, beyond = audited(cluster, since)
         assert refused == []
         assert {verb for _, _, verb in beyond} == {"list", "watch"}
-        assert used == manifests.granted(objects)
+        assert used == manifests.granted(objects) - RARE
     finally:
         cluster.kube.delete(f"/api/v1/namespaces/{other}")
 

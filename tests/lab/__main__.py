@@ -212,6 +212,8 @@ def _env(state: State) -> None:
         variables["CONSUL_HTTP_TOKEN"] = state.consul_token
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
+    tools = [str(path.parent) for path in (*binaries(["consul", "kubectl"]).values(), Path(sys.executable))]
+    print(f"export PATH={shlex.quote(':'.join(dict.fromkeys(tools)))}:$PATH")
 
 
 def _status(state: State) -> None:

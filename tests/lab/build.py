@@ -52,6 +52,9 @@ TOOLS = {
     ),
     "consul": Tool("consul", "github.com/hashicorp/consul", core=True, version="1.22.0"),
     "kube-proxy": Tool("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", _STAMP, version="1.37.2"),
+    "kubectl": Tool(
+        "kubectl", "k8s.io/kubernetes/cmd/kubectl", _STAMP, version="1.37.2", version_argument="version"
+    ),
     "toxiproxy": Tool(
         "toxiproxy", "github.com/Shopify/toxiproxy/v2/cmd/server", "-X github.com/Shopify/toxiproxy/v2.Version=2.12.0"
     ),

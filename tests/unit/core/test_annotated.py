@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.core.annotated import request_of
-from bridge.core.model import CurrentService, Kind, Meta, Port, Query
+from bridge.core.model import CurrentService, Kind, Meta, Output, Port, Query
 
 ASKING = {"consul-bridge/mirror": "true"}
 
@@ -56,3 +56,14 @@ def test_annotations_say_what_from_where_and_which_instances() -> None:
     rule, query = asked
     assert query == Query("dc2", "pg", filter="Service.Meta.env == prod")
     assert (rule.services, rule.tags, rule.filter) == (("pg",), ("primary", "v15"), "Service.Meta.env == prod")
+
+
+@pytest.mark.parametrize(
+    ("text", "output"),
+    [("endpointslices", Output.ENDPOINTSLICES), ("both", Output.BOTH), ("", Output.ENDPOINTS), ("x", Output.ENDPOINTS)],
+)
+def test_an_annotation_chooses_what_carries_the_addresses(text: str, output: Output) -> None:
+    """Endpoints, unless one of the other two is named."""
+    asked = request_of(service({**ASKING, "consul-bridge/output": text}), "dc1")
+    assert asked is not None
+    assert asked[0].to.output is output

@@ -90,6 +90,7 @@ def test_a_healthy_service_is_explained_in_full() -> None:
             Row("vm-::1/c", "passing", "", "::1", own, "8080", "skipped", loopback, "absent"),
         ),
         differences=("update Service radosgw", "update Endpoints radosgw"),
+        others=("10.0.0.1:8080 ready",),
     )
     assert shown.to_json()["rows"][2]["reason"] == loopback
 
@@ -196,3 +197,24 @@ def test_holds_and_conflicts_are_said() -> None:
         "radosgw", "dc1", tags=set(), rules=[RULE], plan=replace(adopted, changes=(first, *adopted.changes[1:]))
     )
     assert shown.differences == ("create Service radosgw (adopted)", "create Endpoints radosgw")
+
+
+def test_what_the_filter_leaves_out_is_shown_as_left_out() -> None:
+    """Consul evaluates the filter, so without the second question these instances would just be missing."""
+    one, two = instance("10.0.0.1"), instance("10.0.0.2")
+    rule = Rule(filter="Service.Port == 1")
+    shown = explain("radosgw", "dc1", tags=set(), rules=[rule], knowledge=Known((one,)), unfiltered=Known((one, two)))
+    assert shown.filter == "Service.Port == 1"
+    assert [(r.address, r.ended, r.reason) for r in shown.rows] == [
+        ("10.0.0.1", "ready", ""),
+        ("10.0.0.2", "not selected", "the rule's filter leaves it out"),
+    ]
+    without = explain("radosgw", "dc1", tags=set(), rules=[], knowledge=Known((one,)), unfiltered=Known((one, two)))
+    assert len(without.rows) == 1
+
+
+def test_what_stands_there_without_an_instance_is_named() -> None:
+    """Kept by a hold, or on its way out: nobody has to wonder whose it is."""
+    standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1", "10.0.0.2"), *down("10.0.0.3"))))
+    shown = explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known((instance(),)), current=standing)
+    assert shown.others == ("10.0.0.2:8080 ready", "10.0.0.3:8080 not ready")

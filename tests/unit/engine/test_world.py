@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bridge.core.model import (
@@ -18,6 +20,7 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
+from bridge.engine.scope import anchored
 from bridge.engine.world import World
 
 WEB = Query("dc1", "web")
@@ -222,3 +225,27 @@ def test_a_rule_and_an_annotation_may_ask_for_the_same_at_the_same_target() -> N
     made.unannotate(HERE, 1.0)
     assert (made.on_view(WEB, known("10.0.0.7")), [s.query for s in made.sources(HERE) or ()]) == ({HERE}, [WEB])
     assert made.removable(HERE, 1000.0) is False
+
+
+def test_an_annotation_that_changes_its_rule_alone_replaces_it() -> None:
+    """Other tags are the same question to Consul, but not the same instances."""
+    made = world("web", rules=())
+    one, two = (Rule(tags=(tag,), to=Destination(namespace="apps", annotated=True)) for tag in ("blue", "green"))
+    made.annotate(HERE, one, WEB, 0.0)
+    made.on_view(WEB, known("10.0.0.1"))
+    made.annotate(HERE, two, WEB, 1.0)
+    assert (made.annotation(HERE), [s.rule for s in made.sources(HERE) or ()]) == ((two, WEB), [two])
+
+
+def test_only_a_datacenter_that_was_listed_can_lack_a_name() -> None:
+    """Unknown is not missing."""
+    made = World(RULES, ["dc1"], 30.0)
+    before = made.is_missing(("dc1", "web"))
+    made.on_listing("dc1", listing("db"), 0.0)
+    assert (before, made.is_missing(("dc1", "web")), made.is_missing(("dc1", "db"))) == (False, True, False)
+
+
+def test_a_rule_without_a_datacenter_means_the_first_one_and_not_all() -> None:
+    """Another rule that names a second datacenter does not have its services mirrored by this one."""
+    one, two = Rule(services=("a",)), Rule(services=("b",), datacenters=("dc2",))
+    assert anchored([one, two], ["dc1", "dc2"]) == (replace(one, datacenters=("dc1",)), two)

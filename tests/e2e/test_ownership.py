@@ -1,0 +1,259 @@
+"""What belongs to whom, and what people and other programs get wrong: reported, and never fatal for the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.lab import Lab
+from tests.program import Daemon, Result, bridge, environment
+from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, ready_addresses
+
+pytestmark = pytest.mark.lab
+
+Json = dict[str, Any]
+Eventually = Callable[..., None]
+Sync = Callable[..., Result]
+
+
+@pytest.fixture
+def sync(lab: Lab, namespace: str, tmp_path: Path) -> Sync:
+    """Run `bridge sync` (or another command) with rules; what a rule does not say goes to this test's namespace."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+
+    def run(*rules: Json, arguments: tuple[str, ...] = (), command: str = "sync", **settings: Any) -> Result:
+        whole = [{**rule, "to": {"namespace": namespace, **rule.get("to", {})}} for rule in rules]
+        file = tmp_path / "bridge.yaml"
+        file.write_text(yaml.safe_dump({"rules": whole, "kubernetes": {"watch_namespaces": [namespace]}, **settings}))
+        further = ("--yes",) if command == "sync" else ()
+        return bridge(command, "--config", str(file), "-o", "json", *further, *arguments, env=env)
+
+    return run
+
+
+def person(kube: RawKube, namespace: str, name: str, annotations: Json | None = None, **spec: Any) -> None:
+    """A Service that a person made; with annotations also labelled to be filled."""
+    metadata: Json = {"name": name}
+    if annotations is not None:
+        metadata |= {"labels": {"consul-bridge/mirror": "true"}, "annotations": annotations}
+    body = {
+        "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+        "spec": {"ports": [{"port": 80, "protocol": "TCP"}], **spec},
+    }  # fmt: skip
+    kube.json("POST", SERVICES.format(namespace=namespace), body)
+
+
+def ready(kube: RawKube, namespace: str, name: str) -> list[str]:
+    """Ready addresses."""
+    return [address for address, _ in ready_addresses(kube.endpoints(namespace, name))]
+
+
+# --------------------------------------------------------------------------- ownership
+
+
+def test_the_aliases_of_hashicorps_catalog_sync_become_real_services(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Made as that tool makes them, taken over only when asked, in place; a person's ExternalName is not."""
+    for n, name in enumerate(("web", "db", "mine"), 1):
+        consul.register(f"{prefix}{name}", f"{prefix}vm-{n}", f"10.77.1.{n}", 80)
+    for name in ("web", "db"):
+        body = {
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {
+                "name": f"{prefix}{name}", "labels": {"consul": "true"},
+                "annotations": {"consul.hashicorp.com/service-sync": "false"},
+            },
+            "spec": {"type": "ExternalName", "externalName": f"{prefix}{name}.service.consul"},
+        }  # fmt: skip
+        kube.json("POST", f"{SERVICES.format(namespace=namespace)}?fieldManager=consul-k8s-control-plane", body)
+    person(kube, namespace, f"{prefix}mine", type="ExternalName", externalName="db.example.org")
+    rule = {"services": [f"{prefix}*"]}
+    path = f"{SERVICES.format(namespace=namespace)}/{prefix}web"
+    uid = (kube.get(path) or {})["metadata"]["uid"]
+    refused = sync(rule)
+    assert (refused.json["summary"]["create"], {c["name"] for c in refused.json["conflicts"]}) == (
+        0, {f"{prefix}web", f"{prefix}db", f"{prefix}mine"},
+    )  # fmt: skip
+    assert "--adopt consul-k8s" in str(refused.json["conflicts"])
+    adopted = sync(rule, arguments=("--adopt", "consul-k8s"))
+    found = kube.get(path) or {}
+    assert (adopted.status, [c["name"] for c in adopted.json["conflicts"]]) == (0, [f"{prefix}mine"])
+    assert (found["metadata"]["uid"], found["spec"]["type"], found["spec"]["ports"][0]["port"]) == (
+        uid, "ClusterIP", 80,
+    )  # fmt: skip
+    assert [ready(kube, namespace, f"{prefix}{n}") for n in ("web", "db", "mine")] == [["10.77.1.1"], ["10.77.1.2"], []]
+    assert sync(rule).json["changes"] == []
+
+
+def test_an_object_whose_owner_label_a_person_takes_away_is_left_alone_from_then_on(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Neither changed nor deleted, and said to be a conflict."""
+    consul.register(f"{prefix}web", f"{prefix}vm-1", "10.77.1.1", 80)
+    rule = {"services": [f"{prefix}*"]}
+    sync(rule)
+    for base in (SERVICES, ENDPOINTS):
+        body = {"metadata": {"labels": {"consul-bridge/owner": None}}}
+        path = f"{base.format(namespace=namespace)}/{prefix}web"
+        kube.json("PATCH", path, body, "application/merge-patch+json")
+    consul.register(f"{prefix}web", f"{prefix}vm-2", "10.77.1.2", 80)
+    changed = sync(rule)
+    consul.drop_node(f"{prefix}vm-1")
+    consul.drop_node(f"{prefix}vm-2")
+    gone = sync(rule)
+    assert (changed.status, changed.json["changes"], [c["kind"] for c in changed.json["conflicts"]]) == (
+        0, [], ["Service"],
+    )  # fmt: skip
+    assert (gone.status, gone.json["changes"], ready(kube, namespace, f"{prefix}web")) == (0, [], ["10.77.1.1"])
+
+
+@pytest.mark.slow
+def test_two_bridges_with_different_owners_never_fight(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """The same services, the same namespace: who was first has them; the other says so and writes nothing."""
+    for n in range(5):
+        consul.register(f"{prefix}s-{n}", f"{prefix}vm-{n}", f"10.77.1.{n + 1}", 80)
+    env = environment(lab.consul.address, lab.kubeconfig)
+    arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--resync", "10s")
+    one, two = (Daemon(lab, f"{o}-{prefix}", *arguments, "--owner", o, env=env) for o in ("one", "two"))
+
+    def versions() -> list[str]:
+        found = [kube.get(base.format(namespace=namespace)) or {} for base in (SERVICES, ENDPOINTS)]
+        return sorted(item["metadata"]["resourceVersion"] for f in found for item in f["items"])
+
+    def owners() -> set[str]:
+        found = kube.get(SERVICES.format(namespace=namespace)) or {}
+        return {item["metadata"]["labels"]["consul-bridge/owner"] for item in found["items"]}
+
+    def status() -> Json:
+        return dict(json.loads(two.get("/api/status")[1]))
+
+    try:
+        one.start()
+        eventually(lambda: len(versions()), 10, 60)
+        two.start()
+        before = versions()
+        consul.flip(f"{prefix}s-0", f"{prefix}vm-0", "critical")
+        eventually(lambda: ready(kube, namespace, f"{prefix}s-0"), [], 60)
+        settled = versions()
+        assert (len(set(settled) - set(before)), owners()) == (1, {"one"})
+        eventually(lambda: len({c["name"] for c in status()["report"]["conflicts"]}), 5, 60)
+        eventually(lambda: status()["seconds_since_last_full_pass"] > 8, True, 60)
+        eventually(lambda: status()["seconds_since_last_full_pass"] < 5, True, 60)  # a resync has come and gone
+        assert versions() == settled
+    finally:
+        one.stop()
+        two.stop()
+
+
+# --------------------------------------------------------------------------- what people get wrong
+
+
+def test_each_mistake_is_reported_and_the_others_are_served(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Names, namespaces, filters, annotations: a catalog full of mistakes, and good services among them."""
+    for n, name in enumerate(("good", "lost", "refused", "one", "two"), 1):
+        consul.register(f"{prefix}{name}", f"{prefix}vm-{n}", f"10.77.1.{n}", 80)
+    good = {"consul-bridge/service": f"{prefix}good"}
+    person(kube, namespace, "nobody", {"consul-bridge/service": f"{prefix}nix"})
+    person(kube, namespace, "selecting", good, selector={"app": "x"})
+    person(kube, namespace, "alias", good, type="ExternalName", externalName="a.b")
+    person(kube, namespace, "elsewhere", {"consul-bridge/datacenter": "dc9"})
+    person(kube, namespace, "odd-filter", {**good, "consul-bridge/filter": "((("})
+    person(kube, namespace, "fine", good)
+    result = sync(
+        {"services": [f"{prefix}lost"], "to": {"namespace": f"{namespace}-nix"}},
+        {"services": [f"{prefix}refused"], "filter": "Nonsense =="},
+        {"services": [f"{prefix}one", f"{prefix}two"], "to": {"name": "shared"}},
+        {"services": [f"{prefix}good"]},
+    )
+    report = result.json
+    conflicts = {row["name"]: row["reason"] for row in report["conflicts"]}
+    warnings = {row["name"]: row["reason"] for row in report["warnings"]}
+    skipped = {row["service"]: row["reason"] for row in report["skipped"]}
+    failed = str(report["failed"])
+    assert result.status == 1
+    assert [ready(kube, namespace, n) for n in (f"{prefix}good", "fine", "shared")] == [
+        ["10.77.1.1"], ["10.77.1.1"], ["10.77.1.4"],
+    ]  # fmt: skip
+    said = {
+        "a selector": "selector" in conflicts["selecting"],
+        "an alias": "ExternalName" in conflicts["alias"],
+        "no such service": f"lists no service {prefix}nix" in warnings["nobody"],
+        "no such datacenter": "datacenter dc9, which no rule names" in warnings["elsewhere"],
+        "one name for two": "goes to" in skipped[f"{prefix}two"],
+        "no such namespace": f"{namespace}-nix" in failed,
+        "a filter of a rule": "Nonsense ==" in failed,
+        "a filter of an annotation": "(((" in failed,
+    }
+    assert [mistake for mistake, is_said in said.items() if not is_said] == []
+
+
+def test_a_name_of_which_nothing_is_left_is_reported(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """A service without a letter or digit cannot have a name in Kubernetes; one with a template can."""
+    consul.register("_-_", f"{prefix}vm-1", "10.77.1.1", 80)
+    refused = sync({"services": ["_-_"]})
+    named = sync({"services": ["_-_"], "to": {"name": "odd-{service}"}})
+    assert (refused.status, [row["reason"] for row in refused.json["skipped"]]) == (
+        0, ["the name '_-_' has no letter or digit to make a name of"],
+    )  # fmt: skip
+    assert (named.json["summary"]["create"], ready(kube, namespace, "odd")) == (2, ["10.77.1.1"])
+
+
+def test_an_annotated_service_is_seen_by_status_and_explain(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Without any rule; it chooses its instances by tags and its output by annotation."""
+    for n, tag in ((1, "blue"), (2, "green")):
+        consul.register(f"{prefix}pg", f"{prefix}vm-{n}", f"10.77.1.{n}", 5432, Tags=[tag])
+    asked = {
+        "consul-bridge/service": f"{prefix}pg", "consul-bridge/tags": "green", "consul-bridge/output": "both",
+    }  # fmt: skip
+    person(kube, namespace, "database", asked)
+    assert sync().status == 0
+    (row,) = sync(command="status").json["services"]
+    (explanation,) = sync(command="explain", arguments=(f"{prefix}pg",)).json["explanations"]
+    labels = (kube.endpoints(namespace, "database") or {})["metadata"]["labels"]
+    assert (ready(kube, namespace, "database"), labels["endpointslice.kubernetes.io/skip-mirror"]) == (
+        ["10.77.1.2"], "true",
+    )  # fmt: skip
+    assert (row["service"], row["name"], row["state"]) == (f"{prefix}pg", "database", "in sync")
+    assert (explanation["target"], explanation["rule"], [r["ended"] for r in explanation["rows"]]) == (
+        f"{namespace}/database", f"Service {namespace}/database", ["not selected", "ready"],
+    )  # fmt: skip
+
+
+def test_a_running_bridge_follows_what_a_person_changes_in_the_annotations(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """Other tags, another service: within moments."""
+    for n, (name, tag) in enumerate((("pg", "blue"), ("pg", "green"), ("my", "blue")), 1):
+        consul.register(f"{prefix}{name}", f"{prefix}vm-{n}", f"10.77.1.{n}", 5432, Tags=[tag])
+    person(kube, namespace, "database", {"consul-bridge/service": f"{prefix}pg", "consul-bridge/tags": "blue"})
+    env = environment(lab.consul.address, lab.kubeconfig)
+    daemon = Daemon(lab, f"run-{prefix}", "--service", f"{prefix}none", "--namespace", namespace, env=env)
+
+    def annotate(**marks: str) -> None:
+        body = {"metadata": {"annotations": {f"consul-bridge/{key}": value for key, value in marks.items()}}}
+        path = f"{SERVICES.format(namespace=namespace)}/database"
+        kube.json("PATCH", path, body, "application/merge-patch+json")
+
+    try:
+        daemon.start()
+        eventually(lambda: ready(kube, namespace, "database"), ["10.77.1.1"], 60)
+        annotate(tags="green")
+        eventually(lambda: ready(kube, namespace, "database"), ["10.77.1.2"], 60)
+        annotate(service=f"{prefix}my", tags="")
+        eventually(lambda: ready(kube, namespace, "database"), ["10.77.1.3"], 60)
+    finally:
+        daemon.stop()

@@ -1,0 +1,240 @@
+"""When a sweep is made, of what, and how much time sweeps may take, on a clock that the tests turn."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+import pytest
+
+from bridge.consul.board import Entry
+from bridge.consul.client import Answer, ConsulClient, Mode
+from bridge.consul.readers import Job, Readers, Urgency
+from bridge.consul.sweep import PIECE, Sweeper
+from bridge.core.model import Query
+from bridge.errors import PermanentError, TransientError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Jobs:
+    """Readers whose jobs are done when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Job] = deque()
+        self.delayed: list[float] = []
+
+    def put(self, urgency: Urgency, job: Job, delay_seconds: float = 0.0) -> None:
+        assert urgency is Urgency.SWEEP
+        if delay_seconds:
+            self.delayed.append(delay_seconds)
+        else:
+            self.waiting.append(job)
+
+    def put_all(self, urgency: Urgency, jobs: Iterable[Job]) -> None:
+        assert urgency is Urgency.SWEEP
+        self.waiting.extend(jobs)
+
+
+class Probes:
+    """A client that knows indexes and nothing else; what it does not know must be asked for one by one."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, int] = {}
+        self.nodes: dict[str, int] = {}
+        self.asked: list[str] = []
+        self.modes: set[Mode] = set()
+        self.error: TransientError | None = None
+
+    def probe_services(self, queries: Sequence[Query], mode: Mode) -> list[int | None]:
+        if self.error is not None:
+            raise self.error
+        self.modes.add(mode)
+        self.asked += [q.service for q in queries]
+        return [self.services.get(q.service) for q in queries]
+
+    def probe_service(self, query: Query, _mode: Mode) -> Answer:
+        raise PermanentError(f"no such filter: {query.filter}")
+
+    def probe_nodes(self, nodes: Sequence[str], _datacenter: str, _mode: Mode) -> list[int | None]:
+        self.asked += nodes
+        return [self.nodes.get(node) for node in nodes]
+
+    def probe_node(self, node: str, _datacenter: str, _mode: Mode) -> Answer:
+        return Answer(len(node), None)
+
+
+class Field:
+    """The ground that is swept, and a sweeper on it."""
+
+    def __init__(self, services: int, nodes: int | None) -> None:
+        self.clock, self.jobs, self.probes = Clock(), Jobs(), Probes()
+        self.entries = [Entry(Query("dc1", f"s{n}"), index=7) for n in range(services)]
+        self.probes.services = {e.query.service: 7 for e in self.entries}
+        self.node_names = None if nodes is None else [f"vm-{n}" for n in range(nodes)]
+        self.probes.nodes = dict.fromkeys(self.node_names or (), 7)
+        self.moved: list[str] = []
+        self.failures: list[BaseException] = []
+        self.sweeper = Sweeper("dc1", self, cast(Readers, self.jobs), self.clock)
+
+    def services_to_probe(self, every: bool) -> list[Entry]:
+        return [e for e in self.entries if every or not e.direct]
+
+    def nodes_to_probe(self) -> list[str] | None:
+        return self.node_names
+
+    def node_moved(self, client: ConsulClient, node: str) -> None:
+        self.moved.append(node)
+
+    def service_moved(self, entry: Entry, verifying: bool) -> None:
+        self.moved.append(entry.query.service + ("!" if verifying else ""))
+
+    def probe_failed(self, error: TransientError | PermanentError) -> None:
+        self.failures.append(error)
+
+    def sweep(self, begin: Callable[[], None] | None = None, seconds: float = 0.0) -> list[str]:
+        """Begin (a look), let the clock run, do what there is to do; returns who was asked."""
+        self.probes.asked = []
+        (begin or self.sweeper.look)()
+        self.clock.now += seconds
+        while self.jobs.waiting:
+            self.jobs.waiting.popleft()(cast(ConsulClient, self.probes))
+        return sorted(self.probes.asked)
+
+
+def test_few_nodes_are_probed_instead_of_many_services() -> None:
+    """The first sweep asks for nodes and services, so that the nodes' indexes are older than what they vouch for."""
+    field = Field(services=100, nodes=10)
+    assert field.node_names is not None
+    assert field.sweep() == sorted([*field.node_names, *(e.query.service for e in field.entries)])
+    assert field.sweep() == field.node_names
+    assert field.moved == []
+    field.probes.nodes["vm-3"] = 8
+    field.sweep()
+    assert field.moved == ["vm-3"]
+    field.sweep()
+    assert field.moved == ["vm-3"]
+
+
+@pytest.mark.parametrize("nodes", [40, 100, 500, None])
+def test_services_are_probed_unless_nodes_are_clearly_fewer(nodes: int | None) -> None:
+    field = Field(services=100, nodes=nodes)
+    field.probes.services["s5"] = 9
+    for _ in range(2):
+        assert field.sweep() == sorted(e.query.service for e in field.entries)
+    assert field.moved == ["s5", "s5"]
+    assert field.probes.modes == {Mode.LEADER}
+
+
+def test_what_node_probes_do_not_cover_is_probed_beside_them() -> None:
+    field = Field(services=100, nodes=10)
+    field.entries[0].covered = field.entries[1].covered = False
+    field.sweep()
+    assert field.node_names is not None
+    assert field.sweep() == ["s0", "s1", *field.node_names]
+
+
+def test_a_node_without_an_answer_is_asked_alone() -> None:
+    field = Field(services=100, nodes=10)
+    field.sweep()
+    del field.probes.nodes["vm-2"]  # alone it answers 4, the length of its name
+    field.sweep()
+    assert field.moved == ["vm-2"]
+
+
+def test_after_another_consul_node_indexes_are_learnt_anew() -> None:
+    field = Field(services=100, nodes=10)
+    field.sweep()
+    field.sweeper.forget()
+    field.probes.nodes = dict.fromkeys(field.probes.nodes, 3)
+    assert len(field.sweep()) == 110
+    assert field.moved == []
+
+
+def test_a_verification_asks_for_every_service_whoever_watches_it() -> None:
+    field = Field(services=100, nodes=10)
+    field.entries[4].direct = True
+    field.probes.services["s4"] = 8
+    assert len(field.sweep(field.sweeper.verify)) == 100
+    assert field.moved == ["s4!"]
+    assert (field.sweeper.verified, field.sweeper.looked) == (1, 0)
+    assert field.probes.modes == {Mode.STALE}
+
+
+def test_a_service_whose_probe_is_refused_counts_as_moved() -> None:
+    """Reading it shows what is wrong, to whom it concerns."""
+    field = Field(services=3, nodes=None)
+    del field.probes.services["s1"]
+    field.sweep()
+    assert field.moved == ["s1"]
+
+
+def test_many_wishes_are_one_sweep_and_one_more_after_it() -> None:
+    field = Field(services=PIECE * 3, nodes=None)
+    field.sweeper.look()
+    for _ in range(10):
+        field.sweeper.look()
+    assert len(field.jobs.waiting) == 3
+    field.sweep()
+    assert field.sweeper.looked == 1
+    assert field.jobs.delayed  # the other one, when it is time
+    field.clock.now += 1
+    field.sweep(field.sweeper.tick)
+    assert field.sweeper.looked == 2
+    assert not field.sweeper.pending
+
+
+def test_a_sweep_that_failed_is_made_again() -> None:
+    field = Field(services=PIECE * 2, nodes=None)
+    field.probes.error = TransientError("reset")
+    assert field.sweep() == []
+    assert field.failures == [field.probes.error]  # once, not for every piece
+    assert (field.sweeper.looked, field.sweeper.pending) == (0, True)
+    field.probes.error = None
+    field.clock.now += 1
+    assert len(field.sweep(field.sweeper.tick)) == PIECE * 2
+    assert (field.sweeper.looked, field.sweeper.pending) == (1, False)
+
+
+def shares(field: Field, took: float, seconds: Sequence[float]) -> list[float]:
+    """Ask for sweeps without end, each of which takes `took` seconds; the share of each stretch of time they ran."""
+    found = []
+    for stretch in seconds:
+        begin, ran = field.clock.now, 0.0
+        while field.clock.now - begin < stretch:
+            field.sweeper.look()
+            if field.jobs.waiting:
+                field.sweep(field.sweeper.tick, seconds=took)
+                ran += took
+            else:
+                field.clock.now += 0.01
+        found.append(ran / stretch)
+    return found
+
+
+def test_sweeps_take_half_of_a_busy_minute_and_a_fifth_of_a_busy_hour() -> None:
+    field = Field(services=PIECE, nodes=None)
+    first, minute, hour = shares(field, took=0.3, seconds=(2.0, 60.0, 3600.0))
+    assert first > 0.9  # saved up in quiet times: at once
+    assert 0.45 < minute < 0.6
+    assert 0.18 < hour < 0.24
+
+
+def test_one_long_sweep_is_paid_for_by_a_long_rest() -> None:
+    field = Field(services=PIECE, nodes=None)
+    field.sweep(seconds=100.0)
+    field.sweeper.look()
+    assert not field.jobs.waiting
+    field.clock.now += 193.0  # 100 s less 3 s saved, at half of the time: 194 s
+    field.sweeper.tick()
+    assert not field.jobs.waiting
+    field.clock.now += 8.0  # 100 s less 60 s saved, at a fifth: 200 s
+    field.sweeper.tick()
+    assert field.jobs.waiting
