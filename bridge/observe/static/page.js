@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const line = document.getElementById("live");
-  const QUIET_MS = 15000, LEAST_MS = 1500, TYPING_MS = 200, AGAIN_MS = 30000;
+  const QUIET_MS = 15000, LEAST_MS = 1500, SETTLE_MS = 400, TYPING_MS = 200, AGAIN_MS = 30000;
   let paused = false, wanted = 0, last = 0, timer = 0, source = null;
 
   const words = document.createElement("span");
@@ -49,7 +49,7 @@
 
   function soon() {
     if (paused || timer || document.hidden) return;
-    timer = setTimeout(() => { timer = 0; load(location.href); }, Math.max(0, last + LEAST_MS - Date.now()));
+    timer = setTimeout(() => { timer = 0; load(location.href); }, Math.max(SETTLE_MS, last + LEAST_MS - Date.now()));
   }
 
   function follow() {
