@@ -779,7 +779,16 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _say("interrupted")
         status = 130
+    _give_up_on_a_broken_log()
     sys.exit(status or OK)
+
+
+def _give_up_on_a_broken_log() -> None:
+    """What standard error cannot take (a full disk, nobody who reads) must not turn our exit status into 120."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _command_in(arguments: Sequence[str]) -> str:

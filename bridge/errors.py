@@ -33,6 +33,10 @@ class PermanentError(BridgeError):
     """Not worth retrying hot: forbidden, invalid, unknown datacenter, bad filter. Says what to do."""
 
 
+class CredentialsError(PermanentError):
+    """We are not who we were (401): nothing can be done with that side until the credentials are renewed."""
+
+
 class StaleError(TransientError):
     """An object changed (or came, or went) since it was read: read it again, decide again."""
 

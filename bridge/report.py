@@ -509,6 +509,9 @@ class Observer(Protocol):
     def leading(self, shards: frozenset[int], of: int) -> None:
         """These shards of `of` are ours to write now. Said when it changes, and only where leaders are elected."""
 
+    def unread(self, unread: Mapping[Query, str]) -> None:
+        """Every service that could not be read when it was last tried, with the reason. Said again and again."""
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass is done: the report covers every target."""
 
@@ -529,6 +532,9 @@ class NullObserver:
         """Ignored."""
 
     def leading(self, shards: frozenset[int], of: int) -> None:
+        """Ignored."""
+
+    def unread(self, unread: Mapping[Query, str]) -> None:
         """Ignored."""
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:

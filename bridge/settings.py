@@ -675,9 +675,18 @@ class RuleSettings(_Section):
     datacenters: tuple[Filled, ...] = Field(
         (), description="Datacenters. Empty: `consul.datacenter`, else the agent's own."
     )
-    namespace: Plain = Field("", description="Enterprise namespace. Default: `consul.namespace`.")
-    partition: Plain = Field("", description="Enterprise partition. Default: `consul.partition`.")
-    peer: Plain = Field("", description="Cluster peer.")
+    namespace: Plain = Field(
+        "",
+        description="Enterprise namespace. Default: `consul.namespace`. No other one is listed, so `services` must be "
+        "full names there.",
+    )
+    partition: Plain = Field(
+        "",
+        description="Enterprise partition. Default: `consul.partition`. In another one `services` must be full names.",
+    )
+    peer: Plain = Field(
+        "", description="Cluster peer that the services are imported from; `services` must be full names then."
+    )
     to: DestinationRule = DestinationRule()
     instances: InstancesRule = InstancesRule()
 
@@ -955,6 +964,7 @@ class Settings(BaseSettings):
             namespace=rule.namespace or self.consul.namespace,
             partition=rule.partition or self.consul.partition,
             peer=rule.peer,
+            pinned=self._is_pinned(rule),
             to=Destination(
                 namespace=to.namespace if to.namespace is not None else default_namespace,
                 name=to.name,
@@ -981,6 +991,14 @@ class Settings(BaseSettings):
                 keep_last_ready=instances.keep_last_ready,
             ),
         )
+
+    def _is_pinned(self, rule: RuleSettings) -> bool:
+        """Whether a rule is about services that are not in the listing that we read."""
+        elsewhere = rule.namespace not in ("", self.consul.namespace) or rule.partition not in (
+            "",
+            self.consul.partition,
+        )
+        return elsewhere or bool(rule.peer)
 
     def _rule_name(self, position: int) -> str:
         if self.rules is None:
@@ -1348,6 +1366,14 @@ def _check_together(settings: Settings) -> None:
             raise ConfigurationError(f"{settings.source(f'consul.{one}')}: consul.{one} needs consul.{other} as well")
     names: dict[str, int] = {}
     for position, rule in enumerate(settings.rules or ()):
+        globs = [service for service in rule.services if any(mark in service for mark in "*?[")]
+        if settings._is_pinned(rule) and (globs or not rule.services):
+            key = next(k for k in ("peer", "namespace", "partition") if getattr(rule, k))
+            place = settings._places[("rules", position, key)].text
+            raise ConfigurationError(
+                f"{place}: rules[{position}].{key}: only the services of consul.namespace and consul.partition are "
+                f"listed; elsewhere `services` must be full names, not {', '.join(map(repr, globs)) or 'left out'}"
+            )
         if rule.name and rule.name in names:
             place = settings._places[("rules", position, "name")].text
             raise ConfigurationError(

@@ -22,6 +22,8 @@ class Entry:
     published, so that a slow reader does not overwrite what a faster one knows. `covered` says that doorbells and node
     sweeps see it (not so for other namespaces, partitions and peers). `assigned`: it has a direct watch; `direct`: that
     watch is listening, so that nobody else needs to read. `indirect` on the board counts entries without one.
+    `vouched`: a probe agreed with its view after that was published, so that doorbells and node probes may go on from
+    there; not so for a view whose reading began before somebody listened.
     """
 
     query: Query
@@ -36,6 +38,7 @@ class Entry:
     explained_at: float = float("-inf")
     assigned: bool = False
     direct: bool = False
+    vouched: bool = False
     queued: bool = False
     reading: bool = False
     again: bool = False
@@ -100,7 +103,7 @@ class Board:
             if entry.assigned != assigned and not entry.removed:
                 self.indirect += -1 if assigned else 1
             entry.assigned = assigned
-            entry.direct = False
+            entry.direct = entry.vouched = False
 
     # ------------------------------------------------------------------ who is meant
 

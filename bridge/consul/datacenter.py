@@ -7,8 +7,9 @@
 
 How nothing is missed: a view is only as good as whatever would notice its next change. So a service is covered by its
 direct watch, or by doorbells and sweeps that listened BEFORE it was read, and whoever stops listening (an error, a
-direct watch given to another service) has what it covered read again. How nothing is believed too early: see
-checkpoint.py.
+direct watch given to another service) has what it covered read again. What is being read at that moment counts as
+read before: it is read once more, or a sweep asks for its index (`Entry.vouched`). How nothing is believed too early:
+see checkpoint.py.
 
 Reads after the first go to the leader: an answer older than what is known would be a step back.
 """
@@ -122,6 +123,7 @@ class DatacenterWatch:
         self._reader_clients = [self._client() for _ in range(readers)]
         self._readers = Readers(self._reader_clients, f"consul-reader-{name}", self._ready, failed, clock)
         self._reader_attempts = 0
+        self._in_hand: dict[Entry, set[str]] = {}
         self._hidden: dict[Query, str] = {}
         self._hidden_lock = threading.Lock()
         self._throttle = Throttle(slots, clock)
@@ -143,7 +145,7 @@ class DatacenterWatch:
         self._listing_index = 0
         self._listing_rang_at = float("-inf")
         self._last_success: float | None = None
-        self._look_when_read = False
+        self._unvouched = False
         self._next_leader_probe = float("-inf")
         self._leader_asked = False
         self._next_verify = clock() + config.verify_seconds
@@ -201,7 +203,6 @@ class DatacenterWatch:
             self._call_bells()
         for entry in rest:
             self._refresh(entry, urgency=Urgency.FIRST)
-        self._look_when_read = self._look_when_read or bool(rest)
         trouble = self._troubles.current
         if trouble is not None:
             self._tell_unread(added, trouble)
@@ -311,6 +312,7 @@ class DatacenterWatch:
         with self._board.lock:
             for entry in self._board.entries.values():
                 entry.index = 0
+                entry.vouched = False
         for entry in self._board.all():
             if not entry.assigned:
                 self._refresh(entry)
@@ -469,6 +471,7 @@ class DatacenterWatch:
         if not bell.deaf:
             self._ring_for_named(bells.flips(before, after))
             return
+        self._read_again_what_is_in_hand()
         self._ring_for_named(bells.rung_after_silence(before, after))
         for entry in self._board.all():
             if not entry.direct and bells.contradicts(instances_of(entry), bell.statuses, after):
@@ -477,11 +480,13 @@ class DatacenterWatch:
     def _take_nodes(self, bell: _Bell, answer: Answer) -> None:
         first, before, after = bell.body is None, bell.body or {}, decode.nodes_of(answer)
         bell.body = after
+        if bell.deaf:
+            self._read_again_what_is_in_hand()
         self._checkpoint.observe(answer.index, dict(after))
         if first:
             named = bells.Named(nodes={node: modified for node, (_, modified) in after.items()})
             for node, index in named.nodes.items():
-                self._ring_for(self._board.on_node(node), index)
+                self._ring_for(self._on_node(node), index)
             return
         named, new = bells.moved_nodes(before, after)
         self._ring_for_named(named)
@@ -492,7 +497,7 @@ class DatacenterWatch:
         for service, index in named.services.items():
             self._ring_for(self._board.named(service), index)
         for node, index in named.nodes.items():
-            self._ring_for(self._board.on_node(node), index)
+            self._ring_for(self._on_node(node), index)
             if self._board.filtered:
                 self._ask_node(node, whole=True)  # a filter may hide from the views what lives there
 
@@ -502,6 +507,19 @@ class DatacenterWatch:
             entry.explained_at = now
             if not entry.direct and (not index or entry.index < index):
                 self._refresh(entry)
+
+    def _on_node(self, node: str) -> tuple[Entry, ...]:
+        """Who has an instance on a node; who is being read is asked when that is known."""
+        with self._board.lock:
+            for suspects in self._in_hand.values():
+                suspects.add(node)
+        return self._board.on_node(node)
+
+    def _read_again_what_is_in_hand(self) -> None:
+        """A doorbell begins to listen: what is being read may be older than that, and nobody can tell yet."""
+        with self._board.lock:
+            for entry in self._in_hand:
+                entry.again = True
 
     def _ask_node(self, node: str, *, whole: bool = False, attempt: int = 0, delay_seconds: float = 0.0) -> None:
         self._readers.put(Urgency.NOW, partial(self._read_node, node, whole, attempt), delay_seconds)
@@ -535,7 +553,7 @@ class DatacenterWatch:
         modified, there = decode.services_on(client.node_services(node, self.name))
         for service, index in there.values():
             self._ring_for(self._board.named(service), 0 if whole else index)
-        for entry in self._board.on_node(node):
+        for entry in self._on_node(node):
             gone = any(i.node == node and i.id not in there for i in instances_of(entry))
             self._ring_for((entry,), 0 if whole or gone else modified)
 
@@ -598,6 +616,7 @@ class DatacenterWatch:
             if entry.removed:
                 return
             entry.reading = True
+            self._in_hand[entry] = set()
             verifying, entry.verifying = entry.verifying, False
             generation = entry.generation
         delay = None
@@ -609,7 +628,8 @@ class DatacenterWatch:
         finally:
             with self._board.lock:
                 entry.reading = False
-                again, entry.again = entry.again, False
+                overtaken = not self._in_hand.pop(entry).isdisjoint(entry.nodes)
+                again, entry.again = entry.again or overtaken, False
             if (again or delay is not None) and not self._stop.is_set():
                 self._refresh(entry, delay_seconds=0.0 if again else delay or 0.0)
 
@@ -637,6 +657,8 @@ class DatacenterWatch:
             return None if entry.direct else 0.0
         entry.attempts = 0
         self._last_success = seen
+        if not entry.vouched:
+            self._unvouched = True
         self._note_hidden(entry, state)
         self._learn_index(entry, answer)
         if isinstance(state, Unknown):
@@ -673,10 +695,11 @@ class DatacenterWatch:
         if now >= self._next_verify:
             self._next_verify = now + self._config.verify_seconds
             self._sweeper.verify()
-        if self._board.indirect and (not self._bells or (self._look_when_read and not len(self._readers))):
-            # without doorbells sweeps are all there is; after first reads one lays what later ones build on
-            self._look_when_read = False
-            self._sweeper.look()
+        if self._board.indirect and not self._bells:
+            self._sweeper.look()  # without doorbells sweeps are all there is
+        elif self._board.indirect and self._unvouched and not len(self._readers):
+            self._unvouched = False
+            self._sweeper.vouch()
         self._sweeper.tick()
         self._judge()
         if self._throttle.tick():

@@ -6,6 +6,7 @@ sweep asks for all of them once, in small pieces between more urgent reads; at m
 between two grows with how long one takes, so that a busy catalog costs a bounded share of Consul and of us.
 
     look     after the listing rang: services without a direct watch, or nodes; the leader answers
+    vouch    after readings that nobody listened before: only those; a look as well when there has been none yet
     verify   now and then: every service, whatever watches it; what this finds was missed
 """
 
@@ -87,6 +88,7 @@ class Sweeper:
         self._lock = threading.Lock()
         self._running: _Sweep | None = None
         self._wanted = False
+        self._vouch_wanted = False
         self._verify_wanted = False
         self._buckets = [Bucket(share, saved, clock) for share, saved in SHARES]
         self._not_before = float("-inf")
@@ -100,11 +102,16 @@ class Sweeper:
     def pending(self) -> bool:
         """Whether a look is running or due."""
         running = self._running
-        return self._wanted or (running is not None and not running.verifying)
+        return self._wanted or self._vouch_wanted or (running is not None and not running.verifying)
 
     def look(self) -> None:
         """The listing rang without a name: sweep as soon as it is time."""
         self._wanted = True
+        self.tick()
+
+    def vouch(self) -> None:
+        """Services were read that no probe has vouched for: ask for these as soon as it is time."""
+        self._vouch_wanted = True
         self.tick()
 
     def verify(self) -> None:
@@ -122,23 +129,23 @@ class Sweeper:
         with self._lock:
             if self._running is not None or self._clock() < self._not_before:
                 return
-            if self._wanted:
-                self._wanted = False
-                self._begin_look()
+            if self._wanted or self._vouch_wanted:
+                every, self._wanted, self._vouch_wanted = self._wanted, False, False
+                self._begin_look(every)
             elif self._verify_wanted:
                 self._verify_wanted = False
                 self._begin(self._services(every=True), verifying=True)
 
     # ------------------------------------------------------------------ all below under the lock
 
-    def _begin_look(self) -> None:
+    def _begin_look(self, every: bool) -> None:
         services = self._ground.services_to_probe(every=False)
         covered = [entry for entry in services if entry.covered]
         nodes = self._ground.nodes_to_probe()
         if nodes is None or len(nodes) * NODE_COST >= len(covered):
-            self._begin(self._probes_of(services, verifying=False))
+            self._begin(self._probes_of([e for e in services if every or not e.vouched], verifying=False))
             return
-        rest = [entry for entry in services if not entry.covered]
+        rest = [entry for entry in services if not (entry.covered and entry.vouched)]
         if self._nodes is None:
             # the indexes must be older than the views that they vouch for: nodes first, then every service once
             self._nodes = {}
@@ -150,12 +157,8 @@ class Sweeper:
             return
         for gone in self._nodes.keys() - set(nodes):
             del self._nodes[gone]
-        self._begin(
-            [
-                *(partial(self._probe_nodes, piece, False) for piece in _pieces(nodes)),
-                *self._probes_of(rest, verifying=False),
-            ]
-        )
+        pieces = [partial(self._probe_nodes, piece, False) for piece in _pieces(nodes)] if every else []
+        self._begin([*pieces, *self._probes_of(rest, verifying=False)])
 
     def _services(self, every: bool) -> list[_Piece]:
         return self._probes_of(self._ground.services_to_probe(every), verifying=every)
@@ -195,7 +198,7 @@ class Sweeper:
         self.last_seconds = took
         rest = max(bucket.take(took) for bucket in self._buckets)
         self._not_before = self._clock() + rest
-        if self._wanted or self._verify_wanted:
+        if self._wanted or self._vouch_wanted or self._verify_wanted:
             self._readers.put(Urgency.SWEEP, lambda _client: self.tick(), max(rest, LEAST_REST_SECONDS))
 
     # ------------------------------------------------------------------ on the readers' threads
@@ -220,7 +223,9 @@ class Sweeper:
             if index is None:
                 with contextlib.suppress(PermanentError):  # the full read says what is wrong, to whom it concerns
                     index = client.probe_service(entry.query, mode).index
-            if index != entry.index:
+            if index == entry.index:
+                entry.vouched = True
+            else:
                 self._ground.service_moved(entry, verifying)
 
     def _probe_nodes(self, nodes: Sequence[str], first: bool, client: ConsulClient) -> None:

@@ -495,7 +495,11 @@ class Destination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Which services are mirrored, where to, and how. Empty selectors select everything; the first match wins."""
+    """Which services are mirrored, where to, and how. Empty selectors select everything; the first match wins.
+
+    `pinned`: it is about a namespace, partition or peer whose services nobody lists, so `services` are full names that
+    are asked for without being listed; what is listed elsewhere is none of its business.
+    """
 
     services: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -508,3 +512,4 @@ class Rule:
     to: Destination = field(default_factory=Destination)
     instances: InstanceRules = field(default_factory=InstanceRules)
     name: str = ""
+    pinned: bool = False

@@ -48,6 +48,8 @@ def why_not(rule: Rule, service: str, datacenter: str, tags: Collection[str]) ->
     Judged by its name (Consul's names know no case, so the globs do not either), its datacenter, and the tags of all
     its instances together.
     """
+    if rule.pinned:
+        return "it is about another namespace, partition or peer"
     if rule.datacenters and datacenter not in rule.datacenters:
         return f"datacenter {shorten(datacenter)} is not one of {', '.join(rule.datacenters)}"
     if rule.services and not any(_glob(p).match(service.lower()) for p in rule.services):
@@ -71,6 +73,16 @@ def first_rule(rules: Iterable[Rule], service: str, datacenter: str, tags: Colle
     return next((rule for rule in rules if why_not(rule, service, datacenter, tags) is None), None)
 
 
+def pinned(rules: Iterable[Rule]) -> list[tuple[Query, Rule]]:
+    """The services that rules name in full in places that are not listed; the first rule that names one has it."""
+    found: dict[Query, Rule] = {}
+    for rule in rules:
+        for service in rule.services if rule.pinned else ():
+            for datacenter in rule.datacenters:
+                found.setdefault(query_of(rule, service, datacenter), rule)
+    return list(found.items())
+
+
 def shadowed(rules: Sequence[Rule]) -> list[tuple[Rule, Rule]]:
     """Rules that are never used, each with the earlier one that takes every name from it.
 
@@ -86,6 +98,8 @@ def shadowed(rules: Sequence[Rule]) -> list[tuple[Rule, Rule]]:
 
 
 def _covers(earlier: Rule, later: Rule) -> bool:
+    if earlier.pinned or later.pinned:
+        return False
     if earlier.datacenters and not (later.datacenters and set(later.datacenters) <= set(earlier.datacenters)):
         return False
     if not set(earlier.tags) <= set(later.tags):

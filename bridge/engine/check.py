@@ -186,6 +186,7 @@ class _Check:
         else:
             yield Probe("consul datacenters", OK, ", ".join(wanted))
         chosen = _Chosen(anchored(rules, (own,)))
+        chosen.pin()
         listed = []
         for datacenter in (dc for dc in wanted if dc in known):
             try:
@@ -310,19 +311,26 @@ class _Chosen:
         self._claims = select.Claims()
         self._unmappable: list[Skipped] = []
 
+    def pin(self) -> None:
+        """Take what rules name in full, in namespaces, partitions and peers that are not listed."""
+        for query, rule in select.pinned(self._rules):
+            self._claim(query, rule)
+
     def choose(self, datacenter: str, services: dict[str, list[str]]) -> None:
         """Let the rules decide about a datacenter's services."""
         for service, tags in sorted(services.items()):
             rule = select.first_rule(self._rules, service, datacenter, tags)
             if rule is None or select.excluded(service, tags) is not None:
                 continue
-            query = select.query_of(rule, service, datacenter)
-            self.rules_of[query] = rule
-            target = select.target_of(rule, query)
-            if isinstance(target, Target):
-                self._claims.claim(query, rule, target)
-            else:
-                self._unmappable.append(target)
+            self._claim(select.query_of(rule, service, datacenter), rule)
+
+    def _claim(self, query: Query, rule: Rule) -> None:
+        self.rules_of[query] = rule
+        target = select.target_of(rule, query)
+        if isinstance(target, Target):
+            self._claims.claim(query, rule, target)
+        else:
+            self._unmappable.append(target)
 
     def probes(self) -> Iterator[Probe]:
         """How many are selected, and whether each gets its name."""

@@ -133,7 +133,7 @@ def explain_once(
             look.kubernetes_trouble = str(error)
         look.read_consul(service)
         listing = [dc for dc in look.datacenters if service in look.services_of(dc)]
-        asked = [look.explain_annotated(t, *r) for t, r in sorted(look.annotated.items()) if r[1].service == service]
+        asked = [look.explain_asked(*a) for a in sorted(look.asked, key=lambda a: a[0]) if a[2].service == service]
         found = [look.explain(service, dc) for dc in listing or look.datacenters[:1]]
         return [e for e in found if e.rule or not asked] + asked, look.troubles()
     finally:
@@ -158,7 +158,7 @@ class _Look:
         self._store = Store(options.owner)
         self._listings: dict[str, Listing | Unknown] = {}
         self._views: dict[Query, Knowledge] = {}
-        self.annotated: dict[Target, tuple[Rule, Query]] = {}
+        self.asked: list[tuple[Target, Rule, Query]] = []
         self._claims = select.Claims()
         self._resolver: Resolver[Target] = Resolver(options.resolver)
         self._nodes: frozenset[str] = frozenset()
@@ -185,11 +185,16 @@ class _Look:
         self.world = World(self._rules, self.datacenters, grace_seconds=0.0)
         for target in self._store.targets():
             self.world.remember(target, names_at(self._store.current(target)), now=0.0)
+        for query, rule in select.pinned(self._rules):
+            place = select.target_of(rule, query)
+            if isinstance(place, Target):
+                self.asked.append((place, replace(rule, pinned=False), query))
+                self._claims.claim(query, rule, place)
         for found in self._store.annotated_services():
             request = request_of(found, self._consul.datacenter or self.datacenters[0])
             if request is not None:
                 target = Target(found.meta.namespace, found.meta.name)
-                self.annotated[target] = request
+                self.asked.append((target, *request))
                 self.world.annotate(target, *request, 0.0)
                 self._claims.claim(request[1], request[0], target)
         if service is None:
@@ -233,7 +238,7 @@ class _Look:
         own, target = self._place(service, datacenter)
         plain = replace(own, filter="")
         shared = [q for q, _ in self._claims.owners(target)] if isinstance(target, Target) else []
-        shared += [q for _, q in self.annotated.values() if q.service == service]
+        shared += [q for _, _, q in self.asked if q.service == service]
         return frozenset({own, plain, *(q for q in shared if q.datacenter == datacenter)})
 
     def _place(self, service: str, datacenter: str) -> tuple[Query, Target | Skipped | None]:
@@ -321,8 +326,8 @@ class _Look:
         query, target = self._place(service, datacenter)
         return self._explain(query, target if isinstance(target, Target) else None, self._rules)
 
-    def explain_annotated(self, target: Target, rule: Rule, query: Query) -> Explanation:
-        """What becomes of a service that a person's Service at `target` asks for."""
+    def explain_asked(self, target: Target, rule: Rule, query: Query) -> Explanation:
+        """What becomes of a service that a person's Service, or a rule about another namespace, asks for by name."""
         return self._explain(query, target, [rule])
 
     def _explain(self, query: Query, at: Target | None, rules: Sequence[Rule]) -> Explanation:

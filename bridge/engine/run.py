@@ -36,6 +36,7 @@ from bridge.engine.world import World
 from bridge.errors import (
     BridgeError,
     CancelledError,
+    CredentialsError,
     NotLeadingError,
     PermanentError,
     StaleError,
@@ -488,6 +489,7 @@ class Bridge:
         with self._reconciler.lock:
             held = self._reconciler.guard.active()
         self._observer.held(held)
+        self._observer.unread(self._unknown())
 
     def _kubernetes_trouble(self) -> str | None:
         if not hasattr(self, "_cache"):
@@ -558,6 +560,8 @@ class Bridge:
             self._cache.forget(change)
             if isinstance(error, TransientError) and error.fault_of_server:
                 fault = self._blame(change.target, error)
+            elif isinstance(error, CredentialsError):  # true of every object: one asks, and all go on when it works
+                fault = TransientError(str(error))
             raise
         finally:
             self._gate.leave(fault)
@@ -620,7 +624,9 @@ class Bridge:
         error = failure.error
         if isinstance(error, CancelledError):
             return
-        if isinstance(error, PermanentError):
+        if isinstance(error, CredentialsError):
+            self._queue.add(target)  # the gate does the waiting, for all together
+        elif isinstance(error, PermanentError):
             self._queue.add(target, delay_seconds=self._refused.failed(target, error))
         elif isinstance(error, StaleError):
             self._queue.add(target, delay_seconds=self._backoff.failed(target))

@@ -58,6 +58,8 @@ class World:
         self._idle_since: dict[Target, float] = {}
         self._dismissed: set[Target] = set()
         self._wanted: frozenset[Query] | None = None
+        self._pinned: dict[Query, Target] = {}
+        self._pin()
 
     # ------------------------------------------------------------------ what comes in
 
@@ -159,8 +161,14 @@ class World:
 
     def replace_rules(self, rules: Sequence[Rule], now: float) -> set[Target]:
         """Take new rules; returns every target that must be looked at."""
-        self.rules = tuple(rules)
-        changed: set[Target] = set()
+        before, self.rules = self.rules, tuple(rules)
+        changed = set(self._pinned.values())
+        for query, target in self._pinned.items():
+            self._release(query, target, now, annotated=False)
+        for query, _ in select.pinned(before):
+            self._unmappable.pop(query, None)
+        self._pin()
+        changed |= set(self._pinned.values())
         for datacenter, listing in self._listings.items():
             for service, tags in listing.services.items():
                 changed |= self._choose((datacenter, service), tags, now)
@@ -177,7 +185,7 @@ class World:
                 if (dc, service) not in self._selected and dc in self.datacenters
             )
             asked = (query for _, query in self._annotated.values())
-            self._wanted = frozenset((*self._selected.values(), *asked, *memory))
+            self._wanted = frozenset((*self._selected.values(), *self._pinned, *asked, *memory))
         return self._wanted
 
     def unread(self) -> frozenset[Query]:
@@ -257,7 +265,7 @@ class World:
 
     def selected(self) -> int:
         """Number of Consul services that are mirrored or ought to be."""
-        return len(self._selected) + len(self._annotated)
+        return len(self._selected) + len(self._pinned) + len(self._annotated)
 
     def trouble(self) -> Mapping[Query, str]:
         """Services whose last read failed, with the reason. What was known of them before still stands."""
@@ -268,6 +276,17 @@ class World:
         return dict(self._listing_trouble)
 
     # ------------------------------------------------------------------ the rules of this room
+
+    def _pin(self) -> None:
+        """Claim targets for the services that rules name where nobody lists them."""
+        self._pinned = {}
+        for query, rule in select.pinned(self.rules):
+            target = select.target_of(rule, query)
+            if isinstance(target, Skipped):
+                self._unmappable[query] = target
+            else:
+                self._pinned[query] = target
+                self._claim(query, rule, target)
 
     def _choose(self, name: Name, tags: frozenset[str], now: float) -> set[Target]:
         """Let the rules decide about one service that is listed."""

@@ -39,7 +39,9 @@ WATCH_SECONDS = (240, 300)
 SILENCE_SECONDS = 150.0
 """A watch without a byte for this long is given up: bookmarks come about once a minute, on most servers."""
 PERMANENT_SECONDS = 30.0
-"""The least wait after an error that waiting does not mend (403)."""
+"""The least wait after an error that waiting does not mend (403), once it came `PERMANENT_AFTER` times in a row."""
+PERMANENT_AFTER = 6
+"""An API server that has just started forbids everything until it has read the roles: a 403 is not at once for good."""
 CLOSE_SECONDS = 1.0
 
 SELECTORS: dict[Kind, str] = {Kind.SERVICE: "", Kind.ENDPOINTS: objects.OURS, Kind.ENDPOINT_SLICE: objects.OUR_SLICES}
@@ -349,18 +351,17 @@ class _Refresher:
     def run(self) -> None:
         """Read the foreign Endpoints, then refresh when asked, until stopped."""
         try:
-            failures = 0
+            backoff = _Backoff(self._retry)
             while not self._stop.is_set():
                 with self._changed:
                     asked = self._asked
                     self._wanted.clear()
                 self.error = self._round(whole=asked > self.done)
                 if self.error is not None:
-                    failures += 1
-                    if self._stop.wait(_wait_seconds(self._retry, failures, self.error)):
+                    if self._stop.wait(backoff.wait_seconds(self.error)):
                         break
                     continue
-                failures = 0
+                backoff.succeeded()
                 with self._changed:
                     self.done = asked
                     self._changed.notify_all()
@@ -389,9 +390,24 @@ class _Refresher:
         return None
 
 
-def _wait_seconds(retry: RetryPolicy, failures: int, error: BridgeError) -> float:
-    wait = retry.wait_seconds(failures, error)
-    return max(wait, PERMANENT_SECONDS) if isinstance(error, PermanentError) else wait
+class _Backoff:
+    """How long one scope waits after an error; what is permanent is asked slowly once it has proved to be."""
+
+    def __init__(self, retry: RetryPolicy) -> None:
+        self._retry = retry
+        self._failures = 0
+        self._refusals = 0
+
+    def succeeded(self) -> None:
+        """All is well."""
+        self._failures = self._refusals = 0
+
+    def wait_seconds(self, error: BridgeError, *, progress: bool = False) -> float:
+        """Seconds to wait after `error`. `progress`: something had worked before it."""
+        self._failures = 1 if progress else self._failures + 1
+        self._refusals = self._refusals + 1 if isinstance(error, PermanentError) else 0
+        wait = self._retry.wait_seconds(self._refusals or self._failures, error)
+        return max(wait, PERMANENT_SECONDS) if self._refusals > PERMANENT_AFTER else wait
 
 
 class _Reflector:
@@ -436,13 +452,14 @@ class _Reflector:
     def run(self) -> None:
         """Cycle until stopped. A bug ends the thread and is handed to `failed`."""
         try:
-            failures = 0
+            backoff = _Backoff(self._retry)
             while not self._stop.is_set():
                 self._progress = False
                 error = self.cycle()
-                failures = 0 if error is None else 1 if self._progress else failures + 1
                 self.error = error
-                if error is not None and self._stop.wait(_wait_seconds(self._retry, failures, error)):
+                if error is None:
+                    backoff.succeeded()
+                elif self._stop.wait(backoff.wait_seconds(error, progress=self._progress)):
                     return
         except BaseException as error:
             if self._failed is not None and not self._stop.is_set():

@@ -2,7 +2,7 @@
 
 | what came back | becomes | because |
 | --- | --- | --- |
-| 401 | PermanentError | credentials are missing, wrong or expired: backoff does not mend them |
+| 401 | CredentialsError | credentials are missing, wrong or expired: backoff does not mend them |
 | 403 | PermanentError | names verb, resource and namespace, and the command that grants them |
 | 404 of a namespace | PermanentError | somebody must create the namespace |
 | other 404, 400, 405, 415, 422 | PermanentError | the request itself is wrong: the server's own words, trimmed |
@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.errors import BridgeError, PermanentError, StaleError, ThrottledError, TransientError
+from bridge.errors import BridgeError, CredentialsError, PermanentError, StaleError, ThrottledError, TransientError
 
 TEXT_LIMIT = 400
 """Characters of a server's message that are shown: an Endpoints object with 1,000 bad addresses has 1,000 causes."""
@@ -137,7 +137,7 @@ def of_answer(
     where = f"Kubernetes ({asked.server})"
     match code:
         case 401:
-            return PermanentError(
+            return CredentialsError(
                 f"{where} refuses our credentials (401) for {asked}: they are missing, wrong or expired. "
                 "Renew them, or choose another --context"
             )

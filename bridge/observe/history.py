@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridge.core.model import Action
-from bridge.report import Origin
+from bridge.report import NullObserver, Origin
 
 if TYPE_CHECKING:
     from bridge.core.model import Held, Target
-    from bridge.report import Outcome, Report
+    from bridge.report import Outcome
 
 CHANGES = 200
 """How many changes are remembered."""
@@ -74,7 +74,7 @@ class _Bucket:
     writes: int = 0
 
 
-class History:
+class History(NullObserver):
     """An observer that remembers. `follow` is told of every new entry, outside of any lock, and must be quick."""
 
     def __init__(
@@ -168,9 +168,6 @@ class History:
         else:
             text = f"this replica leads {len(shards)} of {of} shards"
         self._add("plain", text)
-
-    def pass_done(self, duration_seconds: float, report: Report) -> None:
-        """Nothing: what a pass finds is told as outcomes."""
 
     # ------------------------------------------------------------------ inside
 

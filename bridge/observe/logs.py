@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from bridge.core.model import Held, Target
+from bridge.core.model import Held, Query, Target
 
 if TYPE_CHECKING:
     from bridge.report import Outcome, Report
@@ -181,6 +181,7 @@ class LogObserver:
         self._consul: dict[str, tuple[bool, str]] = {}
         self._kubernetes: tuple[bool, str] | None = None
         self._held: dict[Target, str] = {}
+        self._unread = False
         self._said: dict[tuple[Any, ...], str] = {}
         self._first_pass = True
 
@@ -256,6 +257,20 @@ class LogObserver:
             self._log.info("leading: this replica writes")
         else:
             self._log.info("leading shards", held=",".join(map(str, sorted(shards))), shards=of)
+
+    def unread(self, unread: Mapping[Query, str]) -> None:
+        """Services that cannot be read, while their datacenter as a whole can: the first of them, and the end of it."""
+        with self._lock:
+            before = self._unread
+            single = [q for q in sorted(unread) if self._consul.get(q.datacenter, (True, ""))[0]]
+            self._unread = bool(single) or (before and bool(unread))
+        if single and not before:
+            self._log.warning(
+                "services cannot be read; they stay as they are", services=len(single), first=single[0].service,
+                datacenter=single[0].datacenter, reason=unread[single[0]],
+            )  # fmt: skip
+        if before and not unread:
+            self._log.info("all services can be read again")
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass: said the first time and whenever it found something to do."""

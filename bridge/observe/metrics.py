@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from bridge.core.model import Action, Held, Kind, Skipped, Target
+from bridge.core.model import Action, Held, Kind, Query, Skipped, Target
 from bridge.errors import BridgeError, ConflictError, PermanentError, StaleError, ThrottledError, TransientError
 
 if TYPE_CHECKING:
@@ -111,6 +111,11 @@ class Metrics:
         self._held_endpoints = Gauge(
             "consul_bridge_held_endpoints", "Ready endpoints that holds keep.", registry=registry
         )
+        self._unread = Gauge(
+            "consul_bridge_unread_services",
+            "Services whose last read failed; what was known of them before still stands.",
+            registry=registry,
+        )
         registry.register(_States(self))
         for kind in Kind:
             for action in (Action.CREATE, Action.UPDATE, Action.DELETE):
@@ -163,6 +168,10 @@ class Metrics:
 
     def leading(self, shards: frozenset[int], of: int) -> None:
         """Nothing: the scrape asks the election (`watch`)."""
+
+    def unread(self, unread: Mapping[Query, str]) -> None:
+        """What could not be read."""
+        self._unread.set(len(unread))
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Everything was looked at: the states start anew."""

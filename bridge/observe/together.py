@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from bridge.observe.logs import logger
 
 if TYPE_CHECKING:
-    from bridge.core.model import Held
+    from collections.abc import Mapping
+
+    from bridge.core.model import Held, Query
     from bridge.report import Observer, Outcome, Report
 
 
@@ -36,6 +38,10 @@ class Together:
     def leading(self, shards: frozenset[int], of: int) -> None:
         """Handed on."""
         self._tell("leading", shards, of)
+
+    def unread(self, unread: Mapping[Query, str]) -> None:
+        """Handed on."""
+        self._tell("unread", unread)
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Handed on."""

@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", default="", help="a whole number; default: a new one, which is printed")
     parser.add_argument("--minutes", default="5", help="how long to go on (the last fault is finished); default 5")
     parser.add_argument("--fault", action="append", default=[], metavar="NAME", help="only these, in this order")
-    parser.add_argument("--services", type=int, default=6, help="services that exist from the start; default 6")
-    parser.add_argument("--rate", type=float, default=10.0, help="changes a second; default 10")
+    parser.add_argument("--services", type=int, default=8, help="services that exist from the start; default 8")
+    parser.add_argument("--rate", type=float, default=6.0, help="changes a second; default 6")
     parser.add_argument("--every", type=float, default=0.0, help="seconds from one fault to the next; default: at once")
     parser.add_argument(
         "--soak", action="store_true", help="30 minutes, 1,000 services, 20 changes/s, a fault a minute"

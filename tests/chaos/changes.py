@@ -30,6 +30,9 @@ RETRY_SECONDS = 0.2
 PASSING = "c-new-"
 """Names of the services that come and go as a whole."""
 
+WEIGHTS = {"flip": 12, "maintenance": 3, "move": 3, "leave": 2, "new service": 1, "old service": 1}
+"""How often each kind of change is chosen. Too many that leave for good would be held by the guard, and rightly so."""
+
 HEALTH = ("passing", "warning", "critical")
 
 
@@ -90,9 +93,9 @@ class Fleet:
         connect: Callable[[], RawConsul],
         *,
         seed: int,
-        services: int = 6,
-        instances: int = 5,
-        anchors: int = 3,
+        services: int = 8,
+        instances: int = 12,
+        anchors: int = 8,
         conflicting: Collection[str] = (),
         on_pushed: Callable[[Instance], None] = lambda _instance: None,
     ) -> None:
@@ -216,8 +219,7 @@ class Fleet:
         """One change, chosen by the seed and by what was changed before."""
         with self._lock:
             touchable = sorted(k for k, i in self._all.items() if not i.anchor and not i.service.startswith(PASSING))
-            kinds = ["flip", "flip", "flip", "flip", "maintenance", "move", "leave", "new service", "old service"]
-            kind = self._random.choice(kinds)
+            kind = self._random.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
             instance = self._all[self._random.choice(touchable)]
             if kind == "new service" and len(self._extras) < 5:
                 self._born += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Sequence
 from typing import ClassVar
@@ -253,7 +252,7 @@ class ConsulNoIndex(_ConsulIndex):
 
     name = "consul-no-index"
     what = "answers without X-Consul-Index"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("X-Consul-Index"))
+    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("without a usable index"))
     readiness = NOT_READY
     index = None
 
@@ -281,7 +280,7 @@ class ConsulBadIndex(_ConsulIndex):
 
     name = "consul-bad-index"
     what = "answers with X-Consul-Index: soon"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("X-Consul-Index"))
+    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("without a usable index"))
     readiness = NOT_READY
     index = "soon"
 
@@ -290,16 +289,15 @@ class ConsulHuge(_ConsulStub):
     """Somebody who registers without end, or a server that is none."""
 
     name = "consul-huge-answer"
-    what = "answers about services are 200 MB of JSON, longer than the bridge takes"
-    shows = (CONSUL_DOWN, CONSUL_UP_0)
-    readiness = NOT_READY
+    what = "answers about one service (`c-0`) are 300 MB of JSON, longer than the bridge takes"
+    shows = (log("cannot be read", "c-0", "larger than"), Metric("consul_bridge_unread_services", ">0"))
+    readiness = EITHER
 
     def rule(self, rng: random.Random) -> Rule:
         def blow_up(answer: Answer) -> Answer:
-            return Answer(answer.status, b"[" + b" " * (200 << 20) + b"]", answer.headers)
+            return Answer(answer.status, answer.body + b" " * (300 << 20), answer.headers)
 
-        pattern = re.compile("^/v1/(health|catalog)/service")
-        return lambda _method, path: blow_up if pattern.match(path) else None
+        return lambda _method, path: blow_up if path.startswith("/v1/health/service/c-0") else None
 
 
 # --------------------------------------------------------------------------- several servers

@@ -18,8 +18,8 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
@@ -204,43 +204,45 @@ class Observer:
                     client.close()
 
     def _list(self, client: RawKube, path: str) -> str:
+        """Take a whole list at once, so that nobody sees half of it."""
         found = client.json("GET", path)
         with self._lock:
-            known = self._endpoints.keys() if path == ENDPOINTS else self._slices.keys()
-            gone = set(known) - {_where(path, item) for item in found["items"]}
-            if path == SLICES:
+            known: set[Where] = set(self._endpoints if path == ENDPOINTS else self._slices)
+            if path == ENDPOINTS:
+                self._endpoints = {}
+            else:
                 self._slices = {}
-        for item in found["items"]:
-            self._take(path, item, gone=False)
-        for where in gone:
-            with self._lock:
-                self._endpoints.pop(where, None)
-            self._compare(where)
+            for item in found["items"]:
+                known.add(_where(path, item))
+                self._note(path, item, gone=False)
+            for where in known:
+                self._compare(where)
         return str(found["metadata"]["resourceVersion"])
 
     def _take(self, path: str, item: Mapping[str, Any], *, gone: bool) -> None:
+        with self._lock:
+            self._note(path, item, gone=gone)
+            self._compare(_where(path, item))
+
+    def _note(self, path: str, item: Mapping[str, Any], *, gone: bool) -> None:
         where = _where(path, item)
         if where[0] not in self._sights.namespaces:
             return
         labels = item["metadata"].get("labels") or {}
-        with self._lock:
-            self.events += 1
-            if path == ENDPOINTS:
-                if labels.get(MANAGED_BY) != OURS and where not in self._endpoints:
-                    return
-                if gone:
-                    self._endpoints.pop(where, None)
-                else:
-                    self._endpoints[where] = _state_of_endpoints(item)
+        self.events += 1
+        if path == ENDPOINTS:
+            if labels.get(MANAGED_BY) != OURS and where not in self._endpoints:
+                return
+            if gone:
+                self._endpoints.pop(where, None)
             else:
-                if labels.get(SLICE_MANAGED_BY) != OURS:
-                    return
-                slices = self._slices.setdefault(where, {})
-                if gone:
-                    slices.pop(item["metadata"]["name"], None)
-                else:
-                    slices[item["metadata"]["name"]] = _state_of_slice(item)
-        self._compare(where)
+                self._endpoints[where] = _state_of_endpoints(item)
+        elif labels.get(SLICE_MANAGED_BY) == OURS:
+            slices = self._slices.setdefault(where, {})
+            if gone:
+                slices.pop(item["metadata"]["name"], None)
+            else:
+                slices[item["metadata"]["name"]] = _state_of_slice(item)
 
     def _compare(self, where: Where) -> None:
         """Hold what Kubernetes shows now against the ledger, and settle the changes that it shows."""
@@ -349,7 +351,12 @@ class Observer:
         with self._sights.connect_consul() as consul, self._sights.connect_kube() as kube:
             wanted = self._in_consul(consul)
             held = self._in_kube(kube)
-        return self._differences(wanted, held)
+            services = {
+                _where(ENDPOINTS, s) for s in kube.json("GET", f"{SERVICES}?labelSelector={MANAGED_BY}={OURS}")["items"]
+            }
+        places = {(self._sights.namespace_of(service), service) for service in wanted}
+        left = sorted(services - places - set(self._sights.foreign))
+        return [*self._differences(wanted, held), *(f"Service {ns}/{name} is left over" for ns, name in left)]
 
     def _mirrored(self) -> set[Where]:
         slices = {where for where, found in self._slices.items() if found and where[1].startswith("slice-")}

@@ -22,7 +22,7 @@ SIGNS_SECONDS = 25.0
 """How long a fault may last until all its signs were seen."""
 REST_SECONDS = 1.0
 """How long nothing may be written at rest."""
-GIVE_UP_SECONDS = 90.0
+GIVE_UP_SECONDS = 60.0
 """How long a campaign waits for both sides to agree before it goes on with the next fault, whatever `iii` says."""
 
 Say = Callable[[str], None]
@@ -109,7 +109,7 @@ class Campaign:
             with self.stage.fleet.changing():
                 wait_for(lambda: False, seconds)
 
-    # ------------------------------------------------------------------ (vi)
+    # ------------------------------------------------------------------ what users see, vi
 
     def _await_signs(self, fault: Fault, position: int) -> None:
         missing: list[Sign] = list(fault.shows)
@@ -145,7 +145,7 @@ class Campaign:
         status = self.stage.bridge.get("/readyz")[0]
         return {READY: status == 200, NOT_READY: status == 503}.get(readiness, True)
 
-    # ------------------------------------------------------------------ (iii)
+    # ------------------------------------------------------------------ both sides agree, iii
 
     def _settle(self, since: float, seconds: float, what: str = "the start") -> float | None:
         """Wait until both sides agree; seconds from `since`, None when they never did. Reports (iii)."""
@@ -158,10 +158,11 @@ class Campaign:
             for difference in stage.observer.compare_sides()[:5]:
                 stage.observer.report("iii", f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
             return None
+        if not wait_for(lambda: not stage.observer.compare_sides(), GIVE_UP_SECONDS, 0.02):
+            for difference in stage.observer.compare_sides()[:5]:
+                stage.observer.report("iii", f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
+            return None
         took = time.monotonic() - since
-        differences = stage.observer.compare_sides()
-        for difference in differences[:5]:
-            stage.observer.report("iii", f"{what}: {difference}")
         # what the agents themselves needed to tell Consul is not the bridge's
         if took - max(0.0, flushed - since) > seconds:
             stage.observer.report("iii", f"{what}: both sides agreed only after {took:.1f} s")
@@ -169,7 +170,7 @@ class Campaign:
             stage.observer.report("vi", f"{what} is over, but /readyz says {stage.bridge.readiness()}")
         return took
 
-    # ------------------------------------------------------------------ (iv) and (v)
+    # ------------------------------------------------------------------ rest, iv and v
 
     def _rest(self, what: str) -> Usage:
         stage = self.stage

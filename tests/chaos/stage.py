@@ -45,7 +45,7 @@ RULES = {
     "run": {"grace": "1s"},
     "consul": {"wait": "10s", "timeout_margin": "2s"},
     "kubernetes": {"request_timeout": "4s"},
-    "guard": {"rebuild_grace": "6s"},
+    "guard": {"rebuild_grace": "6s", "window": "10s"},
     "retry": {"permanent": {"floor": "1s", "cap": "5s"}},
 }
 
@@ -125,10 +125,10 @@ class Stage:
         self,
         *,
         seed: int,
-        services: int = 6,
-        instances: int = 5,
-        anchors: int = 3,
-        rate: float = 10.0,
+        services: int = 8,
+        instances: int = 12,
+        anchors: int = 8,
+        rate: float = 6.0,
         servers: int = 1,
         arguments: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,

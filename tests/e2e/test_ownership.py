@@ -257,3 +257,29 @@ def test_a_running_bridge_follows_what_a_person_changes_in_the_annotations(
         eventually(lambda: ready(kube, namespace, "database"), ["10.77.1.3"], 60)
     finally:
         daemon.stop()
+
+
+@pytest.mark.parametrize("key", ["namespace", "partition"])
+def test_a_community_server_refuses_enterprise_places_and_that_is_said(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, key: str
+) -> None:
+    """In its own words, once, and the other rules are served."""
+    consul.register(f"{prefix}good", f"{prefix}vm-1", "10.77.1.1", 80)
+    result = sync({"services": [f"{prefix}web"], key: "team"}, {"services": [f"{prefix}good"]})
+    reasons = [row["reason"] for row in result.json["failed"]]
+    assert (result.status, ready(kube, namespace, f"{prefix}good")) == (1, ["10.77.1.1"])
+    assert [("Consul Enterprise feature" in reason, "Invalid query parameter" in reason) for reason in reasons] == [
+        (True, True)
+    ]
+
+
+def test_a_peer_that_is_not_there_has_no_instances_and_that_is_said(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Consul answers with an empty list; the other rules are served."""
+    consul.register(f"{prefix}good", f"{prefix}vm-1", "10.77.1.1", 80)
+    result = sync({"services": [f"{prefix}web"], "peer": "cloud"}, {"services": [f"{prefix}good"]})
+    assert (result.status, ready(kube, namespace, f"{prefix}good")) == (0, ["10.77.1.1"])
+    assert [(row["service"], "no instance has a port yet" in row["reason"]) for row in result.json["skipped"]] == [
+        (f"{prefix}web", True)
+    ]

@@ -33,13 +33,14 @@ FILTER = re.compile(r'^\s*(Service|ServiceName|Service\.Meta\.(?P<meta>\w+))\s*(
 
 @dataclass(frozen=True)
 class Fault:
-    """What one answer is instead of the right one. `delay` alone only delays it."""
+    """What one answer is instead of the right one. Seconds: `delay` before it is found, `late` before it is sent."""
 
     status: int = 0
     body: str = "injected"
     headers: tuple[tuple[str, str | None], ...] = ()
     """Headers to set, or (None) to leave out, in an answer that is otherwise the right one."""
     delay: float = 0.0
+    late: float = 0.0
     reset: bool = False
     truncate: bool = False
     garbage: bytes = b""
@@ -517,6 +518,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault.status, {n: v for n, v in fault.headers if v is not None}, fault.body.encode())
             return
         status, headers, body = self.consul.answer(request)
+        if fault is not None and fault.late:
+            time.sleep(fault.late)
         if fault is not None:
             replaced = {name.lower() for name, _ in fault.headers}
             headers = {k: v for k, v in headers.items() if k.lower() not in replaced}

@@ -328,6 +328,37 @@ def test_growing_past_the_budget_and_back_misses_nothing(recorder: Recorder) -> 
             assert consul.peak_connections <= 12
 
 
+def test_a_first_read_that_doorbells_overtake_is_not_the_last_word(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found critical, well again, and only then do the doorbells begin to listen; only then is the answer there."""
+    monkeypatch.setattr(module, "BELLS_LINGER_SECONDS", 0.0)
+    with FakeConsul() as consul:
+        queries = fill(consul, 40)
+        query = Query("dc1", "s039")
+        with budgeted(consul, recorder) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            settled(consul)
+            few = frozenset(sorted(queries)[:5])
+            catalog.want(few)
+            watch = catalog._watches["dc1"]
+            assert eventually(lambda: not watch.status()["doorbells"])
+            assert eventually(lambda: not any(bell.client.connected for bell in watch._bells), 10)
+            consul.flip("s039", "vm-9", "critical")
+            path = "/v1/health/service/s039"
+            consul.inject(Fault(late=1.5), path=path)
+            consul.inject(Fault(delay=0.7), times=2, path="/v1/health/state/")
+            consul.inject(Fault(delay=0.7), path="/v1/catalog/nodes")
+            before = len(consul.asked(path))
+            catalog.want(few | {q for q in queries if q.service > "s025"})
+            assert eventually(lambda: len(consul.asked(path)) > before)
+            time.sleep(0.2)  # the answer is found, and on its way
+            consul.flip("s039", "vm-9", "passing")
+            assert becomes(recorder, query, status=Status.CRITICAL)
+            assert becomes(recorder, query, status=Status.PASSING)
+
+
 def _flip_all(consul: FakeConsul, services: int, stop: threading.Event) -> None:
     n = 0
     while not stop.is_set():
@@ -376,7 +407,7 @@ def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
             watch = catalog._watches["dc1"]
-            assert eventually(lambda: not watch._look_when_read and not watch._sweeper.pending)
+            assert eventually(lambda: not watch._unvouched and not watch._sweeper.pending)
             time.sleep(0.5)
             consul.flip("s050", "vm-0", "strange")  # a status of no list: passing left no list either
             assert becomes(recorder, Query("dc1", "s050"), status=Status.UNKNOWN)

@@ -120,6 +120,26 @@ def test_while_kubernetes_is_away_one_prober_asks_and_afterwards_all_is_made_up_
     assert (during < 40, after) == (True, 60)
 
 
+def test_while_our_credentials_are_refused_one_prober_asks_and_afterwards_all_is_made_up_for(
+    running: Running, eventually: Eventually
+) -> None:
+    """401 is true of every object: it is said, readiness is false, and no object waits long by itself."""
+    for n in range(30):
+        running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    running.start()
+    running.kube.inject(KubeFault(status=401), times=100_000, method="PATCH")
+    before = len(running.kube.log)
+    for n in range(30):
+        running.consul.flip(f"s-{n}", f"vm-{n}", "critical")
+    eventually(lambda: "refuses our credentials" in str(running.bridge.ready()[1]["kubernetes"]), True, 10)
+    assert running.bridge.ready()[0] is False
+    time.sleep(1.5)
+    assert sum(entry.method == "PATCH" for entry in running.kube.log[before:]) < 40
+    running.kube.clear_faults()
+    eventually(lambda: [running.ready(f"s-{n}") for n in range(30)], [[]] * 30, 10)
+    eventually(lambda: running.bridge.ready()[0], True, 10)
+
+
 def test_429_makes_it_slower_and_nothing_is_lost(running: Running, eventually: Eventually) -> None:
     """Retry-After is obeyed."""
     running.start()

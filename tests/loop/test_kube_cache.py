@@ -222,17 +222,29 @@ def test_a_410_as_a_status_leads_to_a_list(fake: FakeKube, running: Running) -> 
     assert wait_for(lambda: running.status("lists") == 4)
 
 
-def test_a_forbidden_watch_backs_off_for_long_and_says_what_is_missing(fake: FakeKube, running: Running) -> None:
-    """403 is not retried hot: one try, then half a minute of patience; the last state stays."""
+def test_a_forbidden_watch_backs_off_for_long_and_says_what_is_missing(
+    fake: FakeKube, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """403 is not retried hot: a few tries, then half a minute of patience; the last state stays."""
+    monkeypatch.setattr("bridge.kube.cache.PERMANENT_AFTER", 1)
     fake.put("endpoints", ours("kept", "10.0.0.1"))
     assert wait_for(lambda: has(running, "kept"))
     fake.forbid("admin", "watch", "endpoints")
     fake.cut()
     assert wait_for(lambda: "forbids us to watch endpoints in all namespaces" in str(running.status("reason")))
-    tries = sum(e.status == 403 for e in fake.log)
-    time.sleep(0.2)
-    assert sum(e.status == 403 for e in fake.log) == tries
+    assert wait_for(lambda: sum(e.status == 403 for e in fake.log) == 2)
+    time.sleep(0.5)
+    assert sum(e.status == 403 for e in fake.log) == 2
     assert has(running, "kept")
+
+
+def test_a_server_that_forbids_only_at_its_start_is_asked_again_soon(fake: FakeKube, running: Running) -> None:
+    """A new API server says 403 until it has read the roles."""
+    fake.inject(Fault(status=403), times=3, path="/endpoints.*watch=1")
+    fake.cut()
+    assert wait_for(lambda: sum(e.status == 403 for e in fake.log) == 3)
+    fake.put("endpoints", ours("after", "10.0.0.1"))
+    assert wait_for(lambda: has(running, "after"))
 
 
 def test_a_broken_watch_after_a_working_one_is_not_punished_for_old_failures(

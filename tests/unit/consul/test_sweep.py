@@ -238,3 +238,24 @@ def test_one_long_sweep_is_paid_for_by_a_long_rest() -> None:
     field.clock.now += 8.0  # 100 s less 60 s saved, at a fifth: 200 s
     field.sweeper.tick()
     assert field.jobs.waiting
+
+
+def test_only_what_was_read_before_somebody_listened_is_vouched_for() -> None:
+    field = Field(services=100, nodes=10)
+    assert len(field.sweep(field.sweeper.vouch)) == 110  # nothing yet to build on: nodes, then all services
+    assert all(entry.vouched for entry in field.entries)
+    assert field.sweep(field.sweeper.vouch) == []
+    field.entries[5].vouched = field.entries[6].vouched = False
+    field.probes.services["s6"] = 8
+    assert field.sweep(field.sweeper.vouch) == ["s5", "s6"]
+    assert field.moved == ["s6"]
+    assert field.node_names is not None
+    assert field.sweep() == ["s6", *field.node_names]  # still not the same: somebody reads it
+
+
+def test_where_services_are_probed_one_vouch_asks_for_a_few_of_them() -> None:
+    field = Field(services=100, nodes=100)
+    assert len(field.sweep(field.sweeper.vouch)) == 100
+    field.entries[5].vouched = False
+    assert field.sweep(field.sweeper.vouch) == ["s5"]
+    assert len(field.sweep()) == 100

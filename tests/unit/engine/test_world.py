@@ -249,3 +249,17 @@ def test_a_rule_without_a_datacenter_means_the_first_one_and_not_all() -> None:
     """Another rule that names a second datacenter does not have its services mirrored by this one."""
     one, two = Rule(services=("a",)), Rule(services=("b",), datacenters=("dc2",))
     assert anchored([one, two], ["dc1", "dc2"]) == (replace(one, datacenters=("dc1",)), two)
+
+
+def test_a_rule_about_another_namespace_is_asked_for_by_name_and_nothing_listed_is_its_business() -> None:
+    """The same name in two namespaces is two services; new rules replace what the old ones named."""
+    there = Rule(
+        services=("web",), datacenters=("dc1",), namespace="team", pinned=True, to=Destination(namespace="team")
+    )
+    made = World((there, *RULES), ["dc1"], 30.0)
+    made.on_listing("dc1", listing("web", "db"), 0.0)
+    theirs, target = Query("dc1", "web", "team"), Target("team", "web")
+    assert made.wanted() == {theirs, WEB, Query("dc1", "db")}
+    assert (made.on_view(theirs, known("10.1.1.1")), made.on_view(WEB, known("10.0.0.1"))) == ({target}, {HERE})
+    assert [s.query for s in made.sources(target) or ()] == [theirs]
+    assert (made.replace_rules(RULES, 1.0), made.sources(target)) == ({target, HERE, Target("apps", "db")}, ())

@@ -12,7 +12,7 @@ import urllib3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.errors import BridgeError, PermanentError, StaleError, ThrottledError, TransientError
+from bridge.errors import BridgeError, CredentialsError, PermanentError, StaleError, ThrottledError, TransientError
 from bridge.kube import faults
 from bridge.kube.faults import Asked
 
@@ -35,7 +35,7 @@ TYPED = "failed to create typed patch object (storage/radosgw; v1, Kind=Service)
 TABLE: list[tuple[int, bytes, type[BridgeError], str]] = [
     (400, b"Client sent an HTTP request to an HTTPS server.\n", PermanentError, "speaks TLS: write https://"),
     (400, status(400, "the name of the object does not match"), PermanentError, "does not match"),
-    (401, status(401, "Unauthorized"), PermanentError, "refuses our credentials"),
+    (401, status(401, "Unauthorized"), CredentialsError, "refuses our credentials"),
     (403, status(403, FORBIDDEN), PermanentError, "forbids us to create endpoints in namespace storage"),
     (404, status(404, 'namespaces "storage" not found', "NotFound"), PermanentError, "create namespace storage"),
     (404, status(404, 'endpoints "radosgw" not found', "NotFound"), PermanentError, "not found"),

@@ -13,7 +13,7 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from bridge.core.model import Action, Conflict, Held, Kind, Skipped
+from bridge.core.model import Action, Conflict, Held, Kind, Query, Skipped
 from bridge.errors import PermanentError
 from bridge.observe import logs
 from bridge.observe.logs import LogObserver, Secrets
@@ -217,6 +217,24 @@ def test_a_state_is_said_when_it_changes(said: LogCapture) -> None:
         "consul is back",
         "kubernetes is back",
     ]
+
+
+def test_services_that_cannot_be_read_are_said_once_unless_their_datacenter_is_down(said: LogCapture) -> None:
+    """The first of them with its reason, and when all can be read again."""
+    ears = observer()
+    broken = {Query("dc1", "web"): "torn off", Query("dc2", "db"): "no leader"}
+    ears.consul("dc2", False, "no leader")
+    ears.unread({Query("dc2", "db"): "no leader"})
+    ears.unread(broken)
+    ears.unread(broken)
+    ears.unread({})
+    ears.unread({})
+    assert [e["event"] for e in said.entries] == [
+        "consul cannot be asked; everything stays as it is",
+        "services cannot be read; they stay as they are",
+        "all services can be read again",
+    ]
+    assert (said.entries[1]["first"], said.entries[1]["reason"]) == ("web", "torn off")
 
 
 def test_holds_are_said_when_they_come_and_go(said: LogCapture) -> None:

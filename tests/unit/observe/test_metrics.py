@@ -148,6 +148,8 @@ def test_sides_and_holds() -> None:
     assert value(metrics, "consul_bridge_kubernetes_up") == 1
     assert value(metrics, "consul_bridge_holds", cause="removal") == 1
     assert value(metrics, "consul_bridge_held_endpoints") == 15
+    metrics.unread({Query("dc1", "web"): "torn off"})
+    assert value(metrics, "consul_bridge_unread_services") == 1
     metrics.held(())
     assert value(metrics, "consul_bridge_holds", cause="removal") == 0
     assert value(metrics, "consul_bridge_held_endpoints") == 0

@@ -92,6 +92,8 @@ def mistake(tmp_path: Path, text: str) -> str:
         ("rules:\n- to: {labels_from: {app.kubernetes.io/managed-by: tags}}\n", "is set by the bridge or by Kubern"),
         ("rules:\n- to: {annotations_from: {endpointslice.kubernetes.io/x: tags}}\n", "is set by the bridge or by"),
         ("rules:\n- to: {labels_from: {a: tags}, labels: {a: x}}\n", "F:2:7: rules[0].to: 'a' is in labels and in lab"),
+        ("rules:\n- {peer: cloud, services: ['a*']}\n", "F:2:10: rules[0].peer: only the services of consul.namesp"),
+        ("rules:\n- {namespace: team}\n", "elsewhere `services` must be full names, not left out"),
         ("kubernetes: {nodes: [A_B]}\n", "F:1:22: kubernetes.nodes[0]: 'A_B' must be * or the name of a node"),
         ("rules:\n- to: {labels: {consul-bridge/owner: x}}\n", "'consul-bridge/owner' is set by the bridge"),
         ("rules:\n- to: {annotations: {kubernetes.io/service-name: x}}\n", "is set by the bridge or by Kubernetes"),

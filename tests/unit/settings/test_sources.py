@@ -493,4 +493,5 @@ rules:
             zone_meta="z",
             keep_last_ready=True,
         ),
+        pinned=True,
     )
