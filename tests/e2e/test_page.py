@@ -32,6 +32,8 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PATIENCE_MS = 60_000
+PICTURES = ("overview-light-wide", "overview-dark-wide", "service-light-wide", "overview-dark-phone", "held")
+"""Those that docs/page.md shows."""
 
 
 def chromium() -> str:
@@ -105,7 +107,7 @@ def daemon(lab: Lab, namespace: str, prefix: str) -> Iterator[Daemon]:
 
 def picture(page: Page, name: str) -> None:
     """A screenshot for the documentation, when somebody asks for them."""
-    if folder := os.environ.get("PAGE_IMAGES"):
+    if (folder := os.environ.get("PAGE_IMAGES")) and name in PICTURES:
         Path(folder).mkdir(parents=True, exist_ok=True)
         data = page.screenshot()  # written here: Playwright would leave a thread behind that writes files
         if pngquant := shutil.which("pngquant"):
@@ -287,6 +289,7 @@ def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eve
                     consul.deregister(name, f"{name}-{i + 1}")
             page = opened(running.url)
             expect(page.locator("h1")).to_have_text(re.compile("Holding$"), timeout=PATIENCE_MS)
+            expect(page.locator("#changes li.bad").first).to_contain_text("held", timeout=PATIENCE_MS)
             picture(page, "held")
             page.context.close()
         finally:
