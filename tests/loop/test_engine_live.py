@@ -106,3 +106,16 @@ def test_a_hold_shows_what_consul_has_and_what_is_kept(running: Running, eventua
     for n in range(1, 4):
         running.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in sync")}, SECONDS)
+
+
+def test_what_is_gone_is_forgotten(running: Running, eventually: Eventually) -> None:
+    """Names that come and go do not pile up, in the rows or behind them."""
+    running.start()
+    for n in range(5):
+        running.consul.register(f"web-{n}", "vm-1", "10.0.0.1", 80)
+    eventually(lambda: [row[2] for row in rows(running).values()], ["in sync"] * 5, SECONDS)
+    for n in range(2):
+        running.consul.deregister(f"web-{n}", "vm-1")
+        eventually(lambda: min(rows(running)), f"web-{n + 1}", SECONDS)
+    eventually(lambda: sorted(t.name for t in running.bridge._outcomes), ["web-2", "web-3", "web-4"], SECONDS)
+    assert running.ready("web-0") is None

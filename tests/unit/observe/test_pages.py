@@ -321,3 +321,12 @@ def test_many_readers_cost_no_more_than_one() -> None:
         now[0] = moment
         assert site.pages["/"](Request("/")).status == 200
     assert len(asked) == 2
+
+
+def test_five_thousand_services_are_a_page_of_the_same_size() -> None:
+    """Fifty rows and a bounded number of bytes, however many there are."""
+    world = World()
+    world.rows = [row(f"service-{n:04}") for n in range(5000)]
+    page = get(world, "/", {"page": "40"})
+    assert (page.count("<tr>"), "Services 1,951 to 2,000 of 5,000" in page) == (1 + PER_PAGE, True)
+    assert len(page) < 60_000
