@@ -83,7 +83,7 @@ class Live:
             if target not in world.targets():
                 return None
             annotated = {q: r for q, r in world.owners(target) if r.to.annotated}
-            return tuple(
+            found = [
                 explain(
                     query.service,
                     query.datacenter,
@@ -96,7 +96,9 @@ class Live:
                     cluster_nodes=self._reconciler.nodes,
                 )
                 for query in world.queries_at(target)
-            )
+            ]
+        nobodys = set[str]().union(*(e.others for e in found)).intersection(*(e.others for e in found))
+        return tuple(replace(e, others=tuple(o for o in e.others if o in nobodys)) for e in found)
 
     def _row(self, target: Target, outcome: Outcome | None, current: Current, reason: str) -> LiveRow:
         with self._lock:

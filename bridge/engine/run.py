@@ -619,6 +619,10 @@ class Bridge:
             else:
                 self._reconciler.world.forget(target)
                 self._reconciler.guard.forget(target)
+            gone = not self._reconciler.world.queries_at(target)
+        if gone:  # names that come and go must not pile up
+            with self._outcomes_lock:
+                self._outcomes.pop(target, None)
 
     def _retry_later(self, target: Target, failure: Failure) -> None:
         error = failure.error

@@ -129,6 +129,12 @@ def _explanation(explanation: Explanation) -> Html:
         *(("Conflict", text) for text in explanation.conflicts),
         *(("Warning", text) for text in explanation.warnings),
         *(("Still to do", text) for text in explanation.differences),
+        *((("Filter", explanation.filter),) if explanation.filter else ()),
+        *(
+            (("In Kubernetes without an instance", ", ".join(explanation.others[:LISTED])),)
+            if explanation.others
+            else ()
+        ),
     )
     verdicts = [f"{r.rule or 'rule'}: {r.why_not or 'selects it'}" for r in explanation.rules]
     heads = ("Instance", "Status", "Address", "Ports", "Should be", "Is", "Why")

@@ -7,6 +7,9 @@ anew from what is so at that moment.
 from __future__ import annotations
 
 import json
+import math
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -21,6 +24,10 @@ from bridge.observe.history import Entry, History
 from bridge.observe.listing import Row, Wish, find
 from bridge.observe.logs import escape
 from bridge.observe.overview import Overview
+
+FRESH_SECONDS = 0.25
+"""How old rows may be: many readers share them, so that they cost the bridge no more than one. The script waits for
+longer than that after an event."""
 
 SHOWN = 15
 """Changes on the first page and on a service's; /changes has all that are remembered."""
@@ -56,10 +63,20 @@ class Source(Protocol):
 class Site:
     """The pages of one bridge. `pages` goes to the web server."""
 
-    def __init__(self, source: Source, metrics: Callable[[], bytes], history: History) -> None:
+    def __init__(
+        self,
+        source: Source,
+        metrics: Callable[[], bytes],
+        history: History,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._source = source
         self._metrics = metrics
         self._history = history
+        self._clock = clock
+        self._rows_lock = threading.Lock()
+        self._rows: Sequence[Row] = ()
+        self._rows_at = -math.inf
         self.pages: Mapping[str, Page] = {
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -80,8 +97,15 @@ class Site:
         ok, detail = self._source.ready()
         return json_answer(200 if ok else 503, {"ready": ok, **detail})
 
+    def _services(self) -> Sequence[Row]:
+        with self._rows_lock:
+            if self._clock() - self._rows_at > FRESH_SECONDS:
+                self._rows = self._source.services()
+                self._rows_at = self._clock()
+            return self._rows
+
     def _index(self, request: Request) -> Answer:
-        rows = self._source.services()
+        rows = self._services()
         overview = Overview(
             state=self._source.state(),
             services=len(rows),
@@ -96,7 +120,7 @@ class Site:
 
     def _service(self, request: Request) -> Answer:
         _, namespace, name = (*request.segments, "", "")[:3]
-        rows = self._source.services()
+        rows = self._services()
         row = next((r for r in rows if r.name == name and r.namespace == namespace), None)
         why = self._source.explain(namespace, name) if row is not None else None
         if row is None or why is None or len(request.segments) != 3:

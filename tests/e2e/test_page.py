@@ -1,6 +1,7 @@
 """The page of `bridge run`, in a real browser, over real servers.
 
-With PAGE_IMAGES=DIR the same tests leave their screenshots there (docs/images is how the documentation gets its own).
+The documentation's pictures are made by the same tests (Debian's pngquant, when it is there, makes them small):
+PAGE_IMAGES=docs/images pytest tests/e2e/test_page.py
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PATIENCE_MS = 60_000
+PICTURES = ("overview-light-wide", "overview-dark-wide", "service-light-wide", "overview-dark-phone", "held")
+"""Those that docs/page.md shows."""
 
 
 def chromium() -> str:
@@ -103,10 +107,14 @@ def daemon(lab: Lab, namespace: str, prefix: str) -> Iterator[Daemon]:
 
 def picture(page: Page, name: str) -> None:
     """A screenshot for the documentation, when somebody asks for them."""
-    if folder := os.environ.get("PAGE_IMAGES"):
+    if (folder := os.environ.get("PAGE_IMAGES")) and name in PICTURES:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        # written here: Playwright would leave a thread behind that writes files
-        (Path(folder) / f"page-{name}.png").write_bytes(page.screenshot())
+        data = page.screenshot()  # written here: Playwright would leave a thread behind that writes files
+        if pngquant := shutil.which("pngquant"):
+            data = subprocess.run(
+                (pngquant, "--quality=60-95", "-"), input=data, stdout=subprocess.PIPE, check=True
+            ).stdout
+        (Path(folder) / f"page-{name}.png").write_bytes(data)
 
 
 def name_cells(page: Page) -> list[str]:
@@ -281,6 +289,7 @@ def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eve
                     consul.deregister(name, f"{name}-{i + 1}")
             page = opened(running.url)
             expect(page.locator("h1")).to_have_text(re.compile("Holding$"), timeout=PATIENCE_MS)
+            expect(page.locator("#changes li.bad").first).to_contain_text("held", timeout=PATIENCE_MS)
             picture(page, "held")
             page.context.close()
         finally:

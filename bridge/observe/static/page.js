@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const line = document.getElementById("live");
-  const QUIET_MS = 15000, LEAST_MS = 1500, TYPING_MS = 200, AGAIN_MS = 30000;
+  const QUIET_MS = 15000, LEAST_MS = 1500, SETTLE_MS = 400, TYPING_MS = 200, AGAIN_MS = 30000;
   let paused = false, wanted = 0, last = 0, timer = 0, source = null;
 
   const words = document.createElement("span");
@@ -42,6 +42,7 @@
       const text = await answer.text();
       if (mine !== wanted || answer.status >= 500) return;
       put(new DOMParser().parseFromString(text, "text/html"));
+      if (!paused && source?.readyState === EventSource.OPEN) say("Live");
     } catch {
       say("The bridge does not answer");
     }
@@ -49,7 +50,7 @@
 
   function soon() {
     if (paused || timer || document.hidden) return;
-    timer = setTimeout(() => { timer = 0; load(location.href); }, Math.max(0, last + LEAST_MS - Date.now()));
+    timer = setTimeout(() => { timer = 0; load(location.href); }, Math.max(SETTLE_MS, last + LEAST_MS - Date.now()));
   }
 
   function follow() {
@@ -59,7 +60,7 @@
     source.addEventListener("change", soon);
     source.onerror = () => {
       say("Not connected: trying again");
-      if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (!paused) follow(); }, AGAIN_MS);
+      if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (!paused && !document.hidden) follow(); }, AGAIN_MS);
     };
   }
 
@@ -68,7 +69,10 @@
     button.textContent = paused ? "Resume" : "Pause";
     if (paused) { source.close(); say("Paused"); } else { say("Connecting"); follow(); }
   });
-  document.addEventListener("visibilitychange", soon);
+  document.addEventListener("visibilitychange", () => { // a browser has six connections for all its tabs together
+    if (paused) return;
+    if (document.hidden) source.close(); else follow();
+  });
   setInterval(soon, QUIET_MS); // ages and the empty end of the curves
   addEventListener("pagehide", () => source && source.close());
   addEventListener("pageshow", (event) => { if (event.persisted && !paused) follow(); });

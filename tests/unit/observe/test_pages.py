@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -11,6 +12,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from bridge.core.model import Skipped
+from bridge.engine.live import LiveRow
 from bridge.observe import pages
 from bridge.observe.answers import Request
 from bridge.observe.drawing import service_path
@@ -122,7 +124,7 @@ def test_hostile_names_stay_text(path: str) -> None:
     assert not {"\x1b", "\u202e"} & set(page)
     if path != "/service/a/b":
         assert "&lt;script&gt;" in page
-    assert not [h for h in elements.having("href") if ":" in h.split("?")[0]]
+    assert not [h for h in elements.having("href") if ":" in h.split("?")[0] or h.startswith("/")]
 
 
 def test_a_service_of_any_name_is_reached_by_its_link() -> None:
@@ -300,3 +302,31 @@ def test_only_what_was_made_as_markup_is_markup() -> None:
     )
     assert join("<", text("<"), 1) == "&lt;&lt;1"
     assert text("a\x00\x1b\u202e") == "a\\x00\\x1b\\u202e"
+
+
+def test_many_readers_cost_no_more_than_one() -> None:
+    """They share the rows for a moment."""
+    world = World()
+    asked: list[int] = []
+    rows = world.rows
+
+    def services() -> Sequence[LiveRow]:
+        asked.append(1)
+        return rows
+
+    world.services = services  # type: ignore[method-assign]  # a world that counts
+    now = [0.0]
+    site = Site(world, Metrics("1").text, History(), clock=lambda: now[0])
+    for moment in (0.0, 0.1, 0.2, 0.3, 0.4):
+        now[0] = moment
+        assert site.pages["/"](Request("/")).status == 200
+    assert len(asked) == 2
+
+
+def test_five_thousand_services_are_a_page_of_the_same_size() -> None:
+    """Fifty rows and a bounded number of bytes, however many there are."""
+    world = World()
+    world.rows = [row(f"service-{n:04}") for n in range(5000)]
+    page = get(world, "/", {"page": "40"})
+    assert (page.count("<tr>"), "Services 1,951 to 2,000 of 5,000" in page) == (1 + PER_PAGE, True)
+    assert len(page) < 60_000
