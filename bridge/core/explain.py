@@ -83,10 +83,12 @@ def explain(
     resolved: Resolved | None = None,
     cluster_nodes: Collection[str] = (),
     unfiltered: Knowledge | None = None,
+    beside: Sequence[tuple[Rule, Known]] = (),
 ) -> Explanation:
     """Explain one service. `tags` are those of the catalog, None when the catalog does not list the service.
 
-    `unfiltered` is what Consul holds without the rule's filter, so that what the filter leaves out can be shown.
+    `unfiltered` is what Consul holds without the rule's filter, so that what the filter leaves out can be shown;
+    `beside` are the other services that share the target.
     """
     verdicts, rule = _verdicts(service, datacenter, tags or (), rules)
     target: Target | Skipped | None = None
@@ -107,6 +109,8 @@ def explain(
     stands = _stands(current)
     consul, rows, explained = _rows(rule, knowledge, stands, current, resolved, cluster_nodes)
     rows += _left_out(knowledge, unfiltered, rule)
+    for other, known in beside:
+        explained |= _pairs_of(fates_of(known.instances, other, current, resolved, cluster_nodes))
     others = sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
     return Explanation(
         service=service,
@@ -156,10 +160,13 @@ def _rows(
         case Known(instances):
             fates = fates_of(instances, rule or Rule(), current, resolved, cluster_nodes)
             rows = tuple(_row(fate, rule or Rule(), stands) for fate in fates)
-            explained = {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports}
-            return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, explained
+            return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(fates)
         case _:
             return "gone", (), set()
+
+
+def _pairs_of(fates: Sequence[Fate]) -> set[tuple[str, int]]:
+    return {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports}
 
 
 def _left_out(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: Rule | None) -> tuple[Row, ...]:

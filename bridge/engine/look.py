@@ -341,6 +341,11 @@ class _Look:
             tags=self.services_of(datacenter).get(service),
             rules=rules,
             knowledge=known,
+            beside=[
+                (rule, state)
+                for other, rule in (self._claims.owners(at) if at is not None else ())
+                if other != query and isinstance(state := self._views.get(other), Known)
+            ],
             unfiltered=self._views.get(replace(query, filter="")),
             claims=self._claims,
             current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,

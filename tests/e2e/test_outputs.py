@@ -29,12 +29,18 @@ def sync(lab: Lab, namespace: str, tmp_path: Path) -> Sync:
 def syncing(lab: Lab, namespace: str, folder: Path) -> Sync:
     """The same for any lab."""
 
-    def run(*rules: Json, arguments: tuple[str, ...] = (), status: int = 0, **settings: Any) -> Result:
+    def run(
+        *rules: Json,
+        arguments: tuple[str, ...] = (),
+        status: int = 0,
+        command: tuple[str, ...] = ("sync", "--yes"),
+        **settings: Any,
+    ) -> Result:
         whole = [{**rule, "to": {"namespace": namespace, **rule.get("to", {})}} for rule in rules]
         file = folder / "bridge.yaml"
         file.write_text(yaml.safe_dump({"rules": whole, **settings}))
         env = environment(lab.consul.address, lab.kubeconfig)
-        result = bridge("sync", "--config", str(file), "--yes", "-o", "json", *arguments, env=env)
+        result = bridge(*command, "--config", str(file), "-o", "json", *arguments, env=env)
         assert result.status == status, result.stderr
         return result
 
@@ -348,6 +354,8 @@ def test_two_consul_services_become_two_ports_of_one_service(
         return {(address, port["name"], port["port"]) for address, port in pairs}
 
     assert listed() == {("10.77.1.1", "http", 8080), ("10.77.1.2", "metrics", 9100)}
+    (explanation,) = sync(*rules, command=("explain", f"{prefix}web-http")).json["explanations"]
+    assert (len(explanation["rows"]), explanation["others"], explanation["differences"]) == (1, [], [])
     consul.deregister(f"{prefix}web-metrics", f"{prefix}vm-2")
     sync(*rules)
     assert listed() == {("10.77.1.1", "http", 8080)}

@@ -218,3 +218,13 @@ def test_what_stands_there_without_an_instance_is_named() -> None:
     standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1", "10.0.0.2"), *down("10.0.0.3"))))
     shown = explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known((instance(),)), current=standing)
     assert shown.others == ("10.0.0.2:8080 ready", "10.0.0.3:8080 not ready")
+
+
+def test_what_a_service_that_shares_the_target_accounts_for_is_no_riddle() -> None:
+    """Two services behind one name: each explanation is about its own instances."""
+    standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1", "10.0.0.2", "10.0.0.3"))))
+    shown = explain(
+        "radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known((instance(),)), current=standing,
+        beside=[(RULE, Known((instance("10.0.0.2"),)))],
+    )  # fmt: skip
+    assert shown.others == ("10.0.0.3:8080 ready",)
