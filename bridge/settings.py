@@ -599,12 +599,18 @@ class DestinationRule(_Section):
     type: Literal["ClusterIP", "Headless"] = Field(
         "ClusterIP", description="Headless Services have no address of their own."
     )
-    output: Output = Field(Output.ENDPOINTS, description="Which objects carry the addresses.")
+    output: Output = Field(
+        Output.ENDPOINTS,
+        description="What carries the addresses: `endpoints`, `endpointslices`, or `both` (the Endpoints then say that "
+        "they are not to be mirrored). It may be changed while the Service is in use.",
+    )
     port: _number(1, 65535) | None = Field(None, description="Port of the Service. Default: the instances' commonest.")  # type: ignore[valid-type]
     port_name: Annotated[str, _full_match(re.compile(rf"({_LABEL.pattern})?"), _LABEL_RULE)] = Field(
         "", description="Name of the port; needed when several Consul services share one Service."
     )
-    protocol: Literal["TCP", "UDP", "SCTP"] = Field("TCP", description="Protocol of the port.")
+    protocol: Literal["TCP", "UDP", "SCTP"] = Field(
+        "TCP", description="Protocol of the port; beside TCP the service meta `protocol` (udp, sctp) may say otherwise."
+    )
     app_protocol: Annotated[
         str,
         _full_match(
@@ -643,12 +649,14 @@ class InstancesRule(_Section):
     """How instances become endpoints."""
 
     warning: Literal["ready", "not-ready", "omit"] = Field(
-        "ready", description="What becomes of instances with a warning."
+        "ready", description="What becomes of instances with a warning; `omit` leaves them out."
     )
     critical: Literal["not-ready", "omit"] = Field(
-        "not-ready", description="What becomes of critical ones and unknown ones."
+        "not-ready", description="What becomes of critical ones, and of those whose health is unknown."
     )
-    maintenance: Literal["not-ready", "omit"] = Field("not-ready", description="What becomes of those in maintenance.")
+    maintenance: Literal["not-ready", "omit"] = Field(
+        "not-ready", description="What becomes of those in maintenance; in EndpointSlices they are drained gracefully."
+    )
     address: Annotated[
         str, _full_match(_TAGGED_ADDRESS, "auto, service, node or the name of a tagged address (lan, wan, …)")
     ] = Field(
@@ -658,7 +666,9 @@ class InstancesRule(_Section):
         (), description="Only addresses in these networks. Empty: all that Kubernetes takes."
     )
     deny_cidrs: tuple[Cidr, ...] = Field((), description="No address in these networks; stronger than `allow_cidrs`.")
-    zone_meta: Plain = Field("zone", description="Node meta key that holds the topology zone (EndpointSlices).")
+    zone_meta: Plain = Field(
+        "zone", description="Node meta key that holds the topology zone (EndpointSlices); no label, no zone."
+    )
     keep_last_ready: bool = Field(False, description="Never let a service's last ready endpoint turn not ready.")
 
 
@@ -670,8 +680,14 @@ class RuleSettings(_Section):
         (), description="Shell globs on the Consul name (`radosgw*`). Empty: every service."
     )
     tags: tuple[Filled, ...] = Field((), description="Tags that an instance must have, all of them.")
-    meta: dict[str, str] = Field({}, description="Service meta that an instance must have.")
-    filter: Plain = Field("", description="An expression of Consul's own filter language, evaluated by Consul.")
+    meta: dict[str, str] = Field(
+        {}, description="Service meta that an instance must have. It sorts out instances and chooses no rule."
+    )
+    filter: Plain = Field(
+        "",
+        description="An expression of Consul's own filter language, evaluated by Consul. It sorts out instances and "
+        "chooses no rule: of two rules for the same names the second is never used.",
+    )
     datacenters: tuple[Filled, ...] = Field(
         (), description="Datacenters. Empty: `consul.datacenter`, else the agent's own."
     )
