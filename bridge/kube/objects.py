@@ -236,7 +236,7 @@ def decode_meta(kind: Kind, raw: object) -> Meta | None:
         annotations=_kept(annotations, owned_annotations),
         marks=tuple(sorted(marks)),
         deleting=bool(metadata.get("deletionTimestamp")),
-        written=written,
+        written=intern(written),
     )
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from tests.lab import Lab
 from tests.program import Result, bridge, environment
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, ready_addresses
+from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
 
 pytestmark = pytest.mark.lab
 
@@ -380,3 +380,43 @@ def test_protocols_come_from_the_rule_or_from_meta(
     }
     endpoints = (kube.endpoints(namespace, f"{prefix}dns") or {})["subsets"][0]["ports"]
     assert endpoints == [{"port": 53, "protocol": "UDP", "appProtocol": "kubernetes.io/h2c"}]
+
+
+@pytest.mark.parametrize("output", ["endpoints", "endpointslices"])
+def test_a_headless_service_has_no_address_of_its_own(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, output: str
+) -> None:
+    """By rule; the addresses stand behind it all the same, and a second pass finds nothing to do."""
+    consul.register(f"{prefix}web", f"{prefix}vm-1", "10.77.1.1", 80)
+    rule = {"services": [f"{prefix}*"], "to": {"type": "Headless", "output": output}}
+    sync(rule)
+    found = kube.get(f"{SERVICES.format(namespace=namespace)}/{prefix}web") or {}
+    standing = ready_addresses(kube.endpoints(namespace, f"{prefix}web"))
+    sliced = [e["addresses"] for s in slices(kube, namespace, f"{prefix}web") for e in s["endpoints"]]
+    assert (found["spec"]["clusterIP"], sync(rule).json["changes"]) == ("None", [])
+    assert (standing, sliced) == (
+        ([("10.77.1.1", 80)], []) if output == "endpoints" else ([], [["10.77.1.1"]])
+    )  # fmt: skip
+
+
+def test_what_a_rule_says_of_health_and_networks_is_done(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Warnings not ready, critical ones left out, only one network, and never the last ready one away."""
+    for n, status in enumerate(("passing", "warning", "critical"), 1):
+        consul.register(f"{prefix}web", f"{prefix}vm-{n}", f"10.77.1.{n}", 80, status=status)
+    consul.register(f"{prefix}web", f"{prefix}vm-4", "10.78.1.1", 80)
+    rule = {
+        "services": [f"{prefix}*"],
+        "instances": {
+            "warning": "not-ready", "critical": "omit", "allow_cidrs": ["10.77.0.0/16"], "keep_last_ready": True,
+        },
+    }  # fmt: skip
+    sync(rule)
+    before = kube.endpoints(namespace, f"{prefix}web")
+    consul.flip(f"{prefix}web", f"{prefix}vm-1", "warning")
+    sync(rule)
+    after = kube.endpoints(namespace, f"{prefix}web")
+    one, two = [("10.77.1.1", 80)], [("10.77.1.2", 80)]
+    assert [ready_addresses(before), not_ready_addresses(before)] == [one, two]
+    assert [ready_addresses(after), not_ready_addresses(after)] == [one, two]
