@@ -150,9 +150,24 @@ def of_service(
     A number comes from the rule, else it is the one that the Service has (clients have it in their settings), else the
     commonest of the instances, of equals the lowest. Two ports cannot share a number: what the rule says goes first,
     then what is there, then what most endpoints have.
+
+    What is decided becomes what is there, which may decide otherwise (a number that was given to another port is free
+    no more): that is followed to its end here, so that clients see one change and not one in every pass.
     """
-    kept = {p.name: p for p in service.ports} if service is not None and lives(service) else {}
     votes = _votes(groups)
+    ports = service.ports if service is not None and lives(service) else ()
+    warnings: tuple[str, ...] = ()
+    seen: set[tuple[Port, ...]] = set()
+    while ports not in seen:
+        seen.add(ports)
+        ports, warnings = _decide(rules, main, votes, {p.name: p for p in ports})
+    return ports, warnings
+
+
+def _decide(
+    rules: Sequence[Rule], main: str, votes: Mapping[str, Counter[Port]], kept: dict[str, Port]
+) -> tuple[tuple[Port, ...], tuple[str, ...]]:
+    """The ports beside those that are there (`kept`)."""
     forced = {rule.to.port_name or main: rule.to.port for rule in reversed(rules) if rule.to.port}
     names = {*votes, *forced, *(rule.to.port_name for rule in rules if rule.to.port_name)}
     first = rules[0].to.port_name or main

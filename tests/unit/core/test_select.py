@@ -214,3 +214,17 @@ def test_a_rule_that_an_earlier_one_covers_is_never_used(
     """Filters do not choose rules: two rules for the same names are one too many."""
     one, two = Rule(name="one", **earlier), Rule(name="two", **later)  # type: ignore[arg-type]  # of a table
     assert select.shadowed([one, two]) == ([(two, one)] if covered else [])
+
+
+def test_a_pinned_rule_names_its_services_and_nothing_listed_is_chosen_by_it() -> None:
+    """In each of its datacenters; the first rule that names a service has it; it shadows nothing."""
+    one = Rule(services=("web", "db"), datacenters=("dc1", "dc2"), peer="cloud", pinned=True)
+    two = Rule(services=("web",), datacenters=("dc1",), peer="cloud", pinned=True, name="two")
+    assert select.why_not(one, "web", "dc1", ()) == "it is about another namespace, partition or peer"
+    assert [(q.datacenter, q.service, q.peer, r is one) for q, r in select.pinned([Rule(), one, two])] == [
+        ("dc1", "web", "cloud", True),
+        ("dc2", "web", "cloud", True),
+        ("dc1", "db", "cloud", True),
+        ("dc2", "db", "cloud", True),
+    ]
+    assert select.shadowed([Rule(), one, two]) == []
