@@ -178,10 +178,13 @@ def _decide(
         names.update(kept)
     if len(names) > 1:
         names.discard("")  # Kubernetes wants all of several ports named; no endpoint asks for this one (`main_name`)
+    # a number that a rule now gives to another port is lost to its old one at once, not only in the next pass
+    taken = {(number, _best(votes, n).protocol if n in votes else rules[0].to.protocol) for n, number in forced.items()}
+    kept = {n: p for n, p in kept.items() if n in forced or n not in votes or (p.number, p.protocol) not in taken}
     ranked: list[tuple[tuple[bool, bool, int, str], Port]] = []
     for name in names:
         voted = votes.get(name)
-        best = min(voted, key=lambda p, v=voted: (-v[p], p)) if voted else kept.get(name)  # type: ignore[misc]
+        best = _best(votes, name) if voted else kept.get(name)
         if best is None and name not in forced:
             continue
         rule = next((r for r in rules if (r.to.port_name or main) == name), rules[0])
@@ -195,6 +198,12 @@ def _decide(
         weight = sum(voted.values()) if voted else 0
         ranked.append(((name not in forced, name not in kept, -weight, name), port))
     return _distinct([port for _, port in sorted(ranked)], votes)
+
+
+def _best(votes: Mapping[str, Counter[Port]], name: str) -> Port:
+    """The commonest port of a name, of equals the lowest."""
+    voted = votes[name]
+    return min(voted, key=lambda port: (-voted[port], port))
 
 
 def _votes(groups: Iterable[Group]) -> dict[str, Counter[Port]]:

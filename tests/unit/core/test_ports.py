@@ -7,7 +7,18 @@ import pytest
 from bridge.core.model import Current, Destination, Instance, InstanceRules, Known, Port, Query, Rule, TaggedAddress
 from bridge.core.ports import in_order, legal
 from bridge.core.translate import translate
-from tests.unit.core.builders import TARGET, instance, instances, mirror_of, named, rule, service, translated
+from tests.unit.core.builders import (
+    TARGET,
+    Cluster,
+    instance,
+    instances,
+    mirror_of,
+    named,
+    rule,
+    service,
+    settle,
+    translated,
+)
 
 MULTI = named(("http", 8080), ("grpc", 9090), default="http")
 
@@ -245,3 +256,19 @@ def test_instances_that_fit_no_port_of_a_persons_service_are_skipped(current: Cu
     assert found.mirror is not None
     assert found.mirror.groups == ()
     assert [s.reason for s in found.skipped] == [reason]
+
+
+def test_a_number_that_goes_to_another_port_is_replaced_in_the_same_pass() -> None:
+    """The second pass finds nothing to do, although the rule's port is another one's now."""
+    by = rule(port=80)
+    web = instance("10.0.0.2", 0, ports=named(("grpc", 9090), ("http", 8080), default="http"))
+    cluster = Cluster()
+    settle(cluster, [web], by)
+    before = cluster.service
+    found = [web, instance("10.0.0.3", 0, ports=named(("a.b", 7000), ("a_b", 7001), default="a_b"))]
+    assert before is not None
+    assert [(p.name, p.number) for p in before.ports] == [("grpc", 9090), ("http", 80)]
+    plans = settle(cluster, found, by)
+    assert [len(p.writes) > 0 for p in plans] == [True, False]
+    assert cluster.service is not None
+    assert [(p.name, p.number) for p in cluster.service.ports] == [("a-b", 80), ("grpc", 9090), ("http", 8080)]

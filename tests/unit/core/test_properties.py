@@ -486,3 +486,16 @@ def _one(address: str, status: Status = Status.PASSING) -> Instance:
 def test_the_default_query_of_these_tests_is_the_one_of_the_builders() -> None:
     """Marks in the builders and in plans speak of the same service."""
     assert dict(service().meta.annotations) == dict(marks.marks(OWNER, (QUERY,))[1])
+
+
+@given(first=catalogs, second=catalogs, before=rules(), after=rules())
+@settings(max_examples=300, deadline=None)
+def test_the_second_pass_finds_the_service_as_it_should_be(
+    first: list[Instance], second: list[Instance], before: Rule, after: Rule
+) -> None:
+    """Its ports are settled in one pass, whatever they were: clients must not see two changes for one."""
+    cluster = Cluster()
+    settle(cluster, first, before)
+    cluster.apply(planned(translated(second, after, cluster.current()).mirror, cluster.current()))
+    again = planned(translated(second, after, cluster.current()).mirror, cluster.current())
+    assert [change for change in again.writes if change.kind is Kind.SERVICE] == []
