@@ -288,15 +288,15 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
 
     def _read_body(self, response: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
         unpack = zlib.decompressobj(31) if response.headers.get("Content-Encoding") == "gzip" else None
-        chunks: list[bytes] = []
-        size = 0
+        if response.length is not None and response.length > self._max_body_bytes:
+            raise TooLarge(f"the answer is larger than {self._max_body_bytes} bytes")  # not a byte of it is read
+        body = bytearray()  # one piece, which goes back to the system when it is large; a list of pieces does not
         while chunk := response.read1(CHUNK):
             if unpack is not None:
-                chunk = unpack.decompress(chunk, self._max_body_bytes - size + 1)
-            size += len(chunk)
-            if size > self._max_body_bytes:
+                chunk = unpack.decompress(chunk, self._max_body_bytes - len(body) + 1)
+            body += chunk
+            if len(body) > self._max_body_bytes:
                 raise TooLarge(f"the answer is larger than {self._max_body_bytes} bytes")
-            chunks.append(chunk)
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the answer did not end in time")
@@ -305,7 +305,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
             raise http.client.IncompleteRead(b"", response.length)
         if unpack is not None and not unpack.eof:
             raise http.client.IncompleteRead(b"")
-        return b"".join(chunks)
+        return bytes(body)
 
     # ------------------------------------------------------------------ the connection
 

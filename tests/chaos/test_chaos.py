@@ -1,0 +1,62 @@
+"""Every fault once, on real servers, with a fixed seed: after each the observer must have seen no violation.
+
+One stage for all faults of one kind of Consul, because starting a stage takes longer than most faults. For longer and
+for other sequences there is `make chaos`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.faults import Fault, catalogue
+from tests.chaos.run import Campaign, summary
+from tests.chaos.stage import Stage
+from tests.lab import LabError
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+SEED = 20
+ALONE = [fault for fault in catalogue().values() if fault.servers == 1]
+CLUSTER = [fault for fault in catalogue().values() if fault.servers > 1]
+
+
+def staged(servers: int) -> Iterator[Campaign]:
+    """A campaign that has begun; where there can be no servers the test is skipped, except in CI."""
+    try:
+        with Stage(seed=SEED, servers=servers) as stage:
+            campaign = Campaign(stage, print)
+            campaign.begin()
+            yield campaign
+            print("\n".join(summary(campaign).lines()))
+    except LabError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no servers: {error}")
+
+
+@pytest.fixture(scope="module")
+def campaign() -> Iterator[Campaign]:
+    """With one Consul server."""
+    yield from staged(1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Campaign]:
+    """With three."""
+    yield from staged(3)
+
+
+@pytest.mark.parametrize("fault", ALONE, ids=lambda fault: fault.name)
+def test_nothing_is_taken_away_and_all_agrees_again(fault: type[Fault], campaign: Campaign) -> None:
+    """Invariants (i) to (vi), with changes all the time."""
+    assert list(map(str, campaign.play(fault(), random.Random(SEED)).violations)) == []
+
+
+@pytest.mark.parametrize("fault", CLUSTER, ids=lambda fault: fault.name)
+def test_nothing_is_taken_away_when_servers_of_a_cluster_die(fault: type[Fault], cluster: Campaign) -> None:
+    """The same with three Consul servers."""
+    assert list(map(str, cluster.play(fault(), random.Random(SEED)).violations)) == []
