@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit bench docs lab-up lab-env lab-down image lock clean
+.PHONY: help setup demo test lint unit bench chaos docs lab-up lab-env lab-down image lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: $(STAMP) ## figures beside their floors, measured in the same run (tests/
 
 docs: $(STAMP) ## make docs/reference.md anew from the code
 	@$(BIN)/python -m tests.docs.reference
+
+chaos: $(STAMP) ## faults of all kinds while services change: make chaos SEED=7 MINUTES=10 FAULT="kube-kill consul-kill"
+	@$(BIN)/python -m tests.chaos --seed '$(SEED)' --minutes '$(or $(MINUTES),5)' $(foreach fault,$(FAULT),--fault '$(fault)')
 
 lab-up: $(STAMP) ## start a real Consul and a real Kubernetes control plane here
 	@$(BIN)/python -m tests.lab up

@@ -59,15 +59,6 @@ def believing() -> None:
     setattr(World, "on_view", gullible)  # noqa: B010 - as above
 
 
-def robbing() -> None:
-    """Every object is taken for our own: foreign ones are written."""
-    from bridge.core import plan
-
-    for name in ("_conflict", "conflict_of"):
-        if hasattr(plan, name):
-            setattr(plan, name, lambda *_arguments, **_options: None)
-
-
 def restless() -> None:
     """Writes again and again what is right already."""
     from bridge.engine.run import Bridge
@@ -127,7 +118,7 @@ def boasting() -> None:
     setattr(Bridge, "on_trouble", lambda *_arguments: None)  # noqa: B010 - as above
 
 
-SWITCHES = {f.__name__: f for f in (believing, robbing, restless, leaking, deaf, boasting)}
+SWITCHES = {f.__name__: f for f in (believing, restless, leaking, deaf, boasting)}
 
 
 def main() -> None:

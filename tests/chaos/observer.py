@@ -144,7 +144,7 @@ class Observer:
 
     def start(self) -> None:
         """Begin to look; returns when everything was listed once."""
-        self._foreign_versions = self._versions_of_foreign()
+        self.look_again()
         for path in (ENDPOINTS, SLICES):
             self._run(lambda path=path: self._watch(path), f"chaos-watch-{path.rpartition('/')[2]}")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
         self._run(self._follow_audit, "chaos-audit")
@@ -329,6 +329,10 @@ class Observer:
                     if where in self._sights.foreign:
                         found[path, where] = item["metadata"]["uid"] + "/" + item["metadata"]["resourceVersion"]
         return found
+
+    def look_again(self) -> None:
+        """Take foreign objects as they are now."""
+        self._foreign_versions = self._versions_of_foreign()
 
     def check_foreign(self) -> None:
         """Report every foreign object that is not exactly as it was."""

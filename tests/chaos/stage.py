@@ -138,7 +138,7 @@ class Stage:
         self.servers = servers
         self.arguments = tuple(arguments)
         self._rate = rate
-        self._settings = {**RULES, **(settings or {})}
+        self._settings = settings or {}
         self._sizes = (services, instances, anchors)
         self._undo = contextlib.ExitStack()
         self.lab: Lab
@@ -181,7 +181,7 @@ class Stage:
         self.to_kube = Toxics(control, "kubernetes", urlsplit(self.lab.apiserver.url).netloc)
         self.token_file = self.lab.folder / "consul-token"
         self.config = self.lab.folder / "bridge.yaml"
-        self.config.write_text(yaml.safe_dump(self._settings))
+        self.configure(self._settings)
         self.give_consul_token(TOKEN)
         self._furnish_kubernetes()
         self.kubeconfig = self.lab.folder / "bridge.kubeconfig"
@@ -226,6 +226,12 @@ class Stage:
         self.bridge.stop()
         self.bridge = self.new_bridge(launcher)
         self.bridge.start(wait=wait)
+
+    def configure(self, settings: Mapping[str, Any]) -> None:
+        """Write the bridge's file: the stage's own settings, with these sections' keys instead. For the next start."""
+        merged = {key: {**value, **settings.get(key, {})} if isinstance(value, dict) else value
+                  for key, value in RULES.items()}  # fmt: skip
+        self.config.write_text(yaml.safe_dump(merged))
 
     # ------------------------------------------------------------------ clients and credentials
 

@@ -1,0 +1,108 @@
+"""`make chaos`: mistakes are named, and a seed means the same faults and the same changes again."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import __main__ as command
+from tests.chaos.changes import Fleet
+from tests.chaos.faults import catalogue, table
+from tests.chaos.run import percentiles, sequence
+from tests.lab import LabError
+from tests.raw import RawConsul
+
+DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs/reliability.md"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--fault", "consul-kil"], "there is no fault 'consul-kil'; --list shows all"),
+        (["--seed", "seven"], "--seed 'seven' is not a whole number"),
+        (["--minutes", "soon"], "--minutes 'soon' is not a number"),
+        (["--minutes", "0"], "must be more than 0"),
+        (["--fault", "kube-kill", "--fault", "consul-quorum-loss"], "cannot be mixed"),
+        (["--services", "1"], "--services must be at least 3"),
+    ],
+)
+def test_a_mistake_is_named(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error, with exit status 2, before anything is started."""
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert (ended.value.code, says in capsys.readouterr().err) == (2, True)
+
+
+def test_servers_that_cannot_start_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 3, and the lab's own words."""
+
+    def broken(*_arguments: object) -> int:
+        raise LabError("consul ended at its start: no space left")
+
+    monkeypatch.setattr(command, "play", broken)
+    status = command.main(["--seed", "7"])
+    assert (status, "consul ended at its start" in capsys.readouterr().err) == (3, True)
+
+
+def test_the_same_seed_means_the_same_faults() -> None:
+    """And every fault comes once before one comes again."""
+    names = list(catalogue())
+    one, two, other = (sequence(names, seed) for seed in (7, 7, 8))
+    first = [one() for _ in range(2 * len(names))]
+    assert [two() for _ in range(2 * len(names))] == first
+    assert [other() for _ in range(2 * len(names))] != first
+    assert sorted(first[: len(names)]) == sorted(names)
+
+
+def nobody() -> RawConsul:
+    """The generator needs no Consul."""
+    raise AssertionError("nothing is asked")
+
+
+def test_the_same_seed_means_the_same_changes() -> None:
+    """Whatever Consul has taken of them."""
+
+    def changes(seed: int) -> list[str]:
+        fleet = Fleet(nobody, seed=seed)
+        return [str(fleet.step()) for _ in range(300)]
+
+    assert (changes(7) == changes(7), changes(7) == changes(8)) == (True, False)
+
+
+def test_what_is_touched_is_never_owed_and_anchors_always_are() -> None:
+    """The ledger forgets an endpoint before the change can reach Consul."""
+    fleet = Fleet(nobody, seed=3)
+    fleet.arm()
+    before = fleet.all_owed()
+    for _ in range(300):
+        fleet.step()
+    anchors = sum(len(owed) for owed in fleet.all_owed().values())
+    assert (sum(map(len, before.values())), anchors) == (8 * 12, 8 * 8)
+    fleet.arm()
+    expected = {name: state.ready for name, state in fleet.expected().items() if state.ready}
+    assert fleet.all_owed() == expected
+
+
+def test_percentiles_of_nothing() -> None:
+    """A campaign that was interrupted at once has a summary as well."""
+    assert percentiles([]) == "nothing was measured"
+
+
+def test_the_document_has_the_table_of_all_faults() -> None:
+    """`python -m tests.chaos --table` is what stands between the marks."""
+    found = re.search(r"<!-- faults -->\n(.*?)\n<!-- /faults -->", DOCUMENT.read_text(), re.DOTALL)
+    assert found is not None
+    assert found.group(1).strip() == table()
+
+
+def test_every_fault_has_a_name_of_its_own_and_says_something() -> None:
+    """Names are how people choose them."""
+    modules = itertools.chain.from_iterable(
+        __import__(f"tests.chaos.faults_{room}", fromlist=["FAULTS"]).FAULTS for room in ("consul", "kube", "bridge")
+    )
+    assert len(list(modules)) == len(catalogue())
+    assert all(fault.what and fault.settle_seconds >= 10 for fault in catalogue().values())
+    assert [f.name for f in catalogue().values() if f.settle_seconds > 10 and not f.why_slow] == []

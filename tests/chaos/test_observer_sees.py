@@ -1,0 +1,135 @@
+"""The observer is not blind: with each protection taken away it sees the violation that the protection prevents."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.chaos import run
+from tests.chaos.faults import READY, Fault, catalogue
+from tests.chaos.run import Campaign
+from tests.chaos.stage import NAMESPACE, USER, Stage
+from tests.lab import LabError
+from tests.raw import ENDPOINTS, RawKube
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+class Nothing(Fault):
+    """No fault: only changes."""
+
+    name = "nothing"
+    what = "nothing"
+    shows = ()
+    readiness = READY
+    new_process = False
+
+    def inject(self, stage: Stage, rng: random.Random) -> None:
+        """Nothing."""
+
+    def heal(self, stage: Stage) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    """Servers that the tests of this module share; each brings a bridge of its own."""
+    try:
+        with Stage(seed=11, services=6) as made:
+            yield made
+    except LabError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no servers: {error}")
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is broken for good need not be waited for."""
+    monkeypatch.setattr(run, "GIVE_UP_SECONDS", 6.0)
+    monkeypatch.setattr(run, "SIGNS_SECONDS", 4.0)
+
+
+@contextmanager
+def unprotected(
+    stage: Stage, launcher: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> Iterator[Campaign]:
+    """A campaign with a bridge that lacks something; afterwards the stage has a whole one again, and all agrees."""
+    stage.configure(settings or {})
+    stage.replace_bridge(launcher)
+    campaign = Campaign(stage, print)
+    campaign.begin()
+    try:
+        yield campaign
+    finally:
+        stage.fleet.disarm()
+        stage.configure({})
+        stage.replace_bridge()
+        campaign.begin()
+        stage.observer.violations.clear()
+
+
+def seen(campaign: Campaign, fault: Fault) -> set[str]:
+    """Numbers of the invariants that the observer found violated."""
+    return {v.invariant for v in campaign.play(fault, random.Random(1)).violations}
+
+
+def test_missing_endpoints_are_seen_when_the_guard_is_off(stage: Stage) -> None:
+    """(i): without rebuild grace and removal guard, a Consul that was rebuilt empty takes everything away."""
+    off = {"guard": {"rebuild_grace": "0s", "removal_threshold": 0, "panic_threshold": 0}, "run": {"grace": "0s"}}
+    with unprotected(stage, settings=off) as campaign:
+        assert "i" in seen(campaign, catalogue()["consul-empty"]())
+
+
+def test_missing_endpoints_are_seen_when_unknown_is_taken_for_empty(stage: Stage) -> None:
+    """(i): without the difference between Unknown and empty, a Consul that was killed takes everything away."""
+    off = {"guard": {"removal_threshold": 0, "panic_threshold": 0}}
+    with unprotected(stage, ("--without", "believing"), settings=off) as campaign:
+        assert "i" in seen(campaign, catalogue()["consul-500"]())
+
+
+def test_foreign_writes_are_seen(stage: Stage) -> None:
+    """(ii): a writer with the bridge's own token that does not look whose an object is."""
+    with unprotected(stage) as campaign:
+
+        class Robber(Nothing):
+            """Writes into somebody's Endpoints as the bridge."""
+
+            def inject(self, stage: Stage, rng: random.Random) -> None:
+                with RawKube(stage.kubeconfig) as kube:
+                    path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/bystander"
+                    kube.json("PATCH", path, {"metadata": {"labels": {"was": "here"}}}, "application/merge-patch+json")
+
+        found = campaign.play(Robber(), random.Random(1)).violations
+        assert {v.invariant for v in found} == {"ii"}
+        assert {"audit" if "the bridge did" in v.what else "version" for v in found} == {"audit", "version"}, USER
+    stage.observer.look_again()
+
+
+def test_disagreement_is_seen(stage: Stage) -> None:
+    """(iii): a bridge that does not hear what Consul says after its first pass."""
+    with unprotected(stage, ("--without", "deaf")) as campaign:
+        assert "iii" in seen(campaign, Nothing())
+
+
+def test_writes_at_rest_are_seen(stage: Stage) -> None:
+    """(iv): a bridge that writes again what is right already."""
+    with unprotected(stage, ("--without", "restless")) as campaign:
+        assert "iv" in seen(campaign, Nothing())
+
+
+def test_growth_is_seen(stage: Stage) -> None:
+    """(v): a bridge that leaves a thread and a socket behind with each plan."""
+    with unprotected(stage, ("--without", "leaking")) as campaign:
+        assert "v" in seen(campaign, catalogue()["consul-500"]())
+
+
+def test_silence_is_seen(stage: Stage) -> None:
+    """(vi): a bridge that always says that it is ready, and tells no trouble."""
+    with unprotected(stage, ("--without", "boasting")) as campaign:
+        assert "vi" in seen(campaign, catalogue()["consul-500"]())
