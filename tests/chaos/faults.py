@@ -30,7 +30,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric that has this value ("0"), or more than it (">0"), while the fault lasts."""
+    """A metric that has this value ("0"), or more (">0"), or that "grows", while the fault lasts."""
 
     name: str
     value: str
@@ -118,10 +118,12 @@ def sample(page: str, name: str) -> float | None:
     return sum(float(row.rpartition(" ")[2]) for row in rows) if rows else None
 
 
-def holds(value: str, found: float | None) -> bool:
-    """Whether a sample is as `Metric.value` says."""
+def holds(value: str, found: float | None, before: float | None) -> bool:
+    """Whether a sample is as `Metric.value` says; `before`: what it was when the fault began."""
     if found is None:
         return False
+    if value == "grows":
+        return found > (before or 0.0)
     return found > float(value[1:]) if value.startswith(">") else found == float(value)
 
 

@@ -86,7 +86,7 @@ class EtcdFull(Fault):
 
     name = "etcd-no-space"
     what = "etcd's alarm NOSPACE: reads work, every write is refused"
-    shows = (KUBE_DOWN, KUBE_UP_0, Reason("space"), Metric("consul_bridge_errors_total", ">0"))
+    shows = (KUBE_DOWN, KUBE_UP_0, Reason("space"), Metric("consul_bridge_errors_total", "grows"))
     readiness = NOT_READY
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
@@ -184,7 +184,7 @@ class Kube409(_KubeStub):
 
     name = "kube-409"
     what = "two of three writes are answered 409: the object changed meanwhile"
-    shows = (WRITE_FAILED, Metric('consul_bridge_errors_total{kind="stale"', ">0"))
+    shows = (WRITE_FAILED, Metric('consul_bridge_errors_total{kind="stale"}', "grows"))
     readiness = READY
 
     def rule(self, rng: random.Random) -> Rule:
@@ -217,7 +217,7 @@ class Kube429(_KubeStub):
 
     name = "kube-429"
     what = "the API server answers 429 with Retry-After: 1 to every write"
-    shows = (WRITE_FAILED, Metric('consul_bridge_errors_total{kind="throttled"', ">0"))
+    shows = (WRITE_FAILED, Metric('consul_bridge_errors_total{kind="throttled"}', "grows"))
     readiness = EITHER
 
     def rule(self, rng: random.Random) -> Rule:
@@ -272,7 +272,7 @@ class KubeAdmission(Fault):
 
     name = "kube-admission"
     what = "a ValidatingAdmissionPolicy refuses every change of one Endpoints object (`c-0`); the others go on"
-    shows = (log("write failed", "c-0"), Metric('consul_bridge_errors_total{kind="permanent"', ">0"))
+    shows = (log("write failed", "c-0"), Metric('consul_bridge_errors_total{kind="permanent"}', "grows"))
     readiness = READY
     path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/chaos"
     binding = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/chaos"
@@ -307,7 +307,7 @@ class KubeQuota(Fault):
 
     name = "kube-quota"
     what = "a ResourceQuota allows no further Service; a new service comes"
-    shows = (log("write failed", "quota"), Metric('consul_bridge_errors_total{kind="permanent"', ">0"))
+    shows = (log("write failed", "quota"), Metric('consul_bridge_errors_total{kind="permanent"}', "grows"))
     readiness = READY
     settle_seconds = 15.0
     why_slow = "what is refused is asked again after `retry.permanent`, here at most 5 s"

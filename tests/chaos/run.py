@@ -56,6 +56,7 @@ class Campaign:
         self._say = say
         self._baseline: Usage | None = None
         self._baseline_services = 0
+        self._before: dict[str, float | None] = {}
         self._seen = len(stage.observer.violations)
 
     def begin(self) -> None:
@@ -76,6 +77,8 @@ class Campaign:
         done = Round(fault.name)
         with stage.fleet.changing():
             position, bridge = stage.bridge.log_size(), stage.bridge
+            page = bridge.get("/metrics")[1].decode()
+            self._before = {s.name: sample(page, s.name) for s in fault.shows if isinstance(s, Metric)}
             began = time.monotonic()
             try:
                 fault.inject(stage, rng)
@@ -135,7 +138,7 @@ class Campaign:
             case Log(words):
                 return has_line(bridge.log_since(position), words)
             case Metric(name, value):
-                return holds(value, sample(bridge.get("/metrics")[1].decode(), name))
+                return holds(value, sample(bridge.get("/metrics")[1].decode(), name), self._before.get(name))
             case Reason(word):
                 return word in bridge.get("/readyz")[1].decode()
 

@@ -36,7 +36,9 @@ def test_a_mistake_is_named(arguments: list[str], says: str, capsys: pytest.Capt
     assert (ended.value.code, says in capsys.readouterr().err) == (2, True)
 
 
-def test_servers_that_cannot_start_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_servers_that_cannot_start_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Exit status 3, and the lab's own words."""
 
     def broken(*_arguments: object) -> int:
