@@ -413,7 +413,7 @@ def push(consul: RawConsul, instance: Instance) -> None:
         },
         "Checks": checks,
     })  # fmt: skip
-    if not instance.maintenance:
+    if not instance.maintenance and not instance.anchor:
         consul.json("PUT", "/v1/catalog/deregister", {"Node": instance.node, "CheckID": upkeep["CheckID"]})
 
 

@@ -25,6 +25,9 @@ REST_SECONDS = 1.0
 GIVE_UP_SECONDS = 60.0
 """How long a campaign waits for both sides to agree before it goes on with the next fault, whatever `iii` says."""
 
+FLUSH_SECONDS = 300.0
+"""How long Consul may need to take what thousands of VMs say (the servers' own time, not the bridge's)."""
+
 Say = Callable[[str], None]
 
 
@@ -58,6 +61,11 @@ class Campaign:
         self._baseline_services = 0
         self._before: dict[str, float | None] = {}
         self._seen = len(stage.observer.violations)
+
+    @property
+    def baseline(self) -> Usage | None:
+        """What the bridge had taken at the last start of a process."""
+        return self._baseline
 
     def begin(self) -> None:
         """The first rest: everything is mirrored, and from now on owed."""
@@ -153,11 +161,11 @@ class Campaign:
     def _settle(self, since: float, seconds: float, what: str = "the start") -> float | None:
         """Wait until both sides agree; seconds from `since`, None when they never did. Reports (iii)."""
         stage = self.stage
-        if not stage.fleet.flush(GIVE_UP_SECONDS):
+        if not stage.fleet.flush(FLUSH_SECONDS):
             stage.observer.report("iii", f"{what}: Consul does not take what the VMs say: {stage.fleet.trouble}")
             return None
         flushed = time.monotonic()
-        if not wait_for(lambda: stage.observer.shows(stage.fleet.mirrored()), GIVE_UP_SECONDS, 0.02):
+        if not wait_for(lambda: stage.observer.shows(stage.fleet.mirrored()), GIVE_UP_SECONDS, 0.05):
             for difference in stage.observer.compare_sides()[:5]:
                 stage.observer.report("iii", f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
             return None

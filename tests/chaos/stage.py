@@ -201,7 +201,7 @@ class Stage:
         self._undo.callback(self.observer.close)
         self._undo.callback(self.fleet.close)
         self.fleet.start(self._rate)
-        if not self.fleet.flush(60):
+        if not self.fleet.flush(300):
             raise LabError(f"Consul did not take the services of the start: {self.fleet.trouble}")
         self.observer.start()
         self.bridge = self.new_bridge()

@@ -26,6 +26,7 @@ DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs/reliability.md"
         (["--minutes", "soon"], "--minutes 'soon' is not a number"),
         (["--minutes", "0"], "must be more than 0"),
         (["--fault", "kube-kill", "--fault", "consul-quorum-loss"], "cannot be mixed"),
+        (["--soak", "--minutes", "soon"], "--minutes 'soon' is not a number"),
         (["--services", "1"], "--services must be at least 3"),
     ],
 )
