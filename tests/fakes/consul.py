@@ -28,6 +28,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 Json = dict[str, Any]
 Params = dict[str, str]
 
+WAIT = re.compile(r"([0-9.]+)(ms|s|m)")
+
 FILTER = re.compile(r'^\s*(Service|ServiceName|Service\.Meta\.(?P<meta>\w+))\s*(?P<how>==|!=)\s*"(?P<value>[^"]*)"\s*$')
 
 
@@ -224,16 +226,21 @@ def _same(service: Json, name: str) -> bool:
 class FakeConsul:
     """The server. Attributes may be set at any time; `changed` wakes those who wait for something."""
 
-    def __init__(self, datacenters: tuple[str, ...] = ("dc1",), token: str = "") -> None:
+    def __init__(self, datacenters: tuple[str, ...] = ("dc1",), token: str = "", max_connections: int = 200) -> None:
         self.token = token
         """With a token there is default deny: another one is unknown, none sees nothing and is not told so."""
         self.hidden: set[str] = set()
         """Services that the token may not read."""
+        self.limited: dict[str, str] = {}
+        """Further tokens, each with the service that it may not read."""
+        self.max_connections = max_connections
+        """So many may one address have, those of queries that wait included, also when nobody is there any more."""
         self.leader = True
         self.last_contact_ms = 0
         self.requests: list[Request] = []
         self.unexpected: list[str] = []
         self.peak_connections = 0
+        self.refused_connections = 0
         self._catalogs = {name: _Catalog() for name in datacenters}
         self._own = datacenters[0]
         self._injections: list[_Injection] = []
@@ -340,6 +347,12 @@ class FakeConsul:
         """Requests whose path begins so."""
         return [r for r in tuple(self.requests) if r.path.startswith(path)]
 
+    def limited_token(self, hidden: str) -> str:
+        """A new token that may see everything but the service `hidden`, and may not read the agent."""
+        token = f"limited-{len(self.limited)}"
+        self.limited[token] = hidden
+        return token
+
     # ------------------------------------------------------------------ for the handler
 
     def take_fault(self, request: Request) -> Fault | None:
@@ -356,7 +369,7 @@ class FakeConsul:
         params = request.params
         deny = {"X-Consul-Default-Acl-Policy": "deny" if self.token else "allow"}
         given = request.headers.get("X-Consul-Token", "")
-        if self.token and given and given != self.token:
+        if self.token and given and given not in (self.token, *self.limited):
             return 403, deny, b"ACL not found"
         dc = params.get("dc", self._own)
         if dc not in self._catalogs:
@@ -366,7 +379,7 @@ class FakeConsul:
         if request.path == "/v1/catalog/datacenters":
             return 200, deny, json.dumps(list(self._catalogs)).encode()
         if request.path == "/v1/agent/self":
-            if self.token and not given:
+            if self.token and given != self.token:
                 return 403, deny, b"Permission denied: anonymous token lacks permission 'agent:read'"
             return 200, deny, json.dumps({"Config": {"Datacenter": self._own}}).encode()
         if not self.leader and "stale" not in params:
@@ -378,6 +391,10 @@ class FakeConsul:
         expression = params.get("filter", "")
         if expression and not FILTER.match(expression):
             return 500, deny, f"Failed to create boolean expression evaluator: cannot parse {expression!r}".encode()
+        if not params.get("index", "0").isdigit():
+            return 400, deny, b"Invalid index"
+        if not WAIT.fullmatch(params.get("wait", "5m")):
+            return 400, deny, b"Invalid wait time"
         after = int(params.get("index", "0"))
         deadline = time.monotonic() + (_seconds(params.get("wait", "5m")) if after else 0.0)
         with self._changed:
@@ -394,8 +411,10 @@ class FakeConsul:
         filtered = False
         if anonymous:
             data = type(data)()
-        elif self.hidden:
-            data, filtered = _hide(data, self.hidden)
+        else:
+            own = self.limited.get(request.headers.get("X-Consul-Token", ""))
+            if hidden := self.hidden | ({own} if own else set()):
+                data, filtered = _hide(data, hidden)
         data = _filtered(data, params)
         headers = deny | {
             "X-Consul-Index": str(index),
@@ -422,10 +441,15 @@ class FakeConsul:
             return *catalog.node_services(unquote(name)), False
         return None
 
-    def opened(self, sock: socket.socket) -> None:
+    def opened(self, sock: socket.socket) -> bool:
+        """Count a connection; False when it is one too many, which is not counted then."""
         with self._changed:
+            if len(self._sockets) >= self.max_connections:
+                self.refused_connections += 1
+                return False
             self._sockets.add(sock)
             self.peak_connections = max(self.peak_connections, len(self._sockets))
+            return True
 
     def closed(self, sock: socket.socket) -> None:
         with self._changed:
@@ -433,7 +457,7 @@ class FakeConsul:
 
 
 def _seconds(text: str) -> float:
-    number, unit = re.fullmatch(r"([0-9.]+)(ms|s|m)", text).groups()  # type: ignore[union-attr]
+    number, unit = WAIT.fullmatch(text).groups()  # type: ignore[union-attr]
     return float(number) * {"ms": 0.001, "s": 1.0, "m": 60.0}[unit]
 
 
@@ -442,9 +466,15 @@ def _hide(data: Any, hidden: set[str]) -> tuple[Any, bool]:
         kept: Any = {k: v for k, v in data.items() if k not in hidden}
         return kept, len(kept) != len(data)
     if isinstance(data, list):
-        kept = [e for e in data if e.get("Service", {}).get("Service") not in hidden] if _is_health(data) else data
+        kept = [e for e in data if _service_of(e) not in hidden]
         return kept, len(kept) != len(data)
-    return data, False
+    own = data["Services"] or []
+    kept = [s for s in own if s["Service"] not in hidden]
+    return {**data, "Services": kept}, len(kept) != len(own)
+
+
+def _service_of(entry: Json) -> object:
+    return entry["Service"]["Service"] if isinstance(entry.get("Service"), dict) else entry.get("ServiceName")
 
 
 def _is_health(data: list[Json]) -> bool:
@@ -488,7 +518,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.consul.opened(self.request)
+        self.welcome = self.consul.opened(self.request)
+
+    def handle(self) -> None:
+        if self.welcome:
+            super().handle()
+            return
+        text = b"Your IP is issuing too many concurrent connections, please rate limit your calls"
+        head = f"HTTP/1.1 429 Too Many Requests\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+        self.request.sendall(head.encode() + text)
+        self.request.shutdown(socket.SHUT_WR)
+        self.request.settimeout(1)
+        with contextlib.suppress(OSError):  # the request is taken and thrown away, so that the answer arrives
+            while self.request.recv(65536):
+                pass
 
     def finish(self) -> None:
         self.consul.closed(self.request)
@@ -541,6 +584,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, truncate: bool = False) -> None:
         self.send_response(status)
+        if status == 200:
+            self.send_header("Content-Type", "application/json")
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
