@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 from bridge.core.model import Instance, Listing, Status
 
-Checks = Mapping[tuple[str, str], tuple[str, str, int]]
-"""{(node, check id): (service name or "", status, modify index)}."""
+Checks = Mapping[tuple[str, str], tuple[str, str, int, str]]
+"""{(node, check id): (service name or "", status, modify index, instance id or "")}."""
 
 Nodes = Mapping[str, tuple[int, int]]
 """{node: (create index, modify index)}."""
@@ -32,6 +32,10 @@ class Named:
 
     services: dict[str, int] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
+    instances: dict[tuple[str, str], str] = field(default_factory=dict)
+    """{(node, instance id): service} of the checks. An instance that is registered under another name keeps its checks,
+    and these the old name: Consul moves the old service's index then, and not the new one's.
+    """
 
     def service(self, name: str, index: int) -> None:
         """Name a service; of two indexes the one that demands more stays."""
@@ -67,9 +71,11 @@ def rung_after_silence(before: Checks, after: Checks) -> Named:
     return named
 
 
-def _name(named: Named, key: tuple[str, str], check: tuple[str, str, int], index: int) -> None:
+def _name(named: Named, key: tuple[str, str], check: tuple[str, str, int, str], index: int) -> None:
     if check[0]:
         named.service(check[0], index)
+        if check[3]:
+            named.instances[key[0], check[3]] = check[0]
     else:
         named.node(key[0], index)
 

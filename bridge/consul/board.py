@@ -45,6 +45,10 @@ class Entry:
     verifying: bool = False
     removed: bool = False
 
+    def has(self, node: str, identity: str) -> bool:
+        """Whether the last view has this instance."""
+        return self.known is not None and any(i.node == node and i.id == identity for i in self.known.instances)
+
 
 class Published(Enum):
     """What became of a view: CHANGED differs from what was known before, OUTRUN came too late and was refused."""

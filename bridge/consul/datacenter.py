@@ -496,6 +496,10 @@ class DatacenterWatch:
     def _ring_for_named(self, named: bells.Named) -> None:
         for service, index in named.services.items():
             self._ring_for(self._board.named(service), index)
+        for (node, identity), service in named.instances.items():
+            for entry in self._on_node(node):
+                if entry.query.service.lower() != service.lower() and entry.has(node, identity):
+                    self._ring_for((entry,), 0)
         for node, index in named.nodes.items():
             self._ring_for(self._on_node(node), index)
             if self._board.filtered:

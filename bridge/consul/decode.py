@@ -211,8 +211,11 @@ def _node_addresses(values: Any) -> tuple[TaggedAddress, ...]:
 # --------------------------------------------------------------------------- what the doorbells say
 
 
-def checks_of(answer: Answer) -> Mapping[tuple[str, str], tuple[str, str, int]]:
-    """`health/state/*` as {(node, check id): (service, status, modify index)}; a node's own check has service ""."""
+def checks_of(answer: Answer) -> Mapping[tuple[str, str], tuple[str, str, int, str]]:
+    """`health/state/*` as {(node, check id): (service, status, modify index, instance id)}.
+
+    A node's own check has service and instance id "".
+    """
     if not isinstance(answer.data, list):
         raise TransientError("Consul's answer about checks is not a list")
     return {
@@ -220,6 +223,7 @@ def checks_of(answer: Answer) -> Mapping[tuple[str, str], tuple[str, str, int]]:
             _text(c.get("ServiceName")),
             _text(c.get("Status")),
             _number(c.get("ModifyIndex")),
+            _text(c.get("ServiceID")),
         )
         for c in answer.data
         if isinstance(c, dict)

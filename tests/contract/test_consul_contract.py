@@ -374,7 +374,7 @@ def test_maintenance_is_a_critical_check_with_a_name_of_its_own(side: Side, wher
     side.check("vm-1", check, "critical", identity if where == "service" else "")
     assert view(client.health_service(query)).instances[0].status is status
     listed = decode.checks_of(client.state("critical", "dc1"))
-    name, found, _ = listed[side.prefix + "vm-1", check]
+    name, found, _, _ = listed[side.prefix + "vm-1", check]
     assert (name, found) == (query.service if where == "service" else "", "critical")
 
 
@@ -439,6 +439,23 @@ def test_a_status_list_that_is_not_empty_wakes_for_its_own_members_alone(side: S
     assert decode.checks_of(slower)[key][2] > decode.checks_of(after)[key][2]
     _, well = wakes(state(client, status), lambda: side.flip(other))
     assert key not in decode.checks_of(well)
+
+
+def test_an_instance_under_a_new_name_keeps_checks_that_have_the_old_one(side: Side) -> None:
+    """When such a check goes, the old service's index moves, and not that of the service whose health it was."""
+    client = side.client()
+    node, identity = side.prefix + "vm-1", f"{side.prefix}web-{side.prefix}vm-1"
+    side.register(status="critical")
+    service = {"ID": identity, "Service": side.prefix + "renamed", "Port": 80}
+    side.raw.json("PUT", "/v1/catalog/register", {"Node": node, "Address": "10.0.0.1", "Service": service})
+    name, _, _, instance = decode.checks_of(client.state("critical", "dc1"))[node, f"check:{identity}"]
+    assert (name, instance) == (side.prefix + "web", identity)
+    before = client.health_service(side.query("renamed"))
+    assert view(before).instances[0].status is Status.CRITICAL
+    side.raw.json("PUT", "/v1/catalog/deregister", {"Node": node, "CheckID": f"check:{identity}"})
+    after = client.health_service(side.query("renamed"))
+    assert view(after).instances[0].status is Status.PASSING
+    assert after.index == before.index
 
 
 def test_a_flap_moves_the_modify_index_of_what_is_listed(side: Side) -> None:

@@ -359,6 +359,30 @@ def test_a_first_read_that_doorbells_overtake_is_not_the_last_word(
             assert becomes(recorder, query, status=Status.PASSING)
 
 
+def test_the_checks_of_an_instance_that_took_another_name_ring_for_it(recorder: Recorder) -> None:
+    """They keep the old name: neither the bell's entry nor the new service's index says whom they concern."""
+    with FakeConsul() as consul:
+        queries = fill(consul, 40)
+        query = Query("dc1", "s039")
+        with budgeted(consul, recorder) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            renamed = {"ID": "s030-vm-0", "Service": "s039", "Port": 1}
+            consul.change(partial(_Catalog.register, body={"Node": "vm-0", "SkipNodeUpdate": True, "Service": renamed}))
+            assert recorder.wait(lambda: len(recorder.views[query].instances) == 2)
+            assert recorder.wait(lambda: recorder.views[Query("dc1", "s030")] == Known(()))
+            settled(consul)
+            for status in ("critical", "passing"):
+                check = {"CheckID": "check:s030-vm-0", "Name": "t", "Status": status, "ServiceID": "s030-vm-0"}
+                body = {"Node": "vm-0", "SkipNodeUpdate": True, "Check": check}
+                with consul._changed:
+                    consul._catalogs["dc1"].register(body)
+                    consul._catalogs["dc1"].checks["vm-0", "check:s030-vm-0"]["ServiceName"] = "s030"
+                    consul._changed.notify_all()
+                want = {Status(status), Status.PASSING}
+                assert recorder.wait(lambda want=want: {i.status for i in recorder.views[query].instances} == want)  # type: ignore[misc]
+
+
 def _flip_all(consul: FakeConsul, services: int, stop: threading.Event) -> None:
     n = 0
     while not stop.is_set():

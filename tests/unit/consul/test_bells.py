@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bridge.consul import bells
 from bridge.core.model import Instance, Listing, Status
 
-WEB = ("web", "critical", 7)
+WEB = ("web", "critical", 7, "")
 
 
 def test_a_check_that_joined_names_its_service_and_the_index_to_reach() -> None:
@@ -20,26 +20,28 @@ def test_a_check_that_left_names_its_service_whatever_was_read_before() -> None:
 
 
 def test_a_flap_between_two_answers_still_shows() -> None:
-    assert bells.flips({("vm", "c"): WEB}, {("vm", "c"): ("web", "critical", 9)}) == bells.Named(services={"web": 9})
+    assert bells.flips({("vm", "c"): WEB}, {("vm", "c"): ("web", "critical", 9, "")}) == bells.Named(
+        services={"web": 9}
+    )
 
 
 def test_a_nodes_own_check_names_the_node() -> None:
-    assert bells.flips({}, {("vm", "alive"): ("", "critical", 7)}) == bells.Named(nodes={"vm": 7})
+    assert bells.flips({}, {("vm", "alive"): ("", "critical", 7, "")}) == bells.Named(nodes={"vm": 7})
 
 
 def test_of_several_checks_of_a_service_the_most_demanding_counts() -> None:
-    after = {("vm", "a"): ("web", "critical", 7), ("vm", "b"): ("web", "critical", 9)}
+    after = {("vm", "a"): ("web", "critical", 7, ""), ("vm", "b"): ("web", "critical", 9, "")}
     assert bells.flips({}, after).services == {"web": 9}
     assert bells.flips({("vm", "c"): WEB}, after).services == {"web": 0}
 
 
 def test_nothing_new_names_nobody() -> None:
-    body = {("vm", "c"): WEB, ("vm", "alive"): ("", "critical", 3)}
+    body = {("vm", "c"): WEB, ("vm", "alive"): ("", "critical", 3, "")}
     assert bells.flips(body, dict(body)) == bells.Named()
 
 
 def test_after_silence_everybody_on_either_list_is_named() -> None:
-    before, after = {("vm", "c"): WEB}, {("vm", "d"): ("db", "critical", 3), ("n", "x"): ("", "critical", 2)}
+    before, after = {("vm", "c"): WEB}, {("vm", "d"): ("db", "critical", 3, ""), ("n", "x"): ("", "critical", 2, "")}
     assert bells.rung_after_silence(before, after) == bells.Named(services={"web": 0, "db": 3}, nodes={"n": 2})
     assert bells.rung_after_silence(after, after).services == {"db": 3}
 
@@ -74,7 +76,7 @@ def test_services_that_came_went_or_changed_their_tags() -> None:
 
 KEYS = st.tuples(st.sampled_from("mn"), st.sampled_from("xyz"))
 CHECKS = st.dictionaries(
-    KEYS, st.tuples(st.sampled_from(["", "web", "db"]), st.just("critical"), st.integers(1, 5)), max_size=6
+    KEYS, st.tuples(st.sampled_from(["", "web", "db"]), st.just("critical"), st.integers(1, 5), st.just("")), max_size=6
 )
 
 
@@ -90,3 +92,9 @@ def test_whoever_differs_is_named_and_nobody_else(before: bells.Checks, after: b
         service = (after.get(key) or before[key])[0]
         assert (service in named.services) if service else (key[0] in named.nodes)
     assert bells.flips(after, after) == bells.Named()
+
+
+def test_a_check_names_its_instance_which_may_have_another_name_by_now() -> None:
+    named = bells.flips({}, {("vm", "c"): ("web", "critical", 7, "i-1")})
+    assert named == bells.Named(services={"web": 7}, instances={("vm", "i-1"): "web"})
+    assert bells.flips({("vm", "c"): ("web", "critical", 7, "i-1")}, {}).instances == {("vm", "i-1"): "web"}
