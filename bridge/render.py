@@ -476,7 +476,7 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
             Column("WHY", least=1),
         ]
         rows = [
-            (r.instance, r.status, r.check, r.address, r.ports, r.ended, r.kubernetes, r.reason)
+            (r.instance, r.status, r.check, r.address, r.ports, r.ended, r.kubernetes, r.reason or _from(r.chosen))
             for r in explanation.rows
         ]
         lines += ["", *columns(heads, rows, width, paint, colour_column=5)]
@@ -496,6 +496,11 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
     elif explanation.target and explanation.consul != "not asked":
         lines.append("Kubernetes holds exactly this." if not explanation.problem else "Nothing is to be written.")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _from(chosen: str) -> str:
+    """Where an address is from, when it is not the obvious place."""
+    return f"at {chosen}" if chosen not in ("", "none", "the service's address") else ""
 
 
 def trouble_text(trouble: Sequence[str], width: int | None = 80, colour: bool = False) -> str:

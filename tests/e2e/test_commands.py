@@ -294,6 +294,7 @@ def test_a_healthy_service_is_explained(run: Run, consul: RawConsul, namespace: 
     assert len(found) == 12
     assert found[2] == [
         f"{node}/{name}-{node}", "critical", f"check:{name}-{node}", "10.77.0.3", "8080", "not ready", "not ready",
+        "at the node's address (the service has none)",
     ]  # fmt: skip
     assert text.endswith("\nKubernetes holds exactly this.\n")
     (row,) = run("status", "-o", "json").json["services"]
@@ -341,7 +342,7 @@ def test_a_colliding_service_learns_who_has_its_name(
     text = run("explain", f"{prefix}a_b").stdout
     assert (synced.status, synced.json["skipped"][0]["reason"]) == (0, why)
     assert f"Problem:  {why}\n" in text
-    assert (rows(text)[0][-2:], text.endswith("\nNothing is to be written.\n")) == (["ready", "absent"], True)
+    assert (rows(text)[0][-3:-1], text.endswith("\nNothing is to be written.\n")) == (["ready", "absent"], True)
     consul.deregister(f"{prefix}a.b", f"{prefix}vm-1")
     run("sync", "--yes", "--force")
     assert ready_addresses(kube.endpoints(namespace, f"{prefix}a-b")) == [("10.77.1.2", 80)]
