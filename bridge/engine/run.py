@@ -257,14 +257,14 @@ class Bridge:
         """Go on with other rules; False (and nothing is done) when they ask for other namespaces or datacenters."""
         if not self._passing.is_set():
             return False
-        named = {dc for rule in rules for dc in rule.datacenters}
-        if not rules or not all(rule.datacenters for rule in rules):
-            named.add(self._datacenter)
+        none_named = not rules or not all(rule.datacenters for rule in rules)
+        rules = anchored(rules, (self._datacenter,))
+        named = {dc for rule in rules for dc in rule.datacenters} | ({self._datacenter} if none_named else set())
         scopes = [namespaces_of(r, self._kube.namespaces, self._client.namespace) for r in (rules, self._rules)]
         if scopes[0] != scopes[1] or named != set(self._reconciler.world.datacenters):
             return False
         with self._reconciler.lock:
-            self._rules = tuple(rules)
+            self._rules = rules
             targets = self._reconciler.world.replace_rules(rules, self._clock()) | self._reconciler.world.targets()
         self._look_at(targets)
         self._wake.set()
