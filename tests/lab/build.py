@@ -57,6 +57,7 @@ TOOLS = {
         "toxiproxy", "github.com/Shopify/toxiproxy/v2/cmd/server", "-X github.com/Shopify/toxiproxy/v2.Version=2.12.0"
     ),
     "kustomize": Tool("kustomize", "sigs.k8s.io/kustomize/kustomize/v5"),
+    "promtool": Tool("prometheus", "github.com/prometheus/prometheus/cmd/promtool"),
     "docker-compose": Tool(
         "compose",
         "github.com/docker/compose/v2/cmd",

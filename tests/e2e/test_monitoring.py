@@ -1,0 +1,188 @@
+"""Alerts and dashboard: Prometheus' own tool takes them, they fire when they should, and name only metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.docs import reference
+from tests.lab import Lab, manifests
+from tests.lab.build import binary
+from tests.program import Daemon, environment
+from tests.raw import RawConsul, RawKube, ready_addresses
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = manifests.MANIFESTS / "components/monitoring"
+NAME = re.compile(r"\b(consul_bridge_[a-z_]+|process_[a-z_]+)\b")
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The alerts' rules."""
+    (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["spec"]["groups"]
+    return list(group["rules"])
+
+
+def expressions() -> Iterator[str]:
+    """Every expression of the alerts and of the dashboard."""
+    yield from (rule["expr"] for rule in alerts())
+    for panel in json.loads((FOLDER / "dashboard.json").read_text())["panels"]:
+        yield from (target["expr"] for target in panel["targets"])
+
+
+def promtool(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it on files of `folder`."""
+    return subprocess.run(
+        [str(binary("promtool")), *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    """A folder with the rules as Prometheus takes them."""
+    spec = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(spec))
+    return tmp_path
+
+
+@pytest.mark.lab
+def test_prometheus_takes_the_rules(rules: Path) -> None:
+    """Expressions, templates and durations."""
+    done = promtool(rules, "check", "rules", "--lint=all", "--lint-fatal", "rules.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(alerts())} rules found" in done.stdout
+
+
+def series(name: str, values: str, **labels: str) -> dict[str, str]:
+    """An input series of promtool's tests."""
+    inner = ",".join(f'{key}="{value}"' for key, value in {"namespace": "storage", "pod": "one", **labels}.items())
+    return {"series": f"{name}{{{inner}}}", "values": values}
+
+
+CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
+    # alert: (series with which it fires within the hour, series with which it stays silent)
+    "ConsulBridgeAbsent": ([], [series("consul_bridge_build_info", "1x120", version="1")]),
+    "ConsulBridgeNotReady": ([series("consul_bridge_ready", "0x120")], [series("consul_bridge_ready", "1x120")]),
+    "ConsulBridgeNoLeader": (
+        [series("consul_bridge_leader", "0x120", shard="0"), series("consul_bridge_leader", "0x120", shard="0", pod="two")],
+        [series("consul_bridge_leader", "0x120", shard="0"), series("consul_bridge_leader", "1x120", shard="0", pod="two")],
+    ),
+    "ConsulBridgeTwoLeaders": (
+        [series("consul_bridge_leader", "1x120", shard="0"), series("consul_bridge_leader", "1x120", shard="0", pod="two")],
+        [series("consul_bridge_leader", "1x120", shard="0"), series("consul_bridge_leader", "1x120", shard="1", pod="two")],
+    ),
+    "ConsulBridgeConsulDown": (
+        [series("consul_bridge_consul_up", "0x120", datacenter="dc1")],
+        [series("consul_bridge_consul_up", "0x120", datacenter="dc1"),
+         series("consul_bridge_consul_up", "1x120", datacenter="dc1", pod="two")],
+    ),
+    "ConsulBridgeKubernetesDown": (
+        [series("consul_bridge_kubernetes_up", "0x120")], [series("consul_bridge_kubernetes_up", "1x120")],
+    ),
+    "ConsulBridgeHolding": (
+        [series("consul_bridge_held_endpoints", "12x120")], [series("consul_bridge_held_endpoints", "0x120")],
+    ),
+    "ConsulBridgeConflicts": ([series("consul_bridge_conflicts", "1x120")], [series("consul_bridge_conflicts", "0x120")]),
+    "ConsulBridgeRefused": (
+        [series("consul_bridge_errors_total", "0+1x120", kind="permanent")],
+        [series("consul_bridge_errors_total", "0+1x120", kind="transient"),
+         series("consul_bridge_errors_total", "5x120", kind="permanent")],
+    ),
+    "ConsulBridgeUnread": (
+        [series("consul_bridge_unread_services", "1x120")], [series("consul_bridge_unread_services", "0x120")],
+    ),
+    "ConsulBridgeSlow": (
+        [series("consul_bridge_sync_lag_seconds_bucket", "0x120", le="5"),
+         series("consul_bridge_sync_lag_seconds_bucket", "0+9x120", le="10"),
+         series("consul_bridge_sync_lag_seconds_bucket", "0+9x120", le="+Inf")],
+        [series("consul_bridge_sync_lag_seconds_bucket", "0+9x120", le="0.1"),
+         series("consul_bridge_sync_lag_seconds_bucket", "0+9x120", le="+Inf")],
+    ),
+    "ConsulBridgeBacklog": (
+        [series("consul_bridge_queue_length", "1500x120")], [series("consul_bridge_queue_length", "900x120")],
+    ),
+    "ConsulBridgeStale": (
+        [series("consul_bridge_last_successful_pass_timestamp_seconds", "0x120")],
+        [series("consul_bridge_last_successful_pass_timestamp_seconds", "0+60x120")],
+    ),
+    "ConsulBridgeMissedChanges": (
+        [series("consul_bridge_missed_changes", "0x20 1x100", datacenter="dc1")],
+        [series("consul_bridge_missed_changes", "1x120", datacenter="dc1")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("alert", sorted(CASES))
+@pytest.mark.parametrize("fires", [True, False], ids=["fires", "silent"])
+def test_an_alert_fires_when_it_should_and_not_otherwise(rules: Path, alert: str, fires: bool) -> None:
+    """promtool's own simulation of two hours, asked after one."""
+    firing, silent = CASES[alert]
+    expression = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
+    expected = [{"labels": "{}", "value": 1 if fires else 0}]
+    test = {
+        "interval": "1m",
+        "input_series": firing if fires else silent,
+        "promql_expr_test": [{"expr": expression, "eval_time": "1h", "exp_samples": expected}],
+    }
+    content = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
+    (rules / "test.yaml").write_text(yaml.safe_dump(content))
+    done = promtool(rules, "test", "rules", "test.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_case_and_a_section_for_who_is_woken() -> None:
+    """With a severity, a summary and a description."""
+    guide = (ROOT / "docs/operations.md").read_text()
+    names = [rule["alert"] for rule in alerts()]
+    assert sorted(names) == sorted(CASES)
+    assert re.findall(r"^### (ConsulBridge\w+)$", guide, re.MULTILINE) == names
+    for rule in alerts():
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert {"summary", "description"} == rule["annotations"].keys()
+
+
+@pytest.mark.lab
+def test_every_metric_that_is_named_is_served(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Callable[..., None]
+) -> None:
+    """By a bridge at work, with leaders elected; and the reference lists every metric that it serves."""
+    consul.register(f"{prefix}web", f"{prefix}vm-1", "10.79.1.1", 80)
+    env = environment(lab.consul.address, lab.kubeconfig, BRIDGE_RUN_LEASE_NAMESPACE=namespace)
+    arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--leader-elect", "--owner", namespace)
+    daemon = Daemon(lab, f"bridge-{namespace}", *arguments, env=env)
+    daemon.start()
+    try:
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.79.1.1", 80)], 20)
+        text = daemon.get("/metrics")[1].decode()
+    finally:
+        daemon.stop()
+    served = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line and not line.startswith("#")}
+    named = {name for expression in expressions() for name in NAME.findall(expression)}
+    assert named <= served
+    described = reference.text()
+    for name in served:
+        if name.startswith("consul_bridge_") and not name.endswith("_created"):
+            assert f"`{re.sub(r'_(bucket|sum|count)$', '', name)}`" in described, name
+
+
+@pytest.mark.parametrize("components", [("monitoring",), ("monitoring", "shards")])
+def test_the_component_renders(components: tuple[str, ...], tmp_path: Path) -> None:
+    """With the namespace of the overlay, and selectors that find the pods."""
+    objects = manifests.overlay(tmp_path, "elsewhere", components)
+    monitor = manifests.of_kind(objects, "PodMonitor")
+    labels = manifests.pod_template(objects)["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    ports = {p["name"] for p in manifests.container(objects)["ports"]}
+    assert {e["port"] for e in monitor["spec"]["podMetricsEndpoints"]} <= ports
+    assert {o["metadata"]["namespace"] for o in objects if o["kind"] in ("PodMonitor", "PrometheusRule")} == {
+        "elsewhere"
+    }
+    (dashboard,) = [o for o in objects if o["kind"] == "ConfigMap" and "grafana_dashboard" in o["metadata"]["labels"]]
+    assert json.loads(dashboard["data"]["consul-endpoints-bridge.json"])["panels"]
