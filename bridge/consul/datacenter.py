@@ -552,13 +552,14 @@ class DatacenterWatch:
         """A node's index moved: refresh what changed on it.
 
         A view is older than a change when its index is lower than that change's; what went from a node leaves no index
-        behind, but is still in the views.
+        behind, but is still in the views; so is what has another name now.
         """
         modified, there = decode.services_on(client.node_services(node, self.name))
         for service, index in there.values():
             self._ring_for(self._board.named(service), 0 if whole else index)
         for entry in self._on_node(node):
-            gone = any(i.node == node and i.id not in there for i in instances_of(entry))
+            name = entry.query.service.lower()
+            gone = any(i.node == node and there.get(i.id, ("", 0))[0].lower() != name for i in instances_of(entry))
             self._ring_for((entry,), 0 if whole or gone else modified)
 
     def service_moved(self, entry: Entry, verifying: bool) -> None:

@@ -56,6 +56,7 @@ class Request:
     path: str
     params: Params
     headers: Json
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -198,11 +199,12 @@ class _Catalog:
 
     def health(self, name: str, streaming: bool) -> tuple[int, list[Json]]:
         entries = []
+        on_node: dict[str, list[Json]] = {}
+        for (node, _), check in self.checks.items():
+            on_node.setdefault(node, []).append(check)
         for (node, identity), service in self.services.items():
             if _same(service, name):
-                checks = [
-                    c for (n, _), c in self.checks.items() if n == node and c["ServiceID"] in ("", identity)
-                ]  # fmt: skip
+                checks = [c for c in on_node.get(node, ()) if c["ServiceID"] in ("", identity)]
                 entries.append({"Node": self.nodes[node], "Service": service, "Checks": checks})
         if entries:
             return max(self.of_service[s["Service"]] for s in self.services.values() if _same(s, name)), entries
@@ -331,9 +333,10 @@ class FakeConsul:
             self._injections.clear()
 
     def drop_connections(self) -> None:
-        """Cut every connection, whoever waits on it."""
+        """Cut every connection, whoever waits on it; none of them counts any more, as after a restart."""
         with self._changed:
             sockets = tuple(self._sockets)
+            self._sockets.clear()
         for sock in sockets:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -551,6 +554,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.reset:
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
+            self.consul.closed(self.request)  # first: whoever hears of it comes back at once
             self.request.close()
             return
         if fault is not None and fault.garbage:

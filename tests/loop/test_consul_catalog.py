@@ -25,10 +25,14 @@ QUICK = RetryPolicy(floor_seconds=0.01, cap_seconds=0.1)
 
 @contextmanager
 def watching(
-    consul: FakeConsul, recorder: Recorder, datacenters: tuple[str, ...] = ("dc1",), **settings: Any
+    consul: FakeConsul,
+    recorder: Recorder,
+    datacenters: tuple[str, ...] = ("dc1",),
+    retry: RetryPolicy = QUICK,
+    **settings: Any,
 ) -> Iterator[Catalog]:
     config = replace(ConsulConfig(address=consul.address, wait_seconds=5.0), **settings)
-    catalog = Catalog(config, datacenters, recorder, QUICK, recorder.failed)
+    catalog = Catalog(config, datacenters, recorder, retry, recorder.failed)
     catalog.start()
     try:
         yield catalog
@@ -357,6 +361,37 @@ def test_a_first_read_that_doorbells_overtake_is_not_the_last_word(
             consul.flip("s039", "vm-9", "passing")
             assert becomes(recorder, query, status=Status.CRITICAL)
             assert becomes(recorder, query, status=Status.PASSING)
+
+
+def test_an_instance_that_takes_another_name_leaves_the_old_one(recorder: Recorder) -> None:
+    """Both names stay in the listing and the instance stays on its node: only its name there tells."""
+    with FakeConsul() as consul:
+        queries = fill(consul, 40)
+        for n in range(40):
+            consul.register(f"s{n:03}", f"vm-{(n + 1) % 10}", "10.0.0.99", 8000)
+        with budgeted(consul, recorder, wait_seconds=120.0) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            settled(consul)
+            for n in range(20, 30):
+                old, new = Query("dc1", f"s{n:03}"), Query("dc1", f"s{n + 10:03}")
+                node = f"vm-{n % 10}"
+                renamed = {"ID": f"s{n:03}-{node}", "Service": new.service, "Port": 1}
+                consul.register("other", node, "10.0.9.9", n)  # the node itself is newer than every view
+                assert recorder.wait(partial(on_address, recorder, old, "10.0.9.9"))
+                consul.change(
+                    partial(_Catalog.register, body={"Node": node, "SkipNodeUpdate": True, "Service": renamed})
+                )
+                assert recorder.wait(partial(has, recorder, new, 3)), n
+                assert recorder.wait(partial(has, recorder, old, 1)), n
+
+
+def has(recorder: Recorder, query: Query, instances: int) -> bool:
+    return len(recorder.views[query].instances) == instances
+
+
+def on_address(recorder: Recorder, query: Query, address: str) -> bool:
+    return any(i.node_address == address for i in recorder.views[query].instances)
 
 
 def test_the_checks_of_an_instance_that_took_another_name_ring_for_it(recorder: Recorder) -> None:
