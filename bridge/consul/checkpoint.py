@@ -7,12 +7,16 @@ first. So "rebuilt" is always heard before the first view of the rebuilt one, wh
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 
 from bridge.consul import decode
 from bridge.consul.client import ConsulClient, Mode
 from bridge.consul.identity import Identity
+
+RETURN_SECONDS = 0.5
+"""When Consul is back, those who waited for it ask again within so many seconds: not all at once."""
 
 
 class Checkpoint:
@@ -74,10 +78,13 @@ class Checkpoint:
             self._identity.observe(index, nodes)
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long, or until the doubt has ended, or until the end."""
+        """Wait so long, or until a little after the doubt has ended, or until the end."""
         with self._changed:
             before = self._recoveries
             self._changed.wait_for(lambda: self._stop.is_set() or self._recoveries != before, seconds)
+            recovered = self._recoveries != before
+        if recovered:
+            self._stop.wait(random.random() * RETURN_SECONDS)  # noqa: S311 - no secret depends on it
 
     def wake(self) -> None:
         """Wake all who sleep (after `stop` was set)."""

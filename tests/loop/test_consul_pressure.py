@@ -1,0 +1,258 @@
+"""The catalog against a fake Consul that gives it a hard time: limits, floods, growth, outages."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from bridge.consul import datacenter as module
+from bridge.consul import watch
+from bridge.consul.catalog import Catalog
+from bridge.consul.pace import Throttle
+from bridge.core.model import Known, Listing, Query, Status, Unknown
+from bridge.retry import RetryPolicy
+from tests.fakes.consul import FakeConsul, Fault, Recorder, _Catalog
+from tests.loop.test_consul_catalog import becomes, eventually, fill, known, only, settled, watching
+
+Body = dict[str, object]
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@contextmanager
+def meanwhile(body: Callable[[int], None], seconds: float) -> Iterator[list[int]]:
+    """Call `body(0)`, `body(1)`... on a thread, `seconds` apart, as long as the block lasts; [how many times]."""
+    stop, times = threading.Event(), [0]
+
+    def run() -> None:
+        while not stop.wait(seconds):
+            body(times[0])
+            times[0] += 1
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield times
+    finally:
+        stop.set()
+        thread.join()
+
+
+def status_of(catalog: Catalog, name: str) -> object:
+    return catalog.status()["datacenters"]["dc1"][name]
+
+
+def nothing_was_taken_away(recorder: Recorder) -> bool:
+    """Whether no service that has instances, and no listing, was ever told to be empty."""
+    told = [event[2] for event in tuple(recorder.events) if event[0] in ("view", "listing")]
+    return Known(()) not in told and Listing({}) not in told
+
+
+def test_a_consul_that_takes_fewer_connections_than_the_budget_makes_it_smaller_until_it_takes_more(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Throttle, "SHRINK_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(Throttle, "QUIET_SECONDS", 1.0)
+    monkeypatch.setattr(Throttle, "GROW_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(module, "LEADER_PROBE_SECONDS", 0.5)
+    with FakeConsul(max_connections=16) as consul:
+        queries = fill(consul, 60)
+        with watching(consul, recorder, connections=30, wait_seconds=0.5) as catalog:
+            catalog.want(queries)
+            assert eventually(lambda: consul.refused_connections > 0)
+            assert recorder.wait(known(recorder, queries), 30)
+            assert recorder.count("trouble") > 0
+            assert eventually(lambda: int(str(status_of(catalog, "budget"))) < 30)
+            for n in (0, 30, 59):
+                consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
+                assert becomes(recorder, Query("dc1", f"s{n:03}"), 30, status=Status.CRITICAL), n
+            consul.max_connections = 200
+            assert eventually(lambda: status_of(catalog, "budget") == 30, 30)
+            assert eventually(lambda: recorder.troubles["dc1"] is None, 30)
+            assert consul.peak_connections <= 30
+            assert nothing_was_taken_away(recorder)
+    said = [str(event[2]) for event in recorder.events if event[0] == "trouble"]
+    assert any("too many concurrent connections" in text for text in said)
+
+
+def test_a_service_with_ten_thousand_instances_is_told_whole_and_holds_nobody_up(recorder: Recorder) -> None:
+    with FakeConsul() as consul:
+        queries = fill(consul, 30)
+        big = Query("dc1", "big")
+
+        def register(catalog: _Catalog) -> None:
+            for n in range(10_000):
+                service = {"ID": f"big-{n}", "Service": "big", "Port": n % 60_000 + 1, "Address": "10.9.0.1"}
+                catalog.register({"Node": f"vm-{n % 10}", "SkipNodeUpdate": True, "Service": service})
+
+        consul.change(register)
+        with watching(consul, recorder, connections=12) as catalog:
+            catalog.want(queries | {big})
+            assert recorder.wait(known(recorder, queries | {big}), 60)
+            assert len(recorder.views[big].instances) == 10_000
+            check: Body = {"CheckID": "c", "Name": "c", "Status": "critical", "ServiceID": "big-77"}
+            consul.change(partial(_Catalog.register, body={"Node": "vm-7", "SkipNodeUpdate": True, "Check": check}))
+            consul.flip("s029", "vm-9", "critical")
+            assert becomes(recorder, Query("dc1", "s029"), 30, status=Status.CRITICAL)
+
+            def ill() -> list[str]:
+                return [i.id for i in recorder.views[big].instances if i.status is Status.CRITICAL]
+
+            assert recorder.wait(lambda: ill() == ["big-77"], 30)
+            consul.change(lambda c: c.deregister({"Node": "vm-8", "ServiceID": "big-78"}))
+            assert recorder.wait(lambda: len(recorder.views[big].instances) == 9_999, 30)
+
+
+def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
+    """Slow, so that a flood shows in seconds; returns (seconds) -> the reads of one service that are allowed in it."""
+    monkeypatch.setattr(module, "SERVICE_RATE", 5.0)
+    monkeypatch.setattr(module, "SERVICE_BURST", 5.0)
+    monkeypatch.setattr(module, "BELL_RATE", 5.0)
+    monkeypatch.setattr(module, "BELL_BURST", 5.0)
+    # what one of two doorbells names, what a direct watch sees, and a few for who has it changing between them
+    return lambda seconds: 3 * (5 + 5 * seconds) + 15
+
+
+@pytest.mark.parametrize("what", ["flips", "output only"])
+def test_a_check_that_changes_two_hundred_times_a_second_costs_a_bounded_share_and_starves_nobody(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    allowed = paced(monkeypatch)
+    with FakeConsul() as consul:
+        queries = fill(consul, 60)
+        consul.flip("s040", "vm-0", "critical")
+        with watching(consul, recorder, connections=12) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            settled(consul)
+            path = "/v1/health/service/s040"
+            read, told, began = len(consul.asked(path)), recorder.count("view"), time.monotonic()
+
+            def change(n: int) -> None:
+                status = "passing" if what == "flips" and n % 2 else "critical"
+                consul.flip("s040", "vm-0", status, output=str(n))
+
+            with meanwhile(change, 0.004) as times:
+                for n in (3, 21, 38, 59):
+                    consul.flip(f"s{n:03}", f"vm-{n % 10}", "warning")
+                    assert becomes(recorder, Query("dc1", f"s{n:03}"), 10, status=Status.WARNING), n
+                eventually(lambda: time.monotonic() - began > 3.0)
+            seconds = time.monotonic() - began
+            assert times[0] > 100 * 3
+            assert len(consul.asked(path)) - read <= allowed(seconds)
+            if what == "output only":
+                assert recorder.count("view") == told + 4  # nothing but the four others
+            consul.flip("s040", "vm-0", "passing")
+            assert becomes(recorder, Query("dc1", "s040"), 10, status=Status.PASSING)
+            settled(consul)
+            assert only(recorder, Query("dc1", "s040")).status is Status.PASSING
+
+
+def test_a_catalog_that_doubles_while_we_start_is_known_whole(recorder: Recorder) -> None:
+    with FakeConsul() as consul:
+        fill(consul, 60)
+
+        def more(n: int) -> None:
+            if n < 60:
+                consul.register(f"s{n + 60:03}", f"vm-{n % 10}", f"10.0.0.{n % 10 + 1}", 8000 + n)
+
+        def listed() -> frozenset[Query]:
+            listing = recorder.listings.get("dc1")
+            names = listing.services if isinstance(listing, Listing) else ()
+            return frozenset(Query("dc1", name) for name in names)
+
+        with watching(consul, recorder, connections=12) as catalog, meanwhile(more, 0.01):
+
+            def whole() -> bool:
+                catalog.want(listed())
+                return len(listed()) == 120 and known(recorder, listed())()
+
+            assert eventually(whole, 30)
+            for n in range(60):
+                assert becomes(recorder, Query("dc1", f"s{n + 60:03}"), 10, port=8000 + n)
+            assert consul.peak_connections <= 12
+            assert nothing_was_taken_away(recorder)
+
+
+@pytest.mark.parametrize("services", [50, 200])
+def test_after_an_outage_everybody_comes_back_spread_out_and_within_the_budget(
+    recorder: Recorder, services: int
+) -> None:
+    """Away: no more than a few questions a second from each. Back: not all in the same moment."""
+    patient = RetryPolicy(floor_seconds=0.5, cap_seconds=4.0)
+    with FakeConsul() as consul:
+        queries = fill(consul, services)
+        with watching(consul, recorder, retry=patient) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries), 30)
+            settled(consul)
+            consul.inject(Fault(reset=True), times=1_000_000)
+            consul.drop_connections()
+            assert recorder.wait(lambda: isinstance(recorder.listings["dc1"], Unknown), 30)
+            began = time.monotonic()
+            time.sleep(4.0)
+            asked = [r.at for r in tuple(consul.requests) if r.at >= began]
+            per_second = Counter(int(at - began) for at in asked)
+            assert max(per_second.values(), default=0) <= 2 * 64
+            consul.flip("s001", "vm-1", "critical")
+            back = time.monotonic()
+            consul.clear_faults()
+            assert recorder.wait(known(recorder, queries), 30)
+            assert becomes(recorder, Query("dc1", "s001"), 30, status=Status.CRITICAL)
+            assert recorder.wait(lambda: recorder.troubles["dc1"] is None, 30)
+            plain = [r.at for r in tuple(consul.requests) if r.at >= back and "health/service" in r.path]
+            watched = min(services, 55)
+            assert len(plain) >= watched
+            in_a_moment = Counter(int((at - back) * 20) for at in plain[:watched])
+            assert max(in_a_moment.values()) < watched * 0.7  # of those who waited, within a twentieth of a second
+            assert consul.peak_connections <= 64
+            assert recorder.count("rebuilt") == 0
+            assert nothing_was_taken_away(recorder)
+
+
+def test_no_way_between_few_and_many_services_takes_anything_away_whatever_consul_answers_meanwhile(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watched directly, by doorbells, and again; errors, missing rights and cut connections at every step."""
+    slow = RetryPolicy(floor_seconds=0.1, cap_seconds=0.2)
+    monkeypatch.setattr(watch, "PERMANENT_RETRY", slow)
+    monkeypatch.setattr(module, "PERMANENT_RETRY", slow)
+    monkeypatch.setattr(module, "BELLS_LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.2)
+    with FakeConsul() as consul:
+        queries = fill(consul, 40)
+        few = frozenset(sorted(queries)[:4])
+        with watching(consul, recorder, connections=12, wait_seconds=0.5) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            troubles: list[Callable[[], None]] = [
+                lambda: consul.inject(Fault(status=500, body="rpc error"), times=20),
+                lambda: consul.inject(Fault(status=429, body="too many"), times=5, path="/v1/health/service"),
+                lambda: consul.inject(Fault(truncate=True), times=10),
+                consul.drop_connections,
+                lambda: consul.hidden.update(q.service for q in queries),
+                lambda: setattr(consul, "leader", False),
+            ]
+            for n, trouble in enumerate(troubles):
+                for wanted in (few, queries):
+                    trouble()
+                    catalog.want(wanted)
+                    consul.register(f"s{n:03}", f"vm-{n}", f"10.0.0.{n + 1}", 9000 + len(wanted))
+                    time.sleep(0.3)
+                consul.clear_faults()
+                consul.hidden.clear()
+                consul.leader = True
+                assert recorder.wait(known(recorder, queries), 30), n
+                assert becomes(recorder, Query("dc1", f"s{n:03}"), 30, port=9040), n
+            assert nothing_was_taken_away(recorder)
+            assert consul.peak_connections <= 12
