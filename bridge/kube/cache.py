@@ -40,7 +40,7 @@ SILENCE_SECONDS = 150.0
 """A watch without a byte for this long is given up: bookmarks come about once a minute, on most servers."""
 PERMANENT_SECONDS = 30.0
 """The least wait after an error that waiting does not mend (403), once it came `PERMANENT_AFTER` times in a row."""
-PERMANENT_AFTER = 6
+PERMANENT_AFTER = 10
 """An API server that has just started forbids everything until it has read the roles: a 403 is not at once for good."""
 CLOSE_SECONDS = 1.0
 

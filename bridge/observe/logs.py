@@ -181,7 +181,7 @@ class LogObserver:
         self._consul: dict[str, tuple[bool, str]] = {}
         self._kubernetes: tuple[bool, str] | None = None
         self._held: dict[Target, str] = {}
-        self._unread = False
+        self._unread: tuple[Query, str] | None = None
         self._said: dict[tuple[Any, ...], str] = {}
         self._first_pass = True
 
@@ -259,17 +259,17 @@ class LogObserver:
             self._log.info("leading shards", held=",".join(map(str, sorted(shards))), shards=of)
 
     def unread(self, unread: Mapping[Query, str]) -> None:
-        """Services that cannot be read, while their datacenter as a whole can: the first of them, and the end of it."""
+        """Services that cannot be read while their datacenter can: the first of them, when it changes, and the end."""
         with self._lock:
-            before = self._unread
             single = [q for q in sorted(unread) if self._consul.get(q.datacenter, (True, ""))[0]]
-            self._unread = bool(single) or (before and bool(unread))
-        if single and not before:
+            now = (single[0], unread[single[0]]) if single else None
+            before, self._unread = self._unread, now or (self._unread if unread else None)
+        if now is not None and now != before:
             self._log.warning(
-                "services cannot be read; they stay as they are", services=len(single), first=single[0].service,
-                datacenter=single[0].datacenter, reason=unread[single[0]],
+                "services cannot be read; they stay as they are", services=len(single), first=now[0].service,
+                datacenter=now[0].datacenter, reason=now[1],
             )  # fmt: skip
-        if before and not unread:
+        if before is not None and not unread:
             self._log.info("all services can be read again")
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:

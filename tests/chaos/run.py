@@ -177,7 +177,7 @@ class Campaign:
         # what the agents themselves needed to tell Consul is not the bridge's
         if took - max(0.0, flushed - since) > seconds:
             stage.observer.report("iii", f"{what}: both sides agreed only after {took:.1f} s")
-        if not wait_for(stage.bridge.ready, 10):
+        if not wait_for(stage.bridge.ready, seconds):
             stage.observer.report("vi", f"{what} is over, but /readyz says {stage.bridge.readiness()}")
         return took
 
