@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from tests.chaos.faults import EITHER, ENDED, READY, Fault, Metric, log
+from tests.chaos.faults import CONSUL_DOWN, EITHER, ENDED, READY, Fault, Metric, log
 from tests.chaos.stage import Bridge, Stage, processors, wait_for
 from tests.lab.servers import spawn
 
@@ -63,8 +63,8 @@ class BridgeFiles(Fault):
     """A limit of open files that is too low."""
 
     name = "bridge-files"
-    what = "the bridge may open no further file descriptor, and its connections to both sides are broken"
-    shows = (log("Too many open files"),)
+    what = "the bridge may open no further file descriptor (its own page included), and its connections are broken"
+    shows = (CONSUL_DOWN,)
     readiness = EITHER
 
     def inject(self, stage: Stage, rng: random.Random) -> None:

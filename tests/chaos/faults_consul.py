@@ -71,6 +71,8 @@ class TokenRevoked(Fault):
     what = "the bridge's ACL token is deleted; later a new one is in its file"
     shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("does not know our token"))
     readiness = NOT_READY
+    settle_seconds = 65.0
+    why_slow = "what our token may not do is asked again after 5 to 60 s"
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
         mine = stage.token_file.read_text()
@@ -92,6 +94,8 @@ class TokenNarrowed(Fault):
     what = "the token's policy shows only services that begin with `slice-`; the others vanish from every answer"
     shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("ACL"))
     readiness = NOT_READY
+    settle_seconds = 65.0
+    why_slow = "what our token may not do is asked again after 5 to 60 s"
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
         stage.set_policy(POLICY.replace('service_prefix ""', 'service_prefix "slice-"'))
