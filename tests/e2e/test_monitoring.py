@@ -1,4 +1,4 @@
-"""Alerts and dashboard: Prometheus' own tool takes them, they fire when they should, and name only metrics that there are."""
+"""Alerts and dashboard: Prometheus takes them, they fire when they should, and name only metrics that there are."""
 
 from __future__ import annotations
 
@@ -65,17 +65,18 @@ def series(name: str, values: str, **labels: str) -> dict[str, str]:
     return {"series": f"{name}{{{inner}}}", "values": values}
 
 
+LEADER = "consul_bridge_leader"
 CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     # alert: (series with which it fires within the hour, series with which it stays silent)
     "ConsulBridgeAbsent": ([], [series("consul_bridge_build_info", "1x120", version="1")]),
     "ConsulBridgeNotReady": ([series("consul_bridge_ready", "0x120")], [series("consul_bridge_ready", "1x120")]),
     "ConsulBridgeNoLeader": (
-        [series("consul_bridge_leader", "0x120", shard="0"), series("consul_bridge_leader", "0x120", shard="0", pod="two")],
-        [series("consul_bridge_leader", "0x120", shard="0"), series("consul_bridge_leader", "1x120", shard="0", pod="two")],
+        [series(LEADER, "0x120", shard="0"), series(LEADER, "0x120", shard="0", pod="two")],
+        [series(LEADER, "0x120", shard="0"), series(LEADER, "1x120", shard="0", pod="two")],
     ),
     "ConsulBridgeTwoLeaders": (
-        [series("consul_bridge_leader", "1x120", shard="0"), series("consul_bridge_leader", "1x120", shard="0", pod="two")],
-        [series("consul_bridge_leader", "1x120", shard="0"), series("consul_bridge_leader", "1x120", shard="1", pod="two")],
+        [series(LEADER, "1x120", shard="0"), series(LEADER, "1x120", shard="0", pod="two")],
+        [series(LEADER, "1x120", shard="0"), series(LEADER, "1x120", shard="1", pod="two")],
     ),
     "ConsulBridgeConsulDown": (
         [series("consul_bridge_consul_up", "0x120", datacenter="dc1")],
@@ -88,7 +89,9 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     "ConsulBridgeHolding": (
         [series("consul_bridge_held_endpoints", "12x120")], [series("consul_bridge_held_endpoints", "0x120")],
     ),
-    "ConsulBridgeConflicts": ([series("consul_bridge_conflicts", "1x120")], [series("consul_bridge_conflicts", "0x120")]),
+    "ConsulBridgeConflicts": (
+        [series("consul_bridge_conflicts", "1x120")], [series("consul_bridge_conflicts", "0x120")],
+    ),
     "ConsulBridgeRefused": (
         [series("consul_bridge_errors_total", "0+1x120", kind="permanent")],
         [series("consul_bridge_errors_total", "0+1x120", kind="transient"),
