@@ -10,6 +10,8 @@ import contextlib
 import copy
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +31,8 @@ import bridge
 from bridge import settings
 from tests.conftest import Eventually
 from tests.lab import Lab, free_port, manifests
+from tests.lab.providers import binaries
+from tests.program import environment
 from tests.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
 
 Json = dict[str, Any]
@@ -396,6 +400,43 @@ def test_all_namespaces_writes_where_the_rule_says(
         assert used == manifests.granted(objects) - RARE
     finally:
         cluster.kube.delete(f"/api/v1/namespaces/{other}")
+
+
+@pytest.mark.lab
+def test_the_three_commands_of_the_readme(
+    lab: Lab, kube: RawKube, consul: RawConsul, prefix: str, eventually: Eventually, tmp_path: Path
+) -> None:
+    """From an empty cluster to mirrored services. No pod can run here: the container's command runs as its account."""
+    text = (manifests.MANIFESTS.parent / "README.md").read_text()
+    commands = text.partition("In a cluster: ")[2].partition("```sh\n")[2].partition("```")[0].splitlines()
+    assert len(commands) == 3
+    shutil.copytree(manifests.MANIFESTS, tmp_path / "manifests")
+    tools = binaries(["kubectl"])
+    env = environment(lab.consul.address, lab.kubeconfig)
+    env["PATH"] = f"{tools['kubectl'].parent}:{env['PATH']}"
+
+    def run(command: str) -> str:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    consul.register("radosgw", f"{prefix}vm-1", "10.9.1.1", 8080)
+    consul.register("postgres", f"{prefix}vm-2", "10.9.1.2", 5432)
+    try:
+        run(commands[0])
+        run(commands[1])
+        objects = manifests.kustomize(tmp_path / "manifests/overlays/example")
+        cluster = Cluster(lab, kube, "storage")
+        own = {"CONSUL_HTTP_ADDR": lab.consul.address, "CONSUL_HTTP_TOKEN_FILE": "", "BRIDGE_LISTEN": "127.0.0.1:0"}
+        env_of_container = identity(cluster, objects, tmp_path, **own)
+        with running(manifests.container(objects)["args"], env_of_container, tmp_path / "log"):
+            for name, expected in (("radosgw", ("10.9.1.1", 8080)), ("database", ("10.9.1.2", 5432))):
+                eventually(partial(lambda n: ready_addresses(kube.endpoints("storage", n)), name), [expected], 30)
+        shown = run(commands[2])
+        assert re.search(r"service/radosgw +ClusterIP", shown)
+        assert re.search(r"endpoints/database +10\.9\.1\.2:5432", shown)
+    finally:
+        kube.delete("/api/v1/namespaces/storage")
 
 
 @pytest.mark.lab

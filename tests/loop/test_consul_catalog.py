@@ -626,7 +626,7 @@ def test_without_a_token_under_default_deny_nothing_is_known(recorder: Recorder)
             catalog.want(queries)
             assert recorder.wait(lambda: all(isinstance(recorder.views.get(q), Unknown) for q in queries))
             assert "anonymous under default deny" in recorder.views[Query("dc1", "s000")].reason
-            assert isinstance(recorder.listings["dc1"], Unknown)
+            assert recorder.wait(lambda: isinstance(recorder.listings.get("dc1"), Unknown))
 
 
 def test_a_token_that_is_taken_away_stops_the_asking_and_one_that_works_again_is_used(
