@@ -12,13 +12,13 @@ import threading
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from bridge.core.model import Action, Held, Kind, Query, Skipped, Target
+from bridge.core.model import Action, Held, Kind, Query, Target
 from bridge.errors import BridgeError, ConflictError, PermanentError, StaleError, ThrottledError, TransientError
 
 if TYPE_CHECKING:
@@ -47,10 +47,28 @@ SKIP_REASONS: Mapping[str, re.Pattern[str]] = {
 }
 """Reasons are sentences; a label needs few values. The first pattern that is found decides, else `other`."""
 
+WARNING_REASONS: Mapping[str, re.Pattern[str]] = {
+    "truncated": re.compile(r"mirrors only"),
+    "unreachable": re.compile(r"cannot be reached"),
+    "contradiction": re.compile(r"^instances have .* values"),
+    "zone": re.compile(r"^zone "),
+    "waiting": re.compile(r"being deleted|until the control plane has mirrored"),
+}
+"""The same for what works but should be looked at."""
+
 
 def skip_reason(reason: str) -> str:
     """The label value for a reason."""
-    return next((label for label, pattern in SKIP_REASONS.items() if pattern.search(reason)), "other")
+    return _first(SKIP_REASONS, reason)
+
+
+def warning_reason(warning: str) -> str:
+    """The label value for a warning."""
+    return _first(WARNING_REASONS, warning)
+
+
+def _first(patterns: Mapping[str, re.Pattern[str]], sentence: str) -> str:
+    return next((label for label, pattern in patterns.items() if pattern.search(sentence)), "other")
 
 
 def error_kind(error: BaseException) -> str:
@@ -65,6 +83,17 @@ def error_kind(error: BaseException) -> str:
     return next((label for kind, label in kinds if isinstance(error, kind)), "other")
 
 
+class _Noted(NamedTuple):
+    """What the gauges know of one target; reasons as label values."""
+
+    state: str
+    ready: int
+    not_ready: int
+    conflicts: int
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
 class Metrics:
     """An observer that counts. `text` is what /metrics answers."""
 
@@ -72,7 +101,7 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=True)
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
-        self._services: dict[Target, tuple[str, int, int, int, tuple[str, ...]]] = {}
+        self._services: dict[Target, _Noted] = {}
         self._consul: dict[str, bool] = {}
         self._status: Callable[[], Mapping[str, Any]] | None = None
         registry = self.registry
@@ -200,12 +229,13 @@ class Metrics:
             state = "held"
         else:
             state = "in_sync" if done else "pending"
-        self._services[plan.target] = (
+        self._services[plan.target] = _Noted(
             state,
             plan.ready,
             plan.not_ready,
             len(plan.conflicts),
-            tuple(_label(s) for s in plan.skipped),
+            tuple(skip_reason(s.reason) for s in plan.skipped),
+            tuple({warning_reason(w) for w in plan.warnings}),
         )
 
     def states(self) -> Iterator[Metric]:
@@ -216,23 +246,22 @@ class Metrics:
         status = self._status() if self._status is not None else {}
         consul |= {dc: bool(state.get("connected")) for dc, state in (status.get("catalog") or {}).items()}
         yield _gauge("consul_bridge_consul_up", "Whether a datacenter can be asked.", "datacenter", consul)
-        by_state = Tally(s[0] for s in services)
+        by_state = Tally(s.state for s in services)
         yield _gauge("consul_bridge_services", "Services that are mirrored, by state.", "state",
                      {state: by_state[state] for state in STATES})  # fmt: skip
-        yield _gauge("consul_bridge_endpoints", "Endpoints of mirrored services.", "state",
-                     {"ready": sum(s[1] for s in services), "not_ready": sum(s[2] for s in services)})  # fmt: skip
+        endpoints = {"ready": sum(s.ready for s in services), "not_ready": sum(s.not_ready for s in services)}
+        yield _gauge("consul_bridge_endpoints", "Endpoints of mirrored services.", "state", endpoints)
         conflicts = GaugeMetricFamily("consul_bridge_conflicts", "Objects that we would need and that are not ours.")
-        conflicts.add_metric([], sum(s[3] for s in services))
+        conflicts.add_metric([], sum(s.conflicts for s in services))
         yield conflicts
-        skipped = Tally(label for s in services for label in s[4])
+        skipped = Tally(label for s in services for label in s.skipped)
         yield _gauge("consul_bridge_skipped", "Instances and services that are not mirrored, by reason.", "reason",
                      {label: skipped[label] for label in (*SKIP_REASONS, "other")})  # fmt: skip
+        warned = Tally(label for s in services for label in s.warnings)
+        yield _gauge("consul_bridge_warnings", "Services that work but should be looked at, by reason.", "reason",
+                     {label: warned[label] for label in (*WARNING_REASONS, "other")})  # fmt: skip
         if self._status is not None:
             yield from _from_status(status)
-
-
-def _label(skipped: Skipped) -> str:
-    return skip_reason(skipped.reason)
 
 
 def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:

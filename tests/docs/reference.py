@@ -45,10 +45,14 @@ MARKS = (
     ("annotation `consul-bridge/datacenter`", "yours: the datacenter; default the bridge's own"),
     ("annotation `consul-bridge/tags`", "yours: tags that an instance must have, separated by commas"),
     ("annotation `consul-bridge/filter`", "yours: an expression of Consul's filter language"),
+    ("annotation `consul-bridge/output`", "yours: what carries the addresses, `endpoints`, `endpointslices` or `both`"),
     ('annotation `consul-bridge/adopt: "true"`', "yours, on an object that nobody owns: the bridge may take it over"),
 )
 PATHS = (
-    ("/", "a page for people"),
+    ("/", "a page for people: the state and all services"),
+    ("/service/NAMESPACE/NAME", "one service, with what `bridge explain` says of it"),
+    ("/changes", "what was written lately"),
+    ("/events", "the same as it happens, as server-sent events"),
     ("/healthz", "200 while the loops are alive; else 503 with the reason"),
     ("/readyz", "200 when the first full pass is done and both sides were seen lately; the detail as JSON either way"),
     ("/metrics", "Prometheus"),

@@ -156,10 +156,8 @@ def test_two_bridges_with_different_owners_never_fight(
 # --------------------------------------------------------------------------- what people get wrong
 
 
-def test_each_mistake_is_reported_and_the_others_are_served(
-    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
-) -> None:
-    """Names, namespaces, filters, annotations: a catalog full of mistakes, and good services among them."""
+def mistakes(consul: RawConsul, kube: RawKube, namespace: str, prefix: str) -> list[Json]:
+    """A catalog full of mistakes, and good services among them; answers the rules, some of them wrong as well."""
     for n, name in enumerate(("good", "lost", "refused", "one", "two"), 1):
         consul.register(f"{prefix}{name}", f"{prefix}vm-{n}", f"10.77.1.{n}", 80)
     good = {"consul-bridge/service": f"{prefix}good"}
@@ -169,12 +167,19 @@ def test_each_mistake_is_reported_and_the_others_are_served(
     person(kube, namespace, "elsewhere", {"consul-bridge/datacenter": "dc9"})
     person(kube, namespace, "odd-filter", {**good, "consul-bridge/filter": "((("})
     person(kube, namespace, "fine", good)
-    result = sync(
+    return [
         {"services": [f"{prefix}lost"], "to": {"namespace": f"{namespace}-nix"}},
         {"services": [f"{prefix}refused"], "filter": "Nonsense =="},
         {"services": [f"{prefix}one", f"{prefix}two"], "to": {"name": "shared"}},
         {"services": [f"{prefix}good"]},
-    )
+    ]
+
+
+def test_each_mistake_is_reported_and_the_others_are_served(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Names, namespaces, filters, annotations: in the report of one pass."""
+    result = sync(*mistakes(consul, kube, namespace, prefix))
     report = result.json
     conflicts = {row["name"]: row["reason"] for row in report["conflicts"]}
     warnings = {row["name"]: row["reason"] for row in report["warnings"]}
@@ -195,6 +200,57 @@ def test_each_mistake_is_reported_and_the_others_are_served(
         "a filter of an annotation": "(((" in failed,
     }
     assert [mistake for mistake, is_said in said.items() if not is_said] == []
+
+
+def test_each_mistake_is_an_event_on_the_object_concerned(
+    lab: Lab,
+    consul: RawConsul,
+    kube: RawKube,
+    namespace: str,
+    prefix: str,
+    tmp_path: Path,
+    eventually: Eventually,
+) -> None:
+    """What `kubectl describe` tells of the same catalog; a namespace that is not there can have no Event (the log)."""
+    rules = [
+        {**r, "to": {"namespace": namespace, **r.get("to", {})}} for r in mistakes(consul, kube, namespace, prefix)
+    ]
+    rules.append({"services": [f"{prefix}zoned", f"{prefix}crowd"], "to": {"namespace": namespace}})
+    consul.json("PUT", "/v1/catalog/register", {
+        "Node": f"{prefix}vm-z", "Address": "10.77.2.1", "NodeMeta": {"zone": "no label"},
+        "Service": {"Service": f"{prefix}zoned", "Port": 80},
+    })  # fmt: skip
+    for n in range(1001):
+        consul.register(f"{prefix}crowd", f"{prefix}vm-c{n}", f"10.78.{n >> 8}.{n & 255}", 80)
+    file = tmp_path / "bridge.yaml"
+    file.write_text(yaml.safe_dump({"rules": rules}))
+    env = environment(lab.consul.address, lab.kubeconfig)
+    daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
+    expected = [
+        ("Attention", "elsewhere", "datacenter dc9, which no rule names"),
+        ("Attention", "nobody", f"lists no service {prefix}nix"),
+        ("Attention", f"{prefix}crowd", "1001 addresses in one subset"),
+        ("Attention", f"{prefix}zoned", "zone 'no label' is no label value"),
+        ("Conflict", "alias", "ExternalName"),
+        ("Conflict", "selecting", "selector"),
+        ("InstancesSkipped", "shared", f"{prefix}two: "),
+        ("ReadFailed", "odd-filter", "((("),
+        ("ReadFailed", f"{prefix}refused", "Nonsense =="),
+    ]
+
+    def missing() -> list[tuple[str, str, str]]:
+        found = kube.json("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")["items"]
+        said = [(e["reason"], e["regarding"]["name"], e["note"]) for e in found]
+        return [e for e in expected if not any((r, n) == e[:2] and e[2] in note for r, n, note in said)]
+
+    try:
+        daemon.start()
+        eventually(missing, [], 60)
+        eventually(lambda: ready(kube, namespace, "fine"), ["10.77.1.1"])
+        eventually(lambda: 'warnings{reason="truncated"} 1.0' in daemon.get("/metrics")[1].decode(), True)
+        eventually(lambda: f"namespace {namespace}-nix" in daemon.log.read_text(), True)
+    finally:
+        daemon.stop()
 
 
 def test_a_name_of_which_nothing_is_left_is_reported(

@@ -183,6 +183,31 @@ def test_reasons_become_few_labels(reason: str, label: str) -> None:
     assert value(metrics, "consul_bridge_skipped", reason=label) == 1
 
 
+@pytest.mark.parametrize(
+    ("warning", "label"),
+    [
+        ("1001 addresses in one subset: the control plane mirrors only 1000 of them into EndpointSlices", "truncated"),
+        ("IPv6 endpoints cannot be reached: the Service has no IPv6 (spec.ipFamilies)", "unreachable"),
+        ("instances have 2 values for the label env (meta:env): dev is taken", "contradiction"),
+        ("zone 'a b' is no label value: its endpoints have no zone", "zone"),
+        ("the Service is being deleted; it is made anew when it is gone", "waiting"),
+        ("something new", "other"),
+    ],
+)
+def test_warnings_are_counted_by_service(warning: str, label: str) -> None:
+    """Two sentences of one kind about one service are one service to look at."""
+    metrics = Metrics("1")
+    metrics.outcome(
+        done(
+            plan(warnings=(warning, warning + " ")),
+        ),
+        None,
+    )
+    assert value(metrics, "consul_bridge_warnings", reason=label) == 1
+    metrics.outcome(done(plan()), None)
+    assert value(metrics, "consul_bridge_warnings", reason=label) == 0
+
+
 def test_hostile_names_never_become_labels() -> None:
     """The number of series does not grow with the catalog."""
     metrics = Metrics("1")
