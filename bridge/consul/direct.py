@@ -20,6 +20,9 @@ from bridge.consul.watch import Watch
 RECENT = 4
 """Services remembered as recently changed, per slot."""
 
+IDLE_SECONDS = 5.0
+"""A slot without a service keeps its thread and connection for so long."""
+
 
 @dataclass(slots=True, eq=False)
 class Slot:
@@ -94,13 +97,18 @@ class DirectWatches:
     def grown(self) -> None:
         """The throttle allows more slots again."""
         with self._changed:
+            self._fill()
             self._changed.notify_all()
 
+    def _fill(self) -> None:
+        """Those who wait get what slots are free: the thread of a free one may have ended."""
+        while (entry := self._next()) is not None and (slot := self._free_slot()) is not None:
+            self._give(slot, entry)
+
     def _free_slot(self) -> Slot | None:
-        while self._free:
-            slot = self._free.pop()
-            if slot.number < self._throttle.limit:
-                return slot
+        allowed = [slot for slot in self._free if slot.number < self._throttle.limit]
+        if allowed:
+            return min(allowed, key=lambda s: s.number)
         if len(self._slots) < min(self._throttle.limit, self._throttle.total):
             slot = Slot(len(self._slots), self._make_client())
             self._slots.append(slot)
@@ -150,7 +158,10 @@ class DirectWatches:
                 else:
                     slot.client.disconnect()
                 self._free.add(slot)
-                self._changed.wait()
+                if not self._changed.wait(IDLE_SECONDS) and slot.entry is None:
+                    slot.client.disconnect()
+                    slot.thread = None
+                    break
             return None
 
     def _keeps(self, slot: Slot, entry: Entry) -> bool:
@@ -170,9 +181,11 @@ class DirectWatches:
     def _release(self, slot: Slot, entry: Entry) -> None:
         with self._changed:
             slot.entry = None
+            self._free.add(slot)
             self._board.assign(entry, False)
             if not entry.removed:
                 self._waiting[entry] = None
+            self._fill()
         if not entry.removed and not self._stop.is_set():
             self._released(entry)
 

@@ -113,6 +113,7 @@ class Fleet:
         self._changed = threading.Condition(self._lock)
         self._all: dict[str, Instance] = {}
         self._dirty: dict[str, None] = {}
+        self._touched: dict[str, float] = {}
         self._owed: set[str] = set()
         self._excused: set[str] = set()
         self._silent = False
@@ -154,6 +155,7 @@ class Fleet:
             if not owed:
                 self._owed.discard(instance.key)
             self._all[instance.key] = instance
+            self._touched[instance.service] = time.monotonic()
             self._dirty[instance.key] = None
             self._changed.notify_all()
 
@@ -171,9 +173,12 @@ class Fleet:
         """The same without services whose names in Kubernetes are taken by somebody else."""
         return {name: state for name, state in self.expected().items() if name not in self._conflicting}
 
-    def size(self) -> int:
-        """Services that have instances."""
-        return len(self.expected())
+    def size(self, within_seconds: float = 0.0) -> int:
+        """Services that have instances, and those that lost their last one lately."""
+        since = time.monotonic() - within_seconds
+        with self._lock:
+            lately = {service for service, touched in self._touched.items() if touched > since}
+        return len(lately | self.expected().keys())
 
     # ------------------------------------------------------------------ the ledger
 

@@ -22,6 +22,8 @@ SIGNS_SECONDS = 25.0
 """How long a fault may last until all its signs were seen."""
 REST_SECONDS = 1.0
 """How long nothing may be written at rest."""
+QUERY_SECONDS = 20.0
+"""So long after a service's end its watch may wait (the stage's consul.wait, then the slot's idleness)."""
 GIVE_UP_SECONDS = 60.0
 """How long a campaign waits for both sides to agree before it goes on with the next fault, whatever `iii` says."""
 
@@ -198,7 +200,7 @@ class Campaign:
         now = usage_of(stage.bridge.pid)
         if before is None:
             return now
-        more = stage.fleet.size() - self._baseline_services
+        more = stage.fleet.size(QUERY_SECONDS) - self._baseline_services
         if not wait_for(lambda: not list(Excess().of(before, usage_of(stage.bridge.pid), more)), 10, 0.2):
             for excess in Excess().of(before, usage_of(stage.bridge.pid), more):
                 stage.observer.report("v", f"after {what}: {excess}")

@@ -75,7 +75,8 @@ class Toxics:
             self._ask("POST", f"/proxies/{self._name}/toxics", body)
 
     def lead_to(self, upstream: str) -> None:
-        """Lead all connections elsewhere; those that are open break."""
+        """Lead all connections to `upstream`; those that are open break, also when it is the same as before."""
+        self._ask("POST", f"/proxies/{self._name}", {"listen": self.address, "enabled": False})
         self._ask("POST", f"/proxies/{self._name}", {"upstream": upstream, "listen": self.address, "enabled": True})
 
     def heal(self) -> None:

@@ -598,6 +598,31 @@ def test_acls_that_hide_everything_take_nothing_away(recorder: Recorder) -> None
             assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
 
 
+def test_threads_and_connections_of_services_that_are_gone_go_as_well(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot that nobody needs ends after a while, and begins anew for the next service."""
+    from bridge.consul import direct
+
+    def slots() -> int:
+        return sum("direct" in thread.name for thread in threading.enumerate())
+
+    monkeypatch.setattr(direct, "IDLE_SECONDS", 0.1)
+    with FakeConsul() as consul:
+        queries = fill(consul, 8)
+        few = frozenset(sorted(queries)[:2])
+        with watching(consul, recorder, wait_seconds=0.3) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            assert recorder.wait(lambda: slots() == 8)
+            catalog.want(few)
+            assert recorder.wait(lambda: slots() == 2)
+            recorder.views.clear()
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries - few))
+            assert recorder.wait(lambda: slots() == 8)
+
+
 def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
