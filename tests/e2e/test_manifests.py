@@ -44,7 +44,7 @@ COMBINATIONS = [
     for chosen in combinations(manifests.COMPONENTS, size)
     if not {"endpointslices", "endpointslices-only"} <= set(chosen)
     # what only adds to the pod is tried alone and with everything else
-    and (size <= 2 or size >= len(manifests.COMPONENTS) - 2 or not {"consul-tls", "shards"} & set(chosen))
+    and (size <= 2 or size >= len(manifests.COMPONENTS) - 2 or not {"consul-tls", "shards", "nodes"} & set(chosen))
 ]
 
 # What every authenticated user may ask about itself, by the cluster's own roles.
@@ -64,7 +64,7 @@ def test_it_renders_whole(components: Sequence[str], tmp_path: Path) -> None:
     names = {(o["kind"], o["metadata"]["name"]) for o in objects}
     account = {"kind": "ServiceAccount", "name": manifests.NAME, "namespace": "elsewhere"}
     bindings = [o for o in objects if o["kind"] in ("RoleBinding", "ClusterRoleBinding")]
-    assert len(bindings) == (1 if "cronjob" in components else 2)
+    assert len(bindings) == 1 + ("cronjob" not in components) + ("nodes" in components)
     for binding in bindings:
         assert binding["subjects"] == [account]
         assert binding["kind"] == f"{binding['roleRef']['kind']}Binding"
@@ -128,7 +128,8 @@ def cluster(lab: Lab, kube: RawKube, namespace: str) -> Iterator[Cluster]:
     """A fresh namespace, removed with everything in it, and without what a component made beside it."""
     yield Cluster(lab, kube, namespace)
     for kind in ("clusterrolebindings", "clusterroles"):
-        kube.delete(f"/apis/rbac.authorization.k8s.io/v1/{kind}/{manifests.NAME}")
+        for name in (manifests.NAME, f"{manifests.NAME}-nodes"):
+            kube.delete(f"/apis/rbac.authorization.k8s.io/v1/{kind}/{name}")
 
 
 @pytest.mark.lab
@@ -301,8 +302,13 @@ def identity(cluster: Cluster, objects: Sequence[Json], folder: Path, **more: st
 @pytest.mark.lab
 @pytest.mark.parametrize(
     ("output", "components"),
-    [("endpoints", ()), ("both", ("endpointslices",)), ("endpointslices", ("endpointslices-only",))],
-    ids=["endpoints", "both", "endpointslices"],
+    [
+        ("endpoints", ()),
+        ("both", ("endpointslices",)),
+        ("endpointslices", ("endpointslices-only",)),
+        ("endpointslices", ("endpointslices-only", "nodes")),
+    ],
+    ids=["endpoints", "both", "endpointslices", "nodes"],
 )
 def test_run_uses_exactly_what_its_role_grants(
     cluster: Cluster,
@@ -327,7 +333,7 @@ def test_run_uses_exactly_what_its_role_grants(
         eventually(service.mirrored, {(0, 0, False)})
     used, refused, beyond = audited(cluster)
     assert refused == []
-    assert beyond == set()
+    assert beyond == ({("", "nodes", "list")} if "nodes" in components else set())
     assert used == manifests.granted(objects) - RARE
 
 

@@ -22,7 +22,7 @@ MANIFESTS = ROOT / "manifests"
 NAME = "consul-endpoints-bridge"
 COMPONENTS = (
     "namespace", "cronjob", "all-namespaces", "endpointslices", "endpointslices-only", "consul-acl", "consul-tls",
-    "shards",
+    "shards", "nodes",
 )  # fmt: skip
 """In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
 
