@@ -592,7 +592,7 @@ class Bridge:
     def _settle(self, outcome: Outcome, seen: float | None) -> None:
         """Remember how it went and ask for what is still to be done."""
         target = outcome.plan.target
-        self._record(outcome)
+        before = self._record(outcome)
         if not outcome.failures:
             with self._reconciler.lock:
                 self._reconciler.guard.applied(target)
@@ -607,7 +607,7 @@ class Bridge:
             self._backoff.succeeded(target)
             self._refused.succeeded(target)
         lag = None if seen is None or not outcome.applied else self._clock() - seen
-        if outcome.applied or outcome.failures or outcome.plan.conflicts or outcome.plan.held:
+        if outcome.applied or outcome.failures or outcome.plan.held or _remarks(before) != _remarks(outcome):
             self._observer.outcome(outcome, lag)
 
     def _remember(self, target: Target) -> None:
@@ -639,12 +639,14 @@ class Bridge:
         else:
             self._queue.add(target, delay_seconds=self._backoff.failed(target, error))
 
-    def _record(self, outcome: Outcome) -> None:
+    def _record(self, outcome: Outcome) -> Outcome | None:
+        """Keep it for whoever asks; returns the one before."""
+        target = outcome.plan.target
         with self._outcomes_lock:
+            before = self._outcomes.pop(target, None)
             if outcome.plan.queries:
-                self._outcomes[outcome.plan.target] = outcome
-            else:
-                self._outcomes.pop(outcome.plan.target, None)
+                self._outcomes[target] = outcome
+        return before
 
     # ------------------------------------------------------------------ threads
 
@@ -660,3 +662,11 @@ class Bridge:
             self._fatal = error if isinstance(error, BridgeError) else RuntimeError(f"a thread died: {error!r}")
             self._fatal.__cause__ = error
         self.stop()
+
+
+def _remarks(outcome: Outcome | None) -> tuple[object, ...]:
+    """What is to be said of a target although nothing was written; its end is news as well."""
+    if outcome is None:
+        return (False, (), (), ())
+    plan = outcome.plan
+    return (bool(outcome.failures or plan.held), plan.conflicts, plan.skipped, plan.warnings)

@@ -113,6 +113,27 @@ def test_events_stand_on_the_objects_concerned(
     assert "selector" in conflict["note"]
 
 
+def test_what_is_left_out_is_said_at_once_also_where_nothing_is_written(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """Its beginning and its end: Event and metric do not wait for the next full pass."""
+    name = f"{prefix}web"
+
+    def said() -> tuple[str, bool]:
+        found = kube.json("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")["items"]
+        notes = " ".join(e["note"] for e in found if e["reason"] == "InstancesSkipped")
+        lines = daemon.get("/metrics")[1].decode().splitlines()
+        return next(x for x in lines if x.startswith('consul_bridge_skipped{reason="address"}'))[-3:], "vm-2" in notes
+
+    consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, name)), [("10.77.1.1", 80)])
+    assert said() == ("0.0", False)
+    consul.register(name, f"{prefix}vm-2", "127.0.0.1", 80)
+    eventually(said, ("1.0", True))
+    consul.deregister(name, f"{prefix}vm-2")
+    eventually(said, ("0.0", True))
+
+
 def test_what_others_do_to_our_objects_is_put_back(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
