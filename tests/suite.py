@@ -26,7 +26,7 @@ PYTHON = sys.executable
 BIN = Path(PYTHON).parent
 
 
-PACKAGES = (("nft", "nftables"), ("ip", "iproute2"), ("chromium", "chromium"))
+PACKAGES = (("nft", "nftables"), ("ip", "iproute2"), ("iptables", "iptables"), ("chromium", "chromium"))
 """Programs that tests look for, and the Debian packages that have them."""
 
 

@@ -1,6 +1,7 @@
 """VMs, a cluster node and a pod as network namespaces of this machine, so that traffic takes its real way.
 
     node 10.77.0.1 -- bridge -- vm 1..N 10.77.0.11...      10.78.0.2 pod -- node
+         fd77::1                        fd77::11...        fd78::2
     what runs in the node shares its loopback; VMs and the pod reach each other and the node through it
 
 Nothing outside of these namespaces is touched: no interface, route, rule or setting of the machine itself. Each
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from tests.lab import Lab
 
 PROGRAMS = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux", "setpriv": "util-linux"}
-NFTABLES = {"nft": "nftables"}
+PROXY_PROGRAMS = {"nftables": {"nft": "nftables"}, "iptables": {"iptables": "iptables", "ip6tables": "iptables"}}
 NODE, POD = "10.77.0.1", "10.78.0.2"
-PODS = "10.78.0.0/24"
-SERVICES = "10.96.0.0/16"
+NODE6, POD6 = "fd77::1", "fd78::2"
+PODS, PODS6 = "10.78.0.0/24", "fd78::/64"
+SERVICES, SERVICES6 = "10.96.0.0/16", "fd00:96::/108"
 MOST_VMS = 200
 COMMAND_SECONDS = 30.0
 
@@ -46,11 +48,11 @@ _LISTEN = (
 )
 
 
-def trouble(*, proxy: bool = False) -> str | None:
-    """What keeps this machine from having a `Rig` (and a kube-proxy in it), None when nothing does."""
+def trouble(*, proxy: bool = False, mode: str = "nftables") -> str | None:
+    """What keeps this machine from having a `Rig` (and a kube-proxy of a mode in it), None when nothing does."""
     if sys.platform != "linux":
         return f"network namespaces are Linux's, this is {sys.platform}"
-    needed = {**PROGRAMS, **(NFTABLES if proxy else {})}
+    needed = {**PROGRAMS, **(PROXY_PROGRAMS[mode] if proxy else {})}
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     missing = sorted({package for name, package in needed.items() if shutil.which(name, path=path) is None})
     if missing:
@@ -65,6 +67,11 @@ def trouble(*, proxy: bool = False) -> str | None:
     return f"no network namespace with a bridge can be made here: {said}"
 
 
+def has_ipv6() -> bool:
+    """Whether this machine's kernel does IPv6; a `Rig` has it then, whatever the machine itself uses."""
+    return Path("/proc/sys/net/ipv6").is_dir()
+
+
 def _refuse(reason: str | None) -> None:
     if reason is not None:
         raise LabError(reason)
@@ -76,10 +83,11 @@ def _unshare() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A namespace with an address. `prefix`: the words before a command that make it run there."""
+    """A namespace with its addresses. `prefix`: the words before a command that make it run there."""
 
     name: str
     address: str
+    address6: str
     pid: int
     prefix: tuple[str, ...]
 
@@ -159,17 +167,23 @@ class Rig:
         for port in ports:
             self.expose(port)
 
-    def kube_proxy(self, lab: Lab) -> KubeProxy:
-        """kube-proxy on the node, for the lab's cluster; the pod and the node then reach its Services."""
-        _refuse(trouble(proxy=True))
+    def kube_proxy(self, lab: Lab, mode: str = "nftables") -> KubeProxy:
+        """kube-proxy on the node, for the lab's cluster; the pod and the node then reach its Services.
+
+        `mode`: nftables or iptables. One rig has one kube-proxy: another mode's rules would stay beside its own.
+        """
+        _refuse(trouble(proxy=True, mode=mode))
         self.bring_in(lab.apiserver.port)
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "rig"}}
         with lab.raw_kube() as kube:
             kube.apply("/api/v1/nodes/rig", node)
-            status = {**node, "status": {"addresses": [{"type": "InternalIP", "address": NODE}]}}
-            kube.apply("/api/v1/nodes/rig/status", status)
+            addresses = [NODE, NODE6] if has_ipv6() else [NODE]
+            # Not by apply: to that, two addresses of one type are one and the same.
+            status = {"status": {"addresses": [{"type": "InternalIP", "address": a} for a in addresses]}}
+            kube.json("PATCH", "/api/v1/nodes/rig/status", status, "application/merge-patch+json")
         self._node_of = lab
-        proxy = KubeProxy(self._folder / "kube-proxy", lab.kubeconfig, node="rig", pods=PODS)
+        pods = f"{PODS},{PODS6}" if has_ipv6() else PODS
+        proxy = KubeProxy(self._folder / "kube-proxy", lab.kubeconfig, node="rig", pods=pods, mode=mode)
         proxy.prefix = self.node.prefix
         self._started.append(proxy)
         proxy.start()
@@ -204,34 +218,37 @@ class Rig:
     # ------------------------------------------------------------------ building it
 
     def _build(self) -> None:
-        self.node = self._host("node", NODE, ())
-        commands = [
-            "link set lo up",
-            "link add br0 type bridge",
-            f"address add {NODE}/24 dev br0",
-            "link set br0 up",
-            f"route add {SERVICES} dev br0",  # any way will do for the node itself: kube-proxy's rules turn it round
+        self.node = self._host("node", NODE, NODE6, ())
+        self.vms = [
+            self._host(f"vm-{n}", f"10.77.0.{10 + n}", f"fd77::{10 + n}", self.node.prefix)
+            for n in range(1, self._count + 1)
         ]
-        self.vms = [self._host(f"vm-{n}", f"10.77.0.{10 + n}", self.node.prefix) for n in range(1, self._count + 1)]
-        self.pod = self._host("pod", POD, self.node.prefix)
+        self.pod = self._host("pod", POD, POD6, self.node.prefix)
+        commands = ["link set lo up", "link add br0 type bridge mcast_snooping 0"]
         for n, vm in enumerate(self.vms, 1):
             commands += [
                 f"link add v{n} type veth peer name eth0 netns {vm.pid}", f"link set v{n} master br0 up",
             ]  # fmt: skip
         commands += [
             f"link add p0 type veth peer name eth0 netns {self.pod.pid}",
-            "address add 10.78.0.1/24 dev p0",
-            "link set p0 up",
+            *_addresses("br0", NODE, NODE6),
+            *_addresses("p0", "10.78.0.1", "fd78::1"),
+            # Any way will do for the node's own connections to Services: kube-proxy's rules turn them round.
+            f"route add {SERVICES} dev br0",
+            *([f"route add {SERVICES6} dev br0"] if has_ipv6() else []),
         ]
         self._ip(self.node, commands)
-        for host, way in (*((vm, NODE) for vm in self.vms), (self.pod, "10.78.0.1")):
+        ways = dict.fromkeys(self.vms, (NODE, NODE6)) | {self.pod: ("10.78.0.1", "fd78::1")}
+        for host, (way, way6) in ways.items():
             self._ip(host, [
-                "link set lo up", f"address add {host.address}/24 dev eth0", "link set eth0 up",
-                f"route add default via {way}",
+                "link set lo up", *_addresses("eth0", host.address, host.address6), f"route add default via {way}",
+                *([f"route add ::/0 via {way6}"] if has_ipv6() else []),
             ])  # fmt: skip
         self.node.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        if has_ipv6():
+            self.node.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
 
-    def _host(self, name: str, address: str, inside: Sequence[str]) -> Host:
+    def _host(self, name: str, address: str, address6: str, inside: Sequence[str]) -> Host:
         """A process that sleeps in a new network namespace, made from `inside`."""
         root = os.geteuid() == 0
         unshare = ["unshare", "--net"] if root or inside else _unshare()
@@ -248,7 +265,10 @@ class Rig:
         wait_until(asleep, 10, f"the namespace {name} being there")
         user = () if root else ("--user", "--preserve-credentials")
         prefix = ("nsenter", f"--target={sleeper.pid}", *user, "--net", "--", *die)
-        return Host(name, address, sleeper.pid, prefix)
+        host = Host(name, address, address6, sleeper.pid, prefix)
+        if has_ipv6():  # some machines switch it off in every new namespace
+            host.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6")
+        return host
 
     @staticmethod
     def _ip(host: Host, commands: Sequence[str]) -> None:
@@ -258,3 +278,10 @@ class Rig:
         )  # fmt: skip
         if done.returncode != 0:
             raise LabError(f"on {host.name}: ip: {done.stderr.strip()[-1000:]}")
+
+
+def _addresses(link: str, address: str, address6: str) -> list[str]:
+    """What `ip` is told for a link to be up with an address of each family that the machine has."""
+    # nodad: nobody else can have these addresses, and asking round would take a second or two.
+    sixth = [f"address add {address6}/64 dev {link} nodad"] if has_ipv6() else []
+    return [f"address add {address}/24 dev {link}", f"link set {link} up", *sixth]

@@ -1,0 +1,211 @@
+"""A small town: VMs with servers, a real Consul that checks them, a cluster with kube-proxy, and a client in a pod.
+
+    with Town(3) as town:
+        town.open(n, "web", 8080)               # a server on VM n, registered with Consul under an HTTP check
+        with town.bridge("web", rule) as daemon, town.load(address, 80, rate=50) as load:
+            town.maintenance("web", 1, on=True)
+            load.requests()                     # what the client in the pod got, and when
+
+All times are this machine's clock, so those of the client, of Consul's watchers and of the API server compare.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.lab import Lab, wait_until
+from tests.lab.netns import SERVICES, SERVICES6, Rig, has_ipv6
+from tests.lab.servers import KubeProxy, Program
+from tests.program import Daemon, environment
+
+VM = Path(__file__).with_name("vm.py")
+LOAD = Path(__file__).with_name("load.py")
+CHECK_INTERVAL = "250ms"
+NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request of the client. Times in seconds since the epoch; `vm` that answered, "" when nobody did."""
+
+    began: float
+    ended: float
+    vm: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The client at work."""
+
+    program: Program
+
+    def requests(self, since: float = 0.0) -> list[Request]:
+        """The requests that have ended, of those that began at `since` or later."""
+        found = []
+        text = self.program.log.read_text()
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            began, ended, said = line.split(" ", 2)
+            if float(began) >= since:
+                failed = said.startswith("!")
+                found.append(Request(float(began), float(ended), "" if failed else said, said[1:] if failed else ""))
+        return found
+
+    def failed(self, since: float = 0.0) -> list[Request]:
+        """Those of them that nobody answered."""
+        return [request for request in self.requests(since) if request.error]
+
+    def answers(self, since: float = 0.0) -> Counter[str]:
+        """How many each VM answered."""
+        return Counter(request.vm for request in self.requests(since) if request.vm)
+
+    def await_silence(self, vm: str, seconds: float = 1.0, within: float = 30.0) -> float:
+        """Wait until a VM has answered nothing for so long; when its last answered request began."""
+
+        def last() -> float:
+            return max((r.began for r in self.requests() if r.vm == vm), default=0.0)
+
+        wait_until(lambda: time.time() - last() > seconds, within, f"{vm} getting no more requests")
+        return last()
+
+
+class Town:
+    """A context manager. `rig`, `lab` (with Consul inside of the rig's node) and `proxy` are there in the block."""
+
+    def __init__(self, vms: int = 3, proxy: str = "nftables") -> None:
+        self._vms = vms
+        self._mode = proxy
+        self._stack = ExitStack()
+        self.servers: dict[int, Program] = {}
+        self.proxy: KubeProxy
+
+    def __enter__(self) -> Town:
+        with ExitStack() as stack:
+            self.lab = Lab(own=True)
+            stack.callback(self.lab.close)
+            self.rig = stack.enter_context(Rig(self._vms))  # ends before the lab, from which it takes its Node
+            if has_ipv6():
+                self.lab.apiserver.service_ranges = f"{SERVICES},{SERVICES6}"
+            self.rig.house(self.lab.consul, self.lab.consul.ports["http"])
+            self.lab.start()
+            self.proxy = self.rig.kube_proxy(self.lab, self._mode)
+            self._consul = stack.enter_context(self.lab.raw_consul())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # ------------------------------------------------------------------ VMs
+
+    def open(self, n: int, service: str, port: int, *, family: int = 4) -> None:
+        """Start a server on VM n, which answers with the VM's name, and register it with an HTTP check."""
+        vm = self.rig.vms[n - 1]
+        address = vm.address if family == 4 else vm.address6
+        if n not in self.servers:
+            addresses = [vm.address, vm.address6] if has_ipv6() else [vm.address]
+            command = [sys.executable, "-S", str(VM), vm.name, str(port), *addresses]
+            self.servers[n] = self.rig.start(vm, command, name=f"server-{n}-{port}")
+        host = f"[{address}]" if family == 6 else address
+        self._consul.json("PUT", "/v1/agent/service/register", {
+            "ID": f"{service}-{n}", "Name": service, "Address": address, "Port": port,
+            "Check": {"HTTP": f"http://{host}:{port}/", "Interval": CHECK_INTERVAL, "Timeout": "1s"},
+        })  # fmt: skip
+
+    def close_all(self, service: str) -> None:
+        """Take a service out of Consul and end all servers."""
+        for entry in self._consul.health(service)[1]:
+            self._consul.json("PUT", f"/v1/agent/service/deregister/{entry['Service']['ID']}")
+        for server in self.servers.values():
+            server.kill()
+        self.servers.clear()
+
+    def maintenance(self, service: str, n: int, *, on: bool) -> None:
+        """What `consul maint -service` does."""
+        path = f"/v1/agent/service/maintenance/{service}-{n}?enable={str(on).lower()}&reason=restart"
+        self._consul.json("PUT", path)
+
+    def statuses(self, service: str) -> dict[int, str]:
+        """The worst status of each VM's instance in Consul."""
+        found = {}
+        for entry in self._consul.health(service)[1]:
+            statuses = {check["Status"] for check in entry["Checks"]}
+            worst = next((s for s in ("critical", "warning") if s in statuses), "passing")
+            found[int(entry["Service"]["ID"].rpartition("-")[2])] = worst
+        return found
+
+    def await_passing(self, service: str, vms: Sequence[int]) -> None:
+        """Wait until Consul calls exactly these well."""
+
+        def well() -> list[int]:
+            return sorted(n for n, status in self.statuses(service).items() if status == "passing")
+
+        wait_until(lambda: well() == sorted(vms), 30, f"the checks of {service} on {list(vms)} passing")
+
+    # ------------------------------------------------------------------ the cluster
+
+    @contextmanager
+    def bridge(self, name: str, rule: Mapping[str, Any]) -> Iterator[Daemon]:
+        """A bridge that makes a Service of this name by one rule; ready. The Service goes at the end."""
+        config = self.lab.folder / f"{name}.yaml"
+        self.configure(name, rule)
+        env = environment(self.lab.consul.address, self.lab.kubeconfig)
+        daemon = Daemon(self.lab, name, "--config", str(config), "--owner", name, env=env)
+        self.lab.add(daemon)
+        daemon.start()
+        try:
+            yield daemon
+        finally:
+            daemon.stop()
+            with self.lab.raw_kube() as kube:
+                kube.delete(f"/api/v1/namespaces/{NAMESPACE}/services/{name}")
+
+    def configure(self, name: str, rule: Mapping[str, Any]) -> None:
+        """Write, or change, the settings of a bridge."""
+        whole = {**rule, "to": {"name": name, "namespace": NAMESPACE, **rule.get("to", {})}}
+        (self.lab.folder / f"{name}.yaml").write_text(yaml.safe_dump({"rules": [whole]}))
+
+    def addresses(self, name: str) -> list[str]:
+        """The cluster addresses of a Service, once it is there."""
+        path = f"/api/v1/namespaces/{NAMESPACE}/services/{name}"
+        with self.lab.raw_kube() as kube:
+            wait_until(lambda: kube.get(path) is not None, 30, f"the Service {name}")
+            return list((kube.get(path) or {})["spec"]["clusterIPs"])
+
+    # ------------------------------------------------------------------ the pod
+
+    @contextmanager
+    def load(self, address: str, port: int, rate: float) -> Iterator[Load]:
+        """The client in the pod, asking `rate` times a second until the end of the block."""
+        command = [sys.executable, "-S", str(LOAD), address, str(port), str(rate)]
+        program = self.rig.start(self.rig.pod, command, dict(os.environ), name=f"load-{time.monotonic_ns()}")
+        try:
+            yield Load(program)
+        finally:
+            program.kill()
+
+    def await_spread(self, load: Load, vms: Sequence[int], within: float = 30.0) -> float:
+        """Wait until, without an error in between, each of these VMs and nobody else answers; from when on they do."""
+        names = {self.rig.vms[n - 1].name for n in vms}
+        since = time.time()
+
+        def spread() -> bool:
+            nonlocal since
+            latest = load.requests(since)
+            for request in latest:
+                if request.error or request.vm not in names:
+                    since = request.began + 0.000_001
+            return set(load.answers(since)) == names
+
+        wait_until(spread, within, f"answers of {sorted(names)} and nobody else")
+        return since
