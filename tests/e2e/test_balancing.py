@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import netns
+from tests.lab import netns, wait_until
 from tests.lab.town import Town
 
 pytestmark = [pytest.mark.lab, pytest.mark.netns, pytest.mark.slow]
@@ -18,14 +18,23 @@ PORTS = {1: 8080, 2: 8081, 3: 8080}
 RATE = 100.0
 
 
-@pytest.fixture(scope="module")
-def town() -> Iterator[Town]:
-    """Three VMs and kube-proxy in its nftables mode."""
-    if reason := netns.trouble(proxy=True):
+OURS, MIRRORED = "consul-bridge", "endpointslicemirroring-controller.k8s.io"
+MANAGERS = {"endpoints": {MIRRORED}, "endpointslices": {OURS}, "both": {OURS}}
+
+
+def need(reason: str | None) -> None:
+    """Skip what this machine cannot do; in continuous integration it must be able to."""
+    if reason is not None:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    with Town(3) as made:
+
+
+@pytest.fixture(scope="module", params=["nftables", "iptables"])
+def town(request: pytest.FixtureRequest) -> Iterator[Town]:
+    """Three VMs, and kube-proxy in either mode."""
+    need(netns.trouble(proxy=True, mode=request.param))
+    with Town(3, request.param) as made:
         yield made
 
 
@@ -34,7 +43,7 @@ def web(town: Town) -> Iterator[str]:
     """One Consul service on three VMs and two port numbers, all well."""
     for n, port in PORTS.items():
         town.open(n, "web", port)
-    town.await_passing("web", list(PORTS))
+    town.await_passing("web", 3)
     yield "web"
     town.close_all("web")
 
@@ -56,3 +65,45 @@ def test_a_pod_reaches_every_ready_vm_and_a_drained_one_gets_nothing_new(town: T
         assert load.failed(all_well) == []
     assert set(rest) == {"vm-1", "vm-3"}
     assert min(rest.values()) > 0.2 * rest.total()
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_each_cluster_address_reaches_the_instances_of_its_family(town: Town, output: str) -> None:
+    """Three VMs, the second with an instance in either: vm-1 is never reached by IPv6, vm-3 never by IPv4."""
+    need(None if netns.has_ipv6() else "this machine's kernel has no IPv6")
+    name = f"dual-{output}"
+    for n, family in ((1, 4), (2, 4), (2, 6), (3, 6)):
+        town.open(n, "dual", 8080, family=family)
+    town.await_passing("dual", 4)
+    rule = {"services": ["dual"], "to": {"output": output, "port": 80, "port_name": "http"}}
+    try:
+        with town.bridge(name, rule):
+            wait_until(lambda: len(town.addresses(name)) == 2, 30, "addresses of both families")
+            fourth, sixth = town.addresses(name)
+            assert [":" in fourth, ":" in sixth] == [False, True]
+            for address, vms in ((fourth, [1, 2]), (sixth, [2, 3])):
+                with town.load(address, 80, RATE) as load:
+                    town.await_spread(load, vms)
+    finally:
+        town.close_all("dual")
+
+
+def test_no_request_fails_while_the_output_changes(town: Town, web: str) -> None:
+    """Every change between the three, on a living Service under constant load."""
+    name = "web-switching"
+    rule = {"services": [web], "to": {"port": 80, "port_name": "http"}}
+    order = ("endpoints", "endpointslices", "both", "endpoints", "both", "endpointslices", "endpoints")
+
+    def switch(output: str) -> None:
+        town.configure(name, {**rule, "to": {**rule["to"], "output": output}})  # type: ignore[dict-item]
+
+    with town.bridge(name, rule), town.load(town.addresses(name)[0], 80, RATE) as load:
+        began = town.await_spread(load, [1, 2, 3])
+        for output in order:
+            switched = time.time()
+            switch(output)
+            wait_until(lambda output=output: town.managers(name) == MANAGERS[output], 30, output)  # type: ignore[misc]
+            wait_until(lambda since=switched: len(load.requests(since)) > RATE, 30, "a second of requests")  # type: ignore[misc]
+        town.await_spread(load, [1, 2, 3])
+        assert load.failed(began) == []
+        assert set(load.answers(began)) == {"vm-1", "vm-2", "vm-3"}

@@ -27,6 +27,7 @@ from tests.lab import Lab, wait_until
 from tests.lab.netns import SERVICES, SERVICES6, Rig, has_ipv6
 from tests.lab.servers import KubeProxy, Program
 from tests.program import Daemon, environment
+from tests.raw import SLICES
 
 VM = Path(__file__).with_name("vm.py")
 LOAD = Path(__file__).with_name("load.py")
@@ -69,14 +70,16 @@ class Load:
         """How many each VM answered."""
         return Counter(request.vm for request in self.requests(since) if request.vm)
 
-    def await_silence(self, vm: str, seconds: float = 1.0, within: float = 30.0) -> float:
-        """Wait until a VM has answered nothing for so long; when its last answered request began."""
+    def last(self, vm: str) -> float:
+        """When the last request that a VM answered began; 0 when there was none."""
+        return max((r.began for r in self.requests() if r.vm == vm), default=0.0)
 
-        def last() -> float:
-            return max((r.began for r in self.requests() if r.vm == vm), default=0.0)
-
-        wait_until(lambda: time.time() - last() > seconds, within, f"{vm} getting no more requests")
-        return last()
+    def await_silence(self, vm: str, requests: int = 100, within: float = 30.0) -> float:
+        """Wait until so many in a row were answered by others; when the last that this VM answered began."""
+        wait_until(
+            lambda: self.answers(self.last(vm)).total() > requests, within, f"{requests} requests without one for {vm}"
+        )
+        return self.last(vm)
 
 
 class Town:
@@ -118,7 +121,7 @@ class Town:
             self.servers[n] = self.rig.start(vm, command, name=f"server-{n}-{port}")
         host = f"[{address}]" if family == 6 else address
         self._consul.json("PUT", "/v1/agent/service/register", {
-            "ID": f"{service}-{n}", "Name": service, "Address": address, "Port": port,
+            "ID": f"{service}-{n}" if family == 4 else f"{service}-six-{n}", "Name": service, "Address": address, "Port": port,
             "Check": {"HTTP": f"http://{host}:{port}/", "Interval": CHECK_INTERVAL, "Timeout": "1s"},
         })  # fmt: skip
 
@@ -135,22 +138,20 @@ class Town:
         path = f"/v1/agent/service/maintenance/{service}-{n}?enable={str(on).lower()}&reason=restart"
         self._consul.json("PUT", path)
 
-    def statuses(self, service: str) -> dict[int, str]:
-        """The worst status of each VM's instance in Consul."""
+    def statuses(self, service: str) -> dict[str, str]:
+        """The worst status of each instance in Consul, by its id."""
         found = {}
         for entry in self._consul.health(service)[1]:
             statuses = {check["Status"] for check in entry["Checks"]}
             worst = next((s for s in ("critical", "warning") if s in statuses), "passing")
-            found[int(entry["Service"]["ID"].rpartition("-")[2])] = worst
+            found[entry["Service"]["ID"]] = worst
         return found
 
-    def await_passing(self, service: str, vms: Sequence[int]) -> None:
-        """Wait until Consul calls exactly these well."""
-
-        def well() -> list[int]:
-            return sorted(n for n, status in self.statuses(service).items() if status == "passing")
-
-        wait_until(lambda: well() == sorted(vms), 30, f"the checks of {service} on {list(vms)} passing")
+    def await_passing(self, service: str, count: int) -> None:
+        """Wait until Consul calls so many instances well, and no other sick."""
+        wait_until(
+            lambda: list(self.statuses(service).values()) == ["passing"] * count, 30, f"{count} of {service} passing"
+        )
 
     # ------------------------------------------------------------------ the cluster
 
@@ -182,6 +183,13 @@ class Town:
             wait_until(lambda: kube.get(path) is not None, 30, f"the Service {name}")
             return list((kube.get(path) or {})["spec"]["clusterIPs"])
 
+    def managers(self, name: str) -> set[str]:
+        """Who keeps the EndpointSlices of a Service."""
+        path = f"{SLICES.format(namespace=NAMESPACE)}?labelSelector=kubernetes.io/service-name={name}"
+        with self.lab.raw_kube() as kube:
+            items = (kube.get(path) or {})["items"]
+        return {item["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] for item in items}
+
     # ------------------------------------------------------------------ the pod
 
     @contextmanager
@@ -195,17 +203,18 @@ class Town:
             program.kill()
 
     def await_spread(self, load: Load, vms: Sequence[int], within: float = 30.0) -> float:
-        """Wait until, without an error in between, each of these VMs and nobody else answers; from when on they do."""
+        """Wait until each of these VMs, and nobody else in between, has answered; the time then.
+
+        A request that began before that time may still fail: it may have begun before kube-proxy knew the Service.
+        """
         names = {self.rig.vms[n - 1].name for n in vms}
         since = time.time()
 
         def spread() -> bool:
             nonlocal since
-            latest = load.requests(since)
-            for request in latest:
-                if request.error or request.vm not in names:
-                    since = request.began + 0.000_001
+            others = [r.began for r in load.requests(since) if r.error or r.vm not in names]
+            since = max([since, *(began + 0.000_001 for began in others)])
             return set(load.answers(since)) == names
 
         wait_until(spread, within, f"answers of {sorted(names)} and nobody else")
-        return since
+        return time.time()
