@@ -8,7 +8,14 @@ from __future__ import annotations
 
 
 class BridgeError(Exception):
-    """Root of everything that the bridge raises on purpose; its text is written for the user."""
+    """Root of everything that the bridge raises on purpose; its text is written for the user.
+
+    What is quoted in it may come from anybody: no control character of theirs reaches a terminal or a log.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class ConfigurationError(BridgeError):

@@ -24,6 +24,12 @@ MAX_BYTES = 4 * 1024 * 1024
 MAX_NODES = 200_000
 """Aliases can make a small file huge ("billion laughs"); this bounds what is built of it."""
 
+MAX_DEPTH = 50
+"""Settings are five deep. PyYAML's C loader recurses, and takes the process with it when a file is deep enough."""
+
+QUOTED = 60
+"""Characters of a value that an error quotes."""
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -70,6 +76,7 @@ def parse(raw: bytes | str, path: str) -> Document:
     """Parse the text of `path`. An empty file is an empty mapping."""
     loader = None
     try:
+        _bound_depth(raw, path)
         loader = _Loader(raw)
         node = loader.get_single_node()
         walk = _Walk(path, loader)
@@ -83,14 +90,26 @@ def parse(raw: bytes | str, path: str) -> Document:
         raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: not UTF-8 text (byte {error.start + 1})") from error
-    except RecursionError as error:
-        raise ConfigurationError(f"{path}: nested too deeply") from error
     finally:
         if loader is not None:
             loader.dispose()
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path}:1:1: must be a mapping (`key: value` lines), not {kind_of(content)}")
     return Document(path, content, walk.keys, walk.values)
+
+
+def _bound_depth(raw: bytes | str, path: str) -> None:
+    """Look at the events first: reading them needs no recursion."""
+    depth = 0
+    for event in yaml.parse(raw, _Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            mark = event.start_mark
+            place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else path
+            raise ConfigurationError(f"{place}: nested deeper than {MAX_DEPTH} levels")
 
 
 def kind_of(value: object) -> str:
@@ -149,8 +168,9 @@ class _Walk:
             name = self._name(key_node)
             if name in seen and key_node.tag != "tag:yaml.org,2002:merge":
                 first = _mark(seen[name])
+                quoted = repr(name[:QUOTED])
                 raise ConfigurationError(
-                    f"{self._at(key_node)}: the key {name!r} is here twice; it stands in line {first.line} already"
+                    f"{self._at(key_node)}: the key {quoted} is here twice; it stands in line {first.line} already"
                 )
             seen[name] = key_node
         self._loader.flatten_mapping(node)  # `<<: *anchor`; what stands in the mapping itself comes last and wins
@@ -170,7 +190,7 @@ class _Walk:
         try:
             return self._loader.construct_object(node, deep=True)
         except ValueError as error:  # `2026-13-45` looks like a date and is none
-            raise ConfigurationError(f"{self._at(node)}: {node.value!r}: {error}; put it in quotes") from error
+            raise ConfigurationError(f"{self._at(node)}: {node.value[:QUOTED]!r}: {error}; put it in quotes") from error
 
     def _at(self, node: yaml.Node) -> str:
         mark = _mark(node)

@@ -175,7 +175,7 @@ def _pairs(values: Any) -> Pairs:
         sorted(
             (intern(key), intern(value))
             for key, value in values.items()
-            if isinstance(key, str) and isinstance(value, str) and len(value) <= _TEXT_LIMIT
+            if isinstance(key, str) and isinstance(value, str) and max(len(key), len(value)) <= _TEXT_LIMIT
         )
     )
 
@@ -197,7 +197,7 @@ def _service_addresses(values: Any) -> tuple[TaggedAddress, ...]:
     found = (
         TaggedAddress(intern(name), _text(v.get("Address")), _port(v.get("Port")))
         for name, v in values.items()
-        if isinstance(v, dict)
+        if isinstance(v, dict) and _text(name)
     )
     return tuple(sorted(a for a in found if a.address))
 
@@ -205,7 +205,9 @@ def _service_addresses(values: Any) -> tuple[TaggedAddress, ...]:
 def _node_addresses(values: Any) -> tuple[TaggedAddress, ...]:
     if not isinstance(values, dict) or not values:
         return ()
-    return tuple(sorted(TaggedAddress(intern(name), _text(v)) for name, v in values.items() if _text(v)))
+    return tuple(
+        sorted(TaggedAddress(intern(name), _text(v)) for name, v in values.items() if _text(name) and _text(v))
+    )
 
 
 # --------------------------------------------------------------------------- what the doorbells say

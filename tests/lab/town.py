@@ -121,7 +121,8 @@ class Town:
             self.servers[n] = self.rig.start(vm, command, name=f"server-{n}-{port}")
         host = f"[{address}]" if family == 6 else address
         self._consul.json("PUT", "/v1/agent/service/register", {
-            "ID": f"{service}-{n}" if family == 4 else f"{service}-six-{n}", "Name": service, "Address": address, "Port": port,
+            "ID": f"{service}-{n}" if family == 4 else f"{service}-six-{n}",
+            "Name": service, "Address": address, "Port": port,
             "Check": {"HTTP": f"http://{host}:{port}/", "Interval": CHECK_INTERVAL, "Timeout": "1s"},
         })  # fmt: skip
 

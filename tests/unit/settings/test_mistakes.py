@@ -124,7 +124,7 @@ def test_a_mistake_in_the_file_names_its_place(text: str, expected: str, tmp_pat
         ("a: !!python/object:os.system {}\n", "F:1:1: unknown key 'a'"),
         ("owner: !!python/name:os.system ''\n", "not valid YAML: could not determine a constructor"),
         ("owner: 2026-13-45\n", "F:1:8: '2026-13-45': month must be in 1..12; put it in quotes"),
-        ("a: " + "[" * 20000 + "]" * 20000, "F: nested too deeply"),
+        ("a: " + "[" * 20000 + "]" * 20000, "F:1:53: nested deeper than 50 levels"),
     ],
 )
 def test_a_file_that_is_no_settings_file(text: str, expected: str, tmp_path: Path) -> None:

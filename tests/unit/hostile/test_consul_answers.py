@@ -1,0 +1,167 @@
+"""Whatever Consul answers about services: our own exceptions at most, and objects of the rule's namespace only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bridge.consul import decode
+from bridge.consul.client import Answer
+from bridge.core import explain, select
+from bridge.core.model import Current, Destination, InstanceRules, Known, Output, Query, Rule, Skipped, Unknown
+from bridge.core.plan import plan
+from bridge.core.translate import host_names, translate
+from bridge.errors import TransientError
+from bridge.kube import objects
+from tests.unit.hostile.values import ADDRESSES, HUGE, JUNK, NUMBERS, TEXTS, mostly, one_of_each
+
+META = st.dictionaries(TEXTS, mostly(TEXTS), max_size=3)
+TAGGED = st.dictionaries(TEXTS, one_of_each(Address=ADDRESSES, Port=NUMBERS), max_size=2)
+PORTS = st.lists(one_of_each(Name=TEXTS, Port=NUMBERS, Default=st.booleans()), max_size=3)
+NODE = one_of_each(
+    Node=TEXTS, Address=ADDRESSES, Meta=META, TaggedAddresses=st.dictionaries(TEXTS, mostly(ADDRESSES), max_size=2)
+)
+SERVICE = one_of_each(
+    ID=TEXTS, Service=TEXTS, Address=ADDRESSES, Port=NUMBERS, Ports=PORTS, Tags=st.lists(mostly(TEXTS), max_size=3),
+    Meta=META, TaggedAddresses=TAGGED, Kind=TEXTS,
+)  # fmt: skip
+CHECK = one_of_each(CheckID=TEXTS, Status=st.sampled_from(["passing", "critical", "warning", "", "\x1b"]), Output=TEXTS)
+ENTRY = one_of_each(Node=NODE, Service=SERVICE, Checks=st.lists(CHECK, max_size=2))
+RULES = st.builds(
+    Rule,
+    to=st.builds(
+        Destination,
+        namespace=st.just("shop"),
+        name=st.sampled_from(["{service}", "x-{service}", "fixed"]),
+        output=st.sampled_from(Output),
+        labels_from=st.sampled_from([(), (("team", "meta:consul-bridge/owner"), ("tags", "tags"), ("rest", "tag:"))]),
+        annotations_from=st.sampled_from([(), (("team", "meta:"), ("tags", "tags"))]),
+        port=st.sampled_from([0, 80]),
+    ),
+    instances=st.builds(
+        InstanceRules,
+        address=st.sampled_from(["auto", "service", "node", "lan", ""]),
+        deny_cidrs=st.sampled_from([(), ("fd00:ec2::254/128", "10.0.0.0/8")]),
+    ),
+)
+SLOW = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+def answer(data: Any) -> Answer:
+    """An answer of Consul's with nothing special about it."""
+    return Answer(index=1, data=data)
+
+
+@SLOW
+@given(entries=mostly(st.lists(ENTRY, max_size=4)), name=TEXTS, rule=RULES)
+def test_an_answer_becomes_objects_of_one_namespace_or_reasons(entries: Any, name: str, rule: Rule) -> None:
+    """From JSON to the bodies that would be sent: nothing raises, nothing leaves the namespace or forges a mark."""
+    try:
+        known = decode.view_of(answer(entries))
+    except TransientError:
+        return
+    assert isinstance(known, Known)
+    assert all(len(text) <= 4096 for i in known.instances for text in (i.node, i.id, i.address, i.kind, *i.tags))
+    assert all(len(text) <= 4096 for i in known.instances for pair in (*i.meta, *i.node_meta) for text in pair)
+    assert all(0 <= i.port <= 65535 for i in known.instances)
+    if select.excluded(name, ()) is not None:
+        return
+    query = Query("dc1", name)
+    target = select.target_of(rule, query)
+    if isinstance(target, Skipped):
+        return
+    host_names(known.instances, rule)
+    done = translate(target, [(rule, query, known)], None, {}, {"vm"})
+    made = plan(target, done.mirror, Current(target), owner="me")
+    for change in made.changes:
+        body = objects.encode(change)
+        sent = json.dumps(body).encode()
+        assert len(sent) < 200_000
+        metadata = body["metadata"]
+        assert (metadata["namespace"], metadata["labels"]["consul-bridge/owner"]) == ("shop", "me")
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "consul-bridge"
+        ours = {k for k in (*metadata["labels"], *metadata["annotations"]) if k.startswith("consul-bridge/")}
+        assert ours <= {"consul-bridge/owner", "consul-bridge/service", "consul-bridge/datacenter"}
+    for text in (*done.warnings, *(s.reason for s in done.skipped), *(s.instance for s in done.skipped)):
+        assert text.isprintable()
+        assert len(text) < 600
+    explained = explain.explain(name, "dc1", tags=set(), rules=[rule], knowledge=known, plan=made)
+    for row in explained.rows:
+        assert all(
+            str(v).isprintable() and len(str(v)) < 600 for v in (row.instance, row.check, row.chosen, row.reason)
+        )
+
+
+@SLOW
+@given(data=mostly(st.dictionaries(TEXTS, mostly(st.lists(mostly(TEXTS), max_size=3)), max_size=4)), rule=RULES)
+def test_a_listing_is_a_listing_or_trouble(data: Any, rule: Rule) -> None:
+    """Names of any kind are selected or not, and have a target or a reason."""
+    try:
+        listing = decode.listing_of(answer(data))
+    except TransientError:
+        return
+    assert not isinstance(listing, Unknown)
+    for name, tags in listing.services.items():
+        why = select.excluded(name, tags) or select.why_not(rule, name, "dc1", tags)
+        target = select.target_of(rule, Query("dc1", name))
+        assert why is None or len(why) < 2000
+        if not isinstance(target, Skipped):
+            assert target.namespace == "shop"
+            assert len(target.name) <= 63
+
+
+CHECKS = one_of_each(Node=TEXTS, CheckID=TEXTS, ServiceName=TEXTS, Status=TEXTS, ModifyIndex=NUMBERS, ServiceID=TEXTS)
+NODES = one_of_each(Node=TEXTS, CreateIndex=NUMBERS, ModifyIndex=NUMBERS)
+ON_NODE = one_of_each(
+    Node=NODES, Services=st.lists(one_of_each(Service=TEXTS, ID=TEXTS, ModifyIndex=NUMBERS), max_size=3)
+)
+
+
+@SLOW
+@given(data=st.one_of(st.lists(CHECKS, max_size=4), st.lists(NODES, max_size=4), ON_NODE, JUNK))
+def test_what_the_doorbells_say_is_understood_or_trouble(data: Any) -> None:
+    """Checks, nodes and what is on a node."""
+    for read in (decode.checks_of, decode.nodes_of, decode.services_on):
+        with contextlib.suppress(TransientError):
+            read(answer(data))
+
+
+@pytest.mark.parametrize("place", ["Tags", "Meta", "Address", "Port", "Ports", "TaggedAddresses", "Kind", "ID"])
+def test_nesting_as_deep_as_json_may_be_costs_one_field(place: str) -> None:
+    """Just below Python's own limit, where `json` still reads it: the other instance stays."""
+    good = {"Node": {"Node": "vm", "Address": "10.0.0.1"}, "Service": {"ID": "b", "Port": 80}}
+    bad = {"Node": {"Node": "vm", "Address": "10.0.0.2"}, "Service": {"ID": "a", "Port": 80, place: None}}
+    depth = sys.getrecursionlimit() // 3
+    text = json.dumps([good, bad]).replace("null", '{"a":[' * depth + "]}" * depth)
+    found = decode.instances(json.loads(text))
+    assert "b" in [i.id for i in found]
+
+
+def test_ten_thousand_instances_with_one_id_are_bounded() -> None:
+    """They are folded into one endpoint, in memory that is a small multiple of their number."""
+    entry = {
+        "Node": {"Node": "vm", "Address": "10.0.0.1", "Meta": {HUGE: "x"}},
+        "Service": {"ID": "same", "Port": 80, "Tags": [HUGE, "t"], "Meta": {"k": HUGE, HUGE: "v", "ok": "1"}},
+    }
+    tracemalloc.start()
+    known = decode.view_of(answer([entry] * 10_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(known, Known)
+    assert peak < 20 * 1024 * 1024
+    assert known.instances[0].meta == (("ok", "1"),)
+    query, rule = Query("dc1", "web"), Rule(to=Destination(namespace="shop"))
+    target = select.target_of(rule, query)
+    assert not isinstance(target, Skipped)
+    mirror = translate(target, [(rule, query, known)]).mirror
+    assert mirror is not None
+    assert mirror.ready == 1
