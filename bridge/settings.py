@@ -45,7 +45,17 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge import yaml_file
-from bridge.core.model import Adopt, Destination, Disposition, InstanceRules, Output, Policy, Rule
+from bridge.core.model import (
+    METADATA_CIDRS,
+    Adopt,
+    Bounds,
+    Destination,
+    Disposition,
+    InstanceRules,
+    Output,
+    Policy,
+    Rule,
+)
 from bridge.errors import ConfigurationError
 from bridge.yaml_file import Document, Key, kind_of
 
@@ -516,6 +526,16 @@ class GuardSection(_Section):
         "After how long a hold ends by itself; `never`: when Consul recovers or a person forces it.",
         flag="--hold-release",
     )
+    allow_cidrs: tuple[Cidr, ...] = _setting(
+        (),
+        "The networks that endpoints may be in, whatever a rule or a person's Service says. Empty: all. Whoever may "
+        "register services in Consul chooses addresses: the VMs' networks here bound that.",
+    )
+    deny_cidrs: tuple[Cidr, ...] = _setting(
+        METADATA_CIDRS,
+        "No endpoint in these networks, whatever a rule says. Default: metadata services of clouds (link-local ones "
+        "are refused in any case). Name the cluster's service and pod ranges here, and these again.",
+    )
 
 
 class BackoffSettings(_Section):
@@ -857,6 +877,10 @@ class Settings(BaseSettings):
             hold_release_seconds=g.hold_release,
         )
 
+    def bounds(self) -> Bounds:
+        """Networks that no rule and no person's Service can leave."""
+        return Bounds(self.guard.allow_cidrs, self.guard.deny_cidrs)
+
     def resolver_settings(self) -> ResolverSettings:
         """What `engine.resolver` needs."""
         from bridge.engine.resolver import ResolverSettings
@@ -876,6 +900,7 @@ class Settings(BaseSettings):
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),
             cluster_nodes=self.kubernetes.nodes,
+            bounds=self.bounds(),
             grace_seconds=self.run.grace,
             resync_seconds=self.run.resync,
             writers=self.kubernetes.writers,
@@ -901,6 +926,7 @@ class Settings(BaseSettings):
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),
             cluster_nodes=self.kubernetes.nodes,
+            bounds=self.bounds(),
             writers=self.kubernetes.writers,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),
@@ -1003,6 +1029,7 @@ class Settings(BaseSettings):
                 address=instances.address,
                 allow_cidrs=instances.allow_cidrs,
                 deny_cidrs=instances.deny_cidrs,
+                bounds=self.bounds(),
                 zone_meta=instances.zone_meta,
                 keep_last_ready=instances.keep_last_ready,
             ),
@@ -1068,7 +1095,7 @@ class Setting:
     @property
     def is_list(self) -> bool:
         """Whether it takes several values (in the environment: separated by commas)."""
-        return self.field.default == () and self.field.annotation is not str
+        return isinstance(self.field.default, tuple)
 
     @property
     def is_switch(self) -> bool:

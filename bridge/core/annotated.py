@@ -12,7 +12,17 @@
 
 from __future__ import annotations
 
-from bridge.core.model import CurrentService, Destination, Output, Query, Rule, Target
+from bridge.core.model import (
+    USUAL_BOUNDS,
+    Bounds,
+    CurrentService,
+    Destination,
+    InstanceRules,
+    Output,
+    Query,
+    Rule,
+    Target,
+)
 
 MIRROR = "consul-bridge/mirror"
 SERVICE = "consul-bridge/service"
@@ -22,8 +32,10 @@ FILTER = "consul-bridge/filter"
 OUTPUT = "consul-bridge/output"
 
 
-def request_of(service: CurrentService | None, datacenter: str) -> tuple[Rule, Query] | None:
-    """What a Service asks for, None when it asks for nothing (or is one of our own making)."""
+def request_of(
+    service: CurrentService | None, datacenter: str, bounds: Bounds = USUAL_BOUNDS
+) -> tuple[Rule, Query] | None:
+    """What a Service asks for within `bounds`, None when it asks for nothing (or is one of our own making)."""
     if service is None or service.meta.owner is not None or service.meta.deleting:
         return None
     marks = dict(service.meta.marks)
@@ -40,5 +52,6 @@ def request_of(service: CurrentService | None, datacenter: str) -> tuple[Rule, Q
         tags=tuple(sorted({tag for part in marks.get(TAGS, "").split(",") if (tag := part.strip())})),
         filter=expression,
         to=Destination(namespace=target.namespace, name=target.name, output=output, annotated=True),
+        instances=InstanceRules(bounds=bounds),
     )
     return rule, Query(marks.get(DATACENTER, "").strip() or datacenter, name, filter=expression)

@@ -86,19 +86,22 @@ def networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(cidr, strict=False) for cidr in cidrs)
 
 
-def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...]) -> str | None:
-    """Why the rule's CIDRs keep this (canonical) address out, None when they do not. Deny wins over allow."""
-    return _excluded(text, allow, deny) if allow or deny else None
+def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str = "") -> str | None:
+    """Why the CIDRs of a rule, or of `section`, keep this (canonical) address out, None when they do not.
+
+    Deny wins over allow.
+    """
+    return _excluded(text, allow, deny, section) if allow or deny else None
 
 
 @lru_cache(maxsize=_CACHED)
-def _excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...]) -> str | None:
+def _excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str) -> str | None:
     ip = ipaddress.ip_address(text)
     for network in networks(deny):
         if ip in network:
-            return f"{text} is in deny_cidrs ({network})"
+            return f"{text} is in {section}deny_cidrs ({network})"
     if allow and not any(ip in network for network in networks(allow)):
-        return f"{text} is not in allow_cidrs"
+        return f"{text} is not in {section}allow_cidrs"
     return None
 
 

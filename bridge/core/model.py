@@ -454,6 +454,29 @@ class Plan:
         return tuple(c for c in self.changes if c.action is not Action.UNCHANGED)
 
 
+METADATA_CIDRS = (
+    "100.100.100.200/32",
+    "168.63.129.16/32",
+    "192.0.0.192/32",
+    "fd00:ec2::254/128",
+    "fd20:ce::254/128",
+)
+"""Metadata and platform services of clouds that are not link-local (those are no endpoint anyway): Alibaba, Azure,
+Oracle, AWS, Google. Whoever reaches them from a node may get the node's credentials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Networks that the whole installation allows, whatever a rule or a person's Service says."""
+
+    allow_cidrs: tuple[str, ...] = ()
+    deny_cidrs: tuple[str, ...] = METADATA_CIDRS
+
+
+USUAL_BOUNDS = Bounds()
+"""Everything but the clouds' own services."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceRules:
     """How instances become endpoints (DESIGN section 3, `instances:` of a rule)."""
@@ -464,6 +487,7 @@ class InstanceRules:
     address: str = "auto"
     allow_cidrs: tuple[str, ...] = ()
     deny_cidrs: tuple[str, ...] = ()
+    bounds: Bounds = USUAL_BOUNDS
     zone_meta: str = "zone"
     keep_last_ready: bool = False
 

@@ -321,11 +321,18 @@ def _addresses(address: str, rules: InstanceRules, resolved: Resolved) -> Sequen
     for candidate in candidates:
         if isinstance(candidate, canonical.Refused):
             reason = candidate.reason
-        elif (why := canonical.excluded(candidate.text, rules.allow_cidrs, rules.deny_cidrs)) is not None:
+        elif (why := _outside(candidate.text, rules)) is not None:
             reason = why
         else:
             found.append(candidate)
     return found or reason
+
+
+def _outside(address: str, rules: InstanceRules) -> str | None:
+    bounds = rules.bounds
+    return canonical.excluded(address, bounds.allow_cidrs, bounds.deny_cidrs, "guard.") or canonical.excluded(
+        address, rules.allow_cidrs, rules.deny_cidrs
+    )
 
 
 def zone_of(instance: Instance, zone_meta: str) -> str:

@@ -191,7 +191,7 @@ class _Look:
                 self.asked.append((place, replace(rule, pinned=False), query))
                 self._claims.claim(query, rule, place)
         for found in self._store.annotated_services():
-            request = request_of(found, self._consul.datacenter or self.datacenters[0])
+            request = request_of(found, self._consul.datacenter or self.datacenters[0], self._options.bounds)
             if request is not None:
                 target = Target(found.meta.namespace, found.meta.name)
                 self.asked.append((target, *request))

@@ -23,7 +23,21 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import request_of
 from bridge.core.explain import Explanation
 from bridge.core.guard import Guard, GuardSettings
-from bridge.core.model import Adopt, Change, Knowledge, Listing, Plan, Policy, Query, Rule, Skipped, Target, Unknown
+from bridge.core.model import (
+    USUAL_BOUNDS,
+    Adopt,
+    Bounds,
+    Change,
+    Knowledge,
+    Listing,
+    Plan,
+    Policy,
+    Query,
+    Rule,
+    Skipped,
+    Target,
+    Unknown,
+)
 from bridge.engine.announce import Announcer
 from bridge.engine.backoff import BackoffTable, Brake, Gate
 from bridge.engine.leadership import Alone, Elected, Leadership
@@ -78,6 +92,7 @@ class RunOptions:
     guard: GuardSettings = field(default_factory=GuardSettings)
     resolver: ResolverSettings = field(default_factory=ResolverSettings)
     cluster_nodes: tuple[str, ...] = ()
+    bounds: Bounds = USUAL_BOUNDS
     grace_seconds: float = 30.0
     resync_seconds: float = 300.0
     writers: int = 16
@@ -443,7 +458,7 @@ class Bridge:
 
     def _follow_annotation(self, target: Target) -> bool:
         """Do as the person's Service at `target` asks now; whether that is something new."""
-        request = request_of(self._cache.current(target).service, self._datacenter)
+        request = request_of(self._cache.current(target).service, self._datacenter, self._options.bounds)
         with self._reconciler.lock:
             world, now = self._reconciler.world, self._clock()
             if request is None:

@@ -12,7 +12,7 @@ from bridge.consul.catalog import read_all
 from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import request_of
 from bridge.core.guard import Guard, GuardSettings
-from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
+from bridge.core.model import USUAL_BOUNDS, Adopt, Bounds, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
@@ -43,6 +43,7 @@ class SyncOptions:
     guard: GuardSettings = field(default_factory=GuardSettings)
     resolver: ResolverSettings = field(default_factory=ResolverSettings)
     cluster_nodes: tuple[str, ...] = ()
+    bounds: Bounds = USUAL_BOUNDS
     writers: int = 16
     readers: int = 16
     retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=5, floor_seconds=0.2, cap_seconds=5.0))
@@ -78,7 +79,7 @@ def sync_once(
         for target in store.targets():
             world.remember(target, names_at(store.current(target)), now=0.0)
         for service in store.annotated_services():
-            request = request_of(service, consul.datacenter or datacenters[0])
+            request = request_of(service, consul.datacenter or datacenters[0], options.bounds)
             if request is not None:
                 world.annotate(Target(service.meta.namespace, service.meta.name), *request, 0.0)
         _read_consul(world, consul, datacenters, options, stop, say)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.core.annotated import request_of
-from bridge.core.model import CurrentService, Kind, Meta, Output, Port, Query
+from bridge.core.model import Bounds, CurrentService, Kind, Meta, Output, Port, Query
 
 ASKING = {"consul-bridge/mirror": "true"}
 
@@ -67,3 +67,11 @@ def test_an_annotation_chooses_what_carries_the_addresses(text: str, output: Out
     asked = request_of(service({**ASKING, "consul-bridge/output": text}), "dc1")
     assert asked is not None
     assert asked[0].to.output is output
+
+
+def test_what_a_person_asks_for_stays_within_the_installations_bounds() -> None:
+    """An annotation has no networks of its own: those of the settings bound it."""
+    bounds = Bounds(allow_cidrs=("10.64.0.0/10",))
+    asked = request_of(service(ASKING), "dc1", bounds)
+    assert asked is not None
+    assert asked[0].instances.bounds == bounds

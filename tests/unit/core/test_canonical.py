@@ -82,6 +82,8 @@ def test_host_names_are_told_apart(text: str) -> None:
 def test_cidrs_keep_addresses_out(allow: tuple[str, ...], deny: tuple[str, ...], reason: str | None) -> None:
     """Deny wins over allow; an address of the other family is in neither."""
     assert canonical.excluded("10.0.0.1", allow, deny) == reason
+    where = reason and reason.replace("deny_", "guard.deny_").replace("allow_", "guard.allow_")
+    assert canonical.excluded("10.0.0.1", allow, deny, "guard.") == where
 
 
 def test_endpoints_are_sorted_as_numbers() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from bridge.core.marks import derived, label_value, marks, origins
 from bridge.core.model import (
+    Bounds,
     Current,
     Destination,
     Disposition,
@@ -202,6 +203,25 @@ def test_cidrs_keep_instances_out() -> None:
     assert found.mirror is not None
     assert found.mirror.ready == 1
     assert [s.reason for s in found.skipped] == ["10.1.0.1 is in deny_cidrs (10.1.0.0/16)"]
+
+
+def test_no_rule_leads_beyond_the_installations_bounds() -> None:
+    """They count beside the rule's own; without any, the clouds' metadata services are out of bounds."""
+    bounds = Bounds(allow_cidrs=("10.0.0.0/8",), deny_cidrs=("10.96.0.0/16",))
+    found = translated(
+        [instance(), instance("10.96.0.1"), instance("192.168.0.1")],
+        picky(bounds=bounds, allow_cidrs=("10.0.0.0/8", "192.168.0.0/16")),
+    )
+    assert found.mirror is not None
+    assert found.mirror.ready == 1
+    assert [s.reason for s in found.skipped] == [
+        "10.96.0.1 is in guard.deny_cidrs (10.96.0.0/16)", "192.168.0.1 is not in guard.allow_cidrs",
+    ]  # fmt: skip
+    usual = translated([instance(), instance("fd00:ec2::254"), instance("100.100.100.200"), instance("168.63.129.16")])
+    assert [s.reason.split(" (")[0] for s in usual.skipped] == [
+        "100.100.100.200 is in guard.deny_cidrs", "168.63.129.16 is in guard.deny_cidrs",
+        "fd00:ec2::254 is in guard.deny_cidrs",
+    ]  # fmt: skip
 
 
 def test_host_names_become_all_their_good_addresses() -> None:

@@ -61,6 +61,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "guard.window": ("10s", "20s"),
     "guard.rebuild_grace": ("1m", "1h30m"),
     "guard.hold_release": ("1h", "2h"),
+    "guard.allow_cidrs": ("10.0.0.0/8,fd00::/8", "10.1.0.0/16"),
+    "guard.deny_cidrs": ("10.96.0.0/16", "10.97.0.0/16,10.244.0.0/16"),
     "retry.attempts": ("2", "3"),
     "retry.consul.floor": ("1s", "2s"),
     "retry.consul.cap": ("40s", "50s"),
