@@ -29,6 +29,7 @@ from tests.bench.measure import (
     write_times,
 )
 from tests.bench.scale import scale
+from tests.bench.traffic import traffic
 from tests.lab import Lab, LabError
 from tests.program import BRIDGE, Daemon, bridge, environment
 from tests.raw import ENDPOINTS, SERVICES
@@ -177,6 +178,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "rest": rest,
     "initial": initial,
     "scale": scale,
+    "traffic": traffic,
 }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from tests.raw import SLICES
 
 VM = Path(__file__).with_name("vm.py")
 LOAD = Path(__file__).with_name("load.py")
-CHECK_INTERVAL = "250ms"
+CHECK_INTERVAL = "1s"  # the shortest that Consul does, whatever one asks for
 NAMESPACE = "default"
 
 
@@ -81,6 +82,47 @@ class Load:
         )
         return self.last(vm)
 
+    def await_calm(self, requests: int, within: float = 30.0) -> None:
+        """Wait until so many in a row were answered."""
+
+        def calm() -> bool:
+            failures = [r.began for r in self.requests() if r.error]
+            return self.answers(max(failures, default=0.0)).total() >= requests
+
+        wait_until(calm, within, f"{requests} answered requests in a row")
+
+
+class Knowing:
+    """Waits for Consul's answers as the bridge does, and notes when an instance was first seen critical."""
+
+    def __init__(self, lab: Lab, service: str, instance: str) -> None:
+        self.at = 0.0
+        self._service = service
+        self._instance = instance
+        self._consul = lab.raw_consul()
+        self._thread = threading.Thread(target=self._run, name="knowing")
+
+    def __enter__(self) -> Knowing:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consul.interrupt()
+        self._thread.join()
+        self._consul.close()
+
+    def _run(self) -> None:
+        index = 0
+        while not self.at:
+            try:
+                index, entries = self._consul.health(self._service, index)
+            except OSError:
+                return
+            for entry in entries:
+                critical = any(check["Status"] == "critical" for check in entry["Checks"])
+                if entry["Service"]["ID"] == self._instance and critical:
+                    self.at = time.time()
+
 
 class Town:
     """A context manager. `rig`, `lab` (with Consul inside of the rig's node) and `proxy` are there in the block."""
@@ -89,7 +131,8 @@ class Town:
         self._vms = vms
         self._mode = proxy
         self._stack = ExitStack()
-        self.servers: dict[int, Program] = {}
+        self.servers: dict[tuple[int, int], Program] = {}
+        """By VM and port."""
         self.proxy: KubeProxy
 
     def __enter__(self) -> Town:
@@ -115,10 +158,10 @@ class Town:
         """Start a server on VM n, which answers with the VM's name, and register it with an HTTP check."""
         vm = self.rig.vms[n - 1]
         address = vm.address if family == 4 else vm.address6
-        if n not in self.servers:
+        if (n, port) not in self.servers:
             addresses = [vm.address, vm.address6] if has_ipv6() else [vm.address]
             command = [sys.executable, "-S", str(VM), vm.name, str(port), *addresses]
-            self.servers[n] = self.rig.start(vm, command, name=f"server-{n}-{port}")
+            self.servers[n, port] = self.rig.start(vm, command, name=f"server-{n}-{port}")
         host = f"[{address}]" if family == 6 else address
         self._consul.json("PUT", "/v1/agent/service/register", {
             "ID": f"{service}-{n}" if family == 4 else f"{service}-six-{n}",
@@ -153,6 +196,17 @@ class Town:
         wait_until(
             lambda: list(self.statuses(service).values()) == ["passing"] * count, 30, f"{count} of {service} passing"
         )
+
+    def await_answer(self, n: int, port: int) -> None:
+        """Wait until the server on VM n answers the node."""
+        vm = self.rig.vms[n - 1]
+        code = "import load, sys; print(load.ask(sys.argv[1], int(sys.argv[2])))"
+        command = ("env", f"PYTHONPATH={LOAD.parent}", sys.executable, "-S", "-c", code, vm.address, str(port))
+
+        def said() -> str:
+            return self.rig.node.run(*command, check=False).stdout.strip()
+
+        wait_until(lambda: said() == vm.name, 30, f"an answer of {vm.name}")
 
     # ------------------------------------------------------------------ the cluster
 
@@ -190,6 +244,11 @@ class Town:
         with self.lab.raw_kube() as kube:
             items = (kube.get(path) or {})["items"]
         return {item["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] for item in items}
+
+    def written(self, name: str, since: float) -> float:
+        """When the first write of a Service's Endpoints after `since` was answered; 0 when there was none."""
+        return min((e.at for e in self.lab.audit(since=since) if e.name == name and e.resource == "endpoints"
+                    and e.verb == "patch" and e.code < 300), default=0.0)  # fmt: skip
 
     # ------------------------------------------------------------------ the pod
 

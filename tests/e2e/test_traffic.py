@@ -1,0 +1,109 @@
+"""What a client in a pod notices when VMs die, drain and restart, under a constant and bounded load."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.e2e.test_balancing import need
+from tests.lab import netns, wait_until
+from tests.lab.town import Knowing, Load, Town
+
+pytestmark = [pytest.mark.lab, pytest.mark.netns, pytest.mark.slow]
+
+VMS = 12
+PORT = 8080
+RATE = 50.0
+SERVICE = "radosgw"
+RULE = {"services": [SERVICE], "to": {"port": 80, "port_name": "http"}}
+DRAIN_SECONDS = 2.5
+"""What a person waits between maintenance and stopping; kube-proxy takes changes up to a second apart together."""
+
+
+@pytest.fixture(scope="module")
+def town() -> Iterator[Town]:
+    """Twelve VMs with a server each, all well in Consul."""
+    need(netns.trouble(proxy=True))
+    with Town(VMS) as made:
+        for n in range(1, VMS + 1):
+            made.open(n, SERVICE, PORT)
+        made.await_passing(SERVICE, VMS)
+        yield made
+
+
+@contextmanager
+def traffic(town: Town, name: str, rate: float = RATE) -> Iterator[Load]:
+    """The load on a Service that the bridge made, with every VM answering."""
+    with town.bridge(name, RULE), town.load(town.addresses(name)[0], 80, rate) as load:
+        town.await_spread(load, range(1, VMS + 1))
+        yield load
+
+
+def test_a_vm_that_is_killed_fails_requests_only_until_consul_knows_and_a_moment_longer(
+    town: Town, record_property: Callable[[str, object], None]
+) -> None:
+    """They are refused until Consul's check, the write and kube-proxy have followed; then no more."""
+    name, victim = "killed", 3
+    with traffic(town, name, 200.0) as load, Knowing(town.lab, SERVICE, f"{SERVICE}-{victim}") as knowing:
+        since = time.time()
+        town.servers[victim, PORT].kill()
+        killed = time.time()
+        wait_until(lambda: knowing.at > 0, 30, "Consul's knowing")
+        wait_until(lambda: town.written(name, since) > 0, 30, "the write of the Endpoints")
+        load.await_calm(400)
+        failed = [request for request in load.failed(since) if request.began >= killed - 1]
+        town.servers[victim, PORT].start()
+        town.await_passing(SERVICE, VMS)
+        back = town.await_spread(load, range(1, VMS + 1))
+        load.await_calm(400)
+        assert load.failed(back) == []
+    assert failed, "a dead VM that nobody asked proves nothing"
+    last = max(request.began for request in failed)
+    known, written = knowing.at - killed, town.written(name, since) - knowing.at
+    report = f"Consul knew after {known * 1000:.0f} ms, written {written * 1000:.0f} ms later, "
+    report += f"last failed request began {(last - knowing.at) * 1000:.0f} ms after Consul's knowing"
+    record_property("figures", report)
+    print(report, file=sys.stderr)
+    assert known < 10
+    assert last - knowing.at < 5
+
+
+def test_a_vm_in_maintenance_drains_without_a_failed_request(
+    town: Town, record_property: Callable[[str, object], None]
+) -> None:
+    """It keeps its process and its connections, and gets no new ones until maintenance ends."""
+    with traffic(town, "drained") as load:
+        since = time.time()
+        town.maintenance(SERVICE, 5, on=True)
+        drained = load.await_silence("vm-5", 200)
+        town.maintenance(SERVICE, 5, on=False)
+        town.await_spread(load, range(1, VMS + 1))
+        assert load.failed(since) == []
+    report = f"the last request for the VM in maintenance began after {max(0, drained - since) * 1000:.0f} ms"
+    record_property("figures", report)
+    print(report, file=sys.stderr)
+    assert drained - since < DRAIN_SECONDS
+
+
+def test_a_rolling_restart_of_all_vms_fails_no_request(town: Town) -> None:
+    """One VM after the other: maintenance on, a wait, stop, start, it answers, maintenance off.
+
+    The servers end without a farewell, so a request that one of them still had would be an error.
+    """
+    with traffic(town, "rolling") as load:
+        since = time.time()
+        for n in range(1, VMS + 1):
+            town.maintenance(SERVICE, n, on=True)
+            time.sleep(DRAIN_SECONDS)  # as a person's script does, which sees nothing of the clients
+            town.servers[n, PORT].stop()
+            town.servers[n, PORT].start()
+            town.await_answer(n, PORT)
+            town.maintenance(SERVICE, n, on=False)
+        restarted = time.time()
+        town.await_spread(load, range(1, VMS + 1))
+        assert load.failed(since) == []
+        assert load.answers(since).total() > RATE * 0.8 * (restarted - since)
