@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import ipaddress
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -84,10 +85,30 @@ def html_answer(status: int, text: str) -> Answer:
     return Answer(status, "text/html; charset=utf-8", text.encode("utf-8", "backslashreplace"))
 
 
-def respond(request: bytes, route: Callable[[str], Page | None]) -> Reply:
-    """The bytes that answer the bytes of a request. `route` finds the page of a path."""
-    handler = _Handler(request, route)
+def respond(request: bytes, route: Callable[[str], Page | None], *, loopback: bool = False) -> Reply:
+    """The bytes that answer the bytes of a request. `route` finds the page of a path.
+
+    `loopback`: who asks by a name other than localhost is refused. A web site whose name is made to mean 127.0.0.1
+    (DNS rebinding) could else have its visitor's browser read the page.
+    """
+    handler = _Handler(request, route, loopback)
     return Reply(handler.written.getvalue(), handler.streams)
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header is localhost or an address; nobody can make those mean something else."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    elif name.count(":") == 1:
+        name = name.partition(":")[0]
+    if name in ("", "localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -97,8 +118,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     sys_version = ""
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, request: bytes, route: Callable[[str], Page | None]) -> None:
+    def __init__(self, request: bytes, route: Callable[[str], Page | None], loopback: bool) -> None:
         self._route = route
+        self._loopback = loopback
         self._too_large = len(request) > REQUEST_BYTES
         self.rfile = io.BufferedReader(io.BytesIO(request))
         self.wfile = self.written = io.BytesIO()
@@ -121,6 +143,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return False
         if self.command not in ("GET", "HEAD"):
             self._answer(text_answer(405, "only GET and HEAD"), {"Allow": "GET, HEAD"})
+            return False
+        if self._loopback and not _is_local(self.headers.get("Host", "")):
+            self._answer(text_answer(421, "this server listens on loopback: ask for localhost or its address"))
             return False
         return True
 

@@ -11,7 +11,7 @@ would be an event loop and 19 MiB beside our threads, without a bound on how lon
 - requests are bounded in size, bodies are not read, and there is one request per connection
 - at most `STREAMS` of those connections are streams of events. What is published waits for a moment, so that a burst
   becomes one piece of bounded size; who does not read it is dropped, and every stream ends after a while
-- GET and HEAD only; strict headers; loopback by default; no authentication
+- GET and HEAD only; strict headers; loopback by default, and then for local names alone; no authentication
 
 It must not know what the bridge does: it takes functions and shows what they return.
 """
@@ -19,6 +19,7 @@ It must not know what the bridge does: it takes functions and shows what they re
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import math
 import queue
 import selectors
@@ -94,6 +95,7 @@ class WebServer:
         self._stream_limit = streams
         self._stream_seconds = stream_seconds
         self._server: socket.socket | None = None
+        self._loopback = False
         self._jobs: queue.SimpleQueue[_Connection | None] = queue.SimpleQueue()
         self._made: queue.SimpleQueue[tuple[_Connection, Reply]] = queue.SimpleQueue()
         self._streams: set[_Connection] = set()
@@ -114,6 +116,7 @@ class WebServer:
     def start(self) -> WebServer:
         """Take the port and begin to serve. Raises ConfigurationError when the port cannot be had."""
         self._server = self._bind()
+        self._loopback = ipaddress.ip_address(self._server.getsockname()[0].partition("%")[0]).is_loopback
         self._waking, self._wake = socket.socketpair()
         self._waking.setblocking(False)
         self._threads = [threading.Thread(target=self._move_bytes, name="web", daemon=True)]
@@ -313,7 +316,7 @@ class WebServer:
     def _work(self) -> None:
         """A thread that makes pages."""
         while (connection := self._jobs.get()) is not None:
-            self._made.put((connection, respond(bytes(connection.said), self._route)))
+            self._made.put((connection, respond(bytes(connection.said), self._route, loopback=self._loopback)))
             with contextlib.suppress(OSError):  # closed meanwhile
                 self._wake.send(b"x")
 

@@ -59,6 +59,40 @@ def ask(server: WebServer, path: str = "/healthz", method: str = "GET", **option
     return response
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:9480", 200),
+        ("127.0.0.1:9480", 200),
+        ("[::1]:9480", 200),
+        ("LOCALHOST", 200),
+        ("10.0.0.7", 200),
+        ("evil.example:9480", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("[evil.example]", 421),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/api/status", "/events", "/metrics"])
+def test_on_loopback_a_name_that_somebody_else_gives_us_is_refused(
+    server: WebServer, path: str, host: str, status: int
+) -> None:
+    """A web site may make its own name mean 127.0.0.1, so that browsers read from us for it (DNS rebinding)."""
+    with connect(server) as sock:
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert sock.recv(4096).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_elsewhere_every_name_is_answered(world: World) -> None:
+    """Probes, Prometheus and people come by the names of pods and Services."""
+    with (
+        start(world, "0.0.0.0:0") as server,
+        socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), timeout=10) as sock,
+    ):
+        sock.sendall(b"GET /api/status HTTP/1.1\r\nHost: bridge.storage.svc\r\n\r\n")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
 def body(response: http.client.HTTPResponse) -> bytes:
     """The body that `ask` read."""
     read: bytes = response.body  # type: ignore[attr-defined]
@@ -130,7 +164,7 @@ def test_every_answer_is_strict(server: WebServer, path: str) -> None:
 
 def test_head_has_the_headers_and_no_body(server: WebServer) -> None:
     """Some probes use it."""
-    answer = raw(server, b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = raw(server, b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"Content-Length: 3\r\n" in answer
     assert answer.endswith(b"\r\n\r\n")
