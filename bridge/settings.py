@@ -265,13 +265,13 @@ def _consul_address(value: str) -> str:
     scheme, rest = value.split("://", 1) if "://" in value else ("", value)
     if scheme not in ("", "http", "https"):
         raise ValueError("must begin with http:// or https://")
+    if "@" in rest:  # first of all: the other mistakes quote a part
+        raise ValueError("must not have a user and password in it; use a token")
     try:
         parts = urlsplit(f"{scheme or 'http'}://{rest}")
         port, host = parts.port, parts.hostname
     except ValueError as error:
         raise ValueError(f"is not an address: {error}; write HOST:PORT or http://HOST:PORT") from error
-    if "@" in parts.netloc:
-        raise ValueError("must not have a user and password in it; use a token")
     if not host or parts.query or parts.fragment or port == 0:
         raise ValueError("is not an address; write HOST:PORT or http://HOST:PORT")
     if ":" in host:
@@ -1517,9 +1517,12 @@ def _path_text(key: Key) -> str:
     return text
 
 
+_USER = re.compile(r"[^/]*@")
+
+
 def _show(value: object) -> str:
-    """A value in an error: quoted, control characters escaped, cut."""
-    text = repr(value) if isinstance(value, str) else str(value)
+    """A value in an error: quoted, control characters escaped, cut, without a user and password in front of an `@`."""
+    text = repr(_USER.sub("…@", value)) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
