@@ -1,7 +1,8 @@
 """The servers' binaries, built from Go modules once and kept in a cache outside of the checkout.
 
 Each module of `modules/` has its own go.mod and go.sum, so every byte is verified against them. The cache is keyed by
-these two files, the toolchain and the flags; a binary appears in it only when it is whole; one build runs at a time.
+these two files, our own sources beside them, the toolchain and the flags; a binary appears in it only when it is whole;
+one build runs at a time.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ TOOLS = {
         version="2.40.3",
         version_argument="version",
     ),
+    "coredns": Tool("coredns", "consul-endpoints-bridge/lab/coredns"),
 }
 
 
@@ -132,6 +134,8 @@ def _key(tool: Tool, go: str) -> str:
     folder = HERE / "modules" / tool.module
     for part in ((folder / "go.mod").read_bytes(), (folder / "go.sum").read_bytes(), _go_version(go).encode()):
         digest.update(part)
+    for source in sorted(folder.glob("*.go")):
+        digest.update(source.read_bytes())
     digest.update(tool.ldflags.encode())
     return f"{tool.module}-{digest.hexdigest()[:16]}"
 

@@ -442,6 +442,26 @@ class Toxiproxy(Server):
         return answers(f"{self.url}/version")
 
 
+class CoreDns(Server):
+    """CoreDNS that answers for a cluster's Services under cluster.local, on loopback, with nothing kept for later."""
+
+    program = "coredns"
+
+    def __init__(self, folder: Path, kubeconfig: Path) -> None:
+        super().__init__(folder)
+        self.port = free_port()
+        cluster = f"kubernetes cluster.local {{\n    kubeconfig {kubeconfig}\n    ttl 0\n  }}"
+        (folder / "Corefile").write_text(f".:{self.port} {{\n  bind 127.0.0.1\n  errors\n  {cluster}\n}}\n")
+
+    def arguments(self) -> Sequence[str]:
+        return ("-conf", str(self.folder / "Corefile"))
+
+    def is_ready(self) -> bool:
+        # It listens by TCP, too, and not before it has seen every Service (or five seconds have passed).
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+
 class Program(Server):
     """Any other program that a test or the demonstration runs, under the same care."""
 

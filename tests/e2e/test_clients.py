@@ -1,0 +1,173 @@
+"""Programs of others that read what we write: CoreDNS and Prometheus find exactly the ready instances."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dns.message
+import dns.query
+import dns.rcode
+import pytest
+import yaml
+
+from tests.lab import Lab
+from tests.lab.build import binary
+from tests.lab.servers import CoreDns
+from tests.program import Daemon, environment
+from tests.raw import SERVICES, RawConsul, RawKube
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+Eventually = Callable[..., None]
+OUTPUTS = ("endpoints", "endpointslices", "both")
+NAME = "radosgw"
+DISCOVERY_SECONDS = 4
+
+
+@contextmanager
+def mirrored(lab: Lab, consul: RawConsul, namespace: str, prefix: str, **to: Any) -> Iterator[str]:
+    """A Consul service, mirrored as `radosgw`: two well on two ports, one critical, one in maintenance; its name."""
+    service = f"{prefix}{NAME}"
+    for n, port, status in ((1, 8080, "passing"), (2, 8081, "passing"), (3, 8080, "critical"), (4, 8080, "passing")):
+        consul.register(service, f"{prefix}vm-{n}", f"10.77.1.{n}", port, status=status, Meta={"team": "storage"})
+    consul.json(
+        "PUT",
+        "/v1/catalog/register",
+        {
+            "Node": f"{prefix}vm-4", "Address": "", "SkipNodeUpdate": True,
+            "Check": {"CheckID": "_node_maintenance", "Name": "Node Maintenance Mode", "Status": "critical"},
+        },
+    )  # fmt: skip
+    target = {
+        "namespace": namespace,
+        "name": NAME,
+        "port": 80,
+        "port_name": "http",
+        "labels_from": {"team": "meta:team"},
+    }
+    config = lab.folder / f"clients-{namespace}.yaml"
+    config.write_text(yaml.safe_dump({"rules": [{"services": [service], "to": {**target, **to}}]}))
+    env = environment(lab.consul.address, lab.kubeconfig)
+    daemon = Daemon(lab, f"clients-{namespace}", "--config", str(config), "--owner", namespace, env=env)
+    daemon.start()
+    try:
+        yield service
+    finally:
+        daemon.stop()
+
+
+# --------------------------------------------------------------------------- CoreDNS
+
+
+@pytest.fixture(scope="module")
+def names(lab: Lab) -> Iterator[CoreDns]:
+    """CoreDNS on the shared cluster."""
+    server = CoreDns(lab.folder / "coredns", lab.kubeconfig)
+    server.start()
+    yield server
+    server.kill()
+
+
+def ask(server: CoreDns, name: str, kind: str) -> dns.message.Message:
+    """One question by TCP; the whole answer."""
+    return dns.query.tcp(dns.message.make_query(name, kind), "127.0.0.1", timeout=10, port=server.port)
+
+
+def addresses(server: CoreDns, name: str) -> list[str]:
+    """The IPv4 addresses of a name."""
+    return sorted(str(item) for rrset in ask(server, name, "A").answer for item in rrset)
+
+
+def places(server: CoreDns, name: str) -> list[tuple[str, int]]:
+    """The addresses and ports behind a name's SRV records, each target asked for its address."""
+    records = [item for rrset in ask(server, name, "SRV").answer for item in rrset]
+    return sorted((address, int(r.port)) for r in records for address in addresses(server, str(r.target)))
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_coredns_answers_a_headless_name_with_the_ready_addresses(
+    lab: Lab, names: CoreDns, consul: RawConsul, namespace: str, prefix: str, output: str, eventually: Eventually
+) -> None:
+    """Exactly these, SRV with each instance's own port; it follows flips."""
+    name = f"{NAME}.{namespace}.svc.cluster.local"
+    with mirrored(lab, consul, namespace, prefix, output=output, type="Headless") as service:
+        eventually(lambda: addresses(names, name), ["10.77.1.1", "10.77.1.2"], 30)
+        eventually(lambda: places(names, f"_http._tcp.{name}"), [("10.77.1.1", 8080), ("10.77.1.2", 8081)], 30)
+        consul.flip(service, f"{prefix}vm-1", "critical")
+        consul.flip(service, f"{prefix}vm-3", "passing")
+        eventually(lambda: addresses(names, name), ["10.77.1.2", "10.77.1.3"], 30)
+        eventually(lambda: places(names, f"_http._tcp.{name}"), [("10.77.1.2", 8081), ("10.77.1.3", 8080)], 30)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_coredns_answers_a_name_with_its_cluster_address(
+    lab: Lab,
+    names: CoreDns,
+    consul: RawConsul,
+    kube: RawKube,
+    namespace: str,
+    prefix: str,
+    output: str,
+    eventually: Eventually,
+) -> None:
+    """The same one, whoever is ready, and by SRV the Service's port; a name of nobody is not there."""
+    name = f"{NAME}.{namespace}.svc.cluster.local"
+    with mirrored(lab, consul, namespace, prefix, output=output) as service:
+        path = f"{SERVICES.format(namespace=namespace)}/{NAME}"
+        eventually(lambda: kube.get(path) is not None, True, 30)
+        cluster = (kube.get(path) or {})["spec"]["clusterIP"]
+        eventually(lambda: addresses(names, name), [cluster], 30)
+        eventually(lambda: places(names, f"_http._tcp.{name}"), [(cluster, 80)], 30)
+        consul.flip(service, f"{prefix}vm-1", "critical")
+        assert addresses(names, name) == [cluster]
+    assert ask(names, f"nobody.{namespace}.svc.cluster.local", "A").rcode() == dns.rcode.NXDOMAIN
+
+
+# --------------------------------------------------------------------------- Prometheus
+
+READY = {
+    "endpoints": "__meta_kubernetes_endpoint_ready",
+    "endpointslice": "__meta_kubernetes_endpointslice_endpoint_conditions_ready",
+}
+PORT_NAME = {
+    "endpoints": "__meta_kubernetes_endpoint_port_name",
+    "endpointslice": "__meta_kubernetes_endpointslice_port_name",
+}
+
+
+def discovered(lab: Lab, folder: Path, namespace: str, role: str) -> list[tuple[str, ...]]:
+    """What Prometheus' own service discovery finds: address, Service, port name, ready, and the team from Consul."""
+    config = folder / f"{role}.yaml"
+    discovery = {"role": role, "kubeconfig_file": str(lab.kubeconfig), "namespaces": {"names": [namespace]}}
+    config.write_text(yaml.safe_dump({"scrape_configs": [{"job_name": role, "kubernetes_sd_configs": [discovery]}]}))
+    command = [str(binary("promtool")), "check", "service-discovery", f"--timeout={DISCOVERY_SECONDS}s", str(config)]
+    done = subprocess.run([*command, role], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    service = "__meta_kubernetes_service_name"
+    wanted = ("__address__", service, PORT_NAME[role], READY[role], "__meta_kubernetes_service_label_team")
+    targets = [target["discoveredLabels"] for target in json.loads(done.stdout)]
+    return sorted(tuple(labels.get(key, "") for key in wanted) for labels in targets)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_prometheus_discovers_every_instance_once_with_its_readiness_and_labels(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, output: str, tmp_path: Path,
+    eventually: Eventually,
+) -> None:  # fmt: skip
+    """By either role, where the output has its objects; what is not ready is told apart, not left out."""
+    roles = ["endpointslice"] if output == "endpointslices" else ["endpoints", "endpointslice"]
+    with mirrored(lab, consul, namespace, prefix, output=output), ThreadPoolExecutor(2) as pool:
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+        eventually(lambda: bool((kube.get(path) or {})["items"]), True, 30)
+        found = list(pool.map(lambda role: discovered(lab, tmp_path, namespace, role), roles))
+    expected = [
+        (f"10.77.1.{n}:{port}", NAME, "http", ready, "storage")
+        for n, port, ready in ((1, 8080, "true"), (2, 8081, "true"), (3, 8080, "false"), (4, 8080, "false"))
+    ]
+    assert found == [expected] * len(roles)
