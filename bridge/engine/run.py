@@ -479,7 +479,7 @@ class Bridge:
 
     def _wanted(self) -> frozenset[Query]:
         with self._reconciler.lock:
-            return self._reconciler.world.wanted()
+            return self._reconciler.world.ask()
 
     def _look_at(self, targets: Collection[Target]) -> None:
         """Queue targets; several at once are first shown to the guard together, so that it sees how much is leaving."""

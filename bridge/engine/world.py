@@ -188,6 +188,17 @@ class World:
             self._wanted = frozenset((*self._selected.values(), *self._pinned, *asked, *memory))
         return self._wanted
 
+    def ask(self) -> frozenset[Query]:
+        """The same, to be asked from now on. What is known of others is forgotten here and nowhere else.
+
+        A service that is asked for without interruption is not told again: its view must live as long as the wish.
+        """
+        wanted = self.wanted()
+        for known in (self._views, self._trouble):
+            for query in known.keys() - wanted:
+                del known[query]
+        return wanted
+
     def unread(self) -> frozenset[Query]:
         """Wanted services that Consul has neither answered nor failed for yet."""
         return frozenset(q for q in self.wanted() if q not in self._views and q not in self._trouble)
@@ -344,13 +355,9 @@ class World:
         self._wanted = None
 
     def _tidy(self, name: Name) -> None:
-        """Forget what was known of a service that nobody needs any more."""
-        if name in self._selected or name in self._remembered_by:
-            return
-        self._leaving.pop(name, None)
-        for query in [q for q in (Query(*name),) if q not in self._feeds]:
-            self._views.pop(query, None)
-            self._trouble.pop(query, None)
+        """A service that nobody needs any more is not waited for either."""
+        if name not in self._selected and name not in self._remembered_by:
+            self._leaving.pop(name, None)
 
     def _is_gone(self, name: Name) -> bool:
         """Whether a service that is leaving has certainly left.

@@ -164,6 +164,21 @@ def test_a_forgotten_target_is_asked_about_no_more() -> None:
     assert (made.wanted(), made.targets()) == (frozenset({WEB}), {HERE})
 
 
+def test_a_service_that_left_while_it_was_being_written_is_known_to_be_gone() -> None:
+    """Its objects appear after its end: it was wanted all the time, so nobody tells again that it is empty."""
+    made = world("web")
+    asked = made.ask()
+    made.on_listing("dc1", listing(), 1.0)
+    made.on_view(WEB, Known(()))
+    assert made.expire(31.0) == {HERE}
+    made.remember(HERE, [("dc1", "web")], 31.1)
+    assert made.ask() == asked
+    assert made.expire(61.2) == {HERE}
+    assert made.removable(HERE, 61.2)
+    made.forget(HERE)
+    assert (made.ask(), made.known(WEB)) == (frozenset(), None)
+
+
 def test_two_services_that_end_on_one_name_are_told_apart() -> None:
     """The one whose own name it is wins; the other takes over when that one is gone."""
     made = world("web", "Web")
