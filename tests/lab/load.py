@@ -15,10 +15,10 @@ WORKERS = 32
 TIMEOUT_SECONDS = 5.0
 
 
-def ask(address: str, port: int) -> str:
+def ask(address: str, port: int, path: str = "/", seconds: float = TIMEOUT_SECONDS) -> str:
     """The body of a whole answer; raises OSError or ValueError where there was none."""
-    with socket.create_connection((address, port), timeout=TIMEOUT_SECONDS) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: vm\r\nConnection: close\r\n\r\n")
+    with socket.create_connection((address, port), timeout=seconds) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: vm\r\nConnection: close\r\n\r\n".encode())
         received = b""
         while more := connection.recv(65536):
             received += more

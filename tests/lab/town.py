@@ -34,6 +34,22 @@ VM = Path(__file__).with_name("vm.py")
 LOAD = Path(__file__).with_name("load.py")
 CHECK_INTERVAL = "1s"  # the shortest that Consul does, whatever one asks for
 NAMESPACE = "default"
+LOAD_IMPORT = f"import sys; sys.path.insert(0, {str(LOAD.parent)!r}); import load"
+SLOW = f"""
+{LOAD_IMPORT}
+from concurrent.futures import ThreadPoolExecutor
+
+address, port, count, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+
+def one(_):
+    try:
+        return load.ask(address, port, f"/{{seconds}}", seconds + 30)
+    except (OSError, ValueError) as error:
+        return f"!{{error}}"
+
+with ThreadPoolExecutor(count) as pool:
+    print("\\n".join(pool.map(one, range(count))))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +216,11 @@ class Town:
     def await_answer(self, n: int, port: int) -> None:
         """Wait until the server on VM n answers the node."""
         vm = self.rig.vms[n - 1]
-        code = "import load, sys; print(load.ask(sys.argv[1], int(sys.argv[2])))"
-        command = ("env", f"PYTHONPATH={LOAD.parent}", sys.executable, "-S", "-c", code, vm.address, str(port))
-
-        def said() -> str:
-            return self.rig.node.run(*command, check=False).stdout.strip()
-
-        wait_until(lambda: said() == vm.name, 30, f"an answer of {vm.name}")
+        code = f"{LOAD_IMPORT}; print(load.ask(sys.argv[1], int(sys.argv[2])))"
+        command = (sys.executable, "-S", "-c", code, vm.address, str(port))
+        wait_until(
+            lambda: self.rig.node.run(*command, check=False).stdout.strip() == vm.name, 30, f"an answer of {vm.name}"
+        )
 
     # ------------------------------------------------------------------ the cluster
 
@@ -261,6 +275,15 @@ class Town:
             yield Load(program)
         finally:
             program.kill()
+
+    def slow_requests(self, address: str, port: int, count: int, seconds: float) -> Program:
+        """That many requests at once, each answered after `seconds`; names, or `!` and what went wrong, in its log."""
+        command = (sys.executable, "-S", "-c", SLOW, address, str(port), str(count), str(seconds))
+        return self.rig.start(self.rig.pod, command, name=f"slow-{time.monotonic_ns()}")
+
+    def connections(self) -> int:
+        """How many TCP connections of the pod are established."""
+        return len(self.rig.pod.run("ss", "-Htn", "state", "established").stdout.splitlines())
 
     def await_spread(self, load: Load, vms: Sequence[int], within: float = 30.0) -> float:
         """Wait until each of these VMs, and nobody else in between, has answered; the time then.

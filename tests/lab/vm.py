@@ -1,5 +1,7 @@
 """What runs on a VM of a town: `python vm.py NAME PORT ADDRESS...` answers every GET with its name, until it is ended.
 
+GET /N is answered after N seconds.
+
 It is a plain server that knows no farewell: whatever is connected when it is ended gets an error. That nobody is
 connected then is what the tests are about.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 
 
 def answer(connection: socket.socket, body: bytes) -> None:
@@ -22,6 +25,8 @@ def answer(connection: socket.socket, body: bytes) -> None:
                 if not more:
                     return
                 received += more
+            path = received.split(b" ", 2)[1]
+            time.sleep(float(path[1:] or 0))
             head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             connection.sendall(head.encode() + body)
         except OSError:
