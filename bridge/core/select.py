@@ -34,6 +34,8 @@ def excluded(service: str, tags: Collection[str]) -> str | None:
         return "Consul's own service"
     if not service or len(service) > NAME_LIMIT:
         return f"a name of {len(service)} characters"
+    if not service.isprintable():
+        return "control characters in its name: Consul answers no question about it"
     return None
 
 

@@ -51,6 +51,9 @@ def test_the_first_rule_that_matches_wins() -> None:
         ("consul", "Consul's own service"),
         ("", "a name of 0 characters"),
         ("x" * 1025, "a name of 1025 characters"),
+        ("web\nweb", "control characters in its name: Consul answers no question about it"),
+        ("\x1b[31m", "control characters in its name: Consul answers no question about it"),
+        ("サービス", None),
         ("etcd", None),
     ],
 )
