@@ -420,9 +420,7 @@ class Bridge:
             if self._stop.is_set():
                 raise CancelledError("stopped before the first pass")
         self._observer.kubernetes(True, "")
-        with self._reconciler.lock:
-            for target in self._cache.targets():
-                self._reconciler.world.remember(target, names_at(self._cache.current(target)), self._clock())
+        self._remember_all()
         for service in self._cache.annotated_services():
             self._follow_annotation(Target(service.meta.namespace, service.meta.name))
         deadline = self._clock() + FIRST_READ_SECONDS
@@ -443,6 +441,7 @@ class Bridge:
         began = self._clock()
         if self._passing.is_set():
             self._cache.refresh()
+            self._remember_all()
             with contextlib.suppress(BridgeError):  # the nodes that we know are good enough until the next pass
                 self._reconciler.nodes = node_names(self._client, self._options.cluster_nodes)
         with self._reconciler.lock:
@@ -530,6 +529,8 @@ class Bridge:
         seen = self._seen.pop(target, None)
         plan = self._reconciler.plan(target)
         if plan is None:
+            if names_at(self._cache.current(target)):  # also what a write that seemed to fail has made after all
+                self._remember(target)
             return
         if plan.writes and not self._leadership.leads(target):
             self._stand_by(Outcome(plan))
@@ -624,6 +625,11 @@ class Bridge:
         lag = None if seen is None or not outcome.applied else self._clock() - seen
         if outcome.applied or outcome.failures or outcome.plan.held or _remarks(before) != _remarks(outcome):
             self._observer.outcome(outcome, lag)
+
+    def _remember_all(self) -> None:
+        with self._reconciler.lock:
+            for target in self._cache.targets():
+                self._reconciler.world.remember(target, names_at(self._cache.current(target)), self._clock())
 
     def _remember(self, target: Target) -> None:
         """Which Consul services our objects at `target` come from: that is what tells later that they have gone."""

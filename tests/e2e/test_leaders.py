@@ -15,7 +15,7 @@ import pytest
 from bridge.core.model import Target
 from bridge.core.shards import shard_of
 from tests.lab import AuditEntry, Lab
-from tests.program import Daemon, environment, pause
+from tests.program import Daemon, bridge, environment, pause
 from tests.raw import RawConsul, RawKube, ready_addresses
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -62,13 +62,23 @@ class Replicas:
         daemon = Daemon(
             self.lab,
             name,
-            *("--service", f"{self.prefix}*", "--namespace", self.namespace, "--leader-elect", "--shards", count),
+            *(*self.selection, "--leader-elect", "--shards", count),
             env=env,
         )
         self.lab.add(daemon)
         daemon.start()
         self.running[name] = daemon
         return daemon
+
+    @property
+    def selection(self) -> tuple[str, ...]:
+        """Flags that mean these services."""
+        return ("--service", f"{self.prefix}*", "--namespace", self.namespace)
+
+    @property
+    def admin(self) -> dict[str, str]:
+        """The environment of a person at the keyboard."""
+        return environment(self.lab.consul.address, self.lab.kubeconfig)
 
     def held(self) -> dict[str, list[int]]:
         """The shards of everybody who answers."""
@@ -158,6 +168,43 @@ def four_leads(replicas: Replicas) -> bool:
     """Asked of the one that is awake."""
     election = replicas.running["four"].readiness().get("election", {})
     return bool(election.get("held") == [0])
+
+
+def test_a_hold_outlives_its_bridge_and_its_leader(replicas: Replicas, eventually: Eventually) -> None:
+    """Nothing stores it: who comes after finds in Kubernetes what is held, and holds it for the same reason."""
+    name = f"{replicas.prefix}web"
+    for number in range(20):
+        node = "big" if number < 15 else f"small-{number}"
+        address = f"10.78.0.{number + 1}"
+        replicas.consul.register(name, node, address, 80, service_id=f"web-{number}", Address=address)
+    for replica in ("one", "two"):
+        replicas.add(replica)
+
+    def kept() -> int:
+        return len(ready_addresses(replicas.kube.endpoints(replicas.namespace, name)))
+
+    def told() -> dict[str, float]:
+        return {name: daemon.metric("consul_bridge_held_endpoints") for name, daemon in replicas.running.items()}
+
+    eventually(kept, 20, 30)
+    eventually(lambda: sorted(map(len, replicas.held().values())), [0, 1], 30)
+    replicas.consul.drop_node("big")
+    leader = replicas.leader()
+    eventually(lambda: told()[leader], 15.0, 30)
+    since = time.time()
+    replicas.running.pop(leader).kill()
+    (second,) = replicas.running
+    eventually(lambda: (replicas.leader(), told()), (second, {second: 15.0}), LEASE + 20)
+    replicas.running.pop(second).kill()
+    replicas.add("three")
+    eventually(lambda: (replicas.leader(), told()), ("three", {"three": 15.0}), LEASE + 20)
+    pause(2.0)
+    assert (kept(), replicas.writes(since)) == (20, {})
+    status = bridge("status", *replicas.selection, "-o", "json", env=replicas.admin)
+    assert [row["state"] for row in status.json["services"]] == ["held"]
+    forced = bridge("sync", "--yes", "--force", *replicas.selection, env=replicas.admin)
+    assert (forced.status, kept()) == (0, 5)
+    eventually(told, {"three": 0.0}, 30)
 
 
 def test_with_the_api_server_away_for_longer_than_the_lease_nothing_is_lost(

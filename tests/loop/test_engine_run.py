@@ -145,6 +145,22 @@ def test_while_our_credentials_are_refused_one_prober_asks_and_afterwards_all_is
     eventually(lambda: running.bridge.ready()[0], True, 10)
 
 
+def test_what_a_write_makes_after_all_when_its_service_has_left_goes_as_well(
+    running: Running, eventually: Eventually
+) -> None:
+    """The API server was slow, we gave the answer up, and the service left Consul: then the object appears."""
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.start()
+    eventually(lambda: running.ready("web"), ["10.0.0.1"])
+    ours = running.kube.get("services", "default", "web")
+    assert ours is not None
+    running.consul.deregister("web", "vm-1")
+    eventually(lambda: running.kube.get("services", "default", "web"), None)
+    late = {key: ours["metadata"][key] for key in ("name", "namespace", "labels", "annotations")}
+    running.kube.put("services", {**ours, "metadata": late}, manager="consul-bridge")
+    eventually(lambda: running.kube.get("services", "default", "web"), None)
+
+
 def test_429_makes_it_slower_and_nothing_is_lost(running: Running, eventually: Eventually) -> None:
     """Retry-After is obeyed."""
     running.start()
