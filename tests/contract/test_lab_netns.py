@@ -12,6 +12,7 @@ import pytest
 
 from tests.lab import Consul, Lab, LabError, netns, wait_until
 from tests.lab.netns import Host, Rig
+from tests.lab.town import VM
 from tests.raw import ENDPOINTS, RawConsul
 
 pytestmark = [pytest.mark.lab, pytest.mark.netns]
@@ -55,6 +56,16 @@ def test_every_vm_has_an_address_of_its_own(rig: Rig) -> None:
     """The pod, the node and the other VMs reach each of them."""
     for host in (rig.pod, rig.node, rig.vms[0]):
         assert [answer(host, f"http://{vm.address}:{PORT}/") for vm in rig.vms] == ["vm-1", "vm-2", "vm-3"]
+
+
+@pytest.mark.skipif(not netns.has_ipv6(), reason="this machine's kernel has no IPv6")
+def test_every_vm_has_an_ipv6_address_too(rig: Rig) -> None:
+    """The pod, the node and the other VMs reach it."""
+    (vm,) = rig.vms[1:2]
+    rig.start(vm, [sys.executable, str(VM), vm.name, "8090", vm.address6])
+    url = f"http://[{vm.address6}]:8090/"
+    wait_until(lambda: answer(rig.pod, url) == vm.name, 10, "an answer by IPv6")
+    assert [answer(host, url) for host in (rig.pod, rig.node, rig.vms[0])] == [vm.name] * 3
 
 
 def test_the_machine_itself_is_not_touched(rig: Rig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -22,19 +23,23 @@ OURS, MIRRORED = "consul-bridge", "endpointslicemirroring-controller.k8s.io"
 MANAGERS = {"endpoints": {MIRRORED}, "endpointslices": {OURS}, "both": {OURS}}
 
 
-def need(reason: str | None) -> None:
-    """Skip what this machine cannot do; in continuous integration it must be able to."""
-    if reason is not None:
-        if os.environ.get("CI") == "true":
+@contextmanager
+def opened(request: pytest.FixtureRequest, vms: int, mode: str = "nftables") -> Iterator[Town]:
+    """A town, whose logs are kept when a test fails. In continuous integration what Debian has must be installed."""
+    if reason := netns.trouble(proxy=True, mode=mode):
+        if os.environ.get("CI") == "true" and reason.startswith("not installed"):
             pytest.fail(reason)
         pytest.skip(reason)
+    failed = request.session.testsfailed
+    with Town(vms, mode) as made:
+        yield made
+        made.keep = request.session.testsfailed > failed
 
 
 @pytest.fixture(scope="module", params=["nftables", "iptables"])
 def town(request: pytest.FixtureRequest) -> Iterator[Town]:
     """Three VMs, and kube-proxy in either mode."""
-    need(netns.trouble(proxy=True, mode=request.param))
-    with Town(3, request.param) as made:
+    with opened(request, 3, request.param) as made:
         yield made
 
 
@@ -67,10 +72,29 @@ def test_a_pod_reaches_every_ready_vm_and_a_drained_one_gets_nothing_new(town: T
     assert min(rest.values()) > 0.2 * rest.total()
 
 
+def test_a_service_whose_vms_are_all_drained_goes_on_with_what_it_has(town: Town, web: str) -> None:
+    """With EndpointSlices only: where nobody is ready, kube-proxy takes who terminates and still serves."""
+    name = "web-drained"
+    rule = {"services": [web], "to": {"output": "endpointslices", "port": 80, "port_name": "http"}}
+    with town.bridge(name, rule), town.load(town.addresses(name)[0], 80, RATE) as load:
+        began = town.await_spread(load, [1, 2, 3])
+        for n in PORTS:
+            town.maintenance(web, n, on=True)
+        drained = {"ready": False, "serving": True, "terminating": True}
+        wait_until(lambda: town.conditions(name) == [drained] * 3, 30, "all three being drained")
+        since = time.time()
+        wait_until(lambda: len(load.requests(since)) > 2 * RATE, 30, "two seconds of requests")
+        assert load.failed(began) == []
+        assert set(load.answers(since)) == {"vm-1", "vm-2", "vm-3"}
+        for n in PORTS:
+            town.maintenance(web, n, on=False)
+
+
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_each_cluster_address_reaches_the_instances_of_its_family(town: Town, output: str) -> None:
     """Three VMs, the second with an instance in either: vm-1 is never reached by IPv6, vm-3 never by IPv4."""
-    need(None if netns.has_ipv6() else "this machine's kernel has no IPv6")
+    if not netns.has_ipv6():
+        pytest.skip("this machine's kernel has no IPv6")
     name = f"dual-{output}"
     for n, family in ((1, 4), (2, 4), (2, 6), (3, 6)):
         town.open(n, "dual", 8080, family=family)

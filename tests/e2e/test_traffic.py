@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.test_balancing import need
-from tests.lab import netns, wait_until
+from tests.e2e.test_balancing import opened
+from tests.lab import wait_until
 from tests.lab.town import Knowing, Load, Town
 
 pytestmark = [pytest.mark.lab, pytest.mark.netns, pytest.mark.slow]
@@ -29,10 +29,9 @@ SLOW_SECONDS = 8.0
 
 
 @pytest.fixture(scope="module")
-def town() -> Iterator[Town]:
+def town(request: pytest.FixtureRequest) -> Iterator[Town]:
     """Twelve VMs with a server each, all well in Consul."""
-    need(netns.trouble(proxy=True))
-    with Town(VMS) as made:
+    with opened(request, VMS) as made:
         for n in range(1, VMS + 1):
             made.open(n, SERVICE, PORT)
         made.await_passing(SERVICE, VMS)

@@ -33,6 +33,16 @@ if TYPE_CHECKING:
 
 PROGRAMS = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux", "setpriv": "util-linux"}
 PROXY_PROGRAMS = {"nftables": {"nft": "nftables"}, "iptables": {"iptables": "iptables", "ip6tables": "iptables"}}
+# A rule of the kind that the mode makes: programs may be there for which the kernel has nothing.
+_PROXY_TRIES = {
+    "nftables": (
+        "nft", "add table ip try { chain nat { type nat hook output priority -100 ; numgen random mod 2 0 drop ; } ; }",
+    ),
+    "iptables": (
+        "iptables", "-t", "nat", "-A", "OUTPUT", "-m", "comment", "--comment", "try",
+        "-m", "statistic", "--mode", "random", "--probability", "0.5", "-j", "MARK", "--or-mark", "0x4000",
+    ),
+}  # fmt: skip
 NODE, POD = "10.77.0.1", "10.78.0.2"
 NODE6, POD6 = "fd77::1", "fd78::2"
 PODS, PODS6 = "10.78.0.0/24", "fd78::/64"
@@ -61,10 +71,20 @@ def trouble(*, proxy: bool = False, mode: str = "nftables") -> str | None:
         [*_unshare(), "ip", "link", "add", "br0", "type", "bridge"],
         capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
     )  # fmt: skip
-    if tried.returncode == 0:
-        return None
-    said = (tried.stderr.strip().splitlines() or ["no reason given"])[-1]
-    return f"no network namespace with a bridge can be made here: {said}"
+    if tried.returncode != 0:
+        return f"no network namespace with a bridge can be made here: {_last_line(tried.stderr)}"
+    if proxy:
+        tried = subprocess.run(
+            [*_unshare(), *_PROXY_TRIES[mode]], env={**os.environ, "PATH": path},
+            capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
+        )  # fmt: skip
+        if tried.returncode != 0:
+            return f"this kernel has not what kube-proxy's {mode} mode needs: {_last_line(tried.stderr)}"
+    return None
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[0]
 
 
 def has_ipv6() -> bool:
@@ -111,7 +131,8 @@ class Host:
 class Rig:
     """The namespaces; a context manager. `node`, `vms` and `pod` are there inside of the block."""
 
-    def __init__(self, vms: int = 3) -> None:
+    def __init__(self, vms: int = 3, folder: Path | None = None) -> None:
+        """`folder`: where the programs' logs are kept; without one they go with the rig."""
         if not 0 <= vms <= MOST_VMS:
             raise LabError(f"a rig has up to {MOST_VMS} VMs, not {vms}")
         self.vms: list[Host] = []
@@ -119,7 +140,8 @@ class Rig:
         self._started: list[Server] = []
         self._node_of: Lab | None = None
         self._held: list[subprocess.Popen[bytes]] = []
-        self._folder = Path(tempfile.mkdtemp(prefix="bridge-rig-"))
+        self._logs_go = folder is None
+        self._folder = folder or Path(tempfile.mkdtemp(prefix="bridge-rig-"))
 
     def __enter__(self) -> Rig:
         try:
@@ -146,7 +168,8 @@ class Rig:
         for process in self._held:
             process.wait(10)
         self._started, self._held, self.vms = [], [], []
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._logs_go:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     # ------------------------------------------------------------------ what runs there
 

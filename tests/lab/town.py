@@ -147,6 +147,8 @@ class Town:
         self._vms = vms
         self._mode = proxy
         self._stack = ExitStack()
+        self.keep = False
+        """Whether the logs are kept, and where they are is said, at the end."""
         self.servers: dict[tuple[int, int], Program] = {}
         """By VM and port."""
         self.proxy: KubeProxy
@@ -154,8 +156,10 @@ class Town:
     def __enter__(self) -> Town:
         with ExitStack() as stack:
             self.lab = Lab(own=True)
-            stack.callback(self.lab.close)
-            self.rig = stack.enter_context(Rig(self._vms))  # ends before the lab, from which it takes its Node
+            stack.callback(lambda: self.lab.close(keep=self.keep))
+            self.rig = stack.enter_context(
+                Rig(self._vms, self.lab.folder / "rig")
+            )  # ends before the lab, from which it takes its Node
             if has_ipv6():
                 self.lab.apiserver.service_ranges = f"{SERVICES},{SERVICES6}"
             self.rig.house(self.lab.consul, self.lab.consul.ports["http"])
@@ -254,10 +258,16 @@ class Town:
 
     def managers(self, name: str) -> set[str]:
         """Who keeps the EndpointSlices of a Service."""
+        return {item["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] for item in self._slices(name)}
+
+    def conditions(self, name: str) -> list[dict[str, bool]]:
+        """The conditions of all endpoints in a Service's EndpointSlices."""
+        return [endpoint["conditions"] for item in self._slices(name) for endpoint in item.get("endpoints") or []]
+
+    def _slices(self, name: str) -> list[Any]:
         path = f"{SLICES.format(namespace=NAMESPACE)}?labelSelector=kubernetes.io/service-name={name}"
         with self.lab.raw_kube() as kube:
-            items = (kube.get(path) or {})["items"]
-        return {item["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] for item in items}
+            return list((kube.get(path) or {})["items"])
 
     def written(self, name: str, since: float) -> float:
         """When the first write of a Service's Endpoints after `since` was answered; 0 when there was none."""
