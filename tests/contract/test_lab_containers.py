@@ -51,7 +51,7 @@ def images(request: pytest.FixtureRequest) -> Images:
     return shared(request.config)
 
 
-def python(images: Images, code: str) -> subprocess.CompletedProcess[str]:
+def python(images: Images, *arguments: str, seconds: float = 180) -> subprocess.CompletedProcess[str]:
     """Run Python where the containers' published ports are."""
     inside = images.engine.namespace_pid
     way = [] if inside is None else ["nsenter", f"--target={inside}", "--net", "--"]
@@ -60,22 +60,33 @@ def python(images: Images, code: str) -> subprocess.CompletedProcess[str]:
         "LAB_CONSUL_IMAGE": images.consul, "LAB_K3S_IMAGE": images.kubernetes,
     }  # fmt: skip
     return subprocess.run(
-        [*way, sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180,
+        [*way, sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=seconds,
         check=False,
     )  # fmt: skip
 
 
 def test_the_same_lab_from_containers(images: Images) -> None:
     """Killed, restarted with and without data, paused; and no container is left."""
-    done = python(images, STORY)
+    done = python(images, "-c", STORY)
     assert (done.returncode, done.stdout) == (0, "kept\n"), done.stderr
     assert "lab: servers from docker" in done.stderr
     assert images.engine.docker("ps", "-aq", "--filter", "label=bridge-lab") == ""
 
 
+def test_the_contracts_of_the_clients_hold_over_containers(images: Images) -> None:
+    """Those that the fakes are held to as well, and the lab's own."""
+    contracts = [
+        f"tests/contract/{name}.py" for name in ("test_consul_contract", "test_kube_contract", "test_kube_lease_events")
+    ]
+    done = python(images, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contracts, seconds=400)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "skipped" not in done.stdout.splitlines()[-1]
+    assert images.engine.docker("ps", "-aq", "--filter", "label=bridge-lab") == ""
+
+
 def test_a_killed_lab_leaves_no_container(images: Images) -> None:
     """The janitor removes them."""
-    done = python(images, KILLED)
+    done = python(images, "-c", KILLED)
     assert done.returncode == -9, done.stderr
     wait_until(lambda: images.engine.docker("ps", "-aq", "--filter", "label=bridge-lab") == "", 20, "no container")
 
