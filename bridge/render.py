@@ -143,13 +143,24 @@ def columns(
     width: int | None,
     paint: Paint,
     colour_column: int | None = None,
+    *,
+    below: bool = False,
 ) -> list[str]:
     """Lines of a table, the titles first. The last column takes what is left, and none is wider than its content.
 
     `width` None: as wide as it gets (a file, a pipe). `colour_column` is the column whose word decides the colour of
-    its cell (and, when `unchanged`, of the row).
+    its cell (and, when `unchanged`, of the row). `below`: where the last column would be cut, its texts stand whole
+    under their rows instead.
     """
     cells = [[clean(cell) for cell in row] for row in rows]
+    if below and width is not None:
+        whole = max([0, *(_width(cell) for row in cells for cell in row[-1:])])
+        others = sum(max([_width(h.title), *(_width(row[n]) for row in cells)]) + 2 for n, h in enumerate(heads[:-1]))
+        if whole and others + whole > _bounded(width):
+            lines = columns(heads[:-1], [row[:-1] for row in rows], width, paint, colour_column)
+            told = [[line] + (_wrapped(row[-1], width, indent="    ") if row[-1] else [])
+                    for line, row in zip(lines[1:], cells, strict=True)]  # fmt: skip
+            return [lines[0], *(line for lines_of_row in told for line in lines_of_row)]
     wanted = [max([_width(h.title), *(_width(row[n]) for row in cells)]) for n, h in enumerate(heads)]
     shown = [n for n in range(len(heads)) if heads[n].least != 1 or any(row[n] for row in cells)]
     sizes = [wanted[n] for n in shown]
@@ -364,7 +375,7 @@ def _wrapped(text: str, width: int | None, indent: str = "  ") -> list[str]:
 def status_table(status: Status, width: int | None = 80, colour: bool = False) -> str:
     """A row per mirrored service with both sides, then a line of sums and what could not be read."""
     paint = painter(colour)
-    rows = _status_rows(status, width, paint, status.services)
+    rows = _status_rows(status, width, paint, status.services, below=True)
     lines = [*rows, ""] if rows else []
     return "\n".join([*lines, _status_sums(status), *_trouble(status.trouble, width, paint)]) + "\n"
 
@@ -397,7 +408,9 @@ def _status_sums(status: Status) -> str:
     return ", ".join(f"{sums[state]} {state}" for state in _STATES if sums[state]) or "nothing is mirrored"
 
 
-def _status_rows(status: Status, width: int | None, paint: Paint, shown: Sequence[StatusRow]) -> list[str]:
+def _status_rows(
+    status: Status, width: int | None, paint: Paint, shown: Sequence[StatusRow], *, below: bool = False
+) -> list[str]:
     if not shown:
         return []
     several = len({row.datacenter for row in status.services}) > 1
@@ -422,7 +435,7 @@ def _status_rows(status: Status, width: int | None, paint: Paint, shown: Sequenc
         )
         for row in shown
     ]
-    return columns(heads, rows, width, paint, colour_column=4)
+    return columns(heads, rows, width, paint, colour_column=4, below=below)
 
 
 def age(since: str, now: str) -> str:
@@ -479,7 +492,7 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
             (r.instance, r.status, r.check, r.address, r.ports, r.ended, r.kubernetes, r.reason or _from(r.chosen))
             for r in explanation.rows
         ]
-        lines += ["", *columns(heads, rows, width, paint, colour_column=5)]
+        lines += ["", *columns(heads, rows, width, paint, colour_column=5, below=True)]
     lines.append("")
     if explanation.others and not explanation.problem:
         some = ", ".join(explanation.others[:OTHERS])

@@ -11,7 +11,7 @@ import yaml
 
 from bridge.core.model import Action, Conflict, EndpointsBody, Held, Kind, Query, Skipped, Target
 from bridge.errors import TransientError
-from bridge.render import clean, render, summary_line
+from bridge.render import Column, clean, columns, painter, render, summary_line
 from bridge.report import Outcome, Report
 from tests.unit.render.builders import TARGET, before, change, created, done, group, plan, report, service_body
 
@@ -237,3 +237,21 @@ def test_a_rewrite_of_equal_content_still_shows_the_object() -> None:
     the_change = change(Action.UPDATE, body=body, reason="stored in another order")
     outcome = Outcome(plan(the_change), before=before(True, group("10.0.0.1")))
     assert render(report(outcome), "diff").splitlines()[-1] == "# stored in another order"
+
+
+HEADS = (Column("NAME", least=8), Column("STATE"), Column("WHY", least=1))
+
+
+def test_a_reason_that_has_no_room_stands_whole_under_its_row() -> None:
+    """On a terminal it is the reason that people look for: names are cut, it never is."""
+    why = "10.96.0.1 is not in guard.allow_cidrs"
+    rows = [("one", "skipped", why), ("a-very-long-name" * 4, "ready", "")]
+    wide = columns(HEADS, rows, 140, painter(False), below=True)
+    narrow = columns(HEADS, rows, 60, painter(False), below=True)
+    assert wide[1].split() == ["one", "skipped", *why.split()]
+    assert narrow[0].split() == ["NAME", "STATE"]
+    assert " ".join(" ".join(narrow[2:-1]).split()) == why
+    assert narrow[1].split() == ["one", "skipped"]
+    assert "…" in narrow[-1]
+    assert max(map(len, narrow)) <= 60
+    assert columns(HEADS, rows[1:], 60, painter(False), below=True)[1].split()[-1] == "ready"
