@@ -34,7 +34,7 @@ def view_of(answer: Answer) -> Known | Unknown:
         return Unknown(ANONYMOUS)
     if not answer.data and answer.filtered:
         return Unknown(FILTERED)
-    return Known(instances(answer.data))
+    return Known(instances(answer.data), hidden=answer.filtered)
 
 
 def proved(answer: Answer, before: Known | None, *, waited: bool) -> Known | Unknown | None:
@@ -46,6 +46,8 @@ def proved(answer: Answer, before: Known | None, *, waited: bool) -> Known | Unk
     state = view_of(answer)
     if isinstance(state, Unknown) or before is None:
         return state
+    if waited and before.hidden:
+        state = Known(state.instances, hidden=True)
     if not {(i.node, i.id) for i in before.instances} - {(i.node, i.id) for i in state.instances}:
         return state
     if waited:

@@ -87,9 +87,13 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Consul answered, and this is what it holds: possibly no instance at all. Sorted by (node, id)."""
+    """Consul answered, and this is what it holds: possibly no instance at all. Sorted by (node, id).
+
+    `hidden`: there are more, on nodes that our token may not see.
+    """
 
     instances: tuple[Instance, ...]
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)

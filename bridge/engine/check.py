@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.consul.client import Answer, ConsulClient, ConsulConfig
 from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.model import Group, Known, Output, Query, Rule, Skipped, Target, Unknown
@@ -26,7 +26,9 @@ from bridge.retry import RetryPolicy
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 
-POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
+SERVICES_RULE = 'service_prefix "" { policy = "read" }'
+NODES_RULE = 'node_prefix "" { policy = "read" }'
+POLICY = f"{SERVICES_RULE} {NODES_RULE}"
 """The Consul ACL policy that suffices (FACTS C)."""
 
 LEAST_KUBERNETES = (1, 22)
@@ -190,13 +192,13 @@ class _Check:
         listed = []
         for datacenter in (dc for dc in wanted if dc in known):
             try:
-                answer = client.listing(datacenter)
+                answer, nodes = client.listing(datacenter), client.nodes(datacenter)
             except BridgeError as error:
                 yield Probe(f"services of {datacenter}", FAILED, str(error), f"a token with: {POLICY}")
                 continue
             listed.append(datacenter)
             services: dict[str, list[str]] = answer.data
-            yield _token(datacenter, len(services), answer.default_deny_anonymous, answer.filtered)
+            yield _token(datacenter, answer, nodes)
             chosen.choose(datacenter, services)
         yield from chosen.probes()
         yield from self._services(chosen, listed)
@@ -348,15 +350,22 @@ class _Chosen:
             yield Probe("names", OK, "every service has a name of its own")
 
 
-def _token(datacenter: str, services: int, anonymous: bool, filtered: bool) -> Probe:
+def _token(datacenter: str, services: Answer, nodes: Answer) -> Probe:
+    """What the token may see. Without its node nothing of a service is seen: the nodes come first."""
     name = f"token in {datacenter}"
-    if anonymous:
+    if services.default_deny_anonymous:
         detail = "no token, and the default is deny: nothing can be seen"
         return Probe(name, FAILED, detail, f"--token-file with a token that has: {POLICY}")
-    if filtered:
-        detail = "the token may not see all services or nodes: what is hidden is left alone"
-        return Probe(name, WARNING, detail, f"a token with: {POLICY}")
-    return Probe(name, OK, f"sees {services} services")
+    if nodes.filtered:
+        some = f"only {len(nodes.data)} nodes" if nodes.data else "no node"
+        detail = f"the token may see {some}, and no instance that is elsewhere"
+        return Probe(name, WARNING if nodes.data else FAILED, detail, f"its policy lacks: {NODES_RULE}")
+    if services.filtered and not services.data:
+        return Probe(name, FAILED, "the token may see no service", f"its policy lacks: {SERVICES_RULE}")
+    if services.filtered:
+        detail = f"sees {len(services.data)} services; those that are hidden from it are left alone"
+        return Probe(name, WARNING, detail, f"if others are wanted, its policy lacks: {SERVICES_RULE}")
+    return Probe(name, OK, f"sees {len(services.data)} services")
 
 
 def _namespaces(client: KubeClient, namespaces: Sequence[str]) -> Iterator[Probe]:

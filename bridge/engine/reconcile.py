@@ -157,6 +157,9 @@ class Reconciler:
             # unknown is not empty: some of what stands there may be these names' addresses
             desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
             warnings = (*warnings, _unanswered_text(unanswered))
+        if desired is not None and any(s.known.hidden for s in sources):
+            desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
+            warnings = (*warnings, HIDDEN_TEXT)
         plan = self._diff(target, desired, current, skipped, warnings)
         if plan.unmirrored and self._mirrored is not None:
             with contextlib.suppress(BridgeError):  # not seen: our slices stay, and it is asked again
@@ -249,6 +252,12 @@ def _unanswered_text(names: Sequence[str]) -> str:
     some = ", ".join(shorten(name) for name in names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{some}{more}: not resolved yet; until then no endpoint of this service is removed"
+
+
+HIDDEN_TEXT = (
+    "instances on nodes that the Consul token may not see: what is ready in Kubernetes and not shown stays; a token "
+    'with node_prefix "" { policy = "read" } sees them'
+)
 
 
 def names_at(current: Current) -> tuple[Name, ...]:

@@ -52,6 +52,7 @@ WARNING_REASONS: Mapping[str, re.Pattern[str]] = {
     "unreachable": re.compile(r"cannot be reached"),
     "contradiction": re.compile(r"^instances have .* values"),
     "zone": re.compile(r"^zone "),
+    "hidden": re.compile(r"may not see"),
     "waiting": re.compile(r"being deleted|until the control plane has mirrored"),
 }
 """The same for what works but should be looked at."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -223,10 +224,14 @@ def test_instances_that_vanish_are_believed_only_of_a_plain_read_without_filteri
         decode.proved(answer(fewer, filtered=True), before, waited=False),
         decode.proved(answer(fewer, filtered=True), None, waited=True),
         decode.proved(answer(other), before, waited=True),
+        decode.proved(answer(other), replace(before, hidden=True), waited=True),
+        decode.proved(answer(other), replace(before, hidden=True), waited=False),
     ] == [
         None,
         Known(decode.instances(fewer)),
         Unknown(decode.HIDDEN),
-        Known(decode.instances(fewer)),
+        Known(decode.instances(fewer), hidden=True),
+        Known(decode.instances(other)),
+        Known(decode.instances(other), hidden=True),
         Known(decode.instances(other)),
     ]

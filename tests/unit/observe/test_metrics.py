@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.core.model import Action, Conflict, Held, Kind, Query, Skipped, Target
+from bridge.engine.reconcile import HIDDEN_TEXT
 from bridge.errors import (
     BridgeError,
     ConflictError,
@@ -189,6 +190,7 @@ def test_reasons_become_few_labels(reason: str, label: str) -> None:
         ("1001 addresses in one subset: the control plane mirrors only 1000 of them into EndpointSlices", "truncated"),
         ("IPv6 endpoints cannot be reached: the Service has no IPv6 (spec.ipFamilies)", "unreachable"),
         ("instances have 2 values for the label env (meta:env): dev is taken", "contradiction"),
+        (HIDDEN_TEXT, "hidden"),
         ("zone 'a b' is no label value: its endpoints have no zone", "zone"),
         ("the Service is being deleted; it is made anew when it is gone", "waiting"),
         ("something new", "other"),
