@@ -1,5 +1,7 @@
 """Every fault once, on real servers, with a fixed seed: after each the observer must have seen no violation.
 
+Another seed than the usual one: CHAOS_SEED=7.
+
 One stage for all faults of one kind of Consul, because starting a stage takes longer than most faults. For longer and
 for other sequences there is `make chaos`.
 """
@@ -19,7 +21,7 @@ from tests.lab import LabError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-SEED = 20
+SEED = int(os.environ.get("CHAOS_SEED", "20"))
 ALONE = [fault for fault in catalogue().values() if fault.servers == 1]
 CLUSTER = [fault for fault in catalogue().values() if fault.servers > 1]
 
