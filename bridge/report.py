@@ -512,6 +512,9 @@ class Observer(Protocol):
     def unread(self, unread: Mapping[Query, str]) -> None:
         """Every service that could not be read when it was last tried, with the reason. Said again and again."""
 
+    def rival(self, reason: str) -> None:
+        """Another process works against us ("": nobody does). Said again and again."""
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass is done: the report covers every target."""
 
@@ -535,6 +538,9 @@ class NullObserver:
         """Ignored."""
 
     def unread(self, unread: Mapping[Query, str]) -> None:
+        """Ignored."""
+
+    def rival(self, reason: str) -> None:
         """Ignored."""
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:

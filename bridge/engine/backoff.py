@@ -150,8 +150,8 @@ class Brake(Generic[K]):
         self._lock = threading.Lock()
         self._repairs: dict[K, tuple[int, float, float]] = {}
 
-    def repaired(self, key: K) -> None:
-        """We have just put `key` back."""
+    def repaired(self, key: K) -> int:
+        """We have just put `key` back; how often that was since it was last quiet."""
         with self._lock:
             now = self._clock()
             count, last, _ = self._repairs.get(key, (0, now, now))
@@ -160,6 +160,7 @@ class Brake(Generic[K]):
             self._repairs[key] = (count, now, now + wait)
             if len(self._repairs) > 1000:
                 self._repairs = {k: r for k, r in self._repairs.items() if now - r[1] <= self._quiet_seconds}
+            return count
 
     def delay_seconds(self, key: K) -> float:
         """Seconds until `key` may be put back again."""

@@ -45,6 +45,7 @@ from bridge.engine.live import Live, LiveRow
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
+from bridge.engine.rivals import ENOUGH, Rivals
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import (
@@ -131,6 +132,7 @@ class Bridge:
         self._backoff: BackoffTable[Target] = BackoffTable(options.object_retry, clock)
         self._refused: BackoffTable[Target] = BackoffTable(options.permanent_retry, clock)
         self._brake: Brake[Target] = Brake(options.object_retry, clock=clock)
+        self._rivals = Rivals(options.owner, clock)
         self._resolver: Resolver[Target] = Resolver(options.resolver, self._look_at, self._died, clock=clock)
         self._early: set[Target] = set()
         self._early_lock = threading.Lock()
@@ -216,6 +218,8 @@ class Bridge:
         }
         if leadership is not None:
             detail["election"] = leadership
+        if rival := self._rivals.reason():
+            detail["rival"] = rival
         if self._passing.is_set():
             with self._reconciler.lock:
                 detail["held"] = [f"{h.target}: {h.reason}" for h in self._reconciler.guard.active()]
@@ -325,9 +329,12 @@ class Bridge:
     def on_change(self, target: Target) -> None:
         """Something at `target` was changed by somebody else."""
         if self._passing.is_set():
+            double = self._cache.take_double(target)
             if not self._leadership.leads(target):
                 with self._reconciler.lock:  # the one who leads did what we have only seen coming: charge it here too
                     self._reconciler.guard.applied(target)
+            elif double:
+                self._rivals.wrote(target)
             asked = self._follow_annotation(target)
             self._queue.add(target, delay_seconds=0.0 if asked else self._brake.delay_seconds(target))
         else:
@@ -340,6 +347,7 @@ class Bridge:
         election = self._options.election
         self._observer.leading(shards, election.shards if election is not None else 1)
         if gained:
+            self._rivals.gained()
             self._gained.set()
             self._wake.set()
 
@@ -504,6 +512,7 @@ class Bridge:
             held = self._reconciler.guard.active()
         self._observer.held(held)
         self._observer.unread(self._unknown())
+        self._observer.rival(self._rivals.reason())
 
     def _kubernetes_trouble(self) -> str | None:
         if not hasattr(self, "_cache"):
@@ -613,8 +622,8 @@ class Bridge:
             with self._reconciler.lock:
                 self._reconciler.guard.applied(target)
         self._remember(target)
-        if outcome.applied and seen is None:
-            self._brake.repaired(target)
+        if outcome.applied and seen is None and self._brake.repaired(target) >= ENOUGH:
+            self._rivals.undid(target)
         for failure in outcome.failures:
             self._retry_later(target, failure)
         if outcome.plan.unmirrored:

@@ -286,6 +286,10 @@ class Cache:
         """Call when the write failed (`note` does it after a success)."""
         self._store.forget(change)
 
+    def take_double(self, target: Target) -> bool:
+        """Whether another process wrote at `target` under our owner id and field manager since this was last asked."""
+        return self._store.take_double(target)
+
     def note(self, change: Change, meta: Meta | None) -> None:
         """Call after a write: the next pass sees it whether or not the watch has told it yet."""
         self._store.note(change, meta)

@@ -10,7 +10,9 @@ No requests and no threads of its own, but safe to use from several. Two rules k
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,9 @@ Key = tuple[str, str]
 GRAVES = 4096
 """How many vanished objects are remembered as such."""
 
+LATE_SECONDS = 60.0
+"""A write of ours that seemed to fail may show so much later."""
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -58,6 +63,8 @@ class Store:
         self._entries: dict[Kind, dict[Key, _Entry]] = {kind: {} for kind in Kind}
         self._slices: dict[Target, dict[str, CurrentSlice]] = {}
         self._foreign: dict[Target, Meta] = {}
+        self._failed: dict[tuple[Kind, Key], float] = {}
+        self._doubles: set[Target] = set()
         self._graves: deque[tuple[Kind, Key, int]] = deque()
         self._floors: dict[tuple[Kind, str | None], int] = {}
         self._expected: dict[tuple[Kind, Key], Change] = {}
@@ -125,15 +132,17 @@ class Store:
     def forget(self, change: Change) -> None:
         """The write that was expected failed, or its outcome is unknown."""
         with self._lock:
-            key = (change.kind, (change.target.namespace, change.name))
-            if self._expected.get(key) is change:
-                del self._expected[key]
+            now = time.monotonic()
+            self._failed[change.kind, (change.target.namespace, change.name)] = now
+            if len(self._failed) > GRAVES:
+                self._failed = {k: at for k, at in self._failed.items() if now - at < LATE_SECONDS}
+            self._done(change)
 
     def note(self, change: Change, meta: Meta | None) -> None:
         """A write was answered: hold what it made of the object, unless something newer is held already."""
         key = (change.target.namespace, change.name)
         with self._lock:
-            self.forget(change)
+            self._done(change)
             if change.action is Action.UNCHANGED:
                 return
             if change.action is Action.DELETE or meta is None:
@@ -210,7 +219,16 @@ class Store:
             expected = self._expected.get((kind, key))
             if changed and expected is not None and _fulfils(expected, None if gone else found):
                 return set()
+            if changed and not gone and found is not None and self._is_doubles(kind, key, held, found.meta):
+                self._doubles |= changed
             return changed
+
+    def take_double(self, target: Target) -> bool:
+        """Whether another process wrote at `target` under our owner id and field manager since this was last asked."""
+        with self._lock:
+            found = target in self._doubles
+            self._doubles.discard(target)
+            return found
 
     def replace_foreign(self, namespace: str | None, found: Iterable[Meta]) -> None:
         """Endpoints in `namespace` (None: all) that no bridge manages, by their metadata."""
@@ -220,6 +238,18 @@ class Store:
             self._foreign = kept | fresh
 
     # ------------------------------------------------------------------ inside (lock held)
+
+    def _done(self, change: Change) -> None:
+        key = (change.kind, (change.target.namespace, change.name))
+        if self._expected.get(key) is change:
+            del self._expected[key]
+
+    def _is_doubles(self, kind: Kind, key: Key, held: _Entry | None, meta: Meta) -> bool:
+        """Whether our field manager wrote an object of ours just now, and no write of this process can have been it."""
+        before = held.found.meta.written if held is not None and held.found is not None else ""
+        if meta.owner != self.owner or not meta.written or meta.written == before:
+            return False
+        return time.monotonic() - self._failed.get((kind, key), -math.inf) > LATE_SECONDS
 
     def _found(self, kind: Kind, key: Key) -> Decoded | None:
         entry = self._entries[kind].get(key)

@@ -182,6 +182,7 @@ class LogObserver:
         self._kubernetes: tuple[bool, str] | None = None
         self._held: dict[Target, str] = {}
         self._unread: tuple[Query, str] | None = None
+        self._rival = False
         self._said: dict[tuple[Any, ...], str] = {}
         self._first_pass = True
 
@@ -248,6 +249,15 @@ class LogObserver:
                 )  # fmt: skip
         for target in sorted(before.keys() - now.keys()):
             self._log.info("hold ended", namespace=target.namespace, name=target.name)
+
+    def rival(self, reason: str) -> None:
+        """Somebody works against us: when it begins and when it is over."""
+        with self._lock:
+            before, self._rival = self._rival, bool(reason)
+        if reason and not before:
+            self._log.warning("somebody works against us", reason=reason)
+        elif before and not reason:
+            self._log.info("nobody works against us any more")
 
     def leading(self, shards: frozenset[int], of: int) -> None:
         """What this replica writes from now on."""

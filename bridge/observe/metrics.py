@@ -141,6 +141,11 @@ class Metrics:
         self._held_endpoints = Gauge(
             "consul_bridge_held_endpoints", "Ready endpoints that holds keep.", registry=registry
         )
+        self._rival = Gauge(
+            "consul_bridge_rival",
+            "Whether another process writes with our owner id, or somebody undoes what we write.",
+            registry=registry,
+        )
         self._unread = Gauge(
             "consul_bridge_unread_services",
             "Services whose last read failed; what was known of them before still stands.",
@@ -202,6 +207,10 @@ class Metrics:
     def unread(self, unread: Mapping[Query, str]) -> None:
         """What could not be read."""
         self._unread.set(len(unread))
+
+    def rival(self, reason: str) -> None:
+        """Whether somebody works against us."""
+        self._rival.set(bool(reason))
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Everything was looked at: the states start anew."""

@@ -43,6 +43,10 @@ class Together:
         """Handed on."""
         self._tell("unread", unread)
 
+    def rival(self, reason: str) -> None:
+        """Handed on."""
+        self._tell("rival", reason)
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Handed on."""
         self._tell("pass_done", duration_seconds, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from tests.lab import Lab
-from tests.program import Daemon, Result, bridge, environment
+from tests.program import Daemon, Result, bridge, environment, pause
 from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
@@ -151,6 +152,39 @@ def test_two_bridges_with_different_owners_never_fight(
     finally:
         one.stop()
         two.stop()
+
+
+def test_two_bridges_with_one_owner_id_notice_each_other(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Their rules differ, and each takes away what the other makes: both say so, and neither fights at full speed."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+    for n in range(4):
+        consul.register(f"{prefix}a{n}", f"{prefix}vm-a{n}", f"10.77.1.{n + 1}", 80)
+    daemons, owner = [], f"o-{prefix.strip('-')}"
+    for name in ("a", "b"):
+        file = tmp_path / f"{name}.yaml"
+        rule = {"services": [f"{prefix}{name}*"], "to": {"namespace": namespace}}
+        file.write_text(yaml.safe_dump({"owner": owner, "rules": [rule], "guard": {"removal_minimum": 1000}}))
+        daemons.append(Daemon(lab, f"{name}-{prefix}", "--config", str(file), "--grace", "1s", env=env))
+    maker, taker = daemons
+    began = time.time()
+    try:
+        maker.start()
+        eventually(lambda: [ready(kube, namespace, f"{prefix}a{n}") != [] for n in range(4)], [True] * 4, 30)
+        assert "rival" not in maker.readiness()
+        pause(16)
+        taker.start()
+        eventually(lambda: "again and again" in maker.readiness().get("rival", ""), True, 60)
+        eventually(lambda: f"our owner id '{owner}'" in taker.readiness().get("rival", ""), True, 60)
+        assert (maker.metric("consul_bridge_rival"), taker.metric("consul_bridge_rival")) == (1, 1)
+        assert all("somebody works against us" in daemon.log.read_text() for daemon in daemons)
+        took = time.time() - began
+        written = maker.metric("consul_bridge_writes_total") + taker.metric("consul_bridge_writes_total")
+        assert written < 30 * took
+    finally:
+        for daemon in daemons:
+            daemon.stop()
 
 
 # --------------------------------------------------------------------------- what people get wrong

@@ -1,0 +1,74 @@
+"""Notices who works against us: another process under our own owner id, or somebody who undoes what we write.
+
+Two bridges with one owner id and different rules take each other's objects away, and each believes to be in the right.
+Nothing forbids it (a person may run `bridge sync` beside the daemon), so it is said once it goes on. Two signs:
+
+| seen | means |
+| --- | --- |
+| our field manager wrote an object of ours, and it was not this process | another bridge has our owner id |
+| this process had to put an object back for the third time within a minute | somebody else changes or deletes it |
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from bridge.core.model import Target
+
+ENOUGH = 3
+"""Signs of one kind within the window before anything is said: one person's `bridge sync` is not yet a rival."""
+
+WINDOW_SECONDS = 60.0
+SETTLING_SECONDS = 15.0
+"""After a shard became ours: what the replica before us wrote may still be on its way."""
+
+
+class Rivals:
+    """Counts signs in a sliding window. Thread-safe."""
+
+    def __init__(self, owner: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._owner = owner
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._writes: deque[tuple[float, Target]] = deque(maxlen=1000)
+        self._undone: deque[tuple[float, Target]] = deque(maxlen=1000)
+        self._since = clock()
+
+    def gained(self) -> None:
+        """Shards became ours."""
+        with self._lock:
+            self._since = self._clock()
+
+    def wrote(self, target: Target) -> None:
+        """Our field manager wrote at `target`, and it was not this process."""
+        with self._lock:
+            now = self._clock()
+            if now - self._since > SETTLING_SECONDS:
+                self._writes.append((now, target))
+
+    def undid(self, target: Target) -> None:
+        """What we had put back at `target` had to be put back again."""
+        with self._lock:
+            self._undone.append((self._clock(), target))
+
+    def reason(self) -> str:
+        """What goes on, as a sentence with the way out; "" when nothing does."""
+        with self._lock:
+            oldest = self._clock() - WINDOW_SECONDS
+            for signs in (self._writes, self._undone):
+                while signs and signs[0][0] < oldest:
+                    signs.popleft()
+            if len(self._writes) >= ENOUGH:
+                return (
+                    f"another process writes with our owner id {self._owner!r} ({self._writes[-1][1]}, for example): "
+                    "give each installation an --owner of its own, or elect a leader among replicas (--leader-elect)"
+                )
+            if self._undone:
+                return (
+                    f"somebody else changes or deletes what we write at {self._undone[-1][1]} again and again: another "
+                    f"bridge with the owner id {self._owner!r} and other rules, or a person or controller"
+                )
+            return ""
