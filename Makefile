@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit bench chaos docs lab-up lab-env lab-down image lock clean
+.PHONY: help setup demo test lint unit bench bench-sim chaos docs lab-up lab-env lab-down image lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ lint: $(STAMP) ## style, types and import contracts only
 unit: $(STAMP) ## the tests that need no server
 	@$(BIN)/python -m tests.suite --only unit
 
-bench: $(STAMP) ## figures beside their floors, measured in the same run (tests/bench/out)
-	@$(BIN)/python -m tests.bench
+bench: $(STAMP) ## targets beside what is measured, with its floor: make bench PARTS="propagation sync" (tests/bench/out)
+	@$(BIN)/python -m tests.bench $(PARTS)
+
+bench-sim: $(STAMP) ## the core and the queue with 100,000 services and 1,000,000 instances, without servers
+	@$(BIN)/python -m tests.bench.simulation
 
 docs: $(STAMP) ## make docs/reference.md anew from the code
 	@$(BIN)/python -m tests.docs.reference

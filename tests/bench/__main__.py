@@ -1,4 +1,8 @@
-"""`make bench`: every figure that the README quotes, each beside its floor measured in the same run.
+"""`make bench`: the targets of the project beside what was measured, each beside its floor of the same run.
+
+    python -m tests.bench                     all parts (at most half an hour on two quiet cores)
+    python -m tests.bench propagation sync    these parts; the others stay in the report as they were
+    python -m tests.bench report              the report into docs/scaling.md and its plot
 
 Times from Consul's answer to the API server's come from the API server's audit log, for the bridge and for the floor
 alike; both are exercised in turn, so that the machine's noise meets both.
@@ -9,75 +13,65 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
+from tests.bench import changes, large, report, simulation
 from tests.bench.measure import (
     NAMESPACE,
-    Figure,
+    OUT,
     FloorChain,
     await_state,
     limit,
     make_service,
     median,
-    percentile,
-    ratio,
     register,
-    save,
-    table,
-    write_times,
 )
-from tests.bench.scale import scale
+from tests.bench.report import Collected, Part, Report
+from tests.bench.stage import Stage
 from tests.bench.traffic import traffic
+from tests.bench.watching import Tail
 from tests.lab import Lab, LabError
-from tests.program import BRIDGE, Daemon, bridge, environment
-from tests.raw import ENDPOINTS, SERVICES
+from tests.program import BRIDGE, Daemon, environment
 
-SELECT = ("--service", "bench-*", "--namespace", NAMESPACE)
+Size = tuple[int, int]
 
 
-def propagation(flips: int = 200) -> list[Figure]:
-    """A: 12 instances in one service, one of them flips; the bridge and the floor chain in turn."""
+def propagation(out: Collected, times: int = 25) -> None:
+    """12 instances in one service; the bridge and the floor chain in turn."""
     with Lab(own=True) as lab, lab.raw_consul() as consul:
         register(consul, "bench-web", 12, "10.1.0")
         register(consul, "floor-web", 12, "10.2.0")
         make_service(lab, "floor-web")
-        daemon = Daemon(lab, "bridge", *SELECT, env=environment(lab.consul.address, lab.kubeconfig))
+        env = environment(lab.consul.address, lab.kubeconfig)
+        daemon = Daemon(lab, "bridge", "--service", "bench-*", "--namespace", NAMESPACE, env=env)
         lab.add(daemon)
         daemon.start()
-        times: dict[str, list[float]] = {"bench-web": [], "floor-web": []}
-        addresses = {"bench-web": "10.1.0.3", "floor-web": "10.2.0.3"}
+        ours: changes.Lags = {}
+        floor: changes.Lags = {}
+        homes = {"bench-web": "10.1.0.3", "floor-web": "10.2.0.3"}
         with FloorChain(lab, "floor-web"):
-            for name, address in addresses.items():
-                await_state(lab, name, address, ready=True)
+            for name, home in homes.items():
+                await_state(lab, name, home, ready=True)
             time.sleep(1)
-            since = time.time()
-            for n in range(flips):
-                status = "passing" if n % 2 else "critical"
-                for name, address in addresses.items():
-                    consul.flip(name, f"{name}-vm3", status)
-                    times[name].append(time.time())
-                    await_state(lab, name, address, ready=status == "passing")
-                    time.sleep(0.02)
-        lags = {}
-        for name, starts in times.items():
-            ends = write_times(lab, name, since)
-            if len(ends) != len(starts):
-                raise LabError(f"{name}: {len(starts)} flips, {len(ends)} writes")
-            lags[name] = [(end - start) * 1000 for start, end in zip(starts, ends, strict=True)]
+            plans = {name: changes.cycle(consul, name, f"{name}-vm3", home) for name, home in homes.items()}
+            tail = Tail(lab)
+            for turn in range(times):
+                changes.rounds(tail, plans, {"bench-web": ours, "floor-web": floor})
+                for _ in range(3):  # flips are what it is about: four times as many
+                    flips = {name: steps[:2] for name, steps in plans.items()}
+                    changes.rounds(tail, flips, {"bench-web": ours, "floor-web": floor})
+                changes.say(f"{turn + 1} of {times}")
         daemon.stop()
-    ours, floor = lags["bench-web"], lags["floor-web"]
-    what = f"flip -> written, 12 instances, {flips} flips"
-    return [
-        ratio(f"{what}, p50", percentile(ours, 50), percentile(floor, 50), 1.5),
-        ratio(f"{what}, p90", percentile(ours, 90), percentile(floor, 90), 2),
-        ratio(f"{what}, p99", percentile(ours, 99), percentile(floor, 99), 2),
-    ]
+    changes.against_floor(out, "12 instances", ours, floor, "flip")
+    out.figures = [f if f.what.startswith("flip") else replace(f, row="") for f in out.figures]
 
 
-def start_up() -> list[Figure]:
-    """B: `bridge --help` beside an interpreter that does nothing."""
+def start_up(out: Collected) -> None:
+    """`bridge --help` beside an interpreter that does nothing."""
 
     def seconds(command: Sequence[str]) -> float:
         runs = []
@@ -88,112 +82,132 @@ def start_up() -> list[Figure]:
         return median(runs)
 
     floor = seconds([sys.executable, "-c", "pass"])
-    return [limit("bridge --help", seconds([BRIDGE, "--help"]), 0.2, "s", f"{floor:.2f} s (python -c pass)")]
+    out.figures.append(limit("bridge --help", seconds([BRIDGE, "--help"]), 0.2, "s", f"{floor:.2f} s (python -c pass)"))
 
 
-def rest(services: int = 50, seconds: float = 20.0) -> list[Figure]:
-    """C: memory and processor time at rest."""
-    with Lab(own=True) as lab, lab.raw_consul() as consul:
-        for n in range(services):
-            register(consul, f"bench-{n}", 4, f"10.{n // 250 + 1}.{n % 250}")
-        daemon = Daemon(lab, "bridge", *SELECT, env=environment(lab.consul.address, lab.kubeconfig))
-        lab.add(daemon)
-        daemon.start()
-        time.sleep(5)
-        since, before, began = time.time(), daemon.cpu_seconds(), time.monotonic()
-        time.sleep(seconds)
-        share = (daemon.cpu_seconds() - before) / (time.monotonic() - began) * 100
-        writes = [e for e in lab.audit(since=since) if e.verb in ("patch", "create", "delete", "update")
-                  and e.resource in ("services", "endpoints") and e.name.startswith("bench-")]  # fmt: skip
-        figures = [
-            limit(f"processor at rest, {services} services", share, 1.0, "% of a core"),
-            limit(f"memory, {services} services", daemon.memory_bytes() / 1e6, 120, "MB"),
-            limit(f"writes at rest, {services} services, {seconds:.0f} s", len(writes), 0, "writes"),
-        ]
-        daemon.stop()
-    return figures
+def deaths(out: Collected) -> None:
+    """What a client notices of a dead VM."""
+    out.figures += traffic()
 
 
-def initial(services: int = 1000, connections: int = 16) -> list[Figure]:
-    """D: first sync of many services, beside a raw writer with as many connections that makes the same objects."""
-    with Lab(own=True) as lab, lab.raw_consul() as consul:
-        for n in range(services):
-            network = f"10.{n // 250 + 1}.{n % 250}"
-            for i in range(1, 5):
-                consul.register(f"bench-{n}", f"node-{n % 250}-{i}", f"{network}.{i}", 80)
-        before = _raw_writes(lab, "floor-a", services // 2, connections)
-        env = environment(lab.consul.address, lab.kubeconfig)
-        began = time.perf_counter()
-        first = bridge("sync", *SELECT, "--yes", "-o", "json", env=env, timeout=600)
-        took = time.perf_counter() - began
-        # half of the floor before, half after: the more Services there are, the dearer is the next one
-        floor = services * 2 / (before + _raw_writes(lab, "floor-b", services // 2, connections))
-        if first.status != 0:
-            raise LabError(f"bridge sync failed:\n{first.stderr}")
-        began = time.perf_counter()
-        second = bridge("sync", *SELECT, "--yes", "-o", "json", env=env, timeout=600)
-        again = time.perf_counter() - began
-        rate = services * 2 / took
-        changes = sum(second.json["summary"][k] for k in ("create", "update", "delete"))
-        return [
-            Figure(
-                f"first sync of {services} services, whole command", f"{rate:.0f} writes/s ({took:.1f} s)",
-                f"{floor:.0f} writes/s", f"{rate / floor * 100:.0f} %", ">= 85 %", rate / floor >= 0.85,
-            ),
-            limit(f"writes of a second sync, {services} services ({again:.1f} s)", changes, 0, "writes"),
-        ]  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of a part. `size`: services and instances of the catalog that it needs (None: its own matter)."""
+
+    part: str
+    work: Callable[..., Any]
+    size: Size | None = None
 
 
-def _raw_writes(lab: Lab, prefix: str, services: int, connections: int) -> float:
-    """Seconds to make the same Services and Endpoints under other names by plain clients."""
-    names = [f"{prefix}-{n}" for n in range(services)]
-
-    def work(mine: Sequence[str]) -> None:
-        with lab.raw_kube() as kube:
-            for name in mine:
-                kube.apply(f"{SERVICES.format(namespace=NAMESPACE)}/{name}", {
-                    "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
-                    "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
-                })  # fmt: skip
-                kube.apply(f"{ENDPOINTS.format(namespace=NAMESPACE)}/{name}", {
-                    "apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name},
-                    "subsets": [{
-                        "addresses": [{"ip": f"10.200.0.{i}"} for i in range(1, 5)],
-                        "ports": [{"port": 80, "protocol": "TCP"}],
-                    }],
-                })  # fmt: skip
-
-    threads = [threading.Thread(target=work, args=(names[n::connections],)) for n in range(connections)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began
+def jobs(services: int) -> list[Job]:
+    """All, in an order in which those of one size are side by side."""
+    few, some, wide, many = (50, 4), (services // 5, 4), (services // 5, 100), (services, 4)
+    return [
+        Job("start-up", start_up),
+        Job("propagation", propagation),
+        Job("sim", simulation.measure),
+        Job("memory", large.memory, few),
+        Job("sync", large.initial, some),
+        Job("memory", large.memory, some),
+        Job("memory", large.memory, wide),
+        Job("sync", large.initial, many),
+        Job("restart", large.restart, many),
+        Job("rest", large.rest, many),
+        Job("memory", large.memory, many),
+        Job("scale", changes.scale, many),
+        Job("storm", large.storm, many),
+        Job("traffic", deaths),
+    ]
 
 
-PARTS: dict[str, Callable[[], list[Figure]]] = {
-    "start-up": start_up,
-    "propagation": propagation,
-    "rest": rest,
-    "initial": initial,
-    "scale": scale,
-    "traffic": traffic,
-}
+PARTS = tuple(dict.fromkeys(job.part for job in jobs(large.LARGE)))
+
+
+class Stages:
+    """The one stage that is open: parts that need the same size share it."""
+
+    def __init__(self) -> None:
+        self._open: tuple[Size, Stage] | None = None
+
+    def of(self, size: Size) -> Stage:
+        """The stage of a size; one of another size is closed."""
+        if self._open is None or self._open[0] != size:
+            self.close()
+            stage = Stage(*size)
+            stage.__enter__()
+            self._open = size, stage
+        return self._open[1]
+
+    def close(self) -> None:
+        """End the servers."""
+        if self._open is not None:
+            self._open[1].__exit__()
+            self._open = None
+
+
+@contextmanager
+def stages() -> Iterator[Stages]:
+    """Closed at the end."""
+    made = Stages()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def run(chosen: Sequence[str], services: int) -> Report:
+    """Measure; the report is saved after every job, so that nothing is lost when a later one fails."""
+    new: Report = {}
+    with stages() as open_stages:
+        for job in jobs(services):
+            if job.part not in chosen:
+                continue
+            changes.say(f"measuring: {job.part}" + (f" at {job.size[0]} x {job.size[1]}" if job.size else ""))
+            part = new.setdefault(job.part, Part(time.strftime("%Y-%m-%d %H:%M"), 0.0))
+            out, began, trouble = Collected(), time.monotonic(), part.trouble
+            try:
+                if job.size is None:
+                    job.work(out)
+                else:
+                    job.work(open_stages.of(job.size), out)
+            except (LabError, OSError, subprocess.SubprocessError) as error:
+                trouble = " ".join(str(error).split())[:200] or type(error).__name__
+                changes.say(f"{job.part} failed: {error}")
+                open_stages.close()
+            took = part.seconds + time.monotonic() - began
+            new[job.part] = Part(
+                part.at, round(took, 1), (*part.figures, *out.figures), (*part.points, *out.points), trouble
+            )
+            report.save(report.merge(report.load(OUT / "report.json"), new, PARTS))
+    return new
 
 
 def main() -> int:
-    """Measure the chosen parts; 1 when a target is missed."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
-    chosen = parser.parse_args().parts or list(PARTS)
-    figures: list[Figure] = []
-    for part in chosen:
-        print(f"measuring: {part}", file=sys.stderr, flush=True)
-        figures += PARTS[part]()
-    save(figures)
-    print(table(figures))
-    return 0 if all(f.ok is not False for f in figures) else 1
+    """0 when every target of the chosen parts is met, 1 when one is missed, 2 when a part failed."""
+    parser = argparse.ArgumentParser(
+        prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}, or report (default: all)")
+    parser.add_argument("--services", type=int, default=large.LARGE, help="size of the large catalog (default 5000)")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - {*PARTS, "report"}:
+        parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)} and report")
+    if arguments.services < 1000:
+        parser.error("--services must be at least 1000: the changes that are measured need services of their own")
+    if arguments.parts == ["report"]:
+        try:
+            report.publish(report.load(OUT / "report.json"))
+        except ValueError as error:
+            parser.error(str(error))
+        return 0
+    chosen = [part for part in arguments.parts if part != "report"] or PARTS
+    new = run(chosen, arguments.services)
+    print(report.markdown(report.load(OUT / "report.json")))
+    if "report" in arguments.parts:
+        report.publish(report.load(OUT / "report.json"))
+    if any(part.trouble for part in new.values()):
+        return 2
+    return 0 if all(figure.ok is not False for figure in report.figures(new)) else 1
 
 
 if __name__ == "__main__":

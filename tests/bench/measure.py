@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab import Lab, LabError
@@ -19,47 +20,49 @@ NAMESPACE = "default"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured value beside its floor. `ok` is None where there is no target."""
+    """A measured value beside its floor. `ok` is None where there is no target; `row` names the target it shows."""
 
     what: str
     value: str
-    floor: str
-    ratio: str
-    target: str
-    ok: bool | None
+    floor: str = ""
+    ratio: str = ""
+    target: str = ""
+    ok: bool | None = None
+    row: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A value for the plot of how cost grows with the number of services."""
+
+    size: int
+    what: str
+    value: float
+    unit: str
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which `percent` of the values lie."""
+    """The least of the values that at least `percent` of them do not exceed (nearest rank)."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+    return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)]
 
 
-def ratio(what: str, value: float, floor: float, most: float, unit: str = "ms") -> Figure:
+def ratio(what: str, value: float, floor: float, most: float, unit: str = "ms", row: str = "") -> Figure:
     """A figure whose target is a multiple of its floor."""
     times = value / floor if floor else float("inf")
-    return Figure(what, f"{value:.1f} {unit}", f"{floor:.1f} {unit}", f"{times:.2f} x", f"<= {most:g} x", times <= most)
+    return Figure(
+        what, f"{value:.1f} {unit}", f"{floor:.1f} {unit}", f"{times:.2f} x", f"<= {most:g} x", times <= most, row
+    )
 
 
-def limit(what: str, value: float, most: float, unit: str, floor: str = "") -> Figure:
+def limit(what: str, value: float, most: float, unit: str, floor: str = "", row: str = "") -> Figure:
     """A figure with an absolute target."""
-    return Figure(what, f"{value:.2f} {unit}", floor, "", f"<= {most:g} {unit}", value <= most)
+    return Figure(what, f"{number(value)} {unit}".strip(), floor, "", f"<= {most:g} {unit}".strip(), value <= most, row)
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """The figures as Markdown."""
-    lines = ["| what | measured | floor | ratio | target | |", "| --- | --- | --- | --- | --- | --- |"]
-    for f in figures:
-        mark = {True: "met", False: "**missed**", None: ""}[f.ok]
-        lines.append(f"| {f.what} | {f.value} | {f.floor} | {f.ratio} | {f.target} | {mark} |")
-    return "\n".join(lines)
-
-
-def save(figures: Sequence[Figure]) -> None:
-    """Write the report as Markdown and as JSON."""
-    OUT.mkdir(exist_ok=True)
-    (OUT / "report.md").write_text(table(figures) + "\n")
-    (OUT / "report.json").write_text(json.dumps([asdict(f) for f in figures], indent=1) + "\n")
+def number(value: float) -> str:
+    """Three digits that count, whole numbers as they are."""
+    return f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
 
 
 class FloorChain:

@@ -1,0 +1,251 @@
+"""Single changes of every kind, and how long each takes until it is written; quiet, or with others going on."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Self
+
+from tests.bench.measure import Figure, FloorChain, limit, number, percentile, ratio
+from tests.bench.report import Collected
+from tests.bench.stage import Stage, address, extra, name, node
+from tests.bench.watching import Tail
+from tests.lab import Lab
+from tests.raw import RawConsul
+
+KINDS = ("flip", "address change", "registration", "deregistration", "removal")
+"""Removal: the VM's node leaves the catalog, and its instance with it."""
+Lags = dict[str, list[float]]
+BUSY_PER_SECOND = 50.0
+SETTLE_SECONDS = 0.03
+DIRECT = 8
+"""Services that are made to have a direct watch."""
+PROMOTION_SECONDS = 20.0
+"""A direct watch is given to another service within 15 s."""
+
+
+def cycle(consul: RawConsul, service: str, place: str, home: str) -> list[tuple[str, Callable[[], object]]]:
+    """Changes of a service that end where they began; `place` is the node of the instance at the address `home`."""
+    come, go, drop = extra(consul, service)
+
+    def move(to: str) -> None:
+        consul.register(service, place, "192.168.98.1", 80, Address=to)
+
+    return [
+        ("flip", lambda: consul.flip(service, place, "critical")),
+        ("flip", lambda: consul.flip(service, place, "passing")),
+        ("address change", lambda: move("10.251.0.1")),
+        ("address change", lambda: move(home)),
+        ("registration", come),
+        ("deregistration", go),
+        ("registration", come),
+        ("removal", drop),
+    ]
+
+
+def rounds(
+    tail: Tail, plans: Mapping[str, Sequence[tuple[str, Callable[[], object]]]], into: Mapping[str, Lags]
+) -> None:
+    """Make the changes of several services in turn, one change of each at a time."""
+    for steps in zip(*plans.values(), strict=True):
+        for service, (kind, change) in zip(plans, steps, strict=True):
+            into[service].setdefault(kind, []).append(tail.lag(service, change))
+            time.sleep(SETTLE_SECONDS)
+
+
+def against_floor(out: Collected, what: str, ours: Lags, floor: Lags, row: str) -> None:
+    """Figures of the first row of the targets, for every kind."""
+    for kind in KINDS:
+        mine, least = ours[kind], floor[kind]
+        title = f"{kind} -> written, {what}, {len(mine)} times"
+        out.figures += [
+            ratio(f"{title}, p50", percentile(mine, 50), percentile(least, 50), 1.25, row=row),
+            Figure(f"{title}, p90", f"{percentile(mine, 90):.1f} ms", f"{percentile(least, 90):.1f} ms", row=row),
+            ratio(f"{title}, p99", percentile(mine, 99), percentile(least, 99), 1.5, row=row),
+        ]
+
+
+def within(out: Collected, title: str, lags: Sequence[float], row: str, p50: float | None, p99: float) -> None:
+    """Figures of absolute limits, in seconds."""
+    title = f"{title}, {len(lags)} times"
+    half = percentile(lags, 50) / 1000
+    out.figures.append(
+        limit(f"{title}, p50", half, p50, "s", row=row)
+        if p50
+        else Figure(f"{title}, p50", f"{number(half)} s", row=row)
+    )
+    out.figures.append(Figure(f"{title}, p90", f"{number(percentile(lags, 90) / 1000)} s", row=row))
+    out.figures.append(limit(f"{title}, p99", percentile(lags, 99) / 1000, p99, "s", row=row))
+
+
+class Elsewhere:
+    """So many changes a second of services that nobody measures: half flips, the rest of all other kinds."""
+
+    def __init__(self, lab: Lab, services: Sequence[int], per_second: float = BUSY_PER_SECOND) -> None:
+        self._lab = lab
+        self._services = services
+        self._every = 1 / per_second
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="elsewhere", daemon=True)
+        self.made = 0
+        self.seconds = 0.0
+
+    def _run(self) -> None:
+        chance = random.Random(5)
+        began = due = time.monotonic()
+        waiting: list[Callable[[], object]] = []
+        with self._lab.raw_consul() as consul:
+            while not self._stop.wait(max(due - time.monotonic(), 0)):
+                due += self._every
+                if len(waiting) < 200:  # changes are taken at random: the second half of a pair may come first
+                    n = chance.choice(self._services)
+                    waiting += [change for _, change in self._some(consul, n, chance)]
+                waiting.pop(0)()
+                self.made += 1
+            self.seconds = time.monotonic() - began
+            for change in waiting:  # bring all to their ends, so that the catalog is as it was
+                change()
+
+    @staticmethod
+    def _some(consul: RawConsul, n: int, chance: random.Random) -> list[tuple[str, Callable[[], object]]]:
+        all_of_them = cycle(consul, name(n), node(n, 0), address(n, 0))
+        return all_of_them[:2] if chance.random() < 0.5 else all_of_them[2:]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def say(text: str) -> None:
+    """Tell who waits."""
+    print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def unwatched(stage: Stage, tail: Tail, consul: RawConsul, groups: Mapping[str, Sequence[int]]) -> tuple[Lags, Lags]:
+    """Changes of services that never changed before, so that none has a direct watch; flips beside the floor's."""
+    ours: Lags = {}
+    floor: Lags = {}
+    chance = random.Random(3)
+    for kind, chosen in groups.items():
+        for turn, n in enumerate(chosen):
+            if kind == "flip":
+                status = "passing" if turn % 2 else "critical"
+                flip = partial(consul.flip, "floor-web", "floor-web-vm3", status)
+                floor.setdefault(kind, []).append(tail.lag("floor-web", flip))
+            ours.setdefault(kind, []).append(tail.lag(name(n), _once(consul, kind, n)))
+            time.sleep(chance.uniform(0.1, 0.6))
+        say(f"{kind}, no direct watch: {len(chosen)} done")
+    return ours, floor
+
+
+def _once(consul: RawConsul, kind: str, n: int) -> Callable[[], object]:
+    service = name(n)
+    return {
+        "flip": lambda: consul.flip(service, node(n, 1), "critical"),
+        "address change": lambda: consul.register(
+            service, node(n, 1), "192.168.98.1", 80, Address=f"10.251.{n // 250}.{n % 250 + 1}"
+        ),
+        "registration": extra(consul, service)[0],
+        "deregistration": lambda: consul.deregister(service, node(n, 2)),
+        "removal": lambda: consul.drop_node(node(n, 3)),
+    }[kind]
+
+
+def choose(services: int, times: int) -> tuple[list[dict[str, list[int]]], list[int], list[int]]:
+    """Two sets of services for changes of each kind, those with a direct watch, and those that change elsewhere.
+
+    None is among the first, which get the direct watches at the start; removals need a node of their own.
+    """
+    chance = random.Random(1)
+    lone = [n for n in range(100, services) if n % 10 == 9]
+    usual = [n for n in range(100, services) if n % 10 != 9]
+    chance.shuffle(lone)
+    chance.shuffle(usual)
+    sets: list[dict[str, list[int]]] = []
+    for _ in range(2):
+        groups = {}
+        for kind in KINDS:
+            source = lone if kind == "removal" else usual
+            groups[kind], source[:times] = source[:times], []
+        sets.append(groups)
+    direct, usual = usual[:DIRECT], usual[DIRECT:]
+    return sets, direct, usual
+
+
+def scale(stage: Stage, out: Collected, times: int = 40) -> None:
+    """Changes in a large catalog: with and without a direct watch, quiet and busy."""
+    daemon = stage.bridge()
+    tail = stage.tail()
+    (quiet, busy), direct, others = choose(stage.services, times)
+    before = daemon.memory_bytes()
+    with stage.lab.raw_consul() as consul, stage.sampler() as sampler, FloorChain(stage.lab, "floor-web"):
+        time.sleep(5)
+        ours, floor = unwatched(stage, tail, consul, quiet)
+        half, worst = percentile(floor["flip"], 50), percentile(floor["flip"], 99)
+        what = f"no direct watch, quiet, {stage.label}"
+        flips = f"flip -> written, {what}, {len(ours['flip'])} times"
+        out.figures += [
+            ratio(f"{flips}, p50", percentile(ours["flip"], 50), half, 2, row="flip-many"),
+            Figure(f"{flips}, p90", f"{percentile(ours['flip'], 90):.1f} ms", f"{percentile(floor['flip'], 90):.1f} ms",
+                   row="flip-many"),
+            ratio(f"{flips}, p99", percentile(ours["flip"], 99), worst, 3, row="flip-many"),
+        ]  # fmt: skip
+        for kind in KINDS[1:]:
+            within(out, f"{kind} -> written, {what}", ours[kind], "others", 0.5, 2)
+        _watched(stage, tail, consul, direct, out, "quiet")
+        with Elsewhere(stage.lab, others) as elsewhere:
+            time.sleep(5)
+            lags, _ = unwatched(stage, tail, consul, busy)
+            what = f"{BUSY_PER_SECOND:.0f} changes/s elsewhere, {stage.label}"
+            for kind in KINDS:
+                title = f"{kind} -> written, no direct watch, {what}"
+                within(out, title, lags[kind], "busy", None, 1 if kind == "flip" else 3)
+            _watched(stage, tail, consul, direct, out, what)
+    out.figures.append(Figure("changes elsewhere", f"{elsewhere.made / elsewhere.seconds:.0f} /s"))
+    stage.connections(sampler, "while changes go on", out)
+    out.figures.append(Figure(f"threads at most, while changes go on, {stage.label}", str(sampler.threads)))
+    grown = (daemon.memory_bytes() - before) / 1e6
+    out.figures.append(Figure(f"memory gained by {elsewhere.made:,} changes, {stage.label}", f"{grown:.1f} MB",
+                              row="memory"))  # fmt: skip
+    _settle(stage, out, "after all changes")
+    out.figures.append(limit(f"missed changes that a verification found, {stage.label}",
+                             daemon.metric("consul_bridge_missed_changes"), 0, ""))  # fmt: skip
+
+
+def _watched(
+    stage: Stage, tail: Tail, consul: RawConsul, direct: Sequence[int], out: Collected, what: str
+) -> None:  # fmt: skip
+    """Changes of a few services again and again, so that each has a direct watch when it is measured."""
+    plans = [(name(n), cycle(consul, name(n), node(n, 0), address(n, 0))) for n in direct]
+    for service, steps in plans:
+        for _, change in steps[:2]:
+            tail.lag(service, change)
+    time.sleep(PROMOTION_SECONDS if what == "quiet" else 0)
+    floor_steps = cycle(consul, "floor-web", "floor-web-vm3", "10.2.0.3")
+    ours: Lags = {}
+    floor: Lags = {}
+    for _ in range(2):
+        for service, steps in plans:
+            rounds(tail, {service: steps, "floor-web": floor_steps}, {service: ours, "floor-web": floor})
+    if what == "quiet":
+        against_floor(out, f"direct watch, quiet, {stage.label}", ours, floor, "others")
+        return
+    for kind in KINDS:
+        title = f"{kind} -> written, changed just before, {what}"
+        within(out, title, ours[kind], "busy", None, 1 if kind == "flip" else 3)
+
+
+def _settle(stage: Stage, out: Collected, when: str) -> None:
+    """Wait until nothing differs, and say what does after a minute."""
+    deadline = time.monotonic() + 60
+    while (differing := stage.differing()) and time.monotonic() < deadline:
+        time.sleep(1)
+    out.figures.append(limit(f"services that differ from Consul {when}, {stage.label}", len(differing), 0, ""))

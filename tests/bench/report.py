@@ -1,0 +1,163 @@
+"""The report: parts measured at different times are merged, and its tables and plot go into docs/scaling.md.
+
+Kept apart from the measuring, so that a part can be run again alone and the rest of the table stays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.bench import plot
+from tests.bench.measure import OUT, Figure, Point
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCUMENT = DOCS / "scaling.md"
+IMAGE = DOCS / "images" / "scaling.svg"
+BEGIN, END = "<!-- {name}: begin -->", "<!-- {name}: end -->"
+
+ROWS: Mapping[str, str] = {
+    "flip": "flip, direct watch, small catalog: p50 <= 1.25 x, p99 <= 1.5 x the floor chain",
+    "flip-many": "flip in 5,000 services, no direct watch, quiet: p50 <= 2 x, p99 <= 3 x the floor chain",
+    "others": "registration, address change, deregistration in 5,000 services, no direct watch: p50 <= 0.5 s, "
+    "p99 <= 2 s; with a direct watch as the first row",
+    "busy": "any of these at 50 changes/s elsewhere: p99 <= 1 s for flips, <= 3 s for the rest",
+    "sync": "initial sync: >= 85 % of the writes/s of the raw writer; 5,000 services under 25 s",
+    "restart": "restart, nothing changed, 5,000 services: 0 writes, ready in <= 8 s",
+    "memory": "memory: <= 250 MB at 5,000 x 4 and at 1,000 x 100; no growth over an hour of changes",
+    "rest": "rest, 5,000 services: < 2 % of one core; 0 Kubernetes writes; Consul's own extra < 3 %",
+    "connections": "connections to Consul <= the budget, always, also while restarting",
+}
+"""The targets, in the order of the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one part of the benchmark gave, and when. `seconds`: how long it took."""
+
+    at: str
+    seconds: float
+    figures: tuple[Figure, ...] = ()
+    points: tuple[Point, ...] = ()
+    trouble: str = ""
+
+
+Report = dict[str, Part]
+
+
+@dataclass(slots=True)
+class Collected:
+    """What jobs of one part give, while they run."""
+
+    figures: list[Figure] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+
+
+def load(path: Path) -> Report:
+    """A report that was saved; an empty one when there is none. Raises ValueError when the file is no report."""
+    if not path.exists():
+        return {}
+    try:
+        return {name: _part(raw) for name, raw in json.loads(path.read_text())["parts"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a report of this benchmark; remove it and measure again") from error
+
+
+def _part(raw: Mapping[str, Any]) -> Part:
+    return Part(
+        raw["at"],
+        raw["seconds"],
+        tuple(Figure(**figure) for figure in raw["figures"]),
+        tuple(Point(**point) for point in raw["points"]),
+        raw["trouble"],
+    )
+
+
+def merge(before: Report, new: Report, order: Sequence[str]) -> Report:
+    """The parts of `new` in the place of those of `before`; in the order given, unknown ones dropped."""
+    found = {**before, **new}
+    return {name: found[name] for name in order if name in found}
+
+
+def save(report: Report, folder: Path = OUT) -> None:
+    """Write report.md and report.json."""
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").write_text(json.dumps({"parts": {n: asdict(p) for n, p in report.items()}}, indent=1))
+    (folder / "report.md").write_text(markdown(report))
+
+
+def markdown(report: Report) -> str:
+    """The whole report."""
+    times = ["| part | measured at | took |", "| --- | --- | --- |"]
+    times += [f"| {name} | {part.at} | {part.seconds:.0f} s{_trouble(part)} |" for name, part in report.items()]
+    return "\n\n".join(
+        ["# Targets", targets(report), "# Further figures", further(report), "# Parts", "\n".join(times)]
+    ) + "\n"  # fmt: skip
+
+
+def _trouble(part: Part) -> str:
+    return f", **failed**: {part.trouble}" if part.trouble else ""
+
+
+def figures(report: Report) -> list[Figure]:
+    """All figures, in the order of the parts."""
+    return [figure for part in report.values() for figure in part.figures]
+
+
+def targets(report: Report) -> str:
+    """The table of targets: every row is there, also the one that nobody has measured yet."""
+    lines = ["| target | measured | floor | ratio | limit | |", "| --- | --- | --- | --- | --- | --- |"]
+    for row, text in ROWS.items():
+        mine = [figure for figure in figures(report) if figure.row == row]
+        lines.append(f"| **{text}** | | | | | {verdict(mine)} |")
+        lines += [_line(figure) for figure in mine]
+    return "\n".join(lines)
+
+
+def verdict(mine: Sequence[Figure]) -> str:
+    """Of one row: met when everything that has a limit keeps it."""
+    judged = [figure.ok for figure in mine if figure.ok is not None]
+    if not judged:
+        return "not measured"
+    return "**met**" if all(judged) else f"**missed** ({judged.count(False)} of {len(judged)})"
+
+
+def further(report: Report) -> str:
+    """The figures that belong to no row of the targets."""
+    lines = ["| what | measured | floor | ratio | limit | |", "| --- | --- | --- | --- | --- | --- |"]
+    return "\n".join([*lines, *(_line(figure) for figure in figures(report) if not figure.row)])
+
+
+def table(some: Iterable[Figure]) -> str:
+    """Figures alone, for the screen."""
+    lines = ["| what | measured | floor | ratio | limit | |", "| --- | --- | --- | --- | --- | --- |"]
+    return "\n".join([*lines, *map(_line, some)])
+
+
+def _line(f: Figure) -> str:
+    mark = {True: "met", False: "missed", None: ""}[f.ok]
+    return f"| {f.what} | {f.value} | {f.floor} | {f.ratio} | {f.target} | {mark} |"
+
+
+def insert(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the two markers of `name`. Raises ValueError when they are not there."""
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"the document needs the lines {begin!r} and {end!r} once each")
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def publish(report: Report) -> None:
+    """Put tables and plot into docs/. Raises ValueError when nothing was measured yet."""
+    if not report:
+        raise ValueError("nothing was measured yet: run `make bench` first")
+    text = insert(DOCUMENT.read_text(), "targets", targets(report))
+    text = insert(text, "further", further(report))
+    DOCUMENT.write_text(text)
+    points = [point for part in report.values() for point in part.points]
+    if points:
+        IMAGE.write_text(plot.svg(points))

@@ -1,0 +1,210 @@
+"""`make bench-sim`: the pure core and the queue with 100,000 services and 1,000,000 instances, no server at all.
+
+Each size runs in a process of its own: every service is read, planned and taken for written once (the first pass),
+then single services change, each through world, queue, plan, guard and store, as in `bridge run`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+from bridge.core.guard import Guard, GuardSettings
+from bridge.core.model import Change, Instance, Known, Listing, Meta, Query, Rule, Status, Target
+from bridge.engine.queue import WorkQueue
+from bridge.engine.reconcile import PlanOptions, Reconciler
+from bridge.engine.world import World
+from bridge.kube.store import Store
+from tests.bench.measure import Figure, limit, number, percentile
+from tests.bench.report import Collected, table
+
+SIZES = (1000, 10_000, 100_000)
+INSTANCES = 10
+CHANGES = 3000
+MOST_RATIO = 2.0
+"""The dearest size beside the cheapest: larger sets miss the processor's caches, but nothing may grow with the size."""
+MOST_BYTES_PER_INSTANCE = 4000
+DATACENTER = "dc1"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Of one size: microseconds of a change, seconds of the first pass, memory at most."""
+
+    services: int
+    p50_microseconds: float
+    p99_microseconds: float
+    mean_microseconds: float
+    first_pass_seconds: float
+    memory_bytes: int
+    writes: int
+
+
+class Simulation:
+    """Everything of a running bridge that computes, with a Kubernetes that accepts every write."""
+
+    def __init__(self, services: int) -> None:
+        self.services = services
+        self.world = World((Rule(name="all"),), (DATACENTER,), grace_seconds=30.0)
+        self.store = Store("default")
+        self.queue: WorkQueue[Target] = WorkQueue()
+        self.reconciler = Reconciler(
+            world=self.world,
+            store=self.store,
+            guard=Guard(GuardSettings()),
+            options=PlanOptions(),
+            clock=time.monotonic,
+        )
+        self.version = 0
+
+    def first_pass(self) -> int:
+        """Read and write everything; the number of writes."""
+        names = {f"service-{n}": frozenset[str]() for n in range(self.services)}
+        self.world.on_listing(DATACENTER, Listing(names), now=0.0)
+        for n in range(self.services):
+            self.world.on_view(query(n), Known(tuple(instances(n))))
+        writes = 0
+        for target in self.world.targets():
+            self.queue.add(target)
+        while len(self.queue):
+            writes += self.work()
+        return writes
+
+    def change(self, n: int, turn: int) -> int:
+        """One instance of a service flips; the number of writes."""
+        known = self.world.known(query(n))
+        if known is None:
+            raise RuntimeError(f"service {n} was never read")
+        first, *others = known.instances
+        status = Status.PASSING if first.status is Status.CRITICAL else Status.CRITICAL
+        for target in self.world.on_view(query(n), Known((replace(first, status=status), *others))):
+            self.queue.add(target)
+        return self.work()
+
+    def work(self) -> int:
+        """What a writer does with the next target of the queue."""
+        target = self.queue.take(0.0)
+        if target is None:
+            return 0
+        plan = self.reconciler.plan(target)
+        writes = 0
+        for change in plan.writes if plan is not None else ():
+            self.store.expect(change)
+            self.store.note(change, self.written(change))
+            writes += 1
+        self.reconciler.guard.applied(target)
+        self.queue.done(target)
+        return writes
+
+    def written(self, change: Change) -> Meta:
+        """What the API server would answer."""
+        self.version += 1
+        if change.body is None:
+            raise RuntimeError(f"nothing is to be deleted here: {change}")
+        uid = f"{change.kind}-{change.name}" if change.existing is None else change.existing.uid
+        body = change.body
+        return Meta(
+            kind=change.kind,
+            namespace=change.target.namespace,
+            name=change.name,
+            uid=uid,
+            resource_version=str(self.version),
+            owner="default",
+            labels=body.labels,
+            annotations=body.annotations,
+        )
+
+
+def query(n: int) -> Query:
+    """What is asked of a service."""
+    return Query(DATACENTER, f"service-{n}")
+
+
+def instances(n: int) -> Iterator[Instance]:
+    """Ten of a service, on nodes that many share."""
+    for i in range(INSTANCES):
+        number_ = n * INSTANCES + i
+        yield Instance(
+            node=f"node-{number_ % 5000}",
+            id=f"service-{n}-{i}",
+            address=f"10.{number_ >> 16 & 255}.{number_ >> 8 & 255}.{number_ & 255}",
+            node_address="192.168.0.1",
+            port=8080,
+            status=Status.PASSING,
+        )
+
+
+def simulate(services: int, changes: int = CHANGES) -> Measured:
+    """Of one size, in this process. Raises RuntimeError when a change did not cost exactly one write."""
+    simulation = Simulation(services)
+    began = time.perf_counter()
+    writes = simulation.first_pass()
+    first = time.perf_counter() - began
+    if writes != services * 2:
+        raise RuntimeError(f"{services} services need {services * 2} writes, {writes} were made")
+    chance = random.Random(services)
+    took = []
+    for turn in range(changes):
+        n = chance.randrange(services)
+        began = time.perf_counter()
+        made = simulation.change(n, turn)
+        took.append((time.perf_counter() - began) * 1e6)
+        if made != 1:
+            raise RuntimeError(f"a change of service {n} took {made} writes")
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(services, percentile(took, 50), percentile(took, 99), sum(took) / len(took), first, used, writes)
+
+
+def measure(out: Collected) -> None:
+    """Figures of all sizes beside each other."""
+    found = []
+    for services in SIZES:
+        command = [sys.executable, "-m", "tests.bench.simulation", "--one", str(services)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        found.append(Measured(**json.loads(done.stdout)))
+    out.figures += figures(found)
+
+
+def figures(found: list[Measured]) -> list[Figure]:
+    """Ratios of the largest to the smallest, and what each costs."""
+    small = found[0]
+    made = []
+    for one in found:
+        title = f"simulation, {one.services:,} services, {one.services * INSTANCES:,} instances"
+        times = one.p50_microseconds / small.p50_microseconds
+        made += [
+            Figure(
+                f"{title}: a change, p50", f"{one.p50_microseconds:.0f} us", f"{small.p50_microseconds:.0f} us",
+                f"{times:.2f} x", f"<= {MOST_RATIO:g} x", times <= MOST_RATIO,
+            ),
+            Figure(
+                f"{title}: a change, mean and p99", f"{one.mean_microseconds:.0f} us, {one.p99_microseconds:.0f} us"
+            ),
+            Figure(f"{title}: first pass", f"{number(one.first_pass_seconds)} s"),
+        ]  # fmt: skip
+    large = found[-1]
+    per = large.memory_bytes / (large.services * INSTANCES)
+    title = f"memory of an instance at {large.services:,} services ({large.memory_bytes / 1e6:.0f} MB in all)"
+    made.append(limit(title, round(per), MOST_BYTES_PER_INSTANCE, "bytes"))
+    return made
+
+
+def main() -> int:
+    """All sizes as a table; `--one N`: a size as JSON. 1 when a limit is not kept."""
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(asdict(simulate(int(sys.argv[2])))))
+        return 0
+    out = Collected()
+    measure(out)
+    print(table(out.figures))
+    return 0 if all(figure.ok is not False for figure in out.figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

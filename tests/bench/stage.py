@@ -1,0 +1,239 @@
+"""A Consul with many services, a Kubernetes, and a bridge between them, shared by the parts that need that size."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from tests.bench.measure import NAMESPACE, limit, make_service, register
+from tests.bench.report import Collected
+from tests.bench.watching import Sampler, Tail
+from tests.lab import Lab, LabError
+from tests.program import Daemon, bridge, environment
+from tests.raw import ENDPOINTS, SERVICES, Json, RawConsul, not_ready_addresses, ready_addresses
+
+NODES = 1000
+BUDGET = 64
+CONNECTIONS = 16
+FLOOR = "floor"
+"""Namespace of what the raw writers make: the bridge does not look at it."""
+OPERATIONS = 120
+"""Operations in one of Consul's transactions, of at most 128."""
+
+
+def name(service: int) -> str:
+    """Of a service."""
+    return f"bench-{service:05}"
+
+
+def address(service: int, instance: int) -> str:
+    """A unique address of an instance."""
+    number = service * 100 + instance
+    return f"10.{number // 62500 + 10}.{number // 250 % 250}.{number % 250 + 1}"
+
+
+def node(service: int, instance: int) -> str:
+    """The node that an instance is on. Many share one, but each tenth service's last has its own, which may go."""
+    if service % 10 == 9 and instance == 3:
+        return f"lone-{service}"
+    return f"node-{(service * 4 + instance) % NODES}"
+
+
+def check(service: int, instance: int, status: str) -> Json:
+    """An instance's check."""
+    identity = f"{name(service)}-{node(service, instance)}"
+    return {"Node": node(service, instance), "CheckID": f"check:{identity}", "Name": "test", "Status": status,
+            "ServiceID": identity, "ServiceName": name(service)}  # fmt: skip
+
+
+def transact(lab: Lab, operations: Iterable[Json], workers: int = 4) -> None:
+    """Apply operations to Consul's catalog in transactions. Raises LabError when one was refused."""
+    every = iter(operations)
+    batches = iter(lambda: list(itertools.islice(every, OPERATIONS)), [])
+    lock = threading.Lock()
+    faults: list[Exception] = []
+
+    def work() -> None:
+        try:
+            with lab.raw_consul() as consul:
+                while True:
+                    with lock:
+                        batch = next(batches, None)
+                    if batch is None:
+                        return
+                    consul.json("PUT", "/v1/txn", batch)
+        except Exception as error:  # noqa: BLE001 - told to the caller below
+            faults.append(error)
+
+    run_threads([work] * workers)
+    if faults:
+        raise LabError(f"Consul refused a transaction: {faults[0]}") from faults[0]
+
+
+def run_threads(jobs: Sequence[Callable[[], None]]) -> float:
+    """Run them at once; seconds until the last has ended."""
+    threads = [threading.Thread(target=job) for job in jobs]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began
+
+
+class Stage:
+    """`services` services of `instances` each. A context manager; the bridge starts with `bridge()`."""
+
+    def __init__(self, services: int, instances: int) -> None:
+        self.services = services
+        self.instances = instances
+        self.label = f"{services:,} services x {instances}"
+        self.lab = Lab(own=True)
+        self.daemon = self._daemon()
+        self.synced = False
+
+    def __enter__(self) -> Stage:
+        self.lab.start()
+        try:
+            self._populate()
+            with self.lab.raw_consul() as consul:
+                register(consul, "floor-web", 12, "10.2.0")
+            make_service(self.lab, "floor-web")
+            with self.lab.raw_kube() as kube:
+                kube.apply(f"/api/v1/namespaces/{FLOOR}", {
+                    "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": FLOOR},
+                })  # fmt: skip
+        except BaseException:
+            self.lab.close(keep=True)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lab.close()
+
+    def _daemon(self) -> Daemon:
+        arguments = ("--service", "bench-*", "--namespace", NAMESPACE, "--panic-threshold", "0")
+        env = environment(self.lab.consul.address, self.lab.kubeconfig)
+        daemon = Daemon(self.lab, "bridge", *arguments, env=env)
+        daemon.ready_seconds = 300
+        self.lab.add(daemon)
+        return daemon
+
+    def _populate(self) -> None:
+        places = [(n, i) for n in range(self.services) for i in range(self.instances)]
+        nodes = dict.fromkeys(node(n, i) for n, i in places)
+        transact(self.lab, (
+            {"Node": {"Verb": "set", "Node": {"Node": found, "Address": f"192.168.{k // 250}.{k % 250 + 1}"}}}
+            for k, found in enumerate(nodes)
+        ))  # fmt: skip
+        transact(self.lab, (operation for n, i in places for operation in (
+            {"Service": {"Verb": "set", "Node": node(n, i), "Service": {
+                "ID": f"{name(n)}-{node(n, i)}", "Service": name(n), "Port": 80, "Address": address(n, i),
+            }}},
+            {"Check": {"Verb": "set", "Check": check(n, i, "passing")}},
+        )))  # fmt: skip
+
+    def command(self) -> tuple[float, int, int]:
+        """`bridge sync`: seconds, writes, services."""
+        env = environment(self.lab.consul.address, self.lab.kubeconfig)
+        began = time.perf_counter()
+        done = bridge("sync", "--service", "bench-*", "--namespace", NAMESPACE, "--yes", "-o", "json",
+                      env=env, timeout=900)  # fmt: skip
+        took = time.perf_counter() - began
+        if done.status != 0:
+            raise LabError(f"bridge sync failed:\n{done.stderr[-2000:]}")
+        self.synced = True
+        return took, sum(done.json["summary"][k] for k in ("create", "update", "delete")), self.services
+
+    def bridge(self) -> Daemon:
+        """The bridge, running, with everything mirrored."""
+        if not self.daemon.running:
+            if not self.synced:
+                self.command()
+            self.daemon.start()
+        return self.daemon
+
+    def pid(self) -> int | None:
+        """Of the bridge; None while it does not run."""
+        return self.daemon.pid if self.daemon.is_process else None
+
+    def sampler(self) -> Sampler:
+        """Of the bridge's threads and connections."""
+        return Sampler(self.lab.consul.ports["http"], self.pid)
+
+    def tail(self) -> Tail:
+        """Writes from now on."""
+        return Tail(self.lab)
+
+    def connections(self, sampler: Sampler, when: str, out: Collected) -> None:
+        """Figures of what the sampler saw."""
+        if not sampler.samples:
+            raise LabError("the bridge was never looked at")
+        out.figures.append(
+            limit(f"connections to Consul at most, {when}, {self.label}", sampler.connections, BUDGET, "",
+                  row="connections")
+        )  # fmt: skip
+
+    def differing(self) -> list[str]:
+        """Services whose Endpoints are not what Consul holds."""
+        with self.lab.raw_kube() as kube:
+            path = ENDPOINTS.format(namespace=NAMESPACE)
+            objects = (kube.get(path) or {}).get("items") or []
+        held = {o["metadata"]["name"]: o for o in objects}
+        found: list[str] = []
+
+        def work(mine: Sequence[int]) -> None:
+            with self.lab.raw_consul() as consul:
+                for n in mine:
+                    _, entries = consul.health(name(n))
+                    states = sorted(
+                        (all(c["Status"] in ("passing", "warning") for c in e["Checks"]), e["Service"]["Address"])
+                        for e in entries
+                    )
+                    endpoints = held.get(name(n))
+                    seen = sorted(
+                        [(True, ip) for ip, _ in ready_addresses(endpoints)]
+                        + [(False, ip) for ip, _ in not_ready_addresses(endpoints)]
+                    )
+                    if states != seen:
+                        found.append(name(n))
+
+        run_threads([partial(work, range(k, self.services, 4)) for k in range(4)])
+        return sorted(found)
+
+
+def raw_writes(lab: Lab, prefix: str, services: int, instances: int, create: bool = True) -> float:
+    """Seconds in which plain clients make the same objects under other names (`create` False: only the Endpoints)."""
+
+    def work(mine: Sequence[int]) -> None:
+        with lab.raw_kube() as kube:
+            for n in mine:
+                metadata = {"name": f"{prefix}-{n}"}
+                if create:
+                    kube.apply(f"{SERVICES.format(namespace=FLOOR)}/{prefix}-{n}", {
+                        "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+                        "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
+                    })  # fmt: skip
+                ready = [{"ip": address(n, i)} for i in range(0 if create else 1, instances)]
+                sick = [] if create else [{"ip": address(n, 0)}]
+                subset = {"addresses": ready, "notReadyAddresses": sick, "ports": [{"port": 80, "protocol": "TCP"}]}
+                kube.apply(f"{ENDPOINTS.format(namespace=FLOOR)}/{prefix}-{n}", {
+                    "apiVersion": "v1", "kind": "Endpoints", "metadata": metadata,
+                    "subsets": [{k: v for k, v in subset.items() if v}],
+                })  # fmt: skip
+
+    return run_threads([partial(work, range(k, services, CONNECTIONS)) for k in range(CONNECTIONS)])
+
+
+def extra(consul: RawConsul, service: str) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
+    """Register an instance on a node of its own; take the instance away; take the node away with it."""
+    machine = f"extra-{service}"
+    tail = sum(service.encode()) % 250 + 1
+    return (
+        lambda: consul.register(service, machine, "192.168.99.1", 80, Address=f"10.250.0.{tail}"),
+        lambda: consul.deregister(service, machine),
+        lambda: consul.drop_node(machine),
+    )
