@@ -1,0 +1,163 @@
+"""What the benchmark sees: writes in the audit log, connections in the kernel's table; and what its parts make of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tests.bench import __main__ as command
+from tests.bench import report, simulation, watching
+from tests.bench.changes import KINDS, choose
+from tests.bench.measure import limit
+from tests.bench.report import Collected
+from tests.bench.simulation import Measured, simulate
+from tests.bench.stage import address, node
+from tests.bench.watching import Tail, connections
+from tests.lab import Lab
+
+
+def entry(verb: str, resource: str, name: str, code: int = 200, **reference: str) -> bytes:
+    """A line of the audit log."""
+    return (
+        json.dumps(
+            {
+                "verb": verb,
+                "objectRef": {"resource": resource, "namespace": "default", "name": name, **reference},
+                "responseStatus": {"code": code},
+                "stageTimestamp": "2026-01-01T00:00:01.5Z",
+            }
+        ).encode()
+        + b"\n"
+    )
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """An audit log with something in it from before."""
+    path = tmp_path / "audit.log"
+    path.write_bytes(entry("patch", "endpoints", "bench-old"))
+    return path
+
+
+def tail_of(path: Path) -> Tail:
+    """A tail of a log without a lab."""
+    return Tail(cast("Lab", SimpleNamespace(audit_log=path)))
+
+
+def append(path: Path, *parts: bytes) -> None:
+    """Let the log grow."""
+    with path.open("ab") as file:
+        for part in parts:
+            file.write(part)
+
+
+def test_a_tail_tells_successful_writes_since_the_last_look(log: Path) -> None:
+    """Neither reads, failures, other namespaces and subresources, nor what was there before."""
+    tail = tail_of(log)
+    append(
+        log,
+        entry("patch", "endpoints", "bench-1"),
+        entry("get", "endpoints", "bench-2"),
+        entry("patch", "endpoints", "bench-3", code=409),
+        entry("patch", "endpoints", "bench-4", namespace="floor"),
+        entry("patch", "services", "bench-5", subresource="status"),
+        entry("create", "leases", "bench-6"),
+    )
+    assert tail.read() == [(1767225601.5, "endpoints", "bench-1")]
+    assert tail.read() == []
+
+
+def test_half_a_line_waits_for_its_end(log: Path) -> None:
+    """The server may be writing while we read."""
+    tail, line = tail_of(log), entry("delete", "services", "bench-1")
+    append(log, line[:40])
+    assert tail.read() == []
+    append(log, line[40:])
+    assert tail.count() == 1
+
+
+def test_a_lag_is_to_the_write_of_just_that_object(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In milliseconds after the change had been answered."""
+    monkeypatch.setattr(watching.time, "time", lambda: 1767225601.25)
+
+    def change() -> None:
+        append(log, entry("patch", "endpoints", "bench-2"), entry("patch", "endpoints", "bench-1"))
+
+    assert tail_of(log).lag("bench-1", change) == pytest.approx(250.0)
+
+
+def test_only_open_connections_of_the_process_to_the_port_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another's, nor those to another port, nor those that are closed."""
+    monkeypatch.setattr(watching, "sockets", lambda _pid: {"1", "2", "3", "4"})
+
+    def row(port: int, state: str, inode: str) -> str:
+        return f"0: 0100007F:1000 0100007F:{port:04X} {state} 0:0 0:0 0 0 0 {inode} 1"
+
+    rows = [
+        row(8500, "01", "1"),
+        row(8500, "08", "2"),
+        row(8500, "06", "3"),
+        row(9000, "01", "4"),
+        row(8500, "01", "9"),
+    ]
+    assert connections(1, 8500, "\n".join(["head", *rows])) == 2
+
+
+def test_addresses_are_unique_at_every_size() -> None:
+    """Also with a hundred instances in each of a thousand services."""
+    for services, instances in ((5000, 4), (1000, 100)):
+        found = {address(n, i) for n in range(services) for i in range(instances)}
+        assert len(found) == services * instances
+
+
+def test_what_is_measured_never_changed_before() -> None:
+    """No service is in two groups, nor among those that change elsewhere; what is removed has a node of its own."""
+    sets, direct, others = choose(1000, 40)
+    chosen = [n for groups in sets for found in groups.values() for n in found] + direct
+    assert len(chosen) == len(set(chosen)) == 2 * 40 * len(KINDS) + len(direct)
+    assert not set(chosen) & set(others)
+    assert min(chosen + others) >= 100
+    assert all(node(n, 3) == f"lone-{n}" for groups in sets for n in groups["removal"])
+
+
+def test_a_simulated_change_costs_one_write() -> None:
+    """`simulate` raises otherwise; the first pass costs two of each service."""
+    assert simulate(30, changes=60).writes == 60
+
+
+@pytest.mark.parametrize(("microseconds", "ok"), [(190.0, True), (210.0, False)])
+def test_a_cost_that_grows_with_the_catalog_is_missed(microseconds: float, ok: bool) -> None:
+    """Beside the smallest size."""
+    small, large = (Measured(n, t, t, t, 1.0, 10**6, 2 * n) for n, t in ((1000, 100.0), (100_000, microseconds)))
+    found = {f.what: f for f in simulation.figures([small, large])}
+    title = "simulation, 100,000 services, 1,000,000 instances: a change, p50"
+    assert found[title].ok is ok
+
+
+def measured_by(works: dict[str, Callable[[Collected], None]], monkeypatch: pytest.MonkeyPatch, out: Path) -> Any:
+    """What `run` makes of these parts, and what it saves."""
+    monkeypatch.setattr(command, "OUT", out)
+    monkeypatch.setattr(command, "jobs", lambda _services: [command.Job(part, work) for part, work in works.items()])
+    saved: list[Any] = []
+    monkeypatch.setattr(report, "save", saved.append)
+    return command.run(list(works), 5000), saved
+
+
+def test_a_part_that_fails_is_told_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is saved after each."""
+
+    def fail(_out: Collected) -> None:
+        raise OSError("no server")
+
+    def work(out: Collected) -> None:
+        out.figures.append(limit("x", 1, 2, "s"))
+
+    new, saved = measured_by({"propagation": fail, "sync": work}, monkeypatch, tmp_path)
+    assert new["propagation"].trouble == "no server"
+    assert [f.what for f in new["sync"].figures] == ["x"]
+    assert [list(one) for one in saved] == [["propagation"], ["propagation", "sync"]]
