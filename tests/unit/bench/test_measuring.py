@@ -1,8 +1,9 @@
-"""What the benchmark sees: writes in the audit log, connections in the kernel's table; and what its parts make of it."""
+"""What the benchmark sees: writes in the audit log, connections in the kernel's table; and what parts make of it."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,7 +84,7 @@ def test_half_a_line_waits_for_its_end(log: Path) -> None:
 
 def test_a_lag_is_to_the_write_of_just_that_object(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In milliseconds after the change had been answered."""
-    monkeypatch.setattr(watching.time, "time", lambda: 1767225601.25)
+    monkeypatch.setattr(time, "time", lambda: 1767225601.25)
 
     def change() -> None:
         append(log, entry("patch", "endpoints", "bench-2"), entry("patch", "endpoints", "bench-1"))
