@@ -48,6 +48,10 @@ docs: $(STAMP) ## make docs/reference.md anew from the code
 chaos: $(STAMP) ## faults of all kinds while services change: make chaos SEED=7 MINUTES=10 FAULT="kube-kill consul-kill"
 	@$(BIN)/python -m tests.chaos --seed '$(SEED)' --minutes '$(or $(MINUTES),5)' $(foreach fault,$(FAULT),--fault '$(fault)')
 
+fuzz: $(STAMP) ## coverage-guided fuzzing of what reads foreign bytes: make fuzz SECONDS=60
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
+	@$(BIN)/python -m tests.unit.hostile.fuzz -max_total_time=$(or $(SECONDS),60) -timeout=10 -rss_limit_mb=1024 -artifact_prefix=.hypothesis/
+
 lab-up: $(STAMP) ## start a real Consul and a real Kubernetes control plane here
 	@$(BIN)/python -m tests.lab up
 
