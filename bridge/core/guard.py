@@ -21,6 +21,7 @@ Time is passed in; not thread-safe (the reconciler holds a lock).
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -91,13 +92,52 @@ class _Sums:
         return self.lost + self.flipped
 
 
+class _Window:
+    """What went at each target lately, with the sums over all: one change must not cost more the more there were."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.flipped = 0
+        self._takings: dict[Target, list[_Taking]] = {}
+        self._due: list[tuple[float, Target]] = []
+
+    def of(self, target: Target) -> Sequence[_Taking]:
+        """What went at a target."""
+        return self._takings.get(target, ())
+
+    def pop(self, target: Target) -> Sequence[_Taking]:
+        """The same, taken out."""
+        takings = self._takings.pop(target, [])
+        self.lost -= _lost(takings)
+        self.flipped -= _flipped(takings)
+        return takings
+
+    def put(self, target: Target, takings: list[_Taking]) -> None:
+        """Set what went at a target of which nothing is known (any more)."""
+        if not takings:
+            return
+        self._takings[target] = takings
+        self.lost += _lost(takings)
+        self.flipped += _flipped(takings)
+        heapq.heappush(self._due, (min(t.at for t in takings), target))
+
+    def forget(self, horizon: float) -> None:
+        """Leave out what went at `horizon` or before."""
+        while self._due and self._due[0][0] <= horizon:
+            _, target = heapq.heappop(self._due)
+            fresh = [t for t in self.of(target) if t.at > horizon]
+            if len(fresh) < len(self.of(target)):  # else the entry was of takings that are not there any more
+                self.pop(target)
+                self.put(target, fresh)
+
+
 class Guard:
     """Keeps the sums of the sliding window and the holds."""
 
     def __init__(self, settings: GuardSettings) -> None:
         self._settings = settings
-        self._pending: dict[Target, _Taking] = {}
-        self._history: dict[Target, list[_Taking]] = {}
+        self._pending = _Window()
+        self._history = _Window()
         self._holds: dict[Target, _Hold] = {}
         self._peak = 0
         self._free: set[Target] = set()
@@ -106,10 +146,11 @@ class Guard:
 
     def admit(self, plans: Sequence[Plan], total_ready: int, now: float, *, force: bool = False) -> Verdict:
         """Judge plans together. `total_ready` counts the ready endpoints of all our objects as they are now."""
-        self._forget_old(now)
+        for window in (self._pending, self._history):
+            window.forget(now - self._settings.window_seconds)
         taking = []
         for plan in plans:
-            self._pending.pop(plan.target, None)
+            self._pending.pop(plan.target)
             if plan.lost or plan.flipped:
                 taking.append(plan)
             else:
@@ -125,14 +166,11 @@ class Guard:
 
     def applied(self, target: Target) -> None:
         """What was admitted for `target` has been written."""
-        taking = self._pending.pop(target, None)
-        if taking is None:
-            return
-        history = _without(self._history.pop(target, []), taking.gained)
-        if taking.lost or taking.flipped:
-            history.append(replace(taking, gained=0))
-        if history:
-            self._history[target] = history
+        for taking in self._pending.pop(target):
+            history = _without(self._history.pop(target), taking.gained)
+            if taking.lost or taking.flipped:
+                history.append(replace(taking, gained=0))
+            self._history.put(target, history)
 
     def rebuilt(self, datacenter: str, now: float) -> None:
         """Consul's index went backwards in `datacenter`."""
@@ -157,7 +195,7 @@ class Guard:
 
     def forget(self, target: Target) -> None:
         """Nothing of ours is left at `target`. What went there stays in the sums of the window."""
-        self._pending.pop(target, None)
+        self._pending.pop(target)
         self._end(target)
 
     # ------------------------------------------------------------------ the rules
@@ -202,13 +240,13 @@ class Guard:
     def _sums(self, plans: Sequence[Plan], total_ready: int) -> _Sums:
         """What was let go on purpose is in none of the sums: it says nothing about the rest."""
         mine = {p.target for p in plans} | self._free
-        written = [t for history in self._history.values() for t in history]
-        waiting: list[_Taking | _Hold] = [t for target, t in self._pending.items() if target not in mine]
-        waiting += [h for target, h in self._holds.items() if target not in mine]
+        written, pending = self._history, self._pending
+        held = [h for target, h in self._holds.items() if target not in mine]
+        free = [t for target in mine for t in pending.of(target)]
         return _Sums(
-            lost=_lost(written) + _lost(waiting) + sum(p.lost for p in plans),
-            flipped=_flipped(written) + _flipped(waiting) + sum(p.flipped for p in plans),
-            baseline=total_ready + _lost(written) + _flipped(written),
+            lost=written.lost + pending.lost - _lost(free) + _lost(held) + sum(p.lost for p in plans),
+            flipped=written.flipped + pending.flipped - _flipped(free) + _flipped(held) + sum(p.flipped for p in plans),
+            baseline=total_ready + written.lost + written.flipped,
         )
 
     def _came_back(self, plans: Sequence[Plan]) -> bool:
@@ -268,7 +306,7 @@ class Guard:
         flipped = 0 if not charged or (held is not None and held.flips) else plan.flipped
         gained = max(0, plan.ready - (plan.ready_before - plan.lost - plan.flipped))
         if lost or flipped or gained:
-            self._pending[plan.target] = _Taking(now, lost, flipped, gained)
+            self._pending.put(plan.target, [_Taking(now, lost, flipped, gained)])
 
     def _recovered(self, target: Target) -> None:
         """Consul shows everything again at `target`; that may change what is thought of the other holds."""
@@ -286,18 +324,6 @@ class Guard:
 
     def _held_endpoints(self) -> int:
         return sum(h.held.endpoints for h in self._holds.values())
-
-    def _forget_old(self, now: float) -> None:
-        horizon = now - self._settings.window_seconds
-        for target, taking in list(self._pending.items()):
-            if taking.at <= horizon:
-                del self._pending[target]
-        for target, history in list(self._history.items()):
-            fresh = [t for t in history if t.at > horizon]
-            if fresh:
-                self._history[target] = fresh
-            else:
-                del self._history[target]
 
 
 def _without(history: Iterable[_Taking], gained: int) -> list[_Taking]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.guard import Guard, GuardSettings
+from bridge.core.guard import Guard, GuardSettings, _Taking, _Window
 from bridge.core.model import Held, Plan, Query, Target
 
 TARGETS = [Target("default", f"s{n:03}") for n in range(200)]
@@ -463,3 +464,26 @@ def test_never_more_than_half_within_a_minute(losses: list[tuple[int, int, float
             written.append((now, lost))
             recent = sum(count for at, count in written if at > now - 60.0)
             assert recent * 2 <= sum(ready.values()) + recent
+
+
+def test_the_window_gives_the_sums_of_what_is_in_it_and_forgets_all_of_the_rest() -> None:
+    """Whatever comes and goes, in whatever order; and nothing piles up for a target that changes all the time."""
+    chance = random.Random(4)
+    window, plain = _Window(), dict[Target, list[_Taking]]()
+    targets = [Target("default", f"web-{n}") for n in range(4)]
+    for now in range(1000):
+        target = chance.choice(targets)
+        window.forget(now - 60)
+        plain = {t: left for t, found in plain.items() if (left := [x for x in found if x.at > now - 60])}
+        taken = list(window.pop(target)) if chance.random() < 0.6 else []
+        assert taken in ([], plain.get(target, []))
+        if taken or target not in plain:
+            fresh = [*taken[-2:], _Taking(now, chance.randrange(3), chance.randrange(3))]
+            chance.shuffle(fresh)
+            window.put(target, fresh)
+            plain[target] = fresh
+        left = [x for found in plain.values() for x in found]
+        assert (window.lost, window.flipped) == (sum(x.lost for x in left), sum(x.flipped for x in left))
+        assert len(window._due) <= 2 * 60 + 2
+    window.forget(2000.0)
+    assert (window.lost, window.flipped, window._due, window._takings) == (0, 0, [], {})
