@@ -51,6 +51,7 @@ class Catalog:
         self._listener = listener
         self._clock = clock
         self._budget = config.connections
+        self._wanted: frozenset[Query] | None = None
         self._strange: frozenset[Query] = frozenset()
         self._lock = threading.Lock()
         self._watches = {
@@ -83,6 +84,9 @@ class Catalog:
     def want(self, queries: frozenset[Query]) -> None:
         """Watch exactly these from now on: new ones are read and watched, the others forgotten."""
         with self._lock:
+            if queries is self._wanted:  # asked again and again, of thousands of services
+                return
+            self._wanted = queries
             shares: dict[str, set[Query]] = {name: set() for name in self._watches}
             strange: set[Query] = set()
             for query in queries:

@@ -69,6 +69,9 @@ from bridge.observe.together import Together
 from bridge.report import Failure, NullObserver, Observer, Outcome, build_report
 from bridge.retry import RetryPolicy, call
 
+FIRST_LOOK_SECONDS = 0.02
+"""How often it is looked whether everything was read for the first time."""
+
 FIRST_READ_SECONDS = 60.0
 """How long the first full pass waits for Consul's first answers before it goes on with those that came."""
 
@@ -440,8 +443,7 @@ class Bridge:
                     return
             if self._clock() >= deadline:
                 return
-            self._wake.wait(0.05)
-            self._wake.clear()
+            self._stop.wait(FIRST_LOOK_SECONDS)  # not for each view: looking at all of them for each is what costs
         raise CancelledError("stopped before the first pass")
 
     def _full_pass(self) -> None:

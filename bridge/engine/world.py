@@ -201,7 +201,8 @@ class World:
 
     def unread(self) -> frozenset[Query]:
         """Wanted services that Consul has neither answered nor failed for yet."""
-        return frozenset(q for q in self.wanted() if q not in self._views and q not in self._trouble)
+        # of sets and dictionaries, whose hashes are stored: asked for each of thousands of services, they are the cost
+        return self.wanted().difference(self._views).difference(self._trouble)
 
     def listings_answered(self) -> bool:
         """Whether every datacenter has answered or failed at least once."""
