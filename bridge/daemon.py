@@ -32,7 +32,7 @@ FIXED = ("run.listen", "log.format", "log.level")
 
 GARBAGE_THRESHOLDS = (20_000, 10, 10)
 """Python's own look for cycles, by default after every 700 new objects, finds next to none here: what we keep are
-values without cycles, and decoding a catalog makes a million of them. That was 40 % of a restart's processor time."""
+values without cycles, and decoding a catalog makes a million of them. That was 40 % of the processor time of both."""
 
 
 class Log(Protocol):
