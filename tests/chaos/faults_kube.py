@@ -11,10 +11,10 @@ from typing import ClassVar
 import trustme
 
 from tests.chaos.faults import EITHER, KUBE_DOWN, KUBE_UP_0, NOT_READY, READY, Fault, Metric, Reason, log
-from tests.chaos.stage import DOOMED, NAMESPACE, Stage, create_namespace
+from tests.chaos.stage import DOOMED, NAMESPACE, Stage, create_namespace, wait_for
 from tests.chaos.stub import Answer, Rule, Stub
 from tests.lab import wait_until
-from tests.raw import ENDPOINTS, SERVICES, RawClient
+from tests.raw import ENDPOINTS, SERVICES, RawClient, RawKube, UnexpectedAnswerError
 
 WRITE_FAILED = log("write failed")
 
@@ -295,6 +295,18 @@ class KubeAdmission(Fault):
                 **head, "kind": "ValidatingAdmissionPolicyBinding",
                 "spec": {"policyName": "chaos", "validationActions": ["Deny"]},
             })  # fmt: skip
+            wait_for(lambda: self._refuses(kube), 10)
+        # among a thousand services this one would not change by itself in time
+        sick = stage.fleet.expected()["c-0"].not_ready
+        stage.fleet.set_status("c-0", "passing" if sick else "critical")
+
+    def _refuses(self, kube: RawKube) -> bool:
+        path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/c-0?dryRun=All"
+        try:
+            kube.json("PATCH", path, {"metadata": {"labels": {"asked": "by-chaos"}}}, "application/merge-patch+json")
+        except UnexpectedAnswerError:
+            return True
+        return False
 
     def heal(self, stage: Stage) -> None:
         with stage.connect_kube() as kube:
