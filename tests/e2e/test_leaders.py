@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import pytest
 
@@ -52,8 +53,8 @@ class Replicas:
     shards: int = 1
     running: dict[str, Daemon] = field(default_factory=dict)
 
-    def add(self, name: str, *, shards: int | None = None) -> Daemon:
-        """Start one more; ready when this returns."""
+    def add(self, name: str, *, shards: int | None = None, wait: bool = True) -> Daemon:
+        """Start one more; ready when this returns, unless it is not to be waited for."""
         kubeconfig = self.lab.service_account(self.namespace, name, RULES)
         env = environment(
             self.lab.consul.address, kubeconfig, POD_NAME=name, BRIDGE_RUN_LEASE_DURATION=f"{LEASE}s", BRIDGE_GRACE="1s"
@@ -66,7 +67,7 @@ class Replicas:
             env=env,
         )
         self.lab.add(daemon)
-        daemon.start()
+        daemon.start(wait=wait)
         self.running[name] = daemon
         return daemon
 
@@ -285,6 +286,75 @@ def assert_terms(replicas: Replicas) -> None:
             assert before[-1:] == [entry.user], entry
             written += 1
     assert written > 100
+
+
+def test_another_number_of_shards_takes_over_when_the_last_replica_with_the_old_one_has_gone(
+    replicas: Replicas, eventually: Eventually
+) -> None:
+    """A rolling change: the new ones stand by and say why, the old ones go on; nothing ready is taken away."""
+    count = 12
+
+    def all_ready(last: str) -> bool:
+        ends = [last if n == 0 else "1" for n in range(count)]
+        return [replicas.ready(n) for n in range(count)] == [[(f"10.78.{e}.{n + 1}", 80)] for n, e in enumerate(ends)]
+
+    def waiting(name: str) -> str:
+        return str(replicas.running[name].readiness().get("election", {}).get("waiting") or "")
+
+    def register(number: int, part: str) -> None:
+        replicas.consul.register(f"{replicas.prefix}{number}", f"vm-{number}", f"10.78.{part}.{number + 1}", 80)
+
+    for number in range(count):
+        register(number, "1")
+    for name in ("old-1", "old-2"):
+        replicas.add(name, shards=2)
+    eventually(lambda: all_ready("1"), True, 30)
+    eventually(lambda: sorted(chain(*replicas.held().values())), [0, 1], 30)
+    since = time.time()
+    for name in ("new-1", "new-2"):
+        replicas.add(name, shards=3)
+    reason = "replicas with 2 shard(s) are still running"
+    eventually(lambda: [reason in waiting(name) for name in ("new-1", "new-2")], [True, True], 30)
+    assert [replicas.held()[name] for name in ("new-1", "new-2")] == [[], []]
+
+    replicas.running.pop("old-1").stop()
+    eventually(lambda: replicas.held().get("old-2"), [0, 1], LEASE + 20)
+    register(0, "2")
+    eventually(lambda: all_ready("2"), True, 30)
+    assert set(replicas.writes(since)) == {"old-2"}
+
+    replicas.running.pop("old-2").stop()
+    gone = time.time()
+    eventually(lambda: sorted(chain(*replicas.held().values())), [0, 1, 2], LEASE + 20)
+    eventually(lambda: [waiting(name) for name in ("new-1", "new-2")], ["", ""], 10)
+    register(0, "3")
+    eventually(lambda: all_ready("3"), True, 30)
+    assert set(replicas.writes(gone)) <= {"new-1", "new-2"}
+    assert [e for e in writes_of(replicas, since) if e.verb == "delete"] == []
+    assert {e.name for e in writes_of(replicas, since)} == {f"{replicas.prefix}0"}
+
+
+def writes_of(replicas: Replicas, since: float) -> list[AuditEntry]:
+    """All of them, whoever wrote."""
+    return [entry for entries in replicas.writes(since).values() for entry in entries]
+
+
+def test_a_lease_of_somebody_elses_making_is_left_alone_and_said(replicas: Replicas, eventually: Eventually) -> None:
+    """It has the shard's name and not our labels: nobody leads, readiness says what to do; done, one leads."""
+    name = "consul-bridge-default-shard-0"
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{replicas.namespace}/leases"
+    theirs = {"metadata": {"name": name}, "spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 5}}
+    made = replicas.kube.json("POST", path, {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", **theirs})
+    replicas.register(0)
+    daemon = replicas.add("one", wait=False)
+    said = f"the Lease {replicas.namespace}/{name} is not the bridge's: delete it (kubectl delete lease {name}"
+    eventually(lambda: said in str(daemon.readiness().get("election", {}).get("error")), True, 30)
+    pause(2.0 * LEASE)  # longer than anybody waits for a holder that is silent
+    assert (daemon.get("/readyz")[0], replicas.held(), replicas.writes()) == (503, {"one": []}, {})
+    assert replicas.kube.get(f"{path}/{name}") == made
+    replicas.kube.delete(f"{path}/{name}")
+    eventually(lambda: replicas.ready(0), [("10.78.0.1", 80)], LEASE + 20)
+    assert replicas.leader() == "one"
 
 
 def test_a_role_without_leases_is_said(replicas: Replicas, eventually: Eventually) -> None:
