@@ -268,8 +268,8 @@ class _Check:
                 yield from _namespaces(client, namespaces)
             allowed = []
             for namespace in namespaces if namespaces is not None else ("",):
-                probe = _rights_in(client, namespace, outputs)
-                allowed += [namespace] if probe.state == OK else []
+                probe = _rights_in(client, namespace, outputs, daemon=self._options.leases)
+                allowed += [namespace] if probe.state != FAILED else []
                 yield probe
             if self._options.leases:
                 yield _leases(client)
@@ -380,33 +380,49 @@ def _lacking(client: KubeClient, group: str, resource: str, verbs: Sequence[str]
     return [f"{verb} {resource}" for verb in verbs if not can_i(client, verb, group, resource, namespace)]
 
 
-def _rights_in(client: KubeClient, namespace: str, outputs: set[Output]) -> Probe:
-    """Every verb that the chosen outputs need, in one namespace ("" for all of them)."""
-    full, reading = ("list", "watch", "create", "patch", "delete"), ("list", "watch")
-    slices = full if outputs & {Output.ENDPOINTSLICES, Output.BOTH} else reading
-    needed = (("", "services", full), ("", "endpoints", full), ("discovery.k8s.io", "endpointslices", slices))
-    lacking = [
-        text for group, resource, verbs in needed for text in _lacking(client, group, resource, verbs, namespace)
-    ]
+def _rights_in(client: KubeClient, namespace: str, outputs: set[Output], *, daemon: bool) -> Probe:
+    """Every verb that the chosen outputs need, in one namespace ("" for all of them).
+
+    `daemon`: it is known that `bridge run` is meant, which watches. Else a `bridge sync` may be, which only lists; then
+    what the daemon needs beyond that is a warning. Events are missed by nobody but people: a warning always.
+    """
+    writing = ("create", "patch", "delete")
+    endpoints = () if outputs == {Output.ENDPOINTSLICES} else writing
+    slices = writing if outputs & {Output.ENDPOINTSLICES, Output.BOTH} else ()
+
+    def lacking(resources: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
+        return [text for group, name, verbs in resources for text in _lacking(client, group, name, verbs, namespace)]
+
+    core, discovery = ("", "services"), ("discovery.k8s.io", "endpointslices")
+    needed = lacking(
+        [(*core, ("list", *writing)), ("", "endpoints", ("list", *endpoints)), (*discovery, ("list", *slices))]
+    )
+    watching = lacking([(*core, ("watch",)), ("", "endpoints", ("watch",)), (*discovery, ("watch",))])
+    events = lacking([("events.k8s.io", "events", ("create", "patch"))])
     name = f"rights in {namespace}" if namespace else "rights in all namespaces"
-    if lacking:
-        mend = (
-            f"manifests/base/role.yaml in namespace {namespace}" if namespace else "manifests/components/all-namespaces"
-        )
-        if any("endpointslices" in text for text in lacking) and slices is full:
-            mend += " (with manifests/components/endpointslices)"
-        return Probe(name, FAILED, f"not allowed: {', '.join(lacking)}", f"apply {mend}")
+    mend = f"manifests/base/role.yaml in namespace {namespace}" if namespace else "manifests/components/all-namespaces"
+    if slices and any("endpointslices" in text for text in needed):
+        mend += " (with manifests/components/endpointslices)"
+    if needed or (daemon and watching):
+        return Probe(name, FAILED, f"not allowed: {', '.join([*needed, *watching, *events])}", f"apply {mend}")
+    if watching:
+        detail = f"enough for bridge sync; bridge run also needs: {', '.join([*watching, *events])}"
+        return Probe(name, WARNING, detail, f"for bridge run, apply {mend}")
+    if events:
+        detail = f"all that is needed, but no Events for kubectl describe: {', '.join(events)}"
+        return Probe(name, WARNING, detail, f"apply {mend}")
     return Probe(name, OK, "all that is needed")
 
 
 def _leases(client: KubeClient) -> Probe:
-    """What a leader's election needs, in our own namespace."""
-    lacking = _lacking(client, "coordination.k8s.io", "leases", ("get", "create", "update"), client.namespace)
+    """What a leader's election needs, in our own namespace: exactly what manifests/base/leases.yaml grants."""
+    verbs = ("list", "create", "update", "delete")
+    lacking = _lacking(client, "coordination.k8s.io", "leases", verbs, client.namespace)
     name = f"leader election in {client.namespace}"
     if lacking:
         mend = (
-            f"kubectl create role bridge-leader -n {client.namespace} --verb=get,create,update "
-            "--resource=leases.coordination.k8s.io, and bind it"
+            f"apply manifests/base/leases.yaml, or: kubectl create role bridge-leader -n {client.namespace} "
+            f"--verb={','.join(verbs)} --resource=leases.coordination.k8s.io, and bind it"
         )
         return Probe(name, FAILED, f"not allowed: {', '.join(lacking)}", mend)
     return Probe(name, OK, "all that is needed")

@@ -338,6 +338,53 @@ def test_run_uses_exactly_what_its_role_grants(
 
 
 @pytest.mark.lab
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("output", "components"),
+    [
+        ("endpoints", ()),
+        ("both", ("endpointslices",)),
+        ("endpointslices", ("endpointslices-only",)),
+        ("endpoints", ("cronjob",)),
+    ],
+    ids=["endpoints", "both", "endpointslices", "cronjob"],
+)
+def test_check_agrees_with_the_role_and_names_every_verb_that_it_lacks(
+    cluster: Cluster, output: str, components: Sequence[str], tmp_path: Path
+) -> None:
+    """With what the manifests grant nothing fails; with any one verb less it is named, with status 1."""
+    objects = cluster.install(tmp_path, components, rules_for("web", output=output))
+    bare = {k: v for k, v in environment_of(objects, tmp_path / "none", tmp_path).items() if k != "KUBECONFIG"}
+    rules = [r for o in objects if o["kind"] == "Role" for r in o["rules"]]
+
+    def asked(name: str, granted: list[Json]) -> tuple[int, Json]:
+        kubeconfig = cluster.lab.service_account(cluster.namespace, name, granted)
+        done = subprocess.run(
+            (*BRIDGE, "check", "-o", "json"), env={**bare, "KUBECONFIG": str(kubeconfig)},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        found = [p for p in json.loads(done.stdout)["probes"] if p["probe"].startswith(("rights", "leader election"))]
+        bad = {p["probe"]: p for p in found if p["state"] != "ok"}
+        return done.returncode, {"states": {p["state"] for p in bad.values()}, "text": json.dumps(list(bad.values()))}
+
+    status, whole = asked("whole", rules)
+    if components == ("cronjob",):  # no leader election in its environment: it may be for either, and watching lacks
+        assert (status, whole["states"], "enough for bridge sync" in whole["text"]) == (0, {"warning"}, True)
+    else:
+        assert (status, whole["states"]) == (0, set())
+    wrong = []
+    for number, (place, verb) in enumerate((i, v) for i, rule in enumerate(rules) for v in rule["verbs"]):
+        fewer = copy.deepcopy(rules)
+        fewer[place]["verbs"].remove(verb)
+        status, said = asked(f"fewer-{number}", [rule for rule in fewer if rule["verbs"]])
+        resource = rules[place]["resources"][0]
+        expected = (0, {"warning"}) if resource == "events" else (1, {"failed"})
+        if (status, said["states"]) != expected or f"{verb} {resource}" not in said["text"]:
+            wrong.append((verb, resource, status, said))
+    assert wrong == []
+
+
+@pytest.mark.lab
 def test_a_cron_job_uses_exactly_what_its_role_grants(
     cluster: Cluster, services: Callable[..., Services], eventually: Eventually, tmp_path: Path
 ) -> None:
