@@ -106,11 +106,15 @@ class RawConsul(RawClient):
         service_id: str = "",
         **fields: Any,
     ) -> None:
-        """Put one instance (and, unless `status` is None, one check) into the catalog. `fields` go into Service."""
+        """Put one instance (and, unless `status` is None, one check) into the catalog. `fields` go into Service.
+
+        `address`: of the node; "" for a node that is there already and is to stay as it is.
+        """
         identity = service_id or f"{service}-{node}"
         entry: Json = {
             "Node": node,
             "Address": address,
+            "SkipNodeUpdate": not address,
             "Service": {"ID": identity, "Service": service, "Port": port, **fields},
         }
         if status is not None:

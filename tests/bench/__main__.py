@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from typing import Any
 
 from tests.bench import changes, large, report, simulation
@@ -36,6 +37,7 @@ from tests.bench.traffic import traffic
 from tests.bench.watching import Tail
 from tests.lab import Lab, LabError
 from tests.program import BRIDGE, Daemon, environment
+from tests.raw import UnexpectedAnswerError
 
 Size = tuple[int, int]
 
@@ -170,7 +172,7 @@ def run(chosen: Sequence[str], services: int) -> Report:
                     job.work(out)
                 else:
                     job.work(open_stages.of(job.size), out)
-            except (LabError, OSError, subprocess.SubprocessError) as error:
+            except (LabError, UnexpectedAnswerError, HTTPException, OSError, subprocess.SubprocessError) as error:
                 trouble = " ".join(str(error).split())[:200] or type(error).__name__
                 changes.say(f"{job.part} failed: {error}")
                 open_stages.close()

@@ -54,34 +54,39 @@ def transact(lab: Lab, operations: Iterable[Json], workers: int = 4) -> None:
     every = iter(operations)
     batches = iter(lambda: list(itertools.islice(every, OPERATIONS)), [])
     lock = threading.Lock()
-    faults: list[Exception] = []
 
     def work() -> None:
-        try:
-            with lab.raw_consul() as consul:
-                while True:
-                    with lock:
-                        batch = next(batches, None)
-                    if batch is None:
-                        return
-                    consul.json("PUT", "/v1/txn", batch)
-        except Exception as error:  # noqa: BLE001 - told to the caller below
-            faults.append(error)
+        with lab.raw_consul() as consul:
+            while True:
+                with lock:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                consul.json("PUT", "/v1/txn", batch)
 
     run_threads([work] * workers)
-    if faults:
-        raise LabError(f"Consul refused a transaction: {faults[0]}") from faults[0]
 
 
 def run_threads(jobs: Sequence[Callable[[], None]]) -> float:
-    """Run them at once; seconds until the last has ended."""
-    threads = [threading.Thread(target=job) for job in jobs]
+    """Run them at once; seconds until the last has ended. Raises LabError when one failed: its work is not done."""
+    faults: list[Exception] = []
+
+    def guarded(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001 - told to the caller below
+            faults.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return time.perf_counter() - began
+    took = time.perf_counter() - began
+    if faults:
+        raise LabError(f"{len(faults)} of {len(jobs)} workers failed: {faults[0]!r}") from faults[0]
+    return took
 
 
 class Stage:

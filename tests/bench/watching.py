@@ -24,12 +24,18 @@ class Tail:
     def __init__(self, lab: Lab, namespace: str = "default") -> None:
         self._path = lab.audit_log
         self._namespace = namespace
+        self._inode = self._path.stat().st_ino
         self._offset = self._path.stat().st_size
         self._rest = b""
 
     def read(self) -> list[tuple[float, str, str]]:
-        """(when, resource, name) of the writes since the last call that the API server made, oldest first."""
+        """(when, resource, name) of the writes since the last call that the API server made, oldest first.
+
+        Raises LabError when the server began another log: what is only in the old one would count as not written.
+        """
         with self._path.open("rb") as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
+                raise LabError(f"the API server began another {self._path} while it was being read")
             file.seek(self._offset)
             new = file.read()
         self._offset += len(new)

@@ -19,7 +19,7 @@ import yaml
 
 from tests.lab.build import LabError
 from tests.lab.providers import images
-from tests.lab.servers import ApiServer, Consul, ControllerManager, Etcd, Server, answers
+from tests.lab.servers import AUDIT_MEGABYTES, ApiServer, Consul, ControllerManager, Etcd, Server, answers
 
 if TYPE_CHECKING:
     from tests.lab import Lab
@@ -181,6 +181,7 @@ class K3s(_Container, ApiServer):
             "server", "--disable-agent", "--disable=traefik,coredns,servicelb,metrics-server,local-storage",
             "--tls-san=127.0.0.1", f"--kube-apiserver-arg=audit-log-path={self.audit_log}",
             f"--kube-apiserver-arg=audit-policy-file={self.folder / 'audit.json'}",
+            f"--kube-apiserver-arg=audit-log-maxsize={AUDIT_MEGABYTES}",
             "--kube-controller-manager-arg=kube-api-qps=500", "--kube-controller-manager-arg=kube-api-burst=1000",
         )  # fmt: skip
 

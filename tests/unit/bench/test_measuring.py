@@ -13,13 +13,14 @@ import pytest
 
 from tests.bench import __main__ as command
 from tests.bench import report, simulation, watching
-from tests.bench.changes import KINDS, choose
+from tests.bench.changes import KINDS, choose, once
 from tests.bench.measure import limit
 from tests.bench.report import Collected
 from tests.bench.simulation import Measured, simulate
-from tests.bench.stage import address, node
+from tests.bench.stage import address, node, run_threads
 from tests.bench.watching import Tail, connections
-from tests.lab import Lab
+from tests.lab import Lab, LabError
+from tests.raw import RawConsul
 
 
 def entry(verb: str, resource: str, name: str, code: int = 200, **reference: str) -> bytes:
@@ -80,6 +81,37 @@ def test_half_a_line_waits_for_its_end(log: Path) -> None:
     assert tail.read() == []
     append(log, line[40:])
     assert tail.count() == 1
+
+
+def test_another_log_is_not_taken_for_no_writes(log: Path) -> None:
+    """The writes at the end of the old one would be missed, and 0 writes would look like a target that is met."""
+    tail = tail_of(log)
+    log.rename(log.with_name("audit-old.log"))
+    append(log, entry("patch", "endpoints", "bench-1"))
+    with pytest.raises(LabError, match="another"):
+        tail.count()
+
+
+def test_a_worker_that_fails_fails_the_measurement() -> None:
+    """Work that was not done must not make a floor look fast, nor services look equal."""
+
+    def fail() -> None:
+        raise ConnectionResetError("gone")
+
+    with pytest.raises(LabError, match="1 of 2 workers failed: ConnectionResetError"):
+        run_threads([lambda: None, fail])
+
+
+def test_what_nobody_names_leaves_the_nodes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that changes, or a new one, would name its services to the bridge, and the sweep would not be measured."""
+    sent: list[dict[str, Any]] = []
+    consul = RawConsul("http://127.0.0.1:1")
+    monkeypatch.setattr(RawConsul, "json", lambda _self, _method, _path, body=None: sent.append(body))
+    for kind in ("flip", "address change", "registration"):
+        once(consul, kind, 7)()
+    assert [(one["SkipNodeUpdate"], one["Node"]) for one in sent] == [
+        (True, node(7, 1)), (True, node(7, 1)), (True, node(7, 0))
+    ]  # fmt: skip
 
 
 def test_a_lag_is_to_the_write_of_just_that_object(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
