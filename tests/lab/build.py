@@ -67,6 +67,7 @@ TOOLS = {
         version_argument="version",
     ),
     "coredns": Tool("coredns", "consul-endpoints-bridge/lab/coredns"),
+    "helm": Tool("helm", "helm.sh/helm/v4/cmd/helm"),
 }
 
 
