@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from tests.bench import __main__ as command
-from tests.bench import report, simulation, watching
+from tests.bench import changes, report, simulation, watching
 from tests.bench.changes import KINDS, choose, once
 from tests.bench.measure import limit
 from tests.bench.report import Collected
@@ -194,3 +194,47 @@ def test_a_part_that_fails_is_told_and_the_next_one_runs(tmp_path: Path, monkeyp
     assert new["propagation"].trouble == "no server"
     assert [f.what for f in new["sync"].figures] == ["x"]
     assert [list(one) for one in saved] == [["propagation"], ["propagation", "sync"]]
+
+
+class Quick:
+    """A stage on which every change takes 5 ms, without servers."""
+
+    label = report.LARGE
+    services = 5000
+    threads = 1
+    made = 50
+    seconds = 1.0
+
+    def __init__(self, *_: object) -> None:
+        self.lab = cast("Any", SimpleNamespace(raw_consul=Quick))
+
+    def __getattr__(self, name: str) -> Any:
+        """Bridge, tail and sampler are the same thing."""
+        numbers = {"lag": 5.0, "memory_bytes": 0, "metric": 0}
+        return lambda *_: numbers.get(name, self)
+
+    def connections(self, _sampler: object, when: str, out: Collected) -> None:
+        """As a stage does it."""
+        out.figures.append(limit(f"connections to Consul at most, {when}, {self.label}", 1, 64, "", row="connections"))
+
+    def differing(self) -> list[str]:
+        """Nothing."""
+        return []
+
+    def __enter__(self) -> Quick:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_a_large_catalog_gives_all_figures_that_its_rows_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a row would stay incomplete however often it is measured."""
+    monkeypatch.setattr(changes, "Elsewhere", Quick)
+    monkeypatch.setattr(changes, "FloorChain", Quick)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    out = Collected()
+    changes.scale(cast("Any", Quick()), out)
+    for row in ("flip-many", "others", "busy"):
+        mine = [figure for figure in out.figures if figure.row == row]
+        assert report.verdict(mine, report.NEEDS[row]) == "**met**"

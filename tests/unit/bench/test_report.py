@@ -80,7 +80,8 @@ def test_the_table_has_every_target_also_those_not_measured() -> None:
     """Nobody can overlook a row that has not been run."""
     text = report.targets({"a": part("one", "flip", ok=True)})
     assert all(row in text for row in ROWS.values())
-    assert text.count("not measured") == len(ROWS) - 1
+    assert text.count("| not measured |") == len(ROWS) - 1
+    assert text.count("| incomplete: ") == 1
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,24 @@ def test_the_table_has_every_target_also_those_not_measured() -> None:
 def test_a_row_is_met_when_all_of_it_is(oks: tuple[bool | None, ...], expected: str) -> None:
     """One figure that misses is a row that misses."""
     assert report.verdict([Figure("x", "1", ok=ok) for ok in oks]) == expected
+
+
+@pytest.mark.parametrize(
+    ("whats", "expected"),
+    [
+        (("memory, 1,000 services x 100",), "incomplete: 1 of 2 not measured (memory, ... 5,000 services x 4)"),
+        (("memory, 1,000 services x 100", "memory, 5,000 services x 4"), "**met**"),
+    ],
+)
+def test_a_row_that_was_measured_in_part_is_not_met(whats: tuple[str, ...], expected: str) -> None:
+    """A part that failed, or ran with fewer services, must not look like a target that is kept."""
+    found = [Figure(what, "1", ok=True, row="memory") for what in whats]
+    assert report.verdict(found, report.NEEDS["memory"]) == expected
+
+
+def test_what_this_benchmark_cannot_show_stands_beside_the_verdict() -> None:
+    """Half an hour says nothing of an hour."""
+    assert report.verdict([Figure("x", "1", ok=True)], (), "an hour: make chaos") == "**met**; an hour: make chaos"
 
 
 def test_a_part_that_failed_is_named_in_the_report() -> None:
