@@ -83,8 +83,11 @@ def rest(stage: Stage, out: Collected) -> None:
     stage.connections(sampler, "at rest", out)
 
 
-def memory(stage: Stage, out: Collected, flips: int = 100) -> None:
-    """Memory, and processor time and lag of a change, at this size."""
+def memory(stage: Stage, out: Collected, flips: int = 120) -> None:
+    """Memory, and processor time and lag of a change, at this size.
+
+    An even number of rounds leaves all healthy, as they were: a part that flips them later would wait in vain.
+    """
     daemon = stage.bridge()
     time.sleep(SETTLE_SECONDS)
     idle = cpu_share(daemon.pid, 5) / 100
