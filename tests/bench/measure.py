@@ -16,6 +16,8 @@ from tests.raw import ENDPOINTS, SERVICES, RawConsul, not_ready_addresses, ready
 
 OUT = Path(__file__).with_name("out")
 NAMESPACE = "default"
+WAIT = "45s"
+APPLY = "fieldManager=floor&force=true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,10 @@ class FloorChain:
     def _run(self) -> None:
         index, applied = 0, b""
         with self._lab.raw_kube() as kube:
-            path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/{self._service}?fieldManager=floor&force=true"
+            path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/{self._service}"
             while not self._stop.is_set():
                 try:
-                    index, entries = self._consul.health(self._service, index, "60s")
+                    index, entries = self._consul.health(self._service, index, WAIT)
                 except OSError:
                     return
                 ready: list[dict[str, str]] = []
@@ -106,8 +108,10 @@ class FloorChain:
                     "subsets": [{k: v for k, v in subset.items() if v}] if ready or sick else [],
                 }).encode()  # fmt: skip
                 if body != applied:
-                    kube.send("PATCH", path, body, {"Content-Type": "application/apply-patch+yaml"})
+                    kube.send("PATCH", f"{path}?{APPLY}", body, {"Content-Type": "application/apply-patch+yaml"})
                     applied = body
+                else:  # the API server ends a connection that is idle for 90 s, and the next change would find it dead
+                    kube.send("GET", path)
 
 
 def make_service(lab: Lab, name: str, port: int = 80) -> None:

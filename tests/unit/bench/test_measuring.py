@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tests.bench import __main__ as command
 from tests.bench import changes, report, simulation, watching
 from tests.bench.changes import KINDS, choose, once
-from tests.bench.measure import limit
+from tests.bench.measure import FloorChain, limit
 from tests.bench.report import Collected
 from tests.bench.simulation import Measured, simulate
 from tests.bench.stage import address, node, run_threads
@@ -238,3 +239,36 @@ def test_a_large_catalog_gives_all_figures_that_its_rows_need(monkeypatch: pytes
     for row in ("flip-many", "others", "busy"):
         mine = [figure for figure in out.figures if figure.row == row]
         assert report.verdict(mine, report.NEEDS[row]) == "**met**"
+
+
+def test_the_floor_chain_keeps_its_connection_when_nothing_changes() -> None:
+    """The API server ends one that is idle for 90 s: the floor would have died in the middle of a long part."""
+    entry_ = {"Service": {"Address": "10.0.0.1", "Port": 80}, "Node": {"Address": ""}, "Checks": []}
+    answers = iter([(1, [entry_]), (1, [entry_])])
+    sent: list[str] = []
+    done = threading.Event()
+
+    class Servers:
+        """Consul, which answers twice, and a Kubernetes."""
+
+        def health(self, *_: object) -> tuple[int, list[Any]]:
+            if (answer := next(answers, None)) is None:
+                done.set()
+                raise OSError("interrupted")
+            return answer
+
+        def interrupt(self) -> None:
+            pass
+
+        def send(self, method: str, *_: object) -> None:
+            sent.append(method)
+
+        def __enter__(self) -> Servers:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    with FloorChain(cast("Any", SimpleNamespace(raw_consul=Servers, raw_kube=Servers)), "floor-web"):
+        assert done.wait(30)
+    assert sent == ["PATCH", "GET"]
