@@ -1314,7 +1314,7 @@ def _consuls_bool(variable: str, text: str) -> bool:
         return True
     if text in ("0", "f", "F", "FALSE", "false", "False"):
         return False
-    raise ConfigurationError(f"{variable}: {text!r} must be true or false")
+    raise ConfigurationError(f"{variable}: {_show(text)} must be true or false")
 
 
 _SERVICE_LINK = re.compile(r"BRIDGE_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]+_.*)?)")
