@@ -18,7 +18,7 @@ pytestmark = pytest.mark.lab
 Eventually = Callable[..., None]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/operations.md"
-RULES = tuple(re.findall(r"```hcl\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0].strip().splitlines())
+RULES = tuple(re.findall(r"<<'HCL'\n(.*?)HCL\n", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0].strip().splitlines())
 SERVICES, NODES = RULES
 GOOD = [("10.77.1.1", 80), ("10.77.1.2", 80)]
 

@@ -26,8 +26,11 @@ from tests.lab.servers import die_with_parent
 from tests.program import bridge, environment
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"docs/tutorial.md": 6, "docs/how-to.md": 6, "docs/security.md": 1}
+PAGES = {"docs/tutorial.md": 6, "docs/how-to.md": 6, "docs/security.md": 1, "docs/operations.md": 8}
 """With the least number of blocks that are run."""
+
+UNDER_ACLS = {"docs/operations.md"}
+"""Pages whose Consul denies by default; the shell has its management token."""
 
 END = "--- end of block"
 
@@ -84,10 +87,11 @@ class Shell:
 @pytest.fixture
 def shell(fresh_lab: Lab, tmp_path: Path) -> Iterator[Shell]:
     """A bash with the tools and servers of the lab, in an empty folder that has a link to the manifests."""
-    tools = binaries(["consul", "kubectl", "kustomize"])
+    tools = binaries(["consul", "kubectl", "kustomize", "helm"])
     folders = dict.fromkeys([*(str(p.parent) for p in tools.values()), str(Path(sys.executable).parent)])
     env = environment(fresh_lab.consul.address, fresh_lab.kubeconfig)
     env |= {"PATH": ":".join([*folders, env["PATH"]]), "HOME": str(tmp_path)}
+    env |= {"CONSUL_HTTP_TOKEN": fresh_lab.consul.token} if fresh_lab.consul.token else {}
     shutil.copytree(ROOT / "manifests", tmp_path / "manifests")
     process = subprocess.Popen(
         ["bash", "-u"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
@@ -107,7 +111,12 @@ def shell(fresh_lab: Lab, tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.mark.lab
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    ("page", "fresh_lab"),
+    [(page, {"acl": page in UNDER_ACLS}) for page in PAGES],
+    ids=list(PAGES),
+    indirect=["fresh_lab"],
+)
 def test_the_commands_of_a_page_do_what_it_shows(shell: Shell, page: str) -> None:
     """In the order of the page."""
     output, ran = "", 0
