@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bridge
+from tests.lab.engine import PYTHON_IMAGE
 from tests.lab.images import Images, shared
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -79,7 +82,11 @@ def test_it_says_what_it_is_and_runs_as_a_numbered_user(inspected: dict[str, Any
 def test_it_adds_little_to_its_base(images: Images, inspected: dict[str, Any]) -> None:
     """Below 200 MB on python:3.12-slim (about 125 MB) leaves 75 MB for us."""
     base = json.loads(images.engine.docker("image", "inspect", images.python))[0]
-    assert (inspected["Size"] - base["Size"]) / 1e6 < 75
+    ours = (inspected["Size"] - base["Size"]) / 1e6
+    print(f"{inspected['Size'] / 1e6:.0f} MB, of which {ours:.0f} MB are ours")
+    assert ours < 75
+    if images.python == PYTHON_IMAGE:  # what stands in for it where nothing can be pulled is larger
+        assert inspected["Size"] / 1e6 < 200
 
 
 def test_it_runs_without_writing_without_rights_and_as_anybody(images: Images) -> None:
@@ -122,25 +129,59 @@ contexts: [{name: nowhere, context: {cluster: nowhere, user: nobody}}]
 """
 
 
-def test_a_stop_signal_reaches_it(images: Images, tmp_path: Path) -> None:
-    """`bridge run` that reaches neither Consul nor Kubernetes still goes at once when it is told to."""
+SERVING = """
+import os, pathlib, time, urllib.error, urllib.request
+while True:
+    try:
+        urllib.request.urlopen("http://127.0.0.1:9480/healthz", timeout=1)
+    except OSError:
+        time.sleep(0.01)
+    else:
+        break
+at = time.time()
+fields = pathlib.Path("/proc/1/stat").read_text().rpartition(")")[2].split()
+print(at, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+"""
+
+
+@pytest.fixture
+def container(images: Images, tmp_path: Path) -> Iterator[str]:
+    """`bridge run` that reaches neither Consul nor Kubernetes, just started."""
     docker = images.engine.docker
     tmp_path.chmod(0o755)
     (tmp_path / "config").write_text(NOWHERE)
-    container = docker(
+    made = docker(
         *("run", "--detach", "--network=none", *HARDENED, "--tmpfs=/tmp", "--env=CONSUL_HTTP_ADDR=http://127.0.0.1:1"),
         *("--env=KUBECONFIG=/kube/config", "--volume", f"{tmp_path}:/kube:ro", images.bridge),
     ).strip()
-    try:
-        time.sleep(2.0)
-        assert json.loads(docker("inspect", container))[0]["State"]["Status"] == "running", docker("logs", container)
-        started = time.monotonic()
-        docker("stop", "--time=30", container)
-        seconds = time.monotonic() - started
-        code = json.loads(docker("inspect", container))[0]["State"]["ExitCode"]
-        assert (code, seconds < 5) == (128 + signal.SIGTERM, True), docker("logs", container)
-    finally:
-        docker("rm", "--force", container)
+    yield made
+    docker("rm", "--force", made)
+
+
+def test_it_serves_soon_after_its_start(
+    images: Images, container: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Within 3 s only the first pass is missing: of processor time, which neighbours on the machine do not change."""
+    said = images.engine.docker("exec", container, "python", "-c", SERVING).split()
+    at, processor_seconds = map(float, said)
+    text = json.loads(images.engine.docker("inspect", container))[0]["State"]["StartedAt"]
+    began = datetime.fromisoformat(text).timestamp()
+    record_property("seconds from start to serving", f"{at - began:.2f}")
+    record_property("processor seconds from start to serving", f"{processor_seconds:.2f}")
+    print(f"serving {at - began:.2f} s after its start, {processor_seconds:.2f} s of processor time")
+    assert 0 < processor_seconds < 3.0
+    assert at - began < 30.0
+
+
+def test_a_stop_signal_reaches_it(images: Images, container: str) -> None:
+    """`bridge run` that reaches neither Consul nor Kubernetes still goes at once when it is told to."""
+    docker = images.engine.docker
+    docker("exec", container, "python", "-c", SERVING)
+    started = time.monotonic()
+    docker("stop", "--time=30", container)
+    seconds = time.monotonic() - started
+    code = json.loads(docker("inspect", container))[0]["State"]["ExitCode"]
+    assert (code, seconds < 5) == (128 + signal.SIGTERM, True), docker("logs", container)
 
 
 def test_only_what_the_image_needs_goes_to_the_engine(images: Images) -> None:
