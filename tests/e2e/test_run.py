@@ -134,6 +134,42 @@ def test_what_is_left_out_is_said_at_once_also_where_nothing_is_written(
     eventually(said, ("0.0", True))
 
 
+def test_a_right_that_is_missing_is_said_with_what_grants_it_and_is_used_once_it_is_there(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """A Role without `create` on Endpoints: an Event on the Service, log and metric; no restart is needed after."""
+    verbs = ["list", "watch", "create", "patch", "delete"]
+
+    def role(*endpoints: str) -> list[dict[str, object]]:
+        return [
+            {"apiGroups": [""], "resources": ["services"], "verbs": verbs},
+            {"apiGroups": [""], "resources": ["endpoints"], "verbs": list(endpoints)},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+        ]
+
+    name, words = f"{prefix}web", f"forbids us to create endpoints in namespace {namespace}"
+    kubeconfig = lab.service_account(namespace, "poor", role("list", "watch", "patch", "delete"))
+    consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
+    env = environment(lab.consul.address, kubeconfig)
+    daemon = Daemon(lab, f"bridge-{namespace}", "--service", f"{prefix}*", "--namespace", namespace, env=env)
+    daemon.start(wait=False)
+
+    def noted() -> bool:
+        found = kube.json("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")["items"]
+        return any(words in e["note"] for e in found if (e["reason"], e["regarding"]["name"]) == ("WriteFailed", name))
+
+    try:
+        eventually(noted, True, 30)
+        assert any(words in str(event) for event in daemon.events() if event["level"] in ("warning", "error"))
+        assert daemon.metric("consul_bridge_errors_total") >= 1
+        assert kube.endpoints(namespace, name) is None
+        lab.service_account(namespace, "poor", role(*verbs))
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, name)), [("10.77.1.1", 80)], 60)
+    finally:
+        daemon.stop()
+
+
 def test_what_others_do_to_our_objects_is_put_back(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
