@@ -24,8 +24,9 @@ pytestmark = pytest.mark.lab
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 
 HOLD = """
-import sys
+import signal, sys
 from tests.lab import Lab
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background with it ignored
 with Lab() as lab:
     servers = (lab.etcd, lab.apiserver, lab.controllers, lab.consul)
     print(lab.folder, *(server.pid for server in servers), flush=True)
