@@ -22,6 +22,7 @@ import typer
 
 from bridge import __version__
 from bridge.errors import BridgeError, CancelledError, ConfigurationError, PermanentError, TransientError
+from bridge.interpreter import seldom_collected
 
 if TYPE_CHECKING:
     import threading
@@ -176,7 +177,8 @@ def _command(body: Body) -> Body:
 def _guarded(body: Callable[[], int], flags: Mapping[str, Any]) -> int:
     """Run a command; whatever it raises becomes a sentence on standard error and a status."""
     try:
-        return body()
+        with seldom_collected():
+            return body()
     except ConfigurationError as error:
         return _complain(error, USAGE, flags)
     except CancelledError as error:

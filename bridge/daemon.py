@@ -7,11 +7,9 @@ the old one in the same process, a restart without the process: what is in Kuber
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +18,7 @@ from bridge.core.model import Rule, Skipped
 from bridge.engine.live import LiveRow
 from bridge.engine.run import Bridge
 from bridge.errors import BridgeError
+from bridge.interpreter import quickly_switched
 from bridge.report import Observer
 from bridge.settings import Settings
 
@@ -28,11 +27,6 @@ WATCH_SECONDS = 2.0
 
 FIXED = ("run.listen", "log.format", "log.level")
 """Settings that only a new process takes."""
-
-
-GARBAGE_THRESHOLDS = (20_000, 10, 10)
-"""Python's own look for cycles, by default after every 700 new objects, finds next to none here: what we keep are
-values without cycles, and decoding a catalog makes a million of them. That was 40 % of the processor time of both."""
 
 
 class Log(Protocol):
@@ -73,7 +67,7 @@ class Daemon:
         """Mirror until `stop`. Raises what made a bridge end on its own."""
         self._watcher.start()
         try:
-            with _seldom_collected():
+            with quickly_switched():
                 while True:
                     self._bridge.run()
                     with self._lock:
@@ -155,17 +149,6 @@ class Daemon:
             options=settings.run_options(),
             observer=self._observer,
         )
-
-
-@contextlib.contextmanager
-def _seldom_collected() -> Iterator[None]:
-    """Meanwhile the garbage collector looks for cycles more seldom."""
-    before = gc.get_threshold()
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 class _FileWatch:

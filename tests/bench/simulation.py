@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, replace
 
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Change, Instance, Known, Listing, Meta, Query, Rule, Status, Target
-from bridge.daemon import GARBAGE_THRESHOLDS
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler
 from bridge.engine.world import World
+from bridge.interpreter import GARBAGE_THRESHOLDS
 from bridge.kube.store import Store
 from tests.bench.measure import Figure, limit, number, percentile
 from tests.bench.report import Collected, table
@@ -200,7 +200,7 @@ def figures(found: list[Measured]) -> list[Figure]:
 def main() -> int:
     """All sizes as a table; `--one N`: a size as JSON. 1 when a limit is not kept."""
     if sys.argv[1:2] == ["--one"]:
-        gc.set_threshold(*GARBAGE_THRESHOLDS)  # as in `bridge run`
+        gc.set_threshold(*GARBAGE_THRESHOLDS)  # as in every command
         print(json.dumps(asdict(simulate(int(sys.argv[2])))))
         return 0
     out = Collected()

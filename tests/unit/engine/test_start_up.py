@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import pytest
 
 from bridge.core.model import Known, Listing, Query, Rule
-from bridge.daemon import GARBAGE_THRESHOLDS, _seldom_collected
 from bridge.engine.world import World
+from bridge.interpreter import GARBAGE_THRESHOLDS, SWITCH_SECONDS, quickly_switched, seldom_collected
 
 
 def test_looking_for_what_is_unread_asks_for_no_hash_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,16 +42,17 @@ def test_what_is_wanted_is_one_object_until_it_changes() -> None:
     assert world.ask() is not before
 
 
-def test_the_collector_is_as_before_when_the_bridge_has_ended() -> None:
+def test_the_interpreter_is_as_before_when_the_bridge_has_ended() -> None:
     """Also when it ended of an error."""
-    before = gc.get_threshold()
+    before = gc.get_threshold(), sys.getswitchinterval()
     found = []
 
     def broken() -> None:
-        with _seldom_collected():
-            found.append(gc.get_threshold())
+        with seldom_collected(), quickly_switched():
+            found.append((gc.get_threshold(), sys.getswitchinterval()))
             raise OSError("broken")
 
     with pytest.raises(OSError, match="broken"):
         broken()
-    assert (found, gc.get_threshold()) == ([GARBAGE_THRESHOLDS], before)
+    assert found == [(GARBAGE_THRESHOLDS, SWITCH_SECONDS)]
+    assert (gc.get_threshold(), sys.getswitchinterval()) == before
