@@ -58,10 +58,16 @@ class Published(Enum):
     OUTRUN = auto()
 
 
+Lend = Callable[[Callable[[], None]], None]
+"""Takes work that whoever reads will do himself, as soon as he holds no locks."""
+
+
 class Board:
     """All entries. `lock` is never held while the listener is called."""
 
-    def __init__(self, on_view: Callable[[Query, Knowledge, float], None], namespace: str, partition: str) -> None:
+    def __init__(
+        self, on_view: Callable[[Query, Knowledge, float, Lend | None], None], namespace: str, partition: str
+    ) -> None:
         self._on_view = on_view
         self._scope = (namespace, partition)
         self.lock = threading.Lock()
@@ -128,10 +134,18 @@ class Board:
 
     # ------------------------------------------------------------------ what is known
 
-    def publish(self, entry: Entry, state: Known | Unknown, seen: float, generation: int | None = None) -> Published:
+    def publish(
+        self,
+        entry: Entry,
+        state: Known | Unknown,
+        seen: float,
+        generation: int | None = None,
+        lend: Lend | None = None,
+    ) -> Published:
         """Take what was read of an entry and tell the listener when it is news.
 
-        With `generation` (as it was before the reading began) a view that somebody else overtook is refused.
+        With `generation` (as it was before the reading began) a view that somebody else overtook is refused. `lend`
+        offers the caller's thread to the listener.
         """
         with entry.lock:
             if entry.removed:
@@ -146,7 +160,7 @@ class Board:
                 changed = entry.known is not None and state != entry.known
                 state = self._keep(entry, state)
             entry.state = state
-            self._on_view(entry.query, state, seen)
+            self._on_view(entry.query, state, seen, lend)
             return Published.CHANGED if changed else Published.SAME
 
     def _keep(self, entry: Entry, state: Known) -> Known:

@@ -14,6 +14,7 @@ import http.client
 import json
 import math
 import os
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -146,14 +147,19 @@ class ConsulClient:
 
     `wait` 0 makes a plain read whatever the index; else the call returns when the answer is newer than `index` or when
     about `wait` seconds are over. `on_reconnect` is called, before the answer, when an idle connection turned out to be
-    dead and was opened anew: Consul may have been restarted in between. Raises ConfigurationError when the config
-    cannot be used at all.
+    dead and was opened anew: Consul may have been restarted in between. An answer that was waited for lies for
+    `rest_seconds` before it is decoded. Raises ConfigurationError when the config cannot be used at all.
     """
 
     def __init__(
-        self, config: ConsulConfig, tls: Tls | None = None, on_reconnect: Callable[[], None] | None = None
+        self,
+        config: ConsulConfig,
+        tls: Tls | None = None,
+        on_reconnect: Callable[[], None] | None = None,
+        rest_seconds: float = 0.0,
     ) -> None:
         self.config = config
+        self._rest_seconds = rest_seconds
         self.endpoint = parse_address(config.address)
         self._token = _Token(config.token, config.token_file)
         tls = tls or tls_of(config)
@@ -389,6 +395,8 @@ class ConsulClient:
             raise CancelledError("the connection to Consul was closed by us") from None
         except (OSError, TooLarge, http.client.HTTPException, zlib.error) as error:
             raise faults.of_exception(asked, error) from error
+        if wait and self._rest_seconds:
+            time.sleep(self._rest_seconds)
         return self._envelope(asked, response, indexed)
 
     def _envelope(self, asked: faults.Asked, response: Any, indexed: bool) -> Answer:

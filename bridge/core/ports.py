@@ -75,6 +75,8 @@ def port_name(port: NamedPort) -> str:
 
 
 def _called(instance: Instance, name: str) -> int:
+    if not name or not instance.ports:
+        return 0
     return next((p.number for p in in_order(instance.ports) if port_name(p) == name), 0)
 
 
@@ -120,7 +122,7 @@ def main_name(instances: Iterable[Instance], service: CurrentService | None, *, 
     Beside other ports (not `alone`) there must be one.
     """
     fallback = "" if alone else "default"
-    votes = Counter(port_name(ports[0]) for i in instances if (ports := in_order(i.ports)))
+    votes = Counter(port_name(ports[0]) for i in instances if i.ports and (ports := in_order(i.ports)))
     if votes:
         return min(votes, key=lambda name: (-votes[name], name))
     if service is not None and lives(service) and len(service.ports) == 1:

@@ -87,7 +87,9 @@ def worst(statuses: Iterable[Status]) -> Status:
 
 def selects(rule: Rule, instance: Instance) -> bool:
     """Whether the rule's tags and meta select this instance."""
-    return all(tag in instance.tags for tag in rule.tags) and all(pair in instance.meta for pair in rule.meta)
+    return (not rule.tags or all(tag in instance.tags for tag in rule.tags)) and (
+        not rule.meta or all(pair in instance.meta for pair in rule.meta)
+    )
 
 
 def host_names(instances: Iterable[Instance], rule: Rule) -> set[str]:
@@ -189,7 +191,7 @@ def _fate_of(
 ) -> Fate:
     if instance.kind not in _ORDINARY_KINDS:
         return Fate(instance, Ended.FOREIGN, f"a Connect proxy or gateway (kind {shorten(instance.kind)})")
-    for pair in _KUBERNETES_META:
+    for pair in _KUBERNETES_META if instance.meta else ():
         if pair in instance.meta:
             return Fate(instance, Ended.FOREIGN, f"it came from a Kubernetes cluster (meta {pair[0]}={pair[1]})")
     if not selects(rule, instance):

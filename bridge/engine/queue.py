@@ -42,6 +42,15 @@ class WorkQueue(Generic[K]):
                 return
             self._enqueue(key, priority, due)
 
+    def claim(self, key: K) -> bool:
+        """Take this very key, the caller's until `done`; False when it is in somebody's hands or other work is due."""
+        with self._changed:
+            if self._closed or self._ready or key in self._working:
+                return False
+            self._waiting.pop(key, None)
+            self._working.add(key)
+            return True
+
     def take(self, timeout_seconds: float | None = None) -> K | None:
         """The next key, which is the caller's until `done`; None at the timeout or when the queue is closed."""
         deadline = None if timeout_seconds is None else self._clock() + timeout_seconds
@@ -79,6 +88,12 @@ class WorkQueue(Generic[K]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def wait_returned(self) -> None:
+        """Wait until nothing is in anybody's hands. Only after `close`."""
+        with self._changed:
+            while self._working:
+                self._changed.wait()
 
     def wait_idle(self, timeout_seconds: float) -> bool:
         """Wait until nothing is due and nobody works; False at the timeout. Delayed keys do not count."""

@@ -2,7 +2,8 @@
 
 Events only mean "look again": watchers put targets into a queue, writers take them out, plan from full state and
 write. The supervisor starts and stops everything, makes the full passes (once everything was read, then at every
-resync), ends grace periods and looks after threads: one that dies of a bug ends the process.
+resync), ends grace periods and looks after threads: one that dies of a bug ends the process. While nothing else is to
+be done, the thread of a direct watch takes its own target out of the queue and does a writer's work itself.
 
     Catalog (Consul) ──on_listing, on_view──▶ World ──▶ WorkQueue ──▶ writers ──▶ Writer (Kubernetes)
                                                             ▲                       │ note
@@ -16,8 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from bridge.consul.board import Lend
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import request_of
@@ -186,6 +189,7 @@ class Bridge:
             self._resolver.close()
             for thread in threads:
                 thread.join()
+            self._queue.wait_returned()
             self._leadership.stop()
             if hasattr(self, "_catalog"):
                 self._catalog.close()
@@ -301,8 +305,8 @@ class Bridge:
         self._look_at(targets)
         self._wake.set()
 
-    def on_view(self, query: Query, state: Knowledge, seen: float) -> None:
-        """A service was read, or could not be."""
+    def on_view(self, query: Query, state: Knowledge, seen: float, lend: Lend | None = None) -> None:
+        """A service was read, or could not be. With `lend` the caller writes what follows, if nothing is in the way."""
         with self._reconciler.lock:
             targets = self._reconciler.world.on_view(query, state)
             fed = self._reconciler.world.fed_by(query) if self._announcer is not None else ()
@@ -314,6 +318,11 @@ class Bridge:
             return
         for target in targets:
             self._seen.setdefault(target, seen)
+        if lend is not None and len(targets) == 1 and self._gate.reason is None:
+            (target,) = targets
+            if self._queue.claim(target):
+                lend(partial(self._finish, target))
+                return
         self._look_at(targets)
 
     def on_rebuilt(self, datacenter: str) -> None:
@@ -531,10 +540,14 @@ class Bridge:
 
     def _work(self) -> None:
         while (target := self._queue.take()) is not None:
-            try:
-                self._reconcile(target)
-            finally:
-                self._queue.done(target)
+            self._finish(target)
+
+    def _finish(self, target: Target) -> None:
+        """Work on what was taken out of the queue, and give it back."""
+        try:
+            self._reconcile(target)
+        finally:
+            self._queue.done(target)
 
     def _reconcile(self, target: Target) -> None:
         seen = self._seen.pop(target, None)

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -311,7 +312,13 @@ def _warning_text(value: str) -> str:
 
 
 def _target(asked: faults.Asked, query: Sequence[tuple[str, str]]) -> str:
-    return f"{asked.path}?{urlencode(query)}" if query else asked.path
+    return f"{asked.path}?{_encoded(tuple(query))}" if query else asked.path
+
+
+@lru_cache(maxsize=64)
+def _encoded(query: tuple[tuple[str, str], ...]) -> str:
+    """Every write has one of a few queries, and encoding one takes as long as sending it."""
+    return urlencode(query)
 
 
 class _Pool:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from bridge.consul.client import ConsulConfig
-from bridge.core.model import Destination, Rule
+from bridge.core.model import Change, Destination, Meta, Rule
 from bridge.engine.run import Bridge, RunOptions
 from bridge.kube.client import KubeConfig
+from bridge.kube.writer import Writer
 from bridge.retry import RetryPolicy
 from tests.fakes.consul import FakeConsul
 from tests.fakes.consul import Fault as ConsulFault
@@ -106,7 +107,11 @@ def test_while_kubernetes_is_away_one_prober_asks_and_afterwards_all_is_made_up_
     for n in range(100):
         running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     running.start()
-    eventually(lambda: running.ready("s-99"), ["10.0.0.100"])
+
+    def written(since: int = 0) -> int:  # an entry comes with the answer, after the change itself
+        return sum(entry.method == "PATCH" and entry.status < 300 for entry in running.kube.log[since:])
+
+    eventually(written, 200)
     running.kube.inject(KubeFault(status=503), times=100_000, method="PATCH")
     before = len(running.kube.log)
     for n in range(60):
@@ -115,14 +120,10 @@ def test_while_kubernetes_is_away_one_prober_asks_and_afterwards_all_is_made_up_
     during = sum(entry.method == "PATCH" for entry in running.kube.log[before:])
     running.kube.clear_faults()
     eventually(lambda: [running.ready(f"s-{n}") for n in range(60)], [[]] * 60, 10)
-
-    def written() -> int:  # an entry comes with the answer, after the change itself
-        return sum(entry.method == "PATCH" and entry.status < 300 for entry in running.kube.log[before:])
-
-    eventually(written, 60)
+    eventually(lambda: written(before), 60)
     assert during < 40
     time.sleep(0.3)
-    assert written() == 60
+    assert written(before) == 60
 
 
 def test_while_our_credentials_are_refused_one_prober_asks_and_afterwards_all_is_made_up_for(
@@ -232,6 +233,68 @@ def test_whatever_consul_answers_in_trouble_nothing_is_taken_away(
     running.consul.register("web", "vm-2", "10.0.0.2", 80)
     eventually(lambda: running.ready("web"), ["10.0.0.1", "10.0.0.2"], 15)
     eventually(lambda: running.bridge.ready()[0], True, 15)
+
+
+def writes_by(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """(service, first word of the thread's name) of the writes from now on."""
+    made: list[tuple[str, str]] = []
+    real = Writer.apply
+
+    def apply(self: Writer, change: Change) -> Meta | None:
+        made.append((change.target.name, threading.current_thread().name.partition("-")[0]))
+        return real(self, change)
+
+    monkeypatch.setattr(Writer, "apply", apply)
+    return made
+
+
+def test_a_watch_writes_what_it_heard_itself(
+    running: Running, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """No other thread has to be woken for it, and none writes it again."""
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.start()
+    eventually(lambda: running.ready("web"), ["10.0.0.1"])
+    made = writes_by(monkeypatch)
+    running.consul.flip("web", "vm-1", "critical")
+    eventually(lambda: running.ready("web"), [])
+    time.sleep(0.2)
+    assert made == [("web", "consul")]
+
+
+def test_while_kubernetes_is_in_trouble_watches_leave_the_writing_to_the_writers(
+    running: Running, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """A thread that waited for the API server would not hear Consul."""
+    for n in range(3):
+        running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    running.start()
+    eventually(lambda: running.ready("s-2"), ["10.0.0.3"])
+    running.kube.inject(KubeFault(status=503), times=100_000, method="PATCH")
+    running.consul.flip("s-0", "vm-0", "critical")
+    eventually(lambda: running.bridge.ready()[0], False)
+    made = writes_by(monkeypatch)
+    running.consul.flip("s-1", "vm-1", "critical")
+    running.consul.flip("s-2", "vm-2", "critical")
+    time.sleep(0.2)
+    running.kube.clear_faults()
+    eventually(lambda: [running.ready(f"s-{n}") for n in range(3)], [[], [], []], 5)
+    assert {name for name, _ in made} == {"s-0", "s-1", "s-2"}
+    assert {thread for _, thread in made} == {"writer"}
+
+
+def test_a_stop_waits_for_what_a_watch_is_writing(running: Running, eventually: Eventually) -> None:
+    """The object in hand is finished, whoever has it in hand."""
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.start()
+    eventually(lambda: running.ready("web"), ["10.0.0.1"])
+    running.kube.inject(KubeFault(delay=0.7), method="PATCH", path="/endpoints/web")
+    before = len(running.kube.log)
+    running.consul.flip("web", "vm-1", "critical")
+    time.sleep(0.3)
+    running.stop()
+    assert running.ready("web") == []
+    assert [e.status for e in running.kube.log[before:] if e.method == "PATCH"] == [200]
 
 
 def test_a_thread_that_dies_of_a_bug_ends_the_bridge(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def known(*nodes: str, port: int = 80) -> Known:
 
 
 class Told(list[Any]):
-    def __call__(self, query: Query, state: Any, seen: float) -> None:
+    def __call__(self, query: Query, state: Any, seen: float, _lend: Any) -> None:
         self.append((query, state, seen))
 
 
@@ -138,3 +138,18 @@ def test_instances_that_did_not_change_stay_the_same_objects() -> None:
     assert first is not None
     assert entry.known is not None
     assert all(new is old for new, old in zip(entry.known.instances, first.instances, strict=False))
+
+
+def test_who_reads_can_lend_his_thread() -> None:
+    """The offer reaches the listener with the news, and nobody else's thread is offered."""
+    offers: list[Any] = []
+    lent: list[Any] = []
+
+    def on_view(_query: Query, _state: Any, _seen: float, lend: Any) -> None:
+        offers.append(lend)
+
+    one = Board(on_view, "", "")
+    ((entry,), _) = one.want([WEB])
+    one.publish(entry, known("a"), 1.0)
+    one.publish(entry, known("b"), 2.0, lend=lent.append)
+    assert offers == [None, lent.append]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,20 @@ def test_a_blocking_read_carries_index_and_wait_with_a_unit(consul: FakeConsul, 
 def test_index_zero_is_never_sent(consul: FakeConsul, client: ConsulClient) -> None:
     client.listing("dc1", index=0, wait=30.0)
     assert asked(consul) == {"dc": "dc1", "stale": ""}
+
+
+def test_a_client_in_no_hurry_lets_lie_what_it_waited_for_and_nothing_else(
+    consul: FakeConsul, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First reads are not made slower: a start with thousands of services makes many of them."""
+    rests: list[float] = []
+    monkeypatch.setattr(time, "sleep", rests.append)
+    client = ConsulClient(ConsulConfig(address=consul.address), rest_seconds=0.25)
+    index = client.listing("dc1").index
+    assert 0.25 not in rests  # others sleep as well, and not for so long
+    client.listing("dc1", index=index, wait=0.05)
+    assert rests.count(0.25) == 1
+    client.close()
 
 
 @pytest.mark.parametrize(

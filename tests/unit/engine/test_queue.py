@@ -167,3 +167,37 @@ def test_many_workers_never_share_a_key_and_lose_none() -> None:
     for worker in workers:
         worker.join(timeout=5)
     assert (idle, clashes, done) == (True, 0, wanted)
+
+
+def test_a_claimed_key_is_nobody_elses_until_it_is_done() -> None:
+    """What waits of it is done with it, a delay included; what comes meanwhile is handed out afterwards."""
+    queue: WorkQueue[str] = WorkQueue(Clock())
+    queue.add("a", delay_seconds=60)
+    assert (queue.claim("a"), len(queue), drain(queue)) == (True, 0, [])
+    queue.add("a")
+    assert (queue.claim("a"), drain(queue)) == (False, [])
+    queue.done("a")
+    assert drain(queue) == ["a"]
+
+
+def test_nothing_is_claimed_before_what_is_due() -> None:
+    """A claim does not overtake others: priorities hold."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("b")
+    assert queue.claim("a") is False
+    assert (drain(queue), queue.claim("a")) == (["b"], True)
+
+
+def test_a_closed_queue_gives_nothing_away_and_waits_for_what_it_gave() -> None:
+    """The bridge ends when the objects in hand are finished, whoever has them in hand."""
+    queue: WorkQueue[str] = WorkQueue()
+    assert queue.claim("a")
+    queue.close()
+    assert queue.claim("b") is False
+    waiting = threading.Thread(target=queue.wait_returned)
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    queue.done("a")
+    waiting.join(5)
+    assert not waiting.is_alive()
