@@ -1,6 +1,6 @@
 """`make bench`: the targets of the project beside what was measured, each beside its floor of the same run.
 
-    python -m tests.bench                     all parts (at most half an hour on two quiet cores)
+    python -m tests.bench                     all parts (17 minutes on two quiet cores)
     python -m tests.bench propagation sync    these parts; the others stay in the report as they were
     python -m tests.bench report              the report into docs/scaling.md and its plot
 
@@ -17,14 +17,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from http.client import HTTPException
 from typing import Any
 
 from tests.bench import changes, large, report, simulation
+from tests.bench.floor import FloorChain
 from tests.bench.measure import (
     NAMESPACE,
     OUT,
-    FloorChain,
     await_state,
     limit,
     make_service,
@@ -108,6 +109,7 @@ def jobs(services: int) -> list[Job]:
         Job("start-up", start_up),
         Job("propagation", propagation),
         Job("sim", simulation.measure),
+        Job("sync", partial(large.headless, services=services)),
         Job("memory", large.memory, few),
         Job("sync", large.initial, some),
         Job("memory", large.memory, some),

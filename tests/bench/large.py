@@ -37,6 +37,19 @@ def initial(stage: Stage, out: Collected) -> None:
     out.figures.append(limit(f"writes of a second sync ({again:.1f} s), {stage.label}", writes, 0, "", row="sync"))
 
 
+def headless(out: Collected, services: int = LARGE) -> None:
+    """First sync of as many Services without addresses: what is left when the server has none to give."""
+    with Stage(services, 4) as stage:
+        before = raw_writes(stage.lab, "floor-a", services // 2, 4, headless=True)
+        took, writes, _ = stage.command(headless=True)
+        after = raw_writes(stage.lab, "floor-b", services // 2, 4, headless=True)
+        rate, floor = writes / took, services // 2 * 4 / (before + after)
+        out.figures.append(Figure(
+            f"the same with Headless Services, {stage.label}, {writes:,} writes in {took:.1f} s",
+            f"{rate:.0f} writes/s", f"{floor:.0f} writes/s", f"{rate / floor * 100:.0f} %", row="sync",
+        ))  # fmt: skip
+
+
 def restart(stage: Stage, out: Collected, times: int = 3) -> None:
     """Stopped and started with nothing changed."""
     daemon = stage.bridge()

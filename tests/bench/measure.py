@@ -1,23 +1,19 @@
-"""What the benchmarks share: the floor chain, percentiles, and rows of the report."""
+"""What the benchmarks share: percentiles, rows of the report, and services to measure."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab import Lab, LabError
-from tests.raw import ENDPOINTS, SERVICES, RawConsul, not_ready_addresses, ready_addresses
+from tests.raw import SERVICES, RawConsul, not_ready_addresses, ready_addresses
 
 OUT = Path(__file__).with_name("out")
 NAMESPACE = "default"
-WAIT = "45s"
-APPLY = "fieldManager=floor&force=true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,53 +61,6 @@ def limit(what: str, value: float, most: float, unit: str, floor: str = "", row:
 def number(value: float) -> str:
     """Three digits that count, whole numbers as they are."""
     return f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
-
-
-class FloorChain:
-    """The least that can be done: one raw blocking query, one raw PATCH, nothing in between but the body."""
-
-    def __init__(self, lab: Lab, service: str) -> None:
-        self._lab = lab
-        self._service = service
-        self._stop = threading.Event()
-        self._consul = lab.raw_consul()
-        self._thread = threading.Thread(target=self._run, name="floor")
-
-    def __enter__(self) -> FloorChain:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._consul.interrupt()
-        self._thread.join()
-
-    def _run(self) -> None:
-        index, applied = 0, b""
-        with self._lab.raw_kube() as kube:
-            path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/{self._service}"
-            while not self._stop.is_set():
-                try:
-                    index, entries = self._consul.health(self._service, index, WAIT)
-                except OSError:
-                    return
-                ready: list[dict[str, str]] = []
-                sick: list[dict[str, str]] = []
-                port = 80
-                for entry in entries:
-                    passing = all(c["Status"] == "passing" for c in entry["Checks"])
-                    (ready if passing else sick).append({"ip": entry["Service"]["Address"] or entry["Node"]["Address"]})
-                    port = entry["Service"]["Port"]
-                subset = {"addresses": ready, "notReadyAddresses": sick, "ports": [{"port": port, "protocol": "TCP"}]}
-                body = json.dumps({
-                    "apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": self._service},
-                    "subsets": [{k: v for k, v in subset.items() if v}] if ready or sick else [],
-                }).encode()  # fmt: skip
-                if body != applied:
-                    kube.send("PATCH", f"{path}?{APPLY}", body, {"Content-Type": "application/apply-patch+yaml"})
-                    applied = body
-                else:  # the API server ends a connection that is idle for 90 s, and the next change would find it dead
-                    kube.send("GET", path)
 
 
 def make_service(lab: Lab, name: str, port: int = 80) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from tests.bench.floor import marked
 from tests.bench.measure import NAMESPACE, limit, make_service, register
 from tests.bench.report import Collected
 from tests.bench.watching import Sampler, Tail
@@ -141,12 +143,18 @@ class Stage:
             {"Check": {"Verb": "set", "Check": check(n, i, "passing")}},
         )))  # fmt: skip
 
-    def command(self) -> tuple[float, int, int]:
+    def command(self, headless: bool = False) -> tuple[float, int, int]:
         """`bridge sync`: seconds, writes, services."""
         env = environment(self.lab.consul.address, self.lab.kubeconfig)
+        what = ["--service", "bench-*", "--namespace", NAMESPACE]
+        if headless:
+            rules = self.lab.folder / "headless.yaml"
+            rules.write_text(json.dumps({
+                "rules": [{"services": ["bench-*"], "to": {"namespace": NAMESPACE, "type": "Headless"}}],
+            }))  # fmt: skip
+            what = ["--config", str(rules)]
         began = time.perf_counter()
-        done = bridge("sync", "--service", "bench-*", "--namespace", NAMESPACE, "--yes", "-o", "json",
-                      env=env, timeout=900)  # fmt: skip
+        done = bridge("sync", *what, "--yes", "-o", "json", env=env, timeout=900)
         took = time.perf_counter() - began
         if done.status != 0:
             raise LabError(f"bridge sync failed:\n{done.stderr[-2000:]}")
@@ -210,17 +218,23 @@ class Stage:
         return sorted(found)
 
 
-def raw_writes(lab: Lab, prefix: str, services: int, instances: int, create: bool = True) -> float:
+def raw_writes(
+    lab: Lab, prefix: str, services: int, instances: int, create: bool = True, headless: bool = False
+) -> float:
     """Seconds in which plain clients make the same objects under other names (`create` False: only the Endpoints)."""
+    address_of_its_own = {"clusterIP": "None"} if headless else {}
 
     def work(mine: Sequence[int]) -> None:
         with lab.raw_kube() as kube:
             for n in mine:
-                metadata = {"name": f"{prefix}-{n}"}
+                metadata = marked(f"{prefix}-{n}", name(n))
                 if create:
                     kube.apply(f"{SERVICES.format(namespace=FLOOR)}/{prefix}-{n}", {
                         "apiVersion": "v1", "kind": "Service", "metadata": metadata,
-                        "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
+                        "spec": {
+                            "type": "ClusterIP", "ports": [{"port": 80, "protocol": "TCP"}],
+                            "ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4"], **address_of_its_own,
+                        },
                     })  # fmt: skip
                 ready = [{"ip": address(n, i)} for i in range(0 if create else 1, instances)]
                 sick = [] if create else [{"ip": address(n, 0)}]

@@ -6,7 +6,8 @@ import sys
 import time
 from dataclasses import dataclass, replace
 
-from tests.bench.measure import Figure, FloorChain, make_service, percentile, ratio
+from tests.bench.floor import FloorChain
+from tests.bench.measure import Figure, make_service, percentile, ratio
 from tests.lab import LabError, netns, wait_until
 from tests.lab.town import Knowing, Town
 

@@ -12,10 +12,15 @@ from typing import Any, cast
 
 import pytest
 
+from bridge.core import plan as planning
+from bridge.core.model import Current, Instance, Kind, Known, Query, Rule, Status, Target
+from bridge.core.translate import translate
+from bridge.kube import objects
 from tests.bench import __main__ as command
 from tests.bench import changes, report, simulation, watching
 from tests.bench.changes import KINDS, choose, once
-from tests.bench.measure import FloorChain, limit
+from tests.bench.floor import chain, endpoints
+from tests.bench.measure import limit
 from tests.bench.report import Collected
 from tests.bench.simulation import Measured, simulate
 from tests.bench.stage import address, node, run_threads
@@ -246,29 +251,30 @@ def test_the_floor_chain_keeps_its_connection_when_nothing_changes() -> None:
     entry_ = {"Service": {"Address": "10.0.0.1", "Port": 80}, "Node": {"Address": ""}, "Checks": []}
     answers = iter([(1, [entry_]), (1, [entry_])])
     sent: list[str] = []
-    done = threading.Event()
 
     class Servers:
         """Consul, which answers twice, and a Kubernetes."""
 
         def health(self, *_: object) -> tuple[int, list[Any]]:
             if (answer := next(answers, None)) is None:
-                done.set()
                 raise OSError("interrupted")
             return answer
-
-        def interrupt(self) -> None:
-            pass
 
         def send(self, method: str, *_: object) -> None:
             sent.append(method)
 
-        def __enter__(self) -> Servers:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    with FloorChain(cast("Any", SimpleNamespace(raw_consul=Servers, raw_kube=Servers)), "floor-web"):
-        assert done.wait(30)
+    servers = cast("Any", Servers())
+    chain(servers, servers, "floor-web", threading.Event())
     assert sent == ["PATCH", "GET"]
+
+
+def test_the_floor_writes_bodies_as_long_as_the_bridges() -> None:
+    """The API server takes longer for labels and annotations: a floor without them would be no floor."""
+    instance = Instance(node="vm1", id="web-vm1", address="10.0.0.1", node_address="", port=80, status=Status.PASSING)
+    source = (Rule(name="all"), Query("dc1", "web"), Known((instance,)))
+    target = Target("default", "web")
+    planned = planning.plan(target, translate(target, [source]).mirror, Current(target), owner="default")
+    ours = json.dumps(objects.encode(next(c for c in planned.changes if c.kind is Kind.ENDPOINTS)))
+    entry_ = {"Service": {"Address": "10.0.0.1", "Port": 80}, "Node": {"Address": ""}, "Checks": []}
+    bare = len(', "namespace": "default"')  # which the path says as well
+    assert len(endpoints("web", [entry_])) == len(ours) - bare
