@@ -90,6 +90,12 @@ class Gate:
             return self._reason
 
     @property
+    def free(self) -> bool:
+        """Whether all is well and a caller would be let in at once."""
+        with self._changed:
+            return self._reason is None and self._inside < int(self._limit)
+
+    @property
     def successes(self) -> int:
         """How often the server did what it was asked."""
         with self._changed:

@@ -318,7 +318,7 @@ class Bridge:
             return
         for target in targets:
             self._seen.setdefault(target, seen)
-        if lend is not None and len(targets) == 1 and self._gate.reason is None:
+        if lend is not None and len(targets) == 1 and self._gate.free:
             (target,) = targets
             if self._queue.claim(target):
                 lend(partial(self._finish, target))

@@ -30,6 +30,21 @@ def test_a_well_server_lets_as_many_in_as_there_are_writers() -> None:
     gate.wake()
 
 
+def test_it_is_free_while_all_is_well_and_somebody_would_be_let_in() -> None:
+    """Who has better things to do than to wait asks before."""
+    clock = Clock()
+    gate = Gate(2, POLICY, threading.Event(), clock)
+    assert gate.enter()
+    free = [gate.free]
+    assert gate.enter()
+    free.append(gate.free)
+    gate.leave(None)
+    free.append(gate.free)
+    gate.leave(TransientError("gone"))
+    free.append(gate.free)
+    assert free == [True, False, True, False]
+
+
 def test_a_fault_of_the_server_closes_the_gate_until_the_backoff_is_over() -> None:
     """Then one caller, and only one, may try; its success opens the gate for all."""
     clock = Clock()
