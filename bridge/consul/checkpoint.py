@@ -41,6 +41,7 @@ class Checkpoint:
         self._settled = 0
         self._recoveries = 0
         self.confirmations = 0
+        self.rebuilds = 0
 
     @property
     def doubted(self) -> bool:
@@ -63,6 +64,7 @@ class Checkpoint:
             with self._lock:
                 another = self._identity.is_another(answer.index, nodes)
             if another:
+                self.rebuilds += 1
                 self._on_rebuilt()
             self._on_confirmed()
             with self._changed:

@@ -402,10 +402,10 @@ class DatacenterWatch:
                 self._learn_index(entry, answer)
                 entry.direct = True
             entry.attempts = 0
-            for lent in work:
-                lent()
             if published is Published.CHANGED:
                 self._direct.changed(entry)
+            for lent in work:
+                lent()
             return True
 
         def fail(error: BridgeError) -> None:

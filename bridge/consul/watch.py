@@ -66,6 +66,10 @@ class Checkpoint(Protocol):
     def doubted(self) -> bool:
         """Whether answers must not be used before `confirm`."""
 
+    @property
+    def rebuilds(self) -> int:
+        """How often Consul was found to be another one: no index from before means anything."""
+
 
 class Step(Enum):
     """What one step of a watch came to."""
@@ -110,6 +114,7 @@ class Watch:
         self._retry = retry
         self._wait_seconds = wait_seconds
         self._attempt = 0
+        self._rebuilds = checkpoint.rebuilds
         self.position = Position()
 
     def run(self) -> None:
@@ -126,6 +131,9 @@ class Watch:
             if self._checkpoint.doubted:
                 self.position.failed()
                 self._checkpoint.confirm(self._client)
+            if self._rebuilds != self._checkpoint.rebuilds:  # while this thread was busy elsewhere
+                self._rebuilds = self._checkpoint.rebuilds
+                self.position.failed()
             answer = self._ask(self.position.index, jittered(self._wait_seconds))
             return self._answered(answer)
         except CancelledError:
@@ -138,7 +146,7 @@ class Watch:
     def _answered(self, answer: Answer) -> Step:
         if not self.position.answered(answer):
             self._checkpoint.doubt("Consul's index went backwards")
-        if self._checkpoint.doubted:
+        if self._checkpoint.doubted or self._rebuilds != self._checkpoint.rebuilds:
             self.position.failed()
             return Step.DISCARDED
         self._attempt = 0

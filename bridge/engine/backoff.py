@@ -93,7 +93,8 @@ class Gate:
     def free(self) -> bool:
         """Whether all is well and a caller would be let in at once."""
         with self._changed:
-            return self._reason is None and self._inside < int(self._limit)
+            closed = self._reason is not None or self._failures or self._not_before > self._clock()
+            return not closed and self._inside < int(self._limit)
 
     @property
     def successes(self) -> int:

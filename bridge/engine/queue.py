@@ -42,10 +42,14 @@ class WorkQueue(Generic[K]):
                 return
             self._enqueue(key, priority, due)
 
-    def claim(self, key: K) -> bool:
-        """Take this very key, the caller's until `done`; False when it is in somebody's hands or other work is due."""
+    def claim(self, key: K, at_most: int) -> bool:
+        """Take this very key, the caller's until `done`.
+
+        False when it is in somebody's hands, other work is due, or `at_most` keys are in hands already.
+        """
         with self._changed:
-            if self._closed or self._ready or key in self._working:
+            self._promote(self._clock())
+            if self._closed or self._ready or key in self._working or len(self._working) >= at_most:
                 return False
             self._waiting.pop(key, None)
             self._working.add(key)

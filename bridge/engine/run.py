@@ -84,6 +84,9 @@ MIRRORED_SECONDS = 1.0
 GAINED_SECONDS = 5.0
 """How soon after a shard became ours everything is compared, beside what is known to be unfinished."""
 
+LENT_AT_MOST = 4
+"""Targets in hand up to which a watch writes itself: in a burst the queue and its order decide, and watches go on."""
+
 LATER = 2
 """Queue priority of what leaves a service without ready endpoints: after everything else."""
 
@@ -320,8 +323,8 @@ class Bridge:
             self._seen.setdefault(target, seen)
         if lend is not None and len(targets) == 1 and self._gate.free:
             (target,) = targets
-            if self._queue.claim(target):
-                lend(partial(self._finish, target))
+            if self._queue.claim(target, LENT_AT_MOST):
+                lend(partial(self._guarded, partial(self._finish, target)))
                 return
         self._look_at(targets)
 

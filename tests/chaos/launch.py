@@ -32,14 +32,17 @@ def jumping_clock(seconds: float) -> None:
 
 
 def bug(after_seconds: float) -> None:
-    """A writer's thread meets a bug some time after the start."""
+    """A thread that writes meets a bug some time after the start."""
     from bridge.engine.reconcile import Reconciler
 
     real = Reconciler.plan
     began = time.monotonic()
 
     def broken(self: Reconciler, *arguments: Any) -> Any:
-        if threading.current_thread().name.startswith("writer-") and time.monotonic() - began > after_seconds:
+        if (
+            threading.current_thread().name.startswith(("writer-", "consul-direct-"))
+            and time.monotonic() - began > after_seconds
+        ):
             raise ZeroDivisionError("injected")
         return real(self, *arguments)
 

@@ -35,6 +35,7 @@ class Script:
     doubts: list[str] = field(default_factory=list)
     confirmed: int = 0
     doubted: bool = False
+    rebuilds: int = 0
     confirm_error: BridgeError | None = None
     usable: Callable[[Answer], bool] = lambda _answer: True
     clock: float = 0.0
@@ -161,6 +162,16 @@ def test_backwards_within_the_streaming_numbering_counts() -> None:
     script = Script([answer(70), answer(80, STREAMING), answer(79, STREAMING)])
     assert steps(script)[-1] is Step.DISCARDED
     assert script.doubts
+
+
+def test_a_rebuild_that_was_settled_while_this_thread_was_busy_is_followed_by_a_plain_read() -> None:
+    """With an index of the old Consul the question would sleep through changes."""
+    script = Script([answer(7), answer(3), answer(4)])
+    one = watch(script)
+    one.step()
+    script.rebuilds += 1
+    one.step()
+    assert script.asked == [0, 0]
 
 
 def test_an_answer_that_arrives_while_the_datacenter_is_doubted_is_not_used() -> None:

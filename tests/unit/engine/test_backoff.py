@@ -45,6 +45,19 @@ def test_it_is_free_while_all_is_well_and_somebody_would_be_let_in() -> None:
     assert free == [True, False, True, False]
 
 
+def test_it_is_not_free_while_a_pause_goes_on_that_another_ones_success_did_not_end() -> None:
+    """429 with Retry-After, and a moment later the answer to an older request."""
+    clock = Clock()
+    gate = Gate(4, POLICY, threading.Event(), clock)
+    assert gate.enter()
+    assert gate.enter()
+    gate.leave(ThrottledError("slower", retry_after_seconds=60))
+    gate.leave(None)
+    paused = gate.free
+    clock.now += 61
+    assert (paused, gate.free) == (False, True)
+
+
 def test_a_fault_of_the_server_closes_the_gate_until_the_backoff_is_over() -> None:
     """Then one caller, and only one, may try; its success opens the gate for all."""
     clock = Clock()

@@ -173,9 +173,9 @@ def test_a_claimed_key_is_nobody_elses_until_it_is_done() -> None:
     """What waits of it is done with it, a delay included; what comes meanwhile is handed out afterwards."""
     queue: WorkQueue[str] = WorkQueue(Clock())
     queue.add("a", delay_seconds=60)
-    assert (queue.claim("a"), len(queue), drain(queue)) == (True, 0, [])
+    assert (queue.claim("a", 4), len(queue), drain(queue)) == (True, 0, [])
     queue.add("a")
-    assert (queue.claim("a"), drain(queue)) == (False, [])
+    assert (queue.claim("a", 4), drain(queue)) == (False, [])
     queue.done("a")
     assert drain(queue) == ["a"]
 
@@ -184,16 +184,33 @@ def test_nothing_is_claimed_before_what_is_due() -> None:
     """A claim does not overtake others: priorities hold."""
     queue: WorkQueue[str] = WorkQueue()
     queue.add("b")
-    assert queue.claim("a") is False
-    assert (drain(queue), queue.claim("a")) == (["b"], True)
+    assert queue.claim("a", 4) is False
+    assert (drain(queue), queue.claim("a", 4)) == (["b"], True)
+
+
+def test_only_so_many_are_claimed() -> None:
+    """In a burst the order of the queue counts, and who claims has other things to do."""
+    queue: WorkQueue[str] = WorkQueue()
+    assert [queue.claim(key, 2) for key in ("a", "b", "c")] == [True, True, False]
+    queue.done("a")
+    assert queue.claim("c", 2) is True
+
+
+def test_what_became_due_goes_before_a_claim() -> None:
+    """A delay that is over counts as work that is due."""
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add("b", delay_seconds=1)
+    clock.now += 2
+    assert (queue.claim("a", 4), drain(queue)) == (False, ["b"])
 
 
 def test_a_closed_queue_gives_nothing_away_and_waits_for_what_it_gave() -> None:
     """The bridge ends when the objects in hand are finished, whoever has them in hand."""
     queue: WorkQueue[str] = WorkQueue()
-    assert queue.claim("a")
+    assert queue.claim("a", 4)
     queue.close()
-    assert queue.claim("b") is False
+    assert queue.claim("b", 4) is False
     waiting = threading.Thread(target=queue.wait_returned)
     waiting.start()
     waiting.join(0.1)
