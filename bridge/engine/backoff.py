@@ -93,8 +93,8 @@ class Gate:
     def free(self) -> bool:
         """Whether all is well and a caller would be let in at once."""
         with self._changed:
-            closed = self._reason is not None or self._failures or self._not_before > self._clock()
-            return not closed and self._inside < int(self._limit)
+            well = self._reason is None and self._not_before <= self._clock()
+            return well and self._inside < int(self._limit)
 
     @property
     def successes(self) -> int:

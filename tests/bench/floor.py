@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
-from pathlib import Path
 from typing import Any, Self
 
 from tests.bench.measure import NAMESPACE
 from tests.lab import Lab
+from tests.lab.build import ROOT
 from tests.lab.servers import Program
-from tests.raw import ENDPOINTS, RawConsul, RawKube
+from tests.raw import ENDPOINTS, Json, RawConsul, RawKube
 
-_ROOT = Path(__file__).parents[2]
 WAIT = "45s"
 APPLY = "fieldManager=floor&force=true"
 
 
-def marked(name: str, service: str) -> dict[str, Any]:
+def marked(name: str, service: str) -> Json:
     """An object's metadata as long as the bridge's, and nobody's: it is not to be taken for the bridge's own."""
     return {
         "name": name,
@@ -33,16 +31,25 @@ def marked(name: str, service: str) -> dict[str, Any]:
     }
 
 
-def chain(consul: RawConsul, kube: RawKube, service: str, stop: threading.Event) -> None:
-    """Until `stop`, or until the connection to Consul ends."""
+def endpoints(metadata: Json, ready: list[dict[str, str]], sick: list[dict[str, str]], port: int = 80) -> Json:
+    """An Endpoints object with one subset, none without addresses."""
+    subset = {"addresses": ready, "notReadyAddresses": sick, "ports": [{"port": port, "protocol": "TCP"}]}
+    return {
+        "apiVersion": "v1", "kind": "Endpoints", "metadata": metadata,
+        "subsets": [{k: v for k, v in subset.items() if v}] if ready or sick else [],
+    }  # fmt: skip
+
+
+def chain(consul: RawConsul, kube: RawKube, service: str) -> None:
+    """Until the connection to Consul ends."""
     index, applied = 0, b""
     path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/{service}"
-    while not stop.is_set():
+    while True:
         try:
             index, entries = consul.health(service, index, WAIT)
         except OSError:
             return
-        body = endpoints(service, entries)
+        body = encoded(service, entries)
         if body != applied:
             kube.send("PATCH", f"{path}?{APPLY}", body, {"Content-Type": "application/apply-patch+yaml"})
             applied = body
@@ -50,7 +57,7 @@ def chain(consul: RawConsul, kube: RawKube, service: str, stop: threading.Event)
             kube.send("GET", path)
 
 
-def endpoints(service: str, entries: list[dict[str, Any]]) -> bytes:
+def encoded(service: str, entries: list[dict[str, Any]]) -> bytes:
     """Endpoints of what Consul answered."""
     ready: list[dict[str, str]] = []
     sick: list[dict[str, str]] = []
@@ -59,11 +66,7 @@ def endpoints(service: str, entries: list[dict[str, Any]]) -> bytes:
         passing = all(c["Status"] == "passing" for c in entry["Checks"])
         (ready if passing else sick).append({"ip": entry["Service"]["Address"] or entry["Node"]["Address"]})
         port = entry["Service"]["Port"]
-    subset = {"addresses": ready, "notReadyAddresses": sick, "ports": [{"port": port, "protocol": "TCP"}]}
-    return json.dumps({
-        "apiVersion": "v1", "kind": "Endpoints", "metadata": marked(service, service),
-        "subsets": [{k: v for k, v in subset.items() if v}] if ready or sick else [],
-    }).encode()  # fmt: skip
+    return json.dumps(endpoints(marked(service, service), ready, sick, port)).encode()
 
 
 class FloorChain:
@@ -71,7 +74,7 @@ class FloorChain:
 
     def __init__(self, lab: Lab, service: str) -> None:
         command = [sys.executable, "-m", "tests.bench.floor", lab.consul.address, str(lab.kubeconfig), service]
-        self._program = Program(lab.folder / "floor", command, {"PYTHONPATH": str(_ROOT)})
+        self._program = Program(lab.folder / "floor", command, {"PYTHONPATH": str(ROOT)})
 
     def __enter__(self) -> Self:
         self._program.start()
@@ -85,7 +88,7 @@ def main() -> None:
     """Until SIGTERM."""
     address, kubeconfig, service = sys.argv[1:]
     with RawConsul(address) as consul, RawKube(kubeconfig) as kube:
-        chain(consul, kube, service, threading.Event())
+        chain(consul, kube, service)
 
 
 if __name__ == "__main__":

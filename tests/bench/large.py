@@ -17,13 +17,19 @@ SETTLE_SECONDS = 10.0
 LARGE = 5000
 
 
+def _first(stage: Stage, *, headless: bool = False) -> tuple[float, int, float]:
+    """A first sync: seconds, writes, and the raw writer's writes a second, half of them before and half after."""
+    half = stage.services // 2
+    before = raw_writes(stage.lab, "floor-a", half, stage.instances, headless=headless)
+    took, writes, _ = stage.command(headless)
+    after = raw_writes(stage.lab, "floor-b", half, stage.instances, headless=headless)
+    return took, writes, half * 4 / (before + after)
+
+
 def initial(stage: Stage, out: Collected) -> None:
     """First sync beside a raw writer with as many connections that makes as many objects, half before, half after."""
-    half = stage.services // 2
-    before = raw_writes(stage.lab, "floor-a", half, stage.instances)
-    took, writes, _ = stage.command()
-    after = raw_writes(stage.lab, "floor-b", half, stage.instances)
-    rate, floor = writes / took, half * 4 / (before + after)
+    took, writes, floor = _first(stage)
+    rate = writes / took
     what = f"first sync, whole command, {stage.label}"
     out.figures.append(Figure(
         f"{what}, {writes:,} writes", f"{rate:.0f} writes/s", f"{floor:.0f} writes/s", f"{rate / floor * 100:.0f} %",
@@ -40,10 +46,8 @@ def initial(stage: Stage, out: Collected) -> None:
 def headless(out: Collected, services: int = LARGE) -> None:
     """First sync of as many Services without addresses: what is left when the server has none to give."""
     with Stage(services, 4) as stage:
-        before = raw_writes(stage.lab, "floor-a", services // 2, 4, headless=True)
-        took, writes, _ = stage.command(headless=True)
-        after = raw_writes(stage.lab, "floor-b", services // 2, 4, headless=True)
-        rate, floor = writes / took, services // 2 * 4 / (before + after)
+        took, writes, floor = _first(stage, headless=True)
+        rate = writes / took
         out.figures.append(Figure(
             f"the same with Headless Services, {stage.label}, {writes:,} writes in {took:.1f} s",
             f"{rate:.0f} writes/s", f"{floor:.0f} writes/s", f"{rate / floor * 100:.0f} %", row="sync",

@@ -6,7 +6,6 @@ then single services change, each through world, queue, plan, guard and store, a
 
 from __future__ import annotations
 
-import gc
 import json
 import random
 import resource
@@ -21,7 +20,7 @@ from bridge.core.model import Change, Instance, Known, Listing, Meta, Query, Rul
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler
 from bridge.engine.world import World
-from bridge.interpreter import GARBAGE_THRESHOLDS
+from bridge.interpreter import seldom_collected
 from bridge.kube.store import Store
 from tests.bench.measure import Figure, limit, number, percentile
 from tests.bench.report import Collected, table
@@ -200,8 +199,8 @@ def figures(found: list[Measured]) -> list[Figure]:
 def main() -> int:
     """All sizes as a table; `--one N`: a size as JSON. 1 when a limit is not kept."""
     if sys.argv[1:2] == ["--one"]:
-        gc.set_threshold(*GARBAGE_THRESHOLDS)  # as in every command
-        print(json.dumps(asdict(simulate(int(sys.argv[2])))))
+        with seldom_collected():  # as in every command
+            print(json.dumps(asdict(simulate(int(sys.argv[2])))))
         return 0
     out = Collected()
     measure(out)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from tests.bench.floor import marked
+from tests.bench.floor import endpoints, marked
 from tests.bench.measure import NAMESPACE, limit, make_service, register
 from tests.bench.report import Collected
 from tests.bench.watching import Sampler, Tail
@@ -238,11 +238,7 @@ def raw_writes(
                     })  # fmt: skip
                 ready = [{"ip": address(n, i)} for i in range(0 if create else 1, instances)]
                 sick = [] if create else [{"ip": address(n, 0)}]
-                subset = {"addresses": ready, "notReadyAddresses": sick, "ports": [{"port": 80, "protocol": "TCP"}]}
-                kube.apply(f"{ENDPOINTS.format(namespace=FLOOR)}/{prefix}-{n}", {
-                    "apiVersion": "v1", "kind": "Endpoints", "metadata": metadata,
-                    "subsets": [{k: v for k, v in subset.items() if v}],
-                })  # fmt: skip
+                kube.apply(f"{ENDPOINTS.format(namespace=FLOOR)}/{prefix}-{n}", endpoints(metadata, ready, sick))
 
     return run_threads([partial(work, range(k, services, CONNECTIONS)) for k in range(CONNECTIONS)])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from bridge.kube import objects
 from tests.bench import __main__ as command
 from tests.bench import changes, report, simulation, watching
 from tests.bench.changes import KINDS, choose, once
-from tests.bench.floor import chain, endpoints
+from tests.bench.floor import chain, encoded
 from tests.bench.measure import limit
 from tests.bench.report import Collected
 from tests.bench.simulation import Measured, simulate
@@ -264,7 +263,7 @@ def test_the_floor_chain_keeps_its_connection_when_nothing_changes() -> None:
             sent.append(method)
 
     servers = cast("Any", Servers())
-    chain(servers, servers, "floor-web", threading.Event())
+    chain(servers, servers, "floor-web")
     assert sent == ["PATCH", "GET"]
 
 
@@ -277,4 +276,4 @@ def test_the_floor_writes_bodies_as_long_as_the_bridges() -> None:
     ours = json.dumps(objects.encode(next(c for c in planned.changes if c.kind is Kind.ENDPOINTS)))
     entry_ = {"Service": {"Address": "10.0.0.1", "Port": 80}, "Node": {"Address": ""}, "Checks": []}
     bare = len(', "namespace": "default"')  # which the path says as well
-    assert len(endpoints("web", [entry_])) == len(ours) - bare
+    assert len(encoded("web", [entry_])) == len(ours) - bare
