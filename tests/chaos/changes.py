@@ -27,6 +27,10 @@ Address = tuple[str, int]
 RETRY_SECONDS = 0.2
 """How long the pusher waits after Consul refused something, as an agent would (only much shorter)."""
 
+LATE_SECONDS = 8.0
+"""So long after it was given up, a request may still be taken: a server without a leader keeps it for
+`rpc_hold_timeout` (7 s and a sixteenth) and carries it out when there is one, over whatever was said since then."""
+
 PASSING = "c-new-"
 """Names of the services that come and go as a whole."""
 
@@ -118,6 +122,7 @@ class Fleet:
         self._excused: set[str] = set()
         self._silent = False
         self._pushing = 0
+        self._late_until = float("-inf")
         self._addresses = 0
         self._extras: list[str] = []
         self._born = 0
@@ -255,11 +260,11 @@ class Fleet:
             return self._note(kind, instance.key)
 
     def set_status(self, service: str, status: str, *, anchors: bool = False) -> int:
-        """All of a service turn `status` (with their anchors, if that is wanted); how many did."""
+        """All of a service turn `status`, out of maintenance (with their anchors, if that is wanted); how many did."""
         with self._lock:
             chosen = [i for i in self._all.values() if i.service == service and (anchors or not i.anchor)]
             for instance in chosen:
-                self._put(replace(instance, status=status))
+                self._put(replace(instance, status=status, maintenance=False))
             return len(chosen)
 
     def _note(self, kind: str, key: str) -> Change:
@@ -292,7 +297,8 @@ class Fleet:
 
     def pause(self) -> None:
         """No further changes; those that were made are still pushed."""
-        self._running.clear()
+        with self._lock:
+            self._running.clear()
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -322,6 +328,14 @@ class Fleet:
                 return True
             self._again(wrong)
         return False
+
+    def late_seconds(self) -> float:
+        """How long from now Consul may still take a request that was given up; 0 when there is none.
+
+        What it does then is a change like any other, which the next `flush` sees and mends.
+        """
+        with self._lock:
+            return max(0.0, self._late_until - time.monotonic())
 
     def hold_back(self) -> None:
         """The agents say nothing until `register_again`."""
@@ -360,8 +374,10 @@ class Fleet:
     def _change_all(self) -> None:
         while not self._stop.is_set():
             self._running.wait()
-            if not self._stop.wait(1.0 / self._rate) and self._running.is_set():
-                self.step()
+            self._stop.wait(1.0 / self._rate)
+            with self._lock:
+                if self._running.is_set() and not self._stop.is_set():
+                    self.step()
 
     def _push_all(self) -> None:
         consul: RawConsul | None = None
@@ -384,6 +400,9 @@ class Fleet:
                 if consul is not None:
                     consul.close()
                 consul = None
+                if isinstance(error, TimeoutError):
+                    with self._lock:
+                        self._late_until = time.monotonic() + LATE_SECONDS
                 self._again([key])
                 self._stop.wait(RETRY_SECONDS)
             finally:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from tests.chaos.faults import CONSUL_DOWN, CONSUL_UP_0, EITHER, NOT_READY, READY, Fault, Metric, Reason, Sign, log
 from tests.chaos.stage import POLICY, TOKEN, Stage, wait_for
 from tests.chaos.stub import Answer, Rule, Stub
+from tests.lab import wait_until
 
 
 class ConsulKill(Fault):
@@ -345,10 +346,17 @@ class QuorumLoss(LeaderLoss):
 
 
 def leader_of(stage: Stage) -> int:
-    """Position of the leader in the cluster."""
-    with stage.connect_consul() as consul:
-        leader = consul.json("GET", "/v1/status/leader")
-    return next(n for n, s in enumerate(stage.cluster) if leader.endswith(f":{s.ports['server']}"))
+    """Position of the leader in the cluster; waits for an election that is going on."""
+    found: list[int] = []
+
+    def named() -> bool:
+        with stage.connect_consul() as consul:
+            leader = consul.json("GET", "/v1/status/leader")
+        found[:] = [n for n, s in enumerate(stage.cluster) if leader.endswith(f":{s.ports['server']}")]
+        return bool(found)
+
+    wait_until(named, 30, "a leader of the three servers", 0.1)
+    return found[0]
 
 
 FAULTS: Sequence[type[Fault]] = (

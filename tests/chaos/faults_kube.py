@@ -188,8 +188,10 @@ class Kube409(_KubeStub):
     readiness = READY
 
     def rule(self, rng: random.Random) -> Rule:
+        mine = random.Random(rng.random())  # how often it is asked is not the same when a seed is played again
+
         def decide(method: str, path: str) -> Answer | None:
-            if is_write(method) and rng.random() < 0.67:
+            if is_write(method) and mine.random() < 0.67:
                 return status(409, "Conflict", "the object has been modified; please apply your changes again")
             return None
 
@@ -234,8 +236,10 @@ class Kube5xx(_KubeStub):
     readiness = NOT_READY
 
     def rule(self, rng: random.Random) -> Rule:
+        mine = random.Random(rng.random())  # as above
+
         def decide(_method: str, _path: str) -> Answer:
-            code = rng.choice((500, 502, 503, 504))
+            code = mine.choice((500, 502, 503, 504))
             if code == 502:
                 return Answer(code, b"<html><body>Bad Gateway</body></html>", {"Content-Type": "text/html"})
             return status(code, "InternalError", "etcdserver: request timed out")

@@ -161,17 +161,26 @@ class Campaign:
     # ------------------------------------------------------------------ both sides agree, iii
 
     def _settle(self, since: float, seconds: float, what: str = "the start") -> float | None:
-        """Wait until both sides agree; seconds from `since`, None when they never did. Reports (iii)."""
+        """Wait until both sides agree for good; seconds from `since`, None when they never did. Reports (iii)."""
+        stage = self.stage
+        took = again = self._agree(since, seconds, what)
+        while again is not None and (late := stage.fleet.late_seconds()) > 0:
+            wait_for(lambda: False, late)  # what Consul takes of it is no writing at rest, and may have to be mended
+            again = self._agree(time.monotonic(), seconds, what)
+        if again is None:
+            return None
+        if not wait_for(stage.bridge.ready, seconds):
+            stage.observer.report("vi", f"{what} is over, but /readyz says {stage.bridge.readiness()}")
+        return took
+
+    def _agree(self, since: float, seconds: float, what: str) -> float | None:
         stage = self.stage
         if not stage.fleet.flush(FLUSH_SECONDS):
             stage.observer.report("iii", f"{what}: Consul does not take what the VMs say: {stage.fleet.trouble}")
             return None
         flushed = time.monotonic()
-        if not wait_for(lambda: stage.observer.shows(stage.fleet.mirrored()), GIVE_UP_SECONDS, 0.05):
-            for difference in stage.observer.compare_sides()[:5]:
-                stage.observer.report("iii", f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
-            return None
-        if not wait_for(lambda: not stage.observer.compare_sides(), GIVE_UP_SECONDS, 0.02):
+        shown = wait_for(lambda: stage.observer.shows(stage.fleet.mirrored()), GIVE_UP_SECONDS, 0.05)
+        if not shown or not wait_for(lambda: not stage.observer.compare_sides(), GIVE_UP_SECONDS, 0.02):
             for difference in stage.observer.compare_sides()[:5]:
                 stage.observer.report("iii", f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
             return None
@@ -179,8 +188,6 @@ class Campaign:
         # what the agents themselves needed to tell Consul is not the bridge's
         if took - max(0.0, flushed - since) > seconds:
             stage.observer.report("iii", f"{what}: both sides agreed only after {took:.1f} s")
-        if not wait_for(stage.bridge.ready, seconds):
-            stage.observer.report("vi", f"{what} is over, but /readyz says {stage.bridge.readiness()}")
         return took
 
     # ------------------------------------------------------------------ rest, iv and v

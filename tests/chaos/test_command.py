@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from tests.chaos import __main__ as command
-from tests.chaos.changes import Fleet
+from tests.chaos import run
+from tests.chaos.changes import LATE_SECONDS, Fleet
 from tests.chaos.faults import catalogue, table
-from tests.chaos.run import percentiles, sequence
-from tests.lab import LabError
-from tests.raw import RawConsul
+from tests.chaos.run import Campaign, percentiles, sequence
+from tests.lab import LabError, wait_until
+from tests.raw import RawConsul, UnexpectedAnswerError
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs/reliability.md"
 
@@ -87,6 +91,75 @@ def test_what_is_touched_is_never_owed_and_anchors_always_are() -> None:
     fleet.arm()
     expected = {name: state.ready for name, state in fleet.expected().items() if state.ready}
     assert fleet.all_owed() == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "late"), [(TimeoutError("timed out"), True), (UnexpectedAnswerError(500, "No cluster leader"), False)]
+)
+def test_what_was_given_up_may_be_taken_late_and_what_was_refused_may_not(error: Exception, late: bool) -> None:
+    """A server without a leader keeps a request although nobody waits for its answer any more."""
+
+    class Silent:
+        """Consul as it is during a fault."""
+
+        def json(self, *_arguments: object) -> None:
+            raise error
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    fleet = Fleet(lambda: cast("RawConsul", Silent()), seed=3)
+    fleet.start(1.0)
+    try:
+        wait_until(lambda: bool(fleet.trouble), 10, "the first request", 0.01)
+        wait_until(lambda: (0 < fleet.late_seconds() <= LATE_SECONDS) is late, 10, "what comes of it", 0.01)
+    finally:
+        fleet.close()
+
+
+def test_both_sides_must_agree_once_more_when_nothing_can_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Consul takes late is a change, and what the bridge then writes is no violation."""
+    asked: list[str] = []
+    waits = iter([8.0, 0.0])
+
+    class Stage:
+        """Everybody agrees whenever they are asked; one request may still be taken."""
+
+        def __getattr__(self, _name: str) -> Stage:
+            return self
+
+        def flush(self, _seconds: float) -> bool:
+            asked.append("flush")
+            return True
+
+        def late_seconds(self) -> float:
+            return next(waits)
+
+        def mirrored(self) -> dict[str, object]:
+            return {}
+
+        def shows(self, _expected: object) -> bool:
+            return True
+
+        def compare_sides(self) -> list[str]:
+            asked.append("compare")
+            return []
+
+        def ready(self) -> bool:
+            return True
+
+        violations: tuple[object, ...] = ()
+
+    def at_once(condition: Callable[[], bool], seconds: float, _step: float = 0.0) -> bool:
+        asked.append(f"{seconds:.0f} s")
+        return condition()
+
+    monkeypatch.setattr(run, "wait_for", at_once)
+    campaign = Campaign(cast("Any", Stage()))
+    assert campaign._settle(time.monotonic(), 10.0) is not None
+    assert [what for what in asked if what in ("flush", "compare", "8 s")] == [
+        "flush", "compare", "8 s", "flush", "compare",
+    ]  # fmt: skip
 
 
 def test_percentiles_of_nothing() -> None:

@@ -105,9 +105,8 @@ def test_foreign_writes_are_seen(stage: Stage) -> None:
                     path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/bystander"
                     kube.json("PATCH", path, {"metadata": {"labels": {"was": "here"}}}, "application/merge-patch+json")
 
-        found = campaign.play(Robber(), random.Random(1)).violations
-        assert {v.invariant for v in found} == {"ii"}
-        assert {"audit" if "the bridge did" in v.what else "version" for v in found} == {"audit", "version"}, USER
+        found = [v.what for v in campaign.play(Robber(), random.Random(1)).violations if v.invariant == "ii"]
+        assert {"audit" if "the bridge did" in what else "version" for what in found} == {"audit", "version"}, USER
     stage.observer.look_again()
 
 
