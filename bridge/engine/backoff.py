@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
+from enum import Enum, auto
 from typing import Generic, TypeVar
 
 from bridge.errors import ThrottledError, TransientError
@@ -16,13 +17,26 @@ from bridge.retry import RetryPolicy
 
 K = TypeVar("K", bound=Hashable)
 
+THROTTLED_SECONDS = 10.0
+"""Being asked to be slower is no trouble; when nothing else is heard for so long, nothing is written, and that is."""
+
+
+class Came(Enum):
+    """What a request told about the server, beside a fault of its own."""
+
+    WRITTEN = auto()
+    ANSWERED = auto()
+    NOTHING = auto()
+
 
 class Gate:
     """Lets up to `limit` writers through while the server is well, a single prober while it is not.
 
     | what came back | what happens |
     | --- | --- |
-    | a success | open; a narrowed limit grows by one per round of successes |
+    | written | open; a narrowed limit grows by one per round of successes |
+    | answered: this object was refused (409, 403, 422) | open; nothing was written, so nothing grows |
+    | nothing: not sent, or the object is to blame | as it was: who learns nothing of the server says nothing of it |
     | 429 | the limit is halved, and nobody enters until the asked-for pause is over |
     | any other transient fault of the server | closed; after the backoff ONE caller may try |
     """
@@ -38,8 +52,9 @@ class Gate:
         self._changed = threading.Condition()
         self._inside = 0
         self._failures = 0
-        self._successes = 0
+        self._written = 0
         self._not_before = 0.0
+        self._throttled_at: float | None = None
         self._reason: str | None = None
 
     def enter(self) -> bool:
@@ -54,28 +69,32 @@ class Gate:
                 self._changed.wait(min(pause, 1.0) if pause > 0 else 1.0)
         return False
 
-    def leave(self, error: TransientError | None) -> None:
-        """Give the place back and say how it went: `error` is None unless the server itself was at fault."""
+    def leave(self, came: Came | TransientError) -> None:
+        """Give the place back and say how it went; an error is a fault of the server itself."""
         with self._changed:
             self._inside -= 1
             now = self._clock()
-            if error is None:
-                self._failures = 0
-                self._successes += 1
-                self._reason = None
-                if self._limit < self._full:
-                    self._limit = min(self._full, self._limit + 1 / self._limit)
-            elif isinstance(error, ThrottledError):
-                self._limit = max(1.0, self._limit / 2)
-                pause = error.retry_after_seconds or self._policy.wait_seconds(1)
-                self._not_before = max(self._not_before, now + pause)
-                self._reason = str(error)
-            else:
-                # several writers fail together when a server goes away: that is one failure, not sixteen
-                if now >= self._not_before:
-                    self._failures += 1
-                    self._not_before = now + self._policy.wait_seconds(self._failures, error)
-                self._reason = str(error)
+            match came:
+                case Came.NOTHING:
+                    pass
+                case Came():
+                    self._failures = 0
+                    self._reason = self._throttled_at = None
+                    if came is Came.WRITTEN:
+                        self._written += 1
+                        self._limit = min(self._full, self._limit + 1 / self._limit)
+                case ThrottledError():
+                    self._limit = max(1.0, self._limit / 2)
+                    pause = came.retry_after_seconds or self._policy.wait_seconds(1)
+                    self._not_before = max(self._not_before, now + pause)
+                    self._reason = str(came)
+                    self._throttled_at = now if self._throttled_at is None else self._throttled_at
+                case _:
+                    # several writers fail together when a server goes away: that is one failure, not sixteen
+                    if now >= self._not_before:
+                        self._failures += 1
+                        self._not_before = now + self._policy.wait_seconds(self._failures, came)
+                    self._reason = str(came)
             self._changed.notify_all()
 
     def wake(self) -> None:
@@ -84,10 +103,13 @@ class Gate:
             self._changed.notify_all()
 
     @property
-    def reason(self) -> str | None:
-        """Why the gate is closed or narrowed, None while all is well."""
+    def trouble(self) -> str | None:
+        """Why nothing is written, None while something is (also when it is written more slowly)."""
         with self._changed:
-            return self._reason
+            at = self._throttled_at
+            if self._failures or (at is not None and self._clock() - at >= THROTTLED_SECONDS):
+                return self._reason
+            return None
 
     @property
     def free(self) -> bool:
@@ -97,45 +119,30 @@ class Gate:
             return well and self._inside < int(self._limit)
 
     @property
-    def successes(self) -> int:
-        """How often the server did what it was asked."""
+    def written(self) -> int:
+        """How often something was written."""
         with self._changed:
-            return self._successes
-
-    @property
-    def closed(self) -> bool:
-        """Whether the server counts as down."""
-        with self._changed:
-            return self._failures > 0
+            return self._written
 
 
 class BackoffTable(Generic[K]):
     """Consecutive failures per key, and what to wait for it. An entry is forgotten at success."""
 
-    def __init__(self, policy: RetryPolicy, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
-        self._clock = clock
         self._lock = threading.Lock()
-        self._failures: dict[K, tuple[int, float]] = {}
+        self._failures: dict[K, int] = {}
 
     def failed(self, key: K, error: BaseException | None = None) -> float:
         """Count a failure; seconds to wait before the next try."""
         with self._lock:
-            count = self._failures.get(key, (0, 0.0))[0] + 1
-            self._failures[key] = (count, self._clock())
+            count = self._failures[key] = self._failures.get(key, 0) + 1
         return self._policy.wait_seconds(count, error)
 
-    def succeeded(self, key: K) -> None:
-        """Forget the key."""
+    def forget(self, key: K) -> None:
+        """All is well with the key, or there is nothing to be done for it any more."""
         with self._lock:
             self._failures.pop(key, None)
-
-    def forget_older_than(self, seconds: float) -> None:
-        """Drop keys whose last failure is that long ago."""
-        with self._lock:
-            now = self._clock()
-            for key in [k for k, (_, at) in self._failures.items() if now - at > seconds]:
-                del self._failures[key]
 
     def __len__(self) -> int:
         with self._lock:

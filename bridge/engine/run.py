@@ -42,7 +42,7 @@ from bridge.core.model import (
     Unknown,
 )
 from bridge.engine.announce import Announcer
-from bridge.engine.backoff import BackoffTable, Brake, Gate
+from bridge.engine.backoff import BackoffTable, Brake, Came, Gate
 from bridge.engine.leadership import Alone, Elected, Leadership
 from bridge.engine.live import Live, LiveRow
 from bridge.engine.queue import WorkQueue
@@ -57,7 +57,6 @@ from bridge.errors import (
     CredentialsError,
     NotLeadingError,
     PermanentError,
-    StaleError,
     ThrottledError,
     TransientError,
 )
@@ -138,8 +137,8 @@ class Bridge:
         self._passing = threading.Event()
         self._queue: WorkQueue[Target] = WorkQueue(clock)
         self._gate = Gate(options.writers, options.kube_retry, self._stop, clock)
-        self._backoff: BackoffTable[Target] = BackoffTable(options.object_retry, clock)
-        self._refused: BackoffTable[Target] = BackoffTable(options.permanent_retry, clock)
+        self._backoff: BackoffTable[Target] = BackoffTable(options.object_retry)
+        self._refused: BackoffTable[Target] = BackoffTable(options.permanent_retry)
         self._brake: Brake[Target] = Brake(options.object_retry, clock=clock)
         self._rivals = Rivals(options.owner, clock)
         self._resolver: Resolver[Target] = Resolver(options.resolver, self._look_at, self._died, clock=clock)
@@ -531,7 +530,7 @@ class Bridge:
     def _kubernetes_trouble(self) -> str | None:
         if not hasattr(self, "_cache"):
             return "not started"
-        return self._gate.reason if self._gate.closed else self._cache.trouble()
+        return self._gate.trouble or self._cache.trouble()
 
     def _unknown(self) -> dict[Query, str]:
         if not hasattr(self, "_reconciler"):
@@ -556,6 +555,7 @@ class Bridge:
         seen = self._seen.pop(target, None)
         plan = self._reconciler.plan(target)
         if plan is None:
+            self._forget_failures(target)
             if names_at(self._cache.current(target)):  # also what a write that seemed to fail has made after all
                 self._remember(target)
             return
@@ -594,20 +594,18 @@ class Bridge:
     def _write(self, change: Change) -> None:
         if not self._gate.enter():
             raise CancelledError("stopping")
-        fault: TransientError | None = None
+        came: Came | TransientError = Came.NOTHING
         try:
             with self._leading(change.target):
                 self._cache.expect(change)
                 meta = self._writer.apply(change)
+            came = Came.WRITTEN
         except BridgeError as error:
             self._cache.forget(change)
-            if isinstance(error, TransientError) and error.fault_of_server:
-                fault = self._blame(change.target, error)
-            elif isinstance(error, CredentialsError):  # true of every object: one asks, and all go on when it works
-                fault = TransientError(str(error))
+            came = self._told_by(error, change.target)
             raise
         finally:
-            self._gate.leave(fault)
+            self._gate.leave(came)
         self._suspects.pop(change.target, None)
         self._cache.note(change, meta)
 
@@ -621,16 +619,24 @@ class Bridge:
         finally:
             self._leadership.leave(target)
 
-    def _blame(self, target: Target, error: TransientError) -> TransientError | None:
-        """The error when the server is to blame for it, None when the object is.
+    def _told_by(self, error: BridgeError, target: Target) -> Came | TransientError:
+        """What an error that a write met tells about the server; `fault_of_server` says so to whoever tries again.
 
         A server that fails for one object again while others were written since is well (an admission webhook may
         answer 500 for just this one): it must not be declared down for it.
         """
-        successes = self._gate.successes
-        before = self._suspects.setdefault(target, successes)
-        self._suspects[target] = successes
-        return error if before == successes or isinstance(error, ThrottledError) else None
+        if isinstance(error, CancelledError):
+            return Came.NOTHING
+        if isinstance(error, CredentialsError):  # true of every object: one asks, and all go on when it works
+            return TransientError(str(error))
+        if not isinstance(error, TransientError) or not error.fault_of_server:
+            return Came.ANSWERED
+        if isinstance(error, ThrottledError):
+            return error
+        written = self._gate.written
+        error.fault_of_server = self._suspects.get(target, written) == written
+        self._suspects[target] = written
+        return error if error.fault_of_server else Came.NOTHING
 
     def _settle(self, outcome: Outcome, seen: float | None) -> None:
         """Remember how it went and ask for what is still to be done."""
@@ -647,8 +653,7 @@ class Bridge:
         if outcome.plan.unmirrored:
             self._queue.add(target, delay_seconds=MIRRORED_SECONDS)
         if not outcome.failures:
-            self._backoff.succeeded(target)
-            self._refused.succeeded(target)
+            self._forget_failures(target)
         lag = None if seen is None or not outcome.applied else self._clock() - seen
         if outcome.applied or outcome.failures or outcome.plan.held or _remarks(before) != _remarks(outcome):
             self._observer.outcome(outcome, lag)
@@ -680,12 +685,15 @@ class Bridge:
             self._queue.add(target)  # the gate does the waiting, for all together
         elif isinstance(error, PermanentError):
             self._queue.add(target, delay_seconds=self._refused.failed(target, error))
-        elif isinstance(error, StaleError):
-            self._queue.add(target, delay_seconds=self._backoff.failed(target))
-        elif isinstance(error, TransientError) and error.fault_of_server and self._gate.closed:
-            self._queue.add(target)  # the gate does the waiting, for all together
+        elif isinstance(error, TransientError) and error.fault_of_server:
+            self._queue.add(target)  # as above; when it is throttled as well
         else:
             self._queue.add(target, delay_seconds=self._backoff.failed(target, error))
+
+    def _forget_failures(self, target: Target) -> None:
+        self._suspects.pop(target, None)
+        self._backoff.forget(target)
+        self._refused.forget(target)
 
     def _record(self, outcome: Outcome) -> Outcome | None:
         """Keep it for whoever asks; returns the one before."""

@@ -12,6 +12,7 @@ import pytest
 
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Change, Destination, Meta, Rule
+from bridge.engine import backoff
 from bridge.engine.run import Bridge, RunOptions
 from bridge.kube.client import KubeConfig
 from bridge.kube.writer import Writer
@@ -34,6 +35,7 @@ class Running:
     def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path, options: RunOptions = OPTIONS) -> None:
         self.consul = consul
         self.kube = kube
+        self.folder = folder
         self.error: BaseException | None = None
         self.bridge = Bridge(
             consul=ConsulConfig(address=consul.address),
@@ -126,6 +128,36 @@ def test_while_kubernetes_is_away_one_prober_asks_and_afterwards_all_is_made_up_
     assert written(before) == 60
 
 
+def test_an_object_that_fails_for_itself_does_not_hide_that_kubernetes_is_away(
+    running: Running, eventually: Eventually
+) -> None:
+    """Its failures tell nothing of the server: one prober goes on asking, readiness says no, and nobody waits long."""
+    names = [f"s-{n}" for n in range(12)]
+    for n, name in enumerate(names):
+        running.consul.register(name, f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    running.start()
+    eventually(lambda: all(running.ready(name) for name in names), True, 10)
+    running.kube.inject(KubeFault(status=500), times=10_000, method="PATCH", path="/services/poison")
+    running.consul.register("poison", "vm-p", "10.0.9.1", 80)
+    for status in ("warning", "critical", "passing"):
+        running.consul.flip("s-0", "vm-0", status)
+        eventually(lambda wanted=status: bool(running.ready("s-0")) == (wanted != "critical"), True, 5)
+        time.sleep(0.2)
+    running.kube.inject(KubeFault(status=503), times=100_000, method="PATCH")
+    before = len(running.kube.log)
+    for n, name in enumerate(names[:8]):
+        running.consul.flip(name, f"vm-{n}", "critical")
+    eventually(lambda: running.bridge.ready()[0], False, 5)
+    said = []
+    for _ in range(100):
+        said.append(running.bridge.ready()[0])
+        time.sleep(0.02)
+    during = sum(entry.method == "PATCH" for entry in running.kube.log[before:])
+    running.kube.clear_faults()
+    eventually(lambda: [running.ready(name) for name in names[:8]], [[]] * 8, 3)
+    assert (any(said), during < 40) == (False, True)
+
+
 def test_while_our_credentials_are_refused_one_prober_asks_and_afterwards_all_is_made_up_for(
     running: Running, eventually: Eventually
 ) -> None:
@@ -169,6 +201,29 @@ def test_429_makes_it_slower_and_nothing_is_lost(running: Running, eventually: E
     for n in range(30):
         running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     eventually(lambda: [running.ready(f"s-{n}") for n in range(30)], [[f"10.0.0.{n + 1}"] for n in range(30)], 10)
+
+
+def test_after_429_for_a_long_time_nobody_waits_by_himself(
+    running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate waits, for all together; the objects' own backoff, which grows to a minute, is for their own faults."""
+    monkeypatch.setattr(backoff, "THROTTLED_SECONDS", 1.0)
+    slow = RetryPolicy(floor_seconds=20.0, cap_seconds=60.0)
+    running = Running(running.consul, running.kube, running.folder, replace(OPTIONS, object_retry=slow))
+    for n in range(8):
+        running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    running.start()
+    try:
+        eventually(lambda: all(running.ready(f"s-{n}") for n in range(8)), True, 10)
+        running.kube.inject(KubeFault(status=429), times=10_000, method="PATCH")
+        for n in range(8):
+            running.consul.flip(f"s-{n}", f"vm-{n}", "critical")
+        eventually(lambda: "slower" in str(running.bridge.ready()[1]["kubernetes"]), True, 10)
+        running.kube.clear_faults()
+        eventually(lambda: [running.ready(f"s-{n}") for n in range(8)], [[]] * 8, 5)
+        eventually(lambda: running.bridge.ready()[0], True, 5)
+    finally:
+        running.stop()
 
 
 def test_a_storm_of_changes_is_written_as_its_outcome(running: Running, eventually: Eventually) -> None:

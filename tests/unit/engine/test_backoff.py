@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from bridge.engine.backoff import BackoffTable, Brake, Gate
+from bridge.engine.backoff import THROTTLED_SECONDS, BackoffTable, Brake, Came, Gate
 from bridge.errors import ThrottledError, TransientError
 from bridge.retry import RetryPolicy
 from tests.unit.engine.test_queue import Clock
@@ -38,7 +38,7 @@ def test_it_is_free_while_all_is_well_and_somebody_would_be_let_in() -> None:
     free = [gate.free]
     assert gate.enter()
     free.append(gate.free)
-    gate.leave(None)
+    gate.leave(Came.WRITTEN)
     free.append(gate.free)
     gate.leave(TransientError("gone"))
     free.append(gate.free)
@@ -52,7 +52,7 @@ def test_it_is_not_free_while_a_pause_goes_on_that_another_ones_success_did_not_
     assert gate.enter()
     assert gate.enter()
     gate.leave(ThrottledError("slower", retry_after_seconds=60))
-    gate.leave(None)
+    gate.leave(Came.WRITTEN)
     paused = gate.free
     clock.now += 61
     assert (paused, gate.free) == (False, True)
@@ -74,15 +74,15 @@ def test_a_fault_of_the_server_closes_the_gate_until_the_backoff_is_over() -> No
     callers = [threading.Thread(target=call) for _ in range(3)]
     for caller in callers:
         caller.start()
-    before = (gate.closed, gate.reason, inside.acquire(timeout=0.2))
+    before = (gate.trouble, inside.acquire(timeout=0.2))
     clock.now += 1.0
     gate.wake()
     probing = (inside.acquire(timeout=5), inside.acquire(timeout=0.2))
-    gate.leave(None)
-    after = (inside.acquire(timeout=5), inside.acquire(timeout=5), gate.closed, gate.reason)
+    gate.leave(Came.WRITTEN)
+    after = (inside.acquire(timeout=5), inside.acquire(timeout=5), gate.trouble)
     for caller in callers:
         caller.join(timeout=5)
-    assert (before, probing, after) == ((True, "gone", False), (True, False), (True, True, False, None))
+    assert (before, probing, after) == (("gone", False), (True, False), (True, True, None))
 
 
 def test_writers_that_fail_together_count_as_one_failure() -> None:
@@ -106,14 +106,40 @@ def test_429_halves_the_limit_and_pauses_as_long_as_the_server_asked() -> None:
         assert gate.enter()
     gate.leave(ThrottledError("slower", retry_after_seconds=7.0))
     for _ in range(3):
-        gate.leave(None)
+        gate.leave(Came.WRITTEN)
     clock.now += 6.9
     early = entered(gate)
     clock.now += 0.2
     gate.wake()
-    assert (early, gate.closed) == (False, False)
+    assert (early, gate.trouble) == (False, None)
     stop.set()
     gate.wake()
+
+
+def test_what_tells_nothing_of_the_server_leaves_the_gate_as_it_is() -> None:
+    """A write that was not sent, or that failed for its object alone, does not open it; an answer does."""
+    clock = Clock()
+    gate = Gate(2, POLICY, threading.Event(), clock)
+    seen: list[tuple[str | None, int]] = []
+    for came in (TransientError("gone"), Came.NOTHING, Came.ANSWERED, TransientError("gone"), Came.WRITTEN):
+        clock.now += 2.0
+        assert gate.enter()
+        gate.leave(came)
+        seen.append((gate.trouble, gate.written))
+    assert seen == [("gone", 0), ("gone", 0), (None, 0), ("gone", 0), (None, 1)]
+
+
+def test_being_throttled_for_long_is_a_trouble_until_something_is_written() -> None:
+    """A moment of it is none: the server is well, and says so."""
+    clock = Clock()
+    gate = Gate(4, POLICY, threading.Event(), clock)
+    seen = []
+    for came in (ThrottledError("slower"), ThrottledError("slower"), Came.WRITTEN):
+        clock.now += THROTTLED_SECONDS
+        assert gate.enter()
+        gate.leave(came)
+        seen.append(gate.trouble)
+    assert seen == [None, "slower", None]
 
 
 def test_a_stop_ends_the_wait() -> None:
@@ -135,7 +161,7 @@ def test_waits_grow_with_every_failure_of_a_key_and_start_again_after_a_success(
     """The bounds are those of the policy: full jitter between the floor and the exponent."""
     table: BackoffTable[str] = BackoffTable(RetryPolicy(floor_seconds=1.0, cap_seconds=100.0, multiplier=10.0))
     waits = [table.failed("a") for _ in range(3)]
-    table.succeeded("a")
+    table.forget("a")
     assert [1.0 <= waits[0] <= 1.0, 1.0 <= waits[1] <= 10.0, 1.0 <= waits[2] <= 100.0, table.failed("a") <= 1.0] == [
         True
     ] * 4
