@@ -488,6 +488,18 @@ def _collect(groups: Iterable[Group], into: dict[str, set[int]]) -> None:
             into.setdefault(port.name, set()).add(port.number)
 
 
+def hold_text(held: Held) -> str:
+    """A hold in a few words, where the whole reason stands elsewhere: `12 ready endpoints kept: Consul was rebuilt`."""
+    return f"{held.endpoints} ready endpoint{'s' if held.endpoints != 1 else ''} kept: {_CAUSES[held.cause]}"
+
+
+_CAUSES = {
+    "rebuilt": "Consul was rebuilt or restored",
+    "removal": "too many would vanish at once",
+    "panic": "too many would stop being ready at once",
+}
+
+
 # --------------------------------------------------------------------------- who is told
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridge.core.model import Action
-from bridge.report import NullObserver, Origin
+from bridge.report import NullObserver, Origin, hold_text
 
 if TYPE_CHECKING:
     from bridge.core.model import Held, Target
@@ -151,7 +151,7 @@ class History(NullObserver):
 
     def held(self, held: tuple[Held, ...]) -> None:
         """What the guard holds: an entry for each hold that begins or ends."""
-        now = {h.target: h.reason for h in held}
+        now = {h.target: hold_text(h) for h in held}
         with self._lock:
             before, self._held = self._held, now
         for target in sorted(now.keys() - before.keys()):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.lab import Lab
 from tests.lab.engine import NoEngineError, install
@@ -62,9 +62,14 @@ def browser() -> Iterator[Browser]:
 class Complaints(list[str]):
     """What a browser complains about: console errors, failed scripts, and what the policy (CSP) forbids."""
 
-    def watch(self, page: Page) -> None:
-        """Collect from now on."""
-        page.on("console", lambda m: self.append(m.text) if m.type in ("error", "warning") else None)
+    def watch(self, page: Page, missing: bool) -> None:
+        """Collect from now on; not that a page is missing, where that is what a test is about."""
+
+        def heard(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning") and not (missing and "status of 404" in message.text):
+                self.append(message.text)
+
+        page.on("console", heard)
         page.on("pageerror", lambda error: self.append(str(error)))
         page.add_init_script(
             "addEventListener('securitypolicyviolation', e => console.error('CSP', e.violatedDirective, e.blockedURI))"
@@ -73,17 +78,20 @@ class Complaints(list[str]):
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Open]:
-    """Opens an address in a context of its own; options are Playwright's. Nothing may be complained about."""
+    """Opens an address in a context of its own; options are Playwright's. Nothing may be complained about.
+
+    `missing`: the browser may say that a page is not there.
+    """
     contexts: list[BrowserContext] = []
     found: list[Complaints] = []
 
-    def open_at(address: str, **options: Any) -> Page:
+    def open_at(address: str, missing: bool = False, **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page, complaints = context.new_page(), Complaints()
         found.append(complaints)
-        complaints.watch(page)
+        complaints.watch(page, missing)
         page.goto(address)
         return page
 
@@ -207,6 +215,48 @@ def test_it_shows_what_the_guard_holds(
     expect(page.locator("#why")).to_contain_text("Held:")
     page.goto(f"{daemon.url}?state=held")
     expect(page.locator("#count")).to_have_text("Services 1 to 1 of 1")
+
+
+def test_a_service_that_goes_while_its_page_is_open_is_said_to_be_gone(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
+    opened: Open, eventually: Eventually,
+) -> None:  # fmt: skip
+    """Its page becomes the one of a service that is not there, and follows on: it comes back with the service."""
+    name = f"{prefix}radosgw"
+    consul.register(name, f"{prefix}vm-0", "10.77.0.1", 8080)
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, name)), [("10.77.0.1", 8080)], 60)
+    page = opened(f"{daemon.url}/service/{namespace}/{name}", missing=True)
+    expect(page.locator("#live span")).to_have_text("Live")
+    consul.deregister(name, f"{prefix}vm-0")
+    expect(page.locator("h1")).to_have_text("No such service", timeout=PATIENCE_MS)
+    expect(page.locator("#main")).to_contain_text(f"Nothing is mirrored to {namespace}/{name}.")
+    expect(page.locator("#why")).to_have_count(0)
+    expect(page).to_have_title(re.compile("^No such service"))
+    consul.register(name, f"{prefix}vm-0", "10.77.0.2", 8080)
+    expect(page.locator("#why tbody tr")).to_contain_text("10.77.0.2", timeout=PATIENCE_MS)
+    expect(page.locator("h1")).to_contain_text(name)
+
+
+def test_what_is_selected_stays_and_the_page_says_so(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
+    opened: Open, eventually: Eventually,
+) -> None:  # fmt: skip
+    """Who copies is not disturbed, and is not told that what stands there is live."""
+    name = f"{prefix}radosgw"
+    for i in range(3):
+        consul.register(name, f"{prefix}vm-{i}", f"10.77.0.{i + 1}", 8080)
+    eventually(lambda: len(ready_addresses(kube.endpoints(namespace, name))), 3, 60)
+    page = opened(daemon.url)
+    cell = page.locator("#results tbody td").nth(1)
+    expect(cell).to_have_text("3 ready")
+    cell.evaluate("e => getSelection().selectAllChildren(e)")
+    consul.flip(name, f"{prefix}vm-1", "critical")
+    expect(page.locator("#changes li").first).to_contain_text("(was 3 ready)", timeout=PATIENCE_MS)
+    expect(page.locator("#live span")).to_have_text("Waits while text is selected")
+    expect(cell).to_have_text("3 ready")
+    page.evaluate("getSelection().removeAllRanges()")
+    expect(cell).to_have_text("2 ready, 1 not ready")
+    expect(page.locator("#live span")).to_have_text("Live")
 
 
 def test_it_works_without_script(

@@ -113,7 +113,10 @@ def test_holds_are_told_when_they_begin_and_end(history: History) -> None:
     held = Held(TARGET, "removal", 12, "12 would vanish")
     for now in ((held,), (held,), ()):
         history.held(now)
-    assert texts(history) == [("good", "the hold has ended"), ("bad", "held: 12 would vanish")]
+    assert texts(history) == [
+        ("good", "the hold has ended"),
+        ("bad", "held: 12 ready endpoints kept: too many would vanish at once"),
+    ]
 
 
 def test_leading_is_told(history: History) -> None:
