@@ -437,8 +437,10 @@ def _say_failures(report: Report) -> None:
 def _say_outcome(report: Report, settings: Settings) -> None:
     """What a person must not miss, on standard error: failures, holds, and an empty selection."""
     _say_failures(report)
+    from bridge.core.guard import FORCE
+
     for held in report.held:
-        _say(f"held: {held.namespace}/{held.name}: {held.reason}; if Consul is right: bridge sync --force")
+        _say(f"held: {held.namespace}/{held.name}: {held.reason}; if Consul is right: {FORCE}")
     if all(row.action == "delete" for row in report.services) and not report.skipped and not report.failed:
         _say(
             f"no service selected: nothing in Consul matches {settings.selection()}. Select with --service GLOB, "
