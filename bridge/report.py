@@ -25,7 +25,7 @@ from bridge.core.model import (
     SliceBody,
     Target,
 )
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ExitStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,12 +369,12 @@ def exit_status(report: Report, dry_run: bool, exit_code: bool) -> int:
     | anything else: skipped instances, conflicts and warnings alone | 0 |
     """
     if report.failed:
-        return 1
+        return ExitStatus.FAILED
     if report.held:
-        return 3
+        return ExitStatus.REFUSED
     if dry_run and exit_code and report.changes:
-        return 4
-    return 0
+        return ExitStatus.CHANGES
+    return ExitStatus.OK
 
 
 def _changes(outcome: Outcome, dry_run: bool) -> tuple[list[Change], int]:
