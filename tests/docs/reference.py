@@ -33,7 +33,7 @@ STATUSES: Mapping[ExitStatus, str] = {
     ExitStatus.OK: "in sync, or everything applied; a dry run that worked",
     ExitStatus.FAILED: "something failed (which, and why, on stderr); the rest was still done",
     ExitStatus.USAGE: "usage or configuration",
-    ExitStatus.REFUSED: "refused: the guard held something, or a question was answered with no; nothing dangerous was done",
+    ExitStatus.REFUSED: "refused: the guard held something, or somebody said no (nothing dangerous was done)",
     ExitStatus.CHANGES: "only with `--dry-run --exit-code`: there are changes",
     ExitStatus.INTERRUPTED: "interrupted by Ctrl-C: the object in hand is finished first",
     ExitStatus.TERMINATED: "the same by SIGTERM",

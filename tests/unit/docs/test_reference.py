@@ -17,7 +17,6 @@ from bridge.core import marks
 from bridge.engine import announce
 from bridge.errors import ExitStatus
 from bridge.kube import election
-from bridge.observe import site
 from tests.docs import reference
 
 ROOT = Path(__file__).resolve().parents[3]
