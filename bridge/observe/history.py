@@ -90,6 +90,7 @@ class History(NullObserver):
         self._up: dict[str, tuple[bool, str]] = {}
         self._held: dict[Target, str] = {}
         self._conflicts: dict[Target, str] = {}
+        self._rival = False
 
     def follow(self, told: Callable[[Entry], None]) -> None:
         """Tell `told` of every entry from now on."""
@@ -158,6 +159,13 @@ class History(NullObserver):
             self._add("bad", f"held: {now[target]}", target)
         for target in sorted(before.keys() - now.keys()):
             self._add("good", "the hold has ended", target)
+
+    def rival(self, reason: str) -> None:
+        """Who works against us: an entry when it begins and when it is over."""
+        with self._lock:
+            before, self._rival = self._rival, bool(reason)
+        if before != bool(reason):
+            self._add("bad" if reason else "good", reason or "nobody works against us any more")
 
     def leading(self, shards: frozenset[int], of: int) -> None:
         """What this replica writes from now on."""

@@ -14,6 +14,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -443,6 +444,8 @@ def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eve
         running.start()
         try:
             eventually(lambda: len(ready_addresses(kube.endpoints("storage", "web"))), 6, 60)
+            if os.environ.get("PAGE_IMAGES"):
+                be_busy(consul, kube)
             consul.flip("radosgw", "radosgw-4", "critical")
             consul.flip("orders", "orders-2", "warning")
             eventually(lambda: len(ready_addresses(kube.endpoints("storage", "radosgw"))), 11, 60)
@@ -457,6 +460,17 @@ def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eve
             page.context.close()
         finally:
             running.stop()
+
+
+def be_busy(consul: RawConsul, kube: RawKube) -> None:
+    """Changes for a few minutes, so that the curves of a picture are more than one stroke."""
+    for n in range(60):
+        for name in sorted(SERVICES)[n % 4 :: 4][: 1 + n % 3]:
+            consul.flip(name, f"{name}-1", "passing" if (n // 4) % 2 else "critical")
+        kube.endpoints("storage", "web")  # its connection is not to be closed meanwhile
+        time.sleep(1 + n % 6)
+    for name in SERVICES:
+        consul.flip(name, f"{name}-1", "passing")
 
 
 def look_at_everything(running: Daemon, opened: Open) -> None:

@@ -108,6 +108,13 @@ def test_states_are_told_when_they_change(history: History) -> None:
     ]
 
 
+def test_a_rival_is_told_when_it_is_seen_and_when_it_has_gone(history: History) -> None:
+    """Its words change while it goes on: that is no news."""
+    for reason in ("", "another process writes at a/b", "another process writes at a/c", "", ""):
+        history.rival(reason)
+    assert texts(history) == [("good", "nobody works against us any more"), ("bad", "another process writes at a/b")]
+
+
 def test_holds_are_told_when_they_begin_and_end(history: History) -> None:
     """Not again and again."""
     held = Held(TARGET, "removal", 12, "12 would vanish")
