@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from bridge import __version__
-from bridge.errors import BridgeError, CancelledError, ConfigurationError, PermanentError, TransientError
+from bridge.errors import BridgeError, CancelledError, ConfigurationError, ExitStatus, PermanentError, TransientError
 from bridge.interpreter import seldom_collected
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from bridge.observe.logs import Secrets
     from bridge.report import Report
     from bridge.settings import Settings
-
-OK, FAILED, USAGE, REFUSED, CHANGES = 0, 1, 2, 3, 4
-"""Exit statuses of DESIGN section 6; 128 + the signal's number when interrupted."""
 
 # --------------------------------------------------------------------------- flags
 
@@ -180,24 +177,24 @@ def _guarded(body: Callable[[], int], flags: Mapping[str, Any]) -> int:
         with seldom_collected():
             return body()
     except ConfigurationError as error:
-        return _complain(error, USAGE, flags)
+        return _complain(error, ExitStatus.USAGE, flags)
     except CancelledError as error:
-        return _complain(error, 130, flags)
+        return _complain(error, ExitStatus.INTERRUPTED, flags)
     except BridgeError as error:
-        return _complain(error, FAILED, flags)
+        return _complain(error, ExitStatus.FAILED, flags)
     except KeyboardInterrupt:
         _say("interrupted")
-        return 130
+        return ExitStatus.INTERRUPTED
     except typer.Abort:
         _say("interrupted")
-        return 130
+        return ExitStatus.INTERRUPTED
     except OSError as error:
-        return _complain(error, FAILED, flags)
+        return _complain(error, ExitStatus.FAILED, flags)
     except (typer.Exit, typer.TyperException):
         raise
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
-        _complain(error, FAILED, flags, f"this is a bug in bridge {__version__}: {type(error).__name__}: {error}")
-        return FAILED
+        bug = f"this is a bug in bridge {__version__}: {type(error).__name__}: {error}"
+        return _complain(error, ExitStatus.FAILED, flags, bug)
 
 
 def _complain(error: BaseException, status: int, flags: Mapping[str, Any], text: str = "") -> int:
@@ -409,7 +406,7 @@ def _sync(flags: Mapping[str, Any]) -> int:
         _show(report, settings.sync.output)
         if refused:
             _say("nothing was written")
-            return REFUSED
+            return ExitStatus.REFUSED
         _say_outcome(report, settings)
         return signals.status if signals.received is not None else _exit_status(report, settings)
 
@@ -437,8 +434,10 @@ def _say_failures(report: Report) -> None:
 def _say_outcome(report: Report, settings: Settings) -> None:
     """What a person must not miss, on standard error: failures, holds, and an empty selection."""
     _say_failures(report)
+    from bridge.core.guard import FORCE
+
     for held in report.held:
-        _say(f"held: {held.namespace}/{held.name}: {held.reason}; if Consul is right: bridge sync --force")
+        _say(f"held: {held.namespace}/{held.name}: {held.reason}; if Consul is right: {FORCE}")
     if all(row.action == "delete" for row in report.services) and not report.skipped and not report.failed:
         _say(
             f"no service selected: nothing in Consul matches {settings.selection()}. Select with --service GLOB, "
@@ -504,7 +503,7 @@ def _run(flags: Mapping[str, Any]) -> int:
             if signals.received is None:
                 daemon.run()
         log.info("bridge has stopped")
-        return signals.status if signals.received is not None else FAILED
+        return signals.status if signals.received is not None else ExitStatus.FAILED
 
 
 @_command
@@ -552,7 +551,7 @@ def _purge(flags: Mapping[str, Any]) -> int:
             _show(plan, "table")
             if not _ask(f"Delete {what}?"):
                 _say("nothing was deleted")
-                return REFUSED
+                return ExitStatus.REFUSED
         progress.what = "deleting"
         report = once(dry_run=False)
         _show(report, settings.sync.output)
@@ -602,7 +601,7 @@ def _status(flags: Mapping[str, Any]) -> int:
             _print(to_yaml(status.to_json()))
         case _:
             _print(status_table(status, *_page()))
-    return FAILED if status.trouble else OK
+    return ExitStatus.FAILED if status.trouble else ExitStatus.OK
 
 
 def _watch_status(
@@ -640,9 +639,9 @@ def _watch_status(
             lines = status_screen(status, width, height, colour, note).splitlines()
             text = "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
         if not _print(text):
-            return OK
+            return ExitStatus.OK
         stop.wait(max(interval_seconds, time.monotonic() - began))
-    return 130
+    return ExitStatus.INTERRUPTED
 
 
 @_command
@@ -674,7 +673,7 @@ def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argu
         case _:
             page = _page()
             _print("\n".join(explanation_text(e, *page) for e in explanations) + trouble_text(trouble, *page))
-    return FAILED if trouble else OK
+    return ExitStatus.FAILED if trouble else ExitStatus.OK
 
 
 @_command
@@ -714,7 +713,7 @@ def _check(flags: Mapping[str, Any]) -> int:
     if output in ("json", "yaml"):
         data = {"ok": all(p.state != BROKEN for p in probes), "probes": [p.to_json() for p in probes]}
         _print(to_json(data) if output == "json" else to_yaml(data))
-    return FAILED if any(p.state == BROKEN for p in probes) else OK
+    return ExitStatus.FAILED if any(p.state == BROKEN for p in probes) else ExitStatus.OK
 
 
 @contextmanager
@@ -752,7 +751,7 @@ def _version(wanted: bool) -> None:
 
         clients = ", ".join(f"{name} {version(name)}" for name in ("python-consul2", "kubernetes"))
         _print(f"bridge {__version__} (Python {platform.python_version()}, {clients})\n")
-        raise typer.Exit(OK)
+        raise typer.Exit(ExitStatus.OK)
 
 
 @app.callback()
@@ -777,12 +776,12 @@ def main() -> NoReturn:
         _say(f"(bridge {_command_in(sys.argv)}--help shows all flags)")
         status = error.exit_code
     except typer.Abort:
-        status = 130
+        status = ExitStatus.INTERRUPTED
     except KeyboardInterrupt:
         _say("interrupted")
-        status = 130
+        status = ExitStatus.INTERRUPTED
     _give_up_on_a_broken_log()
-    sys.exit(status or OK)
+    sys.exit(status or ExitStatus.OK)
 
 
 def _give_up_on_a_broken_log() -> None:

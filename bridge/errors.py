@@ -6,6 +6,20 @@ chained, its text trimmed and free of secrets.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What a command ends with. Interrupted is 128 + the signal's number, as shells have it."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED = 3
+    CHANGES = 4
+    INTERRUPTED = 130
+    TERMINATED = 143
+
 
 class BridgeError(Exception):
     """Root of everything that the bridge raises on purpose; its text is written for the user.

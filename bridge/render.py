@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from bridge.core.guard import FORCE
 from bridge.core.model import (
     Action,
     Body,
@@ -287,7 +288,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
             f"Held ({len(report.held)}): ready endpoints that stay although Consul says otherwise",
             "magenta",
             (f"{r.namespace}/{r.name} ({_count(r.endpoints, 'endpoint')}, {r.cause}): {r.reason}" for r in report.held),
-            "when Consul is right: bridge sync --force (look at it with --dry-run --force first)",
+            f"when Consul is right: {FORCE} (look at it with --dry-run --force first)",
         )
     if report.conflicts:
         section(

@@ -25,7 +25,7 @@ from bridge.core.model import (
     SliceBody,
     Target,
 )
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ExitStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,12 +369,12 @@ def exit_status(report: Report, dry_run: bool, exit_code: bool) -> int:
     | anything else: skipped instances, conflicts and warnings alone | 0 |
     """
     if report.failed:
-        return 1
+        return ExitStatus.FAILED
     if report.held:
-        return 3
+        return ExitStatus.REFUSED
     if dry_run and exit_code and report.changes:
-        return 4
-    return 0
+        return ExitStatus.CHANGES
+    return ExitStatus.OK
 
 
 def _changes(outcome: Outcome, dry_run: bool) -> tuple[list[Change], int]:
@@ -486,6 +486,18 @@ def _collect(groups: Iterable[Group], into: dict[str, set[int]]) -> None:
     for group in groups:
         for port in group.ports:
             into.setdefault(port.name, set()).add(port.number)
+
+
+def hold_text(held: Held) -> str:
+    """A hold in a few words, where the whole reason stands elsewhere: `12 ready endpoints kept: Consul was rebuilt`."""
+    return f"{held.endpoints} ready endpoint{'s' if held.endpoints != 1 else ''} kept: {_CAUSES[held.cause]}"
+
+
+_CAUSES = {
+    "rebuilt": "Consul was rebuilt or restored",
+    "removal": "too many would vanish at once",
+    "panic": "too many would stop being ready at once",
+}
 
 
 # --------------------------------------------------------------------------- who is told

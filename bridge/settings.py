@@ -500,7 +500,10 @@ class RunSettings(_Section):
 
 
 class GuardSection(_Section):
-    """How much may be taken away, and how fast (what is held is said, and `bridge sync --force` releases it)."""
+    """How much may be taken away, and how fast.
+
+    What is held is said; `bridge sync --force` with the same settings releases it.
+    """
 
     removal_threshold: Percent = _setting(
         50, "Removals are held when Consul drops more than this part of the ready endpoints within `window`."

@@ -28,6 +28,9 @@ from dataclasses import dataclass, replace
 from bridge.core.canonical import shorten
 from bridge.core.model import Held, Plan, Target
 
+FORCE = "`bridge sync --force` with this bridge's settings"
+"""Whose rules it has matters: without any, every service of the datacenter would be created, and nothing held."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
@@ -281,7 +284,7 @@ class Guard:
 
     def _sentence(self, count: int, why: _Reason) -> str:
         after = self._settings.hold_release_seconds
-        ways = ["when Consul recovers", "by `bridge sync --force`"]
+        ways = ["when Consul recovers", f"by {FORCE}"]
         if why.cause == "rebuilt":
             ways[0] = "when they are registered again"
         if after is not None:

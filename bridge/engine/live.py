@@ -15,7 +15,7 @@ from bridge.core.model import Change, Current, Query, Target
 from bridge.core.translate import translate
 from bridge.engine.look import endpoint_counts
 from bridge.engine.reconcile import Reconciler
-from bridge.report import Origin, Outcome
+from bridge.report import Origin, Outcome, hold_text
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -143,7 +143,7 @@ def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
     if plan.conflicts:
         return "conflict", "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
     if plan.held:
-        return "held", "; ".join(h.reason for h in plan.held)
+        return "held", "; ".join(map(hold_text, plan.held))
     if waiting := _waiting(outcome):
         return "differs", ", ".join(f"{c.action} {c.kind}" for c in waiting)
     if reason:

@@ -74,6 +74,9 @@ from bridge.retry import RetryPolicy, call
 FIRST_LOOK_SECONDS = 0.02
 """How often it is looked whether everything was read for the first time."""
 
+OWN_DATACENTER = "the agent's own"
+"""What the datacenter is called in trouble before the agent has said its name."""
+
 FIRST_READ_SECONDS = 60.0
 """How long the first full pass waits for Consul's first answers before it goes on with those that came."""
 
@@ -150,6 +153,7 @@ class Bridge:
         self._outcomes: dict[Target, Outcome] = {}
         self._outcomes_lock = threading.Lock()
         self._consul_trouble: dict[str, str] = {}
+        self._no_nodes = ""
         self._last_pass: float | None = None
         self._fatal: BaseException | None = None
         self._datacenter = ""
@@ -369,7 +373,15 @@ class Bridge:
 
     def _build(self, client: KubeClient) -> None:
         options = self._options
-        datacenters = datacenters_of(self._rules, self._consul, options.consul_retry, self._stop)
+        datacenters = datacenters_of(
+            self._rules,
+            self._consul,
+            options.consul_retry,
+            self._stop,
+            on_retry=lambda error, _wait: self.on_trouble(OWN_DATACENTER, str(error)),
+        )
+        if OWN_DATACENTER in self._consul_trouble:
+            self.on_trouble(OWN_DATACENTER, None)
         self._rules = anchored(self._rules, datacenters)
         self._datacenter = self._consul.datacenter or datacenters[0]
         self._client = client
@@ -397,7 +409,12 @@ class Bridge:
             clock=self._clock,
             resolve=self._resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
-            nodes=call(lambda: node_names(client, options.cluster_nodes), options.kube_retry, self._stop),
+            nodes=call(
+                lambda: node_names(client, options.cluster_nodes),
+                options.kube_retry,
+                self._stop,
+                on_retry=lambda error, _wait: self._without_nodes(str(error)),
+            ),
         )
         self._live = Live(self._reconciler, self._cache.current, self._resolver.known)
         self._catalog = Catalog(
@@ -527,9 +544,14 @@ class Bridge:
         self._observer.unread(self._unknown())
         self._observer.rival(self._rivals.reason())
 
+    def _without_nodes(self, reason: str) -> None:
+        """The cluster's nodes, which are read first of all, could not be read."""
+        self._no_nodes = reason
+        self._observer.kubernetes(False, reason)
+
     def _kubernetes_trouble(self) -> str | None:
-        if not hasattr(self, "_cache"):
-            return "not started"
+        if not hasattr(self, "_catalog"):
+            return self._no_nodes or "not started"
         return self._gate.trouble or self._cache.trouble()
 
     def _unknown(self) -> dict[Query, str]:

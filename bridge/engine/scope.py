@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bridge.consul.client import ConsulClient, ConsulConfig
 from bridge.core.model import Rule
+from bridge.errors import TransientError
 from bridge.retry import RetryPolicy, call
 
 
@@ -29,9 +30,16 @@ def anchored(rules: Sequence[Rule], datacenters: Sequence[str]) -> tuple[Rule, .
 
 
 def datacenters_of(
-    rules: Sequence[Rule], consul: ConsulConfig, retry: RetryPolicy, stop: threading.Event
+    rules: Sequence[Rule],
+    consul: ConsulConfig,
+    retry: RetryPolicy,
+    stop: threading.Event,
+    on_retry: Callable[[TransientError, float], None] | None = None,
 ) -> tuple[str, ...]:
-    """Datacenters that the rules name; where a rule names none, first the agent's own (or the configured one)."""
+    """Datacenters that the rules name; where a rule names none, first the agent's own (or the configured one).
+
+    `on_retry` is told why that one is not known yet, and for how long it is waited.
+    """
     named = {dc for rule in rules for dc in rule.datacenters}
     if rules and all(rule.datacenters for rule in rules):
         return tuple(sorted(named))
@@ -39,7 +47,7 @@ def datacenters_of(
     if not own:
         client = ConsulClient(consul)
         try:
-            own = call(client.own_datacenter, retry, stop)
+            own = call(client.own_datacenter, retry, stop, on_retry)
         finally:
             client.close()
     return (own, *sorted(named - {own}))

@@ -85,8 +85,8 @@ def html_answer(status: int, text: str) -> Answer:
     return Answer(status, "text/html; charset=utf-8", text.encode("utf-8", "backslashreplace"))
 
 
-def respond(request: bytes, route: Callable[[str], Page | None], *, loopback: bool = False) -> Reply:
-    """The bytes that answer the bytes of a request. `route` finds the page of a path.
+def respond(request: bytes, route: Callable[[str], Page], *, loopback: bool = False) -> Reply:
+    """The bytes that answer the bytes of a request. `route` finds the page of a path, also for one that is not there.
 
     `loopback`: who asks by a name other than localhost is refused. A web site whose name is made to mean 127.0.0.1
     (DNS rebinding) could else have its visitor's browser read the page.
@@ -118,7 +118,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     sys_version = ""
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, request: bytes, route: Callable[[str], Page | None], loopback: bool) -> None:
+    def __init__(self, request: bytes, route: Callable[[str], Page], loopback: bool) -> None:
         self._route = route
         self._loopback = loopback
         self._too_large = len(request) > REQUEST_BYTES
@@ -153,9 +153,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Answer with a page."""
         path, _, query = self.path.partition("?")
         page = self._route(path)
-        if page is None:
-            self._answer(text_answer(404, "there are / /healthz /readyz /metrics /api/status /events"))
-            return
         try:
             answer = page(Request(path, dict(parse_qsl(query, max_num_fields=50))))
         except Exception as error:  # noqa: BLE001 - said in the log; the reader learns that it failed, and no more

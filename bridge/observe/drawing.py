@@ -53,14 +53,19 @@ def bar(ready: int, not_ready: int) -> Html:
     )  # fmt: skip
 
 
-def change_list(changes: Sequence[Entry], root: str) -> Html:
-    """What happened, newest first; `root` leads to the first page."""
+def changes_title(tag: str, **attributes: str) -> Html:
+    """The heading of a list of changes; its times are nobody's local ones."""
+    return el(tag, "Recent changes", " ", el("small", "times in UTC"), **attributes)
+
+
+def change_list(changes: Sequence[Entry], root: str, *, dates: bool = False) -> Html:
+    """What happened, newest first; `root` leads to the first page. `dates`: a time says its day as well."""
     if not changes:
         return el("p", "Nothing has changed since this bridge started.")
-    return el("ol", *(_change(entry, root) for entry in changes), class_="changes")
+    return el("ol", *(_change(entry, root, dates) for entry in changes), class_="changes")
 
 
-def _change(entry: Entry, root: str) -> Html:
+def _change(entry: Entry, root: str, dates: bool) -> Html:
     at = datetime.fromtimestamp(entry.at, UTC)
     where = None
     if entry.name:
@@ -68,7 +73,12 @@ def _change(entry: Entry, root: str) -> Html:
     lag = f" · after {duration(entry.lag_seconds)}" if entry.lag_seconds is not None else None
     return el(
         "li",
-        el("time", f"{at:%H:%M:%S}", datetime=f"{at:%Y-%m-%dT%H:%M:%SZ}", title=f"{at:%Y-%m-%d %H:%M:%S} UTC"),
+        el(
+            "time",
+            f"{at:%Y-%m-%d %H:%M:%S}" if dates else f"{at:%H:%M:%S}",
+            datetime=f"{at:%Y-%m-%dT%H:%M:%SZ}",
+            title=f"{at:%Y-%m-%d %H:%M:%S} UTC",
+        ),
         el("div", where, el("span", entry.text), el("small", lag) if lag else None),
         class_=entry.tone,
     )
@@ -95,9 +105,9 @@ def sparkline(values: Sequence[float], words: str) -> Html:
 
 def duration(seconds: float) -> str:
     """`8 ms`, `4.2 s`, `17 min`."""
-    if seconds < 1:
+    if seconds < 0.9995:  # what is rounded up to 1000 ms is a second
         return f"{1000 * seconds:.0f} ms"
-    if seconds < 100:
+    if seconds < 99.95:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min"
 

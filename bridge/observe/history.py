@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridge.core.model import Action
-from bridge.report import NullObserver, Origin
+from bridge.report import NullObserver, Origin, hold_text
 
 if TYPE_CHECKING:
     from bridge.core.model import Held, Target
@@ -90,6 +90,7 @@ class History(NullObserver):
         self._up: dict[str, tuple[bool, str]] = {}
         self._held: dict[Target, str] = {}
         self._conflicts: dict[Target, str] = {}
+        self._rival = False
 
     def follow(self, told: Callable[[Entry], None]) -> None:
         """Tell `told` of every entry from now on."""
@@ -151,13 +152,20 @@ class History(NullObserver):
 
     def held(self, held: tuple[Held, ...]) -> None:
         """What the guard holds: an entry for each hold that begins or ends."""
-        now = {h.target: h.reason for h in held}
+        now = {h.target: hold_text(h) for h in held}
         with self._lock:
             before, self._held = self._held, now
         for target in sorted(now.keys() - before.keys()):
             self._add("bad", f"held: {now[target]}", target)
         for target in sorted(before.keys() - now.keys()):
             self._add("good", "the hold has ended", target)
+
+    def rival(self, reason: str) -> None:
+        """Who works against us: an entry when it begins and when it is over."""
+        with self._lock:
+            before, self._rival = self._rival, bool(reason)
+        if before != bool(reason):
+            self._add("bad" if reason else "good", reason or "nobody works against us any more")
 
     def leading(self, shards: frozenset[int], of: int) -> None:
         """What this replica writes from now on."""

@@ -254,7 +254,8 @@ class Metrics:
             services = list(self._services.values())
             consul = dict(self._consul)
         status = self._status() if self._status is not None else {}
-        consul |= {dc: bool(state.get("connected")) for dc, state in (status.get("catalog") or {}).items()}
+        if catalog := status.get("catalog"):  # what was in trouble before the agent had named itself is well by now
+            consul = {dc: bool(state.get("connected")) for dc, state in catalog.items()}
         yield _gauge("consul_bridge_consul_up", "Whether a datacenter can be asked.", "datacenter", consul)
         by_state = Tally(s.state for s in services)
         yield _gauge("consul_bridge_services", "Services that are mirrored, by state.", "state",

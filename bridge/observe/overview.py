@@ -11,8 +11,11 @@ from bridge.observe.drawing import LISTED, counts, duration, fact, sparkline, te
 from bridge.observe.history import BUCKET_SECONDS, BUCKETS, Series
 from bridge.observe.markup import Html, el
 
-HOLDS = 3
-"""Holds that are told above the table; it has them all."""
+HOLDS = 1
+"""Holds whose whole reason stands above the table: it is nearly the same for all of them. The table has each."""
+
+NOT_YET = ("not started", "not listed yet")
+"""What readiness says of Kubernetes while nothing is wrong: it has not been asked, or has not answered yet."""
 
 QUARTER = BUCKET_SECONDS * BUCKETS // 60
 
@@ -35,26 +38,39 @@ def judge(overview: Overview) -> tuple[str, str, str]:
 
     | what is so | verdict |
     | --- | --- |
+    | the first pass is not done, and one side is away | Cannot start yet |
     | the first pass is not done | Starting |
     | Kubernetes cannot be used | Cannot write |
     | a datacenter cannot be asked | Consul does not answer |
+    | somebody else writes what is ours | Somebody works against us |
+    | leases cannot be read or written | The election fails |
     | writes fail | Something fails |
     | the guard holds something | Holding |
+    | new settings were refused | The old settings go on |
     | something is still to be written | Catching up |
     | somebody else's objects are in the way | In sync, with conflicts |
     | some services could not be read | In sync as far as known |
     """
     state, states, total = overview.state, overview.states, overview.services
+    kubernetes, consul = _kubernetes_trouble(state), _mapping(state.get("consul"))
     if not state.get("first_pass_done"):
+        if kubernetes or consul:
+            return "bad", "Cannot start yet", "Both sides must be read first. What stands in Kubernetes stays as it is."
         return "busy", "Starting", "Consul and Kubernetes are being read; nothing is written before that."
-    if state.get("kubernetes", "ok") != "ok":
+    if kubernetes:
         return "bad", "Cannot write", "Kubernetes cannot be used. What stands there stays; Consul is still followed."
-    if state.get("consul", "ok") != "ok":
+    if consul:
         return "bad", "Consul does not answer", "What was known last stays in place."
+    if state.get("rival"):
+        return "bad", "Somebody works against us", "What this bridge writes does not stay as it was written."
+    if _mapping(state.get("election")).get("error"):
+        return "bad", "The election fails", "A replica without its lease writes nothing; another one may lead."
     if failed := states.get("failed", 0):
         return "bad", "Something fails", f"{_services(failed)} cannot be written; it is tried again."
     if held := states.get("held", 0):
         return "warn", "Holding", f"The guard keeps endpoints of {_services(held)} until Consul's answer is credible."
+    if state.get("configuration", "ok") != "ok":
+        return "warn", "The old settings go on", "The new ones cannot be used; everything is mirrored by the old ones."
     if differs := states.get("differs", 0):
         return "busy", "Catching up", f"{_services(differs)} of {total:,} still to be written."
     if conflicts := states.get("conflict", 0):
@@ -72,9 +88,11 @@ def _services(count: int) -> str:
 
 def troubles(state: Mapping[str, Any]) -> Html | None:
     """What is wrong, in the words of readiness; None when nothing is."""
-    said = [f"Consul, {dc}: {reason}" for dc, reason in sorted(_mapping(state.get("consul")).items())]
-    if state.get("first_pass_done") and state.get("kubernetes", "ok") != "ok":
-        said.append(f"Kubernetes: {state['kubernetes']}")
+    said = [f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(_mapping(state.get("consul")).items())]
+    if reason := _kubernetes_trouble(state):
+        said.append(f"Kubernetes: {reason}")
+    if rival := state.get("rival"):
+        said.append(f"Rival: {rival}")
     if error := _mapping(state.get("election")).get("error"):
         said.append(f"Election: {error}")
     if state.get("configuration", "ok") != "ok":
@@ -106,7 +124,7 @@ def cards(overview: Overview) -> Html:
                 series.writes, f"Writes, last {QUARTER} minutes: at most {max(series.writes):,} in {BUCKET_SECONDS} s"
             )),
             fact("Consul", *_consul(state)),
-            fact("Kubernetes", "ok" if state.get("kubernetes", "ok") == "ok" else "trouble", _kubernetes(state)),
+            fact("Kubernetes", "trouble" if _kubernetes_trouble(state) else "ok", _kubernetes(state)),
             fact("Role", *_role(state)),
             fact("Last full pass", "not yet" if ago is None else f"{duration(ago)} ago",
                   f"{state.get('queue') or 0:,} waiting to be written"),
@@ -144,12 +162,17 @@ def _role(state: Mapping[str, Any]) -> tuple[str, str | None]:
     return ("leads" if shards == 1 else f"leads {held} of {shards} shards"), words
 
 
-def unmirrored(skipped: Sequence[Skipped]) -> Html | None:
-    """Services whose name cannot be one in Kubernetes; None when there is none."""
-    if not skipped:
-        return None
+def unmirrored(skipped: Sequence[Skipped]) -> Html:
+    """Services whose name cannot be one in Kubernetes; an empty place for them when there is none."""
     said = [f"{s.service}: {s.reason}" for s in skipped]
-    return el("section", el("h2", f"Services that cannot be mirrored ({len(said):,})"), text_list(said, LISTED))
+    title = el("h2", f"Services that cannot be mirrored ({len(said):,})")
+    return el("div", el("section", title, text_list(said, LISTED)) if said else None, id="unmirrored", data_live=True)
+
+
+def _kubernetes_trouble(state: Mapping[str, Any]) -> str:
+    """Why Kubernetes cannot be used; "" when it can, and before anything was asked of it."""
+    reason = str(state.get("kubernetes", "ok"))
+    return "" if reason == "ok" or reason in NOT_YET else reason
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

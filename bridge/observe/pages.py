@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bridge.core.explain import Explanation
-from bridge.observe.drawing import LISTED, TONES, badge, change_list, counts, fact, mark, text_list
+from bridge.core.explain import Row as InstanceRow
+from bridge.observe.drawing import LISTED, TONES, badge, change_list, changes_title, counts, fact, mark, text_list
 from bridge.observe.history import Entry
 from bridge.observe.listing import Found, Row
 from bridge.observe.markup import Html, el, join
@@ -35,7 +36,7 @@ def index(overview: Overview, found: Found, changes: Sequence[Entry]) -> Html:
             "div",
             el("section", el("h2", "Services", id="services-title"), search(found), results(found),
                aria_labelledby="services-title", id="services", class_="services"),
-            el("section", el("h2", "Recent changes", id="changes-title"), change_list(changes, "./"),
+            el("section", changes_title("h2", id="changes-title"), change_list(changes, "./"),
                el("p", el("a", "All recent changes", href="changes")) if changes else None,
                aria_labelledby="changes-title", id="changes", data_live=True),
             class_="columns",
@@ -48,7 +49,7 @@ def changes_page(changes: Sequence[Entry]) -> Html:
     """All that is remembered of what happened."""
     return _page(
         "Recent changes", "", "./",
-        el("section", el("h1", "Recent changes"), change_list(changes, "./"), id="changes", data_live=True),
+        el("section", changes_title("h1"), change_list(changes, "./", dates=True), id="changes", data_live=True),
     )  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def service_page(row: Row, explanations: Sequence[Explanation], changes: Sequenc
             id="service", data_live=True,
         ),
         el("div", *(_explanation(e) for e in explanations), id="why", data_live=True),
-        el("section", el("h2", "Recent changes"), change_list(changes, root), id="changes", data_live=True),
+        el("section", changes_title("h2"), change_list(changes, root), id="changes", data_live=True),
     )  # fmt: skip
 
 
@@ -122,6 +123,13 @@ def _page(title: str, tone: str, root: str, *content: Html | None) -> Html:
 # --------------------------------------------------------------------------- one service
 
 
+def _why(row: InstanceRow) -> str:
+    """Why an instance is not ready: what decided it, else the check that made its status."""
+    if row.reason or row.ended == "ready":
+        return row.reason
+    return f"{row.status}: check {row.check}" if row.check else row.status
+
+
 def _explanation(explanation: Explanation) -> Html:
     notes = (
         *((("Problem", explanation.problem),) if explanation.problem else ()),
@@ -144,7 +152,7 @@ def _explanation(explanation: Explanation) -> Html:
             el("th", r.instance, scope="row"),
             el("td", r.status, el("small", r.check) if r.check else None),
             el("td", r.address, el("small", r.chosen)),
-            el("td", r.ports), el("td", r.ended), el("td", r.kubernetes), el("td", r.reason),
+            el("td", r.ports), el("td", r.ended), el("td", r.kubernetes), el("td", _why(r)),
         )
         for r in sorted(explanation.rows, key=lambda r: r.ended == r.kubernetes == "ready")[:INSTANCES]
     )  # fmt: skip

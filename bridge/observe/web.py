@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from bridge.errors import ConfigurationError
-from bridge.observe.answers import REQUEST_BYTES, Page, Reply, respond, text_answer
+from bridge.observe.answers import REQUEST_BYTES, Answer, Page, Reply, Request, respond, text_answer
 
 WORKERS = 4
 CONNECTIONS = 128
@@ -320,10 +320,13 @@ class WebServer:
             with contextlib.suppress(OSError):  # closed meanwhile
                 self._wake.send(b"x")
 
-    def _route(self, path: str) -> Page | None:
-        """The page of a path: its own, or that of the folder it is in."""
+    def _route(self, path: str) -> Page:
+        """The page of a path: its own, that of the folder it is in, or the one that says which there are."""
         first, slash, _ = path[1:].partition("/")
-        return self._pages.get(path) or (self._pages.get(f"/{first}/") if slash else None)
+        return self._pages.get(path) or (self._pages.get(f"/{first}/") if slash else None) or self._missing
+
+    def _missing(self, _request: Request) -> Answer:
+        return text_answer(404, f"there are {' '.join(sorted(p for p in self._pages if '.' not in p))}")
 
 
 def _busy() -> Reply:

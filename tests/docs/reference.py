@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
 
 from bridge import cli, settings
+from bridge.core import annotated, marks
 from bridge.engine import announce
+from bridge.errors import ExitStatus
+from bridge.kube import election, mirrored, objects
+from bridge.observe.history import History
 from bridge.observe.metrics import Metrics
+from bridge.observe.site import STATIC, Site, Source
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 
@@ -23,41 +29,72 @@ Made from the code by `python -m tests.docs.reference`; a test fails when it is 
 in [explanation.md](explanation.md), what to do when in [operations.md](operations.md).
 """
 
-STATUSES = (
-    ("0", "in sync, or everything applied; a dry run that worked"),
-    ("1", "something failed (which, and why, on stderr); the rest was still done"),
-    ("2", "usage or configuration"),
-    ("3", "refused: the guard held something (nothing dangerous was done)"),
-    ("4", "only with `--dry-run --exit-code`: there are changes"),
-    ("130, 143", "interrupted by Ctrl-C or SIGTERM: the object in hand is finished first"),
-)
+STATUSES: Mapping[ExitStatus, str] = {
+    ExitStatus.OK: "in sync, or everything applied; a dry run that worked",
+    ExitStatus.FAILED: "something failed (which, and why, on stderr); the rest was still done",
+    ExitStatus.USAGE: "usage or configuration",
+    ExitStatus.REFUSED: "refused: the guard held something, or somebody said no (nothing dangerous was done)",
+    ExitStatus.CHANGES: "only with `--dry-run --exit-code`: there are changes",
+    ExitStatus.INTERRUPTED: "interrupted by Ctrl-C: the object in hand is finished first",
+    ExitStatus.TERMINATED: "the same by SIGTERM",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A label or annotation: the keys, the only value that it has ("": several), and on what it is, for people."""
+
+    kind: str
+    keys: tuple[str, ...]
+    value: str
+    on: str
+
+
 MARKS = (
-    ("label `app.kubernetes.io/managed-by: consul-bridge`", "every object that we create, Leases included"),
-    ("label `consul-bridge/owner`", "every object that we create: the owner id (`--owner`)"),
-    ("label `endpointslice.kubernetes.io/managed-by: consul-bridge`", "our own EndpointSlices"),
-    (
-        'label `endpointslice.kubernetes.io/skip-mirror: "true"`',
+    Mark("label", (marks.MANAGED_BY,), marks.MANAGER, "every object that we create, Leases included"),
+    Mark("label", (marks.OWNER,), "", "every object that we create: the owner id (`--owner`)"),
+    Mark("label", (marks.SLICE_MANAGED_BY,), marks.MANAGER, "our own EndpointSlices"),
+    Mark("label", (marks.SLICE_SERVICE,), "", "our own EndpointSlices: the Service that they belong to"),
+    Mark(
+        "label", (marks.SKIP_MIRROR,), "true",
         "our Endpoints where we write EndpointSlices as well, so that no endpoint is there twice",
     ),
-    ("annotations `consul-bridge/service`, `consul-bridge/datacenter`", "where an object of ours comes from"),
-    ('label `consul-bridge/mirror: "true"`', "yours, on a Service without selector: fill it"),
-    ("annotation `consul-bridge/service`", "yours, on such a Service: the Consul service; default its own name"),
-    ("annotation `consul-bridge/datacenter`", "yours: the datacenter; default the bridge's own"),
-    ("annotation `consul-bridge/tags`", "yours: tags that an instance must have, separated by commas"),
-    ("annotation `consul-bridge/filter`", "yours: an expression of Consul's filter language"),
-    ("annotation `consul-bridge/output`", "yours: what carries the addresses, `endpoints`, `endpointslices` or `both`"),
-    ('annotation `consul-bridge/adopt: "true"`', "yours, on an object that nobody owns: the bridge may take it over"),
-)
-PATHS = (
-    ("/", "a page for people: the state and all services"),
-    ("/service/NAMESPACE/NAME", "one service, with what `bridge explain` says of it"),
-    ("/changes", "what was written lately"),
-    ("/events", "the same as it happens, as server-sent events"),
-    ("/healthz", "200 while the loops are alive; else 503 with the reason"),
-    ("/readyz", "200 when the first full pass is done and both sides were seen lately; the detail as JSON either way"),
-    ("/metrics", "Prometheus"),
-    ("/api/status", "everything that the bridge knows of itself, as JSON"),
-)
+    Mark("annotations", (marks.SERVICE, marks.DATACENTER), "", "where an object of ours comes from"),
+    Mark("label", (election.KIND,), "", "our Leases: a `member`'s or a `shard`'s"),
+    Mark(
+        "annotations", (election.SHARDS, election.JOINED), "",
+        "a member's Lease: how it divides the work, and when it joined",
+    ),
+    Mark("label", (annotated.MIRROR,), "true", "yours, on a Service without selector: fill it"),
+    Mark("annotation", (annotated.SERVICE,), "", "yours, on such a Service: the Consul service; default its own name"),
+    Mark("annotation", (annotated.DATACENTER,), "", "yours: the datacenter; default the bridge's own"),
+    Mark("annotation", (annotated.TAGS,), "", "yours: tags that an instance must have, separated by commas"),
+    Mark("annotation", (annotated.FILTER,), "", "yours: an expression of Consul's filter language"),
+    Mark(
+        "annotation", (annotated.OUTPUT,), "",
+        "yours: what carries the addresses, `endpoints`, `endpointslices` or `both`",
+    ),
+    Mark("annotation", (marks.ADOPT,), "true", "yours, on an object that nobody owns: the bridge may take it over"),
+    Mark("label", (marks.CATALOG_SYNC_LABEL,), "true", "Services of consul-k8s, which `--adopt consul-k8s` takes over"),
+)  # fmt: skip
+MARKED_IN = (marks, annotated, election, objects, mirrored)
+"""The modules whose constants are marks."""
+
+PATHS: Mapping[str, tuple[str, str]] = {
+    "/": ("", "a page for people: the state and all services"),
+    "/service/": ("NAMESPACE/NAME", "one service, with what `bridge explain` says of it"),
+    "/changes": ("", "what was written lately"),
+    "/events": ("", "the same as it happens, as server-sent events"),
+    "/healthz": ("", "200 while the loops are alive; else 503 with the reason"),
+    "/readyz": (
+        "",
+        "200 when the first full pass is done and both sides were seen lately; the detail as JSON either way",
+    ),
+    "/metrics": ("", "Prometheus"),
+    "/api/status": ("", "everything that the bridge knows of itself, as JSON"),
+    **{f"/{name}": ("", "a part of the pages") for name in STATIC},
+}
+"""What follows a path that is a folder, and the answer."""
 
 
 STATUS = {
@@ -117,7 +154,8 @@ def _commands() -> Iterator[str]:
 
 def _statuses() -> Iterator[str]:
     yield "## Exit statuses\n"
-    yield from _table("status", "meaning", rows=STATUSES)
+    _same(STATUSES, ExitStatus, "exit statuses")
+    yield from _table("status", "meaning", rows=((str(int(s)), STATUSES[s]) for s in ExitStatus))
 
 
 def _settings() -> Iterator[str]:
@@ -181,14 +219,43 @@ def _values(annotation: Any) -> str:
 
 def _marks() -> Iterator[str]:
     yield "## Labels and annotations\n"
-    yield from _table("mark", "on what", rows=MARKS)
+    _same((key for mark in MARKS for key in mark.keys), keys_in_the_code(), "labels and annotations")
+    yield from _table("mark", "on what", rows=((_mark(mark), mark.on) for mark in MARKS))
     yield "\nWe change and delete only what carries the first two, with our own owner id."
 
 
 def _paths() -> Iterator[str]:
     yield "## What `bridge run` serves\n"
     yield "On `--listen`, without authentication: loopback unless something guards it.\n"
-    yield from _table("path", "answer", rows=((f"`{path}`", answer) for path, answer in PATHS))
+    _same(PATHS, paths_of_the_site(), "paths")
+    yield from _table("path", "answer", rows=((f"`{path}{more}`", answer) for path, (more, answer) in PATHS.items()))
+
+
+def _mark(mark: Mark) -> str:
+    """`label `a/b: "true"``: as it is written in a manifest."""
+    value = {"": "", "true": ': "true"'}.get(mark.value, f": {mark.value}")
+    return f"{mark.kind} {', '.join(f'`{key}{value}`' for key in mark.keys)}"
+
+
+def keys_in_the_code() -> frozenset[str]:
+    """Every label and annotation that is a constant of the modules about them."""
+    texts = {v for module in MARKED_IN for n, v in vars(module).items() if n.isupper() and isinstance(v, str)}
+    return frozenset(t for t in texts if re.fullmatch(r"[a-z0-9.-]+/[a-z-]+", t)) | {marks.CATALOG_SYNC_LABEL}
+
+
+def paths_of_the_site() -> frozenset[str]:
+    """Every path that `bridge run` serves."""
+    nobody = cast("Source", None)  # it is asked for no page
+    return frozenset(Site(nobody, lambda: b"", History()).pages)
+
+
+def _same(described: Iterable[object], real: Iterable[object], what: str) -> None:
+    """Whether everything that there is has its sentence, and nothing else has one."""
+    missing, gone = set(real) - set(described), set(described) - set(real)
+    if missing or gone:
+        raise LookupError(
+            f"{what}: without a sentence in {__name__}: {missing or 'none'}; no more there: {gone or 'none'}"
+        )
 
 
 def _metrics() -> Iterator[str]:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,37 @@ from tests.lab.servers import die_with_parent
 from tests.program import bridge, environment
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"docs/tutorial.md": 6, "docs/how-to.md": 6, "docs/security.md": 1, "docs/operations.md": 8}
-"""With the least number of blocks that are run."""
+PAGES = ("README.md", "manifests/README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))))
+"""Every page with commands for people."""
+
+NOT_RUN: Mapping[tuple[str, str], str] = {
+    ("README.md", "make demo"): "its output is tested by tests/demo",
+    ("README.md", "make test"): "it is this very suite",
+    ("README.md", "pip install ."): "tests/e2e/test_package.py installs the wheel",
+    ("README.md", "bridge sync --consul-address http://consul.example:8500 --service 'radosgw*' --namespace storage "
+     "--dry-run"): "a Consul of that name is nowhere; the tutorial runs the same",
+    ("docs/how-to.md", "for n in $(seq 1 12); do"): "no systemd; tests/e2e/test_traffic.py does the same under load",
+    ("docs/page.md", "kubectl port-forward deployment/consul-endpoints-bridge 9480"): "no kubelet here",
+    ("docs/reliability.md", "make chaos"): "five minutes; the suite has a step chaos",
+    ("docs/reliability.md", "make chaos SEED=7 MINUTES=60"): "an hour",
+    ("docs/reliability.md", 'make chaos FAULT="kube-kill etcd-no-space"'): "minutes",
+    ("docs/reliability.md", "python -m tests.chaos --soak"): "30 minutes",
+    ("docs/security.md", "pip install pip-audit"): "it needs the internet",
+    ("docs/security.md", "pip-audit --require-hashes --disable-pip -r requirements/runtime.txt"): "the same",
+    ("docs/tutorial.md", "make lab-up"): "the page's servers are there already",
+    ("docs/tutorial.md", 'eval "$(make --silent lab-env)"'): "the same",
+    ("docs/tutorial.md", "make lab-down"): "the page's servers are not its own",
+}  # fmt: skip
+"""Commands that no test runs from their page, and why. One that is not there (any more) fails a test."""
+
+PROGRAMS = frozenset({
+    "bridge", "make", "python", "python3", "pip", "pip-audit", "kubectl", "kustomize", "helm", "consul", "curl",
+    "docker", "nginx", "openssl", "eval", "for", "git", "ssh", "cp", "cat", "echo", "sudo",
+})  # fmt: skip
+"""What a line must begin with to be a command."""
+
+LANGUAGES = frozenset(("", "sh", "text", "yaml", "nginx"))
+"""Those of fenced blocks; pictures have none."""
 
 UNDER_ACLS = {"docs/operations.md"}
 """Pages whose Consul denies by default; the shell has its management token."""
@@ -45,11 +74,32 @@ class Block:
     line: int
 
 
+FENCED = re.compile(r"^```(\w*)(?: ([^\n]+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
 def blocks(page: str) -> list[Block]:
     """All fenced blocks of a page."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.finditer(r"^```(\w+)(?: ([^\n]+))?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(m[1], m[2] or "", m[3], text[: m.start()].count("\n") + 1) for m in found]
+    return [Block(m[1], m[2] or "", m[3], text[: m.start()].count("\n") + 1) for m in FENCED.finditer(text)]
+
+
+def is_run(block: Block) -> bool:
+    """Whether a block is executed."""
+    return block.language == "sh" and not block.manner.startswith("not run here: ")
+
+
+def commands(text: str) -> Iterator[str]:
+    """Lines that begin with a program, without prompts and comments; those inside of a loop or a string apart."""
+    for line in text.splitlines():
+        command = re.sub(r"\s+#\s.*$", "", line.removeprefix("$ ")).strip()
+        if line[:1].strip() and command.split(" ")[0] in PROGRAMS:
+            yield command
+
+
+def indented(text: str) -> Iterator[str]:
+    """Blocks that Markdown takes for code because they are indented, without the indentation."""
+    for found in re.finditer(r"(?:^(?: {4}|\t)[^\n]*\n)+", FENCED.sub("", text), re.MULTILINE):
+        yield re.sub(r"^(?: +|\t)", "", found[0], flags=re.MULTILINE)
 
 
 @dataclass
@@ -86,13 +136,14 @@ class Shell:
 
 @pytest.fixture
 def shell(fresh_lab: Lab, tmp_path: Path) -> Iterator[Shell]:
-    """A bash with the tools and servers of the lab, in an empty folder that has a link to the manifests."""
+    """A bash with the tools and servers of the lab, beside a copy of the manifests and a link to the tests."""
     tools = binaries(["consul", "kubectl", "kustomize", "helm"])
     folders = dict.fromkeys([*(str(p.parent) for p in tools.values()), str(Path(sys.executable).parent)])
     env = environment(fresh_lab.consul.address, fresh_lab.kubeconfig)
     env |= {"PATH": ":".join([*folders, env["PATH"]]), "HOME": str(tmp_path)}
     env |= {"CONSUL_HTTP_TOKEN": fresh_lab.consul.token} if fresh_lab.consul.token else {}
     shutil.copytree(ROOT / "manifests", tmp_path / "manifests")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
     process = subprocess.Popen(
         ["bash", "-u"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
         cwd=tmp_path, preexec_fn=die_with_parent,
@@ -113,23 +164,19 @@ def shell(fresh_lab: Lab, tmp_path: Path) -> Iterator[Shell]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "fresh_lab"),
-    [(page, {"acl": page in UNDER_ACLS}) for page in PAGES],
-    ids=list(PAGES),
+    [(page, {"acl": page in UNDER_ACLS}) for page in PAGES if any(map(is_run, blocks(page)))],
+    ids=[page for page in PAGES if any(map(is_run, blocks(page)))],
     indirect=["fresh_lab"],
 )
 def test_the_commands_of_a_page_do_what_it_shows(shell: Shell, page: str) -> None:
     """In the order of the page."""
-    output, ran = "", 0
+    output = ""
     for block in blocks(page):
-        if block.language == "sh" and block.manner.startswith("not run here: "):
-            continue
-        if block.language == "sh":
+        if is_run(block):
             assert block.manner in ("", "in the background"), block
             output = shell.run(block)
-            ran += 1
         elif block.language == "text":
             assert_shows(output, block, page)
-    assert ran >= PAGES[page]
 
 
 def assert_shows(output: str, block: Block, page: str) -> None:
@@ -142,7 +189,33 @@ def assert_shows(output: str, block: Block, page: str) -> None:
         position = found.end()
 
 
-@pytest.mark.parametrize("page", [*PAGES, "README.md"])
+@pytest.mark.parametrize("page", PAGES)
+def test_no_command_of_a_page_escapes(page: str) -> None:
+    """Each is in a block that is run, or in the list of those that are not: in a fence that says so, or indented."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    not_run = [block.text for block in blocks(page) if block.language == "sh" and not is_run(block)]
+    hidden = [*indented(text), *(block.text for block in blocks(page) if block.language != "sh")]
+    assert [text for text in not_run if not list(commands(text))] == []
+    found = {(page, command) for block in (*not_run, *hidden) for command in commands(block)}
+    assert found == {key for key in NOT_RUN if key[0] == page}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_fence_of_a_page_is_understood(page: str) -> None:
+    """None is indented or of another language, so that no block is overlooked."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert {block.language for block in blocks(page)} <= LANGUAGES
+    assert text.count("```") == 2 * len(blocks(page))
+
+
+def test_what_the_tests_of_pages_look_for_is_found() -> None:
+    """They would pass on a page in which they see nothing."""
+    page = "Try\n\n    make x   # now\n    $ kubectl get y\n\nor\n\n```text\nhelm z\n```\n- list\n    text\n"
+    assert [list(commands(block)) for block in indented(page)] == [["make x", "kubectl get y"], []]
+    assert [list(commands(m[3])) for m in FENCED.finditer(page)] == [["helm z"]]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_rules_of_a_page_are_valid(page: str, tmp_path: Path) -> None:
     """Every YAML block that is a settings file passes the check that needs no server; any other is YAML."""
     for block in blocks(page):

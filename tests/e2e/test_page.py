@@ -6,19 +6,27 @@ PAGE_IMAGES=docs/images pytest tests/e2e/test_page.py
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import http.client
 import os
 import re
 import shutil
+import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+import trustme
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
-from tests.lab import Lab
+from tests.lab import Lab, free_port
 from tests.lab.engine import NoEngineError, install
+from tests.lab.servers import Program
 from tests.program import Daemon, environment
 from tests.raw import RawConsul, RawKube, ready_addresses
 
@@ -32,17 +40,19 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PATIENCE_MS = 60_000
+PASSWORD = "open-sesame"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "page.md"
 PICTURES = ("overview-light-wide", "overview-dark-wide", "service-light-wide", "overview-dark-phone", "held")
 """Those that docs/page.md shows."""
 
 
-def chromium() -> str:
-    """Where Chromium is. When missing, it is installed in continuous integration; elsewhere the test is skipped."""
-    if (found := shutil.which("chromium")) is None and os.environ.get("CI") == "true" and os.geteuid() == 0:
-        install(["chromium"])
-        found = shutil.which("chromium")
+def debian(program: str) -> str:
+    """Where a program is. When missing, it is installed in continuous integration; elsewhere the test is skipped."""
+    if (found := shutil.which(program)) is None and os.environ.get("CI") == "true" and os.geteuid() == 0:
+        install([program])
+        found = shutil.which(program)
     if found is None:
-        reason = "no chromium on the PATH (Debian's package of that name has it)"
+        reason = f"no {program} on the PATH (Debian's package of that name has it)"
         if os.environ.get("CI") == "true":
             raise NoEngineError(reason)
         pytest.skip(reason)
@@ -52,7 +62,7 @@ def chromium() -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """One Chromium for all of these tests."""
-    program = chromium()
+    program = debian("chromium")
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
         yield running
@@ -62,9 +72,14 @@ def browser() -> Iterator[Browser]:
 class Complaints(list[str]):
     """What a browser complains about: console errors, failed scripts, and what the policy (CSP) forbids."""
 
-    def watch(self, page: Page) -> None:
-        """Collect from now on."""
-        page.on("console", lambda m: self.append(m.text) if m.type in ("error", "warning") else None)
+    def watch(self, page: Page, missing: bool) -> None:
+        """Collect from now on; not that a page is missing, where that is what a test is about."""
+
+        def heard(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning") and not (missing and "status of 404" in message.text):
+                self.append(message.text)
+
+        page.on("console", heard)
         page.on("pageerror", lambda error: self.append(str(error)))
         page.add_init_script(
             "addEventListener('securitypolicyviolation', e => console.error('CSP', e.violatedDirective, e.blockedURI))"
@@ -73,17 +88,20 @@ class Complaints(list[str]):
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Open]:
-    """Opens an address in a context of its own; options are Playwright's. Nothing may be complained about."""
+    """Opens an address in a context of its own; options are Playwright's. Nothing may be complained about.
+
+    `missing`: the browser may say that a page is not there.
+    """
     contexts: list[BrowserContext] = []
     found: list[Complaints] = []
 
-    def open_at(address: str, **options: Any) -> Page:
+    def open_at(address: str, missing: bool = False, **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page, complaints = context.new_page(), Complaints()
         found.append(complaints)
-        complaints.watch(page)
+        complaints.watch(page, missing)
         page.goto(address)
         return page
 
@@ -209,6 +227,48 @@ def test_it_shows_what_the_guard_holds(
     expect(page.locator("#count")).to_have_text("Services 1 to 1 of 1")
 
 
+def test_a_service_that_goes_while_its_page_is_open_is_said_to_be_gone(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
+    opened: Open, eventually: Eventually,
+) -> None:  # fmt: skip
+    """Its page becomes the one of a service that is not there, and follows on: it comes back with the service."""
+    name = f"{prefix}radosgw"
+    consul.register(name, f"{prefix}vm-0", "10.77.0.1", 8080)
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, name)), [("10.77.0.1", 8080)], 60)
+    page = opened(f"{daemon.url}/service/{namespace}/{name}", missing=True)
+    expect(page.locator("#live span")).to_have_text("Live")
+    consul.deregister(name, f"{prefix}vm-0")
+    expect(page.locator("h1")).to_have_text("No such service", timeout=PATIENCE_MS)
+    expect(page.locator("#main")).to_contain_text(f"Nothing is mirrored to {namespace}/{name}.")
+    expect(page.locator("#why")).to_have_count(0)
+    expect(page).to_have_title(re.compile("^No such service"))
+    consul.register(name, f"{prefix}vm-0", "10.77.0.2", 8080)
+    expect(page.locator("#why tbody tr")).to_contain_text("10.77.0.2", timeout=PATIENCE_MS)
+    expect(page.locator("h1")).to_contain_text(name)
+
+
+def test_what_is_selected_stays_and_the_page_says_so(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
+    opened: Open, eventually: Eventually,
+) -> None:  # fmt: skip
+    """Who copies is not disturbed, and is not told that what stands there is live."""
+    name = f"{prefix}radosgw"
+    for i in range(3):
+        consul.register(name, f"{prefix}vm-{i}", f"10.77.0.{i + 1}", 8080)
+    eventually(lambda: len(ready_addresses(kube.endpoints(namespace, name))), 3, 60)
+    page = opened(daemon.url)
+    cell = page.locator("#results tbody td").nth(1)
+    expect(cell).to_have_text("3 ready")
+    cell.evaluate("e => getSelection().selectAllChildren(e)")
+    consul.flip(name, f"{prefix}vm-1", "critical")
+    expect(page.locator("#changes li").first).to_contain_text("(was 3 ready)", timeout=PATIENCE_MS)
+    expect(page.locator("#live span")).to_have_text("Waits while text is selected")
+    expect(cell).to_have_text("3 ready")
+    page.evaluate("getSelection().removeAllRanges()")
+    expect(cell).to_have_text("2 ready, 1 not ready")
+    expect(page.locator("#live span")).to_have_text("Live")
+
+
 def test_it_works_without_script(
     daemon: Daemon,
     consul: RawConsul,
@@ -261,6 +321,110 @@ def test_it_is_usable_by_keyboard_and_named_for_screen_readers(
     expect(page.locator("h1")).to_contain_text(name)
 
 
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """nginx with the configuration that docs/page.md shows, in front of a bridge."""
+
+    port: int
+    trust: ssl.SSLContext
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"https://127.0.0.1:{self.port}"
+
+    @contextlib.contextmanager
+    def ask(self, path: str, method: str = "GET", password: str = PASSWORD) -> Iterator[http.client.HTTPResponse]:
+        """An answer whose headers have come; the rest is to be read from it. Asked for by a name, as people do."""
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=self.trust, timeout=60)
+        credentials = base64.b64encode(f"alice:{password}".encode()).decode()
+        with contextlib.closing(connection):
+            headers = {"Authorization": f"Basic {credentials}", "Host": "bridge.example.com"}
+            connection.request(method, path, headers=headers)
+            with connection.getresponse() as answer:
+                yield answer
+
+    def status(self, path: str, method: str = "GET", password: str = PASSWORD) -> int:
+        """Of an answer."""
+        with self.ask(path, method, password) as answer:
+            return answer.status
+
+
+@pytest.fixture
+def proxy(daemon: Daemon, lab: Lab, tmp_path: Path) -> Iterator[Proxy]:
+    """The proxy of the documentation: other ports, other paths, nothing else is changed."""
+    program, port = debian("nginx"), free_port()
+    (shown,) = re.findall(r"^```nginx\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    config = shown
+    for there, here in (
+        ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
+        ("http://127.0.0.1:9480;", f"{daemon.url};"),
+        ("/etc/nginx/", f"{tmp_path}/"),
+    ):
+        assert there in config
+        config = config.replace(there, here)
+    (line,) = re.findall(r"# Who may look. Another line: (printf .*)$", config, re.MULTILINE)
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(str(tmp_path / "bridge.key"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "bridge.pem"))
+    subprocess.run(["bash", "-c", line.replace("passwd -6", f"passwd -6 {PASSWORD}")], check=True)
+    folders = "".join(
+        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root;" if os.geteuid() == 0 else ""
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; pid {tmp_path}/nginx.pid; error_log stderr; {user} events {{}}\n"
+        f"http {{ access_log off; {folders}\n{config}}}\n"
+    )
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    made = Proxy(port, trust)
+
+    def listens() -> bool:
+        try:
+            return made.status("/healthz") == 200
+        except OSError:
+            return False
+
+    running = Program(
+        lab.folder / f"nginx-{port}",
+        [program, "-c", f"{tmp_path}/nginx.conf", "-e", "stderr"],
+        environment("", ""),
+        listens,
+    )
+    running.start()
+    yield made
+    running.stop()
+
+
+def test_the_documented_proxy_asks_who_it_is_and_lets_only_reading_through(proxy: Proxy) -> None:
+    """The bridge answers behind it (its look at Host lets that through); metrics are left out."""
+    assert (proxy.status("/", password="guessed"), proxy.status("/")) == (401, 200)
+    assert [proxy.status("/", method) for method in ("HEAD", "POST", "DELETE")] == [200, 403, 403]
+    assert [proxy.status(path) for path in ("/metrics", "/nix", "/readyz")] == [404, 404, 200]
+    with proxy.ask("/") as answer:
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+
+
+def test_events_come_through_the_documented_proxy_as_they_happen(
+    proxy: Proxy, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, opened: Open, eventually: Eventually
+) -> None:
+    """Each is there while the stream goes on, nothing is kept back; and a browser's page follows."""
+    options = {"ignore_https_errors": True, "http_credentials": {"username": "alice", "password": PASSWORD}}
+    page = opened(proxy.url, **options)
+    expect(page.locator("#live span")).to_have_text("Live", timeout=PATIENCE_MS)
+    with proxy.ask("/events") as stream:
+        assert [stream.readline() for _ in range(3)] == [b"retry: 2000\n", b"event: hello\n", b"data: {}\n"]
+        consul.register(f"{prefix}web", f"{prefix}vm-0", "10.77.0.1", 8080)
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.0.1", 8080)], 60)
+        line = b"\n"
+        while line and b"created: 1 ready" not in line:
+            line = stream.readline()
+        assert line, "the stream has ended"
+    expect(page.locator("#results tbody tr")).to_contain_text(f"{prefix}web", timeout=PATIENCE_MS)
+
+
 SERVICES: Mapping[str, int] = {
     "billing": 3, "grafana": 1, "ldap": 2, "mailrelay": 2, "metrics": 3, "orders": 4,
     "postgres": 2, "radosgw": 12, "redis": 3, "registry": 2, "search": 5, "web": 6,
@@ -280,6 +444,8 @@ def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eve
         running.start()
         try:
             eventually(lambda: len(ready_addresses(kube.endpoints("storage", "web"))), 6, 60)
+            if os.environ.get("PAGE_IMAGES"):
+                be_busy(consul, kube)
             consul.flip("radosgw", "radosgw-4", "critical")
             consul.flip("orders", "orders-2", "warning")
             eventually(lambda: len(ready_addresses(kube.endpoints("storage", "radosgw"))), 11, 60)
@@ -294,6 +460,17 @@ def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eve
             page.context.close()
         finally:
             running.stop()
+
+
+def be_busy(consul: RawConsul, kube: RawKube) -> None:
+    """Changes for a few minutes, so that the curves of a picture are more than one stroke."""
+    for n in range(60):
+        for name in sorted(SERVICES)[n % 4 :: 4][: 1 + n % 3]:
+            consul.flip(name, f"{name}-1", "passing" if (n // 4) % 2 else "critical")
+        kube.endpoints("storage", "web")  # its connection is not to be closed meanwhile
+        time.sleep(1 + n % 6)
+    for name in SERVICES:
+        consul.flip(name, f"{name}-1", "passing")
 
 
 def look_at_everything(running: Daemon, opened: Open) -> None:

@@ -13,9 +13,10 @@ import pytest
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Change, Destination, Meta, Rule
 from bridge.engine import backoff
-from bridge.engine.run import Bridge, RunOptions
+from bridge.engine.run import OWN_DATACENTER, Bridge, RunOptions
 from bridge.kube.client import KubeConfig
 from bridge.kube.writer import Writer
+from bridge.report import NullObserver
 from bridge.retry import RetryPolicy
 from tests.fakes.consul import FakeConsul
 from tests.fakes.consul import Fault as ConsulFault
@@ -37,9 +38,10 @@ class Running:
         self.kube = kube
         self.folder = folder
         self.error: BaseException | None = None
+        self.kubeconfig = kube.kubeconfig(folder)
         self.bridge = Bridge(
             consul=ConsulConfig(address=consul.address),
-            kube=KubeConfig(kubeconfig=kube.kubeconfig(folder)),
+            kube=KubeConfig(kubeconfig=self.kubeconfig),
             rules=(Rule(to=Destination(namespace="default")),),
             options=options,
         )
@@ -156,6 +158,45 @@ def test_an_object_that_fails_for_itself_does_not_hide_that_kubernetes_is_away(
     running.kube.clear_faults()
     eventually(lambda: [running.ready(name) for name in names[:8]], [[]] * 8, 3)
     assert (any(said), during < 40) == (False, True)
+
+
+def test_a_start_that_fails_says_why_until_it_works(running: Running, eventually: Eventually) -> None:
+    """A Consul that is away before its datacenter's name is known; then an API server that cannot be listed."""
+    heard = Heard()
+    running.bridge = Bridge(
+        consul=ConsulConfig(address=running.consul.address),
+        kube=KubeConfig(kubeconfig=running.kubeconfig),
+        rules=(Rule(to=Destination(namespace="default")),),
+        options=OPTIONS,
+        observer=heard,
+    )
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.consul.inject(ConsulFault(status=500), times=100_000)
+    running.kube.inject(KubeFault(status=503), times=100_000)
+    running.thread.start()
+    eventually(lambda: "500" in str(running.bridge.state()["consul"]), True, 10)
+    assert running.bridge.state()["kubernetes"] == "not started"
+    assert [(dc, up) for dc, up in heard.consuls] == [(OWN_DATACENTER, False)]
+    running.consul.clear_faults()
+    eventually(lambda: "503" in str(running.bridge.state()["kubernetes"]), True, 10)
+    assert running.bridge.state()["consul"] == "ok"
+    assert heard.consuls[-1] == (OWN_DATACENTER, True)
+    running.kube.clear_faults()
+    eventually(lambda: running.ready("web"), ["10.0.0.1"], 10)
+    assert running.bridge.ready()[0]
+
+
+class Heard(NullObserver):
+    """What the bridge says of Consul: every change once."""
+
+    def __init__(self) -> None:
+        self.consuls: list[tuple[str, bool]] = []
+
+    def consul(self, datacenter: str, up: bool, reason: str) -> None:
+        """Remembered when it is news."""
+        del reason
+        if (datacenter, up) not in self.consuls[-1:]:
+            self.consuls.append((datacenter, up))
 
 
 def test_while_our_credentials_are_refused_one_prober_asks_and_afterwards_all_is_made_up_for(

@@ -1,10 +1,11 @@
 // Without this file every page works; with it, pages follow the events: the same page is fetched again and the parts
-// with data-live that have changed are put in. Nothing from the events themselves is shown.
+// with data-live that have changed are put in; all of the page, when it has become another one (its service is gone).
+// Nothing from the events themselves is shown.
 "use strict";
 (() => {
   const line = document.getElementById("live");
   const QUIET_MS = 15000, LEAST_MS = 1500, SETTLE_MS = 400, TYPING_MS = 200, AGAIN_MS = 30000;
-  let paused = false, wanted = 0, last = 0, timer = 0, source = null;
+  let paused = false, copying = false, wanted = 0, last = 0, timer = 0, source = null;
 
   const words = document.createElement("span");
   const button = document.createElement("button");
@@ -15,14 +16,24 @@
   say("Connecting");
 
   const address = (element) => element && (element.getAttribute("href") || element.id);
+  const places = (page) => [...page.querySelectorAll("[data-live]")].map((e) => e.id).join();
+  const selected = (element) => {
+    const selection = document.getSelection();
+    return !selection.isCollapsed && selection.containsNode(element, true);
+  };
 
-  function put(fresh) {
+  function put(fresh) { // whether everything is as in the fresh page now
     const focused = document.activeElement;
-    for (const old of document.querySelectorAll("[data-live]")) {
+    let all = true;
+    if (places(fresh) !== places(document)) {
+      const old = document.getElementById("main"), found = fresh.getElementById("main");
+      if (selected(old)) return false;
+      old.replaceWith(document.adoptNode(found));
+      if (old.contains(focused)) found.focus({ preventScroll: true });
+    } else for (const old of document.querySelectorAll("[data-live]")) {
       const found = fresh.getElementById(old.id);
-      if (!found || found.outerHTML === old.outerHTML) continue;
-      const selection = document.getSelection();
-      if (!selection.isCollapsed && old.contains(selection.anchorNode)) continue; // somebody is copying
+      if (found.outerHTML === old.outerHTML) continue;
+      if (selected(old)) { all = false; continue; } // somebody is copying
       const inside = old.contains(focused) && address(focused);
       const scrolled = [...old.querySelectorAll(".scroll")].map((s) => s.scrollLeft);
       const opened = [...old.querySelectorAll("details")].map((d) => d.open);
@@ -32,6 +43,7 @@
       if (inside) [...found.querySelectorAll("a, [tabindex]")].find((e) => address(e) === inside)?.focus({ preventScroll: true });
     }
     document.title = fresh.title;
+    return all;
   }
 
   async function load(where) {
@@ -40,9 +52,13 @@
     try {
       const answer = await fetch(where, { headers: { Accept: "text/html" } });
       const text = await answer.text();
-      if (mine !== wanted || answer.status >= 500) return;
-      put(new DOMParser().parseFromString(text, "text/html"));
-      if (!paused && source?.readyState === EventSource.OPEN) say("Live");
+      if (mine !== wanted) return;
+      const fresh = new DOMParser().parseFromString(text, "text/html");
+      if (!fresh.getElementById("live")) return say(`Not the bridge's page: status ${answer.status}`); // a proxy's, or a failure
+      copying = !put(fresh);
+      if (paused) return;
+      if (copying) say("Waits while text is selected");
+      else if (source?.readyState === EventSource.OPEN) say("Live");
     } catch {
       say("The bridge does not answer");
     }
@@ -68,6 +84,9 @@
     paused = !paused;
     button.textContent = paused ? "Resume" : "Pause";
     if (paused) { source.close(); say("Paused"); } else { say("Connecting"); follow(); }
+  });
+  document.addEventListener("selectionchange", () => {
+    if (copying && document.getSelection().isCollapsed) { copying = false; soon(); }
   });
   document.addEventListener("visibilitychange", () => { // a browser has six connections for all its tabs together
     if (paused) return;

@@ -88,14 +88,15 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
         60,
         "60 ready endpoints are kept: 61 of 100 ready endpoints (61 %, the limit is 50 %) would vanish within 60 s "
         "because Consul no longer lists them or no rule selects them; released when Consul recovers, by "
-        "`bridge sync --force` or 3600 s after the hold began",
+        "`bridge sync --force` with this bridge's settings or 3600 s after the hold began",
     )
     assert removal[TARGETS[1]].reason.startswith("1 ready endpoint is kept: 61 of 100")
     panic = held(Guard(GuardSettings()), [taking(0, 0, 90)], 100)[TARGETS[0]]
     assert (panic.cause, panic.lost, panic.flips) == ("panic", False, True)
     assert panic.reason == (
         "90 ready endpoints are kept: 90 of 100 ready endpoints (90 %, the limit is 80 %) would stop being ready "
-        "within 60 s, so Consul is the likelier patient; released when Consul recovers or by `bridge sync --force`"
+        "within 60 s, so Consul is the likelier patient; released when Consul recovers or by "
+        "`bridge sync --force` with this bridge's settings"
     )
     guard = Guard(GuardSettings())
     guard.rebuilt("dc1", 0.0)
@@ -106,7 +107,7 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
         2,
         "2 ready endpoints are kept: Consul in dc1 was rebuilt or restored (its index went backwards), and for another "
         "590 s nothing is removed, so that agents can register again; released when they are registered again or by "
-        "`bridge sync --force`",
+        "`bridge sync --force` with this bridge's settings",
     )
 
 

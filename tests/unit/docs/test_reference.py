@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import re
+import signal
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bridge import cli, settings
+from bridge.core import marks
 from bridge.engine import announce
+from bridge.errors import ExitStatus
+from bridge.kube import election
 from tests.docs import reference
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,6 +35,45 @@ def test_every_flag_setting_and_event_is_in_it() -> None:
     for setting in settings.catalogue():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{setting.key}` "))
         assert len(row.rsplit("|", 2)[1]) > 10, row
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "expectation"),
+    [
+        (marks, "NEW", "consul-bridge/new", pytest.raises(LookupError, match=r"\{'consul-bridge/new'\}")),
+        (marks, "ADOPT", "consul-bridge/take-over", contextlib.nullcontext()),
+        (election, "KIND", "consul-bridge/kind", contextlib.nullcontext()),
+    ],
+)
+def test_a_mark_that_changes_in_the_code_makes_the_reference_stale(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: str, expectation: AbstractContextManager[Any]
+) -> None:
+    """A renamed one stands there under its old name; a new one has no sentence yet."""
+    monkeypatch.setattr(module, name, value, raising=False)
+    try:
+        with expectation:
+            assert importlib.reload(reference).text() != reference.PATH.read_text(encoding="utf-8")
+    finally:
+        monkeypatch.undo()
+        importlib.reload(reference)
+
+
+@pytest.mark.parametrize(
+    ("table", "left_out"), [("STATUSES", ExitStatus.CHANGES), ("PATHS", "/events"), ("PATHS", "/service/")]
+)
+def test_every_exit_status_and_path_has_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, table: str, left_out: object
+) -> None:
+    """Those that there are, not those that somebody remembered."""
+    sentences = getattr(reference, table)
+    monkeypatch.setattr(reference, table, {what: said for what, said in sentences.items() if what != left_out})
+    with pytest.raises(LookupError, match=re.escape(repr(left_out))):
+        reference.text()
+
+
+def test_statuses_of_signals_are_those_of_shells() -> None:
+    """128 and the signal's number."""
+    assert (ExitStatus.INTERRUPTED, ExitStatus.TERMINATED) == (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

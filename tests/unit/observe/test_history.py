@@ -108,12 +108,22 @@ def test_states_are_told_when_they_change(history: History) -> None:
     ]
 
 
+def test_a_rival_is_told_when_it_is_seen_and_when_it_has_gone(history: History) -> None:
+    """Its words change while it goes on: that is no news."""
+    for reason in ("", "another process writes at a/b", "another process writes at a/c", "", ""):
+        history.rival(reason)
+    assert texts(history) == [("good", "nobody works against us any more"), ("bad", "another process writes at a/b")]
+
+
 def test_holds_are_told_when_they_begin_and_end(history: History) -> None:
     """Not again and again."""
     held = Held(TARGET, "removal", 12, "12 would vanish")
     for now in ((held,), (held,), ()):
         history.held(now)
-    assert texts(history) == [("good", "the hold has ended"), ("bad", "held: 12 would vanish")]
+    assert texts(history) == [
+        ("good", "the hold has ended"),
+        ("bad", "held: 12 ready endpoints kept: too many would vanish at once"),
+    ]
 
 
 def test_leading_is_told(history: History) -> None:

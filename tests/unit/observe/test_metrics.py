@@ -258,6 +258,19 @@ def test_before_the_start_there_is_still_a_page() -> None:
     assert b"consul_bridge_ready 0.0" in metrics.text()
 
 
+def test_a_datacenter_has_one_series_also_when_its_name_was_not_known_at_first() -> None:
+    """Trouble before the agent has said its name is seen, and does not stay beside the datacenter afterwards."""
+    metrics = Metrics("1")
+    catalog: dict[str, Any] = {}
+    metrics.watch(lambda: {"catalog": catalog})
+    metrics.consul("the agent's own", False, "refused")
+    assert value(metrics, "consul_bridge_consul_up", datacenter="the agent's own") == 0
+    metrics.consul("the agent's own", True, "")
+    catalog["dc1"] = {"connected": True}
+    assert value(metrics, "consul_bridge_consul_up", datacenter="the agent's own") is None
+    assert value(metrics, "consul_bridge_consul_up", datacenter="dc1") == 1
+
+
 def test_observers_together_hear_everything_even_when_one_fails() -> None:
     """Telling must never stop the work that is told about."""
 

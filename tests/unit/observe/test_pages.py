@@ -15,7 +15,7 @@ from bridge.core.model import Skipped
 from bridge.engine.live import LiveRow
 from bridge.observe import pages
 from bridge.observe.answers import Request
-from bridge.observe.drawing import service_path
+from bridge.observe.drawing import duration, service_path
 from bridge.observe.history import History, Series
 from bridge.observe.listing import PER_PAGE, Wish, find
 from bridge.observe.markup import el, join, text
@@ -142,6 +142,9 @@ def test_what_is_not_there_is_said() -> None:
     assert "No such service" in get(World(), "/service/storage/radosgw/more")
 
 
+ELECTION: dict[str, Any] = {"election": {"held": [], "shards": 1, "members": [], "error": "forbidden"}}
+
+
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
@@ -154,12 +157,48 @@ def test_what_is_not_there_is_said() -> None:
         ({"states": {"failed": 1, "held": 1}}, "Something fails"),
         ({"state": {**STATE, "consul": {"dc1": "refused"}}, "states": {"failed": 1}}, "Consul does not answer"),
         ({"state": {**STATE, "consul": {"dc1": "x"}, "kubernetes": "refused"}}, "Cannot write"),
+        ({"state": {**STATE, "configuration": "F: no"}, "states": {"differs": 1}}, "The old settings go on"),
+        ({"state": {**STATE, "configuration": "F: no"}, "states": {"held": 1}}, "Holding"),
+        ({"state": {**STATE, **ELECTION}, "states": {"failed": 1}}, "The election fails"),
+        ({"state": {**STATE, **ELECTION, "rival": "another"}}, "Somebody works against us"),
+        ({"state": {**STATE, "consul": {"dc1": "x"}, "rival": "another"}}, "Consul does not answer"),
+        ({"state": {"first_pass_done": False, "kubernetes": "not started"}}, "Starting"),
         ({"state": {"first_pass_done": False, "kubernetes": "not listed yet"}}, "Starting"),
+        ({"state": {"first_pass_done": False, "kubernetes": "refused"}}, "Cannot start yet"),
+        ({"state": {"first_pass_done": False, "consul": {"dc1": "x"}}}, "Cannot start yet"),
     ],
 )
 def test_the_verdict_is_the_worst_that_is_so(change: dict[str, Any], verdict: str) -> None:
     """As the table above `judge` says."""
     assert judge(overview(**change))[1] == verdict
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"rival": "another process writes with our owner id"}, "Rival: another process writes with our owner id"),
+        (ELECTION, "Election: forbidden"),
+        ({"configuration": "F:1: no"}, "The new settings cannot be used, the old ones stay: F:1: no"),
+        ({"first_pass_done": False, "kubernetes": "connection refused"}, "Kubernetes: connection refused"),
+        ({"first_pass_done": False, "consul": {"dc1": "no leader"}}, "Consul, datacenter dc1: no leader"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_reason(state: dict[str, Any], words: str) -> None:
+    """Under the verdict, which is not that all is well."""
+    world = World()
+    world.state_answer |= state
+    page = get(world, "/")
+    assert f"<li>{words}</li>" in page
+    assert 'class="verdict good"' not in page
+
+
+@pytest.mark.parametrize("reason", ["not started", "not listed yet"])
+def test_a_start_that_is_merely_not_over_is_no_trouble(reason: str) -> None:
+    """Nothing has been asked, or nothing answered yet."""
+    world = World()
+    world.state_answer |= {"first_pass_done": False, "kubernetes": reason}
+    page = get(world, "/")
+    assert ("Starting" in page, reason in page, "trouble" in page) == (True, False, False)
 
 
 def test_the_first_page_before_anything_is_known() -> None:
@@ -188,12 +227,12 @@ def test_the_role_is_shown(election: dict[str, Any], words: str) -> None:
 
 
 def test_many_holds_are_cut_and_linked() -> None:
-    """The first page stays a page."""
+    """One whole reason is enough: it is nearly the same for all of them."""
     world = World()
     world.state_answer["held"] = [f"storage/s{n}: kept" for n in range(5000)]
     page = get(world, "/")
-    assert page.count("Held: ") == 3
-    assert 'href="?state=held">and 4,997 more holds</a>' in page
+    assert page.count("Held: ") == 1
+    assert 'href="?state=held">and 4,999 more holds</a>' in page
 
 
 def test_a_page_has_what_a_screen_reader_needs() -> None:
@@ -220,6 +259,64 @@ def test_instances_in_trouble_come_first_and_long_lists_are_cut() -> None:
     assert page.index("sick") < page.index("vm-0000")
     assert page.count("<tr>") == 1 + pages.INSTANCES
     assert "and 501 more" in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"ended": "not ready", "status": "critical", "check": "GET /"}, "critical: check GET /"),
+        ({"ended": "not ready", "status": "maintenance", "check": ""}, "maintenance"),
+        ({"ended": "skipped", "status": "critical", "check": "GET /", "reason": "loopback"}, "loopback"),
+        ({"ended": "ready", "status": "warning", "check": "GET /"}, ""),
+    ],
+)
+def test_an_instance_that_is_not_ready_says_why(fields: dict[str, str], why: str) -> None:
+    """What decided it; where nothing else did, its status and the check that made it."""
+    fine = replace(explanation().rows[0], reason="")
+    page = pages.service_page(row(), [explanation(rows=(replace(fine, **fields),))], [])
+    assert page.split("</tr></tbody>")[0].endswith(f"<td>{why}</td>")
+
+
+def test_times_of_changes_say_that_they_are_in_utc() -> None:
+    """In words that are seen; where the list is long each has its day as well."""
+    history = History(wall_clock=lambda: 0.0)
+    history.kubernetes(False, "refused")
+    for path in ("/", "/changes"):
+        assert "Recent changes <small>times in UTC</small>" in get(World(), path, history=history)
+    assert ">00:00:00</time>" in get(World(), "/", history=history)
+    assert ">1970-01-01 00:00:00</time>" in get(World(), "/changes", history=history)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0084, "8 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1.0 s"),
+        (4.24, "4.2 s"),
+        (99.94, "99.9 s"),
+        (99.96, "2 min"),
+        (1020, "17 min"),
+    ],
+)
+def test_durations_change_their_unit_where_they_are_rounded_to_it(seconds: float, words: str) -> None:
+    """A second is never written as 1000 ms."""
+    assert duration(seconds) == words
+
+
+def test_what_follows_events_has_its_place_also_while_it_is_empty() -> None:
+    """By the places the script tells a page from another one, and what is not there cannot be put in."""
+    world = World()
+    before = live(get(world, "/"))
+    world.skipped = (Skipped("a_b", "", "no name"),)
+    assert live(get(world, "/")) == before
+    assert "unmirrored" in before
+    assert live(get(world, "/service/storage/nix")) == []
+
+
+def live(page: str) -> list[str]:
+    """Ids of the places that follow events."""
+    return [str(attributes["id"]) for _, attributes in Elements(page).found if "data-live" in attributes]
 
 
 # --------------------------------------------------------------------------- search, order, pages

@@ -18,7 +18,7 @@ from bridge.errors import ConfigurationError
 from bridge.observe import web
 from bridge.observe.history import History
 from bridge.observe.metrics import Metrics
-from bridge.observe.site import Site, event_of
+from bridge.observe.site import STATIC, Site, event_of
 from bridge.observe.web import WebServer
 from tests.unit.observe.builders import HOSTILE, World, entry
 
@@ -207,6 +207,14 @@ def test_requests_of_all_kinds(server: WebServer, request_bytes: bytes, status: 
     assert answer.split(b"\r\n")[0].split()[1] == str(status).encode(), answer[:200]
     assert b"<script" not in answer
     assert b"evil" not in answer
+
+
+def test_what_is_not_there_is_answered_with_what_is(server: WebServer, world: World) -> None:
+    """Every path of the site but the files of its pages."""
+    served = [path for path in Site(world, Metrics("1").text, History()).pages if path.removeprefix("/") not in STATIC]
+    said = body(ask(server, "/nix")).decode()
+    assert said == f"there are {' '.join(sorted(served))}\n"
+    assert {"/changes", "/service/", "/events"} <= set(served)
 
 
 def test_a_page_that_fails_is_500_and_says_nothing_inside(server: WebServer, world: World) -> None:
