@@ -36,6 +36,9 @@ class Leadership(Protocol):
     def status(self) -> dict[str, Any] | None:
         """Who leads what, None when nobody is elected."""
 
+    def rival(self) -> str:
+        """What is to be said of another installation with our owner id, "" while none is known of."""
+
 
 class Alone:
     """The only replica: everything is ours."""
@@ -60,6 +63,10 @@ class Alone:
     def status(self) -> dict[str, Any] | None:
         """Nobody is elected."""
         return None
+
+    def rival(self) -> str:
+        """Nobody would tell."""
+        return ""
 
 
 class Elected:
@@ -101,3 +108,7 @@ class Elected:
     def status(self) -> dict[str, Any] | None:
         """The election's own account."""
         return self._election.status()
+
+    def rival(self) -> str:
+        """Other members of the election say who they belong to."""
+        return self._election.rival

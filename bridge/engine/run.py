@@ -228,7 +228,7 @@ class Bridge:
         }
         if leadership is not None:
             detail["election"] = leadership
-        if rival := self._rivals.reason():
+        if rival := self._rival():
             detail["rival"] = rival
         if self._passing.is_set():
             with self._reconciler.lock:
@@ -526,7 +526,10 @@ class Bridge:
             held = self._reconciler.guard.active()
         self._observer.held(held)
         self._observer.unread(self._unknown())
-        self._observer.rival(self._rivals.reason())
+        self._observer.rival(self._rival())
+
+    def _rival(self) -> str:
+        return self._leadership.rival() or self._rivals.reason()
 
     def _kubernetes_trouble(self) -> str | None:
         if not hasattr(self, "_cache"):

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from bridge.core.model import Target
 from bridge.core.shards import shard_of
 from bridge.errors import StaleError, TransientError
-from bridge.kube.election import KIND, Election, ElectionConfig, Look, Member, RemovableLock, may_serve
+from bridge.kube.election import (
+    BURIED_AFTER,
+    INSTALLATION,
+    KIND,
+    YIELDS,
+    Election,
+    ElectionConfig,
+    Look,
+    Member,
+    RemovableLock,
+    may_serve,
+)
 from bridge.kube.lease import LeaseRecord
 
 DURATION = 15
@@ -137,7 +148,7 @@ class World:
         self.told: dict[str, list[frozenset[int]]] = {}
         self._count = 0
 
-    def add(self, shards: int = 1) -> str:
+    def add(self, shards: int = 1, installation: str = "") -> str:
         """One replica more; its name."""
         name = f"r{self._count}"
         skew = self._count * 5000.0 - 7000
@@ -145,7 +156,7 @@ class World:
         told: list[frozenset[int]] = []
         self.replicas[name] = Election(
             MemoryLeases(self.server),
-            ElectionConfig(identity=name, shards=shards, duration_seconds=DURATION),
+            ElectionConfig(identity=name, shards=shards, installation=installation, duration_seconds=DURATION),
             on_change=told.append,
             clock=lambda: self.now + skew,
             spread=lambda low, high: (low + high) / 2,
@@ -255,6 +266,109 @@ def test_another_number_of_shards_stands_by(world: World) -> None:
     assert late not in {n for n, held in world.held().items() if held}
 
 
+def test_a_second_installation_writes_nothing_and_both_say_so(world: World) -> None:
+    """It never takes over from the first, whose replicas come and go as in any rollout; and that it is alone helps not."""
+    first = world.add(installation="apps/first")
+    world.turn(rounds=3)
+    second = [world.add(installation="apps/second") for _ in range(2)]
+    world.turn(rounds=6)
+    assert world.held() == {first: [0], second[0]: [], second[1]: []}
+    said = [world.replicas[name].rival for name in (first, *second)]
+    assert said[0] == (
+        "replicas of apps/second run, or ran lately, with our owner id 'default', and this is apps/first: give each "
+        "installation an --owner of its own"
+    )
+    assert (
+        said[1]
+        == said[2]
+        == (
+            "replicas of apps/first run, or ran lately, with our owner id 'default', and this is apps/second: give each "
+            "installation an --owner of its own; this replica writes nothing, and if the other was removed on purpose: "
+            "restart this one"
+        )
+    )
+    assert world.replicas[second[0]].status()["waiting"] == "another installation with our owner id writes"
+    world.replicas.pop(first).resign()
+    world.turn(rounds=400)
+    assert world.held() == {second[0]: [], second[1]: []}
+    assert "apps/second" in world.replicas[second[0]].rival
+    back = world.add(installation="apps/first")
+    world.turn(rounds=4)
+    assert world.held()[back] == [0]
+
+
+def test_an_installation_with_another_number_of_shards_is_not_held_up_by_one_that_writes_nothing(world: World) -> None:
+    """Its new replicas joined later than the second installation's, and serve all the same."""
+    old = world.add(2, installation="apps/first")
+    world.turn(rounds=3)
+    second = world.add(3, installation="apps/second")
+    world.turn(rounds=6)
+    new = world.add(2, installation="apps/first")
+    world.turn(rounds=6)
+    world.replicas.pop(old).resign()
+    world.turn(rounds=4)
+    assert world.held() == {second: [], new: [0, 1]}
+
+
+def test_a_rollout_is_no_second_installation(world: World) -> None:
+    """One name, or one that is not known: they share as ever, and nothing is said."""
+    old = world.add(2)
+    world.turn(rounds=3)
+    new = world.add(2, installation="apps/first")
+    world.turn(rounds=6)
+    assert world.held() == {old: [0], new: [1]}
+    third = world.add(2, installation="apps/first")
+    world.replicas.pop(old).resign()
+    world.turn(rounds=6)
+    assert (sorted(world.held().values()), set(world.held())) == ([[0], [1]], {new, third})
+    assert [election.rival for election in world.replicas.values()] == ["", ""]
+
+
+def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote_before_it(world: World) -> None:
+    """Both start after a power cut: the one whose Lease it was goes on. One that was removed is followed after a while."""
+    first = world.add(installation="apps/first")
+    world.turn(rounds=3)
+    world.replicas.pop(first).resign()
+    second = world.add(installation="apps/second")
+    world.turn(rounds=20)
+    assert world.held() == {second: []}
+    assert world.replicas[second].status()["waiting"] == (
+        "apps/first wrote with our owner id before; this is apps/second, and waits in case that it comes back"
+    )
+    assert world.replicas[second].rival == ""
+    back = world.add(installation="apps/first")
+    world.turn(rounds=15)
+    assert world.held() == {second: [], back: [0]}
+
+    world.replicas.clear()
+    third, began = world.add(installation="apps/third"), world.now
+    world.turn(rounds=250 * BURIED_AFTER // 10)
+    assert (world.held(), world.replicas[third].rival) == ({third: []}, "")
+    world.turn(rounds=10)
+    assert world.held() == {third: [0]}
+    assert BURIED_AFTER * DURATION <= world.now - began < BURIED_AFTER * DURATION + 10
+    assert world.server.records["consul-bridge-default-shard-0"].annotations[INSTALLATION] == "apps/third"
+
+
+def test_a_member_yields_in_public_only_when_its_last_write_has_ended(world: World) -> None:
+    """Whoever ignores it from then on may write at once."""
+    one = world.add(installation="apps/first")
+    world.turn(rounds=3)
+    election = world.replicas[one]
+    assert election.enter(0)
+    name = "consul-bridge-default-shard-0"
+    two = world.add(installation="apps/second")
+    taken = replace(world.server.records[name], holder=two, resource_version="900")  # deleted by hand, and made anew
+    world.server.records[name] = replace(taken, annotations={INSTALLATION: "apps/second"})
+    world.turn(rounds=10)
+    member = next(r for r in world.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
+    assert (election.held, YIELDS in member.annotations) == (frozenset(), False)
+    election.leave(0)
+    world.turn(rounds=5)
+    member = next(r for r in world.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
+    assert YIELDS in member.annotations
+
+
 def test_without_a_server_writing_ends_and_comes_back(world: World) -> None:
     """Fenced before anyone could take over; the reason is said."""
     one = world.add()
@@ -297,6 +411,10 @@ def test_only_who_joined_earlier_and_divides_otherwise_is_in_the_way() -> None:
     me = Member("me", 2, 10)
     assert may_serve(me, [me, Member("a", 2, 5), Member("b", 3, 11)])
     assert not may_serve(me, [me, Member("a", 3, 9)])
+    assert may_serve(me, [me, Member("a", 3, 9, yields=True)])
+    assert not may_serve(replace(me, installation="x"), [Member("a", 2, 9, "y")])
+    assert may_serve(replace(me, installation="x"), [Member("a", 2, 9), Member("b", 2, 9, "x")])
+    assert not may_serve(replace(me, yields=True), [me])
 
 
 steps = st.lists(
@@ -311,11 +429,20 @@ steps = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(steps=steps, numbers=st.lists(st.integers(1, 3), min_size=3, max_size=3))
-def test_no_target_ever_has_two_writers(steps: list[tuple[int, float, str]], numbers: list[int]) -> None:
-    """Whatever happens in whatever order, with different numbers of shards; and in the end somebody writes each."""
+@given(
+    steps=steps,
+    numbers=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    names=st.lists(st.sampled_from(["", "", "a", "b"]), min_size=3, max_size=3),
+)
+def test_no_target_ever_has_two_writers(
+    steps: list[tuple[int, float, str]], numbers: list[int], names: list[str]
+) -> None:
+    """Whatever happens in whatever order, with different numbers of shards, of one or two installations.
+
+    In the end somebody writes each; with two installations, unless all that are left gave way to one that has gone.
+    """
     world = World()
-    alive = [world.add(number) for number in numbers]
+    alive = [world.add(number, name) for number, name in zip(numbers, names, strict=True)]
     for index, pause, what in steps:
         world.now += pause
         assert_single_writers(world)
@@ -326,17 +453,20 @@ def test_no_target_ever_has_two_writers(steps: list[tuple[int, float, str]], num
                 world.replicas[name].resign()  # its object stays in the world: it must never write again
             alive.remove(name)
         elif what == "more" and len(alive) < 5:
-            alive.append(world.add(numbers[index % 3]))
+            alive.append(world.add(numbers[index % 3], names[index % 3]))
         else:
             world.replicas[name].turn()
         assert_single_writers(world)
     world.server.trouble = ""
-    for _ in range(140):
+    for _ in range(140 if len({*names} - {""}) < 2 else 300):
         world.turn(*alive)
         assert_single_writers(world)
     serving = {world.shards[n] for n in alive if world.replicas[n].held}
-    assert len(serving) == 1
-    assert all(len(world.writers(target)) == 1 for target in TARGETS)
+    if len({*names} - {""}) < 2 or serving:
+        assert len(serving) == 1
+        assert all(len(world.writers(target)) == 1 for target in TARGETS)
+    else:
+        assert all("writes nothing" in world.replicas[n].rival for n in alive)
 
 
 def assert_single_writers(world: World) -> None:
