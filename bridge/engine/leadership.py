@@ -70,7 +70,10 @@ class Alone:
 
 
 class Elected:
-    """One of several replicas. `on_change` is called, from the election's thread, with the shards that are ours now."""
+    """One of several replicas. `on_change` is called, from the election's thread, with the shards that are ours now.
+
+    `sees_consul`: whether we can ask Consul; a replica that cannot leaves the writing to one that can.
+    """
 
     def __init__(
         self,
@@ -79,10 +82,11 @@ class Elected:
         *,
         on_change: Callable[[frozenset[int]], None],
         failed: Callable[[BaseException], None],
+        sees_consul: Callable[[], bool],
     ) -> None:
         self._shards = config.shards
         self._leases = KubeLeases(client, config)
-        self._election = Election(self._leases, config, on_change=on_change, failed=failed)
+        self._election = Election(self._leases, config, on_change=on_change, failed=failed, sees_consul=sees_consul)
 
     def start(self) -> None:
         """Take part."""

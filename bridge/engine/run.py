@@ -379,7 +379,13 @@ class Bridge:
         self._datacenter = self._consul.datacenter or datacenters[0]
         self._client = client
         if options.election is not None:
-            self._leadership = Elected(client, options.election, on_change=self.on_leading, failed=self._died)
+            self._leadership = Elected(
+                client,
+                options.election,
+                on_change=self.on_leading,
+                failed=self._died,
+                sees_consul=lambda: any(dc not in self._consul_trouble for dc in datacenters),
+            )
         self._writer = Writer(client, may_write=self._leadership.leads)
         self._cache = Cache(
             client,

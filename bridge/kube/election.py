@@ -18,6 +18,16 @@ the name), or, before anybody had it, the one whose member joined first. A membe
 again, says so to people, and publishes it when its last write has ended; from then on it is in nobody's way. Whoever
 is new while nobody of the installation that had shard 0 last is alive takes over once that has been so for long.
 
+A replica that sees no Consul has nothing to write. Members publish whether they see one, and while one does, those that
+do not get no shard. While none does everything stays where it is, and so it does when all see it again:
+
+| `consul` | means | has shards, while another member is `up` |
+| --- | --- | --- |
+| `up` | sees it | its share |
+| `away` | sees it no longer, but that has not lasted | its share |
+| `down` | has not seen it for `lasting_seconds` | none |
+| `back` | sees it again, but that has not lasted | its share if it has one already |
+
 With one shard this is plain leader election. Needs list, create, update and delete on leases. It must not know
 what is written.
 """
@@ -55,6 +65,8 @@ INSTALLATION = "consul-bridge/installation"
 """Annotation of every Lease: whose replica wrote it last, as far as that is known."""
 YIELDS = "consul-bridge/yields"
 """Annotation of a member's Lease: it will never write, because another installation does."""
+CONSUL = "consul-bridge/consul"
+"""Annotation of a member's Lease: whether it sees Consul."""
 BURIED_AFTER = 10
 """After how many durations without a renewal a member's Lease is deleted, and an installation counts as removed."""
 
@@ -64,6 +76,7 @@ class ElectionConfig:
     """Who takes part in what. `namespace` "": the client's; `duration_seconds` is that of every Lease.
 
     `installation` is equal in all replicas that belong together, before and after a rollout; "": not known.
+    `lasting_seconds`: how long Consul must have been away, or back, without a break, for that to count.
     """
 
     owner: str = "default"
@@ -72,6 +85,7 @@ class ElectionConfig:
     identity: str = ""
     shards: int = 1
     duration_seconds: int = 15
+    lasting_seconds: float = 30.0
 
     @property
     def times(self) -> ElectionSettings:
@@ -124,6 +138,7 @@ class Member:
     joined: int
     installation: str = ""
     yields: bool = False
+    consul: str = ""
 
 
 @dataclass(slots=True)
@@ -135,10 +150,30 @@ class _Sighting:
     changed: bool
 
 
+class _Steady:
+    """A yes or no that changes only when the other answer has lasted."""
+
+    def __init__(self, lasting_seconds: float) -> None:
+        self._lasting_seconds = lasting_seconds
+        self._since: float | None = None
+        self.value: bool | None = None
+        self.seen = True
+
+    def see(self, value: bool, now: float) -> None:
+        """What is the case now."""
+        self.seen = value
+        if self.value is None or value == self.value:
+            self.value, self._since = value, None
+        elif self._since is None:
+            self._since = now
+        elif now - self._since >= self._lasting_seconds:
+            self.value, self._since = value, None
+
+
 class Election:
     """Holds this replica's share of the shards. `turn` is the finite body, a thread runs it until `stop`.
 
-    `on_change` is called from that thread with the shards held whenever they changed.
+    `on_change` is called from that thread with the shards held whenever they changed; `sees_consul` is asked there.
     """
 
     def __init__(
@@ -148,6 +183,7 @@ class Election:
         *,
         on_change: Callable[[frozenset[int]], None] = lambda _held: None,
         failed: Callable[[BaseException], None] | None = None,
+        sees_consul: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = boot_clock,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -156,6 +192,8 @@ class Election:
         self._identity = config.identity or new_identity()
         self._on_change = on_change
         self._failed = failed
+        self._sees_consul = sees_consul
+        self._consul = _Steady(config.lasting_seconds)
         self._clock = clock
         self._spread = spread
         self._stop = threading.Event()
@@ -268,6 +306,7 @@ class Election:
     def turn(self) -> float:
         """Look, and do what that asks for; seconds until the next turn."""
         times = self._config.times
+        self._consul.see(self._sees_consul(), self._clock())
         self._see()
         if not self._member.leading or self._is_due(self._member):
             self._step(self._member)
@@ -304,7 +343,12 @@ class Election:
     def _annotations(self) -> dict[str, str]:
         joined = {JOINED: str(self._joined)} if self._joined else {}
         yields = {YIELDS: "true"} if self._yields and self._at_rest() else {}
-        return {SHARDS: str(self._config.shards), **joined, **self._mark(), **yields}
+        return {SHARDS: str(self._config.shards), CONSUL: self._consul_text(), **joined, **self._mark(), **yields}
+
+    def _consul_text(self) -> str:
+        if self._consul.value is False:
+            return "back" if self._consul.seen else "down"
+        return "up" if self._consul.seen else "away"
 
     def _mark(self) -> dict[str, str]:
         return {INSTALLATION: self._config.installation} if self._config.installation else {}
@@ -369,8 +413,15 @@ class Election:
                     f"into {self._config.shards} and stands by until they have gone"
                 )
             return
-        serving = [m.identity for m in members if _together(m, me) and may_serve(m, members)]
-        shares = share(self._config.shards, serving, self._holders())
+        serving = [m for m in members if _together(m, me) and may_serve(m, members)]
+        holders = self._holders()
+        if any(m.consul == "up" for m in serving):
+            serving = [
+                m for m in serving if m.consul != "down" and (m.consul != "back" or m.identity in holders.values())
+            ]
+            if me not in serving:
+                self._waiting = "Consul could not be asked from here, and another replica can: that one writes"
+        shares = share(self._config.shards, [m.identity for m in serving], holders)
         self._wanted = frozenset(n for n, identity in shares.items() if identity == self._identity)
 
     def _stands_aside(self, members: list[Member]) -> str:
@@ -424,8 +475,9 @@ class Election:
         """
         members = []
         if self._member.leading and self._joined:
-            me = Member(self._identity, self._config.shards, self._joined, self._config.installation, self._yields)
-            members.append(me)
+            config = self._config
+            mine = (config.installation, self._yields, self._consul_text())
+            members.append(Member(self._identity, config.shards, self._joined, *mine))
         for seen in self._sightings.values():
             record = seen.record
             if record.labels.get(KIND) != "member" or not record.holder or record.holder == self._identity:
@@ -434,8 +486,9 @@ class Election:
             if self._looked_at - seen.since < duration:
                 joined = objects.version(record.annotations.get(JOINED) or record.resource_version)
                 shards = _number(record.annotations.get(SHARDS))
-                installation, yields = record.annotations.get(INSTALLATION, ""), YIELDS in record.annotations
-                members.append(Member(record.holder, shards, joined, installation, yields))
+                said = record.annotations
+                theirs = (said.get(INSTALLATION, ""), YIELDS in said, said.get(CONSUL, ""))
+                members.append(Member(record.holder, shards, joined, *theirs))
         return sorted(members, key=lambda m: (m.joined, m.identity))
 
     def _is_due(self, elector: LeaderElector) -> bool:

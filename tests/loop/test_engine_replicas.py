@@ -19,6 +19,7 @@ from bridge.kube.client import KubeConfig
 from bridge.kube.election import ElectionConfig
 from bridge.observe.metrics import Metrics
 from tests.fakes.consul import FakeConsul
+from tests.fakes.consul import Fault as ConsulFault
 from tests.fakes.kube import FakeKube, Fault
 from tests.loop.test_engine_run import OPTIONS
 
@@ -232,3 +233,26 @@ def test_somebody_who_undoes_us_is_a_rival_although_writes_fail(town: Town, even
         assert theirs is not None
         town.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
     eventually(lambda: "again and again" in str(bridge.detail.get("rival")), True, 15)
+
+
+def test_a_leader_that_is_cut_off_from_consul_leaves_the_writing_to_a_standby_that_is_not(
+    town: Town, eventually: Eventually
+) -> None:
+    """What changes meanwhile is written, and the one that was cut off says why it writes nothing."""
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    with FakeConsul() as other:  # the same services by another way
+        other.register("web", "vm-1", "10.0.0.1", 80)
+        leader = town.add(lasting_seconds=1.0)
+        eventually(lambda: (leader.leads, town.ready("web")), (True, ["10.0.0.1"]))
+        near, town.consul = town.consul, other
+        standby = town.add(lasting_seconds=1.0)
+        near.inject(ConsulFault(status=500), times=100_000)
+        near.drop_connections()
+        other.register("web", "vm-2", "10.0.0.2", 80)
+        eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"], 20)
+        assert [leader.leads, standby.leads] == [False, True]
+        assert "another replica can" in str(leader.detail["election"])
+        near.clear_faults()
+        eventually(lambda: leader.bridge.ready()[0], True, 15)
+        for replica in list(town.replicas):
+            town.stop(replica)

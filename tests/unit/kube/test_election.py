@@ -15,7 +15,9 @@ from bridge.errors import StaleError, TransientError
 from bridge.kube.election import (
     BURIED_AFTER,
     INSTALLATION,
+    JOINED,
     KIND,
+    SHARDS,
     YIELDS,
     Election,
     ElectionConfig,
@@ -146,6 +148,8 @@ class World:
         self.replicas: dict[str, Election] = {}
         self.shards: dict[str, int] = {}
         self.told: dict[str, list[frozenset[int]]] = {}
+        self.blind: set[str] = set()
+        """Replicas that see no Consul."""
         self._count = 0
 
     def add(self, shards: int = 1, installation: str = "") -> str:
@@ -158,6 +162,7 @@ class World:
             MemoryLeases(self.server),
             ElectionConfig(identity=name, shards=shards, installation=installation, duration_seconds=DURATION),
             on_change=told.append,
+            sees_consul=lambda: name not in self.blind,
             clock=lambda: self.now + skew,
             spread=lambda low, high: (low + high) / 2,
         )
@@ -365,6 +370,80 @@ def test_a_member_yields_in_public_only_when_its_last_write_has_ended(world: Wor
     assert YIELDS in member.annotations
 
 
+def seconds(duration: float) -> int:
+    """Rounds of turns that take so long."""
+    return round(duration / 0.6)
+
+
+def test_who_sees_no_consul_for_long_leaves_the_writing_to_one_who_does(world: World) -> None:
+    """Half a minute, not less; back again it gets its share when that has lasted as well."""
+    one, two = world.add(2), world.add(2)
+    world.turn(rounds=6)
+    assert world.held() == {one: [0], two: [1]}
+    world.blind = {one}
+    world.turn(rounds=seconds(28))
+    assert world.held() == {one: [0], two: [1]}
+    world.turn(rounds=seconds(10))
+    assert world.held() == {one: [], two: [0, 1]}
+    assert "Consul could not be asked from here" in str(world.replicas[one].status()["waiting"])
+    world.blind = set()
+    world.turn(rounds=seconds(28))
+    assert world.held() == {one: [], two: [0, 1]}
+    world.turn(rounds=seconds(10))
+    assert (sorted(world.held().values()), world.replicas[one].status()["waiting"]) == ([[0], [1]], None)
+
+
+def test_while_nobody_sees_consul_everything_stays_where_it_is(world: World) -> None:
+    """Whoever leads has nothing to write, and nobody else would have."""
+    one, two = world.add(), world.add()
+    world.turn(rounds=4)
+    told = len(world.told[one])
+    world.blind = {one, two}
+    world.turn(rounds=seconds(300))
+    world.blind = {one}
+    world.turn(rounds=seconds(10))
+    world.blind = set()
+    world.turn(rounds=seconds(60))
+    assert (world.held(), len(world.told[one])) == ({one: [0], two: []}, told)
+    world.blind = {one, two}
+    world.turn(rounds=seconds(60))
+    world.replicas.pop(one).resign()
+    world.turn(rounds=3)
+    assert world.held() == {two: [0]}
+
+
+def test_a_consul_that_comes_and_goes_moves_no_shard(world: World) -> None:
+    """Away for twenty seconds, back for twenty, for ten minutes."""
+    one, two = world.add(), world.add()
+    world.turn(rounds=4)
+    told = len(world.told[one])
+    for _ in range(15):
+        world.blind = {one}
+        world.turn(rounds=seconds(20))
+        world.blind = set()
+        world.turn(rounds=seconds(20))
+    assert (world.held(), len(world.told[one])) == ({one: [0], two: []}, told)
+
+
+def test_who_starts_without_consul_gets_nothing_while_another_sees_it(world: World) -> None:
+    """A rollout of a wrong address: the replicas that work go on."""
+    one, two = world.add(2), world.add(2)
+    world.blind = {two}
+    world.turn(rounds=12)
+    assert world.held() == {one: [0, 1], two: []}
+
+
+def test_a_replica_that_does_not_say_whether_it_sees_consul_is_no_reason_to_give_up(world: World) -> None:
+    """One of an older version, during a rolling update."""
+    one = world.add(2)
+    world.blind = {one}
+    world.server.records["consul-bridge-default-member-silent"] = LeaseRecord(
+        "silent", DURATION, "", "", 0, "1", labels={KIND: "member"}, annotations={SHARDS: "2", JOINED: "1"}
+    )
+    world.turn(rounds=5)
+    assert world.held() == {one: [0]}
+
+
 def test_without_a_server_writing_ends_and_comes_back(world: World) -> None:
     """Fenced before anyone could take over; the reason is said."""
     one = world.add()
@@ -417,7 +496,7 @@ steps = st.lists(
     st.tuples(
         st.integers(0, 5),
         st.floats(0.0, 6.0),
-        st.sampled_from(["", "", "", "", "", "", "down", "lost", "stop", "vanish", "more"]),
+        st.sampled_from(["", "", "", "", "", "", "down", "lost", "stop", "vanish", "more", "blind", "sees"]),
     ),
     min_size=20,
     max_size=150,
@@ -450,6 +529,8 @@ def test_no_target_ever_has_two_writers(
             alive.remove(name)
         elif what == "more" and len(alive) < 5:
             alive.append(world.add(numbers[index % 3], names[index % 3]))
+        elif what in ("blind", "sees"):
+            world.blind = world.blind | {name} if what == "blind" else world.blind - {name}
         else:
             world.replicas[name].turn()
         assert_single_writers(world)
@@ -461,6 +542,8 @@ def test_no_target_ever_has_two_writers(
     if len({*names} - {""}) < 2 or serving:
         assert len(serving) == 1
         assert all(len(world.writers(target)) == 1 for target in TARGETS)
+        if len({*numbers}) == len({*names}) == 1 and not world.blind.issuperset(alive):
+            assert not any(world.held()[name] for name in world.blind)
     else:
         assert all("writes nothing" in world.replicas[n].rival for n in alive)
 
