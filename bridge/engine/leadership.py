@@ -6,6 +6,7 @@ writes are divided.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ class Leadership(Protocol):
 
     def leads(self, target: Target, /) -> bool:
         """Whether we write this target now."""
+
+    def seconds_left(self, target: Target, /) -> float:
+        """How long a write that begins now may take; 0 when it is not ours."""
 
     def enter(self, target: Target, /) -> bool:
         """Begin a write; False when it is not ours. Every True must be followed by `leave`."""
@@ -52,6 +56,10 @@ class Alone:
     def leads(self, _target: Target, /) -> bool:
         """Always."""
         return True
+
+    def seconds_left(self, _target: Target, /) -> float:
+        """As long as it likes: nobody else will write."""
+        return math.inf
 
     def enter(self, _target: Target, /) -> bool:
         """Always."""
@@ -100,6 +108,10 @@ class Elected:
     def leads(self, target: Target, /) -> bool:
         """Whether we hold its shard."""
         return self._election.may_write(shard_of(target, self._shards))
+
+    def seconds_left(self, target: Target, /) -> float:
+        """Until another can have its shard."""
+        return self._election.seconds_left(shard_of(target, self._shards))
 
     def enter(self, target: Target, /) -> bool:
         """Hold the shard while one of its targets is written."""

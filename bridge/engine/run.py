@@ -386,7 +386,7 @@ class Bridge:
                 failed=self._died,
                 sees_consul=lambda: any(dc not in self._consul_trouble for dc in datacenters),
             )
-        self._writer = Writer(client, may_write=self._leadership.leads)
+        self._writer = Writer(client, seconds_left=self._leadership.seconds_left)
         self._cache = Cache(
             client,
             namespaces_of(self._rules, self._kube.namespaces, client.namespace),

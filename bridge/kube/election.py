@@ -234,6 +234,11 @@ class Election:
         """Whether nobody else can write this shard's targets now, nor soon."""
         return self._serving and self._member.may_write() and self._shards[shard].may_write()
 
+    def seconds_left(self, shard: int) -> float:
+        """How long a write that begins now may take: until others could begin one. 0 when none may begin."""
+        left = min(self._member.seconds_left(), self._shards[shard].seconds_left())
+        return left if self._serving else 0.0
+
     def enter(self, shard: int) -> bool:
         """Begin a write; False when we may not. Every True must be followed by `leave`."""
         with self._lock:

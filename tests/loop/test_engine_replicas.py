@@ -256,3 +256,19 @@ def test_a_leader_that_is_cut_off_from_consul_leaves_the_writing_to_a_standby_th
         eventually(lambda: leader.bridge.ready()[0], True, 15)
         for replica in list(town.replicas):
             town.stop(replica)
+
+
+def test_a_leader_waits_for_no_write_longer_than_its_lease(town: Town, eventually: Eventually) -> None:
+    """The API server sits on one for longer; what it does with it at last changes nothing that was written since."""
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    leader = town.add()
+    eventually(lambda: (leader.leads, town.ready("web")), (True, ["10.0.0.1"]))
+    town.kube.inject(Fault(delay=2 * LEASE), method="PATCH", path="/endpoints/web")
+    town.consul.flip("web", "vm-1", "critical")
+    began = time.monotonic()
+    eventually(lambda: leader.metric("errors_total", kind="transient"), 1.0, LEASE + 1)
+    town.consul.flip("web", "vm-1", "passing")
+    town.consul.register("web", "vm-2", "10.0.0.2", 80)
+    while time.monotonic() < began + 2 * LEASE + 0.5:
+        time.sleep(0.05)
+    assert town.ready("web") == ["10.0.0.1", "10.0.0.2"]
