@@ -492,6 +492,11 @@ class RunSettings(_Section):
         "",
         "Where the leases are; default: the pod's namespace, or the context's. The same for all replicas.",
     )
+    installation: Plain = _setting(
+        "",
+        "Name of the installation that this replica belongs to, the same before and after a rollout. Replicas of two "
+        "installations with one owner id are told by it: only one of them writes, and both say so. Empty: not known.",
+    )
     lease_duration: Annotated[float, _duration("3s", "10m")] = _setting(
         15.0,
         "How long a replica that vanished keeps its shards. One that cannot renew stops writing when two thirds are "
@@ -1059,6 +1064,7 @@ class Settings(BaseSettings):
             return None
         return ElectionConfig(
             owner=self.owner,
+            installation=self.run.installation,
             namespace=self.run.lease_namespace,
             shards=self.run.shards,
             duration_seconds=round(self.run.lease_duration),

@@ -6,6 +6,7 @@ writes are divided.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,6 +28,9 @@ class Leadership(Protocol):
     def leads(self, target: Target, /) -> bool:
         """Whether we write this target now."""
 
+    def seconds_left(self, target: Target, /) -> float:
+        """How long a write that begins now may take; 0 when it is not ours."""
+
     def enter(self, target: Target, /) -> bool:
         """Begin a write; False when it is not ours. Every True must be followed by `leave`."""
 
@@ -35,6 +39,9 @@ class Leadership(Protocol):
 
     def status(self) -> dict[str, Any] | None:
         """Who leads what, None when nobody is elected."""
+
+    def rival(self) -> str:
+        """What is to be said of another installation with our owner id, "" while none is known of."""
 
 
 class Alone:
@@ -50,6 +57,10 @@ class Alone:
         """Always."""
         return True
 
+    def seconds_left(self, _target: Target, /) -> float:
+        """As long as it likes: nobody else will write."""
+        return math.inf
+
     def enter(self, _target: Target, /) -> bool:
         """Always."""
         return True
@@ -61,9 +72,16 @@ class Alone:
         """Nobody is elected."""
         return None
 
+    def rival(self) -> str:
+        """Nobody would tell."""
+        return ""
+
 
 class Elected:
-    """One of several replicas. `on_change` is called, from the election's thread, with the shards that are ours now."""
+    """One of several replicas. `on_change` is called, from the election's thread, with the shards that are ours now.
+
+    `sees_consul`: whether we can ask Consul; a replica that cannot leaves the writing to one that can.
+    """
 
     def __init__(
         self,
@@ -72,10 +90,11 @@ class Elected:
         *,
         on_change: Callable[[frozenset[int]], None],
         failed: Callable[[BaseException], None],
+        sees_consul: Callable[[], bool],
     ) -> None:
         self._shards = config.shards
         self._leases = KubeLeases(client, config)
-        self._election = Election(self._leases, config, on_change=on_change, failed=failed)
+        self._election = Election(self._leases, config, on_change=on_change, failed=failed, sees_consul=sees_consul)
 
     def start(self) -> None:
         """Take part."""
@@ -90,6 +109,10 @@ class Elected:
         """Whether we hold its shard."""
         return self._election.may_write(shard_of(target, self._shards))
 
+    def seconds_left(self, target: Target, /) -> float:
+        """Until another can have its shard."""
+        return self._election.seconds_left(shard_of(target, self._shards))
+
     def enter(self, target: Target, /) -> bool:
         """Hold the shard while one of its targets is written."""
         return self._election.enter(shard_of(target, self._shards))
@@ -101,3 +124,7 @@ class Elected:
     def status(self) -> dict[str, Any] | None:
         """The election's own account."""
         return self._election.status()
+
+    def rival(self) -> str:
+        """Other members of the election say who they belong to."""
+        return self._election.rival

@@ -148,6 +148,8 @@ class Bridge:
         self._early: set[Target] = set()
         self._early_lock = threading.Lock()
         self._seen: dict[Target, float] = {}
+        self._owed: dict[Target, float] = {}
+        self._touched: set[Target] = set()
         self._deferred: set[Target] = set()
         self._suspects: dict[Target, int] = {}
         self._outcomes: dict[Target, Outcome] = {}
@@ -231,7 +233,7 @@ class Bridge:
         }
         if leadership is not None:
             detail["election"] = leadership
-        if rival := self._rivals.reason():
+        if rival := self._rival():
             detail["rival"] = rival
         if self._passing.is_set():
             with self._reconciler.lock:
@@ -354,6 +356,8 @@ class Bridge:
             elif double:
                 self._rivals.wrote(target)
             asked = self._follow_annotation(target)
+            if not asked:
+                self._touched.add(target)
             self._queue.add(target, delay_seconds=0.0 if asked else self._brake.delay_seconds(target))
         else:
             self._look_at({target})
@@ -386,8 +390,14 @@ class Bridge:
         self._datacenter = self._consul.datacenter or datacenters[0]
         self._client = client
         if options.election is not None:
-            self._leadership = Elected(client, options.election, on_change=self.on_leading, failed=self._died)
-        self._writer = Writer(client, may_write=self._leadership.leads)
+            self._leadership = Elected(
+                client,
+                options.election,
+                on_change=self.on_leading,
+                failed=self._died,
+                sees_consul=lambda: any(dc not in self._consul_trouble for dc in datacenters),
+            )
+        self._writer = Writer(client, seconds_left=self._leadership.seconds_left)
         self._cache = Cache(
             client,
             namespaces_of(self._rules, self._kube.namespaces, client.namespace),
@@ -542,7 +552,10 @@ class Bridge:
             held = self._reconciler.guard.active()
         self._observer.held(held)
         self._observer.unread(self._unknown())
-        self._observer.rival(self._rivals.reason())
+        self._observer.rival(self._rival())
+
+    def _rival(self) -> str:
+        return self._leadership.rival() or self._rivals.reason()
 
     def _without_nodes(self, reason: str) -> None:
         """The cluster's nodes, which are read first of all, could not be read."""
@@ -574,31 +587,44 @@ class Bridge:
             self._queue.done(target)
 
     def _reconcile(self, target: Target) -> None:
-        seen = self._seen.pop(target, None)
+        touched = target in self._touched
+        self._touched.discard(target)
+        seen, owed = self._seen.pop(target, None), self._owed.pop(target, None)
         plan = self._reconciler.plan(target)
         if plan is None:
             self._forget_failures(target)
-            if names_at(self._cache.current(target)):  # also what a write that seemed to fail has made after all
-                self._remember(target)
+            self._remember(target)  # what a write that seemed to fail has made after all, or another replica removed
             return
         if plan.writes and not self._leadership.leads(target):
-            self._stand_by(Outcome(plan))
+            self._stand_by(Outcome(plan), seen if owed is None else owed)
             return
         if self._can_wait(plan):
-            if seen is not None:
-                self._seen.setdefault(target, seen)
+            self._keep(target, seen, owed, touched)
             self._queue.add(target, priority=LATER)
             return
         outcome = apply_plan(plan, self._write)
         if any(isinstance(failure.error, NotLeadingError) for failure in outcome.failures):
-            self._stand_by(outcome)
+            self._stand_by(outcome, seen if owed is None else owed)
         else:
-            self._settle(outcome, seen)
+            self._settle(outcome, seen, owed, touched)
 
-    def _stand_by(self, outcome: Outcome) -> None:
+    def _keep(self, target: Target, seen: float | None, owed: float | None, touched: bool) -> None:
+        """Why a target is to be worked on, for the next time: it was not done now."""
+        if seen is not None:
+            self._seen[target] = min(seen, self._seen.get(target, seen))
+        if owed is not None:
+            self._owed[target] = owed
+        if touched:
+            self._touched.add(target)
+
+    def _stand_by(self, outcome: Outcome, seen: float | None) -> None:
         """Another replica writes this target: remember what is to be done, in case that it is ours one day."""
         target = outcome.plan.target
-        self._record(Outcome(outcome.plan, outcome.applied))
+        waiting = Outcome(outcome.plan, outcome.applied)
+        before = self._record(waiting)
+        self._keep(target, seen, None, touched=False)
+        if outcome.applied or _account(before) != _account(waiting):
+            self._observer.outcome(waiting, None)
         self._remember(target)
         if self._leadership.leads(target):  # it became ours just now, maybe before this was recorded
             self._queue.add(target)
@@ -660,15 +686,26 @@ class Bridge:
         self._suspects[target] = written
         return error if error.fault_of_server else Came.NOTHING
 
-    def _settle(self, outcome: Outcome, seen: float | None) -> None:
-        """Remember how it went and ask for what is still to be done."""
+    def _settle(self, outcome: Outcome, seen: float | None, owed: float | None, touched: bool) -> None:
+        """Remember how it went and ask for what is still to be done.
+
+        `seen`: since when a change in Consul waits for its first try; `owed`: since when one does whose write failed;
+        `touched`: somebody else changed what stands there.
+        """
         target = outcome.plan.target
         before = self._record(outcome)
+        waits = [since for since in (seen, owed) if since is not None]
         if not outcome.failures:
             with self._reconciler.lock:
                 self._reconciler.guard.applied(target)
+        elif waits or touched:
+            self._keep(target, None, min(waits, default=None), touched and not outcome.applied)
+        written = outcome.applied or owed is not None  # a write that seemed to fail may have been done after all
+        lag = self._clock() - min(waits) if waits and written and not outcome.failures else None
+        if outcome.applied or outcome.failures or outcome.plan.held or _account(before) != _account(outcome):
+            self._observer.outcome(outcome, lag)
         self._remember(target)
-        if outcome.applied and seen is None and self._brake.repaired(target) >= ENOUGH:
+        if outcome.applied and touched and not waits and self._brake.repaired(target) >= ENOUGH:
             self._rivals.undid(target)
         for failure in outcome.failures:
             self._retry_later(target, failure)
@@ -676,9 +713,6 @@ class Bridge:
             self._queue.add(target, delay_seconds=MIRRORED_SECONDS)
         if not outcome.failures:
             self._forget_failures(target)
-        lag = None if seen is None or not outcome.applied else self._clock() - seen
-        if outcome.applied or outcome.failures or outcome.plan.held or _remarks(before) != _remarks(outcome):
-            self._observer.outcome(outcome, lag)
 
     def _remember_all(self) -> None:
         with self._reconciler.lock:
@@ -697,7 +731,9 @@ class Bridge:
             gone = not self._reconciler.world.queries_at(target)
         if gone:  # names that come and go must not pile up
             with self._outcomes_lock:
-                self._outcomes.pop(target, None)
+                before = self._outcomes.pop(target, None)
+            if before is not None:
+                self._observer.outcome(Outcome(Plan(target)), None)
 
     def _retry_later(self, target: Target, failure: Failure) -> None:
         error = failure.error
@@ -742,9 +778,10 @@ class Bridge:
         self.stop()
 
 
-def _remarks(outcome: Outcome | None) -> tuple[object, ...]:
+def _account(outcome: Outcome | None) -> tuple[object, ...]:
     """What is to be said of a target although nothing was written; its end is news as well."""
     if outcome is None:
-        return (False, (), (), ())
+        return ()
     plan = outcome.plan
-    return (bool(outcome.failures or plan.held), plan.conflicts, plan.skipped, plan.warnings)
+    remarks = (bool(outcome.failures or plan.held), plan.conflicts, plan.skipped, plan.warnings)
+    return (*remarks, plan.ready, plan.not_ready, len(outcome.applied) == len(plan.writes))

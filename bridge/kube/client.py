@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
+import math
 import os
 import selectors
 import socket
@@ -77,6 +78,30 @@ class Version:
     major: int
     minor: int
     git: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How long a request may take: connecting, each read, and (`until`, on the monotonic clock) all of it."""
+
+    connect: float
+    read: float
+    until: float
+
+    def left(self) -> float:
+        """Seconds until the end. Raises TimeoutError when it is over."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no time is left for this request")
+        return left
+
+    def connect_seconds(self) -> float:
+        """For connecting now."""
+        return min(self.connect, self.left())
+
+    def read_seconds(self) -> float:
+        """For each read from now on."""
+        return min(self.read, self.left())
 
 
 class SilenceError(TransientError):
@@ -144,18 +169,24 @@ class KubeClient:
         content_type: str = JSON,
         accept: str = JSON,
         timeout: float | None = None,
+        within: float = math.inf,
         allow: frozenset[int] = frozenset(),
     ) -> Response:
         """Send one request and read its answer whole. Statuses >= 400 raise unless they are in `allow`.
 
-        `timeout` bounds connecting and each read in seconds. Nothing is retried, except once after a 401 when reading
-        the configuration again brought other credentials.
+        `timeout` bounds each read in seconds, `within` everything together: credentials, connecting, sending, waiting
+        and the repetition; when that is over before the request is sent, it never is. Nothing is retried, except once
+        after a 401 when reading the configuration again brought other credentials.
         """
-        read = timeout if timeout is not None else self.config.request_timeout_seconds
+        limits = _Limits(
+            self.config.connect_timeout_seconds,
+            timeout if timeout is not None else self.config.request_timeout_seconds,
+            time.monotonic() + within,
+        )
         asked = self._asked(method, path)
-        answer = self._once(asked, query, body, content_type, accept, read)
+        answer = self._once(asked, query, body, content_type, accept, limits)
         if answer.status == 401 and self._access.reload():
-            answer = self._once(asked, query, body, content_type, accept, read)
+            answer = self._once(asked, query, body, content_type, accept, limits)
         if answer.status >= 400 and answer.status not in allow:
             raise faults.of_answer(asked, answer.status, answer.headers, answer.body, self._access.secrets)
         return answer
@@ -206,16 +237,14 @@ class KubeClient:
         body: bytes | None,
         content_type: str,
         accept: str,
-        read: float,
+        limits: _Limits,
     ) -> Response:
         headers = {"Accept": accept, "User-Agent": "consul-endpoints-bridge"}
         if body is not None:
             headers["Content-Type"] = content_type
         with self._mapped(asked):
             self._authorize(headers)
-            answer = self._pool().exchange(
-                asked.method, _target(asked, query), body, headers, self.config.connect_timeout_seconds, read
-            )
+            answer = self._pool().exchange(asked.method, _target(asked, query), body, headers, limits)
         self._hear(answer.headers)
         return answer
 
@@ -225,7 +254,8 @@ class KubeClient:
         headers = {"Accept": accept, "User-Agent": "consul-endpoints-bridge"}
         with self._mapped(asked):
             self._authorize(headers)
-            return self._pool().open(_target(asked, query), headers, self.config.connect_timeout_seconds, read)
+            limits = _Limits(self.config.connect_timeout_seconds, read, math.inf)
+            return self._pool().open(_target(asked, query), headers, limits)
 
     def _authorize(self, headers: dict[str, str]) -> None:
         if authorization := self._access.authorization():
@@ -355,18 +385,18 @@ class _Pool:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the client says it, once
 
     def exchange(
-        self, method: str, target: str, body: bytes | None, headers: dict[str, str], connect: float, read: float
+        self, method: str, target: str, body: bytes | None, headers: dict[str, str], limits: _Limits
     ) -> Response:
         """One request and its whole answer, over a kept connection if there is one."""
         if not self._direct:
-            raw = self._urlopen(method, target, body, headers, connect, read, preload=True)
+            raw = self._urlopen(method, target, body, headers, limits, preload=True)
             return Response(raw.status, raw.headers, raw.data)
         connection = self._take()
         try:
             if connection.sock is None:
-                connection.timeout = connect
+                connection.timeout = limits.connect_seconds()
                 connection.connect()
-            connection.sock.settimeout(read)
+            connection.sock.settimeout(limits.read_seconds())
             http.client.HTTPConnection.request(connection, method, self._prefix + target, body, headers)
             answer = http.client.HTTPConnection.getresponse(connection)
             data = answer.read()
@@ -376,9 +406,9 @@ class _Pool:
         self._give_back(connection, answer.will_close)
         return Response(answer.status, answer.headers, data)  # type: ignore[arg-type]  # a message reads like a mapping
 
-    def open(self, target: str, headers: dict[str, str], connect: float, read: float) -> urllib3.BaseHTTPResponse:
+    def open(self, target: str, headers: dict[str, str], limits: _Limits) -> urllib3.BaseHTTPResponse:
         """A GET whose answer is read bit by bit, on a connection that is not used again."""
-        return self._urlopen("GET", target, None, headers, connect, read, preload=False)
+        return self._urlopen("GET", target, None, headers, limits, preload=False)
 
     def close(self) -> None:
         with self._lock:
@@ -413,12 +443,14 @@ class _Pool:
         target: str,
         body: bytes | None,
         headers: dict[str, str],
-        connect: float,
-        read: float,
+        limits: _Limits,
         *,
         preload: bool,
     ) -> urllib3.BaseHTTPResponse:
         import urllib3
+
+        connect, read = limits.connect_seconds(), limits.read_seconds()
+        total = None if limits.until == math.inf else limits.left()
 
         return self._pool.urlopen(
             method,
@@ -428,7 +460,7 @@ class _Pool:
             retries=False,
             redirect=False,
             assert_same_host=False,
-            timeout=urllib3.Timeout(connect=connect, read=read),
+            timeout=urllib3.Timeout(total=total, connect=connect, read=read),
             preload_content=preload,
         )
 

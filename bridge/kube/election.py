@@ -12,6 +12,22 @@ same time: a member may write only while no living member that joined earlier ha
 is counted by the API server's revisions, not by clocks. In a rolling change of `--shards` the new replicas therefore
 stand by until the last old one has gone.
 
+Replicas of two installations must not share an owner id: each would remove what only the other's rules ask for. Where
+the installation is known (members publish it), only one of them serves: the one that had shard 0 last (its Lease keeps
+the name), or, before anybody had it, the one whose member joined first. A member of the other yields: it never writes
+again, says so to people, and publishes it when its last write has ended; from then on it is in nobody's way. Whoever
+is new while nobody of the installation that had shard 0 last is alive takes over once that has been so for long.
+
+A replica that sees no Consul has nothing to write. Members publish whether they see one, and while one does, those that
+do not get no shard. While none does everything stays where it is, and so it does when all see it again:
+
+| `consul` | means | has shards, while another member is `up` |
+| --- | --- | --- |
+| `up` | sees it | its share |
+| `away` | sees it no longer, but that has not lasted | its share |
+| `down` | has not seen it for `lasting_seconds` | none |
+| `back` | sees it again, but that has not lasted | its share if it has one already |
+
 With one shard this is plain leader election. Needs list, create, update and delete on leases. It must not know
 what is written.
 """
@@ -45,19 +61,31 @@ SHARDS = "consul-bridge/shards"
 """Annotation of a member's Lease: into how many shards it divides the work."""
 JOINED = "consul-bridge/joined"
 """Annotation of a member's Lease: the revision at which it joined; absent right after joining (then: its version)."""
+INSTALLATION = "consul-bridge/installation"
+"""Annotation of every Lease: whose replica wrote it last, as far as that is known."""
+YIELDS = "consul-bridge/yields"
+"""Annotation of a member's Lease: it will never write, because another installation does."""
+CONSUL = "consul-bridge/consul"
+"""Annotation of a member's Lease: whether it sees Consul."""
 BURIED_AFTER = 10
-"""After how many durations without a renewal a member's Lease is deleted."""
+"""After how many durations without a renewal a member's Lease is deleted, and an installation counts as removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElectionConfig:
-    """Who takes part in what. `namespace` "": the client's; `duration_seconds` is that of every Lease."""
+    """Who takes part in what. `namespace` "": the client's; `duration_seconds` is that of every Lease.
+
+    `installation` is equal in all replicas that belong together, before and after a rollout; "": not known.
+    `lasting_seconds`: how long Consul must have been away, or back, without a break, for that to count.
+    """
 
     owner: str = "default"
+    installation: str = ""
     namespace: str = ""
     identity: str = ""
     shards: int = 1
     duration_seconds: int = 15
+    lasting_seconds: float = 30.0
 
     @property
     def times(self) -> ElectionSettings:
@@ -108,20 +136,44 @@ class Member:
     identity: str
     shards: int
     joined: int
+    installation: str = ""
+    yields: bool = False
+    consul: str = ""
 
 
 @dataclass(slots=True)
 class _Sighting:
-    """A record, and since when (on our clock) it has looked like this."""
+    """A record, since when (on our clock) it has looked like this, and whether we have seen it change."""
 
     record: LeaseRecord
     since: float
+    changed: bool
+
+
+class _Steady:
+    """A yes or no that changes only when the other answer has lasted."""
+
+    def __init__(self, lasting_seconds: float) -> None:
+        self._lasting_seconds = lasting_seconds
+        self._since: float | None = None
+        self.value: bool | None = None
+        self.seen = True
+
+    def see(self, value: bool, now: float) -> None:
+        """What is the case now."""
+        self.seen = value
+        if self.value is None or value == self.value:
+            self.value, self._since = value, None
+        elif self._since is None:
+            self._since = now
+        elif now - self._since >= self._lasting_seconds:
+            self.value, self._since = value, None
 
 
 class Election:
     """Holds this replica's share of the shards. `turn` is the finite body, a thread runs it until `stop`.
 
-    `on_change` is called from that thread with the shards held whenever they changed.
+    `on_change` is called from that thread with the shards held whenever they changed; `sees_consul` is asked there.
     """
 
     def __init__(
@@ -131,6 +183,7 @@ class Election:
         *,
         on_change: Callable[[frozenset[int]], None] = lambda _held: None,
         failed: Callable[[BaseException], None] | None = None,
+        sees_consul: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = boot_clock,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -139,6 +192,8 @@ class Election:
         self._identity = config.identity or new_identity()
         self._on_change = on_change
         self._failed = failed
+        self._sees_consul = sees_consul
+        self._consul = _Steady(config.lasting_seconds)
         self._clock = clock
         self._spread = spread
         self._stop = threading.Event()
@@ -154,6 +209,9 @@ class Election:
         self._wanted: frozenset[int] = frozenset()
         self._members: tuple[Member, ...] = ()
         self._waiting = ""
+        self._rival = ""
+        self._yields = False
+        self._first_look_at: float | None = None
         self._told: frozenset[int] = frozenset()
         prefix = f"consul-bridge-{_label(config.owner)}"
         self._member_lock = self._lock_of(f"{prefix}-member-{_digest(self._identity)}", "member", self._annotations)
@@ -161,7 +219,7 @@ class Election:
         self._names = tuple(f"{prefix}-shard-{n}" for n in range(config.shards))
         self._shards = tuple(
             self._elector(
-                self._lock_of(name, "shard", dict),
+                self._lock_of(name, "shard", self._mark),
                 wanted=partial(self._wants, n),
                 drained=partial(self._drained, n),
             )
@@ -175,6 +233,11 @@ class Election:
     def may_write(self, shard: int) -> bool:
         """Whether nobody else can write this shard's targets now, nor soon."""
         return self._serving and self._member.may_write() and self._shards[shard].may_write()
+
+    def seconds_left(self, shard: int) -> float:
+        """How long a write that begins now may take: until others could begin one. 0 when none may begin."""
+        left = min(self._member.seconds_left(), self._shards[shard].seconds_left())
+        return left if self._serving else 0.0
 
     def enter(self, shard: int) -> bool:
         """Begin a write; False when we may not. Every True must be followed by `leave`."""
@@ -207,6 +270,11 @@ class Election:
             "waiting": self._waiting or None,
             "error": self.error,
         }
+
+    @property
+    def rival(self) -> str:
+        """What is to be said of another installation with our owner id, "" while there is none."""
+        return self._rival
 
     @property
     def error(self) -> str | None:
@@ -243,6 +311,7 @@ class Election:
     def turn(self) -> float:
         """Look, and do what that asks for; seconds until the next turn."""
         times = self._config.times
+        self._consul.see(self._sees_consul(), self._clock())
         self._see()
         if not self._member.leading or self._is_due(self._member):
             self._step(self._member)
@@ -278,7 +347,21 @@ class Election:
 
     def _annotations(self) -> dict[str, str]:
         joined = {JOINED: str(self._joined)} if self._joined else {}
-        return {SHARDS: str(self._config.shards), **joined}
+        yields = {YIELDS: "true"} if self._yields and self._at_rest() else {}
+        return {SHARDS: str(self._config.shards), CONSUL: self._consul_text(), **joined, **self._mark(), **yields}
+
+    def _consul_text(self) -> str:
+        if self._consul.value is False:
+            return "back" if self._consul.seen else "down"
+        return "up" if self._consul.seen else "away"
+
+    def _mark(self) -> dict[str, str]:
+        return {INSTALLATION: self._config.installation} if self._config.installation else {}
+
+    def _at_rest(self) -> bool:
+        """Whether no write of ours is under way, nor can begin."""
+        with self._lock:
+            return not self._serving and not any(self._inside.values())
 
     def _join(self) -> None:
         held = self._member.held
@@ -302,12 +385,16 @@ class Election:
         now = self._clock()
         before = self._sightings
         self._sightings = {
-            name: seen if (seen := before.get(name)) is not None and seen.record == record else _Sighting(record, now)
+            name: seen
+            if (seen := before.get(name)) is not None and seen.record == record
+            else _Sighting(record, now, seen is not None)
             for name, record in records.items()
         }
         self._look = Look(records)
         self._looks += 1
         self._looked_at = began
+        if self._first_look_at is None:
+            self._first_look_at = began
 
     def _judge(self) -> None:
         """Who is alive, whether we may serve at all, and which shards are to be ours; nothing new without a look."""
@@ -316,23 +403,70 @@ class Election:
         members = self._living()
         self._members = tuple(members)
         me = next((m for m in members if m.identity == self._identity), None)
+        aside = self._stands_aside(members)
         # a look from before we joined may lack somebody who joined before us
-        may = me is not None and self._looks > self._joined_after and may_serve(me, members)
+        may = me is not None and self._looks > self._joined_after and not aside and may_serve(me, members)
         self._serving = may and self._member.leading
-        self._waiting = ""
+        self._waiting = aside
         if not self._serving or me is None:
             self._wanted = frozenset()
             others = sorted({m.shards for m in members if me is not None and m.shards != me.shards})
-            if others:
+            if others and not aside:
                 counts = " and ".join(map(str, others))
                 self._waiting = (
                     f"replicas with {counts} shard(s) are still running and joined earlier; this one divides the work "
                     f"into {self._config.shards} and stands by until they have gone"
                 )
             return
-        serving = [m.identity for m in members if m.shards == me.shards and may_serve(m, members)]
-        shares = share(self._config.shards, serving, self._holders())
+        serving = [m for m in members if _together(m, me) and may_serve(m, members)]
+        holders = self._holders()
+        if any(m.consul == "up" for m in serving):
+            serving = [
+                m for m in serving if m.consul != "down" and (m.consul != "back" or m.identity in holders.values())
+            ]
+            if me not in serving:
+                self._waiting = "Consul could not be asked from here, and another replica can: that one writes"
+        shares = share(self._config.shards, [m.identity for m in serving], holders)
         self._wanted = frozenset(n for n, identity in shares.items() if identity == self._identity)
+
+    def _stands_aside(self, members: list[Member]) -> str:
+        """Why another installation is to write instead of ours, "" when it is not; says what there is to be said."""
+        mine, owner = self._config.installation, self._config.owner
+        strangers = self._strangers(members) if mine else ()
+        charge = self._in_charge(members) if mine else ""
+        foreign = charge not in ("", mine)
+        if strangers and foreign:
+            self._yields = True
+        self._rival = ""
+        if strangers or self._yields:
+            alive = f"replicas of {' and '.join(strangers) or 'another installation'} run, or ran lately,"
+            self._rival = (
+                f"{alive} with our owner id {owner!r}, and this is {mine}: give each installation an --owner of its own"
+            )
+        if self._yields:
+            self._rival += "; this replica writes nothing, and if the other was removed on purpose: restart this one"
+            return "another installation with our owner id writes"
+        long_gone = self._looked_at - (self._first_look_at or 0.0) >= BURIED_AFTER * self._config.duration_seconds
+        if foreign and not long_gone:
+            return f"{charge} wrote with our owner id before; this is {mine}, and waits in case that it comes back"
+        return ""
+
+    def _strangers(self, members: list[Member]) -> list[str]:
+        """Other installations whose members were seen to renew: a Lease alone may be what a dead one left behind."""
+        renewed = {seen.record.holder for seen in self._sightings.values() if seen.changed}
+        return sorted(
+            {
+                m.installation
+                for m in members
+                if m.identity in renewed and m.installation not in ("", self._config.installation)
+            }
+        )
+
+    def _in_charge(self, members: list[Member]) -> str:
+        """The installation that had shard 0 last, or else that of the member that joined first."""
+        last = self._look.records.get(self._names[0])
+        first = next((m.installation for m in members if m.installation and not m.yields), "")
+        return (last.annotations.get(INSTALLATION, "") if last is not None else "") or first
 
     def _holders(self) -> dict[int, str]:
         records = self._look.records
@@ -346,7 +480,9 @@ class Election:
         """
         members = []
         if self._member.leading and self._joined:
-            members.append(Member(self._identity, self._config.shards, self._joined))
+            config = self._config
+            mine = (config.installation, self._yields, self._consul_text())
+            members.append(Member(self._identity, config.shards, self._joined, *mine))
         for seen in self._sightings.values():
             record = seen.record
             if record.labels.get(KIND) != "member" or not record.holder or record.holder == self._identity:
@@ -354,7 +490,10 @@ class Election:
             duration = max(record.duration_seconds, self._config.duration_seconds)
             if self._looked_at - seen.since < duration:
                 joined = objects.version(record.annotations.get(JOINED) or record.resource_version)
-                members.append(Member(record.holder, _number(record.annotations.get(SHARDS)), joined))
+                shards = _number(record.annotations.get(SHARDS))
+                said = record.annotations
+                theirs = (said.get(INSTALLATION, ""), YIELDS in said, said.get(CONSUL, ""))
+                members.append(Member(record.holder, shards, joined, *theirs))
         return sorted(members, key=lambda m: (m.joined, m.identity))
 
     def _is_due(self, elector: LeaderElector) -> bool:
@@ -388,8 +527,16 @@ class Election:
 
 
 def may_serve(member: Member, members: list[Member]) -> bool:
-    """Whether no living member that joined before `member` divides the work otherwise."""
-    return not any(m.shards != member.shards and m.joined < member.joined for m in members)
+    """Whether no living member that joined before `member` and may write works otherwise."""
+    return not member.yields and not any(
+        m.joined < member.joined and not m.yields and not _together(m, member) for m in members
+    )
+
+
+def _together(one: Member, other: Member) -> bool:
+    """Whether both divide the work alike and belong to one installation, as far as that is known."""
+    return one.shards == other.shards and ("" in (one.installation, other.installation)
+                                           or one.installation == other.installation)  # fmt: skip
 
 
 def new_identity() -> str:

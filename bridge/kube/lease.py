@@ -13,9 +13,12 @@ Our own, because the kubernetes package's goes on leading when the API server is
     sent ─────────────── fence = sent + duration - margin ──── sent + duration
      │ may_write: yes     │ no; lost: `on_stopped`               │ others may take it
 
+A write that was begun before the fence is waited for until `sent + duration` at most (`seconds_left`). The server may
+do even later what nobody waits for any more; then only to the very object that was seen: its preconditions see to that.
+
 A Lease that a person deletes while it is held can be made by another at once: two may then write until the first one's
-fence is reached. Needs get, create and update on leases. It must not know what is written, and no other room; who
-runs several electors side by side is `election`.
+fence is reached. Needs create and update on leases (and get, where `election` does not list them all). It must not know
+what is written, and no other room; who runs several electors side by side is `election`.
 """
 
 from __future__ import annotations
@@ -224,7 +227,7 @@ def _texts(found: Any) -> dict[str, str]:
 class ElectionSettings:
     """Times of an election, in seconds.
 
-    `margin` is how long before the Lease can be taken a leader stops writing: longer than a write may be under way.
+    `margin` is how long before the Lease can be taken a leader begins no write any more: the last one has so long.
     `renew` is the pause between renewals, `poll` that between a standby's looks (a released Lease is taken within it);
     both are jittered by a fifth.
     """
@@ -281,6 +284,12 @@ class LeaderElector:
         """Whether we hold the Lease and nobody else can take it for at least `margin` from `now` on (`clock`'s)."""
         moment = self._clock() if now is None else now
         return self._held is not None and not self._releasing and moment < self._fence
+
+    def seconds_left(self) -> float:
+        """How long a write that begins now may take: until others can have the Lease. 0 when none may begin."""
+        moment = self._clock()
+        until = self._sent + self._lock.duration_seconds
+        return until - moment if self.may_write(moment) else 0.0
 
     @property
     def _fence(self) -> float:

@@ -15,6 +15,7 @@ docs/decisions.md):
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,12 +46,13 @@ _DELETE_ALLOWS = frozenset({404, 409})
 class Writer:
     """Applies changes through a client. Stateless, so any number of threads may share one.
 
-    `may_write` is asked right before every request that writes (leader election); False raises NotLeadingError.
+    `seconds_left` is asked right before every request that writes (leader election): so long may it take. 0 raises
+    NotLeadingError.
     """
 
-    def __init__(self, client: KubeClient, may_write: Callable[[Target], bool] = lambda _target: True) -> None:
+    def __init__(self, client: KubeClient, seconds_left: Callable[[Target], float] = lambda _target: math.inf) -> None:
         self._client = client
-        self._may_write = may_write
+        self._seconds_left = seconds_left
 
     def apply(self, change: Change) -> Meta | None:
         """Write `change`; the object's new Meta, None after a delete (also when it was gone already).
@@ -128,9 +130,14 @@ class Writer:
             "spec": {"ports": kept, "externalName": None},
         }
         path = objects.path(change.kind, change.target.namespace, change.name)
-        self._permit(change)
         answer = self._client.request(
-            "PATCH", path, query=(_MANAGER,), body=_bytes(patch), content_type=MERGE, allow=frozenset({409})
+            "PATCH",
+            path,
+            query=(_MANAGER,),
+            body=_bytes(patch),
+            content_type=MERGE,
+            within=self._permitted_seconds(change),
+            allow=frozenset({409}),
         )
         if answer.status == 409:
             raise StaleError(f"{_what(change)} changed while it was being written: {_message(answer)}")
@@ -143,12 +150,12 @@ class Writer:
             "kind": "DeleteOptions",
             "preconditions": {"uid": existing.uid, "resourceVersion": existing.resource_version},
         }
-        self._permit(change)
         answer = self._client.request(
             "DELETE",
             objects.path(change.kind, change.target.namespace, change.name),
             body=_bytes(options),
             accept=METADATA_ONLY,
+            within=self._permitted_seconds(change),
             allow=_DELETE_ALLOWS,
         )
         if answer.status == 409:
@@ -161,7 +168,6 @@ class Writer:
     def _patch(
         self, change: Change, body: bytes, query: tuple[tuple[str, str], ...], accept: str, allow: frozenset[int]
     ) -> Response:
-        self._permit(change)
         return self._client.request(
             "PATCH",
             objects.path(change.kind, change.target.namespace, change.name),
@@ -169,12 +175,15 @@ class Writer:
             body=body,
             content_type=APPLY,
             accept=accept,
+            within=self._permitted_seconds(change),
             allow=allow,
         )
 
-    def _permit(self, change: Change) -> None:
-        if not self._may_write(change.target):
+    def _permitted_seconds(self, change: Change) -> float:
+        seconds = self._seconds_left(change.target)
+        if seconds <= 0:
             raise NotLeadingError(f"{_what(change)} is not written: another replica writes it now")
+        return seconds
 
     def _find(self, change: Change) -> dict[str, Any] | None:
         """Metadata of the object that is in the way, None when there is none. A list: needs no `get` permission."""

@@ -227,10 +227,12 @@ class Metrics:
 
     def _note(self, outcome: Outcome) -> None:
         plan = outcome.plan
-        if not plan.queries or (outcome.applied and all(c.action is Action.DELETE for c in plan.changes)):
+        done = len(outcome.applied) == len(plan.writes)
+        remarks = plan.conflicts or plan.held or plan.skipped or plan.warnings
+        gone = done and not remarks and all(c.action is Action.DELETE for c in plan.changes)
+        if gone or not plan.queries:
             self._services.pop(plan.target, None)
             return
-        done = len(outcome.applied) == len(plan.writes)
         if outcome.failures:
             state = "failed"
         elif plan.conflicts:

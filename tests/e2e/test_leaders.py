@@ -6,39 +6,37 @@ what and when.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
+from typing import Any
 
 import pytest
 
 from bridge.core.model import Target
 from bridge.core.shards import shard_of
 from tests.lab import AuditEntry, Lab
+from tests.lab.manifests import MANIFESTS, kustomize
 from tests.program import Daemon, bridge, environment, pause
 from tests.raw import RawConsul, RawKube, ready_addresses
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
+Json = dict[str, Any]
 Eventually = Callable[..., None]
 LEASE = 4
 """Seconds. The default is 15; everything in an election is a part of it."""
-VERBS = ["list", "watch", "create", "patch", "delete"]
-RULES = [
-    {"apiGroups": [""], "resources": ["services", "endpoints"], "verbs": VERBS},
-    {
-        "apiGroups": ["discovery.k8s.io"],
-        "resources": ["endpointslices"],
-        "verbs": VERBS,
-    },
-    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
-    {
-        "apiGroups": ["coordination.k8s.io"],
-        "resources": ["leases"],
-        "verbs": ["list", "create", "update", "delete"],
-    },
-]
+
+
+@cache
+def role() -> tuple[Json, ...]:
+    """What the shipped Roles allow."""
+    found = [rule for o in kustomize(MANIFESTS / "base") if o["kind"] == "Role" for rule in o["rules"]]
+    assert len(found) > 1
+    return tuple(found)
 
 
 @dataclass
@@ -55,7 +53,7 @@ class Replicas:
 
     def add(self, name: str, *, shards: int | None = None, wait: bool = True) -> Daemon:
         """Start one more; ready when this returns, unless it is not to be waited for."""
-        kubeconfig = self.lab.service_account(self.namespace, name, RULES)
+        kubeconfig = self.lab.service_account(self.namespace, name, role())
         env = environment(
             self.lab.consul.address, kubeconfig, POD_NAME=name, BRIDGE_RUN_LEASE_DURATION=f"{LEASE}s", BRIDGE_GRACE="1s"
         )
@@ -98,6 +96,10 @@ class Replicas:
         name = f"{self.prefix}{number}"
         self.consul.register(name, f"{self.prefix}vm-{number}", f"10.78.0.{number + 1}", 80, status=status)
 
+    def register_steady(self, number: int) -> None:
+        """One instance more of a service, which nothing happens to."""
+        self.consul.register(f"{self.prefix}{number}", f"{self.prefix}steady-{number}", f"10.79.0.{number + 1}", 80)
+
     def ready(self, number: int) -> list[tuple[str, int]]:
         """Its ready addresses in Kubernetes."""
         return ready_addresses(self.kube.endpoints(self.namespace, f"{self.prefix}{number}"))
@@ -111,8 +113,81 @@ class Replicas:
                 written.setdefault(entry.user.rpartition(":")[2], []).append(entry)
         return written
 
+    def terms(self) -> dict[int, list[Term]]:
+        """Who held which shard from when to when, as the API server was told."""
+        terms: dict[int, list[Term]] = {}
+        for entry in self.lab.audit():
+            name, _, shard = entry.name.rpartition("-shard-")
+            if not name or entry.resource != "leases" or entry.verb not in ("create", "update") or entry.code >= 300:
+                continue
+            of_shard = terms.setdefault(int(shard), [])
+            spec = entry.sent["spec"]
+            assert isinstance(spec, dict)
+            holder = str(spec.get("holderIdentity") or "")
+            if of_shard and not of_shard[-1].ended and of_shard[-1].holder != holder:
+                of_shard[-1].ended = entry.received
+            if holder and (not of_shard or of_shard[-1].ended):
+                of_shard.append(Term(entry.user, holder, entry.received))
+        return terms
+
 
 WRITING = ("patch", "delete", "create", "update")
+
+
+@dataclass
+class Term:
+    """From the request that took a Lease to the one that gave it up, or took it from its holder; 0.0: not over."""
+
+    user: str
+    holder: str
+    began: float
+    ended: float = 0.0
+
+    def covers(self, moment: float) -> bool:
+        """Whether it was going on."""
+        return self.began <= moment and (moment < self.ended or not self.ended)
+
+
+class Watchman:
+    """Sees every version of the Endpoints of some services, and what was ready in one and not in the next."""
+
+    def __init__(self, replicas: Replicas, always: Callable[[str], tuple[str, int] | None]) -> None:
+        """`always`: the address that is to be ready in Endpoints of a name from the time on that it first was."""
+        self._client = replicas.lab.raw_kube()
+        self._path = f"/api/v1/namespaces/{replicas.namespace}/endpoints"
+        self._always = always
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchman")
+        self.seen = 0
+        self.lost: list[Json] = []
+        self.error: Exception | None = None
+
+    def __enter__(self) -> Watchman:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._client.interrupt()
+        self._thread.join()
+        self._client.close()
+
+    def _run(self) -> None:
+        there: set[str] = set()
+        try:
+            for event in self._client.watch(self._path, timeout_seconds=600):
+                name = event["object"]["metadata"]["name"]
+                if (address := self._always(name)) is None:
+                    continue
+                self.seen += 1
+                if event["type"] != "DELETED" and address in ready_addresses(event["object"]):
+                    there.add(name)
+                elif name in there:
+                    self.lost.append(event)
+        except OSError as error:
+            self.error = error
+        if not self._ended.is_set():
+            self.error = self.error or EOFError("the watch ended early")
 
 
 @pytest.fixture
@@ -123,7 +198,10 @@ def replicas(fresh_lab: Lab) -> Iterator[Replicas]:
 
 
 def test_a_standby_follows_a_leader_that_ends_dies_or_sleeps(replicas: Replicas, eventually: Eventually) -> None:
-    """SIGTERM: within a second. kill -9: within the lease and two seconds. SIGSTOP past the lease: it never writes."""
+    """SIGTERM: within a second. kill -9: within the lease and two seconds. SIGSTOP past the lease: it never writes.
+
+    After SIGTERM the second counts from the release: what the old leader had in hand it has finished by then.
+    """
     for number in range(5):
         replicas.register(number)
     for name in ("one", "two"):
@@ -133,21 +211,20 @@ def test_a_standby_follows_a_leader_that_ends_dies_or_sleeps(replicas: Replicas,
 
     first = replicas.leader()
     assert set(replicas.writes()) == {first}
-    began = time.monotonic()
     replicas.running.pop(first).stop()
-    stopped = time.monotonic()
     eventually(lambda: replicas.leader() != "", True, 10)
-    assert time.monotonic() - began < 2.0 + (stopped - began)
+    one, two = replicas.terms()[0]
+    assert (one.ended > 0, two.began - one.ended < 1.0) == (True, True), (one, two)
 
     three = replicas.add("three")
     second = replicas.leader()
     assert second not in ("", "three")
+    killed = time.time()
     replicas.running.pop(second).kill()
-    killed = time.monotonic()
     replicas.register(5)  # while nobody leads
     eventually(lambda: replicas.ready(5), [("10.78.0.6", 80)], 2 * LEASE + 20)
-    took = time.monotonic() - killed
-    assert took < LEASE + 2 + 1, took
+    took = min(entry.at for entry in replicas.writes(killed)["three"]) - killed
+    assert took < LEASE + 2, took
     assert replicas.leader() == "three"
 
     replicas.add("four")
@@ -246,46 +323,62 @@ def test_replicas_share_six_shards_and_no_service_has_two_writers_at_once(
                 status[number] = "critical" if status[number] == "passing" else "passing"
                 replicas.register(number, status=status[number])
 
+    def steady(number: int) -> tuple[str, int]:
+        return (f"10.79.0.{number + 1}", 80)
+
+    def always(name: str) -> tuple[str, int] | None:
+        number = name.removeprefix(replicas.prefix)
+        return steady(int(number)) if number.isdecimal() else None
+
     def converged() -> bool:
         wanted = [[(f"10.78.0.{n + 1}", 80)] if status[n] == "passing" else [] for n in range(count)]
-        return [replicas.ready(n) for n in range(count)] == wanted
+        return [replicas.ready(n) for n in range(count)] == [[*w, steady(n)] for n, w in enumerate(wanted)]
 
-    churn(1)
-    replicas.add("one")
-    eventually(lambda: [len(h) for h in replicas.held().values()], [6], 30)
-    for name, share in (("two", 3), ("three", 2)):
-        replicas.add(name)
+    for number in range(count):
+        replicas.register_steady(number)
+    with Watchman(replicas, always) as watchman:
+        churn(1)
+        replicas.add("one")
+        eventually(lambda: [len(h) for h in replicas.held().values()], [6], 30)
+        for name, share in (("two", 3), ("three", 2)):
+            replicas.add(name)
+            churn(3)
+            eventually(lambda: {len(h) for h in replicas.held().values()}, {share}, 30)
         churn(3)
-        eventually(lambda: {len(h) for h in replicas.held().values()}, {share}, 30)
-    churn(3)
-    eventually(converged, True, 30)
-    assert set(replicas.writes()) == {"one", "two", "three"}
-    replicas.running.pop("two").kill()
-    churn(3)
-    eventually(lambda: [len(h) for h in replicas.held().values()], [3, 3], LEASE + 30)
-    replicas.running.pop("one").stop()
-    churn(3)
-    eventually(lambda: [len(h) for h in replicas.held().values()], [6], 30)
-    eventually(converged, True, 30)
+        eventually(converged, True, 30)
+        assert set(replicas.writes()) == {"one", "two", "three"}
+        replicas.running.pop("two").kill()
+        churn(3)
+        eventually(lambda: [len(h) for h in replicas.held().values()], [3, 3], LEASE + 30)
+        replicas.running.pop("one").stop()
+        churn(3)
+        eventually(lambda: [len(h) for h in replicas.held().values()], [6], 30)
+        eventually(converged, True, 30)
+    assert (watchman.error, watchman.lost) == (None, [])
+    assert watchman.seen > 100
     assert_terms(replicas)
 
 
 def assert_terms(replicas: Replicas) -> None:
-    """Every write fell into a term of its writer: the last change of the shard's Lease before it was its own."""
-    entries = [e for e in replicas.lab.audit() if e.code < 300 and e.verb in WRITING]
-    terms: dict[int, list[tuple[float, str]]] = {}
-    for entry in entries:
-        name, _, shard = entry.name.rpartition("-shard-")
-        if entry.resource == "leases" and name:
-            terms.setdefault(int(shard), []).append((entry.at, entry.user))
+    """Every write came to the API server within a term of its writer, and was answered before the next one's began.
+
+    A release ends a term: a write under the released Lease would fall between two terms, and into none.
+    """
+    terms = replicas.terms()
     written = 0
-    for entry in entries:
-        if entry.resource in ("services", "endpoints") and entry.name.startswith(replicas.prefix):
-            shard_terms = terms[shard_of(Target(replicas.namespace, entry.name), replicas.shards)]
-            before = [user for at, user in shard_terms if at <= entry.at]
-            assert before[-1:] == [entry.user], entry
-            written += 1
+    for entry in replicas.lab.audit():
+        mine = entry.resource in ("services", "endpoints") and entry.name.startswith(replicas.prefix)
+        if not mine or entry.verb not in WRITING or entry.code >= 300:
+            continue
+        of_shard = terms[shard_of(Target(replicas.namespace, entry.name), replicas.shards)]
+        own = next((term for term in of_shard if term.covers(entry.received)), None)
+        assert own is not None, entry
+        assert own.user == entry.user, (entry, own)
+        later = [term.began for term in of_shard if term.began > own.began]
+        assert not later or entry.at <= min(later), (entry, own)
+        written += 1
     assert written > 100
+    assert sum(len(of_shard) for of_shard in terms.values()) > replicas.shards
 
 
 def test_another_number_of_shards_takes_over_when_the_last_replica_with_the_old_one_has_gone(
@@ -359,7 +452,7 @@ def test_a_lease_of_somebody_elses_making_is_left_alone_and_said(replicas: Repli
 
 def test_a_role_without_leases_is_said(replicas: Replicas, eventually: Eventually) -> None:
     """Nobody leads, readiness names the verb that is missing, and nothing is written."""
-    rules = [rule for rule in RULES if rule["resources"] != ["leases"]]
+    rules = [rule for rule in role() if rule["resources"] != ["leases"]]
     kubeconfig = replicas.lab.service_account("default", "poor", rules)
     env = environment(replicas.lab.consul.address, kubeconfig, BRIDGE_RUN_LEASE_DURATION=f"{LEASE}s")
     replicas.register(0)

@@ -51,7 +51,10 @@ ADMIN = "lab-admin-token"
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A request that the API server saw. `at` is when it was answered, seconds since the epoch."""
+    """A request that the API server saw. It came at `received` and was answered `at`, seconds since the epoch.
+
+    `sent` is its body, kept for Leases only.
+    """
 
     user: str
     verb: str
@@ -63,6 +66,8 @@ class AuditEntry:
     decision: str
     at: float
     uri: str
+    received: float
+    sent: Mapping[str, object]
 
 
 class Lab:
@@ -259,11 +264,14 @@ def consul_cluster(folder: Path, size: int = 3) -> list[Consul]:
 
 
 def _audit_entry(raw: Mapping[str, object]) -> AuditEntry:
-    reference, status, notes, user = (
+    reference, status, notes, user, sent = (
         part if isinstance(part := raw.get(key), dict) else {}
-        for key in ("objectRef", "responseStatus", "annotations", "user")
+        for key in ("objectRef", "responseStatus", "annotations", "user", "requestObject")
     )
-    at = datetime.fromisoformat(str(raw.get("stageTimestamp", "1970-01-01T00:00:00Z")))
+    received, at = (
+        datetime.fromisoformat(str(raw.get(key, "1970-01-01T00:00:00Z"))).timestamp()
+        for key in ("requestReceivedTimestamp", "stageTimestamp")
+    )
     return AuditEntry(
         user=user.get("username", ""),
         verb=str(raw.get("verb", "")),
@@ -273,8 +281,10 @@ def _audit_entry(raw: Mapping[str, object]) -> AuditEntry:
         name=reference.get("name", ""),
         code=int(status.get("code", 0)),
         decision=notes.get("authorization.k8s.io/decision", ""),
-        at=at.timestamp(),
+        at=at,
         uri=str(raw.get("requestURI", "")),
+        received=received,
+        sent=sent,
     )
 
 

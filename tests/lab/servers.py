@@ -258,7 +258,10 @@ class ApiServer(Server):
         (folder / "audit.json").write_text(
             json.dumps({
                 "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
-                "rules": [{"level": "Metadata"}],
+                "rules": [
+                    {"level": "Request", "resources": [{"group": "coordination.k8s.io", "resources": ["leases"]}]},
+                    {"level": "Metadata"},
+                ],
             })
         )  # fmt: skip
 

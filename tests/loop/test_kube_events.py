@@ -147,12 +147,12 @@ def test_a_writer_that_may_not_write_sends_nothing(fake: FakeKube, client: KubeC
     """Asked before every request, with the target."""
     asked: list[Target] = []
 
-    def may_write(target: Target) -> bool:
+    def seconds_left(target: Target) -> float:
         asked.append(target)
-        return False
+        return 0.0
 
     change = create(endpoints())
     with pytest.raises(NotLeadingError, match="another replica"):
-        Writer(client, may_write=may_write).apply(change)
+        Writer(client, seconds_left=seconds_left).apply(change)
     assert asked == [change.target]
     assert fake.log == []

@@ -571,6 +571,44 @@ def test_every_request_has_a_timeout(fake: FakeKube, tmp_path: Path) -> None:
     client.close()
 
 
+def test_a_request_with_little_time_left_takes_no_longer(fake: FakeKube, tmp_path: Path) -> None:
+    """Whatever the timeouts are; and one without any time left is not sent at all."""
+    fake.inject(Fault(delay=1.0), times=9)
+    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url)))
+    with pytest.raises(TransientError, match="did not answer in time"):
+        client.request("GET", "/api/v1/services", within=0.1)
+    fake.clear_faults()
+    fake.log.clear()
+    with pytest.raises(TransientError, match="did not answer in time"):
+        client.request("GET", "/api/v1/services", within=0.0)
+    assert fake.log == []
+    assert client.request("GET", "/api/v1/services", within=5.0).status == 200
+    client.close()
+
+
+def test_a_repetition_has_what_the_first_try_left(
+    fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for everything together does not begin anew after a 401."""
+    monkeypatch.setattr(client_module, "_RELOAD_SECONDS", 0.0)
+    token_file = tmp_path / "token"
+    token_file.write_text("old-token")
+    fake.users = {"new-token": "admin"}
+    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, {"tokenFile": str(token_file)})))
+    ends: list[float] = []
+    real = client_module._Pool.exchange
+
+    def exchange(self: Any, *arguments: Any) -> Any:
+        ends.append(arguments[-1].until)
+        token_file.write_text("new-token")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(client_module._Pool, "exchange", exchange)
+    assert client.request("GET", "/api/v1/services", within=5.0).status == 200
+    client.close()
+    assert (len(ends), len(set(ends))) == (2, 1)
+
+
 def test_a_server_behind_a_path_is_asked_there(tmp_path: Path) -> None:
     """Rancher and kubectl proxy put a prefix before the API."""
     with HTTPServer(host="127.0.0.1") as server:

@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from bridge.core.model import Target
 from bridge.core.shards import shard_of
 from bridge.errors import StaleError, TransientError
-from bridge.kube.election import KIND, Election, ElectionConfig, Look, Member, RemovableLock, may_serve
+from bridge.kube.election import (
+    BURIED_AFTER,
+    INSTALLATION,
+    JOINED,
+    KIND,
+    SHARDS,
+    YIELDS,
+    Election,
+    ElectionConfig,
+    Look,
+    Member,
+    RemovableLock,
+    may_serve,
+)
 from bridge.kube.lease import LeaseRecord
 
 DURATION = 15
@@ -135,9 +148,11 @@ class World:
         self.replicas: dict[str, Election] = {}
         self.shards: dict[str, int] = {}
         self.told: dict[str, list[frozenset[int]]] = {}
+        self.blind: set[str] = set()
+        """Replicas that see no Consul."""
         self._count = 0
 
-    def add(self, shards: int = 1) -> str:
+    def add(self, shards: int = 1, installation: str = "") -> str:
         """One replica more; its name."""
         name = f"r{self._count}"
         skew = self._count * 5000.0 - 7000
@@ -145,8 +160,9 @@ class World:
         told: list[frozenset[int]] = []
         self.replicas[name] = Election(
             MemoryLeases(self.server),
-            ElectionConfig(identity=name, shards=shards, duration_seconds=DURATION),
+            ElectionConfig(identity=name, shards=shards, installation=installation, duration_seconds=DURATION),
             on_change=told.append,
+            sees_consul=lambda: name not in self.blind,
             clock=lambda: self.now + skew,
             spread=lambda low, high: (low + high) / 2,
         )
@@ -255,6 +271,179 @@ def test_another_number_of_shards_stands_by(world: World) -> None:
     assert late not in {n for n, held in world.held().items() if held}
 
 
+def test_a_second_installation_writes_nothing_and_both_say_so(world: World) -> None:
+    """It never takes over from the first, whose replicas come and go; not even when it is alone."""
+    first = world.add(installation="apps/first")
+    world.turn(rounds=3)
+    second = [world.add(installation="apps/second") for _ in range(2)]
+    world.turn(rounds=6)
+    assert world.held() == {first: [0], second[0]: [], second[1]: []}
+    said = [world.replicas[name].rival for name in (first, *second)]
+    way_out = "give each installation an --owner of its own"
+    assert said[0] == (
+        f"replicas of apps/second run, or ran lately, with our owner id 'default', and this is apps/first: {way_out}"
+    )
+    standing = (
+        f"replicas of apps/first run, or ran lately, with our owner id 'default', and this is apps/second: {way_out}; "
+        "this replica writes nothing, and if the other was removed on purpose: restart this one"
+    )
+    assert said[1:] == [standing, standing]
+    assert world.replicas[second[0]].status()["waiting"] == "another installation with our owner id writes"
+    world.replicas.pop(first).resign()
+    world.turn(rounds=400)
+    assert world.held() == {second[0]: [], second[1]: []}
+    assert "apps/second" in world.replicas[second[0]].rival
+    back = world.add(installation="apps/first")
+    world.turn(rounds=4)
+    assert world.held()[back] == [0]
+
+
+def test_an_installation_with_another_number_of_shards_is_not_held_up_by_one_that_writes_nothing(world: World) -> None:
+    """Its new replicas joined later than the second installation's, and serve all the same."""
+    old = world.add(2, installation="apps/first")
+    world.turn(rounds=3)
+    second = world.add(3, installation="apps/second")
+    world.turn(rounds=6)
+    new = world.add(2, installation="apps/first")
+    world.turn(rounds=6)
+    world.replicas.pop(old).resign()
+    world.turn(rounds=4)
+    assert world.held() == {second: [], new: [0, 1]}
+
+
+def test_a_rollout_is_no_second_installation(world: World) -> None:
+    """One name, or one that is not known: they share as ever, and nothing is said."""
+    old = world.add(2)
+    world.turn(rounds=3)
+    new = world.add(2, installation="apps/first")
+    world.turn(rounds=6)
+    assert world.held() == {old: [0], new: [1]}
+    third = world.add(2, installation="apps/first")
+    world.replicas.pop(old).resign()
+    world.turn(rounds=6)
+    assert (sorted(world.held().values()), set(world.held())) == ([[0], [1]], {new, third})
+    assert [election.rival for election in world.replicas.values()] == ["", ""]
+
+
+def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote_before_it(world: World) -> None:
+    """After a power cut the one whose Lease it was goes on. One that was removed is followed after a while."""
+    first = world.add(installation="apps/first")
+    world.turn(rounds=3)
+    world.replicas.pop(first).resign()
+    second = world.add(installation="apps/second")
+    world.turn(rounds=20)
+    assert world.held() == {second: []}
+    assert world.replicas[second].status()["waiting"] == (
+        "apps/first wrote with our owner id before; this is apps/second, and waits in case that it comes back"
+    )
+    assert world.replicas[second].rival == ""
+    back = world.add(installation="apps/first")
+    world.turn(rounds=15)
+    assert world.held() == {second: [], back: [0]}
+
+    world.replicas.clear()
+    third, began = world.add(installation="apps/third"), world.now
+    world.turn(rounds=250 * BURIED_AFTER // 10)
+    assert (world.held(), world.replicas[third].rival) == ({third: []}, "")
+    world.turn(rounds=10)
+    assert world.held() == {third: [0]}
+    assert BURIED_AFTER * DURATION <= world.now - began < BURIED_AFTER * DURATION + 10
+    assert world.server.records["consul-bridge-default-shard-0"].annotations[INSTALLATION] == "apps/third"
+
+
+def test_a_member_yields_in_public_only_when_its_last_write_has_ended(world: World) -> None:
+    """Whoever ignores it from then on may write at once."""
+    one = world.add(installation="apps/first")
+    world.turn(rounds=3)
+    election = world.replicas[one]
+    assert election.enter(0)
+    name = "consul-bridge-default-shard-0"
+    two = world.add(installation="apps/second")
+    taken = replace(world.server.records[name], holder=two, resource_version="900")  # deleted by hand, and made anew
+    world.server.records[name] = replace(taken, annotations={INSTALLATION: "apps/second"})
+    world.turn(rounds=10)
+    member = next(r for r in world.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
+    assert (election.held, YIELDS in member.annotations) == (frozenset(), False)
+    election.leave(0)
+    world.turn(rounds=5)
+    member = next(r for r in world.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
+    assert YIELDS in member.annotations
+
+
+def seconds(duration: float) -> int:
+    """Rounds of turns that take so long."""
+    return round(duration / 0.6)
+
+
+def test_who_sees_no_consul_for_long_leaves_the_writing_to_one_who_does(world: World) -> None:
+    """Half a minute, not less; back again it gets its share when that has lasted as well."""
+    one, two = world.add(2), world.add(2)
+    world.turn(rounds=6)
+    assert world.held() == {one: [0], two: [1]}
+    world.blind = {one}
+    world.turn(rounds=seconds(28))
+    assert world.held() == {one: [0], two: [1]}
+    world.turn(rounds=seconds(10))
+    assert world.held() == {one: [], two: [0, 1]}
+    assert "Consul could not be asked from here" in str(world.replicas[one].status()["waiting"])
+    world.blind = set()
+    world.turn(rounds=seconds(28))
+    assert world.held() == {one: [], two: [0, 1]}
+    world.turn(rounds=seconds(10))
+    assert (sorted(world.held().values()), world.replicas[one].status()["waiting"]) == ([[0], [1]], None)
+
+
+def test_while_nobody_sees_consul_everything_stays_where_it_is(world: World) -> None:
+    """Whoever leads has nothing to write, and nobody else would have."""
+    one, two = world.add(), world.add()
+    world.turn(rounds=4)
+    told = len(world.told[one])
+    world.blind = {one, two}
+    world.turn(rounds=seconds(300))
+    world.blind = {one}
+    world.turn(rounds=seconds(10))
+    world.blind = set()
+    world.turn(rounds=seconds(60))
+    assert (world.held(), len(world.told[one])) == ({one: [0], two: []}, told)
+    world.blind = {one, two}
+    world.turn(rounds=seconds(60))
+    world.replicas.pop(one).resign()
+    world.turn(rounds=3)
+    assert world.held() == {two: [0]}
+
+
+def test_a_consul_that_comes_and_goes_moves_no_shard(world: World) -> None:
+    """Away for twenty seconds, back for twenty, for ten minutes."""
+    one, two = world.add(), world.add()
+    world.turn(rounds=4)
+    told = len(world.told[one])
+    for _ in range(15):
+        world.blind = {one}
+        world.turn(rounds=seconds(20))
+        world.blind = set()
+        world.turn(rounds=seconds(20))
+    assert (world.held(), len(world.told[one])) == ({one: [0], two: []}, told)
+
+
+def test_who_starts_without_consul_gets_nothing_while_another_sees_it(world: World) -> None:
+    """A rollout of a wrong address: the replicas that work go on."""
+    one, two = world.add(2), world.add(2)
+    world.blind = {two}
+    world.turn(rounds=12)
+    assert world.held() == {one: [0, 1], two: []}
+
+
+def test_a_replica_that_does_not_say_whether_it_sees_consul_is_no_reason_to_give_up(world: World) -> None:
+    """One of an older version, during a rolling update."""
+    one = world.add(2)
+    world.blind = {one}
+    world.server.records["consul-bridge-default-member-silent"] = LeaseRecord(
+        "silent", DURATION, "", "", 0, "1", labels={KIND: "member"}, annotations={SHARDS: "2", JOINED: "1"}
+    )
+    world.turn(rounds=5)
+    assert world.held() == {one: [0]}
+
+
 def test_without_a_server_writing_ends_and_comes_back(world: World) -> None:
     """Fenced before anyone could take over; the reason is said."""
     one = world.add()
@@ -297,13 +486,17 @@ def test_only_who_joined_earlier_and_divides_otherwise_is_in_the_way() -> None:
     me = Member("me", 2, 10)
     assert may_serve(me, [me, Member("a", 2, 5), Member("b", 3, 11)])
     assert not may_serve(me, [me, Member("a", 3, 9)])
+    assert may_serve(me, [me, Member("a", 3, 9, yields=True)])
+    assert not may_serve(replace(me, installation="x"), [Member("a", 2, 9, "y")])
+    assert may_serve(replace(me, installation="x"), [Member("a", 2, 9), Member("b", 2, 9, "x")])
+    assert not may_serve(replace(me, yields=True), [me])
 
 
 steps = st.lists(
     st.tuples(
         st.integers(0, 5),
         st.floats(0.0, 6.0),
-        st.sampled_from(["", "", "", "", "", "", "down", "lost", "stop", "vanish", "more"]),
+        st.sampled_from(["", "", "", "", "", "", "down", "lost", "stop", "vanish", "more", "blind", "sees"]),
     ),
     min_size=20,
     max_size=150,
@@ -311,11 +504,20 @@ steps = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(steps=steps, numbers=st.lists(st.integers(1, 3), min_size=3, max_size=3))
-def test_no_target_ever_has_two_writers(steps: list[tuple[int, float, str]], numbers: list[int]) -> None:
-    """Whatever happens in whatever order, with different numbers of shards; and in the end somebody writes each."""
+@given(
+    steps=steps,
+    numbers=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    names=st.lists(st.sampled_from(["", "", "a", "b"]), min_size=3, max_size=3),
+)
+def test_no_target_ever_has_two_writers(
+    steps: list[tuple[int, float, str]], numbers: list[int], names: list[str]
+) -> None:
+    """Whatever happens in whatever order, with different numbers of shards, of one or two installations.
+
+    In the end somebody writes each; with two installations, unless all that are left gave way to one that has gone.
+    """
     world = World()
-    alive = [world.add(number) for number in numbers]
+    alive = [world.add(number, name) for number, name in zip(numbers, names, strict=True)]
     for index, pause, what in steps:
         world.now += pause
         assert_single_writers(world)
@@ -326,17 +528,24 @@ def test_no_target_ever_has_two_writers(steps: list[tuple[int, float, str]], num
                 world.replicas[name].resign()  # its object stays in the world: it must never write again
             alive.remove(name)
         elif what == "more" and len(alive) < 5:
-            alive.append(world.add(numbers[index % 3]))
+            alive.append(world.add(numbers[index % 3], names[index % 3]))
+        elif what in ("blind", "sees"):
+            world.blind = world.blind | {name} if what == "blind" else world.blind - {name}
         else:
             world.replicas[name].turn()
         assert_single_writers(world)
     world.server.trouble = ""
-    for _ in range(140):
+    for _ in range(140 if len({*names} - {""}) < 2 else 300):
         world.turn(*alive)
         assert_single_writers(world)
     serving = {world.shards[n] for n in alive if world.replicas[n].held}
-    assert len(serving) == 1
-    assert all(len(world.writers(target)) == 1 for target in TARGETS)
+    if len({*names} - {""}) < 2 or serving:
+        assert len(serving) == 1
+        assert all(len(world.writers(target)) == 1 for target in TARGETS)
+        if len({*numbers}) == len({*names}) == 1 and not world.blind.issuperset(alive):
+            assert not any(world.held()[name] for name in world.blind)
+    else:
+        assert all("writes nothing" in world.replicas[n].rival for n in alive)
 
 
 def assert_single_writers(world: World) -> None:

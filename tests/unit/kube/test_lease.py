@@ -232,6 +232,22 @@ def test_a_standby_looks_often_enough_and_not_too_late(now: list[float]) -> None
     assert two.elector.step() == pytest.approx(0.2)
 
 
+def test_a_write_is_waited_for_until_others_can_have_the_lease_and_no_longer(now: list[float]) -> None:
+    """The last one that may begin has the margin; after a renewal it is more again."""
+    _, (one, two) = candidates(now)
+    assert one.elector.seconds_left() == 0.0
+    one.elector.step()
+    two.elector.step()
+    assert one.elector.seconds_left() == pytest.approx(DURATION)
+    assert two.elector.seconds_left() == 0.0
+    now[0] += DURATION - SETTINGS.margin - 0.25
+    assert one.elector.seconds_left() == pytest.approx(SETTINGS.margin + 0.25)
+    one.elector.step()
+    assert one.elector.seconds_left() == pytest.approx(DURATION)
+    now[0] += DURATION - SETTINGS.margin
+    assert one.elector.seconds_left() == 0.0
+
+
 def test_a_release_that_fails_lets_the_lease_run_out(now: list[float]) -> None:
     """The server is away at the end: no exception, the error is kept."""
     server, (one, _) = candidates(now)
@@ -339,19 +355,32 @@ steps = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(steps=steps)
 def test_never_two_may_write(steps: list[tuple[int, float, str]]) -> None:
-    """Any pauses, any order, lost answers, an absent server, clean stops: at every moment at most one may write."""
+    """Any pauses, any order, lost answers, an absent server, clean stops: at every moment at most one may write.
+
+    Nor may anybody begin while what another began may still be under way.
+    """
     now = [0.0]
     server, group = candidates(now, 3)
+    busy = dict.fromkeys(range(3), 0.0)
+
+    def look() -> None:
+        writers = [n for n, c in enumerate(group) if c.elector.may_write()]
+        assert len(writers) <= 1
+        for n in writers:
+            assert all(until <= now[0] + 1e-6 for other, until in busy.items() if other != n)
+            busy[n] = now[0] + group[n].elector.seconds_left()
+
     for index, pause, trouble in steps:
-        for part in range(4):
+        for _ in range(4):
             now[0] += pause / 4
-            assert sum(c.elector.may_write() for c in group) <= 1, part
+            look()
         candidate = group[index]
         server.trouble = trouble if trouble != "stop" else ""
         if trouble == "stop":
             candidate.elector.resign()
+            busy[index] = 0.0  # whoever resigns has waited for its writes
             fresh = Candidate(server, lambda: now[0], f"{candidate.name}+", skew=candidate.skew + 99)
             group[index] = fresh
         else:
             candidate.elector.step()
-        assert sum(c.elector.may_write() for c in group) <= 1
+        look()

@@ -124,6 +124,8 @@ def test_services_by_state_follow_passes_and_outcomes() -> None:
     assert states(metrics) == {"conflict": 1, "held": 1, "in_sync": 2}
     metrics.outcome(done(plan(change(Action.DELETE))), 0.1)
     assert states(metrics) == {"conflict": 1, "held": 1, "in_sync": 1}
+    metrics.outcome(done(plan(target=Target("a", "h"))), None)  # another replica has removed it: nothing is left
+    assert states(metrics) == {"conflict": 1, "in_sync": 1}
     metrics.pass_done(0.5, report(still))
     assert states(metrics) == {"in_sync": 1}
     assert value(metrics, "consul_bridge_full_passes_total") == 2

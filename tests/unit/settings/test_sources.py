@@ -53,6 +53,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "run.leader_elect": ("true", "false"),
     "run.shards": ("2", "3"),
     "run.events": ("true", "false"),
+    "run.installation": ("apps/one", "apps/two"),
     "run.lease_namespace": ("one", "two"),
     "run.lease_duration": ("10s", "1m"),
     "guard.removal_threshold": ("10", "20"),
@@ -390,7 +391,9 @@ def test_plain_dataclasses_for_the_other_rooms() -> None:
     assert (run.kube_retry.floor_seconds, run.object_retry.cap_seconds, run.permanent_retry.cap_seconds) == (1, 40, 360)
     assert run.consul_retry.attempts == 0
     assert run.events is True
-    assert run.election == ElectionConfig(owner="team-a", namespace="one", shards=2, duration_seconds=10)
+    assert run.election == ElectionConfig(
+        owner="team-a", installation="apps/one", namespace="one", shards=2, duration_seconds=10
+    )
     assert (sync.owner, sync.policy, sync.adopt, sync.dry_run, sync.force) == (
         "team-a", Policy.UPSERT_ONLY, Adopt.UNOWNED, True, True,
     )  # fmt: skip

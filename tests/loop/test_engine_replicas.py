@@ -1,0 +1,274 @@
+"""Bridges side by side between one fake Consul and one fake Kubernetes, with what they tell Prometheus."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.consul.client import ConsulConfig
+from bridge.core.model import Destination, Rule
+from bridge.engine.resolver import Resolver, ResolverSettings
+from bridge.engine.run import Bridge
+from bridge.kube.client import KubeConfig
+from bridge.kube.election import ElectionConfig
+from bridge.observe.metrics import Metrics
+from tests.fakes.consul import FakeConsul
+from tests.fakes.consul import Fault as ConsulFault
+from tests.fakes.kube import FakeKube, Fault
+from tests.loop.test_engine_run import OPTIONS
+
+Eventually = Callable[..., None]
+LEASE = 3
+EVERYTHING = (Rule(to=Destination(namespace="default")),)
+
+
+def only(service: str) -> tuple[Rule, ...]:
+    """Rules that ask for one service."""
+    return (Rule(services=(service,), to=Destination(namespace="default")),)
+
+
+class Replica:
+    """A bridge in a thread, and its metrics."""
+
+    def __init__(self, town: Town, rules: Sequence[Rule], **options: Any) -> None:
+        self.metrics = Metrics("1")
+        self.bridge = Bridge(
+            consul=ConsulConfig(address=town.consul.address),
+            kube=KubeConfig(kubeconfig=town.kube.kubeconfig(town.folder)),
+            rules=rules,
+            options=replace(OPTIONS, **options),
+            observer=self.metrics,
+        )
+        self.metrics.watch(self.bridge.state)
+        self.thread = threading.Thread(target=self.bridge.run, name="bridge")
+        self.thread.start()
+        deadline = time.monotonic() + 10
+        while not self.bridge.ready()[0]:
+            assert time.monotonic() < deadline, self.bridge.ready()
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it within a few seconds."""
+        self.bridge.stop()
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+
+    @property
+    def detail(self) -> dict[str, object]:
+        """What /readyz says."""
+        return self.bridge.ready()[1]
+
+    @property
+    def leads(self) -> bool:
+        """Whether it writes."""
+        return bool(self.detail["election"]["held"])  # type: ignore[index]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A sample of now."""
+        return self.metrics.registry.get_sample_value(f"consul_bridge_{name}", labels) or 0.0
+
+    def gauges(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Services and endpoints by state, without the zeros."""
+        services = {s: self.metric("services", state=s) for s in ("in_sync", "pending", "held", "conflict", "failed")}
+        endpoints = {s: self.metric("endpoints", state=s) for s in ("ready", "not_ready")}
+        return {s: n for s, n in services.items() if n}, {s: n for s, n in endpoints.items() if n}
+
+
+class Town:
+    """The fakes, and the bridges that were started."""
+
+    def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
+        self.consul = consul
+        self.kube = kube
+        self.folder = folder
+        self.replicas: list[Replica] = []
+
+    def add(self, rules: Sequence[Rule] = EVERYTHING, **election: Any) -> Replica:
+        """One more of those that elect a leader; ready when this returns."""
+        self.replicas.append(Replica(self, rules, election=ElectionConfig(duration_seconds=LEASE, **election)))
+        return self.replicas[-1]
+
+    def alone(self, **options: Any) -> Replica:
+        """The only one; ready when this returns."""
+        self.replicas.append(Replica(self, EVERYTHING, **options))
+        return self.replicas[-1]
+
+    def stop(self, replica: Replica) -> None:
+        """End one."""
+        self.replicas.remove(replica)
+        replica.stop()
+
+    def ready(self, service: str) -> list[str] | None:
+        """Ready addresses of a service in Kubernetes, None without Endpoints."""
+        found = self.kube.get("endpoints", "default", service)
+        if found is None:
+            return None
+        return sorted(a["ip"] for subset in found.get("subsets") or [] for a in subset.get("addresses") or [])
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Iterator[Town]:
+    """Both sides, and nobody between them yet."""
+    with FakeConsul() as consul, FakeKube() as kube:
+        made = Town(consul, kube, tmp_path)
+        yield made
+        kube.clear_faults()
+        consul.clear_faults()
+        for replica in made.replicas:
+            replica.bridge.stop()
+        for replica in made.replicas:
+            replica.stop()
+
+
+def test_a_second_installation_with_our_owner_id_is_said_and_never_takes_over(
+    town: Town, eventually: Eventually
+) -> None:
+    """It has other rules: were it to write, it would remove what the first one mirrors."""
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    town.consul.register("db", "vm-2", "10.0.0.2", 81)
+    first = town.add(only("web"), installation="apps/first")
+    eventually(lambda: (first.leads, town.ready("web")), (True, ["10.0.0.1"]))
+    second = town.add(only("db"), installation="apps/second")
+    eventually(lambda: ["owner id 'default'" in str(r.detail.get("rival")) for r in (first, second)], [True, True], 15)
+    eventually(lambda: [r.metric("rival") for r in (first, second)], [1, 1])
+    assert second.bridge.ready()[0] is True
+    town.stop(first)
+    end = time.monotonic() + 2 * LEASE
+    while time.monotonic() < end:
+        assert (town.ready("web"), town.ready("db"), second.leads) == (["10.0.0.1"], None, False)
+        time.sleep(0.05)
+    again = town.add(only("web"), installation="apps/first")
+    eventually(lambda: again.leads, True, 15)
+
+
+def test_a_standby_tells_what_is_and_not_what_was(town: Town, eventually: Eventually) -> None:
+    """Its gauges follow what the leader writes, and what left has left its gauges too."""
+    for n in range(4):
+        town.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    leader = town.add()
+    eventually(lambda: leader.leads and len(town.ready("web") or []), 4)
+    standby = town.add()
+    for n in range(3):
+        town.consul.flip("web", f"vm-{n}", "critical")
+    eventually(lambda: town.ready("web"), ["10.0.0.4"])
+    expected = ({"in_sync": 1.0}, {"ready": 1.0, "not_ready": 3.0})
+    eventually(lambda: [r.gauges() for r in (leader, standby)], [expected, expected])
+    town.consul.register("db", "vm-9", "10.0.0.9", 81)
+    expected = ({"in_sync": 2.0}, {"ready": 2.0, "not_ready": 3.0})
+    eventually(lambda: [r.gauges() for r in (leader, standby)], [expected, expected])
+    for n in range(4):
+        town.consul.deregister("web", f"vm-{n}")
+    eventually(lambda: town.ready("web"), None)
+    expected = ({"in_sync": 1.0}, {"ready": 1.0})
+    eventually(lambda: [r.gauges() for r in (leader, standby)], [expected, expected])
+    assert [leader.leads, standby.leads] == [True, False]
+
+
+def test_a_change_whose_writes_failed_first_is_measured_and_is_nobodys_doing(
+    town: Town, eventually: Eventually
+) -> None:
+    """Four flips, each written at the third try: four observations, all of them slow, and no rival."""
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    town.consul.register("web", "vm-2", "10.0.0.2", 80)
+    bridge = town.alone()
+    eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"])
+
+    def lags() -> tuple[float, float]:
+        return bridge.metric("sync_lag_seconds_count"), bridge.metric("sync_lag_seconds_bucket", le="0.02")
+
+    time.sleep(0.2)
+    before = lags()
+    for turn in range(4):
+        town.kube.inject(Fault(status=503), times=2, method="PATCH")
+        town.consul.flip("web", "vm-1", "passing" if turn % 2 else "critical")
+        eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"] if turn % 2 else ["10.0.0.2"])
+        eventually(lambda: lags()[0], before[0] + turn + 1)
+    assert lags()[1] == before[1]
+    assert "rival" not in bridge.detail
+
+
+def test_a_write_that_only_seemed_to_fail_is_measured(town: Town, eventually: Eventually) -> None:
+    """The connection broke after the server had done it: nothing is left to write, and it took its time."""
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    bridge = town.alone()
+    eventually(lambda: town.ready("web"), ["10.0.0.1"])
+    eventually(lambda: bridge.gauges()[0], {"in_sync": 1.0})
+    before = bridge.metric("sync_lag_seconds_count")
+    town.kube.inject(Fault(reset_after=True), method="PATCH", path="/endpoints/web")
+    town.consul.flip("web", "vm-1", "critical")
+    eventually(lambda: (town.ready("web"), bridge.metric("errors_total", kind="transient")), ([], 1.0))
+    eventually(lambda: bridge.metric("sync_lag_seconds_count"), before + 1)
+
+
+def test_a_host_name_with_changing_addresses_is_no_rival(
+    town: Town, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """Each answer is written, however often it differs: nobody undid the one before."""
+    answers = [f"10.0.5.{n}" for n in range(1, 8)]
+
+    def look_up(_self: object, _name: str) -> tuple[str, ...]:
+        return (answers[0] if len(answers) == 1 else answers.pop(0),)
+
+    monkeypatch.setattr(Resolver, "_look_up", look_up)
+    town.consul.register("web", "vm-1", "files.example", 80)
+    bridge = town.alone(resolver=ResolverSettings(ttl_seconds=0.1))
+    eventually(lambda: town.ready("web"), ["10.0.5.7"], 15)
+    assert "rival" not in bridge.detail
+
+
+def test_somebody_who_undoes_us_is_a_rival_although_writes_fail(town: Town, eventually: Eventually) -> None:
+    """A repair that is tried again is still a repair."""
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    bridge = town.alone()
+    for _ in range(3):
+        eventually(lambda: town.ready("web"), ["10.0.0.1"], 15)
+        town.kube.inject(Fault(status=503), times=1, method="PATCH")
+        theirs = town.kube.get("endpoints", "default", "web")
+        assert theirs is not None
+        town.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
+    eventually(lambda: "again and again" in str(bridge.detail.get("rival")), True, 15)
+
+
+def test_a_leader_that_is_cut_off_from_consul_leaves_the_writing_to_a_standby_that_is_not(
+    town: Town, eventually: Eventually
+) -> None:
+    """What changes meanwhile is written, and the one that was cut off says why it writes nothing."""
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    with FakeConsul() as other:  # the same services by another way
+        other.register("web", "vm-1", "10.0.0.1", 80)
+        leader = town.add(lasting_seconds=1.0)
+        eventually(lambda: (leader.leads, town.ready("web")), (True, ["10.0.0.1"]))
+        near, town.consul = town.consul, other
+        standby = town.add(lasting_seconds=1.0)
+        near.inject(ConsulFault(status=500), times=100_000)
+        near.drop_connections()
+        other.register("web", "vm-2", "10.0.0.2", 80)
+        eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"], 20)
+        assert [leader.leads, standby.leads] == [False, True]
+        assert "another replica can" in str(leader.detail["election"])
+        near.clear_faults()
+        eventually(lambda: leader.bridge.ready()[0], True, 15)
+        for replica in list(town.replicas):
+            town.stop(replica)
+
+
+def test_a_leader_waits_for_no_write_longer_than_its_lease(town: Town, eventually: Eventually) -> None:
+    """The API server sits on one for longer; what it does with it at last changes nothing that was written since."""
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    leader = town.add()
+    eventually(lambda: (leader.leads, town.ready("web")), (True, ["10.0.0.1"]))
+    town.kube.inject(Fault(delay=2 * LEASE), method="PATCH", path="/endpoints/web")
+    town.consul.flip("web", "vm-1", "critical")
+    began = time.monotonic()
+    eventually(lambda: leader.metric("errors_total", kind="transient"), 1.0, LEASE + 1)
+    town.consul.flip("web", "vm-1", "passing")
+    town.consul.register("web", "vm-2", "10.0.0.2", 80)
+    while time.monotonic() < began + 2 * LEASE + 0.5:
+        time.sleep(0.05)
+    assert town.ready("web") == ["10.0.0.1", "10.0.0.2"]
