@@ -374,7 +374,7 @@ def proxy(daemon: Daemon, lab: Lab, tmp_path: Path) -> Iterator[Proxy]:
     )
     user = "user root;" if os.geteuid() == 0 else ""
     (tmp_path / "nginx.conf").write_text(
-        f"daemon off; pid {tmp_path}/nginx.pid; error_log stderr; {user} events {{}}\n"
+        f"daemon off; master_process off; pid {tmp_path}/nginx.pid; error_log stderr; {user} events {{}}\n"
         f"http {{ access_log off; {folders}\n{config}}}\n"
     )
     trust = ssl.create_default_context()
@@ -393,9 +393,11 @@ def proxy(daemon: Daemon, lab: Lab, tmp_path: Path) -> Iterator[Proxy]:
         environment("", ""),
         listens,
     )
-    running.start()
-    yield made
-    running.stop()
+    try:
+        running.start()
+        yield made
+    finally:
+        running.stop()
 
 
 def test_the_documented_proxy_asks_who_it_is_and_lets_only_reading_through(proxy: Proxy) -> None:
