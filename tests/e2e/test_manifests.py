@@ -79,6 +79,11 @@ def test_it_renders_whole(components: Sequence[str], tmp_path: Path) -> None:
     )
 
 
+def lacking(objects: Sequence[Json]) -> set[tuple[str, str]]:
+    """ConfigMaps and Secrets that the pod waits for, and that are not among the objects."""
+    return manifests.needed(objects) - {(o["kind"], o["metadata"]["name"]) for o in objects}
+
+
 def test_the_example_overlay_renders() -> None:
     """What README.md tells to copy, with its own rules, Consul and namespace."""
     objects = manifests.kustomize(manifests.MANIFESTS / "overlays/example")
@@ -87,6 +92,17 @@ def test_the_example_overlay_renders() -> None:
     assert environment["CONSUL_HTTP_ADDR"].startswith("https://")
     assert environment["CONSUL_HTTP_TOKEN_FILE"] == "/etc/consul-acl/token"
     assert "postgres" in manifests.configuration(objects)
+    assert lacking(objects) == {("Secret", f"{manifests.NAME}-acl")}  # the one that docs/operations.md has made before
+
+
+def test_the_demo_overlay_needs_nothing_that_it_does_not_make() -> None:
+    """Its pods start with what `kubectl apply -k` made, beside the namespace: plain Consul, no token, no certificate."""
+    objects = manifests.kustomize(manifests.MANIFESTS / "overlays/demo")
+    assert {o["metadata"].get("namespace") for o in objects} == {"storage"}
+    environment = manifests.environment(objects)
+    assert environment["CONSUL_HTTP_ADDR"].startswith("http://")
+    assert not any("TOKEN" in name or "CERT" in name for name in environment)
+    assert lacking(objects) == set()
 
 
 @pytest.mark.parametrize("components", COMBINATIONS, ids=lambda c: "+".join(c) or "base")
@@ -459,11 +475,20 @@ def test_all_namespaces_writes_where_the_rule_says(
 def test_the_three_commands_of_the_readme(
     lab: Lab, kube: RawKube, consul: RawConsul, prefix: str, eventually: Eventually, tmp_path: Path
 ) -> None:
-    """From an empty cluster to mirrored services. No pod can run here: the container's command runs as its account."""
+    """From an empty cluster to mirrored services, with nothing made by hand that the commands do not make.
+
+    No pod can run here: what a kubelet would wait for is looked up, and the container's command runs as its account,
+    in its own environment. Of the manifests only Consul's address is changed, as README.md says.
+    """
     text = (manifests.MANIFESTS.parent / "README.md").read_text()
     commands = text.partition("In a cluster: ")[2].partition("```sh\n")[2].partition("```")[0].splitlines()
     assert len(commands) == 3
     shutil.copytree(manifests.MANIFESTS, tmp_path / "manifests")
+    (overlay,) = re.findall(r" -k (manifests/overlays/\S+)", commands[0])
+    file = tmp_path / overlay / "kustomization.yaml"
+    adapted, places = re.subn(r"(?<=- CONSUL_HTTP_ADDR=)\S+", lab.consul.address, file.read_text())
+    assert places == 1
+    file.write_text(adapted)
     tools = binaries(["kubectl"])
     env = environment(lab.consul.address, lab.kubeconfig)
     env["PATH"] = f"{tools['kubectl'].parent}:{env['PATH']}"
@@ -478,10 +503,18 @@ def test_the_three_commands_of_the_readme(
     try:
         run(commands[0])
         run(commands[1])
-        objects = manifests.kustomize(tmp_path / "manifests/overlays/example")
+        objects = manifests.kustomize(tmp_path / overlay)
+        needed = manifests.needed(objects)
+        assert {"ConfigMap"} <= {kind for kind, _ in needed}
+        waited_for = {
+            (kind, name)
+            for kind, name in needed
+            if kube.get(manifests.path({"apiVersion": "v1", "kind": kind,
+                                        "metadata": {"name": name, "namespace": "storage"}})) is None
+        }  # fmt: skip
+        assert waited_for == set(), "the pods would stay in ContainerCreating"
         cluster = Cluster(lab, kube, "storage")
-        own = {"CONSUL_HTTP_ADDR": lab.consul.address, "CONSUL_HTTP_TOKEN_FILE": "", "BRIDGE_LISTEN": "127.0.0.1:0"}
-        env_of_container = identity(cluster, objects, tmp_path, **own)
+        env_of_container = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0")
         with running(manifests.container(objects)["args"], env_of_container, tmp_path / "log"):
             for name, expected in (("radosgw", ("10.9.1.1", 8080)), ("database", ("10.9.1.2", 5432))):
                 eventually(partial(lambda n: ready_addresses(kube.endpoints("storage", n)), name), [expected], 30)

@@ -39,6 +39,7 @@ _PLURALS = {
     "PrometheusRule": "prometheusrules",
     "Role": "roles",
     "RoleBinding": "rolebindings",
+    "Secret": "secrets",
     "Service": "services",
     "ServiceAccount": "serviceaccounts",
 }
@@ -146,6 +147,26 @@ def configuration(objects: Sequence[Json]) -> str:
     (text,) = (o["data"]["bridge.yaml"] for o in objects if o["kind"] == "ConfigMap" and o["metadata"]["name"] == name)
     assert isinstance(text, str)
     return text
+
+
+def needed(objects: Sequence[Json]) -> set[tuple[str, str]]:
+    """(kind, name) of every ConfigMap and Secret without which the kubelet starts no container of the pod."""
+    spec = pod_template(objects)["spec"]
+    found: set[tuple[str, str]] = set()
+    for volume in spec.get("volumes", []):
+        sources = volume.get("projected", {}).get("sources", [volume])
+        for source in sources:
+            for key, kind, name in (("configMap", "ConfigMap", "name"), ("secret", "Secret", "secretName")):
+                if key in source and not source[key].get("optional"):
+                    found.add((kind, source[key].get(name) or source[key]["name"]))
+    for each in (*spec["containers"], *spec.get("initContainers", [])):
+        sources = [*each.get("envFrom", []), *(e.get("valueFrom", {}) for e in each.get("env", []))]
+        for source in sources:
+            for key, kind in (("configMap", "ConfigMap"), ("secret", "Secret")):
+                reference = source.get(f"{key}Ref") or source.get(f"{key}KeyRef")
+                if reference and not reference.get("optional"):
+                    found.add((kind, reference["name"]))
+    return found
 
 
 def granted(objects: Sequence[Json]) -> set[tuple[str, str, str]]:
