@@ -79,6 +79,34 @@ def test_it_renders_whole(components: Sequence[str], tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("components", [("cronjob", "monitoring"), ("monitoring", "cronjob")])
+def test_monitoring_beside_a_cron_job_is_refused(components: Sequence[str], tmp_path: Path) -> None:
+    """Nobody could scrape it, and the alert for absence would ring for ever; whichever is named first."""
+    with pytest.raises(AssertionError, match="monitoring finds nothing to scrape beside a CronJob"):
+        manifests.overlay(tmp_path, "elsewhere", components)
+
+
+def test_requests_and_limits_are_what_was_measured(tmp_path: Path) -> None:
+    """The request is enough for 1,000 services, the limit for every size; README.md has docs/scaling.md's figures."""
+    scaling = (manifests.MANIFESTS.parent / "docs/scaling.md").read_text()
+    guide = (manifests.MANIFESTS / "README.md").read_text()
+    rows = re.findall(r"^\| memory(?: after a storm)?, (\S+ services x \S+) \| (\d+) MB \|", scaling, re.MULTILINE)
+    assert len(rows) >= 5
+    (ordinary,) = (int(size) for label, size in rows if label == "1,000 services x 4")
+    for components in ((), ("cronjob",)):
+        resources = manifests.container(manifests.overlay(tmp_path, "elsewhere", components))["resources"]
+        assert ordinary < megabytes(resources["requests"]["memory"])
+        assert max(int(size) for _, size in rows) * 1.5 < megabytes(resources["limits"]["memory"])
+    behind = [size for _, size in rows if f"{size} MB" not in guide]
+    assert behind == [], "manifests/README.md is behind docs/scaling.md"
+
+
+def megabytes(text: str) -> float:
+    """A quantity like 128Mi in megabytes, as docs/scaling.md has them."""
+    assert text.endswith("Mi")
+    return int(text.removesuffix("Mi")) * 2**20 / 1e6
+
+
 def lacking(objects: Sequence[Json]) -> set[tuple[str, str]]:
     """ConfigMaps and Secrets that the pod waits for, and that are not among the objects."""
     return manifests.needed(objects) - {(o["kind"], o["metadata"]["name"]) for o in objects}
@@ -96,7 +124,7 @@ def test_the_example_overlay_renders() -> None:
 
 
 def test_the_demo_overlay_needs_nothing_that_it_does_not_make() -> None:
-    """Its pods start with what `kubectl apply -k` made, beside the namespace: plain Consul, no token, no certificate."""
+    """Its pods start with what `kubectl apply -k` made and the namespace: plain Consul, no token, no certificate."""
     objects = manifests.kustomize(manifests.MANIFESTS / "overlays/demo")
     assert {o["metadata"].get("namespace") for o in objects} == {"storage"}
     environment = manifests.environment(objects)
@@ -183,6 +211,32 @@ def test_its_pod_keeps_the_restricted_standard(cluster: Cluster, components: Seq
         admitted(lambda s: s["containers"][0]["securityContext"].pop("allowPrivilegeEscalation")),
         admitted(lambda s: s["containers"][0]["securityContext"].pop("capabilities")),
     ] == ["refused"] * 5
+
+
+@pytest.mark.lab
+def test_a_drain_is_not_held_up_by_replicas_that_are_not_ready(cluster: Cluster, tmp_path: Path) -> None:
+    """While Consul is away no replica is ready: each may be evicted. A ready one keeps the last place."""
+    objects = cluster.install(tmp_path)
+    template = manifests.pod_template(objects)
+    pods = f"/api/v1/namespaces/{cluster.namespace}/pods"
+    (budget,) = (manifests.path(o) for o in objects if o["kind"] == "PodDisruptionBudget")
+
+    def evicted(name: str, *, ready: bool) -> int:
+        """What the API server says to a drain; the kubelet's and the disruption controller's parts are written here."""
+        spec = {**template["spec"], "schedulerName": "nobody"}
+        cluster.kube.json("POST", pods, {"metadata": {**template["metadata"], "name": name}, "spec": spec})
+        conditions = [{"type": "Ready", "status": str(ready)}]
+        status: Json = {"phase": "Running", "conditions": conditions}
+        cluster.kube.json("PATCH", f"{pods}/{name}/status", {"status": status}, "application/merge-patch+json")
+        generation = (cluster.kube.get(budget) or {})["metadata"]["generation"]
+        status = {"observedGeneration": generation, "disruptionsAllowed": 0, "currentHealthy": int(ready),
+                  "desiredHealthy": 1, "expectedPods": 2}  # fmt: skip
+        cluster.kube.json("PATCH", f"{budget}/status", {"status": status}, "application/merge-patch+json")
+        body = json.dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}).encode()
+        answer = cluster.kube.send("POST", f"{pods}/{name}/eviction", body, {"Content-Type": "application/json"})
+        return answer[0]
+
+    assert (evicted("sick", ready=False), evicted("well", ready=True)) == (201, 429)
 
 
 RARE: Verbs = {("events.k8s.io", "events", "patch")}
