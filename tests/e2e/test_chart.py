@@ -10,7 +10,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -239,9 +239,15 @@ def test_an_older_api_server_gets_no_field_that_it_does_not_know(version: str, t
     assert ("unhealthyPodEvictionPolicy" in budget["spec"]) == there
 
 
-@pytest.mark.parametrize(
-    "components", [c for c in CHOICES if "monitoring" not in c], ids=lambda c: "+".join(c) or "base"
-)
+@pytest.fixture(scope="module")
+def monitoring(lab: Lab) -> Iterator[None]:
+    """The API server knows the kinds of the value `monitoring`."""
+    with lab.raw_kube() as kube, manifests.monitoring_kinds(kube):
+        yield
+
+
+@pytest.mark.usefixtures("monitoring")
+@pytest.mark.parametrize("components", CHOICES, ids=lambda c: "+".join(c) or "base")
 def test_the_api_server_accepts_it(components: Sequence[str], lab: Lab, namespace: str, tmp_path: Path) -> None:
     """By `kubectl apply --dry-run=server`, every object."""
     output = next((VALUES[c]["output"] for c in components if "output" in VALUES[c]), "endpoints")
