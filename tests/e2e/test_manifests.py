@@ -114,6 +114,22 @@ def megabytes(text: str) -> float:
     return int(text.removesuffix("Mi")) * 2**20 / 1e6
 
 
+def test_make_image_builds_what_the_manifests_run(tmp_path: Path) -> None:
+    """The same name and version, so that an image which is loaded into the nodes is found; every label is given."""
+    root = manifests.MANIFESTS.parent
+    env = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME")}
+    done = subprocess.run(
+        ("make", "--dry-run", "image"), cwd=root, env=env, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    image = manifests.container(manifests.overlay(tmp_path, "elsewhere"))["image"]
+    assert re.findall(r"--tag[ =](\S+)", done.stdout) == [image]
+    arguments = set(re.findall(r"--build-arg[ =](\w+)", done.stdout))
+    assert arguments == {"VERSION", "REVISION", "SOURCE", "CREATED"}
+    labelled = set(re.findall(r'org\.opencontainers\.image\.\w+="\$\{(\w+)\}"', (root / "Dockerfile").read_text()))
+    assert labelled == arguments
+
+
 def lacking(objects: Sequence[Json]) -> set[tuple[str, str]]:
     """ConfigMaps and Secrets that the pod waits for, and that are not among the objects."""
     return manifests.needed(objects) - {(o["kind"], o["metadata"]["name"]) for o in objects}
