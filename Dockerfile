@@ -1,12 +1,12 @@
 # The bridge's image: a slim Python, one virtual environment, nothing else.
 #
-#   docker build --tag consul-endpoints-bridge .
+#   docker build --tag consul-endpoints-bridge:0.1.0 .      (which `make image` does, with the labels)
 #
 # Where a build reaches no package index, bring the wheels along (for the Python of BASE):
 #
 #   pip download --require-hashes --no-deps --only-binary :all: --dest wheelhouse \
 #       --requirement requirements/build.txt --requirement requirements/runtime.txt
-#   docker build --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheelhouse --tag consul-endpoints-bridge .
+#   docker build --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheelhouse --tag consul-endpoints-bridge:0.1.0 .
 #
 # No BuildKit feature is used, so that an engine without buildx builds it too.
 ARG BASE=python:3.12-slim
@@ -58,13 +58,18 @@ COPY --from=build /opt/bridge /opt/bridge
 
 ENV PATH=/opt/bridge/bin:${PATH} PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
+# `make image` says them; a build without leaves empty what it does not know.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+ARG SOURCE
+ARG CREATED
 LABEL org.opencontainers.image.title="consul-endpoints-bridge" \
       org.opencontainers.image.description="Keeps Kubernetes Endpoints equal to what Consul knows about services on VMs" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.created="${CREATED}"
 
 # By number, so that Kubernetes can see that it is not root. No HEALTHCHECK: the probes of whoever runs it do that.
 USER 65532:65532

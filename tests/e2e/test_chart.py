@@ -10,7 +10,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -103,9 +103,6 @@ def plain(objects: Sequence[Json]) -> dict[tuple[str, str], Json]:
             found["data"] = {k: yaml.safe_load(v) for k, v in found["data"].items()}
         if found["kind"] in ("Deployment", "CronJob"):
             template = manifests.pod_template([found])
-            template["metadata"].get("annotations", {}).pop("checksum/config", None)
-            if not template["metadata"].get("annotations", True):
-                del template["metadata"]["annotations"]
             (container,) = template["spec"]["containers"]
             for part in (container["env"], container["volumeMounts"], template["spec"]["volumes"]):
                 part.sort(key=lambda entry: str(entry["name"]))
@@ -164,6 +161,10 @@ def test_helm_finds_no_fault_with_it(components: Sequence[str], tmp_path: Path) 
         ({"config": {"rules": {"services": ["web"]}}}, "'/config/rules': got object, want array"),
         ({"fullnameOverride": "Not A Name"}, "'/fullnameOverride'"),
         (
+            {"monitoring": True, "cronJob": {"enabled": True}},
+            "monitoring finds nothing to scrape where cronJob.enabled is true",
+        ),
+        (
             {"config": {"rules": [{"services": ["web"]}, {"services": ["x"], "to": {"output": "both"}}]}},
             "rule 2 has output both, for which the value output: endpoints grants no rights: set output to both",
         ),
@@ -188,7 +189,7 @@ def test_every_value_arrives_where_it_should(tmp_path: Path) -> None:
         "affinity": {"podAffinity": {}}, "priorityClassName": "high", "fullnameOverride": "bridge-blue",
     }  # fmt: skip
     objects = rendered(tmp_path, values)
-    names = {o["metadata"]["name"] for o in objects}
+    names = {re.sub(r"-[0-9a-f]{10}$", "", o["metadata"]["name"]) for o in objects}
     assert names == {"bridge-blue", "bridge-blue-consul", "bridge-blue-leases"}
     assert "PodDisruptionBudget" not in {o["kind"] for o in objects}  # with one replica it would block every drain
     template = manifests.pod_template(objects)
@@ -213,21 +214,40 @@ def test_every_value_arrives_where_it_should(tmp_path: Path) -> None:
 
 
 def test_a_change_of_the_rules_rolls_the_pods_and_nothing_else_does(tmp_path: Path) -> None:
-    """By a checksum in the pods' annotations."""
+    """By the names of the ConfigMaps, which carry a hash of what is in them: what old pods read stays as it was."""
 
-    def checksum(values: Json) -> str:
-        template = manifests.pod_template(rendered(tmp_path, values))
-        return str(template["metadata"]["annotations"]["checksum/config"])
+    def pods(values: Json) -> tuple[Json, set[tuple[str, str]]]:
+        objects = rendered(tmp_path, values)
+        needed = manifests.needed(objects)
+        assert needed == {("ConfigMap", o["metadata"]["name"]) for o in objects if o["kind"] == "ConfigMap"}
+        return manifests.pod_template(objects), needed
 
-    plainly = checksum({})
-    assert checksum({"replicas": 5}) == plainly
-    assert checksum({"config": {"rules": [{"services": ["web"]}]}}) != plainly
-    assert checksum({"consul": {"address": "http://other:8500"}}) != plainly
+    plainly, needed = pods({})
+    assert pods({"replicas": 5}) == (plainly, needed)
+    for values in ({"config": {"rules": [{"services": ["web"]}]}}, {"consul": {"address": "http://other:8500"}}):
+        template, others = pods(values)
+        assert template != plainly
+        assert len(others - needed) == 1
 
 
-@pytest.mark.parametrize(
-    "components", [c for c in CHOICES if "monitoring" not in c], ids=lambda c: "+".join(c) or "base"
-)
+@pytest.mark.parametrize(("version", "there"), [("1.26.0", False), ("1.27.0", True)])
+def test_an_older_api_server_gets_no_field_that_it_does_not_know(version: str, there: bool, tmp_path: Path) -> None:
+    """Helm refuses unknown fields: the budget is without its policy for unhealthy pods then."""
+    done = helm(tmp_path, "template", "bridge", str(CHART), "--kube-version", version)
+    assert done.returncode == 0, done.stderr
+    budget = manifests.of_kind([found for found in yaml.safe_load_all(done.stdout) if found], "PodDisruptionBudget")
+    assert ("unhealthyPodEvictionPolicy" in budget["spec"]) == there
+
+
+@pytest.fixture(scope="module")
+def monitoring(lab: Lab) -> Iterator[None]:
+    """The API server knows the kinds of the value `monitoring`."""
+    with lab.raw_kube() as kube, manifests.monitoring_kinds(kube):
+        yield
+
+
+@pytest.mark.usefixtures("monitoring")
+@pytest.mark.parametrize("components", CHOICES, ids=lambda c: "+".join(c) or "base")
 def test_the_api_server_accepts_it(components: Sequence[str], lab: Lab, namespace: str, tmp_path: Path) -> None:
     """By `kubectl apply --dry-run=server`, every object."""
     output = next((VALUES[c]["output"] for c in components if "output" in VALUES[c]), "endpoints")
@@ -267,3 +287,59 @@ def test_helm_installs_upgrades_and_uninstalls_it(lab: Lab, kube: RawKube, names
         for item in (kube.get(f"{root}/namespaces/{namespace}/{kind}") or {"items": []})["items"]
     }
     assert left - {"configmaps/kube-root-ca.crt", "serviceaccounts/default"} == set()
+
+
+def test_an_upgrade_to_bad_rules_leaves_the_old_replicas_what_they_read(
+    lab: Lab, kube: RawKube, namespace: str, tmp_path: Path
+) -> None:
+    """As long as one is wanted. The ReplicaSets are what the Deployment's controller, which is not here, would make."""
+    maps = f"/api/v1/namespaces/{namespace}/configmaps"
+    sets = f"/apis/apps/v1/namespaces/{namespace}/replicasets"
+
+    def release(verb: str, services: list[str]) -> set[str]:
+        """Install or upgrade; what the Deployment's pods read."""
+        file = values_file(tmp_path, {"config": {"rules": [{"services": services}]}})
+        done = helm(tmp_path, verb, "bridge", str(CHART), "--namespace", namespace, "--values", str(file),
+                    kubeconfig=lab.kubeconfig)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return {name for _, name in manifests.needed([deployment()])}
+
+    def deployment() -> Json:
+        found = kube.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/{manifests.NAME}")
+        assert found is not None
+        return {**found, "kind": "Deployment"}
+
+    def roll_out(name: str, replicas: int) -> None:
+        """As it would stand after the last release: a ReplicaSet with the Deployment's pods."""
+        spec = deployment()["spec"]
+        labels = spec["template"]["metadata"]["labels"]
+        template = {**spec["template"], "metadata": {"labels": {**labels, "pod-template-hash": name}}}
+        selector = {"matchLabels": {**labels, "pod-template-hash": name}}
+        body: Json = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": name, "labels": labels}}
+        kube.apply(
+            f"{sets}/{name}", {**body, "spec": {"replicas": replicas, "selector": selector, "template": template}}
+        )
+
+    def scale(name: str, replicas: int) -> None:
+        kube.json("PATCH", f"{sets}/{name}", {"spec": {"replicas": replicas}}, "application/merge-patch+json")
+
+    def there() -> set[str]:
+        return {item["metadata"]["name"] for item in kube.json("GET", maps)["items"]} - {"kube-root-ca.crt"}
+
+    good = release("install", ["good"])
+    roll_out("good", 2)
+    before = {name: (kube.get(f"{maps}/{name}") or {})["data"] for name in good}
+    bad = release("upgrade", ["bad"])
+    roll_out("bad", 1)
+    assert there() == good | bad
+    worse = release("upgrade", ["worse"])
+    roll_out("worse", 1)
+    scale("bad", 0)
+    assert (len(good | bad | worse), there()) == (4, good | bad | worse)
+    assert {name: (kube.get(f"{maps}/{name}") or {})["data"] for name in good} == before
+    mended = release("upgrade", ["mended"])
+    assert there() == good | worse | mended
+    scale("good", 0)
+    scale("worse", 0)
+    mended = release("upgrade", ["mended"])
+    assert there() == mended

@@ -29,11 +29,23 @@ def alerts() -> list[dict[str, Any]]:
     return list(group["rules"])
 
 
+def dashboard() -> dict[str, Any]:
+    """The dashboard as Grafana reads it."""
+    found: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
+    return found
+
+
+def panels() -> Iterator[tuple[str, str]]:
+    """(title, expression) of everything that the dashboard draws."""
+    for panel in dashboard()["panels"]:
+        yield from ((panel["title"], target["expr"]) for target in panel["targets"])
+
+
 def expressions() -> Iterator[str]:
     """Every expression of the alerts and of the dashboard."""
     yield from (rule["expr"] for rule in alerts())
-    for panel in json.loads((FOLDER / "dashboard.json").read_text())["panels"]:
-        yield from (target["expr"] for target in panel["targets"])
+    yield from (expression for _, expression in panels())
+    yield from (v["query"] for v in dashboard()["templating"]["list"] if v["type"] == "query")
 
 
 def promtool(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,17 +71,44 @@ def test_prometheus_takes_the_rules(rules: Path) -> None:
     assert f"{len(alerts())} rules found" in done.stdout
 
 
+@pytest.mark.lab
+def test_prometheus_takes_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+    """Each as a recording rule, with "all" for the variables at the dashboard's head; no other variable is used."""
+    variables = {variable["name"] for variable in dashboard()["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", " ".join(expression for _, expression in panels())))
+    assert used <= variables
+    rules = [
+        {
+            "record": f"panel:number_{number}",
+            "expr": re.sub(r"\$\{?\w+\}?", ".*", expression),
+            "labels": {"title": title},
+        }
+        for number, (title, expression) in enumerate(panels())
+    ]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = promtool(tmp_path, "check", "rules", "--lint=all", "--lint-fatal", "rules.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(rules)} rules found" in done.stdout
+
+
 def series(name: str, values: str, **labels: str) -> dict[str, str]:
     """An input series of promtool's tests."""
     inner = ",".join(f'{key}="{value}"' for key, value in {"namespace": "storage", "pod": "one", **labels}.items())
     return {"series": f"{name}{{{inner}}}", "values": values}
 
 
+BUILD = "consul_bridge_build_info"
 LEADER = "consul_bridge_leader"
 CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     # alert: (series with which it fires within the hour, series with which it stays silent)
-    "ConsulBridgeAbsent": ([], [series("consul_bridge_build_info", "1x120", version="1")]),
+    "ConsulBridgeAbsent": (
+        [series(BUILD, "1x20 stale")], [series(BUILD, "1x20 stale"), series(BUILD, "1x120", pod="two")],
+    ),
     "ConsulBridgeNotReady": ([series("consul_bridge_ready", "0x120")], [series("consul_bridge_ready", "1x120")]),
+    "ConsulBridgeReplicaDown": (
+        [series(BUILD, "1x120"), series("up", "1x120"), series("up", "0x120", pod="two")],
+        [series(BUILD, "1x120"), series("up", "1x120"), series("up", "0x120", job="of-somebody-else")],
+    ),
     "ConsulBridgeNoLeader": (
         [series(LEADER, "0x120", shard="0"), series(LEADER, "0x120", shard="0", pod="two")],
         [series(LEADER, "0x120", shard="0"), series(LEADER, "1x120", shard="0", pod="two")],
@@ -127,23 +166,53 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.lab
-@pytest.mark.parametrize("alert", sorted(CASES))
-@pytest.mark.parametrize("fires", [True, False], ids=["fires", "silent"])
-def test_an_alert_fires_when_it_should_and_not_otherwise(rules: Path, alert: str, fires: bool) -> None:
-    """promtool's own simulation of two hours, asked after one."""
-    firing, silent = CASES[alert]
-    expression = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
-    expected = [{"labels": "{}", "value": 1 if fires else 0}]
+def scraped(given: list[dict[str, str]], installation: str) -> list[dict[str, str]]:
+    """The series as the PodMonitor of an installation names them; all installations are in one namespace here."""
+    label = f'{{job="storage/{installation}",'
+    return [g if "job=" in g["series"] else {**g, "series": g["series"].replace("{", label, 1)} for g in given]
+
+
+def assert_fires(folder: Path, alert: str, given: list[dict[str, str]], jobs: list[str], at: str = "1h") -> None:
+    """In promtool's simulation the alert fires for these installations, once for each, and for nothing else."""
+    expression = f'count by (job) (ALERTS{{alertname="{alert}",alertstate="firing"}})'
+    expected = [{"labels": f'{{job="{job}"}}' if job else "{}", "value": 1} for job in jobs]
     test = {
         "interval": "1m",
-        "input_series": firing if fires else silent,
-        "promql_expr_test": [{"expr": expression, "eval_time": "1h", "exp_samples": expected}],
+        "input_series": given,
+        "promql_expr_test": [{"expr": expression, "eval_time": at, "exp_samples": expected}],
     }
     content = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
-    (rules / "test.yaml").write_text(yaml.safe_dump(content))
-    done = promtool(rules, "test", "rules", "test.yaml")
+    (folder / "test.yaml").write_text(yaml.safe_dump(content))
+    done = promtool(folder, "test", "rules", "test.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("alert", sorted(CASES))
+def test_an_alert_fires_when_it_should_and_not_otherwise(rules: Path, alert: str) -> None:
+    """Two hours of one installation, asked after one."""
+    firing, silent = CASES[alert]
+    assert_fires(rules, alert, scraped(firing, "blue"), ["storage/blue"])
+    assert_fires(rules, alert, scraped(silent, "blue"), [])
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("alert", sorted(CASES))
+def test_two_installations_in_one_namespace_are_two(rules: Path, alert: str) -> None:
+    """The one in trouble is named, the other neither hides it nor adds to it."""
+    firing, silent = CASES[alert]
+    assert_fires(rules, alert, scraped(firing, "blue") + scraped(silent, "green"), ["storage/blue"])
+    assert_fires(rules, alert, scraped(silent, "blue") + scraped(silent, "green"), [])
+
+
+@pytest.mark.lab
+def test_absence_is_said_of_what_never_was_and_forgotten_of_what_was_taken_away(rules: Path) -> None:
+    """With nothing at all it rings from the start and goes on; one of several that is gone rings for six hours."""
+    gone, there = scraped([series(BUILD, "1x20 stale")], "blue"), scraped([series(BUILD, "1x600")], "green")
+    assert_fires(rules, "ConsulBridgeAbsent", [], [""])
+    assert_fires(rules, "ConsulBridgeAbsent", gone, [""], "8h")
+    assert_fires(rules, "ConsulBridgeAbsent", gone + there, ["storage/blue"], "6h")
+    assert_fires(rules, "ConsulBridgeAbsent", gone + there, [], "8h")
 
 
 def test_every_alert_has_a_case_and_a_section_for_who_is_woken() -> None:

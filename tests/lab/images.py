@@ -91,6 +91,7 @@ class Images:
         with self.context() as folder:
             self.wheels(folder / "wheelhouse")
             arguments = [f"BASE={self.python}", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheelhouse", "REVISION=under-test"]
+            arguments += ["SOURCE=https://example.com/bridge", "CREATED=2026-01-02T03:04:05Z"]
             options = [word for argument in arguments for word in ("--build-arg", argument)]
             self.engine.docker("build", *options, "--tag", tag, str(folder))
         return tag

@@ -6,7 +6,9 @@ import base64
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import yaml
 
 from tests.lab.build import ROOT
 from tests.lab.providers import binary
+from tests.lab.servers import wait_until
 from tests.raw import RawKube
 
 Json = dict[str, Any]
@@ -22,9 +25,12 @@ MANIFESTS = ROOT / "manifests"
 NAME = "consul-endpoints-bridge"
 COMPONENTS = (
     "namespace", "cronjob", "all-namespaces", "endpointslices", "endpointslices-only", "consul-acl", "consul-tls",
-    "shards", "nodes",
+    "shards", "nodes", "monitoring",
 )  # fmt: skip
 """In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
+
+EXCLUSIVE = (("endpointslices", "endpointslices-only"), ("cronjob", "monitoring"))
+"""Pairs of components that make no sense together."""
 
 _PLURALS = {
     "ClusterRole": "clusterroles",
@@ -39,6 +45,7 @@ _PLURALS = {
     "PrometheusRule": "prometheusrules",
     "Role": "roles",
     "RoleBinding": "rolebindings",
+    "Secret": "secrets",
     "Service": "services",
     "ServiceAccount": "serviceaccounts",
 }
@@ -103,8 +110,37 @@ def path(item: Json) -> str:
 
 
 def apply(kube: RawKube, objects: Sequence[Json]) -> list[Json]:
-    """Server-side apply, as `kubectl apply --server-side -k` does it."""
-    return [kube.apply(path(item), item, manager="kubectl") for item in objects]
+    """Server-side apply, as `kubectl apply --server-side -k` does it: an unknown field is refused."""
+    query = "fieldManager=kubectl&force=true&fieldValidation=Strict"
+    return [kube.json("PATCH", f"{path(item)}?{query}", item, "application/apply-patch+yaml") for item in objects]
+
+
+@contextmanager
+def monitoring_kinds(kube: RawKube) -> Iterator[None]:
+    """The Prometheus operator's kinds on an API server for the block; where they are already, they are left alone."""
+    home = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    kinds = list(yaml.safe_load_all((Path(__file__).parent / "crds/monitoring.yaml").read_text()))
+    missing = [kind for kind in kinds if kube.get(f"{home}/{kind['metadata']['name']}") is None]
+    try:
+        for kind in missing:
+            kube.json("POST", home, kind)
+            served = f"/apis/{kind['spec']['group']}/v1/{kind['spec']['names']['plural']}"
+            wait_until(partial(_answers, kube, served), 30, f"{served} being served")
+        yield
+    finally:
+        for kind in missing:
+            place = f"{home}/{kind['metadata']['name']}"
+            kube.delete(place)
+            wait_until(partial(_gone, kube, place), 30, f"{place} being gone")
+
+
+def _answers(kube: RawKube, place: str) -> bool:
+    """A new kind is not there (404), and then being made ready (429)."""
+    return kube.send("GET", place)[0] == 200
+
+
+def _gone(kube: RawKube, place: str) -> bool:
+    return kube.get(place) is None
 
 
 def delete(kube: RawKube, objects: Sequence[Json]) -> None:
@@ -146,6 +182,26 @@ def configuration(objects: Sequence[Json]) -> str:
     (text,) = (o["data"]["bridge.yaml"] for o in objects if o["kind"] == "ConfigMap" and o["metadata"]["name"] == name)
     assert isinstance(text, str)
     return text
+
+
+def needed(objects: Sequence[Json]) -> set[tuple[str, str]]:
+    """(kind, name) of every ConfigMap and Secret without which the kubelet starts no container of the pod."""
+    spec = pod_template(objects)["spec"]
+    found: set[tuple[str, str]] = set()
+    for volume in spec.get("volumes", []):
+        sources = volume.get("projected", {}).get("sources", [volume])
+        for source in sources:
+            for key, kind, name in (("configMap", "ConfigMap", "name"), ("secret", "Secret", "secretName")):
+                if key in source and not source[key].get("optional"):
+                    found.add((kind, source[key].get(name) or source[key]["name"]))
+    for each in (*spec["containers"], *spec.get("initContainers", [])):
+        sources = [*each.get("envFrom", []), *(e.get("valueFrom", {}) for e in each.get("env", []))]
+        for source in sources:
+            for key, kind in (("configMap", "ConfigMap"), ("secret", "Secret")):
+                reference = source.get(f"{key}Ref") or source.get(f"{key}KeyRef")
+                if reference and not reference.get("optional"):
+                    found.add((kind, reference["name"]))
+    return found
 
 
 def granted(objects: Sequence[Json]) -> set[tuple[str, str, str]]:

@@ -31,6 +31,22 @@ labels:
 {{- end -}}
 {{- end -}}
 
+{{- /* A Job has ended before anybody scrapes it, and ConsulBridgeAbsent would ring for ever. */ -}}
+{{- define "bridge.checkMonitoring" -}}
+{{- if and .Values.monitoring .Values.cronJob.enabled -}}
+{{- fail "monitoring finds nothing to scrape where cronJob.enabled is true: set one of the two to false" -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* With a hash of the content, as kustomize has it: a change rolls the pods, and pods that run keep what they have. */ -}}
+{{- define "bridge.configName" -}}
+{{- printf "%s-%s" (include "bridge.name" .) (.Values.config | toJson | sha256sum | trunc 10) -}}
+{{- end -}}
+
+{{- define "bridge.consulName" -}}
+{{- printf "%s-consul-%s" (include "bridge.name" .) (.Values.consul.address | sha256sum | trunc 10) -}}
+{{- end -}}
+
 {{- define "bridge.environment" -}}
 - name: BRIDGE_CONFIG
   value: /etc/consul-endpoints-bridge/bridge.yaml
@@ -124,7 +140,7 @@ priorityClassName: {{ . }}
 volumes:
   - name: config
     configMap:
-      name: {{ include "bridge.name" . }}
+      name: {{ include "bridge.configName" . }}
   {{- with .Values.consul.tokenSecret }}
   {{- if .name }}
   - name: consul-acl
@@ -156,7 +172,7 @@ env:
   {{- include "bridge.environment" . | nindent 2 }}
 envFrom:
   - configMapRef:
-      name: {{ include "bridge.name" . }}-consul
+      name: {{ include "bridge.consulName" . }}
 resources:
   {{- toYaml .Values.resources | nindent 2 }}
 securityContext:
@@ -180,13 +196,11 @@ volumeMounts:
   {{- end }}
 {{- end -}}
 
-{{- /* A pod starts anew when what it reads at its start changes. */ -}}
 {{- define "bridge.podMetadata" -}}
 labels:
   {{- include "bridge.selector" . | nindent 2 }}
+{{- with .Values.podAnnotations }}
 annotations:
-  checksum/config: {{ list .Values.config .Values.consul.address | toJson | sha256sum }}
-  {{- with .Values.podAnnotations }}
   {{- toYaml . | nindent 2 }}
-  {{- end }}
+{{- end }}
 {{- end -}}
