@@ -65,6 +65,11 @@ MARKS = (
         "annotations", (election.SHARDS, election.JOINED), "",
         "a member's Lease: how it divides the work, and when it joined",
     ),
+    Mark(
+        "annotations", (election.CONSUL, election.YIELDS), "",
+        "a member's Lease: whether it sees Consul, and that another installation writes instead",
+    ),
+    Mark("annotation", (election.INSTALLATION,), "", "our Leases: the installation that wrote it last, where it is known"),
     Mark("label", (annotated.MIRROR,), "true", "yours, on a Service without selector: fill it"),
     Mark("annotation", (annotated.SERVICE,), "", "yours, on such a Service: the Consul service; default its own name"),
     Mark("annotation", (annotated.DATACENTER,), "", "yours: the datacenter; default the bridge's own"),
