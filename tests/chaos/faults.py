@@ -74,7 +74,7 @@ class Fault(ABC):
     what: ClassVar[str]
     shows: ClassVar[Sequence[Sign]]
     readiness: ClassVar[str]
-    hold_seconds: ClassVar[float] = 1.5
+    hold_seconds: float = 1.5
     settle_seconds: ClassVar[float] = 10.0
     why_slow: ClassVar[str] = ""
     servers: ClassVar[int] = 1

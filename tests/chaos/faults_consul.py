@@ -11,6 +11,7 @@ from tests.chaos.faults import CONSUL_DOWN, CONSUL_UP_0, EITHER, NOT_READY, READ
 from tests.chaos.stage import POLICY, TOKEN, Stage, wait_for
 from tests.chaos.stub import Answer, Rule, Stub
 from tests.lab import wait_until
+from tests.raw import UnexpectedAnswerError
 
 
 class ConsulKill(Fault):
@@ -47,15 +48,43 @@ class ConsulEmpty(Fault):
         stage.fleet.register_again()
 
 
+class ConsulRestored(Fault):
+    """Somebody restored a snapshot: Consul is what it was, and lacks what came since."""
+
+    name = "consul-restored"
+    what = "a snapshot from before the newest services is restored; later the agents register again"
+    shows = (log("removal held", "was rebuilt or restored"), Metric('consul_bridge_holds{cause="rebuilt"}', ">0"))
+    readiness = READY
+    settle_seconds = 18.0
+    why_slow = "`guard.rebuild_grace`, here 6 s, is over first"
+    number = 0
+
+    def inject(self, stage: Stage, rng: random.Random) -> None:
+        ConsulRestored.number += 1
+        with stage.connect_consul() as consul:
+            snapshot = consul.send("GET", "/v1/snapshot")[2]
+            new = f"c-restored-{self.number}"
+            stage.fleet.add(new, 2)
+            wait_until(lambda: stage.observer.has(new), 20, f"{new} in Kubernetes", 0.05)
+            stage.fleet.hold_back()
+            status, _, said = consul.send("PUT", "/v1/snapshot", snapshot)
+        if status != 200:
+            raise UnexpectedAnswerError(status, said.decode(errors="replace"))
+
+    def heal(self, stage: Stage) -> None:
+        stage.fleet.register_again()
+
+
 class ConsulPause(Fault):
     """A stalled disk, a frozen VM."""
 
     name = "consul-pause"
-    what = "SIGSTOP of Consul: connections are accepted, nothing is answered"
+    what = "SIGSTOP of Consul for 1 to 15 s, and longer than a request may take: connections are accepted, not answered"
     shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
     readiness = NOT_READY
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
+        self.hold_seconds = rng.uniform(1.0, 15.0)
         stage.consul.pause()
 
     def heal(self, stage: Stage) -> None:
@@ -360,7 +389,7 @@ def leader_of(stage: Stage) -> int:
 
 
 FAULTS: Sequence[type[Fault]] = (
-    ConsulKill, ConsulEmpty, ConsulPause, TokenRevoked, TokenNarrowed, ConsulResets, ConsulHalfOpen, ConsulSlow,
-    Consul429, Consul500, Consul503, ConsulTorn, ConsulNoIndex, ConsulZeroIndex, ConsulBadIndex, ConsulHuge,
+    ConsulKill, ConsulEmpty, ConsulRestored, ConsulPause, TokenRevoked, TokenNarrowed, ConsulResets, ConsulHalfOpen,
+    ConsulSlow, Consul429, Consul500, Consul503, ConsulTorn, ConsulNoIndex, ConsulZeroIndex, ConsulBadIndex, ConsulHuge,
     LeaderLoss, QuorumLoss,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from tests.chaos.faults import EITHER, KUBE_DOWN, KUBE_UP_0, NOT_READY, READY, F
 from tests.chaos.stage import DOOMED, NAMESPACE, Stage, create_namespace, wait_for
 from tests.chaos.stub import Answer, Rule, Stub
 from tests.lab import wait_until
-from tests.raw import ENDPOINTS, SERVICES, RawClient, RawKube, UnexpectedAnswerError
+from tests.raw import ENDPOINTS, SERVICES, SLICES, RawClient, RawKube, UnexpectedAnswerError
 
 WRITE_FAILED = log("write failed")
 
@@ -54,11 +54,15 @@ class KubePause(Fault):
     """A stalled API server."""
 
     name = "kube-pause"
-    what = "SIGSTOP of kube-apiserver: connections are accepted, nothing is answered"
+    what = (
+        "SIGSTOP of kube-apiserver for 1 to 15 s, and longer than a request may take: connections are accepted, "
+        "not answered"
+    )
     shows = (KUBE_DOWN, KUBE_UP_0, Reason("in time"))
     readiness = NOT_READY
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
+        self.hold_seconds = rng.uniform(1.0, 15.0)
         stage.lab.apiserver.pause()
 
     def heal(self, stage: Stage) -> None:
@@ -218,9 +222,12 @@ class Kube429(_KubeStub):
     """Priority and fairness, or a proxy, that sheds load."""
 
     name = "kube-429"
-    what = "the API server answers 429 with Retry-After: 1 to every write"
-    shows = (WRITE_FAILED, Metric('consul_bridge_errors_total{kind="throttled"}', "grows"))
-    readiness = EITHER
+    what = "the API server answers 429 with Retry-After: 1 to every write, for longer than a moment"
+    shows = (
+        WRITE_FAILED, KUBE_DOWN, KUBE_UP_0, Metric('consul_bridge_errors_total{kind="throttled"}', "grows"),
+        Reason("asks us to be slower (429)"),
+    )  # fmt: skip
+    readiness = NOT_READY
 
     def rule(self, rng: random.Random) -> Rule:
         answer = status(429, "TooManyRequests", "too many requests, please try again later", **{"Retry-After": "1"})
@@ -390,13 +397,14 @@ class KubeEdits(Fault):
     """Others who edit and delete what is ours."""
 
     name = "kube-edits"
-    what = "others empty, edit and delete our Endpoints and Services"
-    shows = (log("written", "c-1"), log("written", "c-3"))
+    what = "others empty, edit and delete our Endpoints, EndpointSlices and Services"
+    shows = (log("written", "c-1"), log("written", "c-3"), log("written", "slice-2"))
     readiness = READY
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
         endpoints, services = ENDPOINTS.format(namespace=NAMESPACE), SERVICES.format(namespace=NAMESPACE)
-        for name in ("c-1", "c-3"):
+        slices = SLICES.format(namespace=NAMESPACE)
+        for name in ("c-1", "c-3", "slice-2"):
             stage.fleet.excuse(name)
         with stage.connect_kube() as kube:
             merge = "application/merge-patch+json"
@@ -404,6 +412,11 @@ class KubeEdits(Fault):
             kube.json("PATCH", f"{services}/c-1", {"spec": {"ports": [{"port": 9, "name": "odd"}]}}, merge)
             kube.delete(f"{endpoints}/c-3")
             kube.delete(f"{services}/c-3")
+            selector = "labelSelector=kubernetes.io/service-name=slice-2"
+            first, *others = [s["metadata"]["name"] for s in kube.json("GET", f"{slices}?{selector}")["items"]]
+            kube.json("PATCH", f"{slices}/{first}", {"endpoints": []}, merge)
+            for name in others:
+                kube.delete(f"{slices}/{name}")
 
     def heal(self, stage: Stage) -> None:
         """They have stopped."""

@@ -121,7 +121,14 @@ def boasting() -> None:
     setattr(Bridge, "on_trouble", lambda *_arguments: None)  # noqa: B010 - as above
 
 
-SWITCHES = {f.__name__: f for f in (believing, restless, leaking, deaf, boasting)}
+def owning() -> None:
+    """Every object is taken for ours."""
+    from bridge.core.plan import _Draft
+
+    setattr(_Draft, "may_write", lambda *_arguments: True)  # noqa: B010 - as above
+
+
+SWITCHES = {f.__name__: f for f in (believing, restless, leaking, deaf, boasting, owning)}
 
 
 def main() -> None:

@@ -347,6 +347,11 @@ class Observer:
 
     # ------------------------------------------------------------------ (iii): both sides whole
 
+    def has(self, service: str) -> bool:
+        """Whether Kubernetes, as watched, shows at least one ready endpoint of a service."""
+        with self._lock:
+            return bool(self._shown((self._sights.namespace_of(service), service)).ready)
+
     def shows(self, expected: Mapping[str, State]) -> bool:
         """Whether Kubernetes, as watched, shows exactly these services."""
         with self._lock:

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -284,13 +285,24 @@ class Stage:
                 "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "bridge"},
                 "subjects": [{"kind": "ServiceAccount", "name": "bridge", "namespace": NAMESPACE}],
             })  # fmt: skip
-            others = {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "others"}
+        self.put_foreign()
+
+    def put_foreign(self) -> None:
+        """Make the objects that are not the bridge's, anew where they are; no bridge may run meanwhile."""
+        others = {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "others"}
+        services, endpoints = SERVICES.format(namespace=NAMESPACE), ENDPOINTS.format(namespace=NAMESPACE)
+        with self.connect_kube() as kube:
             for name, labels in (("c-foreign", {}), ("c-others", others), ("bystander", {})):
+                paths = [f"{folder}/{name}" for folder in (services, endpoints)]
+                for path in paths:
+                    if kube.get(path) is not None:
+                        kube.delete(path)
+                wait_until(partial(_gone, kube, paths), 20, f"the end of {name}", 0.05)
                 meta = {"name": name, "labels": labels}
-                kube.json("POST", SERVICES.format(namespace=NAMESPACE), {
+                kube.json("POST", services, {
                     "apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": [{"port": 80}]},
                 })  # fmt: skip
-                kube.json("POST", ENDPOINTS.format(namespace=NAMESPACE), {
+                kube.json("POST", endpoints, {
                     "apiVersion": "v1", "kind": "Endpoints", "metadata": meta,
                     "subsets": [{"addresses": [{"ip": "10.99.0.1"}], "ports": [{"port": 80}]}],
                 })  # fmt: skip
@@ -299,6 +311,10 @@ class Stage:
 def namespace_of(service: str) -> str:
     """Where the stage's rules put a Consul service."""
     return DOOMED if service.startswith("doomed-") else NAMESPACE
+
+
+def _gone(kube: RawKube, paths: Sequence[str]) -> bool:
+    return all(kube.get(path) is None for path in paths)
 
 
 def create_namespace(kube: RawKube, name: str) -> None:

@@ -69,7 +69,7 @@ MARKS = (
         "annotations", (election.CONSUL, election.YIELDS), "",
         "a member's Lease: whether it sees Consul, and that another installation writes instead",
     ),
-    Mark("annotation", (election.INSTALLATION,), "", "our Leases: the installation that wrote it last, where it is known"),
+    Mark("annotation", (election.INSTALLATION,), "", "our Leases: the installation that wrote it last, if known"),
     Mark("label", (annotated.MIRROR,), "true", "yours, on a Service without selector: fill it"),
     Mark("annotation", (annotated.SERVICE,), "", "yours, on such a Service: the Consul service; default its own name"),
     Mark("annotation", (annotated.DATACENTER,), "", "yours: the datacenter; default the bridge's own"),
