@@ -494,7 +494,7 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
         ]
         lines += ["", *columns(heads, rows, width, paint, colour_column=5, below=True)]
     lines.append("")
-    if explanation.others and not explanation.problem:
+    if explanation.others:
         some = ", ".join(explanation.others[:OTHERS])
         more = f" and {len(explanation.others) - OTHERS} more" if len(explanation.others) > OTHERS else ""
         why = " (the hold keeps what is ready)" if explanation.held else ""
@@ -506,8 +506,12 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
         lines.append("Nothing is written there while the conflict lasts.")
     elif explanation.held:
         lines.append("Nothing is taken away while it is held.")
-    elif explanation.target and explanation.consul != "not asked":
-        lines.append("Kubernetes holds exactly this." if not explanation.problem else "Nothing is to be written.")
+    elif explanation.problem and explanation.target:
+        lines.append("Nothing is to be written.")
+    elif explanation.target and explanation.compared:
+        lines.append("Kubernetes holds exactly this.")
+    elif explanation.target:
+        lines.append("Too little is known to say how Kubernetes differs; what is there stays.")
     return "\n".join(lines).rstrip() + "\n"
 
 

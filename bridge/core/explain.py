@@ -46,8 +46,9 @@ class Row:
 class Explanation:
     """All that there is to say about one service. `problem` says why it has no target, or not the one it wants.
 
-    `filter` is the rule's expression that Consul evaluates. `others` are endpoints that stand at the target without
-    any of the instances: `10.0.0.1:8080 ready`.
+    `target` is also where something of a service is left that goes nowhere any more. `filter` is the rule's expression
+    that Consul evaluates. `others` are endpoints that stand at the target without any of the instances:
+    `10.0.0.1:8080 ready`. `compared`: enough is known to say what the next pass would do.
     """
 
     service: str
@@ -64,6 +65,7 @@ class Explanation:
     warnings: tuple[str, ...] = ()
     filter: str = ""
     others: tuple[str, ...] = ()
+    compared: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """As `bridge explain -o json` prints it."""
@@ -84,14 +86,17 @@ def explain(
     cluster_nodes: Collection[str] = (),
     unfiltered: Knowledge | None = None,
     beside: Sequence[tuple[Rule, Known]] = (),
+    remembered: Target | None = None,
 ) -> Explanation:
     """Explain one service. `tags` are those of the catalog, None when the catalog does not list the service.
 
     `unfiltered` is what Consul holds without the rule's filter, so that what the filter leaves out can be shown;
-    `beside` are the other services that share the target.
+    `beside` are the other services that share the target. `remembered` is a target where Kubernetes still has what
+    came from the service although nothing sends it there any more: that is what is explained then.
     """
     verdicts, rule = _verdicts(service, datacenter, tags or (), rules)
     target: Target | Skipped | None = None
+    lost_name = False
     problem = select.excluded(service, tags or ()) or ""
     if problem:
         problem, rule = f"never mirrored: {problem}", None
@@ -104,14 +109,18 @@ def explain(
         target = select.target_of(rule, query)
         if isinstance(target, Skipped):
             problem = target.reason
+        elif remembered not in (None, target):
+            problem = problem or f"it goes to {target} now; {remembered} still has what came from it"
         elif claims is not None and query not in {q for q, _ in claims.owners(target)}:
+            lost_name = bool(claims.owners(target))
             problem = next((s.reason for s in claims.losers(target) if s.service == service), problem)
+    target = remembered or target
     stands = _stands(current)
     consul, rows, explained = _rows(rule, knowledge, stands, current, resolved, cluster_nodes)
     rows += _left_out(knowledge, unfiltered, rule)
     for other, known in beside:
         explained |= _pairs_of(fates_of(known.instances, other, current, resolved, cluster_nodes))
-    others = sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
+    others = [] if lost_name else sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
     return Explanation(
         service=service,
         datacenter=datacenter,
@@ -127,6 +136,7 @@ def explain(
         warnings=plan.warnings if plan is not None else (),
         filter=rule.filter if rule is not None else "",
         others=tuple(f"{address}:{port} {'ready' if ready else 'not ready'}" for address, port, ready in others),
+        compared=plan is not None or not isinstance(target, Target),
     )
 
 

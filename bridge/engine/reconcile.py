@@ -111,6 +111,12 @@ class Reconciler:
         drafts = [draft for draft in map(self._draft, sorted(targets)) if draft is not None]
         return self._guarded(drafts)
 
+    def listed(self, target: Target) -> tuple[int, int]:
+        """Ready and not ready endpoints that Consul has for `target`, whatever the guard makes of them."""
+        draft = self._draft(target)
+        desired = draft.desired if draft is not None else None
+        return (desired.ready, desired.not_ready) if desired is not None else (0, 0)
+
     def ask_for_names(self, targets: Collection[Target]) -> bool:
         """Have the host names of many targets resolved, before any of them is planned; whether there are any."""
         found = False

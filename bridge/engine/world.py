@@ -232,6 +232,16 @@ class World:
         """All targets that a service claims or that Kubernetes remembers."""
         return self._claims.targets() | self._remembered.keys()
 
+    def concerns(self, target: Target) -> bool:
+        """Whether what stands at `target` is our business, or that of a command with other flags (`narrow`)."""
+        if not self._narrow or self._claims.owners(target):
+            return True
+        return any(self._may_select(name) for name in self._remembered.get(target, ()))
+
+    def remembered_at(self, name: Name) -> frozenset[Target]:
+        """The targets where Kubernetes holds objects of ours that came from a service."""
+        return frozenset(self._remembered_by.get(name, ()))
+
     def queries_at(self, target: Target) -> tuple[Query, ...]:
         """The services behind `target`, from the claims or from memory."""
         claimed = tuple(query for query, _ in self._claims.owners(target))
@@ -360,6 +370,11 @@ class World:
         if name not in self._selected and name not in self._remembered_by:
             self._leaving.pop(name, None)
 
+    def _may_select(self, name: Name) -> bool:
+        """Whether a rule could select a service of this name, whatever tags it has."""
+        datacenter, service = name
+        return any(select.may_match(rule, service, datacenter) for rule in self.rules)
+
     def _is_gone(self, name: Name) -> bool:
         """Whether a service that is leaving has certainly left.
 
@@ -374,7 +389,7 @@ class World:
         datacenter, service = name
         if datacenter in self._listing_trouble or datacenter not in self._listings:
             return False
-        if self._narrow and not any(select.may_match(rule, service, datacenter) for rule in self.rules):
+        if self._narrow and not self._may_select(name):
             return False
         if service in self._listings[datacenter].services:
             return not self._narrow

@@ -224,6 +224,37 @@ def test_explain_tells_why_no_rule_selects() -> None:
     assert "Problem:  none" in text
 
 
+@pytest.mark.parametrize(
+    ("explanation", "end"),
+    [
+        ({"target": "a/x"}, "Kubernetes holds exactly this.\n"),
+        (
+            {"target": "a/x", "compared": False},
+            "Too little is known to say how Kubernetes differs; what is there stays.\n",
+        ),
+        ({"target": "a/x", "problem": "nobody lists it"}, "Nothing is to be written.\n"),
+        (
+            {"target": "a/x", "problem": "nobody lists it", "differences": ("delete Service x",)},
+            "Kubernetes differs; the next pass would:\n  delete Service x\n",
+        ),
+        (
+            {"target": "a/x", "problem": "nobody lists it", "held": ("2 kept",)},
+            "Nothing is taken away while it is held.\n",
+        ),
+        ({"problem": "no rule selects it"}, "Consul:   0 instances\n"),
+    ],
+)
+def test_the_last_line_says_what_the_next_pass_would_do(explanation: dict[str, Any], end: str) -> None:
+    """Never that nothing is to be written when something is, and never that both sides agree when nobody knows."""
+    assert explanation_text(Explanation("x", "dc1", consul="0 instances", **explanation)).endswith(end)
+
+
+def test_what_is_kept_of_a_service_that_is_gone_is_named() -> None:
+    """There is no instance left to show it in a row of."""
+    gone = Explanation("x", "dc1", target="a/x", problem="not listed", held=("1 kept",), others=("10.0.0.1:80 ready",))
+    assert "of no instance above (the hold keeps what is ready): 10.0.0.1:80 ready" in explanation_text(gone, None)
+
+
 def test_explain_passes_the_name_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text by default, data on demand, 1 when something could not be read."""
     calls = stand_in(monkeypatch, "bridge.engine.look.explain_once", ([EXPLANATION], ()))

@@ -228,3 +228,39 @@ def test_what_a_service_that_shares_the_target_accounts_for_is_no_riddle() -> No
         beside=[(RULE, Known((instance("10.0.0.2"),)))],
     )  # fmt: skip
     assert shown.others == ("10.0.0.3:8080 ready",)
+
+
+def test_what_is_left_of_a_service_that_is_gone_is_explained_where_it_stands() -> None:
+    """Only Kubernetes still knows the place; the rules (here: none that selects it) say nothing of it."""
+    standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
+    shown = explain(
+        "radosgw", "dc1", tags=None, rules=[], knowledge=Known(()), current=standing, remembered=TARGET,
+        plan=planned(None, standing),
+    )  # fmt: skip
+    assert (shown.target, shown.problem, shown.others, shown.compared) == (
+        "default/radosgw", "dc1 does not list a service of this name", ("10.0.0.1:8080 ready",), True,
+    )  # fmt: skip
+    assert len(shown.differences) == 2
+
+
+@pytest.mark.parametrize(
+    ("tags", "problem"),
+    [
+        (set[str](), "it goes to other/radosgw now; default/radosgw still has what came from it"),
+        (None, "dc1 does not list a service of this name"),
+    ],
+)
+def test_what_is_left_where_a_service_was_before(tags: set[str] | None, problem: str) -> None:
+    """It goes elsewhere, or would if it were still there."""
+    moved = Rule(to=Destination(namespace="other"))
+    shown = explain("radosgw", "dc1", tags=tags, rules=[moved], claims=_claimed(), remembered=TARGET)
+    assert (shown.target, shown.problem, shown.compared) == ("default/radosgw", problem, False)
+
+
+def test_what_stands_at_a_name_that_another_service_has_is_not_this_ones() -> None:
+    """The other's endpoints are no riddle of the one that lost the name."""
+    fixed = Rule(to=Destination(name="radosgw"))
+    standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
+    claims = _claimed(("radosgw", fixed), ("gateway", fixed))
+    shown = explain("gateway", "dc1", tags=set(), rules=[fixed], claims=claims, knowledge=Known(()), current=standing)
+    assert shown.others == ()

@@ -231,6 +231,26 @@ def test_with_rules_from_flags_what_they_do_not_select_is_left_alone() -> None:
     for query in by_flags.wanted():
         by_flags.on_view(query, Known(()))
     assert [by_flags.removable(t, 1.0) for t in (other, gone, own)] == [False, False, True]
+    assert [by_flags.concerns(t) for t in (other, gone, own)] == [False, False, True]
+
+
+def test_everything_of_ours_concerns_rules_that_are_the_whole_truth_and_flags_what_they_claim() -> None:
+    """What nothing claims any more is to be removed by rules; flags are about what they select."""
+    made = world("web")
+    made.remember(Target("apps", "old"), [("dc1", "old")], 0.0)
+    by_flags = World((Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 0.0, narrow=True)
+    by_flags.on_listing("dc1", listing("web"), 0.0)
+    assert (made.concerns(Target("apps", "old")), by_flags.concerns(HERE)) == (True, True)
+
+
+def test_where_something_of_a_service_is_left_is_remembered() -> None:
+    """At several targets, until nothing is left there."""
+    made = world("web")
+    for name in ("one", "two"):
+        made.remember(Target("apps", name), [("dc1", "web")], 0.0)
+    made.forget(Target("apps", "two"))
+    assert made.remembered_at(("dc1", "web")) == {Target("apps", "one")}
+    assert made.remembered_at(("dc1", "db")) == set()
 
 
 def test_a_rule_and_an_annotation_may_ask_for_the_same_at_the_same_target() -> None:
