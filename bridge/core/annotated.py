@@ -8,6 +8,7 @@
 | annotation `consul-bridge/tags` | only instances with all of these tags (comma-separated) |
 | annotation `consul-bridge/filter` | only instances for which Consul's filter expression is true |
 | annotation `consul-bridge/output` | carried by `endpoints` (default), `endpointslices` or `both` |
+| the label is taken off, or the Service deleted | take away what you filled, at once: nobody lost it |
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from bridge.core.model import (
     USUAL_BOUNDS,
     Bounds,
+    Current,
     CurrentService,
     Destination,
     InstanceRules,
@@ -55,3 +57,17 @@ def request_of(
         instances=InstanceRules(bounds=bounds),
     )
     return rule, Query(marks.get(DATACENTER, "").strip() or datacenter, name, filter=expression)
+
+
+def is_abandoned(current: Current) -> bool:
+    """Whether a person's Service stands at a target and does not ask to be filled (any more).
+
+    One that we wrote is none, although a person took our label off it: our field manager is still seen on it.
+    """
+    service = current.service
+    if service is None or service.meta.owner is not None:
+        return False
+    meta = service.meta
+    if meta.written or meta.labels or meta.annotations:
+        return False
+    return meta.deleting or dict(meta.marks).get(MIRROR) != "true"

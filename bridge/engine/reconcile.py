@@ -18,6 +18,7 @@ from typing import Protocol
 
 from bridge.core import plan as planning
 from bridge.core import translate
+from bridge.core.annotated import is_abandoned
 from bridge.core.canonical import shorten
 from bridge.core.guard import Guard
 from bridge.core.model import (
@@ -134,9 +135,11 @@ class Reconciler:
         with self.lock:
             sources = self.world.sources(target)
             losers = self.world.losers(target)
-            removable = sources == () and self.world.removable(target, now)
+            abandoned = sources == () and is_abandoned(self._store.current(target))
+            dismissed = sources == () and self.world.dismissed(target, abandoned=abandoned)
+            removable = sources == () and self.world.removable(target, now, abandoned=abandoned)
             queries = self.world.queries_at(target)
-            listed = any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
+            listed = dismissed or any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
             reason = "no rule or annotation asks for it any more" if listed else "its service is gone from Consul"
             unwatched = self._unwatched(target)
         if unwatched:
@@ -146,7 +149,7 @@ class Reconciler:
         current = self._store.current(target)
         if not sources:
             self._resolve(target, ())
-            plan = self._diff(target, None, current, skipped=losers)
+            plan = self._diff(target, None, current, skipped=losers, dismissed=dismissed)
             changes = tuple(
                 replace(change, reason=reason) if change.body is None else change for change in plan.changes
             )
@@ -221,6 +224,8 @@ class Reconciler:
         current: Current,
         skipped: tuple[Skipped, ...],
         warnings: tuple[str, ...] = (),
+        *,
+        dismissed: bool = False,
     ) -> Plan:
         return planning.plan(
             target,
@@ -231,6 +236,7 @@ class Reconciler:
             adopt=self._options.adopt,
             skipped=skipped,
             warnings=warnings,
+            dismissed=dismissed,
         )
 
 

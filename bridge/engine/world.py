@@ -146,7 +146,7 @@ class World:
         """End the grace periods that are over; returns the targets that must be looked at."""
         due: set[Target] = set()
         for name, since in list(self._leaving.items()):
-            if now - since < self._grace_seconds or not self._is_gone(name):
+            if now - since < self._grace_seconds or not self._is_gone(name, narrow=self._narrow):
                 continue
             query = self._selected.pop(name, None)
             if query is not None:
@@ -218,15 +218,29 @@ class World:
             sources.append(Source(rule, query, known))
         return tuple(sources)
 
-    def removable(self, target: Target, now: float) -> bool:
-        """Whether it is certain, for long enough, that no Consul service stands behind `target` any more."""
+    def dismissed(self, target: Target, *, abandoned: bool = False) -> bool:
+        """Whether a person sent away what we filled at `target`, which feeds nothing any more.
+
+        `abandoned`: we did not see it happen, but a person's Service stands there and does not ask. That proves it only
+        while Consul lists what it was filled from: a Consul that lost its services has no part in it.
+        """
         if target in self._dismissed:
+            return True
+        names = self._remembered.get(target, ())
+        return abandoned and bool(names) and all(self.is_listed(n) and n[0] not in self._listing_trouble for n in names)
+
+    def removable(self, target: Target, now: float, *, abandoned: bool = False) -> bool:
+        """Whether it is certain, for long enough, that no Consul service stands behind `target` any more.
+
+        What is `abandoned` is nobody's business but ours, whatever the flags select.
+        """
+        if self.dismissed(target, abandoned=abandoned):
             return True
         since = self._idle_since.get(target)
         names = self._remembered.get(target)
         if since is None or not names or now - since < self._grace_seconds:
             return False
-        return all(self._is_gone(name) for name in names)
+        return all(self._is_gone(name, narrow=self._narrow and not abandoned) for name in names)
 
     def targets(self) -> set[Target]:
         """All targets that a service claims or that Kubernetes remembers."""
@@ -375,7 +389,7 @@ class World:
         datacenter, service = name
         return any(select.may_match(rule, service, datacenter) for rule in self.rules)
 
-    def _is_gone(self, name: Name) -> bool:
+    def _is_gone(self, name: Name, *, narrow: bool) -> bool:
         """Whether a service that is leaving has certainly left.
 
         | the listing | its own view | so |
@@ -389,9 +403,9 @@ class World:
         datacenter, service = name
         if datacenter in self._listing_trouble or datacenter not in self._listings:
             return False
-        if self._narrow and not self._may_select(name):
+        if narrow and not self._may_select(name):
             return False
         if service in self._listings[datacenter].services:
-            return not self._narrow
+            return not narrow
         query = self._selected.get(name, Query(datacenter, service))
         return query not in self._trouble and self._views.get(query) == Known(())

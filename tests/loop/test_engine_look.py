@@ -249,3 +249,40 @@ def test_what_flags_do_not_select_is_not_in_the_status_either(town: Town) -> Non
     assert explanation_text(explanation).endswith("\nNothing is to be written.\n")
     town.deregister(2)
     assert (town.states(), town.planned()) == ({"s1": "differs"}, {"delete": 2})
+
+
+# --------------------------------------------------------------------------- people who change their minds
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: Town, narrow: bool, count: int) -> None:
+    """Though no bridge ran, whatever the flags select, and however much it is: a person asked for it."""
+    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, narrow=narrow)
+    town.register(count, "pg")
+    town.person("database", {"consul-bridge/service": "pg"})
+    town.sync()
+    assert len(town.addresses("database")) == count
+    town.person("database")
+    assert [(r.state, r.detail) for r in town.status().services] == [("differs", "delete Endpoints")]
+    (explanation,) = town.explain("pg")
+    assert (explanation.target, explanation.held, explanation.differences) == (
+        "default/database", (), ("delete Endpoints database (no rule or annotation asks for it any more)",),
+    )  # fmt: skip
+    assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 1}
+    assert town.addresses("database") == []
+    assert town.kube.get("services", "default", "database") is not None
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])
+def test_a_service_of_ours_whose_label_somebody_took_off_keeps_its_endpoints(town: Town, narrow: bool) -> None:
+    """It is theirs from then on, and it is not a Service that was filled for anybody."""
+    town.register(12, "web")
+    town.sync()
+    service = town.kube.get("services", "default", "web")
+    assert service is not None
+    del service["metadata"]["labels"]["consul-bridge/owner"]
+    town.kube.put("services", service)
+    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, narrow=narrow)
+    town.sync()
+    assert len(town.addresses("web")) == 12

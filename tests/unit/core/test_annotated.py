@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from bridge.core.annotated import request_of
-from bridge.core.model import Bounds, CurrentService, Kind, Meta, Output, Port, Query
+from bridge.core.annotated import is_abandoned, request_of
+from bridge.core.model import Bounds, Current, CurrentService, Kind, Meta, Output, Port, Query, Target
 
 ASKING = {"consul-bridge/mirror": "true"}
 
 
-def service(marks: dict[str, str], owner: str | None = None, deleting: bool = False) -> CurrentService:
+def service(marks: dict[str, str], owner: str | None = None, **more: Any) -> CurrentService:
     """A Service `apps/web` with these labels and annotations."""
     meta = Meta(
         kind=Kind.SERVICE, namespace="apps", name="web", uid="u", resource_version="7", owner=owner,
-        marks=tuple(sorted(marks.items())), deleting=deleting,
+        marks=tuple(sorted(marks.items())), **more,
     )  # fmt: skip
     return CurrentService(meta, "ClusterIP", False, False, (Port("", 80),))
 
@@ -75,3 +77,30 @@ def test_what_a_person_asks_for_stays_within_the_installations_bounds() -> None:
     asked = request_of(service(ASKING), "dc1", bounds)
     assert asked is not None
     assert asked[0].instances.bounds == bounds
+
+
+OURS = (("consul-bridge/owner", "default"),)
+
+
+@pytest.mark.parametrize(
+    ("found", "abandoned"),
+    [
+        (None, False),
+        (service({}), True),
+        (service({"consul-bridge/service": "pg"}), True),
+        (service({"consul-bridge/mirror": "no"}), True),
+        (service(ASKING), False),
+        (service(ASKING, deleting=True), True),
+        (service({}, owner="default"), False),
+        (service({}, written="2026-11-23T11:00:00Z"), False),
+        (service({}, labels=OURS), False),
+        (service({}, annotations=OURS), False),
+    ],
+    ids=["no Service", "a person's", "annotations are left", "another value", "it asks", "being deleted", "ours",
+         "ours once, written", "ours once, a label", "ours once, an annotation"],
+)  # fmt: skip
+def test_a_service_that_a_person_made_and_that_does_not_ask_is_abandoned(
+    found: CurrentService | None, abandoned: bool
+) -> None:
+    """One of our own making is not, although somebody took the label of its owner off."""
+    assert is_abandoned(Current(Target("apps", "web"), found)) is abandoned
