@@ -528,7 +528,8 @@ class Rule:
     """Which services are mirrored, where to, and how. Empty selectors select everything; the first match wins.
 
     `pinned`: it is about a namespace, partition or peer whose services nobody lists, so `services` are full names that
-    are asked for without being listed; what is listed elsewhere is none of its business.
+    are asked for without being listed; what is listed elsewhere is none of its business. `warnings`: what was not
+    understood where the rule comes from, to be said of everything that is mirrored by it.
     """
 
     services: tuple[str, ...] = ()
@@ -543,3 +544,4 @@ class Rule:
     instances: InstanceRules = field(default_factory=InstanceRules)
     name: str = ""
     pinned: bool = False
+    warnings: tuple[str, ...] = ()

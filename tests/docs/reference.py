@@ -40,12 +40,19 @@ MARKS = (
         "our Endpoints where we write EndpointSlices as well, so that no endpoint is there twice",
     ),
     ("annotations `consul-bridge/service`, `consul-bridge/datacenter`", "where an object of ours comes from"),
-    ('label `consul-bridge/mirror: "true"`', "yours, on a Service without selector: fill it; when it is taken off, what was filled goes at once"),
+    (
+        'label `consul-bridge/mirror: "true"`',
+        "yours, on a Service without selector: fill it; when it is taken off, what was filled goes at once",
+    ),
     ("annotation `consul-bridge/service`", "yours, on such a Service: the Consul service; default its own name"),
     ("annotation `consul-bridge/datacenter`", "yours: the datacenter; default the bridge's own"),
     ("annotation `consul-bridge/tags`", "yours: tags that an instance must have, separated by commas"),
     ("annotation `consul-bridge/filter`", "yours: an expression of Consul's filter language"),
     ("annotation `consul-bridge/output`", "yours: what carries the addresses, `endpoints`, `endpointslices` or `both`"),
+    (
+        "another annotation under `consul-bridge/` on such a Service, or a value that means nothing",
+        "without effect; a warning in plan, status and Event says so",
+    ),
     ('annotation `consul-bridge/adopt: "true"`', "yours, on an object that nobody owns: the bridge may take it over"),
 )
 PATHS = (

@@ -286,3 +286,33 @@ def test_a_service_of_ours_whose_label_somebody_took_off_keeps_its_endpoints(tow
     town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, narrow=narrow)
     town.sync()
     assert len(town.addresses("web")) == 12
+
+
+def test_a_mistyped_annotation_is_said_wherever_one_looks(town: Town) -> None:
+    """In the report of a pass, in the status and in the explanation; the Service is filled all the same."""
+    town.rules = ()
+    town.register(1, "pg")
+    town.person("pg", {"consul-bridge/output": "EndpointSlices", "consul-bridge/tag": "primary"})
+    said = {warning["reason"] for warning in town.sync().to_json()["warnings"]}
+    assert {text.split(":")[0] for text in said} == {
+        "the annotation consul-bridge/output is 'EndpointSlices' and not one of endpoints, endpointslices, both",
+        "unknown to the bridge, so without effect",
+    }
+    assert town.addresses("pg") == ["10.0.1.1"]
+    (row,) = town.status().services
+    (explanation,) = town.explain("pg")
+    assert (row.state, set(row.detail.split("; ")), set(explanation.warnings)) == ("in sync", said, said)
+
+
+def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(town: Town) -> None:
+    """The first pass asks for it, and Kubernetes answers with what there is."""
+    town.register(1, "web")
+    town.consul.register("web", "vm-6", "fd00::1", 80)
+    assert town.sync().to_json()["warnings"] == []
+    service = town.kube.get("services", "default", "web")
+    assert service is not None
+    service["spec"] |= {"ipFamilies": ["IPv4"], "clusterIPs": service["spec"]["clusterIPs"][:1]}
+    town.kube.put("services", service)
+    (warning,) = town.sync().to_json()["warnings"]
+    assert warning["reason"].startswith("IPv6 endpoints cannot be reached: the Service asks for both families")
+    assert town.planned() == {"unchanged": 2}

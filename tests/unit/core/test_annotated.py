@@ -62,13 +62,59 @@ def test_annotations_say_what_from_where_and_which_instances() -> None:
 
 @pytest.mark.parametrize(
     ("text", "output"),
-    [("endpointslices", Output.ENDPOINTSLICES), ("both", Output.BOTH), ("", Output.ENDPOINTS), ("x", Output.ENDPOINTS)],
+    [
+        ("endpointslices", Output.ENDPOINTSLICES),
+        (" both ", Output.BOTH),
+        ("endpoints", Output.ENDPOINTS),
+        ("", Output.ENDPOINTS),
+    ],
 )
 def test_an_annotation_chooses_what_carries_the_addresses(text: str, output: Output) -> None:
     """Endpoints, unless one of the other two is named."""
     asked = request_of(service({**ASKING, "consul-bridge/output": text}), "dc1")
     assert asked is not None
-    assert asked[0].to.output is output
+    assert (asked[0].to.output, asked[0].warnings) == (output, ())
+
+
+@pytest.mark.parametrize(
+    ("marks", "warnings"),
+    [
+        (
+            {"output": "EndpointSlices"},
+            (
+                "the annotation consul-bridge/output is 'EndpointSlices' and not one of endpoints, endpointslices, "
+                "both: endpoints carries the addresses",
+            ),
+        ),
+        (
+            {"tags": " , "},
+            ("the annotation consul-bridge/tags is ' , ' and names no tag: instances with any tags are taken",),
+        ),
+        ({"tags": " ", "filter": " ", "output": " ", "service": ""}, ()),
+        ({"adopt": "true", "owner": "default", "service": "x", "datacenter": "dc2", "filter": "x", "tags": "a"}, ()),
+        (
+            {"tag": "a", "Output": "both"},
+            ("unknown to the bridge, so without effect: consul-bridge/Output, consul-bridge/tag",),
+        ),
+        (
+            dict.fromkeys("abcde", "x"),
+            ("unknown to the bridge, so without effect: consul-bridge/a, consul-bridge/b, consul-bridge/c and 2 more",),
+        ),
+    ],
+    ids=["output", "tags", "blank", "all that there are", "unknown ones", "many unknown ones"],
+)  # fmt: skip
+def test_what_is_not_understood_is_said(marks: dict[str, str], warnings: tuple[str, ...]) -> None:
+    """It is filled all the same, as if that had not been set."""
+    asked = request_of(service({**ASKING, **{f"consul-bridge/{k}": v for k, v in marks.items()}}), "dc1")
+    assert asked is not None
+    assert (asked[0].warnings, asked[0].to.output) == (warnings, Output.ENDPOINTS)
+
+
+def test_what_others_set_is_none_of_our_business() -> None:
+    """A mark of HashiCorp's catalog sync, say."""
+    asked = request_of(service({**ASKING, "consul": "true"}), "dc1")
+    assert asked is not None
+    assert asked[0].warnings == ()
 
 
 def test_what_a_person_asks_for_stays_within_the_installations_bounds() -> None:
