@@ -484,15 +484,19 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
             Column("CHECK", least=1),
             Column("ADDRESS", least=9),
             Column("PORTS", least=5),
+            Column("GROUP", least=1),
             Column("WOULD BE" if explanation.problem else "ENDED"),
             Column("KUBERNETES"),
             Column("WHY", least=1),
         ]
         rows = [
-            (r.instance, r.status, r.check, r.address, r.ports, r.ended, r.kubernetes, r.reason or _from(r.chosen))
+            (
+                *(r.instance, r.status, r.check, r.address, r.ports, r.group, r.ended, r.kubernetes),
+                r.reason or _from(r.chosen),
+            )
             for r in explanation.rows
         ]
-        lines += ["", *columns(heads, rows, width, paint, colour_column=5, below=True)]
+        lines += ["", *columns(heads, rows, width, paint, colour_column=6, below=True)]
     lines.append("")
     if explanation.others:
         some = ", ".join(explanation.others[:OTHERS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ EXPLANATION = Explanation(
     target="storage/radosgw",
     consul="2 instances",
     rows=(
-        Row("vm1/rgw-1", "passing", "", "10.0.0.1", "the service's address", "8080", "ready", "", "ready"),
+        Row("vm1/rgw-1", "passing", "", "10.0.0.1", "the service's address", "8080", "ready", "", "ready", "subset 1"),
         Row("vm2/rgw-2", "critical", "http", "127.0.0.1", "x", "8080", "skipped", "a loopback address", "absent"),
     ),
     differences=("update Endpoints radosgw (1 address turns ready)",),
@@ -210,7 +211,9 @@ def test_explain_tells_the_rule_the_target_and_every_instance() -> None:
     text = explanation_text(EXPLANATION, 140)
     assert "Rule:     rule 2" in text
     assert "Target:   storage/radosgw" in text
-    assert re.search(r"vm1/rgw-1 +passing +10\.0\.0\.1 +8080 +ready +ready", text)
+    assert re.search(r"vm1/rgw-1 +passing +10\.0\.0\.1 +8080 +subset 1 +ready +ready", text)
+    without = replace(EXPLANATION, rows=EXPLANATION.rows[1:])
+    assert ("  GROUP  " in text, "GROUP" in explanation_text(without, 140)) == (True, False)
     assert re.search(r"vm2/rgw-2 +critical +http +127\.0\.0\.1 +8080 +skipped +absent +a loopback address", text)
     assert "Kubernetes differs; the next pass would:\n  update Endpoints radosgw (1 address turns ready)" in text
 
@@ -319,7 +322,7 @@ def test_check_without_any_kubeconfig(run: Run, tmp_path: Any) -> None:
     [
         status_table(Status((row(EVIL, detail=EVIL),), (EVIL,)), 100),
         explanation_text(
-            Explanation(EVIL, "dc1", problem=EVIL, consul=EVIL, rows=(Row(*[EVIL] * 9),), held=(EVIL,), target=EVIL),
+            Explanation(EVIL, "dc1", problem=EVIL, consul=EVIL, rows=(Row(*[EVIL] * 10),), held=(EVIL,), target=EVIL),
             100,
         ),
         probe_text(Probe(EVIL, "failed", EVIL, EVIL), 100),
