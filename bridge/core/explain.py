@@ -135,7 +135,7 @@ def explain(
         elif remembered not in (None, target):
             problem = problem or f"it goes to {target} now; {remembered} still has what came from it"
         elif claims is not None and query not in {q for q, _ in claims.owners(target)}:
-            lost_name = bool(claims.owners(target))
+            lost_name = tags is not None and bool(claims.owners(target))
             problem = next((s.reason for s in claims.losers(target) if s.service == service), problem)
     target = remembered or target
     stands = _stands(current)

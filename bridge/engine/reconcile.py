@@ -135,9 +135,12 @@ class Reconciler:
         with self.lock:
             sources = self.world.sources(target)
             losers = self.world.losers(target)
-            abandoned = sources == () and is_abandoned(self._store.current(target))
-            dismissed = sources == () and self.world.dismissed(target, abandoned=abandoned)
-            removable = sources == () and self.world.removable(target, now, abandoned=abandoned)
+            dismissed = removable = False
+            if sources == ():
+                standing = self._store.current(target)
+                abandoned, orphaned = is_abandoned(standing), standing.service is None
+                dismissed = self.world.dismissed(target, abandoned=abandoned, orphaned=orphaned)
+                removable = dismissed or self.world.removable(target, now, abandoned=abandoned)
             queries = self.world.queries_at(target)
             listed = dismissed or any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
             reason = "no rule or annotation asks for it any more" if listed else "its service is gone from Consul"

@@ -218,24 +218,25 @@ class World:
             sources.append(Source(rule, query, known))
         return tuple(sources)
 
-    def dismissed(self, target: Target, *, abandoned: bool = False) -> bool:
-        """Whether a person sent away what we filled at `target`, which feeds nothing any more.
+    def dismissed(self, target: Target, *, abandoned: bool = False, orphaned: bool = False) -> bool:
+        """Whether a person sent away what we filled at `target`, which no service feeds any more.
 
-        `abandoned`: we did not see it happen, but a person's Service stands there and does not ask. That proves it only
+        When we did not see it happen: a person's Service stands there and does not ask (`abandoned`), or none at all,
+        so that nobody gets to our endpoints (`orphaned`; what is of other flags is left to them). That proves it only
         while Consul lists what it was filled from: a Consul that lost its services has no part in it.
         """
         if target in self._dismissed:
             return True
         names = self._remembered.get(target, ())
-        return abandoned and bool(names) and all(self.is_listed(n) and n[0] not in self._listing_trouble for n in names)
+        if not names or not (abandoned or (orphaned and not self._narrow)):
+            return False
+        return all(self.is_listed(name) and name[0] not in self._listing_trouble for name in names)
 
     def removable(self, target: Target, now: float, *, abandoned: bool = False) -> bool:
         """Whether it is certain, for long enough, that no Consul service stands behind `target` any more.
 
         What is `abandoned` is nobody's business but ours, whatever the flags select.
         """
-        if self.dismissed(target, abandoned=abandoned):
-            return True
         since = self._idle_since.get(target)
         names = self._remembered.get(target)
         if since is None or not names or now - since < self._grace_seconds:

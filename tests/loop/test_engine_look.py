@@ -186,6 +186,20 @@ def test_a_vanished_service_says_what_the_next_pass_deletes(town: Town) -> None:
     assert explanation_text(explanation).endswith("\nNothing is to be written.\n")
 
 
+def test_what_is_left_of_one_of_two_services_at_one_name_is_shown(town: Town) -> None:
+    """The other is still there and accounts for its own endpoints."""
+    town.rules = tuple(
+        Rule(services=(f"web-{port}",), to=Destination(name="web", port_name=port)) for port in ("http", "metrics")
+    )
+    town.consul.register("web-http", "vm-0", "10.0.1.1", 8080)
+    town.register(12, "web-metrics")
+    town.sync()
+    town.deregister(12, "web-metrics")
+    (explanation,) = town.explain("web-metrics")
+    assert (explanation.target, len(explanation.held)) == ("default/web", 1)
+    assert sorted(explanation.others) == sorted(f"10.0.1.{n}:80 ready" for n in range(1, 13))
+
+
 def test_a_service_that_goes_elsewhere_now_is_explained_at_both_places(town: Town) -> None:
     """Where it goes, and what is left where it was."""
     town.register(2, "web")
@@ -272,6 +286,17 @@ def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: T
     assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 1}
     assert town.addresses("database") == []
     assert town.kube.get("services", "default", "database") is not None
+
+
+def test_what_was_filled_for_a_service_that_is_deleted_goes_with_the_next_pass(town: Town) -> None:
+    """Slices, that is: the control plane deletes Endpoints with their Service, and nothing else."""
+    town.rules = ()
+    town.register(12, "pg")
+    town.person("pg", {"consul-bridge/output": "endpointslices"})
+    town.sync()
+    town.kube.remove("services", "default", "pg")
+    assert town.states() == {"pg": "differs"}
+    assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 1}
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])

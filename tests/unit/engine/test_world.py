@@ -217,8 +217,7 @@ def test_an_annotated_service_wins_its_name_and_may_be_dropped_at_once() -> None
     fed = [[s.query for s in made.sources(t) or ()] for t in (one, two)]
     made.remember(two, [("dc1", "pg")], 0.0)
     left = made.unannotate(two, 1.0)
-    assert made.dismissed(two)
-    assert (fed, left, made.removable(two, 1.0), made.unannotate(two, 1.0)) == ([[asked], [asked]], {two}, True, set())
+    assert (fed, left, made.dismissed(two), made.unannotate(two, 1.0)) == ([[asked], [asked]], {two}, True, set())
     assert [s.query for s in made.sources(one) or ()] == [asked]
 
 
@@ -229,10 +228,9 @@ def test_what_was_filled_for_a_service_that_asked_while_nobody_ran_goes_at_once(
     made.remember(HERE, [("dc1", "pg")], 0.0)
     unread = made.dismissed(HERE, abandoned=True)
     made.on_listing("dc1", listing("pg"), 0.0)
-    asks = made.dismissed(HERE), made.removable(HERE, 1.0)
-    left = made.dismissed(HERE, abandoned=True), made.removable(HERE, 1.0, abandoned=True)
+    asks, left = made.dismissed(HERE), made.dismissed(HERE, abandoned=True)
     made.on_listing("dc1", Unknown("no leader"), 2.0)
-    assert (unread, asks, left, made.dismissed(HERE, abandoned=True)) == (False, (False, False), (True, True), False)
+    assert (unread, asks, left, made.dismissed(HERE, abandoned=True)) == (False, False, True, False)
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -246,6 +244,17 @@ def test_what_left_consul_as_well_waits_for_its_proof_and_its_grace_period(narro
     due = [made.removable(HERE, now, abandoned=True) for now in (29.0, 30.0)]
     assert (unproved, due, made.dismissed(HERE, abandoned=True)) == (False, [False, True], False)
     assert made.removable(HERE, 30.0) is not narrow
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_no_service_leads_to_any_more_goes_at_once_unless_it_is_of_other_flags(narrow: bool) -> None:
+    """The Service was deleted while nobody ran; Consul still lists what it was filled from."""
+    made = World(RULES, ["dc1"], 30.0, narrow=narrow)
+    made.remember(HERE, [("dc1", "pg")], 0.0)
+    made.on_listing("dc1", listing("pg"), 0.0)
+    assert made.dismissed(HERE, orphaned=True) is not narrow
+    made.on_listing("dc1", listing(), 1.0)
+    assert made.dismissed(HERE, orphaned=True) is False
 
 
 def test_where_nothing_is_remembered_nothing_was_dismissed() -> None:
