@@ -569,9 +569,10 @@ def _in_namespaces(namespaces: Sequence[str] | None) -> str:
 def _status(flags: Mapping[str, Any]) -> int:
     """What is mirrored now, and whether both sides agree.
 
-    Reads Consul and Kubernetes themselves; needs no running bridge. SINCE tells how long ago the bridge last wrote the
-    service's Endpoints or slices. Exit status: 0 also when something differs, 1 when something could not be read; 130
-    when --watch is ended with Ctrl-C.
+    Reads Consul and Kubernetes themselves and says what `bridge sync` would do now, holds included; needs no running
+    bridge (what one holds because of what it saw before, its page and /readyz show). SINCE tells how long ago the
+    bridge last wrote the service's Endpoints or slices. Exit status: 0 also when something differs, 1 when something
+    could not be read; 130 when --watch is ended with Ctrl-C.
     """
     settings = _load(flags)
     output = _output(settings)

@@ -485,17 +485,21 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
             Column("CHECK", least=1),
             Column("ADDRESS", least=9),
             Column("PORTS", least=5),
+            Column("GROUP", least=1),
             Column("WOULD BE" if explanation.problem else "ENDED"),
             Column("KUBERNETES"),
             Column("WHY", least=1),
         ]
         rows = [
-            (r.instance, r.status, r.check, r.address, r.ports, r.ended, r.kubernetes, r.reason or _from(r.chosen))
+            (
+                *(r.instance, r.status, r.check, r.address, r.ports, r.group, r.ended, r.kubernetes),
+                r.reason or _from(r.chosen),
+            )
             for r in explanation.rows
         ]
-        lines += ["", *columns(heads, rows, width, paint, colour_column=5, below=True)]
+        lines += ["", *columns(heads, rows, width, paint, colour_column=6, below=True)]
     lines.append("")
-    if explanation.others and not explanation.problem:
+    if explanation.others:
         some = ", ".join(explanation.others[:OTHERS])
         more = f" and {len(explanation.others) - OTHERS} more" if len(explanation.others) > OTHERS else ""
         why = " (the hold keeps what is ready)" if explanation.held else ""
@@ -507,8 +511,12 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
         lines.append("Nothing is written there while the conflict lasts.")
     elif explanation.held:
         lines.append("Nothing is taken away while it is held.")
-    elif explanation.target and explanation.consul != "not asked":
-        lines.append("Kubernetes holds exactly this." if not explanation.problem else "Nothing is to be written.")
+    elif explanation.problem and explanation.target:
+        lines.append("Nothing is to be written.")
+    elif explanation.target and explanation.compared:
+        lines.append("Kubernetes holds exactly this.")
+    elif explanation.target:
+        lines.append("Too little is known to say how Kubernetes differs; what is there stays.")
     return "\n".join(lines).rstrip() + "\n"
 
 

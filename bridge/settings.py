@@ -634,7 +634,10 @@ class DestinationRule(_Section):
     )
     port: _number(1, 65535) | None = Field(None, description="Port of the Service. Default: the instances' commonest.")  # type: ignore[valid-type]
     port_name: Annotated[str, _full_match(re.compile(rf"({_LABEL.pattern})?"), _LABEL_RULE)] = Field(
-        "", description="Name of the port; needed when several Consul services share one Service."
+        "",
+        description="Name of the port; needed when several Consul services share one Service. Of an instance with "
+        "several named ports it chooses the one of this name, else the default one, which is called so then (a warning "
+        "says it).",
     )
     protocol: Literal["TCP", "UDP", "SCTP"] = Field(
         "TCP", description="Protocol of the port; beside TCP the service meta `protocol` (udp, sctp) may say otherwise."
@@ -688,7 +691,10 @@ class InstancesRule(_Section):
     address: Annotated[
         str, _full_match(_TAGGED_ADDRESS, "auto, service, node or the name of a tagged address (lan, wan, …)")
     ] = Field(
-        "auto", description="Which address: auto (the service's, else the node's), service, node, or a tagged address."
+        "auto",
+        description="Which address: auto (the service's, else the node's), service, node, or a tagged address. One "
+        "with a port of its own is reached on that port alone: the instance's named ports are not mirrored then (a "
+        "warning says it).",
     )
     allow_cidrs: tuple[Cidr, ...] = Field(
         (), description="Only addresses in these networks. Empty: all that Kubernetes takes."

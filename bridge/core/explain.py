@@ -12,11 +12,29 @@ from typing import Any
 
 from bridge.core import select
 from bridge.core.canonical import shorten
-from bridge.core.model import Action, Current, Instance, Knowledge, Known, Plan, Rule, Skipped, Target, Unknown
+from bridge.core.model import (
+    Action,
+    Current,
+    EndpointsBody,
+    Group,
+    Instance,
+    Kind,
+    Knowledge,
+    Known,
+    Plan,
+    Rule,
+    Skipped,
+    SliceBody,
+    Target,
+    Unknown,
+)
 from bridge.core.translate import Ended, Fate, Resolved, choose_address, fates_of, instance_name
 
 Stands = dict[tuple[str, int], bool]
 """(address, port) pairs in Kubernetes, and whether they are ready in any object."""
+
+Carriers = dict[tuple[str, int], list[str]]
+"""(address, port) pairs, and the subset and slices that have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +47,11 @@ class RuleVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One instance. `kubernetes` is what stands there now: ready, not ready, or absent."""
+    """One instance. `kubernetes` is what stands there now: ready, not ready, or absent.
+
+    `group` is what carries its endpoints once the plan is done: `subset 2` of the Endpoints, a slice by its name, or
+    both; those that share their ports (and, in slices, their family) are together.
+    """
 
     instance: str
     status: str
@@ -40,14 +62,16 @@ class Row:
     ended: str
     reason: str
     kubernetes: str
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """All that there is to say about one service. `problem` says why it has no target, or not the one it wants.
 
-    `filter` is the rule's expression that Consul evaluates. `others` are endpoints that stand at the target without
-    any of the instances: `10.0.0.1:8080 ready`.
+    `target` is also where something of a service is left that goes nowhere any more. `filter` is the rule's expression
+    that Consul evaluates. `others` are endpoints that stand at the target without any of the instances:
+    `10.0.0.1:8080 ready`. `compared`: enough is known to say what the next pass would do.
     """
 
     service: str
@@ -64,6 +88,7 @@ class Explanation:
     warnings: tuple[str, ...] = ()
     filter: str = ""
     others: tuple[str, ...] = ()
+    compared: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """As `bridge explain -o json` prints it."""
@@ -84,14 +109,17 @@ def explain(
     cluster_nodes: Collection[str] = (),
     unfiltered: Knowledge | None = None,
     beside: Sequence[tuple[Rule, Known]] = (),
+    remembered: Target | None = None,
 ) -> Explanation:
     """Explain one service. `tags` are those of the catalog, None when the catalog does not list the service.
 
     `unfiltered` is what Consul holds without the rule's filter, so that what the filter leaves out can be shown;
-    `beside` are the other services that share the target.
+    `beside` are the other services that share the target. `remembered` is a target where Kubernetes still has what
+    came from the service although nothing sends it there any more: that is what is explained then.
     """
     verdicts, rule = _verdicts(service, datacenter, tags or (), rules)
     target: Target | Skipped | None = None
+    lost_name = False
     problem = select.excluded(service, tags or ()) or ""
     if problem:
         problem, rule = f"never mirrored: {problem}", None
@@ -104,14 +132,18 @@ def explain(
         target = select.target_of(rule, query)
         if isinstance(target, Skipped):
             problem = target.reason
+        elif remembered not in (None, target):
+            problem = problem or f"it goes to {target} now; {remembered} still has what came from it"
         elif claims is not None and query not in {q for q, _ in claims.owners(target)}:
+            lost_name = tags is not None and bool(claims.owners(target))
             problem = next((s.reason for s in claims.losers(target) if s.service == service), problem)
+    target = remembered or target
     stands = _stands(current)
-    consul, rows, explained = _rows(rule, knowledge, stands, current, resolved, cluster_nodes)
+    consul, rows, explained = _rows(rule, knowledge, stands, _carriers(current, plan), current, resolved, cluster_nodes)
     rows += _left_out(knowledge, unfiltered, rule)
     for other, known in beside:
         explained |= _pairs_of(fates_of(known.instances, other, current, resolved, cluster_nodes))
-    others = sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
+    others = [] if lost_name else sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
     return Explanation(
         service=service,
         datacenter=datacenter,
@@ -127,6 +159,7 @@ def explain(
         warnings=plan.warnings if plan is not None else (),
         filter=rule.filter if rule is not None else "",
         others=tuple(f"{address}:{port} {'ready' if ready else 'not ready'}" for address, port, ready in others),
+        compared=plan is not None or not isinstance(target, Target),
     )
 
 
@@ -147,6 +180,7 @@ def _rows(
     rule: Rule | None,
     knowledge: Knowledge | None,
     stands: Stands,
+    carriers: Carriers,
     current: Current | None,
     resolved: Resolved | None,
     cluster_nodes: Collection[str],
@@ -159,7 +193,7 @@ def _rows(
             return f"unknown: {reason}", (), set(stands)
         case Known(instances):
             fates = fates_of(instances, rule or Rule(), current, resolved, cluster_nodes)
-            rows = tuple(_row(fate, rule or Rule(), stands) for fate in fates)
+            rows = tuple(_row(fate, rule or Rule(), stands, carriers) for fate in fates)
             return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(fates)
         case _:
             return "gone", (), set()
@@ -178,14 +212,15 @@ def _left_out(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: R
     for instance in unfiltered.instances:
         if (instance.node, instance.id) not in shown:
             fate = Fate(instance, Ended.NOT_SELECTED, "the rule's filter leaves it out")
-            rows.append(_row(fate, rule, {}))
+            rows.append(_row(fate, rule, {}, {}))
     return tuple(rows)
 
 
-def _row(fate: Fate, rule: Rule, stands: Stands) -> Row:
+def _row(fate: Fate, rule: Rule, stands: Stands, carriers: Carriers) -> Row:
     instance = fate.instance
     address, _ = choose_address(instance, rule.instances)
-    found = [stands.get((e.address, p.number)) for _, e in fate.endpoints for p in fate.ports]
+    pairs = [(e.address, p.number) for _, e in fate.endpoints for p in fate.ports]
+    found = [stands.get(pair) for pair in pairs]
     return Row(
         instance=instance_name(instance),
         status=instance.status.value,
@@ -196,6 +231,7 @@ def _row(fate: Fate, rule: Rule, stands: Stands) -> Row:
         ended=fate.ended.value,
         reason=fate.reason,
         kubernetes="ready" if True in found else "not ready" if False in found else "absent",
+        group=", ".join(dict.fromkeys(name for pair in pairs for name in carriers.get(pair, ()))),
     )
 
 
@@ -221,6 +257,32 @@ def _stands(current: Current | None) -> Stands:
                     pair = endpoint.address, port.number
                     stands[pair] = endpoint.ready or stands.get(pair, False)
     return stands
+
+
+def _carriers(current: Current | None, plan: Plan | None) -> Carriers:
+    """What carries each endpoint when the plan is done; what the plan does not mention stays as it is."""
+    carried: dict[str, tuple[Group, ...]] = {}  # slices by name, the Endpoints under ""
+    if current is not None and current.endpoints is not None:
+        carried[""] = current.endpoints.groups
+    for piece in current.slices if current is not None else ():
+        carried[piece.meta.name] = (piece.group,)
+    for change in plan.changes if plan is not None else ():
+        match change.body:
+            case EndpointsBody(groups):
+                carried[""] = groups
+            case SliceBody(group=group):
+                carried[change.name] = (group,)
+            case None if change.kind is not Kind.SERVICE and change.action is Action.DELETE:
+                carried.pop("" if change.kind is Kind.ENDPOINTS else change.name, None)
+    carriers: Carriers = {}
+    for name, groups in sorted(carried.items()):
+        sets = sorted({g.ports for g in groups})  # one subset for each, whatever the family
+        for group in groups:
+            label = name or f"subset {sets.index(group.ports) + 1}"
+            for endpoint in group.endpoints:
+                for port in group.ports:
+                    carriers.setdefault((endpoint.address, port.number), []).append(label)
+    return carriers
 
 
 def _differences(plan: Plan | None) -> tuple[str, ...]:

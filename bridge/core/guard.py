@@ -5,6 +5,7 @@
 | within a minute, more than half of the ready endpoints (and at least ten) are no longer listed | holds the removals |
 | within a minute, more than 80 % of the ready endpoints (and at least ten) stop being ready, listed or not | holds what only turns not ready |
 | Consul's index went backwards (rebuilt or restored) | holds every removal of that datacenter for ten minutes |
+| a person sends away what was filled for their Service | lets it pass, and charges it to nothing |
 | anything else | lets it pass |
 
 What comes back (or is replaced) at a target within the minute counts against what went there, so a service that is
@@ -154,7 +155,10 @@ class Guard:
         taking = []
         for plan in plans:
             self._pending.pop(plan.target)
-            if plan.lost or plan.flipped:
+            if plan.dismissed:
+                self._free.discard(plan.target)
+                self._end(plan.target)
+            elif plan.lost or plan.flipped:
                 taking.append(plan)
             else:
                 self._recovered(plan.target)

@@ -432,7 +432,8 @@ class Plan:
 
     Counted in ready endpoints of our own objects (an address on two port groups is two): `ready_before` now, `lost`
     those that would go because Consul no longer lists them, `flipped` those that it lists and that would stop being
-    ready. What a policy or a conflict prevents counts as neither.
+    ready. What a policy or a conflict prevents counts as neither, and nothing does that a person sends away
+    (`dismissed`: the Service that was filled does not ask any more).
 
     `unmirrored`: our slices stay although the output is Endpoints now, until `Current.mirrored` shows that the control
     plane has copied those. Look at its slices and plan again, about a second later.
@@ -451,6 +452,7 @@ class Plan:
     lost: int = 0
     flipped: int = 0
     unmirrored: bool = False
+    dismissed: bool = False
 
     @property
     def writes(self) -> tuple[Change, ...]:
@@ -526,7 +528,8 @@ class Rule:
     """Which services are mirrored, where to, and how. Empty selectors select everything; the first match wins.
 
     `pinned`: it is about a namespace, partition or peer whose services nobody lists, so `services` are full names that
-    are asked for without being listed; what is listed elsewhere is none of its business.
+    are asked for without being listed; what is listed elsewhere is none of its business. `warnings`: what was not
+    understood where the rule comes from, to be said of everything that is mirrored by it.
     """
 
     services: tuple[str, ...] = ()
@@ -541,3 +544,4 @@ class Rule:
     instances: InstanceRules = field(default_factory=InstanceRules)
     name: str = ""
     pinned: bool = False
+    warnings: tuple[str, ...] = ()

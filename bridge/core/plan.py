@@ -95,15 +95,19 @@ def plan(
     adopt: Adopt = Adopt.NEVER,
     skipped: tuple[Skipped, ...] = (),
     warnings: tuple[str, ...] = (),
+    dismissed: bool = False,
 ) -> Plan:
-    """What has to be done at `target` so that it becomes `desired` (None: nothing of ours)."""
+    """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
+
+    `dismissed`: a person no longer wants what we filled for them, so it is not lost when it goes.
+    """
     draft = _Draft(target, owner, policy, adopt, warnings=list(warnings))
     if desired is None:
         _remove(draft, current)
     else:
         _upsert(draft, desired, current)
     before = _ready_endpoints(_groups_of(current, owner))
-    lost, flipped = _taken(before, desired, current, draft) if before else (0, 0)
+    lost, flipped = _taken(before, desired, current, draft) if before and not dismissed else (0, 0)
     return Plan(
         target=target,
         queries=desired.queries if desired is not None else (),
@@ -117,6 +121,7 @@ def plan(
         lost=lost,
         flipped=flipped,
         unmirrored=draft.unmirrored,
+        dismissed=dismissed,
     )
 
 

@@ -1,15 +1,17 @@
 """Which ports endpoints have, what they are called, and which ports the Service in front of them shows.
 
 A port's name joins a Service with its endpoints: kube-proxy takes the number from the endpoint, and a name that stands
-on one side only is a port that refuses connections without a word. So names are made equal here, once, for all.
+on one side only is a port that refuses connections without a word. So names are made equal here, once, for all. What
+is dropped or replaced thereby is said (`remarks`).
 
 | instance | rule | its ports |
 | --- | --- | --- |
 | one port | - | that, without a name (or with the name of the Service's only port, which stays while it lives) |
 | one port | `port_name` | that, under this name |
 | no port | `port` | that |
-| several named ports | - | all of them, under their own names |
+| several named ports | - | all of them, under their own names (of two that become one name, the first) |
 | several named ports | `port_name` | the one of this name, else the default one, under this name |
+| several named ports | a tagged address with a port of its own | that port alone |
 | any | a person's Service | as that Service's ports say: by name, else by order; a targetPort of its own wins |
 """
 
@@ -19,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
+from bridge.core.canonical import shorten
 from bridge.core.model import CurrentService, Destination, Group, Instance, NamedPort, Port, Rule
 from bridge.core.select import dns_label
 
@@ -61,6 +64,40 @@ def _all_named(ports: tuple[NamedPort, ...], protocol: str, app_protocol: str) -
     for port in in_order(ports):
         found.setdefault(port_name(port), Port(port_name(port), port.number, protocol, app_protocol))
     return tuple(sorted(found.values()))
+
+
+@lru_cache(maxsize=4096)
+def _remarks(ports: tuple[NamedPort, ...], wanted: str, own_port: int, address: str) -> tuple[str, ...]:
+    found: list[str] = []
+    usable = in_order(ports)
+    if len(usable) < len(ports):
+        odd = ", ".join(shorten(p.name) for p in ports if p not in usable)
+        found.append(f"no number between 1 and 65535, so not mirrored: the port {odd}")
+    if own_port:
+        hidden = [p for p in usable if p.number != own_port]
+        if hidden and not wanted:
+            names = ", ".join(shorten(p.name) for p in hidden)
+            found.append(f"the address {shorten(address)} has a port of its own, so these are not mirrored: {names}")
+        return tuple(found)
+    if wanted and usable and all(port_name(p) != wanted for p in usable):
+        names = ", ".join(port_name(p) for p in usable)
+        found.append(f"no port is called {wanted!r} (`port_name`) but {names}: the default one has that name now")
+    if not wanted:
+        holders: dict[str, NamedPort] = {}
+        for port in usable:
+            holder = holders.setdefault(port_name(port), port)
+            if holder is not port:
+                found.append(
+                    f"the ports {shorten(holder.name)} and {shorten(port.name)} become one name, "
+                    f"{port_name(port)!r}: {shorten(port.name)} is not mirrored"
+                )
+    return tuple(found)
+
+
+def remarks(instance: Instance, rule: Rule, own_port: int) -> tuple[str, ...]:
+    """What becomes of the named ports of an instance otherwise than one would think. `own_port` as above."""
+    wanted = "" if rule.to.annotated else rule.to.port_name
+    return _remarks(instance.ports, wanted, own_port, rule.instances.address)
 
 
 def in_order(ports: Iterable[NamedPort]) -> list[NamedPort]:

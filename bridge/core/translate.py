@@ -6,7 +6,7 @@ with its reason. Nothing that stands in Consul can make it raise.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -158,7 +158,19 @@ def translate(
         max_endpoints_per_slice=rule.to.max_endpoints_per_slice,
         withheld=withheld,
     )
-    warnings = (*warnings, *contradictions, *_warnings(mirror, service), *_zone_warnings(fates))
+    warnings = (
+        *(text for source_rule, _, _ in sources for text in source_rule.warnings),
+        *warnings,
+        *contradictions,
+        *_warnings(mirror, service),
+        *_zone_warnings(fates),
+        *(
+            text
+            for source_rule, _, fate in fates
+            if fate.endpoints and fate.instance.ports
+            for text in _port_warnings(fate, source_rule)
+        ),
+    )
     return Translation(mirror, tuple(sorted(skipped)), tuple(sorted(set(warnings))))
 
 
@@ -390,19 +402,46 @@ def _pairs(
     """Labels and annotations of all the rules together (the first wins), and what instances contradict in."""
     labels: Pairs = ()
     annotations: Pairs = ()
+    said: list[tuple[str, dict[str, str]]] = []
     warnings: list[str] = []
     if any(rule.to.labels_from or rule.to.annotations_from for rule, _, _ in sources):
         selected = [f.instance for _, _, f in fates if f.ended not in (Ended.FOREIGN, Ended.NOT_SELECTED)]
     else:
         selected = []
-    for rule, _, _ in reversed(sources):
+    for rule, query, _ in reversed(sources):
         found, contradictions = derived(rule.to.labels_from, selected, label=True)
-        labels = joined(joined(labels, found), rule.to.labels)
+        own_labels = joined(found, rule.to.labels)
+        labels = joined(labels, own_labels)
         warnings += contradictions
         found, contradictions = derived(rule.to.annotations_from, selected, label=False)
-        annotations = joined(joined(annotations, found), rule.to.annotations)
+        own_annotations = joined(found, rule.to.annotations)
+        annotations = joined(annotations, own_annotations)
         warnings += contradictions
-    return labels, annotations, tuple(warnings)
+        said.insert(0, (query.service, _said(rule, own_labels, own_annotations)))
+    return labels, annotations, (*warnings, *_disagreements(said))
+
+
+def _said(rule: Rule, labels: Pairs, annotations: Pairs) -> dict[str, str]:
+    """What a rule says about the one Service that it may share with others."""
+    return {
+        "output": rule.to.output.value,
+        "type": "Headless" if rule.to.headless else "ClusterIP",
+        "max_endpoints_per_slice": str(rule.to.max_endpoints_per_slice),
+        **{f"the label {key}": value for key, value in labels},
+        **{f"the annotation {key}": value for key, value in annotations},
+    }
+
+
+def _disagreements(said: Sequence[tuple[str, Mapping[str, str]]]) -> Iterator[str]:
+    """One sentence for each thing that the rules which share a Service say differently: the first has it."""
+    for key in sorted({key for _, values in said for key in values}) if len(said) > 1 else ():
+        (first, taken), *others = [(service, values[key]) for service, values in said if key in values]
+        other = next(((service, value) for service, value in others if value != taken), None)
+        if other is not None:
+            yield (
+                f"the rules that share this Service differ in {key}: {shorten(taken)!r} (for {shorten(first)}) is "
+                f"taken, not {shorten(other[1])!r} (for {shorten(other[0])})"
+            )
 
 
 def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[str]:
@@ -416,9 +455,22 @@ def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[str]:
                     f"{size} addresses in one subset: the control plane mirrors only {MIRRORING_LIMIT} of them into "
                     "EndpointSlices; use `output: endpointslices` (or both) for this service"
                 )
-    if mirror.service_ports is None and service is not None and service.families:
-        for family in sorted({g.family for g in mirror.groups} - set(service.families)):
-            yield f"{family} endpoints cannot be reached: the Service has no {family} (spec.ipFamilies)"
+    if service is None or not service.families:
+        return
+    absent = sorted({g.family for g in mirror.groups} - set(service.families))
+    for family in absent if mirror.service_ports is None else ():
+        yield f"{family} endpoints cannot be reached: the Service has no {family} (spec.ipFamilies)"
+    if mirror.service_ports is not None and service.meta.owner is not None and service.dual_stack:
+        for family in absent:
+            yield (
+                f"{family} endpoints cannot be reached: the Service asks for both families, and the cluster gives it "
+                f"{' and '.join(service.families)} only (spec.ipFamilies)"
+            )
+
+
+def _port_warnings(fate: Fate, rule: Rule) -> Iterable[str]:
+    """What becomes of an instance's named ports otherwise than their names say."""
+    return portage.remarks(fate.instance, rule, choose_address(fate.instance, rule.instances)[1])
 
 
 def _zone_warnings(fates: Iterable[tuple[Rule, Query, Fate]]) -> Iterable[str]:

@@ -94,6 +94,7 @@ class Live:
                     plan=plan,
                     resolved=resolved,
                     cluster_nodes=self._reconciler.nodes,
+                    remembered=None if world.owners(target) else target,
                 )
                 for query in world.queries_at(target)
             ]

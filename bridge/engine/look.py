@@ -1,7 +1,9 @@
 """Looking without touching: what `bridge status` and `bridge explain` know before they speak.
 
-The same five steps as a pass makes before it writes, so that what is shown is what would be done. Where one side
-cannot be read, the other is still shown, and the trouble is said.
+The same five steps as a pass makes before it writes, so that what is shown is what `bridge sync` would do now, holds
+included: all services are judged together. Where one side cannot be read, the other is still shown, and the trouble is
+said. What a running bridge holds because of what it saw before (the last minute, a rebuilt Consul) only that one knows:
+its page and /readyz tell.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from bridge.engine.world import World
 from bridge.errors import BridgeError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import node_names
 from bridge.kube.store import Store
 from bridge.report import Origin
@@ -107,8 +110,8 @@ def status_once(
     try:
         look.read_kubernetes()
         look.read_consul(None)
-        look.resolve_names(look.world.targets())
-        rows = sorted(look.row(target) for target in look.world.targets())
+        look.judge_all()
+        rows = sorted(row for row in map(look.row, look.world.targets()) if row is not None)
         return Status(tuple(rows), look.troubles(), datetime.now(UTC).isoformat(timespec="seconds"))
     finally:
         look.close()
@@ -124,7 +127,11 @@ def explain_once(
     stop: threading.Event,
     progress: Progress | None = None,
 ) -> tuple[list[Explanation], tuple[str, ...]]:
-    """Explain one service in every datacenter that lists it (or the first, when none does), and what went wrong."""
+    """Explain one service in every datacenter that lists it, or from which Kubernetes still has something of it (or in
+    the first, when there is none), and what went wrong.
+
+    The other services are read only when this one loses something: then the guard must see all that goes together.
+    """
     look = _Look(consul, kube, rules, options, stop, progress)
     try:
         try:
@@ -132,12 +139,28 @@ def explain_once(
         except BridgeError as error:
             look.kubernetes_trouble = str(error)
         look.read_consul(service)
-        listing = [dc for dc in look.datacenters if service in look.services_of(dc)]
-        asked = [look.explain_asked(*a) for a in sorted(look.asked, key=lambda a: a[0]) if a[2].service == service]
-        found = [look.explain(service, dc) for dc in listing or look.datacenters[:1]]
-        return [e for e in found if e.rule or not asked] + asked, look.troubles()
+        look.judge([place for place in look.places(service) if place.target is not None])
+        places = look.places(service)
+        found = [(place, look.explain(place)) for place in places]
+        asked = any(place.asked for place in places)
+        return [e for place, e in found if place.asked or place.left or e.rule or not asked], look.troubles()
     finally:
         look.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A service, what is asked of Consul about it, and where it goes (None: nowhere) by which rules.
+
+    `asked`: a person's Service, or a rule about another namespace, asks for it by name. `left`: nothing sends it there
+    any more, but Kubernetes still has something that came from it.
+    """
+
+    query: Query
+    target: Target | None
+    rules: tuple[Rule, ...]
+    asked: bool = False
+    left: bool = False
 
 
 class _Look:
@@ -162,9 +185,11 @@ class _Look:
         self._claims = select.Claims()
         self._resolver: Resolver[Target] = Resolver(options.resolver)
         self._nodes: frozenset[str] = frozenset()
+        self._plans: dict[Target, Plan] = {}
+        self._about: frozenset[Query] | None = None
         self.kubernetes_trouble = ""
         self.datacenters: tuple[str, ...] = ()
-        self.world = World(rules, (), grace_seconds=0.0)
+        self.world = World(rules, (), grace_seconds=0.0, narrow=options.narrow)
 
     def close(self) -> None:
         self._resolver.close()
@@ -182,7 +207,7 @@ class _Look:
         """Read everything that the rules select, or only `service` and what shares its target."""
         self.datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
         self._rules = anchored(self._rules, self.datacenters)
-        self.world = World(self._rules, self.datacenters, grace_seconds=0.0)
+        self.world = World(self._rules, self.datacenters, grace_seconds=0.0, narrow=self._options.narrow)
         for target in self._store.targets():
             self.world.remember(target, names_at(self._store.current(target)), now=0.0)
         for query, rule in select.pinned(self._rules):
@@ -198,10 +223,11 @@ class _Look:
                 self.world.annotate(target, *request, 0.0)
                 self._claims.claim(request[1], request[0], target)
         if service is None:
-            self._read(lambda dc, listing: self._listed(dc, listing))
+            self._read(self._listed)
         else:
             self._read(lambda dc, listing: self._listed(dc, listing) and frozenset())
             self._read(lambda dc, _listing: self._needed(service, dc))
+            self._about = frozenset(self._views)
         self.world.expire(now=0.0)
 
     def _read(self, choose: Any) -> None:
@@ -235,11 +261,37 @@ class _Look:
         return frozenset(q for q in self.world.wanted() if q.datacenter == datacenter)
 
     def _needed(self, service: str, datacenter: str) -> frozenset[Query]:
-        own, target = self._place(service, datacenter)
-        plain = replace(own, filter="")
-        shared = [q for q, _ in self._claims.owners(target)] if isinstance(target, Target) else []
-        shared += [q for _, _, q in self.asked if q.service == service]
-        return frozenset({own, plain, *(q for q in shared if q.datacenter == datacenter)})
+        own, _ = self._place(service, datacenter)
+        queries = {own, replace(own, filter="")}
+        for place in self.places(service):
+            queries.add(place.query)
+            if place.target is not None:
+                queries.update(self.world.queries_at(place.target))
+        return frozenset(q for q in queries if q.datacenter == datacenter)
+
+    def places(self, service: str) -> list[_Place]:
+        """Where the service goes, and where something of it is left: by datacenter, then what is asked for by name."""
+        asked = [_Place(query, at, (rule,), asked=True) for at, rule, query in self.asked if query.service == service]
+        listing = [dc for dc in self.datacenters if service in self.services_of(dc)]
+        left = {dc: self._left(service, dc) for dc in self.datacenters}
+        places = []
+        for datacenter in [dc for dc in self.datacenters if dc in listing or left[dc]] or self.datacenters[:1]:
+            query, target = self._place(service, datacenter)
+            goes = target if isinstance(target, Target) else None
+            if goes is not None or not left[datacenter]:
+                places.append(_Place(query, goes, self._rules))
+            places += [_Place(query, at, self._rules, left=True) for at in left[datacenter] if at != goes]
+        return places + sorted(asked, key=lambda place: str(place.target))
+
+    def _left(self, service: str, datacenter: str) -> list[Target]:
+        """Targets with objects of ours that came from a service which does not go there (any more)."""
+        found = self.world.remembered_at((datacenter, service))
+        wanted = (self.world.queries_at(t) if self.world.owners(t) else () for t in found)
+        return sorted(
+            target
+            for target, queries in zip(found, wanted, strict=True)
+            if all((q.datacenter, q.service) != (datacenter, service) for q in queries)
+        )
 
     def _place(self, service: str, datacenter: str) -> tuple[Query, Target | Skipped | None]:
         tags = self.services_of(datacenter).get(service)
@@ -259,19 +311,36 @@ class _Look:
         texts += [
             f"Consul, service {q.service} in {q.datacenter}: {reason}"
             for q, reason in sorted(self.world.trouble().items())
+            if self._about is None or q in self._about
         ]
         return tuple(texts)
 
-    def resolve_names(self, targets: Collection[Target]) -> None:
+    def judge_all(self) -> None:
+        """Plan everything that was read, as a pass does: the guard sees all of it together."""
+        targets = self.world.targets()
+        self._resolve_names(targets)
+        self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
+
+    def judge(self, places: Sequence[_Place]) -> None:
+        """Plan what is at these places: alone when nothing goes there, else with everything else."""
+        targets = {place.target for place in places if place.target is not None}
+        self._resolve_names(targets)
+        if self.kubernetes_trouble:
+            return
+        self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
+        if any(plan.held or plan.lost or plan.flipped for plan in self._plans.values()):
+            self._read(self._listed)
+            self.world.expire(now=0.0)
+            self.judge_all()
+
+    def _resolve_names(self, targets: Collection[Target]) -> None:
         """Have host names resolved, within bounds."""
         if self._reconciler().ask_for_names(targets):
             self._say("resolving host names", 0, 0)
             self._resolver.wait(self._options.resolver.wait_seconds, self._stop)
 
-    def _plan(self, target: Target) -> Plan | None:
-        return self._reconciler().plan(target)
-
     def _reconciler(self) -> Reconciler:
+        client = self._client
         return Reconciler(
             world=self.world,
             store=self._store,
@@ -279,13 +348,20 @@ class _Look:
             options=PlanOptions(owner=self._options.owner, policy=self._options.policy, adopt=self._options.adopt),
             clock=time.monotonic,
             resolve=self._resolver.resolve,
+            mirrored=None if client is None else lambda target: mirrored(client, target),
             nodes=self._nodes,
         )
 
-    def row(self, target: Target) -> StatusRow:
-        plan = self._plan(target)
+    def row(self, target: Target) -> StatusRow | None:
+        """What stands at a target and what would be done there; None when it is none of our business."""
+        plan = self._plans.get(target)
+        if plan is None and not self.world.concerns(target):
+            return None
         current = self._store.current(target)
         ready, not_ready = endpoint_counts(current)
+        consul = (0, 0)
+        if plan is not None:
+            consul = self._reconciler().listed(target) if plan.held else (plan.ready, plan.not_ready)
         queries = self.world.queries_at(target) if plan is None else plan.queries
         if plan is None:
             state, detail = "unknown", "Consul could not be asked; what is there stays"
@@ -303,8 +379,8 @@ class _Look:
             name=target.name,
             service=origin.service,
             datacenter=origin.datacenter,
-            consul_ready=plan.ready if plan is not None else 0,
-            consul_not_ready=plan.not_ready if plan is not None else 0,
+            consul_ready=consul[0],
+            consul_not_ready=consul[1],
             kubernetes_ready=ready,
             kubernetes_not_ready=not_ready,
             state=state,
@@ -314,23 +390,14 @@ class _Look:
 
     def _addresses_of(self, target: Target | None, known: Knowledge | None) -> dict[str, tuple[str, ...]]:
         """Addresses of the host names of what is to be explained, of a service without a target as well."""
-        if target is not None:
-            self.resolve_names([target])
-        elif isinstance(known, Known) and (names := host_names(known.instances, Rule())):
+        if target is None and isinstance(known, Known) and (names := host_names(known.instances, Rule())):
             self._resolver.resolve(Target("", ""), names)
             self._resolver.wait(self._options.resolver.wait_seconds, self._stop)
         return {name: found for name, found in self._resolver.known().items() if found is not None}
 
-    def explain(self, service: str, datacenter: str) -> Explanation:
-        """What the rules make of a service."""
-        query, target = self._place(service, datacenter)
-        return self._explain(query, target if isinstance(target, Target) else None, self._rules)
-
-    def explain_asked(self, target: Target, rule: Rule, query: Query) -> Explanation:
-        """What becomes of a service that a person's Service, or a rule about another namespace, asks for by name."""
-        return self._explain(query, target, [rule])
-
-    def _explain(self, query: Query, at: Target | None, rules: Sequence[Rule]) -> Explanation:
+    def explain(self, place: _Place) -> Explanation:
+        """What becomes of a service at one place."""
+        query, at = place.query, place.target
         service, datacenter = query.service, query.datacenter
         known = self._views.get(query)
         resolved = self._addresses_of(at, known)
@@ -339,7 +406,8 @@ class _Look:
             service,
             datacenter,
             tags=self.services_of(datacenter).get(service),
-            rules=rules,
+            rules=place.rules,
+            remembered=at if place.left else None,
             knowledge=known,
             beside=[
                 (rule, state)
@@ -349,7 +417,7 @@ class _Look:
             unfiltered=self._views.get(replace(query, filter="")),
             claims=self._claims,
             current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,
-            plan=self._plan(at) if at is not None and not self.kubernetes_trouble else None,
+            plan=self._plans.get(at) if at is not None else None,
             resolved=resolved,
             cluster_nodes=self._nodes,
         )

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from bridge.core import plan as planning
 from bridge.core import translate
+from bridge.core.annotated import is_abandoned
 from bridge.core.canonical import shorten
 from bridge.core.guard import Guard
 from bridge.core.model import (
@@ -111,6 +112,12 @@ class Reconciler:
         drafts = [draft for draft in map(self._draft, sorted(targets)) if draft is not None]
         return self._guarded(drafts)
 
+    def listed(self, target: Target) -> tuple[int, int]:
+        """Ready and not ready endpoints that Consul has for `target`, whatever the guard makes of them."""
+        draft = self._draft(target)
+        desired = draft.desired if draft is not None else None
+        return (desired.ready, desired.not_ready) if desired is not None else (0, 0)
+
     def ask_for_names(self, targets: Collection[Target]) -> bool:
         """Have the host names of many targets resolved, before any of them is planned; whether there are any."""
         found = False
@@ -128,9 +135,14 @@ class Reconciler:
         with self.lock:
             sources = self.world.sources(target)
             losers = self.world.losers(target)
-            removable = sources == () and self.world.removable(target, now)
+            dismissed = removable = False
+            if sources == ():
+                standing = self._store.current(target)
+                abandoned, orphaned = is_abandoned(standing), standing.service is None
+                dismissed = self.world.dismissed(target, abandoned=abandoned, orphaned=orphaned)
+                removable = dismissed or self.world.removable(target, now, abandoned=abandoned)
             queries = self.world.queries_at(target)
-            listed = any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
+            listed = dismissed or any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
             reason = "no rule or annotation asks for it any more" if listed else "its service is gone from Consul"
             unwatched = self._unwatched(target)
         if unwatched:
@@ -140,7 +152,7 @@ class Reconciler:
         current = self._store.current(target)
         if not sources:
             self._resolve(target, ())
-            plan = self._diff(target, None, current, skipped=losers)
+            plan = self._diff(target, None, current, skipped=losers, dismissed=dismissed)
             changes = tuple(
                 replace(change, reason=reason) if change.body is None else change for change in plan.changes
             )
@@ -215,6 +227,8 @@ class Reconciler:
         current: Current,
         skipped: tuple[Skipped, ...],
         warnings: tuple[str, ...] = (),
+        *,
+        dismissed: bool = False,
     ) -> Plan:
         return planning.plan(
             target,
@@ -225,6 +239,7 @@ class Reconciler:
             adopt=self._options.adopt,
             skipped=skipped,
             warnings=warnings,
+            dismissed=dismissed,
         )
 
 

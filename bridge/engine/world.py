@@ -146,7 +146,7 @@ class World:
         """End the grace periods that are over; returns the targets that must be looked at."""
         due: set[Target] = set()
         for name, since in list(self._leaving.items()):
-            if now - since < self._grace_seconds or not self._is_gone(name):
+            if now - since < self._grace_seconds or not self._is_gone(name, narrow=self._narrow):
                 continue
             query = self._selected.pop(name, None)
             if query is not None:
@@ -218,19 +218,44 @@ class World:
             sources.append(Source(rule, query, known))
         return tuple(sources)
 
-    def removable(self, target: Target, now: float) -> bool:
-        """Whether it is certain, for long enough, that no Consul service stands behind `target` any more."""
+    def dismissed(self, target: Target, *, abandoned: bool = False, orphaned: bool = False) -> bool:
+        """Whether a person sent away what we filled at `target`, which no service feeds any more.
+
+        When we did not see it happen: a person's Service stands there and does not ask (`abandoned`), or none at all,
+        so that nobody gets to our endpoints (`orphaned`; what is of other flags is left to them). That proves it only
+        while Consul lists what it was filled from: a Consul that lost its services has no part in it.
+        """
         if target in self._dismissed:
             return True
+        names = self._remembered.get(target, ())
+        if not names or not (abandoned or (orphaned and not self._narrow)):
+            return False
+        return all(self.is_listed(name) and name[0] not in self._listing_trouble for name in names)
+
+    def removable(self, target: Target, now: float, *, abandoned: bool = False) -> bool:
+        """Whether it is certain, for long enough, that no Consul service stands behind `target` any more.
+
+        What is `abandoned` is nobody's business but ours, whatever the flags select.
+        """
         since = self._idle_since.get(target)
         names = self._remembered.get(target)
         if since is None or not names or now - since < self._grace_seconds:
             return False
-        return all(self._is_gone(name) for name in names)
+        return all(self._is_gone(name, narrow=self._narrow and not abandoned) for name in names)
 
     def targets(self) -> set[Target]:
         """All targets that a service claims or that Kubernetes remembers."""
         return self._claims.targets() | self._remembered.keys()
+
+    def concerns(self, target: Target) -> bool:
+        """Whether what stands at `target` is our business, or that of a command with other flags (`narrow`)."""
+        if not self._narrow or self._claims.owners(target):
+            return True
+        return any(self._may_select(name) for name in self._remembered.get(target, ()))
+
+    def remembered_at(self, name: Name) -> frozenset[Target]:
+        """The targets where Kubernetes holds objects of ours that came from a service."""
+        return frozenset(self._remembered_by.get(name, ()))
 
     def queries_at(self, target: Target) -> tuple[Query, ...]:
         """The services behind `target`, from the claims or from memory."""
@@ -360,7 +385,12 @@ class World:
         if name not in self._selected and name not in self._remembered_by:
             self._leaving.pop(name, None)
 
-    def _is_gone(self, name: Name) -> bool:
+    def _may_select(self, name: Name) -> bool:
+        """Whether a rule could select a service of this name, whatever tags it has."""
+        datacenter, service = name
+        return any(select.may_match(rule, service, datacenter) for rule in self.rules)
+
+    def _is_gone(self, name: Name, *, narrow: bool) -> bool:
         """Whether a service that is leaving has certainly left.
 
         | the listing | its own view | so |
@@ -374,9 +404,9 @@ class World:
         datacenter, service = name
         if datacenter in self._listing_trouble or datacenter not in self._listings:
             return False
-        if self._narrow and not any(select.may_match(rule, service, datacenter) for rule in self.rules):
+        if narrow and not self._may_select(name):
             return False
         if service in self._listings[datacenter].services:
-            return not self._narrow
+            return not narrow
         query = self._selected.get(name, Query(datacenter, service))
         return query not in self._trouble and self._views.get(query) == Known(())

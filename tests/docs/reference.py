@@ -70,7 +70,10 @@ MARKS = (
         "a member's Lease: whether it sees Consul, and that another installation writes instead",
     ),
     Mark("annotation", (election.INSTALLATION,), "", "our Leases: the installation that wrote it last, if known"),
-    Mark("label", (annotated.MIRROR,), "true", "yours, on a Service without selector: fill it"),
+    Mark(
+        "label", (annotated.MIRROR,), "true",
+        "yours, on a Service without selector: fill it; when it is taken off, what was filled goes at once",
+    ),
     Mark("annotation", (annotated.SERVICE,), "", "yours, on such a Service: the Consul service; default its own name"),
     Mark("annotation", (annotated.DATACENTER,), "", "yours: the datacenter; default the bridge's own"),
     Mark("annotation", (annotated.TAGS,), "", "yours: tags that an instance must have, separated by commas"),
@@ -227,6 +230,10 @@ def _marks() -> Iterator[str]:
     _same((key for mark in MARKS for key in mark.keys), keys_in_the_code(), "labels and annotations")
     yield from _table("mark", "on what", rows=((_mark(mark), mark.on) for mark in MARKS))
     yield "\nWe change and delete only what carries the first two, with our own owner id."
+    yield (
+        "\nOn a Service that asks to be filled another annotation under `consul-bridge/`, or a value that means nothing, "
+        "is without effect; a warning in plan, status and Event says so."
+    )
 
 
 def _paths() -> Iterator[str]:

@@ -293,8 +293,8 @@ def test_a_healthy_service_is_explained(run: Run, consul: RawConsul, namespace: 
     node = f"{prefix}vm-03"
     assert len(found) == 12
     assert found[2] == [
-        f"{node}/{name}-{node}", "critical", f"check:{name}-{node}", "10.77.0.3", "8080", "not ready", "not ready",
-        "at the node's address (the service has none)",
+        f"{node}/{name}-{node}", "critical", f"check:{name}-{node}", "10.77.0.3", "8080", "subset 1", "not ready",
+        "not ready", "at the node's address (the service has none)",
     ]  # fmt: skip
     assert text.endswith("\nKubernetes holds exactly this.\n")
     (row,) = run("status", "-o", "json").json["services"]

@@ -110,6 +110,25 @@ def test_a_hold_shows_what_consul_has_and_what_is_kept(running: Running, eventua
     eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in sync")}, SECONDS)
 
 
+def test_a_service_that_is_gone_and_held_shows_what_is_kept(running: Running, eventually: Eventually) -> None:
+    """Nothing in Consul tells where it was; the page explains it all the same."""
+    for n in range(4):
+        running.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    running.start()
+    eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in sync")}, SECONDS)
+    for n in range(4):
+        running.consul.deregister("web", f"vm-{n}")
+
+    def gone() -> bool:
+        explanations = running.bridge.explain("default", "web") or ()
+        return [e.problem for e in explanations] == ["dc1 does not list a service of this name"]
+
+    eventually(gone, True, SECONDS)
+    eventually(lambda: rows(running)["web"][2], "held", SECONDS)
+    explanation = (running.bridge.explain("default", "web") or ())[0]
+    assert (explanation.target, len(explanation.others), len(explanation.held)) == ("default/web", 4, 1)
+
+
 def test_what_is_gone_is_forgotten(running: Running, eventually: Eventually) -> None:
     """Names that come and go do not pile up, in the rows or behind them."""
     running.start()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bridge.consul.client import ConsulConfig
+from bridge.core.guard import GuardSettings
 from bridge.core.model import Change, Destination, Meta, Rule
 from bridge.engine import backoff
 from bridge.engine.run import OWN_DATACENTER, Bridge, RunOptions
@@ -434,3 +435,29 @@ def test_a_second_owner_in_the_same_namespace_is_never_touched(
     conflicts = other.bridge.status()["report"]["conflicts"]
     other.stop()
     assert (len(conflicts), running.kube.get("endpoints", "default", "web")) == (1, before)
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["the label is taken off", "the Service is deleted"])
+def test_what_a_person_sends_away_goes_at_once_however_much_it_is(
+    running: Running, tmp_path: Path, eventually: Eventually, deleted: bool
+) -> None:
+    """Half of all that there is, so this guard would hold it if Consul had lost it."""
+    for n in range(12):
+        running.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    marks = {"labels": {"consul-bridge/mirror": "true"}, "annotations": {"consul-bridge/service": "web"}}
+    body = {"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80, "protocol": "TCP"}]}}
+    plain = {"name": "store", "namespace": "default"}
+    running.kube.put("services", {**body, "metadata": {**plain, **marks}})
+    strict = replace(OPTIONS, guard=GuardSettings(removal_percent=40))
+    strictly = Running(running.consul, running.kube, tmp_path, strict)
+    strictly.start()
+    try:
+        eventually(lambda: len(strictly.ready("store") or ()), 12)
+        if deleted:
+            running.kube.remove("services", "default", "store")
+        else:
+            running.kube.put("services", {**body, "metadata": plain})
+        eventually(lambda: strictly.ready("store"), None)
+        assert strictly.bridge.ready()[1]["held"] == []
+    finally:
+        strictly.stop()

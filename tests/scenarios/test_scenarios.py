@@ -26,6 +26,7 @@ from bridge.core import annotated, select
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
     Adopt,
+    Current,
     CurrentEndpoints,
     CurrentService,
     Destination,
@@ -50,7 +51,7 @@ from bridge.core.model import (
     TaggedAddress,
     Target,
 )
-from bridge.core.plan import plan, retain
+from bridge.core.plan import DATACENTER, SERVICE, origins, plan, retain
 from bridge.core.translate import translate
 from tests.unit.core.builders import OWNER, Cluster
 
@@ -178,7 +179,11 @@ class World:
     ) -> tuple[Mirror | None, Plan]:
         sources = [(rule, query, views[query]) for query, rule in claims.owners(target)]
         if not sources:
-            return None, replace(self._plan(None, target, policy), queries=(Query("dc1", target.name),))
+            current = self._cluster(target).current()
+            listed = {query.service for query in views}
+            dismissed = annotated.is_abandoned(current) and _origins(current) <= listed
+            found_plan = self._plan(None, target, policy, dismissed=dismissed)
+            return None, replace(found_plan, queries=(Query("dc1", target.name),))
         found = translate(target, sources, self._cluster(target).current())
         skipped = (*found.skipped, *claims.losers(target))
         return found.mirror, self._plan(found.mirror, target, policy, skipped, found.warnings)
@@ -190,6 +195,8 @@ class World:
         policy: Policy,
         skipped: tuple[Skipped, ...] = (),
         warnings: tuple[str, ...] = (),
+        *,
+        dismissed: bool = False,
     ) -> Plan:
         return plan(
             target,
@@ -200,6 +207,7 @@ class World:
             adopt=self.adopt,
             skipped=skipped,
             warnings=warnings,
+            dismissed=dismissed,
         )
 
     def _cluster(self, target: Target) -> Cluster:
@@ -268,6 +276,12 @@ class World:
         service = self._cluster(Target(*target.split("/"))).service
         assert service is not None
         return ", ".join(f"{p.name} {p.number}".strip() for p in service.ports)
+
+
+def _origins(current: Current) -> set[str]:
+    """The Consul services that our objects at a target came from."""
+    found = [dict(o.meta.annotations) for o in (current.endpoints, *current.slices) if o is not None]
+    return {name for marks in found if SERVICE in marks for _, name in origins(marks[SERVICE], marks[DATACENTER])}
 
 
 def _rule(raw: Mapping[str, Any]) -> Rule:

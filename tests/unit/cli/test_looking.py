@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ EXPLANATION = Explanation(
     target="storage/radosgw",
     consul="2 instances",
     rows=(
-        Row("vm1/rgw-1", "passing", "", "10.0.0.1", "the service's address", "8080", "ready", "", "ready"),
+        Row("vm1/rgw-1", "passing", "", "10.0.0.1", "the service's address", "8080", "ready", "", "ready", "subset 1"),
         Row("vm2/rgw-2", "critical", "http", "127.0.0.1", "x", "8080", "skipped", "a loopback address", "absent"),
     ),
     differences=("update Endpoints radosgw (1 address turns ready)",),
@@ -210,7 +211,9 @@ def test_explain_tells_the_rule_the_target_and_every_instance() -> None:
     text = explanation_text(EXPLANATION, 140)
     assert "Rule:     rule 2" in text
     assert "Target:   storage/radosgw" in text
-    assert re.search(r"vm1/rgw-1 +passing +10\.0\.0\.1 +8080 +ready +ready", text)
+    assert re.search(r"vm1/rgw-1 +passing +10\.0\.0\.1 +8080 +subset 1 +ready +ready", text)
+    without = replace(EXPLANATION, rows=EXPLANATION.rows[1:])
+    assert ("  GROUP  " in text, "GROUP" in explanation_text(without, 140)) == (True, False)
     assert re.search(r"vm2/rgw-2 +critical +http +127\.0\.0\.1 +8080 +skipped +absent +a loopback address", text)
     assert "Kubernetes differs; the next pass would:\n  update Endpoints radosgw (1 address turns ready)" in text
 
@@ -222,6 +225,37 @@ def test_explain_tells_why_no_rule_selects() -> None:
     )
     assert "Rule:     not rule 1: its name matches no glob" in text
     assert "Problem:  none" in text
+
+
+@pytest.mark.parametrize(
+    ("explanation", "end"),
+    [
+        ({"target": "a/x"}, "Kubernetes holds exactly this.\n"),
+        (
+            {"target": "a/x", "compared": False},
+            "Too little is known to say how Kubernetes differs; what is there stays.\n",
+        ),
+        ({"target": "a/x", "problem": "nobody lists it"}, "Nothing is to be written.\n"),
+        (
+            {"target": "a/x", "problem": "nobody lists it", "differences": ("delete Service x",)},
+            "Kubernetes differs; the next pass would:\n  delete Service x\n",
+        ),
+        (
+            {"target": "a/x", "problem": "nobody lists it", "held": ("2 kept",)},
+            "Nothing is taken away while it is held.\n",
+        ),
+        ({"problem": "no rule selects it"}, "Consul:   0 instances\n"),
+    ],
+)
+def test_the_last_line_says_what_the_next_pass_would_do(explanation: dict[str, Any], end: str) -> None:
+    """Never that nothing is to be written when something is, and never that both sides agree when nobody knows."""
+    assert explanation_text(Explanation("x", "dc1", consul="0 instances", **explanation)).endswith(end)
+
+
+def test_what_is_kept_of_a_service_that_is_gone_is_named() -> None:
+    """There is no instance left to show it in a row of."""
+    gone = Explanation("x", "dc1", target="a/x", problem="not listed", held=("1 kept",), others=("10.0.0.1:80 ready",))
+    assert "of no instance above (the hold keeps what is ready): 10.0.0.1:80 ready" in explanation_text(gone, None)
 
 
 def test_explain_passes_the_name_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +322,7 @@ def test_check_without_any_kubeconfig(run: Run, tmp_path: Any) -> None:
     [
         status_table(Status((row(EVIL, detail=EVIL),), (EVIL,)), 100),
         explanation_text(
-            Explanation(EVIL, "dc1", problem=EVIL, consul=EVIL, rows=(Row(*[EVIL] * 9),), held=(EVIL,), target=EVIL),
+            Explanation(EVIL, "dc1", problem=EVIL, consul=EVIL, rows=(Row(*[EVIL] * 10),), held=(EVIL,), target=EVIL),
             100,
         ),
         probe_text(Probe(EVIL, "failed", EVIL, EVIL), 100),

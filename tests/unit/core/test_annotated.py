@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from bridge.core.annotated import request_of
-from bridge.core.model import Bounds, CurrentService, Kind, Meta, Output, Port, Query
+from bridge.core.annotated import is_abandoned, request_of
+from bridge.core.model import Bounds, Current, CurrentService, Kind, Meta, Output, Port, Query, Target
 
 ASKING = {"consul-bridge/mirror": "true"}
 
 
-def service(marks: dict[str, str], owner: str | None = None, deleting: bool = False) -> CurrentService:
+def service(marks: dict[str, str], owner: str | None = None, **more: Any) -> CurrentService:
     """A Service `apps/web` with these labels and annotations."""
     meta = Meta(
         kind=Kind.SERVICE, namespace="apps", name="web", uid="u", resource_version="7", owner=owner,
-        marks=tuple(sorted(marks.items())), deleting=deleting,
+        marks=tuple(sorted(marks.items())), **more,
     )  # fmt: skip
     return CurrentService(meta, "ClusterIP", False, False, (Port("", 80),))
 
@@ -60,13 +62,59 @@ def test_annotations_say_what_from_where_and_which_instances() -> None:
 
 @pytest.mark.parametrize(
     ("text", "output"),
-    [("endpointslices", Output.ENDPOINTSLICES), ("both", Output.BOTH), ("", Output.ENDPOINTS), ("x", Output.ENDPOINTS)],
+    [
+        ("endpointslices", Output.ENDPOINTSLICES),
+        (" both ", Output.BOTH),
+        ("endpoints", Output.ENDPOINTS),
+        ("", Output.ENDPOINTS),
+    ],
 )
 def test_an_annotation_chooses_what_carries_the_addresses(text: str, output: Output) -> None:
     """Endpoints, unless one of the other two is named."""
     asked = request_of(service({**ASKING, "consul-bridge/output": text}), "dc1")
     assert asked is not None
-    assert asked[0].to.output is output
+    assert (asked[0].to.output, asked[0].warnings) == (output, ())
+
+
+@pytest.mark.parametrize(
+    ("marks", "warnings"),
+    [
+        (
+            {"output": "EndpointSlices"},
+            (
+                "the annotation consul-bridge/output is 'EndpointSlices' and not one of endpoints, endpointslices, "
+                "both: endpoints carries the addresses",
+            ),
+        ),
+        (
+            {"tags": " , "},
+            ("the annotation consul-bridge/tags is ' , ' and names no tag: instances with any tags are taken",),
+        ),
+        ({"tags": " ", "filter": " ", "output": " ", "service": ""}, ()),
+        ({"adopt": "true", "owner": "default", "service": "x", "datacenter": "dc2", "filter": "x", "tags": "a"}, ()),
+        (
+            {"tag": "a", "Output": "both"},
+            ("unknown to the bridge, so without effect: consul-bridge/Output, consul-bridge/tag",),
+        ),
+        (
+            dict.fromkeys("abcde", "x"),
+            ("unknown to the bridge, so without effect: consul-bridge/a, consul-bridge/b, consul-bridge/c and 2 more",),
+        ),
+    ],
+    ids=["output", "tags", "blank", "all that there are", "unknown ones", "many unknown ones"],
+)  # fmt: skip
+def test_what_is_not_understood_is_said(marks: dict[str, str], warnings: tuple[str, ...]) -> None:
+    """It is filled all the same, as if that had not been set."""
+    asked = request_of(service({**ASKING, **{f"consul-bridge/{k}": v for k, v in marks.items()}}), "dc1")
+    assert asked is not None
+    assert (asked[0].warnings, asked[0].to.output) == (warnings, Output.ENDPOINTS)
+
+
+def test_what_others_set_is_none_of_our_business() -> None:
+    """A mark of HashiCorp's catalog sync, say."""
+    asked = request_of(service({**ASKING, "consul": "true"}), "dc1")
+    assert asked is not None
+    assert asked[0].warnings == ()
 
 
 def test_what_a_person_asks_for_stays_within_the_installations_bounds() -> None:
@@ -75,3 +123,30 @@ def test_what_a_person_asks_for_stays_within_the_installations_bounds() -> None:
     asked = request_of(service(ASKING), "dc1", bounds)
     assert asked is not None
     assert asked[0].instances.bounds == bounds
+
+
+OURS = (("consul-bridge/owner", "default"),)
+
+
+@pytest.mark.parametrize(
+    ("found", "abandoned"),
+    [
+        (None, False),
+        (service({}), True),
+        (service({"consul-bridge/service": "pg"}), True),
+        (service({"consul-bridge/mirror": "no"}), True),
+        (service(ASKING), False),
+        (service(ASKING, deleting=True), True),
+        (service({}, owner="default"), False),
+        (service({}, written="2026-11-23T11:00:00Z"), False),
+        (service({}, labels=OURS), False),
+        (service({}, annotations=OURS), False),
+    ],
+    ids=["no Service", "a person's", "annotations are left", "another value", "it asks", "being deleted", "ours",
+         "ours once, written", "ours once, a label", "ours once, an annotation"],
+)  # fmt: skip
+def test_a_service_that_a_person_made_and_that_does_not_ask_is_abandoned(
+    found: CurrentService | None, abandoned: bool
+) -> None:
+    """One of our own making is not, although somebody took the label of its owner off."""
+    assert is_abandoned(Current(Target("apps", "web"), found)) is abandoned

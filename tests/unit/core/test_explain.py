@@ -17,6 +17,7 @@ from bridge.core.model import (
     InstanceRules,
     Kind,
     Known,
+    Output,
     Plan,
     Port,
     Query,
@@ -28,14 +29,17 @@ from bridge.core.model import (
 from bridge.core.select import Claims
 from tests.unit.core.builders import (
     TARGET,
+    Cluster,
     down,
     endpoints,
     group,
     instance,
+    instances,
     mirror_of,
     named,
     planned,
     ready,
+    rule,
     service,
     slice_of,
 )
@@ -85,8 +89,9 @@ def test_a_healthy_service_is_explained_in_full() -> None:
                 "ready",
                 "",
                 "ready",
+                "subset 1",
             ),
-            Row("vm-/b", "critical", "disk", "10.9.9.9", node, "8080", "not ready", "", "not ready"),
+            Row("vm-/b", "critical", "disk", "10.9.9.9", node, "8080", "not ready", "", "not ready", "subset 2"),
             Row("vm-::1/c", "passing", "", "::1", own, "8080", "skipped", loopback, "absent"),
         ),
         differences=("update Service radosgw", "update Endpoints radosgw"),
@@ -106,8 +111,8 @@ def test_what_stands_in_slices_counts_as_well() -> None:
 
 def _claimed(*wanted: tuple[str, Rule]) -> Claims:
     claims = Claims()
-    for name, rule in wanted:
-        claims.claim(Query("dc1", name), rule, TARGET)
+    for name, by in wanted:
+        claims.claim(Query("dc1", name), by, TARGET)
     return claims
 
 
@@ -228,3 +233,85 @@ def test_what_a_service_that_shares_the_target_accounts_for_is_no_riddle() -> No
         beside=[(RULE, Known((instance("10.0.0.2"),)))],
     )  # fmt: skip
     assert shown.others == ("10.0.0.3:8080 ready",)
+
+
+def test_what_is_left_of_a_service_that_is_gone_is_explained_where_it_stands() -> None:
+    """Only Kubernetes still knows the place; the rules (here: none that selects it) say nothing of it."""
+    standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
+    shown = explain(
+        "radosgw", "dc1", tags=None, rules=[], knowledge=Known(()), current=standing, remembered=TARGET,
+        plan=planned(None, standing),
+    )  # fmt: skip
+    assert (shown.target, shown.problem, shown.others, shown.compared) == (
+        "default/radosgw", "dc1 does not list a service of this name", ("10.0.0.1:8080 ready",), True,
+    )  # fmt: skip
+    assert len(shown.differences) == 2
+
+
+@pytest.mark.parametrize(
+    ("tags", "problem"),
+    [
+        (set[str](), "it goes to other/radosgw now; default/radosgw still has what came from it"),
+        (None, "dc1 does not list a service of this name"),
+    ],
+)
+def test_what_is_left_where_a_service_was_before(tags: set[str] | None, problem: str) -> None:
+    """It goes elsewhere, or would if it were still there."""
+    moved = Rule(to=Destination(namespace="other"))
+    shown = explain("radosgw", "dc1", tags=tags, rules=[moved], claims=_claimed(), remembered=TARGET)
+    assert (shown.target, shown.problem, shown.compared) == ("default/radosgw", problem, False)
+
+
+def test_what_stands_at_a_name_that_another_service_has_is_not_this_ones() -> None:
+    """The other's endpoints are no riddle of the one that lost the name."""
+    fixed = Rule(to=Destination(name="radosgw"))
+    standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
+    claims = _claimed(("radosgw", fixed), ("gateway", fixed))
+    shown = explain("gateway", "dc1", tags=set(), rules=[fixed], claims=claims, knowledge=Known(()), current=standing)
+    assert shown.others == ()
+
+
+SPREAD = (
+    instance("10.0.0.1", 80), instance("10.0.0.2", 80), instance("fd00::1", 80), instance("10.0.0.4", 81),
+    instance("127.0.0.1", 80),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("planned_only", [True, False], ids=["only planned", "as it stands"])
+def test_each_endpoint_is_told_its_subset_and_its_slice(planned_only: bool) -> None:
+    """A subset has both families, a slice has one; a slice has one endpoint here."""
+    by = rule(output=Output.BOTH, max_endpoints_per_slice=1)
+    cluster = Cluster()
+    plan = planned(mirror_of(SPREAD, by), cluster.current())
+    cluster.apply(plan)
+    standing = cluster.current()
+    shown = explain(
+        "radosgw", "dc1", tags=set(), rules=[by], knowledge=Known(SPREAD),
+        current=Current(TARGET) if planned_only else standing, plan=plan if planned_only else None,
+    )  # fmt: skip
+    groups = [row.group.split(", ") for row in shown.rows]
+    assert [group[0] for group in groups] == ["subset 1", "subset 1", "subset 1", "subset 2", ""]
+    by_slice = {e.address: name for name, piece in cluster.slices.items() for e in piece.group.endpoints}
+    assert [group[1:] for group in groups] == [[by_slice[i.address]] for i in SPREAD[:4]] + [[]]
+
+
+def test_a_group_that_the_plan_deletes_or_fills_is_told_as_it_will_be() -> None:
+    """From slices to Endpoints and back; what the plan does not mention stays."""
+    slices, whole = rule(output=Output.ENDPOINTSLICES), rule()
+
+    def groups(cluster: Cluster, by: Rule) -> list[str]:
+        current = cluster.current()
+        plan = planned(mirror_of(instances(2), by, current), current)
+        shown = explain(
+            "radosgw", "dc1", tags=set(), rules=[by], knowledge=Known(instances(2)), current=current, plan=plan
+        )
+        cluster.apply(plan)
+        cluster.mirror()
+        return [row.group for row in shown.rows]
+
+    cluster = Cluster()
+    assert groups(cluster, whole) == ["subset 1"] * 2
+    assert groups(cluster, slices) == [*cluster.slices] * 2
+    (name,) = cluster.slices
+    assert groups(cluster, whole) == [f"subset 1, {name}"] * 2
+    assert groups(cluster, whole) == ["subset 1"] * 2

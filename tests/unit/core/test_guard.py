@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -353,6 +354,26 @@ def test_what_is_let_go_on_purpose_is_charged_to_nobody(force: bool) -> None:
     guard.applied(TARGETS[1])
     assert held(guard, [taking(1, 1, before=38)], 38, 101.0) == {}
     assert TARGETS[1] in held(guard, [taking(1, 21, before=38)], 38, 101.0)
+
+
+def test_what_a_person_sends_away_is_held_by_nothing_and_charged_to_nothing() -> None:
+    """Not even while Consul is being rebuilt; and the next loss is judged as if it had not been."""
+    guard = Guard(GuardSettings())
+    guard.rebuilt("dc1", 0.0)
+    away = replace(taking(0, before=50, ready=0), dismissed=True)
+    assert held(guard, [away], 100) == {}
+    guard.applied(TARGETS[0])
+    assert held(guard, [taking(1, 20)], 50, 700.0) == {}
+
+
+def test_a_hold_that_a_person_ends_by_sending_it_away_is_no_recovery() -> None:
+    """What is held elsewhere stays held: Consul has not come back."""
+    guard = holding(2)
+    away = replace(taking(0, before=10, ready=0), dismissed=True)
+    assert held(guard, [away], 20, 5.0) == {}
+    assert [h.target for h in guard.active()] == [TARGETS[1]]
+    assert guard.released(5.0) == frozenset()
+    assert TARGETS[1] in held(guard, [taking(1, 10)], 10, 5.0)
 
 
 def test_a_hold_whose_time_is_over_counts_for_nobody_before_it_is_planned() -> None:

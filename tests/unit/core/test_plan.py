@@ -336,6 +336,13 @@ def test_a_target_that_goes_goes_with_its_service_last() -> None:
     assert cluster.current() == Current(TARGET, mirrored=())
 
 
+def test_what_a_person_sends_away_goes_and_is_not_lost() -> None:
+    """It is deleted like anything else; the guard has nothing to add up."""
+    standing = Current(TARGET, service(owner=None), endpoints(group(*ready("10.0.0.1", "10.0.0.2"))))
+    found = plan(TARGET, None, standing, owner=OWNER, dismissed=True)
+    assert (verbs(found), found.ready_before, found.lost, found.dismissed) == (["delete Endpoints"], 2, 0, True)
+
+
 def test_only_what_is_ours_goes() -> None:
     """A person's Service stays, another bridge's Endpoints too, and what is being deleted needs no deletion."""
     mixed = Current(

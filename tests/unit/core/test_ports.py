@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bridge.core.model import Current, Destination, Instance, InstanceRules, Known, Port, Query, Rule, TaggedAddress
 from bridge.core.ports import in_order, legal
 from bridge.core.translate import translate
 from tests.unit.core.builders import (
+    OWNER,
     TARGET,
     Cluster,
     instance,
@@ -47,6 +50,56 @@ def ports_of(*found: Instance, by: Rule | None = None, current: Current | None =
 def test_ports_of_endpoints(found: Instance, by: Rule, ports: tuple[Port, ...]) -> None:
     """As the table in `ports` says."""
     assert ports_of(found, by=by) == [ports]
+
+
+@pytest.mark.parametrize(
+    ("found", "by", "warnings"),
+    [
+        (instance(ports=MULTI), Rule(), ()),
+        (instance(ports=MULTI), rule(port_name="grpc"), ()),
+        (
+            instance(ports=named(("a.b", 1), ("a_b", 2), ("c", 3), default="a_b")),
+            Rule(),
+            ("the ports a_b and a.b become one name, 'a-b': a.b is not mirrored",),
+        ),
+        (
+            instance(ports=named(("a.b", 1), ("a_b", 2), default="a_b")),
+            rule(annotated=True),
+            ("the ports a_b and a.b become one name, 'a-b': a.b is not mirrored",),
+        ),
+        (instance(ports=named(("a.b", 1), ("a_b", 2), default="a_b")), rule(port_name="a-b"), ()),
+        (
+            instance(ports=MULTI, port=8080),
+            rule(port_name="web"),
+            ("no port is called 'web' (`port_name`) but http, grpc: the default one has that name now",),
+        ),
+        (
+            instance(ports=named(("!", 1), ("x", 70000))),
+            Rule(),
+            ("no number between 1 and 65535, so not mirrored: the port x",),
+        ),
+        (
+            instance(ports=MULTI, tagged_addresses=(TaggedAddress("lan", "10.0.0.9", 8080),)),
+            Rule(instances=InstanceRules(address="lan")),
+            ("the address lan has a port of its own, so these are not mirrored: grpc",),
+        ),
+        (
+            instance(ports=MULTI, tagged_addresses=(TaggedAddress("lan", "10.0.0.9", 8080),)),
+            Rule(to=Destination(port_name="web"), instances=InstanceRules(address="lan")),
+            (),
+        ),
+        (
+            instance(ports=named(("http", 80)), tagged_addresses=(TaggedAddress("lan", "10.0.0.9", 80),)),
+            Rule(instances=InstanceRules(address="lan")),
+            (),
+        ),
+        (instance("127.0.0.1", ports=named(("a.b", 1), ("a_b", 2))), Rule(), ()),
+    ],
+)
+def test_a_named_port_that_is_dropped_or_replaced_is_said(found: Instance, by: Rule, warnings: tuple[str, ...]) -> None:
+    """Once, however many instances there are; nothing is said of what is skipped anyway."""
+    many = [replace(found, node=f"n{n}") for n in range(3)]
+    assert translated(many, by, Current(TARGET, service(None if by.to.annotated else OWNER))).warnings == warnings
 
 
 def test_the_service_names_the_protocols_too() -> None:

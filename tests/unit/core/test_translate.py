@@ -8,6 +8,7 @@ from bridge.core.marks import derived, label_value, marks, origins
 from bridge.core.model import (
     Bounds,
     Current,
+    CurrentService,
     Destination,
     Disposition,
     Endpoint,
@@ -356,6 +357,29 @@ def test_an_annotated_service_without_a_family_is_told() -> None:
     assert found.warnings == ("IPv6 endpoints cannot be reached: the Service has no IPv6 (spec.ipFamilies)",)
 
 
+@pytest.mark.parametrize(
+    ("standing", "warned"),
+    [
+        (None, False),
+        (service(), False),
+        (service(dual_stack=True), True),
+        (service(dual_stack=True, families=()), False),
+        (service(dual_stack=True, families=(Family.IPV4, Family.IPV6)), False),
+        (service(None, dual_stack=True), False),
+    ],
+    ids=["not made yet", "not asked for yet", "asked for in vain", "not known yet", "given", "somebody else's"],
+)
+def test_a_family_that_the_cluster_does_not_have_is_said(standing: CurrentService | None, warned: bool) -> None:
+    """As soon as it is known: our Service asks for both families, and Kubernetes answers with those that it has."""
+    found = translated([instance("fd00::1"), instance()], None, Current(TARGET, standing))
+    text = (
+        "IPv6 endpoints cannot be reached: the Service asks for both families, and the cluster gives it IPv4 only "
+        "(spec.ipFamilies)"
+    )
+    assert found.warnings == ((text,) if warned else ())
+    assert translated([instance()], None, Current(TARGET, standing)).warnings == ()
+
+
 @pytest.mark.parametrize(("output", "warned"), [(Output.ENDPOINTS, True), (Output.BOTH, False)])
 def test_more_than_a_thousand_addresses_are_too_many_for_the_mirror(output: Output, warned: bool) -> None:
     """Counted by port set, ready or not, both families together."""
@@ -384,6 +408,56 @@ def test_several_services_behind_one() -> None:
     )
     assert found.mirror.labels == (("a", "1"), ("b", "2"))
     assert found.mirror.queries == (Query("dc1", "web-http"), Query("dc1", "web-metrics"))
+
+
+def test_rules_that_share_a_service_and_contradict_each_other_are_told_so() -> None:
+    """Once for each thing, however many they are; what only one of them says is no contradiction."""
+
+    def says(port_name: str, owner: str, **more: object) -> Rule:
+        labels = (("owner", owner), (port_name, "own"))
+        return rule(port_name=port_name, labels=labels, labels_from=(("team", "meta:team"),), **more)
+
+    def known(port: int, team: str) -> Known:
+        return Known((instance(port=port, meta=(("team", team),)),))
+
+    found = translate(
+        TARGET,
+        [
+            (says("http", "a"), Query("dc1", "web-http"), known(80, "x")),
+            (
+                says(
+                    "metrics", "a", headless=True, output=Output.BOTH, annotations=(("n", "2"),),
+                    max_endpoints_per_slice=500,
+                ),
+                Query("dc1", "web-metrics"),
+                known(90, "x"),
+            ),
+            (
+                says("admin", "b", output=Output.ENDPOINTSLICES, annotations=(("n", "3"),)),
+                Query("dc1", "web-admin"),
+                known(91, "x"),
+            ),
+        ],
+    )  # fmt: skip
+    assert found.mirror is not None
+    assert (found.mirror.output, found.mirror.headless, dict(found.mirror.labels)["owner"]) == (
+        Output.ENDPOINTS, False, "a",
+    )  # fmt: skip
+    begin = "the rules that share this Service differ in "
+    assert [w.removeprefix(begin) for w in found.warnings if w.startswith(begin)] == [
+        "max_endpoints_per_slice: '100' (for web-http) is taken, not '500' (for web-metrics)",
+        "output: 'endpoints' (for web-http) is taken, not 'both' (for web-metrics)",
+        "the annotation n: '2' (for web-metrics) is taken, not '3' (for web-admin)",
+        "the label owner: 'a' (for web-http) is taken, not 'b' (for web-admin)",
+        "type: 'ClusterIP' (for web-http) is taken, not 'Headless' (for web-metrics)",
+    ]
+
+
+def test_what_was_not_understood_of_a_rule_is_said_of_what_it_makes() -> None:
+    """Each sentence once, however many instances there are."""
+    by = Rule(to=Destination(annotated=True), warnings=("a word means nothing",))
+    found = translated(instances(3), by, Current(TARGET, service(None)))
+    assert found.warnings == ("a word means nothing",)
 
 
 # --------------------------------------------------------------------------- labels, annotations, marks

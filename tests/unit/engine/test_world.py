@@ -217,8 +217,50 @@ def test_an_annotated_service_wins_its_name_and_may_be_dropped_at_once() -> None
     fed = [[s.query for s in made.sources(t) or ()] for t in (one, two)]
     made.remember(two, [("dc1", "pg")], 0.0)
     left = made.unannotate(two, 1.0)
-    assert (fed, left, made.removable(two, 1.0), made.unannotate(two, 1.0)) == ([[asked], [asked]], {two}, True, set())
+    assert (fed, left, made.dismissed(two), made.unannotate(two, 1.0)) == ([[asked], [asked]], {two}, True, set())
     assert [s.query for s in made.sources(one) or ()] == [asked]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_was_filled_for_a_service_that_asked_while_nobody_ran_goes_at_once(narrow: bool) -> None:
+    """Whatever the flags select: a person decided it. Consul still lists the service, so it has no part in that."""
+    made = World(RULES, ["dc1"], 30.0, narrow=narrow)
+    made.remember(HERE, [("dc1", "pg")], 0.0)
+    unread = made.dismissed(HERE, abandoned=True)
+    made.on_listing("dc1", listing("pg"), 0.0)
+    asks, left = made.dismissed(HERE), made.dismissed(HERE, abandoned=True)
+    made.on_listing("dc1", Unknown("no leader"), 2.0)
+    assert (unread, asks, left, made.dismissed(HERE, abandoned=True)) == (False, False, True, False)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_left_consul_as_well_waits_for_its_proof_and_its_grace_period(narrow: bool) -> None:
+    """Nobody can tell whether it was the person or Consul, so it is a removal like any other."""
+    made = World(RULES, ["dc1"], 30.0, narrow=narrow)
+    made.remember(HERE, [("dc1", "pg")], 0.0)
+    made.on_listing("dc1", listing(), 0.0)
+    unproved = made.removable(HERE, 30.0, abandoned=True)
+    made.on_view(Query("dc1", "pg"), Known(()))
+    due = [made.removable(HERE, now, abandoned=True) for now in (29.0, 30.0)]
+    assert (unproved, due, made.dismissed(HERE, abandoned=True)) == (False, [False, True], False)
+    assert made.removable(HERE, 30.0) is not narrow
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_no_service_leads_to_any_more_goes_at_once_unless_it_is_of_other_flags(narrow: bool) -> None:
+    """The Service was deleted while nobody ran; Consul still lists what it was filled from."""
+    made = World(RULES, ["dc1"], 30.0, narrow=narrow)
+    made.remember(HERE, [("dc1", "pg")], 0.0)
+    made.on_listing("dc1", listing("pg"), 0.0)
+    assert made.dismissed(HERE, orphaned=True) is not narrow
+    made.on_listing("dc1", listing(), 1.0)
+    assert made.dismissed(HERE, orphaned=True) is False
+
+
+def test_where_nothing_is_remembered_nothing_was_dismissed() -> None:
+    """A Service of somebody who never asked."""
+    made = world("web")
+    assert made.dismissed(Target("apps", "other"), abandoned=True) is False
 
 
 def test_with_rules_from_flags_what_they_do_not_select_is_left_alone() -> None:
@@ -231,6 +273,26 @@ def test_with_rules_from_flags_what_they_do_not_select_is_left_alone() -> None:
     for query in by_flags.wanted():
         by_flags.on_view(query, Known(()))
     assert [by_flags.removable(t, 1.0) for t in (other, gone, own)] == [False, False, True]
+    assert [by_flags.concerns(t) for t in (other, gone, own)] == [False, False, True]
+
+
+def test_everything_of_ours_concerns_rules_that_are_the_whole_truth_and_flags_what_they_claim() -> None:
+    """What nothing claims any more is to be removed by rules; flags are about what they select."""
+    made = world("web")
+    made.remember(Target("apps", "old"), [("dc1", "old")], 0.0)
+    by_flags = World((Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 0.0, narrow=True)
+    by_flags.on_listing("dc1", listing("web"), 0.0)
+    assert (made.concerns(Target("apps", "old")), by_flags.concerns(HERE)) == (True, True)
+
+
+def test_where_something_of_a_service_is_left_is_remembered() -> None:
+    """At several targets, until nothing is left there."""
+    made = world("web")
+    for name in ("one", "two"):
+        made.remember(Target("apps", name), [("dc1", "web")], 0.0)
+    made.forget(Target("apps", "two"))
+    assert made.remembered_at(("dc1", "web")) == {Target("apps", "one")}
+    assert made.remembered_at(("dc1", "db")) == set()
 
 
 def test_a_rule_and_an_annotation_may_ask_for_the_same_at_the_same_target() -> None:

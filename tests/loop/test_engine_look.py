@@ -1,0 +1,343 @@
+"""What `bridge status` and `bridge explain` say, between a fake Consul and a fake Kubernetes: what `sync` would do."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.consul.client import ConsulConfig
+from bridge.core.explain import Explanation
+from bridge.core.model import Destination, Output, Rule
+from bridge.engine.look import Status, explain_once, status_once
+from bridge.engine.sync import SyncOptions, sync_once
+from bridge.kube.client import KubeConfig
+from bridge.render import explanation_text
+from bridge.report import Report
+from bridge.retry import RetryPolicy
+from tests.fakes.consul import FakeConsul
+from tests.fakes.kube import FakeKube
+
+OPTIONS = SyncOptions(retry=RetryPolicy(floor_seconds=0.01, cap_seconds=0.05, attempts=2))
+
+
+@dataclass
+class Town:
+    """Both sides, and the three commands that compare them."""
+
+    consul: FakeConsul
+    kube: FakeKube
+    folder: Path
+    rules: tuple[Rule, ...] = (Rule(),)
+    options: SyncOptions = OPTIONS
+
+    def sync(self, **more: Any) -> Report:
+        """One pass."""
+        return sync_once(**self._sides(), options=replace(self.options, **more))
+
+    def planned(self) -> Mapping[str, int]:
+        """What a pass would do, in numbers."""
+        return {k: n for k, n in self.sync(dry_run=True).to_json()["summary"].items() if n}
+
+    def status(self) -> Status:
+        """Both sides side by side."""
+        return status_once(**self._sides(), options=self.options)
+
+    def states(self) -> dict[str, str]:
+        """The state of each service."""
+        return {row.name: row.state for row in self.status().services}
+
+    def explain(self, service: str) -> list[Explanation]:
+        """Why each instance is where it is."""
+        explanations, trouble = explain_once(service, **self._sides(), options=self.options)
+        assert trouble == ()
+        return explanations
+
+    def register(self, count: int, name: str = "s{n}", status: str = "passing") -> None:
+        """Instances on VMs of their own; without `{n}` in the name they are of one service."""
+        for n in range(count):
+            self.consul.register(name.format(n=n), f"vm-{n}", f"10.0.1.{n + 1}", 80, status=status)
+
+    def deregister(self, count: int, name: str = "s{n}") -> None:
+        """Take them out again."""
+        for n in range(count):
+            self.consul.deregister(name.format(n=n), f"vm-{n}")
+
+    def person(self, name: str, annotations: Mapping[str, str] | None = None) -> None:
+        """A Service that a person made; with annotations (even none) it asks to be filled."""
+        metadata: dict[str, Any] = {"name": name, "namespace": "default"}
+        if annotations is not None:
+            metadata |= {"labels": {"consul-bridge/mirror": "true"}, "annotations": dict(annotations)}
+        spec = {"ports": [{"port": 80, "protocol": "TCP"}]}
+        self.kube.put("services", {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
+
+    def addresses(self, name: str) -> list[str]:
+        """What the Endpoints of this name list as ready."""
+        found = self.kube.get("endpoints", "default", name) or {}
+        return [a["ip"] for s in found.get("subsets") or [] for a in s.get("addresses") or []]
+
+    def slice(self, service: str) -> Any:
+        """The only EndpointSlice of ours for this Service."""
+        keys = list(self.kube.objects["discovery.k8s.io", "endpointslices"])
+        ((namespace, name),) = (key for key in keys if key[1].startswith(f"{service}-"))
+        return self.kube.get("endpointslices", namespace, name)
+
+    def _sides(self) -> dict[str, Any]:
+        return {
+            "consul": ConsulConfig(address=self.consul.address),
+            "kube": KubeConfig(kubeconfig=self.kube.kubeconfig(self.folder)),
+            "rules": self.rules,
+            "stop": threading.Event(),
+        }
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Iterator[Town]:
+    """Two datacenters, one namespace."""
+    with FakeConsul(("dc1", "dc2")) as consul, FakeKube() as kube:
+        yield Town(consul, kube, tmp_path)
+
+
+# --------------------------------------------------------------------------- what is held
+
+
+@pytest.mark.parametrize("sick", [False, True], ids=["they vanish", "they turn critical"])
+def test_many_small_services_that_go_together_are_held_in_every_command(town: Town, sick: bool) -> None:
+    """None of them is much by itself; sync judges them together, and so do status and explain."""
+    town.register(20)
+    town.sync()
+    if sick:
+        town.register(20, status="critical")
+    else:
+        town.deregister(20)
+    assert town.planned()["held"] == 20
+    status = town.status()
+    assert Counter(row.state for row in status.services) == {"held": 20}
+    assert {(row.consul_ready, row.consul_not_ready, row.kubernetes_ready) for row in status.services} == {
+        (0, int(sick), 1)
+    }
+    (explanation,) = town.explain("s7")
+    assert (explanation.target, explanation.differences) == ("default/s7", ())
+    assert explanation.held == tuple(row.detail for row in status.services if row.name == "s7")
+    assert "20 of 20 ready endpoints" in explanation.held[0]
+
+
+def test_a_service_that_loses_little_is_not_held_whatever_else_there_is(town: Town) -> None:
+    """One of twenty: the next pass writes, and all three commands say so."""
+    town.register(20)
+    town.sync()
+    town.deregister(1)
+    assert town.planned() == {"delete": 2, "unchanged": 38}
+    assert Counter(town.states().values()) == {"in sync": 19, "differs": 1}
+    (explanation,) = town.explain("s0")
+    assert (explanation.held, len(explanation.differences)) == ((), 2)
+
+
+def test_the_others_are_read_only_when_something_is_lost(town: Town) -> None:
+    """To explain a healthy service costs no more in a large catalog; trouble of the others is not its own."""
+    town.register(20)
+    town.sync()
+    asked = len(town.consul.requests)
+    town.explain("s3")
+    read = {r.path for r in town.consul.requests[asked:] if "/health/service/" in r.path}
+    assert read == {"/v1/health/service/s3"}
+
+
+# --------------------------------------------------------------------------- what is gone
+
+
+def test_a_vanished_service_that_is_held_is_explained_with_what_is_kept(town: Town) -> None:
+    """It is not listed any more, so only Kubernetes still knows where it was."""
+    town.register(12, "web")
+    town.sync()
+    town.deregister(12, "web")
+    (explanation,) = town.explain("web")
+    assert (explanation.target, explanation.problem) == ("default/web", "dc1 does not list a service of this name")
+    assert sorted(explanation.others) == sorted(f"10.0.1.{n}:80 ready" for n in range(1, 13))
+    assert explanation.held[0].startswith("12 ready endpoints are kept: 12 of 12 ready endpoints (100 %")
+    text = explanation_text(explanation, None)
+    assert "Held:     12 ready endpoints are kept" in text
+    assert (
+        "Kubernetes also has, of no instance above (the hold keeps what is ready): 10.0.1.1:80 ready, 10.0.1.10:80 r"
+        in text
+    )
+    assert text.endswith("\nNothing is taken away while it is held.\n")
+
+
+def test_a_vanished_service_says_what_the_next_pass_deletes(town: Town) -> None:
+    """Two endpoints are too few to be held."""
+    town.register(2, "web")
+    town.sync()
+    town.deregister(2, "web")
+    (explanation,) = town.explain("web")
+    assert explanation.differences == (
+        "delete Endpoints web (its service is gone from Consul)",
+        "delete Service web (its service is gone from Consul)",
+    )
+    assert "Kubernetes differs; the next pass would:" in explanation_text(explanation)
+    town.sync()
+    (explanation,) = town.explain("web")
+    assert (explanation.differences, explanation.others) == ((), ())
+    assert explanation_text(explanation).endswith("\nNothing is to be written.\n")
+
+
+def test_what_is_left_of_one_of_two_services_at_one_name_is_shown(town: Town) -> None:
+    """The other is still there and accounts for its own endpoints."""
+    town.rules = tuple(
+        Rule(services=(f"web-{port}",), to=Destination(name="web", port_name=port)) for port in ("http", "metrics")
+    )
+    town.consul.register("web-http", "vm-0", "10.0.1.1", 8080)
+    town.register(12, "web-metrics")
+    town.sync()
+    town.deregister(12, "web-metrics")
+    (explanation,) = town.explain("web-metrics")
+    assert (explanation.target, len(explanation.held)) == ("default/web", 1)
+    assert sorted(explanation.others) == sorted(f"10.0.1.{n}:80 ready" for n in range(1, 13))
+
+
+def test_a_service_that_goes_elsewhere_now_is_explained_at_both_places(town: Town) -> None:
+    """Where it goes, and what is left where it was."""
+    town.register(2, "web")
+    town.sync()
+    town.rules = (Rule(to=Destination(name="{service}-new")),)
+    here, there = town.explain("web")
+    assert (here.target, here.problem, here.differences) == (
+        "default/web-new", "", ("create Service web-new", "create Endpoints web-new"),
+    )  # fmt: skip
+    assert (there.target, there.problem) == (
+        "default/web", "it goes to default/web-new now; default/web still has what came from it",
+    )  # fmt: skip
+    assert [text.split(" (")[0] for text in there.differences] == ["delete Endpoints web", "delete Service web"]
+
+
+def test_what_is_left_of_a_service_is_found_in_its_datacenter(town: Town) -> None:
+    """Another one does not list it either, but that is no news."""
+    town.rules = (Rule(datacenters=("dc1", "dc2")),)
+    town.consul.register("web", "vm-1", "10.2.0.1", 80, dc="dc2")
+    town.sync()
+    town.consul.deregister("web", "vm-1", dc="dc2")
+    (explanation,) = town.explain("web")
+    assert (explanation.datacenter, explanation.target, len(explanation.differences)) == ("dc2", "default/web", 2)
+
+
+# --------------------------------------------------------------------------- outputs
+
+
+def test_slices_that_the_control_plane_has_mirrored_by_now_are_due(town: Town) -> None:
+    """The output is Endpoints now: a pass asks whether it has, and so does the status."""
+    town.register(1, "web")
+    town.rules = (Rule(to=Destination(output=Output.ENDPOINTSLICES)),)
+    town.sync()
+    town.rules = (Rule(),)
+    town.sync()
+    assert town.states() == {"web": "in sync"}
+    body = town.slice("web")
+    labels = {
+        "kubernetes.io/service-name": "web",
+        "endpointslice.kubernetes.io/managed-by": "endpointslicemirroring-controller.k8s.io",
+    }
+    metadata = {"name": "web-mirrored", "namespace": "default", "labels": labels}
+    town.kube.put("endpointslices", {**body, "metadata": metadata})
+    assert [(r.state, r.detail) for r in town.status().services] == [("differs", "delete EndpointSlice")]
+    assert town.planned()["delete"] == 1
+
+
+# --------------------------------------------------------------------------- flags
+
+
+def test_what_flags_do_not_select_is_not_in_the_status_either(town: Town) -> None:
+    """`sync --service a`, then `sync --service b`: to `status --service a` the other is none of its business."""
+    town.register(2)
+    narrow = replace(town.options, narrow=True)
+    for name in ("s0", "s1"):
+        town.rules, town.options = (Rule(services=(name,)),), narrow
+        town.sync()
+    assert (town.states(), town.planned()) == ({"s1": "in sync"}, {"unchanged": 2})
+    (explanation,) = town.explain("s0")
+    assert (explanation.problem, explanation.differences) == ("no rule selects it", ())
+    assert explanation_text(explanation).endswith("\nNothing is to be written.\n")
+    town.deregister(2)
+    assert (town.states(), town.planned()) == ({"s1": "differs"}, {"delete": 2})
+
+
+# --------------------------------------------------------------------------- people who change their minds
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: Town, narrow: bool, count: int) -> None:
+    """Though no bridge ran, whatever the flags select, and however much it is: a person asked for it."""
+    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, narrow=narrow)
+    town.register(count, "pg")
+    town.person("database", {"consul-bridge/service": "pg"})
+    town.sync()
+    assert len(town.addresses("database")) == count
+    town.person("database")
+    assert [(r.state, r.detail) for r in town.status().services] == [("differs", "delete Endpoints")]
+    (explanation,) = town.explain("pg")
+    assert (explanation.target, explanation.held, explanation.differences) == (
+        "default/database", (), ("delete Endpoints database (no rule or annotation asks for it any more)",),
+    )  # fmt: skip
+    assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 1}
+    assert town.addresses("database") == []
+    assert town.kube.get("services", "default", "database") is not None
+
+
+def test_what_was_filled_for_a_service_that_is_deleted_goes_with_the_next_pass(town: Town) -> None:
+    """Slices, that is: the control plane deletes Endpoints with their Service, and nothing else."""
+    town.rules = ()
+    town.register(12, "pg")
+    town.person("pg", {"consul-bridge/output": "endpointslices"})
+    town.sync()
+    town.kube.remove("services", "default", "pg")
+    assert town.states() == {"pg": "differs"}
+    assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 1}
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])
+def test_a_service_of_ours_whose_label_somebody_took_off_keeps_its_endpoints(town: Town, narrow: bool) -> None:
+    """It is theirs from then on, and it is not a Service that was filled for anybody."""
+    town.register(12, "web")
+    town.sync()
+    service = town.kube.get("services", "default", "web")
+    assert service is not None
+    del service["metadata"]["labels"]["consul-bridge/owner"]
+    town.kube.put("services", service)
+    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, narrow=narrow)
+    town.sync()
+    assert len(town.addresses("web")) == 12
+
+
+def test_a_mistyped_annotation_is_said_wherever_one_looks(town: Town) -> None:
+    """In the report of a pass, in the status and in the explanation; the Service is filled all the same."""
+    town.rules = ()
+    town.register(1, "pg")
+    town.person("pg", {"consul-bridge/output": "EndpointSlices", "consul-bridge/tag": "primary"})
+    said = {warning["reason"] for warning in town.sync().to_json()["warnings"]}
+    assert {text.split(":")[0] for text in said} == {
+        "the annotation consul-bridge/output is 'EndpointSlices' and not one of endpoints, endpointslices, both",
+        "unknown to the bridge, so without effect",
+    }
+    assert town.addresses("pg") == ["10.0.1.1"]
+    (row,) = town.status().services
+    (explanation,) = town.explain("pg")
+    assert (row.state, set(row.detail.split("; ")), set(explanation.warnings)) == ("in sync", said, said)
+
+
+def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(town: Town) -> None:
+    """The first pass asks for it, and Kubernetes answers with what there is."""
+    town.register(1, "web")
+    town.consul.register("web", "vm-6", "fd00::1", 80)
+    assert town.sync().to_json()["warnings"] == []
+    service = town.kube.get("services", "default", "web")
+    assert service is not None
+    service["spec"] |= {"ipFamilies": ["IPv4"], "clusterIPs": service["spec"]["clusterIPs"][:1]}
+    town.kube.put("services", service)
+    (warning,) = town.sync().to_json()["warnings"]
+    assert warning["reason"].startswith("IPv6 endpoints cannot be reached: the Service asks for both families")
+    assert town.planned() == {"unchanged": 2}
