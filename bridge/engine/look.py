@@ -175,7 +175,9 @@ class _Look:
         self._say("reading Kubernetes", 0, 0)
         client = self._client = KubeClient(self._kube)
         namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
-        self._store = call(lambda: list_once(client, namespaces, self._options.owner), self._options.retry, self._stop)
+        self._store = call(
+            lambda: list_once(client, namespaces, self._options.owner, partly=True), self._options.retry, self._stop
+        )
         self._nodes = call(lambda: node_names(client, self._options.cluster_nodes), self._options.retry, self._stop)
 
     def read_consul(self, service: str | None) -> None:
@@ -241,6 +243,10 @@ class _Look:
         shared += [q for _, _, q in self.asked if q.service == service]
         return frozenset({own, plain, *(q for q in shared if q.datacenter == datacenter)})
 
+    def _is_seen(self, target: Target) -> bool:
+        """Whether Kubernetes tells what it holds at a target."""
+        return not self.kubernetes_trouble and target.namespace not in self._store.unreadable
+
     def _place(self, service: str, datacenter: str) -> tuple[Query, Target | Skipped | None]:
         tags = self.services_of(datacenter).get(service)
         rule = None if tags is None else select.first_rule(self._rules, service, datacenter, tags)
@@ -255,6 +261,7 @@ class _Look:
 
     def troubles(self) -> tuple[str, ...]:
         texts = [f"Kubernetes: {self.kubernetes_trouble}"] if self.kubernetes_trouble else []
+        texts += [f"namespace {name}: {reason}" for name, reason in self._store.unreadable.items()]
         texts += [f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(self.world.listing_trouble().items())]
         texts += [
             f"Consul, service {q.service} in {q.datacenter}: {reason}"
@@ -280,6 +287,7 @@ class _Look:
             clock=time.monotonic,
             resolve=self._resolver.resolve,
             nodes=self._nodes,
+            unreadable=self._store.unreadable,
         )
 
     def row(self, target: Target) -> StatusRow:
@@ -287,7 +295,9 @@ class _Look:
         current = self._store.current(target)
         ready, not_ready = endpoint_counts(current)
         queries = self.world.queries_at(target) if plan is None else plan.queries
-        if plan is None:
+        if target.namespace in self._store.unreadable:
+            state, detail = "unknown", f"namespace {target.namespace} could not be read; what is there stays"
+        elif plan is None:
             state, detail = "unknown", "Consul could not be asked; what is there stays"
         elif plan.conflicts:
             state, detail = "conflict", "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
@@ -348,8 +358,8 @@ class _Look:
             ],
             unfiltered=self._views.get(replace(query, filter="")),
             claims=self._claims,
-            current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,
-            plan=self._plan(at) if at is not None and not self.kubernetes_trouble else None,
+            current=self._store.current(at) if at is not None and self._is_seen(at) else None,
+            plan=self._plan(at) if at is not None and self._is_seen(at) else None,
             resolved=resolved,
             cluster_nodes=self._nodes,
         )

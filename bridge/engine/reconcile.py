@@ -87,8 +87,12 @@ class Reconciler:
         resolve: Resolve = lambda _target, _names: {},
         mirrored: Callable[[Target], tuple[Group, ...]] | None = None,
         nodes: Collection[str] = (),
+        unreadable: Mapping[str, str] | None = None,
     ) -> None:
-        """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's."""
+        """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
+
+        `unreadable` are namespaces of which nothing is known, and why: nothing is planned there.
+        """
         self.lock = threading.RLock()
         self.world = world
         self.guard = guard
@@ -98,6 +102,7 @@ class Reconciler:
         self._resolve = resolve
         self._mirrored = mirrored
         self.nodes = nodes
+        self.unreadable: Mapping[str, str] = unreadable or {}
 
     def plan(self, target: Target) -> Plan | None:
         """Steps 1 to 5 for one target; None while too little is known to say anything about it."""
@@ -110,6 +115,15 @@ class Reconciler:
         """The same for many targets, judged together; sorted, without those of which too little is known."""
         drafts = [draft for draft in map(self._draft, sorted(targets)) if draft is not None]
         return self._guarded(drafts)
+
+    def unplanned(self) -> list[tuple[Target, tuple[Query, ...], str]]:
+        """What wants to go to namespaces that cannot be read, and why not; a namespace itself where nothing does."""
+        found = []
+        with self.lock:
+            for namespace, reason in sorted(self.unreadable.items()):
+                targets = [t for t in sorted(self.world.targets()) if t.namespace == namespace]
+                found += [(t, self.world.queries_at(t), reason) for t in targets or [Target(namespace, "")]]
+        return found
 
     def ask_for_names(self, targets: Collection[Target]) -> bool:
         """Have the host names of many targets resolved, before any of them is planned; whether there are any."""
@@ -124,6 +138,8 @@ class Reconciler:
 
     def _draft(self, target: Target) -> _Draft | None:
         """Steps 1 to 4."""
+        if target.namespace in self.unreadable:
+            return None
         now = self._clock()
         with self.lock:
             sources = self.world.sources(target)

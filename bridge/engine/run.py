@@ -218,7 +218,8 @@ class Bridge:
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether the first full pass is done and both sides were seen lately, with the detail.
 
-        A standby is ready as well: it could take over at once.
+        A standby is ready as well: it could take over at once. So is a bridge that may not list some of its
+        namespaces: it does what it can, and a rollout must not wait for ever for a Role; the detail names them.
         """
         leadership = self._leadership.status()
         detail: dict[str, Any] = {
@@ -228,6 +229,8 @@ class Bridge:
         }
         if leadership is not None:
             detail["election"] = leadership
+        if unreadable := self._unreadable():
+            detail["unreadable"] = unreadable
         if rival := self._rivals.reason():
             detail["rival"] = rival
         if self._passing.is_set():
@@ -241,7 +244,9 @@ class Bridge:
         """Everything that /api/status shows."""
         with self._outcomes_lock:
             outcomes = list(self._outcomes.values())
-        report = build_report(outcomes, self._unknown(), dry_run=True, skipped=self.unmirrored())
+        report = build_report(
+            outcomes, self._unknown(), dry_run=True, skipped=self.unmirrored(), unplanned=self._unplanned()
+        )
         return {**self.state(), "report": report.to_json()}
 
     def state(self) -> dict[str, Any]:
@@ -421,6 +426,7 @@ class Bridge:
         while not self._stop.is_set():
             self._wake.wait(0.5)
             self._wake.clear()
+            self._take_in()
             self._catalog.want(self._wanted())
             now = self._clock()
             with self._reconciler.lock:
@@ -437,17 +443,20 @@ class Bridge:
                 next_resync = self._clock() + self._options.resync_seconds
 
     def _await_first_read(self) -> None:
-        """Nothing is planned before Kubernetes was listed and every wanted service was answered, well or badly."""
+        """Nothing is planned before Kubernetes was listed and every wanted service was answered, well or badly.
+
+        A namespace that we may not list is not waited for once that has proved to last.
+        """
         while not self._cache.wait_synced(0.5):
             self._observer.kubernetes(False, self._kubernetes_trouble() or "not listed yet")
             if self._stop.is_set():
                 raise CancelledError("stopped before the first pass")
         self._observer.kubernetes(True, "")
-        self._remember_all()
-        for service in self._cache.annotated_services():
-            self._follow_annotation(Target(service.meta.namespace, service.meta.name))
+        self._reconciler.unreadable = self._cache.unreadable()
+        self._recall()
         deadline = self._clock() + FIRST_READ_SECONDS
         while not self._stop.is_set():
+            self._take_in()
             self._catalog.want(self._wanted())
             with self._reconciler.lock:
                 world = self._reconciler.world
@@ -457,6 +466,24 @@ class Bridge:
                 return
             self._stop.wait(FIRST_LOOK_SECONDS)  # not for each view: looking at all of them for each is what costs
         raise CancelledError("stopped before the first pass")
+
+    def _recall(self) -> None:
+        """Learn from Kubernetes what is there: where our objects came from, and what people ask for."""
+        self._remember_all()
+        for service in self._cache.annotated_services():
+            self._follow_annotation(Target(service.meta.namespace, service.meta.name))
+
+    def _take_in(self) -> None:
+        """Namespaces that could not be read, and now can: only after all of it is known is anything planned there."""
+        before, now = self._reconciler.unreadable, self._cache.unreadable()
+        freed = before.keys() - now.keys()
+        if freed:
+            self._recall()
+        self._reconciler.unreadable = now
+        if freed:
+            with self._reconciler.lock:
+                targets = self._reconciler.world.targets() | set(self._cache.targets())
+            self._look_at({target for target in targets if target.namespace in freed})
 
     def _full_pass(self) -> None:
         """Look at everything, judged by the guard as a whole, and queue what needs work."""
@@ -474,7 +501,9 @@ class Bridge:
             if plan.writes and self._leadership.leads(plan.target):
                 self._enqueue(plan.target)
         self._last_pass = self._clock()
-        report = build_report([Outcome(p, (), ()) for p in plans], self._unknown(), dry_run=True)
+        report = build_report(
+            [Outcome(p, (), ()) for p in plans], self._unknown(), dry_run=True, unplanned=self._unplanned()
+        )
         self._observer.pass_done(self._last_pass - began, report)
 
     def _follow_annotation(self, target: Target) -> bool:
@@ -526,12 +555,19 @@ class Bridge:
             held = self._reconciler.guard.active()
         self._observer.held(held)
         self._observer.unread(self._unknown())
+        self._observer.unreadable(self._unreadable())
         self._observer.rival(self._rivals.reason())
 
     def _kubernetes_trouble(self) -> str | None:
         if not hasattr(self, "_cache"):
             return "not started"
         return self._gate.reason if self._gate.closed else self._cache.trouble()
+
+    def _unreadable(self) -> dict[str, str]:
+        return dict(self._reconciler.unreadable) if hasattr(self, "_reconciler") else {}
+
+    def _unplanned(self) -> list[tuple[Target, tuple[Query, ...], str]]:
+        return self._reconciler.unplanned() if hasattr(self, "_reconciler") else []
 
     def _unknown(self) -> dict[Query, str]:
         if not hasattr(self, "_reconciler"):
