@@ -182,9 +182,9 @@ class _Look:
 
     def read_consul(self, service: str | None) -> None:
         """Read everything that the rules select, or only `service` and what shares its target."""
-        self.datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
-        self._rules = anchored(self._rules, self.datacenters)
-        self.world = World(self._rules, self.datacenters, grace_seconds=0.0)
+        datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
+        self._rules = anchored(self._rules, datacenters)
+        self.world = World(self._rules, datacenters, grace_seconds=0.0)
         for target in self._store.targets():
             self.world.remember(target, names_at(self._store.current(target)), now=0.0)
         for query, rule in select.pinned(self._rules):
@@ -193,12 +193,13 @@ class _Look:
                 self.asked.append((place, replace(rule, pinned=False), query))
                 self._claims.claim(query, rule, place)
         for found in self._store.annotated_services():
-            request = request_of(found, self._consul.datacenter or self.datacenters[0], self._options.bounds)
+            request = request_of(found, datacenters[0], self._options.bounds)
             if request is not None:
                 target = Target(found.meta.namespace, found.meta.name)
                 self.asked.append((target, *request))
                 self.world.annotate(target, *request, 0.0)
                 self._claims.claim(request[1], request[0], target)
+        self.datacenters = self.world.concerned() or datacenters[:1]
         if service is None:
             self._read(lambda dc, listing: self._listed(dc, listing))
         else:

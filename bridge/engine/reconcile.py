@@ -189,8 +189,9 @@ class Reconciler:
         if asked is None or asked[1].datacenter in self.world.datacenters:
             return ""
         return (
-            f"the annotation asks for datacenter {shorten(asked[1].datacenter)}, which no rule names, so it is not "
-            f"watched; there are {', '.join(self.world.datacenters)}"
+            f"the annotation asks for datacenter {shorten(asked[1].datacenter)}, which may not be asked: only "
+            f"{', '.join(self.world.datacenters)} may. If it is right, name it in consul.datacenters "
+            "(BRIDGE_CONSUL_DATACENTERS)"
         )
 
     def _is_missing(self, source: Source) -> bool:

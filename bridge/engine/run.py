@@ -49,7 +49,7 @@ from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.rivals import ENOUGH, Rivals
-from bridge.engine.scope import anchored, datacenters_of, namespaces_of
+from bridge.engine.scope import anchored, datacenters_of, named_with, namespaces_of
 from bridge.engine.world import World
 from bridge.errors import (
     BridgeError,
@@ -175,7 +175,7 @@ class Bridge:
         try:
             self._build(client)
             self._cache.start()
-            self._catalog.start()
+            self._catalog.start(self._reconciler.world.concerned())
             threads = [
                 threading.Thread(target=self._guarded, args=(self._work,), name=f"writer-{n}")
                 for n in range(self._options.writers)
@@ -291,11 +291,10 @@ class Bridge:
         """Go on with other rules; False (and nothing is done) when they ask for other namespaces or datacenters."""
         if not self._passing.is_set():
             return False
-        none_named = not rules or not all(rule.datacenters for rule in rules)
         rules = anchored(rules, (self._datacenter,))
-        named = {dc for rule in rules for dc in rule.datacenters} | ({self._datacenter} if none_named else set())
+        named = named_with(self._datacenter, rules, self._consul)
         scopes = [namespaces_of(r, self._kube.namespaces, self._client.namespace) for r in (rules, self._rules)]
-        if scopes[0] != scopes[1] or named != set(self._reconciler.world.datacenters):
+        if scopes[0] != scopes[1] or named != self._reconciler.world.datacenters:
             return False
         with self._reconciler.lock:
             self._rules = rules
@@ -377,7 +376,7 @@ class Bridge:
         options = self._options
         datacenters = datacenters_of(self._rules, self._consul, options.consul_retry, self._stop)
         self._rules = anchored(self._rules, datacenters)
-        self._datacenter = self._consul.datacenter or datacenters[0]
+        self._datacenter = datacenters[0]
         self._client = client
         if options.election is not None:
             self._leadership = Elected(client, options.election, on_change=self.on_leading, failed=self._died)
@@ -407,7 +406,13 @@ class Bridge:
         )
         self._live = Live(self._reconciler, self._cache.current, self._resolver.known)
         self._catalog = Catalog(
-            self._consul, datacenters, self, retry=options.consul_retry, failed=self._died, clock=self._clock
+            self._consul,
+            datacenters,
+            self,
+            retry=options.consul_retry,
+            failed=self._died,
+            clock=self._clock,
+            spare={dc for dc in datacenters if all(dc not in rule.datacenters for rule in self._rules)},
         )
 
     def _supervise(self) -> None:
@@ -427,7 +432,7 @@ class Bridge:
             self._wake.wait(0.5)
             self._wake.clear()
             self._take_in()
-            self._catalog.want(self._wanted())
+            self._ask()
             now = self._clock()
             with self._reconciler.lock:
                 due = self._reconciler.world.expire(now)
@@ -457,7 +462,7 @@ class Bridge:
         deadline = self._clock() + FIRST_READ_SECONDS
         while not self._stop.is_set():
             self._take_in()
-            self._catalog.want(self._wanted())
+            self._ask()
             with self._reconciler.lock:
                 world = self._reconciler.world
                 if world.listings_answered() and not world.unread():
@@ -527,9 +532,12 @@ class Bridge:
             waiting = [t for t, o in self._outcomes.items() if len(o.applied) < len(o.plan.writes)]
         return {target for target in waiting if self._leadership.leads(target)}
 
-    def _wanted(self) -> frozenset[Query]:
+    def _ask(self) -> None:
+        """Have Consul watched for what is wanted now, and no more; a datacenter from when it is first wanted on."""
         with self._reconciler.lock:
-            return self._reconciler.world.ask()
+            wanted, datacenters = self._reconciler.world.ask(), self._reconciler.world.concerned()
+        self._catalog.start(datacenters)
+        self._catalog.want(wanted)
 
     def _look_at(self, targets: Collection[Target]) -> None:
         """Queue targets; several at once are first shown to the guard together, so that it sees how much is leaving."""

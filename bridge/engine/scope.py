@@ -31,10 +31,12 @@ def anchored(rules: Sequence[Rule], datacenters: Sequence[str]) -> tuple[Rule, .
 def datacenters_of(
     rules: Sequence[Rule], consul: ConsulConfig, retry: RetryPolicy, stop: threading.Event
 ) -> tuple[str, ...]:
-    """Datacenters that the rules name; where a rule names none, first the agent's own (or the configured one)."""
-    named = {dc for rule in rules for dc in rule.datacenters}
-    if rules and all(rule.datacenters for rule in rules):
-        return tuple(sorted(named))
+    """Datacenters that may be asked: first our own (the configured one, else the agent's), then those that are named.
+
+    Named by rules, or by `consul.datacenters`, so that annotated Services may ask for them. Our own is always the
+    first, whatever the rules say: it is what everything means that names none. Which of them are really asked is
+    decided by who wants something of them (`World.concerned`).
+    """
     own = consul.datacenter
     if not own:
         client = ConsulClient(consul)
@@ -42,4 +44,10 @@ def datacenters_of(
             own = call(client.own_datacenter, retry, stop)
         finally:
             client.close()
+    return named_with(own, rules, consul)
+
+
+def named_with(own: str, rules: Sequence[Rule], consul: ConsulConfig) -> tuple[str, ...]:
+    """`datacenters_of`, where our own is known."""
+    named = {dc for rule in rules for dc in rule.datacenters} | set(consul.datacenters)
     return (own, *sorted(named - {own}))

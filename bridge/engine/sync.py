@@ -80,10 +80,10 @@ def sync_once(
         for target in store.targets():
             world.remember(target, names_at(store.current(target)), now=0.0)
         for service in store.annotated_services():
-            request = request_of(service, consul.datacenter or datacenters[0], options.bounds)
+            request = request_of(service, datacenters[0], options.bounds)
             if request is not None:
                 world.annotate(Target(service.meta.namespace, service.meta.name), *request, 0.0)
-        _read_consul(world, consul, datacenters, options, stop, say)
+        _read_consul(world, consul, options, stop, say)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
         reconciler = Reconciler(
@@ -119,7 +119,6 @@ def sync_once(
 def _read_consul(
     world: World,
     consul: ConsulConfig,
-    datacenters: Sequence[str],
     options: SyncOptions,
     stop: threading.Event,
     say: Progress,
@@ -132,7 +131,7 @@ def _read_consul(
 
     snapshot = read_all(
         consul,
-        datacenters,
+        world.concerned(),
         choose,
         parallel=options.readers,
         progress=lambda done, total: say("reading Consul", done, total),

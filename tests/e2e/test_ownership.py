@@ -297,7 +297,7 @@ def test_each_mistake_is_reported_and_the_others_are_served(
         "a selector": "selector" in conflicts["selecting"],
         "an alias": "ExternalName" in conflicts["alias"],
         "no such service": f"lists no service {prefix}nix" in warnings["nobody"],
-        "no such datacenter": "datacenter dc9, which no rule names" in warnings["elsewhere"],
+        "no such datacenter": "datacenter dc9, which may not be asked: only dc1 may" in warnings["elsewhere"],
         "one name for two": "goes to" in skipped[f"{prefix}two"],
         "no such namespace": f"{namespace}-nix" in failed,
         "a filter of a rule": "Nonsense ==" in failed,
@@ -331,7 +331,7 @@ def test_each_mistake_is_an_event_on_the_object_concerned(
     env = environment(lab.consul.address, lab.kubeconfig)
     daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
     expected = [
-        ("Attention", "elsewhere", "datacenter dc9, which no rule names"),
+        ("Attention", "elsewhere", "datacenter dc9, which may not be asked: only dc1 may"),
         ("Attention", "nobody", f"lists no service {prefix}nix"),
         ("Attention", f"{prefix}crowd", "1001 addresses in one subset"),
         ("Attention", f"{prefix}zoned", "zone 'no label' is no label value"),

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "consul.client_cert": ("/one.pem", "/two.pem"),
     "consul.client_key": ("/one.key", "/two.key"),
     "consul.tls_server_name": ("one.example", "two.example"),
+    "consul.datacenters": ("dc1", "dc2,dc3"),
     "consul.namespace": ("ns1", "ns2"),
     "consul.partition": ("p1", "p2"),
     "consul.wait": ("10s", "20s"),
