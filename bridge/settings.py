@@ -866,6 +866,7 @@ class Settings(BaseSettings):
         return CheckOptions(
             owner=self.owner,
             cluster_nodes=self.kubernetes.nodes,
+            policy=self.policy,
             leases=self.run.leader_elect or self.run.shards > 1,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),

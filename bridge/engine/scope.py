@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.core import select
 from bridge.core.model import Rule
 from bridge.retry import RetryPolicy, call
 
@@ -26,6 +27,14 @@ def namespaces_of(rules: Sequence[Rule], further: Sequence[str], default: str) -
 def anchored(rules: Sequence[Rule], datacenters: Sequence[str]) -> tuple[Rule, ...]:
     """The rules with their datacenters filled in: one that names none means the first of `datacenters_of`, not all."""
     return tuple(rule if rule.datacenters else replace(rule, datacenters=tuple(datacenters[:1])) for rule in rules)
+
+
+def never_used(rules: Sequence[Rule], own: str = "") -> list[tuple[str, str]]:
+    """Names of rules that an earlier one takes every service from, each with the earlier one's.
+
+    A rule that names no datacenter is about our own, whose name need not be known for that.
+    """
+    return [(later.name, earlier.name) for later, earlier in select.shadowed(anchored(rules, (own or "\0",)))]
 
 
 def datacenters_of(

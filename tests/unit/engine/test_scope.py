@@ -8,7 +8,7 @@ import pytest
 
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Query, Rule, Target
-from bridge.engine.scope import anchored, datacenters_of, named_with
+from bridge.engine.scope import anchored, datacenters_of, named_with, never_used
 from bridge.engine.world import World
 from bridge.retry import RetryPolicy
 
@@ -53,3 +53,13 @@ def test_a_datacenter_is_asked_when_a_rule_or_a_service_wants_something_of_it(
     if asking:
         world.annotate(Target("default", "web"), Rule(services=("web",)), Query(asking, "web"), now=0.0)
     assert world.concerned() == expected
+
+
+def test_a_rule_without_datacenters_shadows_only_what_is_about_our_own() -> None:
+    """Its name need not be known: then what might be about it is not reported."""
+    every, far, near = Rule(name="a"), Rule(name="b", datacenters=("dc2",)), Rule(name="c", services=("x",))
+    own = Rule(name="d", datacenters=("dc1",))
+    assert never_used((every, far)) == []
+    assert never_used((far, near)) == []
+    assert never_used((every, near)) == [("c", "a")]
+    assert (never_used((every, own)), never_used((every, own), "dc1")) == ([], [("d", "a")])
