@@ -120,12 +120,11 @@ class Catalog:
 
 def shares_of(connections: int, names: Sequence[str], spare: Collection[str]) -> dict[str, int]:
     """How many connections each datacenter has: a spare one a quarter of an equal share, the others what is left."""
-    few = [name for name in names if name in spare]
-    many = [name for name in names if name not in spare] or few
-    if many is few:
-        few = []
+    few = set(spare).intersection(names)
+    if len(few) == len(names):
+        few = set()
     small = max(LEAST, connections // (4 * len(names))) if few else 0
-    large = (connections - small * len(few)) // max(len(many), 1)
+    large = (connections - small * len(few)) // max(len(names) - len(few), 1)
     return {name: small if name in few else large for name in names}
 
 

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from bridge.consul.board import Lend
-from bridge.consul.catalog import Catalog
+from bridge.consul.catalog import Catalog, shares_of
 from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import request_of
 from bridge.core.explain import Explanation
@@ -49,7 +49,7 @@ from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.rivals import ENOUGH, Rivals
-from bridge.engine.scope import anchored, datacenters_of, named_with, namespaces_of
+from bridge.engine.scope import anchored, datacenters_of, named_with, namespaces_of, spare_of
 from bridge.engine.world import World
 from bridge.errors import (
     BridgeError,
@@ -294,7 +294,8 @@ class Bridge:
         rules = anchored(rules, (self._datacenter,))
         named = named_with(self._datacenter, rules, self._consul)
         scopes = [namespaces_of(r, self._kube.namespaces, self._client.namespace) for r in (rules, self._rules)]
-        if scopes[0] != scopes[1] or named != self._reconciler.world.datacenters:
+        shares = [shares_of(self._consul.connections, named, spare_of(r, named)) for r in (rules, self._rules)]
+        if scopes[0] != scopes[1] or named != self._reconciler.world.datacenters or shares[0] != shares[1]:
             return False
         with self._reconciler.lock:
             self._rules = rules
@@ -412,7 +413,7 @@ class Bridge:
             retry=options.consul_retry,
             failed=self._died,
             clock=self._clock,
-            spare={dc for dc in datacenters if all(dc not in rule.datacenters for rule in self._rules)},
+            spare=spare_of(self._rules, datacenters),
         )
 
     def _supervise(self) -> None:

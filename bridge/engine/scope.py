@@ -60,3 +60,8 @@ def named_with(own: str, rules: Sequence[Rule], consul: ConsulConfig) -> tuple[s
     """`datacenters_of`, where our own is known."""
     named = {dc for rule in rules for dc in rule.datacenters} | set(consul.datacenters)
     return (own, *sorted(named - {own}))
+
+
+def spare_of(rules: Sequence[Rule], datacenters: Sequence[str]) -> frozenset[str]:
+    """Those of the `datacenters` that only people's Services may ask for: no (anchored) rule is about them."""
+    return frozenset(datacenters) - {dc for rule in rules for dc in rule.datacenters}

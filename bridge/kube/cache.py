@@ -45,6 +45,8 @@ PERMANENT_SECONDS = 30.0
 """The least wait after an error that waiting does not mend (403), once it came `PERMANENT_AFTER` times in a row."""
 PERMANENT_AFTER = 10
 """An API server that has just started forbids everything until it has read the roles: a 403 is not at once for good."""
+REFUSED_AFTER = 3
+"""It has read them when it lets us list some namespace: of another one a few refusals since then are enough."""
 CLOSE_SECONDS = 1.0
 
 SELECTORS: dict[Kind, str] = {Kind.SERVICE: "", Kind.ENDPOINTS: objects.OURS, Kind.ENDPOINT_SLICE: objects.OUR_SLICES}
@@ -214,10 +216,15 @@ class Cache:
                 silence_seconds,
                 watch_seconds,
                 self._refresher.wake,
+                self._some_listed,
             )
             for kind in Kind
             for namespace in _scopes(namespaces)
         ]
+        self._lists = {
+            namespace: (*(r.synced for r in self._reflectors if r.namespace == namespace), synced)
+            for namespace, synced in self._refresher.synced.items()
+        }
 
     # ------------------------------------------------------------------ life
 
@@ -232,8 +239,8 @@ class Cache:
         False at the timeout or when closed; `trouble` says why.
         """
         deadline = self._clock() + timeout
-        for namespace in _scopes(self._namespaces):
-            for synced in self._lists_of(namespace):
+        for namespace, lists in self._lists.items():
+            for synced in lists:
                 while not synced.is_set() and namespace not in self._refused():
                     if self._stop.is_set() or self._clock() >= deadline:
                         return False
@@ -287,22 +294,19 @@ class Cache:
     def synced(self) -> bool:
         """Whether every scope that is not `unreadable` was listed at least once."""
         unreadable = self.unreadable()
-        return all(name in unreadable or self._is_listed(name) for name in _scopes(self._namespaces))
+        return all(name in unreadable or self._is_listed(name) for name in self._lists)
 
     def unreadable(self) -> dict[str, str]:
         """Namespaces that were never listed because we may not, which has proved to last, and why.
 
         Nothing is known of them. Empty when that is true of all: then nothing at all can be done (`trouble`).
         """
-        scopes = _scopes(self._namespaces)
-        found: dict[str, str] = {}
-        for namespace in scopes:
-            refused = {
-                r.kind: r.refused for r in self._reflectors if r.namespace == namespace and r.refused is not None
-            }
-            if namespace is not None and refused and not self._is_listed(namespace):
-                found[namespace] = _refusal(refused)
-        return found if len(found) < len(scopes) else {}
+        refused: dict[str, dict[Kind, BridgeError]] = {}
+        for reflector in self._reflectors:
+            if reflector.refused is not None and reflector.namespace is not None:
+                refused.setdefault(reflector.namespace, {})[reflector.kind] = reflector.refused
+        found = {name: _refusal(kinds) for name, kinds in sorted(refused.items()) if not self._is_listed(name)}
+        return found if len(found) < len(self._lists) else {}
 
     def trouble(self) -> str | None:
         """What some scope that is not `unreadable` is backing off from now, None when all are well."""
@@ -310,12 +314,11 @@ class Cache:
         errors = (*(r.error for r in self._reflectors if r.namespace not in unreadable), self._refresher.error)
         return next((str(error) for error in errors if error is not None), None)
 
-    def _lists_of(self, namespace: str | None) -> list[threading.Event]:
-        own = [r.synced for r in self._reflectors if r.namespace == namespace]
-        return [*own, self._refresher.synced[namespace]]
-
     def _is_listed(self, namespace: str | None) -> bool:
-        return all(synced.is_set() for synced in self._lists_of(namespace))
+        return all(synced.is_set() for synced in self._lists[namespace])
+
+    def _some_listed(self) -> bool:
+        return any(map(self._is_listed, self._lists))
 
     def _refused(self) -> set[str | None]:
         """Scopes in which some list is still being refused."""
@@ -511,10 +514,13 @@ class _Reflector:
         silence_seconds: float,
         watch_seconds: tuple[int, int],
         on_settled: Callable[[], None] = lambda: None,
+        some_listed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client = client
         self._store = store
         self._on_settled = on_settled
+        self._some_listed = some_listed
+        self._refused_alone = 0
         self.kind = kind
         self.namespace = namespace
         self._on_change = on_change
@@ -549,9 +555,11 @@ class _Reflector:
                     backoff.succeeded()
                     continue
                 wait = backoff.wait_seconds(error, progress=self._progress)
-                if backoff.lasting and isinstance(error, ForbiddenError) and not self.synced.is_set():
-                    self.refused = error
-                    self._on_settled()
+                if isinstance(error, ForbiddenError) and not self.synced.is_set():
+                    self._refused_alone += self._some_listed()
+                    if backoff.lasting or self._refused_alone >= REFUSED_AFTER:
+                        self.refused = error
+                        self._on_settled()
                 if self._stop.wait(wait):
                     return
         except BaseException as error:

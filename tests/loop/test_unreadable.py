@@ -219,7 +219,7 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
 
 def test_a_server_that_forbids_only_at_its_start_is_waited_for(both: Both, eventually: Eventually) -> None:
     """It has not read its roles yet: nothing is called unreadable, nothing is planned before."""
-    both.kube.inject(Fault(status=403), times=5, path="/namespaces/apps/services")
+    both.kube.inject(Fault(status=403), times=8, path="/namespaces/.*/services")
     with capture_logs() as logs, both.running(LogObserver(logger())) as bridge:
         eventually(lambda: both.ready("apps", "b"), ["10.0.0.2"], 20)
         assert "unreadable" not in bridge.ready()[1]
