@@ -193,9 +193,8 @@ def test_a_running_bridge_asks_a_datacenter_from_when_a_service_wants_it(both: B
         both.consul.register("web", "vm-9", "10.0.0.9", 80, dc="dc2")
         eventually(lambda: both.ready().get("web"), ["10.0.0.2", "10.0.0.9"])
         assert bridge.replace_rules((Rule(services=("near", "nix")),))
-        assert not bridge.replace_rules(
-            (Rule(services=("hidden",), datacenters=("dc2",)),)
-        )  # it needs more connections
+        needs_more_connections = Rule(services=("hidden",), datacenters=("dc2",))
+        assert not bridge.replace_rules((needs_more_connections,))
         assert not bridge.replace_rules((Rule(datacenters=("dc3",)),))
     finally:
         bridge.stop()
