@@ -375,8 +375,13 @@ def _sync(flags: Mapping[str, Any]) -> int:
         return True
 
     with Signals(on_first) as signals:
+        from bridge.engine.scope import never_used
         from bridge.engine.sync import sync_once
+        from bridge.observe import logs
 
+        rules = _rules(settings)
+        for later, earlier in never_used(rules, settings.consul.datacenter):
+            logs.logger().warning("rule is never used: an earlier one takes all of it", rule=later, earlier=earlier)
         refused = False
 
         def confirm(report: Report) -> bool:
@@ -390,7 +395,7 @@ def _sync(flags: Mapping[str, Any]) -> int:
             report = sync_once(
                 consul=settings.consul_config(),
                 kube=settings.kube_config(),
-                rules=_rules(settings),
+                rules=rules,
                 options=settings.sync_options(),
                 stop=signals.stop,
                 progress=progress,

@@ -17,6 +17,7 @@ from bridge.core.explain import Explanation
 from bridge.core.model import Rule, Skipped
 from bridge.engine.live import LiveRow
 from bridge.engine.run import Bridge
+from bridge.engine.scope import never_used
 from bridge.errors import BridgeError
 from bridge.interpreter import quickly_switched
 from bridge.report import Observer
@@ -59,7 +60,7 @@ class Daemon:
         self._lock = threading.Lock()
         self._stopping = False
         self._trouble: str | None = None
-        self._bridge = self._build(settings)
+        self._bridge = self._build(settings, rules_of(settings))
         self._next: Bridge | None = None
         self._watcher = _FileWatch(settings.config_file, self.reload)
 
@@ -105,9 +106,10 @@ class Daemon:
             only_rules = not set(changed) - set(FIXED)
             if only_rules and self._next is None and self._bridge.replace_rules(rules):
                 self._log.info("rules taken", rules=len(rules))
+                self._warn(fresh, rules)
                 return
             self._log.info("starting anew with the new settings", changed=", ".join(changed) or "rules")
-            self._next = self._build(fresh)
+            self._next = self._build(fresh, rules)
             self._bridge.stop()
 
     # ------------------------------------------------------------------ what the web page and the metrics ask
@@ -141,14 +143,20 @@ class Daemon:
         """Why the instances at a target are as they are; None when nothing is mirrored there."""
         return self._bridge.explain(namespace, name)
 
-    def _build(self, settings: Settings) -> Bridge:
+    def _build(self, settings: Settings, rules: tuple[Rule, ...]) -> Bridge:
+        self._warn(settings, rules)
         return Bridge(
             consul=settings.consul_config(),
             kube=settings.kube_config(),
-            rules=self._rules_of(settings),
+            rules=rules,
             options=settings.run_options(),
             observer=self._observer,
         )
+
+    def _warn(self, settings: Settings, rules: tuple[Rule, ...]) -> None:
+        """What is wrong with rules that can be used: said once for each set of them."""
+        for later, earlier in never_used(rules, settings.consul.datacenter):
+            self._log.warning("rule is never used: an earlier one takes all of it", rule=later, earlier=earlier)
 
 
 class _FileWatch:

@@ -58,6 +58,10 @@ class CredentialsError(PermanentError):
     """We are not who we were (401): nothing can be done with that side until the credentials are renewed."""
 
 
+class ForbiddenError(PermanentError):
+    """We may not (403): a right is missing for this verb, kind and namespace; others may well be granted."""
+
+
 class StaleError(TransientError):
     """An object changed (or came, or went) since it was read: read it again, decide again."""
 

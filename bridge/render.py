@@ -322,19 +322,28 @@ def failed_lines(report: Report) -> list[str]:
     """A line per failure; services that could not be read for one and the same reason share a line."""
     lines: list[str] = []
     unread: dict[tuple[str, str], list[str]] = {}
+    unreadable: dict[tuple[str, str], list[str]] = {}
     for row in report.failed:
         if row.kind:
             lines.append(f"{row.action} {row.kind} {row.namespace}/{row.name}: {row.reason}")
+        elif row.namespace:
+            unreadable.setdefault((row.namespace, row.reason), []).extend([row.name] if row.name else [])
         elif row.service:
             unread.setdefault((row.datacenter, row.reason), []).append(row.service)
         else:
             lines.append(f"reading the services of {row.datacenter} (what is there stays): {row.reason}")
+    for (namespace, reason), targets in unreadable.items():
+        wanted = f", which {_first(targets)} would go to," if targets else ""
+        lines.append(f"reading namespace {namespace}{wanted} (what is there stays): {reason}")
     for (datacenter, reason), services in unread.items():
-        names = ", ".join(services[:3]) + (f" and {len(services) - 3} more" if len(services) > 3 else "")
-        lines.append(f"reading {names} in {datacenter} (what is there stays): {reason}")
+        lines.append(f"reading {_first(services)} in {datacenter} (what is there stays): {reason}")
     if len(lines) > FAILED_SHOWN:
         lines = [*lines[:FAILED_SHOWN], f"... and {len(lines) - FAILED_SHOWN} more (-o json lists all)"]
     return lines
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 SKIPPED_SHOWN = 20

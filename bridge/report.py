@@ -100,7 +100,7 @@ class ChangeRow:
 
 @dataclass(frozen=True, slots=True, order=True)
 class FailedRow:
-    """A write that failed, or (action `read`, no kind) a service or datacenter that could not be read."""
+    """A write that failed, or (action `read`, no kind) a service, datacenter or namespace that could not be read."""
 
     namespace: str
     name: str
@@ -295,11 +295,13 @@ def build_report(
     unknown: Mapping[Query, str],
     dry_run: bool,
     skipped: Iterable[Skipped] = (),
+    unplanned: Iterable[tuple[Target, Sequence[Query], str]] = (),
 ) -> Report:
     """The report of a pass.
 
     `unknown` are services that could not be read, and why; an empty service name stands for a whole datacenter.
-    `skipped` are services that never became a target. With `dry_run`, `changes` are those still to be made; without,
+    `skipped` are services that never became a target, `unplanned` targets (or, without a name, whole namespaces) of
+    which Kubernetes tells nothing, and why. With `dry_run`, `changes` are those still to be made; without,
     those that were made: a change that an earlier one's failure left untried counts as failed.
     """
     outcomes = tuple(sorted(outcomes, key=lambda o: o.plan.target))
@@ -336,6 +338,9 @@ def build_report(
         warnings.update(WarningRow(*where, text) for text in plan.warnings)
         services.append(_service_row(outcome, origin, mine))
     failed += [FailedRow("", "", "", "read", q.service, q.datacenter, reason) for q, reason in unknown.items()]
+    for target, queries, reason in unplanned:
+        origin = Origin.of(queries)
+        failed.append(FailedRow(target.namespace, target.name, "", "read", origin.service, origin.datacenter, reason))
     return Report(
         summary=Summary(
             create=counts["create"],
@@ -524,6 +529,9 @@ class Observer(Protocol):
     def unread(self, unread: Mapping[Query, str]) -> None:
         """Every service that could not be read when it was last tried, with the reason. Said again and again."""
 
+    def unreadable(self, namespaces: Mapping[str, str]) -> None:
+        """Every namespace that we may not list, with the reason: nothing is done there. Said again and again."""
+
     def rival(self, reason: str) -> None:
         """Another process works against us ("": nobody does). Said again and again."""
 
@@ -550,6 +558,9 @@ class NullObserver:
         """Ignored."""
 
     def unread(self, unread: Mapping[Query, str]) -> None:
+        """Ignored."""
+
+    def unreadable(self, namespaces: Mapping[str, str]) -> None:
         """Ignored."""
 
     def rival(self, reason: str) -> None:

@@ -347,7 +347,14 @@ class ConsulSettings(_Section):
         also=["CONSUL_HTTP_ADDR"],
     )
     datacenter: Annotated[str, AfterValidator(_plain)] = _setting(
-        "", "The datacenter that rules without one mean. Empty: the agent's own.", flag="--datacenter"
+        "",
+        "The datacenter that rules and annotated Services without one mean. Empty: the agent's own.",
+        flag="--datacenter",
+    )
+    datacenters: tuple[Filled, ...] = _setting(
+        (),
+        "Further datacenters that the annotation `consul-bridge/datacenter` may ask for, beside our own and those that "
+        "rules name. Each has its share of `connections`, and is asked only while some Service wants it.",
     )
     token: Annotated[SecretStr, AfterValidator(_token)] = _setting(
         SecretStr(""),
@@ -842,6 +849,7 @@ class Settings(BaseSettings):
             tls_server_name=c.tls_server_name,
             verify=c.verify,
             datacenter=c.datacenter,
+            datacenters=c.datacenters,
             namespace=c.namespace,
             partition=c.partition,
             wait_seconds=c.wait,
@@ -872,6 +880,7 @@ class Settings(BaseSettings):
         return CheckOptions(
             owner=self.owner,
             cluster_nodes=self.kubernetes.nodes,
+            policy=self.policy,
             leases=self.run.leader_elect or self.run.shards > 1,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),

@@ -1,14 +1,15 @@
 """Everything that is wanted of Consul, watched within one budget of connections, as a stream of views.
 
 A `Catalog` divides the budget among its datacenters and leaves each to a `DatacenterWatch` of its own, so that a dead
-one never touches the others. `read_all` is the same knowledge, read once.
+one never touches the others, and one of which nothing is wanted is not asked. `read_all` is the same knowledge, read
+once.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from bridge.consul.client import ConsulConfig, tls_of
@@ -39,27 +40,31 @@ class Catalog:
         retry: RetryPolicy | None = None,
         failed: Callable[[BaseException], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        spare: Collection[str] = (),
     ) -> None:
+        """`spare` are datacenters that may never be wanted: they have smaller shares, unless all are."""
         names = sorted(set(datacenters))
-        share = config.connections // max(len(names), 1)
-        if share < LEAST:
+        if config.connections < LEAST * len(names):
             raise ConfigurationError(
                 f"{config.connections} connections to Consul are too few for {len(names)} datacenters: at least "
                 f"{LEAST * len(names)} are needed (--connections)"
             )
         tls = tls_of(config)
+        shares = shares_of(config.connections, names, spare)
         self._listener = listener
         self._clock = clock
         self._budget = config.connections
         self._wanted: frozenset[Query] | None = None
         self._strange: frozenset[Query] = frozenset()
         self._lock = threading.Lock()
+        self._started: set[str] = set()
+        self._closed = False
         self._watches = {
             name: DatacenterWatch(
                 config,
                 name,
                 listener,
-                budget=share,
+                budget=shares[name],
                 retry=retry or RetryPolicy(),
                 failed=failed or _ignore,
                 clock=clock,
@@ -68,14 +73,21 @@ class Catalog:
             for name in names
         }
 
-    def start(self) -> None:
-        """Begin to watch the listings; services are watched as soon as they are wanted."""
-        for watch in self._watches.values():
-            watch.start()
+    def start(self, datacenters: Collection[str] | None = None) -> None:
+        """Begin to watch these (None: all), those that are not watched yet; services as soon as they are wanted."""
+        with self._lock:
+            new = sorted(set(self._watches if datacenters is None else datacenters) - self._started)
+            if self._closed:
+                return
+            for name in new:
+                self._watches[name].start()
+                self._started.add(name)
 
     def close(self, timeout: float = 5.0) -> None:
         """End every request and thread; returns when all have ended or after `timeout` seconds."""
         deadline = time.monotonic() + timeout
+        with self._lock:
+            self._closed = True
         for watch in self._watches.values():
             watch.stop()
         for watch in self._watches.values():
@@ -95,15 +107,25 @@ class Catalog:
             for name, share in shares.items():
                 self._watches[name].want(share)
         for query in sorted(news):
-            reason = f"datacenter {query.datacenter!r} is not among those watched: {', '.join(self._watches)}"
+            reason = f"datacenter {query.datacenter!r} may not be asked, only {', '.join(self._watches)} may"
             self._listener.on_view(query, Unknown(reason), self._clock())
 
     def status(self) -> dict[str, Any]:
         """Figures for readiness, metrics and people, per datacenter."""
         return {
             "budget": self._budget,
-            "datacenters": {name: watch.status() for name, watch in self._watches.items()},
+            "datacenters": {name: self._watches[name].status() for name in sorted(self._started)},
         }
+
+
+def shares_of(connections: int, names: Sequence[str], spare: Collection[str]) -> dict[str, int]:
+    """How many connections each datacenter has: a spare one a quarter of an equal share, the others what is left."""
+    few = set(spare).intersection(names)
+    if len(few) == len(names):
+        few = set()
+    small = max(LEAST, connections // (4 * len(names))) if few else 0
+    large = (connections - small * len(few)) // max(len(names) - len(few), 1)
+    return {name: small if name in few else large for name in names}
 
 
 def _ignore(_error: BaseException) -> None:

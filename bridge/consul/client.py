@@ -53,6 +53,8 @@ class Mode(StrEnum):
 class ConsulConfig:
     """How to reach Consul. Seconds everywhere; empty strings mean: not used, or the agent's own.
 
+    `datacenter` is our own, `datacenters` are others that may be asked although no rule names them.
+
     `connections` is the budget of the whole process: Consul takes 200 from one address, and those of a process that
     was killed stay taken until their `wait_seconds` are over.
     """
@@ -66,6 +68,7 @@ class ConsulConfig:
     tls_server_name: str = ""
     verify: bool = True
     datacenter: str = ""
+    datacenters: tuple[str, ...] = ()
     namespace: str = ""
     partition: str = ""
     wait_seconds: float = 55.0

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from bridge.core.canonical import shorten
-from bridge.core.marks import ADOPT, OWNER
+from bridge.core import marks
 from bridge.core.model import (
     USUAL_BOUNDS,
     Bounds,
@@ -38,7 +38,7 @@ TAGS = "consul-bridge/tags"
 FILTER = "consul-bridge/filter"
 OUTPUT = "consul-bridge/output"
 PREFIX = "consul-bridge/"
-_KNOWN = frozenset({MIRROR, SERVICE, DATACENTER, TAGS, FILTER, OUTPUT, ADOPT, OWNER})
+_KNOWN = frozenset({MIRROR, SERVICE, DATACENTER, TAGS, FILTER, OUTPUT, marks.ADOPT, marks.OWNER})
 
 
 def request_of(

@@ -14,14 +14,28 @@ from typing import Any
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
 from bridge.consul.snapshot import read_all
 from bridge.core import select
-from bridge.core.model import Group, Known, Output, Query, Rule, Skipped, Target, Unknown
+from bridge.core.annotated import request_of
+from bridge.core.model import (
+    CurrentService,
+    Group,
+    Kind,
+    Known,
+    Output,
+    Policy,
+    Query,
+    Rule,
+    Skipped,
+    Target,
+    Unknown,
+)
 from bridge.core.translate import MIRRORING_LIMIT, selects
-from bridge.engine.scope import anchored, namespaces_of
-from bridge.errors import BridgeError
-from bridge.kube.cache import can_i, namespaces_exist
+from bridge.engine.scope import anchored, named_with, namespaces_of, never_used
+from bridge.errors import BridgeError, CancelledError
+from bridge.kube.cache import can_i, list_once, namespaces_exist
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.nodes import node_names
+from bridge.kube.store import Store
 from bridge.retry import RetryPolicy
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
@@ -60,6 +74,7 @@ class CheckOptions:
     """What the checks depend on, beside the servers and the rules. `leases`: a leader is to be elected."""
 
     owner: str = "default"
+    policy: Policy = Policy.SYNC
     cluster_nodes: tuple[str, ...] = ()
     leases: bool = False
     readers: int = 16
@@ -110,9 +125,9 @@ def _some(texts: Sequence[str]) -> str:
 
 def _rules(rules: Sequence[Rule]) -> Iterator[Probe]:
     yield Probe("settings", OK, f"{len(rules)} rule{'s' if len(rules) != 1 else ''}")
-    for later, earlier in select.shadowed(rules):
-        detail = f"never used: {earlier.name} comes first and matches every name that it matches"
-        yield Probe(later.name, WARNING, detail, "put the narrower rule first, or join the two")
+    for later, earlier in never_used(rules):
+        detail = f"never used: {earlier} comes first and matches every name that it matches"
+        yield Probe(later, WARNING, detail, "put the narrower rule first, or join the two")
 
 
 # --------------------------------------------------------------------------- both sides
@@ -131,6 +146,7 @@ class _Check:
     ) -> None:
         self._config, self._kube, self._options, self._stop = consul, kube, options, stop
         self._say = progress or (lambda _what, _done, _total: None)
+        self._store = Store(options.owner)
 
     def all(self, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]) -> Iterator[Probe]:
         """Every probe, in order."""
@@ -139,8 +155,30 @@ class _Check:
             yield from _rules(rules)
         except BridgeError:  # told by the Kubernetes probes
             rules = fallback
+        self._store = self._services_of_people(rules)
         yield from self._consul(rules)
         yield from self._kubernetes(rules)
+
+    def _services_of_people(self, rules: Sequence[Rule]) -> Store:
+        """All Services that can be read: some ask to be filled. What cannot be, the Kubernetes probes tell."""
+        self._say("reading Kubernetes", 0, 0)
+        try:
+            client = KubeClient(self._kube)
+        except BridgeError:
+            return self._store
+        try:
+            namespaces = namespaces_of(rules, self._kube.namespaces, client.namespace)
+            return list_once(client, namespaces, self._options.owner, partly=True, kinds=(Kind.SERVICE,))
+        except CancelledError:
+            raise
+        except BridgeError:
+            return self._store
+        finally:
+            client.close()
+
+    def _asking(self) -> list[CurrentService]:
+        """People's Services that ask to be filled."""
+        return [s for s in self._store.annotated_services() if request_of(s, "") is not None]
 
     # ------------------------------------------------------------------ Consul
 
@@ -180,17 +218,19 @@ class _Check:
         except BridgeError as error:
             yield Probe("consul datacenters", FAILED, str(error), f"a token with: {POLICY}")
             return
-        wanted = sorted({dc for rule in rules for dc in rule.datacenters} | {own})
+        wanted = named_with(own, rules, self._config)
         missing = [dc for dc in wanted if dc not in known]
         if missing:
             detail = f"{', '.join(missing)} unknown; there are {', '.join(known)}"
-            yield Probe("consul datacenters", FAILED, detail, "--datacenter, or rules[].datacenters")
+            mend = "--datacenter, rules[].datacenters, or consul.datacenters"
+            yield Probe("consul datacenters", FAILED, detail, mend)
         else:
-            yield Probe("consul datacenters", OK, ", ".join(wanted))
+            yield Probe("consul datacenters", OK, ", ".join(sorted(wanted)))
         chosen = _Chosen(anchored(rules, (own,)))
         chosen.pin()
+        chosen.ask(self._asking(), own, wanted)
         listed = []
-        for datacenter in (dc for dc in wanted if dc in known):
+        for datacenter in sorted(dc for dc in wanted if dc in known and (dc != own or chosen.concerns(own))):
             try:
                 answer, nodes = client.listing(datacenter), client.nodes(datacenter)
             except BridgeError as error:
@@ -216,22 +256,31 @@ class _Check:
             retry=self._options.retry,
             stop=self._stop,
         )
-        refused: dict[str, list[str]] = {}
+        refused: dict[str, list[Query]] = {}
         large = []
         for query, state in snapshot.views.items():
-            rule = chosen.rules_of[query]
             if isinstance(state, Unknown):
-                refused.setdefault(state.reason, []).append(query.service)
-            elif isinstance(state, Known) and rule.to.output is Output.ENDPOINTS:
+                refused.setdefault(state.reason, []).append(query)
+                continue
+            for rule in chosen.rules_of[query]:
+                if rule.to.output is not Output.ENDPOINTS or not isinstance(state, Known):
+                    continue
                 count = sum(selects(rule, instance) for instance in state.instances)
                 if count > MIRRORING_LIMIT:
-                    large.append(f"{query.service} has {count}")
-        for reason, services in refused.items():
-            mend = "rules[].filter (or --filter)" if "filter" in reason else f"a token with: {POLICY}"
-            yield Probe(f"reading {_some(services)}", FAILED, reason, mend)
+                    whose = f" (for {rule.name})" if rule.to.annotated else ""
+                    large.append(f"{query.service} has {count}{whose}")
+        for reason, queries in refused.items():
+            asking = [rule.name for q in queries for rule in chosen.rules_of[q] if rule.to.annotated]
+            filters = "rules[].filter (or --filter)" if not asking else f"consul-bridge/filter of {_some(asking)}"
+            mend = filters if "filter" in reason else f"a token with: {POLICY}"
+            yield Probe(f"reading {_some([q.service for q in queries])}", FAILED, reason, mend)
         if large:
             detail = f"more instances than the {MIRRORING_LIMIT} that the control plane mirrors: {_some(large)}"
-            yield Probe("sizes", WARNING, detail, "--output-kind endpointslices (or `to: {output: endpointslices}`)")
+            mend = (
+                "--output-kind endpointslices (or `to: {output: endpointslices}`, or the annotation "
+                "consul-bridge/output: endpointslices)"
+            )
+            yield Probe("sizes", WARNING, detail, mend)
         elif not refused:
             yield Probe("sizes", OK, "no service is past what its output can carry")
 
@@ -262,23 +311,33 @@ class _Check:
 
     def _rights(self, client: KubeClient, rules: Sequence[Rule]) -> Iterator[Probe]:
         namespaces = namespaces_of(rules, self._kube.namespaces, client.namespace)
-        outputs = {rule.to.output for rule in rules}
+        needs = {name: self._needs(rules, name) for name in (namespaces if namespaces is not None else ("",))}
         try:
             if namespaces:
                 yield from _namespaces(client, namespaces)
             allowed = []
-            for namespace in namespaces if namespaces is not None else ("",):
-                probe = _rights_in(client, namespace, outputs, daemon=self._options.leases)
-                allowed += [namespace] if probe.state != FAILED else []
+            for namespace, need in needs.items():
+                probe = _rights_in(client, namespace, need, daemon=self._options.leases)
+                allowed += [namespace] if probe.state != FAILED and Output.ENDPOINTS in need.outputs else []
                 yield probe
             if self._options.leases:
                 yield _leases(client)
             if "*" in self._options.cluster_nodes:
                 yield _nodes(client)
-            if Output.ENDPOINTS in outputs and allowed:
+            if allowed:
                 yield self._mirroring(client, allowed)
         except BridgeError as error:
             yield Probe("rights", FAILED, str(error), "kubectl auth can-i --list")
+
+    def _needs(self, rules: Sequence[Rule], namespace: str) -> _Needs:
+        """What is done in a namespace ("" for all): by rules whose targets may be there, and for people's Services."""
+        making = [r for r in rules if not namespace or "{" in r.to.namespace or r.to.namespace == namespace]
+        requests = (request_of(s, "") for s in self._asking() if namespace in ("", s.meta.namespace))
+        filling = [request[0] for request in requests if request is not None]
+        ours = any(namespace in ("", target.namespace) for target in self._store.targets())
+        outputs = frozenset(rule.to.output for rule in (*making, *filling)) or frozenset({Output.ENDPOINTS})
+        verbs = ("create", "patch") if self._options.policy is not Policy.SYNC else ("create", "patch", "delete")
+        return _Needs(outputs, verbs if making else tuple(v for v in verbs if ours and v == "delete"), verbs)
 
     def _mirroring(self, client: KubeClient, namespaces: Sequence[str]) -> Probe:
         """Whether the control plane copies Endpoints into slices, judged by a few of ours that stand there."""
@@ -304,12 +363,24 @@ class _Check:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What is to be done in a namespace: the outputs, and the writing verbs on Services and on what carries those."""
+
+    outputs: frozenset[Output]
+    services: tuple[str, ...]
+    writing: tuple[str, ...]
+
+
 class _Chosen:
-    """What the rules select of the listings, and what they do not."""
+    """What the rules and people's Services select of the listings, and what they do not."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        self.rules_of: dict[Query, Rule] = {}
+        self.rules_of: dict[Query, list[Rule]] = {}
         self._rules = rules
+        self._asked: list[tuple[Target, Query]] = []
+        self._strange: list[str] = []
+        self._listed: dict[str, frozenset[str]] = {}
         self._claims = select.Claims()
         self._unmappable: list[Skipped] = []
 
@@ -318,8 +389,34 @@ class _Chosen:
         for query, rule in select.pinned(self._rules):
             self._claim(query, rule)
 
+    def ask(self, services: Sequence[CurrentService], own: str, datacenters: Sequence[str]) -> None:
+        """Take what people's Services ask for, as far as it may be asked."""
+        for service in services:
+            request = request_of(service, own)
+            if request is None:
+                continue
+            (rule, query), target = request, Target(service.meta.namespace, service.meta.name)
+            if service.has_selector or service.type == "ExternalName":
+                what = "has a selector: Kubernetes fills it" if service.has_selector else "is an ExternalName: an alias"
+                self._strange.append(f"{target} {what}")
+            elif query.datacenter not in datacenters:
+                self._strange.append(
+                    f"{target} asks for datacenter {query.datacenter}: only {', '.join(datacenters)} may be asked "
+                    "(consul.datacenters)"
+                )
+            else:
+                self._asked.append((target, query))
+                self.rules_of.setdefault(query, []).append(rule)
+                self._claims.claim(query, rule, target)
+
+    def concerns(self, datacenter: str) -> bool:
+        """Whether anything of a datacenter is wanted (without any rule, people may come to want it)."""
+        named = {dc for rule in self._rules for dc in rule.datacenters} | {q.datacenter for q in self.rules_of}
+        return not self._rules or datacenter in named
+
     def choose(self, datacenter: str, services: dict[str, list[str]]) -> None:
         """Let the rules decide about a datacenter's services."""
+        self._listed[datacenter] = frozenset(services)
         for service, tags in sorted(services.items()):
             rule = select.first_rule(self._rules, service, datacenter, tags)
             if rule is None or select.excluded(service, tags) is not None:
@@ -327,7 +424,7 @@ class _Chosen:
             self._claim(select.query_of(rule, service, datacenter), rule)
 
     def _claim(self, query: Query, rule: Rule) -> None:
-        self.rules_of[query] = rule
+        self.rules_of.setdefault(query, []).append(rule)
         target = select.target_of(rule, query)
         if isinstance(target, Target):
             self._claims.claim(query, rule, target)
@@ -335,11 +432,19 @@ class _Chosen:
             self._unmappable.append(target)
 
     def probes(self) -> Iterator[Probe]:
-        """How many are selected, and whether each gets its name."""
-        if not self.rules_of:
+        """How many are selected or asked for, and whether each gets its name."""
+        yield from self._annotated()
+        selected = sum(any(not rule.to.annotated for rule in rules) for rules in self.rules_of.values())
+        if selected:
+            yield Probe("selected services", OK, str(selected))
+        elif self._rules:
             yield Probe("selected services", WARNING, "none", "--service, --tag, or rules in --config")
+        elif not self._asked:
+            detail = "none: there is no rule, and no Service asks to be filled"
+            mend = "kubectl label service NAME consul-bridge/mirror=true, or rules in --config"
+            yield Probe("selected services", WARNING, detail, mend)
+        if not self.rules_of:
             return
-        yield Probe("selected services", OK, str(len(self.rules_of)))
         losers = [loser for target in sorted(self._claims.targets()) for loser in self._claims.losers(target)]
         if losers or self._unmappable:
             texts = [f"{s.service}: {s.reason}" for s in (*losers, *self._unmappable)]
@@ -348,6 +453,21 @@ class _Chosen:
             )
         else:
             yield Probe("names", OK, "every service has a name of its own")
+
+    def _annotated(self) -> Iterator[Probe]:
+        """People's Services that ask to be filled, and what will not come of it."""
+        missing = [
+            f"{target} asks for {query.service}, which {query.datacenter} does not list"
+            for target, query in self._asked
+            if query.service not in self._listed.get(query.datacenter, {query.service})
+        ]
+        texts = [*self._strange, *missing]
+        if texts:
+            mend = "kubectl describe service NAME: its consul-bridge/ annotations and its spec"
+            yield Probe("annotated Services", WARNING, _some(texts), mend)
+        elif self._asked:
+            count = len(self._asked)
+            yield Probe("annotated Services", OK, f"{count} ask{'s' if count == 1 else ''} to be filled")
 
 
 def _token(datacenter: str, services: Answer, nodes: Answer) -> Probe:
@@ -380,22 +500,21 @@ def _lacking(client: KubeClient, group: str, resource: str, verbs: Sequence[str]
     return [f"{verb} {resource}" for verb in verbs if not can_i(client, verb, group, resource, namespace)]
 
 
-def _rights_in(client: KubeClient, namespace: str, outputs: set[Output], *, daemon: bool) -> Probe:
-    """Every verb that the chosen outputs need, in one namespace ("" for all of them).
+def _rights_in(client: KubeClient, namespace: str, needs: _Needs, *, daemon: bool) -> Probe:
+    """Every verb that the work needs, in one namespace ("" for all of them).
 
     `daemon`: it is known that `bridge run` is meant, which watches. Else a `bridge sync` may be, which only lists; then
     what the daemon needs beyond that is a warning. Events are missed by nobody but people: a warning always.
     """
-    writing = ("create", "patch", "delete")
-    endpoints = () if outputs == {Output.ENDPOINTSLICES} else writing
-    slices = writing if outputs & {Output.ENDPOINTSLICES, Output.BOTH} else ()
+    endpoints = () if needs.outputs == {Output.ENDPOINTSLICES} else needs.writing
+    slices = needs.writing if needs.outputs & {Output.ENDPOINTSLICES, Output.BOTH} else ()
 
     def lacking(resources: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
         return [text for group, name, verbs in resources for text in _lacking(client, group, name, verbs, namespace)]
 
     core, discovery = ("", "services"), ("discovery.k8s.io", "endpointslices")
     needed = lacking(
-        [(*core, ("list", *writing)), ("", "endpoints", ("list", *endpoints)), (*discovery, ("list", *slices))]
+        [(*core, ("list", *needs.services)), ("", "endpoints", ("list", *endpoints)), (*discovery, ("list", *slices))]
     )
     watching = lacking([(*core, ("watch",)), ("", "endpoints", ("watch",)), (*discovery, ("watch",))])
     events = lacking([("events.k8s.io", "events", ("create", "patch"))])

@@ -62,7 +62,9 @@ class Live:
         made: dict[Target, tuple[tuple[Any, ...], LiveRow]] = {}
         for target in targets:
             outcome, current = outcomes.get(target), self._current(target)
-            reason = _reason(outcome.plan.queries, trouble) if outcome is not None else ""
+            reason = self._reconciler.unreadable.get(target.namespace, "")
+            if outcome is not None:
+                reason = _reason(outcome.plan.queries, trouble)
             about = (outcome, current.service, current.endpoints, current.slices, reason)
             before = self._made.get(target)
             if before is not None and outcome is not None and _same(before[0], about):
@@ -137,7 +139,7 @@ def _waiting(outcome: Outcome) -> tuple[Change, ...]:
 def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
     """The worst that is so, and in which words."""
     if outcome is None:
-        return "unknown", "not read yet; what is there stays"
+        return "unknown", f"{reason or 'not read yet'}; what is there stays"
     plan = outcome.plan
     if outcome.failures:
         return "failed", "; ".join(dict.fromkeys(str(f.error) for f in outcome.failures))

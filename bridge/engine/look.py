@@ -200,14 +200,16 @@ class _Look:
         self._say("reading Kubernetes", 0, 0)
         client = self._client = KubeClient(self._kube)
         namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
-        self._store = call(lambda: list_once(client, namespaces, self._options.owner), self._options.retry, self._stop)
+        self._store = call(
+            lambda: list_once(client, namespaces, self._options.owner, partly=True), self._options.retry, self._stop
+        )
         self._nodes = call(lambda: node_names(client, self._options.cluster_nodes), self._options.retry, self._stop)
 
     def read_consul(self, service: str | None) -> None:
         """Read everything that the rules select, or only `service` and what shares its target."""
-        self.datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
-        self._rules = anchored(self._rules, self.datacenters)
-        self.world = World(self._rules, self.datacenters, grace_seconds=0.0, narrow=self._options.narrow)
+        datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
+        self._rules = anchored(self._rules, datacenters)
+        self.world = World(self._rules, datacenters, grace_seconds=0.0, narrow=self._options.narrow)
         for target in self._store.targets():
             self.world.remember(target, names_at(self._store.current(target)), now=0.0)
         for query, rule in select.pinned(self._rules):
@@ -216,12 +218,13 @@ class _Look:
                 self.asked.append((place, replace(rule, pinned=False), query))
                 self._claims.claim(query, rule, place)
         for found in self._store.annotated_services():
-            request = request_of(found, self._consul.datacenter or self.datacenters[0], self._options.bounds)
+            request = request_of(found, datacenters[0], self._options.bounds)
             if request is not None:
                 target = Target(found.meta.namespace, found.meta.name)
                 self.asked.append((target, *request))
                 self.world.annotate(target, *request, 0.0)
                 self._claims.claim(request[1], request[0], target)
+        self.datacenters = self.world.concerned() or datacenters[:1]
         if service is None:
             self._read(self._listed)
         else:
@@ -293,6 +296,10 @@ class _Look:
             if all((q.datacenter, q.service) != (datacenter, service) for q in queries)
         )
 
+    def _is_seen(self, target: Target) -> bool:
+        """Whether Kubernetes tells what it holds at a target."""
+        return not self.kubernetes_trouble and target.namespace not in self._store.unreadable
+
     def _place(self, service: str, datacenter: str) -> tuple[Query, Target | Skipped | None]:
         tags = self.services_of(datacenter).get(service)
         rule = None if tags is None else select.first_rule(self._rules, service, datacenter, tags)
@@ -307,6 +314,7 @@ class _Look:
 
     def troubles(self) -> tuple[str, ...]:
         texts = [f"Kubernetes: {self.kubernetes_trouble}"] if self.kubernetes_trouble else []
+        texts += [f"namespace {name}: {reason}" for name, reason in self._store.unreadable.items()]
         texts += [f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(self.world.listing_trouble().items())]
         texts += [
             f"Consul, service {q.service} in {q.datacenter}: {reason}"
@@ -350,6 +358,7 @@ class _Look:
             resolve=self._resolver.resolve,
             mirrored=None if client is None else lambda target: mirrored(client, target),
             nodes=self._nodes,
+            unreadable=self._store.unreadable,
         )
 
     def row(self, target: Target) -> StatusRow | None:
@@ -363,7 +372,9 @@ class _Look:
         if plan is not None:
             consul = self._reconciler().listed(target) if plan.held else (plan.ready, plan.not_ready)
         queries = self.world.queries_at(target) if plan is None else plan.queries
-        if plan is None:
+        if target.namespace in self._store.unreadable:
+            state, detail = "unknown", f"namespace {target.namespace} could not be read; what is there stays"
+        elif plan is None:
             state, detail = "unknown", "Consul could not be asked; what is there stays"
         elif plan.conflicts:
             state, detail = "conflict", "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
@@ -416,8 +427,8 @@ class _Look:
             ],
             unfiltered=self._views.get(replace(query, filter="")),
             claims=self._claims,
-            current=self._store.current(at) if at is not None and not self.kubernetes_trouble else None,
-            plan=self._plans.get(at) if at is not None else None,
+            current=self._store.current(at) if at is not None and self._is_seen(at) else None,
+            plan=self._plans.get(at) if at is not None and self._is_seen(at) else None,
             resolved=resolved,
             cluster_nodes=self._nodes,
         )

@@ -88,8 +88,12 @@ class Reconciler:
         resolve: Resolve = lambda _target, _names: {},
         mirrored: Callable[[Target], tuple[Group, ...]] | None = None,
         nodes: Collection[str] = (),
+        unreadable: Mapping[str, str] | None = None,
     ) -> None:
-        """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's."""
+        """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
+
+        `unreadable` are namespaces of which nothing is known, and why: nothing is planned there.
+        """
         self.lock = threading.RLock()
         self.world = world
         self.guard = guard
@@ -99,6 +103,7 @@ class Reconciler:
         self._resolve = resolve
         self._mirrored = mirrored
         self.nodes = nodes
+        self.unreadable: Mapping[str, str] = unreadable or {}
 
     def plan(self, target: Target) -> Plan | None:
         """Steps 1 to 5 for one target; None while too little is known to say anything about it."""
@@ -118,6 +123,15 @@ class Reconciler:
         desired = draft.desired if draft is not None else None
         return (desired.ready, desired.not_ready) if desired is not None else (0, 0)
 
+    def unplanned(self) -> list[tuple[Target, tuple[Query, ...], str]]:
+        """What wants to go to namespaces that cannot be read, and why not; a namespace itself where nothing does."""
+        found = []
+        with self.lock:
+            for namespace, reason in sorted(self.unreadable.items()):
+                targets = [t for t in sorted(self.world.targets()) if t.namespace == namespace]
+                found += [(t, self.world.queries_at(t), reason) for t in targets or [Target(namespace, "")]]
+        return found
+
     def ask_for_names(self, targets: Collection[Target]) -> bool:
         """Have the host names of many targets resolved, before any of them is planned; whether there are any."""
         found = False
@@ -131,6 +145,8 @@ class Reconciler:
 
     def _draft(self, target: Target) -> _Draft | None:
         """Steps 1 to 4."""
+        if target.namespace in self.unreadable:
+            return None
         now = self._clock()
         with self.lock:
             sources = self.world.sources(target)
@@ -185,8 +201,9 @@ class Reconciler:
         if asked is None or asked[1].datacenter in self.world.datacenters:
             return ""
         return (
-            f"the annotation asks for datacenter {shorten(asked[1].datacenter)}, which no rule names, so it is not "
-            f"watched; there are {', '.join(self.world.datacenters)}"
+            f"the annotation asks for datacenter {shorten(asked[1].datacenter)}, which may not be asked: only "
+            f"{', '.join(self.world.datacenters)} may. If it is right, name it in consul.datacenters "
+            "(BRIDGE_CONSUL_DATACENTERS)"
         )
 
     def _is_missing(self, source: Source) -> bool:

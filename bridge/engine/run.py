@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from bridge.consul.board import Lend
-from bridge.consul.catalog import Catalog
+from bridge.consul.catalog import Catalog, shares_of
 from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import request_of
 from bridge.core.explain import Explanation
@@ -49,7 +49,7 @@ from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.rivals import ENOUGH, Rivals
-from bridge.engine.scope import anchored, datacenters_of, namespaces_of
+from bridge.engine.scope import anchored, datacenters_of, named_with, namespaces_of, spare_of
 from bridge.engine.world import World
 from bridge.errors import (
     BridgeError,
@@ -180,7 +180,7 @@ class Bridge:
         try:
             self._build(client)
             self._cache.start()
-            self._catalog.start()
+            self._catalog.start(self._reconciler.world.concerned())
             threads = [
                 threading.Thread(target=self._guarded, args=(self._work,), name=f"writer-{n}")
                 for n in range(self._options.writers)
@@ -223,7 +223,8 @@ class Bridge:
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether the first full pass is done and both sides were seen lately, with the detail.
 
-        A standby is ready as well: it could take over at once.
+        A standby is ready as well: it could take over at once. So is a bridge that may not list some of its
+        namespaces: it does what it can, and a rollout must not wait for ever for a Role; the detail names them.
         """
         leadership = self._leadership.status()
         detail: dict[str, Any] = {
@@ -233,6 +234,8 @@ class Bridge:
         }
         if leadership is not None:
             detail["election"] = leadership
+        if unreadable := self._unreadable():
+            detail["unreadable"] = unreadable
         if rival := self._rival():
             detail["rival"] = rival
         if self._passing.is_set():
@@ -246,7 +249,9 @@ class Bridge:
         """Everything that /api/status shows."""
         with self._outcomes_lock:
             outcomes = list(self._outcomes.values())
-        report = build_report(outcomes, self._unknown(), dry_run=True, skipped=self.unmirrored())
+        report = build_report(
+            outcomes, self._unknown(), dry_run=True, skipped=self.unmirrored(), unplanned=self._unplanned()
+        )
         return {**self.state(), "report": report.to_json()}
 
     def state(self) -> dict[str, Any]:
@@ -291,11 +296,11 @@ class Bridge:
         """Go on with other rules; False (and nothing is done) when they ask for other namespaces or datacenters."""
         if not self._passing.is_set():
             return False
-        none_named = not rules or not all(rule.datacenters for rule in rules)
         rules = anchored(rules, (self._datacenter,))
-        named = {dc for rule in rules for dc in rule.datacenters} | ({self._datacenter} if none_named else set())
+        named = named_with(self._datacenter, rules, self._consul)
         scopes = [namespaces_of(r, self._kube.namespaces, self._client.namespace) for r in (rules, self._rules)]
-        if scopes[0] != scopes[1] or named != set(self._reconciler.world.datacenters):
+        shares = [shares_of(self._consul.connections, named, spare_of(r, named)) for r in (rules, self._rules)]
+        if scopes[0] != scopes[1] or named != self._reconciler.world.datacenters or shares[0] != shares[1]:
             return False
         with self._reconciler.lock:
             self._rules = rules
@@ -387,7 +392,7 @@ class Bridge:
         if OWN_DATACENTER in self._consul_trouble:
             self.on_trouble(OWN_DATACENTER, None)
         self._rules = anchored(self._rules, datacenters)
-        self._datacenter = self._consul.datacenter or datacenters[0]
+        self._datacenter = datacenters[0]
         self._client = client
         if options.election is not None:
             self._leadership = Elected(
@@ -428,7 +433,13 @@ class Bridge:
         )
         self._live = Live(self._reconciler, self._cache.current, self._resolver.known)
         self._catalog = Catalog(
-            self._consul, datacenters, self, retry=options.consul_retry, failed=self._died, clock=self._clock
+            self._consul,
+            datacenters,
+            self,
+            retry=options.consul_retry,
+            failed=self._died,
+            clock=self._clock,
+            spare=spare_of(self._rules, datacenters),
         )
 
     def _supervise(self) -> None:
@@ -447,7 +458,8 @@ class Bridge:
         while not self._stop.is_set():
             self._wake.wait(0.5)
             self._wake.clear()
-            self._catalog.want(self._wanted())
+            self._take_in()
+            self._ask()
             now = self._clock()
             with self._reconciler.lock:
                 due = self._reconciler.world.expire(now)
@@ -463,18 +475,21 @@ class Bridge:
                 next_resync = self._clock() + self._options.resync_seconds
 
     def _await_first_read(self) -> None:
-        """Nothing is planned before Kubernetes was listed and every wanted service was answered, well or badly."""
+        """Nothing is planned before Kubernetes was listed and every wanted service was answered, well or badly.
+
+        A namespace that we may not list is not waited for once that has proved to last.
+        """
         while not self._cache.wait_synced(0.5):
             self._observer.kubernetes(False, self._kubernetes_trouble() or "not listed yet")
             if self._stop.is_set():
                 raise CancelledError("stopped before the first pass")
         self._observer.kubernetes(True, "")
-        self._remember_all()
-        for service in self._cache.annotated_services():
-            self._follow_annotation(Target(service.meta.namespace, service.meta.name))
+        self._reconciler.unreadable = self._cache.unreadable()
+        self._recall()
         deadline = self._clock() + FIRST_READ_SECONDS
         while not self._stop.is_set():
-            self._catalog.want(self._wanted())
+            self._take_in()
+            self._ask()
             with self._reconciler.lock:
                 world = self._reconciler.world
                 if world.listings_answered() and not world.unread():
@@ -483,6 +498,24 @@ class Bridge:
                 return
             self._stop.wait(FIRST_LOOK_SECONDS)  # not for each view: looking at all of them for each is what costs
         raise CancelledError("stopped before the first pass")
+
+    def _recall(self) -> None:
+        """Learn from Kubernetes what is there: where our objects came from, and what people ask for."""
+        self._remember_all()
+        for service in self._cache.annotated_services():
+            self._follow_annotation(Target(service.meta.namespace, service.meta.name))
+
+    def _take_in(self) -> None:
+        """Namespaces that could not be read, and now can: only after all of it is known is anything planned there."""
+        before, now = self._reconciler.unreadable, self._cache.unreadable()
+        freed = before.keys() - now.keys()
+        if freed:
+            self._recall()
+        self._reconciler.unreadable = now
+        if freed:
+            with self._reconciler.lock:
+                targets = self._reconciler.world.targets() | set(self._cache.targets())
+            self._look_at({target for target in targets if target.namespace in freed})
 
     def _full_pass(self) -> None:
         """Look at everything, judged by the guard as a whole, and queue what needs work."""
@@ -500,7 +533,9 @@ class Bridge:
             if plan.writes and self._leadership.leads(plan.target):
                 self._enqueue(plan.target)
         self._last_pass = self._clock()
-        report = build_report([Outcome(p, (), ()) for p in plans], self._unknown(), dry_run=True)
+        report = build_report(
+            [Outcome(p, (), ()) for p in plans], self._unknown(), dry_run=True, unplanned=self._unplanned()
+        )
         self._observer.pass_done(self._last_pass - began, report)
 
     def _follow_annotation(self, target: Target) -> bool:
@@ -524,9 +559,12 @@ class Bridge:
             waiting = [t for t, o in self._outcomes.items() if len(o.applied) < len(o.plan.writes)]
         return {target for target in waiting if self._leadership.leads(target)}
 
-    def _wanted(self) -> frozenset[Query]:
+    def _ask(self) -> None:
+        """Have Consul watched for what is wanted now, and no more; a datacenter from when it is first wanted on."""
         with self._reconciler.lock:
-            return self._reconciler.world.ask()
+            wanted, datacenters = self._reconciler.world.ask(), self._reconciler.world.concerned()
+        self._catalog.start(datacenters)
+        self._catalog.want(wanted)
 
     def _look_at(self, targets: Collection[Target]) -> None:
         """Queue targets; several at once are first shown to the guard together, so that it sees how much is leaving."""
@@ -552,6 +590,7 @@ class Bridge:
             held = self._reconciler.guard.active()
         self._observer.held(held)
         self._observer.unread(self._unknown())
+        self._observer.unreadable(self._unreadable())
         self._observer.rival(self._rival())
 
     def _rival(self) -> str:
@@ -566,6 +605,12 @@ class Bridge:
         if not hasattr(self, "_catalog"):
             return self._no_nodes or "not started"
         return self._gate.trouble or self._cache.trouble()
+
+    def _unreadable(self) -> dict[str, str]:
+        return dict(self._reconciler.unreadable) if hasattr(self, "_reconciler") else {}
+
+    def _unplanned(self) -> list[tuple[Target, tuple[Query, ...], str]]:
+        return self._reconciler.unplanned() if hasattr(self, "_reconciler") else []
 
     def _unknown(self) -> dict[Query, str]:
         if not hasattr(self, "_reconciler"):

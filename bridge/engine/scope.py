@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.core import select
 from bridge.core.model import Rule
 from bridge.errors import TransientError
 from bridge.retry import RetryPolicy, call
@@ -29,6 +30,14 @@ def anchored(rules: Sequence[Rule], datacenters: Sequence[str]) -> tuple[Rule, .
     return tuple(rule if rule.datacenters else replace(rule, datacenters=tuple(datacenters[:1])) for rule in rules)
 
 
+def never_used(rules: Sequence[Rule], own: str = "") -> list[tuple[str, str]]:
+    """Names of rules that an earlier one takes every service from, each with the earlier one's.
+
+    A rule that names no datacenter is about our own, whose name need not be known for that.
+    """
+    return [(later.name, earlier.name) for later, earlier in select.shadowed(anchored(rules, (own or "\0",)))]
+
+
 def datacenters_of(
     rules: Sequence[Rule],
     consul: ConsulConfig,
@@ -36,13 +45,14 @@ def datacenters_of(
     stop: threading.Event,
     on_retry: Callable[[TransientError, float], None] | None = None,
 ) -> tuple[str, ...]:
-    """Datacenters that the rules name; where a rule names none, first the agent's own (or the configured one).
+    """Datacenters that may be asked: first our own (the configured one, else the agent's), then those that are named.
 
-    `on_retry` is told why that one is not known yet, and for how long it is waited.
+    Named by rules, or by `consul.datacenters`, so that annotated Services may ask for them. Our own is always the
+    first, whatever the rules say: it is what everything means that names none. Which of them are really asked is
+    decided by who wants something of them (`World.concerned`).
+
+    `on_retry` is told why our own is not known yet, and for how long it is waited.
     """
-    named = {dc for rule in rules for dc in rule.datacenters}
-    if rules and all(rule.datacenters for rule in rules):
-        return tuple(sorted(named))
     own = consul.datacenter
     if not own:
         client = ConsulClient(consul)
@@ -50,4 +60,15 @@ def datacenters_of(
             own = call(client.own_datacenter, retry, stop, on_retry)
         finally:
             client.close()
+    return named_with(own, rules, consul)
+
+
+def named_with(own: str, rules: Sequence[Rule], consul: ConsulConfig) -> tuple[str, ...]:
+    """`datacenters_of`, where our own is known."""
+    named = {dc for rule in rules for dc in rule.datacenters} | set(consul.datacenters)
     return (own, *sorted(named - {own}))
+
+
+def spare_of(rules: Sequence[Rule], datacenters: Sequence[str]) -> frozenset[str]:
+    """Those of the `datacenters` that only people's Services may ask for: no (anchored) rule is about them."""
+    return frozenset(datacenters) - {dc for rule in rules for dc in rule.datacenters}

@@ -62,7 +62,8 @@ def sync_once(
     """Make Kubernetes equal to what Consul holds now, once.
 
     `confirm` sees the planned report before anything is written and may refuse (the dry run's report is returned).
-    Raises TransientError or PermanentError when a whole side cannot be used, CancelledError when `stop` was set
+    A namespace that we may not list is left alone and reported as failed; the others are served. Raises
+    TransientError or PermanentError when a whole side cannot be used, CancelledError when `stop` was set
     before anything was planned. Once writing has begun, a stop lets the objects in hand finish and is reported as
     failures of the rest.
     """
@@ -72,17 +73,17 @@ def sync_once(
     try:
         say("reading Kubernetes", 0, 0)
         namespaces = namespaces_of(rules, kube.namespaces, client.namespace)
-        store = call(lambda: list_once(client, namespaces, options.owner), options.retry, stop)
+        store = call(lambda: list_once(client, namespaces, options.owner, partly=True), options.retry, stop)
         datacenters = datacenters_of(rules, consul, options.retry, stop)
         rules = anchored(rules, datacenters)
         world = World(rules, datacenters, grace_seconds=0.0, narrow=options.narrow)
         for target in store.targets():
             world.remember(target, names_at(store.current(target)), now=0.0)
         for service in store.annotated_services():
-            request = request_of(service, consul.datacenter or datacenters[0], options.bounds)
+            request = request_of(service, datacenters[0], options.bounds)
             if request is not None:
                 world.annotate(Target(service.meta.namespace, service.meta.name), *request, 0.0)
-        _read_consul(world, consul, datacenters, options, stop, say)
+        _read_consul(world, consul, options, stop, say)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
         reconciler = Reconciler(
@@ -94,6 +95,7 @@ def sync_once(
             resolve=resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
             nodes=call(lambda: node_names(client, options.cluster_nodes), options.retry, stop),
+            unreadable=store.unreadable,
         )
         if reconciler.ask_for_names(world.targets()):
             say("resolving host names", 0, 0)
@@ -101,14 +103,14 @@ def sync_once(
         plans = reconciler.plan_all(world.targets())
         before = {plan.target: store.current(plan.target) for plan in plans}
         outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
-        report = build_report(outcomes, _unknown(world), dry_run=True, skipped=world.unmappable())
+        report = _report(outcomes, reconciler, dry_run=True)
         if options.dry_run or (confirm is not None and not confirm(report)):
             return report
         outcomes = [
             replace(outcome, before=before[outcome.plan.target])
             for outcome in _write(plans, Writer(client), options, stop, say)
         ]
-        return build_report(outcomes, _unknown(world), dry_run=False, skipped=world.unmappable())
+        return _report(outcomes, reconciler, dry_run=False)
     finally:
         resolver.close()
         client.close()
@@ -117,7 +119,6 @@ def sync_once(
 def _read_consul(
     world: World,
     consul: ConsulConfig,
-    datacenters: Sequence[str],
     options: SyncOptions,
     stop: threading.Event,
     say: Progress,
@@ -130,7 +131,7 @@ def _read_consul(
 
     snapshot = read_all(
         consul,
-        datacenters,
+        world.concerned(),
         choose,
         parallel=options.readers,
         progress=lambda done, total: say("reading Consul", done, total),
@@ -182,6 +183,10 @@ def _urgency(plan: Plan) -> tuple[int, str, str]:
     return urgency, plan.target.namespace, plan.target.name
 
 
-def _unknown(world: World) -> dict[Query, str]:
-    """Everything that could not be read, services and whole datacenters (under an empty service name)."""
-    return {**world.trouble(), **{Query(dc, ""): reason for dc, reason in world.listing_trouble().items()}}
+def _report(outcomes: Sequence[Outcome], reconciler: Reconciler, *, dry_run: bool) -> Report:
+    """The account, with everything that could not be read: services, whole datacenters, namespaces."""
+    world = reconciler.world
+    unknown = {**world.trouble(), **{Query(dc, ""): reason for dc, reason in world.listing_trouble().items()}}
+    return build_report(
+        outcomes, unknown, dry_run=dry_run, skipped=world.unmappable(), unplanned=reconciler.unplanned()
+    )

@@ -204,9 +204,18 @@ class World:
         # of sets and dictionaries, whose hashes are stored: asked for each of thousands of services, they are the cost
         return self.wanted().difference(self._views).difference(self._trouble)
 
+    def concerned(self) -> tuple[str, ...]:
+        """The datacenters that must be asked: a rule is about them (without any rule: our own), or they are wanted."""
+        named = {dc for rule in self.rules for dc in rule.datacenters or self.datacenters}
+        named.update(() if self.rules else self.datacenters[:1])
+        if named.issuperset(self.datacenters):  # mostly; the services are thousands
+            return self.datacenters
+        named |= {query.datacenter for query in self.wanted()}
+        return tuple(dc for dc in self.datacenters if dc in named)
+
     def listings_answered(self) -> bool:
-        """Whether every datacenter has answered or failed at least once."""
-        return all(dc in self._listings or dc in self._listing_trouble for dc in self.datacenters)
+        """Whether every datacenter that must be asked has answered or failed at least once."""
+        return all(dc in self._listings or dc in self._listing_trouble for dc in self.concerned())
 
     def sources(self, target: Target) -> tuple[Source, ...] | None:
         """The services that feed `target`; () when none does; None while one of them was never read."""

@@ -11,6 +11,9 @@ goes wrong in it decides how it starts again. The last known state is served mea
 | says 410 (as status or as ERROR event), any other ERROR, or nonsense | list |
 | is forbidden | long backoff, said in `status` |
 
+A namespace that we may not list stops nobody else: once the refusal has proved to last it is `unreadable`, which is
+something else than empty, until every list of it has worked.
+
 Nobody else may call the API server for reads of a running bridge; `list_once` serves the one-shot commands.
 """
 
@@ -20,12 +23,12 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from bridge.core.model import Change, Current, CurrentService, Kind, Meta, Target
-from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, TransientError
+from bridge.errors import BridgeError, CancelledError, ForbiddenError, PermanentError, StaleError, TransientError
 from bridge.kube import faults, objects
 from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
 from bridge.kube.objects import Decoded
@@ -42,6 +45,8 @@ PERMANENT_SECONDS = 30.0
 """The least wait after an error that waiting does not mend (403), once it came `PERMANENT_AFTER` times in a row."""
 PERMANENT_AFTER = 10
 """An API server that has just started forbids everything until it has read the roles: a 403 is not at once for good."""
+REFUSED_AFTER = 3
+"""It has read them when it lets us list some namespace: of another one a few refusals since then are enough."""
 CLOSE_SECONDS = 1.0
 
 SELECTORS: dict[Kind, str] = {Kind.SERVICE: "", Kind.ENDPOINTS: objects.OURS, Kind.ENDPOINT_SLICE: objects.OUR_SLICES}
@@ -117,19 +122,42 @@ def _scopes(namespaces: Namespaces) -> tuple[str | None, ...]:
     return (None,) if namespaces is None else tuple(dict.fromkeys(namespaces))
 
 
+def _refusal(refused: Mapping[Kind, BridgeError]) -> str:
+    """What is said of a namespace that may not be listed."""
+    first, *others = refused
+    also = f" So it is with {', '.join(objects.PLURAL[kind] for kind in others)}." if others else ""
+    return f"{refused[first]}.{also} (A namespace that does not exist is refused in the same words)"
+
+
 def list_once(
-    client: KubeClient, namespaces: Namespaces, owner: str, progress: Callable[[int, int], None] | None = None
+    client: KubeClient,
+    namespaces: Namespaces,
+    owner: str,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    partly: bool = False,
+    kinds: Sequence[Kind | None] = (*Kind, None),
 ) -> Store:
-    """Read everything once, without watching: for one-shot commands. `progress` gets (lists done, lists in all)."""
+    """Read everything once, without watching: for one-shot commands. `progress` gets (lists done, lists in all).
+
+    With `partly`, namespaces that we may not list are left out and named in the store's `unreadable`, unless they are
+    all that there is. `kinds` None stands for the Endpoints of others.
+    """
     store = Store(owner)
-    kinds: tuple[Kind | None, ...] = (*Kind, None)
+    refused: dict[str | None, dict[Kind, BridgeError]] = {}
     jobs = [(kind, namespace) for kind in kinds for namespace in _scopes(namespaces)]
     done = 0
     with ThreadPoolExecutor(max_workers=min(4, len(jobs)), thread_name_prefix="kube-list") as pool:
         futures = [pool.submit(_fill, client, store, kind, namespace) for kind, namespace in jobs]
         try:
-            for future in futures:
-                future.result()
+            for (kind, namespace), future in zip(jobs, futures, strict=True):
+                try:
+                    future.result()
+                except ForbiddenError as error:
+                    refused.setdefault(namespace, {}).setdefault(kind or Kind.ENDPOINTS, error)
+                    if not partly or len(refused) == len(_scopes(namespaces)):
+                        (first, *_), *_ = (list(errors.values()) for errors in refused.values())
+                        raise first from None
                 done += 1
                 if progress is not None:
                     progress(done, len(jobs))
@@ -137,6 +165,7 @@ def list_once(
             for future in futures:
                 future.cancel()
             raise
+    store.unreadable = {name or "": _refusal(kinds_of) for name, kinds_of in sorted(refused.items())}
     return store
 
 
@@ -170,7 +199,9 @@ class Cache:
         self._clock = clock
         self._on_change = on_change
         policy = retry or RetryPolicy()
-        self._refresher = _Refresher(self._client, self._store, namespaces, on_change, policy, self._stop, failed)
+        self._refresher = _Refresher(
+            self._client, self._store, namespaces, on_change, policy, self._stop, failed, self._refused
+        )
         self._reflectors = [
             _Reflector(
                 self._client,
@@ -184,10 +215,16 @@ class Cache:
                 clock,
                 silence_seconds,
                 watch_seconds,
+                self._refresher.wake,
+                self._some_listed,
             )
             for kind in Kind
             for namespace in _scopes(namespaces)
         ]
+        self._lists = {
+            namespace: (*(r.synced for r in self._reflectors if r.namespace == namespace), synced)
+            for namespace, synced in self._refresher.synced.items()
+        }
 
     # ------------------------------------------------------------------ life
 
@@ -197,13 +234,20 @@ class Cache:
             thread.start()
 
     def wait_synced(self, timeout: float) -> bool:
-        """Wait until every scope was listed once. False at the timeout or when closed; `trouble` says why."""
+        """Wait until every scope was listed once, or is `unreadable`.
+
+        False at the timeout or when closed; `trouble` says why.
+        """
         deadline = self._clock() + timeout
-        for synced in (*(r.synced for r in self._reflectors), self._refresher.synced):
-            while not synced.wait(min(max(deadline - self._clock(), 0.0), 0.2)):
-                if self._stop.is_set() or self._clock() >= deadline:
-                    return False
-        return True
+        for namespace, lists in self._lists.items():
+            for synced in lists:
+                while not synced.is_set() and namespace not in self._refused():
+                    if self._stop.is_set() or self._clock() >= deadline:
+                        return False
+                    synced.wait(min(max(deadline - self._clock(), 0.0), 0.2))
+        if not self.synced:  # all are refused: waiting for one of them is all that can be done
+            self._stop.wait(max(deadline - self._clock(), 0.0))
+        return self.synced
 
     def close(self, timeout: float = CLOSE_SECONDS) -> bool:
         """Interrupt every watch and join the threads; whether all of them ended in time."""
@@ -248,24 +292,50 @@ class Cache:
 
     @property
     def synced(self) -> bool:
-        """Whether every scope was listed at least once."""
-        return all(r.synced.is_set() for r in self._reflectors) and self._refresher.synced.is_set()
+        """Whether every scope that is not `unreadable` was listed at least once."""
+        unreadable = self.unreadable()
+        return all(name in unreadable or self._is_listed(name) for name in self._lists)
+
+    def unreadable(self) -> dict[str, str]:
+        """Namespaces that were never listed because we may not, which has proved to last, and why.
+
+        Nothing is known of them. Empty when that is true of all: then nothing at all can be done (`trouble`).
+        """
+        refused: dict[str, dict[Kind, BridgeError]] = {}
+        for reflector in self._reflectors:
+            if reflector.refused is not None and reflector.namespace is not None:
+                refused.setdefault(reflector.namespace, {})[reflector.kind] = reflector.refused
+        found = {name: _refusal(kinds) for name, kinds in sorted(refused.items()) if not self._is_listed(name)}
+        return found if len(found) < len(self._lists) else {}
 
     def trouble(self) -> str | None:
-        """What some scope is backing off from now, None when all are well."""
-        errors = (*(r.error for r in self._reflectors), self._refresher.error)
+        """What some scope that is not `unreadable` is backing off from now, None when all are well."""
+        unreadable = self.unreadable()
+        errors = (*(r.error for r in self._reflectors if r.namespace not in unreadable), self._refresher.error)
         return next((str(error) for error in errors if error is not None), None)
+
+    def _is_listed(self, namespace: str | None) -> bool:
+        return all(synced.is_set() for synced in self._lists[namespace])
+
+    def _some_listed(self) -> bool:
+        return any(map(self._is_listed, self._lists))
+
+    def _refused(self) -> set[str | None]:
+        """Scopes in which some list is still being refused."""
+        return {r.namespace for r in self._reflectors if r.refused is not None and not r.synced.is_set()}
 
     def status(self) -> dict[str, Any]:
         """For readiness and metrics. `last_contact_seconds` is the age of the longest unheard scope (None: never)."""
         now = self._clock()
-        heard = [r.heard for r in self._reflectors]
+        unreadable = self.unreadable()
+        heard = [r.heard for r in self._reflectors if r.namespace not in unreadable]
         reason = self.trouble()
         return {
             "synced": self.synced,
             "last_contact_seconds": None if None in heard else max(now - h for h in heard if h is not None),
             "backing_off": reason is not None,
             "reason": reason,
+            "unreadable": unreadable,
             "objects": self._store.counts(),
             "ready": self._store.total_ready(),
             "owned": len(self._store.targets()),
@@ -320,10 +390,13 @@ class _Refresher:
         retry: RetryPolicy,
         stop: threading.Event,
         failed: Callable[[BaseException], None] | None,
+        refused: Callable[[], Collection[str | None]],
     ) -> None:
+        """`refused` tells the scopes that need not be asked about now: `wake` when that changes."""
         self._client = client
         self._store = store
         self._namespaces = namespaces
+        self._refused = refused
         self._on_change = on_change
         self._retry = retry
         self._stop = stop
@@ -331,7 +404,7 @@ class _Refresher:
         self._wanted = threading.Event()
         self._changed = threading.Condition()
         self._asked = 0
-        self.synced = threading.Event()
+        self.synced = {namespace: threading.Event() for namespace in _scopes(namespaces)}
         self.error: BridgeError | None = None
         self.done = 0
         self.found = 0
@@ -347,7 +420,7 @@ class _Refresher:
             return self.done >= mine
 
     def wake(self) -> None:
-        """Let the thread and everyone who waits for it look at the stop event."""
+        """Let the thread look for what was never listed, and everyone who waits for it at the stop event."""
         with self._changed:
             self._wanted.set()
             self._changed.notify_all()
@@ -362,8 +435,7 @@ class _Refresher:
                     self._wanted.clear()
                 self.error = self._round(whole=asked > self.done)
                 if self.error is not None:
-                    if self._stop.wait(backoff.wait_seconds(self.error)):
-                        break
+                    self._wanted.wait(backoff.wait_seconds(self.error))
                     continue
                 backoff.succeeded()
                 with self._changed:
@@ -377,21 +449,27 @@ class _Refresher:
                 raise
 
     def _round(self, whole: bool) -> BridgeError | None:
+        """List what was never listed, or (`whole`) everything; what we may not list keeps nobody else waiting."""
+        forbidden: BridgeError | None = None
         try:
             for namespace in _scopes(self._namespaces):
-                _fill(self._client, self._store, None, namespace)
-            self.synced.set()
-            for kind in Kind if whole else ():
-                for namespace in _scopes(self._namespaces):
-                    missed = _fill(self._client, self._store, kind, namespace)
-                    self.found += len(missed)
-                    for target in sorted(missed):
-                        self._on_change(target)
+                if namespace in self._refused() or (self.synced[namespace].is_set() and not whole):
+                    continue
+                try:
+                    _fill(self._client, self._store, None, namespace)
+                    self.synced[namespace].set()
+                    for kind in Kind if whole else ():
+                        missed = _fill(self._client, self._store, kind, namespace)
+                        self.found += len(missed)
+                        for target in sorted(missed):
+                            self._on_change(target)
+                except ForbiddenError as error:
+                    forbidden = forbidden or error
         except CancelledError:
             return None
         except BridgeError as error:
             return error
-        return None
+        return forbidden
 
 
 class _Backoff:
@@ -406,12 +484,17 @@ class _Backoff:
         """All is well."""
         self._failures = self._refusals = 0
 
+    @property
+    def lasting(self) -> bool:
+        """Whether refusals have proved to last."""
+        return self._refusals > PERMANENT_AFTER
+
     def wait_seconds(self, error: BridgeError, *, progress: bool = False) -> float:
         """Seconds to wait after `error`. `progress`: something had worked before it."""
         self._failures = 1 if progress else self._failures + 1
         self._refusals = self._refusals + 1 if isinstance(error, PermanentError) else 0
         wait = self._retry.wait_seconds(self._refusals or self._failures, error)
-        return max(wait, PERMANENT_SECONDS) if self._refusals > PERMANENT_AFTER else wait
+        return max(wait, PERMANENT_SECONDS) if self.lasting else wait
 
 
 class _Reflector:
@@ -430,9 +513,14 @@ class _Reflector:
         clock: Callable[[], float],
         silence_seconds: float,
         watch_seconds: tuple[int, int],
+        on_settled: Callable[[], None] = lambda: None,
+        some_listed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client = client
         self._store = store
+        self._on_settled = on_settled
+        self._some_listed = some_listed
+        self._refused_alone = 0
         self.kind = kind
         self.namespace = namespace
         self._on_change = on_change
@@ -446,6 +534,8 @@ class _Reflector:
         self._doubtful = False
         self.synced = threading.Event()
         self.error: BridgeError | None = None
+        self.refused: BridgeError | None = None
+        """Why the first list is refused, once that has proved to last."""
         self.heard: float | None = None
         self.lists = 0
         self.watches = 0
@@ -463,7 +553,14 @@ class _Reflector:
                 self.error = error
                 if error is None:
                     backoff.succeeded()
-                elif self._stop.wait(backoff.wait_seconds(error, progress=self._progress)):
+                    continue
+                wait = backoff.wait_seconds(error, progress=self._progress)
+                if isinstance(error, ForbiddenError) and not self.synced.is_set():
+                    self._refused_alone += self._some_listed()
+                    if backoff.lasting or self._refused_alone >= REFUSED_AFTER:
+                        self.refused = error
+                        self._on_settled()
+                if self._stop.wait(wait):
                     return
         except BaseException as error:
             if self._failed is not None and not self._stop.is_set():
@@ -501,7 +598,9 @@ class _Reflector:
         self._alive()
         if self.synced.is_set():
             self._tell(changed)
+            return
         self.synced.set()
+        self._on_settled()
 
     def _went_backwards(self) -> bool:
         """Whether the server counts from a lower version than we have seen (a restored etcd)."""

@@ -3,7 +3,7 @@
 | what came back | becomes | because |
 | --- | --- | --- |
 | 401 | CredentialsError | credentials are missing, wrong or expired: backoff does not mend them |
-| 403 | PermanentError | names verb, resource and namespace, and the command that grants them |
+| 403 | ForbiddenError | names verb, resource and namespace, and the command that grants them |
 | 404 of a namespace | PermanentError | somebody must create the namespace |
 | other 404, 400, 405, 415, 422 | PermanentError | the request itself is wrong: the server's own words, trimmed |
 | 409 | StaleError | the object changed, came or went since it was read |
@@ -27,7 +27,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.errors import BridgeError, CredentialsError, PermanentError, StaleError, ThrottledError, TransientError
+from bridge.errors import (
+    BridgeError,
+    CredentialsError,
+    ForbiddenError,
+    PermanentError,
+    StaleError,
+    ThrottledError,
+    TransientError,
+)
 
 TEXT_LIMIT = 400
 """Characters of a server's message that are shown: an Endpoints object with 1,000 bad addresses has 1,000 causes."""
@@ -171,17 +179,17 @@ def of_answer(
             return PermanentError(f"{asked} is refused ({code}): {said}")
 
 
-def _forbidden(asked: Asked, said: str, where: str) -> PermanentError:
+def _forbidden(asked: Asked, said: str, where: str) -> ForbiddenError:
     """403 names what is missing by itself: an apply that would create lacks `create`, not `patch`."""
     verb, resource, group, namespace = asked.verb, asked.part("resource"), asked.part("group"), asked.part("namespace")
     if found := _MISSING_VERB.search(said):
         verb, resource, group, namespace = found.group(1), found.group(2), found.group(3), found.group(4) or namespace
     if not resource:
-        return PermanentError(f"{where} forbids {asked}: {said}")
+        return ForbiddenError(f"{where} forbids {asked}: {said}")
     scope = f"in namespace {namespace}" if namespace else "in all namespaces"
     role, flag = ("Role", f" -n {namespace}") if namespace else ("ClusterRole", "")
     full = f"{resource}.{group}" if group else resource
-    return PermanentError(
+    return ForbiddenError(
         f"{where} forbids us to {verb} {resource} {scope}. Grant verb {verb} on {full} with a {role} "
         f"(kubectl create {role.lower()} consul-bridge --verb={verb} --resource={full}{flag}). Server: {said}"
     )

@@ -58,6 +58,8 @@ class Store:
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
+        self.unreadable: dict[str, str] = {}
+        """Namespaces that `list_once` was not allowed to list, and why: what is there is unknown, not absent."""
         self._lock = threading.RLock()
         self._sequence = 0
         self._entries: dict[Kind, dict[Key, _Entry]] = {kind: {} for kind in Kind}

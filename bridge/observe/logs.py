@@ -182,6 +182,7 @@ class LogObserver:
         self._kubernetes: tuple[bool, str] | None = None
         self._held: dict[Target, str] = {}
         self._unread: tuple[Query, str] | None = None
+        self._unreadable: set[str] = set()
         self._rival = False
         self._said: dict[tuple[Any, ...], str] = {}
         self._first_pass = True
@@ -281,6 +282,17 @@ class LogObserver:
             )  # fmt: skip
         if before is not None and not unread:
             self._log.info("all services can be read again")
+
+    def unreadable(self, namespaces: Mapping[str, str]) -> None:
+        """Namespaces that cannot be read: each when it begins and when it is over."""
+        with self._lock:
+            before, self._unreadable = self._unreadable, set(namespaces)
+        for namespace in sorted(namespaces.keys() - before):
+            self._log.warning(
+                "namespace cannot be read; nothing is done there", namespace=namespace, reason=namespaces[namespace]
+            )
+        for namespace in sorted(before - namespaces.keys()):
+            self._log.info("namespace can be read", namespace=namespace)
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass: said the first time and whenever it found something to do."""

@@ -151,6 +151,11 @@ class Metrics:
             "Services whose last read failed; what was known of them before still stands.",
             registry=registry,
         )
+        self._unreadable = Gauge(
+            "consul_bridge_unreadable_namespaces",
+            "Namespaces that we may not list: nothing is done there.",
+            registry=registry,
+        )
         registry.register(_States(self))
         for kind in Kind:
             for action in (Action.CREATE, Action.UPDATE, Action.DELETE):
@@ -207,6 +212,10 @@ class Metrics:
     def unread(self, unread: Mapping[Query, str]) -> None:
         """What could not be read."""
         self._unread.set(len(unread))
+
+    def unreadable(self, namespaces: Mapping[str, str]) -> None:
+        """Namespaces that cannot be read."""
+        self._unreadable.set(len(namespaces))
 
     def rival(self, reason: str) -> None:
         """Whether somebody works against us."""

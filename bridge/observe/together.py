@@ -43,6 +43,10 @@ class Together:
         """Handed on."""
         self._tell("unread", unread)
 
+    def unreadable(self, namespaces: Mapping[str, str]) -> None:
+        """Handed on."""
+        self._tell("unreadable", namespaces)
+
     def rival(self, reason: str) -> None:
         """Handed on."""
         self._tell("rival", reason)

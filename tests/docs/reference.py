@@ -231,8 +231,8 @@ def _marks() -> Iterator[str]:
     yield from _table("mark", "on what", rows=((_mark(mark), mark.on) for mark in MARKS))
     yield "\nWe change and delete only what carries the first two, with our own owner id."
     yield (
-        "\nOn a Service that asks to be filled another annotation under `consul-bridge/`, or a value that means nothing, "
-        "is without effect; a warning in plan, status and Event says so."
+        "\nOn a Service that asks to be filled, any other annotation under `consul-bridge/` and a value that means "
+        "nothing are without effect; a warning in plan, status and Event says so."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,76 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
             daemon.stop()
 
 
+# --------------------------------------------------------------------------- what we may not see
+
+
+WRITING = [
+    {"apiGroups": [""], "resources": ["services", "endpoints"],
+     "verbs": ["list", "watch", "create", "patch", "delete"]},
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+]  # fmt: skip
+"""What manifests/base/role.yaml grants."""
+
+
+@pytest.fixture
+def closed(kube: RawKube, namespace: str) -> Iterator[str]:
+    """A second namespace."""
+    name = f"{namespace}-b"
+    kube.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    kube.delete(f"/api/v1/namespaces/{name}")
+
+
+def test_a_role_in_one_of_two_namespaces_serves_that_one(
+    lab: Lab,
+    consul: RawConsul,
+    kube: RawKube,
+    namespace: str,
+    closed: str,
+    prefix: str,
+    tmp_path: Path,
+    eventually: Eventually,
+) -> None:
+    """One pass and the running bridge alike; what grants the rest is said, and the second Role is enough to go on."""
+    consul.register(f"{prefix}a", f"{prefix}vm-1", "10.77.1.1", 80)
+    consul.register(f"{prefix}b", f"{prefix}vm-2", "10.77.1.2", 80)
+    kubeconfig = lab.service_account(namespace, "half", WRITING)
+    rules = [
+        {"services": [f"{prefix}a"], "to": {"namespace": namespace}},
+        {"services": [f"{prefix}b"], "to": {"namespace": closed}},
+    ]
+    file = tmp_path / "bridge.yaml"
+    file.write_text(yaml.safe_dump({"rules": rules, "owner": f"o-{prefix.strip('-')}"}))
+    env = environment(lab.consul.address, kubeconfig)
+    result = bridge("sync", "--config", str(file), "-o", "json", "--yes", env=env)
+    (row,) = result.json["failed"]
+    assert (result.status, ready(kube, namespace, f"{prefix}a")) == (1, ["10.77.1.1"])
+    assert (row["action"], row["namespace"], row["name"]) == ("read", closed, f"{prefix}b")
+    assert f"kubectl create role consul-bridge --verb=list --resource=services -n {closed}" in row["reason"]
+    assert f"failed: reading namespace {closed}, which {prefix}b would go to" in result.stderr
+    daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
+    try:
+        daemon.start()
+        consul.register(f"{prefix}a", f"{prefix}vm-3", "10.77.1.3", 80)
+        eventually(lambda: ready(kube, namespace, f"{prefix}a"), ["10.77.1.1", "10.77.1.3"], 30)
+        assert list(daemon.readiness()["unreadable"]) == [closed]
+        assert daemon.metric("consul_bridge_unreadable_namespaces") == 1
+        group = "rbac.authorization.k8s.io"
+        base = f"/apis/{group}/v1/namespaces/{closed}"
+        head = {"apiVersion": f"{group}/v1", "metadata": {"name": "half"}}
+        kube.json("POST", f"{base}/roles", {**head, "kind": "Role", "rules": WRITING})
+        kube.json("POST", f"{base}/rolebindings", {
+            **head, "kind": "RoleBinding",
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": "half"},
+            "subjects": [{"kind": "ServiceAccount", "name": "half", "namespace": namespace}],
+        })  # fmt: skip
+        eventually(lambda: ready(kube, closed, f"{prefix}b"), ["10.77.1.2"], 60)
+        assert "unreadable" not in daemon.readiness()
+    finally:
+        daemon.stop()
+
+
 # --------------------------------------------------------------------------- what people get wrong
 
 
@@ -227,7 +297,7 @@ def test_each_mistake_is_reported_and_the_others_are_served(
         "a selector": "selector" in conflicts["selecting"],
         "an alias": "ExternalName" in conflicts["alias"],
         "no such service": f"lists no service {prefix}nix" in warnings["nobody"],
-        "no such datacenter": "datacenter dc9, which no rule names" in warnings["elsewhere"],
+        "no such datacenter": "datacenter dc9, which may not be asked: only dc1 may" in warnings["elsewhere"],
         "one name for two": "goes to" in skipped[f"{prefix}two"],
         "no such namespace": f"{namespace}-nix" in failed,
         "a filter of a rule": "Nonsense ==" in failed,
@@ -261,7 +331,7 @@ def test_each_mistake_is_an_event_on_the_object_concerned(
     env = environment(lab.consul.address, lab.kubeconfig)
     daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
     expected = [
-        ("Attention", "elsewhere", "datacenter dc9, which no rule names"),
+        ("Attention", "elsewhere", "datacenter dc9, which may not be asked: only dc1 may"),
         ("Attention", "nobody", f"lists no service {prefix}nix"),
         ("Attention", f"{prefix}crowd", "1001 addresses in one subset"),
         ("Attention", f"{prefix}zoned", "zone 'no label' is no label value"),

@@ -280,6 +280,11 @@ class FakeKube:
         with self.changed:
             self.forbidden.add((user, verb, resource, namespace))
 
+    def allow(self) -> None:
+        """Give every permission back."""
+        with self.changed:
+            self.forbidden.clear()
+
     # ------------------------------------------------------------------ looking
 
     def add_namespace(self, name: str) -> None:

@@ -216,7 +216,7 @@ def test_an_unknown_datacenter_is_said_for_the_query(recorder: Recorder) -> None
         query = Query("dc9", "web")
         catalog.want(frozenset({query}))
         catalog.want(frozenset({query}))
-        assert recorder.views[query] == Unknown("datacenter 'dc9' is not among those watched: dc1")
+        assert recorder.views[query] == Unknown("datacenter 'dc9' may not be asked, only dc1 may")
         assert recorder.count("view") == 1
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from bridge.consul.catalog import shares_of
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Destination, Rule
+from bridge.engine.look import status_once
 from bridge.engine.run import Bridge, RunOptions
 from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
@@ -105,3 +107,133 @@ def test_a_running_bridge_follows_one_datacenter_while_the_other_is_dead(both: B
         bridge.stop()
         thread.join(10)
     assert not thread.is_alive()
+
+
+# --------------------------------------------------------------------------- annotated Services
+
+
+FAR = (Rule(services=("far-*",), datacenters=("dc2",)),)
+
+
+def ask(both: Both, name: str, **annotations: str) -> None:
+    """A person's Service that asks to be filled."""
+    body = {
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": name, "namespace": "default", "labels": {"consul-bridge/mirror": "true"},
+            "annotations": {f"consul-bridge/{key}": value for key, value in annotations.items()},
+        },
+        "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
+    }  # fmt: skip
+    both.kube.put("services", body)
+
+
+@pytest.mark.parametrize("datacenter", ["", "dc1"])
+def test_a_service_without_the_annotation_means_the_agents_own_datacenter_whatever_the_rules_say(
+    both: Both, datacenter: str
+) -> None:
+    """All rules are about dc2; `web` is there as well, and is not what is meant."""
+    both.settings |= {"rules": FAR, "consul": ConsulConfig(address=both.consul.address, datacenter=datacenter)}
+    ask(both, "web")
+    report = both.sync()
+    assert (both.ready()["web"], report.warnings, report.failed) == (["10.0.0.1"], (), ())
+    status = status_once(**both.settings, options=SyncOptions(retry=QUICK), stop=threading.Event())
+    assert [(row.name, row.datacenter, row.state) for row in status.services] == [
+        ("far-db", "dc2", "in sync"), ("web", "dc1", "in sync"),
+    ]  # fmt: skip
+
+
+def test_a_datacenter_of_which_nothing_is_wanted_is_not_asked(both: Both) -> None:
+    """All rules are about dc2 and nobody asks for more: what our own answers is no matter."""
+    both.consul.inject(Fault(status=500), times=10_000, datacenter="dc1")
+    both.settings |= {"rules": FAR, "consul": ConsulConfig(address=both.consul.address, datacenter="dc1")}
+    assert both.sync().failed == ()
+
+
+@pytest.mark.parametrize("rules", [(), (Rule(services=("near",)),)])
+def test_an_annotation_may_ask_for_a_datacenter_that_the_settings_name(both: Both, rules: tuple[Rule, ...]) -> None:
+    """No rule is about it."""
+    both.settings |= {"rules": rules, "consul": ConsulConfig(address=both.consul.address, datacenters=("dc2",))}
+    ask(both, "web", datacenter="dc2")
+    report = both.sync()
+    assert (both.ready()["web"], report.warnings, report.failed) == (["10.0.0.2"], (), ())
+
+
+def test_an_annotation_for_any_other_datacenter_says_what_to_do(both: Both) -> None:
+    """Nothing is filled, and nothing fails."""
+    both.settings |= {"rules": ()}
+    ask(both, "web", datacenter="dc2")
+    report = both.sync()
+    (warning,) = report.warnings
+    assert (both.ready(), report.failed) == ({}, ())
+    assert warning.reason == (
+        "the annotation asks for datacenter dc2, which may not be asked: only dc1 may. If it is right, name it in "
+        "consul.datacenters (BRIDGE_CONSUL_DATACENTERS)"
+    )
+
+
+def test_a_running_bridge_asks_a_datacenter_from_when_a_service_wants_it(both: Both, eventually: Eventually) -> None:
+    """Before that it may be dead without any trouble."""
+    both.settings |= {
+        "rules": (Rule(services=("near",)),),
+        "consul": ConsulConfig(address=both.consul.address, datacenters=("dc2",)),
+    }
+    both.consul.inject(Fault(status=500), times=1_000_000, datacenter="dc2")
+    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, grace_seconds=0.1, writers=2)
+    bridge = Bridge(**both.settings, options=options)
+    thread = threading.Thread(target=bridge.run, name="bridge")
+    thread.start()
+    try:
+        eventually(both.ready, {"near": ["10.0.0.4"]}, 30)
+        eventually(lambda: bridge.ready()[0], True)
+        assert list(bridge.state()["catalog"]) == ["dc1"]
+        both.consul.clear_faults()
+        ask(both, "web", datacenter="dc2")
+        eventually(lambda: both.ready().get("web"), ["10.0.0.2"])
+        both.consul.register("web", "vm-9", "10.0.0.9", 80, dc="dc2")
+        eventually(lambda: both.ready().get("web"), ["10.0.0.2", "10.0.0.9"])
+        assert bridge.replace_rules((Rule(services=("near", "nix")),))
+        needs_more_connections = Rule(services=("hidden",), datacenters=("dc2",))
+        assert not bridge.replace_rules((needs_more_connections,))
+        assert not bridge.replace_rules((Rule(datacenters=("dc3",)),))
+    finally:
+        bridge.stop()
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_bridge_whose_rules_are_all_about_another_datacenter_fills_from_its_own(
+    both: Both, eventually: Eventually
+) -> None:
+    """As one pass does."""
+    both.settings |= {"rules": FAR}
+    bridge = Bridge(**both.settings, options=RunOptions(consul_retry=QUICK, kube_retry=QUICK, writers=2))
+    thread = threading.Thread(target=bridge.run, name="bridge")
+    thread.start()
+    try:
+        eventually(lambda: both.ready(), {}, 30)
+        ask(both, "web")
+        eventually(lambda: both.ready().get("web"), ["10.0.0.1"], 30)
+    finally:
+        bridge.stop()
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("connections", "names", "spare", "expected"),
+    [
+        (64, ["dc1"], [], {"dc1": 64}),
+        (64, ["dc1", "dc2"], [], {"dc1": 32, "dc2": 32}),
+        (64, ["dc1", "dc2"], ["dc2"], {"dc1": 56, "dc2": 8}),
+        (64, ["dc1", "dc2"], ["dc1", "dc2"], {"dc1": 32, "dc2": 32}),
+        (64, ["dc1", "dc2", "dc3"], ["dc2", "dc3"], {"dc1": 54, "dc2": 5, "dc3": 5}),
+        (6, ["dc1", "dc2", "dc3"], ["dc2", "dc3"], {"dc1": 2, "dc2": 2, "dc3": 2}),
+    ],
+)
+def test_the_budget_is_shared_and_never_exceeded(
+    connections: int, names: list[str], spare: list[str], expected: dict[str, int]
+) -> None:
+    """One that only annotated Services may ask for has a quarter of an equal share."""
+    shares = shares_of(connections, names, spare)
+    assert (shares, sum(shares.values()) <= connections) == (expected, True)

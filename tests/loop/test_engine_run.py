@@ -461,3 +461,23 @@ def test_what_a_person_sends_away_goes_at_once_however_much_it_is(
         assert strictly.bridge.ready()[1]["held"] == []
     finally:
         strictly.stop()
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_events_are_written_unless_the_settings_say_no(tmp_path: Path, eventually: Eventually, events: bool) -> None:
+    """Of a Service and its Endpoints that were created, while those of twenty more come; or none, by nobody."""
+    with FakeConsul() as consul, FakeKube() as kube:
+        consul.register("web", "vm-1", "10.0.0.1", 80)
+        made = Running(consul, kube, tmp_path, replace(OPTIONS, events=events))
+        made.start()
+        try:
+            assert ("kube-events" in {thread.name for thread in threading.enumerate()}) == events
+            eventually(lambda: made.ready("web"), ["10.0.0.1"])
+            if events:
+                eventually(lambda: kube.count("create", "events") >= 2, True)
+            for n in range(20):
+                consul.register(f"s-{n}", f"vm-{n}", "10.0.1.1", 80)
+            eventually(lambda: [made.ready(f"s-{n}") for n in range(20)], [["10.0.1.1"]] * 20)
+        finally:
+            made.stop()
+        assert (kube.count("create", "events") > 0) == events

@@ -399,6 +399,24 @@ def test_only_the_given_namespaces_are_read(fake: FakeKube, client: KubeClient) 
     assert cache.close()
 
 
+def test_a_namespace_that_is_refused_while_another_is_listed_does_not_keep_the_rest_waiting(
+    fake: FakeKube, client: KubeClient
+) -> None:
+    """The server has read its roles: three refusals prove it, not ten; what is not known is not called unreadable."""
+    fake.forbid("admin", "list", "services", "apps")
+    fake.add_namespace("apps")
+    slow = RetryPolicy(floor_seconds=1.0, cap_seconds=1.0)
+    cache = Cache(client, ("apps", "default"), "default", lambda _target: None, slow)
+    cache.start()
+    try:
+        assert cache.unreadable() == {}
+        assert cache.wait_synced(8)
+        assert list(cache.unreadable()) == ["apps"]
+        assert (cache.trouble(), cache.status()["backing_off"]) == (None, False)
+    finally:
+        cache.close()
+
+
 def test_list_once_sends_one_list_per_kind(fake: FakeKube, client: KubeClient) -> None:
     """Services, our Endpoints, our slices, metadata of the others' Endpoints: four requests, and progress."""
     fake.put("endpoints", raw_endpoints("default", "theirs", "10.0.0.1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -150,3 +151,17 @@ def test_a_kubeconfig_by_flag(tmp_path: Path, run: Run, engine: Engine) -> None:
     other.write_text((tmp_path / "kubeconfig").read_text().replace("from-context", "from-other"))
     run("sync", "--kubeconfig", str(other))
     assert engine.call["rules"][0].to.namespace == "from-other"
+
+
+@pytest.mark.parametrize(("second", "said"), [("x", True), ("web", False)])
+def test_sync_says_once_that_a_rule_is_never_used(
+    run: Run, engine: Engine, tmp_path: Path, second: str, said: bool
+) -> None:
+    """On standard error; the report is the same."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text(f"rules: [{{name: one, services: ['x*']}}, {{name: two, services: [{second}]}}]")
+    result = run("sync", "--config", str(file), "-o", "json", "--log-format", "json")
+    events = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    found = [(e["level"], e["rule"], e["earlier"]) for e in events if e["event"].startswith("rule is never used")]
+    assert found == ([("warning", "two", "one")] if said else [])
+    assert len(engine.call["rules"]) == 2

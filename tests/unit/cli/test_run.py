@@ -191,6 +191,20 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
     assert f"{file}:1" in refused["reason"]
 
 
+def test_a_rule_that_is_never_used_is_said_once_for_each_set_of_rules(tmp_path: Path) -> None:
+    """At the start, and again when other rules are taken."""
+    file = tmp_path / "bridge.yaml"
+    one = {"name": "one", "to": {"namespace": "a"}}
+    file.write_text(json.dumps({"rules": [one, {"name": "two", "services": ["x"], "to": {"namespace": "a"}}]}))
+    running = Running("--listen", "127.0.0.1:0", "--config", str(file))
+    assert running.process.stdout is not None
+    file.write_text(json.dumps({"rules": [one, {"name": "three", "services": ["y"], "to": {"namespace": "a"}}]}))
+    assert json.loads(running.process.stdout.readline()) == ["a", "a"]
+    _, log = running.end()
+    said = [(e["rule"], e["earlier"]) for e in log if e["event"].startswith("rule is never used")]
+    assert said == [("two", "one"), ("three", "one")]
+
+
 def test_a_taken_port_says_what_to_do() -> None:
     """Status 2, before anything is watched."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

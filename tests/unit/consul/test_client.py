@@ -206,6 +206,17 @@ def test_a_stale_answer_within_the_bound_is_taken(consul: FakeConsul, client: Co
     assert len(consul.requests) == 1
 
 
+@pytest.mark.parametrize(("max_stale", "asked"), [(2.0, 2), (4.9, 2), (5.0, 1), (300.0, 1)])
+def test_how_old_an_answer_may_be_is_what_the_settings_say(consul: FakeConsul, max_stale: float, asked: int) -> None:
+    consul.last_contact_ms = 5_000
+    client = ConsulClient(ConsulConfig(address=consul.address, max_stale_seconds=max_stale))
+    try:
+        client.listing("dc1")
+    finally:
+        client.close()
+    assert len(consul.requests) == asked
+
+
 @pytest.mark.parametrize("what", ["old", "leaderless"])
 def test_a_stale_answer_that_is_too_old_is_asked_for_once_more_consistent(
     consul: FakeConsul, client: ConsulClient, what: str

@@ -12,7 +12,15 @@ import urllib3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.errors import BridgeError, CredentialsError, PermanentError, StaleError, ThrottledError, TransientError
+from bridge.errors import (
+    BridgeError,
+    CredentialsError,
+    ForbiddenError,
+    PermanentError,
+    StaleError,
+    ThrottledError,
+    TransientError,
+)
 from bridge.kube import faults
 from bridge.kube.faults import Asked
 
@@ -36,7 +44,7 @@ TABLE: list[tuple[int, bytes, type[BridgeError], str]] = [
     (400, b"Client sent an HTTP request to an HTTPS server.\n", PermanentError, "speaks TLS: write https://"),
     (400, status(400, "the name of the object does not match"), PermanentError, "does not match"),
     (401, status(401, "Unauthorized"), CredentialsError, "refuses our credentials"),
-    (403, status(403, FORBIDDEN), PermanentError, "forbids us to create endpoints in namespace storage"),
+    (403, status(403, FORBIDDEN), ForbiddenError, "forbids us to create endpoints in namespace storage"),
     (404, status(404, 'namespaces "storage" not found', "NotFound"), PermanentError, "create namespace storage"),
     (404, status(404, 'endpoints "radosgw" not found', "NotFound"), PermanentError, "not found"),
     (404, b"<html>nginx</html>", PermanentError, "is that the API server's address?"),

@@ -20,6 +20,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.errors import PermanentError
+from bridge.render import failed_lines
 from bridge.report import NullObserver, Observer, Report, build_report, exit_status, ports_text
 from tests.unit.render.builders import QUERY, TARGET, change, created, done, group, plan, report
 
@@ -207,3 +208,17 @@ def test_the_null_observer_is_an_observer() -> None:
     observer.kubernetes(False, "x")
     observer.held(())
     observer.pass_done(0.1, report())
+
+
+def test_targets_of_an_unreadable_namespace_are_failed_reads() -> None:
+    """One row each, with the services behind it; in words they share a line, by namespace."""
+    targets = [(Target("apps", f"s-{n}"), (Query("dc1", f"s-{n}"),), "forbidden") for n in range(5)]
+    found = build_report([], {}, dry_run=True, unplanned=[*targets, (Target("empty", ""), (), "forbidden")])
+    assert [(r.action, r.namespace, r.name, r.service, r.datacenter) for r in found.failed] == [
+        *(("read", "apps", f"s-{n}", f"s-{n}", "dc1") for n in range(5)),
+        ("read", "empty", "", "", ""),
+    ]
+    assert failed_lines(found) == [
+        "reading namespace apps, which s-0, s-1, s-2 and 2 more would go to, (what is there stays): forbidden",
+        "reading namespace empty (what is there stays): forbidden",
+    ]

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "consul.client_cert": ("/one.pem", "/two.pem"),
     "consul.client_key": ("/one.key", "/two.key"),
     "consul.tls_server_name": ("one.example", "two.example"),
+    "consul.datacenters": ("dc1", "dc2,dc3"),
     "consul.namespace": ("ns1", "ns2"),
     "consul.partition": ("p1", "p2"),
     "consul.wait": ("10s", "20s"),
@@ -376,7 +377,7 @@ def test_plain_dataclasses_for_the_other_rooms() -> None:
     assert (consul.address, consul.token, consul.datacenter) == ("https://one:8500", "token-one", "dc1")
     assert (consul.ca_file, consul.client_cert, consul.client_key) == ("/one.pem", "/one.pem", "/one.key")
     assert (consul.tls_server_name, consul.verify) == ("one.example", False)
-    assert (consul.namespace, consul.partition) == ("ns1", "p1")
+    assert (consul.namespace, consul.partition, consul.datacenters) == ("ns1", "p1", ("dc1",))
     assert (consul.wait_seconds, consul.connect_timeout_seconds, consul.timeout_margin_seconds) == (10, 1, 10)
     assert (consul.max_stale_seconds, consul.connections) == (10, 8)
     assert (kube.kubeconfig, kube.context, kube.namespaces) == ("/one.conf", "one", ("a",))
@@ -398,6 +399,8 @@ def test_plain_dataclasses_for_the_other_rooms() -> None:
         "team-a", Policy.UPSERT_ONLY, Adopt.UNOWNED, True, True,
     )  # fmt: skip
     assert (sync.writers, sync.retry.attempts, sync.guard) == (3, 2, guard)
+    check = settings.check_options()
+    assert (check.owner, check.policy, check.leases) == ("team-a", Policy.UPSERT_ONLY, True)
 
 
 def test_a_star_means_all_namespaces() -> None:

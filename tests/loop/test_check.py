@@ -1,0 +1,199 @@
+"""`bridge check` and people's Services: what they ask for, and the rights that the chosen work really needs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.consul.client import ConsulConfig
+from bridge.core.model import Destination, Output, Policy, Rule
+from bridge.engine.check import CheckOptions, check
+from bridge.engine.sync import SyncOptions, sync_once
+from bridge.kube.client import KubeConfig
+from bridge.retry import RetryPolicy
+from tests.fakes.consul import FakeConsul
+from tests.fakes.kube import FakeKube
+
+Json = dict[str, Any]
+QUICK = RetryPolicy(floor_seconds=0.02, cap_seconds=0.1, attempts=2)
+
+
+class Both:
+    """The two sides."""
+
+    def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
+        self.consul, self.kube = consul, kube
+        self.sides: Json = {
+            "consul": ConsulConfig(address=consul.address),
+            "kube": KubeConfig(kubeconfig=kube.kubeconfig(folder)),
+        }
+
+    def person(self, name: str, namespace: str = "default", annotations: Json | None = None, **spec: Any) -> None:
+        """A person's Service that asks to be filled."""
+        marks = {f"consul-bridge/{key}": value for key, value in (annotations or {}).items()}
+        labels = {"consul-bridge/mirror": "true"}
+        self.kube.put("services", {
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels, "annotations": marks},
+            "spec": {"ports": [{"port": 80, "protocol": "TCP"}], **spec},
+        })  # fmt: skip
+
+    def check(self, *rules: Rule, **options: Any) -> dict[str, tuple[str, str]]:
+        """State and text of each probe."""
+        found = check(
+            self.sides["consul"], self.sides["kube"], lambda: rules, rules, options=CheckOptions(retry=QUICK, **options)
+        )
+        return {p.name: (p.state, f"{p.detail} -> {p.mend}") for p in found}
+
+    def sync(self, *rules: Rule, **options: Any) -> int:
+        """Failures of one pass."""
+        chosen = SyncOptions(retry=QUICK, **options)
+        return sync_once(**self.sides, rules=rules, options=chosen, stop=threading.Event()).summary.failed
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Both]:
+    """A service in Consul, an empty cluster."""
+    with FakeConsul() as consul, FakeKube(("default", "apps")) as kube:
+        consul.register("web", "vm-1", "10.0.0.1", 80)
+        yield Both(consul, kube, tmp_path)
+
+
+def test_people_alone_decide_where_there_is_no_rule(both: Both) -> None:
+    """No warning that nothing is selected, and the mirroring of their Endpoints is looked at."""
+    both.person("web")
+    found = both.check()
+    assert found["annotated Services"] == ("ok", "1 asks to be filled -> ")
+    assert found["rights in default"] == ("ok", "all that is needed -> ")
+    assert found["mirroring"][0] == "warning"
+    assert "selected services" not in found
+
+
+def test_neither_a_rule_nor_a_service_is_a_warning(both: Both) -> None:
+    """With both ways out."""
+    state, text = both.check()["selected services"]
+    assert (state, text) == (
+        "warning",
+        "none: there is no rule, and no Service asks to be filled -> kubectl label service NAME "
+        "consul-bridge/mirror=true, or rules in --config",
+    )
+
+
+def test_a_role_under_which_people_are_served_is_enough(both: Both) -> None:
+    """The Services are never written, so no verb that writes them is asked for; what is written is."""
+    both.person("web")
+    for verb in ("create", "patch", "delete"):
+        both.kube.forbid("admin", verb, "services")
+    assert both.check()["rights in default"][0] == "ok"
+    assert both.sync() == 0
+    both.kube.forbid("admin", "patch", "endpoints")
+    state, text = both.check()["rights in default"]
+    assert (state, text.partition(" ->")[0]) == ("failed", "not allowed: patch endpoints")
+
+
+def test_the_output_that_an_annotation_chooses_needs_its_rights(both: Both) -> None:
+    """Endpoints are not written then, and nobody has to mirror them."""
+    both.person("web", annotations={"output": "endpointslices"})
+    for verb in ("create", "patch", "delete"):
+        both.kube.forbid("admin", verb, "endpoints")
+    assert both.check()["rights in default"][0] == "ok"
+    both.kube.forbid("admin", "create", "endpointslices")
+    found = both.check()
+    assert ("mirroring" in found, found["rights in default"][0]) == (False, "failed")
+    assert "not allowed: create endpointslices -> apply manifests/base/role.yaml" in found["rights in default"][1]
+
+
+def test_each_namespace_needs_what_is_done_in_it(both: Both) -> None:
+    """A rule goes to one of them, a person asks in the other."""
+    both.person("web", namespace="apps")
+    both.kube.forbid("admin", "create", "services", "apps")
+    rule = Rule(services=("web",))
+    both.sides["kube"] = KubeConfig(kubeconfig=both.sides["kube"].kubeconfig, namespaces=("apps",))
+    found = both.check(rule)
+    assert (found["rights in apps"][0], found["rights in default"][0]) == ("ok", "ok")
+    both.kube.forbid("admin", "create", "services", "default")
+    assert both.check(rule)["rights in default"][0] == "failed"
+
+
+@pytest.mark.parametrize("policy", [Policy.UPSERT_ONLY, Policy.CREATE_ONLY])
+def test_a_policy_that_deletes_nothing_needs_no_right_to_delete(both: Both, policy: Policy) -> None:
+    """Under `sync` it does."""
+    for resource in ("services", "endpoints"):
+        both.kube.forbid("admin", "delete", resource)
+    rule = Rule(services=("web",))
+    assert both.check(rule, policy=policy)["rights in default"][0] == "ok"
+    assert both.sync(rule, policy=policy) == 0
+    state, text = both.check(rule)["rights in default"]
+    assert (state, text.partition(" ->")[0]) == ("failed", "not allowed: delete services, delete endpoints")
+
+
+def test_services_of_ours_that_no_rule_makes_any_more_must_be_deletable(both: Both) -> None:
+    """The rules are gone, what they made is not."""
+    both.sync(Rule(services=("web",)))
+    for verb in ("create", "patch", "delete"):
+        both.kube.forbid("admin", verb, "services")
+    state, text = both.check()["rights in default"]
+    assert (state, text.partition(" ->")[0]) == ("failed", "not allowed: delete services")
+
+
+def test_what_a_person_asks_for_is_read(both: Both) -> None:
+    """A filter that Consul refuses, and a service past what the output carries."""
+    for n in range(1001):
+        both.consul.register("crowd", f"vm-c{n}", f"10.1.{n >> 8}.{n & 255}", 80)
+    both.person("crowd")
+    both.person("sliced", annotations={"service": "crowd", "output": "endpointslices"})
+    both.person("odd", annotations={"service": "web", "filter": "((("})
+    found = both.check()
+    assert found["sizes"][0] == "warning"
+    assert "crowd has 1001 (for Service default/crowd) ->" in found["sizes"][1]
+    assert found["reading web"][0] == "failed"
+    assert found["reading web"][1].endswith(" -> consul-bridge/filter of Service default/odd")
+
+
+def test_what_a_person_asks_for_in_vain_is_a_warning(both: Both) -> None:
+    """Each with its reason, on one line."""
+    both.person("web")
+    both.person("nobody", annotations={"service": "nix"})
+    both.person("elsewhere", annotations={"service": "web", "datacenter": "dc9"})
+    both.person("selecting", annotations={"service": "web"}, selector={"app": "x"})
+    state, text = both.check()["annotated Services"]
+    assert (state, text.partition(" ->")[0]) == (
+        "warning",
+        "default/elsewhere asks for datacenter dc9: only dc1 may be asked (consul.datacenters); default/selecting has "
+        "a selector: Kubernetes fills it; default/nobody asks for nix, which dc1 does not list",
+    )
+
+
+def test_a_service_of_a_rule_whose_name_a_person_has_taken_is_told(both: Both) -> None:
+    """The annotated Service wins a name."""
+    both.consul.register("other", "vm-2", "10.0.0.2", 80)
+    both.person("web", annotations={"service": "other"})
+    state, text = both.check(Rule(services=("web",)))["names"]
+    assert (state, "web: default/web goes to other in dc1 (the Service is annotated for it)" in text) == (
+        "warning", True,
+    )  # fmt: skip
+
+
+def test_a_rule_with_slices_beside_a_person_with_endpoints_needs_both(both: Both) -> None:
+    """The union of what both need."""
+    both.person("own", annotations={"service": "web"})
+    rule = Rule(services=("web",), to=Destination(output=Output.ENDPOINTSLICES))
+    for resource in ("endpoints", "endpointslices"):
+        both.kube.forbid("admin", "create", resource)
+    text = both.check(rule)["rights in default"][1]
+    assert text.startswith("not allowed: create endpoints, create endpointslices ->")
+
+
+def test_the_own_datacenter_is_looked_at_only_where_something_of_it_is_wanted(tmp_path: Path) -> None:
+    """All rules are about another one, until a person asks."""
+    with FakeConsul(("dc1", "dc2")) as consul, FakeKube() as kube:
+        consul.register("web", "vm-1", "10.0.0.1", 80, dc="dc2")
+        both = Both(consul, kube, tmp_path)
+        rule = Rule(services=("web",), datacenters=("dc2",))
+        assert [name for name in both.check(rule) if name.startswith("token")] == ["token in dc2"]
+        both.person("mine")
+        assert [name for name in both.check(rule) if name.startswith("token")] == ["token in dc1", "token in dc2"]
