@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from bridge.core.model import Instance, Knowledge, Known, Query, Unknown
@@ -166,7 +166,7 @@ class Board:
     def _keep(self, entry: Entry, state: Known) -> Known:
         """Remember a view; instances that did not change stay the same objects."""
         old = {i: i for i in entry.known.instances} if entry.known else {}
-        state = Known(tuple(old.get(i, i) for i in state.instances))
+        state = replace(state, instances=tuple(old.get(i, i) for i in state.instances))
         entry.known = state
         nodes = frozenset(i.node for i in state.instances)
         if nodes != entry.nodes:

@@ -406,7 +406,8 @@ class DatacenterWatch:
                 self._direct.changed(entry)
             for lent in work:
                 lent()
-            return True
+            # whether something is still hidden, only a plain read says
+            return plain or entry.known is None or not entry.known.hidden
 
         def fail(error: BridgeError) -> None:
             self._broke(error)

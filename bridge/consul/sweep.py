@@ -223,10 +223,12 @@ class Sweeper:
             if index is None:
                 with contextlib.suppress(PermanentError):  # the full read says what is wrong, to whom it concerns
                     index = client.probe_service(entry.query, mode).index
-            if index == entry.index:
-                entry.vouched = True
-            else:
+            if index != entry.index:
                 self._ground.service_moved(entry, verifying)
+                continue
+            entry.vouched = True
+            if verifying and entry.known is not None and entry.known.hidden:
+                self._ground.service_moved(entry, False)  # rights that were given move no index
 
     def _probe_nodes(self, nodes: Sequence[str], first: bool, client: ConsulClient) -> None:
         known = self._nodes

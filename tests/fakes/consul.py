@@ -233,6 +233,8 @@ class FakeConsul:
         """With a token there is default deny: another one is unknown, none sees nothing and is not told so."""
         self.hidden: set[str] = set()
         """Services that the token may not read."""
+        self.hidden_nodes: set[str] = set()
+        """Nodes that the token may not read: what is on them is left out of every answer."""
         self.limited: dict[str, str] = {}
         """Further tokens, each with the service that it may not read."""
         self.max_connections = max_connections
@@ -418,6 +420,9 @@ class FakeConsul:
             own = self.limited.get(request.headers.get("X-Consul-Token", ""))
             if hidden := self.hidden | ({own} if own else set()):
                 data, filtered = _hide(data, hidden)
+            if self.hidden_nodes:
+                data, without = _hide_nodes(data, self.hidden_nodes)
+                filtered |= without
         data = _filtered(data, params)
         headers = deny | {
             "X-Consul-Index": str(index),
@@ -474,6 +479,19 @@ def _hide(data: Any, hidden: set[str]) -> tuple[Any, bool]:
     own = data["Services"] or []
     kept = [s for s in own if s["Service"] not in hidden]
     return {**data, "Services": kept}, len(kept) != len(own)
+
+
+def _hide_nodes(data: Any, hidden: set[str]) -> tuple[Any, bool]:
+    if isinstance(data, list):
+        kept = [e for e in data if _node_of(e) not in hidden]
+        return kept, len(kept) != len(data)
+    if isinstance(data.get("Node"), dict) and data["Node"]["Node"] in hidden:
+        return {"Node": None, "Services": None}, True
+    return data, False
+
+
+def _node_of(entry: Json) -> object:
+    return entry["Node"]["Node"] if isinstance(entry["Node"], dict) else entry["Node"]
 
 
 def _service_of(entry: Json) -> object:

@@ -644,6 +644,26 @@ def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
             assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
 
 
+@pytest.mark.parametrize("services", [2, 40], ids=["direct watches", "doorbells"])
+def test_that_nodes_are_hidden_from_the_token_is_told_until_they_can_be_seen(recorder: Recorder, services: int) -> None:
+    """With every view, or the endpoints that a better token once saw would be taken for gone."""
+    with FakeConsul() as consul:
+        queries = fill(consul, services)
+        for query in queries:
+            consul.register(query.service, "shy", "10.0.0.99", 8000)
+        consul.hidden_nodes.add("shy")
+        with watching(consul, recorder, connections=12, wait_seconds=0.5, verify_seconds=1.0) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            for n in range(services):
+                consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
+                assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status.CRITICAL)
+            views = [event[2] for event in recorder.events if event[0] == "view"]
+            assert all(view.hidden for view in views if isinstance(view, Known))
+            consul.hidden_nodes.clear()
+            assert recorder.wait(lambda: all(has(recorder, q, 2) and not recorder.views[q].hidden for q in queries))
+
+
 def test_without_a_token_under_default_deny_nothing_is_known(recorder: Recorder) -> None:
     with FakeConsul(token="t") as consul:
         queries = fill(consul, 3)
@@ -738,6 +758,8 @@ def test_a_dead_datacenter_never_touches_the_others(recorder: Recorder) -> None:
         Fault(status=200, body="<html>login</html>", headers=(("X-Consul-Index", "7"),)),
         Fault(status=200, body="null", headers=(("X-Consul-Index", "7"),)),
         Fault(status=200, body='{"odd": "shape"}', headers=(("X-Consul-Index", "7"),)),
+        Fault(status=200, body='[{"error": "x"}, {"Node": null}]', headers=(("X-Consul-Index", "7"),)),
+        Fault(status=200, body='{"error": "try again"}', headers=(("X-Consul-Index", "7"),)),
         Fault(status=404, body="not here"),
         Fault(status=503, body="maintenance", headers=(("Retry-After", "0"),)),
         Fault(delay=0.3),
