@@ -22,6 +22,7 @@ class Entry:
     published, so that a slow reader does not overwrite what a faster one knows. `covered` says that doorbells and node
     sweeps see it (not so for other namespaces, partitions and peers). `assigned`: it has a direct watch; `direct`: that
     watch is listening, so that nobody else needs to read. `indirect` on the board counts entries without one.
+    `explained_at`: when somebody last rang for it. `paid_until`: until when the reads that were asked for are paid.
     `vouched`: a probe agreed with its view after that was published, so that doorbells and node probes may go on from
     there; not so for a view whose reading began before somebody listened.
     """
@@ -36,6 +37,7 @@ class Entry:
     generation: int = 0
     attempts: int = 0
     explained_at: float = float("-inf")
+    paid_until: float = float("-inf")
     assigned: bool = False
     direct: bool = False
     vouched: bool = False

@@ -239,6 +239,8 @@ class FakeConsul:
         """Further tokens, each with the service that it may not read."""
         self.max_connections = max_connections
         """So many may one address have, those of queries that wait included, also when nobody is there any more."""
+        self.max_rate = 0.0
+        """So many requests a second are answered (0: any number), the others with 429."""
         self.leader = True
         self.last_contact_ms = 0
         self.requests: list[Request] = []
@@ -248,6 +250,7 @@ class FakeConsul:
         self._catalogs = {name: _Catalog() for name in datacenters}
         self._own = datacenters[0]
         self._injections: list[_Injection] = []
+        self._allowance = (time.monotonic(), 0.0)
         self._changed = threading.Condition()
         self._sockets: set[socket.socket] = set()
         self._closing = False
@@ -369,8 +372,19 @@ class FakeConsul:
                     return injection.fault
         return None
 
+    def within_rate(self) -> bool:
+        """Count a request; whether it may be answered. A tenth of a second's worth may come at once."""
+        with self._changed:
+            now, (at, left) = time.monotonic(), self._allowance
+            left = min(left + (now - at) * self.max_rate, max(self.max_rate / 10, 1.0))
+            allowed = left >= 1.0 or not self.max_rate
+            self._allowance = now, left - allowed
+            return allowed
+
     def answer(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         """Status, headers, body."""
+        if not self.within_rate():
+            return 429, {}, b"Your IP is issuing too many requests, please rate limit your calls"
         params = request.params
         deny = {"X-Consul-Default-Acl-Policy": "deny" if self.token else "allow"}
         given = request.headers.get("X-Consul-Token", "")
