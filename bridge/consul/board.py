@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from bridge.core.model import Instance, Knowledge, Known, Query, Unknown
@@ -22,6 +22,7 @@ class Entry:
     published, so that a slow reader does not overwrite what a faster one knows. `covered` says that doorbells and node
     sweeps see it (not so for other namespaces, partitions and peers). `assigned`: it has a direct watch; `direct`: that
     watch is listening, so that nobody else needs to read. `indirect` on the board counts entries without one.
+    `explained_at`: when somebody last rang for it. `paid_until`: until when the reads that were asked for are paid.
     `vouched`: a probe agreed with its view after that was published, so that doorbells and node probes may go on from
     there; not so for a view whose reading began before somebody listened.
     """
@@ -36,6 +37,7 @@ class Entry:
     generation: int = 0
     attempts: int = 0
     explained_at: float = float("-inf")
+    paid_until: float = float("-inf")
     assigned: bool = False
     direct: bool = False
     vouched: bool = False
@@ -166,7 +168,7 @@ class Board:
     def _keep(self, entry: Entry, state: Known) -> Known:
         """Remember a view; instances that did not change stay the same objects."""
         old = {i: i for i in entry.known.instances} if entry.known else {}
-        state = Known(tuple(old.get(i, i) for i in state.instances))
+        state = replace(state, instances=tuple(old.get(i, i) for i in state.instances))
         entry.known = state
         nodes = frozenset(i.node for i in state.instances)
         if nodes != entry.nodes:

@@ -40,6 +40,9 @@ NOBODY = "consul-bridge-nobody-has-this-tag"
 PIPELINING_PATIENCE = 3
 """Times in a row that probes sent together may get no answer before they are sent one by one."""
 
+PIPELINING_REST_SECONDS = 300.0
+"""How long they are then sent one by one, before it is tried again."""
+
 
 class Mode(StrEnum):
     """Which server may answer: any, the leader, the leader after asking the others."""
@@ -176,6 +179,7 @@ class ConsulClient:
         )
         self._consul = _Consul(self._transport)
         self._pipelining_failures = 0
+        self._pipelining_again = 0.0
 
     # ------------------------------------------------------------------ questions
 
@@ -358,18 +362,19 @@ class ConsulClient:
         return path, self._params(datacenter, mode, (), f'Service == "{NOBODY}"')
 
     def _probe_many(self, probes: list[tuple[str, list[tuple[str, str]]]]) -> list[int | None]:
-        if self._pipelining_failures >= PIPELINING_PATIENCE:
+        if self._pipelining_failures >= PIPELINING_PATIENCE and time.monotonic() < self._pipelining_again:
             return [None] * len(probes)
         token = self._token.value()
         self._transport.timeout = self.config.timeout_margin_seconds
         try:
-            found = self._transport.get_many(probes, _headers(token), "X-Consul-Index")
+            found, status = self._transport.get_many(probes, _headers(token), "X-Consul-Index")
         except Interrupted:
             raise CancelledError("the connection to Consul was closed by us") from None
         if found:
             self._pipelining_failures = 0
-        else:  # something in between does not like it; or Consul is in trouble, which the single question will show
+        elif status not in (401, 403, 429) and status < 500:  # not Consul's own trouble: that says nothing of the way
             self._pipelining_failures += 1
+            self._pipelining_again = time.monotonic() + PIPELINING_REST_SECONDS
         return [*(_index(text) for text in found), *([None] * (len(probes) - len(found)))]
 
     def _send(

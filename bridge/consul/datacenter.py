@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,12 +30,12 @@ from bridge.consul.checkpoint import Checkpoint, Troubles
 from bridge.consul.client import STREAMING, Answer, ConsulClient, ConsulConfig, Mode
 from bridge.consul.direct import DirectWatches
 from bridge.consul.faults import ENOUGH_POLICY
-from bridge.consul.pace import Bucket, Throttle
+from bridge.consul.pace import Bucket, Throttle, jittered
 from bridge.consul.readers import Readers, Urgency
 from bridge.consul.sweep import Sweeper
 from bridge.consul.transport import Tls
 from bridge.consul.watch import PERMANENT_RETRY, Watch
-from bridge.core.model import Knowledge, Listing, Query, Status, Unknown
+from bridge.core.model import Instance, Knowledge, Known, Listing, Query, Status, Unknown
 from bridge.errors import BridgeError, CancelledError, PermanentError, ThrottledError, TransientError
 from bridge.retry import RetryPolicy
 
@@ -45,6 +46,9 @@ PROMOTED_WAIT_SECONDS = 15.0
 
 JUDGE_SECONDS = 5.0
 """How long a change that the verification found may still be explained by somebody who rang for it."""
+
+RINGS = 1000
+"""Rings of the listing that are remembered, to tell which of them was a change's: at most two come a second."""
 
 BELLS_LINGER_SECONDS = 60.0
 """How long the doorbells stay when every service has a direct watch again."""
@@ -60,7 +64,10 @@ BELL_RATE, BELL_BURST, BELL_BYTES = 20.0, 20.0, 6e6
 """A quiet doorbell is armed again at once; a busy one so that it costs at most so many wakes and bytes a second."""
 
 SERVICE_RATE, SERVICE_BURST = 20.0, 250.0
-ALL_RATE, ALL_BURST = 300.0, 2000.0
+ALL_RATE, ALL_BURST = 300.0, 5000.0
+"""Reads a second, and at once after a quiet while: of one service (by its direct watch, and as much by all others), and
+of all services together. First reads and probes are not among them: those are bounded by readers and by sweep.py.
+"""
 
 
 class CatalogListener(Protocol):
@@ -92,6 +99,21 @@ class _Bell:
     statuses: frozenset[Status] = frozenset()
     body: Any = None
     deaf: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Find:
+    """A change that a verification found, and the service's index since.
+
+    `rings`: the listing rings for such a change, and no direct watch was to see it. `looked_from`: when the last look
+    that had ended by then began.
+    """
+
+    entry: Entry
+    at: float
+    index: int
+    rings: bool
+    looked_from: float
 
 
 class DatacenterWatch:
@@ -131,6 +153,8 @@ class DatacenterWatch:
         self._reader_clients = [self._client() for _ in range(readers)]
         self._readers = Readers(self._reader_clients, f"consul-reader-{name}", self._ready, failed, clock)
         self._reader_attempts = 0
+        self._slowed = 0
+        self._slow_until = float("-inf")
         self._in_hand: dict[Entry, set[str]] = {}
         self._hidden: dict[Query, str] = {}
         self._hidden_lock = threading.Lock()
@@ -151,13 +175,13 @@ class DatacenterWatch:
         self._listing: Listing | None = None
         self._listing_told: Listing | Unknown | None = None
         self._listing_index = 0
-        self._listing_rang_at = float("-inf")
+        self._rings: deque[tuple[float, int]] = deque(maxlen=RINGS)
         self._last_success: float | None = None
         self._unvouched = False
         self._next_leader_probe = float("-inf")
         self._leader_asked = False
         self._next_verify = clock() + config.verify_seconds
-        self._judging: list[tuple[Entry, float]] = []
+        self._judging: list[_Find] = []
         self.found = 0
         self._found_lately: tuple[str, ...] = ()
         self._threads = [threading.Thread(target=self._guarded, args=(self._keep,), name=f"consul-keeper-{name}")]
@@ -281,6 +305,14 @@ class DatacenterWatch:
         elif isinstance(error, TransientError) and error.fault_of_server:
             self._checkpoint.doubt(str(error))
 
+    def _read_failed(self, error: BridgeError) -> None:
+        """A reader's question failed; when Consul asks us to be slower, all readers rest together."""
+        self._broke(error)
+        now = self._clock()
+        if isinstance(error, ThrottledError) and now >= self._slow_until:
+            self._slowed += 1
+            self._slow_until = now + self._retry.wait_seconds(self._slowed, error)
+
     def _tell_trouble(self, reason: str | None) -> None:
         self._listener.on_trouble(self.name, reason)
         if reason is not None:
@@ -315,6 +347,7 @@ class DatacenterWatch:
         """Consul is another one: say so, then forget every index and have everything read again."""
         self._listener.on_rebuilt(self.name)
         self._sweeper.forget()
+        self._rings.clear()
         for bell in self._bells:
             bell.deaf = True
         with self._board.lock:
@@ -355,7 +388,7 @@ class DatacenterWatch:
             self._listing_told = state
             self._listener.on_listing(self.name, state)
         if rang:
-            self._listing_rang_at = self._clock()
+            self._rings.append((self._clock(), answer.index))
             if self._board.indirect:
                 self._sweeper.look()
         if isinstance(state, Listing):
@@ -375,19 +408,21 @@ class DatacenterWatch:
     # ------------------------------------------------------------------ direct watches
 
     def _direct_watch(self, client: ConsulClient, entry: Entry) -> Watch:
-        generation = 0
+        generation = asked = 0
 
         def ask(index: int, wait: float) -> Answer:
-            nonlocal generation
-            generation = entry.generation
+            nonlocal generation, asked
+            generation, asked = entry.generation, index
             mode = Mode.STALE if index or entry.known is None else Mode.LEADER
             if self._board.indirect:
-                wait = min(wait, PROMOTED_WAIT_SECONDS)
+                wait = min(wait, jittered(PROMOTED_WAIT_SECONDS))
             return client.health_service(entry.query, index, wait, mode)
 
         def take(answer: Answer) -> bool:
             plain = watch.position.plain
-            entry.explained_at = seen = self._clock()
+            seen = self._clock()
+            if not plain and answer.index != asked:
+                entry.explained_at = seen  # it waited, and was woken
             state = decode.proved(answer, entry.known, waited=not plain)
             if state is None:
                 return False
@@ -406,7 +441,8 @@ class DatacenterWatch:
                 self._direct.changed(entry)
             for lent in work:
                 lent()
-            return True
+            # whether something is still hidden, only a plain read says
+            return plain or entry.known is None or not entry.known.hidden
 
         def fail(error: BridgeError) -> None:
             self._broke(error)
@@ -544,7 +580,7 @@ class DatacenterWatch:
         try:
             self.node_moved(client, node, whole)
         except (TransientError, PermanentError) as error:
-            self._broke(error)
+            self._read_failed(error)
             delay = self._policy(error).wait_seconds(attempt + 1, error)
             self._ask_node(node, whole=whole, attempt=attempt + 1, delay_seconds=delay)
 
@@ -575,24 +611,40 @@ class DatacenterWatch:
 
     def service_moved(self, entry: Entry, verifying: bool) -> None:
         """A sweep saw a service's index move."""
-        if verifying:
-            entry.verifying = True
+        if not verifying:
+            entry.explained_at = self._clock()
+        else:
+            with self._board.lock:
+                entry.verifying = not (entry.queued or entry.reading)  # else somebody rang for it already
         self._refresh(entry, even_direct=verifying)
 
-    def probe_failed(self, error: TransientError | PermanentError) -> None:
-        """A sweep could not go on."""
-        self._broke(error)
+    def probe_failed(self, error: TransientError | PermanentError, attempt: int) -> float:
+        """A sweep cannot go on; for how many seconds it is to rest."""
+        self._read_failed(error)
+        return self._policy(error).wait_seconds(attempt, error)
 
     def _judge(self) -> None:
         """Of what a verification found, count what nobody rang for, before or after."""
         now = self._clock()
-        late = [(entry, at) for entry, at in self._judging if now - at >= JUDGE_SECONDS]
-        self._judging = [(entry, at) for entry, at in self._judging if now - at < JUDGE_SECONDS]
-        for entry, at in late:
-            explained = max(entry.explained_at, self._listing_rang_at) >= at - JUDGE_SECONDS
-            if not explained and not entry.removed:
+        late = [find for find in self._judging if now - find.at >= JUDGE_SECONDS]
+        self._judging = [find for find in self._judging if now - find.at < JUDGE_SECONDS]
+        for find in late:
+            # the listing excuses what it rings for, until a look that began after its ring has ended; a check's index
+            # may be higher than any that rings, then it is the last ring that counts
+            rings = tuple(self._rings)
+            rang = next((at for at, index in rings if index >= find.index), rings[-1][0] if rings else float("-inf"))
+            excused = find.rings and rang >= find.looked_from
+            if not excused and find.entry.explained_at < find.at - JUDGE_SECONDS and not find.entry.removed:
                 self.found += 1
-                self._found_lately = (*self._found_lately, entry.query.service)[-5:]
+                self._found_lately = (*self._found_lately, find.entry.query.service)[-5:]
+
+    def _heard(self, entry: Entry) -> bool:
+        """Whether somebody was to notice a change of this service by now: one that was not noticed is a miss then."""
+        if entry.direct:
+            return True
+        if entry.covered and self._bells:
+            return not any(bell.deaf for bell in self._bells)
+        return not self._sweeper.pending  # sweeps are all there is
 
     # ------------------------------------------------------------------ single reads
 
@@ -600,6 +652,10 @@ class DatacenterWatch:
         """Before a reader's next job: make sure of Consul. False: it could not be done, and we waited."""
         if self._stop.is_set():
             return True
+        pause = self._slow_until - self._clock()
+        if pause > 0:
+            self._stop.wait(pause)
+            return False
         if not self._checkpoint.doubted:
             return True
         try:
@@ -624,7 +680,19 @@ class DatacenterWatch:
             if entry.queued or entry.reading:
                 return
             entry.queued = True
-        self._readers.put(urgency, partial(self._read, entry), delay_seconds)
+            # a token bucket in one number: every read moves it by what it costs
+            now = self._clock()
+            entry.paid_until = max(entry.paid_until, now) + 1.0 / SERVICE_RATE
+            spacing = entry.paid_until - now - SERVICE_BURST / SERVICE_RATE
+        self._readers.put(urgency, partial(self._pay_and_read, entry), max(delay_seconds, spacing))
+
+    def _pay_and_read(self, entry: Entry, client: ConsulClient) -> None:
+        """Read a service as soon as all of them together are not read too often. First reads are free."""
+        pause = self._all_bucket.take() if entry.known is not None else 0.0
+        if pause:
+            self._readers.put(Urgency.NOW, partial(self._read, entry), pause)
+        else:
+            self._read(entry, client)
 
     def _read(self, entry: Entry, client: ConsulClient) -> None:
         with self._board.lock:
@@ -651,14 +719,15 @@ class DatacenterWatch:
 
     def _read_once(self, entry: Entry, client: ConsulClient, generation: int, verifying: bool) -> float | None:
         """One read; returns after how many seconds there must be another (None: it is done)."""
-        mode = Mode.STALE if entry.known is None else Mode.LEADER
+        before = entry.known
+        mode = Mode.STALE if before is None else Mode.LEADER
         try:
             answer = client.health_service(entry.query, mode=mode)
             seen = self._clock()
-            state = decode.proved(answer, entry.known, waited=False) or Unknown(decode.HIDDEN)
+            state = decode.proved(answer, before, waited=False) or Unknown(decode.HIDDEN)
         except (TransientError, PermanentError) as error:
             entry.attempts += 1
-            self._broke(error)
+            self._read_failed(error)
             if entry.direct:
                 return None
             if not self._checkpoint.doubted or entry.state is None:
@@ -672,6 +741,7 @@ class DatacenterWatch:
         if published is Published.OUTRUN:
             return None if entry.direct else 0.0
         entry.attempts = 0
+        self._slowed = 0
         self._last_success = seen
         if not entry.vouched:
             self._unvouched = True
@@ -681,8 +751,9 @@ class DatacenterWatch:
             return PERMANENT_RETRY.wait_seconds(3)
         if published is Published.CHANGED:
             self._direct.changed(entry)
-            if verifying and not self._sweeper.pending:
-                self._judging.append((entry, seen))
+            if verifying and self._heard(entry):
+                rings = not entry.direct and _registered(before) != _registered(entry.known)
+                self._judging.append(_Find(entry, seen, entry.index, rings, self._sweeper.looked_from))
         return None
 
     def _learn_index(self, entry: Entry, answer: Answer) -> None:
@@ -729,7 +800,7 @@ class DatacenterWatch:
         try:
             leader = client.leader(self.name)
         except (TransientError, PermanentError) as error:
-            self._broke(error)
+            self._read_failed(error)
             self._troubles.set("leader", str(error))
             return
         if leader:
@@ -737,6 +808,12 @@ class DatacenterWatch:
             self._troubles.set("leader", None)
         else:
             self._troubles.set("leader", f"the servers of {self.name} have no leader: what is known stays as it is")
+
+
+def _registered(known: Known | None) -> frozenset[Instance]:
+    """A view without the health of its instances: what registrations say."""
+    instances = known.instances if known is not None else ()
+    return frozenset(replace(i, status=Status.PASSING, check="") for i in instances)
 
 
 def divide(budget: int) -> tuple[int, bool, int]:

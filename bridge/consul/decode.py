@@ -1,16 +1,20 @@
 """Consul's JSON -> what it proves: instances, listings, checks, nodes. Small frozen values, their strings shared.
 
-Answers come from other people's programs: whatever their shape, nothing in here raises anything but TransientError, and
-one misshapen instance does not hide the others. Check outputs are never read.
+Answers come from other people's programs: whatever their shape, nothing in here raises anything but TransientError. An
+entry that no Consul would serve makes the whole answer trouble: what else is missing from it nobody knows. What anybody
+may register and we cannot use (an address of 600 characters) is left out alone, with its reason. Outputs of checks are
+never read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from sys import intern
 from typing import Any
 
 from bridge.consul.client import Answer
+from bridge.core.canonical import shorten
 from bridge.core.model import Instance, Known, Listing, NamedPort, Pairs, Status, TaggedAddress, Unknown
 from bridge.errors import TransientError
 
@@ -24,6 +28,7 @@ HIDDEN = "Consul left results out for lack of rights (X-Consul-Results-Filtered-
 _SEVERITY = {Status.PASSING: 0, Status.WARNING: 1, Status.UNKNOWN: 2, Status.CRITICAL: 3, Status.MAINTENANCE: 4}
 _STATUS = {"passing": Status.PASSING, "warning": Status.WARNING, "critical": Status.CRITICAL}
 _TEXT_LIMIT = 4096
+_ADDRESS_LIMIT = 512
 
 
 def view_of(answer: Answer) -> Known | Unknown:
@@ -34,7 +39,8 @@ def view_of(answer: Answer) -> Known | Unknown:
         return Unknown(ANONYMOUS)
     if not answer.data and answer.filtered:
         return Unknown(FILTERED)
-    return Known(instances(answer.data), hidden=answer.filtered)
+    found, left_out = instances(answer.data)
+    return Known(found, hidden=answer.filtered, left_out=left_out)
 
 
 def proved(answer: Answer, before: Known | None, *, waited: bool) -> Known | Unknown | None:
@@ -47,7 +53,7 @@ def proved(answer: Answer, before: Known | None, *, waited: bool) -> Known | Unk
     if isinstance(state, Unknown) or before is None:
         return state
     if waited and before.hidden:
-        state = Known(state.instances, hidden=True)
+        state = replace(state, hidden=True)
     if not {(i.node, i.id) for i in before.instances} - {(i.node, i.id) for i in state.instances}:
         return state
     if waited:
@@ -63,15 +69,27 @@ def listing_of(answer: Answer) -> Listing | Unknown:
         return Unknown(ANONYMOUS)
     if not answer.data and answer.filtered:
         return Unknown(FILTERED)
+    if not all(tags is None or isinstance(tags, list) for tags in answer.data.values()):
+        raise TransientError("Consul's answer about its services has something else than tags in it")
     return Listing({intern(name): frozenset(_strings(tags)) for name, tags in answer.data.items()})
 
 
-def instances(data: Iterable[Any]) -> tuple[Instance, ...]:
-    """The instances of `health/service`, sorted; entries that are none are left out."""
+def instances(data: Iterable[Any]) -> tuple[tuple[Instance, ...], Pairs]:
+    """The instances of `health/service`, sorted, and those that cannot be used: (instance, reason).
+
+    Raises TransientError when an entry is none that Consul serves.
+    """
     shared = _Shared()
-    found = [i for i in (_instance(entry, shared) for entry in data) if i is not None]
+    found: list[Instance] = []
+    left_out: set[tuple[str, str]] = set()
+    for entry in data:
+        one = _instance(entry, shared)
+        if isinstance(one, Instance):
+            found.append(one)
+        else:
+            left_out.add(one)
     found.sort(key=_by_node_and_id)
-    return tuple(found)
+    return tuple(found), tuple(sorted(left_out))
 
 
 def _by_node_and_id(instance: Instance) -> tuple[str, str]:
@@ -90,16 +108,22 @@ class _Shared:
         return self._values.setdefault(value, value)
 
 
-def _instance(entry: Any, shared: _Shared) -> Instance | None:
-    if not isinstance(entry, dict):
-        return None
-    node, service = entry.get("Node"), entry.get("Service")
+def _instance(entry: Any, shared: _Shared) -> Instance | tuple[str, str]:
+    """One instance, or its name and why it cannot be used."""
+    node, service = (entry.get("Node"), entry.get("Service")) if isinstance(entry, dict) else (None, None)
     if not isinstance(node, dict) or not isinstance(service, dict):
-        return None
-    name, id_ = _text(node.get("Node")), _text(service.get("ID"))
-    own, theirs = _address(service.get("Address")), _address(node.get("Address"))
-    if not name or not id_ or own is None or theirs is None:
-        return None
+        raise TransientError("Consul's answer about a service has an entry without Node or Service")
+    name, id_ = node.get("Node"), service.get("ID")
+    own, theirs = ("" if x is None else x for x in (service.get("Address"), node.get("Address")))
+    if not (isinstance(name, str) and isinstance(id_, str) and isinstance(own, str) and isinstance(theirs, str)):
+        raise TransientError("Consul's answer about a service has an entry whose names or addresses are no texts")
+    if not 0 < len(name) <= _TEXT_LIMIT:
+        return _unusable(name, id_, f"its node's name has {len(name)} characters, not 1 to {_TEXT_LIMIT}")
+    if not 0 < len(id_) <= _TEXT_LIMIT:
+        return _unusable(name, id_, f"its id has {len(id_)} characters, not 1 to {_TEXT_LIMIT}")
+    if max(len(own), len(theirs)) > _ADDRESS_LIMIT:
+        longest = max(len(own), len(theirs))
+        return _unusable(name, id_, f"its address has {longest} characters, more than {_ADDRESS_LIMIT}")
     status, check = worst(entry.get("Checks"))
     return Instance(
         node=intern(name),
@@ -117,6 +141,10 @@ def _instance(entry: Any, shared: _Shared) -> Instance | None:
         node_tagged_addresses=shared(_node_addresses(node.get("TaggedAddresses"))),
         kind=intern(_text(service.get("Kind"))),
     )
+
+
+def _unusable(node: str, identity: str, reason: str) -> tuple[str, str]:
+    return f"{shorten(node)}/{shorten(identity)}", reason
 
 
 def worst(checks: Any) -> tuple[Status, str]:
@@ -150,13 +178,6 @@ def _status_of(check: str, status: Any) -> Status:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) and len(value) <= _TEXT_LIMIT else ""
-
-
-def _address(value: Any) -> str | None:
-    """An address as registered ("" when there is none); None for what cannot be one: the instance is left out then."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) and len(value) <= 512 else None
 
 
 def _strings(values: Any) -> Iterable[str]:
@@ -220,8 +241,8 @@ def checks_of(answer: Answer) -> Mapping[tuple[str, str], tuple[str, str, int, s
 
     A node's own check has service and instance id "".
     """
-    if not isinstance(answer.data, list):
-        raise TransientError("Consul's answer about checks is not a list")
+    if not isinstance(answer.data, list) or not all(isinstance(c, dict) for c in answer.data):
+        raise TransientError("Consul's answer about checks is not a list of checks")
     return {
         (_text(c.get("Node")), _text(c.get("CheckID"))): (
             _text(c.get("ServiceName")),
@@ -230,18 +251,17 @@ def checks_of(answer: Answer) -> Mapping[tuple[str, str], tuple[str, str, int, s
             _text(c.get("ServiceID")),
         )
         for c in answer.data
-        if isinstance(c, dict)
     }
 
 
 def nodes_of(answer: Answer) -> Mapping[str, tuple[int, int]]:
     """`catalog/nodes` as {node: (create index, modify index)}."""
-    if not isinstance(answer.data, list):
-        raise TransientError("Consul's answer about nodes is not a list")
+    if not isinstance(answer.data, list) or not all(isinstance(n, dict) and n.get("Node") for n in answer.data):
+        raise TransientError("Consul's answer about nodes is not a list of nodes")
     return {
         intern(name): (_number(n.get("CreateIndex")), _number(n.get("ModifyIndex")))
         for n in answer.data
-        if isinstance(n, dict) and (name := _text(n.get("Node")))
+        if (name := _text(n.get("Node")))
     }
 
 

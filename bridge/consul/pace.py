@@ -36,6 +36,45 @@ def jittered(seconds: float, share: float = 0.1) -> float:
     return seconds * (1.0 - share * random.random())  # noqa: S311 - no secret depends on it
 
 
+class ProbeRate:
+    """How many index probes may be sent a second: any number, until Consul says 429. Thread-safe.
+
+    Then a few, half as many each time that it says so again, and half as many more each quiet while; without limit
+    again when there is none to be felt.
+    """
+
+    FIRST, LEAST, MOST = 128.0, 1.0, 4096.0
+    GROW_EVERY_SECONDS = 5.0
+
+    def __init__(self, at_once: int, clock: Callable[[], float]) -> None:
+        self._at_once = at_once
+        self._clock = clock
+        self._rate: float | None = None
+        self._free_at = 0.0
+        self._changed_at = 0.0
+        self._lock = threading.Lock()
+
+    def slower(self) -> None:
+        """Consul said 429."""
+        with self._lock:
+            self._rate = self.FIRST if self._rate is None else max(self._rate / 2, self.LEAST)
+            self._free_at = self._changed_at = self._clock()
+
+    def book(self, wanted: int) -> tuple[int, float]:
+        """How many of `wanted` probes may be sent together, and after how many seconds; they count as sent."""
+        with self._lock:
+            now = self._clock()
+            while self._rate is not None and now - self._changed_at >= self.GROW_EVERY_SECONDS:
+                self._changed_at += self.GROW_EVERY_SECONDS
+                self._rate = self._rate * 1.5 if self._rate < self.MOST else None
+            if self._rate is None:
+                return wanted, 0.0
+            count = max(min(wanted, self._at_once, int(self._rate / 4)), 1)
+            begin = max(self._free_at, now)
+            self._free_at = begin + count / self._rate
+            return count, begin - now
+
+
 class Throttle:
     """How many of `total` may be used: a quarter less each time that Consul says 429, one more each quiet while.
 

@@ -26,6 +26,10 @@ class Urgency(IntEnum):
     SWEEP = 2
 
 
+FAIR = 8
+"""Every so many jobs the least urgent one goes first: whoever rings without end does not keep all others waiting."""
+
+
 class Readers:
     """The threads and their queue. `put` and `close` may be called from any thread."""
 
@@ -45,6 +49,7 @@ class Readers:
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
+        self._taken = 0
         self._clients = clients
         self.threads = [
             threading.Thread(
@@ -102,6 +107,13 @@ class Readers:
         except BaseException as error:  # noqa: BLE001 - a thread that dies ends the process
             self._failed(error)
 
+    def _turn(self) -> tuple[Urgency, ...]:
+        """In which order the next job is looked for: first reads and sweeps go first in turns."""
+        turn, of = divmod(self._taken + 1, FAIR)
+        if of:
+            return tuple(Urgency)
+        return (Urgency.SWEEP, Urgency.FIRST, Urgency.NOW) if turn % 2 else (Urgency.FIRST, Urgency.SWEEP, Urgency.NOW)
+
     def _put_back(self, urgency: Urgency, job: Job) -> None:
         with self._changed:
             self._waiting[urgency].appendleft(job)
@@ -114,8 +126,9 @@ class Readers:
                 while self._later and self._later[0][0] <= now:
                     _, _, urgency, job = heapq.heappop(self._later)
                     self._waiting[urgency].append(job)
-                for urgency in Urgency:
+                for urgency in self._turn():
                     if urgency <= upto and self._waiting[urgency]:
+                        self._taken += 1
                         return urgency, self._waiting[urgency].popleft()
                 self._changed.wait(self._later[0][0] - now if self._later else None)
             return None

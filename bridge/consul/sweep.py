@@ -8,6 +8,9 @@ between two grows with how long one takes, so that a busy catalog costs a bounde
     look     after the listing rang: services without a direct watch, or nodes; the leader answers
     vouch    after readings that nobody listened before: only those; a look as well when there has been none yet
     verify   now and then: every service, whatever watches it; what this finds was missed
+
+When a probe gets no answer the sweep rests as the retry policy (or Consul's Retry-After) says and goes on with what is
+left; a 429 lowers how many probes a second are sent, so that a sweep ends within what Consul allows at last.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from bridge.consul.board import Entry
 from bridge.consul.client import ConsulClient, Mode
-from bridge.consul.pace import Bucket
+from bridge.consul.pace import Bucket, ProbeRate
 from bridge.consul.readers import Readers, Urgency
-from bridge.errors import PermanentError, TransientError
+from bridge.errors import PermanentError, ThrottledError, TransientError
 
 PIECE = 32
 """Probes that are sent at once. Where there are several readers, one stays out of sweeps: nothing waits for them."""
@@ -39,9 +42,18 @@ when they never end.
 NODE_COST = 2.5
 """A node's probe, as probes of services: Consul filters all that is on the node, and who moved must be asked too."""
 
+SERVICES_INSTEAD_SECONDS = 300.0
+"""How long services are probed where a node's probe was refused for good: what they are refused shows in a read."""
+
 T = TypeVar("T")
 
-_Piece = Callable[[ConsulClient], None]
+
+@dataclass(slots=True, eq=False)
+class _Piece(Generic[T]):
+    """Some of what a sweep asks for. `ask(todo, count, client)` asks for the first of them, and removes those done."""
+
+    todo: list[T]
+    ask: Callable[[list[T], int, ConsulClient], None]
 
 
 class Ground(Protocol):
@@ -59,8 +71,8 @@ class Ground(Protocol):
     def service_moved(self, entry: Entry, verifying: bool) -> None:
         """Something about a service changed."""
 
-    def probe_failed(self, error: TransientError | PermanentError) -> None:
-        """A probe got no answer; the sweep is made again later."""
+    def probe_failed(self, error: TransientError | PermanentError, attempt: int) -> float:
+        """A probe got no answer, for the `attempt`th time in a row; returns how many seconds sweeps are to rest."""
 
 
 LEAST_REST_SECONDS = 0.05
@@ -68,13 +80,20 @@ LEAST_REST_SECONDS = 0.05
 
 @dataclass(slots=True, eq=False)
 class _Sweep:
+    """`asking`: seconds that its probes took, together. `error`: what stopped it; `unfinished` goes on later."""
+
     began: float
     left: int
     verifying: bool = False
+    every: bool = False
     founding: bool = False
-    failed: bool = False
     then: Callable[[], None] | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    asking: float = 0.0
+    answered: int = 0
+    attempt: int = 0
+    error: TransientError | PermanentError | None = None
+    rest: float = 0.0
+    unfinished: list[_Piece[Any]] = field(default_factory=list)
 
 
 class Sweeper:
@@ -90,10 +109,15 @@ class Sweeper:
         self._wanted = False
         self._vouch_wanted = False
         self._verify_wanted = False
+        self._verified_last = False
         self._buckets = [Bucket(share, saved, clock) for share, saved in SHARES]
+        self._rate = ProbeRate(PIECE, clock)
         self._not_before = float("-inf")
+        self._services_until = float("-inf")
         self._nodes: dict[str, int] | None = None
         self.looked = 0
+        self.looked_from = float("-inf")
+        """When the last look that ended began: it saw all that was there by then."""
         self.verified = 0
         self.probes = 0
         self.last_seconds = 0.0
@@ -129,109 +153,172 @@ class Sweeper:
         with self._lock:
             if self._running is not None or self._clock() < self._not_before:
                 return
-            if self._wanted or self._vouch_wanted:
-                every, self._wanted, self._vouch_wanted = self._wanted, False, False
+            look = self._wanted or self._vouch_wanted
+            if self._verify_wanted and not (look and self._verified_last):  # in a busy catalog a look is always due
+                self._verify_wanted, self._verified_last = False, True
+                self._begin(self._probes_of(self._ground.services_to_probe(every=True), verifying=True), verifying=True)
+            elif look:
+                every, self._wanted, self._vouch_wanted, self._verified_last = self._wanted, False, False, False
                 self._begin_look(every)
-            elif self._verify_wanted:
-                self._verify_wanted = False
-                self._begin(self._services(every=True), verifying=True)
 
     # ------------------------------------------------------------------ all below under the lock
 
     def _begin_look(self, every: bool) -> None:
         services = self._ground.services_to_probe(every=False)
         covered = [entry for entry in services if entry.covered]
-        nodes = self._ground.nodes_to_probe()
+        nodes = self._ground.nodes_to_probe() if self._clock() >= self._services_until else None
         if nodes is None or len(nodes) * NODE_COST >= len(covered):
-            self._begin(self._probes_of([e for e in services if every or not e.vouched], verifying=False))
+            asked = [e for e in services if every or not e.vouched]
+            self._begin(self._probes_of(asked, verifying=False), every=every)
             return
         rest = [entry for entry in services if not (entry.covered and entry.vouched)]
         if self._nodes is None:
             # the indexes must be older than the views that they vouch for: nodes first, then every service once
             self._nodes = {}
-            self._begin(
-                [partial(self._probe_nodes, piece, True) for piece in _pieces(nodes)],
-                founding=True,
-                then=lambda: self._begin(self._probes_of(services, verifying=False), founding=True),
-            )
+            began = self._clock()
+
+            def all_services() -> None:
+                self._begin(self._probes_of(services, verifying=False), founding=True, every=True, began=began)
+
+            self._begin(self._probes_of_nodes(nodes, first=True), founding=True, every=True, then=all_services)
             return
         for gone in self._nodes.keys() - set(nodes):
             del self._nodes[gone]
-        pieces = [partial(self._probe_nodes, piece, False) for piece in _pieces(nodes)] if every else []
-        self._begin([*pieces, *self._probes_of(rest, verifying=False)])
+        pieces = self._probes_of_nodes(nodes, first=False) if every else []
+        self._begin([*pieces, *self._probes_of(rest, verifying=False)], every=every)
 
-    def _services(self, every: bool) -> list[_Piece]:
-        return self._probes_of(self._ground.services_to_probe(every), verifying=every)
-
-    def _probes_of(self, entries: list[Entry], verifying: bool) -> list[_Piece]:
+    def _probes_of(self, entries: list[Entry], verifying: bool) -> list[_Piece[Any]]:
         random.shuffle(entries)  # nobody is always the last
-        return [partial(self._probe_services, piece, verifying) for piece in _pieces(entries)]
+
+        def ask(todo: list[Entry], count: int, client: ConsulClient) -> None:
+            self._probe_services(todo, count, verifying, client)
+
+        return [_Piece(piece, ask) for piece in _pieces(entries)]
+
+    def _probes_of_nodes(self, nodes: list[str], first: bool) -> list[_Piece[Any]]:
+        def ask(todo: list[str], count: int, client: ConsulClient) -> None:
+            self._probe_nodes(todo, count, first, client)
+
+        return [_Piece(piece, ask) for piece in _pieces(nodes)]
 
     def _begin(
         self,
-        pieces: list[_Piece],
+        pieces: list[_Piece[Any]],
         *,
         verifying: bool = False,
+        every: bool = False,
         founding: bool = False,
         then: Callable[[], None] | None = None,
+        began: float | None = None,
     ) -> None:
-        sweep = _Sweep(self._clock(), len(pieces), verifying, founding, then=then)
+        began = self._clock() if began is None else began
+        sweep = _Sweep(began, len(pieces), verifying, every, founding, then)
         self._running = sweep
         if not pieces:
             self._end(sweep)
         self._readers.put_all(Urgency.SWEEP, [partial(self._do, sweep, piece) for piece in pieces])
 
+    def _round_ended(self, sweep: _Sweep) -> None:
+        """Nothing of a sweep is under way any more: it is at its end, or it goes on after a rest."""
+        error, sweep.error = sweep.error, None
+        if error is None:
+            self._end(sweep)
+        elif isinstance(error, PermanentError):
+            self._give_up(sweep)
+        else:
+            if isinstance(error, ThrottledError):
+                self._rate.slower()
+            sweep.attempt = 1 if sweep.answered else sweep.attempt + 1
+            pieces, sweep.unfinished, sweep.answered = sweep.unfinished, [], 0
+            sweep.left = len(pieces)
+            for piece in pieces:
+                self._readers.put(Urgency.SWEEP, partial(self._do, sweep, piece), max(sweep.rest, LEAST_REST_SECONDS))
+
+    def _give_up(self, sweep: _Sweep) -> None:
+        """A node may not be asked, and that will not mend itself soon: services are asked instead."""
+        self._services_until = self._clock() + SERVICES_INSTEAD_SECONDS
+        self._verify_wanted |= sweep.verifying
+        self._wanted |= not sweep.verifying
+        self._nodes = None if sweep.founding else self._nodes
+        self._rest(sweep, sweep.rest)
+
     def _end(self, sweep: _Sweep) -> None:
-        self._running = None
-        took = self._clock() - sweep.began
-        if sweep.failed:
-            self._verify_wanted |= sweep.verifying
-            self._wanted |= not sweep.verifying
-            self._nodes = None if sweep.founding else self._nodes
-        elif sweep.then is not None:
+        if sweep.then is not None:
             sweep.then()
             return
-        elif sweep.verifying:
+        if sweep.verifying:
             self.verified += 1
         else:
             self.looked += 1
-        self.last_seconds = took
-        rest = max(bucket.take(took) for bucket in self._buckets)
+            self.looked_from = sweep.began if sweep.every else self.looked_from
+        self._rest(sweep, 0.0)
+
+    def _rest(self, sweep: _Sweep, seconds: float) -> None:
+        self._running = None
+        self.last_seconds = self._clock() - sweep.began
+        took = min(sweep.asking, self.last_seconds)
+        rest = max(seconds, *(bucket.take(took) for bucket in self._buckets))
         self._not_before = self._clock() + rest
         if self._wanted or self._vouch_wanted or self._verify_wanted:
             self._readers.put(Urgency.SWEEP, lambda _client: self.tick(), max(rest, LEAST_REST_SECONDS))
 
     # ------------------------------------------------------------------ on the readers' threads
 
-    def _do(self, sweep: _Sweep, piece: _Piece, client: ConsulClient) -> None:
-        if not sweep.failed:
+    def _do(self, sweep: _Sweep, piece: _Piece[Any], client: ConsulClient) -> None:
+        """Ask for as many as may be sent at once; later, where so many were sent lately that it is too soon."""
+        count, delay = self._rate.book(len(piece.todo)) if sweep.error is None else (0, 0.0)
+        if delay > 0:
+            self._readers.put(Urgency.SWEEP, partial(self._ask, sweep, piece, count), delay)
+        else:
+            self._ask(sweep, piece, count, client)
+
+    def _ask(self, sweep: _Sweep, piece: _Piece[Any], count: int, client: ConsulClient) -> None:
+        before, began, failed = len(piece.todo), self._clock(), False
+        if sweep.error is None:
             try:
-                piece(client)
+                piece.ask(piece.todo, count, client)
             except (TransientError, PermanentError) as error:
-                sweep.failed = True
-                self._ground.probe_failed(error)
+                failed = True
+                with self._lock:
+                    first = sweep.error is None
+                    sweep.error = sweep.error or error
+                if first:
+                    sweep.rest = self._ground.probe_failed(error, sweep.attempt + 1)
         with self._lock:
+            sweep.asking += self._clock() - began
+            sweep.answered += before - len(piece.todo)
+            if piece.todo and sweep.error is None:
+                self._readers.put(Urgency.SWEEP, partial(self._do, sweep, piece))
+                return
+            if piece.todo:
+                sweep.unfinished.insert(len(sweep.unfinished) if failed else 0, piece)
             sweep.left -= 1
             if sweep.left == 0:
-                self._end(sweep)
+                self._round_ended(sweep)
 
-    def _probe_services(self, entries: Sequence[Entry], verifying: bool, client: ConsulClient) -> None:
+    def _probe_services(self, todo: list[Entry], count: int, verifying: bool, client: ConsulClient) -> None:
         mode = Mode.STALE if verifying else Mode.LEADER
-        entries = [entry for entry in entries if not entry.removed]
+        todo[:] = [entry for entry in todo if not entry.removed]
+        entries = todo[:count]
         self.probes += len(entries)
         for entry, index in zip(entries, client.probe_services([e.query for e in entries], mode), strict=True):
             if index is None:
                 with contextlib.suppress(PermanentError):  # the full read says what is wrong, to whom it concerns
                     index = client.probe_service(entry.query, mode).index
-            if index == entry.index:
-                entry.vouched = True
-            else:
+            del todo[0]
+            if index != entry.index:
                 self._ground.service_moved(entry, verifying)
+                continue
+            entry.vouched = True
+            if verifying and entry.known is not None and entry.known.hidden:
+                self._ground.service_moved(entry, False)  # rights that were given move no index
 
-    def _probe_nodes(self, nodes: Sequence[str], first: bool, client: ConsulClient) -> None:
+    def _probe_nodes(self, todo: list[str], count: int, first: bool, client: ConsulClient) -> None:
         known = self._nodes
         if known is None:
+            todo.clear()
             return
+        nodes = todo[:count]
         self.probes += len(nodes)
         indexes = client.probe_nodes(nodes, self._datacenter, Mode.LEADER)
         for node, index in zip(nodes, indexes, strict=True):
@@ -241,7 +328,8 @@ class Sweeper:
                 if not first:
                     self._ground.node_moved(client, node)
                 known[node] = index
+            del todo[0]
 
 
-def _pieces(items: Sequence[T]) -> list[Sequence[T]]:
-    return [items[i : i + PIECE] for i in range(0, len(items), PIECE)]
+def _pieces(items: Sequence[T]) -> list[list[T]]:
+    return [list(items[i : i + PIECE]) for i in range(0, len(items), PIECE)]

@@ -205,32 +205,43 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
 
     # ------------------------------------------------------------------ many requests
 
-    def get_many(self, targets: Sequence[tuple[str, Params]], headers: Mapping[str, str], wanted: str) -> list[str]:
+    def get_many(
+        self, targets: Sequence[tuple[str, Params]], headers: Mapping[str, str], wanted: str
+    ) -> tuple[list[str], int]:
         """Send GET for all `targets` at once (HTTP pipelining); returns their answers' header `wanted`, in order.
 
         Only for answers that are small and plain: at the first that is not (any status but 200, no Content-Length,
-        compressed, no such header) the rest is left out of the result, to be asked for with `get`. One by one, 5,000
-        questions cost nine times the CPU: http.client cannot do this, hence the few lines of parsing in here.
+        compressed, no such header) the rest is left out of the result, to be asked for with `get`; what is returned
+        beside it is the status of that one, 0 when there was no answer. One by one, 5,000 questions cost nine times
+        the CPU: http.client cannot do this, hence the few lines of parsing in here.
         """
         headers = {**headers, "Accept-Encoding": "identity"}
         request = b"".join(self._encode(self._target(path, params), headers) for path, params in targets)
         key = wanted.lower().encode()
         found: list[str] = []
+        status = 0
 
         def exchange(deadline: float) -> None:
+            nonlocal status
             found.clear()
+            status = 0
             sock = self._sock or self._connect()
             sock.settimeout(max(deadline - time.monotonic(), 0.001))
             sock.sendall(request)
             with sock.makefile("rb") as stream:
-                while len(found) < len(targets) and (value := _header_of_plain_answer(stream, key)):
+                while len(found) < len(targets):
+                    status = _status_of_answer(stream)
+                    value = _header_of_plain_answer(stream, key) if status == 200 else None
+                    if not value:
+                        break
                     found.append(value)
+                    status = 0
             if len(found) < len(targets):
                 self._drop()  # what follows on this connection belongs to no question any more
 
         with contextlib.suppress(OSError, ValueError):
             self._in_turn(exchange)
-        return found
+        return found, status
 
     # ------------------------------------------------------------------ one request
 
@@ -359,15 +370,19 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
             self._sock = None
 
 
+def _status_of_answer(stream: io.BufferedReader) -> int:
+    """Read the first line of an answer; its status, 0 when that is none."""
+    line = stream.readline(LINE)
+    if not line:
+        raise http.client.RemoteDisconnected("closed between two answers")
+    code = line[9:12]
+    return int(code) if line.startswith(b"HTTP/1.1 ") and code.isdigit() and line[12:13] == b" " else 0
+
+
 def _header_of_plain_answer(stream: io.BufferedReader, key: bytes) -> str | None:
-    """Read one answer off `stream`; its header `key` if it was a plain one (see `Transport.get_many`), else None."""
+    """Read the rest of an answer; its header `key` if it was a plain one (see `Transport.get_many`), else None."""
     value = None
     length = None
-    status = stream.readline(LINE)
-    if not status:
-        raise http.client.RemoteDisconnected("closed between two answers")
-    if not status.startswith(b"HTTP/1.1 200 "):
-        return None
     while (line := stream.readline(LINE)) not in (b"\r\n", b"\n"):
         name, colon, text = line.partition(b":")
         name = name.lower()

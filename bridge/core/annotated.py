@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bridge.core.canonical import shorten
 from bridge.core import marks
+from bridge.core.canonical import shorten
 from bridge.core.model import (
     USUAL_BOUNDS,
     Bounds,

@@ -191,9 +191,10 @@ def _rows(
             return "not asked", (), set(stands)
         case Unknown(reason):
             return f"unknown: {reason}", (), set(stands)
-        case Known(instances):
+        case Known(instances=instances):
             fates = fates_of(instances, rule or Rule(), current, resolved, cluster_nodes)
             rows = tuple(_row(fate, rule or Rule(), stands, carriers) for fate in fates)
+            rows += tuple(_unusable(name, reason) for name, reason in knowledge.left_out)
             return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(fates)
         case _:
             return "gone", (), set()
@@ -233,6 +234,12 @@ def _row(fate: Fate, rule: Rule, stands: Stands, carriers: Carriers) -> Row:
         kubernetes="ready" if True in found else "not ready" if False in found else "absent",
         group=", ".join(dict.fromkeys(name for pair in pairs for name in carriers.get(pair, ()))),
     )
+
+
+def _unusable(instance: str, reason: str) -> Row:
+    """An instance of which nothing can be used."""
+    skipped = Ended.SKIPPED.value
+    return Row(instance, "", "", "", "none", "", skipped, reason, "absent")
 
 
 def _chosen(instance: Instance, wanted: str, address: str) -> str:

@@ -89,11 +89,13 @@ class Instance:
 class Known:
     """Consul answered, and this is what it holds: possibly no instance at all. Sorted by (node, id).
 
-    `hidden`: there are more, on nodes that our token may not see.
+    `hidden`: there are more, on nodes that our token may not see. `left_out`: (instance, reason) of those that are
+    registered with something that nobody could use.
     """
 
     instances: tuple[Instance, ...]
     hidden: bool = False
+    left_out: Pairs = ()
 
 
 @dataclass(frozen=True, slots=True)

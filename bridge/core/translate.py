@@ -132,6 +132,7 @@ def translate(
         for _, query, fate in fates
         if fate.ended in (Ended.OMITTED, Ended.SKIPPED, Ended.FOREIGN)
     }
+    skipped |= {Skipped(query.service, *pair) for _, query, known in sources for pair in known.left_out}
     main = "" if rule.to.annotated else _main_name(fates, service)
     groups, withheld = _groups((fate for _, _, fate in fates), main)
     service_ports: tuple[Port, ...] | None = None

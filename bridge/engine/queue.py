@@ -2,7 +2,10 @@
 
 The same promise as client-go's workqueue: a key that is added while a worker holds it is worked on again afterwards,
 never by two workers at once; a key that is added ten times while it waits is worked on once. Priorities and delays
-are ours: the lowest priority number goes first, keys of one priority in the order of their coming.
+are ours: of what waits together the lowest priority number goes first, keys of one priority in the order of their
+coming; but what has waited for longer than its priority's handicap gets every fourth turn, so that urgent keys that
+come without end keep nobody waiting for ever. (Not simply the order of coming plus a handicap: then a flip would wait
+behind the 5,000 creations of a first sync.)
 It must not know what a key is.
 """
 
@@ -11,10 +14,18 @@ from __future__ import annotations
 import heapq
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+
+
+HANDICAP_SECONDS = 1.0
+"""How long a key waits for more urgent ones, for each step of its priority number, before it is overdue."""
+
+FAIR = 4
+"""Every so many keys an overdue one goes first."""
 
 
 class WorkQueue(Generic[K]):
@@ -24,7 +35,8 @@ class WorkQueue(Generic[K]):
         self._clock = clock
         self._changed = threading.Condition()
         self._order = 0
-        self._ready: list[tuple[int, int, K]] = []
+        self._ready: dict[int, deque[tuple[float, K]]] = {}
+        self._turns = 0
         self._delayed: list[tuple[float, int, int, K]] = []
         self._waiting: dict[K, tuple[int, float]] = {}
         self._working: set[K] = set()
@@ -49,7 +61,7 @@ class WorkQueue(Generic[K]):
         """
         with self._changed:
             self._promote(self._clock())
-            if self._closed or self._ready or key in self._working or len(self._working) >= at_most:
+            if self._closed or self._due() or key in self._working or len(self._working) >= at_most:
                 return False
             self._waiting.pop(key, None)
             self._working.add(key)
@@ -62,10 +74,8 @@ class WorkQueue(Generic[K]):
             while not self._closed:
                 now = self._clock()
                 self._promote(now)
-                while self._ready:
-                    priority, _, key = heapq.heappop(self._ready)
-                    if self._waiting.get(key) != (priority, 0.0):
-                        continue  # an entry that a more urgent wish replaced
+                if due := self._due():
+                    _, key = self._ready[self._turn(due, now)].popleft()
                     del self._waiting[key]
                     self._working.add(key)
                     return key
@@ -122,7 +132,24 @@ class WorkQueue(Generic[K]):
     def busy(self) -> bool:
         """Whether something else is due now (used to put the least urgent work last)."""
         with self._changed:
-            return bool(self._ready)
+            return bool(self._due())
+
+    def _due(self) -> list[int]:
+        """The priorities of which something is due, the most urgent first."""
+        for priority, keys in self._ready.items():
+            while keys and self._waiting.get(keys[0][1]) != (priority, 0.0):
+                keys.popleft()  # an entry that a more urgent wish replaced
+        return sorted(priority for priority, keys in self._ready.items() if keys)
+
+    def _turn(self, due: list[int], now: float) -> int:
+        """The priority whose turn it is."""
+        overdue = [(self._ready[p][0][0] + p * HANDICAP_SECONDS, p) for p in due[1:]]
+        first = min(overdue, default=(now + 1.0, 0))
+        if first[0] > now:
+            self._turns = 0
+            return due[0]
+        self._turns = (self._turns + 1) % FAIR
+        return due[0] if self._turns else first[1]
 
     def _enqueue(self, key: K, priority: int, due: float) -> None:
         wish = _sooner(self._waiting.get(key), (priority, due))
@@ -133,15 +160,15 @@ class WorkQueue(Generic[K]):
         if wish[1] > 0.0:
             heapq.heappush(self._delayed, (wish[1], self._order, wish[0], key))
         else:
-            heapq.heappush(self._ready, (wish[0], self._order, key))
+            self._ready.setdefault(wish[0], deque()).append((self._clock(), key))
         self._changed.notify()
 
     def _promote(self, now: float) -> None:
         while self._delayed and self._delayed[0][0] <= now:
-            due, order, priority, key = heapq.heappop(self._delayed)
+            due, _, priority, key = heapq.heappop(self._delayed)
             if self._waiting.get(key) == (priority, due):
                 self._waiting[key] = (priority, 0.0)
-                heapq.heappush(self._ready, (priority, order, key))
+                self._ready.setdefault(priority, deque()).append((due, key))
 
 
 def _sooner(one: tuple[int, float] | None, other: tuple[int, float]) -> tuple[int, float]:

@@ -21,6 +21,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs/operations.md"
 RULES = tuple(re.findall(r"<<'HCL'\n(.*?)HCL\n", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0].strip().splitlines())
 SERVICES, NODES = RULES
 GOOD = [("10.77.1.1", 80), ("10.77.1.2", 80)]
+ALL = [*GOOD, ("10.77.1.3", 5432)]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,23 @@ def probe(result: Result) -> tuple[str, str]:
 def ready(kube: RawKube, namespace: str) -> list[tuple[str, int]]:
     """What stands in Kubernetes for web."""
     return ready_addresses(kube.endpoints(namespace, "web"))
+
+
+def stands(kube: RawKube, namespace: str) -> list[tuple[str, int]]:
+    """What stands in Kubernetes for web and db."""
+    return [*ready(kube, namespace), *ready_addresses(kube.endpoints(namespace, "db"))]
+
+
+class Narrowed(Daemon):
+    """Whose readiness goes on to name what is hidden: it has started when the first pass is done."""
+
+    def ready(self) -> bool:
+        return self.readiness().get("first_pass_done") is True
+
+
+def passes(daemon: Daemon) -> int:
+    """Full passes that a daemon has made."""
+    return sum(event["event"] == "full pass planned" for event in daemon.events())
 
 
 def test_the_policy_has_two_rules() -> None:
@@ -126,8 +144,34 @@ def test_a_narrower_rule_is_told_and_takes_nothing_away(
     said = [row["reason"] for row in sync.json["warnings"]]
     assert [NODES in reason for reason in said] == ([True] if other == SERVICES else [])
     with strict.raw_kube() as kube:
-        assert ready(kube, mirrored) == GOOD
-        assert ready_addresses(kube.endpoints(mirrored, "db")) == [("10.77.1.3", 5432)]
+        assert stands(kube, mirrored) == ALL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rule",
+    ['service_prefix "web" { policy = "read" }', 'node_prefix "vm-1" { policy = "read" }'],
+    ids=["services", "nodes"],
+)
+def test_a_narrower_rule_takes_nothing_away_from_the_daemon_either(
+    strict: Lab, mirrored: str, rule: str, eventually: Eventually
+) -> None:
+    """Started with it, and following what it still sees: what is hidden stays through passes and changes."""
+    env = with_rules(strict, (rule, NODES if rule.startswith("service") else SERVICES))
+    often = ("--resync", "10s", "--grace", "1s", "--log-level", "debug")
+    daemon = Narrowed(strict, f"narrow-{mirrored}", "--namespace", mirrored, *often, env=env)
+    with strict.raw_kube() as kube, strict.raw_consul() as consul:
+        try:
+            daemon.start()
+            consul.flip("web", "vm-1", "critical")
+            eventually(lambda: GOOD[0] in ready(kube, mirrored), False, 20)
+            consul.flip("web", "vm-1", "passing")
+            eventually(lambda: stands(kube, mirrored), ALL, 20)
+            before = passes(daemon)
+            eventually(lambda: passes(daemon) > before, True, 20)
+        finally:
+            daemon.stop()
+        assert stands(kube, mirrored) == ALL
 
 
 def test_the_documents_commands_make_that_token(strict: Lab, tmp_path: Path) -> None:

@@ -233,10 +233,14 @@ class FakeConsul:
         """With a token there is default deny: another one is unknown, none sees nothing and is not told so."""
         self.hidden: set[str] = set()
         """Services that the token may not read."""
+        self.hidden_nodes: set[str] = set()
+        """Nodes that the token may not read: what is on them is left out of every answer."""
         self.limited: dict[str, str] = {}
         """Further tokens, each with the service that it may not read."""
         self.max_connections = max_connections
         """So many may one address have, those of queries that wait included, also when nobody is there any more."""
+        self.max_rate = 0.0
+        """So many requests a second are answered (0: any number), the others with 429."""
         self.leader = True
         self.last_contact_ms = 0
         self.requests: list[Request] = []
@@ -246,6 +250,7 @@ class FakeConsul:
         self._catalogs = {name: _Catalog() for name in datacenters}
         self._own = datacenters[0]
         self._injections: list[_Injection] = []
+        self._allowance = (time.monotonic(), 0.0)
         self._changed = threading.Condition()
         self._sockets: set[socket.socket] = set()
         self._closing = False
@@ -367,8 +372,19 @@ class FakeConsul:
                     return injection.fault
         return None
 
+    def within_rate(self) -> bool:
+        """Count a request; whether it may be answered. A tenth of a second's worth may come at once."""
+        with self._changed:
+            now, (at, left) = time.monotonic(), self._allowance
+            left = min(left + (now - at) * self.max_rate, max(self.max_rate / 10, 1.0))
+            allowed = left >= 1.0 or not self.max_rate
+            self._allowance = now, left - allowed
+            return allowed
+
     def answer(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         """Status, headers, body."""
+        if not self.within_rate():
+            return 429, {}, b"Your IP is issuing too many requests, please rate limit your calls"
         params = request.params
         deny = {"X-Consul-Default-Acl-Policy": "deny" if self.token else "allow"}
         given = request.headers.get("X-Consul-Token", "")
@@ -418,6 +434,9 @@ class FakeConsul:
             own = self.limited.get(request.headers.get("X-Consul-Token", ""))
             if hidden := self.hidden | ({own} if own else set()):
                 data, filtered = _hide(data, hidden)
+            if self.hidden_nodes:
+                data, without = _hide_nodes(data, self.hidden_nodes)
+                filtered |= without
         data = _filtered(data, params)
         headers = deny | {
             "X-Consul-Index": str(index),
@@ -474,6 +493,19 @@ def _hide(data: Any, hidden: set[str]) -> tuple[Any, bool]:
     own = data["Services"] or []
     kept = [s for s in own if s["Service"] not in hidden]
     return {**data, "Services": kept}, len(kept) != len(own)
+
+
+def _hide_nodes(data: Any, hidden: set[str]) -> tuple[Any, bool]:
+    if isinstance(data, list):
+        kept = [e for e in data if _node_of(e) not in hidden]
+        return kept, len(kept) != len(data)
+    if isinstance(data.get("Node"), dict) and data["Node"]["Node"] in hidden:
+        return {"Node": None, "Services": None}, True
+    return data, False
+
+
+def _node_of(entry: Json) -> object:
+    return entry["Node"]["Node"] if isinstance(entry["Node"], dict) else entry["Node"]
 
 
 def _service_of(entry: Json) -> object:

@@ -459,19 +459,80 @@ def test_queries_that_doorbells_cannot_see_are_swept(recorder: Recorder) -> None
 def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "JUDGE_SECONDS", 0.3)
+    """Though the service gets a direct watch for it, and the listing rings for something else all the time."""
+    monkeypatch.setattr(module, "JUDGE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.1)
     with FakeConsul() as consul:
         queries = fill(consul, 60)
-        with budgeted(consul, recorder, verify_seconds=1.0) as catalog:
+        with budgeted(consul, recorder) as catalog:
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
             watch = catalog._watches["dc1"]
             assert eventually(lambda: not watch._unvouched and not watch._sweeper.pending)
-            time.sleep(0.5)
             consul.flip("s050", "vm-0", "strange")  # a status of no list: passing left no list either
+            consul.register("other", "vm-1", "10.0.0.2", 1)
+            watch._sweeper.verify()
             assert becomes(recorder, Query("dc1", "s050"), status=Status.UNKNOWN)
+            consul.register("other", "vm-1", "10.0.0.2", 2)
+            assert eventually(lambda: any(e.direct for e in watch._board.named("s050")))
             assert eventually(lambda: watch.status()["verification_found"] == 1)
             assert watch.status()["verification_found_lately"] == ["s050"]
+
+
+def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on to ring for others: a ring excuses until a look that began after it has ended."""
+    monkeypatch.setattr(module, "JUDGE_SECONDS", 0.5)
+    with FakeConsul() as consul:
+        queries = fill(consul, 60)
+        with budgeted(consul, recorder) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            watch = catalog._watches["dc1"]
+            consul.register("other", "vm-1", "10.0.0.2", 1)
+            assert eventually(lambda: watch._sweeper._nodes is not None and not watch._sweeper.pending)
+
+            def unseen(catalog: _Catalog) -> None:
+                """The service's index moves, its node's does not."""
+                catalog.services["vm-0", "s050-vm-0"]["Port"] = 9000
+                catalog.of_service["s050"] = catalog._next()
+
+            consul.change(unseen)
+            for port in (2, 3, 4):
+                looked = watch.status()["sweeps"]
+                consul.register("other", "vm-1", "10.0.0.2", port)
+                assert eventually(lambda looked=looked: watch.status()["sweeps"] > looked)  # type: ignore[misc]
+            watch._sweeper.verify()
+            assert becomes(recorder, Query("dc1", "s050"), port=9000)
+            consul.register("other", "vm-1", "10.0.0.2", 5)
+            assert eventually(lambda: watch.status()["verification_found_lately"] == ["s050"])
+
+
+def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "JUDGE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
+    with FakeConsul() as consul:
+        queries = fill(consul, 60)
+        with budgeted(consul, recorder, verify_seconds=0.01) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            watch = catalog._watches["dc1"]
+            verified = watch.status()["verifications"]
+            for n in range(90):
+                name, node, address = f"s{n % 60:03}", f"vm-{n % 10}", f"10.0.0.{n % 10 + 1}"
+                if n % 3:
+                    consul.register(name, node, address, 9000 + n)
+                else:
+                    consul.flip(name, node, ("critical", "warning", "passing")[n // 60])
+                time.sleep(0.02)
+            assert eventually(lambda: watch.status()["verifications"] > verified + 3)
+            assert becomes(recorder, Query("dc1", "s029"), port=9089)
+            time.sleep(1.5)  # until everything is judged
+            assert not watch._judging
+            assert watch.status()["verification_found"] == 0, watch.status()["verification_found_lately"]
 
 
 def test_at_rest_next_to_nothing_is_asked(recorder: Recorder) -> None:
@@ -644,6 +705,26 @@ def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
             assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
 
 
+@pytest.mark.parametrize("services", [2, 40], ids=["direct watches", "doorbells"])
+def test_that_nodes_are_hidden_from_the_token_is_told_until_they_can_be_seen(recorder: Recorder, services: int) -> None:
+    """With every view, or the endpoints that a better token once saw would be taken for gone."""
+    with FakeConsul() as consul:
+        queries = fill(consul, services)
+        for query in queries:
+            consul.register(query.service, "shy", "10.0.0.99", 8000)
+        consul.hidden_nodes.add("shy")
+        with watching(consul, recorder, connections=12, wait_seconds=0.5, verify_seconds=1.0) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            for n in range(services):
+                consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
+                assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status.CRITICAL)
+            views = [event[2] for event in recorder.events if event[0] == "view"]
+            assert all(view.hidden for view in views if isinstance(view, Known))
+            consul.hidden_nodes.clear()
+            assert recorder.wait(lambda: all(has(recorder, q, 2) and not recorder.views[q].hidden for q in queries))
+
+
 def test_without_a_token_under_default_deny_nothing_is_known(recorder: Recorder) -> None:
     with FakeConsul(token="t") as consul:
         queries = fill(consul, 3)
@@ -738,6 +819,8 @@ def test_a_dead_datacenter_never_touches_the_others(recorder: Recorder) -> None:
         Fault(status=200, body="<html>login</html>", headers=(("X-Consul-Index", "7"),)),
         Fault(status=200, body="null", headers=(("X-Consul-Index", "7"),)),
         Fault(status=200, body='{"odd": "shape"}', headers=(("X-Consul-Index", "7"),)),
+        Fault(status=200, body='[{"error": "x"}, {"Node": null}]', headers=(("X-Consul-Index", "7"),)),
+        Fault(status=200, body='{"error": "try again"}', headers=(("X-Consul-Index", "7"),)),
         Fault(status=404, body="not here"),
         Fault(status=503, body="maintenance", headers=(("Retry-After", "0"),)),
         Fault(delay=0.3),

@@ -14,6 +14,7 @@ import pytest
 from bridge.consul import datacenter as module
 from bridge.consul import watch
 from bridge.consul.catalog import Catalog
+from bridge.consul.client import NOBODY
 from bridge.consul.pace import Throttle
 from bridge.core.model import Known, Listing, Query, Status, Unknown
 from bridge.retry import RetryPolicy
@@ -21,6 +22,8 @@ from tests.fakes.consul import FakeConsul, Fault, Recorder, _Catalog
 from tests.loop.test_consul_catalog import becomes, eventually, fill, known, only, settled, watching
 
 Body = dict[str, object]
+
+PATIENT = RetryPolicy(floor_seconds=0.1, cap_seconds=1.0)
 
 
 @pytest.fixture
@@ -256,3 +259,110 @@ def test_no_way_between_few_and_many_services_takes_anything_away_whatever_consu
                 assert becomes(recorder, Query("dc1", f"s{n:03}"), 30, port=9040), n
             assert nothing_was_taken_away(recorder)
             assert consul.peak_connections <= 12
+
+
+def plain_reads(consul: FakeConsul, since: float) -> list[float]:
+    """When services were read, without those questions that only ask for an index or wait."""
+    found = tuple(r for r in consul.asked("/v1/health/service/") if r.at >= since)
+    return [r.at for r in found if "index" not in r.params and r.params.get("tag") != NOBODY]
+
+
+def test_while_consul_says_429_next_to_nothing_is_asked(recorder: Recorder) -> None:
+    """A look is due, doorbells have rung, and nothing of it may be repeated hot."""
+    with FakeConsul() as consul:
+        queries = fill(consul, 60)
+        with watching(consul, recorder, retry=PATIENT, connections=12) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            settled(consul)
+            for path in ("/v1/catalog/node-services", "/v1/health/service"):
+                consul.inject(Fault(status=429, body="slower"), times=1_000_000, path=path)
+            for n in range(60):
+                consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
+            consul.register("s050", "vm-0", "10.0.0.1", 9000, status="critical")
+            time.sleep(1.0)
+            before = len(consul.requests)
+            time.sleep(3.0)
+            assert len(consul.requests) - before <= 3 * 60
+            consul.clear_faults()
+            assert becomes(recorder, Query("dc1", "s050"), 30, port=9000, status=Status.CRITICAL)
+            assert nothing_was_taken_away(recorder)
+
+
+def test_retry_after_is_obeyed_by_sweeps(recorder: Recorder) -> None:
+    with FakeConsul() as consul:
+        queries = fill(consul, 60)
+        with watching(consul, recorder, retry=PATIENT, connections=12) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            settled(consul)
+            path = "/v1/catalog/node-services"
+            consul.inject(Fault(status=429, body="slower", headers=(("Retry-After", "2"),)), times=12, path=path)
+            before = len(consul.asked(path))
+            consul.register("s050", "vm-0", "10.0.0.1", 9000)
+            assert eventually(lambda: len(consul.asked(path)) > before)
+            began = time.monotonic()
+            time.sleep(1.7)
+            assert [r for r in consul.asked(path) if r.at > began + 0.2] == []
+            assert becomes(recorder, Query("dc1", "s050"), 60, port=9000)
+
+
+def test_under_a_rate_limit_every_change_is_found_and_sweeps_end_at_last(recorder: Recorder) -> None:
+    """They go on where they were, with fewer probes at once."""
+    with FakeConsul() as consul:
+        queries = fill(consul, 60, nodes=60)
+        with watching(consul, recorder, retry=PATIENT, connections=12) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            settled(consul)
+            looked = int(str(status_of(catalog, "sweeps")))
+            consul.max_rate = 50.0
+            for n in (9, 50, 59):
+                consul.register(f"s{n:03}", f"vm-{n}", f"10.0.0.{n + 1}", 9000)
+            for n in (9, 50, 59):
+                assert becomes(recorder, Query("dc1", f"s{n:03}"), 60, port=9000), n
+            assert eventually(lambda: int(str(status_of(catalog, "sweeps"))) > looked, 60)
+            assert nothing_was_taken_away(recorder)
+
+
+def test_all_services_together_are_read_so_often_and_no_more(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By doorbells, whose flood names all of them again and again; first reads are free."""
+    monkeypatch.setattr(module, "ALL_RATE", 20.0)
+    monkeypatch.setattr(module, "ALL_BURST", 20.0)
+    with FakeConsul() as consul:
+        queries = fill(consul, 60)
+        with watching(consul, recorder, connections=12) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries), 5)
+            settled(consul)
+            began = time.monotonic()
+
+            def change(n: int) -> None:
+                consul.flip(f"s{n % 60:03}", f"vm-{n % 10}", "passing" if n // 60 % 2 else "critical")
+
+            with meanwhile(change, 0.004) as times:
+                time.sleep(3.0)
+            seconds = time.monotonic() - began
+            assert times[0] > 300
+            assert module.ALL_BURST / 2 < len(plain_reads(consul, began)) <= 20 + 20 * seconds + 5
+            truth = {f"s{n % 60:03}": n // 60 % 2 == 0 for n in range(times[0])}
+            for name, ill in truth.items():
+                status = Status.CRITICAL if ill else Status.PASSING
+                assert becomes(recorder, Query("dc1", name), 30, status=status), name
+
+
+def test_direct_watches_that_began_together_do_not_return_together(recorder: Recorder) -> None:
+    """Also those that wait for less than usual, because there are more services than watches."""
+    with FakeConsul() as consul:
+        queries = fill(consul, 60)
+        with watching(consul, recorder, connections=30, wait_seconds=55.0) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            settled(consul)
+            waits = [r.params["wait"] for r in consul.asked("/v1/health/service/") if "index" in r.params]
+            assert len(waits) >= 20
+            assert len(set(waits)) > len(waits) * 0.9
+            most = module.PROMOTED_WAIT_SECONDS * 1000
+            assert all(most * 0.8 < float(wait.removesuffix("ms")) <= most for wait in waits)

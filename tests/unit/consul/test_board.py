@@ -38,6 +38,15 @@ def test_news_is_told_once() -> None:
     assert told == [(WEB, known("a"), 1.0), (WEB, known("a", "b"), 3.0)]
 
 
+def test_what_a_view_says_of_hidden_and_left_out_instances_reaches_the_listener() -> None:
+    """Without it, what is not shown would be taken for deregistered."""
+    one, told = board()
+    ((entry,), _) = one.want([WEB])
+    shown = Known(known("a").instances, hidden=True, left_out=(("vm/x", "its id has 0 characters"),))
+    one.publish(entry, shown, 1.0)
+    assert ([state for _, state, _ in told], entry.known) == ([shown], shown)
+
+
 def test_not_knowing_is_told_and_knowing_again_too_even_when_nothing_changed() -> None:
     one, told = board()
     ((entry,), _) = one.want([WEB])

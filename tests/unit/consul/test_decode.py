@@ -42,8 +42,15 @@ def check(identity: str, status: Any) -> dict[str, Any]:
     return {"CheckID": identity, "Status": status, "Output": "secret output"}
 
 
+def instances(data: list[Any]) -> tuple[Instance, ...]:
+    """Those of an answer of which nothing is left out."""
+    found, left_out = decode.instances(data)
+    assert left_out == ()
+    return found
+
+
 def test_an_instance_carries_everything_that_the_rules_need() -> None:
-    assert decode.instances([entry()]) == (
+    assert instances([entry()]) == (
         Instance(
             node="vm-1",
             id="web-1",
@@ -62,13 +69,13 @@ def test_an_instance_carries_everything_that_the_rules_need() -> None:
 
 def test_several_ports_keep_their_names_and_the_default() -> None:
     ports = [{"Name": "web", "Port": 8080, "Default": True}, {"Name": "admin", "Port": 9000}]
-    (instance,) = decode.instances([entry(service={"Ports": ports})])
+    (instance,) = instances([entry(service={"Ports": ports})])
     assert instance.ports == (NamedPort("admin", 9000), NamedPort("web", 8080, default=True))
 
 
 def test_instances_are_sorted_whatever_the_order_of_the_answer() -> None:
     entries = [entry(node={"Node": n}, service={"ID": i}) for n in "cab" for i in "21"]
-    assert [(i.node, i.id) for i in decode.instances(entries)] == [(n, i) for n in "abc" for i in "12"]
+    assert [(i.node, i.id) for i in instances(entries)] == [(n, i) for n in "abc" for i in "12"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def test_the_worst_check_decides(checks: Any, status: Status, decided: str) -> N
 
 
 def test_check_outputs_are_not_kept() -> None:
-    assert "secret output" not in repr(decode.instances([entry(checks=[check("a", CRITICAL)])]))
+    assert "secret output" not in repr(instances([entry(checks=[check("a", CRITICAL)])]))
 
 
 @pytest.mark.parametrize(
@@ -113,23 +120,61 @@ def test_check_outputs_are_not_kept() -> None:
     ],
 )
 def test_odd_values_become_absent_ones(change: dict[str, Any], expected: tuple[str, str, int]) -> None:
-    (instance,) = decode.instances([entry(**change)])
+    (instance,) = instances([entry(**change)])
     assert (instance.address, instance.node_address, instance.port) == expected
 
 
 @pytest.mark.parametrize(
     "broken",
-    [None, 7, "x", [], {}, {"Node": {}, "Service": {}}, entry(service={"ID": ""}), entry(service={"ID": None}),
-     entry(node={"Node": 5}), entry(service={"Address": 5}), entry(service={"Address": "x" * 5000}),
+    [None, 7, "x", [], {}, {"error": "x"}, {"Node": None}, {"Node": {}, "Service": {}}, entry(service={"ID": None}),
+     entry(node={"Node": 5}), entry(service={"Address": 5}), entry(service={"Address": []}),
      entry(node={"Address": ["10.0.0.1"]})],
 )  # fmt: skip
-def test_a_misshapen_instance_does_not_hide_the_others(broken: Any) -> None:
-    """An address of the wrong type must not silently become the node's address: that instance is left out."""
-    assert [i.id for i in decode.instances([broken, entry()])] == ["web-1"]
+@pytest.mark.parametrize("others", [[], [entry()]], ids=["alone", "with another"])
+def test_an_entry_that_no_consul_serves_makes_the_answer_trouble(broken: Any, others: list[Any]) -> None:
+    """Nobody can register such a thing: somebody else answered, and what else he left out is unknown."""
+    with pytest.raises(TransientError, match=r"an entry w"):
+        decode.view_of(answer([broken, *others]))
+
+
+@pytest.mark.parametrize(
+    ("odd", "name", "reason"),
+    [
+        ({"service": {"ID": ""}}, "vm-1/", "its id has 0 characters, not 1 to 4096"),
+        ({"service": {"ID": "i" * 5000}}, f"vm-1/{'i' * 79}…", "its id has 5000 characters, not 1 to 4096"),
+        ({"node": {"Node": "n" * 5000}}, f"{'n' * 79}…/odd", "its node's name has 5000 characters, not 1 to 4096"),
+        ({"service": {"ID": "odd", "Address": "x" * 600}}, "vm-1/odd", "its address has 600 characters, more than 512"),
+        ({"node": {"Address": "x" * 600}}, "vm-1/odd", "its address has 600 characters, more than 512"),
+    ],
+    ids=["no id", "id", "node", "address", "node's address"],
+)
+def test_what_anybody_may_register_and_nobody_can_use_is_left_out_with_its_reason(
+    odd: dict[str, Any], name: str, reason: str
+) -> None:
+    """It neither hides nor freezes the other instances."""
+    parts = {"service": {"ID": "odd"}} | odd
+    view = decode.view_of(answer([entry(**parts), entry()]))
+    assert view == Known(instances([entry()]), left_out=((name, reason),))
+
+
+@pytest.mark.parametrize(
+    ("read", "data"),
+    [
+        (decode.listing_of, {"error": "try again"}),
+        (decode.listing_of, {"web": ["a"], "db": 7}),
+        (decode.checks_of, [{"CheckID": "a"}, None]),
+        (decode.nodes_of, [{"Node": "vm"}, {"error": "x"}]),
+        (decode.nodes_of, [7]),
+    ],
+)
+def test_other_answers_with_parts_that_are_none_are_trouble_too(read: Any, data: Any) -> None:
+    """Half a list of nodes would look like a Consul that lost the other half."""
+    with pytest.raises(TransientError):
+        read(answer(data))
 
 
 def test_equal_parts_are_one_object() -> None:
-    found = decode.instances(json.loads(json.dumps([entry(node={"Node": f"vm-{n}"}) for n in range(3)])))
+    found = instances(json.loads(json.dumps([entry(node={"Node": f"vm-{n}"}) for n in range(3)])))
     first, *others = found
     for other in others:
         assert other.tags is first.tags
@@ -197,6 +242,14 @@ SHAPED = st.recursive(
 )
 
 
+ODD = st.builds(
+    lambda identity, port, address: entry(service={"ID": identity, "Port": port, "Address": address}),
+    st.sampled_from(["", "a", "b", "i" * 5000]),
+    st.integers(),
+    st.sampled_from(["", "10.0.0.7", "x" * 600]),
+)
+
+
 @settings(max_examples=400, deadline=None)
 @given(JSON | SHAPED)
 def test_nothing_that_anybody_answers_raises_anything_but_trouble(data: Any) -> None:
@@ -206,17 +259,23 @@ def test_nothing_that_anybody_answers_raises_anything_but_trouble(data: Any) -> 
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(SHAPED, max_size=6), st.randoms())
-def test_the_order_of_an_answer_never_matters(entries: list[Any], random: Any) -> None:
-    entries = [*entries, entry(), entry(node={"Node": "vm-2"})]
+@given(st.lists(SHAPED, max_size=1), st.lists(ODD, max_size=4, unique_by=lambda e: e["Service"]["ID"]), st.randoms())
+def test_the_order_of_an_answer_never_matters(shaped: list[Any], odd: list[Any], random: Any) -> None:
+    entries = [*shaped, *odd, entry(), entry(node={"Node": "vm-2"})]
     shuffled = list(entries)
     random.shuffle(shuffled)
-    assert decode.instances(shuffled) == decode.instances(entries)
+    try:
+        expected = decode.instances(entries)
+    except TransientError:
+        with pytest.raises(TransientError):
+            decode.instances(shuffled)
+    else:
+        assert decode.instances(shuffled) == expected
 
 
 def test_instances_that_vanish_are_believed_only_of_a_plain_read_without_filtering() -> None:
     """What waited cannot say that a token lost rights; additions and flips need no second look."""
-    before = Known(decode.instances([entry(), entry(service={"ID": "web-2"})]))
+    before = Known(instances([entry(), entry(service={"ID": "web-2"})]))
     fewer, other = [entry()], [entry(checks=[check("web", CRITICAL)]), entry(service={"ID": "web-2"})]
     assert [
         decode.proved(answer(fewer), before, waited=True),
@@ -228,10 +287,10 @@ def test_instances_that_vanish_are_believed_only_of_a_plain_read_without_filteri
         decode.proved(answer(other), replace(before, hidden=True), waited=False),
     ] == [
         None,
-        Known(decode.instances(fewer)),
+        Known(instances(fewer)),
         Unknown(decode.HIDDEN),
-        Known(decode.instances(fewer), hidden=True),
-        Known(decode.instances(other)),
-        Known(decode.instances(other), hidden=True),
-        Known(decode.instances(other)),
+        Known(instances(fewer), hidden=True),
+        Known(instances(other)),
+        Known(instances(other), hidden=True),
+        Known(instances(other)),
     ]

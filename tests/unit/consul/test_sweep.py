@@ -13,7 +13,7 @@ from bridge.consul.client import Answer, ConsulClient, Mode
 from bridge.consul.readers import Job, Readers, Urgency
 from bridge.consul.sweep import PIECE, Sweeper
 from bridge.core.model import Query
-from bridge.errors import PermanentError, TransientError
+from bridge.errors import PermanentError, ThrottledError, TransientError
 
 
 class Clock:
@@ -27,14 +27,15 @@ class Clock:
 class Jobs:
     """Readers whose jobs are done when the test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.waiting: deque[Job] = deque()
-        self.delayed: list[float] = []
+        self.later: list[tuple[float, Job]] = []
+        self._clock = clock
 
     def put(self, urgency: Urgency, job: Job, delay_seconds: float = 0.0) -> None:
         assert urgency is Urgency.SWEEP
         if delay_seconds:
-            self.delayed.append(delay_seconds)
+            self.later.append((self._clock.now + delay_seconds, job))
         else:
             self.waiting.append(job)
 
@@ -52,8 +53,11 @@ class Probes:
         self.asked: list[str] = []
         self.modes: set[Mode] = set()
         self.error: TransientError | None = None
+        self.refused: set[str] = set()
+        self.take: Callable[[], None] = lambda: None
 
     def probe_services(self, queries: Sequence[Query], mode: Mode) -> list[int | None]:
+        self.take()
         if self.error is not None:
             raise self.error
         self.modes.add(mode)
@@ -68,6 +72,8 @@ class Probes:
         return [self.nodes.get(node) for node in nodes]
 
     def probe_node(self, node: str, _datacenter: str, _mode: Mode) -> Answer:
+        if node in self.refused:
+            raise PermanentError(f"{node} is not for you")
         return Answer(len(node), None)
 
 
@@ -75,13 +81,15 @@ class Field:
     """The ground that is swept, and a sweeper on it."""
 
     def __init__(self, services: int, nodes: int | None) -> None:
-        self.clock, self.jobs, self.probes = Clock(), Jobs(), Probes()
+        self.clock, self.probes = Clock(), Probes()
+        self.jobs = Jobs(self.clock)
         self.entries = [Entry(Query("dc1", f"s{n}"), index=7) for n in range(services)]
         self.probes.services = {e.query.service: 7 for e in self.entries}
         self.node_names = None if nodes is None else [f"vm-{n}" for n in range(nodes)]
         self.probes.nodes = dict.fromkeys(self.node_names or (), 7)
         self.moved: list[str] = []
         self.failures: list[BaseException] = []
+        self.attempts: list[int] = []
         self.sweeper = Sweeper("dc1", self, cast(Readers, self.jobs), self.clock)
 
     def services_to_probe(self, every: bool) -> list[Entry]:
@@ -96,17 +104,36 @@ class Field:
     def service_moved(self, entry: Entry, verifying: bool) -> None:
         self.moved.append(entry.query.service + ("!" if verifying else ""))
 
-    def probe_failed(self, error: TransientError | PermanentError) -> None:
+    def probe_failed(self, error: TransientError | PermanentError, attempt: int) -> float:
         self.failures.append(error)
+        self.attempts.append(attempt)
+        return (error.retry_after_seconds or 1.0) if isinstance(error, TransientError) else 5.0
 
     def sweep(self, begin: Callable[[], None] | None = None, seconds: float = 0.0) -> list[str]:
         """Begin (a look), let the clock run, do what there is to do; returns who was asked."""
         self.probes.asked = []
         (begin or self.sweeper.look)()
-        self.clock.now += seconds
+
+        def take() -> None:
+            self.clock.now += seconds
+
+        self.probes.take = take
         while self.jobs.waiting:
             self.jobs.waiting.popleft()(cast(ConsulClient, self.probes))
+            seconds = 0.0
         return sorted(self.probes.asked)
+
+    def wait(self, seconds: float | None = None) -> list[str]:
+        """Let the clock run (until the first of what waits is due, without `seconds`), and do what is due."""
+        end = min(due for due, _ in self.jobs.later) if seconds is None else self.clock.now + seconds
+        asked: list[str] = []
+        while self.jobs.later and (first := min(self.jobs.later, key=lambda one: one[0]))[0] <= end:
+            self.jobs.later.remove(first)
+            self.clock.now = max(self.clock.now, first[0])
+            self.jobs.waiting.append(first[1])
+            asked += self.sweep(lambda: None)
+        self.clock.now = end
+        return asked
 
 
 def test_few_nodes_are_probed_instead_of_many_services() -> None:
@@ -184,23 +211,87 @@ def test_many_wishes_are_one_sweep_and_one_more_after_it() -> None:
     assert len(field.jobs.waiting) == 3
     field.sweep()
     assert field.sweeper.looked == 1
-    assert field.jobs.delayed  # the other one, when it is time
+    assert field.jobs.later  # the other one, when it is time
     field.clock.now += 1
     field.sweep(field.sweeper.tick)
     assert field.sweeper.looked == 2
     assert not field.sweeper.pending
 
 
-def test_a_sweep_that_failed_is_made_again() -> None:
+def test_a_sweep_that_failed_rests_and_goes_on() -> None:
     field = Field(services=PIECE * 2, nodes=None)
-    field.probes.error = TransientError("reset")
+    field.probes.error = TransientError("reset", retry_after_seconds=7.0)
     assert field.sweep() == []
     assert field.failures == [field.probes.error]  # once, not for every piece
     assert (field.sweeper.looked, field.sweeper.pending) == (0, True)
+    assert field.wait(6.9) == []
+    field.sweeper.look()  # not before its time either
+    assert field.wait(0.2) == []
+    assert field.attempts == [1, 2]
     field.probes.error = None
-    field.clock.now += 1
-    assert len(field.sweep(field.sweeper.tick)) == PIECE * 2
+    assert len(field.wait(7.0)) == PIECE * 4  # the one that goes on, and the one that was asked for meanwhile
+    assert field.sweeper.looked == 2
+
+
+def test_what_a_sweep_has_asked_for_is_not_asked_again_after_a_failure() -> None:
+    field = Field(services=PIECE * 4, nodes=None)
+    field.sweeper.look()
+    for _ in range(2):
+        field.jobs.waiting.popleft()(cast(ConsulClient, field.probes))
+    before, field.probes.error = set(field.probes.asked), TransientError("reset")
+    field.sweep(lambda: None)
+    field.probes.error = None
+    after = field.wait()
+    assert (len(before), len(after)) == (PIECE * 2, PIECE * 2)
+    assert before | set(after) == {e.query.service for e in field.entries}
     assert (field.sweeper.looked, field.sweeper.pending) == (1, False)
+
+
+def test_after_a_429_few_probes_are_sent_a_second_and_the_sweep_ends_all_the_same() -> None:
+    field = Field(services=PIECE * 10, nodes=None)
+    field.probes.error = ThrottledError("slower")
+    field.sweep()
+    for _ in range(5):
+        field.wait()  # 128 probes a second, and half as many each time: 4
+    field.probes.error = None
+    begin, asked = field.clock.now, []
+    while not field.sweeper.looked:
+        asked.append(len(field.wait(1.0)))
+    assert max(asked[:4]) <= 10
+    assert sum(asked) == PIECE * 10
+    assert field.clock.now - begin < 60.0  # it becomes quicker again while Consul is content
+
+
+def test_where_a_nodes_probe_is_refused_services_are_asked_instead_for_a_while() -> None:
+    """One node that the token may not see must not keep all changes from being found."""
+    field = Field(services=100, nodes=10)
+    field.sweep()
+    field.probes.refused.add("vm-2")
+    del field.probes.nodes["vm-2"]
+    field.sweep()
+    assert field.attempts == [1]
+    assert field.wait(4.9) == []
+    assert len(field.wait(0.2)) == 100
+    assert (field.sweeper.looked, field.sweeper.pending) == (2, False)
+    field.clock.now += 1000.0
+    field.probes.nodes["vm-2"] = 7
+    assert field.sweep() == field.node_names
+
+
+def test_a_verification_that_is_due_goes_before_the_next_look_and_looks_between_verifications() -> None:
+    """In a busy catalog a look is always due."""
+    field = Field(services=PIECE, nodes=None)
+    field.sweeper.look()
+    field.sweeper.look()
+    field.sweeper.verify()
+    kinds = []
+    for _ in range(4):
+        field.sweep(field.sweeper.tick)
+        kinds.append((field.sweeper.looked, field.sweeper.verified))
+        field.sweeper.look()
+        field.sweeper.verify()
+        field.clock.now += 10.0
+    assert kinds == [(1, 0), (1, 1), (2, 1), (2, 2)]
 
 
 def shares(field: Field, took: float, seconds: Sequence[float]) -> list[float]:

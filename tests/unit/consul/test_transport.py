@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.consul.client import PIPELINING_REST_SECONDS, ConsulClient, ConsulConfig
 from bridge.consul.transport import Endpoint, Interrupted, Tls, TooLarge, Transport, parse_address
 from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
 from tests.fakes.consul import FakeConsul, Fault, black_hole
@@ -356,25 +356,27 @@ def test_many_probes_go_out_at_once_and_come_back_in_order() -> None:
     with raw_server(answers) as (address, requests):
         transport = Transport(parse_address(address))
         found = transport.get_many([(f"/p{n}", ()) for n in range(40)], {"X-Consul-Token": "t"}, "X-Consul-Index")
-        assert found == [str(n) for n in range(40)]
+        assert found == ([str(n) for n in range(40)], 0)
         assert all(b"X-Consul-Token: t" in r for r in requests)
         assert get(transport, "/p77") == b"[]\n"  # the connection is still in step
         transport.close()
 
 
 @pytest.mark.parametrize(
-    "odd",
+    ("odd", "status"),
     [
-        b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno",
-        b"HTTP/1.1 200 OK\r\nX-Consul-Index: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nX-Consul-Index: 1\r\nContent-Length: x\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
-        b"HTTP/1.1 200 OK\r\nX-Consul-Index: 1\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]",
-        b"HTTP/1.1 200 OK\r\nX-Consul-Index: 1\r\nConnection: close\r\nContent-Length: 2\r\n\r\n[]",
-        b"gibberish\r\n\r\n",
+        (b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno", 500),
+        (b"HTTP/1.1 429 No\r\nContent-Length: 2\r\n\r\nno", 429),
+        (b"HTTP/1.1 xxx No\r\nContent-Length: 2\r\n\r\nno", 0),
+        (b"HTTP/1.1 200 OK\r\nX-Consul-Index: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n\r\n", 200),
+        (b"HTTP/1.1 200 OK\r\nX-Consul-Index: 1\r\nContent-Length: x\r\n\r\n", 200),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", 200),
+        (b"HTTP/1.1 200 OK\r\nX-Consul-Index: 1\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n[]", 200),
+        (b"HTTP/1.1 200 OK\r\nX-Consul-Index: 1\r\nConnection: close\r\nContent-Length: 2\r\n\r\n[]", 200),
+        (b"gibberish\r\n\r\n", 0),
     ],
 )
-def test_at_the_first_answer_that_is_not_plain_the_rest_is_left_to_single_requests(odd: bytes) -> None:
+def test_at_the_first_answer_that_is_not_plain_the_rest_is_left_to_single_requests(odd: bytes, status: int) -> None:
     served = 0
 
     def answers(_number: int, _request: bytes) -> bytes:
@@ -384,17 +386,40 @@ def test_at_the_first_answer_that_is_not_plain_the_rest_is_left_to_single_reques
 
     with raw_server(answers) as (address, _):
         transport = Transport(parse_address(address))
-        assert transport.get_many([("/p", ())] * 5, {}, "X-Consul-Index") == ["7", "7"]
+        assert transport.get_many([("/p", ())] * 5, {}, "X-Consul-Index") == (["7", "7"], status)
         assert not transport.connected  # nothing that is still on its way can be taken for an answer to something else
         transport.close()
 
 
-def test_something_in_between_that_cannot_take_many_at_once_is_found_out() -> None:
+def test_something_in_between_that_cannot_take_many_at_once_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And asked again after a while: it may have been mended."""
     with raw_server(lambda *_: b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n") as (address, requests):
         client = ConsulClient(ConsulConfig(address=address))
         for _ in range(5):
             assert client.probe_nodes(["a", "b"]) == [None, None]
         assert len(requests) <= 3 * 2
+        requests.clear()
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + PIPELINING_REST_SECONDS + 1)
+        for _ in range(3):
+            client.probe_nodes(["a", "b"])
+        assert 0 < len(requests) <= 2
+        client.close()
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_what_consul_itself_refuses_is_no_reason_to_send_one_by_one(status: int) -> None:
+    refusing = True
+
+    def answers(_number: int, _request: bytes) -> bytes:
+        return b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status if refusing else OK
+
+    with raw_server(answers) as (address, _):
+        client = ConsulClient(ConsulConfig(address=address))
+        for _ in range(5):
+            assert client.probe_nodes(["a", "b"]) == [None, None]
+        refusing = False
+        assert client.probe_nodes(["a", "b"]) == [7, 7]
         client.close()
 
 

@@ -182,6 +182,12 @@ def test_instances_are_shown_without_a_rule_too() -> None:
     assert [(r.address, r.ended) for r in shown.rows] == [("10.0.0.1", "ready")]
 
 
+def test_what_nobody_can_use_has_a_row_with_its_reason() -> None:
+    shown = explain("db", "dc1", tags=set(), rules=[Rule()], knowledge=Known((), left_out=(("vm/x", "too long"),)))
+    assert shown.rows == (Row("vm/x", "", "", "", "none", "", "skipped", "too long", "absent"),)
+    assert shown.consul == "1 instance"
+
+
 def test_holds_and_conflicts_are_said() -> None:
     """With their own sentences; what needs no writing is no difference."""
     plan = Plan(

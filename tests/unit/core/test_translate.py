@@ -135,6 +135,14 @@ def test_skips_and_warnings_are_sorted() -> None:
     assert len(translated(zones).warnings) == 9
 
 
+def test_what_consul_lists_and_nobody_can_use_is_skipped_with_its_reason() -> None:
+    known = Known((instance(),), left_out=(("vm/x", "its address has 600 characters, more than 512"),))
+    made = translate(TARGET, [(rule(), QUERY, known)])
+    assert made.mirror is not None
+    assert made.mirror.ready == 1
+    assert made.skipped == (Skipped(QUERY.service, "vm/x", "its address has 600 characters, more than 512"),)
+
+
 def test_an_ordinary_kind_is_no_proxy() -> None:
     """Consul writes an empty kind or `typical` for it."""
     assert mirror_of([instance(kind="typical")]).ready == 1

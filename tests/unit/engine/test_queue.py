@@ -51,6 +51,66 @@ def test_the_lower_priority_number_goes_first() -> None:
     assert drain(queue) == ["now", "soon", "later"]
 
 
+def test_what_comes_later_and_is_more_urgent_still_goes_first() -> None:
+    """Updates go before the creations of a first sync, however many of these have waited for a while."""
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    for n in range(100):
+        queue.add(f"create-{n}", priority=1)
+    clock.now += 60.0
+    queue.add("update")
+    assert queue.take(0) == "update"
+    assert queue.take(0) == "create-0"
+
+
+def flapping(queue: WorkQueue[str], clock: Clock, seconds: float) -> list[tuple[float, str]]:
+    """A hundred keys come again as soon as they are done, a hundred a second; who else was handed out, and when."""
+    began, found = clock.now, []
+    for n in range(100):
+        queue.add(f"flap-{n}")
+    while clock.now - began < seconds:
+        key = queue.take(0)
+        assert key is not None
+        clock.now += 0.01
+        queue.done(key)
+        if key.startswith("flap"):
+            queue.add(key)
+        else:
+            found.append((round(clock.now - began, 2), key))
+    return found
+
+
+def test_keys_that_come_without_end_keep_nobody_waiting_for_ever() -> None:
+    """A creation has its turn after a second, the loss of a last endpoint after two; until then updates go first."""
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add("lost", priority=2)
+    queue.add("create", priority=1)
+    (created, first), (lost, second) = flapping(queue, clock, 10.0)
+    assert (first, second) == ("create", "lost")
+    assert 1.0 < created < 1.1
+    assert 2.0 < lost < 2.1
+
+
+def test_of_what_is_overdue_a_quarter_of_the_turns_is_made() -> None:
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    for n in range(1000):
+        queue.add(f"create-{n}", priority=1)
+    found = flapping(queue, clock, 9.0)
+    assert [key for _, key in found] == [f"create-{n}" for n in range(len(found))]
+    assert 199 <= len(found) <= 201
+
+
+def test_what_became_urgent_is_handed_out_once() -> None:
+    """The place that it had before is nobody's, and nothing is due because of it."""
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a", priority=1)
+    queue.add("a", priority=0)
+    assert drain(queue) == ["a"]
+    assert (queue.busy, queue.claim("b", 4)) == (False, True)
+
+
 def test_a_more_urgent_wish_replaces_a_less_urgent_one() -> None:
     """A key that waits at a low priority moves up, and is still handed out once."""
     queue: WorkQueue[str] = WorkQueue()
