@@ -24,8 +24,8 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP) ## the main job on real servers, shown as it happens; ends by itself
-	@$(BIN)/python -m tests.demo
+demo: $(STAMP) ## the main job on real servers, shown as it happens; ends by itself: make demo STAY=1 at Ctrl-C
+	@$(BIN)/python -m tests.demo $(if $(STAY),--stay)
 
 test: $(STAMP) ## lint, types, contracts and every test that this machine can run
 	@$(BIN)/python -m tests.suite
