@@ -26,12 +26,12 @@ from tests.lab.providers import binary
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONSUL_IMAGE = "hashicorp/consul:1.22.0"
 K3S_IMAGE = "rancher/k3s:v1.36.4-k3s1"
-KUBERNETES = ("etcd", "kube-apiserver", "kube-controller-manager")
+KUBERNETES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 
 _STAND_IN = """FROM {base}
 COPY {binaries} /opt/kubernetes/
 COPY k3s_stand_in.py /opt/
-RUN printf '#!/bin/sh\\nexec python3 /opt/k3s_stand_in.py "$@"\\n' > /bin/kubectl && chmod +x /bin/kubectl
+ENV KUBECONFIG=/etc/rancher/k3s/k3s.yaml PATH=/opt/kubernetes:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ENTRYPOINT ["python3", "/opt/k3s_stand_in.py"]
 """
 
