@@ -26,7 +26,9 @@ PYTHON = sys.executable
 BIN = Path(PYTHON).parent
 
 
-PACKAGES = (("nft", "nftables"), ("ip", "iproute2"), ("iptables", "iptables"), ("chromium", "chromium"))
+PACKAGES = (
+    ("nft", "nftables"), ("ip", "iproute2"), ("iptables", "iptables"), ("chromium", "chromium"), ("zsh", "zsh"),
+)  # fmt: skip
 """Programs that tests look for, and the Debian packages that have them."""
 
 
