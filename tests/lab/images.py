@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +31,8 @@ KUBERNETES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 _STAND_IN = """FROM {base}
 COPY {binaries} /opt/kubernetes/
 COPY k3s_stand_in.py /opt/
-ENV KUBECONFIG=/etc/rancher/k3s/k3s.yaml PATH=/opt/kubernetes:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+ENV KUBECONFIG=/etc/rancher/k3s/k3s.yaml
+ENV PATH=/opt/kubernetes:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ENTRYPOINT ["python3", "/opt/k3s_stand_in.py"]
 """
 
@@ -128,6 +129,19 @@ def compose_command() -> tuple[str, ...]:
         if done.returncode == 0 and done.stdout.strip().lstrip("v") >= "2":
             return ("docker", "compose")
     return (str(binary("docker-compose")),)
+
+
+def compose_plugin(engine: Engine, folder: Path) -> Mapping[str, str]:
+    """Variables under which `docker compose` works as people type it; what that takes is put into `folder`."""
+    if compose_command()[0] == "docker":
+        return {}
+    config = folder / "docker-config"
+    theirs = Path(engine.environment.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    if theirs.is_dir():
+        shutil.copytree(theirs, config, symlinks=True)
+    (config / "cli-plugins").mkdir(parents=True, exist_ok=True)
+    (config / "cli-plugins" / "docker-compose").symlink_to(binary("docker-compose"))
+    return {"DOCKER_CONFIG": str(config)}
 
 
 _SHARED = pytest.StashKey[Images]()
