@@ -27,6 +27,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.lab import TOOLS, Lab, LabError, binaries, free_port
+from tests.lab.build import missing
+from tests.lab.providers import programs_on_path
 from tests.lab.servers import Program, answers, spawn
 from tests.program import BRIDGE, Daemon, environment
 from tests.raw import ENDPOINTS, SERVICES, RawConsul, not_ready_addresses, ready_addresses
@@ -59,10 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.inside is not None:
             _give_addresses()
             return Demo(own_addresses=True, stay=asked.stay, page=socket.socket(fileno=asked.inside)).run()
-        binaries([name for name, tool in TOOLS.items() if tool.core])  # in there is no network to fetch modules from
+        _build()  # here: in there is no network to fetch modules from
         if _can_unshare():
             return _inside(stay=asked.stay)
-        print("(no network namespaces here: the gateways listen on loopback,\n their addresses are made up)")
+        print(
+            "(no network namespaces here: the gateways listen on loopback,\n their addresses are made up)", flush=True
+        )
         return Demo(own_addresses=False, stay=asked.stay).run()
     except LabError as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -84,6 +88,18 @@ def _inside(*, stay: bool) -> int:
             ).returncode
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _build() -> None:
+    """The servers, where they are not there yet; how long that takes is said before."""
+    core = [name for name, tool in TOOLS.items() if tool.core]
+    if not programs_on_path() and (lacking := missing(core)):
+        said = (
+            f"The first time, the servers are built from source ({', '.join(lacking)}). On two cores that takes 10 to "
+            "15 minutes for all four, later it is a matter of seconds."
+        )
+        print("\n".join(textwrap.wrap(said, width() + len(INDENT), break_on_hyphens=False)), flush=True)
+    binaries(core)
 
 
 def _can_unshare() -> bool:

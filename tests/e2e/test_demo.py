@@ -156,6 +156,41 @@ def test_it_tells_its_story_in_eighty_columns_and_ends_by_itself(tmp_path: Path)
     assert not (tmp_path / "docker-was-called").exists()
 
 
+def test_it_runs_where_no_namespace_can_be_made_and_into_a_pipe(tmp_path: Path) -> None:
+    """The gateways share the loopback then; without a terminal nothing is coloured."""
+    (tmp_path / "unshare").write_text("#!/bin/sh\necho not permitted >&2; exit 1\n")
+    (tmp_path / "unshare").chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "tests.demo"],
+        cwd=ROOT, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TERM": "xterm-256color"},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("(no network namespaces here: the gateways listen on loopback,\n")
+    assert "    12 HTTP servers, on loopback, each checked by Consul every second\n" in done.stdout
+    assert "11, 1 not ready: 10.77.0.13\n" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_before_the_first_build_it_says_how_long_that_takes(tmp_path: Path) -> None:
+    """And when the build fails, the compiler's words are the end."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    script = 'if [ "$1" = version ]; then echo "go version go1.26.0 linux/amd64"; exit; fi; echo no such module; exit 1'
+    (programs / "go").write_text(f"#!/bin/sh\n{script}\n")
+    (programs / "go").chmod(0o755)
+    cache = tmp_path / "cache"
+    with terminal(80, tmp_path, PATH=f"{programs}:{os.environ['PATH']}", XDG_CACHE_HOME=str(cache)) as shown:
+        text = shown.read()
+        assert shown.process.wait(20) == 1
+    assert_fits(text, 80)
+    assert " ".join(text.split()) == (
+        "The first time, the servers are built from source (etcd, kube-apiserver, kube-controller-manager, consul). "
+        "On two cores that takes 10 to 15 minutes for all four, later it is a matter of seconds. "
+        "lab: building etcd (1 of 4) from etcd's sources demo: etcd cannot be built: no such module"
+    )
+
+
 def test_it_stays_for_who_wants_to_see_the_page_until_ctrl_c(tmp_path: Path) -> None:
     """In 200 columns, without colour; a browser of this machine reaches the page that is named; Ctrl-C is the end."""
     with terminal(200, tmp_path, "--stay", NO_COLOR="1") as shown:
