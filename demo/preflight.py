@@ -63,7 +63,7 @@ def engine() -> Iterator[str]:
     said = last_line(done.stderr)
     if "permission denied" in done.stderr.lower():
         yield (
-            f"Docker's socket may not be used by this user ({said}). Join its group with `sudo usermod -aG docker "
+            "This user may not use Docker's socket (permission denied). Join its group with `sudo usermod -aG docker "
             '"$USER"` and log in again, or use sudo. Whoever is in that group is as good as root.'
         )
     elif os.environ.get("DOCKER_HOST"):

@@ -540,6 +540,19 @@ def commands() -> list[str]:
     return [re.sub(r"\s{2,}#.*", "", line) for line in joined.splitlines()]
 
 
+def test_a_taken_port_is_said_before_anything_is_started(walk: Walk) -> None:
+    """By `make demo-docker`, with the variable that moves the port."""
+    port = walk.ports["BRIDGE"]
+    program = (
+        f"import os, socket; s = socket.create_server(('127.0.0.1', {port})); print(os.system('make demo-docker'))"
+    )
+    said = walk.type(f'python3 -c "{program}"')
+    assert f"- Port {port} of 127.0.0.1 is taken, and the bridge's page is to answer there. Take another one" in said
+    assert f"`export BRIDGE_PORT={port + 1}`" in said
+    assert said.splitlines()[-1] != "0"
+    assert walk.type("docker compose ps --all --quiet") == ""
+
+
 def test_the_walk_of_the_readme(walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
     """Each of its commands, in its order, does what the words beside it say."""
     kubectl = "docker compose exec kubernetes kubectl"
