@@ -156,6 +156,17 @@ def test_it_tells_its_story_in_eighty_columns_and_ends_by_itself(tmp_path: Path)
     assert not (tmp_path / "docker-was-called").exists()
 
 
+def test_ctrl_c_in_the_middle_leaves_nothing_either(tmp_path: Path) -> None:
+    """The status is that of an interrupted command."""
+    with terminal(80, tmp_path) as shown:
+        shown.read(until="Do it")
+        os.write(shown.screen, b"\x03")
+        text = shown.read()
+        assert shown.process.wait(20) == 130, text
+    assert ESCAPE.sub("", text).endswith("\ndemo: interrupted\n")
+    assert left(tmp_path) == ([], [])
+
+
 def test_it_runs_where_no_namespace_can_be_made_and_into_a_pipe(tmp_path: Path) -> None:
     """The gateways share the loopback then; without a terminal nothing is coloured."""
     (tmp_path / "unshare").write_text("#!/bin/sh\necho not permitted >&2; exit 1\n")
