@@ -548,7 +548,7 @@ def test_a_taken_port_is_said_before_anything_is_started(walk: Walk) -> None:
     )
     said = walk.type(f'python3 -c "{program}"')
     assert f"- Port {port} of 127.0.0.1 is taken, and the bridge's page is to answer there. Take another one" in said
-    assert f"`export BRIDGE_PORT={port + 1}`" in said
+    assert re.search(r"`export BRIDGE_PORT=\d+`", said)
     assert said.splitlines()[-1] != "0"
     assert walk.type("docker compose ps --all --quiet") == ""
 
