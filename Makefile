@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit bench bench-sim chaos docs lab-up lab-env lab-down image lock clean
+.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos fuzz docs lab-up lab-env lab-down image lock clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make the virtual environment (every other target does it too)
 
@@ -24,8 +24,12 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP) ## the main job on real servers, shown as it happens; ends by itself
-	@$(BIN)/python -m tests.demo
+demo: $(STAMP) ## the main job on real servers, shown as it happens; ends by itself: make demo STAY=1 at Ctrl-C
+	@$(BIN)/python -m tests.demo $(if $(STAY),--stay)
+
+demo-docker: ## the same with Docker, to play with: docker compose up, after a look at what could be in its way
+	@$(PYTHON) demo/preflight.py
+	docker compose up --build --detach --wait
 
 test: $(STAMP) ## lint, types, contracts and every test that this machine can run
 	@$(BIN)/python -m tests.suite
@@ -62,6 +66,7 @@ lab-down: $(STAMP) ## stop them
 	@$(BIN)/python -m tests.lab down
 
 image: ## build the container image (needs a Docker engine)
+	@$(PYTHON) demo/preflight.py --engine
 	docker build --tag consul-endpoints-bridge .
 
 lock: $(STAMP) ## renew the lock files from pyproject.toml (needs uv)

@@ -83,7 +83,7 @@ def main() -> int:
     owner = USERS.parent.stat()
     write(BRIDGES, re.sub(r"server: \S+", f"server: {SERVER}", text), BRIDGE_UID, BRIDGE_UID)
     write(USERS, re.sub(r"server: \S+", f"server: https://127.0.0.1:{PORT}", text), owner.st_uid, owner.st_gid)
-    print(f"export KUBECONFIG=demo/kube/{USERS.name}", flush=True)
+    print(f'in the checkout: export KUBECONFIG="$PWD/demo/kube/{USERS.name}"', flush=True)
     stop.wait()
     USERS.unlink(missing_ok=True)
     return 0

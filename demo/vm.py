@@ -62,15 +62,18 @@ def call(method: str, path: str, body: object = None) -> bytes:
         return bytes(answer.read())
 
 
-def known() -> bool:
-    """Whether the agent still has this instance."""
+def known(address: str) -> bool:
+    """Whether the agent still has this instance, at this address: after an unclean end we may have got another one."""
     found = json.loads(call("GET", "services?" + urllib.parse.urlencode({"filter": f'ID == "{ID}"'})))
-    return ID in found
+    return bool(found.get(ID, {}).get("Address") == address)
 
 
 def register(address: str) -> None:
     """Make the agent know this instance and check it every second."""
-    check = {"HTTP": f"http://{address}:{PORT}/swift/healthcheck", "Interval": "1s", "Timeout": "1s"}
+    # "passing" to begin with: it serves already, and Consul's default is critical until the first check. Without it a
+    # Consul that came back empty would take every VM out for a second.
+    url = f"http://{address}:{PORT}/swift/healthcheck"
+    check = {"HTTP": url, "Interval": "1s", "Timeout": "1s", "Status": "passing"}
     service = {"ID": ID, "Name": SERVICE, "Address": address, "Port": PORT, "Tags": ["s3"], "Check": check}
     call("PUT", "service/register?replace-existing-checks=true", service)
     print(f"{ID} registered at {address}:{PORT}", flush=True)
@@ -87,7 +90,7 @@ def main() -> None:
     wait = 0.0
     while not stop.wait(wait):
         try:
-            if not known():
+            if not known(address):
                 register(address)
             wait = LOOK_SECONDS
         except OSError as error:

@@ -28,6 +28,7 @@ BIN = Path(PYTHON).parent
 
 PACKAGES = (
     ("nft", "nftables"), ("ip", "iproute2"), ("iptables", "iptables"), ("chromium", "chromium"), ("nginx", "nginx"),
+    ("zsh", "zsh"),
 )  # fmt: skip
 """Programs that tests look for, and the Debian packages that have them."""
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.lab import LabError, build
+from tests.lab import Lab, LabError, build, providers
 from tests.lab.build import TOOLS
-from tests.lab.providers import Choice, Provider, Question, choose, from_docker, from_environment, from_path, images
+from tests.lab.providers import (
+    Choice,
+    Provider,
+    Question,
+    choose,
+    from_docker,
+    from_environment,
+    from_path,
+    images,
+    programs_on_path,
+)
 
 
 def answer(trouble: str | None) -> Question:
@@ -113,6 +123,54 @@ def test_docker_without_an_image_is_said(tmp_path: Path) -> None:
     (tmp_path / "docker").chmod(0o755)
     found = from_docker({"PATH": f"{tmp_path}:/bin:/usr/bin", "LAB_CONSUL_IMAGE": "mirror.example/consul:1"})
     assert found == "mirror.example/consul:1 is not there and cannot be pulled (no route)"
+
+
+@pytest.fixture
+def docker_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A `docker` that notes each call, and no setting of the lab's in the environment; gives the file of the notes."""
+    log = tmp_path / "calls"
+    log.touch()
+    (tmp_path / "docker").write_text(f'#!/bin/sh\necho "$@" >> "{log}"\n')
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for name in ("LAB_PROVIDER", "LAB_CONSUL_ADDR", "LAB_KUBECONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    caches = (providers.chosen, programs_on_path)
+    for cached in caches:
+        cached.cache_clear()
+    yield log
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_for_programs_no_engine_is_asked(
+    docker_that_counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lab of its own, and `make demo`, which is one, neither asks an engine nor lets it pull images."""
+    monkeypatch.setattr(build, "binaries", lambda names: {name: Path("/built", name) for name in names})
+    assert providers.binaries(["consul", "etcd"]) == {"consul": Path("/built/consul"), "etcd": Path("/built/etcd")}
+    Lab(own=True).close()
+    assert docker_that_counts.read_text() == ""
+    assert providers.chosen().provider is Provider.DOCKER  # which would have asked
+    assert docker_that_counts.read_text().startswith("version ")
+
+
+def test_programs_on_path_count_before_docker(docker_that_counts: Path, tmp_path: Path) -> None:
+    """All that every lab needs is there in a fitting version: nothing is built."""
+    programs(tmp_path, **CORE, consul="Consul v1.22.7")
+    assert providers.binaries(["consul", "etcd"]) == {"consul": tmp_path / "consul", "etcd": tmp_path / "etcd"}
+    assert docker_that_counts.read_text() == ""
+
+
+@pytest.mark.parametrize("forced", ["env", "docker", "build"])
+def test_a_forced_way_other_than_path_leaves_path_alone(
+    docker_that_counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: str
+) -> None:
+    """LAB_PROVIDER says where servers come from; their programs are built then."""
+    programs(tmp_path, **CORE, consul="Consul v1.22.7")
+    monkeypatch.setenv("LAB_PROVIDER", forced)
+    assert not programs_on_path()
+    assert docker_that_counts.read_text() == ""
 
 
 def test_images_can_be_named() -> None:

@@ -277,9 +277,12 @@ def named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     monkeypatch.setenv("LAB_CONSUL_ADDR", lab.consul.address)
     monkeypatch.setenv("LAB_KUBECONFIG", str(lab.kubeconfig))
     monkeypatch.delenv("LAB_PROVIDER", raising=False)
-    providers.chosen.cache_clear()
+    caches = (providers.chosen, providers.programs_on_path)
+    for cached in caches:
+        cached.cache_clear()
     yield lab
-    providers.chosen.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 def test_servers_of_the_environment_are_used_and_not_stopped(named: Lab) -> None:

@@ -1,53 +1,116 @@
 """Twelve gateways outside of the cluster, one native address inside: a real Consul, a real Kubernetes control plane.
 
 Where the machine allows it, everything runs in a network namespace of its own, so that each gateway has an address of
-its own; elsewhere the gateways listen on loopback and only their registered addresses differ. The run ends by itself
-and leaves nothing behind: every process dies with this one.
+its own, and a relay brings the bridge's page out to this machine's loopback; elsewhere the gateways listen on loopback
+and only their registered addresses differ. The run ends by itself (with --stay: at Ctrl-C) and leaves nothing behind:
+every process dies with this one.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import fcntl
+import http.client
 import os
 import shutil
+import signal
+import socket
+import struct
 import subprocess
 import sys
+import termios
+import textwrap
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.lab import TOOLS, Lab, LabError, binaries, free_port
-from tests.lab.servers import Program, answers
+from tests.lab.build import missing
+from tests.lab.providers import programs_on_path
+from tests.lab.servers import Program, answers, spawn
 from tests.program import BRIDGE, Daemon, environment
-from tests.raw import ENDPOINTS, SERVICES, RawConsul, not_ready_addresses, ready_addresses
+from tests.raw import (
+    ENDPOINTS,
+    SERVICES,
+    RawConsul,
+    UnexpectedAnswerError,
+    not_ready_addresses,
+    ready_addresses,
+)
 
-INSIDE = "--in-namespace"
 NAMESPACE = "storage"
 SERVICE = "radosgw"
 PORT = 8080
 VM = Path(__file__).with_name("vm.py")
-COLOURS = ("\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m")
-BOLD, DIM, GREEN, RED, PLAIN = COLOURS if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("",) * 5
+RELAY = Path(__file__).parent.parent / "lab" / "relay.py"
 UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
 
+INDENT = "    "
+WIDEST = 200
+"""On wider terminals too: the eye loses longer lines."""
 
-def main() -> int:
+GONE = (OSError, http.client.HTTPException, UnexpectedAnswerError)
+"""What a client sees of a server that ends."""
+
+# Only the terminal's own basic colours: they are chosen to be read on its background, dark or light.
+COLOURS = ("\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m")
+TERMINAL = sys.stdout.isatty()
+COLOURED = TERMINAL and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+BOLD, DIM, GREEN, RED, PLAIN = COLOURS if COLOURED else ("",) * 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Build what is missing, enter the namespace where there can be one, show the story."""
+    parser = argparse.ArgumentParser(prog="python -m tests.demo", description="The main job on real servers.")
+    parser.add_argument("--stay", action="store_true", help="leave the bridge and its page running until Ctrl-C")
+    parser.add_argument("--inside", metavar="DESCRIPTOR", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
     try:
-        if INSIDE in sys.argv:
+        if asked.inside is not None:
             _give_addresses()
-            return Demo(own_addresses=True).run()
-        binaries([name for name, tool in TOOLS.items() if tool.core])  # in there is no network to fetch modules from
+            return Demo(own_addresses=True, stay=asked.stay, page=socket.socket(fileno=asked.inside)).run()
+        _build()  # here: in there is no network to fetch modules from
         if _can_unshare():
-            return subprocess.run([*UNSHARE, sys.executable, "-m", "tests.demo", INSIDE], check=False).returncode
-        print("(no network namespaces here: the gateways listen on loopback, their addresses are made up)")
-        return Demo(own_addresses=False).run()
+            return _inside(stay=asked.stay)
+        print(
+            "(no network namespaces here: the gateways listen on loopback,\n their addresses are made up)", flush=True
+        )
+        return Demo(own_addresses=False, stay=asked.stay).run()
     except LabError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ndemo: interrupted", file=sys.stderr)
         return 130
+
+
+def _inside(*, stay: bool) -> int:
+    """Run the story in namespaces of its own. The page's socket is made out here, where browsers are."""
+    with socket.create_server(("127.0.0.1", 0)) as page:
+        command = [*UNSHARE, sys.executable, "-m", "tests.demo", "--inside", str(page.fileno())]
+        # Ctrl-C reaches everybody at this terminal. The story inside ends in order, and we wait for its end.
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            return subprocess.run(
+                [*command, *(["--stay"] if stay else [])], pass_fds=(page.fileno(),), check=False
+            ).returncode
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _build() -> None:
+    """The servers, where they are not there yet; how long that takes is said before."""
+    core = [name for name, tool in TOOLS.items() if tool.core]
+    if not programs_on_path() and (lacking := missing(core)):
+        said = (
+            f"The first time, the servers are built from source ({', '.join(lacking)}). On two cores that takes 10 to "
+            "15 minutes for all four, later it is a matter of seconds."
+        )
+        print("\n".join(textwrap.wrap(said, width() + len(INDENT), break_on_hyphens=False)), flush=True)
+    binaries(core)
 
 
 def _can_unshare() -> bool:
@@ -99,7 +162,7 @@ class Watchers:
         self._lab = lab
         self._changed = threading.Condition()
         self._consul: dict[str, tuple[str, float]] = {}
-        self._endpoints: tuple[frozenset[str], frozenset[str], float] = (frozenset(), frozenset(), 0.0)
+        self._endpoints: dict[str, tuple[str, float]] = {}
         for body in (self._watch_consul, self._watch_endpoints):
             threading.Thread(target=body, daemon=True).start()
 
@@ -109,7 +172,7 @@ class Watchers:
             while True:
                 try:
                     index, entries = consul.health(SERVICE, index, "10s")
-                except OSError:
+                except GONE:
                     return
                 now = time.monotonic()
                 with self._changed:
@@ -127,12 +190,16 @@ class Watchers:
                 for event in kube.watch(ENDPOINTS.format(namespace=NAMESPACE)):
                     found = event["object"]
                     if found["metadata"]["name"] == SERVICE:
-                        ready = frozenset(a for a, _ in ready_addresses(found))
-                        sick = frozenset(a for a, _ in not_ready_addresses(found))
+                        states = dict.fromkeys((a for a, _ in ready_addresses(found)), "passing")
+                        states |= dict.fromkeys((a for a, _ in not_ready_addresses(found)), "critical")
+                        now = time.monotonic()
                         with self._changed:
-                            self._endpoints = (ready, sick, time.monotonic())
+                            self._endpoints = {
+                                a: self._endpoints[a] if self._endpoints.get(a, ("", 0.0))[0] == s else (s, now)
+                                for a, s in states.items()
+                            }
                             self._changed.notify_all()
-            except OSError:
+            except GONE:
                 return
 
     def wait(self, address: str, status: str, seconds: float = 15.0) -> tuple[float, float]:
@@ -140,20 +207,50 @@ class Watchers:
         deadline = time.monotonic() + seconds
         with self._changed:
             while True:
-                ready, sick, at = self._endpoints
                 known, when = self._consul.get(address, ("", 0.0))
-                if known == status and address in (ready if status == "passing" else sick) and at >= when:
+                written, at = self._endpoints.get(address, ("", 0.0))
+                if known == written == status:
                     return when, at
                 if time.monotonic() > deadline:
                     raise LabError(f"{address} did not become {status} within {seconds:.0f} s")
                 self._changed.wait(0.1)
 
 
-class Demo:
-    """The story, step by step."""
+def width() -> int:
+    """Columns for what stands below a heading."""
+    return min(WIDEST, shutil.get_terminal_size((100, 24)).columns) - len(INDENT)
 
-    def __init__(self, own_addresses: bool) -> None:
+
+@contextlib.contextmanager
+def _terminal(columns: int) -> Iterator[tuple[int, int]]:
+    """Both ends of what the bridge writes to: a terminal of this width where we write to one, else a pipe."""
+    if TERMINAL:
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    else:
+        ours, theirs = os.pipe()
+    try:
+        yield ours, theirs
+    finally:
+        os.close(ours)
+
+
+def _until_end(descriptor: int) -> list[str]:
+    """The lines that come until the other end is closed, which a terminal says by an error."""
+    received = b""
+    with contextlib.suppress(OSError):
+        while more := os.read(descriptor, 65536):
+            received += more
+    return received.decode().splitlines()
+
+
+class Demo:
+    """The story, step by step. `page`: a listening socket through which the bridge's page is seen from outside."""
+
+    def __init__(self, own_addresses: bool, stay: bool = False, page: socket.socket | None = None) -> None:
         self._own_addresses = own_addresses
+        self._stay = stay
+        self._page = page
         self._step = 0
         self._began = time.monotonic()
 
@@ -172,7 +269,8 @@ class Demo:
         return 0
 
     def _story(self, lab: Lab, consul: RawConsul) -> None:
-        env = environment(lab.consul.address, lab.kubeconfig, COLUMNS="100")
+        taste = {name: os.environ[name] for name in ("TERM", "NO_COLOR") if name in os.environ}
+        env = environment(lab.consul.address, lab.kubeconfig, **taste)
         select = ("--service", SERVICE, "--namespace", NAMESPACE, "--tag", "s3")
 
         self.say("Twelve gateways outside of the cluster start and register with Consul")
@@ -198,7 +296,10 @@ class Demo:
         lab.add(daemon)
         daemon.start()
         watchers = Watchers(lab)
-        self.note(f"ready; {daemon.url} serves /healthz, /readyz, /metrics and a page")
+        url = self._bring_out(lab, daemon)
+        self.note(f"ready; it serves a page, /healthz, /readyz and /metrics at {url}/")
+        if not self._stay:
+            self.note("(`make demo STAY=1` leaves it running until Ctrl-C, to look at that page)")
 
         victim = gateways[2]
         watchers.wait(victim.address, "passing")
@@ -223,9 +324,32 @@ class Demo:
         if self._own_addresses:
             self._ask_everybody(lab)
 
+        if self._stay:
+            self._until_told(url)
+            daemon.stop()
+            return
         self.say("The bridge is stopped: what is there stays")
         daemon.stop()
         self.show(lab)
+
+    def _bring_out(self, lab: Lab, daemon: Daemon) -> str:
+        """The address at which a browser of this machine finds the bridge's page."""
+        if self._page is None:
+            return daemon.url
+        descriptor = self._page.fileno()
+        relay = [sys.executable, "-S", str(RELAY), str(descriptor), str(daemon.port)]
+        # A session of its own: Ctrl-C at the terminal is not for it. It ends with us.
+        spawn(relay, pass_fds=(descriptor,), stdin=subprocess.DEVNULL, start_new_session=True)
+        host, port = self._page.getsockname()
+        return f"http://{host}:{port}"
+
+    def _until_told(self, url: str) -> None:
+        """Leave everything running until Ctrl-C, which is the end of the story and no failure."""
+        self.say("It stays until Ctrl-C")
+        self.note(f"the page: {url}/")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        print(flush=True)
 
     def _ask_everybody(self, lab: Lab) -> None:
         self.say("Every address in the Endpoints answers")
@@ -245,17 +369,31 @@ class Demo:
         print(f"\n{BOLD}{self._step:2}. {text}{PLAIN}", flush=True)
 
     def note(self, text: str) -> None:
-        """A line below it."""
-        print(f"    {text}", flush=True)
+        """A sentence below it, in as many lines as the terminal needs."""
+        for line in textwrap.wrap(text, width(), break_long_words=False, break_on_hyphens=False):
+            print(f"{INDENT}{line}", flush=True)
+
+    def shell(self, command: str) -> None:
+        """A command as one would type it, in as many lines as the terminal needs."""
+        first, *rest = textwrap.wrap(f"$ {command}", width() - 2, subsequent_indent="    ", break_on_hyphens=False)
+        for line in [first, *rest][:-1]:
+            print(f"{INDENT}{DIM}{line} \\{PLAIN}")
+        print(f"{INDENT}{DIM}{[first, *rest][-1]}{PLAIN}", flush=True)
 
     def command(self, env: dict[str, str], *arguments: str) -> None:
         """Run a bridge command and show it with its output. Raises LabError when it fails."""
-        print(f"    {DIM}$ bridge {' '.join(arguments)}{PLAIN}", flush=True)
-        done = subprocess.run([BRIDGE, *arguments], env=env, capture_output=True, text=True, check=False)
-        for line in done.stdout.splitlines() + done.stderr.splitlines():
-            print(f"    {line}".rstrip(), flush=True)
-        if done.returncode != 0:
-            raise LabError(f"bridge {arguments[0]} ended with status {done.returncode}")
+        self.shell(f"bridge {' '.join(arguments)}")
+        with _terminal(width()) as (ours, theirs):
+            process = subprocess.Popen([BRIDGE, *arguments], env=env, stdout=theirs, stderr=subprocess.PIPE, text=True)
+            os.close(theirs)
+            shown = _until_end(ours)
+            assert process.stderr is not None
+            with process, process.stderr:
+                shown += [part for line in process.stderr for part in textwrap.wrap(line, width()) or [""]]
+        for line in shown:
+            print(f"{INDENT}{line}".rstrip(), flush=True)
+        if process.returncode != 0:
+            raise LabError(f"bridge {arguments[0]} ended with status {process.returncode}")
 
     def show(self, lab: Lab) -> None:
         """The Service and its Endpoints as kubectl would show them."""
@@ -264,18 +402,24 @@ class Demo:
             endpoints = kube.endpoints(NAMESPACE, SERVICE)
         ready, sick = ready_addresses(endpoints), not_ready_addresses(endpoints)
         ports = ",".join(f"{p['port']}/{p['protocol']}" for p in service["spec"]["ports"])
-        print(f"    {DIM}$ kubectl --namespace {NAMESPACE} get service,endpoints {SERVICE}{PLAIN}")
-        print(f"    {'NAME':<10}{'TYPE':<12}{'CLUSTER-IP':<16}{'PORTS':<10}READY")
+        self.shell(f"kubectl --namespace {NAMESPACE} get service,endpoints {SERVICE}")
+        print(f"{INDENT}{'NAME':<10}{'TYPE':<12}{'CLUSTER-IP':<16}{'PORTS':<10}READY")
         health = f"{GREEN}{len(ready)}{PLAIN}" + (f", {RED}{len(sick)} not ready: {sick[0][0]}{PLAIN}" if sick else "")
-        print(f"    {SERVICE:<10}{service['spec']['type']:<12}{service['spec']['clusterIP']:<16}{ports:<10}{health}")
+        print(
+            f"{INDENT}{SERVICE:<10}{service['spec']['type']:<12}{service['spec']['clusterIP']:<16}{ports:<10}{health}"
+        )
         shown = [f"{ip}:{port}" for ip, port in ready]
-        for start in range(0, len(shown), 4):
-            print(f"    {DIM}{'  '.join(shown[start : start + 4])}{PLAIN}", flush=True)
+        widest = max(map(len, shown), default=0) + 2
+        many = max(1, min(6, (width() + 2) // widest))
+        for start in range(0, len(shown), many):
+            print(f"{INDENT}{DIM}{'  '.join(shown[start : start + many])}{PLAIN}", flush=True)
 
     def timing(self, began: float, consul: float, endpoints: float, what: str) -> None:
         """When Consul knew, and how long after that the Endpoints were right."""
         self.note(f"{what}: Consul knew {max(0.0, consul - began) * 1000:7.1f} ms later")
-        self.note(f"the Endpoints changed {GREEN}{(endpoints - consul) * 1000:7.1f} ms{PLAIN} after Consul knew")
+        # Two eyes: on a busy machine the one on Consul may be the slower one.
+        late = max(0.0, endpoints - consul)
+        self.note(f"the Endpoints changed {GREEN}{late * 1000:7.1f} ms{PLAIN} after Consul knew")
 
 
 if __name__ == "__main__":

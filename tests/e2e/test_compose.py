@@ -1,7 +1,7 @@
 """docker-compose.yml as it ships: brought up whole, walked through as README.md does, and taken down.
 
 Where images can be pulled, this runs the real ones. Elsewhere (tests/lab/images.py) Consul and Kubernetes are the lab's
-binaries; what only a real k3s can show there is a pod that asks the ClusterIP.
+binaries; what only a real k3s can show there is a pod that asks the ClusterIP: a container in the network asks instead.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import contextlib
 import http.client
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,8 @@ from typing import Any
 import pytest
 
 from tests.lab import manifests
-from tests.lab.images import ROOT, Images, compose_command, shared
+from tests.lab.images import ROOT, Images, compose_command, compose_plugin, shared
+from tests.lab.providers import binary
 from tests.raw import RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -32,6 +37,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 VMS = 12
 SHIPPED = ("docker-compose.yml", "demo", "manifests/base/bridge.yaml")
 VARIABLES = ("CONSUL", "K3S", "PYTHON", "BRIDGE")
+PORTS = {"CONSUL": 8500, "KUBERNETES": 6443, "BRIDGE": 9480}
+HEAD = (ROOT / "docker-compose.yml").read_text().partition("\nname: ")[0]
+ASK = """
+import sys, urllib.request
+for address in sys.argv[1:]:
+    with urllib.request.urlopen(f"http://{address}/", timeout=5) as answer:
+        print(answer.headers["X-Served-By"])
+"""
+ONLY_A_REAL_K3S = (
+    "only a real k3s can show: a pod, the cluster's DNS and kube-proxy behind the ClusterIP; "
+    "here a container in the network asked every address of the Endpoints instead"
+)
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +87,13 @@ def test_every_image_is_pinned_and_can_be_replaced() -> None:
         "bridge": "mirror/bridge:1",
     }
     assert replaced["bridge"]["build"]["args"] == {"BASE": "mirror/python:1"}
+
+
+def test_every_variable_is_in_the_table_at_the_head() -> None:
+    """With the default that the file has."""
+    body = (ROOT / "docker-compose.yml").read_text().removeprefix(HEAD)
+    told = dict(re.findall(r"^#   ([A-Z][A-Z0-9_]+) +(\S+)", HEAD, re.MULTILINE))
+    assert told == dict(re.findall(r"\$\{([A-Z0-9_]+):-([^}]+)\}", body))
 
 
 def test_ports_are_published_on_the_loopback_only_and_can_be_moved() -> None:
@@ -117,9 +141,26 @@ class Stack:
             return 0
 
     def mirrored(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """What the bridge wrote: ready and not ready addresses."""
-        found = self.kubernetes.endpoints("default", "radosgw")
+        """What the bridge wrote: ready and not ready addresses; none while Kubernetes does not answer."""
+        try:
+            with contextlib.closing(RawKube(self.kubeconfig, timeout_seconds=5)) as kube:
+                found = kube.endpoints("default", "radosgw")
+        except (OSError, http.client.HTTPException, UnexpectedAnswerError):
+            return [], []
         return ready_addresses(found), not_ready_addresses(found)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """What the bridge answers on its published port: status and body."""
+        try:
+            with urllib.request.urlopen(f"{self.bridge}/{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """The status of /readyz and its detail."""
+        status, body = self.get("readyz")
+        return status, json.loads(body)
 
 
 @contextlib.contextmanager
@@ -161,6 +202,19 @@ def free_port() -> int:
     """A port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def head_command(words: str) -> list[str]:
+    """The one command at the head of docker-compose.yml that has these words, without `docker compose`."""
+    (found,) = re.findall(rf"docker compose ([^`\n]*{re.escape(words)}[^`\n]*?)(?=`|  |\n)", HEAD)
+    return shlex.split(found)
+
+
+def names_that_answer(images: Images, network: str, addresses: Sequence[tuple[str, int]]) -> list[str]:
+    """Ask every address over HTTP, from a container in the network: the names of the VMs that answered."""
+    targets = [f"{ip}:{port}" for ip, port in addresses]
+    said = images.engine.docker("run", "--rm", f"--network={network}", images.python, "python", "-c", ASK, *targets)
+    return said.split()
 
 
 def up(compose: Callable[..., str]) -> None:
@@ -216,6 +270,25 @@ def test_every_vm_stands_in_the_endpoints(stack: Stack) -> None:
     assert service is not None
     assert [(p["name"], p["port"]) for p in service["spec"]["ports"]] == [("http", 8080)]
     assert "selector" not in service["spec"]
+
+
+def test_every_vm_answers_at_its_address_in_the_endpoints(stack: Stack) -> None:
+    """Asked over HTTP from inside the network: twelve addresses, twelve VMs."""
+    eventually(lambda: len(stack.mirrored()[0]), VMS)
+    names = names_that_answer(stack.images, f"{stack.project}_default", stack.mirrored()[0])
+    assert sorted(names) == sorted(container[:12] for container in stack.vms())
+
+
+def test_seven_leave_in_order_and_are_there_again(stack: Stack) -> None:
+    """With the commands at the head of docker-compose.yml; those that stay are never taken out."""
+    eventually(lambda: len(stack.mirrored()[0]), VMS)
+    stack.compose(*head_command("--scale"))
+    rest = sorted(stack.vms().values())
+    assert len(rest) == 5
+    eventually(stack.mirrored, (rest, []))
+    stack.compose(*head_command("up --detach"))
+    eventually(stack.mirrored, (sorted(stack.vms().values()), []))
+    assert len(stack.mirrored()[0]) == VMS
 
 
 def test_a_vm_that_is_stopped_leaves_and_comes_back(stack: Stack) -> None:
@@ -308,18 +381,65 @@ def test_the_image_runs_in_a_cluster_as_the_manifests_say(stack: Stack, tmp_path
         kube.delete(f"/api/v1/namespaces/{namespace}")
 
 
+def test_all_vms_stopped_at_once_is_a_hold(stack: Stack) -> None:
+    """The last ones are kept, and the page says so, until somebody says that it is meant; who returns is taken."""
+    eventually(lambda: len(stack.mirrored()[0]), VMS)
+    stack.compose(*head_command("stop radosgw"))
+    eventually(stack.registered, 0)
+    eventually(lambda: len(stack.readiness()[1]["held"]), 1)
+    status, detail = stack.readiness()
+    assert status == 200  # it does its work: a restart would not help
+    assert re.match(r"default/radosgw: \d+ ready endpoints are kept: ", detail["held"][0])
+    assert "Held: default/radosgw: " in stack.get("")[1]
+    assert len(stack.mirrored()[0]) >= 1
+    stack.compose(*head_command("sync --force"))
+    eventually(stack.mirrored, ([], []))
+    stack.compose(*head_command("start radosgw"))
+    eventually(stack.mirrored, (sorted(stack.vms().values()), []), seconds=60)
+    eventually(lambda: stack.readiness()[1]["held"], [])
+
+
+def test_kubernetes_that_goes_away_is_waited_for(stack: Stack) -> None:
+    """The bridge says so, follows Consul meanwhile, and writes what it missed when Kubernetes is back."""
+    eventually(lambda: len(stack.mirrored()[0]), VMS)
+    before = stack.vms()
+    chosen, address = min(before.items())
+    stack.compose("stop", "kubernetes")
+    try:
+        eventually(lambda: stack.readiness()[0], 503, seconds=60)
+        detail = stack.readiness()[1]
+        assert ("https://kubernetes:6443" in detail["kubernetes"], detail["consul"]) == (True, "ok")
+        page = stack.get("")[1]
+        assert "Cannot write" in page
+        assert "What stands there stays; Consul is still followed." in page
+        stack.images.engine.docker("stop", chosen)
+    finally:
+        stack.compose("start", "kubernetes")
+    eventually(stack.mirrored, (sorted(set(before.values()) - {address}), []), seconds=90)
+    eventually(stack.readiness, (200, {**stack.readiness()[1], "ready": True, "kubernetes": "ok"}), seconds=30)
+    assert "Cannot write" not in stack.get("")[1].partition("Recent changes")[0]
+    stack.images.engine.docker("start", chosen)
+    eventually(stack.mirrored, (sorted(stack.vms().values()), []))
+
+
 def test_consul_that_goes_away_takes_nothing_with_it(stack: Stack) -> None:
     """The Endpoints stay, the bridge says so, and all is well again when Consul is back, empty though it comes back."""
     eventually(lambda: len(stack.mirrored()[0]), VMS)
     before = stack.mirrored()
     stack.compose("stop", "consul")
     try:
-        time.sleep(3.0)
+        eventually(lambda: stack.readiness()[0], 503, seconds=60)
+        detail = stack.readiness()[1]
+        assert ("http://consul:8500" in detail["consul"]["dc1"], detail["kubernetes"]) == (True, "ok")
+        page = stack.get("")[1]
+        assert "Consul does not answer" in page
+        assert "What was known last stays in place." in page
         assert stack.mirrored() == before
     finally:
         stack.compose("start", "consul")
     eventually(stack.registered, VMS, seconds=60)
     eventually(stack.mirrored, before, seconds=60)
+    eventually(lambda: stack.readiness()[0], 200, seconds=30)
 
 
 def test_down_leaves_nothing(images: Images, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -340,3 +460,147 @@ def test_down_leaves_nothing(images: Images, tmp_path_factory: pytest.TempPathFa
         }
         assert left == {"containers": [], "networks": [], "volumes": []}
         assert [p.name for p in (folder / "demo/kube").iterdir()] == [".gitignore"]
+
+
+# --------------------------------------------------------------------------- README.md's walk
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Somebody who has just cloned the project, and types what README.md says."""
+
+    images: Images
+    folder: Path
+    project: str
+    environment: Mapping[str, str]
+    ports: Mapping[str, int]
+
+    def type(self, command: str) -> str:
+        """Run a line in bash, in the clone and in the network where the ports are published; what it said."""
+        for name, default in PORTS.items():
+            command = command.replace(f"127.0.0.1:{default}", f"127.0.0.1:{self.ports[name]}")
+        command = command.replace("consul-endpoints-bridge-radosgw-", f"{self.project}-radosgw-")
+        inside = self.images.engine.namespace_pid
+        way = () if inside is None else ("nsenter", f"--target={inside}", "--net", "--")
+        return self.images.engine.run(
+            *way, "bash", "-c", command, cwd=self.folder, environment=self.environment, seconds=600
+        )
+
+    def endpoints(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """Ready and not ready addresses, as the demonstration's own kubectl sees them."""
+        said = self.type("docker compose exec kubernetes kubectl get endpoints radosgw -o json 2>/dev/null")
+        return ready_addresses(json.loads(said)), not_ready_addresses(json.loads(said))
+
+    def counts(self) -> tuple[int, int]:
+        """How many of each."""
+        ready, sick = self.endpoints()
+        return len(ready), len(sick)
+
+
+@pytest.fixture
+def walk(images: Images, tmp_path: Path) -> Iterator[Walk]:
+    """A clone. Its image is built by compose; where there is no network for builds, from wheels that lie there."""
+    private = images.engine.private
+    project = "consul-endpoints-bridge" if private else f"bridge-walk-{os.getpid()}"
+    ports = PORTS if private else {name: free_port() for name in PORTS}
+    stand_in: dict[str, Any] = {"services": {}}
+    if images.kubernetes.startswith("bridge-lab/"):
+        stand_in["services"]["kubernetes"] = {"privileged": False}
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "COMPOSE_FILE": "docker-compose.yml:stand-in.yml",
+        "CONSUL_IMAGE": images.consul,
+        "K3S_IMAGE": images.kubernetes,
+        "PYTHON_IMAGE": images.python,
+        **compose_plugin(images.engine, tmp_path),
+    }
+    if not private:
+        environment |= {"COMPOSE_PROJECT_NAME": project, "BRIDGE_IMAGE": f"{project}:demo"}
+        environment |= {f"{name}_PORT": str(port) for name, port in ports.items()}
+    with images.context() as folder:
+        if private:
+            images.wheels(folder / "wheelhouse")
+            arguments = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheelhouse"}
+            stand_in["services"]["bridge"] = {"build": {"args": arguments}}
+            environment["DOCKER_BUILDKIT"] = "0"  # Debian's engine comes without buildx
+        (folder / "stand-in.yml").write_text(json.dumps(stand_in))
+        made = Walk(images, folder, project, environment, ports)
+        try:
+            yield made
+        finally:
+            made.type("docker compose down --volumes --timeout 10 2>&1 || true")
+            images.engine.docker("image", "rm", "--force", f"{project}:demo", check=False)
+
+
+def commands() -> list[str]:
+    """The commands of README.md's walk, one string each, without their comments."""
+    text = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"^```sh\n(make demo-docker.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    joined = re.sub(r"\\\n\s*", "", block)
+    return [re.sub(r"\s{2,}#.*", "", line) for line in joined.splitlines()]
+
+
+def test_a_taken_port_is_said_before_anything_is_started(walk: Walk) -> None:
+    """By `make demo-docker`, with the variable that moves the port."""
+    port = walk.ports["BRIDGE"]
+    program = (
+        f"import os, socket; s = socket.create_server(('127.0.0.1', {port})); print(os.system('make demo-docker'))"
+    )
+    said = walk.type(f'python3 -c "{program}"')
+    assert f"- Port {port} of 127.0.0.1 is taken, and the bridge's page is to answer there. Take another one" in said
+    assert re.search(r"`export BRIDGE_PORT=\d+`", said)
+    assert said.splitlines()[-1] != "0"
+    assert walk.type("docker compose ps --all --quiet") == ""
+
+
+def test_the_walk_of_the_readme(walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of its commands, in its order, does what the words beside it say."""
+    kubectl = "docker compose exec kubernetes kubectl"
+    left = commands()
+
+    def next_is(start: str) -> str:
+        command = left.pop(0)
+        assert command.startswith(start), f"README.md has {command!r} where {start!r} was"
+        return command
+
+    said = walk.type(next_is("make demo-docker"))
+    assert "Healthy" in said, said
+    eventually(walk.counts, (VMS, 0))
+    assert f"+ {VMS - 3} more..." in walk.type(next_is(f"{kubectl} get service,endpoints radosgw"))
+
+    pod = next_is(f"{kubectl} run ask ")
+    if walk.images.kubernetes.startswith("bridge-lab/"):
+        with capsys.disabled():
+            print(f"\n{ONLY_A_REAL_K3S}")
+    else:
+        assert "<DisplayName>" in walk.type(pod)
+    vms = walk.type("docker compose ps --quiet radosgw").split()
+    names = names_that_answer(walk.images, f"{walk.project}_default", walk.endpoints()[0])
+    assert (sorted(names), len(set(names))) == (sorted(vm[:12] for vm in vms), VMS)
+
+    walk.type(next_is("docker stop consul-endpoints-bridge-radosgw-3"))
+    assert f"+ {VMS - 1 - 3} more..." in walk.type(next_is(f"{kubectl} get endpoints radosgw"))
+    walk.type(next_is("docker kill consul-endpoints-bridge-radosgw-5"))
+    eventually(walk.counts, (VMS - 2, 1))
+    said = walk.type(next_is("docker compose run --rm bridge explain radosgw"))
+    assert re.search(r"critical +service:radosgw-\w+ .* not ready +not ready", said), said
+    walk.type(next_is("docker start consul-endpoints-bridge-radosgw-3 consul-endpoints-bridge-radosgw-5"))
+    eventually(walk.counts, (VMS, 0))
+    assert "dry run: nothing to do" in walk.type(next_is("docker compose run --rm bridge sync --dry-run"))
+
+    (export,) = re.findall(r'export KUBECONFIG="[^"]*"', HEAD)
+    assert f"+ {VMS - 3} more..." in walk.type(f"{export} && {binary('kubectl')} get endpoints radosgw")
+    pages = dict.fromkeys(
+        re.findall(r"http://127\.0\.0\.1:\d+", (ROOT / "README.md").read_text().partition("## Install")[0])
+    )
+    shown = [walk.type(f"curl --silent --show-error --fail --location {page}") for page in pages]
+    assert ["In sync" in shown[0], "Consul" in shown[1], len(shown)] == [True, True, 2]
+
+    walk.type(next_is("docker compose down --volumes"))
+    assert left == []
+    mine = f"--filter=label=com.docker.compose.project={walk.project}"
+    kinds = (("ps", "--all"), ("network", "ls"), ("volume", "ls"))
+    assert [walk.images.engine.docker(*kind, "--quiet", mine).split() for kind in kinds] == [[], [], []]
+    assert [p.name for p in (walk.folder / "demo/kube").iterdir()] == [".gitignore"]
+    assert "docker image rm consul-endpoints-bridge:demo" in HEAD
+    walk.images.engine.docker("image", "rm", f"{walk.project}:demo")

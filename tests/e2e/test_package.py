@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.metadata import files
 from pathlib import Path
 
 import pytest
@@ -116,3 +119,49 @@ def test_it_works_in_an_empty_environment(built: Path, version: str, tmp_path: P
         found = kube.get("endpoints", "default", "web")
     assert found is not None
     assert found["subsets"][0]["addresses"] == [{"ip": "10.0.0.1"}]
+
+
+def test_a_plain_install_brings_all_that_it_needs(built: Path, tmp_path: Path) -> None:
+    """`pip install WHEEL` into an empty environment: what pyproject.toml forgets to name would be missing."""
+    (wheel,) = built.glob("*.whl")
+    # The lock file only chooses versions here. Its hashes would make pip ask for one of the wheel, too.
+    pinned = re.findall(
+        r"^([A-Za-z0-9][^ \\\n]*==[^\\\n]*?) *\\?$", (ROOT / "requirements/runtime.txt").read_text(), re.MULTILINE
+    )
+    (tmp_path / "versions.txt").write_text("\n".join(pinned))
+    assert len(pinned) >= 12
+    run([sys.executable, "-m", "venv", str(tmp_path / "venv")])
+    python, command = str(tmp_path / "venv/bin/python"), str(tmp_path / "venv/bin/bridge")
+    run([python, "-m", "pip", "install", "--quiet", "--constraint", str(tmp_path / "versions.txt"), str(wheel)])
+    run([python, "-m", "pip", "check"])
+    modules = [
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for p in sorted((ROOT / "bridge").rglob("*.py"))
+    ]
+    run([python, "-c", "import importlib, sys; [importlib.import_module(m) for m in sys.argv[1:]]", *modules])
+    with FakeConsul() as consul, FakeKube() as kube:
+        consul.register("web", "vm-1", "10.0.0.1", 80)
+        run([command, "sync", "--consul-address", consul.address, "--kubeconfig", kube.kubeconfig(tmp_path)])
+        assert kube.get("endpoints", "default", "web") is not None
+
+
+def imported() -> Iterator[str]:
+    """The top name of every import in the bridge, those inside functions included."""
+    for file in (ROOT / "bridge").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (name.name.partition(".")[0] for name in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield node.module.partition(".")[0]
+
+
+def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
+    """Not one that is there only because another one brings it today."""
+    declared = {
+        re.split(r"[<>=~!\[ ]", line)[0].lower()
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    }
+    theirs = {file.parts[0].removesuffix(".py") for name in declared for file in files(name) or ()}
+    libraries = set(imported()) - sys.stdlib_module_names - {"bridge"}
+    assert {"consul", "kubernetes", "typer"} <= libraries
+    assert libraries - theirs == set()

@@ -105,7 +105,7 @@ class Lab:
     def start(self) -> Lab:
         """Start everything; ready when it returns."""
         try:
-            if chosen().provider is Provider.ENV and not self._own:
+            if not self._own and chosen().provider is Provider.ENV:
                 borrowed.borrow(self)
                 return self
             if isinstance(self.apiserver, containers.K3s):

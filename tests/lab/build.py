@@ -87,19 +87,25 @@ def binaries(names: Iterable[str]) -> dict[str, Path]:
     names = list(names)
     go = _go()
     paths = {name: cache() / _key(TOOLS[name], go) / name for name in names}
-    missing = [name for name in names if not paths[name].exists()]
-    if missing:
+    lacking = [name for name in names if not paths[name].exists()]
+    if lacking:
         with _one_at_a_time():
-            for number, name in enumerate(missing, 1):
+            for number, name in enumerate(lacking, 1):
                 if not paths[name].exists():  # somebody else may have built it while we waited
-                    _build(name, paths[name], go, f"{number} of {len(missing)}")
+                    _build(name, paths[name], go, f"{number} of {len(lacking)}")
     return paths
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """Which of them `binaries` would build."""
+    go = _go()
+    return [name for name in names if not (cache() / _key(TOOLS[name], go) / name).exists()]
 
 
 def _build(name: str, path: Path, go: str, place: str) -> None:
     tool = TOOLS[name]
     began = time.monotonic()
-    print(f"lab: building {name} ({place}) from {tool.package}", file=sys.stderr, flush=True)
+    print(f"lab: building {name} ({place}) from {tool.module}'s sources", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if k not in ("GOROOT", "GOOS", "GOARCH", "GOWORK")}
     environment = {**kept, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -26,12 +26,13 @@ from tests.lab.providers import binary
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONSUL_IMAGE = "hashicorp/consul:1.22.0"
 K3S_IMAGE = "rancher/k3s:v1.36.4-k3s1"
-KUBERNETES = ("etcd", "kube-apiserver", "kube-controller-manager")
+KUBERNETES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 
 _STAND_IN = """FROM {base}
 COPY {binaries} /opt/kubernetes/
 COPY k3s_stand_in.py /opt/
-RUN printf '#!/bin/sh\\nexec python3 /opt/k3s_stand_in.py "$@"\\n' > /bin/kubectl && chmod +x /bin/kubectl
+ENV KUBECONFIG=/etc/rancher/k3s/k3s.yaml
+ENV PATH=/opt/kubernetes:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ENTRYPOINT ["python3", "/opt/k3s_stand_in.py"]
 """
 
@@ -129,6 +130,19 @@ def compose_command() -> tuple[str, ...]:
         if done.returncode == 0 and done.stdout.strip().lstrip("v") >= "2":
             return ("docker", "compose")
     return (str(binary("docker-compose")),)
+
+
+def compose_plugin(engine: Engine, folder: Path) -> Mapping[str, str]:
+    """Variables under which `docker compose` works as people type it; what that takes is put into `folder`."""
+    if compose_command()[0] == "docker":
+        return {}
+    config = folder / "docker-config"
+    theirs = Path(engine.environment.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    if theirs.is_dir():
+        shutil.copytree(theirs, config, symlinks=True)
+    (config / "cli-plugins").mkdir(parents=True, exist_ok=True)
+    (config / "cli-plugins" / "docker-compose").symlink_to(binary("docker-compose"))
+    return {"DOCKER_CONFIG": str(config)}
 
 
 _SHARED = pytest.StashKey[Images]()

@@ -1,11 +1,13 @@
 """What runs in the image that stands in for rancher/k3s where no image can be pulled.
 
 Towards docker-compose.yml it behaves as k3s does: `server` starts a Kubernetes on port 6443 with the names of
-`--tls-san` in its certificate, writes an administrator's kubeconfig for 127.0.0.1 to $K3S_KUBECONFIG_OUTPUT, and
-`kubectl get --raw PATH` asks that server. Inside are the lab's own etcd, kube-apiserver and kube-controller-manager:
-everything that the bridge talks to is real. There is no kubelet, so no pods: those only a real k3s can show.
+`--tls-san` in its certificate, writes an administrator's kubeconfig for 127.0.0.1 to $K3S_KUBECONFIG_OUTPUT, and keeps
+its data and its certificates in /var/lib/rancher/k3s, so that a container that is stopped and started is the same
+cluster. `kubectl` is there, the real one, as that administrator. Inside are the lab's own etcd, kube-apiserver and
+kube-controller-manager: everything that the bridge talks to is real. There is no kubelet, so no pods: those only a real
+k3s can show.
 
-It runs inside the container, on nothing but Python, openssl and the three binaries beside it.
+It runs inside the container, on nothing but Python, openssl and the binaries beside it.
 """
 
 from __future__ import annotations
@@ -13,12 +15,9 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import ssl
 import subprocess
 import sys
-import tempfile
 import threading
-import urllib.request
 from pathlib import Path
 
 BINARIES = Path("/opt/kubernetes")
@@ -26,15 +25,15 @@ DATA = Path("/var/lib/rancher/k3s")
 DEFAULT_KUBECONFIG = Path("/etc/rancher/k3s/k3s.yaml")
 SERVER = "https://127.0.0.1:6443"
 STOP_SECONDS = 3.0
+LAST_MADE = "accounts.key"
 
 
 def main(arguments: list[str]) -> int:
-    """`server [--tls-san=NAME]...` or `get --raw=PATH` (as kubectl)."""
-    if arguments[:1] == ["get"]:
-        return get_raw(arguments[-1].removeprefix("--raw="))
+    """`server [--tls-san=NAME]...`: serve until SIGTERM, or until one of the servers ends."""
     names = [a.removeprefix("--tls-san=") for a in arguments if a.startswith("--tls-san=")]
     DATA.mkdir(parents=True, exist_ok=True)
-    certificates(names)
+    if not (DATA / LAST_MADE).exists():
+        certificates(names)
     kubeconfig = write_kubeconfig()
     children = [subprocess.Popen(command, cwd=DATA) for command in commands(kubeconfig)]
     stop = threading.Event()
@@ -60,7 +59,7 @@ def certificates(names: list[str]) -> None:
         [*new, "-subj", "/CN=stand-in", "-keyout", "ca.key", "-out", "ca.crt"],
         [*new, "-subj", "/CN=server", "-keyout", "server.key", "-out", "server.crt", *by_ca, *server],
         [*new, "-subj", "/O=system:masters/CN=system:admin", "-keyout", "admin.key", "-out", "admin.crt", *by_ca],
-        ["openssl", "genrsa", "-out", "accounts.key", "2048"],
+        ["openssl", "genrsa", "-out", LAST_MADE, "2048"],
     ):
         subprocess.run(command, cwd=DATA, check=True, stderr=subprocess.DEVNULL)
 
@@ -137,22 +136,6 @@ def commands(kubeconfig: Path) -> list[list[str]]:
             "--leader-elect=false",
         ],
     ]
-
-
-def get_raw(path: str) -> int:
-    """Ask the server for `path` with the administrator's certificate; the answer goes to stdout."""
-    context = ssl.create_default_context(cafile=str(DATA / "ca.crt"))
-    with tempfile.NamedTemporaryFile() as pair:
-        pair.write((DATA / "admin.crt").read_bytes() + (DATA / "admin.key").read_bytes())
-        pair.flush()
-        context.load_cert_chain(pair.name)
-    try:
-        with urllib.request.urlopen(SERVER + path, timeout=4, context=context) as answer:
-            sys.stdout.write(answer.read().decode())
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

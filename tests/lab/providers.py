@@ -5,7 +5,8 @@
     docker  containers of LAB_CONSUL_IMAGE and LAB_K3S_IMAGE, when an engine answers and has or can pull them
     build   built with Go from modules/ (build.py)
 
-What was chosen, and why the ones before it were not, is said once on stderr.
+What was chosen, and why the ones before it were not, is said once on stderr. A lab that must be its own (Lab(own=True))
+runs programs in any case, from PATH or built: for it no engine is asked and no image is pulled.
 """
 
 from __future__ import annotations
@@ -87,11 +88,24 @@ def binary(name: str) -> Path:
     return binaries([name])[name]
 
 
+@functools.cache
+def programs_on_path() -> bool:
+    """Whether programs are taken from PATH: where that is the way, which is settled before Docker's turn comes."""
+    forced = os.environ.get("LAB_PROVIDER", "")
+    if forced and forced != Provider.PATH:
+        return False
+    return choose(os.environ, {**QUESTIONS, Provider.DOCKER: _not_asked}).provider is Provider.PATH
+
+
+def _not_asked(_environ: Mapping[str, str]) -> str | None:
+    return "not asked: programs are needed"
+
+
 def binaries(names: Iterable[str]) -> dict[str, Path]:
     """The same for several. From PATH only where that is the way chosen, and what is not there is built."""
     names = list(names)
     found: dict[str, Path] = {}
-    if chosen().provider is Provider.PATH:
+    if programs_on_path():
         for name in names:
             if not on_path(name, TOOLS[name], os.environ) and (path := shutil.which(name)):
                 found[name] = Path(path)

@@ -1,0 +1,1 @@
+"""What stands before the demonstration with Docker."""
