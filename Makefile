@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos fuzz docs lab-up lab-env lab-down image lock clean
@@ -65,9 +66,11 @@ lab-env: $(STAMP) ## print what points clients at them: eval "$(make --silent la
 lab-down: $(STAMP) ## stop them
 	@$(BIN)/python -m tests.lab down
 
-image: ## build the container image (needs a Docker engine)
+image: ## build the image that manifests/ names (needs a Docker engine): make image SOURCE=https://example.com/repository
 	@$(PYTHON) demo/preflight.py --engine
-	docker build --tag consul-endpoints-bridge .
+	docker build --tag consul-endpoints-bridge:$(VERSION) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
+	  --build-arg CREATED="$$(date -u +%Y-%m-%dT%H:%M:%SZ)" --build-arg SOURCE="$(SOURCE)" .
 
 lock: $(STAMP) ## renew the lock files from pyproject.toml (needs uv)
 	@for g in runtime dev go build; do \

@@ -63,6 +63,16 @@ labels:
   valueFrom:
     fieldRef:
       fieldPath: metadata.name
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: POD_SERVICE_ACCOUNT
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.serviceAccountName
+- name: BRIDGE_RUN_INSTALLATION
+  value: $(POD_NAMESPACE)/$(POD_SERVICE_ACCOUNT)
 {{- if gt (int .Values.shards) 1 }}
 - name: BRIDGE_SHARDS
   value: {{ .Values.shards | quote }}
