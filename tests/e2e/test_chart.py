@@ -210,7 +210,7 @@ def test_every_value_arrives_where_it_should(tmp_path: Path) -> None:
     }
     assert "CONSUL_CLIENT_CERT" not in environment
     known = {name for setting in settings.catalogue() for name in (setting.env, *setting.also)}
-    assert set(environment) - known - {"BRIDGE_CONFIG", "POD_NAME"} == set()
+    assert set(environment) - known - {"BRIDGE_CONFIG", *manifests.OF_THE_POD} == set()
 
 
 def test_a_change_of_the_rules_rolls_the_pods_and_nothing_else_does(tmp_path: Path) -> None:

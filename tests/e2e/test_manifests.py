@@ -164,11 +164,13 @@ def test_its_settings_are_understood(components: Sequence[str], tmp_path: Path) 
     config.write_text(manifests.configuration(objects))
     environment = {**manifests.environment(objects), "BRIDGE_CONFIG": str(config)}
     known = {name for setting in settings.catalogue() for name in (setting.env, *setting.also)}
-    known |= {"BRIDGE_CONFIG", "POD_NAME"}
+    known |= {"BRIDGE_CONFIG", *manifests.OF_THE_POD}
     unknown = set(environment) - known
     loaded = settings.load(environ=environment)
     assert (unknown, loaded.notes) == (set(), ())
     assert (loaded.log.format, loaded.rules is not None) == ("json", True)
+    one_shot = "cronjob" in components
+    assert loaded.run.installation == ("" if one_shot else "elsewhere/consul-endpoints-bridge")
 
 
 # --------------------------------------------------------------------------- on the API server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,9 @@ COMPONENTS = (
 
 EXCLUSIVE = (("endpointslices", "endpointslices-only"), ("cronjob", "monitoring"))
 """Pairs of components that make no sense together."""
+
+OF_THE_POD = ("POD_NAME", "POD_NAMESPACE", "POD_SERVICE_ACCOUNT")
+"""Variables that are no settings of the bridge: others are made of them, or its Leases' names."""
 
 _PLURALS = {
     "ClusterRole": "clusterroles",
@@ -165,13 +169,20 @@ def container(objects: Sequence[Json]) -> Json:
 
 
 def environment(objects: Sequence[Json]) -> dict[str, str]:
-    """The container's environment, ConfigMaps resolved."""
+    """The container's environment as the kubelet makes it: ConfigMaps resolved, the pod's own fields put in."""
     spec = container(objects)
     data = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
     found: dict[str, str] = {}
     for source in spec.get("envFrom", []):
         found.update(data[source["configMapRef"]["name"]])
-    found.update({e["name"]: e.get("value", "a-pod") for e in spec.get("env", [])})
+    fields = {
+        "metadata.name": "a-pod",
+        "metadata.namespace": of_kind(objects, "Deployment", "CronJob")["metadata"]["namespace"],
+        "spec.serviceAccountName": pod_template(objects)["spec"]["serviceAccountName"],
+    }
+    for entry in spec.get("env", []):
+        value = entry["value"] if "value" in entry else fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        found[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda match: found.get(match[1], match[0]), value)
     return found
 
 
