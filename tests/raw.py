@@ -56,11 +56,18 @@ class RawClient:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Send one request; its status, headers and body."""
-        if getattr(self._connection, "sock", None) is None:
+        fresh = getattr(self._connection, "sock", None) is None
+        if fresh:
             self._connection.connect()
             self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection.request(method, path, body=body, headers={**self._headers, **(headers or {})})
-        answer = self._connection.getresponse()
+        try:
+            self._connection.request(method, path, body=body, headers={**self._headers, **(headers or {})})
+            answer = self._connection.getresponse()
+        except http.client.RemoteDisconnected:
+            self._connection.close()
+            if fresh:
+                raise
+            return self.send(method, path, body, headers)  # the server does not keep idle connections for ever
         return answer.status, answer.headers, answer.read()
 
     def json(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:

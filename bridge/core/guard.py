@@ -4,7 +4,7 @@
 | --- | --- |
 | within a minute, more than half of the ready endpoints (and at least ten) are no longer listed | holds the removals |
 | within a minute, more than 80 % of the ready endpoints (and at least ten) stop being ready, listed or not | holds what only turns not ready |
-| Consul's index went backwards (rebuilt or restored) | holds every removal of that datacenter for ten minutes |
+| Consul was rebuilt or restored | holds every removal of that datacenter for ten minutes |
 | a person sends away what was filled for their Service | lets it pass, and charges it to nothing |
 | anything else | lets it pass |
 
@@ -146,7 +146,7 @@ class Guard:
         self._peak = 0
         self._free: set[Target] = set()
         self._look_again = False
-        self._rebuilt: dict[str, float] = {}
+        self._rebuilt: dict[str, tuple[float, str]] = {}
 
     def admit(self, plans: Sequence[Plan], total_ready: int, now: float, *, force: bool = False) -> Verdict:
         """Judge plans together. `total_ready` counts the ready endpoints of all our objects as they are now."""
@@ -179,9 +179,9 @@ class Guard:
                 history.append(replace(taking, gained=0))
             self._history.put(target, history)
 
-    def rebuilt(self, datacenter: str, now: float) -> None:
-        """Consul's index went backwards in `datacenter`."""
-        self._rebuilt[datacenter] = now + self._settings.rebuild_grace_seconds
+    def rebuilt(self, datacenter: str, now: float, sign: str = "its index went backwards") -> None:
+        """Consul in `datacenter` is not the one it was, as the `sign` says."""
+        self._rebuilt[datacenter] = now + self._settings.rebuild_grace_seconds, sign
 
     def released(self, now: float) -> frozenset[Target]:
         """Targets whose hold may have ended without news from Consul about them; they are to be planned again."""
@@ -264,10 +264,10 @@ class Guard:
 
     def _rebuilt_reason(self, datacenters: Iterable[str], now: float) -> str:
         names = sorted(dc for dc in datacenters if self._rebuilding((dc,), now))
-        left = max(self._rebuilt[dc] for dc in names) - now
+        end, sign = max(self._rebuilt[dc] for dc in names)
         return (
-            f"Consul in {', '.join(map(shorten, names))} was rebuilt or restored (its index went backwards), and for "
-            f"another {left:.0f} s nothing is removed, so that agents can register again"
+            f"Consul in {', '.join(map(shorten, names))} was rebuilt or restored ({sign}), and for another "
+            f"{end - now:.0f} s nothing is removed, so that agents can register again"
         )
 
     def _removal_reason(self, sums: _Sums) -> str:
@@ -300,7 +300,7 @@ class Guard:
         return percent > 0 and count >= self._settings.removal_minimum and count * 100 > baseline * percent
 
     def _rebuilding(self, datacenters: Iterable[str], now: float) -> bool:
-        return any(self._rebuilt.get(dc, now) > now for dc in datacenters)
+        return any(dc in self._rebuilt and self._rebuilt[dc][0] > now for dc in datacenters)
 
     def _is_due(self, hold: _Hold, now: float) -> bool:
         after = self._settings.hold_release_seconds

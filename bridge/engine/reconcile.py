@@ -22,6 +22,7 @@ from bridge.core.annotated import is_abandoned
 from bridge.core.canonical import shorten
 from bridge.core.guard import Guard
 from bridge.core.model import (
+    Action,
     Adopt,
     Change,
     Conflict,
@@ -193,6 +194,8 @@ class Reconciler:
             with contextlib.suppress(BridgeError):  # not seen: our slices stay, and it is asked again
                 current = replace(current, mirrored=self._mirrored(target))
                 plan = self._diff(target, desired, current, skipped, warnings)
+        if all(self._is_leaving(s) for s in sources):
+            plan = replace(plan, changes=tuple(c for c in plan.changes if c.action is not Action.CREATE))
         return _Draft(replace(plan, queries=queries), desired, current)
 
     def _unwatched(self, target: Target) -> str:
@@ -205,6 +208,10 @@ class Reconciler:
             f"{', '.join(self.world.datacenters)} may. If it is right, name it in consul.datacenters "
             "(BRIDGE_CONSUL_DATACENTERS)"
         )
+
+    def _is_leaving(self, source: Source) -> bool:
+        """Whether a service is on its way out: what of it stands is kept for its grace, but not made any more."""
+        return not source.known.instances and not source.known.hidden and self._is_missing(source)
 
     def _is_missing(self, source: Source) -> bool:
         with self.lock:

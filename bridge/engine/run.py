@@ -444,6 +444,7 @@ class Bridge:
 
     def _supervise(self) -> None:
         self._await_first_read()
+        self._doubt()
         with self._early_lock:
             self._early = set()
         self._full_pass()
@@ -498,6 +499,18 @@ class Bridge:
                 return
             self._stop.wait(FIRST_LOOK_SECONDS)  # not for each view: looking at all of them for each is what costs
         raise CancelledError("stopped before the first pass")
+
+    def _doubt(self) -> None:
+        """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while nobody watched it."""
+        with self._reconciler.lock:
+            world, now = self._reconciler.world, self._clock()
+            for datacenter in world.datacenters:
+                lacking, remembered = world.lacking(datacenter)
+                if lacking * 2 > remembered:
+                    sign = (
+                        f"at our start it lists {remembered - lacking} of the {remembered} services that are mirrored"
+                    )
+                    self._reconciler.guard.rebuilt(datacenter, now, sign)
 
     def _recall(self) -> None:
         """Learn from Kubernetes what is there: where our objects came from, and what people ask for."""

@@ -20,6 +20,19 @@ Name = tuple[str, str]
 """A service name of a datacenter: (datacenter, service)."""
 
 
+IDLE_SECONDS = (0.5, 30.0)
+"""What nobody feeds any more is looked at when its grace is over, then less and less often, if it still may not go."""
+
+
+@dataclass(slots=True)
+class _Idle:
+    """A target that no service feeds: since when, when it is to be looked at, and how long the next wait is."""
+
+    since: float
+    look_at: float
+    wait_seconds: float = IDLE_SECONDS[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One Consul service behind a target: under which rule, what is asked, and what is known of it."""
@@ -55,7 +68,7 @@ class World:
         self._leaving: dict[Name, float] = {}
         self._remembered: dict[Target, tuple[Name, ...]] = {}
         self._remembered_by: dict[Name, set[Target]] = {}
-        self._idle_since: dict[Target, float] = {}
+        self._idle: dict[Target, _Idle] = {}
         self._dismissed: set[Target] = set()
         self._wanted: frozenset[Query] | None = None
         self._pinned: dict[Query, Target] = {}
@@ -68,7 +81,10 @@ class World:
         if isinstance(listing, Unknown):
             self._listing_trouble[datacenter] = listing.reason
             return set()
-        self._listing_trouble.pop(datacenter, None)
+        if self._listing_trouble.pop(datacenter, None) is not None:
+            for target, idle in self._idle.items():
+                if any(dc == datacenter for dc, _ in self._remembered.get(target, ())):
+                    idle.look_at = now
         first = datacenter not in self._listings
         before = {} if first else self._listings[datacenter].services
         self._listings[datacenter] = listing
@@ -88,12 +104,14 @@ class World:
         if isinstance(state, Unknown):
             self._trouble[query] = state.reason
             return set()
-        self._trouble.pop(query, None)
+        recovered = self._trouble.pop(query, None) is not None
         known = Known(()) if isinstance(state, Gone) else state
-        if self._views.get(query) == known:
+        same = self._views.get(query) == known
+        if same and not recovered:
             return set()
         self._views[query] = known
-        return set(self._feeds.get(query, ()))
+        left = self._remembered_by.get((query.datacenter, query.service), set()) & self._idle.keys()
+        return left if same else left | self._feeds.get(query, set())
 
     def remember(self, target: Target, names: Iterable[Name], now: float) -> None:
         """Kubernetes holds objects of ours at `target` that came from these services."""
@@ -108,12 +126,12 @@ class World:
             if listing is not None and name[1] not in listing.services:
                 self._leaving.setdefault(name, now)
         if not self._claims.owners(target):
-            self._idle_since.setdefault(target, now)
+            self._fall_idle(target, now)
         self._wanted = None
 
     def forget(self, target: Target) -> None:
         """Nothing of ours is left at `target`."""
-        self._idle_since.pop(target, None)
+        self._idle.pop(target, None)
         self._dismissed.discard(target)
         for name in self._remembered.pop(target, ()):
             targets = self._remembered_by[name]
@@ -150,13 +168,17 @@ class World:
                 continue
             query = self._selected.pop(name, None)
             if query is not None:
+                self._wanted = None
                 self._unmappable.pop(query, None)
                 for target in tuple(self._feeds.get(query, ())):
                     self._release(query, target, since, annotated=False)
                     due.add(target)
             self._tidy(name)
-        due |= {t for t, since in self._idle_since.items() if now - since >= self._grace_seconds}
-        self._wanted = None if due else self._wanted
+        for target, idle in self._idle.items():
+            if now - idle.since >= self._grace_seconds and now >= idle.look_at:
+                due.add(target)
+                idle.look_at = now + idle.wait_seconds
+                idle.wait_seconds = min(2 * idle.wait_seconds, IDLE_SECONDS[1])
         return due
 
     def replace_rules(self, rules: Sequence[Rule], now: float) -> set[Target]:
@@ -246,9 +268,9 @@ class World:
 
         What is `abandoned` is nobody's business but ours, whatever the flags select.
         """
-        since = self._idle_since.get(target)
+        idle = self._idle.get(target)
         names = self._remembered.get(target)
-        if since is None or not names or now - since < self._grace_seconds:
+        if idle is None or not names or now - idle.since < self._grace_seconds:
             return False
         return all(self._is_gone(name, narrow=self._narrow and not abandoned) for name in names)
 
@@ -287,6 +309,11 @@ class World:
         """Whether a datacenter's last listing has the name."""
         listing = self._listings.get(name[0])
         return listing is not None and name[1] in listing.services
+
+    def lacking(self, datacenter: str) -> tuple[int, int]:
+        """How many of a datacenter's services that Kubernetes remembers the listing lacks, and how many those are."""
+        remembered = [name for name in self._remembered_by if name[0] == datacenter]
+        return sum(self.is_missing(name) for name in remembered), len(remembered)
 
     def is_missing(self, name: Name) -> bool:
         """Whether a datacenter was listed, and lacks the name."""
@@ -373,7 +400,7 @@ class World:
     def _claim(self, query: Query, rule: Rule, target: Target) -> None:
         self._claims.claim(query, rule, target)
         self._feeds.setdefault(query, set()).add(target)
-        self._idle_since.pop(target, None)
+        self._idle.pop(target, None)
         self._dismissed.discard(target)
         self._wanted = None
 
@@ -386,8 +413,11 @@ class World:
             if not targets:
                 self._feeds.pop(query, None)
         if target in self._remembered and not self._claims.owners(target):
-            self._idle_since.setdefault(target, now)
+            self._fall_idle(target, now)
         self._wanted = None
+
+    def _fall_idle(self, target: Target, since: float) -> None:
+        self._idle.setdefault(target, _Idle(since, since))
 
     def _tidy(self, name: Name) -> None:
         """A service that nobody needs any more is not waited for either."""

@@ -437,6 +437,55 @@ def test_a_second_owner_in_the_same_namespace_is_never_touched(
     assert (len(conflicts), running.kube.get("endpoints", "default", "web")) == (1, before)
 
 
+def test_a_consul_that_was_rebuilt_while_nobody_watched_takes_nothing_away(
+    running: Running, tmp_path: Path, eventually: Eventually
+) -> None:
+    """One machine restarts with both on it: what Kubernetes has tells what Consul lacks, however little it is."""
+    for n in range(3):
+        running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    running.start()
+    eventually(lambda: [running.ready(f"s-{n}") for n in range(3)], [[f"10.0.0.{n + 1}"] for n in range(3)])
+    running.stop()
+    for n in range(1, 3):
+        running.consul.deregister(f"vm-{n}")
+    patient = replace(OPTIONS, guard=GuardSettings(rebuild_grace_seconds=2.0))
+    again = Running(running.consul, running.kube, tmp_path, patient)
+    again.start()
+    try:
+        eventually(lambda: len(again.bridge.ready()[1]["held"]), 2)
+        assert "at our start it lists 1 of the 3 services" in again.bridge.ready()[1]["held"][0]
+        assert [again.ready(f"s-{n}") for n in range(3)] == [[f"10.0.0.{n + 1}"] for n in range(3)]
+        eventually(lambda: [again.ready(f"s-{n}") for n in range(3)], [["10.0.0.1"], None, None])
+    finally:
+        again.stop()
+
+
+def test_what_a_service_on_its_way_out_has_lost_is_not_made_again(
+    running: Running, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Somebody released a hold by `bridge sync --force`: the bridge beside it, in the grace period, agrees."""
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.consul.register("other", "vm-2", "10.0.0.2", 80)
+    patient = Running(running.consul, running.kube, tmp_path, replace(OPTIONS, grace_seconds=60.0))
+    patient.start()
+    try:
+        eventually(lambda: patient.ready("web"), ["10.0.0.1"])
+        running.consul.deregister("vm-1")
+        eventually(lambda: patient.ready("web"), [])
+        before = len(running.kube.log)
+        running.kube.remove("endpoints", "default", "web")
+        running.kube.remove("services", "default", "web")
+        running.consul.flip("other", "vm-2", "critical")
+        eventually(lambda: patient.ready("other"), [])
+        time.sleep(0.3)
+        assert [e.path for e in running.kube.log[before:] if e.method == "PATCH" and "/web" in e.path] == []
+        assert "rival" not in patient.bridge.ready()[1]
+        running.consul.register("web", "vm-1", "10.0.0.9", 80)
+        eventually(lambda: patient.ready("web"), ["10.0.0.9"])
+    finally:
+        patient.stop()
+
+
 @pytest.mark.parametrize("deleted", [False, True], ids=["the label is taken off", "the Service is deleted"])
 def test_what_a_person_sends_away_goes_at_once_however_much_it_is(
     running: Running, tmp_path: Path, eventually: Eventually, deleted: bool

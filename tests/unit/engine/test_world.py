@@ -135,6 +135,50 @@ def test_a_service_that_no_rule_selects_any_more_leaves_after_the_grace_period()
     assert [made.removable(HERE, now) for now in (129.0, 130.0)] == [False, True]
 
 
+def test_what_may_not_go_is_looked_at_less_and_less_often() -> None:
+    """A guard may hold it for ever: that must cost next to nothing, however many there are."""
+    made = world("web")
+    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.on_listing("dc1", listing(), 100.0)
+    made.on_view(WEB, Known(()))
+    ticks = [100 + n / 2 for n in range(2400)]
+    looks = [now for now in ticks if made.expire(now)]
+    assert (looks[0], len(looks) < 60) == (130.0, True)
+    assert [b - a for a, b in zip(looks, looks[1:], strict=False)][-1] == 30.0
+
+
+@pytest.mark.parametrize("how", ["its view is proved", "the listing can be had again"])
+def test_what_may_go_at_last_is_looked_at_at_once(how: str) -> None:
+    """News about what is left of a service need not wait for the next look."""
+    made = world("web")
+    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.on_listing("dc1", listing(), 0.0)
+    made.on_view(WEB, Known(()))
+    made.expire(40.0)
+    if how == "its view is proved":
+        made.on_view(WEB, Unknown("timeout"))
+    else:
+        made.on_listing("dc1", Unknown("no leader"), 50.0)
+    while made.expire(1000.0):
+        pass
+    assert (made.removable(HERE, 1000.0), made.expire(1000.1)) == (False, set())
+    changed = made.on_view(WEB, Known(())) if how == "its view is proved" else set()
+    if how != "its view is proved":
+        made.on_listing("dc1", listing(), 1000.2)
+        changed = made.expire(1000.2)
+    assert (changed, made.removable(HERE, 1000.2)) == ({HERE}, True)
+
+
+def test_services_that_kubernetes_remembers_and_consul_lacks_are_counted() -> None:
+    """Once the datacenter was listed."""
+    made = World(RULES, ["dc1", "dc2"], 0.0)
+    for n, name in enumerate(("web", "old", "older")):
+        made.remember(Target("apps", name), [("dc2" if n == 2 else "dc1", name)], 0.0)
+    before = made.lacking("dc1")
+    made.on_listing("dc1", listing("web"), 0.0)
+    assert (before, made.lacking("dc1"), made.lacking("dc2")) == ((0, 2), (1, 2), (0, 1))
+
+
 def test_what_kubernetes_remembers_is_asked_about_before_it_is_removed() -> None:
     """After a restart, objects of ours are the only memory of services that may be gone."""
     made = World(RULES, ["dc1"], 0.0)
