@@ -28,7 +28,7 @@ SAME_NODE = ""
 """The node stays as it is: if it changed, or were new, `catalog/nodes` would name the service to the bridge."""
 BUSY_PER_SECOND = 50.0
 SETTLE_SECONDS = 0.03
-FLOOR_TIMES = 20
+FLOOR_TIMES = 16
 """Of each kind that nobody names: what it is compared with is not near it, so half as many are enough."""
 DIRECT = 8
 """Services that are made to have a direct watch."""
@@ -173,7 +173,7 @@ def unwatched(tail: Tail, consul: RawConsul, groups: Mapping[str, Sequence[int]]
             if flips:
                 _floor_lag(tail, floor_steps, floor.setdefault(kind, []))
             ours.setdefault(kind, []).append(tail.lag(name(n), once(consul, kind, n)))
-            time.sleep(chance.uniform(0.1, 0.4))
+            time.sleep(chance.uniform(0.05, 0.35))
         for _ in range(len(chosen) % 2 if flips else FLOOR_TIMES):  # an even number: it is healthy again
             _floor_lag(tail, floor_steps, floor.setdefault(kind, []))
         say(f"{kind}, no direct watch: {len(chosen)} done")
@@ -249,7 +249,7 @@ def choose(services: int, times: int) -> tuple[list[dict[str, list[int]]], list[
     return sets, direct, usual
 
 
-def scale(stage: Stage, out: Collected, times: int = 40) -> None:
+def scale(stage: Stage, out: Collected, times: int = 32) -> None:
     """Changes in a large catalog: with and without a direct watch, quiet and busy."""
     daemon = stage.bridge()
     tail = stage.tail()

@@ -22,7 +22,7 @@ from tests.program import Daemon
 REST_SECONDS = 310.0
 """Longer than all that comes round: a verification and a resync (300 s each), renewals of waiting queries (55 s)."""
 ALONE_SECONDS = 20.0
-IDLE_SECONDS = 15.0
+IDLE_SECONDS = 10.0
 SETTLE_SECONDS = 10.0
 LARGE = 5000
 HOUR_RATE = 20.0
@@ -31,8 +31,11 @@ MOST_GROWTH = 5.0
 
 
 def _first(stage: Stage, *, headless: bool = False) -> tuple[float, int, float]:
-    """A first sync: seconds, writes, and the raw writer's writes a second, half of them before and half after."""
-    half = stage.services // 2
+    """A first sync: seconds, writes, and the raw writer's writes a second, half of them before and half after.
+
+    A write is the dearer the more Services there are: so halves of equal size meet the sync's own mean, however small.
+    """
+    half = max(stage.services // 4, 500)
     before = raw_writes(stage.lab, "floor-a", half, stage.instances, headless=headless)
     took, writes, _ = stage.command(headless)
     after = raw_writes(stage.lab, "floor-b", half, stage.instances, headless=headless)
@@ -52,7 +55,7 @@ class FirstSyncs:
     floors: list[float] = field(default_factory=list)
 
     def repeat(self, stage: Stage, out: Collected) -> None:
-        """Once more: as many objects by the raw writer with as many connections, half before and half after."""
+        """Once more, and its floor: a raw writer with as many connections."""
         took, writes, floor = _first(stage)
         self.seconds.append(took)
         self.rates.append(writes / took)

@@ -30,7 +30,7 @@ from tests.bench.report import Collected, table
 SIZES = (1000, 10_000, 100_000)
 INSTANCES = 10
 CHANGES = 3000
-TICKS = 200
+TICKS = 50
 NAMES = 15
 TICK_SECONDS = 0.5
 """From one tick of the supervisor to the next, if nothing wakes it earlier."""

@@ -26,7 +26,7 @@ class Death:
     last: float
 
 
-def traffic(rounds: int = 11) -> list[Figure]:
+def traffic(rounds: int = 8) -> list[Figure]:
     """E: two VMs, one dies, again and again; the bridge's Service and the floor chain's in turn."""
     if reason := netns.trouble(proxy=True):
         raise LabError(reason)

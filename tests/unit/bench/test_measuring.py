@@ -437,7 +437,7 @@ def test_the_floor_of_a_restart_has_read_everything(monkeypatch: pytest.MonkeyPa
     """One that read less would be too fast."""
     lab = cast("Any", SimpleNamespace(consul=SimpleNamespace(address="http://c"), kubeconfig="k"))
     said = {"services": 10, "objects": 19, "seconds": 1.5, "processor": 0.5}
-    monkeypatch.setattr(floor.subprocess, "run", lambda *_a, **_k: SimpleNamespace(stdout=json.dumps(said)))
+    monkeypatch.setattr("subprocess.run", lambda *_a, **_k: SimpleNamespace(stdout=json.dumps(said)))
     with pytest.raises(LabError, match="there are 10 services"):
         floor.restart(lab, "bench-", 10)
     said["objects"] = 20
