@@ -1,8 +1,10 @@
 """`make bench`: the targets of the project beside what was measured, each beside its floor of the same run.
 
-    python -m tests.bench                     all parts (17 minutes on two quiet cores)
+    python -m tests.bench                     all parts but the optional ones (20 minutes on two quiet cores)
     python -m tests.bench propagation sync    these parts; the others stay in the report as they were
-    python -m tests.bench report              the report into docs/scaling.md and its plot
+    python -m tests.bench hour shards         the optional ones: an hour of changes, two replicas beside one
+    python -m tests.bench report              the report into docs/scaling.md with its plot, and into README.md
+    python -m tests.bench all report          all parts but the optional ones, and the report into the documents
 
 Times from Consul's answer to the API server's come from the API server's audit log, for the bridge and for the floor
 alike; both are exercised in turn, so that the machine's noise meets both.
@@ -95,29 +97,36 @@ def deaths(out: Collected) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of a part. `size`: services and instances of the catalog that it needs (None: its own matter)."""
+    """One piece of a part. `size`: services and instances of the catalog that it needs (None: its own matter).
+
+    `fresh`: with servers that nobody used before.
+    """
 
     part: str
     work: Callable[..., Any]
     size: Size | None = None
+    fresh: bool = False
 
 
-def jobs(services: int) -> list[Job]:
+def jobs(services: int, minutes: float = 60.0) -> list[Job]:
     """All, in an order in which those of one size are side by side."""
     few, some, wide, many = (50, 4), (services // 5, 4), (services // 5, 100), (services, 4)
+    small, large_ = large.FirstSyncs(3), large.FirstSyncs(2)
     return [
         Job("start-up", start_up),
         Job("propagation", propagation),
         Job("sim", simulation.measure),
         Job("sync", partial(large.headless, services=services)),
-        Job("memory", large.memory, few),
-        Job("sync", large.initial, some),
-        Job("memory", large.memory, some),
-        Job("memory", large.memory, wide),
-        Job("sync", large.initial, many),
+        Job("memory", partial(large.memory, turns=4), few),
+        *[Job("sync", small.repeat, some, fresh=True)] * small.times,
+        Job("memory", partial(large.memory, turns=4), some),
+        Job("shards", large.shards, some),
+        Job("hour", partial(large.hour, minutes=minutes), some),
+        Job("memory", partial(large.memory, turns=4), wide),
+        *[Job("sync", large_.repeat, many, fresh=True)] * large_.times,
         Job("restart", large.restart, many),
-        Job("rest", large.rest, many),
         Job("memory", large.memory, many),
+        Job("rest", large.rest, many),
         Job("scale", changes.scale, many),
         Job("storm", large.storm, many),
         Job("traffic", deaths),
@@ -125,6 +134,7 @@ def jobs(services: int) -> list[Job]:
 
 
 PARTS = tuple(dict.fromkeys(job.part for job in jobs(large.LARGE)))
+USUAL = tuple(part for part in PARTS if part not in report.OPTIONAL)
 
 
 class Stages:
@@ -159,17 +169,19 @@ def stages() -> Iterator[Stages]:
         made.close()
 
 
-def run(chosen: Sequence[str], services: int) -> Report:
+def run(chosen: Sequence[str], services: int, minutes: float = 60.0) -> Report:
     """Measure; the report is saved after every job, so that nothing is lost when a later one fails."""
     new: Report = {}
     with stages() as open_stages:
-        for job in jobs(services):
+        for job in jobs(services, minutes):
             if job.part not in chosen:
                 continue
             changes.say(f"measuring: {job.part}" + (f" at {job.size[0]} x {job.size[1]}" if job.size else ""))
             part = new.setdefault(job.part, Part(time.strftime("%Y-%m-%d %H:%M"), 0.0))
             out, began, trouble = Collected(), time.monotonic(), part.trouble
             try:
+                if job.fresh:
+                    open_stages.close()
                 if job.size is None:
                     job.work(out)
                 else:
@@ -186,18 +198,33 @@ def run(chosen: Sequence[str], services: int) -> Report:
     return new
 
 
+def chosen_parts(named: Sequence[str]) -> list[str]:
+    """The parts to run: `all`, or none but `report`, are those that are not optional."""
+    parts = set(named) - {"all", "report"}
+    if "all" in named or not parts:
+        parts |= set(USUAL)
+    return [part for part in PARTS if part in parts]
+
+
 def main() -> int:
     """0 when every target of the chosen parts is met, 1 when one is missed, 2 when a part failed."""
     parser = argparse.ArgumentParser(
         prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}, or report (default: all)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all: {', '.join(USUAL)} (the default); report"
+    )
     parser.add_argument("--services", type=int, default=large.LARGE, help="size of the large catalog (default 5000)")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="of the part `hour` (less than 60 proves no target)"
+    )
     arguments = parser.parse_args()
-    if unknown := set(arguments.parts) - {*PARTS, "report"}:
-        parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)} and report")
+    if unknown := set(arguments.parts) - {*PARTS, "all", "report"}:
+        parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}, all and report")
     if arguments.services < 1000:
         parser.error("--services must be at least 1000: the changes that are measured need services of their own")
+    if not 1 <= arguments.minutes <= 24 * 60:
+        parser.error("--minutes must be from 1 to 1440")
     try:
         before = report.load(OUT / "report.json")
     except ValueError as error:  # before half an hour of measuring, not after it
@@ -205,8 +232,8 @@ def main() -> int:
     if arguments.parts == ["report"]:
         report.publish(before)
         return 0
-    chosen = [part for part in arguments.parts if part != "report"] or PARTS
-    new = run(chosen, arguments.services)
+    chosen = chosen_parts(arguments.parts)
+    new = run(chosen, arguments.services, arguments.minutes)
     print(report.markdown(report.load(OUT / "report.json")))
     if "report" in arguments.parts:
         report.publish(report.load(OUT / "report.json"))

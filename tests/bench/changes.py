@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Self
 
 from tests.bench.floor import FloorChain
-from tests.bench.measure import Figure, limit, number, percentile, ratio
+from tests.bench.measure import Figure, beside, limit, number, percentile, ratio
 from tests.bench.report import Collected
 from tests.bench.stage import Stage, address, extra, name, node
 from tests.bench.watching import Tail
-from tests.lab import Lab
+from tests.lab import Lab, LabError
 from tests.raw import RawConsul
 
 KINDS = ("flip", "address change", "registration", "deregistration", "removal")
 """Removal: the VM's node leaves the catalog, and its instance with it."""
 Lags = dict[str, list[float]]
+Steps = list[tuple[bool, Callable[[], object]]]
+"""Changes that follow one another, each with whether it counts."""
 SAME_NODE = ""
 """The node stays as it is: if it changed, or were new, `catalog/nodes` would name the service to the bridge."""
 BUSY_PER_SECOND = 50.0
 SETTLE_SECONDS = 0.03
+FLOOR_TIMES = 16
+"""Of each kind that nobody names: what it is compared with is not near it, so half as many are enough."""
 DIRECT = 8
 """Services that are made to have a direct watch."""
 PROMOTION_SECONDS = 20.0
@@ -67,26 +72,37 @@ def against_floor(out: Collected, what: str, ours: Lags, floor: Lags, row: str) 
         title = f"{kind} -> written, {what}, {len(mine)} times"
         out.figures += [
             ratio(f"{title}, p50", percentile(mine, 50), percentile(least, 50), 1.25, row=row),
-            Figure(f"{title}, p90", f"{percentile(mine, 90):.1f} ms", f"{percentile(least, 90):.1f} ms", row=row),
+            beside(f"{title}, p90", percentile(mine, 90), percentile(least, 90), row=row),
             ratio(f"{title}, p99", percentile(mine, 99), percentile(least, 99), 1.5, row=row),
         ]
 
 
-def within(out: Collected, title: str, lags: Sequence[float], row: str, p50: float | None, p99: float) -> None:
-    """Figures of absolute limits, in seconds."""
+def within(
+    out: Collected,
+    title: str,
+    lags: Sequence[float],
+    floor: Sequence[float],
+    row: str,
+    p50: float | None,
+    p99: float,
+) -> None:  # fmt: skip
+    """Figures of absolute limits, in seconds; their floor, the chain that watches, stands beside them."""
     title = f"{title}, {len(lags)} times"
-    half = percentile(lags, 50) / 1000
-    out.figures.append(
-        limit(f"{title}, p50", half, p50, "s", row=row)
-        if p50
-        else Figure(f"{title}, p50", f"{number(half)} s", row=row)
-    )
-    out.figures.append(Figure(f"{title}, p90", f"{number(percentile(lags, 90) / 1000)} s", row=row))
-    out.figures.append(limit(f"{title}, p99", percentile(lags, 99) / 1000, p99, "s", row=row))
+    for percent, most in ((50, p50), (90, None), (99, p99)):
+        what, value, least = f"{title}, p{percent}", percentile(lags, percent), percentile(floor, percent)
+        shown, times = f"{number(least / 1000)} s", f"{value / least:.1f} x" if least else ""
+        out.figures.append(
+            Figure(what, f"{number(value / 1000)} s", shown, times, row=row)
+            if most is None
+            else limit(what, value / 1000, most, "s", shown, row, ratio=times)
+        )
 
 
 class Elsewhere:
-    """So many changes a second of services that nobody measures: half flips, the rest of all other kinds."""
+    """So many changes a second of services that nobody measures: half flips, the rest of all other kinds.
+
+    `seconds`: how long they went on. Leaving raises what ended them before their time.
+    """
 
     def __init__(self, lab: Lab, services: Sequence[int], per_second: float = BUSY_PER_SECOND) -> None:
         self._lab = lab
@@ -94,10 +110,17 @@ class Elsewhere:
         self._every = 1 / per_second
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="elsewhere", daemon=True)
+        self._fault: Exception | None = None
         self.made = 0
         self.seconds = 0.0
 
     def _run(self) -> None:
+        try:
+            self._go_on()
+        except Exception as error:  # noqa: BLE001 - told to the caller when he leaves
+            self._fault = error
+
+    def _go_on(self) -> None:
         chance = random.Random(5)
         began = due = time.monotonic()
         waiting: list[Callable[[], object]] = []
@@ -125,6 +148,8 @@ class Elsewhere:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        if self._fault is not None:
+            raise LabError(f"changes elsewhere ended early, after {self.made}: {self._fault!r}") from self._fault
 
 
 def say(text: str) -> None:
@@ -132,24 +157,54 @@ def say(text: str) -> None:
     print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def unwatched(stage: Stage, tail: Tail, consul: RawConsul, groups: Mapping[str, Sequence[int]]) -> tuple[Lags, Lags]:
-    """Changes of services that never changed before, so that none has a direct watch; flips beside the floor's.
+def unwatched(tail: Tail, consul: RawConsul, groups: Mapping[str, Sequence[int]]) -> tuple[Lags, Lags]:
+    """Changes of services that never changed before, so that none has a direct watch; flips in turn with the floor's.
 
-    Registrations and address changes leave the nodes alone: nobody names these services, a sweep has to find them.
+    Registrations and address changes leave the nodes alone: nobody names these services, a sweep has to find them. The
+    floor's changes of those kinds come after them, for they would set off a sweep as well.
     """
     ours: Lags = {}
     floor: Lags = {}
     chance = random.Random(3)
     for kind, chosen in groups.items():
-        for turn, n in enumerate(chosen):
-            if kind == "flip":
-                status = "passing" if turn % 2 else "critical"
-                flip = partial(consul.flip, "floor-web", "floor-web-vm3", status)
-                floor.setdefault(kind, []).append(tail.lag("floor-web", flip))
+        flips = kind == "flip"
+        floor_steps = floor_changes(consul, kind)
+        for n in chosen:
+            if flips:
+                _floor_lag(tail, floor_steps, floor.setdefault(kind, []))
             ours.setdefault(kind, []).append(tail.lag(name(n), once(consul, kind, n)))
-            time.sleep(chance.uniform(0.1, 0.6))
+            time.sleep(chance.uniform(0.05, 0.35))
+        for _ in range(len(chosen) % 2 if flips else FLOOR_TIMES):  # an even number: it is healthy again
+            _floor_lag(tail, floor_steps, floor.setdefault(kind, []))
         say(f"{kind}, no direct watch: {len(chosen)} done")
     return ours, floor
+
+
+def _floor_lag(tail: Tail, groups: Iterator[Steps], into: list[float]) -> None:
+    """The next change of the floor's service, with those that lead to it or bring it back, which do not count."""
+    for counts, change in next(groups):
+        lag = tail.lag("floor-web", change)
+        time.sleep(SETTLE_SECONDS)
+        if counts:
+            into.append(lag)
+
+
+def floor_changes(consul: RawConsul, kind: str) -> Iterator[Steps]:
+    """Changes of the floor's service for ever, those of this kind marked; nodes stay as they are, as with `once`."""
+    service, place, spare = "floor-web", "floor-web-vm3", "second-floor-web"
+    join, _, drop = extra(consul, service)
+    flip = partial(consul.flip, service, place)
+    move = partial(consul.register, service, place, SAME_NODE, 80)
+    come = partial(consul.register, service, place, SAME_NODE, 80, service_id=spare, Address="10.250.255.1")
+    go = partial(consul.deregister, service, place, spare)
+    groups: dict[str, list[Steps]] = {
+        "flip": [[(True, partial(flip, "critical"))], [(True, partial(flip, "passing"))]],
+        "address change": [[(True, partial(move, Address=to))] for to in ("10.251.255.1", "10.2.0.3")],
+        "registration": [[(True, come), (False, go)]],
+        "deregistration": [[(False, come), (True, go)]],
+        "removal": [[(False, join), (True, drop)]],
+    }
+    return itertools.cycle(groups[kind])
 
 
 def once(consul: RawConsul, kind: str, n: int) -> Callable[[], object]:
@@ -194,7 +249,7 @@ def choose(services: int, times: int) -> tuple[list[dict[str, list[int]]], list[
     return sets, direct, usual
 
 
-def scale(stage: Stage, out: Collected, times: int = 40) -> None:
+def scale(stage: Stage, out: Collected, times: int = 32) -> None:
     """Changes in a large catalog: with and without a direct watch, quiet and busy."""
     daemon = stage.bridge()
     tail = stage.tail()
@@ -202,26 +257,25 @@ def scale(stage: Stage, out: Collected, times: int = 40) -> None:
     before = daemon.memory_bytes()
     with stage.lab.raw_consul() as consul, stage.sampler() as sampler, FloorChain(stage.lab, "floor-web"):
         time.sleep(5)
-        ours, floor = unwatched(stage, tail, consul, quiet)
+        ours, floor = unwatched(tail, consul, quiet)
         half, worst = percentile(floor["flip"], 50), percentile(floor["flip"], 99)
         what = f"no direct watch, quiet, {stage.label}"
         flips = f"flip -> written, {what}, {len(ours['flip'])} times"
         out.figures += [
             ratio(f"{flips}, p50", percentile(ours["flip"], 50), half, 2, row="flip-many"),
-            Figure(f"{flips}, p90", f"{percentile(ours['flip'], 90):.1f} ms", f"{percentile(floor['flip'], 90):.1f} ms",
-                   row="flip-many"),
+            beside(f"{flips}, p90", percentile(ours["flip"], 90), percentile(floor["flip"], 90), row="flip-many"),
             ratio(f"{flips}, p99", percentile(ours["flip"], 99), worst, 3, row="flip-many"),
-        ]  # fmt: skip
+        ]
         for kind in KINDS[1:]:
-            within(out, f"{kind} -> written, {what}", ours[kind], "others", 0.5, 2)
+            within(out, f"{kind} -> written, {what}", ours[kind], floor[kind], "others", 0.5, 2)
         _watched(stage, tail, consul, direct, out, "quiet")
         with Elsewhere(stage.lab, others) as elsewhere:
             time.sleep(5)
-            lags, _ = unwatched(stage, tail, consul, busy)
+            lags, least = unwatched(tail, consul, busy)
             what = f"{BUSY_PER_SECOND:.0f} changes/s elsewhere, {stage.label}"
             for kind in KINDS:
                 title = f"{kind} -> written, no direct watch, {what}"
-                within(out, title, lags[kind], "busy", None, 1 if kind == "flip" else 3)
+                within(out, title, lags[kind], least[kind], "busy", None, 1 if kind == "flip" else 3)
             _watched(stage, tail, consul, direct, out, what)
     out.figures.append(Figure("changes elsewhere", f"{elsewhere.made / elsewhere.seconds:.0f} /s"))
     stage.connections(sampler, "while changes go on", out)
@@ -229,14 +283,12 @@ def scale(stage: Stage, out: Collected, times: int = 40) -> None:
     grown = (daemon.memory_bytes() - before) / 1e6
     out.figures.append(Figure(f"memory gained by {elsewhere.made:,} changes, {stage.label}", f"{grown:.1f} MB",
                               row="memory"))  # fmt: skip
-    _settle(stage, out, "after all changes")
+    settle(stage, out, "after all changes")
     out.figures.append(limit(f"missed changes that a verification found, {stage.label}",
                              daemon.metric("consul_bridge_missed_changes"), 0, ""))  # fmt: skip
 
 
-def _watched(
-    stage: Stage, tail: Tail, consul: RawConsul, direct: Sequence[int], out: Collected, what: str
-) -> None:  # fmt: skip
+def _watched(stage: Stage, tail: Tail, consul: RawConsul, direct: Sequence[int], out: Collected, what: str) -> None:
     """Changes of a few services again and again, so that each has a direct watch when it is measured."""
     plans = [(name(n), cycle(consul, name(n), node(n, 0), address(n, 0))) for n in direct]
     for service, steps in plans:
@@ -254,10 +306,10 @@ def _watched(
         return
     for kind in KINDS:
         title = f"{kind} -> written, changed just before, {what}"
-        within(out, title, ours[kind], "busy", None, 1 if kind == "flip" else 3)
+        within(out, title, ours[kind], floor[kind], "busy", None, 1 if kind == "flip" else 3)
 
 
-def _settle(stage: Stage, out: Collected, when: str) -> None:
+def settle(stage: Stage, out: Collected, when: str) -> None:
     """Wait until nothing differs, and say what does after a minute."""
     deadline = time.monotonic() + 60
     while (differing := stage.differing()) and time.monotonic() < deadline:

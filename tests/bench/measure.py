@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.lab import Lab, LabError
@@ -31,12 +32,18 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A value for the plot of how cost grows with the number of services."""
+    """A value for the plot of how cost grows with the number of services, or for what is derived from the figures."""
 
     size: int
     what: str
     value: float
     unit: str
+
+
+def find(figures: Sequence[Figure], words: Sequence[str]) -> Figure | None:
+    """The first that begins with the first of the words and has the others in it."""
+    head, *others = words
+    return next((f for f in figures if f.what.startswith(head) and all(word in f.what for word in others)), None)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -53,9 +60,24 @@ def ratio(what: str, value: float, floor: float, most: float, unit: str = "ms", 
     )
 
 
-def limit(what: str, value: float, most: float, unit: str, floor: str = "", row: str = "") -> Figure:
+def beside(what: str, value: float, floor: float, unit: str = "ms", row: str = "") -> Figure:
+    """A figure beside its floor, without a target."""
+    return replace(ratio(what, value, floor, 1, unit, row), target="", ok=None)
+
+
+def limit(
+    what: str, value: float, most: float, unit: str, floor: str = "", row: str = "", *, ratio: str = ""
+) -> Figure:  # fmt: skip
     """A figure with an absolute target."""
-    return Figure(what, f"{number(value)} {unit}".strip(), floor, "", f"<= {most:g} {unit}".strip(), value <= most, row)
+    shown = f"{number(value)} {unit}".strip()
+    return Figure(what, shown, floor, ratio, f"<= {most:g} {unit}".strip(), value <= most, row)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Of the line that fits (x, y) best, by least squares. Raises ValueError when all are at one x."""
+    if len({x for x, _ in points}) < 2:
+        raise ValueError("a line needs two points")
+    return statistics.linear_regression([x for x, _ in points], [y for _, y in points]).slope
 
 
 def number(value: float) -> str:
@@ -103,3 +125,25 @@ def write_times(lab: Lab, service: str, since: float) -> list[float]:
 def median(values: Sequence[float]) -> float:
     """The middle value."""
     return statistics.median(values)
+
+
+def run_threads(jobs: Sequence[Callable[[], None]]) -> float:
+    """Run them at once; seconds until the last has ended. Raises LabError when one failed: its work is not done."""
+    faults: list[Exception] = []
+
+    def guarded(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001 - told to the caller below
+            faults.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - began
+    if faults:
+        raise LabError(f"{len(faults)} of {len(jobs)} workers failed: {faults[0]!r}") from faults[0]
+    return took

@@ -1,7 +1,8 @@
 """`make bench-sim`: the pure core and the queue with 100,000 services and 1,000,000 instances, no server at all.
 
 Each size runs in a process of its own: every service is read, planned and taken for written once (the first pass),
-then single services change, each through world, queue, plan, guard and store, as in `bridge run`.
+then single services change, each through world, queue, plan, guard and store, as in `bridge run`. Then what looks at
+all of them: the supervisor's tick, and a listing with a name more than the last.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
+from bridge.consul.board import Board
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Change, Instance, Known, Listing, Meta, Query, Rule, Status, Target
 from bridge.engine.queue import WorkQueue
@@ -28,6 +30,10 @@ from tests.bench.report import Collected, table
 SIZES = (1000, 10_000, 100_000)
 INSTANCES = 10
 CHANGES = 3000
+TICKS = 50
+NAMES = 15
+TICK_SECONDS = 0.5
+"""From one tick of the supervisor to the next, if nothing wakes it earlier."""
 MOST_RATIO = 2.0
 """The dearest size beside the cheapest: larger sets miss the processor's caches, but nothing may grow with the size."""
 MOST_BYTES_PER_INSTANCE = 4000
@@ -36,7 +42,11 @@ DATACENTER = "dc1"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of one size: microseconds of a change, seconds of the first pass (both processor time), memory at most."""
+    """Of one size: microseconds of a change, seconds of the first pass (all processor time), memory at most.
+
+    `tick_microseconds`: of one when nothing is new; `name_microseconds`: from a listing with a new name to its objects
+    being written; both p50.
+    """
 
     services: int
     p50_microseconds: float
@@ -45,6 +55,8 @@ class Measured:
     first_pass_seconds: float
     memory_bytes: int
     writes: int
+    tick_microseconds: float
+    name_microseconds: float
 
 
 class Simulation:
@@ -62,12 +74,16 @@ class Simulation:
             options=PlanOptions(),
             clock=time.monotonic,
         )
+        self.board = Board(lambda *_: None, "", "")
+        self.asked: frozenset[Query] = frozenset()
+        self.names: dict[str, frozenset[str]] = {}
         self.version = 0
+        self.took = 0.0
 
     def first_pass(self) -> int:
         """Read and write everything; the number of writes."""
-        names = {f"service-{n}": frozenset[str]() for n in range(self.services)}
-        self.world.on_listing(DATACENTER, Listing(names), now=0.0)
+        self.names = {f"service-{n}": frozenset[str]() for n in range(self.services)}
+        self.world.on_listing(DATACENTER, Listing(self.names), now=0.0)
         for n in range(self.services):
             self.world.on_view(query(n), Known(tuple(instances(n))))
         writes = 0
@@ -87,6 +103,28 @@ class Simulation:
         for target in self.world.on_view(query(n), Known((replace(first, status=status), *others))):
             self.queue.add(target)
         return self.work()
+
+    def tick(self) -> None:
+        """What the supervisor does twice a second: wishes, grace periods and holds."""
+        wanted = self.world.ask()
+        if wanted is not self.asked:  # as the catalog does: the same set is not looked at again
+            self.asked = wanted
+            self.board.want(wanted)
+        self.world.expire(0.0)
+        self.reconciler.guard.released(0.0)
+
+    def new_name(self, n: int) -> int:
+        """A listing with one name more, until its objects are written; the number of writes."""
+        self.names = {**self.names, f"service-{n}": frozenset()}
+        listing, view = Listing(self.names), Known(tuple(instances(n)))
+        began = time.process_time()
+        self.world.on_listing(DATACENTER, listing, now=0.0)
+        self.tick()
+        for target in self.world.on_view(query(n), view):
+            self.queue.add(target)
+        writes = self.work()
+        self.took = (time.process_time() - began) * 1e6
+        return writes
 
     def work(self) -> int:
         """What a writer does with the next target of the queue."""
@@ -159,7 +197,22 @@ def simulate(services: int, changes: int = CHANGES) -> Measured:
         if made != 1:
             raise RuntimeError(f"a change of service {n} took {made} writes")
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measured(services, percentile(took, 50), percentile(took, 99), sum(took) / len(took), first, used, writes)
+    simulation.tick()
+    ticks = []
+    for _ in range(TICKS):
+        began = time.process_time()
+        simulation.tick()
+        ticks.append((time.process_time() - began) * 1e6)
+    names = []
+    for n in range(services, services + NAMES):
+        made = simulation.new_name(n)
+        names.append(simulation.took)
+        if made != 2:
+            raise RuntimeError(f"a new name took {made} writes")
+    return Measured(
+        services, percentile(took, 50), percentile(took, 99), sum(took) / len(took), first, used, writes,
+        percentile(ticks, 50), percentile(names, 50),
+    )  # fmt: skip
 
 
 def measure(out: Collected) -> None:
@@ -188,12 +241,26 @@ def figures(found: list[Measured]) -> list[Figure]:
                 f"{title}: a change, mean and p99", f"{one.mean_microseconds:.0f} us, {one.p99_microseconds:.0f} us"
             ),
             Figure(f"{title}: first pass", f"{number(one.first_pass_seconds)} s"),
+            grows(
+                f"{title}: a tick of the supervisor, p50 "
+                f"({number(one.tick_microseconds / 1e4 / TICK_SECONDS)} % of a core)",
+                one.tick_microseconds, small.tick_microseconds,
+            ),
+            grows(
+                f"{title}: a new name, listed until written, p50", one.name_microseconds, small.name_microseconds
+            ),
         ]  # fmt: skip
     large = found[-1]
     per = large.memory_bytes / (large.services * INSTANCES)
     title = f"memory of an instance at {large.services:,} services ({large.memory_bytes / 1e6:.0f} MB in all)"
     made.append(limit(title, round(per), MOST_BYTES_PER_INSTANCE, "bytes"))
     return made
+
+
+def grows(what: str, microseconds: float, small: float) -> Figure:
+    """What looks at every service costs more in a larger catalog; how much more is shown, and judged by nobody."""
+    times = f"{microseconds / small:.1f} x" if small else ""
+    return Figure(what, f"{number(microseconds / 1000)} ms", f"{number(small / 1000)} ms", times)
 
 
 def main() -> int:

@@ -6,19 +6,21 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
-from tests.bench.floor import endpoints, marked
-from tests.bench.measure import NAMESPACE, limit, make_service, register
+from tests.bench.floor import BUDGET, endpoints, marked
+from tests.bench.measure import NAMESPACE, limit, make_service, register, run_threads
 from tests.bench.report import Collected
 from tests.bench.watching import Sampler, Tail
-from tests.lab import Lab, LabError
+from tests.lab import Lab, LabError, wait_until
 from tests.program import Daemon, bridge, environment
 from tests.raw import ENDPOINTS, SERVICES, Json, RawConsul, not_ready_addresses, ready_addresses
 
 NODES = 1000
-BUDGET = 64
+CONSUL_CONNECTIONS = 200
+"""Connections that Consul allows one client address (`http_max_conns_per_client`)."""
 CONNECTIONS = 16
 FLOOR = "floor"
 """Namespace of what the raw writers make: the bridge does not look at it."""
@@ -69,28 +71,6 @@ def transact(lab: Lab, operations: Iterable[Json], workers: int = 4) -> None:
     run_threads([work] * workers)
 
 
-def run_threads(jobs: Sequence[Callable[[], None]]) -> float:
-    """Run them at once; seconds until the last has ended. Raises LabError when one failed: its work is not done."""
-    faults: list[Exception] = []
-
-    def guarded(job: Callable[[], None]) -> None:
-        try:
-            job()
-        except Exception as error:  # noqa: BLE001 - told to the caller below
-            faults.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    took = time.perf_counter() - began
-    if faults:
-        raise LabError(f"{len(faults)} of {len(jobs)} workers failed: {faults[0]!r}") from faults[0]
-    return took
-
-
 class Stage:
     """`services` services of `instances` each. A context manager; the bridge starts with `bridge()`."""
 
@@ -107,7 +87,7 @@ class Stage:
         try:
             self._populate()
             with self.lab.raw_consul() as consul:
-                register(consul, "floor-web", 12, "10.2.0")
+                register(consul, "floor-web", self.instances, "10.2.0")
             make_service(self.lab, "floor-web")
             with self.lab.raw_kube() as kube:
                 kube.apply(f"/api/v1/namespaces/{FLOOR}", {
@@ -121,10 +101,10 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self.lab.close()
 
-    def _daemon(self) -> Daemon:
-        arguments = ("--service", "bench-*", "--namespace", NAMESPACE, "--panic-threshold", "0")
-        env = environment(self.lab.consul.address, self.lab.kubeconfig)
-        daemon = Daemon(self.lab, "bridge", *arguments, env=env)
+    def _daemon(self, identity: str = "bridge", *further: str) -> Daemon:
+        arguments = ("--service", "bench-*", "--namespace", NAMESPACE, *further)
+        env = environment(self.lab.consul.address, self.lab.kubeconfig, POD_NAME=identity)
+        daemon = Daemon(self.lab, identity, *arguments, env=env)
         daemon.ready_seconds = 300
         self.lab.add(daemon)
         return daemon
@@ -169,13 +149,32 @@ class Stage:
             self.daemon.start()
         return self.daemon
 
+    @contextmanager
+    def replicas(self, count: int, shards: int, seconds: float = 60.0) -> Iterator[list[Daemon]]:
+        """So many bridges, in the place of the one, that share the shards evenly and lead all of them."""
+        self.daemon.stop()
+        made = [
+            self._daemon(f"replica-{count}-{k}", "--leader-elect", "--shards", str(shards)) for k in range(count)
+        ]  # fmt: skip
+        try:
+            for daemon in made:
+                daemon.start()
+            wait_until(
+                lambda: all(len(held(daemon)) == shards // count for daemon in made),
+                seconds, f"{count} replicas sharing {shards} shards", 0.2,
+            )  # fmt: skip
+            yield made
+        finally:
+            for daemon in made:
+                daemon.stop()
+
     def pid(self) -> int | None:
         """Of the bridge; None while it does not run."""
         return self.daemon.pid if self.daemon.is_process else None
 
     def sampler(self) -> Sampler:
-        """Of the bridge's threads and connections."""
-        return Sampler(self.lab.consul.ports["http"], self.pid)
+        """Of the bridge's threads and connections, and of Consul's."""
+        return Sampler(self.lab.consul.ports["http"], self.pid, self.lab.consul.pid)
 
     def tail(self) -> Tail:
         """Writes from now on."""
@@ -188,6 +187,14 @@ class Stage:
         out.figures.append(
             limit(f"connections to Consul at most, {when}, {self.label}", sampler.connections, BUDGET, "",
                   row="connections")
+        )  # fmt: skip
+
+    def accepted(self, sampler: Sampler, when: str, out: Collected) -> None:
+        """Figures of what Consul held, whoever had made it."""
+        states = ", ".join(f"{count} {state}" for state, count in sorted(sampler.accepted.items()))
+        out.figures.append(
+            limit(f"connections that Consul held at most, {when}, {self.label} ({states})",
+                  sampler.accepted.total(), CONSUL_CONNECTIONS, "", row="connections")
         )  # fmt: skip
 
     def differing(self) -> list[str]:
@@ -216,6 +223,11 @@ class Stage:
 
         run_threads([partial(work, range(k, self.services, 4)) for k in range(4)])
         return sorted(found)
+
+
+def held(daemon: Daemon) -> list[int]:
+    """The shards that a replica leads."""
+    return list(daemon.readiness().get("election", {}).get("held", []))
 
 
 def raw_writes(

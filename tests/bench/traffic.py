@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tests.bench.floor import FloorChain
-from tests.bench.measure import Figure, make_service, percentile, ratio
+from tests.bench.measure import Figure, beside, make_service, percentile, ratio
 from tests.lab import LabError, netns, wait_until
 from tests.lab.town import Knowing, Town
 
@@ -26,7 +26,7 @@ class Death:
     last: float
 
 
-def traffic(rounds: int = 15) -> list[Figure]:
+def traffic(rounds: int = 8) -> list[Figure]:
     """E: two VMs, one dies, again and again; the bridge's Service and the floor chain's in turn."""
     if reason := netns.trouble(proxy=True):
         raise LabError(reason)
@@ -48,9 +48,10 @@ def traffic(rounds: int = 15) -> list[Figure]:
     known = percentile([death.known for death in (*ours, *floor)], 50)
     return [
         ratio(f"{what}, p50", percentile([d.last for d in ours], 50), percentile([d.last for d in floor], 50), 1.5),
-        _beside(f"{what}, p90", percentile([d.last for d in ours], 90), percentile([d.last for d in floor], 90)),
+        # without a target: kube-proxy's own tail is in both, and so few deaths do not average it out
+        beside(f"{what}, p90", percentile([d.last for d in ours], 90), percentile([d.last for d in floor], 90)),
         *(
-            _beside(
+            beside(
                 f"of that until the Endpoints were written, p{percent}",
                 percentile([d.written for d in ours], percent),
                 percentile([d.written for d in floor], percent),
@@ -59,11 +60,6 @@ def traffic(rounds: int = 15) -> list[Figure]:
         ),
         Figure("VM dead -> Consul knows (a check every second), p50", f"{known:.0f} ms", "", "", "", None),
     ]
-
-
-def _beside(what: str, value: float, floor: float) -> Figure:
-    """A figure without a target: kube-proxy's own tail is in both, and so few deaths do not average it out."""
-    return replace(ratio(what, value, floor, 1), target="", ok=None)
 
 
 def _one_death(town: Town, name: str, n: int) -> Death:

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.lab import Lab, LabError
 WRITES = ("patch", "create", "update", "delete")
 KINDS = ("services", "endpoints", "endpointslices")
 ESTABLISHED, CLOSE_WAIT = "01", "08"
+STATES = {ESTABLISHED: "established", CLOSE_WAIT: "cut by the client, still held"}
 
 
 class Tail:
@@ -104,28 +106,56 @@ def connections(pid: int, port: int, table: str) -> int:
     )
 
 
-class Sampler:
-    """Most threads and connections to Consul that a process ever had, looked at ten times a second."""
+def accepted(pid: int, port: int, table: str) -> Counter[str]:
+    """Connections that a server holds at its port, by state, from the text of /proc/net/tcp.
 
-    def __init__(self, port: int, pid: Callable[[], int | None], every_seconds: float = 0.1) -> None:
-        """`port`: Consul's; `pid`: of the process now, None while there is none (it restarts)."""
+    One that its client ended stays (`CLOSE_WAIT`) until the server lets it go: Consul does so when the query is over.
+    """
+    mine = sockets(pid)
+    rows = (line.split() for line in table.splitlines()[1:])
+    return Counter(
+        STATES[row[3]]
+        for row in rows
+        if row[3] in STATES and int(row[1].rpartition(":")[2], 16) == port and row[9] in mine
+    )
+
+
+def peak_memory_bytes(pid: int) -> int:
+    """The most resident memory that a process ever had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
+
+class Sampler:
+    """Most threads and connections to Consul that a process ever had, looked at ten times a second.
+
+    And the most connections that Consul itself held: also those of a process that is gone.
+    """
+
+    def __init__(
+        self, port: int, pid: Callable[[], int | None], server: int, every_seconds: float = 0.1
+    ) -> None:  # fmt: skip
+        """`port`: Consul's; `pid`: of the process now, None while there is none; `server`: Consul's process."""
         self._port = port
         self._pid = pid
+        self._server = server
         self._every_seconds = every_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self.threads = 0
         self.connections = 0
+        self.accepted: Counter[str] = Counter()
         self.samples = 0
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_seconds):
-            pid = self._pid()
-            if pid is None:
-                continue
             try:
-                self.threads = max(self.threads, len(list(Path(f"/proc/{pid}/task").iterdir())))
                 table = Path("/proc/net/tcp").read_text()
+                self.accepted = max(self.accepted, accepted(self._server, self._port, table), key=Counter.total)
+                pid = self._pid()
+                if pid is None:
+                    continue
+                self.threads = max(self.threads, len(list(Path(f"/proc/{pid}/task").iterdir())))
                 self.connections = max(self.connections, connections(pid, self._port, table))
                 self.samples += 1
             except OSError:  # it ended meanwhile

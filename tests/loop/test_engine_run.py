@@ -447,7 +447,7 @@ def test_a_consul_that_was_rebuilt_while_nobody_watched_takes_nothing_away(
     eventually(lambda: [running.ready(f"s-{n}") for n in range(3)], [[f"10.0.0.{n + 1}"] for n in range(3)])
     running.stop()
     for n in range(1, 3):
-        running.consul.deregister(f"vm-{n}")
+        running.consul.deregister(f"s-{n}", f"vm-{n}")
     patient = replace(OPTIONS, guard=GuardSettings(rebuild_grace_seconds=2.0))
     again = Running(running.consul, running.kube, tmp_path, patient)
     again.start()
@@ -470,7 +470,7 @@ def test_what_a_service_on_its_way_out_has_lost_is_not_made_again(
     patient.start()
     try:
         eventually(lambda: patient.ready("web"), ["10.0.0.1"])
-        running.consul.deregister("vm-1")
+        running.consul.deregister("web", "vm-1")
         eventually(lambda: patient.ready("web"), [])
         before = len(running.kube.log)
         running.kube.remove("endpoints", "default", "web")

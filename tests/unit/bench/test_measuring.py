@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +18,15 @@ from bridge.core.model import Current, Instance, Kind, Known, Query, Rule, Statu
 from bridge.core.translate import translate
 from bridge.kube import objects
 from tests.bench import __main__ as command
-from tests.bench import changes, report, simulation, watching
-from tests.bench.changes import KINDS, choose, once
+from tests.bench import changes, floor, large, report, simulation, watching
+from tests.bench import stage as staging
+from tests.bench.changes import KINDS, Elsewhere, choose, floor_changes, once
 from tests.bench.floor import chain, encoded
-from tests.bench.measure import limit
+from tests.bench.measure import find, limit, run_threads
 from tests.bench.report import Collected
 from tests.bench.simulation import Measured, simulate
-from tests.bench.stage import address, node, run_threads
-from tests.bench.watching import Tail, connections
+from tests.bench.stage import CONSUL_CONNECTIONS, Stage, address, node
+from tests.bench.watching import Sampler, Tail, accepted, connections
 from tests.lab import Lab, LabError
 from tests.raw import RawConsul
 
@@ -146,6 +149,95 @@ def test_only_open_connections_of_the_process_to_the_port_count(monkeypatch: pyt
     assert connections(1, 8500, "\n".join(["head", *rows])) == 2
 
 
+def test_what_a_server_holds_is_told_by_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a client that is gone the server may hold a connection still; one that listens is none."""
+    monkeypatch.setattr(watching, "sockets", lambda _pid: {"1", "2", "3", "4"})
+
+    def row(local: int, state: str, inode: str) -> str:
+        return f"0: 0100007F:{local:04X} 0100007F:1000 {state} 0:0 0:0 0 0 0 {inode} 1"
+
+    rows = [
+        row(8500, "01", "1"), row(8500, "08", "2"), row(8500, "0A", "3"), row(9000, "01", "4"), row(8500, "01", "9")
+    ]  # fmt: skip
+    assert accepted(1, 8500, "\n".join(["head", *rows])) == {"established": 1, "cut by the client, still held": 1}
+
+
+def test_consuls_connections_are_watched_also_while_there_is_no_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is when the slots of the one that was killed are still taken."""
+    counts = iter([3, 7, 5])
+    sampler = Sampler(8500, lambda: None, 1, every_seconds=0)
+
+    def count(*_: object) -> Counter[str]:
+        found = next(counts, None)
+        if found is None:
+            sampler._stop.set()
+        return Counter({"established": found or 0})
+
+    monkeypatch.setattr(watching, "accepted", count)
+    with sampler:
+        sampler._thread.join(10)
+    assert (sampler.accepted.total(), sampler.samples) == (7, 0)
+
+
+@pytest.mark.parametrize(("held", "ok"), [(CONSUL_CONNECTIONS, True), (CONSUL_CONNECTIONS + 1, False)])
+def test_what_consul_held_is_judged_by_what_it_allows(held: int, ok: bool) -> None:
+    """And says of which states it was."""
+    sampler = cast("Any", SimpleNamespace(accepted=Counter({"established": held})))
+    out = Collected()
+    Stage.accepted(cast("Any", SimpleNamespace(label="some")), sampler, "restarting", out)
+    (found,) = out.figures
+    assert (found.ok, found.row) == (ok, "connections")
+    assert found.what == f"connections that Consul held at most, restarting, some ({held} established)"
+
+
+@pytest.mark.parametrize("instances", [4, 100])
+def test_the_floor_chain_has_as_many_instances_as_the_services(instances: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three times as many it decoded and wrote three times as much, and the bridge looked fast beside it."""
+    asked: list[tuple[str, int]] = []
+    quiet = SimpleNamespace(
+        start=lambda: None, raw_consul=Quick, raw_kube=Quick, folder=None, consul=SimpleNamespace(address=""),
+        kubeconfig="", add=lambda _daemon: None,
+    )  # fmt: skip
+    monkeypatch.setattr(staging, "Lab", lambda **_: quiet)
+    monkeypatch.setattr(staging, "Daemon", Quick)
+    monkeypatch.setattr(staging, "make_service", lambda *_: None)
+    monkeypatch.setattr(staging, "register", lambda _consul, service, count, _net: asked.append((service, count)))
+    monkeypatch.setattr(Stage, "_populate", lambda _self: None)
+    with_many = Stage(1000, instances)
+    with_many.__enter__()
+    assert asked == [("floor-web", instances)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_floor_changes_as_the_services_do(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same request for what counts, and never the same twice in a row."""
+    sent: list[tuple[str, dict[str, Any]]] = []
+    consul = RawConsul("http://127.0.0.1:1")
+    monkeypatch.setattr(RawConsul, "json", lambda _self, _method, path, body=None: sent.append((path, body)))
+    once(consul, kind, 9)()
+    (theirs,) = sent
+    groups = floor_changes(consul, kind)
+    before: dict[str, Any] = {}
+    for counts, change in [step for _ in range(4) for step in next(groups)]:
+        change()
+        path, body = sent.pop()
+        assert body != before  # a request that changes nothing leads to no write, and would be waited for in vain
+        before = body
+        if counts:
+            assert (path, body.keys()) == (theirs[0], theirs[1].keys())
+            assert body.get("SkipNodeUpdate") == theirs[1].get("SkipNodeUpdate")
+
+
+def test_changes_elsewhere_that_end_early_are_no_load() -> None:
+    """An hour without growth would prove nothing if nothing changed in it."""
+    lab = cast("Any", SimpleNamespace(raw_consul=lambda: RawConsul("http://127.0.0.1:1")))
+    with (
+        pytest.raises(LabError, match="ended early, after 0: ConnectionRefusedError"),
+        Elsewhere(lab, [7], 1000) as made,
+    ):
+        made._thread.join(10)
+
+
 def test_addresses_are_unique_at_every_size() -> None:
     """Also with a hundred instances in each of a thousand services."""
     for services, instances in ((5000, 4), (1000, 100)):
@@ -171,16 +263,28 @@ def test_a_simulated_change_costs_one_write() -> None:
 @pytest.mark.parametrize(("microseconds", "ok"), [(190.0, True), (210.0, False)])
 def test_a_cost_that_grows_with_the_catalog_is_missed(microseconds: float, ok: bool) -> None:
     """Beside the smallest size."""
-    small, large = (Measured(n, t, t, t, 1.0, 10**6, 2 * n) for n, t in ((1000, 100.0), (100_000, microseconds)))
+    small, large = (
+        Measured(n, t, t, t, 1.0, 10**6, 2 * n, 1.0, 1.0) for n, t in ((1000, 100.0), (100_000, microseconds))
+    )
     found = {f.what: f for f in simulation.figures([small, large])}
     title = "simulation, 100,000 services, 1,000,000 instances: a change, p50"
     assert found[title].ok is ok
 
 
+def test_what_looks_at_all_services_is_measured_as_well() -> None:
+    """A tick when nothing is new, and a new name, which costs its two writes; they are shown, not judged."""
+    small, large_ = simulate(30, changes=10), simulate(60, changes=10)
+    assert min(small.tick_microseconds, small.name_microseconds) > 0
+    shown = [f for f in simulation.figures([small, large_]) if ": a tick of the " in f.what or ": a new name" in f.what]
+    assert len(shown) == 4
+    assert all(f.ok is None and f.ratio for f in shown)
+
+
 def measured_by(works: dict[str, Callable[[Collected], None]], monkeypatch: pytest.MonkeyPatch, out: Path) -> Any:
     """What `run` makes of these parts, and what it saves."""
     monkeypatch.setattr(command, "OUT", out)
-    monkeypatch.setattr(command, "jobs", lambda _services: [command.Job(part, work) for part, work in works.items()])
+    made = [command.Job(part, work) for part, work in works.items()]
+    monkeypatch.setattr(command, "jobs", lambda _services, _minutes: made)
     saved: list[Any] = []
     monkeypatch.setattr(report, "save", saved.append)
     return command.run(list(works), 5000), saved
@@ -210,12 +314,13 @@ class Quick:
     made = 50
     seconds = 1.0
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         self.lab = cast("Any", SimpleNamespace(raw_consul=Quick))
 
     def __getattr__(self, name: str) -> Any:
         """Bridge, tail and sampler are the same thing."""
-        numbers = {"lag": 5.0, "memory_bytes": 0, "metric": 0}
+        numbers = {"lag": 5.0, "memory_bytes": 0, "metric": 0, "threads": 1, "pid": 1, "cpu_seconds": 0.0,
+                   "count": 0}  # fmt: skip
         return lambda *_: numbers.get(name, self)
 
     def connections(self, _sampler: object, when: str, out: Collected) -> None:
@@ -243,6 +348,108 @@ def test_a_large_catalog_gives_all_figures_that_its_rows_need(monkeypatch: pytes
     for row in ("flip-many", "others", "busy"):
         mine = [figure for figure in out.figures if figure.row == row]
         assert report.verdict(mine, report.NEEDS[row]) == "**met**"
+
+
+def stage_of(services: int) -> Any:
+    """A stage whose second syncs write nothing."""
+    return SimpleNamespace(services=services, label=f"{services:,} services x 4", command=lambda: (1.0, 0, services))
+
+
+def synced(pairs: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch, services: int = 1000) -> Collected:
+    """What first syncs of so many seconds, each with the floor's writes a second, give."""
+    runs = iter([(seconds, 2 * services, rate) for seconds, rate in pairs])
+    monkeypatch.setattr(large, "_first", lambda _stage: next(runs))
+    out, syncs = Collected(), large.FirstSyncs(3)
+    for _ in pairs:
+        syncs.repeat(stage_of(services), out)
+    return out
+
+
+def test_first_syncs_are_judged_by_the_median_of_their_own_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine differs from minute to minute: each is divided by the floor of its own minutes."""
+    out = synced([(4.0, 500.0), (10.0, 220.0), (5.0, 500.0)], monkeypatch)
+    first = out.figures[0]
+    assert first.what == "first sync, whole command, 1,000 services x 4, 2,000 writes, median of 3"
+    assert (first.value, first.ratio, first.ok) == ("400 writes/s", "91 % (80 to 100 %)", True)
+
+
+def test_a_first_sync_that_was_not_repeated_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One repetition failed: its row stays unproved."""
+    assert synced([(4.0, 500.0), (4.0, 500.0)], monkeypatch).figures == []
+
+
+def test_the_absolute_limit_is_for_the_large_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """25 s for 10,000 writes."""
+    for services, ok in ((1000, None), (5000, False)):
+        out = synced([(26.0, 500.0)] * 3, monkeypatch, services)
+        (whole,) = [f for f in out.figures if f.what.endswith(" x 4, median of 3")]
+        assert (whole.value, whole.ok) == ("26.0 s" if ok is None else "26 s", ok)
+
+
+@pytest.mark.parametrize(
+    ("growth", "ok"), [(0.0, True), (large.MOST_GROWTH - 0.1, True), (large.MOST_GROWTH + 0.1, False)]
+)
+def test_memory_that_grows_is_missed(growth: float, ok: bool) -> None:
+    """By the line through the last nine tenths: the first shape the heap, and may grow as they like."""
+    seen = [(n / 360, (50 if n < 36 else 90) + growth * n / 360) for n in range(360)]
+    out = Collected()
+    large.grown("1,000 services x 4", 60.0, 80.0, seen, out)
+    assert (out.figures[0].ok, out.figures[0].row) == (ok, "memory")
+    assert out.figures[1].value.startswith("80, 9")
+
+
+def test_an_hour_gives_the_figures_that_its_row_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a shorter run of the same part does not."""
+    needs = [words for words in report.NEEDS["memory"] if "60 minutes" in words[0]]
+    clock = itertools.count(step=7)
+    monkeypatch.setattr(large, "Elsewhere", Quick)
+    monkeypatch.setattr(large, "peak_memory_bytes", lambda _pid: 0)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    stage = Quick()
+    stage.label = "1,000 services x 4"
+    for minutes, proved in ((60.0, True), (10.0, False)):
+        out = Collected()
+        large.hour(cast("Any", stage), out, minutes)
+        judged = [figure for figure in out.figures if figure.ok is not None]
+        assert [find(judged, words) is not None for words in needs] == [proved] * len(needs)
+
+
+@pytest.mark.parametrize(("passes", "ok"), [((1, 1), True), ((0, 1), False), ((1, 0), False)])
+def test_a_rest_in_which_nothing_came_round_is_none(
+    passes: tuple[int, int], ok: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verifications and resyncs are part of what rest costs."""
+    rounds = iter([(3, 4), (3 + passes[0], 4 + passes[1])])
+    monkeypatch.setattr(large, "rounds", lambda _daemon: next(rounds))
+    monkeypatch.setattr(large, "cpu_share", lambda *_: 0.0)
+    monkeypatch.setattr(large, "cpu_seconds", lambda _pid: 0.0)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    stage = Quick()
+    stage.lab.consul = SimpleNamespace(pid=1)
+    out = Collected()
+    large.rest(cast("Any", stage), out)
+    verdict = report.verdict([f for f in out.figures if f.row == "rest"], report.NEEDS["rest"])
+    assert verdict == ("**met**" if ok else "**missed** (1 of 4)")
+
+
+def test_the_floor_of_a_restart_has_read_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that read less would be too fast."""
+    lab = cast("Any", SimpleNamespace(consul=SimpleNamespace(address="http://c"), kubeconfig="k"))
+    said = {"services": 10, "objects": 19, "seconds": 1.5, "processor": 0.5}
+    monkeypatch.setattr("subprocess.run", lambda *_a, **_k: SimpleNamespace(stdout=json.dumps(said)))
+    with pytest.raises(LabError, match="there are 10 services"):
+        floor.restart(lab, "bench-", 10)
+    said["objects"] = 20
+    assert floor.restart(lab, "bench-", 10) == (1.5, 0.5)
+
+
+def test_optional_parts_run_only_when_they_are_named() -> None:
+    """An hour is not part of `make bench`."""
+    assert set(command.USUAL) == set(command.PARTS) - {"hour", "shards"}
+    assert command.chosen_parts([]) == command.chosen_parts(["all", "report"]) == list(command.USUAL)
+    assert command.chosen_parts(["shards", "start-up", "report"]) == ["start-up", "shards"]
+    assert set(command.chosen_parts(["all", "hour"])) == {*command.USUAL, "hour"}
 
 
 def test_the_floor_chain_keeps_its_connection_when_nothing_changes() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench import plot, report
-from tests.bench.measure import Figure, Point, limit, number, percentile, ratio
+from tests.bench import carries, plot, readme, report
+from tests.bench.measure import Figure, Point, beside, find, limit, number, percentile, ratio, slope
 from tests.bench.report import ROWS, Part
 
 
@@ -30,6 +31,19 @@ def test_a_ratio_is_met_up_to_its_limit(value: float, ok: bool) -> None:
     """The limit itself is allowed."""
     found = ratio("x", value, 10.0, 1.25, row="flip")
     assert (found.ok, found.ratio, found.row) == (ok, f"{value / 10:.2f} x", "flip")
+
+
+def test_a_figure_beside_its_floor_is_judged_by_nobody() -> None:
+    """However much more it is."""
+    found = beside("x", 30.0, 10.0)
+    assert (found.ok, found.target, found.ratio) == (None, "", "3.00 x")
+
+
+def test_a_slope_is_that_of_the_line_that_fits_best() -> None:
+    """Noise around it does not matter; one point has none."""
+    assert slope([(0, 1.0), (1, 2.5), (2, 4.5), (3, 6.0)]) == pytest.approx(1.7)
+    with pytest.raises(ValueError, match="two points"):
+        slope([(1, 1.0), (1, 2.0)])
 
 
 def test_a_floor_of_nothing_is_missed() -> None:
@@ -101,19 +115,61 @@ def test_a_row_is_met_when_all_of_it_is(oks: tuple[bool | None, ...], expected: 
 @pytest.mark.parametrize(
     ("whats", "expected"),
     [
-        (("memory, 1,000 services x 100",), "incomplete: 1 of 2 not measured (memory, ... 5,000 services x 4)"),
-        (("memory, 1,000 services x 100", "memory, 5,000 services x 4"), "**met**"),
+        (
+            ("writes of 3 restarts, 5,000 services x 4",),
+            "incomplete: 1 of 2 not measured (restart until ready ... 5,000 services x 4)",
+        ),
+        (
+            ("restart until ready, 1,000 services x 4", "writes of 3 restarts, 5,000 services x 4"),
+            "incomplete: 1 of 2 not measured (restart until ready ... 5,000 services x 4)",
+        ),
+        (("restart until ready, 5,000 services x 4", "writes of 3 restarts, 5,000 services x 4"), "**met**"),
     ],
 )
 def test_a_row_that_was_measured_in_part_is_not_met(whats: tuple[str, ...], expected: str) -> None:
     """A part that failed, or ran with fewer services, must not look like a target that is kept."""
-    found = [Figure(what, "1", ok=True, row="memory") for what in whats]
-    assert report.verdict(found, report.NEEDS["memory"]) == expected
+    found = [Figure(what, "1", ok=True, row="restart") for what in whats]
+    assert report.verdict(found, report.NEEDS["restart"]) == expected
 
 
-def test_what_this_benchmark_cannot_show_stands_beside_the_verdict() -> None:
-    """Half an hour says nothing of an hour."""
-    assert report.verdict([Figure("x", "1", ok=True)], (), "an hour: make chaos") == "**met**; an hour: make chaos"
+MEMORY = [
+    Figure(what, "1", ok=True, row="memory")
+    for what in (
+        *(f"{what}, {size}" for what in ("memory", "memory at its peak") for size in (report.LARGE, report.WIDE_LABEL)),
+        "memory growth in 60 minutes of 20 changes/s, 1,000 services x 4, fitted",
+        "changes a second in 60 minutes of changes, 1,000 services x 4",
+    )
+]
+
+
+def test_memory_is_not_met_before_an_hour_of_changes_was_measured() -> None:
+    """Nor by half an hour; and its row says how to run the hour."""
+    hour = MEMORY[4]
+    half = [replace(f, what=f.what.replace("60 minutes", "30 minutes")) for f in MEMORY]
+    assert report.verdict(MEMORY, report.NEEDS["memory"]) == "**met**"
+    assert report.verdict([f for f in MEMORY if f != hour], report.NEEDS["memory"]).startswith("incomplete: 1 of 6")
+    assert report.verdict(half, report.NEEDS["memory"]).startswith("incomplete: 2 of 6")
+    lines = [
+        report.targets({"memory": Part("now", 1.0, tuple(MEMORY[:4]))}),
+        report.targets({"hour": part("x", "memory")}),
+    ]
+    assert ["not run: `make bench PARTS=hour`" in text for text in lines] == [True, False]
+
+
+def test_an_hour_that_failed_was_not_run() -> None:
+    """It has no figures."""
+    assert report.not_run({"hour": Part("now", 1.0, trouble="no Consul")}, "memory") != []
+
+
+def test_memory_at_its_peak_is_judged_as_well() -> None:
+    """What is resident at the end may be half of it."""
+    peak = [replace(f, ok=False) if f.what == f"memory at its peak, {report.LARGE}" else f for f in MEMORY]
+    assert report.verdict(peak, report.NEEDS["memory"]) == "**missed** (1 of 6)"
+
+
+def test_what_a_verdict_is_about_stands_beside_it() -> None:
+    """Consul's side of the connections has a limit of its own."""
+    assert report.verdict([Figure("x", "1", ok=True)], (), "our sockets") == "**met**; our sockets"
 
 
 def test_a_part_that_failed_is_named_in_the_report() -> None:
@@ -134,8 +190,100 @@ def test_tables_are_put_between_their_markers_again_and_again() -> None:
 def test_the_document_has_the_markers() -> None:
     """Otherwise the figures of a long run could not be published."""
     text = report.DOCUMENT.read_text()
-    for name in ("targets", "further"):
+    for name in ("targets", "further", "carries"):
         report.insert(text, name, "")
+
+
+def test_no_table_of_the_document_is_torn() -> None:
+    """A blank line in a table ends it: the rows behind it are shown as text."""
+    lines = report.DOCUMENT.read_text().splitlines()
+    torn = [
+        line
+        for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False)
+        if line.startswith("|") and not before.startswith("|") and not after.startswith("| ---")
+    ]
+    assert torn == []
+
+
+POINTS = [
+    Point(50, carries.MEMORY, 70.0, "MB"),
+    Point(1000, carries.MEMORY, 80.0, "MB"),
+    Point(5000, carries.MEMORY, 169.0, "MB"),
+    Point(100_000, carries.WIDE, 229.0, "MB"),
+    Point(5000, carries.RESTART, 4.0, "s"),
+    Point(1000, carries.FLIP_COST, 2.0, "ms"),
+    Point(5000, carries.FLIP_COST, 4.0, "ms"),
+    Point(5000, carries.STORM_COST, 1.6, "ms"),
+    Point(5000, carries.STORM, 297.0, "writes/s"),
+    Point(5000, carries.RAW_UPDATES, 520.0, "writes/s"),
+    Point(1000, carries.RAW_CREATES, 443.0, "writes/s"),
+    Point(5000, carries.RAW_CREATES, 211.0, "writes/s"),
+    Point(1, carries.SHARDS, 200.0, "writes/s"),
+    Point(2, carries.SHARDS, 300.0, "writes/s"),
+]
+
+
+def derived(points: list[Point]) -> list[str]:
+    """The last column."""
+    return [line.split("|")[-2].strip() for line in carries.table(points).splitlines()[2:]]
+
+
+def test_what_a_bridge_carries_is_derived_from_the_largest_measurements() -> None:
+    """Memory by the line through the smallest and the largest catalog: 20 kB a service here."""
+    assert derived(POINTS) == [
+        "9,000 (69 MB + 20 kB a service)",
+        "110,000 (1.6 kB an instance)",
+        "10,000 (4 s)",
+        "250 /s (4 ms)",
+        "620 /s (1.6 ms)",
+        "290 /s",
+        "520 /s",
+        "210 /s",
+        "300 /s beside 200 /s of one replica: 1.50 x",
+    ]
+
+
+def test_what_was_not_measured_is_not_derived() -> None:
+    """Neither from nothing, nor from one size, nor from noise that is below zero."""
+    assert set(derived([])) == {carries.NONE}
+    assert derived(POINTS[:1]) == [carries.NONE] * len(carries.BOUNDS)
+    falling = [Point(50, carries.MEMORY, 80.0, "MB"), Point(5000, carries.MEMORY, 70.0, "MB")]
+    assert derived([*falling, Point(5000, carries.FLIP_COST, 0.0, "ms")]) == [carries.NONE] * len(carries.BOUNDS)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (9.99, "9.9"), (118.6, "110"), (9050.0, "9,000"), (0.123, "0.12")]
+)
+def test_what_is_derived_has_two_digits_and_is_never_rounded_up(value: float, text: str) -> None:
+    """More would be invented."""
+    assert carries.rough(value) == text
+
+
+def test_every_figure_that_the_readme_shows_has_its_row() -> None:
+    """What is missed is bold, what nobody measured is said."""
+    figures = [
+        ratio("removal -> written, 12 instances, 25 times, p50", 15.3, 10.0, 1.25),
+        ratio("flip -> written, direct watch, quiet, 5,000 services x 4, 80 times, p50", 12.5, 10.0, 1.24),
+        ratio("flip -> written, no direct watch, quiet, 5,000 services x 4, 40 times, p50", 13.0, 10.0, 2),
+    ]
+    text = readme.table(figures)
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if line[:1] == "|"}
+    of_twelve = next(value for key, value in rows.items() if "removal of 12" in key)
+    assert of_twelve == "p50 not run, not run, not run, **1.53 x**; p99 not run, not run, not run, not run"
+    watched = next(value for key, value in rows.items() if "removal with a direct watch" in key)
+    assert watched.startswith("p50 **1.25 x**, not run")
+    unwatched = next(value for key, value in rows.items() if key.startswith("flip in 5,000 services, no direct"))
+    assert unwatched == "13.0 ms = 1.30 x, not run"
+
+
+def test_every_figure_of_the_readme_is_one_that_the_benchmark_gives() -> None:
+    """By the table of the document, which a whole run filled: a word that no title has would be `not run` for ever."""
+    titles = [line.split("|")[1].strip() for line in report.DOCUMENT.read_text().splitlines() if line.startswith("| ")]
+    shown = [Figure(title, "1") for title in titles]
+    words = [one for _, cells in readme.ROWS for _, _, wanted in cells for one in wanted]
+    later = ("at its peak", "memory growth in ", "connections that Consul held")  # not in a run before these were made
+    lacking = [one for one in words if find(shown, one) is None and not any(word in one[0] for word in later)]
+    assert lacking == []
 
 
 def test_the_plot_is_well_formed_and_has_a_mark_for_every_point() -> None:
