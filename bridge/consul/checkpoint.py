@@ -1,8 +1,9 @@
 """Whether what a datacenter says may be believed just now, and what is wrong with it.
 
 Anything that broke (a connection, a 5xx, an index that went backwards) puts the datacenter in doubt. While it is, no
-answer is used. One consistent read of its nodes ends the doubt; when that shows another Consul, the listener is told
-first. So "rebuilt" is always heard before the first view of the rebuilt one, whichever thread comes back first.
+answer is used. One consistent read of its nodes ends the doubt, and one of its listing when an index went backwards;
+when that shows another Consul, the listener is told first. So "rebuilt" is always heard before the first view of the
+rebuilt one, whichever thread comes back first.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Checkpoint:
         self._turn = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._doubts = 1  # nothing was seen yet: the first read is a confirmation, too
+        self._went_back = False
         self._settled = 0
         self._recoveries = 0
         self.confirmations = 0
@@ -48,21 +50,25 @@ class Checkpoint:
         """Whether answers must not be used before `confirm`."""
         return self._doubts != self._settled
 
-    def doubt(self, _reason: str = "") -> None:
-        """Something broke: Consul may come back as another one."""
+    def doubt(self, _reason: str = "", *, went_back: bool = False) -> None:
+        """Something broke, or an index `went_back`: Consul may be another one."""
         with self._lock:
             self._doubts += 1
+            self._went_back = self._went_back or went_back
 
     def confirm(self, client: ConsulClient) -> None:
-        """End the doubt with one consistent read of the nodes; raises what that read raised. One thread at a time."""
+        """End the doubt with consistent reads; raises what they raised. One thread at a time."""
         with self._turn:
-            doubts = self._doubts
+            doubts, went_back = self._doubts, self._went_back
             if doubts == self._settled:
                 return
             answer = client.nodes(self._datacenter, mode=Mode.CONSISTENT)
             nodes = decode.nodes_of(answer)
+            listing = client.listing(self._datacenter, mode=Mode.CONSISTENT) if went_back else None
             with self._lock:
                 another = self._identity.is_another(answer.index, nodes)
+                another = (listing is not None and self._identity.is_older(listing.index)) or another
+                self._went_back = self._went_back and self._doubts != doubts
             if another:
                 self.rebuilds += 1
                 self._on_rebuilt()
@@ -78,6 +84,11 @@ class Checkpoint:
         """What the nodes doorbell saw, so that a later confirmation compares with something recent."""
         with self._lock:
             self._identity.observe(index, nodes)
+
+    def observe_listing(self, index: int) -> None:
+        """The index of a listing that was believed, for the same."""
+        with self._lock:
+            self._identity.observe_listing(index)
 
     def sleep(self, seconds: float) -> None:
         """Wait so long, or until a little after the doubt has ended, or until the end."""

@@ -382,6 +382,7 @@ class DatacenterWatch:
         self._troubles.set("listing", None)
         rang = answer.index != self._listing_index
         self._listing_index = answer.index
+        self._checkpoint.observe_listing(answer.index)
         state = decode.listing_of(answer)
         before = self._listing
         if state != self._listing_told:

@@ -56,8 +56,8 @@ class Position:
 class Checkpoint(Protocol):
     """What a watch must know of its datacenter: whether what is read there may be believed just now."""
 
-    def doubt(self, reason: str) -> None:
-        """Something broke: Consul may come back as another one."""
+    def doubt(self, reason: str, *, went_back: bool = False) -> None:
+        """Something broke, or an index `went_back`: Consul may be another one."""
 
     def confirm(self, client: ConsulClient) -> None:
         """Make sure, before anything is believed again; raises what the question raised."""
@@ -145,7 +145,7 @@ class Watch:
 
     def _answered(self, answer: Answer) -> Step:
         if not self.position.answered(answer):
-            self._checkpoint.doubt("Consul's index went backwards")
+            self._checkpoint.doubt("Consul's index went backwards", went_back=True)
         if self._checkpoint.doubted or self._rebuilds != self._checkpoint.rebuilds:
             self.position.failed()
             return Step.DISCARDED

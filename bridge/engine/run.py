@@ -365,6 +365,7 @@ class Bridge:
                 self._touched.add(target)
             self._queue.add(target, delay_seconds=0.0 if asked else self._brake.delay_seconds(target))
         else:
+            self._follow_annotation(target)  # full passes do not ask people's Services again
             self._look_at({target})
 
     def on_leading(self, shards: frozenset[int]) -> None:

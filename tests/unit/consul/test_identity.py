@@ -52,6 +52,21 @@ def test_after_another_one_that_one_is_the_same() -> None:
     assert identity.is_another(8, {"server": (3, 3)}) is False
 
 
+def test_a_listing_that_is_older_than_one_that_was_believed_is_proof() -> None:
+    """A snapshot from after the last look at the nodes: only the listing tells."""
+    identity = known()
+    identity.observe_listing(300)
+    identity.observe_listing(250)  # a lagging server
+    assert (identity.is_older(300), identity.is_older(299), identity.is_older(299)) == (False, True, False)
+
+
+def test_another_one_begins_its_listings_anew() -> None:
+    identity = known()
+    identity.observe_listing(300)
+    identity.is_another(7, {"server": (3, 3)})
+    assert identity.is_older(8) is False
+
+
 def test_what_the_doorbell_saw_moves_the_comparison_forward_only() -> None:
     identity = known()
     identity.observe(200, {"server": (11, 17)})

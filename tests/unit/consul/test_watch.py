@@ -53,7 +53,7 @@ class Script:
         self.taken.append(found.index)
         return self.usable(found)
 
-    def doubt(self, reason: str) -> None:
+    def doubt(self, reason: str, *, went_back: bool = False) -> None:
         self.doubts.append(reason)
         self.doubted = True
 
