@@ -113,10 +113,13 @@ class Reconciler:
             return None
         return self._guarded([draft])[0]
 
-    def plan_all(self, targets: Collection[Target]) -> list[Plan]:
-        """The same for many targets, judged together; sorted, without those of which too little is known."""
-        drafts = [draft for draft in map(self._draft, sorted(targets)) if draft is not None]
-        return self._guarded(drafts)
+    def plan_all(self, targets: Collection[Target], *, ask: bool = True) -> list[Plan]:
+        """The same for many targets, judged together; sorted, without those of which too little is known.
+
+        Not `ask`: what the control plane has mirrored is not asked for, a request each; the plan is `unmirrored` then.
+        """
+        drafts = (self._draft(target, ask=ask) for target in sorted(targets))
+        return self._guarded([draft for draft in drafts if draft is not None])
 
     def listed(self, target: Target) -> tuple[int, int]:
         """Ready and not ready endpoints that Consul has for `target`, whatever the guard makes of them."""
@@ -144,7 +147,7 @@ class Reconciler:
                 found = True
         return found
 
-    def _draft(self, target: Target) -> _Draft | None:
+    def _draft(self, target: Target, *, ask: bool = True) -> _Draft | None:
         """Steps 1 to 4."""
         if target.namespace in self.unreadable:
             return None
@@ -190,7 +193,7 @@ class Reconciler:
             desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
             warnings = (*warnings, HIDDEN_TEXT)
         plan = self._diff(target, desired, current, skipped, warnings)
-        if plan.unmirrored and self._mirrored is not None:
+        if plan.unmirrored and self._mirrored is not None and ask:
             with contextlib.suppress(BridgeError):  # not seen: our slices stay, and it is asked again
                 current = replace(current, mirrored=self._mirrored(target))
                 plan = self._diff(target, desired, current, skipped, warnings)

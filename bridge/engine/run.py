@@ -541,10 +541,10 @@ class Bridge:
                 self._reconciler.nodes = node_names(self._client, self._options.cluster_nodes)
         with self._reconciler.lock:
             targets = self._reconciler.world.targets() | set(self._cache.targets())
-        plans = self._reconciler.plan_all(targets)
+        plans = self._reconciler.plan_all(targets, ask=False)
         for plan in plans:
             self._record(Outcome(plan, (), ()))
-            if plan.writes and self._leadership.leads(plan.target):
+            if (plan.writes or plan.unmirrored) and self._leadership.leads(plan.target):
                 self._enqueue(plan.target)
         self._last_pass = self._clock()
         report = build_report(
@@ -589,7 +589,7 @@ class Bridge:
         if not targets:
             return
         if len(targets) > 1:
-            self._reconciler.plan_all(targets)
+            self._reconciler.plan_all(targets, ask=False)
         for target in sorted(targets):
             self._enqueue(target)
 

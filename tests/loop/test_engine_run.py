@@ -12,10 +12,11 @@ import pytest
 
 from bridge.consul.client import ConsulConfig
 from bridge.core.guard import GuardSettings
-from bridge.core.model import Change, Destination, Meta, Rule
-from bridge.engine import backoff
+from bridge.core.model import Change, Destination, Group, Meta, Rule, Target
+from bridge.engine import backoff, run
 from bridge.engine.run import OWN_DATACENTER, Bridge, RunOptions
-from bridge.kube.client import KubeConfig
+from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
 from bridge.report import NullObserver
 from bridge.retry import RetryPolicy
@@ -458,6 +459,35 @@ def test_a_consul_that_was_rebuilt_while_nobody_watched_takes_nothing_away(
         eventually(lambda: [again.ready(f"s-{n}") for n in range(3)], [["10.0.0.1"], None, None])
     finally:
         again.stop()
+
+
+def test_only_writers_ask_what_the_control_plane_has_mirrored(
+    running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request for each service whose output changed: the supervisor must not wait for a server that is silent."""
+    asked: dict[str, set[str]] = {}
+
+    def noted(client: KubeClient, target: Target) -> tuple[Group, ...]:
+        asked.setdefault(target.name, set()).add(threading.current_thread().name.partition("-")[0])
+        return mirrored(client, target)
+
+    monkeypatch.setattr(run, "mirrored", noted)
+    for name in ("one", "two"):
+        running.consul.register(name, f"vm-{name}", "10.0.0.1", 80)
+        marks = {"consul-bridge/owner": "default", "kubernetes.io/service-name": name}
+        managers = dict.fromkeys(
+            ("app.kubernetes.io/managed-by", "endpointslice.kubernetes.io/managed-by"), "consul-bridge"
+        )
+        running.kube.put("endpointslices", {
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": f"{name}-abcde", "namespace": "default", "labels": {**marks, **managers}},
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": True}}],
+            "ports": [{"port": 80, "protocol": "TCP"}],
+        })  # fmt: skip
+    running.start()
+    eventually(lambda: [running.ready(name) for name in ("one", "two")], [["10.0.0.1"]] * 2)
+    eventually(lambda: asked.keys(), {"one", "two"})
+    assert {thread for threads in asked.values() for thread in threads} <= {"writer", "consul"}
 
 
 def test_what_a_service_on_its_way_out_has_lost_is_not_made_again(
