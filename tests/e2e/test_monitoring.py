@@ -145,6 +145,10 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     "ConsulBridgeUnread": (
         [series("consul_bridge_unread_services", "1x120")], [series("consul_bridge_unread_services", "0x120")],
     ),
+    "ConsulBridgeUnreadable": (
+        [series("consul_bridge_unreadable_namespaces", "1x120")],
+        [series("consul_bridge_unreadable_namespaces", "0x120")],
+    ),
     "ConsulBridgeSlow": (
         [series("consul_bridge_sync_lag_seconds_bucket", "0x120", le="5"),
          series("consul_bridge_sync_lag_seconds_bucket", "0+9x120", le="10"),
