@@ -535,7 +535,7 @@ def walk(images: Images, tmp_path: Path) -> Iterator[Walk]:
 def commands() -> list[str]:
     """The commands of README.md's walk, one string each, without their comments."""
     text = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"^```sh\n(make demo-docker.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```sh[^\n]*\n(make demo-docker.*?)^```$", text, re.MULTILINE | re.DOTALL)
     joined = re.sub(r"\\\n\s*", "", block)
     return [re.sub(r"\s{2,}#.*", "", line) for line in joined.splitlines()]
 

@@ -29,13 +29,31 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "manifests/README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))))
 """Every page with commands for people."""
 
+WALK = (
+    "make demo-docker",
+    "docker compose exec kubernetes kubectl get service,endpoints radosgw",
+    "docker compose exec kubernetes kubectl run ask --rm --attach --quiet --restart=Never --image=busybox:1.37 -- \\",
+    "docker stop consul-endpoints-bridge-radosgw-3",
+    "docker compose exec kubernetes kubectl get endpoints radosgw",
+    "docker kill consul-endpoints-bridge-radosgw-5",
+    "docker compose run --rm bridge explain radosgw",
+    "docker start consul-endpoints-bridge-radosgw-3 consul-endpoints-bridge-radosgw-5",
+    "docker compose run --rm bridge sync --dry-run",
+    "docker compose down --volumes",
+)
+"""README's walk through the demonstration with Docker."""
+
 NOT_RUN: Mapping[tuple[str, str], str] = {
-    ("README.md", "make demo"): "its output is tested by tests/demo",
-    ("README.md", "make test"): "it is this very suite",
+    **{("README.md", command): "tests/e2e/test_compose.py types it" for command in WALK},
+    ("README.md", "make demo"): "tests/e2e/test_demo.py runs it whole",
     ("README.md", "pip install ."): "tests/e2e/test_package.py installs the wheel",
+    ("README.md", 'eval "$(_BRIDGE_COMPLETE=source_bash bridge)"'): "tests/e2e/test_completion.py presses Tab",
+    ("README.md", 'eval "$(_BRIDGE_COMPLETE=source_zsh bridge)"'): "the same",
     ("README.md", "bridge sync --consul-address http://consul.example:8500 --service 'radosgw*' --namespace storage "
      "--dry-run"): "a Consul of that name is nowhere; the tutorial runs the same",
     ("docs/how-to.md", "for n in $(seq 1 12); do"): "no systemd; tests/e2e/test_traffic.py does the same under load",
+    ("docs/operations.md", "kubectl --namespace storage rollout status deployment/consul-endpoints-bridge "
+     "--timeout=2m"): "no kubelet here",
     ("docs/page.md", "kubectl port-forward deployment/consul-endpoints-bridge 9480"): "no kubelet here",
     ("docs/reliability.md", "make chaos"): "five minutes; the suite has a step chaos",
     ("docs/reliability.md", "make chaos SEED=7 MINUTES=60"): "an hour",
