@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-from bridge.errors import ThrottledError, TransientError
+from bridge.errors import BridgeError, CancelledError, CredentialsError, PermanentError, ThrottledError, TransientError
 from bridge.retry import RetryPolicy
 
 K = TypeVar("K", bound=Hashable)
@@ -147,6 +147,65 @@ class BackoffTable(Generic[K]):
     def __len__(self) -> int:
         with self._lock:
             return len(self._failures)
+
+
+class Failures(Generic[K]):
+    """Whose fault a failed write was, and when its key is tried again.
+
+    | the error | what it tells the gate | the next try |
+    | --- | --- | --- |
+    | not sent: we are stopping, or another replica leads | nothing | none |
+    | our credentials are refused | a fault of the server: true of every object | the gate waits, for all together |
+    | a fault of the server, 429 | just this | the same |
+    | a fault of the server for one key again, while others were written | nothing | after the key's own backoff |
+    | refused for good | the server answered | after the long backoff |
+    | any other | the server answered | after the key's own backoff |
+    """
+
+    def __init__(self, gate: Gate, soon: RetryPolicy, late: RetryPolicy) -> None:
+        """`soon`: backoff of a key; `late`: backoff of what is refused for good."""
+        self._gate = gate
+        self._soon: BackoffTable[K] = BackoffTable(soon)
+        self._late: BackoffTable[K] = BackoffTable(late)
+        self._suspects: dict[K, int] = {}
+
+    def told_by(self, key: K, error: BridgeError) -> Came | TransientError:
+        """What an error that a write met tells about the server; its `fault_of_server` is set to what is believed.
+
+        A server that fails for one object again while others were written since is well (an admission webhook may
+        answer 500 for just this one): it must not be declared down for it.
+        """
+        if isinstance(error, CancelledError):
+            return Came.NOTHING
+        if isinstance(error, CredentialsError):
+            return TransientError(str(error))
+        if not isinstance(error, TransientError) or not error.fault_of_server:
+            return Came.ANSWERED
+        if isinstance(error, ThrottledError):
+            return error
+        written = self._gate.written
+        error.fault_of_server = self._suspects.get(key, written) == written
+        self._suspects[key] = written
+        return error if error.fault_of_server else Came.NOTHING
+
+    def delay_seconds(self, key: K, error: BridgeError) -> float | None:
+        """Seconds until `key` is tried again, 0 where the gate does the waiting; None: not at all."""
+        if isinstance(error, CancelledError):
+            return None
+        if isinstance(error, CredentialsError) or (isinstance(error, TransientError) and error.fault_of_server):
+            return 0.0
+        table = self._late if isinstance(error, PermanentError) else self._soon
+        return table.failed(key, error)
+
+    def written(self, key: K) -> None:
+        """Something of the key was written: the server need not be suspected for it."""
+        self._suspects.pop(key, None)
+
+    def forget(self, key: K) -> None:
+        """All is well with the key, or there is nothing to be done for it any more."""
+        self._suspects.pop(key, None)
+        self._soon.forget(key)
+        self._late.forget(key)
 
 
 class Brake(Generic[K]):

@@ -42,9 +42,11 @@ from bridge.core.model import (
     Unknown,
 )
 from bridge.engine.announce import Announcer
-from bridge.engine.backoff import BackoffTable, Brake, Came, Gate
+from bridge.engine.backoff import Brake, Came, Failures, Gate
+from bridge.engine.errands import Errand, Errands
 from bridge.engine.leadership import Alone, Elected, Leadership
 from bridge.engine.live import Live, LiveRow
+from bridge.engine.outcomes import Outcomes
 from bridge.engine.queue import WorkQueue
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
@@ -54,10 +56,7 @@ from bridge.engine.world import World
 from bridge.errors import (
     BridgeError,
     CancelledError,
-    CredentialsError,
     NotLeadingError,
-    PermanentError,
-    ThrottledError,
     TransientError,
 )
 from bridge.kube.cache import Cache
@@ -68,7 +67,7 @@ from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import node_names
 from bridge.kube.writer import Writer
 from bridge.observe.together import Together
-from bridge.report import Failure, NullObserver, Observer, Outcome, build_report
+from bridge.report import NullObserver, Observer, Outcome, build_report
 from bridge.retry import RetryPolicy, call
 
 FIRST_LOOK_SECONDS = 0.02
@@ -140,20 +139,15 @@ class Bridge:
         self._passing = threading.Event()
         self._queue: WorkQueue[Target] = WorkQueue(clock)
         self._gate = Gate(options.writers, options.kube_retry, self._stop, clock)
-        self._backoff: BackoffTable[Target] = BackoffTable(options.object_retry)
-        self._refused: BackoffTable[Target] = BackoffTable(options.permanent_retry)
+        self._failures: Failures[Target] = Failures(self._gate, options.object_retry, options.permanent_retry)
         self._brake: Brake[Target] = Brake(options.object_retry, clock=clock)
         self._rivals = Rivals(options.owner, clock)
         self._resolver: Resolver[Target] = Resolver(options.resolver, self._look_at, self._died, clock=clock)
         self._early: set[Target] = set()
         self._early_lock = threading.Lock()
-        self._seen: dict[Target, float] = {}
-        self._owed: dict[Target, float] = {}
-        self._touched: set[Target] = set()
+        self._errands = Errands()
         self._deferred: set[Target] = set()
-        self._suspects: dict[Target, int] = {}
-        self._outcomes: dict[Target, Outcome] = {}
-        self._outcomes_lock = threading.Lock()
+        self._outcomes = Outcomes()
         self._consul_trouble: dict[str, str] = {}
         self._no_nodes = ""
         self._last_pass: float | None = None
@@ -247,8 +241,7 @@ class Bridge:
 
     def status(self) -> dict[str, Any]:
         """Everything that /api/status shows."""
-        with self._outcomes_lock:
-            outcomes = list(self._outcomes.values())
+        outcomes = list(self._outcomes.all().values())
         report = build_report(
             outcomes, self._unknown(), dry_run=True, skipped=self.unmirrored(), unplanned=self._unplanned()
         )
@@ -274,9 +267,7 @@ class Bridge:
         """All mirrored services as they are now, sorted by target."""
         if not self._passing.is_set():
             return []
-        with self._outcomes_lock:
-            outcomes = dict(self._outcomes)
-        return self._live.rows(outcomes)
+        return self._live.rows(self._outcomes.all())
 
     def unmirrored(self) -> tuple[Skipped, ...]:
         """Services whose name cannot be brought into Kubernetes' form."""
@@ -288,9 +279,7 @@ class Bridge:
     def explain(self, namespace: str, name: str) -> tuple[Explanation, ...] | None:
         """Why the instances at a target are as they are; None when nothing is mirrored there."""
         target = Target(namespace, name)
-        with self._outcomes_lock:
-            outcome = self._outcomes.get(target)
-        return self._live.explain(target, outcome) if self._passing.is_set() else None
+        return self._live.explain(target, self._outcomes.of(target)) if self._passing.is_set() else None
 
     def replace_rules(self, rules: Sequence[Rule]) -> bool:
         """Go on with other rules; False (and nothing is done) when they ask for other namespaces or datacenters."""
@@ -330,7 +319,7 @@ class Bridge:
             self._wake.set()
             return
         for target in targets:
-            self._seen.setdefault(target, seen)
+            self._errands.seen(target, seen)
         if lend is not None and len(targets) == 1 and self._gate.free:
             (target,) = targets
             if self._queue.claim(target, LENT_AT_MOST):
@@ -362,7 +351,7 @@ class Bridge:
                 self._rivals.wrote(target)
             asked = self._follow_annotation(target)
             if not asked:
-                self._touched.add(target)
+                self._errands.touched(target)
             self._queue.add(target, delay_seconds=0.0 if asked else self._brake.delay_seconds(target))
         else:
             self._follow_annotation(target)  # full passes do not ask people's Services again
@@ -469,7 +458,7 @@ class Bridge:
             self._look_at(due | released)
             if self._gained.is_set():
                 self._gained.clear()
-                self._look_at(self._unfinished())
+                self._look_at({target for target in self._outcomes.unfinished() if self._leadership.leads(target)})
                 next_resync = min(next_resync, now + GAINED_SECONDS)
             self._tell()
             if now >= next_resync:
@@ -543,7 +532,7 @@ class Bridge:
             targets = self._reconciler.world.targets() | set(self._cache.targets())
         plans = self._reconciler.plan_all(targets, ask=False)
         for plan in plans:
-            self._record(Outcome(plan, (), ()))
+            self._outcomes.planned(plan)
             if (plan.writes or plan.unmirrored) and self._leadership.leads(plan.target):
                 self._enqueue(plan.target)
         self._last_pass = self._clock()
@@ -566,12 +555,6 @@ class Bridge:
         if changed:
             self._wake.set()
         return bool(changed)
-
-    def _unfinished(self) -> set[Target]:
-        """Targets of ours at which something is still to be written: what a standby saw and left to the one who led."""
-        with self._outcomes_lock:
-            waiting = [t for t, o in self._outcomes.items() if len(o.applied) < len(o.plan.writes)]
-        return {target for target in waiting if self._leadership.leads(target)}
 
     def _ask(self) -> None:
         """Have Consul watched for what is wanted now, and no more; a datacenter from when it is first wanted on."""
@@ -646,42 +629,31 @@ class Bridge:
             self._queue.done(target)
 
     def _reconcile(self, target: Target) -> None:
-        touched = target in self._touched
-        self._touched.discard(target)
-        seen, owed = self._seen.pop(target, None), self._owed.pop(target, None)
+        errand = self._errands.take(target)
         plan = self._reconciler.plan(target)
         if plan is None:
-            self._forget_failures(target)
+            self._failures.forget(target)
             self._remember(target)  # what a write that seemed to fail has made after all, or another replica removed
             return
         if plan.writes and not self._leadership.leads(target):
-            self._stand_by(Outcome(plan), seen if owed is None else owed)
+            self._stand_by(Outcome(plan), errand)
             return
         if self._can_wait(plan):
-            self._keep(target, seen, owed, touched)
+            self._errands.keep(target, errand)
             self._queue.add(target, priority=LATER)
             return
         outcome = apply_plan(plan, self._write)
         if any(isinstance(failure.error, NotLeadingError) for failure in outcome.failures):
-            self._stand_by(outcome, seen if owed is None else owed)
+            self._stand_by(outcome, errand)
         else:
-            self._settle(outcome, seen, owed, touched)
+            self._settle(outcome, errand)
 
-    def _keep(self, target: Target, seen: float | None, owed: float | None, touched: bool) -> None:
-        """Why a target is to be worked on, for the next time: it was not done now."""
-        if seen is not None:
-            self._seen[target] = min(seen, self._seen.get(target, seen))
-        if owed is not None:
-            self._owed[target] = owed
-        if touched:
-            self._touched.add(target)
-
-    def _stand_by(self, outcome: Outcome, seen: float | None) -> None:
+    def _stand_by(self, outcome: Outcome, errand: Errand) -> None:
         """Another replica writes this target: remember what is to be done, in case that it is ours one day."""
         target = outcome.plan.target
         waiting = Outcome(outcome.plan, outcome.applied)
-        before = self._record(waiting)
-        self._keep(target, seen, None, touched=False)
+        before = self._outcomes.record(waiting)
+        self._errands.keep(target, Errand(seen=errand.since))
         if outcome.applied or _account(before) != _account(waiting):
             self._observer.outcome(waiting, None)
         self._remember(target)
@@ -709,11 +681,11 @@ class Bridge:
             came = Came.WRITTEN
         except BridgeError as error:
             self._cache.forget(change)
-            came = self._told_by(error, change.target)
+            came = self._failures.told_by(change.target, error)
             raise
         finally:
             self._gate.leave(came)
-        self._suspects.pop(change.target, None)
+        self._failures.written(change.target)
         self._cache.note(change, meta)
 
     @contextlib.contextmanager
@@ -726,52 +698,31 @@ class Bridge:
         finally:
             self._leadership.leave(target)
 
-    def _told_by(self, error: BridgeError, target: Target) -> Came | TransientError:
-        """What an error that a write met tells about the server; `fault_of_server` says so to whoever tries again.
-
-        A server that fails for one object again while others were written since is well (an admission webhook may
-        answer 500 for just this one): it must not be declared down for it.
-        """
-        if isinstance(error, CancelledError):
-            return Came.NOTHING
-        if isinstance(error, CredentialsError):  # true of every object: one asks, and all go on when it works
-            return TransientError(str(error))
-        if not isinstance(error, TransientError) or not error.fault_of_server:
-            return Came.ANSWERED
-        if isinstance(error, ThrottledError):
-            return error
-        written = self._gate.written
-        error.fault_of_server = self._suspects.get(target, written) == written
-        self._suspects[target] = written
-        return error if error.fault_of_server else Came.NOTHING
-
-    def _settle(self, outcome: Outcome, seen: float | None, owed: float | None, touched: bool) -> None:
-        """Remember how it went and ask for what is still to be done.
-
-        `seen`: since when a change in Consul waits for its first try; `owed`: since when one does whose write failed;
-        `touched`: somebody else changed what stands there.
-        """
+    def _settle(self, outcome: Outcome, errand: Errand) -> None:
+        """Remember how it went and ask for what is still to be done."""
         target = outcome.plan.target
-        before = self._record(outcome)
-        waits = [since for since in (seen, owed) if since is not None]
+        before = self._outcomes.record(outcome)
+        since = errand.since
         if not outcome.failures:
             with self._reconciler.lock:
                 self._reconciler.guard.applied(target)
-        elif waits or touched:
-            self._keep(target, None, min(waits, default=None), touched and not outcome.applied)
-        written = outcome.applied or owed is not None  # a write that seemed to fail may have been done after all
-        lag = self._clock() - min(waits) if waits and written and not outcome.failures else None
+        else:
+            self._errands.keep(target, errand.failed(touched=errand.touched and not outcome.applied))
+        written = outcome.applied or errand.owed is not None  # a write that seemed to fail may have been done after all
+        lag = self._clock() - since if since is not None and written and not outcome.failures else None
         if outcome.applied or outcome.failures or outcome.plan.held or _account(before) != _account(outcome):
             self._observer.outcome(outcome, lag)
         self._remember(target)
-        if outcome.applied and touched and not waits and self._brake.repaired(target) >= ENOUGH:
+        if outcome.applied and errand.touched and since is None and self._brake.repaired(target) >= ENOUGH:
             self._rivals.undid(target)
         for failure in outcome.failures:
-            self._retry_later(target, failure)
+            delay = self._failures.delay_seconds(target, failure.error)
+            if delay is not None:
+                self._queue.add(target, delay_seconds=delay)
         if outcome.plan.unmirrored:
             self._queue.add(target, delay_seconds=MIRRORED_SECONDS)
         if not outcome.failures:
-            self._forget_failures(target)
+            self._failures.forget(target)
 
     def _remember_all(self) -> None:
         with self._reconciler.lock:
@@ -788,38 +739,8 @@ class Bridge:
                 self._reconciler.world.forget(target)
                 self._reconciler.guard.forget(target)
             gone = not self._reconciler.world.queries_at(target)
-        if gone:  # names that come and go must not pile up
-            with self._outcomes_lock:
-                before = self._outcomes.pop(target, None)
-            if before is not None:
-                self._observer.outcome(Outcome(Plan(target)), None)
-
-    def _retry_later(self, target: Target, failure: Failure) -> None:
-        error = failure.error
-        if isinstance(error, CancelledError):
-            return
-        if isinstance(error, CredentialsError):
-            self._queue.add(target)  # the gate does the waiting, for all together
-        elif isinstance(error, PermanentError):
-            self._queue.add(target, delay_seconds=self._refused.failed(target, error))
-        elif isinstance(error, TransientError) and error.fault_of_server:
-            self._queue.add(target)  # as above; when it is throttled as well
-        else:
-            self._queue.add(target, delay_seconds=self._backoff.failed(target, error))
-
-    def _forget_failures(self, target: Target) -> None:
-        self._suspects.pop(target, None)
-        self._backoff.forget(target)
-        self._refused.forget(target)
-
-    def _record(self, outcome: Outcome) -> Outcome | None:
-        """Keep it for whoever asks; returns the one before."""
-        target = outcome.plan.target
-        with self._outcomes_lock:
-            before = self._outcomes.pop(target, None)
-            if outcome.plan.queries:
-                self._outcomes[target] = outcome
-        return before
+        if gone and self._outcomes.forget(target) is not None:
+            self._observer.outcome(Outcome(Plan(target)), None)
 
     # ------------------------------------------------------------------ threads
 

@@ -71,6 +71,7 @@ class World:
         self._idle: dict[Target, _Idle] = {}
         self._dismissed: set[Target] = set()
         self._wanted: frozenset[Query] | None = None
+        self._asked: frozenset[Query] | None = None
         self._pinned: dict[Query, Target] = {}
         self._pin()
 
@@ -101,6 +102,8 @@ class World:
 
     def on_view(self, query: Query, state: Knowledge) -> set[Target]:
         """Take what was read of one service; returns the targets that this changes."""
+        if self._asked is not None and query not in self._asked:
+            self._asked = None  # it comes too late, and is forgotten with the next wish
         if isinstance(state, Unknown):
             self._trouble[query] = state.reason
             return set()
@@ -216,9 +219,11 @@ class World:
         A service that is asked for without interruption is not told again: its view must live as long as the wish.
         """
         wanted = self.wanted()
-        for known in (self._views, self._trouble):
-            for query in known.keys() - wanted:
-                del known[query]
+        if wanted is not self._asked:  # looking at thousands of views twice a second would be what costs
+            for known in (self._views, self._trouble):
+                for query in known.keys() - wanted:
+                    del known[query]
+            self._asked = wanted
         return wanted
 
     def unread(self) -> frozenset[Query]:

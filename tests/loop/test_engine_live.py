@@ -138,5 +138,5 @@ def test_what_is_gone_is_forgotten(running: Running, eventually: Eventually) -> 
     for n in range(2):
         running.consul.deregister(f"web-{n}", "vm-1")
         eventually(lambda: min(rows(running)), f"web-{n + 1}", SECONDS)
-    eventually(lambda: sorted(t.name for t in running.bridge._outcomes), ["web-2", "web-3", "web-4"], SECONDS)
+    eventually(lambda: sorted(t.name for t in running.bridge._outcomes.all()), ["web-2", "web-3", "web-4"], SECONDS)
     assert running.ready("web-0") is None

@@ -310,6 +310,7 @@ class Quick:
 
     label = report.LARGE
     services = 5000
+    instances = 4
     threads = 1
     made = 50
     seconds = 1.0
@@ -326,6 +327,11 @@ class Quick:
     def connections(self, _sampler: object, when: str, out: Collected) -> None:
         """As a stage does it."""
         out.figures.append(limit(f"connections to Consul at most, {when}, {self.label}", 1, 64, "", row="connections"))
+
+    def accepted(self, _sampler: object, when: str, out: Collected) -> None:
+        """As a stage does it."""
+        what = f"connections that Consul held at most, {when}, {self.label} ()"
+        out.figures.append(limit(what, 1, 200, "", row="connections"))
 
     def differing(self) -> list[str]:
         """Nothing."""
@@ -413,6 +419,31 @@ def test_an_hour_gives_the_figures_that_its_row_needs(monkeypatch: pytest.Monkey
         large.hour(cast("Any", stage), out, minutes)
         judged = [figure for figure in out.figures if figure.ok is not None]
         assert [find(judged, words) is not None for words in needs] == [proved] * len(needs)
+
+
+def test_each_part_gives_the_figures_that_its_row_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restart, memory, and what Consul held while the bridge was killed and started."""
+    monkeypatch.setattr(large, "FloorChain", Quick)
+    monkeypatch.setattr(large, "floor_restart", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(large, "peak_memory_bytes", lambda _pid: 0)
+    monkeypatch.setattr(large, "cpu_share", lambda *_: 0.0)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    daemon = SimpleNamespace(pid=1, threads=lambda: 1, memory_bytes=lambda: 0, cpu_seconds=lambda: 0.0)
+    daemon.stop = daemon.kill = daemon.start = lambda: None
+    out = Collected()
+    for label, instances in ((report.LARGE, 4), (report.WIDE_LABEL, 100)):
+        stage = Quick()
+        stage.label, stage.services, stage.instances = label, 5000 if instances == 4 else 1000, instances
+        vars(stage)["bridge"] = lambda: daemon
+        large.memory(cast("Any", stage), out)
+        if instances == 4:
+            large.restart(cast("Any", stage), out)
+    judged = {row: [f for f in out.figures if f.row == row and f.ok is not None] for row in report.ROWS}
+    assert report.verdict(judged["restart"], report.NEEDS["restart"]) == "**met**"
+    lacking = {row: [w for w in report.NEEDS[row] if find(judged[row], w) is None] for row in ("memory", "connections")}
+    assert all("60 minutes" in words[0] for words in lacking["memory"])
+    assert [words[1] for words in lacking["connections"]] == ["at rest, ", "while changes go on, ", "in a storm, "]
+    assert [f.floor for f in out.figures if f.what.startswith("restart until ready")] == ["1.00 s"]
 
 
 @pytest.mark.parametrize(("passes", "ok"), [((1, 1), True), ((0, 1), False), ((1, 0), False)])

@@ -135,6 +135,20 @@ def test_a_service_that_no_rule_selects_any_more_leaves_after_the_grace_period()
     assert [made.removable(HERE, now) for now in (129.0, 130.0)] == [False, True]
 
 
+def test_what_is_read_of_a_service_that_nobody_wants_any_more_is_forgotten() -> None:
+    """Also when it comes after the last time that it was said what is wanted."""
+    made = world("web")
+    other = Query("dc1", "other")
+    made.ask()
+    made.on_view(other, known("10.0.0.9"))
+    made.on_view(Query("dc1", "third"), Unknown("timeout"))
+    before = made.known(other)
+    made.ask()
+    assert (before, made.known(other), made.known(WEB), made.trouble()) == (
+        known("10.0.0.9"), None, known("10.0.0.1"), {},
+    )  # fmt: skip
+
+
 def test_what_may_not_go_is_looked_at_less_and_less_often() -> None:
     """A guard may hold it for ever: that must cost next to nothing, however many there are."""
     made = world("web")
