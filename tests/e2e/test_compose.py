@@ -14,7 +14,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab import manifests
+from tests.lab import free_port, manifests
 from tests.lab.images import ROOT, Images, compose_command, compose_plugin, shared
 from tests.lab.providers import binary
 from tests.raw import RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
@@ -196,12 +195,6 @@ def project(images: Images, folder: Path, vms: int) -> Iterator[tuple[Callable[.
         yield compose, ports
     finally:
         compose("down", "--volumes", "--timeout", "10", check=False)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def head_command(words: str) -> list[str]:
