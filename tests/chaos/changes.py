@@ -83,10 +83,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The endpoints of a service by readiness."""
+    """The endpoints of a service by readiness. `drained`: those in maintenance, which only EndpointSlices tell."""
 
     ready: frozenset[Address] = frozenset()
     not_ready: frozenset[Address] = frozenset()
+    drained: frozenset[Address] = frozenset()
 
 
 class Fleet:
@@ -166,13 +167,15 @@ class Fleet:
 
     def expected(self) -> dict[str, State]:
         """What Consul should hold, and so Kubernetes, by service; a service without instances is not in it."""
-        found: dict[str, tuple[set[Address], set[Address]]] = {}
+        found: dict[str, tuple[set[Address], set[Address], set[Address]]] = {}
         with self._lock:
             for instance in self._all.values():
                 if not instance.gone:
-                    sets = found.setdefault(instance.service, (set(), set()))
+                    sets = found.setdefault(instance.service, (set(), set(), set()))
                     sets[0 if instance.ready else 1].add(instance.endpoint)
-        return {name: State(frozenset(ready), frozenset(sick)) for name, (ready, sick) in found.items()}
+                    if instance.maintenance and is_sliced(instance.service):
+                        sets[2].add(instance.endpoint)
+        return {name: State(*map(frozenset, sets)) for name, sets in found.items()}
 
     def mirrored(self) -> dict[str, State]:
         """The same without services whose names in Kubernetes are taken by somebody else."""
@@ -439,6 +442,16 @@ def push(consul: RawConsul, instance: Instance) -> None:
     })  # fmt: skip
     if not instance.maintenance and not instance.anchor:
         consul.json("PUT", "/v1/catalog/deregister", {"Node": instance.node, "CheckID": upkeep["CheckID"]})
+
+
+def is_sliced(service: str) -> bool:
+    """Whether a service is mirrored into EndpointSlices."""
+    return service.startswith("slice-")
+
+
+def is_drained(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of `health/service` is in maintenance."""
+    return any(c["CheckID"].startswith("_service_maintenance") and c["Status"] == "critical" for c in entry["Checks"])
 
 
 def is_ready(entry: Mapping[str, Any]) -> bool:

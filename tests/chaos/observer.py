@@ -18,14 +18,14 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.changes import Address, Fleet, Instance, State, is_ready
+from tests.chaos.changes import Address, Fleet, Instance, State, is_drained, is_ready, is_sliced
 from tests.lab import LabError
 from tests.raw import RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
 
@@ -266,10 +266,8 @@ class Observer:
                     del self._pending[key]
 
     def _shown(self, where: Where) -> State:
-        if where[1].startswith("slice-"):
-            slices = self._slices.get(where, {}).values()
-            ready = frozenset(a for s in slices for a in s.ready)
-            return State(ready, frozenset(a for s in slices for a in s.not_ready) - ready)
+        if is_sliced(where[1]):
+            return _together(self._slices.get(where, {}).values())
         return self._endpoints.get(where, State())
 
     def pushed(self, instance: Instance) -> None:
@@ -397,12 +395,11 @@ class Observer:
             if service == "consul":
                 continue
             entries = consul.health(service)[1]
-            pairs = [
-                ((e["Service"]["Address"] or e["Node"]["Address"], e["Service"]["Port"]), is_ready(e)) for e in entries
-            ]
+            rows = [((e["Service"]["Address"] or e["Node"]["Address"], e["Service"]["Port"]), e) for e in entries]
             found[service] = State(
-                frozenset(address for address, ready in pairs if ready),
-                frozenset(address for address, ready in pairs if not ready),
+                frozenset(address for address, entry in rows if is_ready(entry)),
+                frozenset(address for address, entry in rows if not is_ready(entry)),
+                frozenset(address for address, entry in rows if is_drained(entry) and is_sliced(service)),
             )
         return found
 
@@ -414,9 +411,7 @@ class Observer:
         for item in kube.json("GET", f"{SLICES}?labelSelector={SLICE_MANAGED_BY}={OURS}")["items"]:
             parts.setdefault(_where(SLICES, item), []).append(_state_of_slice(item))
         for where, states in parts.items():
-            held[where] = State(
-                frozenset(a for s in states for a in s.ready), frozenset(a for s in states for a in s.not_ready)
-            )
+            held[where] = _together(states)
         return {where: state for where, state in held.items() if where[0] in self._sights.namespaces}
 
 
@@ -457,11 +452,22 @@ def _state_of_endpoints(item: Mapping[str, Any]) -> State:
 
 
 def _state_of_slice(item: Mapping[str, Any]) -> State:
-    sides: tuple[set[Address], set[Address]] = (set(), set())
+    sides: tuple[set[Address], set[Address], set[Address]] = (set(), set(), set())
     for endpoint in item.get("endpoints") or []:
-        side = sides[0 if (endpoint.get("conditions") or {}).get("ready") else 1]
-        side.update((a, port["port"]) for a in endpoint["addresses"] for port in item.get("ports") or [])
-    return State(frozenset(sides[0]), frozenset(sides[1]))
+        conditions = endpoint.get("conditions") or {}
+        pairs = [(a, port["port"]) for a in endpoint["addresses"] for port in item.get("ports") or []]
+        sides[0 if conditions.get("ready") else 1].update(pairs)
+        if conditions.get("terminating"):
+            sides[2].update(pairs)
+    return State(*map(frozenset, sides))
+
+
+def _together(states: Iterable[State]) -> State:
+    """What several slices show: ready in one is ready."""
+    states = tuple(states)
+    ready = frozenset(a for s in states for a in s.ready)
+    drained = frozenset(a for s in states for a in s.drained)
+    return State(ready, frozenset(a for s in states for a in s.not_ready) - ready, drained - ready)
 
 
 def _shows(state: State, instance: Instance) -> bool:
@@ -474,5 +480,5 @@ def _words(state: State | None) -> str:
     if state is None:
         return "nothing"
     lists = [f"{what} {sorted(f'{a}:{p}' for a, p in side)}" for what, side in
-             (("ready", state.ready), ("not ready", state.not_ready)) if side]  # fmt: skip
+             (("ready", state.ready), ("not ready", state.not_ready), ("drained", state.drained)) if side]  # fmt: skip
     return ", ".join(lists) or "no endpoint"
