@@ -28,6 +28,7 @@ from tests.lab import borrowed, containers
 from tests.lab.build import TOOLS, LabError
 from tests.lab.janitor import Janitor, new_folder
 from tests.lab.providers import Provider, binaries, binary, chosen
+from tests.lab.secrecy import secret
 from tests.lab.servers import (
     ApiServer,
     Consul,
@@ -200,7 +201,7 @@ class Lab:
                     "name": "lab",
                     "cluster": {"server": server or self.apiserver.url, "certificate-authority-data": ca},
                 }],
-                "users": [{"name": name, "user": {"token": token}}],
+                "users": [{"name": name, "user": {"token": secret(token)}}],
                 "contexts": [{"name": name, "context": {"cluster": "lab", "user": name, "namespace": namespace}}],
             })
         )  # fmt: skip

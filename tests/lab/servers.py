@@ -24,6 +24,7 @@ from typing import Any
 
 from tests.lab.build import LabError
 from tests.lab.providers import binary
+from tests.lab.secrecy import secret
 
 _PR_SET_PDEATHSIG = 1
 CONTROLLERS = (
@@ -328,7 +329,7 @@ class Consul(Server):
         """`files`: certificates, for an HTTPS port beside the plain one; `mtls`: it asks for a client's certificate."""
         super().__init__(folder)
         self.name = name
-        self.token = "3f0ad9b5-6c41-4ac4-9b54-2d0a1e4f6c7d" if acl else ""
+        self.token = secret("3f0ad9b5-6c41-4ac4-9b54-2d0a1e4f6c7d") if acl else ""
         self.ports = {k: free_port() for k in ("http", "server", "serf_lan", "serf_wan", "grpc", "grpc_tls")}
         self.address = f"http://127.0.0.1:{self.ports['http']}"
         self.https_address = ""
