@@ -95,8 +95,10 @@ class Daemon(Program):
         return dict(json.loads(body)) if body else {}
 
     def events(self) -> list[dict[str, Any]]:
-        """The log's lines as JSON."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        """The log's lines as JSON, without one that is being written."""
+        text = self.log.read_text()
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples; 0 when there is none."""

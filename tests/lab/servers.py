@@ -96,7 +96,7 @@ class Server:
     """A process with a folder for its data and its log."""
 
     program = ""
-    ready_seconds = 30.0
+    ready_seconds = 60.0
     borrowed = False
     """Somebody else's: used, neither started nor stopped."""
     prefix: Sequence[str] = ()
@@ -387,10 +387,11 @@ class Consul(Server):
         return ("agent", "-config-file", str(self.folder / "consul.json"))
 
     def is_ready(self) -> bool:
-        # A leader that is known is not yet one that serves: the catalog, which it keeps, has Consul itself in it.
+        # A leader that is known is not yet one that serves: the catalog, which it keeps, has Consul itself in it. Asked
+        # consistently, it answers only when all that its disk holds is in the catalog again.
         led = answers(f"{self.address}/v1/status/leader", expect=lambda body: body.strip() != b'""')
         return led and answers(
-            f"{self.address}/v1/catalog/services", expect=lambda body: b'"consul"' in body, token=self.token
+            f"{self.address}/v1/catalog/services?consistent", expect=lambda body: b'"consul"' in body, token=self.token
         )
 
     def restart(self, empty: bool = False) -> None:
