@@ -60,15 +60,11 @@ class ConsulEmpty(Fault):
         stage.fleet.register_again()
 
 
-class ConsulRestored(Fault):
+class ConsulRestored(ConsulEmpty):
     """Somebody restored a snapshot: Consul is what it was, and lacks what came since."""
 
     name = "consul-restored"
     what = "a snapshot from before the newest services is restored; later the agents register again"
-    shows = (log("removal held", "was rebuilt or restored"), Metric('consul_bridge_holds{cause="rebuilt"}', ">0"))
-    readiness = READY
-    settle_seconds = 18.0
-    why_slow = "`guard.rebuild_grace`, here 6 s, is over first"
     number = 0
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
@@ -82,9 +78,6 @@ class ConsulRestored(Fault):
             status, _, said = consul.send("PUT", "/v1/snapshot", snapshot)
         if status != 200:
             raise UnexpectedAnswerError(status, said.decode(errors="replace"))
-
-    def heal(self, stage: Stage) -> None:
-        stage.fleet.register_again()
 
 
 class ConsulPause(Fault):
