@@ -18,13 +18,19 @@ from bridge.core.model import Rule, Skipped
 from bridge.engine.live import LiveRow
 from bridge.engine.run import Bridge
 from bridge.engine.scope import never_used
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ConfigurationError
 from bridge.interpreter import quickly_switched
 from bridge.report import Observer
 from bridge.settings import Settings
 
-WATCH_SECONDS = 2.0
+WATCH_SECONDS = 1.0
 """How often the settings file is compared: a ConfigMap is updated by swapping links, which no file event survives."""
+
+RULES_GONE = (
+    "{file}: there are no rules any more, and without any every service would be mirrored; a file that is half written "
+    "looks the same. To mirror every service, write the rule for it (rules: [{{services: ['*']}}]); to mirror none, "
+    "rules: []"
+)
 
 FIXED = ("run.listen", "log.format", "log.level")
 """Settings that only a new process takes."""
@@ -60,7 +66,8 @@ class Daemon:
         self._lock = threading.Lock()
         self._stopping = False
         self._trouble: str | None = None
-        self._bridge = self._build(settings, rules_of(settings))
+        self._rules = rules_of(settings)
+        self._bridge = self._build(settings, self._rules)
         self._next: Bridge | None = None
         self._watcher = _FileWatch(settings.config_file, self.reload)
 
@@ -91,6 +98,8 @@ class Daemon:
                 return
             try:
                 fresh = self._load()
+                if self._settings.rules is not None and fresh.rules is None:
+                    raise ConfigurationError(RULES_GONE.format(file=fresh.config_file))
                 rules = self._rules_of(fresh)
             except BridgeError as error:
                 self._trouble = str(error)
@@ -99,10 +108,13 @@ class Daemon:
             self._trouble = None
             before, after = self._settings.effective(), fresh.effective()
             changed = sorted(key for key in after if key != "rules" and before.get(key) != after[key])
+            if not changed and rules == self._rules:
+                self._log.info("settings read again: nothing has changed")
+                return
             fixed = [key for key in changed if key in FIXED]
             if fixed:
                 self._log.warning("these settings need a new process; the rest is taken", settings=", ".join(fixed))
-            self._settings = fresh
+            self._settings, self._rules = fresh, rules
             only_rules = not set(changed) - set(FIXED)
             if only_rules and self._next is None and self._bridge.replace_rules(rules):
                 self._log.info("rules taken", rules=len(rules))
@@ -160,7 +172,10 @@ class Daemon:
 
 
 class _FileWatch:
-    """Calls back when a file's content changes; nothing to watch without a path."""
+    """Calls back when a file's content has changed and is the same in two looks; nothing to watch without a path.
+
+    Half of a file is a file as well: editors and `cp` write over what is there.
+    """
 
     def __init__(self, path: str, on_change: Callable[[], None]) -> None:
         self._path = path
@@ -178,10 +193,11 @@ class _FileWatch:
             self._thread.join()
 
     def _run(self) -> None:
-        before = self._content()
+        before = seen = self._content()
         while not self._stop.wait(WATCH_SECONDS):
-            content = self._content()
-            if content != before:
+            content, looked = self._content(), seen
+            seen = content
+            if content == looked != before:
                 before = content
                 self._on_change()
 

@@ -86,9 +86,12 @@ Eventually = Callable[..., None]
 
 @pytest.fixture
 def eventually() -> Eventually:
-    """Wait until a question has the expected answer: `eventually(ask, expected, seconds)`."""
+    """Wait until a question has the expected answer: `eventually(ask, expected, seconds)`.
 
-    def wait(ask: Callable[[], object], expected: object, seconds: float = 10.0) -> None:
+    Who says no `seconds` only guards against hanging: a busy machine may take its time.
+    """
+
+    def wait(ask: Callable[[], object], expected: object, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while (found := ask()) != expected:
             if time.monotonic() >= deadline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import Lab, free_port
+from tests.lab.secrecy import learn, untold
 from tests.lab.servers import Program
 
 BRIDGE = str(Path(sys.executable).parent / "bridge")
@@ -41,10 +43,13 @@ def environment(consul_address: str, kubeconfig: Path | str, **further: str) -> 
 
 
 def bridge(*arguments: str, env: Mapping[str, str], stdin: str = "", timeout: float = 60.0) -> Result:
-    """Run one command to its end."""
+    """Run one command to its end; AssertionError when it says a secret."""
+    learn(env)
     done = subprocess.run(
         [BRIDGE, *arguments], env=dict(env), input=stdin, capture_output=True, text=True, timeout=timeout, check=False
     )
+    for stream in (done.stdout, done.stderr):
+        untold(stream, f"bridge {' '.join(arguments)}")
     return Result(done.returncode, done.stdout, done.stderr)
 
 
@@ -52,6 +57,7 @@ class Daemon(Program):
     """`bridge run`, with its HTTP address."""
 
     def __init__(self, lab: Lab, name: str, *arguments: str, env: Mapping[str, str]) -> None:
+        learn(env)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         super().__init__(
@@ -62,14 +68,22 @@ class Daemon(Program):
         )
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body of a GET; (0, b"") when nobody answers."""
+        """Status and body of a GET; (0, b"") when nobody answers. AssertionError when a secret is on the page."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=5) as answer:
-                return answer.status, answer.read()
+                status, body = answer.status, answer.read()
         except urllib.error.HTTPError as error:
-            return error.code, error.read()
+            status, body = error.code, error.read()
         except OSError:
             return 0, b""
+        untold(body.decode(errors="replace"), f"GET {path}")
+        return status, body
+
+    def _end(self, how: signal.Signals) -> None:
+        """As every server; and its log, which is complete now, must not have a secret in it."""
+        super()._end(how)
+        if self.log.exists():
+            untold(self.log.read_text(errors="replace"), str(self.log))
 
     def ready(self) -> bool:
         """Whether /readyz says so."""
@@ -81,8 +95,10 @@ class Daemon(Program):
         return dict(json.loads(body)) if body else {}
 
     def events(self) -> list[dict[str, Any]]:
-        """The log's lines as JSON."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        """The log's lines as JSON, without one that is being written."""
+        text = self.log.read_text()
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples; 0 when there is none."""

@@ -51,6 +51,7 @@ class RawClient:
         else:
             self._connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds)
         self._headers = dict(headers or {})
+        self._interrupted = False
 
     def send(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -65,7 +66,7 @@ class RawClient:
             answer = self._connection.getresponse()
         except http.client.RemoteDisconnected:
             self._connection.close()
-            if fresh:
+            if fresh or self._interrupted:
                 raise
             return self.send(method, path, body, headers)  # the server does not keep idle connections for ever
         return answer.status, answer.headers, answer.read()
@@ -80,6 +81,7 @@ class RawClient:
 
     def interrupt(self) -> None:
         """End a request that another thread waits for; it raises OSError there."""
+        self._interrupted = True  # not to be sent again on another connection
         sock = getattr(self._connection, "sock", None)
         if sock is not None:
             sock.shutdown(socket.SHUT_RDWR)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from bridge.core.model import Action, Held, Kind, Query, Target
@@ -316,6 +316,14 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
         values = {dc: state[key] for dc, state in catalog.items() if state.get(key) is not None}
         if values:
             yield _gauge(name, text, "datacenter", values)
+    confirmations = CounterMetricFamily(
+        "consul_bridge_consul_confirmations",
+        "Consistent reads that ended a doubt: a request had failed, or an index went backwards.",
+        labels=["datacenter"],
+    )
+    for dc, state in catalog.items():
+        confirmations.add_metric([dc], state.get("confirmations", 0))
+    yield confirmations
     backoff = GaugeMetricFamily(
         "consul_bridge_backing_off",
         "Whether a side is asked less often because it failed.",

@@ -93,7 +93,7 @@ def play(plan: Plan) -> int:
     following = sequence(plan.names, plan.seed)
     with Stage(
         seed=plan.seed, services=plan.services, instances=plan.instances, anchors=plan.instances * 2 // 3,
-        rate=plan.rate, servers=plan.servers,
+        rate=plan.rate, servers=plan.servers, longest_pause=60.0,
     ) as stage:  # fmt: skip
         campaign = Campaign(stage, say)
         campaign.begin()

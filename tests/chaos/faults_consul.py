@@ -7,7 +7,19 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from tests.chaos.faults import CONSUL_DOWN, CONSUL_UP_0, EITHER, NOT_READY, READY, Fault, Metric, Reason, Sign, log
+from tests.chaos.faults import (
+    CONFIRMED,
+    CONSUL_DOWN,
+    CONSUL_UP_0,
+    EITHER,
+    NOT_READY,
+    READY,
+    Fault,
+    Metric,
+    Reason,
+    Sign,
+    log,
+)
 from tests.chaos.stage import POLICY, TOKEN, Stage, wait_for
 from tests.chaos.stub import Answer, Rule, Stub
 from tests.lab import wait_until
@@ -48,15 +60,11 @@ class ConsulEmpty(Fault):
         stage.fleet.register_again()
 
 
-class ConsulRestored(Fault):
+class ConsulRestored(ConsulEmpty):
     """Somebody restored a snapshot: Consul is what it was, and lacks what came since."""
 
     name = "consul-restored"
     what = "a snapshot from before the newest services is restored; later the agents register again"
-    shows = (log("removal held", "was rebuilt or restored"), Metric('consul_bridge_holds{cause="rebuilt"}', ">0"))
-    readiness = READY
-    settle_seconds = 18.0
-    why_slow = "`guard.rebuild_grace`, here 6 s, is over first"
     number = 0
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
@@ -71,20 +79,20 @@ class ConsulRestored(Fault):
         if status != 200:
             raise UnexpectedAnswerError(status, said.decode(errors="replace"))
 
-    def heal(self, stage: Stage) -> None:
-        stage.fleet.register_again()
-
 
 class ConsulPause(Fault):
     """A stalled disk, a frozen VM."""
 
     name = "consul-pause"
-    what = "SIGSTOP of Consul for 1 to 15 s, and longer than a request may take: connections are accepted, not answered"
+    what = (
+        "SIGSTOP of Consul for 1 to 15 s (to 60 s in `make chaos`), and longer than a request may take: connections "
+        "are accepted, not answered"
+    )
     shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
     readiness = NOT_READY
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
-        self.hold_seconds = rng.uniform(1.0, 15.0)
+        self.hold_seconds = rng.uniform(1.0, stage.longest_pause)
         stage.consul.pause()
 
     def heal(self, stage: Stage) -> None:
@@ -176,9 +184,9 @@ class ConsulSlow(_ConsulToxic):
     """A line that is full."""
 
     name = "consul-slow"
-    what = "1 kB/s between the bridge and Consul, for each connection"
-    shows = ()
-    readiness = EITHER
+    what = "1 kB/s between the bridge and Consul, for each connection: what is longer than that does not come in time"
+    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
+    readiness = NOT_READY
     hold_seconds = 6.0
     kind = "bandwidth"
     attributes: ClassVar[dict[str, int]] = {"rate": 1}
@@ -295,7 +303,7 @@ class ConsulZeroIndex(_ConsulIndex):
 
     name = "consul-zero-index"
     what = "answers with X-Consul-Index: 0; blocking queries would turn into a hot loop"
-    shows = ()
+    shows = (CONFIRMED,)
     readiness = EITHER
     hold_seconds = 4.0
     index = "0"
@@ -342,7 +350,7 @@ class LeaderLoss(Fault):
 
     name = "consul-leader-loss"
     what = "kill -9 of the leader of three Consul servers"
-    shows: ClassVar[Sequence[Sign]] = ()
+    shows: ClassVar[Sequence[Sign]] = (CONFIRMED,)
     readiness = EITHER
     servers = 3
     hold_seconds = 5.0

@@ -55,14 +55,14 @@ class KubePause(Fault):
 
     name = "kube-pause"
     what = (
-        "SIGSTOP of kube-apiserver for 1 to 15 s, and longer than a request may take: connections are accepted, "
-        "not answered"
+        "SIGSTOP of kube-apiserver for 1 to 15 s (to 60 s in `make chaos`), and longer than a request may take: "
+        "connections are accepted, not answered"
     )
     shows = (KUBE_DOWN, KUBE_UP_0, Reason("in time"))
     readiness = NOT_READY
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
-        self.hold_seconds = rng.uniform(1.0, 15.0)
+        self.hold_seconds = rng.uniform(1.0, stage.longest_pause)
         stage.lab.apiserver.pause()
 
     def heal(self, stage: Stage) -> None:

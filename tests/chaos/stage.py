@@ -25,6 +25,7 @@ import yaml
 from tests.chaos.changes import Fleet, Instance
 from tests.chaos.observer import Observer, Sights
 from tests.lab import Consul, Lab, LabError, consul_cluster, free_port, wait_until
+from tests.lab.secrecy import secret as remember
 from tests.program import Daemon, environment
 from tests.raw import ENDPOINTS, SERVICES, RawClient, RawConsul, RawKube, UnexpectedAnswerError
 
@@ -131,12 +132,17 @@ class Stage:
         anchors: int = 8,
         rate: float = 6.0,
         servers: int = 1,
+        longest_pause: float = 15.0,
         arguments: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`rate`: changes a second. `arguments` and `settings` (sections of the file) go to the bridge."""
+        """`rate`: changes a second. `longest_pause`: seconds that a server may be stopped.
+
+        `arguments` and `settings` (sections of the file) go to the bridge.
+        """
         self.seed = seed
         self.servers = servers
+        self.longest_pause = longest_pause
         self.arguments = tuple(arguments)
         self._rate = rate
         self._settings = settings or {}
@@ -254,7 +260,7 @@ class Stage:
                 with contextlib.suppress(UnexpectedAnswerError):  # there already
                     consul.json("PUT", "/v1/acl/token", {"SecretID": secret, "Policies": policy})
         self.token_file.touch(mode=0o600)
-        self.token_file.write_text(secret)
+        self.token_file.write_text(remember(secret))
 
     def set_policy(self, rules: str) -> None:
         """What the bridge's token may see in Consul from now on."""

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -669,13 +670,13 @@ def test_one_connection_too_many_is_told_to_be_slower(side: Side) -> None:
     query = side.query()
     side.register()
     clients = [side.client() for _ in range(CONNECTIONS - 1)]  # the test's own is one, too
-    for client in clients:
-        client.health_service(query)
+    for client in clients:  # those of the test before may not quite be gone
+        wait_until(partial(answered, client, query), 30, "a place for each")
     late = side.client()
     with pytest.raises(ThrottledError, match="too many concurrent connections"):
         late.health_service(query)
     clients[0].disconnect()
-    wait_until(lambda: answered(late, query), 10, "a place that was given back")
+    wait_until(lambda: answered(late, query), 30, "a place that was given back")
 
 
 def answered(client: ConsulClient, query: Query) -> bool:

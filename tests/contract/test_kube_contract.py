@@ -562,7 +562,7 @@ class Watched:
 
     def __enter__(self) -> Watched:
         self.cache.start()
-        assert self.cache.wait_synced(10)
+        assert self.cache.wait_synced(30)
         assert wait_for(lambda: self.cache.status()["watches"] == 3)
         return self
 

@@ -14,7 +14,7 @@ from tests.lab import wait_until
 from tests.lab.build import ROOT
 from tests.lab.images import Images, shared
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]  # the images may be made here
 
 STORY = """
 from tests.lab import Lab, LabError
@@ -51,7 +51,7 @@ def images(request: pytest.FixtureRequest) -> Images:
     return shared(request.config)
 
 
-def python(images: Images, *arguments: str, seconds: float = 180) -> subprocess.CompletedProcess[str]:
+def python(images: Images, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
     """Run Python where the containers' published ports are."""
     inside = images.engine.namespace_pid
     way = [] if inside is None else ["nsenter", f"--target={inside}", "--net", "--"]
@@ -78,7 +78,7 @@ def test_the_contracts_of_the_clients_hold_over_containers(images: Images) -> No
     contracts = [
         f"tests/contract/{name}.py" for name in ("test_consul_contract", "test_kube_contract", "test_kube_lease_events")
     ]
-    done = python(images, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contracts, seconds=400)
+    done = python(images, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contracts, seconds=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout.splitlines()[-1]
     assert images.engine.docker("ps", "-aq", "--filter", "label=bridge-lab") == ""
@@ -88,7 +88,7 @@ def test_a_killed_lab_leaves_no_container(images: Images) -> None:
     """The janitor removes them."""
     done = python(images, "-c", KILLED)
     assert done.returncode == -9, done.stderr
-    wait_until(lambda: images.engine.docker("ps", "-aq", "--filter", "label=bridge-lab") == "", 20, "no container")
+    wait_until(lambda: images.engine.docker("ps", "-aq", "--filter", "label=bridge-lab") == "", 60, "no container")
 
 
 def test_no_images_no_docker(images: Images) -> None:

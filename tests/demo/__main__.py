@@ -27,7 +27,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.lab import TOOLS, Lab, LabError, binaries, free_port
+from tests.lab import TOOLS, Lab, LabError, binaries, free_port, wait_until
 from tests.lab.build import missing
 from tests.lab.providers import programs_on_path
 from tests.lab.servers import Program, answers, spawn
@@ -149,7 +149,7 @@ class Gateway:
         consul.json("PUT", "/v1/agent/service/register", {
             "Name": SERVICE, "ID": self.name, "Address": self.address, "Port": PORT, "Tags": ["s3"],
             "Check": {
-                "CheckID": f"http:{self.name}", "HTTP": self._url, "Interval": "1s", "Timeout": "500ms",
+                "CheckID": f"http:{self.name}", "HTTP": self._url, "Interval": "1s", "Timeout": "5s",
                 "Status": "passing",
             },
         })  # fmt: skip
@@ -202,7 +202,7 @@ class Watchers:
             except GONE:
                 return
 
-    def wait(self, address: str, status: str, seconds: float = 15.0) -> tuple[float, float]:
+    def wait(self, address: str, status: str, seconds: float = 60.0) -> tuple[float, float]:
         """When Consul knew that `address` has `status`, and when the Endpoints said the same (monotonic seconds)."""
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -280,6 +280,8 @@ class Demo:
         for gateway in gateways:
             gateway.process.wait_ready()
             gateway.register(consul)
+        # The agent, which was told, tells the catalog a moment later.
+        wait_until(lambda: len(consul.health(SERVICE)[1]) == len(gateways), 30, "twelve gateways in Consul's catalog")
         where = "each at its own address" if self._own_addresses else "on loopback"
         self.note(f"12 HTTP servers, {where}, each checked by Consul every second")
 
@@ -357,7 +359,7 @@ class Demo:
             found = ready_addresses(kube.endpoints(NAMESPACE, SERVICE))
         names = []
         for ip, port in found:
-            with urllib.request.urlopen(f"http://{ip}:{port}/", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://{ip}:{port}/", timeout=10) as answer:
                 names.append(answer.read().decode().split("<Owner>")[1].split("<")[0])
         self.note(f"{len(names)} of {len(found)}: {names[0]} ... {names[-1]}")
 

@@ -112,7 +112,7 @@ STATUS = {
         "dc1": dict.fromkeys(
             (
                 "connected", "seconds_since_last_success", "connections", "budget", "services", "direct_watches",
-                "reads_waiting", "verification_found",
+                "reads_waiting", "verification_found", "confirmations",
             ),
             1,
         )

@@ -63,7 +63,7 @@ def test_a_pod_reaches_every_ready_vm_and_a_drained_one_gets_nothing_new(town: T
         town.maintenance(web, 2, on=True)
         load.await_silence("vm-2")
         drained = time.time()
-        time.sleep(1)  # a stretch of real traffic is looked at, there is nothing to wait for
+        wait_until(lambda: load.answers(drained).total() >= RATE, 30, "a second of requests")
         rest = load.answers(drained)
         town.maintenance(web, 2, on=False)
         town.await_spread(load, [1, 2, 3])

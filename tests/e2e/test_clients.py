@@ -162,12 +162,14 @@ def test_prometheus_discovers_every_instance_once_with_its_readiness_and_labels(
 ) -> None:  # fmt: skip
     """By either role, where the output has its objects; what is not ready is told apart, not left out."""
     roles = ["endpointslice"] if output == "endpointslices" else ["endpoints", "endpointslice"]
-    with mirrored(lab, consul, namespace, prefix, output=output), ThreadPoolExecutor(2) as pool:
-        path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-        eventually(lambda: bool((kube.get(path) or {})["items"]), True, 30)
-        found = list(pool.map(lambda role: discovered(lab, tmp_path, namespace, role), roles))
     expected = [
         (f"10.77.1.{n}:{port}", NAME, "http", ready, "storage")
         for n, port, ready in ((1, 8080, "true"), (2, 8081, "true"), (3, 8080, "false"), (4, 8080, "false"))
     ]
-    assert found == [expected] * len(roles)
+    with mirrored(lab, consul, namespace, prefix, output=output), ThreadPoolExecutor(2) as pool:
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+        eventually(lambda: bool((kube.get(path) or {})["items"]), True, 30)
+        eventually(
+            lambda: list(pool.map(lambda role: discovered(lab, tmp_path, namespace, role), roles)),
+            [expected] * len(roles), 60,
+        )  # fmt: skip

@@ -20,7 +20,7 @@ import yaml
 
 from tests.lab import Lab
 from tests.program import BRIDGE, Result, bridge, environment
-from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, ready_addresses
+from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
 
@@ -71,6 +71,8 @@ def test_check_says_ok_line_by_line_and_writes_nothing(
     before = run("check", "-o", "json")
     assert (before.status, kube.endpoints(namespace, f"{prefix}web")) == (0, None)
     run("sync", "--yes")
+    slices = f"{SLICES.format(namespace=namespace)}?labelSelector=kubernetes.io/service-name={prefix}web"
+    eventually(lambda: len(kube.json("GET", slices)["items"]), 1)  # the control plane's part, by which check judges it
     after = run("check", "-o", "json")
     found = probes(after)
     assert {state for state, _ in found.values()} == {"ok"}
@@ -191,7 +193,7 @@ class Terminal:
     """A command on a terminal of so many columns and lines, and all that it has written there."""
 
     def __init__(self, *arguments: str, env: dict[str, str], width: int = 80, height: int = 24) -> None:
-        self.written = ""
+        self.written = b""
         self._screen, inside = pty.openpty()
         fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
         self.process = subprocess.Popen(
@@ -208,10 +210,10 @@ class Terminal:
         """What stands on the screen now: all that was written since it was last cleared from the top."""
         while select.select([self._screen], [], [], 0)[0]:
             try:
-                self.written += os.read(self._screen, 65536).decode()
+                self.written += os.read(self._screen, 65536)  # may end within a character
             except OSError:  # the command has ended
                 break
-        pages = self.written.split("\x1b[H")
+        pages = self.written.decode(errors="replace").split("\x1b[H")
         return pages[-1] if "\x1b[J" in pages[-1] else pages[-2] if len(pages) > 2 else ""
 
     def interrupt(self) -> int:

@@ -33,7 +33,7 @@ from bridge.core.model import Kind
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.events import About, Event, EventRecorder
 from tests.conftest import Eventually
-from tests.lab import Lab, free_port, manifests
+from tests.lab import Lab, await_rights, free_port, manifests
 from tests.lab.providers import binaries
 from tests.program import environment
 from tests.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
@@ -220,7 +220,9 @@ def test_the_api_server_accepts_it(cluster: Cluster, components: Sequence[str], 
 
 @pytest.mark.lab
 @pytest.mark.parametrize("components", [("namespace",), ("namespace", "cronjob"), ("namespace", "consul-acl")])
-def test_its_pod_keeps_the_restricted_standard(cluster: Cluster, components: Sequence[str], tmp_path: Path) -> None:
+def test_its_pod_keeps_the_restricted_standard(
+    cluster: Cluster, components: Sequence[str], eventually: Eventually, tmp_path: Path
+) -> None:
     """The namespace enforces it: the pod is let in, and one that lacks any one promise is not."""
     objects = cluster.install(tmp_path, components)
     pods = f"/api/v1/namespaces/{cluster.namespace}/pods?dryRun=All"
@@ -236,6 +238,8 @@ def test_its_pod_keeps_the_restricted_standard(cluster: Cluster, components: Seq
         return "admitted"
 
     assert admitted(lambda _: None) == "admitted"
+    # The API server learns of the namespace's label by a watch.
+    eventually(lambda: admitted(lambda s: s["securityContext"].pop("seccompProfile")), "refused")
     assert [
         admitted(lambda s: s["securityContext"].pop("seccompProfile")),
         admitted(lambda s: s["securityContext"].update(runAsNonRoot=False)),
@@ -426,6 +430,9 @@ def rules_for(name: str, *, output: str = "endpoints", namespaces: Sequence[str]
 
 def identity(cluster: Cluster, objects: Sequence[Json], folder: Path, **more: str) -> dict[str, str]:
     """The environment in which the bridge is the service account and nothing else."""
+    user = f"system:serviceaccount:{cluster.namespace}:{manifests.NAME}"
+    for kind, where in (("Role", cluster.namespace), ("ClusterRole", "")):
+        await_rights(cluster.kube, user, where, manifests.granted([o for o in objects if o["kind"] == kind]))
     server, ca = manifests.cluster_of(cluster.lab.kubeconfig)
     bearer = manifests.token(cluster.kube, cluster.namespace)
     kubeconfig = manifests.kubeconfig_with(folder / "account.yaml", server, ca, bearer, cluster.namespace)

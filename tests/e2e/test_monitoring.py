@@ -239,17 +239,21 @@ def test_every_metric_that_is_named_is_served(
     env = environment(lab.consul.address, lab.kubeconfig, BRIDGE_RUN_LEASE_NAMESPACE=namespace)
     arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--leader-elect", "--owner", namespace)
     daemon = Daemon(lab, f"bridge-{namespace}", *arguments, env=env)
+    named = {name for expression in expressions() for name in NAME.findall(expression)}
+
+    def served() -> set[str]:
+        lines = daemon.get("/metrics")[1].decode().splitlines()
+        return {line.split("{")[0].split(" ")[0] for line in lines if line and not line.startswith("#")}
+
     daemon.start()
     try:
         eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.79.1.1", 80)], 20)
-        text = daemon.get("/metrics")[1].decode()
+        eventually(lambda: named - served(), set())  # a write is counted when it is done, and seen before
+        found = served()
     finally:
         daemon.stop()
-    served = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if line and not line.startswith("#")}
-    named = {name for expression in expressions() for name in NAME.findall(expression)}
-    assert named <= served
     described = reference.text()
-    for name in served:
+    for name in found:
         if name.startswith("consul_bridge_") and not name.endswith("_created"):
             assert f"`{re.sub(r'_(bucket|sum|count)$', '', name)}`" in described, name
 

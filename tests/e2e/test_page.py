@@ -40,6 +40,7 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 PASSWORD = "open-sesame"
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "page.md"
 PICTURES = ("overview-light-wide", "overview-dark-wide", "service-light-wide", "overview-dark-phone", "held")
@@ -64,7 +65,7 @@ def browser() -> Iterator[Browser]:
     """One Chromium for all of these tests."""
     program = debian("chromium")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        running = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS), timeout=PATIENCE_MS)
         yield running
         running.close()
 
@@ -135,9 +136,9 @@ def picture(page: Page, name: str) -> None:
         (Path(folder) / f"page-{name}.png").write_bytes(data)
 
 
-def name_cells(page: Page) -> list[str]:
-    """Names in the table, in its order."""
-    return page.locator("#results tbody th a").all_inner_texts()
+def expect_names(page: Page, names: list[str]) -> None:
+    """Wait for just these names in the table, in this order: a click does not wait for the next page to be whole."""
+    expect(page.locator("#results tbody th a")).to_have_text(names, use_inner_text=True)
 
 
 def fill(consul: RawConsul, prefix: str, services: int, instances: int = 3) -> list[str]:
@@ -156,17 +157,17 @@ def test_it_shows_searches_sorts_and_pages(daemon: Daemon, consul: RawConsul, op
     names = fill(consul, prefix, 120)
     page = opened(daemon.url)
     expect(page.locator("#count")).to_have_text("Services 1 to 50 of 120", timeout=PATIENCE_MS)
-    assert name_cells(page) == names[:50]
+    expect_names(page, names[:50])
     page.get_by_role("link", name="Next").click()
     expect(page.locator("#count")).to_have_text("Services 51 to 100 of 120")
-    assert name_cells(page) == names[50:100]
+    expect_names(page, names[50:100])
     page.get_by_role("link", name="Service", exact=True).click()
     expect(page.locator("th[aria-sort=descending]")).to_have_text("Service")
-    assert name_cells(page) == names[::-1][:50]
+    expect_names(page, names[::-1][:50])
     page.get_by_label("Search services").press_sequentially("radosgw")
     expect(page.locator("#count")).to_have_text("Services 1 to 12 of 12")
-    assert name_cells(page) == [n for n in names[::-1] if "radosgw" in n]
-    assert "q=radosgw" in page.url
+    expect_names(page, [n for n in names[::-1] if "radosgw" in n])
+    expect(page).to_have_url(re.compile("q=radosgw"))
     page.reload()
     expect(page.locator("#count")).to_have_text("Services 1 to 12 of 12")
     page.get_by_label("Search services").fill("no such thing")
@@ -281,10 +282,10 @@ def test_it_works_without_script(
     eventually(lambda: daemon.get("/")[1].count(b"of 60<"), 1, 60)
     page = opened(daemon.url, java_script_enabled=False)
     page.get_by_role("link", name="Next").click()
-    assert name_cells(page) == names[50:]
+    expect_names(page, names[50:])
     page.get_by_label("Search services").fill("ldap")
     page.get_by_role("button", name="Search").click()
-    assert name_cells(page) == [n for n in names if "ldap" in n]
+    expect_names(page, [n for n in names if "ldap" in n])
     page.locator("#results tbody th a").first.click()
     expect(page.locator("#why tbody tr")).to_have_count(1)
     expect(page.locator("#live")).to_contain_text("Reload to see what is new.")
@@ -313,7 +314,7 @@ def test_it_is_usable_by_keyboard_and_named_for_screen_readers(
     expect(page.get_by_role("img", name=re.compile("Lag, last 15 minutes"))).to_be_visible()
     link = page.locator("#results").get_by_role("link", name=name)
     link.focus()
-    assert link.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    expect(link).to_have_css("outline-style", "solid")
     consul.flip(name, f"{prefix}vm-0", "critical")
     expect(page.locator("#results tbody td").nth(1)).to_have_text("1 ready, 1 not ready", timeout=PATIENCE_MS)
     expect(link).to_be_focused()

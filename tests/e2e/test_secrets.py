@@ -1,7 +1,8 @@
 """Tokens, keys and kubeconfigs are nowhere in what the bridge says: in success, and in every failure easy to make.
 
 Each way of running it is asked for everything that it writes (both streams at debug level, pages, metrics, Events, its
-command line); none of the secrets that it was given may be in there.
+command line); none of the secrets that it was given may be in there. What all other tests on real servers make the
+bridge say is looked at by tests.lab.secrecy.
 """
 
 from __future__ import annotations
@@ -208,6 +209,12 @@ def test_help_shows_no_value_of_the_environment(guarded: Lab, secrets: list[str]
     result = bridge(*([command] if command else []), "--help", env=env)
     assert result.status == 0
     assert leaks(said(result), secrets) == []
+
+
+def test_every_command_of_the_whole_suite_is_looked_at(guarded: Lab) -> None:
+    """A person who types a token where a name belongs reads it again; a test would not get away with it."""
+    with pytest.raises(AssertionError, match=r"has a secret in it: .*<SECRET>"):
+        bridge("explain", guarded.consul.token, env=settings(guarded))
 
 
 @pytest.mark.slow

@@ -14,9 +14,10 @@ import json
 import shutil
 import ssl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import trustme
@@ -28,6 +29,7 @@ from tests.lab import borrowed, containers
 from tests.lab.build import TOOLS, LabError
 from tests.lab.janitor import Janitor, new_folder
 from tests.lab.providers import Provider, binaries, binary, chosen
+from tests.lab.secrecy import secret
 from tests.lab.servers import (
     ApiServer,
     Consul,
@@ -42,8 +44,8 @@ from tests.lab.servers import (
 from tests.raw import RawConsul, RawKube
 
 __all__ = [
-    "TOOLS", "ApiServer", "AuditEntry", "Consul", "KubeProxy", "Lab", "LabError", "Server", "Toxiproxy", "binaries",
-    "binary", "consul_cluster", "free_port", "wait_until",
+    "TOOLS", "ApiServer", "AuditEntry", "Consul", "KubeProxy", "Lab", "LabError", "Server", "Toxiproxy", "await_rights",
+    "binaries", "binary", "consul_cluster", "free_port", "wait_until",
 ]  # fmt: skip
 
 ADMIN = "lab-admin-token"
@@ -200,7 +202,7 @@ class Lab:
                     "name": "lab",
                     "cluster": {"server": server or self.apiserver.url, "certificate-authority-data": ca},
                 }],
-                "users": [{"name": name, "user": {"token": token}}],
+                "users": [{"name": name, "user": {"token": secret(token)}}],
                 "contexts": [{"name": name, "context": {"cluster": "lab", "user": name, "namespace": namespace}}],
             })
         )  # fmt: skip
@@ -217,6 +219,12 @@ class Lab:
             kube.apply(f"{base}/{name}", {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}})
             if rules:
                 self._grant(kube, namespace, name, rules)
+                user = f"system:serviceaccount:{namespace}:{name}"
+                await_rights(kube, user, namespace, [
+                    (group, resource, verb)
+                    for rule in rules for group in _words(rule, "apiGroups")
+                    for resource in _words(rule, "resources") for verb in _words(rule, "verbs")
+                ])  # fmt: skip
             body = {
                 "apiVersion": "authentication.k8s.io/v1",
                 "kind": "TokenRequest",
@@ -261,6 +269,29 @@ def consul_cluster(folder: Path, size: int = 3) -> list[Consul]:
     for server in servers:
         server.wait_ready()
     return servers
+
+
+def await_rights(kube: RawKube, user: str, namespace: str, rights: Iterable[tuple[str, str, str]]) -> None:
+    """Wait until a user has (API group, resource, verb) in a namespace: the API server learns of Roles by watches."""
+
+    def allowed(right: tuple[str, str, str]) -> bool:
+        group, resource, verb = right
+        asked = {"namespace": namespace, "group": group, "resource": resource, "verb": verb}
+        body = {
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+            "spec": {"user": user, "resourceAttributes": asked},
+        }  # fmt: skip
+        found = kube.json("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body)
+        return bool(found["status"]["allowed"])
+
+    for right in rights:
+        wait_until(partial(allowed, right), 30, f"the right of {user} to {' '.join(right[::-1])}")
+
+
+def _words(rule: Mapping[str, object], key: str) -> list[str]:
+    """A list of a rule."""
+    found = rule[key]
+    return [str(word) for word in found] if isinstance(found, Iterable) else []
 
 
 def _audit_entry(raw: Mapping[str, object]) -> AuditEntry:

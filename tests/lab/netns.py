@@ -285,7 +285,7 @@ class Rig:
                 raise LabError(f"the namespace {name} could not be made (exit status {sleeper.returncode})")
             return Path(f"/proc/{sleeper.pid}/comm").read_text().strip() == "sleep"
 
-        wait_until(asleep, 10, f"the namespace {name} being there")
+        wait_until(asleep, 30, f"the namespace {name} being there")
         user = () if root else ("--user", "--preserve-credentials")
         prefix = ("nsenter", f"--target={sleeper.pid}", *user, "--net", "--", *die)
         host = Host(name, address, address6, sleeper.pid, prefix)

@@ -24,6 +24,7 @@ from typing import Any
 
 from tests.lab.build import LabError
 from tests.lab.providers import binary
+from tests.lab.secrecy import secret
 
 _PR_SET_PDEATHSIG = 1
 CONTROLLERS = (
@@ -95,7 +96,7 @@ class Server:
     """A process with a folder for its data and its log."""
 
     program = ""
-    ready_seconds = 30.0
+    ready_seconds = 60.0
     borrowed = False
     """Somebody else's: used, neither started nor stopped."""
     prefix: Sequence[str] = ()
@@ -328,7 +329,7 @@ class Consul(Server):
         """`files`: certificates, for an HTTPS port beside the plain one; `mtls`: it asks for a client's certificate."""
         super().__init__(folder)
         self.name = name
-        self.token = "3f0ad9b5-6c41-4ac4-9b54-2d0a1e4f6c7d" if acl else ""
+        self.token = secret("3f0ad9b5-6c41-4ac4-9b54-2d0a1e4f6c7d") if acl else ""
         self.ports = {k: free_port() for k in ("http", "server", "serf_lan", "serf_wan", "grpc", "grpc_tls")}
         self.address = f"http://127.0.0.1:{self.ports['http']}"
         self.https_address = ""
@@ -386,10 +387,11 @@ class Consul(Server):
         return ("agent", "-config-file", str(self.folder / "consul.json"))
 
     def is_ready(self) -> bool:
-        # A leader that is known is not yet one that serves: the catalog, which it keeps, has Consul itself in it.
+        # A leader that is known is not yet one that serves: the catalog, which it keeps, has Consul itself in it. Asked
+        # consistently, it answers only when all that its disk holds is in the catalog again.
         led = answers(f"{self.address}/v1/status/leader", expect=lambda body: body.strip() != b'""')
         return led and answers(
-            f"{self.address}/v1/catalog/services", expect=lambda body: b'"consul"' in body, token=self.token
+            f"{self.address}/v1/catalog/services?consistent", expect=lambda body: b'"consul"' in body, token=self.token
         )
 
     def restart(self, empty: bool = False) -> None:

@@ -186,13 +186,16 @@ class Town:
         self._consul.json("PUT", "/v1/agent/service/register", {
             "ID": f"{service}-{n}" if family == 4 else f"{service}-six-{n}",
             "Name": service, "Address": address, "Port": port,
-            "Check": {"HTTP": f"http://{host}:{port}/", "Interval": CHECK_INTERVAL, "Timeout": "1s"},
+            # A dead VM refuses at once; one on a busy machine is only slow.
+            "Check": {"HTTP": f"http://{host}:{port}/", "Interval": CHECK_INTERVAL, "Timeout": "5s"},
         })  # fmt: skip
 
     def close_all(self, service: str) -> None:
         """Take a service out of Consul and end all servers."""
         for entry in self._consul.health(service)[1]:
             self._consul.json("PUT", f"/v1/agent/service/deregister/{entry['Service']['ID']}")
+        # The agent tells the catalog some time later; until then who registers anew would find the old state there.
+        wait_until(lambda: not self.statuses(service), 30, f"{service} being out of Consul's catalog")
         for server in self.servers.values():
             server.kill()
         self.servers.clear()
@@ -247,7 +250,9 @@ class Town:
     def configure(self, name: str, rule: Mapping[str, Any]) -> None:
         """Write, or change, the settings of a bridge."""
         whole = {**rule, "to": {"name": name, "namespace": NAMESPACE, **rule.get("to", {})}}
-        (self.lab.folder / f"{name}.yaml").write_text(yaml.safe_dump({"rules": [whole]}))
+        new = self.lab.folder / f"{name}.yaml.new"
+        new.write_text(yaml.safe_dump({"rules": [whole]}))
+        new.replace(new.with_suffix(""))  # never seen half written by a bridge that reads it just then
 
     def addresses(self, name: str) -> list[str]:
         """The cluster addresses of a Service, once it is there."""

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from bridge.cli import COMMANDS
+from bridge.daemon import _FileWatch
 from tests.lab import free_port
 from tests.unit.cli.conftest import ROOT, command_line, environment, process
 
@@ -178,6 +180,12 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
     assert (options["namespace"], options["grace"]) == ("three", 7.0)
     assert readiness(listen)["configuration"] == "ok"
 
+    file.write_text("")
+    running.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 20
+    while "there are no rules any more" not in readiness(listen)["configuration"]:
+        assert time.monotonic() < deadline
+
     file.write_text("{rules: [{to: {namespace: a}}, {to: {namespace: b}}], run: {grace: 7s}}\n")
     assert json.loads(running.process.stdout.readline()) == ["a", "b"]
     assert json.loads(running.process.stdout.readline())["namespace"] == "a"  # it could not: a new one follows
@@ -186,9 +194,49 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
     assert status == 143
     assert events.count("rules taken") == 1
     assert events.count("starting anew with the new settings") == 2
-    (refused,) = [e for e in log if e["event"] == "the new settings cannot be used; the old ones stay"]
-    assert "too" in refused["reason"]
-    assert f"{file}:1" in refused["reason"]
+    refused = [e["reason"] for e in log if e["event"] == "the new settings cannot be used; the old ones stay"]
+    assert "too" in refused[0]
+    assert f"{file}:1" in refused[0]
+    assert f"{file}: there are no rules any more" in refused[-1]
+
+
+def test_a_file_that_is_still_being_written_is_not_taken(tmp_path: Path) -> None:
+    """What the file is for an instant only, a valid part of itself, never becomes the rules."""
+    contents = iter([b"old", b"old", b"half", b"new"])
+    looks: list[bytes] = []
+    taken: list[list[bytes]] = []
+    called = threading.Event()
+
+    class Watch(_FileWatch):
+        def _content(self) -> bytes:
+            looks.append(next(contents, b"new"))
+            return looks[-1]
+
+    def on_change() -> None:
+        taken.append(list(looks))
+        called.set()
+
+    watch = Watch(str(tmp_path / "bridge.yaml"), on_change)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("bridge.daemon.WATCH_SECONDS", 0.01)
+        watch.start()
+        assert called.wait(20)
+        watch.stop()
+    assert taken == [[b"old", b"old", b"half", b"new", b"new"]]
+
+
+def test_settings_that_are_read_again_and_are_the_same_change_nothing(tmp_path: Path) -> None:
+    """A SIGHUP too many is no reason to plan anything anew."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("rules: [{to: {namespace: one}}]\n")
+    running = Running("--listen", "127.0.0.1:0", "--config", str(file))
+    assert running.process.stderr is not None
+    running.process.send_signal(signal.SIGHUP)
+    while json.loads(running.process.stderr.readline())["event"] != "settings read again: nothing has changed":
+        pass
+    status, log = running.end()
+    assert status == 143
+    assert "rules taken" not in [e["event"] for e in log]
 
 
 def test_a_rule_that_is_never_used_is_said_once_for_each_set_of_rules(tmp_path: Path) -> None:

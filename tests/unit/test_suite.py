@@ -1,0 +1,57 @@
+"""`make test` itself: what a second try may do, and what it may not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.suite import Step, _run
+
+ONCE = """
+import pathlib
+import pytest
+
+@pytest.mark.parametrize("n", range({unsteady}))
+def test_unsteady(n):
+    seen = pathlib.Path(__file__).with_name(f"seen-{{n}}")
+    first = not seen.exists()
+    seen.touch()
+    assert not first
+
+@pytest.mark.parametrize("n", range({broken}))
+def test_broken(n):
+    raise AssertionError
+
+@pytest.mark.parametrize("n", range(5))
+def test_right(n):
+    pass
+"""
+
+
+def step(folder: Path, unsteady: int, broken: int, *, second_try: bool = True) -> Step:
+    (folder / "test_it.py").write_text(ONCE.format(unsteady=unsteady, broken=broken))
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    report = folder / "report.xml"
+    command = (sys.executable, "-m", "pytest", "-q", str(folder), f"--rootdir={folder}", f"--junitxml={report}")
+    return Step("it", "unit", command, report=report, again=(*command, "--last-failed") if second_try else ())
+
+
+def test_one_that_passes_alone_does_not_fail_the_suite_and_is_named(tmp_path: Path) -> None:
+    status, counts, unsteady = _run(step(tmp_path, 2, 0))
+    assert (status, counts.passed, counts.failed) == (0, 7, ())
+    assert [name.rpartition("::")[2] for name in unsteady] == ["test_unsteady[0]", "test_unsteady[1]"]
+
+
+def test_one_that_fails_again_fails_the_suite(tmp_path: Path) -> None:
+    status, counts, unsteady = _run(step(tmp_path, 1, 1))
+    assert status == 1
+    assert (counts.passed, len(counts.failed), len(unsteady)) == (6, 1, 1)
+
+
+@pytest.mark.parametrize(("unsteady", "second_try"), [(4, True), (1, False)], ids=["too many", "not allowed"])
+def test_without_a_second_try_the_first_counts(tmp_path: Path, unsteady: int, second_try: bool) -> None:
+    status, counts, named = _run(step(tmp_path, unsteady, 0, second_try=second_try))
+    assert status == 1
+    assert (counts.passed, len(counts.failed), named) == (5, unsteady, ())
