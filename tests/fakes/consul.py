@@ -35,7 +35,10 @@ FILTER = re.compile(r'^\s*(Service|ServiceName|Service\.Meta\.(?P<meta>\w+))\s*(
 
 @dataclass(frozen=True)
 class Fault:
-    """What one answer is instead of the right one. Seconds: `delay` before it is found, `late` before it is sent."""
+    """What one answer is instead of the right one. Seconds: `delay` before it is found, `late` before it is sent.
+
+    Both end with the server, so that they may be as long as a test needs to prove that nobody waits for them.
+    """
 
     status: int = 0
     body: str = "injected"
@@ -253,6 +256,7 @@ class FakeConsul:
         self._allowance = (time.monotonic(), 0.0)
         self._changed = threading.Condition()
         self._sockets: set[socket.socket] = set()
+        self._asking: set[socket.socket] = set()
         self._closing = False
         fake = self
 
@@ -463,9 +467,18 @@ class FakeConsul:
             return *catalog.node_services(unquote(name)), False
         return None
 
-    def opened(self, sock: socket.socket) -> bool:
-        """Count a connection; False when it is one too many, which is not counted then."""
+    def pause(self, seconds: float) -> None:
+        """Let so many seconds pass, fewer when the server is closed."""
         with self._changed:
+            self._changed.wait_for(lambda: self._closing, seconds)
+
+    def opened(self, sock: socket.socket) -> bool:
+        """Count a connection; False when it is one too many, which is not counted then.
+
+        One that its client has given back is counted no more, even though its thread is yet to hear of it.
+        """
+        with self._changed:
+            self._sockets -= {one for one in self._sockets - self._asking if _is_left(one)}
             if len(self._sockets) >= self.max_connections:
                 self.refused_connections += 1
                 return False
@@ -476,6 +489,27 @@ class FakeConsul:
     def closed(self, sock: socket.socket) -> None:
         with self._changed:
             self._sockets.discard(sock)
+
+    @contextlib.contextmanager
+    def asking(self, sock: socket.socket) -> Iterator[None]:
+        """While a request is being answered its connection counts, also when nobody is there any more."""
+        with self._changed:
+            self._asking.add(sock)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._asking.discard(sock)
+
+
+def _is_left(sock: socket.socket) -> bool:
+    """Whether the client has ended this connection."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _seconds(text: str) -> float:
@@ -577,12 +611,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_GET(self) -> None:
+        with self.consul.asking(self.request):
+            self._get()
+
+    def _get(self) -> None:
         parts = urlsplit(self.path)
         request = Request("GET", parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)), dict(self.headers))
         self.consul.requests.append(request)
         fault = self.consul.take_fault(request)
         if fault is not None and fault.delay:
-            time.sleep(fault.delay)
+            self.consul.pause(fault.delay)
         if fault is not None and fault.reset:
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
@@ -598,7 +636,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         status, headers, body = self.consul.answer(request)
         if fault is not None and fault.late:
-            time.sleep(fault.late)
+            self.consul.pause(fault.late)
         if fault is not None:
             replaced = {name.lower() for name, _ in fault.headers}
             headers = {k: v for k, v in headers.items() if k.lower() not in replaced}

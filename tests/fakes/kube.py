@@ -83,7 +83,8 @@ class Fault:
     """What happens to a request instead of, or before, its answer.
 
     `status` answers with that status (and `body`, `headers`); `delay` waits first; `reset` cuts the connection before
-    the server does anything, `reset_after` once it was done, `truncate` in the middle of the answer's body.
+    the server does anything, `reset_after` once it was done, `truncate` in the middle of the answer's body. A delay
+    ends when the server stops, so it may be as long as a test needs to prove that nobody waits for it.
     """
 
     status: int = 0
@@ -934,7 +935,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.kube.take_fault(self.command, self.path, user)
         if fault is not None:
             if fault.delay:
-                time.sleep(fault.delay)
+                with self.kube.changed:
+                    self.kube.changed.wait_for(lambda: self.kube.closing, fault.delay)
             if fault.reset:
                 self._log(0)
                 self._cut()
@@ -1191,7 +1193,7 @@ def _merged(target: Any, patch: Any) -> Any:
     return result
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     """Poll until `condition` holds; False at the timeout. For tests that watch real threads."""
     deadline = time.monotonic() + seconds
     while not condition():

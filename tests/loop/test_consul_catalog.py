@@ -18,7 +18,7 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Listing, Query, Status, Unknown
 from bridge.errors import ConfigurationError
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul, Fault, Recorder, _Catalog
+from tests.fakes.consul import FakeConsul, Fault, Recorder, Request, _Catalog
 
 QUICK = RetryPolicy(floor_seconds=0.01, cap_seconds=0.1)
 
@@ -42,7 +42,7 @@ def watching(
         took = time.monotonic() - began
         names = [t.name for t in threading.enumerate() if t.name.startswith("consul-")]
         assert names == []
-        assert took < 1.0
+        assert took < 4.0  # less than any question waits that has just been asked
         assert recorder.failures == []
 
 
@@ -68,7 +68,7 @@ def only(recorder: Recorder, query: Query) -> Any:
     return instance
 
 
-def becomes(recorder: Recorder, query: Query, seconds: float = 5.0, **fields: Any) -> bool:
+def becomes(recorder: Recorder, query: Query, seconds: float = 15.0, **fields: Any) -> bool:
     def so() -> bool:
         view = recorder.views.get(query)
         if not isinstance(view, Known) or len(view.instances) != 1:
@@ -78,7 +78,13 @@ def becomes(recorder: Recorder, query: Query, seconds: float = 5.0, **fields: An
     return recorder.wait(so, seconds)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def statuses(recorder: Recorder, query: Query) -> list[Status]:
+    """All that were ever told, of a service with one instance: who waits for one may miss it before the next."""
+    views = [event[2] for event in tuple(recorder.events) if event[:2] == ("view", query)]
+    return [instance.status for view in views if isinstance(view, Known) for instance in view.instances]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -87,7 +93,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     return True
 
 
-def settled(consul: FakeConsul, seconds: float = 0.4) -> int:
+def settled(consul: FakeConsul, seconds: float = 0.8) -> int:
     """Requests once nothing is asked any more for a while."""
     while True:
         before = len(consul.requests)
@@ -124,12 +130,14 @@ def test_what_does_not_change_is_not_told(recorder: Recorder) -> None:
         with watching(consul, recorder, wait_seconds=0.2) as catalog:
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
+            assert recorder.wait(lambda: "dc1" in recorder.listings)
             for n in range(5):
                 consul.flip("s000", "vm-0", "passing", output=f"took {n} ms")
                 time.sleep(0.1)
+            asked = len(consul.asked("/v1/health/service/s000"))
+            assert eventually(lambda: len(consul.asked("/v1/health/service/s000")) > max(asked + 1, 5))  # and answered
             assert recorder.count("view") == 3
             assert recorder.count("listing") == 1
-            assert len(consul.asked("/v1/health/service/s000")) > 5  # it was asked, and answered
 
 
 def test_a_check_whose_output_flaps_costs_a_bounded_number_of_reads(
@@ -142,14 +150,14 @@ def test_a_check_whose_output_flaps_costs_a_bounded_number_of_reads(
         with watching(consul, recorder) as catalog:
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
-            end = time.monotonic() + 2.0
+            began = time.monotonic()
             n = 0
-            while time.monotonic() < end:
+            while time.monotonic() < began + 2.0 or n <= 100:
                 consul.flip("s000", "vm-0", "passing", output=str(n))
                 n += 1
                 time.sleep(0.005)
-            assert n > 100
-            assert len(consul.asked("/v1/health/service/s000")) <= 10 + 10 * 2 + 3
+            asked = len(consul.asked("/v1/health/service/s000"))
+            assert asked <= 10 + 10 * (time.monotonic() - began) + 3
             assert recorder.count("view") == 1
             consul.flip("s000", "vm-0", "critical")
             assert becomes(recorder, Query("dc1", "s000"), status=Status.CRITICAL)
@@ -298,7 +306,7 @@ def test_the_services_that_change_get_the_direct_watches(recorder: Recorder, mon
                     consul.flip(name, f"vm-{int(name[1:]) % 10}", status)
                     assert becomes(recorder, Query("dc1", name), status=Status(status))
             watch = catalog._watches["dc1"]
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 20
             while time.monotonic() < deadline:
                 direct = {e.query.service for e in watch._board.all() if e.direct}
                 if set(busy) <= direct:
@@ -354,13 +362,20 @@ def test_a_first_read_that_doorbells_overtake_is_not_the_last_word(
             consul.inject(Fault(late=1.5), path=path)
             consul.inject(Fault(delay=0.7), times=2, path="/v1/health/state/")
             consul.inject(Fault(delay=0.7), path="/v1/catalog/nodes")
-            before = len(consul.asked(path))
+            found, answer = threading.Event(), consul.answer
+
+            def noted(request: Request) -> tuple[int, dict[str, str], bytes]:
+                made = answer(request)
+                if request.path == path:
+                    found.set()
+                return made
+
+            consul.answer = noted  # type: ignore[method-assign]
             catalog.want(few | {q for q in queries if q.service > "s025"})
-            assert eventually(lambda: len(consul.asked(path)) > before)
-            time.sleep(0.2)  # the answer is found, and on its way
+            assert found.wait(15)  # and is on its way
             consul.flip("s039", "vm-9", "passing")
-            assert becomes(recorder, query, status=Status.CRITICAL)
-            assert becomes(recorder, query, status=Status.PASSING)
+            expected = [Status.PASSING, Status.CRITICAL, Status.PASSING]
+            assert recorder.wait(lambda: statuses(recorder, query) == expected)
 
 
 def test_an_instance_that_takes_another_name_leaves_the_old_one(recorder: Recorder) -> None:
@@ -456,10 +471,12 @@ def test_queries_that_doorbells_cannot_see_are_swept(recorder: Recorder) -> None
             assert becomes(recorder, Query("dc1", "s029", peer="cloud"), port=9000)
 
 
-def at_rest(watch: module.DatacenterWatch) -> bool:
-    """Every service has somebody who looks after it, and the next look asks nodes alone."""
+def at_rest(watch: module.DatacenterWatch, service: str) -> bool:
+    """Every service has somebody who looks after it, the next look asks nodes alone, and long ago one rang for this."""
     covered = all(entry.direct or entry.vouched for entry in watch._board.all())
-    return covered and watch._sweeper._nodes is not None and not watch._unvouched and not watch._sweeper.pending
+    swept = watch._sweeper._nodes is not None and not watch._unvouched and not watch._sweeper.pending
+    rang = max(entry.explained_at for entry in watch._board.named(service))
+    return covered and swept and time.monotonic() - rang > module.JUDGE_SECONDS
 
 
 def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
@@ -475,7 +492,7 @@ def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
             assert recorder.wait(known(recorder, queries))
             watch = catalog._watches["dc1"]
             consul.register("other", "vm-1", "10.0.0.2", 0)
-            assert eventually(lambda: at_rest(watch))
+            assert eventually(lambda: at_rest(watch, "s050"))
             consul.flip("s050", "vm-0", "strange")  # a status of no list: passing left no list either
             consul.register("other", "vm-1", "10.0.0.2", 1)
             watch._sweeper.verify()
@@ -498,7 +515,7 @@ def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
             assert recorder.wait(known(recorder, queries))
             watch = catalog._watches["dc1"]
             consul.register("other", "vm-1", "10.0.0.2", 1)
-            assert eventually(lambda: at_rest(watch))
+            assert eventually(lambda: at_rest(watch, "s050"))
 
             def unseen(catalog: _Catalog) -> None:
                 """The service's index moves, its node's does not."""
@@ -519,7 +536,7 @@ def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
 def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "JUDGE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "JUDGE_SECONDS", 3.0)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
     with FakeConsul() as consul:
         queries = fill(consul, 60)
@@ -537,15 +554,16 @@ def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
                 time.sleep(0.02)
             assert eventually(lambda: watch.status()["verifications"] > verified + 3)
             assert becomes(recorder, Query("dc1", "s029"), port=9089)
-            time.sleep(1.5)  # until everything is judged
-            assert not watch._judging
+            time.sleep(3.5)  # until everything is judged
+            assert eventually(lambda: not watch._judging)
             assert watch.status()["verification_found"] == 0, watch.status()["verification_found_lately"]
 
 
-def test_at_rest_next_to_nothing_is_asked(recorder: Recorder) -> None:
+def test_at_rest_next_to_nothing_is_asked(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 120.0)
     with FakeConsul() as consul:
         queries = fill(consul, 60)
-        with budgeted(consul, recorder, wait_seconds=30.0) as catalog:
+        with budgeted(consul, recorder, wait_seconds=120.0) as catalog:
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
             settled(consul)
@@ -682,13 +700,13 @@ def test_threads_and_connections_of_services_that_are_gone_go_as_well(
         with watching(consul, recorder, wait_seconds=0.3) as catalog:
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
-            assert recorder.wait(lambda: slots() == 8)
+            assert eventually(lambda: slots() == 8)
             catalog.want(few)
-            assert recorder.wait(lambda: slots() == 2)
+            assert eventually(lambda: slots() == 2)
             recorder.views.clear()
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries - few))
-            assert recorder.wait(lambda: slots() == 8)
+            assert eventually(lambda: slots() == 8)
 
 
 def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
@@ -766,7 +784,7 @@ def test_a_token_that_is_taken_away_stops_the_asking_and_one_that_works_again_is
 def test_429_makes_the_budget_smaller_and_says_so(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     from bridge.consul.pace import Throttle
 
-    monkeypatch.setattr(Throttle, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(Throttle, "QUIET_SECONDS", 3.0)
     monkeypatch.setattr(Throttle, "GROW_EVERY_SECONDS", 0.1)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
     with FakeConsul() as consul:
@@ -780,7 +798,7 @@ def test_429_makes_the_budget_smaller_and_says_so(recorder: Recorder, monkeypatc
             assert recorder.wait(lambda: "too many concurrent connections" in (recorder.troubles.get("dc1") or ""))
             status = catalog.status()["datacenters"]["dc1"]
             assert status["budget"] < status["budget_configured"] == 30
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             fewest = full
             while time.monotonic() < deadline:
                 status = catalog.status()["datacenters"]["dc1"]
@@ -800,7 +818,7 @@ def test_a_dead_datacenter_never_touches_the_others(recorder: Recorder) -> None:
         for dc in ("dc1", "dc2"):
             consul.register("web", "vm", "10.0.0.1", 80, dc=dc)
         here, there = Query("dc1", "web"), Query("dc2", "web")
-        with watching(consul, recorder, ("dc1", "dc2")) as catalog:
+        with watching(consul, recorder, ("dc1", "dc2"), wait_seconds=30.0) as catalog:
             catalog.want(frozenset({here, there}))
             assert recorder.wait(known(recorder, frozenset({here, there})))
             consul.inject(Fault(status=500, body="No path to datacenter"), times=10_000, datacenter="dc2")
@@ -809,7 +827,7 @@ def test_a_dead_datacenter_never_touches_the_others(recorder: Recorder) -> None:
             assert recorder.wait(lambda: isinstance(recorder.views[there], Unknown))
             for status in ("critical", "passing", "warning"):
                 consul.flip("web", "vm", status)
-                assert becomes(recorder, here, status=Status(status), seconds=1.0)
+                assert becomes(recorder, here, status=Status(status))
             assert recorder.troubles.get("dc1") is None
             assert not [e for e in recorder.events if e[0] == "view" and e[1] == here and isinstance(e[2], Unknown)]
 
@@ -855,7 +873,7 @@ def test_no_fault_ever_looks_like_an_empty_catalog_and_all_of_them_pass(
             assert recorder.wait(known(recorder, queries))
             assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
             assert Listing({}) not in [e[2] for e in recorder.events if e[0] == "listing"]
-            assert recorder.wait(lambda: recorder.troubles.get("dc1") is None)
+            assert recorder.wait(lambda: recorder.troubles.get("dc1") is None, 30)
 
 
 # --------------------------------------------------------------------------- beginning and end
@@ -889,7 +907,7 @@ def test_closing_is_quick_whatever_is_going_on(recorder: Recorder, services: int
 def test_closing_is_quick_while_consul_is_silent(recorder: Recorder) -> None:
     with FakeConsul() as consul:
         queries = fill(consul, 30)
-        consul.inject(Fault(delay=1.5), times=40)
+        consul.inject(Fault(delay=60.0), times=40)
         with watching(consul, recorder, connections=12) as catalog:
             catalog.want(queries)
             time.sleep(0.2)

@@ -11,8 +11,8 @@ from functools import partial
 
 import pytest
 
+from bridge.consul import checkpoint, watch
 from bridge.consul import datacenter as module
-from bridge.consul import watch
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import NOBODY
 from bridge.consul.pace import Throttle
@@ -149,10 +149,10 @@ def test_a_check_that_changes_two_hundred_times_a_second_costs_a_bounded_share_a
                 for n in (3, 21, 38, 59):
                     consul.flip(f"s{n:03}", f"vm-{n % 10}", "warning")
                     assert becomes(recorder, Query("dc1", f"s{n:03}"), 10, status=Status.WARNING), n
-                eventually(lambda: time.monotonic() - began > 3.0)
+                assert eventually(lambda: time.monotonic() - began > 3.0 and times[0] > 100 * 3, 60)
+            read_since = len(consul.asked(path)) - read
             seconds = time.monotonic() - began
-            assert times[0] > 100 * 3
-            assert len(consul.asked(path)) - read <= allowed(seconds)
+            assert read_since <= allowed(seconds)
             if what == "output only":
                 assert recorder.count("view") == told + 4  # nothing but the four others
             consul.flip("s040", "vm-0", "passing")
@@ -189,9 +189,10 @@ def test_a_catalog_that_doubles_while_we_start_is_known_whole(recorder: Recorder
 
 @pytest.mark.parametrize("services", [50, 200])
 def test_after_an_outage_everybody_comes_back_spread_out_and_within_the_budget(
-    recorder: Recorder, services: int
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, services: int
 ) -> None:
     """Away: no more than a few questions a second from each. Back: not all in the same moment."""
+    monkeypatch.setattr(checkpoint, "RETURN_SECONDS", 3.0)
     patient = RetryPolicy(floor_seconds=0.5, cap_seconds=4.0)
     with FakeConsul() as consul:
         queries = fill(consul, services)
@@ -281,9 +282,9 @@ def test_while_consul_says_429_next_to_nothing_is_asked(recorder: Recorder) -> N
                 consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
             consul.register("s050", "vm-0", "10.0.0.1", 9000, status="critical")
             time.sleep(1.0)
-            before = len(consul.requests)
+            before, began = len(consul.requests), time.monotonic()
             time.sleep(3.0)
-            assert len(consul.requests) - before <= 3 * 60
+            assert len(consul.requests) - before <= (time.monotonic() - began) * 60
             consul.clear_faults()
             assert becomes(recorder, Query("dc1", "s050"), 30, port=9000, status=Status.CRITICAL)
             assert nothing_was_taken_away(recorder)
@@ -297,13 +298,13 @@ def test_retry_after_is_obeyed_by_sweeps(recorder: Recorder) -> None:
             assert recorder.wait(known(recorder, queries))
             settled(consul)
             path = "/v1/catalog/node-services"
-            consul.inject(Fault(status=429, body="slower", headers=(("Retry-After", "2"),)), times=12, path=path)
+            consul.inject(Fault(status=429, body="slower", headers=(("Retry-After", "4"),)), times=12, path=path)
             before = len(consul.asked(path))
             consul.register("s050", "vm-0", "10.0.0.1", 9000)
             assert eventually(lambda: len(consul.asked(path)) > before)
             began = time.monotonic()
-            time.sleep(1.7)
-            assert [r for r in consul.asked(path) if r.at > began + 0.2] == []
+            time.sleep(3.7)
+            assert [r for r in consul.asked(path) if began + 1.0 < r.at < began + 3.7] == []
             assert becomes(recorder, Query("dc1", "s050"), 60, port=9000)
 
 
@@ -335,7 +336,7 @@ def test_all_services_together_are_read_so_often_and_no_more(
         queries = fill(consul, 60)
         with watching(consul, recorder, connections=12) as catalog:
             catalog.want(queries)
-            assert recorder.wait(known(recorder, queries), 5)
+            assert recorder.wait(known(recorder, queries))
             settled(consul)
             began = time.monotonic()
 
@@ -344,9 +345,9 @@ def test_all_services_together_are_read_so_often_and_no_more(
 
             with meanwhile(change, 0.004) as times:
                 time.sleep(3.0)
-            seconds = time.monotonic() - began
-            assert times[0] > 300
-            assert module.ALL_BURST / 2 < len(plain_reads(consul, began)) <= 20 + 20 * seconds + 5
+                assert eventually(lambda: times[0] > 300, 60)
+            read = len(plain_reads(consul, began))
+            assert module.ALL_BURST / 2 < read <= 20 + 20 * (time.monotonic() - began) + 5
             truth = {f"s{n % 60:03}": n // 60 % 2 == 0 for n in range(times[0])}
             for name, ill in truth.items():
                 status = Status.CRITICAL if ill else Status.PASSING
@@ -361,8 +362,12 @@ def test_direct_watches_that_began_together_do_not_return_together(recorder: Rec
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
             settled(consul)
-            waits = [r.params["wait"] for r in consul.asked("/v1/health/service/") if "index" in r.params]
-            assert len(waits) >= 20
+
+            def asked() -> list[str]:
+                return [r.params["wait"] for r in consul.asked("/v1/health/service/") if "index" in r.params]
+
+            assert eventually(lambda: len(asked()) >= 20)
+            waits = asked()
             assert len(set(waits)) > len(waits) * 0.9
             most = module.PROMOTED_WAIT_SECONDS * 1000
             assert all(most * 0.8 < float(wait.removesuffix("ms")) <= most for wait in waits)

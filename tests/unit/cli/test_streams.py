@@ -337,7 +337,7 @@ def test_a_signal_before_writing_ends_at_once(number: int, status: int) -> None:
     """Whatever hangs: nothing was written, so nothing is half done."""
     started = time.monotonic()
     got, out, errors = interrupted(number, writing=False)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert (got, out) == (status, "")
     assert errors == "interrupted: nothing was written\n"
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import free_port
+
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("consul", "kubernetes", "bridge")
 
@@ -65,11 +67,7 @@ def docker(folder: Path, compose: str = "2.40.3", ports: dict[str, int] | None =
 
 def free() -> dict[str, int]:
     """Three ports that nobody has."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in SERVICES]
-    numbers = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return dict(zip(SERVICES, numbers, strict=True))
+    return {name: free_port() for name in SERVICES}
 
 
 def test_a_clear_way_is_not_talked_about(ask: Ask, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -235,7 +236,7 @@ def test_several_requests_on_one_connection_are_not_served(server: WebServer) ->
 
 def test_who_never_finishes_a_request_does_not_keep_others_waiting(world: World) -> None:
     """Ten times as many idlers as there are workers, and more than connections allowed; probes get through at once."""
-    with start(world, connections=20) as server:
+    with start(world, connections=20, request_seconds=60.0) as server:
         idlers = [connect(server) for _ in range(40)]
         for sock in idlers:
             with contextlib.suppress(OSError):
@@ -243,7 +244,7 @@ def test_who_never_finishes_a_request_does_not_keep_others_waiting(world: World)
         started = time.monotonic()
         for _ in range(5):
             assert ask(server).status == 200
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
         for sock in idlers:
             sock.close()
 
@@ -253,10 +254,10 @@ def test_who_drips_bytes_is_cut_off(world: World) -> None:
     with start(world, request_seconds=0.3) as server, connect(server) as sock:
         started = time.monotonic()
         with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):  # noqa: PT012 - one of the sends fails
-            while time.monotonic() - started < 5:
+            while time.monotonic() - started < 30:
                 sock.sendall(b"x")
                 time.sleep(0.05)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < web.REQUEST_SECONDS - 0.5
 
 
 def test_who_never_reads_the_answer_does_not_keep_others_waiting(world: World) -> None:
@@ -289,6 +290,7 @@ def test_a_slow_page_does_not_keep_the_others_waiting(world: World) -> None:
 
 def test_closing_leaves_no_thread_and_no_socket(world: World) -> None:
     """Also with connections that are half open."""
+    gc.collect()
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     server = start(world).start()
     address = server.address
@@ -308,11 +310,11 @@ def test_closing_leaves_no_thread_and_no_socket(world: World) -> None:
 
 def test_closing_is_quick(world: World) -> None:
     """A shutdown does not wait for idlers."""
-    server = start(world).start()
+    server = start(world, request_seconds=60.0).start()
     idlers = [connect(server) for _ in range(10)]
     started = time.monotonic()
     server.close()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 20
     for sock in idlers:
         sock.close()
 
@@ -445,7 +447,7 @@ def test_a_burst_of_events_is_cut_to_the_newest(world: World) -> None:
 
 def test_a_stream_of_events_ends_after_a_while(world: World) -> None:
     """Browsers come again; who is gone unseen does not stay for ever."""
-    with start(world, stream_seconds=0.2) as server:
+    with start(world, stream_seconds=1.0) as server:
         assert b"hello" in raw(server, b"GET /events HTTP/1.1\r\n\r\n")
 
 
