@@ -7,7 +7,6 @@ the old one in the same process, a restart without the process: what is in Kuber
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from bridge.errors import BridgeError, ConfigurationError
 from bridge.interpreter import quickly_switched
 from bridge.report import Observer
 from bridge.settings import Settings
+from bridge.yaml_file import digest_of
 
 WATCH_SECONDS = 1.0
 """How often the settings file is compared: a ConfigMap is updated by swapping links, which no file event survives."""
@@ -69,7 +69,7 @@ class Daemon:
         self._rules = rules_of(settings)
         self._bridge = self._build(settings, self._rules)
         self._next: Bridge | None = None
-        self._watcher = _FileWatch(settings.config_file, self.reload)
+        self._watcher = _FileWatch(settings.config_file, settings.config_digest, self.reload)
 
     def run(self) -> None:
         """Mirror until `stop`. Raises what made a bridge end on its own."""
@@ -172,13 +172,15 @@ class Daemon:
 
 
 class _FileWatch:
-    """Calls back when a file's content has changed and is the same in two looks; nothing to watch without a path.
+    """Calls back when a file is no longer what was read of it, and is the same in two looks.
 
-    Half of a file is a file as well: editors and `cp` write over what is there.
+    Half of a file is a file as well: editors and `cp` write over what is there. `digest` is that of the file as it was
+    read; without a path there is nothing to watch.
     """
 
-    def __init__(self, path: str, on_change: Callable[[], None]) -> None:
+    def __init__(self, path: str, digest: bytes, on_change: Callable[[], None]) -> None:
         self._path = path
+        self._told = digest
         self._on_change = on_change
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="settings-file", daemon=True)
@@ -193,17 +195,17 @@ class _FileWatch:
             self._thread.join()
 
     def _run(self) -> None:
-        before = seen = self._content()
+        before = self._told
         while not self._stop.wait(WATCH_SECONDS):
-            content, looked = self._content(), seen
-            seen = content
-            if content == looked != before:
-                before = content
+            content = self._content()
+            if content == before and content != self._told:
+                self._told = content
                 self._on_change()
+            before = content
 
     def _content(self) -> bytes:
         """A digest of the file, b"" while it cannot be read."""
         try:
-            return hashlib.blake2b(Path(self._path).read_bytes()).digest()
+            return digest_of(Path(self._path).read_bytes())
         except OSError:
             return b""

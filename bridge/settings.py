@@ -786,6 +786,7 @@ class Settings(BaseSettings):
     _selected_by: str = PrivateAttr(default="default")
     _narrow: bool = PrivateAttr(default=False)
     _config_file: str = PrivateAttr(default="")
+    _config_digest: bytes = PrivateAttr(default=b"")
 
     @classmethod
     def settings_customise_sources(
@@ -988,6 +989,11 @@ class Settings(BaseSettings):
     def config_file(self) -> str:
         """The settings file that was read, "" without one."""
         return self._config_file
+
+    @property
+    def config_digest(self) -> bytes:
+        """Of what was read of it (`yaml_file.digest_of`), b"" without one."""
+        return self._config_digest
 
     def effective(self) -> dict[str, str]:
         """Every setting as text by its path, secrets masked: for the log at start."""
@@ -1280,6 +1286,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
         raise ConfigurationError(_explain(error, places, document)) from None
     settings._places = places
     settings._config_file = config
+    settings._config_digest = document.digest if document else b""
     settings._notes = tuple(notes)
     settings._selected_by = selected_by
     settings._narrow = settings.rules is not None and not layers[-1].has(("rules",))

@@ -6,8 +6,9 @@ key silently replace an earlier one of the same name. It knows nothing of settin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,16 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The file's values. `keys` says where each key (or list entry) stands, `values` where its value begins."""
+    """The file's values. `keys` says where each key (or list entry) stands, `values` where its value begins.
+
+    `digest`: of the bytes that were read, see `digest_of`.
+    """
 
     path: str
     content: Mapping[str, Any]
     keys: Mapping[Key, Mark]
     values: Mapping[Key, Mark]
+    digest: bytes = b""
 
     def place(self, key: Key, of_key: bool = False) -> str:
         """`bridge.yaml:7:3` for the longest known beginning of `key`."""
@@ -69,7 +74,12 @@ def read(path: str) -> Document:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(raw) > MAX_BYTES:
         raise ConfigurationError(f"{path}: larger than {MAX_BYTES // 1024 // 1024} MiB: is this the settings file?")
-    return parse(raw, path)
+    return replace(parse(raw, path), digest=digest_of(raw))
+
+
+def digest_of(raw: bytes) -> bytes:
+    """What tells one content of a file from another."""
+    return hashlib.blake2b(raw).digest()
 
 
 def parse(raw: bytes | str, path: str) -> Document:

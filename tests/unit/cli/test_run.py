@@ -16,6 +16,7 @@ import pytest
 
 from bridge.cli import COMMANDS
 from bridge.daemon import _FileWatch
+from bridge.settings import load
 from tests.lab import free_port
 from tests.unit.cli.conftest import ROOT, command_line, environment, process
 
@@ -202,7 +203,7 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
 
 def test_a_file_that_is_still_being_written_is_not_taken(tmp_path: Path) -> None:
     """What the file is for an instant only, a valid part of itself, never becomes the rules."""
-    contents = iter([b"old", b"old", b"half", b"new"])
+    contents = iter([b"old", b"half", b"new"])
     looks: list[bytes] = []
     taken: list[list[bytes]] = []
     called = threading.Event()
@@ -216,13 +217,26 @@ def test_a_file_that_is_still_being_written_is_not_taken(tmp_path: Path) -> None
         taken.append(list(looks))
         called.set()
 
-    watch = Watch(str(tmp_path / "bridge.yaml"), on_change)
+    watch = Watch(str(tmp_path / "bridge.yaml"), b"old", on_change)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("bridge.daemon.WATCH_SECONDS", 0.01)
         watch.start()
         assert called.wait(20)
         watch.stop()
-    assert taken == [[b"old", b"old", b"half", b"new", b"new"]]
+    assert taken == [[b"old", b"half", b"new", b"new"]]
+
+
+def test_a_file_that_changed_between_its_reading_and_the_first_look_is_taken(tmp_path: Path) -> None:
+    """What was read is known by its digest, not by what the file is when the watching begins."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("rules: [{to: {namespace: one}}]\n")
+    settings = load({"--config": str(file)}, {})
+    file.write_text("rules: [{to: {namespace: two}}]\n")
+    called = threading.Event()
+    watch = _FileWatch(settings.config_file, settings.config_digest, called.set)
+    watch.start()
+    assert called.wait(20)
+    watch.stop()
 
 
 def test_settings_that_are_read_again_and_are_the_same_change_nothing(tmp_path: Path) -> None:
