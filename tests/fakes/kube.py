@@ -299,6 +299,13 @@ class FakeKube:
             found = self.objects[_group_of(resource), resource].get((namespace, name))
             return _rendered(found) if found is not None else None
 
+    def ready_addresses(self, namespace: str, name: str) -> list[str] | None:
+        """Addresses that are ready in an Endpoints object, in order; None without the object."""
+        found = self.get("endpoints", namespace, name)
+        if found is None:
+            return None
+        return sorted(a["ip"] for subset in found.get("subsets") or [] for a in subset.get("addresses") or [])
+
     def put(self, resource: str, body: Json, manager: str = "somebody") -> Json:
         """Write an object as `manager` would by an update; for preparing a test."""
         metadata = body["metadata"]

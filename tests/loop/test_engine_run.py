@@ -71,10 +71,7 @@ class Running:
 
     def ready(self, service: str) -> list[str] | None:
         """Ready addresses of a service in Kubernetes, None without Endpoints."""
-        found = self.kube.get("endpoints", "default", service)
-        if found is None:
-            return None
-        return sorted(a["ip"] for subset in found.get("subsets") or [] for a in subset.get("addresses") or [])
+        return self.kube.ready_addresses("default", service)
 
 
 @pytest.fixture
