@@ -69,7 +69,7 @@ class Daemon:
         self._rules = rules_of(settings)
         self._bridge = self._build(settings, self._rules)
         self._next: Bridge | None = None
-        self._watcher = _FileWatch(settings.config_file, settings.config_digest, self.reload)
+        self._watcher = _FileWatch(settings.config_file, settings.config_digest, self._reload)
 
     def run(self) -> None:
         """Mirror until `stop`. Raises what made a bridge end on its own."""
@@ -93,36 +93,52 @@ class Daemon:
 
     def reload(self) -> None:
         """Read the settings again and go on with them; the old ones stay when the new ones cannot be used."""
+        self._reload(None)
+
+    def _reload(self, whole: bytes | None) -> None:
+        """As `reload`. `whole`: the digest with which the file lay still; what has changed again is not taken."""
         with self._lock:
             if self._stopping:
                 return
             try:
-                fresh = self._load()
-                if self._settings.rules is not None and fresh.rules is None:
-                    raise ConfigurationError(RULES_GONE.format(file=fresh.config_file))
-                rules = self._rules_of(fresh)
+                fresh, rules = self._read()
             except BridgeError as error:
                 self._trouble = str(error)
                 self._log.error("the new settings cannot be used; the old ones stay", reason=str(error))
+                self._watcher.told(whole)
                 return
+            if whole is not None and fresh.config_digest != whole:
+                return  # the watch sees it, too
+            self._watcher.told(fresh.config_digest)
             self._trouble = None
-            before, after = self._settings.effective(), fresh.effective()
-            changed = sorted(key for key in after if key != "rules" and before.get(key) != after[key])
-            if not changed and rules == self._rules:
-                self._log.info("settings read again: nothing has changed")
-                return
-            fixed = [key for key in changed if key in FIXED]
-            if fixed:
-                self._log.warning("these settings need a new process; the rest is taken", settings=", ".join(fixed))
-            self._settings, self._rules = fresh, rules
-            only_rules = not set(changed) - set(FIXED)
-            if only_rules and self._next is None and self._bridge.replace_rules(rules):
-                self._log.info("rules taken", rules=len(rules))
-                self._warn(fresh, rules)
-                return
-            self._log.info("starting anew with the new settings", changed=", ".join(changed) or "rules")
-            self._next = self._build(fresh, rules)
-            self._bridge.stop()
+            self._go_on_with(fresh, rules)
+
+    def _read(self) -> tuple[Settings, tuple[Rule, ...]]:
+        fresh = self._load()
+        if self._settings.rules is not None and fresh.rules is None:
+            raise ConfigurationError(RULES_GONE.format(file=fresh.config_file))
+        return fresh, self._rules_of(fresh)
+
+    def _go_on_with(self, fresh: Settings, rules: tuple[Rule, ...]) -> None:
+        before, after = self._settings.effective(), fresh.effective()
+        changed = sorted(key for key in after if key != "rules" and before.get(key) != after[key])
+        if self._settings.secrets() != fresh.secrets():  # they look alike in what may be logged
+            changed.append("consul.token")
+        if not changed and rules == self._rules:
+            self._log.info("settings read again: nothing has changed")
+            return
+        fixed = [key for key in changed if key in FIXED]
+        if fixed:
+            self._log.warning("these settings need a new process; the rest is taken", settings=", ".join(fixed))
+        self._settings, self._rules = fresh, rules
+        only_rules = not set(changed) - set(FIXED)
+        if only_rules and self._next is None and self._bridge.replace_rules(rules):
+            self._log.info("rules taken", rules=len(rules))
+            self._warn(fresh, rules)
+            return
+        self._log.info("starting anew with the new settings", changed=", ".join(changed) or "rules")
+        self._next = self._build(fresh, rules)
+        self._bridge.stop()
 
     # ------------------------------------------------------------------ what the web page and the metrics ask
 
@@ -172,21 +188,21 @@ class Daemon:
 
 
 class _FileWatch:
-    """Calls back when a file is no longer what was read of it, and is the same in two looks.
+    """Calls back when a file is not what was last read of it, and is the same in two looks.
 
     Half of a file is a file as well: editors and `cp` write over what is there. `digest` is that of the file as it was
-    read; without a path there is nothing to watch.
+    read (see `told`); without a path, or with a pipe, there is nothing to watch.
     """
 
-    def __init__(self, path: str, digest: bytes, on_change: Callable[[], None]) -> None:
+    def __init__(self, path: str, digest: bytes, on_change: Callable[[bytes], None]) -> None:
         self._path = path
-        self._told = digest
+        self._known: bytes | None = digest
         self._on_change = on_change
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="settings-file", daemon=True)
 
     def start(self) -> None:
-        if self._path:
+        if self._path and Path(self._path).is_file():
             self._thread.start()
 
     def stop(self) -> None:
@@ -194,13 +210,18 @@ class _FileWatch:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def told(self, digest: bytes | None) -> None:
+        """What was read of the file since; None: nobody knows, so it is read again when it lies still."""
+        self._known = digest
+
     def _run(self) -> None:
-        before = self._told
+        before = self._content()
         while not self._stop.wait(WATCH_SECONDS):
             content = self._content()
-            if content == before and content != self._told:
-                self._told = content
-                self._on_change()
+            if content == before != self._known:
+                self._on_change(content)
+                if self._content() != content:  # nobody knows what of it was read
+                    self.told(None)
             before = content
 
     def _content(self) -> bytes:

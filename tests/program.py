@@ -80,7 +80,7 @@ class Daemon(Program):
         return status, body
 
     def _end(self, how: signal.Signals) -> None:
-        """As every server; and its log, which is complete now, must not have a secret in it."""
+        """As every server; its log is complete now: AssertionError, in a teardown as well, when a secret is in it."""
         super()._end(how)
         if self.log.exists():
             untold(self.log.read_text(errors="replace"), str(self.log))

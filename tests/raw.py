@@ -80,7 +80,7 @@ class RawClient:
         return json.loads(text) if text.strip() else None
 
     def interrupt(self) -> None:
-        """End a request that another thread waits for; it raises OSError there."""
+        """End a request that another thread waits for; it raises OSError there. The last thing before `close`."""
         self._interrupted = True  # not to be sent again on another connection
         sock = getattr(self._connection, "sock", None)
         if sock is not None:

@@ -7,7 +7,7 @@ why (pytest's own short summary has the reasons).
 These machines have two busy cores, and thousands of tests wait for real servers: when at most three tests of a step
 failed, they are run once more, alone. One that passes then does not fail the suite, and is never silent either: its
 first failure stands in the output, and the last lines name it as unsteady. What the faults of tests/chaos bring to
-light is only sometimes there by nature; they get no second try.
+light is only sometimes there by nature; they get no second try, nor do the tests of the core, which wait for nothing.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a report of pytest says: tests that passed, the names of those that failed, tests that were skipped."""
+    """What a report of pytest says: the names of tests that passed, failed, were skipped."""
 
-    passed: int = 0
-    failed: tuple[str, ...] = ()
-    skipped: int = 0
+    passed: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    skipped: frozenset[str] = frozenset()
 
 
 def pytest(
@@ -132,8 +132,9 @@ def main() -> int:
             if build is not None:
                 build.terminate()
                 build.wait()
-    passed, failed, skipped = (sum(c.passed for c in counts), sum(len(c.failed) for c in counts),
-                               sum(c.skipped for c in counts))  # fmt: skip
+    passed = sum(len(c.passed) for c in counts)
+    failed = sum(len(c.failed) for c in counts)
+    skipped = sum(len(c.skipped) for c in counts)
     print(f"\n{len(chosen) - len(broken)} of {len(chosen)} steps passed in {time.monotonic() - started:.0f} s")
     if broken:
         print(f"failed: {', '.join(broken)}")
@@ -151,11 +152,12 @@ def _run(step: Step) -> tuple[int, Counts, tuple[str, ...]]:
     first = _counts(step.report)
     if status != TESTS_FAILED or not step.again or not 0 < len(first.failed) <= SECOND_TRIES:
         return status, first, ()
-    print(f"== {step.name}: once more, alone: {', '.join(first.failed)}", flush=True)
+    print(f"== {step.name}: once more, alone: {', '.join(sorted(first.failed))}", flush=True)
     status = subprocess.run(step.again, cwd=ROOT, env=_environment(), check=False).returncode
-    second = _counts(step.report)
-    passed_alone = tuple(name for name in first.failed if name not in second.failed)
-    return status, Counts(first.passed + len(passed_alone), second.failed, first.skipped), passed_alone
+    alone = first.failed & _counts(step.report).passed
+    still = first.failed - alone  # one that is skipped now has not passed
+    counted = Counts(first.passed | alone, still, first.skipped)
+    return (status or TESTS_FAILED) if still else status, counted, tuple(sorted(alone))
 
 
 def _install_packages() -> None:
@@ -196,14 +198,12 @@ def _counts(report: Path | None) -> Counts:
     """What a step's report says; nothing when it has none (a step without tests, a run that broke off)."""
     if report is None or not report.exists():
         return Counts()
-    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    failed = dict.fromkeys(
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    )
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    return Counts(len(cases) - len(failed) - skipped, tuple(failed), skipped)
+    cases = [
+        (f"{c.get('classname')}::{c.get('name')}", c) for c in ElementTree.parse(report).getroot().iter("testcase")
+    ]
+    failed = {name for name, c in cases if c.find("failure") is not None or c.find("error") is not None}
+    skipped = {name for name, c in cases if c.find("skipped") is not None} - failed
+    return Counts(frozenset(name for name, _ in cases) - failed - skipped, frozenset(failed), frozenset(skipped))
 
 
 if __name__ == "__main__":

@@ -318,7 +318,7 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
             yield _gauge(name, text, "datacenter", values)
     confirmations = CounterMetricFamily(
         "consul_bridge_consul_confirmations",
-        "Consistent reads that ended a doubt: a request had failed, or an index went backwards.",
+        "Consistent reads after a doubt (a request failed, an index went backwards), and the first one of each start.",
         labels=["datacenter"],
     )
     for dc, state in catalog.items():

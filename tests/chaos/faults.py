@@ -59,7 +59,6 @@ def log(*words: str) -> Log:
 
 CONSUL_DOWN = log("consul cannot be asked; everything stays as it is")
 KUBE_DOWN = log("kubernetes cannot be used; changes wait")
-CONFIRMED = Metric("consul_bridge_consul_confirmations_total", "grows")
 CONSUL_UP_0 = Metric("consul_bridge_consul_up", "0")
 KUBE_UP_0 = Metric("consul_bridge_kubernetes_up", "0")
 

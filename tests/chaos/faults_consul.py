@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from tests.chaos.faults import (
-    CONFIRMED,
     CONSUL_DOWN,
     CONSUL_UP_0,
     EITHER,
@@ -303,7 +302,7 @@ class ConsulZeroIndex(_ConsulIndex):
 
     name = "consul-zero-index"
     what = "answers with X-Consul-Index: 0; blocking queries would turn into a hot loop"
-    shows = (CONFIRMED,)
+    shows = ()
     readiness = EITHER
     hold_seconds = 4.0
     index = "0"

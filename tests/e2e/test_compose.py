@@ -412,7 +412,8 @@ def test_kubernetes_that_goes_away_is_waited_for(stack: Stack) -> None:
     finally:
         stack.compose("start", "kubernetes")
     eventually(stack.mirrored, (sorted(set(before.values()) - {address}), []), seconds=90)
-    eventually(lambda: said("ok"), (200, True, "ok"))
+    eventually(lambda: [stack.readiness()[1][side] for side in ("kubernetes", "consul")], ["ok", "ok"])
+    assert stack.readiness()[0] == 200
     assert "Cannot write" not in stack.get("")[1].partition("Recent changes")[0]
     stack.images.engine.docker("start", chosen)
     eventually(stack.mirrored, (sorted(stack.vms().values()), []))

@@ -94,4 +94,5 @@ def test_no_ready_address_is_missing_while_the_output_changes(
             time.sleep(0.5)
         # The control plane has its part in it, and takes its time.
         eventually(lambda: (sync(after), managers()), (0, {mirrored if after == "endpoints" else ours}), 60)
+        assert sync(after) == 0  # for good
     assert {len(sample) for sample in samples[start:]} == {4}

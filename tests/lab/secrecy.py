@@ -18,8 +18,7 @@ _given_out: set[str] = set()
 
 def secret(token: str) -> str:
     """Remember that nobody may say `token`; returns it."""
-    if len(token) >= SHORTEST:
-        _given_out.add(token)
+    _given_out.update(line for line in token.splitlines() if len(line) >= SHORTEST)
     return token
 
 
@@ -33,9 +32,11 @@ def learn(environment: Mapping[str, str]) -> None:
 
 
 def untold(text: str, where: str) -> str:
-    """Returns `text`; AssertionError with the line, blotted, when a secret stands in it."""
-    for token in _given_out:
+    """Returns `text`; AssertionError with the line, its secrets blotted, when one stands in it."""
+    tokens = sorted(_given_out, key=len, reverse=True)
+    for token in tokens:
         if token in text:
             line = next(line for line in text.splitlines() if token in line)
-            raise AssertionError(f"{where} has a secret in it: {re.sub(re.escape(token), '<SECRET>', line)[:500]}")
+            told = re.sub("|".join(map(re.escape, tokens)), "<SECRET>", f"{where} has a secret in it: {line}")
+            raise AssertionError(told[:600])
     return text

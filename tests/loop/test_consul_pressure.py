@@ -192,7 +192,8 @@ def test_after_an_outage_everybody_comes_back_spread_out_and_within_the_budget(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, services: int
 ) -> None:
     """Away: no more than a few questions a second from each. Back: not all in the same moment."""
-    monkeypatch.setattr(checkpoint, "RETURN_SECONDS", 3.0)
+    assert checkpoint.RETURN_SECONDS >= 0.5
+    monkeypatch.setattr(checkpoint, "RETURN_SECONDS", 3.0)  # long against what a busy machine does to the order
     patient = RetryPolicy(floor_seconds=0.5, cap_seconds=4.0)
     with FakeConsul() as consul:
         queries = fill(consul, services)
@@ -218,7 +219,7 @@ def test_after_an_outage_everybody_comes_back_spread_out_and_within_the_budget(
             watched = min(services, 55)
             assert len(plain) >= watched
             in_a_moment = Counter(int((at - back) * 20) for at in plain[:watched])
-            assert max(in_a_moment.values()) < watched * 0.85  # of those who waited, within a twentieth of a second
+            assert max(in_a_moment.values()) < watched * 0.5  # of those who waited, within a twentieth of a second
             assert consul.peak_connections <= 64
             assert recorder.count("rebuilt") == 0
             assert nothing_was_taken_away(recorder)

@@ -15,7 +15,7 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.model import Destination, Rule
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.run import Bridge
-from bridge.kube.client import KubeConfig
+from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.election import ElectionConfig
 from bridge.observe.metrics import Metrics
 from tests.fakes.consul import FakeConsul
@@ -256,8 +256,19 @@ def test_a_leader_that_is_cut_off_from_consul_leaves_the_writing_to_a_standby_th
             town.stop(replica)
 
 
-def test_a_leader_waits_for_no_write_longer_than_its_lease(town: Town, eventually: Eventually) -> None:
+def test_a_leader_waits_for_no_write_longer_than_its_lease(
+    town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The API server sits on one for longer; what it does with it at last changes nothing that was written since."""
+    waits: list[float] = []
+    request = KubeClient.request
+
+    def recorded(client: KubeClient, method: str, path: str, **options: Any) -> Any:
+        if method == "PATCH" and path.endswith("/endpoints/web"):
+            waits.append(options["within"])
+        return request(client, method, path, **options)
+
+    monkeypatch.setattr(KubeClient, "request", recorded)
     town.consul.register("web", "vm-1", "10.0.0.1", 80)
     leader = town.add()
     eventually(lambda: (leader.leads, town.ready("web")), (True, ["10.0.0.1"]))
@@ -270,3 +281,4 @@ def test_a_leader_waits_for_no_write_longer_than_its_lease(town: Town, eventuall
     while time.monotonic() < began + 3 * LEASE + 0.5:
         time.sleep(0.05)
     assert town.ready("web") == ["10.0.0.1", "10.0.0.2"]
+    assert 0 < max(waits) <= LEASE

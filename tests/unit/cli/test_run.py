@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,8 +16,7 @@ from typing import Any
 import pytest
 
 from bridge.cli import COMMANDS
-from bridge.daemon import _FileWatch
-from bridge.settings import load
+from bridge.daemon import WATCH_SECONDS, _FileWatch
 from tests.lab import free_port
 from tests.unit.cli.conftest import ROOT, command_line, environment, process
 
@@ -158,6 +158,14 @@ def readiness(listen: str) -> dict[str, Any]:
         return dict(json.load(answer))
 
 
+def await_configuration(listen: str, words: str) -> None:
+    """Wait until the detail of /readyz has them under `configuration`."""
+    deadline = time.monotonic() + 20
+    while words not in readiness(listen)["configuration"]:
+        assert time.monotonic() < deadline, readiness(listen)
+        time.sleep(0.02)
+
+
 def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: Path) -> None:
     """New rules are taken as they run, other settings by a bridge that follows; what is wrong is said and not taken."""
     file = tmp_path / "bridge.yaml"
@@ -173,9 +181,7 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
 
     file.write_text("rules: [{too: {}}]\n")
     running.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 20
-    while f"{file}:1" not in readiness(listen)["configuration"]:
-        assert time.monotonic() < deadline
+    await_configuration(listen, f"{file}:1")
     file.write_text("{rules: [{to: {namespace: three}}], run: {grace: 7s, listen: '127.0.0.1:1'}}\n")
     options = json.loads(running.process.stdout.readline())  # by the watch of the file: no signal
     assert (options["namespace"], options["grace"]) == ("three", 7.0)
@@ -183,9 +189,7 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
 
     file.write_text("")
     running.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 20
-    while "there are no rules any more" not in readiness(listen)["configuration"]:
-        assert time.monotonic() < deadline
+    await_configuration(listen, "there are no rules any more")
 
     file.write_text("{rules: [{to: {namespace: a}}, {to: {namespace: b}}], run: {grace: 7s}}\n")
     assert json.loads(running.process.stdout.readline()) == ["a", "b"]
@@ -201,42 +205,76 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
     assert f"{file}: there are no rules any more" in refused[-1]
 
 
-def test_a_file_that_is_still_being_written_is_not_taken(tmp_path: Path) -> None:
-    """What the file is for an instant only, a valid part of itself, never becomes the rules."""
-    contents = iter([b"old", b"half", b"new"])
-    looks: list[bytes] = []
-    taken: list[list[bytes]] = []
-    called = threading.Event()
+class Watched(_FileWatch):
+    """Looks at what it is given, one after the other, the last of it for ever."""
 
-    class Watch(_FileWatch):
-        def _content(self) -> bytes:
-            looks.append(next(contents, b"new"))
-            return looks[-1]
+    def __init__(self, *contents: bytes) -> None:
+        super().__init__(__file__, b"old", self.on_change)
+        self.contents = iter(contents)
+        self.last = contents[-1]
+        self.looks: list[bytes] = []
+        self.taken: list[list[bytes]] = []
+        self.called = threading.Event()
 
-    def on_change() -> None:
-        taken.append(list(looks))
-        called.set()
+    def _content(self) -> bytes:
+        self.looks.append(next(self.contents, self.last))
+        return self.looks[-1]
 
-    watch = Watch(str(tmp_path / "bridge.yaml"), b"old", on_change)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("bridge.daemon.WATCH_SECONDS", 0.01)
-        watch.start()
-        assert called.wait(20)
-        watch.stop()
-    assert taken == [[b"old", b"half", b"new", b"new"]]
+    def on_change(self, content: bytes) -> None:
+        """It would be read now."""
+        self.told(content)
+        self.taken.append(list(self.looks))
+        self.called.set()
 
 
-def test_a_file_that_changed_between_its_reading_and_the_first_look_is_taken(tmp_path: Path) -> None:
-    """What was read is known by its digest, not by what the file is when the watching begins."""
-    file = tmp_path / "bridge.yaml"
-    file.write_text("rules: [{to: {namespace: one}}]\n")
-    settings = load({"--config": str(file)}, {})
-    file.write_text("rules: [{to: {namespace: two}}]\n")
-    called = threading.Event()
-    watch = _FileWatch(settings.config_file, settings.config_digest, called.set)
+@pytest.mark.parametrize(
+    ("looks", "taken"),
+    [
+        ((b"old", b"half", b"new", b"new", b"new"), (b"old", b"half", b"new", b"new")),
+        ((b"new", b"new"), (b"new", b"new")),
+        ((b"old", b"", b"", b""), (b"old", b"", b"")),
+    ],
+    ids=["half of it for an instant", "changed between the reading and the first look", "deleted"],
+)
+def test_a_file_is_taken_when_it_lies_still(
+    monkeypatch: pytest.MonkeyPatch, looks: tuple[bytes, ...], taken: tuple[bytes, ...]
+) -> None:
+    """What it is for an instant only, a valid part of itself perhaps, never becomes the settings."""
+    monkeypatch.setattr("bridge.daemon.WATCH_SECONDS", 0.01)
+    watch = Watched(*looks)
     watch.start()
-    assert called.wait(20)
+    assert watch.called.wait(20)
     watch.stop()
+    assert watch.taken == [list(taken)]
+
+
+def test_what_a_signal_read_of_a_file_in_the_writing_is_read_again(tmp_path: Path) -> None:
+    """The file is what it was, so nothing has changed; but the trouble that the signal met is over."""
+    file = tmp_path / "bridge.yaml"
+    good = "rules: [{to: {namespace: one}}]\n"
+    file.write_text(good)
+    listen = f"127.0.0.1:{free_port()}"
+    running = Running("--listen", listen, "--config", str(file))
+    file.write_text("")
+    running.process.send_signal(signal.SIGHUP)
+    await_configuration(listen, "there are no rules any more")
+    file.write_text(good)
+    await_configuration(listen, "ok")
+    assert running.end()[0] == 143
+
+
+def test_a_pipe_is_read_once_and_not_watched(tmp_path: Path) -> None:
+    """`--config <(…)` has nothing more to say; that is no file without rules."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("rules: [{to: {namespace: one}}]\n",))
+    writer.start()
+    running = Running("--listen", "127.0.0.1:0", "--config", str(pipe))
+    writer.join()
+    time.sleep(3 * WATCH_SECONDS)
+    status, log = running.end()
+    assert status == 143
+    assert [e["event"] for e in log if e["level"] == "error"] == []
 
 
 def test_settings_that_are_read_again_and_are_the_same_change_nothing(tmp_path: Path) -> None:
@@ -245,12 +283,31 @@ def test_settings_that_are_read_again_and_are_the_same_change_nothing(tmp_path: 
     file.write_text("rules: [{to: {namespace: one}}]\n")
     running = Running("--listen", "127.0.0.1:0", "--config", str(file))
     assert running.process.stderr is not None
+    assert running.process.stdout is not None
     running.process.send_signal(signal.SIGHUP)
-    while json.loads(running.process.stderr.readline())["event"] != "settings read again: nothing has changed":
-        pass
-    status, log = running.end()
-    assert status == 143
-    assert "rules taken" not in [e["event"] for e in log]
+    said: list[str] = []
+    while said[-1:] != ["settings read again: nothing has changed"]:
+        said.append(json.loads(running.process.stderr.readline())["event"])
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.stdout.read() == ""  # where the bridge would tell of rules, or a new one of itself
+    running.process.communicate(timeout=30)
+    assert running.process.returncode == 143
+    assert said == ["effective settings", "bridge starts", said[-1]]
+
+
+def test_a_token_that_changes_in_the_file_is_taken(tmp_path: Path) -> None:
+    """Though it looks like the old one in everything that may be logged."""
+    file = tmp_path / "bridge.yaml"
+    settings = "{rules: [{to: {namespace: one}}], consul: {token: SECRET}}\n"
+    file.write_text(settings.replace("SECRET", "first-secret"))
+    running = Running("--listen", "127.0.0.1:0", "--config", str(file))
+    assert running.process.stdout is not None
+    file.write_text(settings.replace("SECRET", "second-secret"))
+    running.process.send_signal(signal.SIGHUP)
+    assert json.loads(running.process.stdout.readline())["namespace"] == "one"  # a new bridge
+    _, log = running.end()
+    assert [e["changed"] for e in log if e["event"].startswith("starting anew")] == ["consul.token"]
+    assert "secret" not in json.dumps(log)
 
 
 def test_a_rule_that_is_never_used_is_said_once_for_each_set_of_rules(tmp_path: Path) -> None:
