@@ -105,7 +105,7 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--grace", "DURATION", "A service must be gone for so long before its objects go; default 30s.", _HOW),
         Flag("--dry-run", "", "Print the plan and stop.", _HOW, bool),
         Flag("--exit-code", "", "With --dry-run: exit status 4 when there are changes.", _HOW, bool),
-        Flag("--output", "FORMAT", "table (default), json, yaml, diff.", _HOW, short="-o"),
+        Flag("--output", "FORMAT", "table (default), json, yaml; sync and purge also: diff.", _HOW, short="-o"),
         Flag("--yes", "", "Ask nothing.", _HOW, bool, short="-y"),
         Flag("--force", "", "Apply also what the removal guard would hold.", _HOW, bool),
         Flag("--watch", "", "Show it again and again until Ctrl-C.", _HOW, bool, short="-w"),

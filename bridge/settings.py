@@ -518,14 +518,15 @@ class GuardSection(_Section):
     """
 
     removal_threshold: Percent = _setting(
-        50, "Removals are held when Consul drops more than this part of the ready endpoints within `window`."
+        50, "Removals are held when Consul drops more than this percentage of the ready endpoints within `window`."
     )
     removal_minimum: _number(0, 1_000_000) = _setting(  # type: ignore[valid-type]
-        10, "Fewer ready endpoints than this may always go: the guard is about catastrophes."
+        10,
+        "Fewer ready endpoints than this may always go, or turn not ready: the guard is about catastrophes.",
     )
     panic_threshold: Percent = _setting(
         80,
-        "Endpoints stay ready when more than this part of all would turn not ready within `window`: our view of "
+        "Endpoints stay ready when more than this percentage of all would turn not ready within `window`: our view of "
         "Consul is then the likelier patient. 0 switches it off.",
         flag="--panic-threshold",
     )

@@ -184,7 +184,8 @@ def _settings() -> Iterator[str]:
 
 def _rules() -> Iterator[str]:
     yield "## Rules\n"
-    yield "A list under `rules:`; the first that matches a service wins. Without a rule every service is mirrored.\n"
+    yield "A list under `rules:`; the first that matches a service wins. Without the key every service is mirrored; "
+    yield "with `rules: []` only Services that ask for it are filled.\n"
     fields = [
         *_fields("", settings.RuleSettings.model_fields, skip=("to", "instances")),
         *_fields("to.", settings.DestinationRule.model_fields),
