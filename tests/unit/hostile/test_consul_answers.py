@@ -6,6 +6,8 @@ import contextlib
 import json
 import sys
 import tracemalloc
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -165,3 +167,67 @@ def test_ten_thousand_instances_with_one_id_are_bounded() -> None:
     mirror = translate(target, [(rule, query, known)]).mirror
     assert mirror is not None
     assert mirror.ready == 1
+
+
+def _instance(number: int, **service: Any) -> dict[str, Any]:
+    return {
+        "Node": {"Node": f"vm-{number}", "Address": f"10.0.{number // 250}.{number % 250 + 1}"},
+        "Service": {"ID": f"web-{number}", "Port": 80, **service},
+        "Checks": [{"CheckID": "a", "Status": "passing"}],
+    }
+
+
+def _many_checks(count: int) -> list[Any]:
+    checks = [{"CheckID": f"c-{n}", "Status": "critical", "Output": "x"} for n in range(count)]
+    return [{**_instance(0), "Checks": checks}]
+
+
+MANY: dict[str, Callable[[int], list[Any]]] = {
+    "instances": lambda n: [_instance(i) for i in range(n)],
+    "instances with one id": lambda n: [_instance(0)] * n,
+    "instances with one address": lambda n: [_instance(i, Address="10.9.9.9") for i in range(n)],
+    "instances with a port each": lambda n: [_instance(i, Port=1024 + i) for i in range(n)],
+    "tags": lambda n: [_instance(0, Tags=[f"t-{i}" for i in range(n)])],
+    "meta": lambda n: [_instance(0, Meta={f"k-{i}": "v" for i in range(n)})],
+    "ports": lambda n: [_instance(0, Ports=[{"Name": f"p-{i}", "Port": 1024 + i} for i in range(n)])],
+    "tagged addresses": lambda n: [
+        _instance(0, TaggedAddresses={f"a-{i}": {"Address": "10.0.0.1", "Port": 80} for i in range(n)})
+    ],
+    "checks": _many_checks,
+    "host names": lambda n: [_instance(i, Address=f"vm-{i}.example") for i in range(n)],
+    "addresses of no host": lambda n: [_instance(i, Address="127.0.0.1") for i in range(n)],
+}
+"""Answers that grow in one way each."""
+
+
+@pytest.mark.parametrize("way", MANY)
+def test_work_grows_with_the_answer_and_not_faster(way: str) -> None:
+    """In lines of Python that are executed, from the JSON to the plan: four times as much for four times as many."""
+    query = Query("dc1", "web")
+    rule = Rule(to=Destination(namespace="shop", labels_from=(("tags", "tags"),)))
+    target = select.target_of(rule, query)
+    assert not isinstance(target, Skipped)
+
+    def lines(count: int) -> int:
+        entries = MANY[way](count)
+        executed = 0
+
+        def trace(_frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal executed
+            executed += event == "line"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            known = decode.view_of(answer(entries))
+            assert isinstance(known, Known)
+            host_names(known.instances, rule)
+            done = translate(target, [(rule, query, known)])
+            plan(target, done.mirror, Current(target), owner="me")
+        finally:
+            sys.settrace(before)
+        return executed
+
+    few, many = lines(250), lines(1000)
+    assert many < 4.6 * few
