@@ -60,7 +60,7 @@
       if (copying) say("Waits while text is selected");
       else if (source?.readyState === EventSource.OPEN) say("Live");
     } catch {
-      say("The bridge does not answer");
+      if (mine === wanted) say("The bridge does not answer");
     }
   }
 
@@ -83,7 +83,12 @@
   button.addEventListener("click", () => {
     paused = !paused;
     button.textContent = paused ? "Resume" : "Pause";
-    if (paused) { source.close(); say("Paused"); } else { say("Connecting"); follow(); }
+    if (!paused) { say("Connecting"); return follow(); }
+    source.close();
+    clearTimeout(timer); // what is about to be looked at, or on its way, would change the page as well
+    timer = 0;
+    wanted += 1;
+    say("Paused");
   });
   document.addEventListener("selectionchange", () => {
     if (copying && document.getSelection().isCollapsed) { copying = false; soon(); }
