@@ -120,10 +120,7 @@ class Daemon:
         return fresh, self._rules_of(fresh)
 
     def _go_on_with(self, fresh: Settings, rules: tuple[Rule, ...]) -> None:
-        before, after = self._settings.effective(), fresh.effective()
-        changed = sorted(key for key in after if key != "rules" and before.get(key) != after[key])
-        if self._settings.secrets() != fresh.secrets():  # they look alike in what may be logged
-            changed.append("consul.token")
+        changed = fresh.differences(self._settings)
         if not changed and rules == self._rules:
             self._log.info("settings read again: nothing has changed")
             return

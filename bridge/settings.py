@@ -996,6 +996,10 @@ class Settings(BaseSettings):
         """Of what was read of it (`yaml_file.digest_of`), b"" without one."""
         return self._config_digest
 
+    def differences(self, other: Settings) -> list[str]:
+        """Paths of the settings that are not as in `other`, secrets included; rules are looked at apart."""
+        return sorted(".".join(s.path) for s in catalogue() if self._value(s.path) != other._value(s.path))
+
     def effective(self) -> dict[str, str]:
         """Every setting as text by its path, secrets masked: for the log at start."""
         values = {}

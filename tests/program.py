@@ -53,6 +53,13 @@ def bridge(*arguments: str, env: Mapping[str, str], stdin: str = "", timeout: fl
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def put(file: Path, text: str) -> None:
+    """Write a file that a running bridge may read at any moment: whole or not at all."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text)
+    new.replace(file)
+
+
 class Daemon(Program):
     """`bridge run`, with its HTTP address."""
 

@@ -47,14 +47,14 @@ SECOND_TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command of the suite. `needs_lab`: it waits for the servers' build. `again`: what runs its failures again."""
+    """One command of the suite. `needs_lab`: it waits for the servers' build; `second_try`: for few failures."""
 
     name: str
     group: str
     command: tuple[str, ...]
     needs_lab: bool = False
     report: Path | None = None
-    again: tuple[str, ...] = ()
+    second_try: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,7 @@ def pytest(
     """A pytest step that leaves its counts in a file, so that the end can add them up."""
     report = junit / f"{name.replace(' ', '-')}.xml"
     command = (PYTHON, "-m", "pytest", "-q", f"--junitxml={report}", *arguments)
-    again = (PYTHON, "-m", "pytest", "-q", "--last-failed", f"--junitxml={report}", *arguments)
-    return Step(name, group, command, needs_lab, report, again if second_try else ())
+    return Step(name, group, command, needs_lab, report, second_try)
 
 
 def steps(junit: Path) -> Sequence[Step]:
@@ -150,10 +149,10 @@ def _run(step: Step) -> tuple[int, Counts, tuple[str, ...]]:
     """Run a step, and a few failures of it once more; exit status, counts, and what passed only then."""
     status = subprocess.run(step.command, cwd=ROOT, env=_environment(), check=False).returncode
     first = _counts(step.report)
-    if status != TESTS_FAILED or not step.again or not 0 < len(first.failed) <= SECOND_TRIES:
+    if status != TESTS_FAILED or not step.second_try or not 0 < len(first.failed) <= SECOND_TRIES:
         return status, first, ()
     print(f"== {step.name}: once more, alone: {', '.join(sorted(first.failed))}", flush=True)
-    status = subprocess.run(step.again, cwd=ROOT, env=_environment(), check=False).returncode
+    status = subprocess.run((*step.command, "--last-failed"), cwd=ROOT, env=_environment(), check=False).returncode
     alone = first.failed & _counts(step.report).passed
     still = first.failed - alone  # one that is skipped now has not passed
     counted = Counts(first.passed | alone, still, first.skipped)

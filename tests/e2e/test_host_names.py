@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab
-from tests.program import Daemon, bridge, environment
+from tests.program import Daemon, bridge, environment, put
 from tests.raw import RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
@@ -48,9 +48,7 @@ class Names:
     def set(self, **names: str) -> None:
         """`db="10.0.0.1,10.0.0.2"` is what db.bridge.test has from now on; `fail`: a temporary failure."""
         self._names |= names
-        new = self._file.with_suffix(".new")
-        new.write_text("".join(f"{name}.bridge.test {found}\n" for name, found in self._names.items()))
-        new.replace(self._file)
+        put(self._file, "".join(f"{name}.bridge.test {found}\n" for name, found in self._names.items()))
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_it_shows_searches_sorts_and_pages(daemon: Daemon, consul: RawConsul, op
     """A hundred and twenty services: three pages, found by name, ordered by any column, with the address saying it."""
     names = fill(consul, prefix, 120)
     page = opened(daemon.url)
-    expect(page.locator("#count")).to_have_text("Services 1 to 50 of 120", timeout=PATIENCE_MS)
+    expect(page.locator("#count")).to_have_text("Services 1 to 50 of 120")
     expect_names(page, names[:50])
     page.get_by_role("link", name="Next").click()
     expect(page.locator("#count")).to_have_text("Services 51 to 100 of 120")
@@ -190,16 +190,16 @@ def test_it_follows_what_happens_without_being_reloaded(
     row = page.locator("#results tbody tr")
     expect(row.locator("td").nth(1)).to_have_text("12 ready")
     consul.flip(name, f"{prefix}vm-3", "critical")
-    expect(row.locator("td").nth(1)).to_have_text("11 ready, 1 not ready", timeout=PATIENCE_MS)
+    expect(row.locator("td").nth(1)).to_have_text("11 ready, 1 not ready")
     expect(page.locator("#changes li").first).to_contain_text(f"{name} 11 ready, 1 not ready (was 12 ready)")
     sick = detail.locator("#why tbody tr", has_text=f"{prefix}vm-3")
-    expect(sick).to_contain_text("critical", timeout=PATIENCE_MS)
+    expect(sick).to_contain_text("critical")
     expect(sick.locator("td").nth(4)).to_have_text("not ready")
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#live span")).to_have_text("Paused")
     consul.flip(name, f"{prefix}vm-3", "passing")
     eventually(lambda: len(ready_addresses(kube.endpoints(namespace, name))), 12, 60)
-    expect(detail.locator("#changes li").first).to_contain_text("12 ready (was 11 ready)", timeout=PATIENCE_MS)
+    expect(detail.locator("#changes li").first).to_contain_text("12 ready (was 11 ready)")
     expect(row.locator("td").nth(1)).to_have_text("11 ready, 1 not ready")
     page.get_by_role("button", name="Resume").click()
     expect(row.locator("td").nth(1)).to_have_text("12 ready")
@@ -218,7 +218,7 @@ def test_it_shows_what_the_guard_holds(
     expect(page.locator("h1")).to_have_text(re.compile("In sync$"))
     for i in range(12):
         consul.flip(name, f"{prefix}vm-{i}", "critical")
-    expect(page.locator("h1")).to_have_text(re.compile("Holding$"), timeout=PATIENCE_MS)
+    expect(page.locator("h1")).to_have_text(re.compile("Holding$"))
     row = page.locator("#results tbody tr")
     expect(row.locator(".badge")).to_have_text(re.compile("held$"))
     expect(row.locator("td").first).to_contain_text("12 not ready")
@@ -239,12 +239,12 @@ def test_a_service_that_goes_while_its_page_is_open_is_said_to_be_gone(
     page = opened(f"{daemon.url}/service/{namespace}/{name}", missing=True)
     expect(page.locator("#live span")).to_have_text("Live")
     consul.deregister(name, f"{prefix}vm-0")
-    expect(page.locator("h1")).to_have_text("No such service", timeout=PATIENCE_MS)
+    expect(page.locator("h1")).to_have_text("No such service")
     expect(page.locator("#main")).to_contain_text(f"Nothing is mirrored to {namespace}/{name}.")
     expect(page.locator("#why")).to_have_count(0)
     expect(page).to_have_title(re.compile("^No such service"))
     consul.register(name, f"{prefix}vm-0", "10.77.0.2", 8080)
-    expect(page.locator("#why tbody tr")).to_contain_text("10.77.0.2", timeout=PATIENCE_MS)
+    expect(page.locator("#why tbody tr")).to_contain_text("10.77.0.2")
     expect(page.locator("h1")).to_contain_text(name)
 
 
@@ -262,7 +262,7 @@ def test_what_is_selected_stays_and_the_page_says_so(
     expect(cell).to_have_text("3 ready")
     cell.evaluate("e => getSelection().selectAllChildren(e)")
     consul.flip(name, f"{prefix}vm-1", "critical")
-    expect(page.locator("#changes li").first).to_contain_text("(was 3 ready)", timeout=PATIENCE_MS)
+    expect(page.locator("#changes li").first).to_contain_text("(was 3 ready)")
     expect(page.locator("#live span")).to_have_text("Waits while text is selected")
     expect(cell).to_have_text("3 ready")
     page.evaluate("getSelection().removeAllRanges()")
@@ -316,7 +316,7 @@ def test_it_is_usable_by_keyboard_and_named_for_screen_readers(
     link.focus()
     expect(link).to_have_css("outline-style", "solid")
     consul.flip(name, f"{prefix}vm-0", "critical")
-    expect(page.locator("#results tbody td").nth(1)).to_have_text("1 ready, 1 not ready", timeout=PATIENCE_MS)
+    expect(page.locator("#results tbody td").nth(1)).to_have_text("1 ready, 1 not ready")
     expect(link).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("h1")).to_contain_text(name)
@@ -416,7 +416,7 @@ def test_events_come_through_the_documented_proxy_as_they_happen(
     """Each is there while the stream goes on, nothing is kept back; and a browser's page follows."""
     options = {"ignore_https_errors": True, "http_credentials": {"username": "alice", "password": PASSWORD}}
     page = opened(proxy.url, **options)
-    expect(page.locator("#live span")).to_have_text("Live", timeout=PATIENCE_MS)
+    expect(page.locator("#live span")).to_have_text("Live")
     with proxy.ask("/events") as stream:
         assert [stream.readline() for _ in range(3)] == [b"retry: 2000\n", b"event: hello\n", b"data: {}\n"]
         consul.register(f"{prefix}web", f"{prefix}vm-0", "10.77.0.1", 8080)
@@ -425,7 +425,7 @@ def test_events_come_through_the_documented_proxy_as_they_happen(
         while line and b"created: 1 ready" not in line:
             line = stream.readline()
         assert line, "the stream has ended"
-    expect(page.locator("#results tbody tr")).to_contain_text(f"{prefix}web", timeout=PATIENCE_MS)
+    expect(page.locator("#results tbody tr")).to_contain_text(f"{prefix}web")
 
 
 SERVICES: Mapping[str, int] = {
@@ -457,8 +457,8 @@ def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eve
                 for i in range(1, SERVICES[name]):
                     consul.deregister(name, f"{name}-{i + 1}")
             page = opened(running.url)
-            expect(page.locator("h1")).to_have_text(re.compile("Holding$"), timeout=PATIENCE_MS)
-            expect(page.locator("#changes li.bad").first).to_contain_text("held", timeout=PATIENCE_MS)
+            expect(page.locator("h1")).to_have_text(re.compile("Holding$"))
+            expect(page.locator("#changes li.bad").first).to_contain_text("held")
             picture(page, "held")
             page.context.close()
         finally:

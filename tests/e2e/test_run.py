@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab
-from tests.program import Daemon, environment
+from tests.program import Daemon, environment, put
 from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -259,14 +259,8 @@ def test_rules_that_change_are_taken_by_the_running_bridge(
     """A further rule, a label that comes and goes, a new namespace, a rule that goes, and a file that is wrong."""
     file = tmp_path / "bridge.yaml"
 
-    def put(text: str) -> None:
-        """Whole or not at all: the bridge may read it at any moment."""
-        new = file.with_suffix(".new")
-        new.write_text(text)
-        new.replace(file)
-
     def write(*rules: str) -> None:
-        put("run: {grace: 1s}\nrules:\n" + "".join(f"  - {rule}\n" for rule in rules))
+        put(file, "run: {grace: 1s}\nrules:\n" + "".join(f"  - {rule}\n" for rule in rules))
 
     def here(name: str, text: str = "") -> str:
         return f"{{services: ['{prefix}{name}'], to: {{namespace: {namespace}{text}}}}}"
@@ -290,7 +284,7 @@ def test_rules_that_change_are_taken_by_the_running_bridge(
         write(here("web"), here("db"))
         eventually(labels, None)
 
-        put("rules: [{service: nothing}]")
+        put(file, "rules: [{service: nothing}]")
         eventually(lambda: f"{file}:1" in daemon.readiness().get("configuration", ""), True)
         consul.register(f"{prefix}web", f"{prefix}vm-3", "10.77.4.3", 80)
         both = [("10.77.4.1", 80), ("10.77.4.3", 80)]

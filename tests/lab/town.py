@@ -27,7 +27,7 @@ import yaml
 from tests.lab import Lab, wait_until
 from tests.lab.netns import SERVICES, SERVICES6, Rig, has_ipv6
 from tests.lab.servers import KubeProxy, Program
-from tests.program import Daemon, environment
+from tests.program import Daemon, environment, put
 from tests.raw import SLICES
 
 VM = Path(__file__).with_name("vm.py")
@@ -250,9 +250,7 @@ class Town:
     def configure(self, name: str, rule: Mapping[str, Any]) -> None:
         """Write, or change, the settings of a bridge."""
         whole = {**rule, "to": {"name": name, "namespace": NAMESPACE, **rule.get("to", {})}}
-        new = self.lab.folder / f"{name}.yaml.new"
-        new.write_text(yaml.safe_dump({"rules": [whole]}))
-        new.replace(new.with_suffix(""))  # never seen half written by a bridge that reads it just then
+        put(self.lab.folder / f"{name}.yaml", yaml.safe_dump({"rules": [whole]}))
 
     def addresses(self, name: str) -> list[str]:
         """The cluster addresses of a Service, once it is there."""

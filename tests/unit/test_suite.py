@@ -36,7 +36,7 @@ def step(folder: Path, unsteady: int, broken: int, *, second_try: bool = True, t
     (folder / "pytest.ini").write_text("[pytest]\n")
     report = folder / "report.xml"
     command = (sys.executable, "-m", "pytest", "-q", str(folder), f"--rootdir={folder}", f"--junitxml={report}")
-    return Step("it", "unit", command, report=report, again=(*command, "--last-failed") if second_try else ())
+    return Step("it", "unit", command, report=report, second_try=second_try)
 
 
 def test_one_that_passes_alone_does_not_fail_the_suite_and_is_named(tmp_path: Path) -> None:
