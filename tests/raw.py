@@ -34,7 +34,7 @@ class UnexpectedAnswerError(Exception):
 
 
 class RawClient:
-    """One kept-alive HTTP/1.1 connection to `http(s)://host:port`."""
+    """One kept-alive HTTP/1.1 connection to `http(s)://host:port`, from an address of ours where `source` names one."""
 
     def __init__(
         self,
@@ -42,14 +42,18 @@ class RawClient:
         headers: Mapping[str, str] | None = None,
         context: ssl.SSLContext | None = None,
         timeout_seconds: float = 120.0,
+        source: str = "",
     ) -> None:
         parts = urlsplit(address)
         host, port = parts.hostname or "127.0.0.1", parts.port or (443 if parts.scheme == "https" else 80)
         self._connection: http.client.HTTPConnection
+        bound_to = (source, 0) if source else None
         if parts.scheme == "https":
-            self._connection = http.client.HTTPSConnection(host, port, timeout=timeout_seconds, context=context)
+            self._connection = http.client.HTTPSConnection(
+                host, port, timeout=timeout_seconds, source_address=bound_to, context=context
+            )
         else:
-            self._connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds)
+            self._connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds, source_address=bound_to)
         self._headers = dict(headers or {})
         self._interrupted = False
 
@@ -100,9 +104,11 @@ class RawClient:
 class RawConsul(RawClient):
     """Consul's catalog as a test writes and reads it."""
 
-    def __init__(self, address: str, token: str = "", ca_file: str = "", timeout_seconds: float = 120.0) -> None:
+    def __init__(
+        self, address: str, token: str = "", ca_file: str = "", timeout_seconds: float = 120.0, source: str = ""
+    ) -> None:
         context = ssl.create_default_context(cafile=ca_file) if ca_file else None
-        super().__init__(address, {"X-Consul-Token": token} if token else {}, context, timeout_seconds)
+        super().__init__(address, {"X-Consul-Token": token} if token else {}, context, timeout_seconds, source)
 
     def register(
         self,
