@@ -692,8 +692,9 @@ def _check(flags: Mapping[str, Any]) -> int:
     settings = _load(flags)
     output = _output(settings)
     with _reading() as (progress, stop):
-        from bridge.engine.check import FAILED as BROKEN
-        from bridge.engine.check import Probe, check, check_rules
+        from bridge.engine.check import check, check_rules
+        from bridge.engine.probe import FAILED as BROKEN
+        from bridge.engine.probe import Probe
         from bridge.render import probe_text, to_json, to_yaml
 
         page = _page()

@@ -38,8 +38,8 @@ from bridge.report import Outcome, Report
 
 if TYPE_CHECKING:
     from bridge.core.explain import Explanation
-    from bridge.engine.check import Probe
     from bridge.engine.look import Status, StatusRow
+    from bridge.engine.probe import Probe
 
 MIN_WIDTH, MAX_WIDTH = 60, 200
 """A table is never laid out for less (it would be unreadable) or more (the eye loses the line)."""
@@ -550,7 +550,8 @@ def probe_text(probe: Probe, width: int | None = 80, colour: bool = False) -> st
     """One line per probe; a second one says what mends it."""
     paint = painter(colour)
     state = paint(f"{probe.state:8}", _COLOUR_OF.get(probe.state, ""))
-    first, *rest = _wrapped(f"{probe.name}: {probe.detail}", None if width is None else width - 8, indent="")
+    name = f"{probe.section}: {probe.name}" if probe.section else probe.name
+    first, *rest = _wrapped(f"{name}: {probe.detail}", None if width is None else width - 8, indent="")
     lines = [f"{state}{first}", *(f"{'':8}{line}" for line in rest)]
     if probe.mend and probe.state != "ok":
         lines += [f"{'':8}{line}" for line in _wrapped(probe.mend, None if width is None else width - 8, indent="-> ")]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
 from bridge.consul.snapshot import read_all
@@ -29,6 +28,8 @@ from bridge.core.model import (
     Unknown,
 )
 from bridge.core.translate import MIRRORING_LIMIT, selects
+from bridge.engine.connections import connections
+from bridge.engine.probe import FAILED, OK, WARNING, Probe
 from bridge.engine.scope import anchored, named_with, namespaces_of, never_used
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.cache import can_i, list_once, namespaces_exist
@@ -37,8 +38,6 @@ from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.nodes import node_names
 from bridge.kube.store import Store
 from bridge.retry import RetryPolicy
-
-OK, WARNING, FAILED = "ok", "warning", "failed"
 
 SERVICES_RULE = 'service_prefix "" { policy = "read" }'
 NODES_RULE = 'node_prefix "" { policy = "read" }'
@@ -53,20 +52,6 @@ MIRROR_SECONDS = 1.0
 
 SHOWN = 5
 """Names in one line; what is beyond is counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One line: what was looked at, how it is, and (unless ok) what mends it."""
-
-    name: str
-    state: str
-    detail: str
-    mend: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """As an entry of `bridge check -o json`."""
-        return {"probe": self.name, "state": self.state, "detail": self.detail, "mend": self.mend}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +140,7 @@ class _Check:
             yield from _rules(rules)
         except BridgeError:  # told by the Kubernetes probes
             rules = fallback
+        yield from connections(self._config, self._kube)
         self._store = self._services_of_people(rules)
         yield from self._consul(rules)
         yield from self._kubernetes(rules)

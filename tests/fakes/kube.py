@@ -989,6 +989,9 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> tuple[int, Json]:
         if path == "/version":
             return 200, {"major": "1", "minor": "37", "gitVersion": "v1.37.2-fake"}
+        if resource == "selfsubjectreviews":
+            info = {"username": user, "uid": f"uid-of-{user}", "groups": ["system:authenticated"]}
+            return 201, {"kind": "SelfSubjectReview", "metadata": {}, "status": {"userInfo": info}}
         if resource == "selfsubjectaccessreviews":
             asked = json.loads(self._body)["spec"]["resourceAttributes"]
             scopes = [asked.get("namespace", ""), "*"]

@@ -16,7 +16,7 @@ from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
 from bridge.retry import RetryPolicy
 from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube
+from tests.fakes.kube import FakeKube, Fault
 
 Json = dict[str, Any]
 QUICK = RetryPolicy(floor_seconds=0.02, cap_seconds=0.1, attempts=2)
@@ -197,3 +197,30 @@ def test_the_own_datacenter_is_looked_at_only_where_something_of_it_is_wanted(tm
         assert [name for name in both.check(rule) if name.startswith("token")] == ["token in dc2"]
         both.person("mine")
         assert [name for name in both.check(rule) if name.startswith("token")] == ["token in dc1", "token in dc2"]
+
+
+# --------------------------------------------------------------------------- connections
+
+
+def test_connections_come_in_one_section_with_where_and_as_whom(both: Both) -> None:
+    """Each side's address, and the user that the API server takes us for."""
+    found = check(both.sides["consul"], both.sides["kube"], lambda: (), (), options=CheckOptions(retry=QUICK))
+    section = {p.name: p.detail for p in found if p.section == "connections"}
+    assert section == {
+        "consul address": both.consul.address,
+        "kubernetes address": both.kube.url,
+        "kubernetes user": "admin (groups: system:authenticated)",
+    }
+    places = [n for n, probe in enumerate(found) if probe.section]
+    assert places == list(range(places[0], places[0] + 3))
+
+
+def test_a_server_that_does_not_tell_who_we_are_is_no_failure(both: Both) -> None:
+    """SelfSubjectReview came with Kubernetes 1.28; and a refused one is left to the probes that follow."""
+    both.kube.inject(Fault(status=404), times=9, path="selfsubjectreviews")
+    found = both.check()
+    assert found["kubernetes user"][0] == "ok"
+    assert "does not tell" in found["kubernetes user"][1]
+    both.kube.clear_faults()
+    both.kube.inject(Fault(status=500), times=9, path="selfsubjectreviews")
+    assert "kubernetes user" not in both.check()

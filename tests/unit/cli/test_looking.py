@@ -13,8 +13,8 @@ import yaml
 from typer.testing import Result
 
 from bridge.core.explain import Explanation, Row, RuleVerdict
-from bridge.engine.check import Probe
 from bridge.engine.look import Status, StatusRow
+from bridge.engine.probe import Probe
 from bridge.errors import TransientError
 from bridge.render import age, explanation_text, probe_text, status_screen, status_table
 
