@@ -6,10 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos fuzz docs lab-up lab-env lab-down image lock clean
+.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos fuzz docs lab-up lab-env lab-down image sbom lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,18 +66,40 @@ lab-env: $(STAMP) ## print what points clients at them: eval "$(make --silent la
 lab-down: $(STAMP) ## stop them
 	@$(BIN)/python -m tests.lab down
 
+BASE ?= python:3.12-slim
 image: ## build the image that manifests/ names (needs a Docker engine): make image SOURCE=https://example.com/repository
 	@$(PYTHON) demo/preflight.py --engine
-	docker build --tag consul-endpoints-bridge:$(VERSION) --build-arg VERSION=$(VERSION) \
-	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
-	  --build-arg CREATED="$$(date -u +%Y-%m-%dT%H:%M:%SZ)" --build-arg SOURCE="$(SOURCE)" .
+	@set -eu; base='$(BASE)'; \
+	case $$base in *@sha256:*) ;; *) \
+	  docker pull --quiet $$base >/dev/null || echo "$$base cannot be pulled: the engine's own copy is taken"; \
+	  found=$$(docker image inspect --format '{{range .RepoDigests}}{{.}} {{end}}' $$base); base=$${found%% *}; \
+	  test -n "$$base" || { echo "$(BASE) has no digest: it was made here, so the image cannot say what it was built on"; base='$(BASE)'; };; \
+	esac; \
+	epoch=$$(git log -1 --format=%ct 2>/dev/null || echo 0); \
+	echo "building on $$base"; \
+	docker build --tag consul-endpoints-bridge:$(VERSION) --build-arg BASE="$$base" --build-arg BASE_NAME='$(BASE)' \
+	  --build-arg BASE_DIGEST="$$(case $$base in *@*) echo "$${base#*@}";; esac)" --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" --build-arg SOURCE_DATE_EPOCH=$$epoch \
+	  --build-arg CREATED="$$(date -u -d @$$epoch +%Y-%m-%dT%H:%M:%SZ)" --build-arg SOURCE="$(SOURCE)" .
+
+sbom: ## write the bill of materials of the image that `make image` built: dist/sbom.cdx.json (CycloneDX)
+	@mkdir -p dist
+	@docker run --rm --network none --entrypoint python consul-endpoints-bridge:$(VERSION) \
+	  -c 'print(open("/opt/bridge/share/doc/consul-endpoints-bridge/sbom.cdx.json").read())' > dist/sbom.cdx.json
+	@echo "dist/sbom.cdx.json"
+
+# Only the copy of the Kubernetes client for asyncio uses these; the image ships neither.
+NOT_IN_IMAGE := aiohttp aiohttp-retry aiohappyeyeballs aiosignal attrs frozenlist multidict propcache yarl
 
 lock: $(STAMP) ## renew the lock files from pyproject.toml (needs uv)
-	@for g in runtime dev go build; do \
+	@for g in runtime image dev go build sbom; do \
 	  case $$g in runtime) args="pyproject.toml";; dev) args="pyproject.toml --group dev -c requirements/runtime.txt";; \
-	    go) args="--group go";; build) args="--group build -c requirements/dev.txt";; esac; \
+	    image) args="pyproject.toml -c requirements/runtime.txt $(patsubst %,--no-emit-package %,$(NOT_IN_IMAGE))";; \
+	    go) args="--group go";; build) args="--group build -c requirements/dev.txt";; sbom) args="--group sbom";; esac; \
 	  uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -q $$args -o requirements/$$g.txt; \
 	done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m tests.docs.notice
 
 clean: ## remove what the targets made in this checkout (not the servers' cache)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* tests/bench/out .lab

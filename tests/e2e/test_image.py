@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from typing import Any
 import pytest
 
 import bridge
+from tests.docs import notice
+from tests.docs.notice import ROOT
 from tests.lab.engine import PYTHON_IMAGE
 from tests.lab.images import Images, shared
 from tests.lab.servers import wait_until
@@ -81,6 +84,8 @@ def test_it_says_what_it_is_and_runs_as_a_numbered_user(inspected: dict[str, Any
         "revision": "under-test",
         "source": "https://example.com/bridge",
         "created": "2026-01-02T03:04:05Z",
+        "base.name": "under-test",
+        "base.digest": "sha256:under-test",
     }
 
 
@@ -92,6 +97,65 @@ def test_it_adds_little_to_its_base(images: Images, inspected: dict[str, Any]) -
     assert ours < 75
     if images.python == PYTHON_IMAGE:  # what stands in for it where nothing can be pulled is larger
         assert inspected["Size"] / 1e6 < 200
+
+
+SHIPPED = """
+import importlib.metadata, json, os, pathlib, sys
+folder = pathlib.Path("/opt/bridge/share/doc/consul-endpoints-bridge")
+programs = [p for d in os.environ["PATH"].split(":") + ["/bin", "/sbin", "/usr/sbin"] for p in pathlib.Path(d).glob("*")]
+site = [p for p in sys.path if p.endswith("-packages")]
+print(json.dumps({
+    "programs": sorted({p.name for p in programs if p.is_file()}),
+    "elsewhere": sorted(str(p) for p in pathlib.Path("/usr").rglob("*") if p.name in ("sh", "bash", "dash", "busybox")),
+    "installers": sorted(str(p) for p in pathlib.Path("/").glob("usr/**/pip")) + sorted(d for d in site if pathlib.Path(d, "pip").exists()),
+    "setuid": sorted(str(p) for p in pathlib.Path("/usr").rglob("*") if not p.is_symlink() and p.stat().st_mode & 0o6000 and p.is_file()),
+    "installed": {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions(path=site)},
+    "sbom": json.loads((folder / "sbom.cdx.json").read_text()),
+    "notice": (folder / "NOTICE").read_text(),
+    "licence": (folder / "LICENSE").read_text(),
+}))
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def contents(images: Images) -> dict[str, Any]:
+    """What the image tells of its own contents."""
+    said = images.engine.docker(
+        *("run", "--rm", "--network=none", *HARDENED, "--entrypoint=python", images.bridge, "-c", SHIPPED)
+    )
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+def test_there_is_no_shell_no_pip_and_no_other_program(contents: dict[str, Any]) -> None:
+    """Whoever breaks in finds Python and nothing to call; nothing is setuid."""
+    pythons = [name for name in contents["programs"] if re.fullmatch(r"python3?(\.\d+)?", name)]
+    assert pythons
+    ours = {name for name in contents["programs"] if name not in pythons}
+    assert "bridge" in ours
+    assert ours & {"sh", "bash", "dash", "pip", "pip3", "apt-get", "dpkg", "perl", "curl", "wget", "busybox"} == set()
+    assert (contents["elsewhere"], contents["installers"], contents["setuid"]) == ([], [], [])
+
+
+def test_the_bill_of_materials_lists_what_is_installed(contents: dict[str, Any]) -> None:
+    """Name, version and licence of each package; the lock file, the metadata and NOTICE say the same."""
+    components = {c["name"].lower(): c for c in contents["sbom"]["components"]}
+    installed = dict(contents["installed"])
+    assert installed.pop("consul-endpoints-bridge") == bridge.__version__
+    assert {name: c["version"] for name, c in components.items()} == {
+        **installed,
+        "consul-endpoints-bridge": bridge.__version__,
+    }
+    assert {name.replace("_", "-"): version for name, version in installed.items()} == notice.pins()
+    assert [name for name, c in components.items() if not c.get("licenses")] == []
+    assert contents["notice"] == notice.NOTICE.read_text()
+    assert contents["licence"] == (ROOT / "LICENSE").read_text()
+
+
+def test_the_same_sources_give_the_same_layers(images: Images, inspected: dict[str, Any]) -> None:
+    """Built a second time without any cache; an engine with BuildKit 0.11 or newer gives the same digest as well."""
+    again = json.loads(images.engine.docker("image", "inspect", images.bridge_again))[0]
+    assert again["RootFS"]["Layers"] == inspected["RootFS"]["Layers"]
 
 
 def test_it_runs_without_writing_without_rights_and_as_anybody(images: Images) -> None:
@@ -261,7 +325,7 @@ def test_only_what_the_image_needs_goes_to_the_engine(images: Images) -> None:
         images.engine.docker("image", "rm", "--force", tag)
     names = {line.removeprefix("/context/") for line in found.splitlines()}
     assert {n for n in names if not n.startswith("bridge/")} == {
-        *("LICENSE", "README.md", "pyproject.toml", "bridge", "requirements"),
-        *("requirements/build.txt", "requirements/runtime.txt"),
+        *("LICENSE", "NOTICE", "README.md", "pyproject.toml", "bridge", "requirements", "image", "image/slim.py"),
+        *("requirements/build.txt", "requirements/image.txt", "requirements/sbom.txt"),
     }
     assert "bridge/__pycache__" not in names

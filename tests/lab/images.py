@@ -36,6 +36,8 @@ ENV PATH=/opt/kubernetes:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 ENTRYPOINT ["python3", "/opt/k3s_stand_in.py"]
 """
 
+LOCKS = ("build", "image", "sbom")
+
 # Not copied into a build context even before .dockerignore: large, and never wanted.
 _BULK = (
     ".venv",
@@ -88,13 +90,21 @@ class Images:
     @cached_property
     def bridge(self) -> str:
         """The bridge's image, from this checkout."""
-        tag = "bridge-lab/bridge:1"
+        return self._build("bridge-lab/bridge:1")
+
+    @cached_property
+    def bridge_again(self) -> str:
+        """The same, built once more from nothing."""
+        return self._build("bridge-lab/bridge:2", "--no-cache")
+
+    def _build(self, tag: str, *options: str) -> str:
         with self.context() as folder:
             self.wheels(folder / "wheelhouse")
             arguments = [f"BASE={self.python}", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheelhouse", "REVISION=under-test"]
             arguments += ["SOURCE=https://example.com/bridge", "CREATED=2026-01-02T03:04:05Z"]
-            options = [word for argument in arguments for word in ("--build-arg", argument)]
-            self.engine.docker("build", *options, "--tag", tag, str(folder))
+            arguments += ["BASE_NAME=under-test", "BASE_DIGEST=sha256:under-test", "SOURCE_DATE_EPOCH=1767323045"]
+            settings = [word for argument in arguments for word in ("--build-arg", argument)]
+            self.engine.docker("build", *options, *settings, "--tag", tag, str(folder))
         return tag
 
     @contextlib.contextmanager
@@ -111,8 +121,9 @@ class Images:
         version = self.engine.docker("run", "--rm", self.python, "python", "-c", code).strip()
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         command += ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--python-version", version]
-        command += ["--dest", str(folder), "-r", "requirements/build.txt", "-r", "requirements/runtime.txt"]
-        subprocess.run(command, cwd=ROOT, check=True)
+        command += ["--dest", str(folder)]
+        for lock in LOCKS:  # one at a time: what the bridge runs on and what only builds it may differ in versions
+            subprocess.run([*command, "-r", f"requirements/{lock}.txt"], cwd=ROOT, check=True)
 
     def remove(self) -> None:
         """Remove what was built from a user's engine; a private one goes as a whole."""
