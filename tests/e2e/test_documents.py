@@ -56,6 +56,18 @@ NOT_RUN: Mapping[tuple[str, str], str] = {
     ("docs/operations.md", "kubectl --namespace storage rollout status deployment/consul-endpoints-bridge "
      "--timeout=2m"): "no kubelet here",
     ("docs/page.md", "kubectl port-forward deployment/consul-endpoints-bridge 9480"): "no kubelet here",
+    **{("docs/release.md", command): "it needs a registry and a signing key" for command in (
+        'git tag --sign v0.1.0 --message "0.1.0" && git push origin v0.1.0',
+        "make image SOURCE=https://example.com/consul-endpoints-bridge",
+        "docker tag consul-endpoints-bridge:0.1.0 registry.example.com/consul-endpoints-bridge:0.1.0",
+        "docker push registry.example.com/consul-endpoints-bridge:0.1.0", "make sbom",
+        "cosign sign --key cosign.key registry.example.com/consul-endpoints-bridge@sha256:DIGEST",
+        "cosign attest --key cosign.key --type cyclonedx --predicate dist/sbom.cdx.json "
+        "registry.example.com/consul-endpoints-bridge@sha256:DIGEST",
+        "cosign verify --key cosign.pub registry.example.com/consul-endpoints-bridge@sha256:DIGEST",
+        "cosign verify-attestation --key cosign.pub --type cyclonedx "
+        "registry.example.com/consul-endpoints-bridge@sha256:DIGEST",
+    )},
     ("docs/reliability.md", "make chaos"): "five minutes; the suite has a step chaos",
     ("docs/reliability.md", "make chaos SEED=7 MINUTES=60"): "an hour",
     ("docs/reliability.md", 'make chaos FAULT="kube-kill etcd-no-space"'): "minutes",
@@ -70,7 +82,7 @@ NOT_RUN: Mapping[tuple[str, str], str] = {
 
 PROGRAMS = frozenset({
     "bridge", "make", "python", "python3", "pip", "pip-audit", "kubectl", "kustomize", "helm", "consul", "curl",
-    "docker", "nginx", "openssl", "eval", "for", "git", "ssh", "cp", "cat", "echo", "sudo",
+    "docker", "nginx", "openssl", "cosign", "eval", "for", "git", "ssh", "cp", "cat", "echo", "sudo",
 })  # fmt: skip
 """What a line must begin with to be a command."""
 
