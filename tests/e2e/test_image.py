@@ -106,7 +106,7 @@ programs = [p for d in os.environ["PATH"].split(":") + ["/bin", "/sbin", "/usr/s
 site = [p for p in sys.path if p.endswith("-packages")]
 print(json.dumps({
     "programs": sorted({p.name for p in programs if p.is_file()}),
-    "elsewhere": sorted(str(p) for p in pathlib.Path("/usr").rglob("*") if p.name in ("sh", "bash", "dash", "busybox")),
+    "elsewhere": sorted(str(p) for p in pathlib.Path("/usr").rglob("*") if p.name in ("sh", "bash", "dash", "busybox") and p.is_file() and os.access(p, os.X_OK)),
     "installers": sorted(str(p) for p in pathlib.Path("/").glob("usr/**/pip")) + sorted(d for d in site if pathlib.Path(d, "pip").exists()),
     "setuid": sorted(str(p) for p in pathlib.Path("/usr").rglob("*") if not p.is_symlink() and p.stat().st_mode & 0o6000 and p.is_file()),
     "installed": {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions(path=site)},
