@@ -34,6 +34,7 @@ from bridge.core.model import (
     ServiceBody,
     SliceBody,
 )
+from bridge.core.reasons import Code
 from bridge.report import Outcome, Report
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
             (f"{r.kind} {r.namespace}/{r.name} (for {r.service or '?'}): {r.reason}" for r in report.conflicts),
             "rename or delete the object, choose another name (--name, rules[].to.name), or take it over (--adopt)",
         )
-    skipped = [s for s in report.skipped if not s.reason.startswith("conflict: ")]
+    skipped = [s for s in report.skipped if s.reason.code is not Code.CONFLICT]
     if skipped:
         section(
             f"Skipped ({len(skipped)})",
@@ -570,6 +571,7 @@ def to_yaml(data: Any) -> str:
     """YAML of the same data, in the same order."""
     import yaml
 
+    data = json.loads(json.dumps(data))  # a reason is more than its text, and YAML takes nothing but text
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return str(
         yaml.dump(data, Dumper=dumper, sort_keys=False, default_flow_style=False, allow_unicode=False, width=120)
@@ -610,7 +612,7 @@ def _object_diff(change: Change, before: Current | None, paint: Paint) -> list[s
         )
     )
     if not lines:  # only marks of ownership or the order of what is stored differ
-        lines = [f"--- current/{name}", f"+++ desired/{name}", f"# {clean(change.reason) or 'rewritten'}"]
+        lines = [f"--- current/{name}", f"+++ desired/{name}", f"# {clean(change.reason or 'rewritten')}"]
     colours = {"+": "green", "-": "red", "@": "cyan"}
     return [paint(line, "bold" if line[:3] in ("---", "+++") else colours.get(line[:1], "")) for line in lines]
 

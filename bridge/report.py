@@ -25,7 +25,16 @@ from bridge.core.model import (
     SliceBody,
     Target,
 )
-from bridge.errors import BridgeError, ExitStatus
+from bridge.core.reasons import Code, Reason, code_of
+from bridge.errors import (
+    BridgeError,
+    ConflictError,
+    ExitStatus,
+    PermanentError,
+    StaleError,
+    ThrottledError,
+    TransientError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,8 @@ class ChangeRow:
             "datacenter": self.datacenter,
             "ready": self.ready,
             "not_ready": self.not_ready,
-            "reason": self.reason,
+            "reason": code_of(self.reason),
+            "message": self.reason,
         }
 
 
@@ -119,7 +129,8 @@ class FailedRow:
             "name": self.name,
             "service": self.service,
             "datacenter": self.datacenter,
-            "reason": self.reason,
+            "reason": code_of(self.reason),
+            "message": self.reason,
         }
 
 
@@ -131,7 +142,7 @@ class HeldRow:
     name: str
     service: str
     datacenter: str
-    cause: str
+    cause: Code
     endpoints: int
     reason: str
 
@@ -142,9 +153,9 @@ class HeldRow:
             "name": self.name,
             "service": self.service,
             "datacenter": self.datacenter,
-            "cause": self.cause,
             "endpoints": self.endpoints,
-            "reason": self.reason,
+            "reason": self.cause.value,
+            "message": self.reason,
         }
 
 
@@ -167,7 +178,8 @@ class ConflictRow:
             "name": self.name,
             "service": self.service,
             "datacenter": self.datacenter,
-            "reason": self.reason,
+            "reason": code_of(self.reason),
+            "message": self.reason,
         }
 
 
@@ -188,7 +200,8 @@ class WarningRow:
             "name": self.name,
             "service": self.service,
             "datacenter": self.datacenter,
-            "reason": self.reason,
+            "reason": code_of(self.reason),
+            "message": self.reason,
         }
 
 
@@ -209,20 +222,6 @@ class ServiceRow:
     not_ready: int
     action: str
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As a row of `bridge status -o json` and /api/status."""
-        return {
-            "service": self.service,
-            "datacenter": self.datacenter,
-            "namespace": self.namespace,
-            "name": self.name,
-            "ports": self.ports,
-            "ready": self.ready,
-            "not_ready": self.not_ready,
-            "action": self.action,
-            "reason": self.reason,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +278,10 @@ class Report:
         return {
             "summary": self.summary.to_json(),
             "changes": [row.to_json() for row in self.changes],
-            "skipped": [{"service": s.service, "instance": s.instance, "reason": s.reason} for s in self.skipped],
+            "skipped": [
+                {"service": s.service, "instance": s.instance, "reason": code_of(s.reason), "message": s.reason}
+                for s in self.skipped
+            ],
             "held": [row.to_json() for row in self.held],
             "failed": [row.to_json() for row in self.failed],
             "conflicts": [row.to_json() for row in self.conflicts],
@@ -333,14 +335,17 @@ def build_report(
                 conflict.reason,
             )
             conflicts.append(row)
-            all_skipped.add(Skipped(origin.service, "", f"conflict: {conflict.kind} {target}: {conflict.reason}"))
+            why = Reason(Code.CONFLICT, kind=conflict.kind, target=target, why=conflict.reason)
+            all_skipped.add(Skipped(origin.service, "", why))
         all_skipped.update(plan.skipped)
         warnings.update(WarningRow(*where, text) for text in plan.warnings)
         services.append(_service_row(outcome, origin, mine))
-    failed += [FailedRow("", "", "", "read", q.service, q.datacenter, reason) for q, reason in unknown.items()]
-    for target, queries, reason in unplanned:
-        origin = Origin.of(queries)
-        failed.append(FailedRow(target.namespace, target.name, "", "read", origin.service, origin.datacenter, reason))
+    for query, text in unknown.items():
+        unread = Reason(Code.READ_FAILED, said=text)
+        failed.append(FailedRow("", "", "", "read", query.service, query.datacenter, unread))
+    for target, queries, text in unplanned:
+        origin, unread = Origin.of(queries), Reason(Code.READ_FAILED, said=text)
+        failed.append(FailedRow(target.namespace, target.name, "", "read", origin.service, origin.datacenter, unread))
     return Report(
         summary=Summary(
             create=counts["create"],
@@ -392,19 +397,32 @@ def _changes(outcome: Outcome, dry_run: bool) -> tuple[list[Change], int]:
 
 
 def _failed_rows(outcome: Outcome, origin: Origin, dry_run: bool) -> list[FailedRow]:
-    rows = [_failed_row(f.change, origin, str(f.error)) for f in outcome.failures]
+    rows = [_failed_row(f.change, origin, reason_of(f.error)) for f in outcome.failures]
     if outcome.failures and not dry_run:
         tried = {id(c) for c in outcome.applied} | {id(f.change) for f in outcome.failures}
         first = outcome.failures[0].change
         rows += [
-            _failed_row(c, origin, f"not tried, because the {first.action} of {first.kind} {first.name} failed")
+            _failed_row(c, origin, Reason(Code.NOT_TRIED, action=first.action, kind=first.kind, name=first.name))
             for c in outcome.plan.writes
             if id(c) not in tried
         ]
     return rows
 
 
-def _failed_row(change: Change, origin: Origin, reason: str) -> FailedRow:
+def reason_of(error: BaseException) -> Reason:
+    """An error as a reason: its kind says what can be done about it, its text is what it says."""
+    kinds: tuple[tuple[type[BridgeError], Code], ...] = (
+        (ThrottledError, Code.THROTTLED),
+        (StaleError, Code.STALE),
+        (TransientError, Code.TRANSIENT),
+        (ConflictError, Code.TAKEN),
+        (PermanentError, Code.PERMANENT),
+    )
+    code = next((code for kind, code in kinds if isinstance(error, kind)), Code.OTHER)
+    return Reason(code, said=error)
+
+
+def _failed_row(change: Change, origin: Origin, reason: Reason) -> FailedRow:
     return FailedRow(
         change.target.namespace,
         change.name,
@@ -426,7 +444,7 @@ def _change_row(change: Change, origin: Origin) -> ChangeRow:
         origin.datacenter,
         change.ready,
         change.not_ready,
-        change.reason,
+        change.reason or "",
         change.target,
     )
 
@@ -440,7 +458,7 @@ def _service_row(outcome: Outcome, origin: Origin, changes: Sequence[Change]) ->
     elif plan.held:
         action, reasons = "held", [h.reason for h in plan.held]
     else:
-        action, reasons = _action(plan, changes), [c.reason for c in changes]
+        action, reasons = _action(plan, changes), [c.reason for c in changes if c.reason is not None]
         if plan.skipped:
             reasons.append(f"{len(plan.skipped)} skipped")
     return ServiceRow(
@@ -452,7 +470,7 @@ def _service_row(outcome: Outcome, origin: Origin, changes: Sequence[Change]) ->
         plan.ready,
         plan.not_ready,
         action,
-        "; ".join(dict.fromkeys(r for r in reasons if r)),
+        "; ".join(dict.fromkeys(filter(None, reasons))),
     )
 
 
@@ -495,14 +513,7 @@ def _collect(groups: Iterable[Group], into: dict[str, set[int]]) -> None:
 
 def hold_text(held: Held) -> str:
     """A hold in a few words, where the whole reason stands elsewhere: `12 ready endpoints kept: Consul was rebuilt`."""
-    return f"{held.endpoints} ready endpoint{'s' if held.endpoints != 1 else ''} kept: {_CAUSES[held.cause]}"
-
-
-_CAUSES = {
-    "rebuilt": "Consul was rebuilt or restored",
-    "removal": "too many would vanish at once",
-    "panic": "too many would stop being ready at once",
-}
+    return f"{held.endpoints} ready endpoint{'s' if held.endpoints != 1 else ''} kept: {Reason(held.cause)}"
 
 
 # --------------------------------------------------------------------------- who is told

@@ -16,6 +16,7 @@ from typing import Any
 from bridge.consul.client import Answer
 from bridge.core.canonical import shorten
 from bridge.core.model import Instance, Known, Listing, NamedPort, Pairs, Status, TaggedAddress, Unknown
+from bridge.core.reasons import Code, Reason
 from bridge.errors import TransientError
 
 NODE_MAINTENANCE = "_node_maintenance"
@@ -74,14 +75,14 @@ def listing_of(answer: Answer) -> Listing | Unknown:
     return Listing({intern(name): frozenset(_strings(tags)) for name, tags in answer.data.items()})
 
 
-def instances(data: Iterable[Any]) -> tuple[tuple[Instance, ...], Pairs]:
+def instances(data: Iterable[Any]) -> tuple[tuple[Instance, ...], tuple[tuple[str, Reason], ...]]:
     """The instances of `health/service`, sorted, and those that cannot be used: (instance, reason).
 
     Raises TransientError when an entry is none that Consul serves.
     """
     shared = _Shared()
     found: list[Instance] = []
-    left_out: set[tuple[str, str]] = set()
+    left_out: set[tuple[str, Reason]] = set()
     for entry in data:
         one = _instance(entry, shared)
         if isinstance(one, Instance):
@@ -108,7 +109,7 @@ class _Shared:
         return self._values.setdefault(value, value)
 
 
-def _instance(entry: Any, shared: _Shared) -> Instance | tuple[str, str]:
+def _instance(entry: Any, shared: _Shared) -> Instance | tuple[str, Reason]:
     """One instance, or its name and why it cannot be used."""
     node, service = (entry.get("Node"), entry.get("Service")) if isinstance(entry, dict) else (None, None)
     if not isinstance(node, dict) or not isinstance(service, dict):
@@ -118,12 +119,12 @@ def _instance(entry: Any, shared: _Shared) -> Instance | tuple[str, str]:
     if not (isinstance(name, str) and isinstance(id_, str) and isinstance(own, str) and isinstance(theirs, str)):
         raise TransientError("Consul's answer about a service has an entry whose names or addresses are no texts")
     if not 0 < len(name) <= _TEXT_LIMIT:
-        return _unusable(name, id_, f"its node's name has {len(name)} characters, not 1 to {_TEXT_LIMIT}")
+        return _unusable(name, id_, "node's name", len(name), f"not 1 to {_TEXT_LIMIT}")
     if not 0 < len(id_) <= _TEXT_LIMIT:
-        return _unusable(name, id_, f"its id has {len(id_)} characters, not 1 to {_TEXT_LIMIT}")
+        return _unusable(name, id_, "id", len(id_), f"not 1 to {_TEXT_LIMIT}")
     if max(len(own), len(theirs)) > _ADDRESS_LIMIT:
         longest = max(len(own), len(theirs))
-        return _unusable(name, id_, f"its address has {longest} characters, more than {_ADDRESS_LIMIT}")
+        return _unusable(name, id_, "address", longest, f"more than {_ADDRESS_LIMIT}")
     status, check = worst(entry.get("Checks"))
     return Instance(
         node=intern(name),
@@ -143,8 +144,8 @@ def _instance(entry: Any, shared: _Shared) -> Instance | tuple[str, str]:
     )
 
 
-def _unusable(node: str, identity: str, reason: str) -> tuple[str, str]:
-    return f"{shorten(node)}/{shorten(identity)}", reason
+def _unusable(node: str, identity: str, what: str, length: int, limit: str) -> tuple[str, Reason]:
+    return f"{shorten(node)}/{shorten(identity)}", Reason(Code.UNUSABLE, what=what, length=length, limit=limit)
 
 
 def worst(checks: Any) -> tuple[Status, str]:

@@ -30,6 +30,7 @@ from bridge.core.model import (
     Rule,
     Target,
 )
+from bridge.core.reasons import Code, Reason
 
 MIRROR = "consul-bridge/mirror"
 SERVICE = "consul-bridge/service"
@@ -68,20 +69,18 @@ def request_of(
     return rule, Query(marks.get(DATACENTER, "").strip() or datacenter, name, filter=expression)
 
 
-def _not_understood(marks: Mapping[str, str], output: Output, tags: Sequence[str]) -> Iterator[str]:
+def _not_understood(marks: Mapping[str, str], output: Output, tags: Sequence[str]) -> Iterator[Reason]:
     """What is set, and not as its author must have thought."""
     wanted = marks.get(OUTPUT, "").strip()
     if wanted and wanted != output:
-        yield (
-            f"the annotation {OUTPUT} is {shorten(wanted)!r} and not one of {', '.join(Output)}: {output} carries the "
-            "addresses"
-        )
+        known = ", ".join(Output)
+        yield Reason(Code.OUTPUT_UNKNOWN, annotation=OUTPUT, value=shorten(wanted), known=known, taken=output)
     if marks.get(TAGS, "").strip() and not tags:
-        yield f"the annotation {TAGS} is {shorten(marks[TAGS])!r} and names no tag: instances with any tags are taken"
+        yield Reason(Code.TAGS_EMPTY, annotation=TAGS, value=shorten(marks[TAGS]))
     unknown = sorted(key for key in marks if key.startswith(PREFIX) and key not in _KNOWN)
     if unknown:
         some = ", ".join(map(shorten, unknown[:3])) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        yield f"unknown to the bridge, so without effect: {some}"
+        yield Reason(Code.ANNOTATION_UNKNOWN, names=some)
 
 
 def is_abandoned(current: Current) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bridge.core.model import Endpoint, Family, Group, Port
+from bridge.core.reasons import Code, Reason
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Members = Mapping[tuple[Family, tuple[Port, ...]], Mapping[str, Endpoint]]
@@ -38,7 +39,7 @@ class Address:
 class Refused:
     """A text that nobody may be sent to, with the reason; `is_name` when it is a host name that may be resolved."""
 
-    reason: str
+    reason: Reason
     is_name: bool = False
 
 
@@ -58,26 +59,26 @@ def _parse(text: str) -> Address | Refused:
         return _named(text)
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.scope_id is not None:
-            return Refused(f"{shorten(text)} has a zone, which only means something on the host itself")
+            return Refused(Reason(Code.ADDRESS_ZONE, address=shorten(text)))
         if ip.ipv4_mapped is not None:
-            return Refused(f"{ip} is an IPv4-mapped IPv6 address: register the IPv4 address itself")
-    for refused, what in (
-        (ip.is_unspecified, "the unspecified address"),
-        (ip.is_loopback, "a loopback address: it would mean each client's own machine"),
-        (ip.is_link_local, "a link-local address: it means nothing beyond its own network segment"),
-        (ip.is_multicast, "a multicast address"),
-        (ip.version == 4 and ip.is_reserved, "in the reserved range 240.0.0.0/4"),
+            return Refused(Reason(Code.ADDRESS_IPV4_MAPPED, address=ip))
+    for refused, code in (
+        (ip.is_unspecified, Code.ADDRESS_UNSPECIFIED),
+        (ip.is_loopback, Code.ADDRESS_LOOPBACK),
+        (ip.is_link_local, Code.ADDRESS_LINK_LOCAL),
+        (ip.is_multicast, Code.ADDRESS_MULTICAST),
+        (ip.version == 4 and ip.is_reserved, Code.ADDRESS_RESERVED),
     ):
         if refused:
-            return Refused(f"{ip} is {what}")
+            return Refused(Reason(code, address=ip))
     return Address(str(ip), Family.IPV4 if ip.version == 4 else Family.IPV6)
 
 
 def _named(text: str) -> Refused:
     """What is no address: a host name, or nothing that could be asked of a resolver (`010.0.0.1` is neither)."""
     if _HOST_NAME.match(text):
-        return Refused(f"{shorten(text)} is a host name", is_name=True)
-    return Refused(f"{shorten(text)!r} is neither an IP address nor a host name")
+        return Refused(Reason(Code.HOST_NAME, name=shorten(text)), is_name=True)
+    return Refused(Reason(Code.NOT_AN_ADDRESS, text=shorten(text)))
 
 
 @lru_cache(maxsize=1024)
@@ -86,7 +87,7 @@ def networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(cidr, strict=False) for cidr in cidrs)
 
 
-def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str = "") -> str | None:
+def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str = "") -> Reason | None:
     """Why the CIDRs of a rule, or of `section`, keep this (canonical) address out, None when they do not.
 
     Deny wins over allow.
@@ -95,13 +96,13 @@ def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: 
 
 
 @lru_cache(maxsize=_CACHED)
-def _excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str) -> str | None:
+def _excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str) -> Reason | None:
     ip = ipaddress.ip_address(text)
     for network in networks(deny):
         if ip in network:
-            return f"{text} is in {section}deny_cidrs ({network})"
+            return Reason(Code.CIDR_DENIED, address=text, section=section, network=network)
     if allow and not any(ip in network for network in networks(allow)):
-        return f"{text} is not in {section}allow_cidrs"
+        return Reason(Code.CIDR_NOT_ALLOWED, address=text, section=section)
     return None
 
 

@@ -28,6 +28,7 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
+from bridge.core.reasons import Code, Reason, code_of, codes_of
 from bridge.core.translate import Ended, Fate, Resolved, choose_address, fates_of, instance_name
 
 Stands = dict[tuple[str, int], bool]
@@ -71,7 +72,8 @@ class Explanation:
 
     `target` is also where something of a service is left that goes nowhere any more. `filter` is the rule's expression
     that Consul evaluates. `others` are endpoints that stand at the target without any of the instances:
-    `10.0.0.1:8080 ready`. `compared`: enough is known to say what the next pass would do.
+    `10.0.0.1:8080 ready`. `compared`: enough is known to say what the next pass would do. `reasons` are the codes of
+    everything that is said, each once.
     """
 
     service: str
@@ -89,10 +91,12 @@ class Explanation:
     filter: str = ""
     others: tuple[str, ...] = ()
     compared: bool = True
+    reasons: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As `bridge explain -o json` prints it."""
-        return asdict(self)
+        rows = [{**asdict(row), "reason": code_of(row.reason), "message": row.reason} for row in self.rows]
+        return {**asdict(self), "rows": rows}
 
 
 def explain(
@@ -120,20 +124,20 @@ def explain(
     verdicts, rule = _verdicts(service, datacenter, tags or (), rules)
     target: Target | Skipped | None = None
     lost_name = False
-    problem = select.excluded(service, tags or ()) or ""
-    if problem:
-        problem, rule = f"never mirrored: {problem}", None
+    problem = select.excluded(service, tags or ())
+    if problem is not None:
+        problem, rule = Reason(Code.NEVER_MIRRORED, why=problem), None
     elif tags is None:
-        problem = f"{shorten(datacenter)} does not list a service of this name"
+        problem = Reason(Code.NOT_LISTED, datacenter=shorten(datacenter))
     elif rule is None:
-        problem = "no rule selects it"
+        problem = Reason(Code.NO_RULE)
     if rule is not None:
         query = select.query_of(rule, service, datacenter)
         target = select.target_of(rule, query)
         if isinstance(target, Skipped):
             problem = target.reason
         elif remembered not in (None, target):
-            problem = problem or f"it goes to {target} now; {remembered} still has what came from it"
+            problem = problem or Reason(Code.MOVED, target=target, before=remembered)
         elif claims is not None and query not in {q for q, _ in claims.owners(target)}:
             lost_name = tags is not None and bool(claims.owners(target))
             problem = next((s.reason for s in claims.losers(target) if s.service == service), problem)
@@ -150,7 +154,7 @@ def explain(
         rules=verdicts,
         rule=rule.name if rule is not None else "",
         target=str(target) if isinstance(target, Target) else "",
-        problem=problem,
+        problem=problem or "",
         consul=consul,
         rows=rows,
         differences=_differences(plan),
@@ -160,6 +164,7 @@ def explain(
         filter=rule.filter if rule is not None else "",
         others=tuple(f"{address}:{port} {'ready' if ready else 'not ready'}" for address, port, ready in others),
         compared=plan is not None or not isinstance(target, Target),
+        reasons=codes_of((problem or "", *(row.reason for row in rows), *(plan.reasons if plan is not None else ()))),
     )
 
 
@@ -212,7 +217,7 @@ def _left_out(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: R
     rows = []
     for instance in unfiltered.instances:
         if (instance.node, instance.id) not in shown:
-            fate = Fate(instance, Ended.NOT_SELECTED, "the rule's filter leaves it out")
+            fate = Fate(instance, Ended.NOT_SELECTED, Reason(Code.FILTERED))
             rows.append(_row(fate, rule, {}, {}))
     return tuple(rows)
 
@@ -230,13 +235,13 @@ def _row(fate: Fate, rule: Rule, stands: Stands, carriers: Carriers) -> Row:
         chosen=_chosen(instance, rule.instances.address, address),
         ports=", ".join(f"{p.name}:{p.number}" if p.name else str(p.number) for p in fate.ports),
         ended=fate.ended.value,
-        reason=fate.reason,
+        reason=fate.reason or "",
         kubernetes="ready" if True in found else "not ready" if False in found else "absent",
         group=", ".join(dict.fromkeys(name for pair in pairs for name in carriers.get(pair, ()))),
     )
 
 
-def _unusable(instance: str, reason: str) -> Row:
+def _unusable(instance: str, reason: Reason) -> Row:
     """An instance of which nothing can be used."""
     skipped = Ended.SKIPPED.value
     return Row(instance, "", "", "", "none", "", skipped, reason, "absent")

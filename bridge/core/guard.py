@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 
 from bridge.core.canonical import shorten
 from bridge.core.model import Held, Plan, Target
+from bridge.core.reasons import Code
 
 FORCE = "`bridge sync --force` with this bridge's settings"
 """Whose rules it has matters: without any, every service of the datacenter would be created, and nothing held."""
@@ -66,7 +67,7 @@ class _Taking:
 class _Reason:
     """Why something is held: in a word, and as a sentence's middle."""
 
-    cause: str
+    cause: Code
     text: str
 
 
@@ -193,7 +194,7 @@ class Guard:
             for target, hold in self._holds.items()
             if again
             or self._is_due(hold, now)
-            or (hold.held.cause == "rebuilt" and not self._rebuilding(hold.datacenters, now))
+            or (hold.held.cause is Code.HELD_REBUILT and not self._rebuilding(hold.datacenters, now))
         )
 
     def active(self) -> tuple[Held, ...]:
@@ -214,9 +215,9 @@ class Guard:
         sums = self._sums(plans, total_ready)
         removal = panic = None
         if self._exceeds(sums.lost, sums.baseline, settings.removal_percent):
-            removal = _Reason("removal", self._removal_reason(sums))
+            removal = _Reason(Code.HELD_REMOVAL, self._removal_reason(sums))
         if self._exceeds(sums.taken, sums.baseline, settings.panic_percent):
-            panic = _Reason("panic", self._panic_reason(sums))
+            panic = _Reason(Code.HELD_PANIC, self._panic_reason(sums))
         trusted = self._came_back(plans)
         held: dict[Target, Held] = {}
         for plan in plans:
@@ -224,11 +225,11 @@ class Guard:
             datacenters = frozenset(q.datacenter for q in plan.queries)
             why_lost, why_flips = removal, panic
             if hold is not None and not trusted:
-                rebuilt = hold.why_lost is not None and hold.why_lost.cause == "rebuilt"
+                rebuilt = hold.why_lost is not None and hold.why_lost.cause is Code.HELD_REBUILT
                 why_lost = why_lost or (None if rebuilt else hold.why_lost)
                 why_flips = why_flips or hold.why_flips
             if self._rebuilding(datacenters, now):
-                why_lost = _Reason("rebuilt", self._rebuilt_reason(datacenters, now))
+                why_lost = _Reason(Code.HELD_REBUILT, self._rebuilt_reason(datacenters, now))
             why_lost = why_lost if plan.lost else None
             why_flips = why_flips if plan.flipped else None
             why = why_lost or why_flips
@@ -289,7 +290,7 @@ class Guard:
     def _sentence(self, count: int, why: _Reason) -> str:
         after = self._settings.hold_release_seconds
         ways = ["when Consul recovers", f"by {FORCE}"]
-        if why.cause == "rebuilt":
+        if why.cause is Code.HELD_REBUILT:
             ways[0] = "when they are registered again"
         if after is not None:
             ways.append(f"{after:.0f} s after the hold began")

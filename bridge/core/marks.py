@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from bridge.core.canonical import shorten
 from bridge.core.model import Instance, Pairs, Query
+from bridge.core.reasons import Code, Reason
 from bridge.core.select import LABEL_LIMIT, digest
 
 MANAGER = "consul-bridge"
@@ -75,13 +76,13 @@ def label_value(text: str) -> str:
     return value
 
 
-def derived(sources: Pairs, instances: Sequence[Instance], *, label: bool) -> tuple[Pairs, tuple[str, ...]]:
+def derived(sources: Pairs, instances: Sequence[Instance], *, label: bool) -> tuple[Pairs, tuple[Reason, ...]]:
     """The pairs that a rule takes from the instances, and warnings where instances contradict each other.
 
     A value that no instance has leaves its key out; of several the first in order is taken.
     """
     pairs: list[tuple[str, str]] = []
-    warnings: list[str] = []
+    warnings: list[Reason] = []
     for key, source in sources:
         found = sorted({value for i in instances for value in _values(i, source)})
         if source == "tags":
@@ -92,9 +93,8 @@ def derived(sources: Pairs, instances: Sequence[Instance], *, label: bool) -> tu
             pairs.append((key, texts[0]))
         if len(set(texts)) > 1:
             kind = "label" if label else "annotation"
-            warnings.append(
-                f"instances have {len(set(texts))} values for the {kind} {key} ({source}): {shorten(texts[0])} is taken"
-            )
+            taken = {"kind": kind, "key": key, "source": source, "taken": shorten(texts[0])}
+            warnings.append(Reason(Code.CONTRADICTION, count=len(set(texts)), **taken))
     return tuple(sorted(pairs)), tuple(warnings)
 
 

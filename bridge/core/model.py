@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from bridge.core.reasons import Code, Reason
+
 # --------------------------------------------------------------------------- what Consul holds
 
 
@@ -95,7 +97,7 @@ class Known:
 
     instances: tuple[Instance, ...]
     hidden: bool = False
-    left_out: Pairs = ()
+    left_out: tuple[tuple[str, Reason], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,7 @@ class Skipped:
 
     service: str
     instance: str
-    reason: str
+    reason: Reason
 
 
 # --------------------------------------------------------------------------- what Kubernetes holds
@@ -389,7 +391,7 @@ class Change:
 
     CREATE: `existing` is None and the write must fail when an object of that name is there after all.
     UPDATE: applied over `existing`. DELETE: `body` is None. UNCHANGED: nothing is sent.
-    `ready` and `not_ready` count endpoints after the change; `reason` is for people ("" when obvious).
+    `ready` and `not_ready` count endpoints after the change; `reason` is None when it is obvious.
     """
 
     action: Action
@@ -400,7 +402,7 @@ class Change:
     existing: Meta | None
     ready: int = 0
     not_ready: int = 0
-    reason: str = ""
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,19 +411,19 @@ class Conflict:
 
     target: Target
     kind: Kind
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """Something that the guard refused to take away. `endpoints` counts the ready endpoints kept.
 
-    `cause` is one of removal, panic, rebuilt. `lost`: endpoints that Consul no longer lists stay; `flips`: endpoints
-    that would turn not ready stay ready.
+    `cause` is HELD_REMOVAL, HELD_PANIC or HELD_REBUILT. `lost`: endpoints that Consul no longer lists stay; `flips`:
+    endpoints that would turn not ready stay ready.
     """
 
     target: Target
-    cause: str
+    cause: Code
     endpoints: int
     reason: str
     lost: bool = True
@@ -446,7 +448,7 @@ class Plan:
     changes: tuple[Change, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     skipped: tuple[Skipped, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Reason, ...] = ()
     held: tuple[Held, ...] = ()
     ready: int = 0
     not_ready: int = 0
@@ -455,6 +457,12 @@ class Plan:
     flipped: int = 0
     unmirrored: bool = False
     dismissed: bool = False
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Why it is not (yet) as it should be, or should be looked at: conflicts, holds, warnings."""
+        held = (Reason(h.cause) for h in self.held)
+        return (*(c.reason for c in self.conflicts), *held, *self.warnings)
 
     @property
     def writes(self) -> tuple[Change, ...]:
@@ -546,4 +554,4 @@ class Rule:
     instances: InstanceRules = field(default_factory=InstanceRules)
     name: str = ""
     pinned: bool = False
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Reason, ...] = ()

@@ -79,6 +79,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.ports import EXTERNAL_NAME
+from bridge.core.reasons import Code, Reason
 from bridge.core.translate import MIRRORING_LIMIT
 
 Pair = tuple[str, int, str]
@@ -94,7 +95,7 @@ def plan(
     policy: Policy = Policy.SYNC,
     adopt: Adopt = Adopt.NEVER,
     skipped: tuple[Skipped, ...] = (),
-    warnings: tuple[str, ...] = (),
+    warnings: tuple[Reason, ...] = (),
     dismissed: bool = False,
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
@@ -196,7 +197,7 @@ class _Draft:
     owner: str
     policy: Policy
     adopt: Adopt
-    warnings: list[str]
+    warnings: list[Reason]
     changes: list[Change] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     unmirrored: bool = False
@@ -210,7 +211,7 @@ class _Draft:
         if self.ours(meta):
             return True
         if meta.owner is not None:
-            self.conflict(kind, f"it belongs to the bridge with owner id {canonical.shorten(meta.owner)!r}")
+            self.conflict(kind, Reason(Code.OTHER_OWNER, owner=canonical.shorten(meta.owner)))
             return False
         marked = dict(meta.marks)
         if self.adopt is Adopt.UNOWNED or marked.get(ADOPT) == "true":
@@ -218,20 +219,22 @@ class _Draft:
         from_catalog_sync = marked.get(CATALOG_SYNC_LABEL) == "true" and service_type == EXTERNAL_NAME
         if self.adopt is Adopt.CONSUL_K8S and from_catalog_sync:
             return True
-        way = "--adopt consul-k8s" if from_catalog_sync else "--adopt"
-        self.conflict(kind, f"it is not ours; to hand it over, run with {way} or annotate it with {ADOPT}=true")
+        flag = "--adopt consul-k8s" if from_catalog_sync else "--adopt"
+        self.conflict(kind, Reason(Code.NOT_OWNED, flag=flag, annotation=ADOPT))
         return False
 
-    def conflict(self, kind: Kind, reason: str) -> None:
+    def conflict(self, kind: Kind, reason: Reason) -> None:
         """Note an object that is in the way."""
         self.conflicts.append(Conflict(self.target, kind, reason))
 
-    def write(self, kind: Kind, name: str, body: Body, existing: Meta | None, *, same: bool, reason: str = "") -> None:
+    def write(
+        self, kind: Kind, name: str, body: Body, existing: Meta | None, *, same: bool, reason: Reason | None = None
+    ) -> None:
         """Add a change to what should be."""
         groups = _groups_in(body)
         action = Action.CREATE if existing is None else Action.UNCHANGED if same else Action.UPDATE
         if existing is not None and existing.owner is None:
-            reason = reason or "adopted"
+            reason = reason or Reason(Code.ADOPTED)
         self.add(
             Change(
                 action=action,
@@ -246,7 +249,7 @@ class _Draft:
             )
         )
 
-    def remove(self, kind: Kind, meta: Meta, reason: str, *, adopted: bool = False) -> None:
+    def remove(self, kind: Kind, meta: Meta, reason: Reason, *, adopted: bool = False) -> None:
         """Add a deletion of what is ours or `adopted`; what is being deleted already needs none."""
         if (adopted or self.ours(meta)) and not meta.deleting:
             self.add(
@@ -264,7 +267,7 @@ class _Draft:
     def add(self, change: Change) -> None:
         """Add a change; what the policy forbids becomes "unchanged", with the policy as the reason."""
         if change.action in _FORBIDDEN[self.policy]:
-            reason = f"policy {self.policy}: no {change.action}"
+            reason = Reason(Code.POLICY, policy=self.policy, action=change.action)
             change = replace(change, action=Action.UNCHANGED, reason=reason)
         self.changes.append(change)
 
@@ -276,11 +279,8 @@ _FORBIDDEN = {
 }
 
 
-_SELECTOR = "it has a selector, so Kubernetes fills its endpoints"
-
-
 def _remove(draft: _Draft, current: Current) -> None:
-    reason = "its service is gone from Consul"
+    reason = Reason(Code.GONE)
     theirs = current.service is not None and current.service.has_selector
     if current.endpoints is not None and not theirs:
         draft.remove(Kind.ENDPOINTS, current.endpoints.meta, reason)
@@ -289,7 +289,7 @@ def _remove(draft: _Draft, current: Current) -> None:
     if current.service is not None and not theirs:
         draft.remove(Kind.SERVICE, current.service.meta, reason)
     elif current.service is not None and draft.ours(current.service.meta):
-        draft.conflict(Kind.SERVICE, f"{_SELECTOR}; {reason}, but the Service now belongs to pods and stays")
+        draft.conflict(Kind.SERVICE, Reason(Code.SELECTOR_KEPT, why=reason))
 
 
 def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
@@ -315,15 +315,13 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     stays = _still_needed(mine, desired, current) if not wants_slices else False
     if stays:
         draft.unmirrored = True
-        draft.warnings.append(
-            "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them"
-        )
+        draft.warnings.append(Reason(Code.SLICES_KEPT))
     spare: Sequence[CurrentSlice] = mine
     if wants_slices or stays:
         packed, spare = packing.pack(draft.target, desired.groups, mine, desired.max_endpoints_per_slice)
         _slices(draft, packed, labels, annotations)
     if endpoints is not None and endpoints.meta.deleting:
-        draft.warnings.append("the Endpoints object is being deleted; it is made anew when it is gone")
+        draft.warnings.append(Reason(Code.ENDPOINTS_BEING_DELETED))
     elif wants_endpoints and not blocked:
         _endpoints(draft, content, endpoints)
     for piece in spare:
@@ -332,7 +330,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
         if draft.policy is Policy.UPSERT_ONLY and draft.ours(endpoints.meta) and not endpoints.meta.deleting:
             _endpoints(draft, content, endpoints)
         else:
-            draft.remove(Kind.ENDPOINTS, endpoints.meta, "the output is EndpointSlices now", adopted=True)
+            draft.remove(Kind.ENDPOINTS, endpoints.meta, Reason(Code.OUTPUT_CHANGED), adopted=True)
 
 
 def _endpoints(draft: _Draft, body: EndpointsBody, existing: CurrentEndpoints | None) -> None:
@@ -369,12 +367,12 @@ def _loses(piece: packing.Slice) -> int:
 def _drop_slice(draft: _Draft, piece: CurrentSlice) -> None:
     """A slice that is not needed goes; where nothing may be deleted, it is emptied: its addresses are not wanted."""
     if draft.policy is not Policy.UPSERT_ONLY or piece.meta.deleting:
-        draft.remove(Kind.ENDPOINT_SLICE, piece.meta, "not needed any more")
+        draft.remove(Kind.ENDPOINT_SLICE, piece.meta, Reason(Code.NOT_NEEDED))
         return
     empty = replace(piece.group, endpoints=())
     body = SliceBody(piece.service, empty, piece.meta.labels, piece.meta.annotations)
     same = not piece.group.endpoints
-    draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason="not needed any more")
+    draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason=Reason(Code.NOT_NEEDED))
 
 
 def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Current) -> bool:
@@ -416,25 +414,22 @@ def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, an
         draft.write(Kind.SERVICE, draft.target.name, body, None, same=False)
         return True
     if existing.has_selector:
-        draft.conflict(Kind.SERVICE, f"{_SELECTOR}; remove the selector first")
+        draft.conflict(Kind.SERVICE, Reason(Code.SELECTOR))
         return False
     if existing.meta.deleting:
-        draft.warnings.append("the Service is being deleted; it is made anew when it is gone")
+        draft.warnings.append(Reason(Code.BEING_DELETED))
         return False
     if desired.service_ports is None:
         if existing.type == EXTERNAL_NAME:
-            draft.conflict(Kind.SERVICE, "it is of type ExternalName and has no endpoints; make it ClusterIP")
+            draft.conflict(Kind.SERVICE, Reason(Code.EXTERNAL_NAME))
             return False
         return True
     if not draft.may_write(Kind.SERVICE, existing.meta, existing.type):
         return False
     alias = existing.type == EXTERNAL_NAME
     if existing.headless != desired.headless and not alias:
-        draft.conflict(
-            Kind.SERVICE,
-            f"it is {'headless' if existing.headless else 'not headless'}, which Kubernetes cannot change in place; "
-            "delete the Service to have it made anew",
-        )
+        now = "headless" if existing.headless else "not headless"
+        draft.conflict(Kind.SERVICE, Reason(Code.HEADLESS_FIXED, now=now))
     headless = desired.headless if alias else existing.headless
     body = ServiceBody(desired.service_ports, headless, desired.families, labels, annotations)
     same = (

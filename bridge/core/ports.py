@@ -23,6 +23,7 @@ from functools import lru_cache
 
 from bridge.core.canonical import shorten
 from bridge.core.model import CurrentService, Destination, Group, Instance, NamedPort, Port, Rule
+from bridge.core.reasons import Code, Reason
 from bridge.core.select import dns_label
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
@@ -38,17 +39,17 @@ def legal(number: int) -> bool:
 
 def of_instance(
     instance: Instance, rule: Rule, service: CurrentService | None, own_port: int
-) -> tuple[Port, ...] | str:
+) -> tuple[Port, ...] | Reason:
     """The ports of an instance's endpoints, or the reason why it has none. `own_port` is the chosen address's."""
     if rule.to.annotated:
         return _by_service(instance, service, own_port)
     to = rule.to
     protocol = _protocol(instance, to)
     if instance.ports and not (to.port_name or own_port):
-        return _all_named(instance.ports, protocol, to.app_protocol) or "none of its ports is between 1 and 65535"
+        return _all_named(instance.ports, protocol, to.app_protocol) or Reason(Code.PORTS_INVALID)
     number = own_port or _called(instance, to.port_name) or instance.port or to.port
     if not legal(number):
-        return f"port {number} is not between 1 and 65535" if number else "it has no port, and the rule gives none"
+        return Reason(Code.PORT_INVALID, number=number) if number else Reason(Code.NO_PORT)
     return _one(to.port_name, number, protocol, to.app_protocol)
 
 
@@ -67,34 +68,32 @@ def _all_named(ports: tuple[NamedPort, ...], protocol: str, app_protocol: str) -
 
 
 @lru_cache(maxsize=4096)
-def _remarks(ports: tuple[NamedPort, ...], wanted: str, own_port: int, address: str) -> tuple[str, ...]:
-    found: list[str] = []
+def _remarks(ports: tuple[NamedPort, ...], wanted: str, own_port: int, address: str) -> tuple[Reason, ...]:
+    found: list[Reason] = []
     usable = in_order(ports)
     if len(usable) < len(ports):
         odd = ", ".join(shorten(p.name) for p in ports if p not in usable)
-        found.append(f"no number between 1 and 65535, so not mirrored: the port {odd}")
+        found.append(Reason(Code.PORTS_UNUSABLE, names=odd))
     if own_port:
         hidden = [p for p in usable if p.number != own_port]
         if hidden and not wanted:
             names = ", ".join(shorten(p.name) for p in hidden)
-            found.append(f"the address {shorten(address)} has a port of its own, so these are not mirrored: {names}")
+            found.append(Reason(Code.PORTS_BESIDE_ADDRESS, address=shorten(address), names=names))
         return tuple(found)
     if wanted and usable and all(port_name(p) != wanted for p in usable):
         names = ", ".join(port_name(p) for p in usable)
-        found.append(f"no port is called {wanted!r} (`port_name`) but {names}: the default one has that name now")
+        found.append(Reason(Code.PORT_NAME_ABSENT, wanted=wanted, names=names))
     if not wanted:
         holders: dict[str, NamedPort] = {}
         for port in usable:
             holder = holders.setdefault(port_name(port), port)
             if holder is not port:
-                found.append(
-                    f"the ports {shorten(holder.name)} and {shorten(port.name)} become one name, "
-                    f"{port_name(port)!r}: {shorten(port.name)} is not mirrored"
-                )
+                clash = {"holder": shorten(holder.name), "other": shorten(port.name), "name": port_name(port)}
+                found.append(Reason(Code.PORT_NAME_CLASH, **clash))
     return tuple(found)
 
 
-def remarks(instance: Instance, rule: Rule, own_port: int) -> tuple[str, ...]:
+def remarks(instance: Instance, rule: Rule, own_port: int) -> tuple[Reason, ...]:
     """What becomes of the named ports of an instance otherwise than one would think. `own_port` as above."""
     wanted = "" if rule.to.annotated else rule.to.port_name
     return _remarks(instance.ports, wanted, own_port, rule.instances.address)
@@ -125,16 +124,16 @@ def _protocol(instance: Instance, to: Destination) -> str:
     return to.protocol
 
 
-def _by_service(instance: Instance, service: CurrentService | None, own_port: int) -> tuple[Port, ...] | str:
+def _by_service(instance: Instance, service: CurrentService | None, own_port: int) -> tuple[Port, ...] | Reason:
     if service is None or not service.ports:
-        return "the Service has no ports"
+        return Reason(Code.SERVICE_WITHOUT_PORTS)
     single = own_port or instance.port
     offered: dict[str, int] = {}
     for offer in () if own_port else in_order(instance.ports):
         offered.setdefault(port_name(offer), offer.number)
     if not offered and single:
         if not legal(single):
-            return f"port {single} is not between 1 and 65535"
+            return Reason(Code.PORT_INVALID, number=single)
         offered[""] = single
     fixed = dict(zip(service.ports, service.target_ports, strict=False))
     numbers: dict[Port, int] = {}
@@ -183,7 +182,7 @@ def lives(service: CurrentService) -> bool:
 
 def of_service(
     rules: Sequence[Rule], main: str, groups: Sequence[Group], service: CurrentService | None
-) -> tuple[tuple[Port, ...], tuple[str, ...]]:
+) -> tuple[tuple[Port, ...], tuple[Reason, ...]]:
     """The ports of the Service, sorted, and warnings about those that cannot be had.
 
     A number comes from the rule, else it is the one that the Service has (clients have it in their settings), else the
@@ -195,7 +194,7 @@ def of_service(
     """
     votes = _votes(groups)
     ports = service.ports if service is not None and lives(service) else ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Reason, ...] = ()
     seen: set[tuple[Port, ...]] = set()
     while ports not in seen:
         seen.add(ports)
@@ -205,7 +204,7 @@ def of_service(
 
 def _decide(
     rules: Sequence[Rule], main: str, votes: Mapping[str, Counter[Port]], kept: dict[str, Port]
-) -> tuple[tuple[Port, ...], tuple[str, ...]]:
+) -> tuple[tuple[Port, ...], tuple[Reason, ...]]:
     """The ports beside those that are there (`kept`)."""
     forced = {rule.to.port_name or main: rule.to.port for rule in reversed(rules) if rule.to.port}
     names = {*votes, *forced, *(rule.to.port_name for rule in rules if rule.to.port_name)}
@@ -253,20 +252,16 @@ def _votes(groups: Iterable[Group]) -> dict[str, Counter[Port]]:
     return votes
 
 
-def _distinct(ports: Sequence[Port], votes: Mapping[str, Counter[Port]]) -> tuple[tuple[Port, ...], tuple[str, ...]]:
+def _distinct(ports: Sequence[Port], votes: Mapping[str, Counter[Port]]) -> tuple[tuple[Port, ...], tuple[Reason, ...]]:
     """Kubernetes keys a Service's ports by (number, protocol): of two on one the first stays."""
     found: dict[tuple[int, str], Port] = {}
-    warnings: list[str] = []
+    warnings: list[Reason] = []
     for port in ports:
         holder = found.setdefault((port.number, port.protocol), port)
         if holder is not port:
-            warnings.append(
-                f"port {port.name!r} cannot be reached: the Service's {port.protocol} port {port.number} is "
-                f"{holder.name!r}; give one of them another number (`port`)"
-            )
+            taken = {"name": port.name, "protocol": port.protocol, "number": port.number, "holder": holder.name}
+            warnings.append(Reason(Code.PORT_UNREACHABLE, **taken))
         odd = sum(n for voted, n in votes.get(port.name, {}).items() if voted.protocol != port.protocol)
         if odd:
-            warnings.append(
-                f"{odd} endpoints of port {port.name!r} cannot be reached: the Service speaks {port.protocol} there"
-            )
+            warnings.append(Reason(Code.PROTOCOL_UNREACHABLE, count=odd, name=port.name, protocol=port.protocol))
     return tuple(sorted(found.values())), tuple(sorted(warnings))

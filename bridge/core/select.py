@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from bridge.core.canonical import shorten
 from bridge.core.model import Query, Rule, Skipped, Target
+from bridge.core.reasons import Code, Reason
 
 LABEL_LIMIT = 63
 """Longest Service name (RFC 1123 label)."""
@@ -22,7 +23,7 @@ _ILLEGAL = re.compile(r"[^a-z0-9-]")
 _PLACEHOLDER = re.compile(r"\{(service|datacenter|namespace|partition)\}")
 
 
-def excluded(service: str, tags: Collection[str]) -> str | None:
+def excluded(service: str, tags: Collection[str]) -> Reason | None:
     """Why a service is never mirrored, whatever the rules say; None when it may be.
 
     Only names decide here. Tags prove nothing: people tag what runs FOR a Kubernetes cluster (its etcd, its balancer)
@@ -31,11 +32,11 @@ def excluded(service: str, tags: Collection[str]) -> str | None:
     """
     del tags
     if service == "consul":
-        return "Consul's own service"
+        return Reason(Code.CONSUL_ITSELF)
     if not service or len(service) > NAME_LIMIT:
-        return f"a name of {len(service)} characters"
+        return Reason(Code.NAME_TOO_LONG, length=len(service))
     if not service.isprintable():
-        return "control characters in its name: Consul answers no question about it"
+        return Reason(Code.NAME_UNPRINTABLE)
     return None
 
 
@@ -132,7 +133,7 @@ def target_of(rule: Rule, query: Query) -> Target | Skipped:
     parts = []
     for what, text, label in (("namespace", namespace, dns_label(namespace)), ("name", name, service_name(name))):
         if label is None:
-            return Skipped(query.service, "", f"the {what} {shorten(text)!r} has no letter or digit to make a name of")
+            return Skipped(query.service, "", Reason(Code.NAME_UNMAPPABLE, what=what, text=shorten(text)))
         parts.append(label)
     return Target(*parts)
 
@@ -248,7 +249,7 @@ class Claims:
         else:
             why = "it comes first in order"
         holder = f"{shorten(winner.service)} in {shorten(winner.datacenter)}"
-        reason = f"{target} goes to {holder} ({why}); give one of them another name"
+        reason = Reason(Code.NAME_TAKEN, target=target, holder=holder, why=why)
         mirrored = {query for query, _ in owners}
         losing = {query for _, _, query in ranks} - mirrored
         return tuple(sorted(Skipped(query.service, "", reason) for query in losing))

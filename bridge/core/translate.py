@@ -35,6 +35,7 @@ from bridge.core.model import (
     Status,
     Target,
 )
+from bridge.core.reasons import Code, Reason
 
 MIRRORING_LIMIT = 1000
 """Addresses per subset that the control plane copies into EndpointSlices (Kubernetes' default)."""
@@ -51,7 +52,7 @@ class Translation:
 
     mirror: Mirror | None
     skipped: tuple[Skipped, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Reason, ...] = ()
 
 
 class Ended(StrEnum):
@@ -71,7 +72,7 @@ class Fate:
 
     instance: Instance
     ended: Ended
-    reason: str = ""
+    reason: Reason | None = None
     ports: tuple[Port, ...] = ()
     endpoints: tuple[tuple[Family, Endpoint], ...] = ()
 
@@ -130,21 +131,21 @@ def translate(
     skipped = {
         Skipped(query.service, instance_name(fate.instance), fate.reason)
         for _, query, fate in fates
-        if fate.ended in (Ended.OMITTED, Ended.SKIPPED, Ended.FOREIGN)
+        if fate.reason is not None and fate.ended in (Ended.OMITTED, Ended.SKIPPED, Ended.FOREIGN)
     }
     skipped |= {Skipped(query.service, *pair) for _, query, known in sources for pair in known.left_out}
     main = "" if rule.to.annotated else _main_name(fates, service)
     groups, withheld = _groups((fate for _, _, fate in fates), main)
     service_ports: tuple[Port, ...] | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Reason, ...] = ()
     if not rule.to.annotated:
         service_ports, warnings = portage.of_service([r for r, _, _ in sources], main, (*groups, *withheld), service)
         ours = service is not None and service.meta.owner is not None
         if fates and not ours and all(fate.ended is Ended.FOREIGN for _, _, fate in fates):
             return Translation(None, tuple(sorted(skipped)))
         if not service_ports and not rule.to.headless and not (ours and service is not None and service.headless):
-            reason = "no instance has a port yet and the rule gives none (`port`): a Service needs one"
-            return Translation(None, tuple(sorted({*skipped, Skipped(sources[0][1].service, "", reason)})))
+            without = Skipped(sources[0][1].service, "", Reason(Code.NO_SERVICE_PORT))
+            return Translation(None, tuple(sorted({*skipped, without})))
     labels, annotations, contradictions = _pairs(sources, fates)
     mirror = Mirror(
         target=target,
@@ -203,26 +204,25 @@ def _fate_of(
     cluster_nodes: Collection[str],
 ) -> Fate:
     if instance.kind not in _ORDINARY_KINDS:
-        return Fate(instance, Ended.FOREIGN, f"a Connect proxy or gateway (kind {shorten(instance.kind)})")
+        return Fate(instance, Ended.FOREIGN, Reason(Code.PROXY, kind=shorten(instance.kind)))
     for pair in _KUBERNETES_META if instance.meta else ():
         if pair in instance.meta:
-            return Fate(instance, Ended.FOREIGN, f"it came from a Kubernetes cluster (meta {pair[0]}={pair[1]})")
+            return Fate(instance, Ended.FOREIGN, Reason(Code.KUBERNETES, key=pair[0], value=pair[1]))
     if not selects(rule, instance):
-        return Fate(instance, Ended.NOT_SELECTED, "the rule's tags or meta do not select it")
+        return Fate(instance, Ended.NOT_SELECTED, Reason(Code.NOT_SELECTED))
     disposition = disposition_of(instance.status, rule.instances)
-    ended, reason = _BY_DISPOSITION[disposition], ""
+    ended, reason = _BY_DISPOSITION[disposition], None
     if ended is Ended.OMITTED:
-        reason = f"omitted because it is {instance.status}{_because(instance)}"
+        reason = Reason(Code.OMITTED, status=instance.status, check=shorten(instance.check))
     address, own_port = choose_address(instance, rule.instances)
     if not address:
-        return Fate(
-            instance, Ended.SKIPPED, reason or f"it has no address of the kind {shorten(rule.instances.address)}"
-        )
+        without = Reason(Code.NO_ADDRESS, kind=shorten(rule.instances.address))
+        return Fate(instance, Ended.SKIPPED, reason or without)
     ports = portage.of_instance(instance, rule, service, own_port)
-    if isinstance(ports, str):
+    if isinstance(ports, Reason):
         return Fate(instance, Ended.SKIPPED, reason or ports)
     found = _addresses(address, rule.instances, resolved)
-    if isinstance(found, str):
+    if isinstance(found, Reason):
         return Fate(instance, Ended.SKIPPED, reason or found, ports)
     ready, serving, terminating = _conditions(instance.status, disposition)
     zone = zone_of(instance, rule.instances.zone_meta)
@@ -234,10 +234,6 @@ def _fate_of(
         ports,
         tuple([(a.family, _endpoint(a.text, ready, serving, terminating, zone, node_name)) for a in found]),
     )
-
-
-def _because(instance: Instance) -> str:
-    return f" (check {shorten(instance.check)})" if instance.check else ""
 
 
 _BY_DISPOSITION = {
@@ -287,7 +283,7 @@ def _keep_last_ready(fates: Sequence[Fate], current: Current) -> None:
                 (family, replace(e, ready=True, serving=True, terminating=False)) for family, e in fate.endpoints
             )
             fate.ended = Ended.READY
-            fate.reason = f"it is {fate.instance.status}, but none would be ready any more (keep_last_ready)"
+            fate.reason = Reason(Code.KEPT_READY, status=fate.instance.status)
 
 
 def ready_now(current: Current) -> set[tuple[str, int]]:
@@ -322,16 +318,15 @@ def choose_address(instance: Instance, rules: InstanceRules) -> tuple[str, int]:
             return "", 0
 
 
-def _addresses(address: str, rules: InstanceRules, resolved: Resolved) -> Sequence[canonical.Address] | str:
+def _addresses(address: str, rules: InstanceRules, resolved: Resolved) -> Sequence[canonical.Address] | Reason:
     """The addresses that traffic may be sent to, or why there is none."""
     parsed = canonical.parse(address)
     candidates: Iterable[canonical.Address | canonical.Refused] = (parsed,)
-    reason = ""
+    reason = Reason(Code.HOST_NAME_EMPTY, name=shorten(address))
     if isinstance(parsed, canonical.Refused) and parsed.is_name:
         if address not in resolved:
-            return f"host name {shorten(address)} could not be resolved"
+            return Reason(Code.HOST_NAME_UNRESOLVED, name=shorten(address))
         candidates = map(canonical.parse, resolved[address])
-        reason = f"host name {shorten(address)} has no address"
     found = []
     for candidate in candidates:
         if isinstance(candidate, canonical.Refused):
@@ -343,7 +338,7 @@ def _addresses(address: str, rules: InstanceRules, resolved: Resolved) -> Sequen
     return found or reason
 
 
-def _outside(address: str, rules: InstanceRules) -> str | None:
+def _outside(address: str, rules: InstanceRules) -> Reason | None:
     bounds = rules.bounds
     return canonical.excluded(address, bounds.allow_cidrs, bounds.deny_cidrs, "guard.") or canonical.excluded(
         address, rules.allow_cidrs, rules.deny_cidrs
@@ -399,12 +394,12 @@ def _families(groups: Sequence[Group], service: CurrentService | None) -> tuple[
 
 def _pairs(
     sources: Sequence[tuple[Rule, Query, Known]], fates: Iterable[tuple[Rule, Query, Fate]]
-) -> tuple[Pairs, Pairs, tuple[str, ...]]:
+) -> tuple[Pairs, Pairs, tuple[Reason, ...]]:
     """Labels and annotations of all the rules together (the first wins), and what instances contradict in."""
     labels: Pairs = ()
     annotations: Pairs = ()
     said: list[tuple[str, dict[str, str]]] = []
-    warnings: list[str] = []
+    warnings: list[Reason] = []
     if any(rule.to.labels_from or rule.to.annotations_from for rule, _, _ in sources):
         selected = [f.instance for _, _, f in fates if f.ended not in (Ended.FOREIGN, Ended.NOT_SELECTED)]
     else:
@@ -433,49 +428,41 @@ def _said(rule: Rule, labels: Pairs, annotations: Pairs) -> dict[str, str]:
     }
 
 
-def _disagreements(said: Sequence[tuple[str, Mapping[str, str]]]) -> Iterator[str]:
+def _disagreements(said: Sequence[tuple[str, Mapping[str, str]]]) -> Iterator[Reason]:
     """One sentence for each thing that the rules which share a Service say differently: the first has it."""
     for key in sorted({key for _, values in said for key in values}) if len(said) > 1 else ():
         (first, taken), *others = [(service, values[key]) for service, values in said if key in values]
         other = next(((service, value) for service, value in others if value != taken), None)
         if other is not None:
-            yield (
-                f"the rules that share this Service differ in {key}: {shorten(taken)!r} (for {shorten(first)}) is "
-                f"taken, not {shorten(other[1])!r} (for {shorten(other[0])})"
-            )
+            services = {"first": shorten(first), "second": shorten(other[0])}
+            yield Reason(Code.DISAGREEMENT, key=key, taken=shorten(taken), other=shorten(other[1]), **services)
 
 
-def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[str]:
+def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[Reason]:
     if mirror.output is Output.ENDPOINTS:
         sizes: dict[tuple[Port, ...], int] = {}
         for group in mirror.groups:
             sizes[group.ports] = sizes.get(group.ports, 0) + len(group.endpoints)
         for size in sizes.values():
             if size > MIRRORING_LIMIT:
-                yield (
-                    f"{size} addresses in one subset: the control plane mirrors only {MIRRORING_LIMIT} of them into "
-                    "EndpointSlices; use `output: endpointslices` (or both) for this service"
-                )
+                yield Reason(Code.TRUNCATED, count=size, limit=MIRRORING_LIMIT)
     if service is None or not service.families:
         return
     absent = sorted({g.family for g in mirror.groups} - set(service.families))
     for family in absent if mirror.service_ports is None else ():
-        yield f"{family} endpoints cannot be reached: the Service has no {family} (spec.ipFamilies)"
+        yield Reason(Code.FAMILY_MISSING, family=family)
     if mirror.service_ports is not None and service.meta.owner is not None and service.dual_stack:
         for family in absent:
-            yield (
-                f"{family} endpoints cannot be reached: the Service asks for both families, and the cluster gives it "
-                f"{' and '.join(service.families)} only (spec.ipFamilies)"
-            )
+            yield Reason(Code.FAMILY_UNAVAILABLE, family=family, families=" and ".join(service.families))
 
 
-def _port_warnings(fate: Fate, rule: Rule) -> Iterable[str]:
+def _port_warnings(fate: Fate, rule: Rule) -> Iterable[Reason]:
     """What becomes of an instance's named ports otherwise than their names say."""
     return portage.remarks(fate.instance, rule, choose_address(fate.instance, rule.instances)[1])
 
 
-def _zone_warnings(fates: Iterable[tuple[Rule, Query, Fate]]) -> Iterable[str]:
+def _zone_warnings(fates: Iterable[tuple[Rule, Query, Fate]]) -> Iterable[Reason]:
     for rule, _, fate in fates:
         for key, value in fate.instance.node_meta if fate.endpoints else ():
             if key == rule.instances.zone_meta and value and not is_label_value(value):
-                yield f"zone {shorten(value)!r} is no label value: its endpoints have no zone"
+                yield Reason(Code.ZONE_INVALID, zone=shorten(value))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, Protocol
 
 from bridge.core.model import Action, Current, Held, Kind, Knowledge, Query, Target, Unknown
+from bridge.core.reasons import codes_of
 from bridge.errors import PermanentError
 from bridge.kube.events import About, Event
 from bridge.report import NullObserver, Outcome, Report
@@ -47,7 +48,7 @@ class Announcer(NullObserver):
         self._leads = leads
         self._lock = threading.Lock()
         self._said: dict[tuple[Target, str], str] = {}
-        self._held: dict[Target, str] = {}
+        self._held: dict[Target, Held] = {}
         self._refused: dict[Query, tuple[str, tuple[Target, ...]]] = {}
 
     def outcome(self, outcome: Outcome, _lag_seconds: float | None) -> None:
@@ -79,12 +80,12 @@ class Announcer(NullObserver):
 
     def held(self, held: tuple[Held, ...]) -> None:
         """Holds that came and went."""
-        now = {h.target: h.reason for h in held if self._leads(h.target)}
+        now = {h.target: h for h in held if self._leads(h.target)}
         with self._lock:
             before, self._held = self._held, now
-        for target, reason in now.items():
+        for target, hold in now.items():
             if target not in before:
-                self._record(target, Kind.SERVICE, "Held", reason)
+                self._record(target, Kind.SERVICE, "Held", hold.reason, (hold.cause.value,))
         for target in before.keys() - now.keys():
             if self._leads(target):
                 self._record(target, Kind.SERVICE, "HoldEnded", "nothing is held any more")
@@ -102,11 +103,13 @@ class Announcer(NullObserver):
             return
         for kind in Kind:
             reasons = [c.reason for c in plan.conflicts if c.kind is kind]
-            self._say(target, kind, "Conflict", "; ".join(reasons) and f"left alone: {'; '.join(reasons)}")
+            text = "; ".join(reasons) and f"left alone: {'; '.join(reasons)}"
+            self._say(target, kind, "Conflict", text, codes_of(reasons))
         skipped = [f"{s.instance or s.service}: {s.reason}" for s in plan.skipped]
+        codes = codes_of(s.reason for s in plan.skipped)
         more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-        self._say(target, Kind.SERVICE, "InstancesSkipped", "; ".join(skipped[:SHOWN]) + more)
-        self._say(target, Kind.SERVICE, "Attention", "; ".join(plan.warnings))
+        self._say(target, Kind.SERVICE, "InstancesSkipped", "; ".join(skipped[:SHOWN]) + more, codes)
+        self._say(target, Kind.SERVICE, "Attention", "; ".join(plan.warnings), codes_of(plan.warnings))
 
     def _say_refused(self) -> None:
         with self._lock:
@@ -116,7 +119,7 @@ class Announcer(NullObserver):
                 if self._leads(target):
                     self._say(target, Kind.SERVICE, "ReadFailed", text)
 
-    def _say(self, target: Target, kind: Kind, reason: str, text: str) -> None:
+    def _say(self, target: Target, kind: Kind, reason: str, text: str, codes: tuple[str, ...] = ()) -> None:
         """A warning, once; an empty text means that it is over."""
         key = (target, f"{kind}/{reason}")
         with self._lock:
@@ -126,10 +129,10 @@ class Announcer(NullObserver):
                 del self._said[key]
                 return
             self._said[key] = text
-        self._record(target, kind, reason, text)
+        self._record(target, kind, reason, text, codes)
 
-    def _record(self, target: Target, kind: Kind, reason: str, text: str) -> None:
+    def _record(self, target: Target, kind: Kind, reason: str, text: str, codes: tuple[str, ...] = ()) -> None:
         current = self._current(target)
         found = {Kind.SERVICE: current.service, Kind.ENDPOINTS: current.endpoints}.get(kind)
         about = About(kind, target.namespace, target.name, found.meta.uid if found is not None else "")
-        self._recorder.record(Event(about, REASONS[reason][0], reason, "Mirror", text))
+        self._recorder.record(Event(about, REASONS[reason][0], reason, "Mirror", text, codes))

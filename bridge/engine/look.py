@@ -22,6 +22,7 @@ from bridge.core.annotated import request_of
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.model import Current, Knowledge, Known, Listing, Plan, Query, Rule, Skipped, Target, Unknown
+from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.translate import host_names
 from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
 from bridge.engine.resolver import Resolver
@@ -43,7 +44,8 @@ class StatusRow:
     """One mirrored service on both sides. `state` is in sync, differs, held, conflict or unknown.
 
     `since` is when our last write to its Endpoints or slices was, as the API server notes it for each field manager
-    (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes held what it holds.
+    (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes held what it holds. `reasons` are
+    the codes behind `detail`: conflicts, holds, warnings.
     """
 
     namespace: str
@@ -57,6 +59,7 @@ class StatusRow:
     state: str
     detail: str
     since: str = ""
+    reasons: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As an entry of `services` in `bridge status -o json`."""
@@ -69,6 +72,7 @@ class StatusRow:
             "kubernetes": {"ready": self.kubernetes_ready, "not_ready": self.kubernetes_not_ready},
             "state": self.state,
             "since": self.since or None,
+            "reasons": list(self.reasons),
             "detail": self.detail,
         }
 
@@ -397,6 +401,7 @@ class _Look:
             state=state,
             detail=detail,
             since=_since(current),
+            reasons=codes_of(plan.reasons) if plan is not None else (),
         )
 
     def _addresses_of(self, target: Target | None, known: Knowledge | None) -> dict[str, tuple[str, ...]]:
@@ -433,7 +438,7 @@ class _Look:
             cluster_nodes=self._nodes,
         )
         if isinstance(listing, Unknown):
-            explanation = replace(explanation, problem=f"{datacenter} cannot be listed: {listing.reason}")
+            explanation = replace(explanation, problem=Reason(Code.NOT_READ, what=datacenter, why=listing.reason))
         return explanation
 
 

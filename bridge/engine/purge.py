@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from bridge.core import plan as planning
 from bridge.core.model import Plan, Query, Target
+from bridge.core.reasons import Code, Reason
 from bridge.engine.reconcile import apply_plan, names_at
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
@@ -38,5 +39,5 @@ def _plan(store: Store, target: Target, owner: str) -> Plan:
     return replace(
         plan,
         queries=tuple(Query(datacenter, service) for datacenter, service in names_at(current)),
-        changes=tuple(replace(change, reason="purged") for change in plan.changes),
+        changes=tuple(replace(change, reason=Reason(Code.PURGED)) for change in plan.changes),
     )

@@ -38,6 +38,7 @@ from bridge.core.model import (
     Skipped,
     Target,
 )
+from bridge.core.reasons import Code, Reason
 from bridge.engine.world import Name, Source, World
 from bridge.errors import BridgeError, ConflictError
 from bridge.report import Failure, Outcome
@@ -163,9 +164,9 @@ class Reconciler:
                 removable = dismissed or self.world.removable(target, now, abandoned=abandoned)
             queries = self.world.queries_at(target)
             listed = dismissed or any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
-            reason = "no rule or annotation asks for it any more" if listed else "its service is gone from Consul"
+            reason = Reason(Code.NOT_WANTED if listed else Code.GONE)
             unwatched = self._unwatched(target)
-        if unwatched:
+        if unwatched is not None:
             return _Draft(Plan(target, queries=queries, warnings=(unwatched,)), None, self._store.current(target))
         if sources is None or (not sources and not removable):
             return None
@@ -184,14 +185,14 @@ class Reconciler:
         )
         skipped = tuple(sorted((*translation.skipped, *losers)))
         desired, warnings = translation.mirror, translation.warnings
-        warnings += tuple(_missing_text(s.query) for s in sources if s.rule.to.annotated and self._is_missing(s))
+        warnings += tuple(_missing(s.query) for s in sources if s.rule.to.annotated and self._is_missing(s))
         if desired is not None and (unanswered := sorted(names - resolved.keys())):
             # unknown is not empty: some of what stands there may be these names' addresses
             desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
-            warnings = (*warnings, _unanswered_text(unanswered))
+            warnings = (*warnings, _unanswered(unanswered))
         if desired is not None and any(s.known.hidden for s in sources):
             desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
-            warnings = (*warnings, HIDDEN_TEXT)
+            warnings = (*warnings, Reason(Code.HIDDEN))
         plan = self._diff(target, desired, current, skipped, warnings)
         if plan.unmirrored and self._mirrored is not None and ask:
             with contextlib.suppress(BridgeError):  # not seen: our slices stay, and it is asked again
@@ -201,16 +202,13 @@ class Reconciler:
             plan = replace(plan, changes=tuple(c for c in plan.changes if c.action is not Action.CREATE))
         return _Draft(replace(plan, queries=queries), desired, current)
 
-    def _unwatched(self, target: Target) -> str:
-        """What is said of a person's Service that names a datacenter of which nothing is read ("" when it does not)."""
+    def _unwatched(self, target: Target) -> Reason | None:
+        """What is said of a person's Service that names a datacenter of which nothing is read."""
         asked = self.world.annotation(target)
         if asked is None or asked[1].datacenter in self.world.datacenters:
-            return ""
-        return (
-            f"the annotation asks for datacenter {shorten(asked[1].datacenter)}, which may not be asked: only "
-            f"{', '.join(self.world.datacenters)} may. If it is right, name it in consul.datacenters "
-            "(BRIDGE_CONSUL_DATACENTERS)"
-        )
+            return None
+        known = ", ".join(self.world.datacenters)
+        return Reason(Code.DATACENTER_NOT_ASKED, datacenter=shorten(asked[1].datacenter), known=known)
 
     def _is_leaving(self, source: Source) -> bool:
         """Whether a service is on its way out: what of it stands is kept for its grace, but not made any more."""
@@ -253,7 +251,7 @@ class Reconciler:
         desired: Mirror | None,
         current: Current,
         skipped: tuple[Skipped, ...],
-        warnings: tuple[str, ...] = (),
+        warnings: tuple[Reason, ...] = (),
         *,
         dismissed: bool = False,
     ) -> Plan:
@@ -284,22 +282,16 @@ def _host_names(sources: Sequence[Source]) -> set[str]:
     return {name for s in sources for name in translate.host_names(s.known.instances, s.rule)}
 
 
-def _missing_text(query: Query) -> str:
+def _missing(query: Query) -> Reason:
     """What is said while an annotation names a service that is not there."""
-    return f"{shorten(query.datacenter)} lists no service {shorten(query.service)}, which the annotation asks for"
+    return Reason(Code.SERVICE_MISSING, datacenter=shorten(query.datacenter), service=shorten(query.service))
 
 
-def _unanswered_text(names: Sequence[str]) -> str:
+def _unanswered(names: Sequence[str]) -> Reason:
     """What is said while names are not resolved."""
     some = ", ".join(shorten(name) for name in names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{some}{more}: not resolved yet; until then no endpoint of this service is removed"
-
-
-HIDDEN_TEXT = (
-    "instances on nodes that the Consul token may not see: what is ready in Kubernetes and not shown stays; a token "
-    'with node_prefix "" { policy = "read" } sees them'
-)
+    return Reason(Code.NAMES_UNRESOLVED, names=some + more)
 
 
 def names_at(current: Current) -> tuple[Name, ...]:
@@ -327,7 +319,7 @@ def apply_plan(plan: Plan, write: Callable[[Change], object]) -> Outcome:
         try:
             write(change)
         except ConflictError as error:
-            conflicts.append(Conflict(plan.target, change.kind, str(error)))
+            conflicts.append(Conflict(plan.target, change.kind, Reason(Code.TAKEN, said=error)))
             if change.kind is Kind.SERVICE:
                 break
         except BridgeError as error:

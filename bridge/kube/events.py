@@ -26,6 +26,8 @@ from bridge.kube.client import JSON, MERGE, METADATA_ONLY, KubeClient
 
 NOTE_LIMIT = 1024
 """Bytes of `note` that the API server accepts."""
+CODES = "consul-bridge/reasons"
+"""The annotation on an Event that has the codes."""
 _PATH = "/apis/events.k8s.io/v1/namespaces/{namespace}/events"
 
 
@@ -41,13 +43,17 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What is to be said. `reason` and `action` are CamelCase words, `note` is a sentence for people."""
+    """What is to be said. `reason` and `action` are CamelCase words, `note` is a sentence for people.
+
+    `codes` are the bridge's own codes of what is said, for programs.
+    """
 
     about: About
     type: Literal["Normal", "Warning"]
     reason: str
     action: str
     note: str
+    codes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -184,7 +190,7 @@ class EventRecorder:
         }
         if about.uid:
             regarding["uid"] = about.uid
-        body = {
+        body: dict[str, Any] = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {"name": name, "namespace": about.namespace},
@@ -197,6 +203,8 @@ class EventRecorder:
             "note": _cut(event.note),
             "regarding": regarding,
         }
+        if event.codes:
+            body["metadata"]["annotations"] = {CODES: ",".join(event.codes)}
         self._request("POST", _PATH.format(namespace=about.namespace), body, JSON)
         self.sent += 1
         return name

@@ -18,6 +18,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bridge.core.model import Held, Query, Target
+from bridge.core.reasons import codes_of
 
 if TYPE_CHECKING:
     from bridge.report import Outcome, Report
@@ -318,10 +319,10 @@ class LogObserver:
         skipped = "; ".join(f"{s.instance or s.service}: {s.reason}" for s in plan.skipped[:5])
         more = len(plan.skipped) - 5
         skipped += f"; and {more} more" if more > 0 else ""
-        for kind, text, level in (
-            ("conflict: left alone, it is not ours", conflicts, "warning"),
-            ("instances skipped", skipped, "info"),
-            ("warning", "; ".join(plan.warnings), "warning"),
+        for kind, text, codes, level in (
+            ("conflict: left alone, it is not ours", conflicts, [c.reason for c in plan.conflicts], "warning"),
+            ("instances skipped", skipped, [s.reason for s in plan.skipped], "info"),
+            ("warning", "; ".join(plan.warnings), plan.warnings, "warning"),
         ):
             key = (plan.target, kind)
             with self._lock:
@@ -332,4 +333,4 @@ class LogObserver:
                 else:
                     self._said.pop(key, None)
                     continue
-            getattr(self._log, level)(kind, **where, reason=text)
+            getattr(self._log, level)(kind, **where, codes=",".join(codes_of(codes)), reason=text)

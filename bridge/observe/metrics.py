@@ -7,11 +7,10 @@ bridge does nothing for them. Labels come from small fixed sets: no service, ins
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
@@ -19,7 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from bridge.core.model import Action, Held, Kind, Query, Target
-from bridge.errors import BridgeError, ConflictError, PermanentError, StaleError, ThrottledError, TransientError
+from bridge.core.reasons import SKIPS, WARNINGS, Code
+from bridge.report import reason_of
 
 if TYPE_CHECKING:
     from bridge.report import Outcome, Report
@@ -32,67 +32,16 @@ LAG_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10
 STATES = ("in_sync", "pending", "held", "conflict", "failed")
 """What a service can be, as a label."""
 
-SKIP_REASONS: Mapping[str, re.Pattern[str]] = {
-    "conflict": re.compile(r"^conflict: "),
-    "name_taken": re.compile(r" is taken by "),
-    "name_unmappable": re.compile(r"no letter or digit"),
-    "proxy": re.compile(r"proxy or gateway"),
-    "kubernetes": re.compile(r"Kubernetes cluster"),
-    "not_selected": re.compile(r"do not select"),
-    "omitted": re.compile(r"^omitted"),
-    "port": re.compile(r"\bports?\b"),
-    "cidr": re.compile(r"(allow|deny)_cidrs"),
-    "host_name": re.compile(r"host name"),
-    "address": re.compile(r"address|loopback|link-local|multicast|unspecified|IPv4|IPv6|zone", re.IGNORECASE),
-}
-"""Reasons are sentences; a label needs few values. The first pattern that is found decides, else `other`."""
-
-WARNING_REASONS: Mapping[str, re.Pattern[str]] = {
-    "truncated": re.compile(r"mirrors only"),
-    "unreachable": re.compile(r"cannot be reached"),
-    "contradiction": re.compile(r"^instances have .* values"),
-    "zone": re.compile(r"^zone "),
-    "hidden": re.compile(r"may not see"),
-    "waiting": re.compile(r"being deleted|until the control plane has mirrored"),
-}
-"""The same for what works but should be looked at."""
-
-
-def skip_reason(reason: str) -> str:
-    """The label value for a reason."""
-    return _first(SKIP_REASONS, reason)
-
-
-def warning_reason(warning: str) -> str:
-    """The label value for a warning."""
-    return _first(WARNING_REASONS, warning)
-
-
-def _first(patterns: Mapping[str, re.Pattern[str]], sentence: str) -> str:
-    return next((label for label, pattern in patterns.items() if pattern.search(sentence)), "other")
-
-
-def error_kind(error: BaseException) -> str:
-    """The label value for an error."""
-    kinds: tuple[tuple[type[BridgeError], str], ...] = (
-        (ThrottledError, "throttled"),
-        (StaleError, "stale"),
-        (TransientError, "transient"),
-        (ConflictError, "conflict"),
-        (PermanentError, "permanent"),
-    )
-    return next((label for kind, label in kinds if isinstance(error, kind)), "other")
-
 
 class _Noted(NamedTuple):
-    """What the gauges know of one target; reasons as label values."""
+    """What the gauges know of one target."""
 
     state: str
     ready: int
     not_ready: int
     conflicts: int
-    skipped: tuple[str, ...]
-    warnings: tuple[str, ...]
+    skipped: tuple[Code, ...]
+    warnings: tuple[Code, ...]
 
 
 class Metrics:
@@ -161,8 +110,8 @@ class Metrics:
             for action in (Action.CREATE, Action.UPDATE, Action.DELETE):
                 for result in ("ok", "error"):
                     self._writes.labels(kind.value, action.value, result)
-        for label in ("transient", "throttled", "stale", "conflict", "permanent"):
-            self._errors.labels(label)
+        for code in (Code.TRANSIENT, Code.THROTTLED, Code.STALE, Code.TAKEN, Code.PERMANENT):
+            self._errors.labels(code.value)
 
     def watch(self, status: Callable[[], Mapping[str, Any]]) -> None:
         """Ask `status` (the bridge's /api/status) at each scrape for what the other rooms know."""
@@ -180,7 +129,7 @@ class Metrics:
             self._writes.labels(change.kind.value, change.action.value, "ok").inc()
         for failure in outcome.failures:
             self._writes.labels(failure.change.kind.value, failure.change.action.value, "error").inc()
-            self._errors.labels(error_kind(failure.error)).inc()
+            self._errors.labels(reason_of(failure.error).code.value).inc()
         if lag_seconds is not None and not outcome.failures:
             self._lag.observe(max(0.0, lag_seconds))
         with self._lock:
@@ -201,9 +150,8 @@ class Metrics:
         """What the guard holds now."""
         causes = Tally(h.cause for h in held)
         with self._lock:
-            known = {"rebuilt", "removal", "panic"} | causes.keys()
-            for cause in known:
-                self._holds.labels(cause).set(causes[cause])
+            for cause in (Code.HELD_REBUILT, Code.HELD_REMOVAL, Code.HELD_PANIC):
+                self._holds.labels(cause.value).set(causes[cause])
             self._held_endpoints.set(sum(h.endpoints for h in held))
 
     def leading(self, shards: frozenset[int], of: int) -> None:
@@ -255,8 +203,8 @@ class Metrics:
             plan.ready,
             plan.not_ready,
             len(plan.conflicts),
-            tuple(skip_reason(s.reason) for s in plan.skipped),
-            tuple({warning_reason(w) for w in plan.warnings}),
+            tuple(s.reason.code for s in plan.skipped),
+            tuple({warning.code for warning in plan.warnings}),
         )
 
     def states(self) -> Iterator[Metric]:
@@ -276,14 +224,19 @@ class Metrics:
         conflicts = GaugeMetricFamily("consul_bridge_conflicts", "Objects that we would need and that are not ours.")
         conflicts.add_metric([], sum(s.conflicts for s in services))
         yield conflicts
-        skipped = Tally(label for s in services for label in s.skipped)
+        skipped = Tally(code for s in services for code in s.skipped)
         yield _gauge("consul_bridge_skipped", "Instances and services that are not mirrored, by reason.", "reason",
-                     {label: skipped[label] for label in (*SKIP_REASONS, "other")})  # fmt: skip
-        warned = Tally(label for s in services for label in s.warnings)
+                     _by_code(SKIPS, skipped))  # fmt: skip
+        warned = Tally(code for s in services for code in s.warnings)
         yield _gauge("consul_bridge_warnings", "Services that work but should be looked at, by reason.", "reason",
-                     {label: warned[label] for label in (*WARNING_REASONS, "other")})  # fmt: skip
+                     _by_code(WARNINGS, warned))  # fmt: skip
         if self._status is not None:
             yield from _from_status(status)
+
+
+def _by_code(usual: Iterable[Code], counted: Tally[Code]) -> dict[str, float]:
+    """Counts as label values: what usually occurs is there from the start, with 0."""
+    return {code.value: counted[code] for code in dict.fromkeys((*usual, Code.OTHER, *sorted(counted)))}
 
 
 def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:

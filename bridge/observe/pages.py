@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from bridge.core.explain import Explanation
 from bridge.core.explain import Row as InstanceRow
+from bridge.core.reasons import Reason, code_of
 from bridge.observe.drawing import LISTED, TONES, badge, change_list, changes_title, counts, fact, mark, text_list
 from bridge.observe.history import Entry
 from bridge.observe.listing import Found, Row
@@ -130,6 +131,15 @@ def _why(row: InstanceRow) -> str:
     return f"{row.status}: check {row.check}" if row.check else row.status
 
 
+def _code(text: str) -> str | None:
+    """The code of what is said, for programs and styles; None for texts that have none."""
+    return code_of(text) if isinstance(text, Reason) else None
+
+
+def _note(what: str, text: str) -> Html:
+    return el("li", el("strong", f"{what}: "), text, data_reason=_code(text))
+
+
 def _explanation(explanation: Explanation) -> Html:
     notes = (
         *((("Problem", explanation.problem),) if explanation.problem else ()),
@@ -152,7 +162,8 @@ def _explanation(explanation: Explanation) -> Html:
             el("th", r.instance, scope="row"),
             el("td", r.status, el("small", r.check) if r.check else None),
             el("td", r.address, el("small", r.chosen)),
-            el("td", r.ports), el("td", r.ended), el("td", r.kubernetes), el("td", _why(r)),
+            el("td", r.ports), el("td", r.ended), el("td", r.kubernetes),
+            el("td", _why(r), data_reason=_code(r.reason)),
         )
         for r in sorted(explanation.rows, key=lambda r: r.ended == r.kubernetes == "ready")[:INSTANCES]
     )  # fmt: skip
@@ -168,9 +179,7 @@ def _explanation(explanation: Explanation) -> Html:
         "section",
         el("h2", title),
         el("p", f"Consul: {explanation.consul or 'not asked'}. Selected by {explanation.rule or 'no rule'}."),
-        el("ul", *(el("li", el("strong", f"{what}: "), text) for what, text in notes), class_="notes")
-        if notes
-        else None,
+        el("ul", *(_note(what, text) for what, text in notes), class_="notes") if notes else None,
         table if explanation.rows else None,
         el("p", f"and {more:,} more (bridge explain shows all)") if more > 0 else None,
         el("details", el("summary", "What the rules say"), text_list(verdicts, LISTED)) if verdicts else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from bridge import cli, settings
 from bridge.core import annotated, marks
+from bridge.core.reasons import SENTENCES, Code
 from bridge.engine import announce
 from bridge.errors import ExitStatus
 from bridge.kube import election, mirrored, objects
@@ -126,7 +128,7 @@ STATUS = {
 def text() -> str:
     """The whole document."""
     sections: Sequence[Callable[[], Iterator[str]]] = (
-        _commands, _statuses, _settings, _rules, _marks, _paths, _metrics, _events,
+        _commands, _statuses, _settings, _rules, _marks, _paths, _metrics, _events, _reasons,
     )  # fmt: skip
     return HEAD + "".join("\n" + "\n".join(section()) + "\n" for section in sections)
 
@@ -309,6 +311,26 @@ def _events() -> Iterator[str]:
     yield "## Events\n"
     yield "`events.k8s.io/v1`, on the Service (conflicts: on the object in the way). `run.events: false`: none.\n"
     yield from _table("reason", "type", "when", rows=((f"`{r}`", t, w) for r, (t, w) in announce.REASONS.items()))
+
+
+def _reasons() -> Iterator[str]:
+    yield "## Reason codes\n"
+    yield (
+        "`reason` in JSON (beside it `message`, the sentence), the label `reason` of `consul_bridge_skipped` and "
+        "`consul_bridge_warnings`,\nand the annotation `consul-bridge/reasons` of Events. A sentence may change; "
+        "a code does not.\n"
+    )
+    yield from _table("code", "says", rows=((f"`{code.value}`", _sentence(code)) for code in Code))
+
+
+def _sentence(code: Code) -> str:
+    """What a code says, with what differs as `{name}`."""
+    sentence = SENTENCES[code]
+    if not isinstance(sentence, str):
+        sentence = sentence(**{name: f"{{{name}}}" for name in inspect.signature(sentence).parameters})
+    if sentence == "{said}":
+        return "what the server or the error says"
+    return re.sub(r"\{(\w+)(?:![rs])?\}", r"{\1}", sentence).replace("{{", "{").replace("}}", "}").replace("|", "\\|")
 
 
 def _first_sentence(doc: str) -> str:

@@ -143,7 +143,7 @@ def test_a_narrower_rule_is_told_and_takes_nothing_away(
     check = bridge("check", "-o", "json", "--namespace", mirrored, env=env)
     assert probe(check) == (state, words)
     sync = bridge("sync", "--yes", "-o", "json", "--namespace", mirrored, env=env)
-    said = [row["reason"] for row in sync.json["warnings"]]
+    said = [row["message"] for row in sync.json["warnings"]]
     assert [NODES in reason for reason in said] == ([True] if other == SERVICES else [])
     with strict.raw_kube() as kube:
         assert stands(kube, mirrored) == ALL

@@ -318,7 +318,7 @@ def test_a_filtered_service_says_what_leaves_each_instance_out(configured: Run, 
     }  # fmt: skip
     result = configured("explain", name, "-o", "json", rules=[{"services": ["x"]}, rule])
     (explanation,) = result.json["explanations"]
-    reasons = {row["instance"].split("/")[0][-2:]: row["reason"] for row in explanation["rows"] if row["reason"]}
+    reasons = {row["instance"].split("/")[0][-2:]: row["message"] for row in explanation["rows"] if row["message"]}
     assert [v["why_not"] for v in explanation["rules"]] == ["the name matches none of x", ""]
     assert (explanation["rule"], explanation["filter"]) == ("gateways", f'Node.Node != "{prefix}vm-12"')
     assert reasons == {
@@ -343,7 +343,7 @@ def test_a_colliding_service_learns_who_has_its_name(
     why = f"{target} goes to {prefix}a.b in dc1 (it comes first in order); give one of them another name"
     synced = run("sync", "--yes", "-o", "json")
     text = run("explain", f"{prefix}a_b").stdout
-    assert (synced.status, synced.json["skipped"][0]["reason"]) == (0, why)
+    assert (synced.status, synced.json["skipped"][0]["message"]) == (0, why)
     assert f"Problem:  {why}\n" in text
     assert (rows(text)[0][-3:-1], text.endswith("\nNothing is to be written.\n")) == (["ready", "absent"], True)
     consul.deregister(f"{prefix}a.b", f"{prefix}vm-1")

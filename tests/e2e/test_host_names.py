@@ -107,7 +107,7 @@ def test_a_sync_that_cannot_resolve_takes_nothing_away(
     names.set(db="fail")
     second = bridge(*command, env=env)
     kept = ready_addresses(kube.endpoints(namespace, f"{prefix}db"))
-    skipped = [entry["reason"] for entry in second.json["skipped"]]
+    skipped = [entry["message"] for entry in second.json["skipped"]]
     assert (first.status, written) == (0, [("10.0.0.1", 5432)])
     assert (second.status, second.json["changes"], kept) == (0, [], written)
     assert skipped == ["host name db.bridge.test could not be resolved"]

@@ -128,7 +128,7 @@ def test_a_hostile_catalog(fresh_lab: Lab, tmp_path: Path, eventually: Eventuall
         eventually(to_do, 0, 60)
         again = bridge("sync", "--yes", "-o", "json", "--config", str(file), env=env)
         summary = again.json["summary"]
-        assert [row["reason"][:150] for row in again.json["failed"]] == []
+        assert [row["message"][:150] for row in again.json["failed"]] == []
         assert (again.status, [summary[k] for k in ("create", "update", "delete", "failed")]) == (0, [0, 0, 0, 0])
 
         for item in ours(kube):

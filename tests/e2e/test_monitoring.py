@@ -135,7 +135,7 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     "ConsulBridgeTruncated": (
         [series("consul_bridge_warnings", "1x120", reason="truncated")],
         [series("consul_bridge_warnings", "0x120", reason="truncated"),
-         series("consul_bridge_warnings", "1x120", reason="zone")],
+         series("consul_bridge_warnings", "1x120", reason="zone_invalid")],
     ),
     "ConsulBridgeRefused": (
         [series("consul_bridge_errors_total", "0+1x120", kind="permanent")],

@@ -112,7 +112,7 @@ def test_instances_that_contradict_each_other_are_reported(
     result = sync({"services": [f"{prefix}*"], "to": {"labels_from": {"team": "meta:team"}}})
     labels, _ = meta_of(kube, f"{SERVICES.format(namespace=namespace)}/{prefix}web")
     assert labels == {"team": "a"}
-    assert [row["reason"] for row in result.json["warnings"]] == [
+    assert [row["message"] for row in result.json["warnings"]] == [
         "instances have 2 values for the label team (meta:team): a is taken"
     ]
 
@@ -151,7 +151,7 @@ def test_slices_tell_conditions_zones_and_nodes(
         "10.77.1.3": (False, False, False, "eu-2", f"{prefix}n3"),
     }
     assert (
-        [row["reason"] for row in result.json["warnings"]]
+        [row["message"] for row in result.json["warnings"]]
         == ["zone 'no zone!' is no label value: its endpoints have no zone"]
     )  # fmt: skip
 
@@ -229,7 +229,7 @@ def test_more_addresses_than_the_control_plane_mirrors_are_reported(
         consul.register(f"{prefix}web", f"{prefix}vm-{n}", f"10.78.{n >> 8}.{n & 255}", 80)
     result = sync({"services": [f"{prefix}*"]})
     assert len(ready_addresses(kube.endpoints(namespace, f"{prefix}web"))) == 1001
-    assert ["1001 addresses in one subset" in row["reason"] for row in result.json["warnings"]] == [True]
+    assert ["1001 addresses in one subset" in row["message"] for row in result.json["warnings"]] == [True]
 
 
 # --------------------------------------------------------------------------- families

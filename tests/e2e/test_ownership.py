@@ -234,7 +234,7 @@ def test_a_role_in_one_of_two_namespaces_serves_that_one(
     (row,) = result.json["failed"]
     assert (result.status, ready(kube, namespace, f"{prefix}a")) == (1, ["10.77.1.1"])
     assert (row["action"], row["namespace"], row["name"]) == ("read", closed, f"{prefix}b")
-    assert f"kubectl create role consul-bridge --verb=list --resource=services -n {closed}" in row["reason"]
+    assert f"kubectl create role consul-bridge --verb=list --resource=services -n {closed}" in row["message"]
     assert f"failed: reading namespace {closed}, which {prefix}b would go to" in result.stderr
     daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
     try:
@@ -286,9 +286,9 @@ def test_each_mistake_is_reported_and_the_others_are_served(
     """Names, namespaces, filters, annotations: in the report of one pass."""
     result = sync(*mistakes(consul, kube, namespace, prefix))
     report = result.json
-    conflicts = {row["name"]: row["reason"] for row in report["conflicts"]}
-    warnings = {row["name"]: row["reason"] for row in report["warnings"]}
-    skipped = {row["service"]: row["reason"] for row in report["skipped"]}
+    conflicts = {row["name"]: row["message"] for row in report["conflicts"]}
+    warnings = {row["name"]: row["message"] for row in report["warnings"]}
+    skipped = {row["service"]: row["message"] for row in report["skipped"]}
     failed = str(report["failed"])
     assert result.status == 1
     assert [ready(kube, namespace, n) for n in (f"{prefix}good", "fine", "shared")] == [
@@ -365,7 +365,7 @@ def test_a_name_of_which_nothing_is_left_is_reported(
     consul.register("_-_", f"{prefix}vm-1", "10.77.1.1", 80)
     refused = sync({"services": ["_-_"]})
     named = sync({"services": ["_-_"], "to": {"name": "odd-{service}"}})
-    assert (refused.status, [row["reason"] for row in refused.json["skipped"]]) == (
+    assert (refused.status, [row["message"] for row in refused.json["skipped"]]) == (
         0, ["the name '_-_' has no letter or digit to make a name of"],
     )  # fmt: skip
     assert (named.json["summary"]["create"], ready(kube, namespace, "odd")) == (2, ["10.77.1.1"])
@@ -427,7 +427,7 @@ def test_a_community_server_refuses_enterprise_places_and_that_is_said(
     """In its own words, once, and the other rules are served."""
     consul.register(f"{prefix}good", f"{prefix}vm-1", "10.77.1.1", 80)
     result = sync({"services": [f"{prefix}web"], key: "team"}, {"services": [f"{prefix}good"]})
-    reasons = [row["reason"] for row in result.json["failed"]]
+    reasons = [row["message"] for row in result.json["failed"]]
     assert (result.status, ready(kube, namespace, f"{prefix}good")) == (1, ["10.77.1.1"])
     assert [("Consul Enterprise feature" in reason, "Invalid query parameter" in reason) for reason in reasons] == [
         (True, True)
@@ -441,6 +441,6 @@ def test_a_peer_that_is_not_there_has_no_instances_and_that_is_said(
     consul.register(f"{prefix}good", f"{prefix}vm-1", "10.77.1.1", 80)
     result = sync({"services": [f"{prefix}web"], "peer": "cloud"}, {"services": [f"{prefix}good"]})
     assert (result.status, ready(kube, namespace, f"{prefix}good")) == (0, ["10.77.1.1"])
-    assert [(row["service"], "no instance has a port yet" in row["reason"]) for row in result.json["skipped"]] == [
+    assert [(row["service"], "no instance has a port yet" in row["message"]) for row in result.json["skipped"]] == [
         (f"{prefix}web", True)
     ]

@@ -123,7 +123,8 @@ def test_what_is_left_out_is_said_at_once_also_where_nothing_is_written(
         found = kube.json("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")["items"]
         notes = " ".join(e["note"] for e in found if e["reason"] == "InstancesSkipped")
         lines = daemon.get("/metrics")[1].decode().splitlines()
-        return next(x for x in lines if x.startswith('consul_bridge_skipped{reason="address"}'))[-3:], "vm-2" in notes
+        series = 'consul_bridge_skipped{reason="address_loopback"}'
+        return next(x for x in lines if x.startswith(series))[-3:], "vm-2" in notes
 
     consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
     eventually(lambda: ready_addresses(kube.endpoints(namespace, name)), [("10.77.1.1", 80)])

@@ -249,7 +249,7 @@ def test_addresses_that_kubernetes_refuses_are_skipped_with_the_reason(
     for n, address in enumerate(["127.0.0.1", "169.254.169.254", "no-such-host.invalid", "10.77.1.9"]):
         consul.register(f"{prefix}web", f"{prefix}vm-{n}", address, 80)
     result = sync()
-    skipped = {row["instance"].split("/")[0]: row["reason"] for row in result.json["skipped"] if row["instance"]}
+    skipped = {row["instance"].split("/")[0]: row["message"] for row in result.json["skipped"] if row["instance"]}
     assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == [("10.77.1.9", 80)]
     assert sorted(skipped) == [f"{prefix}vm-0", f"{prefix}vm-1", f"{prefix}vm-2"]
     assert ["loopback" in skipped[f"{prefix}vm-0"], "link-local" in skipped[f"{prefix}vm-1"]] == [True, True]

@@ -318,7 +318,7 @@ def test_a_mistyped_annotation_is_said_wherever_one_looks(town: Town) -> None:
     town.rules = ()
     town.register(1, "pg")
     town.person("pg", {"consul-bridge/output": "EndpointSlices", "consul-bridge/tag": "primary"})
-    said = {warning["reason"] for warning in town.sync().to_json()["warnings"]}
+    said = {warning["message"] for warning in town.sync().to_json()["warnings"]}
     assert {text.split(":")[0] for text in said} == {
         "the annotation consul-bridge/output is 'EndpointSlices' and not one of endpoints, endpointslices, both",
         "unknown to the bridge, so without effect",
@@ -339,5 +339,5 @@ def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(town: Town) ->
     service["spec"] |= {"ipFamilies": ["IPv4"], "clusterIPs": service["spec"]["clusterIPs"][:1]}
     town.kube.put("services", service)
     (warning,) = town.sync().to_json()["warnings"]
-    assert warning["reason"].startswith("IPv6 endpoints cannot be reached: the Service asks for both families")
+    assert warning["message"].startswith("IPv6 endpoints cannot be reached: the Service asks for both families")
     assert town.planned() == {"unchanged": 2}

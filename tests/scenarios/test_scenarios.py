@@ -52,6 +52,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.plan import DATACENTER, SERVICE, origins, plan, retain
+from bridge.core.reasons import Reason
 from bridge.core.translate import translate
 from tests.unit.core.builders import OWNER, Cluster
 
@@ -194,7 +195,7 @@ class World:
         target: Target,
         policy: Policy,
         skipped: tuple[Skipped, ...] = (),
-        warnings: tuple[str, ...] = (),
+        warnings: tuple[Reason, ...] = (),
         *,
         dismissed: bool = False,
     ) -> Plan:
@@ -342,7 +343,7 @@ def _number(word: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def _change(action: str, kind: str, target: Target, reason: str) -> str:
+def _change(action: str, kind: str, target: Target, reason: str | None) -> str:
     return f"{action} {kind} {target}" + (f" ({reason})" if reason else "")
 
 

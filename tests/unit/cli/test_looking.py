@@ -33,7 +33,7 @@ def row(name: str = "radosgw", state: str = "in sync", detail: str = "", since: 
         state=state,
         detail=detail,
         since=since,
-        **numbers,
+        **numbers,  # type: ignore[arg-type]
     )
 
 

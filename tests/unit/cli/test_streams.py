@@ -16,14 +16,16 @@ import yaml
 from typer.testing import Result
 
 from bridge.core.model import Action, Conflict, Held, Kind, Query, Skipped
+from bridge.core.reasons import Code
 from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
 from bridge.report import Report
 from tests.unit.cli.conftest import ROOT, Engine, command_line, environment, process
+from tests.unit.core.builders import said
 from tests.unit.render.builders import TARGET, change, created, done, plan, report
 
 Run = Callable[..., Result]
 
-HELD = done(plan(held=(Held(TARGET, "removal", 12, "too many at once"),)))
+HELD = done(plan(held=(Held(TARGET, Code.HELD_REMOVAL, 12, "too many at once"),)))
 
 
 @pytest.mark.parametrize(
@@ -36,8 +38,8 @@ HELD = done(plan(held=(Held(TARGET, "removal", 12, "too many at once"),)))
         (report(created(1), dry_run=False), ["--exit-code"], 0),
         (report(HELD, dry_run=False), [], 3),
         (report(unknown={Query("dc1", "a"): "x"}), [], 1),
-        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, "x"),))), dry_run=False), [], 0),
-        (report(done(plan(skipped=(Skipped("a", "b", "c"),))), dry_run=False), [], 0),
+        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, said("x")),))), dry_run=False), [], 0),
+        (report(done(plan(skipped=(Skipped("a", "b", said("c")),))), dry_run=False), [], 0),
     ],
 )
 def test_the_status_follows_the_report(

@@ -6,6 +6,7 @@ from typing import Any
 
 from bridge.consul.board import Board, Published
 from bridge.core.model import Instance, Known, Query, Status, Unknown
+from tests.unit.core.builders import said
 
 WEB, DB = Query("dc1", "web"), Query("dc1", "db")
 
@@ -42,7 +43,7 @@ def test_what_a_view_says_of_hidden_and_left_out_instances_reaches_the_listener(
     """Without it, what is not shown would be taken for deregistered."""
     one, told = board()
     ((entry,), _) = one.want([WEB])
-    shown = Known(known("a").instances, hidden=True, left_out=(("vm/x", "its id has 0 characters"),))
+    shown = Known(known("a").instances, hidden=True, left_out=(("vm/x", said("its id has 0 characters")),))
     one.publish(entry, shown, 1.0)
     assert ([state for _, state, _ in told], entry.known) == ([shown], shown)
 

@@ -15,6 +15,7 @@ from bridge.consul import decode
 from bridge.consul.client import Answer
 from bridge.core.model import Instance, Known, Listing, NamedPort, Status, TaggedAddress, Unknown
 from bridge.errors import TransientError
+from tests.unit.core.builders import said
 
 PASSING, WARNING, CRITICAL = "passing", "warning", "critical"
 
@@ -154,7 +155,7 @@ def test_what_anybody_may_register_and_nobody_can_use_is_left_out_with_its_reaso
     """It neither hides nor freezes the other instances."""
     parts = {"service": {"ID": "odd"}} | odd
     view = decode.view_of(answer([entry(**parts), entry()]))
-    assert view == Known(instances([entry()]), left_out=((name, reason),))
+    assert view == Known(instances([entry()]), left_out=((name, said(reason)),))
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.plan import plan
+from bridge.core.reasons import Code, Reason
 from bridge.core.translate import Translation, translate
 
 OWNER = "default"
@@ -51,6 +52,11 @@ TARGET = Target("default", "radosgw")
 QUERY = Query("dc1", "radosgw")
 Seen = tuple[str, str, int, str]
 """What kube-proxy sends traffic to: address, and name, number and protocol of the port."""
+
+
+def said(text: str) -> Reason:
+    """A reason that says this, where a test is not about its code: reasons that say the same are equal."""
+    return Reason(Code.OTHER, said=text)
 
 
 def instance(address: str = "10.0.0.1", port: int = 8080, status: Status = Status.PASSING, **more: object) -> Instance:

@@ -26,6 +26,7 @@ from bridge.core.model import (
     TaggedAddress,
     Unknown,
 )
+from bridge.core.reasons import Code
 from bridge.core.select import Claims
 from tests.unit.core.builders import (
     TARGET,
@@ -40,6 +41,7 @@ from tests.unit.core.builders import (
     planned,
     ready,
     rule,
+    said,
     service,
     slice_of,
 )
@@ -96,8 +98,10 @@ def test_a_healthy_service_is_explained_in_full() -> None:
         ),
         differences=("update Service radosgw", "update Endpoints radosgw"),
         others=("10.0.0.1:8080 ready",),
+        reasons=("address_loopback",),
     )
-    assert shown.to_json()["rows"][2]["reason"] == loopback
+    row = shown.to_json()["rows"][2]
+    assert (row["reason"], row["message"]) == ("address_loopback", loopback)
 
 
 def test_what_stands_in_slices_counts_as_well() -> None:
@@ -183,7 +187,8 @@ def test_instances_are_shown_without_a_rule_too() -> None:
 
 
 def test_what_nobody_can_use_has_a_row_with_its_reason() -> None:
-    shown = explain("db", "dc1", tags=set(), rules=[Rule()], knowledge=Known((), left_out=(("vm/x", "too long"),)))
+    left_out = Known((), left_out=(("vm/x", said("too long")),))
+    shown = explain("db", "dc1", tags=set(), rules=[Rule()], knowledge=left_out)
     assert shown.rows == (Row("vm/x", "", "", "", "none", "", "skipped", "too long", "absent"),)
     assert shown.consul == "1 instance"
 
@@ -192,9 +197,9 @@ def test_holds_and_conflicts_are_said() -> None:
     """With their own sentences; what needs no writing is no difference."""
     plan = Plan(
         TARGET,
-        held=(Held(TARGET, "removal", 3, "3 are kept"),),
-        conflicts=(Conflict(TARGET, Kind.SERVICE, "not ours"),),
-        warnings=("careful",),
+        held=(Held(TARGET, Code.HELD_REMOVAL, 3, "3 are kept"),),
+        conflicts=(Conflict(TARGET, Kind.SERVICE, said("not ours")),),
+        warnings=(said("careful"),),
     )
     shown = explain("radosgw", "dc1", tags=set(), rules=[RULE], plan=plan)
     assert (shown.held, shown.conflicts, shown.warnings) == (
@@ -203,7 +208,7 @@ def test_holds_and_conflicts_are_said() -> None:
         ("careful",),
     )
     adopted = planned(mirror_of([instance()]), Current(TARGET))
-    first = replace(adopted.changes[0], reason="adopted")
+    first = replace(adopted.changes[0], reason=said("adopted"))
     shown = explain(
         "radosgw", "dc1", tags=set(), rules=[RULE], plan=replace(adopted, changes=(first, *adopted.changes[1:]))
     )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bridge.core.guard import Guard, GuardSettings, _Taking, _Window
 from bridge.core.model import Held, Plan, Query, Target
+from bridge.core.reasons import Code
 
 TARGETS = [Target("default", f"s{n:03}") for n in range(200)]
 
@@ -85,7 +86,7 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
     removal = held(guard, [taking(0, 60), taking(1, 1)], 100)
     assert removal[TARGETS[0]] == Held(
         TARGETS[0],
-        "removal",
+        Code.HELD_REMOVAL,
         60,
         "60 ready endpoints are kept: 61 of 100 ready endpoints (61 %, the limit is 50 %) would vanish within 60 s "
         "because Consul no longer lists them or no rule selects them; released when Consul recovers, by "
@@ -104,7 +105,7 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
     rebuilt = held(guard, [taking(0, 2)], 100, 10.0)[TARGETS[0]]
     assert rebuilt == Held(
         TARGETS[0],
-        "rebuilt",
+        Code.HELD_REBUILT,
         2,
         "2 ready endpoints are kept: Consul in dc1 was rebuilt or restored (its index went backwards), and for another "
         "590 s nothing is removed, so that agents can register again; released when they are registered again or by "

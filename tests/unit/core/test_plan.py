@@ -45,6 +45,7 @@ from tests.unit.core.builders import (
     planned,
     ready,
     rule,
+    said,
     service,
     settle,
     slice_of,
@@ -176,8 +177,8 @@ def test_a_dual_stack_service_on_a_single_stack_cluster_is_at_rest() -> None:
 
 def test_skips_and_warnings_are_passed_on() -> None:
     """The plan is the one account of a target."""
-    skipped = (Skipped("a", "b", "c"),)
-    found = plan(TARGET, mirror_of([instance()]), Current(TARGET), owner=OWNER, skipped=skipped, warnings=("w",))
+    skipped = (Skipped("a", "b", said("c")),)
+    found = plan(TARGET, mirror_of([instance()]), Current(TARGET), owner=OWNER, skipped=skipped, warnings=(said("w"),))
     assert found.skipped == skipped
     assert found.warnings == ("w",)
 
@@ -250,7 +251,7 @@ def test_what_is_taken_over_says_so() -> None:
     """In the plan, for people. The ports of an adopted Service stay."""
     current = Current(TARGET, service(None, (Port("web", 81),)))
     found = planned(mirror_of([instance()], None, current), current, adopt=Adopt.UNOWNED)
-    assert [c.reason for c in found.changes] == ["adopted", ""]
+    assert [c.reason for c in found.changes] == ["adopted", None]
     assert isinstance(found.changes[0].body, ServiceBody)
     assert found.changes[0].body.ports == (Port("web", 81),)
 
@@ -764,4 +765,4 @@ def test_the_sums_count_each_endpoint_once() -> None:
 def test_a_conflict_is_a_value() -> None:
     """It names the target, the kind and the reason, each by itself."""
     found = planned(mirror_of([instance()]), Current(TARGET, service("other")))
-    assert found.conflicts == (Conflict(TARGET, Kind.SERVICE, "it belongs to the bridge with owner id 'other'"),)
+    assert found.conflicts == (Conflict(TARGET, Kind.SERVICE, said("it belongs to the bridge with owner id 'other'")),)

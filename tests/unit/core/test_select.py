@@ -8,6 +8,7 @@ import pytest
 
 from bridge.core import select
 from bridge.core.model import Destination, Query, Rule, Skipped, Target
+from tests.unit.core.builders import said
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_templates_are_filled_once(namespace: str, name: str, query: Query, expe
 def test_a_name_without_letters_is_skipped_with_the_reason() -> None:
     """Nothing is made up for it."""
     found = select.target_of(Rule(), Query("dc1", "___"))
-    assert found == Skipped("___", "", "the name '___' has no letter or digit to make a name of")
+    assert found == Skipped("___", "", said("the name '___' has no letter or digit to make a name of"))
 
 
 TARGET = Target("default", "web")

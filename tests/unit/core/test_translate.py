@@ -39,6 +39,7 @@ from tests.unit.core.builders import (
     picky,
     ready,
     rule,
+    said,
     service,
     slice_of,
     translated,
@@ -86,7 +87,7 @@ def test_what_a_rule_omits_is_withheld_and_said(status: Status) -> None:
     assert found.mirror.groups == (group(*ready("10.0.0.2")),)
     assert [e.address for g in found.mirror.withheld for e in g.endpoints] == ["10.0.0.1"]
     reason = f"omitted because it is {status} (check mem)"
-    assert found.skipped == (Skipped("radosgw", "vm-10.0.0.1/id-10.0.0.1-8080", reason),)
+    assert found.skipped == (Skipped("radosgw", "vm-10.0.0.1/id-10.0.0.1-8080", said(reason)),)
 
 
 def test_an_address_that_another_instance_has_ready_is_not_withheld() -> None:
@@ -136,11 +137,11 @@ def test_skips_and_warnings_are_sorted() -> None:
 
 
 def test_what_consul_lists_and_nobody_can_use_is_skipped_with_its_reason() -> None:
-    known = Known((instance(),), left_out=(("vm/x", "its address has 600 characters, more than 512"),))
+    known = Known((instance(),), left_out=(("vm/x", said("its address has 600 characters, more than 512")),))
     made = translate(TARGET, [(rule(), QUERY, known)])
     assert made.mirror is not None
     assert made.mirror.ready == 1
-    assert made.skipped == (Skipped(QUERY.service, "vm/x", "its address has 600 characters, more than 512"),)
+    assert made.skipped == (Skipped(QUERY.service, "vm/x", said("its address has 600 characters, more than 512")),)
 
 
 def test_an_ordinary_kind_is_no_proxy() -> None:
@@ -463,7 +464,7 @@ def test_rules_that_share_a_service_and_contradict_each_other_are_told_so() -> N
 
 def test_what_was_not_understood_of_a_rule_is_said_of_what_it_makes() -> None:
     """Each sentence once, however many instances there are."""
-    by = Rule(to=Destination(annotated=True), warnings=("a word means nothing",))
+    by = Rule(to=Destination(annotated=True), warnings=(said("a word means nothing"),))
     found = translated(instances(3), by, Current(TARGET, service(None)))
     assert found.warnings == ("a word means nothing",)
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from bridge.core.model import Action, Conflict, Current, CurrentService, Held, Kind, Known, Query, Skipped, Unknown
+from bridge.core.reasons import Code
 from bridge.engine.announce import Announcer
 from bridge.errors import PermanentError, TransientError
 from bridge.kube.events import Event
 from bridge.report import Failure, Outcome
+from tests.unit.core.builders import said
 from tests.unit.render.builders import QUERY, TARGET, change, meta, plan, report
 
 
@@ -61,15 +63,15 @@ def test_creations_and_removals_are_said_with_their_source(heard: Heard) -> None
 
 def test_an_event_is_about_the_object_that_is_there(heard: Heard) -> None:
     """With its uid, so that kubectl describe shows it."""
-    heard.announcer.outcome(Outcome(plan(warnings=("1,200 addresses",))), None)
+    heard.announcer.outcome(Outcome(plan(warnings=(said("1,200 addresses"),))), None)
     (event,) = heard.events
     assert (event.about.uid, event.type, event.action) == ("uid-of-the-service", "Warning", "Mirror")
 
 
 def test_trouble_is_said_once_and_again_when_it_changes(heard: Heard) -> None:
     """Conflicts, skips, warnings: not at every pass."""
-    conflict = Conflict(TARGET, Kind.SERVICE, "it has a selector")
-    first = Outcome(plan(conflicts=(conflict,), skipped=(Skipped("radosgw", "vm-1", "port 0"),)))
+    conflict = Conflict(TARGET, Kind.SERVICE, said("it has a selector"))
+    first = Outcome(plan(conflicts=(conflict,), skipped=(Skipped("radosgw", "vm-1", said("port 0")),)))
     for _ in range(3):
         heard.announcer.pass_done(0.1, report(first))
         heard.announcer.outcome(first, None)
@@ -85,7 +87,7 @@ def test_trouble_is_said_once_and_again_when_it_changes(heard: Heard) -> None:
 
 def test_many_skipped_instances_are_counted(heard: Heard) -> None:
     """A note has 1,024 bytes."""
-    skipped = tuple(Skipped("radosgw", f"vm-{n}", "port 0") for n in range(1, 8))
+    skipped = tuple(Skipped("radosgw", f"vm-{n}", said("port 0")) for n in range(1, 8))
     heard.announcer.outcome(Outcome(plan(skipped=skipped)), None)
     ((_, _, note),) = heard.take()
     assert note == "vm-1: port 0; vm-2: port 0; vm-3: port 0; vm-4: port 0; vm-5: port 0; and 2 more"
@@ -102,7 +104,7 @@ def test_only_refusals_that_last_are_said(heard: Heard) -> None:
 
 def test_a_hold_is_said_when_it_begins_and_ends(heard: Heard) -> None:
     """The engine tells it again and again."""
-    held = Held(TARGET, "removal", 12, "12 ready endpoints are kept", lost=True, flips=False)
+    held = Held(TARGET, Code.HELD_REMOVAL, 12, "12 ready endpoints are kept", lost=True, flips=False)
     for holds in ((held,), (held,), (), ()):
         heard.announcer.held(holds)
     assert heard.take() == [
@@ -128,13 +130,13 @@ def test_a_filter_that_consul_refuses_is_said_on_the_service(heard: Heard) -> No
 def test_a_standby_says_nothing_until_it_leads(heard: Heard) -> None:
     """Two replicas would say everything twice; what lasts is said by the next leader's first pass."""
     heard.leads = False
-    heard.announcer.pass_done(0.1, report(Outcome(plan(warnings=("w",)))))
-    heard.announcer.held((Held(TARGET, "removal", 1, "kept", lost=True, flips=False),))
+    heard.announcer.pass_done(0.1, report(Outcome(plan(warnings=(said("w"),)))))
+    heard.announcer.held((Held(TARGET, Code.HELD_REMOVAL, 1, "kept", lost=True, flips=False),))
     filtered = Query("dc1", "radosgw", filter="x")
     heard.announcer.read(filtered, Unknown("bad filter", lasting=True), [TARGET])
     assert heard.take() == []
     heard.leads = True
-    heard.announcer.pass_done(0.1, report(Outcome(plan(warnings=("w",)))))
+    heard.announcer.pass_done(0.1, report(Outcome(plan(warnings=(said("w"),)))))
     assert heard.take() == [
         ("Attention", "Service", "w"),
         ("ReadFailed", "Service", "Consul service radosgw: bad filter"),

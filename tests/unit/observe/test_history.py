@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from bridge.core.model import Action, Change, Conflict, Held, Kind, Meta, Plan, Query, Target
+from bridge.core.reasons import Code
 from bridge.errors import TransientError
 from bridge.observe.history import BUCKETS, CHANGES, Entry, History
 from bridge.observe.site import event_of
 from bridge.report import Failure, Outcome, Report
+from tests.unit.core.builders import said
 
 TARGET = Target("storage", "radosgw")
 META = Meta(kind=Kind.ENDPOINTS, namespace="storage", name="radosgw", uid="u", resource_version="1", owner="default")
@@ -42,7 +44,15 @@ def history(clock: Clock) -> History:
 def change(action: Action = Action.UPDATE, kind: Kind = Kind.ENDPOINTS, reason: str = "") -> Change:
     """One write."""
     existing = None if action is Action.CREATE else META
-    return Change(action=action, kind=kind, target=TARGET, name="radosgw", body=None, existing=existing, reason=reason)
+    return Change(
+        action=action,
+        kind=kind,
+        target=TARGET,
+        name="radosgw",
+        body=None,
+        existing=existing,
+        reason=said(reason) if reason else None,
+    )
 
 
 def outcome(*applied: Change, failed: Change | None = None, **plan: Any) -> Outcome:
@@ -75,7 +85,7 @@ def texts(history: History) -> list[tuple[str, str]]:
         ),
         (outcome(failed=change()), ("bad", "update of Endpoints failed: refused")),
         (
-            outcome(conflicts=(Conflict(TARGET, Kind.SERVICE, "it has a selector"),)),
+            outcome(conflicts=(Conflict(TARGET, Kind.SERVICE, said("it has a selector")),)),
             ("bad", "conflict: Service: it has a selector"),
         ),
     ],
@@ -89,7 +99,7 @@ def test_an_outcome_in_words(history: History, came: Outcome, text: tuple[str, s
 
 def test_the_same_conflict_is_told_once(history: History) -> None:
     """And again only when it has gone meanwhile."""
-    conflict = outcome(conflicts=(Conflict(TARGET, Kind.SERVICE, "it has a selector"),))
+    conflict = outcome(conflicts=(Conflict(TARGET, Kind.SERVICE, said("it has a selector")),))
     for came in (conflict, conflict, outcome(change(), ready=1), conflict):
         history.outcome(came, None)
     assert [tone for tone, _ in texts(history)] == ["bad", "plain", "bad"]
@@ -117,7 +127,7 @@ def test_a_rival_is_told_when_it_is_seen_and_when_it_has_gone(history: History) 
 
 def test_holds_are_told_when_they_begin_and_end(history: History) -> None:
     """Not again and again."""
-    held = Held(TARGET, "removal", 12, "12 would vanish")
+    held = Held(TARGET, Code.HELD_REMOVAL, 12, "12 would vanish")
     for now in ((held,), (held,), ()):
         history.held(now)
     assert texts(history) == [

@@ -14,9 +14,11 @@ import structlog
 from structlog.testing import LogCapture
 
 from bridge.core.model import Action, Conflict, Held, Kind, Query, Skipped
+from bridge.core.reasons import Code
 from bridge.errors import PermanentError
 from bridge.observe import logs
 from bridge.observe.logs import LogObserver, Secrets
+from tests.unit.core.builders import said as why
 from tests.unit.render.builders import TARGET, change, created, done, plan, report
 
 
@@ -240,7 +242,7 @@ def test_services_that_cannot_be_read_are_said_once_unless_their_datacenter_is_d
 def test_holds_are_said_when_they_come_and_go(said: LogCapture) -> None:
     """Not at every look."""
     ears = observer()
-    hold = Held(TARGET, "removal", 12, "too many")
+    hold = Held(TARGET, Code.HELD_REMOVAL, 12, "too many")
     ears.held((hold,))
     ears.held((hold,))
     ears.held(())
@@ -251,8 +253,10 @@ def test_holds_are_said_when_they_come_and_go(said: LogCapture) -> None:
 def test_conflicts_skips_and_warnings_are_said_once_and_again_when_they_change(said: LogCapture) -> None:
     """A pass every five minutes must not repeat them."""
     ears = observer()
-    conflict = Conflict(TARGET, Kind.SERVICE, "has a selector")
-    one = done(plan(conflicts=(conflict,), skipped=(Skipped("radosgw", "i", "loopback"),), warnings=("large",)))
+    conflict = Conflict(TARGET, Kind.SERVICE, why("has a selector"))
+    one = done(
+        plan(conflicts=(conflict,), skipped=(Skipped("radosgw", "i", why("loopback")),), warnings=(why("large"),))
+    )
     ears.outcome(one, None)
     ears.pass_done(0.1, report(one))
     ears.pass_done(0.1, report(one))

@@ -9,8 +9,22 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge.core.model import Action, Conflict, Held, Kind, Query, Skipped, Target
-from bridge.engine.reconcile import HIDDEN_TEXT
+from bridge.core.model import (
+    Action,
+    Conflict,
+    Held,
+    Instance,
+    Kind,
+    Known,
+    Query,
+    Rule,
+    Skipped,
+    Status,
+    Target,
+)
+from bridge.core.reasons import SKIPS, WARNINGS, Code, Reason
+from bridge.core.select import Claims
+from bridge.core.translate import translate
 from bridge.errors import (
     BridgeError,
     ConflictError,
@@ -19,8 +33,9 @@ from bridge.errors import (
     ThrottledError,
     TransientError,
 )
-from bridge.observe.metrics import SKIP_REASONS, STATES, Metrics, error_kind, skip_reason
+from bridge.observe.metrics import STATES, Metrics
 from bridge.observe.together import Together
+from tests.unit.core.builders import said
 from tests.unit.render.builders import TARGET, change, created, done, plan, report
 
 
@@ -86,7 +101,7 @@ def test_a_write_without_a_change_in_consul_has_no_lag() -> None:
         (ThrottledError("429"), "throttled"),
         (StaleError("changed"), "stale"),
         (TransientError("503"), "transient"),
-        (ConflictError("not ours"), "conflict"),
+        (ConflictError("not ours"), "taken"),
         (PermanentError("403"), "permanent"),
         (BridgeError("?"), "other"),
     ],
@@ -96,7 +111,6 @@ def test_errors_are_counted_by_what_can_be_done(error: BridgeError, label: str) 
     metrics = Metrics("1")
     failing = change(Action.UPDATE)
     metrics.outcome(done(plan(failing), (failing, error)), 0.1)
-    assert error_kind(error) == label
     assert value(metrics, "consul_bridge_errors_total", kind=label) == 1
     assert value(metrics, "consul_bridge_writes_total", kind="Endpoints", action="update", result="error") == 1
     assert value(metrics, "consul_bridge_sync_lag_seconds_count") == 0
@@ -112,8 +126,8 @@ def test_services_by_state_follow_passes_and_outcomes() -> None:
     """A pass says how everything is; outcomes move single services."""
     metrics = Metrics("1")
     waiting = created(1)
-    conflict = done(plan(target=Target("a", "c"), conflicts=(Conflict(Target("a", "c"), Kind.SERVICE, "x"),)))
-    hold = done(plan(target=Target("a", "h"), held=(Held(Target("a", "h"), "panic", 3, "x"),), ready=3))
+    conflict = done(plan(target=Target("a", "c"), conflicts=(Conflict(Target("a", "c"), Kind.SERVICE, said("x")),)))
+    hold = done(plan(target=Target("a", "h"), held=(Held(Target("a", "h"), Code.HELD_PANIC, 3, "x"),), ready=3))
     still = done(plan(change(Action.UNCHANGED), ready=4, not_ready=1))
     metrics.pass_done(0.5, report(waiting, conflict, hold, still))
     assert states(metrics) == {"pending": 1, "conflict": 1, "held": 1, "in_sync": 1}
@@ -146,7 +160,7 @@ def test_sides_and_holds() -> None:
     metrics = Metrics("1")
     metrics.consul("dc1", False, "x")
     metrics.kubernetes(True, "")
-    metrics.held((Held(TARGET, "removal", 12, "x"), Held(Target("a", "b"), "panic", 3, "x")))
+    metrics.held((Held(TARGET, Code.HELD_REMOVAL, 12, "x"), Held(Target("a", "b"), Code.HELD_PANIC, 3, "x")))
     assert value(metrics, "consul_bridge_consul_up", datacenter="dc1") == 0
     assert value(metrics, "consul_bridge_kubernetes_up") == 1
     assert value(metrics, "consul_bridge_holds", cause="removal") == 1
@@ -158,58 +172,62 @@ def test_sides_and_holds() -> None:
     assert value(metrics, "consul_bridge_held_endpoints") == 0
 
 
-@pytest.mark.parametrize(
-    ("reason", "label"),
-    [
-        ("conflict: Service a/b: has a selector", "conflict"),
-        ("a/b is taken by web (dc1)", "name_taken"),
-        ("the name '???' has no letter or digit to make a name of", "name_unmappable"),
-        ("a Connect proxy or gateway (kind connect-proxy)", "proxy"),
-        ("it came from a Kubernetes cluster (external-source)", "kubernetes"),
-        ("the rule's tags or meta do not select it", "not_selected"),
-        ("omitted: critical (service:web)", "omitted"),
-        ("it has no port, and the rule gives none", "port"),
-        ("port 70000 is not between 1 and 65535", "port"),
-        ("10.0.0.1 is in deny_cidrs (10.0.0.0/8)", "cidr"),
-        ("host name db.example could not be resolved", "host_name"),
-        ("127.0.0.1 is a loopback address", "address"),
-        ("::ffff:1.2.3.4 is an IPv4-mapped IPv6 address: register the IPv4 one itself", "address"),
-        ("no address of the kind 'lan'", "address"),
-        ("something new", "other"),
-    ],
-)
-def test_reasons_become_few_labels(reason: str, label: str) -> None:
-    """A reason has addresses and names in it; a label must not."""
-    assert skip_reason(reason) == label
+@pytest.mark.parametrize("code", [*SKIPS, Code.OTHER])
+def test_skips_are_counted_by_their_code(code: Code) -> None:
+    """And a code that nothing carries is 0, not missing."""
     metrics = Metrics("1")
-    metrics.outcome(done(plan(skipped=(Skipped("a", "i", reason),))), None)
-    assert value(metrics, "consul_bridge_skipped", reason=label) == 1
+    metrics.outcome(done(plan(skipped=(Skipped("a", "i", coded(code)), Skipped("b", "i", coded(code))))), None)
+    assert value(metrics, "consul_bridge_skipped", reason=code.value) == 2
+    metrics.outcome(done(plan()), None)
+    assert value(metrics, "consul_bridge_skipped", reason=code.value) == 0
 
 
-@pytest.mark.parametrize(
-    ("warning", "label"),
-    [
-        ("1001 addresses in one subset: the control plane mirrors only 1000 of them into EndpointSlices", "truncated"),
-        ("IPv6 endpoints cannot be reached: the Service has no IPv6 (spec.ipFamilies)", "unreachable"),
-        ("instances have 2 values for the label env (meta:env): dev is taken", "contradiction"),
-        (HIDDEN_TEXT, "hidden"),
-        ("zone 'a b' is no label value: its endpoints have no zone", "zone"),
-        ("the Service is being deleted; it is made anew when it is gone", "waiting"),
-        ("something new", "other"),
-    ],
-)
-def test_warnings_are_counted_by_service(warning: str, label: str) -> None:
+@pytest.mark.parametrize("code", [*WARNINGS, Code.OTHER])
+def test_warnings_are_counted_by_service(code: Code) -> None:
     """Two sentences of one kind about one service are one service to look at."""
     metrics = Metrics("1")
-    metrics.outcome(
-        done(
-            plan(warnings=(warning, warning + " ")),
-        ),
-        None,
-    )
-    assert value(metrics, "consul_bridge_warnings", reason=label) == 1
+    metrics.outcome(done(plan(warnings=(coded(code, 1), coded(code, 2)))), None)
+    assert value(metrics, "consul_bridge_warnings", reason=code.value) == 1
     metrics.outcome(done(plan()), None)
-    assert value(metrics, "consul_bridge_warnings", reason=label) == 0
+    assert value(metrics, "consul_bridge_warnings", reason=code.value) == 0
+
+
+def coded(code: Code, number: int = 1) -> Reason:
+    """A reason with any data that its sentence may want."""
+    if code is Code.OMITTED:
+        return Reason(code, status="critical", check=str(number))
+    fields = (
+        "kind key value status check what length limit text name address section network number count family families"
+    )
+    more = (
+        "protocol holder names wanted other source taken first second zone annotation known datacenter service target"
+    )
+    return Reason(code, **dict.fromkeys(f"{fields} {more} why said".split(), number))
+
+
+def test_a_service_that_did_not_get_its_name_is_counted_as_such() -> None:
+    """It is told by the code; its sentence has names in it that anybody may choose."""
+    claims, target = Claims(), Target("default", "web")
+    for datacenter in ("dc1", "dc2"):
+        claims.claim(Query(datacenter, "web"), Rule(), target)
+    metrics = Metrics("1")
+    metrics.outcome(done(plan(skipped=claims.losers(target))), None)
+    assert value(metrics, "consul_bridge_skipped", reason="name_taken") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["a proxy or gateway", "is in deny_cidrs", "omitted", "no letter or digit", "ports", "Kubernetes cluster"]
+)
+def test_what_is_registered_in_consul_cannot_choose_its_label(name: str) -> None:
+    """Whatever words stand in an address: it is no address, and no more."""
+    instance = Instance(node="vm", id=name, address=name, node_address="", port=80, status=Status.PASSING)
+    query = Query("dc1", name)
+    skipped = translate(TARGET, [(Rule(), query, Known((instance,)))]).skipped
+    metrics = Metrics("1")
+    metrics.outcome(done(plan(skipped=skipped)), None)
+    wanted = {Code.HOST_NAME_UNRESOLVED.value if name in ("omitted", "ports") else Code.NOT_AN_ADDRESS.value: 1.0}
+    found = {code.value: value(metrics, "consul_bridge_skipped", reason=code.value) for code in Code}
+    assert {code: n for code, n in found.items() if n and code != Code.NO_SERVICE_PORT.value} == wanted
 
 
 def test_hostile_names_never_become_labels() -> None:
@@ -217,10 +235,9 @@ def test_hostile_names_never_become_labels() -> None:
     metrics = Metrics("1")
     metrics.pass_done(0.1, report(*[created(n) for n in range(50)]))
     before = len(metrics.text().splitlines())
-    skips = tuple(Skipped(f"s{n}", f"i{n}", f"unheard-of {n}") for n in range(500))
+    skips = tuple(Skipped(f"s{n}", f"i{n}", said(f"unheard-of {n}")) for n in range(500))
     metrics.pass_done(0.1, report(*[created(n) for n in range(500)], done(plan(skipped=skips))))
     assert len(metrics.text().splitlines()) == before
-    assert len(SKIP_REASONS) < 20
 
 
 CATALOG = {
@@ -287,7 +304,7 @@ def test_observers_together_hear_everything_even_when_one_fails() -> None:
     together.outcome(created_and_done(), 0.1)
     together.consul("dc1", True, "")
     together.kubernetes(True, "")
-    together.held((Held(TARGET, "panic", 1, "x"),))
+    together.held((Held(TARGET, Code.HELD_PANIC, 1, "x"),))
     together.pass_done(0.1, report())
     assert value(metrics, "consul_bridge_sync_lag_seconds_count") == 1
     assert value(metrics, "consul_bridge_consul_up", datacenter="dc1") == 1

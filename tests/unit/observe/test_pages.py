@@ -22,6 +22,7 @@ from bridge.observe.markup import el, join, text
 from bridge.observe.metrics import Metrics
 from bridge.observe.overview import Overview, judge
 from bridge.observe.site import Site
+from tests.unit.core.builders import said
 from tests.unit.observe.builders import HOSTILE, STATE, World, entry, explanation, row
 
 ALLOWED = {
@@ -91,7 +92,7 @@ def hostile_world() -> World:
             HOSTILE, problem=HOSTILE, held=(HOSTILE,), conflicts=(HOSTILE,), warnings=(HOSTILE,), differences=(HOSTILE,)
         ),
     )
-    world.skipped = (Skipped(HOSTILE, HOSTILE, HOSTILE),)
+    world.skipped = (Skipped(HOSTILE, HOSTILE, said(HOSTILE)),)
     world.state_answer = {
         **STATE, "consul": {HOSTILE: HOSTILE}, "kubernetes": HOSTILE, "held": [HOSTILE], "owner": HOSTILE,
         "catalog": {HOSTILE: {}}, "election": {"held": [0], "shards": 1, "members": [HOSTILE], "error": HOSTILE},
@@ -308,7 +309,7 @@ def test_what_follows_events_has_its_place_also_while_it_is_empty() -> None:
     """By the places the script tells a page from another one, and what is not there cannot be put in."""
     world = World()
     before = live(get(world, "/"))
-    world.skipped = (Skipped("a_b", "", "no name"),)
+    world.skipped = (Skipped("a_b", "", said("no name")),)
     assert live(get(world, "/")) == before
     assert "unmirrored" in before
     assert live(get(world, "/service/storage/nix")) == []

@@ -24,8 +24,10 @@ from bridge.core.model import (
     Skipped,
     Target,
 )
+from bridge.core.reasons import Reason
 from bridge.errors import BridgeError
 from bridge.report import Failure, Outcome, Report, build_report
+from tests.unit.core.builders import said
 
 TARGET = Target("storage", "radosgw")
 QUERY = Query("dc1", "radosgw")
@@ -62,7 +64,7 @@ def change(
         body = service_body() if kind is Kind.SERVICE else EndpointsBody((group("10.0.0.1"),), (), ())
     return Change(
         action=action, kind=kind, target=target, name=target.name, body=body, existing=existing, ready=ready,
-        not_ready=not_ready, reason=reason,
+        not_ready=not_ready, reason=said(reason) if reason else None,
     )  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def plan(
     query: Query = QUERY,
     conflicts: tuple[Conflict, ...] = (),
     skipped: tuple[Skipped, ...] = (),
-    warnings: tuple[str, ...] = (),
+    warnings: tuple[Reason, ...] = (),
     held: tuple[Held, ...] = (),
     ready: int = 0,
     not_ready: int = 0,

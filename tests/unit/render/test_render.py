@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from bridge.core.model import Action, Conflict, EndpointsBody, Held, Kind, Query, Skipped, Target
+from bridge.core.reasons import Code
 from bridge.errors import TransientError
 from bridge.render import Column, clean, columns, painter, render, summary_line
 from bridge.report import Outcome, Report
+from tests.unit.core.builders import said
 from tests.unit.render.builders import TARGET, before, change, created, done, group, plan, report, service_body
 
 HOSTILE = "evil\x1b[2J\r\n\x07\u202e[bold]x"
@@ -21,22 +23,26 @@ HOSTILE = "evil\x1b[2J\r\n\x07\u202e[bold]x"
 def rich_report(dry_run: bool = True) -> Report:
     """One of everything."""
     failing = change(Action.UPDATE, Kind.ENDPOINTS, target=Target("storage", "db"))
-    held = Held(Target("storage", "ldap"), "removal", 12, "12 of 20 ready endpoints (60 %) would vanish within 60 s")
+    held = Held(
+        Target("storage", "ldap"), Code.HELD_REMOVAL, 12, "12 of 20 ready endpoints (60 %) would vanish within 60 s"
+    )
     return report(
         created(1),
         Outcome(
             plan(
                 change(Action.UNCHANGED, Kind.SERVICE),
                 change(Action.UPDATE, reason="1 address turns not ready"),
-                skipped=(Skipped("radosgw", "rgw-13", "127.0.0.1 is a loopback address"),),
-                warnings=("1200 addresses in one subset",),
+                skipped=(Skipped("radosgw", "rgw-13", said("127.0.0.1 is a loopback address")),),
+                warnings=(said("1200 addresses in one subset"),),
                 ready=11,
                 not_ready=1,
             )
         ),
         done(plan(failing, target=Target("storage", "db")), (failing, TransientError("503 from the API server"))),
         done(plan(target=Target("storage", "ldap"), held=(held,), ready=12)),
-        done(plan(target=Target("x", "y"), conflicts=(Conflict(Target("x", "y"), Kind.SERVICE, "has a selector"),))),
+        done(
+            plan(target=Target("x", "y"), conflicts=(Conflict(Target("x", "y"), Kind.SERVICE, said("has a selector")),))
+        ),
         dry_run=dry_run,
         unknown={Query("dc2", "web"): "500: no cluster leader", Query("dc3", ""): "unreachable"},
     )
@@ -112,10 +118,10 @@ def test_nothing_hostile_reaches_the_terminal(output: str, colour: bool) -> None
         plan(
             the_change,
             query=Query("dc1", HOSTILE),
-            skipped=(Skipped(HOSTILE, HOSTILE, HOSTILE),),
-            warnings=(HOSTILE,),
-            held=(Held(TARGET, "removal", 1, HOSTILE),),
-            conflicts=(Conflict(TARGET, Kind.SERVICE, HOSTILE),),
+            skipped=(Skipped(HOSTILE, HOSTILE, said(HOSTILE)),),
+            warnings=(said(HOSTILE),),
+            held=(Held(TARGET, Code.HELD_REMOVAL, 1, HOSTILE),),
+            conflicts=(Conflict(TARGET, Kind.SERVICE, said(HOSTILE)),),
         ),
         before=before(True, group("10.0.0.1")),
     )
@@ -151,7 +157,7 @@ def test_five_thousand_rows_are_quick() -> None:
 
 def test_many_skipped_instances_do_not_bury_the_rest() -> None:
     """Twenty are named, the others counted."""
-    skipped = tuple(Skipped("a", f"i{n:03}", "loopback") for n in range(100))
+    skipped = tuple(Skipped("a", f"i{n:03}", said("loopback")) for n in range(100))
     text = render(report(done(plan(skipped=skipped))), "table", 100)
     assert "... and 80 more (-o json lists all)" in text
     assert text.count("loopback") == 20
@@ -179,7 +185,7 @@ def test_very_many_failures_are_cut() -> None:
         (report(created(1), created(2)), "dry run: 4 to create"),
         (report(done(created(1).plan), dry_run=False), "2 created"),
         (report(done(plan(change(Action.UNCHANGED)))), "dry run: nothing to do; 1 unchanged"),
-        (report(done(plan(held=(Held(TARGET, "panic", 1, "x"),)))), "dry run: nothing else to do; 1 held"),
+        (report(done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),)))), "dry run: nothing else to do; 1 held"),
     ],
 )
 def test_the_line_of_sums(the_report: Report, expected: str) -> None:

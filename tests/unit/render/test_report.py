@@ -19,9 +19,11 @@ from bridge.core.model import (
     Skipped,
     Target,
 )
+from bridge.core.reasons import Code, Reason
 from bridge.errors import PermanentError
 from bridge.render import failed_lines
 from bridge.report import NullObserver, Observer, Report, build_report, exit_status, ports_text
+from tests.unit.core.builders import said
 from tests.unit.render.builders import QUERY, TARGET, change, created, done, group, plan, report
 
 
@@ -32,10 +34,10 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
             plan(
                 change(Action.CREATE, Kind.SERVICE),
                 change(Action.UNCHANGED, Kind.ENDPOINTS),
-                conflicts=(Conflict(TARGET, Kind.ENDPOINTS, "not ours"),),
-                skipped=(Skipped("radosgw", "i-1", "loopback"),),
-                warnings=("past the limit",),
-                held=(Held(TARGET, "removal", 3, "12 of 20"),),
+                conflicts=(Conflict(TARGET, Kind.ENDPOINTS, Reason(Code.TAKEN, said="not ours")),),
+                skipped=(Skipped("radosgw", "i-1", Reason(Code.ADDRESS_LOOPBACK, address="127.0.0.1")),),
+                warnings=(Reason(Code.ZONE_INVALID, zone="a b"),),
+                held=(Held(TARGET, Code.HELD_REMOVAL, 3, "12 of 20"),),
             )
         ),
         dry_run=False,
@@ -54,11 +56,22 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
                 "ready": 0,
                 "not_ready": 0,
                 "reason": "",
+                "message": "",
             }
         ],
         "skipped": [
-            {"service": "radosgw", "instance": "", "reason": "conflict: Endpoints storage/radosgw: not ours"},
-            {"service": "radosgw", "instance": "i-1", "reason": "loopback"},
+            {
+                "service": "radosgw",
+                "instance": "",
+                "reason": "conflict",
+                "message": "conflict: Endpoints storage/radosgw: not ours",
+            },
+            {
+                "service": "radosgw",
+                "instance": "i-1",
+                "reason": "address_loopback",
+                "message": "127.0.0.1 is a loopback address: it would mean each client's own machine",
+            },
         ],
         "held": [
             {
@@ -66,9 +79,9 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
                 "name": "radosgw",
                 "service": "radosgw",
                 "datacenter": "dc1",
-                "cause": "removal",
                 "endpoints": 3,
-                "reason": "12 of 20",
+                "reason": "removal",
+                "message": "12 of 20",
             }
         ],
         "failed": [
@@ -79,7 +92,8 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
                 "name": "",
                 "service": "db",
                 "datacenter": "dc1",
-                "reason": "500",
+                "reason": "read_failed",
+                "message": "500",
             }
         ],
         "conflicts": [
@@ -89,7 +103,8 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
                 "name": "radosgw",
                 "service": "radosgw",
                 "datacenter": "dc1",
-                "reason": "not ours",
+                "reason": "taken",
+                "message": "not ours",
             }
         ],
         "warnings": [
@@ -98,7 +113,8 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
                 "name": "radosgw",
                 "service": "radosgw",
                 "datacenter": "dc1",
-                "reason": "past the limit",
+                "reason": "zone_invalid",
+                "message": "zone 'a b' is no label value: its endpoints have no zone",
             }
         ],
     }
@@ -144,11 +160,11 @@ def test_what_an_earlier_failure_left_untried_counts_as_failed() -> None:
         (report(created(1)), True, False, 0),
         (report(created(1)), True, True, 4),
         (report(created(1)), False, True, 0),
-        (report(done(plan(skipped=(Skipped("a", "b", "c"),)))), False, True, 0),
-        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, "x"),)))), False, True, 0),
-        (report(done(plan(held=(Held(TARGET, "panic", 1, "x"),)))), False, False, 3),
-        (report(done(plan(held=(Held(TARGET, "panic", 1, "x"),))), created(1)), True, True, 3),
-        (report(done(plan(held=(Held(TARGET, "panic", 1, "x"),))), unknown={QUERY: "500"}), False, False, 1),
+        (report(done(plan(skipped=(Skipped("a", "b", said("c")),)))), False, True, 0),
+        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, said("x")),)))), False, True, 0),
+        (report(done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),)))), False, False, 3),
+        (report(done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),))), created(1)), True, True, 3),
+        (report(done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),))), unknown={QUERY: "500"}), False, False, 1),
         (report(unknown={QUERY: "500"}), True, True, 1),
     ],
 )
@@ -185,7 +201,7 @@ def test_ports_for_people() -> None:
 
 def test_services_that_never_became_a_target_are_skipped() -> None:
     """Names that cannot be mapped have no plan."""
-    the_report = build_report([], {}, True, skipped=[Skipped("???", "", "no letter")])
+    the_report = build_report([], {}, True, skipped=[Skipped("???", "", said("no letter"))])
     assert the_report.summary.skipped == 1
     assert exit_status(the_report, True, True) == 0
 

@@ -1,0 +1,308 @@
+"""Why something is not mirrored, not written, held or worth a look: one closed list of codes, and a sentence for each.
+
+A `Reason` is a code and the data of its sentence; as a string it is that sentence. What decides (a metric's label, a
+field of JSON, an exit status) reads `code`. What is shown prints the reason as it is. So no sentence is ever taken
+apart again, and nothing that is registered in Consul can become a label.
+
+A new reason is a new code with a new sentence, here. Codes are public: they stand in metrics, in JSON and on Events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Every reason that there is. The value is what users see in `reason` fields and labels."""
+
+    # an instance is no endpoint
+    PROXY = "proxy"
+    KUBERNETES = "kubernetes"
+    NOT_SELECTED = "not_selected"
+    FILTERED = "filtered"
+    OMITTED = "omitted"
+    KEPT_READY = "kept_ready"
+    UNUSABLE = "unusable"
+    NO_ADDRESS = "no_address"
+    NOT_AN_ADDRESS = "not_an_address"
+    HOST_NAME = "host_name"
+    HOST_NAME_UNRESOLVED = "host_name_unresolved"
+    HOST_NAME_EMPTY = "host_name_empty"
+    ADDRESS_ZONE = "address_zone"
+    ADDRESS_IPV4_MAPPED = "address_ipv4_mapped"
+    ADDRESS_UNSPECIFIED = "address_unspecified"
+    ADDRESS_LOOPBACK = "address_loopback"
+    ADDRESS_LINK_LOCAL = "address_link_local"
+    ADDRESS_MULTICAST = "address_multicast"
+    ADDRESS_RESERVED = "address_reserved"
+    CIDR_DENIED = "cidr_denied"
+    CIDR_NOT_ALLOWED = "cidr_not_allowed"
+    NO_PORT = "no_port"
+    PORT_INVALID = "port_invalid"
+    PORTS_INVALID = "ports_invalid"
+    SERVICE_WITHOUT_PORTS = "service_without_ports"
+
+    # a service has no target
+    CONSUL_ITSELF = "consul_itself"
+    NAME_TOO_LONG = "name_too_long"
+    NAME_UNPRINTABLE = "name_unprintable"
+    NAME_UNMAPPABLE = "name_unmappable"
+    NAME_TAKEN = "name_taken"
+    NO_SERVICE_PORT = "no_service_port"
+    NEVER_MIRRORED = "never_mirrored"
+    NOT_LISTED = "not_listed"
+    NO_RULE = "no_rule"
+    MOVED = "moved"
+    NOT_READ = "not_read"
+
+    # an object is in the way
+    CONFLICT = "conflict"
+    OTHER_OWNER = "other_owner"
+    NOT_OWNED = "not_owned"
+    TAKEN = "taken"
+    SELECTOR = "selector"
+    SELECTOR_KEPT = "selector_kept"
+    EXTERNAL_NAME = "external_name"
+    HEADLESS_FIXED = "headless_fixed"
+
+    # the guard holds a removal
+    HELD_REMOVAL = "removal"
+    HELD_PANIC = "panic"
+    HELD_REBUILT = "rebuilt"
+
+    # a write has a reason of its own
+    ADOPTED = "adopted"
+    GONE = "gone"
+    NOT_WANTED = "not_wanted"
+    NOT_NEEDED = "not_needed"
+    OUTPUT_CHANGED = "output_changed"
+    POLICY = "policy"
+    PURGED = "purged"
+
+    # it works, and somebody should look at it
+    TRUNCATED = "truncated"
+    FAMILY_MISSING = "family_missing"
+    FAMILY_UNAVAILABLE = "family_unavailable"
+    PORT_UNREACHABLE = "port_unreachable"
+    PROTOCOL_UNREACHABLE = "protocol_unreachable"
+    PORTS_UNUSABLE = "ports_unusable"
+    PORTS_BESIDE_ADDRESS = "ports_beside_address"
+    PORT_NAME_ABSENT = "port_name_absent"
+    PORT_NAME_CLASH = "port_name_clash"
+    CONTRADICTION = "contradiction"
+    DISAGREEMENT = "disagreement"
+    ZONE_INVALID = "zone_invalid"
+    HIDDEN = "hidden"
+    BEING_DELETED = "being_deleted"
+    ENDPOINTS_BEING_DELETED = "endpoints_being_deleted"
+    SLICES_KEPT = "slices_kept"
+    OUTPUT_UNKNOWN = "output_unknown"
+    TAGS_EMPTY = "tags_empty"
+    ANNOTATION_UNKNOWN = "annotation_unknown"
+    DATACENTER_NOT_ASKED = "datacenter_not_asked"
+    SERVICE_MISSING = "service_missing"
+    NAMES_UNRESOLVED = "names_unresolved"
+
+    # a write or a read failed
+    THROTTLED = "throttled"
+    STALE = "stale"
+    TRANSIENT = "transient"
+    PERMANENT = "permanent"
+    NOT_TRIED = "not_tried"
+    READ_FAILED = "read_failed"
+
+    OTHER = "other"
+
+
+def _omitted(status: str, check: str) -> str:
+    return f"omitted because it is {status}{f' (check {check})' if check else ''}"
+
+
+SENTENCES: Mapping[Code, str | Callable[..., str]] = {
+    Code.PROXY: "a Connect proxy or gateway (kind {kind})",
+    Code.KUBERNETES: "it came from a Kubernetes cluster (meta {key}={value})",
+    Code.NOT_SELECTED: "the rule's tags or meta do not select it",
+    Code.FILTERED: "the rule's filter leaves it out",
+    Code.OMITTED: _omitted,
+    Code.KEPT_READY: "it is {status}, but none would be ready any more (keep_last_ready)",
+    Code.UNUSABLE: "its {what} has {length} characters, {limit}",
+    Code.NO_ADDRESS: "it has no address of the kind {kind}",
+    Code.NOT_AN_ADDRESS: "{text!r} is neither an IP address nor a host name",
+    Code.HOST_NAME: "{name} is a host name",
+    Code.HOST_NAME_UNRESOLVED: "host name {name} could not be resolved",
+    Code.HOST_NAME_EMPTY: "host name {name} has no address",
+    Code.ADDRESS_ZONE: "{address} has a zone, which only means something on the host itself",
+    Code.ADDRESS_IPV4_MAPPED: "{address} is an IPv4-mapped IPv6 address: register the IPv4 address itself",
+    Code.ADDRESS_UNSPECIFIED: "{address} is the unspecified address",
+    Code.ADDRESS_LOOPBACK: "{address} is a loopback address: it would mean each client's own machine",
+    Code.ADDRESS_LINK_LOCAL: "{address} is a link-local address: it means nothing beyond its own network segment",
+    Code.ADDRESS_MULTICAST: "{address} is a multicast address",
+    Code.ADDRESS_RESERVED: "{address} is in the reserved range 240.0.0.0/4",
+    Code.CIDR_DENIED: "{address} is in {section}deny_cidrs ({network})",
+    Code.CIDR_NOT_ALLOWED: "{address} is not in {section}allow_cidrs",
+    Code.NO_PORT: "it has no port, and the rule gives none",
+    Code.PORT_INVALID: "port {number} is not between 1 and 65535",
+    Code.PORTS_INVALID: "none of its ports is between 1 and 65535",
+    Code.SERVICE_WITHOUT_PORTS: "the Service has no ports",
+    Code.CONSUL_ITSELF: "Consul's own service",
+    Code.NAME_TOO_LONG: "a name of {length} characters",
+    Code.NAME_UNPRINTABLE: "control characters in its name: Consul answers no question about it",
+    Code.NAME_UNMAPPABLE: "the {what} {text!r} has no letter or digit to make a name of",
+    Code.NAME_TAKEN: "{target} goes to {holder} ({why}); give one of them another name",
+    Code.NO_SERVICE_PORT: "no instance has a port yet and the rule gives none (`port`): a Service needs one",
+    Code.NEVER_MIRRORED: "never mirrored: {why}",
+    Code.NOT_LISTED: "{datacenter} does not list a service of this name",
+    Code.NO_RULE: "no rule selects it",
+    Code.MOVED: "it goes to {target} now; {before} still has what came from it",
+    Code.NOT_READ: "{what} cannot be listed: {why}",
+    Code.CONFLICT: "conflict: {kind} {target}: {why}",
+    Code.OTHER_OWNER: "it belongs to the bridge with owner id {owner!r}",
+    Code.NOT_OWNED: "it is not ours; to hand it over, run with {flag} or annotate it with {annotation}=true",
+    Code.TAKEN: "{said}",
+    Code.SELECTOR: "it has a selector, so Kubernetes fills its endpoints; remove the selector first",
+    Code.SELECTOR_KEPT: "it has a selector, so Kubernetes fills its endpoints; {why}, but the Service now belongs to "
+    "pods and stays",
+    Code.EXTERNAL_NAME: "it is of type ExternalName and has no endpoints; make it ClusterIP",
+    Code.HEADLESS_FIXED: "it is {now}, which Kubernetes cannot change in place; delete the Service to have it made "
+    "anew",
+    Code.HELD_REMOVAL: "too many would vanish at once",
+    Code.HELD_PANIC: "too many would stop being ready at once",
+    Code.HELD_REBUILT: "Consul was rebuilt or restored",
+    Code.ADOPTED: "adopted",
+    Code.GONE: "its service is gone from Consul",
+    Code.NOT_WANTED: "no rule or annotation asks for it any more",
+    Code.NOT_NEEDED: "not needed any more",
+    Code.OUTPUT_CHANGED: "the output is EndpointSlices now",
+    Code.POLICY: "policy {policy}: no {action}",
+    Code.PURGED: "purged",
+    Code.TRUNCATED: "{count} addresses in one subset: the control plane mirrors only {limit} of them into "
+    "EndpointSlices; use `output: endpointslices` (or both) for this service",
+    Code.FAMILY_MISSING: "{family} endpoints cannot be reached: the Service has no {family} (spec.ipFamilies)",
+    Code.FAMILY_UNAVAILABLE: "{family} endpoints cannot be reached: the Service asks for both families, and the "
+    "cluster gives it {families} only (spec.ipFamilies)",
+    Code.PORT_UNREACHABLE: "port {name!r} cannot be reached: the Service's {protocol} port {number} is {holder!r}; "
+    "give one of them another number (`port`)",
+    Code.PROTOCOL_UNREACHABLE: "{count} endpoints of port {name!r} cannot be reached: the Service speaks {protocol} "
+    "there",
+    Code.PORTS_UNUSABLE: "no number between 1 and 65535, so not mirrored: the port {names}",
+    Code.PORTS_BESIDE_ADDRESS: "the address {address} has a port of its own, so these are not mirrored: {names}",
+    Code.PORT_NAME_ABSENT: "no port is called {wanted!r} (`port_name`) but {names}: the default one has that name now",
+    Code.PORT_NAME_CLASH: "the ports {holder} and {other} become one name, {name!r}: {other} is not mirrored",
+    Code.CONTRADICTION: "instances have {count} values for the {kind} {key} ({source}): {taken} is taken",
+    Code.DISAGREEMENT: "the rules that share this Service differ in {key}: {taken!r} (for {first}) is taken, not "
+    "{other!r} (for {second})",
+    Code.ZONE_INVALID: "zone {zone!r} is no label value: its endpoints have no zone",
+    Code.HIDDEN: "instances on nodes that the Consul token may not see: what is ready in Kubernetes and not shown "
+    'stays; a token with node_prefix "" {{ policy = "read" }} sees them',
+    Code.BEING_DELETED: "the Service is being deleted; it is made anew when it is gone",
+    Code.ENDPOINTS_BEING_DELETED: "the Endpoints object is being deleted; it is made anew when it is gone",
+    Code.SLICES_KEPT: "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them",
+    Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: {taken} carries the "
+    "addresses",
+    Code.TAGS_EMPTY: "the annotation {annotation} is {value!r} and names no tag: instances with any tags are taken",
+    Code.ANNOTATION_UNKNOWN: "unknown to the bridge, so without effect: {names}",
+    Code.DATACENTER_NOT_ASKED: "the annotation asks for datacenter {datacenter}, which may not be asked: only {known} "
+    "may. If it is right, name it in consul.datacenters (BRIDGE_CONSUL_DATACENTERS)",
+    Code.SERVICE_MISSING: "{datacenter} lists no service {service}, which the annotation asks for",
+    Code.NAMES_UNRESOLVED: "{names}: not resolved yet; until then no endpoint of this service is removed",
+    Code.THROTTLED: "{said}",
+    Code.STALE: "{said}",
+    Code.TRANSIENT: "{said}",
+    Code.PERMANENT: "{said}",
+    Code.NOT_TRIED: "not tried, because the {action} of {kind} {name} failed",
+    Code.READ_FAILED: "{said}",
+    Code.OTHER: "{said}",
+}
+"""A template, or a function where parts of a sentence come and go. Data from outside is `shorten`ed before."""
+
+
+class Reason(str):
+    """A code and its data; as a string the sentence that is made of them.
+
+    Two reasons are equal when their sentences are: what is told apart by users is told apart here.
+    """
+
+    __slots__ = ("code", "data")
+
+    code: Code
+    data: tuple[tuple[str, str], ...]
+
+    def __new__(cls, code: Code, /, **data: object) -> Reason:
+        sentence = SENTENCES[code]
+        self = super().__new__(cls, sentence.format(**data) if isinstance(sentence, str) else sentence(**data))
+        self.code = code
+        self.data = tuple((key, str(value)) for key, value in sorted(data.items()))
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Reason:
+        """It cannot change, so it is its own copy (`dataclasses.asdict` copies everything)."""
+        return self
+
+
+def code_of(reason: str) -> str:
+    """The code of a reason, "" where there is none; what carries no code (an error's own words, say) is `other`."""
+    if isinstance(reason, Reason):
+        return reason.code.value
+    return Code.OTHER.value if reason else ""
+
+
+def codes_of(reasons: Iterable[str]) -> tuple[str, ...]:
+    """The codes of several reasons, each once, in order."""
+    return tuple(sorted({code_of(reason) for reason in reasons} - {""}))
+
+
+SKIPS = (
+    Code.PROXY,
+    Code.KUBERNETES,
+    Code.OMITTED,
+    Code.UNUSABLE,
+    Code.NO_ADDRESS,
+    Code.NOT_AN_ADDRESS,
+    Code.HOST_NAME,
+    Code.HOST_NAME_UNRESOLVED,
+    Code.HOST_NAME_EMPTY,
+    Code.ADDRESS_ZONE,
+    Code.ADDRESS_IPV4_MAPPED,
+    Code.ADDRESS_UNSPECIFIED,
+    Code.ADDRESS_LOOPBACK,
+    Code.ADDRESS_LINK_LOCAL,
+    Code.ADDRESS_MULTICAST,
+    Code.ADDRESS_RESERVED,
+    Code.CIDR_DENIED,
+    Code.CIDR_NOT_ALLOWED,
+    Code.NO_PORT,
+    Code.PORT_INVALID,
+    Code.PORTS_INVALID,
+    Code.SERVICE_WITHOUT_PORTS,
+    Code.NAME_UNMAPPABLE,
+    Code.NAME_TAKEN,
+    Code.NO_SERVICE_PORT,
+)
+"""Codes that `Skipped` carries: the labels of `consul_bridge_skipped`, which are there before the first of them is."""
+
+WARNINGS = (
+    Code.TRUNCATED,
+    Code.FAMILY_MISSING,
+    Code.FAMILY_UNAVAILABLE,
+    Code.PORT_UNREACHABLE,
+    Code.PROTOCOL_UNREACHABLE,
+    Code.PORTS_UNUSABLE,
+    Code.PORTS_BESIDE_ADDRESS,
+    Code.PORT_NAME_ABSENT,
+    Code.PORT_NAME_CLASH,
+    Code.CONTRADICTION,
+    Code.DISAGREEMENT,
+    Code.ZONE_INVALID,
+    Code.HIDDEN,
+    Code.BEING_DELETED,
+    Code.ENDPOINTS_BEING_DELETED,
+    Code.SLICES_KEPT,
+    Code.OUTPUT_UNKNOWN,
+    Code.TAGS_EMPTY,
+    Code.ANNOTATION_UNKNOWN,
+    Code.DATACENTER_NOT_ASKED,
+    Code.SERVICE_MISSING,
+    Code.NAMES_UNRESOLVED,
+)
+"""The same for warnings and `consul_bridge_warnings`."""
