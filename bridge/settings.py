@@ -45,6 +45,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge import yaml_file
+from bridge.core import select
 from bridge.core.model import (
     METADATA_CIDRS,
     Adopt,
@@ -61,6 +62,7 @@ from bridge.yaml_file import Document, Key, kind_of
 
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
+    from bridge.core.annotated import Annotated as AnnotatedPolicy
     from bridge.core.guard import GuardSettings
     from bridge.engine.check import CheckOptions
     from bridge.engine.resolver import ResolverSettings
@@ -300,6 +302,9 @@ Percent = Annotated[int, BeforeValidator(_percent)]
 Plain = Annotated[str, AfterValidator(_plain)]
 Filled = Annotated[str, AfterValidator(_filled)]
 Namespace = Annotated[str, _full_match(_LABEL, f"a namespace: {_LABEL_RULE}")]
+NamespaceGlob = Annotated[
+    str, _full_match(re.compile(r"[-a-z0-9*?\[\]!]{1,63}"), "a namespace or a shell glob of namespaces (team-*)")
+]
 NameTemplate = Annotated[str, AfterValidator(_name_template)]
 Cidr = Annotated[str, AfterValidator(_cidr)]
 MetadataKey = Annotated[str, AfterValidator(_metadata_key)]
@@ -450,6 +455,11 @@ class KubernetesSettings(_Section):
 class DnsSettings(_Section):
     """How host names that stand in Consul as addresses are resolved (A and AAAA, by the system's resolver)."""
 
+    resolve: bool = _setting(
+        True,
+        "Resolve host names. Off: an instance with a name for an address is skipped. Whoever controls a name chooses "
+        "among the addresses that `guard` allows.",
+    )
     ttl: Annotated[float, _duration("1s", "1h")] = _setting(
         30.0, "How long an answer counts; a name that fails keeps its last good answer for as long as it fails."
     )
@@ -550,7 +560,23 @@ class GuardSection(_Section):
     deny_cidrs: tuple[Cidr, ...] = _setting(
         METADATA_CIDRS,
         "No endpoint in these networks, whatever a rule says. Default: metadata services of clouds (link-local ones "
-        "are refused in any case). Name the cluster's service and pod ranges here, and these again.",
+        "are refused in any case). A list here replaces the default; `extra_deny_cidrs` adds to it.",
+    )
+    extra_deny_cidrs: tuple[Cidr, ...] = _setting(
+        (),
+        "Further networks without endpoints, beside `deny_cidrs`: the cluster's Service and pod ranges, the nodes' "
+        "networks. The API server's own address is always refused in a cluster.",
+    )
+
+    namespaces: tuple[NamespaceGlob, ...] = _setting(
+        (),
+        "Shell globs of the namespaces that may be written, by rules and for annotated Services. Empty: all that the "
+        "rights allow.",
+    )
+    deny_namespaces: tuple[NamespaceGlob, ...] = _setting(
+        (),
+        "Shell globs of namespaces that are never written. Besides, a placeholder in `to.namespace` never leads to "
+        "`default`, `kube-*` or the bridge's own namespace unless `namespaces` names it.",
     )
 
 
@@ -749,6 +775,28 @@ class RuleSettings(_Section):
     instances: InstancesRule = InstancesRule()
 
 
+class GrantSettings(_Section):
+    """What users of some namespaces may ask for by annotation. The first grant that covers a request counts."""
+
+    namespaces: tuple[NamespaceGlob, ...] = Field(
+        (), description="Shell globs of the namespaces whose users may ask. Empty: all that are watched."
+    )
+    services: tuple[Annotated[str, AfterValidator(_glob)], ...] = Field(
+        (), description="Shell globs of the Consul services that they may ask for. Empty: all."
+    )
+    datacenters: tuple[Annotated[str, AfterValidator(_glob)], ...] = Field(
+        (), description="Shell globs of the datacenters that they may name. Empty: all that the bridge may ask."
+    )
+    filter: bool = Field(
+        False,
+        description="Whether they may use `consul-bridge/filter`. A filter can tell its author of meta that no "
+        "endpoint shows.",
+    )
+    allow_cidrs: tuple[Cidr, ...] = Field(
+        (), description="The networks that their endpoints may be in, beside `guard.allow_cidrs`. Empty: all of those."
+    )
+
+
 class Settings(BaseSettings):
     """Everything that a user can say. Made by `load`."""
 
@@ -782,12 +830,19 @@ class Settings(BaseSettings):
         description="What is mirrored; the first rule that matches a service wins. Default: one rule for everything.",
     )
 
+    annotated: tuple[GrantSettings, ...] | None = Field(
+        None,
+        description="Who may ask for what by annotated Services; `[]`: nobody. Default: users of the one namespace "
+        "that is watched may ask for everything; where several are watched, nobody may until something is granted.",
+    )
+
     _places: Mapping[Key, _Place] = PrivateAttr(default_factory=dict)
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _selected_by: str = PrivateAttr(default="default")
     _narrow: bool = PrivateAttr(default=False)
     _config_file: str = PrivateAttr(default="")
     _config_digest: bytes = PrivateAttr(default=b"")
+    _api_server: tuple[str, ...] = PrivateAttr(default=())
 
     @classmethod
     def settings_customise_sources(
@@ -883,6 +938,7 @@ class Settings(BaseSettings):
             owner=self.owner,
             cluster_nodes=self.kubernetes.nodes,
             policy=self.policy,
+            annotated=self.annotated_policy(),
             leases=self.run.leader_elect or self.run.shards > 1,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),
@@ -902,9 +958,26 @@ class Settings(BaseSettings):
             hold_release_seconds=g.hold_release,
         )
 
-    def bounds(self) -> Bounds:
-        """Networks that no rule and no person's Service can leave."""
-        return Bounds(self.guard.allow_cidrs, self.guard.deny_cidrs)
+    def bounds(self, own_namespace: str = "") -> Bounds:
+        """What no rule and no user's Service can leave. `own_namespace` is the one that the bridge runs in."""
+        guard = self.guard
+        return Bounds(
+            allow_cidrs=guard.allow_cidrs,
+            deny_cidrs=tuple(dict.fromkeys((*guard.deny_cidrs, *guard.extra_deny_cidrs))),
+            api_server=self._api_server,
+            host_names=self.dns.resolve,
+            namespaces=guard.namespaces,
+            deny_namespaces=guard.deny_namespaces,
+            reserved_namespaces=tuple(dict.fromkeys(name for name in ("kube-*", "default", own_namespace) if name)),
+        )
+
+    def annotated_policy(self) -> AnnotatedPolicy:
+        """Who may ask for what by annotated Services, within the same bounds as the rules."""
+        from bridge.core.annotated import Annotated as AnnotatedPolicy
+        from bridge.core.annotated import Grant
+
+        grants = None if self.annotated is None else tuple(Grant(**grant.model_dump()) for grant in self.annotated)
+        return AnnotatedPolicy(self.bounds(), grants)
 
     def resolver_settings(self) -> ResolverSettings:
         """What `engine.resolver` needs."""
@@ -925,7 +998,7 @@ class Settings(BaseSettings):
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),
             cluster_nodes=self.kubernetes.nodes,
-            bounds=self.bounds(),
+            annotated=self.annotated_policy(),
             grace_seconds=self.run.grace,
             resync_seconds=self.run.resync,
             writers=self.kubernetes.writers,
@@ -951,7 +1024,7 @@ class Settings(BaseSettings):
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),
             cluster_nodes=self.kubernetes.nodes,
-            bounds=self.bounds(),
+            annotated=self.annotated_policy(),
             writers=self.kubernetes.writers,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),
@@ -998,7 +1071,8 @@ class Settings(BaseSettings):
 
     def differences(self, other: Settings) -> list[str]:
         """Paths of the settings that are not as in `other`, secrets included; rules are looked at apart."""
-        return sorted(".".join(s.path) for s in catalogue() if self._value(s.path) != other._value(s.path))
+        changed = [".".join(s.path) for s in catalogue() if self._value(s.path) != other._value(s.path)]
+        return sorted([*changed, *(["annotated"] if self.annotated != other.annotated else [])])
 
     def effective(self) -> dict[str, str]:
         """Every setting as text by its path, secrets masked: for the log at start."""
@@ -1006,6 +1080,7 @@ class Settings(BaseSettings):
         for setting in catalogue():
             values[".".join(setting.path)] = setting.text(self._value(setting.path))
         values["consul.address"] = self.consul_url()
+        values["annotated"] = "default" if self.annotated is None else f"{len(self.annotated)} grants"
         values["rules"] = f"{len(self._rules())} (from {self._selected_by})"
         return values
 
@@ -1063,7 +1138,7 @@ class Settings(BaseSettings):
                 address=instances.address,
                 allow_cidrs=instances.allow_cidrs,
                 deny_cidrs=instances.deny_cidrs,
-                bounds=self.bounds(),
+                bounds=self.bounds(default_namespace),
                 zone_meta=instances.zone_meta,
                 keep_last_ready=instances.keep_last_ready,
             ),
@@ -1294,9 +1369,18 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     settings._config_digest = document.digest if document else b""
     settings._notes = tuple(notes)
     settings._selected_by = selected_by
+    settings._api_server = _addresses_in(environ.get("KUBERNETES_SERVICE_HOST", ""))
     settings._narrow = settings.rules is not None and not layers[-1].has(("rules",))
     _check_together(settings)
     return settings
+
+
+def _addresses_in(text: str) -> tuple[str, ...]:
+    """A variable's address in canonical form; () where it has none (a host name, or nothing)."""
+    try:
+        return (str(ipaddress.ip_address(text)),)
+    except ValueError:
+        return ()
 
 
 def _flag_layer(leaves: Sequence[Setting], flags: Mapping[str, Any]) -> Layer:
@@ -1444,7 +1528,12 @@ def _check_together(settings: Settings) -> None:
         if getattr(consul, one) and not getattr(consul, other):
             raise ConfigurationError(f"{settings.source(f'consul.{one}')}: consul.{one} needs consul.{other} as well")
     names: dict[str, int] = {}
+    bounds = settings.bounds()
     for position, rule in enumerate(settings.rules or ()):
+        namespace = rule.to.namespace
+        if namespace and "{" not in namespace and (why := select.namespace_refused(bounds, namespace)) is not None:
+            place = settings._places[("rules", position, "to", "namespace")].text
+            raise ConfigurationError(f"{place}: rules[{position}].to.namespace: {why}")
         globs = [service for service in rule.services if any(mark in service for mark in "*?[")]
         if settings._is_pinned(rule) and (globs or not rule.services):
             key = next(k for k in ("peer", "namespace", "partition") if getattr(rule, k))
@@ -1562,6 +1651,10 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_LISTS: Final[Mapping[str, type[BaseModel]]] = {"rules": RuleSettings, "annotated": GrantSettings}
+"""Keys whose values are lists of mappings, and what these mappings are."""
+
+
 def _keys_at(key: Key) -> list[str]:
     """The keys that the tree has at `key`."""
     model: Any = Settings
@@ -1569,7 +1662,7 @@ def _keys_at(key: Key) -> list[str]:
         if isinstance(part, int):
             continue
         field = model.model_fields.get(part)
-        model = RuleSettings if part == "rules" else field.annotation if field is not None else None
+        model = _LISTS.get(part) or (field.annotation if field is not None else None)
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return []
     return list(model.model_fields)

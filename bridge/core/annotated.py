@@ -1,4 +1,4 @@
-"""Services that a person made and asks to have filled: what the label and the annotations on them mean.
+"""Services that a user made and asks to have filled: what the label and the annotations on them mean, who may ask.
 
 | on the Service | means |
 | --- | --- |
@@ -10,13 +10,17 @@
 | annotation `consul-bridge/output` | carried by `endpoints` (default), `endpointslices` or `both` |
 | any other annotation under `consul-bridge/`, or a value that means nothing | a warning: it is not as they think |
 | the label is taken off, or the Service deleted | take away what you filled, at once: nobody lost it |
+
+What a namespace may ask for is granted by the operator (`Annotated`). A service that was not granted and one that does
+not exist look the same to the user: otherwise annotations would tell what is in Consul.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from bridge.core import marks
+from bridge.core import marks, select
 from bridge.core.canonical import shorten
 from bridge.core.model import (
     USUAL_BOUNDS,
@@ -42,10 +46,71 @@ PREFIX = "consul-bridge/"
 _KNOWN = frozenset({MIRROR, SERVICE, DATACENTER, TAGS, FILTER, OUTPUT, marks.ADOPT, marks.OWNER})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What users of some namespaces may ask for. Globs; an empty list means everything of its kind.
+
+    `filter`: whether they may give a filter expression, which can tell them of meta that they do not see otherwise.
+    `allow_cidrs` bounds the addresses, beside the bounds of the installation.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    datacenters: tuple[str, ...] = ()
+    filter: bool = False
+    allow_cidrs: tuple[str, ...] = ()
+
+    def covers(self, namespace: str, query: Query) -> bool:
+        """Whether it lets a user of `namespace` ask for a service in a datacenter."""
+        return (
+            select.is_named(self.namespaces, namespace)
+            and select.is_named(self.services, query.service)
+            and select.is_named(self.datacenters, query.datacenter)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """Who may ask for what. `grants` None: nothing was said, see `within`; (): nobody may ask."""
+
+    bounds: Bounds = USUAL_BOUNDS
+    grants: tuple[Grant, ...] | None = (Grant(filter=True),)
+
+    def within(self, namespaces: Sequence[str] | None) -> Annotated:
+        """The same for a bridge that watches `namespaces` (None: all of them).
+
+        Where nothing was said, users of the one namespace that is watched may ask for everything, and nobody when there
+        are several: the bridge's Consul token would serve each of them what only some should reach.
+        """
+        if self.grants is not None:
+            return self
+        alone = namespaces is not None and len(namespaces) == 1
+        return Annotated(self.bounds, (Grant(filter=True),) if alone else ())
+
+
+USUAL = Annotated()
+"""Everybody may ask for everything, within the usual bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that was not granted: what was asked for, what the user is told, and what the operator is told."""
+
+    query: Query
+    reason: Reason
+    detail: Reason
+
+
+def missing(query: Query, namespace: str) -> Reason:
+    """What is said while an annotation names a service that is not there, or that its namespace may not ask for."""
+    names = {"datacenter": shorten(query.datacenter), "service": shorten(query.service)}
+    return Reason(Code.SERVICE_MISSING, namespace=namespace, **names)
+
+
 def request_of(
-    service: CurrentService | None, datacenter: str, bounds: Bounds = USUAL_BOUNDS
-) -> tuple[Rule, Query] | None:
-    """What a Service asks for within `bounds`, None when it asks for nothing (or is one of our own making)."""
+    service: CurrentService | None, datacenter: str, annotated: Annotated = USUAL
+) -> tuple[Rule, Query] | Refusal | None:
+    """What a Service asks for, None when it asks for nothing (or is one of our own making), or why it may not."""
     if service is None or service.meta.owner is not None or service.meta.deleting:
         return None
     marks = dict(service.meta.marks)
@@ -57,16 +122,35 @@ def request_of(
     output = Output(wanted) if wanted in Output.__members__.values() else Output.ENDPOINTS
     tags = tuple(sorted({tag for part in marks.get(TAGS, "").split(",") if (tag := part.strip())}))
     expression = marks.get(FILTER, "").strip()
+    query = Query(marks.get(DATACENTER, "").strip() or datacenter, name, filter=expression)
+    grant = _granted(annotated, target.namespace, query)
+    if isinstance(grant, Refusal):
+        return grant
     rule = Rule(
         name=f"Service {target}",
         services=(name,),
         tags=tags,
         filter=expression,
         to=Destination(namespace=target.namespace, name=target.name, output=output, annotated=True),
-        instances=InstanceRules(bounds=bounds),
+        instances=InstanceRules(bounds=annotated.bounds, allow_cidrs=grant.allow_cidrs),
         warnings=tuple(_not_understood(marks, output, tags)),
     )
-    return rule, Query(marks.get(DATACENTER, "").strip() or datacenter, name, filter=expression)
+    return rule, query
+
+
+def _granted(annotated: Annotated, namespace: str, query: Query) -> Grant | Refusal:
+    """The first grant that covers a request."""
+    covering = [grant for grant in annotated.grants or () if grant.covers(namespace, query)]
+    refused = select.namespace_refused(annotated.bounds, namespace)
+    if refused is None and covering:
+        found = next((grant for grant in covering if grant.filter or not query.filter), None)
+        if found is not None:
+            return found
+        reason = Reason(Code.FILTER_NOT_GRANTED, namespace=namespace, annotation=FILTER)
+        return Refusal(query, reason, reason)
+    names = {"datacenter": shorten(query.datacenter), "service": shorten(query.service)}
+    detail = refused or Reason(Code.NOT_GRANTED, namespace=namespace, **names)
+    return Refusal(query, missing(query, namespace), detail)
 
 
 def _not_understood(marks: Mapping[str, str], output: Output, tags: Sequence[str]) -> Iterator[Reason]:

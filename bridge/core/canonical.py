@@ -16,12 +16,17 @@ from bridge.core.model import Endpoint, Family, Group, Port
 from bridge.core.reasons import Code, Reason
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 Members = Mapping[tuple[Family, tuple[Port, ...]], Mapping[str, Endpoint]]
 """Endpoints by address, by the group that they are in."""
 
 _CACHED = 1 << 16
 _ADDRESS_LENGTH = 64
 """No address is longer; longer texts are not cached, so that nobody can fill our memory with them."""
+
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+_COMPATIBLE = ipaddress.IPv6Network("::/96")
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?\.)*"
                         r"(?=[A-Za-z0-9-]*[A-Za-z])[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?\.?\Z")  # fmt: skip
@@ -62,16 +67,48 @@ def _parse(text: str) -> Address | Refused:
             return Refused(Reason(Code.ADDRESS_ZONE, address=shorten(text)))
         if ip.ipv4_mapped is not None:
             return Refused(Reason(Code.ADDRESS_IPV4_MAPPED, address=ip))
+    inner = embedded(ip)
+    if (code := _no_host(ip)) is not None:
+        return Refused(Reason(code, address=ip))
+    if inner is not None and (code := _no_host(inner)) is not None:
+        return Refused(Reason(Code.ADDRESS_EMBEDDED, address=ip, inner=Reason(code, address=inner)))
+    return Address(str(ip), Family.IPV4 if ip.version == 4 else Family.IPV6)
+
+
+def _no_host(ip: Ip) -> Code | None:
+    """What an address is instead of a host's, None when it may be one."""
     for refused, code in (
         (ip.is_unspecified, Code.ADDRESS_UNSPECIFIED),
+        (ip.version == 4 and ip in _THIS_NETWORK, Code.ADDRESS_THIS_NETWORK),
         (ip.is_loopback, Code.ADDRESS_LOOPBACK),
         (ip.is_link_local, Code.ADDRESS_LINK_LOCAL),
+        (ip.version == 6 and ip.is_site_local, Code.ADDRESS_SITE_LOCAL),
         (ip.is_multicast, Code.ADDRESS_MULTICAST),
         (ip.version == 4 and ip.is_reserved, Code.ADDRESS_RESERVED),
     ):
         if refused:
-            return Refused(Reason(code, address=ip))
-    return Address(str(ip), Family.IPV4 if ip.version == 4 else Family.IPV6)
+            return code
+    return None
+
+
+def embedded(ip: Ip) -> ipaddress.IPv4Address | None:
+    """The IPv4 host that packets to an IPv6 address may end at, None for every other address.
+
+    A translator or tunnel on the way unpacks it: 6to4 (RFC 3056), Teredo (RFC 4380), NAT64 (RFC 6052 and 8215), ISATAP
+    (RFC 5214) and the old IPv4-compatible form (RFC 4291). Whether there is one nobody here knows, so whatever judges
+    an address judges the embedded one as well.
+    """
+    if not isinstance(ip, ipaddress.IPv6Address):
+        return None
+    if ip.sixtofour is not None:
+        return ip.sixtofour
+    if ip.teredo is not None:
+        return ip.teredo[1]
+    number = int(ip)
+    isatap = (number >> 32) & 0xFDFFFFFF == 0x5EFE
+    if isatap or ip in _COMPATIBLE or any(ip in network for network in _NAT64):
+        return ipaddress.IPv4Address(number & 0xFFFFFFFF)
+    return None
 
 
 def _named(text: str) -> Refused:
@@ -90,7 +127,7 @@ def networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
 def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str = "") -> Reason | None:
     """Why the CIDRs of a rule, or of `section`, keep this (canonical) address out, None when they do not.
 
-    Deny wins over allow.
+    Deny wins over allow, and an IPv4 address that is `embedded` is denied like one that stands by itself.
     """
     return _excluded(text, allow, deny, section) if allow or deny else None
 
@@ -98,9 +135,12 @@ def excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: 
 @lru_cache(maxsize=_CACHED)
 def _excluded(text: str, allow: tuple[str, ...], deny: tuple[str, ...], section: str) -> Reason | None:
     ip = ipaddress.ip_address(text)
+    inner = embedded(ip)
     for network in networks(deny):
         if ip in network:
             return Reason(Code.CIDR_DENIED, address=text, section=section, network=network)
+        if inner is not None and inner in network:
+            return Reason(Code.CIDR_DENIED_EMBEDDED, address=text, inner=inner, section=section, network=network)
     if allow and not any(ip in network for network in networks(allow)):
         return Reason(Code.CIDR_NOT_ALLOWED, address=text, section=section)
     return None

@@ -474,19 +474,30 @@ METADATA_CIDRS = (
     "100.100.100.200/32",
     "168.63.129.16/32",
     "192.0.0.192/32",
-    "fd00:ec2::254/128",
-    "fd20:ce::254/128",
+    "fd00:ec2::/32",
+    "fd20:ce::/32",
 )
 """Metadata and platform services of clouds that are not link-local (those are no endpoint anyway): Alibaba, Azure,
-Oracle, AWS, Google. Whoever reaches them from a node may get the node's credentials."""
+Oracle, AWS, Google; of the last two the whole unique-local prefix that the cloud keeps for such services. Whoever
+reaches them from a node may get the node's credentials."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Networks that the whole installation allows, whatever a rule or a person's Service says."""
+    """What the whole installation allows, whatever a rule or a user's Service says.
+
+    `api_server` are addresses of this cluster's API server: never an endpoint, whatever is allowed. `host_names` says
+    whether names that stand in Consul as addresses are resolved. Namespaces are shell globs; an empty `namespaces`
+    allows all, and `reserved_namespaces` are those that no placeholder in a rule's namespace may lead to.
+    """
 
     allow_cidrs: tuple[str, ...] = ()
     deny_cidrs: tuple[str, ...] = METADATA_CIDRS
+    api_server: tuple[str, ...] = ()
+    host_names: bool = True
+    namespaces: tuple[str, ...] = ()
+    deny_namespaces: tuple[str, ...] = ()
+    reserved_namespaces: tuple[str, ...] = ()
 
 
 USUAL_BOUNDS = Bounds()

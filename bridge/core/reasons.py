@@ -36,7 +36,13 @@ class Code(StrEnum):
     ADDRESS_LINK_LOCAL = "address_link_local"
     ADDRESS_MULTICAST = "address_multicast"
     ADDRESS_RESERVED = "address_reserved"
+    ADDRESS_THIS_NETWORK = "address_this_network"
+    ADDRESS_SITE_LOCAL = "address_site_local"
+    ADDRESS_EMBEDDED = "address_embedded"
+    API_SERVER = "api_server"
+    HOST_NAMES_OFF = "host_names_off"
     CIDR_DENIED = "cidr_denied"
+    CIDR_DENIED_EMBEDDED = "cidr_denied_embedded"
     CIDR_NOT_ALLOWED = "cidr_not_allowed"
     NO_PORT = "no_port"
     PORT_INVALID = "port_invalid"
@@ -48,6 +54,9 @@ class Code(StrEnum):
     NAME_TOO_LONG = "name_too_long"
     NAME_UNPRINTABLE = "name_unprintable"
     NAME_UNMAPPABLE = "name_unmappable"
+    NAMESPACE_DENIED = "namespace_denied"
+    NAMESPACE_NOT_ALLOWED = "namespace_not_allowed"
+    NAMESPACE_RESERVED = "namespace_reserved"
     NAME_TAKEN = "name_taken"
     NO_SERVICE_PORT = "no_service_port"
     NEVER_MIRRORED = "never_mirrored"
@@ -102,6 +111,8 @@ class Code(StrEnum):
     ANNOTATION_UNKNOWN = "annotation_unknown"
     DATACENTER_NOT_ASKED = "datacenter_not_asked"
     SERVICE_MISSING = "service_missing"
+    NOT_GRANTED = "not_granted"
+    FILTER_NOT_GRANTED = "filter_not_granted"
     NAMES_UNRESOLVED = "names_unresolved"
 
     # a write or a read failed
@@ -139,6 +150,12 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.ADDRESS_LINK_LOCAL: "{address} is a link-local address: it means nothing beyond its own network segment",
     Code.ADDRESS_MULTICAST: "{address} is a multicast address",
     Code.ADDRESS_RESERVED: "{address} is in the reserved range 240.0.0.0/4",
+    Code.ADDRESS_THIS_NETWORK: '{address} is in 0.0.0.0/8, which means "this network"',
+    Code.ADDRESS_SITE_LOCAL: "{address} is a site-local address (fec0::/10), deprecated by RFC 3879",
+    Code.ADDRESS_EMBEDDED: "{address} leads to an IPv4 address: {inner}",
+    Code.API_SERVER: "{address} is this cluster's API server",
+    Code.HOST_NAMES_OFF: "{name} is a host name, and dns.resolve is off",
+    Code.CIDR_DENIED_EMBEDDED: "{address} leads to {inner}, which is in {section}deny_cidrs ({network})",
     Code.CIDR_DENIED: "{address} is in {section}deny_cidrs ({network})",
     Code.CIDR_NOT_ALLOWED: "{address} is not in {section}allow_cidrs",
     Code.NO_PORT: "it has no port, and the rule gives none",
@@ -149,6 +166,10 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.NAME_TOO_LONG: "a name of {length} characters",
     Code.NAME_UNPRINTABLE: "control characters in its name: Consul answers no question about it",
     Code.NAME_UNMAPPABLE: "the {what} {text!r} has no letter or digit to make a name of",
+    Code.NAMESPACE_DENIED: "namespace {namespace} is in guard.deny_namespaces ({pattern})",
+    Code.NAMESPACE_NOT_ALLOWED: "namespace {namespace} is not in guard.namespaces",
+    Code.NAMESPACE_RESERVED: "namespace {namespace} is reserved: a placeholder leads there only when guard.namespaces "
+    "names it",
     Code.NAME_TAKEN: "{target} goes to {holder} ({why}); give one of them another name",
     Code.NO_SERVICE_PORT: "no instance has a port yet and the rule gives none (`port`): a Service needs one",
     Code.NEVER_MIRRORED: "never mirrored: {why}",
@@ -204,7 +225,10 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.ANNOTATION_UNKNOWN: "unknown to the bridge, so without effect: {names}",
     Code.DATACENTER_NOT_ASKED: "the annotation asks for datacenter {datacenter}, which may not be asked: only {known} "
     "may. If it is right, name it in consul.datacenters (BRIDGE_CONSUL_DATACENTERS)",
-    Code.SERVICE_MISSING: "{datacenter} lists no service {service}, which the annotation asks for",
+    Code.SERVICE_MISSING: "{datacenter} lists no service {service} that namespace {namespace} may ask for",
+    Code.NOT_GRANTED: "no grant in `annotated` lets namespace {namespace} ask for {service} in {datacenter}",
+    Code.FILTER_NOT_GRANTED: "namespace {namespace} may not use the annotation {annotation}: ask the operator for a "
+    "grant with filter",
     Code.NAMES_UNRESOLVED: "{names}: not resolved yet; until then no endpoint of this service is removed",
     Code.THROTTLED: "{said}",
     Code.STALE: "{said}",
@@ -269,13 +293,22 @@ SKIPS = (
     Code.ADDRESS_LINK_LOCAL,
     Code.ADDRESS_MULTICAST,
     Code.ADDRESS_RESERVED,
+    Code.ADDRESS_THIS_NETWORK,
+    Code.ADDRESS_SITE_LOCAL,
+    Code.ADDRESS_EMBEDDED,
+    Code.API_SERVER,
+    Code.HOST_NAMES_OFF,
     Code.CIDR_DENIED,
+    Code.CIDR_DENIED_EMBEDDED,
     Code.CIDR_NOT_ALLOWED,
     Code.NO_PORT,
     Code.PORT_INVALID,
     Code.PORTS_INVALID,
     Code.SERVICE_WITHOUT_PORTS,
     Code.NAME_UNMAPPABLE,
+    Code.NAMESPACE_DENIED,
+    Code.NAMESPACE_NOT_ALLOWED,
+    Code.NAMESPACE_RESERVED,
     Code.NAME_TAKEN,
     Code.NO_SERVICE_PORT,
 )
@@ -303,6 +336,7 @@ WARNINGS = (
     Code.ANNOTATION_UNKNOWN,
     Code.DATACENTER_NOT_ASKED,
     Code.SERVICE_MISSING,
+    Code.FILTER_NOT_GRANTED,
     Code.NAMES_UNRESOLVED,
 )
 """The same for warnings and `consul_bridge_warnings`."""

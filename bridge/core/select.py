@@ -10,7 +10,7 @@ from fnmatch import translate as glob_to_regex
 from functools import lru_cache
 
 from bridge.core.canonical import shorten
-from bridge.core.model import Query, Rule, Skipped, Target
+from bridge.core.model import Bounds, Query, Rule, Skipped, Target
 from bridge.core.reasons import Code, Reason
 
 LABEL_LIMIT = 63
@@ -45,6 +45,11 @@ def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(glob_to_regex(pattern.lower()))
 
 
+def is_named(patterns: Collection[str], name: str) -> bool:
+    """Whether a name matches one of some globs, whatever its case; every name does when there is none."""
+    return not patterns or any(_glob(pattern).match(name.lower()) for pattern in patterns)
+
+
 def why_not(rule: Rule, service: str, datacenter: str, tags: Collection[str]) -> str | None:
     """Why a rule does not select a service; None when it does.
 
@@ -55,7 +60,7 @@ def why_not(rule: Rule, service: str, datacenter: str, tags: Collection[str]) ->
         return "it is about another namespace, partition or peer"
     if rule.datacenters and datacenter not in rule.datacenters:
         return f"datacenter {shorten(datacenter)} is not one of {', '.join(rule.datacenters)}"
-    if rule.services and not any(_glob(p).match(service.lower()) for p in rule.services):
+    if not is_named(rule.services, service):
         return f"the name matches none of {', '.join(rule.services)}"
     missing = [tag for tag in rule.tags if tag not in tags]
     return f"no instance has the tag {', '.join(missing)}" if missing else None
@@ -135,7 +140,25 @@ def target_of(rule: Rule, query: Query) -> Target | Skipped:
         if label is None:
             return Skipped(query.service, "", Reason(Code.NAME_UNMAPPABLE, what=what, text=shorten(text)))
         parts.append(label)
-    return Target(*parts)
+    target = Target(*parts)
+    refused = namespace_refused(rule.instances.bounds, target.namespace, chosen="{" in rule.to.namespace)
+    return target if refused is None else Skipped(query.service, "", refused)
+
+
+def namespace_refused(bounds: Bounds, namespace: str, *, chosen: bool = False) -> Reason | None:
+    """Why nothing is written to a namespace, None when it may be. `chosen`: what Consul holds led to it, not a rule.
+
+    What `guard.namespaces` names is allowed although it is reserved.
+    """
+    named = bool(bounds.namespaces) and is_named(bounds.namespaces, namespace)
+    for pattern in bounds.deny_namespaces:
+        if _glob(pattern).match(namespace):
+            return Reason(Code.NAMESPACE_DENIED, namespace=namespace, pattern=pattern)
+    if bounds.namespaces and not named:
+        return Reason(Code.NAMESPACE_NOT_ALLOWED, namespace=namespace)
+    if chosen and not named and any(_glob(pattern).match(namespace) for pattern in bounds.reserved_namespaces):
+        return Reason(Code.NAMESPACE_RESERVED, namespace=namespace)
+    return None
 
 
 def dns_label(text: str) -> str | None:

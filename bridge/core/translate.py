@@ -95,8 +95,8 @@ def selects(rule: Rule, instance: Instance) -> bool:
 
 def host_names(instances: Iterable[Instance], rule: Rule) -> set[str]:
     """Names among the chosen addresses that would have to be resolved."""
-    names = set()
-    for instance in instances:
+    names: set[str] = set()
+    for instance in instances if rule.instances.bounds.host_names else ():
         address, _ = choose_address(instance, rule.instances)
         parsed = canonical.parse(address)
         if isinstance(parsed, canonical.Refused) and parsed.is_name and selects(rule, instance):
@@ -324,6 +324,8 @@ def _addresses(address: str, rules: InstanceRules, resolved: Resolved) -> Sequen
     candidates: Iterable[canonical.Address | canonical.Refused] = (parsed,)
     reason = Reason(Code.HOST_NAME_EMPTY, name=shorten(address))
     if isinstance(parsed, canonical.Refused) and parsed.is_name:
+        if not rules.bounds.host_names:
+            return Reason(Code.HOST_NAMES_OFF, name=shorten(address))
         if address not in resolved:
             return Reason(Code.HOST_NAME_UNRESOLVED, name=shorten(address))
         candidates = map(canonical.parse, resolved[address])
@@ -340,6 +342,8 @@ def _addresses(address: str, rules: InstanceRules, resolved: Resolved) -> Sequen
 
 def _outside(address: str, rules: InstanceRules) -> Reason | None:
     bounds = rules.bounds
+    if address in bounds.api_server:
+        return Reason(Code.API_SERVER, address=address)
     return canonical.excluded(address, bounds.allow_cidrs, bounds.deny_cidrs, "guard.") or canonical.excluded(
         address, rules.allow_cidrs, rules.deny_cidrs
     )

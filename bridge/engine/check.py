@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
 from bridge.consul.snapshot import read_all
 from bridge.core import select
-from bridge.core.annotated import request_of
+from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
 from bridge.core.model import (
     CurrentService,
     Group,
@@ -60,6 +60,7 @@ class CheckOptions:
 
     owner: str = "default"
     policy: Policy = Policy.SYNC
+    annotated: Annotated = USUAL
     cluster_nodes: tuple[str, ...] = ()
     leases: bool = False
     readers: int = 16
@@ -132,6 +133,8 @@ class _Check:
         self._config, self._kube, self._options, self._stop = consul, kube, options, stop
         self._say = progress or (lambda _what, _done, _total: None)
         self._store = Store(options.owner)
+        self._annotated = options.annotated
+        self._several = False
 
     def all(self, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]) -> Iterator[Probe]:
         """Every probe, in order."""
@@ -142,8 +145,27 @@ class _Check:
             rules = fallback
         yield from connections(self._config, self._kube)
         self._store = self._services_of_people(rules)
+        yield from self._tenancy()
         yield from self._consul(rules)
         yield from self._kubernetes(rules)
+
+    def _tenancy(self) -> Iterator[Probe]:
+        """What should be bounded where more than one namespace is served, and is not."""
+        if not self._several:
+            return
+        if not self._annotated.bounds.allow_cidrs:
+            yield Probe(
+                "networks",
+                WARNING,
+                "several namespaces are served, and an instance may have any address that is not denied",
+                "guard.allow_cidrs: the networks that your VMs are in",
+            )
+        if self._options.annotated.grants is None:
+            yield Probe(
+                "grants",
+                OK,
+                "several namespaces are watched and `annotated` grants nothing: Services that ask are not filled",
+            )
 
     def _services_of_people(self, rules: Sequence[Rule]) -> Store:
         """All Services that can be read: some ask to be filled. What cannot be, the Kubernetes probes tell."""
@@ -154,6 +176,8 @@ class _Check:
             return self._store
         try:
             namespaces = namespaces_of(rules, self._kube.namespaces, client.namespace)
+            self._several = namespaces is None or len(namespaces) > 1
+            self._annotated = self._options.annotated.within(namespaces)
             return list_once(client, namespaces, self._options.owner, partly=True, kinds=(Kind.SERVICE,))
         except CancelledError:
             raise
@@ -164,7 +188,7 @@ class _Check:
 
     def _asking(self) -> list[CurrentService]:
         """People's Services that ask to be filled."""
-        return [s for s in self._store.annotated_services() if request_of(s, "") is not None]
+        return [s for s in self._store.annotated_services() if request_of(s, "", self._annotated) is not None]
 
     # ------------------------------------------------------------------ Consul
 
@@ -214,7 +238,7 @@ class _Check:
             yield Probe("consul datacenters", OK, ", ".join(sorted(wanted)))
         chosen = _Chosen(anchored(rules, (own,)))
         chosen.pin()
-        chosen.ask(self._asking(), own, wanted)
+        chosen.ask(self._asking(), own, wanted, self._annotated)
         listed = []
         for datacenter in sorted(dc for dc in wanted if dc in known and (dc != own or chosen.concerns(own))):
             try:
@@ -318,8 +342,9 @@ class _Check:
     def _needs(self, rules: Sequence[Rule], namespace: str) -> _Needs:
         """What is done in a namespace ("" for all): by rules whose targets may be there, and for people's Services."""
         making = [r for r in rules if not namespace or "{" in r.to.namespace or r.to.namespace == namespace]
-        requests = (request_of(s, "") for s in self._asking() if namespace in ("", s.meta.namespace))
-        filling = [request[0] for request in requests if request is not None]
+        asking = (s for s in self._asking() if namespace in ("", s.meta.namespace))
+        requests = (request_of(service, "", self._annotated) for service in asking)
+        filling = [request[0] for request in requests if isinstance(request, tuple)]
         ours = any(namespace in ("", target.namespace) for target in self._store.targets())
         outputs = frozenset(rule.to.output for rule in (*making, *filling)) or frozenset({Output.ENDPOINTS})
         verbs = ("create", "patch") if self._options.policy is not Policy.SYNC else ("create", "patch", "delete")
@@ -375,13 +400,18 @@ class _Chosen:
         for query, rule in select.pinned(self._rules):
             self._claim(query, rule)
 
-    def ask(self, services: Sequence[CurrentService], own: str, datacenters: Sequence[str]) -> None:
-        """Take what people's Services ask for, as far as it may be asked."""
+    def ask(
+        self, services: Sequence[CurrentService], own: str, datacenters: Sequence[str], annotated: Annotated
+    ) -> None:
+        """Take what users' Services ask for, as far as it may be asked."""
         for service in services:
-            request = request_of(service, own)
+            request, target = request_of(service, own, annotated), Target(service.meta.namespace, service.meta.name)
             if request is None:
                 continue
-            (rule, query), target = request, Target(service.meta.namespace, service.meta.name)
+            if isinstance(request, Refusal):
+                self._strange.append(f"{target}: {request.detail}")
+                continue
+            rule, query = request
             if service.has_selector or service.type == "ExternalName":
                 what = "has a selector: Kubernetes fills it" if service.has_selector else "is an ExternalName: an alias"
                 self._strange.append(f"{target} {what}")

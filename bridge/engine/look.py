@@ -18,7 +18,7 @@ from typing import Any
 from bridge.consul.client import ConsulConfig
 from bridge.consul.snapshot import read_all
 from bridge.core import select
-from bridge.core.annotated import request_of
+from bridge.core.annotated import Refusal, request_of
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.model import Current, Knowledge, Known, Listing, Plan, Query, Rule, Skipped, Target, Unknown
@@ -183,6 +183,7 @@ class _Look:
         self._say = progress or (lambda _what, _done, _total: None)
         self._client: KubeClient | None = None
         self._store = Store(options.owner)
+        self._annotated = options.annotated
         self._listings: dict[str, Listing | Unknown] = {}
         self._views: dict[Query, Knowledge] = {}
         self.asked: list[tuple[Target, Rule, Query]] = []
@@ -204,6 +205,7 @@ class _Look:
         self._say("reading Kubernetes", 0, 0)
         client = self._client = KubeClient(self._kube)
         namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
+        self._annotated = self._options.annotated.within(namespaces)
         self._store = call(
             lambda: list_once(client, namespaces, self._options.owner, partly=True), self._options.retry, self._stop
         )
@@ -222,9 +224,11 @@ class _Look:
                 self.asked.append((place, replace(rule, pinned=False), query))
                 self._claims.claim(query, rule, place)
         for found in self._store.annotated_services():
-            request = request_of(found, datacenters[0], self._options.bounds)
-            if request is not None:
-                target = Target(found.meta.namespace, found.meta.name)
+            request = request_of(found, datacenters[0], self._annotated)
+            target = Target(found.meta.namespace, found.meta.name)
+            if isinstance(request, Refusal):
+                self.world.refuse(target, request, 0.0)
+            elif request is not None:
                 self.asked.append((target, *request))
                 self.world.annotate(target, *request, 0.0)
                 self._claims.claim(request[1], request[0], target)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from bridge.core import plan as planning
 from bridge.core import translate
-from bridge.core.annotated import is_abandoned
+from bridge.core.annotated import is_abandoned, missing
 from bridge.core.canonical import shorten
 from bridge.core.guard import Guard
 from bridge.core.model import (
@@ -156,13 +156,14 @@ class Reconciler:
         with self.lock:
             sources = self.world.sources(target)
             losers = self.world.losers(target)
+            refusal = self.world.refusal(target)
             dismissed = removable = False
             if sources == ():
                 standing = self._store.current(target)
                 abandoned, orphaned = is_abandoned(standing), standing.service is None
-                dismissed = self.world.dismissed(target, abandoned=abandoned, orphaned=orphaned)
+                dismissed = refusal is not None or self.world.dismissed(target, abandoned=abandoned, orphaned=orphaned)
                 removable = dismissed or self.world.removable(target, now, abandoned=abandoned)
-            queries = self.world.queries_at(target)
+            queries = self.world.queries_at(target) or (() if refusal is None else (refusal.query,))
             listed = dismissed or any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
             reason = Reason(Code.NOT_WANTED if listed else Code.GONE)
             unwatched = self._unwatched(target)
@@ -173,7 +174,8 @@ class Reconciler:
         current = self._store.current(target)
         if not sources:
             self._resolve(target, ())
-            plan = self._diff(target, None, current, skipped=losers, dismissed=dismissed)
+            refused = () if refusal is None else (refusal.reason,)
+            plan = self._diff(target, None, current, skipped=losers, warnings=refused, dismissed=dismissed)
             changes = tuple(
                 replace(change, reason=reason) if change.body is None else change for change in plan.changes
             )
@@ -185,7 +187,9 @@ class Reconciler:
         )
         skipped = tuple(sorted((*translation.skipped, *losers)))
         desired, warnings = translation.mirror, translation.warnings
-        warnings += tuple(_missing(s.query) for s in sources if s.rule.to.annotated and self._is_missing(s))
+        warnings += tuple(
+            missing(s.query, target.namespace) for s in sources if s.rule.to.annotated and self._is_missing(s)
+        )
         if desired is not None and (unanswered := sorted(names - resolved.keys())):
             # unknown is not empty: some of what stands there may be these names' addresses
             desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
@@ -280,11 +284,6 @@ class _Draft:
 def _host_names(sources: Sequence[Source]) -> set[str]:
     """Names that stand where an address should, of all the services behind a target."""
     return {name for s in sources for name in translate.host_names(s.known.instances, s.rule)}
-
-
-def _missing(query: Query) -> Reason:
-    """What is said while an annotation names a service that is not there."""
-    return Reason(Code.SERVICE_MISSING, datacenter=shorten(query.datacenter), service=shorten(query.service))
 
 
 def _unanswered(names: Sequence[str]) -> Reason:

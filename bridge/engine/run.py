@@ -23,13 +23,11 @@ from typing import Any
 from bridge.consul.board import Lend
 from bridge.consul.catalog import Catalog, shares_of
 from bridge.consul.client import ConsulConfig
-from bridge.core.annotated import request_of
+from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
 from bridge.core.explain import Explanation
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
-    USUAL_BOUNDS,
     Adopt,
-    Bounds,
     Change,
     Knowledge,
     Listing,
@@ -103,7 +101,7 @@ class RunOptions:
     guard: GuardSettings = field(default_factory=GuardSettings)
     resolver: ResolverSettings = field(default_factory=ResolverSettings)
     cluster_nodes: tuple[str, ...] = ()
-    bounds: Bounds = USUAL_BOUNDS
+    annotated: Annotated = USUAL
     grace_seconds: float = 30.0
     resync_seconds: float = 300.0
     writers: int = 16
@@ -153,6 +151,7 @@ class Bridge:
         self._last_pass: float | None = None
         self._fatal: BaseException | None = None
         self._datacenter = ""
+        self._annotated = options.annotated
         self._shards: frozenset[int] = frozenset()
         self._gained = threading.Event()
         self._leadership: Leadership = Alone()
@@ -393,9 +392,11 @@ class Bridge:
                 sees_consul=lambda: any(dc not in self._consul_trouble for dc in datacenters),
             )
         self._writer = Writer(client, seconds_left=self._leadership.seconds_left)
+        namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
+        self._annotated = options.annotated.within(namespaces)
         self._cache = Cache(
             client,
-            namespaces_of(self._rules, self._kube.namespaces, client.namespace),
+            namespaces,
             options.owner,
             on_change=self.on_change,
             retry=options.kube_retry,
@@ -543,11 +544,13 @@ class Bridge:
 
     def _follow_annotation(self, target: Target) -> bool:
         """Do as the person's Service at `target` asks now; whether that is something new."""
-        request = request_of(self._cache.current(target).service, self._datacenter, self._options.bounds)
+        request = request_of(self._cache.current(target).service, self._datacenter, self._annotated)
         with self._reconciler.lock:
             world, now = self._reconciler.world, self._clock()
             if request is None:
                 changed = world.unannotate(target, now)
+            elif isinstance(request, Refusal):
+                changed = world.refuse(target, request, now)
             elif world.annotation(target) == request:
                 return False
             else:
@@ -738,7 +741,8 @@ class Bridge:
             else:
                 self._reconciler.world.forget(target)
                 self._reconciler.guard.forget(target)
-            gone = not self._reconciler.world.queries_at(target)
+            world = self._reconciler.world
+            gone = not world.queries_at(target) and world.refusal(target) is None
         if gone and self._outcomes.forget(target) is not None:
             self._observer.outcome(Outcome(Plan(target)), None)
 

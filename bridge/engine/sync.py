@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from bridge.consul.catalog import read_all
 from bridge.consul.client import ConsulConfig
-from bridge.core.annotated import request_of
+from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
 from bridge.core.guard import Guard, GuardSettings
-from bridge.core.model import USUAL_BOUNDS, Adopt, Bounds, Change, Listing, Plan, Policy, Query, Rule, Target
+from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
@@ -43,7 +43,7 @@ class SyncOptions:
     guard: GuardSettings = field(default_factory=GuardSettings)
     resolver: ResolverSettings = field(default_factory=ResolverSettings)
     cluster_nodes: tuple[str, ...] = ()
-    bounds: Bounds = USUAL_BOUNDS
+    annotated: Annotated = USUAL
     writers: int = 16
     readers: int = 16
     retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=5, floor_seconds=0.2, cap_seconds=5.0))
@@ -74,15 +74,19 @@ def sync_once(
         say("reading Kubernetes", 0, 0)
         namespaces = namespaces_of(rules, kube.namespaces, client.namespace)
         store = call(lambda: list_once(client, namespaces, options.owner, partly=True), options.retry, stop)
+        annotated = options.annotated.within(namespaces)
         datacenters = datacenters_of(rules, consul, options.retry, stop)
         rules = anchored(rules, datacenters)
         world = World(rules, datacenters, grace_seconds=0.0, narrow=options.narrow)
         for target in store.targets():
             world.remember(target, names_at(store.current(target)), now=0.0)
         for service in store.annotated_services():
-            request = request_of(service, datacenters[0], options.bounds)
-            if request is not None:
-                world.annotate(Target(service.meta.namespace, service.meta.name), *request, 0.0)
+            request = request_of(service, datacenters[0], annotated)
+            asking = Target(service.meta.namespace, service.meta.name)
+            if isinstance(request, Refusal):
+                world.refuse(asking, request, 0.0)
+            elif request is not None:
+                world.annotate(asking, *request, 0.0)
         _read_consul(world, consul, options, stop, say)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")

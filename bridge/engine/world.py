@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bridge.core import select
+from bridge.core.annotated import Refusal
 from bridge.core.model import Gone, Knowledge, Known, Listing, Query, Rule, Skipped, Target, Unknown
 
 Name = tuple[str, str]
@@ -64,6 +65,7 @@ class World:
         self._feeds: dict[Query, set[Target]] = {}
         self._selected: dict[Name, Query] = {}
         self._annotated: dict[Target, tuple[Rule, Query]] = {}
+        self._refusals: dict[Target, Refusal] = {}
         self._unmappable: dict[Query, Skipped] = {}
         self._leaving: dict[Name, float] = {}
         self._remembered: dict[Target, tuple[Name, ...]] = {}
@@ -146,6 +148,7 @@ class World:
 
     def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
         """A person's Service at `target` asks to be filled from `query`; returns the targets to look at."""
+        self._refusals.pop(target, None)
         before = self._annotated.get(target)
         if before is not None and before[1] != query:
             self.unannotate(target, now)
@@ -155,12 +158,21 @@ class World:
 
     def unannotate(self, target: Target, now: float) -> set[Target]:
         """The person's Service at `target` no longer asks, or is gone: what we filled may go at once."""
+        refused = self._refusals.pop(target, None)
         asked = self._annotated.pop(target, None)
         if asked is None:
-            return set()
+            return set() if refused is None else {target}
         self._release(asked[1], target, now, annotated=True)
         if not self._claims.owners(target):
             self._dismissed.add(target)
+        return {target}
+
+    def refuse(self, target: Target, refusal: Refusal, now: float) -> set[Target]:
+        """The user's Service at `target` asks for what was not granted: what we filled may go at once."""
+        if self._refusals.get(target) == refusal:
+            return set()
+        self.unannotate(target, now)
+        self._refusals[target] = refusal
         return {target}
 
     def expire(self, now: float) -> set[Target]:
@@ -281,7 +293,7 @@ class World:
 
     def targets(self) -> set[Target]:
         """All targets that a service claims or that Kubernetes remembers."""
-        return self._claims.targets() | self._remembered.keys()
+        return self._claims.targets() | self._remembered.keys() | self._refusals.keys()
 
     def concerns(self, target: Target) -> bool:
         """Whether what stands at `target` is our business, or that of a command with other flags (`narrow`)."""
@@ -301,6 +313,10 @@ class World:
     def annotation(self, target: Target) -> tuple[Rule, Query] | None:
         """What the person's Service at `target` asks for, as far as we have heard."""
         return self._annotated.get(target)
+
+    def refusal(self, target: Target) -> Refusal | None:
+        """Why the user's Service at `target` does not get what it asks for, as far as grants decide."""
+        return self._refusals.get(target)
 
     def fed_by(self, query: Query) -> frozenset[Target]:
         """The targets that a service feeds, or would feed if they were not another's."""

@@ -128,7 +128,7 @@ STATUS = {
 def text() -> str:
     """The whole document."""
     sections: Sequence[Callable[[], Iterator[str]]] = (
-        _commands, _statuses, _settings, _rules, _marks, _paths, _metrics, _events, _reasons,
+        _commands, _statuses, _settings, _rules, _grants, _marks, _paths, _metrics, _events, _reasons,
     )  # fmt: skip
     return HEAD + "".join("\n" + "\n".join(section()) + "\n" for section in sections)
 
@@ -193,6 +193,15 @@ def _rules() -> Iterator[str]:
         *_fields("to.", settings.DestinationRule.model_fields),
         *_fields("instances.", settings.InstancesRule.model_fields),
     ]
+    yield from _table("key", "values", "default", "meaning", rows=fields)
+
+
+def _grants() -> Iterator[str]:
+    yield "## Grants\n"
+    yield "A list under `annotated:`; the first that covers a request counts. With `annotated: []` no Service"
+    yield "is filled. Without the key, users of the one namespace that is watched may ask for everything; where several"
+    yield "are watched, nobody may. A request that no grant covers reads as one for a service that does not exist.\n"
+    fields = _fields("", settings.GrantSettings.model_fields)
     yield from _table("key", "values", "default", "meaning", rows=fields)
 
 

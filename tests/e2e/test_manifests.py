@@ -125,9 +125,9 @@ def test_make_image_builds_what_the_manifests_run(tmp_path: Path) -> None:
     image = manifests.container(manifests.overlay(tmp_path, "elsewhere"))["image"]
     assert re.findall(r"--tag[ =](\S+)", done.stdout) == [image]
     arguments = set(re.findall(r"--build-arg[ =](\w+)", done.stdout))
-    assert arguments == {"VERSION", "REVISION", "SOURCE", "CREATED"}
-    labelled = set(re.findall(r'org\.opencontainers\.image\.\w+="\$\{(\w+)\}"', (root / "Dockerfile").read_text()))
-    assert labelled == arguments
+    labelled = set(re.findall(r'org\.opencontainers\.image\.[\w.]+="\$\{(\w+)\}"', (root / "Dockerfile").read_text()))
+    assert labelled == {"VERSION", "REVISION", "SOURCE", "CREATED", "BASE_NAME", "BASE_DIGEST"}
+    assert arguments == labelled | {"BASE", "SOURCE_DATE_EPOCH"}
 
 
 def lacking(objects: Sequence[Json]) -> set[tuple[str, str]]:

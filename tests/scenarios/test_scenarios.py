@@ -151,7 +151,7 @@ class World:
                 claims.claim(query, rule, target)
         for target, cluster in self.clusters.items():
             asked = annotated.request_of(cluster.service, "dc1")
-            if asked is not None:
+            if isinstance(asked, tuple):
                 claims.claim(asked[1], asked[0], target)
         drafts = [
             (target, *self._draft(target, claims, views, policy))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 
 from bridge.core import canonical
@@ -40,6 +42,16 @@ def test_addresses_are_spelled_as_kubernetes_wants_them(text: str, canonical_tex
         ("255.255.255.255", "reserved"),
         ("::ffff:10.0.0.1", "IPv4-mapped"),
         ("fe80::1%eth0", "zone"),
+        ("0.1.2.3", "this network"),
+        ("fec0::1", "site-local"),
+        ("::7f00:1", "::7f00:1 leads to an IPv4 address: 127.0.0.1 is a loopback address"),
+        ("::5", "this network"),
+        ("2002:7f00:1::", "127.0.0.1 is a loopback address"),
+        ("64:ff9b::a9fe:a9fe", "169.254.169.254 is a link-local address"),
+        ("64:ff9b:1::e000:1", "224.0.0.1 is a multicast address"),
+        ("2001:0:1:2:3:4:80ff:fffe", "127.0.0.1 is a loopback address"),
+        ("2001:db8::5efe:7f00:1", "127.0.0.1 is a loopback address"),
+        ("2001:db8::200:5efe:7f00:1", "127.0.0.1 is a loopback address"),
         ("010.0.0.1", "neither an IP address nor a host name"),
         ("10.0.0.999", "neither"),
         ("10.0.0.1/24", "neither"),
@@ -130,3 +142,28 @@ def test_endpoints_objects_hold_readiness_and_nothing_more() -> None:
 def test_texts_from_outside_are_one_printable_line(text: str, shown: str) -> None:
     """Whatever somebody registers, a message stays one line of bounded length."""
     assert canonical.shorten(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "inner"),
+    [
+        ("64:ff9b::a00:1", "10.0.0.1"),
+        ("64:ff9b:1:2::a00:1", "10.0.0.1"),
+        ("2002:a00:1::5", "10.0.0.1"),
+        ("2001:db8::5efe:a00:1", "10.0.0.1"),
+    ],
+)
+def test_an_embedded_address_is_denied_like_one_by_itself(text: str, inner: str) -> None:
+    """A translator or tunnel on the way would deliver it there."""
+    assert isinstance(canonical.parse(text), canonical.Address)
+    assert canonical.excluded(text, (), ("10.0.0.0/8",), "guard.") == (
+        f"{text} leads to {inner}, which is in guard.deny_cidrs (10.0.0.0/8)"
+    )
+    assert canonical.excluded(text, ("10.0.0.0/8",), ()) == f"{text} is not in allow_cidrs"
+    assert canonical.excluded(text, (), ("10.1.0.0/16",)) is None
+
+
+def test_most_addresses_embed_nothing() -> None:
+    """IPv4 does not, nor does an ordinary IPv6 address."""
+    for text in ("10.0.0.1", "2001:db8::a00:1", "fd00::5ef:a00:1"):
+        assert canonical.embedded(ipaddress.ip_address(text)) is None

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bridge.core import select
-from bridge.core.model import Destination, Query, Rule, Skipped, Target
+from bridge.core.model import Bounds, Destination, InstanceRules, Query, Rule, Skipped, Target
 from tests.unit.core.builders import said
 
 
@@ -232,3 +232,37 @@ def test_a_pinned_rule_names_its_services_and_nothing_listed_is_chosen_by_it() -
         ("dc2", "db", "cloud", True),
     ]
     assert select.shadowed([Rule(), one, two]) == []
+
+
+RESERVED = ("kube-*", "default", "bridge")
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "template", "datacenter", "refused"),
+    [
+        ((), (), "{datacenter}", "storage", ""),
+        ((), (), "{datacenter}", "kube-system", "namespace kube-system is reserved"),
+        ((), (), "{datacenter}", "default", "namespace default is reserved"),
+        ((), (), "{datacenter}", "bridge", "namespace bridge is reserved"),
+        ((), (), "default", "dc1", ""),
+        (("default", "team-*"), (), "{datacenter}", "default", ""),
+        (("team-*",), (), "{datacenter}", "team-a", ""),
+        (("team-*",), (), "{datacenter}", "shop", "namespace shop is not in guard.namespaces"),
+        (("team-*",), (), "shop", "dc1", "namespace shop is not in guard.namespaces"),
+        ((), ("x*",), "shop", "dc1", ""),
+        ((), ("shop", "x*"), "shop", "dc1", "namespace shop is in guard.deny_namespaces (shop)"),
+        (("shop",), ("s*",), "{datacenter}", "shop", "namespace shop is in guard.deny_namespaces (s*)"),
+    ],
+)
+def test_namespaces_that_may_be_written(
+    allow: tuple[str, ...], deny: tuple[str, ...], template: str, datacenter: str, refused: str
+) -> None:
+    """What Consul holds leads to a reserved one only when it is named; what a rule names needs no more than that."""
+    bounds = Bounds(namespaces=allow, deny_namespaces=deny, reserved_namespaces=RESERVED)
+    rule = Rule(to=Destination(namespace=template), instances=InstanceRules(bounds=bounds))
+    found = select.target_of(rule, Query(datacenter, "web"))
+    if refused:
+        assert isinstance(found, Skipped)
+        assert found.reason.startswith(refused)
+    else:
+        assert isinstance(found, Target)

@@ -247,6 +247,23 @@ def test_host_names_become_all_their_good_addresses() -> None:
     ]
 
 
+def test_without_resolution_a_host_name_is_skipped() -> None:
+    """And no name is asked for."""
+    rule = picky(bounds=Bounds(host_names=False))
+    found = translated([instance(), instance("db.example")], rule, resolved={"db.example": ("10.0.0.5",)})
+    assert found.mirror is not None
+    assert found.mirror.groups == (group(*ready("10.0.0.1")),)
+    assert [s.reason for s in found.skipped] == ["db.example is a host name, and dns.resolve is off"]
+    assert host_names([instance("db.example")], rule) == set()
+
+
+def test_the_clusters_api_server_is_no_endpoint() -> None:
+    """Whatever networks are allowed."""
+    rule = picky(bounds=Bounds(allow_cidrs=("10.96.0.0/12",), api_server=("10.96.0.1",)))
+    found = translated([instance("10.96.0.1"), instance("10.96.0.2")], rule)
+    assert [s.reason for s in found.skipped] == ["10.96.0.1 is this cluster's API server"]
+
+
 def test_only_names_that_are_needed_are_asked_for() -> None:
     """Not those of instances that the rule does not select, and nothing that is an address or no name."""
     found = [instance("a.example", tags=("s3",)), instance("b.example"), instance(tags=("s3",)), instance("::1%x")]

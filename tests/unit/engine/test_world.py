@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bridge.core.annotated import Refusal, missing
 from bridge.core.model import (
     Destination,
     Gone,
@@ -398,3 +399,20 @@ def test_a_rule_about_another_namespace_is_asked_for_by_name_and_nothing_listed_
     assert (made.on_view(theirs, known("10.1.1.1")), made.on_view(WEB, known("10.0.0.1"))) == ({target}, {HERE})
     assert [s.query for s in made.sources(target) or ()] == [theirs]
     assert (made.replace_rules(RULES, 1.0), made.sources(target)) == ({target, HERE, Target("apps", "db")}, ())
+
+
+def test_what_was_not_granted_is_never_asked_for_and_lets_go_of_what_was_filled() -> None:
+    """A grant that is withdrawn, and one that is given again: each is news, once."""
+    made = world("web", rules=())
+    rule = Rule(to=Destination(namespace="apps", annotated=True))
+    refusal = Refusal(WEB, missing(WEB, "apps"), missing(WEB, "apps"))
+    made.annotate(HERE, rule, WEB, 0.0)
+    assert WEB in made.wanted()
+    assert (made.refuse(HERE, refusal, 1.0), made.refuse(HERE, refusal, 1.0)) == ({HERE}, set())
+    assert (made.refusal(HERE), made.annotation(HERE), made.dismissed(HERE)) == (refusal, None, True)
+    assert WEB not in made.wanted()
+    assert HERE in made.targets()
+    assert made.annotate(HERE, rule, WEB, 2.0) == {HERE}
+    assert (made.refusal(HERE), made.dismissed(HERE)) == (None, False)
+    made.refuse(HERE, refusal, 3.0)
+    assert (made.unannotate(HERE, 4.0), made.unannotate(HERE, 4.0), made.refusal(HERE)) == ({HERE}, set(), None)

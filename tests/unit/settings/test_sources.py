@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import Adopt, Destination, Disposition, InstanceRules, Output, Policy, Rule
+from bridge.core.model import Adopt, Bounds, Destination, Disposition, InstanceRules, Output, Policy, Rule
 from bridge.errors import ConfigurationError
 from bridge.kube.election import ElectionConfig
 from bridge.settings import RULE_FLAGS, Setting, catalogue, load, rule_env
@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "kubernetes.request_timeout": ("5s", "6s"),
     "kubernetes.connect_timeout": ("1s", "2s"),
     "kubernetes.writers": ("3", "4"),
+    "dns.resolve": ("false", "true"),
     "dns.ttl": ("1m", "2m"),
     "dns.retry": ("2s", "3s"),
     "dns.parallel": ("2", "3"),
@@ -65,6 +66,9 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "guard.hold_release": ("1h", "2h"),
     "guard.allow_cidrs": ("10.0.0.0/8,fd00::/8", "10.1.0.0/16"),
     "guard.deny_cidrs": ("10.96.0.0/16", "10.97.0.0/16,10.244.0.0/16"),
+    "guard.extra_deny_cidrs": ("10.96.0.0/16", "10.97.0.0/16,10.244.0.0/16"),
+    "guard.namespaces": ("a", "b,team-*"),
+    "guard.deny_namespaces": ("kube-system", "b,team-*"),
     "retry.attempts": ("2", "3"),
     "retry.consul.floor": ("1s", "2s"),
     "retry.consul.cap": ("40s", "50s"),
@@ -360,7 +364,7 @@ def test_effective_settings_mask_secrets_and_name_everything() -> None:
     """What `bridge run` logs once at its start."""
     settings = load({}, {"CONSUL_HTTP_TOKEN": "very-secret", "BRIDGE_GRACE": "90s"})
     effective = settings.effective()
-    assert effective.keys() == SETTINGS.keys() | {"rules"}
+    assert effective.keys() == SETTINGS.keys() | {"annotated", "rules"}
     assert effective["consul.token"] == "***"
     assert effective["run.grace"] == "1m30s"
     assert "very-secret" not in repr(settings) + str(effective)
@@ -498,6 +502,7 @@ rules:
             address="lan",
             allow_cidrs=("10.0.0.0/8",),
             deny_cidrs=("10.1.0.0/16",),
+            bounds=Bounds(reserved_namespaces=("kube-*", "default")),
             zone_meta="z",
             keep_last_ready=True,
         ),

@@ -1,0 +1,123 @@
+"""What users of a namespace may ask for by annotation: what was granted, and nothing that tells of the rest."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.lab import Lab
+from tests.program import Daemon, bridge, environment, put
+from tests.raw import SERVICES, RawConsul, RawKube, ready_addresses
+
+pytestmark = pytest.mark.lab
+
+Json = dict[str, Any]
+Eventually = Callable[..., None]
+
+
+@pytest.fixture
+def other(kube: RawKube) -> Iterator[str]:
+    """A second namespace."""
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    kube.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    kube.delete(f"/api/v1/namespaces/{name}")
+
+
+def ask(kube: RawKube, namespace: str, name: str, service: str, **marks: str) -> None:
+    """A user's Service that asks to be filled from a Consul service."""
+    annotations = {"consul-bridge/service": service, **{f"consul-bridge/{key}": value for key, value in marks.items()}}
+    metadata = {"name": name, "labels": {"consul-bridge/mirror": "true"}, "annotations": annotations}
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 80}]}}
+    kube.json("POST", SERVICES.format(namespace=namespace), body)
+
+
+def ready(kube: RawKube, namespace: str, name: str) -> list[str]:
+    """Ready addresses."""
+    return [address for address, _ in ready_addresses(kube.endpoints(namespace, name))]
+
+
+def messages(kube: RawKube, namespace: str, name: str) -> set[str]:
+    """Texts of the Events on a user's Service, without names that differ in any case."""
+    events = kube.json("GET", f"/api/v1/namespaces/{namespace}/events")["items"]
+    return {event["message"] for event in events if event["involvedObject"]["name"] == name}
+
+
+def settings(file: Path, *namespaces: str, **further: Any) -> None:
+    """A file without rules for a bridge that watches some namespaces."""
+    put(file, yaml.safe_dump({"rules": [], "kubernetes": {"watch_namespaces": list(namespaces)}, **further}))
+
+
+def test_with_several_namespaces_nothing_is_filled_before_it_is_granted(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, other: str, prefix: str, tmp_path: Path
+) -> None:
+    """A bridge of one namespace fills what is asked for there; `check` says both, and what is missing."""
+    consul.register(f"{prefix}pg", f"{prefix}vm-1", "10.77.1.1", 5432)
+    for place in (namespace, other):
+        ask(kube, place, "database", f"{prefix}pg")
+    env, file = environment(lab.consul.address, lab.kubeconfig), tmp_path / "bridge.yaml"
+    settings(file, namespace, other)
+    result = bridge("sync", "--yes", "--config", str(file), "-o", "json", env=env)
+    assert (result.status, result.json["changes"]) == (0, [])
+    probes = bridge("check", "--config", str(file), "-o", "json", env=env).json["probes"]
+    found = {probe["probe"]: probe for probe in probes}
+    assert "guard.allow_cidrs" in found["networks"]["mend"]
+    assert "grants nothing" in found["grants"]["detail"]
+    detail = found["annotated Services"]["detail"]
+    assert f"no grant in `annotated` lets namespace {other} ask for {prefix}pg in" in detail
+
+    settings(file, namespace, other, annotated=[{"namespaces": [other], "services": [f"{prefix}*"]}])
+    bridge("sync", "--yes", "--config", str(file), "-o", "json", env=env)
+    assert (ready(kube, namespace, "database"), ready(kube, other, "database")) == ([], ["10.77.1.1"])
+
+    settings(file, namespace)
+    bridge("sync", "--yes", "--config", str(file), "-o", "json", env=env)
+    assert ready(kube, namespace, "database") == ["10.77.1.1"]
+
+
+def test_a_running_bridge_follows_grants_and_tells_users_nothing_of_what_exists(
+    lab: Lab,
+    consul: RawConsul,
+    kube: RawKube,
+    namespace: str,
+    other: str,
+    prefix: str,
+    tmp_path: Path,
+    eventually: Eventually,
+) -> None:
+    """What was not granted and what does not exist give the same Event; a grant that is withdrawn empties at once."""
+    consul.register(f"{prefix}pg", f"{prefix}vm-1", "10.77.1.1", 5432)
+    consul.register(f"{prefix}secret", f"{prefix}vm-2", "10.77.1.2", 5432)
+    ask(kube, namespace, "mine", f"{prefix}pg")
+    ask(kube, namespace, "theirs", f"{prefix}secret")
+    ask(kube, namespace, "nothing", f"{prefix}none")
+    ask(kube, namespace, "filtered", f"{prefix}pg", filter='Service.Meta.env == "prod"')
+    granted = [
+        {"namespaces": [namespace], "services": [f"{prefix}pg", f"{prefix}none"], "allow_cidrs": ["10.77.0.0/16"]}
+    ]
+    env, file = environment(lab.consul.address, lab.kubeconfig), tmp_path / "bridge.yaml"
+    settings(file, namespace, other, annotated=granted)
+    daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
+    try:
+        daemon.start()
+        eventually(lambda: ready(kube, namespace, "mine"), ["10.77.1.1"], 60)
+        told = f"dc1 lists no service {prefix}NAME that namespace {namespace} may ask for"
+        for name, service in (("theirs", "secret"), ("nothing", "none")):
+            eventually(lambda n=name: messages(kube, namespace, n), {told.replace("NAME", service)}, 30)
+        (text,) = messages(kube, namespace, "filtered")
+        assert "consul-bridge/filter" in text
+        for name in ("theirs", "nothing", "filtered"):
+            assert kube.endpoints(namespace, name) is None
+
+        settings(file, namespace, other, annotated=[])
+        eventually(lambda: ready(kube, namespace, "mine"), [], 60)
+        settings(file, namespace, other, annotated=granted)
+        eventually(lambda: ready(kube, namespace, "mine"), ["10.77.1.1"], 60)
+    finally:
+        daemon.stop()
+    assert [e for e in daemon.events() if "secret" in e.get("event", "")] == []
