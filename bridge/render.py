@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from bridge.core.model import (
     ServiceBody,
     SliceBody,
 )
+from bridge.core.plan import standing
 from bridge.core.reasons import Code
 from bridge.report import Outcome, Report
 
@@ -623,7 +624,20 @@ def _lines_before(change: Change, before: Current | None) -> list[str]:
         return []
     if change.kind is Kind.SERVICE and before.service is not None:
         s = before.service
-        return body_lines(ServiceBody(s.ports, s.headless, s.families, s.meta.labels, s.meta.annotations))
+        if isinstance(change.body, ServiceBody):
+            return body_lines(standing(s, change.body))
+        return body_lines(
+            ServiceBody(
+                s.ports,
+                s.headless,
+                s.families,
+                s.meta.labels,
+                s.meta.annotations,
+                s.target_ports,
+                s.type,
+                family_policy=s.family_policy,
+            )
+        )
     if change.kind is Kind.ENDPOINTS and before.endpoints is not None:
         e = before.endpoints
         return body_lines(EndpointsBody(e.groups, e.meta.labels, e.meta.annotations))
@@ -637,9 +651,12 @@ def body_lines(body: Body) -> list[str]:
     """An object's content, one fact a line, in Kubernetes' words. Sorted as it is stored."""
     lines = [*_pair_lines("labels", body.labels), *_pair_lines("annotations", body.annotations)]
     if isinstance(body, ServiceBody):
-        lines.append("type: Headless" if body.headless else "type: ClusterIP")
+        lines.append("type: Headless" if body.headless else f"type: {clean(body.type)}")
         lines.append(f"ipFamilies: {', '.join(body.families)}" if body.families else "ipFamilies: (the cluster's)")
-        return lines + _port_lines(body.ports, "")
+        if body.family_policy != "SingleStack":
+            lines.append(f"ipFamilyPolicy: {clean(body.family_policy)}")
+        targets = dict(zip(body.ports, body.target_ports, strict=False))
+        return lines + _port_lines(body.ports, "", targets)
     groups = (body.group,) if isinstance(body, SliceBody) else body.groups
     if isinstance(body, SliceBody):
         lines.append(f"service: {clean(body.service)}")
@@ -664,11 +681,13 @@ def _endpoint_text(endpoint: Endpoint) -> str:
     return clean(f"{endpoint.address} ({', '.join(words)})")
 
 
-def _port_lines(ports: Sequence[Port], indent: str) -> list[str]:
+def _port_lines(ports: Sequence[Port], indent: str, targets: Mapping[Port, int | str] | None = None) -> list[str]:
     lines = [f"{indent}ports:"] if ports else []
     for port in ports:
         app = f" ({port.app_protocol})" if port.app_protocol else ""
-        lines.append(clean(f"{indent}  - {port.name or '(no name)'} {port.number}/{port.protocol}{app}"))
+        target = (targets or {}).get(port, port.number)
+        arrow = f" -> {target}" if target != port.number else ""
+        lines.append(clean(f"{indent}  - {port.name or '(no name)'} {port.number}/{port.protocol}{arrow}{app}"))
     return lines
 
 

@@ -658,8 +658,10 @@ class DestinationRule(_Section):
         description="Namespace, or a template. Default: that of the kubeconfig's context, in a cluster the pod's own.",
     )
     name: NameTemplate = Field("{service}", description=f"Name of the Service; placeholders: {_placeholders()}.")
-    type: Literal["ClusterIP", "Headless"] = Field(
-        "ClusterIP", description="Headless Services have no address of their own."
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer", "Headless"] | None = Field(
+        None,
+        description="Type of the Service; Headless ones have no address of their own. Default: a new Service is "
+        "ClusterIP, and what others make of it (LoadBalancer, say) stays; a type that is set here is put back.",
     )
     output: Output = Field(
         Output.ENDPOINTS,
@@ -1120,6 +1122,7 @@ class Settings(BaseSettings):
                 namespace=to.namespace if to.namespace is not None else default_namespace,
                 name=to.name,
                 headless=to.type == "Headless",
+                type=to.type if to.type is not None and to.type != "Headless" else "",
                 output=to.output,
                 port=to.port or 0,
                 port_name=to.port_name,

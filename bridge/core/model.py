@@ -216,7 +216,8 @@ class Mirror:
 
     `groups` are sorted by (family, ports) and never empty inside. `queries` are the Consul services behind it.
     `labels` and `annotations` are those that we set in addition to the marks of ownership. `withheld` are endpoints
-    that Consul lists and that are left out for their health: they are not lost, they are worse than not ready.
+    that Consul lists and that are left out for their health: they are not lost, they are worse than not ready. `type`
+    is the Service's type where the rule sets one ("": whatever it is).
     """
 
     target: Target
@@ -230,6 +231,7 @@ class Mirror:
     annotations: Pairs = ()
     max_endpoints_per_slice: int = 100
     withheld: tuple[Group, ...] = ()
+    type: str = ""
 
     @property
     def ready(self) -> int:
@@ -286,11 +288,30 @@ class Meta:
     written: str = field(default="", compare=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficPolicy:
+    """What a Service's own fields say about its endpoints. No rule sets them: they are left as they are, and honoured.
+
+    `publish_not_ready` is spec.publishNotReadyAddresses; `internal_local` and `external_local` say that the traffic
+    policy of that name is Local; `distribution` is spec.trafficDistribution ("" when it is not set).
+    """
+
+    publish_not_ready: bool = False
+    internal_local: bool = False
+    external_local: bool = False
+    distribution: str = ""
+
+
+USUAL_TRAFFIC = TrafficPolicy()
+"""What nearly all Services have."""
+
+
 @dataclass(frozen=True, slots=True)
 class CurrentService:
     """A Service that exists. `families` is spec.ipFamilies; `type` is spec.type ("ClusterIP", "ExternalName", ...).
 
-    `dual_stack`: spec.ipFamilyPolicy asks for both families, whether or not the cluster has them.
+    `target_ports` are those of `ports`, a number or a name. `family_policy` is spec.ipFamilyPolicy. `applied` are the
+    fields that OUR field manager owns and that a rule need not set: `type`, and `appProtocol 80/TCP` of a port.
     """
 
     meta: Meta
@@ -298,9 +319,16 @@ class CurrentService:
     headless: bool
     has_selector: bool
     ports: tuple[Port, ...]
-    target_ports: tuple[int, ...] = ()
+    target_ports: tuple[int | str, ...] = ()
     families: tuple[Family, ...] = ()
-    dual_stack: bool = False
+    family_policy: str = "SingleStack"
+    traffic: TrafficPolicy = USUAL_TRAFFIC
+    applied: tuple[str, ...] = ()
+
+    @property
+    def dual_stack(self) -> bool:
+        """Whether it asks for both families, whether or not the cluster has them."""
+        return self.family_policy in ("PreferDualStack", "RequireDualStack")
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,11 +346,12 @@ class CurrentEndpoints:
 
 @dataclass(frozen=True, slots=True)
 class CurrentSlice:
-    """An EndpointSlice of ours that exists."""
+    """An EndpointSlice of ours that exists. `canonical` as for Endpoints: others wrote nothing into its endpoints."""
 
     meta: Meta
     service: str
     group: Group
+    canonical: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,13 +383,27 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceBody:
-    """Content of a Service to be applied (marks of ownership are in `labels` and `annotations` already)."""
+    """Content of a Service to be applied (marks of ownership are in `labels` and `annotations` already).
+
+    `target_ports` are those of `ports` (none: the ports' own numbers). `type` is what the Service is afterwards; it is
+    sent where the rule sets it (`sets_type`) and otherwise left as it is. `traffic` is left as it is, always.
+
+    `replaces_ports`: what others put among the ports cannot be taken out by an apply, so the list is replaced first.
+    `renames`: a port that stands gets another name. Endpoints must not get it unless the Service did.
+    """
 
     ports: tuple[Port, ...]
     headless: bool
     families: tuple[Family, ...]
     labels: Pairs
     annotations: Pairs
+    target_ports: tuple[int | str, ...] = ()
+    type: str = "ClusterIP"
+    sets_type: bool = False
+    family_policy: str = "SingleStack"
+    traffic: TrafficPolicy = USUAL_TRAFFIC
+    replaces_ports: bool = False
+    renames: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -523,7 +566,8 @@ class InstanceRules:
 class Destination:
     """Where and as what a rule's services go (`to:` of a rule). `port` 0 means: from the instances.
 
-    `annotated` marks the rule of a Service that a person made and labelled: it is filled, never written.
+    `annotated` marks the rule of a Service that a person made and labelled: it is filled, never written. `type` is the
+    Service's ("": none is set: a new one is ClusterIP, and what others make of it stays).
     `labels_from` and `annotations_from` take values from the instances: (key, source), where source is `meta:KEY`,
     `node-meta:KEY`, `tag:PREFIX` (the rest of the tag that begins so) or `tags` (all of them).
     """
@@ -542,6 +586,7 @@ class Destination:
     annotations_from: Pairs = ()
     max_endpoints_per_slice: int = 100
     annotated: bool = False
+    type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

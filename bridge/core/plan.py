@@ -37,6 +37,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bridge.core import canonical
+from bridge.core import ports as portage
 from bridge.core import slices as packing
 from bridge.core.marks import ADOPT as ADOPT
 from bridge.core.marks import CATALOG_SYNC_LABEL as CATALOG_SYNC_LABEL
@@ -78,7 +79,7 @@ from bridge.core.model import (
     SliceBody,
     Target,
 )
-from bridge.core.ports import EXTERNAL_NAME
+from bridge.core.ports import CLUSTER_IP, EXTERNAL_NAME
 from bridge.core.reasons import Code, Reason
 from bridge.core.translate import MIRRORING_LIMIT
 
@@ -349,7 +350,8 @@ def _slices(draft: _Draft, packed: Iterable[packing.Slice], labels: Pairs, annot
     for piece in sorted(packed, key=_loses):
         now = piece.existing
         body = SliceBody(draft.target.name, piece.group, own, annotations)
-        same = now is not None and (now.group, now.meta.labels, now.meta.annotations) == (piece.group, own, annotations)
+        wanted = piece.group, own, annotations
+        same = now is not None and now.canonical and (now.group, now.meta.labels, now.meta.annotations) == wanted
         draft.write(Kind.ENDPOINT_SLICE, piece.name, body, None if now is None else now.meta, same=same)
 
 
@@ -410,7 +412,7 @@ def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, an
     if existing is None:
         if desired.service_ports is None:
             return False
-        body = ServiceBody(desired.service_ports, desired.headless, desired.families, labels, annotations)
+        body = _service_body(desired, current, desired.headless, labels, annotations)
         draft.write(Kind.SERVICE, draft.target.name, body, None, same=False)
         return True
     if existing.has_selector:
@@ -431,20 +433,72 @@ def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, an
         now = "headless" if existing.headless else "not headless"
         draft.conflict(Kind.SERVICE, Reason(Code.HEADLESS_FIXED, now=now))
     headless = desired.headless if alias else existing.headless
-    body = ServiceBody(desired.service_ports, headless, desired.families, labels, annotations)
-    same = (
-        not alias
-        and existing.ports == body.ports
-        and _families_fit(existing, body)
-        and (existing.meta.labels, existing.meta.annotations) == (labels, annotations)
+    body = _service_body(desired, current, headless, labels, annotations)
+    draft.write(
+        Kind.SERVICE, draft.target.name, body, existing.meta, same=not alias and standing(existing, body) == body
     )
-    draft.write(Kind.SERVICE, draft.target.name, body, existing.meta, same=same)
     return True
 
 
-def _families_fit(existing: CurrentService, body: ServiceBody) -> bool:
-    """A Service that asks for both families has what the cluster can give, whatever that is."""
-    return existing.dual_stack if len(body.families) > 1 else set(body.families) <= set(existing.families or Family)
+def _service_body(desired: Mirror, current: Current, headless: bool, labels: Pairs, annotations: Pairs) -> ServiceBody:
+    """What is to be applied, and what becomes thereby of the fields that are left to others."""
+    existing, ports = current.service, desired.service_ports or ()
+    wanted = "" if headless else desired.type
+    targets = portage.target_ports(ports, (*desired.groups, *desired.withheld), existing)
+    body = ServiceBody(
+        ports, headless, desired.families, labels, annotations, targets, wanted or CLUSTER_IP, bool(wanted)
+    )
+    if existing is None or existing.type == EXTERNAL_NAME:
+        # an alias turns over in place, and must be told so
+        policy = "PreferDualStack" if len(desired.families) > 1 else "SingleStack"
+        return replace(body, family_policy=policy, sets_type=body.sets_type or (existing is not None and not headless))
+    released = "type" in existing.applied  # a rule set it once and does not any more: it falls back
+    policy = existing.family_policy if existing.dual_stack else "PreferDualStack"
+    return replace(
+        body,
+        type=wanted or (CLUSTER_IP if released else existing.type),
+        family_policy=policy if len(desired.families) > 1 else "SingleStack",
+        traffic=existing.traffic,
+        replaces_ports=_has_foreign_ports(existing, ports),
+        renames=any(old != new for old, new in _names_now(desired, current).items()),
+    )
+
+
+def _has_foreign_ports(existing: CurrentService, ports: Sequence[Port]) -> bool:
+    """Whether ports stand there that an apply of `ports` would leave, or whose names it would."""
+    wanted = {(p.number, p.protocol): p for p in ports}
+    return any(
+        (p.number, p.protocol) not in wanted or (p.name and not wanted[p.number, p.protocol].name)
+        for p in existing.ports
+    )
+
+
+def standing(existing: CurrentService, body: ServiceBody) -> ServiceBody:
+    """What stands there of all that `body` says: the two are equal when there is nothing to write.
+
+    This is what is compared and what a diff shows, so that nothing is written unseen. Fields that `body` does not set
+    count as they are: others set them. A Service that asks for both families has what the cluster can give, whatever
+    that is.
+    """
+    unset = {(p.number, p.protocol) for p in body.ports if not p.app_protocol}
+    ports = tuple(
+        replace(p, app_protocol="")
+        if p.app_protocol and (p.number, p.protocol) in unset and portage.app_protocol_field(p) not in existing.applied
+        else p
+        for p in existing.ports
+    )
+    fit = existing.dual_stack if len(body.families) > 1 else set(body.families) <= set(existing.families or Family)
+    return replace(
+        body,
+        ports=ports,
+        target_ports=existing.target_ports,
+        headless=existing.headless,
+        families=body.families if fit else existing.families,
+        family_policy=existing.family_policy,
+        labels=existing.meta.labels,
+        annotations=existing.meta.annotations,
+        type=existing.type,
+    )
 
 
 # --------------------------------------------------------------------------- what is taken away

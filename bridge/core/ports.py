@@ -30,6 +30,8 @@ PROTOCOLS = ("TCP", "UDP", "SCTP")
 PROTOCOL_META = "protocol"
 """Service meta that names the protocol where the rule does not; what is no protocol of Kubernetes is ignored."""
 EXTERNAL_NAME = "ExternalName"
+CLUSTER_IP = "ClusterIP"
+"""The type of a Service that nobody gave one."""
 
 
 def legal(number: int) -> bool:
@@ -135,7 +137,8 @@ def _by_service(instance: Instance, service: CurrentService | None, own_port: in
         if not legal(single):
             return Reason(Code.PORT_INVALID, number=single)
         offered[""] = single
-    fixed = dict(zip(service.ports, service.target_ports, strict=False))
+    targets = zip(service.ports, service.target_ports, strict=False)
+    fixed = {port: target for port, target in targets if isinstance(target, int)}
     numbers: dict[Port, int] = {}
     for port in service.ports:
         if legal(fixed.get(port, 0)) and fixed[port] != port.number:
@@ -236,6 +239,39 @@ def _decide(
         weight = sum(voted.values()) if voted else 0
         ranked.append(((name not in forced, name not in kept, -weight, name), port))
     return _distinct([port for _, port in sorted(ranked)], votes)
+
+
+def target_ports(
+    ports: Sequence[Port], groups: Iterable[Group], service: CurrentService | None
+) -> tuple[int | str, ...]:
+    """The targetPort of each of the Service's ports: the number that most of its endpoints have.
+
+    kube-proxy takes the number from the endpoint; people, `kubectl describe` and some other proxies read this one. Of
+    equals the one that stands there stays, else it is the lowest; without endpoints nothing changes.
+    """
+    votes = _votes(groups)
+    standing: dict[tuple[int, str], int | str] = {}
+    if service is not None and lives(service):
+        pairs = zip(service.ports, service.target_ports, strict=False)
+        standing = {(port.number, port.protocol): target for port, target in pairs}
+    found: list[int | str] = []
+    for port in ports:
+        numbers: Counter[int] = Counter()
+        for voted, count in votes.get(port.name, {}).items():
+            numbers[voted.number] += count
+        now = standing.get((port.number, port.protocol), port.number)
+        if not numbers:
+            found.append(now if isinstance(now, int) else port.number)
+            continue
+        most = max(numbers.values())
+        commonest = [number for number, count in numbers.items() if count == most]
+        found.append(now if now in commonest else min(commonest))
+    return tuple(found)
+
+
+def app_protocol_field(port: Port) -> str:
+    """The name of a port's application protocol among `CurrentService.applied`."""
+    return f"appProtocol {port.number}/{port.protocol}"
 
 
 def _best(votes: Mapping[str, Counter[Port]], name: str) -> Port:

@@ -159,6 +159,7 @@ def translate(
         annotations=annotations,
         max_endpoints_per_slice=rule.to.max_endpoints_per_slice,
         withheld=withheld,
+        type=rule.to.type,
     )
     warnings = (
         *(text for source_rule, _, _ in sources for text in source_rule.warnings),
@@ -425,7 +426,7 @@ def _said(rule: Rule, labels: Pairs, annotations: Pairs) -> dict[str, str]:
     """What a rule says about the one Service that it may share with others."""
     return {
         "output": rule.to.output.value,
-        "type": "Headless" if rule.to.headless else "ClusterIP",
+        "type": "Headless" if rule.to.headless else rule.to.type or portage.CLUSTER_IP,
         "max_endpoints_per_slice": str(rule.to.max_endpoints_per_slice),
         **{f"the label {key}": value for key, value in labels},
         **{f"the annotation {key}": value for key, value in annotations},

@@ -35,6 +35,7 @@ from bridge.core.model import (
     Plan,
     Policy,
     Query,
+    ServiceBody,
     Skipped,
     Target,
 )
@@ -308,12 +309,13 @@ def apply_plan(plan: Plan, write: Callable[[Change], object]) -> Outcome:
 
     `write` sends one change and notes it; it raises the bridge's errors. When a Service cannot be created its
     Endpoints are not tried either: the control plane would delete them (Endpoints without a Service of their name).
+    Nor are they when a port of the Service cannot be renamed: under another name than the Service's nobody gets there.
     """
     applied: list[Change] = []
     failures: list[Failure] = []
     conflicts: list[Conflict] = []
     for change in plan.writes:
-        if failures and failures[0].change.kind is Kind.SERVICE and failures[0].change.existing is None:
+        if failures and _leads_nowhere(failures[0].change):
             break
         try:
             write(change)
@@ -328,6 +330,13 @@ def apply_plan(plan: Plan, write: Callable[[Change], object]) -> Outcome:
     if conflicts:
         plan = replace(plan, conflicts=(*plan.conflicts, *conflicts))
     return Outcome(plan, tuple(applied), tuple(failures))
+
+
+def _leads_nowhere(failed: Change) -> bool:
+    """Whether endpoints would not be reached through a Service that could not be written."""
+    return failed.kind is Kind.SERVICE and (
+        failed.existing is None or (isinstance(failed.body, ServiceBody) and failed.body.renames)
+    )
 
 
 def queries_text(queries: Sequence[Query]) -> str:

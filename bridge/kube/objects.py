@@ -9,7 +9,8 @@ we would have written.
 | ports | `protocol` always | Service ports are keyed by (port, protocol) in an apply |
 | Endpoints | one subset per port set, both families in it | that is what an Endpoints subset is |
 | subsets | no empty `addresses` or `notReadyAddresses` | 422 |
-| Service | `type: ClusterIP` always | an adopted ExternalName turns over in place |
+| Service | `type` only where the rule sets it | what others made of it stays; an adopted ExternalName is told |
+| Service ports | `targetPort` always | people read it, and some proxies; without it it would be the Service's own |
 | ipFamilies | only for one family; for both the policy alone | one of two named is refused once it has both (422) |
 | slices | `ready`, `serving`, `terminating` always | an absent `ready` means ready |
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 from bridge.core import canonical
 from bridge.core.model import (
+    USUAL_TRAFFIC,
     Change,
     CurrentEndpoints,
     CurrentService,
@@ -38,7 +40,9 @@ from bridge.core.model import (
     ServiceBody,
     SliceBody,
     Target,
+    TrafficPolicy,
 )
+from bridge.core.ports import app_protocol_field
 from bridge.kube.client import FIELD_MANAGER
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -95,11 +99,11 @@ def encode(change: Change) -> Json:
 
 
 def _service_spec(body: ServiceBody) -> Json:
-    spec: Json = {
-        "type": "ClusterIP",
-        "ports": ports(sorted(body.ports)),
-        "ipFamilyPolicy": "PreferDualStack" if len(body.families) > 1 else "SingleStack",
-    }
+    spec: Json = {"ipFamilyPolicy": body.family_policy}
+    if body.ports:
+        spec["ports"] = service_ports(body)
+    if body.sets_type:
+        spec["type"] = body.type
     if len(body.families) == 1:
         spec["ipFamilies"] = [body.families[0].value]
     if body.headless:
@@ -118,6 +122,15 @@ def ports(found: Iterable[Port]) -> list[Json]:
             entry["appProtocol"] = port.app_protocol
         encoded.append(entry)
     return encoded
+
+
+def service_ports(body: ServiceBody) -> list[Json]:
+    """A Service's ports, sorted, each with its targetPort."""
+    targets = dict(zip(body.ports, body.target_ports, strict=False))
+    found = sorted(body.ports)
+    return [
+        {**entry, "targetPort": targets.get(port, port.number)} for entry, port in zip(ports(found), found, strict=True)
+    ]
 
 
 def subsets(groups: Iterable[Group]) -> list[Json]:
@@ -145,26 +158,27 @@ def slice_labels(body: SliceBody) -> dict[str, str]:
 
 
 def _slice(body: SliceBody) -> Json:
-    encoded = []
-    for endpoint in arranged(body.group.endpoints):
-        entry: Json = {
-            "addresses": [endpoint.address],
-            "conditions": {
-                "ready": endpoint.ready,
-                "serving": endpoint.serving,
-                "terminating": endpoint.terminating,
-            },
-        }
-        if endpoint.zone:
-            entry["zone"] = endpoint.zone
-        if endpoint.node_name:
-            entry["nodeName"] = endpoint.node_name
-        encoded.append(entry)
-    return {
-        "addressType": body.group.family.value,
-        "endpoints": encoded,
-        "ports": ports(sorted(body.group.ports)),
+    encoded = [_slice_entry(endpoint) for endpoint in arranged(body.group.endpoints)]
+    content: Json = {"addressType": body.group.family.value, "endpoints": encoded}
+    if body.group.ports:  # none at all is what the control plane writes for a headless Service without ports
+        content["ports"] = ports(sorted(body.group.ports))
+    return content
+
+
+def _slice_entry(endpoint: Endpoint) -> Json:
+    entry: Json = {
+        "addresses": [endpoint.address],
+        "conditions": {
+            "ready": endpoint.ready,
+            "serving": endpoint.serving,
+            "terminating": endpoint.terminating,
+        },
     }
+    if endpoint.zone:
+        entry["zone"] = endpoint.zone
+    if endpoint.node_name:
+        entry["nodeName"] = endpoint.node_name
+    return entry
 
 
 def arranged(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
@@ -246,9 +260,9 @@ def decode_service(raw: object) -> CurrentService | None:
     if meta is None:
         return None
     spec = mapping(mapping(raw).get("spec"))
-    found = [(_port(p), _number(mapping(p).get("targetPort"))) for p in _list(spec.get("ports"))]
+    found = [(_port(p), _target_port(mapping(p).get("targetPort"))) for p in _list(spec.get("ports"))]
     if meta.owner is not None:
-        found.sort()
+        found.sort(key=lambda pair: pair[0])
     families = tuple(Family(f) for f in _list(spec.get("ipFamilies")) if f in Family.__members__.values())
     return CurrentService(
         meta=meta,
@@ -256,10 +270,38 @@ def decode_service(raw: object) -> CurrentService | None:
         headless=spec.get("clusterIP") == "None",
         has_selector=bool(spec.get("selector")),
         ports=tuple(port for port, _ in found),
-        target_ports=tuple(number for _, number in found),
+        target_ports=tuple(target for _, target in found),
         families=families,
-        dual_stack=spec.get("ipFamilyPolicy") in ("PreferDualStack", "RequireDualStack"),
+        family_policy=_text(spec.get("ipFamilyPolicy")) or "SingleStack",
+        traffic=_traffic(spec),
+        applied=_applied(raw, found) if meta.owner is not None else (),
     )
+
+
+def _traffic(spec: Mapping[str, Any]) -> TrafficPolicy:
+    found = TrafficPolicy(
+        publish_not_ready=spec.get("publishNotReadyAddresses") is True,
+        internal_local=spec.get("internalTrafficPolicy") == "Local",
+        external_local=spec.get("externalTrafficPolicy") == "Local",
+        distribution=_text(spec.get("trafficDistribution")),
+    )
+    return USUAL_TRAFFIC if found == USUAL_TRAFFIC else found
+
+
+def _applied(raw: object, found: Iterable[tuple[Port, object]]) -> tuple[str, ...]:
+    """The fields among those that a rule need not set which our field manager owns."""
+    applied: set[str] = set()
+    for entry in map(mapping, _list(mapping(mapping(raw).get("metadata")).get("managedFields"))):
+        if _is_our_apply(entry):
+            spec = mapping(mapping(entry.get("fieldsV1")).get("f:spec"))
+            if "f:type" in spec:
+                applied.add("type")
+            owned = mapping(spec.get("f:ports"))
+            for port, _ in found:
+                key = f'k:{{"port":{port.number},"protocol":"{port.protocol}"}}'
+                if "f:appProtocol" in mapping(owned.get(key)):
+                    applied.add(app_protocol_field(port))
+    return tuple(sorted(applied))
 
 
 def decode_endpoints(raw: object) -> CurrentEndpoints | None:
@@ -284,7 +326,8 @@ def decode_endpoints(raw: object) -> CurrentEndpoints | None:
 def decode_slice(raw: object) -> CurrentSlice | None:
     """An EndpointSlice; None without a Service's name or with a foreign address type (not ours then).
 
-    Endpoints that are there twice stay there twice, so that such a slice never equals one that we want.
+    Endpoints that are there twice stay there twice, so that such a slice never equals one that we want. `canonical`
+    says whether writing `group` again would leave its endpoints as they are.
     """
     meta = decode_meta(Kind.ENDPOINT_SLICE, raw)
     content = mapping(raw)
@@ -310,7 +353,9 @@ def decode_slice(raw: object) -> CurrentSlice | None:
             if isinstance(address, str)
         ]
     port_set = tuple(sorted(_port(p) for p in _list(content.get("ports"))))
-    return CurrentSlice(meta=meta, service=intern(service), group=Group(Family(kind), port_set, arranged(endpoints)))
+    group = Group(Family(kind), port_set, arranged(endpoints))
+    canonical = [_slice_entry(e) for e in group.endpoints] == _list(content.get("endpoints"))
+    return CurrentSlice(meta=meta, service=intern(service), group=group, canonical=canonical)
 
 
 def expected(change: Change, meta: Meta) -> Decoded:
@@ -318,16 +363,20 @@ def expected(change: Change, meta: Meta) -> Decoded:
     body = change.body
     match body:
         case ServiceBody():
+            stored = service_ports(body)
             found = tuple(sorted(body.ports))
+            applied = {"type"} if body.sets_type else set()
             return CurrentService(
                 meta=meta,
-                type="ClusterIP",
+                type=body.type,
                 headless=body.headless,
                 has_selector=False,
                 ports=found,
-                target_ports=tuple(p.number for p in found),
+                target_ports=tuple(entry["targetPort"] for entry in stored),
                 families=body.families,
-                dual_stack=len(body.families) > 1,
+                family_policy=body.family_policy,
+                traffic=body.traffic,
+                applied=tuple(sorted({*applied, *(app_protocol_field(p) for p in found if p.app_protocol)})),
             )
         case EndpointsBody():
             return CurrentEndpoints(meta=meta, groups=plain(body.groups))
@@ -368,6 +417,11 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
+def _target_port(value: object) -> int | str:
+    """A number, or the name of a port."""
+    return intern(value) if isinstance(value, str) else _number(value)
+
+
 def _text(value: object) -> str:
     return intern(value) if isinstance(value, str) else ""
 
@@ -392,13 +446,18 @@ def _owned_keys(managed_fields: object) -> tuple[set[str], set[str], str]:
     annotations: set[str] = set()
     written = ""
     for entry in map(mapping, _list(managed_fields)):
-        if entry.get("manager") != FIELD_MANAGER or entry.get("operation") != "Apply" or entry.get("subresource"):
+        if not _is_our_apply(entry):
             continue
         written = max(written, str(entry.get("time") or ""))
         metadata = mapping(mapping(entry.get("fieldsV1")).get("f:metadata"))
         for found, key in ((labels, "f:labels"), (annotations, "f:annotations")):
             found.update(k[2:] for k in mapping(metadata.get(key)) if k.startswith("f:"))
     return labels, annotations, written
+
+
+def _is_our_apply(entry: Mapping[str, Any]) -> bool:
+    ours = entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
+    return ours and not entry.get("subresource")
 
 
 def _kept(found: Mapping[str, str], keys: set[str]) -> Pairs:

@@ -10,6 +10,10 @@ docs/decisions.md):
 | delete | DELETE with uid and resourceVersion as preconditions | changed or made anew: 409 |
 
 `force` only ever takes fields back on objects that are ours. Answers are asked for as metadata only.
+
+An apply merges the ports of a Service by (number, protocol): it cannot take out what others put there, and would be
+refused while a port without a name stands beside others. So where a plan says so (`replaces_ports`) the whole list is
+replaced first, in one request; the apply that follows then only says whose it is.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ from bridge.kube.client import (
 
 NEVER_VERSION = "1"
 """etcd's revision before anything is written: no object carries it, so asking for it means "must not exist"."""
+
+NODE_PORT_TYPES = ("NodePort", "LoadBalancer")
+"""Types of Services whose ports have a number on every node as well."""
 
 _MANAGER = ("fieldManager", FIELD_MANAGER)
 _FORCE = ("force", "true")
@@ -97,6 +104,8 @@ class Writer:
 
     def _update(self, change: Change) -> Meta:
         existing = _existing(change)
+        if isinstance(change.body, ServiceBody) and change.body.replaces_ports:
+            existing = self._with_ports_replaced(change, change.body, existing)
         body = _bytes(objects.encode(change), uid=existing.uid, resourceVersion=existing.resource_version)
         is_service = isinstance(change.body, ServiceBody)
         accept = JSON if is_service else METADATA_ONLY
@@ -109,6 +118,38 @@ class Writer:
         if is_service:
             found = self._tidied(change, found)
         return self._meta(change, found)
+
+    def _with_ports_replaced(self, change: Change, body: ServiceBody, existing: Meta) -> Meta:
+        """Put exactly our ports in place of those that stand, and keep the node ports that clients may know."""
+        stored = self._read(change)
+        if stored is None or _version_of(stored) != (existing.uid, existing.resource_version):
+            raise StaleError(f"{_what(change)} changed since it was read")
+        node_ports = {
+            (p.get("port"), p.get("protocol", "TCP")): p["nodePort"]
+            for p in map(objects.mapping, objects.mapping(stored.get("spec")).get("ports") or [])
+            if p.get("nodePort")
+        }
+        ports = objects.service_ports(body)
+        for port in ports:
+            if (port["port"], port["protocol"]) in node_ports and body.type in NODE_PORT_TYPES:
+                port["nodePort"] = node_ports[port["port"], port["protocol"]]
+        return self._meta(change, self._merge(change, existing.uid, existing.resource_version, {"ports": ports}))
+
+    def _merge(self, change: Change, uid: str, version: str, spec: dict[str, Any]) -> dict[str, Any]:
+        """Merge `spec` into the object of this uid and version; the answer, whole."""
+        patch = {"metadata": {"uid": uid, "resourceVersion": version}, "spec": spec}
+        answer = self._client.request(
+            "PATCH",
+            objects.path(change.kind, change.target.namespace, change.name),
+            query=(_MANAGER,),
+            body=_bytes(patch),
+            content_type=MERGE,
+            within=self._permitted_seconds(change),
+            allow=frozenset({409}),
+        )
+        if answer.status == 409:
+            raise StaleError(f"{_what(change)} changed while it was being written: {_message(answer)}")
+        return _object(answer, change)
 
     def _tidied(self, change: Change, found: dict[str, Any]) -> dict[str, Any]:
         """Take out of a Service what an apply cannot: other managers' ports, an adopted ExternalName's name.
@@ -124,24 +165,7 @@ class Writer:
         if not too_many and "externalName" not in spec:
             return found
         kept = [p for p in stored if (p.get("port"), p.get("protocol", "TCP")) in keys]
-        metadata = found["metadata"]
-        patch = {
-            "metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]},
-            "spec": {"ports": kept, "externalName": None},
-        }
-        path = objects.path(change.kind, change.target.namespace, change.name)
-        answer = self._client.request(
-            "PATCH",
-            path,
-            query=(_MANAGER,),
-            body=_bytes(patch),
-            content_type=MERGE,
-            within=self._permitted_seconds(change),
-            allow=frozenset({409}),
-        )
-        if answer.status == 409:
-            raise StaleError(f"{_what(change)} changed while it was being written: {_message(answer)}")
-        return _object(answer, change)
+        return self._merge(change, *_version_of(found), {"ports": kept, "externalName": None})
 
     def _delete(self, change: Change) -> None:
         existing = _existing(change)
@@ -186,12 +210,16 @@ class Writer:
         return seconds
 
     def _find(self, change: Change) -> dict[str, Any] | None:
-        """Metadata of the object that is in the way, None when there is none. A list: needs no `get` permission."""
+        """Metadata of the object that is in the way, None when there is none."""
+        return self._read(change, METADATA_LIST_ONLY)
+
+    def _read(self, change: Change, accept: str = JSON) -> dict[str, Any] | None:
+        """The object, None when there is none. A list: needs no `get` permission."""
         answer = self._client.request(
             "GET",
             objects.path(change.kind, change.target.namespace),
             query=(("fieldSelector", f"metadata.name={change.name}"),),
-            accept=METADATA_LIST_ONLY,
+            accept=accept,
         )
         items = _json(answer.body).get("items") or []
         return items[0] if items and isinstance(items[0], dict) else None
@@ -235,6 +263,12 @@ def _bytes(body: dict[str, Any], **preconditions: str) -> bytes:
     if preconditions:
         body = {**body, "metadata": {**body["metadata"], **preconditions}}
     return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _version_of(raw: dict[str, Any]) -> tuple[str, str]:
+    """uid and resourceVersion of an object."""
+    metadata = objects.mapping(raw.get("metadata"))
+    return str(metadata.get("uid") or ""), str(metadata.get("resourceVersion") or "")
 
 
 def _existing(change: Change) -> Meta:

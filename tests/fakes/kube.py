@@ -744,6 +744,11 @@ def _service_faults(body: Json, held: Json | None) -> Iterator[tuple[str, str]]:
     if not spec.get("ports") and spec.get("clusterIP") != "None":
         yield "spec.ports", "Required value"
     yield from _port_faults("spec.ports", spec.get("ports") or [], unique=True)
+    for index, port in enumerate(spec.get("ports") or []):
+        target = port.get("targetPort", 1)
+        if isinstance(target, int) and not 0 < target < 65536:
+            where = f"spec.ports[{index}].targetPort"
+            yield where, f"Invalid value: {target}: must be between 1 and 65535, inclusive"
     old = ((held or {}).get("spec") or {}).get("clusterIP")
     if old and old != spec.get("clusterIP"):
         yield "spec.clusterIPs[0]", f'Invalid value: ["{spec.get("clusterIP")}"]: may not change once set'

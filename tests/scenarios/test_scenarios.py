@@ -6,7 +6,7 @@ What a scenario does not list under `expect` (skipped, conflicts, held, warnings
 - `vm1 10.0.0.1:8080 passing`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them. Behind its health:
   `kind:connect-proxy`, `tag:s3`, `meta:env=prod`, `lan:192.168.0.1` (a tagged address), `http=8080` (a named port)
 - `Service default/web of somebody else, with a selector`: an object that stands there already; further manners are
-  `an alias`, `ports http 80 and metrics 81`, `filled from radosgw` (the annotation of a person who asks for it)
+  `an alias`, `ports http 80 and dns 53/UDP -> 5353`, `filled from radosgw` (the annotation of who asks for it)
 - `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`
 - `default/radosgw` under `held`: that it is held, for whatever reason
 """
@@ -223,12 +223,13 @@ class World:
         owner = whose.removeprefix("the bridge ") if whose.startswith("the bridge ") else None
         marks: Pairs = (("consul", "true"),) if whose == "consul-k8s" else ()
         ports: tuple[Port, ...] = () if "an alias" in manners else (Port("", 8080),)
+        targets: tuple[int | str, ...] = tuple(p.number for p in ports)
         for manner in manners:
             if manner.startswith("filled from "):
                 marks = ((annotated.MIRROR, "true"), (annotated.SERVICE, manner.removeprefix("filled from ")))
             elif manner.startswith("ports "):
-                pairs = [p.split() for p in manner.removeprefix("ports ").split(" and ")]
-                ports = tuple(sorted(Port(name, int(number)) for name, number in pairs))
+                said = [_service_port(text) for text in manner.removeprefix("ports ").split(" and ")]
+                ports, targets = tuple(p for p, _ in said), tuple(t for _, t in said)
             else:
                 assert manner in ("an alias", "with a selector"), manner
         meta = Meta(
@@ -250,7 +251,7 @@ class World:
                 headless=False,
                 has_selector="with a selector" in manners,
                 ports=ports,
-                target_ports=tuple(p.number for p in ports),
+                target_ports=targets,
             )
 
     def stands(self, target: Target) -> bool:
@@ -276,7 +277,13 @@ class World:
         """The Service's ports in one line."""
         service = self._cluster(Target(*target.split("/"))).service
         assert service is not None
-        return ", ".join(f"{p.name} {p.number}".strip() for p in service.ports)
+        found = zip(service.ports, service.target_ports, strict=True)
+        return ", ".join(
+            f"{p.name} {p.number}".strip()
+            + (f"/{p.protocol}" if p.protocol != "TCP" else "")
+            + (f" -> {target}" if target != p.number else "")
+            for p, target in found
+        )
 
 
 def _origins(current: Current) -> set[str]:
@@ -301,6 +308,13 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
         to=Destination(**to),
         instances=InstanceRules(**instances),
     )
+
+
+def _service_port(text: str) -> tuple[Port, int | str]:
+    """`http 80`, `dns 53/UDP`, `http 80 -> web`: a port of a Service, and its targetPort."""
+    name, number, protocol, target = re.fullmatch(r"(\S+) (\d+)(?:/(\w+))?(?: -> (\S+))?", text).groups()  # type: ignore[union-attr]
+    target = target or number
+    return Port(name, int(number), protocol or "TCP"), int(target) if target.isdigit() else target
 
 
 def _several(line: str) -> list[str]:

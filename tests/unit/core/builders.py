@@ -13,6 +13,7 @@ from typing import Any
 from bridge.core import canonical
 from bridge.core.marks import SKIP_MIRROR, marks
 from bridge.core.model import (
+    USUAL_TRAFFIC,
     Action,
     Adopt,
     Change,
@@ -127,6 +128,7 @@ def service(owner: str | None = OWNER, ports: tuple[Port, ...] = (Port("", 8080)
         "headless": False,
         "has_selector": False,
         "families": (Family.IPV4,),
+        "target_ports": tuple(p.number for p in ports),
         **{k: v for k, v in more.items() if not k.startswith("meta_")},
     }
     return CurrentService(meta=meta(Kind.SERVICE, owner=owner, **about), ports=ports, **rest)  # type: ignore[arg-type]
@@ -298,13 +300,15 @@ class Cluster:
             )
         return CurrentService(
             meta=about,
-            type="ClusterIP",
+            type=body.type,
             headless=body.headless,
             has_selector=False,
             ports=body.ports,
-            target_ports=tuple(p.number for p in body.ports),
+            target_ports=body.target_ports,
             families=families,
-            dual_stack=len(body.families) > 1,
+            family_policy=body.family_policy,
+            traffic=before.traffic if before is not None else USUAL_TRAFFIC,
+            applied=("type",) if body.sets_type else (),
         )
 
 

@@ -21,6 +21,7 @@ from bridge.core.model import (
     Plan,
     Policy,
     Port,
+    Rule,
     ServiceBody,
     Skipped,
     SliceBody,
@@ -150,7 +151,7 @@ def test_endpoints_that_are_not_canonical_are_written_again() -> None:
     "change",
     [
         {"ports": (Port("", 1),)},
-        {"families": (Family.IPV6,), "dual_stack": False},
+        {"families": (Family.IPV6,), "family_policy": "SingleStack"},
         {"meta": meta(Kind.SERVICE, labels=())},
         {"meta": meta(Kind.SERVICE, annotations=())},
     ],
@@ -162,6 +163,51 @@ def test_what_somebody_changed_about_our_service_is_put_back(change: dict[str, o
     assert cluster.service is not None
     cluster.service = replace(cluster.service, **change)  # type: ignore[arg-type]
     assert verbs(planned(desired, cluster.current())) == ["update Service"]
+
+
+def test_an_application_protocol_is_put_back_only_where_it_is_ours() -> None:
+    """Others may set one where no rule does; what we applied and no longer want goes."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    assert cluster.service is not None
+    cluster.service = replace(cluster.service, ports=(Port("", 8080, app_protocol="http"),))
+    desired = mirror_of(instances(3), None, cluster.current())
+    assert verbs(planned(desired, cluster.current())) == []
+    cluster.service = replace(cluster.service, applied=("appProtocol 8080/TCP",))
+    assert verbs(planned(desired, cluster.current())) == ["update Service"]
+
+
+@pytest.mark.parametrize(
+    ("by", "standing", "applied", "wanted"),
+    [
+        (rule(), "LoadBalancer", (), None),
+        (rule(), "LoadBalancer", ("type",), "ClusterIP"),
+        (rule(), "ClusterIP", ("type",), None),
+        (rule(type="NodePort"), "ClusterIP", (), "NodePort"),
+        (rule(type="NodePort"), "NodePort", (), None),
+        (rule(type="ClusterIP"), "LoadBalancer", (), "ClusterIP"),
+    ],
+)
+def test_a_type_is_the_rules_or_it_is_left_to_others(
+    by: Rule, standing: str, applied: tuple[str, ...], wanted: str | None
+) -> None:
+    """A rule that sets none says nothing about it, and gives up what it set before."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    assert cluster.service is not None
+    cluster.service = replace(cluster.service, type=standing, applied=applied)
+    changes = planned(mirror_of(instances(3), by, cluster.current()), cluster.current()).writes
+    assert [c.body.type for c in changes if isinstance(c.body, ServiceBody)] == ([wanted] if wanted else [])
+
+
+def test_a_service_that_requires_both_families_goes_on_requiring_them() -> None:
+    """Whoever asked for it, an unrelated change does not make it a preference."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    assert cluster.service is not None
+    cluster.service = replace(cluster.service, family_policy="RequireDualStack", families=tuple(Family))
+    assert verbs(planned(mirror_of(instances(3), None, cluster.current()), cluster.current())) == []
+    later = mirror_of(instances(3), rule(labels=(("a", "b"),)), cluster.current())
+    (change,) = [c for c in planned(later, cluster.current()).writes if c.kind is Kind.SERVICE]
+    assert isinstance(change.body, ServiceBody)
+    assert change.body.family_policy == "RequireDualStack"
 
 
 def test_a_dual_stack_service_on_a_single_stack_cluster_is_at_rest() -> None:

@@ -6,7 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from bridge.core.model import Current, Destination, Instance, InstanceRules, Known, Port, Query, Rule, TaggedAddress
+from bridge.core.model import (
+    Current,
+    Destination,
+    Instance,
+    InstanceRules,
+    Kind,
+    Known,
+    Port,
+    Query,
+    Rule,
+    ServiceBody,
+    TaggedAddress,
+)
 from bridge.core.ports import in_order, legal
 from bridge.core.translate import translate
 from tests.unit.core.builders import (
@@ -17,6 +29,7 @@ from tests.unit.core.builders import (
     instances,
     mirror_of,
     named,
+    planned,
     rule,
     service,
     settle,
@@ -257,6 +270,46 @@ def test_a_port_has_one_protocol() -> None:
     assert found.mirror is not None
     assert found.mirror.service_ports == (Port("", 8080, "TCP"),)
     assert found.warnings == ("1 endpoints of port '' cannot be reached: the Service speaks TCP there",)
+
+
+# --------------------------------------------------------------------------- what the Service shows
+
+
+def targets_of(*found: Instance, by: Rule | None = None, current: Current | None = None) -> tuple[int | str, ...]:
+    """The targetPorts of the Service that is to be written."""
+    standing = current or Current(TARGET)
+    (change,) = [c for c in planned(mirror_of(found, by, standing), standing).changes if c.kind is Kind.SERVICE]
+    assert isinstance(change.body, ServiceBody)
+    return change.body.target_ports
+
+
+@pytest.mark.parametrize(
+    ("numbers", "standing", "target"),
+    [
+        ((8080, 8080, 8081), None, 8080),
+        ((8081, 8080), None, 8080),
+        ((8081, 8080), 8081, 8081),
+        ((8081, 8080), "http", 8080),
+        ((8081, 8080, 8080), 8081, 8080),
+        ((), 8081, 8081),
+        ((), "http", 80),
+    ],
+)
+def test_a_target_port_is_the_commonest_of_the_instances(
+    numbers: tuple[int, ...], standing: int | str | None, target: int
+) -> None:
+    """Of equals the one that stands there, else the lowest; without instances nothing changes."""
+    found = [instance(f"10.0.0.{n}", number) for n, number in enumerate(numbers, 1)]
+    now = service(ports=(Port("", 80),), target_ports=(standing,)) if standing else None
+    assert targets_of(*found, by=rule(port=80), current=Current(TARGET, now)) == (target,)
+
+
+def test_target_ports_of_an_alias_are_not_kept() -> None:
+    """It has no ports that anybody knows."""
+    alias = service(ports=(Port("", 80),), target_ports=(8081,), type="ExternalName")
+    assert targets_of(instance(), instance("10.0.0.2", 8081), by=rule(port=80), current=Current(TARGET, alias)) == (
+        8080,
+    )
 
 
 # --------------------------------------------------------------------------- a person's Service

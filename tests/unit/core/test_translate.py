@@ -362,8 +362,12 @@ def test_proxies_alone_make_no_service_but_do_not_take_one_away() -> None:
         (("fd00::1", "10.0.0.1"), None, (Family.IPV4, Family.IPV6)),
         ((), service(families=(Family.IPV6,)), (Family.IPV6,)),
         (("10.0.0.1",), service(families=(Family.IPV6,)), (Family.IPV6, Family.IPV4)),
-        (("10.0.0.1",), service(families=(Family.IPV4, Family.IPV6), dual_stack=True), (Family.IPV4, Family.IPV6)),
-        (("10.0.0.1",), service(families=(Family.IPV6,), dual_stack=True), (Family.IPV6, Family.IPV4)),
+        (
+            ("10.0.0.1",),
+            service(families=(Family.IPV4, Family.IPV6), family_policy="PreferDualStack"),
+            (Family.IPV4, Family.IPV6),
+        ),
+        (("10.0.0.1",), service(families=(Family.IPV6,), family_policy="PreferDualStack"), (Family.IPV6, Family.IPV4)),
         (("fd00::1",), service(type="ExternalName", families=()), (Family.IPV6,)),
     ],
 )
@@ -388,10 +392,10 @@ def test_an_annotated_service_without_a_family_is_told() -> None:
     [
         (None, False),
         (service(), False),
-        (service(dual_stack=True), True),
-        (service(dual_stack=True, families=()), False),
-        (service(dual_stack=True, families=(Family.IPV4, Family.IPV6)), False),
-        (service(None, dual_stack=True), False),
+        (service(family_policy="PreferDualStack"), True),
+        (service(family_policy="PreferDualStack", families=()), False),
+        (service(family_policy="PreferDualStack", families=(Family.IPV4, Family.IPV6)), False),
+        (service(None, family_policy="PreferDualStack"), False),
     ],
     ids=["not made yet", "not asked for yet", "asked for in vain", "not known yet", "given", "somebody else's"],
 )

@@ -21,6 +21,7 @@ from bridge.core.model import (
     Meta,
     Port,
     SliceBody,
+    TrafficPolicy,
 )
 from bridge.kube import objects
 from tests.unit.kube.builders import HTTP, bodies, create, delete, down, endpoints, group, ready, service, slice_of
@@ -28,7 +29,7 @@ from tests.unit.kube.builders import HTTP, bodies, create, delete, down, endpoin
 # --------------------------------------------------------------------------- encode
 
 
-def test_a_service_is_selectorless_and_names_type_and_protocol() -> None:
+def test_a_service_is_selectorless_and_names_protocol_and_target_port() -> None:
     """The whole body, as it goes out."""
     assert objects.encode(create(service(Port("http", 8080, app_protocol="http")), "storage")) == {
         "apiVersion": "v1",
@@ -40,8 +41,9 @@ def test_a_service_is_selectorless_and_names_type_and_protocol() -> None:
             "annotations": {"consul-bridge/datacenter": "dc1", "consul-bridge/service": "radosgw"},
         },
         "spec": {
-            "type": "ClusterIP",
-            "ports": [{"port": 8080, "protocol": "TCP", "name": "http", "appProtocol": "http"}],
+            "ports": [
+                {"port": 8080, "protocol": "TCP", "name": "http", "appProtocol": "http", "targetPort": 8080},
+            ],
             "ipFamilyPolicy": "SingleStack",
             "ipFamilies": ["IPv4"],
         },
@@ -50,8 +52,60 @@ def test_a_service_is_selectorless_and_names_type_and_protocol() -> None:
 
 def test_a_headless_dual_stack_service_leaves_the_families_to_the_cluster() -> None:
     """One named family of two is refused with 422 once the server has filled in the second (measured)."""
-    spec = objects.encode(create(service(headless=True, families=(Family.IPV4, Family.IPV6))))["spec"]
+    body = replace(service(headless=True, families=(Family.IPV4, Family.IPV6)), family_policy="PreferDualStack")
+    spec = objects.encode(create(body))["spec"]
     assert (spec["clusterIP"], spec["ipFamilyPolicy"], "ipFamilies" in spec) == ("None", "PreferDualStack", False)
+
+
+def test_a_type_is_sent_only_where_the_rule_sets_one() -> None:
+    """What is not sent is left to others."""
+    sent = objects.encode(create(replace(service(), type="NodePort", sets_type=True)))["spec"]
+    left = objects.encode(create(replace(service(), type="NodePort")))["spec"]
+    assert (sent["type"], "type" in left) == ("NodePort", False)
+
+
+def test_without_ports_none_are_sent() -> None:
+    """A headless Service may have none, nor then its slices: the control plane writes `ports: null` there."""
+    nothing = replace(service(headless=True), ports=())
+    assert "ports" not in objects.encode(create(nothing))["spec"]
+    assert "ports" not in objects.encode(create(slice_of("radosgw", group(*ready("10.0.0.1"), ports=()))))
+
+
+def test_fields_of_a_service_that_are_left_to_others_are_read() -> None:
+    """They say what traffic sees, and `applied` which of the fields that a rule need not set are ours."""
+    entry = {
+        "manager": "consul-bridge",
+        "operation": "Apply",
+        "fieldsV1": {
+            "f:spec": {
+                "f:type": {},
+                "f:ports": {
+                    'k:{"port":80,"protocol":"TCP"}': {"f:appProtocol": {}},
+                    'k:{"port":81,"protocol":"TCP"}': {"f:port": {}},
+                },
+            }
+        },
+    }
+    labels = {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "default"}
+    raw = {
+        "metadata": {"name": "x", "labels": labels, "managedFields": [entry, {**entry, "manager": "kubectl"}]},
+        "spec": {
+            "ports": [{"name": "a", "port": 80, "appProtocol": "http"}, {"name": "b", "port": 81, "appProtocol": "x"}],
+            "publishNotReadyAddresses": True,
+            "internalTrafficPolicy": "Local",
+            "externalTrafficPolicy": "Local",
+            "trafficDistribution": "PreferSameZone",
+            "ipFamilyPolicy": "RequireDualStack",
+        },
+    }
+    found = objects.decode_service(raw)
+    assert found is not None
+    assert found.traffic == TrafficPolicy(
+        publish_not_ready=True, internal_local=True, external_local=True, distribution="PreferSameZone"
+    )
+    assert (found.applied, found.family_policy, found.dual_stack) == (
+        ("appProtocol 80/TCP", "type"), "RequireDualStack", True,
+    )  # fmt: skip
 
 
 def test_subsets_hold_both_families_of_one_port_set_sorted_numerically() -> None:
@@ -182,7 +236,7 @@ def test_marks_are_seen_whoever_set_them() -> None:
 
 
 def test_ports_of_a_persons_service_keep_their_order_and_fixed_target_ports() -> None:
-    """Order can carry meaning there; a named target port is no number."""
+    """Order can carry meaning there; a target port is a number or a name."""
     raw = {
         "metadata": {"name": "x"},
         "spec": {
@@ -195,7 +249,7 @@ def test_ports_of_a_persons_service_keep_their_order_and_fixed_target_ports() ->
     found = objects.decode_service(raw)
     assert found is not None
     assert [p.name for p in found.ports] == ["z", "a"]
-    assert found.target_ports == (0, 99)
+    assert found.target_ports == ("http", 99)
     assert (found.type, found.has_selector, found.headless, found.families) == ("NodePort", True, False, (Family.IPV6,))
 
 
@@ -244,6 +298,7 @@ def test_a_slice_with_an_endpoint_twice_never_equals_a_wanted_one() -> None:
     found = objects.decode_slice(raw)
     assert found is not None
     assert found.group.endpoints == ready("10.0.0.1", "10.0.0.1")
+    assert not found.canonical
     assert found.group.ports == (Port("", 0),)
 
 

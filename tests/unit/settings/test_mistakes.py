@@ -76,7 +76,7 @@ def mistake(tmp_path: Path, text: str) -> str:
         ("rules:\n- to: {namespace: kube_system}\n", "F:2:19: rules[0].to.namespace: 'kube_system' may have"),
         ("rules:\n- to: {port: 70000}\n", "F:2:14: rules[0].to.port: 70000 must be at most 65535"),
         ("rules:\n- to: {port_name: My_Port}\n", "rules[0].to.port_name: 'My_Port' must be a DNS label"),
-        ("rules:\n- to: {type: NodePort}\n", "must be one of ClusterIP, Headless"),
+        ("rules:\n- to: {type: NodePorts}\n", "must be one of ClusterIP, NodePort, LoadBalancer, Headless"),
         (
             "rules:\n- to: {output: endpoint}\n",
             "must be one of endpoints, endpointslices, both (did you mean endpoints?)",
