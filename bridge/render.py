@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from bridge.core.model import (
     SliceBody,
 )
 from bridge.core.plan import standing
-from bridge.core.reasons import Code
+from bridge.core.reasons import Code, code_of
 from bridge.report import Outcome, Report
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
             f"Conflicts ({len(report.conflicts)}): objects of somebody else, left alone",
             "magenta",
             (f"{r.kind} {r.namespace}/{r.name} (for {r.service or '?'}): {r.reason}" for r in report.conflicts),
-            "rename or delete the object, choose another name (--name, rules[].to.name), or take it over (--adopt)",
+            _ways_out({code_of(r.reason) for r in report.conflicts}),
         )
     skipped = [s for s in report.skipped if s.reason.code is not Code.CONFLICT]
     if skipped:
@@ -314,6 +314,16 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
             (f"{r.namespace}/{r.name}: {r.reason}" for r in report.warnings),
         )
     return lines
+
+
+def _ways_out(conflicts: Set[str]) -> str:
+    """What may help with conflicts of these codes, beside what each says itself: adoption helps with few of them."""
+    if conflicts <= {Code.EXTERNAL_NAME, Code.HEADLESS_FIXED, Code.SELECTOR_KEPT}:
+        return ""
+    ways = ["rename or delete the object", "choose another name (--name, rules[].to.name)"]
+    if conflicts & {Code.NOT_OWNED, Code.TAKEN}:
+        ways.append("take it over (--adopt unowned)")
+    return f"{', '.join(ways[:-1])}, or {ways[-1]}"
 
 
 FAILED_SHOWN = 50

@@ -486,7 +486,10 @@ def _action(plan: Plan, changes: Sequence[Change]) -> str:
 
 
 def ports_text(changes: Iterable[Change]) -> str:
-    """Ports of a target for people, from what its objects are to be: `8080`, `80:8080,8081`, `80:8080 443:8443`."""
+    """Ports of a target for people, from what its objects are to be: `8080`, `80:8080,8081`, `80:8080 443:8443`.
+
+    Of many numbers behind one port a few are shown: `80:20000,20001,20002,+297`.
+    """
     service: dict[str, int] = {}
     inside: dict[str, set[int]] = {}
     for change in changes:
@@ -499,10 +502,20 @@ def ports_text(changes: Iterable[Change]) -> str:
                 _collect((group,), inside)
     texts = []
     for name in sorted(service.keys() | inside.keys()):
-        targets = ",".join(str(n) for n in sorted(inside.get(name, ())))
+        targets = _few(sorted(inside.get(name, ())))
         own = str(service.get(name, ""))
         texts.append(own if targets in ("", own) else f"{own}:{targets}" if own else targets)
     return " ".join(texts)
+
+
+PORTS_SHOWN = 3
+"""Numbers behind one port that are written out; a scheduler's services have hundreds."""
+
+
+def _few(numbers: Sequence[int]) -> str:
+    shown = list(map(str, numbers if len(numbers) <= PORTS_SHOWN + 1 else numbers[:PORTS_SHOWN]))
+    more = len(numbers) - len(shown)
+    return ",".join([*shown, f"+{more}"] if more else shown)
 
 
 def _collect(groups: Iterable[Group], into: dict[str, set[int]]) -> None:

@@ -756,7 +756,8 @@ class RuleSettings(_Section):
     filter: Plain = Field(
         "",
         description="An expression of Consul's own filter language, evaluated by Consul. It sorts out instances and "
-        "chooses no rule: of two rules for the same names the second is never used.",
+        "chooses no rule: of two rules for the same names the second is never used. `Service.Port` is 0 for an "
+        "instance that registers several ports, and no selector reaches those.",
     )
     datacenters: tuple[Filled, ...] = Field(
         (), description="Datacenters. Empty: `consul.datacenter`, else the agent's own."

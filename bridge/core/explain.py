@@ -217,9 +217,17 @@ def _left_out(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: R
     rows = []
     for instance in unfiltered.instances:
         if (instance.node, instance.id) not in shown:
-            fate = Fate(instance, Ended.NOT_SELECTED, Reason(Code.FILTERED))
+            fate = Fate(instance, Ended.NOT_SELECTED, Reason(_filtered(rule, instance)))
             rows.append(_row(fate, rule, {}, {}))
     return tuple(rows)
+
+
+def _filtered(rule: Rule, instance: Instance) -> Code:
+    """Consul's filter language knows one port of an instance; one that has several has 0 there."""
+    return Code.FILTERED_PORT if instance.ports and PORT_SELECTOR in rule.filter else Code.FILTERED
+
+
+PORT_SELECTOR = "Service.Port"
 
 
 def _row(fate: Fate, rule: Rule, stands: Stands, carriers: Carriers) -> Row:

@@ -220,7 +220,7 @@ class _Draft:
         from_catalog_sync = marked.get(CATALOG_SYNC_LABEL) == "true" and service_type == EXTERNAL_NAME
         if self.adopt is Adopt.CONSUL_K8S and from_catalog_sync:
             return True
-        flag = "--adopt consul-k8s" if from_catalog_sync else "--adopt"
+        flag = "--adopt consul-k8s" if from_catalog_sync else "--adopt unowned"
         self.conflict(kind, Reason(Code.NOT_OWNED, flag=flag, annotation=ADOPT))
         return False
 

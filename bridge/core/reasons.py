@@ -21,6 +21,7 @@ class Code(StrEnum):
     KUBERNETES = "kubernetes"
     NOT_SELECTED = "not_selected"
     FILTERED = "filtered"
+    FILTERED_PORT = "filtered_port"
     OMITTED = "omitted"
     KEPT_READY = "kept_ready"
     UNUSABLE = "unusable"
@@ -59,6 +60,10 @@ class Code(StrEnum):
     NAMESPACE_RESERVED = "namespace_reserved"
     NAME_TAKEN = "name_taken"
     NO_SERVICE_PORT = "no_service_port"
+    NO_INSTANCES = "no_instances"
+    NO_SELECTED_INSTANCES = "no_selected_instances"
+    NO_USABLE_ADDRESSES = "no_usable_addresses"
+    PEER_EMPTY = "peer_empty"
     NEVER_MIRRORED = "never_mirrored"
     NOT_LISTED = "not_listed"
     NO_RULE = "no_rule"
@@ -107,6 +112,8 @@ class Code(StrEnum):
     ENDPOINTS_BEING_DELETED = "endpoints_being_deleted"
     SLICES_KEPT = "slices_kept"
     OUTPUT_UNKNOWN = "output_unknown"
+    TAG_CASE = "tag_case"
+    TAG_COMMA = "tag_comma"
     TAGS_EMPTY = "tags_empty"
     ANNOTATION_UNKNOWN = "annotation_unknown"
     DATACENTER_NOT_ASKED = "datacenter_not_asked"
@@ -135,6 +142,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.KUBERNETES: "it came from a Kubernetes cluster (meta {key}={value})",
     Code.NOT_SELECTED: "the rule's tags or meta do not select it",
     Code.FILTERED: "the rule's filter leaves it out",
+    Code.FILTERED_PORT: "the rule's filter leaves it out; for Consul, `Service.Port` of an instance with several ports "
+    "is 0, and no filter can ask for the others: select it by tag or meta",
     Code.OMITTED: _omitted,
     Code.KEPT_READY: "it is {status}, but none would be ready any more (keep_last_ready)",
     Code.UNUSABLE: "its {what} has {length} characters, {limit}",
@@ -172,6 +181,14 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "names it",
     Code.NAME_TAKEN: "{target} goes to {holder} ({why}); give one of them another name",
     Code.NO_SERVICE_PORT: "no instance has a port yet and the rule gives none (`port`): a Service needs one",
+    Code.NO_INSTANCES: "Consul shows no instance, and a Service needs a port: name one in the rule (`port`) to have it "
+    "made before",
+    Code.NO_SELECTED_INSTANCES: "the rule's tags, meta or filter select no instance, and a Service needs a port: name "
+    "one in the rule (`port`) to have it made before",
+    Code.NO_USABLE_ADDRESSES: "none of the {count} instances has an address that can be used (each is listed with its "
+    "reason), and a Service needs a port: name one in the rule (`port`) to have it made before",
+    Code.PEER_EMPTY: "the peer {peer} shows no instance of it: there is no peering of this name, or it does not export "
+    "the service (`consul peering list`)",
     Code.NEVER_MIRRORED: "never mirrored: {why}",
     Code.NOT_LISTED: "{datacenter} does not list a service of this name",
     Code.NO_RULE: "no rule selects it",
@@ -221,6 +238,9 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.SLICES_KEPT: "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them",
     Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: {taken} carries the "
     "addresses",
+    Code.TAG_CASE: "no instance has the tag {wanted!r}, but {found!r}: Consul tells upper from lower case in tags",
+    Code.TAG_COMMA: "an instance has the tag {found!r}: in the annotation {annotation} a comma ends a tag; ask for it "
+    "with {filter}: '\"{found}\" in Service.Tags'",
     Code.TAGS_EMPTY: "the annotation {annotation} is {value!r} and names no tag: instances with any tags are taken",
     Code.ANNOTATION_UNKNOWN: "unknown to the bridge, so without effect: {names}",
     Code.DATACENTER_NOT_ASKED: "the annotation asks for datacenter {datacenter}, which may not be asked: only {known} "
@@ -311,6 +331,10 @@ SKIPS = (
     Code.NAMESPACE_RESERVED,
     Code.NAME_TAKEN,
     Code.NO_SERVICE_PORT,
+    Code.NO_INSTANCES,
+    Code.NO_SELECTED_INSTANCES,
+    Code.NO_USABLE_ADDRESSES,
+    Code.PEER_EMPTY,
 )
 """Codes that `Skipped` carries: the labels of `consul_bridge_skipped`, which are there before the first of them is."""
 
@@ -332,6 +356,8 @@ WARNINGS = (
     Code.ENDPOINTS_BEING_DELETED,
     Code.SLICES_KEPT,
     Code.OUTPUT_UNKNOWN,
+    Code.TAG_CASE,
+    Code.TAG_COMMA,
     Code.TAGS_EMPTY,
     Code.ANNOTATION_UNKNOWN,
     Code.DATACENTER_NOT_ASKED,

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from bridge.core import canonical
 from bridge.core import ports as portage
+from bridge.core.annotated import FILTER, TAGS
 from bridge.core.canonical import shorten
 from bridge.core.marks import derived, is_label_value, joined
 from bridge.core.model import (
@@ -144,7 +145,7 @@ def translate(
         if fates and not ours and all(fate.ended is Ended.FOREIGN for _, _, fate in fates):
             return Translation(None, tuple(sorted(skipped)))
         if not service_ports and not rule.to.headless and not (ours and service is not None and service.headless):
-            without = Skipped(sources[0][1].service, "", Reason(Code.NO_SERVICE_PORT))
+            without = Skipped(sources[0][1].service, "", _no_service_port(fates, sources))
             return Translation(None, tuple(sorted({*skipped, without})))
     labels, annotations, contradictions = _pairs(sources, fates)
     mirror = Mirror(
@@ -163,6 +164,7 @@ def translate(
     )
     warnings = (
         *(text for source_rule, _, _ in sources for text in source_rule.warnings),
+        *(text for source_rule, _, known in sources for text in _tag_hints(source_rule, known)),
         *warnings,
         *contradictions,
         *_warnings(mirror, service),
@@ -175,6 +177,38 @@ def translate(
         ),
     )
     return Translation(mirror, tuple(sorted(skipped)), tuple(sorted(set(warnings))))
+
+
+def _no_service_port(fates: Sequence[tuple[Rule, Query, Fate]], sources: Sequence[tuple[Rule, Query, Known]]) -> Reason:
+    """Why there is no port for the Service: nobody is there, nobody is meant, or nobody can be reached, or has one."""
+    meant = [fate.reason for _, _, fate in fates if fate.ended not in (Ended.NOT_SELECTED, Ended.FOREIGN)]
+    if any(reason is None or reason.code in _WITHOUT_PORT for reason in meant):
+        return Reason(Code.NO_SERVICE_PORT)
+    if unusable := len(meant) + sum(len(known.left_out) for _, _, known in sources):
+        return Reason(Code.NO_USABLE_ADDRESSES, count=unusable)
+    if fates or any(rule.filter for rule, _, _ in sources):
+        return Reason(Code.NO_SELECTED_INSTANCES)
+    peer = next((query.peer for _, query, _ in sources if query.peer), "")
+    return Reason(Code.PEER_EMPTY, peer=shorten(peer)) if peer else Reason(Code.NO_INSTANCES)
+
+
+_WITHOUT_PORT = (Code.NO_PORT, Code.PORT_INVALID, Code.PORTS_INVALID, Code.OMITTED)
+"""Reasons of instances that leave open which port a Service for them would have."""
+
+
+def _tag_hints(rule: Rule, known: Known) -> Iterator[Reason]:
+    """Where a rule's tags select nobody: what was most likely meant."""
+    if not rule.tags or any(selects(rule, instance) for instance in known.instances):
+        return
+    there = sorted({tag for instance in known.instances for tag in instance.tags})
+    folded = {tag.lower(): tag for tag in reversed(there)}
+    for tag in rule.tags:
+        if tag not in there and tag.lower() in folded:
+            yield Reason(Code.TAG_CASE, wanted=shorten(tag), found=shorten(folded[tag.lower()]))
+    if rule.to.annotated:
+        for tag in there:
+            if "," in tag and any(part.strip() in rule.tags for part in tag.split(",")):
+                yield Reason(Code.TAG_COMMA, found=shorten(tag), annotation=TAGS, filter=FILTER)
 
 
 def instance_name(instance: Instance) -> str:

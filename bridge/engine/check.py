@@ -27,6 +27,7 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
+from bridge.core.reasons import Code, Reason
 from bridge.core.translate import MIRRORING_LIMIT, selects
 from bridge.engine.connections import connections
 from bridge.engine.probe import FAILED, OK, WARNING, Probe
@@ -135,6 +136,7 @@ class _Check:
         self._store = Store(options.owner)
         self._annotated = options.annotated
         self._several = False
+        self._looked_in: tuple[str, ...] | None = ()
 
     def all(self, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]) -> Iterator[Probe]:
         """Every probe, in order."""
@@ -175,7 +177,7 @@ class _Check:
         except BridgeError:
             return self._store
         try:
-            namespaces = namespaces_of(rules, self._kube.namespaces, client.namespace)
+            namespaces = self._looked_in = namespaces_of(rules, self._kube.namespaces, client.namespace)
             self._several = namespaces is None or len(namespaces) > 1
             self._annotated = self._options.annotated.within(namespaces)
             return list_once(client, namespaces, self._options.owner, partly=True, kinds=(Kind.SERVICE,))
@@ -236,7 +238,7 @@ class _Check:
             yield Probe("consul datacenters", FAILED, detail, mend)
         else:
             yield Probe("consul datacenters", OK, ", ".join(sorted(wanted)))
-        chosen = _Chosen(anchored(rules, (own,)))
+        chosen = _Chosen(anchored(rules, (own,)), self._looked_in)
         chosen.pin()
         chosen.ask(self._asking(), own, wanted, self._annotated)
         listed = []
@@ -267,11 +269,13 @@ class _Check:
             stop=self._stop,
         )
         refused: dict[str, list[Query]] = {}
-        large = []
+        large, silent = [], []
         for query, state in snapshot.views.items():
             if isinstance(state, Unknown):
                 refused.setdefault(state.reason, []).append(query)
                 continue
+            if query.peer and isinstance(state, Known) and not state.instances:
+                silent.append(f"{query.service}: {Reason(Code.PEER_EMPTY, peer=query.peer)}")
             for rule in chosen.rules_of[query]:
                 if rule.to.output is not Output.ENDPOINTS or not isinstance(state, Known):
                     continue
@@ -284,6 +288,8 @@ class _Check:
             filters = "rules[].filter (or --filter)" if not asking else f"consul-bridge/filter of {_some(asking)}"
             mend = filters if "filter" in reason else f"a token with: {POLICY}"
             yield Probe(f"reading {_some([q.service for q in queries])}", FAILED, reason, mend)
+        if silent:
+            yield Probe("peers", WARNING, _some(silent), "rules[].peer, as `consul peering list` has it")
         if large:
             detail = f"more instances than the {MIRRORING_LIMIT} that the control plane mirrors: {_some(large)}"
             mend = (
@@ -386,7 +392,9 @@ class _Needs:
 class _Chosen:
     """What the rules and people's Services select of the listings, and what they do not."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], namespaces: Sequence[str] | None) -> None:
+        """`namespaces` are those in which people's Services were looked for; None: everywhere."""
+        self._namespaces = namespaces
         self.rules_of: dict[Query, list[Rule]] = {}
         self._rules = rules
         self._asked: list[tuple[Target, Query]] = []
@@ -456,9 +464,7 @@ class _Chosen:
         elif self._rules:
             yield Probe("selected services", WARNING, "none", "--service, --tag, or rules in --config")
         elif not self._asked:
-            detail = "none: there is no rule, and no Service asks to be filled"
-            mend = "kubectl label service NAME consul-bridge/mirror=true, or rules in --config"
-            yield Probe("selected services", WARNING, detail, mend)
+            yield self._nothing()
         if not self.rules_of:
             return
         losers = [loser for target in sorted(self._claims.targets()) for loser in self._claims.losers(target)]
@@ -469,6 +475,17 @@ class _Chosen:
             )
         else:
             yield Probe("names", OK, "every service has a name of its own")
+
+    def _nothing(self) -> Probe:
+        """There is no rule, and no Service asks; where that was looked for, because others may ask elsewhere."""
+        mend = "kubectl label service NAME consul-bridge/mirror=true, or rules in --config"
+        if self._namespaces is None:
+            where = "no Service in any namespace"
+        else:
+            where = f"no Service in {_some(self._namespaces) or 'a namespace that could be read'}"
+            mend += "; --watch-namespace NAMESPACE for Services elsewhere ('*': everywhere)"
+        detail = f"none: there is no rule, and {where} asks to be filled"
+        return Probe("selected services", WARNING, detail, mend)
 
     def _annotated(self) -> Iterator[Probe]:
         """People's Services that ask to be filled, and what will not come of it."""

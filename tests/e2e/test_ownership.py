@@ -441,6 +441,31 @@ def test_a_peer_that_is_not_there_has_no_instances_and_that_is_said(
     consul.register(f"{prefix}good", f"{prefix}vm-1", "10.77.1.1", 80)
     result = sync({"services": [f"{prefix}web"], "peer": "cloud"}, {"services": [f"{prefix}good"]})
     assert (result.status, ready(kube, namespace, f"{prefix}good")) == (0, ["10.77.1.1"])
-    assert [(row["service"], "no instance has a port yet" in row["message"]) for row in result.json["skipped"]] == [
-        (f"{prefix}web", True)
+    assert [(row["service"], row["reason"]) for row in result.json["skipped"]] == [(f"{prefix}web", "peer_empty")]
+    assert "the peer cloud shows no instance of it" in result.json["skipped"][0]["message"]
+    probes = sync({"services": [f"{prefix}web"], "peer": "cloud"}, command="check").json["probes"]
+    (peers,) = [probe for probe in probes if probe["probe"] == "peers"]
+    assert (peers["state"], f"{prefix}web: the peer cloud shows" in peers["detail"]) == ("warning", True)
+
+
+def test_what_selects_nobody_is_not_called_a_missing_port(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """Addresses that nobody can use, a tag in another case or with a comma, `Service.Port` of several ports."""
+    consul.register(f"{prefix}local", f"{prefix}vm-1", "127.0.0.1", 80)
+    consul.register(f"{prefix}db", f"{prefix}vm-2", "10.77.1.2", 80, Tags=["Primary", "a,b"])
+    ports = [{"Name": "http", "Port": 8080, "Default": True}, {"Name": "metrics", "Port": 9090}]
+    consul.register(f"{prefix}several", f"{prefix}vm-3", "10.77.1.3", 0, Ports=ports)
+    person(kube, namespace, "primary", {"consul-bridge/service": f"{prefix}db", "consul-bridge/tags": "primary"})
+    person(kube, namespace, "both", {"consul-bridge/service": f"{prefix}db", "consul-bridge/tags": "a,b"})
+    rules = ({"services": [f"{prefix}local"]}, {"services": [f"{prefix}several"], "filter": "Service.Port == 8080"})
+    report = sync(*rules).json
+    codes = {row["service"]: row["reason"] for row in report["skipped"] if not row["instance"]}
+    assert codes[f"{prefix}local"] == "no_usable_addresses"
+    assert codes.get(f"{prefix}several") != "no_service_port"
+    warned = {(row["name"], row["reason"]) for row in report["warnings"]}
+    assert {("primary", "tag_case"), ("both", "tag_comma")} <= warned
+    (explained,) = sync(*rules, arguments=(f"{prefix}several",), command="explain").json["explanations"]
+    assert [(row["reason"], "no filter can ask for the others" in row["message"]) for row in explained["rows"]] == [
+        ("filtered_port", True)
     ]

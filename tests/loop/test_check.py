@@ -78,8 +78,9 @@ def test_neither_a_rule_nor_a_service_is_a_warning(both: Both) -> None:
     state, text = both.check()["selected services"]
     assert (state, text) == (
         "warning",
-        "none: there is no rule, and no Service asks to be filled -> kubectl label service NAME "
-        "consul-bridge/mirror=true, or rules in --config",
+        "none: there is no rule, and no Service in default asks to be filled -> kubectl label service NAME "
+        "consul-bridge/mirror=true, or rules in --config; --watch-namespace NAMESPACE for Services elsewhere "
+        "('*': everywhere)",
     )
 
 

@@ -17,6 +17,7 @@ from bridge.core.model import (
     InstanceRules,
     Kind,
     Known,
+    NamedPort,
     Output,
     Plan,
     Port,
@@ -225,6 +226,9 @@ def test_what_the_filter_leaves_out_is_shown_as_left_out() -> None:
         ("10.0.0.1", "ready", ""),
         ("10.0.0.2", "not selected", "the rule's filter leaves it out"),
     ]
+    several = instance("10.0.0.3", 0, ports=(NamedPort("http", 1),))
+    shown = explain("radosgw", "dc1", tags=set(), rules=[rule], knowledge=Known(()), unfiltered=Known((several,)))
+    assert shown.reasons == ("filtered_port",)
     without = explain("radosgw", "dc1", tags=set(), rules=[], knowledge=Known((one,)), unfiltered=Known((one, two)))
     assert len(without.rows) == 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bridge.core.marks import derived, label_value, marks, origins
@@ -25,6 +27,7 @@ from bridge.core.model import (
     Status,
     TaggedAddress,
 )
+from bridge.core.reasons import Code
 from bridge.core.translate import choose_address, host_names, ready_now, translate, worst
 from tests.unit.core.builders import (
     QUERY,
@@ -328,13 +331,53 @@ def test_what_is_ready_now_is_what_our_objects_say() -> None:
 
 def test_nothing_is_made_while_nobody_knows_a_port() -> None:
     """A Service needs one; it is said. A rule that gives one is enough, and so is a headless Service."""
-    found = translated([])
-    assert found.mirror is None
-    assert [s.reason for s in found.skipped] == [
-        "no instance has a port yet and the rule gives none (`port`): a Service needs one"
-    ]
+    assert translated([]).mirror is None
     assert mirror_of([], rule(port=80)).service_ports == (Port("", 80),)
     assert mirror_of([], rule(headless=True)).service_ports == ()
+
+
+@pytest.mark.parametrize(
+    ("instances", "more", "code"),
+    [
+        ([instance(port=0)], Rule(), Code.NO_SERVICE_PORT),
+        ([instance(port=0), instance("127.0.0.1")], Rule(), Code.NO_SERVICE_PORT),
+        ([instance("127.0.0.1"), instance("::1")], Rule(), Code.NO_USABLE_ADDRESSES),
+        ([instance("db.example")], Rule(), Code.NO_USABLE_ADDRESSES),
+        ([], Rule(), Code.NO_INSTANCES),
+        ([instance()], Rule(meta=(("tier", "x"),)), Code.NO_SELECTED_INSTANCES),
+        ([], Rule(filter="Service.Port == 1"), Code.NO_SELECTED_INSTANCES),
+        ([], Rule(peer="cloud"), Code.PEER_EMPTY),
+    ],
+)
+def test_why_there_is_no_service_is_said_as_it_is(instances: list[Instance], more: Rule, code: Code) -> None:
+    """Only where a port is what is missing does it say so."""
+    query = replace(QUERY, peer=more.peer, filter=more.filter)
+    found = translate(TARGET, [(more, query, Known(tuple(instances)))])
+    assert found.mirror is None
+    assert [s.reason.code for s in found.skipped if not s.instance] == [code]
+
+
+def test_instances_that_cannot_be_read_are_no_missing_port() -> None:
+    """They are there, and each has its reason."""
+    known = Known((), left_out=(("vm/x", said("too long")),))
+    found = translate(TARGET, [(Rule(), QUERY, known)])
+    assert [s.reason.code for s in found.skipped if not s.instance] == [Code.NO_USABLE_ADDRESSES]
+
+
+def test_tags_that_select_nobody_are_compared_with_those_that_are_there() -> None:
+    """Another case, or a comma that ends a tag in the annotation: most likely it was meant otherwise."""
+    tagged = [instance(tags=("Primary", "a,b"))]
+    wrong = Rule(tags=("a", "b", "primary", "x"), to=Destination(annotated=True))
+    found = translate(TARGET, [(wrong, QUERY, Known(tuple(tagged)))], Current(TARGET, service(None)))
+    assert [w.code for w in found.warnings] == [Code.TAG_COMMA, Code.TAG_CASE]
+    assert found.warnings[0] == (
+        "an instance has the tag 'a,b': in the annotation consul-bridge/tags a comma ends a tag; ask for it with "
+        "consul-bridge/filter: '\"a,b\" in Service.Tags'"
+    )
+    by_rule = translate(TARGET, [(Rule(tags=("PRIMARY",), to=Destination(port=80)), QUERY, Known(tuple(tagged)))])
+    assert [w.code for w in by_rule.warnings] == [Code.TAG_CASE]
+    right = translate(TARGET, [(Rule(tags=("Primary",)), QUERY, Known(tuple(tagged)))])
+    assert right.warnings == ()
 
 
 def test_a_headless_service_of_ours_is_never_taken_away_for_want_of_a_port() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
+from string import Formatter
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from bridge.core.model import (
     Status,
     Target,
 )
-from bridge.core.reasons import SKIPS, WARNINGS, Code, Reason
+from bridge.core.reasons import SENTENCES, SKIPS, WARNINGS, Code, Reason
 from bridge.core.select import Claims
 from bridge.core.translate import translate
 from bridge.errors import (
@@ -194,15 +196,10 @@ def test_warnings_are_counted_by_service(code: Code) -> None:
 
 def coded(code: Code, number: int = 1) -> Reason:
     """A reason with any data that its sentence may want."""
-    if code is Code.OMITTED:
-        return Reason(code, status="critical", check=str(number))
-    fields = (
-        "kind key value status check what length limit text name address section network number count family families"
-    )
-    more = (
-        "protocol holder names wanted other source taken first second zone annotation known datacenter service target"
-    )
-    return Reason(code, **dict.fromkeys(f"{fields} {more} why said".split(), number))
+    sentence = SENTENCES[code]
+    if not isinstance(sentence, str):
+        return Reason(code, **dict.fromkeys(inspect.signature(sentence).parameters, str(number)))
+    return Reason(code, **{name: number for _, name, _, _ in Formatter().parse(sentence) if name})
 
 
 def test_a_service_that_did_not_get_its_name_is_counted_as_such() -> None:
@@ -227,7 +224,7 @@ def test_what_is_registered_in_consul_cannot_choose_its_label(name: str) -> None
     metrics.outcome(done(plan(skipped=skipped)), None)
     wanted = {Code.HOST_NAME_UNRESOLVED.value if name in ("omitted", "ports") else Code.NOT_AN_ADDRESS.value: 1.0}
     found = {code.value: value(metrics, "consul_bridge_skipped", reason=code.value) for code in Code}
-    assert {code: n for code, n in found.items() if n and code != Code.NO_SERVICE_PORT.value} == wanted
+    assert {code: n for code, n in found.items() if n and code != Code.NO_USABLE_ADDRESSES.value} == wanted
 
 
 def test_hostile_names_never_become_labels() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bridge.core.model import Action, Conflict, EndpointsBody, Held, Kind, Query, Skipped, Target
-from bridge.core.reasons import Code
+from bridge.core.reasons import Code, Reason
 from bridge.errors import TransientError
 from bridge.render import Column, clean, columns, painter, render, summary_line
 from bridge.report import Outcome, Report
@@ -56,7 +56,7 @@ def test_a_table_says_all_that_matters() -> None:
     assert re.search(r"radosgw +storage/radosgw +8080 +11 +1 +update +1 address turns not ready; 1 skipped", text)
     assert "dry run: 2 to create, 2 to update; 1 unchanged, 1 held, 2 skipped, 3 failed" in lines
     assert "`bridge sync --force` with this bridge's settings" in " ".join(text.split())
-    assert "--adopt" in text
+    assert "rename or delete the object" in " ".join(text.split())
     assert "Failed (3)" in text
     assert "update Endpoints storage/db: 503 from the API server" in text
     assert "reading web in dc2 (what is there stays): 500: no cluster leader" in text
@@ -107,6 +107,19 @@ def test_the_datacenter_is_shown_when_there_are_several() -> None:
     two = done(plan(change(), target=Target("a", "y"), query=Query("dc2", "y")))
     assert "x@dc1" in render(report(one, two), "table", 80)
     assert "x@dc1" not in render(report(one), "table", 80)
+
+
+def test_adoption_is_offered_where_it_helps() -> None:
+    """An ExternalName that a person asks to have filled, or a selector, stays what it is under --adopt."""
+
+    def told(why: Reason) -> str:
+        conflict = Conflict(Target("x", "y"), Kind.SERVICE, why)
+        return render(report(done(plan(target=Target("x", "y"), conflicts=(conflict,)))), "table", None)
+
+    assert "take it over (--adopt unowned)" in told(Reason(Code.NOT_OWNED, flag="--adopt unowned", annotation="x"))
+    assert "--adopt" not in told(Reason(Code.SELECTOR))
+    assert "rename or delete" in told(Reason(Code.SELECTOR))
+    assert "rename or delete" not in told(Reason(Code.EXTERNAL_NAME))
 
 
 @pytest.mark.parametrize("output", ["table", "diff", "json", "yaml"])

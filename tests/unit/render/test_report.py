@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -197,6 +198,8 @@ def test_ports_for_people() -> None:
     assert ports_text([service, endpoints]) == "80:8080,8081 9"
     assert ports_text([endpoints]) == "8080,8081 9"
     assert ports_text([change(Action.DELETE)]) == ""
+    many = replace(endpoints, body=EndpointsBody(tuple(group("10.0.0.1", port=n) for n in range(20000, 20300)), (), ()))
+    assert ports_text([service, many]) == "80:20000,20001,20002,+297 9"
 
 
 def test_services_that_never_became_a_target_are_skipped() -> None:
