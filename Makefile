@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos fuzz docs lab-up lab-env lab-down image sbom lock clean
+.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos consul-random fuzz docs lab-up lab-env lab-down image sbom lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ docs: $(STAMP) ## make docs/reference.md anew from the code
 
 chaos: $(STAMP) ## faults of all kinds while services change: make chaos SEED=7 MINUTES=10 FAULT="kube-kill consul-kill"
 	@$(BIN)/python -m tests.chaos --seed '$(SEED)' --minutes '$(or $(MINUTES),5)' $(foreach fault,$(FAULT),--fault '$(fault)')
+
+consul-random: $(STAMP) ## plain and blocking answers of a real Consul side by side: make consul-random SEED=7 MINUTES=10
+	@$(BIN)/python -m tests.consul_random $(if $(SEED),--seed '$(SEED)') --minutes '$(or $(MINUTES),5)'
 
 fuzz: $(STAMP) ## coverage-guided fuzzing of what reads foreign bytes: make fuzz SECONDS=60
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt

@@ -559,6 +559,9 @@ class Observer(Protocol):
     def rival(self, reason: str) -> None:
         """Another process works against us ("": nobody does). Said again and again."""
 
+    def streaming_mismatch(self, query: Query, reason: str) -> None:
+        """Consul showed a service to a query that waited otherwise than its catalog has it. Said once for each."""
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass is done: the report covers every target."""
 
@@ -588,6 +591,9 @@ class NullObserver:
         """Ignored."""
 
     def rival(self, reason: str) -> None:
+        """Ignored."""
+
+    def streaming_mismatch(self, query: Query, reason: str) -> None:
         """Ignored."""
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:

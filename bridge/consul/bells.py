@@ -14,7 +14,7 @@ shows (its ModifyIndex moved). After a doorbell was deaf (at first, after an err
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from bridge.core.model import Instance, Listing, Status
@@ -50,12 +50,20 @@ def _stricter(before: int | None, index: int) -> int:
     return index if before is None else 0 if 0 in (before, index) else max(before, index)
 
 
-def flips(before: Checks, after: Checks) -> Named:
-    """Who differs between two bodies of one status list."""
+def flips(before: Checks, after: Checks, since: int = 0) -> Named:
+    """Who differs between two bodies of one status list; `since`: the index of the first.
+
+    A check that was not in it although it is older, or that became older, is of a snapshot that was restored: then no
+    view's index says that it is newer.
+    """
     named = Named()
     for key, check in after.items():
-        if before.get(key) != check:
-            _name(named, key, check, check[2])
+        old = before.get(key)
+        if old != check:
+            newer = check[2] > since and (old is None or old[2] < check[2])
+            _name(named, key, check, check[2] if newer else 0)
+            if old is not None and (old[0], old[3]) != (check[0], check[3]):
+                _name(named, key, old, 0)  # whom it left: that one's index does not move
     for key, check in before.items():
         if key not in after:
             _name(named, key, check, 0)  # when it left is not said
@@ -80,9 +88,12 @@ def _name(named: Named, key: tuple[str, str], check: tuple[str, str, int, str], 
         named.node(key[0], index)
 
 
-def contradicts(instances: Iterable[Instance], statuses: frozenset[Status], after: Checks) -> bool:
-    """Whether a view shows an instance in one of `statuses` whose deciding check a body of that status lacks."""
-    return any(i.status in statuses and (i.node, i.check) not in after for i in instances)
+def contradicts(instances: Iterable[Instance], statuses: frozenset[Status], there: Collection[tuple[str, str]]) -> bool:
+    """Whether a view shows an instance in one of `statuses` whose deciding check a body of that status lacks.
+
+    `there`: (node in lower case, check id) of the body's checks. A check may spell its node otherwise than a view.
+    """
+    return any(i.status in statuses and (i.node.lower(), i.check) not in there for i in instances)
 
 
 def moved_nodes(before: Nodes, after: Nodes) -> tuple[Named, tuple[str, ...]]:

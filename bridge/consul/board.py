@@ -25,6 +25,10 @@ class Entry:
     `explained_at`: when somebody last rang for it. `paid_until`: until when the reads that were asked for are paid.
     `vouched`: a probe agreed with its view after that was published, so that doorbells and node probes may go on from
     there; not so for a view whose reading began before somebody listened.
+
+    `nodes` are without case: Consul's checks may spell a node otherwise than its catalog. `streamed_index`: that of the
+    last answer of the streaming backend that was believed. `mismatch`: why that backend is not asked about this
+    service any more (streamed.py); "" while it is.
     """
 
     query: Query
@@ -34,6 +38,8 @@ class Entry:
     known: Known | None = None
     nodes: frozenset[str] = frozenset()
     index: int = 0
+    streamed_index: int = 0
+    mismatch: str = ""
     generation: int = 0
     attempts: int = 0
     explained_at: float = float("-inf")
@@ -48,8 +54,9 @@ class Entry:
     removed: bool = False
 
     def has(self, node: str, identity: str) -> bool:
-        """Whether the last view has this instance."""
-        return self.known is not None and any(i.node == node and i.id == identity for i in self.known.instances)
+        """Whether the last view has this instance. Consul does not tell apart upper and lower case."""
+        key = node.lower(), identity.lower()
+        return self.known is not None and any((i.node.lower(), i.id.lower()) == key for i in self.known.instances)
 
 
 class Published(Enum):
@@ -125,9 +132,9 @@ class Board:
             return tuple(self._by_name.get(service.lower(), ()))
 
     def on_node(self, node: str) -> tuple[Entry, ...]:
-        """Entries with an instance on a node, as far as their views show."""
+        """Entries with an instance on a node (in upper or lower case), as far as their views show."""
         with self.lock:
-            return tuple(self._by_node.get(node, ()))
+            return tuple(self._by_node.get(node.lower(), ()))
 
     def all(self) -> tuple[Entry, ...]:
         """Every entry, in the order in which they came."""
@@ -170,7 +177,7 @@ class Board:
         old = {i: i for i in entry.known.instances} if entry.known else {}
         state = replace(state, instances=tuple(old.get(i, i) for i in state.instances))
         entry.known = state
-        nodes = frozenset(i.node for i in state.instances)
+        nodes = frozenset(i.node.lower() for i in state.instances)
         if nodes != entry.nodes:
             with self.lock:
                 if not entry.removed:

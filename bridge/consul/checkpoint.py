@@ -1,8 +1,9 @@
 """Whether what a datacenter says may be believed just now, and what is wrong with it.
 
 Anything that broke (a connection, a 5xx, an index that went backwards) puts the datacenter in doubt. While it is, no
-answer is used. One consistent read of its nodes ends the doubt, and one of its listing when an index went backwards;
-when that shows another Consul, the listener is told first. So "rebuilt" is always heard before the first view of the
+answer is used. One consistent read of its nodes ends the doubt, and one of its listing when an index went backwards (or
+a query returned early with nothing new, as when a snapshot is restored); when that shows another Consul, the listener
+is told first. So "rebuilt" is always heard before the first view of the
 rebuilt one, whichever thread comes back first.
 """
 
@@ -27,11 +28,13 @@ class Checkpoint:
         self,
         datacenter: str,
         on_rebuilt: Callable[[], None],
+        on_went_back: Callable[[], None],
         on_confirmed: Callable[[], None],
         stop: threading.Event,
     ) -> None:
         self._datacenter = datacenter
         self._on_rebuilt = on_rebuilt
+        self._on_went_back = on_went_back
         self._on_confirmed = on_confirmed
         self._stop = stop
         self._identity = Identity()
@@ -72,6 +75,8 @@ class Checkpoint:
             if another:
                 self.rebuilds += 1
                 self._on_rebuilt()
+            elif went_back:
+                self._on_went_back()
             self._on_confirmed()
             with self._changed:
                 self._settled = doubts

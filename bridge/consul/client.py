@@ -37,6 +37,10 @@ NOBODY = "consul-bridge-nobody-has-this-tag"
 """Makes an index probe: the answer is empty and cheap, its index is the service's own."""
 
 
+CATALOG = ("near", "consul-bridge-nobody-is-near-this")
+"""With `near` Consul answers a blocking query from its catalog itself: its streaming view has no order to sort by. No
+node has this name, so nothing is sorted."""
+
 PIPELINING_PATIENCE = 3
 """Times in a row that probes sent together may get no answer before they are sent one by one."""
 
@@ -187,11 +191,17 @@ class ConsulClient:
         """`catalog/services`: {service name: [tags]}. Tags come in random order."""
         return self._fresh("/v1/catalog/services", "list services", datacenter, index, wait, mode)
 
-    def health_service(self, query: Query, index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE) -> Answer:
-        """`health/service/<name>`: a list of {Node, Service, Checks}."""
+    def health_service(
+        self, query: Query, index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE, *, streaming: bool = True
+    ) -> Answer:
+        """`health/service/<name>`: a list of {Node, Service, Checks}.
+
+        A query that waits is answered by Consul's streaming backend, unless `streaming` is False.
+        """
         path = f"/v1/health/service/{quote(query.service, safe='')}"
         what = f"read service {query.service!r}"
-        return self._fresh(path, what, query.datacenter, index, wait, mode, _extra(query), query.filter)
+        extra = _extra(query) if streaming or not index else (*_extra(query), CATALOG)
+        return self._fresh(path, what, query.datacenter, index, wait, mode, extra, query.filter)
 
     def probe_service(self, query: Query, mode: Mode = Mode.STALE) -> Answer:
         """The index of a service, for a fraction of the cost of reading it; the data is empty."""

@@ -11,6 +11,10 @@ direct watch given to another service) has what it covered read again. What is b
 read before: it is read once more, or a sweep asks for its index (`Entry.vouched`). How nothing is believed too early:
 see checkpoint.py.
 
+What a direct watch shows is compared with what a plain read would show (streamed.py): a change that does not explain
+itself is read at once, every other soon after it, and what Consul's catalog has is asked for now and then. A service of
+which the two differed is watched in the catalog itself from then on (`Entry.mismatch`).
+
 Reads after the first go to the leader: an answer older than what is known would be a step back.
 """
 
@@ -19,12 +23,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from bridge.consul import bells, decode
+from bridge.consul import bells, decode, streamed
 from bridge.consul.board import Board, Entry, Lend, Published, instances_of
 from bridge.consul.checkpoint import Checkpoint, Troubles
 from bridge.consul.client import STREAMING, Answer, ConsulClient, ConsulConfig, Mode
@@ -43,6 +47,13 @@ LEADER_PROBE_SECONDS = 5.0
 
 PROMOTED_WAIT_SECONDS = 15.0
 """Longest wait of a direct watch while there are more services than watches: then it may go to another one."""
+
+COMPARE_SECONDS = 10.0
+"""So soon after a change that the streaming backend showed the catalog is asked whether it shows the same."""
+
+AUDIT_SECONDS = 15.0
+"""How often the catalog is asked for the index of services with a direct watch: a query that waits there sleeps on when
+a snapshot is restored. 60 services cost 4 probes a second."""
 
 JUDGE_SECONDS = 5.0
 """How long a change that the verification found may still be explained by somebody who rang for it."""
@@ -89,6 +100,9 @@ class CatalogListener(Protocol):
     def on_trouble(self, datacenter: str, reason: str | None) -> None:
         """A datacenter cannot be asked as it should be, or (None) can again."""
 
+    def on_mismatch(self, query: Query, reason: str) -> None:
+        """Consul's streaming backend showed this service otherwise than its catalog; once for each service."""
+
 
 @dataclass(slots=True, eq=False)
 class _Bell:
@@ -98,6 +112,7 @@ class _Bell:
     client: ConsulClient
     statuses: frozenset[Status] = frozenset()
     body: Any = None
+    index: int = 0
     deaf: bool = True
 
 
@@ -142,7 +157,7 @@ class DatacenterWatch:
         self._stop = threading.Event()
         self._want_lock = threading.Lock()
 
-        self._checkpoint = Checkpoint(name, self._rebuilt, self._sure_again, self._stop)
+        self._checkpoint = Checkpoint(name, self._rebuilt, self._went_back, self._sure_again, self._stop)
         self._troubles = Troubles(self._tell_trouble)
         self._board = Board(listener.on_view, config.namespace, config.partition)
         self._listing_client = self._client(GIVE_WAY_SECONDS)
@@ -181,6 +196,10 @@ class DatacenterWatch:
         self._next_leader_probe = float("-inf")
         self._leader_asked = False
         self._next_verify = clock() + config.verify_seconds
+        self._streamed: dict[Entry, float] = {}
+        self._next_audit = clock() + AUDIT_SECONDS
+        self._auditing = False
+        self.audits = 0
         self._judging: list[_Find] = []
         self.found = 0
         self._found_lately: tuple[str, ...] = ()
@@ -257,6 +276,8 @@ class DatacenterWatch:
             "sweeps": self._sweeper.looked,
             "sweep_seconds": round(self._sweeper.last_seconds, 3),
             "probes": self._sweeper.probes,
+            "streaming_mismatches": sorted({e.query.service for e in self._board.all() if e.mismatch}),
+            "audits": self.audits,
             "verifications": self._sweeper.verified,
             "verification_found": self.found,
             "verification_found_lately": list(self._found_lately),
@@ -362,6 +383,14 @@ class DatacenterWatch:
         for bell in self._bells:
             bell.client.wake()
 
+    def _went_back(self) -> None:
+        """The same Consul, with an older state (a restored snapshot) or asked through a server that lags.
+
+        Whoever waits for a higher index would sleep on: all indexes are asked for.
+        """
+        self._next_audit = self._clock()
+        self._sweeper.verify()
+
     # ------------------------------------------------------------------ the listing
 
     def _listing_watch(self) -> Watch:
@@ -395,7 +424,11 @@ class DatacenterWatch:
         if isinstance(state, Listing):
             self._listing = state
             for service in bells.renamed(before, state) if before is not None else ():
-                self._ring_for(self._board.named(service), 0)
+                entries = self._board.named(service)
+                self._ring_for(entries, 0)
+                for entry in entries:
+                    if entry.mismatch:  # the catalog's index goes back when the last instance gets another name
+                        self._refresh(entry, even_direct=True)
         return True
 
     def _listing_failed(self, error: BridgeError) -> None:
@@ -410,6 +443,7 @@ class DatacenterWatch:
 
     def _direct_watch(self, client: ConsulClient, entry: Entry) -> Watch:
         generation = asked = 0
+        doubt: streamed.Doubt | None = None
 
         def ask(index: int, wait: float) -> Answer:
             nonlocal generation, asked
@@ -417,14 +451,23 @@ class DatacenterWatch:
             mode = Mode.STALE if index or entry.known is None else Mode.LEADER
             if self._board.indirect:
                 wait = min(wait, jittered(PROMOTED_WAIT_SECONDS))
-            return client.health_service(entry.query, index, wait, mode)
+            return client.health_service(entry.query, index, wait, mode, streaming=not entry.mismatch)
 
         def take(answer: Answer) -> bool:
+            nonlocal doubt
             plain = watch.position.plain
+            streaming = not plain and answer.numbering == STREAMING
             seen = self._clock()
             if not plain and answer.index != asked:
                 entry.explained_at = seen  # it waited, and was woken
-            state = decode.proved(answer, entry.known, waited=not plain)
+            view = decode.view_of(answer)
+            before = entry.known
+            if streaming and before is not None and isinstance(view, Known):
+                certain = not entry.query.filter and not before.hidden
+                doubt = streamed.doubt(answer, view, before, asked, certain=certain)
+                if doubt is not None:
+                    return False
+            state = decode.proved(answer, before, waited=streaming, view=view)
             if state is None:
                 return False
             self._note_hidden(entry, state)
@@ -435,13 +478,23 @@ class DatacenterWatch:
             if published is Published.OUTRUN:
                 return False
             if plain:
-                self._learn_index(entry, answer)
+                doubt, doubted = None, doubt
+                if doubted is not None and self._agrees(entry, doubted, state, answer.index):
+                    # its index may be the higher one: a service's own does not move when an instance gets another name
+                    watch.position.index = max(watch.position.index, doubted.index)
                 entry.direct = True
+            self._learn_index(entry, answer)
+            if streaming:
+                entry.streamed_index = answer.index
+                if published is Published.CHANGED:
+                    self._streamed.setdefault(entry, seen)
             entry.attempts = 0
             if published is Published.CHANGED:
                 self._direct.changed(entry)
             for lent in work:
                 lent()
+            if published is Published.CHANGED:
+                self._renamed(entry, before)
             # whether something is still hidden, only a plain read says
             return plain or entry.known is None or not entry.known.hidden
 
@@ -453,6 +506,80 @@ class DatacenterWatch:
         own = Bucket(SERVICE_RATE, SERVICE_BURST, self._clock)
         watch = self._watch(client, ask, take, fail, (own, self._all_bucket))
         return watch
+
+    def _agrees(self, entry: Entry, doubt: streamed.Doubt, state: Known, index: int) -> bool:
+        """A plain read followed on an answer that was in doubt: does the catalog show the same?"""
+        if state.instances == doubt.shown.instances:
+            return True
+        if not state.hidden and (doubt.proof or index == doubt.index):
+            self._mismatched(entry, doubt.reason)
+        return False
+
+    def _mismatched(self, entry: Entry, reason: str) -> None:
+        """Consul's two backends differ about a service: from now on its direct watch waits on the catalog."""
+        if entry.mismatch or entry.removed:
+            return
+        entry.mismatch = reason
+        self._streamed.pop(entry, None)
+        self._listener.on_mismatch(entry.query, reason)
+
+    def _renamed(self, entry: Entry, before: Known | None) -> None:
+        """Who had an instance that this service gained has it no more: an id belongs to one service at a time.
+
+        When it is registered under another name, Consul leaves the old service's index as it was.
+        """
+        had = {(i.node, i.id) for i in before.instances} if before is not None else set()
+        name = entry.query.service.lower()
+        for instance in instances_of(entry):
+            if before is None or (instance.node, instance.id) in had:
+                continue
+            for other in self._board.on_node(instance.node):
+                if other.query.service.lower() != name and other.has(instance.node, instance.id):
+                    self._refresh(other, even_direct=bool(other.mismatch))
+
+    def _compare_soon(self, now: float) -> None:
+        """Have services read of which the streaming backend showed a change some time ago."""
+        for entry, at in tuple(self._streamed.items()):
+            if entry.removed or not entry.direct:
+                self._streamed.pop(entry, None)
+            elif now - at >= COMPARE_SECONDS:
+                self._streamed[entry] = now  # again later, unless a read settles it
+                self._refresh(entry, Urgency.SWEEP, even_direct=True)
+
+    def _compared(self, entry: Entry, published: Published, index: int) -> None:
+        """A plain read of a service with a direct watch: what the streaming backend showed was right, or was not."""
+        at = self._streamed.pop(entry, None)
+        if at is None or published is Published.SAME or entry.mismatch:
+            return
+        if index == entry.streamed_index:
+            self._mismatched(entry, "the catalog shows it otherwise at the same index")
+            self._direct.wake(entry)
+        else:
+            self._streamed[entry] = at  # it changed since: that watch is about to say so
+
+    def _audit(self, client: ConsulClient) -> None:
+        """Ask for the indexes of services with a direct watch, as the last plain reads had them.
+
+        Services that the streaming backend does not watch are read: the catalog's own index misses some changes.
+        """
+        watched = [e for e in self._board.all() if e.direct]
+        for entry in watched:
+            if entry.mismatch:
+                self._refresh(entry, Urgency.SWEEP, even_direct=True)
+        entries = [e for e in watched if not e.mismatch and e not in self._streamed]
+        try:
+            for entry, index in zip(
+                entries, client.probe_services([e.query for e in entries], Mode.LEADER), strict=True
+            ):
+                if index is None:
+                    index = client.probe_service(entry.query, Mode.LEADER).index
+                if index != entry.index and entry.direct and entry not in self._streamed:
+                    self._refresh(entry, Urgency.SWEEP, even_direct=True)
+            self.audits += 1
+        except (TransientError, PermanentError) as error:
+            self._read_failed(error)
+        finally:
+            self._auditing = False
 
     def _released(self, entry: Entry) -> None:
         """A service lost its direct watch: from here on doorbells and sweeps look after it."""
@@ -515,14 +642,16 @@ class DatacenterWatch:
 
     def _take_checks(self, bell: _Bell, answer: Answer) -> None:
         before, after = bell.body or {}, decode.checks_of(answer)
-        bell.body = after
+        since = bell.index
+        bell.body, bell.index = after, answer.index
         if not bell.deaf:
-            self._ring_for_named(bells.flips(before, after))
+            self._ring_for_named(bells.flips(before, after, since))
             return
         self._read_again_what_is_in_hand()
         self._ring_for_named(bells.rung_after_silence(before, after))
+        there = {(node.lower(), check) for node, check in after}
         for entry in self._board.all():
-            if not entry.direct and bells.contradicts(instances_of(entry), bell.statuses, after):
+            if not entry.direct and bells.contradicts(instances_of(entry), bell.statuses, there):
                 self._ring_for((entry,), 0)
 
     def _take_nodes(self, bell: _Bell, answer: Answer) -> None:
@@ -564,7 +693,7 @@ class DatacenterWatch:
         """Who has an instance on a node; who is being read is asked when that is known."""
         with self._board.lock:
             for suspects in self._in_hand.values():
-                suspects.add(node)
+                suspects.add(node.lower())
         return self._board.on_node(node)
 
     def _read_again_what_is_in_hand(self) -> None:
@@ -606,9 +735,14 @@ class DatacenterWatch:
         for service, index in there.values():
             self._ring_for(self._board.named(service), 0 if whole else index)
         for entry in self._on_node(node):
-            name = entry.query.service.lower()
-            gone = any(i.node == node and there.get(i.id, ("", 0))[0].lower() != name for i in instances_of(entry))
-            self._ring_for((entry,), 0 if whole or gone else modified)
+            self._ring_for((entry,), 0 if whole or _gone(entry, node, there) else modified)
+
+    def verify_node(self, client: ConsulClient, node: str) -> None:
+        """A node's index moved since the last verification: have the services read that lost an instance there."""
+        _, there = decode.services_on(client.node_services(node, self.name))
+        for entry in self._board.on_node(node):
+            if _gone(entry, node, there):
+                self.service_moved(entry, verifying=True)
 
     def service_moved(self, entry: Entry, verifying: bool) -> None:
         """A sweep saw a service's index move."""
@@ -750,8 +884,10 @@ class DatacenterWatch:
         self._learn_index(entry, answer)
         if isinstance(state, Unknown):
             return PERMANENT_RETRY.wait_seconds(3)
+        self._compared(entry, published, answer.index)
         if published is Published.CHANGED:
             self._direct.changed(entry)
+            self._renamed(entry, before)
             if verifying and self._heard(entry):
                 rings = not entry.direct and _registered(before) != _registered(entry.known)
                 self._judging.append(_Find(entry, seen, entry.index, rings, self._sweeper.looked_from))
@@ -780,6 +916,11 @@ class DatacenterWatch:
             self._leader_asked = True
             self._next_leader_probe = now + LEADER_PROBE_SECONDS
             self._readers.put(Urgency.NOW, self._probe_leader)
+        self._compare_soon(now)
+        if now >= self._next_audit and not self._auditing:
+            self._auditing = True
+            self._next_audit = now + AUDIT_SECONDS
+            self._readers.put(Urgency.SWEEP, self._audit)
         if now >= self._next_verify:
             self._next_verify = now + self._config.verify_seconds
             self._sweeper.verify()
@@ -809,6 +950,12 @@ class DatacenterWatch:
             self._troubles.set("leader", None)
         else:
             self._troubles.set("leader", f"the servers of {self.name} have no leader: what is known stays as it is")
+
+
+def _gone(entry: Entry, node: str, there: Mapping[str, tuple[str, int]]) -> bool:
+    """Whether a view has an instance on a node that is `there` no more, or has another name."""
+    here, name = node.lower(), entry.query.service.lower()
+    return any(i.node.lower() == here and there.get(i.id, ("", 0))[0].lower() != name for i in instances_of(entry))
 
 
 def _registered(known: Known | None) -> frozenset[Instance]:

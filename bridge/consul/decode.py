@@ -44,13 +44,18 @@ def view_of(answer: Answer) -> Known | Unknown:
     return Known(found, hidden=answer.filtered, left_out=left_out)
 
 
-def proved(answer: Answer, before: Known | None, *, waited: bool) -> Known | Unknown | None:
+def proved(
+    answer: Answer, before: Known | None, *, waited: bool, view: Known | Unknown | None = None
+) -> Known | Unknown | None:
     """What an answer of `health/service` proves after `before`; None: only a plain read can tell.
+
+    `view` is what `view_of` made of it, where that is known. `waited`: the streaming backend answered (streamed.py has
+    what else it does not prove).
 
     When a token loses rights, instances vanish from the answers exactly as if they were deregistered, and a query that
     waited (Consul's streaming backend) does not even say that it left something out: only a plain read says so.
     """
-    state = view_of(answer)
+    state = view_of(answer) if view is None else view
     if isinstance(state, Unknown) or before is None:
         return state
     if waited and before.hidden:

@@ -191,10 +191,14 @@ class DirectWatches:
 
     # ------------------------------------------------------------------ the end, and figures
 
-    def wake(self) -> None:
-        """End the queries that wait: what they wait for means nothing any more. They are asked again."""
+    def wake(self, entry: Entry | None = None) -> None:
+        """End the queries that wait (or that of one service): what they wait for means nothing any more.
+
+        They are asked again.
+        """
         for slot in tuple(self._slots):
-            slot.client.wake()
+            if entry is None or slot.entry is entry:
+                slot.client.wake()
 
     def close(self) -> list[threading.Thread]:
         """End all queries (`stop` is set); returns the threads to join."""

@@ -7,7 +7,8 @@ between two grows with how long one takes, so that a busy catalog costs a bounde
 
     look     after the listing rang: services without a direct watch, or nodes; the leader answers
     vouch    after readings that nobody listened before: only those; a look as well when there has been none yet
-    verify   now and then: every service, whatever watches it; what this finds was missed
+    verify   now and then: every service, whatever watches it, and every node: an instance that is registered under
+             another name does not move the index of the service that it leaves; what this finds was missed
 
 When a probe gets no answer the sweep rests as the retry policy (or Consul's Retry-After) says and goes on with what is
 left; a 429 lowers how many probes a second are sent, so that a sweep ends within what Consul allows at last.
@@ -68,6 +69,9 @@ class Ground(Protocol):
     def node_moved(self, client: ConsulClient, node: str) -> None:
         """Something about a node's services changed."""
 
+    def verify_node(self, client: ConsulClient, node: str) -> None:
+        """A node's index moved since the last verification: has a view what is no longer there?"""
+
     def service_moved(self, entry: Entry, verifying: bool) -> None:
         """Something about a service changed."""
 
@@ -115,6 +119,7 @@ class Sweeper:
         self._not_before = float("-inf")
         self._services_until = float("-inf")
         self._nodes: dict[str, int] | None = None
+        self._verified_nodes: dict[str, int] = {}
         self.looked = 0
         self.looked_from = float("-inf")
         """When the last look that ended began: it saw all that was there by then."""
@@ -147,6 +152,7 @@ class Sweeper:
         """Consul is another one: indexes mean nothing any more."""
         with self._lock:
             self._nodes = None
+            self._verified_nodes = {}
 
     def tick(self) -> None:
         """Begin what is due."""
@@ -156,12 +162,21 @@ class Sweeper:
             look = self._wanted or self._vouch_wanted
             if self._verify_wanted and not (look and self._verified_last):  # in a busy catalog a look is always due
                 self._verify_wanted, self._verified_last = False, True
-                self._begin(self._probes_of(self._ground.services_to_probe(every=True), verifying=True), verifying=True)
+                self._begin_verification()
             elif look:
                 every, self._wanted, self._vouch_wanted, self._verified_last = self._wanted, False, False, False
                 self._begin_look(every)
 
     # ------------------------------------------------------------------ all below under the lock
+
+    def _begin_verification(self) -> None:
+        pieces = self._probes_of(self._ground.services_to_probe(every=True), verifying=True)
+        nodes = self._ground.nodes_to_probe() if self._clock() >= self._services_until else None
+        if nodes is not None:
+            for gone in self._verified_nodes.keys() - set(nodes):
+                del self._verified_nodes[gone]
+            pieces += self._probes_of_nodes(nodes, self._verified_nodes)
+        self._begin(pieces, verifying=True)
 
     def _begin_look(self, every: bool) -> None:
         services = self._ground.services_to_probe(every=False)
@@ -180,11 +195,13 @@ class Sweeper:
             def all_services() -> None:
                 self._begin(self._probes_of(services, verifying=False), founding=True, every=True, began=began)
 
-            self._begin(self._probes_of_nodes(nodes, first=True), founding=True, every=True, then=all_services)
+            self._begin(
+                self._probes_of_nodes(nodes, self._nodes, first=True), founding=True, every=True, then=all_services
+            )
             return
         for gone in self._nodes.keys() - set(nodes):
             del self._nodes[gone]
-        pieces = self._probes_of_nodes(nodes, first=False) if every else []
+        pieces = self._probes_of_nodes(nodes, self._nodes) if every else []
         self._begin([*pieces, *self._probes_of(rest, verifying=False)], every=every)
 
     def _probes_of(self, entries: list[Entry], verifying: bool) -> list[_Piece[Any]]:
@@ -195,9 +212,9 @@ class Sweeper:
 
         return [_Piece(piece, ask) for piece in _pieces(entries)]
 
-    def _probes_of_nodes(self, nodes: list[str], first: bool) -> list[_Piece[Any]]:
+    def _probes_of_nodes(self, nodes: list[str], known: dict[str, int], first: bool = False) -> list[_Piece[Any]]:
         def ask(todo: list[str], count: int, client: ConsulClient) -> None:
-            self._probe_nodes(todo, count, first, client)
+            self._probe_nodes(todo, count, known, first, client)
 
         return [_Piece(piece, ask) for piece in _pieces(nodes)]
 
@@ -313,9 +330,10 @@ class Sweeper:
             if verifying and entry.known is not None and entry.known.hidden:
                 self._ground.service_moved(entry, False)  # rights that were given move no index
 
-    def _probe_nodes(self, todo: list[str], count: int, first: bool, client: ConsulClient) -> None:
-        known = self._nodes
-        if known is None:
+    def _probe_nodes(
+        self, todo: list[str], count: int, known: dict[str, int], first: bool, client: ConsulClient
+    ) -> None:
+        if known is not self._nodes and known is not self._verified_nodes:  # forgotten since
             todo.clear()
             return
         nodes = todo[:count]
@@ -325,7 +343,9 @@ class Sweeper:
             if index is None:
                 index = client.probe_node(node, self._datacenter, Mode.LEADER).index
             if known.get(node) != index:
-                if not first:
+                if known is self._verified_nodes:
+                    self._ground.verify_node(client, node)
+                elif not first:
                     self._ground.node_moved(client, node)
                 known[node] = index
             del todo[0]

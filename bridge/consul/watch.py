@@ -4,6 +4,8 @@ The rules are those of Consul's page on blocking queries and of what was measure
 
 - after any error the next read is a plain one: with an index larger than Consul's own a query sleeps through changes
 - an index below 1 is not sent back: it would return at once, for ever
+- a query of the catalog that returns before its time with the index that was sent: Consul gave its state up for
+  another one (a snapshot was restored), and nothing else says so; treated like an index that went backwards
 - an index that went backwards, within one numbering, is a Consul that lost something (or a server that lags): the
   answer is not used, the datacenter is checked, the next read is plain
 - never hot: every request is paid for from token buckets, errors are backed off with jitter
@@ -12,12 +14,13 @@ The rules are those of Consul's page on blocking queries and of what was measure
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
-from bridge.consul.client import Answer, ConsulClient
+from bridge.consul.client import STREAMING, Answer, ConsulClient
 from bridge.consul.pace import Bucket, jittered
 from bridge.errors import BridgeError, CancelledError, PermanentError, TransientError
 from bridge.retry import RetryPolicy
@@ -134,7 +137,10 @@ class Watch:
             if self._rebuilds != self._checkpoint.rebuilds:  # while this thread was busy elsewhere
                 self._rebuilds = self._checkpoint.rebuilds
                 self.position.failed()
-            answer = self._ask(self.position.index, jittered(self._wait_seconds))
+            asked, wait, began = self.position.index, jittered(self._wait_seconds), time.monotonic()
+            answer = self._ask(asked, wait)
+            if asked and answer.index == asked and answer.numbering != STREAMING and _early(began, wait):
+                self._checkpoint.doubt("a query returned early and had nothing new", went_back=True)
             return self._answered(answer)
         except CancelledError:
             self.position.failed()
@@ -165,3 +171,8 @@ class Watch:
         self._fail(error)
         policy = PERMANENT_RETRY if isinstance(error, PermanentError) else self._retry
         self._sleep(policy.wait_seconds(self._attempt, error))
+
+
+def _early(began: float, wait: float) -> bool:
+    """Whether a query that `began` then has returned before its time."""
+    return time.monotonic() - began < 0.9 * wait

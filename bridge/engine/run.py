@@ -339,6 +339,10 @@ class Bridge:
             self._consul_trouble[datacenter] = reason
         self._observer.consul(datacenter, reason is None, reason or "")
 
+    def on_mismatch(self, query: Query, reason: str) -> None:
+        """Consul's streaming backend showed a service otherwise than its catalog."""
+        self._observer.streaming_mismatch(query, reason)
+
     def on_change(self, target: Target) -> None:
         """Something at `target` was changed by somebody else."""
         if self._passing.is_set():

@@ -295,6 +295,13 @@ class LogObserver:
         for namespace in sorted(before - namespaces.keys()):
             self._log.info("namespace can be read", namespace=namespace)
 
+    def streaming_mismatch(self, query: Query, reason: str) -> None:
+        """A service of which Consul's two backends differed."""
+        self._log.warning(
+            "consul's streaming backend shows a service differently than its catalog; the catalog is watched instead",
+            service=query.service, datacenter=query.datacenter, reason=reason,
+        )  # fmt: skip
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass: said the first time and whenever it found something to do."""
         s = report.summary

@@ -169,6 +169,9 @@ class Metrics:
         """Whether somebody works against us."""
         self._rival.set(bool(reason))
 
+    def streaming_mismatch(self, query: Query, reason: str) -> None:
+        """Nothing: the scrape asks the catalog (`watch`)."""
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Everything was looked at: the states start anew."""
         self._passes.inc()
@@ -262,11 +265,17 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
         ("consul_bridge_consul_services", "Services that Consul is asked about.", "services"),
         ("consul_bridge_consul_reads_waiting", "Services that wait to be read.", "reads_waiting"),
         ("consul_bridge_missed_changes", "Changes that only a verification found; 0 is right.", "verification_found"),
+        (
+            "consul_bridge_streaming_mismatch_services",
+            "Services that Consul's streaming backend showed otherwise than its catalog has them.",
+            "streaming_mismatches",
+        ),
         ("consul_bridge_consul_connections", "Connections to Consul in use.", "connections"),
         ("consul_bridge_consul_connections_budget", "Connections to Consul that may be used.", "budget"),
         ("consul_bridge_consul_last_success_age_seconds", "Since Consul last answered.", "seconds_since_last_success"),
     ):
-        values = {dc: state[key] for dc, state in catalog.items() if state.get(key) is not None}
+        found = {dc: state[key] for dc, state in catalog.items() if state.get(key) is not None}
+        values = {dc: len(value) if isinstance(value, list) else value for dc, value in found.items()}
         if values:
             yield _gauge(name, text, "datacenter", values)
     confirmations = CounterMetricFamily(

@@ -51,6 +51,10 @@ class Together:
         """Handed on."""
         self._tell("rival", reason)
 
+    def streaming_mismatch(self, query: Query, reason: str) -> None:
+        """Handed on."""
+        self._tell("streaming_mismatch", query, reason)
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Handed on."""
         self._tell("pass_done", duration_seconds, report)

@@ -13,6 +13,7 @@ filters, ACL envelopes, loss of the leader. The same contract tests run against 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 import socket
@@ -80,6 +81,8 @@ class _Catalog:
     checks: dict[tuple[str, str], Json] = field(default_factory=dict)
     tables: dict[str, int] = field(default_factory=lambda: {"nodes": 10, "catalog": 10})
     of_service: dict[str, int] = field(default_factory=dict)
+    of_stream: dict[str, int] = field(default_factory=dict)
+    """Events of the streaming backend that move no index of the catalog's own."""
     of_node: dict[str, int] = field(default_factory=dict)
     of_status: dict[str, int] = field(default_factory=dict)
 
@@ -150,8 +153,9 @@ class _Catalog:
         self.services[key] = {**new, "CreateIndex": created, "ModifyIndex": index}
         self.tables["catalog"] = index
         self.of_node[node] = index
-        for name in {new["Service"], old["Service"] if old else new["Service"]}:
-            self.of_service[name] = index
+        self.of_service[new["Service"]] = index
+        if old is not None and old["Service"] != new["Service"]:
+            self.of_stream[old["Service"]] = index  # its index in the catalog stays, whoever left it
 
     def _check(self, node: str, body: Json) -> None:
         identity = body.get("CheckID") or body["Name"]
@@ -210,8 +214,9 @@ class _Catalog:
                 checks = [c for c in on_node.get(node, ()) if c["ServiceID"] in ("", identity)]
                 entries.append({"Node": self.nodes[node], "Service": service, "Checks": checks})
         if entries:
-            return max(self.of_service[s["Service"]] for s in self.services.values() if _same(s, name)), entries
-        own = self.of_service.get(name, 1)
+            own = max(self.of_service[s["Service"]] for s in self.services.values() if _same(s, name))
+            return max(own, self.of_stream.get(name, 0)) if streaming else own, entries
+        own = max(self.of_service.get(name, 1), self.of_stream.get(name, 0))
         return (own if streaming else self.tables["catalog"]), []
 
     def state(self, status: str) -> tuple[int, list[Json]]:
@@ -244,6 +249,8 @@ class FakeConsul:
         """So many may one address have, those of queries that wait included, also when nobody is there any more."""
         self.max_rate = 0.0
         """So many requests a second are answered (0: any number), the others with 429."""
+        self.streamed: dict[str, Callable[[list[Json]], list[Json]]] = {}
+        """What the streaming backend makes of a service's entries: it keeps a view beside the catalog."""
         self.leader = True
         self.last_contact_ms = 0
         self.requests: list[Request] = []
@@ -258,6 +265,7 @@ class FakeConsul:
         self._sockets: set[socket.socket] = set()
         self._asking: set[socket.socket] = set()
         self._closing = False
+        self._epoch = 0
         fake = self
 
         class Handler(_Handler):
@@ -329,6 +337,23 @@ class FakeConsul:
                 new = _Catalog(index=index, tables={"nodes": index, "catalog": index})
                 new.register({"Node": f"server-{index}", "Address": "127.0.0.1"})
                 self._catalogs[name] = new
+            self._changed.notify_all()
+
+    def save(self, dc: str = "dc1") -> _Catalog:
+        """A snapshot of a datacenter."""
+        with self._changed:
+            return copy.deepcopy(self._catalogs[dc])
+
+    def restore(self, snapshot: _Catalog, dc: str = "dc1") -> None:
+        """Go back to a snapshot: queries of the catalog return, those of the streaming backend sleep on.
+
+        What is written from now on has indexes above all that there ever were.
+        """
+        with self._changed:
+            last = self._catalogs[dc].index
+            self._catalogs[dc] = copy.deepcopy(snapshot)
+            self._catalogs[dc].index = last
+            self._epoch += 1
             self._changed.notify_all()
 
     def inject(self, fault: Fault, *, times: int = 1, path: str = "/", datacenter: str = "") -> None:
@@ -422,7 +447,8 @@ class FakeConsul:
         deadline = time.monotonic() + (_seconds(params.get("wait", "5m")) if after else 0.0)
         with self._changed:
             while True:
-                found = self._read(request.path, dc, streaming=after > 0)
+                epoch = self._epoch
+                found = self._read(request.path, dc, streaming=after > 0 and "near" not in params)
                 if found is None:
                     self.unexpected.append(f"{request.method} {request.path}")
                     return 404, deny, b"not found"
@@ -431,6 +457,8 @@ class FakeConsul:
                 if not after or index > after or left <= 0 or self._closing:
                     break
                 self._changed.wait(left)
+                if epoch != self._epoch and not streaming:
+                    break  # the store was given up: whoever waits on it gets what he had
         filtered = False
         if anonymous:
             data = type(data)()
@@ -460,7 +488,9 @@ class FakeConsul:
         if path == "/v1/catalog/nodes":
             return catalog.tables["nodes"], list(catalog.nodes.values()), False
         if prefix == "/v1/health/service":
-            return *catalog.health(unquote(name), streaming), streaming
+            index, entries = catalog.health(unquote(name), streaming)
+            altered = self.streamed.get(unquote(name)) if streaming else None
+            return index, altered(entries) if altered else entries, streaming
         if prefix == "/v1/health/state":
             return *catalog.state(name), False
         if prefix == "/v1/catalog/node-services":
@@ -683,7 +713,8 @@ class Recorder:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.events: list[tuple[Any, ...]] = []
-        """("listing", dc, listing), ("view", query, state), ("rebuilt", dc), ("trouble", dc, reason), in order."""
+        """("listing", dc, listing), ("view", query, state), ("rebuilt", dc), ("trouble", dc, reason),
+        ("mismatch", query, reason), in order."""
         self.listings: dict[str, Any] = {}
         self.views: dict[Any, Any] = {}
         self.seen: dict[Any, float] = {}
@@ -714,6 +745,11 @@ class Recorder:
         with self._changed:
             self.events.append(("trouble", datacenter, reason))
             self.troubles[datacenter] = reason
+            self._changed.notify_all()
+
+    def on_mismatch(self, query: Any, reason: str) -> None:
+        with self._changed:
+            self.events.append(("mismatch", query, reason))
             self._changed.notify_all()
 
     def failed(self, error: BaseException) -> None:

@@ -37,7 +37,7 @@ def confirmed(consul: Consul, checkpoint: Checkpoint) -> int:
 
 def test_a_restored_snapshot_is_another_consul_although_its_nodes_are_the_same() -> None:
     """The listing is read as well when an index went backwards, and only then: it is dear."""
-    consul, checkpoint = Consul(), Checkpoint("dc1", lambda: None, lambda: None, threading.Event())
+    consul, checkpoint = Consul(), Checkpoint("dc1", lambda: None, lambda: None, lambda: None, threading.Event())
     found = [confirmed(consul, checkpoint)]
     checkpoint.observe_listing(300)
     checkpoint.doubt("connection reset")

@@ -101,6 +101,9 @@ class Field:
     def node_moved(self, client: ConsulClient, node: str) -> None:
         self.moved.append(node)
 
+    def verify_node(self, client: ConsulClient, node: str) -> None:
+        self.moved.append(f"{node}!")
+
     def service_moved(self, entry: Entry, verifying: bool) -> None:
         self.moved.append(entry.query.service + ("!" if verifying else ""))
 
@@ -186,13 +189,24 @@ def test_after_another_consul_node_indexes_are_learnt_anew() -> None:
 
 
 def test_a_verification_asks_for_every_service_whoever_watches_it() -> None:
-    field = Field(services=100, nodes=10)
+    field = Field(services=100, nodes=None)
     field.entries[4].direct = True
     field.probes.services["s4"] = 8
     assert len(field.sweep(field.sweeper.verify)) == 100
     assert field.moved == ["s4!"]
     assert (field.sweeper.verified, field.sweeper.looked) == (1, 0)
     assert field.probes.modes == {Mode.STALE}
+
+
+def test_a_verification_asks_for_the_nodes_too_and_looks_at_those_that_moved_since_the_last_one() -> None:
+    """An instance that gets another service's name does not move the index of the service that it leaves."""
+    field = Field(services=100, nodes=3)
+    assert len(field.sweep(field.sweeper.verify)) == 103
+    first, field.moved = sorted(field.moved), []
+    field.probes.nodes["vm-1"] = 8
+    field.clock.now += 60
+    field.sweep(field.sweeper.verify)
+    assert (first, field.moved) == (["vm-0!", "vm-1!", "vm-2!"], ["vm-1!"])
 
 
 def test_a_service_whose_probe_is_refused_counts_as_moved() -> None:
