@@ -336,13 +336,9 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
 
 def _default_namespace(settings: Settings) -> str:
     """The namespace of the kubeconfig's context, in a pod its own."""
-    from bridge.kube.client import KubeClient
+    from bridge.kube.access import namespace_of
 
-    client = KubeClient(settings.kube_config())
-    try:
-        return client.namespace
-    finally:
-        client.close()
+    return namespace_of(settings.kube_config())
 
 
 def _exit_status(report: Report, settings: Settings) -> int:

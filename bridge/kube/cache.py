@@ -33,6 +33,7 @@ from bridge.kube import faults, objects
 from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
 from bridge.kube.objects import Decoded
 from bridge.kube.store import Store
+from bridge.kube.transport import TooLargeError
 from bridge.retry import RetryPolicy
 
 PAGE = 500
@@ -61,7 +62,10 @@ OnChange = Callable[[Target], None]
 def list_pages(
     client: KubeClient, kind: Kind, namespace: str | None, selector: str, accept: str = JSON, page: int = PAGE
 ) -> Iterator[tuple[list[Any], str]]:
-    """Pages of a list as (items, the list's resourceVersion). StaleError when the server forgot the list midway."""
+    """Pages of a list as (items, the list's resourceVersion). StaleError when the server forgot the list midway.
+
+    A page that is larger than an answer may be is asked for again in smaller ones.
+    """
     following = ""
     while True:
         query = [("limit", str(page))]
@@ -69,15 +73,20 @@ def list_pages(
             query.append(("labelSelector", selector))
         if following:
             query.append(("continue", following))
-        answer = client.request("GET", objects.path(kind, namespace), query=query, accept=accept)
         try:
-            found = json.loads(answer.body)
+            found = client.document(objects.path(kind, namespace), query=query, accept=accept)
             metadata = found["metadata"]
             items = found.get("items") or []
             following = metadata.get("continue") or ""
             version = str(metadata["resourceVersion"])
+        except TooLargeError:
+            if page == 1:
+                raise
+            page = max(1, page // 5)
+            continue
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TransientError(f"the list of {objects.PLURAL[kind]} is no Kubernetes list") from error
+        del found
         yield items, version
         if not following:
             return

@@ -55,6 +55,8 @@ _RESOURCE = re.compile(
 _MISSING_NAMESPACE = re.compile(r'^namespaces "([^"]+)" not found')
 _MISSING_VERB = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?')
 
+_TUNNEL = re.compile(r"(?<=Tunnel connection failed: )(\d{3})[^\n'\")]*")
+
 _VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
 
 
@@ -65,8 +67,9 @@ class Asked:
     method: str
     path: str
     server: str
-    user: str = ""
     watching: bool = False
+    proxy: str = ""
+    """The proxy on the way and what names it, "" for none."""
 
     @property
     def verb(self) -> str:
@@ -135,10 +138,23 @@ def retry_after(headers: Mapping[str, str], status: Mapping[str, Any]) -> float 
     return min(max(seconds, 0.0), 300.0) if seconds is not None else None
 
 
+def _by_way_of_proxy(asked: Asked, error: BridgeError) -> BridgeError:
+    """The error, naming the proxy that the request went through: it may be the cause."""
+    if asked.proxy:
+        error.args = (f"{error} (by way of {asked.proxy})", *error.args[1:])
+    return error
+
+
 def of_answer(
     asked: Asked, code: int, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...] = ()
 ) -> BridgeError:
     """The error for an answer with status `code` >= 400."""
+    return _by_way_of_proxy(asked, _of_answer(asked, code, headers, body, secrets))
+
+
+def _of_answer(
+    asked: Asked, code: int, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...]
+) -> BridgeError:
     status = status_of(body)
     raw = str(status.get("message") or body[: 4 * TEXT_LIMIT].decode("utf-8", "replace"))
     said = trim(redact(raw, secrets)) or f"HTTP {code}"
@@ -197,6 +213,10 @@ def _forbidden(asked: Asked, said: str, where: str) -> ForbiddenError:
 
 def of_exception(asked: Asked, error: BaseException, secrets: tuple[str, ...] = ()) -> BridgeError:
     """The error for a request that got no answer; `error` is urllib3's, ssl's or the socket's."""
+    return _by_way_of_proxy(asked, _of_exception(asked, error, secrets))
+
+
+def _of_exception(asked: Asked, error: BaseException, secrets: tuple[str, ...]) -> BridgeError:
     from urllib3 import exceptions as u3
 
     chain = _chain(error)
@@ -218,6 +238,8 @@ def of_exception(asked: Asked, error: BaseException, secrets: tuple[str, ...] = 
         return PermanentError(f"{asked.server} is no address of an API server: {said}")
     if any(isinstance(link, u3.NameResolutionError) for link in chain):
         return TransientError(f"the name of {asked.server} cannot be resolved")
+    if asked.proxy and (told := _of_proxy(asked, text, chain)) is not None:
+        return told
     if any(isinstance(link, ConnectionRefusedError) for link in chain):
         return TransientError(f"{asked.server} refuses connections: no API server is listening there")
     if any(isinstance(link, u3.ConnectTimeoutError) for link in chain):
@@ -225,6 +247,19 @@ def of_exception(asked: Asked, error: BaseException, secrets: tuple[str, ...] = 
     if any(isinstance(link, u3.TimeoutError | TimeoutError) for link in chain):
         return TransientError(f"{asked.server} did not answer in time: {asked}")
     return TransientError(f"the connection to {asked.server} broke during {asked}: {said or type(error).__name__}")
+
+
+def _of_proxy(asked: Asked, text: str, chain: list[BaseException]) -> BridgeError | None:
+    """What went wrong between us and the proxy, or in it; None when that cannot be told."""
+    if any(isinstance(link, ConnectionRefusedError) for link in chain):
+        return TransientError(f"{asked.server} cannot be asked: {asked.proxy} refuses connections")
+    if found := _TUNNEL.search(text):
+        code = int(found.group(1))
+        said = f"{asked.server} cannot be asked: {asked.proxy} answers {trim(found.group(0), 100)} to CONNECT"
+        if code == 407:
+            return CredentialsError(f"{said}; write its user and password into the proxy's URL")
+        return PermanentError(f"{said}; the proxy has to allow it") if code < 500 else TransientError(said)
+    return None
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -938,6 +938,9 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ").removeprefix("bearer ")
         user = self.kube.users.get(token, "")
+        self._groups = ["system:authenticated"]
+        if user and (other := self.headers.get("Impersonate-User")):  # everyone may, here
+            user, self._groups = other, self.headers.get_all("Impersonate-Group") or self._groups
         group, resource, namespace, name = _route(parts.path)
         watching = self.command == "GET" and query.get("watch") in ("1", "true")
         verb = _verb(self.command, name, watching)
@@ -995,7 +998,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/version":
             return 200, {"major": "1", "minor": "37", "gitVersion": "v1.37.2-fake"}
         if resource == "selfsubjectreviews":
-            info = {"username": user, "uid": f"uid-of-{user}", "groups": ["system:authenticated"]}
+            info = {"username": user, "uid": f"uid-of-{user}", "groups": self._groups}
             return 201, {"kind": "SelfSubjectReview", "metadata": {}, "status": {"userInfo": info}}
         if resource == "selfsubjectaccessreviews":
             asked = json.loads(self._body)["spec"]["resourceAttributes"]
@@ -1157,7 +1160,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _log(self, status: int) -> None:
         if not self._logged:
             self._logged = True
-            headers = {k.lower(): v for k, v in self.headers.items() if k.lower() != "authorization"}
+            headers = {
+                key.lower(): ",".join(self.headers.get_all(key) or ())
+                for key in self.headers
+                if key.lower() != "authorization"
+            }
             with self.kube.changed:
                 self.kube.log.append(Logged(*self._entry, status, self._body, headers))
                 self.kube.changed.notify_all()

@@ -20,7 +20,8 @@ import trustme
 from pytest_httpserver import HTTPServer
 
 from bridge.errors import ConfigurationError, PermanentError, TransientError
-from bridge.kube import client as client_module
+from bridge.kube import access as access_module
+from bridge.kube import transport as transport_module
 from bridge.kube.client import KubeClient, KubeConfig
 from tests.fakes.kube import ADMIN_TOKEN, FakeKube, Fault
 
@@ -178,7 +179,7 @@ def test_a_broken_reference_does_not_show_other_entries(tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     assert SECRET not in refusal(KubeConfig(kubeconfig=str(path)))
     config["contexts"][0]["context"]["cluster"] = "here"
-    config["users"][0]["user"]["client-certificate"] = "/no/such/cert"
+    config["users"][0]["user"] |= {"client-certificate": "/no/such/cert", "client-key": "/no/such/key"}
     config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
     path.write_text(json.dumps(config))
     text = refusal(KubeConfig(kubeconfig=str(path)))
@@ -233,14 +234,18 @@ def test_an_exec_plugin_gives_the_token(fake: FakeKube, tmp_path: Path) -> None:
 
 
 def test_an_expired_plugin_token_is_renewed(fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """expirationTimestamp in the past: the plugin runs again before the next request."""
-    monkeypatch.setattr(client_module, "_AUTH_SECONDS", 0.0)
+    """expirationTimestamp in the past: the plugin runs again, and no request waits for that."""
+    monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
     command = plugin(tmp_path, credential(token=ADMIN_TOKEN, expirationTimestamp="2020-01-01T00:00:00Z"))
     client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
-    before = len((tmp_path / "runs").read_text())
+    runs = tmp_path / "runs"
+    assert runs.read_text() == "x"
     client.version()
+    deadline = time.monotonic() + 10
+    while runs.read_text() == "x" and time.monotonic() < deadline:
+        time.sleep(0.01)
     client.close()
-    assert len((tmp_path / "runs").read_text()) > before
+    assert runs.read_text() == "xx"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +286,7 @@ def test_a_rotated_token_file_is_read_again_after_a_401(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The package reads a tokenFile once; a refused request reads it again and is repeated, once."""
-    monkeypatch.setattr(client_module, "_RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(access_module, "RELOAD_SECONDS", 0.0)
     token_file = tmp_path / "token"
     token_file.write_text("old-token")
     fake.users = {"old-token": "admin"}
@@ -301,7 +306,7 @@ def test_a_rotated_token_file_is_read_again_after_a_401(
 
 def in_cluster(folder: Path, fake_port: int, monkeypatch: pytest.MonkeyPatch, ca: trustme.CA) -> Path:
     """A pod's service account directory."""
-    monkeypatch.setattr(client_module, "_SERVICE_ACCOUNT", folder)
+    monkeypatch.setattr(access_module, "SERVICE_ACCOUNT", folder)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(fake_port))
     (folder / "token").write_text("first-token")
@@ -329,15 +334,15 @@ def test_a_pod_uses_its_service_account_and_follows_the_rotated_token(
     tls: HTTPServer, ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CA, token, namespace from the mounted files; a token that was replaced is used after a 401 at the latest."""
-    monkeypatch.setattr(client_module, "_RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(access_module, "RELOAD_SECONDS", 0.0)
     folder = in_cluster(tmp_path, tls.port, monkeypatch, ca)
     body = {"major": "1", "minor": "37+", "gitVersion": "v1.37.2"}
-    tls.expect_request("/version", headers={"Authorization": "bearer first-token"}).respond_with_json(body)
+    tls.expect_request("/version", headers={"Authorization": "Bearer first-token"}).respond_with_json(body)
     client = KubeClient(KubeConfig())
     assert client.namespace == "storage"
     assert (client.version().major, client.version().minor) == (1, 37)
     tls.clear()
-    tls.expect_request("/version", headers={"Authorization": "bearer second-token"}).respond_with_json(body)
+    tls.expect_request("/version", headers={"Authorization": "Bearer second-token"}).respond_with_json(body)
     tls.expect_request("/version").respond_with_data("Unauthorized", status=401)
     (folder / "token").write_text("second-token")
     assert client.version().git == "v1.37.2"
@@ -372,7 +377,7 @@ def test_a_plugin_that_gives_certificates_is_followed_when_it_renews_them(
     ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """clientCertificateData instead of a token; after a 401 a new certificate is presented on new connections."""
-    monkeypatch.setattr(client_module, "_RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(access_module, "RELOAD_SECONDS", 0.0)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1").configure_cert(context)
     ca.configure_trust(context)
@@ -407,21 +412,39 @@ def test_a_plugin_that_gives_certificates_is_followed_when_it_renews_them(
         client.close()
 
 
-def test_credentials_that_cannot_be_renewed_are_transient(
+def test_a_token_file_that_is_gone_leaves_the_token_in_use(
+    tls: HTTPServer, ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The volume is being mounted anew, say: the old token goes on, and where the trouble is is told."""
+    monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
+    folder = in_cluster(tmp_path, tls.port, monkeypatch, ca)
+    body = {"major": "1", "minor": "37", "gitVersion": "v1"}
+    tls.expect_request("/version", headers={"Authorization": "Bearer first-token"}).respond_with_json(body)
+    client = KubeClient(KubeConfig())
+    (folder / "token").unlink()
+    assert client.version().git == "v1"
+    assert client.trouble.startswith(f"token file {folder}/token (the pod's service account) cannot be read")
+    (folder / "token").write_text("")
+    assert client.version().git == "v1"
+    assert client.trouble.endswith("is empty")
+    (folder / "token").write_text("first-token")
+    assert client.version().git == "v1"
+    assert client.trouble == ""
+    client.close()
+
+
+def test_an_oidc_token_that_cannot_be_renewed_is_transient(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plugin's own server is away while the bridge runs: try again later, with the reason."""
-    monkeypatch.setattr(client_module, "_AUTH_SECONDS", 0.0)
-    folder = tmp_path / "pod"
-    folder.mkdir()
-    in_cluster(folder, 1, monkeypatch, trustme.CA())
-    client = KubeClient(KubeConfig())
+    """The identity provider is away while the bridge runs: try again later, with the reason."""
+    monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
+    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url)))
 
     def broken(*_: object, **__: object) -> str:
-        raise OSError("token file is gone; token=hunter22")
+        raise OSError("the provider is away; token=hunter22")
 
-    monkeypatch.setattr(client._access._configuration, "get_api_key_with_prefix", broken)
-    with pytest.raises(TransientError, match="cannot be renewed: token file is gone") as caught:
+    monkeypatch.setattr(client._access._loaded.configuration, "get_api_key_with_prefix", broken)
+    with pytest.raises(TransientError, match="cannot be renewed: the provider is away") as caught:
         client.version()
     assert "hunter22" not in str(caught.value)
     client.close()
@@ -431,7 +454,7 @@ def test_a_401_with_a_broken_configuration_stays_a_401(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading it again fails: the old credentials are kept, the refusal is told."""
-    monkeypatch.setattr(client_module, "_RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(access_module, "RELOAD_SECONDS", 0.0)
     path = Path(kubeconfig(tmp_path, fake.url))
     client = KubeClient(KubeConfig(kubeconfig=str(path)))
     path.write_text("nonsense")
@@ -446,13 +469,12 @@ def test_a_401_with_a_broken_configuration_stays_a_401(
 
 @pytest.mark.parametrize("content", ["", "no PEM at all"])
 def test_a_ca_file_that_is_none_is_named(tmp_path: Path, content: str) -> None:
-    """TLS files that cannot be used: permanent, with the server's address."""
+    """TLS files that cannot be used: where they are, and which kubeconfig names them."""
     (tmp_path / "ca.pem").write_text(content)
-    cluster = {"certificate-authority": str(tmp_path / "ca.pem")}
+    cluster = {"certificate-authority": "ca.pem"}
     path = kubeconfig(tmp_path, "https://127.0.0.1:1", cluster=cluster)
-    with pytest.raises((PermanentError, TransientError)) as caught:
-        version(KubeConfig(kubeconfig=path))
-    assert "127.0.0.1:1" in str(caught.value)
+    said = refusal(KubeConfig(kubeconfig=path))
+    assert said.startswith(f"certificate-authority {tmp_path}/ca.pem (kubeconfig {path}): it holds no certificate")
 
 
 def test_connecting_takes_no_longer_than_it_may(tmp_path: Path) -> None:
@@ -560,7 +582,7 @@ def test_a_port_where_nobody_listens_is_transient(fake: FakeKube, tmp_path: Path
 def test_a_name_that_does_not_resolve_is_transient(tmp_path: Path) -> None:
     """DNS may come back."""
     with pytest.raises(TransientError, match="cannot be resolved"):
-        version(KubeConfig(kubeconfig=kubeconfig(tmp_path, "http://no-such-host.invalid:1")))
+        version(KubeConfig(kubeconfig=kubeconfig(tmp_path, "http://no-such-host.invalid:1", {})))
 
 
 def test_every_request_has_a_timeout(fake: FakeKube, tmp_path: Path) -> None:
@@ -592,20 +614,20 @@ def test_a_repetition_has_what_the_first_try_left(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time for everything together does not begin anew after a 401."""
-    monkeypatch.setattr(client_module, "_RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(access_module, "RELOAD_SECONDS", 0.0)
     token_file = tmp_path / "token"
     token_file.write_text("old-token")
     fake.users = {"new-token": "admin"}
     client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, {"tokenFile": str(token_file)})))
     ends: list[float] = []
-    real = client_module._Pool.exchange
+    real = transport_module.Pool.exchange
 
-    def exchange(self: Any, *arguments: Any) -> Any:
+    def exchange(self: Any, *arguments: Any, **options: Any) -> Any:
         ends.append(arguments[-1].until)
         token_file.write_text("new-token")
-        return real(self, *arguments)
+        return real(self, *arguments, **options)
 
-    monkeypatch.setattr(client_module._Pool, "exchange", exchange)
+    monkeypatch.setattr(transport_module.Pool, "exchange", exchange)
     assert client.request("GET", "/api/v1/services", within=30.0).status == 200
     client.close()
     assert (len(ends), len(set(ends))) == (2, 1)
@@ -626,7 +648,7 @@ def test_a_proxy_is_used(fake: FakeKube, tmp_path: Path) -> None:
     with HTTPServer(host="127.0.0.1") as proxy:
         proxy.expect_request("/version").respond_with_json({"major": "1", "minor": "37", "gitVersion": "by-proxy"})
         cluster = {"proxy-url": f"http://127.0.0.1:{proxy.port}"}
-        path = kubeconfig(tmp_path, "http://kube.example.invalid:8080", cluster=cluster)
+        path = kubeconfig(tmp_path, "http://kube.example.invalid:8080", {}, cluster=cluster)
         assert version(KubeConfig(kubeconfig=path)) == "by-proxy"
     assert fake.log == []
 

@@ -1,0 +1,534 @@
+"""Connections to the API server: opened by urllib3, used with http.client, bounded in time, and closed together.
+
+urllib3 makes the connections (TLS, names, proxies). Requests go straight over them with http.client's own methods:
+urllib3's layers above cost as much CPU again as the request (0.2 ms of 0.4), which counts when sixteen writers share an
+interpreter. It must not know what is asked, nor credentials.
+
+Every wait counts against the request's deadline, a single byte's as well: a server that trickles its headers does not
+get more time by that. Whoever waits on a connection of a closed `Sockets` is woken at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import math
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.errors import PermanentError
+
+CHUNK = 1 << 16
+
+KEEPALIVE = ((socket.SO_KEEPALIVE, 1),)
+"""On every connection; below, where the system has them: the seconds after which a silent peer is asked, how often
+and how many times. A peer that is gone is noticed after about 14 s without any request."""
+KEEPALIVE_TCP = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 14_000))
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer, undecoded. `headers` are case-insensitive."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a request may take: connecting, answering, and (`until`, on the monotonic clock) all of it.
+
+    `body` is the largest body in bytes that is read.
+    """
+
+    connect: float
+    read: float
+    until: float
+    body: int = 0
+
+    def left(self) -> float:
+        """Seconds until the end. Raises TimeoutError when it is over."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no time is left for this request")
+        return left
+
+    def connect_seconds(self) -> float:
+        """For connecting now."""
+        return min(self.connect, self.left())
+
+    def read_seconds(self) -> float:
+        """For an answer from now on."""
+        return min(self.read, self.left())
+
+
+class TooLargeError(PermanentError):
+    """An answer is larger than it may be."""
+
+
+class Headers:
+    """Headers of a request, in order; one name may come several times, which a dict cannot say."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, *pairs: tuple[str, str]) -> None:
+        self.pairs = pairs
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self.pairs)
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        """As http.client asks for them; a user's name may have any letter."""
+        return ((name, value.encode()) for name, value in self.pairs)
+
+
+class Deadline:
+    """Until when the next bytes of a connection must have come, on the monotonic clock."""
+
+    __slots__ = ("until",)
+
+    def __init__(self, until: float = math.inf) -> None:
+        self.until = until
+
+
+class _Clocked(io.RawIOBase):
+    """A socket's reading end whose every read waits only until the deadline, however little each brings."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        super().__init__()
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer did not come in time")
+        self._sock.settimeout(left if left != math.inf else None)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+class _Readable:
+    """What http.client.HTTPResponse wants of a socket."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self._sock, self._deadline = sock, deadline
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Clocked(self._sock, self._deadline), CHUNK)
+
+
+class Stream:
+    """An answer that is read bit by bit, on a connection that is used for nothing else."""
+
+    def __init__(self, pool: Pool, connection: Any, answer: http.client.HTTPResponse) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._answer = answer
+        self.opened_at = self.heard_at = time.monotonic()
+        self.ended = False
+        """Whether `end` was called: the connection is to be given up, and nothing is wrong with the answer."""
+
+    @property
+    def status(self) -> int:
+        """The status."""
+        return self._answer.status
+
+    @property
+    def headers(self) -> Any:
+        """The headers."""
+        return self._answer.headers
+
+    def rest(self, most: int) -> bytes:
+        """What is there of a short body."""
+        return self._answer.read(most) or b""
+
+    def read(self, seconds: float) -> bytes:
+        """The next bytes, b"" at the end. Raises TimeoutError when none come for so long."""
+        self._connection.deadline.until = time.monotonic() + seconds
+        data = self._answer.read1(CHUNK)
+        if data:
+            self.heard_at = time.monotonic()
+        return data
+
+    def end(self) -> None:
+        """Wake whoever reads: there is nothing more to come. From any thread."""
+        self.ended = True
+        self._connection.shut()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._pool.forget(self)
+        with contextlib.suppress(Exception):
+            self._connection.close()
+        with contextlib.suppress(Exception):
+            self._answer.close()
+
+
+class Pool:
+    """Connections to one server with the credentials of one moment. Thread-safe.
+
+    `on_dead(began)`: a kept connection turned out to be dead in a request that began then; `on_fresh(opened)`: one that
+    was opened then was answered on.
+    """
+
+    def __init__(
+        self,
+        configuration: Any,
+        context: Any,
+        proxy: Any,
+        connections: int,
+        sockets: Sockets,
+        on_dead: Callable[[float], None],
+        on_fresh: Callable[[float], None],
+    ) -> None:
+        from kubernetes.client.rest import RESTClientObject
+
+        configuration.connection_pool_maxsize = connections
+        configuration.retries = False
+        configuration.socket_options = socket_options()
+        configuration.ssl_ca_cert = configuration.cert_file = configuration.key_file = None  # all in the context
+        if proxy is not None:
+            configuration.proxy = proxy.url
+            configuration.proxy_headers = _proxy_headers(proxy)
+        self._manager = RESTClientObject(configuration).pool_manager
+        self._pool = self._manager.connection_from_url(configuration.host)
+        if context is not None:
+            self._pool.conn_kw["ssl_context"] = context
+        scheme, _, rest = configuration.host.partition("://")
+        base = rest.partition("/")[2].rstrip("/")
+        self._prefix = f"/{base}" if base else ""
+        self._tunnelled = proxy is not None and scheme == "https"
+        self._more: list[tuple[str, str]] = []
+        if proxy is not None and scheme == "http":  # a plain proxy wants the whole address
+            self._prefix = configuration.host.rstrip("/")
+            self._more = list(_proxy_headers(proxy).items())
+        tracked = type("TrackedConnection", (_Tracked, self._pool.ConnectionCls), {"sockets": sockets})
+        self._pool.ConnectionCls = tracked
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []
+        self._streams: set[Stream] = set()
+        self._keep = connections
+        self._epoch = 0
+        self._on_dead, self._on_fresh = on_dead, on_fresh
+        if not configuration.verify_ssl:
+            import urllib3
+
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the client says it, once
+
+    def exchange(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: Headers,
+        limits: Limits,
+        *,
+        fresh: bool = False,
+    ) -> Response:
+        """One request and its whole answer, over a kept connection if there is one (unless `fresh`).
+
+        Raises what sockets and http.client raise, TooLargeError for a body over the limit.
+        """
+        connection, epoch = self._take(fresh)
+        kept = connection.sock is not None
+        began = time.monotonic()
+        try:
+            answer = self._send(connection, method, target, body, headers, limits)
+            data = _body(answer, limits.body)
+        except TooLargeError:
+            connection.close()
+            raise
+        except BaseException as error:
+            connection.close()
+            if kept and _is_dead(error, began):
+                self._on_dead(began)
+            raise
+        if not kept:
+            self._on_fresh(began)
+        self._give_back(connection, epoch, answer.will_close)
+        return Response(answer.status, answer.headers, data)  # type: ignore[arg-type]  # a message reads like a mapping
+
+    def open(self, target: str, headers: Headers, limits: Limits) -> Stream:
+        """A GET whose answer is read bit by bit, on a new connection; `limits` are those of its headers."""
+        connection: Any = self._pool._new_conn()
+        began = time.monotonic()
+        try:
+            answer = self._send(connection, "GET", target, None, headers, limits)
+        except BaseException:
+            connection.close()
+            raise
+        self._on_fresh(began)
+        stream = Stream(self, connection, answer)
+        with self._lock:
+            self._streams.add(stream)
+        return stream
+
+    def forget(self, stream: Stream) -> None:
+        """A stream was closed."""
+        with self._lock:
+            self._streams.discard(stream)
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open."""
+        with self._lock:
+            return len(self._streams)
+
+    def drop_idle(self) -> None:
+        """Close all connections that are not in use; those that are will be closed when their answer has come."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._epoch += 1
+        for connection in idle:
+            connection.close()
+
+    def end_streams(self, silent_since: float = math.inf) -> int:
+        """End the streams that were opened before and have not been heard since; how many."""
+        with self._lock:
+            ended = [s for s in self._streams if max(s.opened_at, s.heard_at) < silent_since and not s.ended]
+        for stream in ended:
+            stream.end()
+        return len(ended)
+
+    def close(self) -> None:
+        """Close what is idle; nothing is kept any more."""
+        with self._lock:
+            self._keep = 0
+        self.drop_idle()
+        self._pool.close()
+        self._manager.clear()
+
+    # ------------------------------------------------------------------ inside
+
+    def _send(
+        self, connection: Any, method: str, target: str, body: bytes | None, headers: Headers, limits: Limits
+    ) -> http.client.HTTPResponse:
+        if connection.sock is None:
+            connection.timeout = limits.connect_seconds()
+            connection.deadline.until = time.monotonic() + connection.timeout
+            if self._tunnelled:
+                self._pool._prepare_proxy(connection)
+            else:
+                connection.connect()
+        seconds = limits.read_seconds()
+        connection.deadline.until = time.monotonic() + seconds
+        connection.sock.settimeout(seconds)
+        sent = Headers(*headers.pairs, *self._more) if self._more else headers
+        http.client.HTTPConnection.request(connection, method, self._prefix + target, body, sent)  # type: ignore[arg-type]
+        return http.client.HTTPConnection.getresponse(connection)
+
+    def _take(self, fresh: bool) -> tuple[Any, int]:
+        """The connection used last that is still open, or a new one (not yet connected), and the epoch."""
+        while True:
+            with self._lock:
+                epoch = self._epoch
+                connection = self._idle.pop() if self._idle and not fresh else None
+            if connection is None:
+                return self._pool._new_conn(), epoch
+            if connection.is_connected:  # urllib3's: nothing to read, so not closed
+                return connection, epoch
+            connection.close()
+
+    def _give_back(self, connection: Any, epoch: int, will_close: bool) -> None:
+        with self._lock:
+            if not will_close and len(self._idle) < self._keep and epoch == self._epoch:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def _is_dead(error: BaseException, began: float) -> bool:
+    """Whether an error says something about the connection, not only that this request had little time."""
+    from urllib3.exceptions import HTTPError
+
+    if isinstance(error, TimeoutError):
+        return time.monotonic() - began >= 1.0
+    return isinstance(error, (OSError, http.client.HTTPException, HTTPError))
+
+
+def _body(answer: http.client.HTTPResponse, most: int) -> bytes:
+    """The whole body, joined without a second copy of it. Raises TooLargeError."""
+    length = answer.length
+    if length is not None and (not most or length <= most):
+        return answer.read()
+    if length is not None:
+        raise TooLargeError(f"the answer has {_size(length)}, more than the {_size(most)} that it may have")
+    data = bytearray()
+    while piece := answer.read(CHUNK):
+        data += piece
+        if most and len(data) > most:
+            raise TooLargeError(f"the answer has more than the {_size(most)} that it may have")
+    return data  # type: ignore[return-value]  # a bytearray is read like bytes, and copying it would double it
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+def _proxy_headers(proxy: Any) -> dict[str, str]:
+    return {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
+
+
+def socket_options() -> list[tuple[int, int, int]]:
+    """Options of every socket: no delay, and a peer that is gone is noticed."""
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    options += [(socket.SOL_SOCKET, name, value) for name, value in KEEPALIVE]
+    options += [(socket.IPPROTO_TCP, getattr(socket, n), v) for n, v in KEEPALIVE_TCP if hasattr(socket, n)]
+    return options
+
+
+class Sockets:
+    """The open sockets of one client, so that closing it ends whatever a thread waits for on one of them.
+
+    Each is kept as a duplicate of its descriptor: shutting that down ends the connection for everybody, TLS or not,
+    also while it is being set up. Connecting itself is done here so that it can be interrupted as well.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[int, socket.socket] = {}
+        self._wake, self._woken = socket.socketpair()
+        self.closed = False
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._open)
+
+    def connect(self, host: str, port: int, timeout: Any, source: Any, options: Any) -> socket.socket:
+        """A connected TCP socket; tries every address of `host`. Raises OSError or TimeoutError."""
+        seconds = timeout if isinstance(timeout, int | float) else None
+        last: OSError | None = None
+        for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, 0, socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                for option in options or ():
+                    sock.setsockopt(*option)
+                if source:
+                    sock.bind(source)
+                self._wait_connected(sock, address, seconds)
+                sock.settimeout(seconds)
+            except OSError as error:
+                last = error
+                sock.close()
+                continue
+            return sock
+        raise last or OSError(f"no address for {host}")
+
+    def _wait_connected(self, sock: socket.socket, address: Any, seconds: float | None) -> None:
+        sock.setblocking(False)
+        code = sock.connect_ex(address)
+        with selectors.DefaultSelector() as selector:
+            selector.register(sock, selectors.EVENT_WRITE)
+            selector.register(self._woken, selectors.EVENT_READ)
+            ready = {key.fileobj for key, _ in selector.select(seconds)}
+        if self.closed or self._woken in ready:
+            raise OSError("closed while connecting")
+        if sock not in ready:
+            raise TimeoutError("connecting timed out")
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def add(self, sock: socket.socket) -> int:
+        """Track a connected socket; the key is for `drop`."""
+        twin = sock.dup()
+        with self._lock:
+            if self.closed:
+                twin.close()
+                sock.close()
+                raise OSError("closed while connecting")
+            self._open[twin.fileno()] = twin
+            return twin.fileno()
+
+    def drop(self, key: int) -> None:
+        """Forget a socket whose connection is being closed."""
+        with self._lock:
+            twin = self._open.pop(key, None)
+        if twin is not None:
+            twin.close()
+
+    def shut(self, key: int) -> None:
+        """Shut one socket down; its connection is still to be closed."""
+        with self._lock:
+            twin = self._open.get(key)
+            if twin is not None:
+                with contextlib.suppress(OSError):
+                    twin.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Shut every socket down, now and in future."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+            twins = list(self._open.values())
+            self._open.clear()
+        for twin in twins:
+            with contextlib.suppress(OSError):
+                twin.shutdown(socket.SHUT_RDWR)
+            twin.close()
+        self._wake.close()  # the other end becomes readable for everyone who is connecting
+
+    def __del__(self) -> None:
+        for sock in (self._wake, self._woken):
+            with contextlib.suppress(OSError):
+                sock.close()
+
+
+class _Tracked:
+    """Mixed into urllib3's connection class: registers each socket with `Sockets`, and reads by the clock."""
+
+    sockets: Sockets
+    _key: int | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.deadline = Deadline()
+
+    def response_class(self, sock: socket.socket, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
+        """What http.client reads an answer with, a proxy's to CONNECT included."""
+        return http.client.HTTPResponse(_Readable(sock, self.deadline), *arguments, **options)  # type: ignore[arg-type]
+
+    def shut(self) -> None:
+        """Wake whoever reads from it; from any thread."""
+        if self._key is not None:
+            self.sockets.shut(self._key)
+
+    def _new_conn(self) -> socket.socket:
+        """urllib3 calls this to connect. Should it stop doing so, only the quick end while connecting is lost."""
+        from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+        me: Any = self
+        try:
+            sock = self.sockets.connect(me._dns_host, me.port, me.timeout, me.source_address, me.socket_options)
+            self._key = self.sockets.add(sock)
+        except socket.gaierror as error:
+            raise NameResolutionError(me.host, me, error) from error
+        except TimeoutError as error:
+            raise ConnectTimeoutError(me, f"connecting to {me.host} took too long") from error
+        except OSError as error:
+            raise NewConnectionError(me, f"cannot connect: {error}") from error
+        return sock
+
+    def close(self) -> None:
+        key, self._key = self._key, None
+        if key is not None:
+            self.sockets.drop(key)
+        super().close()  # type: ignore[misc]
