@@ -283,6 +283,39 @@ def _consul_address(value: str) -> str:
     return value.rstrip("/")
 
 
+_SIZE = re.compile(r"([0-9]+)\s*(KiB|MiB|GiB|Ki|Mi|Gi)")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `64MiB`, `512KiB`, `1Gi`. Raises ValueError with a sentence."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise ValueError("is not a size; sizes are written 512KiB, 32MiB, 1GiB")
+    return int(found[1]) << {"K": 10, "M": 20, "G": 30}[found[2][0]]
+
+
+def size_text(count: int) -> str:
+    """The shortest way to write a size: `32MiB`."""
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count % (1 << shift) == 0:
+            return f"{count >> shift}{unit}"
+    return str(count)
+
+
+def _size(minimum: str, maximum: str) -> BeforeValidator:
+    low, high = parse_size(minimum), parse_size(maximum)
+
+    def check(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise ValueError(f"must be a size (32MiB), not {kind_of(value)}")  # noqa: TRY004
+        count = parse_size(str(value))
+        if not low <= count <= high:
+            raise ValueError(f"must be between {size_text(low)} and {size_text(high)}")
+        return count
+
+    return BeforeValidator(check)
+
+
 def _listen(value: str) -> str:
     host, _, port = value.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
@@ -446,6 +479,11 @@ class KubernetesSettings(_Section):
     )
     connect_timeout: Annotated[float, _duration("100ms", "5m")] = _setting(
         3.0, "How long connecting may take before the API server counts as unreachable."
+    )
+    max_answer: Annotated[int, _size("1MiB", "1GiB")] = _setting(
+        32 << 20,
+        "The largest answer of the API server, and the largest event of a watch, that is taken. A page of a list that "
+        "is larger is asked for in smaller ones.",
     )
     writers: _number(1, 256) = _setting(  # type: ignore[valid-type]
         16, "Objects that are written at once. Above 16 the API server, not the bridge, is the limit.", flag="--writers"
@@ -930,6 +968,7 @@ class Settings(BaseSettings):
             namespaces=("*",) if "*" in k.watch_namespaces else k.watch_namespaces,
             request_timeout_seconds=k.request_timeout,
             connect_timeout_seconds=k.connect_timeout,
+            max_answer_bytes=k.max_answer,
             connections=k.writers + 4,  # the watches need theirs beside the writers
         )
 
@@ -1212,6 +1251,13 @@ class Setting:
         return isinstance(self.field.default, tuple)
 
     @property
+    def is_size(self) -> bool:
+        """Whether it is written `32MiB`."""
+        return any(
+            isinstance(m, BeforeValidator) and m.func.__qualname__.startswith("_size") for m in self.field.metadata
+        )
+
+    @property
     def is_switch(self) -> bool:
         """Whether it is true or false."""
         return self.field.annotation in (bool, bool | None)
@@ -1230,6 +1276,8 @@ class Setting:
             return "***" if value.get_secret_value() else ""
         if self.is_duration:
             return "never" if value is None else duration_text(value)
+        if self.is_size:
+            return size_text(value)
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, tuple):

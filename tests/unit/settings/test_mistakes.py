@@ -55,6 +55,8 @@ def mistake(tmp_path: Path, text: str) -> str:
         ("consul: {address: 'unix:///run/c.sock'}\n", "Unix sockets are not supported"),
         ("consul: {address: 'http://u:p@h'}\n", "must not have a user and password in it; use a token"),
         ("consul: {address: 'h:port'}\n", "is not an address"),
+        ("kubernetes: {max_answer: 64}\n", "kubernetes.max_answer: 64 is not a size; sizes are written 512KiB, 32MiB"),
+        ("kubernetes: {max_answer: 5KiB}\n", "kubernetes.max_answer: '5KiB' must be between 1MiB and 1GiB"),
         ("consul: {address: 'a b'}\n", "has a host name that cannot be"),
         ("consul: {client_cert: /x}\n", "F:1:23: consul.client_cert needs consul.client_key as well"),
         ("kubernetes: {watch_namespaces: [A]}\n", "F:1:33: kubernetes.watch_namespaces[0]: 'A' must be * or a"),

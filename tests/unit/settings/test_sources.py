@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "kubernetes.nodes": ("a", "b,*"),
     "kubernetes.request_timeout": ("5s", "6s"),
     "kubernetes.connect_timeout": ("1s", "2s"),
+    "kubernetes.max_answer": ("64MiB", "1GiB"),
     "kubernetes.writers": ("3", "4"),
     "dns.resolve": ("false", "true"),
     "dns.ttl": ("1m", "2m"),
@@ -378,6 +379,7 @@ def test_plain_dataclasses_for_the_other_rooms() -> None:
     environ.pop("BRIDGE_TOKEN_FILE")
     settings = load({}, environ)
     consul, kube, guard = settings.consul_config(), settings.kube_config(), settings.guard_settings()
+    assert kube.max_answer_bytes == 64 << 20
     assert (consul.address, consul.token, consul.datacenter) == ("https://one:8500", "token-one", "dc1")
     assert (consul.ca_file, consul.client_cert, consul.client_key) == ("/one.pem", "/one.pem", "/one.key")
     assert (consul.tls_server_name, consul.verify) == ("one.example", False)
