@@ -846,7 +846,8 @@ class Settings(BaseSettings):
     owner: Annotated[str, _full_match(_LABEL_VALUE, _VALUE_RULE)] = _setting(
         "default",
         "Owner id: label `consul-bridge/owner` of all that we make. Bridges with different ids never touch each "
-        "other's objects.",
+        "other's objects. Default where `run.installation` is set, as the manifests do: that, with a dot for the slash "
+        "(`storage.consul-endpoints-bridge`), so that two installations never delete each other's objects.",
         flag="--owner",
     )
     policy: Policy = _setting(
@@ -1413,7 +1414,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     }
     try:
         make: Any = Settings  # pydantic-settings hands unknown arguments to `settings_customise_sources`
-        settings: Settings = make(layers=layers)
+        settings: Settings = make(layers=(*layers, _derived(layers)))
     except ValidationError as error:
         raise ConfigurationError(_explain(error, places, document)) from None
     settings._places = places
@@ -1425,6 +1426,27 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     settings._narrow = settings.rules is not None and not layers[-1].has(("rules",))
     _check_together(settings)
     return settings
+
+
+def _derived(layers: Sequence[Layer]) -> Layer:
+    """Defaults that other settings give: in a cluster each installation is an owner of its own."""
+    layer = Layer("derived", {}, {})
+    said = next((layer for layer in layers if layer.has(("run", "installation"))), None)
+    installation = said.values["run"]["installation"] if said is not None else ""
+    if isinstance(installation, str) and installation and not any(layer.has(("owner",)) for layer in layers):
+        layer.set(("owner",), owner_of(installation), "run.installation")
+    return layer
+
+
+def owner_of(installation: str) -> str:
+    """The owner id of an installation that names none: `storage/consul-endpoints-bridge` -> `storage.consul-...`.
+
+    A label value: over-long names are cut and get a short hash, so that two stay two.
+    """
+    text = re.sub(r"[^A-Za-z0-9_.-]", ".", installation).strip("_.-")
+    if len(text) > select.LABEL_LIMIT:
+        text = f"{text[: select.LABEL_LIMIT - 9]}-{select.digest(installation)}"
+    return text or "default"
 
 
 def _addresses_in(text: str) -> tuple[str, ...]:

@@ -92,10 +92,12 @@ class Reconciler:
         mirrored: Callable[[Target], tuple[Group, ...]] | None = None,
         nodes: Collection[str] = (),
         unreadable: Mapping[str, str] | None = None,
+        may_delete: Callable[[], bool] = lambda: True,
     ) -> None:
         """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
 
-        `unreadable` are namespaces of which nothing is known, and why: nothing is planned there.
+        `unreadable` are namespaces of which nothing is known, and why: nothing is planned there. While not `may_delete`
+        objects stay, whatever the policy says.
         """
         self.lock = threading.RLock()
         self.world = world
@@ -107,6 +109,7 @@ class Reconciler:
         self._mirrored = mirrored
         self.nodes = nodes
         self.unreadable: Mapping[str, str] = unreadable or {}
+        self._may_delete = may_delete
 
     def plan(self, target: Target) -> Plan | None:
         """Steps 1 to 5 for one target; None while too little is known to say anything about it."""
@@ -260,12 +263,15 @@ class Reconciler:
         *,
         dismissed: bool = False,
     ) -> Plan:
+        policy = self._options.policy
+        if policy is Policy.SYNC and desired is None and not dismissed and not self._may_delete():
+            policy = Policy.UPSERT_ONLY
         return planning.plan(
             target,
             desired,
             current,
             owner=self._options.owner,
-            policy=self._options.policy,
+            policy=policy,
             adopt=self._options.adopt,
             skipped=skipped,
             warnings=warnings,

@@ -22,6 +22,9 @@ ENOUGH = 3
 """Signs of one kind within the window before anything is said: one person's `bridge sync` is not yet a rival."""
 
 WINDOW_SECONDS = 60.0
+NO_DELETION_SECONDS = 600.0
+"""After a sign of a conflicting writer nothing is deleted for so long: the objects may be wanted by the other one."""
+
 SETTLING_SECONDS = 15.0
 """After a shard became ours: what the replica before us wrote may still be on its way."""
 
@@ -36,6 +39,7 @@ class Rivals:
         self._writes: deque[tuple[float, Target]] = deque(maxlen=1000)
         self._undone: deque[tuple[float, Target]] = deque(maxlen=1000)
         self._since = clock()
+        self._conflict_at: float | None = None
 
     def gained(self) -> None:
         """Shards became ours."""
@@ -53,6 +57,14 @@ class Rivals:
         """What we had put back at `target` had to be put back again."""
         with self._lock:
             self._undone.append((self._clock(), target))
+
+    def may_delete(self) -> bool:
+        """Whether no conflicting writer was seen for a while: until then, what seems superfluous may be the other's."""
+        said = self.reason()
+        with self._lock:
+            if said:
+                self._conflict_at = self._clock()
+            return self._conflict_at is None or self._clock() - self._conflict_at > NO_DELETION_SECONDS
 
     def reason(self) -> str:
         """What goes on, as a sentence with the way out; "" when nothing does."""

@@ -419,6 +419,7 @@ class Bridge:
             clock=self._clock,
             resolve=self._resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
+            may_delete=self._rivals.may_delete,
             nodes=call(
                 lambda: node_names(client, options.cluster_nodes),
                 options.kube_retry,

@@ -41,13 +41,14 @@ VALUES: dict[str, Json] = {
     "consul-tls": {"consul": {"tls": {"secret": f"{manifests.NAME}-tls"}}},
     "shards": {"shards": 6, "replicas": 3},
     "monitoring": {"monitoring": True},
+    "admission": {"admission": {"enabled": True}},
 }
 """The values that say what a component says. `namespace` has none: `helm install --create-namespace` makes it."""
 
 CHOICES = [
     (),
     *((name,) for name in VALUES),
-    ("all-namespaces", "endpointslices", "nodes", "consul-acl", "consul-tls", "shards", "monitoring"),
+    ("all-namespaces", "endpointslices", "nodes", "consul-acl", "consul-tls", "shards", "monitoring", "admission"),
     ("all-namespaces", "endpointslices-only", "consul-acl"),
     ("cronjob", "all-namespaces", "endpointslices", "nodes", "consul-acl", "consul-tls"),
     ("cronjob", "endpointslices-only"),

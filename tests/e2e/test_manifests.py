@@ -50,7 +50,7 @@ COMBINATIONS = [
     and (
         size <= 2
         or size >= len(manifests.COMPONENTS) - 2
-        or not {"consul-tls", "shards", "nodes", "monitoring"} & set(chosen)
+        or not {"consul-tls", "shards", "nodes", "monitoring", "admission"} & set(chosen)
     )
 ]
 
@@ -169,8 +169,8 @@ def test_its_settings_are_understood(components: Sequence[str], tmp_path: Path) 
     loaded = settings.load(environ=environment)
     assert (unknown, loaded.notes) == (set(), ())
     assert (loaded.log.format, loaded.rules is not None) == ("json", True)
-    one_shot = "cronjob" in components
-    assert loaded.run.installation == ("" if one_shot else "elsewhere/consul-endpoints-bridge")
+    assert loaded.run.installation == "elsewhere/consul-endpoints-bridge"
+    assert loaded.owner == "elsewhere.consul-endpoints-bridge"
 
 
 # --------------------------------------------------------------------------- on the API server
@@ -206,6 +206,8 @@ def cluster(lab: Lab, kube: RawKube, monitoring: None, namespace: str) -> Iterat
     for kind in ("clusterrolebindings", "clusterroles"):
         for name in (manifests.NAME, f"{manifests.NAME}-nodes"):
             kube.delete(f"/apis/rbac.authorization.k8s.io/v1/{kind}/{name}")
+    for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+        kube.delete(f"/apis/admissionregistration.k8s.io/v1/{kind}/{manifests.NAME}")
 
 
 @pytest.mark.lab

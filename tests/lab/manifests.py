@@ -26,7 +26,7 @@ MANIFESTS = ROOT / "manifests"
 NAME = "consul-endpoints-bridge"
 COMPONENTS = (
     "namespace", "cronjob", "all-namespaces", "endpointslices", "endpointslices-only", "consul-acl", "consul-tls",
-    "shards", "nodes", "monitoring",
+    "shards", "nodes", "monitoring", "admission",
 )  # fmt: skip
 """In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
 
@@ -52,8 +52,12 @@ _PLURALS = {
     "Secret": "secrets",
     "Service": "services",
     "ServiceAccount": "serviceaccounts",
+    "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }
-_CLUSTER = frozenset({"ClusterRole", "ClusterRoleBinding", "Namespace"})
+_CLUSTER = frozenset({
+    "ClusterRole", "ClusterRoleBinding", "Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+})  # fmt: skip
 
 
 def kustomize(folder: Path) -> list[Json]:

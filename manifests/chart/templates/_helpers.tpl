@@ -63,6 +63,11 @@ labels:
   valueFrom:
     fieldRef:
       fieldPath: metadata.name
+{{- if gt (int .Values.shards) 1 }}
+- name: BRIDGE_SHARDS
+  value: {{ .Values.shards | quote }}
+{{- end }}
+{{- end }}
 - name: POD_NAMESPACE
   valueFrom:
     fieldRef:
@@ -73,11 +78,6 @@ labels:
       fieldPath: spec.serviceAccountName
 - name: BRIDGE_RUN_INSTALLATION
   value: $(POD_NAMESPACE)/$(POD_SERVICE_ACCOUNT)
-{{- if gt (int .Values.shards) 1 }}
-- name: BRIDGE_SHARDS
-  value: {{ .Values.shards | quote }}
-{{- end }}
-{{- end }}
 {{- if .Values.allNamespaces }}
 - name: BRIDGE_WATCH_NAMESPACE
   value: "*"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bridge.core.model import Target
-from bridge.engine.rivals import ENOUGH, SETTLING_SECONDS, WINDOW_SECONDS, Rivals
+from bridge.engine.rivals import ENOUGH, NO_DELETION_SECONDS, SETTLING_SECONDS, WINDOW_SECONDS, Rivals
 
 WEB = Target("apps", "web")
 
@@ -51,3 +51,16 @@ def test_who_undoes_us_is_said() -> None:
     assert "apps/web again and again" in rivals.reason()
     clock.now += WINDOW_SECONDS + 1
     assert rivals.reason() == ""
+
+
+def test_nothing_is_deleted_for_a_while_after_a_conflicting_writer() -> None:
+    """What seems superfluous here may be what the other one wants; another sign begins the wait anew."""
+    clock = Clock()
+    rivals = Rivals("me", clock)
+    assert rivals.may_delete()
+    rivals.undid(WEB)
+    assert not rivals.may_delete()
+    clock.now += WINDOW_SECONDS + 1
+    assert (rivals.reason(), rivals.may_delete()) == ("", False)
+    clock.now += NO_DELETION_SECONDS
+    assert rivals.may_delete()

@@ -510,3 +510,28 @@ rules:
         ),
         pinned=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("installation", "owner"),
+    [
+        ("storage/consul-endpoints-bridge", "storage.consul-endpoints-bridge"),
+        ("a/b", "a.b"),
+        ("/", "default"),
+        (f"{'n' * 40}/{'m' * 40}", f"{'n' * 40}.{'m' * 13}-471ced9d"),
+    ],
+)
+def test_an_installation_is_an_owner_of_its_own(installation: str, owner: str) -> None:
+    """Two of them in one cluster would delete each other's objects under one id."""
+    assert load({}, {"BRIDGE_RUN_INSTALLATION": installation}).owner == owner
+
+
+def test_an_owner_that_is_given_beats_the_installations(tmp_path: Path) -> None:
+    """From whichever source; without an installation it is `default`."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("owner: mine\n")
+    installed = {"BRIDGE_RUN_INSTALLATION": "storage/bridge"}
+    assert load({"--config": str(file)}, installed).owner == "mine"
+    assert load({}, {**installed, "BRIDGE_OWNER": "env"}).owner == "env"
+    assert load({"--owner": "flag"}, installed).owner == "flag"
+    assert load({}, {}).owner == "default"
