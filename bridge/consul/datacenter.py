@@ -389,6 +389,8 @@ class DatacenterWatch:
         Whoever waits for a higher index would sleep on: all indexes are asked for.
         """
         self._next_audit = self._clock()
+        for entry in tuple(self._streamed):
+            self._streamed[entry] = float("-inf")
         self._sweeper.verify()
 
     # ------------------------------------------------------------------ the listing

@@ -34,7 +34,7 @@ LATE_SECONDS = 8.0
 PASSING = "c-new-"
 """Names of the services that come and go as a whole."""
 
-WEIGHTS = {"flip": 12, "maintenance": 3, "move": 3, "leave": 2, "new service": 1, "old service": 1}
+WEIGHTS = {"flip": 12, "maintenance": 3, "move": 3, "leave": 2, "case": 2, "new service": 1, "old service": 1}
 """How often each kind of change is chosen. Too many that leave for good would be held by the guard, and rightly so."""
 
 HEALTH = ("passing", "warning", "critical")
@@ -55,8 +55,8 @@ class Instance:
 
     @property
     def key(self) -> str:
-        """Its name in the fleet."""
-        return f"{self.service}/{self.node}"
+        """Its name in the fleet: a node is one and the same in upper and lower case, as in Consul's catalog."""
+        return f"{self.service}/{self.node.lower()}"
 
     @property
     def endpoint(self) -> Address:
@@ -254,6 +254,8 @@ class Fleet:
                 self._put(replace(instance, gone=True))
             elif kind == "move":
                 self._put(replace(instance, address=self._next_address()))
+            elif kind == "case":
+                self._put(replace(instance, node=instance.node.swapcase(), address=self._next_address()))
             elif kind == "maintenance":
                 self._put(replace(instance, maintenance=not instance.maintenance))
             else:
@@ -365,7 +367,7 @@ class Fleet:
             listed = set(consul.services())
             for service in sorted(services & listed):
                 for entry in consul.health(service)[1]:
-                    held[f"{service}/{entry['Node']['Node']}"] = (
+                    held[f"{service}/{entry['Node']['Node'].lower()}"] = (
                         entry["Service"]["Address"] or entry["Node"]["Address"], entry["Service"]["Port"],
                         is_ready(entry),
                     )  # fmt: skip

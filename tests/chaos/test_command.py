@@ -79,6 +79,19 @@ def test_the_same_seed_means_the_same_changes() -> None:
     assert (changes(7) == changes(7), changes(7) == changes(8)) == (True, False)
 
 
+def test_a_vm_whose_node_comes_back_in_another_case_is_the_same_one_at_another_address() -> None:
+    """As in Consul's catalog, which does not tell them apart; its streaming backend does."""
+    fleet, before, after = Fleet(nobody, seed=3), None, None
+    while after is None:
+        before = fleet.expected()
+        if (change := fleet.step()).kind == "case":
+            after = fleet.expected()
+    service = change.key.partition("/")[0]
+    assert before is not None
+    then, now = (state.ready | state.not_ready for state in (before[service], after[service]))
+    assert (len(then), len(now), len(then - now), change.key) == (12, 12, 1, change.key.lower())
+
+
 def test_what_is_touched_is_never_owed_and_anchors_always_are() -> None:
     """The ledger forgets an endpoint before the change can reach Consul."""
     fleet = Fleet(nobody, seed=3)
