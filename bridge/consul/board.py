@@ -26,9 +26,8 @@ class Entry:
     `vouched`: a probe agreed with its view after that was published, so that doorbells and node probes may go on from
     there; not so for a view whose reading began before somebody listened.
 
-    `nodes` are without case: Consul's checks may spell a node otherwise than its catalog. `streamed_index`: that of the
-    last answer of the streaming backend that was believed. `mismatch`: why that backend is not asked about this
-    service any more (streamed.py); "" while it is.
+    `nodes` are without case: Consul's checks may spell a node otherwise than its catalog. `mismatch`: why Consul's
+    streaming backend is not asked about this service any more (streamed.py); "" while it is.
     """
 
     query: Query
@@ -38,7 +37,6 @@ class Entry:
     known: Known | None = None
     nodes: frozenset[str] = frozenset()
     index: int = 0
-    streamed_index: int = 0
     mismatch: str = ""
     generation: int = 0
     attempts: int = 0

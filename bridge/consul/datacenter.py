@@ -51,6 +51,9 @@ PROMOTED_WAIT_SECONDS = 15.0
 COMPARE_SECONDS = 10.0
 """So soon after a change that the streaming backend showed the catalog is asked whether it shows the same."""
 
+CONFIRM_SECONDS = 1.0
+"""How long after a comparison that found a difference both are asked once more: an event may have been on its way."""
+
 AUDIT_SECONDS = 15.0
 """How often the catalog is asked for the index of services with a direct watch: a query that waits there sleeps on when
 a snapshot is restored. 60 services cost 4 probes a second."""
@@ -486,10 +489,8 @@ class DatacenterWatch:
                     watch.position.index = max(watch.position.index, doubted.index)
                 entry.direct = True
             self._learn_index(entry, answer)
-            if streaming:
-                entry.streamed_index = answer.index
-                if published is Published.CHANGED:
-                    self._streamed.setdefault(entry, seen)
+            if streaming and published is Published.CHANGED:
+                self._streamed.setdefault(entry, seen)
             entry.attempts = 0
             if published is Published.CHANGED:
                 self._direct.changed(entry)
@@ -548,16 +549,27 @@ class DatacenterWatch:
                 self._streamed[entry] = now  # again later, unless a read settles it
                 self._refresh(entry, Urgency.SWEEP, even_direct=True)
 
-    def _compared(self, entry: Entry, published: Published, index: int) -> None:
-        """A plain read of a service with a direct watch: what the streaming backend showed was right, or was not."""
-        at = self._streamed.pop(entry, None)
-        if at is None or published is Published.SAME or entry.mismatch:
+    def _compared(self, entry: Entry, published: Published) -> None:
+        """A plain read of a service with a direct watch: was what the streaming backend showed right?"""
+        self._streamed.pop(entry, None)
+        if published is Published.CHANGED and entry.direct and not entry.mismatch:
+            self._readers.put(Urgency.SWEEP, partial(self._confirm_mismatch, entry), CONFIRM_SECONDS)
+
+    def _confirm_mismatch(self, entry: Entry, client: ConsulClient) -> None:
+        """Ask both backends; the streaming one answers at once what it has when any index is new to us."""
+        try:
+            streaming = client.health_service(entry.query, index=1, wait=1.0)
+            catalog = client.health_service(entry.query, mode=Mode.LEADER)
+            shown, there = decode.view_of(streaming), decode.view_of(catalog)
+        except (TransientError, PermanentError) as error:
+            self._read_failed(error)
             return
-        if index == entry.streamed_index:
-            self._mismatched(entry, "the catalog shows it otherwise at the same index")
+        if not isinstance(shown, Known) or not isinstance(there, Known) or there.hidden or not entry.direct:
+            return
+        told_apart = streaming.numbering == STREAMING and streaming.index == catalog.index
+        if told_apart and shown.instances != there.instances and not self._checkpoint.doubted:
+            self._mismatched(entry, "at one index it shows something else")
             self._direct.wake(entry)
-        else:
-            self._streamed[entry] = at  # it changed since: that watch is about to say so
 
     def _audit(self, client: ConsulClient) -> None:
         """Ask for the indexes of services with a direct watch, as the last plain reads had them.
@@ -886,7 +898,7 @@ class DatacenterWatch:
         self._learn_index(entry, answer)
         if isinstance(state, Unknown):
             return PERMANENT_RETRY.wait_seconds(3)
-        self._compared(entry, published, answer.index)
+        self._compared(entry, published)
         if published is Published.CHANGED:
             self._direct.changed(entry)
             self._renamed(entry, before)

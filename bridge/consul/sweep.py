@@ -7,8 +7,9 @@ between two grows with how long one takes, so that a busy catalog costs a bounde
 
     look     after the listing rang: services without a direct watch, or nodes; the leader answers
     vouch    after readings that nobody listened before: only those; a look as well when there has been none yet
-    verify   now and then: every service, whatever watches it, and every node: an instance that is registered under
-             another name does not move the index of the service that it leaves; what this finds was missed
+    verify   now and then: every service, and every node: an instance that is registered under another name does not
+             move the index of the service that it leaves; those with a direct watch are read, for their indexes prove
+             nothing (streamed.py); what this finds was missed
 
 When a probe gets no answer the sweep rests as the retry policy (or Consul's Retry-After) says and goes on with what is
 left; a 429 lowers how many probes a second are sent, so that a sweep ends within what Consul allows at last.
@@ -315,6 +316,10 @@ class Sweeper:
 
     def _probe_services(self, todo: list[Entry], count: int, verifying: bool, client: ConsulClient) -> None:
         mode = Mode.STALE if verifying else Mode.LEADER
+        if verifying:
+            for entry in (e for e in todo if e.direct):  # what the streaming backend shows: instances are compared
+                self._ground.service_moved(entry, verifying)
+            todo[:] = [entry for entry in todo if not entry.direct]
         todo[:] = [entry for entry in todo if not entry.removed]
         entries = todo[:count]
         self.probes += len(entries)

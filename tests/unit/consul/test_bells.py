@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +37,19 @@ def test_of_several_checks_of_a_service_the_most_demanding_counts() -> None:
     assert bells.flips({("vm", "c"): WEB}, after).services == {"web": 0}
 
 
+def test_a_check_that_became_older_is_of_a_restored_snapshot_and_no_view_is_new_enough() -> None:
+    key = ("vm", "c")
+    assert bells.flips({key: WEB}, {key: ("web", "critical", 5, "")}, 9).services == {"web": 0}
+    assert bells.flips({}, {key: WEB}, 9).services == {"web": 0}
+    assert bells.flips({}, {key: WEB}, 6).services == {"web": 7}
+
+
+def test_a_check_that_goes_over_to_another_service_names_both() -> None:
+    """Consul moves the index of the one that gains it only."""
+    key, before, after = ("vm", "c"), ("web", "critical", 7, "web-1"), ("db", "critical", 9, "db-1")
+    assert bells.flips({key: before}, {key: after}).services == {"db": 9, "web": 0}
+
+
 def test_nothing_new_names_nobody() -> None:
     body = {("vm", "c"): WEB, ("vm", "alive"): ("", "critical", 3, "")}
     assert bells.flips(body, dict(body)) == bells.Named()
@@ -56,6 +71,12 @@ def test_a_view_that_shows_a_flip_which_the_list_does_not_have_contradicts_it() 
     assert bells.contradicts([sick], critical, {("vm", "c"): WEB}) is False
     assert bells.contradicts([sick], frozenset({Status.WARNING}), {}) is False
     assert bells.contradicts([instance(Status.PASSING, "")], critical, {}) is False
+
+
+def test_a_check_may_spell_its_node_otherwise_than_a_view() -> None:
+    """Consul keeps the spelling of the check's own registration; the caller folds the body's."""
+    sick = replace(instance(Status.CRITICAL, "c"), node="VM")
+    assert bells.contradicts([sick], frozenset({Status.CRITICAL}), {("vm", "c")}) is False
 
 
 def test_nodes_that_moved_went_or_came() -> None:

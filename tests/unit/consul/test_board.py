@@ -104,6 +104,16 @@ def test_nodes_lead_to_the_services_on_them() -> None:
     assert one.on_node("nowhere") == ()
 
 
+def test_nodes_and_instances_are_found_in_any_case() -> None:
+    """A check names its node and its instance as it was registered, a view as they are called now."""
+    one, _ = board()
+    ((web,), _) = one.want([WEB])
+    one.publish(web, known("VM2"), 1.0)
+    assert (one.on_node("vm2"), web.has("vm2", "I-vm2"), web.has("vm2", "other")) == ((web,), True, False)
+    one.publish(web, known("vm3"), 2.0)
+    assert (one.on_node("VM2"), one.on_node("VM3")) == ((), (web,))
+
+
 def test_names_lead_to_all_their_queries_in_any_case() -> None:
     one, _ = board()
     entries, _ = one.want([WEB, Query("dc1", "Web", filter="x == 1")])
