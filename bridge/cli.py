@@ -107,7 +107,7 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--exit-code", "", "With --dry-run: exit status 4 when there are changes.", _HOW, bool),
         Flag("--output", "FORMAT", "table (default), json, yaml; sync and purge also: diff.", _HOW, short="-o"),
         Flag("--yes", "", "Ask nothing.", _HOW, bool, short="-y"),
-        Flag("--force", "", "Apply also what the removal guard would hold.", _HOW, bool),
+        Flag("--force", "", "Apply what the guard would hold (at --service, --namespace only).", _HOW, bool),
         Flag("--watch", "", "Show it again and again until Ctrl-C.", _HOW, bool, short="-w"),
         Flag("--interval", "DURATION", "How long --watch waits between two readings; default 2s.", _HOW),
         Flag("--offline", "", "Check the settings and rules alone, without any server.", _HOW, bool),
@@ -434,12 +434,15 @@ def _say_failures(report: Report) -> None:
 
 def _say_outcome(report: Report, settings: Settings) -> None:
     """What a person must not miss, on standard error: failures, holds, and an empty selection."""
-    _say_failures(report)
-    from bridge.core.guard import FORCE
+    from bridge.core.select import Only
 
+    _say_failures(report)
     for held in report.held:
-        _say(f"held: {held.namespace}/{held.name}: {held.reason}; if Consul is right: {FORCE}")
-    if all(row.action == "delete" for row in report.services) and not report.skipped and not report.failed:
+        _say(f"held: {held.namespace}/{held.name}: {held.reason}")
+    if settings.sync.force and settings.only() != Only():
+        if not report.services and not report.failed:
+            _say("nothing to force: nothing is mirrored yet at these --service and --namespace; leave --force out")
+    elif all(row.action == "delete" for row in report.services) and not report.skipped and not report.failed:
         _say(
             f"no service selected: nothing in Consul matches {settings.selection()}. Select with --service GLOB, "
             "--tag TAG, --filter EXPRESSION or rules in --config FILE; `consul catalog services` lists the names"

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from bridge.core.guard import FORCE
 from bridge.core.model import (
     Action,
     Body,
@@ -290,7 +289,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
             f"Held ({len(report.held)}): ready endpoints that stay although Consul says otherwise",
             "magenta",
             (f"{r.namespace}/{r.name} ({_count(r.endpoints, 'endpoint')}, {r.cause}): {r.reason}" for r in report.held),
-            f"when Consul is right: {FORCE} (look at it with --dry-run --force first)",
+            "when Consul is right: the command at each of them (look at it with --dry-run first)",
         )
     if report.conflicts:
         section(

@@ -24,6 +24,7 @@ import difflib
 import ipaddress
 import os
 import re
+import shlex
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
     from bridge.core.annotated import Annotated as AnnotatedPolicy
     from bridge.core.guard import GuardSettings
+    from bridge.core.select import Only
     from bridge.engine.check import CheckOptions
     from bridge.engine.resolver import ResolverSettings
     from bridge.engine.run import RunOptions
@@ -562,20 +564,22 @@ class RunSettings(_Section):
 class GuardSection(_Section):
     """How much may be taken away, and how fast.
 
-    What is held is said; `bridge sync --force` with the same settings releases it.
+    Endpoints are added up per scope: what rules mirror from a datacenter, and the annotated Services of each namespace.
+    What is held is said, with the command that releases it (`bridge sync --force`).
     """
 
     removal_threshold: Percent = _setting(
-        50, "Removals are held when Consul drops more than this percentage of the ready endpoints within `window`."
+        50,
+        "Removals are held when Consul drops more than this percentage of a scope's ready endpoints within `window`.",
     )
     removal_minimum: _number(0, 1_000_000) = _setting(  # type: ignore[valid-type]
         10,
-        "Fewer ready endpoints than this may always go, or turn not ready: the guard is about catastrophes.",
+        "Fewer ready endpoints of a scope than this may always go, or turn not ready: the guard is about catastrophes.",
     )
     panic_threshold: Percent = _setting(
         80,
-        "Endpoints stay ready when more than this percentage of all would turn not ready within `window`: our view of "
-        "Consul is then the likelier patient. 0 switches it off.",
+        "Endpoints stay ready when more than this percentage of a scope's would turn not ready within `window`: our "
+        "view of Consul is then the likelier patient. 0 switches it off.",
         flag="--panic-threshold",
     )
     window: Annotated[float, _duration("1s", "1h")] = _setting(60.0, "Over how long losses are added up.")
@@ -587,7 +591,8 @@ class GuardSection(_Section):
     )
     hold_release: Annotated[float | None, BeforeValidator(_or_never)] = _setting(
         None,
-        "After how long a hold ends by itself; `never`: when Consul recovers or a person forces it.",
+        "After how long a hold ends whatever Consul says; `never`: when Consul recovers, when the losses of its scope "
+        "are below the thresholds for a `window`, or when it is forced.",
         flag="--hold-release",
     )
     allow_cidrs: tuple[Cidr, ...] = _setting(
@@ -683,7 +688,9 @@ class SyncSettings(_Section):
     )
     force: bool = _setting(
         False,
-        "Apply what the removal guard would hold. Look at the dry run first; never leave this on.",
+        "Apply what the removal guard would hold; `--service` and `--namespace` narrow it, also beside the rules of a "
+        "file, to what is mirrored there already, and everything else is left alone. Look at the dry run first; never "
+        "leave this on.",
         flag="--force",
     )
 
@@ -882,6 +889,8 @@ class Settings(BaseSettings):
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _selected_by: str = PrivateAttr(default="default")
     _narrow: bool = PrivateAttr(default=False)
+    _only: tuple[tuple[str, ...], str] = PrivateAttr(default=((), ""))
+    _command: str = PrivateAttr(default="bridge sync")
     _config_file: str = PrivateAttr(default="")
     _config_digest: bytes = PrivateAttr(default=b"")
     _api_server: tuple[str, ...] = PrivateAttr(default=())
@@ -999,6 +1008,7 @@ class Settings(BaseSettings):
             window_seconds=g.window,
             rebuild_grace_seconds=g.rebuild_grace,
             hold_release_seconds=g.hold_release,
+            command=self._command,
         )
 
     def bounds(self, own_namespace: str = "") -> Bounds:
@@ -1053,6 +1063,18 @@ class Settings(BaseSettings):
             permanent_retry=_policy(self.retry.permanent),
         )
 
+    @property
+    def command(self) -> str:
+        """`bridge sync` with this installation's settings, as one would type it in the same environment."""
+        return self._command
+
+    def only(self) -> Only:
+        """What `--force` is narrowed to. A template of a namespace narrows nothing: it is the rule's."""
+        from bridge.core.select import Only
+
+        services, namespace = self._only
+        return Only(services, namespace if "{" not in namespace else "")
+
     def sync_options(self) -> SyncOptions:
         """What `engine.sync` needs."""
         from bridge.engine.sync import SyncOptions
@@ -1064,6 +1086,7 @@ class Settings(BaseSettings):
             narrow=self.narrow,
             dry_run=self.sync.dry_run,
             force=self.sync.force,
+            only=self.only(),
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),
             cluster_nodes=self.kubernetes.nodes,
@@ -1318,6 +1341,15 @@ RULE_FLAGS: Final[Mapping[str, tuple[str, ...]]] = {
 
 _LIST_RULE_FLAGS = ("--service", "--tag")
 
+_NARROWING = ("--service", "--namespace")
+"""Flags that say what `--force` is about, also beside the rules of a file."""
+
+_REPEATED = (
+    "--config", "--consul-address", "--datacenter", "--token-file", "--tag", "--filter", "--name", "--output-kind",
+    "--kubeconfig", "--context", "--watch-namespace", "--owner", "--policy", "--adopt",
+)  # fmt: skip
+"""Flags that a second command beside this one needs to see the same and to own the same; variables are there anyway."""
+
 
 def rule_env(flag: str) -> str:
     """The environment variable of a rule flag."""
@@ -1394,7 +1426,8 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     """
     flags = dict(flags or {})
     environ = os.environ if environ is None else environ
-    config = flags.pop("--config", None) or environ.get("BRIDGE_CONFIG") or ""
+    config_flag = flags.pop("--config", None)
+    config = config_flag or environ.get("BRIDGE_CONFIG") or ""
     document = yaml_file.read(config) if config else None
     leaves = catalogue()
     notes: list[str] = []
@@ -1423,6 +1456,8 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     settings._notes = tuple(notes)
     settings._selected_by = selected_by
     settings._api_server = _addresses_in(environ.get("KUBERNETES_SERVICE_HOST", ""))
+    settings._only = tuple(flags.get("--service") or ()), flags.get("--namespace") or ""
+    settings._command = _command({**flags, "--config": config_flag})
     settings._narrow = settings.rules is not None and not layers[-1].has(("rules",))
     _check_together(settings)
     return settings
@@ -1579,6 +1614,8 @@ def _rules_from_flags(
         rule.set(path, list(value) if isinstance(value, (list, tuple)) else value, place)
         given.append(place)
     in_file = file_layer.has(("rules",))
+    if in_file and flags.get("--force") and set(given) <= set(_NARROWING):
+        given = []  # the file says what is mirrored, these what of it is forced
     if not given:
         return file_layer.places.get(("rules",), document.path if document else "") if in_file else "default"
     if in_file:
@@ -1593,6 +1630,16 @@ def _rules_from_flags(
     for key, place in rule.places.items():
         layer.places[("rules", 0, *key)] = place
     return ", ".join(given)
+
+
+def _command(flags: Mapping[str, Any]) -> str:
+    """`bridge sync` with the flags of this process, for a shell; what it does is added behind."""
+    words = ["bridge", "sync"]
+    for flag in _REPEATED:
+        value = flags.get(flag)
+        for text in value if isinstance(value, (list, tuple)) else [value] if value else []:
+            words += [flag, str(text)]
+    return shlex.join(words)
 
 
 def _check_together(settings: Settings) -> None:

@@ -10,6 +10,7 @@
 | annotation `consul-bridge/output` | carried by `endpoints` (default), `endpointslices` or `both` |
 | any other annotation under `consul-bridge/`, or a value that means nothing | a warning: it is not as they think |
 | the label is taken off, or the Service deleted | take away what you filled, at once: nobody lost it |
+| anything of this is changed, or the Service's ports | the same with what they do not ask for any more |
 
 What a namespace may ask for is granted by the operator (`Annotated`). A service that was not granted and one that does
 not exist look the same to the user: otherwise annotations would tell what is in Consul.
@@ -18,7 +19,8 @@ not exist look the same to the user: otherwise annotations would tell what is in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 from bridge.core import marks, select
 from bridge.core.canonical import shorten
@@ -29,7 +31,9 @@ from bridge.core.model import (
     CurrentService,
     Destination,
     InstanceRules,
+    Mirror,
     Output,
+    Pairs,
     Query,
     Rule,
     Target,
@@ -43,6 +47,8 @@ TAGS = "consul-bridge/tags"
 FILTER = "consul-bridge/filter"
 OUTPUT = "consul-bridge/output"
 PREFIX = "consul-bridge/"
+REQUEST = "consul-bridge/request"
+"""On what we write for such a Service: for which request (`_request`)."""
 _KNOWN = frozenset({MIRROR, SERVICE, DATACENTER, TAGS, FILTER, OUTPUT, marks.ADOPT, marks.OWNER})
 
 
@@ -131,11 +137,71 @@ def request_of(
         services=(name,),
         tags=tags,
         filter=expression,
-        to=Destination(namespace=target.namespace, name=target.name, output=output, annotated=True),
+        to=Destination(
+            namespace=target.namespace,
+            name=target.name,
+            output=output,
+            annotations=((REQUEST, _request(service, query, tags)),),
+            annotated=True,
+        ),
         instances=InstanceRules(bounds=annotated.bounds, allow_cidrs=grant.allow_cidrs),
         warnings=tuple(_not_understood(marks, output, tags)),
     )
     return rule, query
+
+
+def _request(service: CurrentService, query: Query, tags: Sequence[str]) -> str:
+    """A short word for everything on a Service that decides which endpoints are its."""
+    return select.digest(
+        repr((query.datacenter, query.service, query.filter, tags, service.ports, service.target_ports))
+    )
+
+
+class Changed(Enum):
+    """In what a request differs from the one that a Service was filled for."""
+
+    NOTHING = "nothing"
+    SELECTION = "the instances or ports"
+    SERVICE = "the service"
+
+
+def changed(current: Current, rule: Rule, query: Query, owner: str) -> Changed:
+    """What the user changed since a Service was filled: what goes for that, Consul has not lost.
+
+    Our objects say for which request they were written (until every one of them was written anew), so this is known
+    after a restart as well, and by another replica.
+    """
+    found = Changed.NOTHING
+    for said in _said(current, owner):
+        origin = marks.origins(said.get(marks.SERVICE, ""), said.get(marks.DATACENTER, ""))
+        if origin != ((query.datacenter, query.service),):
+            return Changed.SERVICE
+        if said.get(REQUEST) not in (None, *_requests(rule.to.annotations)):
+            found = Changed.SELECTION
+    return found
+
+
+def as_before(desired: Mirror, current: Current, owner: str) -> Mirror:
+    """`desired` with the request that our objects were written for: what they had is kept in place for now.
+
+    So it is still known who wanted it gone when it goes.
+    """
+    wanted = _requests(desired.annotations)
+    before = [said[REQUEST] for said in _said(current, owner) if said.get(REQUEST) not in (None, *wanted)]
+    if not before:
+        return desired
+    return replace(desired, annotations=marks.joined(desired.annotations, ((REQUEST, before[0]),)))
+
+
+def _said(current: Current, owner: str) -> Iterator[Mapping[str, str]]:
+    """The marks on each of our objects that carry endpoints."""
+    for found in (current.endpoints, *current.slices):
+        if found is not None and found.meta.owner == owner:
+            yield dict(found.meta.marks)
+
+
+def _requests(annotations: Pairs) -> tuple[str, ...]:
+    return tuple(value for key, value in annotations if key == REQUEST)
 
 
 def _granted(annotated: Annotated, namespace: str, query: Query) -> Grant | Refusal:

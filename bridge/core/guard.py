@@ -1,21 +1,32 @@
 """How much may be taken away, and how fast. Consul in trouble must not become the cluster in trouble.
 
-| what would happen | what the guard does |
+Everything is added up per scope (`model.Scope`): what rules mirror from a datacenter, and the annotated Services of
+each namespace. What happens in one scope never changes what the guard says in another.
+
+| what would happen in a scope | what the guard does |
 | --- | --- |
 | within a minute, more than half of the ready endpoints (and at least ten) are no longer listed | holds the removals |
 | within a minute, more than 80 % of the ready endpoints (and at least ten) stop being ready, listed or not | holds what only turns not ready |
-| Consul was rebuilt or restored | holds every removal of that datacenter for ten minutes |
-| a person sends away what was filled for their Service | lets it pass, and charges it to nothing |
+| Consul was rebuilt or restored | holds every removal of that datacenter for ten minutes, in every scope |
+| a user sends away or changes what their Service is filled with | lets it pass, and charges it to nothing |
 | anything else | lets it pass |
 
 What comes back (or is replaced) at a target within the minute counts against what went there, so a service that is
 restarted instance by instance is never suspicious.
 
-A held target goes on receiving additions and updates. A hold ends when Consul lists the endpoints again, when at least
-half of all that was held has come back (then what is left is judged anew), when it is forced, when the rebuild grace is
-over (then the first two rows decide), or after `hold_release_seconds`; not because a minute has passed. What is let go
-on purpose, by force or after its time, is not charged to anything else. Nothing of this is stored: after a restart
-Kubernetes still holds what was held, and the same sums are made again.
+A held target goes on receiving additions and updates. A hold ends, and what is left of it is judged anew,
+
+| when | how soon |
+| --- | --- |
+| Consul lists its endpoints again | at once |
+| at least half of all that was held in its scope has come back | at once |
+| its user sends it away, or changes what they ask for; it is forced | at once, and the scope's other holds if nothing else speaks for them |
+| the sums of its scope are below the thresholds, and what is held in it has been so for a minute | then; `released` is the timer |
+| the rebuild grace is over (then the first two rows above decide) | then |
+| it has lasted for `hold_release_seconds` | then |
+
+What is let go on purpose, by force or after its time, is not charged to anything else. Nothing of this is stored:
+after a restart Kubernetes still holds what was held, and the same sums are made again.
 
 Time is passed in; not thread-safe (the reconciler holds a lock).
 """  # noqa: E501
@@ -23,20 +34,27 @@ Time is passed in; not thread-safe (the reconciler holds a lock).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bridge.core.canonical import shorten
-from bridge.core.model import Held, Plan, Target
+from bridge.core.model import Held, Plan, Scope, Target
 from bridge.core.reasons import Code
 
-FORCE = "`bridge sync --force` with this bridge's settings"
-"""Whose rules it has matters: without any, every service of the datacenter would be created, and nothing held."""
+LOOK_SECONDS = 5.0
+"""How soon a target is named by `released` again, when it was not planned meanwhile (Consul does not answer)."""
+
+Ready = Callable[[Scope], int]
+"""Gives the ready endpoints of all our objects in a scope as they are now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """Thresholds in percent of all ready endpoints, durations in seconds. A percentage of 0 switches its rule off."""
+    """Thresholds in percent of all ready endpoints of a scope, durations in seconds. A percentage of 0: rule is off.
+
+    `command` is `bridge sync` with this installation's settings: what releases a hold is told with it.
+    """
 
     removal_percent: int = 50
     removal_minimum: int = 10
@@ -44,6 +62,7 @@ class GuardSettings:
     window_seconds: float = 60.0
     rebuild_grace_seconds: float = 600.0
     hold_release_seconds: float | None = None
+    command: str = "bridge sync"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +102,21 @@ class _Hold:
     flipped: int
     datacenters: frozenset[str]
 
+    @property
+    def rebuilt(self) -> bool:
+        return self.why_lost is not None and self.why_lost.cause is Code.HELD_REBUILT
+
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
-    """What a set of plans comes to, with all that happened in the window and all that is held."""
+class _Sum:
+    """Ready endpoints that would go, and those that they are a part of."""
 
-    lost: int
-    flipped: int
-    baseline: int
+    part: int
+    whole: int
 
     @property
-    def taken(self) -> int:
-        return self.lost + self.flipped
+    def percent(self) -> int:
+        return round(self.part * 100 / self.whole) if self.whole else 100
 
 
 class _Window:
@@ -105,6 +127,9 @@ class _Window:
         self.flipped = 0
         self._takings: dict[Target, list[_Taking]] = {}
         self._due: list[tuple[float, Target]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._takings)
 
     def of(self, target: Target) -> Sequence[_Taking]:
         """What went at a target."""
@@ -136,26 +161,151 @@ class _Window:
                 self.put(target, fresh)
 
 
+class _Doubt:
+    """Whether Consul is still doubted in one respect, although the sums are below the threshold again.
+
+    While agents register again one by one, the rest must not be taken away the moment that it is less than half: what
+    is held has to be below the threshold for a whole window first.
+    """
+
+    def __init__(self, window_seconds: float) -> None:
+        self._window_seconds = window_seconds
+        self._below_since: float | None = None
+
+    def see(self, *, exceeds: bool, over: bool, now: float) -> None:
+        """Take whether what is held exceeds the threshold by itself, and, if not, whether nothing is to be awaited."""
+        if exceeds:
+            self._below_since = None
+        elif over:
+            self._below_since = float("-inf")
+        elif self._below_since is None:
+            self._below_since = now
+
+    def lasts(self, now: float) -> bool:
+        return self._below_since is None or now - self._below_since < self._window_seconds
+
+
+class _Rebuilds:
+    """Which datacenters' Consul was rebuilt or restored, and until when nothing is removed for that."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, Scope | None], tuple[float, str]] = {}
+
+    def note(self, datacenter: str, scope: Scope | None, until: float, sign: str) -> None:
+        self._found[datacenter, scope] = until, sign
+
+    def last(self, datacenters: Iterable[str], scope: Scope, now: float) -> bool:
+        """Whether the grace of one of the datacenters is not over yet."""
+        return any(self._of(dc, scope, now) for dc in datacenters)
+
+    def reason(self, datacenters: Iterable[str], scope: Scope, now: float) -> _Reason | None:
+        """Why nothing is removed that comes from one of the datacenters; None when it may be."""
+        found = {dc: max(signs) for dc in datacenters if (signs := self._of(dc, scope, now))}
+        if not found:
+            return None
+        end, sign = max(found.values())
+        text = (
+            f"Consul in {', '.join(map(shorten, sorted(found)))} was rebuilt or restored ({sign}), and for another "
+            f"{end - now:.0f} s nothing is removed, so that agents can register again"
+        )
+        return _Reason(Code.HELD_REBUILT, text)
+
+    def _of(self, datacenter: str, scope: Scope, now: float) -> list[tuple[float, str]]:
+        found = (self._found.get((datacenter, of)) for of in (None, scope))
+        return [sign for sign in found if sign is not None and sign[0] > now]
+
+
 class Guard:
-    """Keeps the sums of the sliding window and the holds."""
+    """Keeps a ledger for each scope."""
 
     def __init__(self, settings: GuardSettings) -> None:
         self._settings = settings
+        self._rebuilds = _Rebuilds()
+        self._ledgers: dict[Scope, _Ledger] = {}
+        self._scopes: dict[Target, Scope] = {}
+
+    def admit(self, plans: Sequence[Plan], ready: Ready, now: float, *, force: bool = False) -> Verdict:
+        """Judge plans together, each among those of its scope."""
+        by_scope: dict[Scope, list[Plan]] = {}
+        for plan in plans:
+            before = self._scopes.get(plan.target)
+            if before is not None and before != plan.scope:
+                self._ledger(before).forget(plan.target)
+            self._scopes[plan.target] = plan.scope
+            by_scope.setdefault(plan.scope, []).append(plan)
+        held: dict[Target, Held] = {}
+        for scope, together in by_scope.items():
+            held.update(self._ledger(scope).admit(together, ready(scope), now, force=force))
+        return Verdict(held)
+
+    def applied(self, target: Target) -> None:
+        """What was admitted for `target` has been written."""
+        scope = self._scopes.get(target)
+        if scope is not None:
+            self._ledger(scope).applied(target)
+
+    def rebuilt(
+        self, datacenter: str, now: float, sign: str = "its index went backwards", scope: Scope | None = None
+    ) -> None:
+        """Consul in `datacenter` is not the one it was, as the `sign` says: for one scope, or (None) for all."""
+        self._rebuilds.note(datacenter, scope, now + self._settings.rebuild_grace_seconds, sign)
+
+    def released(self, now: float, ready: Ready) -> frozenset[Target]:
+        """Targets whose hold may have ended without news from Consul about them; they are to be planned again.
+
+        This is the timer: ask it a few times a second.
+        """
+        found: set[Target] = set()
+        for scope, ledger in list(self._ledgers.items()):
+            found |= ledger.released(ready(scope), now)
+            if not ledger:
+                del self._ledgers[scope]
+        return frozenset(found)
+
+    def active(self) -> tuple[Held, ...]:
+        """Everything that is held now, in order of the targets."""
+        holds = {target: hold.held for ledger in self._ledgers.values() for target, hold in ledger.holds.items()}
+        return tuple(holds[target] for target in sorted(holds))
+
+    def forget(self, target: Target) -> None:
+        """Nothing of ours is left at `target`. What went there stays in the sums of the window."""
+        scope = self._scopes.pop(target, None)
+        if scope is not None:
+            self._ledger(scope).forget(target)
+
+    def _ledger(self, scope: Scope) -> _Ledger:
+        ledger = self._ledgers.get(scope)
+        if ledger is None:
+            ledger = self._ledgers[scope] = _Ledger(scope, self._settings, self._rebuilds)
+        return ledger
+
+
+class _Ledger:
+    """The sums of the sliding window and the holds of one scope."""
+
+    def __init__(self, scope: Scope, settings: GuardSettings, rebuilds: _Rebuilds) -> None:
+        self._scope = scope
+        self._settings = settings
+        self._rebuilds = rebuilds
         self._pending = _Window()
         self._history = _Window()
-        self._holds: dict[Target, _Hold] = {}
+        self._removal = _Doubt(settings.window_seconds)
+        self._panic = _Doubt(settings.window_seconds)
         self._peak = 0
         self._free: set[Target] = set()
-        self._look_again = False
-        self._rebuilt: dict[str, tuple[float, str]] = {}
+        self._given_up = False
+        self._named: dict[Target, float] = {}
+        self.holds: dict[Target, _Hold] = {}
 
-    def admit(self, plans: Sequence[Plan], total_ready: int, now: float, *, force: bool = False) -> Verdict:
-        """Judge plans together. `total_ready` counts the ready endpoints of all our objects as they are now."""
-        for window in (self._pending, self._history):
-            window.forget(now - self._settings.window_seconds)
+    def __bool__(self) -> bool:
+        return bool(self.holds or self._pending or self._history or self._free)
+
+    def admit(self, plans: Sequence[Plan], ready: int, now: float, *, force: bool) -> Mapping[Target, Held]:
+        self._age(now)
         taking = []
         for plan in plans:
             self._pending.pop(plan.target)
+            self._named.pop(plan.target, None)
             if plan.dismissed:
                 self._free.discard(plan.target)
                 self._end(plan.target)
@@ -163,73 +313,64 @@ class Guard:
                 taking.append(plan)
             else:
                 self._recovered(plan.target)
-        held = {} if force else self._judge(taking, total_ready, now)
+        held = {} if force else self._judge(taking, ready, now)
         for plan in taking:
             if plan.target not in held:
                 self._end(plan.target)
         for plan in plans:
-            on_purpose = force or plan.target in self._free
-            self._note(plan, held.get(plan.target), now, charged=not on_purpose)
-        return Verdict(held)
+            if not plan.dismissed:
+                on_purpose = force or plan.target in self._free
+                self._note(plan, held.get(plan.target), now, charged=not on_purpose)
+        return held
 
     def applied(self, target: Target) -> None:
-        """What was admitted for `target` has been written."""
         for taking in self._pending.pop(target):
             history = _without(self._history.pop(target), taking.gained)
             if taking.lost or taking.flipped:
                 history.append(replace(taking, gained=0))
             self._history.put(target, history)
 
-    def rebuilt(self, datacenter: str, now: float, sign: str = "its index went backwards") -> None:
-        """Consul in `datacenter` is not the one it was, as the `sign` says."""
-        self._rebuilt[datacenter] = now + self._settings.rebuild_grace_seconds, sign
-
-    def released(self, now: float) -> frozenset[Target]:
-        """Targets whose hold may have ended without news from Consul about them; they are to be planned again."""
-        again, self._look_again = self._look_again, False
-        # What is left of a hold that is over for the most part is held by the window's sums only: these shrink in time.
-        again = again or (bool(self._holds) and self._came_back(()))
-        return frozenset(
-            target
-            for target, hold in self._holds.items()
-            if again
-            or self._is_due(hold, now)
-            or (hold.held.cause is Code.HELD_REBUILT and not self._rebuilding(hold.datacenters, now))
-        )
-
-    def active(self) -> tuple[Held, ...]:
-        """Everything that is held now, in order of the targets."""
-        return tuple(self._holds[target].held for target in sorted(self._holds))
+    def released(self, ready: int, now: float) -> set[Target]:
+        self._age(now)
+        if not self.holds:
+            return set()
+        removal, panic = self._look((), ready, now)
+        found = set()
+        for target, hold in self.holds.items():
+            lost_stays = hold.why_lost is None or (
+                self._rebuilds.last(hold.datacenters, self._scope, now)
+                if hold.rebuilt
+                else removal is not None or self._removal.lasts(now)
+            )
+            flips_stay = hold.why_flips is None or panic is not None or self._panic.lasts(now)
+            over = not lost_stays or not flips_stay or self._is_due(hold, now)
+            if over and now >= self._named.get(target, now):
+                self._named[target] = now + LOOK_SECONDS
+                found.add(target)
+        return found
 
     def forget(self, target: Target) -> None:
-        """Nothing of ours is left at `target`. What went there stays in the sums of the window."""
         self._pending.pop(target)
+        self._free.discard(target)
         self._end(target)
 
     # ------------------------------------------------------------------ the rules
 
-    def _judge(self, plans: Sequence[Plan], total_ready: int, now: float) -> dict[Target, Held]:
-        settings = self._settings
-        self._free |= {t for t in (p.target for p in plans) if t in self._holds and self._is_due(self._holds[t], now)}
+    def _judge(self, plans: Sequence[Plan], ready: int, now: float) -> dict[Target, Held]:
+        self._free |= {t for t in (p.target for p in plans) if t in self.holds and self._is_due(self.holds[t], now)}
         plans = [p for p in plans if p.target not in self._free]
-        sums = self._sums(plans, total_ready)
-        removal = panic = None
-        if self._exceeds(sums.lost, sums.baseline, settings.removal_percent):
-            removal = _Reason(Code.HELD_REMOVAL, self._removal_reason(sums))
-        if self._exceeds(sums.taken, sums.baseline, settings.panic_percent):
-            panic = _Reason(Code.HELD_PANIC, self._panic_reason(sums))
-        trusted = self._came_back(plans)
+        removal, panic = self._look(plans, ready, now)
         held: dict[Target, Held] = {}
         for plan in plans:
-            hold = self._holds.get(plan.target)
+            hold = self.holds.get(plan.target)
             datacenters = frozenset(q.datacenter for q in plan.queries)
             why_lost, why_flips = removal, panic
-            if hold is not None and not trusted:
-                rebuilt = hold.why_lost is not None and hold.why_lost.cause is Code.HELD_REBUILT
-                why_lost = why_lost or (None if rebuilt else hold.why_lost)
-                why_flips = why_flips or hold.why_flips
-            if self._rebuilding(datacenters, now):
-                why_lost = _Reason(Code.HELD_REBUILT, self._rebuilt_reason(datacenters, now))
+            if hold is not None:
+                if why_lost is None and not hold.rebuilt and self._removal.lasts(now):
+                    why_lost = hold.why_lost
+                if why_flips is None and self._panic.lasts(now):
+                    why_flips = hold.why_flips
+            why_lost = self._rebuilds.reason(datacenters, self._scope, now) or why_lost
             why_lost = why_lost if plan.lost else None
             why_flips = why_flips if plan.flipped else None
             why = why_lost or why_flips
@@ -237,59 +378,77 @@ class Guard:
                 continue
             lost = plan.lost if why_lost is not None else 0
             flipped = plan.flipped if why_flips is not None else 0
-            sentence = self._sentence(lost + flipped, why)
+            sentence = self._sentence(lost + flipped, why, force_command(self._settings.command, plan))
             kept = Held(plan.target, why.cause, lost + flipped, sentence, lost=lost > 0, flips=flipped > 0)
             since = now if hold is None else hold.since
-            self._holds[plan.target] = _Hold(kept, why_lost, why_flips, since, lost, flipped, datacenters)
+            self.holds[plan.target] = _Hold(kept, why_lost, why_flips, since, lost, flipped, datacenters)
             held[plan.target] = kept
         self._peak = max(self._peak, self._held_endpoints())
         return held
 
-    def _sums(self, plans: Sequence[Plan], total_ready: int) -> _Sums:
-        """What was let go on purpose is in none of the sums: it says nothing about the rest."""
+    def _look(self, plans: Sequence[Plan], ready: int, now: float) -> tuple[_Reason | None, _Reason | None]:
+        """What speaks for holding losses, and flips, now; and what of the doubt in Consul is left when nothing does.
+
+        What was let go on purpose is in none of the sums: it says nothing about the rest.
+        """
+        settings, written, pending = self._settings, self._history, self._pending
         mine = {p.target for p in plans} | self._free
-        written, pending = self._history, self._pending
-        held = [h for target, h in self._holds.items() if target not in mine]
+        holds = [h for target, h in self.holds.items() if target not in mine]
         free = [t for target in mine for t in pending.of(target)]
-        return _Sums(
-            lost=written.lost + pending.lost - _lost(free) + _lost(held) + sum(p.lost for p in plans),
-            flipped=written.flipped + pending.flipped - _flipped(free) + _flipped(held) + sum(p.flipped for p in plans),
-            baseline=total_ready + written.lost + written.flipped,
+        kept_lost = _lost(holds) + sum(p.lost for p in plans)
+        kept = kept_lost + _flipped(holds) + sum(p.flipped for p in plans)
+        went_lost = written.lost + pending.lost - _lost(free)
+        went = went_lost + written.flipped + pending.flipped - _flipped(free)
+        whole = ready + written.lost + written.flipped
+        lost, taken = _Sum(kept_lost + went_lost, whole), _Sum(kept + went, whole)
+        removes, panics = self._exceeds(lost, settings.removal_percent), self._exceeds(taken, settings.panic_percent)
+        believed = self._came_back(plans)
+        self._removal.see(
+            exceeds=self._exceeds(_Sum(kept_lost, ready), settings.removal_percent),
+            over=believed or (self._given_up and not removes),
+            now=now,
+        )
+        self._panic.see(
+            exceeds=self._exceeds(_Sum(kept, ready), settings.panic_percent),
+            over=believed or (self._given_up and not panics),
+            now=now,
+        )
+        self._given_up = False
+        return (
+            _Reason(Code.HELD_REMOVAL, self._removal_reason(lost)) if removes else None,
+            _Reason(Code.HELD_PANIC, self._panic_reason(taken)) if panics else None,
         )
 
     def _came_back(self, plans: Sequence[Plan]) -> bool:
         """Whether at least half of what was held has come back: then Consul is believed about the rest."""
         planned = {p.target: p.lost + p.flipped for p in plans}
-        still = sum(planned.get(target, h.held.endpoints) for target, h in self._holds.items())
+        still = sum(planned.get(target, h.held.endpoints) for target, h in self.holds.items())
         return still * 2 <= self._peak
 
-    def _rebuilt_reason(self, datacenters: Iterable[str], now: float) -> str:
-        names = sorted(dc for dc in datacenters if self._rebuilding((dc,), now))
-        end, sign = max(self._rebuilt[dc] for dc in names)
-        return (
-            f"Consul in {', '.join(map(shorten, names))} was rebuilt or restored ({sign}), and for another "
-            f"{end - now:.0f} s nothing is removed, so that agents can register again"
-        )
-
-    def _removal_reason(self, sums: _Sums) -> str:
+    def _removal_reason(self, lost: _Sum) -> str:
         settings = self._settings
         return (
-            f"{sums.lost} of {sums.baseline} ready endpoints ({_percent(sums.lost, sums.baseline)} %, the limit is "
+            f"{lost.part} of {lost.whole} ready endpoints {self._whose()} ({lost.percent} %, the limit is "
             f"{settings.removal_percent} %) would vanish within {settings.window_seconds:.0f} s because Consul no "
             "longer lists them or no rule selects them"
         )
 
-    def _panic_reason(self, sums: _Sums) -> str:
+    def _panic_reason(self, taken: _Sum) -> str:
         settings = self._settings
         return (
-            f"{sums.taken} of {sums.baseline} ready endpoints ({_percent(sums.taken, sums.baseline)} %, the limit is "
+            f"{taken.part} of {taken.whole} ready endpoints {self._whose()} ({taken.percent} %, the limit is "
             f"{settings.panic_percent} %) would stop being ready within {settings.window_seconds:.0f} s, so Consul is "
             "the likelier patient"
         )
 
-    def _sentence(self, count: int, why: _Reason) -> str:
+    def _whose(self) -> str:
+        if self._scope.namespace:
+            return f"of annotated Services in namespace {self._scope.namespace}"
+        return f"mirrored from {', '.join(map(shorten, self._scope.datacenters))}"
+
+    def _sentence(self, count: int, why: _Reason, command: str) -> str:
         after = self._settings.hold_release_seconds
-        ways = ["when Consul recovers", f"by {FORCE}"]
+        ways = ["when Consul recovers", f"by `{command}`"]
         if why.cause is Code.HELD_REBUILT:
             ways[0] = "when they are registered again"
         if after is not None:
@@ -297,17 +456,18 @@ class Guard:
         kept = "1 ready endpoint is" if count == 1 else f"{count} ready endpoints are"
         return f"{kept} kept: {why.text}; released {', '.join(ways[:-1])} or {ways[-1]}"
 
-    def _exceeds(self, count: int, baseline: int, percent: int) -> bool:
-        return percent > 0 and count >= self._settings.removal_minimum and count * 100 > baseline * percent
-
-    def _rebuilding(self, datacenters: Iterable[str], now: float) -> bool:
-        return any(dc in self._rebuilt and self._rebuilt[dc][0] > now for dc in datacenters)
+    def _exceeds(self, found: _Sum, percent: int) -> bool:
+        return percent > 0 and found.part >= self._settings.removal_minimum and found.part * 100 > found.whole * percent
 
     def _is_due(self, hold: _Hold, now: float) -> bool:
         after = self._settings.hold_release_seconds
         return after is not None and now - hold.since >= after
 
     # ------------------------------------------------------------------ the books
+
+    def _age(self, now: float) -> None:
+        for window in (self._pending, self._history):
+            window.forget(now - self._settings.window_seconds)
 
     def _note(self, plan: Plan, held: Held | None, now: float, *, charged: bool) -> None:
         lost = 0 if not charged or (held is not None and held.lost) else plan.lost
@@ -317,21 +477,47 @@ class Guard:
             self._pending.put(plan.target, [_Taking(now, lost, flipped, gained)])
 
     def _recovered(self, target: Target) -> None:
-        """Consul shows everything again at `target`; that may change what is thought of the other holds."""
+        """Consul shows everything again at `target`."""
         self._free.discard(target)
-        if self._holds.pop(target, None) is not None:
-            self._look_again = True
-        if not self._holds:
-            self._peak = 0
+        if self.holds.pop(target, None) is not None:
+            self._calm()
 
     def _end(self, target: Target) -> None:
-        """A hold ends without Consul having come back."""
-        hold = self._holds.pop(target, None)
+        """A hold ends without Consul having come back; what it stood for speaks against nobody any more."""
+        hold = self.holds.pop(target, None)
         if hold is not None:
-            self._peak = max(0, self._peak - hold.held.endpoints) if self._holds else 0
+            self._peak = max(0, self._peak - hold.held.endpoints)
+            self._given_up = True
+            self._calm()
+
+    def _calm(self) -> None:
+        """When nothing is held any more the next hold begins from nothing."""
+        if not self.holds:
+            self._peak = 0
+            self._given_up = False
+            self._removal = _Doubt(self._settings.window_seconds)
+            self._panic = _Doubt(self._settings.window_seconds)
+            self._named.clear()
 
     def _held_endpoints(self) -> int:
-        return sum(h.held.endpoints for h in self._holds.values())
+        return sum(h.held.endpoints for h in self.holds.values())
+
+
+def force_command(command: str, plan: Plan) -> str:
+    """The command that releases what is held at a target and nothing else, to be pasted into a shell.
+
+    Names in Consul may be anything: they are quoted, and what no shell line can carry is left out.
+    """
+    services = sorted({q.service for q in plan.queries if q.service})
+    flags = [f"--service {shlex.quote(_literal(name))}" for name in services if name.isprintable()]
+    if len(flags) < len(services):
+        flags = []
+    return " ".join((command, *flags, "--namespace", shlex.quote(plan.target.namespace), "--force"))
+
+
+def _literal(name: str) -> str:
+    """A glob that matches this name alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _without(history: Iterable[_Taking], gained: int) -> list[_Taking]:
@@ -353,7 +539,3 @@ def _lost(takings: Iterable[_Taking | _Hold]) -> int:
 
 def _flipped(takings: Iterable[_Taking | _Hold]) -> int:
     return sum(t.flipped for t in takings)
-
-
-def _percent(part: int, whole: int) -> int:
-    return round(part * 100 / whole) if whole else 100

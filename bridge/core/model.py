@@ -457,6 +457,21 @@ class Conflict:
     reason: Reason
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Scope:
+    """Whose endpoints the guard adds up together; what happens in one scope never holds anything in another.
+
+    Either the annotated Services of a `namespace`, which its users answer for, or all that rules mirror from
+    `datacenters` (several when a Service is fed from several: such Services are a scope of their own).
+    """
+
+    namespace: str = ""
+    datacenters: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"namespace {self.namespace}" if self.namespace else ", ".join(self.datacenters)
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """Something that the guard refused to take away. `endpoints` counts the ready endpoints kept.
@@ -479,8 +494,9 @@ class Plan:
 
     Counted in ready endpoints of our own objects (an address on two port groups is two): `ready_before` now, `lost`
     those that would go because Consul no longer lists them, `flipped` those that it lists and that would stop being
-    ready. What a policy or a conflict prevents counts as neither, and nothing does that a person sends away
-    (`dismissed`: the Service that was filled does not ask any more).
+    ready. What a policy or a conflict prevents counts as neither, and nothing does that a user sends away or changes
+    (`dismissed`: the Service that was filled does not ask any more, or asks for something else). `scope`: with whom
+    the guard adds this up.
 
     `unmirrored`: our slices stay although the output is Endpoints now, until `Current.mirrored` shows that the control
     plane has copied those. Look at its slices and plan again, about a second later.
@@ -500,6 +516,7 @@ class Plan:
     flipped: int = 0
     unmirrored: bool = False
     dismissed: bool = False
+    scope: Scope = Scope()
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

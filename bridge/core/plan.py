@@ -74,6 +74,7 @@ from bridge.core.model import (
     Plan,
     Policy,
     Port,
+    Scope,
     ServiceBody,
     Skipped,
     SliceBody,
@@ -101,7 +102,7 @@ def plan(
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
 
-    `dismissed`: a person no longer wants what we filled for them, so it is not lost when it goes.
+    `dismissed`: a user no longer wants what we filled for them, or wants something else: it is not lost when it goes.
     """
     draft = _Draft(target, owner, policy, adopt, warnings=list(warnings))
     if desired is None:
@@ -124,7 +125,25 @@ def plan(
         flipped=flipped,
         unmirrored=draft.unmirrored,
         dismissed=dismissed,
+        scope=scope_of(current, owner, desired),
     )
+
+
+def scope_of(current: Current, owner: str, desired: Mirror | None = None) -> Scope:
+    """With whom the guard adds up what stands at a target, or (nothing stands there yet) what is to be made there.
+
+    A Service of ours was made by a rule, and its objects say from which datacenters. Where the Service is a user's, or
+    was deleted by one, the namespace answers for its endpoints.
+    """
+    service = current.service
+    if service is not None and service.meta.owner == owner:
+        objects = (service, current.endpoints, *current.slices)
+        found = {dict(o.meta.marks).get(DATACENTER, "") for o in objects if o is not None and o.meta.owner == owner}
+    elif service is None and desired is not None and desired.service_ports is not None:
+        found = {dict(marks(owner, desired.queries)[1])[DATACENTER]}
+    else:
+        return Scope(namespace=current.target.namespace)
+    return Scope(datacenters=tuple(sorted({name for text in found for name in text.split(",") if name})))
 
 
 def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool, owner: str | None = None) -> Mirror:

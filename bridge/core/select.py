@@ -6,6 +6,7 @@ import hashlib
 import re
 from bisect import insort
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import translate as glob_to_regex
 from functools import lru_cache
 
@@ -202,6 +203,21 @@ def _fill(template: str, query: Query) -> str:
 
 
 _Rank = tuple[bool, bool, Query]
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """What `--force` is narrowed to: services by their names in Consul (globs), a namespace. Empty: any."""
+
+    services: tuple[str, ...] = ()
+    namespace: str = ""
+
+    def takes(self, target: Target, queries: Iterable[Query]) -> bool:
+        """Whether a target that these services feed is meant."""
+        if self.namespace and self.namespace != target.namespace:
+            return False
+        names = [query.service.lower() for query in queries]
+        return not self.services or any(_glob(p).match(name) for p in self.services for name in names)
 
 
 class Claims:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from bridge.core import plan as planning
 from bridge.core import translate
-from bridge.core.annotated import is_abandoned, missing
+from bridge.core.annotated import Changed, as_before, changed, is_abandoned, missing
 from bridge.core.canonical import shorten
 from bridge.core.guard import Guard
 from bridge.core.model import (
@@ -35,6 +35,7 @@ from bridge.core.model import (
     Plan,
     Policy,
     Query,
+    Scope,
     ServiceBody,
     Skipped,
     Target,
@@ -52,7 +53,9 @@ class Store(Protocol):
 
     def targets(self) -> Collection[Target]: ...
 
-    def total_ready(self) -> int: ...
+    def ready_in(self, scope: Scope) -> int: ...
+
+    def ready_targets(self) -> Mapping[Target, Scope]: ...
 
     def note(self, change: Change, meta: Meta | None) -> None: ...
 
@@ -172,7 +175,9 @@ class Reconciler:
             reason = Reason(Code.NOT_WANTED if listed else Code.GONE)
             unwatched = self._unwatched(target)
         if unwatched is not None:
-            return _Draft(Plan(target, queries=queries, warnings=(unwatched,)), None, self._store.current(target))
+            current = self._store.current(target)
+            scope = planning.scope_of(current, self._options.owner)
+            return _Draft(Plan(target, queries=queries, warnings=(unwatched,), scope=scope), None, current)
         if sources is None or (not sources and not removable):
             return None
         current = self._store.current(target)
@@ -191,21 +196,27 @@ class Reconciler:
         )
         skipped = tuple(sorted((*translation.skipped, *losers)))
         desired, warnings = translation.mirror, translation.warnings
+        change = Changed.NOTHING
+        if sources[0].rule.to.annotated:
+            change = changed(current, sources[0].rule, sources[0].query, self._options.owner)
+        dismissed = change is Changed.SERVICE or (change is Changed.SELECTION and self._is_proved(sources[0].query))
         warnings += tuple(
             missing(s.query, target.namespace) for s in sources if s.rule.to.annotated and self._is_missing(s)
         )
-        if desired is not None and (unanswered := sorted(names - resolved.keys())):
+        kept: list[Reason] = []
+        if unanswered := sorted(names - resolved.keys()):
             # unknown is not empty: some of what stands there may be these names' addresses
-            desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
-            warnings = (*warnings, _unanswered(unanswered))
-        if desired is not None and any(s.known.hidden for s in sources):
-            desired = planning.retain(desired, current, lost=True, flips=False, owner=self._options.owner)
-            warnings = (*warnings, Reason(Code.HIDDEN))
-        plan = self._diff(target, desired, current, skipped, warnings)
+            kept.append(_unanswered(unanswered))
+        if any(s.known.hidden for s in sources):
+            kept.append(Reason(Code.HIDDEN))
+        if desired is not None and kept and change is not Changed.SERVICE:
+            desired = self._kept(desired, current, lost=True, flips=False)
+            warnings = (*warnings, *kept)
+        plan = self._diff(target, desired, current, skipped, warnings, dismissed=dismissed)
         if plan.unmirrored and self._mirrored is not None and ask:
             with contextlib.suppress(BridgeError):  # not seen: our slices stay, and it is asked again
                 current = replace(current, mirrored=self._mirrored(target))
-                plan = self._diff(target, desired, current, skipped, warnings)
+                plan = self._diff(target, desired, current, skipped, warnings, dismissed=dismissed)
         if all(self._is_leaving(s) for s in sources):
             plan = replace(plan, changes=tuple(c for c in plan.changes if c.action is not Action.CREATE))
         return _Draft(replace(plan, queries=queries), desired, current)
@@ -232,7 +243,7 @@ class Reconciler:
             return []
         with self.lock:
             verdict = self.guard.admit(
-                [d.plan for d in drafts], self._store.total_ready(), self._clock(), force=self._options.force
+                [d.plan for d in drafts], self._store.ready_in, self._clock(), force=self._options.force
             )
         return [
             self._held_back(d, verdict.held[d.plan.target]) if d.plan.target in verdict.held else d.plan for d in drafts
@@ -241,9 +252,7 @@ class Reconciler:
     def _held_back(self, draft: _Draft, held: Held) -> Plan:
         if draft.desired is None:
             return replace(draft.plan, changes=(), held=(held,), ready=draft.plan.ready_before)
-        kept = planning.retain(
-            draft.desired, draft.current, lost=held.lost, flips=held.flips, owner=self._options.owner
-        )
+        kept = self._kept(draft.desired, draft.current, lost=held.lost, flips=held.flips)
         plan = self._diff(
             draft.plan.target,
             kept,
@@ -252,6 +261,17 @@ class Reconciler:
             warnings=draft.plan.warnings,
         )
         return replace(plan, queries=draft.plan.queries, held=(held,))
+
+    def _kept(self, desired: Mirror, current: Current, *, lost: bool, flips: bool) -> Mirror:
+        """What is to be, with what would be taken away kept in place."""
+        kept = planning.retain(desired, current, lost=lost, flips=flips, owner=self._options.owner)
+        return as_before(kept, current, self._options.owner)
+
+    def _is_proved(self, query: Query) -> bool:
+        """Whether Consul lists a service, so that it has not simply lost what is not there any more."""
+        with self.lock:
+            troubled = query.datacenter in self.world.listing_trouble()
+            return not troubled and self.world.is_listed((query.datacenter, query.service))
 
     def _diff(
         self,

@@ -35,6 +35,7 @@ from bridge.core.model import (
     Policy,
     Query,
     Rule,
+    Scope,
     Skipped,
     Target,
     Unknown,
@@ -460,7 +461,7 @@ class Bridge:
             now = self._clock()
             with self._reconciler.lock:
                 due = self._reconciler.world.expire(now)
-                released = self._reconciler.guard.released(now)
+                released = self._reconciler.guard.released(now, self._cache.ready_in)
             self._look_at(due | released)
             if self._gained.is_set():
                 self._gained.clear()
@@ -497,16 +498,25 @@ class Bridge:
         raise CancelledError("stopped before the first pass")
 
     def _doubt(self) -> None:
-        """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while nobody watched it."""
+        """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while nobody watched it.
+
+        Judged for each scope of the guard by itself, of what has ready endpoints: nobody makes others wait by asking
+        for what is not there.
+        """
+        together: dict[Scope, set[Target]] = {}
+        for target, scope in self._cache.ready_targets().items():
+            together.setdefault(scope, set()).add(target)
         with self._reconciler.lock:
             world, now = self._reconciler.world, self._clock()
-            for datacenter in world.datacenters:
-                lacking, remembered = world.lacking(datacenter)
-                if lacking * 2 > remembered:
-                    sign = (
-                        f"at our start it lists {remembered - lacking} of the {remembered} services that are mirrored"
-                    )
-                    self._reconciler.guard.rebuilt(datacenter, now, sign)
+            for scope, targets in together.items():
+                for datacenter in world.datacenters:
+                    lacking, remembered = world.lacking(datacenter, targets)
+                    if lacking * 2 > remembered:
+                        sign = (
+                            f"at our start it lists {remembered - lacking} of the {remembered} services that are "
+                            "mirrored"
+                        )
+                        self._reconciler.guard.rebuilt(datacenter, now, sign, scope)
 
     def _recall(self) -> None:
         """Learn from Kubernetes what is there: where our objects came from, and what people ask for."""

@@ -13,6 +13,7 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
+from bridge.core.select import Only
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
@@ -32,7 +33,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncOptions:
-    """How one pass is made. `retry.attempts` bounds the tries per object; `writers` is the number of connections."""
+    """How one pass is made. `retry.attempts` bounds the tries per object; `writers` is the number of connections.
+
+    `only` narrows a forced pass: what it does not take, and what is not mirrored yet, is left alone.
+    """
 
     owner: str = "default"
     policy: Policy = Policy.SYNC
@@ -40,6 +44,7 @@ class SyncOptions:
     narrow: bool = False
     dry_run: bool = False
     force: bool = False
+    only: Only = field(default_factory=Only)
     guard: GuardSettings = field(default_factory=GuardSettings)
     resolver: ResolverSettings = field(default_factory=ResolverSettings)
     cluster_nodes: tuple[str, ...] = ()
@@ -101,10 +106,14 @@ def sync_once(
             nodes=call(lambda: node_names(client, options.cluster_nodes), options.retry, stop),
             unreadable=store.unreadable,
         )
-        if reconciler.ask_for_names(world.targets()):
+        targets = world.targets()
+        if options.force and options.only != Only():
+            ours = store.targets()
+            targets = {t for t in targets if t in ours and options.only.takes(t, world.queries_at(t))}
+        if reconciler.ask_for_names(targets):
             say("resolving host names", 0, 0)
             resolver.wait(options.resolver.wait_seconds, stop)
-        plans = reconciler.plan_all(world.targets())
+        plans = reconciler.plan_all(targets)
         before = {plan.target: store.current(plan.target) for plan in plans}
         outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
         report = _report(outcomes, reconciler, dry_run=True)

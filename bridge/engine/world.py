@@ -10,7 +10,7 @@ Not thread-safe: the reconciler holds a lock around it. The cost of one view doe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bridge.core import select
@@ -331,10 +331,10 @@ class World:
         listing = self._listings.get(name[0])
         return listing is not None and name[1] in listing.services
 
-    def lacking(self, datacenter: str) -> tuple[int, int]:
-        """How many of a datacenter's services that Kubernetes remembers the listing lacks, and how many those are."""
-        remembered = [name for name in self._remembered_by if name[0] == datacenter]
-        return sum(self.is_missing(name) for name in remembered), len(remembered)
+    def lacking(self, datacenter: str, targets: Collection[Target]) -> tuple[int, int]:
+        """How many of the services that Kubernetes remembers at `targets` a datacenter lacks, of how many."""
+        names = {n for target in targets for n in self._remembered.get(target, ()) if n[0] == datacenter}
+        return sum(self.is_missing(name) for name in names), len(names)
 
     def is_missing(self, name: Name) -> bool:
         """Whether a datacenter was listed, and lacks the name."""

@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from bridge.core.model import Change, Current, CurrentService, Kind, Meta, Target
+from bridge.core.model import Change, Current, CurrentService, Kind, Meta, Scope, Target
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, PermanentError, StaleError, TransientError
 from bridge.kube import faults, objects
 from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
@@ -294,6 +294,14 @@ class Cache:
     def total_ready(self) -> int:
         """Ready endpoints over all targets of ours."""
         return self._store.total_ready()
+
+    def ready_in(self, scope: Scope) -> int:
+        """Ready endpoints over those that the guard adds up together."""
+        return self._store.ready_in(scope)
+
+    def ready_targets(self) -> Mapping[Target, Scope]:
+        """Targets of ours that have ready endpoints, each with those whom the guard adds it up with."""
+        return self._store.ready_targets()
 
     def annotated_services(self) -> tuple[CurrentService, ...]:
         """Services with the label `consul-bridge/mirror: "true"`."""

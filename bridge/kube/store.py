@@ -28,9 +28,11 @@ from bridge.core.model import (
     Endpoint,
     Kind,
     Meta,
+    Scope,
     SliceBody,
     Target,
 )
+from bridge.core.plan import scope_of
 from bridge.kube import objects
 from bridge.kube.objects import Decoded
 
@@ -72,7 +74,8 @@ class Store:
         self._expected: dict[tuple[Kind, Key], Change] = {}
         self._ready: dict[Target, int] = {}
         self._owned: set[Target] = set()
-        self._total_ready = 0
+        self._scopes: dict[Target, Scope] = {}
+        self._ready_in: dict[Scope, int] = {}
 
     # ------------------------------------------------------------------ reading
 
@@ -107,7 +110,17 @@ class Store:
     def total_ready(self) -> int:
         """Ready endpoints over all targets of ours (with Endpoints and slices side by side: the larger number)."""
         with self._lock:
-            return self._total_ready
+            return sum(self._ready_in.values())
+
+    def ready_in(self, scope: Scope) -> int:
+        """The same over the targets that the guard adds up together."""
+        with self._lock:
+            return self._ready_in.get(scope, 0)
+
+    def ready_targets(self) -> Mapping[Target, Scope]:
+        """Targets of ours that have ready endpoints, each with those whom the guard adds it up with."""
+        with self._lock:
+            return dict(self._scopes)
 
     def annotated_services(self) -> tuple[CurrentService, ...]:
         """Services that ask to be filled: label (or annotation) `consul-bridge/mirror: "true"`, sorted."""
@@ -315,9 +328,15 @@ class Store:
         whole = sum(_ready(e) for o in mine if isinstance(o, CurrentEndpoints) for g in o.groups for e in g.endpoints)
         sliced = sum(_ready(e) for o in mine if isinstance(o, CurrentSlice) for e in o.group.endpoints)
         ready = max(whole, sliced)
-        self._total_ready += ready - self._ready.pop(target, 0)
+        before = self._scopes.pop(target, None)
+        if before is not None:
+            self._ready_in[before] -= self._ready.pop(target)
+            if not self._ready_in[before]:
+                del self._ready_in[before]
         if ready:
-            self._ready[target] = ready
+            scope = scope_of(self.current(target), self.owner)
+            self._ready[target], self._scopes[target] = ready, scope
+            self._ready_in[scope] = self._ready_in.get(scope, 0) + ready
         if mine:
             self._owned.add(target)
         else:

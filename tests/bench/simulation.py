@@ -111,7 +111,7 @@ class Simulation:
             self.asked = wanted
             self.board.want(wanted)
         self.world.expire(0.0)
-        self.reconciler.guard.released(0.0)
+        self.reconciler.guard.released(0.0, self.store.ready_in)
 
     def new_name(self, n: int) -> int:
         """A listing with one name more, until its objects are written; the number of writes."""

@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from bridge.core import annotated, select
+from bridge.core.annotated import Changed
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
     Adopt,
@@ -46,6 +47,7 @@ from bridge.core.model import (
     Port,
     Query,
     Rule,
+    Scope,
     Skipped,
     Status,
     TaggedAddress,
@@ -157,14 +159,19 @@ class World:
             (target, *self._draft(target, claims, views, policy))
             for target in sorted(claims.targets() | self.clusters.keys())
         ]
-        ready = sum(p.ready_before for _, _, p in drafts)
-        verdict = self.guard.admit([p for _, _, p in drafts], ready, self.now, force=force)
+
+        def ready_in(scope: Scope) -> int:
+            return sum(p.ready_before for _, _, p in drafts if p.scope == scope)
+
+        self.guard.released(self.now, ready_in)
+        verdict = self.guard.admit([p for _, _, p in drafts], ready_in, self.now, force=force)
         plans = []
         for target, desired, draft in drafts:
             found, held = draft, verdict.held.get(target)
             if held is not None:
                 current = self._cluster(target).current()
                 kept = None if desired is None else retain(desired, current, lost=held.lost, flips=held.flips)
+                kept = None if kept is None else annotated.as_before(kept, current, OWNER)
                 found = replace(draft, changes=()) if kept is None else self._plan(kept, target, policy, draft.skipped)
                 found = replace(found, held=(held,))
             self._cluster(target).apply(found)
@@ -178,16 +185,25 @@ class World:
     def _draft(
         self, target: Target, claims: select.Claims, views: Mapping[Query, Known], policy: Policy
     ) -> tuple[Mirror | None, Plan]:
-        sources = [(rule, query, views[query]) for query, rule in claims.owners(target)]
+        listed = {query.service for query in views}
+        sources = [
+            (rule, query, views.get(Query(query.datacenter, query.service), Known(())))
+            for query, rule in claims.owners(target)
+        ]
         if not sources:
             current = self._cluster(target).current()
-            listed = {query.service for query in views}
             dismissed = annotated.is_abandoned(current) and _origins(current) <= listed
             found_plan = self._plan(None, target, policy, dismissed=dismissed)
             return None, replace(found_plan, queries=(Query("dc1", target.name),))
         found = translate(target, sources, self._cluster(target).current())
         skipped = (*found.skipped, *claims.losers(target))
-        return found.mirror, self._plan(found.mirror, target, policy, skipped, found.warnings)
+        rule, query, _ = sources[0]
+        dismissed = False
+        if rule.to.annotated:
+            change = annotated.changed(self._cluster(target).current(), rule, query, OWNER)
+            dismissed = change is Changed.SERVICE or (change is Changed.SELECTION and query.service in listed)
+        plan = self._plan(found.mirror, target, policy, skipped, found.warnings, dismissed=dismissed)
+        return found.mirror, replace(plan, queries=tuple(q for _, q, _ in sources))
 
     def _plan(
         self,

@@ -120,10 +120,7 @@ def test_machine_output_stands_alone_on_standard_output(
     result = run("sync", "-o", output, env={"BRIDGE_CONECTIONS": "1"})
     assert parse(result.stdout) == engine.report.to_json()
     assert "failed: reading db in dc1 (what is there stays): 500" in result.stderr
-    assert (
-        "held: storage/radosgw: too many at once; if Consul is right: `bridge sync --force` with this bridge's settings"
-        in result.stderr
-    )
+    assert "held: storage/radosgw: too many at once" in result.stderr.splitlines()
     assert "BRIDGE_CONECTIONS: no such setting" in result.stderr
 
 

@@ -34,6 +34,7 @@ from bridge.core.model import (
     Mirror,
     NamedPort,
     Output,
+    Pairs,
     Plan,
     Policy,
     Port,
@@ -106,6 +107,11 @@ def group(*endpoints: Endpoint, ports: tuple[Port, ...] = (Port("", 8080),), fam
     return Group(family, ports, endpoints)
 
 
+def our_marks(*pairs: Pairs) -> Pairs:
+    """What the decoder takes for marks among an object's labels and annotations."""
+    return tuple(sorted((key, value) for some in pairs for key, value in some if key.startswith("consul-bridge/")))
+
+
 def meta(kind: Kind, name: str = "radosgw", owner: str | None = OWNER, **more: object) -> Meta:
     """An object's meta, with the marks that we would put on it."""
     labels, annotations = marks(owner, (QUERY,)) if owner is not None else ((), ())
@@ -115,6 +121,7 @@ def meta(kind: Kind, name: str = "radosgw", owner: str | None = OWNER, **more: o
         "resource_version": "7",
         "labels": labels,
         "annotations": annotations,
+        "marks": our_marks(labels, annotations),
         **more,
     }
     return Meta(kind=kind, name=name, owner=owner, **given)  # type: ignore[arg-type]
@@ -247,6 +254,7 @@ class Cluster:
             owner=dict(change.body.labels)["consul-bridge/owner"],
             labels=change.body.labels,
             annotations=change.body.annotations,
+            marks=our_marks(change.body.labels, change.body.annotations),
         )
         self._put(change, about)
 

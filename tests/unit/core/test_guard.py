@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import replace
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.guard import Guard, GuardSettings, _Taking, _Window
-from bridge.core.model import Held, Plan, Query, Target
+from bridge.core.guard import LOOK_SECONDS, Guard, GuardSettings, _Taking, _Window, force_command
+from bridge.core.model import Held, Plan, Query, Scope, Target
 from bridge.core.reasons import Code
+from bridge.core.select import Only
 
+DC1 = Scope(datacenters=("dc1",))
 TARGETS = [Target("default", f"s{n:03}") for n in range(200)]
 
 
-def taking(number: int, lost: int = 0, flipped: int = 0, before: int | None = None, ready: int | None = None) -> Plan:
+def taking(
+    number: int,
+    lost: int = 0,
+    flipped: int = 0,
+    before: int | None = None,
+    ready: int | None = None,
+    scope: Scope = DC1,
+) -> Plan:
     """A plan that takes something away from target `number`."""
     before = lost + flipped if before is None else before
     return Plan(
@@ -27,11 +37,17 @@ def taking(number: int, lost: int = 0, flipped: int = 0, before: int | None = No
         ready=before - lost - flipped if ready is None else ready,
         lost=lost,
         flipped=flipped,
+        scope=scope,
     )
 
 
 def held(guard: Guard, plans: Iterable[Plan], total: int, now: float = 0.0, force: bool = False) -> dict[Target, Held]:
-    return dict(guard.admit(list(plans), total, now, force=force).held)
+    return dict(guard.admit(list(plans), lambda _scope: total, now, force=force).held)
+
+
+def released(guard: Guard, now: float, total: int = 100) -> frozenset[Target]:
+    """What the timer names."""
+    return guard.released(now, lambda _scope: total)
 
 
 @pytest.mark.parametrize(
@@ -88,17 +104,17 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
         TARGETS[0],
         Code.HELD_REMOVAL,
         60,
-        "60 ready endpoints are kept: 61 of 100 ready endpoints (61 %, the limit is 50 %) would vanish within 60 s "
-        "because Consul no longer lists them or no rule selects them; released when Consul recovers, by "
-        "`bridge sync --force` with this bridge's settings or 3600 s after the hold began",
+        "60 ready endpoints are kept: 61 of 100 ready endpoints mirrored from dc1 (61 %, the limit is 50 %) would "
+        "vanish within 60 s because Consul no longer lists them or no rule selects them; released when Consul "
+        "recovers, by `bridge sync --service s0 --namespace default --force` or 3600 s after the hold began",
     )
     assert removal[TARGETS[1]].reason.startswith("1 ready endpoint is kept: 61 of 100")
     panic = held(Guard(GuardSettings()), [taking(0, 0, 90)], 100)[TARGETS[0]]
     assert (panic.cause, panic.lost, panic.flips) == ("panic", False, True)
     assert panic.reason == (
-        "90 ready endpoints are kept: 90 of 100 ready endpoints (90 %, the limit is 80 %) would stop being ready "
-        "within 60 s, so Consul is the likelier patient; released when Consul recovers or by "
-        "`bridge sync --force` with this bridge's settings"
+        "90 ready endpoints are kept: 90 of 100 ready endpoints mirrored from dc1 (90 %, the limit is 80 %) would stop "
+        "being ready within 60 s, so Consul is the likelier patient; released when Consul recovers or by "
+        "`bridge sync --service s0 --namespace default --force`"
     )
     guard = Guard(GuardSettings())
     guard.rebuilt("dc1", 0.0)
@@ -109,8 +125,38 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
         2,
         "2 ready endpoints are kept: Consul in dc1 was rebuilt or restored (its index went backwards), and for another "
         "590 s nothing is removed, so that agents can register again; released when they are registered again or by "
-        "`bridge sync --force` with this bridge's settings",
+        "`bridge sync --service s0 --namespace default --force`",
     )
+    mine = Scope(namespace="team-a")
+    annotated = held(Guard(GuardSettings(command="bridge sync --owner x")), [taking(0, 60, scope=mine)], 100)[
+        TARGETS[0]
+    ]
+    assert "60 of 100 ready endpoints of annotated Services in namespace team-a (60 %" in annotated.reason
+    assert annotated.reason.endswith("`bridge sync --owner x --service s0 --namespace default --force`")
+
+
+@pytest.mark.parametrize(
+    ("names", "flags"),
+    [
+        (("radosgw",), "--service radosgw "),
+        (("b", "a"), "--service a --service b "),
+        (("; rm -rf $HOME",), "--service '; rm -rf $HOME' "),
+        (("web*", "a[b]?"), "--service 'a[[]b][?]' --service 'web[*]' "),
+        (("it's",), """--service 'it'"'"'s' """),
+        (("two\nlines", "web"), ""),
+        ((), ""),
+    ],
+)
+def test_the_command_that_releases_a_hold_names_that_alone_and_can_be_pasted(
+    names: tuple[str, ...], flags: str
+) -> None:
+    """Names in Consul may be anything; what no line can carry is left out, and the namespace is forced."""
+    plan = replace(taking(0), queries=tuple(Query("dc1", name) for name in names))
+    command = force_command("bridge sync --config my.yaml", plan)
+    assert command == f"bridge sync --config my.yaml {flags}--namespace default --force"
+    services = tuple(shlex.split(flags)[1::2])
+    assert all(Only(services).takes(TARGETS[0], [Query("dc2", name)]) for name in names if services)
+    assert not Only(("web[*]",)).takes(TARGETS[0], [Query("dc1", "website")])
 
 
 def test_a_sum_without_a_whole_is_all_of_it() -> None:
@@ -149,14 +195,41 @@ def test_a_hold_does_not_end_because_a_minute_has_passed() -> None:
     for number in range(5):
         assert held(guard, [taking(number, 10)], 100 - 10 * number) == {}
         guard.applied(TARGETS[number])
-    first = held(guard, [taking(5, 10)], 50, 1.0)[TARGETS[5]]
-    later = held(guard, [taking(5, 11)], 50, 1000.0)[TARGETS[5]]
-    assert (later.cause, later.endpoints) == ("removal", 11)
-    assert later.reason.split(": ")[1] == first.reason.split(": ")[1]
-    assert guard.released(1000.0) == frozenset()
+    assert len(held(guard, [taking(n, 10) for n in range(5, 8)], 50, 1.0)) == 3
+    for now in range(2, 1000):
+        assert released(guard, now, 50) == frozenset()
+    assert held(guard, [taking(5, 11)], 50, 1000.0)[TARGETS[5]].endpoints == 11
 
 
-def test_flips_that_are_held_stay_held() -> None:
+def test_a_hold_of_what_the_window_alone_makes_too_much_ends_with_the_window() -> None:
+    """Ten of fifty would have passed by themselves: the sixty of a hundred ended when the first fifty were over."""
+    guard = Guard(GuardSettings())
+    for number in range(5):
+        assert held(guard, [taking(number, 10)], 100 - 10 * number) == {}
+        guard.applied(TARGETS[number])
+    assert TARGETS[5] in held(guard, [taking(5, 10)], 50, 1.0)
+    assert TARGETS[5] in held(guard, [taking(5, 10)], 50, 59.0)
+    assert released(guard, 59.5, 50) == frozenset()
+    assert released(guard, 60.0, 50) == {TARGETS[5]}
+    assert held(guard, [taking(5, 10)], 50, 60.0) == {}
+    assert guard.active() == ()
+
+
+def test_what_is_held_stays_so_until_it_was_little_for_a_whole_window() -> None:
+    """Agents register again one by one: what is left must not go the moment that it is less than half of all."""
+    guard = Guard(GuardSettings())
+    assert len(held(guard, [taking(n, 10) for n in range(6)], 100)) == 6
+    held(guard, [taking(0, before=10)], 100, 300.0)
+    assert TARGETS[1] in held(guard, [taking(1, 10)], 100, 301.0)
+    assert released(guard, 359.0) == frozenset()
+    held(guard, [taking(0, 10)], 100, 359.5)  # it has gone again: the window begins anew
+    held(guard, [taking(0, before=10)], 100, 400.0)
+    assert released(guard, 459.0) == frozenset()
+    assert released(guard, 460.0) == frozenset(TARGETS[1:6])
+    assert held(guard, [taking(n, 10) for n in range(1, 6)], 100, 460.0) == {}
+
+
+def test_flips_that_are_held_stay_so_until_they_were_few_for_a_whole_window() -> None:
     """The same for self-preservation; a removal beside it may pass."""
     guard = Guard(GuardSettings())
     first = held(guard, [taking(0, 0, 80), taking(1, 0, 10)], 100)[TARGETS[0]]
@@ -164,6 +237,19 @@ def test_flips_that_are_held_stay_held() -> None:
     assert first.flips
     assert found.reason.split(": ")[1] == first.reason.split(": ")[1]
     assert (found.cause, found.lost, found.flips, found.endpoints) == ("panic", False, True, 70)
+    assert released(guard, 1059.0, 1000) == frozenset()
+    assert released(guard, 1060.0, 1000) == {TARGETS[0], TARGETS[1]}
+    assert held(guard, [taking(0, 2, 70)], 1000, 1060.0) == {}
+
+
+def test_what_is_not_planned_is_named_again_only_after_a_while() -> None:
+    """Consul may not answer for it: naming it twice a second would have it planned twice a second for ever."""
+    guard = Guard(GuardSettings())
+    assert held(guard, [taking(0, 60)], 100)
+    assert released(guard, 1.0, 1000) == frozenset()
+    assert released(guard, 61.0, 1000) == {TARGETS[0]}
+    assert released(guard, 61.0 + LOOK_SECONDS - 0.5, 1000) == frozenset()
+    assert released(guard, 61.0 + LOOK_SECONDS, 1000) == {TARGETS[0]}
 
 
 def test_what_comes_back_counts_against_what_went() -> None:
@@ -276,12 +362,11 @@ def holding(count: int = 10, each: int = 10) -> Guard:
 
 
 def test_a_hold_ends_when_consul_lists_everything_again() -> None:
-    """And the others are looked at again."""
+    """The others are not looked at for that: ninety of a hundred are too much as well."""
     guard = holding()
     assert held(guard, [taking(0, before=10)], 100, 5.0) == {}
     assert TARGETS[0] not in {h.target for h in guard.active()}
-    assert guard.released(5.0) == frozenset(TARGETS[1:10])
-    assert guard.released(5.0) == frozenset()
+    assert released(guard, 5.0) == frozenset()
     assert TARGETS[1] in held(guard, [taking(1, 10)], 100, 5.0)
 
 
@@ -302,12 +387,12 @@ def test_what_the_window_still_holds_after_a_recovery_is_looked_at_again_when_th
         guard.applied(TARGETS[number])
     rest = [taking(n, 10) for n in range(5, 10)]
     assert len(held(guard, rest, 50, 1.0)) == 5
-    assert guard.released(2.0) == frozenset()
+    assert released(guard, 2.0) == frozenset()
     for number in range(5, 8):
         held(guard, [taking(number, before=10)], 50, 10.0)
     assert len(held(guard, rest[3:], 50, 10.0)) == 2
-    guard.released(11.0)
-    assert guard.released(70.0) == {TARGETS[8], TARGETS[9]}
+    released(guard, 11.0)
+    assert released(guard, 70.0) == {TARGETS[8], TARGETS[9]}
     assert held(guard, rest[3:], 50, 70.0) == {}
 
 
@@ -336,8 +421,8 @@ def test_a_hold_can_be_let_go_after_a_time() -> None:
     plans = [taking(0, 60)]
     held(guard, plans, 100, 0.0)
     held(guard, plans, 100, 50.0)
-    assert guard.released(99.0) == frozenset()
-    assert guard.released(100.0) == {TARGETS[0]}
+    assert released(guard, 99.0) == frozenset()
+    assert released(guard, 100.0) == {TARGETS[0]}
     assert held(guard, plans, 100, 100.0) == {}
     assert held(guard, plans, 100, 101.0) == {}
     assert held(guard, [taking(0, before=60)], 100, 102.0) == {}
@@ -367,14 +452,37 @@ def test_what_a_person_sends_away_is_held_by_nothing_and_charged_to_nothing() ->
     assert held(guard, [taking(1, 20)], 50, 700.0) == {}
 
 
-def test_a_hold_that_a_person_ends_by_sending_it_away_is_no_recovery() -> None:
-    """What is held elsewhere stays held: Consul has not come back."""
+def test_a_hold_that_a_user_ends_by_sending_it_away_is_no_recovery() -> None:
+    """What is held elsewhere stays held while it is too much by itself: Consul has not come back."""
     guard = holding(2)
     away = replace(taking(0, before=10, ready=0), dismissed=True)
     assert held(guard, [away], 20, 5.0) == {}
     assert [h.target for h in guard.active()] == [TARGETS[1]]
-    assert guard.released(5.0) == frozenset()
+    assert released(guard, 5.0, 10) == frozenset()
     assert TARGETS[1] in held(guard, [taking(1, 10)], 10, 5.0)
+
+
+def test_what_was_held_because_of_what_a_user_sends_away_is_released_at_once() -> None:
+    """Thirty of thirty-six were held, and so one more: with the thirty sent away, one of six is ordinary life."""
+    guard = Guard(GuardSettings())
+    assert held(guard, [taking(0, 30)], 36)
+    assert "31 of 36" in held(guard, [taking(1, 1, before=6)], 36, 1.0)[TARGETS[1]].reason
+    away = replace(taking(0, before=30, ready=0), dismissed=True)
+    assert held(guard, [away], 36, 2.0) == {}
+    guard.applied(TARGETS[0])
+    assert released(guard, 2.5, 6) == {TARGETS[1]}
+    assert held(guard, [taking(1, 1, before=6)], 6, 2.5) == {}
+
+
+def test_what_a_user_changes_may_come_and_go_at_once_and_counts_for_nothing() -> None:
+    """Neither what goes is charged, nor does what comes make up for what Consul lost there before."""
+    guard = Guard(GuardSettings())
+    assert held(guard, [taking(0, 40, before=60)], 100) == {}
+    guard.applied(TARGETS[0])
+    changed = replace(taking(0, before=20, ready=50), dismissed=True)
+    assert held(guard, [changed], 60, 1.0) == {}
+    guard.applied(TARGETS[0])
+    assert TARGETS[1] in held(guard, [taking(1, 31)], 90, 2.0)
 
 
 def test_a_hold_whose_time_is_over_counts_for_nobody_before_it_is_planned() -> None:
@@ -383,7 +491,7 @@ def test_a_hold_whose_time_is_over_counts_for_nobody_before_it_is_planned() -> N
     held(guard, [taking(0, 60), taking(1, 30)], 100, 0.0)
     assert held(guard, [taking(0, 60)], 100, 100.0) == {}
     assert [h.target for h in guard.active()] == [TARGETS[1]]
-    assert guard.released(100.0) == {TARGETS[1]}
+    assert released(guard, 100.0) == {TARGETS[1]}
     assert held(guard, [taking(1, 30)], 100, 100.0) == {}
 
 
@@ -406,8 +514,8 @@ def test_a_rebuilt_consul_removes_nothing_for_ten_minutes() -> None:
     found = held(guard, [taking(0, 1, 1), other], 1000, 599.0)
     assert (found[TARGETS[0]].lost, found[TARGETS[0]].flips) == (True, False)
     assert TARGETS[1] not in found
-    assert guard.released(599.0) == frozenset()
-    assert guard.released(600.0) == {TARGETS[0]}
+    assert released(guard, 599.0) == frozenset()
+    assert released(guard, 600.0) == {TARGETS[0]}
     assert held(guard, [taking(0, 1)], 1000, 600.0) == {}
 
 
@@ -425,11 +533,65 @@ def test_a_rebuild_does_not_end_what_self_preservation_holds() -> None:
     guard = Guard(GuardSettings())
     panic = held(guard, [taking(0, 0, 80)], 90, 0.0)[TARGETS[0]]
     guard.rebuilt("dc1", 1.0)
-    during = held(guard, [taking(0, 1, 80)], 1000, 2.0)[TARGETS[0]]
+    during = held(guard, [taking(0, 1, 80)], 90, 2.0)[TARGETS[0]]
     assert (during.cause, during.lost, during.flips, during.endpoints) == ("rebuilt", True, True, 81)
     after = held(guard, [taking(0, 1, 80)], 1000, 601.0)[TARGETS[0]]
     assert (after.cause, after.lost, after.flips, after.endpoints) == ("panic", False, True, 80)
-    assert after.reason == panic.reason
+    assert "81 of 90" in after.reason
+    assert "80 of 90" in panic.reason
+
+
+def test_a_rebuild_may_be_of_one_scope() -> None:
+    """Where only what it has is missing; the others of the datacenter lose what they lose."""
+    guard = Guard(GuardSettings())
+    mine = Scope(namespace="team-a")
+    guard.rebuilt("dc1", 0.0, "it lists 1 of 9", mine)
+    found = held(guard, [taking(0, 1, scope=mine), taking(1, 1)], 100, 1.0)
+    assert list(found) == [TARGETS[0]]
+    assert "(it lists 1 of 9)" in found[TARGETS[0]].reason
+    guard.rebuilt("dc1", 300.0)
+    assert "(its index went backwards)" in held(guard, [taking(0, 1, scope=mine)], 100, 301.0)[TARGETS[0]].reason
+    assert list(held(guard, [taking(1, 1)], 100, 301.0)) == [TARGETS[1]]
+
+
+# --------------------------------------------------------------------------- scopes
+
+
+def test_what_happens_in_one_scope_holds_nothing_in_another() -> None:
+    """Thirty of thirty-six in a namespace, and one of six in the next; not even when they are judged together."""
+    guard = Guard(GuardSettings())
+    a, b = Scope(namespace="team-a"), Scope(namespace="team-b")
+    assert str(a) == "namespace team-a"
+    assert str(Scope(datacenters=("dc1", "dc2"))) == "dc1, dc2"
+    ready = {a: 36, b: 6, DC1: 100}
+    plans = [taking(0, 30, scope=a), taking(1, 1, before=6, scope=b), taking(2, 40)]
+    assert list(guard.admit(plans, lambda scope: ready[scope], 0.0).held) == [TARGETS[0]]
+    guard.applied(TARGETS[1])
+    guard.applied(TARGETS[2])
+    assert TARGETS[2] in held(guard, [taking(2, 11)], 60, 1.0)
+    assert [h.target for h in guard.active()] == [TARGETS[0], TARGETS[2]]
+
+
+def test_a_target_that_changes_its_scope_leaves_its_hold_behind() -> None:
+    """A user's Service in place of a rule's, say: what is left of the old scope is not held for it any more."""
+    guard = Guard(GuardSettings())
+    mine = Scope(namespace="default")
+    assert len(held(guard, [taking(0, 30), taking(1, 1, before=6)], 36)) == 2
+    assert held(guard, [taking(0, 5, before=30, scope=mine)], 36, 1.0) == {}
+    assert released(guard, 1.5, 6) == {TARGETS[1]}
+    guard.forget(TARGETS[0])
+    guard.applied(TARGETS[0])
+
+
+def test_a_scope_in_which_nothing_is_left_costs_nothing() -> None:
+    """Namespaces come and go."""
+    guard = Guard(GuardSettings())
+    for number in range(100):
+        held(guard, [taking(number, 1, scope=Scope(namespace=f"n{number}"))], 100)
+    released(guard, 30.0)
+    assert len(guard._ledgers) == 100
+    released(guard, 60.0)
+    assert guard._ledgers == {}
 
 
 def test_a_hold_names_the_reason_that_is_left() -> None:
@@ -439,7 +601,7 @@ def test_a_hold_names_the_reason_that_is_left() -> None:
     assert (first.cause, first.lost, first.flips, first.endpoints) == ("removal", True, True, 90)
     later = held(guard, [taking(0, 0, 80)], 1000, 100.0)[TARGETS[0]]
     assert (later.cause, later.lost, later.flips, later.endpoints) == ("panic", False, True, 80)
-    assert "90 of 100 ready endpoints (90 %, the limit is 80 %) would stop being ready" in later.reason
+    assert "90 of 100 ready endpoints mirrored from dc1 (90 %, the limit is 80 %) would stop being" in later.reason
 
 
 def test_a_hundred_targets_planned_again_one_by_one_stay_held() -> None:
@@ -450,7 +612,7 @@ def test_a_hundred_targets_planned_again_one_by_one_stay_held() -> None:
     for plan in plans:
         assert plan.target in held(guard, [plan], 300, 200.0)
     assert sum(h.endpoints for h in guard.active()) == 300
-    assert "300 of 300 ready endpoints (100 %" in guard.active()[0].reason
+    assert "300 of 300 ready endpoints mirrored from dc1 (100 %" in guard.active()[0].reason
 
 
 def test_a_batch_that_was_admitted_is_admitted_again_one_by_one() -> None:
@@ -465,6 +627,123 @@ def test_a_batch_that_was_admitted_is_admitted_again_one_by_one() -> None:
 
 
 # --------------------------------------------------------------------------- in general
+
+
+NOT_HELD = Held(TARGETS[0], Code.OTHER, 0, "", lost=False)
+SCOPES = (DC1, Scope(namespace="team-a"), Scope(namespace="team-b"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happens to a guard. `what` is admit, force, applied, forget, rebuilt or look."""
+
+    what: str
+    pause: float
+    changes: tuple[tuple[int, int, int, bool], ...]
+    """(target, lost, flipped, dismissed) of each plan; a target is always of the same scope."""
+    ready: tuple[int, ...]
+
+
+def scope_at(number: int) -> Scope:
+    return SCOPES[number % len(SCOPES)]
+
+
+steps = st.lists(
+    st.builds(
+        Step,
+        what=st.sampled_from(["admit"] * 6 + ["force", "applied", "applied", "forget", "rebuilt", "look"]),
+        pause=st.sampled_from([0.0, 0.5, 5.0, 30.0, 61.0, 700.0]),
+        changes=st.lists(
+            st.tuples(st.integers(0, 8), st.integers(0, 40), st.integers(0, 40), st.sampled_from([False] * 7 + [True])),
+            min_size=1,
+            max_size=6,
+            unique_by=lambda change: change[0],
+        ).map(tuple),
+        ready=st.tuples(*(st.integers(0, 120) for _ in SCOPES)),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+def played(history: Sequence[Step], only: Scope, *, alone: bool) -> list[object]:
+    """What a guard says about one scope, with the history of all scopes, or with its own `alone`."""
+    guard, now, said = Guard(GuardSettings()), 0.0, list[object]()
+    for step in history:
+        now += step.pause
+        ready = dict(zip(SCOPES, step.ready, strict=True))
+        mine = [c for c in step.changes if not alone or scope_at(c[0]) == only]
+        numbers = [c[0] for c in mine]
+        if step.what in ("admit", "force"):
+            plans = [
+                replace(taking(n, lost, flips, scope=scope_at(n)), dismissed=away) for n, lost, flips, away in mine
+            ]
+            plans = [replace(p, lost=0, flipped=0) if p.dismissed else p for p in plans]
+            found = guard.admit(plans, ready.__getitem__, now, force=step.what == "force").held
+            said.append({t: h for t, h in found.items() if scope_at(TARGETS.index(t)) == only})
+        elif step.what == "rebuilt":
+            guard.rebuilt("dc1", now)
+        elif step.what == "look":
+            named = guard.released(now, ready.__getitem__)
+            said.append(sorted(t for t in named if scope_at(TARGETS.index(t)) == only))
+        else:
+            for number in numbers:
+                (guard.applied if step.what == "applied" else guard.forget)(TARGETS[number])
+        said.append([h for h in guard.active() if scope_at(TARGETS.index(h.target)) == only])
+    return said
+
+
+@given(history=steps, only=st.sampled_from(SCOPES))
+@settings(max_examples=150, deadline=None)
+def test_no_history_of_one_scope_changes_anothers_outcome(history: list[Step], only: Scope) -> None:
+    """What is held in a scope, why, and when it is released is the same as if the other scopes were not there."""
+    assert played(history, only, alone=False) == played(history, only, alone=True)
+
+
+@given(history=steps, ready=st.tuples(*(st.integers(0, 120) for _ in SCOPES)))
+@settings(max_examples=150, deadline=None)
+def test_every_hold_whose_window_has_passed_and_whose_losses_are_below_the_thresholds_is_released(
+    history: list[Step], ready: tuple[int, ...]
+) -> None:
+    """Whatever happened before: when nothing more happens, only what is too much by itself is held after a while."""
+    guard, now, plans = Guard(GuardSettings()), 0.0, dict[Target, Plan]()
+    for step in history:
+        now += step.pause
+        for number, lost, flips, away in step.changes:
+            plan = replace(taking(number, lost, flips, scope=scope_at(number)), dismissed=away)
+            plans[plan.target] = replace(plan, lost=0, flipped=0) if away else plan
+        together = [plans[TARGETS[c[0]]] for c in step.changes]
+        match step.what:
+            case "applied":
+                for plan in together:
+                    guard.applied(plan.target)
+            case "forget":
+                for plan in together:
+                    guard.forget(plan.target)
+            case "rebuilt":
+                guard.rebuilt("dc1", now)
+            case _:
+                numbers = dict(zip(SCOPES, step.ready, strict=True))
+                guard.admit(together, numbers.__getitem__, now, force=step.what == "force")
+    total = dict(zip(SCOPES, ready, strict=True))
+    limits = GuardSettings()
+    again: Iterable[Target] = plans
+    for _ in range(int(limits.rebuild_grace_seconds + 3 * limits.window_seconds) // 10):
+        now += 10.0
+        for target in sorted(again):
+            found = guard.admit([plans[target]], total.__getitem__, now).held.get(target, NOT_HELD)
+            guard.applied(target)  # and what was let go is not there any more
+            lost, flips = plans[target].lost * found.lost, plans[target].flipped * found.flips
+            plans[target] = replace(plans[target], ready_before=lost + flips, lost=lost, flipped=flips)
+        again = guard.released(now, total.__getitem__)
+    for scope in SCOPES:
+        holds = [h for h in guard.active() if plans[h.target].scope == scope]
+        lost = sum(plans[h.target].lost for h in holds)
+        taken = lost + sum(plans[h.target].flipped for h in holds)
+        for hold in holds:
+            assert hold.cause in ("removal", "panic")
+            assert not hold.lost or (lost >= 10 and lost * 100 > total[scope] * limits.removal_percent)
+            assert not hold.flips or (taken >= 10 and taken * 100 > total[scope] * limits.panic_percent)
 
 
 @given(

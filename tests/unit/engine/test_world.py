@@ -185,13 +185,15 @@ def test_what_may_go_at_last_is_looked_at_at_once(how: str) -> None:
 
 
 def test_services_that_kubernetes_remembers_and_consul_lacks_are_counted() -> None:
-    """Once the datacenter was listed."""
+    """Once the datacenter was listed, and among the targets that are asked about."""
     made = World(RULES, ["dc1", "dc2"], 0.0)
-    for n, name in enumerate(("web", "old", "older")):
-        made.remember(Target("apps", name), [("dc2" if n == 2 else "dc1", name)], 0.0)
-    before = made.lacking("dc1")
+    targets = [Target("apps", name) for name in ("web", "old", "older")]
+    for n, target in enumerate(targets):
+        made.remember(target, [("dc2" if n == 2 else "dc1", target.name)], 0.0)
+    before = made.lacking("dc1", targets)
     made.on_listing("dc1", listing("web"), 0.0)
-    assert (before, made.lacking("dc1"), made.lacking("dc2")) == ((0, 2), (1, 2), (0, 1))
+    assert (before, made.lacking("dc1", targets), made.lacking("dc2", targets)) == ((0, 2), (1, 2), (0, 1))
+    assert made.lacking("dc1", targets[:1]) == (0, 1)
 
 
 def test_what_kubernetes_remembers_is_asked_about_before_it_is_removed() -> None:
