@@ -62,6 +62,7 @@ MARKS = (
         "our Endpoints where we write EndpointSlices as well, so that no endpoint is there twice",
     ),
     Mark("annotations", (marks.SERVICE, marks.DATACENTER), "", "where an object of ours comes from"),
+    Mark("annotation", (annotated.REQUEST,), "", "what we write for an annotated Service: for which request, in short"),
     Mark("label", (election.KIND,), "", "our Leases: a `member`'s or a `shard`'s"),
     Mark(
         "annotations", (election.SHARDS, election.JOINED), "",

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bridge.core.annotated import Annotated, Grant, Refusal, is_abandoned, missing, request_of
-from bridge.core.model import Bounds, Current, CurrentService, Kind, Meta, Output, Port, Query, Target
+from bridge.core import marks
+from bridge.core.annotated import (
+    REQUEST,
+    Annotated,
+    Changed,
+    Grant,
+    Refusal,
+    as_before,
+    changed,
+    is_abandoned,
+    missing,
+    request_of,
+)
+from bridge.core.model import (
+    Bounds,
+    Current,
+    CurrentEndpoints,
+    CurrentService,
+    Kind,
+    Meta,
+    Mirror,
+    Output,
+    Port,
+    Query,
+    Rule,
+    Target,
+)
 
 ASKING = {"consul-bridge/mirror": "true"}
 
@@ -228,3 +254,73 @@ def test_a_service_that_a_person_made_and_that_does_not_ask_is_abandoned(
 ) -> None:
     """One of our own making is not, although somebody took the label of its owner off."""
     assert is_abandoned(Current(Target("apps", "web"), found)) is abandoned
+
+
+# --------------------------------------------------------------------------- what a user changed
+
+
+def asks(**annotations: str) -> tuple[Rule, Query]:
+    """What `apps/web` asks for with these annotations."""
+    found = {f"consul-bridge/{key}": value for key, value in annotations.items()}
+    asked = request_of(service({**ASKING, "consul-bridge/service": "pg", **found}), "dc1")
+    assert isinstance(asked, tuple)
+    return asked
+
+
+def filled_for(rule: Rule, query: Query, owner: str = "default", *, old: bool = False) -> Current:
+    """`apps/web` with the Endpoints that we wrote for a request (`old`: before requests were written down)."""
+    found = dict(marks.marks(owner, (query,))[1]) | ({} if old else dict(rule.to.annotations))
+    meta = Meta(
+        kind=Kind.ENDPOINTS, namespace="apps", name="web", uid="e", resource_version="8", owner=owner,
+        marks=tuple(sorted(found.items())),
+    )  # fmt: skip
+    return Current(Target("apps", "web"), service({**ASKING}), CurrentEndpoints(meta, ()))
+
+
+@pytest.mark.parametrize(
+    ("annotations", "what"),
+    [
+        ({}, Changed.NOTHING),
+        ({"output": "endpointslices"}, Changed.NOTHING),
+        ({"tags": "primary"}, Changed.SELECTION),
+        ({"filter": "Service.Meta.env == prod"}, Changed.SELECTION),
+        ({"service": "mysql"}, Changed.SERVICE),
+        ({"datacenter": "dc2"}, Changed.SERVICE),
+    ],
+)
+def test_our_objects_say_for_which_request_they_were_written(annotations: dict[str, str], what: Changed) -> None:
+    """So it is known, also after a restart, that what goes was sent away by its user."""
+    before, now = asks(), asks(**annotations)
+    assert changed(filled_for(*before), *now, "default") is what
+    assert changed(filled_for(*now), *now, "default") is Changed.NOTHING
+
+
+def test_the_ports_of_a_service_are_a_part_of_its_request() -> None:
+    """They choose among the instances' ports."""
+    before, found = asks(), request_of(service({**ASKING, "consul-bridge/service": "pg"}), "dc1")
+    other = replace(service({**ASKING, "consul-bridge/service": "pg"}), ports=(Port("", 81),))
+    now = request_of(other, "dc1")
+    assert found == before
+    assert isinstance(now, tuple)
+    assert changed(filled_for(*before), *now, "default") is Changed.SELECTION
+
+
+def test_objects_of_an_older_version_or_of_others_do_not_say_that_a_request_changed() -> None:
+    """The first have no word of it, the second are none of our business."""
+    before, now = asks(), asks(tags="primary")
+    assert changed(filled_for(*before, old=True), *now, "default") is Changed.NOTHING
+    assert changed(filled_for(*before, owner="blue"), *now, "default") is Changed.NOTHING
+    assert changed(Current(Target("apps", "web")), *now, "default") is Changed.NOTHING
+
+
+def test_while_what_went_is_kept_in_place_our_objects_say_the_old_request() -> None:
+    """Else what is kept would count as lost by Consul when it goes at last."""
+    before, now = asks(), asks(tags="primary")
+    desired = Mirror(
+        Target("apps", "web"), (now[1],), Output.ENDPOINTS, (), None, annotations=now[0].to.annotations
+    )  # fmt: skip
+    kept = as_before(desired, filled_for(*before), "default")
+    assert kept.annotations == before[0].to.annotations != desired.annotations
+    assert [key for key, _ in kept.annotations] == [REQUEST]
+    assert as_before(desired, filled_for(*now), "default") == desired
+    assert as_before(desired, filled_for(*before, old=True), "default") == desired

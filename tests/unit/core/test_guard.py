@@ -157,6 +157,8 @@ def test_the_command_that_releases_a_hold_names_that_alone_and_can_be_pasted(
     services = tuple(shlex.split(flags)[1::2])
     assert all(Only(services).takes(TARGETS[0], [Query("dc2", name)]) for name in names if services)
     assert not Only(("web[*]",)).takes(TARGETS[0], [Query("dc1", "website")])
+    assert Only(namespace="default").takes(TARGETS[0], ())
+    assert not Only(namespace="other").takes(TARGETS[0], ())
 
 
 def test_a_sum_without_a_whole_is_all_of_it() -> None:

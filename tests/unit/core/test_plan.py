@@ -21,7 +21,12 @@ from bridge.core.model import (
     Plan,
     Policy,
     Port,
+<<<<<<< HEAD
     Rule,
+=======
+    Query,
+    Scope,
+>>>>>>> d6a2736 (Guard per scope: tests, documents, the command of a hold)
     ServiceBody,
     Skipped,
     SliceBody,
@@ -812,3 +817,27 @@ def test_a_conflict_is_a_value() -> None:
     """It names the target, the kind and the reason, each by itself."""
     found = planned(mirror_of([instance()]), Current(TARGET, service("other")))
     assert found.conflicts == (Conflict(TARGET, Kind.SERVICE, said("it belongs to the bridge with owner id 'other'")),)
+
+
+# --------------------------------------------------------------------------- scopes
+
+
+def test_what_a_rule_mirrors_is_added_up_with_its_datacenters_and_what_users_made_with_their_namespace() -> None:
+    """Nothing of ours stands there yet: what is to be made decides; a Service that was deleted is its namespace's."""
+    here = Scope(namespace="default")
+    made = mirror_of(instances(1), rule(), Current(TARGET))
+    annotated = mirror_of(instances(1), rule(annotated=True), Current(TARGET, service=service(owner=None)))
+    assert planned(made, Current(TARGET)).scope == Scope(datacenters=("dc1",))
+    assert planned(annotated, Current(TARGET, service=service(owner=None))).scope == here
+    stands = cluster_of(Output.BOTH).current()
+    assert planned(None, stands).scope == Scope(datacenters=("dc1",))
+    assert planned(made, stands).scope == Scope(datacenters=("dc1",))
+    assert planned(None, replace(stands, service=None)).scope == here
+    assert planned(None, replace(stands, service=service(owner="blue"))).scope == here
+
+
+def test_what_comes_from_several_datacenters_is_a_scope_of_its_own() -> None:
+    """Nobody can tell which of its endpoints come from which."""
+    both = (Query("dc2", "radosgw"), Query("dc1", "radosgw"))
+    made = replace(mirror_of(instances(1), rule(), Current(TARGET)), queries=both)
+    assert planned(made, Current(TARGET)).scope == Scope(datacenters=("dc1", "dc2"))

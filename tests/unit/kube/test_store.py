@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.model import Action, Change, Current, Endpoint, Kind, Meta, Target
+from bridge.core.model import Action, Change, Current, Endpoint, Kind, Meta, Scope, Target
 from bridge.kube import objects
 from bridge.kube import store as store_module
 from bridge.kube.objects import Decoded
@@ -218,6 +218,21 @@ def test_ready_endpoints_are_counted_once_per_target() -> None:
     assert (store.total_ready(), store.owns(Target("default", "blue"))) == (3, False)
     store.note(delete(meta(1)), None)
     assert (store.total_ready(), store.targets()) == (3, {TARGET})
+
+
+def test_ready_endpoints_are_added_up_by_scope() -> None:
+    """What a rule made by its datacenter, a user's Service by its namespace; what becomes a user's moves over."""
+    store, theirs = Store("default"), Target("default", "store")
+    here, there = Scope(datacenters=("dc1",)), Scope(namespace="default")
+    store.note(create(service()), meta(1, Kind.SERVICE))
+    store.note(create(endpoints(group(*ready("10.0.0.1", "10.0.0.2")))), meta(2))
+    store.note(create(endpoints(group(*ready("10.0.0.3"))), "default", "store"), meta(3, name="store"))
+    assert (store.ready_in(here), store.ready_in(there), store.total_ready()) == (2, 1, 3)
+    assert store.ready_targets() == {TARGET: here, theirs: there}
+    store.note(delete(meta(1, Kind.SERVICE)), None)
+    assert (store.ready_in(here), store.ready_in(there)) == (0, 3)
+    store.note(delete(meta(2)), None)
+    assert (store.ready_in(there), store.ready_targets()) == (1, {theirs: there})
 
 
 def test_unchanged_changes_are_nothing() -> None:

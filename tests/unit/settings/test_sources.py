@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.core.model import Adopt, Bounds, Destination, Disposition, InstanceRules, Output, Policy, Rule
+from bridge.core.select import Only
 from bridge.errors import ConfigurationError
 from bridge.kube.election import ElectionConfig
 from bridge.settings import RULE_FLAGS, Setting, catalogue, load, rule_env
@@ -293,6 +294,48 @@ def test_without_file_flags_and_variables_one_rule_selects_everything() -> None:
         "{service}",
     )
     assert rule.to.output is Output.ENDPOINTS
+
+
+def test_the_command_that_releases_a_hold_has_this_installations_flags() -> None:
+    """Those that another command needs to see and own the same, quoted; variables are there anyway."""
+    flags = {
+        "--tag": ["s3", "a b"], "--filter": 'Service.Meta.env == "prod"', "--service": ["radosgw*"],
+        "--namespace": "storage", "--owner": "x", "--listen": "127.0.0.1:1", "--grace": "5s",
+        "--watch-namespace": ["*"],
+    }  # fmt: skip
+    expected = (
+        "bridge sync --tag s3 --tag 'a b' --filter 'Service.Meta.env == \"prod\"' --watch-namespace '*' --owner x"
+    )
+    loaded = load(flags, {})
+    assert (loaded.command, loaded.run_options().guard.command) == (expected, expected)
+    assert load({}, {"BRIDGE_OWNER": "x"}).sync_options().guard.command == "bridge sync"
+
+
+def test_the_command_names_the_file_that_the_command_line_names(tmp_path: Path) -> None:
+    """One that a variable names is found by the same variable."""
+    file = tmp_path / "my bridge.yaml"
+    file.write_text("rules: []\n")
+    assert load({"--config": str(file)}, {}).command == f"bridge sync --config '{file}'"
+    assert load({}, {"BRIDGE_CONFIG": str(file)}).command == "bridge sync"
+
+
+def test_beside_the_rules_of_a_file_service_and_namespace_narrow_what_is_forced(tmp_path: Path) -> None:
+    """Without --force, or with a flag that says how something is mirrored, it stays a mistake."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text("rules: [{services: [web]}]\n")
+    flags = {"--config": str(file), "--service": ["radosgw"], "--namespace": "storage"}
+    forced = load({**flags, "--force": True}, {})
+    assert [rule.services for rule in forced.core_rules()] == [("web",)]
+    assert forced.sync_options().only == Only(("radosgw",), "storage")
+    for more in ({}, {"--force": True, "--tag": ["s3"]}):
+        with pytest.raises(ConfigurationError, match="has rules as well"):
+            load({**flags, **more}, {})
+
+
+def test_a_template_of_a_namespace_narrows_nothing() -> None:
+    """It is the rule's, which such flags make where no file has rules."""
+    flags = {"--service": ["web"], "--namespace": "{datacenter}", "--force": True}
+    assert load(flags, {}).sync_options().only == Only(("web",))
 
 
 def test_rule_flags_make_one_rule() -> None:

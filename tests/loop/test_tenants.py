@@ -1,0 +1,205 @@
+"""Several teams, one bridge: what a user of one namespace does, or Consul does to them, is nothing to the others."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.consul.client import ConsulConfig
+from bridge.core.guard import GuardSettings
+from bridge.core.model import Destination, Rule
+from bridge.core.select import Only
+from bridge.engine.run import Bridge, RunOptions
+from bridge.engine.sync import SyncOptions, sync_once
+from bridge.kube.client import KubeConfig
+from bridge.report import Report
+from bridge.retry import RetryPolicy
+from tests.fakes.consul import FakeConsul
+from tests.fakes.kube import FakeKube
+
+Eventually = Callable[..., None]
+QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.5)
+OPTIONS = RunOptions(
+    grace_seconds=0.2, consul_retry=QUICK, kube_retry=QUICK, object_retry=QUICK, permanent_retry=QUICK, writers=4
+)
+TEAMS = ("team-a", "team-b", "rules")
+
+
+class Cluster:
+    """Both sides: `team-a/store` is filled from radosgw (30 VMs), `team-b/db` from db (6); rules mirror `shared` (12)."""
+
+    def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
+        self.consul = consul
+        self.kube = kube
+        self.kubeconfig = kube.kubeconfig(folder)
+        for team in TEAMS:
+            kube.add_namespace(team)
+        for service, count in (("radosgw", 30), ("db", 6), ("shared", 12)):
+            for n in range(count):
+                consul.register(service, f"{service}-{n}", f"10.{len(service)}.0.{n + 1}", 80)
+        self.asks("team-a", "store", "radosgw")
+        self.asks("team-b", "db", "db")
+        self.rules = (Rule(services=("shared",), to=Destination(namespace="rules")),)
+
+    def asks(self, namespace: str, name: str, service: str, **more: str) -> None:
+        """A user's Service asks for a Consul service."""
+        annotations = {"consul-bridge/service": service, **{f"consul-bridge/{k}": v for k, v in more.items()}}
+        self.kube.put("services", {
+            "apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
+            "metadata": {
+                "name": name, "namespace": namespace, "labels": {"consul-bridge/mirror": "true"},
+                "annotations": annotations,
+            },
+        })  # fmt: skip
+
+    def ready(self, namespace: str, name: str) -> int | None:
+        """How many endpoints are ready; None without Endpoints."""
+        found = self.kube.ready_addresses(namespace, name)
+        return None if found is None else len(found)
+
+    def sides(self) -> dict[str, Any]:
+        return {
+            "consul": ConsulConfig(address=self.consul.address),
+            "kube": KubeConfig(kubeconfig=self.kubeconfig, namespaces=TEAMS),
+            "rules": self.rules,
+        }
+
+    def sync(self, **options: Any) -> Report:
+        """One pass."""
+        retry = RetryPolicy(floor_seconds=0.01, cap_seconds=0.05, attempts=2)
+        return sync_once(**self.sides(), options=SyncOptions(retry=retry, **options), stop=threading.Event())
+
+    @contextmanager
+    def running(self, **guard: Any) -> Iterator[Bridge]:
+        """A bridge that has made its first pass."""
+        bridge = Bridge(**self.sides(), options=replace(OPTIONS, guard=GuardSettings(**guard)))
+        thread = threading.Thread(target=bridge.run, name="bridge")
+        thread.start()
+        deadline = time.monotonic() + 30
+        try:
+            while not bridge.ready()[0]:
+                assert time.monotonic() < deadline, bridge.ready()
+                time.sleep(0.01)
+            yield bridge
+        finally:
+            bridge.stop()
+            thread.join(20)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Two teams and what the rules mirror, not mirrored yet."""
+    with FakeConsul() as consul, FakeKube() as kube:
+        yield Cluster(consul, kube, tmp_path)
+
+
+def filled(cluster: Cluster) -> tuple[int | None, ...]:
+    return cluster.ready("team-a", "store"), cluster.ready("team-b", "db"), cluster.ready("rules", "shared")
+
+
+def held(bridge: Bridge) -> list[str]:
+    return [text.partition(":")[0] for text in bridge.ready()[1]["held"]]
+
+
+def test_a_user_who_asks_for_what_is_not_there_freezes_nobody(cluster: Cluster, eventually: Eventually) -> None:
+    """Thirty of thirty-six, switched away and then deleted: nothing of it is held, and one of six goes elsewhere."""
+    with cluster.running() as bridge:
+        eventually(lambda: filled(cluster), (30, 6, 12))
+        cluster.asks("team-a", "store", "not-there")
+        eventually(lambda: cluster.ready("team-a", "store"), 0)
+        cluster.consul.deregister("db", "db-0")
+        eventually(lambda: cluster.ready("team-b", "db"), 5)
+        cluster.kube.remove("services", "team-a", "store")
+        eventually(lambda: cluster.ready("team-a", "store"), None)
+        cluster.consul.flip("db", "db-1", "critical")
+        eventually(lambda: cluster.ready("team-b", "db"), 4)
+        assert held(bridge) == []
+
+
+def test_a_user_who_narrows_by_tags_or_a_filter_freezes_nobody(cluster: Cluster, eventually: Eventually) -> None:
+    """What the request does not select any more goes at once, also what the bridge did not see happen."""
+    with cluster.running() as bridge:
+        eventually(lambda: filled(cluster), (30, 6, 12))
+        cluster.asks("team-a", "store", "radosgw", tags="none-has-it")
+        eventually(lambda: cluster.ready("team-a", "store"), 0)
+        cluster.asks("team-a", "store", "radosgw")
+        eventually(lambda: cluster.ready("team-a", "store"), 30)
+        assert held(bridge) == []
+    cluster.asks("team-a", "store", "radosgw", tags="none-has-it")
+    report = cluster.sync()
+    assert (report.held, filled(cluster)) == ((), (0, 6, 12))
+
+
+def test_what_consul_loses_of_one_namespace_is_held_there_alone(cluster: Cluster, eventually: Eventually) -> None:
+    """The other namespace and what rules mirror go on, and the command that the hold names releases only it."""
+    with cluster.running() as bridge:
+        eventually(lambda: filled(cluster), (30, 6, 12))
+        for n in range(30):
+            cluster.consul.flip("radosgw", f"radosgw-{n}", "critical")
+        eventually(lambda: held(bridge), ["team-a/store"])
+        for n in range(6):
+            cluster.consul.deregister("shared", f"shared-{n}")
+        cluster.consul.flip("db", "db-1", "critical")
+        eventually(lambda: filled(cluster)[1:], (5, 6))
+        assert held(bridge) == ["team-a/store"]
+        assert "--service radosgw --namespace team-a --force`" in bridge.ready()[1]["held"][0]
+        assert cluster.ready("team-a", "store")
+    for n in range(6, 12):
+        cluster.consul.deregister("shared", f"shared-{n}")
+    cluster.consul.register("shared", "last", "10.6.0.99", 80)
+    only = Only(("radosgw",), "team-a")
+    report = cluster.sync(force=True, only=only)
+    assert ({row.namespace for row in report.services}, report.held) == ({"team-a"}, ())
+    assert filled(cluster) == (0, 5, 6)
+
+
+def test_a_forced_pass_that_is_narrowed_leaves_the_rest_alone(cluster: Cluster) -> None:
+    """Also what is not mirrored yet: what is held stands there already, and nothing else is meant."""
+    assert cluster.sync(force=True, only=Only(("shared",))).services == ()
+    assert filled(cluster) == (None, None, None)
+    cluster.sync()
+    for service, count in (("radosgw", 30), ("shared", 12)):
+        for n in range(count):
+            cluster.consul.flip(service, f"{service}-{n}", "critical")
+    assert {row.namespace for row in cluster.sync().held} == {"team-a", "rules"}
+    assert cluster.sync(force=True, only=Only(namespace="rules")).held == ()
+    assert filled(cluster) == (30, 6, 0)
+    assert cluster.sync(force=True, only=Only(("rados*",))).held == ()
+    assert filled(cluster) == (0, 6, 0)
+
+
+def test_a_hold_ends_when_its_sums_end_although_consul_has_no_news(cluster: Cluster, eventually: Eventually) -> None:
+    """Seven of twelve are too much for one window, and five more are too; with the window over, the rest is believed."""
+    with cluster.running(window_seconds=2.0, removal_minimum=5) as bridge:
+        eventually(lambda: filled(cluster), (30, 6, 12))
+        for n in range(6):
+            cluster.consul.deregister("shared", f"shared-{n}")
+        eventually(lambda: cluster.ready("rules", "shared"), 6)
+        cluster.consul.deregister("shared", "shared-6")
+        eventually(lambda: held(bridge), ["rules/shared"])
+        eventually(lambda: (cluster.ready("rules", "shared"), held(bridge)), (5, []), 10)
+
+
+def test_what_was_retired_while_nobody_ran_makes_no_other_team_wait(cluster: Cluster, eventually: Eventually) -> None:
+    """Most of one team's services are gone at the start: it may be a rebuilt Consul, but only for that team."""
+    for n in range(4):
+        cluster.consul.register(f"old-{n}", f"old-{n}", f"10.9.0.{n + 1}", 80)
+        cluster.asks("team-a", f"old-{n}", f"old-{n}")
+    cluster.consul.register("gone", "gone-0", "10.9.1.1", 80)
+    cluster.asks("team-b", "gone", "gone")
+    cluster.sync()
+    assert [cluster.ready("team-a", f"old-{n}") for n in range(4)] == [1] * 4
+    for n in range(4):
+        cluster.consul.deregister(f"old-{n}", f"old-{n}")
+    cluster.consul.deregister("gone", "gone-0")
+    with cluster.running() as bridge:
+        eventually(lambda: cluster.ready("team-b", "gone"), 0, 10)
+        assert held(bridge) == [f"team-a/old-{n}" for n in range(4)]
+        assert "at our start it lists 1 of the 5 services" in bridge.ready()[1]["held"][0]
