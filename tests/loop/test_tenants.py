@@ -33,7 +33,7 @@ TEAMS = ("team-a", "team-b", "rules")
 
 
 class Cluster:
-    """Both sides: `team-a/store` is filled from radosgw (30 VMs), `team-b/db` from db (6); rules mirror `shared` (12)."""
+    """Both sides: `team-a/store` is filled from radosgw (30), `team-b/db` from db (6); rules mirror `shared` (12)."""
 
     def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
         self.consul = consul
@@ -176,7 +176,7 @@ def test_a_forced_pass_that_is_narrowed_leaves_the_rest_alone(cluster: Cluster) 
 
 
 def test_a_hold_ends_when_its_sums_end_although_consul_has_no_news(cluster: Cluster, eventually: Eventually) -> None:
-    """Seven of twelve are too much for one window, and five more are too; with the window over, the rest is believed."""
+    """Seven of twelve are too much for one window; when it is over, one of six is not."""
     with cluster.running(window_seconds=2.0, removal_minimum=5) as bridge:
         eventually(lambda: filled(cluster), (30, 6, 12))
         for n in range(6):

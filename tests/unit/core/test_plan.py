@@ -21,12 +21,9 @@ from bridge.core.model import (
     Plan,
     Policy,
     Port,
-<<<<<<< HEAD
-    Rule,
-=======
     Query,
+    Rule,
     Scope,
->>>>>>> d6a2736 (Guard per scope: tests, documents, the command of a hold)
     ServiceBody,
     Skipped,
     SliceBody,
