@@ -361,8 +361,8 @@ def test_a_held_service_shows_what_is_kept_and_how_it_is_let_go(
     for n in range(2, 13):
         consul.deregister(name, f"{prefix}vm-{n:02}")
     text = run("explain", name).stdout
-    assert "Held:     10 ready endpoints are kept: 10 of 11 ready endpoints (91 %, the limit is 50 %)" in text
-    assert "`bridge sync --force` with this bridge's settings" in " ".join(text.split())
+    assert "Held:     10 ready endpoints are kept: 10 of 11 ready endpoints mirrored from dc1 (91 %," in text
+    assert f"--service {name} --namespace {namespace} --force`" in " ".join(text.split())
     kept = ", ".join(f"10.77.0.{n}:8080 {'not ready' if n == 3 else 'ready'}" for n in [10, 11, 12, *range(2, 10)])
     assert f"Kubernetes also has, of no instance above (the hold keeps what is ready): {kept}\n" in text
     (row,) = run("status", "-o", "json").json["services"]
