@@ -224,8 +224,9 @@ def test_ready_endpoints_are_added_up_by_scope() -> None:
     """What a rule made by its datacenter, a user's Service by its namespace; what becomes a user's moves over."""
     store, theirs = Store("default"), Target("default", "store")
     here, there = Scope(datacenters=("dc1",)), Scope(namespace="default")
-    store.note(create(service()), meta(1, Kind.SERVICE))
-    store.note(create(endpoints(group(*ready("10.0.0.1", "10.0.0.2")))), meta(2))
+    marks = (("consul-bridge/datacenter", "dc1"),)
+    store.note(create(service()), replace(meta(1, Kind.SERVICE), marks=marks))
+    store.note(create(endpoints(group(*ready("10.0.0.1", "10.0.0.2")))), replace(meta(2), marks=marks))
     store.note(create(endpoints(group(*ready("10.0.0.3"))), "default", "store"), meta(3, name="store"))
     assert (store.ready_in(here), store.ready_in(there), store.total_ready()) == (2, 1, 3)
     assert store.ready_targets() == {TARGET: here, theirs: there}
