@@ -25,7 +25,10 @@ class BridgeError(Exception):
     """Root of everything that the bridge raises on purpose; its text is written for the user.
 
     What is quoted in it may come from anybody: no control character of theirs reaches a terminal or a log.
+    `remedy` is how to fix it, for `bridge check`; empty where the text already says all there is to say.
     """
+
+    remedy: str = ""
 
     def __str__(self) -> str:
         text = super().__str__()

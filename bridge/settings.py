@@ -262,15 +262,17 @@ def _token(value: SecretStr) -> SecretStr:
 
 
 def _consul_address(value: str) -> str:
-    """`[scheme://]host[:port][/prefix]`, as CONSUL_HTTP_ADDR has it."""
+    """`[scheme://]host[:port][/prefix]` or `unix:///path`, as CONSUL_HTTP_ADDR has it."""
     value = _filled(value)
     if value.startswith("unix:"):
-        raise ValueError("Unix sockets are not supported; let the agent listen on TCP (addresses.http)")
+        if not re.fullmatch(r"unix:///.*[^/]", value):
+            raise ValueError("must have the socket's whole path: unix:///run/consul/http.sock")
+        return value
     scheme, rest = value.split("://", 1) if "://" in value else ("", value)
     if scheme not in ("", "http", "https"):
-        raise ValueError("must begin with http:// or https://")
+        raise ValueError("must begin with http://, https:// or unix://")
     if "@" in rest:  # first of all: the other mistakes quote a part
-        raise ValueError("must not have a user and password in it; use a token")
+        raise ValueError("must not have a user and password in it; use consul.http_auth, or a token")
     try:
         parts = urlsplit(f"{scheme or 'http'}://{rest}")
         port, host = parts.port, parts.hostname
@@ -283,6 +285,12 @@ def _consul_address(value: str) -> str:
     elif not _HOST.fullmatch(host):
         raise ValueError("has a host name that cannot be; write HOST:PORT or http://HOST:PORT")
     return value.rstrip("/")
+
+
+def _http_auth(value: SecretStr) -> SecretStr:
+    if any(not c.isprintable() for c in value.get_secret_value()):
+        raise ValueError("has control characters in it")
+    return value
 
 
 _SIZE = re.compile(r"([0-9]+)\s*(KiB|MiB|GiB|Ki|Mi|Gi)")
@@ -382,7 +390,8 @@ class ConsulSettings(_Section):
 
     address: Annotated[str, AfterValidator(_consul_address)] = _setting(
         "http://127.0.0.1:8500",
-        "Where Consul's HTTP API is: [http[s]://]HOST[:PORT]. An agent close by is best: it shares its connections.",
+        "Where Consul's HTTP API is: [http[s]://]HOST[:PORT][/PATH] (a path where a proxy puts Consul below one), or "
+        "unix:///SOCKET. An agent close by is best: it shares its connections.",
         flag="--consul-address",
         also=["CONSUL_HTTP_ADDR"],
     )
@@ -409,6 +418,22 @@ class ConsulSettings(_Section):
         flag="--token-file",
         also=["CONSUL_HTTP_TOKEN_FILE"],
     )
+    auth_method: Plain = _setting(
+        "",
+        "Name of a Consul auth method to log in with, in place of a token (`consul acl auth-method`): the token that "
+        "it gives is renewed before it ends, and logged out at a clean stop.",
+    )
+    auth_token_file: Plain = _setting(
+        "/var/run/secrets/kubernetes.io/serviceaccount/token",
+        "File with the JWT for `auth_method`: the pod's projected service account token, which Kubernetes renews.",
+    )
+    http_auth: Annotated[SecretStr, AfterValidator(_http_auth)] = _setting(
+        SecretStr(""),
+        "USER:PASSWORD for a proxy or balancer in front of Consul that asks for Basic authentication. Consul's own "
+        "tokens are something else.",
+        also=["CONSUL_HTTP_AUTH"],
+        secret=True,
+    )
     tls: bool | None = _setting(None, "Speak TLS although the address does not say https://.", also=["CONSUL_HTTP_SSL"])
     verify: bool = _setting(
         True,
@@ -416,10 +441,19 @@ class ConsulSettings(_Section):
         also=["CONSUL_HTTP_SSL_VERIFY"],
     )
     ca_file: Plain = _setting(
-        "", "PEM file with the CA of Consul's certificate. Empty: the system's.", also=["CONSUL_CACERT"]
+        "",
+        "PEM file with the CA of Consul's certificate; changes are followed. Empty: `ca_path`, else the system's.",
+        also=["CONSUL_CACERT"],
+    )
+    ca_path: Plain = _setting(
+        "",
+        "Directory of PEM files with the CAs of Consul's certificate, in place of `ca_file`, which is stronger.",
+        also=["CONSUL_CAPATH"],
     )
     client_cert: Plain = _setting(
-        "", "PEM file with our certificate, where Consul asks for one.", also=["CONSUL_CLIENT_CERT"]
+        "",
+        "PEM file with our certificate, where Consul asks for one. A new one is used from the next request on.",
+        also=["CONSUL_CLIENT_CERT"],
     )
     client_key: Plain = _setting("", "PEM file with the key of `client_cert`.", also=["CONSUL_CLIENT_KEY"])
     tls_server_name: Plain = _setting(
@@ -432,7 +466,12 @@ class ConsulSettings(_Section):
     wait: Annotated[float, _duration("1s", "60s")] = _setting(
         55.0,
         "How long a blocking query may wait for a change. At most 60 s: an agent keeps the connections of queries that "
-        "we gave up taken for that long.",
+        "we gave up taken for that long. A proxy in front of Consul with a shorter timeout shortens it by itself.",
+    )
+    max_answer: Annotated[int, _size("1MiB", "4GiB")] = _setting(
+        32 << 20,
+        "The largest answer that is taken; decoded it needs about six times its size. All connections together hold "
+        "one answer of this size and a quarter as much, so the default fits a memory limit of 512 MiB.",
     )
     connect_timeout: Annotated[float, _duration("100ms", "5m")] = _setting(
         3.0, "How long connecting may take before Consul counts as unreachable."
@@ -894,6 +933,7 @@ class Settings(BaseSettings):
     _config_file: str = PrivateAttr(default="")
     _config_digest: bytes = PrivateAttr(default=b"")
     _api_server: tuple[str, ...] = PrivateAttr(default=())
+    _proxies: tuple[tuple[str, str], ...] = PrivateAttr(default=())
 
     @classmethod
     def settings_customise_sources(
@@ -951,7 +991,12 @@ class Settings(BaseSettings):
             address=self.consul_url(),
             token=c.token.get_secret_value(),
             token_file=c.token_file,
+            auth_method=c.auth_method,
+            auth_token_file=c.auth_token_file if c.auth_method else "",
+            http_auth=c.http_auth.get_secret_value(),
+            proxies=self._proxies,
             ca_file=c.ca_file,
+            ca_path=c.ca_path,
             client_cert=c.client_cert,
             client_key=c.client_key,
             tls_server_name=c.tls_server_name,
@@ -965,6 +1010,7 @@ class Settings(BaseSettings):
             timeout_margin_seconds=c.timeout_margin,
             max_stale_seconds=c.max_stale,
             connections=c.connections,
+            max_answer_bytes=c.max_answer,
         )
 
     def kube_config(self) -> KubeConfig:
@@ -1108,12 +1154,14 @@ class Settings(BaseSettings):
         )
 
     def consul_url(self) -> str:
-        """Consul's address as `scheme://host:port[/prefix]`.
+        """Consul's address as `scheme://host:port[/prefix]`, or `unix:///path`.
 
         As in Consul's own tools: without a scheme `tls` decides, without a port the scheme does; `tls` also turns an
         http:// address into TLS, unless the address comes from a stronger source than `tls` does.
         """
         address, tls = self.consul.address, self.consul.tls
+        if address.startswith("unix:"):
+            return address
         scheme, rest = address.split("://", 1) if "://" in address else ("", address)
         said = self._places.get(("consul", "address"))
         asked = self._places.get(("consul", "tls"))
@@ -1157,8 +1205,9 @@ class Settings(BaseSettings):
 
     def secrets(self) -> tuple[str, ...]:
         """Texts that must never be printed."""
-        token = self.consul.token.get_secret_value()
-        return (token,) if token else ()
+        password = self.consul.http_auth.get_secret_value().partition(":")[2]
+        proxies = (urlsplit(value if "://" in value else f"http://{value}").password for _, value in self._proxies)
+        return tuple(filter(None, (self.consul.token.get_secret_value(), password, *proxies)))
 
     def _value(self, path: Sequence[str]) -> Any:
         value: Any = self
@@ -1329,6 +1378,9 @@ def _leaves(model: type[BaseModel], above: tuple[str, ...]) -> Iterator[Setting]
             yield Setting(path, flag, env, tuple(extra["also"]), extra["secret"], field.description or "", field)
 
 
+PROXY_VARIABLES: Final = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
+"""Everybody's variables about proxies; how Consul is reached follows them as Go's programs do (consul/proxy.py)."""
+
 RULE_FLAGS: Final[Mapping[str, tuple[str, ...]]] = {
     "--service": ("services",),
     "--tag": ("tags",),
@@ -1438,7 +1490,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     notes += _unknown_variables(leaves, environ)
     notes += _overridden(flag_layer, own_layer, others_layer, file_layer)
     layers = (flag_layer, own_layer, others_layer, file_layer)
-    _one_of(layers, ("consul", "token_file"), ("consul", "token"))
+    _one_of(layers, ("consul", "auth_method"), ("consul", "token_file"), ("consul", "token"))
     selected_by = _rules_from_flags(layers, flags, environ, document)
     places = {
         key: _Place(rank, text)
@@ -1451,6 +1503,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     except ValidationError as error:
         raise ConfigurationError(_explain(error, places, document)) from None
     settings._places = places
+    settings._proxies = tuple((name, environ[name]) for name in PROXY_VARIABLES if environ.get(name))
     settings._config_file = config
     settings._config_digest = document.digest if document else b""
     settings._notes = tuple(notes)
@@ -1581,17 +1634,17 @@ def _overridden(flags: Layer, own: Layer, others: Layer, file: Layer) -> list[st
     return notes
 
 
-def _one_of(layers: Sequence[Layer], first: Sequence[str], second: Sequence[str]) -> None:
-    """Keep only the strongest source's word of two settings that mean the same; in one source the first one wins."""
+def _one_of(layers: Sequence[Layer], *paths: Sequence[str]) -> None:
+    """Keep only the strongest source's word of settings that mean the same; in one source the first of them wins."""
     for rank, layer in enumerate(layers):
-        if layer.has(first):
-            layer.drop(second)
-        elif not layer.has(second):
-            continue
-        for weaker in layers[rank + 1 :]:
-            weaker.drop(first)
-            weaker.drop(second)
-        return
+        found = [path for path in paths if layer.has(path)]
+        if found:
+            for path in found[1:]:
+                layer.drop(path)
+            for weaker in layers[rank + 1 :]:
+                for path in paths:
+                    weaker.drop(path)
+            return
 
 
 def _rules_from_flags(
@@ -1645,6 +1698,10 @@ def _command(flags: Mapping[str, Any]) -> str:
 def _check_together(settings: Settings) -> None:
     """What no field can know alone."""
     consul = settings.consul
+    if consul.address.startswith("unix:") and consul.tls:
+        raise ConfigurationError(
+            f"{settings.source('consul.tls')}: consul.tls: a Unix socket (consul.address) is spoken to without TLS"
+        )
     for one, other in (("client_cert", "client_key"), ("client_key", "client_cert")):
         if getattr(consul, one) and not getattr(consul, other):
             raise ConfigurationError(f"{settings.source(f'consul.{one}')}: consul.{one} needs consul.{other} as well")
@@ -1703,7 +1760,7 @@ def _sentence(key: Key, found: Mapping[str, Any], places: Mapping[Key, _Place], 
     if "[key]" in found["loc"]:
         place = document.place(key, of_key=True) if document is not None else place
         key = key[:-1]
-    secret = key[-1:] == ("token",)
+    secret = key[-1:] in (("token",), ("http_auth",))
     path = "" if place.startswith(("--", "BRIDGE_", "CONSUL_", "KUBECONFIG")) else f"{_path_text(key)}: "
     shown = "" if secret or kind in _SHAPES or isinstance(value, dict) else f"{_show(value)} "
     return f"{place}: {path}{shown}{_problem(kind, value, context, str(found['msg']))}"

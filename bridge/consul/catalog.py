@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from bridge.consul.client import ConsulConfig, tls_of
+from bridge.consul.access import warnings_of
+from bridge.consul.client import ConsulConfig
 from bridge.consul.datacenter import CatalogListener, DatacenterWatch
 from bridge.consul.snapshot import Snapshot, read_all
 from bridge.core.model import Query, Unknown
@@ -49,8 +50,9 @@ class Catalog:
                 f"{config.connections} connections to Consul are too few for {len(names)} datacenters: at least "
                 f"{LEAST * len(names)} are needed (--connections)"
             )
-        tls = tls_of(config)
+        config.access.parts(config)
         shares = shares_of(config.connections, names, spare)
+        self._config = config
         self._listener = listener
         self._clock = clock
         self._budget = config.connections
@@ -68,7 +70,6 @@ class Catalog:
                 retry=retry or RetryPolicy(),
                 failed=failed or _ignore,
                 clock=clock,
-                tls=tls,
             )
             for name in names
         }
@@ -109,6 +110,10 @@ class Catalog:
         for query in sorted(news):
             reason = f"datacenter {query.datacenter!r} may not be asked, only {', '.join(self._watches)} may"
             self._listener.on_view(query, Unknown(reason), self._clock())
+
+    def warnings(self) -> tuple[str, ...]:
+        """What works, and the operator ought to know of: TLS that is not verified, waits that had to be shortened."""
+        return warnings_of(self._config)
 
     def status(self) -> dict[str, Any]:
         """Figures for readiness, metrics and people, per datacenter."""

@@ -10,25 +10,26 @@ too old). Errors are TransientError, PermanentError and CancelledError; see faul
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
-import os
+import ssl
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import consul.base
 
 from bridge.consul import faults
-from bridge.consul.transport import Interrupted, Params, Tls, TooLarge, Transport, parse_address
-from bridge.core.model import Query
-from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
+from bridge.consul.access import Access, Parts, transport_of
+from bridge.consul.transport import Interrupted, Params, TooLarge, Transport
+from bridge.core.model import UNADDRESSABLE, Query
+from bridge.errors import CancelledError, PermanentError, TransientError
 
 STREAMING = "streaming"
 """The backend whose answers say nothing about the leader (FACTS-consul 0.1): blocking reads of one service's health."""
@@ -64,12 +65,21 @@ class ConsulConfig:
 
     `connections` is the budget of the whole process: Consul takes 200 from one address, and those of a process that
     was killed stay taken until their `wait_seconds` are over.
+
+    `auth_method` logs in with the JWT in `auth_token_file`, in place of `token` and `token_file`. `http_auth` is
+    USER:PASSWORD for what stands in front of Consul. `proxies` are the environment variables about proxies. `access` is
+    what all clients of this config share.
     """
 
     address: str = "http://127.0.0.1:8500"
     token: str = field(default="", repr=False)
     token_file: str = ""
+    auth_method: str = ""
+    auth_token_file: str = ""
+    http_auth: str = field(default="", repr=False)
+    proxies: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ca_file: str = ""
+    ca_path: str = ""
     client_cert: str = ""
     client_key: str = ""
     tls_server_name: str = ""
@@ -84,7 +94,8 @@ class ConsulConfig:
     max_stale_seconds: float = 60.0
     connections: int = 64
     verify_seconds: float = 300.0
-    max_answer_bytes: int = 256 << 20
+    max_answer_bytes: int = 32 << 20
+    access: Access = field(default_factory=Access, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,38 +114,6 @@ class Answer:
     last_contact_seconds: float = 0.0
     known_leader: bool = True
     size: int = 0
-
-
-class _Token:
-    """The token to send: a fixed one, or a file's content, read again whenever the file is another one."""
-
-    def __init__(self, token: str, path: str) -> None:
-        self._path = path
-        self._seen: tuple[int, int, int] | None = None
-        self._token = _checked(token, "token")
-
-    def value(self) -> str:
-        if not self._path:
-            return self._token
-        try:
-            stat = os.stat(self._path)  # noqa: PTH116 - on every request: a Path costs more than the call
-            seen = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-            if seen != self._seen:
-                self._token = _checked(Path(self._path).read_text("utf-8").strip(), f"token file {self._path}")
-                self._seen = seen
-        except (OSError, UnicodeDecodeError) as error:
-            if self._seen is None:
-                why = error.strerror if isinstance(error, OSError) else "it is not text"
-                raise PermanentError(f"Consul's token file {self._path} cannot be read: {why}") from None
-        if not self._token:
-            raise PermanentError(f"Consul's token file {self._path} is empty")
-        return self._token
-
-
-def _checked(token: str, what: str) -> str:
-    if any(not "!" <= c <= "~" for c in token):
-        raise ConfigurationError(f"Consul's {what} has characters in it that no token has (blanks, line ends)")
-    return token
 
 
 class _Consul(consul.base.Consul):  # type: ignore[misc]
@@ -164,23 +143,14 @@ class ConsulClient:
     def __init__(
         self,
         config: ConsulConfig,
-        tls: Tls | None = None,
         on_reconnect: Callable[[], None] | None = None,
         rest_seconds: float = 0.0,
     ) -> None:
         self.config = config
         self._rest_seconds = rest_seconds
-        self.endpoint = parse_address(config.address)
-        self._token = _Token(config.token, config.token_file)
-        tls = tls or tls_of(config)
-        self._transport = Transport(
-            self.endpoint,
-            tls,
-            server_name=config.tls_server_name,
-            connect_timeout=config.connect_timeout_seconds,
-            max_body_bytes=config.max_answer_bytes,
-            on_reconnect=on_reconnect,
-        )
+        self._parts: Parts = config.access.parts(config)
+        self.endpoint = self._parts.endpoint
+        self._transport = transport_of(config, self._parts, on_reconnect=on_reconnect)
         self._consul = _Consul(self._transport)
         self._pipelining_failures = 0
         self._pipelining_again = 0.0
@@ -198,7 +168,7 @@ class ConsulClient:
 
         A query that waits is answered by Consul's streaming backend, unless `streaming` is False.
         """
-        path = f"/v1/health/service/{quote(query.service, safe='')}"
+        path = f"/v1/health/service/{_segment(query.service, 'service')}"
         what = f"read service {query.service!r}"
         extra = _extra(query) if streaming or not index else (*_extra(query), CATALOG)
         return self._fresh(path, what, query.datacenter, index, wait, mode, extra, query.filter)
@@ -218,7 +188,7 @@ class ConsulClient:
 
     def node_services(self, node: str, datacenter: str = "", mode: Mode = Mode.LEADER) -> Answer:
         """`catalog/node-services/<node>`: {Node, Services: [...]}; data None for a node that is not there."""
-        path = f"/v1/catalog/node-services/{quote(node, safe='')}"
+        path = f"/v1/catalog/node-services/{_segment(node, 'node')}"
         return self._ask(path, f"read node {node!r}", datacenter, 0, 0.0, mode)
 
     def probe_node(self, node: str, datacenter: str = "", mode: Mode = Mode.STALE) -> Answer:
@@ -236,9 +206,12 @@ class ConsulClient:
         """`catalog/nodes`: the list of nodes with address, meta and indexes."""
         return self._fresh("/v1/catalog/nodes", "list nodes", datacenter, index, wait, mode)
 
-    def leader(self, datacenter: str = "") -> str:
-        """Address of the Raft leader, "" when there is none."""
-        answer = self._ask("/v1/status/leader", "ask for the leader", datacenter, 0, 0.0, Mode.LEADER, indexed=False)
+    def leader(self, datacenter: str = "", timeout_seconds: float | None = None) -> str:
+        """Address of the Raft leader, "" when there is none. Consul answers this at once, whatever its state."""
+        params = self._params(datacenter)
+        answer = self._send(
+            "/v1/status/leader", "ask for the leader", datacenter, params, indexed=False, timeout=timeout_seconds
+        )
         if not isinstance(answer.data, str):
             raise TransientError(f"{self.endpoint} does not name its leader: is that Consul?")
         return answer.data
@@ -290,9 +263,18 @@ class ConsulClient:
         """Close the connection; a request that waits ends with CancelledError. Any thread, any number of times."""
         self._transport.interrupt()
 
-    def wake(self) -> None:
-        """End the request that waits, if one does, with CancelledError; the client goes on to be usable. Any thread."""
-        self._transport.wake()
+    def wake(self, opened_before: float = math.inf) -> None:
+        """End the request that waits, if one does, with CancelledError; the client goes on to be usable. Any thread.
+
+        `opened_before` (time.monotonic): leave connections that were opened later alone, and close older idle ones.
+        """
+        self._transport.wake(opened_before)
+
+    def connect(self) -> None:
+        """Open the connection before it is needed; that it cannot be opened, the first question will say."""
+        with contextlib.suppress(OSError, Interrupted):
+            self._transport.timeout = self.config.connect_timeout_seconds
+            self._transport.connect()
 
     def disconnect(self) -> None:
         """Give the connection back for now; the next question opens a new one. Only between two questions."""
@@ -302,6 +284,11 @@ class ConsulClient:
     def connected(self) -> bool:
         """Whether a connection is open."""
         return self._transport.connected
+
+    @property
+    def opened(self) -> float:
+        """When the connection was opened (time.monotonic); infinite without one."""
+        return self._transport.opened
 
     # ------------------------------------------------------------------ how a question is asked
 
@@ -343,6 +330,7 @@ class ConsulClient:
         params = self._params(datacenter, mode, extra, expression) if indexed else self._params(datacenter)
         blocking = index > 0 and wait > 0
         if blocking:
+            wait = self._parts.wait_limit.of(wait)
             params += [("index", str(index)), ("wait", f"{max(int(wait * 1000), 1)}ms")]
         # the server adds up to a sixteenth to the wait; the margin covers an election (FACTS-consul A8)
         return self._send(path, what, datacenter, params, expression, wait + wait / 16 if blocking else 0.0, indexed)
@@ -364,17 +352,17 @@ class ConsulClient:
 
     def _service_probe(self, query: Query, mode: Mode) -> tuple[str, list[tuple[str, str]]]:
         extra = (*_extra(query), ("tag", NOBODY))
-        path = f"/v1/health/service/{quote(query.service, safe='')}"
+        path = f"/v1/health/service/{_segment(query.service, 'service')}"
         return path, self._params(query.datacenter, mode, extra, query.filter)
 
     def _node_probe(self, node: str, datacenter: str, mode: Mode) -> tuple[str, list[tuple[str, str]]]:
-        path = f"/v1/catalog/node-services/{quote(node, safe='')}"
+        path = f"/v1/catalog/node-services/{_segment(node, 'node')}"
         return path, self._params(datacenter, mode, (), f'Service == "{NOBODY}"')
 
     def _probe_many(self, probes: list[tuple[str, list[tuple[str, str]]]]) -> list[int | None]:
         if self._pipelining_failures >= PIPELINING_PATIENCE and time.monotonic() < self._pipelining_again:
             return [None] * len(probes)
-        token = self._token.value()
+        token = self._parts.credentials.token()
         self._transport.timeout = self.config.timeout_margin_seconds
         try:
             found, status = self._transport.get_many(probes, _headers(token), "X-Consul-Index")
@@ -396,26 +384,55 @@ class ConsulClient:
         expression: str = "",
         wait: float = 0.0,
         indexed: bool = True,
+        timeout: float | None = None,
     ) -> Answer:
-        self._transport.timeout = wait + self.config.timeout_margin_seconds
-        token = self._token.value()
-        asked = faults.Asked(
+        """Ask; once more where the token was refused and there is another one by now."""
+        token = self._parts.credentials.token()
+        asked = self._asked(what, datacenter, expression, token)
+        response = self._request(asked, path, params, token, wait, timeout)
+        unknown = response.code in (401, 403) and b"ACL not found" in response.content
+        if unknown and token and self._parts.credentials.refused(token):
+            token = self._parts.credentials.token()
+            asked = self._asked(what, datacenter, expression, token)
+            response = self._request(asked, path, params, token, wait, timeout)
+        if wait and self._rest_seconds:
+            time.sleep(self._rest_seconds)
+        try:
+            return self._envelope(asked, response, indexed)
+        finally:
+            self._transport.give_back()
+
+    def _asked(self, what: str, datacenter: str, expression: str, token: str) -> faults.Asked:
+        return faults.Asked(
             what=what,
-            server=str(self.endpoint),
+            server=self._parts.server,
             datacenter=datacenter or self.config.datacenter,
             filter=expression,
             anonymous=not token,
-            secrets=(token, self.config.token),
+            authorized=bool(self._parts.authorization),
+            secrets=(token, self.config.token, self.config.http_auth.partition(":")[2]),
         )
+
+    def _request(
+        self, asked: faults.Asked, path: str, params: Params, token: str, wait: float, timeout: float | None
+    ) -> Any:
+        """One request, and what its end says about how long queries may wait here."""
+        self._transport.timeout = wait + (timeout or self.config.timeout_margin_seconds)
+        began = time.monotonic()
         try:
             response = self._consul.http.get(_as_it_is, path, params, _headers(token))
         except Interrupted:
             raise CancelledError("the connection to Consul was closed by us") from None
         except (OSError, TooLarge, http.client.HTTPException, zlib.error) as error:
+            self._transport.give_back()
+            if wait and isinstance(error, (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError)):
+                self._parts.wait_limit.cut_off(time.monotonic() - began, wait, gateway=False)
             raise faults.of_exception(asked, error) from error
-        if wait and self._rest_seconds:
-            time.sleep(self._rest_seconds)
-        return self._envelope(asked, response, indexed)
+        if wait and response.code == 504:
+            self._parts.wait_limit.cut_off(time.monotonic() - began, wait, gateway=True)
+        elif wait and response.code == 200:
+            self._parts.wait_limit.answered(time.monotonic() - began)
+        return response
 
     def _envelope(self, asked: faults.Asked, response: Any, indexed: bool) -> Answer:
         headers = response.headers
@@ -424,8 +441,11 @@ class ConsulClient:
         index = _index(headers.get("X-Consul-Index")) if indexed else 0
         if index is None:
             raise TransientError(f"{asked.server} answers {asked} without a usable index: is that Consul?")
+        size = len(response.content)
         try:
-            data = json.loads(response.content)
+            text = response.content.decode("utf-8-sig")
+            response.content.clear()  # from here on the answer is held once, beside what is made of it
+            data = json.loads(text)
         except (ValueError, RecursionError):
             raise TransientError(f"the answer of {asked.server} to {asked} is not JSON, or is torn off") from None
         return Answer(
@@ -436,15 +456,17 @@ class ConsulClient:
             default_deny_anonymous=asked.anonymous and headers.get("X-Consul-Default-Acl-Policy", "") == "deny",
             last_contact_seconds=_milliseconds(headers.get("X-Consul-LastContact")),
             known_leader=headers.get("X-Consul-KnownLeader", "true").lower() == "true",
-            size=len(response.content),
+            size=size,
         )
 
 
-def tls_of(config: ConsulConfig) -> Tls | None:
-    """The TLS settings of a config, to be shared by its clients; None for an address without TLS."""
-    if parse_address(config.address).scheme != "https":
-        return None
-    return Tls(config.ca_file, config.client_cert, config.client_key, config.verify)
+def _segment(name: str, what: str) -> str:
+    """A name as a part of a path. Raises PermanentError where the name would make another path of it."""
+    if name in UNADDRESSABLE:
+        error = PermanentError(f"{what} {name!r} cannot be asked for: in a URL its name means another path")
+        error.remedy = f"another name for the {what}"
+        raise error
+    return quote(name, safe="")
 
 
 def _headers(token: str) -> dict[str, str]:

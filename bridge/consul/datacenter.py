@@ -37,13 +37,20 @@ from bridge.consul.faults import ENOUGH_POLICY
 from bridge.consul.pace import Bucket, Throttle, jittered
 from bridge.consul.readers import Readers, Urgency
 from bridge.consul.sweep import Sweeper
-from bridge.consul.transport import Tls
 from bridge.consul.watch import PERMANENT_RETRY, Watch
-from bridge.core.model import Instance, Knowledge, Known, Listing, Query, Status, Unknown
+from bridge.core.model import UNADDRESSABLE, Instance, Knowledge, Known, Listing, Query, Status, Unknown
 from bridge.errors import BridgeError, CancelledError, PermanentError, ThrottledError, TransientError
 from bridge.retry import RetryPolicy
 
 LEADER_PROBE_SECONDS = 5.0
+
+KEPT_SECONDS = 5.0
+"""How long the probe of the leader, which Consul answers at once in any state, waits on a connection that was kept. If
+it gets no answer there, and one on a new connection, the kept ones lead nowhere: a virtual address has moved, or what
+stands in front of Consul has lost them. Nothing else would tell before the queries' own deadlines (`wait` + margin)."""
+
+RENEWED_SECONDS = 15.0
+"""All connections are opened anew at most this often: queries that are cut off keep their places at Consul's side."""
 
 PROMOTED_WAIT_SECONDS = 15.0
 """Longest wait of a direct watch while there are more services than watches: then it may go to another one."""
@@ -147,7 +154,6 @@ class DatacenterWatch:
         retry: RetryPolicy,
         failed: Callable[[BaseException], None],
         clock: Callable[[], float] = time.monotonic,
-        tls: Tls | None = None,
     ) -> None:
         self.name = name
         self._config = config
@@ -156,7 +162,6 @@ class DatacenterWatch:
         self._retry = retry
         self._failed = failed
         self._clock = clock
-        self._tls = tls
         self._stop = threading.Event()
         self._want_lock = threading.Lock()
 
@@ -169,7 +174,14 @@ class DatacenterWatch:
         self._bells_needed = threading.Event()
         self._bells_until = float("-inf")
         self._reader_clients = [self._client() for _ in range(readers)]
-        self._readers = Readers(self._reader_clients, f"consul-reader-{name}", self._ready, failed, clock)
+        self._readers = Readers(
+            self._reader_clients,
+            f"consul-reader-{name}",
+            self._ready,
+            failed,
+            clock,
+            begin=ConsulClient.connect,  # a probe then soon tells whether what was opened at the start leads somewhere
+        )
         self._reader_attempts = 0
         self._slowed = 0
         self._slow_until = float("-inf")
@@ -198,6 +210,8 @@ class DatacenterWatch:
         self._unvouched = False
         self._next_leader_probe = float("-inf")
         self._leader_asked = False
+        self._renewed_at = float("-inf")
+        self._generation = config.access.parts(config).generation()
         self._next_verify = clock() + config.verify_seconds
         self._streamed: dict[Entry, float] = {}
         self._next_audit = clock() + AUDIT_SECONDS
@@ -290,7 +304,7 @@ class DatacenterWatch:
     # ------------------------------------------------------------------ small parts
 
     def _client(self, rest_seconds: float = 0.0) -> ConsulClient:
-        return ConsulClient(self._config, self._tls, self._checkpoint.doubt, rest_seconds)
+        return ConsulClient(self._config, self._checkpoint.doubt, rest_seconds)
 
     def _guarded(self, body: Callable[[], None]) -> None:
         try:
@@ -717,6 +731,8 @@ class DatacenterWatch:
                 entry.again = True
 
     def _ask_node(self, node: str, *, whole: bool = False, attempt: int = 0, delay_seconds: float = 0.0) -> None:
+        if node in UNADDRESSABLE:
+            return  # the verification of services finds what changes there
         self._readers.put(Urgency.NOW, partial(self._read_node, node, whole, attempt), delay_seconds)
 
     def _read_node(self, node: str, whole: bool, attempt: int, client: ConsulClient) -> None:
@@ -737,7 +753,7 @@ class DatacenterWatch:
     def nodes_to_probe(self) -> list[str] | None:
         """All nodes, from the doorbell; None when it has not answered yet."""
         bell = self._bells[-1] if self._bells else None
-        return None if bell is None or bell.deaf or bell.body is None else sorted(bell.body)
+        return None if bell is None or bell.deaf or bell.body is None else sorted(bell.body.keys() - UNADDRESSABLE)
 
     def node_moved(self, client: ConsulClient, node: str, whole: bool = False) -> None:
         """A node's index moved: refresh what changed on it.
@@ -926,6 +942,11 @@ class DatacenterWatch:
             self._call_bells()
         elif now >= self._bells_until and self._bells_needed.is_set() and not self._stop.is_set():
             self._bells_needed.clear()
+        generation = self._config.access.parts(self._config).generation()
+        if generation != self._generation:  # certificates or tokens are other ones
+            self._generation = generation
+            self._checkpoint.hurry()
+            self._readers.hurry()
         if now >= self._next_leader_probe and not self._leader_asked:
             self._leader_asked = True
             self._next_leader_probe = now + LEADER_PROBE_SECONDS
@@ -953,17 +974,44 @@ class DatacenterWatch:
 
     def _probe_leader(self, client: ConsulClient) -> None:
         self._leader_asked = False
+        asked_at = time.monotonic()
+        kept = client.opened < asked_at
         try:
-            leader = client.leader(self.name)
-        except (TransientError, PermanentError) as error:
-            self._read_failed(error)
+            leader = client.leader(self.name, KEPT_SECONDS if kept else None)
+        except TransientError as error:
+            if not kept or time.monotonic() - asked_at < KEPT_SECONDS:
+                self._leader_failed(error)
+                return
             self._troubles.set("leader", str(error))
+            try:
+                leader = client.leader(self.name)  # the old connection is closed: this opens another one
+            except (TransientError, PermanentError) as again:
+                self._leader_failed(again)
+                return
+            self._renew_connections(asked_at)
+        except PermanentError as error:
+            self._leader_failed(error)
             return
         if leader:
             self._last_success = self._clock()
             self._troubles.set("leader", None)
         else:
             self._troubles.set("leader", f"the servers of {self.name} have no leader: what is known stays as it is")
+
+    def _leader_failed(self, error: TransientError | PermanentError) -> None:
+        self._read_failed(error)
+        self._troubles.set("leader", str(error))
+
+    def _renew_connections(self, opened_before: float) -> None:
+        """A new connection is answered, a kept one was not: whatever waits on old ones asks again on new ones."""
+        now = self._clock()
+        if now - self._renewed_at < RENEWED_SECONDS:
+            return
+        self._renewed_at = now
+        self._checkpoint.doubt("kept connections lead nowhere: another server may answer now")
+        for client in (self._listing_client, *(bell.client for bell in self._bells), *self._reader_clients):
+            client.wake(opened_before)
+        self._direct.wake(opened_before=opened_before)
 
 
 def _gone(entry: Entry, node: str, there: Mapping[str, tuple[str, int]]) -> bool:

@@ -7,6 +7,7 @@ falls between the watch and the doorbells.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -191,14 +192,14 @@ class DirectWatches:
 
     # ------------------------------------------------------------------ the end, and figures
 
-    def wake(self, entry: Entry | None = None) -> None:
+    def wake(self, entry: Entry | None = None, opened_before: float = math.inf) -> None:
         """End the queries that wait (or that of one service): what they wait for means nothing any more.
 
-        They are asked again.
+        They are asked again. `opened_before`: only those on connections that are older.
         """
         for slot in tuple(self._slots):
             if entry is None or slot.entry is entry:
-                slot.client.wake()
+                slot.client.wake(opened_before)
 
     def close(self) -> list[threading.Thread]:
         """End all queries (`stop` is set); returns the threads to join."""

@@ -4,17 +4,21 @@
 | --- | --- | --- |
 | 500 "Failed to create boolean expression evaluator" | PermanentError | names the filter: a 5xx that stays one |
 | 500 "No path to datacenter" | PermanentError | names the datacenter (a remote one may come back: ask again, slowly) |
+| 401 with WWW-Authenticate | PermanentError | a proxy or balancer in front of Consul wants a user and password |
 | 401, 403 "ACL not found" | PermanentError | the token is unknown or was deleted |
 | other 403 | PermanentError | says which policy suffices |
 | 400 "HTTP request to an HTTPS server" | PermanentError | the address must say https:// |
 | other 400, 404, 3xx, 4xx | PermanentError | Consul's own words, trimmed: the address or the request is wrong |
+| 407 | PermanentError | the proxy wants a user and password |
 | 429 | ThrottledError | the body says which of the three causes it is; Retry-After |
+| 502, 503, 504 | TransientError | not Consul's own statuses: what stands in front of it says so |
 | other 5xx | TransientError | no leader, no servers, RPC errors; Retry-After when there is one |
 | no connection, reset, timeout, torn or oversized body | TransientError | Consul may come back |
 | body that is not JSON, index that is no number | TransientError | something else answered, or the answer is torn |
 | certificate refused, no TLS there | PermanentError | the address or the CA must be mended |
+| the proxy is not there or refuses | TransientError | it may come back; its variable is named |
 
-Texts are written for the user, trimmed to one line, and free of the token.
+Texts are written for the user, trimmed to one line, and free of the token. Each error's `remedy` fits its cause.
 """
 
 from __future__ import annotations
@@ -25,9 +29,19 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+from bridge.consul.proxy import ProxyError
 from bridge.consul.transport import TooLarge
 from bridge.errors import BridgeError, PermanentError, ThrottledError, TransientError
+
+E = TypeVar("E", bound=BridgeError)
+
+NAME_MISMATCH, EXPIRED = frozenset({62, 64}), 10
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH and _CERT_HAS_EXPIRED."""
+
+FILTERS = "rules[].filter (or --filter)"
+GATEWAY = "the proxy or balancer in front of Consul, and its log"
 
 TEXT_LIMIT = 300
 """Characters of Consul's message that are shown."""
@@ -45,6 +59,7 @@ class Asked:
     datacenter: str = ""
     filter: str = ""
     anonymous: bool = False
+    authorized: bool = False
     secrets: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -76,80 +91,181 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def of_answer(asked: Asked, code: int, headers: Mapping[str, str], body: bytes) -> BridgeError:
     """The error for an answer whose status is not 200."""
-    said = trim(redact(body[: 8 * TEXT_LIMIT].decode("utf-8", "replace"), asked.secrets)) or "no text"
+    said = trim(redact(bytes(body[: 8 * TEXT_LIMIT]).decode("utf-8", "replace"), asked.secrets)) or "no text"
     where = f"Consul ({asked.server})"
     match code:
         case 500 if "Failed to create boolean expression evaluator" in said:
             problem = said.partition("evaluator:")[2].strip()
-            return PermanentError(f"Consul cannot use the filter {asked.filter!r}: {problem}")
+            return _permanent(f"Consul cannot use the filter {asked.filter!r}: {problem}", FILTERS)
         case 500 if "No path to datacenter" in said:
-            return PermanentError(
+            return _permanent(
                 f"Consul ({asked.server}) knows no way to the datacenter {asked.datacenter!r}: is its name right, and "
-                "are its servers joined? (consul members -wan)"
+                "are its servers joined? (consul members -wan)",
+                "--datacenter, rules[].datacenters, or consul.datacenters",
             )
+        case 401 if headers.get("WWW-Authenticate"):
+            return _wants_credentials(asked, headers["WWW-Authenticate"], where)
         case 401 | 403:
             return _forbidden(asked, said, where)
         case 400 if "HTTP request to an HTTPS server" in said:
-            return PermanentError(f"{asked.server} speaks TLS: write https:// in Consul's address")
+            return _permanent(
+                f"{asked.server} speaks TLS: write https:// in Consul's address", "https:// in consul.address"
+            )
         case 404:
-            return PermanentError(f"{where} answers 404 to {asked}: is that the address of Consul's HTTP API? ({said})")
+            return _permanent(
+                f"{where} answers 404 to {asked}: is that the address of Consul's HTTP API? ({said})",
+                "consul.address: its host, its port, and its path where Consul is behind a proxy",
+            )
+        case 407:
+            return _permanent(
+                f"the proxy in front of {asked.server} asks for a user and password (407)",
+                "HTTP_PROXY=http://USER:PASSWORD@HOST:PORT, or NO_PROXY",
+            )
         case 429:
-            return ThrottledError(
-                f"{where} asks us to be slower (429) at {asked}: {said}", retry_after_seconds=retry_after(headers)
+            return _with_remedy(
+                ThrottledError(
+                    f"{where} asks us to be slower (429) at {asked}: {said}", retry_after_seconds=retry_after(headers)
+                ),
+                "consul.connections, or Consul's limits (http_max_conns_per_client, request_limits)",
             )
         case _ if code >= 500:
-            return TransientError(
+            error = TransientError(
                 f"{where} answers {code} to {asked}: {said}", retry_after_seconds=retry_after(headers)
             )
+            return _with_remedy(error, GATEWAY if code in (502, 503, 504) else "consul members; consul monitor")
+        case 301 | 302 | 307 | 308 if headers.get("Location"):
+            place = trim(redact(headers["Location"], asked.secrets))
+            return _permanent(f"{where} refers {asked} to {place} ({code})", "consul.address: where it refers to")
         case _:
-            return PermanentError(f"{where} refuses {asked} ({code}): {said}")
+            return _permanent(f"{where} refuses {asked} ({code}): {said}", "consul.address")
+
+
+def of_login(asked: Asked, code: int, headers: Mapping[str, str], body: bytes) -> BridgeError:
+    """The error for a login or logout whose status is not 200."""
+    error = of_answer(asked, code, headers, body)
+    if code not in (400, 403, 404) or headers.get("WWW-Authenticate"):
+        return error
+    said = trim(redact(bytes(body[: 8 * TEXT_LIMIT]).decode("utf-8", "replace"), asked.secrets)) or "no text"
+    return _permanent(
+        f"Consul ({asked.server}) refuses to {asked} ({code}): {said}. Check that the auth method exists, that it "
+        "accepts the token's issuer and audience, and that a binding rule matches the service account",
+        "consul acl auth-method read; consul acl binding-rule list",
+    )
+
+
+def _permanent(text: str, remedy: str) -> PermanentError:
+    return _with_remedy(PermanentError(text), remedy)
+
+
+def _transient(text: str, remedy: str) -> TransientError:
+    return _with_remedy(TransientError(text), remedy)
+
+
+def _with_remedy(error: E, remedy: str) -> E:
+    error.remedy = remedy
+    return error
+
+
+def _wants_credentials(asked: Asked, challenge: str, where: str) -> PermanentError:
+    """Consul itself never asks for credentials by that header."""
+    scheme, _, rest = trim(redact(challenge, asked.secrets), 100).partition(" ")
+    if scheme.lower() != "basic":
+        return _permanent(
+            f"{where} answers 401 to {asked}: something in front of Consul wants {scheme} credentials "
+            f"({rest.strip()}), which are not supported",
+            "an address that leads to Consul itself, or Basic authentication in front of it (consul.http_auth)",
+        )
+    refused = "refuses the user and password of consul.http_auth" if asked.authorized else "wants a user and password"
+    return _permanent(
+        f"{where} answers 401 to {asked}: something in front of Consul {refused} ({scheme} {rest.strip()})",
+        "consul.http_auth (CONSUL_HTTP_AUTH=USER:PASSWORD)",
+    )
 
 
 def _forbidden(asked: Asked, said: str, where: str) -> PermanentError:
     if "ACL not found" in said:
-        return PermanentError(f"{where} does not know our token (403, {said}): it was deleted or is another cluster's")
+        return _permanent(
+            f"{where} does not know our token (403, {said}): it was deleted, has expired, or is another cluster's",
+            "consul.token_file with a token of this Consul, or consul.auth_method",
+        )
     who = "a request without token" if asked.anonymous else "our token"
-    return PermanentError(f"{where} forbids {who} {asked}: {said}. A policy that suffices: {ENOUGH_POLICY}")
+    return _permanent(
+        f"{where} forbids {who} {asked}: {said}. A policy that suffices: {ENOUGH_POLICY}",
+        f"a token with: {ENOUGH_POLICY}",
+    )
 
 
 def of_exception(asked: Asked, error: BaseException) -> BridgeError:
     """The error for a request that got no usable answer; `error` is http.client's, ssl's or the socket's."""
     server = asked.server
     match error:
+        case ProxyError():
+            text = trim(str(error), 500)
+            return _transient(f"{asked}: {text}", "the proxy's variable, or NO_PROXY")
         case ssl.SSLCertVerificationError():
-            return PermanentError(
-                f"the certificate of {server} is not trusted: {trim(error.verify_message or str(error))}. "
-                "Check the CA file and the TLS server name"
-            )
+            return _not_trusted(server, error)
         case ssl.SSLEOFError():
-            return TransientError(f"the connection to {server} broke during {asked}")
+            return _transient(f"the connection to {server} broke during {asked}", GATEWAY)
         case ssl.SSLError() if any(m in str(error) for m in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")):
-            return PermanentError(f"{server} does not speak TLS: wrong port, or write http:// in Consul's address")
-        case ssl.SSLError() if "CERTIFICATE" in str(error):
-            return PermanentError(f"{server} refuses our client certificate: {trim(_reason(error))}")
+            return _permanent(
+                f"{server} does not speak TLS: wrong port, or write http:// in Consul's address",
+                "consul.address: http://, or the port of Consul's HTTPS API",
+            )
+        case ssl.SSLError() if any(m in str(error) for m in ("CERTIFICATE", "UNKNOWN_CA")):
+            return _permanent(
+                f"{server} refuses our client certificate: {trim(_reason(error))}",
+                "consul.client_cert and consul.client_key, of the CA that Consul verifies clients with",
+            )
         case ssl.SSLError():
-            return TransientError(f"the TLS connection to {server} broke: {trim(_reason(error))}")
+            return _transient(f"the TLS connection to {server} broke: {trim(_reason(error))}", "consul.address")
         case socket.gaierror():
-            return TransientError(f"the name of {server} cannot be resolved: {error.strerror}")
+            return _transient(
+                f"the name of {server} cannot be resolved: {error.strerror}", "the host in consul.address, or DNS"
+            )
         case FileNotFoundError():
-            return TransientError(f"there is no socket at {server}: no agent is listening there")
+            return _transient(
+                f"there is no socket at {server}: no agent is listening there", "consul.address, or start the agent"
+            )
         case PermissionError():
-            return PermanentError(f"we may not use the socket at {server}: {error.strerror}")
+            return _permanent(
+                f"we may not use the socket at {server}: {error.strerror}", "the socket's owner and mode (unix_sockets)"
+            )
         case ConnectionRefusedError():
-            return TransientError(f"{server} refuses connections: no Consul agent is listening there")
+            return _transient(
+                f"{server} refuses connections: no Consul agent is listening there",
+                "--consul-address, or start the agent",
+            )
         case TimeoutError():
-            return TransientError(f"{server} did not answer in time: {asked}")
+            return _transient(
+                f"{server} did not answer in time: {asked}",
+                "consul.address; a firewall or network policy on the way; the agent's load",
+            )
         case TooLarge():
-            return TransientError(f"{asked}: {error} (from {server})")
+            return _transient(f"{asked}: {error} (from {server})", "consul.max_answer, with memory to match")
         case http.client.IncompleteRead():
-            return TransientError(f"the answer of {server} to {asked} was torn off")
+            return _transient(f"the answer of {server} to {asked} was torn off", GATEWAY)
         case http.client.RemoteDisconnected() | ConnectionError():
-            return TransientError(f"the connection to {server} broke during {asked}")
+            return _transient(f"the connection to {server} broke during {asked}", GATEWAY)
         case http.client.HTTPException():
-            return TransientError(f"{server} does not answer in HTTP to {asked}: {trim(repr(error))}")
+            return _transient(f"{server} does not answer in HTTP to {asked}: {trim(repr(error))}", "consul.address")
         case _:
             text = trim(redact(str(error), asked.secrets)) or type(error).__name__
-            return TransientError(f"{asked} failed at {server}: {text}")
+            return _transient(f"{asked} failed at {server}: {text}", "consul.address")
+
+
+def _not_trusted(server: str, error: ssl.SSLCertVerificationError) -> PermanentError:
+    why = trim(error.verify_message or str(error)).rstrip(".")
+    if error.verify_code in NAME_MISMATCH:
+        return _permanent(
+            f"the certificate of {server} is not trusted: {why}. It bears another name: set consul.tls_server_name",
+            "consul.tls_server_name (CONSUL_TLS_SERVER_NAME)",
+        )
+    if error.verify_code == EXPIRED:
+        return _permanent(f"the certificate of {server} is not trusted: {why}. Renew it", "renew Consul's certificate")
+    return _permanent(
+        f"the certificate of {server} is not trusted: {why}. Check consul.ca_file",
+        "consul.ca_file (CONSUL_CACERT): the CA of Consul's certificate",
+    )
 
 
 def _reason(error: ssl.SSLError) -> str:

@@ -119,3 +119,65 @@ class Throttle:
     def seconds_since(self) -> float | None:
         """Seconds since the last 429; None when there was none."""
         return None if self._last is None else self._clock() - self._last
+
+
+class WaitLimit:
+    """How long a query may wait on this way to Consul: as long as is asked for, until the way proves to be shorter.
+
+    A proxy or balancer gives up on a query that waits for longer than its own timeout: with 504, or by closing. When
+    that happens again and again after about the same time, queries wait for less from then on. Thread-safe.
+    """
+
+    LIKE, SLACK_SECONDS = 0.1, 0.5
+    """Two times are about the same when they differ by no more than this share and so many seconds."""
+
+    SHARE, LEAST_SECONDS = 0.85, 1.0
+    """How much of that time a query waits then (Consul itself adds up to a sixteenth), and never less than this."""
+
+    GATEWAY_ROUNDS, RESET_ROUNDS = 2, 3
+    """How often it must happen: a 504 says what it is, a reset may be a restart of the agent."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._limit: float | None = None
+        self._after = 0.0
+        self._rounds = 0
+        self._round_at = float("-inf")
+        self._lock = threading.Lock()
+
+    def of(self, wait_seconds: float) -> float:
+        """How long a query that may wait so long is to wait."""
+        return wait_seconds if self._limit is None else min(wait_seconds, self._limit)
+
+    def cut_off(self, lasted: float, asked: float, *, gateway: bool) -> None:
+        """A query that was to wait for `asked` seconds was given up by somebody after `lasted`."""
+        if not self.LEAST_SECONDS < lasted < asked:
+            return
+        with self._lock:
+            now = self._clock()
+            if abs(lasted - self._after) > self.LIKE * lasted + self.SLACK_SECONDS:
+                self._after, self._rounds = lasted, 1
+            elif now - self._round_at < lasted / 2:
+                return  # many queries that began together are cut off together: that is once
+            else:
+                self._rounds += 1
+            self._round_at = now
+            if self._rounds >= (self.GATEWAY_ROUNDS if gateway else self.RESET_ROUNDS):
+                self._limit = max(min(self._after, lasted) * self.SHARE, self.LEAST_SECONDS)
+                self._rounds = 0
+
+    def answered(self, lasted: float) -> None:
+        """A query was answered after so many seconds."""
+        with self._lock:
+            if lasted > self._after + self.LIKE * self._after + self.SLACK_SECONDS:
+                self._rounds = 0
+
+    @property
+    def note(self) -> str:
+        """What to say of it; "" while queries wait for as long as they are asked to."""
+        if self._limit is None:
+            return ""
+        return (
+            f"something in front of Consul ends queries after about {self._after:.0f} s: they wait for "
+            f"{self._limit:.1f} s from now on. Raise its timeout above consul.wait, or lower consul.wait"
+        )

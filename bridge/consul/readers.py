@@ -40,7 +40,10 @@ class Readers:
         ready: Callable[[ConsulClient], bool],
         failed: Callable[[BaseException], None],
         clock: Callable[[], float],
+        begin: Callable[[ConsulClient], None] = lambda _client: None,
     ) -> None:
+        """`begin` is done by each thread with its client before anything else."""
+        self._begin = begin
         self._ready = ready
         self._failed = failed
         self._clock = clock
@@ -90,11 +93,20 @@ class Readers:
             self._waiting[urgency].extend(jobs)
             self._changed.notify_all()
 
+    def hurry(self) -> None:
+        """What was to be done later is done as soon as a thread is free."""
+        with self._changed:
+            for _, _, urgency, job in sorted(self._later):
+                self._waiting[urgency].append(job)
+            self._later.clear()
+            self._changed.notify_all()
+
     def __len__(self) -> int:
         return sum(len(jobs) for jobs in self._waiting)
 
     def _run(self, client: ConsulClient, upto: Urgency) -> None:
         try:
+            self._begin(client)
             while (item := self._take(upto)) is not None:
                 urgency, job = item
                 try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from bridge.consul import decode
-from bridge.consul.client import ConsulClient, ConsulConfig, tls_of
+from bridge.consul.client import ConsulClient, ConsulConfig
 from bridge.core.model import Knowledge, Listing, Query, Unknown
 from bridge.errors import BridgeError, CancelledError, PermanentError, TransientError
 from bridge.retry import RetryPolicy, call
@@ -68,7 +68,7 @@ class _Reading:
         self._progress = progress
         self._retry = retry
         self._stop = stop
-        self._tls = tls_of(config)
+        config.access.parts(config)
         self._lock = threading.Lock()
         self._snapshot = Snapshot()
         self._errors: dict[str, PermanentError] = {}
@@ -106,7 +106,7 @@ class _Reading:
             finally:
                 client.close()
 
-        clients = [ConsulClient(self._config, self._tls) for _ in range(min(self._parallel, len(items)))]
+        clients = [ConsulClient(self._config) for _ in range(min(self._parallel, len(items)))]
         threads = [
             threading.Thread(target=run, args=(client,), name=f"consul-read-{n}", daemon=True)
             for n, client in enumerate(clients)

@@ -4,16 +4,21 @@ Why: its own, over requests, costs five times the CPU in sweeps, has no timeout,
 loopback, and cannot be interrupted while it waits. This one is http.client over a socket of ours: one connection, one
 request at a time, a deadline for every request, and `interrupt` from any thread, which ends a waiting request at once.
 
+Every wait counts against the deadline: connecting, a proxy's answer, the handshake, headers that trickle, the body.
+
 It knows HTTP, TLS and sockets, not what Consul's answers mean (see faults.py and client.py). Errors that leave here
-are OSError, ssl.SSLError, http.client.HTTPException, `TooLarge` and `Interrupted`; client.py maps them.
+are OSError (`ProxyError` among them), ssl.SSLError, http.client.HTTPException, `TooLarge` and `Interrupted`; client.py
+maps them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import io
 import ipaddress
+import math
 import socket
 import ssl
 import threading
@@ -21,17 +26,26 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import consul.base
 
+from bridge.consul.proxy import Proxy, ProxyError
+from bridge.consul.room import FREE_BYTES, Room
+from bridge.consul.tls import Tls
 from bridge.errors import ConfigurationError
 
 T = TypeVar("T")
 
 CHUNK, LINE = 1 << 16, 1 << 14
+
+KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 5, 3, 3
+"""A peer that no longer acknowledges anything (its host or the way to it is gone without a word) breaks a connection,
+also one whose query waits, after 5 + 3 * 3 = 14 s; without these, not before the query's deadline."""
+
+NO_LONGER_THERE = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
+"""What the kernel says of a connection whose peer stopped acknowledging."""
 
 Params = Sequence[tuple[str, str]]
 
@@ -127,11 +141,21 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         *,
         server_name: str = "",
         connect_timeout: float = 3.0,
-        max_body_bytes: int = 256 << 20,
+        max_body_bytes: int = 32 << 20,
+        finish_seconds: float = 15.0,
+        proxy: Proxy | None = None,
+        authorization: str = "",
+        room: Room | None = None,
         on_reconnect: Callable[[], None] | None = None,
     ) -> None:
+        """`finish_seconds`: an answer that has begun must end within so long. `authorization`: the header, if any."""
         super().__init__(endpoint.host, endpoint.port, endpoint.scheme, timeout=15.0)
         self.endpoint = endpoint
+        self._proxy = proxy
+        self._finish_seconds = finish_seconds
+        self._room = room or Room(max_body_bytes)
+        self._generation = 0
+        self._opened = math.inf
         self._on_reconnect = on_reconnect
         self._tls = tls
         self._server_name = server_name or endpoint.host
@@ -147,6 +171,13 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
             "Accept-Encoding": "identity" if endpoint.is_local else "gzip",
             "User-Agent": "consul-endpoints-bridge",
         }
+        if authorization:
+            self._standing["Authorization"] = authorization
+        self._absolute = ""
+        if proxy is not None and endpoint.scheme == "http":  # over TLS the proxy is asked for a tunnel instead
+            self._absolute = f"http://{endpoint.authority}"
+            if proxy.authorization:
+                self._standing["Proxy-Authorization"] = proxy.authorization
 
     # ------------------------------------------------------------------ what python-consul2 calls
 
@@ -158,8 +189,15 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         headers: Mapping[str, str] | None = None,
     ) -> Any:
         """Send GET and return `callback(Response(code, headers, body, content))`. The path may be percent-encoded."""
-        request = self._encode(self._target(path, params), headers or {})
+        request = self._encode("GET", self._target(path, params), headers or {})
         return callback(self._in_turn(lambda deadline: self._exchange(request, deadline)))
+
+    def send(self, path: str, params: Params, headers: Mapping[str, str], body: bytes) -> Any:
+        """Send POST, once: for logging in and out, on a connection that was not used before."""
+        headers = {**headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
+        request = self._encode("POST", self._target(path, params), headers) + body
+        self._drop()
+        return self._in_turn(lambda deadline: self._exchange(request, deadline, method="POST"))
 
     def put(self, *_args: Any, **_kwargs: Any) -> Any:
         """Not there: the bridge only reads Consul."""
@@ -183,9 +221,16 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
 
     close = interrupt
 
-    def wake(self) -> None:
-        """End only the request that waits now, if any: it raises Interrupted. Any thread."""
+    def wake(self, opened_before: float = math.inf) -> None:
+        """End only the request that waits now, if any: it raises Interrupted. Any thread.
+
+        `opened_before` (time.monotonic): only when the connection is older than that; an idle one is closed then.
+        """
         with self._lock:
+            if self._opened >= opened_before:
+                return
+            if self._sock is not None and not self._busy and opened_before < math.inf:
+                self._close_locked()
             if self._sock is not None and self._busy:
                 self._woken = True
                 with contextlib.suppress(OSError):
@@ -196,12 +241,23 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         """Whether a socket is open (or being opened)."""
         return self._sock is not None
 
+    @property
+    def opened(self) -> float:
+        """When the connection was opened (time.monotonic); infinite without one."""
+        return self._opened if self._sock is not None else math.inf
+
+    def connect(self) -> None:
+        """Open the connection, if there is none. Only for the owner."""
+        self._in_turn(lambda deadline: self._sock or self._connect(deadline))
+
     def disconnect(self) -> None:
         """Give the connection back; the next request opens a new one. Only for the owner."""
         with self._lock:
-            if self._sock is not None:
-                self._sock.close()
-                self._sock = None
+            self._close_locked()
+
+    def give_back(self) -> None:
+        """The last answer is decoded: its bytes are held no more. Only for the owner."""
+        self._room.give_back(self)
 
     # ------------------------------------------------------------------ many requests
 
@@ -216,7 +272,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         the CPU: http.client cannot do this, hence the few lines of parsing in here.
         """
         headers = {**headers, "Accept-Encoding": "identity"}
-        request = b"".join(self._encode(self._target(path, params), headers) for path, params in targets)
+        request = b"".join(self._encode("GET", self._target(path, params), headers) for path, params in targets)
         key = wanted.lower().encode()
         found: list[str] = []
         status = 0
@@ -225,10 +281,10 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
             nonlocal status
             found.clear()
             status = 0
-            sock = self._sock or self._connect()
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            sock = self._sock or self._connect(deadline)
+            sock.settimeout(_left(deadline))
             sock.sendall(request)
-            with sock.makefile("rb") as stream:
+            with _Stream(sock, deadline, self._finish_seconds).makefile("rb") as stream:
                 while len(found) < len(targets):
                     status = _status_of_answer(stream)
                     value = _header_of_plain_answer(stream, key) if status == 200 else None
@@ -249,24 +305,30 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         target = self.endpoint.prefix + quote(path, safe="/:%")
         return f"{target}?{urlencode(params)}" if params else target
 
-    def _encode(self, target: str, headers: Mapping[str, str]) -> bytes:
-        lines = [f"GET {target} HTTP/1.1", *(f"{k}: {v}" for k, v in {**self._standing, **headers}.items()), "", ""]
+    def _encode(self, method: str, target: str, headers: Mapping[str, str]) -> bytes:
+        fields = (f"{name}: {value}" for name, value in {**self._standing, **headers}.items())
+        lines = [f"{method} {self._absolute}{target} HTTP/1.1", *fields, "", ""]
         return "\r\n".join(lines).encode("latin-1")
 
     def _in_turn(self, exchange: Callable[[float], T]) -> T:
         """Do `exchange(deadline)` so that `interrupt` and `wake` reach it; once more if an idle connection was dead."""
         deadline = time.monotonic() + float(self.timeout)
+        self._room.give_back(self)
+        generation = self._tls.generation() if self._tls is not None else 0
         with self._lock:
             if self._ended:
                 raise Interrupted
+            if generation != self._generation:  # certificates were replaced: the kept connection has the old ones
+                self._close_locked()
+                self._generation = generation
             self._busy = True
             self._woken = False
             reused = self._sock is not None
         try:
             try:
                 return exchange(deadline)
-            except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected, ssl.SSLEOFError):
-                if not reused or self._ended or self._woken:
+            except (OSError, http.client.RemoteDisconnected) as error:
+                if not reused or self._ended or self._woken or not _closed_while_idle(error):
                     raise
                 self._drop()  # an idle connection that the server had closed: a GET may be sent again
                 if self._on_reconnect is not None:
@@ -283,54 +345,70 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
                 if self._ended:
                     self._close_locked()
 
-    def _exchange(self, request: bytes, deadline: float) -> Any:
-        sock = self._sock or self._connect()
-        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+    def _exchange(self, request: bytes, deadline: float, method: str = "GET") -> Any:
+        sock = self._sock or self._connect(deadline)
+        sock.settimeout(_left(deadline))
         sock.sendall(request)
-        response = http.client.HTTPResponse(sock, method="GET")
+        stream: Any = _Stream(sock, deadline, self._finish_seconds)
+        response = http.client.HTTPResponse(stream, method=method)
         try:
             response.begin()
-            content = self._read_body(response, sock, deadline)
+            content = self._read_body(response, stream)
             if response.will_close:
                 self._drop()
         finally:
             response.close()
         return consul.base.Response(response.status, response.headers, content, content)
 
-    def _read_body(self, response: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
+    def _read_body(self, response: http.client.HTTPResponse, stream: _Stream) -> bytearray:
         unpack = zlib.decompressobj(31) if response.headers.get("Content-Encoding") == "gzip" else None
         if response.length is not None and response.length > self._max_body_bytes:
-            raise TooLarge(f"the answer is larger than {self._max_body_bytes} bytes")  # not a byte of it is read
+            raise self._too_large()  # not a byte of it is read
         body = bytearray()  # one piece, which goes back to the system when it is large; a list of pieces does not
+        held = FREE_BYTES
         while chunk := response.read1(CHUNK):
             if unpack is not None:
                 chunk = unpack.decompress(chunk, self._max_body_bytes - len(body) + 1)
             body += chunk
             if len(body) > self._max_body_bytes:
-                raise TooLarge(f"the answer is larger than {self._max_body_bytes} bytes")
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("the answer did not end in time")
-            sock.settimeout(left)
+                raise self._too_large()
+            if len(body) > held:
+                held = min(max(2 * len(body), response.length or 0), self._max_body_bytes)
+                self._room.take(self, held, stream.deadline)
         if response.length:
             raise http.client.IncompleteRead(b"", response.length)
         if unpack is not None and not unpack.eof:
             raise http.client.IncompleteRead(b"")
-        return bytes(body)
+        return body
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the answer is larger than {self._max_body_bytes} bytes (consul.max_answer)")
 
     # ------------------------------------------------------------------ the connection
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, deadline: float) -> socket.socket:
         if self.endpoint.unix_path:
             sock = self._register(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            sock.settimeout(self._connect_timeout)
+            sock.settimeout(min(self._connect_timeout, _left(deadline)))
             sock.connect(self.endpoint.unix_path)
             return sock
+        if self._proxy is None:
+            sock = self._reach(self.endpoint.host, self.endpoint.port, deadline)
+        else:
+            try:
+                sock = self._reach(self._proxy.host, self._proxy.port, deadline)
+            except OSError as error:
+                why = "the connection timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
+                raise ProxyError(f"{self._proxy.named} cannot be reached: {why}") from error
+            if self._tls is not None:
+                self._ask_for_tunnel(sock, self._proxy, deadline)
+        return sock if self._tls is None else self._secure(sock, self._tls, deadline)
+
+    def _reach(self, host: str, port: int, deadline: float) -> socket.socket:
         failure: OSError | None = None
-        infos = socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
-        for family, kind, protocol, _, address in infos:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             sock = self._register(socket.socket(family, kind, protocol))
-            sock.settimeout(self._connect_timeout)
+            sock.settimeout(min(self._connect_timeout, _left(deadline)))
             try:
                 sock.connect(address)
             except OSError as error:
@@ -338,15 +416,40 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
                 self._drop()
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            return sock if self._tls is None else self._secure(sock, self._tls)
-        raise failure or OSError(f"{self.endpoint.host} has no address")
+            _keep_alive(sock)
+            return sock
+        raise failure or OSError(f"{host} has no address")
 
-    def _secure(self, sock: socket.socket, tls: Tls) -> socket.socket:
+    def _ask_for_tunnel(self, sock: socket.socket, proxy: Proxy, deadline: float) -> None:
+        authority = self.endpoint.authority
+        lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}", "User-Agent: consul-endpoints-bridge"]
+        lines += [f"Proxy-Authorization: {proxy.authorization}"] if proxy.authorization else []
+        deadline = min(deadline, time.monotonic() + self._finish_seconds)
+        sock.settimeout(_left(deadline))
+        sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        stream: Any = _Stream(sock, deadline, self._finish_seconds)
+        response = http.client.HTTPResponse(stream, method="CONNECT")
+        try:
+            response.begin()  # reads nothing beyond the headers: a server's first TLS byte answers one of ours
+        except (OSError, http.client.HTTPException) as error:
+            raise ProxyError(f"{proxy.named} gives no answer to CONNECT {authority}: {error or 'closed'}") from error
+        if response.status == 407:
+            raise ProxyError(
+                f"{proxy.named} asks for a user and password (407): write {proxy.variable}=http://USER:PASSWORD@HOST:PORT"
+            )
+        if response.status != 200:
+            said = f"{response.status} {response.reason}".strip()
+            raise ProxyError(
+                f"{proxy.named} refuses to connect to {authority}: {said}. If no proxy is needed, add "
+                f"{self.endpoint.host} to NO_PROXY"
+            )
+
+    def _secure(self, sock: socket.socket, tls: Tls, deadline: float) -> socket.socket:
         with self._lock:
             if self._ended:
                 raise Interrupted
             secured = tls.context().wrap_socket(sock, server_hostname=self._server_name, do_handshake_on_connect=False)
+            secured.settimeout(min(max(self._connect_timeout, self._finish_seconds), _left(deadline)))
             self._sock = secured
         secured.do_handshake()
         return secured
@@ -358,6 +461,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
                 sock.close()
                 raise Interrupted
             self._sock = sock
+            self._opened = time.monotonic()
         return sock
 
     def _drop(self) -> None:
@@ -368,6 +472,62 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+            self._opened = math.inf
+
+
+class _Stream(io.RawIOBase):
+    """What a socket sends, as a file, until `deadline`; once the answer has begun, for `finish_seconds` at most."""
+
+    def __init__(self, sock: socket.socket, deadline: float, finish_seconds: float) -> None:
+        self._sock = sock
+        self._finish_seconds = finish_seconds
+        self._begun = False
+        self.deadline = deadline
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """As a socket has it, for http.client."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As much as is there."""
+        self._sock.settimeout(_left(self.deadline))
+        count = self._sock.recv_into(buffer)
+        if not self._begun:
+            self._begun = True
+            self.deadline = min(self.deadline, time.monotonic() + self._finish_seconds)
+        return count
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the answer did not end in time")
+    return left
+
+
+def _closed_while_idle(error: BaseException) -> bool:
+    """Whether a kept connection had ended before it was used again: then a GET may be sent once more."""
+    if isinstance(error, (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected, ssl.SSLEOFError)):
+        return True
+    return isinstance(error, OSError) and error.errno in NO_LONGER_THERE
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """See KEEPALIVE_IDLE_SECONDS. Systems that lack an option do without it."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    whole = KEEPALIVE_IDLE_SECONDS + KEEPALIVE_INTERVAL_SECONDS * KEEPALIVE_PROBES
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+        ("TCP_USER_TIMEOUT", whole * 1000),
+    ):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _status_of_answer(stream: io.BufferedReader) -> int:
@@ -395,62 +555,3 @@ def _header_of_plain_answer(stream: io.BufferedReader, key: bytes) -> str | None
     if value is None or length is None or not 0 <= length <= CHUNK or len(stream.read(length)) != length:
         return None
     return value
-
-
-class Tls:
-    """TLS settings from files, shared by all connections, read again when a file is another one (certificates rotate).
-
-    Raises ConfigurationError naming the file that cannot be used; once they could be used, a file that is broken or
-    away for a moment leaves the last good settings in place.
-    """
-
-    def __init__(self, ca_file: str, client_cert: str, client_key: str, verify: bool) -> None:
-        self._files = ca_file, client_cert, client_key
-        self._verify = verify
-        self._lock = threading.Lock()
-        self._seen = self._stamps()
-        self._context = self._load()
-
-    def context(self) -> ssl.SSLContext:
-        """What new connections use. Any thread."""
-        with self._lock:
-            seen = self._stamps()
-            if seen != self._seen:
-                self._seen = seen
-                with contextlib.suppress(ConfigurationError):
-                    self._context = self._load()
-            return self._context
-
-    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
-        def stamp(path: str) -> tuple[int, int, int] | None:
-            with contextlib.suppress(OSError):
-                stat = Path(path).stat()
-                return stat.st_mtime_ns, stat.st_ino, stat.st_size
-            return None
-
-        return tuple(stamp(path) for path in self._files if path)
-
-    def _load(self) -> ssl.SSLContext:
-        ca_file, client_cert, client_key = self._files
-        try:
-            context = ssl.create_default_context(cafile=ca_file or None)
-        except OSError as error:
-            raise ConfigurationError(f"Consul's CA file {ca_file} cannot be used: {_why(error)}") from None
-        if client_cert:
-            try:
-                context.load_cert_chain(client_cert, client_key or None)
-            except OSError as error:
-                files = f"{client_cert} and {client_key}" if client_key else client_cert
-                raise ConfigurationError(f"Consul's client certificate {files} cannot be used: {_why(error)}") from None
-        elif client_key:
-            raise ConfigurationError("a client key for Consul needs a client certificate as well")
-        if not self._verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
-
-
-def _why(error: OSError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return f"not PEM, or the key does not fit ({error.reason or 'no certificate in it'})"
-    return error.strerror or str(error)

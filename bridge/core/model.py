@@ -530,6 +530,9 @@ class Plan:
         return tuple(c for c in self.changes if c.action is not Action.UNCHANGED)
 
 
+UNADDRESSABLE = frozenset({".", ".."})
+"""Names that mean another path in a URL, however they are escaped: Consul's API cannot be asked about them."""
+
 METADATA_CIDRS = (
     "100.100.100.200/32",
     "168.63.129.16/32",

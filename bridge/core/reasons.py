@@ -54,6 +54,7 @@ class Code(StrEnum):
     CONSUL_ITSELF = "consul_itself"
     NAME_TOO_LONG = "name_too_long"
     NAME_UNPRINTABLE = "name_unprintable"
+    NAME_UNADDRESSABLE = "name_unaddressable"
     NAME_UNMAPPABLE = "name_unmappable"
     NAMESPACE_DENIED = "namespace_denied"
     NAMESPACE_NOT_ALLOWED = "namespace_not_allowed"
@@ -174,6 +175,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.CONSUL_ITSELF: "Consul's own service",
     Code.NAME_TOO_LONG: "a name of {length} characters",
     Code.NAME_UNPRINTABLE: "control characters in its name: Consul answers no question about it",
+    Code.NAME_UNADDRESSABLE: "a name that means another path in a URL: Consul cannot be asked about it",
     Code.NAME_UNMAPPABLE: "the {what} {text!r} has no letter or digit to make a name of",
     Code.NAMESPACE_DENIED: "namespace {namespace} is in guard.deny_namespaces ({pattern})",
     Code.NAMESPACE_NOT_ALLOWED: "namespace {namespace} is not in guard.namespaces",

@@ -11,7 +11,7 @@ from fnmatch import translate as glob_to_regex
 from functools import lru_cache
 
 from bridge.core.canonical import shorten
-from bridge.core.model import Bounds, Query, Rule, Skipped, Target
+from bridge.core.model import UNADDRESSABLE, Bounds, Query, Rule, Skipped, Target
 from bridge.core.reasons import Code, Reason
 
 LABEL_LIMIT = 63
@@ -38,6 +38,8 @@ def excluded(service: str, tags: Collection[str]) -> Reason | None:
         return Reason(Code.NAME_TOO_LONG, length=len(service))
     if not service.isprintable():
         return Reason(Code.NAME_UNPRINTABLE)
+    if service in UNADDRESSABLE:
+        return Reason(Code.NAME_UNADDRESSABLE)
     return None
 
 

@@ -15,7 +15,8 @@ import pytest
 import trustme
 
 from bridge.consul.client import PIPELINING_REST_SECONDS, ConsulClient, ConsulConfig
-from bridge.consul.transport import Endpoint, Interrupted, Tls, TooLarge, Transport, parse_address
+from bridge.consul.tls import Tls
+from bridge.consul.transport import Endpoint, Interrupted, TooLarge, Transport, parse_address
 from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
 from tests.fakes.consul import FakeConsul, Fault, black_hole
 
@@ -465,7 +466,7 @@ def test_tls_with_a_ca_file_and_a_server_name(tmp_path: Path, ca: trustme.CA) ->
 def test_a_certificate_for_another_name_is_refused_with_the_way_out(tmp_path: Path, ca: trustme.CA) -> None:
     with raw_server(lambda *_: OK, _server_context(ca, "server.dc1.consul")) as (address, _):
         client = ConsulClient(ConsulConfig(address=f"https://{address}", ca_file=str(tmp_path / "ca.pem")))
-        with pytest.raises(PermanentError, match=r"is not trusted.*TLS server name"):
+        with pytest.raises(PermanentError, match=r"is not trusted.*consul.tls_server_name"):
             client.listing()
 
 

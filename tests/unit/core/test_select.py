@@ -54,6 +54,8 @@ def test_the_first_rule_that_matches_wins() -> None:
         ("x" * 1025, "a name of 1025 characters"),
         ("web\nweb", "control characters in its name: Consul answers no question about it"),
         ("\x1b[31m", "control characters in its name: Consul answers no question about it"),
+        (".", "a name that means another path in a URL: Consul cannot be asked about it"),
+        ("..", "a name that means another path in a URL: Consul cannot be asked about it"),
         ("サービス", None),
         ("etcd", None),
     ],

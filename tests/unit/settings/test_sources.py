@@ -26,7 +26,12 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "consul.token_file": ("/run/one", "/run/two"),
     "consul.tls": ("true", "false"),
     "consul.verify": ("false", "true"),
+    "consul.auth_method": ("kubernetes", "jwt"),
+    "consul.auth_token_file": ("/run/one", "/run/two"),
+    "consul.http_auth": ("one:secret", "two:secret"),
+    "consul.max_answer": ("64MiB", "1GiB"),
     "consul.ca_file": ("/one.pem", "/two.pem"),
+    "consul.ca_path": ("/one", "/two"),
     "consul.client_cert": ("/one.pem", "/two.pem"),
     "consul.client_key": ("/one.key", "/two.key"),
     "consul.tls_server_name": ("one.example", "two.example"),
@@ -249,6 +254,7 @@ def test_a_switch_of_consul_that_is_no_switch_is_refused() -> None:
         ({"CONSUL_HTTP_TOKEN": "aaaa", "CONSUL_HTTP_TOKEN_FILE": "/f"}, "", "/f"),
         ({"BRIDGE_TOKEN": "bbbb", "CONSUL_HTTP_TOKEN_FILE": "/f"}, "bbbb", ""),
         ({"BRIDGE_TOKEN_FILE": "/g", "CONSUL_HTTP_TOKEN": "aaaa"}, "", "/g"),
+        ({"BRIDGE_CONSUL_AUTH_METHOD": "k8s", "CONSUL_HTTP_TOKEN": "aaaa", "BRIDGE_TOKEN_FILE": "/g"}, "", ""),
     ],
 )
 def test_a_token_and_a_token_file_mean_the_same_so_the_stronger_source_wins(
@@ -273,6 +279,7 @@ def test_a_token_and_a_token_file_mean_the_same_so_the_stronger_source_wins(
         ({}, {"CONSUL_HTTP_ADDR": "[::1]:8500"}, "http://[::1]:8500"),
         ({}, {"CONSUL_HTTP_ADDR": "http://h:8500/"}, "http://h:8500"),
         ({}, {"CONSUL_HTTP_ADDR": "https://h/consul/"}, "https://h:443/consul"),
+        ({}, {"CONSUL_HTTP_ADDR": "unix:///run/consul/http.sock"}, "unix:///run/consul/http.sock"),
     ],
 )
 def test_consuls_address_is_understood_as_in_its_own_tools(
@@ -281,6 +288,31 @@ def test_consuls_address_is_understood_as_in_its_own_tools(
     """Scheme, port and CONSUL_HTTP_SSL together make the URL."""
     assert load(flags, environ).consul_url() == expected
     assert load(flags, environ).consul_config().address == expected
+
+
+def test_what_leads_to_consul_comes_from_the_variables_of_its_own_tools() -> None:
+    """CONSUL_HTTP_AUTH, CONSUL_CAPATH and everybody's proxy variables reach the transport, and no password the log."""
+    environ = {
+        "CONSUL_HTTP_AUTH": "user:geheim1", "CONSUL_CAPATH": "/ca", "HTTPS_PROXY": "http://p:geheim2@proxy:1",
+        "no_proxy": "x", "BRIDGE_CONSUL_MAX_ANSWER": "64MiB",
+    }  # fmt: skip
+    settings = load({}, environ)
+    config = settings.consul_config()
+    assert (config.http_auth, config.ca_path, config.max_answer_bytes) == ("user:geheim1", "/ca", 64 << 20)
+    assert config.proxies == (("HTTPS_PROXY", "http://p:geheim2@proxy:1"), ("no_proxy", "x"))
+    assert "geheim" not in f"{config!r} {settings.effective()}"
+    assert {"geheim1", "geheim2"} <= set(settings.secrets())
+    assert settings.effective()["consul.max_answer"] == "64MiB"
+
+
+def test_an_auth_method_brings_the_pods_token_along() -> None:
+    """The default file is where Kubernetes mounts it; without a method it is not looked at."""
+    config = load({}, {"BRIDGE_CONSUL_AUTH_METHOD": "k8s"}).consul_config()
+    assert (config.auth_method, config.auth_token_file) == (
+        "k8s",
+        "/var/run/secrets/kubernetes.io/serviceaccount/token",
+    )
+    assert load({}, {}).consul_config().auth_token_file == ""
 
 
 def test_without_file_flags_and_variables_one_rule_selects_everything() -> None:
@@ -420,6 +452,7 @@ def test_plain_dataclasses_for_the_other_rooms() -> None:
     """Every value reaches the room that needs it."""
     environ = {SETTINGS[k].env: one for k, (one, _) in EXAMPLES.items()}
     environ.pop("BRIDGE_TOKEN_FILE")
+    environ.pop("BRIDGE_CONSUL_AUTH_METHOD")
     settings = load({}, environ)
     consul, kube, guard = settings.consul_config(), settings.kube_config(), settings.guard_settings()
     assert kube.max_answer_bytes == 64 << 20
