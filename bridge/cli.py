@@ -27,6 +27,7 @@ from bridge.interpreter import seldom_collected
 if TYPE_CHECKING:
     import threading
 
+    from bridge.consul.client import ConsulConfig
     from bridge.core.model import Rule
     from bridge.daemon import Daemon
     from bridge.engine.look import Status
@@ -327,6 +328,21 @@ def _register(settings: Settings, secrets: Secrets) -> None:
             return
 
 
+@contextmanager
+def _consul(settings: Settings) -> Iterator[ConsulConfig]:
+    """How a command that runs once reaches Consul; what is not safe about it is said, and a login is ended with it."""
+    from bridge.consul.access import warnings_of
+    from bridge.observe import logs
+
+    config = settings.consul_config()
+    try:
+        for warning in warnings_of(config):
+            logs.logger().warning("insecure or limited connection", reason=warning)
+        yield config
+    finally:
+        config.access.close()
+
+
 def _rules(settings: Settings) -> tuple[Rule, ...]:
     """The rules, those without a namespace going to the kubeconfig context's or the pod's."""
     return (
@@ -388,15 +404,16 @@ def _sync(flags: Mapping[str, Any]) -> int:
             return not refused
 
         try:
-            report = sync_once(
-                consul=settings.consul_config(),
-                kube=settings.kube_config(),
-                rules=rules,
-                options=settings.sync_options(),
-                stop=signals.stop,
-                progress=progress,
-                confirm=confirm,
-            )
+            with _consul(settings) as consul:
+                report = sync_once(
+                    consul=consul,
+                    kube=settings.kube_config(),
+                    rules=rules,
+                    options=settings.sync_options(),
+                    stop=signals.stop,
+                    progress=progress,
+                    confirm=confirm,
+                )
         except CancelledError as error:
             if signals.received is None:
                 raise
@@ -580,7 +597,7 @@ def _status(flags: Mapping[str, Any]) -> int:
     """
     settings = _load(flags)
     output = _output(settings)
-    with _reading() as (progress, stop):
+    with _reading() as (progress, stop), _consul(settings) as consul:
         from bridge.engine.look import status_once
         from bridge.render import status_table, to_json, to_yaml
 
@@ -588,7 +605,7 @@ def _status(flags: Mapping[str, Any]) -> int:
 
         def once(progress: Any = None) -> Status:
             return status_once(
-                consul=settings.consul_config(),
+                consul=consul,
                 kube=settings.kube_config(),
                 rules=rules,
                 options=settings.sync_options(),
@@ -656,13 +673,13 @@ def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argu
     Exit status: 0 explained (whatever the answer), 1 something could not be read.
     """
     settings = _load(flags)
-    with _reading() as (progress, stop):
+    with _reading() as (progress, stop), _consul(settings) as consul:
         from bridge.engine.look import explain_once
         from bridge.render import explanation_text, to_json, to_yaml, trouble_text
 
         explanations, trouble = explain_once(
             consul_service,
-            consul=settings.consul_config(),
+            consul=consul,
             kube=settings.kube_config(),
             rules=_rules(settings),
             options=settings.sync_options(),
@@ -706,16 +723,20 @@ def _check(flags: Mapping[str, Any]) -> int:
         if settings.sync.offline:
             probes = check_rules(settings.core_rules(), done)
         else:
-            probes = check(
-                settings.consul_config(),
-                settings.kube_config(),
-                lambda: _rules(settings),
-                settings.core_rules(),
-                done,
-                options=settings.check_options(),
-                stop=stop,
-                progress=progress,
-            )
+            consul = settings.consul_config()
+            try:
+                probes = check(
+                    consul,
+                    settings.kube_config(),
+                    lambda: _rules(settings),
+                    settings.core_rules(),
+                    done,
+                    options=settings.check_options(),
+                    stop=stop,
+                    progress=progress,
+                )
+            finally:
+                consul.access.close()
     if output in ("json", "yaml"):
         data = {"ok": all(p.state != BROKEN for p in probes), "probes": [p.to_json() for p in probes]}
         _print(to_json(data) if output == "json" else to_yaml(data))

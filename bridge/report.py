@@ -550,8 +550,14 @@ class Observer(Protocol):
     def leading(self, shards: frozenset[int], of: int) -> None:
         """These shards of `of` are ours to write now. Said when it changes, and only where leaders are elected."""
 
-    def unread(self, unread: Mapping[Query, str]) -> None:
-        """Every service that could not be read when it was last tried, with the reason. Said again and again."""
+    def unread(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
+        """Every service that could not be read when it was last tried, with the reason. Said again and again.
+
+        `annotated`: those that only people's Services ask for.
+        """
+
+    def warned(self, warnings: tuple[str, ...]) -> None:
+        """What works, and the operator ought to know of. Said again and again."""
 
     def unreadable(self, namespaces: Mapping[str, str]) -> None:
         """Every namespace that we may not list, with the reason: nothing is done there. Said again and again."""
@@ -584,7 +590,10 @@ class NullObserver:
     def leading(self, shards: frozenset[int], of: int) -> None:
         """Ignored."""
 
-    def unread(self, unread: Mapping[Query, str]) -> None:
+    def unread(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
+        """Ignored."""
+
+    def warned(self, warnings: tuple[str, ...]) -> None:
         """Ignored."""
 
     def unreadable(self, namespaces: Mapping[str, str]) -> None:

@@ -32,6 +32,8 @@ class Snapshot:
     listings: dict[str, Listing | Unknown] = field(default_factory=dict)
     views: dict[Query, Knowledge] = field(default_factory=dict)
     errors: tuple[PermanentError, ...] = ()
+    remedies: dict[str, str] = field(default_factory=dict)
+    """How to fix what could not be read, by the reason that stands in its Unknown."""
 
 
 def read_all(
@@ -87,7 +89,8 @@ class _Reading:
         self._done = 0
         self._spread(queries, lambda client, query: self._read(client, query, len(queries)))
         errors = tuple(self._errors[text] for text in sorted(self._errors))
-        return Snapshot(self._snapshot.listings, {query: self._snapshot.views[query] for query in queries}, errors)
+        views = {query: self._snapshot.views[query] for query in queries}
+        return Snapshot(self._snapshot.listings, views, errors, self._snapshot.remedies)
 
     def _spread(self, items: Sequence[T], work: Callable[[ConsulClient, T], None]) -> None:
         """Do `work` for every item on a few threads, each with a connection of its own."""
@@ -155,7 +158,8 @@ class _Reading:
                 self._progress(self._done, total)
 
     def _reason(self, error: BridgeError) -> str:
-        if isinstance(error, PermanentError):
-            with self._lock:
+        with self._lock:
+            self._snapshot.remedies[str(error)] = error.remedy
+            if isinstance(error, PermanentError):
                 self._errors[str(error)] = error
         return str(error)

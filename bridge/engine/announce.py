@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, Protocol
 
-from bridge.core.model import Action, Current, Held, Kind, Knowledge, Query, Target, Unknown
+from bridge.core.model import UNADDRESSABLE, Action, Current, Held, Kind, Knowledge, Query, Target, Unknown
 from bridge.core.reasons import codes_of
 from bridge.errors import PermanentError
 from bridge.kube.events import About, Event
@@ -68,7 +68,9 @@ class Announcer(NullObserver):
 
     def read(self, query: Query, state: Knowledge, targets: Iterable[Target]) -> None:
         """A service of these targets was read, or could not be; only what lasts is news for people."""
-        refused = isinstance(state, Unknown) and state.lasting and bool(query.filter)
+        refused = (
+            isinstance(state, Unknown) and state.lasting and (bool(query.filter) or query.service in UNADDRESSABLE)
+        )
         with self._lock:
             before = self._refused.pop(query, None)
             if isinstance(state, Unknown) and refused:

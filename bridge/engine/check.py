@@ -198,13 +198,13 @@ class _Check:
         try:
             client = ConsulClient(self._config)
         except BridgeError as error:
-            yield Probe("consul", FAILED, str(error), "mend the consul: settings")
+            yield Probe("consul", FAILED, str(error), error.remedy or "mend the consul: settings")
             return
         try:
             try:
                 leader = client.leader()
             except BridgeError as error:
-                yield Probe("consul reachable", FAILED, str(error), "--consul-address, or start the agent")
+                yield Probe("consul reachable", FAILED, str(error), error.remedy or "consul.address")
                 return
             yield Probe("consul reachable", OK, self._config.address)
             yield self._version(client)
@@ -228,7 +228,7 @@ class _Check:
             known = client.datacenters()
             own = self._config.datacenter or client.own_datacenter()
         except BridgeError as error:
-            yield Probe("consul datacenters", FAILED, str(error), f"a token with: {POLICY}")
+            yield Probe("consul datacenters", FAILED, str(error), error.remedy or f"a token with: {POLICY}")
             return
         wanted = named_with(own, rules, self._config)
         missing = [dc for dc in wanted if dc not in known]
@@ -246,7 +246,7 @@ class _Check:
             try:
                 answer, nodes = client.listing(datacenter), client.nodes(datacenter)
             except BridgeError as error:
-                yield Probe(f"services of {datacenter}", FAILED, str(error), f"a token with: {POLICY}")
+                yield Probe(f"services of {datacenter}", FAILED, str(error), error.remedy or f"a token with: {POLICY}")
                 continue
             listed.append(datacenter)
             services: dict[str, list[str]] = answer.data
@@ -286,7 +286,7 @@ class _Check:
         for reason, queries in refused.items():
             asking = [rule.name for q in queries for rule in chosen.rules_of[q] if rule.to.annotated]
             filters = "rules[].filter (or --filter)" if not asking else f"consul-bridge/filter of {_some(asking)}"
-            mend = filters if "filter" in reason else f"a token with: {POLICY}"
+            mend = filters if "filter" in reason else snapshot.remedies.get(reason) or f"a token with: {POLICY}"
             yield Probe(f"reading {_some([q.service for q in queries])}", FAILED, reason, mend)
         if silent:
             yield Probe("peers", WARNING, _some(silent), "rules[].peer, as `consul peering list` has it")

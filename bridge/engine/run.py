@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from bridge.consul.access import warnings_of
 from bridge.consul.board import Lend
 from bridge.consul.catalog import Catalog, shares_of
 from bridge.consul.client import ConsulConfig
@@ -195,6 +196,7 @@ class Bridge:
             self._leadership.stop()
             if hasattr(self, "_catalog"):
                 self._catalog.close()
+            self._consul.access.close()
             if self._recorder is not None:
                 self._recorder.close()
             if hasattr(self, "_cache"):
@@ -230,6 +232,8 @@ class Bridge:
             detail["election"] = leadership
         if unreadable := self._unreadable():
             detail["unreadable"] = unreadable
+        if warnings := warnings_of(self._consul):
+            detail["warnings"] = list(warnings)
         if rival := self._rival():
             detail["rival"] = rival
         if self._passing.is_set():
@@ -604,7 +608,11 @@ class Bridge:
         with self._reconciler.lock:
             held = self._reconciler.guard.active()
         self._observer.held(held)
-        self._observer.unread(self._unknown())
+        unknown = self._unknown()
+        with self._reconciler.lock:
+            annotated = self._reconciler.world.asked_by_annotation_alone(unknown)
+        self._observer.unread(unknown, annotated)
+        self._observer.warned(self._catalog.warnings())
         self._observer.unreadable(self._unreadable())
         self._observer.rival(self._rival())
 

@@ -243,6 +243,12 @@ class World:
         # of sets and dictionaries, whose hashes are stored: asked for each of thousands of services, they are the cost
         return self.wanted().difference(self._views).difference(self._trouble)
 
+    def asked_by_annotation_alone(self, queries: Iterable[Query]) -> frozenset[Query]:
+        """Those of the `queries` that only people's Services want: what is wrong with them is for those people."""
+        by_rules = {*self._selected.values(), *self._pinned}
+        annotated = {query for _, query in self._annotated.values()}
+        return frozenset(query for query in queries if query in annotated and query not in by_rules)
+
     def concerned(self) -> tuple[str, ...]:
         """The datacenters that must be asked: a rule is about them (without any rule: our own), or they are wanted."""
         named = {dc for rule in self.rules for dc in rule.datacenters or self.datacenters}

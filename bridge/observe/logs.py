@@ -184,6 +184,7 @@ class LogObserver:
         self._held: dict[Target, str] = {}
         self._unread: tuple[Query, str] | None = None
         self._unreadable: set[str] = set()
+        self._warned: set[str] = set()
         self._rival = False
         self._said: dict[tuple[Any, ...], str] = {}
         self._first_pass = True
@@ -270,8 +271,20 @@ class LogObserver:
         else:
             self._log.info("leading shards", held=",".join(map(str, sorted(shards))), shards=of)
 
-    def unread(self, unread: Mapping[Query, str]) -> None:
-        """Services that cannot be read while their datacenter can: the first of them, when it changes, and the end."""
+    def warned(self, warnings: tuple[str, ...]) -> None:
+        """Each of them once, and again when it comes back after it had gone."""
+        with self._lock:
+            before, self._warned = self._warned, set(warnings)
+        for text in warnings:
+            if text not in before:
+                self._log.warning("insecure or limited connection", reason=text)
+
+    def unread(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
+        """Services that cannot be read while their datacenter can: the first of them, when it changes, and the end.
+
+        Those that only annotations ask for are told to their makers, by Events.
+        """
+        unread = {query: reason for query, reason in unread.items() if query not in annotated}
         with self._lock:
             single = [q for q in sorted(unread) if self._consul.get(q.datacenter, (True, ""))[0]]
             now = (single[0], unread[single[0]]) if single else None

@@ -97,7 +97,9 @@ class Metrics:
         )
         self._unread = Gauge(
             "consul_bridge_unread_services",
-            "Services whose last read failed; what was known of them before still stands.",
+            "Services whose last read failed; what was known of them before still stands. `cause`: who asks for them; "
+            "annotation: only Services of people, whose affair it is.",
+            ["cause"],
             registry=registry,
         )
         self._unreadable = Gauge(
@@ -105,6 +107,8 @@ class Metrics:
             "Namespaces that we may not list: nothing is done there.",
             registry=registry,
         )
+        for cause in ("rule", "annotation"):
+            self._unread.labels(cause)
         registry.register(_States(self))
         for kind in Kind:
             for action in (Action.CREATE, Action.UPDATE, Action.DELETE):
@@ -157,9 +161,14 @@ class Metrics:
     def leading(self, shards: frozenset[int], of: int) -> None:
         """Nothing: the scrape asks the election (`watch`)."""
 
-    def unread(self, unread: Mapping[Query, str]) -> None:
+    def unread(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
         """What could not be read."""
-        self._unread.set(len(unread))
+        by_annotation = sum(query in annotated for query in unread)
+        self._unread.labels("annotation").set(by_annotation)
+        self._unread.labels("rule").set(len(unread) - by_annotation)
+
+    def warned(self, warnings: tuple[str, ...]) -> None:
+        """Nothing: the log and readiness have them."""
 
     def unreadable(self, namespaces: Mapping[str, str]) -> None:
         """Namespaces that cannot be read."""

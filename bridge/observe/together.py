@@ -39,9 +39,13 @@ class Together:
         """Handed on."""
         self._tell("leading", shards, of)
 
-    def unread(self, unread: Mapping[Query, str]) -> None:
+    def unread(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
         """Handed on."""
-        self._tell("unread", unread)
+        self._tell("unread", unread, annotated)
+
+    def warned(self, warnings: tuple[str, ...]) -> None:
+        """Handed on."""
+        self._tell("warned", warnings)
 
     def unreadable(self, namespaces: Mapping[str, str]) -> None:
         """Handed on."""

@@ -143,7 +143,9 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
          series("consul_bridge_errors_total", "5x120", kind="permanent")],
     ),
     "ConsulBridgeUnread": (
-        [series("consul_bridge_unread_services", "1x120")], [series("consul_bridge_unread_services", "0x120")],
+        [series("consul_bridge_unread_services", "1x120", cause="rule")],
+        [series("consul_bridge_unread_services", "0x120", cause="rule"),
+         series("consul_bridge_unread_services", "1x120", cause="annotation")],
     ),
     "ConsulBridgeUnreadable": (
         [series("consul_bridge_unreadable_namespaces", "1x120")],

@@ -167,8 +167,12 @@ def test_sides_and_holds() -> None:
     assert value(metrics, "consul_bridge_kubernetes_up") == 1
     assert value(metrics, "consul_bridge_holds", cause="removal") == 1
     assert value(metrics, "consul_bridge_held_endpoints") == 15
-    metrics.unread({Query("dc1", "web"): "torn off"})
-    assert value(metrics, "consul_bridge_unread_services") == 1
+    web, theirs = Query("dc1", "web"), Query("dc1", "..")
+    metrics.unread({web: "torn off"})
+    assert value(metrics, "consul_bridge_unread_services", cause="rule") == 1
+    metrics.unread({theirs: "no such path"}, frozenset({web, theirs}))
+    assert value(metrics, "consul_bridge_unread_services", cause="rule") == 0
+    assert value(metrics, "consul_bridge_unread_services", cause="annotation") == 1
     metrics.held(())
     assert value(metrics, "consul_bridge_holds", cause="removal") == 0
     assert value(metrics, "consul_bridge_held_endpoints") == 0
