@@ -424,8 +424,9 @@ class ConsulSettings(_Section):
         "it gives is renewed before it ends, and logged out at a clean stop.",
     )
     auth_token_file: Plain = _setting(
-        "/var/run/secrets/kubernetes.io/serviceaccount/token",
-        "File with the JWT for `auth_method`: the pod's projected service account token, which Kubernetes renews.",
+        "",
+        "File with the JWT for `auth_method`, read at every login. Empty: the pod's own service account token; better one "
+        "with Consul as its audience, projected for this (component consul-login).",
     )
     http_auth: Annotated[SecretStr, AfterValidator(_http_auth)] = _setting(
         SecretStr(""),
@@ -992,7 +993,7 @@ class Settings(BaseSettings):
             token=c.token.get_secret_value(),
             token_file=c.token_file,
             auth_method=c.auth_method,
-            auth_token_file=c.auth_token_file if c.auth_method else "",
+            auth_token_file=(c.auth_token_file or SERVICE_ACCOUNT_TOKEN) if c.auth_method else "",
             http_auth=c.http_auth.get_secret_value(),
             proxies=self._proxies,
             ca_file=c.ca_file,
@@ -1377,6 +1378,9 @@ def _leaves(model: type[BaseModel], above: tuple[str, ...]) -> Iterator[Setting]
             env = extra["env"] or "BRIDGE_" + (flag.removeprefix("--").replace("-", "_") or "_".join(path)).upper()
             yield Setting(path, flag, env, tuple(extra["also"]), extra["secret"], field.description or "", field)
 
+
+SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+"""Where Kubernetes puts a pod's token."""
 
 PROXY_VARIABLES: Final = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
 """Everybody's variables about proxies; how Consul is reached follows them as Go's programs do (consul/proxy.py)."""

@@ -19,6 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,7 @@ import consul.base
 
 from bridge.consul import faults
 from bridge.consul.access import Access, Parts, transport_of
+from bridge.consul.credentials import moment
 from bridge.consul.transport import Interrupted, Params, TooLarge, Transport
 from bridge.core.model import UNADDRESSABLE, Query
 from bridge.errors import CancelledError, PermanentError, TransientError
@@ -231,6 +233,11 @@ class ConsulClient:
         if not isinstance(version, str):
             raise TransientError(f"{self.endpoint} does not tell its version: is that Consul?")
         return version
+
+    def token_end(self) -> datetime | None:
+        """When our token ends (of an auth method, or one that was made to expire); None when it does not."""
+        answer = self._ask("/v1/acl/token/self", "read our own token", "", 0, 0.0, Mode.LEADER, indexed=False)
+        return moment(answer.data.get("ExpirationTime")) if isinstance(answer.data, dict) else None
 
     def own_datacenter(self) -> str:
         """Name of the agent's datacenter.

@@ -7,6 +7,7 @@ that has lapsed are followed at once, whichever thread notices.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import threading
@@ -244,7 +245,7 @@ class Login:
             raise CancelledError("stopping: no login any more")
         now = self._clock()
         if self._failure is not None and now - self._failure[0] < SAME_FAILURE_SECONDS:
-            raise type(self._failure[1])(*self._failure[1].args)
+            raise copy.copy(self._failure[1])
         try:
             answer = self._ask(
                 f"log in by auth method {self._method!r}", "/v1/acl/login", {}, json.dumps(self._body()).encode()
@@ -280,14 +281,14 @@ class Login:
         if not isinstance(secret, str) or not secret:
             raise TransientError(f"the login by auth method {self._method!r} gave no token: is that Consul?")
         checked(secret, "token of the login")
-        begin, end = _moment(answer.get("CreateTime")), _moment(answer.get("ExpirationTime"))
+        begin, end = moment(answer.get("CreateTime")), moment(answer.get("ExpirationTime"))
         if begin is None or end is None or end <= begin:
             return Session(secret)
         life = (end - begin).total_seconds()
         return Session(secret, asked_at + life * RENEW_AFTER, asked_at + life)
 
 
-def _moment(text: object) -> datetime | None:
+def moment(text: object) -> datetime | None:
     """A time of Consul's (Go's RFC 3339, with nanoseconds); None for none. Go's zero time has the year 1."""
     if not isinstance(text, str):
         return None

@@ -143,9 +143,12 @@ def of_answer(asked: Asked, code: int, headers: Mapping[str, str], body: bytes) 
 def of_login(asked: Asked, code: int, headers: Mapping[str, str], body: bytes) -> BridgeError:
     """The error for a login or logout whose status is not 200."""
     error = of_answer(asked, code, headers, body)
-    if code not in (400, 403, 404) or headers.get("WWW-Authenticate"):
-        return error
     said = trim(redact(bytes(body[: 8 * TEXT_LIMIT]).decode("utf-8", "replace"), asked.secrets)) or "no text"
+    invalid = code == 500 and any(
+        word in said for word in ("claim", "verifying", "validation")
+    )  # 1.22 says so with 500
+    if (code not in (400, 403, 404) and not invalid) or headers.get("WWW-Authenticate"):
+        return error
     return _permanent(
         f"Consul ({asked.server}) refuses to {asked} ({code}): {said}. Check that the auth method exists, that it "
         "accepts the token's issuer and audience, and that a binding rule matches the service account",

@@ -7,14 +7,20 @@ behind it say. So a side that cannot be asked has fewer lines here, never a fail
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
-from bridge.consul.client import ConsulConfig
-from bridge.engine.probe import OK, Probe
+from bridge.consul.access import warnings_of
+from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.consul.tls import certificate_end
+from bridge.engine.probe import OK, WARNING, Probe
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.identity import who_am_i
 
 SECTION = "connections"
+
+SOON_SECONDS = 7 * 86_400.0
+"""What ends within this time, and is not renewed by itself, is a warning."""
 
 
 def connections(consul: ConsulConfig, kube: KubeConfig) -> Iterator[Probe]:
@@ -25,7 +31,56 @@ def connections(consul: ConsulConfig, kube: KubeConfig) -> Iterator[Probe]:
 
 def of_consul(config: ConsulConfig) -> Iterator[Probe]:
     """How Consul is spoken to."""
-    yield _fact("consul address", config.address)
+    try:
+        yield _fact("consul address", config.access.parts(config).server)
+    except BridgeError:
+        return
+    if config.client_cert:
+        end = certificate_end(config.client_cert)
+        yield _ending("consul client certificate", config.client_cert, end, "consul.client_cert: a new certificate")
+    yield from _consul_token(config)
+    for warning in warnings_of(config):
+        yield _fact("consul connection", warning, WARNING, warning.rpartition("; ")[2].rpartition(": ")[2])
+
+
+def _consul_token(config: ConsulConfig) -> Iterator[Probe]:
+    """As whom: where the token comes from, and when it ends."""
+    if config.auth_method:
+        source, remedy = f"by auth method {config.auth_method!r}, renewed before that", ""
+    elif config.token_file:
+        source, remedy = config.token_file, "consul.token_file: a new token"
+    elif config.token:
+        source, remedy = "from the settings", "consul.token: a new token"
+    else:
+        yield _fact("consul token", "none: requests are anonymous")
+        return
+    client = ConsulClient(config)
+    try:
+        end = client.token_end()
+    except CancelledError:
+        raise
+    except BridgeError:
+        yield _fact("consul token", source.removesuffix(", renewed before that"))
+        return
+    finally:
+        client.close()
+    yield _ending("consul token", source, end, remedy)
+
+
+def _ending(name: str, what: str, end: datetime | None, remedy: str) -> Probe:
+    """Something with an end, which is a warning when it is near and nobody renews it by itself."""
+    if end is None:
+        return _fact(name, f"{what}; it does not end")
+    left = (end - datetime.now(UTC)).total_seconds()
+    said = f"{what}; ends in {_span(left)} ({end:%Y-%m-%d %H:%M} UTC)" if left > 0 else f"{what}; ended {end:%Y-%m-%d}"
+    return _fact(name, said, WARNING, remedy) if remedy and left < SOON_SECONDS else _fact(name, said)
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def of_kubernetes(config: KubeConfig) -> Iterator[Probe]:

@@ -1,0 +1,435 @@
+"""The way to a real Consul: failover, logins without a Secret, what stands in front of it, certificates that change."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.consul.credentials import Login
+from tests.lab import Lab
+from tests.lab.failover import Failover
+from tests.lab.secrecy import secret
+from tests.program import Daemon, bridge, environment, put
+from tests.raw import RawConsul, RawKube, ready_addresses
+
+pytestmark = pytest.mark.lab
+
+Eventually = Callable[..., None]
+POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
+
+
+@contextmanager
+def running(lab: Lab, name: str, namespace: str, prefix: str, **env: str) -> Iterator[Daemon]:
+    """`bridge run` that mirrors what begins with `prefix`."""
+    variables = environment(env.pop("CONSUL_HTTP_ADDR", lab.consul.address), lab.kubeconfig, **env)
+    daemon = Daemon(lab, name, "--namespace", namespace, "--service", f"{prefix}*", env=variables)
+    try:
+        yield daemon
+    finally:
+        if daemon.running:
+            daemon.stop()
+
+
+# --------------------------------------------------------------------------- a balancer that fails over
+
+
+def test_behind_a_balancer_that_failed_over_changes_arrive_within_20_seconds(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """All settings as they are by default: queries wait for 55 s, and their connections lead nowhere."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.2.1", 80)
+    address = urlsplit(lab.consul.address).netloc
+    with (
+        Failover(address) as relay,
+        running(lab, "failover", namespace, prefix, CONSUL_HTTP_ADDR=f"http://{relay.address}") as daemon,
+    ):
+        daemon.start()
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.2.1", 80)], 20)
+        assert relay.fail_over() > 3
+        began = time.monotonic()
+        consul.register(f"{prefix}web", f"{prefix}vm", "10.77.2.2", 80)
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.2.2", 80)], 20)
+        assert time.monotonic() - began < 20
+        eventually(lambda: daemon.readiness()["consul"], "ok", 10)
+
+
+# --------------------------------------------------------------------------- a login in place of a token
+
+
+class Issuer:
+    """Makes JWTs as Kubernetes does, with a key pair of its own."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.public = (
+            self._key.public_key()
+            .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+            .decode()
+        )
+
+    def token(self, subject: str, **claims: Any) -> str:
+        now = int(time.time())
+        body = {"iss": "cluster", "aud": "consul", "iat": now, "exp": now + 600, "sub": subject, **claims}
+        text = f"{_base64(json.dumps({'alg': 'ES256', 'typ': 'JWT'}).encode())}.{_base64(json.dumps(body).encode())}"
+        r, s = decode_dss_signature(self._key.sign(text.encode(), ec.ECDSA(hashes.SHA256())))
+        return secret(f"{text}.{_base64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Lab]:
+    """Default deny, and a role that suffices for the bridge."""
+    with Lab(acl=True) as lab:
+        with lab.raw_consul() as consul:
+            consul.json("PUT", "/v1/acl/policy", {"Name": "bridge", "Rules": POLICY})
+            consul.json("PUT", "/v1/acl/role", {"Name": "bridge", "Policies": [{"Name": "bridge"}]})
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def issuer(strict: Lab) -> Issuer:
+    """The auth method `cluster`: whoever has a token of this issuer for `sa` gets the role, for a minute."""
+    made = Issuer()
+    config = {
+        "JWTValidationPubKeys": [made.public], "BoundIssuer": "cluster", "BoundAudiences": ["consul"],
+        "ClaimMappings": {"sub": "sub"},
+    }  # fmt: skip
+    with strict.raw_consul() as consul:
+        method = {"Name": "cluster", "Type": "jwt", "MaxTokenTTL": "1m", "Config": config}
+        consul.json("PUT", "/v1/acl/auth-method", method)
+        bind(consul, "cluster", 'value.sub=="sa"')
+    return made
+
+
+def bind(consul: RawConsul, method: str, selector: str) -> None:
+    rule = {"AuthMethod": method, "BindType": "role", "BindName": "bridge", "Selector": selector}
+    consul.json("PUT", "/v1/acl/binding-rule", rule)
+
+
+def logins(consul: RawConsul, method: str) -> list[str]:
+    """Accessors of the tokens that an auth method gave and that live."""
+    return [t["AccessorID"] for t in consul.json("GET", "/v1/acl/tokens") if t.get("AuthMethod") == method]
+
+
+def test_the_bridge_logs_in_survives_its_tokens_end_and_logs_out(
+    strict: Lab, issuer: Issuer, tmp_path: Path, eventually: Eventually
+) -> None:
+    """No token is given to it; one that somebody deletes (or that ends) is replaced without a word."""
+    jwt = tmp_path / "jwt"
+    jwt.write_text(issuer.token("sa"))
+    env = {"BRIDGE_CONSUL_AUTH_METHOD": "cluster", "BRIDGE_CONSUL_AUTH_TOKEN_FILE": str(jwt)}
+    with (
+        strict.raw_consul() as consul,
+        strict.raw_kube() as kube,
+        running(strict, "login", "default", "web", **env) as daemon,
+    ):
+        consul.register("web", "vm-1", "10.77.3.1", 80)
+        daemon.start()
+        eventually(lambda: ready_addresses(kube.endpoints("default", "web")), [("10.77.3.1", 80)], 20)
+        (accessor,) = logins(consul, "cluster")
+
+        check = bridge("check", "--service", "web", "-o", "json", env=environment(
+            strict.consul.address, strict.kubeconfig, **env))  # fmt: skip
+        found = {p["probe"]: p for p in check.json["probes"]}
+        assert "ends in" in found["consul token"]["detail"], found
+        assert "auth method 'cluster'" in found["consul token"]["detail"]
+        assert logins(consul, "cluster") == [accessor]  # the command has logged out
+
+        consul.json("DELETE", f"/v1/acl/token/{accessor}")
+        consul.register("web", "vm-1", "10.77.3.2", 80)
+        eventually(lambda: ready_addresses(kube.endpoints("default", "web")), [("10.77.3.2", 80)], 20)
+        eventually(lambda: len(logins(consul, "cluster")), 1, 10)
+        assert not [e for e in daemon.events() if "cannot be asked" in e["event"]]
+        daemon.stop()
+        assert logins(consul, "cluster") == []
+
+
+def test_a_login_is_renewed_before_its_token_ends(strict: Lab, issuer: Issuer, tmp_path: Path) -> None:
+    """The real Consul's token, a clock that runs faster: a new one while the old one is still good, both logged out."""
+    jwt = tmp_path / "jwt"
+    jwt.write_text(issuer.token("sa"))
+    config = ConsulConfig(address=strict.consul.address, auth_method="cluster", auth_token_file=str(jwt))
+    login = config.access.parts(config).credentials
+    assert isinstance(login, Login)
+    skipped = 0.0
+    login._clock = lambda: time.monotonic() + skipped
+    client = ConsulClient(config)
+    try:
+        with strict.raw_consul() as consul:
+            client.listing()
+            first = logins(consul, "cluster")
+            ends = login.ends_in_seconds()
+            assert ends is not None
+            assert 50 < ends <= 60
+            skipped = 30.0
+            client.listing()
+            assert logins(consul, "cluster") == first
+            skipped = 40.0
+            client.listing()
+            assert len(logins(consul, "cluster")) == 2
+            assert set(first) < set(logins(consul, "cluster"))
+            config.access.close()
+            assert logins(consul, "cluster") == []
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("subject", "claims", "said"),
+    [
+        (
+            "other",
+            {},
+            "(403): Permission denied. Check that the auth method exists, that it accepts the token's issuer",
+        ),
+        ("sa", {"iss": "another"}, "invalid issuer claim (iss). Check that the auth method exists"),
+        ("sa", {"exp": 1, "iat": 0}, "Check that the auth method exists"),
+    ],
+)
+def test_a_login_that_is_refused_says_what_to_look_at(
+    strict: Lab, issuer: Issuer, subject: str, claims: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """And never the JWT itself."""
+    jwt = tmp_path / "jwt"
+    jwt.write_text(issuer.token(subject, **claims))
+    env = {"BRIDGE_CONSUL_AUTH_METHOD": "cluster", "BRIDGE_CONSUL_AUTH_TOKEN_FILE": str(jwt)}
+    run = bridge("check", "-o", "json", env=environment(strict.consul.address, strict.kubeconfig, **env))
+    (found,) = (p for p in run.json["probes"] if p["probe"] == "consul reachable")
+    assert (run.status, found["state"]) == (1, "failed")
+    assert said in found["detail"]
+    assert found["mend"] == "consul acl auth-method read; consul acl binding-rule list"
+
+
+def test_a_service_accounts_token_is_reviewed_by_the_real_cluster(strict: Lab, tmp_path: Path) -> None:
+    """An auth method of type `kubernetes`: Consul asks the API server who it is, and no Secret is needed."""
+    group = "rbac.authorization.k8s.io"
+    with strict.raw_kube() as kube, strict.raw_consul() as consul:
+        tokens = {}
+        for name in ("consul-reviewer", "bridge"):
+            base = f"/api/v1/namespaces/default/serviceaccounts/{name}"
+            kube.apply(base, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}})
+            request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+            tokens[name] = secret(kube.json("POST", f"{base}/token", request)["status"]["token"])
+        accounts = {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}
+        kube.apply(f"/apis/{group}/v1/clusterroles/consul-accounts", {
+            "apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": "consul-accounts"},
+            "rules": [accounts],
+        })  # fmt: skip
+        for role in ("system:auth-delegator", "consul-accounts"):
+            name = f"consul-reviewer-{role.replace(':', '-')}"
+            kube.apply(f"/apis/{group}/v1/clusterrolebindings/{name}", {
+                "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+                "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+                "subjects": [{"kind": "ServiceAccount", "name": "consul-reviewer", "namespace": "default"}],
+            })  # fmt: skip
+        config = {
+            "Host": strict.apiserver.url, "CACert": strict.ca_file.read_text(),
+            "ServiceAccountJWT": tokens["consul-reviewer"],
+        }  # fmt: skip
+        method = {"Name": "kube", "Type": "kubernetes", "MaxTokenTTL": "1m", "Config": config}
+        consul.json("PUT", "/v1/acl/auth-method", method)
+        bind(consul, "kube", 'serviceaccount.name=="bridge" and serviceaccount.namespace=="default"')
+        jwt = tmp_path / "jwt"
+        jwt.write_text(tokens["bridge"])
+        config_of_bridge = ConsulConfig(address=strict.consul.address, auth_method="kube", auth_token_file=str(jwt))
+        client = ConsulClient(config_of_bridge)
+        try:
+            assert client.nodes().data, "the role of the bridge was not given"
+            assert len(logins(consul, "kube")) == 1
+        finally:
+            client.close()
+            config_of_bridge.access.close()
+        assert logins(consul, "kube") == []
+
+
+# --------------------------------------------------------------------------- what stands in front
+
+
+class Front:
+    """A reverse proxy below /consul with Basic authentication and a timeout; also a forward proxy. Plain HTTP."""
+
+    def __init__(self, upstream: str, *, seconds: float = 60.0, user: str = "") -> None:
+        front = self
+        wanted = f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
+        self.paths: list[str] = []
+        self.gave_up = 0
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's own name
+                pass
+
+            def do_GET(self) -> None:
+                front.paths.append(self.path)
+                if wanted and self.headers.get("Authorization") != wanted:
+                    self.answer(401, b"", {"WWW-Authenticate": 'Basic realm="ops"'})
+                    return
+                path = self.path
+                if path.startswith("http://"):
+                    parts = urlsplit(path)
+                    path = f"{parts.path}?{parts.query}"
+                elif path.startswith("/consul/"):
+                    path = path.removeprefix("/consul")
+                else:
+                    self.answer(404, b"no such site", {})
+                    return
+                connection = http.client.HTTPConnection(upstream, timeout=seconds)
+                try:
+                    connection.request("GET", path, headers={"X-Consul-Token": self.headers.get("X-Consul-Token", "")})
+                    answer = connection.getresponse()
+                    headers = {k: v for k, v in answer.getheaders() if k.startswith("X-Consul")}
+                    self.answer(answer.status, answer.read(), headers)
+                except TimeoutError:
+                    front.gave_up += 1
+                    self.answer(504, b"upstream request timeout", {})
+                finally:
+                    connection.close()
+
+            def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+                self.send_response(status)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> Front:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def test_behind_a_proxy_with_a_path_a_password_and_a_short_timeout_the_bridge_works(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """CONSUL_HTTP_AUTH opens it; its 504s after 3 s are said once, and stop."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.4.1", 80)
+    with (
+        Front(urlsplit(lab.consul.address).netloc, seconds=3.0, user="us:geheim-front") as front,
+        running(
+            lab, "front", namespace, prefix, CONSUL_HTTP_ADDR=f"http://{front.address}/consul",
+            CONSUL_HTTP_AUTH=secret("us:geheim-front"),
+        ) as daemon,
+    ):  # fmt: skip
+        daemon.start()
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.4.1", 80)], 20)
+        eventually(lambda: len(daemon.readiness().get("warnings", [])), 1, 30)
+        (warning,) = daemon.readiness()["warnings"]
+        assert warning.startswith("something in front of Consul ends queries after about 3 s: they wait for ")
+        time.sleep(4)
+        gave_up = front.gave_up
+        time.sleep(6)
+        assert front.gave_up == gave_up
+        assert len([e for e in daemon.events() if e.get("reason") == warning]) == 1
+        consul.register(f"{prefix}web", f"{prefix}vm", "10.77.4.2", 80)
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.4.2", 80)], 10)
+
+
+def reachable(lab: Lab, address: str, **env: str) -> tuple[str, str, str]:
+    """What check says of Consul: state, detail and remedy."""
+    run = bridge("check", "-o", "json", env=environment(address, lab.kubeconfig, **env))
+    (found,) = (p for p in run.json["probes"] if p["probe"] == "consul reachable")
+    return found["state"], found["detail"], found["mend"]
+
+
+def test_check_names_the_remedy_that_fits_the_cause(lab: Lab, tmp_path: Path) -> None:
+    """Credentials, path, proxy, trust and scheme are told apart; only where nothing listens is an agent missing."""
+    upstream = urlsplit(lab.consul.address).netloc
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    with Front(upstream, user="us:pw") as front:
+        state, detail, remedy = reachable(lab, f"http://{front.address}/consul")
+        assert (state, remedy) == ("failed", "consul.http_auth (CONSUL_HTTP_AUTH=USER:PASSWORD)")
+        assert 'something in front of Consul wants a user and password (Basic realm="ops")' in detail
+        state, detail, remedy = reachable(lab, f"http://{front.address}", CONSUL_HTTP_AUTH="us:pw")
+        assert (state, remedy) == (
+            "failed",
+            "consul.address: its host, its port, and its path where Consul is behind a proxy",
+        )
+    dead = f"http://{front.address}"
+    state, detail, remedy = reachable(lab, "http://consul.example:8500", HTTP_PROXY=dead)
+    assert (state, remedy) == ("failed", "the proxy's variable, or NO_PROXY")
+    assert f"the proxy {dead} (HTTP_PROXY) cannot be reached: Connection refused" in detail
+    state, detail, remedy = reachable(lab, lab.consul.https_address, CONSUL_CACERT=str(tmp_path / "other.pem"))
+    assert (state, remedy) == ("failed", "consul.ca_file (CONSUL_CACERT): the CA of Consul's certificate")
+    state, detail, remedy = reachable(lab, lab.consul.https_address.replace("https", "http"))
+    assert (state, remedy) == ("failed", "https:// in consul.address")
+    state, detail, remedy = reachable(lab, lab.consul.address.replace("http", "https"))
+    assert (state, remedy) == ("failed", "consul.address: http://, or the port of Consul's HTTPS API")
+    state, detail, remedy = reachable(lab, dead)
+    assert (state, remedy) == ("failed", "--consul-address, or start the agent")
+    state, detail, remedy = reachable(lab, lab.consul.address, HTTP_PROXY=dead)
+    assert state == "ok", "loopback is never proxied"
+
+
+def test_a_forward_proxy_leads_to_consul(lab: Lab) -> None:
+    """HTTP_PROXY: the proxy resolves the name."""
+    upstream = urlsplit(lab.consul.address).netloc
+    with Front(upstream) as front:
+        env = environment("http://consul.example:8500", lab.kubeconfig, HTTP_PROXY=f"http://{front.address}")
+        run = bridge("check", "-o", "json", env=env)
+        assert next(p for p in run.json["probes"] if p["probe"] == "consul reachable")["state"] == "ok"
+        assert "http://consul.example:8500/v1/status/leader" in front.paths
+
+
+def test_a_ca_that_is_replaced_is_followed_at_once(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    """A bridge that trusts the wrong CA says so, and works two seconds after the right one is in place."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.5.1", 80)
+    file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    with running(
+        lab, "ca", namespace, prefix, CONSUL_HTTP_ADDR=lab.consul.https_address, CONSUL_CACERT=str(file),
+        BRIDGE_DATACENTER="dc1",
+    ) as daemon:  # fmt: skip
+        daemon.start(wait=False)
+        eventually(lambda: "is not trusted" in str(daemon.readiness().get("consul")), True, 20)
+        time.sleep(6)  # by now it waits for longer between its tries
+        put(file, lab.ca_file.read_text())
+        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.5.1", 80)], 6)
+
+
+def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
+    """As `consul` itself has it: CONSUL_HTTP_ADDR=unix:///..."""
+    from tests.lab import Consul
+
+    server = Consul(tmp_path / "consul")
+    socket = tmp_path / "http.sock"
+    server.settings = {"addresses": {"http": f"127.0.0.1 unix://{socket}"}}
+    server.start()
+    try:
+        config = ConsulConfig(address=f"unix://{socket}")
+        client = ConsulClient(config)
+        assert client.own_datacenter() == "dc1"
+        client.close()
+    finally:
+        server.stop()
