@@ -425,8 +425,8 @@ class ConsulSettings(_Section):
     )
     auth_token_file: Plain = _setting(
         "",
-        "File with the JWT for `auth_method`, read at every login. Empty: the pod's own service account token; better one "
-        "with Consul as its audience, projected for this (component consul-login).",
+        "File with the JWT for `auth_method`, read at every login. Empty: the pod's own service account token; better "
+        "one with Consul as its audience, projected for this (component consul-login).",
     )
     http_auth: Annotated[SecretStr, AfterValidator(_http_auth)] = _setting(
         SecretStr(""),
@@ -1379,7 +1379,7 @@ def _leaves(model: type[BaseModel], above: tuple[str, ...]) -> Iterator[Setting]
             yield Setting(path, flag, env, tuple(extra["also"]), extra["secret"], field.description or "", field)
 
 
-SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
 """Where Kubernetes puts a pod's token."""
 
 PROXY_VARIABLES: Final = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")

@@ -6,6 +6,7 @@ it. `close` logs out.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import socket
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from bridge.consul import faults
 from bridge.consul.credentials import Credentials, FixedToken, Login, TokenFile
 from bridge.consul.pace import WaitLimit
-from bridge.consul.proxy import Proxy, basic, proxy_of
 from bridge.consul.room import Room
 from bridge.consul.tls import Tls
 from bridge.consul.transport import Endpoint, Interrupted, TooLarge, Transport, parse_address
-from bridge.errors import CancelledError, TransientError
+from bridge.errors import CancelledError, ConfigurationError, TransientError
+from bridge.proxies import Proxy, proxy_for
 
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
@@ -46,7 +47,7 @@ class Parts:
     @property
     def server(self) -> str:
         """Consul's address for messages, with the proxy on the way to it."""
-        return f"{self.endpoint} through {self.proxy.named}" if self.proxy is not None else str(self.endpoint)
+        return f"{self.endpoint} through {self.proxy}" if self.proxy is not None else str(self.endpoint)
 
     def generation(self) -> tuple[object, ...]:
         """Changes when certificates or tokens do: what was refused may be granted now."""
@@ -109,10 +110,13 @@ def _made(config: ConsulConfig) -> Parts:
     tls = None
     if endpoint.scheme == "https":
         tls = Tls(config.ca_file, config.client_cert, config.client_key, config.verify, config.ca_path)
-    proxy = (
-        None if endpoint.unix_path else proxy_of(endpoint.scheme, endpoint.host, endpoint.port, dict(config.proxies))
-    )
-    authorization = basic(config.http_auth) if config.http_auth else ""
+    proxy = None if endpoint.unix_path else proxy_for(str(endpoint), dict(config.proxies))
+    if proxy is not None and not proxy.url.startswith("http://"):
+        raise ConfigurationError(
+            f"{proxy.source}: {proxy.address}: Consul is not reached through https:// proxies; name an http:// proxy, "
+            f"or add {endpoint.host} to NO_PROXY"
+        )
+    authorization = _basic(config.http_auth) if config.http_auth else ""
     room = Room(max(config.max_answer_bytes // 4, 1 << 20))
     credentials: Credentials
     if config.auth_method:
@@ -127,6 +131,12 @@ def _made(config: ConsulConfig) -> Parts:
         credentials = FixedToken(config.token)
     parts = Parts(endpoint, tls, proxy, authorization, credentials, room, WaitLimit(time.monotonic))
     return parts
+
+
+def _basic(user_and_password: str) -> str:
+    """The value of an Authorization header for `USER:PASSWORD`; without a colon it is a user without a password."""
+    text = user_and_password if ":" in user_and_password else f"{user_and_password}:"
+    return f"Basic {base64.b64encode(text.encode()).decode()}"
 
 
 def transport_of(config: ConsulConfig, parts: Parts, **more: Any) -> Transport:

@@ -31,8 +31,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bridge.consul.proxy import ProxyError
-from bridge.consul.transport import TooLarge
+from bridge.consul.transport import ProxyError, TooLarge
 from bridge.errors import BridgeError, PermanentError, ThrottledError, TransientError
 
 E = TypeVar("E", bound=BridgeError)

@@ -31,10 +31,10 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import consul.base
 
-from bridge.consul.proxy import Proxy, ProxyError
 from bridge.consul.room import FREE_BYTES, Room
 from bridge.consul.tls import Tls
 from bridge.errors import ConfigurationError
+from bridge.proxies import Proxy
 
 T = TypeVar("T")
 
@@ -52,6 +52,10 @@ Params = Sequence[tuple[str, str]]
 
 class TooLarge(Exception):  # noqa: N818 - never leaves this room
     """The body is larger than what is accepted."""
+
+
+class ProxyError(OSError):
+    """The proxy could not be used; the text names it and its variable."""
 
 
 class Interrupted(Exception):  # noqa: N818 - never leaves this room
@@ -396,10 +400,10 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
             sock = self._reach(self.endpoint.host, self.endpoint.port, deadline)
         else:
             try:
-                sock = self._reach(self._proxy.host, self._proxy.port, deadline)
+                sock = self._reach(*_place_of(self._proxy), deadline)
             except OSError as error:
                 why = "the connection timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
-                raise ProxyError(f"{self._proxy.named} cannot be reached: {why}") from error
+                raise ProxyError(f"{self._proxy} cannot be reached: {why}") from error
             if self._tls is not None:
                 self._ask_for_tunnel(sock, self._proxy, deadline)
         return sock if self._tls is None else self._secure(sock, self._tls, deadline)
@@ -432,15 +436,15 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         try:
             response.begin()  # reads nothing beyond the headers: a server's first TLS byte answers one of ours
         except (OSError, http.client.HTTPException) as error:
-            raise ProxyError(f"{proxy.named} gives no answer to CONNECT {authority}: {error or 'closed'}") from error
+            raise ProxyError(f"{proxy} gives no answer to CONNECT {authority}: {error or 'closed'}") from error
         if response.status == 407:
             raise ProxyError(
-                f"{proxy.named} asks for a user and password (407): write {proxy.variable}=http://USER:PASSWORD@HOST:PORT"
+                f"{proxy} asks for a user and password (407): write {proxy.source}=http://USER:PASSWORD@HOST:PORT"
             )
         if response.status != 200:
             said = f"{response.status} {response.reason}".strip()
             raise ProxyError(
-                f"{proxy.named} refuses to connect to {authority}: {said}. If no proxy is needed, add "
+                f"{proxy} refuses to connect to {authority}: {said}. If no proxy is needed, add "
                 f"{self.endpoint.host} to NO_PROXY"
             )
 
@@ -500,6 +504,11 @@ class _Stream(io.RawIOBase):
             self._begun = True
             self.deadline = min(self.deadline, time.monotonic() + self._finish_seconds)
         return count
+
+
+def _place_of(proxy: Proxy) -> tuple[str, int]:
+    parts = urlsplit(proxy.url)
+    return parts.hostname or "", parts.port or 80
 
 
 def _left(deadline: float) -> float:

@@ -18,7 +18,6 @@ import trustme
 from bridge.consul.access import warnings_of
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
 from bridge.consul.pace import WaitLimit
-from bridge.consul.proxy import proxy_of
 from bridge.consul.room import FREE_BYTES, Room
 from bridge.consul.tls import Tls
 from bridge.core.model import Query
@@ -120,64 +119,23 @@ def test_a_kept_connection_notices_a_peer_that_has_gone() -> None:
 
 # --------------------------------------------------------------------------- proxies
 
-PROXIED = {
-    "HTTP_PROXY": "http://upper:1", "http_proxy": "lower:2", "https_proxy": "http://us%40er:pw@secure",
-}  # fmt: skip
 
-
-@pytest.mark.parametrize(
-    ("scheme", "host", "port", "no_proxy", "expected"),
-    [
-        ("http", "consul", 8500, "", "http://upper:1 (HTTP_PROXY)"),
-        ("https", "consul", 8501, "", "http://secure:80 (https_proxy)"),
-        ("http", "localhost", 8500, "", ""),
-        ("http", "127.0.0.53", 8500, "", ""),
-        ("http", "::1", 8500, "", ""),
-        ("http", "consul", 8500, "*", ""),
-        ("http", "consul", 8500, "other, consul", ""),
-        ("http", "a.consul", 8500, "consul", ""),
-        ("http", "consul", 8500, ".consul", "http://upper:1 (HTTP_PROXY)"),
-        ("http", "a.consul", 8500, "*.consul", ""),
-        ("http", "xconsul", 8500, "consul", "http://upper:1 (HTTP_PROXY)"),
-        ("http", "consul", 8500, "consul:8501", "http://upper:1 (HTTP_PROXY)"),
-        ("http", "consul", 8500, "CONSUL:8500", ""),
-        ("http", "10.1.2.3", 8500, "10.0.0.0/8", ""),
-        ("http", "10.1.2.3", 8500, "10.1.2.3:1", "http://upper:1 (HTTP_PROXY)"),
-        ("http", "10.1.2.3", 8500, "10.1.2.3", ""),
-        ("http", "fd00::1", 8500, "[fd00::1]:8500", ""),
-        ("http", "11.1.2.3", 8500, "10.0.0.0/8,nonsense/99,,", "http://upper:1 (HTTP_PROXY)"),
-        ("http", "10.1.2.3", 8500, "3", "http://upper:1 (HTTP_PROXY)"),
-    ],
-)
-def test_the_proxy_is_the_one_that_gos_programs_take(
-    scheme: str, host: str, port: int, no_proxy: str, expected: str
-) -> None:
-    """Loopback never; NO_PROXY with addresses, networks, domains and ports."""
-    found = proxy_of(scheme, host, port, {**PROXIED, "NO_PROXY": no_proxy})
-    assert (f"{found} ({found.variable})" if found else "") == expected
-
-
-def test_a_proxys_password_is_sent_and_not_shown() -> None:
-    """Percent-escapes are undone, as in Go."""
-    found = proxy_of("https", "consul", 8501, PROXIED)
-    assert found is not None
-    assert base64.b64decode(found.authorization.removeprefix("Basic ")) == b"us@er:pw"
-    assert "pw" not in f"{found} {found!r} {found.named}"
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        ("socks5://p:1", "HTTP_PROXY: socks5:// proxies are not supported; write http://HOST:PORT, or NO_PROXY=consul"),
-        ("http://", "HTTP_PROXY: its proxy cannot be used; write http://HOST:PORT, or add consul to NO_PROXY"),
-        ("http://p:port", "HTTP_PROXY: its proxy cannot be used; write http://HOST:PORT, or add consul to NO_PROXY"),
-    ],
-)
-def test_a_proxy_that_cannot_be_used_is_refused_by_name(value: str, said: str) -> None:
+def test_a_proxy_that_cannot_be_used_is_refused_by_name() -> None:
     """Going around it in silence could be worse."""
+    config = ConsulConfig(address="http://consul:8500", proxies=(("HTTP_PROXY", "https://us:pw@p:1"),))
     with pytest.raises(ConfigurationError) as error:
-        proxy_of("http", "consul", 8500, {"HTTP_PROXY": value})
-    assert str(error.value) == said
+        ConsulClient(config)
+    assert str(error.value) == (
+        "HTTP_PROXY: https://p:1: Consul is not reached through https:// proxies; name an http:// proxy, or add consul "
+        "to NO_PROXY"
+    )
+
+
+def test_loopback_and_unix_sockets_are_never_proxied() -> None:
+    """Whatever the variables say."""
+    for address in ("http://127.0.0.1:8500", "http://localhost:8500", "unix:///run/consul.sock"):
+        config = ConsulConfig(address=address, proxies=(("HTTP_PROXY", "http://proxy:1"),))
+        assert config.access.parts(config).proxy is None
 
 
 def through(proxy: str, address: str = "http://consul.example:8500", variable: str = "HTTP_PROXY") -> ConsulConfig:
