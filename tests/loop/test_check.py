@@ -209,11 +209,12 @@ def test_connections_come_in_one_section_with_where_and_as_whom(both: Both) -> N
     section = {p.name: p.detail for p in found if p.section == "connections"}
     assert section == {
         "consul address": both.consul.address,
+        "consul token": "none: requests are anonymous",
         "kubernetes address": both.kube.url,
         "kubernetes user": "admin (groups: system:authenticated)",
     }
     places = [n for n, probe in enumerate(found) if probe.section]
-    assert places == list(range(places[0], places[0] + 3))
+    assert places == list(range(places[0], places[0] + 4))
 
 
 def test_a_server_that_does_not_tell_who_we_are_is_no_failure(both: Both) -> None:
