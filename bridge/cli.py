@@ -10,6 +10,7 @@ the commands: `bridge --help` must answer in under 0.2 s.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
@@ -516,11 +517,14 @@ def _run(flags: Mapping[str, Any]) -> int:
         )
         daemons.append(daemon)
         metrics.watch(daemon.status)
-        web = WebServer(settings.run.listen, Site(daemon, metrics.text, history).pages)
-        history.follow(lambda entry: web.publish(event_of(entry)))
-        with web:
+        site, where = Site(daemon, metrics.text, history), settings.run.page
+        web = WebServer(settings.run.listen, site.pages if where == "on" else site.probes)
+        page = WebServer(where, site.pages) if where not in ("on", "off") else None
+        history.follow(lambda entry: (page or web).publish(event_of(entry)))
+        with web, page or contextlib.nullcontext():
             log.info("effective settings", **{k: v for k, v in settings.effective().items() if v})
-            log.info("bridge starts", version=__version__, listening=web.address)
+            places = {"listening": web.address, **({"page": page.address} if page is not None else {})}
+            log.info("bridge starts", version=__version__, **places)
             if signals.received is None:
                 daemon.run()
         log.info("bridge has stopped")

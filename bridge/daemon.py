@@ -32,7 +32,7 @@ RULES_GONE = (
     "rules: []"
 )
 
-FIXED = ("run.listen", "log.format", "log.level")
+FIXED = ("run.listen", "run.page", "log.format", "log.level")
 """Settings that only a new process takes."""
 
 

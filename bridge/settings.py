@@ -340,6 +340,20 @@ def _listen(value: str) -> str:
     return value
 
 
+def _switch_word(value: object) -> object:
+    """YAML reads on and off as true and false."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
+
+
+def _page(value: str) -> str:
+    if value in ("on", "off"):
+        return value
+    try:
+        return _listen(value)
+    except ValueError:
+        raise ValueError("must be on, off or HOST:PORT, for instance 127.0.0.1:9481") from None
+
+
 Duration = Annotated[float, _duration()]
 Percent = Annotated[int, BeforeValidator(_percent)]
 Plain = Annotated[str, AfterValidator(_plain)]
@@ -562,6 +576,11 @@ class RunSettings(_Section):
         "HOST:PORT of /healthz, /readyz, /metrics, /api/status and the page. There is no authentication: loopback "
         "unless something guards it. Port 0: any free one (the log says which).",
         flag="--listen",
+    )
+    page: Annotated[str, BeforeValidator(_switch_word), AfterValidator(_page)] = _setting(
+        "on",
+        "The page, /api/status and what belongs to them: `on` (at `listen`), `off`, or a HOST:PORT of their own, so "
+        "that `listen` answers probes and scrapes alone.",
     )
     resync: Annotated[float, _duration("10s", "1d")] = _setting(
         300.0,

@@ -33,6 +33,7 @@ from bridge.engine.connections import connections
 from bridge.engine.probe import FAILED, OK, WARNING, Probe
 from bridge.engine.scope import anchored, named_with, namespaces_of, never_used
 from bridge.errors import BridgeError, CancelledError
+from bridge.kube.admission import refusals
 from bridge.kube.cache import can_i, list_once, namespaces_exist
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored, some_endpoints
@@ -336,6 +337,8 @@ class _Check:
                 probe = _rights_in(client, namespace, need, daemon=self._options.leases)
                 allowed += [namespace] if probe.state != FAILED and Output.ENDPOINTS in need.outputs else []
                 yield probe
+                if probe.state != FAILED and namespace:
+                    yield from self._admission(client, namespace, need)
             if self._options.leases:
                 yield _leases(client)
             if "*" in self._options.cluster_nodes:
@@ -344,6 +347,16 @@ class _Check:
                 yield self._mirroring(client, allowed)
         except BridgeError as error:
             yield Probe("rights", FAILED, str(error), "kubectl auth can-i --list")
+
+    def _admission(self, client: KubeClient, namespace: str, need: _Needs) -> Iterator[Probe]:
+        """What stands behind the rights: policies, webhooks, quotas. Said only when something is refused."""
+        kinds = {Kind.SERVICE} if "create" in need.services else set()
+        if "create" in need.writing:
+            kinds |= {Kind.ENDPOINTS} if need.outputs != {Output.ENDPOINTSLICES} else set()
+            kinds |= {Kind.ENDPOINT_SLICE} if need.outputs & {Output.ENDPOINTSLICES, Output.BOTH} else set()
+        if found := refusals(client, namespace, self._options.owner, kinds):
+            mend = "the admission policy, webhook or quota that the message names has to let the bridge's objects in"
+            yield Probe(f"admission in {namespace}", FAILED, _some(found), mend)
 
     def _needs(self, rules: Sequence[Rule], namespace: str) -> _Needs:
         """What is done in a namespace ("" for all): by rules whose targets may be there, and for people's Services."""

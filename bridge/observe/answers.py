@@ -141,6 +141,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """As usual, and only what we serve."""
         if not super().parse_request():
             return False
+        hosts = self.headers.get_all("Host", []) if self.request_version != "HTTP/0.9" else []
+        self.request_version = "HTTP/1.1"  # the answer has headers, whatever was asked
+        if len(hosts) != 1:  # HTTP/0.9 has no headers, so nobody can tell whom it means; two say two different things
+            self._answer(text_answer(400, "a request needs HTTP/1.0 or newer and one Host header"))
+            return False
         if self.command not in ("GET", "HEAD"):
             self._answer(text_answer(405, "only GET and HEAD"), {"Allow": "GET, HEAD"})
             return False

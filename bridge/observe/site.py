@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 class Site:
-    """The pages of one bridge. `pages` goes to the web server."""
+    """The pages of one bridge, for a web server: `pages` are all of them, `probes` those for machines alone."""
 
     def __init__(
         self,
@@ -77,10 +77,13 @@ class Site:
         self._rows_lock = threading.Lock()
         self._rows: Sequence[Row] = ()
         self._rows_at = -math.inf
-        self.pages: Mapping[str, Page] = {
+        self.probes: Mapping[str, Page] = {
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/metrics": lambda _request: Answer(200, metrics_module.CONTENT_TYPE, self._metrics()),
+        }
+        self.pages: Mapping[str, Page] = {
+            **self.probes,
             "/api/status": lambda _request: json_answer(200, self._source.status()),
             "/events": lambda _request: Answer(200, "text/event-stream", _HELLO, stream=True),
             "/": self._index,

@@ -331,7 +331,10 @@ class WebServer:
 
 def _busy() -> Reply:
     """What a reader of events is told when there are enough of them."""
-    return respond(b"GET / HTTP/1.1\r\n\r\n", lambda _path: lambda _request: text_answer(503, "too many readers"))
+    return respond(
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        lambda _path: lambda _request: text_answer(503, "too many readers"),
+    )
 
 
 def _split(listen: str) -> tuple[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from tests.e2e.test_manifests import Cluster, identity, running
+from tests.e2e.test_manifests import BRIDGE, Cluster, identity, running
 from tests.lab import Lab, manifests
 from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
@@ -65,6 +67,15 @@ def refused(kube: RawKube, path: str, body: Json) -> str:
     return ""
 
 
+def admission(environment: dict[str, str]) -> str:
+    """What `bridge check` says of admission; "" when it says nothing."""
+    done = subprocess.run(
+        (*BRIDGE, "check", "-o", "json"), env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    probes = json.loads(done.stdout)["probes"]
+    return "".join(p["detail"] for p in probes if p["probe"].startswith("admission in"))
+
+
 def test_the_bridge_is_admitted_and_nothing_else_is(
     installed: tuple[dict[str, str], list[str]],
     theirs: RawKube,
@@ -84,6 +95,8 @@ def test_the_bridge_is_admitted_and_nothing_else_is(
     # The API server learns of a new policy by a watch.
     eventually(lambda: "owner id" in refused(theirs, endpoints, unmarked), True, 30)
 
+    assert admission(environment) == ""
+    assert "owner id" in admission({**environment, "BRIDGE_OWNER": "another"})
     for n in (1, 2):
         consul.register(service, f"{service}-{n}", f"10.64.0.{n}", 8080)
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab
+from tests.lab import Lab, free_port
 from tests.program import Daemon, environment, put
 from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
 
@@ -215,6 +216,23 @@ def test_it_serves_health_readiness_metrics_and_status(daemon: Daemon) -> None:
     assert found == {
         "/healthz": 200, "/readyz": 200, "/metrics": 200, "/api/status": 200, "/": 200, "/nothing": 404,
     }  # fmt: skip
+
+
+def test_the_page_may_be_off_or_have_an_address_of_its_own(lab: Lab, namespace: str, prefix: str) -> None:
+    """Probes and metrics answer at `listen` all the same, and nothing else does."""
+    own = free_port()
+    for place in ("off", f"127.0.0.1:{own}"):
+        env = environment(lab.consul.address, lab.kubeconfig, BRIDGE_RUN_PAGE=place)
+        daemon = Daemon(lab, f"page-{prefix}", "--service", f"{prefix}*", "--namespace", namespace, env=env)
+        try:
+            daemon.start()
+            found = {path: daemon.get(path)[0] for path in ("/healthz", "/readyz", "/metrics", "/", "/api/status")}
+            assert found == {"/healthz": 200, "/readyz": 200, "/metrics": 200, "/": 404, "/api/status": 404}
+            if place != "off":
+                with urllib.request.urlopen(f"http://{place}/api/status", timeout=5) as answer:
+                    assert answer.status == 200
+        finally:
+            daemon.stop()
 
 
 def test_it_ends_quickly_on_sigterm_and_removes_nothing(

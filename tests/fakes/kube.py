@@ -1061,6 +1061,8 @@ class _Handler(BaseHTTPRequestHandler):
             if held is None:
                 self._permit(user, "create", kind[0], kind[1], namespace, "")
                 self._need_namespace(kind, namespace)
+            if query.get("dryRun") == "All":  # nothing is stored
+                return (201, body) if held is None else (200, _rendered(held))
             answer, created = kube.apply(kind, namespace, name, body, manager, query.get("force") == "true")
             return (201 if created else 200), answer
         if content.startswith("application/merge-patch+json"):

@@ -181,7 +181,10 @@ def test_other_methods_are_refused(server: WebServer, method: str) -> None:
 
 def test_an_upload_is_not_waited_for(server: WebServer) -> None:
     """A body is never read; the answer still arrives."""
-    answer = raw(server, b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n" + b"x" * 50000)
+    answer = raw(
+        server,
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n" + b"x" * 50000,
+    )
     assert answer.startswith(b"HTTP/1.1 405 ")
 
 
@@ -194,12 +197,16 @@ def test_an_upload_is_not_waited_for(server: WebServer) -> None:
         (b"GET / HTTP/9.9\r\n\r\n", 505),
         (b"GET / NONSENSE\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
-        (b"GET /nix HTTP/1.1\r\n\r\n", 404),
-        (b"GET //evil.example/ HTTP/1.1\r\n\r\n", 404),
-        (b"GET /../etc/passwd HTTP/1.1\r\n\r\n", 404),
-        (b"GET /healthz?x=<script> HTTP/1.1\r\n\r\n", 200),
-        (b"GET /healthz HTTP/1.0\r\n\r\n", 200),
-        (b"GET /healthz HTTP/1.1\n\n", 200),
+        (b"GET /nix HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"GET //evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"GET /../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"GET /healthz?x=<script> HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET /healthz HTTP/1.1\nHost: localhost\n\n", 200),
+        (b"GET /healthz\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.0\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", 400),
     ],
 )
 def test_requests_of_all_kinds(server: WebServer, request_bytes: bytes, status: int) -> None:
@@ -230,7 +237,9 @@ def test_a_page_that_fails_is_500_and_says_nothing_inside(server: WebServer, wor
 
 def test_several_requests_on_one_connection_are_not_served(server: WebServer) -> None:
     """One each: nobody can hold on."""
-    answer = raw(server, b"GET /healthz HTTP/1.1\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n")
+    answer = raw(
+        server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
     assert answer.count(b"HTTP/1.1 200") == 1
 
 
@@ -266,7 +275,7 @@ def test_who_never_reads_the_answer_does_not_keep_others_waiting(world: World) -
     with start(world) as server:
         lazy = [connect(server) for _ in range(3 * web.WORKERS)]
         for sock in lazy:
-            sock.sendall(b"GET /api/status HTTP/1.1\r\n\r\n")
+            sock.sendall(b"GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert ask(server).status == 200
         assert len(body(ask(server, "/api/status"))) > 5_000_000
         for sock in lazy:
@@ -283,7 +292,7 @@ def test_a_slow_page_does_not_keep_the_others_waiting(world: World) -> None:
 
     world.status = slow  # type: ignore[method-assign]
     with start(world) as server, connect(server) as sock:
-        sock.sendall(b"GET /api/status HTTP/1.1\r\n\r\n")
+        sock.sendall(b"GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert ask(server).status == 200
         gate.set()
 
@@ -350,7 +359,7 @@ def test_ipv6(world: World) -> None:
     try:
         with start(world, "[::1]:0") as server:
             assert server.address.startswith("http://[::1]:")
-            assert raw(server, b"GET /healthz HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200")
+            assert raw(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 200")
     except ConfigurationError:
         pytest.skip("no IPv6 on this machine")
 
@@ -384,7 +393,7 @@ def test_events_reach_every_reader_as_they_happen(server: WebServer) -> None:
     """Server-sent events: a greeting, then what is published, in order."""
     readers = [connect(server) for _ in range(3)]
     for sock in readers:
-        sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+        sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         head = read_until(sock, b"event: hello\ndata: {}\n\n")
         assert head.startswith(b"HTTP/1.1 200 ")
         assert b"Content-Type: text/event-stream\r\n" in head
@@ -401,16 +410,16 @@ def test_events_reach_every_reader_as_they_happen(server: WebServer) -> None:
 def test_a_reader_of_events_too_many_is_told_to_come_later(world: World) -> None:
     """The others keep theirs; one that leaves makes room."""
     with start(world, streams=1) as server, connect(server) as first:
-        first.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+        first.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_until(first, b"hello")
-        assert raw(server, b"GET /events HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+        assert raw(server, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 503 ")
         server.publish(event_of(entry(number=7)))
         read_until(first, b"id: 7\n")
         first.close()
         deadline = time.monotonic() + 30
         while True:
             with connect(server) as second:
-                second.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+                second.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 if second.recv(4096).startswith(b"HTTP/1.1 200 "):
                     break
             assert time.monotonic() < deadline
@@ -420,7 +429,7 @@ def test_a_reader_of_events_that_does_not_read_is_dropped(world: World) -> None:
     """And neither its silence nor what it sends keeps anybody waiting."""
     with start(world) as server, connect(server) as lazy, connect(server) as eager:
         for sock in (lazy, eager):
-            sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+            sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             read_until(sock, b"hello")
         lazy.sendall(b"noise" * 1000)
         event = event_of(entry(text="x" * 100_000))
@@ -437,7 +446,7 @@ def test_a_reader_of_events_that_does_not_read_is_dropped(world: World) -> None:
 def test_a_burst_of_events_is_cut_to_the_newest(world: World) -> None:
     """Readers look again anyway: what they need is that there was something."""
     with start(world) as server, connect(server) as sock:
-        sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+        sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_until(sock, b"hello")
         for number in range(5000):
             server.publish(event_of(entry(number=number)))
@@ -448,7 +457,7 @@ def test_a_burst_of_events_is_cut_to_the_newest(world: World) -> None:
 def test_a_stream_of_events_ends_after_a_while(world: World) -> None:
     """Browsers come again; who is gone unseen does not stay for ever."""
     with start(world, stream_seconds=1.0) as server:
-        assert b"hello" in raw(server, b"GET /events HTTP/1.1\r\n\r\n")
+        assert b"hello" in raw(server, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
 def test_streams_of_events_do_not_keep_probes_out(world: World) -> None:
@@ -457,7 +466,7 @@ def test_streams_of_events_do_not_keep_probes_out(world: World) -> None:
         readers = [connect(server) for _ in range(12)]
         for sock in readers:
             with contextlib.suppress(OSError):
-                sock.sendall(b"GET /events HTTP/1.1\r\n\r\n")
+                sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for _ in range(5):
             assert ask(server).status == 200
         for sock in readers:
@@ -466,4 +475,4 @@ def test_streams_of_events_do_not_keep_probes_out(world: World) -> None:
 
 def test_head_of_events_is_no_stream(server: WebServer) -> None:
     """It ends at once."""
-    assert b"text/event-stream" in raw(server, b"HEAD /events HTTP/1.1\r\n\r\n")
+    assert b"text/event-stream" in raw(server, b"HEAD /events HTTP/1.1\r\nHost: localhost\r\n\r\n")

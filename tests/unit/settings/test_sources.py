@@ -57,6 +57,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "dns.parallel": ("2", "3"),
     "dns.wait": ("2s", "3s"),
     "run.listen": ("127.0.0.1:1", "[::1]:0"),
+    "run.page": ("off", "127.0.0.1:9481"),
     "run.resync": ("1m", "2m"),
     "run.grace": ("1m", "250ms"),
     "run.leader_elect": ("true", "false"),
