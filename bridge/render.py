@@ -685,6 +685,8 @@ def _endpoint_text(endpoint: Endpoint) -> str:
         words.append("terminating")
     if endpoint.zone:
         words.append(f"zone {endpoint.zone}")
+    if endpoint.for_zone:
+        words.append(f"for zone {endpoint.for_zone}")
     if endpoint.node_name:
         words.append(f"node {endpoint.node_name}")
     return clean(f"{endpoint.address} ({', '.join(words)})")

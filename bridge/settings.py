@@ -367,6 +367,7 @@ Cidr = Annotated[str, AfterValidator(_cidr)]
 MetadataKey = Annotated[str, AfterValidator(_metadata_key)]
 LabelValue = Annotated[str, AfterValidator(_label)]
 ValueSource = Annotated[str, AfterValidator(_source_of_value)]
+ProtocolSource = Annotated[str, _full_match(re.compile(r"tag:.+|meta:[^=]+=.*"), "tag:TAG or meta:KEY=VALUE")]
 
 
 def _number(minimum: int, maximum: int) -> Any:
@@ -781,6 +782,12 @@ class DestinationRule(_Section):
     )
     protocol: Literal["TCP", "UDP", "SCTP"] = Field(
         "TCP", description="Protocol of the port; beside TCP the service meta `protocol` (udp, sctp) may say otherwise."
+    )
+    protocol_from: dict[ProtocolSource, Literal["TCP", "UDP", "SCTP"]] = Field(
+        {},
+        description="Protocols of instances by what they carry: `tag:TAG` or `meta:KEY=VALUE` (`tag:udp: UDP` for what "
+        "Registrator registers). An instance may have several; without any it is as above. Of one name in several "
+        "protocols the Service has a port for each: `dns` and `dns-udp`, without a name `tcp` and `udp`.",
     )
     app_protocol: Annotated[
         str,
@@ -1260,6 +1267,7 @@ class Settings(BaseSettings):
                 port=to.port or 0,
                 port_name=to.port_name,
                 protocol=to.protocol,
+                protocol_from=_pairs(to.protocol_from),
                 app_protocol=to.app_protocol,
                 labels=_pairs(to.labels),
                 annotations=_pairs(to.annotations),

@@ -174,6 +174,7 @@ def fold(one: Endpoint, other: Endpoint) -> Endpoint:
         terminating=better.terminating,
         zone=min(filter(None, (one.zone, other.zone)), default=""),
         node_name=min(filter(None, (one.node_name, other.node_name)), default=""),
+        for_zone=min(filter(None, (one.for_zone, other.for_zone)), default=""),
     )
 
 
@@ -199,7 +200,8 @@ def plain(groups: Iterable[Group]) -> tuple[Group, ...]:
 
 
 def _is_plain(endpoint: Endpoint) -> bool:
-    return endpoint.serving is endpoint.ready and not (endpoint.terminating or endpoint.zone or endpoint.node_name)
+    more = endpoint.terminating or endpoint.zone or endpoint.node_name or endpoint.for_zone
+    return endpoint.serving is endpoint.ready and not more
 
 
 def _plain(endpoint: Endpoint) -> Endpoint:

@@ -13,6 +13,7 @@ from typing import Any
 from bridge.core import select
 from bridge.core.canonical import shorten
 from bridge.core.model import (
+    NO_PORTS,
     Action,
     Current,
     EndpointsBody,
@@ -162,10 +163,17 @@ def explain(
         conflicts=tuple(f"{c.kind} {c.target}: {c.reason}" for c in plan.conflicts) if plan is not None else (),
         warnings=plan.warnings if plan is not None else (),
         filter=rule.filter if rule is not None else "",
-        others=tuple(f"{address}:{port} {'ready' if ready else 'not ready'}" for address, port, ready in others),
+        others=tuple(
+            f"{address}:{port} {_word(ready)}" if port else f"{address} {_word(ready)}"
+            for address, port, ready in others
+        ),
         compared=plan is not None or not isinstance(target, Target),
         reasons=codes_of((problem or "", *(row.reason for row in rows), *(plan.reasons if plan is not None else ()))),
     )
+
+
+def _word(ready: bool) -> str:
+    return "ready" if ready else "not ready"
 
 
 def _verdicts(
@@ -206,7 +214,7 @@ def _rows(
 
 
 def _pairs_of(fates: Sequence[Fate]) -> set[tuple[str, int]]:
-    return {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports}
+    return {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports or NO_PORTS}
 
 
 def _left_out(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: Rule | None) -> tuple[Row, ...]:
@@ -233,7 +241,7 @@ PORT_SELECTOR = "Service.Port"
 def _row(fate: Fate, rule: Rule, stands: Stands, carriers: Carriers) -> Row:
     instance = fate.instance
     address, _ = choose_address(instance, rule.instances)
-    pairs = [(e.address, p.number) for _, e in fate.endpoints for p in fate.ports]
+    pairs = [(e.address, p.number) for _, e in fate.endpoints for p in fate.ports or NO_PORTS]
     found = [stands.get(pair) for pair in pairs]
     return Row(
         instance=instance_name(instance),
@@ -273,7 +281,7 @@ def _stands(current: Current | None) -> Stands:
         groups = [s.group for s in current.slices] + list(current.endpoints.groups if current.endpoints else ())
         for group in groups:
             for endpoint in group.endpoints:
-                for port in group.ports:
+                for port in group.ports or NO_PORTS:
                     pair = endpoint.address, port.number
                     stands[pair] = endpoint.ready or stands.get(pair, False)
     return stands
@@ -300,7 +308,7 @@ def _carriers(current: Current | None, plan: Plan | None) -> Carriers:
         for group in groups:
             label = name or f"subset {sets.index(group.ports) + 1}"
             for endpoint in group.endpoints:
-                for port in group.ports:
+                for port in group.ports or NO_PORTS:
                     carriers.setdefault((endpoint.address, port.number), []).append(label)
     return carriers
 

@@ -189,9 +189,17 @@ class Port:
     app_protocol: str = ""
 
 
+NO_PORTS = (Port("", 0),)
+"""What stands for the port of endpoints without one (of a headless Service that is there for DNS alone)."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
-    """One canonical address with its conditions. `ready` implies `serving`."""
+    """One canonical address with its conditions.
+
+    `ready` implies `serving`, unless the Service publishes what is not ready as well. `for_zone` is the zone whose
+    clients are to prefer it.
+    """
 
     address: str
     ready: bool
@@ -199,6 +207,7 @@ class Endpoint:
     terminating: bool = False
     zone: str = ""
     node_name: str = ""
+    for_zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -587,7 +596,8 @@ class Destination:
     """Where and as what a rule's services go (`to:` of a rule). `port` 0 means: from the instances.
 
     `annotated` marks the rule of a Service that a person made and labelled: it is filled, never written. `type` is the
-    Service's ("": none is set: a new one is ClusterIP, and what others make of it stays).
+    Service's ("": none is set: a new one is ClusterIP, and what others make of it stays). `protocol_from` gives
+    instances a protocol of their own: (source, protocol), where source is `tag:TAG` or `meta:KEY=VALUE`.
     `labels_from` and `annotations_from` take values from the instances: (key, source), where source is `meta:KEY`,
     `node-meta:KEY`, `tag:PREFIX` (the rest of the tag that begins so) or `tags` (all of them).
     """
@@ -599,6 +609,7 @@ class Destination:
     port: int = 0
     port_name: str = ""
     protocol: str = "TCP"
+    protocol_from: Pairs = ()
     app_protocol: str = ""
     labels: Pairs = ()
     annotations: Pairs = ()

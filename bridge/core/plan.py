@@ -53,6 +53,7 @@ from bridge.core.marks import joined
 from bridge.core.marks import marks as marks
 from bridge.core.marks import origins as origins
 from bridge.core.model import (
+    NO_PORTS,
     Action,
     Adopt,
     Body,
@@ -157,24 +158,25 @@ def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool, owner:
     if not before:
         return desired
     members = {(g.family, g.ports): {e.address: e for e in g.endpoints} for g in desired.groups}
-    ready_before = {_pair(address, p) for _, address, ports in before for p in ports} - _ready_pairs(desired.groups)
+    ready_before = {pair for _, address, ports in before for pair in _pairs_at(address, ports)}
+    ready_before -= _ready_pairs(desired.groups)
     listed = _pairs(desired.groups)
     withheld = _pairs(desired.withheld) - listed
     if flips:
         for (_, ports), endpoints in members.items():
             for address, endpoint in endpoints.items():
-                if not endpoint.ready and any(_pair(address, p) in ready_before for p in ports):
+                if not endpoint.ready and any(pair in ready_before for pair in _pairs_at(address, ports)):
                     endpoints[address] = replace(endpoint, ready=True, serving=True, terminating=False)
     names = _names_now(desired, current)
     for (family, address, ports), endpoint in before.items():
         back = []
-        for port in ports:
+        for port in ports or NO_PORTS:
             pair = _pair(address, port)
             if pair not in listed and (flips if pair in withheld else lost):
                 listed.add(pair)
                 back.append(replace(port, name=names.get(port.name, port.name)))
         if back:
-            members.setdefault((family, tuple(sorted(back))), {}).setdefault(address, endpoint)
+            members.setdefault((family, tuple(sorted(back)) if ports else ()), {}).setdefault(address, endpoint)
     groups = canonical.group_endpoints(members)
     return replace(desired, groups=groups, service_ports=_ports_with(groups, desired, current))
 
@@ -418,7 +420,7 @@ def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Curren
         for endpoint in group.endpoints:
             if endpoint.ready:
                 wanted[group.ports] += 1
-                found[group.ports] += all(_pair(endpoint.address, p) in mirrored for p in group.ports)
+                found[group.ports] += all(p in mirrored for p in _pairs_at(endpoint.address, group.ports))
     return any(found[ports] < min(count, MIRRORING_LIMIT) for ports, count in wanted.items())
 
 
@@ -552,8 +554,13 @@ def _pair(address: str, port: Port) -> Pair:
     return address, port.number, port.protocol
 
 
+def _pairs_at(address: str, ports: tuple[Port, ...]) -> list[Pair]:
+    """What connections to an endpoint are made to; for one without ports its address counts."""
+    return [_pair(address, p) for p in ports or NO_PORTS]
+
+
 def _pairs(groups: Iterable[Group]) -> set[Pair]:
-    return {_pair(e.address, p) for g in groups for e in g.endpoints for p in g.ports}
+    return {_pair(e.address, p) for g in groups for e in g.endpoints for p in g.ports or NO_PORTS}
 
 
 def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Draft) -> tuple[int, int]:
@@ -571,7 +578,7 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Dra
     listed = _pairs((*desired.groups, *desired.withheld)) if desired is not None else set()
     lost = flipped = 0
     for _, address, ports in before:
-        pairs = [_pair(address, p) for p in ports]
+        pairs = _pairs_at(address, ports)
         if not all(pair in after for pair in pairs):
             gone = any(pair not in after and pair not in listed for pair in pairs)
             lost += gone
@@ -580,7 +587,7 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Dra
 
 
 def _ready_pairs(groups: Iterable[Group]) -> set[Pair]:
-    return {_pair(e.address, p) for g in groups for e in g.endpoints if e.ready for p in g.ports}
+    return {_pair(e.address, p) for g in groups for e in g.endpoints if e.ready for p in g.ports or NO_PORTS}
 
 
 def _groups_in(body: Body | None) -> tuple[Group, ...]:

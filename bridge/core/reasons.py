@@ -49,6 +49,8 @@ class Code(StrEnum):
     PORT_INVALID = "port_invalid"
     PORTS_INVALID = "ports_invalid"
     SERVICE_WITHOUT_PORTS = "service_without_ports"
+    PORTS_AMBIGUOUS = "ports_ambiguous"
+    PUBLISHED = "published"
 
     # a service has no target
     CONSUL_ITSELF = "consul_itself"
@@ -100,7 +102,11 @@ class Code(StrEnum):
     FAMILY_MISSING = "family_missing"
     FAMILY_UNAVAILABLE = "family_unavailable"
     PORT_UNREACHABLE = "port_unreachable"
-    PROTOCOL_UNREACHABLE = "protocol_unreachable"
+    PORT_GUESSED = "port_guessed"
+    PORT_UNSERVED = "port_unserved"
+    TRAFFIC_LOCAL = "traffic_local"
+    DISTRIBUTION_UNHINTED = "distribution_unhinted"
+    DISTRIBUTION_UNZONED = "distribution_unzoned"
     PORTS_UNUSABLE = "ports_unusable"
     PORTS_BESIDE_ADDRESS = "ports_beside_address"
     PORT_NAME_ABSENT = "port_name_absent"
@@ -138,6 +144,11 @@ def _omitted(status: str, check: str) -> str:
     return f"omitted because it is {status}{f' (check {check})' if check else ''}"
 
 
+def _published(status: str, check: str) -> str:
+    said = f" (check {check})" if check else ""
+    return f"it is {status}{said}, and the Service asks for such endpoints too (publishNotReadyAddresses)"
+
+
 SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.PROXY: "a Connect proxy or gateway (kind {kind})",
     Code.KUBERNETES: "it came from a Kubernetes cluster (meta {key}={value})",
@@ -172,6 +183,9 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.PORT_INVALID: "port {number} is not between 1 and 65535",
     Code.PORTS_INVALID: "none of its ports is between 1 and 65535",
     Code.SERVICE_WITHOUT_PORTS: "the Service has no ports",
+    Code.PORTS_AMBIGUOUS: "neither a name nor a number says which of its ports ({ports}) the Service means; name them "
+    "in the Service's targetPort",
+    Code.PUBLISHED: _published,
     Code.CONSUL_ITSELF: "Consul's own service",
     Code.NAME_TOO_LONG: "a name of {length} characters",
     Code.NAME_UNPRINTABLE: "control characters in its name: Consul answers no question about it",
@@ -223,8 +237,16 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "cluster gives it {families} only (spec.ipFamilies)",
     Code.PORT_UNREACHABLE: "port {name!r} cannot be reached: the Service's {protocol} port {number} is {holder!r}; "
     "give one of them another number (`port`)",
-    Code.PROTOCOL_UNREACHABLE: "{count} endpoints of port {name!r} cannot be reached: the Service speaks {protocol} "
-    "there",
+    Code.PORT_GUESSED: "port {port} of the Service: neither its name nor its number is that of a port of an instance, "
+    "so {number}, the only one left or the default, is taken; name the right one in its targetPort",
+    Code.PORT_UNSERVED: "port {port} of the Service has no endpoint: no instance has a port of that name or number; "
+    "name one in its targetPort, or remove it",
+    Code.TRAFFIC_LOCAL: "{field} is Local, and {count} of {ready} ready endpoints are on no node of the cluster: such "
+    "traffic does not reach them; set {field} to Cluster",
+    Code.DISTRIBUTION_UNHINTED: "trafficDistribution is {value}, which needs hints in EndpointSlices: it has no effect "
+    "with the output endpoints; use both",
+    Code.DISTRIBUTION_UNZONED: "trafficDistribution is {value}, and {count} of {ready} ready endpoints are in no known "
+    "zone: it has no effect until every node's meta in Consul names one (`zone_meta`)",
     Code.PORTS_UNUSABLE: "no number between 1 and 65535, so not mirrored: the port {names}",
     Code.PORTS_BESIDE_ADDRESS: "the address {address} has a port of its own, so these are not mirrored: {names}",
     Code.PORT_NAME_ABSENT: "no port is called {wanted!r} (`port_name`) but {names}: the default one has that name now",
@@ -327,6 +349,7 @@ SKIPS = (
     Code.PORT_INVALID,
     Code.PORTS_INVALID,
     Code.SERVICE_WITHOUT_PORTS,
+    Code.PORTS_AMBIGUOUS,
     Code.NAME_UNMAPPABLE,
     Code.NAMESPACE_DENIED,
     Code.NAMESPACE_NOT_ALLOWED,
@@ -345,7 +368,11 @@ WARNINGS = (
     Code.FAMILY_MISSING,
     Code.FAMILY_UNAVAILABLE,
     Code.PORT_UNREACHABLE,
-    Code.PROTOCOL_UNREACHABLE,
+    Code.PORT_GUESSED,
+    Code.PORT_UNSERVED,
+    Code.TRAFFIC_LOCAL,
+    Code.DISTRIBUTION_UNHINTED,
+    Code.DISTRIBUTION_UNZONED,
     Code.PORTS_UNUSABLE,
     Code.PORTS_BESIDE_ADDRESS,
     Code.PORT_NAME_ABSENT,

@@ -17,6 +17,8 @@ from bridge.core.annotated import FILTER, TAGS
 from bridge.core.canonical import shorten
 from bridge.core.marks import derived, is_label_value, joined
 from bridge.core.model import (
+    NO_PORTS,
+    USUAL_TRAFFIC,
     Current,
     CurrentService,
     Disposition,
@@ -37,6 +39,9 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.reasons import Code, Reason
+
+BY_ZONE = ("PreferClose", "PreferSameZone", "PreferSameNode")
+"""Values of spec.trafficDistribution for which Kubernetes' own slices have hints for zones as well."""
 
 MIRRORING_LIMIT = 1000
 """Addresses per subset that the control plane copies into EndpointSlices (Kubernetes' default)."""
@@ -136,11 +141,13 @@ def translate(
     }
     skipped |= {Skipped(query.service, *pair) for _, query, known in sources for pair in known.left_out}
     main = "" if rule.to.annotated else _main_name(fates, service)
-    groups, withheld = _groups((fate for _, _, fate in fates), main)
+    names = {} if rule.to.annotated else _names(fates, main, service, rule)
+    groups, withheld = _groups((fate for _, _, fate in fates), main, names)
     service_ports: tuple[Port, ...] | None = None
     warnings: tuple[Reason, ...] = ()
     if not rule.to.annotated:
-        service_ports, warnings = portage.of_service([r for r, _, _ in sources], main, (*groups, *withheld), service)
+        rules = [source_rule for source_rule, _, _ in sources]
+        service_ports, warnings = portage.of_service(rules, main, (*groups, *withheld), service, names)
         ours = service is not None and service.meta.owner is not None
         if fates and not ours and all(fate.ended is Ended.FOREIGN for _, _, fate in fates):
             return Translation(None, tuple(sorted(skipped)))
@@ -172,8 +179,8 @@ def translate(
         *(
             text
             for source_rule, _, fate in fates
-            if fate.endpoints and fate.instance.ports
-            for text in _port_warnings(fate, source_rule)
+            if fate.endpoints and (fate.instance.ports or source_rule.to.annotated)
+            for text in _port_warnings(fate, source_rule, service)
         ),
     )
     return Translation(mirror, tuple(sorted(skipped)), tuple(sorted(set(warnings))))
@@ -260,14 +267,19 @@ def _fate_of(
     if isinstance(found, Reason):
         return Fate(instance, Ended.SKIPPED, reason or found, ports)
     ready, serving, terminating = _conditions(instance.status, disposition)
+    traffic = service.traffic if service is not None else USUAL_TRAFFIC
+    if traffic.publish_not_ready and ended is Ended.NOT_READY:
+        ready, ended = True, Ended.READY
+        reason = Reason(Code.PUBLISHED, status=instance.status, check=shorten(instance.check))
     zone = zone_of(instance, rule.instances.zone_meta)
+    for_zone = zone if traffic.distribution in BY_ZONE else ""
     node_name = instance.node if instance.node in cluster_nodes else ""
     return Fate(
         instance,
         ended,
         reason,
         ports,
-        tuple([(a.family, _endpoint(a.text, ready, serving, terminating, zone, node_name)) for a in found]),
+        tuple([(a.family, _endpoint(a.text, ready, serving, terminating, zone, node_name, for_zone)) for a in found]),
     )
 
 
@@ -279,8 +291,10 @@ _BY_DISPOSITION = {
 
 
 @lru_cache(maxsize=1 << 16)
-def _endpoint(address: str, ready: bool, serving: bool, terminating: bool, zone: str, node_name: str) -> Endpoint:
-    return Endpoint(address, ready, serving, terminating, zone, node_name)
+def _endpoint(
+    address: str, ready: bool, serving: bool, terminating: bool, zone: str, node_name: str, for_zone: str
+) -> Endpoint:
+    return Endpoint(address, ready, serving, terminating, zone, node_name, for_zone)
 
 
 # --------------------------------------------------------------------------- health
@@ -313,7 +327,7 @@ def _keep_last_ready(fates: Sequence[Fate], current: Current) -> None:
         return
     ready = ready_now(current)
     for fate in fates:
-        if any((e.address, p.number) in ready for _, e in fate.endpoints for p in fate.ports):
+        if any((e.address, p.number) in ready for _, e in fate.endpoints for p in fate.ports or NO_PORTS):
             fate.endpoints = tuple(
                 (family, replace(e, ready=True, serving=True, terminating=False)) for family, e in fate.endpoints
             )
@@ -327,7 +341,7 @@ def ready_now(current: Current) -> set[tuple[str, int]]:
     if current.endpoints is not None and current.endpoints.meta.owner is not None:
         groups += current.endpoints.groups
     groups += [s.group for s in current.slices]
-    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports}
+    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports or NO_PORTS}
 
 
 # --------------------------------------------------------------------------- addresses and places
@@ -399,16 +413,29 @@ def _main_name(fates: Iterable[tuple[Rule, Query, Fate]], service: CurrentServic
     """The name for the port of those instances that have one only and whose rule gives none."""
     placed = [(rule, fate) for rule, _, fate in fates if fate.ports]
     unnamed = [fate.instance for rule, fate in placed if not rule.to.port_name]
-    return portage.main_name(unnamed, service, alone=not unnamed or len(unnamed) == len(placed))
+    protocols = {p.protocol for _, fate in placed for p in fate.ports if not p.name}
+    alone = not unnamed or len(unnamed) == len(placed)
+    return portage.main_name(unnamed, service, alone=alone, protocols=protocols)
 
 
-def _groups(fates: Iterable[Fate], main: str) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+def _names(
+    fates: Iterable[tuple[Rule, Query, Fate]], main: str, service: CurrentService | None, rule: Rule
+) -> portage.Names:
+    """Other names for the ports of one name that are there in several protocols."""
+    port_sets = {fate.ports for _, _, fate in fates if fate.endpoints}
+    if len({p.protocol for ports in port_sets for p in ports}) < 2:
+        return {}
+    return portage.names_by_protocol((portage.renamed(ports, main) for ports in port_sets), service, rule.to.protocol)
+
+
+def _groups(fates: Iterable[Fate], main: str, names: portage.Names) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """The groups of what is listed, and of what is left out for its health alone."""
     listed: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
     withheld: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
     for fate in fates:
         members = withheld if fate.ended is Ended.OMITTED else listed
         ports = portage.renamed(fate.ports, main) if main else fate.ports
+        ports = portage.apart(ports, names) if names else ports
         for family, endpoint in fate.endpoints:
             group = members.setdefault((family, ports), {})
             known = group.get(endpoint.address)
@@ -485,6 +512,10 @@ def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[Reason
         for size in sizes.values():
             if size > MIRRORING_LIMIT:
                 yield Reason(Code.TRUNCATED, count=size, limit=MIRRORING_LIMIT)
+    if service is not None:
+        yield from _traffic_warnings(mirror, service)
+        if mirror.service_ports is None:
+            yield from portage.unserved(service.ports, mirror.groups)
     if service is None or not service.families:
         return
     absent = sorted({g.family for g in mirror.groups} - set(service.families))
@@ -495,9 +526,33 @@ def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[Reason
             yield Reason(Code.FAMILY_UNAVAILABLE, family=family, families=" and ".join(service.families))
 
 
-def _port_warnings(fate: Fate, rule: Rule) -> Iterable[Reason]:
-    """What becomes of an instance's named ports otherwise than their names say."""
-    return portage.remarks(fate.instance, rule, choose_address(fate.instance, rule.instances)[1])
+def _traffic_warnings(mirror: Mirror, service: CurrentService) -> Iterable[Reason]:
+    """What the Service's own fields ask for and VMs cannot give."""
+    endpoints = [e for g in mirror.groups for e in g.endpoints if e.ready]
+    elsewhere = sum(not e.node_name for e in endpoints)
+    outside = elsewhere and service.type in ("NodePort", "LoadBalancer")
+    for local, field in (
+        (service.traffic.internal_local and elsewhere, "internalTrafficPolicy"),
+        (service.traffic.external_local and outside, "externalTrafficPolicy"),
+    ):
+        if local:
+            yield Reason(Code.TRAFFIC_LOCAL, field=field, count=elsewhere, ready=len(endpoints))
+    distribution = service.traffic.distribution
+    if not distribution or not endpoints:
+        return
+    without = sum(not e.for_zone for e in endpoints)
+    if mirror.output is Output.ENDPOINTS:
+        yield Reason(Code.DISTRIBUTION_UNHINTED, value=shorten(distribution))
+    elif without:
+        yield Reason(Code.DISTRIBUTION_UNZONED, value=shorten(distribution), count=without, ready=len(endpoints))
+
+
+def _port_warnings(fate: Fate, rule: Rule, service: CurrentService | None) -> Iterable[Reason]:
+    """What becomes of an instance's ports otherwise than one would think."""
+    own_port = choose_address(fate.instance, rule.instances)[1]
+    yield from portage.remarks(fate.instance, rule, own_port)
+    if rule.to.annotated:
+        yield from portage.guesses(fate.instance, service, own_port)
 
 
 def _zone_warnings(fates: Iterable[tuple[Rule, Query, Fate]]) -> Iterable[Reason]:

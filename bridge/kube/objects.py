@@ -178,6 +178,8 @@ def _slice_entry(endpoint: Endpoint) -> Json:
         entry["zone"] = endpoint.zone
     if endpoint.node_name:
         entry["nodeName"] = endpoint.node_name
+    if endpoint.for_zone:
+        entry["hints"] = {"forZones": [{"name": endpoint.for_zone}]}
     return entry
 
 
@@ -348,6 +350,7 @@ def decode_slice(raw: object) -> CurrentSlice | None:
                 terminating=conditions.get("terminating") is True,
                 zone=intern(str(entry.get("zone") or "")),
                 node_name=intern(str(entry.get("nodeName") or "")),
+                for_zone=_for_zone(entry),
             )
             for address in _list(entry.get("addresses"))
             if isinstance(address, str)
@@ -356,6 +359,12 @@ def decode_slice(raw: object) -> CurrentSlice | None:
     group = Group(Family(kind), port_set, arranged(endpoints))
     canonical = [_slice_entry(e) for e in group.endpoints] == _list(content.get("endpoints"))
     return CurrentSlice(meta=meta, service=intern(service), group=group, canonical=canonical)
+
+
+def _for_zone(entry: Mapping[str, Any]) -> str:
+    """The first zone that an endpoint is a hint for; we write no more than one."""
+    zones = _list(mapping(entry.get("hints")).get("forZones"))
+    return _text(mapping(zones[0]).get("name")) if zones else ""
 
 
 def expected(change: Change, meta: Meta) -> Decoded:

@@ -51,13 +51,20 @@ def mirrored(lab: Lab, consul: RawConsul, namespace: str, prefix: str, **to: Any
         "port_name": "http",
         "labels_from": {"team": "meta:team"},
     }
+    with running(lab, namespace, {"services": [service], "to": {**target, **to}}):
+        yield service
+
+
+@contextmanager
+def running(lab: Lab, namespace: str, rule: dict[str, Any]) -> Iterator[None]:
+    """`bridge run` with one rule."""
     config = lab.folder / f"clients-{namespace}.yaml"
-    config.write_text(yaml.safe_dump({"rules": [{"services": [service], "to": {**target, **to}}]}))
+    config.write_text(yaml.safe_dump({"rules": [rule]}))
     env = environment(lab.consul.address, lab.kubeconfig)
     daemon = Daemon(lab, f"clients-{namespace}", "--config", str(config), "--owner", namespace, env=env)
     daemon.start()
     try:
-        yield service
+        yield
     finally:
         daemon.stop()
 
@@ -103,6 +110,23 @@ def test_coredns_answers_a_headless_name_with_the_ready_addresses(
         consul.flip(service, f"{prefix}vm-3", "passing")
         eventually(lambda: addresses(names, name), ["10.77.1.2", "10.77.1.3"], 30)
         eventually(lambda: places(names, f"_http._tcp.{name}"), [("10.77.1.2", 8081), ("10.77.1.3", 8080)], 30)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_coredns_answers_for_instances_without_a_port(
+    lab: Lab, names: CoreDns, consul: RawConsul, namespace: str, prefix: str, output: str, eventually: Eventually
+) -> None:
+    """A headless name for DNS alone, as Kubernetes serves a headless Service without ports."""
+    for n, status in ((1, "passing"), (2, "critical")):
+        consul.register(f"{prefix}db", f"{prefix}vm-{n}", f"10.77.1.{n}", 0, status=status)
+    rule = {
+        "services": [f"{prefix}db"],
+        "to": {"namespace": namespace, "name": "db", "type": "Headless", "output": output},
+    }
+    with running(lab, namespace, rule):
+        eventually(lambda: addresses(names, f"db.{namespace}.svc.cluster.local"), ["10.77.1.1"], 30)
+        consul.flip(f"{prefix}db", f"{prefix}vm-2", "passing")
+        eventually(lambda: addresses(names, f"db.{namespace}.svc.cluster.local"), ["10.77.1.1", "10.77.1.2"], 30)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)

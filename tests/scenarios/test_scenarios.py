@@ -4,10 +4,13 @@ What a scenario does not list under `expect` (skipped, conflicts, held, warnings
 `then` happens `after seconds` later, in a world that is otherwise as it was. How lines are read:
 
 - `vm1 10.0.0.1:8080 passing`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them. Behind its health:
-  `kind:connect-proxy`, `tag:s3`, `meta:env=prod`, `lan:192.168.0.1` (a tagged address), `http=8080` (a named port)
+  `kind:connect-proxy`, `tag:s3`, `meta:env=prod`, `zone:a` (of its node), `lan:192.168.0.1` (a tagged address),
+  `http=8080` (a named port)
 - `Service default/web of somebody else, with a selector`: an object that stands there already; further manners are
-  `an alias`, `ports http 80 and dns 53/UDP -> 5353`, `filled from radosgw` (the annotation of who asks for it)
-- `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`
+  `an alias`, `ports http 80 and dns 53/UDP -> 5353`, `filled from radosgw` (the annotation of who asks for it),
+  `headless`, `without ports`, `publishing what is not ready`, `distributing PreferSameZone`
+- `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`; those that
+  are published all the same `ready, not serving`; a hint says `, for zone a`
 - `default/radosgw` under `held`: that it is held, for whatever reason
 """
 
@@ -52,6 +55,7 @@ from bridge.core.model import (
     Status,
     TaggedAddress,
     Target,
+    TrafficPolicy,
 )
 from bridge.core.plan import DATACENTER, SERVICE, origins, plan, retain
 from bridge.core.reasons import Reason
@@ -240,14 +244,21 @@ class World:
         marks: Pairs = (("consul", "true"),) if whose == "consul-k8s" else ()
         ports: tuple[Port, ...] = () if "an alias" in manners else (Port("", 8080),)
         targets: tuple[int | str, ...] = tuple(p.number for p in ports)
+        traffic = TrafficPolicy()
         for manner in manners:
             if manner.startswith("filled from "):
                 marks = ((annotated.MIRROR, "true"), (annotated.SERVICE, manner.removeprefix("filled from ")))
             elif manner.startswith("ports "):
                 said = [_service_port(text) for text in manner.removeprefix("ports ").split(" and ")]
                 ports, targets = tuple(p for p, _ in said), tuple(t for _, t in said)
+            elif manner.startswith("distributing "):
+                traffic = replace(traffic, distribution=manner.removeprefix("distributing "))
+            elif manner == "publishing what is not ready":
+                traffic = replace(traffic, publish_not_ready=True)
+            elif manner == "without ports":
+                ports, targets = (), ()
             else:
-                assert manner in ("an alias", "with a selector"), manner
+                assert manner in ("an alias", "with a selector", "headless"), manner
         meta = Meta(
             kind=Kind(kind),
             namespace=namespace,
@@ -264,7 +275,8 @@ class World:
             cluster.service = CurrentService(
                 meta=meta,
                 type="ExternalName" if "an alias" in manners else "ClusterIP",
-                headless=False,
+                headless="headless" in manners,
+                traffic=traffic,
                 has_selector="with a selector" in manners,
                 ports=ports,
                 target_ports=targets,
@@ -282,9 +294,11 @@ class World:
         if not cluster.slices and cluster.endpoints is not None:
             groups = cluster.endpoints.groups
         return [
-            f"{e.address}:{'+'.join(str(p.number) for p in g.ports)} {'ready' if e.ready else 'not ready'}"
+            f"{e.address}{_numbers(g.ports)} {'ready' if e.ready else 'not ready'}"
             + (", still serving" if e.serving and not e.ready else "")
+            + (", not serving" if e.ready and not e.serving else "")
             + (", terminating" if e.terminating else "")
+            + (f", for zone {e.for_zone}" if e.for_zone else "")
             for g in groups
             for e in g.endpoints
         ]
@@ -315,6 +329,8 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
     for key in ("warning", "critical", "maintenance"):
         if key in instances:
             instances[key] = Disposition(instances[key])
+    for key in ("protocol_from", "labels"):
+        to[key] = tuple(sorted(dict(to.get(key, {})).items()))
     for key in ("allow_cidrs", "deny_cidrs"):
         instances[key] = tuple(instances.get(key, ()))
     return Rule(
@@ -331,6 +347,12 @@ def _service_port(text: str) -> tuple[Port, int | str]:
     name, number, protocol, target = re.fullmatch(r"(\S+) (\d+)(?:/(\w+))?(?: -> (\S+))?", text).groups()  # type: ignore[union-attr]
     target = target or number
     return Port(name, int(number), protocol or "TCP"), int(target) if target.isdigit() else target
+
+
+def _numbers(ports: Sequence[Port]) -> str:
+    """`:80`, `:80+81`, `:53/UDP`, and nothing where there are no ports."""
+    found = "+".join(f"{p.number}/{p.protocol}" if p.protocol != "TCP" else str(p.number) for p in ports)
+    return f":{found}" if found else ""
 
 
 def _several(line: str) -> list[str]:
@@ -357,6 +379,7 @@ def _instance(text: str, service: str) -> Instance:
         kind="".join(_after("kind:", words)),
         tags=tuple(sorted(_after("tag:", words))),
         meta=tuple(sorted((key, value) for word in _after("meta:", words) for key, _, value in [word.partition("=")])),
+        node_meta=tuple(("zone", zone) for zone in _after("zone:", words)),
         tagged_addresses=tuple(TaggedAddress("lan", lan) for lan in _after("lan:", words)),
         ports=tuple(
             sorted(NamedPort(*_number(word)) for word in words if "=" in word and not word.startswith("meta:"))

@@ -838,3 +838,19 @@ def test_what_comes_from_several_datacenters_is_a_scope_of_its_own() -> None:
     both = (Query("dc2", "radosgw"), Query("dc1", "radosgw"))
     made = replace(mirror_of(instances(1), rule(), Current(TARGET)), queries=both)
     assert planned(made, Current(TARGET)).scope == Scope(datacenters=("dc1", "dc2"))
+
+
+# --------------------------------------------------------------------------- endpoints without ports
+
+
+def test_endpoints_without_ports_are_counted_and_held_as_any_others() -> None:
+    """What Consul no longer lists is lost, what is sick has flipped: also where addresses are there for DNS alone."""
+    by = rule(headless=True, output=Output.ENDPOINTSLICES)
+    cluster = Cluster()
+    settle(cluster, [instance(f"10.0.0.{n}", 0) for n in (1, 2, 3)], by)
+    found = [instance("10.0.0.1", 0), instance("10.0.0.2", 0, Status.CRITICAL)]
+    desired = mirror_of(found, by, cluster.current())
+    draft = planned(desired, cluster.current())
+    assert (draft.ready_before, draft.lost, draft.flipped) == (3, 1, 1)
+    kept = retain(desired, cluster.current(), lost=True, flips=True)
+    assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.2", "10.0.0.3"), ports=()),)

@@ -20,6 +20,7 @@ from bridge.core.model import (
     TaggedAddress,
 )
 from bridge.core.ports import in_order, legal
+from bridge.core.reasons import Code, codes_of
 from bridge.core.translate import translate
 from tests.unit.core.builders import (
     OWNER,
@@ -264,12 +265,60 @@ def test_an_unnamed_source_beside_a_named_one_gets_a_name() -> None:
     assert found.service_ports == (Port("default", 8080), Port("metrics", 9000))
 
 
-def test_a_port_has_one_protocol() -> None:
-    """The commonest; kube-proxy finds no endpoints of another, so that is said."""
-    found = translated([*instances(2), instance("10.0.0.9", meta=(("protocol", "UDP"),))])
-    assert found.mirror is not None
-    assert found.mirror.service_ports == (Port("", 8080, "TCP"),)
-    assert found.warnings == ("1 endpoints of port '' cannot be reached: the Service speaks TCP there",)
+@pytest.mark.parametrize(
+    ("found", "by", "standing", "service_ports"),
+    [
+        ("tcp udp", rule(), (), (Port("tcp", 8080), Port("udp", 8080, "UDP"))),
+        ("udp", rule(), (), (Port("", 8080, "UDP"),)),
+        ("tcp udp", rule(), (Port("", 53, "UDP"),), (Port("tcp", 8080), Port("udp", 53, "UDP"))),
+        ("tcp udp", rule(), (Port("web", 53),), (Port("web", 53), Port("web-udp", 8080, "UDP"))),
+        ("tcp udp", rule(), (Port("udp", 53, "UDP"),), (Port("tcp", 8080), Port("udp", 53, "UDP"))),
+        ("udp", rule(), (Port("tcp", 80), Port("udp", 53, "UDP")), (Port("udp", 53, "UDP"),)),
+        ("tcp", rule(), (Port("tcp", 80), Port("udp", 53, "UDP")), (Port("tcp", 80),)),
+        ("tcp", rule(), (Port("tcp", 80), Port("udp", 53)), (Port("tcp", 80),)),
+        ("tcp", rule(), (Port("a", 80), Port("b", 53)), (Port("", 8080),)),
+        ("tcp udp", rule(port=53), (), (Port("tcp", 53), Port("udp", 53, "UDP"))),
+        ("tcp udp", rule(port=53, port_name="dns"), (), (Port("dns", 53), Port("dns-udp", 53, "UDP"))),
+        (
+            "tcp udp",
+            rule(port=53, port_name="dns", protocol="UDP"),
+            (),
+            (Port("dns", 53, "UDP"), Port("dns-tcp", 53)),
+        ),
+        ("tcp udp", rule(port_name="dns"), (Port("dns", 53, "UDP"),), (Port("dns", 53, "UDP"), Port("dns-tcp", 8080))),
+        (
+            "tcp udp",
+            rule(port_name="d" * 63),
+            (),
+            (Port("d" * 58 + "-udp", 8080, "UDP"), Port("d" * 63, 8080)),
+        ),
+    ],
+)  # fmt: skip
+def test_of_one_name_in_several_protocols_each_has_a_port(
+    found: str, by: Rule, standing: tuple[Port, ...], service_ports: tuple[Port, ...]
+) -> None:
+    """One keeps the name, the others add their protocol; numbers stay with the protocol that had them."""
+    by = replace(
+        by, to=replace(by.to, protocol_from=(("meta:over=udp", "UDP"), ("tag:tcp", "TCP"), ("tag:udp", "UDP")))
+    )
+    known = [
+        instance(f"10.0.0.{n}", **({"tags": (word,)} if n % 2 else {"meta": (("over", word),)}))
+        for n, word in enumerate(found.split(), 1)
+    ]
+    current = Current(TARGET, service(ports=standing)) if standing else None
+    mirror = mirror_of(known, by, current)
+    assert mirror.service_ports == service_ports
+    assert {(p.name, p.protocol) for g in mirror.groups for p in g.ports} == {
+        (p.name, p.protocol) for p in service_ports
+    }
+
+
+def test_a_name_that_a_protocol_would_give_may_be_taken() -> None:
+    """Each name is on the Service once, whatever it costs."""
+    by = rule(protocol_from=(("tag:udp", "UDP"),))
+    offered = named(("dns", 53), ("dns-udp", 54), default="dns")
+    mirror = mirror_of([instance(ports=offered), instance("10.0.0.2", ports=named(("dns", 53)), tags=("udp",))], by)
+    assert mirror.service_ports == (Port("dns", 53), Port("dns-udp", 54), Port("dns-udp-udp", 53, "UDP"))
 
 
 # --------------------------------------------------------------------------- what the Service shows
@@ -322,18 +371,25 @@ def test_target_ports_of_an_alias_are_not_kept() -> None:
         ((Port("http", 80),), (80,), instance(), (Port("http", 8080),)),
         ((Port("http", 80),), (9000,), instance(), (Port("http", 9000),)),
         ((Port("http", 80),), (), instance(port=0), (Port("http", 80),)),
+        ((Port("a", 80), Port("b", 81)), (80, "b"), instance(port=0), (Port("a", 80), Port("b", 81))),
         ((Port("a", 80), Port("b", 81)), (80, 81), instance(), (Port("a", 8080),)),
+        ((Port("a", 80), Port("b", 8080)), (80, 8080), instance(), (Port("b", 8080),)),
+        ((Port("a", 80), Port("b", 8080)), ("b", "nobody"), instance(), (Port("b", 8080),)),
+        ((Port("web", 80),), ("grpc",), instance(ports=MULTI), (Port("web", 9090),)),
+        ((Port("grpc", 80),), ("http",), instance(ports=MULTI), (Port("grpc", 8080),)),
+        ((Port("web", 80),), (80,), instance(ports=MULTI), (Port("web", 8080),)),
+        ((Port("a", 1), Port("b", 1, "UDP")), (1, 1), instance(), (Port("a", 8080), Port("b", 8080, "UDP"))),
+        ((Port("a", 1), Port("b", 9090)), (1, 9090), instance(ports=MULTI), (Port("a", 8080), Port("b", 9090))),
         ((Port("a", 80), Port("b", 81)), (80, 9000), instance(), (Port("a", 8080), Port("b", 9000))),
         ((Port("grpc", 1), Port("http", 2)), (1, 2), instance(ports=MULTI), (Port("grpc", 9090), Port("http", 8080))),
         ((Port("grpc", 1), Port("web", 2)), (1, 2), instance(ports=MULTI), (Port("grpc", 9090), Port("web", 8080))),
-        ((Port("x", 1), Port("y", 2)), (1, 2), instance(ports=MULTI), (Port("x", 8080), Port("y", 9090))),
         ((Port("dns", 53, "UDP", "dns"),), (53,), instance(), (Port("dns", 8080, "UDP", "dns"),)),
     ],
 )
 def test_a_persons_service_says_which_ports(
     ports: tuple[Port, ...], target_ports: tuple[int, ...], found: Instance, expected: tuple[Port, ...]
 ) -> None:
-    """By name, else by order; a targetPort of its own wins. The Service itself is not part of the mirror."""
+    """As the table in `match` says. The Service itself is not part of the mirror."""
     current = Current(TARGET, service(None, ports, target_ports=target_ports))
     mirror = mirror_of([found], rule(annotated=True), current)
     assert mirror.service_ports is None
@@ -362,6 +418,41 @@ def test_instances_that_fit_no_port_of_a_persons_service_are_skipped(current: Cu
     assert found.mirror is not None
     assert found.mirror.groups == ()
     assert [s.reason for s in found.skipped] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("ports", "found", "codes"),
+    [
+        ((Port("", 80),), instance(), ()),
+        ((Port("web", 80),), instance(), ()),
+        ((Port("web", 80),), instance(ports=MULTI), ("port_guessed",)),
+        ((Port("http", 80), Port("grpc", 90)), instance(ports=MULTI), ()),
+        ((Port("http", 80), Port("web", 90)), instance(ports=MULTI), ("port_guessed",)),
+        ((Port("http", 80), Port("grpc", 90), Port("x", 1)), instance(ports=MULTI), ("port_unserved",)),
+        ((Port("a", 80), Port("b", 90)), instance(), ("port_guessed", "port_unserved")),
+        ((Port("x", 1), Port("y", 2)), instance(ports=MULTI), ()),
+    ],
+)
+def test_guesses_and_ports_without_endpoints_are_said(
+    ports: tuple[Port, ...], found: Instance, codes: tuple[str, ...]
+) -> None:
+    """One port on either side is no guess."""
+    current = Current(TARGET, service(None, ports))
+    assert codes_of(translated([found], rule(annotated=True), current).warnings) == codes
+
+
+def test_where_nobody_can_tell_which_port_is_meant_the_instance_is_skipped() -> None:
+    """Two ports on either side, and nothing in common."""
+    current = Current(TARGET, service(None, (Port("x", 1), Port("y", 2))))
+    (skipped,) = translated([instance(ports=MULTI)], rule(annotated=True), current).skipped
+    assert codes_of([skipped.reason]) == (Code.PORTS_AMBIGUOUS,)
+    assert "(http 8080, grpc 9090)" in skipped.reason
+
+
+def test_a_headless_service_of_a_user_may_have_no_ports() -> None:
+    """Its addresses are there for DNS."""
+    current = Current(TARGET, service(None, (), headless=True))
+    assert ports_of(instance(), instance("10.0.0.2", 0), by=rule(annotated=True), current=current) == [()]
 
 
 def test_a_number_that_goes_to_another_port_is_replaced_in_the_same_pass() -> None:

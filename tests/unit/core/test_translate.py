@@ -26,9 +26,10 @@ from bridge.core.model import (
     Skipped,
     Status,
     TaggedAddress,
+    TrafficPolicy,
 )
-from bridge.core.reasons import Code
-from bridge.core.translate import choose_address, host_names, ready_now, translate, worst
+from bridge.core.reasons import Code, Reason, codes_of
+from bridge.core.translate import choose_address, fates_of, host_names, ready_now, translate, worst
 from tests.unit.core.builders import (
     QUERY,
     TARGET,
@@ -129,7 +130,7 @@ def test_what_cannot_be_an_endpoint_is_skipped_with_the_reason(found: Instance, 
 
 def test_skips_and_warnings_are_sorted() -> None:
     """So that logs, plans and JSON are the same each time."""
-    lame = [instance(port=0, node=f"vm{n}", node_meta=(("zone", f"? {n}"),)) for n in range(9, 0, -1)]
+    lame = [instance(port=70000, node=f"vm{n}", node_meta=(("zone", f"? {n}"),)) for n in range(9, 0, -1)]
     found = translated(lame, rule(headless=True))
     assert [s.instance[:3] for s in found.skipped] == [f"vm{n}" for n in range(1, 10)]
     proxies = translated([instance(kind=f"k{n}", node=f"vm{n}") for n in range(9, 0, -1)])
@@ -606,3 +607,71 @@ def test_the_builders_query_is_mirrored_by_default() -> None:
     """The mirror names what it is made of."""
     assert mirror_of([instance()]).queries == (QUERY,)
     assert mirror_of([instance()]).groups == (Group(Family.IPV4, (Port("", 8080),), ready("10.0.0.1")),)
+
+
+# --------------------------------------------------------------------------- what a Service says of its own traffic
+
+
+def asking(**traffic: object) -> Current:
+    """A Service with fields that no rule sets."""
+    return Current(TARGET, service(traffic=TrafficPolicy(**traffic), type="LoadBalancer"))  # type: ignore[arg-type]
+
+
+def test_what_is_not_ready_is_published_where_the_service_asks_for_it() -> None:
+    """Ready, and `serving` says the truth; what is omitted stays out."""
+    found = [
+        instance(),
+        instance("10.0.0.2", status=Status.CRITICAL, check="disk"),
+        instance("10.0.0.3", status=Status.MAINTENANCE),
+    ]
+    current = asking(publish_not_ready=True)
+    (listed,) = mirror_of(found, None, current).groups
+    assert [(e.ready, e.serving, e.terminating) for e in listed.endpoints] == [
+        (True, True, False), (True, False, False), (True, True, True),
+    ]  # fmt: skip
+    fates = fates_of(found, Rule(), current)
+    assert [str(f.reason or "") for f in fates][1] == (
+        "it is critical (check disk), and the Service asks for such endpoints too (publishNotReadyAddresses)"
+    )
+    omitted = mirror_of(found, picky(critical=Disposition.OMIT, maintenance=Disposition.OMIT), current)
+    assert [len(g.endpoints) for g in omitted.groups] == [1]
+
+
+@pytest.mark.parametrize(
+    ("by", "traffic", "nodes", "codes"),
+    [
+        (rule(), {}, (), ()),
+        (rule(), {"internal_local": True}, (), ("traffic_local",)),
+        (rule(), {"external_local": True}, (), ("traffic_local",)),
+        (rule(), {"internal_local": True, "external_local": True}, ("vm-10.0.0.1",), ()),
+        (rule(), {"distribution": "PreferSameZone"}, (), ("distribution_unhinted",)),
+        (rule(output=Output.BOTH), {"distribution": "PreferSameZone"}, (), ()),
+        (rule(output=Output.BOTH), {"distribution": "Odd"}, (), ("distribution_unzoned",)),
+    ],
+)
+def test_what_virtual_machines_cannot_give_is_said(
+    by: Rule, traffic: dict[str, object], nodes: tuple[str, ...], codes: tuple[str, ...]
+) -> None:
+    """Local policies reach endpoints on the clients' node alone, and hints need slices and a zone for all."""
+    found = [instance(node_meta=(("zone", "a"),))]
+    assert codes_of(translated(found, by, asking(**traffic), cluster_nodes=nodes).warnings) == codes
+
+
+def test_a_zone_is_a_hint_where_the_service_asks_for_it() -> None:
+    """Whether or not the endpoint is ready, so that a flip changes no hint; where a zone is unknown it is said."""
+    found = [instance(node_meta=(("zone", "a"),), status=Status.CRITICAL), instance("10.0.0.2")]
+    translation = translated(found, rule(output=Output.BOTH), asking(distribution="PreferClose"))
+    assert translation.mirror is not None
+    assert [e.for_zone for e in translation.mirror.groups[0].endpoints] == ["a", ""]
+    assert codes_of(translation.warnings) == ("distribution_unzoned",)
+    nobody = translated(found[:1], rule(output=Output.BOTH), asking(distribution="PreferClose"))
+    assert codes_of(nobody.warnings) == ()
+
+
+def test_an_instance_without_a_port_is_there_for_dns_alone() -> None:
+    """Behind a headless Service; a port that is none is no port all the same."""
+    by = rule(headless=True)
+    found = translated([instance(port=0), instance("10.0.0.2", 70000), instance("10.0.0.3", 80)], by)
+    assert found.mirror is not None
+    assert [g.ports for g in found.mirror.groups] == [(), (Port("", 80),)]
+    assert [s.reason.code for s in found.skipped if isinstance(s.reason, Reason)] == [Code.PORT_INVALID]
