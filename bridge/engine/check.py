@@ -15,6 +15,7 @@ from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
 from bridge.core.model import (
+    NO_PORTS,
     CurrentService,
     Group,
     Kind,
@@ -604,7 +605,7 @@ def _nodes(client: KubeClient) -> Probe:
 
 
 def _ready(groups: Sequence[Group]) -> set[tuple[str, int]]:
-    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports}
+    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports or NO_PORTS}
 
 
 def _mirrored(client: KubeClient, target: Target, wanted: set[tuple[str, int]], stop: threading.Event) -> bool:

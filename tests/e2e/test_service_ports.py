@@ -58,7 +58,7 @@ def asking(kube: RawKube, namespace: str, name: str, service: str, *ports: Json,
 
 def warned(result: Any, name: str) -> list[str]:
     """The warnings about a target."""
-    return [row["reason"] for row in result.json["warnings"] if row["name"] == name]
+    return [row["message"] for row in result.json["warnings"] if row["name"] == name]
 
 
 def edit(kube: RawKube, namespace: str, name: str, spec: Json) -> None:
@@ -91,7 +91,7 @@ def test_ports_of_a_users_service_are_matched_by_name_and_number_before_order(
         {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53},
     )  # fmt: skip
     asking(kube, namespace, "first", f"{prefix}one", {"name": "http", "port": 80}, {"name": "metrics", "port": 9090})
-    result = sync()
+    result = sync(kubernetes={"watch_namespaces": [namespace]})
     seen = {name: union(kube, namespace, name) for name in ("named", "numbered", "dns", "first")}
     assert seen == {
         "named": [("10.77.1.1", "web", "TCP", 8080, True)],
@@ -104,7 +104,7 @@ def test_ports_of_a_users_service_are_matched_by_name_and_number_before_order(
     assert [text.split(" of the Service")[0] for text in warned(result, "first")] == [
         "port 'http' (80/TCP)", "port 'metrics' (9090/TCP)",
     ]  # fmt: skip
-    assert sync().json["changes"] == []
+    assert sync(kubernetes={"watch_namespaces": [namespace]}).json["changes"] == []
 
 
 def test_what_a_users_service_says_of_its_traffic_is_honoured_or_said(
@@ -126,7 +126,7 @@ def test_what_a_users_service_says_of_its_traffic_is_honoured_or_said(
     asking(kube, namespace, "portless", f"{prefix}db", clusterIP="None")
     asking(kube, namespace, "local", f"{prefix}db", sql, internalTrafficPolicy="Local")
     asking(kube, namespace, "zoned", f"{prefix}db", sql, trafficDistribution="PreferSameZone")
-    result = sync()
+    result = sync(kubernetes={"watch_namespaces": [namespace]})
     found = kube.get(SLICES.format(namespace=namespace)) or {}
     slices = {item["metadata"]["labels"]["kubernetes.io/service-name"]: item for item in found["items"]}
     assert {e["addresses"][0]: tuple(e["conditions"].values()) for e in slices["published"]["endpoints"]} == {
@@ -142,7 +142,7 @@ def test_what_a_users_service_says_of_its_traffic_is_honoured_or_said(
         "published": 0, "portless": 0, "local": 1, "zoned": 0,
     }  # fmt: skip
     assert "internalTrafficPolicy is Local, and 1 of 1 ready endpoints" in warned(result, "local")[0]
-    assert sync().json["changes"] == []
+    assert sync(kubernetes={"watch_namespaces": [namespace]}).json["changes"] == []
 
 
 # --------------------------------------------------------------------------- Services of ours
@@ -153,7 +153,8 @@ def test_a_service_of_ours_that_users_edit_goes_on_working(
 ) -> None:
     """Ports are put back in one pass, with equal names on both sides; a type that no rule sets stays."""
     consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 8080)
-    rule = {"services": [f"{prefix}*"], "to": {"port": 80, "output": "both"}}
+    to: Json = {"port": 80, "output": "both"}
+    rule = {"services": [f"{prefix}*"], "to": to}
     name = f"{prefix}web"
     sync(rule)
     for ports in (
@@ -169,11 +170,11 @@ def test_a_service_of_ours_that_users_edit_goes_on_working(
         assert sync(rule).json["changes"] == []
     edit(kube, namespace, name, {"type": "LoadBalancer"})
     assert sync(rule).json["changes"] == []
-    dry = sync(rule | {"to": {**rule["to"], "labels": {"a": "b"}}}, arguments=("--dry-run", "-o", "diff"))
+    dry = sync({**rule, "to": {**to, "labels": {"a": "b"}}}, arguments=("--dry-run", "-o", "diff"))
     assert "ClusterIP" not in dry.stdout
-    sync({**rule, "to": {**rule["to"], "labels": {"a": "b"}}})
+    sync({**rule, "to": {**to, "labels": {"a": "b"}}})
     assert service_of(kube, namespace, name)["type"] == "LoadBalancer"
-    sync({**rule, "to": {**rule["to"], "type": "NodePort"}})
+    sync({**rule, "to": {**to, "type": "NodePort"}})
     assert service_of(kube, namespace, name)["type"] == "NodePort"
 
 

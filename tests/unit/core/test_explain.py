@@ -330,3 +330,14 @@ def test_a_group_that_the_plan_deletes_or_fills_is_told_as_it_will_be() -> None:
     (name,) = cluster.slices
     assert groups(cluster, whole) == [f"subset 1, {name}"] * 2
     assert groups(cluster, whole) == ["subset 1"] * 2
+
+
+def test_endpoints_without_ports_are_explained_by_their_addresses() -> None:
+    """There for DNS alone: what an instance accounts for has a row, and any other is named without a port."""
+    by = Rule(services=("radosgw",), name="r", to=Destination(headless=True, output=Output.ENDPOINTSLICES))
+    piece = slice_of("s", group(*ready("10.0.0.1", "10.9.9.9"), ports=()))
+    standing = Current(TARGET, service(ports=(), headless=True), None, (piece,))
+    found = explain("radosgw", "dc1", tags=(), rules=[by], knowledge=Known((instance(port=0),)), current=standing)
+    rows = [(row.address, row.ports, row.kubernetes, row.group) for row in found.rows]
+    assert rows == [("10.0.0.1", "", "ready", "s")]
+    assert found.others == ("10.9.9.9 ready",)

@@ -81,6 +81,8 @@ def mistake(tmp_path: Path, text: str) -> str:
         ("rules:\n- to: {namespace: kube_system}\n", "F:2:19: rules[0].to.namespace: 'kube_system' may have"),
         ("rules:\n- to: {port: 70000}\n", "F:2:14: rules[0].to.port: 70000 must be at most 65535"),
         ("rules:\n- to: {port_name: My_Port}\n", "rules[0].to.port_name: 'My_Port' must be a DNS label"),
+        ("rules:\n- to: {protocol_from: {udp: UDP}}\n", "must be tag:TAG or meta:KEY=VALUE"),
+        ("rules:\n- to: {protocol_from: {'tag:udp': QUIC}}\n", "'QUIC' must be one of TCP, UDP, SCTP"),
         ("rules:\n- to: {type: NodePorts}\n", "must be one of ClusterIP, NodePort, LoadBalancer, Headless"),
         (
             "rules:\n- to: {output: endpoint}\n",
