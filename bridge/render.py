@@ -481,6 +481,11 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
         facts += [
             ("Rule", f"not {verdict.rule}: {verdict.why_not}") for verdict in explanation.rules if verdict.why_not
         ]
+    facts += [
+        ("Also", f"at {verdict.target}, by {verdict.rule}")
+        for verdict in explanation.rules
+        if verdict.target not in ("", explanation.target)
+    ]
     if explanation.filter:
         facts.append(("Filter", explanation.filter))
     if explanation.target:

@@ -854,21 +854,29 @@ class InstancesRule(_Section):
 
 
 class RuleSettings(_Section):
-    """Which services are mirrored, where to, and how. The first rule that matches wins."""
+    """Which services are mirrored, where to, and how."""
 
     name: Plain = Field("", description="A name for people; shown by `bridge explain`.")
     services: tuple[Annotated[str, AfterValidator(_glob)], ...] = Field(
         (), description="Shell globs on the Consul name (`radosgw*`). Empty: every service."
     )
-    tags: tuple[Filled, ...] = Field((), description="Tags that an instance must have, all of them.")
-    meta: dict[str, str] = Field(
-        {}, description="Service meta that an instance must have. It sorts out instances and chooses no rule."
+    tags: tuple[Filled, ...] = Field(
+        (),
+        description="Tags that an instance must have, all of them. Tags, `meta` and `filter` select instances: while "
+        "none is selected a Service that was made stays, with empty endpoints, and none is made anew.",
     )
+    meta: dict[str, str] = Field({}, description="Service meta that an instance must have.")
     filter: Plain = Field(
         "",
-        description="An expression of Consul's own filter language, evaluated by Consul. It sorts out instances and "
-        "chooses no rule: of two rules for the same names the second is never used. `Service.Port` is 0 for an "
-        "instance that registers several ports, and no selector reaches those.",
+        description="An expression of Consul's own filter language, evaluated by Consul for each instance. "
+        "`Service.Port` is 0 for an instance that registers several ports, and no selector reaches those.",
+    )
+    continue_: bool | None = Field(
+        None,
+        alias="continue",
+        description="Whether the rules behind this one see the services that it names. Default: when it has `tags`, "
+        "`meta` or a `filter`, which leave something of a service to others. Where two rules send something to one "
+        "Service, the first has it (`bridge check` says so).",
     )
     datacenters: tuple[Filled, ...] = Field(
         (), description="Datacenters. Empty: `consul.datacenter`, else the agent's own."
@@ -942,7 +950,8 @@ class Settings(BaseSettings):
     sync: SyncSettings = SyncSettings()
     rules: tuple[RuleSettings, ...] | None = Field(
         None,
-        description="What is mirrored; the first rule that matches a service wins. Default: one rule for everything.",
+        description="What is mirrored, in order: a rule that takes all instances of a service leaves nothing of it to "
+        "those behind it. Default: one rule for everything.",
     )
 
     annotated: tuple[GrantSettings, ...] | None = Field(
@@ -1258,6 +1267,8 @@ class Settings(BaseSettings):
             partition=rule.partition or self.consul.partition,
             peer=rule.peer,
             pinned=self._is_pinned(rule),
+            continues=rule.continue_,
+            place=self._rule_place(position),
             to=Destination(
                 namespace=to.namespace if to.namespace is not None else default_namespace,
                 name=to.name,
@@ -1301,6 +1312,10 @@ class Settings(BaseSettings):
             return "every service (no rule given)"
         place = self._places.get(("rules", position))
         return f"rule {position + 1} ({place.text})" if place is not None else f"rule {position + 1}"
+
+    def _rule_place(self, position: int) -> str:
+        place = self._places.get(("rules", position))
+        return place.text if place is not None and self.rules is not None else ""
 
     def _election(self) -> ElectionConfig | None:
         from bridge.kube.election import ElectionConfig
@@ -1874,7 +1889,7 @@ def _keys_at(key: Key) -> list[str]:
         model = _LISTS.get(part) or (field.annotation if field is not None else None)
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return []
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _did_you_mean(word: str, known: Sequence[str] | set[str], cutoff: float = 0.6) -> str:

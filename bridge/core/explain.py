@@ -41,10 +41,11 @@ Carriers = dict[tuple[str, int], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:
-    """What one rule says to the service; `why_not` is empty for the one that selects it."""
+    """What one rule says to the service: why it does not select it, or ("" then) at which `target` it mirrors it."""
 
     rule: str
     why_not: str
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,33 +116,43 @@ def explain(
     unfiltered: Knowledge | None = None,
     beside: Sequence[tuple[Rule, Known]] = (),
     remembered: Target | None = None,
+    chosen: select.Choice | None = None,
+    kept: Collection[Target] = (),
 ) -> Explanation:
-    """Explain one service. `tags` are those of the catalog, None when the catalog does not list the service.
+    """Explain one service at one target: that of the rule that was `chosen`, else of the first that selects it.
+
+    `tags` are those of the catalog, None when the catalog does not list the service.
 
     `unfiltered` is what Consul holds without the rule's filter, so that what the filter leaves out can be shown;
     `beside` are the other services that share the target. `remembered` is a target where Kubernetes still has what
-    came from the service although nothing sends it there any more: that is what is explained then.
+    came from the service although nothing sends it there any more: that is what is explained then. `kept` are all
+    targets where something of the service stands, which tags alone never end.
     """
-    verdicts, rule = _verdicts(service, datacenter, tags or (), rules)
+    named = select.choices(rules, service, datacenter)
+    selecting = select.active(named, tags or (), kept)
+    if chosen is not None and tuple(rules) == (chosen.rule,):  # asked for by name: no listing decides about it
+        named = selecting = [chosen]
+    choice = chosen or next(iter(selecting), None)
+    verdicts = _verdicts(service, datacenter, tags or (), rules, named, selecting)
+    rule = choice.rule if choice is not None else None
     target: Target | Skipped | None = None
     lost_name = False
     problem = select.excluded(service, tags or ())
     if problem is not None:
-        problem, rule = Reason(Code.NEVER_MIRRORED, why=problem), None
+        problem, rule, choice = Reason(Code.NEVER_MIRRORED, why=problem), None, None
     elif tags is None:
         problem = Reason(Code.NOT_LISTED, datacenter=shorten(datacenter))
     elif rule is None:
         problem = Reason(Code.NO_RULE)
-    if rule is not None:
-        query = select.query_of(rule, service, datacenter)
-        target = select.target_of(rule, query)
+    if choice is not None and rule is not None:
+        query, target = choice.query, choice.target
         if isinstance(target, Skipped):
             problem = target.reason
         elif remembered not in (None, target):
             problem = problem or Reason(Code.MOVED, target=target, before=remembered)
-        elif claims is not None and query not in {q for q, _ in claims.owners(target)}:
+        elif claims is not None and (query, rule) not in claims.owners(target):
             lost_name = tags is not None and bool(claims.owners(target))
-            problem = next((s.reason for s in claims.losers(target) if s.service == service), problem)
+            problem = claims.why_lost(query, rule, target) or problem
     target = remembered or target
     stands = _stands(current)
     consul, rows, explained = _rows(rule, knowledge, stands, _carriers(current, plan), current, resolved, cluster_nodes)
@@ -153,7 +164,7 @@ def explain(
         service=service,
         datacenter=datacenter,
         rules=verdicts,
-        rule=rule.name if rule is not None else "",
+        rule=rule.title if rule is not None else "",
         target=str(target) if isinstance(target, Target) else "",
         problem=problem or "",
         consul=consul,
@@ -177,16 +188,30 @@ def _word(ready: bool) -> str:
 
 
 def _verdicts(
-    service: str, datacenter: str, tags: Collection[str], rules: Sequence[Rule]
-) -> tuple[tuple[RuleVerdict, ...], Rule | None]:
-    """What the rules say, in order, up to the first that selects the service."""
+    service: str,
+    datacenter: str,
+    tags: Collection[str],
+    rules: Sequence[Rule],
+    named: Sequence[select.Choice],
+    selecting: Sequence[select.Choice],
+) -> tuple[RuleVerdict, ...]:
+    """What the rules say, in order, up to the first that uses the service up."""
     verdicts: list[RuleVerdict] = []
-    for rule in rules:
-        why_not = select.why_not(rule, service, datacenter, tags)
-        verdicts.append(RuleVerdict(rule.name, why_not or ""))
-        if why_not is None:
-            return tuple(verdicts), rule
-    return tuple(verdicts), None
+    of_order = {choice.order: choice for choice in named}
+    for order, rule in enumerate(rules):
+        choice = of_order.get(order)
+        if choice is None:
+            verdicts.append(RuleVerdict(rule.title, select.why_not(rule, service, datacenter) or ""))
+        elif choice in selecting:
+            target = choice.target
+            why = target.reason if isinstance(target, Skipped) else ""
+            verdicts.append(RuleVerdict(rule.title, why, "" if why else str(target)))
+        else:
+            missing = [tag for tag in rule.tags if tag not in tags]
+            verdicts.append(RuleVerdict(rule.title, f"no instance has the tag {', '.join(map(shorten, missing))}"))
+        if choice is not None and rule.uses_up:
+            break
+    return tuple(verdicts)
 
 
 def _rows(

@@ -622,11 +622,15 @@ class Destination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Which services are mirrored, where to, and how. Empty selectors select everything; the first match wins.
+    """Which services are mirrored, where to, and how. Empty selectors select everything.
+
+    `services` and `datacenters` select services; `tags`, `meta` and `filter` select instances of them. A rule that
+    `uses_up` a service leaves nothing of it to the rules behind it.
 
     `pinned`: it is about a namespace, partition or peer whose services nobody lists, so `services` are full names that
     are asked for without being listed; what is listed elsewhere is none of its business. `warnings`: what was not
-    understood where the rule comes from, to be said of everything that is mirrored by it.
+    understood where the rule comes from, to be said of everything that is mirrored by it. `place` is where the rule
+    stands (`bridge.yaml:3:5`, a flag), "" where that is not known.
     """
 
     services: tuple[str, ...] = ()
@@ -642,3 +646,29 @@ class Rule:
     name: str = ""
     pinned: bool = False
     warnings: tuple[Reason, ...] = ()
+    continues: bool | None = None
+    place: str = ""
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it selects some of a service's instances rather than all of them."""
+        return bool(self.tags or self.meta or self.filter)
+
+    @property
+    def uses_up(self) -> bool:
+        """Whether the rules behind it get nothing of a service that it names: `continue`, else whether it narrows."""
+        return not (self.narrows if self.continues is None else self.continues)
+
+    @property
+    def title(self) -> str:
+        """Its name, with its place where the name does not say it: `the primary (bridge.yaml:3:5)`."""
+        named = self.name or "a rule"
+        return named if not self.place or self.place in named else f"{named} ({self.place})"
+
+    @property
+    def asks(self) -> str:
+        """What it asks of an instance, in words: `the tag primary and the meta env=prod`."""
+        parts = [f"the tag{'s' if len(self.tags) > 1 else ''} {', '.join(self.tags)}"] if self.tags else []
+        parts += [f"the meta {', '.join(f'{key}={value}' for key, value in self.meta)}"] if self.meta else []
+        parts += [f"what the filter wants ({self.filter})"] if self.filter else []
+        return " and ".join(parts)

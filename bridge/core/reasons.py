@@ -62,9 +62,10 @@ class Code(StrEnum):
     NAMESPACE_NOT_ALLOWED = "namespace_not_allowed"
     NAMESPACE_RESERVED = "namespace_reserved"
     NAME_TAKEN = "name_taken"
+    RULES_CLASH = "rules_clash"
+    NONE_SELECTED = "none_selected"
     NO_SERVICE_PORT = "no_service_port"
     NO_INSTANCES = "no_instances"
-    NO_SELECTED_INSTANCES = "no_selected_instances"
     NO_USABLE_ADDRESSES = "no_usable_addresses"
     PEER_EMPTY = "peer_empty"
     NEVER_MIRRORED = "never_mirrored"
@@ -111,6 +112,7 @@ class Code(StrEnum):
     PORTS_BESIDE_ADDRESS = "ports_beside_address"
     PORT_NAME_ABSENT = "port_name_absent"
     PORT_NAME_CLASH = "port_name_clash"
+    NONE_LEFT = "none_left"
     CONTRADICTION = "contradiction"
     DISAGREEMENT = "disagreement"
     ZONE_INVALID = "zone_invalid"
@@ -196,11 +198,12 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.NAMESPACE_RESERVED: "namespace {namespace} is reserved: a placeholder leads there only when guard.namespaces "
     "names it",
     Code.NAME_TAKEN: "{target} goes to {holder} ({why}); give one of them another name",
+    Code.RULES_CLASH: "{target} goes to {holder} by {rule}, the first rule that sends something there; {other} sends "
+    "{service} there as well: give one of them another `to.name`",
+    Code.NONE_SELECTED: "{nobody} of {service} has {asks}, which {rule} asks for: nothing is made before one has",
     Code.NO_SERVICE_PORT: "no instance has a port yet and the rule gives none (`port`): a Service needs one",
     Code.NO_INSTANCES: "Consul shows no instance, and a Service needs a port: name one in the rule (`port`) to have it "
     "made before",
-    Code.NO_SELECTED_INSTANCES: "the rule's tags, meta or filter select no instance, and a Service needs a port: name "
-    "one in the rule (`port`) to have it made before",
     Code.NO_USABLE_ADDRESSES: "none of the {count} instances has an address that can be used (each is listed with its "
     "reason), and a Service needs a port: name one in the rule (`port`) to have it made before",
     Code.PEER_EMPTY: "the peer {peer} shows no instance of it: there is no peering of this name, or it does not export "
@@ -251,6 +254,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.PORTS_BESIDE_ADDRESS: "the address {address} has a port of its own, so these are not mirrored: {names}",
     Code.PORT_NAME_ABSENT: "no port is called {wanted!r} (`port_name`) but {names}: the default one has that name now",
     Code.PORT_NAME_CLASH: "the ports {holder} and {other} become one name, {name!r}: {other} is not mirrored",
+    Code.NONE_LEFT: "{nobody} of {service} has {asks}, which {rule} asks for: no endpoint comes of it",
     Code.CONTRADICTION: "instances have {count} values for the {kind} {key} ({source}): {taken} is taken",
     Code.DISAGREEMENT: "the rules that share this Service differ in {key}: {taken!r} (for {first}) is taken, not "
     "{other!r} (for {second})",
@@ -355,9 +359,10 @@ SKIPS = (
     Code.NAMESPACE_NOT_ALLOWED,
     Code.NAMESPACE_RESERVED,
     Code.NAME_TAKEN,
+    Code.RULES_CLASH,
+    Code.NONE_SELECTED,
     Code.NO_SERVICE_PORT,
     Code.NO_INSTANCES,
-    Code.NO_SELECTED_INSTANCES,
     Code.NO_USABLE_ADDRESSES,
     Code.PEER_EMPTY,
 )
@@ -377,6 +382,7 @@ WARNINGS = (
     Code.PORTS_BESIDE_ADDRESS,
     Code.PORT_NAME_ABSENT,
     Code.PORT_NAME_CLASH,
+    Code.NONE_LEFT,
     Code.CONTRADICTION,
     Code.DISAGREEMENT,
     Code.ZONE_INVALID,

@@ -1,4 +1,8 @@
-"""Which Consul services are mirrored, where to, and who gets a name that several want."""
+"""Which Consul services are mirrored, where to, and who gets a name that several want.
+
+Names select services; tags, meta and the filter select instances of them. A rule that selects some of a service's
+instances leaves the service to the rules behind it, one that selects all of them uses it up.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import re
 from bisect import insort
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate as glob_to_regex
 from functools import lru_cache
 
@@ -53,11 +57,21 @@ def is_named(patterns: Collection[str], name: str) -> bool:
     return not patterns or any(_glob(pattern).match(name.lower()) for pattern in patterns)
 
 
-def why_not(rule: Rule, service: str, datacenter: str, tags: Collection[str]) -> str | None:
-    """Why a rule does not select a service; None when it does.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A rule that names a service, what Consul is asked, and where it goes (or why nowhere). `order`: the rule's."""
 
-    Judged by its name (Consul's names know no case, so the globs do not either), its datacenter, and the tags of all
-    its instances together.
+    order: int
+    rule: Rule
+    query: Query
+    target: Target | Skipped
+
+
+def why_not(rule: Rule, service: str, datacenter: str) -> str | None:
+    """Why a rule does not name a service; None when it does.
+
+    Judged by its name (Consul's names know no case, so the globs do not either) and its datacenter alone. Tags, meta
+    and the filter select instances: were they to decide here, a service would come and go with each of them.
     """
     if rule.pinned:
         return "it is about another namespace, partition or peer"
@@ -65,40 +79,59 @@ def why_not(rule: Rule, service: str, datacenter: str, tags: Collection[str]) ->
         return f"datacenter {shorten(datacenter)} is not one of {', '.join(rule.datacenters)}"
     if not is_named(rule.services, service):
         return f"the name matches none of {', '.join(rule.services)}"
-    missing = [tag for tag in rule.tags if tag not in tags]
-    return f"no instance has the tag {', '.join(missing)}" if missing else None
+    return None
 
 
-def matches(rule: Rule, service: str, datacenter: str, tags: Collection[str]) -> bool:
-    """Whether a rule selects a service."""
-    return why_not(rule, service, datacenter, tags) is None
+def choices(rules: Iterable[Rule], service: str, datacenter: str) -> list[Choice]:
+    """The rules that name a service, in order, up to the first that uses it up."""
+    found = []
+    for order, rule in enumerate(rules):
+        if why_not(rule, service, datacenter) is None:
+            query = query_of(rule, service, datacenter)
+            found.append(Choice(order, rule, query, target_of(rule, query)))
+            if rule.uses_up:
+                break
+    return found
 
 
-def may_match(rule: Rule, service: str, datacenter: str) -> bool:
-    """Whether a rule could select a service of this name and datacenter, whatever tags it has."""
-    return why_not(rule, service, datacenter, rule.tags) is None
+def active(named: Sequence[Choice], tags: Collection[str], kept: Collection[Target] = ()) -> list[Choice]:
+    """Those of a service's choices that are mirrored or kept. `tags` are those of all its instances together.
+
+    | the rule's tags | at its target stands what came from this service (`kept`) | so |
+    | --- | --- | --- |
+    | all of them are there | any | mirrored |
+    | one is missing | yes | kept: no instance is selected for a while, the Service stays |
+    | one is missing | no | not yet: nothing is made before an instance has them, nothing is read |
+    | one is missing | no, but another rule sends the service to the same target | as that one: the first has it |
+    """
+    wanted = {choice.target for choice in named if _tagged(choice, tags) or choice.target in kept}
+    return [choice for choice in named if choice.target in wanted]
 
 
-def first_rule(rules: Iterable[Rule], service: str, datacenter: str, tags: Collection[str]) -> Rule | None:
-    """The first rule that matches."""
-    return next((rule for rule in rules if why_not(rule, service, datacenter, tags) is None), None)
+def _tagged(choice: Choice, tags: Collection[str]) -> bool:
+    return all(tag in tags for tag in choice.rule.tags)
 
 
-def pinned(rules: Iterable[Rule]) -> list[tuple[Query, Rule]]:
-    """The services that rules name in full in places that are not listed; the first rule that names one has it."""
-    found: dict[Query, Rule] = {}
-    for rule in rules:
+def pinned(rules: Iterable[Rule]) -> list[Choice]:
+    """The services that rules name in full in places that are not listed, up to the first rule that uses one up."""
+    found: dict[tuple[int, Query], Choice] = {}
+    used: set[Query] = set()
+    for order, rule in enumerate(rules):
         for service in rule.services if rule.pinned else ():
             for datacenter in rule.datacenters:
-                found.setdefault(query_of(rule, service, datacenter), rule)
-    return list(found.items())
+                query = query_of(rule, service, datacenter)
+                anybody = replace(query, filter="")
+                if anybody not in used:
+                    found[order, query] = Choice(order, rule, query, target_of(rule, query))
+                    if rule.uses_up:
+                        used.add(anybody)
+    return list(found.values())
 
 
 def shadowed(rules: Sequence[Rule]) -> list[tuple[Rule, Rule]]:
-    """Rules that are never used, each with the earlier one that takes every name from it.
+    """Rules that are never used, each with the earlier one that uses up every service that it names.
 
-    Only names, datacenters and tags choose a rule; filters and meta sort out instances afterwards. What cannot be told
-    from the globs alone is not reported.
+    What cannot be told from the globs alone is not reported.
     """
     found = []
     for position, later in enumerate(rules):
@@ -109,11 +142,9 @@ def shadowed(rules: Sequence[Rule]) -> list[tuple[Rule, Rule]]:
 
 
 def _covers(earlier: Rule, later: Rule) -> bool:
-    if earlier.pinned or later.pinned:
+    if earlier.pinned or later.pinned or not earlier.uses_up:
         return False
     if earlier.datacenters and not (later.datacenters and set(later.datacenters) <= set(earlier.datacenters)):
-        return False
-    if not set(earlier.tags) <= set(later.tags):
         return False
     return not earlier.services or (
         bool(later.services)
@@ -204,7 +235,7 @@ def _fill(template: str, query: Query) -> str:
     return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
 
 
-_Rank = tuple[bool, bool, Query]
+_Rank = tuple[bool, int, bool, Query]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,36 +256,37 @@ class Only:
 class Claims:
     """Who wants which target, and who gets it. The cost of a claim does not grow with the number of services.
 
-    | several services want one target | who gets it |
+    | several want one target | who gets it |
     | --- | --- |
     | one is asked for by an annotated Service of that name | that one, alone |
-    | one is named exactly as the target | that one |
-    | none of this | the first in order (datacenter, service) |
+    | different rules send something there | what the first rule sends |
+    | one rule sends several services there | the one named exactly as the target |
+    | none of them is | the first in order (datacenter, service) |
     | their rules name different ports (`port_name`) | all of them: one Service with several ports |
 
-    A service may want one target twice, by a rule and by the annotated Service that stands there: the annotation has
-    it, and when it goes the rule's claim is still there.
+    A service may want one target several times: by rules, each for other instances, and by the annotated Service that
+    stands there. The annotation has it, and when it goes the rules' claims are still there.
     """
 
     def __init__(self) -> None:
         self._rules: dict[Target, dict[_Rank, Rule]] = {}
         self._ranks: dict[Target, list[_Rank]] = {}
-        self._owners: dict[Target, tuple[tuple[Query, Rule], ...]] = {}
+        self._owners: dict[Target, tuple[_Rank, ...]] = {}
 
-    def claim(self, query: Query, rule: Rule, target: Target) -> set[Target]:
+    def claim(self, query: Query, rule: Rule, target: Target, order: int = 0) -> set[Target]:
         """`query` wants to be mirrored at `target` under `rule`; claiming again replaces the rule.
 
-        Returns the targets whose owners changed by it.
+        `order` is the rule's among all rules. Returns the targets whose owners changed by it.
         """
         before = self.owners(target)
-        rank = _rank(query, rule.to.annotated, target)
+        rank = _rank(query, target, order, annotated=rule.to.annotated)
         rules = self._rules.setdefault(target, {})
         if rank not in rules:
             insort(self._ranks.setdefault(target, []), rank)
         rules[rank] = rule
         return self._changed(target, before)
 
-    def release(self, query: Query, target: Target, *, annotated: bool | None = None) -> set[Target]:
+    def release(self, query: Query, target: Target, *, annotated: bool | None = None, order: int = 0) -> set[Target]:
         """`query` no longer wants `target` (nothing happens when it never did). Returns the targets that changed.
 
         `annotated` says which claim is meant; without it the annotated Service's if there is one, else the rule's.
@@ -262,7 +294,7 @@ class Claims:
         before = self.owners(target)
         rules = self._rules.get(target, {})
         kinds = (True, False) if annotated is None else (annotated,)
-        for rank in [r for r in (_rank(query, kind, target) for kind in kinds) if r in rules][:1]:
+        for rank in [r for r in (_rank(query, target, order, annotated=kind) for kind in kinds) if r in rules][:1]:
             del rules[rank]
             self._ranks[target].remove(rank)
             if not rules:
@@ -270,46 +302,68 @@ class Claims:
         return self._changed(target, before)
 
     def owners(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
-        """The services that are mirrored at `target`, the first of them being the one that has the name."""
-        known = self._owners.get(target)
-        if known is None and target in self._ranks:
-            known = self._owners[target] = self._choose(target)
-        return known or ()
+        """What is mirrored at `target`, and by which rule; the first of them is the one that has the name."""
+        rules = self._rules.get(target, {})
+        return tuple((rank[3], rules[rank]) for rank in self._owning(target))
+
+    def wants(self, query: Query, target: Target) -> bool:
+        """Whether a service wants a target, by whatever rule, and whether or not it gets it."""
+        return any(rank[3] == query for rank in self._ranks.get(target, ()))
 
     def losers(self, target: Target) -> tuple[Skipped, ...]:
-        """The services that did not get `target`, with the reason."""
-        ranks = self._ranks.get(target, ())
-        owners = self.owners(target)
-        if len(ranks) == len(owners):
+        """What did not get `target`, with the reason."""
+        ranks, owning = self._ranks.get(target, ()), self._owning(target)
+        if len(ranks) == len(owning):
             return ()
-        winner, rule = owners[0]
-        if rule.to.annotated:
-            why = "the Service is annotated for it"
-        elif winner.service == target.name:
-            why = "it is named exactly so"
-        else:
-            why = "it comes first in order"
-        holder = f"{shorten(winner.service)} in {shorten(winner.datacenter)}"
-        reason = Reason(Code.NAME_TAKEN, target=target, holder=holder, why=why)
-        mirrored = {query for query, _ in owners}
-        losing = {query for _, _, query in ranks} - mirrored
-        return tuple(sorted(Skipped(query.service, "", reason) for query in losing))
+        lost = {(rank[3], why) for rank in ranks if (why := self._why(rank, target))}
+        return tuple(sorted(Skipped(query.service, "", why) for query, why in lost))
+
+    def why_lost(self, query: Query, rule: Rule, target: Target) -> Reason | None:
+        """Why a rule does not get `target` for a service, None when it does (or never wanted it)."""
+        rules = self._rules.get(target, {})
+        mine = (rank for rank in self._ranks.get(target, ()) if rank[3] == query and rules[rank] == rule)
+        return next((self._why(rank, target) for rank in mine), None)
 
     def targets(self) -> set[Target]:
         """All targets that anybody wants."""
         return set(self._rules)
 
-    def _choose(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
+    def _owning(self, target: Target) -> tuple[_Rank, ...]:
+        known = self._owners.get(target)
+        if known is None and target in self._ranks:
+            known = self._owners[target] = self._choose(target)
+        return known or ()
+
+    def _why(self, rank: _Rank, target: Target) -> Reason | None:
+        """Why what wants a target does not get it, None when it does or an annotation has it for the same service."""
+        owning, rules = self._owning(target), self._rules[target]
+        first, query = owning[0], rank[3]
+        winner, rule = first[3], rules[first]
+        if rank in owning or (rule.to.annotated and winner == query):
+            return None
+        holder = f"{shorten(winner.service)} in {shorten(winner.datacenter)}"
+        if rule.to.annotated:
+            why = "the Service is annotated for it"
+        elif first[1] != rank[1]:
+            other, service = rules[rank].title, shorten(query.service)
+            return Reason(Code.RULES_CLASH, target=target, holder=holder, rule=rule.title, other=other, service=service)
+        elif winner.service == target.name:
+            why = "it is named exactly so"
+        else:
+            why = "it comes first in order"
+        return Reason(Code.NAME_TAKEN, target=target, holder=holder, why=why)
+
+    def _choose(self, target: Target) -> tuple[_Rank, ...]:
         rules, ranks = self._rules[target], self._ranks[target]
         first = rules[ranks[0]]
-        owners = [(ranks[0][2], first)]
+        owners = [ranks[0]]
         taken = {first.to.port_name}
         if first.to.port_name and not first.to.annotated:
             for rank in ranks[1:]:
                 name = rules[rank].to.port_name
                 if name and name not in taken:
                     taken.add(name)
-                    owners.append((rank[2], rules[rank]))
+                    owners.append(rank)
         return tuple(owners)
 
     def _changed(self, target: Target, before: Sequence[tuple[Query, Rule]]) -> set[Target]:
@@ -317,5 +371,5 @@ class Claims:
         return set() if self.owners(target) == before else {target}
 
 
-def _rank(query: Query, annotated: bool, target: Target) -> _Rank:
-    return not annotated, query.service != target.name, query
+def _rank(query: Query, target: Target, order: int, *, annotated: bool) -> _Rank:
+    return not annotated, 0 if annotated else order, query.service != target.name, query

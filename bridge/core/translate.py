@@ -126,7 +126,8 @@ def translate(
     `current` keeps what must not change while the Service lives: its ports' numbers and names, its IP families.
 
     The mirror is None when nothing is there to be mirrored and nothing of ours stands there either: every instance is
-    a Connect proxy or comes from Kubernetes, or nobody knows a port yet.
+    a Connect proxy or comes from Kubernetes, the rule selects none of them, or nobody knows a port yet. Once our
+    Service stands, it stays while nobody is selected, with empty endpoints.
     """
     rule = sources[0][0]
     service = current.service if current is not None else None
@@ -140,6 +141,7 @@ def translate(
         if fate.reason is not None and fate.ended in (Ended.OMITTED, Ended.SKIPPED, Ended.FOREIGN)
     }
     skipped |= {Skipped(query.service, *pair) for _, query, known in sources for pair in known.left_out}
+    nobody = [(r, query, known) for r, query, known in sources if _selects_nobody(r, known)]
     main = "" if rule.to.annotated else _main_name(fates, service)
     names = {} if rule.to.annotated else _names(fates, main, service, rule)
     groups, withheld = _groups((fate for _, _, fate in fates), main, names)
@@ -151,6 +153,10 @@ def translate(
         ours = service is not None and service.meta.owner is not None
         if fates and not ours and all(fate.ended is Ended.FOREIGN for _, _, fate in fates):
             return Translation(None, tuple(sorted(skipped)))
+        if nobody and not ours and len(nobody) == len(sources):
+            skipped |= {Skipped(source[1].service, "", _nobody(Code.NONE_SELECTED, *source)) for source in nobody}
+            hints = {text for source_rule, _, known in nobody for text in _tag_hints(source_rule, known)}
+            return Translation(None, tuple(sorted(skipped)), tuple(sorted(hints)))
         if not service_ports and not rule.to.headless and not (ours and service is not None and service.headless):
             without = Skipped(sources[0][1].service, "", _no_service_port(fates, sources))
             return Translation(None, tuple(sorted({*skipped, without})))
@@ -171,6 +177,7 @@ def translate(
     )
     warnings = (
         *(text for source_rule, _, _ in sources for text in source_rule.warnings),
+        *(_nobody(Code.NONE_LEFT, *source) for source in nobody),
         *(text for source_rule, _, known in sources for text in _tag_hints(source_rule, known)),
         *warnings,
         *contradictions,
@@ -193,8 +200,8 @@ def _no_service_port(fates: Sequence[tuple[Rule, Query, Fate]], sources: Sequenc
         return Reason(Code.NO_SERVICE_PORT)
     if unusable := len(meant) + sum(len(known.left_out) for _, _, known in sources):
         return Reason(Code.NO_USABLE_ADDRESSES, count=unusable)
-    if fates or any(rule.filter for rule, _, _ in sources):
-        return Reason(Code.NO_SELECTED_INSTANCES)
+    if (narrowing := next((source for source in sources if source[0].narrows), None)) is not None:
+        return _nobody(Code.NONE_SELECTED, *narrowing)
     peer = next((query.peer for _, query, _ in sources if query.peer), "")
     return Reason(Code.PEER_EMPTY, peer=shorten(peer)) if peer else Reason(Code.NO_INSTANCES)
 
@@ -281,6 +288,19 @@ def _fate_of(
         ports,
         tuple([(a.family, _endpoint(a.text, ready, serving, terminating, zone, node_name, for_zone)) for a in found]),
     )
+
+
+def _selects_nobody(rule: Rule, known: Known) -> bool:
+    """Whether a rule that selects by tags, meta or filter selects none of what Consul shows (and hides nothing)."""
+    unseen = known.hidden or known.left_out
+    return rule.narrows and not unseen and not any(selects(rule, instance) for instance in known.instances)
+
+
+def _nobody(code: Code, rule: Rule, query: Query, known: Known) -> Reason:
+    """What is said while a rule selects nobody."""
+    count = len(known.instances)
+    nobody = f"none of the {count} instances" if count > 1 else "no instance"
+    return Reason(code, nobody=nobody, service=shorten(query.service), asks=rule.asks, rule=rule.title)
 
 
 _BY_DISPOSITION = {

@@ -7,7 +7,7 @@ a moment: whether the control plane mirrors Endpoints is judged by those that st
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
@@ -32,6 +32,7 @@ from bridge.core.reasons import Code, Reason
 from bridge.core.translate import MIRRORING_LIMIT, selects
 from bridge.engine.connections import connections
 from bridge.engine.probe import FAILED, OK, WARNING, Probe
+from bridge.engine.reconcile import names_at
 from bridge.engine.scope import anchored, named_with, namespaces_of, never_used
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.admission import refusals
@@ -240,7 +241,7 @@ class _Check:
             yield Probe("consul datacenters", FAILED, detail, mend)
         else:
             yield Probe("consul datacenters", OK, ", ".join(sorted(wanted)))
-        chosen = _Chosen(anchored(rules, (own,)), self._looked_in)
+        chosen = _Chosen(anchored(rules, (own,)), self._looked_in, self._standing())
         chosen.pin()
         chosen.ask(self._asking(), own, wanted, self._annotated)
         listed = []
@@ -256,6 +257,14 @@ class _Check:
             chosen.choose(datacenter, services)
         yield from chosen.probes()
         yield from self._services(chosen, listed)
+
+    def _standing(self) -> dict[tuple[str, str], set[Target]]:
+        """Where Services of ours stand, by the Consul service that they came from."""
+        found: dict[tuple[str, str], set[Target]] = {}
+        for target in self._store.targets():
+            for name in names_at(self._store.current(target)):
+                found.setdefault(name, set()).add(target)
+        return found
 
     def _services(self, chosen: _Chosen, datacenters: Sequence[str]) -> Iterator[Probe]:
         """Read what the rules select, as a pass would: what Consul refuses, and what is too large."""
@@ -406,10 +415,19 @@ class _Needs:
 class _Chosen:
     """What the rules and people's Services select of the listings, and what they do not."""
 
-    def __init__(self, rules: Sequence[Rule], namespaces: Sequence[str] | None) -> None:
-        """`namespaces` are those in which people's Services were looked for; None: everywhere."""
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        namespaces: Sequence[str] | None,
+        standing: Mapping[tuple[str, str], set[Target]],
+    ) -> None:
+        """`namespaces` are those in which people's Services were looked for (None: everywhere).
+
+        `standing`: where Services of ours stand, by the Consul service that they came from.
+        """
         self._namespaces = namespaces
         self.rules_of: dict[Query, list[Rule]] = {}
+        self._standing = standing
         self._rules = rules
         self._asked: list[tuple[Target, Query]] = []
         self._strange: list[str] = []
@@ -419,8 +437,8 @@ class _Chosen:
 
     def pin(self) -> None:
         """Take what rules name in full, in namespaces, partitions and peers that are not listed."""
-        for query, rule in select.pinned(self._rules):
-            self._claim(query, rule)
+        for choice in select.pinned(self._rules):
+            self._claim(choice)
 
     def ask(
         self, services: Sequence[CurrentService], own: str, datacenters: Sequence[str], annotated: Annotated
@@ -456,18 +474,18 @@ class _Chosen:
         """Let the rules decide about a datacenter's services."""
         self._listed[datacenter] = frozenset(services)
         for service, tags in sorted(services.items()):
-            rule = select.first_rule(self._rules, service, datacenter, tags)
-            if rule is None or select.excluded(service, tags) is not None:
+            if select.excluded(service, tags) is not None:
                 continue
-            self._claim(select.query_of(rule, service, datacenter), rule)
+            named = select.choices(self._rules, service, datacenter)
+            for choice in select.active(named, tags, self._standing.get((datacenter, service), ())):
+                self._claim(choice)
 
-    def _claim(self, query: Query, rule: Rule) -> None:
-        self.rules_of.setdefault(query, []).append(rule)
-        target = select.target_of(rule, query)
-        if isinstance(target, Target):
-            self._claims.claim(query, rule, target)
+    def _claim(self, choice: select.Choice) -> None:
+        self.rules_of.setdefault(choice.query, []).append(choice.rule)
+        if isinstance(choice.target, Target):
+            self._claims.claim(choice.query, choice.rule, choice.target, choice.order)
         else:
-            self._unmappable.append(target)
+            self._unmappable.append(choice.target)
 
     def probes(self) -> Iterator[Probe]:
         """How many are selected or asked for, and whether each gets its name."""

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bridge.core import select
 from bridge.core.explain import Explanation, explain
-from bridge.core.model import Change, Current, Query, Target
+from bridge.core.model import Change, Current, Query, Rule, Target
 from bridge.core.translate import translate
 from bridge.engine.look import endpoint_counts
 from bridge.engine.reconcile import Reconciler
@@ -84,21 +85,23 @@ class Live:
             world = self._world
             if target not in world.targets():
                 return None
-            annotated = {q: r for q, r in world.owners(target) if r.to.annotated}
+            behind: list[tuple[Query, Rule | None]] = [*world.owners(target)]
             found = [
                 explain(
                     query.service,
                     query.datacenter,
                     tags=world.tags((query.datacenter, query.service)),
-                    rules=(annotated[query],) if query in annotated else world.rules,
+                    rules=world.rules if rule is None or not (rule.to.annotated or rule.pinned) else (rule,),
                     knowledge=world.known(query),
                     current=current,
                     plan=plan,
                     resolved=resolved,
                     cluster_nodes=self._reconciler.nodes,
-                    remembered=None if world.owners(target) else target,
+                    remembered=target if rule is None else None,
+                    chosen=None if rule is None else select.Choice(0, rule, query, target),
+                    kept=world.remembered_at((query.datacenter, query.service)),
                 )
-                for query in world.queries_at(target)
+                for query, rule in behind or ((query, None) for query in world.queries_at(target))
             ]
         nobodys = set[str]().union(*(e.others for e in found)).intersection(*(e.others for e in found))
         return tuple(replace(e, others=tuple(o for o in e.others if o in nobodys)) for e in found)

@@ -21,7 +21,7 @@ from bridge.core import select
 from bridge.core.annotated import Refusal, request_of
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
-from bridge.core.model import Current, Knowledge, Known, Listing, Plan, Query, Rule, Skipped, Target, Unknown
+from bridge.core.model import Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.translate import host_names
 from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
@@ -154,7 +154,7 @@ def explain_once(
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A service, what is asked of Consul about it, and where it goes (None: nowhere) by which rules.
+    """A service, what is asked of Consul about it, and where it goes (None: nowhere) by which of the rules (`chosen`).
 
     `asked`: a person's Service, or a rule about another namespace, asks for it by name. `left`: nothing sends it there
     any more, but Kubernetes still has something that came from it.
@@ -165,6 +165,7 @@ class _Place:
     rules: tuple[Rule, ...]
     asked: bool = False
     left: bool = False
+    chosen: select.Choice | None = None
 
 
 class _Look:
@@ -187,7 +188,6 @@ class _Look:
         self._listings: dict[str, Listing | Unknown] = {}
         self._views: dict[Query, Knowledge] = {}
         self.asked: list[tuple[Target, Rule, Query]] = []
-        self._claims = select.Claims()
         self._resolver: Resolver[Target] = Resolver(options.resolver)
         self._nodes: frozenset[str] = frozenset()
         self._plans: dict[Target, Plan] = {}
@@ -218,11 +218,9 @@ class _Look:
         self.world = World(self._rules, datacenters, grace_seconds=0.0, narrow=self._options.narrow)
         for target in self._store.targets():
             self.world.remember(target, names_at(self._store.current(target)), now=0.0)
-        for query, rule in select.pinned(self._rules):
-            place = select.target_of(rule, query)
-            if isinstance(place, Target):
-                self.asked.append((place, replace(rule, pinned=False), query))
-                self._claims.claim(query, rule, place)
+        for choice in select.pinned(self._rules):
+            if isinstance(choice.target, Target):
+                self.asked.append((choice.target, choice.rule, choice.query))
         for found in self._store.annotated_services():
             request = request_of(found, datacenters[0], self._annotated)
             target = Target(found.meta.namespace, found.meta.name)
@@ -231,7 +229,6 @@ class _Look:
             elif request is not None:
                 self.asked.append((target, *request))
                 self.world.annotate(target, *request, 0.0)
-                self._claims.claim(request[1], request[0], target)
         self.datacenters = self.world.concerned() or datacenters[:1]
         if service is None:
             self._read(self._listed)
@@ -261,20 +258,12 @@ class _Look:
 
     def _listed(self, datacenter: str, listing: Listing) -> frozenset[Query]:
         self.world.on_listing(datacenter, listing, now=0.0)
-        for service, tags in listing.services.items():
-            rule = select.first_rule(self._rules, service, datacenter, tags)
-            if rule is None or select.excluded(service, tags) is not None:
-                continue
-            query = select.query_of(rule, service, datacenter)
-            target = select.target_of(rule, query)
-            if isinstance(target, Target):
-                self._claims.claim(query, rule, target)
         return frozenset(q for q in self.world.wanted() if q.datacenter == datacenter)
 
     def _needed(self, service: str, datacenter: str) -> frozenset[Query]:
-        own, _ = self._place(service, datacenter)
-        queries = {own, replace(own, filter="")}
+        queries = {Query(datacenter, service)}
         for place in self.places(service):
+            queries.add(replace(place.query, filter=""))
             queries.add(place.query)
             if place.target is not None:
                 queries.update(self.world.queries_at(place.target))
@@ -282,16 +271,21 @@ class _Look:
 
     def places(self, service: str) -> list[_Place]:
         """Where the service goes, and where something of it is left: by datacenter, then what is asked for by name."""
-        asked = [_Place(query, at, (rule,), asked=True) for at, rule, query in self.asked if query.service == service]
+        asked = [_Place(query, at, (rule,), asked=True, chosen=select.Choice(0, rule, query, at))
+                 for at, rule, query in self.asked if query.service == service]  # fmt: skip
         listing = [dc for dc in self.datacenters if service in self.services_of(dc)]
         left = {dc: self._left(service, dc) for dc in self.datacenters}
         places = []
         for datacenter in [dc for dc in self.datacenters if dc in listing or left[dc]] or self.datacenters[:1]:
-            query, target = self._place(service, datacenter)
-            goes = target if isinstance(target, Target) else None
-            if goes is not None or not left[datacenter]:
-                places.append(_Place(query, goes, self._rules))
-            places += [_Place(query, at, self._rules, left=True) for at in left[datacenter] if at != goes]
+            chosen = self.world.chosen((datacenter, service))
+            for choice in chosen:
+                goes = choice.target if isinstance(choice.target, Target) else None
+                places.append(_Place(choice.query, goes, self._rules, chosen=choice))
+            query = chosen[0].query if chosen else Query(datacenter, service)
+            if not chosen and not left[datacenter]:
+                places.append(_Place(query, None, self._rules))
+            reached = {choice.target for choice in chosen}
+            places += [_Place(query, at, self._rules, left=True) for at in left[datacenter] if at not in reached]
         return places + sorted(asked, key=lambda place: str(place.target))
 
     def _left(self, service: str, datacenter: str) -> list[Target]:
@@ -307,14 +301,6 @@ class _Look:
     def _is_seen(self, target: Target) -> bool:
         """Whether Kubernetes tells what it holds at a target."""
         return not self.kubernetes_trouble and target.namespace not in self._store.unreadable
-
-    def _place(self, service: str, datacenter: str) -> tuple[Query, Target | Skipped | None]:
-        tags = self.services_of(datacenter).get(service)
-        rule = None if tags is None else select.first_rule(self._rules, service, datacenter, tags)
-        if rule is None or select.excluded(service, tags or ()) is not None:
-            return Query(datacenter, service), None
-        query = select.query_of(rule, service, datacenter)
-        return query, select.target_of(rule, query)
 
     def services_of(self, datacenter: str) -> dict[str, frozenset[str]]:
         listing = self._listings.get(datacenter)
@@ -431,11 +417,14 @@ class _Look:
             knowledge=known,
             beside=[
                 (rule, state)
-                for other, rule in (self._claims.owners(at) if at is not None else ())
-                if other != query and isinstance(state := self._views.get(other), Known)
+                for other, rule in (self.world.owners(at) if at is not None else ())
+                if (place.chosen is None or (other, rule) != (query, place.chosen.rule))
+                and isinstance(state := self._views.get(other), Known)
             ],
             unfiltered=self._views.get(replace(query, filter="")),
-            claims=self._claims,
+            claims=self.world.claims,
+            chosen=place.chosen,
+            kept=self.world.remembered_at((datacenter, service)),
             current=self._store.current(at) if at is not None and self._is_seen(at) else None,
             plan=self._plans.get(at) if at is not None and self._is_seen(at) else None,
             resolved=resolved,

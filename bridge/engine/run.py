@@ -751,21 +751,25 @@ class Bridge:
             self._failures.forget(target)
 
     def _remember_all(self) -> None:
+        changed: set[Target] = set()
         with self._reconciler.lock:
             for target in self._cache.targets():
-                self._reconciler.world.remember(target, names_at(self._cache.current(target)), self._clock())
+                names = names_at(self._cache.current(target))
+                changed |= self._reconciler.world.remember(target, names, self._clock())
+        self._look_at(changed)
 
     def _remember(self, target: Target) -> None:
         """Which Consul services our objects at `target` come from: that is what tells later that they have gone."""
         names = names_at(self._cache.current(target))
         with self._reconciler.lock:
             if names:
-                self._reconciler.world.remember(target, names, self._clock())
+                changed = self._reconciler.world.remember(target, names, self._clock())
             else:
-                self._reconciler.world.forget(target)
+                changed = self._reconciler.world.forget(target, self._clock())
                 self._reconciler.guard.forget(target)
             world = self._reconciler.world
             gone = not world.queries_at(target) and world.refusal(target) is None
+        self._look_at(changed)
         if gone and self._outcomes.forget(target) is not None:
             self._observer.outcome(Outcome(Plan(target)), None)
 

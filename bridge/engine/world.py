@@ -1,9 +1,13 @@
 """What is known of Consul right now, and which targets that feeds.
 
-Listings say which services there are, views say what their instances are. Neither is ever forgotten because Consul
-fell silent: an Unknown leaves what was known before. A service leaves this room only when it is certain that it went
-(`_is_gone`) and its grace period is over. Kubernetes is the memory across restarts: `remember` tells which services
-its objects came from, and those are asked about before anything is removed.
+Listings say which services there are, views say what their instances are. Tags, meta and filters select instances
+and never end the life of a Service: while the name is listed and a rule names it, what stands at that rule's target
+keeps its source, whoever has the tags at the moment (`_choose`).
+
+Neither listings nor views are ever forgotten because Consul fell silent: an Unknown leaves what was known before. A
+service leaves this room only when it is certain that it went (`_is_gone`) and its grace period is over. Kubernetes is
+the memory across restarts: `remember` tells which services its objects came from, and those are asked about before
+anything is removed.
 
 Not thread-safe: the reconciler holds a lock around it. The cost of one view does not grow with the catalog.
 """
@@ -63,10 +67,10 @@ class World:
         self._trouble: dict[Query, str] = {}
         self._claims = select.Claims()
         self._feeds: dict[Query, set[Target]] = {}
-        self._selected: dict[Name, Query] = {}
+        self._selected: dict[Name, tuple[select.Choice, ...]] = {}
         self._annotated: dict[Target, tuple[Rule, Query]] = {}
         self._refusals: dict[Target, Refusal] = {}
-        self._unmappable: dict[Query, Skipped] = {}
+        self._unmappable: dict[tuple[int, Query], Skipped] = {}
         self._leaving: dict[Name, float] = {}
         self._remembered: dict[Target, tuple[Name, ...]] = {}
         self._remembered_by: dict[Name, set[Target]] = {}
@@ -74,7 +78,7 @@ class World:
         self._dismissed: set[Target] = set()
         self._wanted: frozenset[Query] | None = None
         self._asked: frozenset[Query] | None = None
-        self._pinned: dict[Query, Target] = {}
+        self._pinned: tuple[select.Choice, ...] = ()
         self._pin()
 
     # ------------------------------------------------------------------ what comes in
@@ -118,33 +122,43 @@ class World:
         left = self._remembered_by.get((query.datacenter, query.service), set()) & self._idle.keys()
         return left if same else left | self._feeds.get(query, set())
 
-    def remember(self, target: Target, names: Iterable[Name], now: float) -> None:
-        """Kubernetes holds objects of ours at `target` that came from these services."""
+    def remember(self, target: Target, names: Iterable[Name], now: float) -> set[Target]:
+        """Kubernetes holds objects of ours at `target` that came from these services.
+
+        Returns the targets to look at: what is there already may keep a rule's claim on it.
+        """
         names = tuple(sorted(set(names)))
         if self._remembered.get(target) == names:
-            return
-        self.forget(target)
+            return set()
+        before = self._forget(target)
         self._remembered[target] = names
         for name in names:
             self._remembered_by.setdefault(name, set()).add(target)
-            listing = self._listings.get(name[0])
-            if listing is not None and name[1] not in listing.services:
+            if self.is_missing(name):
                 self._leaving.setdefault(name, now)
+        changed = self._choose_again((*before, *names), now)
         if not self._claims.owners(target):
             self._fall_idle(target, now)
         self._wanted = None
+        return changed
 
-    def forget(self, target: Target) -> None:
-        """Nothing of ours is left at `target`."""
+    def forget(self, target: Target, now: float = 0.0) -> set[Target]:
+        """Nothing of ours is left at `target`; returns the targets that must be looked at."""
+        return self._choose_again(self._forget(target), now)
+
+    def _forget(self, target: Target) -> tuple[Name, ...]:
+        """Take a target out of memory; the services that it was said to come from."""
         self._idle.pop(target, None)
         self._dismissed.discard(target)
-        for name in self._remembered.pop(target, ()):
+        names = self._remembered.pop(target, ())
+        for name in names:
             targets = self._remembered_by[name]
             targets.discard(target)
             if not targets:
                 del self._remembered_by[name]
                 self._tidy(name)
         self._wanted = None
+        return names
 
     def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
         """A person's Service at `target` asks to be filled from `query`; returns the targets to look at."""
@@ -181,13 +195,8 @@ class World:
         for name, since in list(self._leaving.items()):
             if now - since < self._grace_seconds or not self._is_gone(name, narrow=self._narrow):
                 continue
-            query = self._selected.pop(name, None)
-            if query is not None:
-                self._wanted = None
-                self._unmappable.pop(query, None)
-                for target in tuple(self._feeds.get(query, ())):
-                    self._release(query, target, since, annotated=False)
-                    due.add(target)
+            due |= self._give_up(self._selected.pop(name, ()), since)
+            self._wanted = None
             self._tidy(name)
         for target, idle in self._idle.items():
             if now - idle.since >= self._grace_seconds and now >= idle.look_at:
@@ -198,14 +207,9 @@ class World:
 
     def replace_rules(self, rules: Sequence[Rule], now: float) -> set[Target]:
         """Take new rules; returns every target that must be looked at."""
-        before, self.rules = self.rules, tuple(rules)
-        changed = set(self._pinned.values())
-        for query, target in self._pinned.items():
-            self._release(query, target, now, annotated=False)
-        for query, _ in select.pinned(before):
-            self._unmappable.pop(query, None)
-        self._pin()
-        changed |= set(self._pinned.values())
+        self.rules = tuple(rules)
+        changed = self._give_up(self._pinned, now)
+        changed |= self._pin()
         for datacenter, listing in self._listings.items():
             for service, tags in listing.services.items():
                 changed |= self._choose((datacenter, service), tags, now)
@@ -222,7 +226,8 @@ class World:
                 if (dc, service) not in self._selected and dc in self.datacenters
             )
             asked = (query for _, query in self._annotated.values())
-            self._wanted = frozenset((*self._selected.values(), *self._pinned, *asked, *memory))
+            chosen = (c.query for choices in (*self._selected.values(), self._pinned) for c in choices)
+            self._wanted = frozenset((*chosen, *asked, *memory))
         return self._wanted
 
     def ask(self) -> frozenset[Query]:
@@ -359,6 +364,15 @@ class World:
         """Services that wanted `target` and did not get it."""
         return self._claims.losers(target)
 
+    @property
+    def claims(self) -> select.Claims:
+        """Who wants which target, to be looked at only."""
+        return self._claims
+
+    def chosen(self, name: Name) -> tuple[select.Choice, ...]:
+        """By which rules a listed service is mirrored (or kept), and where to; in the rules' order."""
+        return self._selected.get(name, ())
+
     def unmappable(self) -> tuple[Skipped, ...]:
         """Services whose name cannot be brought into Kubernetes' form."""
         return tuple(sorted(self._unmappable.values()))
@@ -377,64 +391,79 @@ class World:
 
     # ------------------------------------------------------------------ the rules of this room
 
-    def _pin(self) -> None:
-        """Claim targets for the services that rules name where nobody lists them."""
-        self._pinned = {}
-        for query, rule in select.pinned(self.rules):
-            target = select.target_of(rule, query)
-            if isinstance(target, Skipped):
-                self._unmappable[query] = target
-            else:
-                self._pinned[query] = target
-                self._claim(query, rule, target)
+    def _pin(self) -> set[Target]:
+        """Claim targets for the services that rules name where nobody lists them; returns those targets."""
+        self._pinned = tuple(select.pinned(self.rules))
+        return self._take(self._pinned)
 
     def _choose(self, name: Name, tags: frozenset[str], now: float) -> set[Target]:
         """Let the rules decide about one service that is listed."""
         datacenter, service = name
         self._leaving.pop(name, None)
         self._wanted = None
-        changed: set[Target] = set(self._remembered_by.get(name, ()))
-        rule = None
+        kept = self._remembered_by.get(name, set())
+        changed = set(kept)
+        chosen: tuple[select.Choice, ...] = ()
         if select.excluded(service, tags) is None:
-            rule = select.first_rule(self.rules, service, datacenter, tags)
-        query = None if rule is None else select.query_of(rule, service, datacenter)
-        target = None if rule is None or query is None else select.target_of(rule, query)
-        old = self._selected.get(name)
-        if old is not None:
-            for fed in tuple(self._feeds.get(old, ())):
-                if old != query or fed != target:
-                    self._release(old, fed, now, annotated=False)
-                    changed.add(fed)
-            self._unmappable.pop(old, None)
-        if rule is None or query is None:
-            self._selected.pop(name, None)
-            return changed
-        self._selected[name] = query
-        if isinstance(target, Skipped):
-            self._unmappable[query] = target
-        elif target is not None:
-            self._claim(query, rule, target)
-            changed.add(target)
+            chosen = tuple(select.active(select.choices(self.rules, service, datacenter), tags, kept))
+        before = self._selected.pop(name, ())
+        changed |= self._give_up([choice for choice in before if choice not in chosen], now)
+        if chosen:
+            self._selected[name] = chosen
+        return changed | self._take(chosen)
+
+    def _choose_again(self, names: Iterable[Name], now: float) -> set[Target]:
+        """What stands in Kubernetes has changed: let the rules decide anew where that matters (`select.active`).
+
+        Returns the targets of what was not chosen before, or is not any more.
+        """
+        changed: set[Target] = set()
+        for name in set(names) if any(rule.tags for rule in self.rules) else ():
+            if (tags := self.tags(name)) is not None:
+                before = set(self.chosen(name))
+                self._choose(name, tags, now)
+                changed |= {c.target for c in before ^ set(self.chosen(name)) if isinstance(c.target, Target)}
         return changed
+
+    def _take(self, choices: Iterable[select.Choice]) -> set[Target]:
+        """Claim what was chosen; returns the targets."""
+        claimed = set()
+        for choice in choices:
+            if isinstance(choice.target, Skipped):
+                self._unmappable[choice.order, choice.query] = choice.target
+            else:
+                self._claim(choice.query, choice.rule, choice.target, choice.order)
+                claimed.add(choice.target)
+        return claimed
+
+    def _give_up(self, choices: Iterable[select.Choice], since: float) -> set[Target]:
+        """Release what was chosen and is not any more; returns the targets."""
+        released = set()
+        for choice in choices:
+            if isinstance(choice.target, Skipped):
+                self._unmappable.pop((choice.order, choice.query), None)
+            else:
+                self._release(choice.query, choice.target, since, annotated=False, order=choice.order)
+                released.add(choice.target)
+        return released
 
     def _leave(self, name: Name, now: float) -> set[Target]:
         """A complete listing no longer has `name`: its grace period begins."""
         self._leaving.setdefault(name, now)
-        query = self._selected.get(name)
-        fed = set(self._feeds.get(query, ())) if query is not None else set()
+        fed = {choice.target for choice in self.chosen(name) if isinstance(choice.target, Target)}
         return fed | self._remembered_by.get(name, set())
 
-    def _claim(self, query: Query, rule: Rule, target: Target) -> None:
-        self._claims.claim(query, rule, target)
+    def _claim(self, query: Query, rule: Rule, target: Target, order: int = 0) -> None:
+        self._claims.claim(query, rule, target, order)
         self._feeds.setdefault(query, set()).add(target)
         self._idle.pop(target, None)
         self._dismissed.discard(target)
         self._wanted = None
 
-    def _release(self, query: Query, target: Target, now: float, *, annotated: bool) -> None:
-        """Take one of the two kinds of claims back; a query may hold both on one target."""
-        self._claims.release(query, target, annotated=annotated)
-        if all(owner != query for owner, _ in self._claims.owners(target)):
+    def _release(self, query: Query, target: Target, now: float, *, annotated: bool, order: int = 0) -> None:
+        """Take one claim back; a query may hold several on one target."""
+        self._claims.release(query, target, annotated=annotated, order=order)
+        if not self._claims.wants(query, target):
             targets = self._feeds.get(query, set())
             targets.discard(target)
             if not targets:
@@ -452,9 +481,9 @@ class World:
             self._leaving.pop(name, None)
 
     def _may_select(self, name: Name) -> bool:
-        """Whether a rule could select a service of this name, whatever tags it has."""
+        """Whether a rule names a service, whatever tags it has."""
         datacenter, service = name
-        return any(select.may_match(rule, service, datacenter) for rule in self.rules)
+        return any(select.why_not(rule, service, datacenter) is None for rule in self.rules)
 
     def _is_gone(self, name: Name, *, narrow: bool) -> bool:
         """Whether a service that is leaving has certainly left.
@@ -462,8 +491,8 @@ class World:
         | the listing | its own view | so |
         | --- | --- | --- |
         | any, but no rule would select such a name, and we are narrow | any | not our business: it stays |
-        | has the name | any | it left our selection (asked only of names that no claim holds) |
-        | lacks the name | known, and empty | it is gone |
+        | has the name | any | it left our selection (asked only where no claim holds) |
+        | lacks the name | known, and empty (by every rule's filter) | it is gone |
         | lacks the name | unknown, or not empty | not proved (hidden by an ACL, or on its way back): it stays |
         | unknown | any | not proved: it stays |
         """
@@ -474,5 +503,5 @@ class World:
             return False
         if service in self._listings[datacenter].services:
             return not narrow
-        query = self._selected.get(name, Query(datacenter, service))
-        return query not in self._trouble and self._views.get(query) == Known(())
+        queries = {choice.query for choice in self.chosen(name)} or {Query(datacenter, service)}
+        return all(query not in self._trouble and self._views.get(query) == Known(()) for query in queries)

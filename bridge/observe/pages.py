@@ -154,7 +154,10 @@ def _explanation(explanation: Explanation) -> Html:
             else ()
         ),
     )
-    verdicts = [f"{r.rule or 'rule'}: {r.why_not or 'selects it'}" for r in explanation.rules]
+    verdicts = [
+        f"{r.rule or 'rule'}: {r.why_not or 'mirrors it' + (f' at {r.target}' if r.target else '')}"
+        for r in explanation.rules
+    ]
     heads = ("Instance", "Status", "Address", "Ports", "Should be", "Is", "Why")
     rows = (
         el(

@@ -187,7 +187,9 @@ def _settings() -> Iterator[str]:
 
 def _rules() -> Iterator[str]:
     yield "## Rules\n"
-    yield "A list under `rules:`; the first that matches a service wins. Without the key every service is mirrored; "
+    yield "A list under `rules:`, in order. `services` and `datacenters` select services; `tags`, `meta` and `filter`"
+    yield "select their instances. A rule with any of these three leaves a service to the rules behind it, one without"
+    yield "takes it whole; `continue` overrides that. Without the key every service is mirrored; "
     yield "with `rules: []` only Services that ask for it are filled.\n"
     fields = [
         *_fields("", settings.RuleSettings.model_fields, skip=("to", "instances")),

@@ -146,15 +146,14 @@ class World:
             listed = tuple(_instance(text, service) for line in lines for text in _several(line))
             views[Query("dc1", service)] = Known(listed)
             tags = {tag for i in listed for tag in i.tags}
-            rule = select.first_rule(self.rules, service, "dc1", tags)
-            if rule is None or select.excluded(service, tags) is not None:
+            if select.excluded(service, tags) is not None:
                 continue
-            query = select.query_of(rule, service, "dc1")
-            target = select.target_of(rule, query)
-            if isinstance(target, Skipped):
-                self.unmappable.add(target)
-            else:
-                claims.claim(query, rule, target)
+            standing = {target for target in self.clusters if service in _origins(self._cluster(target).current())}
+            for choice in select.active(select.choices(self.rules, service, "dc1"), tags, standing):
+                if isinstance(choice.target, Skipped):
+                    self.unmappable.add(choice.target)
+                else:
+                    claims.claim(choice.query, choice.rule, choice.target, choice.order)
         for target, cluster in self.clusters.items():
             asked = annotated.request_of(cluster.service, "dc1")
             if isinstance(asked, tuple):
@@ -334,6 +333,8 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
     for key in ("allow_cidrs", "deny_cidrs"):
         instances[key] = tuple(instances.get(key, ()))
     return Rule(
+        name=raw.get("name", ""),
+        continues=raw.get("continue"),
         services=tuple(raw.get("services", ())),
         tags=tuple(raw.get("tags", ())),
         meta=tuple(sorted(raw.get("meta", {}).items())),

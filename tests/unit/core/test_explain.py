@@ -25,10 +25,11 @@ from bridge.core.model import (
     Rule,
     Status,
     TaggedAddress,
+    Target,
     Unknown,
 )
 from bridge.core.reasons import Code
-from bridge.core.select import Claims
+from bridge.core.select import Claims, choices, pinned
 from tests.unit.core.builders import (
     TARGET,
     Cluster,
@@ -77,7 +78,7 @@ def test_a_healthy_service_is_explained_in_full() -> None:
     assert shown == Explanation(
         service="radosgw",
         datacenter="dc1",
-        rules=(RuleVerdict("databases", "the name matches none of db"), RuleVerdict("storage", "")),
+        rules=(RuleVerdict("databases", "the name matches none of db"), RuleVerdict("storage", "", "default/radosgw")),
         rule="storage",
         target="default/radosgw",
         consul="3 instances",
@@ -341,3 +342,60 @@ def test_endpoints_without_ports_are_explained_by_their_addresses() -> None:
     rows = [(row.address, row.ports, row.kubernetes, row.group) for row in found.rows]
     assert rows == [("10.0.0.1", "", "ready", "s")]
     assert found.others == ("10.9.9.9 ready",)
+
+
+PRIMARY = Rule(name="primary", tags=("primary",), to=Destination(name="{service}-primary"), place="bridge.yaml:2:5")
+REPLICA = Rule(name="replica", tags=("replica",), to=Destination(name="{service}-replica"))
+REST = Rule(name="rest", services=("web",))
+
+
+def test_a_service_that_several_rules_mirror_is_explained_by_each_and_names_the_others() -> None:
+    """With their targets; a rule whose tags nobody has says so, until something of it stands."""
+    about = {"tags": {"replica"}, "rules": [PRIMARY, REPLICA, REST], "knowledge": Known(tuple(instances(2)))}
+    shown = explain("db", "dc1", **about)  # type: ignore[arg-type]
+    assert (shown.rule, shown.target) == ("replica", "default/db-replica")
+    assert shown.rules == (
+        RuleVerdict("primary (bridge.yaml:2:5)", "no instance has the tag primary"),
+        RuleVerdict("replica", "", "default/db-replica"),
+        RuleVerdict("rest", "the name matches none of web"),
+    )
+    first, second = choices([PRIMARY, REPLICA], "db", "dc1")
+    kept = {Target("default", "db-primary")}
+    both = [explain("db", "dc1", **about, chosen=c, kept=kept) for c in (first, second)]  # type: ignore[arg-type]
+    assert [e.target for e in both] == ["default/db-primary", "default/db-replica"]
+    assert [e.rules[0].target for e in both] == ["default/db-primary"] * 2
+    assert [row.ended for row in both[0].rows] == ["not selected"] * 2
+
+
+def test_a_rule_that_does_not_get_its_target_is_told_who_has_it() -> None:
+    """The places of both rules stand in the problem."""
+    same = replace(REPLICA, to=PRIMARY.to, place="bridge.yaml:9:5")
+    claims = Claims()
+    named_by = choices([PRIMARY, same], "db", "dc1")
+    for choice in named_by:
+        assert isinstance(choice.target, Target)
+        claims.claim(choice.query, choice.rule, choice.target, choice.order)
+    shown = [
+        explain("db", "dc1", tags={"replica"}, rules=[PRIMARY, same], claims=claims, chosen=choice).problem
+        for choice in named_by
+    ]
+    assert shown[0] == ""
+    assert "primary (bridge.yaml:2:5)" in shown[1]
+    assert "replica (bridge.yaml:9:5)" in shown[1]
+
+
+def test_what_is_asked_for_by_name_needs_no_listing_to_be_explained() -> None:
+    """A rule about another namespace: nobody lists what is there."""
+    there = replace(PRIMARY, services=("db",), namespace="team", pinned=True, datacenters=("dc1",))
+    (choice,) = pinned([there])
+    shown = explain("db", "dc1", tags=None, rules=[there], chosen=choice)
+    assert (shown.rules, shown.target) == (
+        (RuleVerdict("primary (bridge.yaml:2:5)", "", "default/db-primary"),), "default/db-primary",
+    )  # fmt: skip
+
+
+def test_a_rule_whose_name_leads_nowhere_says_why() -> None:
+    """Among what the rules say."""
+    nowhere = Rule(name="odd", to=Destination(name="---"))
+    shown = explain("db", "dc1", tags=set(), rules=[nowhere])
+    assert shown.rules == (RuleVerdict("odd", "the name '---' has no letter or digit to make a name of"),)

@@ -418,41 +418,47 @@ claim_rules = st.builds(
     st.sampled_from(["", "http", "metrics"]),
     st.sampled_from([False, False, False, True]),
 )
+orders = st.sampled_from([0, 0, 1, 2])
 steps = st.lists(
-    st.tuples(queries, st.one_of(st.none(), claim_rules), st.sampled_from(["web", "zeta"])), min_size=1, max_size=25
+    st.tuples(queries, st.one_of(st.none(), claim_rules), st.sampled_from(["web", "zeta"]), orders),
+    min_size=1,
+    max_size=25,
 )
 
 
 @given(steps=steps)
 @settings(max_examples=150, deadline=None)
 def test_claims_depend_on_what_is_claimed_and_not_on_how_it_came_about(
-    steps: list[tuple[Query, Rule | None, str]],
+    steps: list[tuple[Query, Rule | None, str, int]],
 ) -> None:
     """Claims and releases in any order end like the same claims made afresh; each says rightly what it changed."""
     claims = select.Claims()
-    held: dict[tuple[Query, Target, bool], Rule] = {}
-    for query, by, name in steps:
+    held: dict[tuple[Query, Target, int], Rule] = {}  # -1: the annotated Service's, which comes before every rule
+    for query, by, name, order in steps:
         target = Target("default", name)
         before = claims.owners(target)
         if by is None:
-            changed = claims.release(query, target)
-            if held.pop((query, target, True), None) is None:
-                held.pop((query, target, False), None)
+            changed = claims.release(query, target, order=order)
+            if held.pop((query, target, -1), None) is None:
+                held.pop((query, target, order), None)
         else:
-            changed = claims.claim(query, by, target)
-            held[query, target, by.to.annotated] = by
+            changed = claims.claim(query, by, target, order)
+            held[query, target, -1 if by.to.annotated else order] = by
         assert changed == ({target} if claims.owners(target) != before else set())
     fresh = select.Claims()
-    for (query, target, _), by in sorted(held.items(), key=lambda item: item[0]):
-        fresh.claim(query, by, target)
+    for (query, target, order), by in sorted(held.items(), key=lambda item: item[0]):
+        fresh.claim(query, by, target, max(order, 0))
     assert claims.targets() == fresh.targets() == {target for _, target, _ in held}
     for target in claims.targets():
         assert claims.owners(target) == fresh.owners(target)
         assert claims.losers(target) == fresh.losers(target)
         mirrored = {q for q, _ in claims.owners(target)}
         assert mirrored
-        everyone = {q for q, t, _ in held if t == target}
-        assert len(claims.losers(target)) == len(everyone) - len(mirrored)
+        wanted = [(order, query) for query, t, order in held if t == target]
+        assert {q for _, q in wanted} == {q for q in {q for _, q in wanted} if claims.wants(q, target)}
+        assert min(order for order, _ in wanted) == min(order for order, q in wanted if q in mirrored)
+        lost = {s.service for s in claims.losers(target)}
+        assert {q.service for _, q in wanted} == lost | {q.service for q in mirrored}
         names = [by.to.port_name for _, by in claims.owners(target)]
         assert len(names) == len(set(names))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -18,32 +19,60 @@ from tests.unit.core.builders import said
         (Rule(services=("rados*", "db")), "radosgw", None),
         (Rule(services=("RADOS*",)), "RadosGW", None),
         (Rule(services=("web",)), "radosgw", "the name matches none of web"),
-        (Rule(tags=("s3", "rgw")), "radosgw", None),
-        (Rule(tags=("s3", "blue")), "radosgw", "no instance has the tag blue"),
+        (Rule(tags=("blue",), meta=(("env", "prod"),), filter="false"), "radosgw", None),
         (Rule(datacenters=("dc2",)), "radosgw", "datacenter dc1 is not one of dc2"),
         (Rule(datacenters=("dc2", "dc1"), services=("r?d*[wv]",)), "radosgw", None),
     ],
 )
-def test_a_rule_selects_by_name_datacenter_and_tags(rule: Rule, service: str, why_not: str | None) -> None:
-    """And says why it does not. Consul's names know no case."""
-    assert select.why_not(rule, service, "dc1", {"s3", "rgw"}) == why_not
-    assert select.matches(rule, service, "dc1", {"s3", "rgw"}) is (why_not is None)
+def test_a_rule_selects_services_by_name_and_datacenter_alone(rule: Rule, service: str, why_not: str | None) -> None:
+    """And says why it does not; tags, meta and the filter select instances. Consul's names know no case."""
+    assert select.why_not(rule, service, "dc1") == why_not
 
 
-def test_a_rule_may_match_whatever_the_tags() -> None:
-    """Name and datacenter alone can rule it out."""
-    rule = Rule(services=("web*",), tags=("blue",), datacenters=("dc1",))
-    assert select.may_match(rule, "web-1", "dc1")
-    assert not select.may_match(rule, "web-1", "dc2")
-    assert not select.may_match(rule, "db", "dc1")
+@pytest.mark.parametrize(
+    ("first", "names"),
+    [
+        (Rule(services=("web*",)), ["first"]),
+        (Rule(services=("web*",), tags=("a",)), ["first", "second"]),
+        (Rule(services=("web*",), meta=(("a", "b"),)), ["first", "second"]),
+        (Rule(services=("web*",), filter="x"), ["first", "second"]),
+        (Rule(services=("web*",), continues=True), ["first", "second"]),
+        (Rule(services=("web*",), tags=("a",), continues=False), ["first"]),
+        (Rule(services=("db",)), ["second"]),
+    ],
+)
+def test_a_rule_that_takes_all_instances_uses_a_service_up(first: Rule, names: list[str]) -> None:
+    """One that takes some of them leaves it to the rules behind; `continue` overrides both."""
+    named = select.choices([replace(first, name="first"), Rule(name="second")], "web-1", "dc1")
+    assert [choice.rule.name for choice in named] == names
+    assert [choice.target for choice in named] == [Target("default", "web-1")] * len(names)
 
 
-def test_the_first_rule_that_matches_wins() -> None:
-    """Later ones are not asked."""
-    first, second = Rule(services=("web*",), name="first"), Rule(name="second")
-    assert select.first_rule([first, second], "web-1", "dc1", ()) is first
-    assert select.first_rule([first, second], "db", "dc1", ()) is second
-    assert select.first_rule([first], "db", "dc1", ()) is None
+PRIMARY = Rule(tags=("primary",), to=Destination(name="{service}-primary"))
+REPLICA = Rule(tags=("replica",), to=Destination(name="{service}-replica"))
+SAME = Rule(tags=("replica",), to=Destination(name="{service}-primary"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "tags", "kept", "orders"),
+    [
+        ([PRIMARY, REPLICA], {"primary", "replica"}, (), [0, 1]),
+        ([PRIMARY, REPLICA], {"replica"}, (), [1]),
+        ([PRIMARY, REPLICA], {"replica"}, ("db-primary",), [0, 1]),
+        ([PRIMARY, REPLICA], (), ("db",), []),
+        ([PRIMARY, SAME], {"replica"}, (), [0, 1]),
+        ([PRIMARY, SAME], (), (), []),
+        ([Rule(meta=(("a", "b"),)), Rule(filter="x")], (), (), [0, 1]),
+        ([Rule(tags=("primary",), to=Destination(name="---"))], (), ("db",), []),
+    ],
+)
+def test_tags_decide_what_is_made_and_never_what_stays(
+    rules: list[Rule], tags: set[str], kept: tuple[str, ...], orders: list[int]
+) -> None:
+    """What stands keeps its rule whoever has the tags; two rules for one target come and go together."""
+    named = select.choices(rules, "db", "dc1")
+    found = select.active(named, tags, {Target("default", name) for name in kept})
+    assert [choice.order for choice in found] == orders
 
 
 @pytest.mark.parametrize(
@@ -183,6 +212,41 @@ def test_an_annotated_service_and_a_rule_may_want_the_same() -> None:
     assert found.targets() == set()
 
 
+def test_of_two_rules_for_one_target_the_first_has_it_and_the_other_learns_from_whom() -> None:
+    """With the places of both; the service is the same, or another one that is even named as the target."""
+    one = Rule(name="the primary", place="bridge.yaml:2:5", tags=("primary",))
+    two = Rule(name="rule 2 (bridge.yaml:7:5)", place="bridge.yaml:7:5", tags=("replica",))
+    db, web = Query("dc1", "db"), Query("dc1", "web")
+    found = select.Claims()
+    found.claim(web, two, TARGET, 1)
+    found.claim(db, two, TARGET, 1)
+    found.claim(db, one, TARGET, 0)
+    why = (
+        "default/web goes to db in dc1 by the primary (bridge.yaml:2:5), the first rule that sends something there; "
+        "rule 2 (bridge.yaml:7:5) sends {} there as well: give one of them another `to.name`"
+    )
+    assert found.owners(TARGET) == ((db, one),)
+    assert found.losers(TARGET) == tuple(Skipped(name, "", said(why.format(name))) for name in ("db", "web"))
+    assert found.why_lost(db, two, TARGET) == found.losers(TARGET)[0].reason
+    assert (found.why_lost(db, one, TARGET), found.why_lost(Query("dc1", "x"), one, TARGET)) == (None, None)
+    assert found.release(db, TARGET, order=0) == {TARGET}
+    assert (found.wants(db, TARGET), found.owners(TARGET)) == (True, ((web, two),))
+    assert found.why_lost(db, two, TARGET) == (
+        "default/web goes to web in dc1 (it is named exactly so); give one of them another name"
+    )
+
+
+def test_two_rules_with_different_port_names_share_a_service_also_for_one_consul_service() -> None:
+    """Instances that differ in their tags only, as Registrator makes them of a container's ports."""
+    http, metrics = named("http"), named("metrics")
+    query = Query("dc1", "web")
+    found = select.Claims()
+    found.claim(query, http, TARGET, 0)
+    found.claim(query, metrics, TARGET, 1)
+    assert found.owners(TARGET) == ((query, http), (query, metrics))
+    assert found.losers(TARGET) == ()
+
+
 def test_a_claim_costs_the_same_in_a_large_catalog() -> None:
     """20,000 services, 2,000 of them on one name, are claimed and asked for within seconds, not minutes."""
     found = select.Claims()
@@ -208,31 +272,38 @@ def test_a_claim_costs_the_same_in_a_large_catalog() -> None:
         ({"services": ("a?",)}, {"services": ("A?",)}, True),
         ({"services": ("a*",)}, {"services": ("abc", "x")}, False),
         ({"tags": ("t",)}, {}, False),
-        ({"tags": ("t",)}, {"tags": ("t", "u")}, True),
+        ({"tags": ("t",)}, {"tags": ("t", "u")}, False),
+        ({"tags": ("t",), "continues": False}, {}, True),
+        ({"continues": True}, {}, False),
         ({"datacenters": ("one",)}, {}, False),
         ({"datacenters": ("one", "two")}, {"datacenters": ("two",)}, True),
-        ({"filter": "x"}, {"filter": "y"}, True),
+        ({"filter": "x"}, {"filter": "y"}, False),
+        ({}, {"filter": "y"}, True),
     ],
 )
 def test_a_rule_that_an_earlier_one_covers_is_never_used(
     earlier: dict[str, object], later: dict[str, object], covered: bool
 ) -> None:
-    """Filters do not choose rules: two rules for the same names are one too many."""
+    """One that takes some instances of a service covers nothing."""
     one, two = Rule(name="one", **earlier), Rule(name="two", **later)  # type: ignore[arg-type]  # of a table
     assert select.shadowed([one, two]) == ([(two, one)] if covered else [])
 
 
 def test_a_pinned_rule_names_its_services_and_nothing_listed_is_chosen_by_it() -> None:
-    """In each of its datacenters; the first rule that names a service has it; it shadows nothing."""
+    """In each of its datacenters; a rule that takes all instances of a service uses it up; it shadows nothing."""
     one = Rule(services=("web", "db"), datacenters=("dc1", "dc2"), peer="cloud", pinned=True)
     two = Rule(services=("web",), datacenters=("dc1",), peer="cloud", pinned=True, name="two")
-    assert select.why_not(one, "web", "dc1", ()) == "it is about another namespace, partition or peer"
-    assert [(q.datacenter, q.service, q.peer, r is one) for q, r in select.pinned([Rule(), one, two])] == [
-        ("dc1", "web", "cloud", True),
-        ("dc2", "web", "cloud", True),
-        ("dc1", "db", "cloud", True),
-        ("dc2", "db", "cloud", True),
+    some = replace(two, tags=("blue",), filter="x")
+    assert select.why_not(one, "web", "dc1") == "it is about another namespace, partition or peer"
+    found = select.pinned([Rule(), some, one, two])
+    assert [(c.order, c.query.datacenter, c.query.service, c.query.peer, c.query.filter) for c in found] == [
+        (1, "dc1", "web", "cloud", "x"),
+        (2, "dc1", "web", "cloud", ""),
+        (2, "dc2", "web", "cloud", ""),
+        (2, "dc1", "db", "cloud", ""),
+        (2, "dc2", "db", "cloud", ""),
     ]
+    assert found[0].target == Target("default", "web")
     assert select.shadowed([Rule(), one, two]) == []
 
 

@@ -29,7 +29,7 @@ from bridge.core.model import (
     TrafficPolicy,
 )
 from bridge.core.reasons import Code, Reason, codes_of
-from bridge.core.translate import choose_address, fates_of, host_names, ready_now, translate, worst
+from bridge.core.translate import Translation, choose_address, fates_of, host_names, ready_now, translate, worst
 from tests.unit.core.builders import (
     QUERY,
     TARGET,
@@ -170,12 +170,61 @@ def test_an_omitted_instance_without_an_address_is_omitted_for_its_health() -> N
     [(("s3",), (("env", "prod"),), True), (("s3",), (("env", "test"),), False), ((), (("env", "prod"),), False)],
 )
 def test_a_rules_tags_and_meta_choose_among_instances(tags: tuple[str, ...], meta: object, selected: bool) -> None:
-    """All of them must be on the instance; what is not selected is nobody's fault and not reported."""
+    """All of them must be on the instance; the others are nobody's fault and not reported."""
     by = Rule(tags=("s3",), meta=(("env", "prod"),), to=Destination(port=80))
-    found = translated([instance(tags=tags, meta=meta)], by)
+    beside = instance("10.0.0.9", tags=("s3",), meta=(("env", "prod"),))
+    found = translated([instance(tags=tags, meta=meta), beside], by)
     assert found.mirror is not None
-    assert found.mirror.ready == int(selected)
+    assert found.mirror.ready == 1 + int(selected)
     assert found.skipped == ()
+
+
+PICKY = Rule(name="rule 1", tags=("s3",), meta=(("env", "prod"),), filter="x")
+ASKED = "the tag s3 and the meta env=prod and what the filter wants (x), which rule 1 asks for"
+
+
+@pytest.mark.parametrize("by", [PICKY, replace(PICKY, to=Destination(port=80))])
+@pytest.mark.parametrize("found", [[], [instance(tags=("s3",))], [instance(), instance("10.0.0.2")]])
+def test_while_a_rule_selects_nobody_nothing_is_made_and_what_stands_stays(by: Rule, found: list[Instance]) -> None:
+    """Whichever port is known; a Service keeps its address and its ports, with empty endpoints, and it is said."""
+    why = f"{'none of the 2 instances' if len(found) > 1 else 'no instance'} of radosgw has {ASKED}"
+    assert translated(found, by) == Translation(
+        None, (Skipped("radosgw", "", said(f"{why}: nothing is made before one has")),)
+    )
+    for standing in (service(owner=None), service()):
+        kept = translated(found, by, Current(TARGET, standing))
+        if standing.meta.owner is None:
+            assert kept.mirror is None
+        else:
+            assert kept.mirror is not None
+            assert (kept.mirror.groups, kept.mirror.service_ports) == ((), (Port("", by.to.port or 8080),))
+            assert (kept.skipped, kept.warnings) == ((), (f"{why}: no endpoint comes of it",))
+
+
+def test_while_instances_are_hidden_nobody_says_that_none_is_selected() -> None:
+    """The token may not see the one that has the tag."""
+    kept = translate(TARGET, [(PICKY, QUERY, Known((), hidden=True))], Current(TARGET, service()))
+    assert (kept.mirror is not None, kept.warnings) == (True, ())
+    found = translate(TARGET, [(PICKY, QUERY, Known((), hidden=True))])
+    assert (found.mirror, [s.reason.code for s in found.skipped]) == (None, [Code.NONE_SELECTED])
+
+
+def test_of_rules_that_share_a_service_one_may_select_nobody() -> None:
+    """It is made for the other, and what has no endpoint is said."""
+    one, two = (Rule(name=name, tags=(name,), to=Destination(port_name=name)) for name in ("http", "metrics"))
+    known = Known((instance(tags=("http",)),))
+    found = translate(TARGET, [(one, QUERY, known), (two, QUERY, known)])
+    assert (found.mirror is not None, found.warnings) == (
+        True, ("no instance of radosgw has the tag metrics, which metrics asks for: no endpoint comes of it",),
+    )  # fmt: skip
+
+
+def test_a_persons_service_that_asks_for_a_tag_which_nobody_has_is_told_so() -> None:
+    """Also where the Service is not ours, and stays whatever happens."""
+    why = "no instance of radosgw has the tag Primary, which Service default/radosgw asks for: no endpoint comes of it"
+    by = Rule(name="Service default/radosgw", tags=("Primary",), to=Destination(annotated=True))
+    found = translated([instance(tags=("replica",))], by, Current(TARGET, service(owner=None)))
+    assert (found.mirror is not None, found.warnings) == (True, (why,))
 
 
 LAN = (TaggedAddress("lan", "10.5.0.1", 9000), TaggedAddress("wan_ipv4", "1.2.3.4", 0))
@@ -345,8 +394,8 @@ def test_nothing_is_made_while_nobody_knows_a_port() -> None:
         ([instance("127.0.0.1"), instance("::1")], Rule(), Code.NO_USABLE_ADDRESSES),
         ([instance("db.example")], Rule(), Code.NO_USABLE_ADDRESSES),
         ([], Rule(), Code.NO_INSTANCES),
-        ([instance()], Rule(meta=(("tier", "x"),)), Code.NO_SELECTED_INSTANCES),
-        ([], Rule(filter="Service.Port == 1"), Code.NO_SELECTED_INSTANCES),
+        ([instance()], Rule(meta=(("tier", "x"),)), Code.NONE_SELECTED),
+        ([], Rule(filter="Service.Port == 1"), Code.NONE_SELECTED),
         ([], Rule(peer="cloud"), Code.PEER_EMPTY),
     ],
 )
@@ -370,7 +419,7 @@ def test_tags_that_select_nobody_are_compared_with_those_that_are_there() -> Non
     tagged = [instance(tags=("Primary", "a,b"))]
     wrong = Rule(tags=("a", "b", "primary", "x"), to=Destination(annotated=True))
     found = translate(TARGET, [(wrong, QUERY, Known(tuple(tagged)))], Current(TARGET, service(None)))
-    assert [w.code for w in found.warnings] == [Code.TAG_COMMA, Code.TAG_CASE]
+    assert [w.code for w in found.warnings] == [Code.TAG_COMMA, Code.TAG_CASE, Code.NONE_LEFT]
     assert found.warnings[0] == (
         "an instance has the tag 'a,b': in the annotation consul-bridge/tags a comma ends a tag; ask for it with "
         "consul-bridge/filter: '\"a,b\" in Service.Tags'"

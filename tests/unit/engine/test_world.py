@@ -21,6 +21,7 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
+from bridge.core.translate import selects
 from bridge.engine.scope import anchored
 from bridge.engine.world import World
 
@@ -126,14 +127,136 @@ def test_a_service_that_comes_back_within_its_grace_period_never_left() -> None:
     assert (made.expire(1000.0), made.removable(HERE, 1000.0)) == (set(), False)
 
 
-def test_a_service_that_no_rule_selects_any_more_leaves_after_the_grace_period() -> None:
+def test_a_service_that_no_rule_names_any_more_leaves_after_the_grace_period() -> None:
     """It is still listed, so nothing else has to be proved."""
-    made = world("web", rules=(Rule(tags=("s3",), to=Destination(namespace="apps")),))
-    made.on_listing("dc1", listing("web", tags=("s3",)), 0.0)
-    made.on_view(WEB, known("10.0.0.1"))
+    made = world("web")
     made.remember(HERE, [("dc1", "web")], 0.0)
-    made.on_listing("dc1", listing("web"), 100.0)
+    made.replace_rules((Rule(services=("db",), to=Destination(namespace="apps")),), 100.0)
     assert [made.removable(HERE, now) for now in (129.0, 130.0)] == [False, True]
+
+
+PRIMARY = Rule(
+    name="primary", services=("db",), tags=("primary",), to=Destination(namespace="apps", name="{service}-primary")
+)
+REPLICA = Rule(
+    name="replica", services=("db",), tags=("replica",), to=Destination(namespace="apps", name="{service}-replica")
+)
+DB = Query("dc1", "db")
+FIRST, SECOND = Target("apps", "db-primary"), Target("apps", "db-replica")
+
+
+def tagged(*tags: str) -> Known:
+    """An instance of each of these tags."""
+    return Known(tuple(replace(i, tags=(tag,)) for tag in tags for i in known(f"10.0.0.{len(tag)}").instances))
+
+
+def selected(made: World, target: Target) -> list[str] | None:
+    """The tags of the instances that a target's rules select."""
+    sources = made.sources(target)
+    if sources is None:
+        return None
+    return [tag for s in sources for i in s.known.instances if selects(s.rule, i) for tag in i.tags]
+
+
+@pytest.mark.parametrize("first", ["the listing", "the view"])
+@pytest.mark.parametrize("how", ["deregistered", "retagged"])
+def test_a_tag_that_leaves_empties_its_target_at_once_whatever_is_heard_first(first: str, how: str) -> None:
+    """The target has a source all the time, so that what it should be is known: nobody, until the next one has it."""
+    made = World((PRIMARY,), ["dc1"], 30.0)
+    made.on_listing("dc1", Listing({"db": frozenset({"primary", "replica"})}), 0.0)
+    made.on_view(DB, tagged("primary", "replica"))
+    made.remember(FIRST, [("dc1", "db")], 0.0)
+    left = tagged("replica") if how == "deregistered" else tagged("replica", "replica")
+    listed = Listing({"db": frozenset({"replica"})})
+    seen = []
+    for what in (first, "the view" if first == "the listing" else "the listing"):
+        changed = made.on_view(DB, left) if what == "the view" else made.on_listing("dc1", listed, 1.0)
+        seen.append((changed, selected(made, FIRST)))
+    assert all(changed == {FIRST} for changed, _ in seen)
+    assert [chosen for _, chosen in seen] == ([["primary"], []] if first == "the listing" else [[], []])
+    assert (made.expire(1000.0), made.removable(FIRST, 1000.0), made.dismissed(FIRST)) == (set(), False, False)
+    made.on_listing("dc1", Listing({"db": frozenset({"primary"})}), 2000.0)
+    made.on_view(DB, tagged("primary"))
+    assert selected(made, FIRST) == ["primary"]
+
+
+def test_two_rules_mirror_one_service_each_with_its_own_instances() -> None:
+    """A rule behind them that takes all is not used up by either; what two rules want alike the first has."""
+    rest = Rule(name="rest", to=Destination(namespace="apps"))
+    same = replace(REPLICA, name="same", to=PRIMARY.to)
+    made = World((PRIMARY, REPLICA, same, rest), ["dc1"], 30.0)
+    made.on_listing("dc1", Listing({"db": frozenset({"primary", "replica"})}), 0.0)
+    assert made.wanted() == {DB}
+    assert made.on_view(DB, tagged("primary", "replica")) == {FIRST, SECOND, Target("apps", "db")}
+    assert [selected(made, t) for t in (FIRST, SECOND, Target("apps", "db"))] == [
+        ["primary"], ["replica"], ["primary", "replica"],
+    ]  # fmt: skip
+    assert [("primary" in s.reason, "same" in s.reason) for s in made.losers(FIRST)] == [(True, True)]
+    assert made.selected() == 1
+
+
+def test_a_rule_does_not_get_the_instances_of_another_while_nobody_has_that_ones_tag() -> None:
+    """Neither does what stands nowhere come into being: nothing is read for it."""
+    made = World((PRIMARY, REPLICA), ["dc1"], 30.0)
+    made.on_listing("dc1", Listing({"db": frozenset({"replica"})}), 0.0)
+    made.on_view(DB, tagged("replica"))
+    assert (selected(made, FIRST), selected(made, SECOND), made.targets()) == ([], ["replica"], {SECOND})
+    none = World((PRIMARY,), ["dc1"], 30.0)
+    assert (none.on_listing("dc1", Listing({"db": frozenset({"x"})}), 0.0), none.wanted()) == (set(), frozenset())
+
+
+@pytest.mark.parametrize("first", ["memory", "the listing"])
+def test_what_stands_keeps_its_rule_across_a_restart_in_which_nobody_has_the_tag(first: str) -> None:
+    """Whether Kubernetes or Consul is read first; and it goes when a person deletes it, or the name leaves Consul."""
+    made = World((PRIMARY,), ["dc1"], 30.0)
+    listed = Listing({"db": frozenset({"replica"})})
+    if first == "the listing":
+        made.on_listing("dc1", listed, 0.0)
+        assert made.remember(FIRST, [("dc1", "db")], 0.0) == {FIRST}
+    else:
+        made.remember(FIRST, [("dc1", "db")], 0.0)
+        assert made.on_listing("dc1", listed, 0.0) == {FIRST}
+    assert (made.sources(FIRST), made.wanted()) == (None, frozenset({DB}))
+    assert made.on_view(DB, tagged("replica")) == {FIRST}
+    assert (selected(made, FIRST), made.expire(1000.0), made.removable(FIRST, 1000.0)) == ([], set(), False)
+    assert made.remember(FIRST, [("dc1", "db")], 1.0) == set()
+    made.on_listing("dc1", listing(), 1001.0)
+    made.on_view(DB, Known(()))
+    assert (selected(made, FIRST), made.expire(1031.0), made.removable(FIRST, 1031.0)) == ([], {FIRST}, True)
+
+
+def test_what_a_person_deleted_while_nobody_has_the_tag_is_not_made_anew() -> None:
+    """Until one has it."""
+    made = World((PRIMARY,), ["dc1"], 30.0)
+    made.on_listing("dc1", Listing({"db": frozenset({"replica"})}), 0.0)
+    made.remember(FIRST, [("dc1", "db")], 0.0)
+    assert (made.forget(FIRST, 1.0), made.targets(), made.forget(FIRST, 2.0)) == ({FIRST}, set(), set())
+    assert made.on_listing("dc1", Listing({"db": frozenset({"primary"})}), 3.0) == {FIRST}
+
+
+def test_a_service_with_several_filters_is_gone_when_each_of_them_shows_nobody() -> None:
+    """One that still shows somebody proves that the listing is not the truth."""
+    rules = (replace(PRIMARY, tags=(), filter="a"), replace(REPLICA, tags=(), filter="b"))
+    made = World(rules, ["dc1"], 0.0)
+    made.on_listing("dc1", listing("db"), 0.0)
+    for target in (FIRST, SECOND):
+        made.remember(target, [("dc1", "db")], 0.0)
+    made.on_listing("dc1", listing(), 1.0)
+    made.on_view(replace(DB, filter="a"), Known(()))
+    made.on_view(replace(DB, filter="b"), known("10.0.0.1"))
+    before = made.expire(2.0)
+    made.on_view(replace(DB, filter="b"), Known(()))
+    assert (before, made.expire(3.0)) == (set(), {FIRST, SECOND})
+
+
+def test_a_service_feeds_a_target_that_it_wants_by_two_rules_until_both_have_let_it_go() -> None:
+    """Also where another one has the target meanwhile."""
+    one, two = (Rule(name=n, services=("db",), continues=True, to=Destination(namespace="apps", name="db"))
+                for n in ("one", "two"))  # fmt: skip
+    made = World((one, two), ["dc1"], 30.0)
+    made.on_listing("dc1", listing("db"), 0.0)
+    made.replace_rules((two,), 1.0)
+    assert made.on_view(DB, known("10.0.0.1")) == {Target("apps", "db")}
 
 
 def test_what_is_read_of_a_service_that_nobody_wants_any_more_is_forgotten() -> None:

@@ -518,6 +518,7 @@ rules:
   tags: [t]
   meta: {m: v}
   filter: Service.Port == 1
+  continue: true
   datacenters: [d]
   namespace: n
   partition: p
@@ -586,6 +587,8 @@ rules:
             keep_last_ready=True,
         ),
         pinned=True,
+        continues=True,
+        place=f"{file}:3:3",
     )
 
 
