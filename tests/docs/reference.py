@@ -115,7 +115,7 @@ STATUS = {
         "dc1": dict.fromkeys(
             (
                 "connected", "seconds_since_last_success", "connections", "budget", "services", "direct_watches",
-                "reads_waiting", "verification_found", "confirmations",
+                "reads_waiting", "verification_found", "streaming_mismatches", "confirmations",
             ),
             1,
         )

@@ -244,7 +244,7 @@ def test_hostile_names_never_become_labels() -> None:
 CATALOG = {
     "connected": False, "trouble": "refused", "seconds_since_last_success": 1.5, "budget": 60, "connections": 40,
     "services": 99, "direct_watches": 36, "reads_waiting": 3, "verification_found": 0,
-    "confirmations": 2,
+    "confirmations": 2, "streaming_mismatches": ["db", "web"],
 }  # fmt: skip
 
 
@@ -266,6 +266,7 @@ def test_other_rooms_are_asked_at_the_scrape() -> None:
     assert value(metrics, "consul_bridge_consul_reads_waiting", datacenter="dc1") == 3
     assert value(metrics, "consul_bridge_missed_changes", datacenter="dc1") == 0
     assert value(metrics, "consul_bridge_consul_confirmations_total", datacenter="dc1") == 2
+    assert value(metrics, "consul_bridge_streaming_mismatch_services", datacenter="dc1") == 2
     assert value(metrics, "consul_bridge_consul_connections", datacenter="dc1") == 40
     assert value(metrics, "consul_bridge_consul_connections_budget", datacenter="dc1") == 60
     assert value(metrics, "consul_bridge_consul_last_success_age_seconds", datacenter="dc1") == 1.5
