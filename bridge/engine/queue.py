@@ -5,8 +5,9 @@ never by two workers at once; a key that is added ten times while it waits is wo
 are ours: of what waits together the lowest priority number goes first, keys of one priority in the order of their
 coming; but what has waited for longer than its priority's handicap gets every fourth turn, so that urgent keys that
 come without end keep nobody waiting for ever. (Not simply the order of coming plus a handicap: then a flip would wait
-behind the 5,000 creations of a first sync.)
-It must not know what a key is.
+behind the 5,000 creations of a first sync.) Keys of one priority have lanes, which take turns: ten thousand keys of
+one lane make a key of another wait for one of them.
+It must not know what a key is; whoever makes the queue says which lane a key is in.
 """
 
 from __future__ import annotations
@@ -28,14 +29,54 @@ FAIR = 4
 """Every so many keys an overdue one goes first."""
 
 
-class WorkQueue(Generic[K]):
-    """A coalescing queue with priorities and delays. All methods may be called from any thread."""
+class _Lanes(Generic[K]):
+    """Keys that are due, each with the time since when, in lanes that take turns."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, lane: Callable[[K], Hashable]) -> None:
+        self._lane = lane
+        self._keys: dict[Hashable, deque[tuple[float, K]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def append(self, since: float, key: K) -> None:
+        self._keys.setdefault(self._lane(key), deque()).append((since, key))
+
+    def first(self) -> tuple[float, K]:
+        """The key whose turn it is."""
+        return next(iter(self._keys.values()))[0]
+
+    def pop(self) -> K:
+        """The same, taken out; the next turn is another lane's."""
+        _, key = self._drop()
+        lane = self._lane(key)
+        if lane in self._keys:
+            self._keys[lane] = self._keys.pop(lane)
+        return key
+
+    def drop(self) -> None:
+        """Take the first out without a turn for it."""
+        self._drop()
+
+    def _drop(self) -> tuple[float, K]:
+        lane, keys = next(iter(self._keys.items()))
+        found = keys.popleft()
+        if not keys:
+            del self._keys[lane]
+        return found
+
+
+class WorkQueue(Generic[K]):
+    """A coalescing queue with priorities, lanes and delays. All methods may be called from any thread."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, lane: Callable[[K], Hashable] = lambda _key: None
+    ) -> None:
         self._clock = clock
+        self._lane = lane
         self._changed = threading.Condition()
         self._order = 0
-        self._ready: dict[int, deque[tuple[float, K]]] = {}
+        self._ready: dict[int, _Lanes[K]] = {}
         self._turns = 0
         self._delayed: list[tuple[float, int, int, K]] = []
         self._waiting: dict[K, tuple[int, float]] = {}
@@ -75,7 +116,7 @@ class WorkQueue(Generic[K]):
                 now = self._clock()
                 self._promote(now)
                 if due := self._due():
-                    _, key = self._ready[self._turn(due, now)].popleft()
+                    key = self._ready[self._turn(due, now)].pop()
                     del self._waiting[key]
                     self._working.add(key)
                     return key
@@ -137,13 +178,13 @@ class WorkQueue(Generic[K]):
     def _due(self) -> list[int]:
         """The priorities of which something is due, the most urgent first."""
         for priority, keys in self._ready.items():
-            while keys and self._waiting.get(keys[0][1]) != (priority, 0.0):
-                keys.popleft()  # an entry that a more urgent wish replaced
+            while keys and self._waiting.get(keys.first()[1]) != (priority, 0.0):
+                keys.drop()  # an entry that a more urgent wish replaced
         return sorted(priority for priority, keys in self._ready.items() if keys)
 
     def _turn(self, due: list[int], now: float) -> int:
         """The priority whose turn it is."""
-        overdue = [(self._ready[p][0][0] + p * HANDICAP_SECONDS, p) for p in due[1:]]
+        overdue = [(self._ready[p].first()[0] + p * HANDICAP_SECONDS, p) for p in due[1:]]
         first = min(overdue, default=(now + 1.0, 0))
         if first[0] > now:
             self._turns = 0
@@ -160,15 +201,21 @@ class WorkQueue(Generic[K]):
         if wish[1] > 0.0:
             heapq.heappush(self._delayed, (wish[1], self._order, wish[0], key))
         else:
-            self._ready.setdefault(wish[0], deque()).append((self._clock(), key))
+            self._lanes(wish[0]).append(self._clock(), key)
         self._changed.notify()
+
+    def _lanes(self, priority: int) -> _Lanes[K]:
+        lanes = self._ready.get(priority)
+        if lanes is None:
+            lanes = self._ready[priority] = _Lanes(self._lane)
+        return lanes
 
     def _promote(self, now: float) -> None:
         while self._delayed and self._delayed[0][0] <= now:
             due, _, priority, key = heapq.heappop(self._delayed)
             if self._waiting.get(key) == (priority, due):
                 self._waiting[key] = (priority, 0.0)
-                self._ready.setdefault(priority, deque()).append((due, key))
+                self._lanes(priority).append(due, key)
 
 
 def _sooner(one: tuple[int, float] | None, other: tuple[int, float]) -> tuple[int, float]:

@@ -137,7 +137,7 @@ class Bridge:
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._passing = threading.Event()
-        self._queue: WorkQueue[Target] = WorkQueue(clock)
+        self._queue: WorkQueue[Target] = WorkQueue(clock, lane=lambda target: target.namespace)
         self._gate = Gate(options.writers, options.kube_retry, self._stop, clock)
         self._failures: Failures[Target] = Failures(self._gate, options.object_retry, options.permanent_retry)
         self._brake: Brake[Target] = Brake(options.object_retry, clock=clock)

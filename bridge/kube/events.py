@@ -1,8 +1,10 @@
 """Kubernetes Events about what the bridge did or could not do: for `kubectl describe`, best effort.
 
-Recording never waits and never fails: a bounded queue, one thread, the oldest dropped when there are too many. The
-same event on the same object becomes one Event object whose `series` counts (events.k8s.io/v1), and even that is
-written at most once per `series_seconds`. Nothing else may depend on Events getting through.
+Recording never waits and never fails: a bounded queue, one thread, the oldest dropped when there are too many.
+Namespaces take turns, and the one that has most to say loses some of it first, so that no flood in one hides what
+happens in another; where we may not write, the others are still written to. The same event on the same object becomes
+one Event object whose `series` counts (events.k8s.io/v1), and even that is written at most once per `series_seconds`.
+Nothing else may depend on Events getting through.
 """
 
 from __future__ import annotations
@@ -81,17 +83,21 @@ class EventRecorder:
         refused_seconds: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`forget_seconds` stays below the server's event lifetime (1 h); after a 403 we rest for `refused_seconds`."""
+        """`forget_seconds` stays below the server's event lifetime (1 h).
+
+        After a refusal (403) nothing is written to that namespace for `refused_seconds`.
+        """
         self._client = client.clone(connections=1)
         self._instance = instance or f"{socket.gethostname()}-{os.getpid()}"
-        self._queue: deque[Event] = deque()
+        self._queues: dict[str, deque[Event]] = {}
+        self._queued = 0
         self._queue_size = queue_size
-        self._known: OrderedDict[Event, _Series] = OrderedDict()
+        self._known: dict[str, OrderedDict[Event, _Series]] = {}
         self._known_size = known_size
         self._series_seconds = series_seconds
         self._forget_seconds = forget_seconds
         self._refused_seconds = refused_seconds
-        self._silent_until = float("-inf")
+        self._silent_until: dict[str, float] = {}
         self._clock = clock
         self._changed = threading.Condition()
         self._busy = False
@@ -110,16 +116,17 @@ class EventRecorder:
         with self._changed:
             if self._closed:
                 return
-            if len(self._queue) >= self._queue_size:
-                self._queue.popleft()
+            if self._queued >= self._queue_size:
+                self._take(max(self._queues, key=lambda namespace: len(self._queues[namespace])))
                 self.dropped += 1
-            self._queue.append(event)
+            self._queues.setdefault(event.about.namespace, deque()).append(event)
+            self._queued += 1
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything recorded was sent or given up; False at the timeout."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._closed or not (self._queue or self._busy), timeout)
+            return self._changed.wait_for(lambda: self._closed or not (self._queued or self._busy), timeout)
 
     def close(self, timeout: float = 1.0) -> bool:
         """Drop what is left and end the thread; whether it ended in time."""
@@ -138,39 +145,48 @@ class EventRecorder:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._closed or bool(self._queue))
+                self._changed.wait_for(lambda: self._closed or self._queued > 0)
                 if self._closed:
                     return
-                event = self._queue.popleft()
+                event = self._take(next(iter(self._queues)))
                 self._busy = True
             self.send(event)
+
+    def _take(self, namespace: str) -> Event:
+        """The oldest event of a namespace, taken out; the next turn is another's. Called with the lock held."""
+        events = self._queues.pop(namespace)
+        event = events.popleft()
+        if events:
+            self._queues[namespace] = events
+        self._queued -= 1
+        return event
 
     def send(self, event: Event) -> None:
         """Send one event now, or count it; never raises what the API server says."""
         now = self._clock()
-        if now < self._silent_until:
+        namespace = event.about.namespace
+        if now < self._silent_until.get(namespace, now):
             self.dropped += 1
             return
+        self._silent_until.pop(namespace, None)
         try:
             self._send(event, now)
         except CancelledError:
             return
         except PermanentError:
             self.failed += 1
-            self._silent_until = now + self._refused_seconds
+            self._silent_until[namespace] = now + self._refused_seconds
         except BridgeError:
             self.failed += 1
 
     def _send(self, event: Event, now: float) -> None:
-        series = self._known.get(event)
+        known = self._known.get(event.about.namespace, {})
+        series = known.get(event)
         if series is not None and now - series.written_at >= self._forget_seconds:
-            del self._known[event]
+            del known[event]
             series = None
         if series is None:
-            name = self._create(event)
-            self._known[event] = _Series(name, 1, now)
-            while len(self._known) > self._known_size:
-                self._known.popitem(last=False)
+            self._learn(event, _Series(self._create(event), 1, now))
             return
         series.count += 1
         if now - series.written_at < self._series_seconds:
@@ -178,6 +194,15 @@ class EventRecorder:
         if not self._count(event, series):
             series.name, series.count = self._create(event), 1
         series.written_at = now
+
+    def _learn(self, event: Event, series: _Series) -> None:
+        """Remember what was sent; the namespace of which most is known forgets the oldest."""
+        self._known.setdefault(event.about.namespace, OrderedDict())[event] = series
+        if sum(map(len, self._known.values())) > self._known_size:
+            most = max(self._known, key=lambda namespace: len(self._known[namespace]))
+            self._known[most].popitem(last=False)
+        if len(self._known) > self._known_size // 4:
+            self._known = {namespace: events for namespace, events in self._known.items() if events}
 
     def _create(self, event: Event) -> str:
         about = event.about

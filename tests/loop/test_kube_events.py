@@ -34,9 +34,9 @@ def client(fake: FakeKube, tmp_path: Path) -> Iterator[KubeClient]:
     found.close()
 
 
-def event(number: int = 0) -> Event:
+def event(number: int = 0, namespace: str = "default") -> Event:
     """One of many different events."""
-    about = About(Kind.SERVICE, "default", f"s{number}")
+    about = About(Kind.SERVICE, namespace, f"s{number}")
     return Event(about, "Normal", "Mirrored", "Mirror", "as wanted")
 
 
@@ -93,7 +93,7 @@ def test_what_is_remembered_is_bounded(fake: FakeKube, client: KubeClient) -> No
     recorder = EventRecorder(client, known_size=10)
     for number in range(30):
         recorder.send(event(number))
-    assert len(recorder._known) == 10
+    assert len(recorder._known["default"]) == 10
     recorder.close()
 
 
@@ -154,3 +154,41 @@ def test_a_writer_that_may_not_write_sends_nothing(fake: FakeKube, client: KubeC
         Writer(client, seconds_left=seconds_left).apply(change)
     assert asked == [change.target]
     assert fake.log == []
+
+
+def test_a_flood_in_one_namespace_hides_nothing_of_another(fake: FakeKube, client: KubeClient) -> None:
+    """What overflows is the flood's, and the other's events come in between, not behind it."""
+    fake.add_namespace("noisy")
+    fake.inject(Fault(delay=1.0), times=1, path="events")
+    recorder = EventRecorder(client, queue_size=100, known_size=20)
+    recorder.start()
+    recorder.record(event(9999))
+    assert wait_for(lambda: recorder._busy)
+    recorder.record(event(1))
+    for number in range(500):
+        recorder.record(event(number, "noisy"))
+    recorder.record(event(2))
+    assert recorder.flush(30)
+    sent = [e.body for e in fake.objects["events.k8s.io", "events"].values()]
+    order = sorted((body["eventTime"], body["regarding"]["namespace"], body["regarding"]["name"]) for body in sent)
+    assert [name for _, namespace, name in order[:5] if namespace == "default"] == ["s9999", "s1", "s2"]
+    assert (recorder.dropped, recorder.sent) == (402, 101)
+    assert {e.about.name for e in recorder._known["default"]} == {"s9999", "s1", "s2"}
+    assert sum(map(len, recorder._known.values())) == 20
+    assert recorder.close(20)
+
+
+def test_a_namespace_that_may_not_be_written_to_silences_no_other(fake: FakeKube, tmp_path: Path) -> None:
+    """A Role that is missing there, or a namespace that is being deleted."""
+    fake.add_namespace("closed")
+    fake.forbid("plain", "create", "events", "closed")
+    found = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN, "plain.kubeconfig")))
+    recorder = EventRecorder(found)
+    recorder.start()
+    for number in range(3):
+        recorder.record(event(number, "closed"))
+        recorder.record(event(number))
+    assert recorder.flush(30)
+    assert (recorder.sent, recorder.failed, recorder.dropped) == (3, 1, 2)
+    assert recorder.close(20)
+    found.close()

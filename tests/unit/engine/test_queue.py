@@ -278,3 +278,25 @@ def test_a_closed_queue_gives_nothing_away_and_waits_for_what_it_gave() -> None:
     queue.done("a")
     waiting.join(5)
     assert not waiting.is_alive()
+
+
+def test_lanes_take_turns_whatever_one_of_them_has() -> None:
+    """A thousand keys of one namespace, and one of another: that one waits for one of the thousand."""
+    queue: WorkQueue[str] = WorkQueue(lane=lambda key: key[0])
+    for number in range(1000):
+        queue.add(f"a{number}")
+    for key in ("b0", "b1", "c0"):
+        queue.add(key)
+    taken = drain(queue)
+    assert taken[:6] == ["a0", "b0", "c0", "a1", "b1", "a2"]
+    assert taken[6:] == [f"a{number}" for number in range(3, 1000)]
+
+
+def test_a_key_that_became_more_urgent_costs_its_lane_no_turn() -> None:
+    """Its old place is passed over; each lane keeps the order of coming, and priorities go before lanes."""
+    queue: WorkQueue[str] = WorkQueue(lane=lambda key: key[0])
+    for key in ("a0", "a1", "b0"):
+        queue.add(key, priority=1)
+    queue.add("a0", priority=0)
+    queue.add("c0", priority=2)
+    assert drain(queue) == ["a0", "a1", "b0", "c0"]
