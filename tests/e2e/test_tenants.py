@@ -1,0 +1,357 @@
+"""One namespace misbehaves, another must not notice: as a user whose only right is to edit Services in their own.
+
+`bad` is that user's namespace, `good` is another team's: two annotated Services that are filled from Consul. Whatever
+`bad` does, each change in Consul reaches `good`, nothing of it is held, and no version of its Endpoints or
+EndpointSlices lacks an endpoint that was healthy all the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.lab import Lab
+from tests.program import Daemon, environment
+from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+
+pytestmark = pytest.mark.lab
+
+Json = dict[str, Any]
+Eventually = Callable[..., None]
+
+FOLLOWS_SECONDS = 15.0
+"""How soon a change of `good` must be seen: generous for busy machines, far below what a hold or a queue would take."""
+USER = [{"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", "create", "update", "delete"]}]
+
+
+@dataclass
+class Town:
+    """The servers, a bridge, two namespaces, and eyes on the good one."""
+
+    lab: Lab
+    daemon: Daemon
+    user: RawKube
+    consul: RawConsul
+    kube: RawKube
+    prefix: str
+    bad: str
+    good: str
+    violations: list[str] = field(default_factory=list)
+    seen: int = 0
+    _turn: int = 0
+
+    def ask(self, name: str, service: str, *, create: bool = False, label: str = "true", **marks: str) -> None:
+        """The user makes or changes a Service in `bad` that asks for a service, given without its prefix."""
+        ask(self.user, self.bad, name, self.prefix + service, create=create, label=label, **marks)
+
+    def drop(self, name: str) -> None:
+        """The user deletes it."""
+        self.user.delete(f"{SERVICES.format(namespace=self.bad)}/{name}")
+
+    def register(self, service: str, count: int) -> None:
+        """Instances of a service, all of them on one node."""
+        node = f"{self.prefix}{service}"
+        self.consul.json("PUT", "/v1/catalog/register", {"Node": node, "Address": "10.80.0.1"})
+        operations = [
+            {"Service": {"Verb": "set", "Node": node, "Service": {
+                "ID": f"{node}-{n}", "Service": node, "Port": 80, "Address": f"10.81.{n // 250}.{n % 250 + 1}",
+            }}}
+            for n in range(count)
+        ]  # fmt: skip
+        for start in range(0, count, 64):
+            self.consul.json("PUT", "/v1/txn", operations[start : start + 64])
+
+    def ready(self, name: str, namespace: str = "") -> int | None:
+        """Ready endpoints; None without Endpoints."""
+        found = self.kube.endpoints(namespace or self.bad, name)
+        return None if found is None else len(ready_addresses(found))
+
+    def follows(self, seconds: float = FOLLOWS_SECONDS) -> float:
+        """Change something of `good` in Consul and wait until Kubernetes has it; how long that took."""
+        self._turn += 1
+        status = "critical" if self._turn % 2 else "passing"
+        began = time.monotonic()
+        self.consul.flip(f"{self.prefix}db", f"{self.prefix}db-0", status)
+        wanted = 5 if self._turn % 2 else 6
+        while self.ready("db", self.good) != wanted:
+            assert time.monotonic() < began + seconds, f"{self.good}/db does not follow within {seconds} s"
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def is_well(self) -> None:
+        """Nothing of `good` was missing, and nothing is held there."""
+        assert self.violations == []
+        assert [text for text in self.daemon.readiness()["held"] if text.startswith(f"{self.good}/")] == []
+        assert self.daemon.running
+
+
+def ask(
+    kube: RawKube, namespace: str, name: str, service: str, *, create: bool = False, label: str = "true", **marks: str
+) -> None:
+    """Create or replace a Service that asks for a Consul service."""
+    path = SERVICES.format(namespace=namespace)
+    body: Json = {
+        "apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]},
+        "metadata": {
+            "name": name, "labels": {"consul-bridge/mirror": label},
+            "annotations": {"consul-bridge/service": service, **{f"consul-bridge/{k}": v for k, v in marks.items()}},
+        },
+    }  # fmt: skip
+    if create:
+        kube.json("POST", path, body)
+        return
+    found = kube.json("GET", f"{path}/{name}")
+    found["metadata"].update(body["metadata"])
+    kube.json("PUT", f"{path}/{name}", found)
+
+
+@pytest.fixture(scope="module")
+def town(lab: Lab) -> Iterator[Town]:
+    """Both teams served; the whole module shares them."""
+    name = uuid.uuid4().hex[:6]
+    prefix, bad, good = f"t{name}-", f"bad-{name}", f"good-{name}"
+    with contextlib.ExitStack() as stack:
+        kube, consul = stack.enter_context(lab.raw_kube()), stack.enter_context(lab.raw_consul())
+        for namespace in (bad, good):
+            body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+            kube.json("POST", "/api/v1/namespaces", body)
+            stack.callback(kube.delete, f"/api/v1/namespaces/{namespace}")
+        for service in ("db", "ldap"):
+            for n in range(6):
+                node = f"{prefix}{service}-{n}"
+                consul.register(f"{prefix}{service}", node, f"10.79.{len(service)}.{n + 1}", 5432)
+            ask(kube, good, service, f"{prefix}{service}", create=True, output="both")
+        stack.callback(_clean, lab, prefix)
+        user = stack.enter_context(RawKube(lab.service_account(bad, "user", USER)))
+        file = lab.folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump({
+            "rules": [], "annotated": [{"filter": True}], "run": {"grace": "1s"},
+            "kubernetes": {"watch_namespaces": [bad, good]},
+        }))  # fmt: skip
+        env = environment(lab.consul.address, lab.kubeconfig)
+        daemon = Daemon(lab, f"tenants-{name}", "--config", str(file), env=env)
+        stack.callback(daemon.stop)
+        daemon.start()
+        made = Town(lab, daemon, user, consul, kube, prefix, bad, good)
+        deadline = time.monotonic() + 60
+        while (made.ready("db", good), made.ready("ldap", good)) != (6, 6):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        stack.enter_context(_watched(made))
+        yield made
+
+
+def _clean(lab: Lab, prefix: str) -> None:
+    with lab.raw_consul() as consul:
+        for node in consul.json("GET", "/v1/catalog/nodes"):
+            if node["Node"].startswith(prefix):
+                consul.drop_node(node["Node"])
+
+
+@contextlib.contextmanager
+def _watched(town: Town) -> Iterator[None]:
+    """Every version of the good namespace's Endpoints is looked at: the anchors are in it, always."""
+    stop = threading.Event()
+    anchors = {"db": {f"10.79.2.{n + 1}" for n in range(1, 6)}, "ldap": {f"10.79.4.{n + 1}" for n in range(6)}}
+    client = town.lab.raw_kube()
+
+    def look() -> None:
+        path = ENDPOINTS.format(namespace=town.good)
+        version = client.json("GET", path)["metadata"]["resourceVersion"]
+        try:
+            for event in client.watch(path, version):
+                name = event["object"]["metadata"]["name"]
+                there = {address for address, _ in ready_addresses(event["object"])}
+                there = set() if event["type"] == "DELETED" else there
+                town.seen += 1
+                if lacking := anchors.get(name, set()) - there:
+                    town.violations.append(f"{event['type']} {name}: without {sorted(lacking)}")
+        except (OSError, ValueError, HTTPException, AttributeError):
+            if not stop.is_set():
+                raise
+
+    thread = threading.Thread(target=look, name="tenants-watch")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        client.interrupt()
+        thread.join()
+        client.close()
+
+
+@contextlib.contextmanager
+def _meanwhile(body: Callable[[], None]) -> Iterator[None]:
+    """Something that is done again and again, until the block is left; its errors are the test's."""
+    stop, errors = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                body()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="tenants-meanwhile")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_the_user_has_no_other_right_than_to_edit_services_in_one_namespace(town: Town) -> None:
+    """Else these tests would prove less than they say."""
+    for path in (SERVICES.format(namespace=town.good), ENDPOINTS.format(namespace=town.bad)):
+        with pytest.raises(UnexpectedAnswerError, match="403"):
+            town.user.json("GET", path)
+
+
+def test_who_switches_thirty_endpoints_away_holds_nothing_anywhere(town: Town, eventually: Eventually) -> None:
+    """Away to what does not exist, to other tags and another filter, and deleted: real removals elsewhere go on."""
+    town.register("radosgw", 30)
+    town.ask("store", "radosgw", create=True)
+    eventually(lambda: town.ready("store"), 30)
+    for marks in ({"tags": "none"}, {"filter": "Service.Port == 81"}):
+        town.ask("store", "radosgw", **marks)
+        eventually(lambda: town.ready("store"), 0)
+        town.ask("store", "radosgw", tags="", filter="")
+        eventually(lambda: town.ready("store"), 30)
+    town.ask("store", "not-there")
+    eventually(lambda: town.ready("store"), 0)
+    town.drop("store")
+    town.consul.register(f"{town.prefix}ldap", f"{town.prefix}ldap-6", "10.79.4.7", 5432)
+    eventually(lambda: town.ready("ldap", town.good), 7)
+    town.consul.deregister(f"{town.prefix}ldap", f"{town.prefix}ldap-6")
+    eventually(lambda: town.ready("ldap", town.good), 6, FOLLOWS_SECONDS)
+    town.follows()
+    assert town.daemon.readiness()["held"] == []
+    town.is_well()
+
+
+def test_what_consul_loses_of_one_namespace_is_held_there_alone(town: Town, eventually: Eventually) -> None:
+    """Who may register in Consul can have the guard hold what is theirs, and nothing else."""
+    town.register("lost", 30)
+    town.ask("lost", "lost", create=True)
+    eventually(lambda: town.ready("lost"), 30)
+    town.consul.json("PUT", "/v1/catalog/register", {
+        "Node": f"{town.prefix}lost", "Address": "10.80.0.1", "SkipNodeUpdate": True,
+        "Check": {"CheckID": "node", "Name": "node", "Status": "critical"},
+    })  # fmt: skip
+    eventually(lambda: [text.partition(":")[0] for text in town.daemon.readiness()["held"]], [f"{town.bad}/lost"])
+    (text,) = town.daemon.readiness()["held"]
+    assert f"30 of 30 ready endpoints of annotated Services in namespace {town.bad}" in text
+    assert f"--service {town.prefix}lost --namespace {town.bad} --force`" in text
+    for _ in range(2):
+        town.follows()
+    assert town.ready("lost") == 30
+    town.is_well()
+    town.drop("lost")
+    eventually(lambda: town.daemon.readiness()["held"], [])
+
+
+def test_a_flood_of_events_hides_none_of_another_namespace(town: Town, eventually: Eventually) -> None:
+    """Hundreds of Services that are asked for wrongly; what concerns the other team is said in time."""
+
+    def flood(start: int) -> None:
+        for n in range(start, start + 150):
+            town.ask(f"noise-{n}", f"missing-{n}", create=True, nonsense=str(n))
+
+    for start in (0, 150):
+        flood(start)
+    ask(town.kube, town.good, "ldap", f"{town.prefix}ldap", output="both", mistake="x")
+    town.follows()
+    path = f"/api/v1/namespaces/{town.good}/events"
+
+    def told() -> bool:
+        return any(
+            "consul-bridge/mistake" in event.get("message", "") for event in town.kube.json("GET", path)["items"]
+        )
+
+    eventually(told, True, FOLLOWS_SECONDS)
+    town.is_well()
+
+
+def test_flapping_makes_nobody_wait(town: Town) -> None:
+    """Services switch to and fro as fast as the API server takes it."""
+    town.register("one", 20)
+    town.register("two", 20)
+    for n in range(20):
+        town.ask(f"flap-{n}", "one", create=True)
+    turns = 0
+
+    def flap() -> None:
+        nonlocal turns
+        turns += 1
+        for n in range(20):
+            with contextlib.suppress(UnexpectedAnswerError):  # 409: somebody set its status meanwhile
+                town.ask(f"flap-{n}", "one" if turns % 2 else "two", label="true" if turns % 3 else "false")
+
+    with _meanwhile(flap):
+        for _ in range(5):
+            town.follows()
+    assert turns >= 2
+    town.is_well()
+
+
+def test_ten_thousand_instances_make_nobody_wait(town: Town, eventually: Eventually) -> None:
+    """In Endpoints and in slices, and taken away again."""
+    town.register("huge", 10_000)
+    town.ask("huge", "huge", create=True, output="both")
+    for _ in range(3):
+        town.follows()
+    eventually(lambda: (town.ready("huge") or 0) > 0, True, 60)
+    town.drop("huge")
+    town.follows()
+    town.is_well()
+
+
+def test_filters_make_nobody_wait(town: Town) -> None:
+    """A hundred, each another question to Consul; some of them are none."""
+    town.register("filtered", 5)
+    for n in range(100):
+        expression = f"Service.Port != {n}" if n % 4 else f"Service.Port === {n}("
+        town.ask(f"filter-{n}", "filtered", create=True, filter=expression)
+    for _ in range(3):
+        town.follows()
+    town.is_well()
+
+
+def test_names_and_marks_that_are_forged_reach_nobody(town: Town, eventually: Eventually) -> None:
+    """Names of others, of paths and of nothing; Services that pretend to be ours and from hundreds of services that are
+    gone: after a restart nobody waits for a Consul that was rebuilt."""
+    names = ("..", ".", "a/b", "*", "x" * 300, "ü", "%2e%2e", "consul", f"{town.prefix}db?dc=dc2")
+    for n, name in enumerate(names):
+        ask(town.user, town.bad, f"name-{n}", name, create=True)
+    ask(town.user, town.bad, "theirs", f"{town.prefix}ldap", create=True)
+    forged = {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "default"}
+    for n in range(50):
+        town.user.json("POST", SERVICES.format(namespace=town.bad), {
+            "apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]},
+            "metadata": {"name": f"forged-{n}", "labels": forged, "annotations": {
+                "consul-bridge/service": f"{town.prefix}never-{n}", "consul-bridge/datacenter": "dc1",
+            }},
+        })  # fmt: skip
+    town.follows()
+    town.daemon.stop()
+    town.consul.deregister(f"{town.prefix}db", f"{town.prefix}db-0")
+    town.daemon.start()
+    eventually(lambda: town.ready("db", town.good), 5, FOLLOWS_SECONDS)
+    town.consul.register(f"{town.prefix}db", f"{town.prefix}db-0", "10.79.2.1", 5432)
+    eventually(lambda: town.ready("db", town.good), 6, FOLLOWS_SECONDS)
+    assert [text for text in town.daemon.readiness()["held"] if "rebuilt" in text] == []
+    assert town.seen > 0
+    town.is_well()
