@@ -180,7 +180,7 @@ class EventRecorder:
             self.failed += 1
 
     def _send(self, event: Event, now: float) -> None:
-        known = self._known.get(event.about.namespace, {})
+        known: dict[Event, _Series] = self._known.get(event.about.namespace, OrderedDict())
         series = known.get(event)
         if series is not None and now - series.written_at >= self._forget_seconds:
             del known[event]

@@ -225,8 +225,8 @@ def test_who_switches_thirty_endpoints_away_holds_nothing_anywhere(town: Town, e
     town.register("radosgw", 30)
     town.ask("store", "radosgw", create=True)
     eventually(lambda: town.ready("store"), 30)
-    for marks in ({"tags": "none"}, {"filter": "Service.Port == 81"}):
-        town.ask("store", "radosgw", **marks)
+    for tags, expression in (("none", ""), ("", "Service.Port == 81")):
+        town.ask("store", "radosgw", tags=tags, filter=expression)
         eventually(lambda: town.ready("store"), 0)
         town.ask("store", "radosgw", tags="", filter="")
         eventually(lambda: town.ready("store"), 30)
