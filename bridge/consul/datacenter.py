@@ -214,6 +214,7 @@ class DatacenterWatch:
         self._generation = config.access.parts(config).generation()
         self._next_verify = clock() + config.verify_seconds
         self._streamed: dict[Entry, float] = {}
+        self._mismatches: set[Entry] = set()
         self._next_audit = clock() + AUDIT_SECONDS
         self._auditing = False
         self.audits = 0
@@ -264,6 +265,7 @@ class DatacenterWatch:
             if not added and not removed:
                 return
             self._direct.remove(removed)
+            self._mismatches.difference_update(removed)
             for entry in removed:
                 self._note_hidden(entry, Unknown("not wanted any more"))
             rest = self._direct.add(added)
@@ -293,7 +295,7 @@ class DatacenterWatch:
             "sweeps": self._sweeper.looked,
             "sweep_seconds": round(self._sweeper.last_seconds, 3),
             "probes": self._sweeper.probes,
-            "streaming_mismatches": sorted({e.query.service for e in self._board.all() if e.mismatch}),
+            "streaming_mismatches": sorted({e.query.service for e in tuple(self._mismatches)}),
             "audits": self.audits,
             "verifications": self._sweeper.verified,
             "verification_found": self.found,
@@ -440,14 +442,12 @@ class DatacenterWatch:
             self._rings.append((self._clock(), answer.index))
             if self._board.indirect:
                 self._sweeper.look()
+            for entry in tuple(self._mismatches):  # an instance that gets another name leaves no index behind
+                self._refresh(entry, even_direct=True)
         if isinstance(state, Listing):
             self._listing = state
             for service in bells.renamed(before, state) if before is not None else ():
-                entries = self._board.named(service)
-                self._ring_for(entries, 0)
-                for entry in entries:
-                    if entry.mismatch:  # the catalog's index goes back when the last instance gets another name
-                        self._refresh(entry, even_direct=True)
+                self._ring_for(self._board.named(service), 0)
         return True
 
     def _listing_failed(self, error: BridgeError) -> None:
@@ -537,6 +537,7 @@ class DatacenterWatch:
         if entry.mismatch or entry.removed:
             return
         entry.mismatch = reason
+        self._mismatches.add(entry)
         self._streamed.pop(entry, None)
         self._listener.on_mismatch(entry.query, reason)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +41,27 @@ def server(tmp_path: Path) -> Iterator[Consul]:
         pytest.skip(f"no Consul: {error}")
     yield consul
     consul.kill()
+
+
+class Agent(Consul):
+    """A client agent of a server, as a VM has one: under a node name of its own, on its own address of loopback."""
+
+    def __init__(self, folder: Path, server: Consul, name: str, address: str) -> None:
+        super().__init__(folder, name=name)
+        off = dict.fromkeys(("dns", "grpc", "grpc_tls", "serf_wan"), -1)
+        self.settings = {
+            "server": False, "bind_addr": address, "retry_join": [f"127.0.0.1:{server.ports['serf_lan']}"],
+            "ports": {**off, "http": self.ports["http"], "serf_lan": self.ports["serf_lan"],
+                      "server": server.ports["server"]},
+        }  # fmt: skip
+
+    def arguments(self) -> Sequence[str]:
+        found = super().arguments()
+        file = self.folder / "consul.json"
+        settings = json.loads(file.read_text())
+        del settings["bootstrap_expect"]
+        file.write_text(json.dumps(settings))
+        return found
 
 
 @contextmanager
@@ -99,6 +121,32 @@ def test_a_node_that_comes_back_in_another_case_is_there_once_and_goes_for_good(
             assert recorder.wait(lambda: addresses(recorder) == ())
             time.sleep(2.5)
             assert ever(recorder) == {("10.20.0.22",), ()}
+
+
+def test_a_real_agent_that_comes_back_under_its_name_in_another_case_is_there_once(
+    server: Consul, tmp_path: Path
+) -> None:
+    """`-node VMX` is killed and started as `-node vmx` with the data that it had, on another address."""
+
+    def start(name: str, address: str) -> Agent:
+        agent = Agent(tmp_path / "vm", server, name, address)
+        agent.start()
+        with RawConsul(agent.address) as own:
+            own.json("PUT", "/v1/agent/service/register", {"Name": "gh", "ID": "gh", "Port": 80})
+        return agent
+
+    with RawConsul(server.address) as consul, watching(server, wait_seconds=2.0) as recorder:
+        agent = start("VMX", "127.0.0.1")
+        try:
+            assert recorder.wait(lambda: addresses(recorder) == ("127.0.0.1",), 20.0)
+            agent.kill()
+            agent = start("vmx", "127.0.0.2")
+            assert recorder.wait(lambda: addresses(recorder) == ("127.0.0.2",), 20.0)
+            time.sleep(3.0)
+            assert len(consul.health("gh", index=1, wait="1s")[1]) == 2
+            assert ever(recorder) <= {(), ("127.0.0.1",), ("127.0.0.2",)}
+        finally:
+            agent.kill()
 
 
 def test_an_instance_whose_row_spells_its_node_otherwise_goes_when_it_is_deregistered(server: Consul) -> None:
