@@ -95,7 +95,7 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--watch-namespace", "NAME", "Look for objects of ours here as well ('*': everywhere).", _WHERE, list),
         Flag("--writers", "N", "Objects written at once; default 16.", _WHERE),
         Flag("--owner", "ID", "Owner id: only objects that carry it are ours; default 'default'.", _HOW),
-        Flag("--policy", "POLICY", "sync (default), upsert-only (delete nothing), create-only.", _HOW),
+        Flag("--policy", "POLICY", "sync (default), upsert-only (delete no object), create-only.", _HOW),
         Flag("--adopt", "WHAT", "Take over objects that are not ours: never (default), unowned, consul-k8s.", _HOW),
         Flag("--panic-threshold", "PERCENT", "Hold when more would turn not ready at once; default 80, 0: off.", _HOW),
         Flag("--rebuild-grace", "DURATION", "Hold removals for so long after Consul was rebuilt; default 10m.", _HOW),

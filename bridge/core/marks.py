@@ -23,6 +23,8 @@ ADOPT = "consul-bridge/adopt"
 SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 SLICE_SERVICE = "kubernetes.io/service-name"
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
+SERVICE_SYNC = "consul.hashicorp.com/service-sync"
+"""Set to "false" it keeps consul-k8s from registering a Service in Consul, where ours comes from."""
 CATALOG_SYNC_LABEL = "consul"
 """Set to "true" by HashiCorp's catalog sync (consul-k8s) on the Services that it makes."""
 

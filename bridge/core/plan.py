@@ -46,6 +46,7 @@ from bridge.core.marks import MANAGED_BY as MANAGED_BY
 from bridge.core.marks import MANAGER as MANAGER
 from bridge.core.marks import OWNER as OWNER
 from bridge.core.marks import SERVICE as SERVICE
+from bridge.core.marks import SERVICE_SYNC as SERVICE_SYNC
 from bridge.core.marks import SKIP_MIRROR as SKIP_MIRROR
 from bridge.core.marks import SLICE_MANAGED_BY as SLICE_MANAGED_BY
 from bridge.core.marks import SLICE_SERVICE as SLICE_SERVICE
@@ -305,9 +306,10 @@ def _remove(draft: _Draft, current: Current) -> None:
     reason = Reason(Code.GONE)
     theirs = current.service is not None and current.service.has_selector
     if current.endpoints is not None and not theirs:
-        draft.remove(Kind.ENDPOINTS, current.endpoints.meta, reason)
+        _drop_endpoints(draft, current.endpoints, reason)
     for piece in sorted(current.slices, key=lambda s: s.meta.name):
-        draft.remove(Kind.ENDPOINT_SLICE, piece.meta, reason)
+        if draft.ours(piece.meta):
+            _drop_slice(draft, piece, reason)
     if current.service is not None and not theirs:
         draft.remove(Kind.SERVICE, current.service.meta, reason)
     elif current.service is not None and draft.ours(current.service.meta):
@@ -319,7 +321,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     labels, annotations = joined(desired.labels, labels), joined(desired.annotations, annotations)
     mine = [s for s in current.slices if draft.ours(s.meta)]
     endpoints = current.endpoints
-    if not _service(draft, desired, current, labels, annotations):
+    if not _service(draft, desired, current, labels, joined(((SERVICE_SYNC, "false"),), annotations)):
         return
     blocked = endpoints is not None and not draft.may_write(Kind.ENDPOINTS, endpoints.meta)
     if blocked and any(c.existing is None or not draft.ours(c.existing) for c in draft.changes):
@@ -347,7 +349,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     elif wants_endpoints and not blocked:
         _endpoints(draft, content, endpoints)
     for piece in spare:
-        _drop_slice(draft, piece)
+        _drop_slice(draft, piece, Reason(Code.NOT_NEEDED))
     if not wants_endpoints and endpoints is not None and not blocked:
         if draft.policy is Policy.UPSERT_ONLY and draft.ours(endpoints.meta) and not endpoints.meta.deleting:
             _endpoints(draft, content, endpoints)
@@ -387,15 +389,25 @@ def _loses(piece: packing.Slice) -> int:
     return 1 + any(e.address not in after for e in piece.existing.group.endpoints)
 
 
-def _drop_slice(draft: _Draft, piece: CurrentSlice) -> None:
+def _drop_endpoints(draft: _Draft, existing: CurrentEndpoints, reason: Reason) -> None:
+    """Endpoints that are not needed go; where nothing may be deleted, they are emptied: `upsert-only` keeps objects."""
+    if draft.policy is not Policy.UPSERT_ONLY or existing.meta.deleting or not draft.ours(existing.meta):
+        draft.remove(Kind.ENDPOINTS, existing.meta, reason)
+        return
+    body = EndpointsBody((), existing.meta.labels, existing.meta.annotations)
+    same = existing.canonical and not existing.groups
+    draft.write(Kind.ENDPOINTS, existing.meta.name, body, existing.meta, same=same, reason=reason)
+
+
+def _drop_slice(draft: _Draft, piece: CurrentSlice, reason: Reason) -> None:
     """A slice that is not needed goes; where nothing may be deleted, it is emptied: its addresses are not wanted."""
     if draft.policy is not Policy.UPSERT_ONLY or piece.meta.deleting:
-        draft.remove(Kind.ENDPOINT_SLICE, piece.meta, Reason(Code.NOT_NEEDED))
+        draft.remove(Kind.ENDPOINT_SLICE, piece.meta, reason)
         return
     empty = replace(piece.group, endpoints=())
     body = SliceBody(piece.service, empty, piece.meta.labels, piece.meta.annotations)
     same = not piece.group.endpoints
-    draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason=Reason(Code.NOT_NEEDED))
+    draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason=reason)
 
 
 def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Current) -> bool:

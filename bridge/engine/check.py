@@ -36,7 +36,7 @@ from bridge.engine.reconcile import names_at
 from bridge.engine.scope import anchored, named_with, namespaces_of, never_used
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.admission import refusals
-from bridge.kube.cache import can_i, list_once, namespaces_exist
+from bridge.kube.cache import NamespaceState, can_i, list_once, namespace_states
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.nodes import node_names
@@ -554,11 +554,18 @@ def _token(datacenter: str, services: Answer, nodes: Answer) -> Probe:
 
 
 def _namespaces(client: KubeClient, namespaces: Sequence[str]) -> Iterator[Probe]:
-    for namespace, there in namespaces_exist(client, namespaces).items():
-        if there is False:
-            yield Probe(f"namespace {namespace}", FAILED, "does not exist", f"kubectl create namespace {namespace}")
-        else:
-            yield Probe(f"namespace {namespace}", OK, "exists" if there else "may not be looked at (that is no harm)")
+    for namespace, state in namespace_states(client, namespaces).items():
+        name = f"namespace {namespace}"
+        match state:
+            case NamespaceState.ABSENT:
+                yield Probe(name, FAILED, "does not exist", f"kubectl create namespace {namespace}")
+            case NamespaceState.BEING_DELETED:
+                detail = "is being deleted: nothing can be made in it, and what stands there goes with it"
+                yield Probe(name, FAILED, detail, f"kubectl get namespace {namespace} -o yaml shows what it waits for")
+            case NamespaceState.EXISTS:
+                yield Probe(name, OK, "exists")
+            case NamespaceState.NOT_TOLD:
+                yield Probe(name, OK, "may not be looked at (that is no harm)")
 
 
 def _lacking(client: KubeClient, group: str, resource: str, verbs: Sequence[str], namespace: str) -> list[str]:

@@ -185,9 +185,8 @@ class Reconciler:
             self._resolve(target, ())
             refused = () if refusal is None else (refusal.reason,)
             plan = self._diff(target, None, current, skipped=losers, warnings=refused, dismissed=dismissed)
-            changes = tuple(
-                replace(change, reason=reason) if change.body is None else change for change in plan.changes
-            )
+            gone = Reason(Code.GONE)
+            changes = tuple(replace(c, reason=reason) if c.reason == gone else c for c in plan.changes)
             return _Draft(replace(plan, queries=queries, changes=changes), None, current)
         names = _host_names(sources)
         resolved = self._resolve(target, names)

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
 from typing import Any
 
 from bridge.core.model import Change, Current, CurrentService, Kind, Meta, Scope, Target
@@ -700,10 +701,33 @@ def can_i(client: KubeClient, verb: str, group: str, resource: str, namespace: s
         raise TransientError("the answer to an access review is no access review") from error
 
 
-def namespaces_exist(client: KubeClient, namespaces: Sequence[str]) -> dict[str, bool | None]:
-    """Which of the namespaces exist; None where we may not look."""
-    found: dict[str, bool | None] = {}
+class NamespaceState(Enum):
+    """What is known of a namespace."""
+
+    EXISTS = auto()
+    ABSENT = auto()
+    BEING_DELETED = auto()
+    NOT_TOLD = auto()
+
+
+def namespace_states(client: KubeClient, namespaces: Sequence[str]) -> dict[str, NamespaceState]:
+    """What the namespaces are like, as far as we may look."""
+    states: dict[str, NamespaceState] = {}
     for namespace in dict.fromkeys(namespaces):
         answer = client.request("GET", f"/api/v1/namespaces/{namespace}", allow=frozenset({403, 404}))
-        found[namespace] = None if answer.status == 403 else answer.status == 200
-    return found
+        match answer.status:
+            case 403:
+                states[namespace] = NamespaceState.NOT_TOLD
+            case 404:
+                states[namespace] = NamespaceState.ABSENT
+            case _:
+                deleting = _metadata_of(answer.body).get("deletionTimestamp")
+                states[namespace] = NamespaceState.BEING_DELETED if deleting else NamespaceState.EXISTS
+    return states
+
+
+def _metadata_of(body: bytes) -> Mapping[str, Any]:
+    try:
+        return objects.mapping(objects.mapping(json.loads(body)).get("metadata"))
+    except ValueError:
+        return {}

@@ -3,7 +3,10 @@
 | what came back | becomes | because |
 | --- | --- | --- |
 | 401 | CredentialsError | credentials are missing, wrong or expired: backoff does not mend them |
-| 403 | ForbiddenError | names verb, resource and namespace, and the command that grants them |
+| 403 "cannot VERB resource", or to a read | ForbiddenError | names verb, resource and namespace, and the command \
+that grants them |
+| other 403 to a write | PermanentError | a namespace that is being deleted, a quota, an admission policy: no Role \
+helps; the server's words first |
 | 404 of a namespace | PermanentError | somebody must create the namespace |
 | other 404, 400, 405, 415, 422 | PermanentError | the request itself is wrong: the server's own words, trimmed |
 | 409 | StaleError | the object changed, came or went since it was read |
@@ -166,7 +169,7 @@ def _of_answer(
                 "Renew them, or choose another --context"
             )
         case 403:
-            return _forbidden(asked, said, where)
+            return _forbidden(asked, said, where, status)
         case 404 if status.get("reason") == "NotFound" and (missing := _MISSING_NAMESPACE.match(raw)):
             name = missing.group(1)
             return PermanentError(f'namespace "{name}" does not exist: create it (kubectl create namespace {name})')
@@ -195,11 +198,21 @@ def _of_answer(
             return PermanentError(f"{asked} is refused ({code}): {said}")
 
 
-def _forbidden(asked: Asked, said: str, where: str) -> ForbiddenError:
-    """403 names what is missing by itself: an apply that would create lacks `create`, not `patch`."""
+def _forbidden(asked: Asked, said: str, where: str, status: Mapping[str, Any]) -> PermanentError:
+    """403 names what is missing by itself: an apply that would create lacks `create`, not `patch`.
+
+    Admission answers 403 as well, and no Role helps with that. Authorizers say `cannot VERB resource`.
+    """
     verb, resource, group, namespace = asked.verb, asked.part("resource"), asked.part("group"), asked.part("namespace")
     if found := _MISSING_VERB.search(said):
         verb, resource, group, namespace = found.group(1), found.group(2), found.group(3), found.group(4) or namespace
+    elif any(cause.get("reason") == "NamespaceTerminating" for cause in causes_of(status)):
+        return PermanentError(
+            f"{said} ({asked}): nothing can be made in a namespace that is being deleted; kubectl get namespace "
+            f"{namespace} -o yaml shows what it waits for"
+        )
+    elif asked.method != "GET":
+        return PermanentError(f"{said} ({where} refuses {asked} with 403, and names no right that is missing)")
     if not resource:
         return ForbiddenError(f"{where} forbids {asked}: {said}")
     scope = f"in namespace {namespace}" if namespace else "in all namespaces"

@@ -25,7 +25,7 @@ from bridge.core.model import (
 )
 from bridge.errors import ConflictError, PermanentError, StaleError
 from bridge.kube import objects
-from bridge.kube.cache import Cache, can_i, list_once, list_pages, namespaces_exist
+from bridge.kube.cache import Cache, NamespaceState, can_i, list_once, list_pages, namespace_states
 from bridge.kube.client import APPLY, METADATA_ONLY, KubeClient, KubeConfig, SilenceError
 from bridge.kube.writer import NEVER_VERSION, Writer
 from tests.fakes.kube import PLAIN_TOKEN, FakeKube, wait_for
@@ -514,9 +514,9 @@ def test_wrong_credentials_are_named(side: Side, tmp_path: Path) -> None:
 def test_the_version_and_what_exists(side: Side) -> None:
     """`check` asks for the version, for namespaces and for permissions."""
     assert (side.client.version().major, side.client.version().minor) >= (1, 30)
-    assert namespaces_exist(side.client, [side.namespace, "no-such-namespace"]) == {
-        side.namespace: True,
-        "no-such-namespace": False,
+    assert namespace_states(side.client, [side.namespace, "no-such-namespace"]) == {
+        side.namespace: NamespaceState.EXISTS,
+        "no-such-namespace": NamespaceState.ABSENT,
     }
     assert can_i(side.client, "patch", "", "endpoints", side.namespace)
 

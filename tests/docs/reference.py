@@ -63,6 +63,10 @@ MARKS = (
     ),
     Mark("annotations", (marks.SERVICE, marks.DATACENTER), "", "where an object of ours comes from"),
     Mark("annotation", (annotated.REQUEST,), "", "what we write for an annotated Service: for which request, in short"),
+    Mark(
+        "annotation", (marks.SERVICE_SYNC,), "false",
+        "Services that we make: consul-k8s does not register them back in Consul; `to.annotations` may say otherwise",
+    ),
     Mark("label", (election.KIND,), "", "our Leases: a `member`'s or a `shard`'s"),
     Mark(
         "annotations", (election.SHARDS, election.JOINED), "",

@@ -469,3 +469,34 @@ def test_what_selects_nobody_is_not_called_a_missing_port(
     assert [(row["reason"], "no filter can ask for the others" in row["message"]) for row in explained["rows"]] == [
         ("filtered_port", True)
     ]
+
+
+def test_what_admission_refuses_is_told_in_its_words_and_no_role_is_offered(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
+) -> None:
+    """A quota, then a namespace that is being deleted: the first in its own words, the second also by check."""
+    consul.register(f"{prefix}web", f"{prefix}vm-1", "10.77.1.1", 80)
+    rule = {"services": [f"{prefix}web"]}
+    core = f"/api/v1/namespaces/{namespace}"
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"services": "0"}}}
+    kube.json("POST", f"{core}/resourcequotas", {"apiVersion": "v1", "kind": "ResourceQuota", **quota})
+    counted = {"status": {"hard": {"services": "0"}, "used": {"services": "0"}}}  # the lab has no controller for it
+    merge = "application/merge-patch+json"
+    kube.json("PATCH", f"{core}/resourcequotas/none/status", counted, content_type=merge)
+    (_, refused) = sync(rule).json["failed"]
+    assert refused["message"].startswith(f'services "{prefix}web" is forbidden: exceeded quota: none')
+    assert ("Grant" in refused["message"], refused["reason"]) == (False, "permanent")
+    kube.json("DELETE", f"{core}/resourcequotas/none")
+    kept = {"metadata": {"name": "kept", "finalizers": ["example.com/test"]}}
+    kube.json("POST", f"{core}/configmaps", {"apiVersion": "v1", "kind": "ConfigMap", **kept})
+    kube.json("DELETE", core)
+    try:
+        (_, refused) = sync(rule).json["failed"]
+        assert "because it is being terminated" in refused["message"]
+        assert ("Grant" in refused["message"], "kubectl get namespace" in refused["message"]) == (False, True)
+        probes = {probe["probe"]: probe for probe in sync(rule, command="check").json["probes"]}
+        found = probes[f"namespace {namespace}"]
+        assert (found["state"], "is being deleted" in found["detail"]) == ("failed", True)
+    finally:
+        bare = [{"op": "remove", "path": "/metadata/finalizers"}]
+        kube.json("PATCH", f"{core}/configmaps/kept", bare, content_type="application/json-patch+json")

@@ -18,7 +18,7 @@ from bridge.core.model import Action, Change, Kind, Meta, Target
 from bridge.errors import CancelledError, PermanentError, StaleError, ThrottledError, TransientError
 from bridge.kube import cache as cache_module
 from bridge.kube import objects
-from bridge.kube.cache import Cache, _Reflector, can_i, list_once, namespaces_exist
+from bridge.kube.cache import Cache, NamespaceState, _Reflector, can_i, list_once, namespace_states
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer, belongs_to
@@ -791,7 +791,7 @@ def test_a_namespace_that_may_not_be_looked_at_is_unknown(fake: FakeKube, tmp_pa
     """403 is neither yes nor no."""
     fake.forbid("plain", "get", "namespaces")
     plain = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
-    assert namespaces_exist(plain, ["default"]) == {"default": None}
+    assert namespace_states(plain, ["default"]) == {"default": NamespaceState.NOT_TOLD}
     plain.close()
 
 

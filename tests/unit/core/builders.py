@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge.core import canonical
-from bridge.core.marks import SKIP_MIRROR, marks
+from bridge.core.marks import SERVICE_SYNC, SKIP_MIRROR, joined, marks
 from bridge.core.model import (
     USUAL_TRAFFIC,
     Action,
@@ -115,6 +115,8 @@ def our_marks(*pairs: Pairs) -> Pairs:
 def meta(kind: Kind, name: str = "radosgw", owner: str | None = OWNER, **more: object) -> Meta:
     """An object's meta, with the marks that we would put on it."""
     labels, annotations = marks(owner, (QUERY,)) if owner is not None else ((), ())
+    if kind is Kind.SERVICE and owner is not None:
+        annotations = joined(((SERVICE_SYNC, "false"),), annotations)
     given: dict[str, object] = {
         "namespace": "default",
         "uid": f"{kind}-{name}",

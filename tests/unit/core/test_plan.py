@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bridge.core.marks import joined, marks
+from bridge.core.marks import SERVICE_SYNC, joined, marks
 from bridge.core.model import (
     Action,
     Adopt,
@@ -87,9 +87,19 @@ def test_a_new_service_is_made_whole(output: Output, writes: list[str]) -> None:
     for change in found.changes:
         assert change.body is not None
         assert set(LABELS) <= set(change.body.labels)
-        assert change.body.annotations == ANNOTATIONS
+        unsynced = (SERVICE_SYNC, "false") in change.body.annotations
+        assert set(ANNOTATIONS) <= set(change.body.annotations)
+        assert unsynced is (change.kind is Kind.SERVICE)
     assert (found.ready, found.not_ready, found.ready_before) == (1, 0, 0)
     assert (found.lost, found.flipped, found.queries) == (0, 0, (QUERY,))
+
+
+def test_a_rule_may_have_its_services_registered_back_in_consul() -> None:
+    """By default consul-k8s is told not to: they come from there."""
+    by = rule(annotations=((SERVICE_SYNC, "true"),))
+    (made, _) = planned(mirror_of([instance()], by), Current(TARGET)).changes
+    assert made.body is not None
+    assert (SERVICE_SYNC, "true") in made.body.annotations
 
 
 def test_slices_and_endpoints_side_by_side_are_told_apart() -> None:
@@ -425,13 +435,25 @@ def test_a_service_that_got_a_selector_is_not_deleted_with_its_target() -> None:
 # --------------------------------------------------------------------------- policies
 
 
-def test_upsert_only_never_deletes_an_object() -> None:
-    """What would be deleted is left as it is, with the policy as the reason, and counts as no loss."""
-    cluster = cluster_of(Output.ENDPOINTS)
+@pytest.mark.parametrize("output", Output)
+def test_upsert_only_keeps_objects_and_not_dead_endpoints(output: Output) -> None:
+    """The Service stays, with the policy as the reason; what instances left behind goes, and counts as lost."""
+    cluster = cluster_of(output)
     found = planned(None, cluster.current(), Policy.UPSERT_ONLY)
-    assert found.writes == ()
-    assert {c.reason for c in found.changes} == {"policy upsert-only: no delete"}
-    assert found.lost == 0
+    assert {verb.split()[0] for verb in verbs(found)} == {"update"}
+    assert {(c.kind, c.reason) for c in found.changes if c.kind is Kind.SERVICE} == {
+        (Kind.SERVICE, "policy upsert-only: no delete")
+    }
+    assert found.lost == 3
+    cluster.apply(found)
+    assert cluster.traffic() == set()
+    assert planned(None, cluster.current(), Policy.UPSERT_ONLY).writes == ()
+
+
+def test_create_only_leaves_even_dead_endpoints() -> None:
+    """It changes nothing that stands: that is what it is for."""
+    found = planned(None, cluster_of(Output.ENDPOINTS).current(), Policy.CREATE_ONLY)
+    assert (found.writes, found.lost) == ((), 0)
 
 
 def test_upsert_only_empties_slices_that_are_not_needed() -> None:

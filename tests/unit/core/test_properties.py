@@ -491,7 +491,7 @@ def _one(address: str, status: Status = Status.PASSING) -> Instance:
 
 def test_the_default_query_of_these_tests_is_the_one_of_the_builders() -> None:
     """Marks in the builders and in plans speak of the same service."""
-    assert dict(service().meta.annotations) == dict(marks.marks(OWNER, (QUERY,))[1])
+    assert dict(service().meta.annotations).items() >= dict(marks.marks(OWNER, (QUERY,))[1]).items()
 
 
 @given(first=catalogs, second=catalogs, before=rules(), after=rules())

@@ -40,11 +40,16 @@ FORBIDDEN = (
 )
 TYPED = "failed to create typed patch object (storage/radosgw; v1, Kind=Service): .spec.x: field not declared in schema"
 
+QUOTA = 'services "web" is forbidden: exceeded quota: q, requested: services=1, used: services=0, limited: services=0'
+POLICY = "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no"
+
 TABLE: list[tuple[int, bytes, type[BridgeError], str]] = [
     (400, b"Client sent an HTTP request to an HTTPS server.\n", PermanentError, "speaks TLS: write https://"),
     (400, status(400, "the name of the object does not match"), PermanentError, "does not match"),
     (401, status(401, "Unauthorized"), CredentialsError, "refuses our credentials"),
     (403, status(403, FORBIDDEN), ForbiddenError, "forbids us to create endpoints in namespace storage"),
+    (403, status(403, QUOTA), PermanentError, 'services "web" is forbidden: exceeded quota: q'),
+    (403, status(403, POLICY), PermanentError, "denied request: no (Kubernetes"),
     (404, status(404, 'namespaces "storage" not found', "NotFound"), PermanentError, "create namespace storage"),
     (404, status(404, 'endpoints "radosgw" not found', "NotFound"), PermanentError, "not found"),
     (404, b"<html>nginx</html>", PermanentError, "is that the API server's address?"),
@@ -69,6 +74,26 @@ def test_the_table_of_answers(code: int, body: bytes, kind: type[BridgeError], t
     assert text in str(error)
 
 
+def test_only_a_missing_right_is_granted_by_a_role() -> None:
+    """Admission says 403 as well: its own words first, and no Role."""
+    terminating = json.dumps(
+        {
+            "kind": "Status",
+            "code": 403,
+            "reason": "Forbidden",
+            "message": 'services "s1" is forbidden: unable to create new content in namespace term because it is being '
+            "terminated",
+            "details": {"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]},
+        }
+    ).encode()
+    for body in (terminating, status(403, QUOTA), status(403, POLICY)):
+        error = faults.of_answer(PATCH, 403, {}, body)
+        assert type(error) is PermanentError
+        assert "Grant" not in str(error)
+        assert str(error).startswith(json.loads(body)["message"])
+    assert "being deleted; kubectl get namespace storage" in str(faults.of_answer(PATCH, 403, {}, terminating))
+
+
 def test_forbidden_says_how_to_grant_what_is_missing() -> None:
     """The verb that the server misses (create), not the one that we sent (patch)."""
     text = str(faults.of_answer(PATCH, 403, {}, status(403, FORBIDDEN)))
@@ -80,7 +105,10 @@ def test_forbidden_says_how_to_grant_what_is_missing() -> None:
     [
         (SLICES, "forbids us to list endpointslices in namespace storage"),
         (Asked("GET", SLICES.path, "s", watching=True), "forbids us to watch endpointslices in namespace storage"),
-        (Asked("DELETE", f"{SLICES.path}/a", "s"), "--verb=delete --resource=endpointslices.discovery.k8s.io"),
+        (
+            Asked("DELETE", f"{SLICES.path}/a", "s"),
+            "no (Kubernetes (s) refuses delete endpointslices a in",
+        ),
         (Asked("GET", "/api/v1/services", "s"), "forbids us to list services in all namespaces"),
         (Asked("GET", "/api/v1/services", "s"), "kubectl create clusterrole"),
         (Asked("GET", "/version", "s"), "forbids GET /version"),
