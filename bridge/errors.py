@@ -65,6 +65,17 @@ class ForbiddenError(PermanentError):
     """We may not (403): a right is missing for this verb, kind and namespace; others may well be granted."""
 
 
+class AlteredError(PermanentError):
+    """The API server took what was written and stored something else: an admission webhook or policy changes it.
+
+    `stored` is what stands there now (whatever the layer below decodes it to): that is the state from now on.
+    """
+
+    def __init__(self, message: str, stored: object) -> None:
+        super().__init__(message)
+        self.stored = stored
+
+
 class StaleError(TransientError):
     """An object changed (or came, or went) since it was read: read it again, decide again."""
 

@@ -27,6 +27,7 @@ from bridge.core.model import (
 )
 from bridge.core.reasons import Code, Reason, code_of
 from bridge.errors import (
+    AlteredError,
     BridgeError,
     ConflictError,
     ExitStatus,
@@ -416,6 +417,7 @@ def reason_of(error: BaseException) -> Reason:
         (StaleError, Code.STALE),
         (TransientError, Code.TRANSIENT),
         (ConflictError, Code.TAKEN),
+        (AlteredError, Code.ALTERED),
         (PermanentError, Code.PERMANENT),
     )
     code = next((code for kind, code in kinds if isinstance(error, kind)), Code.OTHER)

@@ -23,6 +23,10 @@ ADOPT = "consul-bridge/adopt"
 SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 SLICE_SERVICE = "kubernetes.io/service-name"
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
+RULE_LABELS = "consul-bridge/rule-labels"
+RULE_ANNOTATIONS = "consul-bridge/rule-annotations"
+"""Keys that a rule sets, by commas: what it drops later is found by them, also where nobody knows any more who set it
+(an object that was restored from a backup without managedFields)."""
 SERVICE_SYNC = "consul.hashicorp.com/service-sync"
 """Set to "false" it keeps consul-k8s from registering a Service in Consul, where ours comes from."""
 CATALOG_SYNC_LABEL = "consul"
@@ -48,6 +52,12 @@ def marks(owner: str, queries: Sequence[Query]) -> tuple[Pairs, Pairs]:
         (SERVICE, ",".join(_escape(service) for _, service in names)),
     )
     return ((MANAGED_BY, MANAGER), (OWNER, owner)), annotations
+
+
+def rule_keys(labels: Pairs, annotations: Pairs) -> Pairs:
+    """The annotations that say which labels and annotations a rule gives; none where it gives none."""
+    found = ((RULE_ANNOTATIONS, annotations), (RULE_LABELS, labels))
+    return tuple((name, ",".join(sorted(key for key, _ in pairs))) for name, pairs in found if pairs)
 
 
 def origins(service: str, datacenter: str) -> tuple[tuple[str, str], ...]:

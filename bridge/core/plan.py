@@ -50,7 +50,7 @@ from bridge.core.marks import SERVICE_SYNC as SERVICE_SYNC
 from bridge.core.marks import SKIP_MIRROR as SKIP_MIRROR
 from bridge.core.marks import SLICE_MANAGED_BY as SLICE_MANAGED_BY
 from bridge.core.marks import SLICE_SERVICE as SLICE_SERVICE
-from bridge.core.marks import joined
+from bridge.core.marks import joined, rule_keys
 from bridge.core.marks import marks as marks
 from bridge.core.marks import origins as origins
 from bridge.core.model import (
@@ -242,6 +242,10 @@ class _Draft:
         from_catalog_sync = marked.get(CATALOG_SYNC_LABEL) == "true" and service_type == EXTERNAL_NAME
         if self.adopt is Adopt.CONSUL_K8S and from_catalog_sync:
             return True
+        if meta.written and not from_catalog_sync:
+            labels = f"{MANAGED_BY}={MANAGER} and {OWNER}={self.owner}"
+            self.conflict(kind, Reason(Code.UNLABELLED, labels=labels, annotation=ADOPT))
+            return False
         flag = "--adopt consul-k8s" if from_catalog_sync else "--adopt unowned"
         self.conflict(kind, Reason(Code.NOT_OWNED, flag=flag, annotation=ADOPT))
         return False
@@ -318,6 +322,7 @@ def _remove(draft: _Draft, current: Current) -> None:
 
 def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     labels, annotations = marks(draft.owner, desired.queries)
+    annotations = joined(rule_keys(desired.labels, desired.annotations), annotations)
     labels, annotations = joined(desired.labels, labels), joined(desired.annotations, annotations)
     mine = [s for s in current.slices if draft.ours(s.meta)]
     endpoints = current.endpoints

@@ -78,6 +78,7 @@ class Code(StrEnum):
     CONFLICT = "conflict"
     OTHER_OWNER = "other_owner"
     NOT_OWNED = "not_owned"
+    UNLABELLED = "unlabelled"
     TAKEN = "taken"
     SELECTOR = "selector"
     SELECTOR_KEPT = "selector_kept"
@@ -136,6 +137,7 @@ class Code(StrEnum):
     STALE = "stale"
     TRANSIENT = "transient"
     PERMANENT = "permanent"
+    ALTERED = "altered"
     NOT_TRIED = "not_tried"
     READ_FAILED = "read_failed"
 
@@ -216,6 +218,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.CONFLICT: "conflict: {kind} {target}: {why}",
     Code.OTHER_OWNER: "it belongs to the bridge with owner id {owner!r}",
     Code.NOT_OWNED: "it is not ours; to hand it over, run with {flag} or annotate it with {annotation}=true",
+    Code.UNLABELLED: "this bridge (or another one) wrote it, as its field manager shows, but its labels are gone: an "
+    "admission webhook or a user took them off; put back {labels}, or annotate it with {annotation}=true",
     Code.TAKEN: "{said}",
     Code.SELECTOR: "it has a selector, so Kubernetes fills its endpoints; remove the selector first",
     Code.SELECTOR_KEPT: "it has a selector, so Kubernetes fills its endpoints; {why}, but the Service now belongs to "
@@ -282,6 +286,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.STALE: "{said}",
     Code.TRANSIENT: "{said}",
     Code.PERMANENT: "{said}",
+    Code.ALTERED: "{said}",
     Code.NOT_TRIED: "not tried, because the {action} of {kind} {name} failed",
     Code.READ_FAILED: "{said}",
     Code.OTHER: "{said}",

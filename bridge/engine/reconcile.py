@@ -42,7 +42,7 @@ from bridge.core.model import (
 )
 from bridge.core.reasons import Code, Reason
 from bridge.engine.world import Name, Source, World
-from bridge.errors import BridgeError, ConflictError
+from bridge.errors import AlteredError, BridgeError, ConflictError
 from bridge.report import Failure, Outcome
 
 
@@ -340,7 +340,7 @@ def apply_plan(plan: Plan, write: Callable[[Change], object]) -> Outcome:
     failures: list[Failure] = []
     conflicts: list[Conflict] = []
     for change in plan.writes:
-        if failures and _leads_nowhere(failures[0].change):
+        if failures and _leads_nowhere(failures[0]):
             break
         try:
             write(change)
@@ -357,11 +357,15 @@ def apply_plan(plan: Plan, write: Callable[[Change], object]) -> Outcome:
     return Outcome(plan, tuple(applied), tuple(failures))
 
 
-def _leads_nowhere(failed: Change) -> bool:
-    """Whether endpoints would not be reached through a Service that could not be written."""
-    return failed.kind is Kind.SERVICE and (
-        failed.existing is None or (isinstance(failed.body, ServiceBody) and failed.body.renames)
-    )
+def _leads_nowhere(failure: Failure) -> bool:
+    """Whether endpoints would not be reached through a Service that could not be written.
+
+    One that was stored otherwise than it was written is there, as far as can be told.
+    """
+    failed = failure.change
+    if isinstance(failure.error, AlteredError) or failed.kind is not Kind.SERVICE:
+        return False
+    return failed.existing is None or (isinstance(failed.body, ServiceBody) and failed.body.renames)
 
 
 def queries_text(queries: Sequence[Query]) -> str:

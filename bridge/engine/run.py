@@ -54,6 +54,7 @@ from bridge.engine.rivals import ENOUGH, Rivals
 from bridge.engine.scope import anchored, datacenters_of, named_with, namespaces_of, spare_of
 from bridge.engine.world import World
 from bridge.errors import (
+    AlteredError,
     BridgeError,
     CancelledError,
     NotLeadingError,
@@ -705,6 +706,10 @@ class Bridge:
                 self._cache.expect(change)
                 meta = self._writer.apply(change)
             came = Came.WRITTEN
+        except AlteredError as error:
+            self._cache.note_stored(change, error.stored)
+            came = Came.WRITTEN
+            raise
         except BridgeError as error:
             self._cache.forget(change)
             came = self._failures.told_by(change.target, error)
@@ -741,6 +746,8 @@ class Bridge:
         self._remember(target)
         if outcome.applied and errand.touched and since is None and self._brake.repaired(target) >= ENOUGH:
             self._rivals.undid(target)
+        if any(isinstance(failure.error, AlteredError) for failure in outcome.failures):
+            self._brake.repaired(target)  # whatever is told of what was stored must not have it written at once again
         for failure in outcome.failures:
             delay = self._failures.delay_seconds(target, failure.error)
             if delay is not None:

@@ -28,7 +28,17 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
 from typing import Any
 
-from bridge.core.model import Change, Current, CurrentService, Kind, Meta, Scope, Target
+from bridge.core.model import (
+    Change,
+    Current,
+    CurrentEndpoints,
+    CurrentService,
+    CurrentSlice,
+    Kind,
+    Meta,
+    Scope,
+    Target,
+)
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, PermanentError, StaleError, TransientError
 from bridge.kube import faults, objects
 from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
@@ -381,6 +391,11 @@ class Cache:
     def note(self, change: Change, meta: Meta | None) -> None:
         """Call after a write: the next pass sees it whether or not the watch has told it yet."""
         self._store.note(change, meta)
+
+    def note_stored(self, change: Change, stored: object) -> None:
+        """Call after an AlteredError with what it says is stored."""
+        found = stored if isinstance(stored, CurrentService | CurrentEndpoints | CurrentSlice) else None
+        self._store.note_stored(change, found)
 
     # ------------------------------------------------------------------ full passes
 

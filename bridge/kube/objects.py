@@ -23,6 +23,7 @@ from sys import intern
 from typing import Any
 
 from bridge.core import canonical
+from bridge.core.canonical import shorten
 from bridge.core.model import (
     USUAL_TRAFFIC,
     Change,
@@ -51,6 +52,9 @@ OWNER = "consul-bridge/owner"
 MIRROR = "consul-bridge/mirror"
 PREFIX = "consul-bridge/"
 CATALOG_SYNC = "consul"
+RULE_LABELS = "consul-bridge/rule-labels"
+RULE_ANNOTATIONS = "consul-bridge/rule-annotations"
+SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 SERVICE_NAME = "kubernetes.io/service-name"
 SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 
@@ -238,6 +242,12 @@ def decode_meta(kind: Kind, raw: object) -> Meta | None:
         return None
     labels, annotations = _pairs(metadata.get("labels")), _pairs(metadata.get("annotations"))
     owned_labels, owned_annotations, written = _owned_keys(metadata.get("managedFields"))
+    owner = labels.get(OWNER) if labels.get(MANAGED_BY) == MANAGER else None
+    if owner is not None:
+        owned_labels.update(annotations.get(RULE_LABELS, "").split(","))
+        owned_annotations.update((RULE_LABELS, RULE_ANNOTATIONS), annotations.get(RULE_ANNOTATIONS, "").split(","))
+        if not written:
+            owned_labels.add(SKIP_MIRROR)  # restored without managedFields; nobody else puts it on what is ours
     marks = {(k, v) for found in (labels, annotations) for k, v in found.items() if k.startswith(PREFIX)}
     if CATALOG_SYNC in labels:
         marks.add((CATALOG_SYNC, labels[CATALOG_SYNC]))
@@ -247,7 +257,7 @@ def decode_meta(kind: Kind, raw: object) -> Meta | None:
         name=intern(name),
         uid=str(metadata.get("uid") or ""),
         resource_version=str(metadata.get("resourceVersion") or ""),
-        owner=labels.get(OWNER) if labels.get(MANAGED_BY) == MANAGER else None,
+        owner=owner,
         labels=_kept(labels, owned_labels),
         annotations=_kept(annotations, owned_annotations),
         marks=tuple(sorted(marks)),
@@ -394,6 +404,88 @@ def expected(change: Change, meta: Meta) -> Decoded:
             return CurrentSlice(meta=meta, service=body.service, group=group)
         case None:
             raise ValueError(f"{change.action} of {change.kind} {change.target} has no body")
+
+
+def alterations(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Where an object is not stored as it was sent, for people; what others add beside our fields is none of it."""
+    found: list[str] = []
+    for section in ("labels", "annotations"):
+        have = _pairs(mapping(stored.get("metadata")).get(section))
+        for key, value in mapping(mapping(sent.get("metadata")).get(section)).items():
+            if key not in have:
+                found.append(f"metadata.{section}[{key}] is gone")
+            elif have[key] != value:
+                found.append(f"metadata.{section}[{key}] is {shorten(have[key])!r}, not {shorten(value)!r}")
+    lists = ((field, _list(sent.get(field)), _list(stored.get(field))) for field in ("subsets", "endpoints"))
+    found += [_list_altered(field, wanted, have) for field, wanted, have in lists if wanted != have]
+    spec, shown = mapping(sent.get("spec")), mapping(stored.get("spec"))
+    others = [(field, sent[field], stored.get(field)) for field in ("addressType", "ports") if field in sent]
+    others += [(f"spec.{field}", wanted, shown.get(field)) for field, wanted in spec.items()]
+    return found + [f"{field} is not as it was sent" for field, wanted, have in others if not _holds(wanted, have)]
+
+
+def leftovers(existing: Meta, sent: Mapping[str, Any], stored: Mapping[str, Any]) -> Json:
+    """Labels and annotations that were ours, are not sent any more and stay, as a merge patch of metadata.
+
+    An apply leaves what another field manager owns as well. That is a user, and it is theirs; or whoever restored the
+    object from a backup: such a manager owns our label of ownership, too, and what it restored of ours is ours.
+    """
+    metadata = mapping(stored.get("metadata"))
+    restored = _restored_keys(metadata.get("managedFields"))
+    patch: Json = {}
+    for section, ours, keys in (
+        ("labels", existing.labels, restored[0]),
+        ("annotations", existing.annotations, restored[1]),
+    ):
+        kept, wanted = mapping(metadata.get(section)), mapping(mapping(sent.get("metadata")).get(section))
+        gone = {key: None for key, _ in ours if key in kept and key not in wanted and key in keys}
+        if gone:
+            patch[section] = gone
+    return patch
+
+
+def _restored_keys(managed_fields: object) -> tuple[set[str], set[str]]:
+    """Keys of labels and annotations that managers own who also own our label of ownership."""
+    labels: set[str] = set()
+    annotations: set[str] = set()
+    for entry in map(mapping, _list(managed_fields)):
+        metadata = mapping(mapping(entry.get("fieldsV1")).get("f:metadata"))
+        if not _is_our_apply(entry) and f"f:{OWNER}" in mapping(metadata.get("f:labels")):
+            labels.update(k[2:] for k in mapping(metadata.get("f:labels")))
+            annotations.update(k[2:] for k in mapping(metadata.get("f:annotations")))
+    return labels, annotations
+
+
+def _holds(sent: object, stored: object) -> bool:
+    """Whether what was sent is in what is stored, defaults and fields of others beside it."""
+    if isinstance(sent, dict) and isinstance(stored, dict):
+        return all(_holds(value, stored.get(key)) for key, value in sent.items())
+    if isinstance(sent, list) and isinstance(stored, list):
+        return len(sent) <= len(stored) and all(any(_holds(one, other) for other in stored) for one in sent)
+    return sent == stored
+
+
+def _list_altered(field: str, sent: list[Any], stored: list[Any]) -> str:
+    """Which addresses came or went on the way; else just that it is different."""
+    wanted, have = _addresses_in(sent), _addresses_in(stored)
+    missing, further = sorted(wanted - have), sorted(have - wanted)
+    words = [
+        f"{', '.join(missing[:3])} is gone" if missing else "",
+        f"{', '.join(further[:3])} was added" if further else "",
+    ]
+    return (
+        f"{field}: {' and '.join(filter(None, words)) or 'conditions, ports or other fields are not as they were sent'}"
+    )
+
+
+def _addresses_in(entries: list[Any]) -> set[str]:
+    """Addresses of subsets or of a slice's endpoints."""
+    found: set[str] = set()
+    for entry in map(mapping, entries):
+        for address in (*_list(entry.get("addresses")), *_list(entry.get("notReadyAddresses"))):
+            text = address if isinstance(address, str) else mapping(address).get("ip")
+            found.add(shorten(str(text)))
+    return found
 
 
 def same(one: Decoded, other: Decoded) -> bool:

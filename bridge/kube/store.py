@@ -174,6 +174,15 @@ class Store:
                 self._put(change.kind, key, objects.expected(change, meta), version)
             self._drop_foreign(change.kind, key, meta.uid)
 
+    def note_stored(self, change: Change, found: Decoded | None) -> None:
+        """A write was answered with something else than what was sent: that is what is held."""
+        with self._lock:
+            self._done(change)
+            if found is not None:
+                key = (found.meta.namespace, found.meta.name)
+                self._put(change.kind, key, found, objects.version(found.meta.resource_version))
+                self._drop_foreign(change.kind, key, found.meta.uid)
+
     # ------------------------------------------------------------------ news from the server
 
     def begin_list(self) -> int:

@@ -9,7 +9,8 @@ docs/decisions.md):
 | update | apply, force, with uid and resourceVersion of what was seen | changed, gone or made anew: 409 or 422 |
 | delete | DELETE with uid and resourceVersion as preconditions | changed or made anew: 409 |
 
-`force` only ever takes fields back on objects that are ours. Answers are asked for as metadata only.
+`force` only ever takes fields back on objects that are ours. What was stored is compared with what was sent: admission
+may change it on the way, and then nothing is as it seems until somebody says so (AlteredError).
 
 An apply merges the ports of a Service by (number, protocol): it cannot take out what others put there, and would be
 refused while a port without a name stands beside others. So where a plan says so (`replaces_ports`) the whole list is
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bridge.core.model import Action, Change, Meta, ServiceBody, Target
-from bridge.errors import ConflictError, NotLeadingError, PermanentError, StaleError
+from bridge.errors import AlteredError, ConflictError, NotLeadingError, PermanentError, StaleError
 from bridge.kube import faults, objects
 from bridge.kube.client import (
     APPLY,
@@ -39,6 +40,9 @@ from bridge.kube.client import (
 
 NEVER_VERSION = "1"
 """etcd's revision before anything is written: no object carries it, so asking for it means "must not exist"."""
+
+ALTERATIONS_SHOWN = 3
+"""Fields that a message names; the rest is counted."""
 
 NODE_PORT_TYPES = ("NodePort", "LoadBalancer")
 """Types of Services whose ports have a number on every node as well."""
@@ -65,7 +69,7 @@ class Writer:
         """Write `change`; the object's new Meta, None after a delete (also when it was gone already).
 
         Raises StaleError (changed since it was read: read again, decide again), ConflictError (a create found
-        somebody else's object), TransientError, PermanentError.
+        somebody else's object), AlteredError (something else was stored), TransientError, PermanentError.
         """
         match change.action:
             case Action.CREATE:
@@ -82,41 +86,55 @@ class Writer:
         body = objects.encode(change)
         strict = _bytes(body, resourceVersion=NEVER_VERSION)
         for _ in range(2):
-            answer = self._patch(change, strict, (_MANAGER,), METADATA_ONLY, _CREATE_ALLOWS)
+            answer = self._patch(change, strict, (_MANAGER,), _CREATE_ALLOWS)
             if answer.status < 400:
-                return self._created(change, answer)
+                return self._created(change, body, answer)
             found = self._find(change)
             if found is not None:
                 raise self._taken(change, found)
             # 409, and yet nothing there: it went away in between, most likely, so once more
-        answer = self._patch(change, _bytes(body), (_MANAGER,), METADATA_ONLY, _CREATE_ALLOWS)
+        answer = self._patch(change, _bytes(body), (_MANAGER,), _CREATE_ALLOWS)
         if answer.status < 400:
-            return self._created(change, answer)
+            return self._created(change, body, answer)
         found = self._find(change)
         if found is not None:
             raise self._taken(change, found)
         raise StaleError(f"{_what(change)} comes and goes: {_message(answer)}")
 
-    def _created(self, change: Change, answer: Response) -> Meta:
+    def _created(self, change: Change, sent: dict[str, Any], answer: Response) -> Meta:
         if answer.status != 201:
             raise StaleError(f"{_what(change)} was there when it was to be created: read it again")
-        return self._meta(change, _object(answer, change))
+        return self._stored(change, sent, _object(answer, change))
 
     def _update(self, change: Change) -> Meta:
         existing = _existing(change)
         if isinstance(change.body, ServiceBody) and change.body.replaces_ports:
             existing = self._with_ports_replaced(change, change.body, existing)
-        body = _bytes(objects.encode(change), uid=existing.uid, resourceVersion=existing.resource_version)
-        is_service = isinstance(change.body, ServiceBody)
-        accept = JSON if is_service else METADATA_ONLY
-        answer = self._patch(change, body, (_MANAGER, _FORCE), accept, _UPDATE_ALLOWS)
+        sent = objects.encode(change)
+        body = _bytes(sent, uid=existing.uid, resourceVersion=existing.resource_version)
+        answer = self._patch(change, body, (_MANAGER, _FORCE), _UPDATE_ALLOWS)
         if answer.status == 409 or (answer.status == 422 and _is_uid_fault(answer)):
             raise StaleError(f"{_what(change)} changed since it was read: {_message(answer)}")
         if answer.status == 422:
             raise faults.of_answer(self._asked(change, "PATCH"), 422, answer.headers, answer.body)
         found = _object(answer, change)
-        if is_service:
+        if isinstance(change.body, ServiceBody):
             found = self._tidied(change, found)
+        if left := objects.leftovers(existing, sent, found):
+            found = self._merge(change, *_version_of(found), metadata=left)
+        return self._stored(change, sent, found)
+
+    def _stored(self, change: Change, sent: dict[str, Any], found: dict[str, Any]) -> Meta:
+        """The Meta of what was stored; AlteredError where that is not what was sent."""
+        if altered := objects.alterations(sent, found):
+            some = "; ".join(altered[:ALTERATIONS_SHOWN])
+            more = f"; and {len(altered) - ALTERATIONS_SHOWN} more" if len(altered) > ALTERATIONS_SHOWN else ""
+            raise AlteredError(
+                f"{_what(change)} is not stored as it was written: {some}{more}. Most likely an admission webhook or "
+                "policy changes it (kubectl get mutatingwebhookconfigurations,mutatingadmissionpolicies); it is "
+                "written again, ever more seldom",
+                objects.decode(change.kind, found),
+            )
         return self._meta(change, found)
 
     def _with_ports_replaced(self, change: Change, body: ServiceBody, existing: Meta) -> Meta:
@@ -135,9 +153,18 @@ class Writer:
                 port["nodePort"] = node_ports[port["port"], port["protocol"]]
         return self._meta(change, self._merge(change, existing.uid, existing.resource_version, {"ports": ports}))
 
-    def _merge(self, change: Change, uid: str, version: str, spec: dict[str, Any]) -> dict[str, Any]:
-        """Merge `spec` into the object of this uid and version; the answer, whole."""
-        patch = {"metadata": {"uid": uid, "resourceVersion": version}, "spec": spec}
+    def _merge(
+        self,
+        change: Change,
+        uid: str,
+        version: str,
+        spec: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Merge `spec` and `metadata` into the object of this uid and version; the answer, whole."""
+        patch: dict[str, Any] = {"metadata": {"uid": uid, "resourceVersion": version, **(metadata or {})}}
+        if spec is not None:
+            patch["spec"] = spec
         answer = self._client.request(
             "PATCH",
             objects.path(change.kind, change.target.namespace, change.name),
@@ -190,7 +217,7 @@ class Writer:
     # ------------------------------------------------------------------ inside
 
     def _patch(
-        self, change: Change, body: bytes, query: tuple[tuple[str, str], ...], accept: str, allow: frozenset[int]
+        self, change: Change, body: bytes, query: tuple[tuple[str, str], ...], allow: frozenset[int]
     ) -> Response:
         return self._client.request(
             "PATCH",
@@ -198,7 +225,6 @@ class Writer:
             query=query,
             body=body,
             content_type=APPLY,
-            accept=accept,
             within=self._permitted_seconds(change),
             allow=allow,
         )
@@ -256,6 +282,8 @@ def belongs_to(raw: object) -> str:
         return str(manager)
     fields = metadata.get("managedFields")
     managers = {str(f.get("manager")) for f in fields if isinstance(f, dict)} if isinstance(fields, list) else set()
+    if FIELD_MANAGER in managers:
+        return f"this bridge or another one by its field manager, but without the label {objects.MANAGED_BY}"
     return f"somebody else (written by {', '.join(sorted(managers))})" if managers else "somebody else"
 
 

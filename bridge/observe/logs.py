@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from bridge.core.model import Held, Query, Target
+from bridge.core.model import Held, Kind, Query, Target
 from bridge.core.reasons import codes_of
+from bridge.errors import AlteredError
 
 if TYPE_CHECKING:
-    from bridge.report import Outcome, Report
+    from bridge.report import Failure, Outcome, Report
 
 MASK = "***"
 
@@ -187,6 +188,7 @@ class LogObserver:
         self._warned: set[str] = set()
         self._rival = False
         self._said: dict[tuple[Any, ...], str] = {}
+        self._altered: dict[Target, dict[tuple[Kind, str], str]] = {}
         self._first_pass = True
 
     def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
@@ -209,11 +211,35 @@ class LogObserver:
                 "written", **where, changes=", ".join(f"{c.action} {c.kind}" for c in outcome.applied), **extra
             )
         for failure in outcome.failures:
+            if self._is_told(failure):
+                continue
             self._log.warning(
                 "write failed", **where, kind=failure.change.kind.value, action=failure.change.action.value,
                 reason=str(failure.error),
             )  # fmt: skip
+        self._forget_altered(outcome)
         self._details(outcome, where)
+
+    def _is_told(self, failure: Failure) -> bool:
+        """Whether this was said already and is true as long as it lasts: what is stored otherwise than written."""
+        if not isinstance(failure.error, AlteredError):
+            return False
+        change, text = failure.change, str(failure.error)
+        with self._lock:
+            told = self._altered.setdefault(change.target, {})
+            before, told[change.kind, change.name] = told.get((change.kind, change.name)), text
+        return before == text
+
+    def _forget_altered(self, outcome: Outcome) -> None:
+        """What is stored as it was written is no longer told of."""
+        altered = {(f.change.kind, f.change.name) for f in outcome.failures if isinstance(f.error, AlteredError)}
+        with self._lock:
+            told = self._altered.get(outcome.plan.target)
+            if told is not None:
+                for key in told.keys() - altered:
+                    del told[key]
+                if not told:
+                    del self._altered[outcome.plan.target]
 
     def consul(self, datacenter: str, up: bool, reason: str) -> None:
         """Consul's state, when it changes."""

@@ -114,7 +114,7 @@ class Metrics:
             for action in (Action.CREATE, Action.UPDATE, Action.DELETE):
                 for result in ("ok", "error"):
                     self._writes.labels(kind.value, action.value, result)
-        for code in (Code.TRANSIENT, Code.THROTTLED, Code.STALE, Code.TAKEN, Code.PERMANENT):
+        for code in (Code.TRANSIENT, Code.THROTTLED, Code.STALE, Code.TAKEN, Code.PERMANENT, Code.ALTERED):
             self._errors.labels(code.value)
 
     def watch(self, status: Callable[[], Mapping[str, Any]]) -> None:

@@ -64,6 +64,10 @@ MARKS = (
     Mark("annotations", (marks.SERVICE, marks.DATACENTER), "", "where an object of ours comes from"),
     Mark("annotation", (annotated.REQUEST,), "", "what we write for an annotated Service: for which request, in short"),
     Mark(
+        "annotations", (marks.RULE_LABELS, marks.RULE_ANNOTATIONS), "",
+        "objects of ours: the keys that their rule gives them, so that those which it drops are found",
+    ),
+    Mark(
         "annotation", (marks.SERVICE_SYNC,), "false",
         "Services that we make: consul-k8s does not register them back in Consul; `to.annotations` may say otherwise",
     ),

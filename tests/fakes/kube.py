@@ -153,6 +153,8 @@ class FakeKube:
         self.closing = False
         self.log: list[Logged] = []
         self.users = {ADMIN_TOKEN: "admin", PLAIN_TOKEN: "plain"}
+        self.mutate: Callable[[str, Json], None] | None = None
+        """What admission does to a written object (its plural, and itself) after it was applied."""
         self.forbidden: set[tuple[str, str, str, str]] = set()
         self.bookmark_seconds = 60.0
         self.watch_hold = threading.Event()
@@ -409,6 +411,8 @@ class FakeKube:
         _rebuild(fresh, {p: v for p, v in live.items() if p not in orphaned} | config, body)
         managers[me] = set(config)
         managers = {k: v for k, v in managers.items() if v}
+        if self.mutate is not None:
+            self.mutate(kind[1], fresh)
         self._complete(kind, fresh, held.body if held else None)
         _validate(kind, fresh, held.body if held else None)
         times = dict(held.times) if held else {}

@@ -30,6 +30,7 @@ from bridge.core.model import (
     Status,
 )
 from bridge.core.plan import plan, retain
+from bridge.core.reasons import Code
 from tests.unit.core.builders import (
     OWNER,
     QUERY,
@@ -100,6 +101,27 @@ def test_a_rule_may_have_its_services_registered_back_in_consul() -> None:
     (made, _) = planned(mirror_of([instance()], by), Current(TARGET)).changes
     assert made.body is not None
     assert (SERVICE_SYNC, "true") in made.body.annotations
+
+
+def test_the_keys_that_a_rule_gives_stand_on_the_object() -> None:
+    """So that what it drops later is found whoever owns it by then; without any there is nothing to say."""
+    by = rule(labels=(("tier", "web"), ("env", "x")), annotations=(("note", "y"),))
+    (_, made) = planned(mirror_of([instance()], by), Current(TARGET)).changes
+    assert made.body is not None
+    found = dict(made.body.annotations)
+    assert (found["consul-bridge/rule-labels"], found["consul-bridge/rule-annotations"]) == ("env,tier", "note")
+    (_, made) = planned(mirror_of([instance()]), Current(TARGET)).changes
+    assert made.body is not None
+    assert not {"consul-bridge/rule-labels", "consul-bridge/rule-annotations"} & dict(made.body.annotations).keys()
+
+
+def test_an_object_that_we_wrote_and_that_lost_its_labels_is_named_as_such() -> None:
+    """Not as a stranger's: the field manager is seen on it."""
+    lost = service(None, meta_written="2026-11-23T14:00:00Z")
+    found = planned(mirror_of([instance()]), Current(TARGET, lost))
+    assert [c.reason.code for c in found.conflicts] == [Code.UNLABELLED]
+    assert "consul-bridge/owner=default" in found.conflicts[0].reason
+    assert found.writes == ()
 
 
 def test_slices_and_endpoints_side_by_side_are_told_apart() -> None:

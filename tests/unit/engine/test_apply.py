@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from bridge.core.model import Change, Current, Kind, Plan, Port
+from bridge.core.reasons import Code
 from bridge.engine.reconcile import apply_plan
-from bridge.errors import PermanentError
+from bridge.errors import AlteredError, PermanentError
+from bridge.report import reason_of
 from tests.unit.core.builders import TARGET, endpoints, group, instance, mirror_of, planned, ready, rule, service
 
 HELD = Current(
@@ -57,3 +59,18 @@ def test_endpoints_of_a_service_that_cannot_be_made_are_not_written() -> None:
 
     apply_plan(replace(plan, target=TARGET), write)
     assert seen == [Kind.SERVICE]
+
+
+def test_a_service_that_was_stored_otherwise_is_there_and_its_endpoints_are_written() -> None:
+    """A webhook that overrides a label must not keep a service from traffic."""
+    plan = planned(mirror_of([instance()]), Current(TARGET))
+    seen = []
+
+    def write(change: Change) -> None:
+        seen.append(change.kind)
+        if change.kind is Kind.SERVICE:
+            raise AlteredError("a label is gone", None)
+
+    outcome = apply_plan(plan, write)
+    assert seen == [Kind.SERVICE, Kind.ENDPOINTS]
+    assert [reason_of(f.error).code for f in outcome.failures] == [Code.ALTERED]

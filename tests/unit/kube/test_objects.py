@@ -202,6 +202,98 @@ def test_labels_are_ours_when_our_apply_owns_them(entries: Any, expected: set[st
     assert {k for k, _ in meta.labels} == expected
 
 
+OURS = ("consul-bridge/owner", "app.kubernetes.io/managed-by")
+LABELS = {"consul-bridge/owner": "blue", "app.kubernetes.io/managed-by": "consul-bridge"}
+
+
+def test_what_a_rule_gave_is_known_after_a_restore_without_managed_fields() -> None:
+    """The object says it itself; a label of a user is not in the list."""
+    annotations = {"consul-bridge/rule-labels": "team", "consul-bridge/rule-annotations": "note", "note": "x", "n": "y"}
+    skip = "endpointslice.kubernetes.io/skip-mirror"
+    labels = {**LABELS, "team": "a", "mine": "b", skip: "true"}
+    metadata: dict[str, Any] = {"name": "x", "labels": labels, "annotations": annotations}
+    meta = objects.decode_meta(Kind.ENDPOINTS, {"metadata": metadata})
+    assert meta is not None
+    assert dict(meta.labels) == {"team": "a", skip: "true"}
+    assert dict(meta.annotations) == {k: v for k, v in annotations.items() if k != "n"}
+    fields = [managed(OURS, time="2026-11-23T14:00:00Z")]
+    meta = objects.decode_meta(Kind.ENDPOINTS, {"metadata": {**metadata, "managedFields": fields}})
+    assert meta is not None
+    assert skip not in dict(meta.labels)
+    meta = objects.decode_meta(Kind.ENDPOINTS, {"metadata": {**metadata, "labels": {"team": "a"}}})
+    assert meta is not None
+    assert meta.labels == ()
+
+
+@pytest.mark.parametrize(
+    ("entries", "gone"),
+    [
+        ([managed((*OURS, "team"), manager="velero")], True),
+        ([managed(("team",), manager="kubectl")], False),
+        ([managed((*OURS, "tier"), manager="velero"), managed(("team",), manager="kubectl")], False),
+    ],
+    ids=["whoever restored the object", "a user", "both, and it is the user's"],
+)
+def test_what_a_rule_drops_goes_unless_it_is_a_users(entries: Any, gone: bool) -> None:
+    """Who owns our label of ownership as well has restored the object."""
+    labels = {**LABELS, "team": "a", "tier": "web"}
+    stored = {"metadata": {"name": "x", "labels": labels, "managedFields": entries}}
+    seen = objects.decode_meta(Kind.SERVICE, stored)
+    assert seen is not None
+    existing = replace(seen, labels=tuple(labels.items()))
+    sent = {"metadata": {"name": "x", "labels": {**LABELS, "tier": "web"}}}
+    assert objects.leftovers(existing, sent, stored) == ({"labels": {"team": None}} if gone else {})
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({}, ""),
+        ({"metadata": {"labels": {"a": "1", "b": "2"}, "annotations": {"x": "y"}}}, ""),
+        ({"metadata": {"labels": {"a": "2"}}}, "metadata.labels[a] is '2', not '1'"),
+        ({"metadata": {}}, "metadata.labels[a] is gone"),
+        ({"subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 1}]}]}, "subsets: 10.0.0.2 is gone"),
+        (
+            {"subsets": [{"addresses": [{"ip": "10.0.0.1"}], "notReadyAddresses": [{"ip": "10.0.0.9"}]}]},
+            "subsets: 10.0.0.2 is gone and 10.0.0.9 was added",
+        ),
+        (
+            {"subsets": [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"port": 2}]}]},
+            "subsets: conditions, ports or other fields are not as they were sent",
+        ),
+        ({"subsets": None}, "subsets: 10.0.0.1, 10.0.0.2 is gone"),
+    ],
+)
+def test_where_an_object_is_stored_otherwise_than_it_was_sent(change: dict[str, Any], text: str) -> None:
+    """Fields that others add beside ours are theirs; what is in an atomic list is ours."""
+    subsets = [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"port": 1}]}]
+    sent = {"metadata": {"labels": {"a": "1"}}, "subsets": subsets}
+    assert objects.alterations(sent, {**sent, **change}) == ([text] if text else [])
+
+
+@pytest.mark.parametrize(
+    ("change", "texts"),
+    [
+        ({"ports": [{"port": 80, "nodePort": 30000, "protocol": "TCP"}, {"port": 9}], "clusterIP": "10.96.0.1"}, []),
+        ({"ports": [{"port": 81, "protocol": "TCP"}]}, ["spec.ports is not as it was sent"]),
+        ({"ipFamilies": ["IPv6"]}, ["spec.ipFamilies is not as it was sent"]),
+        ({"type": "LoadBalancer"}, ["spec.type is not as it was sent"]),
+    ],
+)
+def test_a_service_is_compared_field_by_field(change: dict[str, Any], texts: list[str]) -> None:
+    """Defaults and node ports that the server adds are none of it."""
+    spec = {"type": "ClusterIP", "ipFamilies": ["IPv4"], "ports": [{"port": 80, "protocol": "TCP"}]}
+    assert objects.alterations({"spec": spec}, {"spec": {**spec, **change}}) == texts
+
+
+def test_a_slice_whose_ports_were_named_by_the_server_is_as_it_was_sent() -> None:
+    """The server writes `name: ""`."""
+    sent = {"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}]}
+    assert objects.alterations(sent, {**sent, "ports": [{"port": 80, "name": ""}]}) == []
+    assert objects.alterations(sent, {**sent, "endpoints": []}) == ["endpoints: 10.0.0.1 is gone"]
+    assert objects.alterations(sent, {**sent, "ports": []}) == ["ports is not as it was sent"]
+
+
 @pytest.mark.parametrize(
     ("labels", "owner"),
     [

@@ -53,6 +53,19 @@ def test_older_news_change_nothing() -> None:
     assert version_in(store.current(TARGET)) == "7"
 
 
+def test_what_was_stored_otherwise_than_written_is_what_is_held() -> None:
+    """And its event is no news, whichever comes first."""
+    store = Store("default")
+    change = create(endpoints(group(*ready("10.0.0.1", "10.0.0.2"))))
+    store.expect(change)
+    stored = held(7, *ready("10.0.0.2"))
+    store.note_stored(change, stored)
+    assert store.current(TARGET).endpoints == stored
+    assert event(store, stored) == set()
+    store.note_stored(change, None)
+    assert store.current(TARGET).endpoints == stored
+
+
 def test_an_answer_that_comes_after_newer_news_changes_nothing() -> None:
     """The watch was quicker than the writer's thread: version 9 stays when 7 is noted."""
     store = Store("default")

@@ -15,7 +15,7 @@ from structlog.testing import LogCapture
 
 from bridge.core.model import Action, Conflict, Held, Kind, Query, Skipped
 from bridge.core.reasons import Code
-from bridge.errors import PermanentError
+from bridge.errors import AlteredError, PermanentError
 from bridge.observe import logs
 from bridge.observe.logs import LogObserver, Secrets
 from tests.unit.core.builders import said as why
@@ -248,6 +248,20 @@ def test_holds_are_said_when_they_come_and_go(said: LogCapture) -> None:
     ears.held(())
     assert [e["event"] for e in said.entries] == ["removal held", "hold ended"]
     assert said.entries[0]["endpoints"] == 12
+
+
+def test_what_is_stored_otherwise_than_written_is_said_once_and_again_when_it_changes(said: LogCapture) -> None:
+    """It is tried again and again; the log tells it once, until it is over."""
+    ears = observer()
+    failing = change(Action.UPDATE)
+
+    def tried(text: str) -> None:
+        ears.outcome(done(plan(failing), *(((failing, AlteredError(text, None)),) if text else ())), None)
+
+    for text in ("a is gone", "a is gone", "b is gone", "b is gone", "", "b is gone"):
+        tried(text)
+    failures = [e["reason"] for e in said.entries if e["event"] == "write failed"]
+    assert failures == ["a is gone", "b is gone", "b is gone"]
 
 
 def test_conflicts_skips_and_warnings_are_said_once_and_again_when_they_change(said: LogCapture) -> None:
