@@ -570,6 +570,12 @@ class Observer(Protocol):
     def streaming_mismatch(self, query: Query, reason: str) -> None:
         """Consul showed a service to a query that waited otherwise than its catalog has it. Said once for each."""
 
+    def server_warning(self, text: str) -> None:
+        """The API server sent a warning, or a connection to it is not what it should be. Each text is said once."""
+
+    def credentials(self, trouble: str) -> None:
+        """Credentials for the API server cannot be renewed; the old ones are in use ("": all is well). Said again."""
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass is done: the report covers every target."""
 
@@ -605,6 +611,12 @@ class NullObserver:
         """Ignored."""
 
     def streaming_mismatch(self, query: Query, reason: str) -> None:
+        """Ignored."""
+
+    def server_warning(self, text: str) -> None:
+        """Ignored."""
+
+    def credentials(self, trouble: str) -> None:
         """Ignored."""
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:

@@ -112,6 +112,19 @@ class Gate:
             return None
 
     @property
+    def failing(self) -> bool:
+        """Whether the server did not answer, or refused us, when something was last to be written; 429 is an answer."""
+        with self._changed:
+            return self._failures > 0
+
+    def mended(self) -> None:
+        """The server was seen to answer, although nothing was to be written."""
+        with self._changed:
+            self._failures = 0
+            self._reason = self._throttled_at = None
+            self._changed.notify_all()
+
+    @property
     def free(self) -> bool:
         """Whether all is well and a caller would be let in at once."""
         with self._changed:

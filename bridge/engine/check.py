@@ -38,6 +38,7 @@ from bridge.errors import BridgeError, CancelledError
 from bridge.kube.admission import refusals
 from bridge.kube.cache import NamespaceState, can_i, list_once, namespace_states
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.faults import remedy
 from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.nodes import node_names
 from bridge.kube.store import Store
@@ -323,7 +324,8 @@ class _Check:
             try:
                 version = client.version()
             except BridgeError as error:
-                yield Probe("kubernetes reachable", FAILED, str(error), "--kubeconfig, --context; kubectl version")
+                proxy = client.access.proxy.source if client.access.proxy is not None else ""
+                yield Probe("kubernetes reachable", FAILED, str(error), remedy(error, client.access.where, proxy))
                 return
             yield Probe("kubernetes reachable", OK, client.server)
             text = version.git or f"{version.major}.{version.minor}"

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from bridge.consul.access import warnings_of
 from bridge.consul.client import ConsulClient, ConsulConfig
 from bridge.consul.tls import certificate_end
+from bridge.engine import kube_connection
 from bridge.engine.probe import OK, WARNING, Probe
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeClient, KubeConfig
-from bridge.kube.identity import who_am_i
 
-SECTION = "connections"
+SECTION = kube_connection.SECTION
 
 SOON_SECONDS = 7 * 86_400.0
 """What ends within this time, and is not renewed by itself, is a warning."""
@@ -90,24 +90,9 @@ def of_kubernetes(config: KubeConfig) -> Iterator[Probe]:
     except BridgeError:
         return
     try:
-        yield _fact("kubernetes address", client.server)
-        yield from _user(client)
+        yield from kube_connection.lines(client)
     finally:
         client.close()
-
-
-def _user(client: KubeClient) -> Iterator[Probe]:
-    try:
-        user = who_am_i(client)
-    except CancelledError:
-        raise
-    except BridgeError:
-        return
-    if user is None:
-        yield _fact("kubernetes user", "unknown: the API server does not tell (SelfSubjectReview: Kubernetes 1.28)")
-        return
-    groups = f" (groups: {', '.join(user.groups)})" if user.groups else ""
-    yield _fact("kubernetes user", f"{user.name or 'anonymous'}{groups}")
 
 
 def _fact(name: str, detail: str, state: str = OK, mend: str = "") -> Probe:

@@ -80,7 +80,8 @@ class Alone:
 class Elected:
     """One of several replicas. `on_change` is called, from the election's thread, with the shards that are ours now.
 
-    `sees_consul`: whether we can ask Consul; a replica that cannot leaves the writing to one that can.
+    `sees_consul`: whether we can ask Consul; `can_write`: whether the API server answers our writes. A replica that
+    cannot leaves the writing to one that can.
     """
 
     def __init__(
@@ -91,10 +92,13 @@ class Elected:
         on_change: Callable[[frozenset[int]], None],
         failed: Callable[[BaseException], None],
         sees_consul: Callable[[], bool],
+        can_write: Callable[[], bool],
     ) -> None:
         self._shards = config.shards
         self._leases = KubeLeases(client, config)
-        self._election = Election(self._leases, config, on_change=on_change, failed=failed, sees_consul=sees_consul)
+        self._election = Election(
+            self._leases, config, on_change=on_change, failed=failed, sees_consul=sees_consul, can_write=can_write
+        )
 
     def start(self) -> None:
         """Take part."""

@@ -35,6 +35,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import node_names
 from bridge.kube.store import Store
+from bridge.observe.logs import kube_warning
 from bridge.report import Origin
 from bridge.retry import call
 
@@ -203,7 +204,7 @@ class _Look:
 
     def read_kubernetes(self) -> None:
         self._say("reading Kubernetes", 0, 0)
-        client = self._client = KubeClient(self._kube)
+        client = self._client = KubeClient(self._kube, kube_warning)
         namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
         self._annotated = self._options.annotated.within(namespaces)
         self._store = call(

@@ -12,6 +12,7 @@ from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer
+from bridge.observe.logs import kube_warning
 from bridge.report import Outcome, Report, build_report
 
 
@@ -20,7 +21,7 @@ def purge(kube: KubeConfig, owner: str, namespaces: tuple[str, ...] | None, dry_
 
     Endpoints go before their Services. Raises TransientError or PermanentError when Kubernetes cannot be read.
     """
-    client = KubeClient(kube)
+    client = KubeClient(kube, kube_warning)
     try:
         store = list_once(client, namespaces, owner)
         plans = [_plan(store, target, owner) for target in sorted(store.targets())]

@@ -61,7 +61,7 @@ from bridge.errors import (
     TransientError,
 )
 from bridge.kube.cache import Cache
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from bridge.kube.election import ElectionConfig
 from bridge.kube.events import EventRecorder
 from bridge.kube.mirrored import mirrored
@@ -85,6 +85,12 @@ MIRRORED_SECONDS = 1.0
 
 GAINED_SECONDS = 5.0
 """How soon after a shard became ours everything is compared, beside what is known to be unfinished."""
+
+WRITING_SECONDS = 5.0
+"""How often a replica whose writes were not answered, and that leads nothing now, looks whether they would be."""
+
+WRITING_TIMEOUT_SECONDS = 2.0
+"""How long that may take: the supervisor waits for it."""
 
 LENT_AT_MOST = 4
 """Targets in hand up to which a watch writes itself: in a burst the queue and its order decide, and watches go on."""
@@ -152,6 +158,7 @@ class Bridge:
         self._consul_trouble: dict[str, str] = {}
         self._no_nodes = ""
         self._last_pass: float | None = None
+        self._next_look = 0.0
         self._fatal: BaseException | None = None
         self._datacenter = ""
         self._annotated = options.annotated
@@ -171,7 +178,7 @@ class Bridge:
 
     def run(self) -> None:
         """Mirror until `stop`. Raises what made the bridge end on its own (a bug, or settings that cannot work)."""
-        client = KubeClient(self._kube)
+        client = self._client = KubeClient(self._kube, self._observer.server_warning)
         threads: list[threading.Thread] = []
         try:
             self._build(client)
@@ -233,8 +240,8 @@ class Bridge:
             detail["election"] = leadership
         if unreadable := self._unreadable():
             detail["unreadable"] = unreadable
-        if warnings := warnings_of(self._consul):
-            detail["warnings"] = list(warnings)
+        if warnings := [*warnings_of(self._consul), *self._remarks()]:
+            detail["warnings"] = warnings
         if rival := self._rival():
             detail["rival"] = rival
         if self._passing.is_set():
@@ -400,6 +407,7 @@ class Bridge:
                 on_change=self.on_leading,
                 failed=self._died,
                 sees_consul=lambda: any(dc not in self._consul_trouble for dc in datacenters),
+                can_write=lambda: not self._gate.failing,
             )
         self._writer = Writer(client, seconds_left=self._leadership.seconds_left)
         namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
@@ -472,6 +480,7 @@ class Bridge:
                 self._gained.clear()
                 self._look_at({target for target in self._outcomes.unfinished() if self._leadership.leads(target)})
                 next_resync = min(next_resync, now + GAINED_SECONDS)
+            self._look_for_writing(now)
             self._tell()
             if now >= next_resync:
                 self._full_pass()
@@ -616,6 +625,16 @@ class Bridge:
         self._observer.warned(self._catalog.warnings())
         self._observer.unreadable(self._unreadable())
         self._observer.rival(self._rival())
+        self._observer.credentials(self._client.trouble)
+
+    def _look_for_writing(self, now: float) -> None:
+        """With no shard of ours nothing is written, so nothing else would tell that the API server answers again."""
+        if self._options.election is None or self._shards or not self._gate.failing or now < self._next_look:
+            return
+        self._next_look = now + WRITING_SECONDS
+        with contextlib.suppress(BridgeError):
+            self._client.request("GET", "/version", timeout=WRITING_TIMEOUT_SECONDS)
+            self._gate.mended()
 
     def _rival(self) -> str:
         return self._leadership.rival() or self._rivals.reason()
@@ -629,6 +648,13 @@ class Bridge:
         if not hasattr(self, "_catalog"):
             return self._no_nodes or "not started"
         return self._gate.trouble or self._cache.trouble()
+
+    def _remarks(self) -> list[str]:
+        """What does not stop the work now, and should be known by who looks at the readiness."""
+        if not hasattr(self, "_client"):
+            return []
+        remarks = [UNVERIFIED] if self._client.access.unverified else []
+        return [*remarks, self._client.trouble] if self._client.trouble else remarks
 
     def _unreadable(self) -> dict[str, str]:
         return dict(self._reconciler.unreadable) if hasattr(self, "_reconciler") else {}

@@ -24,6 +24,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import node_names
 from bridge.kube.writer import Writer
+from bridge.observe.logs import kube_warning
 from bridge.report import Outcome, Report, build_report
 from bridge.retry import RetryPolicy, call
 
@@ -73,7 +74,7 @@ def sync_once(
     failures of the rest.
     """
     say = progress or (lambda _what, _done, _total: None)
-    client = KubeClient(kube)
+    client = KubeClient(kube, kube_warning)
     resolver: Resolver[Target] = Resolver(options.resolver)
     try:
         say("reading Kubernetes", 0, 0)

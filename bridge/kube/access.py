@@ -144,6 +144,15 @@ class Access:
         return self._authorization.partition(" ")[2], expires_at
 
     @property
+    def token_source(self) -> tuple[str, bool]:
+        """Where the token comes from, and whether it stands in the kubeconfig, where nothing renews it."""
+        if self._renewals is not None:
+            return f"from {self._renewals.plugin.name}", False
+        if self._loaded.token_file:
+            return f"from {self._loaded.token_file} ({self.where})", False
+        return f"in {self.where}", True
+
+    @property
     def trouble(self) -> str:
         """Why changed or due credentials cannot be used, although the old ones still are; "" when all is well."""
         plugin = self._renewals.trouble if self._renewals is not None else ""

@@ -26,7 +26,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlencode
 
-from bridge.errors import BridgeError, CancelledError, CredentialsError, PermanentError, TransientError
+from bridge.errors import BridgeError, CancelledError, CredentialsError, TransientError
 from bridge.kube import access as access_module
 from bridge.kube import faults
 from bridge.kube.access import Access
@@ -39,6 +39,11 @@ METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 FIELD_MANAGER = "consul-bridge"
+
+UNVERIFIED = (
+    "the API server's certificate is not verified (insecure-skip-tls-verify in the kubeconfig): anybody on the way can "
+    "read and change everything; name its certificate-authority instead"
+)
 
 PROBE_SECONDS = 5.0
 """How long the small request that looks after watches may take."""
@@ -157,9 +162,8 @@ class _Family:
             with contextlib.suppress(BridgeError):
                 self.access.authorization(fresh=True)
             for client in self.members():
-                if client.streams and not stop.is_set():
-                    with contextlib.suppress(BridgeError):
-                        client.request("GET", "/version", timeout=PROBE_SECONDS, allow=frozenset(range(400, 600)))
+                if client.streams and not stop.is_set() and not client.probe():
+                    client.probe()  # on a new connection: whether it is the server or the old way to it
 
 
 class KubeClient:
@@ -181,7 +185,7 @@ class KubeClient:
         self._pools: tuple[int, Pool] | None = None
         self._family.join(self)
         if self._access.unverified and _twin is None:
-            self._warn("the kubeconfig switches TLS verification off (insecure-skip-tls-verify)")
+            self._warn(UNVERIFIED)
 
     @property
     def server(self) -> str:
@@ -230,6 +234,15 @@ class KubeClient:
         with self._lock:
             pools = self._pools
         return pools[1].streams if pools is not None else 0
+
+    def probe(self) -> bool:
+        """Whether the way to the server that the open watches use still leads there."""
+        with contextlib.suppress(BridgeError), self._mapped(self._asked("GET", "/version")):
+            headers, _ = self._headers(JSON)
+            limits = Limits(self.config.connect_timeout_seconds, PROBE_SECONDS, math.inf, self.config.max_answer_bytes)
+            self._pool().probe("/version", headers, limits)
+            return True
+        return False
 
     def drop_idle(self) -> None:
         """Use no connection again that is open now."""
@@ -319,7 +332,9 @@ class KubeClient:
             digits = ["".join(c for c in str(found[k]) if c.isdigit()) for k in ("major", "minor")]
             return Version(int(digits[0] or 0), int(digits[1] or 0), str(found.get("gitVersion", "")))
         except (ValueError, KeyError, TypeError) as error:
-            raise PermanentError(f"{self.server} answers, but not as a Kubernetes API server: wrong port?") from error
+            raise faults.NoApiServerError(
+                f"{self.server} answers, but not as a Kubernetes API server: wrong port?"
+            ) from error
 
     # ------------------------------------------------------------------ inside
 

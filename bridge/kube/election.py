@@ -28,6 +28,9 @@ do not get no shard. While none does everything stays where it is, and so it doe
 | `down` | has not seen it for `lasting_seconds` | none |
 | `back` | sees it again, but that has not lasted | its share if it has one already |
 
+So it is with a replica whose writes the API server has not answered for so long (`writes`, the same four words),
+although its Lease is renewed: another connection, another route or other credentials may work.
+
 With one shard this is plain leader election. Needs list, create, update and delete on leases. It must not know
 what is written.
 """
@@ -67,6 +70,8 @@ YIELDS = "consul-bridge/yields"
 """Annotation of a member's Lease: it will never write, because another installation does."""
 CONSUL = "consul-bridge/consul"
 """Annotation of a member's Lease: whether it sees Consul."""
+WRITES = "consul-bridge/writes"
+"""Annotation of a member's Lease: whether its writes are answered, as far as it has any."""
 BURIED_AFTER = 10
 """After how many durations without a renewal a member's Lease is deleted, and an installation counts as removed."""
 
@@ -139,6 +144,7 @@ class Member:
     installation: str = ""
     yields: bool = False
     consul: str = ""
+    writes: str = ""
 
 
 @dataclass(slots=True)
@@ -159,6 +165,13 @@ class _Steady:
         self.value: bool | None = None
         self.seen = True
 
+    @property
+    def text(self) -> str:
+        """What it is as a member publishes it."""
+        if self.value is False:
+            return "back" if self.seen else "down"
+        return "up" if self.seen else "away"
+
     def see(self, value: bool, now: float) -> None:
         """What is the case now."""
         self.seen = value
@@ -173,7 +186,8 @@ class _Steady:
 class Election:
     """Holds this replica's share of the shards. `turn` is the finite body, a thread runs it until `stop`.
 
-    `on_change` is called from that thread with the shards held whenever they changed; `sees_consul` is asked there.
+    `on_change` is called from that thread with the shards held whenever they changed; `sees_consul` and `can_write` are
+    asked there.
     """
 
     def __init__(
@@ -184,6 +198,7 @@ class Election:
         on_change: Callable[[frozenset[int]], None] = lambda _held: None,
         failed: Callable[[BaseException], None] | None = None,
         sees_consul: Callable[[], bool] = lambda: True,
+        can_write: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = boot_clock,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -193,7 +208,9 @@ class Election:
         self._on_change = on_change
         self._failed = failed
         self._sees_consul = sees_consul
+        self._can_write = can_write
         self._consul = _Steady(config.lasting_seconds)
+        self._writes = _Steady(config.lasting_seconds)
         self._clock = clock
         self._spread = spread
         self._stop = threading.Event()
@@ -312,6 +329,7 @@ class Election:
         """Look, and do what that asks for; seconds until the next turn."""
         times = self._config.times
         self._consul.see(self._sees_consul(), self._clock())
+        self._writes.see(self._can_write(), self._clock())
         self._see()
         if not self._member.leading or self._is_due(self._member):
             self._step(self._member)
@@ -348,12 +366,8 @@ class Election:
     def _annotations(self) -> dict[str, str]:
         joined = {JOINED: str(self._joined)} if self._joined else {}
         yields = {YIELDS: "true"} if self._yields and self._at_rest() else {}
-        return {SHARDS: str(self._config.shards), CONSUL: self._consul_text(), **joined, **self._mark(), **yields}
-
-    def _consul_text(self) -> str:
-        if self._consul.value is False:
-            return "back" if self._consul.seen else "down"
-        return "up" if self._consul.seen else "away"
+        able = {CONSUL: self._consul.text, WRITES: self._writes.text}
+        return {SHARDS: str(self._config.shards), **able, **joined, **self._mark(), **yields}
 
     def _mark(self) -> dict[str, str]:
         return {INSTALLATION: self._config.installation} if self._config.installation else {}
@@ -420,12 +434,12 @@ class Election:
             return
         serving = [m for m in members if _together(m, me) and may_serve(m, members)]
         holders = self._holders()
-        if any(m.consul == "up" for m in serving):
-            serving = [
-                m for m in serving if m.consul != "down" and (m.consul != "back" or m.identity in holders.values())
-            ]
-            if me not in serving:
-                self._waiting = "Consul could not be asked from here, and another replica can: that one writes"
+        for what, waiting in _ABLE.items():
+            if any(getattr(m, what) == "up" for m in serving):
+                holding = holders.values()
+                serving = [m for m in serving if _may_have(getattr(m, what), m.identity in holding)]
+                if me not in serving:
+                    self._waiting = self._waiting or waiting
         shares = share(self._config.shards, [m.identity for m in serving], holders)
         self._wanted = frozenset(n for n, identity in shares.items() if identity == self._identity)
 
@@ -481,7 +495,7 @@ class Election:
         members = []
         if self._member.leading and self._joined:
             config = self._config
-            mine = (config.installation, self._yields, self._consul_text())
+            mine = (config.installation, self._yields, self._consul.text, self._writes.text)
             members.append(Member(self._identity, config.shards, self._joined, *mine))
         for seen in self._sightings.values():
             record = seen.record
@@ -492,7 +506,7 @@ class Election:
                 joined = objects.version(record.annotations.get(JOINED) or record.resource_version)
                 shards = _number(record.annotations.get(SHARDS))
                 said = record.annotations
-                theirs = (said.get(INSTALLATION, ""), YIELDS in said, said.get(CONSUL, ""))
+                theirs = (said.get(INSTALLATION, ""), YIELDS in said, said.get(CONSUL, ""), said.get(WRITES, ""))
                 members.append(Member(record.holder, shards, joined, *theirs))
         return sorted(members, key=lambda m: (m.joined, m.identity))
 
@@ -524,6 +538,18 @@ class Election:
                 seen.since = now  # not again soon, whatever comes of it
                 with contextlib.suppress(StaleError, TransientError, PermanentError):
                     self._lock_of(name, "member", dict).remove(seen.record)
+
+
+_ABLE = {
+    "consul": "Consul could not be asked from here, and another replica can: that one writes",
+    "writes": "the API server did not answer what was written from here, and another replica may do better",
+}
+"""What a member must be able to do to have shards while another can, and what is said of one that has none for it."""
+
+
+def _may_have(state: str, holding: bool) -> bool:
+    """Whether a member in this state has a share while another is up."""
+    return state != "down" and (state != "back" or holding)
 
 
 def may_serve(member: Member, members: list[Member]) -> bool:

@@ -58,6 +58,11 @@ _RESOURCE = re.compile(
 _MISSING_NAMESPACE = re.compile(r'^namespaces "([^"]+)" not found')
 _MISSING_VERB = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?')
 
+
+class NoApiServerError(PermanentError):
+    """Something answers, but not an API server: the address or its path is wrong."""
+
+
 _TUNNEL = re.compile(r"(?<=Tunnel connection failed: )(\d{3})[^\n'\")]*")
 
 _VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
@@ -174,7 +179,7 @@ def _of_answer(
             name = missing.group(1)
             return PermanentError(f'namespace "{name}" does not exist: create it (kubectl create namespace {name})')
         case 404 if not status:
-            return PermanentError(
+            return NoApiServerError(
                 f"{asked}: {asked.server} answers 404 without a Kubernetes status: is that the API server's address?"
             )
         case 409:
@@ -273,6 +278,34 @@ def _of_proxy(asked: Asked, text: str, chain: list[BaseException]) -> BridgeErro
             return CredentialsError(f"{said}; write its user and password into the proxy's URL")
         return PermanentError(f"{said}; the proxy has to allow it") if code < 500 else TransientError(said)
     return None
+
+
+def remedy(error: BridgeError, where: str, proxy: str = "") -> str:
+    """What helps when the API server cannot be used; `where`: the credentials' source, `proxy`: on the way, or ""."""
+    from urllib3 import exceptions as u3
+
+    chain = _chain(error)
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if proxy and (has(ConnectionRefusedError) or _TUNNEL.search(" ".join(map(str, chain)))):
+        return f"{proxy}: the proxy, or an exception from it (NO_PROXY)"
+    if isinstance(error, ForbiddenError):
+        return "kubectl auth can-i --list"
+    if isinstance(error, CredentialsError):
+        return f"renew the credentials of {where}"
+    if has(ssl.SSLCertVerificationError):
+        return "certificate-authority (or tls-server-name) of the cluster in the kubeconfig"
+    if has(ssl.SSLError):
+        return "server of the cluster in the kubeconfig (http or https, and the port), or the client certificate"
+    if isinstance(error, NoApiServerError):
+        return "server of the cluster in the kubeconfig: its path, or another --context"
+    if has(u3.NameResolutionError):
+        return "server of the cluster in the kubeconfig: its host name, or DNS"
+    if isinstance(error, TransientError):
+        return "is the API server up, and the way to it open? kubectl cluster-info; else another --context"
+    return "--kubeconfig, --context; kubectl version"
 
 
 def _chain(error: BaseException) -> list[BaseException]:

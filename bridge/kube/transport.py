@@ -226,6 +226,8 @@ class Pool:
         self._streams: set[Stream] = set()
         self._keep = connections
         self._epoch = 0
+        self._sentinel: Any = None
+        self._sentinel_at = -math.inf
         self._on_dead, self._on_fresh = on_dead, on_fresh
         if not configuration.verify_ssl:
             import urllib3
@@ -280,6 +282,37 @@ class Pool:
             self._streams.add(stream)
         return stream
 
+    def probe(self, target: str, headers: Headers, limits: Limits) -> None:
+        """Ask something on a connection that is kept for this: while it is answered the way to the server is good.
+
+        That holds for streams that were opened after it. When it had to be opened anew, those that were opened before,
+        and have been silent since, are ended. For one thread at a time. Raises what `exchange` raises; the next time it
+        is another connection.
+        """
+        with self._lock:
+            connection, self._sentinel = self._sentinel, None
+        began = time.monotonic()
+        kept, first = connection is not None, self._sentinel_at == -math.inf
+        if connection is None:
+            connection, self._sentinel_at = self._pool._new_conn(), began
+        try:
+            answer = self._send(connection, "GET", target, None, headers, limits)
+            _body(answer, limits.body)
+        except BaseException as error:
+            connection.close()
+            if kept and _is_dead(error, began):
+                self._on_dead(began)
+            raise
+        if not kept:
+            self._on_fresh(began)
+            if not first:
+                self.end_streams(began)
+        with self._lock:
+            if self._keep and not answer.will_close:
+                self._sentinel = connection
+                return
+        connection.close()
+
     def forget(self, stream: Stream) -> None:
         """A stream was closed."""
         with self._lock:
@@ -311,7 +344,10 @@ class Pool:
         """Close what is idle; nothing is kept any more."""
         with self._lock:
             self._keep = 0
+            sentinel, self._sentinel = self._sentinel, None
         self.drop_idle()
+        if sentinel is not None:
+            sentinel.close()
         self._pool.close()
         self._manager.clear()
 
@@ -321,18 +357,21 @@ class Pool:
         self, connection: Any, method: str, target: str, body: bytes | None, headers: Headers, limits: Limits
     ) -> http.client.HTTPResponse:
         if connection.sock is None:
-            connection.timeout = limits.connect_seconds()
-            connection.deadline.until = time.monotonic() + connection.timeout
-            if self._tunnelled:
-                self._pool._prepare_proxy(connection)
-            else:
-                connection.connect()
+            self._connect(connection, limits)
         seconds = limits.read_seconds()
         connection.deadline.until = time.monotonic() + seconds
         connection.sock.settimeout(seconds)
         sent = Headers(*headers.pairs, *self._more) if self._more else headers
         http.client.HTTPConnection.request(connection, method, self._prefix + target, body, sent)  # type: ignore[arg-type]
         return http.client.HTTPConnection.getresponse(connection)
+
+    def _connect(self, connection: Any, limits: Limits) -> None:
+        connection.timeout = limits.connect_seconds()
+        connection.deadline.until = time.monotonic() + connection.timeout
+        if self._tunnelled:
+            self._pool._prepare_proxy(connection)
+        else:
+            connection.connect()
 
     def _take(self, fresh: bool) -> tuple[Any, int]:
         """The connection used last that is still open, or a new one (not yet connected), and the epoch."""

@@ -91,6 +91,7 @@ class History(NullObserver):
         self._held: dict[Target, str] = {}
         self._conflicts: dict[Target, str] = {}
         self._rival = False
+        self._credentials = False
 
     def follow(self, told: Callable[[Entry], None]) -> None:
         """Tell `told` of every entry from now on."""
@@ -166,6 +167,22 @@ class History(NullObserver):
             before, self._rival = self._rival, bool(reason)
         if before != bool(reason):
             self._add("bad" if reason else "good", reason or "nobody works against us any more")
+
+    def server_warning(self, text: str) -> None:
+        """A warning of the API server or about the way to it."""
+        self._add("plain", f"Kubernetes warns: {text}")
+
+    def credentials(self, trouble: str) -> None:
+        """Credentials for Kubernetes that cannot be renewed: an entry when it begins and when it is over."""
+        with self._lock:
+            before, self._credentials = self._credentials, bool(trouble)
+        if before != bool(trouble):
+            text = (
+                f"Kubernetes credentials cannot be renewed: {trouble}"
+                if trouble
+                else "Kubernetes credentials are renewed again"
+            )
+            self._add("bad" if trouble else "good", text)
 
     def leading(self, shards: frozenset[int], of: int) -> None:
         """What this replica writes from now on."""

@@ -133,6 +133,16 @@ def logger(name: str = "bridge") -> Any:
     return structlog.stdlib.get_logger(name)
 
 
+EXPECTED_WARNINGS = ("v1 Endpoints is deprecated",)
+"""What the API server says to every request of ours of a kind, and what is known and documented."""
+
+
+def kube_warning(text: str) -> None:
+    """A warning of the API server, or about the way to it, in a one-shot command; the client says each once."""
+    say = logger().debug if text.startswith(EXPECTED_WARNINGS) else logger().warning
+    say("warning of kubernetes", text=text)
+
+
 def _without_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """An exception as one line; the whole traceback is for `--log-level debug`."""
     info = event.pop("exc_info", None)
@@ -187,6 +197,7 @@ class LogObserver:
         self._unreadable: set[str] = set()
         self._warned: set[str] = set()
         self._rival = False
+        self._credentials = ""
         self._said: dict[tuple[Any, ...], str] = {}
         self._altered: dict[Target, dict[tuple[Kind, str], str]] = {}
         self._first_pass = True
@@ -287,6 +298,20 @@ class LogObserver:
             self._log.warning("somebody works against us", reason=reason)
         elif before and not reason:
             self._log.info("nobody works against us any more")
+
+    def server_warning(self, text: str) -> None:
+        """A warning of the API server, or about the way to it; each comes once."""
+        say = self._log.info if text.startswith(EXPECTED_WARNINGS) else self._log.warning
+        say("warning of kubernetes", text=text)
+
+    def credentials(self, trouble: str) -> None:
+        """Credentials that cannot be renewed: when it begins, when it is something else, and when it is over."""
+        with self._lock:
+            before, self._credentials = self._credentials, trouble
+        if trouble and trouble != before:
+            self._log.warning("kubernetes credentials cannot be renewed; the old ones are in use", reason=trouble)
+        elif before and not trouble:
+            self._log.info("kubernetes credentials are renewed again")
 
     def leading(self, shards: frozenset[int], of: int) -> None:
         """What this replica writes from now on."""

@@ -181,6 +181,12 @@ class Metrics:
     def streaming_mismatch(self, query: Query, reason: str) -> None:
         """Nothing: the scrape asks the catalog (`watch`)."""
 
+    def server_warning(self, text: str) -> None:
+        """Nothing: words."""
+
+    def credentials(self, trouble: str) -> None:
+        """Nothing: the log and the readiness name what is wrong, and what comes of it is counted as errors."""
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Everything was looked at: the states start anew."""
         self._passes.inc()

@@ -59,6 +59,14 @@ class Together:
         """Handed on."""
         self._tell("streaming_mismatch", query, reason)
 
+    def server_warning(self, text: str) -> None:
+        """Handed on."""
+        self._tell("server_warning", text)
+
+    def credentials(self, trouble: str) -> None:
+        """Handed on."""
+        self._tell("credentials", trouble)
+
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Handed on."""
         self._tell("pass_done", duration_seconds, report)

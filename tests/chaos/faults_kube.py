@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from tests.chaos.faults import EITHER, KUBE_DOWN, KUBE_UP_0, NOT_READY, READY, F
 from tests.chaos.stage import DOOMED, NAMESPACE, Stage, create_namespace, wait_for
 from tests.chaos.stub import Answer, Rule, Stub
 from tests.lab import wait_until
+from tests.lab.failover import Failover
 from tests.raw import ENDPOINTS, SERVICES, SLICES, RawClient, RawKube, UnexpectedAnswerError
 
 WRITE_FAILED = log("write failed")
@@ -143,6 +145,52 @@ class KubeHalfOpen(_KubeToxic):
     readiness = NOT_READY
     kind = "timeout"
     attributes: ClassVar[dict[str, int]] = {"timeout": 0}
+
+
+class KubeTrickle(Fault):
+    """A middlebox that is overwhelmed: bytes come, one by one, and each comes in time."""
+
+    name = "kube-trickle"
+    what = "answers of the API server, headers first, come one byte every 0.2 s"
+    shows = (KUBE_DOWN, KUBE_UP_0, Reason("in time"))
+    readiness = NOT_READY
+
+    def inject(self, stage: Stage, rng: random.Random) -> None:
+        attributes = {"average_size": 1, "size_variation": 0, "delay": 200_000}
+        stage.to_kube.add_to(("downstream",), "slicer", attributes)
+
+    def heal(self, stage: Stage) -> None:
+        stage.to_kube.heal()
+
+
+class KubeFailover(Fault):
+    """A virtual address that moves to another API server, a balancer that forgets."""
+
+    name = "kube-failover"
+    what = (
+        "a balancer in front of the API server fails over: bytes of open connections lead nowhere and nobody closes "
+        "them, new connections work; the bridge writes again within 12 s, before the fault is healed"
+    )
+    shows = (log("write failed", "in time"), Metric("consul_bridge_errors_total", "grows"))
+    readiness = EITHER
+
+    def inject(self, stage: Stage, rng: random.Random) -> None:
+        self._relay = Failover(stage.to_kube.upstream)
+        stage.to_kube.lead_to(self._relay.address)
+        wait_for(stage.bridge.ready, 20)
+        wait_for(lambda: False, 6.0)  # writers and watches have their connections
+        self._relay.fail_over()
+        self._at = time.time()
+
+    def during(self, stage: Stage) -> Iterator[str]:
+        if not wait_for(lambda: bool(stage.observer.writes_since(self._at + 1.0)), self._at + 12.0 - time.time()):
+            yield "nothing was written for 12 s after the failover"
+        if not wait_for(stage.bridge.ready, self._at + 20.0 - time.time()):
+            yield f"20 s after the failover /readyz says {stage.bridge.readiness()}"
+
+    def heal(self, stage: Stage) -> None:
+        stage.to_kube.heal()
+        self._relay.close()
 
 
 # --------------------------------------------------------------------------- HTTP
@@ -423,6 +471,7 @@ class KubeEdits(Fault):
 
 
 FAULTS: Sequence[type[Fault]] = (
-    KubeKill, EtcdKill, KubePause, EtcdPause, EtcdFull, KubeResets, KubeHalfOpen, Kube409, Kube410, Kube429, Kube5xx,
+    KubeKill, EtcdKill, KubePause, EtcdPause, EtcdFull, KubeResets, KubeHalfOpen, KubeTrickle,
+    KubeFailover, Kube409, Kube410, Kube429, Kube5xx,
     KubeCertificate, KubeAdmission, KubeQuota, KubeToken, KubeNamespace, KubeEdits,
 )  # fmt: skip

@@ -72,7 +72,11 @@ class Toxics:
 
     def add(self, kind: str, **attributes: int) -> None:
         """Add a toxic in both directions."""
-        for stream in ("upstream", "downstream"):
+        self.add_to(("upstream", "downstream"), kind, attributes)
+
+    def add_to(self, streams: Sequence[str], kind: str, attributes: Mapping[str, int]) -> None:
+        """Add a toxic to some directions; `upstream` is from the bridge to the server."""
+        for stream in streams:
             body = {"name": f"{kind}-{stream}", "type": kind, "stream": stream, "attributes": attributes}
             self._ask("POST", f"/proxies/{self._name}/toxics", body)
 

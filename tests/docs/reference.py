@@ -77,8 +77,9 @@ MARKS = (
         "a member's Lease: how it divides the work, and when it joined",
     ),
     Mark(
-        "annotations", (election.CONSUL, election.YIELDS), "",
-        "a member's Lease: whether it sees Consul, and that another installation writes instead",
+        "annotations", (election.CONSUL, election.WRITES, election.YIELDS), "",
+        "a member's Lease: whether it sees Consul, whether its writes are answered, and that it leaves the writing to "
+        "another installation",
     ),
     Mark("annotation", (election.INSTALLATION,), "", "our Leases: the installation that wrote it last, if known"),
     Mark(

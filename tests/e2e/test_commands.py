@@ -77,7 +77,7 @@ def test_check_says_ok_line_by_line_and_writes_nothing(
     found = probes(after)
     assert {state for state, _ in found.values()} == {"ok"}
     assert list(found) == [
-        "settings", "consul address", "kubernetes address", "kubernetes user",
+        "settings", "consul address", "consul token", "kubernetes address", "kubernetes user", "kubernetes token",
         "consul reachable", "consul version", "consul leader", "consul datacenters", "token in dc1",
         "selected services", "names", "sizes", "kubernetes reachable", "kubernetes version",
         f"namespace {namespace}", f"rights in {namespace}", "mirroring",
@@ -85,7 +85,7 @@ def test_check_says_ok_line_by_line_and_writes_nothing(
     assert probes(before)["mirroring"][0] == "warning"
     assert f"seen at {namespace}/{prefix}web" in found["mirroring"][1]
     text = run("check").stdout
-    assert [line.split()[0] for line in text.splitlines() if line[:1] != " "] == ["ok"] * 17
+    assert [line.split()[0] for line in text.splitlines() if line[:1] != " "] == ["ok"] * 19
 
 
 def test_check_names_what_mends_each_failure(

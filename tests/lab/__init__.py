@@ -320,9 +320,9 @@ def _audit_entry(raw: Mapping[str, object]) -> AuditEntry:
 
 
 def _credentials(folder: Path) -> dict[str, Path]:
-    """The lab's certificate authority, a serving certificate, the service accounts' key pair, the admin's token."""
+    """The lab's authority and that of users' certificates, a serving certificate, keys of service accounts, a token."""
     folder.mkdir(parents=True)
-    authority = trustme.CA()
+    authority, users = trustme.CA(), trustme.CA()
     server = authority.issue_cert("127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1", "::1")
     client = authority.issue_cert("lab-client.example")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -337,6 +337,8 @@ def _credentials(folder: Path) -> dict[str, Path]:
         "server.key": server.private_key_pem.bytes(),
         "client.pem": b"".join(blob.bytes() for blob in client.cert_chain_pems),
         "client.key": client.private_key_pem.bytes(),
+        "users-ca.pem": users.cert_pem.bytes(),
+        "users-ca.key": users.private_key_pem.bytes(),
         "other-ca.pem": trustme.CA().cert_pem.bytes(),
         "sa.key": private,
         "sa.pub": public,

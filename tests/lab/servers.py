@@ -271,7 +271,7 @@ class ApiServer(Server):
         return (
             "--etcd-servers", self._etcd.url, "--secure-port", str(self.port), "--bind-address", "127.0.0.1",
             "--tls-cert-file", str(files["server.pem"]), "--tls-private-key-file", str(files["server.key"]),
-            "--cert-dir", str(self.folder / "certs"),
+            "--cert-dir", str(self.folder / "certs"), "--client-ca-file", str(files["users-ca.pem"]),
             "--service-account-key-file", str(files["sa.pub"]),
             "--service-account-signing-key-file", str(files["sa.key"]),
             "--service-account-issuer", "https://kubernetes.default.svc", "--token-auth-file", str(files["tokens.csv"]),

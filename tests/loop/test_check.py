@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,9 +215,10 @@ def test_connections_come_in_one_section_with_where_and_as_whom(both: Both) -> N
         "consul token": "none: requests are anonymous",
         "kubernetes address": both.kube.url,
         "kubernetes user": "admin (groups: system:authenticated)",
+        "kubernetes token": f"in kubeconfig {both.sides['kube'].kubeconfig}; no end is told",
     }
     places = [n for n, probe in enumerate(found) if probe.section]
-    assert places == list(range(places[0], places[0] + 4))
+    assert places == list(range(places[0], places[0] + len(section)))
 
 
 def test_a_server_that_does_not_tell_who_we_are_is_no_failure(both: Both) -> None:
@@ -226,3 +230,77 @@ def test_a_server_that_does_not_tell_who_we_are_is_no_failure(both: Both) -> Non
     both.kube.clear_faults()
     both.kube.inject(Fault(status=500), times=9, path="selfsubjectreviews")
     assert "kubernetes user" not in both.check()
+
+
+def test_a_certificate_and_a_token_are_told_with_their_ends(
+    both: Both, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A JWT names its end; what stands in the kubeconfig and ends soon is a warning, and so is what has ended."""
+
+    def token(seconds: float) -> str:
+        claims = base64.urlsafe_b64encode(json.dumps({"exp": int(time.time() + seconds)}).encode()).decode()
+        return f"eyJhbGciOiJub25lIn0.{claims.rstrip('=')}.c2ln"
+
+    states = {}
+    for name, seconds in (("month", 30 * 86_400), ("days", 3 * 86_400), ("over", -60)):
+        both.kube.users[token(seconds)] = "admin"
+        path = both.kube.kubeconfig(tmp_path, token(seconds), f"{name}.kubeconfig")
+        both.sides["kube"] = KubeConfig(kubeconfig=path)
+        states[name] = both.check()["kubernetes token"]
+        assert states[name][1].startswith(f"in kubeconfig {path}; end")
+        assert token(seconds) not in str(states)
+    assert {name: state for name, (state, _) in states.items()} == {"month": "ok", "days": "warning", "over": "warning"}
+    assert states["over"][1].endswith("-> renew it where it stands")
+
+
+def test_a_proxy_and_an_unverified_server_are_told(both: Both, tmp_path: Path) -> None:
+    """Which way, from which setting; that nobody verifies whom we speak to is a warning with its remedy."""
+    path = Path(both.kube.kubeconfig(tmp_path, name="other.kubeconfig"))
+    config = json.loads(path.read_text())
+    port = both.kube.port
+    cluster = {
+        "server": f"https://127.0.0.1:{port}",
+        "insecure-skip-tls-verify": True,
+        "proxy-url": "http://127.0.0.1:1",
+    }
+    config["clusters"][0]["cluster"] = cluster
+    path.write_text(json.dumps(config))
+    both.sides["kube"] = KubeConfig(kubeconfig=str(path))
+    found = both.check()
+    assert found["kubernetes proxy"] == ("ok", f"http://127.0.0.1:1, from proxy-url of kubeconfig {path} -> ")
+    assert found["kubernetes TLS"][0] == "warning"
+    assert "name its certificate-authority instead" in found["kubernetes TLS"][1]
+    state, text = found["kubernetes reachable"]
+    assert state == "failed"
+    assert text.endswith(f"-> proxy-url of kubeconfig {path}: the proxy, or an exception from it (NO_PROXY)")
+
+
+@pytest.mark.parametrize(
+    ("server", "fault", "remedy"),
+    [
+        ("http://127.0.0.1:{port}", Fault(status=401), "renew the credentials of kubeconfig {path}"),
+        (
+            "http://127.0.0.1:{port}",
+            Fault(status=404, body=b"<html>"),
+            "server of the cluster in the kubeconfig: its path",
+        ),
+        ("http://127.0.0.1:{port}", Fault(status=503), "is the API server up, and the way to it open?"),
+        ("http://127.0.0.1:{port}", Fault(status=403), "kubectl auth can-i --list"),
+        ("https://127.0.0.1:{port}", None, "server of the cluster in the kubeconfig (http or https, and the port)"),
+        ("https://no-such-host.invalid", None, "its host name, or DNS"),
+    ],
+)
+def test_the_remedy_fits_what_is_wrong(
+    both: Both, tmp_path: Path, server: str, fault: Fault | None, remedy: str
+) -> None:
+    """Never "start the server" for a certificate, nor "renew the token" for a path."""
+    path = Path(both.kube.kubeconfig(tmp_path, name="other.kubeconfig"))
+    config = json.loads(path.read_text())
+    config["clusters"][0]["cluster"] = {"server": server.format(port=both.kube.port)}
+    path.write_text(json.dumps(config))
+    both.sides["kube"] = KubeConfig(kubeconfig=str(path))
+    if fault is not None:
+        both.kube.inject(fault, times=10**6)
+    state, text = both.check()["kubernetes reachable"]
+    assert state == "failed"
+    assert remedy.format(path=path) in text.partition(" -> ")[2]

@@ -20,7 +20,7 @@ from bridge.kube.election import ElectionConfig
 from bridge.observe.metrics import Metrics
 from tests.fakes.consul import FakeConsul
 from tests.fakes.consul import Fault as ConsulFault
-from tests.fakes.kube import FakeKube, Fault
+from tests.fakes.kube import ADMIN_TOKEN, PLAIN_TOKEN, FakeKube, Fault
 from tests.loop.test_engine_run import OPTIONS
 
 Eventually = Callable[..., None]
@@ -36,11 +36,11 @@ def only(service: str) -> tuple[Rule, ...]:
 class Replica:
     """A bridge in a thread, and its metrics."""
 
-    def __init__(self, town: Town, rules: Sequence[Rule], **options: Any) -> None:
+    def __init__(self, town: Town, rules: Sequence[Rule], token: str = ADMIN_TOKEN, **options: Any) -> None:
         self.metrics = Metrics("1")
         self.bridge = Bridge(
             consul=ConsulConfig(address=town.consul.address),
-            kube=KubeConfig(kubeconfig=town.kube.kubeconfig(town.folder)),
+            kube=KubeConfig(kubeconfig=town.kube.kubeconfig(town.folder, token, f"{token}.kubeconfig")),
             rules=rules,
             options=replace(OPTIONS, **options),
             observer=self.metrics,
@@ -89,9 +89,10 @@ class Town:
         self.folder = folder
         self.replicas: list[Replica] = []
 
-    def add(self, rules: Sequence[Rule] = EVERYTHING, **election: Any) -> Replica:
+    def add(self, rules: Sequence[Rule] = EVERYTHING, token: str = ADMIN_TOKEN, **election: Any) -> Replica:
         """One more of those that elect a leader; ready when this returns."""
-        self.replicas.append(Replica(self, rules, election=ElectionConfig(duration_seconds=LEASE, **election)))
+        config = ElectionConfig(duration_seconds=LEASE, **election)
+        self.replicas.append(Replica(self, rules, token, election=config))
         return self.replicas[-1]
 
     def alone(self, **options: Any) -> Replica:
@@ -282,3 +283,23 @@ def test_a_leader_waits_for_no_write_longer_than_its_lease(
         time.sleep(0.05)
     assert town.ready("web") == ["10.0.0.1", "10.0.0.2"]
     assert 0 < max(waits) <= LEASE
+
+
+def test_a_leader_whose_writes_are_not_answered_leaves_them_to_another(
+    town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Lease is renewed all the time; when it is answered again, which it finds out by itself, it may lead again."""
+    monkeypatch.setattr("bridge.engine.run.WRITING_SECONDS", 0.2)
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    first = town.add(lasting_seconds=1.0)
+    eventually(lambda: town.ready("web"), ["10.0.0.1"])
+    second = town.add(token=PLAIN_TOKEN, lasting_seconds=1.0)
+    town.kube.inject(Fault(status=503), times=10**6, method="PATCH", user="admin")
+    town.kube.inject(Fault(status=503), times=10**6, path="/version", user="admin")
+    town.consul.register("web", "vm-2", "10.0.0.2", 80)
+    eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"], 30)
+    assert (first.leads, second.leads) == (False, True)
+    assert "did not answer what was written from here" in str(first.detail["election"])
+    assert first.detail["kubernetes"] != "ok"
+    town.kube.clear_faults()
+    eventually(lambda: first.detail["kubernetes"], "ok", 20)

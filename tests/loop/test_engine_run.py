@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from bridge.report import NullObserver
 from bridge.retry import RetryPolicy
 from tests.fakes.consul import FakeConsul
 from tests.fakes.consul import Fault as ConsulFault
-from tests.fakes.kube import FakeKube
+from tests.fakes.kube import ADMIN_TOKEN, FakeKube
 from tests.fakes.kube import Fault as KubeFault
 
 Eventually = Callable[..., None]
@@ -572,3 +573,54 @@ def test_events_are_written_unless_the_settings_say_no(tmp_path: Path, eventuall
         finally:
             made.stop()
         assert (kube.count("create", "events") > 0) == events
+
+
+class Warned(NullObserver):
+    """Keeps what is said of warnings and credentials."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.troubles: list[str] = []
+
+    def server_warning(self, text: str) -> None:
+        """Kept."""
+        self.warnings.append(text)
+
+    def credentials(self, trouble: str) -> None:
+        """Kept when it changes."""
+        if [trouble] != self.troubles[-1:]:
+            self.troubles.append(trouble)
+
+
+def test_a_plugin_that_hangs_is_named_by_readiness_and_log_while_the_work_goes_on(
+    running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old token is in use: ready, written, with a warning; and the API server's own warnings are told once."""
+    monkeypatch.setattr("bridge.kube.access.AUTH_SECONDS", 0.0)
+    monkeypatch.setattr("bridge.kube.plugin.LIMIT_SECONDS", 0.5)
+    hangs = running.folder / "hangs"
+    login = running.folder / "login"
+    login.write_text(
+        f"#!/bin/sh\n[ -e {hangs} ] && sleep 600\n"
+        'echo \'{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": '
+        f'{{"token": "{ADMIN_TOKEN}", "expirationTimestamp": "2020-01-01T00:00:00Z"}}}}\'\n'
+    )
+    login.chmod(0o755)
+    config = json.loads(Path(running.kubeconfig).read_text())
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login", "interactiveMode": "Never"}
+    config["users"][0]["user"] = {"exec": plugin}
+    Path(running.kubeconfig).write_text(json.dumps(config))
+    running.bridge._observer = observer = Warned()
+    running.consul.register("web", "vm-1", "10.0.0.1", 80)
+    running.start()
+    hangs.touch()
+    eventually(lambda: str(running.bridge.ready()[1].get("warnings")).count(f"{login}"), 1)
+    running.consul.register("web", "vm-2", "10.0.0.2", 80)
+    eventually(lambda: running.ready("web"), ["10.0.0.1", "10.0.0.2"])
+    ready, detail = running.bridge.ready()
+    assert ready
+    assert "did not answer within 0.5 s" in str(detail["warnings"])
+    eventually(lambda: "did not answer within 0.5 s" in "".join(observer.troubles), True)
+    hangs.unlink()
+    eventually(lambda: running.bridge.ready()[1].get("warnings"), None, 30)
+    assert observer.warnings == ["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"]

@@ -184,3 +184,17 @@ def test_the_first_repair_is_free_the_next_ones_wait() -> None:
     clock.now += 61
     brake.repaired("a")
     assert (delays, brake.delay_seconds("a")) == ([0.0, 0.0, 1.0], 0.0)
+
+
+def test_it_fails_while_the_server_does_not_answer_and_a_look_can_end_that() -> None:
+    """429 is an answer; what was seen to answer without a write opens the gate as well."""
+    clock = Clock()
+    gate = Gate(4, POLICY, threading.Event(), clock)
+    assert gate.enter()
+    gate.leave(ThrottledError("slower", retry_after_seconds=0.1))
+    throttled = gate.failing
+    clock.now += 1
+    gate.leave(TransientError("gone"))
+    failing, trouble = gate.failing, gate.trouble
+    gate.mended()
+    assert (throttled, failing, trouble, gate.failing, gate.trouble) == (False, True, "gone", False, None)

@@ -22,7 +22,7 @@ from pytest_httpserver import HTTPServer
 from bridge.errors import ConfigurationError, PermanentError, TransientError
 from bridge.kube import access as access_module
 from bridge.kube import transport as transport_module
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from tests.fakes.kube import ADMIN_TOKEN, FakeKube, Fault
 
 SECRET = "s3cr3t-t0ken-of-the-user"
@@ -543,7 +543,7 @@ def test_switched_off_verification_works_and_is_said_once(tls: HTTPServer, tmp_p
         client.version()
     client.clone().close()
     client.close()
-    assert said == ["the kubeconfig switches TLS verification off (insecure-skip-tls-verify)"]
+    assert said == [UNVERIFIED]
 
 
 def test_tls_to_a_port_without_tls_says_so(fake: FakeKube, tmp_path: Path) -> None:

@@ -150,6 +150,8 @@ class World:
         self.told: dict[str, list[frozenset[int]]] = {}
         self.blind: set[str] = set()
         """Replicas that see no Consul."""
+        self.mute: set[str] = set()
+        """Replicas whose writes the API server does not answer."""
         self._count = 0
 
     def add(self, shards: int = 1, installation: str = "") -> str:
@@ -163,6 +165,7 @@ class World:
             ElectionConfig(identity=name, shards=shards, installation=installation, duration_seconds=DURATION),
             on_change=told.append,
             sees_consul=lambda: name not in self.blind,
+            can_write=lambda: name not in self.mute,
             clock=lambda: self.now + skew,
             spread=lambda low, high: (low + high) / 2,
         )
@@ -391,6 +394,42 @@ def test_who_sees_no_consul_for_long_leaves_the_writing_to_one_who_does(world: W
     assert world.held() == {one: [], two: [0, 1]}
     world.turn(rounds=seconds(10))
     assert (sorted(world.held().values()), world.replicas[one].status()["waiting"]) == ([[0], [1]], None)
+
+
+def test_whose_writes_are_not_answered_for_long_leaves_them_to_another(world: World) -> None:
+    """Its Lease is renewed all the time, over another connection: when it has lasted, to one that may do better."""
+    one, two = world.add(2), world.add(2)
+    world.turn(rounds=6)
+    world.mute = {one}
+    world.turn(rounds=seconds(28))
+    assert world.held() == {one: [0], two: [1]}
+    world.turn(rounds=seconds(10))
+    assert world.held() == {one: [], two: [0, 1]}
+    assert "did not answer what was written from here" in str(world.replicas[one].status()["waiting"])
+    world.mute = set()
+    world.turn(rounds=seconds(28))
+    assert world.held() == {one: [], two: [0, 1]}
+    world.turn(rounds=seconds(10))
+    assert sorted(world.held().values()) == [[0], [1]]
+
+
+def test_while_nobody_is_answered_the_leader_stays(world: World) -> None:
+    """An etcd without room refuses everybody's writes: to change the leader would help nobody."""
+    one, two = world.add(), world.add()
+    world.turn(rounds=4)
+    told = len(world.told[one])
+    world.mute = {one, two}
+    world.turn(rounds=seconds(300))
+    assert (world.held(), len(world.told[one])) == ({one: [0], two: []}, told)
+
+
+def test_who_sees_consul_goes_before_who_can_write(world: World) -> None:
+    """One of each: the one that has something to write keeps the shards."""
+    one, two = world.add(2), world.add(2)
+    world.turn(rounds=6)
+    world.mute, world.blind = {one}, {two}
+    world.turn(rounds=seconds(60))
+    assert world.held() == {one: [0, 1], two: []}
 
 
 def test_while_nobody_sees_consul_everything_stays_where_it_is(world: World) -> None:

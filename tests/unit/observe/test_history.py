@@ -118,6 +118,18 @@ def test_states_are_told_when_they_change(history: History) -> None:
     ]
 
 
+def test_credentials_and_warnings_of_kubernetes_are_told_once(history: History) -> None:
+    """When they cannot be renewed and when they are again; a warning as it comes."""
+    history.server_warning("old field")
+    for trouble in ("", "the plugin hangs", "the plugin hangs", ""):
+        history.credentials(trouble)
+    assert texts(history) == [
+        ("good", "Kubernetes credentials are renewed again"),
+        ("bad", "Kubernetes credentials cannot be renewed: the plugin hangs"),
+        ("plain", "Kubernetes warns: old field"),
+    ]
+
+
 def test_a_rival_is_told_when_it_is_seen_and_when_it_has_gone(history: History) -> None:
     """Its words change while it goes on: that is no news."""
     for reason in ("", "another process writes at a/b", "another process writes at a/c", "", ""):

@@ -289,3 +289,27 @@ def test_the_first_pass_is_said_with_its_sums(said: LogCapture) -> None:
     assert entry == {
         "event": "full pass planned", "log_level": "info", "create": 2, "services": 1, "duration_ms": 250.0,
     }  # fmt: skip
+
+
+def test_a_warning_of_the_api_server_is_a_line_and_the_known_one_no_alarm(said: LogCapture) -> None:
+    """What it says to every request of a kind is for information only."""
+    watching = observer()
+    watching.server_warning("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+    watching.server_warning("unknown field")
+    assert [(e["log_level"], e["text"][:12]) for e in said.entries] == [
+        ("info", "v1 Endpoints"),
+        ("warning", "unknown fiel"),
+    ]
+    assert {e["event"] for e in said.entries} == {"warning of kubernetes"}
+
+
+def test_credentials_that_cannot_be_renewed_are_said_when_that_changes(said: LogCapture) -> None:
+    """Not every half second; another reason, and the end, are news."""
+    watching = observer()
+    for trouble in ("", "hangs", "hangs", "fails", "", ""):
+        watching.credentials(trouble)
+    assert [(e["log_level"], e.get("reason")) for e in said.entries] == [
+        ("warning", "hangs"),
+        ("warning", "fails"),
+        ("info", None),
+    ]
