@@ -686,6 +686,8 @@ def _group_lines(group: Group) -> list[str]:
 
 def _endpoint_text(endpoint: Endpoint) -> str:
     words = ["ready" if endpoint.ready else "not ready"]
+    if endpoint.serving is not endpoint.ready:
+        words.append("serving" if endpoint.serving else "not serving")
     if endpoint.terminating:
         words.append("terminating")
     if endpoint.zone:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,7 +38,8 @@ from bridge.errors import PermanentError
 from bridge.kube import objects
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.writer import Writer
-from bridge.render import body_lines
+from bridge.render import body_lines, diff
+from bridge.report import Outcome
 from tests.fakes.kube import FakeKube
 from tests.raw import RawKube
 from tests.unit.core.builders import instance
@@ -193,6 +195,13 @@ def edits(change: Change) -> Iterator[tuple[Path_, Any]]:
             yield path, EDITS[name]
 
 
+def shows(before: Current, made: Plan) -> bool:
+    """Whether the diff of a plan has a line for every change that it would make."""
+    report = SimpleNamespace(outcomes=[Outcome(made, before=before)], dry_run=True)
+    files = diff(report).split("--- ")[1:]  # type: ignore[arg-type]  # all that it reads of a report
+    return len(files) == len(made.writes) and all("\n@@ " in file for file in files)
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_an_edit_of_any_field_that_we_send_is_seen_and_put_back(side: Side, kind: Kind) -> None:
     """Each by itself: the next plan has it, with a diff that shows it, and the pass after that has nothing to do."""
@@ -205,6 +214,7 @@ def test_an_edit_of_any_field_that_we_send_is_seen_and_put_back(side: Side, kind
         side.edit(kind, path, value)
         if path[-1] == "ipFamilyPolicy":
             continue  # a Service that is asked to have both families keeps them: see below
+        assert shows(side.current(), side.plan(by)), path
         done = side.make_a_pass(by)
         assert {c.kind for c in done.writes} == {kind}, path  # of slices a new one comes and the edited one goes
         assert side.plan(by).writes == (), path

@@ -13,7 +13,8 @@ import pytest
 
 from tests.e2e.test_outputs import Sync, syncing
 from tests.lab import Lab
-from tests.raw import SERVICES, SLICES, RawConsul, RawKube
+from tests.program import Daemon, environment
+from tests.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
 pytestmark = pytest.mark.lab
 
@@ -132,6 +133,7 @@ def test_what_a_users_service_says_of_its_traffic_is_honoured_or_said(
     assert {e["addresses"][0]: tuple(e["conditions"].values()) for e in slices["published"]["endpoints"]} == {
         "10.77.1.1": (True, True, False), "10.77.1.2": (True, False, False),
     }  # fmt: skip
+    assert len(ready_addresses(kube.endpoints(namespace, "published"))) == 2
     assert union(kube, namespace, "portless") == [("10.77.1.1", "", "", 0, True), ("10.77.1.2", "", "", 0, False)]
     assert slices["portless"]["ports"] is None
     assert {e["addresses"][0]: e.get("hints") for e in slices["zoned"]["endpoints"]} == {
@@ -214,3 +216,96 @@ def test_what_registrator_registers_is_one_service_in_both_protocols(
         ("10.77.1.1", "tcp", "TCP", 53, True), ("10.77.1.1", "udp", "UDP", 53, True),
     ]  # fmt: skip
     assert sync(rule).json["changes"] == []
+
+
+def test_a_running_bridge_puts_ports_back_and_takes_its_own_writes_for_no_conflict(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """Names agree again after each edit, what others set and no rule does is honoured, and nobody is accused."""
+    name = f"{prefix}web"
+    consul.register(name, f"{prefix}vm-1", "10.77.1.1", 8080)
+    consul.register(name, f"{prefix}vm-2", "10.77.1.2", 8080, status="critical")
+    arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--owner", namespace, "--output-kind", "both")
+    env = environment(lab.consul.address, lab.kubeconfig)
+    daemon = Daemon(lab, f"ports-{namespace}", *arguments, env=env)
+    daemon.start()
+    listed = [("10.77.1.1", "", "TCP", 8080, True), ("10.77.1.2", "", "TCP", 8080, False)]
+    try:
+        eventually(lambda: union(kube, namespace, name), listed)
+        for ports in (
+            [{"name": "web", "port": 8080}, {"name": "more", "port": 9}],
+            [{"name": "web", "port": 81}, {"name": "more", "port": 9}],
+        ):
+            edit(kube, namespace, name, {"ports": ports})
+            eventually(
+                lambda: [(p.get("name"), p["port"]) for p in service_of(kube, namespace, name)["ports"]], [(None, 8080)]
+            )
+            assert union(kube, namespace, name) == listed
+        edit(kube, namespace, name, {"publishNotReadyAddresses": True, "type": "NodePort"})
+        eventually(lambda: {ready for *_, ready in union(kube, namespace, name)}, {True})
+        edit(kube, namespace, name, {"publishNotReadyAddresses": False})
+        eventually(lambda: union(kube, namespace, name), listed)
+        assert service_of(kube, namespace, name)["type"] == "NodePort"
+        assert daemon.metric("consul_bridge_rival") == 0
+    finally:
+        daemon.stop()
+
+
+def test_a_refused_change_of_a_service_leaves_its_endpoints_reachable(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """An admission policy refuses the new name of a port: the endpoints keep the old one, and the sync says so."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 8080)
+    to: Json = {"output": "both"}
+    sync({"services": [f"{prefix}*"], "to": to})
+    admission = "/apis/admissionregistration.k8s.io/v1"
+    policy = f"ports-{namespace}"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["services"]}
+    kube.json(
+        "POST",
+        f"{admission}/validatingadmissionpolicies",
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": policy},
+            "spec": {
+                "matchConstraints": {
+                    "resourceRules": [rule],
+                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                },
+                "validations": [{"expression": "object.spec.ports == oldObject.spec.ports", "message": "ports stay"}],
+            },
+        },
+    )
+    kube.json(
+        "POST",
+        f"{admission}/validatingadmissionpolicybindings",
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": policy},
+            "spec": {"policyName": policy, "validationActions": ["Deny"]},
+        },
+    )
+    path = f"{SERVICES.format(namespace=namespace)}/{prefix}web?dryRun=All"
+
+    def refused() -> bool:
+        try:
+            patch = {"spec": {"ports": [{"name": "x", "port": 8080}]}}
+            kube.json("PATCH", path, patch, "application/merge-patch+json")
+        except UnexpectedAnswerError as error:
+            return "ports stay" in str(error)
+        return False
+
+    try:
+        eventually(refused, True)
+        result = sync({"services": [f"{prefix}*"], "to": {**to, "port_name": "http"}}, status=1)
+        failed = {(row["kind"], row["reason"], "ports stay" in row["message"]) for row in result.json["failed"]}
+        assert ("Service", "permanent", True) in failed
+        assert {reason for kind, reason, _ in failed if kind != "Service"} == {"not_tried"}
+        assert union(kube, namespace, f"{prefix}web") == [("10.77.1.1", "", "TCP", 8080, True)]
+    finally:
+        kube.delete(f"{admission}/validatingadmissionpolicybindings/{policy}")
+        kube.delete(f"{admission}/validatingadmissionpolicies/{policy}")
+    sync({"services": [f"{prefix}*"], "to": {**to, "port_name": "http"}})
+    assert union(kube, namespace, f"{prefix}web") == [("10.77.1.1", "http", "TCP", 8080, True)]
