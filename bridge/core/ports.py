@@ -321,6 +321,8 @@ def of_service(
     """
     votes = _votes(groups)
     ports = service.ports if service is not None and lives(service) else ()
+    if groups and not votes:
+        ports = ()  # all of its endpoints are there for DNS alone: a port that stands is nobody's
     warnings: tuple[Reason, ...] = ()
     seen: set[tuple[Port, ...]] = set()
     while ports not in seen:

@@ -341,3 +341,14 @@ def test_a_service_that_is_refused_keeps_what_stands(side: Side) -> None:
     with pytest.raises(PermanentError, match="targetPort"):
         side.writer.apply(bad)
     assert side.stored(Kind.SERVICE) == before
+
+
+def test_a_port_that_a_user_adds_to_a_headless_service_without_ports_goes_again(side: Side) -> None:
+    """It is there for DNS alone; no endpoint has the port."""
+    by, found = rule(headless=True, output=Output.BOTH), instance(port=0)
+    side.make_a_pass(by, found)
+    assert "ports" not in side.stored(Kind.SERVICE)[0]["spec"]
+    side.patch_service({"ports": [{"name": "web", "port": 80}]})
+    side.make_a_pass(by, found)
+    assert not side.stored(Kind.SERVICE)[0]["spec"].get("ports")
+    assert side.plan(by, found).writes == ()
