@@ -89,7 +89,7 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--filter", "EXPRESSION", "Only instances for which Consul's filter expression is true.", _WHAT),
         Flag("--namespace", "NAME", "Target namespace or template; default: the context's, in a pod its own.", _WHAT),
         Flag("--name", "TEMPLATE", "Name of the Service; default '{service}'.", _WHAT),
-        Flag("--output-kind", "KIND", "What carries addresses: endpoints (default), endpointslices, both.", _WHAT),
+        Flag("--output-kind", "KIND", "What carries addresses: both (default), endpoints, endpointslices.", _WHAT),
         Flag("--kubeconfig", "FILE", "Kubeconfig (also KUBECONFIG).", _WHERE),
         Flag("--context", "NAME", "Context in the kubeconfig.", _WHERE),
         Flag("--watch-namespace", "NAME", "Look for objects of ours here as well ('*': everywhere).", _WHERE, list),

@@ -564,6 +564,9 @@ class Observer(Protocol):
     def unreadable(self, namespaces: Mapping[str, str]) -> None:
         """Every namespace that we may not list, with the reason: nothing is done there. Said again and again."""
 
+    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
+        """Every namespace where EndpointSlices may not be written, and the missing rights. Said again and again."""
+
     def rival(self, reason: str) -> None:
         """Another process works against us ("": nobody does). Said again and again."""
 
@@ -605,6 +608,9 @@ class NullObserver:
         """Ignored."""
 
     def unreadable(self, namespaces: Mapping[str, str]) -> None:
+        """Ignored."""
+
+    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
         """Ignored."""
 
     def rival(self, reason: str) -> None:

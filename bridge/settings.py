@@ -769,9 +769,10 @@ class DestinationRule(_Section):
         "ClusterIP, and what others make of it (LoadBalancer, say) stays; a type that is set here is put back.",
     )
     output: Output = Field(
-        Output.ENDPOINTS,
-        description="What carries the addresses: `endpoints`, `endpointslices`, or `both` (the Endpoints then say that "
-        "they are not to be mirrored). It may be changed while the Service is in use.",
+        Output.BOTH,
+        description="What carries the addresses: `both` (EndpointSlices of ours, which kube-proxy reads, and Endpoints "
+        "that say that they are not to be mirrored), `endpoints` (the control plane makes the slices), or "
+        "`endpointslices`. It may be changed while the Service is in use.",
     )
     port: _number(1, 65535) | None = Field(None, description="Port of the Service. Default: the instances' commonest.")  # type: ignore[valid-type]
     port_name: Annotated[str, _full_match(re.compile(rf"({_LABEL.pattern})?"), _LABEL_RULE)] = Field(

@@ -7,7 +7,7 @@
 | annotation `consul-bridge/datacenter` | in this datacenter; default: the bridge's own |
 | annotation `consul-bridge/tags` | only instances with all of these tags (comma-separated) |
 | annotation `consul-bridge/filter` | only instances for which Consul's filter expression is true |
-| annotation `consul-bridge/output` | carried by `endpoints` (default), `endpointslices` or `both` |
+| annotation `consul-bridge/output` | carried by `both` (default), `endpoints` or `endpointslices` |
 | any other annotation under `consul-bridge/`, or a value that means nothing | a warning: it is not as they think |
 | the label is taken off, or the Service deleted | take away what you filled, at once: nobody lost it |
 | anything of this is changed, or the Service's ports | the same with what they do not ask for any more |
@@ -125,7 +125,7 @@ def request_of(
     target = Target(service.meta.namespace, service.meta.name)
     name = marks.get(SERVICE, "").strip() or target.name
     wanted = marks.get(OUTPUT, "").strip()
-    output = Output(wanted) if wanted in Output.__members__.values() else Output.ENDPOINTS
+    output = Output(wanted) if wanted in Output.__members__.values() else Output.BOTH
     tags = tuple(sorted({tag for part in marks.get(TAGS, "").split(",") if (tag := part.strip())}))
     expression = marks.get(FILTER, "").strip()
     query = Query(marks.get(DATACENTER, "").strip() or datacenter, name, filter=expression)

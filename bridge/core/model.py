@@ -130,7 +130,7 @@ class Listing:
 
 
 class Output(StrEnum):
-    """Which kind of objects carries the addresses."""
+    """Which kind of objects carries the addresses: `both` are EndpointSlices for traffic, and Endpoints for tools."""
 
     ENDPOINTS = "endpoints"
     ENDPOINTSLICES = "endpointslices"
@@ -605,7 +605,7 @@ class Destination:
     namespace: str = "default"
     name: str = "{service}"
     headless: bool = False
-    output: Output = Output.ENDPOINTS
+    output: Output = Output.BOTH
     port: int = 0
     port_name: str = ""
     protocol: str = "TCP"

@@ -23,6 +23,8 @@ rather than not at all:
 | both | endpointslices | the Endpoints are deleted: nobody sees a difference |
 | both, endpointslices | endpoints | Endpoints without skip-mirror; our slices follow every change until the control \
 plane's mirror is seen to have everything (`Plan.unmirrored`), and go then |
+| endpoints that the control plane cannot mirror | | as `both` (`mirroring`) |
+| any | any, without the right to write EndpointSlices | as `endpoints`; slices of ours stay as they are |
 
 When a target goes, its Endpoints and slices go before its Service: the Service's address is the one thing that cannot
 be brought back, so it goes last, and a pass that ends half-way finds the rest by the Service's marks. No order helps
@@ -32,7 +34,6 @@ name loses to it is put back by the watch.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -53,6 +54,7 @@ from bridge.core.marks import SLICE_SERVICE as SLICE_SERVICE
 from bridge.core.marks import joined, rule_keys
 from bridge.core.marks import marks as marks
 from bridge.core.marks import origins as origins
+from bridge.core.mirroring import MARGIN, MIRROR_COSTS, may_refuse, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
     Action,
@@ -84,7 +86,6 @@ from bridge.core.model import (
 )
 from bridge.core.ports import CLUSTER_IP, EXTERNAL_NAME
 from bridge.core.reasons import Code, Reason
-from bridge.core.translate import MIRRORING_LIMIT
 
 Pair = tuple[str, int, str]
 """An address, a port number and its protocol: what a connection is made to."""
@@ -101,12 +102,14 @@ def plan(
     skipped: tuple[Skipped, ...] = (),
     warnings: tuple[Reason, ...] = (),
     dismissed: bool = False,
+    slices_forbidden: str = "",
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
 
     `dismissed`: a user no longer wants what we filled for them, or wants something else: it is not lost when it goes.
+    `slices_forbidden`: the rights that we lack to write EndpointSlices there; the Endpoints carry everything then.
     """
-    draft = _Draft(target, owner, policy, adopt, warnings=list(warnings))
+    draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), slices_forbidden=slices_forbidden)
     if desired is None:
         _remove(draft, current)
     else:
@@ -221,6 +224,7 @@ class _Draft:
     policy: Policy
     adopt: Adopt
     warnings: list[Reason]
+    slices_forbidden: str = ""
     changes: list[Change] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     unmirrored: bool = False
@@ -324,7 +328,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     labels, annotations = marks(draft.owner, desired.queries)
     annotations = joined(rule_keys(desired.labels, desired.annotations), annotations)
     labels, annotations = joined(desired.labels, labels), joined(desired.annotations, annotations)
-    mine = [s for s in current.slices if draft.ours(s.meta)]
+    mine = sorted((s for s in current.slices if draft.ours(s.meta)), key=lambda s: s.meta.name)
     endpoints = current.endpoints
     if not _service(draft, desired, current, labels, joined(((SERVICE_SYNC, "false"),), annotations)):
         return
@@ -334,8 +338,11 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
         return
     if draft.policy is Policy.CREATE_ONLY and (mine or (endpoints is not None and draft.ours(endpoints.meta))):
         return
-    wants_endpoints = desired.output is not Output.ENDPOINTSLICES
-    wants_slices = desired.output is not Output.ENDPOINTS
+    output = _carried_by(draft, desired, mine)
+    wants_endpoints = output is not Output.ENDPOINTSLICES
+    wants_slices = output is not Output.ENDPOINTS
+    if draft.slices_forbidden:
+        mine = []  # they stay as they are, whatever that is
     content = EndpointsBody(
         canonical.plain(desired.groups) if wants_endpoints else (),
         joined(labels, ((SKIP_MIRROR, "true"),)) if wants_slices else labels,
@@ -360,6 +367,32 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
             _endpoints(draft, content, endpoints)
         else:
             draft.remove(Kind.ENDPOINTS, endpoints.meta, Reason(Code.OUTPUT_CHANGED), adopted=True)
+
+
+def _carried_by(draft: _Draft, desired: Mirror, mine: Sequence[CurrentSlice]) -> Output:
+    """What carries the addresses: what the rule says, unless that cannot be done or would not reach kube-proxy.
+
+    Slices that are there because the mirror could not carry the Endpoints stay while it may fail again: otherwise each
+    instance that comes and goes would change the carriers.
+    """
+    chosen = desired.output is not Output.ENDPOINTS
+    refused = why_not_carried(desired.groups) if draft.slices_forbidden or not chosen else ""
+    stays = not chosen and not refused and mine and may_refuse(desired.groups)
+    if not (chosen or refused or stays):
+        return Output.ENDPOINTS
+    rights = draft.slices_forbidden
+    if rights:
+        draft.warnings.append(
+            Reason(Code.UNMIRRORED, rights=rights, why=refused)
+            if refused
+            else Reason(Code.SLICES_FORBIDDEN, rights=rights, costs=MIRROR_COSTS)
+        )
+        return Output.ENDPOINTS
+    if refused:
+        draft.warnings.append(Reason(Code.MIRROR_REFUSED, why=refused))
+    elif stays:
+        draft.warnings.append(Reason(Code.MIRROR_DOUBTFUL, margin=MARGIN))
+    return desired.output if chosen else Output.BOTH
 
 
 def _endpoints(draft: _Draft, body: EndpointsBody, existing: CurrentEndpoints | None) -> None:
@@ -419,8 +452,7 @@ def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Curren
     """Whether our slices hold endpoints that the control plane's mirror of the Endpoints does not have yet.
 
     Nobody looked: needed. The mirror of Endpoints that are not there (any more), or say that they are not to be
-    mirrored, is about to go: needed. The mirror has no more than 1,000 addresses of one set of ports, both families
-    together, so more is not waited for.
+    mirrored, is about to go: needed.
     """
     held = _ready_endpoints(s.group for s in mine if not s.meta.deleting)
     if not held or not desired.ready:
@@ -430,15 +462,7 @@ def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Curren
         return True
     if (SKIP_MIRROR, "true") in endpoints.meta.labels:
         return True
-    mirrored = _ready_pairs(current.mirrored)
-    wanted: Counter[tuple[Port, ...]] = Counter()
-    found: Counter[tuple[Port, ...]] = Counter()
-    for group in desired.groups:
-        for endpoint in group.endpoints:
-            if endpoint.ready:
-                wanted[group.ports] += 1
-                found[group.ports] += all(p in mirrored for p in _pairs_at(endpoint.address, group.ports))
-    return any(found[ports] < min(count, MIRRORING_LIMIT) for ports, count in wanted.items())
+    return not _ready_pairs(desired.groups) <= _ready_pairs(current.mirrored)
 
 
 # --------------------------------------------------------------------------- the Service

@@ -100,7 +100,10 @@ class Code(StrEnum):
     PURGED = "purged"
 
     # it works, and somebody should look at it
-    TRUNCATED = "truncated"
+    MIRROR_REFUSED = "mirror_refused"
+    MIRROR_DOUBTFUL = "mirror_doubtful"
+    SLICES_FORBIDDEN = "slices_forbidden"
+    UNMIRRORED = "unmirrored"
     FAMILY_MISSING = "family_missing"
     FAMILY_UNAVAILABLE = "family_unavailable"
     PORT_UNREACHABLE = "port_unreachable"
@@ -237,8 +240,15 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.OUTPUT_CHANGED: "the output is EndpointSlices now",
     Code.POLICY: "policy {policy}: no {action}",
     Code.PURGED: "purged",
-    Code.TRUNCATED: "{count} addresses in one subset: the control plane mirrors only {limit} of them into "
-    "EndpointSlices; use `output: endpointslices` (or both) for this service",
+    Code.MIRROR_REFUSED: "the control plane cannot mirror these Endpoints: {why}. EndpointSlices of ours carry the "
+    "addresses, although the output is endpoints",
+    Code.MIRROR_DOUBTFUL: "EndpointSlices of ours carry the addresses, although the output is endpoints: the control "
+    "plane's mirror could fail at the next change (one port name stands for several ports, or there are more than "
+    "{margin} addresses)",
+    Code.SLICES_FORBIDDEN: "no EndpointSlices are written here, for the bridge may not {rights}: the addresses reach "
+    "kube-proxy by the control plane's mirror of the Endpoints only, and {costs}",
+    Code.UNMIRRORED: "no EndpointSlices are written here, for the bridge may not {rights}, and the control plane "
+    "cannot mirror these Endpoints: {why}",
     Code.FAMILY_MISSING: "{family} endpoints cannot be reached: the Service has no {family} (spec.ipFamilies)",
     Code.FAMILY_UNAVAILABLE: "{family} endpoints cannot be reached: the Service asks for both families, and the "
     "cluster gives it {families} only (spec.ipFamilies)",
@@ -268,8 +278,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.BEING_DELETED: "the Service is being deleted; it is made anew when it is gone",
     Code.ENDPOINTS_BEING_DELETED: "the Endpoints object is being deleted; it is made anew when it is gone",
     Code.SLICES_KEPT: "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them",
-    Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: {taken} carries the "
-    "addresses",
+    Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: it is taken as {taken}",
     Code.TAG_CASE: "no instance has the tag {wanted!r}, but {found!r}: Consul tells upper from lower case in tags",
     Code.TAG_COMMA: "an instance has the tag {found!r}: in the annotation {annotation} a comma ends a tag; ask for it "
     "with {filter}: '\"{found}\" in Service.Tags'",
@@ -374,7 +383,10 @@ SKIPS = (
 """Codes that `Skipped` carries: the labels of `consul_bridge_skipped`, which are there before the first of them is."""
 
 WARNINGS = (
-    Code.TRUNCATED,
+    Code.MIRROR_REFUSED,
+    Code.MIRROR_DOUBTFUL,
+    Code.SLICES_FORBIDDEN,
+    Code.UNMIRRORED,
     Code.FAMILY_MISSING,
     Code.FAMILY_UNAVAILABLE,
     Code.PORT_UNREACHABLE,

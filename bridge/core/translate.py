@@ -43,9 +43,6 @@ from bridge.core.reasons import Code, Reason
 BY_ZONE = ("PreferClose", "PreferSameZone", "PreferSameNode")
 """Values of spec.trafficDistribution for which Kubernetes' own slices have hints for zones as well."""
 
-MIRRORING_LIMIT = 1000
-"""Addresses per subset that the control plane copies into EndpointSlices (Kubernetes' default)."""
-
 _SEVERITY = (Status.PASSING, Status.WARNING, Status.UNKNOWN, Status.CRITICAL, Status.MAINTENANCE)
 _ORDINARY_KINDS = ("", "typical")
 _KUBERNETES_META = (("external-source", "kubernetes"), ("managed-by", "consul-k8s-endpoints-controller"))
@@ -525,13 +522,6 @@ def _disagreements(said: Sequence[tuple[str, Mapping[str, str]]]) -> Iterator[Re
 
 
 def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[Reason]:
-    if mirror.output is Output.ENDPOINTS:
-        sizes: dict[tuple[Port, ...], int] = {}
-        for group in mirror.groups:
-            sizes[group.ports] = sizes.get(group.ports, 0) + len(group.endpoints)
-        for size in sizes.values():
-            if size > MIRRORING_LIMIT:
-                yield Reason(Code.TRUNCATED, count=size, limit=MIRRORING_LIMIT)
     if service is not None:
         yield from _traffic_warnings(mirror, service)
         if mirror.service_ports is None:

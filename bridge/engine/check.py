@@ -14,6 +14,7 @@ from bridge.consul.client import Answer, ConsulClient, ConsulConfig
 from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
+from bridge.core.mirroring import MIRROR_COSTS, MIRRORING_LIMIT, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
     CurrentService,
@@ -29,7 +30,7 @@ from bridge.core.model import (
     Unknown,
 )
 from bridge.core.reasons import Code, Reason
-from bridge.core.translate import MIRRORING_LIMIT, selects
+from bridge.core.translate import translate
 from bridge.engine.connections import connections
 from bridge.engine.probe import FAILED, OK, WARNING, Probe
 from bridge.engine.reconcile import names_at
@@ -141,6 +142,7 @@ class _Check:
         self._annotated = options.annotated
         self._several = False
         self._looked_in: tuple[str, ...] | None = ()
+        self._uncarried: set[str] = set()
 
     def all(self, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]) -> Iterator[Probe]:
         """Every probe, in order."""
@@ -281,7 +283,7 @@ class _Check:
             stop=self._stop,
         )
         refused: dict[str, list[Query]] = {}
-        large, silent = [], []
+        uncarried, silent = [], []
         for query, state in snapshot.views.items():
             if isinstance(state, Unknown):
                 refused.setdefault(state.reason, []).append(query)
@@ -289,12 +291,12 @@ class _Check:
             if query.peer and isinstance(state, Known) and not state.instances:
                 silent.append(f"{query.service}: {Reason(Code.PEER_EMPTY, peer=query.peer)}")
             for rule in chosen.rules_of[query]:
+                target = select.target_of(rule, query)
                 if rule.to.output is not Output.ENDPOINTS or not isinstance(state, Known):
                     continue
-                count = sum(selects(rule, instance) for instance in state.instances)
-                if count > MIRRORING_LIMIT:
-                    whose = f" (for {rule.name})" if rule.to.annotated else ""
-                    large.append(f"{query.service} has {count}{whose}")
+                if isinstance(target, Target) and (reason := self._why_not_carried(target, rule, query, state)):
+                    self._uncarried.add(target.namespace)
+                    uncarried.append(f"{query.service} ({reason})")
         for reason, queries in refused.items():
             asking = [rule.name for q in queries for rule in chosen.rules_of[q] if rule.to.annotated]
             filters = "rules[].filter (or --filter)" if not asking else f"consul-bridge/filter of {_some(asking)}"
@@ -302,15 +304,16 @@ class _Check:
             yield Probe(f"reading {_some([q.service for q in queries])}", FAILED, reason, mend)
         if silent:
             yield Probe("peers", WARNING, _some(silent), "rules[].peer, as `consul peering list` has it")
-        if large:
-            detail = f"more instances than the {MIRRORING_LIMIT} that the control plane mirrors: {_some(large)}"
-            mend = (
-                "--output-kind endpointslices (or `to: {output: endpointslices}`, or the annotation "
-                "consul-bridge/output: endpointslices)"
-            )
-            yield Probe("sizes", WARNING, detail, mend)
+        if uncarried:
+            detail = f"EndpointSlices of ours carry what the control plane cannot mirror: {_some(uncarried)}"
+            yield Probe("sizes", OK, detail)
         elif not refused:
             yield Probe("sizes", OK, "no service is past what its output can carry")
+
+    def _why_not_carried(self, target: Target, rule: Rule, query: Query, known: Known) -> str:
+        """Why the control plane cannot mirror the Endpoints of this one service."""
+        mirror = translate(target, [(rule, query, known)], self._store.current(target)).mirror
+        return why_not_carried(mirror.groups) if mirror is not None else ""
 
     # ------------------------------------------------------------------ Kubernetes
 
@@ -347,7 +350,8 @@ class _Check:
             allowed = []
             for namespace, need in needs.items():
                 probe = _rights_in(client, namespace, need, daemon=self._options.leases)
-                allowed += [namespace] if probe.state != FAILED and Output.ENDPOINTS in need.outputs else []
+                mirrored_here = Output.ENDPOINTS in need.outputs or "Endpoints alone" in probe.detail
+                allowed += [namespace] if probe.state != FAILED and mirrored_here else []
                 yield probe
                 if probe.state != FAILED and namespace:
                     yield from self._admission(client, namespace, need)
@@ -377,7 +381,9 @@ class _Check:
         requests = (request_of(service, "", self._annotated) for service in asking)
         filling = [request[0] for request in requests if isinstance(request, tuple)]
         ours = any(namespace in ("", target.namespace) for target in self._store.targets())
-        outputs = frozenset(rule.to.output for rule in (*making, *filling)) or frozenset({Output.ENDPOINTS})
+        outputs = frozenset(rule.to.output for rule in (*making, *filling)) or frozenset({Output.BOTH})
+        if namespace in self._uncarried or (self._uncarried and not namespace):
+            outputs |= {Output.BOTH}
         verbs = ("create", "patch") if self._options.policy is not Policy.SYNC else ("create", "patch", "delete")
         return _Needs(outputs, verbs if making else tuple(v for v in verbs if ours and v == "delete"), verbs)
 
@@ -401,7 +407,7 @@ class _Check:
         )
         return Probe(
             "mirroring", FAILED, detail,
-            "start kube-controller-manager with endpointslice-mirroring-controller, or --output-kind endpointslices",
+            "start kube-controller-manager with endpointslice-mirroring-controller, or --output-kind both",
         )  # fmt: skip
 
 
@@ -588,19 +594,27 @@ def _rights_in(client: KubeClient, namespace: str, needs: _Needs, *, daemon: boo
 
     core, discovery = ("", "services"), ("discovery.k8s.io", "endpointslices")
     needed = lacking(
-        [(*core, ("list", *needs.services)), ("", "endpoints", ("list", *endpoints)), (*discovery, ("list", *slices))]
+        [(*core, ("list", *needs.services)), ("", "endpoints", ("list", *endpoints)), (*discovery, ("list",))]
     )
+    sliced = lacking([(*discovery, slices)])
+    if Output.ENDPOINTSLICES in needs.outputs:  # there is nothing to go on with
+        needed, sliced = needed + sliced, []
     watching = lacking([(*core, ("watch",)), ("", "endpoints", ("watch",)), (*discovery, ("watch",))])
     events = lacking([("events.k8s.io", "events", ("create", "patch"))])
     name = f"rights in {namespace}" if namespace else "rights in all namespaces"
     mend = f"manifests/base/role.yaml in namespace {namespace}" if namespace else "manifests/components/all-namespaces"
-    if slices and any("endpointslices" in text for text in needed):
-        mend += " (with manifests/components/endpointslices)"
     if needed or (daemon and watching):
-        return Probe(name, FAILED, f"not allowed: {', '.join([*needed, *watching, *events])}", f"apply {mend}")
+        detail = f"not allowed: {', '.join([*needed, *sliced, *watching, *events])}"
+        return Probe(name, FAILED, detail, f"apply {mend}")
     if watching:
-        detail = f"enough for bridge sync; bridge run also needs: {', '.join([*watching, *events])}"
+        detail = f"enough for bridge sync; bridge run also needs: {', '.join([*sliced, *watching, *events])}"
         return Probe(name, WARNING, detail, f"for bridge run, apply {mend}")
+    if sliced:
+        detail = (
+            f"enough for Endpoints alone, which the control plane mirrors, and {MIRROR_COSTS}; EndpointSlices of ours "
+            f"also need: {', '.join([*sliced, *events])}"
+        )
+        return Probe(name, WARNING, detail, f"apply {mend}, or choose `output: endpoints` (--output-kind endpoints)")
     if events:
         detail = f"all that is needed, but no Events for kubectl describe: {', '.join(events)}"
         return Probe(name, WARNING, detail, f"apply {mend}")

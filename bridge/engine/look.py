@@ -27,6 +27,7 @@ from bridge.core.translate import host_names
 from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
 from bridge.engine.resolver import Resolver
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
+from bridge.engine.slice_rights import SliceRights, slice_rights
 from bridge.engine.sync import Progress, SyncOptions
 from bridge.engine.world import World
 from bridge.errors import BridgeError
@@ -184,6 +185,7 @@ class _Look:
         self._consul, self._kube, self._rules, self._options, self._stop = consul, kube, tuple(rules), options, stop
         self._say = progress or (lambda _what, _done, _total: None)
         self._client: KubeClient | None = None
+        self._rights: SliceRights | None = None
         self._store = Store(options.owner)
         self._annotated = options.annotated
         self._listings: dict[str, Listing | Unknown] = {}
@@ -205,6 +207,7 @@ class _Look:
     def read_kubernetes(self) -> None:
         self._say("reading Kubernetes", 0, 0)
         client = self._client = KubeClient(self._kube, kube_warning)
+        self._rights = slice_rights(client, self._options.policy)
         namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
         self._annotated = self._options.annotated.within(namespaces)
         self._store = call(
@@ -352,6 +355,7 @@ class _Look:
             clock=time.monotonic,
             resolve=self._resolver.resolve,
             mirrored=None if client is None else lambda target: mirrored(client, target),
+            slices_forbidden=(lambda _: "") if self._rights is None else self._rights.missing,
             nodes=self._nodes,
             unreadable=self._store.unreadable,
         )

@@ -27,6 +27,7 @@ from bridge.core.model import (
     Change,
     Conflict,
     Current,
+    CurrentSlice,
     Group,
     Held,
     Kind,
@@ -38,6 +39,7 @@ from bridge.core.model import (
     Scope,
     ServiceBody,
     Skipped,
+    SliceBody,
     Target,
 )
 from bridge.core.reasons import Code, Reason
@@ -96,11 +98,13 @@ class Reconciler:
         nodes: Collection[str] = (),
         unreadable: Mapping[str, str] | None = None,
         may_delete: Callable[[], bool] = lambda: True,
+        slices_forbidden: Callable[[str], str] = lambda _namespace: "",
     ) -> None:
         """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
 
         `unreadable` are namespaces of which nothing is known, and why: nothing is planned there. While not `may_delete`
-        objects stay, whatever the policy says.
+        objects stay, whatever the policy says. `slices_forbidden` tells the rights to write EndpointSlices that are
+        missing in a namespace.
         """
         self.lock = threading.RLock()
         self.world = world
@@ -113,6 +117,7 @@ class Reconciler:
         self.nodes = nodes
         self.unreadable: Mapping[str, str] = unreadable or {}
         self._may_delete = may_delete
+        self._slices_forbidden = slices_forbidden
 
     def plan(self, target: Target) -> Plan | None:
         """Steps 1 to 5 for one target; None while too little is known to say anything about it."""
@@ -285,17 +290,26 @@ class Reconciler:
         policy = self._options.policy
         if policy is Policy.SYNC and desired is None and not dismissed and not self._may_delete():
             policy = Policy.UPSERT_ONLY
-        return planning.plan(
-            target,
-            desired,
-            current,
-            owner=self._options.owner,
-            policy=policy,
-            adopt=self._options.adopt,
-            skipped=skipped,
-            warnings=warnings,
-            dismissed=dismissed,
-        )
+
+        def plan(slices_forbidden: str = "") -> Plan:
+            return planning.plan(
+                target,
+                desired,
+                current,
+                owner=self._options.owner,
+                policy=policy,
+                adopt=self._options.adopt,
+                skipped=skipped,
+                warnings=warnings,
+                dismissed=dismissed,
+                slices_forbidden=slices_forbidden,
+            )
+
+        found = plan()
+        if desired is None or all(change.kind is not Kind.ENDPOINT_SLICE for change in found.writes):
+            return found
+        forbidden = self._slices_forbidden(target.namespace)
+        return plan(forbidden) if forbidden else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,27 +343,36 @@ def names_at(current: Current) -> tuple[Name, ...]:
     return tuple(sorted(names))
 
 
-def apply_plan(plan: Plan, write: Callable[[Change], object]) -> Outcome:
-    """Step 6 for one target: every change is attempted, in the plan's order.
+def apply_plan(plan: Plan, write: Callable[[Change], object], go_on: Callable[[], bool] = lambda: True) -> Outcome:
+    """Step 6 for one target: every change is attempted, in the plan's order, but for what relies on one that failed.
 
     `write` sends one change and notes it; it raises the bridge's errors. When a Service cannot be created its
     Endpoints are not tried either: the control plane would delete them (Endpoints without a Service of their name).
     Nor are they when a port of the Service cannot be renamed: under another name than the Service's nobody gets there.
+    When a slice cannot be written, nothing is taken away that may carry its endpoints until it can. After a failure
+    `go_on` says whether the rest is tried now: a server that is down fails for all of it.
     """
     applied: list[Change] = []
     failures: list[Failure] = []
     conflicts: list[Conflict] = []
+    slices_failed = False
     for change in plan.writes:
         if failures and _leads_nowhere(failures[0]):
             break
+        if failures and not go_on():
+            break
+        if slices_failed and _takes_away(change):
+            continue
         try:
             write(change)
         except ConflictError as error:
             conflicts.append(Conflict(plan.target, change.kind, Reason(Code.TAKEN, said=error)))
             if change.kind is Kind.SERVICE:
                 break
+            slices_failed |= change.kind is Kind.ENDPOINT_SLICE
         except BridgeError as error:
             failures.append(Failure(change, error))
+            slices_failed |= change.kind is Kind.ENDPOINT_SLICE and not _carries(change, error)
         else:
             applied.append(change)
     if conflicts:
@@ -366,6 +389,20 @@ def _leads_nowhere(failure: Failure) -> bool:
     if isinstance(failure.error, AlteredError) or failed.kind is not Kind.SERVICE:
         return False
     return failed.existing is None or (isinstance(failed.body, ServiceBody) and failed.body.renames)
+
+
+def _carries(change: Change, error: BridgeError) -> bool:
+    """Whether a slice has its endpoints although the write failed: something else about it was altered on the way."""
+    stored = error.stored if isinstance(error, AlteredError) else None
+    return isinstance(stored, CurrentSlice) and isinstance(change.body, SliceBody) and stored.group == change.body.group
+
+
+def _takes_away(change: Change) -> bool:
+    """Whether a change ends what carries traffic: an object, or the control plane's mirror of the Endpoints."""
+    if change.body is None:
+        return True
+    skips = (planning.SKIP_MIRROR, "true") in change.body.labels
+    return skips and change.existing is not None and (planning.SKIP_MIRROR, "true") not in change.existing.labels
 
 
 def queries_text(queries: Sequence[Query]) -> str:

@@ -30,6 +30,7 @@ from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
     Adopt,
     Change,
+    Kind,
     Knowledge,
     Listing,
     Plan,
@@ -52,11 +53,13 @@ from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_a
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.rivals import ENOUGH, Rivals
 from bridge.engine.scope import anchored, datacenters_of, named_with, namespaces_of, spare_of
+from bridge.engine.slice_rights import SliceRights, slice_rights
 from bridge.engine.world import World
 from bridge.errors import (
     AlteredError,
     BridgeError,
     CancelledError,
+    ForbiddenError,
     NotLeadingError,
     TransientError,
 )
@@ -168,6 +171,7 @@ class Bridge:
         self._recorder: EventRecorder | None = None
         self._announcer: Announcer | None = None
         self._reconciler: Reconciler
+        self._slice_rights: SliceRights
         self._live: Live
         self._catalog: Catalog
         self._cache: Cache
@@ -238,6 +242,8 @@ class Bridge:
         }
         if leadership is not None:
             detail["election"] = leadership
+        if forbidden := self._forbidden_slices():
+            detail["endpointslices_forbidden"] = forbidden
         if unreadable := self._unreadable():
             detail["unreadable"] = unreadable
         if warnings := [*warnings_of(self._consul), *self._remarks()]:
@@ -425,6 +431,7 @@ class Bridge:
             self._recorder.start()
             self._announcer = Announcer(self._recorder, current=self._cache.current, leads=self._leadership.leads)
             self._observer = Together(self._observer, self._announcer)
+        self._slice_rights = slice_rights(client, options.policy, self._clock)
         self._reconciler = Reconciler(
             world=World(self._rules, datacenters, options.grace_seconds, narrow=options.narrow),
             store=self._cache,
@@ -434,6 +441,7 @@ class Bridge:
             resolve=self._resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
             may_delete=self._rivals.may_delete,
+            slices_forbidden=self._slice_rights.missing,
             nodes=call(
                 lambda: node_names(client, options.cluster_nodes),
                 options.kube_retry,
@@ -476,6 +484,9 @@ class Bridge:
                 due = self._reconciler.world.expire(now)
                 released = self._reconciler.guard.released(now, self._cache.ready_in)
             self._look_at(due | released)
+            granted = self._slice_rights.granted()
+            if granted:
+                self._look_at({target for target in self._cache.targets() if target.namespace in granted})
             if self._gained.is_set():
                 self._gained.clear()
                 self._look_at({target for target in self._outcomes.unfinished() if self._leadership.leads(target)})
@@ -624,6 +635,7 @@ class Bridge:
         self._observer.unread(unknown, annotated)
         self._observer.warned(self._catalog.warnings())
         self._observer.unreadable(self._unreadable())
+        self._observer.slices_forbidden(self._forbidden_slices())
         self._observer.rival(self._rival())
         self._observer.credentials(self._client.trouble)
 
@@ -655,6 +667,9 @@ class Bridge:
             return []
         remarks = [UNVERIFIED] if self._client.access.unverified else []
         return [*remarks, self._client.trouble] if self._client.trouble else remarks
+
+    def _forbidden_slices(self) -> dict[str, str]:
+        return self._slice_rights.forbidden() if hasattr(self, "_slice_rights") else {}
 
     def _unreadable(self) -> dict[str, str]:
         return dict(self._reconciler.unreadable) if hasattr(self, "_reconciler") else {}
@@ -695,7 +710,7 @@ class Bridge:
             self._errands.keep(target, errand)
             self._queue.add(target, priority=LATER)
             return
-        outcome = apply_plan(plan, self._write)
+        outcome = apply_plan(plan, self._write, lambda: self._gate.trouble is None)
         if any(isinstance(failure.error, NotLeadingError) for failure in outcome.failures):
             self._stand_by(outcome, errand)
         else:
@@ -738,6 +753,8 @@ class Bridge:
             raise
         except BridgeError as error:
             self._cache.forget(change)
+            if isinstance(error, ForbiddenError) and change.kind is Kind.ENDPOINT_SLICE:
+                self._slice_rights.refused(change.target.namespace)
             came = self._failures.told_by(change.target, error)
             raise
         finally:

@@ -17,6 +17,7 @@ from bridge.core.select import Only
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
+from bridge.engine.slice_rights import slice_rights
 from bridge.engine.world import World
 from bridge.errors import CancelledError
 from bridge.kube.cache import list_once
@@ -106,6 +107,7 @@ def sync_once(
             mirrored=lambda target: mirrored(client, target),
             nodes=call(lambda: node_names(client, options.cluster_nodes), options.retry, stop),
             unreadable=store.unreadable,
+            slices_forbidden=slice_rights(client, options.policy).missing,
         )
         targets = world.targets()
         if options.force and options.only != Only():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from bridge.core.mirroring import MIRROR_COSTS
 from bridge.core.model import Held, Kind, Query, Target
 from bridge.core.reasons import codes_of
 from bridge.errors import AlteredError
@@ -195,6 +196,7 @@ class LogObserver:
         self._held: dict[Target, str] = {}
         self._unread: tuple[Query, str] | None = None
         self._unreadable: set[str] = set()
+        self._slices_forbidden: set[str] = set()
         self._warned: set[str] = set()
         self._rival = False
         self._credentials = ""
@@ -358,6 +360,20 @@ class LogObserver:
             )
         for namespace in sorted(before - namespaces.keys()):
             self._log.info("namespace can be read", namespace=namespace)
+
+    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
+        """Namespaces where EndpointSlices may not be written: each when it begins and when it is over."""
+        with self._lock:
+            before, self._slices_forbidden = self._slices_forbidden, set(namespaces)
+        for namespace in sorted(namespaces.keys() - before):
+            self._log.warning(
+                "EndpointSlices may not be written, Endpoints go on alone; apply manifests/base/role.yaml",
+                namespace=namespace,
+                lacking=namespaces[namespace],
+                cost=MIRROR_COSTS,
+            )
+        for namespace in sorted(before - namespaces.keys()):
+            self._log.info("EndpointSlices may be written", namespace=namespace)
 
     def streaming_mismatch(self, query: Query, reason: str) -> None:
         """A service of which Consul's two backends differed."""

@@ -109,6 +109,11 @@ class Metrics:
         )
         for cause in ("rule", "annotation"):
             self._unread.labels(cause)
+        self._slices_forbidden = Gauge(
+            "consul_bridge_endpointslices_forbidden_namespaces",
+            "Namespaces where EndpointSlices may not be written: Endpoints go on alone.",
+            registry=registry,
+        )
         registry.register(_States(self))
         for kind in Kind:
             for action in (Action.CREATE, Action.UPDATE, Action.DELETE):
@@ -173,6 +178,10 @@ class Metrics:
     def unreadable(self, namespaces: Mapping[str, str]) -> None:
         """Namespaces that cannot be read."""
         self._unreadable.set(len(namespaces))
+
+    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
+        """Namespaces where Endpoints go on alone."""
+        self._slices_forbidden.set(len(namespaces))
 
     def rival(self, reason: str) -> None:
         """Whether somebody works against us."""

@@ -51,6 +51,10 @@ class Together:
         """Handed on."""
         self._tell("unreadable", namespaces)
 
+    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
+        """Handed on."""
+        self._tell("slices_forbidden", namespaces)
+
     def rival(self, reason: str) -> None:
         """Handed on."""
         self._tell("rival", reason)

@@ -51,12 +51,6 @@ RULES = {
 }
 
 ROLE = Path(__file__).resolve().parent.parent.parent / "manifests/base/role.yaml"
-SLICE_GRANT = {
-    "apiGroups": ["discovery.k8s.io"],
-    "resources": ["endpointslices"],
-    "verbs": ["create", "patch", "delete"],
-}
-"""What manifests/components/endpointslices adds to the Role."""
 
 
 class Toxics:
@@ -288,7 +282,7 @@ class Stage:
                 create_namespace(kube, namespace)
             kube.apply(f"/apis/{group}/v1/clusterroles/bridge", {
                 "apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": "bridge"},
-                "rules": [*yaml.safe_load(ROLE.read_text())["rules"], SLICE_GRANT],
+                "rules": yaml.safe_load(ROLE.read_text())["rules"],
             })  # fmt: skip
             kube.apply(f"/apis/{group}/v1/clusterrolebindings/bridge", {
                 "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "bridge"},

@@ -34,7 +34,7 @@ COPIED = ("alerts.yaml", "dashboard.json")
 VALUES: dict[str, Json] = {
     "cronjob": {"cronJob": {"enabled": True}},
     "all-namespaces": {"allNamespaces": True},
-    "endpointslices": {"output": "both"},
+    "endpoints-only": {"output": "endpoints"},
     "endpointslices-only": {"output": "endpointslices"},
     "nodes": {"nodes": True},
     "consul-acl": {"consul": {"tokenSecret": {"name": f"{manifests.NAME}-acl"}}},
@@ -48,9 +48,9 @@ VALUES: dict[str, Json] = {
 CHOICES = [
     (),
     *((name,) for name in VALUES),
-    ("all-namespaces", "endpointslices", "nodes", "consul-acl", "consul-tls", "shards", "monitoring", "admission"),
+    ("all-namespaces", "nodes", "consul-acl", "consul-tls", "shards", "monitoring", "admission"),
     ("all-namespaces", "endpointslices-only", "consul-acl"),
-    ("cronjob", "all-namespaces", "endpointslices", "nodes", "consul-acl", "consul-tls"),
+    ("cronjob", "all-namespaces", "endpoints-only", "nodes", "consul-acl", "consul-tls"),
     ("cronjob", "endpointslices-only"),
 ]
 
@@ -115,7 +115,7 @@ def plain(objects: Sequence[Json]) -> dict[tuple[str, str], Json]:
 @pytest.mark.parametrize("components", CHOICES, ids=lambda c: "+".join(c) or "base")
 def test_the_chart_and_kustomize_say_the_same(components: Sequence[str], tmp_path: Path) -> None:
     """For the default values, for each component, and for many together."""
-    output = next((VALUES[c]["output"] for c in components if "output" in VALUES[c]), "endpoints")
+    output = next((VALUES[c]["output"] for c in components if "output" in VALUES[c]), "both")
     config = {"rules": [{"services": ["web"], "to": {"output": output, "labels": {"a": "b"}}}]} if components else None
     rules = json.dumps(config) if config else None
     ours = plain(rendered(tmp_path, chosen(components, **({"config": config} if config else {}))))
@@ -140,7 +140,7 @@ def test_its_versions_are_the_bridges() -> None:
 @pytest.mark.parametrize("components", CHOICES, ids=lambda c: "+".join(c) or "base")
 def test_helm_finds_no_fault_with_it(components: Sequence[str], tmp_path: Path) -> None:
     """Warnings count as faults."""
-    output = next((VALUES[c]["output"] for c in components if "output" in VALUES[c]), "endpoints")
+    output = next((VALUES[c]["output"] for c in components if "output" in VALUES[c]), "both")
     file = values_file(
         tmp_path, chosen(components, config={"rules": [{"services": ["web"], "to": {"output": output}}]})
     )
@@ -167,7 +167,15 @@ def test_helm_finds_no_fault_with_it(components: Sequence[str], tmp_path: Path) 
             "monitoring finds nothing to scrape where cronJob.enabled is true",
         ),
         (
-            {"config": {"rules": [{"services": ["web"]}, {"services": ["x"], "to": {"output": "both"}}]}},
+            {
+                "output": "endpoints",
+                "config": {
+                    "rules": [
+                        {"services": ["web"], "to": {"output": "endpoints"}},
+                        {"services": ["x"]},
+                    ]
+                },
+            },
             "rule 2 has output both, for which the value output: endpoints grants no rights: set output to both",
         ),
     ],
@@ -252,7 +260,7 @@ def monitoring(lab: Lab) -> Iterator[None]:
 @pytest.mark.parametrize("components", CHOICES, ids=lambda c: "+".join(c) or "base")
 def test_the_api_server_accepts_it(components: Sequence[str], lab: Lab, namespace: str, tmp_path: Path) -> None:
     """By `kubectl apply --dry-run=server`, every object."""
-    output = next((VALUES[c]["output"] for c in components if "output" in VALUES[c]), "endpoints")
+    output = next((VALUES[c]["output"] for c in components if "output" in VALUES[c]), "both")
     config = {"rules": [{"services": ["web"], "to": {"output": output}}]}
     objects = rendered(tmp_path, chosen(components, config=config), namespace)
     done = subprocess.run(

@@ -68,12 +68,13 @@ def test_check_says_ok_line_by_line_and_writes_nothing(
 ) -> None:
     """Before the first sync mirroring cannot be told; afterwards it names the Endpoints that it judged by."""
     consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
-    before = run("check", "-o", "json")
+    output = ("--output-kind", "endpoints")  # with slices of our own nobody depends on the mirror
+    before = run("check", "-o", "json", *output)
     assert (before.status, kube.endpoints(namespace, f"{prefix}web")) == (0, None)
-    run("sync", "--yes")
+    run("sync", "--yes", *output)
     slices = f"{SLICES.format(namespace=namespace)}?labelSelector=kubernetes.io/service-name={prefix}web"
     eventually(lambda: len(kube.json("GET", slices)["items"]), 1)  # the control plane's part, by which check judges it
-    after = run("check", "-o", "json")
+    after = run("check", "-o", "json", *output)
     found = probes(after)
     assert {state for state, _ in found.values()} == {"ok"}
     assert list(found) == [
@@ -84,7 +85,7 @@ def test_check_says_ok_line_by_line_and_writes_nothing(
     ]  # fmt: skip
     assert probes(before)["mirroring"][0] == "warning"
     assert f"seen at {namespace}/{prefix}web" in found["mirroring"][1]
-    text = run("check").stdout
+    text = run("check", *output).stdout
     assert [line.split()[0] for line in text.splitlines() if line[:1] != " "] == ["ok"] * 19
 
 
@@ -137,17 +138,19 @@ def test_check_says_that_a_namespace_is_missing_and_how_it_is_made(run: Run, nam
 
 @pytest.mark.slow
 def test_check_sees_what_the_control_plane_does_not_carry(run: Run, consul: RawConsul, prefix: str) -> None:
-    """More than a thousand instances in Endpoints; the same in slices is no trouble."""
+    """More than a thousand instances in Endpoints: slices of ours carry them, and each command says why."""
     for n in range(1001):
         consul.register(f"{prefix}web", f"{prefix}vm-{n}", f"10.78.{n >> 8}.{n & 255}", 80)
-    found = probes(run("check", "-o", "json"))["sizes"]
-    assert (found[0], f"{prefix}web has 1001" in found[1], "--output-kind endpointslices" in found[1]) == (
-        "warning", True, True,
-    )  # fmt: skip
-    assert probes(run("check", "-o", "json", "--output-kind", "endpointslices"))["sizes"][0] == "ok"
-    run("sync", "--yes")
-    assert "1001 addresses in one subset" in run("status", "-o", "json").json["services"][0]["detail"]
-    assert "1001 addresses in one subset" in run("explain", f"{prefix}web").stdout.replace("\n", " ")
+    output = ("--output-kind", "endpoints")
+    found = probes(run("check", "-o", "json", *output))["sizes"]
+    assert (found[0], f"cannot mirror: {prefix}web (it copies 1000 addresses" in found[1]) == ("ok", True)
+    assert probes(run("check", "-o", "json"))["sizes"][1].startswith("no service is past")
+    run("sync", "--yes", *output)
+    for text in (
+        run("status", "-o", "json", *output).json["services"][0]["detail"],
+        run("explain", f"{prefix}web", *output).stdout.replace("\n", " "),
+    ):
+        assert "the control plane cannot mirror these Endpoints: it copies 1000 addresses" in text
 
 
 @pytest.mark.slow
@@ -157,12 +160,13 @@ def test_check_sees_a_control_plane_that_does_not_mirror(fresh_lab: Lab) -> None
     env = environment(fresh_lab.consul.address, fresh_lab.kubeconfig)
     with fresh_lab.raw_consul() as consul:
         consul.register("web", "vm", "10.77.1.1", 80)
-    synced = bridge("sync", "--service", "web", "--namespace", "default", "--yes", env=env)
-    result = bridge("check", "--service", "web", "--namespace", "default", "-o", "json", env=env)
+    chosen = ("--service", "web", "--namespace", "default", "--output-kind", "endpoints")
+    synced = bridge("sync", *chosen, "--yes", env=env)
+    result = bridge("check", *chosen, "-o", "json", env=env)
     state, text = probes(result)["mirroring"]
     assert (synced.status, result.status, state) == (0, 1, "failed")
     assert "default/web" in text
-    assert "endpointslice-mirroring-controller, or --output-kind endpointslices" in text
+    assert "endpointslice-mirroring-controller, or --output-kind both" in text
 
 
 def test_check_without_servers_looks_at_the_settings_alone(tmp_path: Path) -> None:

@@ -132,9 +132,9 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
         [series("consul_bridge_conflicts", "1x120")], [series("consul_bridge_conflicts", "0x120")],
     ),
     "ConsulBridgeRival": ([series("consul_bridge_rival", "1x120")], [series("consul_bridge_rival", "0x120")]),
-    "ConsulBridgeTruncated": (
-        [series("consul_bridge_warnings", "1x120", reason="truncated")],
-        [series("consul_bridge_warnings", "0x120", reason="truncated"),
+    "ConsulBridgeUnmirrored": (
+        [series("consul_bridge_warnings", "1x120", reason="unmirrored")],
+        [series("consul_bridge_warnings", "0x120", reason="unmirrored"),
          series("consul_bridge_warnings", "1x120", reason="zone_invalid")],
     ),
     "ConsulBridgeRefused": (

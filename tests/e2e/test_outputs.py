@@ -224,12 +224,13 @@ def test_one_changed_instance_writes_one_slice(
 def test_more_addresses_than_the_control_plane_mirrors_are_reported(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """All 1,001 are written; that the mirror has a thousand of them is said in the plan."""
+    """The mirror would end at a thousand: slices of ours carry all 1,001, and the plan says why."""
     for n in range(1001):
         consul.register(f"{prefix}web", f"{prefix}vm-{n}", f"10.78.{n >> 8}.{n & 255}", 80)
-    result = sync({"services": [f"{prefix}*"]})
+    result = sync({"services": [f"{prefix}*"], "to": {"output": "endpoints", "max_endpoints_per_slice": 1000}})
     assert len(ready_addresses(kube.endpoints(namespace, f"{prefix}web"))) == 1001
-    assert ["1001 addresses in one subset" in row["message"] for row in result.json["warnings"]] == [True]
+    assert sum(len(s["endpoints"]) for s in slices(kube, namespace, f"{prefix}web")) == 1001
+    assert [row["reason"] for row in result.json["warnings"]] == ["mirror_refused"]
 
 
 # --------------------------------------------------------------------------- families

@@ -13,7 +13,7 @@ import yaml
 
 from tests.lab import Lab
 from tests.program import Daemon, Result, bridge, environment, pause
-from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, ready_addresses
+from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
 
@@ -102,6 +102,9 @@ def test_an_object_whose_owner_label_a_person_takes_away_is_left_alone_from_then
     for base in (SERVICES, ENDPOINTS):
         body = {"metadata": {"labels": {"consul-bridge/owner": None}}}
         path = f"{base.format(namespace=namespace)}/{prefix}web"
+        kube.json("PATCH", path, body, "application/merge-patch+json")
+    for piece in kube.json("GET", SLICES.format(namespace=namespace))["items"]:
+        path = f"{SLICES.format(namespace=namespace)}/{piece['metadata']['name']}"
         kube.json("PATCH", path, body, "application/merge-patch+json")
     consul.register(f"{prefix}web", f"{prefix}vm-2", "10.77.1.2", 80)
     changed = sync(rule)
@@ -192,9 +195,8 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
 
 
 WRITING = [
-    {"apiGroups": [""], "resources": ["services", "endpoints"],
+    {"apiGroups": ["", "discovery.k8s.io"], "resources": ["services", "endpoints", "endpointslices"],
      "verbs": ["list", "watch", "create", "patch", "delete"]},
-    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
     {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
 ]  # fmt: skip
 """What manifests/base/role.yaml grants."""
@@ -320,7 +322,8 @@ def test_each_mistake_is_an_event_on_the_object_concerned(
     rules = [
         {**r, "to": {"namespace": namespace, **r.get("to", {})}} for r in mistakes(consul, kube, namespace, prefix)
     ]
-    rules.append({"services": [f"{prefix}zoned", f"{prefix}crowd"], "to": {"namespace": namespace}})
+    rules.append({"services": [f"{prefix}zoned"], "to": {"namespace": namespace}})
+    rules.append({"services": [f"{prefix}crowd"], "to": {"namespace": namespace, "output": "endpoints"}})
     consul.json("PUT", "/v1/catalog/register", {
         "Node": f"{prefix}vm-z", "Address": "10.77.2.1", "NodeMeta": {"zone": "no label"},
         "Service": {"Service": f"{prefix}zoned", "Port": 80},
@@ -334,7 +337,7 @@ def test_each_mistake_is_an_event_on_the_object_concerned(
     expected = [
         ("Attention", "elsewhere", "datacenter dc9, which may not be asked: only dc1 may"),
         ("Attention", "nobody", f"lists no service {prefix}nix"),
-        ("Attention", f"{prefix}crowd", "1001 addresses in one subset"),
+        ("Attention", f"{prefix}crowd", "the control plane cannot mirror these Endpoints: it copies 1000"),
         ("Attention", f"{prefix}zoned", "zone 'no label' is no label value"),
         ("Conflict", "alias", "ExternalName"),
         ("Conflict", "selecting", "selector"),
@@ -352,7 +355,7 @@ def test_each_mistake_is_an_event_on_the_object_concerned(
         daemon.start()
         eventually(missing, [], 60)
         eventually(lambda: ready(kube, namespace, "fine"), ["10.77.1.1"])
-        eventually(lambda: 'warnings{reason="truncated"} 1.0' in daemon.get("/metrics")[1].decode(), True)
+        eventually(lambda: 'warnings{reason="mirror_refused"} 1.0' in daemon.get("/metrics")[1].decode(), True)
         eventually(lambda: f"namespace {namespace}-nix" in daemon.log.read_text(), True)
     finally:
         daemon.stop()
@@ -368,7 +371,7 @@ def test_a_name_of_which_nothing_is_left_is_reported(
     assert (refused.status, [row["message"] for row in refused.json["skipped"]]) == (
         0, ["the name '_-_' has no letter or digit to make a name of"],
     )  # fmt: skip
-    assert (named.json["summary"]["create"], ready(kube, namespace, "odd")) == (2, ["10.77.1.1"])
+    assert (named.json["summary"]["create"], ready(kube, namespace, "odd")) == (3, ["10.77.1.1"])
 
 
 def test_an_annotated_service_is_seen_by_status_and_explain(

@@ -67,7 +67,7 @@ def test_a_service_becomes_a_service_and_endpoints(
     result = sync()
     service = kube.get(f"{SERVICES.format(namespace=namespace)}/{name}")
     assert service is not None
-    assert (result.status, result.json["summary"]["create"]) == (0, 2)
+    assert (result.status, result.json["summary"]["create"]) == (0, 3)
     assert ready_addresses(kube.endpoints(namespace, name)) == sorted((f"10.77.0.{n}", 8080) for n in range(1, 13))
     assert (service["spec"].get("selector"), service["spec"]["ports"][0]["port"]) == (None, 8080)
     assert service["metadata"]["labels"] == {
@@ -104,7 +104,7 @@ def test_a_second_sync_writes_nothing(
     since = time.time()
     result = sync("--kubeconfig", str(apart.kubeconfig))
     after = [(kube.get(path) or {})["metadata"]["resourceVersion"] for path in paths]
-    assert (result.status, result.json["changes"], result.json["summary"]["unchanged"]) == (0, [], 2)
+    assert (result.status, result.json["changes"], result.json["summary"]["unchanged"]) == (0, [], 3)
     assert (before, apart.writes(since)) == (after, [])
 
 
@@ -132,7 +132,7 @@ def test_a_dry_run_tells_and_writes_nothing(
     result = sync("--dry-run", "--exit-code", *own)
     writes = apart.writes(since)
     assert (result.status, result.json["summary"]["create"], writes, kube.endpoints(namespace, name)) == (
-        4, 2, [], None,
+        4, 3, [], None,
     )  # fmt: skip
     sync(*own)
     assert apart.writes(since) != []  # which would have been seen
@@ -149,7 +149,7 @@ def test_an_instance_that_leaves_leaves(
     result = sync()
     endpoints = kube.endpoints(namespace, name)
     assert (result.json["summary"]["update"], len(ready_addresses(endpoints)), not_ready_addresses(endpoints)) == (
-        1, 11, [],
+        2, 11, [],
     )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_a_service_that_is_gone_is_removed(
     left = [
         (kube.get(f"{SERVICES.format(namespace=namespace)}") or {})["items"][n]["metadata"]["name"] for n in range(1)
     ]
-    assert (result.status, result.json["summary"]["delete"], left) == (0, 2, [f"{prefix}stays"])
+    assert (result.status, result.json["summary"]["delete"], left) == (0, 3, [f"{prefix}stays"])
 
 
 def test_a_policy_without_deletion_deletes_nothing(

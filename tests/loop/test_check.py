@@ -68,7 +68,7 @@ def both(tmp_path: Path) -> Iterator[Both]:
 
 def test_people_alone_decide_where_there_is_no_rule(both: Both) -> None:
     """No warning that nothing is selected, and the mirroring of their Endpoints is looked at."""
-    both.person("web")
+    both.person("web", annotations={"output": "endpoints"})
     found = both.check()
     assert found["annotated Services"] == ("ok", "1 asks to be filled -> ")
     assert found["rights in default"] == ("ok", "all that is needed -> ")
@@ -111,6 +111,21 @@ def test_the_output_that_an_annotation_chooses_needs_its_rights(both: Both) -> N
     assert "not allowed: create endpointslices -> apply manifests/base/role.yaml" in found["rights in default"][1]
 
 
+@pytest.mark.parametrize("output", [Output.BOTH, Output.ENDPOINTS])
+def test_without_the_right_to_write_slices_it_says_what_goes_on_and_what_that_costs(both: Both, output: Output) -> None:
+    """Endpoints alone are mirrored by the control plane; what it cannot mirror needs that right as well."""
+    both.consul.register("web", "vm-1", "10.0.0.1", 81, ID="web-2")
+    rule = Rule(services=("web",), to=Destination(output=output))
+    both.kube.forbid("admin", "create", "endpointslices")
+    both.kube.forbid("admin", "delete", "endpointslices")
+    found = both.check(rule)
+    state, text = found["rights in default"]
+    assert state == "warning"
+    assert "also need: create endpointslices, delete endpointslices -> apply manifests/base/role.yaml" in text
+    assert "has no place for two ports of one name" in text
+    assert ("mirroring" in found, "two ports of one name" in found["sizes"][1]) == (True, output is Output.ENDPOINTS)
+
+
 def test_each_namespace_needs_what_is_done_in_it(both: Both) -> None:
     """A rule goes to one of them, a person asks in the other."""
     both.person("web", namespace="apps")
@@ -148,12 +163,12 @@ def test_what_a_person_asks_for_is_read(both: Both) -> None:
     """A filter that Consul refuses, and a service past what the output carries."""
     for n in range(1001):
         both.consul.register("crowd", f"vm-c{n}", f"10.1.{n >> 8}.{n & 255}", 80)
-    both.person("crowd")
+    both.person("crowd", annotations={"output": "endpoints"})
     both.person("sliced", annotations={"service": "crowd", "output": "endpointslices"})
     both.person("odd", annotations={"service": "web", "filter": "((("})
     found = both.check()
-    assert found["sizes"][0] == "warning"
-    assert "crowd has 1001 (for Service default/crowd) ->" in found["sizes"][1]
+    assert found["sizes"][0] == "ok"
+    assert "what the control plane cannot mirror: crowd (it copies 1000 addresses of one set" in found["sizes"][1]
     assert found["reading web"][0] == "failed"
     assert found["reading web"][1].endswith(" -> consul-bridge/filter of Service default/odd")
 

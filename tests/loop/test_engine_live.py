@@ -81,7 +81,7 @@ def test_a_row_is_the_same_object_until_something_changes(running: Running, even
 def test_a_write_that_fails_is_told_and_forgotten(running: Running, eventually: Eventually) -> None:
     """With the server's reason; in sync again as soon as it is written."""
     running.start()
-    running.kube.inject(KubeFault(status=403), times=10_000, method="PATCH", path="/endpoints/web")
+    running.kube.inject(KubeFault(status=403), times=10_000, method="PATCH", path=r"/endpoint\w+/web")
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     eventually(lambda: rows(running), {"web": ((1, 0), (0, 0), "failed")}, SECONDS)
     assert running.bridge.services()[0].detail

@@ -132,10 +132,10 @@ def test_a_service_that_loses_little_is_not_held_whatever_else_there_is(town: To
     town.register(20)
     town.sync()
     town.deregister(1)
-    assert town.planned() == {"delete": 2, "unchanged": 38}
+    assert town.planned() == {"delete": 3, "unchanged": 57}
     assert Counter(town.states().values()) == {"in sync": 19, "differs": 1}
     (explanation,) = town.explain("s0")
-    assert (explanation.held, len(explanation.differences)) == ((), 2)
+    assert (explanation.held, len(explanation.differences)) == ((), 3)
 
 
 def test_the_others_are_read_only_when_something_is_lost(town: Town) -> None:
@@ -175,10 +175,14 @@ def test_a_vanished_service_says_what_the_next_pass_deletes(town: Town) -> None:
     town.sync()
     town.deregister(2, "web")
     (explanation,) = town.explain("web")
-    assert explanation.differences == (
-        "delete Endpoints web (its service is gone from Consul)",
-        "delete Service web (its service is gone from Consul)",
-    )
+    assert [text.split(" ")[1:] for text in explanation.differences] == [
+        [kind, name, "(its", "service", "is", "gone", "from", "Consul)"]
+        for kind, name in (
+            ("Endpoints", "web"),
+            ("EndpointSlice", town.slice("web")["metadata"]["name"]),
+            ("Service", "web"),
+        )
+    ]
     assert "Kubernetes differs; the next pass would:" in explanation_text(explanation)
     town.sync()
     (explanation,) = town.explain("web")
@@ -207,12 +211,13 @@ def test_a_service_that_goes_elsewhere_now_is_explained_at_both_places(town: Tow
     town.rules = (Rule(to=Destination(name="{service}-new")),)
     here, there = town.explain("web")
     assert (here.target, here.problem, here.differences) == (
-        "default/web-new", "", ("create Service web-new", "create Endpoints web-new"),
+        "default/web-new", "",
+        ("create Service web-new", "create EndpointSlice web-new-36f47791", "create Endpoints web-new"),
     )  # fmt: skip
     assert (there.target, there.problem) == (
         "default/web", "it goes to default/web-new now; default/web still has what came from it",
     )  # fmt: skip
-    assert [text.split(" (")[0] for text in there.differences] == ["delete Endpoints web", "delete Service web"]
+    assert [text.split()[1] for text in there.differences] == ["Endpoints", "EndpointSlice", "Service"]
 
 
 def test_what_is_left_of_a_service_is_found_in_its_datacenter(town: Town) -> None:
@@ -222,7 +227,7 @@ def test_what_is_left_of_a_service_is_found_in_its_datacenter(town: Town) -> Non
     town.sync()
     town.consul.deregister("web", "vm-1", dc="dc2")
     (explanation,) = town.explain("web")
-    assert (explanation.datacenter, explanation.target, len(explanation.differences)) == ("dc2", "default/web", 2)
+    assert (explanation.datacenter, explanation.target, len(explanation.differences)) == ("dc2", "default/web", 3)
 
 
 # --------------------------------------------------------------------------- outputs
@@ -233,7 +238,7 @@ def test_slices_that_the_control_plane_has_mirrored_by_now_are_due(town: Town) -
     town.register(1, "web")
     town.rules = (Rule(to=Destination(output=Output.ENDPOINTSLICES)),)
     town.sync()
-    town.rules = (Rule(),)
+    town.rules = (Rule(to=Destination(output=Output.ENDPOINTS)),)
     town.sync()
     assert town.states() == {"web": "in sync"}
     body = town.slice("web")
@@ -257,12 +262,12 @@ def test_what_flags_do_not_select_is_not_in_the_status_either(town: Town) -> Non
     for name in ("s0", "s1"):
         town.rules, town.options = (Rule(services=(name,)),), narrow
         town.sync()
-    assert (town.states(), town.planned()) == ({"s1": "in sync"}, {"unchanged": 2})
+    assert (town.states(), town.planned()) == ({"s1": "in sync"}, {"unchanged": 3})
     (explanation,) = town.explain("s0")
     assert (explanation.problem, explanation.differences) == ("no rule selects it", ())
     assert explanation_text(explanation).endswith("\nNothing is to be written.\n")
     town.deregister(2)
-    assert (town.states(), town.planned()) == ({"s1": "differs"}, {"delete": 2})
+    assert (town.states(), town.planned()) == ({"s1": "differs"}, {"delete": 3})
 
 
 # --------------------------------------------------------------------------- people who change their minds
@@ -278,12 +283,16 @@ def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: T
     town.sync()
     assert len(town.addresses("database")) == count
     town.person("database")
-    assert [(r.state, r.detail) for r in town.status().services] == [("differs", "delete Endpoints")]
+    assert [(r.state, r.detail) for r in town.status().services] == [
+        ("differs", "delete Endpoints, delete EndpointSlice")
+    ]
     (explanation,) = town.explain("pg")
-    assert (explanation.target, explanation.held, explanation.differences) == (
-        "default/database", (), ("delete Endpoints database (no rule or annotation asks for it any more)",),
-    )  # fmt: skip
-    assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 1}
+    assert (explanation.target, explanation.held) == ("default/database", ())
+    assert explanation.differences == tuple(
+        f"delete {what} (no rule or annotation asks for it any more)"
+        for what in ("Endpoints database", f"EndpointSlice {town.slice('database')['metadata']['name']}")
+    )
+    assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 2}
     assert town.addresses("database") == []
     assert town.kube.get("services", "default", "database") is not None
 
@@ -340,4 +349,4 @@ def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(town: Town) ->
     town.kube.put("services", service)
     (warning,) = town.sync().to_json()["warnings"]
     assert warning["message"].startswith("IPv6 endpoints cannot be reached: the Service asks for both families")
-    assert town.planned() == {"unchanged": 2}
+    assert town.planned() == {"unchanged": 4}

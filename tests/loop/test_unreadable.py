@@ -203,7 +203,7 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
         detail, report = bridge.ready()[1], bridge.status()["report"]
         assert (detail["kubernetes"], list(detail["unreadable"])) == ("ok", ["apps"])
         eventually(lambda: "So it is with endpoints." in bridge.ready()[1]["unreadable"]["apps"], True)
-        assert {(row["namespace"], row["name"]) for row in report["failed"]} == {("apps", n) for n in ("b",)}
+        assert {(row["namespace"], row["name"]) for row in report["failed"]} == {("apps", n) for n in ("b", "b-left")}
         assert {(row.name, row.state) for row in bridge.services()} >= {("a", "in sync"), ("b", "unknown")}
         assert len(both.writes_in("apps")) == before
         both.kube.allow()

@@ -289,7 +289,7 @@ class World:
     def endpoints(self, target: Target) -> list[str]:
         """What stands there: slices when there are some, they tell more."""
         cluster = self._cluster(target)
-        groups: Iterable[Group] = [s.group for s in cluster.slices.values()]
+        groups: Iterable[Group] = sorted((s.group for s in cluster.slices.values()), key=lambda g: (g.family, g.ports))
         if not cluster.slices and cluster.endpoints is not None:
             groups = cluster.endpoints.groups
         return [

@@ -24,7 +24,7 @@ labels:
 {{- /* A rule whose output the rights do not cover would only be refused later, by the API server. */ -}}
 {{- define "bridge.checkOutput" -}}
 {{- range $number, $rule := .Values.config.rules -}}
-{{- $output := dig "to" "output" "endpoints" $rule -}}
+{{- $output := dig "to" "output" "both" $rule -}}
 {{- if not (has $.Values.output (list $output "both")) -}}
 {{- fail (printf "rule %d has output %s, for which the value output: %s grants no rights: set output to %s, or to both where rules differ" (add1 $number) $output $.Values.output $output) -}}
 {{- end -}}

@@ -12,6 +12,7 @@ from typing import Any
 
 from bridge.core import canonical
 from bridge.core.marks import SERVICE_SYNC, SKIP_MIRROR, joined, marks
+from bridge.core.mirroring import Refused, slices_of
 from bridge.core.model import (
     USUAL_TRAFFIC,
     Action,
@@ -83,13 +84,13 @@ def named(*ports: tuple[str, int], default: str = "") -> tuple[NamedPort, ...]:
 
 
 def rule(**to: object) -> Rule:
-    """A rule that differs from the default in its destination."""
-    return Rule(to=Destination(**to))  # type: ignore[arg-type]
+    """A rule that differs in its destination from one into Endpoints alone, which leaves fewer objects to tell of."""
+    return Rule(to=Destination(**{"output": Output.ENDPOINTS, **to}))  # type: ignore[arg-type]
 
 
 def picky(**rules: object) -> Rule:
-    """A rule that differs from the default in what it makes of instances."""
-    return Rule(instances=InstanceRules(**rules))  # type: ignore[arg-type]
+    """A rule that differs from that in what it makes of instances."""
+    return Rule(to=Destination(output=Output.ENDPOINTS), instances=InstanceRules(**rules))  # type: ignore[arg-type]
 
 
 def ready(*addresses: str) -> tuple[Endpoint, ...]:
@@ -158,7 +159,7 @@ def translated(
 ) -> Translation:
     """The translation of one service."""
     known = Known(tuple(found))
-    return translate(TARGET, [(with_rule or Rule(), QUERY, known)], current, **more)  # type: ignore[arg-type]
+    return translate(TARGET, [(with_rule or rule(), QUERY, known)], current, **more)  # type: ignore[arg-type]
 
 
 def mirror_of(found: Iterable[Instance], with_rule: Rule | None = None, current: Current | None = None) -> Mirror:
@@ -215,7 +216,9 @@ class Cluster:
     def mirror(self) -> None:
         """The control plane catches up."""
         if self.endpoints is not None and self.service is not None and not self._skips():
-            self.mirrored = tuple(g for g in self.endpoints.groups if g.endpoints)
+            found = slices_of(self.endpoints.groups)
+            if not isinstance(found, Refused):  # else it stays as it is, for as long as that is so
+                self.mirrored = found
 
     def traffic(self) -> set[Seen]:
         """What kube-proxy sends traffic to: what is ready in any slice."""

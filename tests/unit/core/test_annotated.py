@@ -92,11 +92,11 @@ def test_annotations_say_what_from_where_and_which_instances() -> None:
         ("endpointslices", Output.ENDPOINTSLICES),
         (" both ", Output.BOTH),
         ("endpoints", Output.ENDPOINTS),
-        ("", Output.ENDPOINTS),
+        ("", Output.BOTH),
     ],
 )
 def test_an_annotation_chooses_what_carries_the_addresses(text: str, output: Output) -> None:
-    """Endpoints, unless one of the other two is named."""
+    """Both, unless one of them is named."""
     asked = request_of(service({**ASKING, "consul-bridge/output": text}), "dc1")
     assert isinstance(asked, tuple)
     assert (asked[0].to.output, asked[0].warnings) == (output, ())
@@ -109,7 +109,7 @@ def test_an_annotation_chooses_what_carries_the_addresses(text: str, output: Out
             {"output": "EndpointSlices"},
             (
                 "the annotation consul-bridge/output is 'EndpointSlices' and not one of endpoints, endpointslices, "
-                "both: endpoints carries the addresses",
+                "both: it is taken as both",
             ),
         ),
         (
@@ -133,7 +133,7 @@ def test_what_is_not_understood_is_said(marks: dict[str, str], warnings: tuple[s
     """It is filled all the same, as if that had not been set."""
     asked = request_of(service({**ASKING, **{f"consul-bridge/{k}": v for k, v in marks.items()}}), "dc1")
     assert isinstance(asked, tuple)
-    assert (asked[0].warnings, asked[0].to.output) == (warnings, Output.ENDPOINTS)
+    assert (asked[0].warnings, asked[0].to.output) == (warnings, Output.BOTH)
 
 
 def test_what_others_set_is_none_of_our_business() -> None:

@@ -48,7 +48,7 @@ from tests.unit.core.builders import (
     slice_of,
 )
 
-RULE = Rule(services=("rados*",), name="storage")
+RULE = replace(rule(), services=("rados*",), name="storage")
 
 
 def test_a_healthy_service_is_explained_in_full() -> None:

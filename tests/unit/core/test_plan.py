@@ -32,6 +32,7 @@ from bridge.core.model import (
 from bridge.core.plan import plan, retain
 from bridge.core.reasons import Code
 from tests.unit.core.builders import (
+    OUTPUTS,
     OWNER,
     QUERY,
     TARGET,
@@ -570,31 +571,18 @@ def test_slices_without_ready_endpoints_need_no_mirror() -> None:
     assert verbs(found) == ["create Endpoints", "delete EndpointSlice"]
 
 
-def test_no_more_is_waited_for_than_the_control_plane_mirrors() -> None:
-    """It copies 1,000 addresses of one set of ports."""
-    many = instances(1200)
+@pytest.mark.parametrize("others", [600, 0])
+def test_slices_do_not_wait_for_a_mirror_that_cannot_have_everything(others: int) -> None:
+    """It ends at 1,000 addresses of one set of ports, both families together: ours stay, and nothing is asked again."""
+    many = [*instances(1200 - others), *(instance(f"fd00::{n:x}") for n in range(1, others + 1))]
     cluster = Cluster()
     settle(cluster, many, rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=1000))
-    cluster.apply(planned(mirror_of(many, rule(), cluster.current()), cluster.current()))
-    assert cluster.endpoints is not None
-    for count, unmirrored in ((999, True), (1000, False)):
-        cluster.mirrored = (
-            replace(cluster.endpoints.groups[0], endpoints=cluster.endpoints.groups[0].endpoints[:count]),
-        )
-        assert planned(mirror_of(many, rule(), cluster.current()), cluster.current()).unmirrored is unmirrored
-
-
-def test_both_families_share_what_the_control_plane_mirrors() -> None:
-    """It merges them before it cuts at 1,000: of 800 and 800 it copies 1,000, and no more is waited for."""
-    many = [*instances(800), *(instance(f"fd00::{n:x}") for n in range(1, 801))]
-    cluster = Cluster()
-    settle(cluster, many, rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=1000))
-    cluster.apply(planned(mirror_of(many, rule(), cluster.current()), cluster.current()))
-    assert cluster.endpoints is not None
-    first, second = cluster.endpoints.groups
-    for count, unmirrored in ((199, True), (200, False)):
-        cluster.mirrored = (first, replace(second, endpoints=second.endpoints[:count]))
-        assert planned(mirror_of(many, rule(), cluster.current()), cluster.current()).unmirrored is unmirrored
+    (found, rest) = settle(cluster, many, rule(max_endpoints_per_slice=1000))
+    assert (verbs(found), found.unmirrored, verbs(rest), rest.unmirrored) == (["create Endpoints"], False, [], False)
+    assert (
+        "copies 1000 addresses of one set of ports into EndpointSlices at most, and here are 1200" in rest.warnings[0]
+    )
+    assert len(cluster.traffic()) == 1200
 
 
 def test_an_address_with_several_ports_is_one_of_what_the_control_plane_mirrors() -> None:
@@ -898,3 +886,71 @@ def test_endpoints_without_ports_are_counted_and_held_as_any_others() -> None:
     assert (draft.ready_before, draft.lost, draft.flipped) == (3, 1, 1)
     kept = retain(desired, cluster.current(), lost=True, flips=True)
     assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.2", "10.0.0.3"), ports=()),)
+
+
+# --------------------------------------------------------------------------- what the control plane cannot mirror
+
+
+TWO_PORTS = [instance(port=7480), instance(port=7481)]
+
+
+def test_endpoints_that_cannot_be_mirrored_get_slices_of_ours() -> None:
+    """Two instances on one VM: without slices of ours nobody would ever get there, although the Endpoints are right."""
+    cluster = Cluster()
+    first, _ = settle(cluster, TWO_PORTS, rule())
+    assert verbs(first) == ["create Service", "create EndpointSlice", "create EndpointSlice", "create Endpoints"]
+    assert first.warnings == (
+        "the control plane cannot mirror these Endpoints: the ports 7480, 7481, all without a name, have the same "
+        "address, 10.0.0.1, and one EndpointSlice cannot have two ports of one name. EndpointSlices of ours carry the "
+        "addresses, although the output is endpoints",
+    )
+    assert {port for _, _, port, _ in cluster.traffic()} == {7480, 7481}
+
+
+def test_endpoints_that_become_such_lose_nothing_and_do_not_change_to_and_fro() -> None:
+    """VM 2 leaves, and both ports have VM 1 only: VM 2 must not stay in a mirror that nobody can change any more."""
+    cluster = Cluster()
+    three = [*TWO_PORTS, instance("10.0.0.2", 7480)]
+    settle(cluster, three, rule())
+    assert cluster.slices == {}
+    (first, *_) = settle(cluster, TWO_PORTS, rule())
+    assert verbs(first) == ["create EndpointSlice", "create EndpointSlice", "update Endpoints"]
+    assert {address for address, *_ in cluster.traffic()} == {"10.0.0.1"}
+    again, rest = settle(cluster, three, rule())
+    assert verbs(again) == ["update EndpointSlice", "update Endpoints"]
+    assert [w.code for w in rest.warnings] == [Code.MIRROR_DOUBTFUL]
+    (gone, *_) = settle(cluster, [instance(port=7480)], rule())
+    assert gone.unmirrored
+    assert (cluster.slices, {port for _, _, port, _ in cluster.traffic()}) == ({}, {7480})
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_without_the_right_to_write_slices_endpoints_carry_everything(output: Output) -> None:
+    """What it is and what it costs is said; slices that stand there stay as they are."""
+    for current in (Current(TARGET, service()), Current(TARGET, service(), None, (slice_of("s", group()),))):
+        desired = mirror_of(instances(2), rule(output=output), current)
+        found = plan(TARGET, desired, current, owner=OWNER, slices_forbidden="create EndpointSlices in default")
+        assert verbs(found) == ["create Endpoints"]
+        assert all(
+            ("endpointslice.kubernetes.io/skip-mirror", "true") not in c.body.labels for c in found.writes if c.body
+        )
+        assert list(found.warnings) == (
+            []
+            if output is Output.ENDPOINTS
+            else [
+                "no EndpointSlices are written here, for the bridge may not create EndpointSlices in default: the "
+                "addresses reach kube-proxy by the control plane's mirror of the Endpoints only, and that is slower "
+                "(20 a second by default), ends at 1,000 addresses, and has no place for two ports of one name"
+            ]
+        )
+
+
+def test_without_that_right_what_cannot_be_mirrored_is_said_to_be_cut_off() -> None:
+    """It is not only slower then."""
+    current = Current(TARGET, service())
+    found = plan(TARGET, mirror_of(TWO_PORTS, rule(), current), current, owner=OWNER, slices_forbidden="patch them")
+    assert [verb for verb in verbs(found) if "Endpoint" in verb] == ["create Endpoints"]
+    assert found.warnings[0].code is Code.UNMIRRORED
+    assert (
+        "may not patch them, and the control plane cannot mirror these Endpoints: the ports 7480" in found.warnings[0]
+    )

@@ -503,15 +503,6 @@ def test_a_family_that_the_cluster_does_not_have_is_said(standing: CurrentServic
     assert translated([instance()], None, Current(TARGET, standing)).warnings == ()
 
 
-@pytest.mark.parametrize(("output", "warned"), [(Output.ENDPOINTS, True), (Output.BOTH, False)])
-def test_more_than_a_thousand_addresses_are_too_many_for_the_mirror(output: Output, warned: bool) -> None:
-    """Counted by port set, ready or not, both families together."""
-    many = (*instances(600), *instances(1), *(instance(f"fd00::{n:x}") for n in range(1, 402)))
-    found = translated(many, rule(output=output))
-    assert [w.split(":")[0] for w in found.warnings] == (["1001 addresses in one subset"] if warned else [])
-    assert translated(instances(1000)).warnings == ()
-
-
 def test_several_services_behind_one() -> None:
     """Each brings its own port and its own ready instances; labels of the first rule win."""
     http = Rule(to=Destination(port_name="http", port=80, labels=(("a", "1"),)))

@@ -326,7 +326,7 @@ def test_without_file_flags_and_variables_one_rule_selects_everything() -> None:
         "storage",
         "{service}",
     )
-    assert rule.to.output is Output.ENDPOINTS
+    assert rule.to.output is Output.BOTH
 
 
 def test_the_command_that_releases_a_hold_has_this_installations_flags() -> None:

@@ -1,0 +1,155 @@
+"""Without the right to write EndpointSlices: Endpoints go on as they did, what is missing is said, and it ends by itself."""  # noqa: E501
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.consul.client import ConsulConfig
+from bridge.core.model import Destination, Output, Policy, Rule
+from bridge.engine import slice_rights
+from bridge.engine.look import status_once
+from bridge.engine.run import Bridge
+from bridge.engine.slice_rights import SliceRights
+from bridge.engine.sync import SyncOptions, sync_once
+from bridge.errors import TransientError
+from bridge.kube.client import KubeConfig
+from bridge.observe.logs import LogObserver, logger
+from bridge.observe.metrics import Metrics
+from bridge.observe.together import Together
+from tests.fakes.consul import FakeConsul
+from tests.fakes.kube import FakeKube
+from tests.loop.test_engine_run import OPTIONS, QUICK, Running
+
+Eventually = Callable[..., None]
+SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
+RULE = Rule(to=Destination(namespace="default"))
+METRIC = "consul_bridge_endpointslices_forbidden_namespaces"
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A bridge, not started yet, on a cluster where Endpoints stand that an earlier one with `endpoints` wrote."""
+    monkeypatch.setattr(slice_rights, "RECHECK_SECONDS", 0.2)
+    with FakeConsul() as consul, FakeKube() as kube:
+        consul.register("web", "vm-1", "10.0.0.1", 80)
+        made = Running(consul, kube, tmp_path)
+        synced(made, Rule(to=Destination(namespace="default", output=Output.ENDPOINTS)))
+        for verb in ("create", "patch"):
+            kube.forbid("admin", verb, "endpointslices")
+        yield made
+        if made.thread.ident is not None:
+            made.stop()
+
+
+def sides(running: Running) -> dict[str, object]:
+    return {
+        "consul": ConsulConfig(address=running.consul.address),
+        "kube": KubeConfig(kubeconfig=running.kubeconfig),
+        "options": SyncOptions(retry=QUICK),
+        "stop": threading.Event(),
+    }
+
+
+def synced(running: Running, rule: Rule = RULE) -> tuple[int, list[str]]:
+    """Failures of one pass, and the codes of its warnings."""
+    report = sync_once(**sides(running), rules=(rule,))  # type: ignore[arg-type]  # a dictionary has one type
+    return report.summary.failed, [row.to_json()["reason"] for row in report.warnings]
+
+
+def mirrored(running: Running, service: str = "web") -> bool:
+    """Whether the control plane is to mirror the Endpoints."""
+    found = running.kube.get("endpoints", "default", service)
+    assert found is not None
+    return SKIP_MIRROR not in found["metadata"]["labels"]
+
+
+def sliced(running: Running) -> list[str]:
+    """Addresses in slices."""
+    keys = list(running.kube.objects["discovery.k8s.io", "endpointslices"])
+    slices = [running.kube.get("endpointslices", *key) for key in keys]
+    return sorted(e["addresses"][0] for s in slices if s for e in s["endpoints"])
+
+
+def test_a_pass_goes_on_with_endpoints_and_says_what_is_missing(running: Running) -> None:
+    """Nothing fails, nothing is refused, and the Endpoints stay mirrored; the status says the same."""
+    running.consul.register("web", "vm-2", "10.0.0.2", 80)
+    before = len(running.kube.log)
+    assert synced(running) == (0, ["slices_forbidden"])
+    assert (running.ready("web"), mirrored(running), sliced(running)) == (["10.0.0.1", "10.0.0.2"], True, [])
+    assert [e for e in running.kube.log[before:] if e.status == 403] == []
+    (row,) = status_once(**sides(running), rules=(RULE,)).services  # type: ignore[arg-type]
+    assert row.state == "in sync"
+    assert "the bridge may not create, patch endpointslices in namespace default" in row.detail
+    running.kube.allow()
+    assert synced(running) == (0, [])
+    assert (mirrored(running), sliced(running)) == (False, ["10.0.0.1", "10.0.0.2"])
+
+
+def test_a_running_bridge_goes_on_and_writes_slices_once_it_may(running: Running, eventually: Eventually) -> None:
+    """Said in the log, in readiness (which stays yes) and in a metric; granted, no restart is needed."""
+    metrics = Metrics("1")
+    running.bridge = Bridge(
+        consul=ConsulConfig(address=running.consul.address),
+        kube=KubeConfig(kubeconfig=running.kubeconfig),
+        rules=(RULE,),
+        options=OPTIONS,
+        observer=Together(LogObserver(logger()), metrics),
+    )
+    with capture_logs() as logs:
+        running.start()
+        running.consul.register("web", "vm-2", "10.0.0.2", 80)
+        eventually(lambda: running.ready("web"), ["10.0.0.1", "10.0.0.2"])
+        eventually(lambda: metrics.registry.get_sample_value(METRIC), 1.0)
+        ready, detail = running.bridge.ready()
+        assert (ready, mirrored(running), sliced(running)) == (True, True, [])
+        text = "create, patch endpointslices in namespace default"
+        assert detail["endpointslices_forbidden"] == {"default": text}
+        running.kube.allow()
+        eventually(lambda: (sliced(running), mirrored(running)), (["10.0.0.1", "10.0.0.2"], False), 10)
+        eventually(lambda: metrics.registry.get_sample_value(METRIC), 0.0)
+        assert "endpointslices_forbidden" not in running.bridge.ready()[1]
+    said = [(e["event"].partition(",")[0], e.get("lacking", "")) for e in logs if "EndpointSlices" in e["event"]]
+    assert said == [("EndpointSlices may not be written", text), ("EndpointSlices may be written", "")]
+    assert [e for e in logs if e["event"] == "write failed"] == []
+
+
+def test_a_right_that_is_taken_away_while_it_runs_is_noticed_by_the_first_refusal(
+    running: Running, eventually: Eventually
+) -> None:
+    """The Endpoints are mirrored again, so what comes from then on is reached."""
+    running.kube.allow()
+    running.start()
+    eventually(lambda: (sliced(running), mirrored(running)), (["10.0.0.1"], False))
+    running.kube.forbid("admin", "patch", "endpointslices")
+    running.consul.register("web", "vm-2", "10.0.0.2", 80)
+    eventually(lambda: (running.ready("web"), mirrored(running)), (["10.0.0.1", "10.0.0.2"], True), 15)
+
+
+def test_a_server_that_does_not_answer_is_not_asked_by_each_target() -> None:
+    """What was known stays true for a while; nothing known means allowed."""
+    asked: list[str] = []
+    now = 0.0
+    answers: list[bool | TransientError] = [TransientError("away"), False, True, TransientError("away"), True, True]
+
+    def can_i(verb: str, _namespace: str) -> bool:
+        asked.append(verb)
+        answer = answers.pop(0)
+        if isinstance(answer, TransientError):
+            raise answer
+        return answer
+
+    rights = SliceRights(can_i, Policy.UPSERT_ONLY, lambda: now)
+    assert [rights.missing("a"), rights.missing("a"), asked] == ["", "", ["create"]]
+    now = 5.0
+    assert (rights.missing("a"), rights.forbidden()) == (
+        "create endpointslices in namespace a", {"a": "create endpointslices in namespace a"},
+    )  # fmt: skip
+    now = 30.0
+    assert rights.granted() == set()  # nobody answers
+    now = 60.0
+    assert (rights.granted(), rights.forbidden(), answers) == ({"a"}, {}, [])
