@@ -163,15 +163,10 @@ class Access:
         with self._lock:
             self._listeners.append(listener)
 
-    def forget(self, listener: Callable[[], None]) -> None:
-        """Call it no more."""
-        with self._lock, contextlib.suppress(ValueError):
-            self._listeners.remove(listener)
-
-    @property
-    def listeners(self) -> int:
-        """How many listen: the clients that are not closed."""
-        return len(self._listeners)
+    def close(self) -> None:
+        """Nobody uses it any more."""
+        if self._renewals is not None:
+            self._renewals.close()
 
     # ------------------------------------------------------------------ credentials
 

@@ -110,6 +110,8 @@ class _Family:
             with contextlib.suppress(ValueError):
                 self._clients.remove(client)
             self._watching.discard(client)
+            if not self._clients:
+                self.access.close()
             if self._watching:
                 return
             keeper, self._keeper = self._keeper, None

@@ -62,8 +62,14 @@ class Plugin:
         """The plugin and where it is named, for messages."""
         return f"the credential plugin {self.settings['command']} (kubeconfig {self.file})"
 
-    def run(self, *, at_terminal: bool = False, limit_seconds: float = LIMIT_SECONDS) -> Credential:
-        """Run it once. Raises PluginError."""
+    def run(
+        self,
+        *,
+        at_terminal: bool = False,
+        limit_seconds: float = LIMIT_SECONDS,
+        started: Callable[[subprocess.Popen[bytes]], None] = lambda _process: None,
+    ) -> Credential:
+        """Run it once; `started` gets the process. Raises PluginError."""
         command = str(self.settings["command"])
         path = shutil.which(command)
         if path is None:
@@ -78,10 +84,17 @@ class Plugin:
         if mode == "Always" and not at_terminal:
             raise PluginError(f"{self.name} wants a terminal (interactiveMode: Always), and there is none here")
         interactive = at_terminal and mode != "Never"
-        output = self._output(path, version, interactive, limit_seconds)
+        output = self._output(path, version, interactive, limit_seconds, started)
         return self._credential(output, version)
 
-    def _output(self, path: str, version: str, interactive: bool, limit_seconds: float) -> bytes:
+    def _output(
+        self,
+        path: str,
+        version: str,
+        interactive: bool,
+        limit_seconds: float,
+        started: Callable[[subprocess.Popen[bytes]], None],
+    ) -> bytes:
         info: dict[str, Any] = {"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": interactive}}
         if self.settings.get("provideClusterInfo"):
             info["spec"]["cluster"] = _told(self.cluster)
@@ -101,6 +114,7 @@ class Plugin:
         except OSError as error:
             raise PluginError(f"{self.name} cannot be started: {error}") from error
         with process:
+            started(process)
             try:
                 output, said = process.communicate(timeout=None if interactive else limit_seconds)
             except subprocess.TimeoutExpired:
@@ -155,6 +169,8 @@ class Renewals:
         self._given_at = 0.0
         self._running = False
         self._not_before = float("-inf")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
         self.trouble = ""
         """Why the last run brought nothing, "" when it did."""
 
@@ -184,6 +200,19 @@ class Renewals:
                 self._changed.wait_for(lambda: not self._running, wait_seconds)
         return used != self._current
 
+    def close(self) -> None:
+        """End a run that is under way: who hangs must not outlive us."""
+        with self._changed:
+            self._closed = True
+            if self._process is not None and self._process.poll() is None:
+                _end(self._process)
+
+    def _started(self, process: subprocess.Popen[bytes]) -> None:
+        with self._changed:
+            self._process = process
+            if self._closed:
+                _end(process)
+
     def _due(self) -> bool:
         expires_at = self._current.expires_at
         if expires_at is None:
@@ -193,7 +222,7 @@ class Renewals:
 
     def _begin(self) -> bool:
         with self._changed:
-            if self._running or time.monotonic() < self._not_before:
+            if self._running or self._closed or time.monotonic() < self._not_before:
                 return False
             self._running = True
         threading.Thread(target=self._run, name="kube-credentials", daemon=True).start()
@@ -202,7 +231,7 @@ class Renewals:
     def _run(self) -> None:
         before = self._current
         try:
-            self._take(self.plugin.run(limit_seconds=LIMIT_SECONDS))
+            self._take(self.plugin.run(limit_seconds=LIMIT_SECONDS, started=self._started))
         except PluginError as error:
             self.trouble = str(error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the next request tries again

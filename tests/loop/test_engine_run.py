@@ -10,17 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trustme
 
 from bridge.consul.client import ConsulConfig
 from bridge.core.guard import GuardSettings
 from bridge.core.model import Change, Destination, Group, Known, Meta, Output, Query, Rule, Status, Target
 from bridge.engine import backoff, run
 from bridge.engine.run import OWN_DATACENTER, Bridge, RunOptions
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
 from bridge.report import NullObserver
 from bridge.retry import RetryPolicy
+from tests.chaos.stub import Stub
 from tests.fakes.consul import FakeConsul
 from tests.fakes.consul import Fault as ConsulFault
 from tests.fakes.kube import ADMIN_TOKEN, FakeKube
@@ -630,3 +632,27 @@ def test_a_plugin_that_hangs_is_named_by_readiness_and_log_while_the_work_goes_o
     hangs.unlink()
     eventually(lambda: running.bridge.ready()[1].get("warnings"), None, 30)
     assert observer.warnings == ["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"]
+
+
+def test_a_server_that_is_not_verified_is_told_by_readiness_and_log(
+    running: Running, eventually: Eventually, tmp_path: Path
+) -> None:
+    """It works, and nobody may overlook it."""
+    made = trustme.CA().issue_cert("kube.example.org")
+    (tmp_path / "server.pem").write_bytes(made.cert_chain_pems[0].bytes())
+    (tmp_path / "server.key").write_bytes(made.private_key_pem.bytes())
+    files = (tmp_path / "server.pem", tmp_path / "server.key")
+    between = Stub(running.kube.url, lambda _method, _path: None, certificate=files)
+    config = json.loads(Path(running.kubeconfig).read_text())
+    config["clusters"][0]["cluster"] = {"server": f"https://{between.address}", "insecure-skip-tls-verify": True}
+    Path(running.kubeconfig).write_text(json.dumps(config))
+    running.bridge._observer = observer = Warned()
+    try:
+        running.start()
+        ready, detail = running.bridge.ready()
+        assert (ready, detail["warnings"]) == (True, [UNVERIFIED])
+        assert observer.warnings.count(UNVERIFIED) == 1
+    finally:
+        running.stop()
+        running.thread = threading.Thread()
+        between.close()

@@ -366,6 +366,28 @@ TOKEN, UNTIL = {ADMIN_TOKEN!r}, '2020-01-01T00:00:00Z'
     client.close()
 
 
+def test_a_plugin_that_hangs_ends_with_the_client(
+    fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not outlive a process that has given it up."""
+    monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
+    body = f"""
+marker = os.path.join({str(tmp_path)!r}, 'ran')
+first = not os.path.exists(marker)
+open(marker, 'a').write(f'{{os.getpid()}} ')
+if not first:
+    time.sleep(600)
+TOKEN, UNTIL = {ADMIN_TOKEN!r}, '2020-01-01T00:00:00Z'
+{GIVE}"""
+    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, plugin(tmp_path, body))))
+    client.request("GET", "/api/v1/services")
+    assert wait_for(lambda: len((tmp_path / "ran").read_text().split()) == 2)
+    second = Path("/proc") / (tmp_path / "ran").read_text().split()[1]
+    assert second.exists()
+    client.close()
+    assert wait_for(lambda: not second.exists(), 5)
+
+
 def test_a_plugin_that_hangs_at_the_start_is_a_configuration_error(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
