@@ -55,7 +55,10 @@ COMBINATIONS = [
 ]
 
 # What every authenticated user may ask about itself, by the cluster's own roles.
-EVERYBODYS = {("authorization.k8s.io", "selfsubjectaccessreviews", "create")}
+EVERYBODYS = {
+    ("authorization.k8s.io", "selfsubjectaccessreviews", "create"),
+    ("authentication.k8s.io", "selfsubjectreviews", "create"),
+}
 
 # The entry point of the wheel, whether or not it is installed here.
 BRIDGE = (sys.executable, "-c", "import sys; from bridge.cli import main; sys.exit(main())")
