@@ -1,5 +1,5 @@
 #!/bin/sh
-# Consul 1.22.0: a blocking query on /v1/health/service shows an instance that the catalog does not have any more.
+# Consul 1.22.0 (and 1.22.5): a blocking query on /v1/health/service shows an instance that the catalog does not have any more.
 #
 # Input: one service instance is registered on node "vm2", then again on node "VM2" with another address. Consul's catalog
 # compares node names without case, so this is the same node, and both requests are answered 200.
