@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos consul-random fuzz docs lab-up lab-env lab-down image sbom lock clean
+.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos patroni consul-random fuzz docs lab-up lab-env lab-down image sbom lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ chaos: $(STAMP) ## faults of all kinds while services change: make chaos SEED=7 
 
 consul-random: $(STAMP) ## plain and blocking answers of a real Consul side by side: make consul-random SEED=7 MINUTES=10
 	@$(BIN)/python -m tests.consul_random $(if $(SEED),--seed '$(SEED)') --minutes '$(or $(MINUTES),5)'
+
+patroni: $(STAMP) ## fail-overs of a real Patroni, and seconds of wrong traffic: make patroni ROUNDS=3 SCENARIO="switchover cut-off"
+	@$(BIN)/python -m tests.patroni --rounds '$(or $(ROUNDS),1)' $(SCENARIO)
 
 fuzz: $(STAMP) ## coverage-guided fuzzing of what reads foreign bytes: make fuzz SECONDS=60
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt

@@ -851,7 +851,12 @@ class InstancesRule(_Section):
     zone_meta: Plain = Field(
         "zone", description="Node meta key that holds the topology zone (EndpointSlices); no label, no zone."
     )
-    keep_last_ready: bool = Field(False, description="Never let a service's last ready endpoint turn not ready.")
+    keep_last_ready: bool = Field(
+        False,
+        description="Never let a service's last ready endpoint turn not ready for its health. Right for a service "
+        "whose checks are less reliable than the service itself; wrong for an elected primary, where it keeps a dead "
+        "or demoted one ready.",
+    )
 
 
 class RuleSettings(_Section):

@@ -633,7 +633,9 @@ class Bridge:
         with self._reconciler.lock:
             annotated = self._reconciler.world.asked_by_annotation_alone(unknown)
         self._observer.unread(unknown, annotated)
-        self._observer.warned(self._catalog.warnings())
+        with self._reconciler.lock:
+            idle = self._reconciler.world.idle_rules()
+        self._observer.warned((*self._catalog.warnings(), *(idle_text(rule, listed) for rule, listed in idle)))
         self._observer.unreadable(self._unreadable())
         self._observer.slices_forbidden(self._forbidden_slices())
         self._observer.rival(self._rival())
@@ -837,6 +839,17 @@ class Bridge:
             self._fatal = error if isinstance(error, BridgeError) else RuntimeError(f"a thread died: {error!r}")
             self._fatal.__cause__ = error
         self.stop()
+
+
+def idle_text(rule: Rule, listed: int) -> str:
+    """What is said of a rule that selects nothing, in the rule's own words."""
+    words = [f"services {', '.join(rule.services)}"] if rule.services else []
+    words += [rule.asks] if rule.asks else []
+    words += [f"datacenters {', '.join(rule.datacenters)}"] if rule.datacenters else []
+    return (
+        f"{rule.title}: it selects none of the {listed} services that Consul lists ({'; '.join(words) or 'every one'})"
+        "; `bridge explain SERVICE` says why"
+    )
 
 
 def _account(outcome: Outcome | None) -> tuple[object, ...]:

@@ -79,6 +79,7 @@ class World:
         self._wanted: frozenset[Query] | None = None
         self._asked: frozenset[Query] | None = None
         self._pinned: tuple[select.Choice, ...] = ()
+        self._used: tuple[frozenset[Query], set[int]] | None = None
         self._pin()
 
     # ------------------------------------------------------------------ what comes in
@@ -380,6 +381,23 @@ class World:
     def selected(self) -> int:
         """Number of Consul services that are mirrored or ought to be."""
         return len(self._selected) + len(self._pinned) + len(self._annotated)
+
+    def idle_rules(self) -> tuple[tuple[Rule, int], ...]:
+        """Rules that select nothing of what is listed, each with the number of services that its datacenters list.
+
+        A rule of which a datacenter could not be listed (yet) is not among them.
+        """
+        wanted = self.wanted()
+        if self._used is None or self._used[0] is not wanted:  # thousands of services twice a second would cost
+            self._used = wanted, {choice.order for choices in self._selected.values() for choice in choices}
+        used = self._used[1]
+        found = []
+        for order, rule in enumerate(self.rules):
+            datacenters = rule.datacenters or self.datacenters
+            listed = [self._listings[dc] for dc in datacenters if dc in self._listings]
+            if order not in used and not rule.pinned and len(listed) == len(datacenters):
+                found.append((rule, sum(len(listing.services) for listing in listed)))
+        return tuple(found)
 
     def trouble(self) -> Mapping[Query, str]:
         """Services whose last read failed, with the reason. What was known of them before still stands."""

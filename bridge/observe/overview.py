@@ -50,6 +50,7 @@ def judge(overview: Overview) -> tuple[str, str, str]:
     | something is still to be written | Catching up |
     | somebody else's objects are in the way | In sync, with conflicts |
     | some services could not be read | In sync as far as known |
+    | no service is selected | Nothing to mirror |
     """
     state, states, total = overview.state, overview.states, overview.services
     kubernetes, consul = _kubernetes_trouble(state), _mapping(state.get("consul"))
@@ -78,7 +79,11 @@ def judge(overview: Overview) -> tuple[str, str, str]:
     if unknown := states.get("unknown", 0):
         return "warn", "In sync as far as known", f"{_services(unknown)} could not be read; what is there stays."
     if not total:
-        return "good", "In sync", "No service in Consul is selected yet. bridge explain SERVICE says why one is not."
+        return (
+            "plain",
+            "Nothing to mirror",
+            "No service in Consul is selected. bridge explain SERVICE says why one is not.",
+        )
     return "good", "In sync", f"Kubernetes has what Consul says, for {_services(total)}."
 
 

@@ -155,3 +155,21 @@ def test_what_two_rules_want_for_one_service_is_told_with_both_places(lab: Lab, 
         assert f"{pair.file}:3:5" in flat, (command, text)
     assert f"{pair.namespace}/all" in texts[f"explain {pair.service}"]
     assert [told[name].status for name in told] == [0, 0, 0]
+
+
+def test_a_rule_that_selects_nothing_is_said_with_its_words_and_the_page_is_neutral(
+    lab: Lab, namespace: str, eventually: Eventually
+) -> None:
+    """The log was silent and the page green."""
+    env = environment(lab.consul.address, lab.kubeconfig)
+    select = ("--service", "nothing-*", "--namespace", namespace)
+    daemon = Daemon(lab, f"bridge-{namespace}", *select, env=env)
+    daemon.start()
+    try:
+        eventually(
+            lambda: sum("nothing-*" in str(event) and "none of the" in str(event) for event in daemon.events()), 1
+        )
+        assert b"Nothing to mirror" in daemon.get("/")[1]
+        assert daemon.readiness()["first_pass_done"] is True
+    finally:
+        daemon.stop()

@@ -234,6 +234,24 @@ def test_what_a_person_deleted_while_nobody_has_the_tag_is_not_made_anew() -> No
     assert made.on_listing("dc1", Listing({"db": frozenset({"primary"})}), 3.0) == {FIRST}
 
 
+def test_a_rule_that_selects_nothing_is_told_once_its_datacenters_are_listed() -> None:
+    """Its names match nothing, nobody has its tags, or an earlier rule takes all; unknown is not nothing."""
+    nothing = Rule(name="nothing", services=("no-*",), datacenters=("dc1",))
+    abroad = Rule(name="abroad", services=("no-*",), datacenters=("dc1", "dc2"))
+    elsewhere = Rule(name="elsewhere", services=("db",), datacenters=("dc1",), peer="cloud", pinned=True)
+    untagged = replace(PRIMARY, datacenters=("dc1",))
+    made = World((nothing, abroad, elsewhere, untagged, Rule(name="all", datacenters=("dc1",))), ["dc1", "dc2"], 30.0)
+    before = made.idle_rules()
+    made.on_listing("dc1", Listing({"db": frozenset(), "web": frozenset()}), 0.0)
+    made.on_listing("dc2", Unknown("no path"), 0.0)
+    found = [(rule.name, listed) for rule, listed in made.idle_rules()]
+    assert (before, found, made.idle_rules()) == ((), [("nothing", 2), ("primary", 2)], made.idle_rules())
+    made.on_listing("dc1", Listing({"db": frozenset({"primary"})}), 1.0)
+    assert [rule.name for rule, _ in made.idle_rules()] == ["nothing"]
+    made.replace_rules(RULES, 2.0)
+    assert made.idle_rules() == ()
+
+
 def test_a_service_with_several_filters_is_gone_when_each_of_them_shows_nobody() -> None:
     """One that still shows somebody proves that the listing is not the truth."""
     rules = (replace(PRIMARY, tags=(), filter="a"), replace(REPLICA, tags=(), filter="b"))

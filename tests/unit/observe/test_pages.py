@@ -150,7 +150,7 @@ ELECTION: dict[str, Any] = {"election": {"held": [], "shards": 1, "members": [],
     ("change", "verdict"),
     [
         ({}, "In sync"),
-        ({"services": 0, "states": {}}, "In sync"),
+        ({"services": 0, "states": {}}, "Nothing to mirror"),
         ({"states": {"unknown": 1}}, "In sync as far as known"),
         ({"states": {"conflict": 1, "unknown": 1}}, "In sync, with conflicts"),
         ({"states": {"differs": 1, "conflict": 1}}, "Catching up"),
