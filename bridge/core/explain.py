@@ -164,7 +164,7 @@ def explain(
         service=service,
         datacenter=datacenter,
         rules=verdicts,
-        rule=rule.title if rule is not None else "",
+        rule=rule.name if rule is not None else "",
         target=str(target) if isinstance(target, Target) else "",
         problem=problem or "",
         consul=consul,
