@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
+from bridge.consul.faults import FILTERS
 from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
+from bridge.core.marks import MANAGED_BY, MANAGER, OWNER
 from bridge.core.mirroring import MIRROR_COSTS, MIRRORING_LIMIT, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
@@ -154,6 +156,7 @@ class _Check:
         yield from connections(self._config, self._kube)
         self._store = self._services_of_people(rules)
         yield from self._tenancy()
+        yield from self._unlabelled()
         yield from self._consul(rules)
         yield from self._kubernetes(rules)
 
@@ -193,6 +196,14 @@ class _Check:
             return self._store
         finally:
             client.close()
+
+    def _unlabelled(self) -> Iterator[Probe]:
+        """Objects that nobody looks after any more: they are taken for somebody else's."""
+        lost = [f"{meta.namespace}/{meta.name}" for meta in self._store.unlabelled_services()]
+        if lost:
+            detail = f"written by a bridge, as the field manager shows, but without its labels: {_some(lost)}"
+            mend = f"kubectl label service NAME {MANAGED_BY}={MANAGER} {OWNER}={self._options.owner}, or delete them"
+            yield Probe("labels of ownership", WARNING, detail, mend)
 
     def _asking(self) -> list[CurrentService]:
         """People's Services that ask to be filled."""
@@ -299,8 +310,9 @@ class _Check:
                     uncarried.append(f"{query.service} ({reason})")
         for reason, queries in refused.items():
             asking = [rule.name for q in queries for rule in chosen.rules_of[q] if rule.to.annotated]
-            filters = "rules[].filter (or --filter)" if not asking else f"consul-bridge/filter of {_some(asking)}"
-            mend = filters if "filter" in reason else snapshot.remedies.get(reason) or f"a token with: {POLICY}"
+            filters = FILTERS if not asking else f"consul-bridge/filter of {_some(asking)}"
+            way = snapshot.remedies.get(reason) or f"a token with: {POLICY}"
+            mend = filters if way == FILTERS else way
             yield Probe(f"reading {_some([q.service for q in queries])}", FAILED, reason, mend)
         if silent:
             yield Probe("peers", WARNING, _some(silent), "rules[].peer, as `consul peering list` has it")

@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge.core.marks import MANAGED_BY, MANAGER, OWNER, SLICE_MANAGED_BY, SLICE_SERVICE
 from bridge.core.model import Kind
-from bridge.errors import PermanentError
+from bridge.errors import ForbiddenError, PermanentError
 from bridge.kube import objects
 from bridge.kube.client import APPLY, FIELD_MANAGER, METADATA_ONLY, KubeClient
 
@@ -47,13 +47,8 @@ def refusals(client: KubeClient, namespace: str, owner: str, kinds: Collection[K
             client.request(
                 "PATCH", path, query=query, body=json.dumps(body).encode(), content_type=APPLY, accept=METADATA_ONLY
             )
+        except ForbiddenError:
+            continue
         except PermanentError as error:
-            if f"cannot create resource {_quoted(kind)}" not in str(error) and "cannot patch resource" not in str(
-                error
-            ):
-                found.append(f"{kind}: {error}")
+            found.append(f"{kind}: {error}")
     return found
-
-
-def _quoted(kind: Kind) -> str:
-    return f'"{objects.PLURAL[kind]}"'

@@ -129,6 +129,13 @@ class Store:
         asking = (s for s in found if (objects.MIRROR, "true") in s.meta.marks)
         return tuple(sorted(asking, key=lambda s: (s.meta.namespace, s.meta.name)))
 
+    def unlabelled_services(self) -> tuple[Meta, ...]:
+        """Services that a bridge wrote, as its field manager shows, and that lost their labels of ownership, sorted."""
+        with self._lock:
+            found = [e.found.meta for e in self._entries[Kind.SERVICE].values() if e.found is not None]
+        lost = (m for m in found if m.owner is None and m.written and not m.deleting)
+        return tuple(sorted(lost, key=lambda m: (m.namespace, m.name)))
+
     def counts(self) -> dict[str, int]:
         """Number of objects held by kind."""
         with self._lock:

@@ -137,6 +137,10 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
         [series("consul_bridge_warnings", "0x120", reason="unmirrored"),
          series("consul_bridge_warnings", "1x120", reason="zone_invalid")],
     ),
+    "ConsulBridgeAltered": (
+        [series("consul_bridge_errors_total", "0+1x120", kind="altered")],
+        [series("consul_bridge_errors_total", "0+1x120", kind="permanent")],
+    ),
     "ConsulBridgeRefused": (
         [series("consul_bridge_errors_total", "0+1x120", kind="permanent")],
         [series("consul_bridge_errors_total", "0+1x120", kind="transient"),

@@ -76,6 +76,17 @@ def test_people_alone_decide_where_there_is_no_rule(both: Both) -> None:
     assert "selected services" not in found
 
 
+def test_a_service_that_lost_its_labels_is_named(both: Both) -> None:
+    """Nobody would look after it any more."""
+    rule = Rule(services=("web",))
+    assert both.sync(rule) == 0
+    assert "labels of ownership" not in both.check(rule)
+    stored = both.kube.objects["", "services"]["default", "web"]
+    del stored.body["metadata"]["labels"]
+    state, text = both.check(rule)["labels of ownership"]
+    assert (state, "default/web -> kubectl label service NAME" in text) == ("warning", True)
+
+
 def test_neither_a_rule_nor_a_service_is_a_warning(both: Both) -> None:
     """With both ways out."""
     state, text = both.check()["selected services"]

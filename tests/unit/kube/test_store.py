@@ -66,6 +66,25 @@ def test_what_was_stored_otherwise_than_written_is_what_is_held() -> None:
     assert store.current(TARGET).endpoints == stored
 
 
+def test_services_that_we_wrote_and_that_lost_their_labels_are_told() -> None:
+    """By the field manager that is seen on them; others' and ours are not among them."""
+    store = Store("default")
+    raw = {"apiVersion": "v1", "kind": "Service", "spec": {}}
+    ours = [{"manager": "consul-bridge", "operation": "Apply", "time": "2026-11-23T14:00:00Z", "fieldsV1": {}}]
+    labels = {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "default"}
+    for name, about in (
+        ("lost", {"managedFields": ours}),
+        ("whole", {"managedFields": ours, "labels": labels}),
+        ("theirs", {}),
+        ("going", {"managedFields": ours, "deletionTimestamp": "2026-11-23T14:00:00Z"}),
+    ):
+        metadata = {"name": name, "namespace": "default", "resourceVersion": "5", **about}
+        found = objects.decode(Kind.SERVICE, {**raw, "metadata": metadata})
+        assert found is not None
+        event(store, found, "ADDED")
+    assert [m.name for m in store.unlabelled_services()] == ["lost"]
+
+
 def test_an_answer_that_comes_after_newer_news_changes_nothing() -> None:
     """The watch was quicker than the writer's thread: version 9 stays when 7 is noted."""
     store = Store("default")
