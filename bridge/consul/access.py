@@ -44,6 +44,12 @@ class Parts:
     room: Room
     wait_limit: WaitLimit
 
+    def secrets(self, *further: str) -> tuple[str, ...]:
+        """Texts that must not be quoted from answers, also where a server sends our own headers back."""
+        proxy = self.proxy.authorization if self.proxy is not None else ""
+        headers = (text.partition(" ")[2] for text in (self.authorization, proxy))
+        return (*self.credentials.secrets(), *headers, *further)
+
     @property
     def server(self) -> str:
         """Consul's address for messages, with the proxy on the way to it."""
@@ -161,7 +167,7 @@ def _post(config: ConsulConfig, parts: Parts, what: str, path: str, headers: Map
         (name, value) for name, value in (("ns", config.namespace), ("partition", config.partition)) if value
     ]
     asked = faults.Asked(
-        what=what, server=parts.server, authorized=bool(parts.authorization), secrets=parts.credentials.secrets(),
+        what=what, server=parts.server, authorized=bool(parts.authorization), secrets=parts.secrets(),
     )  # fmt: skip
     transport = transport_of(config, parts)
     transport.timeout = LOGIN_SECONDS if body else LOGOUT_SECONDS

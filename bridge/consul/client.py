@@ -417,7 +417,7 @@ class ConsulClient:
             filter=expression,
             anonymous=not token,
             authorized=bool(self._parts.authorization),
-            secrets=(token, self.config.token, self.config.http_auth.partition(":")[2]),
+            secrets=self._parts.secrets(token, self.config.http_auth.partition(":")[2]),
         )
 
     def _request(

@@ -977,10 +977,11 @@ class DatacenterWatch:
         self._leader_asked = False
         asked_at = time.monotonic()
         kept = client.opened < asked_at
+        patience = min(KEPT_SECONDS, self._config.timeout_margin_seconds)
         try:
-            leader = client.leader(self.name, KEPT_SECONDS if kept else None)
+            leader = client.leader(self.name, patience if kept else None)
         except TransientError as error:
-            if not kept or time.monotonic() - asked_at < KEPT_SECONDS:
+            if not kept or time.monotonic() - asked_at < patience:
                 self._leader_failed(error)
                 return
             self._troubles.set("leader", str(error))

@@ -144,7 +144,7 @@ def of_login(asked: Asked, code: int, headers: Mapping[str, str], body: bytes) -
     error = of_answer(asked, code, headers, body)
     said = trim(redact(bytes(body[: 8 * TEXT_LIMIT]).decode("utf-8", "replace"), asked.secrets)) or "no text"
     invalid = code == 500 and any(
-        word in said for word in ("claim", "verifying", "validation")
+        word in said for word in ("claim", "verifying", "validation", "bearer token")
     )  # 1.22 says so with 500
     if (code not in (400, 403, 404) and not invalid) or headers.get("WWW-Authenticate"):
         return error

@@ -22,6 +22,7 @@ from tests.chaos.faults import (
 from tests.chaos.stage import POLICY, TOKEN, Stage, wait_for
 from tests.chaos.stub import Answer, Rule, Stub
 from tests.lab import wait_until
+from tests.lab.failover import Failover
 from tests.raw import UnexpectedAnswerError
 
 
@@ -189,6 +190,50 @@ class ConsulSlow(_ConsulToxic):
     hold_seconds = 6.0
     kind = "bandwidth"
     attributes: ClassVar[dict[str, int]] = {"rate": 1}
+
+
+class ConsulTrickle(Fault):
+    """A middlebox that is overwhelmed: bytes come, one by one, and each comes in time."""
+
+    name = "consul-trickle"
+    what = "answers of Consul, headers first, come one byte every 0.2 s"
+    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
+    readiness = NOT_READY
+
+    def inject(self, stage: Stage, rng: random.Random) -> None:
+        attributes = {"average_size": 1, "size_variation": 0, "delay": 200_000}
+        stage.to_consul.add_to(("downstream",), "slicer", attributes)
+
+    def heal(self, stage: Stage) -> None:
+        stage.to_consul.heal()
+
+
+class ConsulFailover(Fault):
+    """A virtual address that moves, a balancer that forgets."""
+
+    name = "consul-failover"
+    what = (
+        "a balancer in front of Consul fails over: bytes of open connections lead nowhere and nobody closes them, new "
+        "connections work; the bridge is well again within 20 s, before the fault is healed"
+    )
+    shows = (log("consul cannot be asked", "in time"),)
+    readiness = EITHER
+
+    def inject(self, stage: Stage, rng: random.Random) -> None:
+        self._relay = Failover(stage.to_consul.upstream)
+        stage.to_consul.lead_to(self._relay.address)
+        wait_for(stage.bridge.ready, 20)
+        wait_for(lambda: False, 6.0)  # all its connections are open, and idle ones were used
+        self._relay.fail_over()
+        self._at = time.monotonic()
+
+    def during(self, stage: Stage) -> Iterator[str]:
+        if not wait_for(stage.bridge.ready, self._at + 20.0 - time.monotonic()):
+            yield f"20 s after the failover /readyz says {stage.bridge.readiness()}"
+
+    def heal(self, stage: Stage) -> None:
+        stage.to_consul.heal()
+        self._relay.close()
 
 
 # --------------------------------------------------------------------------- HTTP
@@ -397,6 +442,7 @@ def leader_of(stage: Stage) -> int:
 
 FAULTS: Sequence[type[Fault]] = (
     ConsulKill, ConsulEmpty, ConsulRestored, ConsulPause, TokenRevoked, TokenNarrowed, ConsulResets, ConsulHalfOpen,
-    ConsulSlow, Consul429, Consul500, Consul503, ConsulTorn, ConsulNoIndex, ConsulZeroIndex, ConsulBadIndex, ConsulHuge,
+    ConsulSlow, ConsulTrickle, ConsulFailover, Consul429, Consul500, Consul503, ConsulTorn, ConsulNoIndex,
+    ConsulZeroIndex, ConsulBadIndex, ConsulHuge,
     LeaderLoss, QuorumLoss,
 )  # fmt: skip

@@ -38,6 +38,7 @@ VALUES: dict[str, Json] = {
     "endpointslices-only": {"output": "endpointslices"},
     "nodes": {"nodes": True},
     "consul-acl": {"consul": {"tokenSecret": {"name": f"{manifests.NAME}-acl"}}},
+    "consul-login": {"consul": {"login": {"authMethod": manifests.NAME}}},
     "consul-tls": {"consul": {"tls": {"secret": f"{manifests.NAME}-tls"}}},
     "shards": {"shards": 6, "replicas": 3},
     "monitoring": {"monitoring": True},
@@ -52,6 +53,7 @@ CHOICES = [
     ("all-namespaces", "endpointslices-only", "consul-acl"),
     ("cronjob", "all-namespaces", "endpoints-only", "nodes", "consul-acl", "consul-tls"),
     ("cronjob", "endpointslices-only"),
+    ("cronjob", "consul-login", "consul-tls"),
 ]
 
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from bridge.consul.client import ConsulClient, ConsulConfig
 from bridge.consul.credentials import Login
+from bridge.errors import PermanentError
 from tests.lab import Lab
 from tests.lab.failover import Failover
 from tests.lab.secrecy import secret
@@ -67,6 +68,37 @@ def test_behind_a_balancer_that_failed_over_changes_arrive_within_20_seconds(
         eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.2.2", 80)], 20)
         assert time.monotonic() - began < 20
         eventually(lambda: daemon.readiness()["consul"], "ok", 10)
+
+
+# --------------------------------------------------------------------------- what only a user's annotation causes
+
+
+def test_a_name_that_means_another_path_is_its_users_affair(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """An Event on the user's Service; the metric of the operator's alert stays at 0, and the log has no warning."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.6.1", 80)
+    metadata = {
+        "name": "mine", "labels": {"consul-bridge/mirror": "true"}, "annotations": {"consul-bridge/service": ".."},
+    }  # fmt: skip
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 80}]}}
+    kube.json("POST", f"/api/v1/namespaces/{namespace}/services", service)
+    with running(lab, "names", namespace, prefix) as daemon:
+        daemon.start()
+
+        def unread(cause: str) -> bool:
+            page = daemon.get("/metrics")[1].decode()
+            return f'consul_bridge_unread_services{{cause="{cause}"}} 1.0' in page
+
+        eventually(lambda: unread("annotation"), True, 20)
+        assert not unread("rule")
+        events = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
+        eventually(
+            lambda: [e["note"] for e in kube.json("GET", events)["items"] if e["reason"] == "ReadFailed"],
+            ["Consul service ..: service '..' cannot be asked for: in a URL its name means another path"],
+            20,
+        )
+        assert not [e for e in daemon.events() if "cannot be read" in e["event"]]
 
 
 # --------------------------------------------------------------------------- a login in place of a token
@@ -219,16 +251,54 @@ def test_a_login_that_is_refused_says_what_to_look_at(
     assert found["mend"] == "consul acl auth-method read; consul acl binding-rule list"
 
 
+def projected_token(kube: RawKube, account: str, audience: str = "") -> str:
+    """As the kubelet gets it for a pod's `serviceAccountToken` volume."""
+    base = f"/api/v1/namespaces/default/serviceaccounts/{account}"
+    kube.apply(base, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account}})
+    spec = {"audiences": [audience]} if audience else {}
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+    return secret(kube.json("POST", f"{base}/token", request)["status"]["token"])
+
+
+def nodes_seen_by(lab: Lab, method: str, jwt: str, folder: Path) -> int:
+    """How many nodes the token of a login shows; logs out."""
+    file = folder / "jwt"
+    file.write_text(jwt)
+    config = ConsulConfig(address=lab.consul.address, auth_method=method, auth_token_file=str(file))
+    client = ConsulClient(config)
+    try:
+        return len(client.nodes().data)
+    finally:
+        client.close()
+        config.access.close()
+
+
+def test_a_service_accounts_token_is_checked_with_the_clusters_public_key(strict: Lab, tmp_path: Path) -> None:
+    """The auth method of docs/operations.md: no Secret in the cluster, no question of Consul's to the API server."""
+    with strict.raw_kube() as kube, strict.raw_consul() as consul:
+        config = {
+            "JWTValidationPubKeys": [strict.files["sa.pub"].read_text()],
+            "BoundIssuer": "https://kubernetes.default.svc",
+            "BoundAudiences": ["consul"],
+            "ClaimMappings": {
+                "/kubernetes.io/namespace": "namespace", "/kubernetes.io/serviceaccount/name": "service_account",
+            },
+        }  # fmt: skip
+        method = {"Name": "pods", "Type": "jwt", "MaxTokenTTL": "1m", "Config": config}
+        consul.json("PUT", "/v1/acl/auth-method", method)
+        bind(consul, "pods", 'value.namespace=="default" and value.service_account=="bridge"')
+        assert nodes_seen_by(strict, "pods", projected_token(kube, "bridge", "consul"), tmp_path) > 0
+        for account, audience in (("other", "consul"), ("bridge", "vault")):
+            with pytest.raises(PermanentError, match="refuses to log in by auth method 'pods'"):
+                nodes_seen_by(strict, "pods", projected_token(kube, account, audience), tmp_path)
+        assert logins(consul, "pods") == []
+
+
 def test_a_service_accounts_token_is_reviewed_by_the_real_cluster(strict: Lab, tmp_path: Path) -> None:
-    """An auth method of type `kubernetes`: Consul asks the API server who it is, and no Secret is needed."""
+    """An auth method of type `kubernetes`: Consul asks the API server who it is, which knows its own audience only."""
     group = "rbac.authorization.k8s.io"
     with strict.raw_kube() as kube, strict.raw_consul() as consul:
-        tokens = {}
-        for name in ("consul-reviewer", "bridge"):
-            base = f"/api/v1/namespaces/default/serviceaccounts/{name}"
-            kube.apply(base, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}})
-            request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-            tokens[name] = secret(kube.json("POST", f"{base}/token", request)["status"]["token"])
+        reviewer = projected_token(kube, "consul-reviewer")
         accounts = {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}
         kube.apply(f"/apis/{group}/v1/clusterroles/consul-accounts", {
             "apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": "consul-accounts"},
@@ -241,23 +311,14 @@ def test_a_service_accounts_token_is_reviewed_by_the_real_cluster(strict: Lab, t
                 "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
                 "subjects": [{"kind": "ServiceAccount", "name": "consul-reviewer", "namespace": "default"}],
             })  # fmt: skip
-        config = {
-            "Host": strict.apiserver.url, "CACert": strict.ca_file.read_text(),
-            "ServiceAccountJWT": tokens["consul-reviewer"],
-        }  # fmt: skip
+        ca, url = strict.ca_file.read_text(), strict.apiserver.url
+        config = {"Host": url, "CACert": ca, "ServiceAccountJWT": reviewer}
         method = {"Name": "kube", "Type": "kubernetes", "MaxTokenTTL": "1m", "Config": config}
         consul.json("PUT", "/v1/acl/auth-method", method)
         bind(consul, "kube", 'serviceaccount.name=="bridge" and serviceaccount.namespace=="default"')
-        jwt = tmp_path / "jwt"
-        jwt.write_text(tokens["bridge"])
-        config_of_bridge = ConsulConfig(address=strict.consul.address, auth_method="kube", auth_token_file=str(jwt))
-        client = ConsulClient(config_of_bridge)
-        try:
-            assert client.nodes().data, "the role of the bridge was not given"
-            assert len(logins(consul, "kube")) == 1
-        finally:
-            client.close()
-            config_of_bridge.access.close()
+        assert nodes_seen_by(strict, "kube", projected_token(kube, "bridge"), tmp_path) > 0
+        with pytest.raises(PermanentError, match=r"refuses to log in.*audiences"):
+            nodes_seen_by(strict, "kube", projected_token(kube, "bridge", "consul"), tmp_path)
         assert logins(consul, "kube") == []
 
 

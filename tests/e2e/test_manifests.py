@@ -50,7 +50,7 @@ COMBINATIONS = [
     and (
         size <= 2
         or size >= len(manifests.COMPONENTS) - 2
-        or not {"consul-tls", "shards", "nodes", "monitoring", "admission"} & set(chosen)
+        or not {"consul-tls", "consul-login", "shards", "nodes", "monitoring", "admission"} & set(chosen)
     )
 ]
 

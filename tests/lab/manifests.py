@@ -25,12 +25,12 @@ Json = dict[str, Any]
 MANIFESTS = ROOT / "manifests"
 NAME = "consul-endpoints-bridge"
 COMPONENTS = (
-    "namespace", "cronjob", "all-namespaces", "endpoints-only", "endpointslices-only", "consul-acl", "consul-tls",
-    "shards", "nodes", "monitoring", "admission",
+    "namespace", "cronjob", "all-namespaces", "endpoints-only", "endpointslices-only", "consul-acl", "consul-login",
+    "consul-tls", "shards", "nodes", "monitoring", "admission",
 )  # fmt: skip
 """In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
 
-EXCLUSIVE = (("endpoints-only", "endpointslices-only"), ("cronjob", "monitoring"))
+EXCLUSIVE = (("endpoints-only", "endpointslices-only"), ("cronjob", "monitoring"), ("consul-acl", "consul-login"))
 """Pairs of components that make no sense together."""
 
 OF_THE_POD = ("POD_NAME", "POD_NAMESPACE", "POD_SERVICE_ACCOUNT")

@@ -91,6 +91,12 @@ labels:
 - name: CONSUL_HTTP_TOKEN_FILE
   value: /etc/consul-acl/token
 {{- end }}
+{{- if .login.authMethod }}
+- name: BRIDGE_CONSUL_AUTH_METHOD
+  value: {{ .login.authMethod | quote }}
+- name: BRIDGE_CONSUL_AUTH_TOKEN_FILE
+  value: /etc/consul-login/token
+{{- end }}
 {{- if .tls.secret }}
 - name: CONSUL_HTTP_SSL
   value: "true"
@@ -164,6 +170,20 @@ volumes:
       {{- end }}
   {{- end }}
   {{- end }}
+  {{- with .Values.consul.login }}
+  {{- if .authMethod }}
+  - name: consul-login
+    projected:
+      defaultMode: 0440
+      sources:
+        - serviceAccountToken:
+            path: token
+            {{- with .audience }}
+            audience: {{ . | quote }}
+            {{- end }}
+            expirationSeconds: 3600
+  {{- end }}
+  {{- end }}
   {{- with .Values.consul.tls.secret }}
   - name: consul-tls
     secret:
@@ -197,6 +217,11 @@ volumeMounts:
   {{- if .Values.consul.tokenSecret.name }}
   - name: consul-acl
     mountPath: /etc/consul-acl
+    readOnly: true
+  {{- end }}
+  {{- if .Values.consul.login.authMethod }}
+  - name: consul-login
+    mountPath: /etc/consul-login
     readOnly: true
   {{- end }}
   {{- if .Values.consul.tls.secret }}

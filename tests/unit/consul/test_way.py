@@ -234,6 +234,21 @@ def test_a_401_that_is_not_consuls_own_is_not_answered_with_a_policy(http_auth: 
     assert "http_auth" in error.value.remedy
 
 
+def test_headers_that_a_server_sends_back_are_not_quoted() -> None:
+    """Neither the password nor its encoding."""
+    with raw_server(lambda _number, request: _echo(request)) as (address, _):
+        config = ConsulConfig(address=address, http_auth="us:pw-secret", token="token-secret")
+        with pytest.raises(TransientError) as error:
+            ask(config)
+    assert "Authorization: Basic <hidden>" in str(error.value)
+    assert not any(text in str(error.value) for text in ("secret", base64.b64encode(b"us:pw-secret").decode()))
+
+
+def _echo(request: bytes) -> bytes:
+    body = request.partition(b"\r\n")[2]
+    return b"HTTP/1.1 500 x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
 @pytest.mark.parametrize("name", [".", ".."])
 def test_a_name_that_is_another_path_is_refused_before_the_request(name: str) -> None:
     """`health/service/..` would be `health`."""

@@ -113,6 +113,12 @@ def test_a_hold_is_said_when_it_begins_and_ends(heard: Heard) -> None:
     ]
 
 
+def test_a_name_that_consul_cannot_be_asked_about_is_said_on_the_service(heard: Heard) -> None:
+    """Its annotation names it; nobody else is told."""
+    heard.announcer.read(Query("dc1", ".."), Unknown("cannot be asked for", lasting=True), [TARGET])
+    assert heard.take() == [("ReadFailed", "Service", "Consul service ..: cannot be asked for")]
+
+
 def test_a_filter_that_consul_refuses_is_said_on_the_service(heard: Heard) -> None:
     """A timeout is not: it mends itself. Nor is what concerns the whole Consul."""
     filtered = Query("dc1", "radosgw", filter="Service.Meta.tier != canary")

@@ -53,6 +53,15 @@ def world(*names: str, grace: float = 30.0, rules: tuple[Rule, ...] = RULES) -> 
     return made
 
 
+def test_what_only_annotations_ask_for_is_told_apart() -> None:
+    """A service that a rule selects as well is the operator's business."""
+    made = world("web")
+    theirs = Query("dc1", "..")
+    for name, query in (("web", WEB), ("mine", theirs)):
+        made.annotate(Target("apps", name), Rule(to=Destination(namespace="apps", annotated=True)), query, 0.0)
+    assert made.asked_by_annotation_alone([WEB, theirs, Query("dc1", "other")]) == {theirs}
+
+
 def test_a_listed_service_that_a_rule_selects_is_wanted_and_claims_its_target() -> None:
     """Consul's own service and what no rule selects are not asked about."""
     made = World(RULES, ["dc1"], 30.0)
