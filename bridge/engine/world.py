@@ -251,9 +251,10 @@ class World:
 
     def asked_by_annotation_alone(self, queries: Iterable[Query]) -> frozenset[Query]:
         """Those of the `queries` that only people's Services want: what is wrong with them is for those people."""
-        by_rules = {*self._selected.values(), *self._pinned}
-        annotated = {query for _, query in self._annotated.values()}
-        return frozenset(query for query in queries if query in annotated and query not in by_rules)
+        annotated = {query for _, query in self._annotated.values()}.intersection(queries)
+        if not annotated:  # mostly; what rules select are thousands
+            return frozenset()
+        return frozenset(annotated.difference(c.query for cs in (*self._selected.values(), self._pinned) for c in cs))
 
     def concerned(self) -> tuple[str, ...]:
         """The datacenters that must be asked: a rule is about them (without any rule: our own), or they are wanted."""
