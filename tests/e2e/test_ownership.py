@@ -263,6 +263,10 @@ def test_a_role_in_one_of_two_namespaces_serves_that_one(
 # --------------------------------------------------------------------------- what people get wrong
 
 
+ALL_MAY_ASK = [{"filter": True}]
+"""Two namespaces are watched where mistakes are made, so nobody may ask without a grant."""
+
+
 def mistakes(consul: RawConsul, kube: RawKube, namespace: str, prefix: str) -> list[Json]:
     """A catalog full of mistakes, and good services among them; answers the rules, some of them wrong as well."""
     for n, name in enumerate(("good", "lost", "refused", "one", "two"), 1):
@@ -286,7 +290,7 @@ def test_each_mistake_is_reported_and_the_others_are_served(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
     """Names, namespaces, filters, annotations: in the report of one pass."""
-    result = sync(*mistakes(consul, kube, namespace, prefix))
+    result = sync(*mistakes(consul, kube, namespace, prefix), annotated=ALL_MAY_ASK)
     report = result.json
     conflicts = {row["name"]: row["message"] for row in report["conflicts"]}
     warnings = {row["name"]: row["message"] for row in report["warnings"]}
@@ -331,7 +335,7 @@ def test_each_mistake_is_an_event_on_the_object_concerned(
     for n in range(1001):
         consul.register(f"{prefix}crowd", f"{prefix}vm-c{n}", f"10.78.{n >> 8}.{n & 255}", 80)
     file = tmp_path / "bridge.yaml"
-    file.write_text(yaml.safe_dump({"rules": rules}))
+    file.write_text(yaml.safe_dump({"rules": rules, "annotated": ALL_MAY_ASK}))
     env = environment(lab.consul.address, lab.kubeconfig)
     daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
     expected = [
