@@ -173,7 +173,7 @@ class Fleet:
                 if not instance.gone:
                     sets = found.setdefault(instance.service, (set(), set(), set()))
                     sets[0 if instance.ready else 1].add(instance.endpoint)
-                    if instance.maintenance and is_sliced(instance.service):
+                    if instance.maintenance:
                         sets[2].add(instance.endpoint)
         return {name: State(*map(frozenset, sets)) for name, sets in found.items()}
 
@@ -419,7 +419,7 @@ class Fleet:
 
 
 def name_of(number: int) -> str:
-    """Names of the services that exist from the start: most are Endpoints, every third is EndpointSlices."""
+    """Names of the services that exist from the start: most are slices and Endpoints, every third slices alone."""
     return f"slice-{number}" if number % 3 == 2 else f"c-{number}"
 
 
@@ -444,11 +444,6 @@ def push(consul: RawConsul, instance: Instance) -> None:
     })  # fmt: skip
     if not instance.maintenance and not instance.anchor:
         consul.json("PUT", "/v1/catalog/deregister", {"Node": instance.node, "CheckID": upkeep["CheckID"]})
-
-
-def is_sliced(service: str) -> bool:
-    """Whether a service is mirrored into EndpointSlices."""
-    return service.startswith("slice-")
 
 
 def is_drained(entry: Mapping[str, Any]) -> bool:

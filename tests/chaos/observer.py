@@ -4,7 +4,7 @@
 | --- | --- |
 | (i) nothing that was healthy throughout is missing, not for an instant | every event of a watch of Endpoints and EndpointSlices is held against the ledger (changes.py) |
 | (ii) no foreign object is written | every write of the bridge's user in the audit log, and the versions of foreign objects |
-| (iii) at quiescence Kubernetes equals Consul | both are read whole and compared |
+| (iii) at quiescence Kubernetes equals Consul | both are read whole and compared: the union of all slices, and Endpoints |
 | (iv) no writes at rest | writes of the bridge's user in the audit log while nothing changes |
 | (v) memory, threads, sockets and descriptors return | /proc of the bridge, at every rest |
 | (vi) a fault is visible and readiness tells the truth | see run.py: each fault names its signs |
@@ -25,7 +25,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.changes import Address, Fleet, Instance, State, is_drained, is_ready, is_sliced
+from tests.chaos.changes import Address, Fleet, Instance, State, is_drained, is_ready
 from tests.lab import LabError
 from tests.raw import RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
 
@@ -34,7 +34,6 @@ SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 SERVICES = "/api/v1/services"
 OURS = "consul-bridge"
 MANAGED_BY = "app.kubernetes.io/managed-by"
-SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 SERVICE_NAME = "kubernetes.io/service-name"
 KINDS = frozenset({"services", "endpoints", "endpointslices"})
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
@@ -239,7 +238,7 @@ class Observer:
                 self._endpoints.pop(where, None)
             else:
                 self._endpoints[where] = _state_of_endpoints(item)
-        elif labels.get(SLICE_MANAGED_BY) == OURS:
+        elif labels.get(SERVICE_NAME):
             slices = self._slices.setdefault(where, {})
             if gone:
                 slices.pop(item["metadata"]["name"], None)
@@ -266,9 +265,8 @@ class Observer:
                     del self._pending[key]
 
     def _shown(self, where: Where) -> State:
-        if is_sliced(where[1]):
-            return _together(self._slices.get(where, {}).values())
-        return self._endpoints.get(where, State())
+        """What traffic sees: the union of all slices of the Service, whoever wrote them."""
+        return _together(self._slices.get(where, {}).values())
 
     def pushed(self, instance: Instance) -> None:
         """Consul has taken a change: how long until Kubernetes shows it?"""
@@ -363,18 +361,17 @@ class Observer:
         try:
             with self._sights.connect_consul() as consul, self._sights.connect_kube() as kube:
                 wanted = self._in_consul(consul)
-                held = self._in_kube(kube)
+                held, apart = self._in_kube(kube)
                 ours = kube.json("GET", f"{SERVICES}?labelSelector={MANAGED_BY}={OURS}")["items"]
         except (OSError, ValueError, HTTPException, UnexpectedAnswerError) as error:
             return [f"they cannot be compared: {type(error).__name__}: {error}"]
         services = {_where(ENDPOINTS, s) for s in ours}
         places = {(self._sights.namespace_of(service), service) for service in wanted}
         left = sorted(services - places - set(self._sights.foreign))
-        return [*self._differences(wanted, held), *(f"Service {ns}/{name} is left over" for ns, name in left)]
+        return [*self._differences(wanted, held), *apart, *(f"Service {ns}/{name} is left over" for ns, name in left)]
 
     def _mirrored(self) -> set[Where]:
-        slices = {where for where, found in self._slices.items() if found and where[1].startswith("slice-")}
-        return {w for w in self._endpoints if not w[1].startswith("slice-")} | slices
+        return {where for where, found in self._slices.items() if found} | self._endpoints.keys()
 
     def _differences(self, wanted: Mapping[str, State], held: Mapping[Where, State]) -> list[str]:
         found = []
@@ -399,20 +396,26 @@ class Observer:
             found[service] = State(
                 frozenset(address for address, entry in rows if is_ready(entry)),
                 frozenset(address for address, entry in rows if not is_ready(entry)),
-                frozenset(address for address, entry in rows if is_drained(entry) and is_sliced(service)),
+                frozenset(address for address, entry in rows if is_drained(entry)),
             )
         return found
 
-    def _in_kube(self, kube: RawKube) -> dict[Where, State]:
-        held: dict[Where, State] = {}
-        for item in kube.json("GET", f"{ENDPOINTS}?labelSelector={MANAGED_BY}={OURS}")["items"]:
-            held[_where(ENDPOINTS, item)] = _state_of_endpoints(item)
-        parts: dict[Where, list[State]] = {}
-        for item in kube.json("GET", f"{SLICES}?labelSelector={SLICE_MANAGED_BY}={OURS}")["items"]:
+    def _in_kube(self, kube: RawKube) -> tuple[dict[Where, State], list[str]]:
+        """The union of all slices of each Service, and how our Endpoints differ from it."""
+        whole = {
+            _where(ENDPOINTS, item): _state_of_endpoints(item)
+            for item in kube.json("GET", f"{ENDPOINTS}?labelSelector={MANAGED_BY}={OURS}")["items"]
+        }
+        parts: dict[Where, list[State]] = {where: [] for where in whole}
+        for item in kube.json("GET", f"{SLICES}?labelSelector={SERVICE_NAME}")["items"]:
             parts.setdefault(_where(SLICES, item), []).append(_state_of_slice(item))
-        for where, states in parts.items():
-            held[where] = _together(states)
-        return {where: state for where, state in held.items() if where[0] in self._sights.namespaces}
+        held = {where: _together(states) for where, states in parts.items() if where[0] in self._sights.namespaces}
+        apart = [
+            f"{where[0]}/{where[1]}: the slices have {_words(held[where])}, the Endpoints {_words(state)}"
+            for where, state in sorted(whole.items())
+            if where in held and (state.ready, state.not_ready) != (held[where].ready, held[where].not_ready)
+        ]
+        return held, apart
 
 
 @dataclass(slots=True)
@@ -456,7 +459,7 @@ def _state_of_slice(item: Mapping[str, Any]) -> State:
     for endpoint in item.get("endpoints") or []:
         conditions = endpoint.get("conditions") or {}
         pairs = [(a, port["port"]) for a in endpoint["addresses"] for port in item.get("ports") or []]
-        sides[0 if conditions.get("ready") else 1].update(pairs)
+        sides[0 if conditions.get("ready", True) else 1].update(pairs)
         if conditions.get("terminating"):
             sides[2].update(pairs)
     return State(*map(frozenset, sides))
