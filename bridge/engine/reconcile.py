@@ -97,7 +97,7 @@ class Reconciler:
         mirrored: Callable[[Target], tuple[Group, ...]] | None = None,
         nodes: Collection[str] = (),
         unreadable: Mapping[str, str] | None = None,
-        may_delete: Callable[[], bool] = lambda: True,
+        may_delete: Callable[[Target], bool] = lambda _target: True,
         slices_forbidden: Callable[[str], str] = lambda _namespace: "",
     ) -> None:
         """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
@@ -288,7 +288,7 @@ class Reconciler:
         dismissed: bool = False,
     ) -> Plan:
         policy = self._options.policy
-        if policy is Policy.SYNC and desired is None and not dismissed and not self._may_delete():
+        if policy is Policy.SYNC and desired is None and not dismissed and not self._may_delete(target):
             policy = Policy.UPSERT_ONLY
 
         def plan(slices_forbidden: str = "") -> Plan:

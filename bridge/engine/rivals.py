@@ -23,7 +23,10 @@ ENOUGH = 3
 
 WINDOW_SECONDS = 60.0
 NO_DELETION_SECONDS = 600.0
-"""After a sign of a conflicting writer nothing is deleted for so long: the objects may be wanted by the other one."""
+"""After a sign of a conflicting writer nothing is deleted in that namespace for so long: the other one may want it.
+
+In that namespace only: a user who edits there can give such signs, and must not keep anything elsewhere.
+"""
 
 SETTLING_SECONDS = 15.0
 """After a shard became ours: what the replica before us wrote may still be on its way."""
@@ -39,7 +42,8 @@ class Rivals:
         self._writes: deque[tuple[float, Target]] = deque(maxlen=1000)
         self._undone: deque[tuple[float, Target]] = deque(maxlen=1000)
         self._since = clock()
-        self._conflict_at: float | None = None
+        self._written: dict[str, deque[float]] = {}
+        self._conflicts: dict[str, float] = {}
 
     def gained(self) -> None:
         """Shards became ours."""
@@ -52,19 +56,22 @@ class Rivals:
             now = self._clock()
             if now - self._since > SETTLING_SECONDS:
                 self._writes.append((now, target))
+                lately = self._written.setdefault(target.namespace, deque(maxlen=ENOUGH))
+                lately.append(now)
+                if len(lately) == ENOUGH and lately[0] >= now - WINDOW_SECONDS:
+                    self._conflicts[target.namespace] = now
 
     def undid(self, target: Target) -> None:
         """What we had put back at `target` had to be put back again."""
         with self._lock:
             self._undone.append((self._clock(), target))
+            self._conflicts[target.namespace] = self._clock()
 
-    def may_delete(self) -> bool:
-        """Whether no conflicting writer was seen for a while: until then, what seems superfluous may be the other's."""
-        said = self.reason()
+    def may_delete(self, target: Target) -> bool:
+        """Whether no conflicting writer was seen in a namespace for a while: what seems superfluous may be its own."""
         with self._lock:
-            if said:
-                self._conflict_at = self._clock()
-            return self._conflict_at is None or self._clock() - self._conflict_at > NO_DELETION_SECONDS
+            seen = self._conflicts.get(target.namespace)
+            return seen is None or self._clock() - seen > NO_DELETION_SECONDS
 
     def reason(self) -> str:
         """What goes on, as a sentence with the way out; "" when nothing does."""

@@ -81,6 +81,9 @@ class Fault(ABC):
     new_process: ClassVar[bool] = False
     """Whether the bridge is another process afterwards, so that its use of memory starts anew."""
 
+    asked: ClassVar[int] = 0
+    """Services that were asked for while it lasted only: the watch of each may wait on for a while."""
+
     @abstractmethod
     def inject(self, stage: Stage, rng: random.Random) -> None:
         """Break it; returns when it is broken."""
@@ -97,9 +100,9 @@ class Fault(ABC):
 
 def catalogue() -> dict[str, type[Fault]]:
     """All faults by name, in the order of the documentation."""
-    from tests.chaos import faults_bridge, faults_consul, faults_kube
+    from tests.chaos import faults_bridge, faults_consul, faults_kube, faults_tenant
 
-    found = (*faults_consul.FAULTS, *faults_kube.FAULTS, *faults_bridge.FAULTS)
+    found = (*faults_consul.FAULTS, *faults_kube.FAULTS, *faults_bridge.FAULTS, *faults_tenant.FAULTS)
     return {fault.name: fault for fault in found}
 
 

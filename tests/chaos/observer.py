@@ -8,6 +8,7 @@
 | (iv) no writes at rest | writes of the bridge's user in the audit log while nothing changes |
 | (v) memory, threads, sockets and descriptors return | /proc of the bridge, at every rest |
 | (vi) a fault is visible and readiness tells the truth | see run.py: each fault names its signs |
+| (vii) what one tenant does never changes another's endpoints | every event of the watch of the other's Endpoints, and what really leaves Consul (faults_tenant.py) |
 
 A watch that breaks (the API server is killed, too) goes on from where it was, so no version of an object is missed.
 """  # noqa: E501
@@ -115,6 +116,8 @@ class Sights:
     namespace_of: Callable[[str], str]
     """The namespace where a Consul service is to be."""
     namespaces: Collection[str]
+    tenants: Collection[str]
+    """Further ones where users ask for Consul services by annotation; what is there is not compared with the fleet."""
     foreign: Collection[Where]
     """Services and Endpoints in these namespaces that are not the bridge's."""
 
@@ -134,6 +137,7 @@ class Observer:
         self._listed = {ENDPOINTS: threading.Event(), SLICES: threading.Event()}
         self._pending: dict[str, _Pending] = {}
         self._missing: set[tuple[Where, Address]] = set()
+        self._guarded: dict[Where, frozenset[Address]] = {}
         self._foreign_versions: dict[tuple[str, Where], str] = {}
         self.violations: list[Violation] = []
         self.latencies: list[float] = []
@@ -227,6 +231,8 @@ class Observer:
 
     def _note(self, path: str, item: Mapping[str, Any], *, gone: bool) -> None:
         where = _where(path, item)
+        if path == ENDPOINTS and where in self._guarded:
+            self._look_after(where, frozenset() if gone else _state_of_endpoints(item).ready)
         if where[0] not in self._sights.namespaces:
             return
         labels = item["metadata"].get("labels") or {}
@@ -244,6 +250,24 @@ class Observer:
                 slices.pop(item["metadata"]["name"], None)
             else:
                 slices[item["metadata"]["name"]] = _state_of_slice(item)
+
+    # ------------------------------------------------------------------ (vii): other tenants
+
+    def guard(self, where: Where, endpoints: frozenset[Address]) -> None:
+        """From now on these must be ready in every version of a tenant's Endpoints, until `unguard`."""
+        with self._lock:
+            self._guarded[where] = endpoints
+
+    def unguard(self, where: Where) -> None:
+        """They may go."""
+        with self._lock:
+            self._guarded.pop(where, None)
+
+    def _look_after(self, where: Where, ready: frozenset[Address]) -> None:
+        if lacking := sorted(self._guarded[where] - ready):
+            self.report(
+                "vii", f"{where[0]}/{where[1]}: {lacking} missing, though healthy, for what another tenant does"
+            )
 
     def _compare(self, where: Where) -> None:
         """Hold what Kubernetes shows now against the ledger, and settle the changes that it shows."""
@@ -309,7 +333,8 @@ class Observer:
             return
         with self._lock:
             self.writes.append(write)
-        strange = write.resource not in KINDS or write.namespace not in self._sights.namespaces
+        known = (*self._sights.namespaces, *self._sights.tenants)
+        strange = write.resource not in KINDS or write.namespace not in known
         if strange or (write.resource != "endpointslices" and (write.namespace, write.name) in self._sights.foreign):
             self.report("ii", f"the bridge did {write}")
 

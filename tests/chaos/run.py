@@ -62,6 +62,7 @@ class Campaign:
         self._baseline: Usage | None = None
         self._baseline_services = 0
         self._before: dict[str, float | None] = {}
+        self._asked = (0, 0.0)
         self._seen = len(stage.observer.violations)
 
     @property
@@ -102,6 +103,8 @@ class Campaign:
                 fault.heal(stage)
             healed = time.monotonic()
             done.lasted_seconds = healed - began
+        if fault.asked:
+            self._asked = fault.asked, healed + QUERY_SECONDS
         done.settled_seconds = self._settle(healed, fault.settle_seconds, fault.name)
         if fault.new_process or stage.bridge is not bridge:
             self._new_baseline()
@@ -207,7 +210,8 @@ class Campaign:
         now = usage_of(stage.bridge.pid)
         if before is None:
             return now
-        more = stage.fleet.size(QUERY_SECONDS) - self._baseline_services
+        asked, until = self._asked
+        more = stage.fleet.size(QUERY_SECONDS) - self._baseline_services + (asked if time.monotonic() < until else 0)
         if not wait_for(lambda: not list(Excess().of(before, usage_of(stage.bridge.pid), more)), 10, 0.2):
             for excess in Excess().of(before, usage_of(stage.bridge.pid), more):
                 stage.observer.report("v", f"after {what}: {excess}")

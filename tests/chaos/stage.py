@@ -30,6 +30,8 @@ from tests.program import Daemon, environment
 from tests.raw import ENDPOINTS, SERVICES, RawClient, RawConsul, RawKube, UnexpectedAnswerError
 
 NAMESPACE, DOOMED = "chaos", "doomed"
+TENANT, NEIGHBOUR = "tenant", "neighbour"
+"""Namespaces of users who ask for Consul services by annotation."""
 USER = f"system:serviceaccount:{NAMESPACE}:bridge"
 TOKEN = "6b1de1a0-6a7c-4b3f-9f3e-0c1f4f5d2a10"
 POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
@@ -45,7 +47,8 @@ RULES = {
     # What users have as minutes is seconds here, so that a fault and its end are both seen within seconds.
     "run": {"grace": "1s"},
     "consul": {"wait": "10s", "timeout_margin": "2s"},
-    "kubernetes": {"request_timeout": "4s"},
+    "kubernetes": {"request_timeout": "4s", "watch_namespaces": [TENANT, NEIGHBOUR]},
+    "annotated": [{"namespaces": [TENANT, NEIGHBOUR], "filter": True}],
     "guard": {"rebuild_grace": "6s", "window": "10s"},
     "retry": {"permanent": {"floor": "1s", "cap": "5s"}},
 }
@@ -200,7 +203,7 @@ class Stage:
             self.fleet.add(name, 2)
         sights = Sights(
             connect_consul=self.connect_consul, connect_kube=self.connect_kube, audit_log=self.lab.audit_log, user=USER,
-            namespace_of=namespace_of, namespaces=(NAMESPACE, DOOMED),
+            namespace_of=namespace_of, namespaces=(NAMESPACE, DOOMED), tenants=(TENANT, NEIGHBOUR),
             foreign=[(NAMESPACE, name) for name in (*FOREIGN, "bystander")],
         )  # fmt: skip
         self.observer = Observer(sights, self.fleet)
@@ -278,7 +281,7 @@ class Stage:
     def _furnish_kubernetes(self) -> None:
         group = "rbac.authorization.k8s.io"
         with self.connect_kube() as kube:
-            for namespace in (NAMESPACE, DOOMED):
+            for namespace in (NAMESPACE, DOOMED, TENANT, NEIGHBOUR):
                 create_namespace(kube, namespace)
             kube.apply(f"/apis/{group}/v1/clusterroles/bridge", {
                 "apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": "bridge"},

@@ -54,7 +54,7 @@ def cluster() -> Iterator[Campaign]:
 
 @pytest.mark.parametrize("fault", ALONE, ids=lambda fault: fault.name)
 def test_nothing_is_taken_away_and_all_agrees_again(fault: type[Fault], campaign: Campaign) -> None:
-    """Invariants (i) to (vi), with changes all the time."""
+    """Invariants (i) to (vii), with changes all the time."""
     assert list(map(str, campaign.play(fault(), random.Random(SEED)).violations)) == []
 
 

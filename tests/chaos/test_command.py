@@ -190,7 +190,8 @@ def test_the_document_has_the_table_of_all_faults() -> None:
 def test_every_fault_has_a_name_of_its_own_and_says_something() -> None:
     """Names are how people choose them."""
     modules = itertools.chain.from_iterable(
-        __import__(f"tests.chaos.faults_{room}", fromlist=["FAULTS"]).FAULTS for room in ("consul", "kube", "bridge")
+        __import__(f"tests.chaos.faults_{room}", fromlist=["FAULTS"]).FAULTS
+        for room in ("consul", "kube", "bridge", "tenant")
     )
     assert len(list(modules)) == len(catalogue())
     assert all(fault.what and fault.settle_seconds >= 10 for fault in catalogue().values())

@@ -126,3 +126,9 @@ def test_silence_is_seen(stage: Stage) -> None:
     """(vi): a bridge that always says that it is ready, and tells no trouble."""
     with unprotected(stage, ("--without", "boasting")) as campaign:
         assert "vi" in seen(campaign, catalogue()["consul-500"]())
+
+
+def test_what_one_tenant_does_to_another_is_seen(stage: Stage) -> None:
+    """(vii): a guard that adds up over all namespaces holds what really leaves another tenant's Service."""
+    with unprotected(stage, ("--without", "sharing")) as campaign:
+        assert "vii" in seen(campaign, catalogue()["tenant-misbehaves"]())

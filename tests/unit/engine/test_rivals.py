@@ -57,10 +57,26 @@ def test_nothing_is_deleted_for_a_while_after_a_conflicting_writer() -> None:
     """What seems superfluous here may be what the other one wants; another sign begins the wait anew."""
     clock = Clock()
     rivals = Rivals("me", clock)
-    assert rivals.may_delete()
+    assert rivals.may_delete(WEB)
     rivals.undid(WEB)
-    assert not rivals.may_delete()
+    assert not rivals.may_delete(WEB)
     clock.now += WINDOW_SECONDS + 1
-    assert (rivals.reason(), rivals.may_delete()) == ("", False)
+    assert (rivals.reason(), rivals.may_delete(WEB)) == ("", False)
     clock.now += NO_DELETION_SECONDS
-    assert rivals.may_delete()
+    assert rivals.may_delete(WEB)
+
+
+def test_signs_in_one_namespace_stop_no_deletion_in_another() -> None:
+    """A user who may edit there can give them as often as they like."""
+    clock = Clock()
+    rivals, theirs = Rivals("me", clock), Target("other", "web")
+    clock.now += SETTLING_SECONDS + 1
+    for number in range(ENOUGH):
+        rivals.wrote(WEB)
+        assert rivals.may_delete(WEB) is (number < ENOUGH - 1)
+    rivals.undid(WEB)
+    assert (rivals.may_delete(WEB), rivals.may_delete(theirs)) == (False, True)
+    for _ in range(ENOUGH):
+        clock.now += WINDOW_SECONDS
+        rivals.wrote(theirs)
+    assert rivals.may_delete(theirs)
