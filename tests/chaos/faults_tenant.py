@@ -53,6 +53,7 @@ class Tenant(Fault):
                 stays = frozenset(a for a in self._addresses if a != ("10.120.0.1", 80))
                 stage.observer.guard((NEIGHBOUR, "db"), stays)
                 misbehave(tenant, rng)
+                await_ready(kube, {(TENANT, "store"): 0})  # with its 300, the loss of 300 would be half and pass
                 consul.drop_node("tenant-lost")
                 self._follows(stage, consul, kube)
                 tenant.delete(f"{SERVICES.format(namespace=TENANT)}/store")
