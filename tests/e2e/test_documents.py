@@ -52,6 +52,7 @@ NOT_RUN: Mapping[tuple[str, str], str] = {
     ("README.md", 'eval "$(_BRIDGE_COMPLETE=source_zsh bridge)"'): "the same",
     ("README.md", "bridge sync --consul-address http://consul.example:8500 --service 'radosgw*' --namespace storage "
      "--dry-run"): "a Consul of that name is nowhere; the tutorial runs the same",
+    ("README.md", "kubectl apply --server-side -k manifests/overlays/demo"): "the block under Install does",
     ("docs/how-to.md", "for n in $(seq 1 12); do"): "no systemd; tests/e2e/test_traffic.py does the same under load",
     ("docs/operations.md", "kubectl --namespace storage rollout status deployment/consul-endpoints-bridge "
      "--timeout=2m"): "no kubelet here",
