@@ -40,9 +40,9 @@ FOREIGN = ("c-foreign", "c-others")
 
 RULES = {
     "rules": [
-        {"services": ["doomed-*"], "to": {"namespace": DOOMED, "output": "endpoints"}},
+        {"services": ["doomed-*"], "to": {"namespace": DOOMED}},
         {"services": ["slice-*"], "to": {"namespace": NAMESPACE, "output": "endpointslices"}},
-        {"services": ["c-*"], "to": {"namespace": NAMESPACE, "output": "endpoints"}},
+        {"services": ["c-*"], "to": {"namespace": NAMESPACE}},
     ],
     # What users have as minutes is seconds here, so that a fault and its end are both seen within seconds.
     "run": {"grace": "1s"},
