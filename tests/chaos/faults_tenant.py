@@ -55,6 +55,7 @@ class Tenant(Fault):
                 misbehave(tenant, rng)
                 await_ready(kube, {(TENANT, "store"): 0})  # with its 300, the loss of 300 would be half and pass
                 consul.drop_node("tenant-lost")
+                wait_for(lambda: f"{TENANT}/lost" in str(stage.bridge.readiness().get("held")), 10)
                 self._follows(stage, consul, kube)
                 tenant.delete(f"{SERVICES.format(namespace=TENANT)}/store")
 
