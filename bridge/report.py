@@ -275,7 +275,7 @@ class Report:
     outcomes: tuple[Outcome, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The shape that `bridge sync -o json` prints (DESIGN section 6)."""
+        """The shape that `bridge sync -o json` prints."""
         return {
             "summary": self.summary.to_json(),
             "changes": [row.to_json() for row in self.changes],
@@ -370,7 +370,7 @@ def build_report(
 
 
 def exit_status(report: Report, dry_run: bool, exit_code: bool) -> int:
-    """The status of DESIGN section 6: failed before held before changed.
+    """The exit status (docs/reference.md): failed before held before changed.
 
     | in the report | status |
     | --- | --- |

@@ -34,7 +34,7 @@ from bridge.core.model import UNADDRESSABLE, Query
 from bridge.errors import CancelledError, PermanentError, TransientError
 
 STREAMING = "streaming"
-"""The backend whose answers say nothing about the leader (FACTS-consul 0.1): blocking reads of one service's health."""
+"""The backend whose answers say nothing about the leader (docs/consul.md): blocking reads of one service's health."""
 
 NOBODY = "consul-bridge-nobody-has-this-tag"
 """Makes an index probe: the answer is empty and cheap, its index is the service's own."""
@@ -339,7 +339,7 @@ class ConsulClient:
         if blocking:
             wait = self._parts.wait_limit.of(wait)
             params += [("index", str(index)), ("wait", f"{max(int(wait * 1000), 1)}ms")]
-        # the server adds up to a sixteenth to the wait; the margin covers an election (FACTS-consul A8)
+        # the server adds up to a sixteenth to the wait; the margin covers an election (docs/consul.md)
         return self._send(path, what, datacenter, params, expression, wait + wait / 16 if blocking else 0.0, indexed)
 
     def _params(

@@ -103,7 +103,7 @@ def _by_node_and_id(instance: Instance) -> tuple[str, str]:
 
 
 class _Shared:
-    """Equal parts of one answer become one object: 20,000 instances in 6 MiB instead of 100 (FACTS-consul B5)."""
+    """Equal parts of one answer become one object: 20,000 instances in 6 MiB instead of 100, as measured."""
 
     __slots__ = ("_values",)
 

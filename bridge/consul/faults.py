@@ -46,7 +46,7 @@ TEXT_LIMIT = 300
 """Characters of Consul's message that are shown."""
 
 ENOUGH_POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
-"""The ACL policy that suffices for the bridge (FACTS-consul A6)."""
+"""The ACL policy that suffices for the bridge (docs/consul.md, What a token may see)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Finding out who changed when nobody says it: index probes over services or over nodes, whichever cost less.
 
 A registration, a port, a meta value ring the listing without a name. Every service and every node has an index
-of its own that moves with exactly its changes, and asking for it costs a fraction of reading it (FACTS-consul B3). A
+of its own that moves with exactly its changes, and asking for it costs a fraction of reading it (docs/consul.md). A
 sweep asks for all of them once, in small pieces between more urgent reads; at most one runs at a time, and the rest
 between two grows with how long one takes, so that a busy catalog costs a bounded share of Consul and of us.
 

@@ -1,6 +1,6 @@
 """One blocking query as a loop: a finite, tested body (`Watch.step`) in an infinite shell of three lines.
 
-The rules are those of Consul's page on blocking queries and of what was measured (FACTS-consul A4, A7, A8):
+The rules are those of Consul's page on blocking queries and of what was measured (docs/consul.md, Reading and waiting):
 
 - after any error the next read is a plain one: with an index larger than Consul's own a query sleeps through changes
 - an index below 1 is not sent back: it would return at once, for ever

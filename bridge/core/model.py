@@ -578,7 +578,7 @@ USUAL_BOUNDS = Bounds()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceRules:
-    """How instances become endpoints (DESIGN section 3, `instances:` of a rule)."""
+    """How instances become endpoints (`instances` of a rule in docs/reference.md)."""
 
     warning: Disposition = Disposition.READY
     critical: Disposition = Disposition.NOT_READY

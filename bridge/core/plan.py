@@ -28,8 +28,8 @@ plane's mirror is seen to have everything (`Plan.unmirrored`), and go then |
 
 When a target goes, its Endpoints and slices go before its Service: the Service's address is the one thing that cannot
 be brought back, so it goes last, and a pass that ends half-way finds the rest by the Service's marks. No order helps
-against the control plane's own deletion of Endpoints after their Service (FACTS D): what a new Service of the same
-name loses to it is put back by the watch.
+against the control plane's own deletion of Endpoints after their Service (docs/kubernetes.md): what a new
+Service of the same name loses to it is put back by the watch.
 """
 
 from __future__ import annotations

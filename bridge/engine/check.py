@@ -50,7 +50,7 @@ from bridge.retry import RetryPolicy
 SERVICES_RULE = 'service_prefix "" { policy = "read" }'
 NODES_RULE = 'node_prefix "" { policy = "read" }'
 POLICY = f"{SERVICES_RULE} {NODES_RULE}"
-"""The Consul ACL policy that suffices (FACTS C)."""
+"""The Consul ACL policy that suffices (docs/consul.md, What a token may see)."""
 
 LEAST_KUBERNETES = (1, 22)
 """discovery.k8s.io/v1 came with 1.21, server-side apply with 1.22."""

@@ -48,7 +48,7 @@ from bridge.kube.transport import TooLargeError
 from bridge.retry import RetryPolicy
 
 PAGE = 500
-"""Objects per page of a list: 29 instead of 59 MiB for 6,000 Endpoints, at 40 ms more (FACTS-kubernetes, 7)."""
+"""Objects per page of a list: 29 instead of 59 MiB for 6,000 Endpoints, at 40 ms more (docs/kubernetes.md)."""
 WATCH_SECONDS = (240, 300)
 """How long the server is asked to keep a watch open; at random, so that watches do not end together."""
 SILENCE_SECONDS = 150.0

@@ -12,7 +12,7 @@ helps; the server's words first |
 | 409 | StaleError | the object changed, came or went since it was read |
 | 410 | StaleError | a list or watch position that the server has forgotten: list again |
 | 429 | ThrottledError | with Retry-After |
-| 500 "failed to create typed patch object" | PermanentError | a 5xx that stays one (FACTS-kubernetes, 1.6) |
+| 500 "failed to create typed patch object" | PermanentError | a 5xx that stays one (docs/kubernetes.md) |
 | other 5xx | TransientError | with Retry-After when there is one |
 | no connection, reset, timeout | TransientError | the server may come back |
 | TLS certificate refused, no TLS there | PermanentError | the address or the CA must be mended |

@@ -1,6 +1,7 @@
 """Who may write: leader election on a `coordination.k8s.io/v1` Lease, fenced by the monotonic clock.
 
-Our own, because the kubernetes package's goes on leading when the API server is lost (FACTS E2.3). What it rests on:
+Our own, because the kubernetes package's goes on leading when the API server is lost
+(docs/kubernetes.md). What it rests on:
 
 - Only the API server decides: every change of the Lease carries the resourceVersion that was seen, so of many who try
   exactly one succeeds.

@@ -1,7 +1,7 @@
 """Writes one change: never over something that it did not see, never together with somebody else.
 
-Server-side apply with preconditions in the body (measured on kube-apiserver 1.37, FACTS-kubernetes section 2 and
-docs/decisions.md):
+Server-side apply with preconditions in the body (measured on kube-apiserver 1.37: docs/kubernetes.md; why:
+decision 4 in docs/decisions.md):
 
 | action | request | the server's protection |
 | --- | --- | --- |

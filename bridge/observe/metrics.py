@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 LAG_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Seconds. The floor on real servers is 7 ms (FACTS B); above a minute something is wrong whatever the number."""
+"""Seconds. The floor on real servers is 4 ms (docs/scaling.md); above a minute something is wrong in any case."""
 
 STATES = ("in_sync", "pending", "held", "conflict", "failed")
 """What a service can be, as a label."""

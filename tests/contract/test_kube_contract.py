@@ -89,7 +89,7 @@ class Side:
     def shelter(self, kind: Kind) -> None:
         """Make the Service beside an Endpoints object, so that the control plane leaves later ones of the name alone.
 
-        (The endpoints controller looks at the name again whenever Endpoints go: FACTS-kubernetes 1.2.)
+        (The endpoints controller looks at the name again whenever Endpoints go: docs/kubernetes.md.)
         """
         if kind is Kind.ENDPOINTS:
             self.put(raw_service(self.namespace, "radosgw"))

@@ -1,6 +1,6 @@
 """A small working Kubernetes API server in this process, on loopback: for speed, and for faults that no real one has.
 
-It does what the bridge relies on, the way kube-apiserver 1.37 does it (FACTS-kubernetes.md): server-side apply with
+It does what the bridge relies on, the way kube-apiserver 1.37 does it (docs/kubernetes.md): server-side apply with
 ownership per field manager, preconditions, lists in pages, watches with bookmarks and 410, Leases, validation. The same
 contract tests run against it and against the real server (tests/contract/test_kube_*.py). No controllers live in it.
 

@@ -681,7 +681,7 @@ def test_writes_cost_one_request_each(fake: FakeKube, client: KubeClient) -> Non
 
 
 def test_a_server_that_refuses_the_strict_create_is_written_to_without_it(fake: FakeKube, client: KubeClient) -> None:
-    """409 although nothing is there (FACTS D): looked, tried again, then applied without force and without version."""
+    """409 although nothing is there (docs/kubernetes.md): looked, tried again, then applied without either."""
     conflict = json.dumps({"kind": "Status", "reason": "Conflict", "message": "modified", "code": 409}).encode()
     fake.inject(Fault(status=409, body=conflict), times=2, method="PATCH")
     meta = Writer(client).apply(create(endpoints()))

@@ -19,18 +19,18 @@ from tests.unit.cli.conftest import Engine, environment, process
 
 Run = Callable[..., Result]
 
-DESIGN_EVERYWHERE = [
+EXPECTED_EVERYWHERE = [
     "--config", "--consul-address", "--datacenter", "--token-file", "--context", "--namespace", "--service", "--tag",
     "--filter", "--name", "--output-kind", "--owner", "--policy", "--adopt", "--log-format", "--log-level",
 ]  # fmt: skip
-DESIGN_SYNC = ["--dry-run", "--exit-code", "--output", "--yes", "--force"]
-DESIGN_RUN = [
+EXPECTED_SYNC = ["--dry-run", "--exit-code", "--output", "--yes", "--force"]
+EXPECTED_RUN = [
     "--listen", "--leader-elect", "--shards", "--resync", "--grace", "--connections", "--writers", "--rebuild-grace",
     "--hold-release", "--panic-threshold",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("flag", DESIGN_EVERYWHERE)
+@pytest.mark.parametrize("flag", EXPECTED_EVERYWHERE)
 def test_the_flags_of_the_design_are_everywhere(flag: str) -> None:
     """Scripts rely on these names."""
     assert flag in EVERYWHERE
@@ -39,8 +39,8 @@ def test_the_flags_of_the_design_are_everywhere(flag: str) -> None:
 
 def test_the_flags_of_sync_and_run() -> None:
     """Scripts rely on these names."""
-    assert set(DESIGN_SYNC) <= set(COMMANDS["sync"])
-    assert set(DESIGN_RUN) <= set(COMMANDS["run"])
+    assert set(EXPECTED_SYNC) <= set(COMMANDS["sync"])
+    assert set(EXPECTED_RUN) <= set(COMMANDS["run"])
 
 
 def test_the_command_line_and_the_settings_know_the_same_flags() -> None:

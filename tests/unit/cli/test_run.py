@@ -69,8 +69,8 @@ class Running:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_it_cleanly_with_the_designs_status(number: int, status: int) -> None:
-    """DESIGN section 6: 143 for SIGTERM, 130 for Ctrl-C; the log says what happens."""
+def test_a_signal_stops_it_cleanly_with_its_status(number: int, status: int) -> None:
+    """As in docs/reference.md: 143 for SIGTERM, 130 for Ctrl-C; the log says what happens."""
     got, log = Running("--listen", "127.0.0.1:0").end(number)
     assert got == status
     assert [e["event"] for e in log] == [

@@ -45,7 +45,7 @@ HELD = done(plan(held=(Held(TARGET, Code.HELD_REMOVAL, 12, "too many at once"),)
 def test_the_status_follows_the_report(
     the_report: Report, flags: list[str], status: int, run: Run, engine: Engine
 ) -> None:
-    """DESIGN section 6."""
+    """As in docs/reference.md."""
     engine.report = the_report
     assert run("sync", *flags).exit_code == status
 

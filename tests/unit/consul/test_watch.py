@@ -151,7 +151,7 @@ def test_an_index_that_went_backwards_is_not_believed() -> None:
 
 
 def test_two_numberings_are_never_compared() -> None:
-    """A service that does not exist: the plain read says 70, the streaming backend 25 (FACTS-consul A4)."""
+    """A service that does not exist: the plain read says 70, the streaming backend 25 (docs/consul.md)."""
     script = Script([answer(70), answer(25, STREAMING), answer(25, STREAMING), answer(71, STREAMING)])
     assert steps(script) == [Step.TAKEN] * 4
     assert script.asked == [0, 70, 25, 25]

@@ -78,7 +78,7 @@ def test_the_worst_check_decides(statuses: list[Status], result: Status) -> None
     ],
 )
 def test_health_becomes_conditions(status: Status, rules: dict[str, Disposition], endpoint: Endpoint) -> None:
-    """As in DESIGN section 3: what is in maintenance is drained gracefully."""
+    """As in docs/reference.md: what is in maintenance is drained gracefully."""
     assert mirror_of([instance(status=status)], picky(**rules)).groups == (group(endpoint),)
 
 

@@ -372,7 +372,7 @@ def test_endpoints_are_canonical_when_we_would_write_the_same(raw: dict[str, Any
 
 
 def test_an_address_ready_and_not_ready_in_one_port_set_counts_as_not_ready() -> None:
-    """As the mirroring controller sees it (FACTS-kubernetes 1.3)."""
+    """As the mirroring controller sees it (docs/kubernetes.md)."""
     found = objects.decode_endpoints(subset(addresses=[{"ip": "10.0.0.1"}], notReadyAddresses=[{"ip": "10.0.0.1"}]))
     assert found is not None
     assert found.groups == (group(*down("10.0.0.1")),)

@@ -1,4 +1,4 @@
-"""What a pass says of itself: sums, rows, the JSON of DESIGN section 6, and the exit status."""
+"""What a pass says of itself: sums, rows, its JSON, and the exit status."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.unit.render.builders import QUERY, TARGET, change, created, done, gro
 
 
 def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
-    """DESIGN section 6, with `conflicts` and `warnings` beside."""
+    """The shape of `bridge sync -o json`, with `conflicts` and `warnings` beside."""
     the_report = report(
         done(
             plan(

@@ -245,7 +245,7 @@ def test_a_value_that_is_long_or_has_control_characters_is_shown_escaped_and_cut
     [("0", 0), ("0s", 0), ("250ms", 0.25), ("30s", 30), ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800)],
 )
 def test_durations(text: str, seconds: float) -> None:
-    """As DESIGN writes them, and back."""
+    """As docs/reference.md writes them, and back."""
     assert parse_duration(text) == seconds
     assert parse_duration(duration_text(seconds)) == seconds
 
