@@ -27,7 +27,7 @@ def installed(lab: Lab, kube: RawKube, namespace: str, tmp_path: Path) -> Iterat
     """The manifests with the policy for one network; the environment of the bridge, and the daemon's arguments."""
     cluster = Cluster(lab, kube, namespace)
     rules = {"rules": [{"services": ["adm-*"], "to": {"output": "both"}}]}
-    components = ("endpointslices", "admission")
+    components = ("admission",)
     objects = manifests.overlay(tmp_path, namespace, components, rules=yaml.safe_dump(rules), consul=lab.consul.address)
     policy = manifests.of_kind(objects, "ValidatingAdmissionPolicy")
     (networks,) = (v for v in policy["spec"]["variables"] if v["name"] == "networks")

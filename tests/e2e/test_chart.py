@@ -100,6 +100,8 @@ def plain(objects: Sequence[Json]) -> dict[tuple[str, str], Json]:
     result = {}
     for found in json.loads(text):
         metadata = found["metadata"]
+        if found["kind"].startswith("ValidatingAdmissionPolicy"):
+            metadata.pop("namespace", None)  # kustomize does not know that they have none, and kubectl ignores it
         keep = {k: v for k, v in metadata.pop("labels", {}).items() if "/" not in k}
         metadata |= {"labels": keep} if keep else {}
         if found["kind"] == "ConfigMap":
