@@ -94,7 +94,7 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--context", "NAME", "Context in the kubeconfig.", _WHERE),
         Flag("--watch-namespace", "NAME", "Look for objects of ours here as well ('*': everywhere).", _WHERE, list),
         Flag("--writers", "N", "Objects written at once; default 16.", _WHERE),
-        Flag("--owner", "ID", "Owner id: only objects that carry it are ours; default 'default'.", _HOW),
+        Flag("--owner", "ID", "Owner id: what carries it is ours. Default 'default', in a pod NAMESPACE.NAME.", _HOW),
         Flag("--policy", "POLICY", "sync (default), upsert-only (delete no object), create-only.", _HOW),
         Flag("--adopt", "WHAT", "Take over objects that are not ours: never (default), unowned, consul-k8s.", _HOW),
         Flag("--panic-threshold", "PERCENT", "Hold when more would turn not ready at once; default 80, 0: off.", _HOW),
@@ -109,7 +109,7 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--exit-code", "", "With --dry-run: exit status 4 when there are changes.", _HOW, bool),
         Flag("--output", "FORMAT", "table (default), json, yaml; sync and purge also: diff.", _HOW, short="-o"),
         Flag("--yes", "", "Ask nothing.", _HOW, bool, short="-y"),
-        Flag("--force", "", "Apply what the guard would hold (at --service, --namespace only).", _HOW, bool),
+        Flag("--force", "", "Apply what the guard would hold; --service and --namespace narrow it.", _HOW, bool),
         Flag("--watch", "", "Show it again and again until Ctrl-C.", _HOW, bool, short="-w"),
         Flag("--interval", "DURATION", "How long --watch waits between two readings; default 2s.", _HOW),
         Flag("--offline", "", "Check the settings and rules alone, without any server.", _HOW, bool),
@@ -371,8 +371,8 @@ def _exit_status(report: Report, settings: Settings) -> int:
 def _sync(flags: Mapping[str, Any]) -> int:
     """One pass: read Consul, read Kubernetes, write the difference.
 
-    Exit status: 0 in sync or applied, 1 something failed, 2 usage, 3 the guard held something, 4 changes (with
-    --dry-run --exit-code), 130/143 interrupted.
+    Exit status: 0 in sync or applied, 1 something failed, 2 usage, 3 the guard held something or somebody said no, 4
+    changes (with --dry-run --exit-code), 130/143 interrupted.
     """
     from bridge.signals import Signals
 

@@ -1431,7 +1431,7 @@ SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/to
 """Where Kubernetes puts a pod's token."""
 
 PROXY_VARIABLES: Final = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
-"""Everybody's variables about proxies; how Consul is reached follows them as Go's programs do (consul/proxy.py)."""
+"""Everybody's variables about proxies; how Consul is reached follows them as Go's programs do (bridge/proxies.py)."""
 
 RULE_FLAGS: Final[Mapping[str, tuple[str, ...]]] = {
     "--service": ("services",),

@@ -1,1 +1,1 @@
-"""Tests of the bridge; see docs/development.md for what each folder proves."""
+"""Tests of the bridge: on pure values, on fakes, and on real servers (README.md, Development)."""
