@@ -85,7 +85,7 @@ ARG CREATED
 ARG BASE_NAME
 ARG BASE_DIGEST
 LABEL org.opencontainers.image.title="consul-endpoints-bridge" \
-      org.opencontainers.image.description="Keeps Kubernetes Endpoints equal to what Consul knows about services on VMs" \
+      org.opencontainers.image.description="Keeps Kubernetes EndpointSlices and Endpoints equal to what Consul knows about services on VMs" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \

@@ -1,4 +1,4 @@
-"""Keeps Kubernetes Endpoints equal to what Consul knows about services on VMs.
+"""Keeps Kubernetes EndpointSlices and Endpoints equal to what Consul knows about services on VMs.
 
 The way of one service through the house: `consul.catalog` sees a change and hands over a view; `engine.run` puts it
 into `engine.world`, what is known of Consul, and its target into the queue; whoever takes it out has

@@ -141,7 +141,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 
 app = typer.Typer(
     name="bridge",
-    help="Keeps the Endpoints of Kubernetes Services equal to what Consul knows about services on VMs.",
+    help="Keeps Kubernetes EndpointSlices and Endpoints equal to what Consul knows about services on VMs.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
