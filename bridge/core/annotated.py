@@ -18,7 +18,7 @@ not exist look the same to the user: otherwise annotations would tell what is in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -77,21 +77,26 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """Who may ask for what. `grants` None: nothing was said, see `within`; (): nobody may ask."""
+    """Who may ask for what. `grants` None: nothing was said, see `within`; (): nobody may ask.
+
+    `unsaid`: nobody may ask because nothing was said, not because an operator decided so.
+    """
 
     bounds: Bounds = USUAL_BOUNDS
     grants: tuple[Grant, ...] | None = (Grant(filter=True),)
+    unsaid: bool = False
 
     def within(self, namespaces: Sequence[str] | None) -> Annotated:
         """The same for a bridge that watches `namespaces` (None: all of them).
 
         Where nothing was said, users of the one namespace that is watched may ask for everything, and nobody when there
-        are several: the bridge's Consul token would serve each of them what only some should reach.
+        are several: the bridge's Consul token would serve each of them what only some should reach. What is filled
+        already goes on being filled (`request_at`): one more namespace takes nothing away from the others.
         """
         if self.grants is not None:
             return self
         alone = namespaces is not None and len(namespaces) == 1
-        return Annotated(self.bounds, (Grant(filter=True),) if alone else ())
+        return Annotated(self.bounds) if alone else Annotated(self.bounds, (), unsaid=True)
 
 
 USUAL = Annotated()
@@ -111,6 +116,19 @@ def missing(query: Query, namespace: str) -> Reason:
     """What is said while an annotation names a service that is not there, or that its namespace may not ask for."""
     names = {"datacenter": shorten(query.datacenter), "service": shorten(query.service)}
     return Reason(Code.SERVICE_MISSING, namespace=namespace, **names)
+
+
+def request_at(
+    current: Current, datacenter: str, annotated: Annotated, filled_from: Collection[tuple[str, str]]
+) -> tuple[Rule, Query] | Refusal | None:
+    """What the Service at a target asks for, as `request_of`; `filled_from` names what our objects there came from.
+
+    Where nothing was said about grants, a Service keeps what it was filled from, and nothing else.
+    """
+    found = request_of(current.service, datacenter, annotated)
+    if isinstance(found, Refusal) and annotated.unsaid and (found.query.datacenter, found.query.service) in filled_from:
+        return request_of(current.service, datacenter, Annotated(annotated.bounds))
+    return found
 
 
 def request_of(

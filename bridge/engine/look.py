@@ -18,7 +18,7 @@ from typing import Any
 from bridge.consul.client import ConsulConfig
 from bridge.consul.snapshot import read_all
 from bridge.core import select
-from bridge.core.annotated import Refusal, request_of
+from bridge.core.annotated import Refusal, request_at
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.model import Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
@@ -226,8 +226,9 @@ class _Look:
             if isinstance(choice.target, Target):
                 self.asked.append((choice.target, choice.rule, choice.query))
         for found in self._store.annotated_services():
-            request = request_of(found, datacenters[0], self._annotated)
             target = Target(found.meta.namespace, found.meta.name)
+            current = self._store.current(target)
+            request = request_at(current, datacenters[0], self._annotated, names_at(current))
             if isinstance(request, Refusal):
                 self.world.refuse(target, request, 0.0)
             elif request is not None:

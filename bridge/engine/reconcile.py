@@ -173,8 +173,12 @@ class Reconciler:
             if sources == ():
                 standing = self._store.current(target)
                 abandoned, orphaned = is_abandoned(standing), standing.service is None
-                dismissed = refusal is not None or self.world.dismissed(target, abandoned=abandoned, orphaned=orphaned)
-                removable = dismissed or self.world.removable(target, now, abandoned=abandoned)
+                if refusal is not None:  # who asks for something else now has sent away what was filled
+                    asked = (refusal.query.datacenter, refusal.query.service)
+                    abandoned = abandoned or asked not in names_at(standing)
+                dismissed = self.world.dismissed(target, abandoned=abandoned, orphaned=orphaned)
+                left = abandoned or refusal is not None
+                removable = dismissed or self.world.removable(target, now, abandoned=left)
             queries = self.world.queries_at(target) or (() if refusal is None else (refusal.query,))
             listed = dismissed or any(self.world.is_listed((q.datacenter, q.service)) for q in queries)
             reason = Reason(Code.NOT_WANTED if listed else Code.GONE)
@@ -183,13 +187,15 @@ class Reconciler:
             current = self._store.current(target)
             scope = planning.scope_of(current, self._options.owner)
             return _Draft(Plan(target, queries=queries, warnings=(unwatched,), scope=scope), None, current)
-        if sources is None or (not sources and not removable):
+        if sources is None or (not sources and not removable and refusal is None):
             return None
         current = self._store.current(target)
         if not sources:
             self._resolve(target, ())
             refused = () if refusal is None else (refusal.reason,)
             plan = self._diff(target, None, current, skipped=losers, warnings=refused, dismissed=dismissed)
+            if not removable:
+                plan = _kept(plan)
             gone = Reason(Code.GONE)
             changes = tuple(replace(c, reason=reason) if c.reason == gone else c for c in plan.changes)
             return _Draft(replace(plan, queries=queries, changes=changes), None, current)
@@ -287,9 +293,7 @@ class Reconciler:
         *,
         dismissed: bool = False,
     ) -> Plan:
-        policy = self._options.policy
-        if policy is Policy.SYNC and desired is None and not dismissed and not self._may_delete(target):
-            policy = Policy.UPSERT_ONLY
+        kept = desired is None and not dismissed and not self._may_delete(target)
 
         def plan(slices_forbidden: str = "") -> Plan:
             return planning.plan(
@@ -297,7 +301,7 @@ class Reconciler:
                 desired,
                 current,
                 owner=self._options.owner,
-                policy=policy,
+                policy=self._options.policy,
                 adopt=self._options.adopt,
                 skipped=skipped,
                 warnings=warnings,
@@ -305,7 +309,7 @@ class Reconciler:
                 slices_forbidden=slices_forbidden,
             )
 
-        found = plan()
+        found = _kept(plan()) if kept else plan()
         if desired is None or all(change.kind is not Kind.ENDPOINT_SLICE for change in found.writes):
             return found
         forbidden = self._slices_forbidden(target.namespace)
@@ -319,6 +323,11 @@ class _Draft:
     plan: Plan
     desired: Mirror | None
     current: Current
+
+
+def _kept(plan: Plan) -> Plan:
+    """The same target with everything left as it is."""
+    return replace(plan, changes=(), lost=0, flipped=0, ready=plan.ready_before)
 
 
 def _host_names(sources: Sequence[Source]) -> set[str]:

@@ -24,7 +24,7 @@ from bridge.consul.access import warnings_of
 from bridge.consul.board import Lend
 from bridge.consul.catalog import Catalog, shares_of
 from bridge.consul.client import ConsulConfig
-from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
+from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
 from bridge.core.explain import Explanation
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
@@ -584,7 +584,8 @@ class Bridge:
 
     def _follow_annotation(self, target: Target) -> bool:
         """Do as the person's Service at `target` asks now; whether that is something new."""
-        request = request_of(self._cache.current(target).service, self._datacenter, self._annotated)
+        current = self._cache.current(target)
+        request = request_at(current, self._datacenter, self._annotated, names_at(current))
         with self._reconciler.lock:
             world, now = self._reconciler.world, self._clock()
             if request is None:

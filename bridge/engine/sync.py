@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from bridge.consul.catalog import read_all
 from bridge.consul.client import ConsulConfig
-from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
+from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.core.select import Only
@@ -88,8 +88,9 @@ def sync_once(
         for target in store.targets():
             world.remember(target, names_at(store.current(target)), now=0.0)
         for service in store.annotated_services():
-            request = request_of(service, datacenters[0], annotated)
             asking = Target(service.meta.namespace, service.meta.name)
+            current = store.current(asking)
+            request = request_at(current, datacenters[0], annotated, names_at(current))
             if isinstance(request, Refusal):
                 world.refuse(asking, request, 0.0)
             elif request is not None:

@@ -183,10 +183,17 @@ class World:
         return {target}
 
     def refuse(self, target: Target, refusal: Refusal, now: float) -> set[Target]:
-        """The user's Service at `target` asks for what was not granted: what we filled may go at once."""
+        """The user's Service at `target` asks for what was not granted.
+
+        A user who asks for something else sends away at once what was filled. A grant that an operator takes back is
+        like a rule that leaves the file: the grace passes, and the guard adds it up.
+        """
         if self._refusals.get(target) == refusal:
             return set()
+        asked = self._annotated.get(target)
         self.unannotate(target, now)
+        if asked is not None and _name_of(asked[1]) == _name_of(refusal.query):
+            self._dismissed.discard(target)
         self._refusals[target] = refusal
         return {target}
 
@@ -524,3 +531,7 @@ class World:
             return not narrow
         queries = {choice.query for choice in self.chosen(name)} or {Query(datacenter, service)}
         return all(query not in self._trouble and self._views.get(query) == Known(()) for query in queries)
+
+
+def _name_of(query: Query) -> Name:
+    return query.datacenter, query.service

@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 
 from bridge.consul.client import ConsulConfig
-from bridge.core.guard import GuardSettings
-from bridge.core.model import Destination, Rule
+from bridge.core.annotated import USUAL, Annotated, Grant
+from bridge.core.guard import Guard, GuardSettings
+from bridge.core.model import Destination, Known, Listing, Query, Rule, Target
 from bridge.core.select import Only
+from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
 from bridge.engine.run import Bridge, RunOptions
 from bridge.engine.sync import SyncOptions, sync_once
-from bridge.kube.client import KubeConfig
+from bridge.engine.world import World
+from bridge.kube.cache import list_once
+from bridge.kube.client import KubeClient, KubeConfig
 from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.fakes.consul import FakeConsul
@@ -77,9 +81,10 @@ class Cluster:
         return sync_once(**self.sides(), options=SyncOptions(retry=retry, **options), stop=threading.Event())
 
     @contextmanager
-    def running(self, **guard: Any) -> Iterator[Bridge]:
+    def running(self, annotated: Annotated = USUAL, **guard: Any) -> Iterator[Bridge]:
         """A bridge that has made its first pass."""
-        bridge = Bridge(**self.sides(), options=replace(OPTIONS, guard=GuardSettings(**guard)))
+        options = replace(OPTIONS, guard=GuardSettings(**guard), annotated=annotated)
+        bridge = Bridge(**self.sides(), options=options)
         thread = threading.Thread(target=bridge.run, name="bridge")
         thread.start()
         deadline = time.monotonic() + 30
@@ -203,3 +208,65 @@ def test_what_was_retired_while_nobody_ran_makes_no_other_team_wait(cluster: Clu
         eventually(lambda: cluster.ready("team-b", "gone"), 0, 10)
         assert held(bridge) == [f"team-a/old-{n}" for n in range(4)]
         assert "at our start it lists 1 of the 5 services" in bridge.ready()[1]["held"][0]
+
+
+EVERYBODY = Annotated(grants=(Grant(),))
+
+
+def test_a_grant_that_is_taken_back_is_no_way_past_the_guard(cluster: Cluster) -> None:
+    """It is an operator's change like a rule that leaves the file: what is too much at once is held, the rest goes."""
+    cluster.sync(annotated=EVERYBODY)
+    assert filled(cluster) == (30, 6, 12)
+    report = cluster.sync(annotated=Annotated(grants=()))
+    assert ([row.name for row in report.held], filled(cluster)) == (["store"], (30, None, 12))
+    assert cluster.sync(annotated=EVERYBODY).held == ()
+    assert filled(cluster) == (30, 6, 12)
+
+
+def test_a_running_bridge_lets_go_after_the_grace_when_a_grant_is_taken_back(
+    cluster: Cluster, eventually: Eventually
+) -> None:
+    """A user who changes the request to what was not granted is another matter: what was filled goes at once."""
+    cluster.sync(annotated=EVERYBODY)
+    grants = (Grant(services=("radosgw", "shared")),)
+    with cluster.running(annotated=Annotated(grants=grants)):
+        eventually(lambda: filled(cluster), (30, None, 12))
+        cluster.asks("team-a", "store", "db")
+        eventually(lambda: cluster.ready("team-a", "store"), None)
+
+
+def test_one_more_namespace_takes_nothing_away_where_nothing_was_said_of_grants(cluster: Cluster) -> None:
+    """What was filled goes on being filled, from the same service; whoever asks for something new is told nothing."""
+    cluster.sync(annotated=EVERYBODY)
+    cluster.consul.deregister("db", "db-0")
+    cluster.asks("team-b", "new", "radosgw")
+    cluster.sync(annotated=Annotated(grants=None))
+    assert (filled(cluster), cluster.ready("team-b", "new")) == ((30, 5, 12), None)
+    cluster.asks("team-a", "store", "db")
+    cluster.sync(annotated=Annotated(grants=None))
+    assert cluster.ready("team-a", "store") is None
+
+
+@pytest.mark.parametrize("may_delete", [True, False])
+def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may_delete: bool) -> None:
+    """What no rule of ours selects may be what the other one wants: it is neither deleted nor emptied."""
+    cluster.sync()
+    client = KubeClient(KubeConfig(kubeconfig=cluster.kubeconfig))
+    try:
+        store = list_once(client, ("rules",), "default")
+    finally:
+        client.close()
+    here, world = Target("rules", "shared"), World((), ("dc1",), 0.0)
+    world.remember(here, names_at(store.current(here)), 0.0)
+    world.on_listing("dc1", Listing({"shared": frozenset()}), 0.0)
+    world.on_view(Query("dc1", "shared"), Known(()))
+    reconciler = Reconciler(
+        world=world,
+        store=store,
+        guard=Guard(GuardSettings(removal_percent=0)),
+        options=PlanOptions(),
+        clock=lambda: 1.0,
+        may_delete=lambda _target: may_delete,
+    )
+    (plan,) = reconciler.plan_all([here])
+    assert (bool(plan.writes), plan.ready, plan.lost) == ((True, 0, 12) if may_delete else (False, 12, 0))

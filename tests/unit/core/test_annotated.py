@@ -18,6 +18,7 @@ from bridge.core.annotated import (
     changed,
     is_abandoned,
     missing,
+    request_at,
     request_of,
 )
 from bridge.core.model import (
@@ -227,6 +228,27 @@ def test_without_grants_only_a_single_namespace_may_ask(
 def test_grants_that_were_given_hold_whatever_is_watched() -> None:
     """Also none at all, which switches annotated Services off."""
     assert Annotated(grants=()).within(("apps",)).grants == ()
+
+
+@pytest.mark.parametrize(
+    ("annotated", "filled_from", "granted"),
+    [
+        (Annotated(grants=None).within(None), {("dc1", "pg-main")}, True),
+        (Annotated(grants=None).within(None), {("dc1", "other"), ("dc2", "pg-main")}, False),
+        (Annotated(grants=None).within(None), set(), False),
+        (Annotated(grants=()), {("dc1", "pg-main")}, False),
+        (Annotated(grants=None).within(("apps",)), set(), True),
+        (Annotated(Bounds(deny_namespaces=("apps",)), (), unsaid=True), {("dc1", "pg-main")}, False),
+    ],
+)
+def test_where_nothing_was_said_of_grants_what_is_filled_stays_filled(
+    annotated: Annotated, filled_from: set[tuple[str, str]], granted: bool
+) -> None:
+    """From the service that it was filled from, and from no other; what an operator refuses is refused."""
+    current = Current(Target("apps", "web"), service(PG), None, ())
+    found = request_at(current, "dc1", annotated, filled_from)
+    assert isinstance(found, tuple) is granted
+    assert isinstance(found, Refusal) is not granted
 
 
 OURS = (("consul-bridge/owner", "default"),)

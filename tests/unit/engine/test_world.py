@@ -561,10 +561,19 @@ def test_what_was_not_granted_is_never_asked_for_and_lets_go_of_what_was_filled(
     made.annotate(HERE, rule, WEB, 0.0)
     assert WEB in made.wanted()
     assert (made.refuse(HERE, refusal, 1.0), made.refuse(HERE, refusal, 1.0)) == ({HERE}, set())
-    assert (made.refusal(HERE), made.annotation(HERE), made.dismissed(HERE)) == (refusal, None, True)
+    assert (made.refusal(HERE), made.annotation(HERE), made.dismissed(HERE)) == (refusal, None, False)
     assert WEB not in made.wanted()
     assert HERE in made.targets()
     assert made.annotate(HERE, rule, WEB, 2.0) == {HERE}
     assert (made.refusal(HERE), made.dismissed(HERE)) == (None, False)
     made.refuse(HERE, refusal, 3.0)
     assert (made.unannotate(HERE, 4.0), made.unannotate(HERE, 4.0), made.refusal(HERE)) == ({HERE}, set(), None)
+
+
+def test_a_user_who_asks_for_what_was_not_granted_sends_away_what_was_filled() -> None:
+    """At once: nobody lost it. A grant that is taken back waits for the grace, and is the guard's affair."""
+    made = world("web", "db", rules=())
+    rule, other = Rule(to=Destination(namespace="apps", annotated=True)), Query("dc1", "db")
+    made.annotate(HERE, rule, WEB, 0.0)
+    made.refuse(HERE, Refusal(other, missing(other, "apps"), missing(other, "apps")), 1.0)
+    assert made.dismissed(HERE)
