@@ -214,7 +214,7 @@ def _by_service(instance: Instance, service: CurrentService | None, own_port: in
     if service is None or not service.ports:
         return () if service is not None and service.headless else Reason(Code.SERVICE_WITHOUT_PORTS)
     single = own_port or instance.port
-    if single and not legal(single) and not in_order(instance.ports):
+    if single and not legal(single) and (own_port or not in_order(instance.ports)):
         return Reason(Code.PORT_INVALID, number=single)
     found = _match(instance, service, own_port).ports
     if not found:

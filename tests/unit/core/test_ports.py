@@ -404,6 +404,15 @@ def test_a_tagged_addresss_port_goes_before_named_ones_there_too() -> None:
     assert ports_of(found, by=by, current=current) == [(Port("grpc", 9000),)]
 
 
+@pytest.mark.parametrize("number", [-1, 70000])
+def test_a_tagged_addresss_port_that_is_none_skips_the_instance(number: int) -> None:
+    """Consul takes any number; the instance's other ports are not those of that address."""
+    by = Rule(to=Destination(annotated=True), instances=InstanceRules(address="lan"))
+    found = instance(ports=MULTI, tagged_addresses=(TaggedAddress("lan", "10.0.0.5", number),))
+    done = translated([found], by, Current(TARGET, service(None)))
+    assert [s.reason for s in done.skipped] == [f"port {number} is not between 1 and 65535"]
+
+
 @pytest.mark.parametrize(
     ("current", "port", "reason"),
     [
