@@ -43,9 +43,6 @@ RELOAD_SECONDS = 10.0
 CHECK_SECONDS = 5.0
 """How often files are looked at while watches are open and nothing is asked."""
 
-_SECRETS = ("token", "tokenFile", "username", "password", "exec", "auth-provider")
-"""Fields of a user whose value is sent in a header."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
@@ -262,22 +259,33 @@ class Access:
             if time.monotonic() - self._loaded_at < RELOAD_SECONDS:
                 return False
             self._loaded_at = time.monotonic()
-            before = self._loaded
             try:
-                after = self._load(wanted=before.context)
-                moved = after.server != before.server
-                if not moved:
-                    self._renew_tls(after)
+                self._reload()
             except ConfigurationError:
                 return False
-            if moved:  # another cluster has taken this context's name: not what the bridge was started for
-                return False
-            self._loaded = after
-            self.generation += bool(after.user_certificate)
+            certified = bool(self._loaded.user_certificate)
+            self.generation += certified
         self.authorization(fresh=True)
-        if after.user_certificate:
+        if certified:
             self._tell()
-        return bool(after.user_certificate) or self._authorization != authorization
+        return certified or self._authorization != authorization
+
+    def _reload(self) -> None:
+        """Read the configuration again and use it, all of it or nothing. Under the lock. Raises ConfigurationError.
+
+        That also where another cluster has taken this context's name: it is not what the bridge was started for.
+        """
+        before, renewals = self._loaded, self._renewals
+        try:
+            after = self._load(wanted=before.context)
+            _refuse_move(before, after)
+            self._renew_tls(after)
+        except BaseException:
+            if self._renewals is not None and self._renewals is not renewals:
+                self._renewals.close()
+            self._renewals = renewals  # a plugin for another server must not answer for this one
+            raise
+        self._loaded = after
 
     def _tell(self) -> None:
         with self._lock:
@@ -291,10 +299,9 @@ class Access:
         if credential.certificate:
             with self._lock:
                 try:
-                    self._loaded = self._load(wanted=self._loaded.context)
-                    self._renew_tls(self._loaded)
+                    self._reload()
                 except ConfigurationError as error:
-                    self._file_trouble = str(error)
+                    self._file_trouble = f"{error} (the old certificate stays in use)"
                     return
                 self.generation += 1
             self._tell()
@@ -415,6 +422,14 @@ class Access:
                 f'kubeconfig {context.cluster_file}: context "{context.name}": {secret[0]} would be sent unencrypted '
                 f"to {faults.redact(server)}; write https:// in server, or leave the user's credentials out"
             )
+
+
+def _refuse_move(before: _Loaded, after: _Loaded) -> None:
+    if after.server != before.server:
+        raise ConfigurationError(
+            f'{after.where}: context "{before.context}" names another server now, {faults.redact(after.server)}; '
+            "start the bridge anew if it is to go there"
+        )
 
 
 def namespace_of(config: Any) -> str:

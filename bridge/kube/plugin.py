@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ LIMIT_SECONDS = 15.0
 EARLY_SECONDS = 60.0
 """How long before its expiry a credential is renewed, and at most a tenth of its life."""
 PAUSE_SECONDS = 5.0
-"""The pause after a run that failed."""
+"""The pause after a run that failed, or gave what was there before."""
 
 _VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 _EXTENSION = "client.authentication.k8s.io/exec"
@@ -43,6 +43,10 @@ class Credential:
     certificate: str = field(default="", repr=False)
     key: str = field(default="", repr=False)
     expires_at: float | None = None
+
+    def same_as(self, other: Credential) -> bool:
+        """Whether the server is sent the same, whenever it is said to end."""
+        return replace(self, expires_at=other.expires_at) == other
 
 
 class PluginError(Exception):
@@ -239,8 +243,9 @@ class Renewals:
         finally:
             with self._changed:
                 self._running = False
-                # a credential that is due again at once is no reason to run the plugin all the time
-                self._not_before = time.monotonic() + (PAUSE_SECONDS if self.trouble or self._due() else 0.0)
+                # neither what is due again at once nor what was refused already may run the plugin all the time
+                idle = self.trouble or self._due() or self._current.same_as(before)
+                self._not_before = time.monotonic() + (PAUSE_SECONDS if idle else 0.0)
                 self._changed.notify_all()
         if self._current != before:
             self._on_change()

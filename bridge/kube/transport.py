@@ -227,7 +227,8 @@ class Pool:
         self._keep = connections
         self._epoch = 0
         self._sentinel: Any = None
-        self._sentinel_at = -math.inf
+        self._broken = False
+        """Whether the sentinel before this one broke, so that others may have broken with it."""
         self._on_dead, self._on_fresh = on_dead, on_fresh
         if not configuration.verify_ssl:
             import urllib3
@@ -285,27 +286,36 @@ class Pool:
     def probe(self, target: str, headers: Headers, limits: Limits) -> None:
         """Ask something on a connection that is kept for this: while it is answered the way to the server is good.
 
-        That holds for streams that were opened after it. When it had to be opened anew, those that were opened before,
-        and have been silent since, are ended. For one thread at a time. Raises what `exchange` raises; the next time it
-        is another connection.
+        That holds for streams that were opened after it. When it broke, those that were opened before the new one, and
+        have been silent since, are ended. One that the other side closed in order (after each answer, or because it
+        was idle) says nothing about them. For one thread at a time. Raises what `exchange` raises; the next time it is
+        another connection.
         """
         with self._lock:
             connection, self._sentinel = self._sentinel, None
+        if connection is not None and not connection.is_connected:
+            self._broken |= connection.broken()
+            connection.close()
+            connection = None
         began = time.monotonic()
-        kept, first = connection is not None, self._sentinel_at == -math.inf
+        kept = connection is not None
         if connection is None:
-            connection, self._sentinel_at = self._pool._new_conn(), began
+            connection = self._pool._new_conn()
         try:
             answer = self._send(connection, "GET", target, None, headers, limits)
             _body(answer, limits.body)
         except BaseException as error:
             connection.close()
+            if kept and isinstance(error, http.client.RemoteDisconnected):  # in order, while it was being asked
+                raise
+            self._broken = True
             if kept and _is_dead(error, began):
                 self._on_dead(began)
             raise
         if not kept:
             self._on_fresh(began)
-            if not first:
+            if self._broken:
+                self._broken = False
                 self.end_streams(began)
         with self._lock:
             if self._keep and not answer.will_close:
@@ -503,6 +513,12 @@ class Sockets:
         if twin is not None:
             twin.close()
 
+    def failed(self, key: int) -> bool:
+        """Whether a socket has an error waiting, which this takes away."""
+        with self._lock:
+            twin = self._open.get(key)
+            return twin is not None and twin.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
     def shut(self, key: int) -> None:
         """Shut one socket down; its connection is still to be closed."""
         with self._lock:
@@ -544,6 +560,10 @@ class _Tracked:
     def response_class(self, sock: socket.socket, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
         """What http.client reads an answer with, a proxy's to CONNECT included."""
         return http.client.HTTPResponse(_Readable(sock, self.deadline), *arguments, **options)  # type: ignore[arg-type]
+
+    def broken(self) -> bool:
+        """Whether it ended by a reset or by silence, and not because the other side closed it. Ask once."""
+        return self._key is not None and self.sockets.failed(self._key)
 
     def shut(self) -> None:
         """Wake whoever reads from it; from any thread."""

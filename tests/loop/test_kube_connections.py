@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -590,6 +591,47 @@ def test_watches_notice_a_dead_way_without_any_other_request(
         assert status["lists"] == 3  # they go on from where they were
         cache.close()
         client.close()
+
+
+@pytest.mark.parametrize("how", ["Connection: close", "an idle limit", "a reset"])
+def test_only_a_connection_that_breaks_takes_silent_watches_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A proxy may close what is answered or idle: that is no sign that the way of the watches is dead."""
+    monkeypatch.setattr(access_module, "CHECK_SECONDS", 0.2)
+
+    def answer(sock: socket.socket, head: bytes, _number: int) -> bytes | None:
+        if b" /watch" in head:
+            return b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n"
+        if how == "Connection: close":
+            return said(200, b"{}", "Connection: close")
+        sock.sendall(said(200))
+        if how == "a reset":
+            time.sleep(0.05)  # the answer is read first
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        else:
+            sock.shutdown(socket.SHUT_WR)
+        return None
+
+    with Scripted(answer) as server:
+        client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
+        ended = threading.Event()
+
+        def watch() -> None:
+            with contextlib.suppress(CancelledError), client.stream("/watch", silence=60) as lines:
+                list(lines)
+            ended.set()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        if how == "a reset":
+            assert ended.wait(20)
+        else:
+            assert wait_for(lambda: sum(b"/version" in head for _, head in list(server.heads)) >= 4)
+            assert not ended.is_set()
+        client.close()
+        thread.join(10)
 
 
 def test_a_slow_answer_to_one_request_leaves_watches_alone_that_bring_something(fake: FakeKube, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import trustme
 from pytest_httpserver import HTTPServer
 
-from bridge.errors import ConfigurationError, PermanentError, TransientError
+from bridge.errors import BridgeError, ConfigurationError, PermanentError, TransientError
 from bridge.kube import access as access_module
 from bridge.kube import transport as transport_module
 from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
@@ -410,6 +410,68 @@ def test_a_plugin_that_gives_certificates_is_followed_when_it_renews_them(
         assert client._access.generation == 1  # another pool, with the new certificate
         assert (tmp_path / "runs").read_text() == "xx"
         client.close()
+
+
+@pytest.mark.parametrize("what", ["another server", "a CA that is gone"])
+def test_a_renewed_certificate_of_a_plugin_moves_nobody_to_another_cluster(
+    ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The kubeconfig has changed meanwhile: all of the old configuration stays in use, and why is told."""
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    (tmp_path / "other.pem").write_text("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
+
+    def issue() -> None:
+        mine = ca.issue_cert("bridge@example.org")
+        pem = b"".join(blob.bytes() for blob in mine.cert_chain_pems).decode()
+        plugin(tmp_path, credential(clientCertificateData=pem, clientKeyData=mine.private_key_pem.bytes().decode()))
+
+    def configured(server: str, authority: str) -> str:
+        cluster = {"certificate-authority": str(tmp_path / authority)}
+        return kubeconfig(tmp_path, server, exec_user(str(tmp_path / "plugin")), cluster=cluster)
+
+    issue()
+    access = access_module.Access(KubeConfig(kubeconfig=configured("https://127.0.0.1:1", "ca.pem")))
+    told: list[bool] = []
+    access.listen(lambda: told.append(True))
+    before = access.server, access.configuration().ssl_ca_cert, access.certificate
+    configured(
+        *(("https://127.0.0.1:2", "ca.pem") if what == "another server" else ("https://127.0.0.1:1", "other.pem"))
+    )
+    issue()
+    assert access.renewed_after_401(access.authorization(), 10)
+    deadline = time.monotonic() + 10
+    while not access.trouble and not told and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (access.server, access.configuration().ssl_ca_cert, access.certificate) == before
+    assert (access.generation, told) == (0, [])
+    words = "names another server now, https://127.0.0.1:2" if what == "another server" else "other.pem"
+    assert words in access.trouble
+    access.close()
+
+
+def test_a_plugin_of_another_cluster_does_not_answer_for_this_one(fake: FakeKube, tmp_path: Path) -> None:
+    """After a 401 the kubeconfig names another server, and another plugin: its token is never sent to this one."""
+    path = kubeconfig(tmp_path, fake.url, {"token": "revoked"})
+    access = access_module.Access(KubeConfig(kubeconfig=path))
+    access._loaded_at = -access_module.RELOAD_SECONDS
+    kubeconfig(tmp_path, "https://127.0.0.1:2", exec_user(plugin(tmp_path, credential(token="of-another-cluster"))))
+    assert not access.renewed_after_401(access.authorization(), 10)
+    assert access.authorization(fresh=True) == "Bearer revoked"
+    access.close()
+
+
+@pytest.mark.parametrize("expiry", [{}, {"expirationTimestamp": "2999-01-01T00:00:00Z"}])
+def test_a_refused_token_that_the_plugin_gives_again_does_not_keep_it_running(
+    fake: FakeKube, tmp_path: Path, expiry: dict[str, str]
+) -> None:
+    """It has the token in a cache of its own, say: there is a pause before it is asked again."""
+    command = plugin(tmp_path, credential(token="revoked", **expiry))
+    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
+    for _ in range(4):
+        with pytest.raises(BridgeError):
+            client.version()
+    assert (tmp_path / "runs").read_text() == "xx"  # at the start, and after the first refusal
+    client.close()
 
 
 def test_a_token_file_that_is_gone_leaves_the_token_in_use(
