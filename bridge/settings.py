@@ -963,7 +963,7 @@ class Settings(BaseSettings):
     annotated: tuple[GrantSettings, ...] | None = Field(
         None,
         description="Who may ask for what by annotated Services; `[]`: nobody. Default: users of the one namespace "
-        "that is watched may ask for everything; where several are watched, nobody may until something is granted.",
+        "that is watched may ask for everything; where several are watched, nobody for more than what is filled.",
     )
 
     _places: Mapping[Key, _Place] = PrivateAttr(default_factory=dict)

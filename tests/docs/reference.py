@@ -212,7 +212,8 @@ def _grants() -> Iterator[str]:
     yield "## Grants\n"
     yield "A list under `annotated:`; the first that covers a request counts. With `annotated: []` no Service"
     yield "is filled. Without the key, users of the one namespace that is watched may ask for everything; where several"
-    yield "are watched, nobody may. A request that no grant covers reads as one for a service that does not exist.\n"
+    yield "are watched, nobody may ask for more than what is filled already. A request that no grant covers reads as"
+    yield "one for a service that does not exist.\n"
     fields = _fields("", settings.GrantSettings.model_fields)
     yield from _table("key", "values", "default", "meaning", rows=fields)
 
