@@ -479,6 +479,38 @@ def test_a_ca_that_is_replaced_is_followed_at_once(
         eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.5.1", 80)], 6)
 
 
+@pytest.mark.parametrize("fresh_lab", [{"mtls": True, "controllers": False}], indirect=True)
+def test_a_client_certificate_that_is_replaced_is_followed(
+    fresh_lab: Lab, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Consul asks for one: a bridge that has a stranger's says so, and works with its own as soon as that is there.
+
+    It goes on with it after Consul was started anew, which ends every connection.
+    """
+    lab, files = fresh_lab, (tmp_path / "client.pem", tmp_path / "client.key")
+    stranger = trustme.CA().issue_cert("stranger.example")
+    stranger.cert_chain_pems[0].write_to_path(str(files[0]))
+    stranger.private_key_pem.write_to_path(str(files[1]))
+    with lab.raw_consul() as consul, lab.raw_kube() as kube, running(
+        lab, "mtls", "default", "mtls-", CONSUL_HTTP_ADDR=lab.consul.https_address, CONSUL_CACERT=str(lab.ca_file),
+        CONSUL_CLIENT_CERT=str(files[0]), CONSUL_CLIENT_KEY=str(files[1]), BRIDGE_DATACENTER="dc1",
+    ) as daemon:  # fmt: skip
+
+        def ready() -> list[tuple[str, int]]:
+            return ready_addresses(kube.endpoints("default", "mtls-web"))
+
+        consul.register("mtls-web", "mtls-vm", "10.77.5.1", 80)
+        daemon.start(wait=False)
+        eventually(lambda: daemon.readiness().get("consul") not in (None, "ok", {}), True, 20)
+        for file in files[::-1]:
+            put(file, lab.files[file.name].read_text())
+        eventually(ready, [("10.77.5.1", 80)], 20)
+        lab.consul.restart()
+        with lab.raw_consul() as again:
+            again.register("mtls-web", "mtls-vm", "10.77.5.2", 80)
+        eventually(ready, [("10.77.5.2", 80)], 40)
+
+
 def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
     """As `consul` itself has it: CONSUL_HTTP_ADDR=unix:///..."""
     from tests.lab import Consul
