@@ -212,10 +212,12 @@ def as_before(desired: Mirror, current: Current, owner: str) -> Mirror:
 
 
 def _said(current: Current, owner: str) -> Iterator[Mapping[str, str]]:
-    """The marks on each of our objects that carry endpoints."""
-    for found in (current.endpoints, *current.slices):
-        if found is not None and found.meta.owner == owner:
-            yield dict(found.meta.marks)
+    """The marks on each of our objects that carries endpoints: one that was emptied is nobody's any more."""
+    if current.endpoints is not None and current.endpoints.meta.owner == owner and current.endpoints.groups:
+        yield dict(current.endpoints.meta.marks)
+    for piece in current.slices:
+        if piece.meta.owner == owner and piece.group.endpoints:
+            yield dict(piece.meta.marks)
 
 
 def _requests(annotations: Pairs) -> tuple[str, ...]:

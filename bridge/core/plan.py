@@ -361,7 +361,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     elif wants_endpoints and not blocked:
         _endpoints(draft, content, endpoints)
     for piece in spare:
-        _drop_slice(draft, piece, Reason(Code.NOT_NEEDED))
+        _drop_slice(draft, piece, Reason(Code.NOT_NEEDED), (joined(labels, _slice_marks(draft.target)), annotations))
     if not wants_endpoints and endpoints is not None and not blocked:
         if draft.policy is Policy.UPSERT_ONLY and draft.ours(endpoints.meta) and not endpoints.meta.deleting:
             _endpoints(draft, content, endpoints)
@@ -437,14 +437,18 @@ def _drop_endpoints(draft: _Draft, existing: CurrentEndpoints, reason: Reason) -
     draft.write(Kind.ENDPOINTS, existing.meta.name, body, existing.meta, same=same, reason=reason)
 
 
-def _drop_slice(draft: _Draft, piece: CurrentSlice, reason: Reason) -> None:
-    """A slice that is not needed goes; where nothing may be deleted, it is emptied: its addresses are not wanted."""
+def _drop_slice(draft: _Draft, piece: CurrentSlice, reason: Reason, marked: tuple[Pairs, Pairs] | None = None) -> None:
+    """A slice that is not needed goes; where nothing may be deleted, it is emptied: its addresses are not wanted.
+
+    `marked`: its labels and annotations then, where there is still something to mark it with.
+    """
     if draft.policy is not Policy.UPSERT_ONLY or piece.meta.deleting:
         draft.remove(Kind.ENDPOINT_SLICE, piece.meta, reason)
         return
     empty = replace(piece.group, endpoints=())
-    body = SliceBody(piece.service, empty, piece.meta.labels, piece.meta.annotations)
-    same = not piece.group.endpoints
+    now = piece.meta.labels, piece.meta.annotations
+    body = SliceBody(piece.service, empty, *(marked or now))
+    same = not piece.group.endpoints and marked in (None, now)
     draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason=reason)
 
 

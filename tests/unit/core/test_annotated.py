@@ -26,6 +26,10 @@ from bridge.core.model import (
     Current,
     CurrentEndpoints,
     CurrentService,
+    CurrentSlice,
+    Endpoint,
+    Family,
+    Group,
     Kind,
     Meta,
     Mirror,
@@ -296,7 +300,8 @@ def filled_for(rule: Rule, query: Query, owner: str = "default", *, old: bool = 
         kind=Kind.ENDPOINTS, namespace="apps", name="web", uid="e", resource_version="8", owner=owner,
         marks=tuple(sorted(found.items())),
     )  # fmt: skip
-    return Current(Target("apps", "web"), service({**ASKING}), CurrentEndpoints(meta, ()))
+    content = Group(Family.IPV4, (Port("", 80),), (Endpoint("10.0.0.1", True),))
+    return Current(Target("apps", "web"), service({**ASKING}), CurrentEndpoints(meta, (content,)))
 
 
 @pytest.mark.parametrize(
@@ -333,6 +338,19 @@ def test_objects_of_an_older_version_or_of_others_do_not_say_that_a_request_chan
     assert changed(filled_for(*before, old=True), *now, "default") is Changed.NOTHING
     assert changed(filled_for(*before, owner="blue"), *now, "default") is Changed.NOTHING
     assert changed(Current(Target("apps", "web")), *now, "default") is Changed.NOTHING
+
+
+def test_objects_that_were_emptied_say_nothing_of_a_request() -> None:
+    """They keep the marks of an old one for as long as they are not needed; nothing of it stands any more."""
+    before, now = asks(), asks(service="mysql")
+    there = filled_for(*before).endpoints
+    assert there is not None
+    group = replace(there.groups[0], endpoints=())
+    spare = CurrentSlice(replace(there.meta, kind=Kind.ENDPOINT_SLICE, name="web-1"), "web", group)
+    current = replace(filled_for(*now), slices=(spare,))
+    assert changed(current, *now, "default") is Changed.NOTHING
+    assert changed(replace(current, endpoints=replace(there, groups=())), *now, "default") is Changed.NOTHING
+    assert changed(replace(current, endpoints=there), *now, "default") is Changed.SERVICE
 
 
 def test_while_what_went_is_kept_in_place_our_objects_say_the_old_request() -> None:

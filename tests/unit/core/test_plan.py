@@ -495,6 +495,17 @@ def test_upsert_only_empties_slices_that_are_not_needed() -> None:
     assert verbs(back) == ["update EndpointSlice"]
 
 
+def test_slices_that_upsert_only_empties_are_marked_as_they_are_now() -> None:
+    """Else what they came from once would be looked for in Consul for ever."""
+    cluster = Cluster()
+    by = rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=1)
+    settle(cluster, instances(2), by)
+    desired = replace(mirror_of(instances(1), by, cluster.current()), queries=(Query("dc1", "another"),))
+    cluster.apply(planned(desired, cluster.current(), Policy.UPSERT_ONLY))
+    assert [dict(s.meta.annotations)["consul-bridge/service"] for s in cluster.slices.values()] == ["another"] * 2
+    assert planned(desired, cluster.current(), Policy.UPSERT_ONLY).writes == ()
+
+
 def test_upsert_only_empties_endpoints_when_the_output_is_slices() -> None:
     """Else every endpoint would be there twice, for ever."""
     cluster = cluster_of(Output.ENDPOINTS)
