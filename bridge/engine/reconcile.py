@@ -18,7 +18,7 @@ from typing import Protocol
 
 from bridge.core import plan as planning
 from bridge.core import translate
-from bridge.core.annotated import Changed, as_before, changed, is_abandoned, missing
+from bridge.core.annotated import Changed, Refusal, as_before, changed, is_abandoned, missing
 from bridge.core.canonical import shorten
 from bridge.core.guard import Guard
 from bridge.core.model import (
@@ -223,6 +223,10 @@ class Reconciler:
             desired = self._kept(desired, current, lost=True, flips=False)
             warnings = (*warnings, *kept)
         plan = self._diff(target, desired, current, skipped, warnings, dismissed=dismissed)
+        if plan.conflicts and not plan.changes and not sources[0].rule.to.annotated:
+            going = self._sent_away(current, refusal, skipped, warnings)
+            if going is not None:
+                return _Draft(replace(going, queries=queries, conflicts=plan.conflicts), None, current)
         if plan.unmirrored and self._mirrored is not None and ask:
             with contextlib.suppress(BridgeError):  # not seen: our slices stay, and it is asked again
                 current = replace(current, mirrored=self._mirrored(target))
@@ -230,6 +234,25 @@ class Reconciler:
         if all(self._is_leaving(s) for s in sources):
             plan = replace(plan, changes=tuple(c for c in plan.changes if c.action is not Action.CREATE))
         return _Draft(replace(plan, queries=queries), desired, current)
+
+    def _sent_away(
+        self, current: Current, refusal: Refusal | None, skipped: tuple[Skipped, ...], warnings: tuple[Reason, ...]
+    ) -> Plan | None:
+        """The end of what we filled for a user who does not ask any more, or may not, where a rule wants the name too.
+
+        The rule does not get the user's Service, so nothing else would ever change what stands there.
+        """
+        target, abandoned = current.target, is_abandoned(current)
+        if refusal is not None:  # who asks for something else now has sent away what was filled
+            abandoned = abandoned or (refusal.query.datacenter, refusal.query.service) not in names_at(current)
+        with self.lock:
+            dismissed = self.world.dismissed(target, abandoned=abandoned)
+        if not dismissed and refusal is None:
+            return None
+        warnings += () if refusal is None else (refusal.reason,)
+        plan = self._diff(target, None, current, skipped, warnings, dismissed=dismissed)
+        changes = tuple(replace(c, reason=Reason(Code.NOT_WANTED)) for c in plan.changes)
+        return replace(plan, changes=changes) if changes else None
 
     def _unwatched(self, target: Target) -> Reason | None:
         """What is said of a person's Service that names a datacenter of which nothing is read."""

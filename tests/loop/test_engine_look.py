@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from bridge.consul.client import ConsulConfig
+from bridge.core.annotated import Annotated
 from bridge.core.explain import Explanation
-from bridge.core.model import Destination, Output, Rule
+from bridge.core.model import Adopt, Destination, Output, Rule
 from bridge.engine.look import Status, explain_once, status_once
 from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
@@ -295,6 +296,42 @@ def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: T
     assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 2}
     assert town.addresses("database") == []
     assert town.kube.get("services", "default", "database") is not None
+
+
+@pytest.mark.parametrize(
+    ("asks", "granted", "count"),
+    [(None, True, 12), ({}, False, 3), ({"consul-bridge/service": "other"}, False, 12)],
+    ids=["the label is taken off", "the grant is withdrawn", "another service, which is not granted"],
+)
+def test_a_service_that_a_rule_wants_too_is_emptied_when_its_user_does_not_have_it_filled(
+    town: Town, asks: dict[str, str] | None, granted: bool, count: int
+) -> None:
+    """The rule does not get the Service; what was filled would stay as it is for ever."""
+    town.register(count, "pg")
+    town.person("pg", {})
+    town.sync()
+    assert len(town.addresses("pg")) == count
+    town.person("pg", asks)
+    if not granted:
+        town.options = replace(town.options, annotated=Annotated(grants=()))
+    report = town.sync()
+    assert {k: n for k, n in report.to_json()["summary"].items() if n} == {"delete": 2, "skipped": 1}
+    assert town.addresses("pg") == []
+    assert town.kube.get("services", "default", "pg") is not None
+    assert town.states() == {"pg": "conflict"}
+
+
+def test_a_service_that_a_rule_may_take_over_keeps_its_endpoints_when_its_user_does_not_ask_any_more(
+    town: Town,
+) -> None:
+    """Nothing is in the rule's way then."""
+    town.register(12, "pg")
+    town.person("pg", {})
+    town.sync()
+    town.person("pg")
+    town.options = replace(town.options, adopt=Adopt.UNOWNED)
+    town.sync()
+    assert len(town.addresses("pg")) == 12
 
 
 def test_what_was_filled_for_a_service_that_is_deleted_goes_with_the_next_pass(town: Town) -> None:
