@@ -9,6 +9,7 @@ we would have written.
 | ports | `protocol` always | Service ports are keyed by (port, protocol) in an apply |
 | Endpoints | one subset per port set, both families in it | that is what an Endpoints subset is |
 | subsets | no empty `addresses` or `notReadyAddresses` | 422 |
+| subsets | `[]` where there are none | what is left out stays while another manager owns it, too |
 | Service | `type` only where the rule sets it | what others made of it stays; an adopted ExternalName is told |
 | Service ports | `targetPort` always | people read it, and some proxies; without it it would be the Service's own |
 | ipFamilies | only for one family; for both the policy alone | one of two named is refused once it has both (422) |
@@ -89,7 +90,7 @@ def encode(change: Change) -> Json:
         case ServiceBody():
             content: Json = {"spec": _service_spec(body)}
         case EndpointsBody():
-            content = {"subsets": subsets(body.groups)} if body.groups else {}
+            content = {"subsets": subsets(body.groups)}
         case SliceBody():
             content = _slice(body)
         case None:

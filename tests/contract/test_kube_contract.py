@@ -456,6 +456,19 @@ def test_endpoints_without_any_address_stay_there_empty(side: Side) -> None:
     )
 
 
+def test_restored_endpoints_can_be_emptied(side: Side) -> None:
+    """Whoever restored them owns their subsets as well as we do; and written again, nothing changes."""
+    body = objects.encode(create(endpoints(), side.namespace))
+    meta = side.apply(update(endpoints(), side.put(body, manager="velero-server")))
+    empty = replace(endpoints(), groups=())
+    meta = side.apply(update(empty, meta))
+    stored = side.stored(Kind.ENDPOINTS)
+    assert "subsets" not in stored
+    assert side.apply(update(empty, meta)).resource_version == meta.resource_version
+    assert side.apply(update(endpoints(), meta)).resource_version != meta.resource_version
+    assert side.stored(Kind.ENDPOINTS)["subsets"] == body["subsets"]
+
+
 # --------------------------------------------------------------------------- refusals
 
 

@@ -599,7 +599,7 @@ def _flat(body: Json) -> dict[Path_, Any]:
         if top not in body or top == "status":
             continue
         if inner is None:
-            if body[top]:
+            if body[top] is not None:
                 found[top,] = body[top]
             continue
         for name, value in (body[top] or {}).items():
