@@ -165,6 +165,7 @@ class Bridge:
         self._fatal: BaseException | None = None
         self._datacenter = ""
         self._annotated = options.annotated
+        self._doubted: set[str] | None = None
         self._shards: frozenset[int] = frozenset()
         self._gained = threading.Event()
         self._leadership: Leadership = Alone()
@@ -322,6 +323,8 @@ class Bridge:
         """A datacenter's services were listed, or could not be."""
         with self._reconciler.lock:
             targets = self._reconciler.world.on_listing(datacenter, listing, self._clock())
+            if self._doubted is not None and datacenter not in self._doubted and isinstance(listing, Listing):
+                self._doubt((datacenter,), "at its first answer")
         self._look_at(targets)
         self._wake.set()
 
@@ -462,7 +465,9 @@ class Bridge:
 
     def _supervise(self) -> None:
         self._await_first_read()
-        self._doubt()
+        with self._reconciler.lock:
+            self._doubted = set()
+            self._doubt(self._reconciler.world.listed())
         with self._early_lock:
             self._early = set()
         self._full_pass()
@@ -522,26 +527,27 @@ class Bridge:
             self._stop.wait(FIRST_LOOK_SECONDS)  # not for each view: looking at all of them for each is what costs
         raise CancelledError("stopped before the first pass")
 
-    def _doubt(self) -> None:
+    def _doubt(self, datacenters: Collection[str], when: str = "at our start", freed: Collection[str] = ()) -> None:
         """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while nobody watched it.
 
-        Judged for each scope of the guard by itself, of what has ready endpoints: nobody makes others wait by asking
-        for what is not there.
+        Judged once for each datacenter, with its first listing, however late that comes; and again for those in whose
+        sums namespaces count that were `freed`. For each scope of the guard by itself, of what has ready endpoints:
+        nobody makes others wait by asking for what is not there. Under the lock, so that nothing is planned before.
         """
         together: dict[Scope, set[Target]] = {}
         for target, scope in self._cache.ready_targets().items():
             together.setdefault(scope, set()).add(target)
-        with self._reconciler.lock:
-            world, now = self._reconciler.world, self._clock()
-            for scope, targets in together.items():
-                for datacenter in world.datacenters:
-                    lacking, remembered = world.lacking(datacenter, targets)
-                    if lacking * 2 > remembered:
-                        sign = (
-                            f"at our start it lists {remembered - lacking} of the {remembered} services that are "
-                            "mirrored"
-                        )
-                        self._reconciler.guard.rebuilt(datacenter, now, sign, scope)
+        world, now = self._reconciler.world, self._clock()
+        for scope, targets in together.items():
+            if freed and not any(target.namespace in freed for target in targets):
+                continue
+            for datacenter in datacenters:
+                lacking, remembered = world.lacking(datacenter, targets)
+                if lacking * 2 > remembered:
+                    sign = f"{when} it lists {remembered - lacking} of the {remembered} services that are mirrored"
+                    self._reconciler.guard.rebuilt(datacenter, now, sign, scope)
+        if self._doubted is not None:
+            self._doubted.update(datacenters)
 
     def _recall(self) -> None:
         """Learn from Kubernetes what is there: where our objects came from, and what people ask for."""
@@ -555,7 +561,11 @@ class Bridge:
         freed = before.keys() - now.keys()
         if freed:
             self._recall()
-        self._reconciler.unreadable = now
+        with self._reconciler.lock:
+            if freed and self._doubted is not None:
+                what = "when its namespaces could be read"
+                self._doubt(self._reconciler.world.listed(), what, freed)
+            self._reconciler.unreadable = now
         if freed:
             with self._reconciler.lock:
                 targets = self._reconciler.world.targets() | set(self._cache.targets())

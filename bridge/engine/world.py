@@ -272,6 +272,10 @@ class World:
         named |= {query.datacenter for query in self.wanted()}
         return tuple(dc for dc in self.datacenters if dc in named)
 
+    def listed(self) -> tuple[str, ...]:
+        """The datacenters that were listed at least once."""
+        return tuple(dc for dc in self.datacenters if dc in self._listings)
+
     def listings_answered(self) -> bool:
         """Whether every datacenter that must be asked has answered or failed at least once."""
         return all(dc in self._listings or dc in self._listing_trouble for dc in self.concerned())

@@ -476,6 +476,32 @@ def test_a_consul_that_was_rebuilt_while_nobody_watched_takes_nothing_away(
         again.stop()
 
 
+def test_a_consul_that_was_rebuilt_and_is_listed_late_takes_nothing_away(
+    running: Running, tmp_path: Path, eventually: Eventually
+) -> None:
+    """No leader when the bridge starts: its first listing comes after the first pass, and is doubted all the same."""
+    for n in range(3):
+        running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    running.start()
+    everything = [[f"10.0.0.{n + 1}"] for n in range(3)]
+    eventually(lambda: [running.ready(f"s-{n}") for n in range(3)], everything)
+    running.stop()
+    for n in range(3):
+        running.consul.deregister(f"s-{n}", f"vm-{n}")
+    running.consul.inject(ConsulFault(status=500, body="No cluster leader"), times=100_000, path="/v1/catalog/services")
+    off = GuardSettings(rebuild_grace_seconds=60.0, removal_minimum=100)
+    again = Running(running.consul, running.kube, tmp_path, replace(OPTIONS, guard=off))
+    again.thread.start()
+    try:
+        eventually(lambda: again.bridge.ready()[1]["first_pass_done"], True, 20)
+        running.consul.clear_faults()
+        eventually(lambda: len(again.bridge.ready()[1]["held"]), 3, 20)
+        assert "at its first answer it lists 0 of the 3 services" in again.bridge.ready()[1]["held"][0]
+        assert [again.ready(f"s-{n}") for n in range(3)] == everything
+    finally:
+        again.stop()
+
+
 def test_only_writers_ask_what_the_control_plane_has_mirrored(
     running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:

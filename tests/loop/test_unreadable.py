@@ -217,6 +217,23 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
     assert said == [("namespace cannot be read; nothing is done there", "apps"), ("namespace can be read", "apps")]
 
 
+def test_a_namespace_that_is_taken_in_late_is_doubted_as_at_the_start(both: Both, eventually: Eventually) -> None:
+    """What stands there tells what a Consul lacks that was rebuilt while nobody watched."""
+    for n in range(3):
+        both.consul.register(f"b-{n}", f"vm-b{n}", f"10.0.1.{n + 1}", 80)
+    both.sync()
+    for n in range(3):
+        both.consul.deregister(f"b-{n}", f"vm-b{n}")
+    both.kube.forbid("admin", "list", "services", "apps")
+    with both.running() as bridge:
+        eventually(lambda: list(bridge.ready()[1].get("unreadable", {})), ["apps"], 20)
+        eventually(lambda: bridge.ready()[0], True, 20)
+        both.kube.allow()
+        eventually(lambda: len(bridge.ready()[1]["held"]), 3, 20)
+        assert "when its namespaces could be read it lists 2 of the 5 services" in bridge.ready()[1]["held"][0]
+        assert [both.ready("apps", f"b-{n}") for n in range(3)] == [[f"10.0.1.{n + 1}"] for n in range(3)]
+
+
 def test_a_server_that_forbids_only_at_its_start_is_waited_for(both: Both, eventually: Eventually) -> None:
     """It has not read its roles yet: nothing is called unreadable, nothing is planned before."""
     both.kube.inject(Fault(status=403), times=8, path="/namespaces/.*/services")
