@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
+from bridge import certificate
 from bridge.errors import ConfigurationError
 
 LOOK_SECONDS = 1.0
@@ -113,35 +113,9 @@ class Tls:
 
 def certificate_end(path: str) -> datetime | None:
     """When the (first) certificate of a PEM file ends; None when that cannot be told."""
-    try:
-        der = ssl.PEM_cert_to_DER_cert(_FIRST.search(Path(path).read_text("ascii", "replace"))[0])  # type: ignore[index]
-        at, _ = _inside(der, 0)  # Certificate
-        at, _ = _inside(der, at)  # TBSCertificate
-        if der[at] == 0xA0:  # version
-            at = _inside(der, at)[1]
-        for _ in ("serial number", "signature algorithm", "issuer"):
-            at = _inside(der, at)[1]
-        at, _ = _inside(der, at)  # Validity
-        at = _inside(der, at)[1]  # not before
-        begin, end = _inside(der, at)
-        text = der[begin:end].decode("ascii")
-        # UTCTime has two digits for the year, 50 and above meaning 19xx
-        century = "" if der[at] == 0x18 else "19" if text >= "5" else "20"
-        return datetime.strptime(century + text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
-    except (OSError, ValueError, IndexError, TypeError):
-        return None
-
-
-_FIRST = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
-
-
-def _inside(der: bytes, at: int) -> tuple[int, int]:
-    """Where the content of the value at `at` begins and ends (DER)."""
-    length, at = der[at + 1], at + 2
-    if length & 0x80:
-        count = length & 0x7F
-        length, at = int.from_bytes(der[at : at + count]), at + count
-    return at, at + length
+    with contextlib.suppress(OSError):
+        return certificate.certificate_end(Path(path).read_bytes())
+    return None
 
 
 def _why(error: OSError) -> str:

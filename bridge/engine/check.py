@@ -145,6 +145,7 @@ class _Check:
         self._several = False
         self._looked_in: tuple[str, ...] | None = ()
         self._uncarried: set[str] = set()
+        self._own = consul.datacenter
 
     def all(self, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]) -> Iterator[Probe]:
         """Every probe, in order."""
@@ -243,7 +244,7 @@ class _Check:
     def _datacenters(self, client: ConsulClient, rules: Sequence[Rule]) -> Iterator[Probe]:
         try:
             known = client.datacenters()
-            own = self._config.datacenter or client.own_datacenter()
+            own = self._own = self._own or client.own_datacenter()
         except BridgeError as error:
             yield Probe("consul datacenters", FAILED, str(error), error.remedy or f"a token with: {POLICY}")
             return
@@ -390,7 +391,7 @@ class _Check:
         """What is done in a namespace ("" for all): by rules whose targets may be there, and for people's Services."""
         making = [r for r in rules if not namespace or "{" in r.to.namespace or r.to.namespace == namespace]
         asking = (s for s in self._asking() if namespace in ("", s.meta.namespace))
-        requests = (request_of(service, "", self._annotated) for service in asking)
+        requests = (request_of(service, self._own, self._annotated) for service in asking)
         filling = [request[0] for request in requests if isinstance(request, tuple)]
         ours = any(namespace in ("", target.namespace) for target in self._store.targets())
         outputs = frozenset(rule.to.output for rule in (*making, *filling)) or frozenset({Output.BOTH})

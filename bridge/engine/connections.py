@@ -19,9 +19,6 @@ from bridge.kube.client import KubeClient, KubeConfig
 
 SECTION = kube_connection.SECTION
 
-SOON_SECONDS = 7 * 86_400.0
-"""What ends within this time, and is not renewed by itself, is a warning."""
-
 
 def connections(consul: ConsulConfig, kube: KubeConfig) -> Iterator[Probe]:
     """Both sides, Consul first."""
@@ -73,7 +70,7 @@ def _ending(name: str, what: str, end: datetime | None, remedy: str) -> Probe:
         return _fact(name, f"{what}; it does not end")
     left = (end - datetime.now(UTC)).total_seconds()
     said = f"{what}; ends in {_span(left)} ({end:%Y-%m-%d %H:%M} UTC)" if left > 0 else f"{what}; ended {end:%Y-%m-%d}"
-    return _fact(name, said, WARNING, remedy) if remedy and left < SOON_SECONDS else _fact(name, said)
+    return _fact(name, said, WARNING, remedy) if remedy and left < kube_connection.SOON_SECONDS else _fact(name, said)
 
 
 def _span(seconds: float) -> str:

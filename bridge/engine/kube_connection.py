@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from bridge.certificate import certificate_end, token_end
 from bridge.engine.probe import OK, WARNING, Probe
 from bridge.errors import BridgeError, CancelledError
-from bridge.kube.certificate import certificate_end, token_end
 from bridge.kube.client import UNVERIFIED, KubeClient
 from bridge.kube.identity import who_am_i
 
 SECTION = "connections"
 
 SOON_SECONDS = 7 * 86_400.0
-"""What stands in the kubeconfig itself, where nothing renews it, and ends within this time is a warning."""
+"""What ends within this time, and is not renewed by itself, is a warning."""
 
 
 def lines(client: KubeClient) -> Iterator[Probe]:

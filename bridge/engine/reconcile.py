@@ -435,8 +435,3 @@ def _takes_away(change: Change) -> bool:
         return True
     skips = (planning.SKIP_MIRROR, "true") in change.body.labels
     return skips and change.existing is not None and (planning.SKIP_MIRROR, "true") not in change.existing.labels
-
-
-def queries_text(queries: Sequence[Query]) -> str:
-    """Consul services for people: `radosgw@dc1, db@dc2`."""
-    return ", ".join(f"{q.service}@{q.datacenter}" for q in queries)

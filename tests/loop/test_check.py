@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bridge.consul.client import ConsulConfig
+from bridge.core.annotated import Annotated, Grant
 from bridge.core.model import Destination, Output, Policy, Rule
 from bridge.engine.check import CheckOptions, check
 from bridge.engine.sync import SyncOptions, sync_once
@@ -120,6 +121,15 @@ def test_the_output_that_an_annotation_chooses_needs_its_rights(both: Both) -> N
     found = both.check()
     assert ("mirroring" in found, found["rights in default"][0]) == (False, "failed")
     assert "not allowed: create endpointslices -> apply manifests/base/role.yaml" in found["rights in default"][1]
+
+
+def test_a_grant_for_the_own_datacenter_is_one_where_the_rights_are_looked_at(both: Both) -> None:
+    """A Service that names no datacenter asks for the agent's own, and what it asks for needs its rights."""
+    both.person("web", annotations={"output": "endpointslices"})
+    for verb in ("create", "patch", "delete"):
+        both.kube.forbid("admin", verb, "endpoints")
+    granted = Annotated(grants=(Grant(datacenters=("dc1",)),))
+    assert both.check(annotated=granted)["rights in default"][0] == "ok"
 
 
 @pytest.mark.parametrize("output", [Output.BOTH, Output.ENDPOINTS])

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 import trustme
 
-from bridge.kube.certificate import certificate_end, token_end
+from bridge.certificate import certificate_end, token_end
 
 
 @pytest.mark.parametrize("year", [2027, 2049, 2050, 2120])
