@@ -137,6 +137,10 @@ class Troubles:
                 self._told = first
                 self._tell(first)
 
+    def has(self, source: str) -> bool:
+        """Whether `source` has a trouble."""
+        return source in self._reasons
+
     @property
     def current(self) -> str | None:
         """What the listener was told last."""

@@ -636,6 +636,7 @@ class DatacenterWatch:
                 bell.deaf = True
                 watch.position.failed()
                 bell.client.disconnect()
+                self._troubles.set(bell.name, None)  # nobody asks, so nobody would hear that it is over
                 self._bells_needed.wait()
                 continue
             watch.step()
@@ -823,6 +824,8 @@ class DatacenterWatch:
             self._stop.wait(pause)
             return False
         if not self._checkpoint.doubted:
+            if self._troubles.has("confirm"):  # told by a thread whose own try failed while another one succeeded
+                self._troubles.set("confirm", None)
             return True
         try:
             self._checkpoint.confirm(client)
