@@ -7,6 +7,7 @@ key silently replace an earlier one of the same name. It knows nothing of settin
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,9 @@ MAX_DEPTH = 50
 
 QUOTED = 60
 """Characters of a value that an error quotes."""
+
+_QUOTED_TEXT = re.compile(r"""('[^'<]?'|'<[a-z ]+>')|'[^']*'|"[^"]*\"""")
+"""What PyYAML quotes: single characters and names of its tokens (`'<block end>'`), which stay, and the file's text."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -92,10 +96,7 @@ def parse(raw: bytes | str, path: str) -> Document:
         walk = _Walk(path, loader)
         content = {} if node is None else walk.build(node, ())
     except yaml.MarkedYAMLError as error:
-        at = error.problem_mark or error.context_mark
-        place = f"{path}:{at.line + 1}:{at.column + 1}" if at is not None else path
-        problem = " ".join(t for t in (error.context, error.problem) if t)
-        raise ConfigurationError(f"{place}: not valid YAML: {problem}") from error
+        raise ConfigurationError(fault_of(error, path)) from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
@@ -106,6 +107,23 @@ def parse(raw: bytes | str, path: str) -> Document:
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path}:1:1: must be a mapping (`key: value` lines), not {kind_of(content)}")
     return Document(path, content, walk.keys, walk.values)
+
+
+def fault_of(error: yaml.MarkedYAMLError, path: str) -> str:
+    """Where the text of `path` is not YAML and why.
+
+    PyYAML's own message quotes the line, which may hold a token: raise what you make of it `from None`, because the log
+    level debug shows tracebacks.
+    """
+    at = error.problem_mark or error.context_mark
+    place = f"{path}:{at.line + 1}:{at.column + 1}" if at is not None else path
+    problem = " ".join(t for t in (error.context, error.problem) if t)
+    return f"{place}: not valid YAML: {unquoted(problem)}"
+
+
+def unquoted(problem: str) -> str:
+    """Without what it quotes of the file (a token that begins with `*` or `!` is an alias or a tag to YAML)."""
+    return _QUOTED_TEXT.sub(lambda match: match[1] or "'...'", problem)
 
 
 def _bound_depth(raw: bytes | str, path: str) -> None:

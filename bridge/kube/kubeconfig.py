@@ -102,12 +102,17 @@ def read(files: Iterable[str], wanted: str = "") -> Context:
 def _load(file: str) -> dict[str, Any]:
     import yaml
 
+    from bridge import yaml_file
+
     try:
         data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"kubeconfig {file} is no YAML: {faults.trim(str(error), 200)}") from error
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"kubeconfig {file} cannot be read: {faults.trim(str(error), 200)}") from error
+    except yaml.MarkedYAMLError as error:
+        raise ConfigurationError(f"kubeconfig {yaml_file.fault_of(error, file)}") from None
+    except OSError as error:
+        raise ConfigurationError(f"kubeconfig {file} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # a tag that its value does not fit, too
+        problem = faults.trim(yaml_file.unquoted(str(error)), 200)
+        raise ConfigurationError(f"kubeconfig {file} cannot be read: {problem}") from None
     if not isinstance(data, dict):
         raise ConfigurationError(f"kubeconfig {file} is {'empty' if data is None else 'no mapping'}")
     return data

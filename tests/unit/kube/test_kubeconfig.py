@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,39 @@ def test_a_kubeconfig_of_another_form_is_refused_with_its_file(tmp_path: Path, t
     said = refusal(str(path))
     assert str(path) in said
     assert words in said
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("hunter2: [{", ":4:19: not valid YAML: mapping values are not allowed here"),
+        ("[hunter2", ":5:1: not valid YAML: while parsing a flow sequence expected ',' or ']', but got '<stream end>'"),
+        ("*hunter2", ":4:12: not valid YAML: found undefined alias '...'"),
+        ("!hunter2 x", ":4:12: not valid YAML: could not determine a constructor for the tag '...'"),
+        ("!hunter'2 x", ":4:12: not valid YAML: could not determine a constructor for the tag '...'"),
+        ("!!int hunter2", " cannot be read: invalid literal for int() with base 10: '...'"),
+        ("!!bool hunter2", " cannot be read: '...'"),
+        ("!!timestamp hunter2", " cannot be read: "),
+        ("\x07hunter2", " cannot be read: unacceptable character #x0007"),
+    ],
+)
+def test_a_kubeconfig_that_is_no_yaml_is_refused_with_the_place_and_without_its_text(
+    tmp_path: Path, token: str, words: str
+) -> None:
+    """The line that is wrong may be the token's."""
+    path = tmp_path / "x"
+    path.write_text(f"users:\n- name: a\n  user:\n    token: {token}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        kubeconfig.read([str(path)])
+    assert f"kubeconfig {path}{words}" in str(caught.value)
+    assert "hunter" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_kubeconfig_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """With the place of the byte."""
+    path = tmp_path / "x"
+    path.write_bytes(b"users: \xff\n")
+    assert refusal(str(path)).startswith(f"kubeconfig {path} cannot be read: ")
 
 
 def test_impersonation_becomes_headers(tmp_path: Path) -> None:

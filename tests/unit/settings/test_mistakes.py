@@ -130,13 +130,16 @@ def test_a_mistake_in_the_file_names_its_place(text: str, expected: str, tmp_pat
         ("? [a]\n: b\n", "F:1:3: a key must be text"),
         ("a: !!python/object:os.system {}\n", "F:1:1: unknown key 'a'"),
         ("owner: !!python/name:os.system ''\n", "not valid YAML: could not determine a constructor"),
+        ("consul:\n  token: *hunter2\n", "F:2:10: not valid YAML: found undefined alias"),
         ("owner: 2026-13-45\n", "F:1:8: '2026-13-45': month must be in 1..12; put it in quotes"),
         ("a: " + "[" * 20000 + "]" * 20000, "F:1:53: nested deeper than 50 levels"),
     ],
 )
 def test_a_file_that_is_no_settings_file(text: str, expected: str, tmp_path: Path) -> None:
     """YAML's own mistakes, and what YAML allows but we do not."""
-    assert expected in mistake(tmp_path, text)
+    said = mistake(tmp_path, text)
+    assert expected in said
+    assert "hunter2" not in said
 
 
 def test_aliases_cannot_make_a_small_file_huge(tmp_path: Path) -> None:
