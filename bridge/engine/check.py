@@ -176,7 +176,7 @@ class _Check:
             yield Probe(
                 "grants",
                 OK,
-                "several namespaces are watched and `annotated` grants nothing: Services that ask are not filled",
+                "several namespaces are watched and `annotated` grants nothing: no further Service is filled",
             )
 
     def _services_of_people(self, rules: Sequence[Rule]) -> Store:
