@@ -43,6 +43,8 @@ class Parts:
     credentials: Credentials
     room: Room
     wait_limit: WaitLimit
+    ca_path: bool = False
+    """Whether the CAs of a directory are trusted, not those of a file."""
 
     def secrets(self, *further: str) -> tuple[str, ...]:
         """Texts that must not be quoted from answers, also where a server sends our own headers back."""
@@ -135,7 +137,8 @@ def _made(config: ConsulConfig) -> Parts:
         credentials = TokenFile(config.token_file)
     else:
         credentials = FixedToken(config.token)
-    parts = Parts(endpoint, tls, proxy, authorization, credentials, room, WaitLimit(time.monotonic))
+    limit, ca_path = WaitLimit(time.monotonic), bool(config.ca_path and not config.ca_file)
+    parts = Parts(endpoint, tls, proxy, authorization, credentials, room, limit, ca_path)
     return parts
 
 
@@ -167,8 +170,12 @@ def _post(config: ConsulConfig, parts: Parts, what: str, path: str, headers: Map
         (name, value) for name, value in (("ns", config.namespace), ("partition", config.partition)) if value
     ]
     asked = faults.Asked(
-        what=what, server=parts.server, authorized=bool(parts.authorization), secrets=parts.secrets(),
-    )  # fmt: skip
+        what=what,
+        server=parts.server,
+        authorized=bool(parts.authorization),
+        ca_path=parts.ca_path,
+        secrets=parts.secrets(),
+    )
     transport = transport_of(config, parts)
     transport.timeout = LOGIN_SECONDS if body else LOGOUT_SECONDS
     try:

@@ -417,6 +417,7 @@ class ConsulClient:
             filter=expression,
             anonymous=not token,
             authorized=bool(self._parts.authorization),
+            ca_path=self._parts.ca_path,
             secrets=self._parts.secrets(token, self.config.http_auth.partition(":")[2]),
         )
 

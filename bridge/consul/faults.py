@@ -59,6 +59,8 @@ class Asked:
     filter: str = ""
     anonymous: bool = False
     authorized: bool = False
+    ca_path: bool = False
+    """Whether `consul.ca_path` says whom to trust, not `consul.ca_file`."""
     secrets: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -205,7 +207,7 @@ def of_exception(asked: Asked, error: BaseException) -> BridgeError:
             text = trim(str(error), 500)
             return _transient(f"{asked}: {text}", "the proxy's variable, or NO_PROXY")
         case ssl.SSLCertVerificationError():
-            return _not_trusted(server, error)
+            return _not_trusted(asked, error)
         case ssl.SSLEOFError():
             return _transient(f"the connection to {server} broke during {asked}", GATEWAY)
         case ssl.SSLError() if any(m in str(error) for m in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")):
@@ -255,7 +257,8 @@ def of_exception(asked: Asked, error: BaseException) -> BridgeError:
             return _transient(f"{asked} failed at {server}: {text}", "consul.address")
 
 
-def _not_trusted(server: str, error: ssl.SSLCertVerificationError) -> PermanentError:
+def _not_trusted(asked: Asked, error: ssl.SSLCertVerificationError) -> PermanentError:
+    server = asked.server
     why = trim(error.verify_message or str(error)).rstrip(".")
     if error.verify_code in NAME_MISMATCH:
         return _permanent(
@@ -264,9 +267,10 @@ def _not_trusted(server: str, error: ssl.SSLCertVerificationError) -> PermanentE
         )
     if error.verify_code == EXPIRED:
         return _permanent(f"the certificate of {server} is not trusted: {why}. Renew it", "renew Consul's certificate")
+    setting, variable = ("consul.ca_path", "CONSUL_CAPATH") if asked.ca_path else ("consul.ca_file", "CONSUL_CACERT")
     return _permanent(
-        f"the certificate of {server} is not trusted: {why}. Check consul.ca_file",
-        "consul.ca_file (CONSUL_CACERT): the CA of Consul's certificate",
+        f"the certificate of {server} is not trusted: {why}. Check {setting}",
+        f"{setting} ({variable}): the CA of Consul's certificate",
     )
 
 

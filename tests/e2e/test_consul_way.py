@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -459,6 +460,153 @@ def test_a_forward_proxy_leads_to_consul(lab: Lab) -> None:
         run = bridge("check", "-o", "json", env=env)
         assert next(p for p in run.json["probes"] if p["probe"] == "consul reachable")["state"] == "ok"
         assert "http://consul.example:8500/v1/status/leader" in front.paths
+
+
+class Tunnels:
+    """A forward proxy for CONNECT on loopback: it alone knows where the `places` (host:port) are."""
+
+    def __init__(self, places: dict[str, str], *, user: str = "") -> None:
+        tunnels = self
+        wanted = f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
+        self.asked: set[str] = set()
+        self.refusal = 0
+        """The status that it answers in place of a tunnel; 0: none."""
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            close_connection = True
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the parent's own name
+                pass
+
+            def do_CONNECT(self) -> None:
+                tunnels.asked.add(self.path)
+                self.close_connection = True
+                granted = not wanted or self.headers.get("Proxy-Authorization") == wanted
+                refusal = tunnels.refusal or (0 if granted else 407) or (0 if self.path in places else 502)
+                if refusal:
+                    self.send_response(refusal)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                host, _, port = places[self.path].rpartition(":")
+                with socket.create_connection((host, int(port))) as upstream:
+                    pair = {self.connection, upstream}
+                    with tunnels._lock:
+                        tunnels._open |= pair
+                    self.send_response(200, "Connection established")
+                    self.end_headers()
+                    back = threading.Thread(target=_copy, args=(upstream, self.connection))
+                    back.start()
+                    _copy(self.connection, upstream)
+                    back.join()
+                    with tunnels._lock:
+                        tunnels._open -= pair
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def cut(self) -> int:
+        """End every tunnel; how many there were."""
+        with self._lock:
+            for sock in self._open:
+                _shut(sock)
+            return len(self._open) // 2
+
+    def __enter__(self) -> Tunnels:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        self.cut()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    _shut(source)
+    _shut(target)
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def test_over_tls_a_forward_proxy_is_asked_for_tunnels_and_named_when_it_refuses(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Only the proxy knows Consul's name. Queries that wait are answered through it, its refusals named as its own."""
+
+    def ready() -> list[tuple[str, int]]:
+        return ready_addresses(kube.endpoints(namespace, f"{prefix}web"))
+
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.7.1", 80)
+    upstream, password = urlsplit(lab.consul.https_address).netloc, secret("geheim-tunnel")
+    with (
+        Tunnels({"consul.example:8501": upstream}, user=f"us:{password}") as proxy,
+        running(
+            lab, "tunnel", namespace, prefix, CONSUL_HTTP_ADDR="https://consul.example:8501",
+            CONSUL_CACERT=str(lab.ca_file), CONSUL_TLS_SERVER_NAME="localhost",
+            HTTPS_PROXY=f"http://us:{password}@{proxy.address}",
+        ) as daemon,
+    ):  # fmt: skip
+        daemon.start()
+        eventually(ready, [("10.77.7.1", 80)], 20)
+        consul.register(f"{prefix}web", f"{prefix}vm", "10.77.7.2", 80)
+        eventually(ready, [("10.77.7.2", 80)], 5)  # nothing but a waiting query tells it so soon
+        assert proxy.asked == {"consul.example:8501"}  # and loopback, where Kubernetes is, directly
+        named = f"the proxy http://{proxy.address} (HTTPS_PROXY)"
+        for status, said in (
+            (403, f"{named} refuses to connect to consul.example:8501: 403 Forbidden"),
+            (407, f"{named} asks for a user and password (407): write HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"),
+        ):
+            proxy.refusal = status
+            proxy.cut()
+            eventually(lambda said=said: said in str(daemon.readiness().get("consul")), True, 15)
+        (event,) = (e for e in daemon.events() if e["event"] == "consul cannot be asked; everything stays as it is")
+        assert f"{named} refuses to connect" in event["reason"]  # one line for one outage, with its first reason
+        assert ready() == [("10.77.7.2", 80)]
+        consul.register(f"{prefix}web", f"{prefix}vm", "10.77.7.3", 80)
+        proxy.refusal = 0
+        eventually(ready, [("10.77.7.3", 80)], 10)  # it is asked again after 5 s at most
+        eventually(lambda: daemon.readiness()["consul"], "ok", 10)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_directory_of_cas_is_trusted_as_consuls_own_tools_trust_it(
+    linked: bool, lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path
+) -> None:
+    """CONSUL_CAPATH: PEM files of any name, with the links that `openssl rehash` makes or without; nothing else is."""
+    folder = tmp_path / "cas"
+    folder.mkdir()
+    (folder / "other.crt").write_text(lab.files["other-ca.pem"].read_text())
+    env = environment(lab.consul.https_address, lab.kubeconfig, CONSUL_CAPATH=str(folder))
+    select = ("--service", f"{prefix}*", "--namespace", namespace, "--yes")
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.8.1", 80)
+    run = bridge("sync", *select, env=env)
+    assert run.status != 0
+    assert "is not trusted" in run.stderr
+    assert "Check consul.ca_path" in run.stderr
+    assert kube.endpoints(namespace, f"{prefix}web") is None
+    state, _, remedy = reachable(lab, lab.consul.https_address, CONSUL_CAPATH=str(folder))
+    assert (state, remedy) == ("failed", "consul.ca_path (CONSUL_CAPATH): the CA of Consul's certificate")
+    if linked:
+        (folder / "ours").write_text(lab.ca_file.read_text())
+        (folder / "5ed36f99.0").symlink_to("ours")
+    else:
+        (folder / "ours.pem").write_text(lab.ca_file.read_text())
+    run = bridge("sync", *select, env=env)
+    assert run.status == 0, run.stderr
+    assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == [("10.77.8.1", 80)]
 
 
 def test_a_ca_that_is_replaced_is_followed_at_once(
