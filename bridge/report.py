@@ -405,7 +405,7 @@ def _failed_rows(outcome: Outcome, origin: Origin, dry_run: bool) -> list[Failed
         rows += [
             _failed_row(c, origin, Reason(Code.NOT_TRIED, action=first.action, kind=first.kind, name=first.name))
             for c in outcome.plan.writes
-            if id(c) not in tried
+            if id(c) not in tried and id(c.meanwhile) not in tried
         ]
     return rows
 

@@ -444,6 +444,8 @@ class Change:
     CREATE: `existing` is None and the write must fail when an object of that name is there after all.
     UPDATE: applied over `existing`. DELETE: `body` is None. UNCHANGED: nothing is sent.
     `ready` and `not_ready` count endpoints after the change; `reason` is None when it is obvious.
+    `meanwhile` is written in place of the change while an EndpointSlice of the same plan cannot be written: it leaves
+    what carries that slice's endpoints.
     """
 
     action: Action
@@ -455,6 +457,7 @@ class Change:
     ready: int = 0
     not_ready: int = 0
     reason: Reason | None = None
+    meanwhile: Change | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,12 @@ rather than not at all:
 | both, endpointslices | endpoints | Endpoints without skip-mirror; our slices follow every change until the control \
 plane's mirror is seen to have everything (`Plan.unmirrored`), and go then |
 | endpoints that the control plane cannot mirror | | as `both` (`mirroring`) |
-| any | any, without the right to write EndpointSlices | as `endpoints`; slices of ours stay as they are |
+| any | any, without the right to make EndpointSlices | as `endpoints`; meanwhile our slices give up what has gone, \
+as far as the rights that are there allow |
+
+A slice may be refused for other reasons than rights (a quota, admission), which shows in the writing only. What would
+take away endpoints that it was to carry has a `Change.meanwhile` for that case: Endpoints that are mirrored, slices
+that lose only what is not wanted any more.
 
 When a target goes, its Endpoints and slices go before its Service: the Service's address is the one thing that cannot
 be brought back, so it goes last, and a pass that ends half-way finds the rest by the Service's marks. No order helps
@@ -87,6 +92,9 @@ from bridge.core.model import (
 from bridge.core.ports import CLUSTER_IP, EXTERNAL_NAME
 from bridge.core.reasons import Code, Reason
 
+SLICE_LIMIT = 1000
+"""Endpoints that Kubernetes takes in one slice."""
+
 Pair = tuple[str, int, str]
 """An address, a port number and its protocol: what a connection is made to."""
 
@@ -102,14 +110,15 @@ def plan(
     skipped: tuple[Skipped, ...] = (),
     warnings: tuple[Reason, ...] = (),
     dismissed: bool = False,
-    slices_forbidden: str = "",
+    slices_forbidden: Sequence[str] = (),
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
 
     `dismissed`: a user no longer wants what we filled for them, or wants something else: it is not lost when it goes.
-    `slices_forbidden`: the rights that we lack to write EndpointSlices there; the Endpoints carry everything then.
+    `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the Endpoints carry
+    everything; without `delete` slices that are not needed are emptied.
     """
-    draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), slices_forbidden=slices_forbidden)
+    draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), lacking=tuple(slices_forbidden))
     if desired is None:
         _remove(draft, current)
     else:
@@ -132,6 +141,11 @@ def plan(
         dismissed=dismissed,
         scope=scope_of(current, owner, desired),
     )
+
+
+def missing_rights(verbs: Sequence[str], namespace: str) -> str:
+    """Verbs on EndpointSlices, in words."""
+    return f"{', '.join(verbs)} endpointslices in namespace {namespace}"
 
 
 def scope_of(current: Current, owner: str, desired: Mirror | None = None) -> Scope:
@@ -224,7 +238,7 @@ class _Draft:
     policy: Policy
     adopt: Adopt
     warnings: list[Reason]
-    slices_forbidden: str = ""
+    lacking: tuple[str, ...] = ()
     changes: list[Change] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     unmirrored: bool = False
@@ -254,33 +268,62 @@ class _Draft:
         self.conflict(kind, Reason(Code.NOT_OWNED, flag=flag, annotation=ADOPT))
         return False
 
+    def warn(self, reason: Reason) -> None:
+        """Say something, once."""
+        if reason not in self.warnings:
+            self.warnings.append(reason)
+
+    @property
+    def makes_slices(self) -> bool:
+        """Whether we may write new slices."""
+        return not {"create", "patch"} & set(self.lacking)
+
+    @property
+    def rights(self) -> str:
+        """The rights on slices that we lack, in words."""
+        return missing_rights(self.lacking, self.target.namespace)
+
     def conflict(self, kind: Kind, reason: Reason) -> None:
         """Note an object that is in the way."""
         self.conflicts.append(Conflict(self.target, kind, reason))
 
     def write(
-        self, kind: Kind, name: str, body: Body, existing: Meta | None, *, same: bool, reason: Reason | None = None
+        self,
+        kind: Kind,
+        name: str,
+        body: Body,
+        existing: Meta | None,
+        *,
+        same: bool,
+        reason: Reason | None = None,
+        meanwhile: Change | None = None,
     ) -> None:
         """Add a change to what should be."""
+        self.add(replace(self.change(kind, name, body, existing, same=same, reason=reason), meanwhile=meanwhile))
+
+    def change(
+        self, kind: Kind, name: str, body: Body, existing: Meta | None, *, same: bool, reason: Reason | None = None
+    ) -> Change:
+        """The change that makes an object what it should be."""
         groups = _groups_in(body)
         action = Action.CREATE if existing is None else Action.UNCHANGED if same else Action.UPDATE
         if existing is not None and existing.owner is None:
             reason = reason or Reason(Code.ADOPTED)
-        self.add(
-            Change(
-                action=action,
-                kind=kind,
-                target=self.target,
-                name=name,
-                body=body,
-                existing=existing,
-                ready=sum(e.ready for g in groups for e in g.endpoints),
-                not_ready=sum(not e.ready for g in groups for e in g.endpoints),
-                reason=reason,
-            )
+        return Change(
+            action=action,
+            kind=kind,
+            target=self.target,
+            name=name,
+            body=body,
+            existing=existing,
+            ready=sum(e.ready for g in groups for e in g.endpoints),
+            not_ready=sum(not e.ready for g in groups for e in g.endpoints),
+            reason=reason,
         )
 
-    def remove(self, kind: Kind, meta: Meta, reason: Reason, *, adopted: bool = False) -> None:
+    def remove(
+        self, kind: Kind, meta: Meta, reason: Reason, *, adopted: bool = False, meanwhile: Change | None = None
+    ) -> None:
         """Add a deletion of what is ours or `adopted`; what is being deleted already needs none."""
         if (adopted or self.ours(meta)) and not meta.deleting:
             self.add(
@@ -292,6 +335,7 @@ class _Draft:
                     body=None,
                     existing=meta,
                     reason=reason,
+                    meanwhile=meanwhile,
                 )
             )
 
@@ -341,32 +385,42 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     output = _carried_by(draft, desired, mine)
     wants_endpoints = output is not Output.ENDPOINTSLICES
     wants_slices = output is not Output.ENDPOINTS
-    if draft.slices_forbidden:
+    if "patch" in draft.lacking and ("delete" in draft.lacking or draft.policy is not Policy.SYNC):
         mine = []  # they stay as they are, whatever that is
+    own = joined(labels, _slice_marks(draft.target))
+    alone = EndpointsBody(canonical.plain(desired.groups), labels, annotations)
     content = EndpointsBody(
-        canonical.plain(desired.groups) if wants_endpoints else (),
+        alone.groups if wants_endpoints else (),
         joined(labels, ((SKIP_MIRROR, "true"),)) if wants_slices else labels,
         annotations,
     )
     stays = _still_needed(mine, desired, current) if not wants_slices else False
-    if stays:
+    if stays and (draft.makes_slices or not why_not_carried(desired.groups)):
         draft.unmirrored = True
         draft.warnings.append(Reason(Code.SLICES_KEPT))
     spare: Sequence[CurrentSlice] = mine
-    if wants_slices or stays:
+    if wants_slices or (stays and draft.makes_slices):
         packed, spare = packing.pack(draft.target, desired.groups, mine, desired.max_endpoints_per_slice)
-        _slices(draft, packed, labels, annotations)
+        _slices(draft, desired, packed, own, annotations)
+    elif stays:
+        spare = ()
+        if "patch" not in draft.lacking:
+            for piece in (s for s in mine if not s.meta.deleting):
+                draft.add(_reduced(draft, piece, desired, own, annotations))
     if endpoints is not None and endpoints.meta.deleting:
         draft.warnings.append(Reason(Code.ENDPOINTS_BEING_DELETED))
     elif wants_endpoints and not blocked:
-        _endpoints(draft, content, endpoints)
+        _endpoints(draft, content, endpoints, alone)
     for piece in spare:
-        _drop_slice(draft, piece, Reason(Code.NOT_NEEDED), (joined(labels, _slice_marks(draft.target)), annotations))
+        reduced = _reduced(draft, piece, desired, own, annotations, Reason(Code.SLICES_REFUSED))
+        _drop_slice(draft, piece, Reason(Code.NOT_NEEDED), (own, annotations), reduced)
     if not wants_endpoints and endpoints is not None and not blocked:
         if draft.policy is Policy.UPSERT_ONLY and draft.ours(endpoints.meta) and not endpoints.meta.deleting:
-            _endpoints(draft, content, endpoints)
+            _endpoints(draft, content, endpoints, alone)
         else:
-            draft.remove(Kind.ENDPOINTS, endpoints.meta, Reason(Code.OUTPUT_CHANGED), adopted=True)
+            meanwhile = _mirrored_meanwhile(draft, endpoints, alone) if draft.ours(endpoints.meta) else None
+            reason = Reason(Code.OUTPUT_CHANGED)
+            draft.remove(Kind.ENDPOINTS, endpoints.meta, reason, adopted=True, meanwhile=meanwhile)
 
 
 def _carried_by(draft: _Draft, desired: Mirror, mine: Sequence[CurrentSlice]) -> Output:
@@ -376,16 +430,15 @@ def _carried_by(draft: _Draft, desired: Mirror, mine: Sequence[CurrentSlice]) ->
     instance that comes and goes would change the carriers.
     """
     chosen = desired.output is not Output.ENDPOINTS
-    refused = why_not_carried(desired.groups) if draft.slices_forbidden or not chosen else ""
+    refused = why_not_carried(desired.groups) if not draft.makes_slices or not chosen else ""
     stays = not chosen and not refused and mine and may_refuse(desired.groups)
     if not (chosen or refused or stays):
         return Output.ENDPOINTS
-    rights = draft.slices_forbidden
-    if rights:
+    if not draft.makes_slices:
         draft.warnings.append(
-            Reason(Code.UNMIRRORED, rights=rights, why=refused)
+            Reason(Code.UNMIRRORED, rights=draft.rights, why=refused)
             if refused
-            else Reason(Code.SLICES_FORBIDDEN, rights=rights, costs=MIRROR_COSTS)
+            else Reason(Code.SLICES_FORBIDDEN, rights=draft.rights, costs=MIRROR_COSTS)
         )
         return Output.ENDPOINTS
     if refused:
@@ -395,25 +448,81 @@ def _carried_by(draft: _Draft, desired: Mirror, mine: Sequence[CurrentSlice]) ->
     return desired.output if chosen else Output.BOTH
 
 
-def _endpoints(draft: _Draft, body: EndpointsBody, existing: CurrentEndpoints | None) -> None:
-    same = existing is not None and (
+def _endpoints(draft: _Draft, body: EndpointsBody, existing: CurrentEndpoints | None, alone: EndpointsBody) -> None:
+    """`alone`: the body for when nothing but the Endpoints carries the addresses."""
+    meanwhile = _mirrored_meanwhile(draft, existing, alone) if (SKIP_MIRROR, "true") in body.labels else None
+    meta = None if existing is None else existing.meta
+    draft.write(Kind.ENDPOINTS, draft.target.name, body, meta, same=_is_same(existing, body), meanwhile=meanwhile)
+
+
+def _is_same(existing: CurrentEndpoints | None, body: EndpointsBody) -> bool:
+    return existing is not None and (
         existing.canonical
         and existing.groups == body.groups
         and existing.meta.labels == body.labels
         and existing.meta.annotations == body.annotations
     )
-    draft.write(Kind.ENDPOINTS, draft.target.name, body, None if existing is None else existing.meta, same=same)
 
 
-def _slices(draft: _Draft, packed: Iterable[packing.Slice], labels: Pairs, annotations: Pairs) -> None:
+def _mirrored_meanwhile(draft: _Draft, existing: CurrentEndpoints | None, alone: EndpointsBody) -> Change | None:
+    """What becomes of Endpoints while our slices are refused: the control plane mirrors them, if it does already."""
+    if existing is not None and (SKIP_MIRROR, "true") in existing.meta.labels:
+        return None
+    meta, same = None if existing is None else existing.meta, _is_same(existing, alone)
+    return draft.change(Kind.ENDPOINTS, draft.target.name, alone, meta, same=same, reason=Reason(Code.SLICES_REFUSED))
+
+
+def _slices(draft: _Draft, desired: Mirror, packed: Iterable[packing.Slice], own: Pairs, annotations: Pairs) -> None:
     """New slices first, then those that gain or keep what they have, then those that lose something."""
-    own = joined(labels, _slice_marks(draft.target))
     for piece in sorted(packed, key=_loses):
         now = piece.existing
         body = SliceBody(draft.target.name, piece.group, own, annotations)
         wanted = piece.group, own, annotations
         same = now is not None and now.canonical and (now.group, now.meta.labels, now.meta.annotations) == wanted
-        draft.write(Kind.ENDPOINT_SLICE, piece.name, body, None if now is None else now.meta, same=same)
+        meta = None if now is None else now.meta
+        meanwhile = None if now is None else _kept_meanwhile(draft, now, body, desired)
+        draft.write(Kind.ENDPOINT_SLICE, piece.name, body, meta, same=same, meanwhile=meanwhile)
+
+
+def _kept_meanwhile(draft: _Draft, now: CurrentSlice, body: SliceBody, desired: Mirror) -> Change | None:
+    """A slice with what moves to another one still in it; None when nothing does."""
+    staying = {e.address for e in body.group.endpoints}
+    if all(e.address in staying for e in now.group.endpoints):
+        return None
+    moving = [e for e in _remaining(now.group, desired) if e.address not in staying]
+    if not moving or len(staying) + len(moving) > SLICE_LIMIT:
+        return None
+    group = replace(body.group, endpoints=canonical.sort_endpoints((*body.group.endpoints, *moving)))
+    return _slice_now(draft, now, replace(body, group=group), Reason(Code.SLICES_REFUSED))
+
+
+def _reduced(
+    draft: _Draft,
+    now: CurrentSlice,
+    desired: Mirror,
+    own: Pairs,
+    annotations: Pairs,
+    reason: Reason | None = None,
+) -> Change:
+    """A slice with nothing new in it, and without what is not wanted any more."""
+    group = replace(now.group, endpoints=_remaining(now.group, desired))
+    return _slice_now(draft, now, SliceBody(now.service, group, own, annotations), reason)
+
+
+def _slice_now(draft: _Draft, now: CurrentSlice, body: SliceBody, reason: Reason | None) -> Change:
+    same = (now.group, now.meta.labels, now.meta.annotations) == (body.group, body.labels, body.annotations)
+    return draft.change(Kind.ENDPOINT_SLICE, now.meta.name, body, now.meta, same=same, reason=reason)
+
+
+def _remaining(group: Group, desired: Mirror) -> tuple[Endpoint, ...]:
+    """What of a slice's endpoints is wanted, in its group or under the same port name in another, as it is wanted."""
+    wanted: dict[str, Endpoint] = {}
+    names = {p.name for p in group.ports}
+    for other in sorted(desired.groups, key=lambda g: g.ports != group.ports):
+        if other.family is group.family and (other.ports == group.ports or names & {p.name for p in other.ports}):
+            for endpoint in other.endpoints:
+                wanted.setdefault(endpoint.address, endpoint)
+    return canonical.sort_endpoints(wanted[e.address] for e in group.endpoints if e.address in wanted)
 
 
 def _slice_marks(target: Target) -> Pairs:
@@ -437,19 +546,29 @@ def _drop_endpoints(draft: _Draft, existing: CurrentEndpoints, reason: Reason) -
     draft.write(Kind.ENDPOINTS, existing.meta.name, body, existing.meta, same=same, reason=reason)
 
 
-def _drop_slice(draft: _Draft, piece: CurrentSlice, reason: Reason, marked: tuple[Pairs, Pairs] | None = None) -> None:
+def _drop_slice(
+    draft: _Draft,
+    piece: CurrentSlice,
+    reason: Reason,
+    marked: tuple[Pairs, Pairs] | None = None,
+    meanwhile: Change | None = None,
+) -> None:
     """A slice that is not needed goes; where nothing may be deleted, it is emptied: its addresses are not wanted.
 
-    `marked`: its labels and annotations then, where there is still something to mark it with.
+    `marked`: its labels and annotations then, where there is still something to mark it with. `meanwhile`: what is
+    left of it until another slice carries its endpoints.
     """
-    if draft.policy is not Policy.UPSERT_ONLY or piece.meta.deleting:
-        draft.remove(Kind.ENDPOINT_SLICE, piece.meta, reason)
+    undeletable = draft.policy is Policy.SYNC and "delete" in draft.lacking and "patch" not in draft.lacking
+    if piece.meta.deleting or not (undeletable or draft.policy is Policy.UPSERT_ONLY):
+        draft.remove(Kind.ENDPOINT_SLICE, piece.meta, reason, meanwhile=meanwhile)
         return
+    if undeletable:
+        draft.warn(Reason(Code.SLICES_EMPTIED, rights=draft.rights))
     empty = replace(piece.group, endpoints=())
     now = piece.meta.labels, piece.meta.annotations
     body = SliceBody(piece.service, empty, *(marked or now))
     same = not piece.group.endpoints and marked in (None, now)
-    draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason=reason)
+    draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason=reason, meanwhile=meanwhile)
 
 
 def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Current) -> bool:

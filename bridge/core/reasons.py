@@ -103,6 +103,7 @@ class Code(StrEnum):
     MIRROR_REFUSED = "mirror_refused"
     MIRROR_DOUBTFUL = "mirror_doubtful"
     SLICES_FORBIDDEN = "slices_forbidden"
+    SLICES_EMPTIED = "slices_emptied"
     UNMIRRORED = "unmirrored"
     FAMILY_MISSING = "family_missing"
     FAMILY_UNAVAILABLE = "family_unavailable"
@@ -124,6 +125,7 @@ class Code(StrEnum):
     BEING_DELETED = "being_deleted"
     ENDPOINTS_BEING_DELETED = "endpoints_being_deleted"
     SLICES_KEPT = "slices_kept"
+    SLICES_REFUSED = "slices_refused"
     OUTPUT_UNKNOWN = "output_unknown"
     TAG_CASE = "tag_case"
     TAG_COMMA = "tag_comma"
@@ -247,6 +249,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "{margin} addresses)",
     Code.SLICES_FORBIDDEN: "no EndpointSlices are written here, for the bridge may not {rights}: the addresses reach "
     "kube-proxy by the control plane's mirror of the Endpoints only, and {costs}",
+    Code.SLICES_EMPTIED: "EndpointSlices that are not needed any more are emptied but stay, for the bridge may not "
+    "{rights}; grant that right",
     Code.UNMIRRORED: "no EndpointSlices are written here, for the bridge may not {rights}, and the control plane "
     "cannot mirror these Endpoints: {why}",
     Code.FAMILY_MISSING: "{family} endpoints cannot be reached: the Service has no {family} (spec.ipFamilies)",
@@ -277,6 +281,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     'stays; a token with node_prefix "" {{ policy = "read" }} sees them',
     Code.BEING_DELETED: "the Service is being deleted; it is made anew when it is gone",
     Code.ENDPOINTS_BEING_DELETED: "the Endpoints object is being deleted; it is made anew when it is gone",
+    Code.SLICES_REFUSED: "an EndpointSlice could not be written: until it can, nothing is taken away that carries its "
+    "endpoints",
     Code.SLICES_KEPT: "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them",
     Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: it is taken as {taken}",
     Code.TAG_CASE: "no instance has the tag {wanted!r}, but {found!r}: Consul tells upper from lower case in tags",
@@ -386,6 +392,7 @@ WARNINGS = (
     Code.MIRROR_REFUSED,
     Code.MIRROR_DOUBTFUL,
     Code.SLICES_FORBIDDEN,
+    Code.SLICES_EMPTIED,
     Code.UNMIRRORED,
     Code.FAMILY_MISSING,
     Code.FAMILY_UNAVAILABLE,

@@ -356,7 +356,7 @@ class _Look:
             clock=time.monotonic,
             resolve=self._resolver.resolve,
             mirrored=None if client is None else lambda target: mirrored(client, target),
-            slices_forbidden=(lambda _: "") if self._rights is None else self._rights.missing,
+            slices_forbidden=(lambda _: ()) if self._rights is None else self._rights.missing,
             nodes=self._nodes,
             unreadable=self._store.unreadable,
         )

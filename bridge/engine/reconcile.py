@@ -33,6 +33,7 @@ from bridge.core.model import (
     Kind,
     Meta,
     Mirror,
+    Output,
     Plan,
     Policy,
     Query,
@@ -98,13 +99,13 @@ class Reconciler:
         nodes: Collection[str] = (),
         unreadable: Mapping[str, str] | None = None,
         may_delete: Callable[[Target], bool] = lambda _target: True,
-        slices_forbidden: Callable[[str], str] = lambda _namespace: "",
+        slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: (),
     ) -> None:
         """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
 
         `unreadable` are namespaces of which nothing is known, and why: nothing is planned there. While not `may_delete`
-        objects stay, whatever the policy says. `slices_forbidden` tells the rights to write EndpointSlices that are
-        missing in a namespace.
+        objects stay, whatever the policy says. `slices_forbidden` tells the verbs on EndpointSlices that are missing in
+        a namespace.
         """
         self.lock = threading.RLock()
         self.world = world
@@ -318,8 +319,8 @@ class Reconciler:
     ) -> Plan:
         kept = desired is None and not dismissed and not self._may_delete(target)
 
-        def plan(slices_forbidden: str = "") -> Plan:
-            return planning.plan(
+        def plan(slices_forbidden: Sequence[str] = ()) -> Plan:
+            made = planning.plan(
                 target,
                 desired,
                 current,
@@ -331,9 +332,12 @@ class Reconciler:
                 dismissed=dismissed,
                 slices_forbidden=slices_forbidden,
             )
+            return _kept(made) if kept else made
 
-        found = _kept(plan()) if kept else plan()
-        if desired is None or all(change.kind is not Kind.ENDPOINT_SLICE for change in found.writes):
+        found = plan()
+        chosen = desired is not None and desired.output is not Output.ENDPOINTS
+        # a target without endpoints needs no slice, but whether its Endpoints are mirrored depends on the right to one
+        if not any(chosen or change.kind is Kind.ENDPOINT_SLICE for change in found.writes):
             return found
         forbidden = self._slices_forbidden(target.namespace)
         return plan(forbidden) if forbidden else found
@@ -381,8 +385,9 @@ def apply_plan(plan: Plan, write: Callable[[Change], object], go_on: Callable[[]
     `write` sends one change and notes it; it raises the bridge's errors. When a Service cannot be created its
     Endpoints are not tried either: the control plane would delete them (Endpoints without a Service of their name).
     Nor are they when a port of the Service cannot be renamed: under another name than the Service's nobody gets there.
-    When a slice cannot be written, nothing is taken away that may carry its endpoints until it can. After a failure
-    `go_on` says whether the rest is tried now: a server that is down fails for all of it.
+    When a slice cannot be written, `Change.meanwhile` is written of what follows, and nothing is deleted: what may
+    carry its endpoints stays until it can. After a failure `go_on` says whether the rest is tried now: a server that is
+    down fails for all of it.
     """
     applied: list[Change] = []
     failures: list[Failure] = []
@@ -393,20 +398,21 @@ def apply_plan(plan: Plan, write: Callable[[Change], object], go_on: Callable[[]
             break
         if failures and not go_on():
             break
-        if slices_failed and _takes_away(change):
+        doing = _meanwhile(change) if slices_failed else change
+        if doing is None:
             continue
         try:
-            write(change)
+            write(doing)
         except ConflictError as error:
             conflicts.append(Conflict(plan.target, change.kind, Reason(Code.TAKEN, said=error)))
             if change.kind is Kind.SERVICE:
                 break
             slices_failed |= change.kind is Kind.ENDPOINT_SLICE
         except BridgeError as error:
-            failures.append(Failure(change, error))
-            slices_failed |= change.kind is Kind.ENDPOINT_SLICE and not _carries(change, error)
+            failures.append(Failure(doing, error))
+            slices_failed |= doing.kind is Kind.ENDPOINT_SLICE and not _carries(doing, error)
         else:
-            applied.append(change)
+            applied.append(doing)
     if conflicts:
         plan = replace(plan, conflicts=(*plan.conflicts, *conflicts))
     return Outcome(plan, tuple(applied), tuple(failures))
@@ -429,9 +435,8 @@ def _carries(change: Change, error: BridgeError) -> bool:
     return isinstance(stored, CurrentSlice) and isinstance(change.body, SliceBody) and stored.group == change.body.group
 
 
-def _takes_away(change: Change) -> bool:
-    """Whether a change ends what carries traffic: an object, or the control plane's mirror of the Endpoints."""
-    if change.body is None:
-        return True
-    skips = (planning.SKIP_MIRROR, "true") in change.body.labels
-    return skips and change.existing is not None and (planning.SKIP_MIRROR, "true") not in change.existing.labels
+def _meanwhile(change: Change) -> Change | None:
+    """What is done of a change while a slice of its plan cannot be written; None: nothing."""
+    if change.meanwhile is not None:
+        return change.meanwhile if change.meanwhile.action is not Action.UNCHANGED else None
+    return change if change.body is not None else None

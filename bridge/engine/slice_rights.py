@@ -1,6 +1,7 @@
 """Whether we may write EndpointSlices in a namespace: asked when a plan wants to, and again while we may not.
 
-Without that right the Endpoints carry the addresses, as they do with `output: endpoints`; nothing stops.
+Without `create` or `patch` the Endpoints carry the addresses, as they do with `output: endpoints`; without `delete`
+slices that are not needed are emptied. Nothing stops.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from bridge.core.model import Policy
+from bridge.core.plan import missing_rights
 from bridge.errors import BridgeError
 from bridge.kube.cache import can_i
 from bridge.kube.client import KubeClient
@@ -33,13 +35,13 @@ class SliceRights:
         self._verbs = ("create", "patch", "delete") if policy is Policy.SYNC else ("create", "patch")
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[str, float]] = {}
+        self._known: dict[str, tuple[tuple[str, ...], float]] = {}
 
-    def missing(self, namespace: str) -> str:
-        """The rights that are missing in a namespace, in words; "" when none is, or when nobody answers."""
+    def missing(self, namespace: str) -> tuple[str, ...]:
+        """The verbs that are missing in a namespace; none when nobody answers."""
         with self._lock:
-            text, until = self._known.get(namespace, ("", -math.inf))
-        return text if self._clock() < until else self._ask(namespace)
+            lacking, until = self._known.get(namespace, ((), -math.inf))
+        return lacking if self._clock() < until else self._ask(namespace)
 
     def refused(self, namespace: str) -> None:
         """A write of a slice was refused: what is known of the namespace is known no longer."""
@@ -47,27 +49,34 @@ class SliceRights:
             self._known.pop(namespace, None)
 
     def forbidden(self) -> dict[str, str]:
-        """The namespaces where rights are missing, as far as is known, and which."""
-        with self._lock:
-            return {namespace: text for namespace, (text, _) in sorted(self._known.items()) if text}
+        """The namespaces where no slices can be written, as far as is known, and the rights that are missing there."""
+        return {
+            namespace: missing_rights(lacking, namespace)
+            for namespace, lacking in self._lacking().items()
+            if {"create", "patch"} & set(lacking)
+        }
 
     def granted(self) -> set[str]:
-        """Namespaces where the rights were missing and are there now; asks no more often than is sensible."""
-        before = self.forbidden()
-        return {namespace for namespace in before if not self.missing(namespace)}
+        """Namespaces where a right was missing and is there now; asks no more often than is sensible."""
+        return {
+            namespace for namespace, lacked in self._lacking().items() if set(lacked) - set(self.missing(namespace))
+        }
 
-    def _ask(self, namespace: str) -> str:
+    def _lacking(self) -> dict[str, tuple[str, ...]]:
+        with self._lock:
+            return {namespace: lacking for namespace, (lacking, _) in sorted(self._known.items()) if lacking}
+
+    def _ask(self, namespace: str) -> tuple[str, ...]:
         try:
-            lacking = [verb for verb in self._verbs if not self._can_i(verb, namespace)]
+            lacking = tuple(verb for verb in self._verbs if not self._can_i(verb, namespace))
         except BridgeError:
             with self._lock:
-                text, _ = self._known.get(namespace, ("", 0.0))
-                self._known[namespace] = text, self._clock() + UNANSWERED_SECONDS
-            return text
-        text = f"{', '.join(lacking)} endpointslices in namespace {namespace}" if lacking else ""
+                lacking, _ = self._known.get(namespace, ((), 0.0))
+                self._known[namespace] = lacking, self._clock() + UNANSWERED_SECONDS
+            return lacking
         with self._lock:
-            self._known[namespace] = text, self._clock() + RECHECK_SECONDS if text else math.inf
-        return text
+            self._known[namespace] = lacking, self._clock() + RECHECK_SECONDS if lacking else math.inf
+        return lacking
 
 
 def slice_rights(client: KubeClient, policy: Policy, clock: Callable[[], float] = time.monotonic) -> SliceRights:

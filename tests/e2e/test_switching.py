@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import Lab
 from tests.program import Daemon, bridge, environment
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube
+from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -155,3 +155,89 @@ def test_an_upgrade_from_endpoints_to_both_loses_no_ready_address_and_waits_for_
             daemon.stop()
     assert [sample for sample in samples[start:] if not sample >= everything] == []
     assert samples[-1] == everything | {"10.77.6.5"}
+
+
+@pytest.fixture
+def no_slices_of_ours(kube: RawKube, namespace: str, eventually: Callable[..., None]) -> Iterator[Callable[[], None]]:
+    """An admission policy that refuses our EndpointSlices and leaves the control plane's; call it to take it away."""
+    admission, version = "/apis/admissionregistration.k8s.io/v1", "admissionregistration.k8s.io/v1"
+    policy = f"slices-{namespace}"
+    group = {"apiGroups": ["discovery.k8s.io"], "apiVersions": ["v1"]}
+    ours = "object.metadata.labels['endpointslice.kubernetes.io/managed-by'] == 'consul-bridge'"
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    kinds = ("ValidatingAdmissionPolicy", "validatingadmissionpolicies", {
+        "matchConstraints": {
+            "resourceRules": [{**group, "operations": ["CREATE", "UPDATE"], "resources": ["endpointslices"]}],
+            "namespaceSelector": selector,
+        },
+        "validations": [{"expression": f"!({ours})", "message": "none of yours"}],
+    }), ("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", {
+        "policyName": policy, "validationActions": ["Deny"],
+    })  # fmt: skip
+    for kind, plural, spec in kinds:
+        body = {"apiVersion": version, "kind": kind, "metadata": {"name": policy}, "spec": spec}
+        kube.json("POST", f"{admission}/{plural}", body)
+    labels = {"endpointslice.kubernetes.io/managed-by": "consul-bridge"}
+    probe = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [],
+             "metadata": {"name": "probe", "labels": labels}}  # fmt: skip
+
+    def refused() -> bool:
+        try:
+            kube.json("POST", f"{SLICES.format(namespace=namespace)}?dryRun=All", probe)
+        except UnexpectedAnswerError as error:
+            return "none of yours" in str(error)
+        return False
+
+    def lift() -> None:
+        for _, plural, _ in reversed(kinds):
+            kube.delete(f"{admission}/{plural}/{policy}")
+
+    eventually(refused, True)
+    yield lift
+    lift()
+
+
+def test_while_admission_refuses_our_slices_endpoints_carry_what_is_and_nothing_that_was(
+    lab: Lab,
+    consul: RawConsul,
+    kube: RawKube,
+    namespace: str,
+    prefix: str,
+    no_slices_of_ours: Callable[[], None],
+    eventually: Callable[..., None],
+) -> None:
+    """A service that is new, and one that changes over from Endpoints while it loses an instance: traffic sees both."""
+    old, new = f"{prefix}old", f"{prefix}new"
+    for n in (1, 2):
+        consul.register(old, f"{prefix}vm-{n}", f"10.77.7.{n}", 80)
+    env = environment(lab.consul.address, lab.kubeconfig)
+
+    def sync(output: str) -> tuple[int, set[str], set[str]]:
+        arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--output-kind", output, "--yes")
+        result = bridge("sync", *arguments, "-o", "json", env=env)
+        changes = {f"{row['action']} {row['kind']}" for row in result.json["changes"]}
+        return result.status, changes, {row["kind"] for row in result.json["failed"]}
+
+    def traffic() -> tuple[list[str], list[str], set[str]]:
+        """Ready addresses of both services, and who manages their slices."""
+        items = kube.json("GET", SLICES.format(namespace=namespace))["items"]
+        seen: dict[str, list[str]] = {old: [], new: []}
+        for item in items:
+            seen[item["metadata"]["labels"]["kubernetes.io/service-name"]] += [
+                e["addresses"][0] for e in item.get("endpoints") or []
+            ]
+        managers = {item["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"] for item in items}
+        return sorted(seen[old]), sorted(seen[new]), managers
+
+    mirrored = {"endpointslicemirroring-controller.k8s.io"}
+    sync("endpoints")
+    eventually(traffic, (["10.77.7.1", "10.77.7.2"], [], mirrored), 30)
+    consul.register(new, f"{prefix}vm-3", "10.77.7.3", 80)
+    consul.deregister(old, f"{prefix}vm-2")
+    changes = {"create Service", "create Endpoints", "update Endpoints"}
+    assert sync("both") == (1, changes, {"EndpointSlice"})
+    eventually(traffic, (["10.77.7.1"], ["10.77.7.3"], mirrored), 30)
+    assert sync("both")[:2] == (1, set())
+    no_slices_of_ours()
+    eventually(lambda: sync("both")[0], 0, 30)
+    eventually(traffic, (["10.77.7.1"], ["10.77.7.3"], {"consul-bridge"}), 30)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from bridge.consul.client import ConsulConfig
-from bridge.core.model import Destination, Output, Policy, Rule
+from bridge.core.model import Destination, Disposition, InstanceRules, Output, Policy, Rule
 from bridge.engine import slice_rights
 from bridge.engine.look import status_once
 from bridge.engine.run import Bridge
@@ -72,7 +73,7 @@ def sliced(running: Running) -> list[str]:
     """Addresses in slices."""
     keys = list(running.kube.objects["discovery.k8s.io", "endpointslices"])
     slices = [running.kube.get("endpointslices", *key) for key in keys]
-    return sorted(e["addresses"][0] for s in slices if s for e in s["endpoints"])
+    return sorted(e["addresses"][0] for s in slices if s for e in s.get("endpoints") or [])
 
 
 def test_a_pass_goes_on_with_endpoints_and_says_what_is_missing(running: Running) -> None:
@@ -130,6 +131,34 @@ def test_a_right_that_is_taken_away_while_it_runs_is_noticed_by_the_first_refusa
     eventually(lambda: (running.ready("web"), mirrored(running)), (["10.0.0.1", "10.0.0.2"], True), 15)
 
 
+def test_a_service_without_endpoints_depends_on_the_right_as_well(running: Running) -> None:
+    """Its Endpoints are mirrored and it is said, so nothing turns over with the first instance."""
+    running.consul.register("empty", "vm-1", "10.0.0.3", 80, status="critical")
+    rule = replace(RULE, instances=InstanceRules(critical=Disposition.OMIT))
+    assert synced(running, rule) == (0, ["slices_forbidden", "slices_forbidden"])
+    assert (running.ready("empty"), mirrored(running, "empty")) == ([], True)
+    before = len(running.kube.writes())
+    assert synced(running, rule) == (0, ["slices_forbidden", "slices_forbidden"])
+    assert running.kube.writes()[before:] == []
+
+
+def test_without_the_right_to_delete_slices_they_are_written_and_emptied_until_it_is_granted(
+    running: Running, eventually: Eventually
+) -> None:
+    """An instance that dies leaves our slice at once, and the Endpoints need not carry anything alone."""
+    running.kube.allow()
+    running.consul.register("web", "vm-2", "10.0.0.2", 81)
+    running.kube.forbid("admin", "delete", "endpointslices")
+    running.start()
+    eventually(lambda: (sliced(running), mirrored(running)), (["10.0.0.1", "10.0.0.2"], False))
+    running.consul.deregister("web", "vm-2")
+    eventually(lambda: (sliced(running), mirrored(running)), (["10.0.0.1"], False))
+    assert len(running.kube.objects["discovery.k8s.io", "endpointslices"]) == 2
+    assert "endpointslices_forbidden" not in running.bridge.ready()[1]
+    running.kube.allow()
+    eventually(lambda: len(running.kube.objects["discovery.k8s.io", "endpointslices"]), 1, 10)
+
+
 def test_a_server_that_does_not_answer_is_not_asked_by_each_target() -> None:
     """What was known stays true for a while; nothing known means allowed."""
     asked: list[str] = []
@@ -144,10 +173,10 @@ def test_a_server_that_does_not_answer_is_not_asked_by_each_target() -> None:
         return answer
 
     rights = SliceRights(can_i, Policy.UPSERT_ONLY, lambda: now)
-    assert [rights.missing("a"), rights.missing("a"), asked] == ["", "", ["create"]]
+    assert [rights.missing("a"), rights.missing("a"), asked] == [(), (), ["create"]]
     now = 5.0
     assert (rights.missing("a"), rights.forbidden()) == (
-        "create endpointslices in namespace a", {"a": "create endpointslices in namespace a"},
+        ("create",), {"a": "create endpointslices in namespace a"},
     )  # fmt: skip
     now = 30.0
     assert rights.granted() == set()  # nobody answers

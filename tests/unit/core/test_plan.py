@@ -16,7 +16,9 @@ from bridge.core.model import (
     Disposition,
     Endpoint,
     Family,
+    Instance,
     Kind,
+    Mirror,
     Output,
     Plan,
     Policy,
@@ -940,7 +942,7 @@ def test_without_the_right_to_write_slices_endpoints_carry_everything(output: Ou
     """What it is and what it costs is said; slices that stand there stay as they are."""
     for current in (Current(TARGET, service()), Current(TARGET, service(), None, (slice_of("s", group()),))):
         desired = mirror_of(instances(2), rule(output=output), current)
-        found = plan(TARGET, desired, current, owner=OWNER, slices_forbidden="create EndpointSlices in default")
+        found = plan(TARGET, desired, current, owner=OWNER, slices_forbidden=("create", "patch", "delete"))
         assert verbs(found) == ["create Endpoints"]
         assert all(
             ("endpointslice.kubernetes.io/skip-mirror", "true") not in c.body.labels for c in found.writes if c.body
@@ -949,9 +951,10 @@ def test_without_the_right_to_write_slices_endpoints_carry_everything(output: Ou
             []
             if output is Output.ENDPOINTS
             else [
-                "no EndpointSlices are written here, for the bridge may not create EndpointSlices in default: the "
-                "addresses reach kube-proxy by the control plane's mirror of the Endpoints only, and that is slower "
-                "(20 a second by default), ends at 1,000 addresses, and has no place for two ports of one name"
+                "no EndpointSlices are written here, for the bridge may not create, patch, delete endpointslices in "
+                "namespace default: the addresses reach kube-proxy by the control plane's mirror of the Endpoints "
+                "only, and that is slower (20 a second by default), ends at 1,000 addresses, and has no place for two "
+                "ports of one name"
             ]
         )
 
@@ -959,9 +962,82 @@ def test_without_the_right_to_write_slices_endpoints_carry_everything(output: Ou
 def test_without_that_right_what_cannot_be_mirrored_is_said_to_be_cut_off() -> None:
     """It is not only slower then."""
     current = Current(TARGET, service())
-    found = plan(TARGET, mirror_of(TWO_PORTS, rule(), current), current, owner=OWNER, slices_forbidden="patch them")
+    found = plan(TARGET, mirror_of(TWO_PORTS, rule(), current), current, owner=OWNER, slices_forbidden=("patch",))
     assert [verb for verb in verbs(found) if "Endpoint" in verb] == ["create Endpoints"]
     assert found.warnings[0].code is Code.UNMIRRORED
-    assert (
-        "may not patch them, and the control plane cannot mirror these Endpoints: the ports 7480" in found.warnings[0]
+    assert "may not patch endpointslices in namespace default, and the control plane cannot" in found.warnings[0]
+    assert "mirror these Endpoints: the ports 7480" in found.warnings[0]
+
+
+@pytest.mark.parametrize("lacking", [("create",), ("create", "delete")])
+def test_where_slices_may_only_be_updated_they_give_up_what_has_gone(lacking: tuple[str, ...]) -> None:
+    """Ours follow until the control plane's mirror has everything; then they go, or are emptied where they may not."""
+    cluster = Cluster()
+    settle(cluster, instances(3), rule(output=Output.BOTH))
+
+    def forbidden(found: list[Instance]) -> Plan:
+        current = cluster.current()
+        plan_ = plan(
+            TARGET, mirror_of(found, rule(output=Output.BOTH), current), current, owner=OWNER, slices_forbidden=lacking
+        )
+        cluster.apply(plan_)
+        return plan_
+
+    first = forbidden([*instances(2), instance("10.0.0.9")])
+    assert (verbs(first), first.unmirrored) == (["update EndpointSlice", "update Endpoints"], True)
+    assert {address for address, *_ in cluster.traffic()} == {"10.0.0.1", "10.0.0.2"}
+    cluster.mirror()
+    rest = forbidden([*instances(2), instance("10.0.0.9")])
+    emptied = "delete" in lacking
+    assert verbs(rest) == ["update EndpointSlice" if emptied else "delete EndpointSlice"]
+    assert (Code.SLICES_EMPTIED in [w.code for w in rest.warnings]) is emptied
+    assert {address for address, *_ in cluster.traffic()} == {"10.0.0.1", "10.0.0.2", "10.0.0.9"}
+    assert verbs(forbidden([*instances(2), instance("10.0.0.9")])) == []
+
+
+def test_slices_that_may_not_be_updated_are_deleted_once_they_are_mirrored() -> None:
+    """Else what they hold would stay for ever."""
+    cluster = Cluster()
+    settle(cluster, instances(2), rule(output=Output.BOTH))
+    current = cluster.current()
+    desired = mirror_of(instances(1), rule(output=Output.BOTH), current)
+    first = plan(TARGET, desired, current, owner=OWNER, slices_forbidden=("create", "patch"))
+    assert (verbs(first), first.unmirrored) == (["update Endpoints"], True)
+    cluster.apply(first)
+    cluster.mirror()
+    rest = plan(TARGET, desired, cluster.current(), owner=OWNER, slices_forbidden=("create", "patch"))
+    assert verbs(rest) == ["delete EndpointSlice"]
+
+
+def test_slices_stay_where_neither_they_can_be_made_nor_endpoints_be_mirrored() -> None:
+    """Nobody waits for the mirror then; a slice that is being deleted is left to it."""
+    held = (
+        slice_of("a", group(*ready("10.0.0.1", "10.0.0.2"), ports=(Port("", 7480),))),
+        slice_of("b", group(*ready("10.0.0.1"), ports=(Port("", 7481),)), deleting=True),
     )
+    current = Current(TARGET, service(), None, held)
+    found = plan(TARGET, mirror_of(TWO_PORTS, rule(), current), current, owner=OWNER, slices_forbidden=("create",))
+    assert [verb for verb in verbs(found) if "Endpoint" in verb] == ["update EndpointSlice", "create Endpoints"]
+    assert (found.unmirrored, [w.code for w in found.warnings]) == (False, [Code.UNMIRRORED])
+
+
+def test_without_the_right_to_delete_slices_they_are_written_and_emptied() -> None:
+    """Nothing falls back; it is said once, and when the target goes the Service goes all the same."""
+    cluster = Cluster()
+    settle(cluster, [instance(port=80), instance(port=81)], rule(output=Output.BOTH, port=None))
+    assert len(cluster.slices) == 2
+
+    def without(desired: Mirror | None) -> Plan:
+        return plan(TARGET, desired, cluster.current(), owner=OWNER, slices_forbidden=("delete",))
+
+    one = mirror_of([instance(port=80)], rule(output=Output.BOTH), cluster.current())
+    first = without(one)
+    assert verbs(first).count("update EndpointSlice") == 1 + sum("create" in v for v in verbs(first))
+    assert [w.code for w in first.warnings] == [Code.SLICES_EMPTIED]
+    cluster.apply(first)
+    assert cluster.endpoints is not None
+    assert ("endpointslice.kubernetes.io/skip-mirror", "true") in cluster.endpoints.meta.labels
+    gone = without(None)
+    assert [w.code for w in gone.warnings] == [Code.SLICES_EMPTIED]
+    assert "delete Service" in verbs(gone)
+    assert "delete EndpointSlice" not in verbs(gone)
