@@ -207,8 +207,8 @@ class _Look:
     def read_kubernetes(self) -> None:
         self._say("reading Kubernetes", 0, 0)
         client = self._client = KubeClient(self._kube, kube_warning)
-        self._rights = slice_rights(client, self._options.policy)
         namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
+        self._rights = slice_rights(client, self._options.policy, everywhere=namespaces is None)
         self._annotated = self._options.annotated.within(namespaces)
         self._store = call(
             lambda: list_once(client, namespaces, self._options.owner, partly=True), self._options.retry, self._stop

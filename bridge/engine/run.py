@@ -434,7 +434,7 @@ class Bridge:
             self._recorder.start()
             self._announcer = Announcer(self._recorder, current=self._cache.current, leads=self._leadership.leads)
             self._observer = Together(self._observer, self._announcer)
-        self._slice_rights = slice_rights(client, options.policy, self._clock)
+        self._slice_rights = slice_rights(client, options.policy, self._clock, everywhere=namespaces is None)
         self._reconciler = Reconciler(
             world=World(self._rules, datacenters, options.grace_seconds, narrow=options.narrow),
             store=self._cache,
@@ -489,7 +489,7 @@ class Bridge:
                 due = self._reconciler.world.expire(now)
                 released = self._reconciler.guard.released(now, self._cache.ready_in)
             self._look_at(due | released)
-            granted = self._slice_rights.granted()
+            granted = set() if self._gate.failing else self._slice_rights.granted()
             if granted:
                 self._look_at({target for target in self._cache.targets() if target.namespace in granted})
             if self._gained.is_set():

@@ -108,7 +108,7 @@ def sync_once(
             mirrored=lambda target: mirrored(client, target),
             nodes=call(lambda: node_names(client, options.cluster_nodes), options.retry, stop),
             unreadable=store.unreadable,
-            slices_forbidden=slice_rights(client, options.policy).missing,
+            slices_forbidden=slice_rights(client, options.policy, everywhere=namespaces is None).missing,
         )
         targets = world.targets()
         if options.force and options.only != Only():

@@ -699,7 +699,16 @@ class _Reflector:
 # --------------------------------------------------------------------------- what may we do?
 
 
-def can_i(client: KubeClient, verb: str, group: str, resource: str, namespace: str = "", name: str = "") -> bool:
+def can_i(
+    client: KubeClient,
+    verb: str,
+    group: str,
+    resource: str,
+    namespace: str = "",
+    name: str = "",
+    *,
+    timeout: float | None = None,
+) -> bool:
     """Ask the API server whether we may (SelfSubjectAccessReview; everyone may ask)."""
     attributes = {"verb": verb, "group": group, "resource": resource, "namespace": namespace, "name": name}
     body = {
@@ -708,7 +717,10 @@ def can_i(client: KubeClient, verb: str, group: str, resource: str, namespace: s
         "spec": {"resourceAttributes": {k: v for k, v in attributes.items() if v}},
     }
     answer = client.request(
-        "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=json.dumps(body).encode()
+        "POST",
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+        body=json.dumps(body).encode(),
+        timeout=timeout,
     )
     try:
         return bool(json.loads(answer.body)["status"]["allowed"])

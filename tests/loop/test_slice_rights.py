@@ -182,3 +182,75 @@ def test_a_server_that_does_not_answer_is_not_asked_by_each_target() -> None:
     assert rights.granted() == set()  # nobody answers
     now = 60.0
     assert (rights.granted(), rights.forbidden(), answers) == ({"a"}, {}, [])
+
+
+class Server:
+    """Answers questions, and counts them."""
+
+    def __init__(self, *allowed: str, away: bool = False) -> None:
+        self.allowed, self.away, self.now = set(allowed), away, 0.0
+        self.asked: list[str] = []
+        self.namespaces = [f"n-{n:03}" for n in range(200)]
+
+    def can_i(self, _verb: str, namespace: str) -> bool:
+        self.asked.append(namespace)
+        if self.away:
+            raise TransientError("away")
+        return namespace in self.allowed
+
+    def rights(self, **options: bool) -> SliceRights:
+        return SliceRights(self.can_i, Policy.SYNC, lambda: self.now, **options)
+
+    def questions(self) -> int:
+        """Since it was last counted."""
+        asked, self.asked = len(self.asked), []
+        return asked
+
+
+def test_many_forbidden_namespaces_are_asked_for_again_a_few_at_a_time() -> None:
+    """The supervisor waits for the answers; plans never ask again for what was missing."""
+    server = Server()
+    rights = server.rights()
+    for namespace in server.namespaces:
+        rights.missing(namespace)
+    assert server.questions() == 600
+    server.now = 100.0
+    assert all(rights.missing(namespace) for namespace in server.namespaces)
+    assert server.questions() == 0
+    assert (rights.granted(), rights.granted()) == (set(), set())
+    assert 0 < server.questions() <= 12
+    server.allowed = set(server.namespaces)
+    found: set[str] = set()
+    while server.now < 130.0:
+        server.now += 0.5
+        found |= rights.granted()
+    assert (found, rights.forbidden()) == (set(server.namespaces), {})
+
+
+def test_a_server_that_does_not_answer_is_not_asked_for_each_namespace() -> None:
+    """One question, and a pause; then the next."""
+    server = Server(away=True)
+    rights = server.rights()
+    assert [rights.missing(namespace) for namespace in server.namespaces] == [()] * 200
+    assert server.questions() == 1
+    server.now, server.away = 5.0, False
+    assert rights.missing("n-000") == ("create", "patch", "delete")
+
+
+def test_where_all_namespaces_are_watched_a_cluster_role_is_asked_for_once() -> None:
+    """Also when it comes later; a namespace that refuses all the same is asked for by itself."""
+    server = Server("")
+    rights = server.rights(everywhere=True)
+    assert [rights.missing(namespace) for namespace in server.namespaces] == [()] * 200
+    assert server.questions() == 3
+    rights.refused("n-007")
+    assert (rights.missing("n-007"), rights.missing("n-008")) == (("create", "patch", "delete"), ())
+    late = Server()
+    rights = late.rights(everywhere=True)
+    for namespace in late.namespaces:
+        assert rights.missing(namespace)
+    late.allowed, late.now = {""}, 10.0
+    late.questions()
+    assert (rights.granted(), rights.forbidden()) == (set(late.namespaces), {})
+    assert late.questions() == 3
+    assert rights.missing("n-000") == ()
