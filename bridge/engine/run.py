@@ -151,6 +151,7 @@ class Bridge:
         self._gate = Gate(options.writers, options.kube_retry, self._stop, clock)
         self._failures: Failures[Target] = Failures(self._gate, options.object_retry, options.permanent_retry)
         self._brake: Brake[Target] = Brake(options.object_retry, clock=clock)
+        self._altered: Brake[Target] = Brake(options.object_retry, clock=clock)
         self._rivals = Rivals(options.owner, clock)
         self._resolver: Resolver[Target] = Resolver(options.resolver, self._look_at, self._died, clock=clock)
         self._early: set[Target] = set()
@@ -377,7 +378,8 @@ class Bridge:
             asked = self._follow_annotation(target)
             if not asked:
                 self._errands.touched(target)
-            self._queue.add(target, delay_seconds=0.0 if asked else self._brake.delay_seconds(target))
+            delay = max(self._brake.delay_seconds(target), self._altered.delay_seconds(target))
+            self._queue.add(target, delay_seconds=0.0 if asked else delay)
         else:
             self._follow_annotation(target)  # full passes do not ask people's Services again
             self._look_at({target})
@@ -803,7 +805,7 @@ class Bridge:
         if outcome.applied and errand.touched and since is None and self._brake.repaired(target) >= ENOUGH:
             self._rivals.undid(target)
         if any(isinstance(failure.error, AlteredError) for failure in outcome.failures):
-            self._brake.repaired(target)  # whatever is told of what was stored must not have it written at once again
+            self._altered.repaired(target)  # whatever is told of what was stored must not have it written at once again
         for failure in outcome.failures:
             delay = self._failures.delay_seconds(target, failure.error)
             if delay is not None:

@@ -234,6 +234,31 @@ def test_somebody_who_undoes_us_is_a_rival_although_writes_fail(town: Town, even
     eventually(lambda: "again and again" in str(bridge.detail.get("rival")), True, 15)
 
 
+def test_one_edit_after_a_webhook_that_altered_our_writes_is_no_rival(town: Town, eventually: Eventually) -> None:
+    """What the API server stores otherwise was undone by nobody who writes beside us."""
+    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+
+    def alter(kind: str, body: dict[str, Any]) -> None:
+        if kind == "endpoints":
+            body["metadata"]["annotations"]["consul-bridge/service"] = "altered"
+
+    town.kube.mutate = alter
+    bridge = town.alone()
+    for number in (2, 3, 4):
+        town.consul.register("web", f"vm-{number}", f"10.0.0.{number}", 80)
+        eventually(lambda number=number: len(town.ready("web")), number, 15)
+    town.kube.mutate = None
+    town.consul.deregister("web", "vm-4")
+    expected = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    eventually(lambda: (town.ready("web"), bridge.gauges()[0]), (expected, {"in_sync": 1.0}), 15)
+    theirs = town.kube.get("endpoints", "default", "web")
+    assert theirs is not None
+    town.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
+    eventually(lambda: town.ready("web"), expected, 15)
+    time.sleep(0.2)  # the outcome is told after the write
+    assert "rival" not in bridge.detail
+
+
 def test_a_leader_that_is_cut_off_from_consul_leaves_the_writing_to_a_standby_that_is_not(
     town: Town, eventually: Eventually
 ) -> None:
