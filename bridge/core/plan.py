@@ -473,8 +473,10 @@ def _mirrored_meanwhile(draft: _Draft, existing: CurrentEndpoints | None, alone:
 
 
 def _slices(draft: _Draft, desired: Mirror, packed: Iterable[packing.Slice], own: Pairs, annotations: Pairs) -> None:
-    """New slices first, then those that gain or keep what they have, then those that lose something."""
-    for piece in sorted(packed, key=_loses):
+    """New slices first, then those that other slices take nothing from, then those that give addresses away."""
+    packed = tuple(packed)
+    listed = packing.addresses_in(packed)
+    for piece in sorted(packed, key=lambda piece: (piece.existing is not None, packing.gives_away(piece, listed))):
         now = piece.existing
         body = SliceBody(draft.target.name, piece.group, own, annotations)
         wanted = piece.group, own, annotations
@@ -527,13 +529,6 @@ def _remaining(group: Group, desired: Mirror) -> tuple[Endpoint, ...]:
 
 def _slice_marks(target: Target) -> Pairs:
     return (SLICE_MANAGED_BY, MANAGER), (SLICE_SERVICE, target.name)
-
-
-def _loses(piece: packing.Slice) -> int:
-    if piece.existing is None:
-        return 0
-    after = {e.address for e in piece.group.endpoints}
-    return 1 + any(e.address not in after for e in piece.existing.group.endpoints)
 
 
 def _drop_endpoints(draft: _Draft, existing: CurrentEndpoints, reason: Reason) -> None:

@@ -2,6 +2,9 @@
 
 Existing slices keep the endpoints that they have; newcomers fill what has room, fullest first; only then a new slice
 is begun. A slice that would be empty is given back for deletion. (Kubernetes' own controller has the same aims.)
+
+An address that moves from one slice to another has to be in the new one first. Where a slice would take some and give
+others away at once, what it takes goes into a new slice: of two slices that exchange addresses neither can be first.
 """
 
 from __future__ import annotations
@@ -42,7 +45,49 @@ def pack(
         wanted += packed
         spare += unused
     spare += [current for left in usable.values() for current in left]
-    return tuple(sorted(wanted, key=lambda s: s.name)), tuple(sorted(spare, key=_by_name))
+    wanted, emptied = _uncrossed(target, wanted, existing, taken)
+    return tuple(sorted(wanted, key=lambda s: s.name)), tuple(sorted((*spare, *emptied), key=_by_name))
+
+
+def addresses_in(wanted: Iterable[Slice]) -> set[str]:
+    """All addresses of some slices."""
+    return {e.address for piece in wanted for e in piece.group.endpoints}
+
+
+def gives_away(piece: Slice, listed: set[str]) -> bool:
+    """Whether an existing slice loses an address that is `listed` in another one afterwards."""
+    if piece.existing is None:
+        return False
+    return not (_addresses(piece.existing.group) - _addresses(piece.group)).isdisjoint(listed)
+
+
+def _uncrossed(
+    target: Target, wanted: Sequence[Slice], existing: Sequence[CurrentSlice], taken: set[str]
+) -> tuple[list[Slice], list[CurrentSlice]]:
+    """`wanted` without slices that take and give away moving addresses at once; and those that are empty thereby."""
+    listed, held = addresses_in(wanted), {e.address for s in existing for e in s.group.endpoints}
+    found: list[Slice] = []
+    emptied: list[CurrentSlice] = []
+    for piece in wanted:
+        if piece.existing is None or not gives_away(piece, listed):
+            found.append(piece)
+            continue
+        moved = (_addresses(piece.group) - _addresses(piece.existing.group)) & held
+        if not moved:
+            found.append(piece)
+            continue
+        name = _new_name(target, piece.group, 0, taken)
+        found.append(Slice(name, _group(piece.group, (e for e in piece.group.endpoints if e.address in moved)), None))
+        staying = [e for e in piece.group.endpoints if e.address not in moved]
+        if staying:
+            found.append(Slice(piece.name, _group(piece.group, staying), piece.existing))
+        else:
+            emptied.append(piece.existing)
+    return found, emptied
+
+
+def _addresses(group: Group) -> set[str]:
+    return {e.address for e in group.endpoints}
 
 
 def _by_name(current: CurrentSlice) -> str:

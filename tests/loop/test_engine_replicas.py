@@ -246,7 +246,8 @@ def test_one_edit_after_a_webhook_that_altered_our_writes_is_no_rival(town: Town
     bridge = town.alone()
     for number in (2, 3, 4):
         town.consul.register("web", f"vm-{number}", f"10.0.0.{number}", 80)
-        eventually(lambda number=number: len(town.ready("web")), number, 15)
+        expected = [f"10.0.0.{n}" for n in range(1, number + 1)]
+        eventually(lambda: town.ready("web"), expected, 15)
     town.kube.mutate = None
     town.consul.deregister("web", "vm-4")
     expected = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]

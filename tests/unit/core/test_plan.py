@@ -497,6 +497,26 @@ def test_upsert_only_empties_slices_that_are_not_needed() -> None:
     assert verbs(back) == ["update EndpointSlice"]
 
 
+@pytest.mark.parametrize("others", [0, 1, 2], ids=["each slice is exchanged", "one keeps something", "both do"])
+def test_instances_that_exchange_their_ports_stay_in_what_traffic_sees(others: int) -> None:
+    """Of two slices that exchange addresses neither can be written first."""
+    http, both = named(("http", 8080)), named(("grpc", 9090), ("http", 8080))
+    by, cluster = rule(output=Output.ENDPOINTSLICES), Cluster()
+    staying = [
+        instance("10.0.0.8", 0, ports=http, id="c"),
+        instance("10.0.0.9", 0, ports=both, id="d"),
+    ][:others]
+    first = [instance("10.0.0.1", 0, ports=http, id="a"), instance("10.0.0.2", 0, ports=both, id="b"), *staying]
+    settle(cluster, first, by)
+    before = cluster.traffic()
+    cluster.seen.clear()
+    second = [instance("10.0.0.1", 0, ports=both, id="a"), instance("10.0.0.2", 0, ports=http, id="b"), *staying]
+    settle(cluster, second, by)
+    throughout = before & cluster.traffic()
+    assert {a for a, *_ in throughout} >= {"10.0.0.1", "10.0.0.2"}
+    assert all(throughout <= seen for seen in cluster.seen)
+
+
 def test_slices_that_upsert_only_empties_are_marked_as_they_are_now() -> None:
     """Else what they came from once would be looked for in Consul for ever."""
     cluster = Cluster()
