@@ -688,7 +688,7 @@ class BackoffSettings(_Section):
 
     floor: Annotated[float, _duration("1ms", "1h")] = _setting(0.1, "The shortest wait, and where the growth begins.")
     cap: Annotated[float, _duration("1ms", "1d")] = _setting(
-        5.0, "The longest wait: so long after a server came back it may take until it is asked again."
+        5.0, "The longest wait from a request that failed to the next; one that hangs fails when its time is up."
     )
     multiplier: Annotated[float, Field(ge=1.0, le=10.0)] = _setting(
         2.0, "How much longer each wait may be than the last."
