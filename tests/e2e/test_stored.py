@@ -47,7 +47,7 @@ class Mutation:
         for plural, kind, spec in bodies:
             self._kube.json("POST", f"{ADMISSION}/{plural}", {**head, "kind": kind, "spec": spec})
         probe = {"metadata": {"name": "probe", "labels": {"consul-bridge/owner": "x", "team": "x"}}}
-        subsets = [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"port": 1}]}]
+        subsets = [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"port": 1, "protocol": "TCP"}]}]
         deadline = time.monotonic() + 30
         while True:
             asked = {"apiVersion": "v1", "kind": "Endpoints", **probe, "subsets": subsets}

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from bridge.core import plan as planning
-from bridge.core.model import Current, Instance, Kind, Known, Query, Rule, Status, Target
+from bridge.core.model import Current, Instance, Kind, Known, Query, Status, Target
 from bridge.core.translate import translate
 from bridge.kube import objects
 from tests.bench import __main__ as command
@@ -508,7 +508,7 @@ def test_the_floor_chain_keeps_its_connection_when_nothing_changes() -> None:
 def test_the_floor_writes_bodies_as_long_as_the_bridges() -> None:
     """The API server takes longer for labels and annotations: a floor without them would be no floor."""
     instance = Instance(node="vm1", id="web-vm1", address="10.0.0.1", node_address="", port=80, status=Status.PASSING)
-    source = (Rule(name="all"), Query("dc1", "web"), Known((instance,)))
+    source = (simulation.RULE, Query("dc1", "web"), Known((instance,)))
     target = Target("default", "web")
     planned = planning.plan(target, translate(target, [source]).mirror, Current(target), owner="default")
     ours = json.dumps(objects.encode(next(c for c in planned.changes if c.kind is Kind.ENDPOINTS)))

@@ -52,7 +52,7 @@ TABLE: list[tuple[int, bytes, type[BridgeError], str]] = [
     (403, status(403, POLICY), PermanentError, "denied request: no (Kubernetes"),
     (404, status(404, 'namespaces "storage" not found', "NotFound"), PermanentError, "create namespace storage"),
     (404, status(404, 'endpoints "radosgw" not found', "NotFound"), PermanentError, "not found"),
-    (404, b"<html>nginx</html>", PermanentError, "is that the API server's address?"),
+    (404, b"<html>nginx</html>", faults.NoApiServerError, "is that the API server's address?"),
     (409, status(409, "the object has been modified"), StaleError, "has been modified"),
     (410, status(410, "too old resource version"), StaleError, "too old"),
     (415, status(415, "unknown format"), PermanentError, "unknown format"),
