@@ -28,6 +28,7 @@ from tests.bench.floor import FloorChain
 from tests.bench.measure import (
     NAMESPACE,
     OUT,
+    OUTPUT,
     await_state,
     limit,
     make_service,
@@ -52,7 +53,7 @@ def propagation(out: Collected, times: int = 25) -> None:
         register(consul, "floor-web", 12, "10.2.0")
         make_service(lab, "floor-web")
         env = environment(lab.consul.address, lab.kubeconfig)
-        daemon = Daemon(lab, "bridge", "--service", "bench-*", "--namespace", NAMESPACE, env=env)
+        daemon = Daemon(lab, "bridge", "--service", "bench-*", "--namespace", NAMESPACE, *OUTPUT, env=env)
         lab.add(daemon)
         daemon.start()
         ours: changes.Lags = {}

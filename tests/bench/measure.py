@@ -15,6 +15,8 @@ from tests.raw import SERVICES, RawConsul, not_ready_addresses, ready_addresses
 
 OUT = Path(__file__).with_name("out")
 NAMESPACE = "default"
+OUTPUT = ("--output-kind", "endpoints")
+"""Named, because the floors write the same: a Service and its Endpoints. The default, `both`, writes a third."""
 
 
 @dataclass(frozen=True, slots=True)

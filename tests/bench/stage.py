@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from tests.bench.floor import BUDGET, endpoints, marked
-from tests.bench.measure import NAMESPACE, limit, make_service, register, run_threads
+from tests.bench.measure import NAMESPACE, OUTPUT, limit, make_service, register, run_threads
 from tests.bench.report import Collected
 from tests.bench.watching import Sampler, Tail
 from tests.lab import Lab, LabError, wait_until
@@ -102,7 +102,7 @@ class Stage:
         self.lab.close()
 
     def _daemon(self, identity: str = "bridge", *further: str) -> Daemon:
-        arguments = ("--service", "bench-*", "--namespace", NAMESPACE, *further)
+        arguments = ("--service", "bench-*", "--namespace", NAMESPACE, *OUTPUT, *further)
         env = environment(self.lab.consul.address, self.lab.kubeconfig, POD_NAME=identity)
         daemon = Daemon(self.lab, identity, *arguments, env=env)
         daemon.ready_seconds = 300
@@ -126,11 +126,14 @@ class Stage:
     def command(self, headless: bool = False) -> tuple[float, int, int]:
         """`bridge sync`: seconds, writes, services."""
         env = environment(self.lab.consul.address, self.lab.kubeconfig)
-        what = ["--service", "bench-*", "--namespace", NAMESPACE]
+        what = ["--service", "bench-*", "--namespace", NAMESPACE, *OUTPUT]
         if headless:
             rules = self.lab.folder / "headless.yaml"
             rules.write_text(json.dumps({
-                "rules": [{"services": ["bench-*"], "to": {"namespace": NAMESPACE, "type": "Headless"}}],
+                "rules": [{
+                    "services": ["bench-*"],
+                    "to": {"namespace": NAMESPACE, "type": "Headless", "output": OUTPUT[1]},
+                }],
             }))  # fmt: skip
             what = ["--config", str(rules)]
         began = time.perf_counter()
