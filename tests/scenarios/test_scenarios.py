@@ -1,7 +1,8 @@
 """Runs the scenarios in *.yaml: the rules as a person would tell them, from Consul's instances to what is written.
 
 What a scenario does not list under `expect` (skipped, conflicts, held, warnings) must not happen. What follows under
-`then` happens `after seconds` later, in a world that is otherwise as it was. How lines are read:
+`then` happens `after seconds` later, in a world that is otherwise as it was, maybe `restarted: true`: seen by a bridge
+that was started anew. How lines are read:
 
 - `vm1 10.0.0.1:8080 passing`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them. Behind its health:
   `kind:connect-proxy`, `tag:s3`, `meta:env=prod`, `zone:a` (of its node), `lan:192.168.0.1` (a tagged address),
@@ -25,30 +26,31 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.core import annotated, select
-from bridge.core.annotated import Changed
+from bridge.core import annotated
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
     Adopt,
+    Change,
     Current,
     CurrentEndpoints,
     CurrentService,
+    CurrentSlice,
     Destination,
     Disposition,
+    Gone,
     Group,
     Instance,
     InstanceRules,
     Kind,
     Known,
+    Listing,
     Meta,
-    Mirror,
     NamedPort,
     Output,
     Pairs,
     Plan,
     Policy,
     Port,
-    Query,
     Rule,
     Scope,
     Skipped,
@@ -57,57 +59,68 @@ from bridge.core.model import (
     Target,
     TrafficPolicy,
 )
-from bridge.core.plan import DATACENTER, SERVICE, origins, plan, retain
-from bridge.core.reasons import Reason
-from bridge.core.translate import translate
+from bridge.core.plan import scope_of
+from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.world import World
 from tests.unit.core.builders import OWNER, Cluster
 
-SCENARIOS = [
-    pytest.param(scenario, id=f"{path.stem}: {scenario['name']}")
+DC = "dc1"
+
+SCENARIOS: Mapping[str, Mapping[str, Any]] = {
+    f"{path.stem}: {scenario['name']}": scenario
     for path in sorted(Path(__file__).parent.glob("*.yaml"))
     for scenario in yaml.safe_load(path.read_text())
-]
+}
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
 def test_scenario(scenario: Mapping[str, Any]) -> None:
     """What is given leads to what is expected, and a second pass has nothing left to do."""
+    play(scenario)
+
+
+def play(scenario: Mapping[str, Any]) -> None:
+    """Run one scenario; raises AssertionError where something else happens than it tells."""
     assert set(scenario) <= {"name", "given", "expect", "then"}
     given = scenario["given"]
     assert set(given) <= {
         "rules", "consul", "consul before", "objects", "adopt", "policy", "force", "index went backwards",
         "hold release",
     }  # fmt: skip
-    world = World(Adopt(given.get("adopt", "never")), given.get("hold release"))
+    stage = Stage(Adopt(given.get("adopt", "never")), given.get("hold release"))
     if "consul before" in given:
-        world.change({"rules": given.get("rules", [{}])})
-        world.make_a_pass(given["consul before"], Policy.SYNC, force=True)
-        world.now += 3600.0
-    _check(world, {"rules": [{}], **given}, scenario["expect"], Policy(given.get("policy", "sync")))
+        stage.change({"rules": given.get("rules", [{}])})
+        stage.make_a_pass(given["consul before"], Policy.SYNC, force=True)
+        stage.now += 3600.0
+    _check(stage, {"rules": [{}], **given}, scenario["expect"], Policy(given.get("policy", "sync")))
     catalog = given["consul"]
     for step in scenario.get("then", ()):
-        assert set(step) <= {"after seconds", "rules", "consul", "objects", "force", "index went backwards", "expect"}
-        world.now += step.get("after seconds", 0)
+        assert set(step) <= {
+            "after seconds", "restarted", "rules", "consul", "objects", "force", "index went backwards", "expect",
+        }  # fmt: skip
+        stage.now += step.get("after seconds", 0)
+        if step.get("restarted"):
+            stage.restart()
         catalog = step.get("consul", catalog)
-        _check(world, {**step, "consul": catalog}, step["expect"], Policy(given.get("policy", "sync")))
+        _check(stage, {**step, "consul": catalog}, step["expect"], Policy(given.get("policy", "sync")))
 
 
-def _check(world: World, given: Mapping[str, Any], expect: Mapping[str, Any], policy: Policy) -> None:
-    world.change(given)
+def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], policy: Policy) -> None:
+    stage.change(given)
     force = given.get("force", False)
-    plans = world.make_a_pass(given["consul"], policy, force=force)
+    plans = stage.make_a_pass(given["consul"], policy, force=force)
     held = [f"{h.target}: {h.reason}" for p in plans for h in p.held]
     seen: dict[str, Any] = {
         "changes": [_change(c.action, c.kind, p.target, c.reason) for p in plans for c in p.writes],
-        "skipped": sorted(_skipped(s) for s in {s for p in plans for s in p.skipped} | world.unmappable),
+        "skipped": sorted(_skipped(s) for s in {s for p in plans for s in p.skipped} | stage.unmappable),
         "conflicts": [f"{c.kind} {c.target}: {c.reason}" for p in plans for c in p.conflicts],
         "held": held if any(": " in text for text in expect.get("held", ())) else [h.split(": ")[0] for h in held],
         "warnings": [w for p in plans for w in p.warnings],
     }
     if "endpoints" in expect:
-        seen["endpoints"] = {str(t): world.endpoints(t) for t in sorted(world.clusters) if world.stands(t)}
+        seen["endpoints"] = {str(t): stage.endpoints(t) for t in sorted(stage.store.clusters) if stage.stands(t)}
     if "service ports" in expect:
-        seen["service ports"] = {t: world.service_ports(t) for t in expect["service ports"]}
+        seen["service ports"] = {t: stage.service_ports(t) for t in expect["service ports"]}
     wanted = {"skipped": [], "conflicts": [], "held": [], "warnings": [], **expect}
     if "endpoints" in wanted:
         wanted["endpoints"] = {
@@ -115,123 +128,95 @@ def _check(world: World, given: Mapping[str, Any], expect: Mapping[str, Any], po
         }
     assert seen == wanted
     if not any(p.unmirrored for p in plans):
-        assert [c for p in world.make_a_pass(given["consul"], policy, force=force) for c in p.writes] == []
+        assert [c for p in stage.make_a_pass(given["consul"], policy, force=force) for c in p.writes] == []
 
 
-class World:
-    """Consul's catalog on one side, Kubernetes as a value on the other, one pass between them, and a clock."""
+class Stage:
+    """Consul's catalog on one side, Kubernetes as a value on the other, and between them what every command runs.
+
+    Nothing of the way from a listing to a change is repeated here: the world, the reconciler and the guard are the
+    bridge's own, and what a test sets up is what they read.
+    """
 
     def __init__(self, adopt: Adopt, hold_release_seconds: float | None) -> None:
-        self.rules: list[Rule] = []
         self.adopt = adopt
-        self.guard = Guard(GuardSettings(hold_release_seconds=hold_release_seconds))
-        self.clusters: dict[Target, Cluster] = {}
-        self.unmappable: set[Skipped] = set()
+        self.settings = GuardSettings(hold_release_seconds=hold_release_seconds)
+        self.guard = Guard(self.settings)
+        self.world = World((), (DC,), grace_seconds=0.0)
+        self.store = Objects()
         self.now = 0.0
+
+    @property
+    def unmappable(self) -> set[Skipped]:
+        """Services whose name cannot be brought into Kubernetes' form."""
+        return set(self.world.unmappable())
+
+    def restart(self) -> None:
+        """Another process takes over: what is known of Consul and what was held is gone, Kubernetes is the memory."""
+        self.world = World(self.world.rules, (DC,), grace_seconds=0.0)
+        self.guard = Guard(self.settings)
 
     def change(self, given: Mapping[str, Any]) -> None:
         """What happened before the next pass: other rules, objects of other people, a rebuilt Consul."""
         if "rules" in given:
-            self.rules = [_rule(r) for r in given["rules"]]
+            self.world.replace_rules([_rule(r) for r in given["rules"]], self.now)
         for text in given.get("objects", ()):
             self.place(text)
         if given.get("index went backwards"):
-            self.guard.rebuilt("dc1", self.now)
+            self.guard.rebuilt(DC, self.now)
 
     def make_a_pass(self, catalog: Mapping[str, list[str]], policy: Policy, *, force: bool) -> list[Plan]:
-        """Select, translate, plan, ask the guard, apply."""
-        claims = select.Claims()
-        views: dict[Query, Known] = {}
-        for service, lines in catalog.items():
-            listed = tuple(_instance(text, service) for line in lines for text in _several(line))
-            views[Query("dc1", service)] = Known(listed)
-            tags = {tag for i in listed for tag in i.tags}
-            if select.excluded(service, tags) is not None:
-                continue
-            standing = {target for target in self.clusters if service in _origins(self._cluster(target).current())}
-            for choice in select.active(select.choices(self.rules, service, "dc1"), tags, standing):
-                if isinstance(choice.target, Skipped):
-                    self.unmappable.add(choice.target)
-                else:
-                    claims.claim(choice.query, choice.rule, choice.target, choice.order)
-        for target, cluster in self.clusters.items():
-            asked = annotated.request_of(cluster.service, "dc1")
-            if isinstance(asked, tuple):
-                claims.claim(asked[1], asked[0], target)
-        drafts = [
-            (target, *self._draft(target, claims, views, policy))
-            for target in sorted(claims.targets() | self.clusters.keys())
-        ]
-
-        def ready_in(scope: Scope) -> int:
-            return sum(p.ready_before for _, _, p in drafts if p.scope == scope)
-
-        self.guard.released(self.now, ready_in)
-        verdict = self.guard.admit([p for _, _, p in drafts], ready_in, self.now, force=force)
-        plans = []
-        for target, desired, draft in drafts:
-            found, held = draft, verdict.held.get(target)
-            if held is not None:
-                current = self._cluster(target).current()
-                kept = None if desired is None else retain(desired, current, lost=held.lost, flips=held.flips)
-                kept = None if kept is None else annotated.as_before(kept, current, OWNER)
-                found = replace(draft, changes=()) if kept is None else self._plan(kept, target, policy, draft.skipped)
-                found = replace(found, held=(held,))
-            self._cluster(target).apply(found)
-            self._cluster(target).mirror()
-            self.guard.applied(target)
-            if not self.stands(target):
-                self.guard.forget(target)
-            plans.append(found)
+        """Read both sides, plan all targets together, write what may be written."""
+        self._read_kubernetes()
+        self._read_consul(
+            {s: [_instance(t, s) for line in lines for t in _several(line)] for s, lines in catalog.items()}
+        )
+        self.guard.released(self.now, self.store.ready_in)
+        reconciler = Reconciler(
+            world=self.world,
+            store=self.store,
+            guard=self.guard,
+            options=PlanOptions(owner=OWNER, policy=policy, adopt=self.adopt, force=force),
+            clock=lambda: self.now,
+            resolve=lambda _target, names: dict.fromkeys(names, ()),
+            mirrored=lambda target: self.store.cluster(target).mirrored,
+        )
+        plans = reconciler.plan_all(self.world.targets())
+        for plan in plans:
+            cluster = self.store.cluster(plan.target)
+            outcome = apply_plan(plan, cluster.write)
+            assert outcome.failures == ()
+            cluster.mirror()
+            self.guard.applied(plan.target)
+            self._recall(plan.target)
         return plans
 
-    def _draft(
-        self, target: Target, claims: select.Claims, views: Mapping[Query, Known], policy: Policy
-    ) -> tuple[Mirror | None, Plan]:
-        listed = {query.service for query in views}
-        sources = [
-            (rule, query, views.get(Query(query.datacenter, query.service), Known(())))
-            for query, rule in claims.owners(target)
-        ]
-        if not sources:
-            current = self._cluster(target).current()
-            dismissed = annotated.is_abandoned(current) and _origins(current) <= listed
-            found_plan = self._plan(None, target, policy, dismissed=dismissed)
-            return None, replace(found_plan, queries=(Query("dc1", target.name),))
-        found = translate(target, sources, self._cluster(target).current())
-        skipped = (*found.skipped, *claims.losers(target))
-        rule, query, _ = sources[0]
-        dismissed = False
-        if rule.to.annotated:
-            change = annotated.changed(self._cluster(target).current(), rule, query, OWNER)
-            dismissed = change is Changed.SERVICE or (change is Changed.SELECTION and query.service in listed)
-        plan = self._plan(found.mirror, target, policy, skipped, found.warnings, dismissed=dismissed)
-        return found.mirror, replace(plan, queries=tuple(q for _, q, _ in sources))
+    def _read_kubernetes(self) -> None:
+        for target in tuple(self.store.clusters):
+            self._recall(target)
+            current = self.store.current(target)
+            request = annotated.request_at(current, DC, annotated.USUAL, names_at(current))
+            if request is None:
+                self.world.unannotate(target, self.now)
+            elif isinstance(request, annotated.Refusal):
+                self.world.refuse(target, request, self.now)
+            elif self.world.annotation(target) != request:
+                self.world.annotate(target, *request, self.now)
 
-    def _plan(
-        self,
-        desired: Mirror | None,
-        target: Target,
-        policy: Policy,
-        skipped: tuple[Skipped, ...] = (),
-        warnings: tuple[Reason, ...] = (),
-        *,
-        dismissed: bool = False,
-    ) -> Plan:
-        return plan(
-            target,
-            desired,
-            self._cluster(target).current(),
-            owner=OWNER,
-            policy=policy,
-            adopt=self.adopt,
-            skipped=skipped,
-            warnings=warnings,
-            dismissed=dismissed,
-        )
+    def _recall(self, target: Target) -> None:
+        """Where what stands at a target came from."""
+        if names := names_at(self.store.current(target)):
+            self.world.remember(target, names, self.now)
+        else:
+            self.world.forget(target, self.now)
+            self.guard.forget(target)
 
-    def _cluster(self, target: Target) -> Cluster:
-        return self.clusters.setdefault(target, Cluster(target))
+    def _read_consul(self, catalog: Mapping[str, Sequence[Instance]]) -> None:
+        listing = {service: frozenset(tag for i in found for tag in i.tags) for service, found in catalog.items()}
+        self.world.on_listing(DC, Listing(listing), self.now)
+        for query in self.world.wanted():
+            self.world.on_view(query, Known(tuple(catalog[query.service])) if query.service in catalog else Gone())
+        self.world.expire(self.now)
 
     def place(self, text: str) -> None:
         """Put an object into Kubernetes."""
@@ -267,7 +252,7 @@ class World:
             owner=owner,
             marks=marks,
         )
-        cluster = self._cluster(Target(namespace, name))
+        cluster = self.store.cluster(Target(namespace, name))
         if kind == "Endpoints":
             cluster.endpoints = CurrentEndpoints(meta, ())
         else:
@@ -283,12 +268,12 @@ class World:
 
     def stands(self, target: Target) -> bool:
         """Whether anything holds endpoints there."""
-        cluster = self._cluster(target)
+        cluster = self.store.cluster(target)
         return cluster.endpoints is not None or bool(cluster.slices)
 
     def endpoints(self, target: Target) -> list[str]:
         """What stands there: slices when there are some, they tell more."""
-        cluster = self._cluster(target)
+        cluster = self.store.cluster(target)
         groups: Iterable[Group] = sorted((s.group for s in cluster.slices.values()), key=lambda g: (g.family, g.ports))
         if not cluster.slices and cluster.endpoints is not None:
             groups = cluster.endpoints.groups
@@ -304,7 +289,7 @@ class World:
 
     def service_ports(self, target: str) -> str:
         """The Service's ports in one line."""
-        service = self._cluster(Target(*target.split("/"))).service
+        service = self.store.cluster(Target(*target.split("/"))).service
         assert service is not None
         found = zip(service.ports, service.target_ports, strict=True)
         return ", ".join(
@@ -315,10 +300,45 @@ class World:
         )
 
 
-def _origins(current: Current) -> set[str]:
-    """The Consul services that our objects at a target came from."""
-    found = [dict(o.meta.annotations) for o in (current.endpoints, *current.slices) if o is not None]
-    return {name for marks in found if SERVICE in marks for _, name in origins(marks[SERVICE], marks[DATACENTER])}
+class Objects:
+    """What Kubernetes holds at each target, as a reconciler reads it."""
+
+    def __init__(self) -> None:
+        self.clusters: dict[Target, Cluster] = {}
+
+    def cluster(self, target: Target) -> Cluster:
+        """The objects at a target, to write to."""
+        return self.clusters.setdefault(target, Cluster(target))
+
+    def current(self, target: Target) -> Current:
+        """The same to read; what the control plane mirrored is asked for apart."""
+        return self.cluster(target).current(mirrored=False)
+
+    def targets(self) -> set[Target]:
+        """Where at least one object is ours."""
+        return {target for target in self.clusters if self._owned(target)}
+
+    def ready_in(self, scope: Scope) -> int:
+        """Ready endpoints of ours that the guard adds up together."""
+        return sum(self._ready(target) for target, found in self.ready_targets().items() if found == scope)
+
+    def ready_targets(self) -> dict[Target, Scope]:
+        """Where ready endpoints of ours are, and with which others the guard adds them up."""
+        return {target: scope_of(self.current(target), OWNER) for target in self.targets() if self._ready(target)}
+
+    def note(self, change: Change, meta: Meta | None) -> None:
+        """A write was answered: `Cluster` has stored it already."""
+
+    def _owned(self, target: Target) -> list[CurrentService | CurrentEndpoints | CurrentSlice]:
+        current = self.current(target)
+        found = (current.service, current.endpoints, *current.slices)
+        return [o for o in found if o is not None and o.meta.owner == OWNER]
+
+    def _ready(self, target: Target) -> int:
+        owned = self._owned(target)
+        whole = [g for o in owned if isinstance(o, CurrentEndpoints) for g in o.groups]
+        sliced = [o.group for o in owned if isinstance(o, CurrentSlice)]
+        return max(sum(e.ready for g in groups for e in g.endpoints) for groups in (whole, sliced))
 
 
 def _rule(raw: Mapping[str, Any]) -> Rule:

@@ -209,9 +209,13 @@ class Cluster:
     def apply(self, found: Plan) -> None:
         """Do what the plan says, one write after the other, as strictly as the API server."""
         for change in found.writes:
-            self._write(change)
-            self._unmirror()
-            self.seen.append(self.traffic())
+            self.write(change)
+
+    def write(self, change: Change) -> None:
+        """Do one change, as strictly as the API server."""
+        self._write(change)
+        self._unmirror()
+        self.seen.append(self.traffic())
 
     def mirror(self) -> None:
         """The control plane catches up."""
