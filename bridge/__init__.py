@@ -1,7 +1,7 @@
 """Keeps Kubernetes EndpointSlices and Endpoints equal to what Consul knows about services on VMs.
 
 The way of one service through the house: `consul.catalog` sees a change and hands over a view; `engine.run` puts it
-into `engine.world`, what is known of Consul, and its target into the queue; whoever takes it out has
+into `core.state`, what is known of Consul, and its target into the queue; whoever takes it out has
 `engine.reconcile` ask `core` what that means (`select`, `translate`, `plan`, `guard`), and `kube.writer` write the
 difference. `bridge sync` (`engine.sync`) is the same for everything at once. `cli` builds it all.
 """

@@ -44,7 +44,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.reasons import Code, Reason
-from bridge.engine.world import Name, Source, World
+from bridge.core.state import Name, Source, World
 from bridge.errors import AlteredError, BridgeError, ConflictError
 from bridge.report import Failure, Outcome
 

@@ -42,6 +42,7 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
+from bridge.core.state import World
 from bridge.engine.announce import Announcer
 from bridge.engine.backoff import Brake, Came, Failures, Gate
 from bridge.engine.errands import Errand, Errands
@@ -54,7 +55,6 @@ from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.rivals import ENOUGH, Rivals
 from bridge.engine.scope import anchored, datacenters_of, named_with, namespaces_of, spare_of
 from bridge.engine.slice_rights import SliceRights, slice_rights
-from bridge.engine.world import World
 from bridge.errors import (
     AlteredError,
     BridgeError,

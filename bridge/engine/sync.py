@@ -14,11 +14,11 @@ from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.core.select import Only
+from bridge.core.state import World
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.slice_rights import slice_rights
-from bridge.engine.world import World
 from bridge.errors import CancelledError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig

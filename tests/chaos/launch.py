@@ -52,7 +52,7 @@ def bug(after_seconds: float) -> None:
 def believing() -> None:
     """Unknown is empty: what a failed or filtered read leaves is taken for no instances."""
     from bridge.core.model import Known, Unknown
-    from bridge.engine.world import World
+    from bridge.core.state import World
 
     real = World.on_view
 

@@ -17,10 +17,10 @@ from bridge.core.annotated import USUAL, Annotated, Grant
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Destination, Known, Listing, Query, Rule, Target
 from bridge.core.select import Only
+from bridge.core.state import World
 from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
 from bridge.engine.run import Bridge, RunOptions
 from bridge.engine.sync import SyncOptions, sync_once
-from bridge.engine.world import World
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.report import Report

@@ -10,9 +10,9 @@ import pytest
 from bridge.core import guard, translate
 from bridge.core.annotated import Changed
 from bridge.core.guard import Verdict
+from bridge.core.state import World
 from bridge.core.translate import Translation
 from bridge.engine import reconcile
-from bridge.engine.world import World
 from tests.scenarios.test_scenarios import SCENARIOS, play
 
 Patch = pytest.MonkeyPatch

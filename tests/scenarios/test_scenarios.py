@@ -60,8 +60,8 @@ from bridge.core.model import (
     TrafficPolicy,
 )
 from bridge.core.plan import scope_of
+from bridge.core.state import World
 from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
-from bridge.engine.world import World
 from tests.unit.core.builders import OWNER, Cluster
 
 DC = "dc1"

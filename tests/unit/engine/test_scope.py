@@ -8,8 +8,8 @@ import pytest
 
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Query, Rule, Target
+from bridge.core.state import World
 from bridge.engine.scope import anchored, datacenters_of, named_with, never_used
-from bridge.engine.world import World
 from bridge.retry import RetryPolicy
 
 FAR, NEAR = Rule(services=("x",), datacenters=("dc2",)), Rule(services=("y",))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from bridge.core.model import Known, Listing, Query, Rule
-from bridge.engine.world import World
+from bridge.core.state import World
 from bridge.interpreter import GARBAGE_THRESHOLDS, SWITCH_SECONDS, quickly_switched, seldom_collected
 
 

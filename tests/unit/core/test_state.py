@@ -21,9 +21,9 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
+from bridge.core.state import World
 from bridge.core.translate import selects
 from bridge.engine.scope import anchored
-from bridge.engine.world import World
 
 WEB = Query("dc1", "web")
 HERE = Target("apps", "web")
@@ -577,3 +577,67 @@ def test_a_user_who_asks_for_what_was_not_granted_sends_away_what_was_filled() -
     made.annotate(HERE, rule, WEB, 0.0)
     made.refuse(HERE, Refusal(other, missing(other, "apps"), missing(other, "apps")), 1.0)
     assert made.dismissed(HERE)
+
+
+def test_only_datacenters_that_matter_are_asked() -> None:
+    """Those of the rules, and those that somebody's Service asks for; with no rule and no wish, our own."""
+    elsewhere = (Rule(services=("web",), datacenters=("dc2",)),)
+    made = World(elsewhere, ["dc1", "dc2", "dc3"], 30.0)
+    assert made.concerned() == ("dc2",)
+    made.annotate(HERE, Rule(to=Destination(namespace="apps", annotated=True)), Query("dc3", "web"), 0.0)
+    assert made.concerned() == ("dc2", "dc3")
+    assert World((), ["dc1", "dc2"], 30.0).concerned() == ("dc1",)
+    assert World(RULES, ["dc1", "dc2"], 30.0).concerned() == ("dc1", "dc2")
+
+
+def test_a_listing_that_failed_is_an_answer_but_no_listing() -> None:
+    """The first pass waits for answers, good or bad; what is missing is told from listings alone."""
+    made = World(RULES, ["dc1", "dc2"], 30.0)
+    assert not made.listings_answered()
+    made.on_listing("dc1", listing("web"), 0.0)
+    made.on_listing("dc2", Unknown("timed out"), 0.0)
+    assert made.listings_answered()
+    assert made.listed() == ("dc1",)
+
+
+def test_what_is_not_asked_any_more_is_forgotten_with_the_next_wish() -> None:
+    """A service that is asked for without interruption is not told again, so its view lives as long as the wish."""
+    made = world("web", "db")
+    made.on_view(Query("dc1", "db"), Unknown("timed out"))
+    assert made.ask() == made.wanted()
+    assert made.ask() == {WEB, Query("dc1", "db")}
+    made.replace_rules((Rule(services=("web",), to=Destination(namespace="apps")),), 1.0)
+    assert made.ask() == {WEB}
+    assert (made.known(WEB), made.known(Query("dc1", "db")), made.trouble()) == (known("10.0.0.1"), None, {})
+
+
+def test_annotations_for_what_rules_select_are_nobodys_alone() -> None:
+    """Without annotations every wish is an operator's."""
+    made = world("web")
+    assert made.asked_by_annotation_alone([WEB]) == set()
+    assert made.fed_by(WEB) == {HERE}
+    assert made.owners(HERE) == ((WEB, RULES[0]),)
+    assert made.claims.targets() == {HERE}
+
+
+def test_a_name_that_fits_nowhere_is_told_until_its_service_goes() -> None:
+    """A name without a letter or a digit has no form in Kubernetes."""
+    made = World((Rule(to=Destination(namespace="apps")),), ["dc1"], 0.0)
+    made.on_listing("dc1", listing("___"), 0.0)
+    assert [s.service for s in made.unmappable()] == ["___"]
+    made.replace_rules((Rule(services=("web",)),), 1.0)
+    assert made.unmappable() == ()
+
+
+def test_a_datacenter_that_answers_again_has_its_orphans_looked_at() -> None:
+    """Those of other datacenters are waited for as before."""
+    made = World((), ["dc1", "dc2"], 0.0)
+    for datacenter in made.datacenters:
+        made.on_listing(datacenter, listing(), 0.0)
+    mine, theirs = Target("apps", "mine"), Target("apps", "theirs")
+    made.remember(mine, [("dc1", "mine")], 0.0)
+    made.remember(theirs, [("dc2", "theirs")], 0.0)
+    assert made.expire(0.0) == {mine, theirs}
+    made.on_listing("dc1", Unknown("timed out"), 0.1)
+    made.on_listing("dc1", listing(), 0.2)
+    assert made.expire(0.2) == {mine}
