@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -30,6 +31,21 @@ GET = """
 import sys, urllib.request
 print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=10).read().decode())
 """
+
+ASK = """
+import socket, sys
+with socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET) as connection:
+    connection.settimeout(float(sys.argv[2]))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    connection.bind(("", 9999))
+    try:
+        connection.connect((sys.argv[1], 8095))
+        connection.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
+        print(connection.recv(65536).decode().splitlines()[0])
+    except OSError as error:
+        print(error.errno or error)
+"""
+"""One request from one and the same port: the first line of its answer, or the error."""
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +143,31 @@ def test_kube_proxy_spreads_over_the_ready_vms(rig: Rig, lab: Lab, namespace: st
         assert answer(rig.node, url) != ""
         put(rig.vms[1:], rig.vms[:1])
         wait_until(lambda: "vm-1" not in {answer(rig.pod, url) for _ in range(10)}, 30, "the sick VM being left out")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_who_asks_a_cluster_address_too_early_may_ask_again_from_the_same_port(rig: Rig, family: int) -> None:
+    """The first packet leaves no entry that would lead the next ones past the rules that have come meanwhile."""
+    if reason := netns.trouble(proxy=True):
+        pytest.skip(reason)
+    if family == 6 and not netns.has_ipv6():
+        pytest.skip("this machine's kernel has no IPv6")
+    vm = rig.vms[0]
+    kind, early, other, there, host = (
+        ("ip", "10.96.3.3", "10.96.3.4", vm.address, vm.address) if family == 4
+        else ("ip6", "fd00:96::3:3", "fd00:96::3:4", vm.address6, f"[{vm.address6}]")
+    )  # fmt: skip
+    rig.start(vm, [sys.executable, str(VM), vm.name, "8095", there])
+    rig.node.run("nft", f"add table {kind} early")
+    rig.node.run("nft", f"add chain {kind} early nat {{ type nat hook prerouting priority -100; }}")
+    try:
+        for address in (other, early):  # from the first rule on the kernel has entries of connections
+            if address == early:
+                assert rig.pod.python(ASK, early, "4").strip() == str(errno.ENETUNREACH)
+            rig.node.run("nft", f"add rule {kind} early nat {kind} daddr {address} tcp dport 8095 dnat to {host}:8095")
+        assert rig.pod.python(ASK, early, "4").strip() == "HTTP/1.1 200 OK"
+    finally:
+        rig.node.run("nft", f"delete table {kind} early")
 
 
 def test_a_rig_leaves_nothing() -> None:

@@ -261,6 +261,11 @@ class Rig:
             *([f"route add {SERVICES6} dev br0"] if has_ipv6() else []),
         ]
         self._ip(self.node, commands)
+        for family, services in (("-4", SERVICES), *([("-6", SERVICES6)] if has_ipv6() else [])):
+            # What the pod sends to a cluster address that kube-proxy does not know yet is refused before the kernel has
+            # an entry of the connection. With the route above it would be sent on as it is: the entry, which leads to
+            # no endpoint, would stand for two minutes, and swallow each later connection from the same port of the pod.
+            self.node.run("ip", family, "rule", "add", "iif", "p0", "to", services, "unreachable")
         ways = dict.fromkeys(self.vms, (NODE, NODE6)) | {self.pod: ("10.78.0.1", "fd78::1")}
         for host, (way, way6) in ways.items():
             self._ip(host, [
