@@ -32,10 +32,10 @@ from bridge.core.model import (
     Unknown,
 )
 from bridge.core.reasons import Code, Reason
+from bridge.core.reconcile import names_at
 from bridge.core.translate import translate
 from bridge.engine.connections import connections
 from bridge.engine.probe import FAILED, OK, WARNING, Probe
-from bridge.engine.reconcile import names_at
 from bridge.engine.scope import anchored, named_with, namespaces_of, never_used
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.admission import refusals

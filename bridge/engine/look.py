@@ -23,9 +23,10 @@ from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.model import Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason, codes_of
+from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import World
 from bridge.core.translate import host_names
-from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
+from bridge.engine.reconcile import Reconciler
 from bridge.engine.resolver import Resolver
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.slice_rights import SliceRights, slice_rights

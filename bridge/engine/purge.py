@@ -7,7 +7,8 @@ from dataclasses import replace
 from bridge.core import plan as planning
 from bridge.core.model import Plan, Query, Target
 from bridge.core.reasons import Code, Reason
-from bridge.engine.reconcile import apply_plan, names_at
+from bridge.core.reconcile import names_at
+from bridge.engine.reconcile import apply_plan
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.store import Store

@@ -42,6 +42,7 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
+from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import World
 from bridge.engine.announce import Announcer
 from bridge.engine.backoff import Brake, Came, Failures, Gate
@@ -50,7 +51,7 @@ from bridge.engine.leadership import Alone, Elected, Leadership
 from bridge.engine.live import Live, LiveRow
 from bridge.engine.outcomes import Outcomes
 from bridge.engine.queue import WorkQueue
-from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.reconcile import Reconciler, apply_plan
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.rivals import ENOUGH, Rivals
 from bridge.engine.scope import anchored, datacenters_of, named_with, namespaces_of, spare_of

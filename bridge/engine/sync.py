@@ -13,9 +13,10 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
+from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
 from bridge.core.state import World
-from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.reconcile import Reconciler, apply_plan
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.slice_rights import slice_rights

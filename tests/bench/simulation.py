@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from bridge.consul.board import Board
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Change, Destination, Instance, Known, Listing, Meta, Output, Query, Rule, Status, Target
+from bridge.core.reconcile import PlanOptions
 from bridge.core.state import World
 from bridge.engine.queue import WorkQueue
-from bridge.engine.reconcile import PlanOptions, Reconciler
+from bridge.engine.reconcile import Reconciler
 from bridge.interpreter import seldom_collected
 from bridge.kube.store import Store
 from tests.bench.measure import Figure, limit, number, percentile

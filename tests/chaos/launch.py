@@ -130,10 +130,9 @@ def owning() -> None:
 
 def sharing() -> None:
     """The guard adds up what goes over all tenants, and charges to Consul what users change."""
-    from bridge.core import plan
+    from bridge.core import plan, reconcile
     from bridge.core.annotated import Changed
     from bridge.core.model import Scope
-    from bridge.engine import reconcile
     from bridge.kube import store
 
     for module in (plan, store):

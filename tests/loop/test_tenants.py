@@ -16,9 +16,10 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import USUAL, Annotated, Grant
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Destination, Known, Listing, Query, Rule, Target
+from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
 from bridge.core.state import World
-from bridge.engine.reconcile import PlanOptions, Reconciler, names_at
+from bridge.engine.reconcile import Reconciler
 from bridge.engine.run import Bridge, RunOptions
 from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.cache import list_once

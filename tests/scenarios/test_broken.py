@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from bridge.core import guard, translate
+from bridge.core import guard, reconcile, translate
 from bridge.core.annotated import Changed
 from bridge.core.guard import Verdict
 from bridge.core.state import World
 from bridge.core.translate import Translation
-from bridge.engine import reconcile
 from tests.scenarios.test_scenarios import SCENARIOS, play
 
 Patch = pytest.MonkeyPatch
@@ -23,7 +22,7 @@ def _nothing_is_held(patch: Patch) -> None:
 
 
 def _what_is_held_goes_all_the_same(patch: Patch) -> None:
-    patch.setattr(reconcile.Reconciler, "_kept", lambda _self, desired, _current, **_more: desired)
+    patch.setattr(reconcile, "_kept", lambda desired, *_args, **_more: desired)
 
 
 def _losers_are_silent(patch: Patch) -> None:

@@ -60,8 +60,9 @@ from bridge.core.model import (
     TrafficPolicy,
 )
 from bridge.core.plan import scope_of
+from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import World
-from bridge.engine.reconcile import PlanOptions, Reconciler, apply_plan, names_at
+from bridge.engine.reconcile import Reconciler, apply_plan
 from tests.unit.core.builders import OWNER, Cluster
 
 DC = "dc1"

@@ -1,0 +1,353 @@
+"""The recipe: from what is known of both sides to what has to be written at a target.
+
+`bridge run`, `bridge sync`, `bridge status`, `bridge explain` and the scenarios of the tests all follow it:
+
+1. `observe`: what Consul is known to hold for the target, and the objects that stand there, as of one moment. An error
+   of Consul keeps the last known view; while one of the services was never read, nothing is said of the target.
+2. `reconcile`: what should stand there (`translate`), less what must not go because too little is known (`retain`),
+   and the difference to what does (`plan`). What a user sent away or changed is `dismissed`: nobody lost it.
+3. `judge`: the guard sees all drafts together; what it holds is planned again with what would go kept in place.
+
+Nothing is read or written here. What has to be asked while a plan is made, and only then, `Surroundings` answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bridge.core import plan as planning
+from bridge.core import translate
+from bridge.core.annotated import Changed, Refusal, as_before, changed, is_abandoned, missing
+from bridge.core.canonical import shorten
+from bridge.core.guard import Verdict
+from bridge.core.model import (
+    Action,
+    Adopt,
+    Current,
+    Group,
+    Held,
+    Kind,
+    Mirror,
+    Output,
+    Plan,
+    Policy,
+    Query,
+    Skipped,
+    Target,
+)
+from bridge.core.reasons import Code, Reason
+from bridge.core.state import Name, Source, World
+
+Resolve = Callable[[Target, Collection[str]], Mapping[str, tuple[str, ...]]]
+"""Gives at once the known addresses of all the host names that a target needs; those without an answer are missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What the bridge may do, and under whose name."""
+
+    owner: str = "default"
+    policy: Policy = Policy.SYNC
+    adopt: Adopt = Adopt.NEVER
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Answers of the outside, each asked for only when a plan needs it.
+
+    `mirrored` gives what the control plane made of a target's Endpoints, None when that cannot be seen now. While not
+    `may_delete` objects stay, whatever the policy says. `slices_forbidden` gives the verbs on EndpointSlices that are
+    missing in a namespace. `nodes` are the names of the cluster's own nodes.
+    """
+
+    resolve: Resolve = lambda _target, _names: {}
+    mirrored: Callable[[Target], tuple[Group, ...] | None] = lambda _target: None
+    may_delete: Callable[[Target], bool] = lambda _target: True
+    slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: ()
+    nodes: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What is known about one target at one moment.
+
+    `sources` None: one of its services was never read; (): no service feeds it. `rejected` wanted the target and did
+    not get it. `sent_away`: a user does not want any more what was filled there. `removable`: it is certain, for long
+    enough, that no service stands behind it. `missing` are services of `sources` that Consul does not list (any more);
+    `proved`: it lists the first of them, so what changed there it has not simply lost. `listed`: it lists one of the
+    `queries`. `not_asked`: why nothing is read of the datacenter that a user's Service names.
+    """
+
+    current: Current
+    sources: tuple[Source, ...] | None
+    rejected: tuple[Skipped, ...] = ()
+    refusal: Refusal | None = None
+    queries: tuple[Query, ...] = ()
+    sent_away: bool = False
+    removable: bool = False
+    listed: bool = False
+    missing: frozenset[Name] = frozenset()
+    proved: bool = False
+    not_asked: Reason | None = None
+
+    @property
+    def target(self) -> Target:
+        return self.current.target
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A plan before the guard has seen it, with what is needed to plan again. `desired` None: nothing should stand."""
+
+    plan: Plan
+    desired: Mirror | None
+    current: Current
+
+
+# --------------------------------------------------------------------------- 1. what is known
+
+
+def observe(state: World, current: Current, now: float) -> Inputs:
+    """Everything that decides about a target, out of what is known of Consul and the objects there."""
+    target = current.target
+    sources, refusal = state.sources(target), state.refusal(target)
+    opted_out = is_abandoned(current)
+    if refusal is not None:  # who asks for something else now has sent away what was filled
+        opted_out = opted_out or _name_of(refusal.query) not in names_at(current)
+    orphaned = sources == () and current.service is None
+    sent_away = state.dismissed(target, abandoned=opted_out, orphaned=orphaned)
+    removable = not sources and (sent_away or state.removable(target, now, abandoned=opted_out or refusal is not None))
+    queries = state.queries_at(target) or (() if refusal is None else (refusal.query,))
+    names = [_name_of(source.query) for source in sources or ()]
+    return Inputs(
+        current=current,
+        sources=sources,
+        rejected=state.losers(target),
+        refusal=refusal,
+        queries=queries,
+        sent_away=sent_away,
+        removable=removable,
+        listed=any(state.is_listed(_name_of(query)) for query in queries),
+        missing=frozenset(name for name in names if state.is_missing(name)),
+        proved=bool(names) and names[0][0] not in state.listing_trouble() and state.is_listed(names[0]),
+        not_asked=_not_asked(state, target),
+    )
+
+
+def names_at(current: Current) -> tuple[Name, ...]:
+    """The Consul services that our objects at a target came from, as their annotations say."""
+    names: set[Name] = set()
+    for existing in (current.service, current.endpoints, *current.slices):
+        if existing is not None and existing.meta.owner is not None:
+            marks = dict(existing.meta.marks)
+            names.update(planning.origins(marks.get(planning.SERVICE, ""), marks.get(planning.DATACENTER, "")))
+    return tuple(sorted(names))
+
+
+def host_names(sources: Iterable[Source]) -> set[str]:
+    """Names that stand where an address should, of all the services behind a target."""
+    return {name for s in sources for name in translate.host_names(s.known.instances, s.rule)}
+
+
+def _not_asked(state: World, target: Target) -> Reason | None:
+    """What is said of a user's Service that names a datacenter of which nothing is read."""
+    asked = state.annotation(target)
+    if asked is None or asked[1].datacenter in state.datacenters:
+        return None
+    known = ", ".join(state.datacenters)
+    return Reason(Code.DATACENTER_NOT_ASKED, datacenter=shorten(asked[1].datacenter), known=known)
+
+
+# --------------------------------------------------------------------------- 2. what has to become of it
+
+
+def reconcile(inputs: Inputs, options: PlanOptions, around: Surroundings) -> Draft | None:
+    """What has to be written at a target; None while too little is known to say anything about it."""
+    if inputs.not_asked is not None:
+        scope = planning.scope_of(inputs.current, options.owner)
+        plan = Plan(inputs.target, queries=inputs.queries, warnings=(inputs.not_asked,), scope=scope)
+        return Draft(plan, None, inputs.current)
+    if inputs.sources is None:
+        return None
+    if inputs.sources:
+        return _with_sources(inputs, inputs.sources, options, around)
+    if inputs.removable or inputs.refusal is not None:
+        return _without_sources(inputs, options, around)
+    return None
+
+
+def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOptions, around: Surroundings) -> Draft:
+    """Translate what Consul has, keep what it only may have lost, and compare."""
+    target, current, first = inputs.target, inputs.current, sources[0]
+    names = host_names(sources)
+    resolved = around.resolve(target, names)
+    translation = translate.translate(
+        target, [(s.rule, s.query, s.known) for s in sources], current, resolved, around.nodes
+    )
+    desired = translation.mirror
+    skipped = tuple(sorted((*translation.skipped, *inputs.rejected)))
+    asked = first.rule.to.annotated
+    change = changed(current, first.rule, first.query, options.owner) if asked else Changed.NOTHING
+    dismissed = change is Changed.SERVICE or (change is Changed.SELECTION and inputs.proved)
+    warnings = translation.warnings + tuple(
+        missing(s.query, target.namespace)
+        for s in sources
+        if s.rule.to.annotated and _name_of(s.query) in inputs.missing
+    )
+    doubts = _doubts(sources, names - resolved.keys())
+    if desired is not None and doubts and change is not Changed.SERVICE:
+        desired = _kept(desired, current, options, lost=True, flips=False)
+        warnings += doubts
+
+    def compare(found: Current) -> Plan:
+        return _compare(target, desired, found, options, around, skipped, warnings, dismissed=dismissed)
+
+    plan = compare(current)
+    if plan.conflicts and not plan.changes and not asked:
+        going = _sent_away(inputs, options, around, skipped, warnings)
+        if going is not None:
+            return Draft(replace(going, queries=inputs.queries, conflicts=plan.conflicts), None, current)
+    if plan.unmirrored and (mirrored := around.mirrored(target)) is not None:
+        current = replace(current, mirrored=mirrored)
+        plan = compare(current)
+    if all(_is_leaving(s, inputs) for s in sources):
+        plan = replace(plan, changes=tuple(c for c in plan.changes if c.action is not Action.CREATE))
+    return Draft(replace(plan, queries=inputs.queries), desired, current)
+
+
+def _without_sources(inputs: Inputs, options: PlanOptions, around: Surroundings) -> Draft:
+    """Nothing feeds the target: what of ours stands there goes, or waits until that is certain."""
+    target, current = inputs.target, inputs.current
+    around.resolve(target, ())
+    refused = () if inputs.refusal is None else (inputs.refusal.reason,)
+    plan = _compare(target, None, current, options, around, inputs.rejected, refused, dismissed=inputs.sent_away)
+    if not inputs.removable:
+        plan = _left_alone(plan)
+    gone = Reason(Code.GONE)
+    why = Reason(Code.NOT_WANTED) if inputs.sent_away or inputs.listed else gone
+    changes = tuple(replace(c, reason=why) if c.reason == gone else c for c in plan.changes)
+    return Draft(replace(plan, queries=inputs.queries, changes=changes), None, current)
+
+
+def _sent_away(
+    inputs: Inputs,
+    options: PlanOptions,
+    around: Surroundings,
+    skipped: tuple[Skipped, ...],
+    warnings: tuple[Reason, ...],
+) -> Plan | None:
+    """The end of what we filled for a user who does not ask any more, or may not, where a rule wants the name too.
+
+    The rule does not get the user's Service, so nothing else would ever change what stands there.
+    """
+    if not inputs.sent_away and inputs.refusal is None:
+        return None
+    warnings += () if inputs.refusal is None else (inputs.refusal.reason,)
+    plan = _compare(inputs.target, None, inputs.current, options, around, skipped, warnings, dismissed=inputs.sent_away)
+    changes = tuple(replace(c, reason=Reason(Code.NOT_WANTED)) for c in plan.changes)
+    return replace(plan, changes=changes) if changes else None
+
+
+def _doubts(sources: Sequence[Source], unanswered: Collection[str]) -> tuple[Reason, ...]:
+    """Why what is not seen may be there all the same: unknown is not empty."""
+    doubts: list[Reason] = []
+    if unanswered:  # some of what stands there may be these names' addresses
+        doubts.append(_unanswered(sorted(unanswered)))
+    if any(source.known.hidden for source in sources):
+        doubts.append(Reason(Code.HIDDEN))
+    return tuple(doubts)
+
+
+def _unanswered(names: Sequence[str]) -> Reason:
+    """What is said while names are not resolved."""
+    some = ", ".join(shorten(name) for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return Reason(Code.NAMES_UNRESOLVED, names=some + more)
+
+
+def _is_leaving(source: Source, inputs: Inputs) -> bool:
+    """Whether a service is on its way out: what of it stands is kept for its grace, but not made any more."""
+    return not source.known.instances and not source.known.hidden and _name_of(source.query) in inputs.missing
+
+
+def _compare(
+    target: Target,
+    desired: Mirror | None,
+    current: Current,
+    options: PlanOptions,
+    around: Surroundings,
+    skipped: tuple[Skipped, ...],
+    warnings: tuple[Reason, ...] = (),
+    *,
+    dismissed: bool = False,
+) -> Plan:
+    """What is to be written, without slices where the right to write them is missing."""
+    stays = desired is None and not dismissed and not around.may_delete(target)
+
+    def plan(slices_forbidden: Sequence[str] = ()) -> Plan:
+        made = planning.plan(
+            target,
+            desired,
+            current,
+            owner=options.owner,
+            policy=options.policy,
+            adopt=options.adopt,
+            skipped=skipped,
+            warnings=warnings,
+            dismissed=dismissed,
+            slices_forbidden=slices_forbidden,
+        )
+        return _left_alone(made) if stays else made
+
+    found = plan()
+    chosen = desired is not None and desired.output is not Output.ENDPOINTS
+    # a target without endpoints needs no slice, but whether its Endpoints are mirrored depends on the right to one
+    if not any(chosen or change.kind is Kind.ENDPOINT_SLICE for change in found.writes):
+        return found
+    forbidden = around.slices_forbidden(target.namespace)
+    return plan(forbidden) if forbidden else found
+
+
+def _kept(desired: Mirror, current: Current, options: PlanOptions, *, lost: bool, flips: bool) -> Mirror:
+    """What is to be, with what would be taken away kept in place."""
+    kept = planning.retain(desired, current, lost=lost, flips=flips, owner=options.owner)
+    return as_before(kept, current, options.owner)
+
+
+def _left_alone(plan: Plan) -> Plan:
+    """The same target with everything left as it is."""
+    return replace(plan, changes=(), lost=0, flipped=0, ready=plan.ready_before)
+
+
+# --------------------------------------------------------------------------- 3. what of it may be done
+
+
+def judge(
+    drafts: Sequence[Draft],
+    admit: Callable[[Sequence[Plan]], Verdict],
+    options: PlanOptions,
+    around: Surroundings,
+) -> list[Plan]:
+    """The plans in the drafts' order, with what the guard holds (`Guard.admit`) kept in place."""
+    if not drafts:
+        return []
+    held = admit([draft.plan for draft in drafts]).held
+    return [
+        _held_back(draft, held[draft.plan.target], options, around) if draft.plan.target in held else draft.plan
+        for draft in drafts
+    ]
+
+
+def _held_back(draft: Draft, held: Held, options: PlanOptions, around: Surroundings) -> Plan:
+    before = draft.plan
+    if draft.desired is None:
+        return replace(before, changes=(), held=(held,), ready=before.ready_before)
+    kept = _kept(draft.desired, draft.current, options, lost=held.lost, flips=held.flips)
+    plan = _compare(before.target, kept, draft.current, options, around, before.skipped, before.warnings)
+    return replace(plan, queries=before.queries, held=(held,))
+
+
+def _name_of(query: Query) -> Name:
+    return query.datacenter, query.service

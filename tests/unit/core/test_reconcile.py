@@ -1,0 +1,210 @@
+"""The recipe where the scenarios do not lead: what is not known yet, what is doubted, what was not granted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from bridge.core.annotated import Refusal, missing
+from bridge.core.guard import Verdict
+from bridge.core.model import Action, Current, Destination, Kind, Known, Listing, Output, Plan, Query, Rule, Target
+from bridge.core.reasons import Code, codes_of
+from bridge.core.reconcile import Draft, PlanOptions, Surroundings, judge, names_at, observe, reconcile
+from bridge.core.state import World
+from tests.unit.core.builders import (
+    OWNER,
+    TARGET,
+    endpoints,
+    group,
+    instance,
+    instances,
+    ready,
+    rule,
+    service,
+    slice_of,
+)
+
+WEB = Query("dc1", "radosgw")
+OPTIONS = PlanOptions(owner=OWNER)
+
+
+def state(*found: Any, rules: tuple[Rule, ...] = (rule(),), hidden: bool = False) -> World:
+    """Consul lists radosgw, with these instances."""
+    made = World(rules, ("dc1",), 0.0)
+    made.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
+    made.on_view(WEB, Known(tuple(found), hidden=hidden))
+    return made
+
+
+def standing(*addresses: str, **about: Any) -> Current:
+    """What we wrote: a Service, and Endpoints with these addresses."""
+    return Current(TARGET, service(**about), endpoints(group(*ready(*addresses))))
+
+
+def asking(owner: str | None = None) -> Current:
+    """A user's Service that we filled."""
+    return Current(TARGET, service(owner=owner), endpoints(group(*ready("10.0.0.1"))))
+
+
+def made(world: World, current: Current, **around: Any) -> Draft | None:
+    """The draft of a target at which this stands."""
+    return reconcile(observe(world, current, 0.0), OPTIONS, Surroundings(**around))
+
+
+def plan_of(world: World, current: Current, **around: Any) -> Plan:
+    """Its plan, which there must be."""
+    draft = made(world, current, **around)
+    assert draft is not None
+    return draft.plan
+
+
+def test_nothing_is_said_of_a_service_that_was_never_read() -> None:
+    """What stands there may be all of it, or nothing."""
+    world = World((rule(),), ("dc1",), 0.0)
+    world.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
+    assert made(world, standing("10.0.0.1")) is None
+
+
+def test_nothing_is_said_of_what_may_not_go_yet() -> None:
+    """No service feeds it, and that none ever will is not certain."""
+    world = World((), ("dc1",), 30.0)
+    current = standing("10.0.0.1")
+    world.remember(TARGET, names_at(current), 0.0)
+    assert made(world, current) is None
+
+
+def test_a_datacenter_that_is_not_read_is_told_to_who_asks_for_it() -> None:
+    """The operator names datacenters; what stands there stays."""
+    world = state(instance())
+    world.annotate(TARGET, Rule(to=Destination(annotated=True)), Query("dc9", "radosgw"), 0.0)
+    plan = plan_of(world, asking())
+    assert (codes_of(plan.warnings), plan.changes) == ((Code.DATACENTER_NOT_ASKED,), ())
+
+
+def test_host_names_without_an_answer_keep_what_stands_there() -> None:
+    """Some of it may be their addresses; a name that has no address is an answer."""
+    found = [instance(f"vm{n}.example") for n in range(4)]
+    world, current = state(instance("10.0.0.1"), *found), standing("10.0.0.1", "10.0.0.9")
+    plan = plan_of(world, current)
+    assert (plan.ready, plan.lost) == (2, 0)
+    assert "vm0.example, vm1.example, vm2.example and 1 more" in plan.warnings[-1]
+    answered = plan_of(world, current, resolve=lambda _target, names: dict.fromkeys(names, ()))
+    assert (answered.ready, answered.lost, answered.warnings) == (1, 1, ())
+
+
+def test_a_read_that_an_acl_has_shortened_takes_nothing_away() -> None:
+    """What is hidden may be what stands there."""
+    plan = plan_of(state(instance("10.0.0.1"), hidden=True), standing("10.0.0.1", "10.0.0.9"))
+    assert (plan.lost, codes_of(plan.warnings)) == (0, (Code.HIDDEN,))
+
+
+def test_what_a_user_may_not_ask_for_is_emptied_when_they_asked_for_something_else() -> None:
+    """They sent away what was filled; a grant that was taken back waits like a rule that left the file."""
+    world, current = state(instance()), asking()
+    world.replace_rules((), 0.0)
+    world.remember(TARGET, names_at(current), 0.0)
+    other = Query("dc1", "db")
+    world.refuse(TARGET, Refusal(other, missing(other, "default"), missing(other, "default")), 0.0)
+    gone = plan_of(world, current)
+    assert [(c.action, c.reason) for c in gone.writes] == [
+        (Action.DELETE, "no rule or annotation asks for it any more")
+    ]
+    assert gone.dismissed
+
+
+def test_a_refused_request_alone_changes_nothing() -> None:
+    """Nothing was ever filled: there is only something to say."""
+    world = state(instance())
+    world.replace_rules((), 0.0)
+    world.refuse(TARGET, Refusal(WEB, missing(WEB, "default"), missing(WEB, "default")), 0.0)
+    plan = plan_of(world, Current(TARGET, service(owner=None)))
+    assert (plan.changes, codes_of(plan.warnings), plan.queries) == ((), (Code.SERVICE_MISSING,), (WEB,))
+
+
+def test_what_a_user_sent_away_goes_although_a_rule_wants_the_name() -> None:
+    """The rule does not get the user's Service, so nothing else would ever change what stands there."""
+    current = Current(TARGET, service(owner=None), endpoints(group(*ready("10.0.0.1"))))
+    world = state(instance())
+    world.remember(TARGET, names_at(current), 0.0)
+    plan = plan_of(world, current)
+    assert [(c.action, c.kind, c.reason) for c in plan.writes] == [
+        (Action.DELETE, Kind.ENDPOINTS, "no rule or annotation asks for it any more")
+    ]
+    assert len(plan.conflicts) == 1
+
+
+def test_what_a_user_may_not_ask_for_goes_although_a_rule_wants_the_name() -> None:
+    """The same, with the reason why they may not; a Service at which nothing of ours stands is left alone."""
+    world = state(instance())
+    other = Query("dc1", "db")
+    world.refuse(TARGET, Refusal(other, missing(other, "default"), missing(other, "default")), 0.0)
+    mine = service(owner=None, meta_marks=(("consul-bridge/mirror", "true"),))
+    plan = plan_of(world, Current(TARGET, mine, endpoints(group(*ready("10.0.0.1")))))
+    assert [c.action for c in plan.writes] == [Action.DELETE]
+    assert (codes_of(plan.warnings), len(plan.conflicts)) == ((Code.SERVICE_MISSING,), 1)
+    nothing = plan_of(world, Current(TARGET, mine))
+    assert (nothing.changes, len(nothing.conflicts)) == ((), 1)
+
+
+def test_what_leaves_is_not_made_any_more() -> None:
+    """Consul does not list it: for its grace its objects are kept as they are, but none is created."""
+    world = state(instance())
+    world.on_listing("dc1", Listing({}), 1.0)
+    world.on_view(WEB, Known(()))
+    assert plan_of(world, Current(TARGET)).changes == ()
+
+
+def test_what_the_control_plane_mirrored_is_asked_for_once_it_is_needed() -> None:
+    """Our slices go when the mirror carries the same; when it cannot be seen they stay."""
+    asked: list[Target] = []
+    world = state(instance("10.0.0.1"))
+    current = replace(standing("10.0.0.1"), slices=(slice_of("radosgw-1", group(*ready("10.0.0.1"))),))
+
+    def unseen(target: Target) -> None:
+        asked.append(target)
+
+    assert plan_of(world, current, mirrored=unseen).unmirrored
+    seen = plan_of(world, current, mirrored=lambda _target: (group(*ready("10.0.0.1")),))
+    assert (seen.unmirrored, [c.action for c in seen.writes]) == (False, [Action.DELETE])
+    assert asked == [TARGET]
+
+
+def test_nothing_of_ours_goes_while_that_is_forbidden() -> None:
+    """Somebody else writes there under our name; what a user sent away goes all the same."""
+    world = state(instance())
+    world.replace_rules((), 0.0)
+    current = standing("10.0.0.1")
+    world.remember(TARGET, names_at(current), 0.0)
+    assert plan_of(world, current).writes
+    assert plan_of(world, current, may_delete=lambda _target: False).changes == ()
+
+
+def test_without_the_right_to_slices_endpoints_are_written_alone() -> None:
+    """The right is looked at when a slice would be written, and never before."""
+    asked: list[str] = []
+
+    def forbidden(namespace: str) -> tuple[str, ...]:
+        asked.append(namespace)
+        return ("create",)
+
+    plan = plan_of(state(instance()), Current(TARGET), slices_forbidden=forbidden)
+    assert ([c.kind for c in plan.writes], asked) == ([Kind.SERVICE, Kind.ENDPOINTS], [])
+    both = state(instance(), rules=(rule(output=Output.BOTH),))
+    plan = plan_of(both, Current(TARGET), slices_forbidden=forbidden)
+    assert ([c.kind for c in plan.writes], asked) == ([Kind.SERVICE, Kind.ENDPOINTS], ["default"])
+
+
+def test_no_draft_needs_no_guard() -> None:
+    """The guard's sums are not touched by a pass over nothing."""
+
+    def admit(_plans: object) -> Verdict:
+        raise AssertionError
+
+    assert judge([], admit, OPTIONS, Surroundings()) == []
+
+
+def test_a_pass_over_many_keeps_their_order() -> None:
+    """Each plan is that of its draft."""
+    drafts = [made(state(*instances(n)), Current(TARGET)) for n in (3, 1, 2)]
+    found = judge([d for d in drafts if d is not None], lambda _plans: Verdict({}), OPTIONS, Surroundings())
+    assert [plan.ready for plan in found] == [3, 1, 2]
