@@ -20,13 +20,13 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python >= 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version). Say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing the pinned dependencies into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "installing the pinned dependencies into $(VENV): half a minute"
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-compile --editable .
 	@touch $@
 
-demo: $(STAMP) ## the main job on real servers, shown as it happens; ends by itself: make demo STAY=1 at Ctrl-C
-	@$(BIN)/python -m tests.demo $(if $(STAY),--stay)
+demo: $(STAMP) ## the bridge at work, shown as it happens; REAL=1: on real servers, built first; STAY=1: until Ctrl-C
+	@$(BIN)/python -m tests.demo $(if $(STAY),--stay) $(if $(REAL),--real)
 
 demo-docker: ## the same with Docker, to play with: docker compose up, after a look at what could be in its way
 	@$(PYTHON) demo/preflight.py

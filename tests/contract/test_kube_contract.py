@@ -684,6 +684,17 @@ def test_a_refresh_of_a_healthy_cache_finds_nothing(side: Side) -> None:
         assert watched.told == []
 
 
+def test_a_watch_without_a_version_begins_with_what_is_there(side: Side) -> None:
+    """As if it had just been added; what happens later follows."""
+    side.make(Kind.ENDPOINTS)
+    query = [("watch", "1"), ("timeoutSeconds", "30")]
+    with side.client.stream(side.path(Kind.ENDPOINTS), query=query, silence=20) as lines:
+        first = json.loads(next(lines))
+        assert (first["type"], first["object"]["metadata"]["name"]) == ("ADDED", "radosgw")
+        side.raw.delete(side.path(Kind.ENDPOINTS, "radosgw"))
+        assert json.loads(next(lines))["type"] == "DELETED"
+
+
 def test_a_watch_of_which_nothing_happens_ends_by_itself_without_a_word(side: Side) -> None:
     """timeoutSeconds is the server's: a short watch ends with no event, no bookmark and no error."""
     side.make(Kind.ENDPOINTS)

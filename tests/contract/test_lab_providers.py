@@ -13,12 +13,16 @@ import pytest
 from tests.lab import Lab, LabError, build, providers
 from tests.lab.build import TOOLS
 from tests.lab.providers import (
+    AT_HAND,
+    QUESTIONS,
     Choice,
     Provider,
     Question,
     choose,
+    from_cache,
     from_docker,
     from_environment,
+    from_images,
     from_path,
     images,
     programs_on_path,
@@ -79,7 +83,7 @@ def test_a_forced_way_is_the_only_one_asked() -> None:
 def test_a_forced_way_that_is_closed_is_an_error(forced: str, message: str) -> None:
     """Nothing else is taken instead."""
     with pytest.raises(LabError, match=message):
-        choose({"LAB_PROVIDER": forced}, {Provider.PATH: answer("no etcd on PATH")})
+        choose({"LAB_PROVIDER": forced}, {**QUESTIONS, Provider.PATH: answer("no etcd on PATH")})
 
 
 def test_half_an_environment_is_refused(tmp_path: Path) -> None:
@@ -123,6 +127,28 @@ def test_docker_without_an_image_is_said(tmp_path: Path) -> None:
     (tmp_path / "docker").chmod(0o755)
     found = from_docker({"PATH": f"{tmp_path}:/bin:/usr/bin", "LAB_CONSUL_IMAGE": "mirror.example/consul:1"})
     assert found == "mirror.example/consul:1 is not there and cannot be pulled (no route)"
+
+
+def test_images_at_hand_are_those_that_the_engine_has(tmp_path: Path) -> None:
+    """Nothing is pulled for who does not want to wait."""
+    log = tmp_path / "calls"
+    script = f'#!/bin/sh\necho "$1 $3" >> {log}\n[ "$1 $3" != "image {{missing}}" ]\n'
+    environ = {"PATH": f"{tmp_path}:/bin:/usr/bin", "LAB_CONSUL_IMAGE": "consul:1", "LAB_K3S_IMAGE": "k3s:1"}
+    for missing, trouble in (("k3s:1", "k3s:1 is not there"), ("none", None)):
+        (tmp_path / "docker").write_text(script.format(missing=missing))
+        (tmp_path / "docker").chmod(0o755)
+        assert from_images(environ) == trouble
+    assert "pull" not in log.read_text()
+
+
+def test_what_is_at_hand_ends_with_the_stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with nothing: no Go is installed and nothing is built to find that out; each reason is there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    choice = choose({"PATH": str(tmp_path / "nothing")}, AT_HAND)
+    assert choice.provider is Provider.EMBEDDED
+    assert list(choice.rejected) == [Provider.ENV, Provider.PATH, Provider.DOCKER, Provider.BUILD]
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.fixture
@@ -225,6 +251,15 @@ def test_a_binary_appears_only_when_it_is_whole(toolchain: Path) -> None:
     assert path.read_text() == "whole"
     assert seen <= {"whole"}
     assert [entry.name for entry in path.parent.iterdir()] == ["etcd"]
+
+
+def test_programs_count_as_built_when_all_are_there(toolchain: Path) -> None:
+    """Some are not enough."""
+    core = [name for name, tool in TOOLS.items() if tool.core]
+    build.binaries(core[:-1])
+    assert from_cache({}) == "not all were built here yet"
+    build.binaries(core)
+    assert from_cache({}) is None
 
 
 def test_two_processes_build_once(toolchain: Path) -> None:

@@ -1,4 +1,8 @@
-"""Twelve gateways outside of the cluster, one native address inside: a real Consul, a real Kubernetes control plane.
+"""Twelve gateways outside of the cluster, one native address inside: the bridge at work, shown as it happens.
+
+The servers are those at hand: somebody's (LAB_CONSUL_ADDR, LAB_KUBECONFIG), programs on PATH, images that Docker has,
+programs that were built before. Where there are none, embedded stand-ins (tests/embedded) take their place, so that
+nobody waits for a build; the first and the last line say so. `--real` builds the real ones.
 
 Where the machine allows it, everything runs in a network namespace of its own, so that each gateway has an address of
 its own, and a relay brings the bridge's page out to this machine's loopback; elsewhere the gateways listen on loopback
@@ -26,16 +30,19 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from tests.embedded import EmbeddedLab
 from tests.lab import TOOLS, Lab, LabError, binaries, free_port, wait_until
 from tests.lab.build import missing
-from tests.lab.providers import programs_on_path
+from tests.lab.providers import AT_HAND, Provider, choose, from_build, programs_on_path
 from tests.lab.servers import Program, answers, spawn
 from tests.program import BRIDGE, Daemon, environment
 from tests.raw import (
     ENDPOINTS,
     SERVICES,
     RawConsul,
+    RawKube,
     UnexpectedAnswerError,
     not_ready_addresses,
     ready_addresses,
@@ -47,6 +54,13 @@ PORT = 8080
 VM = Path(__file__).with_name("vm.py")
 RELAY = Path(__file__).parent.parent / "lab" / "relay.py"
 UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+EMBEDDED = (
+    "Servers: embedded stand-ins for Consul and Kubernetes, as no real ones are at hand. "
+    "To see the same on real ones, which are built first: make demo REAL=1"
+)
+OUT_HERE = frozenset((Provider.ENV, Provider.DOCKER))
+"""Servers whose checks come from outside of any network namespace of ours."""
 
 INDENT = "    "
 WIDEST = 200
@@ -63,22 +77,29 @@ BOLD, DIM, GREEN, RED, PLAIN = COLOURS if COLOURED else ("",) * 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what is missing, enter the namespace where there can be one, show the story."""
-    parser = argparse.ArgumentParser(prog="python -m tests.demo", description="The main job on real servers.")
+    """Choose the servers, build what is missing, enter the namespace where there can be one, show the story."""
+    parser = argparse.ArgumentParser(prog="python -m tests.demo", description="The main job, shown as it happens.")
     parser.add_argument("--stay", action="store_true", help="leave the bridge and its page running until Ctrl-C")
+    parser.add_argument("--real", action="store_true", help="real servers, built first where there are none")
     parser.add_argument("--inside", metavar="DESCRIPTOR", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     try:
         if asked.inside is not None:
             _give_addresses()
-            return Demo(own_addresses=True, stay=asked.stay, page=socket.socket(fileno=asked.inside)).run()
-        _build()  # here: in there is no network to fetch modules from
-        if _can_unshare():
+            page = socket.socket(fileno=asked.inside)
+            return Demo(_chosen(real=False), own_addresses=True, stay=asked.stay, page=page).run()
+        servers = _chosen(real=asked.real)
+        os.environ["LAB_PROVIDER"] = servers  # settled, for who starts them
+        _print_paragraph(_first_line(servers))
+        if servers in (Provider.PATH, Provider.BUILD):
+            _build()  # here: in there is no network to fetch modules from
+        if servers not in OUT_HERE and _can_unshare():
             return _inside(stay=asked.stay)
-        print(
-            "(no network namespaces here: the gateways listen on loopback,\n their addresses are made up)", flush=True
-        )
-        return Demo(own_addresses=False, stay=asked.stay).run()
+        if servers not in OUT_HERE:
+            _print_paragraph(
+                "(no network namespaces here: the gateways listen on loopback, their addresses are made up)"
+            )
+        return Demo(servers, own_addresses=False, stay=asked.stay).run()
     except LabError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -101,6 +122,31 @@ def _inside(*, stay: bool) -> int:
             signal.signal(signal.SIGINT, before)
 
 
+def _chosen(*, real: bool) -> Provider:
+    """Whose servers: what is at hand, unless LAB_PROVIDER names a way or real ones are wanted."""
+    questions = AT_HAND
+    if real:
+        questions = {p: question for p, question in AT_HAND.items() if p is not Provider.EMBEDDED}
+    if real or os.environ.get("LAB_PROVIDER"):
+        questions = {**questions, Provider.BUILD: from_build}
+    return choose(os.environ, questions).provider
+
+
+def _first_line(servers: Provider) -> str:
+    """Which servers these are."""
+    return {
+        Provider.ENV: "Servers: yours, of LAB_CONSUL_ADDR and LAB_KUBECONFIG.",
+        Provider.PATH: "Servers: a real Consul and a real Kubernetes control plane, from PATH.",
+        Provider.DOCKER: "Servers: a real Consul and a real Kubernetes control plane, from Docker's images.",
+        Provider.BUILD: "Servers: a real Consul and a real Kubernetes control plane, built from source.",
+        Provider.EMBEDDED: EMBEDDED,
+    }[servers]
+
+
+def _print_paragraph(text: str) -> None:
+    print("\n".join(textwrap.wrap(text, width() + len(INDENT), break_on_hyphens=False)), flush=True)
+
+
 def _build() -> None:
     """The servers, where they are not there yet; how long that takes is said before."""
     core = [name for name, tool in TOOLS.items() if tool.core]
@@ -109,8 +155,33 @@ def _build() -> None:
             f"The first time, the servers are built from source ({', '.join(lacking)}). On two cores that takes 10 to "
             "15 minutes for all four, later it is a matter of seconds."
         )
-        print("\n".join(textwrap.wrap(said, width() + len(INDENT), break_on_hyphens=False)), flush=True)
+        _print_paragraph(said)
     binaries(core)
+
+
+def _must_be_free(consul: RawConsul, kube: RawKube) -> None:
+    """On somebody's servers nothing of theirs is mixed with ours. Raises LabError."""
+    if SERVICE in consul.services():
+        raise LabError(f"Consul has a service {SERVICE} already: the demonstration would take it for its own")
+    if kube.get(f"/api/v1/namespaces/{NAMESPACE}") is not None:
+        raise LabError(f"the cluster has a namespace {NAMESPACE} already: the demonstration would remove it at its end")
+
+
+def _listen(servers: Provider, lab: Lab) -> str:
+    """The address of this machine at which Consul's checks reach the gateways."""
+    if servers is Provider.DOCKER:
+        template = "{{(index .IPAM.Config 0).Gateway}}"
+        asked = ["docker", "network", "inspect", "bridge", "--format", template]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    if servers is Provider.ENV:
+        consul = urlsplit(lab.consul.address)
+        with socket.create_connection((consul.hostname or "", consul.port or 80), timeout=10) as connection:
+            return str(connection.getsockname()[0])
+    return "127.0.0.1"
+
+
+def _named(listen: str) -> str:
+    return "loopback" if listen == "127.0.0.1" else listen
 
 
 def _can_unshare() -> bool:
@@ -134,14 +205,15 @@ def address(n: int) -> str:
 class Gateway:
     """One VM: its process and its registration with Consul, with a real HTTP check every second."""
 
-    def __init__(self, lab: Lab, n: int, own_address: bool) -> None:
+    def __init__(self, lab: Lab, n: int, listen: str) -> None:
+        """`listen`: the address at which checks reach it; "" for its own."""
         self.name = f"{SERVICE}-{n:02}"
         self.address = address(n)
-        listen, port = (self.address, PORT) if own_address else ("127.0.0.1", free_port())
-        self._url = f"http://{listen}:{port}/"
+        host, port = (listen, free_port()) if listen else (self.address, PORT)
+        self.url = f"http://{host}:{port}/"
         self._lab = lab
-        command = [sys.executable, "-S", str(VM), self.name, listen, str(port)]
-        self.process = Program(lab.folder / self.name, command, dict(os.environ), lambda: answers(self._url))
+        command = [sys.executable, "-S", str(VM), self.name, host, str(port)]
+        self.process = Program(lab.folder / self.name, command, dict(os.environ), lambda: answers(self.url))
         lab.add(self.process)
 
     def register(self, consul: RawConsul) -> None:
@@ -149,10 +221,14 @@ class Gateway:
         consul.json("PUT", "/v1/agent/service/register", {
             "Name": SERVICE, "ID": self.name, "Address": self.address, "Port": PORT, "Tags": ["s3"],
             "Check": {
-                "CheckID": f"http:{self.name}", "HTTP": self._url, "Interval": "1s", "Timeout": "5s",
+                "CheckID": f"http:{self.name}", "HTTP": self.url, "Interval": "1s", "Timeout": "5s",
                 "Status": "passing",
             },
         })  # fmt: skip
+
+    def deregister(self, consul: RawConsul) -> None:
+        """Take it out again, where Consul stays."""
+        consul.json("PUT", f"/v1/agent/service/deregister/{self.name}")
 
 
 class Watchers:
@@ -247,7 +323,11 @@ def _until_end(descriptor: int) -> list[str]:
 class Demo:
     """The story, step by step. `page`: a listening socket through which the bridge's page is seen from outside."""
 
-    def __init__(self, own_addresses: bool, stay: bool = False, page: socket.socket | None = None) -> None:
+    def __init__(
+        self, servers: Provider, *, own_addresses: bool, stay: bool = False, page: socket.socket | None = None
+    ) -> None:
+        self._servers = servers
+        self._gateways: list[Gateway] = []
         self._own_addresses = own_addresses
         self._stay = stay
         self._page = page
@@ -256,17 +336,39 @@ class Demo:
 
     def run(self) -> int:
         """Show it; 0 when everything happened as told."""
-        self.say("Starting a real Consul 1.22 and a real Kubernetes 1.37 control plane")
-        with Lab(own=True) as lab:
+        self.say({
+            Provider.ENV: "Reaching your Consul and your Kubernetes",
+            Provider.EMBEDDED: "Starting an embedded Consul and an embedded Kubernetes API",
+        }.get(self._servers, "Starting a real Consul 1.22 and a real Kubernetes control plane"))  # fmt: skip
+        embedded = self._servers is Provider.EMBEDDED
+        with EmbeddedLab() if embedded else Lab(own=self._servers not in OUT_HERE) as lab:
             self.note(f"up in {time.monotonic() - self._began:.1f} s")
             with lab.raw_consul() as consul, lab.raw_kube() as kube:
+                _must_be_free(consul, kube)
                 kube.json("POST", "/api/v1/namespaces", {
                     "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE},
                 })  # fmt: skip
-                self._story(lab, consul)
-        self.say("Done: every server, gateway and the bridge have ended, nothing is left")
-        print(f"{DIM}the whole took {time.monotonic() - self._began:.0f} s{PLAIN}")
+                try:
+                    self._story(lab, consul)
+                finally:
+                    if self._servers is Provider.ENV:
+                        self._give_back(consul, kube)
+        ended = "every gateway and the bridge have ended" if self._servers is Provider.ENV else (
+            "every server, gateway and the bridge have ended"
+        )  # fmt: skip
+        self.say(f"Done: {ended}, nothing is left")
+        print(f"{DIM}the whole took {time.monotonic() - self._began:.0f} s{PLAIN}", flush=True)
+        if not self._stay:
+            _print_paragraph("The bridge's page, live in your browser until Ctrl-C: make demo STAY=1")
+        if embedded:
+            _print_paragraph(EMBEDDED)
         return 0
+
+    def _give_back(self, consul: RawConsul, kube: RawKube) -> None:
+        """What was made on somebody's servers goes."""
+        for gateway in self._gateways:
+            gateway.deregister(consul)
+        kube.delete(f"/api/v1/namespaces/{NAMESPACE}")
 
     def _story(self, lab: Lab, consul: RawConsul) -> None:
         taste = {name: os.environ[name] for name in ("TERM", "NO_COLOR") if name in os.environ}
@@ -274,7 +376,8 @@ class Demo:
         select = ("--service", SERVICE, "--namespace", NAMESPACE, "--tag", "s3")
 
         self.say("Twelve gateways outside of the cluster start and register with Consul")
-        gateways = [Gateway(lab, n, self._own_addresses) for n in range(1, 13)]
+        listen = "" if self._own_addresses else _listen(self._servers, lab)
+        gateways = self._gateways = [Gateway(lab, n, listen) for n in range(1, 13)]
         for gateway in gateways:
             gateway.process.start(wait=False)
         for gateway in gateways:
@@ -282,7 +385,7 @@ class Demo:
             gateway.register(consul)
         # The agent, which was told, tells the catalog a moment later.
         wait_until(lambda: len(consul.health(SERVICE)[1]) == len(gateways), 30, "twelve gateways in Consul's catalog")
-        where = "each at its own address" if self._own_addresses else "on loopback"
+        where = "each at its own address" if self._own_addresses else f"on {_named(listen)}"
         self.note(f"12 HTTP servers, {where}, each checked by Consul every second")
 
         self.say("What would the bridge do?")
@@ -300,8 +403,6 @@ class Demo:
         watchers = Watchers(lab)
         url = self._bring_out(lab, daemon)
         self.note(f"ready; it serves a page, /healthz, /readyz and /metrics at {url}/")
-        if not self._stay:
-            self.note("(`make demo STAY=1` leaves it running until Ctrl-C, to look at that page)")
 
         victim = gateways[2]
         watchers.wait(victim.address, "passing")
@@ -317,14 +418,14 @@ class Demo:
         self.timing(began, *watchers.wait(victim.address, "passing"), "its check passed")
 
         self.say("A thirteenth gateway is added")
-        extra = Gateway(lab, 13, self._own_addresses)
+        extra = Gateway(lab, 13, listen)
+        gateways.append(extra)
         extra.process.start()
         began = time.monotonic()
         extra.register(consul)
         self.timing(began, *watchers.wait(extra.address, "passing"), "it was registered")
         self.show(lab)
-        if self._own_addresses:
-            self._ask_everybody(lab)
+        self._ask_everybody(lab)
 
         if self._stay:
             self._until_told(url)
@@ -359,9 +460,13 @@ class Demo:
             found = ready_addresses(kube.endpoints(NAMESPACE, SERVICE))
         names = []
         for ip, port in found:
-            with urllib.request.urlopen(f"http://{ip}:{port}/", timeout=10) as answer:
+            # Where addresses are made up, each stands for the place at which its gateway listens.
+            at = next(g.url for g in self._gateways if g.address == ip)
+            with urllib.request.urlopen(f"http://{ip}:{port}/" if self._own_addresses else at, timeout=10) as answer:
                 names.append(answer.read().decode().split("<Owner>")[1].split("<")[0])
         self.note(f"{len(names)} of {len(found)}: {names[0]} ... {names[-1]}")
+        if not self._own_addresses:
+            self.note("(asked where each gateway listens here: the addresses themselves are made up)")
 
     # ------------------------------------------------------------------ what is shown
 

@@ -6,35 +6,35 @@ And the VMs of the demonstration with Docker, whose other parts test_compose.py 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
-import select
-import struct
 import subprocess
 import sys
-import termios
-import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from rich.cells import cell_len
 
 from tests.conftest import Eventually
 from tests.demo.__main__ import _can_unshare
+from tests.demo.terminal import (
+    BASIC,
+    ESCAPE,
+    SECONDS,
+    STEPS,
+    assert_fits,
+    assert_nothing_is_left,
+    checkout,
+    headings,
+    terminal,
+)
 from tests.lab import TOOLS, Lab, LabError, binaries, free_port
-from tests.raw import RawConsul
+from tests.raw import RawConsul, RawKube
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 150.0
-ESCAPE = re.compile(r"\x1b\[([0-9;]*)([A-Za-z])")
-BASIC = {"0", "1", "2", "31", "32", "33", "35", "36", "1;31"}
-"""Bold, dim and the terminal's own basic colours, which are chosen to be read on its background, dark or light."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,103 +48,6 @@ def _servers() -> None:
         pytest.skip(f"no servers: {error}")
 
 
-@dataclass
-class Terminal:
-    """A command in a terminal of its own: what it wrote, and its keyboard."""
-
-    process: subprocess.Popen[bytes]
-    screen: int
-    written: bytes = field(default=b"")
-
-    def read(self, until: str = "") -> str:
-        """All that was written, up to now as soon as the pattern `until` is in it, without one to the end."""
-        deadline = time.monotonic() + SECONDS
-        while not until or not re.search(until, self.text):
-            assert time.monotonic() < deadline, self.text
-            if not select.select([self.screen], [], [], 1.0)[0]:
-                continue
-            try:
-                more = os.read(self.screen, 65536)
-            except OSError:  # nobody has the other end any more
-                more = b""
-            if not more:
-                assert not until, f"it ended without {until!r}: {self.text}"
-                break
-            self.written += more
-        return self.text
-
-    @property
-    def text(self) -> str:
-        """What was written up to now, escapes and all."""
-        return self.written.decode(errors="replace").replace("\r\n", "\n")
-
-
-@contextlib.contextmanager
-def terminal(columns: int, tmp_path: Path, *arguments: str, **environment: str) -> Iterator[Terminal]:
-    """`python -m tests.demo` in a terminal, with a folder of its own for temporary files and a `docker` that tells."""
-    ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    (tmp_path / "tmp").mkdir()
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "docker").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/docker-was-called\n')
-    (programs / "docker").chmod(0o755)
-    kept = {k: os.environ[k] for k in ("HOME", "LANG", "XDG_CACHE_HOME") if k in os.environ}
-    process = subprocess.Popen(
-        [sys.executable, "-B", "-m", "tests.demo", *arguments],
-        stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT,
-        # A session of its own, whose terminal this is: Ctrl-C reaches all that runs there.
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        env={
-            **kept, "PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(tmp_path / "tmp"),
-            "TERM": "xterm-256color", "PYTHONDONTWRITEBYTECODE": "1", **environment,
-        },
-    )  # fmt: skip
-    os.close(theirs)
-    try:
-        yield Terminal(process, ours)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(10)
-        os.close(ours)
-
-
-def left(tmp_path: Path) -> tuple[list[str], list[str]]:
-    """Processes that have this test's folder in their environment, and what is in it."""
-    running = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"TMPDIR={tmp_path}/tmp\0".encode() in (folder / "environ").read_bytes():
-                running.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-    return running, [str(p.relative_to(tmp_path)) for p in (tmp_path / "tmp").rglob("*")]
-
-
-def assert_nothing_is_left(tmp_path: Path) -> None:
-    """Neither processes nor files; those whose parent has ended are given the time that the kernel takes for them."""
-    deadline = time.monotonic() + 10
-    while (found := left(tmp_path)) != ([], []):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
-
-
-def checkout() -> set[Path]:
-    """The files of the checkout, without what Python and its tools keep there."""
-    return {
-        path
-        for top in ROOT.iterdir()
-        if not top.name.startswith(".")
-        for path in (top, *top.rglob("*"))
-        if "__pycache__" not in path.parts
-    }
-
-
-def assert_fits(text: str, columns: int) -> None:
-    """No line is wider than the terminal."""
-    wide = {line for line in ESCAPE.sub("", text).splitlines() if cell_len(line) > columns}
-    assert wide == set()
-
-
 def test_it_tells_its_story_in_eighty_columns_and_ends_by_itself(tmp_path: Path) -> None:
     """In basic colours; the bridge's own output is shown as on this terminal; nothing is left, no engine was asked."""
     before = checkout()
@@ -156,9 +59,11 @@ def test_it_tells_its_story_in_eighty_columns_and_ends_by_itself(tmp_path: Path)
     assert "\x1b[32m3 created\x1b[0m" in text  # by `bridge`, which colours on terminals alone
     plain = ESCAPE.sub("", text)
     assert "11, 1 not ready: 10.77.0.13\n" in plain
-    if _can_unshare():
-        assert "13 of 13: radosgw-01 ... radosgw-13\n" in plain
-    assert "Done: every server, gateway and the bridge have ended, nothing is left\n" in plain
+    assert "13 of 13: radosgw-01 ... radosgw-13\n" in plain
+    assert ("(asked where each gateway listens here" in plain) is not _can_unshare()
+    assert headings(text) == STEPS
+    assert plain.startswith("Servers: a real Consul and a real Kubernetes control plane, built from source.\n")
+    assert "stand-in" not in plain
     assert_nothing_is_left(tmp_path)
     assert checkout() == before
     assert not (tmp_path / "docker-was-called").exists()
@@ -182,11 +87,13 @@ def test_it_runs_where_no_namespace_can_be_made_and_into_a_pipe(tmp_path: Path) 
     (tmp_path / "unshare").chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-B", "-m", "tests.demo"],
-        cwd=ROOT, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TERM": "xterm-256color"},
+        cwd=ROOT, env={
+            **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TERM": "xterm-256color", "LAB_PROVIDER": "build",
+        },
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("(no network namespaces here: the gateways listen on loopback,\n")
+    assert "\n(no network namespaces here: the gateways listen on loopback," in done.stdout
     assert "    12 HTTP servers, on loopback, each checked by Consul every second\n" in done.stdout
     assert "11, 1 not ready: 10.77.0.13\n" in done.stdout
     assert "\x1b" not in done.stdout
@@ -200,11 +107,13 @@ def test_before_the_first_build_it_says_how_long_that_takes(tmp_path: Path) -> N
     (programs / "go").write_text(f"#!/bin/sh\n{script}\n")
     (programs / "go").chmod(0o755)
     cache = tmp_path / "cache"
-    with terminal(80, tmp_path, PATH=f"{programs}:{os.environ['PATH']}", XDG_CACHE_HOME=str(cache)) as shown:
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(cache), "LAB_PROVIDER": ""}
+    with terminal(80, tmp_path, "--real", **environment) as shown:
         text = shown.read()
         assert shown.process.wait(60) == 1
     assert_fits(text, 80)
     assert " ".join(text.split()) == (
+        "Servers: a real Consul and a real Kubernetes control plane, built from source. "
         "The first time, the servers are built from source (etcd, kube-apiserver, kube-controller-manager, consul). "
         "On two cores that takes 10 to 15 minutes for all four, later it is a matter of seconds. "
         "lab: building etcd (1 of 4) from etcd's sources demo: etcd cannot be built: no such module"
@@ -225,6 +134,32 @@ def test_it_stays_for_who_wants_to_see_the_page_until_ctrl_c(tmp_path: Path) -> 
     assert ("\x1b" in text, "Traceback" in text) == (False, False)
     assert text.rstrip().splitlines()[-2].endswith("nothing is left")
     assert_nothing_is_left(tmp_path)
+
+
+def test_it_runs_on_servers_of_somebody_and_leaves_nothing_on_them(
+    lab: Lab, consul: RawConsul, kube: RawKube, tmp_path: Path, eventually: Eventually
+) -> None:
+    """LAB_CONSUL_ADDR and LAB_KUBECONFIG come first; a service of its name that is there already is not mixed in."""
+    if lab.consul.borrowed:
+        pytest.skip("the lab's own servers are borrowed already")
+    addresses = {"LAB_CONSUL_ADDR": lab.consul.address, "LAB_KUBECONFIG": str(lab.kubeconfig), "LAB_PROVIDER": ""}
+    (tmp_path / "first").mkdir()
+    with terminal(80, tmp_path / "first", **addresses) as shown:
+        text = shown.read()
+        assert shown.process.wait(60) == 0, text
+    assert text.startswith("Servers: yours, of LAB_CONSUL_ADDR and LAB_KUBECONFIG.\n")
+    assert headings(text)[:-1] == STEPS[:-1]
+    assert "radosgw" not in consul.services()
+    eventually(lambda: kube.get("/api/v1/namespaces/storage"), None)
+    consul.register("radosgw", "somebody-s", "10.1.2.3", 80)
+    (tmp_path / "second").mkdir()
+    try:
+        with terminal(80, tmp_path / "second", **addresses) as shown:
+            text = shown.read()
+            assert shown.process.wait(60) == 1, text
+        assert "Consul has a service radosgw already" in text
+    finally:
+        consul.drop_node("somebody-s")
 
 
 @contextlib.contextmanager

@@ -410,6 +410,17 @@ class FakeConsul:
             self._allowance = now, left - allowed
             return allowed
 
+    def put(self, path: str, body: Json) -> bool:
+        """Do what a PUT asks for; whether there is such a request."""
+        dc = body.get("Datacenter", "dc1")
+        if path == "/v1/catalog/register":
+            self.change(lambda catalog: catalog.register(body), dc)
+        elif path == "/v1/catalog/deregister":
+            self.change(lambda catalog: catalog.deregister(body), dc)
+        else:
+            return False
+        return True
+
     def answer(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         """Status, headers, body."""
         if not self.within_rate():
@@ -444,7 +455,7 @@ class FakeConsul:
         if not WAIT.fullmatch(params.get("wait", "5m")):
             return 400, deny, b"Invalid wait time"
         after = int(params.get("index", "0"))
-        deadline = time.monotonic() + (_seconds(params.get("wait", "5m")) if after else 0.0)
+        deadline = time.monotonic() + (seconds_of(params.get("wait", "5m")) if after else 0.0)
         with self._changed:
             while True:
                 epoch = self._epoch
@@ -542,7 +553,8 @@ def _is_left(sock: socket.socket) -> bool:
         return True
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
+    """A duration as Consul writes it, in seconds."""
     number, unit = WAIT.fullmatch(text).groups()  # type: ignore[union-attr]
     return float(number) * {"ms": 0.001, "s": 1.0, "m": 60.0}[unit]
 
@@ -675,16 +687,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))) or b"{}")
-        dc = body.get("Datacenter", "dc1")
-        if self.path == "/v1/catalog/register":
-            self.consul.change(lambda catalog: catalog.register(body), dc)
-        elif self.path == "/v1/catalog/deregister":
-            self.consul.change(lambda catalog: catalog.deregister(body), dc)
+        if self.consul.put(self.path, body):
+            self._send(200, {}, b"true")
         else:
             self.consul.unexpected.append(f"PUT {self.path}")
             self._send(404, {}, b"not found")
-            return
-        self._send(200, {}, b"true")
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, truncate: bool = False) -> None:
         self.send_response(status)

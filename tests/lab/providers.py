@@ -7,6 +7,10 @@
 
 What was chosen, and why the ones before it were not, is said once on stderr. A lab that must be its own (Lab(own=True))
 runs programs in any case, from PATH or built: for it no engine is asked and no image is pulled.
+
+Where nobody wants to wait for a build (`make demo`, `make test` on a developer's machine) only what is AT HAND counts:
+images that the engine has, programs that were built before. Where nothing is, embedded stand-ins (tests/embedded) or
+fewer tests are the answer.
 """
 
 from __future__ import annotations
@@ -38,6 +42,8 @@ class Provider(StrEnum):
     PATH = "path"
     DOCKER = "docker"
     BUILD = "build"
+    EMBEDDED = "embedded"
+    """No real servers: only where it is asked for by name, or offered (`AT_HAND`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +67,14 @@ def choose(environ: Mapping[str, str], questions: Mapping[Provider, Question] | 
     questions = QUESTIONS if questions is None else questions
     forced = environ.get("LAB_PROVIDER", "")
     if forced:
-        if forced not in set(Provider):
-            raise LabError(f"LAB_PROVIDER={forced} is none of {', '.join(Provider)}")
+        if forced not in questions:
+            raise LabError(f"LAB_PROVIDER={forced} is none of {', '.join(questions)}")
         if trouble := questions[Provider(forced)](environ):
             raise LabError(f"LAB_PROVIDER={forced} cannot be used: {trouble}")
         return Choice(Provider(forced), dict.fromkeys((), ""))
     rejected: dict[Provider, str] = {}
-    for provider in Provider:
-        trouble = questions[provider](environ)
+    for provider, question in questions.items():
+        trouble = question(environ)
         if trouble is None:
             return Choice(provider, rejected)
         rejected[provider] = trouble
@@ -159,6 +165,15 @@ def _major_minor(text: str) -> str:
 
 def from_docker(environ: Mapping[str, str]) -> str | None:
     """An engine that answers at once, with both images or a way to them."""
+    return _from_engine(environ, pull=True)
+
+
+def from_images(environ: Mapping[str, str]) -> str | None:
+    """An engine that answers at once and has both images."""
+    return _from_engine(environ, pull=False)
+
+
+def _from_engine(environ: Mapping[str, str], *, pull: bool) -> str | None:
     docker = shutil.which("docker", path=environ.get("PATH", ""))
     if docker is None:
         return "no docker command on PATH"
@@ -175,10 +190,12 @@ def from_docker(environ: Mapping[str, str]) -> str | None:
         for image in images(environ):
             if run("image", "inspect", image, seconds=DOCKER_SECONDS).returncode == 0:
                 continue
+            if not pull:
+                return f"{image} is not there"
             print(f"lab: pulling {image}", file=sys.stderr, flush=True)
-            pull = run("pull", "--quiet", image, seconds=PULL_SECONDS)
-            if pull.returncode != 0:
-                return f"{image} is not there and cannot be pulled ({_last_line(pull.stderr)})"
+            pulled = run("pull", "--quiet", image, seconds=PULL_SECONDS)
+            if pulled.returncode != 0:
+                return f"{image} is not there and cannot be pulled ({_last_line(pulled.stderr)})"
     except subprocess.TimeoutExpired as error:
         return f"`docker {error.cmd[1]}` took over {error.timeout:.0f} s"
     return None
@@ -198,9 +215,31 @@ def from_build(_environ: Mapping[str, str]) -> str | None:
     return None
 
 
+def from_cache(_environ: Mapping[str, str]) -> str | None:
+    """Every program that a lab cannot do without was built before; nothing is installed to find out."""
+    return (
+        None if build.were_built(name for name, tool in TOOLS.items() if tool.core) else "not all were built here yet"
+    )
+
+
+def from_checkout(_environ: Mapping[str, str]) -> str | None:
+    """Always open: the stand-ins are part of the checkout."""
+    return None
+
+
 QUESTIONS: Mapping[Provider, Question] = {
     Provider.ENV: from_environment,
     Provider.PATH: from_path,
     Provider.DOCKER: from_docker,
     Provider.BUILD: from_build,
 }
+"""In the order in which they are tried."""
+
+AT_HAND: Mapping[Provider, Question] = {
+    Provider.ENV: from_environment,
+    Provider.PATH: from_path,
+    Provider.DOCKER: from_images,
+    Provider.BUILD: from_cache,
+    Provider.EMBEDDED: from_checkout,
+}
+"""The ways that take seconds, and the stand-ins."""
