@@ -16,16 +16,26 @@ help: ## show the targets
 
 setup: $(STAMP) ## make the virtual environment (the targets that need it do it too)
 
-$(STAMP): requirements/dev.txt pyproject.toml
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python >= 3.11 is needed, $(PYTHON) is $$($(PYTHON) --version). Say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing the pinned dependencies into $(VENV): half a minute"
-	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-compile --editable .
+	@echo "installing the pinned dependencies into $(VENV): about half a minute"
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r $<
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+endef
 
-demo: $(STAMP) ## the bridge at work, shown as it happens; REAL=1: on real servers, built first; STAY=1: until Ctrl-C
+$(STAMP): requirements/dev.txt pyproject.toml
+	$(install)
+
+# The demonstration needs a third of it; where all is installed, that is enough.
+$(VENV)/.demo: requirements/demo.txt pyproject.toml
+	$(install)
+
+READY := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.demo)
+
+demo: $(READY) ## the bridge at work, shown as it happens; REAL=1: on real servers, built first; STAY=1: until Ctrl-C
 	@$(BIN)/python -m tests.demo $(if $(STAY),--stay) $(if $(REAL),--real)
 
 demo-docker: ## the same with Docker, to play with: docker compose up, after a look at what could be in its way
@@ -98,10 +108,11 @@ sbom: ## write the bill of materials of the image that `make image` built: dist/
 NOT_IN_IMAGE := aiohttp aiohttp-retry aiohappyeyeballs aiosignal attrs frozenlist multidict propcache yarl
 
 lock: $(STAMP) ## renew the lock files from pyproject.toml (needs uv)
-	@for g in runtime image dev go build sbom; do \
+	@for g in runtime image dev go build sbom demo; do \
 	  case $$g in runtime) args="pyproject.toml";; dev) args="pyproject.toml --group dev -c requirements/runtime.txt";; \
 	    image) args="pyproject.toml -c requirements/runtime.txt $(patsubst %,--no-emit-package %,$(NOT_IN_IMAGE))";; \
-	    go) args="--group go";; build) args="--group build -c requirements/dev.txt";; sbom) args="--group sbom";; esac; \
+	    go) args="--group go";; build) args="--group build -c requirements/dev.txt";; \
+	    demo) args="pyproject.toml --group demo -c requirements/dev.txt";; sbom) args="--group sbom";; esac; \
 	  uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -q $$args -o requirements/$$g.txt; \
 	done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
