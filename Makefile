@@ -42,8 +42,8 @@ demo-docker: ## the same with Docker, to play with: docker compose up, after a l
 	@$(PYTHON) demo/preflight.py
 	docker compose up --build --detach --wait
 
-test: $(STAMP) ## lint, types, contracts and every test that this machine can run
-	@$(BIN)/python -m tests.suite
+test: $(STAMP) ## lint, types and every test for which the servers are at hand; REAL=1: all, with servers built first
+	@$(BIN)/python -m tests.suite $(if $(REAL),--real)
 
 lint: $(STAMP) ## style, types and import contracts only
 	@$(BIN)/python -m tests.suite --only lint

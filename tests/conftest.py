@@ -6,12 +6,13 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests.lab import Lab, LabError
+from tests.lab.build import NONE
 from tests.raw import RawConsul, RawKube
 
 # The same examples in every continuous integration run; new ones wherever people work. How long one takes is the
@@ -27,6 +28,27 @@ def _lab(**options: bool) -> Lab:
         return Lab(**options).start()
     except LabError as error:
         if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no servers: {error}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """With LAB_PROVIDER=none, whoever needs a server or a program of the lab is skipped, whichever way it asks."""
+    return (yield from _skipped_without_servers())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """The same for those that ask in their body."""
+    return (yield from _skipped_without_servers())
+
+
+def _skipped_without_servers() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except LabError as error:
+        if os.environ.get("LAB_PROVIDER") != NONE:
             raise
         pytest.skip(f"no servers: {error}")
 

@@ -8,6 +8,9 @@ These machines have two busy cores, and thousands of tests wait for real servers
 failed, they are run once more, alone. One that passes then does not fail the suite, and is never silent either: its
 first failure stands in the output, and the last lines name it as unsteady. What the faults of tests/chaos bring to
 light is only sometimes there by nature; they get no second try, nor do the tests of the core, which wait for nothing.
+
+Where the servers' programs are not at hand, a developer is not made to wait for their build: everything that needs none
+is run, and the last lines say what was not, and the command that builds and runs it. CI=true and --real do it all.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.lab.build import NONE
 from tests.lab.engine import NoEngineError, install
+from tests.lab.providers import from_cache, from_path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -75,8 +80,30 @@ def pytest(
     return Step(name, group, command, needs_lab, report, second_try)
 
 
-def steps(junit: Path) -> Sequence[Step]:
-    """The suite, cheapest first."""
+NO_SERVERS = ("-m", "not lab")
+WITHOUT_SERVERS = (
+    "tests/e2e/test_package.py", "tests/e2e/test_completion.py", "tests/e2e/test_documents.py",
+    "tests/e2e/test_monitoring.py", "tests/chaos/test_command.py",
+)  # fmt: skip
+"""Files above the loop level of which some tests need neither servers nor a container engine."""
+
+LEFT_OUT = (
+    "not run, for want of servers: contracts beside the real ones, end to end, chaos; all of it: make test REAL=1"
+)
+
+
+def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
+    """The suite, cheapest first; without `servers` what needs none."""
+    behind: tuple[Step, ...] = (
+        pytest("contract", "tests/contract", needs_lab=True, group="lab", junit=junit),
+        pytest("end to end", "tests/e2e", needs_lab=True, group="lab", junit=junit),
+        pytest("chaos", "tests/chaos", needs_lab=True, group="lab", junit=junit, second_try=False),
+    )
+    if not servers:
+        behind = (
+            pytest("contract of the stand-ins", "tests/contract", *NO_SERVERS, group="lab", junit=junit),
+            pytest("end to end without servers", *WITHOUT_SERVERS, *NO_SERVERS, group="lab", junit=junit),
+        )
     coverage = (PYTHON, "-m", "coverage")
     return (
         Step("style", "lint", (str(BIN / "ruff"), "check", ".")),
@@ -95,25 +122,38 @@ def steps(junit: Path) -> Sequence[Step]:
         Step("core coverage", "unit", (*coverage, "report", "--fail-under=100", "--show-missing", "--skip-covered")),
         pytest("unit", "tests/unit", "--ignore=tests/unit/core", junit=junit),
         pytest("loop", "tests/loop", junit=junit),
-        pytest("contract", "tests/contract", needs_lab=True, group="lab", junit=junit),
-        pytest("end to end", "tests/e2e", needs_lab=True, group="lab", junit=junit),
-        pytest("chaos", "tests/chaos", needs_lab=True, group="lab", junit=junit, second_try=False),
+        *behind,
     )  # fmt: skip
+
+
+def servers_are_wanted(environ: Mapping[str, str]) -> bool:
+    """Whether tests on real servers run: in continuous integration, when a way to them is named or open at once.
+
+    Images alone are no such way: tests that stop servers need the programs.
+    """
+    if environ.get("CI") == "true" or environ.get("LAB_PROVIDER") or environ.get("LAB_CONSUL_ADDR"):
+        return environ.get("LAB_PROVIDER") != NONE
+    return from_path(environ) is None or from_cache(environ) is None
 
 
 def main() -> int:
     """Run the steps; the exit status is 1 when any failed."""
     parser = argparse.ArgumentParser(prog="make test", description=__doc__)
     parser.add_argument("--only", choices=["lint", "unit", "lab"], help="run one group of steps")
-    only = parser.parse_args().only
+    parser.add_argument("--real", action="store_true", help="the tests on real servers as well, which are built first")
+    asked = parser.parse_args()
+    only = asked.only
+    servers = asked.real or only == "lab" or servers_are_wanted(os.environ)
     started = time.monotonic()
     broken: list[str] = []
     counts: list[Counts] = []
     unsteady: list[str] = []
-    if only in (None, "lab"):
+    if only in (None, "lab") and servers:
         _install_packages()
+    if not servers:
+        os.environ["LAB_PROVIDER"] = NONE
     with tempfile.TemporaryDirectory(prefix="bridge-suite-") as folder:
-        chosen = [s for s in steps(Path(folder)) if only in (None, s.group) and _has_tests(s)]
+        chosen = [s for s in steps(Path(folder), servers) if only in (None, s.group) and _has_tests(s)]
         build = _start_build() if any(s.needs_lab for s in chosen) else None
         try:
             for step in chosen:
@@ -141,6 +181,8 @@ def main() -> int:
         print("what was skipped, and why, stands in the summaries above (SKIPPED ...)")
     for name in unsteady:
         print(f"unsteady, to be mended: {name} failed, and passed when it was run again alone (its failure is above)")
+    if only is None and not servers:
+        print(LEFT_OUT)
     print(f"tests: {passed} passed, {failed} failed, {skipped} skipped")
     return 1 if broken else 0
 
@@ -171,8 +213,8 @@ def _install_packages() -> None:
 
 
 def _has_tests(step: Step) -> bool:
-    folders = [a for a in step.command if a.startswith("tests/")]
-    return not folders or any(list((ROOT / f).rglob("test_*.py")) for f in folders)
+    places = [ROOT / a for a in step.command if a.startswith("tests/")]
+    return not places or any(place.is_file() or list(place.rglob("test_*.py")) for place in places)
 
 
 def _environment() -> dict[str, str]:

@@ -110,7 +110,7 @@ def no_tokens(_hidden: str) -> str:
     raise AssertionError("this server has no ACLs")
 
 
-@pytest.fixture(scope="module", params=["fake", "real"])
+@pytest.fixture(scope="module", params=["fake", pytest.param("real", marks=pytest.mark.lab)])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server without ACLs."""
     if request.param == "fake":
@@ -123,7 +123,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             yield Server("real", consul.address, no_tokens)
 
 
-@pytest.fixture(scope="module", params=["fake", "real"])
+@pytest.fixture(scope="module", params=["fake", pytest.param("real", marks=pytest.mark.lab)])
 def guarded_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with default deny."""
     if request.param == "fake":
@@ -735,7 +735,7 @@ def test_what_a_token_may_not_see_rings_no_bell_of_names(guarded: Side) -> None:
 # --------------------------------------------------------------------------- no leader
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.lab)])
 def leaderless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of a server that has no leader."""
     if request.param == "fake":

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.demo.terminal import STEPS, headings
 from tests.lab import wait_until
 from tests.lab.build import ROOT
 from tests.lab.images import Images, shared
@@ -81,6 +82,15 @@ def test_the_contracts_of_the_clients_hold_over_containers(images: Images) -> No
     done = python(images, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contracts, seconds=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout.splitlines()[-1]
+    assert images.engine.docker("ps", "-aq", "--filter", "label=bridge-lab") == ""
+
+
+def test_the_demonstration_runs_on_images_that_the_engine_has(images: Images) -> None:
+    """Consul's checks come out of its container to the gateways here; nothing is left."""
+    done = python(images, "-m", "tests.demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a real Consul and a real Kubernetes control plane, from Docker's images" in " ".join(done.stdout.split())
+    assert headings(done.stdout) == STEPS
     assert images.engine.docker("ps", "-aq", "--filter", "label=bridge-lab") == ""
 
 

@@ -221,6 +221,7 @@ def toolchain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A go that takes its time, and a cache of the test's own; gives the file with a line for each build."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("LAB_PROVIDER", raising=False)
     log = tmp_path / "log"
     _go(tmp_path, log)
     return log
@@ -260,6 +261,18 @@ def test_programs_count_as_built_when_all_are_there(toolchain: Path) -> None:
     assert from_cache({}) == "not all were built here yet"
     build.binaries(core)
     assert from_cache({}) is None
+
+
+def test_with_none_nothing_is_built(toolchain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was built before is still there to be used; no servers are chosen."""
+    built = build.binary("etcd")
+    monkeypatch.setenv("LAB_PROVIDER", "none")
+    assert build.binary("etcd") == built
+    with pytest.raises(LabError, match="LAB_PROVIDER=none, and not all of these were built before: consul"):
+        build.binary("consul")
+    with pytest.raises(LabError, match="no servers are wanted"):
+        choose({"LAB_PROVIDER": "none"})
+    assert toolchain.read_text().splitlines() == ["built"]
 
 
 def test_two_processes_build_once(toolchain: Path) -> None:

@@ -24,6 +24,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 GO_MINIMUM = (1, 26)
+NONE = "none"
+"""The value of LAB_PROVIDER with which nothing is built."""
 GO_LOCK = ROOT / "requirements" / "go.txt"
 KUBERNETES = "v1.37.2"
 _VERSION = "k8s.io/component-base/version"
@@ -86,6 +88,8 @@ def binary(name: str) -> Path:
 def binaries(names: Iterable[str]) -> dict[str, Path]:
     """The same for several, with progress on stderr."""
     names = list(names)
+    if os.environ.get("LAB_PROVIDER") == NONE and not were_built(names):
+        raise LabError(f"LAB_PROVIDER=none, and not all of these were built before: {', '.join(names)}")
     go = _go()
     paths = {name: cache() / _key(TOOLS[name], go) / name for name in names}
     lacking = [name for name in names if not paths[name].exists()]

@@ -8,6 +8,8 @@
 What was chosen, and why the ones before it were not, is said once on stderr. A lab that must be its own (Lab(own=True))
 runs programs in any case, from PATH or built: for it no engine is asked and no image is pulled.
 
+`LAB_PROVIDER=none`: there are none, and nothing is built; tests that need any are skipped.
+
 Where nobody wants to wait for a build (`make demo`, `make test` on a developer's machine) only what is AT HAND counts:
 images that the engine has, programs that were built before. Where nothing is, embedded stand-ins (tests/embedded) or
 fewer tests are the answer.
@@ -66,6 +68,8 @@ def choose(environ: Mapping[str, str], questions: Mapping[Provider, Question] | 
     """The first way that is open. Raises LabError when the one that LAB_PROVIDER names is not, or is unknown."""
     questions = QUESTIONS if questions is None else questions
     forced = environ.get("LAB_PROVIDER", "")
+    if forced == build.NONE:
+        raise LabError("LAB_PROVIDER=none: no servers are wanted here")
     if forced:
         if forced not in questions:
             raise LabError(f"LAB_PROVIDER={forced} is none of {', '.join(questions)}")
