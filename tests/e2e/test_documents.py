@@ -45,7 +45,8 @@ WALK = (
 
 NOT_RUN: Mapping[tuple[str, str], str] = {
     **{("README.md", command): "tests/e2e/test_compose.py types it" for command in WALK},
-    ("README.md", "make demo"): "tests/e2e/test_demo.py runs it whole",
+    ("README.md", "make demo"): "tests/loop/test_embedded_demo.py and tests/e2e/test_demo.py run it whole",
+    ("README.md", "make demo REAL=1"): "tests/e2e/test_demo.py runs it whole",
     ("README.md", "python3 -m venv ~/bridge && ~/bridge/bin/pip install . && export PATH=~/bridge/bin:$PATH"):
         "tests/e2e/test_package.py installs the wheel",
     ("README.md", 'eval "$(_BRIDGE_COMPLETE=source_bash bridge)"'): "tests/e2e/test_completion.py presses Tab",
