@@ -16,7 +16,7 @@ from bridge.core.reasons import Code, Reason
 
 
 class Status(StrEnum):
-    """Health of an instance: the worst of its own and its node's checks. Order: see `core.translate.worst`."""
+    """Health of an instance: the worst of its own and its node's checks. Order: see `consul.decode.worst`."""
 
     PASSING = "passing"
     WARNING = "warning"

@@ -43,7 +43,6 @@ from bridge.core.reasons import Code, Reason
 BY_ZONE = ("PreferClose", "PreferSameZone", "PreferSameNode")
 """Values of spec.trafficDistribution for which Kubernetes' own slices have hints for zones as well."""
 
-_SEVERITY = (Status.PASSING, Status.WARNING, Status.UNKNOWN, Status.CRITICAL, Status.MAINTENANCE)
 _ORDINARY_KINDS = ("", "typical")
 _KUBERNETES_META = (("external-source", "kubernetes"), ("managed-by", "consul-k8s-endpoints-controller"))
 """What HashiCorp's catalog sync and its injector write on what they register for a cluster."""
@@ -82,11 +81,6 @@ class Fate:
 
 Resolved = Mapping[str, tuple[str, ...]]
 """Host name -> addresses."""
-
-
-def worst(statuses: Iterable[Status]) -> Status:
-    """The worst of several checks: maintenance, critical, unknown, warning, passing; none at all is passing."""
-    return max(statuses, key=_SEVERITY.index, default=Status.PASSING)
 
 
 def selects(rule: Rule, instance: Instance) -> bool:

@@ -288,7 +288,6 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
         ("consul_bridge_blocking_queries", "Services that have a blocking query of their own.", "direct_watches"),
         ("consul_bridge_consul_services", "Services that Consul is asked about.", "services"),
         ("consul_bridge_consul_reads_waiting", "Services that wait to be read.", "reads_waiting"),
-        ("consul_bridge_missed_changes", "Changes that only a verification found; 0 is right.", "verification_found"),
         (
             "consul_bridge_streaming_mismatch_services",
             "Services that Consul's streaming backend showed otherwise than its catalog has them.",
@@ -302,14 +301,18 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
         values = {dc: len(value) if isinstance(value, list) else value for dc, value in found.items()}
         if values:
             yield _gauge(name, text, "datacenter", values)
-    confirmations = CounterMetricFamily(
-        "consul_bridge_consul_confirmations",
-        "Consistent reads after a doubt (a request failed, an index went backwards), and the first one of each start.",
-        labels=["datacenter"],
-    )
-    for dc, state in catalog.items():
-        confirmations.add_metric([dc], state.get("confirmations", 0))
-    yield confirmations
+    for name, text, key in (
+        ("consul_bridge_missed_changes", "Changes that only a verification found; 0 is right.", "verification_found"),
+        (
+            "consul_bridge_consul_confirmations",
+            "Consistent reads after a doubt (a request failed, an index went backwards), and the first of each start.",
+            "confirmations",
+        ),
+    ):
+        counter = CounterMetricFamily(name, text, labels=["datacenter"])
+        for dc, state in catalog.items():
+            counter.add_metric([dc], state.get(key, 0))
+        yield counter
     backoff = GaugeMetricFamily(
         "consul_bridge_backing_off",
         "Whether a side is asked less often because it failed.",

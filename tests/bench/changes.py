@@ -285,7 +285,7 @@ def scale(stage: Stage, out: Collected, times: int = 32) -> None:
                               row="memory"))  # fmt: skip
     settle(stage, out, "after all changes")
     out.figures.append(limit(f"missed changes that a verification found, {stage.label}",
-                             daemon.metric("consul_bridge_missed_changes"), 0, ""))  # fmt: skip
+                             daemon.metric("consul_bridge_missed_changes_total"), 0, ""))  # fmt: skip
 
 
 def _watched(stage: Stage, tail: Tail, consul: RawConsul, direct: Sequence[int], out: Collected, what: str) -> None:

@@ -170,8 +170,8 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
         [series("consul_bridge_last_successful_pass_timestamp_seconds", "0+60x120")],
     ),
     "ConsulBridgeMissedChanges": (
-        [series("consul_bridge_missed_changes", "0x20 1x100", datacenter="dc1")],
-        [series("consul_bridge_missed_changes", "1x120", datacenter="dc1")],
+        [series("consul_bridge_missed_changes_total", "0x20 1x100", datacenter="dc1")],
+        [series("consul_bridge_missed_changes_total", "1x120", datacenter="dc1")],
     ),
 }  # fmt: skip
 

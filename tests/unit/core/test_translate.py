@@ -29,7 +29,7 @@ from bridge.core.model import (
     TrafficPolicy,
 )
 from bridge.core.reasons import Code, Reason, codes_of
-from bridge.core.translate import Translation, choose_address, fates_of, host_names, ready_now, translate, worst
+from bridge.core.translate import Translation, choose_address, fates_of, host_names, ready_now, translate
 from tests.unit.core.builders import (
     QUERY,
     TARGET,
@@ -48,21 +48,6 @@ from tests.unit.core.builders import (
     slice_of,
     translated,
 )
-
-
-@pytest.mark.parametrize(
-    ("statuses", "result"),
-    [
-        ([], Status.PASSING),
-        ([Status.PASSING, Status.WARNING], Status.WARNING),
-        ([Status.WARNING, Status.UNKNOWN], Status.UNKNOWN),
-        ([Status.CRITICAL, Status.UNKNOWN], Status.CRITICAL),
-        ([Status.CRITICAL, Status.MAINTENANCE, Status.PASSING], Status.MAINTENANCE),
-    ],
-)
-def test_the_worst_check_decides(statuses: list[Status], result: Status) -> None:
-    """Maintenance before critical before unknown before warning; no check is passing."""
-    assert worst(statuses) is result
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ def test_other_rooms_are_asked_at_the_scrape() -> None:
     assert value(metrics, "consul_bridge_blocking_queries", datacenter="dc1") == 36
     assert value(metrics, "consul_bridge_consul_services", datacenter="dc1") == 99
     assert value(metrics, "consul_bridge_consul_reads_waiting", datacenter="dc1") == 3
-    assert value(metrics, "consul_bridge_missed_changes", datacenter="dc1") == 0
+    assert value(metrics, "consul_bridge_missed_changes_total", datacenter="dc1") == 0
     assert value(metrics, "consul_bridge_consul_confirmations_total", datacenter="dc1") == 2
     assert value(metrics, "consul_bridge_streaming_mismatch_services", datacenter="dc1") == 2
     assert value(metrics, "consul_bridge_consul_connections", datacenter="dc1") == 40
