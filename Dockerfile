@@ -9,7 +9,7 @@
 #   docker build --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/wheelhouse --tag consul-endpoints-bridge:0.1.0 .
 #
 # No BuildKit feature is used, so that an engine without buildx builds it too. The same sources, base and
-# SOURCE_DATE_EPOCH give the same layers; with BuildKit 0.11 or newer the same digest (docs/release.md).
+# SOURCE_DATE_EPOCH give the same layers; `make image` makes them the same digest as well (docs/release.md).
 ARG BASE=python:3.12-slim
 
 FROM ${BASE} AS build

@@ -93,10 +93,14 @@ image: ## build the image that manifests/ names (needs a Docker engine): make im
 	esac; \
 	epoch=$$(git log -1 --format=%ct 2>/dev/null || echo 0); \
 	echo "building on $$base"; \
-	docker build --tag consul-endpoints-bridge:$(VERSION) --build-arg BASE="$$base" --build-arg BASE_NAME='$(BASE)' \
+	made=$$(mktemp); trap 'rm -f "$$made"' EXIT; \
+	docker build --iidfile "$$made" --build-arg BASE="$$base" --build-arg BASE_NAME='$(BASE)' \
 	  --build-arg BASE_DIGEST="$$(case $$base in *@*) echo "$${base#*@}";; esac)" --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" --build-arg SOURCE_DATE_EPOCH=$$epoch \
-	  --build-arg CREATED="$$(date -u -d @$$epoch +%Y-%m-%dT%H:%M:%SZ)" --build-arg SOURCE="$(SOURCE)" .
+	  --build-arg CREATED="$$(date -u -d @$$epoch +%Y-%m-%dT%H:%M:%SZ)" --build-arg SOURCE="$(SOURCE)" .; \
+	built=$$(cat "$$made"); tag=consul-endpoints-bridge:$(VERSION); set -o pipefail; \
+	docker save "$$built" | $(PYTHON) image/reproducible.py $$epoch $$tag | docker load; \
+	test "$$(docker image inspect --format '{{.Id}}' $$tag)" = "$$built" || docker image rm "$$built" >/dev/null
 
 sbom: ## write the bill of materials of the image that `make image` built: dist/sbom.cdx.json (CycloneDX)
 	@mkdir -p dist

@@ -8,6 +8,7 @@ by its unchanged Dockerfile; its wheels come along, so the build needs no networ
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -36,6 +37,8 @@ ENV PATH=/opt/kubernetes:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 ENTRYPOINT ["python3", "/opt/k3s_stand_in.py"]
 """
 
+EPOCH = 1767323045
+"""When the images under test say that they were made, as SOURCE_DATE_EPOCH."""
 LOCKS = ("build", "image", "sbom")
 
 # Not copied into a build context even before .dockerignore: large, and never wanted.
@@ -102,10 +105,24 @@ class Images:
             self.wheels(folder / "wheelhouse")
             arguments = [f"BASE={self.python}", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/wheelhouse", "REVISION=under-test"]
             arguments += ["SOURCE=https://example.com/bridge", "CREATED=2026-01-02T03:04:05Z"]
-            arguments += ["BASE_NAME=under-test", "BASE_DIGEST=sha256:under-test", "SOURCE_DATE_EPOCH=1767323045"]
+            arguments += ["BASE_NAME=under-test", "BASE_DIGEST=sha256:under-test", f"SOURCE_DATE_EPOCH={EPOCH}"]
             settings = [word for argument in arguments for word in ("--build-arg", argument)]
-            self.engine.docker("build", *options, *settings, "--tag", tag, str(folder))
+            built = folder / "image-id"
+            self.engine.docker("build", *options, *settings, "--iidfile", str(built), str(folder))
+            self._rewrite(built.read_text().strip(), tag)
         return tag
+
+    def _rewrite(self, built: str, tag: str) -> None:
+        """As `make image` does: by image/reproducible.py, whatever the engine noted of the build."""
+        command = f"docker save {built} | {sys.executable} image/reproducible.py {EPOCH} {tag} | docker load"
+        self.engine.run("sh", "-c", command, cwd=ROOT)
+        if json.loads(self.engine.docker("image", "inspect", tag))[0]["Id"] != built:
+            self.engine.docker("image", "rm", built)
+
+    def saved(self, tag: str) -> str:
+        """The digest of the image's archive, as image/reproducible.py writes it: its manifest and all layers."""
+        command = f"docker save {tag} | {sys.executable} image/reproducible.py {EPOCH} bridge:1 2>/dev/null | sha256sum"
+        return self.engine.run("sh", "-c", command, cwd=ROOT).split()[0]
 
     @contextlib.contextmanager
     def context(self) -> Iterator[Path]:
