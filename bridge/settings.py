@@ -46,7 +46,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge import yaml_file
-from bridge.core import select
+from bridge.core import labels, select
 from bridge.core.model import (
     METADATA_CIDRS,
     Adopt,
@@ -216,6 +216,31 @@ def _glob(value: str) -> str:
     if not value:
         raise ValueError("must not be empty; '*' selects every service")
     return _plain(value)
+
+
+def _label_selector(value: object) -> object:
+    """The string form of a label selector; a mapping is read as Kubernetes' own."""
+    if isinstance(value, str):
+        labels.parse(value)
+        return value.strip()
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a label selector (team=a,env in (prod, qa)), not {kind_of(value)}")  # noqa: TRY004
+    if strange := sorted(str(key) for key in value.keys() - {"matchLabels", "matchExpressions"}):
+        raise ValueError(f"has the key {strange[0]!r}; there are matchLabels, matchExpressions")
+    wanted, expressions = value.get("matchLabels") or {}, value.get("matchExpressions") or []
+    if not isinstance(wanted, dict) or not all(isinstance(text, str) for pair in wanted.items() for text in pair):
+        raise ValueError("has matchLabels that are no mapping of text to text; put true, false and numbers in quotes")
+    found = []
+    for entry in expressions if isinstance(expressions, list) else [None]:
+        if not isinstance(entry, dict) or not {"key", "operator"} <= entry.keys() <= {"key", "operator", "values"}:
+            raise ValueError("has matchExpressions that are no list of {key, operator, values}")
+        values = entry.get("values") or []
+        if not isinstance(values, list):
+            raise ValueError("has values in matchExpressions that are no list")  # noqa: TRY004
+        if not all(isinstance(text, str) for text in (entry["key"], entry["operator"], *values)):
+            raise ValueError("has a value in matchExpressions that is no text; put true, false and numbers in quotes")
+        found.append((entry["key"], entry["operator"], values))
+    return labels.from_fields(wanted, found)
 
 
 def _cidr(value: str) -> str:
@@ -908,6 +933,13 @@ class GrantSettings(_Section):
 
     namespaces: tuple[NamespaceGlob, ...] = Field(
         (), description="Shell globs of the namespaces whose users may ask. Empty: all that are watched."
+    )
+    namespace_selector: Annotated[str, BeforeValidator(_label_selector)] = Field(
+        "",
+        description="Labels of the namespaces whose users may ask, as Kubernetes writes them: `team=a,env in (prod, "
+        "qa),!legacy`, or a mapping with `matchLabels` and `matchExpressions`. Beside `namespaces` both have to match; "
+        "for either of two write two grants. It takes the right to list and watch namespaces in the cluster, without "
+        "which such a grant covers nothing new.",
     )
     services: tuple[Annotated[str, AfterValidator(_glob)], ...] = Field(
         (), description="Shell globs of the Consul services that they may ask for. Empty: all."

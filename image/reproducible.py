@@ -40,8 +40,8 @@ def configuration(built: Mapping[str, Any], epoch: int) -> Json:
     }
 
 
-def rewrite(saved: IO[bytes], written: IO[bytes], epoch: int, name: str) -> str:
-    """Read what `docker save` gave for one image, write it anew under `name`; the new image id (`sha256:...`)."""
+def rewrite(saved: IO[bytes], written: IO[bytes], epoch: int, name: str) -> tuple[str, str]:
+    """Read what `docker save` gave for one image, write it anew as `name`; the image id and the manifest's digest."""
     with (
         tarfile.open(fileobj=saved) as source,
         tarfile.open(fileobj=written, mode="w|", format=tarfile.PAX_FORMAT) as to,
@@ -83,7 +83,7 @@ def rewrite(saved: IO[bytes], written: IO[bytes], epoch: int, name: str) -> str:
             ("oci-layout", _json({"imageLayoutVersion": "1.0.0"})),
         ):
             _add(to, path, io.BytesIO(content), len(content), epoch)
-        return _digest(config)
+        return _digest(config), _digest(manifest)
 
 
 def _json(content: object) -> bytes:
@@ -145,8 +145,8 @@ def main(epoch: int, name: str) -> None:
         while piece := sys.stdin.buffer.read(1 << 20):
             saved.write(piece)
         saved.seek(0)
-        image = rewrite(saved, sys.stdout.buffer, epoch, name)
-    sys.stderr.write(f"{name} is {image}\n")
+        image, manifest = rewrite(saved, sys.stdout.buffer, epoch, name)
+    sys.stderr.write(f"{name} is {image}, its manifest {manifest}\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from bridge.core import marks, select
+from bridge.core import labels, marks, select
 from bridge.core.canonical import shorten
 from bridge.core.model import (
     USUAL_BOUNDS,
@@ -56,18 +56,20 @@ _KNOWN = frozenset({MIRROR, SERVICE, DATACENTER, TAGS, FILTER, OUTPUT, marks.ADO
 class Grant:
     """What users of some namespaces may ask for. Globs; an empty list means everything of its kind.
 
+    `namespace_selector` selects namespaces by their labels (`core.labels`), beside `namespaces`: both have to match.
     `filter`: whether they may give a filter expression, which can tell them of meta that they do not see otherwise.
     `allow_cidrs` bounds the addresses, beside the bounds of the installation.
     """
 
     namespaces: tuple[str, ...] = ()
+    namespace_selector: str = ""
     services: tuple[str, ...] = ()
     datacenters: tuple[str, ...] = ()
     filter: bool = False
     allow_cidrs: tuple[str, ...] = ()
 
     def covers(self, namespace: str, query: Query) -> bool:
-        """Whether it lets a user of `namespace` ask for a service in a datacenter."""
+        """Whether it lets a user of `namespace` ask for a service in a datacenter, whatever labels that has."""
         return (
             select.is_named(self.namespaces, namespace)
             and select.is_named(self.services, query.service)
@@ -79,12 +81,26 @@ class Grant:
 class Annotated:
     """Who may ask for what. `grants` None: nothing was said, see `within`; (): nobody may ask.
 
-    `unsaid`: nobody may ask because nothing was said, not because an operator decided so.
+    `unsaid`: nobody may ask because nothing was said, not because an operator decided so. `labels` are those of the
+    namespaces, by name; None while they are not known, because nobody could read them.
     """
 
     bounds: Bounds = USUAL_BOUNDS
     grants: tuple[Grant, ...] | None = (Grant(filter=True),)
     unsaid: bool = False
+    labels: Mapping[str, Mapping[str, str]] | None = None
+
+    @property
+    def asks_for_labels(self) -> bool:
+        """Whether some grant selects namespaces by their labels."""
+        return any(grant.namespace_selector for grant in self.grants or ())
+
+    def selects(self, grant: Grant, namespace: str) -> bool | None:
+        """Whether a grant's selector takes a namespace; None when its labels are not known."""
+        if not grant.namespace_selector:
+            return True
+        found = None if self.labels is None else self.labels.get(namespace)
+        return None if found is None else labels.matches(grant.namespace_selector, found)
 
     def within(self, namespaces: Sequence[str] | None) -> Annotated:
         """The same for a bridge that watches `namespaces` (None: all of them).
@@ -123,11 +139,21 @@ def request_at(
 ) -> tuple[Rule, Query] | Refusal | None:
     """What the Service at a target asks for, as `request_of`; `filled_from` names what our objects there came from.
 
-    Where nothing was said about grants, a Service keeps what it was filled from, and nothing else.
+    Where nothing was said about grants, a Service keeps what it was filled from, and nothing else. So it does, within
+    the bounds of a grant, while that may cover it and nobody can tell: unknown labels take nothing away.
     """
     found = request_of(current.service, datacenter, annotated)
-    if isinstance(found, Refusal) and annotated.unsaid and (found.query.datacenter, found.query.service) in filled_from:
+    if not isinstance(found, Refusal) or (found.query.datacenter, found.query.service) not in filled_from:
+        return found
+    if annotated.unsaid:
         return request_of(current.service, datacenter, Annotated(annotated.bounds))
+    if found.detail.code is Code.LABELS_UNKNOWN:
+        grants = tuple(
+            replace(grant, namespace_selector="")
+            for grant in annotated.grants or ()
+            if annotated.selects(grant, current.target.namespace) is not False
+        )
+        return request_of(current.service, datacenter, replace(annotated, grants=grants))
     return found
 
 
@@ -225,17 +251,23 @@ def _requests(annotations: Pairs) -> tuple[str, ...]:
 
 
 def _granted(annotated: Annotated, namespace: str, query: Query) -> Grant | Refusal:
-    """The first grant that covers a request."""
-    covering = [grant for grant in annotated.grants or () if grant.covers(namespace, query)]
+    """The first grant that covers a request. While it cannot be judged whether one does, none behind it counts."""
+    covering = [
+        grant
+        for grant in annotated.grants or ()
+        if grant.covers(namespace, query) and annotated.selects(grant, namespace) is not False
+    ]
     refused = select.namespace_refused(annotated.bounds, namespace)
-    if refused is None and covering:
+    unknown = refused is None and bool(covering)
+    if unknown:
         found = next((grant for grant in covering if grant.filter or not query.filter), None)
-        if found is not None:
+        if found is not None and annotated.selects(found, namespace):
             return found
-        reason = Reason(Code.FILTER_NOT_GRANTED, namespace=namespace, annotation=FILTER)
-        return Refusal(query, reason, reason)
+        if found is None and any(annotated.selects(grant, namespace) for grant in covering):
+            reason = Reason(Code.FILTER_NOT_GRANTED, namespace=namespace, annotation=FILTER)
+            return Refusal(query, reason, reason)
     names = {"datacenter": shorten(query.datacenter), "service": shorten(query.service)}
-    detail = refused or Reason(Code.NOT_GRANTED, namespace=namespace, **names)
+    detail = refused or Reason(Code.LABELS_UNKNOWN if unknown else Code.NOT_GRANTED, namespace=namespace, **names)
     return Refusal(query, missing(query, namespace), detail)
 
 

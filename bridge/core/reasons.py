@@ -134,6 +134,7 @@ class Code(StrEnum):
     DATACENTER_NOT_ASKED = "datacenter_not_asked"
     SERVICE_MISSING = "service_missing"
     NOT_GRANTED = "not_granted"
+    LABELS_UNKNOWN = "labels_unknown"
     FILTER_NOT_GRANTED = "filter_not_granted"
     NAMES_UNRESOLVED = "names_unresolved"
 
@@ -294,6 +295,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "may. If it is right, name it in consul.datacenters (BRIDGE_CONSUL_DATACENTERS)",
     Code.SERVICE_MISSING: "{datacenter} lists no service {service} that namespace {namespace} may ask for",
     Code.NOT_GRANTED: "no grant in `annotated` lets namespace {namespace} ask for {service} in {datacenter}",
+    Code.LABELS_UNKNOWN: "no grant in `annotated` is known to let namespace {namespace} ask for {service} in "
+    "{datacenter}: the namespace's labels, which a `namespace_selector` needs, are not known",
     Code.FILTER_NOT_GRANTED: "namespace {namespace} may not use the annotation {annotation}: ask the operator for a "
     "grant with filter",
     Code.NAMES_UNRESOLVED: "{names}: not resolved yet; until then no endpoint of this service is removed",

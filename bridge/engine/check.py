@@ -6,9 +6,10 @@ a moment: whether the control plane mirrors Endpoints is judged by those that st
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
 from bridge.consul.faults import FILTERS
@@ -43,6 +44,7 @@ from bridge.kube.cache import NamespaceState, can_i, list_once, namespace_states
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.faults import remedy
 from bridge.kube.mirrored import mirrored, some_endpoints
+from bridge.kube.namespaces import ROLE, read_labels
 from bridge.kube.nodes import node_names
 from bridge.kube.store import Store
 from bridge.retry import RetryPolicy
@@ -190,6 +192,9 @@ class _Check:
             namespaces = self._looked_in = namespaces_of(rules, self._kube.namespaces, client.namespace)
             self._several = namespaces is None or len(namespaces) > 1
             self._annotated = self._options.annotated.within(namespaces)
+            if self._annotated.asks_for_labels:
+                with contextlib.suppress(BridgeError):  # told by the probe of that right
+                    self._annotated = replace(self._annotated, labels=read_labels(client))
             return list_once(client, namespaces, self._options.owner, partly=True, kinds=(Kind.SERVICE,))
         except CancelledError:
             raise
@@ -372,6 +377,8 @@ class _Check:
                 yield _leases(client)
             if "*" in self._options.cluster_nodes:
                 yield _nodes(client)
+            if self._annotated.asks_for_labels:
+                yield _namespace_labels(client, daemon=self._options.leases)
             if allowed:
                 yield self._mirroring(client, allowed)
         except BridgeError as error:
@@ -656,6 +663,21 @@ def _nodes(client: KubeClient) -> Probe:
         mend = "kubectl create clusterrole bridge-nodes --verb=list --resource=nodes, and bind it"
         return Probe("nodes of the cluster", FAILED, str(error), mend)
     return Probe("nodes of the cluster", OK, f"{len(names)} known")
+
+
+def _namespace_labels(client: KubeClient, *, daemon: bool) -> Probe:
+    """Whether the namespaces' labels can be read and followed, where grants select by them. `daemon` as above."""
+    name = "labels of namespaces"
+    lacking = _lacking(client, "", "namespaces", ("list", "watch"), "")
+    mend = f"apply {ROLE} (chart: namespaceLabels), or: kubectl create clusterrole bridge-namespaces "
+    mend += "--verb=list,watch --resource=namespaces, and bind it"
+    if "list namespaces" in lacking:
+        detail = f"not allowed: {', '.join(lacking)}; grants with a namespace_selector cover nothing new"
+        return Probe(name, FAILED, detail, mend)
+    if lacking:
+        detail = "enough for bridge sync; bridge run also needs: watch namespaces, else it looks every 10 s only"
+        return Probe(name, FAILED if daemon else WARNING, detail, mend)
+    return Probe(name, OK, f"{len(read_labels(client))} namespaces known")
 
 
 def _ready(groups: Sequence[Group]) -> set[tuple[str, int]]:

@@ -26,6 +26,7 @@ from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import World
 from bridge.core.translate import host_names
+from bridge.engine.grants import with_labels
 from bridge.engine.reconcile import Reconciler
 from bridge.engine.resolver import Resolver
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
@@ -210,7 +211,8 @@ class _Look:
         client = self._client = KubeClient(self._kube, kube_warning)
         namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
         self._rights = slice_rights(client, self._options.policy, everywhere=namespaces is None)
-        self._annotated = self._options.annotated.within(namespaces)
+        annotated = self._options.annotated.within(namespaces)
+        self._annotated = with_labels(annotated, client, self._options.retry, self._stop)
         self._store = call(
             lambda: list_once(client, namespaces, self._options.owner, partly=True), self._options.retry, self._stop
         )

@@ -16,7 +16,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,7 @@ from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from bridge.kube.election import ElectionConfig
 from bridge.kube.events import EventRecorder
 from bridge.kube.mirrored import mirrored
+from bridge.kube.namespaces import Labels, NamespaceLabels
 from bridge.kube.nodes import node_names
 from bridge.kube.writer import Writer
 from bridge.observe.together import Together
@@ -167,6 +168,7 @@ class Bridge:
         self._fatal: BaseException | None = None
         self._datacenter = ""
         self._annotated = options.annotated
+        self._labels: NamespaceLabels | None = None
         self._doubted: set[str] | None = None
         self._shards: frozenset[int] = frozenset()
         self._gained = threading.Event()
@@ -190,6 +192,8 @@ class Bridge:
         try:
             self._build(client)
             self._cache.start()
+            if self._labels is not None:
+                self._labels.start()
             self._catalog.start(self._reconciler.world.concerned())
             threads = [
                 threading.Thread(target=self._guarded, args=(self._work,), name=f"writer-{n}")
@@ -216,6 +220,8 @@ class Bridge:
                 self._recorder.close()
             if hasattr(self, "_cache"):
                 self._cache.close()
+            if self._labels is not None:
+                self._labels.close()
             client.close()
         if self._fatal is not None:
             raise self._fatal
@@ -385,6 +391,14 @@ class Bridge:
             self._follow_annotation(target)  # full passes do not ask people's Services again
             self._look_at({target})
 
+    def on_labels(self, labels: Labels, changed: Collection[str]) -> None:
+        """Labels of namespaces were read for the first time, or some changed: other grants may select them now."""
+        with self._reconciler.lock:
+            self._annotated = replace(self._annotated, labels=labels)
+        asking = (Target(s.meta.namespace, s.meta.name) for s in self._cache.annotated_services())
+        targets = {target for target in asking if target.namespace in changed and self._follow_annotation(target)}
+        self._look_at(targets)
+
     def on_leading(self, shards: frozenset[int]) -> None:
         """These shards are ours to write now, and no others."""
         gained = shards - self._shards
@@ -424,6 +438,8 @@ class Bridge:
         self._writer = Writer(client, seconds_left=self._leadership.seconds_left)
         namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
         self._annotated = options.annotated.within(namespaces)
+        if self._annotated.asks_for_labels:
+            self._labels = NamespaceLabels(client, self.on_labels, options.kube_retry, self._died)
         self._cache = Cache(
             client,
             namespaces,
@@ -514,6 +530,9 @@ class Bridge:
             self._observer.kubernetes(False, self._kubernetes_trouble() or "not listed yet")
             if self._stop.is_set():
                 raise CancelledError("stopped before the first pass")
+        while self._labels is not None and not self._labels.asked.wait(FIRST_LOOK_SECONDS):
+            if self._stop.is_set():
+                raise CancelledError("stopped before the first pass")
         self._observer.kubernetes(True, "")
         self._reconciler.unreadable = self._cache.unreadable()
         self._recall()
@@ -597,9 +616,9 @@ class Bridge:
 
     def _follow_annotation(self, target: Target) -> bool:
         """Do as the person's Service at `target` asks now; whether that is something new."""
-        current = self._cache.current(target)
-        request = request_at(current, self._datacenter, self._annotated, names_at(current))
         with self._reconciler.lock:
+            current = self._cache.current(target)
+            request = request_at(current, self._datacenter, self._annotated, names_at(current))
             world, now = self._reconciler.world, self._clock()
             if request is None:
                 changed = world.unannotate(target, now)
@@ -649,7 +668,8 @@ class Bridge:
         self._observer.unread(unknown, annotated)
         with self._reconciler.lock:
             idle = self._reconciler.world.idle_rules()
-        self._observer.warned((*self._catalog.warnings(), *(idle_text(rule, listed) for rule, listed in idle)))
+        labels = (self._labels.trouble,) if self._labels is not None and self._labels.trouble else ()
+        self._observer.warned((*self._catalog.warnings(), *labels, *(idle_text(*found) for found in idle)))
         self._observer.unreadable(self._unreadable())
         self._observer.slices_forbidden(self._forbidden_slices())
         self._observer.rival(self._rival())
@@ -682,7 +702,8 @@ class Bridge:
         if not hasattr(self, "_client"):
             return []
         remarks = [UNVERIFIED] if self._client.access.unverified else []
-        return [*remarks, self._client.trouble] if self._client.trouble else remarks
+        labels = "" if self._labels is None else self._labels.trouble
+        return [*remarks, *filter(None, (self._client.trouble, labels))]
 
     def _forbidden_slices(self) -> dict[str, str]:
         return self._slice_rights.forbidden() if hasattr(self, "_slice_rights") else {}

@@ -16,6 +16,7 @@ from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule,
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
 from bridge.core.state import World
+from bridge.engine.grants import with_labels
 from bridge.engine.reconcile import Reconciler, apply_plan
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
@@ -82,7 +83,7 @@ def sync_once(
         say("reading Kubernetes", 0, 0)
         namespaces = namespaces_of(rules, kube.namespaces, client.namespace)
         store = call(lambda: list_once(client, namespaces, options.owner, partly=True), options.retry, stop)
-        annotated = options.annotated.within(namespaces)
+        annotated = with_labels(options.annotated.within(namespaces), client, options.retry, stop)
         datacenters = datacenters_of(rules, consul, options.retry, stop)
         rules = anchored(rules, datacenters)
         world = World(rules, datacenters, grace_seconds=0.0, narrow=options.narrow)

@@ -37,6 +37,8 @@ VALUES: dict[str, Json] = {
     "endpoints-only": {"output": "endpoints"},
     "endpointslices-only": {"output": "endpointslices"},
     "nodes": {"nodes": True},
+    "node-addresses": {"nodeAddresses": True},
+    "namespace-labels": {"namespaceLabels": True},
     "consul-acl": {"consul": {"tokenSecret": {"name": f"{manifests.NAME}-acl"}}},
     "consul-login": {"consul": {"login": {"authMethod": manifests.NAME}}},
     "consul-tls": {"consul": {"tls": {"secret": f"{manifests.NAME}-tls"}}},
@@ -51,7 +53,7 @@ CHOICES = [
     *((name,) for name in VALUES),
     ("all-namespaces", "nodes", "consul-acl", "consul-tls", "shards", "monitoring", "admission"),
     ("all-namespaces", "endpointslices-only", "consul-acl"),
-    ("cronjob", "all-namespaces", "endpoints-only", "nodes", "consul-acl", "consul-tls"),
+    ("cronjob", "all-namespaces", "endpoints-only", "nodes", "namespace-labels", "consul-acl", "consul-tls"),
     ("cronjob", "endpointslices-only"),
     ("cronjob", "consul-login", "consul-tls"),
 ]

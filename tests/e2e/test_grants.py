@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from bridge.core import labels
 from tests.lab import Lab
 from tests.program import Daemon, bridge, environment, put
-from tests.raw import SERVICES, RawConsul, RawKube, ready_addresses
+from tests.raw import SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
 pytestmark = pytest.mark.lab
 
@@ -121,3 +123,132 @@ def test_a_running_bridge_follows_grants_and_tells_users_nothing_of_what_exists(
     finally:
         daemon.stop()
     assert [e for e in daemon.events() if "secret" in e.get("event", "")] == []
+
+
+def label(kube: RawKube, namespace: str, **labels: str | None) -> None:
+    """Set labels of a namespace, or take them off (None)."""
+    body = {"metadata": {"labels": labels}}
+    kube.json("PATCH", f"/api/v1/namespaces/{namespace}", body, "application/merge-patch+json")
+
+
+def test_a_running_bridge_follows_the_labels_of_namespaces(
+    lab: Lab,
+    consul: RawConsul,
+    kube: RawKube,
+    namespace: str,
+    other: str,
+    prefix: str,
+    tmp_path: Path,
+    eventually: Eventually,
+) -> None:
+    """A label gives and takes like a grant that is written and withdrawn, while it runs; `sync` reads labels once."""
+    consul.register(f"{prefix}pg", f"{prefix}vm-1", "10.77.1.1", 5432)
+    label(kube, namespace, team="a", env="qa")
+    for place in (namespace, other):
+        ask(kube, place, "database", f"{prefix}pg")
+    selector = {"matchLabels": {"team": "a"}, "matchExpressions": [{"key": "off", "operator": "DoesNotExist"}]}
+    env, file = environment(lab.consul.address, lab.kubeconfig), tmp_path / "bridge.yaml"
+    settings(file, namespace, other, annotated=[{"namespace_selector": selector}], run={"grace": "1s"})
+
+    def filled() -> tuple[list[str], list[str]]:
+        return ready(kube, namespace, "database"), ready(kube, other, "database")
+
+    bridge("sync", "--yes", "--config", str(file), env=env)
+    assert filled() == (["10.77.1.1"], [])
+    daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
+    try:
+        daemon.start()
+        label(kube, other, team="a")
+        eventually(filled, (["10.77.1.1"], ["10.77.1.1"]), 30)
+        label(kube, namespace, off="")
+        eventually(filled, ([], ["10.77.1.1"]), 30)
+        label(kube, namespace, off=None)
+        label(kube, other, team=None)
+        eventually(filled, (["10.77.1.1"], []), 30)
+        assert "warnings" not in daemon.readiness()
+    finally:
+        daemon.stop()
+
+
+def test_without_the_right_to_read_labels_nothing_new_is_filled_and_it_is_said(
+    lab: Lab,
+    consul: RawConsul,
+    kube: RawKube,
+    namespace: str,
+    prefix: str,
+    tmp_path: Path,
+    eventually: Eventually,
+) -> None:
+    """What is filled stays; `check` names the right, log and /readyz too, and a right that comes later is used."""
+    consul.register(f"{prefix}pg", f"{prefix}vm-1", "10.77.1.1", 5432)
+    label(kube, namespace, team="a")
+    ask(kube, namespace, "database", f"{prefix}pg")
+    file = tmp_path / "bridge.yaml"
+    settings(file, namespace, annotated=[{"namespaces": [namespace], "namespace_selector": "team = a"}])
+    write = ["list", "watch", "create", "patch", "delete"]
+    poor = lab.service_account(namespace, f"{prefix}poor", [
+        {"apiGroups": [""], "resources": ["services", "endpoints"], "verbs": write},
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": write},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+    ])  # fmt: skip
+    env = environment(lab.consul.address, poor)
+    result = bridge("sync", "--yes", "--config", str(file), "-o", "json", env=env)
+    assert (result.status, result.json["changes"]) == (0, [])
+    assert "list and watch namespaces in the cluster (manifests/components/namespace-labels)" in result.stderr
+    probes = bridge("check", "--config", str(file), "-o", "json", env=env).json["probes"]
+    found = {probe["probe"]: probe for probe in probes}
+    (probe,) = (found["labels of namespaces"],)
+    assert (probe["state"], "list namespaces, watch namespaces" in probe["detail"]) == ("failed", True)
+    assert "namespaceLabels" in probe["mend"]
+    assert "labels, which a `namespace_selector` needs, are not known" in found["annotated Services"]["detail"]
+
+    rich = environment(lab.consul.address, lab.kubeconfig)
+    bridge("sync", "--yes", "--config", str(file), env=rich)
+    ask(kube, namespace, "another", f"{prefix}pg")
+    daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
+    group = "rbac.authorization.k8s.io"
+    role = {"apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": f"{prefix}labels"}}
+    rules = [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list", "watch"]}]
+    path = f"/apis/{group}/v1/cluster"
+    try:
+        daemon.start()
+        (text,) = daemon.readiness()["warnings"]
+        assert "no namespace's labels are known" in text
+        assert (ready(kube, namespace, "database"), kube.endpoints(namespace, "another")) == (["10.77.1.1"], None)
+        kube.json("POST", f"{path}roles", {**role, "rules": rules})
+        kube.json("POST", f"{path}rolebindings", {
+            **role, "kind": "ClusterRoleBinding",
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": f"{prefix}labels"},
+            "subjects": [{"kind": "ServiceAccount", "name": f"{prefix}poor", "namespace": namespace}],
+        })  # fmt: skip
+        eventually(lambda: ready(kube, namespace, "another"), ["10.77.1.1"], 60)
+        assert ready(kube, namespace, "database") == ["10.77.1.1"]
+        eventually(lambda: "warnings" in daemon.readiness(), False, 10)
+    finally:
+        daemon.stop()
+        for kind in ("roles", "rolebindings"):
+            kube.delete(f"{path}{kind}/{prefix}labels")
+
+
+def test_selectors_mean_what_they_mean_to_the_api_server(kube: RawKube, namespace: str) -> None:
+    """The same selectors, asked of a list of namespaces; and what is no selector there is none here."""
+    own = {"team": f"{namespace}-x"[:60], "env": "prod", "example.com/tier": ""}
+    body = {"metadata": {"labels": own}}
+    kube.json("PATCH", f"/api/v1/namespaces/{namespace}", body, "application/merge-patch+json")
+    for selector in (
+        "env=prod", "env==prod", "env = prod , team", "env!=prod", "none!=prod", "env in (prod, qa)", "env in (qa)",
+        "none in (,x)", "env notin (prod)", "none notin (prod)", "!none", "! env", "!env", "example.com/tier",
+        "example.com/tier=", "example.com/tier in (,x)", "env,", "env=a b", "env in prod", "-x", "env in (a b)",
+        "env=a/b", "env in ()", "!", "=x", "a.b/c/d", "env in (prod", "in in (in)", "notin", "env in(prod)",
+        "env notin(prod)",
+    ):  # fmt: skip
+        query = urllib.parse.urlencode({"labelSelector": selector, "fieldSelector": f"metadata.name={namespace}"})
+        try:
+            theirs: object = len(kube.json("GET", f"/api/v1/namespaces?{query}")["items"]) == 1
+        except UnexpectedAnswerError:
+            theirs = "refused"
+        try:
+            ours: object = labels.matches(selector, own)
+        except ValueError:
+            ours = "refused"
+        assert (selector, ours) == (selector, theirs)

@@ -41,6 +41,9 @@ from tests.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerErro
 Json = dict[str, Any]
 Verbs = set[tuple[str, str, str]]
 
+CLUSTER_WIDE = {"nodes": "nodes", "node-addresses": "nodes", "namespace-labels": "namespaces"}
+"""Components with a cluster-wide role of their own, and what that is about."""
+
 COMBINATIONS = [
     chosen
     for size in range(len(manifests.COMPONENTS) + 1)
@@ -50,7 +53,7 @@ COMBINATIONS = [
     and (
         size <= 2
         or size >= len(manifests.COMPONENTS) - 2
-        or not {"consul-tls", "consul-login", "shards", "nodes", "monitoring", "admission"} & set(chosen)
+        or not {*CLUSTER_WIDE, "consul-tls", "consul-login", "shards", "monitoring", "admission"} & set(chosen)
     )
 ]
 
@@ -74,7 +77,7 @@ def test_it_renders_whole(components: Sequence[str], tmp_path: Path) -> None:
     names = {(o["kind"], o["metadata"]["name"]) for o in objects}
     account = {"kind": "ServiceAccount", "name": manifests.NAME, "namespace": "elsewhere"}
     bindings = [o for o in objects if o["kind"] in ("RoleBinding", "ClusterRoleBinding")]
-    assert len(bindings) == 1 + ("cronjob" not in components) + ("nodes" in components)
+    assert len(bindings) == 1 + ("cronjob" not in components) + len(CLUSTER_WIDE.keys() & set(components))
     for binding in bindings:
         assert binding["subjects"] == [account]
         assert binding["kind"] == f"{binding['roleRef']['kind']}Binding"
@@ -207,7 +210,7 @@ def cluster(lab: Lab, kube: RawKube, monitoring: None, namespace: str) -> Iterat
     """A fresh namespace, removed with everything in it, and without what a component made beside it."""
     yield Cluster(lab, kube, namespace)
     for kind in ("clusterrolebindings", "clusterroles"):
-        for name in (manifests.NAME, f"{manifests.NAME}-nodes"):
+        for name in (manifests.NAME, *(f"{manifests.NAME}-{component}" for component in CLUSTER_WIDE)):
             kube.delete(f"/apis/rbac.authorization.k8s.io/v1/{kind}/{name}")
     for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
         kube.delete(f"/apis/admissionregistration.k8s.io/v1/{kind}/{manifests.NAME}")

@@ -26,7 +26,7 @@ MANIFESTS = ROOT / "manifests"
 NAME = "consul-endpoints-bridge"
 COMPONENTS = (
     "namespace", "cronjob", "all-namespaces", "endpoints-only", "endpointslices-only", "consul-acl", "consul-login",
-    "consul-tls", "shards", "nodes", "monitoring", "admission",
+    "consul-tls", "shards", "nodes", "node-addresses", "namespace-labels", "monitoring", "admission",
 )  # fmt: skip
 """In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
 

@@ -39,6 +39,7 @@ from bridge.core.model import (
     Rule,
     Target,
 )
+from bridge.core.reasons import Code
 
 ASKING = {"consul-bridge/mirror": "true"}
 
@@ -253,6 +254,84 @@ def test_where_nothing_was_said_of_grants_what_is_filled_stays_filled(
     found = request_at(current, "dc1", annotated, filled_from)
     assert isinstance(found, tuple) is granted
     assert isinstance(found, Refusal) is not granted
+
+
+TEAM = Grant(namespace_selector="team=a", services=("pg-*",))
+KNOWN = {"apps": {"team": "a"}, "shop": {"team": "b"}}
+ELSE = {"apps": {"team": "b"}}
+
+
+@pytest.mark.parametrize(
+    ("grants", "labels", "code"),
+    [
+        ((TEAM,), KNOWN, None),
+        ((TEAM,), ELSE, Code.NOT_GRANTED),
+        ((TEAM,), {"shop": {"team": "a"}}, Code.LABELS_UNKNOWN),
+        ((TEAM,), None, Code.LABELS_UNKNOWN),
+        ((replace(TEAM, namespaces=("shop",)),), KNOWN, Code.NOT_GRANTED),
+        ((replace(TEAM, namespaces=("app*",)),), KNOWN, None),
+        ((replace(TEAM, namespaces=("app*",)),), ELSE, Code.NOT_GRANTED),
+        ((replace(TEAM, services=("redis",)),), None, Code.NOT_GRANTED),
+        ((replace(TEAM, services=("redis",)), Grant()), None, None),
+        ((TEAM, Grant()), ELSE, None),
+        ((TEAM, Grant()), None, Code.LABELS_UNKNOWN),
+        ((Grant(), TEAM), None, None),
+    ],
+)
+def test_a_selector_takes_namespaces_by_their_labels(
+    grants: tuple[Grant, ...], labels: dict[str, dict[str, str]] | None, code: Code | None
+) -> None:
+    """Beside globs both have to match; while it is not known whether a grant covers a request, none behind it does."""
+    annotated = Annotated(grants=grants, labels=labels)
+    asked = request_of(service(PG), "dc1", annotated)
+    assert annotated.asks_for_labels
+    assert (asked.detail.code if isinstance(asked, Refusal) else None) == code
+    if isinstance(asked, Refusal):
+        assert asked.reason == missing(asked.query, "apps")
+
+
+@pytest.mark.parametrize(
+    ("labels", "grants", "code"),
+    [
+        (KNOWN, (TEAM,), Code.FILTER_NOT_GRANTED),
+        (KNOWN, (replace(TEAM, filter=True),), None),
+        (None, (TEAM,), Code.LABELS_UNKNOWN),
+        (None, (replace(TEAM, filter=True),), Code.LABELS_UNKNOWN),
+        (None, (Grant(), replace(TEAM, filter=True)), Code.LABELS_UNKNOWN),
+        (None, (TEAM, Grant()), Code.FILTER_NOT_GRANTED),
+    ],
+)
+def test_a_filter_needs_a_grant_that_is_known_to_cover_it(
+    labels: dict[str, dict[str, str]] | None, grants: tuple[Grant, ...], code: Code | None
+) -> None:
+    """As long as one may, the user is told no more than of a service that does not exist."""
+    asked = request_of(service(FILTERED), "dc1", Annotated(grants=grants, labels=labels))
+    assert (asked.detail.code if isinstance(asked, Refusal) else None) == code
+
+
+@pytest.mark.parametrize(
+    ("grants", "labels", "asks", "networks"),
+    [
+        ((replace(TEAM, allow_cidrs=("10.8.0.0/16",)),), None, PG, ("10.8.0.0/16",)),
+        ((TEAM,), ELSE, PG, None),
+        ((replace(TEAM, services=("redis",)),), None, PG, None),
+        ((TEAM,), None, FILTERED, None),
+        ((replace(TEAM, filter=True),), None, FILTERED, ()),
+        ((replace(TEAM, namespace_selector="team=b", allow_cidrs=("10.9.0.0/16",)), TEAM), None, PG, ("10.9.0.0/16",)),
+    ],
+)
+def test_unknown_labels_take_nothing_away(
+    grants: tuple[Grant, ...],
+    labels: dict[str, dict[str, str]] | None,
+    asks: dict[str, str],
+    networks: tuple[str, ...] | None,
+) -> None:
+    """What is filled stays, within the bounds of the first grant that may cover it; nothing else is filled."""
+    current = Current(Target("apps", "web"), service(asks), None, ())
+    annotated = Annotated(grants=grants, labels=labels)
+    found = request_at(current, "dc1", annotated, {("dc1", "pg-main")})
+    assert (found[0].instances.allow_cidrs if isinstance(found, tuple) else None) == networks
+    assert isinstance(request_at(current, "dc1", annotated, {("dc1", "pg-other")}), Refusal)
 
 
 OURS = (("consul-bridge/owner", "default"),)

@@ -16,7 +16,7 @@ import pytest
 from tests.docs.notice import ROOT
 
 EPOCH = 1767323045
-Rewrite = Callable[[IO[bytes], IO[bytes], int, str], str]
+Rewrite = Callable[[IO[bytes], IO[bytes], int, str], tuple[str, str]]
 CONFIG = {"User": "65532:65532", "Env": ["PATH=/bin"], "Entrypoint": ["bridge"], "Labels": {"a": "b"}}
 
 
@@ -48,7 +48,9 @@ def rewritten(archive: bytes, name: str = "bridge:1") -> tuple[str, bytes]:
     """The image id and the archive."""
     rewrite = cast(Rewrite, runpy.run_path(str(ROOT / "image" / "reproducible.py"), run_name="reproducible")["rewrite"])
     made = io.BytesIO()
-    return rewrite(io.BytesIO(archive), made, EPOCH, name), made.getvalue()
+    image, manifest = rewrite(io.BytesIO(archive), made, EPOCH, name)
+    assert json.loads(files(made.getvalue())["index.json"])["manifests"][0]["digest"] == manifest
+    return image, made.getvalue()
 
 
 def files(archive: bytes) -> dict[str, bytes]:

@@ -1,0 +1,193 @@
+"""Labels of the cluster's namespaces, read only where a grant selects by them: that takes a cluster-wide right.
+
+Metadata alone is read. `read_labels` serves the one-shot commands. `NamespaceLabels` keeps them up to date by one
+watch; however that ends it begins with a list again, which is small. While the labels cannot be read, the last known
+ones count; before they were ever read, they are unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleError, TransientError
+from bridge.kube.client import METADATA_LIST_ONLY, METADATA_ONLY, KubeClient, SilenceError
+from bridge.retry import RetryPolicy
+
+PATH = "/api/v1/namespaces"
+PAGE = 500
+WATCH_SECONDS = (240, 300)
+"""How long the server is asked to keep the watch open; at random, so that watches do not end together."""
+SILENCE_SECONDS = 150.0
+FORBIDDEN_SECONDS = 10.0
+"""The least wait before namespaces are asked for again, once that was refused `FORBIDDEN_AFTER` times: an API server
+that has just started refuses everything until it has read the roles."""
+FORBIDDEN_AFTER = 5
+SHORT_SECONDS = 1.0
+"""A list and watch that ended sooner is followed by a wait, however it ended."""
+NEEDED = "`namespace_selector` in `annotated` needs the right to list and watch namespaces in the cluster"
+ROLE = "manifests/components/namespace-labels"
+
+Labels = Mapping[str, Mapping[str, str]]
+
+
+def read_labels(client: KubeClient) -> Labels:
+    """Labels by namespace. Raises ForbiddenError when they may not be listed, TransientError when nobody answers."""
+    return _list(client)[0]
+
+
+def refused(error: BridgeError) -> str:
+    """What is said where they may not be read."""
+    return f"{NEEDED} ({ROLE}): {error}"
+
+
+def _list(client: KubeClient) -> tuple[Labels, str]:
+    """Labels by namespace, and the version of the list."""
+    for attempt in (1, 2, 3):
+        try:
+            return _pages(client)
+        except StaleError:  # the server forgot the list midway
+            if attempt == 3:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _pages(client: KubeClient) -> tuple[Labels, str]:
+    found: dict[str, Mapping[str, str]] = {}
+    following = ""
+    while True:
+        query = [("limit", str(PAGE)), *([("continue", following)] if following else [])]
+        try:
+            answer = client.document(PATH, query=query, accept=METADATA_LIST_ONLY)
+            found.update(_labels_of(item) for item in answer.get("items") or [])
+            version, following = str(answer["metadata"]["resourceVersion"]), answer["metadata"].get("continue") or ""
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TransientError("the list of namespaces is no Kubernetes list") from error
+        if not following:
+            return found, version
+
+
+def _labels_of(item: Any) -> tuple[str, Mapping[str, str]]:
+    metadata = item["metadata"]
+    return str(metadata["name"]), {str(key): str(value) for key, value in (metadata.get("labels") or {}).items()}
+
+
+class NamespaceLabels:
+    """Follows the labels of all namespaces. Methods may be called from any thread.
+
+    `on_change` gets all labels and the names of the namespaces whose labels differ from before, from the thread that
+    watches; `failed` is called when that dies of a bug.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        on_change: Callable[[Labels, Collection[str]], None],
+        retry: RetryPolicy,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._client = client.clone(connections=2)
+        self._on_change = on_change
+        self._retry = retry
+        self._failed = failed
+        self._stop = threading.Event()
+        self._known: dict[str, Mapping[str, str]] | None = None
+        self._thread = threading.Thread(target=self._run, name="kube-watch-namespaces", daemon=True)
+        self._trouble = ""
+        self.asked = threading.Event()
+        """Set once the first list was answered, well or badly."""
+
+    @property
+    def trouble(self) -> str:
+        """Why the labels are not known, or not up to date; "" while they are."""
+        return self._trouble
+
+    def start(self) -> None:
+        """Begin to list and watch; returns at once."""
+        self._thread.start()
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Stop watching."""
+        self._stop.set()
+        self._client.close()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            failures = 0
+            while not self._stop.is_set():
+                began = time.monotonic()
+                error = self._cycle()
+                self.asked.set()
+                failures = 0 if time.monotonic() - began > SHORT_SECONDS else failures + 1
+                if error is not None:
+                    self._trouble = self._said(error)
+                if failures:
+                    wait = self._retry.wait_seconds(failures, error)
+                    refused = isinstance(error, ForbiddenError) and failures > FORBIDDEN_AFTER
+                    self._stop.wait(max(wait, FORBIDDEN_SECONDS) if refused else wait)
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the process must end of it
+            if not self._stop.is_set():
+                self._failed(error)
+
+    def _said(self, error: BridgeError) -> str:
+        state = "no namespace's labels are known" if self._known is None else "the last known labels count"
+        if isinstance(error, ForbiddenError):
+            return f"{refused(error)}; {state}"
+        return f"the labels of namespaces cannot be read, {state}: {error}"
+
+    def _cycle(self) -> BridgeError | None:
+        """List, then watch until the watch ends; the error to back off from, if any."""
+        try:
+            found, version = _list(self._client)
+            self._take(found)
+            self._trouble = ""
+            self.asked.set()
+            self._watch(version)
+        except (CancelledError, SilenceError):
+            return None
+        except BridgeError as error:
+            return error
+        return None
+
+    def _take(self, found: Labels) -> None:
+        before = self._known
+        self._known = dict(found)
+        known = before or {}
+        changed = {name for name in found.keys() | known.keys() if found.get(name) != known.get(name)}
+        if changed or before is None:
+            self._on_change(dict(self._known), changed)
+
+    def _watch(self, version: str) -> None:
+        query = [
+            ("watch", "1"),
+            ("allowWatchBookmarks", "true"),
+            ("resourceVersion", version),
+            ("timeoutSeconds", str(random.randint(*WATCH_SECONDS))),  # noqa: S311 - spreads load, no secret
+        ]
+        with self._client.stream(PATH, query=query, accept=METADATA_ONLY, silence=SILENCE_SECONDS) as lines:
+            for line in lines:
+                self._event(line)
+
+    def _event(self, line: bytes) -> None:
+        try:
+            event = json.loads(line)
+            kind = event["type"]
+            if kind not in ("ADDED", "MODIFIED", "DELETED"):
+                if kind == "BOOKMARK":
+                    return
+                raise StaleError(f"the watch of namespaces ended with an event of type {kind}")
+            name, labels = _labels_of(event["object"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StaleError("the watch of namespaces sent nonsense") from error
+        known = dict(self._known or {})
+        if kind == "DELETED":
+            known.pop(name, None)
+        else:
+            known[name] = labels
+        self._take(known)
