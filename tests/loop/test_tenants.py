@@ -271,3 +271,52 @@ def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may
     )
     (plan,) = reconciler.plan_all([here])
     assert (bool(plan.writes), plan.ready, plan.lost) == ((True, 0, 12) if may_delete else (False, 12, 0))
+
+
+TEAM = Annotated(grants=(Grant(namespace_selector="consul=yes"),))
+
+
+def label(cluster: Cluster, namespace: str, value: str) -> None:
+    """Set the label that the grant goes by."""
+    cluster.kube.put("namespaces", {"metadata": {"name": namespace, "labels": {"consul": value}}})
+
+
+def test_labels_give_and_take_while_it_runs(cluster: Cluster, eventually: Eventually) -> None:
+    """What a label takes away waits for the grace and the guard, as a grant that is taken back does."""
+    label(cluster, "team-b", "yes")
+    with cluster.running(TEAM) as bridge:
+        eventually(lambda: filled(cluster), (None, 6, 12))
+        label(cluster, "team-a", "yes")
+        eventually(lambda: filled(cluster), (30, 6, 12))
+        label(cluster, "team-b", "no")
+        eventually(lambda: cluster.ready("team-b", "db"), None)
+        label(cluster, "team-a", "no")
+        eventually(lambda: held(bridge), ["team-a/store"])
+        assert cluster.ready("team-a", "store") == 30
+        label(cluster, "team-a", "yes")
+        eventually(lambda: held(bridge), [])
+        assert cluster.ready("team-a", "store") == 30
+
+
+def test_labels_that_cannot_be_read_any_more_take_nothing_away(cluster: Cluster, eventually: Eventually) -> None:
+    """While it runs the last known ones count; after a restart what is filled stays, and nothing else is filled."""
+    label(cluster, "team-a", "yes")
+    with cluster.running(TEAM) as bridge:
+        eventually(lambda: filled(cluster), (30, None, 12))
+        cluster.kube.forbid("admin", "list", "namespaces")
+        cluster.kube.forbid("admin", "watch", "namespaces")
+        cluster.kube.cut()
+        eventually(lambda: len(bridge.ready()[1].get("warnings", ())), 1)
+        assert "the last known labels count" in bridge.ready()[1]["warnings"][0]
+        cluster.asks("team-a", "second", "db")
+        eventually(lambda: cluster.ready("team-a", "second"), 6)
+    label(cluster, "team-b", "yes")
+    with cluster.running(TEAM) as bridge:
+        assert "no namespace's labels are known" in bridge.ready()[1]["warnings"][0]
+        cluster.asks("team-a", "third", "db")
+        time.sleep(3 * OPTIONS.grace_seconds)
+        assert (filled(cluster), cluster.ready("team-a", "third")) == ((30, None, 12), None)
+        cluster.consul.deregister("radosgw", "radosgw-0")
+        eventually(lambda: cluster.ready("team-a", "store"), 29)
+        cluster.kube.allow()
+        eventually(lambda: (filled(cluster), cluster.ready("team-a", "third")), ((29, 6, 12), 6), 30)
