@@ -20,13 +20,15 @@ A held target goes on receiving additions and updates. A hold ends, and what is 
 | --- | --- |
 | Consul lists its endpoints again | at once |
 | at least half of all that was held in its scope has come back | at once |
-| its user sends it away, or changes what they ask for; it is forced | at once, and the scope's other holds if nothing else speaks for them |
+| its user sends it away, or changes what they ask for | at once, and the scope's other holds if nothing else speaks for them |
+| a forced pass takes it away (`release`) | the same, when all is taken away; after `FORCED_SECONDS` we do the rest |
 | the sums of its scope are below the thresholds, and what is held in it has been so for a minute | then; `released` is the timer |
 | the rebuild grace is over (then the first two rows above decide) | then |
 | it has lasted for `hold_release_seconds` | then |
 
 What is let go on purpose, by force or after its time, is not charged to anything else. Nothing of this is stored:
-after a restart Kubernetes still holds what was held, and the same sums are made again.
+after a restart Kubernetes still holds what was held, and the same sums are made again. Only a release by force is
+known from the objects, for a few minutes.
 
 Time is passed in; not thread-safe (the reconciler holds a lock).
 """  # noqa: E501
@@ -44,6 +46,10 @@ from bridge.core.reasons import Code
 
 LOOK_SECONDS = 5.0
 """How soon a target is named by `released` again, when it was not planned meanwhile (Consul does not answer)."""
+
+FORCED_SECONDS = 2.0
+"""How long a forced pass is left alone at a target before what it has let go is taken away by ourselves: it may have
+ended between two writes."""
 
 Ready = Callable[[Scope], int]
 """Gives the ready endpoints of all our objects in a scope as they are now."""
@@ -215,12 +221,47 @@ class _Rebuilds:
         return [sign for sign in found if sign is not None and sign[0] > now]
 
 
+class _Releases:
+    """What forced passes let go, as our objects say: since when that is seen, and whether it is over."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Target, tuple[str, float]] = {}
+        self._over: dict[Target, str] = {}
+
+    def see(self, plan: Plan, now: float) -> None:
+        """Take what the objects at a target say."""
+        if self._seen.get(plan.target, ("",))[0] != plan.released:
+            self._seen[plan.target] = plan.released, now
+        if not plan.released:
+            self.forget(plan.target)
+
+    def counts(self, target: Target) -> bool:
+        """Whether what is lost at a target was let go."""
+        return target in self._seen and self._over.get(target) != self._seen[target][0]
+
+    def is_due(self, target: Target, now: float) -> bool:
+        """Whether the forced pass had its time: what it has left is ours to do."""
+        return self.counts(target) and now - self._seen[target][1] >= FORCED_SECONDS
+
+    def end(self, target: Target) -> bool:
+        """Nothing is lost at a target (any more); whether that is the end of a release, which counts once."""
+        if not self.counts(target):
+            return False
+        self._over[target] = self._seen[target][0]
+        return True
+
+    def forget(self, target: Target) -> None:
+        self._seen.pop(target, None)
+        self._over.pop(target, None)
+
+
 class Guard:
     """Keeps a ledger for each scope."""
 
     def __init__(self, settings: GuardSettings) -> None:
         self._settings = settings
         self._rebuilds = _Rebuilds()
+        self._releases = _Releases()
         self._ledgers: dict[Scope, _Ledger] = {}
         self._scopes: dict[Target, Scope] = {}
 
@@ -232,6 +273,7 @@ class Guard:
             if before is not None and before != plan.scope:
                 self._ledger(before).forget(plan.target)
             self._scopes[plan.target] = plan.scope
+            self._releases.see(plan, now)
             by_scope.setdefault(plan.scope, []).append(plan)
         held: dict[Target, Held] = {}
         for scope, together in by_scope.items():
@@ -269,6 +311,7 @@ class Guard:
 
     def forget(self, target: Target) -> None:
         """Nothing of ours is left at `target`. What went there stays in the sums of the window."""
+        self._releases.forget(target)
         scope = self._scopes.pop(target, None)
         if scope is not None:
             self._ledger(scope).forget(target)
@@ -276,17 +319,18 @@ class Guard:
     def _ledger(self, scope: Scope) -> _Ledger:
         ledger = self._ledgers.get(scope)
         if ledger is None:
-            ledger = self._ledgers[scope] = _Ledger(scope, self._settings, self._rebuilds)
+            ledger = self._ledgers[scope] = _Ledger(scope, self._settings, self._rebuilds, self._releases)
         return ledger
 
 
 class _Ledger:
     """The sums of the sliding window and the holds of one scope."""
 
-    def __init__(self, scope: Scope, settings: GuardSettings, rebuilds: _Rebuilds) -> None:
+    def __init__(self, scope: Scope, settings: GuardSettings, rebuilds: _Rebuilds, releases: _Releases) -> None:
         self._scope = scope
         self._settings = settings
         self._rebuilds = rebuilds
+        self._releases = releases
         self._pending = _Window()
         self._history = _Window()
         self._removal = _Doubt(settings.window_seconds)
@@ -311,6 +355,9 @@ class _Ledger:
                 self._end(plan.target)
             elif plan.lost or plan.flipped:
                 taking.append(plan)
+            elif self._releases.end(plan.target):
+                self._free.discard(plan.target)
+                self._end(plan.target)
             else:
                 self._recovered(plan.target)
         held = {} if force else self._judge(taking, ready, now)
@@ -319,7 +366,7 @@ class _Ledger:
                 self._end(plan.target)
         for plan in plans:
             if not plan.dismissed:
-                on_purpose = force or plan.target in self._free
+                on_purpose = force or plan.target in self._free or self._releases.counts(plan.target)
                 self._note(plan, held.get(plan.target), now, charged=not on_purpose)
         return held
 
@@ -343,7 +390,7 @@ class _Ledger:
                 else removal is not None or self._removal.lasts(now)
             )
             flips_stay = hold.why_flips is None or panic is not None or self._panic.lasts(now)
-            over = not lost_stays or not flips_stay or self._is_due(hold, now)
+            over = not lost_stays or not flips_stay or self._is_let_go(target, now)
             if over and now >= self._named.get(target, now):
                 self._named[target] = now + LOOK_SECONDS
                 found.add(target)
@@ -357,7 +404,7 @@ class _Ledger:
     # ------------------------------------------------------------------ the rules
 
     def _judge(self, plans: Sequence[Plan], ready: int, now: float) -> dict[Target, Held]:
-        self._free |= {t for t in (p.target for p in plans) if t in self.holds and self._is_due(self.holds[t], now)}
+        self._free |= {p.target for p in plans if self._is_let_go(p.target, now)}
         plans = [p for p in plans if p.target not in self._free]
         removal, panic = self._look(plans, ready, now)
         held: dict[Target, Held] = {}
@@ -379,7 +426,15 @@ class _Ledger:
             lost = plan.lost if why_lost is not None else 0
             flipped = plan.flipped if why_flips is not None else 0
             sentence = self._sentence(lost + flipped, why, force_command(self._settings.command, plan))
-            kept = Held(plan.target, why.cause, lost + flipped, sentence, lost=lost > 0, flips=flipped > 0)
+            kept = Held(
+                plan.target,
+                why.cause,
+                lost + flipped,
+                sentence,
+                lost=lost > 0,
+                flips=flipped > 0,
+                releasing=self._releases.counts(plan.target),
+            )
             since = now if hold is None else hold.since
             self.holds[plan.target] = _Hold(kept, why_lost, why_flips, since, lost, flipped, datacenters)
             held[plan.target] = kept
@@ -459,9 +514,11 @@ class _Ledger:
     def _exceeds(self, found: _Sum, percent: int) -> bool:
         return percent > 0 and found.part >= self._settings.removal_minimum and found.part * 100 > found.whole * percent
 
-    def _is_due(self, hold: _Hold, now: float) -> bool:
-        after = self._settings.hold_release_seconds
-        return after is not None and now - hold.since >= after
+    def _is_let_go(self, target: Target, now: float) -> bool:
+        """Whether what is lost at a target is let go: by force, or because its hold has lasted for long enough."""
+        hold, after = self.holds.get(target), self._settings.hold_release_seconds
+        lasted = hold is not None and after is not None and now - hold.since >= after
+        return lasted or self._releases.is_due(target, now)
 
     # ------------------------------------------------------------------ the books
 

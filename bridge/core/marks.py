@@ -27,6 +27,8 @@ RULE_LABELS = "consul-bridge/rule-labels"
 RULE_ANNOTATIONS = "consul-bridge/rule-annotations"
 """Keys that a rule sets, by commas: what it drops later is found by them, also where nobody knows any more who set it
 (an object that was restored from a backup without managedFields)."""
+RELEASED = "consul-bridge/released"
+"""When a forced pass took endpoints away from the object (`release`)."""
 SERVICE_SYNC = "consul.hashicorp.com/service-sync"
 """Set to "false" it keeps consul-k8s from registering a Service in Consul, where ours comes from."""
 CATALOG_SYNC_LABEL = "consul"

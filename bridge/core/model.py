@@ -489,7 +489,8 @@ class Held:
     """Something that the guard refused to take away. `endpoints` counts the ready endpoints kept.
 
     `cause` is HELD_REMOVAL, HELD_PANIC or HELD_REBUILT. `lost`: endpoints that Consul no longer lists stay; `flips`:
-    endpoints that would turn not ready stay ready.
+    endpoints that would turn not ready stay ready. `releasing`: a forced pass is taking them away; meanwhile nothing is
+    written at the target.
     """
 
     target: Target
@@ -498,6 +499,7 @@ class Held:
     reason: str
     lost: bool = True
     flips: bool = False
+    releasing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,7 +510,7 @@ class Plan:
     those that would go because Consul no longer lists them, `flipped` those that it lists and that would stop being
     ready. What a policy or a conflict prevents counts as neither, and nothing does that a user sends away or changes
     (`dismissed`: the Service that was filled does not ask any more, or asks for something else). `scope`: with whom
-    the guard adds this up.
+    the guard adds this up. `released`: when a forced pass let go what is lost here, as our objects say (`release`).
 
     `unmirrored`: our slices stay although the output is Endpoints now, until `Current.mirrored` shows that the control
     plane has copied those. Look at its slices and plan again, about a second later.
@@ -529,6 +531,7 @@ class Plan:
     unmirrored: bool = False
     dismissed: bool = False
     scope: Scope = Scope()
+    released: str = ""
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

@@ -42,7 +42,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bridge.core import canonical
+from bridge.core import canonical, release
 from bridge.core import ports as portage
 from bridge.core import slices as packing
 from bridge.core.marks import ADOPT as ADOPT
@@ -111,12 +111,14 @@ def plan(
     warnings: tuple[Reason, ...] = (),
     dismissed: bool = False,
     slices_forbidden: Sequence[str] = (),
+    released: str = "",
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
 
     `dismissed`: a user no longer wants what we filled for them, or wants something else: it is not lost when it goes.
     `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the Endpoints carry
-    everything; without `delete` slices that are not needed are emptied.
+    everything; without `delete` slices that are not needed are emptied. `released`: when a forced pass let go what this
+    target loses (`release`).
     """
     draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), lacking=tuple(slices_forbidden))
     if desired is None:
@@ -125,6 +127,8 @@ def plan(
         _upsert(draft, desired, current)
     before = _ready_endpoints(_groups_of(current, owner))
     lost, flipped = _taken(before, desired, current, draft) if before and not dismissed else (0, 0)
+    if released and (lost or flipped):
+        draft.changes = [release.marked(change, released) for change in draft.changes]
     return Plan(
         target=target,
         queries=desired.queries if desired is not None else (),
@@ -140,6 +144,7 @@ def plan(
         unmirrored=draft.unmirrored,
         dismissed=dismissed,
         scope=scope_of(current, owner, desired),
+        released=released,
     )
 
 
@@ -460,7 +465,7 @@ def _is_same(existing: CurrentEndpoints | None, body: EndpointsBody) -> bool:
         existing.canonical
         and existing.groups == body.groups
         and existing.meta.labels == body.labels
-        and existing.meta.annotations == body.annotations
+        and release.unmarked(existing.meta.annotations) == body.annotations
     )
 
 
@@ -479,8 +484,10 @@ def _slices(draft: _Draft, desired: Mirror, packed: Iterable[packing.Slice], own
     for piece in sorted(packed, key=lambda piece: (piece.existing is not None, packing.gives_away(piece, listed))):
         now = piece.existing
         body = SliceBody(draft.target.name, piece.group, own, annotations)
-        wanted = piece.group, own, annotations
-        same = now is not None and now.canonical and (now.group, now.meta.labels, now.meta.annotations) == wanted
+        stands = None
+        if now is not None and now.canonical:
+            stands = now.group, now.meta.labels, release.unmarked(now.meta.annotations)
+        same = stands == (piece.group, own, annotations)
         meta = None if now is None else now.meta
         meanwhile = None if now is None else _kept_meanwhile(draft, now, body, desired)
         draft.write(Kind.ENDPOINT_SLICE, piece.name, body, meta, same=same, meanwhile=meanwhile)
@@ -512,7 +519,8 @@ def _reduced(
 
 
 def _slice_now(draft: _Draft, now: CurrentSlice, body: SliceBody, reason: Reason | None) -> Change:
-    same = (now.group, now.meta.labels, now.meta.annotations) == (body.group, body.labels, body.annotations)
+    stands = now.group, now.meta.labels, release.unmarked(now.meta.annotations)
+    same = stands == (body.group, body.labels, body.annotations)
     return draft.change(Kind.ENDPOINT_SLICE, now.meta.name, body, now.meta, same=same, reason=reason)
 
 
@@ -536,7 +544,7 @@ def _drop_endpoints(draft: _Draft, existing: CurrentEndpoints, reason: Reason) -
     if draft.policy is not Policy.UPSERT_ONLY or existing.meta.deleting or not draft.ours(existing.meta):
         draft.remove(Kind.ENDPOINTS, existing.meta, reason)
         return
-    body = EndpointsBody((), existing.meta.labels, existing.meta.annotations)
+    body = EndpointsBody((), existing.meta.labels, release.unmarked(existing.meta.annotations))
     same = existing.canonical and not existing.groups
     draft.write(Kind.ENDPOINTS, existing.meta.name, body, existing.meta, same=same, reason=reason)
 
@@ -560,7 +568,7 @@ def _drop_slice(
     if undeletable:
         draft.warn(Reason(Code.SLICES_EMPTIED, rights=draft.rights))
     empty = replace(piece.group, endpoints=())
-    now = piece.meta.labels, piece.meta.annotations
+    now = piece.meta.labels, release.unmarked(piece.meta.annotations)
     body = SliceBody(piece.service, empty, *(marked or now))
     same = not piece.group.endpoints and marked in (None, now)
     draft.write(Kind.ENDPOINT_SLICE, piece.meta.name, body, piece.meta, same=same, reason=reason, meanwhile=meanwhile)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bridge.core import plan as planning
-from bridge.core import translate
+from bridge.core import release, translate
 from bridge.core.annotated import Changed, Refusal, as_before, changed, is_abandoned, missing
 from bridge.core.canonical import shorten
 from bridge.core.guard import Verdict
@@ -59,7 +59,8 @@ class Surroundings:
 
     `mirrored` gives what the control plane made of a target's Endpoints, None when that cannot be seen now. While not
     `may_delete` objects stay, whatever the policy says. `slices_forbidden` gives the verbs on EndpointSlices that are
-    missing in a namespace. `nodes` are the names of the cluster's own nodes.
+    missing in a namespace. `nodes` are the names of the cluster's own nodes. `time_of_day` in seconds since 1970: other
+    processes' releases are told with it (`release`).
     """
 
     resolve: Resolve = lambda _target, _names: {}
@@ -67,6 +68,7 @@ class Surroundings:
     may_delete: Callable[[Target], bool] = lambda _target: True
     slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: ()
     nodes: Collection[str] = ()
+    time_of_day: Callable[[], float] = lambda: 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +101,15 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A plan before the guard has seen it, with what is needed to plan again. `desired` None: nothing should stand."""
+    """A plan before the guard has seen it, with what is needed to plan again. `desired` None: nothing should stand.
+
+    `leaving`: the services are on their way out, and nothing is made any more.
+    """
 
     plan: Plan
     desired: Mirror | None
     current: Current
+    leaving: bool = False
 
 
 # --------------------------------------------------------------------------- 1. what is known
@@ -212,9 +218,10 @@ def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOpti
     if plan.unmirrored and (mirrored := around.mirrored(target)) is not None:
         current = replace(current, mirrored=mirrored)
         plan = compare(current)
-    if all(_is_leaving(s, inputs) for s in sources):
-        plan = replace(plan, changes=tuple(c for c in plan.changes if c.action is not Action.CREATE))
-    return Draft(replace(plan, queries=inputs.queries), desired, current)
+    leaving = all(_is_leaving(s, inputs) for s in sources)
+    if leaving:
+        plan = _without_creations(plan)
+    return Draft(replace(plan, queries=inputs.queries), desired, current, leaving)
 
 
 def _without_sources(inputs: Inputs, options: PlanOptions, around: Surroundings) -> Draft:
@@ -285,6 +292,8 @@ def _compare(
 ) -> Plan:
     """What is to be written, without slices where the right to write them is missing."""
     stays = desired is None and not dismissed and not around.may_delete(target)
+    now = around.time_of_day()
+    released = release.stamp(now) if options.force else release.released(current, options.owner, now)
 
     def plan(slices_forbidden: Sequence[str] = ()) -> Plan:
         made = planning.plan(
@@ -298,6 +307,7 @@ def _compare(
             warnings=warnings,
             dismissed=dismissed,
             slices_forbidden=slices_forbidden,
+            released=released,
         )
         return _left_alone(made) if stays else made
 
@@ -321,6 +331,11 @@ def _left_alone(plan: Plan) -> Plan:
     return replace(plan, changes=(), lost=0, flipped=0, ready=plan.ready_before)
 
 
+def _without_creations(plan: Plan) -> Plan:
+    """The same, and nothing is made anew: another process may be taking away what stands."""
+    return replace(plan, changes=tuple(c for c in plan.changes if c.action is not Action.CREATE))
+
+
 # --------------------------------------------------------------------------- 3. what of it may be done
 
 
@@ -342,10 +357,12 @@ def judge(
 
 def _held_back(draft: Draft, held: Held, options: PlanOptions, around: Surroundings) -> Plan:
     before = draft.plan
-    if draft.desired is None:
+    if draft.desired is None or held.releasing:
         return replace(before, changes=(), held=(held,), ready=before.ready_before)
     kept = _kept(draft.desired, draft.current, options, lost=held.lost, flips=held.flips)
     plan = _compare(before.target, kept, draft.current, options, around, before.skipped, before.warnings)
+    if draft.leaving:
+        plan = _without_creations(plan)
     return replace(plan, queries=before.queries, held=(held,))
 
 

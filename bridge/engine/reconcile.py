@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -71,6 +72,7 @@ class Reconciler:
         unreadable: Mapping[str, str] | None = None,
         may_delete: Callable[[Target], bool] = lambda _target: True,
         slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: (),
+        time_of_day: Callable[[], float] = time.time,
     ) -> None:
         """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
 
@@ -91,6 +93,7 @@ class Reconciler:
             may_delete=may_delete,
             slices_forbidden=slices_forbidden,
             nodes=nodes,
+            time_of_day=time_of_day,
         )
         self.unreadable: Mapping[str, str] = unreadable or {}
 

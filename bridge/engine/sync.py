@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from bridge.consul.catalog import read_all
 from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
 from bridge.core.guard import Guard, GuardSettings
-from bridge.core.model import Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
+from bridge.core.model import Action, Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
 from bridge.core.state import World
@@ -21,7 +22,7 @@ from bridge.engine.reconcile import Reconciler, apply_plan
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.slice_rights import slice_rights
-from bridge.errors import CancelledError
+from bridge.errors import CancelledError, StaleError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
@@ -33,6 +34,9 @@ from bridge.retry import RetryPolicy, call
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
+
+STALE_ROUNDS = 5
+"""How often what another process changed at the same time (a running bridge, say) is read and planned again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +77,8 @@ def sync_once(
     `confirm` sees the planned report before anything is written and may refuse (the dry run's report is returned).
     A namespace that we may not list is left alone and reported as failed; the others are served. Raises
     TransientError or PermanentError when a whole side cannot be used, CancelledError when `stop` was set
-    before anything was planned. Once writing has begun, a stop lets the objects in hand finish and is reported as
-    failures of the rest.
+    before anything was planned. What another process changes meanwhile is read and planned again. Once writing has
+    begun, a stop lets the objects in hand finish and is reported as failures of the rest.
     """
     say = progress or (lambda _what, _done, _total: None)
     client = KubeClient(kube, kube_warning)
@@ -100,18 +104,18 @@ def sync_once(
         _read_consul(world, consul, options, stop, say)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
-        reconciler = Reconciler(
+        with_all = partial(
+            Reconciler,
             world=world,
-            store=store,
             guard=Guard(options.guard),
             options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt, force=options.force),
             clock=time.monotonic,
             resolve=resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
             nodes=call(lambda: node_names(client, options.cluster_nodes), options.retry, stop),
-            unreadable=store.unreadable,
             slices_forbidden=slice_rights(client, options.policy, everywhere=namespaces is None).missing,
         )
+        reconciler = with_all(store=store, unreadable=store.unreadable)
         targets = world.targets()
         if options.force and options.only != Only():
             ours = store.targets()
@@ -125,10 +129,22 @@ def sync_once(
         report = _report(outcomes, reconciler, dry_run=True)
         if options.dry_run or (confirm is not None and not confirm(report)):
             return report
-        outcomes = [
-            replace(outcome, before=before[outcome.plan.target])
-            for outcome in _write(plans, Writer(client), options, stop, say)
-        ]
+        writer = Writer(client)
+        done = {outcome.plan.target: outcome for outcome in _write(plans, writer, options, stop, say)}
+        for attempt in range(1, STALE_ROUNDS + 1):
+            stale = {target for target, outcome in done.items() if _is_stale(outcome)}
+            if not stale or stop.wait(options.retry.wait_seconds(attempt)):
+                break
+            store = call(lambda: list_once(client, namespaces, options.owner, partly=True), options.retry, stop)
+            reconciler = with_all(store=store, unreadable=store.unreadable)
+            for target in stale:
+                world.forget(target)
+                if names := names_at(store.current(target)):
+                    world.remember(target, names, now=0.0)
+            world.expire(now=0.0)
+            again = {o.plan.target: o for o in _write(reconciler.plan_all(stale), writer, options, stop, say)}
+            done.update({target: _together(done[target], again.get(target)) for target in stale})
+        outcomes = [replace(outcome, before=before[target]) for target, outcome in done.items()]
         return _report(outcomes, reconciler, dry_run=False)
     finally:
         resolver.close()
@@ -178,7 +194,17 @@ def _write(
     def write(change: Change) -> None:
         if stop.is_set():
             raise CancelledError("interrupted before this object was written")
-        call(lambda: writer.apply(change), options.retry, stop)
+        stale: list[StaleError] = []
+
+        def attempt() -> None:
+            try:
+                writer.apply(change)
+            except StaleError as error:  # what was decided from the old state is not tried again
+                stale.append(error)
+
+        call(attempt, options.retry, stop)
+        if stale:
+            raise stale[0]
 
     def work(plan: Plan) -> Outcome:
         nonlocal done
@@ -191,6 +217,23 @@ def _write(
     idle = [Outcome(p, (), ()) for p in ordered if not p.writes]
     with ThreadPoolExecutor(max_workers=options.writers, thread_name_prefix="writer") as pool:
         return idle + list(pool.map(work, [p for p in ordered if p.writes]))
+
+
+def _is_stale(outcome: Outcome) -> bool:
+    """Whether somebody else wrote an object between our reading and our writing it."""
+    return any(isinstance(failure.error, StaleError) for failure in outcome.failures)
+
+
+def _together(first: Outcome, second: Outcome | None) -> Outcome:
+    """What came of a target that was planned a second time (None: there was nothing left to plan)."""
+    if second is None:
+        rest = tuple(f for f in first.failures if not isinstance(f.error, StaleError))
+        changes = (*first.applied, *(f.change for f in rest))
+        return replace(first, plan=replace(first.plan, changes=changes), failures=rest)
+    done = {(c.kind, c.name) for c in first.applied}
+    later = [c for c in second.plan.changes if c.action is not Action.UNCHANGED or (c.kind, c.name) not in done]
+    plan = replace(second.plan, changes=(*first.applied, *later), ready_before=first.plan.ready_before)
+    return Outcome(plan, (*first.applied, *second.applied), second.failures)
 
 
 def _urgency(plan: Plan) -> tuple[int, str, str]:

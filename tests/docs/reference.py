@@ -68,6 +68,10 @@ MARKS = (
         "objects of ours: the keys that their rule gives them, so that those which it drops are found",
     ),
     Mark(
+        "annotation", (marks.RELEASED,), "",
+        "objects of ours: when `sync --force` took endpoints away from them; the next change takes it off",
+    ),
+    Mark(
         "annotation", (marks.SERVICE_SYNC,), "false",
         "Services that we make: consul-k8s does not register them back in Consul; `to.annotations` may say otherwise",
     ),

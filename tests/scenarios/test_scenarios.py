@@ -2,7 +2,8 @@
 
 What a scenario does not list under `expect` (skipped, conflicts, held, warnings) must not happen. What follows under
 `then` happens `after seconds` later, in a world that is otherwise as it was, maybe `restarted: true`: seen by a bridge
-that was started anew. How lines are read:
+that was started anew. With `dies after writes: 1` another process makes the pass, and dies after one write at each
+target. How lines are read:
 
 - `vm1 10.0.0.1:8080 passing`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them. Behind its health:
   `kind:connect-proxy`, `tag:s3`, `meta:env=prod`, `zone:a` (of its node), `lan:192.168.0.1` (a tagged address),
@@ -98,6 +99,7 @@ def play(scenario: Mapping[str, Any]) -> None:
     for step in scenario.get("then", ()):
         assert set(step) <= {
             "after seconds", "restarted", "rules", "consul", "objects", "force", "index went backwards", "expect",
+            "dies after writes",
         }  # fmt: skip
         stage.now += step.get("after seconds", 0)
         if step.get("restarted"):
@@ -109,7 +111,8 @@ def play(scenario: Mapping[str, Any]) -> None:
 def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], policy: Policy) -> None:
     stage.change(given)
     force = given.get("force", False)
-    plans = stage.make_a_pass(given["consul"], policy, force=force)
+    writes = given.get("dies after writes")
+    plans = stage.make_a_pass(given["consul"], policy, force=force, writes=writes)
     held = [f"{h.target}: {h.reason}" for p in plans for h in p.held]
     seen: dict[str, Any] = {
         "changes": [_change(c.action, c.kind, p.target, c.reason) for p in plans for c in p.writes],
@@ -128,7 +131,7 @@ def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], po
             t: [e for text in texts for e in _several(text)] for t, texts in wanted["endpoints"].items()
         }
     assert seen == wanted
-    if not any(p.unmirrored for p in plans):
+    if writes is None and not any(p.unmirrored for p in plans):
         assert [c for p in stage.make_a_pass(given["consul"], policy, force=force) for c in p.writes] == []
 
 
@@ -166,8 +169,13 @@ class Stage:
         if given.get("index went backwards"):
             self.guard.rebuilt(DC, self.now)
 
-    def make_a_pass(self, catalog: Mapping[str, list[str]], policy: Policy, *, force: bool) -> list[Plan]:
-        """Read both sides, plan all targets together, write what may be written."""
+    def make_a_pass(
+        self, catalog: Mapping[str, list[str]], policy: Policy, *, force: bool, writes: int | None = None
+    ) -> list[Plan]:
+        """Read both sides, plan all targets together, write what may be written.
+
+        With `writes` another process makes it, and dies after so many of them at each target.
+        """
         self._read_kubernetes()
         self._read_consul(
             {s: [_instance(t, s) for line in lines for t in _several(line)] for s, lines in catalog.items()}
@@ -176,13 +184,14 @@ class Stage:
         reconciler = Reconciler(
             world=self.world,
             store=self.store,
-            guard=self.guard,
+            guard=self.guard if writes is None else Guard(self.settings),
             options=PlanOptions(owner=OWNER, policy=policy, adopt=self.adopt, force=force),
             clock=lambda: self.now,
             resolve=lambda _target, names: dict.fromkeys(names, ()),
             mirrored=lambda target: self.store.cluster(target).mirrored,
+            time_of_day=lambda: 1.7e9 + self.now,
         )
-        plans = reconciler.plan_all(self.world.targets())
+        plans = [replace(p, changes=p.writes[:writes]) for p in reconciler.plan_all(self.world.targets())]
         for plan in plans:
             cluster = self.store.cluster(plan.target)
             outcome = apply_plan(plan, cluster.write)

@@ -242,7 +242,7 @@ class Cluster:
             )
 
     def _write(self, change: Change) -> None:
-        existing = self._find(change)
+        existing = self.find(change)
         self.version += 1
         if change.action is Action.CREATE:
             assert existing is None, f"{change.name} is there already"
@@ -267,7 +267,8 @@ class Cluster:
         )
         self._put(change, about)
 
-    def _find(self, change: Change) -> Meta | None:
+    def find(self, change: Change) -> Meta | None:
+        """What stands under a change's name."""
         found: CurrentService | CurrentEndpoints | CurrentSlice | None = {
             Kind.SERVICE: self.service,
             Kind.ENDPOINTS: self.endpoints,

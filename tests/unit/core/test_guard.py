@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.guard import LOOK_SECONDS, Guard, GuardSettings, _Taking, _Window, force_command
+from bridge.core.guard import FORCED_SECONDS, LOOK_SECONDS, Guard, GuardSettings, _Taking, _Window, force_command
 from bridge.core.model import Held, Plan, Query, Scope, Target
 from bridge.core.reasons import Code
 from bridge.core.select import Only
@@ -415,6 +415,44 @@ def test_force_lets_everything_pass_and_is_no_recovery() -> None:
     assert TARGETS[6] in held(guard, [taking(6, 10)], 40, 1000.0)
     assert held(guard, [taking(n, 10) for n in range(6, 10)], 40, 1000.0, force=True) == {}
     assert guard.active() == ()
+
+
+def test_what_another_process_forces_is_left_to_it_for_a_moment_and_let_go_then() -> None:
+    """As the objects say; the timer names it. What is held beside it stays held until then, and is judged anew."""
+    guard = Guard(GuardSettings())
+    plans = [taking(0, 40), taking(1, 20)]
+    assert len(held(guard, plans, 100)) == 2
+    forced = replace(plans[0], released="now")
+    assert held(guard, [forced], 100, 1.0)[TARGETS[0]].releasing
+    assert released(guard, 1.0 + FORCED_SECONDS - 0.1) == frozenset()
+    assert held(guard, [forced], 100, 2.0)[TARGETS[0]].releasing
+    assert released(guard, 1.0 + FORCED_SECONDS) == {TARGETS[0]}
+    assert held(guard, [forced], 100, 1.0 + FORCED_SECONDS) == {}
+    assert held(guard, plans[1:], 60, 3.5) == {}
+
+
+def test_what_another_process_has_taken_away_is_no_recovery_of_consul() -> None:
+    """Half of what was held is not there any more, and the rest stays held for what it is."""
+    guard = Guard(GuardSettings())
+    assert len(held(guard, [taking(0, 40), taking(1, 30)], 100)) == 2
+    gone = replace(taking(0), released="now")
+    assert held(guard, [gone], 60, 1.0) == {}
+    assert list(held(guard, [taking(1, 31)], 60, 2.0)) == [TARGETS[1]]
+
+
+def test_a_release_counts_once() -> None:
+    """And is no part of the sums; another one counts again, and so does one at a target that was made anew."""
+    guard = Guard(GuardSettings())
+    lost = replace(taking(0, 30), released="now")
+    assert held(guard, [lost], 60, 0.0) == {}  # half passes by itself, and is not charged
+    guard.applied(TARGETS[0])
+    assert held(guard, [replace(taking(0), released="now")], 30, 0.5) == {}
+    assert not held(guard, [replace(taking(0, 20), released="now")], 30, 1.0)[TARGETS[0]].releasing
+    assert held(guard, [replace(taking(0, 20), released="later")], 30, 2.0)[TARGETS[0]].releasing
+    assert held(guard, [replace(taking(0), released="later")], 10, 2.0) == {}
+    guard.forget(TARGETS[0])
+    assert held(guard, [replace(taking(0, 20), released="later")], 30, 3.0)[TARGETS[0]].releasing
+    assert not held(guard, [taking(0, 20)], 30, 4.0)[TARGETS[0]].releasing
 
 
 def test_a_hold_can_be_let_go_after_a_time() -> None:
