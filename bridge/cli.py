@@ -502,7 +502,7 @@ def _run(flags: Mapping[str, Any]) -> int:
         from bridge.daemon import Daemon
         from bridge.observe.history import History
         from bridge.observe.metrics import Metrics
-        from bridge.observe.site import Site, event_of
+        from bridge.observe.site import Site
         from bridge.observe.together import Together
         from bridge.observe.web import WebServer
 
@@ -520,7 +520,6 @@ def _run(flags: Mapping[str, Any]) -> int:
         site, where = Site(daemon, metrics.text, history), settings.run.page
         web = WebServer(settings.run.listen, site.pages if where == "on" else site.probes)
         page = WebServer(where, site.pages) if where not in ("on", "off") else None
-        history.follow(lambda entry: (page or web).publish(event_of(entry)))
         with web, page or contextlib.nullcontext():
             log.info("effective settings", **{k: v for k, v in settings.effective().items() if v})
             places = {"listening": web.address, **({"page": page.address} if page is not None else {})}

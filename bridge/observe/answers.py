@@ -50,20 +50,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a page returns. `stream`: `body` is the beginning, and what is published follows until the peer leaves."""
+    """What a page returns."""
 
     status: int
     content_type: str
     body: bytes
-    stream: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The bytes of an answer, headers included."""
-
-    data: bytes
-    stream: bool = False
 
 
 Page = Callable[[Request], Answer]
@@ -85,14 +76,13 @@ def html_answer(status: int, text: str) -> Answer:
     return Answer(status, "text/html; charset=utf-8", text.encode("utf-8", "backslashreplace"))
 
 
-def respond(request: bytes, route: Callable[[str], Page], *, loopback: bool = False) -> Reply:
+def respond(request: bytes, route: Callable[[str], Page], *, loopback: bool = False) -> bytes:
     """The bytes that answer the bytes of a request. `route` finds the page of a path, also for one that is not there.
 
     `loopback`: who asks by a name other than localhost is refused. A web site whose name is made to mean 127.0.0.1
     (DNS rebinding) could else have its visitor's browser read the page.
     """
-    handler = _Handler(request, route, loopback)
-    return Reply(handler.written.getvalue(), handler.streams)
+    return _Handler(request, route, loopback).written.getvalue()
 
 
 def _is_local(host: str) -> bool:
@@ -127,7 +117,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.client_address = ("", 0)
         self.command, self.request_version, self.requestline = "GET", "HTTP/1.1", ""
         self.close_connection = True
-        self.streams = False
         if self._too_large:
             self.send_error(431)
         else:
@@ -168,11 +157,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - http.server's name; `_answer` leaves the body out
 
     def _answer(self, answer: Answer, more: Mapping[str, str] | None = None) -> None:
-        self.streams = answer.stream and self.command != "HEAD"
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
-        if not answer.stream:
-            self.send_header("Content-Length", str(len(answer.body)))
+        self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("Connection", "close")
         for name, value in {**_SECURITY, **(more or {})}.items():
             self.send_header(name, value)

@@ -46,7 +46,7 @@ class Entry:
     lag_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As /events sends it."""
+        """As /api/changes sends it."""
         return asdict(self)
 
 
@@ -75,13 +75,10 @@ class _Bucket:
 
 
 class History(NullObserver):
-    """An observer that remembers. `follow` is told of every new entry, outside of any lock, and must be quick."""
+    """An observer that remembers."""
 
-    def __init__(
-        self, wall_clock: Callable[[], float] = time.time, follow: Callable[[Entry], None] | None = None
-    ) -> None:
+    def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
         self._wall_clock = wall_clock
-        self._follow = follow
         self._lock = threading.Lock()
         self._number = 0
         self._entries: deque[Entry] = deque(maxlen=CHANGES)
@@ -92,10 +89,6 @@ class History(NullObserver):
         self._conflicts: dict[Target, str] = {}
         self._rival = False
         self._credentials = False
-
-    def follow(self, told: Callable[[Entry], None]) -> None:
-        """Tell `told` of every entry from now on."""
-        self._follow = told
 
     # ------------------------------------------------------------------ what is asked
 
@@ -256,9 +249,6 @@ class History(NullObserver):
                 lag_seconds=lag_seconds,
             )
             self._entries.append(entry)
-            follow = self._follow
-        if follow is not None:
-            follow(entry)
 
 
 def _what_was_done(outcome: Outcome) -> str:

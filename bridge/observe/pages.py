@@ -113,7 +113,7 @@ def _page(title: str, tone: str, root: str, *content: Html | None) -> Html:
             "header",
             el("a", "consul-endpoints-bridge", href=root, class_="home"),
             el("nav", *(el("a", words, href=href) for href, words in links), aria_label="Main"),
-            el("p", "Reload to see what is new.", id="live", data_events=f"{root}events"),
+            el("p", "Reload to see what is new.", id="live", data_changes=f"{root}api/changes"),
         ),
         el("main", *content, id="main", tabindex="-1"),
         class_=tone or None,

@@ -1,4 +1,4 @@
-"""What `bridge run` serves, and where: probes, metrics, status as JSON, the pages for people, and the events.
+"""What `bridge run` serves, and where: probes, metrics, status and changes as JSON, and the pages for people.
 
 Puts together what the bridge says (`Source`) and what the history remembers; it decides nothing. Every page is made
 anew from what is so at that moment.
@@ -6,7 +6,6 @@ anew from what is so at that moment.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -20,14 +19,14 @@ from bridge.core.model import Skipped
 from bridge.observe import metrics as metrics_module
 from bridge.observe import pages
 from bridge.observe.answers import Answer, Page, Request, html_answer, json_answer, text_answer
-from bridge.observe.history import Entry, History
+from bridge.observe.history import CHANGES, History
 from bridge.observe.listing import Row, Wish, find
 from bridge.observe.logs import escape
 from bridge.observe.overview import Overview
 
 FRESH_SECONDS = 0.25
 """How old rows may be: many readers share them, so that they cost the bridge no more than one. The script waits for
-longer than that after an event."""
+longer than that after a change."""
 
 SHOWN = 15
 """Changes on the first page and on a service's; /changes has all that are remembered."""
@@ -85,7 +84,7 @@ class Site:
         self.pages: Mapping[str, Page] = {
             **self.probes,
             "/api/status": lambda _request: json_answer(200, self._source.status()),
-            "/events": lambda _request: Answer(200, "text/event-stream", _HELLO, stream=True),
+            "/api/changes": self._changes,
             "/": self._index,
             "/changes": lambda _request: html_answer(200, pages.changes_page(self._history.changes())),
             "/service/": self._service,
@@ -99,6 +98,20 @@ class Site:
     def _readyz(self, _request: Request) -> Answer:
         ok, detail = self._source.ready()
         return json_answer(200 if ok else 503, {"ready": ok, **detail})
+
+    def _changes(self, request: Request) -> Answer:
+        """What happened after change number `after` (0: all that is remembered), newest first, at most `limit`.
+
+        A number that is larger than `newest` is of another process: this one has begun to count anew.
+        """
+        try:
+            after, limit = int(request.query.get("after", "0")), int(request.query.get("limit", str(CHANGES)))
+        except ValueError:
+            return text_answer(400, "after and limit are numbers: /api/changes?after=17&limit=50")
+        remembered = self._history.changes()
+        newest = remembered[0].number if remembered else 0
+        found = [entry.to_json() for entry in remembered if entry.number > after or after > newest]
+        return json_answer(200, {"newest": newest, "changes": found[: max(limit, 0)]})
 
     def _services(self) -> Sequence[Row]:
         with self._rows_lock:
@@ -130,15 +143,6 @@ class Site:
             return html_answer(404, pages.missing_page(namespace, name, "../" * (len(request.segments) - 1)))
         mine = [e for e in self._history.changes() if e.name == name and e.namespace == namespace]
         return html_answer(200, pages.service_page(row, why, mine[:SHOWN]))
-
-
-def event_of(entry: Entry) -> bytes:
-    """An entry in the form of server-sent events."""
-    return f"id: {entry.number}\nevent: change\ndata: {json.dumps(entry.to_json())}\n\n".encode("ascii")
-
-
-_HELLO = b"retry: 2000\nevent: hello\ndata: {}\n\n"
-"""Said to every reader of events at once, so that both sides know that the stream stands."""
 
 
 def _static(name: str, kind: str) -> Page:

@@ -9,8 +9,6 @@ would be an event loop and 19 MiB beside our threads, without a bound on how lon
   Who drips a request or never reads the answer holds a file descriptor until its deadline, nothing else
 - at most `CONNECTIONS` at once: the oldest unfinished one goes when another comes, so probes always get through
 - requests are bounded in size, bodies are not read, and there is one request per connection
-- at most `STREAMS` of those connections are streams of events. What is published waits for a moment, so that a burst
-  becomes one piece of bounded size; who does not read it is dropped, and every stream ends after a while
 - GET and HEAD only; strict headers; loopback by default, and then for local names alone; no authentication
 
 It must not know what the bridge does: it takes functions and shows what they return.
@@ -20,23 +18,20 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import math
 import queue
 import selectors
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from bridge.errors import ConfigurationError
-from bridge.observe.answers import REQUEST_BYTES, Answer, Page, Reply, Request, respond, text_answer
+from bridge.observe.answers import REQUEST_BYTES, Answer, Page, Request, respond, text_answer
 
 WORKERS = 4
 CONNECTIONS = 128
-STREAMS = 16
 REQUEST_SECONDS = 5.0
 """How long a connection may take to say what it wants."""
 
@@ -45,18 +40,6 @@ ANSWER_SECONDS = 30.0
 
 DRAIN_SECONDS = 1.0
 """How long we wait for the peer's end after our own, so that what it still sends does not destroy the answer."""
-
-STREAM_SECONDS = 600.0
-"""How long a stream may live. Browsers come again by themselves, so who is gone unseen does not stay for ever."""
-
-GATHER_SECONDS = 0.1
-"""How long what is published is gathered before it is sent."""
-
-GATHERED = 50
-"""Events of one piece: the newest. Streams only say that there is something to look at."""
-
-BEHIND_BYTES = 128 * 1024
-"""A reader that is so far behind is dropped."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +51,6 @@ class _Connection:
     said: bytearray = field(default_factory=bytearray)
     answer: memoryview | None = None
     draining: bool = False
-    stream: bool = False
 
 
 class WebServer:
@@ -84,24 +66,16 @@ class WebServer:
         *,
         request_seconds: float = REQUEST_SECONDS,
         connections: int = CONNECTIONS,
-        streams: int = STREAMS,
-        stream_seconds: float = STREAM_SECONDS,
     ) -> None:
         self._host, self._port = _split(listen)
         self._listen = listen
         self._pages = dict(pages)
         self._request_seconds = request_seconds
         self._limit = connections
-        self._stream_limit = streams
-        self._stream_seconds = stream_seconds
         self._server: socket.socket | None = None
         self._loopback = False
         self._jobs: queue.SimpleQueue[_Connection | None] = queue.SimpleQueue()
-        self._made: queue.SimpleQueue[tuple[_Connection, Reply]] = queue.SimpleQueue()
-        self._streams: set[_Connection] = set()
-        self._events: deque[bytes] = deque(maxlen=GATHERED)
-        self._events_lock = threading.Lock()
-        self._send_at = math.inf
+        self._made: queue.SimpleQueue[tuple[_Connection, bytes]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closing = False
 
@@ -124,17 +98,6 @@ class WebServer:
         for thread in self._threads:
             thread.start()
         return self
-
-    def publish(self, event: bytes) -> None:
-        """Send an event (complete, in the form of server-sent events) to all streams, soon. From any thread."""
-        if not self._streams:
-            return
-        with self._events_lock:
-            first = not self._events
-            self._events.append(event)
-        if first:
-            with contextlib.suppress(OSError):  # closed meanwhile
-                self._wake.send(b"x")
 
     def close(self) -> None:
         """Stop serving; afterwards no thread and no socket is left."""
@@ -195,18 +158,15 @@ class WebServer:
 
             def end(connection: _Connection) -> None:
                 if open_.pop(connection, connection) is None:
-                    self._streams.discard(connection)
                     with contextlib.suppress(KeyError, ValueError):
                         selector.unregister(connection.socket)
                     connection.socket.close()
 
             while not self._closing:
                 now = time.monotonic()
-                if now >= self._send_at:
-                    self._send_events(selector, end)
                 for connection in [c for c in open_ if c.deadline <= now]:
                     end(connection)
-                wait = min((self._send_at, now + 60.0, *(c.deadline for c in open_))) - now
+                wait = min((now + 60.0, *(c.deadline for c in open_))) - now
                 for key, mask in selector.select(max(0.0, wait)):
                     if key.fileobj is server:
                         self._accept(server, selector, open_, end)
@@ -240,11 +200,9 @@ class WebServer:
         selector.register(sock, selectors.EVENT_READ, connection)
 
     def _take_answers(self, selector: selectors.BaseSelector, open_: dict[_Connection, None]) -> None:
-        """Begin to send what the workers have made, and see whether there are events to be sent soon."""
+        """Begin to send what the workers have made."""
         with contextlib.suppress(OSError):
             self._waking.recv(4096)
-        if self._events and self._send_at == math.inf:
-            self._send_at = time.monotonic() + GATHER_SECONDS
         while True:
             try:
                 connection, reply = self._made.get_nowait()
@@ -252,29 +210,9 @@ class WebServer:
                 return
             if connection not in open_:
                 continue
-            if reply.stream and len(self._streams) >= self._stream_limit:
-                reply = _busy()
-            connection.answer = memoryview(reply.data)
+            connection.answer = memoryview(reply)
             connection.deadline = time.monotonic() + ANSWER_SECONDS
-            if reply.stream:
-                connection.stream = True
-                connection.deadline = time.monotonic() + self._stream_seconds
-                self._streams.add(connection)
             selector.register(connection.socket, selectors.EVENT_WRITE, connection)
-
-    def _send_events(self, selector: selectors.BaseSelector, end: Callable[[_Connection], None]) -> None:
-        """Give what was gathered to every stream; who has not read enough of what went before is dropped."""
-        self._send_at = math.inf
-        with self._events_lock:
-            piece = b"".join(self._events)
-            self._events.clear()
-        for connection in list(self._streams):
-            rest = bytes(connection.answer or b"")
-            if len(rest) + len(piece) > BEHIND_BYTES:
-                end(connection)
-                continue
-            connection.answer = memoryview(rest + piece)
-            selector.modify(connection.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, connection)
 
     def _step(self, connection: _Connection, mask: int, selector: selectors.BaseSelector) -> bool:
         """Move some bytes; True when the connection is done."""
@@ -287,10 +225,9 @@ class WebServer:
             connection.answer = connection.answer[sent:]
             if connection.answer:
                 return False
-            if not connection.stream:
-                connection.socket.shutdown(socket.SHUT_WR)
-                connection.draining = True
-                connection.deadline = time.monotonic() + DRAIN_SECONDS
+            connection.socket.shutdown(socket.SHUT_WR)
+            connection.draining = True
+            connection.deadline = time.monotonic() + DRAIN_SECONDS
             selector.modify(connection.socket, selectors.EVENT_READ, connection)  # all that is left is its leaving
         except (BlockingIOError, InterruptedError):
             return False
@@ -302,7 +239,7 @@ class WebServer:
         data = connection.socket.recv(16384)
         if not data:
             return True
-        if connection.draining or connection.stream:
+        if connection.draining:
             return False
         connection.said += data
         if b"\r\n\r\n" in connection.said or b"\n\n" in connection.said or len(connection.said) > REQUEST_BYTES:
@@ -327,14 +264,6 @@ class WebServer:
 
     def _missing(self, _request: Request) -> Answer:
         return text_answer(404, f"there are {' '.join(sorted(p for p in self._pages if '.' not in p))}")
-
-
-def _busy() -> Reply:
-    """What a reader of events is told when there are enough of them."""
-    return respond(
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        lambda _path: lambda _request: text_answer(503, "too many readers"),
-    )
 
 
 def _split(listen: str) -> tuple[str, int]:

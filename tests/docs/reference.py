@@ -108,7 +108,10 @@ PATHS: Mapping[str, tuple[str, str]] = {
     "/": ("", "a page for people: the state and all services"),
     "/service/": ("NAMESPACE/NAME", "one service, with what `bridge explain` says of it"),
     "/changes": ("", "what was written lately"),
-    "/events": ("", "the same as it happens, as server-sent events"),
+    "/api/changes": (
+        "?after=NUMBER&limit=COUNT",
+        "the same as JSON, newest first: what came after a change that is known",
+    ),
     "/healthz": ("", "200 while the loops are alive; else 503 with the reason"),
     "/readyz": (
         "",

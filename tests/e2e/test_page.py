@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import json
 import os
 import re
 import shutil
@@ -410,21 +411,23 @@ def test_the_documented_proxy_asks_who_it_is_and_lets_only_reading_through(proxy
         assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
-def test_events_come_through_the_documented_proxy_as_they_happen(
+def test_a_page_behind_the_documented_proxy_follows(
     proxy: Proxy, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, opened: Open, eventually: Eventually
 ) -> None:
-    """Each is there while the stream goes on, nothing is kept back; and a browser's page follows."""
+    """A browser's page, and a script that asks for what is new."""
     options = {"ignore_https_errors": True, "http_credentials": {"username": "alice", "password": PASSWORD}}
     page = opened(proxy.url, **options)
     expect(page.locator("#live span")).to_have_text("Live")
-    with proxy.ask("/events") as stream:
-        assert [stream.readline() for _ in range(3)] == [b"retry: 2000\n", b"event: hello\n", b"data: {}\n"]
-        consul.register(f"{prefix}web", f"{prefix}vm-0", "10.77.0.1", 8080)
-        eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.0.1", 8080)], 60)
-        line = b"\n"
-        while line and b"created: 1 ready" not in line:
-            line = stream.readline()
-        assert line, "the stream has ended"
+    with proxy.ask("/api/changes?limit=0") as answer:
+        newest = json.load(answer)["newest"]
+    consul.register(f"{prefix}web", f"{prefix}vm-0", "10.77.0.1", 8080)
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}web")), [("10.77.0.1", 8080)], 60)
+
+    def told() -> list[str]:
+        with proxy.ask(f"/api/changes?after={newest}") as answer:
+            return [change["text"] for change in json.load(answer)["changes"]]
+
+    eventually(lambda: "created: 1 ready" in told(), True, 60)
     expect(page.locator("#results tbody tr")).to_contain_text(f"{prefix}web")
 
 

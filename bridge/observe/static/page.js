@@ -1,11 +1,11 @@
-// Without this file every page works; with it, pages follow the events: the same page is fetched again and the parts
-// with data-live that have changed are put in; all of the page, when it has become another one (its service is gone).
-// Nothing from the events themselves is shown.
+// Without this file every page works; with it, pages follow what happens: every two seconds the number of the newest
+// change is asked for, and when it is another one the same page is fetched again and the parts with data-live that
+// differ are put in; all of the page, when it has become another one (its service is gone).
 "use strict";
 (() => {
   const line = document.getElementById("live");
-  const QUIET_MS = 15000, LEAST_MS = 1500, SETTLE_MS = 400, TYPING_MS = 200, AGAIN_MS = 30000;
-  let paused = false, copying = false, wanted = 0, last = 0, timer = 0, source = null;
+  const POLL_MS = 2000, QUIET_MS = 15000, SETTLE_MS = 400, TYPING_MS = 200, AGAIN_MS = 5000;
+  let paused = false, copying = false, wanted = 0, last = 0, timer = 0, newest = null, round = 0;
 
   const words = document.createElement("span");
   const button = document.createElement("button");
@@ -57,34 +57,43 @@
       if (!fresh.getElementById("live")) return say(`Not the bridge's page: status ${answer.status}`); // a proxy's, or a failure
       copying = !put(fresh);
       if (paused) return;
-      if (copying) say("Waits while text is selected");
-      else if (source?.readyState === EventSource.OPEN) say("Live");
+      say(copying ? "Waits while text is selected" : "Live");
     } catch {
       if (mine === wanted) say("The bridge does not answer");
     }
   }
 
-  function soon() {
+  function soon(wait = SETTLE_MS) { // not at once: the rows that a page is made of may be a moment old
     if (paused || timer || document.hidden) return;
-    timer = setTimeout(() => { timer = 0; load(location.href); }, Math.max(SETTLE_MS, last + LEAST_MS - Date.now()));
+    timer = setTimeout(() => { timer = 0; load(location.href); }, wait);
   }
 
-  function follow() {
-    if (source) source.close();
-    source = new EventSource(line.dataset.events);
-    source.addEventListener("hello", () => { say("Live"); soon(); });
-    source.addEventListener("change", soon);
-    source.onerror = () => {
-      say("Not connected: trying again");
-      if (source.readyState === EventSource.CLOSED) setTimeout(() => { if (!paused && !document.hidden) follow(); }, AGAIN_MS);
-    };
+  async function follow() { // one round of questions at a time; a later call ends the earlier one
+    const mine = ++round;
+    while (mine === round && !paused && !document.hidden) {
+      let wait = POLL_MS;
+      try {
+        const answer = await fetch(`${line.dataset.changes}?limit=0`, { headers: { Accept: "application/json" } });
+        if (!answer.ok) throw new Error(`status ${answer.status}`);
+        const found = (await answer.json()).newest;
+        if (mine !== round) return;
+        if (found !== newest || Date.now() - last > QUIET_MS) soon(); // ages and the curves go on without changes
+        newest = found;
+      } catch {
+        if (mine !== round) return;
+        newest = null;
+        wait = AGAIN_MS;
+        say("Not connected: trying again");
+      }
+      await new Promise((done) => setTimeout(done, wait));
+    }
   }
 
   button.addEventListener("click", () => {
     paused = !paused;
     button.textContent = paused ? "Resume" : "Pause";
+    newest = null;
     if (!paused) { say("Connecting"); return follow(); }
-    source.close();
     clearTimeout(timer); // what is about to be looked at, or on its way, would change the page as well
     timer = 0;
     wanted += 1;
@@ -93,12 +102,7 @@
   document.addEventListener("selectionchange", () => {
     if (copying && document.getSelection().isCollapsed) { copying = false; soon(); }
   });
-  document.addEventListener("visibilitychange", () => { // a browser has six connections for all its tabs together
-    if (paused) return;
-    if (document.hidden) source.close(); else follow();
-  });
-  setInterval(soon, QUIET_MS); // ages and the empty end of the curves
-  addEventListener("pagehide", () => source && source.close());
+  document.addEventListener("visibilitychange", () => { if (!paused && !document.hidden) follow(); });
   addEventListener("pageshow", (event) => { if (event.persisted && !paused) follow(); });
 
   const form = document.querySelector("form[role=search]");

@@ -59,7 +59,7 @@ def test_a_mark_that_changes_in_the_code_makes_the_reference_stale(
 
 
 @pytest.mark.parametrize(
-    ("table", "left_out"), [("STATUSES", ExitStatus.CHANGES), ("PATHS", "/events"), ("PATHS", "/service/")]
+    ("table", "left_out"), [("STATUSES", ExitStatus.CHANGES), ("PATHS", "/api/changes"), ("PATHS", "/service/")]
 )
 def test_every_exit_status_and_path_has_its_sentence(
     monkeypatch: pytest.MonkeyPatch, table: str, left_out: object

@@ -10,8 +10,7 @@ import pytest
 from bridge.core.model import Action, Change, Conflict, Held, Kind, Meta, Plan, Query, Target
 from bridge.core.reasons import Code
 from bridge.errors import TransientError
-from bridge.observe.history import BUCKETS, CHANGES, Entry, History
-from bridge.observe.site import event_of
+from bridge.observe.history import BUCKETS, CHANGES, History
 from bridge.report import Failure, Outcome, Report
 from tests.unit.core.builders import said
 
@@ -188,14 +187,10 @@ def test_memory_does_not_grow(history: History) -> None:
     assert [e.number for e in history.changes(2)] == [500, 499]
 
 
-def test_who_follows_is_told_of_each_entry_as_an_event(history: History) -> None:
-    """In the form of server-sent events: one line of JSON, whatever is in the text."""
-    told: list[Entry] = []
-    history.follow(told.append)
+def test_what_is_remembered_goes_into_json(history: History) -> None:
+    """Whatever is in the text."""
     history.kubernetes(False, "line\n\ndata: forged\u2028")
     history.pass_done(1.0, Report())
-    assert len(told) == 1
-    number, kind, data, *rest = event_of(told[0]).decode().split("\n")
-    assert (number, kind, rest) == ("id: 1", "event: change", ["", ""])
-    assert json.loads(data.removeprefix("data: "))["text"] == "Kubernetes cannot be used: line\n\ndata: forged\u2028"
+    (only,) = history.changes()
+    assert json.loads(json.dumps(only.to_json()))["text"] == "Kubernetes cannot be used: line\n\ndata: forged\u2028"
     assert json.dumps(history.series().to_json())

@@ -19,9 +19,9 @@ from bridge.errors import ConfigurationError
 from bridge.observe import web
 from bridge.observe.history import History
 from bridge.observe.metrics import Metrics
-from bridge.observe.site import STATIC, Site, event_of
+from bridge.observe.site import STATIC, Site
 from bridge.observe.web import WebServer
-from tests.unit.observe.builders import HOSTILE, World, entry
+from tests.unit.observe.builders import HOSTILE, World
 
 PATHS = ("/", "/healthz", "/readyz", "/metrics", "/api/status", "/changes", "/service/a/b", "/page.js")
 
@@ -74,7 +74,7 @@ def ask(server: WebServer, path: str = "/healthz", method: str = "GET", **option
         ("[evil.example]", 421),
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/api/status", "/events", "/metrics"])
+@pytest.mark.parametrize("path", ["/", "/api/status", "/api/changes", "/metrics"])
 def test_on_loopback_a_name_that_somebody_else_gives_us_is_refused(
     server: WebServer, path: str, host: str, status: int
 ) -> None:
@@ -222,7 +222,7 @@ def test_what_is_not_there_is_answered_with_what_is(server: WebServer, world: Wo
     served = [path for path in Site(world, Metrics("1").text, History()).pages if path.removeprefix("/") not in STATIC]
     said = body(ask(server, "/nix")).decode()
     assert said == f"there are {' '.join(sorted(served))}\n"
-    assert {"/changes", "/service/", "/events"} <= set(served)
+    assert {"/changes", "/service/", "/api/changes"} <= set(served)
 
 
 def test_a_page_that_fails_is_500_and_says_nothing_inside(server: WebServer, world: World) -> None:
@@ -389,90 +389,30 @@ def read_until(sock: socket.socket, wanted: bytes) -> bytes:
     return said
 
 
-def test_events_reach_every_reader_as_they_happen(server: WebServer) -> None:
-    """Server-sent events: a greeting, then what is published, in order."""
-    readers = [connect(server) for _ in range(3)]
-    for sock in readers:
-        sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        head = read_until(sock, b"event: hello\ndata: {}\n\n")
-        assert head.startswith(b"HTTP/1.1 200 ")
-        assert b"Content-Type: text/event-stream\r\n" in head
-        assert b"Content-Length" not in head
-    server.publish(event_of(entry(number=1, text="one\nline")))
-    server.publish(event_of(entry(number=2)))
-    for sock in readers:
-        said = read_until(sock, b"id: 2\nevent: change\n")
-        assert said.startswith(b"id: 1\nevent: change\ndata: {")
-        assert b"one\\nline" in said
-        sock.close()
+def changes(server: WebServer, query: str = "") -> dict[str, Any]:
+    """What `/api/changes` says."""
+    found: dict[str, Any] = json.loads(body(ask(server, f"/api/changes{query}")))
+    return found
 
 
-def test_a_reader_of_events_too_many_is_told_to_come_later(world: World) -> None:
-    """The others keep theirs; one that leaves makes room."""
-    with start(world, streams=1) as server, connect(server) as first:
-        first.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        read_until(first, b"hello")
-        assert raw(server, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 503 ")
-        server.publish(event_of(entry(number=7)))
-        read_until(first, b"id: 7\n")
-        first.close()
-        deadline = time.monotonic() + 30
-        while True:
-            with connect(server) as second:
-                second.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                if second.recv(4096).startswith(b"HTTP/1.1 200 "):
-                    break
-            assert time.monotonic() < deadline
+def test_a_script_learns_what_happened_since_it_last_asked(world: World) -> None:
+    """Newest first, as many as it wants; a number of a process that is no more is answered with everything."""
+    history = History()
+    with WebServer("127.0.0.1:0", Site(world, Metrics("1").text, history).pages) as server:
+        assert changes(server) == {"newest": 0, "changes": []}
+        for up in (False, True, False):
+            history.kubernetes(up, "refused\nby a firewall")
+        assert [c["number"] for c in changes(server)["changes"]] == [3, 2, 1]
+        assert [c["number"] for c in changes(server, "?after=1")["changes"]] == [3, 2]
+        assert changes(server, "?after=3") == {"newest": 3, "changes": []}
+        assert changes(server, "?limit=0") == {"newest": 3, "changes": []}
+        assert [c["number"] for c in changes(server, "?after=1&limit=1")["changes"]] == [3]
+        assert [c["number"] for c in changes(server, "?after=99")["changes"]] == [3, 2, 1]
 
 
-def test_a_reader_of_events_that_does_not_read_is_dropped(world: World) -> None:
-    """And neither its silence nor what it sends keeps anybody waiting."""
-    with start(world) as server, connect(server) as lazy, connect(server) as eager:
-        for sock in (lazy, eager):
-            sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            read_until(sock, b"hello")
-        lazy.sendall(b"noise" * 1000)
-        event = event_of(entry(text="x" * 100_000))
-        deadline = time.monotonic() + 60
-        while len(server._streams) == 2:
-            server.publish(event)
-            read_until(eager, b"}\n\n")
-            assert time.monotonic() < deadline
-        assert ask(server).status == 200
-        server.publish(event_of(entry(number=99)))
-        read_until(eager, b"id: 99\n")
-
-
-def test_a_burst_of_events_is_cut_to_the_newest(world: World) -> None:
-    """Readers look again anyway: what they need is that there was something."""
-    with start(world) as server, connect(server) as sock:
-        sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        read_until(sock, b"hello")
-        for number in range(5000):
-            server.publish(event_of(entry(number=number)))
-        said = read_until(sock, b"id: 4999\n")
-        assert said.count(b"event: change") < 2500
-
-
-def test_a_stream_of_events_ends_after_a_while(world: World) -> None:
-    """Browsers come again; who is gone unseen does not stay for ever."""
-    with start(world, stream_seconds=1.0) as server:
-        assert b"hello" in raw(server, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-
-
-def test_streams_of_events_do_not_keep_probes_out(world: World) -> None:
-    """They count as connections: the oldest goes."""
-    with start(world, connections=5, streams=16) as server:
-        readers = [connect(server) for _ in range(12)]
-        for sock in readers:
-            with contextlib.suppress(OSError):
-                sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        for _ in range(5):
-            assert ask(server).status == 200
-        for sock in readers:
-            sock.close()
-
-
-def test_head_of_events_is_no_stream(server: WebServer) -> None:
-    """It ends at once."""
-    assert b"text/event-stream" in raw(server, b"HEAD /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+@pytest.mark.parametrize("query", ["?after=x", "?limit=1.5", "?after="])
+def test_a_question_about_changes_that_means_nothing_is_400(server: WebServer, query: str) -> None:
+    """With an example of one that does; what was asked is not repeated."""
+    answer = ask(server, f"/api/changes{query}")
+    assert answer.status == (200 if query == "?after=" else 400)
+    assert b"after=17" in body(answer) or answer.status == 200
