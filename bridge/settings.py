@@ -955,6 +955,11 @@ class GrantSettings(_Section):
     allow_cidrs: tuple[Cidr, ...] = Field(
         (), description="The networks that their endpoints may be in, beside `guard.allow_cidrs`. Empty: all of those."
     )
+    node_addresses: bool = Field(
+        False,
+        description="Whether their endpoints may be addresses of this cluster's own nodes. They are known where the "
+        "bridge may list nodes; what Consul has on a node that `kubernetes.nodes` names may have that node's.",
+    )
 
 
 class Settings(BaseSettings):

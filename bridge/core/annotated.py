@@ -58,7 +58,8 @@ class Grant:
 
     `namespace_selector` selects namespaces by their labels (`core.labels`), beside `namespaces`: both have to match.
     `filter`: whether they may give a filter expression, which can tell them of meta that they do not see otherwise.
-    `allow_cidrs` bounds the addresses, beside the bounds of the installation.
+    `allow_cidrs` bounds the addresses, beside the bounds of the installation; without `node_addresses` none of them
+    is one of the cluster's own nodes, as far as those are known.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -67,6 +68,7 @@ class Grant:
     datacenters: tuple[str, ...] = ()
     filter: bool = False
     allow_cidrs: tuple[str, ...] = ()
+    node_addresses: bool = False
 
     def covers(self, namespace: str, query: Query) -> bool:
         """Whether it lets a user of `namespace` ask for a service in a datacenter, whatever labels that has."""
@@ -188,7 +190,9 @@ def request_of(
             annotations=((REQUEST, _request(service, query, tags)),),
             annotated=True,
         ),
-        instances=InstanceRules(bounds=annotated.bounds, allow_cidrs=grant.allow_cidrs),
+        instances=InstanceRules(
+            bounds=annotated.bounds, allow_cidrs=grant.allow_cidrs, node_addresses=grant.node_addresses
+        ),
         warnings=tuple(_not_understood(marks, output, tags)),
     )
     return rule, query

@@ -13,8 +13,10 @@ from typing import Any
 from bridge.core import select
 from bridge.core.canonical import shorten
 from bridge.core.model import (
+    NO_NODES,
     NO_PORTS,
     Action,
+    ClusterNodes,
     Current,
     EndpointsBody,
     Group,
@@ -112,7 +114,7 @@ def explain(
     current: Current | None = None,
     plan: Plan | None = None,
     resolved: Resolved | None = None,
-    cluster_nodes: Collection[str] = (),
+    cluster_nodes: ClusterNodes = NO_NODES,
     unfiltered: Knowledge | None = None,
     beside: Sequence[tuple[Rule, Known]] = (),
     remembered: Target | None = None,
@@ -221,7 +223,7 @@ def _rows(
     carriers: Carriers,
     current: Current | None,
     resolved: Resolved | None,
-    cluster_nodes: Collection[str],
+    cluster_nodes: ClusterNodes,
 ) -> tuple[str, tuple[Row, ...], set[tuple[str, int]]]:
     """What Consul says, a row per instance, and the (address, port) pairs that these account for."""
     match knowledge:

@@ -6,7 +6,7 @@ is the comparison that matters and a second pass finds nothing to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -582,9 +582,36 @@ USUAL_BOUNDS = Bounds()
 """Everything but the clouds' own services."""
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterNodes:
+    """The nodes of the Kubernetes cluster itself, as far as they are known.
+
+    `names` are those that are Consul nodes of the same name as well. `addresses` tells the node at each address of one;
+    it is empty while nobody may list nodes.
+    """
+
+    names: Collection[str] = ()
+    addresses: Mapping[str, str] = field(default_factory=dict)
+
+    def at(self, address: str) -> str:
+        """The node at a (canonical) address, "" when none is known to be there."""
+        return self.addresses.get(address, "")
+
+    def is_own(self, node: str, consul_node: str) -> bool:
+        """Whether a Consul node is the same machine as a node: what is registered there may have its addresses."""
+        return node == consul_node and node in self.names
+
+
+NO_NODES = ClusterNodes()
+"""Nothing is known of the cluster's nodes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceRules:
-    """How instances become endpoints (`instances` of a rule in docs/reference.md)."""
+    """How instances become endpoints (`instances` of a rule in docs/reference.md).
+
+    `node_addresses`: whether addresses of the cluster's own nodes may be endpoints (`ClusterNodes`).
+    """
 
     warning: Disposition = Disposition.READY
     critical: Disposition = Disposition.NOT_READY
@@ -593,6 +620,7 @@ class InstanceRules:
     allow_cidrs: tuple[str, ...] = ()
     deny_cidrs: tuple[str, ...] = ()
     bounds: Bounds = USUAL_BOUNDS
+    node_addresses: bool = True
     zone_meta: str = "zone"
     keep_last_ready: bool = False
 

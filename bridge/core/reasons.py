@@ -41,6 +41,7 @@ class Code(StrEnum):
     ADDRESS_SITE_LOCAL = "address_site_local"
     ADDRESS_EMBEDDED = "address_embedded"
     API_SERVER = "api_server"
+    NODE_ADDRESS = "node_address"
     HOST_NAMES_OFF = "host_names_off"
     CIDR_DENIED = "cidr_denied"
     CIDR_DENIED_EMBEDDED = "cidr_denied_embedded"
@@ -121,6 +122,7 @@ class Code(StrEnum):
     CONTRADICTION = "contradiction"
     DISAGREEMENT = "disagreement"
     ZONE_INVALID = "zone_invalid"
+    NODE_ADDRESSES = "node_addresses"
     HIDDEN = "hidden"
     BEING_DELETED = "being_deleted"
     ENDPOINTS_BEING_DELETED = "endpoints_being_deleted"
@@ -185,6 +187,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.ADDRESS_SITE_LOCAL: "{address} is a site-local address (fec0::/10), deprecated by RFC 3879",
     Code.ADDRESS_EMBEDDED: "{address} leads to an IPv4 address: {inner}",
     Code.API_SERVER: "{address} is this cluster's API server",
+    Code.NODE_ADDRESS: "{address} is an address of this cluster's node {node}: annotated Services do not lead there "
+    "unless their grant has `node_addresses: true`",
     Code.HOST_NAMES_OFF: "{name} is a host name, and dns.resolve is off",
     Code.CIDR_DENIED_EMBEDDED: "{address} leads to {inner}, which is in {section}deny_cidrs ({network})",
     Code.CIDR_DENIED: "{address} is in {section}deny_cidrs ({network})",
@@ -277,6 +281,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.CONTRADICTION: "instances have {count} values for the {kind} {key} ({source}): {taken} is taken",
     Code.DISAGREEMENT: "the rules that share this Service differ in {key}: {taken!r} (for {first}) is taken, not "
     "{other!r} (for {second})",
+    Code.NODE_ADDRESSES: "{count} addresses are those of this cluster's own nodes ({first}, for example): the Service "
+    "leads to what listens there; `deny_cidrs` refuses them",
     Code.ZONE_INVALID: "zone {zone!r} is no label value: its endpoints have no zone",
     Code.HIDDEN: "instances on nodes that the Consul token may not see: what is ready in Kubernetes and not shown "
     'stays; a token with node_prefix "" {{ policy = "read" }} sees them',
@@ -368,6 +374,7 @@ SKIPS = (
     Code.ADDRESS_SITE_LOCAL,
     Code.ADDRESS_EMBEDDED,
     Code.API_SERVER,
+    Code.NODE_ADDRESS,
     Code.HOST_NAMES_OFF,
     Code.CIDR_DENIED,
     Code.CIDR_DENIED_EMBEDDED,
@@ -413,6 +420,7 @@ WARNINGS = (
     Code.CONTRADICTION,
     Code.DISAGREEMENT,
     Code.ZONE_INVALID,
+    Code.NODE_ADDRESSES,
     Code.HIDDEN,
     Code.BEING_DELETED,
     Code.ENDPOINTS_BEING_DELETED,

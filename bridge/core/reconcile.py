@@ -22,8 +22,10 @@ from bridge.core.annotated import Changed, Refusal, as_before, changed, is_aband
 from bridge.core.canonical import shorten
 from bridge.core.guard import Verdict
 from bridge.core.model import (
+    NO_NODES,
     Action,
     Adopt,
+    ClusterNodes,
     Current,
     Group,
     Held,
@@ -59,7 +61,7 @@ class Surroundings:
 
     `mirrored` gives what the control plane made of a target's Endpoints, None when that cannot be seen now. While not
     `may_delete` objects stay, whatever the policy says. `slices_forbidden` gives the verbs on EndpointSlices that are
-    missing in a namespace. `nodes` are the names of the cluster's own nodes. `time_of_day` in seconds since 1970: other
+    missing in a namespace. `nodes` are the cluster's own. `time_of_day` in seconds since 1970: other
     processes' releases are told with it (`release`).
     """
 
@@ -67,7 +69,7 @@ class Surroundings:
     mirrored: Callable[[Target], tuple[Group, ...] | None] = lambda _target: None
     may_delete: Callable[[Target], bool] = lambda _target: True
     slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: ()
-    nodes: Collection[str] = ()
+    nodes: ClusterNodes = NO_NODES
     time_of_day: Callable[[], float] = lambda: 0.0
 
 

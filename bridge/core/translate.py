@@ -6,7 +6,8 @@ with its reason. Nothing that stands in Consul can make it raise.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -17,8 +18,10 @@ from bridge.core.annotated import FILTER, TAGS
 from bridge.core.canonical import shorten
 from bridge.core.marks import derived, is_label_value, joined
 from bridge.core.model import (
+    NO_NODES,
     NO_PORTS,
     USUAL_TRAFFIC,
+    ClusterNodes,
     Current,
     CurrentService,
     Disposition,
@@ -109,7 +112,7 @@ def translate(
     sources: Sequence[tuple[Rule, Query, Known]],
     current: Current | None = None,
     resolved: Resolved | None = None,
-    cluster_nodes: Collection[str] = (),
+    cluster_nodes: ClusterNodes = NO_NODES,
 ) -> Translation:
     """The mirror of one or more Consul services at `target`; the first source's rule says what kind of Service it is.
 
@@ -174,6 +177,7 @@ def translate(
         *contradictions,
         *_warnings(mirror, service),
         *_zone_warnings(fates),
+        *_node_warnings(fates, cluster_nodes),
         *(
             text
             for source_rule, _, fate in fates
@@ -226,7 +230,7 @@ def fates_of(
     rule: Rule,
     current: Current | None = None,
     resolved: Resolved | None = None,
-    cluster_nodes: Collection[str] = (),
+    cluster_nodes: ClusterNodes = NO_NODES,
 ) -> list[Fate]:
     """What becomes of each instance of one service under its rule, and why."""
     service = current.service if current is not None else None
@@ -241,7 +245,7 @@ def _fate_of(
     rule: Rule,
     service: CurrentService | None,
     resolved: Resolved,
-    cluster_nodes: Collection[str],
+    cluster_nodes: ClusterNodes,
 ) -> Fate:
     if instance.kind not in _ORDINARY_KINDS:
         return Fate(instance, Ended.FOREIGN, Reason(Code.PROXY, kind=shorten(instance.kind)))
@@ -261,7 +265,7 @@ def _fate_of(
     ports = portage.of_instance(instance, rule, service, own_port)
     if isinstance(ports, Reason):
         return Fate(instance, Ended.SKIPPED, reason or ports)
-    found = _addresses(address, rule.instances, resolved)
+    found = _addresses(address, rule.instances, resolved, instance.node, cluster_nodes)
     if isinstance(found, Reason):
         return Fate(instance, Ended.SKIPPED, reason or found, ports)
     ready, serving, terminating = _conditions(instance.status, disposition)
@@ -271,7 +275,7 @@ def _fate_of(
         reason = Reason(Code.PUBLISHED, status=instance.status, check=shorten(instance.check))
     zone = zone_of(instance, rule.instances.zone_meta)
     for_zone = zone if traffic.distribution in BY_ZONE else ""
-    node_name = instance.node if instance.node in cluster_nodes else ""
+    node_name = instance.node if instance.node in cluster_nodes.names else ""
     return Fate(
         instance,
         ended,
@@ -378,7 +382,9 @@ def choose_address(instance: Instance, rules: InstanceRules) -> tuple[str, int]:
             return "", 0
 
 
-def _addresses(address: str, rules: InstanceRules, resolved: Resolved) -> Sequence[canonical.Address] | Reason:
+def _addresses(
+    address: str, rules: InstanceRules, resolved: Resolved, consul_node: str, nodes: ClusterNodes
+) -> Sequence[canonical.Address] | Reason:
     """The addresses that traffic may be sent to, or why there is none."""
     parsed = canonical.parse(address)
     candidates: Iterable[canonical.Address | canonical.Refused] = (parsed,)
@@ -395,6 +401,8 @@ def _addresses(address: str, rules: InstanceRules, resolved: Resolved) -> Sequen
             reason = candidate.reason
         elif (why := _outside(candidate.text, rules)) is not None:
             reason = why
+        elif not rules.node_addresses and (node := _node_at(candidate.text, consul_node, nodes)):
+            reason = Reason(Code.NODE_ADDRESS, address=candidate.text, node=node)
         else:
             found.append(candidate)
     return found or reason
@@ -407,6 +415,28 @@ def _outside(address: str, rules: InstanceRules) -> Reason | None:
     return canonical.excluded(address, bounds.allow_cidrs, bounds.deny_cidrs, "guard.") or canonical.excluded(
         address, rules.allow_cidrs, rules.deny_cidrs
     )
+
+
+def _node_at(address: str, consul_node: str, nodes: ClusterNodes) -> str:
+    """The cluster's node that an address leads to, "" for none and for what Consul has on that very node."""
+    if not nodes.addresses:
+        return ""
+    found = nodes.at(address)
+    if not found and (inner := canonical.embedded(ipaddress.ip_address(address))) is not None:
+        found = nodes.at(str(inner))
+    return "" if nodes.is_own(found, consul_node) else found
+
+
+def _node_warnings(fates: Iterable[tuple[Rule, Query, Fate]], nodes: ClusterNodes) -> Iterable[Reason]:
+    """What an operator's rule leads to the cluster's own nodes."""
+    found = sorted({
+        endpoint.address
+        for rule, _, fate in (fates if nodes.addresses else ())
+        for _, endpoint in fate.endpoints
+        if not rule.to.annotated and _node_at(endpoint.address, fate.instance.node, nodes)
+    })  # fmt: skip
+    if found:
+        yield Reason(Code.NODE_ADDRESSES, count=len(found), first=found[0])
 
 
 def zone_of(instance: Instance, zone_meta: str) -> str:

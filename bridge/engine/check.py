@@ -45,7 +45,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.faults import remedy
 from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.namespaces import ROLE, read_labels
-from bridge.kube.nodes import node_names
+from bridge.kube.nodes import cluster_nodes
 from bridge.kube.store import Store
 from bridge.retry import RetryPolicy
 
@@ -377,12 +377,25 @@ class _Check:
                 yield _leases(client)
             if "*" in self._options.cluster_nodes:
                 yield _nodes(client)
+            if self._annotated.grants != ():
+                yield from self._node_addresses(client)
             if self._annotated.asks_for_labels:
                 yield _namespace_labels(client, daemon=self._options.leases)
             if allowed:
                 yield self._mirroring(client, allowed)
         except BridgeError as error:
             yield Probe("rights", FAILED, str(error), "kubectl auth can-i --list")
+
+    def _node_addresses(self, client: KubeClient) -> Iterator[Probe]:
+        """Whether annotated Services are kept away from the nodes: their addresses have to be known for that."""
+        name, allowed = "addresses of the cluster's nodes", can_i(client, "list", "", "nodes")
+        if allowed:
+            count = len(set(cluster_nodes(client, ()).addresses.values()))
+            yield Probe(name, OK, f"those of {count} nodes are known: annotated Services do not lead there")
+        elif self._several and not self._annotated.bounds.allow_cidrs:
+            detail = "not known (list nodes is not allowed): annotated Services may lead to them"
+            mend = "guard.allow_cidrs without the nodes' network, or apply manifests/components/node-addresses (chart: "
+            yield Probe(name, WARNING, detail, f"{mend}nodeAddresses)")
 
     def _admission(self, client: KubeClient, namespace: str, need: _Needs) -> Iterator[Probe]:
         """What stands behind the rights: policies, webhooks, quotas. Said only when something is refused."""
@@ -658,7 +671,7 @@ def _leases(client: KubeClient) -> Probe:
 def _nodes(client: KubeClient) -> Probe:
     """Whether the cluster's nodes can be listed, where `nodeName` is asked for."""
     try:
-        names = node_names(client, ("*",))
+        names = cluster_nodes(client, ("*",)).names
     except BridgeError as error:
         mend = "kubectl create clusterrole bridge-nodes --verb=list --resource=nodes, and bind it"
         return Probe("nodes of the cluster", FAILED, str(error), mend)

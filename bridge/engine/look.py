@@ -21,7 +21,7 @@ from bridge.core import select
 from bridge.core.annotated import Refusal, request_at
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
-from bridge.core.model import Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
+from bridge.core.model import NO_NODES, Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import World
@@ -36,7 +36,7 @@ from bridge.errors import BridgeError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
-from bridge.kube.nodes import node_names
+from bridge.kube.nodes import cluster_nodes
 from bridge.kube.store import Store
 from bridge.observe.logs import kube_warning
 from bridge.report import Origin
@@ -194,7 +194,7 @@ class _Look:
         self._views: dict[Query, Knowledge] = {}
         self.asked: list[tuple[Target, Rule, Query]] = []
         self._resolver: Resolver[Target] = Resolver(options.resolver)
-        self._nodes: frozenset[str] = frozenset()
+        self._nodes = NO_NODES
         self._plans: dict[Target, Plan] = {}
         self._about: frozenset[Query] | None = None
         self.kubernetes_trouble = ""
@@ -216,7 +216,7 @@ class _Look:
         self._store = call(
             lambda: list_once(client, namespaces, self._options.owner, partly=True), self._options.retry, self._stop
         )
-        self._nodes = call(lambda: node_names(client, self._options.cluster_nodes), self._options.retry, self._stop)
+        self._nodes = call(lambda: cluster_nodes(client, self._options.cluster_nodes), self._options.retry, self._stop)
 
     def read_consul(self, service: str | None) -> None:
         """Read everything that the rules select, or only `service` and what shares its target."""

@@ -13,8 +13,10 @@ from typing import Protocol
 
 from bridge.core.guard import Guard, Verdict
 from bridge.core.model import (
+    NO_NODES,
     Action,
     Change,
+    ClusterNodes,
     Conflict,
     Current,
     CurrentSlice,
@@ -68,7 +70,7 @@ class Reconciler:
         clock: Callable[[], float],
         resolve: Resolve = lambda _target, _names: {},
         mirrored: Callable[[Target], tuple[Group, ...]] | None = None,
-        nodes: Collection[str] = (),
+        nodes: ClusterNodes = NO_NODES,
         unreadable: Mapping[str, str] | None = None,
         may_delete: Callable[[Target], bool] = lambda _target: True,
         slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: (),
@@ -98,13 +100,13 @@ class Reconciler:
         self.unreadable: Mapping[str, str] = unreadable or {}
 
     @property
-    def nodes(self) -> Collection[str]:
-        """The names of the cluster's own nodes."""
+    def nodes(self) -> ClusterNodes:
+        """The cluster's own nodes."""
         return self._around.nodes
 
     @nodes.setter
-    def nodes(self, names: Collection[str]) -> None:
-        self._around = replace(self._around, nodes=names)
+    def nodes(self, nodes: ClusterNodes) -> None:
+        self._around = replace(self._around, nodes=nodes)
 
     def plan(self, target: Target) -> Plan | None:
         """What is to be done at one target; None while too little is known to say anything about it."""

@@ -30,6 +30,7 @@ from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
     Adopt,
     Change,
+    ClusterNodes,
     Kind,
     Knowledge,
     Listing,
@@ -70,7 +71,7 @@ from bridge.kube.election import ElectionConfig
 from bridge.kube.events import EventRecorder
 from bridge.kube.mirrored import mirrored
 from bridge.kube.namespaces import Labels, NamespaceLabels
-from bridge.kube.nodes import node_names
+from bridge.kube.nodes import cluster_nodes
 from bridge.kube.writer import Writer
 from bridge.observe.together import Together
 from bridge.report import NullObserver, Observer, Outcome, build_report
@@ -464,12 +465,9 @@ class Bridge:
             mirrored=lambda target: mirrored(client, target),
             may_delete=self._rivals.may_delete,
             slices_forbidden=self._slice_rights.missing,
-            nodes=call(
-                lambda: node_names(client, options.cluster_nodes),
-                options.kube_retry,
-                self._stop,
-                on_retry=lambda error, _wait: self._without_nodes(str(error)),
-            ),
+            nodes=call(self._read_nodes, options.kube_retry, self._stop, on_retry=self._without_nodes)
+            if "*" in options.cluster_nodes
+            else ClusterNodes(options.cluster_nodes),
         )
         self._live = Live(self._reconciler, self._cache.current, self._resolver.known)
         self._catalog = Catalog(
@@ -530,6 +528,9 @@ class Bridge:
             self._observer.kubernetes(False, self._kubernetes_trouble() or "not listed yet")
             if self._stop.is_set():
                 raise CancelledError("stopped before the first pass")
+        if "*" not in self._options.cluster_nodes:
+            nodes = call(self._read_nodes, self._options.kube_retry, self._stop, on_retry=self._without_nodes)
+            self._reconciler.nodes = nodes
         while self._labels is not None and not self._labels.asked.wait(FIRST_LOOK_SECONDS):
             if self._stop.is_set():
                 raise CancelledError("stopped before the first pass")
@@ -600,7 +601,7 @@ class Bridge:
             self._cache.refresh()
             self._remember_all()
             with contextlib.suppress(BridgeError):  # the nodes that we know are good enough until the next pass
-                self._reconciler.nodes = node_names(self._client, self._options.cluster_nodes)
+                self._reconciler.nodes = self._read_nodes(self._reconciler.nodes)
         with self._reconciler.lock:
             targets = self._reconciler.world.targets() | set(self._cache.targets())
         plans = self._reconciler.plan_all(targets, ask=False)
@@ -687,10 +688,13 @@ class Bridge:
     def _rival(self) -> str:
         return self._leadership.rival() or self._rivals.reason()
 
-    def _without_nodes(self, reason: str) -> None:
-        """The cluster's nodes, which are read first of all, could not be read."""
-        self._no_nodes = reason
-        self._observer.kubernetes(False, reason)
+    def _read_nodes(self, known: ClusterNodes | None = None) -> ClusterNodes:
+        return cluster_nodes(self._client, self._options.cluster_nodes, known)
+
+    def _without_nodes(self, error: BridgeError, _wait: float) -> None:
+        """The cluster's nodes, which nothing is planned without, could not be read."""
+        self._no_nodes = str(error)
+        self._observer.kubernetes(False, self._no_nodes)
 
     def _kubernetes_trouble(self) -> str | None:
         if not hasattr(self, "_catalog"):

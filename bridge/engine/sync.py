@@ -26,7 +26,7 @@ from bridge.errors import CancelledError, StaleError
 from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
-from bridge.kube.nodes import node_names
+from bridge.kube.nodes import cluster_nodes
 from bridge.kube.writer import Writer
 from bridge.observe.logs import kube_warning
 from bridge.report import Outcome, Report, build_report
@@ -112,7 +112,7 @@ def sync_once(
             clock=time.monotonic,
             resolve=resolver.resolve,
             mirrored=lambda target: mirrored(client, target),
-            nodes=call(lambda: node_names(client, options.cluster_nodes), options.retry, stop),
+            nodes=call(lambda: cluster_nodes(client, options.cluster_nodes), options.retry, stop),
             slices_forbidden=slice_rights(client, options.policy, everywhere=namespaces is None).missing,
         )
         reconciler = with_all(store=store, unreadable=store.unreadable)

@@ -1,42 +1,68 @@
-"""Names of the cluster's nodes, asked for only where `nodeName` is wanted: it takes a cluster-wide right.
+"""The cluster's nodes, as far as they may be seen: it takes a cluster-wide right.
 
-A Consul node that is a node of the cluster as well (agents as a DaemonSet) gives its endpoints that node's name; the
-API server refuses nothing here, but a name that is no node's would mislead whoever reads it.
+Two things are made of them. A Consul node that is a node of the cluster as well (agents as a DaemonSet, the setting
+`kubernetes.nodes`) gives its endpoints that node's name; the API server refuses nothing here, but a name that is no
+node's would mislead whoever reads it. And users' Services do not lead to nodes: whoever may register in Consul would
+reach what listens there (a kubelet, say) through them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from bridge.errors import PermanentError, TransientError
-from bridge.kube.client import METADATA_LIST_ONLY, KubeClient
+from bridge.core import canonical
+from bridge.core.model import ClusterNodes
+from bridge.errors import ForbiddenError, PermanentError, TransientError
+from bridge.kube.cache import can_i
+from bridge.kube.client import KubeClient
 
-PAGE = 500
+PAGE = 100
+"""Nodes per page: each is some 15 kB."""
 
 
-def node_names(client: KubeClient, wanted: Sequence[str]) -> frozenset[str]:
-    """The names in `wanted`; with `*` in it those of all nodes, from the API server.
+def cluster_nodes(client: KubeClient, wanted: Sequence[str], known: ClusterNodes | None = None) -> ClusterNodes:
+    """The nodes in `wanted` by name (with `*` in it all of them), and the addresses of all nodes.
 
-    Raises PermanentError when the nodes may not be listed, TransientError when the server cannot be asked.
+    Where nodes may not be listed, the addresses are those that were `known`. Raises PermanentError when names were to
+    be asked for and may not, TransientError when the server cannot be asked.
     """
-    if "*" not in wanted:
-        return frozenset(wanted)
-    found: set[str] = set()
+    found = _seen(client)
+    if found is None and "*" in wanted:
+        raise PermanentError(
+            "the cluster's nodes may not be listed, which kubernetes.nodes: ['*'] asks for: allow it (a "
+            "ClusterRole with list on nodes) or name the nodes there"
+        )
+    if found is None:
+        return ClusterNodes(frozenset(wanted), {} if known is None else known.addresses)
+    addresses = {address: name for name, at in found.items() for address in at}
+    return ClusterNodes(frozenset(found if "*" in wanted else wanted), addresses)
+
+
+def _seen(client: KubeClient) -> dict[str, list[str]] | None:
+    """Addresses by node; None where they may not be listed, which is asked first: a refusal looks bad in audit logs."""
+    try:
+        return dict(_nodes(client)) if can_i(client, "list", "", "nodes") else None
+    except ForbiddenError:
+        return None
+
+
+def _nodes(client: KubeClient) -> Iterator[tuple[str, list[str]]]:
+    """Names and (canonical) addresses of all nodes."""
     following = ""
     while True:
         query = [("limit", str(PAGE)), *([("continue", following)] if following else [])]
-        answer = client.request("GET", "/api/v1/nodes", query=query, accept=METADATA_LIST_ONLY, allow=frozenset({403}))
-        if answer.status == 403:
-            raise PermanentError(
-                "the cluster's nodes may not be listed, which kubernetes.nodes: ['*'] asks for: allow it (a "
-                "ClusterRole with list on nodes) or name the nodes there"
-            )
         try:
-            content = json.loads(answer.body)
-            found.update(str(item["metadata"]["name"]) for item in content.get("items") or [])
+            content = client.document("/api/v1/nodes", query=query)
+            yield from [_node(item) for item in content.get("items") or []]
             following = content["metadata"].get("continue") or ""
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TransientError("the list of nodes is no Kubernetes list") from error
         if not following:
-            return frozenset(found)
+            return
+
+
+def _node(item: Mapping[str, Any]) -> tuple[str, list[str]]:
+    said = (item.get("status") or {}).get("addresses") or []
+    parsed = [canonical.parse(str(entry["address"])) for entry in said if entry["type"] in ("InternalIP", "ExternalIP")]
+    return str(item["metadata"]["name"]), [found.text for found in parsed if isinstance(found, canonical.Address)]

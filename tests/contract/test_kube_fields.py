@@ -17,6 +17,7 @@ import pytest
 
 from bridge.core.model import (
     Change,
+    ClusterNodes,
     Current,
     CurrentEndpoints,
     CurrentService,
@@ -82,7 +83,7 @@ class Side:
         """What a pass would do."""
         current = self.current()
         known = [(rule, Query("dc1", "radosgw"), Known(found or (instance(node_meta=(("zone", "a"),)),)))]
-        translation = translate(self.target, known, current, cluster_nodes=["vm-10.0.0.1"])
+        translation = translate(self.target, known, current, cluster_nodes=ClusterNodes(["vm-10.0.0.1"]))
         return plan(self.target, translation.mirror, current, owner="default", warnings=translation.warnings)
 
     def make_a_pass(self, rule: Rule, *found: Instance) -> Plan:

@@ -252,3 +252,62 @@ def test_selectors_mean_what_they_mean_to_the_api_server(kube: RawKube, namespac
         except ValueError:
             ours = "refused"
         assert (selector, ours) == (selector, theirs)
+
+
+@pytest.fixture
+def node(kube: RawKube, prefix: str) -> Iterator[str]:
+    """A node of the cluster, at two addresses."""
+    name = f"{prefix}node"
+    addresses = [{"type": "InternalIP", "address": text} for text in ("10.78.0.1", "2001:db8:78::1")]
+    body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {"addresses": addresses}}
+    kube.json("POST", "/api/v1/nodes", body)
+    yield name
+    kube.delete(f"/api/v1/nodes/{name}")
+
+
+def test_annotated_services_do_not_lead_to_the_clusters_nodes(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, other: str, node: str, prefix: str, tmp_path: Path
+) -> None:
+    """Where nodes may be listed; a grant may allow it, and what Consul has on the very node is no way in. Rules may."""
+    service = f"{prefix}kubelet"
+    for address in ("10.78.0.1", "2001:db8:78::1", "10.78.0.9"):
+        consul.register(service, f"{prefix}vm-{address[-1]}-{len(address)}", address, 10250)
+    consul.register(service, node, "10.78.0.1", 8080)
+    ask(kube, namespace, "asked", service)
+    file, env = tmp_path / "bridge.yaml", environment(lab.consul.address, lab.kubeconfig)
+    read = [{"apiGroups": [""], "resources": ["services", "endpoints"], "verbs": ["list", "create", "patch", "delete"]}]
+    read += [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read[0]["verbs"]}]
+    poor = environment(lab.consul.address, lab.service_account(namespace, f"{prefix}poor", read))
+
+    def addresses(env: dict[str, str], **further: Any) -> list[str]:
+        settings(file, namespace, **further)
+        done = bridge("sync", "--yes", "--config", str(file), env=env)
+        assert done.status == 0, done.stderr
+        slices = kube.json("GET", f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices")["items"]
+        return sorted({a for piece in slices for endpoint in piece["endpoints"] for a in endpoint["addresses"]})
+
+    everything = ["10.78.0.1", "10.78.0.9", "2001:db8:78::1"]
+    try:
+        assert addresses(poor) == everything
+        assert addresses(env) == ["10.78.0.9"]
+        assert addresses(env, annotated=[{"node_addresses": True}]) == everything
+        assert addresses(env, kubernetes={"watch_namespaces": [namespace], "nodes": [node]}) == everything[:2]
+        found = bridge("explain", service, "--config", str(file), env=env).stdout
+        assert f"2001:db8:78::1 is an address of this cluster's node {node}" in " ".join(found.split())
+        rules = [{"services": [service], "to": {"namespace": namespace}}]
+        report = bridge("sync", "--dry-run", "-o", "json", "--config", str(_ruled(file, rules)), env=env).json
+        assert "2 addresses are those of this cluster's own nodes" in str(report)
+        probes = {p["probe"]: p for p in bridge("check", "--config", str(file), "-o", "json", env=env).json["probes"]}
+        assert probes["addresses of the cluster's nodes"]["state"] == "ok"
+        settings(file, namespace, other, annotated=[{}])
+        probes = {p["probe"]: p for p in bridge("check", "--config", str(file), "-o", "json", env=poor).json["probes"]}
+        assert "manifests/components/node-addresses" in probes["addresses of the cluster's nodes"]["mend"]
+    finally:
+        consul.drop_node(node)
+
+
+def _ruled(file: Path, rules: list[Json]) -> Path:
+    """Another file, with rules."""
+    other = file.with_name("rules.yaml")
+    put(other, yaml.safe_dump({"rules": rules}))
+    return other

@@ -42,6 +42,7 @@ KINDS = {
     ("", "services"): "Service",
     ("", "endpoints"): "Endpoints",
     ("", "namespaces"): "Namespace",
+    ("", "nodes"): "Node",
     ("discovery.k8s.io", "endpointslices"): "EndpointSlice",
     ("coordination.k8s.io", "leases"): "Lease",
     ("events.k8s.io", "events"): "Event",
@@ -1112,7 +1113,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def _need_namespace(self, kind: tuple[str, str], namespace: str) -> None:
-        if kind[1] != "namespaces" and ("", namespace) not in self.kube.objects["", "namespaces"]:
+        if kind[1] not in ("namespaces", "nodes") and ("", namespace) not in self.kube.objects["", "namespaces"]:
             raise Refused(404, "NotFound", f'namespaces "{namespace}" not found', name=namespace, kind="namespaces")
 
     def _json(self) -> Json:

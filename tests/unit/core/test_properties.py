@@ -15,6 +15,7 @@ from bridge.core.mirroring import may_refuse, why_not_carried
 from bridge.core.model import (
     Action,
     Adopt,
+    ClusterNodes,
     Current,
     Destination,
     Disposition,
@@ -344,7 +345,8 @@ def test_whatever_is_registered_gives_objects_that_kubernetes_takes(
     assert target.name[0].isalpha()
     current = Current(target, service(None, (Port("web", 80), Port("x", 81))) if with_service else None)
     host_names(found, by)
-    result = translate(target, [(by, query, Known(tuple(found)))], current, resolved, cluster_nodes={"vm1"})
+    nodes = ClusterNodes({"vm1"})
+    result = translate(target, [(by, query, Known(tuple(found)))], current, resolved, cluster_nodes=nodes)
     made = plan(target, result.mirror, current, owner=OWNER, adopt=Adopt.UNOWNED)
     for change in made.changes:
         assert change.target == target

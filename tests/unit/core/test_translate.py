@@ -9,6 +9,7 @@ import pytest
 from bridge.core.marks import derived, label_value, marks, origins
 from bridge.core.model import (
     Bounds,
+    ClusterNodes,
     Current,
     CurrentService,
     Destination,
@@ -328,7 +329,8 @@ def test_zones_come_from_the_nodes_meta_as_they_are(value: str, zone: str, warni
 
 def test_the_name_of_a_node_is_given_where_it_is_one_of_the_clusters() -> None:
     """And invented nowhere."""
-    found = translated([instance(node="k8s-1"), instance("10.0.0.2", node="vm2")], cluster_nodes={"k8s-1"})
+    nodes = ClusterNodes({"k8s-1"})
+    found = translated([instance(node="k8s-1"), instance("10.0.0.2", node="vm2")], cluster_nodes=nodes)
     assert found.mirror is not None
     assert [e.node_name for g in found.mirror.groups for e in g.endpoints] == ["k8s-1", ""]
 
@@ -679,7 +681,7 @@ def test_what_virtual_machines_cannot_give_is_said(
 ) -> None:
     """Local policies reach endpoints on the clients' node alone, and hints need slices and a zone for all."""
     found = [instance(node_meta=(("zone", "a"),))]
-    assert codes_of(translated(found, by, asking(**traffic), cluster_nodes=nodes).warnings) == codes
+    assert codes_of(translated(found, by, asking(**traffic), cluster_nodes=ClusterNodes(nodes)).warnings) == codes
 
 
 def test_a_zone_is_a_hint_where_the_service_asks_for_it() -> None:
@@ -700,3 +702,65 @@ def test_an_instance_without_a_port_is_there_for_dns_alone() -> None:
     assert found.mirror is not None
     assert [g.ports for g in found.mirror.groups] == [(), (Port("", 80),)]
     assert [s.reason.code for s in found.skipped if isinstance(s.reason, Reason)] == [Code.PORT_INVALID]
+
+
+def skipped(found: Translation) -> list[str]:
+    """Why instances were skipped."""
+    return [str(each.reason) for each in found.skipped]
+
+
+NODES = ClusterNodes({"k8s-1"}, {"10.0.0.1": "k8s-1", "10.0.0.2": "k8s-2", "2001:db8::2": "k8s-2"})
+
+
+@pytest.mark.parametrize(
+    ("address", "consul_node", "reason"),
+    [
+        (
+            "10.0.0.1",
+            "vm1",
+            "10.0.0.1 is an address of this cluster's node k8s-1: annotated Services do not lead there",
+        ),
+        ("2001:db8::2", "vm1", "2001:db8::2 is an address of this cluster's node k8s-2"),
+        ("64:ff9b::a00:2", "vm1", "64:ff9b::a00:2 is an address of this cluster's node k8s-2"),
+        ("10.0.0.1", "k8s-1", ""),
+        ("10.0.0.2", "k8s-1", "10.0.0.2 is an address of this cluster's node k8s-2"),
+        ("10.0.0.2", "k8s-2", "10.0.0.2 is an address of this cluster's node k8s-2"),
+        ("10.0.0.9", "vm1", ""),
+        ("2001:db8::9", "vm1", ""),
+    ],
+)
+def test_a_users_service_leads_to_no_node_of_the_cluster(address: str, consul_node: str, reason: str) -> None:
+    """But to what Consul has on that very node, where the two are known to be one; or where it was granted."""
+    rules = InstanceRules(node_addresses=False)
+    by = Rule(to=Destination(annotated=True), instances=rules)
+    found = [instance(address, node=consul_node), instance("10.0.0.8", node="vm8")]
+    current = Current(TARGET, service(owner=None, ports=(Port("", 8080),)))
+    refused = translated(found, by, current, cluster_nodes=NODES)
+    assert [text.startswith(reason) for text in skipped(refused)] == ([True] if reason else [])
+    assert skipped(translated(found, by, current)) == []
+    granted = replace(by, instances=replace(rules, node_addresses=True))
+    assert skipped(translated(found, granted, current, cluster_nodes=NODES)) == []
+
+
+def test_a_host_name_that_resolves_to_a_node_leads_there_as_little() -> None:
+    """Its other addresses are taken."""
+    by = Rule(to=Destination(annotated=True), instances=InstanceRules(node_addresses=False))
+    names = {"db.example": ("10.0.0.2", "10.0.0.9"), "node.example": ("10.0.0.2",)}
+    found = [instance("db.example", node="vm1"), instance("node.example", node="vm2")]
+    result = translated(found, by, Current(TARGET, service(owner=None)), resolved=names, cluster_nodes=NODES)
+    assert result.mirror is not None
+    assert [e.address for group in result.mirror.groups for e in group.endpoints] == ["10.0.0.9"]
+    (text,) = skipped(result)
+    assert text.startswith("10.0.0.2 is an address of this cluster's node k8s-2")
+
+
+def test_an_operators_rule_that_leads_to_nodes_is_warned_of() -> None:
+    """Not for what Consul has on that very node."""
+    found = [instance("10.0.0.1", node="k8s-1"), instance("10.0.0.2", node="vm2"), instance("10.0.0.9", node="vm9")]
+    result = translated(found, cluster_nodes=NODES)
+    assert skipped(result) == []
+    assert [warning for warning in result.warnings if warning.code is Code.NODE_ADDRESSES] == [
+        "1 addresses are those of this cluster's own nodes (10.0.0.2, for example): the Service leads to what listens "
+        "there; `deny_cidrs` refuses them"
+    ]
+    assert codes_of(translated([*found[:1], *found[2:]], cluster_nodes=NODES).warnings) == ()

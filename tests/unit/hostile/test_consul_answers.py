@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 from bridge.consul import decode
 from bridge.consul.client import Answer
 from bridge.core import explain, select
-from bridge.core.model import Current, Destination, InstanceRules, Known, Output, Query, Rule, Skipped, Unknown
+from bridge.core.model import (
+    ClusterNodes,
+    Current,
+    Destination,
+    InstanceRules,
+    Known,
+    Output,
+    Query,
+    Rule,
+    Skipped,
+    Unknown,
+)
 from bridge.core.plan import plan
 from bridge.core.translate import host_names, translate
 from bridge.errors import TransientError
@@ -82,7 +93,7 @@ def test_an_answer_becomes_objects_of_one_namespace_or_reasons(entries: Any, nam
     if isinstance(target, Skipped):
         return
     host_names(known.instances, rule)
-    done = translate(target, [(rule, query, known)], None, {}, {"vm"})
+    done = translate(target, [(rule, query, known)], None, {}, ClusterNodes({"vm"}))
     made = plan(target, done.mirror, Current(target), owner="me")
     for change in made.changes:
         body = objects.encode(change)
