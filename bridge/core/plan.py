@@ -153,6 +153,11 @@ def missing_rights(verbs: Sequence[str], namespace: str) -> str:
     return f"{', '.join(verbs)} endpointslices in namespace {namespace}"
 
 
+def are_frozen(lacking: Sequence[str], policy: Policy) -> bool:
+    """Whether our slices stay as they are, because we may neither change nor delete them (any more)."""
+    return "patch" in lacking and ("delete" in lacking or policy is not Policy.SYNC)
+
+
 def scope_of(current: Current, owner: str, desired: Mirror | None = None) -> Scope:
     """With whom the guard adds up what stands at a target, or (nothing stands there yet) what is to be made there.
 
@@ -385,20 +390,15 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     if blocked and any(c.existing is None or not draft.ours(c.existing) for c in draft.changes):
         draft.changes.clear()  # a Service that we would make or take over would lead to somebody else's addresses
         return
-    if draft.policy is Policy.CREATE_ONLY and (mine or (endpoints is not None and draft.ours(endpoints.meta))):
-        return
     output = _carried_by(draft, desired, mine)
     wants_endpoints = output is not Output.ENDPOINTSLICES
     wants_slices = output is not Output.ENDPOINTS
-    if "patch" in draft.lacking and ("delete" in draft.lacking or draft.policy is not Policy.SYNC):
+    if draft.policy is Policy.CREATE_ONLY and (mine or (endpoints is not None and draft.ours(endpoints.meta))):
+        _complete(draft, desired, endpoints, mine, output, labels, annotations)
+        return
+    if are_frozen(draft.lacking, draft.policy):
         mine = []  # they stay as they are, whatever that is
-    own = joined(labels, _slice_marks(draft.target))
-    alone = EndpointsBody(canonical.plain(desired.groups), labels, annotations)
-    content = EndpointsBody(
-        alone.groups if wants_endpoints else (),
-        joined(labels, ((SKIP_MIRROR, "true"),)) if wants_slices else labels,
-        annotations,
-    )
+    own, alone, content = _bodies(draft, desired, output, labels, annotations)
     stays = _still_needed(mine, desired, current) if not wants_slices else False
     if stays and (draft.makes_slices or not why_not_carried(desired.groups)):
         draft.unmirrored = True
@@ -426,6 +426,47 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
             meanwhile = _mirrored_meanwhile(draft, endpoints, alone) if draft.ours(endpoints.meta) else None
             reason = Reason(Code.OUTPUT_CHANGED)
             draft.remove(Kind.ENDPOINTS, endpoints.meta, reason, adopted=True, meanwhile=meanwhile)
+
+
+def _complete(
+    draft: _Draft,
+    desired: Mirror,
+    endpoints: CurrentEndpoints | None,
+    mine: Sequence[CurrentSlice],
+    output: Output,
+    labels: Pairs,
+    annotations: Pairs,
+) -> None:
+    """What `create-only` makes beside objects of ours that stand: those that are missing, and nothing else changes.
+
+    Endpoints that the control plane mirrors carry everything, so that no slice is missing beside them.
+    """
+    own, alone, content = _bodies(draft, desired, output, labels, annotations)
+    skips_mirror = endpoints is not None and (SKIP_MIRROR, "true") in endpoints.meta.labels
+    is_mirrored = endpoints is not None and draft.ours(endpoints.meta) and not skips_mirror
+    if output is not Output.ENDPOINTS and not is_mirrored:
+        carried = {(s.group.family, s.group.ports) for s in mine if not s.meta.deleting}
+        missing = [g for g in desired.groups if (g.family, g.ports) not in carried]
+        packed, _ = packing.pack(draft.target, missing, mine, desired.max_endpoints_per_slice)
+        _slices(draft, desired, packed, own, annotations)
+    if output is not Output.ENDPOINTSLICES and endpoints is None:
+        _endpoints(draft, content, None, alone)
+
+
+def _bodies(
+    draft: _Draft, desired: Mirror, output: Output, labels: Pairs, annotations: Pairs
+) -> tuple[Pairs, EndpointsBody, EndpointsBody]:
+    """The labels of slices; the Endpoints when nothing else carries the addresses; and the Endpoints as they shall be.
+
+    Beside slices of ours they are not mirrored.
+    """
+    alone = EndpointsBody(canonical.plain(desired.groups), labels, annotations)
+    content = EndpointsBody(
+        alone.groups if output is not Output.ENDPOINTSLICES else (),
+        labels if output is Output.ENDPOINTS else joined(labels, ((SKIP_MIRROR, "true"),)),
+        annotations,
+    )
+    return joined(labels, _slice_marks(draft.target)), alone, content
 
 
 def _carried_by(draft: _Draft, desired: Mirror, mine: Sequence[CurrentSlice]) -> Output:

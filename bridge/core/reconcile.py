@@ -78,7 +78,8 @@ class Inputs:
     """What is known about one target at one moment.
 
     `sources` None: one of its services was never read; (): no service feeds it. `rejected` wanted the target and did
-    not get it. `sent_away`: a user does not want any more what was filled there. `removable`: it is certain, for long
+    not get it. `sent_away`: a user does not want any more what was filled there. `left_over`: the same, or the service
+    that it was filled from is certainly gone. `removable`: it is certain, for long
     enough, that no service stands behind it. `missing` are services of `sources` that Consul does not list (any more);
     `proved`: it lists the first of them, so what changed there it has not simply lost. `listed`: it lists one of the
     `queries`. `not_asked`: why nothing is read of the datacenter that a user's Service names.
@@ -90,6 +91,7 @@ class Inputs:
     refusal: Refusal | None = None
     queries: tuple[Query, ...] = ()
     sent_away: bool = False
+    left_over: bool = False
     removable: bool = False
     listed: bool = False
     missing: frozenset[Name] = frozenset()
@@ -136,6 +138,7 @@ def observe(state: World, current: Current, now: float) -> Inputs:
         refusal=refusal,
         queries=queries,
         sent_away=sent_away,
+        left_over=sent_away or (opted_out and state.is_left_over(target, now)),
         removable=removable,
         listed=any(state.is_listed(_name_of(query)) for query in queries),
         missing=frozenset(name for name in names if state.is_missing(name)),
@@ -197,7 +200,7 @@ def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOpti
     desired = translation.mirror
     skipped = tuple(sorted((*translation.skipped, *inputs.rejected)))
     asked = first.rule.to.annotated
-    change = changed(current, first.rule, first.query, options.owner) if asked else Changed.NOTHING
+    change = _changed(current, first, options, around) if asked else Changed.NOTHING
     dismissed = change is Changed.SERVICE or (change is Changed.SELECTION and inputs.proved)
     warnings = translation.warnings + tuple(
         missing(s.query, target.namespace)
@@ -206,7 +209,7 @@ def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOpti
     )
     doubts = _doubts(sources, names - resolved.keys())
     if desired is not None and doubts and change is not Changed.SERVICE:
-        desired = _kept(desired, current, options, lost=True, flips=False)
+        desired = _kept(desired, current, options, around, lost=True, flips=False)
         warnings += doubts
 
     def compare(found: Current) -> Plan:
@@ -249,9 +252,10 @@ def _sent_away(
 ) -> Plan | None:
     """The end of what we filled for a user who does not ask any more, or may not, where a rule wants the name too.
 
-    The rule does not get the user's Service, so nothing else would ever change what stands there.
+    The rule does not get the user's Service, so nothing else would ever change what stands there. The guard adds it up
+    where nobody can tell the user's wish from a loss of Consul's.
     """
-    if not inputs.sent_away and inputs.refusal is None:
+    if not inputs.left_over and inputs.refusal is None:
         return None
     warnings += () if inputs.refusal is None else (inputs.refusal.reason,)
     plan = _compare(inputs.target, None, inputs.current, options, around, skipped, warnings, dismissed=inputs.sent_away)
@@ -322,10 +326,28 @@ def _compare(
     return plan(forbidden) if forbidden else found
 
 
-def _kept(desired: Mirror, current: Current, options: PlanOptions, *, lost: bool, flips: bool) -> Mirror:
+def _kept(
+    desired: Mirror, current: Current, options: PlanOptions, around: Surroundings, *, lost: bool, flips: bool
+) -> Mirror:
     """What is to be, with what would be taken away kept in place."""
     kept = planning.retain(desired, current, lost=lost, flips=flips, owner=options.owner)
-    return as_before(kept, current, options.owner)
+    marked = as_before(kept, current, options.owner)
+    return marked if marked == kept else as_before(kept, _written(current, options, around), options.owner)
+
+
+def _changed(current: Current, source: Source, options: PlanOptions, around: Surroundings) -> Changed:
+    """What the user changed since their Service was filled, as what we can write says."""
+    found = changed(current, source.rule, source.query, options.owner)
+    if found is Changed.NOTHING:
+        return found
+    return changed(_written(current, options, around), source.rule, source.query, options.owner)
+
+
+def _written(current: Current, options: PlanOptions, around: Surroundings) -> Current:
+    """The same without slices that we may not write any more: they say for ever for which request they were made."""
+    if not current.slices or not planning.are_frozen(around.slices_forbidden(current.target.namespace), options.policy):
+        return current
+    return replace(current, slices=())
 
 
 def _left_alone(plan: Plan) -> Plan:
@@ -361,7 +383,7 @@ def _held_back(draft: Draft, held: Held, options: PlanOptions, around: Surroundi
     before = draft.plan
     if draft.desired is None or held.releasing:
         return replace(before, changes=(), held=(held,), ready=before.ready_before)
-    kept = _kept(draft.desired, draft.current, options, lost=held.lost, flips=held.flips)
+    kept = _kept(draft.desired, draft.current, options, around, lost=held.lost, flips=held.flips)
     plan = _compare(before.target, kept, draft.current, options, around, before.skipped, before.warnings)
     if draft.leaving:
         plan = _without_creations(plan)

@@ -315,6 +315,18 @@ class World:
             return False
         return all(self._is_gone(name, narrow=self._narrow and not abandoned) for name in names)
 
+    def is_left_over(self, target: Target, now: float) -> bool:
+        """Whether nothing can fill a target again with what it was filled from: each service is listed, or has gone.
+
+        Asked of a target that a rule claims, and where a user's Service stands that does not ask any more.
+        """
+        names = self._remembered.get(target, ())
+        return bool(names) and all(
+            (self.is_listed(name) and name[0] not in self._listing_trouble)
+            or (now - self._leaving.get(name, now) >= self._grace_seconds and self._is_gone(name, narrow=False))
+            for name in names
+        )
+
     def targets(self) -> set[Target]:
         """All targets that a service claims or that Kubernetes remembers."""
         return self._claims.targets() | self._remembered.keys() | self._refusals.keys()

@@ -10,6 +10,7 @@ from bridge.core.marks import SERVICE_SYNC, joined, marks
 from bridge.core.model import (
     Action,
     Adopt,
+    Change,
     Conflict,
     Current,
     CurrentService,
@@ -540,19 +541,80 @@ def test_upsert_only_empties_endpoints_when_the_output_is_slices() -> None:
     assert planned(mirror_of(instances(3), by, cluster.current()), cluster.current(), Policy.UPSERT_ONLY).writes == ()
 
 
-def test_create_only_creates_and_then_leaves_alone() -> None:
+@pytest.mark.parametrize(
+    ("output", "missing"),
+    [(Output.ENDPOINTS, []), (Output.BOTH, []), (Output.ENDPOINTSLICES, ["create Endpoints"])],
+)
+def test_create_only_creates_and_then_leaves_alone(output: Output, missing: list[str]) -> None:
     """What is missing is made; what is there is not changed, not even by further slices beside it."""
     empty = planned(mirror_of(instances(1)), Current(TARGET), Policy.CREATE_ONLY)
     assert verbs(empty) == ["create Service", "create Endpoints"]
-    for output in Output:
-        cluster = cluster_of(output)
-        by = rule(output=Output.BOTH, port=80)
-        found = planned(mirror_of(instances(500), by, cluster.current()), cluster.current(), Policy.CREATE_ONLY)
-        assert found.writes == ()
-        assert [c.reason for c in found.changes] == ["policy create-only: no update"]
-        assert (found.lost, found.flipped) == (0, 0)
-        cluster.service = None
-        assert verbs(planned(mirror_of(instances(3), by), cluster.current(), Policy.CREATE_ONLY)) == ["create Service"]
+    cluster = cluster_of(output)
+    by = rule(output=Output.BOTH, port=80)
+    found = planned(mirror_of(instances(500), by, cluster.current()), cluster.current(), Policy.CREATE_ONLY)
+    assert verbs(found) == missing
+    assert [c.reason for c in found.changes if c.reason is not None] == ["policy create-only: no update"]
+    assert (found.lost, found.flipped) == (0, 0)
+    cluster.service = None
+    again = planned(mirror_of(instances(3), by), cluster.current(), Policy.CREATE_ONLY)
+    assert verbs(again) == ["create Service", *missing]
+
+
+@pytest.mark.parametrize(
+    ("output", "refused"),
+    [
+        (Output.BOTH, "nothing"),
+        (Output.BOTH, "Endpoints"),
+        (Output.BOTH, "IPv4"),
+        (Output.BOTH, "port"),
+        (Output.ENDPOINTSLICES, "IPv6"),
+        (Output.ENDPOINTSLICES, "port"),
+    ],
+)
+def test_create_only_finishes_what_was_written_in_part(output: Output, refused: str) -> None:
+    """An object that was refused (by a quota, say) is made later; whatever stands is as it was."""
+    listed = (instance("10.0.0.1"), instance("fd00::1"), instance("10.0.0.2", 9090))
+    by = rule(output=output)
+    cluster = Cluster()
+
+    def work() -> Plan:
+        current = cluster.current()
+        return planned(mirror_of(listed, by, current), current, Policy.CREATE_ONLY)
+
+    def is_refused(change: Change) -> bool:
+        if not isinstance(change.body, SliceBody):
+            return change.kind is Kind.ENDPOINTS and refused == "Endpoints"
+        group = change.body.group
+        port = any(p.number == 9090 for p in group.ports)
+        return refused == "port" if port else refused == group.family.value
+
+    found = work()
+    for change in found.writes:
+        if not is_refused(change):
+            cluster.write(change)
+    before = cluster.current()
+    again = work()
+    assert {c.action for c in again.writes} <= {Action.CREATE}
+    assert len(again.writes) == sum(is_refused(change) for change in found.writes) == (refused != "nothing")
+    cluster.apply(again)
+    now = cluster.current()
+    assert set(before.slices) <= set(now.slices)
+    assert before.endpoints in (None, now.endpoints)
+    carried = {e.address for s in now.slices for e in s.group.endpoints}
+    assert carried == {"10.0.0.1", "fd00::1", "10.0.0.2"}
+    assert (now.endpoints is not None) is (output is Output.BOTH)
+    assert work().writes == ()
+
+
+def test_create_only_makes_no_slices_beside_endpoints_that_are_mirrored() -> None:
+    """They carry everything; Endpoints that are somebody else's carry nothing of ours."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    by = rule(output=Output.BOTH)
+    assert planned(mirror_of(instances(3), by), cluster.current(), Policy.CREATE_ONLY).writes == ()
+    current = replace(cluster_of(Output.ENDPOINTSLICES).current(), endpoints=endpoints(owner=None))
+    current = replace(current, slices=(), service=service())
+    found = planned(mirror_of(instances(3), rule(output=Output.ENDPOINTSLICES)), current, Policy.CREATE_ONLY)
+    assert verbs(found) == ["create EndpointSlice"]
 
 
 # --------------------------------------------------------------------------- switching outputs

@@ -5,9 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from bridge.core.annotated import Refusal, missing
+import pytest
+
+from bridge.core.annotated import Refusal, missing, request_of
 from bridge.core.guard import Verdict
-from bridge.core.model import Action, Current, Destination, Kind, Known, Listing, Output, Plan, Query, Rule, Target
+from bridge.core.marks import joined, marks
+from bridge.core.model import (
+    Action,
+    Current,
+    Destination,
+    Gone,
+    Held,
+    Kind,
+    Known,
+    Listing,
+    Output,
+    Plan,
+    Query,
+    Rule,
+    Status,
+    Target,
+)
 from bridge.core.reasons import Code, codes_of
 from bridge.core.reconcile import Draft, PlanOptions, Surroundings, judge, names_at, observe, reconcile
 from bridge.core.state import World
@@ -18,6 +36,7 @@ from tests.unit.core.builders import (
     group,
     instance,
     instances,
+    our_marks,
     ready,
     rule,
     service,
@@ -131,6 +150,61 @@ def test_what_a_user_sent_away_goes_although_a_rule_wants_the_name() -> None:
         (Action.DELETE, Kind.ENDPOINTS, "no rule or annotation asks for it any more")
     ]
     assert len(plan.conflicts) == 1
+
+
+@pytest.mark.parametrize(
+    ("gone", "seconds", "left"),
+    [(True, 60.0, 0), (True, 5.0, 12), (False, 60.0, 12)],
+)
+def test_what_a_user_left_behind_goes_although_a_rule_wants_the_name_and_its_service_is_gone(
+    gone: bool, seconds: float, left: int
+) -> None:
+    """For certain and for long enough; the guard adds it up, as nobody sees whether a user or Consul did it."""
+    filled = endpoints(group(*ready(*(f"10.0.0.{n}" for n in range(1, 13)))))
+    filled = replace(filled, meta=replace(filled.meta, marks=our_marks(marks(OWNER, (Query("dc1", "db"),))[1])))
+    current = Current(TARGET, service(owner=None), filled)
+    world = World((rule(),), ("dc1",), 30.0)
+    world.remember(TARGET, names_at(current), 0.0)
+    world.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
+    world.on_view(WEB, Known((instance("10.0.1.1"),)))
+    world.on_view(Query("dc1", "db"), Gone() if gone else Known((instance(),)))
+    world.expire(seconds)
+    draft = reconcile(observe(world, current, seconds), OPTIONS, Surroundings())
+    assert draft is not None
+    assert (len(draft.plan.writes), draft.plan.lost, draft.plan.dismissed) == (
+        (1, 12, False) if not left else (0, 0, False)
+    )
+    assert len(draft.plan.conflicts) == 1
+
+
+@pytest.mark.parametrize(("lacking", "taken"), [((), (0, 0)), (("patch",), (0, 0)), (("patch", "delete"), (11, 1))])
+def test_slices_that_may_not_be_written_any_more_do_not_say_what_a_user_asked_for(
+    lacking: tuple[str, ...], taken: tuple[int, int]
+) -> None:
+    """They keep the request that they were made for; what stands for the one of now is what Consul loses."""
+    mine = service(owner=None, meta_marks=(("consul-bridge/mirror", "true"),))
+    asked = request_of(mine, "dc1")
+    assert isinstance(asked, tuple)
+    now, by = asked[0].to.annotations, asked[0]
+    addresses = [f"10.0.0.{n}" for n in range(1, 13)]
+    old, new = (("consul-bridge/request", "old"),), now
+    filled = endpoints(group(*ready(*addresses)))
+    filled = replace(filled, meta=replace(filled.meta, marks=joined(filled.meta.marks, new)))
+    cut = slice_of("radosgw-a", group(*ready("10.0.9.1")))
+    cut = replace(cut, meta=replace(cut.meta, marks=joined(cut.meta.marks, old)))
+    world = state(instance("10.0.0.1", status=Status.CRITICAL), rules=())
+    world.annotate(TARGET, by, asked[1], 0.0)
+    current = Current(TARGET, mine, filled, (cut,))
+    draft = made(world, current, slices_forbidden=lambda _namespace: lacking)
+    assert draft is not None
+    assert (draft.plan.lost, draft.plan.flipped) == taken
+    assert draft.plan.dismissed is (taken == (0, 0))
+    lost, flipped = taken
+    held = Held(TARGET, Code.HELD_REMOVAL, lost + flipped, "", lost=lost > 0, flips=flipped > 0)
+    around = Surroundings(slices_forbidden=lambda _namespace: lacking)
+    (kept,) = judge([draft], lambda _plans: Verdict({TARGET: held} if lost else {}), OPTIONS, around)
+    written = [dict(c.body.annotations)["consul-bridge/request"] for c in kept.writes if c.body is not None]
+    assert set(written) <= {new[0][1]}
 
 
 def test_what_a_user_may_not_ask_for_goes_although_a_rule_wants_the_name() -> None:
