@@ -364,6 +364,29 @@ def _exit_status(report: Report, settings: Settings) -> int:
     return exit_status(report, settings.sync.dry_run, settings.sync.exit_code)
 
 
+UNSELECTED = (
+    "rules: there are none, and no --service, --tag or --filter: every service in Consul would be mirrored; if that is "
+    "meant, add --service '*'; else select some with --service 'GLOB', or write rules into a file for --config FILE"
+)
+
+
+def _must_select(settings: Settings) -> None:
+    """Nothing is written unasked. Raises ConfigurationError when nobody said which services are meant."""
+    if not settings.selects:
+        raise ConfigurationError(UNSELECTED)
+
+
+def _confirm_all(report: Report) -> bool:
+    """Ask before the whole catalog is mirrored, which nobody has said in so many words."""
+    if not report.changes:
+        return True
+    names = {(row.service, row.datacenter) for row in report.services}
+    places = sorted({row.namespace for row in report.services})
+    where = f"namespace{'s' if len(places) > 1 else ''} {', '.join(places[:3])}{' ...' if len(places) > 3 else ''}"
+    _say("no rules, and no --service, --tag or --filter: every service in Consul is meant")
+    return _ask(f"Mirror {len(names)} service{'s' if len(names) != 1 else ''} into {where}?")
+
+
 # --------------------------------------------------------------------------- commands
 
 
@@ -371,12 +394,15 @@ def _exit_status(report: Report, settings: Settings) -> int:
 def _sync(flags: Mapping[str, Any]) -> int:
     """One pass: read Consul, read Kubernetes, write the difference.
 
+    Without rules and without --service, --tag or --filter it asks on a terminal, and writes nothing elsewhere.
     Exit status: 0 in sync or applied, 1 something failed, 2 usage, 3 the guard held something or somebody said no, 4
     changes (with --dry-run --exit-code), 130/143 interrupted.
     """
     from bridge.signals import Signals
 
     settings = _load(flags)
+    if not settings.sync.dry_run and (settings.sync.yes or not _interactive()):
+        _must_select(settings)
     progress = _Progress()
 
     def on_first(_signal: int) -> bool:
@@ -400,7 +426,7 @@ def _sync(flags: Mapping[str, Any]) -> int:
         def confirm(report: Report) -> bool:
             nonlocal refused
             progress.clear()
-            refused = not _confirm_deletions(report, settings)
+            refused = not ((settings.selects or _confirm_all(report)) and _confirm_deletions(report, settings))
             progress.what = "planned" if refused else "writing"  # from here on a signal lets the objects in hand finish
             return not refused
 
@@ -480,6 +506,7 @@ def _run(flags: Mapping[str, Any]) -> int:
 
     secrets = logs.Secrets()
     settings = _load(flags, secrets)
+    _must_select(settings)
     daemons: list[Daemon] = []
 
     def reread() -> Settings:
@@ -724,7 +751,7 @@ def _check(flags: Mapping[str, Any]) -> int:
                 _print(probe_text(probe, *page))
 
         if settings.sync.offline:
-            probes = check_rules(settings.core_rules(), done)
+            probes = check_rules(settings.core_rules(), done, selects=settings.selects)
         else:
             consul = settings.consul_config()
             try:

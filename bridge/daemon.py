@@ -27,9 +27,8 @@ WATCH_SECONDS = 1.0
 """How often the settings file is compared: a ConfigMap is updated by swapping links, which no file event survives."""
 
 RULES_GONE = (
-    "{file}: there are no rules any more, and without any every service would be mirrored; a file that is half written "
-    "looks the same. To mirror every service, write the rule for it (rules: [{{services: ['*']}}]); to mirror none, "
-    "rules: []"
+    "{file}: there are no rules any more; a file that is half written looks the same. To mirror every service, write "
+    "the rule for it (rules: [{{services: ['*']}}]); to mirror none, rules: []"
 )
 
 FIXED = ("run.listen", "run.page", "log.format", "log.level")

@@ -994,7 +994,7 @@ class Settings(BaseSettings):
     rules: tuple[RuleSettings, ...] | None = Field(
         None,
         description="What is mirrored, in order: a rule that takes all instances of a service leaves nothing of it to "
-        "those behind it. Default: one rule for everything.",
+        "those behind it; `[]`: nothing. Default: none, and then `sync` and `run` write nothing unasked.",
     )
 
     annotated: tuple[GrantSettings, ...] | None = Field(
@@ -1051,6 +1051,16 @@ class Settings(BaseSettings):
             parts += [f"datacenters {', '.join(rule.datacenters)}"] if rule.datacenters else []
             texts.append("; ".join(parts) or "every service")
         return " | ".join(texts) or "no rule at all (`rules: []`)"
+
+    @property
+    def selects(self) -> bool:
+        """Whether somebody said which services are meant: by a file's rules, or a flag or variable that selects.
+
+        Where nobody did, the rules are one for every service: good enough to look, not to write.
+        """
+        if self.rules is None:
+            return False
+        return not self._narrow or any(rule.services or rule.tags or rule.filter for rule in self.rules)
 
     def core_rules(self, default_namespace: str = "default") -> tuple[Rule, ...]:
         """The rules as `core` wants them."""
@@ -1117,6 +1127,7 @@ class Settings(BaseSettings):
             policy=self.policy,
             annotated=self.annotated_policy(),
             leases=self.run.leader_elect or self.run.shards > 1,
+            selects=self.selects,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),
         )

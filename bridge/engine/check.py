@@ -66,13 +66,17 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """What the checks depend on, beside the servers and the rules. `leases`: a leader is to be elected."""
+    """What the checks depend on, beside the servers and the rules. `leases`: a leader is to be elected.
+
+    `selects`: somebody said which services are meant; else the rules are one for every service.
+    """
 
     owner: str = "default"
     policy: Policy = Policy.SYNC
     annotated: Annotated = USUAL
     cluster_nodes: tuple[str, ...] = ()
     leases: bool = False
+    selects: bool = True
     readers: int = 16
     retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=3, floor_seconds=0.2, cap_seconds=2.0))
 
@@ -97,9 +101,14 @@ def check(
     return _collect(checking.all(rules, fallback), done)
 
 
-def check_rules(rules: Sequence[Rule], done: Callable[[Probe], None] | None = None) -> list[Probe]:
-    """What can be said of the settings without any server; that they are valid is known already."""
-    return _collect(_rules(rules), done)
+def check_rules(
+    rules: Sequence[Rule], done: Callable[[Probe], None] | None = None, *, selects: bool = True
+) -> list[Probe]:
+    """What can be said of the settings without any server; that they are valid is known already.
+
+    `selects`: somebody said which services are meant (`CheckOptions`).
+    """
+    return _collect(_rules(rules, selects), done)
 
 
 def _collect(found: Iterator[Probe], done: Callable[[Probe], None] | None) -> list[Probe]:
@@ -119,8 +128,14 @@ def _some(texts: Sequence[str]) -> str:
 # --------------------------------------------------------------------------- settings
 
 
-def _rules(rules: Sequence[Rule]) -> Iterator[Probe]:
-    yield Probe("settings", OK, f"{len(rules)} rule{'s' if len(rules) != 1 else ''}")
+def _rules(rules: Sequence[Rule], selects: bool) -> Iterator[Probe]:
+    if not selects:
+        detail = "none are given; bridge run refuses to start, and bridge sync asks on a terminal and refuses elsewhere"
+        yield Probe(
+            "rules", WARNING, detail, "--service 'GLOB', if every service is meant --service '*', or rules in --config"
+        )
+    else:
+        yield Probe("settings", OK, f"{len(rules)} rule{'s' if len(rules) != 1 else ''}")
     for later, earlier in never_used(rules):
         detail = f"never used: {earlier} comes first and matches every name that it matches"
         yield Probe(later, WARNING, detail, "put the narrower rule first, or join the two")
@@ -153,7 +168,7 @@ class _Check:
         """Every probe, in order."""
         try:
             rules = make_rules()
-            yield from _rules(rules)
+            yield from _rules(rules, self._options.selects)
         except BridgeError:  # told by the Kubernetes probes
             rules = fallback
         yield from connections(self._config, self._kube)

@@ -53,7 +53,8 @@ def with_rules(lab: Lab, rules: tuple[str, ...]) -> dict[str, str]:
     with lab.raw_consul() as consul:
         consul.json("PUT", "/v1/acl/policy", {"Name": name, "Rules": "\n".join(rules)})
         made = consul.json("PUT", "/v1/acl/token", {"Policies": [{"Name": name}]})
-    return environment(lab.consul.address, lab.kubeconfig, CONSUL_HTTP_TOKEN=made["SecretID"])
+    token = made["SecretID"]
+    return environment(lab.consul.address, lab.kubeconfig, CONSUL_HTTP_TOKEN=token, BRIDGE_SERVICE="*")
 
 
 def probe(result: Result) -> tuple[str, str]:

@@ -115,7 +115,7 @@ def test_it_works_in_an_empty_environment(built: Path, version: str, tmp_path: P
     with FakeConsul() as consul, FakeKube() as kube:
         consul.register("web", "vm-1", "10.0.0.1", 80)
         sync = [command, "sync", "--consul-address", consul.address, "--kubeconfig", kube.kubeconfig(tmp_path)]
-        run([*sync, "--namespace", "default"])
+        run([*sync, "--service", "*", "--namespace", "default"])
         found = kube.get("endpoints", "default", "web")
     assert found is not None
     assert found["subsets"][0]["addresses"] == [{"ip": "10.0.0.1"}]

@@ -440,7 +440,7 @@ SERVICES: Mapping[str, int] = {
 def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eventually: Eventually) -> None:
     """By the reader's own preference; nothing is wider than the screen. These are the documentation's pictures."""
     env = environment(fresh_lab.consul.address, fresh_lab.kubeconfig)
-    running = Daemon(fresh_lab, "page", "--namespace", "storage", env=env)
+    running = Daemon(fresh_lab, "page", "--service", "*", "--namespace", "storage", env=env)
     with fresh_lab.raw_kube() as kube, fresh_lab.raw_consul() as consul:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "storage"}}
         kube.json("POST", "/api/v1/namespaces", body)

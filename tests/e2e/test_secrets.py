@@ -57,7 +57,7 @@ def settings(lab: Lab, **further: str) -> dict[str, str]:
         lab.consul.https_address, lab.kubeconfig,
         CONSUL_CACERT=str(lab.ca_file), CONSUL_CLIENT_CERT=str(files / "client.pem"),
         CONSUL_CLIENT_KEY=str(files / "client.key"), CONSUL_HTTP_TOKEN=lab.consul.token,
-        BRIDGE_LOG_LEVEL="debug", BRIDGE_NAMESPACE="storage", **further,
+        BRIDGE_LOG_LEVEL="debug", BRIDGE_NAMESPACE="storage", BRIDGE_SERVICE="*", **further,
     )  # fmt: skip
 
 

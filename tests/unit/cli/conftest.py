@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,28 +74,43 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return stand_in
 
 
+SELECTING = ("--service", "--tag", "--filter", "--config", "--help")
+
+
+def selecting(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
+    """The arguments, with every service selected for who writes: most tests are not about what is selected."""
+    writes = arguments[:1] in (("sync",), ("run",))
+    said = any(flag in arguments for flag in SELECTING) or any(
+        name in (env or {}) for name in ("BRIDGE_SERVICE", "BRIDGE_TAG", "BRIDGE_FILTER", "BRIDGE_CONFIG")
+    )
+    return [arguments[0], "--service", "*", *arguments[1:]] if writes and not said else list(arguments)
+
+
 @pytest.fixture
 def run() -> Callable[..., Result]:
-    """Run the command in this process."""
+    """Run the command in this process; see `selecting`, unless `selects` is False."""
 
-    def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-        return CliRunner().invoke(app, list(arguments), env=env)
+    def run(*arguments: str, env: dict[str, str] | None = None, selects: bool = True) -> Result:
+        return CliRunner().invoke(app, selecting(arguments, env) if selects else list(arguments), env=env)
 
     return run
 
 
 def process(
-    *arguments: str, prelude: str = "", env: dict[str, str] | None = None, **options: Any
+    *arguments: str, prelude: str = "", env: dict[str, str] | None = None, selects: bool = True, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run the command as a process; `prelude` is Python that runs before it (to replace the engine)."""
     return subprocess.run(
-        command_line(*arguments, prelude=prelude), text=True, timeout=60, check=False, cwd=ROOT,
-        env=environment(env), **{"capture_output": True, **options},
+        command_line(*arguments, prelude=prelude, env=env, selects=selects), text=True, timeout=60, check=False,
+        cwd=ROOT, env=environment(env), **{"capture_output": True, **options},
     )  # fmt: skip
 
 
-def command_line(*arguments: str, prelude: str = "") -> Sequence[str]:
-    """The command as a list for subprocess."""
+def command_line(
+    *arguments: str, prelude: str = "", env: Mapping[str, str] | None = None, selects: bool = True
+) -> Sequence[str]:
+    """The command as a list for subprocess; see `selecting`, unless `selects` is False."""
+    arguments = tuple(selecting(arguments, env) if selects else arguments)
     code = textwrap.dedent(prelude) + "\nfrom bridge.cli import main\nmain()\n"
     return [sys.executable, "-c", f"import sys; sys.argv[0] = 'bridge'\n{code}", *arguments]
 

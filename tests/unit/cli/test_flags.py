@@ -132,7 +132,7 @@ def test_a_flag_of_sync_reaches_the_engine(
 def test_a_flag_beats_the_environment_that_beats_the_file(tmp_path: Path, run: Run, engine: Engine) -> None:
     """The whole way through the command."""
     file = tmp_path / "b.yaml"
-    file.write_text("owner: from-file\npolicy: create-only\nadopt: unowned\n")
+    file.write_text("owner: from-file\npolicy: create-only\nadopt: unowned\nrules: [{services: ['*']}]\n")
     env = {"BRIDGE_CONFIG": str(file), "BRIDGE_OWNER": "from-env", "BRIDGE_POLICY": "upsert-only"}
     run("sync", "--owner", "from-flag", env=env)
     options = engine.call["options"]

@@ -55,8 +55,8 @@ class Running:
 
     def __init__(self, *flags: str, env: dict[str, str] | None = None, prelude: str = WAITS) -> None:
         self.process = subprocess.Popen(
-            command_line("run", *flags, prelude=prelude), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            cwd=ROOT, env=environment({"BRIDGE_LOG_FORMAT": "json", **(env or {})}),
+            command_line("run", *flags, prelude=prelude, env=env), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, cwd=ROOT, env=environment({"BRIDGE_LOG_FORMAT": "json", **(env or {})}),
         )  # fmt: skip
         assert self.process.stdout is not None
         self.options: dict[str, Any] = json.loads(self.process.stdout.readline())

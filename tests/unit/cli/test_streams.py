@@ -146,7 +146,8 @@ def test_no_service_selected_says_how_to_select(run: Run, engine: Engine) -> Non
     assert result.exit_code == 0
     assert "no service selected: nothing in Consul matches services nix*" in result.stderr
     assert "--service GLOB" in result.stderr
-    assert run("sync", "--dry-run").stderr.startswith("no service selected: nothing in Consul matches every service")
+    unselected = run("sync", "--dry-run", selects=False)
+    assert unselected.stderr.startswith("no service selected: nothing in Consul matches every service")
 
 
 DELETING = """
@@ -162,12 +163,12 @@ DELETING = """
 """
 
 
-def on_a_terminal(*arguments: str, prelude: str, answer: bytes) -> tuple[int, str]:
+def on_a_terminal(*arguments: str, prelude: str, answer: bytes, selects: bool = True) -> tuple[int, str]:
     """Run with a terminal for all three streams, and type `answer`."""
     main, terminal = pty.openpty()
     child = subprocess.Popen(
-        command_line(*arguments, prelude=prelude), stdin=terminal, stdout=terminal, stderr=terminal, cwd=ROOT,
-        env=environment({"TERM": "xterm"}),
+        command_line(*arguments, prelude=prelude, selects=selects), stdin=terminal, stdout=terminal, stderr=terminal,
+        cwd=ROOT, env=environment({"TERM": "xterm"}),
     )  # fmt: skip
     os.close(terminal)
     os.write(main, answer)
