@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.consul import faults
 from bridge.consul.credentials import Credentials, FixedToken, Login, TokenFile
-from bridge.consul.pace import WaitLimit
-from bridge.consul.room import Room
+from bridge.consul.memory_budget import MemoryBudget
+from bridge.consul.ratelimit import WaitLimit
 from bridge.consul.tls import Tls
 from bridge.consul.transport import Endpoint, Interrupted, TooLarge, Transport, parse_address
 from bridge.errors import CancelledError, ConfigurationError, TransientError
@@ -41,7 +41,7 @@ class Parts:
     proxy: Proxy | None
     authorization: str
     credentials: Credentials
-    room: Room
+    room: MemoryBudget
     wait_limit: WaitLimit
     ca_path: bool = False
     """Whether the CAs of a directory are trusted, not those of a file."""
@@ -125,7 +125,7 @@ def _made(config: ConsulConfig) -> Parts:
             f"or add {endpoint.host} to NO_PROXY"
         )
     authorization = _basic(config.http_auth) if config.http_auth else ""
-    room = Room(max(config.max_answer_bytes // 4, 1 << 20))
+    room = MemoryBudget(max(config.max_answer_bytes // 4, 1 << 20))
     credentials: Credentials
     if config.auth_method:
 
@@ -169,7 +169,7 @@ def _post(config: ConsulConfig, parts: Parts, what: str, path: str, headers: Map
     params: Sequence[tuple[str, str]] = [
         (name, value) for name, value in (("ns", config.namespace), ("partition", config.partition)) if value
     ]
-    asked = faults.Asked(
+    asked = faults.RequestInfo(
         what=what,
         server=parts.server,
         authorized=bool(parts.authorization),

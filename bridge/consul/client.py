@@ -104,13 +104,13 @@ class ConsulConfig:
 class Answer:
     """What Consul said, undecoded, with what its headers say about how far it can be trusted.
 
-    `index` is 0 when the endpoint has none. Indexes may only be compared within one `numbering` (Consul's query
+    `index` is 0 when the endpoint has none. Indexes may only be compared within one `query_backend` (Consul's query
     backend): the streaming backend and the plain one count differently.
     """
 
     index: int
     data: Any
-    numbering: str = ""
+    query_backend: str = ""
     filtered: bool = False
     default_deny_anonymous: bool = False
     last_contact_seconds: float = 0.0
@@ -315,7 +315,7 @@ class ConsulClient:
         The streaming backend is left alone: its headers always say "no leader, no delay".
         """
         answer = self._ask(path, what, datacenter, index, wait, mode, extra, expression)
-        if mode is not Mode.STALE or answer.numbering == STREAMING:
+        if mode is not Mode.STALE or answer.query_backend == STREAMING:
             return answer
         if answer.known_leader and answer.last_contact_seconds <= self.config.max_stale_seconds:
             return answer
@@ -409,8 +409,8 @@ class ConsulClient:
         finally:
             self._transport.give_back()
 
-    def _asked(self, what: str, datacenter: str, expression: str, token: str) -> faults.Asked:
-        return faults.Asked(
+    def _asked(self, what: str, datacenter: str, expression: str, token: str) -> faults.RequestInfo:
+        return faults.RequestInfo(
             what=what,
             server=self._parts.server,
             datacenter=datacenter or self.config.datacenter,
@@ -422,7 +422,7 @@ class ConsulClient:
         )
 
     def _request(
-        self, asked: faults.Asked, path: str, params: Params, token: str, wait: float, timeout: float | None
+        self, asked: faults.RequestInfo, path: str, params: Params, token: str, wait: float, timeout: float | None
     ) -> Any:
         """One request, and what its end says about how long queries may wait here."""
         self._transport.timeout = wait + (timeout or self.config.timeout_margin_seconds)
@@ -442,7 +442,7 @@ class ConsulClient:
             self._parts.wait_limit.answered(time.monotonic() - began)
         return response
 
-    def _envelope(self, asked: faults.Asked, response: Any, indexed: bool) -> Answer:
+    def _envelope(self, asked: faults.RequestInfo, response: Any, indexed: bool) -> Answer:
         headers = response.headers
         if response.code != 200:
             raise faults.of_answer(asked, response.code, headers, response.content)
@@ -459,7 +459,7 @@ class ConsulClient:
         return Answer(
             index=index,
             data=data,
-            numbering=headers.get("X-Consul-Query-Backend", ""),
+            query_backend=headers.get("X-Consul-Query-Backend", ""),
             filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "").lower() == "true",
             default_deny_anonymous=asked.anonymous and headers.get("X-Consul-Default-Acl-Policy", "") == "deny",
             last_contact_seconds=_milliseconds(headers.get("X-Consul-LastContact")),

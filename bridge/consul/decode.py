@@ -239,7 +239,7 @@ def _node_addresses(values: Any) -> tuple[TaggedAddress, ...]:
     )
 
 
-# --------------------------------------------------------------------------- what the doorbells say
+# --------------------------------------------------------------------------- what the aggregate watches say
 
 
 def checks_of(answer: Answer) -> Mapping[tuple[str, str], tuple[str, str, int, str]]:

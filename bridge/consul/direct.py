@@ -2,7 +2,7 @@
 
 A watch is given to another service only when its query has returned: a query that is cut off keeps its place among
 Consul's 200 connections until its wait is over. A service that loses its watch is read once more, so that nothing
-falls between the watch and the doorbells.
+falls between the watch and the aggregate watches.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bridge.consul.board import Board, Entry
 from bridge.consul.client import ConsulClient
-from bridge.consul.pace import Throttle
+from bridge.consul.ratelimit import AdaptiveConcurrency
+from bridge.consul.subscriptions import Subscription, SubscriptionTable
 from bridge.consul.watch import Watch
 
 RECENT = 4
@@ -31,7 +31,7 @@ class Slot:
 
     number: int
     client: ConsulClient
-    entry: Entry | None = None
+    subscription: Subscription | None = None
     thread: threading.Thread | None = None
 
 
@@ -41,17 +41,17 @@ class DirectWatches:
     def __init__(
         self,
         name: str,
-        board: Board,
-        throttle: Throttle,
+        table: SubscriptionTable,
+        concurrency: AdaptiveConcurrency,
         make_client: Callable[[], ConsulClient],
-        make_watch: Callable[[ConsulClient, Entry], Watch],
-        released: Callable[[Entry], None],
+        make_watch: Callable[[ConsulClient, Subscription], Watch],
+        released: Callable[[Subscription], None],
         failed: Callable[[BaseException], None],
         stop: threading.Event,
     ) -> None:
         self._name = name
-        self._board = board
-        self._throttle = throttle
+        self._table = table
+        self._concurrency = concurrency
         self._make_client = make_client
         self._make_watch = make_watch
         self._released = released
@@ -60,66 +60,68 @@ class DirectWatches:
         self._changed = threading.Condition()
         self._slots: list[Slot] = []
         self._free: set[Slot] = set()
-        self._waiting: OrderedDict[Entry, None] = OrderedDict()
-        self._recent: OrderedDict[Entry, None] = OrderedDict()
+        self._waiting: OrderedDict[Subscription, None] = OrderedDict()
+        self._recent: OrderedDict[Subscription, None] = OrderedDict()
 
     # ------------------------------------------------------------------ who is to have one
 
-    def add(self, entries: list[Entry]) -> list[Entry]:
+    def add(self, subscriptions: list[Subscription]) -> list[Subscription]:
         """New services: as many as there are free slots get one at once. Returns the others."""
         rest = []
         with self._changed:
-            for entry in sorted(entries, key=lambda e: e.covered):  # those without doorbells first
+            for subscription in sorted(
+                subscriptions, key=lambda e: e.covered_by_aggregate
+            ):  # those without aggregate watches first
                 slot = self._free_slot()
                 if slot is None:
-                    self._waiting[entry] = None
-                    rest.append(entry)
+                    self._waiting[subscription] = None
+                    rest.append(subscription)
                 else:
-                    self._give(slot, entry)
+                    self._give(slot, subscription)
         return rest
 
-    def remove(self, entries: list[Entry]) -> None:
+    def remove(self, subscriptions: list[Subscription]) -> None:
         """These are no longer wanted. Their slots are free when their queries have returned."""
         with self._changed:
-            for entry in entries:
-                self._waiting.pop(entry, None)
-                self._recent.pop(entry, None)
+            for subscription in subscriptions:
+                self._waiting.pop(subscription, None)
+                self._recent.pop(subscription, None)
 
-    def changed(self, entry: Entry) -> None:
+    def changed(self, subscription: Subscription) -> None:
         """A service changed: it is the next to get a slot, and keeps the one that it has."""
         with self._changed:
-            self._recent.pop(entry, None)
-            if entry.removed:
+            self._recent.pop(subscription, None)
+            if subscription.removed:
                 return
-            self._recent[entry] = None
-            while len(self._recent) > RECENT * max(self._throttle.total, 1):
+            self._recent[subscription] = None
+            while len(self._recent) > RECENT * max(self._concurrency.total, 1):
                 self._recent.popitem(last=False)
 
     def grown(self) -> None:
-        """The throttle allows more slots again."""
+        """The concurrency allows more slots again."""
         with self._changed:
             self._fill()
             self._changed.notify_all()
 
     def _fill(self) -> None:
         """Those who wait get what slots are free: the thread of a free one may have ended."""
-        while (entry := self._next()) is not None and (slot := self._free_slot()) is not None:
-            self._give(slot, entry)
+        while (subscription := self._next()) is not None and (slot := self._free_slot()) is not None:
+            self._give(slot, subscription)
 
     def _free_slot(self) -> Slot | None:
-        allowed = [slot for slot in self._free if slot.number < self._throttle.limit]
+        allowed = [slot for slot in self._free if slot.number < self._concurrency.limit]
         if allowed:
             return min(allowed, key=lambda s: s.number)
-        if len(self._slots) < min(self._throttle.limit, self._throttle.total):
+        if len(self._slots) < min(self._concurrency.limit, self._concurrency.total):
             slot = Slot(len(self._slots), self._make_client())
             self._slots.append(slot)
             return slot
         return None
 
-    def _give(self, slot: Slot, entry: Entry) -> None:
-        slot.entry = entry
-        self._board.assign(entry, True)
-        self._waiting.pop(entry, None)
+    def _give(self, slot: Slot, subscription: Subscription) -> None:
+        slot.subscription = subscription
+        self._table.assign(subscription, True)
+        self._waiting.pop(subscription, None)
         self._free.discard(slot)
         if slot.thread is None and not self._stop.is_set():
             name = f"{self._name}-{slot.number}"
@@ -127,78 +129,78 @@ class DirectWatches:
             slot.thread.start()
         self._changed.notify_all()
 
-    def _next(self) -> Entry | None:
+    def _next(self) -> Subscription | None:
         """Who has waited for a slot with the best right to it."""
-        for entry in reversed(self._recent):
-            if not entry.assigned and not entry.removed:
-                return entry
+        for subscription in reversed(self._recent):
+            if not subscription.watch_assigned and not subscription.removed:
+                return subscription
         return next(iter(self._waiting), None)
 
     # ------------------------------------------------------------------ a slot's thread
 
     def _run(self, slot: Slot) -> None:
         try:
-            while (entry := self._await_entry(slot)) is not None:
-                watch = self._make_watch(slot.client, entry)
-                while not self._stop.is_set() and self._keeps(slot, entry):
+            while (subscription := self._await_entry(slot)) is not None:
+                watch = self._make_watch(slot.client, subscription)
+                while not self._stop.is_set() and self._keeps(slot, subscription):
                     watch.step()
-                self._release(slot, entry)
+                self._release(slot, subscription)
         except BaseException as error:  # noqa: BLE001 - a thread that dies ends the process
             self._failed(error)
 
-    def _await_entry(self, slot: Slot) -> Entry | None:
+    def _await_entry(self, slot: Slot) -> Subscription | None:
         with self._changed:
             while not self._stop.is_set():
-                if slot.entry is not None:
-                    return slot.entry
-                if slot.number < self._throttle.limit:
-                    entry = self._next()
-                    if entry is not None:
-                        self._give(slot, entry)
+                if slot.subscription is not None:
+                    return slot.subscription
+                if slot.number < self._concurrency.limit:
+                    subscription = self._next()
+                    if subscription is not None:
+                        self._give(slot, subscription)
                         continue
                 else:
                     slot.client.disconnect()
                 self._free.add(slot)
-                if not self._changed.wait(IDLE_SECONDS) and slot.entry is None:
+                if not self._changed.wait(IDLE_SECONDS) and slot.subscription is None:
                     slot.client.disconnect()
                     slot.thread = None
                     break
             return None
 
-    def _keeps(self, slot: Slot, entry: Entry) -> bool:
+    def _keeps(self, slot: Slot, subscription: Subscription) -> bool:
         """Whether the slot goes on with this service, now that its query has returned."""
-        if entry.removed or slot.number >= self._throttle.limit:
+        if subscription.removed or slot.number >= self._concurrency.limit:
             return False
         with self._changed:
             if not self._waiting:
                 return True
             for other in reversed(self._recent):
-                if other is entry:
+                if other is subscription:
                     return True  # nobody without a slot changed later
-                if not other.assigned and not other.removed:
+                if not other.watch_assigned and not other.removed:
                     return False
             return True
 
-    def _release(self, slot: Slot, entry: Entry) -> None:
+    def _release(self, slot: Slot, subscription: Subscription) -> None:
         with self._changed:
-            slot.entry = None
+            slot.subscription = None
             self._free.add(slot)
-            self._board.assign(entry, False)
-            if not entry.removed:
-                self._waiting[entry] = None
+            self._table.assign(subscription, False)
+            if not subscription.removed:
+                self._waiting[subscription] = None
             self._fill()
-        if not entry.removed and not self._stop.is_set():
-            self._released(entry)
+        if not subscription.removed and not self._stop.is_set():
+            self._released(subscription)
 
     # ------------------------------------------------------------------ the end, and figures
 
-    def wake(self, entry: Entry | None = None, opened_before: float = math.inf) -> None:
+    def wake(self, subscription: Subscription | None = None, opened_before: float = math.inf) -> None:
         """End the queries that wait (or that of one service): what they wait for means nothing any more.
 
         They are asked again. `opened_before`: only those on connections that are older.
         """
         for slot in tuple(self._slots):
-            if entry is None or slot.entry is entry:
+            if subscription is None or slot.subscription is subscription:
                 slot.client.wake(opened_before)
 
     def close(self) -> list[threading.Thread]:
@@ -213,7 +215,7 @@ class DirectWatches:
     @property
     def in_use(self) -> int:
         """Slots that have a service."""
-        return sum(slot.entry is not None for slot in tuple(self._slots))
+        return sum(slot.subscription is not None for slot in tuple(self._slots))
 
     @property
     def connected(self) -> int:

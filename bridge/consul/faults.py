@@ -50,7 +50,7 @@ ENOUGH_POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy =
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestInfo:
     """A request as far as error texts need it."""
 
     what: str
@@ -90,7 +90,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return min(max(seconds, 0.0), 300.0) if math.isfinite(seconds) else None
 
 
-def of_answer(asked: Asked, code: int, headers: Mapping[str, str], body: bytes) -> BridgeError:
+def of_answer(asked: RequestInfo, code: int, headers: Mapping[str, str], body: bytes) -> BridgeError:
     """The error for an answer whose status is not 200."""
     said = trim(redact(bytes(body[: 8 * TEXT_LIMIT]).decode("utf-8", "replace"), asked.secrets)) or "no text"
     where = f"Consul ({asked.server})"
@@ -141,12 +141,12 @@ def of_answer(asked: Asked, code: int, headers: Mapping[str, str], body: bytes) 
             return _permanent(f"{where} refuses {asked} ({code}): {said}", "consul.address")
 
 
-def of_login(asked: Asked, code: int, headers: Mapping[str, str], body: bytes) -> BridgeError:
+def of_login(asked: RequestInfo, code: int, headers: Mapping[str, str], body: bytes) -> BridgeError:
     """The error for a login or logout whose status is not 200."""
     error = of_answer(asked, code, headers, body)
     said = trim(redact(bytes(body[: 8 * TEXT_LIMIT]).decode("utf-8", "replace"), asked.secrets)) or "no text"
     invalid = code == 500 and any(
-        word in said for word in ("claim", "verifying", "validation", "bearer token")
+        word in said for word in ("claim", "auditing", "validation", "bearer token")
     )  # 1.22 says so with 500
     if (code not in (400, 403, 404) and not invalid) or headers.get("WWW-Authenticate"):
         return error
@@ -170,7 +170,7 @@ def _with_remedy(error: E, remedy: str) -> E:
     return error
 
 
-def _wants_credentials(asked: Asked, challenge: str, where: str) -> PermanentError:
+def _wants_credentials(asked: RequestInfo, challenge: str, where: str) -> PermanentError:
     """Consul itself never asks for credentials by that header."""
     scheme, _, rest = trim(redact(challenge, asked.secrets), 100).partition(" ")
     if scheme.lower() != "basic":
@@ -186,7 +186,7 @@ def _wants_credentials(asked: Asked, challenge: str, where: str) -> PermanentErr
     )
 
 
-def _forbidden(asked: Asked, said: str, where: str) -> PermanentError:
+def _forbidden(asked: RequestInfo, said: str, where: str) -> PermanentError:
     if "ACL not found" in said:
         return _permanent(
             f"{where} does not know our token (403, {said}): it was deleted, has expired, or is another cluster's",
@@ -199,7 +199,7 @@ def _forbidden(asked: Asked, said: str, where: str) -> PermanentError:
     )
 
 
-def of_exception(asked: Asked, error: BaseException) -> BridgeError:
+def of_exception(asked: RequestInfo, error: BaseException) -> BridgeError:
     """The error for a request that got no usable answer; `error` is http.client's, ssl's or the socket's."""
     server = asked.server
     match error:
@@ -257,7 +257,7 @@ def of_exception(asked: Asked, error: BaseException) -> BridgeError:
             return _transient(f"{asked} failed at {server}: {text}", "consul.address")
 
 
-def _not_trusted(asked: Asked, error: ssl.SSLCertVerificationError) -> PermanentError:
+def _not_trusted(asked: RequestInfo, error: ssl.SSLCertVerificationError) -> PermanentError:
     server = asked.server
     why = trim(error.verify_message or str(error)).rstrip(".")
     if error.verify_code in NAME_MISMATCH:

@@ -1,8 +1,8 @@
 """python-consul2's HTTP client, replaced by one lean kept-alive connection.
 
-Why: its own, over requests, costs five times the CPU in sweeps, has no timeout, obeys HTTP_PROXY and netrc even for
-loopback, and cannot be interrupted while it waits. This one is http.client over a socket of ours: one connection, one
-request at a time, a deadline for every request, and `interrupt` from any thread, which ends a waiting request at once.
+Why: its own, over requests, costs five times the CPU in index polls, has no timeout, obeys HTTP_PROXY and netrc even
+for loopback, and cannot be interrupted while it waits. This one is http.client over a socket of ours: one connection,
+one request at a time, a deadline for every request, and `interrupt` from any thread, which ends a waiting request.
 
 Every wait counts against the deadline: connecting, a proxy's answer, the handshake, headers that trickle, the body.
 
@@ -31,7 +31,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import consul.base
 
-from bridge.consul.room import FREE_BYTES, Room
+from bridge.consul.memory_budget import FREE_BYTES, MemoryBudget
 from bridge.consul.tls import Tls
 from bridge.errors import ConfigurationError
 from bridge.proxies import Proxy
@@ -149,7 +149,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         finish_seconds: float = 15.0,
         proxy: Proxy | None = None,
         authorization: str = "",
-        room: Room | None = None,
+        room: MemoryBudget | None = None,
         on_reconnect: Callable[[], None] | None = None,
     ) -> None:
         """`finish_seconds`: an answer that has begun must end within so long. `authorization`: the header, if any."""
@@ -157,7 +157,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         self.endpoint = endpoint
         self._proxy = proxy
         self._finish_seconds = finish_seconds
-        self._room = room or Room(max_body_bytes)
+        self._room = room or MemoryBudget(max_body_bytes)
         self._generation = 0
         self._opened = math.inf
         self._on_reconnect = on_reconnect

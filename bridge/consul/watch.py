@@ -6,7 +6,7 @@ The rules are those of Consul's page on blocking queries and of what was measure
 - an index below 1 is not sent back: it would return at once, for ever
 - a query of the catalog that returns before its time with the index that was sent: Consul gave its state up for
   another one (a snapshot was restored), and nothing else says so; treated like an index that went backwards
-- an index that went backwards, within one numbering, is a Consul that lost something (or a server that lags): the
+- an index that went backwards, within one query_backend, is a Consul that lost something (or a server that lags): the
   answer is not used, the datacenter is checked, the next read is plain
 - never hot: every request is paid for from token buckets, errors are backed off with jitter
 """
@@ -21,7 +21,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from bridge.consul.client import STREAMING, Answer, ConsulClient
-from bridge.consul.pace import Bucket, jittered
+from bridge.consul.ratelimit import TokenBucket, jittered
 from bridge.errors import BridgeError, CancelledError, PermanentError, TransientError
 from bridge.retry import RetryPolicy
 
@@ -31,7 +31,7 @@ PERMANENT_RETRY = RetryPolicy(floor_seconds=5.0, cap_seconds=60.0)
 
 @dataclass(slots=True)
 class Position:
-    """Where a blocking query stands: the index to send, and the last ones seen, apart by numbering.
+    """Where a blocking query stands: the index to send, and the last ones seen, apart by query_backend.
 
     `plain` says whether the last answer was one to a plain read.
     """
@@ -47,8 +47,8 @@ class Position:
     def answered(self, answer: Answer) -> bool:
         """Take an answer's index. False: it went backwards, the answer must not be used."""
         self.plain = self.index == 0
-        before = self._seen.get(answer.numbering, 0)
-        self._seen[answer.numbering] = answer.index
+        before = self._seen.get(answer.query_backend, 0)
+        self._seen[answer.query_backend] = answer.index
         if answer.index < before:
             self.index = 0
             return False
@@ -56,17 +56,17 @@ class Position:
         return True
 
 
-class Checkpoint(Protocol):
+class ConsistencyGate(Protocol):
     """What a watch must know of its datacenter: whether what is read there may be believed just now."""
 
-    def doubt(self, reason: str, *, went_back: bool = False) -> None:
+    def mark_suspect(self, reason: str, *, went_back: bool = False) -> None:
         """Something broke, or an index `went_back`: Consul may be another one."""
 
-    def confirm(self, client: ConsulClient) -> None:
+    def verify(self, client: ConsulClient) -> None:
         """Make sure, before anything is believed again; raises what the question raised."""
 
     @property
-    def doubted(self) -> bool:
+    def suspect(self) -> bool:
         """Whether answers must not be used before `confirm`."""
 
     @property
@@ -96,19 +96,19 @@ class Watch:
         ask: Callable[[int, float], Answer],
         take: Callable[[Answer], bool],
         fail: Callable[[BridgeError], None],
-        checkpoint: Checkpoint,
+        gate: ConsistencyGate,
         client: ConsulClient,
         sleep: Callable[[float], None],
         stop: threading.Event,
-        buckets: Sequence[Bucket],
+        buckets: Sequence[TokenBucket],
         retry: RetryPolicy,
         wait_seconds: float,
-        byte_bucket: Bucket | None = None,
+        byte_bucket: TokenBucket | None = None,
     ) -> None:
         self._ask = ask
         self._take = take
         self._fail = fail
-        self._checkpoint = checkpoint
+        self._gate = gate
         self._client = client
         self._sleep = sleep
         self._stop = stop
@@ -117,7 +117,7 @@ class Watch:
         self._retry = retry
         self._wait_seconds = wait_seconds
         self._attempt = 0
-        self._rebuilds = checkpoint.rebuilds
+        self._rebuilds = gate.rebuilds
         self.position = Position()
 
     def run(self) -> None:
@@ -131,16 +131,16 @@ class Watch:
         if pause and self._stop.wait(pause):
             return Step.DISCARDED
         try:
-            if self._checkpoint.doubted:
+            if self._gate.suspect:
                 self.position.failed()
-                self._checkpoint.confirm(self._client)
-            if self._rebuilds != self._checkpoint.rebuilds:  # while this thread was busy elsewhere
-                self._rebuilds = self._checkpoint.rebuilds
+                self._gate.verify(self._client)
+            if self._rebuilds != self._gate.rebuilds:  # while this thread was busy elsewhere
+                self._rebuilds = self._gate.rebuilds
                 self.position.failed()
             asked, wait, began = self.position.index, jittered(self._wait_seconds), time.monotonic()
             answer = self._ask(asked, wait)
-            if asked and answer.index == asked and answer.numbering != STREAMING and _early(began, wait):
-                self._checkpoint.doubt("a query returned early and had nothing new", went_back=True)
+            if asked and answer.index == asked and answer.query_backend != STREAMING and _early(began, wait):
+                self._gate.mark_suspect("a query returned early and had nothing new", went_back=True)
             return self._answered(answer)
         except CancelledError:
             self.position.failed()
@@ -151,8 +151,8 @@ class Watch:
 
     def _answered(self, answer: Answer) -> Step:
         if not self.position.answered(answer):
-            self._checkpoint.doubt("Consul's index went backwards", went_back=True)
-        if self._checkpoint.doubted or self._rebuilds != self._checkpoint.rebuilds:
+            self._gate.mark_suspect("Consul's index went backwards", went_back=True)
+        if self._gate.suspect or self._rebuilds != self._gate.rebuilds:
             self.position.failed()
             return Step.DISCARDED
         self._attempt = 0

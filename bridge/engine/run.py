@@ -21,9 +21,9 @@ from functools import partial
 from typing import Any
 
 from bridge.consul.access import warnings_of
-from bridge.consul.board import Lend
 from bridge.consul.catalog import Catalog, shares_of
 from bridge.consul.client import ConsulConfig
+from bridge.consul.subscriptions import Lend
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
 from bridge.core.explain import Explanation
 from bridge.core.guard import Guard, GuardSettings

@@ -302,7 +302,7 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
         if values:
             yield _gauge(name, text, "datacenter", values)
     for name, text, key in (
-        ("consul_bridge_missed_changes", "Changes that only a verification found; 0 is right.", "verification_found"),
+        ("consul_bridge_missed_changes", "Changes that only a verification found; 0 is right.", "missed_changes"),
         (
             "consul_bridge_consul_confirmations",
             "Consistent reads after a doubt (a request failed, an index went backwards), and the first of each start.",

@@ -165,7 +165,7 @@ def rest(stage: Stage, out: Collected, seconds: float = REST_SECONDS) -> None:
 def rounds(daemon: Daemon) -> tuple[int, int]:
     """Verifications of Consul that the bridge has completed, and full passes."""
     found = json.loads(daemon.get("/api/status")[1])["catalog"].values()
-    return sum(one["verifications"] for one in found), round(daemon.metric("consul_bridge_full_passes_total"))
+    return sum(one["audits"] for one in found), round(daemon.metric("consul_bridge_full_passes_total"))
 
 
 def memory(stage: Stage, out: Collected, turns: int = 6) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from bridge.consul.board import Board
+from bridge.consul.subscriptions import SubscriptionTable
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Change, Destination, Instance, Known, Listing, Meta, Output, Query, Rule, Status, Target
 from bridge.core.reconcile import PlanOptions
@@ -78,7 +78,7 @@ class Simulation:
             options=PlanOptions(),
             clock=time.monotonic,
         )
-        self.board = Board(lambda *_: None, "", "")
+        self.table = SubscriptionTable(lambda *_: None, "", "")
         self.asked: frozenset[Query] = frozenset()
         self.names: dict[str, frozenset[str]] = {}
         self.version = 0
@@ -113,7 +113,7 @@ class Simulation:
         wanted = self.world.ask()
         if wanted is not self.asked:  # as the catalog does: the same set is not looked at again
             self.asked = wanted
-            self.board.want(wanted)
+            self.table.want(wanted)
         self.world.expire(0.0)
         self.reconciler.guard.released(0.0, self.store.ready_in)
 

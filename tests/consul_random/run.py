@@ -225,7 +225,7 @@ class Round:
 @contextmanager
 def bridges(address: str, wanted: bool) -> Iterator[list[Bridge]]:
     """The two catalogs: a direct watch for every service, and for one of them only."""
-    made = [Bridge("direct", address, 32), Bridge("doorbells", address, 6)] if wanted else []
+    made = [Bridge("direct", address, 32), Bridge("aggregate_watches", address, 6)] if wanted else []
     try:
         yield made
     finally:

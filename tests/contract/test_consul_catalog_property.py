@@ -1,6 +1,6 @@
 """Random changes of a real Consul, and a `Catalog` with far too few connections that must see every one of them.
 
-No verification sweeps while changes are made: what is equal in the end was heard of, and not found by chance. Seeded;
+No verification polls while changes are made: what is equal in the end was heard of, and not found by chance. Seeded;
 the seed of a failure is in its message. PROPERTY_SEED=7 replays, PROPERTY_SECONDS=600 goes on for longer.
 """
 
@@ -287,7 +287,7 @@ def test_whatever_happens_to_consul_every_change_is_told_within_the_budget(
     monkeypatch.setattr(watch, "PERMANENT_RETRY", slow)
     monkeypatch.setattr(datacenter, "PERMANENT_RETRY", slow)
     monkeypatch.setattr(datacenter, "PROMOTED_WAIT_SECONDS", 0.5)
-    monkeypatch.setattr(datacenter, "BELLS_LINGER_SECONDS", 0.5)
+    monkeypatch.setattr(datacenter, "AGGREGATES_LINGER_SECONDS", 0.5)
     print(f"PROPERTY_SEED={SEED}")
     world, recorder = World(server, SEED), Recorder()
     config = ConsulConfig(
@@ -346,14 +346,14 @@ def _rounds(world: World, catalog: Catalog, recorder: Recorder) -> int:
 
 
 def _verify(catalog: Catalog, recorder: Recorder) -> None:
-    """A full sweep finds nothing."""
-    sweeper = catalog._watches["dc1"]._sweeper
-    told_before, done = recorder.count("view"), sweeper.verified
-    sweeper.verify()
+    """A full poll finds nothing."""
+    poller = catalog._watches["dc1"]._poller
+    told_before, done = recorder.count("view"), poller.audited
+    poller.audit()
     deadline = time.monotonic() + 30
-    while sweeper.verified == done:
+    while poller.audited == done:
         assert time.monotonic() < deadline, "the verification does not end"
         time.sleep(0.05)
     time.sleep(0.5)  # what it found would be read now
     assert recorder.count("view") == told_before
-    assert catalog.status()["datacenters"]["dc1"]["verification_found"] == 0
+    assert catalog.status()["datacenters"]["dc1"]["missed_changes"] == 0

@@ -319,15 +319,15 @@ def test_queries_that_wait_for_health_are_numbered_apart(side: Side) -> None:
     client, query = side.client(), side.query()
     side.register()
     plain = client.health_service(query)
-    assert (plain.numbering, plain.known_leader) == ("blocking-query", True)
+    assert (plain.query_backend, plain.known_leader) == ("blocking-query", True)
     side.flip("critical")
     waited = client.health_service(query, plain.index, 5.0)
-    assert (waited.numbering, waited.known_leader, waited.last_contact_seconds) == (STREAMING, False, 0.0)
+    assert (waited.query_backend, waited.known_leader, waited.last_contact_seconds) == (STREAMING, False, 0.0)
     assert waited.index == client.health_service(query).index
     for ask in (listing(client), nodes(client), state(client, "critical")):
         first = ask(0, 0.0)
         again = ask(first.index, 0.1)
-        assert (again.numbering, again.known_leader, again.index) == ("blocking-query", True, first.index)
+        assert (again.query_backend, again.known_leader, again.index) == ("blocking-query", True, first.index)
 
 
 def test_names_are_found_in_upper_and_lower_case(side: Side) -> None:
@@ -390,7 +390,7 @@ def test_a_nodes_check_is_in_the_answer_of_every_service_on_it(side: Side) -> No
     assert view(client.health_service(side.query("db"))).instances[0].status is Status.WARNING
 
 
-# --------------------------------------------------------------------------- doorbells
+# --------------------------------------------------------------------------- aggregate watches
 
 
 @pytest.mark.parametrize("change", ["register", "deregister", "port", "tags"])
@@ -718,7 +718,7 @@ def test_what_a_token_may_not_see_is_left_out_and_only_plain_answers_say_so(guar
     assert (hidden.data, hidden.filtered) == ([], True)
     assert decode.view_of(hidden) == Unknown(decode.FILTERED)
     waited = client.health_service(guarded.query("hidden"), hidden.index, QUIET_SECONDS)
-    assert (waited.data, waited.filtered, waited.numbering) == ([], False, STREAMING)
+    assert (waited.data, waited.filtered, waited.query_backend) == ([], False, STREAMING)
     assert client.own_datacenter() == "dc1"  # without agent:read
 
 

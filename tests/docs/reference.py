@@ -131,7 +131,7 @@ STATUS = {
         "dc1": dict.fromkeys(
             (
                 "connected", "seconds_since_last_success", "connections", "budget", "services", "direct_watches",
-                "reads_waiting", "verification_found", "streaming_mismatches", "confirmations",
+                "reads_waiting", "missed_changes", "streaming_mismatches", "confirmations",
             ),
             1,
         )

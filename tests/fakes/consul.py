@@ -1,8 +1,8 @@
 """A small working Consul in this process, on loopback: for speed, and for faults that no real one has on demand.
 
 It does what the bridge relies on, the way Consul 1.22 does it (docs/consul.md): blocking queries, an index per service
-and per node, doorbells that ring for their own members, two backends that number differently where nothing exists,
-filters, ACL envelopes, loss of the leader. The same contract tests run against it and against the real one
+and per node, aggregate watches that answer for their own members, two backends that number differently where nothing
+exists, filters, ACL envelopes, loss of the leader. The same contract tests run against it and against the real one
 (tests/contract/test_consul_contract.py). It is written to with the requests of a real one, so RawConsul works on it.
 
     with FakeConsul() as consul:

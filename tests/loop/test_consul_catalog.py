@@ -121,7 +121,7 @@ def test_listings_and_views_are_told_as_they_change(recorder: Recorder) -> None:
             assert recorder.wait(lambda: recorder.views[Query("dc1", "s001")] == Known(()))
             assert recorder.wait(lambda: "s001" not in recorder.listings["dc1"].services)
             status = catalog.status()["datacenters"]["dc1"]
-            assert (status["direct_watches"], status["doorbells"]) == (3, False)
+            assert (status["direct_watches"], status["aggregate_watches"]) == (3, False)
 
 
 def test_what_does_not_change_is_not_told(recorder: Recorder) -> None:
@@ -259,7 +259,7 @@ def test_beyond_the_budget_every_kind_of_change_is_seen(recorder: Recorder) -> N
                 consul.deregister(name, node)
                 assert becomes(recorder, query, node=f"new-{n}"), name
             assert consul.peak_connections <= 12
-            assert catalog.status()["datacenters"]["dc1"]["verification_found"] == 0
+            assert catalog.status()["datacenters"]["dc1"]["missed_changes"] == 0
 
 
 def test_a_node_check_flips_every_service_on_the_node(recorder: Recorder) -> None:
@@ -308,7 +308,7 @@ def test_the_services_that_change_get_the_direct_watches(recorder: Recorder, mon
             watch = catalog._watches["dc1"]
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline:
-                direct = {e.query.service for e in watch._board.all() if e.direct}
+                direct = {e.query.service for e in watch._table.all() if e.watched}
                 if set(busy) <= direct:
                     break
                 time.sleep(0.02)
@@ -340,11 +340,11 @@ def test_growing_past_the_budget_and_back_misses_nothing(recorder: Recorder) -> 
             assert consul.peak_connections <= 12
 
 
-def test_a_first_read_that_doorbells_overtake_is_not_the_last_word(
+def test_a_first_read_that_aggregate_watches_overtake_is_not_the_last_word(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found critical, well again, and only then do the doorbells begin to listen; only then is the answer there."""
-    monkeypatch.setattr(module, "BELLS_LINGER_SECONDS", 0.0)
+    """Found critical, well again, and only then do the aggregate watches begin; only then is the answer there."""
+    monkeypatch.setattr(module, "AGGREGATES_LINGER_SECONDS", 0.0)
     with FakeConsul() as consul:
         queries = fill(consul, 40)
         query = Query("dc1", "s039")
@@ -355,8 +355,8 @@ def test_a_first_read_that_doorbells_overtake_is_not_the_last_word(
             few = frozenset(sorted(queries)[:5])
             catalog.want(few)
             watch = catalog._watches["dc1"]
-            assert eventually(lambda: not watch.status()["doorbells"])
-            assert eventually(lambda: not any(bell.client.connected for bell in watch._bells), 10)
+            assert eventually(lambda: not watch.status()["aggregate_watches"])
+            assert eventually(lambda: not any(aggregate.client.connected for aggregate in watch._aggregates), 10)
             consul.flip("s039", "vm-9", "critical")
             path = "/v1/health/service/s039"
             consul.inject(Fault(late=1.5), path=path)
@@ -410,7 +410,7 @@ def on_address(recorder: Recorder, query: Query, address: str) -> bool:
 
 
 def test_the_checks_of_an_instance_that_took_another_name_ring_for_it(recorder: Recorder) -> None:
-    """They keep the old name: neither the bell's entry nor the new service's index says whom they concern."""
+    """They keep the old name: neither the aggregate's entry nor the new service's index says whom they concern."""
     with FakeConsul() as consul:
         queries = fill(consul, 40)
         query = Query("dc1", "s039")
@@ -441,7 +441,7 @@ def _flip_all(consul: FakeConsul, services: int, stop: threading.Event) -> None:
         time.sleep(0.001)
 
 
-def test_with_too_few_connections_for_doorbells_sweeps_see_everything(recorder: Recorder) -> None:
+def test_with_too_few_connections_for_aggregate_watches_polls_see_everything(recorder: Recorder) -> None:
     with FakeConsul() as consul:
         queries = fill(consul, 30)
         with watching(consul, recorder, connections=2) as catalog:
@@ -459,8 +459,8 @@ def test_a_budget_too_small_for_the_datacenters_is_refused_before_anything_is_se
         Catalog(ConsulConfig(connections=5), ["a", "b", "c"], recorder)
 
 
-def test_queries_that_doorbells_cannot_see_are_swept(recorder: Recorder) -> None:
-    """Another namespace's flips ring no bell here; the fake ignores `ns`, so that only the way of looking differs."""
+def test_queries_that_aggregate_watches_cannot_see_are_polled(recorder: Recorder) -> None:
+    """No aggregate watch sees another namespace's flips; the fake ignores `ns`, so only the way of looking differs."""
     with FakeConsul() as consul:
         fill(consul, 30)
         queries = frozenset(Query("dc1", f"s{n:03}", peer="cloud") for n in range(30))
@@ -473,10 +473,10 @@ def test_queries_that_doorbells_cannot_see_are_swept(recorder: Recorder) -> None
 
 def at_rest(watch: module.DatacenterWatch, service: str) -> bool:
     """Every service has somebody who looks after it, the next look asks nodes alone, and long ago one rang for this."""
-    covered = all(entry.direct or entry.vouched for entry in watch._board.all())
-    swept = watch._sweeper._nodes is not None and not watch._unvouched and not watch._sweeper.pending
-    rang = max(entry.explained_at for entry in watch._board.named(service))
-    return covered and swept and time.monotonic() - rang > module.JUDGE_SECONDS
+    covered = all(entry.watched or entry.verified_index for entry in watch._table.all())
+    polled = watch._poller._nodes is not None and not watch._unverified and not watch._poller.pending
+    rang = max(entry.last_notified_at for entry in watch._table.of_service(service))
+    return covered and polled and time.monotonic() - rang > module.JUDGE_SECONDS
 
 
 def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
@@ -495,12 +495,12 @@ def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
             assert eventually(lambda: at_rest(watch, "s050"))
             consul.flip("s050", "vm-0", "strange")  # a status of no list: passing left no list either
             consul.register("other", "vm-1", "10.0.0.2", 1)
-            watch._sweeper.verify()
+            watch._poller.audit()
             assert becomes(recorder, Query("dc1", "s050"), status=Status.UNKNOWN)
             consul.register("other", "vm-1", "10.0.0.2", 2)
-            assert eventually(lambda: any(e.direct for e in watch._board.named("s050")))
-            assert eventually(lambda: watch.status()["verification_found"] == 1)
-            assert watch.status()["verification_found_lately"] == ["s050"]
+            assert eventually(lambda: any(e.watched for e in watch._table.of_service("s050")))
+            assert eventually(lambda: watch.status()["missed_changes"] == 1)
+            assert watch.status()["missed_lately"] == ["s050"]
 
 
 def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
@@ -524,13 +524,13 @@ def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
 
             consul.change(unseen)
             for port in (2, 3, 4):
-                looked = watch.status()["sweeps"]
+                looked = watch.status()["index_polls"]
                 consul.register("other", "vm-1", "10.0.0.2", port)
-                assert eventually(lambda looked=looked: watch.status()["sweeps"] > looked)  # type: ignore[misc]
-            watch._sweeper.verify()
+                assert eventually(lambda looked=looked: watch.status()["index_polls"] > looked)  # type: ignore[misc]
+            watch._poller.audit()
             assert becomes(recorder, Query("dc1", "s050"), port=9000)
             consul.register("other", "vm-1", "10.0.0.2", 5)
-            assert eventually(lambda: watch.status()["verification_found_lately"] == ["s050"])
+            assert eventually(lambda: watch.status()["missed_lately"] == ["s050"])
 
 
 def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
@@ -544,7 +544,7 @@ def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
             watch = catalog._watches["dc1"]
-            verified = watch.status()["verifications"]
+            verified = watch.status()["audits"]
             for n in range(90):
                 name, node, address = f"s{n % 60:03}", f"vm-{n % 10}", f"10.0.0.{n % 10 + 1}"
                 if n % 3:
@@ -552,11 +552,11 @@ def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
                 else:
                     consul.flip(name, node, ("critical", "warning", "passing")[n // 60])
                 time.sleep(0.02)
-            assert eventually(lambda: watch.status()["verifications"] > verified + 3)
+            assert eventually(lambda: watch.status()["audits"] > verified + 3)
             assert becomes(recorder, Query("dc1", "s029"), port=9089)
             time.sleep(3.5)  # until everything is judged
             assert eventually(lambda: not watch._judging)
-            assert watch.status()["verification_found"] == 0, watch.status()["verification_found_lately"]
+            assert watch.status()["missed_changes"] == 0, watch.status()["missed_lately"]
 
 
 def test_at_rest_next_to_nothing_is_asked(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -730,7 +730,7 @@ def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
             assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
 
 
-@pytest.mark.parametrize("services", [2, 40], ids=["direct watches", "doorbells"])
+@pytest.mark.parametrize("services", [2, 40], ids=["direct watches", "aggregate_watches"])
 def test_that_nodes_are_hidden_from_the_token_is_told_until_they_can_be_seen(recorder: Recorder, services: int) -> None:
     """With every view, or the endpoints that a better token once saw would be taken for gone."""
     with FakeConsul() as consul:
@@ -782,10 +782,10 @@ def test_a_token_that_is_taken_away_stops_the_asking_and_one_that_works_again_is
 
 
 def test_429_makes_the_budget_smaller_and_says_so(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bridge.consul.pace import Throttle
+    from bridge.consul.ratelimit import AdaptiveConcurrency
 
-    monkeypatch.setattr(Throttle, "QUIET_SECONDS", 3.0)
-    monkeypatch.setattr(Throttle, "GROW_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(AdaptiveConcurrency, "QUIET_SECONDS", 3.0)
+    monkeypatch.setattr(AdaptiveConcurrency, "GROW_EVERY_SECONDS", 0.1)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
     with FakeConsul() as consul:
         queries = fill(consul, 60)

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge.consul import checkpoint, watch
+from bridge.consul import consistency, watch
 from bridge.consul import datacenter as module
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import NOBODY
-from bridge.consul.pace import Throttle
+from bridge.consul.ratelimit import AdaptiveConcurrency
 from bridge.core.model import Known, Listing, Query, Status, Unknown
 from bridge.retry import RetryPolicy
 from tests.fakes.consul import FakeConsul, Fault, Recorder, _Catalog
@@ -71,9 +71,9 @@ def nothing_was_taken_away(recorder: Recorder) -> bool:
 def test_a_consul_that_takes_fewer_connections_than_the_budget_makes_it_smaller_until_it_takes_more(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Throttle, "SHRINK_EVERY_SECONDS", 0.1)
-    monkeypatch.setattr(Throttle, "QUIET_SECONDS", 1.0)
-    monkeypatch.setattr(Throttle, "GROW_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(AdaptiveConcurrency, "SHRINK_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(AdaptiveConcurrency, "QUIET_SECONDS", 1.0)
+    monkeypatch.setattr(AdaptiveConcurrency, "GROW_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
     monkeypatch.setattr(module, "LEADER_PROBE_SECONDS", 0.5)
     with FakeConsul(max_connections=16) as consul:
@@ -128,9 +128,9 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
     """Slow, so that a flood shows in seconds; returns (seconds) -> the reads of one service that are allowed in it."""
     monkeypatch.setattr(module, "SERVICE_RATE", 5.0)
     monkeypatch.setattr(module, "SERVICE_BURST", 5.0)
-    monkeypatch.setattr(module, "BELL_RATE", 5.0)
-    monkeypatch.setattr(module, "BELL_BURST", 5.0)
-    # what one of two doorbells names, what a direct watch sees, and a few for who has it changing between them
+    monkeypatch.setattr(module, "AGGREGATE_RATE", 5.0)
+    monkeypatch.setattr(module, "AGGREGATE_BURST", 5.0)
+    # what one of two aggregate watches names, what a direct watch sees, and a few for who has it changing between them
     return lambda seconds: 3 * (5 + 5 * seconds) + 15
 
 
@@ -201,17 +201,17 @@ def test_after_an_outage_everybody_comes_back_spread_out_and_within_the_budget(
 ) -> None:
     """Away: no more than a few questions a second from each. Back: each service after a wait of its own.
 
-    Probes, of which a sweep sends many at once on one connection, are not among those who waited.
+    Probes, of which a poll sends many at once on one connection, are not among those who waited.
     """
-    assert checkpoint.RETURN_SECONDS >= 0.5
-    monkeypatch.setattr(checkpoint, "RETURN_SECONDS", 3.0)
+    assert consistency.RETURN_SECONDS >= 0.5
+    monkeypatch.setattr(consistency, "RETURN_SECONDS", 3.0)
     seeded, waits = random.Random(7), list[float]()
 
     def share() -> float:
         waits.append(seeded.random())
         return waits[-1]
 
-    monkeypatch.setattr(checkpoint, "random", SimpleNamespace(random=share))
+    monkeypatch.setattr(consistency, "random", SimpleNamespace(random=share))
     patient = RetryPolicy(floor_seconds=0.5, cap_seconds=4.0)
     with FakeConsul() as consul:
         queries = fill(consul, services)
@@ -239,10 +239,10 @@ def test_after_an_outage_everybody_comes_back_spread_out_and_within_the_budget(
             assert len(read) >= watched
             assert len(waits) >= watched - at_once
             # However busy this machine is, it only makes reads later: ten are never there before ten waits are over.
-            allowed = [checkpoint.RETURN_SECONDS * share for share in sorted(waits)]
+            allowed = [consistency.RETURN_SECONDS * share for share in sorted(waits)]
             early = [(at, least) for at, least in zip(read[at_once:], allowed, strict=False) if at < least]
             assert early == []
-            assert max(allowed) - min(allowed) > checkpoint.RETURN_SECONDS / 2
+            assert max(allowed) - min(allowed) > consistency.RETURN_SECONDS / 2
             assert consul.peak_connections <= 64
             assert recorder.count("rebuilt") == 0
             assert nothing_was_taken_away(recorder)
@@ -251,11 +251,11 @@ def test_after_an_outage_everybody_comes_back_spread_out_and_within_the_budget(
 def test_no_way_between_few_and_many_services_takes_anything_away_whatever_consul_answers_meanwhile(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Watched directly, by doorbells, and again; errors, missing rights and cut connections at every step."""
+    """Watched directly, by aggregate watches, and again; errors, missing rights and cut connections at every step."""
     slow = RetryPolicy(floor_seconds=0.1, cap_seconds=0.2)
     monkeypatch.setattr(watch, "PERMANENT_RETRY", slow)
     monkeypatch.setattr(module, "PERMANENT_RETRY", slow)
-    monkeypatch.setattr(module, "BELLS_LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(module, "AGGREGATES_LINGER_SECONDS", 0.0)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.2)
     with FakeConsul() as consul:
         queries = fill(consul, 40)
@@ -287,7 +287,7 @@ def test_no_way_between_few_and_many_services_takes_anything_away_whatever_consu
 
 
 def test_while_consul_says_429_next_to_nothing_is_asked(recorder: Recorder) -> None:
-    """A look is due, doorbells have rung, and nothing of it may be repeated hot."""
+    """A look is due, aggregate watches have rung, and nothing of it may be repeated hot."""
     with FakeConsul() as consul:
         queries = fill(consul, 60)
         with watching(consul, recorder, retry=PATIENT, connections=12) as catalog:
@@ -326,7 +326,7 @@ def test_retry_after_is_obeyed_by_sweeps(recorder: Recorder) -> None:
             assert becomes(recorder, Query("dc1", "s050"), 60, port=9000)
 
 
-def test_under_a_rate_limit_every_change_is_found_and_sweeps_end_at_last(recorder: Recorder) -> None:
+def test_under_a_rate_limit_every_change_is_found_and_polls_end_at_last(recorder: Recorder) -> None:
     """They go on where they were, with fewer probes at once."""
     with FakeConsul() as consul:
         queries = fill(consul, 60, nodes=60)
@@ -334,20 +334,20 @@ def test_under_a_rate_limit_every_change_is_found_and_sweeps_end_at_last(recorde
             catalog.want(queries)
             assert recorder.wait(known(recorder, queries))
             settled(consul)
-            looked = int(str(status_of(catalog, "sweeps")))
+            looked = int(str(status_of(catalog, "index_polls")))
             consul.max_rate = 50.0
             for n in (9, 50, 59):
                 consul.register(f"s{n:03}", f"vm-{n}", f"10.0.0.{n + 1}", 9000)
             for n in (9, 50, 59):
                 assert becomes(recorder, Query("dc1", f"s{n:03}"), 60, port=9000), n
-            assert eventually(lambda: int(str(status_of(catalog, "sweeps"))) > looked, 60)
+            assert eventually(lambda: int(str(status_of(catalog, "index_polls"))) > looked, 60)
             assert nothing_was_taken_away(recorder)
 
 
 def test_all_services_together_are_read_so_often_and_no_more(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By doorbells, whose flood names all of them again and again; first reads are free."""
+    """By aggregate watches, whose flood names all of them again and again; first reads are free."""
     monkeypatch.setattr(module, "ALL_RATE", 20.0)
     monkeypatch.setattr(module, "ALL_BURST", 20.0)
     with FakeConsul() as consul:

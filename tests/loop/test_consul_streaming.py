@@ -172,7 +172,7 @@ def test_a_restored_snapshot_is_seen_although_the_waiting_query_sleeps_on(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, noticed: bool
 ) -> None:
     """The listing and the nodes are what they were, so their indexes say nothing; only a check is older again."""
-    monkeypatch.setattr(module, "AUDIT_SECONDS", 60.0 if noticed else 1.0)
+    monkeypatch.setattr(module, "INDEX_CHECK_SECONDS", 60.0 if noticed else 1.0)
     monkeypatch.setattr(module, "COMPARE_SECONDS", 0.5)
     with FakeConsul() as consul:
         register(consul, "vm1", "10.20.0.1", "critical")
@@ -192,7 +192,7 @@ def test_a_restored_snapshot_is_seen_although_the_waiting_query_sleeps_on(
             assert recorder.count("rebuilt") == 0
 
 
-@pytest.mark.parametrize("connections", [64, 6], ids=["a direct watch", "doorbells"])
+@pytest.mark.parametrize("connections", [64, 6], ids=["a direct watch", "aggregate_watches"])
 def test_an_instance_that_gets_another_services_name_leaves_the_old_one(recorder: Recorder, connections: int) -> None:
     """Consul leaves the old service's index as it was: no probe sees it, and no waiting query of the catalog."""
     with FakeConsul() as consul:

@@ -142,7 +142,7 @@ def test_a_leader_cut_off_from_the_server_stops_before_its_successor_starts(fake
 
 
 def test_a_writer_that_may_not_write_sends_nothing(fake: FakeKube, client: KubeClient) -> None:
-    """Asked before every request, with the target."""
+    """RequestInfo before every request, with the target."""
     asked: list[Target] = []
 
     def seconds_left(target: Target) -> float:

@@ -104,7 +104,7 @@ def test_a_probe_has_the_index_of_the_service_and_no_data(consul: FakeConsul, cl
     consul.register("web", "vm", "10.0.0.1", 80)
     consul.register("other", "vm-2", "10.0.0.2", 80)
     full, probe = client.health_service(WEB), client.probe_service(WEB)
-    assert probe == Answer(index=full.index, data=[], numbering=full.numbering, size=2)
+    assert probe == Answer(index=full.index, data=[], query_backend=full.query_backend, size=2)
     assert client.probe_services([WEB, Query("dc1", "other")]) == [
         full.index,
         client.probe_service(Query("dc1", "other")).index,
@@ -154,7 +154,7 @@ def test_without_agent_read_the_datacenter_comes_from_the_catalog() -> None:
 def test_the_envelope_is_read_from_the_headers(consul: FakeConsul, client: ConsulClient) -> None:
     consul.last_contact_ms = 1500
     answer = client.listing("dc1")
-    assert (answer.numbering, answer.last_contact_seconds, answer.known_leader) == ("blocking-query", 1.5, True)
+    assert (answer.query_backend, answer.last_contact_seconds, answer.known_leader) == ("blocking-query", 1.5, True)
     assert (answer.filtered, answer.default_deny_anonymous) == (False, False)
     consul.register("web", "vm", "10.0.0.1", 80)
     consul.hidden.add("web")
@@ -241,7 +241,7 @@ def test_streaming_answers_are_not_doubted_for_headers_that_mean_nothing(
     consul: FakeConsul, client: ConsulClient
 ) -> None:
     answer = client.health_service(WEB, index=999, wait=0.05)
-    assert (answer.numbering, answer.known_leader) == ("streaming", False)
+    assert (answer.query_backend, answer.known_leader) == ("streaming", False)
     assert len(consul.requests) == 1
 
 

@@ -67,7 +67,7 @@ def test_another_one_begins_its_listings_anew() -> None:
     assert identity.is_older(8) is False
 
 
-def test_what_the_doorbell_saw_moves_the_comparison_forward_only() -> None:
+def test_what_the_aggregate_watches_saw_moves_the_comparison_forward_only() -> None:
     identity = known()
     identity.observe(200, {"server": (11, 17)})
     assert identity.is_another(150, OLD) is True

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
-from bridge.consul.pace import Bucket
+from bridge.consul.ratelimit import TokenBucket
 from bridge.consul.watch import PERMANENT_RETRY, Position, Step, Watch
 from bridge.errors import BridgeError, CancelledError, PermanentError, TransientError
 from bridge.retry import RetryPolicy
@@ -18,8 +18,8 @@ from bridge.retry import RetryPolicy
 PLAIN, STREAMING = "blocking-query", "streaming"
 
 
-def answer(index: int, numbering: str = PLAIN, size: int = 0) -> Answer:
-    return Answer(index=index, data=index, numbering=numbering, size=size)
+def answer(index: int, query_backend: str = PLAIN, size: int = 0) -> Answer:
+    return Answer(index=index, data=index, query_backend=query_backend, size=size)
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Script:
     slept: list[float] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     confirmed: int = 0
-    doubted: bool = False
+    suspect: bool = False
     rebuilds: int = 0
     confirm_error: BridgeError | None = None
     usable: Callable[[Answer], bool] = lambda _answer: True
@@ -53,15 +53,15 @@ class Script:
         self.taken.append(found.index)
         return self.usable(found)
 
-    def doubt(self, reason: str, *, went_back: bool = False) -> None:
+    def mark_suspect(self, reason: str, *, went_back: bool = False) -> None:
         self.doubts.append(reason)
-        self.doubted = True
+        self.suspect = True
 
-    def confirm(self, client: ConsulClient) -> None:
+    def verify(self, client: ConsulClient) -> None:
         self.confirmed += 1
         if self.confirm_error is not None:
             raise self.confirm_error
-        self.doubted = False
+        self.suspect = False
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -80,16 +80,16 @@ class Stop(threading.Event):
         return self.is_set()
 
 
-def watch(script: Script, burst: float = 1000.0, byte_bucket: Bucket | None = None) -> Watch:
+def watch(script: Script, burst: float = 1000.0, byte_bucket: TokenBucket | None = None) -> Watch:
     return Watch(
         ask=script.ask,
         take=script.take,
         fail=lambda error: script.failed.append(str(error)),
-        checkpoint=script,
+        gate=script,
         client=ConsulClient(ConsulConfig()),
         sleep=script.sleep,
         stop=Stop(script),
-        buckets=(Bucket(2.0, burst, lambda: script.clock),),
+        buckets=(TokenBucket(2.0, burst, lambda: script.clock),),
         byte_bucket=byte_bucket,
         retry=RetryPolicy(floor_seconds=0.1, cap_seconds=30.0),
         wait_seconds=50.0,
@@ -189,12 +189,12 @@ def test_an_answer_that_arrives_while_the_datacenter_is_doubted_is_not_used() ->
 
 def _doubting(script: Script, ask: Callable[[int, float], Answer], index: int, wait: float) -> Answer:
     found = ask(index, wait)
-    script.doubted = True
+    script.suspect = True
     return found
 
 
 def test_nothing_is_asked_while_the_doubt_cannot_be_ended() -> None:
-    script = Script([], doubted=True, confirm_error=TransientError("still down"))
+    script = Script([], suspect=True, confirm_error=TransientError("still down"))
     one = watch(script)
     assert [one.step() for _ in range(3)] == [Step.FAILED] * 3
     assert (script.asked, script.failed) == ([], ["still down"] * 3)
@@ -231,7 +231,7 @@ def test_what_the_server_asks_for_is_waited_for() -> None:
 
 def test_a_large_answer_postpones_the_next_question() -> None:
     script = Script([answer(7, size=3_000_000), answer(8)])
-    steps(script, byte_bucket=Bucket(1e6, 1e6, lambda: script.clock))
+    steps(script, byte_bucket=TokenBucket(1e6, 1e6, lambda: script.clock))
     assert script.slept == [2.0]
 
 
@@ -255,7 +255,7 @@ def test_a_position_says_whether_the_last_answer_was_plain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "numbering", "doubts"),
+    ("seconds", "query_backend", "doubts"),
     [
         (1.0, PLAIN, 1),
         (52.0, PLAIN, 0),  # the wait was over
@@ -263,10 +263,10 @@ def test_a_position_says_whether_the_last_answer_was_plain() -> None:
     ],
 )
 def test_a_query_that_returns_early_with_nothing_new_means_that_consul_gave_its_state_up(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, numbering: str, doubts: int
+    monkeypatch: pytest.MonkeyPatch, seconds: float, query_backend: str, doubts: int
 ) -> None:
     """A snapshot was restored: whoever waits on the catalog gets what he had, at once. Nothing else says so."""
-    script = Script([answer(7), answer(7, numbering), answer(8)])
+    script = Script([answer(7), answer(7, query_backend), answer(8)])
     now = iter([0.0, 10.0, 10.0 + seconds, 100.0, 100.0])
     monkeypatch.setattr("bridge.consul.watch.time.monotonic", lambda: next(now))
     steps(script)

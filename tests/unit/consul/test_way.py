@@ -17,8 +17,8 @@ import trustme
 
 from bridge.consul.access import warnings_of
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
-from bridge.consul.pace import WaitLimit
-from bridge.consul.room import FREE_BYTES, Room
+from bridge.consul.memory_budget import FREE_BYTES, MemoryBudget
+from bridge.consul.ratelimit import WaitLimit
 from bridge.consul.tls import Tls
 from bridge.core.model import Query
 from bridge.errors import BridgeError, ConfigurationError, PermanentError, TransientError
@@ -446,7 +446,7 @@ def test_a_query_that_lived_longer_proves_the_way_to_be_long_enough() -> None:
 
 def test_large_answers_take_turns_and_the_oldest_never_waits() -> None:
     """So two that both need more than there is do not wait for each other."""
-    room = Room(100)
+    room = MemoryBudget(100)
     room.take("a", 60, time.monotonic() + 1)
     with pytest.raises(TimeoutError):
         room.take("b", 50, time.monotonic() + 0.05)

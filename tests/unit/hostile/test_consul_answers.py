@@ -141,7 +141,7 @@ ON_NODE = one_of_each(
 
 @SLOW
 @given(data=st.one_of(st.lists(CHECKS, max_size=4), st.lists(NODES, max_size=4), ON_NODE, JUNK))
-def test_what_the_doorbells_say_is_understood_or_trouble(data: Any) -> None:
+def test_what_the_aggregate_watches_say_is_understood_or_trouble(data: Any) -> None:
     """Checks, nodes and what is on a node."""
     for read in (decode.checks_of, decode.nodes_of, decode.services_on):
         with contextlib.suppress(TransientError):

@@ -243,7 +243,7 @@ def test_hostile_names_never_become_labels() -> None:
 
 CATALOG = {
     "connected": False, "trouble": "refused", "seconds_since_last_success": 1.5, "budget": 60, "connections": 40,
-    "services": 99, "direct_watches": 36, "reads_waiting": 3, "verification_found": 0,
+    "services": 99, "direct_watches": 36, "reads_waiting": 3, "missed_changes": 0,
     "confirmations": 2, "streaming_mismatches": ["db", "web"],
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""When a sweep is made, of what, and how much time sweeps may take, on a clock that the tests turn."""
+"""When a poll is made, of what, and how much time polls may take, on a clock that the tests turn."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import cast
 
 import pytest
 
-from bridge.consul.board import Entry
 from bridge.consul.client import Answer, ConsulClient, Mode
-from bridge.consul.readers import Job, Readers, Urgency
-from bridge.consul.sweep import PIECE, Sweeper
+from bridge.consul.index_poller import PIECE, IndexPoller
+from bridge.consul.read_pool import Job, ReadPool, Urgency
+from bridge.consul.subscriptions import Subscription
 from bridge.core.model import Query
 from bridge.errors import PermanentError, ThrottledError, TransientError
 
@@ -25,7 +25,7 @@ class Clock:
 
 
 class Jobs:
-    """Readers whose jobs are done when the test says so."""
+    """ReadPool whose jobs are done when the test says so."""
 
     def __init__(self, clock: Clock) -> None:
         self.waiting: deque[Job] = deque()
@@ -33,14 +33,14 @@ class Jobs:
         self._clock = clock
 
     def put(self, urgency: Urgency, job: Job, delay_seconds: float = 0.0) -> None:
-        assert urgency is Urgency.SWEEP
+        assert urgency is Urgency.POLL
         if delay_seconds:
             self.later.append((self._clock.now + delay_seconds, job))
         else:
             self.waiting.append(job)
 
     def put_all(self, urgency: Urgency, jobs: Iterable[Job]) -> None:
-        assert urgency is Urgency.SWEEP
+        assert urgency is Urgency.POLL
         self.waiting.extend(jobs)
 
 
@@ -78,22 +78,22 @@ class Probes:
 
 
 class Field:
-    """The ground that is swept, and a sweeper on it."""
+    """The ground that is polled, and a poller on it."""
 
     def __init__(self, services: int, nodes: int | None) -> None:
         self.clock, self.probes = Clock(), Probes()
         self.jobs = Jobs(self.clock)
-        self.entries = [Entry(Query("dc1", f"s{n}"), index=7) for n in range(services)]
-        self.probes.services = {e.query.service: 7 for e in self.entries}
+        self.subscriptions = [Subscription(Query("dc1", f"s{n}"), index=7) for n in range(services)]
+        self.probes.services = {e.query.service: 7 for e in self.subscriptions}
         self.node_names = None if nodes is None else [f"vm-{n}" for n in range(nodes)]
         self.probes.nodes = dict.fromkeys(self.node_names or (), 7)
         self.moved: list[str] = []
         self.failures: list[BaseException] = []
         self.attempts: list[int] = []
-        self.sweeper = Sweeper("dc1", self, cast(Readers, self.jobs), self.clock)
+        self.poller = IndexPoller("dc1", self, cast(ReadPool, self.jobs), self.clock)
 
-    def services_to_probe(self, every: bool) -> list[Entry]:
-        return [e for e in self.entries if every or not e.direct]
+    def services_to_probe(self, every: bool) -> list[Subscription]:
+        return [e for e in self.subscriptions if every or not e.watched]
 
     def nodes_to_probe(self) -> list[str] | None:
         return self.node_names
@@ -101,21 +101,21 @@ class Field:
     def node_moved(self, client: ConsulClient, node: str) -> None:
         self.moved.append(node)
 
-    def verify_node(self, client: ConsulClient, node: str) -> None:
+    def audit_node(self, client: ConsulClient, node: str) -> None:
         self.moved.append(f"{node}!")
 
-    def service_moved(self, entry: Entry, verifying: bool) -> None:
-        self.moved.append(entry.query.service + ("!" if verifying else ""))
+    def service_moved(self, subscription: Subscription, auditing: bool) -> None:
+        self.moved.append(subscription.query.service + ("!" if auditing else ""))
 
     def probe_failed(self, error: TransientError | PermanentError, attempt: int) -> float:
         self.failures.append(error)
         self.attempts.append(attempt)
         return (error.retry_after_seconds or 1.0) if isinstance(error, TransientError) else 5.0
 
-    def sweep(self, begin: Callable[[], None] | None = None, seconds: float = 0.0) -> list[str]:
+    def poll(self, begin: Callable[[], None] | None = None, seconds: float = 0.0) -> list[str]:
         """Begin (a look), let the clock run, do what there is to do; returns who was asked."""
         self.probes.asked = []
-        (begin or self.sweeper.look)()
+        (begin or self.poller.poll_changed)()
 
         def take() -> None:
             self.clock.now += seconds
@@ -134,22 +134,22 @@ class Field:
             self.jobs.later.remove(first)
             self.clock.now = max(self.clock.now, first[0])
             self.jobs.waiting.append(first[1])
-            asked += self.sweep(lambda: None)
+            asked += self.poll(lambda: None)
         self.clock.now = end
         return asked
 
 
 def test_few_nodes_are_probed_instead_of_many_services() -> None:
-    """The first sweep asks for nodes and services, so that the nodes' indexes are older than what they vouch for."""
+    """The first poll asks for nodes and services, so that the nodes' indexes are older than what they vouch for."""
     field = Field(services=100, nodes=10)
     assert field.node_names is not None
-    assert field.sweep() == sorted([*field.node_names, *(e.query.service for e in field.entries)])
-    assert field.sweep() == field.node_names
+    assert field.poll() == sorted([*field.node_names, *(e.query.service for e in field.subscriptions)])
+    assert field.poll() == field.node_names
     assert field.moved == []
     field.probes.nodes["vm-3"] = 8
-    field.sweep()
+    field.poll()
     assert field.moved == ["vm-3"]
-    field.sweep()
+    field.poll()
     assert field.moved == ["vm-3"]
 
 
@@ -158,54 +158,54 @@ def test_services_are_probed_unless_nodes_are_clearly_fewer(nodes: int | None) -
     field = Field(services=100, nodes=nodes)
     field.probes.services["s5"] = 9
     for _ in range(2):
-        assert field.sweep() == sorted(e.query.service for e in field.entries)
+        assert field.poll() == sorted(e.query.service for e in field.subscriptions)
     assert field.moved == ["s5", "s5"]
     assert field.probes.modes == {Mode.LEADER}
 
 
 def test_what_node_probes_do_not_cover_is_probed_beside_them() -> None:
     field = Field(services=100, nodes=10)
-    field.entries[0].covered = field.entries[1].covered = False
-    field.sweep()
+    field.subscriptions[0].covered_by_aggregate = field.subscriptions[1].covered_by_aggregate = False
+    field.poll()
     assert field.node_names is not None
-    assert field.sweep() == ["s0", "s1", *field.node_names]
+    assert field.poll() == ["s0", "s1", *field.node_names]
 
 
 def test_a_node_without_an_answer_is_asked_alone() -> None:
     field = Field(services=100, nodes=10)
-    field.sweep()
+    field.poll()
     del field.probes.nodes["vm-2"]  # alone it answers 4, the length of its name
-    field.sweep()
+    field.poll()
     assert field.moved == ["vm-2"]
 
 
 def test_after_another_consul_node_indexes_are_learnt_anew() -> None:
     field = Field(services=100, nodes=10)
-    field.sweep()
-    field.sweeper.forget()
+    field.poll()
+    field.poller.forget()
     field.probes.nodes = dict.fromkeys(field.probes.nodes, 3)
-    assert len(field.sweep()) == 110
+    assert len(field.poll()) == 110
     assert field.moved == []
 
 
 def test_a_verification_asks_for_every_service_whoever_watches_it() -> None:
     field = Field(services=100, nodes=None)
-    field.entries[3].direct = True
+    field.subscriptions[3].watched = True
     field.probes.services["s4"] = 8
-    assert len(field.sweep(field.sweeper.verify)) == 99
+    assert len(field.poll(field.poller.audit)) == 99
     assert sorted(field.moved) == ["s3!", "s4!"], "the streaming backend's index proves nothing: that one is read"
-    assert (field.sweeper.verified, field.sweeper.looked) == (1, 0)
+    assert (field.poller.audited, field.poller.polled) == (1, 0)
     assert field.probes.modes == {Mode.STALE}
 
 
 def test_a_verification_asks_for_the_nodes_too_and_looks_at_those_that_moved_since_the_last_one() -> None:
     """An instance that gets another service's name does not move the index of the service that it leaves."""
     field = Field(services=100, nodes=3)
-    assert len(field.sweep(field.sweeper.verify)) == 103
+    assert len(field.poll(field.poller.audit)) == 103
     first, field.moved = sorted(field.moved), []
     field.probes.nodes["vm-1"] = 8
     field.clock.now += 60
-    field.sweep(field.sweeper.verify)
+    field.poll(field.poller.audit)
     assert (first, field.moved) == (["vm-0!", "vm-1!", "vm-2!"], ["vm-1!"])
 
 
@@ -213,63 +213,63 @@ def test_a_service_whose_probe_is_refused_counts_as_moved() -> None:
     """Reading it shows what is wrong, to whom it concerns."""
     field = Field(services=3, nodes=None)
     del field.probes.services["s1"]
-    field.sweep()
+    field.poll()
     assert field.moved == ["s1"]
 
 
-def test_many_wishes_are_one_sweep_and_one_more_after_it() -> None:
+def test_many_wishes_are_one_poll_and_one_more_after_it() -> None:
     field = Field(services=PIECE * 3, nodes=None)
-    field.sweeper.look()
+    field.poller.poll_changed()
     for _ in range(10):
-        field.sweeper.look()
+        field.poller.poll_changed()
     assert len(field.jobs.waiting) == 3
-    field.sweep()
-    assert field.sweeper.looked == 1
+    field.poll()
+    assert field.poller.polled == 1
     assert field.jobs.later  # the other one, when it is time
     field.clock.now += 1
-    field.sweep(field.sweeper.tick)
-    assert field.sweeper.looked == 2
-    assert not field.sweeper.pending
+    field.poll(field.poller.tick)
+    assert field.poller.polled == 2
+    assert not field.poller.pending
 
 
-def test_a_sweep_that_failed_rests_and_goes_on() -> None:
+def test_a_poll_that_failed_rests_and_goes_on() -> None:
     field = Field(services=PIECE * 2, nodes=None)
     field.probes.error = TransientError("reset", retry_after_seconds=7.0)
-    assert field.sweep() == []
+    assert field.poll() == []
     assert field.failures == [field.probes.error]  # once, not for every piece
-    assert (field.sweeper.looked, field.sweeper.pending) == (0, True)
+    assert (field.poller.polled, field.poller.pending) == (0, True)
     assert field.wait(6.9) == []
-    field.sweeper.look()  # not before its time either
+    field.poller.poll_changed()  # not before its time either
     assert field.wait(0.2) == []
     assert field.attempts == [1, 2]
     field.probes.error = None
     assert len(field.wait(7.0)) == PIECE * 4  # the one that goes on, and the one that was asked for meanwhile
-    assert field.sweeper.looked == 2
+    assert field.poller.polled == 2
 
 
-def test_what_a_sweep_has_asked_for_is_not_asked_again_after_a_failure() -> None:
+def test_what_a_poll_has_asked_for_is_not_asked_again_after_a_failure() -> None:
     field = Field(services=PIECE * 4, nodes=None)
-    field.sweeper.look()
+    field.poller.poll_changed()
     for _ in range(2):
         field.jobs.waiting.popleft()(cast(ConsulClient, field.probes))
     before, field.probes.error = set(field.probes.asked), TransientError("reset")
-    field.sweep(lambda: None)
+    field.poll(lambda: None)
     field.probes.error = None
     after = field.wait()
     assert (len(before), len(after)) == (PIECE * 2, PIECE * 2)
-    assert before | set(after) == {e.query.service for e in field.entries}
-    assert (field.sweeper.looked, field.sweeper.pending) == (1, False)
+    assert before | set(after) == {e.query.service for e in field.subscriptions}
+    assert (field.poller.polled, field.poller.pending) == (1, False)
 
 
-def test_after_a_429_few_probes_are_sent_a_second_and_the_sweep_ends_all_the_same() -> None:
+def test_after_a_429_few_probes_are_sent_a_second_and_the_poll_ends_all_the_same() -> None:
     field = Field(services=PIECE * 10, nodes=None)
     field.probes.error = ThrottledError("slower")
-    field.sweep()
+    field.poll()
     for _ in range(5):
         field.wait()  # 128 probes a second, and half as many each time: 4
     field.probes.error = None
     begin, asked = field.clock.now, []
-    while not field.sweeper.looked:
+    while not field.poller.polled:
         asked.append(len(field.wait(1.0)))
     assert max(asked[:4]) <= 10
     assert sum(asked) == PIECE * 10
@@ -279,44 +279,44 @@ def test_after_a_429_few_probes_are_sent_a_second_and_the_sweep_ends_all_the_sam
 def test_where_a_nodes_probe_is_refused_services_are_asked_instead_for_a_while() -> None:
     """One node that the token may not see must not keep all changes from being found."""
     field = Field(services=100, nodes=10)
-    field.sweep()
+    field.poll()
     field.probes.refused.add("vm-2")
     del field.probes.nodes["vm-2"]
-    field.sweep()
+    field.poll()
     assert field.attempts == [1]
     assert field.wait(4.9) == []
     assert len(field.wait(0.2)) == 100
-    assert (field.sweeper.looked, field.sweeper.pending) == (2, False)
+    assert (field.poller.polled, field.poller.pending) == (2, False)
     field.clock.now += 1000.0
     field.probes.nodes["vm-2"] = 7
-    assert field.sweep() == field.node_names
+    assert field.poll() == field.node_names
 
 
 def test_a_verification_that_is_due_goes_before_the_next_look_and_looks_between_verifications() -> None:
     """In a busy catalog a look is always due."""
     field = Field(services=PIECE, nodes=None)
-    field.sweeper.look()
-    field.sweeper.look()
-    field.sweeper.verify()
+    field.poller.poll_changed()
+    field.poller.poll_changed()
+    field.poller.audit()
     kinds = []
     for _ in range(4):
-        field.sweep(field.sweeper.tick)
-        kinds.append((field.sweeper.looked, field.sweeper.verified))
-        field.sweeper.look()
-        field.sweeper.verify()
+        field.poll(field.poller.tick)
+        kinds.append((field.poller.polled, field.poller.audited))
+        field.poller.poll_changed()
+        field.poller.audit()
         field.clock.now += 10.0
     assert kinds == [(1, 0), (1, 1), (2, 1), (2, 2)]
 
 
 def shares(field: Field, took: float, seconds: Sequence[float]) -> list[float]:
-    """Ask for sweeps without end, each of which takes `took` seconds; the share of each stretch of time they ran."""
+    """Ask for polls without end, each of which takes `took` seconds; the share of each stretch of time they ran."""
     found = []
     for stretch in seconds:
         begin, ran = field.clock.now, 0.0
         while field.clock.now - begin < stretch:
-            field.sweeper.look()
+            field.poller.poll_changed()
             if field.jobs.waiting:
-                field.sweep(field.sweeper.tick, seconds=took)
+                field.poll(field.poller.tick, seconds=took)
                 ran += took
             else:
                 field.clock.now += 0.01
@@ -324,7 +324,7 @@ def shares(field: Field, took: float, seconds: Sequence[float]) -> list[float]:
     return found
 
 
-def test_sweeps_take_half_of_a_busy_minute_and_a_fifth_of_a_busy_hour() -> None:
+def test_polls_take_half_of_a_busy_minute_and_a_fifth_of_a_busy_hour() -> None:
     field = Field(services=PIECE, nodes=None)
     first, minute, hour = shares(field, took=0.3, seconds=(2.0, 60.0, 3600.0))
     assert first > 0.9  # saved up in quiet times: at once
@@ -332,35 +332,35 @@ def test_sweeps_take_half_of_a_busy_minute_and_a_fifth_of_a_busy_hour() -> None:
     assert 0.18 < hour < 0.24
 
 
-def test_one_long_sweep_is_paid_for_by_a_long_rest() -> None:
+def test_one_long_poll_is_paid_for_by_a_long_rest() -> None:
     field = Field(services=PIECE, nodes=None)
-    field.sweep(seconds=100.0)
-    field.sweeper.look()
+    field.poll(seconds=100.0)
+    field.poller.poll_changed()
     assert not field.jobs.waiting
     field.clock.now += 193.0  # 100 s less 3 s saved, at half of the time: 194 s
-    field.sweeper.tick()
+    field.poller.tick()
     assert not field.jobs.waiting
     field.clock.now += 8.0  # 100 s less 60 s saved, at a fifth: 200 s
-    field.sweeper.tick()
+    field.poller.tick()
     assert field.jobs.waiting
 
 
-def test_only_what_was_read_before_somebody_listened_is_vouched_for() -> None:
+def test_only_what_was_read_before_somebody_listened_is_verified() -> None:
     field = Field(services=100, nodes=10)
-    assert len(field.sweep(field.sweeper.vouch)) == 110  # nothing yet to build on: nodes, then all services
-    assert all(entry.vouched for entry in field.entries)
-    assert field.sweep(field.sweeper.vouch) == []
-    field.entries[5].vouched = field.entries[6].vouched = False
+    assert len(field.poll(field.poller.poll_unverified)) == 110  # nothing yet to build on: nodes, then all services
+    assert all(subscription.verified_index for subscription in field.subscriptions)
+    assert field.poll(field.poller.poll_unverified) == []
+    field.subscriptions[5].verified_index = field.subscriptions[6].verified_index = False
     field.probes.services["s6"] = 8
-    assert field.sweep(field.sweeper.vouch) == ["s5", "s6"]
+    assert field.poll(field.poller.poll_unverified) == ["s5", "s6"]
     assert field.moved == ["s6"]
     assert field.node_names is not None
-    assert field.sweep() == ["s6", *field.node_names]  # still not the same: somebody reads it
+    assert field.poll() == ["s6", *field.node_names]  # still not the same: somebody reads it
 
 
-def test_where_services_are_probed_one_vouch_asks_for_a_few_of_them() -> None:
+def test_where_services_are_probed_one_request_asks_for_a_few_of_them() -> None:
     field = Field(services=100, nodes=100)
-    assert len(field.sweep(field.sweeper.vouch)) == 100
-    field.entries[5].vouched = False
-    assert field.sweep(field.sweeper.vouch) == ["s5"]
-    assert len(field.sweep()) == 100
+    assert len(field.poll(field.poller.poll_unverified)) == 100
+    field.subscriptions[5].verified_index = False
+    assert field.poll(field.poller.poll_unverified) == ["s5"]
+    assert len(field.poll()) == 100

@@ -14,7 +14,7 @@ FREE_BYTES = 256 << 10
 """Answers up to this size are not counted: 64 connections hold at most 16 MiB of them."""
 
 
-class Room:
+class MemoryBudget:
     """A budget of bytes. Any thread.
 
     Whoever needs more waits until the others have given back enough. The one that has held some for longest need not

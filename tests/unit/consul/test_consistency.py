@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any, cast
 
-from bridge.consul.checkpoint import Checkpoint
 from bridge.consul.client import Answer, ConsulClient, Mode
+from bridge.consul.consistency import ConsistencyGate
 
 
 class Consul:
@@ -28,28 +28,28 @@ class Consul:
         return Answer(data=data, index=index)
 
 
-def confirmed(consul: Consul, checkpoint: Checkpoint) -> int:
+def confirmed(consul: Consul, gate: ConsistencyGate) -> int:
     """How often Consul was found to be another one so far."""
-    checkpoint.confirm(cast("ConsulClient", consul))
-    assert not checkpoint.doubted
-    return checkpoint.rebuilds
+    gate.verify(cast("ConsulClient", consul))
+    assert not gate.suspect
+    return gate.rebuilds
 
 
 def test_a_restored_snapshot_is_another_consul_although_its_nodes_are_the_same() -> None:
     """The listing is read as well when an index went backwards, and only then: it is dear."""
-    consul, checkpoint = Consul(), Checkpoint("dc1", lambda: None, lambda: None, lambda: None, threading.Event())
-    found = [confirmed(consul, checkpoint)]
-    checkpoint.observe_listing(300)
-    checkpoint.doubt("connection reset")
-    found.append(confirmed(consul, checkpoint))
-    checkpoint.doubt("Consul's index went backwards", went_back=True)
-    found.append(confirmed(consul, checkpoint))
+    consul, gate = Consul(), ConsistencyGate("dc1", lambda: None, lambda: None, lambda: None, threading.Event())
+    found = [confirmed(consul, gate)]
+    gate.observe_listing(300)
+    gate.mark_suspect("connection reset")
+    found.append(confirmed(consul, gate))
+    gate.mark_suspect("Consul's index went backwards", went_back=True)
+    found.append(confirmed(consul, gate))
     consul.listed = 290
-    checkpoint.doubt("Consul's index went backwards", went_back=True)
-    found.append(confirmed(consul, checkpoint))
-    checkpoint.observe_listing(291)
+    gate.mark_suspect("Consul's index went backwards", went_back=True)
+    found.append(confirmed(consul, gate))
+    gate.observe_listing(291)
     consul.listed = 292
-    checkpoint.doubt("Consul's index went backwards", went_back=True)
-    found.append(confirmed(consul, checkpoint))
+    gate.mark_suspect("Consul's index went backwards", went_back=True)
+    found.append(confirmed(consul, gate))
     assert found == [0, 0, 0, 1, 1]
     assert consul.asked == ["nodes", "nodes", *["nodes", "listing"] * 3]

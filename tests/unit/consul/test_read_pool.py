@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import cast
 
 from bridge.consul.client import ConsulClient
-from bridge.consul.readers import FAIR, Readers, Urgency
+from bridge.consul.read_pool import FAIR, ReadPool, Urgency
 from bridge.errors import CancelledError
 
 CLIENT = cast(ConsulClient, object())
 
 
-def readers(threads: int = 1) -> Readers:
-    return Readers([CLIENT] * threads, "reader", lambda _client: True, lambda _error: None, time.monotonic)
+def readers(threads: int = 1) -> ReadPool:
+    return ReadPool([CLIENT] * threads, "reader", lambda _client: True, lambda _error: None, time.monotonic)
 
 
-def run(one: Readers, until: threading.Event) -> None:
+def run(one: ReadPool, until: threading.Event) -> None:
     one.start()
     assert until.wait(10)
     one.close()
@@ -33,28 +33,28 @@ def test_the_urgent_ones_go_first_and_now_and_then_one_of_the_others() -> None:
     def job(name: str) -> Callable[[ConsulClient], None]:
         return lambda _client: done.append(name)
 
-    one.put_all(Urgency.SWEEP, [job("sweep")] * 3)
+    one.put_all(Urgency.POLL, [job("poll")] * 3)
     one.put_all(Urgency.FIRST, [job("first")] * 3)
     one.put_all(Urgency.NOW, [job("now")] * FAIR * 3)
-    one.put(Urgency.SWEEP, lambda _client: ended.set())
+    one.put(Urgency.POLL, lambda _client: ended.set())
     run(one, ended)
     turns = [done[n : n + FAIR] for n in range(0, FAIR * 3, FAIR)]
-    assert turns == [["now"] * (FAIR - 1) + [last] for last in ("sweep", "first", "sweep")]
-    assert done[FAIR * 3 :] == ["now"] * 3 + ["first"] * 2 + ["sweep"]
+    assert turns == [["now"] * (FAIR - 1) + [last] for last in ("poll", "first", "poll")]
+    assert done[FAIR * 3 :] == ["now"] * 3 + ["first"] * 2 + ["poll"]
 
 
-def test_whoever_rings_without_end_keeps_neither_first_reads_nor_sweeps_waiting() -> None:
+def test_whoever_rings_without_end_keeps_neither_first_reads_nor_polls_waiting() -> None:
     one = readers(threads=3)
-    first, sweep, both = threading.Event(), threading.Event(), threading.Event()
+    first, poll, both = threading.Event(), threading.Event(), threading.Event()
 
     def again(_client: ConsulClient) -> None:
         one.put(Urgency.NOW, again)
-        if first.is_set() and sweep.is_set():
+        if first.is_set() and poll.is_set():
             both.set()
 
     one.put_all(Urgency.NOW, [again] * 10)
     one.put(Urgency.FIRST, lambda _client: first.set())
-    one.put(Urgency.SWEEP, lambda _client: sweep.set())
+    one.put(Urgency.POLL, lambda _client: poll.set())
     run(one, both)
 
 

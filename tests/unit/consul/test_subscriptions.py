@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bridge.consul.board import Board, Published
+from bridge.consul.subscriptions import Published, SubscriptionTable
 from bridge.core.model import Instance, Known, Query, Status, Unknown
 from tests.unit.core.builders import said
 
@@ -25,61 +25,61 @@ class Told(list[Any]):
         self.append((query, state, seen))
 
 
-def board(namespace: str = "", partition: str = "") -> tuple[Board, Told]:
+def table(namespace: str = "", partition: str = "") -> tuple[SubscriptionTable, Told]:
     told = Told()
-    return Board(told, namespace, partition), told
+    return SubscriptionTable(told, namespace, partition), told
 
 
 def test_news_is_told_once() -> None:
-    one, told = board()
-    ((entry,), _) = one.want([WEB])
-    assert one.publish(entry, known("a"), 1.0) is Published.SAME  # the first view is no change
-    assert one.publish(entry, known("a"), 2.0) is Published.SAME
-    assert one.publish(entry, known("a", "b"), 3.0) is Published.CHANGED
+    one, told = table()
+    ((subscription,), _) = one.want([WEB])
+    assert one.publish(subscription, known("a"), 1.0) is Published.SAME  # the first view is no change
+    assert one.publish(subscription, known("a"), 2.0) is Published.SAME
+    assert one.publish(subscription, known("a", "b"), 3.0) is Published.CHANGED
     assert told == [(WEB, known("a"), 1.0), (WEB, known("a", "b"), 3.0)]
 
 
 def test_what_a_view_says_of_hidden_and_left_out_instances_reaches_the_listener() -> None:
     """Without it, what is not shown would be taken for deregistered."""
-    one, told = board()
-    ((entry,), _) = one.want([WEB])
+    one, told = table()
+    ((subscription,), _) = one.want([WEB])
     shown = Known(known("a").instances, hidden=True, left_out=(("vm/x", said("its id has 0 characters")),))
-    one.publish(entry, shown, 1.0)
-    assert ([state for _, state, _ in told], entry.known) == ([shown], shown)
+    one.publish(subscription, shown, 1.0)
+    assert ([state for _, state, _ in told], subscription.known) == ([shown], shown)
 
 
 def test_not_knowing_is_told_and_knowing_again_too_even_when_nothing_changed() -> None:
-    one, told = board()
-    ((entry,), _) = one.want([WEB])
-    one.publish(entry, known("a"), 1.0)
-    one.publish(entry, Unknown("down"), 2.0)
-    one.publish(entry, Unknown("down"), 3.0)
-    assert one.publish(entry, known("a"), 4.0) is Published.SAME
+    one, told = table()
+    ((subscription,), _) = one.want([WEB])
+    one.publish(subscription, known("a"), 1.0)
+    one.publish(subscription, Unknown("down"), 2.0)
+    one.publish(subscription, Unknown("down"), 3.0)
+    assert one.publish(subscription, known("a"), 4.0) is Published.SAME
     assert [state for _, state, _ in told] == [known("a"), Unknown("down"), known("a")]
-    assert entry.known == known("a")
+    assert subscription.known == known("a")
 
 
 def test_a_view_that_was_overtaken_is_refused() -> None:
-    one, told = board()
-    ((entry,), _) = one.want([WEB])
-    before = entry.generation
-    one.publish(entry, known("new"), 2.0)
-    assert one.publish(entry, known("old"), 1.0, before) is Published.OUTRUN
-    assert one.publish(entry, known("newer"), 3.0, entry.generation) is Published.CHANGED
+    one, told = table()
+    ((subscription,), _) = one.want([WEB])
+    before = subscription.generation
+    one.publish(subscription, known("new"), 2.0)
+    assert one.publish(subscription, known("old"), 1.0, before) is Published.STALE
+    assert one.publish(subscription, known("newer"), 3.0, subscription.generation) is Published.CHANGED
     assert [state for _, state, _ in told] == [known("new"), known("newer")]
 
 
 def test_nobody_hears_of_what_is_no_longer_wanted() -> None:
-    one, told = board()
-    ((entry,), _) = one.want([WEB])
+    one, told = table()
+    ((subscription,), _) = one.want([WEB])
     one.want([])
-    assert one.publish(entry, known("a"), 1.0) is Published.SAME
+    assert one.publish(subscription, known("a"), 1.0) is Published.SAME
     assert told == []
     assert one.on_node("a") == ()
 
 
 def test_wanting_is_a_difference() -> None:
-    one, _ = board()
+    one, _ = table()
     (web,), gone = one.want([WEB])
     assert gone == []
     (db,), gone = one.want([WEB, DB])
@@ -90,7 +90,7 @@ def test_wanting_is_a_difference() -> None:
 
 
 def test_nodes_lead_to_the_services_on_them() -> None:
-    one, _ = board()
+    one, _ = table()
     (db, web), _ = one.want([WEB, DB])
     one.publish(web, known("a", "b"), 1.0)
     one.publish(db, known("b"), 1.0)
@@ -106,7 +106,7 @@ def test_nodes_lead_to_the_services_on_them() -> None:
 
 def test_nodes_and_instances_are_found_in_any_case() -> None:
     """A check names its node and its instance as it was registered, a view as they are called now."""
-    one, _ = board()
+    one, _ = table()
     ((web,), _) = one.want([WEB])
     one.publish(web, known("VM2"), 1.0)
     assert (one.on_node("vm2"), web.has("vm2", "I-vm2"), web.has("vm2", "other")) == ((web,), True, False)
@@ -115,29 +115,29 @@ def test_nodes_and_instances_are_found_in_any_case() -> None:
 
 
 def test_names_lead_to_all_their_queries_in_any_case() -> None:
-    one, _ = board()
-    entries, _ = one.want([WEB, Query("dc1", "Web", filter="x == 1")])
-    assert set(one.named("WEB")) == set(entries)
+    one, _ = table()
+    subscriptions, _ = one.want([WEB, Query("dc1", "Web", filter="x == 1")])
+    assert set(one.of_service("WEB")) == set(subscriptions)
     assert one.filtered == 1
 
 
 def test_indirect_counts_those_without_a_watch_of_their_own() -> None:
-    one, _ = board()
+    one, _ = table()
     (db, web), _ = one.want([WEB, DB])
-    assert one.indirect == 2
+    assert one.unwatched == 2
     one.assign(web, True)
     one.assign(web, True)
-    assert one.indirect == 1
+    assert one.unwatched == 1
     one.want([DB])
-    assert one.indirect == 1
+    assert one.unwatched == 1
     one.assign(web, False)  # long gone
-    assert one.indirect == 1
+    assert one.unwatched == 1
     one.assign(db, True)
-    assert one.indirect == 0
+    assert one.unwatched == 0
 
 
-def test_doorbells_cover_the_configured_namespace_and_partition_only() -> None:
-    one, _ = board("team", "east")
+def test_aggregate_watches_cover_the_configured_namespace_and_partition_only() -> None:
+    one, _ = table("team", "east")
     queries = {
         Query("dc1", "a"): True,
         Query("dc1", "a", namespace="team"): True,
@@ -145,19 +145,19 @@ def test_doorbells_cover_the_configured_namespace_and_partition_only() -> None:
         Query("dc1", "a", partition="west"): False,
         Query("dc1", "a", peer="cloud"): False,
     }
-    entries, _ = one.want(queries)
-    assert {entry.query: entry.covered for entry in entries} == queries
+    subscriptions, _ = one.want(queries)
+    assert {subscription.query: subscription.covered_by_aggregate for subscription in subscriptions} == queries
 
 
 def test_instances_that_did_not_change_stay_the_same_objects() -> None:
-    one, _ = board()
-    ((entry,), _) = one.want([WEB])
-    one.publish(entry, known("a", "b"), 1.0)
-    first = entry.known
-    one.publish(entry, known("a", "b", "c"), 2.0)
+    one, _ = table()
+    ((subscription,), _) = one.want([WEB])
+    one.publish(subscription, known("a", "b"), 1.0)
+    first = subscription.known
+    one.publish(subscription, known("a", "b", "c"), 2.0)
     assert first is not None
-    assert entry.known is not None
-    assert all(new is old for new, old in zip(entry.known.instances, first.instances, strict=False))
+    assert subscription.known is not None
+    assert all(new is old for new, old in zip(subscription.known.instances, first.instances, strict=False))
 
 
 def test_who_reads_can_lend_his_thread() -> None:
@@ -168,8 +168,8 @@ def test_who_reads_can_lend_his_thread() -> None:
     def on_view(_query: Query, _state: Any, _seen: float, lend: Any) -> None:
         offers.append(lend)
 
-    one = Board(on_view, "", "")
-    ((entry,), _) = one.want([WEB])
-    one.publish(entry, known("a"), 1.0)
-    one.publish(entry, known("b"), 2.0, lend=lent.append)
+    one = SubscriptionTable(on_view, "", "")
+    ((subscription,), _) = one.want([WEB])
+    one.publish(subscription, known("a"), 1.0)
+    one.publish(subscription, known("b"), 2.0, lend=lent.append)
     assert offers == [None, lent.append]

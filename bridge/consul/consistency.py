@@ -21,7 +21,7 @@ RETURN_SECONDS = 0.5
 """When Consul is back, those who waited for it ask again within so many seconds: not all at once."""
 
 
-class Checkpoint:
+class ConsistencyGate:
     """The doubt of one datacenter, and the waiting of its threads. Any thread."""
 
     def __init__(
@@ -49,17 +49,17 @@ class Checkpoint:
         self.rebuilds = 0
 
     @property
-    def doubted(self) -> bool:
+    def suspect(self) -> bool:
         """Whether answers must not be used before `confirm`."""
         return self._doubts != self._settled
 
-    def doubt(self, _reason: str = "", *, went_back: bool = False) -> None:
+    def mark_suspect(self, _reason: str = "", *, went_back: bool = False) -> None:
         """Something broke, or an index `went_back`: Consul may be another one."""
         with self._lock:
             self._doubts += 1
             self._went_back = self._went_back or went_back
 
-    def confirm(self, client: ConsulClient) -> None:
+    def verify(self, client: ConsulClient) -> None:
         """End the doubt with consistent reads; raises what they raised. One thread at a time."""
         with self._turn:
             doubts, went_back = self._doubts, self._went_back
@@ -86,7 +86,7 @@ class Checkpoint:
                     self._changed.notify_all()
 
     def observe(self, index: int, nodes: dict[str, tuple[int, int]]) -> None:
-        """What the nodes doorbell saw, so that a later confirmation compares with something recent."""
+        """What the nodes aggregate watch saw, so that a later confirmation compares with something recent."""
         with self._lock:
             self._identity.observe(index, nodes)
 
@@ -116,7 +116,7 @@ class Checkpoint:
             self._changed.notify_all()
 
 
-class Troubles:
+class Conditions:
     """Several possible troubles of one datacenter, told as one: the first of them, and None when the last is gone."""
 
     def __init__(self, tell: Callable[[str | None], None]) -> None:

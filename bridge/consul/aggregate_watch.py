@@ -1,6 +1,6 @@
-"""What a doorbell's answer names: whose view must be read again. Pure: bodies and views in, names out.
+"""What an aggregate watch's answer names: whose view must be read again. Pure: bodies and views in, names out.
 
-| doorbell | wakes for | names |
+| aggregate watch | wakes for | names |
 | --- | --- | --- |
 | health/state/critical, /warning | flips, maintenance, node checks | services of the checks that differ (of a node's |
 | | | own check: all on the node) |
@@ -8,8 +8,8 @@
 | catalog/services | names and tags; all else of the catalog, unnamed | services that came, went, changed their tags |
 
 Bodies are compared with the ones before, keyed by what identifies an entry, so that a flap between two bodies still
-shows (its ModifyIndex moved). After a doorbell was deaf (at first, after an error) bodies alone prove nothing:
-`rung_after_silence` names everything that either body or the views would contradict.
+shows (its ModifyIndex moved). After an aggregate watch was unsynced (at first, after an error) bodies alone prove
+nothing: `hints_after_gap` names everything that either body or the views would contradict.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Nodes = Mapping[str, tuple[int, int]]
 
 
 @dataclass(slots=True)
-class Named:
+class ChangeHints:
     """Who must be read again. Values are the index that a view must have reached to need no reading (0: none does)."""
 
     services: dict[str, int] = field(default_factory=dict)
@@ -50,42 +50,42 @@ def _stricter(before: int | None, index: int) -> int:
     return index if before is None else 0 if 0 in (before, index) else max(before, index)
 
 
-def flips(before: Checks, after: Checks, since: int = 0) -> Named:
+def flips(before: Checks, after: Checks, since: int = 0) -> ChangeHints:
     """Who differs between two bodies of one status list; `since`: the index of the first.
 
     A check that was not in it although it is older, or that became older, is of a snapshot that was restored: then no
     view's index says that it is newer.
     """
-    named = Named()
+    hints = ChangeHints()
     for key, check in after.items():
         old = before.get(key)
         if old != check:
             newer = check[2] > since and (old is None or old[2] < check[2])
-            _name(named, key, check, check[2] if newer else 0)
+            _name(hints, key, check, check[2] if newer else 0)
             if old is not None and (old[0], old[3]) != (check[0], check[3]):
-                _name(named, key, old, 0)  # whom it left: that one's index does not move
+                _name(hints, key, old, 0)  # whom it left: that one's index does not move
     for key, check in before.items():
         if key not in after:
-            _name(named, key, check, 0)  # when it left is not said
-    return named
+            _name(hints, key, check, 0)  # when it left is not said
+    return hints
 
 
-def rung_after_silence(before: Checks, after: Checks) -> Named:
+def hints_after_gap(before: Checks, after: Checks) -> ChangeHints:
     """Who may have changed while a status list was not watched, as far as the bodies tell (see `suspects` too)."""
-    named = flips({}, after)
+    hints = flips({}, after)
     for key, check in before.items():
         if key not in after:
-            _name(named, key, check, 0)
-    return named
+            _name(hints, key, check, 0)
+    return hints
 
 
-def _name(named: Named, key: tuple[str, str], check: tuple[str, str, int, str], index: int) -> None:
+def _name(hints: ChangeHints, key: tuple[str, str], check: tuple[str, str, int, str], index: int) -> None:
     if check[0]:
-        named.service(check[0], index)
+        hints.service(check[0], index)
         if check[3]:
-            named.instances[key[0], check[3]] = check[0]
+            hints.instances[key[0], check[3]] = check[0]
     else:
-        named.node(key[0], index)
+        hints.node(key[0], index)
 
 
 def contradicts(instances: Iterable[Instance], statuses: frozenset[Status], there: Collection[tuple[str, str]]) -> bool:
@@ -96,15 +96,15 @@ def contradicts(instances: Iterable[Instance], statuses: frozenset[Status], ther
     return any(i.status in statuses and (i.node.lower(), i.check) not in there for i in instances)
 
 
-def moved_nodes(before: Nodes, after: Nodes) -> tuple[Named, tuple[str, ...]]:
+def moved_nodes(before: Nodes, after: Nodes) -> tuple[ChangeHints, tuple[str, ...]]:
     """Nodes that changed or went, and those that are new (what they bring is not in any view yet)."""
-    named = Named()
+    hints = ChangeHints()
     for node, indexes in after.items():
         if node in before and before[node] != indexes:
-            named.node(node, indexes[1])
+            hints.node(node, indexes[1])
     for node in before.keys() - after.keys():
-        named.node(node, 0)
-    return named, tuple(sorted(after.keys() - before.keys()))
+        hints.node(node, 0)
+    return hints, tuple(sorted(after.keys() - before.keys()))
 
 
 def renamed(before: Listing, after: Listing) -> frozenset[str]:

@@ -19,18 +19,18 @@ Job = Callable[[ConsulClient], None]
 
 
 class Urgency(IntEnum):
-    """Order of the jobs that wait: what somebody rang for, first reads, looking around."""
+    """Order of the jobs that wait: what was announced, first reads, polls."""
 
     NOW = 0
     FIRST = 1
-    SWEEP = 2
+    POLL = 2
 
 
 FAIR = 8
-"""Every so many jobs the least urgent one goes first: whoever rings without end does not keep all others waiting."""
+"""Every so many jobs the least urgent one goes first: a stream of announcements does not keep all others waiting."""
 
 
-class Readers:
+class ReadPool:
     """The threads and their queue. `put` and `close` may be called from any thread."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Readers:
         self.threads = [
             threading.Thread(
                 target=self._run,
-                args=(client, Urgency.FIRST if n == 0 and len(clients) > 2 else Urgency.SWEEP),
+                args=(client, Urgency.FIRST if n == 0 and len(clients) > 2 else Urgency.POLL),
                 name=f"{name}-{n}",
                 daemon=True,
             )
@@ -82,7 +82,7 @@ class Readers:
                 heapq.heappush(self._later, (self._clock() + delay_seconds, next(self._order), urgency, job))
             else:
                 self._waiting[urgency].append(job)
-            if delay_seconds > 0 or urgency is Urgency.SWEEP:
+            if delay_seconds > 0 or urgency is Urgency.POLL:
                 self._changed.notify_all()
             else:
                 self._changed.notify()
@@ -120,11 +120,11 @@ class Readers:
             self._failed(error)
 
     def _turn(self) -> tuple[Urgency, ...]:
-        """In which order the next job is looked for: first reads and sweeps go first in turns."""
+        """In which order the next job is looked for: first reads and polls go first in turns."""
         turn, of = divmod(self._taken + 1, FAIR)
         if of:
             return tuple(Urgency)
-        return (Urgency.SWEEP, Urgency.FIRST, Urgency.NOW) if turn % 2 else (Urgency.FIRST, Urgency.SWEEP, Urgency.NOW)
+        return (Urgency.POLL, Urgency.FIRST, Urgency.NOW) if turn % 2 else (Urgency.FIRST, Urgency.POLL, Urgency.NOW)
 
     def _put_back(self, urgency: Urgency, job: Job) -> None:
         with self._changed:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 
-class Bucket:
+class TokenBucket:
     """A token bucket: `burst` tokens at once, `rate` per second afterwards. Thread-safe.
 
     `take` never refuses: it books the tokens and says how many seconds to wait before going on.
@@ -36,7 +36,7 @@ def jittered(seconds: float, share: float = 0.1) -> float:
     return seconds * (1.0 - share * random.random())  # noqa: S311 - no secret depends on it
 
 
-class ProbeRate:
+class AdaptiveRateLimiter:
     """How many index probes may be sent a second: any number, until Consul says 429. Thread-safe.
 
     Then a few, half as many each time that it says so again, and half as many more each quiet while; without limit
@@ -75,7 +75,7 @@ class ProbeRate:
             return count, begin - now
 
 
-class Throttle:
+class AdaptiveConcurrency:
     """How many of `total` may be used: a quarter less each time that Consul says 429, one more each quiet while.
 
     Thread-safe. `limit` never falls below 0; what it counts is for the caller to enforce.

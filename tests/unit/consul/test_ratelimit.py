@@ -1,8 +1,8 @@
-"""Token buckets and the throttle, on a clock of the test's own."""
+"""Token buckets and the concurrency, on a clock of the test's own."""
 
 from __future__ import annotations
 
-from bridge.consul.pace import Bucket, Throttle, jittered
+from bridge.consul.ratelimit import AdaptiveConcurrency, TokenBucket, jittered
 
 
 class Clock:
@@ -14,13 +14,13 @@ class Clock:
 
 
 def test_a_burst_is_free_and_the_rest_comes_at_the_rate() -> None:
-    bucket = Bucket(rate=2.0, burst=3.0, clock=Clock())
+    bucket = TokenBucket(rate=2.0, burst=3.0, clock=Clock())
     assert [bucket.take() for _ in range(5)] == [0.0, 0.0, 0.0, 0.5, 1.0]
 
 
 def test_quiet_time_fills_the_bucket_up_to_the_burst_and_no_further() -> None:
     clock = Clock()
-    bucket = Bucket(rate=2.0, burst=3.0, clock=clock)
+    bucket = TokenBucket(rate=2.0, burst=3.0, clock=clock)
     for _ in range(3):
         bucket.take()
     clock.now += 3600
@@ -29,7 +29,7 @@ def test_quiet_time_fills_the_bucket_up_to_the_burst_and_no_further() -> None:
 
 def test_whoever_waits_as_told_keeps_exactly_to_the_rate() -> None:
     clock = Clock()
-    bucket = Bucket(rate=20.0, burst=10.0, clock=clock)
+    bucket = TokenBucket(rate=20.0, burst=10.0, clock=clock)
     taken = 0
     while clock.now < 110.0:
         clock.now += bucket.take()
@@ -38,7 +38,7 @@ def test_whoever_waits_as_told_keeps_exactly_to_the_rate() -> None:
 
 
 def test_large_things_cost_more() -> None:
-    bucket = Bucket(rate=1000.0, burst=1000.0, clock=Clock())
+    bucket = TokenBucket(rate=1000.0, burst=1000.0, clock=Clock())
     assert bucket.take(3000) == 2.0
 
 
@@ -50,34 +50,34 @@ def test_jitter_only_ever_shortens() -> None:
 
 def test_the_throttle_shrinks_once_per_wave_of_refusals() -> None:
     clock = Clock()
-    throttle = Throttle(56, clock)
+    concurrency = AdaptiveConcurrency(56, clock)
     for _ in range(10):
-        throttle.throttled()
-    assert throttle.limit == 42
+        concurrency.throttled()
+    assert concurrency.limit == 42
     clock.now += 5
-    throttle.throttled()
-    assert throttle.limit == 31
+    concurrency.throttled()
+    assert concurrency.limit == 31
 
 
 def test_the_throttle_never_falls_below_nothing() -> None:
     clock = Clock()
-    throttle = Throttle(3, clock)
+    concurrency = AdaptiveConcurrency(3, clock)
     for _ in range(10):
         clock.now += 5
-        throttle.throttled()
-    assert throttle.limit == 0
+        concurrency.throttled()
+    assert concurrency.limit == 0
 
 
 def test_the_throttle_grows_back_one_by_one_after_quiet() -> None:
     clock = Clock()
-    throttle = Throttle(8, clock)
-    throttle.throttled()
-    assert throttle.limit == 6
+    concurrency = AdaptiveConcurrency(8, clock)
+    concurrency.throttled()
+    assert concurrency.limit == 6
     history = []
     for _ in range(80):
         clock.now += 1
-        throttle.tick()
-        history.append(throttle.limit)
+        concurrency.tick()
+        history.append(concurrency.limit)
     assert history[28] == 6  # quiet for less than 30 s
     assert history[29] == 7
     assert history[43] == 7
@@ -87,9 +87,9 @@ def test_the_throttle_grows_back_one_by_one_after_quiet() -> None:
 
 def test_refusals_in_between_postpone_growing() -> None:
     clock = Clock()
-    throttle = Throttle(8, clock)
-    throttle.throttled()
+    concurrency = AdaptiveConcurrency(8, clock)
+    concurrency.throttled()
     for _ in range(20):
         clock.now += 20
-        throttle.throttled()
-        assert throttle.tick() is False
+        concurrency.throttled()
+        assert concurrency.tick() is False
