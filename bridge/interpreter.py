@@ -13,8 +13,8 @@ values without cycles, and decoding a catalog makes a million of them. That was 
 
 SWITCH_SECONDS = 0.0005
 """How long a thread may go on while another waits for the interpreter; by default 5 ms, as long as a change takes in
-all. A registration in a large catalog wakes the listing and an aggregate watch as well, and its own watch had to wait for them
-to be decoded (docs/scaling.md)."""
+all. A registration in a large catalog wakes the listing and an aggregate watch as well, and its own watch had to wait
+for them to be decoded (docs/scaling.md)."""
 
 
 @contextlib.contextmanager
