@@ -700,14 +700,15 @@ def _watch_status(
 def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argument(metavar="SERVICE")]) -> int:
     """Why each instance of a Consul service is in, not ready, or out.
 
-    Exit status: 0 explained (whatever the answer), 1 something could not be read.
+    SERVICE is Consul's name, or that of a mirrored Service, `name` or `namespace/name`. Exit status: 0 explained
+    (whatever the answer), 1 neither side has anything of that name, or something could not be read.
     """
     settings = _load(flags)
     with _reading() as (progress, stop), _consul(settings) as consul:
         from bridge.engine.look import explain_once
-        from bridge.render import explanation_text, to_json, to_yaml, trouble_text
+        from bridge.render import explanation_text, notes_text, to_json, to_yaml, trouble_text
 
-        explanations, trouble = explain_once(
+        explained = explain_once(
             consul_service,
             consul=consul,
             kube=settings.kube_config(),
@@ -716,16 +717,16 @@ def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argu
             stop=stop,
             progress=progress,
         )
-    data = {"explanations": [e.to_json() for e in explanations], "trouble": list(trouble)}
     match _output(settings):
         case "json":
-            _print(to_json(data))
+            _print(to_json(explained.to_json()))
         case "yaml":
-            _print(to_yaml(data))
+            _print(to_yaml(explained.to_json()))
         case _:
             page = _page()
-            _print("\n".join(explanation_text(e, *page) for e in explanations) + trouble_text(trouble, *page))
-    return ExitStatus.FAILED if trouble else ExitStatus.OK
+            text = "\n".join(explanation_text(e, *page) for e in explained.explanations)
+            _print(notes_text(explained.notes, *page) + text + trouble_text(explained.trouble, *page))
+    return ExitStatus.FAILED if explained.trouble or not explained.found else ExitStatus.OK
 
 
 @_command

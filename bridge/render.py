@@ -398,7 +398,8 @@ def status_table(status: Status, width: int | None = 80, colour: bool = False) -
     paint = painter(colour)
     rows = _status_rows(status, width, paint, status.services, below=True)
     lines = [*rows, ""] if rows else []
-    return "\n".join([*lines, _status_sums(status), *_trouble(status.trouble, width, paint)]) + "\n"
+    text = "\n".join([*lines, _status_sums(status), *_trouble(status.trouble, width, paint)]) + "\n"
+    return notes_text(status.notes, width, colour) + text
 
 
 def status_screen(status: Status, width: int = 80, height: int = 24, colour: bool = False, note: str = "") -> str:
@@ -408,6 +409,7 @@ def status_screen(status: Status, width: int = 80, height: int = 24, colour: boo
     """
     paint = painter(colour)
     head = _wrapped(f"{_status_sums(status)}   {note}".rstrip(), width, indent="")[:2]
+    head += [paint(line, "yellow") for text in status.notes[:1] for line in _wrapped(text, width, indent="")[:2]]
     trouble = _trouble(status.trouble, width, paint)
     if len(trouble) > max(3, height // 3):
         trouble = [*trouble[: max(3, height // 3) - 1], "..."]
@@ -548,6 +550,13 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
 def _from(chosen: str) -> str:
     """Where an address is from, when it is not the obvious place."""
     return f"at {chosen}" if chosen not in ("", "none", "the service's address") else ""
+
+
+def notes_text(notes: Sequence[str], width: int | None = 80, colour: bool = False) -> str:
+    """What is to be known before all the rest, and a blank line."""
+    paint = painter(colour)
+    lines = [paint(line, "yellow") for text in notes for line in _wrapped(text, width, indent="")]
+    return "".join(f"{line}\n" for line in [*lines, ""]) if lines else ""
 
 
 def trouble_text(trouble: Sequence[str], width: int | None = 80, colour: bool = False) -> str:

@@ -1220,6 +1220,7 @@ class Settings(BaseSettings):
             policy=self.policy,
             adopt=self.adopt,
             narrow=self.narrow,
+            selects=self.selects,
             dry_run=self.sync.dry_run,
             force=self.sync.force,
             only=self.only(),

@@ -21,6 +21,7 @@ from bridge.core import select
 from bridge.core.annotated import Refusal, request_at
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
+from bridge.core.lookup import Meant, meant
 from bridge.core.model import NO_NODES, Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.reconcile import PlanOptions, names_at
@@ -83,11 +84,15 @@ class StatusRow:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All mirrored services, sorted by target, what could not be read, and when it was read (RFC 3339 in UTC)."""
+    """All mirrored services, sorted by target, what could not be read, and when it was read (RFC 3339 in UTC).
+
+    `notes`: what is to be known before anything else.
+    """
 
     services: tuple[StatusRow, ...]
     trouble: tuple[str, ...] = ()
     read_at: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def in_sync(self) -> bool:
@@ -101,6 +106,25 @@ class Status:
             "read_at": self.read_at,
             "services": [row.to_json() for row in self.services],
             "trouble": list(self.trouble),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What `bridge explain` has to say. `found` is False when neither side has anything of that name."""
+
+    explanations: tuple[Explanation, ...] = ()
+    trouble: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    found: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """As `bridge explain -o json` prints it."""
+        return {
+            "explanations": [e.to_json() for e in self.explanations],
+            "trouble": list(self.trouble),
+            "notes": list(self.notes),
         }
 
 
@@ -117,10 +141,11 @@ def status_once(
     look = _Look(consul, kube, rules, options, stop, progress)
     try:
         look.read_kubernetes()
-        look.read_consul(None)
+        look.read_consul()
         look.judge_all()
         rows = sorted(row for row in map(look.row, look.world.targets()) if row is not None)
-        return Status(tuple(rows), look.troubles(), datetime.now(UTC).isoformat(timespec="seconds"))
+        read_at = datetime.now(UTC).isoformat(timespec="seconds")
+        return Status(tuple(rows), look.troubles(), read_at, look.unselected())
     finally:
         look.close()
 
@@ -134,11 +159,12 @@ def explain_once(
     options: SyncOptions,
     stop: threading.Event,
     progress: Progress | None = None,
-) -> tuple[list[Explanation], tuple[str, ...]]:
+) -> Explained:
     """Explain one service in every datacenter that lists it, or from which Kubernetes still has something of it (or in
     the first, when there is none), and what went wrong.
 
-    The other services are read only when this one loses something: then the guard must see all that goes together.
+    `service` may also be the name of a mirrored Service, `name` or `namespace/name`, or Consul's in another case. The
+    other services are read only when this one loses something: then the guard must see all that goes together.
     """
     look = _Look(consul, kube, rules, options, stop, progress)
     try:
@@ -146,12 +172,20 @@ def explain_once(
             look.read_kubernetes()
         except BridgeError as error:
             look.kubernetes_trouble = str(error)
-        look.read_consul(service)
-        look.judge([place for place in look.places(service) if place.target is not None])
-        places = look.places(service)
-        found = [(place, look.explain(place)) for place in places]
-        asked = any(place.asked for place in places)
-        return [e for place, e in found if place.asked or place.left or e.rule or not asked], look.troubles()
+        look.read_listings()
+        names = look.meant(service)
+        services = names.services or (service,)
+        look.read_services(services)
+        look.judge([place for one in services for place in look.places(one) if place.target is not None])
+        explanations: list[Explanation] = []
+        for one in services:
+            places = look.places(one)
+            found = [(place, look.explain(place)) for place in places]
+            asked = any(place.asked for place in places)
+            explanations += [e for place, e in found if place.asked or place.left or e.rule or not asked]
+        near = (f"did you mean {' or '.join(names.near)}?",) if names.near else ()
+        notes = (*look.unselected(services), *names.notes, *near)
+        return Explained(tuple(explanations), look.troubles(), notes, bool(names.services))
     finally:
         look.close()
 
@@ -197,6 +231,7 @@ class _Look:
         self._nodes = NO_NODES
         self._plans: dict[Target, Plan] = {}
         self._about: frozenset[Query] | None = None
+        self._everywhere: Store | str | None = None
         self.kubernetes_trouble = ""
         self.datacenters: tuple[str, ...] = ()
         self.world = World(rules, (), grace_seconds=0.0, narrow=options.narrow)
@@ -218,8 +253,68 @@ class _Look:
         )
         self._nodes = call(lambda: cluster_nodes(client, self._options.cluster_nodes), self._options.retry, self._stop)
 
-    def read_consul(self, service: str | None) -> None:
-        """Read everything that the rules select, or only `service` and what shares its target."""
+    def read_consul(self) -> None:
+        """Read everything that the rules select."""
+        self._begin()
+        self._read(self._listed)
+        self.world.expire(now=0.0)
+
+    def read_listings(self) -> None:
+        """Read which services there are, and none of them."""
+        self._begin()
+        self._read(lambda dc, listing: self._listed(dc, listing) and frozenset())
+
+    def read_services(self, services: Sequence[str]) -> None:
+        """Read some of those and what shares their targets."""
+        self._read(lambda dc, _listing: frozenset(q for one in services for q in self._needed(one, dc)))
+        self._about = frozenset(self._views)
+        self.world.expire(now=0.0)
+
+    def meant(self, given: str) -> Meant:
+        """Which Consul services somebody means who says `given`."""
+        listed = {name for dc in self.datacenters for name in self.services_of(dc)}
+        listed |= {query.service for _, _, query in self.asked}
+        mirrored: dict[Target, set[str]] = {}
+        for store in filter(None, (self._store, self._cluster())):
+            mirrored |= _origins(store)
+        for target, _, query in self.asked:
+            mirrored.setdefault(target, set()).add(query.service)
+        return meant(given, listed, mirrored)
+
+    def _cluster(self) -> Store | None:
+        """All objects of ours in the cluster, None where they may not be listed, or rules say where they are."""
+        if self._options.selects or self._client is None:
+            return None
+        if self._everywhere is None:
+            try:
+                self._everywhere = list_once(self._client, None, self._options.owner)
+            except BridgeError as error:
+                self._everywhere = str(error)
+        return self._everywhere if isinstance(self._everywhere, Store) else None
+
+    def unselected(self, services: Sequence[str] = ()) -> tuple[str, ...]:
+        """What is to be said first where nobody said which services are meant, and what our owner mirrors somewhere."""
+        if self._options.selects or self._client is None:
+            return ()
+        places = sorted({rule.to.namespace for rule in self._rules})
+        meaning = (
+            "no rules are given (--config FILE, or --service, --tag, --filter): judged as if every service were to be "
+            f"mirrored into namespace {', '.join(places)}; a running bridge may have other rules"
+        )
+        owner, store = self._options.owner, self._cluster()
+        if store is None:
+            return (
+                meaning,
+                f"owner {owner}: its objects may not be listed in all namespaces; --watch-namespace NAME looks in one",
+            )
+        found = _origins(store)
+        what, where = f"{len(found)} service{'s' if len(found) != 1 else ''}", {target.namespace for target in found}
+        if services:
+            what, where = ", ".join(services), {str(t) for t, names in found.items() if names & set(services)}
+        into = f"into {', '.join(sorted(where))}" if where else "nowhere in this cluster"
+        return meaning, f"owner {owner} mirrors {what} {into}; another bridge's: --owner ID"
+
+    def _begin(self) -> None:
         datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
         self._rules = anchored(self._rules, datacenters)
         self.world = World(self._rules, datacenters, grace_seconds=0.0, narrow=self._options.narrow)
@@ -238,13 +333,6 @@ class _Look:
                 self.asked.append((target, *request))
                 self.world.annotate(target, *request, 0.0)
         self.datacenters = self.world.concerned() or datacenters[:1]
-        if service is None:
-            self._read(self._listed)
-        else:
-            self._read(lambda dc, listing: self._listed(dc, listing) and frozenset())
-            self._read(lambda dc, _listing: self._needed(service, dc))
-            self._about = frozenset(self._views)
-        self.world.expire(now=0.0)
 
     def _read(self, choose: Any) -> None:
         snapshot = read_all(
@@ -442,6 +530,12 @@ class _Look:
         if isinstance(listing, Unknown):
             explanation = replace(explanation, problem=Reason(Code.NOT_READ, what=datacenter, why=listing.reason))
         return explanation
+
+
+def _origins(store: Store) -> dict[Target, set[str]]:
+    """The Consul services that what stands at our targets came from; one without any is left out."""
+    found = {target: {name for _, name in names_at(store.current(target))} for target in store.targets()}
+    return {target: names for target, names in found.items() if names}
 
 
 def _since(current: Current) -> str:

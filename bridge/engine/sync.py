@@ -43,13 +43,15 @@ STALE_ROUNDS = 5
 class SyncOptions:
     """How one pass is made. `retry.attempts` bounds the tries per object; `writers` is the number of connections.
 
-    `only` narrows a forced pass: what it does not take, and what is not mirrored yet, is left alone.
+    `only` narrows a forced pass: what it does not take, and what is not mirrored yet, is left alone. `selects`:
+    somebody said which services are meant; else the rules are one for every service, and what only looks says so.
     """
 
     owner: str = "default"
     policy: Policy = Policy.SYNC
     adopt: Adopt = Adopt.NEVER
     narrow: bool = False
+    selects: bool = True
     dry_run: bool = False
     force: bool = False
     only: Only = field(default_factory=Only)

@@ -15,7 +15,7 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import Annotated
 from bridge.core.explain import Explanation
 from bridge.core.model import Adopt, Destination, Output, Rule
-from bridge.engine.look import Status, explain_once, status_once
+from bridge.engine.look import Explained, Status, explain_once, status_once
 from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
 from bridge.render import explanation_text
@@ -55,9 +55,13 @@ class Town:
 
     def explain(self, service: str) -> list[Explanation]:
         """Why each instance is where it is."""
-        explanations, trouble = explain_once(service, **self._sides(), options=self.options)
-        assert trouble == ()
-        return explanations
+        explained = self.explained(service)
+        assert explained.trouble == ()
+        return list(explained.explanations)
+
+    def explained(self, service: str, **options: Any) -> Explained:
+        """The same with what is said first."""
+        return explain_once(service, **self._sides(), options=replace(self.options, **options))
 
     def register(self, count: int, name: str = "s{n}", status: str = "passing") -> None:
         """Instances on VMs of their own; without `{n}` in the name they are of one service."""
@@ -387,3 +391,55 @@ def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(town: Town) ->
     (warning,) = town.sync().to_json()["warnings"]
     assert warning["message"].startswith("IPv6 endpoints cannot be reached: the Service asks for both families")
     assert town.planned() == {"unchanged": 4}
+
+
+def test_a_service_is_found_by_its_name_in_kubernetes_and_in_another_case(town: Town) -> None:
+    """Consul's own spelling is said; a name that is only near is suggested, and is not found."""
+    town.consul.register("RadosGW", "vm-1", "10.0.1.1", 80)
+    town.consul.register("postgres", "vm-1", "10.0.1.1", 5432)
+    town.sync()
+    for given, note in (
+        ("RadosGW", ""), ("radosgw", "default/radosgw in Kubernetes comes from Consul's RadosGW"),
+        ("default/radosgw", "default/radosgw in Kubernetes comes from Consul's RadosGW"),
+        ("POSTGRES", "Consul spells it postgres"),
+    ):  # fmt: skip
+        explained = town.explained(given)
+        (explanation,) = explained.explanations
+        assert (explained.found, explained.notes) == (True, (note,) if note else ())
+        assert explanation.service == ("postgres" if given == "POSTGRES" else "RadosGW")
+        assert len(explanation.rows) == 1
+    explained = town.explained("postgers")
+    assert (explained.found, explained.notes) == (False, ("did you mean postgres?",))
+    assert (town.explained("xyz").found, town.explained("xyz").notes) == (False, ())
+
+
+def test_without_rules_it_says_so_first_and_where_our_objects_are(town: Town) -> None:
+    """Whatever namespace a running bridge with rules has them in; another owner's are not ours."""
+    town.kube.add_namespace("storage")
+    town.consul.register("radosgw", "vm-1", "10.0.1.1", 80)
+    town.consul.register("web", "vm-1", "10.0.1.1", 80)
+    with_rules = replace(town, rules=(Rule(services=("radosgw",), to=Destination(namespace="storage", name="gw")),))
+    with_rules.sync()
+    for given in ("radosgw", "gw", "storage/gw"):
+        explained = town.explained(given, selects=False)
+        meaning, ours, *_ = explained.notes
+        assert meaning.startswith("no rules are given")
+        assert "namespace default" in meaning
+        assert "mirrors radosgw into storage/gw" in ours
+        assert [e.service for e in explained.explanations] == ["radosgw"]
+    assert "mirrors web nowhere in this cluster" in town.explained("web", selects=False).notes[1]
+    assert "nowhere" in town.explained("radosgw", selects=False, owner="another").notes[1]
+    assert with_rules.explained("radosgw").notes == ()
+    status = replace(town, options=replace(town.options, selects=False)).status()
+    assert status.notes[0] == meaning
+    assert "mirrors 1 service into storage" in status.notes[1]
+    assert with_rules.status().notes == ()
+
+
+def test_without_rules_and_without_the_right_to_look_everywhere_that_is_said(town: Town) -> None:
+    """The rest is told all the same."""
+    town.consul.register("web", "vm-1", "10.0.1.1", 80)
+    town.kube.forbid("admin", "list", "services", "")
+    explained = town.explained("web", selects=False)
+    assert "may not be listed in all namespaces" in explained.notes[1]
+    assert [e.service for e in explained.explanations] == ["web"]

@@ -172,7 +172,8 @@ def test_status_and_explain_show_the_others_and_say_what_cannot_be_read(both: Bo
     assert [(row.name, row.state) for row in status.services] == [("b", "unknown"), ("a", "in sync")]
     (trouble,) = status.trouble
     assert trouble.startswith("namespace apps: Kubernetes (")
-    (explanation,), troubles = explain_once("b", **both.sides, **asked)
+    explained = explain_once("b", **both.sides, **asked)
+    (explanation,), troubles = explained.explanations, explained.trouble
     assert (explanation.differences, troubles) == ((), status.trouble)
 
 

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import Result
 
 from bridge.core.explain import Explanation, Row, RuleVerdict
-from bridge.engine.look import Status, StatusRow
+from bridge.engine.look import Explained, Status, StatusRow
 from bridge.engine.probe import Probe
 from bridge.errors import TransientError
 from bridge.render import age, explanation_text, probe_text, status_screen, status_table
@@ -196,7 +196,7 @@ def test_a_diff_of_what_is_no_report_is_refused(
 ) -> None:
     """With what there is instead."""
     stand_in(monkeypatch, "bridge.engine.look.status_once", STATUS)
-    stand_in(monkeypatch, "bridge.engine.look.explain_once", ([], ()))
+    stand_in(monkeypatch, "bridge.engine.look.explain_once", Explained())
     stand_in(monkeypatch, "bridge.engine.check.check", [])
     result = run(*command, "-o", "diff")
     assert result.exit_code == 2
@@ -260,15 +260,41 @@ def test_what_is_kept_of_a_service_that_is_gone_is_named() -> None:
 
 def test_explain_passes_the_name_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text by default, data on demand, 1 when something could not be read."""
-    calls = stand_in(monkeypatch, "bridge.engine.look.explain_once", ([EXPLANATION], ()))
+    calls = stand_in(monkeypatch, "bridge.engine.look.explain_once", Explained((EXPLANATION,)))
     result = run("explain", "radosgw")
     assert result.exit_code == 0
     assert calls[0]["args"] == ("radosgw",)
     assert json.loads(run("explain", "radosgw", "-o", "json").stdout)["explanations"][0]["target"] == "storage/radosgw"
-    stand_in(monkeypatch, "bridge.engine.look.explain_once", ([EXPLANATION], ("Kubernetes: 403",)))
+    stand_in(monkeypatch, "bridge.engine.look.explain_once", Explained((EXPLANATION,), ("Kubernetes: 403",)))
     result = run("explain", "radosgw")
     assert result.exit_code == 1
     assert "Kubernetes: 403" in result.stdout
+
+
+def test_explain_of_what_there_is_not_fails_and_says_what_there_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notes come before all the rest, and are data as well."""
+    explained = Explained((EXPLANATION,), notes=("did you mean postgres?",), found=False)
+    stand_in(monkeypatch, "bridge.engine.look.explain_once", explained)
+    result = run("explain", "postgers")
+    assert (result.exit_code, result.stdout.splitlines()[:2]) == (1, ["did you mean postgres?", ""])
+    assert json.loads(run("explain", "postgers", "-o", "json").stdout)["notes"] == ["did you mean postgres?"]
+
+
+def test_status_says_its_notes_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the table, on the screen of --watch and as data."""
+    noted = replace(STATUS, notes=("no rules are given",))
+    stand_in(monkeypatch, "bridge.engine.look.status_once", noted)
+    assert run("status").stdout.startswith("no rules are given\n\n")
+    assert json.loads(run("status", "-o", "json").stdout)["notes"] == ["no rules are given"]
+    assert "no rules are given" in status_screen(noted, 80, 24)
+
+
+def test_what_selects_nothing_reaches_what_only_looks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it can say so."""
+    calls = stand_in(monkeypatch, "bridge.engine.look.explain_once", Explained((EXPLANATION,)))
+    for flags, selects in (((), False), (("--service", "radosgw"), True), (("--namespace", "storage"), False)):
+        run("explain", "radosgw", *flags)
+        assert calls[-1]["options"].selects is selects
 
 
 # --------------------------------------------------------------------------- check
