@@ -109,6 +109,7 @@ _COLOUR_OF = {
     "warning": "yellow",
     "in sync": "green",
     "differs": "yellow",
+    "out of sync": "bold red",
     "unknown": "bold red",
     "ready": "green",
     "not ready": "yellow",
@@ -423,7 +424,7 @@ def status_screen(status: Status, width: int = 80, height: int = 24, colour: boo
     return "\n".join([*lines, *trouble]) + "\n"
 
 
-_STATES = ("in sync", "differs", "held", "conflict", "unknown")
+_STATES = ("in sync", "differs", "out of sync", "held", "conflict", "unknown")
 
 
 def _status_sums(status: Status) -> str:
@@ -540,6 +541,10 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
         lines.append("Nothing is taken away while it is held.")
     elif explanation.problem and explanation.target:
         lines.append("Nothing is to be written.")
+    elif explanation.deviations:
+        told = [text for text in explanation.deviations if text not in explanation.warnings]
+        lines.append("All EndpointSlices together are not this" + (":" if told else "; the warnings say why."))
+        lines += [line for text in told for line in _wrapped(text, width)]
     elif explanation.target and explanation.compared:
         lines.append("Kubernetes holds exactly this.")
     elif explanation.target:

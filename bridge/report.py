@@ -339,7 +339,7 @@ def build_report(
             why = Reason(Code.CONFLICT, kind=conflict.kind, target=target, why=conflict.reason)
             all_skipped.add(Skipped(origin.service, "", why))
         all_skipped.update(plan.skipped)
-        warnings.update(WarningRow(*where, text) for text in plan.warnings)
+        warnings.update(WarningRow(*where, text) for text in plan.remarks)
         services.append(_service_row(outcome, origin, mine))
     for query, text in unknown.items():
         unread = Reason(Code.READ_FAILED, said=text)

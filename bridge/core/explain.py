@@ -33,6 +33,7 @@ from bridge.core.model import (
 )
 from bridge.core.reasons import Code, Reason, code_of, codes_of
 from bridge.core.translate import Ended, Fate, Resolved, choose_address, fates_of, instance_name
+from bridge.core.union import MIRRORING_CONTROLLER
 
 Stands = dict[tuple[str, int], bool]
 """(address, port) pairs in Kubernetes, and whether they are ready in any object."""
@@ -77,7 +78,7 @@ class Explanation:
     `target` is also where something of a service is left that goes nowhere any more. `filter` is the rule's expression
     that Consul evaluates. `others` are endpoints that stand at the target without any of the instances:
     `10.0.0.1:8080 ready`. `compared`: enough is known to say what the next pass would do. `reasons` are the codes of
-    everything that is said, each once.
+    everything that is said, each once. `deviations`: in what all EndpointSlices together are not what is wanted.
     """
 
     service: str
@@ -96,6 +97,7 @@ class Explanation:
     others: tuple[str, ...] = ()
     compared: bool = True
     reasons: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As `bridge explain -o json` prints it."""
@@ -182,6 +184,7 @@ def explain(
         ),
         compared=plan is not None or not isinstance(target, Target),
         reasons=codes_of((problem or "", *(row.reason for row in rows), *(plan.reasons if plan is not None else ()))),
+        deviations=plan.deviations if plan is not None else (),
     )
 
 
@@ -305,7 +308,9 @@ def _stands(current: Current | None) -> Stands:
     """What Kubernetes has at the target now."""
     stands: Stands = {}
     if current is not None:
-        groups = [s.group for s in current.slices] + list(current.endpoints.groups if current.endpoints else ())
+        foreign = [s for s in current.others or () if s.manager != MIRRORING_CONTROLLER]
+        groups = [s.group for s in (*current.slices, *foreign)]
+        groups += current.endpoints.groups if current.endpoints else ()
         for group in groups:
             for endpoint in group.endpoints:
                 for port in group.ports or NO_PORTS:

@@ -353,19 +353,30 @@ class CurrentEndpoints:
     canonical: bool = True
 
 
+SLICE_MANAGER = "consul-bridge"
+"""What EndpointSlices of a bridge have as `endpointslice.kubernetes.io/managed-by`."""
+
+
 @dataclass(frozen=True, slots=True)
 class CurrentSlice:
-    """An EndpointSlice of ours that exists. `canonical` as for Endpoints: others wrote nothing into its endpoints."""
+    """An EndpointSlice that exists. `canonical` as for Endpoints: others wrote nothing into its endpoints.
+
+    `manager` is the label that says which controller writes it, "" without one. Of slices that no bridge writes the
+    metadata is bare: only what names them.
+    """
 
     meta: Meta
     service: str
     group: Group
     canonical: bool = True
+    manager: str = SLICE_MANAGER
 
 
 @dataclass(frozen=True, slots=True)
 class Current:
     """Everything that Kubernetes holds at one target. `service` and `endpoints` may be somebody else's.
+
+    `slices` are those that a bridge writes, `others` all further ones of the Service, by name; None when nobody looked.
 
     `mirrored` are the groups that the control plane made of the Endpoints (slices managed by its mirroring
     controller); None when nobody looked, which is enough until a plan says `unmirrored`.
@@ -376,6 +387,7 @@ class Current:
     endpoints: CurrentEndpoints | None = None
     slices: tuple[CurrentSlice, ...] = ()
     mirrored: tuple[Group, ...] | None = None
+    others: tuple[CurrentSlice, ...] | None = None
 
 
 # --------------------------------------------------------------------------- what is to be done
@@ -514,6 +526,10 @@ class Plan:
 
     `unmirrored`: our slices stay although the output is Endpoints now, until `Current.mirrored` shows that the control
     plane has copied those. Look at its slices and plan again, about a second later.
+
+    `deviations`: in what the union of all EndpointSlices of the Service, whoever writes them, differs from what is
+    wanted once the changes are made. While they are `settling` they are too young to be told of: the control plane's
+    mirror is always a little late. `foreign`: how many of the slices are neither ours nor the mirror of our Endpoints.
     """
 
     target: Target
@@ -532,12 +548,21 @@ class Plan:
     dismissed: bool = False
     scope: Scope = Scope()
     released: str = ""
+    deviations: tuple[Reason, ...] = ()
+    settling: bool = False
+    foreign: int = 0
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
-        """Why it is not (yet) as it should be, or should be looked at: conflicts, holds, warnings."""
+        """Why it is not (yet) as it should be, or should be looked at: conflicts, holds, warnings, deviations."""
         held = (Reason(h.cause) for h in self.held)
-        return (*(c.reason for c in self.conflicts), *held, *self.warnings)
+        return (*(c.reason for c in self.conflicts), *held, *self.warnings, *self.deviations)
+
+    @property
+    def remarks(self) -> tuple[Reason, ...]:
+        """What users are told of: the warnings, and the deviations that have lasted."""
+        lasting = () if self.settling else self.deviations
+        return (*self.warnings, *(reason for reason in lasting if reason not in self.warnings))
 
     @property
     def writes(self) -> tuple[Change, ...]:

@@ -42,7 +42,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bridge.core import canonical, release
+from bridge.core import canonical, release, union
 from bridge.core import ports as portage
 from bridge.core import slices as packing
 from bridge.core.marks import ADOPT as ADOPT
@@ -125,6 +125,7 @@ def plan(
         _remove(draft, current)
     else:
         _upsert(draft, desired, current)
+    seen = _seen(draft, desired, current)
     before = _ready_endpoints(_groups_of(current, owner))
     lost, flipped = _taken(before, desired, current, draft) if before and not dismissed else (0, 0)
     if released and (lost or flipped):
@@ -135,7 +136,7 @@ def plan(
         changes=tuple(draft.changes),
         conflicts=tuple(draft.conflicts),
         skipped=skipped,
-        warnings=tuple(draft.warnings),
+        warnings=(*draft.warnings, *seen.foreign),
         ready=desired.ready if desired is not None else 0,
         not_ready=desired.not_ready if desired is not None else 0,
         ready_before=len(before),
@@ -145,7 +146,23 @@ def plan(
         dismissed=dismissed,
         scope=scope_of(current, owner, desired),
         released=released,
+        deviations=seen.deviations,
+        foreign=len(seen.foreign),
     )
+
+
+def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> union.Seen:
+    """What readers of EndpointSlices see once the changes are made. Nothing where nobody looked, or nothing is written
+    that could be compared: because of a conflict or the policy."""
+    if desired is None or current.others is None or draft.output is None or draft.policy is Policy.CREATE_ONLY:
+        return union.Seen()
+    changed = {
+        c.name: c.body for c in draft.changes if c.kind is Kind.ENDPOINT_SLICE and c.action is not Action.UNCHANGED
+    }
+    own = {s.meta.name: s.group for s in current.slices if draft.ours(s.meta) and s.meta.name not in changed}
+    own |= {name: body.group for name, body in changed.items() if isinstance(body, SliceBody)}
+    others = (*current.others, *(s for s in current.slices if not draft.ours(s.meta)))
+    return union.compare(draft.target, desired.groups, own, others, mirrored=draft.output is Output.ENDPOINTS)
 
 
 def missing_rights(verbs: Sequence[str], namespace: str) -> str:
@@ -252,6 +269,7 @@ class _Draft:
     changes: list[Change] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     unmirrored: bool = False
+    output: Output | None = None
 
     def ours(self, meta: Meta) -> bool:
         """Whether an object carries our owner id."""
@@ -390,7 +408,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     if blocked and any(c.existing is None or not draft.ours(c.existing) for c in draft.changes):
         draft.changes.clear()  # a Service that we would make or take over would lead to somebody else's addresses
         return
-    output = _carried_by(draft, desired, mine)
+    output = draft.output = _carried_by(draft, desired, mine)
     wants_endpoints = output is not Output.ENDPOINTSLICES
     wants_slices = output is not Output.ENDPOINTS
     if draft.policy is Policy.CREATE_ONLY and (mine or (endpoints is not None and draft.ours(endpoints.meta))):

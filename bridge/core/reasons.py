@@ -128,6 +128,9 @@ class Code(StrEnum):
     ENDPOINTS_BEING_DELETED = "endpoints_being_deleted"
     SLICES_KEPT = "slices_kept"
     SLICES_REFUSED = "slices_refused"
+    FOREIGN_SLICE = "foreign_slice"
+    MIRROR_BEHIND = "mirror_behind"
+    SLICE_OUTDATED = "slice_outdated"
     OUTPUT_UNKNOWN = "output_unknown"
     TAG_CASE = "tag_case"
     TAG_COMMA = "tag_comma"
@@ -159,6 +162,21 @@ def _omitted(status: str, check: str) -> str:
 def _published(status: str, check: str) -> str:
     said = f" (check {check})" if check else ""
     return f"it is {status}{said}, and the Service asks for such endpoints too (publishNotReadyAddresses)"
+
+
+def _managed(manager: str) -> str:
+    return f"managed by {manager}" if manager else "without a manager"
+
+
+def _foreign_slice(name: str, manager: str, namespace: str, what: str) -> str:
+    return (
+        f"EndpointSlice {name} ({_managed(manager)}) is neither the bridge's nor the mirror of its Endpoints: it "
+        f"{what}. If nothing else needs it: kubectl delete endpointslice {name} --namespace {namespace}"
+    )
+
+
+def _slice_outdated(name: str, manager: str, what: str) -> str:
+    return f"EndpointSlice {name} ({_managed(manager)}) {what}"
 
 
 SENTENCES: Mapping[Code, str | Callable[..., str]] = {
@@ -290,6 +308,10 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.ENDPOINTS_BEING_DELETED: "the Endpoints object is being deleted; it is made anew when it is gone",
     Code.SLICES_REFUSED: "an EndpointSlice could not be written: until it can, nothing is taken away that carries its "
     "endpoints",
+    Code.FOREIGN_SLICE: _foreign_slice,
+    Code.MIRROR_BEHIND: "kube-proxy does not see these Endpoints as they are, for the control plane's mirror of them "
+    "{what}; where that lasts, look at the log of kube-controller-manager (endpointslice-mirroring-controller)",
+    Code.SLICE_OUTDATED: _slice_outdated,
     Code.SLICES_KEPT: "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them",
     Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: it is taken as {taken}",
     Code.TAG_CASE: "no instance has the tag {wanted!r}, but {found!r}: Consul tells upper from lower case in tags",
@@ -425,6 +447,9 @@ WARNINGS = (
     Code.BEING_DELETED,
     Code.ENDPOINTS_BEING_DELETED,
     Code.SLICES_KEPT,
+    Code.FOREIGN_SLICE,
+    Code.MIRROR_BEHIND,
+    Code.SLICE_OUTDATED,
     Code.OUTPUT_UNKNOWN,
     Code.TAG_CASE,
     Code.TAG_COMMA,

@@ -384,7 +384,8 @@ def _held_back(draft: Draft, held: Held, options: PlanOptions, around: Surroundi
     if draft.desired is None or held.releasing:
         return replace(before, changes=(), held=(held,), ready=before.ready_before)
     kept = _kept(draft.desired, draft.current, options, around, lost=held.lost, flips=held.flips)
-    plan = _compare(before.target, kept, draft.current, options, around, before.skipped, before.warnings)
+    warnings = tuple(w for w in before.warnings if w.code is not Code.FOREIGN_SLICE)  # these are found again
+    plan = _compare(before.target, kept, draft.current, options, around, before.skipped, warnings)
     if draft.leaving:
         plan = _without_creations(plan)
     return replace(plan, queries=before.queries, held=(held,))

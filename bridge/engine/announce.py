@@ -111,7 +111,7 @@ class Announcer(NullObserver):
         codes = codes_of(s.reason for s in plan.skipped)
         more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
         self._say(target, Kind.SERVICE, "InstancesSkipped", "; ".join(skipped[:SHOWN]) + more, codes)
-        self._say(target, Kind.SERVICE, "Attention", "; ".join(plan.warnings), codes_of(plan.warnings))
+        self._say(target, Kind.SERVICE, "Attention", "; ".join(plan.remarks), codes_of(plan.remarks))
 
     def _say_refused(self) -> None:
         with self._lock:

@@ -35,12 +35,13 @@ from bridge.core.model import (
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
 from bridge.core.translate import translate
+from bridge.core.union import Seen, standing
 from bridge.engine.connections import connections
 from bridge.engine.probe import FAILED, OK, WARNING, Probe
 from bridge.engine.scope import anchored, named_with, namespaces_of, never_used
-from bridge.errors import BridgeError, CancelledError
+from bridge.errors import BridgeError, CancelledError, ForbiddenError
 from bridge.kube.admission import refusals
-from bridge.kube.cache import NamespaceState, can_i, list_once, namespace_states
+from bridge.kube.cache import NamespaceState, can_i, list_once, namespace_states, read_slices_again
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.faults import remedy
 from bridge.kube.mirrored import mirrored, some_endpoints
@@ -398,6 +399,7 @@ class _Check:
                 yield _namespace_labels(client, daemon=self._options.leases)
             if allowed:
                 yield self._mirroring(client, allowed)
+            yield from self._slices(client, namespaces)
         except BridgeError as error:
             yield Probe("rights", FAILED, str(error), "kubectl auth can-i --list")
 
@@ -435,6 +437,39 @@ class _Check:
         verbs = ("create", "patch") if self._options.policy is not Policy.SYNC else ("create", "patch", "delete")
         return _Needs(outputs, verbs if making else tuple(v for v in verbs if ours and v == "delete"), verbs)
 
+    def _slices(self, client: KubeClient, namespaces: tuple[str, ...] | None) -> Iterator[Probe]:
+        """Whether readers of EndpointSlices see, in all slices of our Services together, what our objects say."""
+        self._say("reading Kubernetes", 0, 0)
+        try:
+            store = list_once(client, namespaces, self._options.owner, partly=True, kinds=tuple(Kind))
+        except ForbiddenError as error:
+            yield Probe("slices", WARNING, f"nobody can tell whether traffic goes where it should: {error}")
+            return
+        seen = self._seen(store)
+        if any(reason.code is not Code.FOREIGN_SLICE for _, reason in _deviations(seen)):
+            self._stop.wait(MIRROR_SECONDS)
+            read_slices_again(client, store, namespaces)
+            seen = self._seen(store)
+        behind = [f"{t}: {reason}" for t, reason in _deviations(seen) if reason.code is not Code.FOREIGN_SLICE]
+        foreign = [f"{target}: {reason}" for target, found in seen for reason in found.foreign]
+        if behind:
+            mend = "kube-controller-manager with endpointslice-mirroring-controller, or --output-kind both"
+            yield Probe("slices", FAILED, _some(behind), mend)
+        if foreign:
+            mend = "docs/how-to.md, From pods to VMs"
+            yield Probe("slices of others", WARNING, _some(foreign), mend)
+        if seen and not behind and not foreign:
+            count = len(seen)
+            detail = (
+                f"those of {count} Service{'s' if count != 1 else ''}, together, have what the bridge's objects say"
+            )
+            yield Probe("slices", OK, detail)
+
+    def _seen(self, store: Store) -> list[tuple[Target, Seen]]:
+        """What readers see at each target of ours."""
+        found = ((target, standing(store.current(target), self._options.owner)) for target in sorted(store.targets()))
+        return [(target, seen) for target, seen in found if seen is not None]
+
     def _mirroring(self, client: KubeClient, namespaces: Sequence[str]) -> Probe:
         """Whether the control plane copies Endpoints into slices, judged by a few of ours that stand there."""
         looked: list[Target] = []
@@ -466,6 +501,10 @@ class _Needs:
     outputs: frozenset[Output]
     services: tuple[str, ...]
     writing: tuple[str, ...]
+
+
+def _deviations(seen: Sequence[tuple[Target, Seen]]) -> list[tuple[Target, Reason]]:
+    return [(target, reason) for target, found in seen for reason in found.deviations]
 
 
 class _Chosen:

@@ -21,7 +21,7 @@ from bridge.report import Origin, Outcome, hold_text
 
 @dataclass(frozen=True, slots=True, order=True)
 class LiveRow:
-    """A mirrored service on both sides. `state` is in sync, differs, held, conflict, failed or unknown.
+    """A mirrored service on both sides. `state` is in sync, differs, out of sync, held, conflict, failed or unknown.
 
     What Consul has is counted as it would be mirrored; while the guard holds something it is more (or less) than
     what Kubernetes is given.
@@ -152,6 +152,8 @@ def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
         return "held", "; ".join(map(hold_text, plan.held))
     if waiting := _waiting(outcome):
         return "differs", ", ".join(f"{c.action} {c.kind}" for c in waiting)
+    if plan.deviations:
+        return "differs" if plan.settling else "out of sync", "; ".join(plan.deviations)
     if reason:
         return "unknown", f"Consul could not be asked: {reason}; what is there stays"
     return "in sync", "; ".join(plan.warnings)

@@ -31,10 +31,11 @@ from bridge.engine.grants import with_labels
 from bridge.engine.reconcile import Reconciler
 from bridge.engine.resolver import Resolver
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
+from bridge.engine.settling import Settling
 from bridge.engine.slice_rights import SliceRights, slice_rights
 from bridge.engine.sync import Progress, SyncOptions
 from bridge.errors import BridgeError
-from bridge.kube.cache import list_once
+from bridge.kube.cache import list_once, read_slices_again
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
@@ -43,10 +44,16 @@ from bridge.observe.logs import kube_warning
 from bridge.report import Origin
 from bridge.retry import call
 
+MIRROR_SECONDS = 1.0
+"""How long a mirror that is behind is given; the control plane takes a tenth of that."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class StatusRow:
-    """One mirrored service on both sides. `state` is in sync, differs, held, conflict or unknown.
+    """One mirrored service on both sides. `state` is in sync, differs, out of sync, held, conflict or unknown.
+
+    It differs where the next pass would write something; it is out of sync where nothing is to be written, and yet the
+    union of all EndpointSlices is not what Consul says.
 
     `since` is when our last write to its Endpoints or slices was, as the API server notes it for each field manager
     (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes held what it holds. `reasons` are
@@ -221,6 +228,8 @@ class _Look:
         self._consul, self._kube, self._rules, self._options, self._stop = consul, kube, tuple(rules), options, stop
         self._say = progress or (lambda _what, _done, _total: None)
         self._client: KubeClient | None = None
+        self._namespaces: tuple[str, ...] | None = ()
+        self._waited = False
         self._rights: SliceRights | None = None
         self._store = Store(options.owner)
         self._annotated = options.annotated
@@ -244,7 +253,7 @@ class _Look:
     def read_kubernetes(self) -> None:
         self._say("reading Kubernetes", 0, 0)
         client = self._client = KubeClient(self._kube, kube_warning)
-        namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
+        namespaces = self._namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
         self._rights = slice_rights(client, self._options.policy, everywhere=namespaces is None)
         annotated = self._options.annotated.within(namespaces)
         self._annotated = with_labels(annotated, client, self._options.retry, self._stop)
@@ -417,7 +426,7 @@ class _Look:
         """Plan everything that was read, as a pass does: the guard sees all of it together."""
         targets = self.world.targets()
         self._resolve_names(targets)
-        self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
+        self._plan(targets)
 
     def judge(self, places: Sequence[_Place]) -> None:
         """Plan what is at these places: alone when nothing goes there, else with everything else."""
@@ -425,11 +434,21 @@ class _Look:
         self._resolve_names(targets)
         if self.kubernetes_trouble:
             return
-        self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
+        self._plan(targets)
         if any(plan.held or plan.lost or plan.flipped for plan in self._plans.values()):
             self._read(self._listed)
             self.world.expire(now=0.0)
             self.judge_all()
+
+    def _plan(self, targets: Collection[Target]) -> None:
+        """Plan these; the control plane's mirror, which is always a little late, is given a moment, once."""
+        self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
+        if self._waited or self._client is None or not any(map(_is_late, self._plans.values())):
+            return
+        self._waited = True
+        self._stop.wait(MIRROR_SECONDS)
+        read_slices_again(self._client, self._store, self._namespaces)
+        self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
 
     def _resolve_names(self, targets: Collection[Target]) -> None:
         """Have host names resolved, within bounds."""
@@ -448,6 +467,7 @@ class _Look:
             resolve=self._resolver.resolve,
             mirrored=None if client is None else lambda target: mirrored(client, target),
             slices_forbidden=(lambda _: ()) if self._rights is None else self._rights.missing,
+            settling=Settling(time.monotonic, 0.0),
             nodes=self._nodes,
             unreadable=self._store.unreadable,
         )
@@ -473,6 +493,8 @@ class _Look:
             state, detail = "held", "; ".join(h.reason for h in plan.held)
         elif plan.writes:
             state, detail = "differs", ", ".join(f"{c.action} {c.kind}" for c in plan.writes)
+        elif plan.deviations:
+            state, detail = "out of sync", "; ".join(plan.deviations)
         else:
             state, detail = "in sync", "; ".join(plan.warnings)
         origin = Origin.of(queries)
@@ -536,6 +558,11 @@ def _origins(store: Store) -> dict[Target, set[str]]:
     """The Consul services that what stands at our targets came from; one without any is left out."""
     found = {target: {name for _, name in names_at(store.current(target))} for target in store.targets()}
     return {target: names for target, names in found.items() if names}
+
+
+def _is_late(plan: Plan) -> bool:
+    """Whether it only has to be waited for: nothing is to be written, and the mirror is behind."""
+    return not plan.writes and any(r.code in (Code.MIRROR_BEHIND, Code.SLICE_OUTDATED) for r in plan.deviations)
 
 
 def _since(current: Current) -> str:

@@ -33,6 +33,7 @@ from bridge.core.model import (
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import Draft, PlanOptions, Resolve, Surroundings, host_names, judge, observe, reconcile
 from bridge.core.state import World
+from bridge.engine.settling import Settling
 from bridge.errors import AlteredError, BridgeError, ConflictError
 from bridge.report import Failure, Outcome
 
@@ -75,12 +76,13 @@ class Reconciler:
         may_delete: Callable[[Target], bool] = lambda _target: True,
         slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: (),
         time_of_day: Callable[[], float] = time.time,
+        settling: Settling | None = None,
     ) -> None:
         """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
 
         `unreadable` are namespaces of which nothing is known, and why: nothing is planned there. While not `may_delete`
         objects stay, whatever the policy says. `slices_forbidden` tells the verbs on EndpointSlices that are missing in
-        a namespace.
+        a namespace. `settling` decides which deviations are told; without it none are (a command that only writes).
         """
         self.lock = threading.RLock()
         self.world = world
@@ -98,6 +100,7 @@ class Reconciler:
             time_of_day=time_of_day,
         )
         self.unreadable: Mapping[str, str] = unreadable or {}
+        self._settling = settling
 
     @property
     def nodes(self) -> ClusterNodes:
@@ -157,7 +160,8 @@ class Reconciler:
         return reconcile(inputs, self._options, around)
 
     def _judge(self, drafts: Sequence[Draft]) -> list[Plan]:
-        return judge(drafts, self._admit, self._options, self._around)
+        plans = judge(drafts, self._admit, self._options, self._around)
+        return [replace(p, deviations=()) if self._settling is None else self._settling.judge(p) for p in plans]
 
     def _admit(self, plans: Sequence[Plan]) -> Verdict:
         with self.lock:

@@ -56,6 +56,7 @@ from bridge.engine.reconcile import Reconciler, apply_plan
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.rivals import ENOUGH, Rivals
 from bridge.engine.scope import anchored, datacenters_of, named_with, namespaces_of, spare_of
+from bridge.engine.settling import SETTLING_SECONDS, Settling
 from bridge.engine.slice_rights import SliceRights, slice_rights
 from bridge.errors import (
     AlteredError,
@@ -100,6 +101,9 @@ WRITING_TIMEOUT_SECONDS = 2.0
 
 LENT_AT_MOST = 4
 """Targets in hand up to which a watch writes itself: in a burst the queue and its order decide, and watches go on."""
+
+BESIDE_SECONDS = 0.1
+"""How long after a slice of somebody else's changed it is compared: a mirror comes in several slices."""
 
 LATER = 2
 """Queue priority of what leaves a service without ready endpoints: after everything else."""
@@ -400,6 +404,16 @@ class Bridge:
         targets = {target for target in asking if target.namespace in changed and self._follow_annotation(target)}
         self._look_at(targets)
 
+    def on_beside(self, target: Target) -> None:
+        """Slices at `target` changed that no bridge writes: nothing is to be put back, but traffic goes elsewhere."""
+        if not self._passing.is_set():
+            self._look_at({target})
+            return
+        outcome = self._outcomes.of(target)
+        if outcome is not None and not outcome.failures:  # else it is tried again in any case, when that is due
+            delay = max(BESIDE_SECONDS, self._brake.delay_seconds(target), self._altered.delay_seconds(target))
+            self._queue.add(target, priority=LATER, delay_seconds=delay)
+
     def on_leading(self, shards: frozenset[int]) -> None:
         """These shards are ours to write now, and no others."""
         gained = shards - self._shards
@@ -446,6 +460,7 @@ class Bridge:
             namespaces,
             options.owner,
             on_change=self.on_change,
+            on_beside=self.on_beside,
             retry=options.kube_retry,
             failed=self._died,
         )
@@ -465,6 +480,7 @@ class Bridge:
             mirrored=lambda target: mirrored(client, target),
             may_delete=self._rivals.may_delete,
             slices_forbidden=self._slice_rights.missing,
+            settling=Settling(self._clock, SETTLING_SECONDS),
             nodes=call(self._read_nodes, options.kube_retry, self._stop, on_retry=self._without_nodes)
             if "*" in options.cluster_nodes
             else ClusterNodes(options.cluster_nodes),
@@ -609,11 +625,17 @@ class Bridge:
             self._outcomes.planned(plan)
             if (plan.writes or plan.unmirrored) and self._leadership.leads(plan.target):
                 self._enqueue(plan.target)
+            self._look_again(plan)
         self._last_pass = self._clock()
         report = build_report(
             [Outcome(p, (), ()) for p in plans], self._unknown(), dry_run=True, unplanned=self._unplanned()
         )
         self._observer.pass_done(self._last_pass - began, report)
+
+    def _look_again(self, plan: Plan) -> None:
+        """Compare once more when what deviates has had its time."""
+        if plan.settling:
+            self._queue.add(plan.target, priority=LATER, delay_seconds=SETTLING_SECONDS)
 
     def _follow_annotation(self, target: Target) -> bool:
         """Do as the person's Service at `target` asks now; whether that is something new."""
@@ -766,6 +788,7 @@ class Bridge:
         if outcome.applied or _account(before) != _account(waiting):
             self._observer.outcome(waiting, None)
         self._remember(target)
+        self._look_again(outcome.plan)
         if self._leadership.leads(target):  # it became ours just now, maybe before this was recorded
             self._queue.add(target)
 
@@ -838,6 +861,7 @@ class Bridge:
                 self._queue.add(target, delay_seconds=delay)
         if outcome.plan.unmirrored:
             self._queue.add(target, delay_seconds=MIRRORED_SECONDS)
+        self._look_again(outcome.plan)
         if not outcome.failures:
             self._failures.forget(target)
 
@@ -896,5 +920,5 @@ def _account(outcome: Outcome | None) -> tuple[object, ...]:
     if outcome is None:
         return ()
     plan = outcome.plan
-    remarks = (bool(outcome.failures or plan.held), plan.conflicts, plan.skipped, plan.warnings)
+    remarks = (bool(outcome.failures or plan.held), plan.conflicts, plan.skipped, plan.remarks, plan.deviations)
     return (*remarks, plan.ready, plan.not_ready, len(outcome.applied) == len(plan.writes))

@@ -23,7 +23,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
 from typing import Any
@@ -61,7 +61,12 @@ REFUSED_AFTER = 3
 """It has read them when it lets us list some namespace: of another one a few refusals since then are enough."""
 CLOSE_SECONDS = 1.0
 
-SELECTORS: dict[Kind, str] = {Kind.SERVICE: "", Kind.ENDPOINTS: objects.OURS, Kind.ENDPOINT_SLICE: objects.OUR_SLICES}
+LEFTOVER_SECONDS = 10.0
+"""How often it is looked whether slices that pods left behind are gone: no watch tells of them."""
+NAMES_LENGTH = 4000
+"""Characters of Services' names in one question: every proxy passes a URL of this length."""
+
+SELECTORS: dict[Kind, str] = {Kind.SERVICE: "", Kind.ENDPOINTS: objects.OURS, Kind.ENDPOINT_SLICE: objects.OF_NO_PODS}
 
 Namespaces = tuple[str, ...] | None
 OnChange = Callable[[Target], None]
@@ -120,6 +125,42 @@ def _read_foreign(client: KubeClient, namespace: str | None) -> list[Meta]:
         for item in items
         if (meta := objects.decode_meta(Kind.ENDPOINTS, item)) is not None
     ]
+
+
+def _read_leftovers(client: KubeClient, namespace: str | None, asked: Iterable[Target]) -> list[CurrentSlice]:
+    """The slices of pods whose Service is one of those that have no pods.
+
+    All slices of pods are most of what a cluster has, so it is asked for these Services by name.
+    """
+    found: list[CurrentSlice] = []
+    for names in _chunks(sorted({target.name for target in asked})):
+        selector = f"{objects.OF_PODS},{objects.SERVICE_NAME} in ({','.join(names)})"
+        for items, _ in list_pages(client, Kind.ENDPOINT_SLICE, namespace, selector):
+            found += (piece for item in items if (piece := objects.decode_slice(item)) is not None)
+    return found
+
+
+def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for name in names:
+        if chunk and sum(map(len, chunk)) + 3 * len(chunk) + len(name) > NAMES_LENGTH:
+            yield chunk
+            chunk = []
+        chunk.append(name)
+    if chunk:
+        yield chunk
+
+
+def _fill_leftovers(client: KubeClient, store: Store, namespace: str | None, asked: Collection[Target]) -> None:
+    store.replace_leftovers(asked, _read_leftovers(client, namespace, asked) if asked else ())
+
+
+def read_slices_again(client: KubeClient, store: Store, namespaces: Namespaces) -> None:
+    """List the slices once more into a store that `list_once` filled."""
+    for namespace in _scopes(namespaces):
+        if (namespace or "") not in store.unreadable:
+            _fill(client, store, Kind.ENDPOINT_SLICE, namespace)
+            _fill_leftovers(client, store, namespace, store.without_selector(namespace))
 
 
 def _fill(client: KubeClient, store: Store, kind: Kind | None, namespace: str | None) -> set[Target]:
@@ -181,6 +222,10 @@ def list_once(
                 done += 1
                 if progress is not None:
                     progress(done, len(jobs))
+            if {Kind.SERVICE, Kind.ENDPOINT_SLICE} <= set(kinds):
+                for namespace in _scopes(namespaces):
+                    if namespace not in refused:
+                        _fill_leftovers(client, store, namespace, store.without_selector(namespace))
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -196,7 +241,8 @@ class Cache:
     """A store that follows the API server. Methods may be called from any thread.
 
     `on_change` is called from the watching threads and must be quick; it gets every target at which something differs
-    from what was known or noted. `failed` is called when a thread dies of a bug.
+    from what was known or noted. `on_beside` gets those where only slices differ that no bridge writes. `failed` is
+    called when a thread dies of a bug.
     """
 
     def __init__(
@@ -207,6 +253,7 @@ class Cache:
         on_change: OnChange,
         retry: RetryPolicy | None = None,
         *,
+        on_beside: OnChange = lambda _target: None,
         failed: Callable[[BaseException], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         silence_seconds: float = SILENCE_SECONDS,
@@ -220,7 +267,16 @@ class Cache:
         self._on_change = on_change
         policy = retry or RetryPolicy()
         self._refresher = _Refresher(
-            self._client, self._store, namespaces, on_change, policy, self._stop, failed, self._refused
+            self._client,
+            self._store,
+            namespaces,
+            on_change,
+            policy,
+            self._stop,
+            failed,
+            self._refused,
+            on_beside,
+            self._has_services,
         )
         self._reflectors = [
             _Reflector(
@@ -237,6 +293,7 @@ class Cache:
                 watch_seconds,
                 self._refresher.wake,
                 self._some_listed,
+                on_beside,
             )
             for kind in Kind
             for namespace in _scopes(namespaces)
@@ -345,6 +402,10 @@ class Cache:
     def _is_listed(self, namespace: str | None) -> bool:
         return all(synced.is_set() for synced in self._lists[namespace])
 
+    def _has_services(self, namespace: str | None) -> bool:
+        """Whether the Services of a scope were listed."""
+        return any(r.synced.is_set() for r in self._reflectors if (r.kind, r.namespace) == (Kind.SERVICE, namespace))
+
     def _some_listed(self) -> bool:
         return any(map(self._is_listed, self._lists))
 
@@ -409,7 +470,10 @@ class Cache:
 
 
 class _Refresher:
-    """Lists what no watch covers (foreign Endpoints, at start and at every refresh) and checks what the watches cover.
+    """Lists what no watch covers and checks what the watches cover.
+
+    Foreign Endpoints, and slices that pods left at Services without a selector: at start and at every refresh. The
+    latter also when a Service loses its selector, and from then on until they are gone.
 
     A thread of its own, so that a full pass never waits longer than it wants to for a server that does not answer.
     """
@@ -424,12 +488,20 @@ class _Refresher:
         stop: threading.Event,
         failed: Callable[[BaseException], None] | None,
         refused: Callable[[], Collection[str | None]],
+        on_beside: OnChange,
+        has_services: Callable[[str | None], bool],
     ) -> None:
-        """`refused` tells the scopes that need not be asked about now: `wake` when that changes."""
+        """`refused` tells the scopes that need not be asked about now: `wake` when that changes.
+
+        `has_services` tells whether the Services of a scope were listed.
+        """
         self._client = client
         self._store = store
         self._namespaces = namespaces
         self._refused = refused
+        self._on_beside = on_beside
+        self._has_services = has_services
+        self._looked: set[str | None] = set()
         self._on_change = on_change
         self._retry = retry
         self._stop = stop
@@ -474,7 +546,7 @@ class _Refresher:
                 with self._changed:
                     self.done = asked
                     self._changed.notify_all()
-                self._wanted.wait()
+                self._wanted.wait(LEFTOVER_SECONDS if self._store.with_leftovers() else None)
         except BaseException as error:
             if self._failed is not None and not self._stop.is_set():
                 self._failed(error)
@@ -484,11 +556,15 @@ class _Refresher:
     def _round(self, whole: bool) -> BridgeError | None:
         """List what was never listed, or (`whole`) everything; what we may not list keeps nobody else waiting."""
         forbidden: BridgeError | None = None
+        freed = self._store.take_freed()
         try:
             for namespace in _scopes(self._namespaces):
-                if namespace in self._refused() or (self.synced[namespace].is_set() and not whole):
+                if namespace in self._refused():
                     continue
                 try:
+                    self._look_for_leftovers(namespace, freed, whole=whole)
+                    if self.synced[namespace].is_set() and not whole:
+                        continue
                     _fill(self._client, self._store, None, namespace)
                     self.synced[namespace].set()
                     for kind in Kind if whole else ():
@@ -496,6 +572,7 @@ class _Refresher:
                         self.found += len(missed)
                         for target in sorted(missed):
                             self._on_change(target)
+                        self._tell_beside()
                 except ForbiddenError as error:
                     forbidden = forbidden or error
         except CancelledError:
@@ -503,6 +580,27 @@ class _Refresher:
         except BridgeError as error:
             return error
         return forbidden
+
+    def _look_for_leftovers(self, namespace: str | None, freed: Set[Target], *, whole: bool) -> None:
+        """Read the slices that pods left behind: of all Services without a selector, or of those where there is news.
+
+        Should that fail, the Services that were `freed` are found by the next refresh.
+        """
+        if not self._has_services(namespace):
+            return
+        asked = self._store.without_selector(namespace)
+        freed = freed & asked
+        if freed:  # the control plane leaves its Endpoints there as well; a user may have handed them over
+            _fill(self._client, self._store, None, namespace)
+        if not whole and namespace in self._looked:
+            asked &= freed | self._store.with_leftovers()
+        _fill_leftovers(self._client, self._store, namespace, asked)
+        self._looked.add(namespace)
+        self._tell_beside(freed)
+
+    def _tell_beside(self, further: Collection[Target] = ()) -> None:
+        for target in sorted(self._store.take_beside() | set(further)):
+            self._on_beside(target)
 
 
 class _Backoff:
@@ -548,9 +646,11 @@ class _Reflector:
         watch_seconds: tuple[int, int],
         on_settled: Callable[[], None] = lambda: None,
         some_listed: Callable[[], bool] = lambda: False,
+        on_beside: OnChange = lambda _target: None,
     ) -> None:
         self._client = client
         self._store = store
+        self._on_beside = on_beside
         self._on_settled = on_settled
         self._some_listed = some_listed
         self._refused_alone = 0
@@ -679,6 +779,8 @@ class _Reflector:
             found = objects.decode(self.kind, raw)
             version = meta.resource_version
             self._tell(self._store.event(self.kind, self.namespace, kind, meta, found))
+            if self._store.has_freed:
+                self._on_settled()  # whoever lists what no watch covers is waiting for it
         elif kind == "BOOKMARK":
             metadata = raw.get("metadata") if isinstance(raw, dict) else None
             version = str(metadata.get("resourceVersion") or "") if isinstance(metadata, dict) else ""
@@ -690,6 +792,9 @@ class _Reflector:
     def _tell(self, changed: Iterable[Target]) -> None:
         for target in sorted(changed):
             self._on_change(target)
+        if self.kind is Kind.ENDPOINT_SLICE:
+            for target in sorted(self._store.take_beside()):
+                self._on_beside(target)
 
     def _alive(self) -> None:
         self.heard = self._clock()

@@ -45,6 +45,7 @@ from bridge.core.model import (
     TrafficPolicy,
 )
 from bridge.core.ports import app_protocol_field
+from bridge.core.union import POD_CONTROLLER
 from bridge.kube.client import FIELD_MANAGER
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -61,8 +62,10 @@ SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 
 OURS = f"{MANAGED_BY}={MANAGER}"
 """Selects what any bridge made, whatever its owner id."""
-OUR_SLICES = f"{OURS},{SLICE_MANAGED_BY}={MANAGER}"
-"""Selects slices that a bridge made; mirrored slices copy our labels but have the control plane's managed-by."""
+OF_NO_PODS = f"{SERVICE_NAME},{SLICE_MANAGED_BY}!={POD_CONTROLLER}"
+"""Selects the slices of Services that have no pods: ours, the control plane's mirrors, those of others."""
+OF_PODS = f"{SLICE_MANAGED_BY}={POD_CONTROLLER}"
+"""Selects the slices that the control plane makes of pods, most of a cluster's."""
 NOT_OURS = f"{MANAGED_BY}!={MANAGER}"
 
 Json = dict[str, Any]
@@ -337,14 +340,15 @@ def decode_endpoints(raw: object) -> CurrentEndpoints | None:
 
 
 def decode_slice(raw: object) -> CurrentSlice | None:
-    """An EndpointSlice; None without a Service's name or with a foreign address type (not ours then).
+    """An EndpointSlice of whomever; None without a Service's name, or with addresses that no reader uses (FQDN).
 
     Endpoints that are there twice stay there twice, so that such a slice never equals one that we want. `canonical`
     says whether writing `group` again would leave its endpoints as they are.
     """
     meta = decode_meta(Kind.ENDPOINT_SLICE, raw)
     content = mapping(raw)
-    service = _pairs(mapping(content.get("metadata")).get("labels")).get(SERVICE_NAME, "")
+    labels = _pairs(mapping(content.get("metadata")).get("labels"))
+    service, manager = labels.get(SERVICE_NAME, ""), labels.get(SLICE_MANAGED_BY, "")
     kind = content.get("addressType")
     if meta is None or not service or not isinstance(kind, str) or kind not in Family.__members__.values():
         return None
@@ -368,8 +372,23 @@ def decode_slice(raw: object) -> CurrentSlice | None:
         ]
     port_set = tuple(sorted(_port(p) for p in _list(content.get("ports"))))
     group = Group(Family(kind), port_set, arranged(endpoints))
+    if manager != MANAGER:
+        return CurrentSlice(meta=_bare(meta), service=service, group=group, manager=manager)
     canonical = [_slice_entry(e) for e in group.endpoints] == _list(content.get("endpoints"))
-    return CurrentSlice(meta=meta, service=intern(service), group=group, canonical=canonical)
+    return CurrentSlice(meta=meta, service=service, group=group, canonical=canonical)
+
+
+def _bare(meta: Meta) -> Meta:
+    """What names an object. A mirrored slice has copies of our labels, which do not make it ours."""
+    return Meta(
+        kind=meta.kind,
+        namespace=meta.namespace,
+        name=meta.name,
+        uid=meta.uid,
+        resource_version=meta.resource_version,
+        owner=None,
+        deleting=meta.deleting,
+    )
 
 
 def _for_zone(entry: Mapping[str, Any]) -> str:

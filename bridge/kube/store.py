@@ -66,6 +66,10 @@ class Store:
         self._sequence = 0
         self._entries: dict[Kind, dict[Key, _Entry]] = {kind: {} for kind in Kind}
         self._slices: dict[Target, dict[str, CurrentSlice]] = {}
+        self._beside: dict[Target, dict[str, CurrentSlice]] = {}
+        self._left: dict[Target, tuple[CurrentSlice, ...]] = {}
+        self._news_beside: set[Target] = set()
+        self._freed: set[Target] = set()
         self._foreign: dict[Target, Meta] = {}
         self._failed: dict[tuple[Kind, Key], float] = {}
         self._doubles: set[Target] = set()
@@ -88,6 +92,8 @@ class Store:
             slices = self._slices.get(target)
             foreign = self._foreign.get(target)
             ordered = tuple(slices[name] for name in sorted(slices)) if slices else ()
+            beside, left = self._beside.get(target), self._left.get(target, ())
+            others = tuple(beside[name] for name in sorted(beside)) if beside else ()
         if endpoints is None and foreign is not None:
             endpoints = CurrentEndpoints(meta=foreign, groups=())
         return Current(
@@ -95,6 +101,7 @@ class Store:
             service=service if isinstance(service, CurrentService) else None,
             endpoints=endpoints if isinstance(endpoints, CurrentEndpoints) else None,
             slices=ordered,
+            others=(*others, *left) if left else others,
         )
 
     def targets(self) -> set[Target]:
@@ -128,6 +135,37 @@ class Store:
             found = [e.found for e in self._entries[Kind.SERVICE].values() if isinstance(e.found, CurrentService)]
         asking = (s for s in found if (objects.MIRROR, "true") in s.meta.marks)
         return tuple(sorted(asking, key=lambda s: (s.meta.namespace, s.meta.name)))
+
+    def without_selector(self, namespace: str | None) -> set[Target]:
+        """Services in `namespace` (None: all) whose endpoints Kubernetes does not make of pods."""
+        with self._lock:
+            return {
+                Target(*key)
+                for key, entry in self._entries[Kind.SERVICE].items()
+                if namespace in (None, key[0]) and _takes_slices(entry.found)
+            }
+
+    def with_leftovers(self) -> set[Target]:
+        """Services without a selector that still have slices of pods."""
+        with self._lock:
+            return set(self._left)
+
+    @property
+    def has_freed(self) -> bool:
+        """Whether `take_freed` would give anything."""
+        return bool(self._freed)
+
+    def take_freed(self) -> set[Target]:
+        """Services that lost their selector since this was last asked: their pods' slices stay behind."""
+        with self._lock:
+            found, self._freed = self._freed, set()
+            return found
+
+    def take_beside(self) -> set[Target]:
+        """Targets where slices that no bridge writes have changed since this was last asked."""
+        with self._lock:
+            found, self._news_beside = self._news_beside, set()
+            return found
 
     def unlabelled_services(self) -> tuple[Meta, ...]:
         """Services that a bridge wrote, as its field manager shows, and that lost their labels of ownership, sorted."""
@@ -261,6 +299,23 @@ class Store:
             self._doubles.discard(target)
             return found
 
+    def replace_leftovers(self, asked: Iterable[Target], found: Iterable[CurrentSlice]) -> None:
+        """The slices of pods that are left at the Services that were `asked` about."""
+        left: dict[Target, list[CurrentSlice]] = {target: [] for target in asked}
+        for piece in sorted(found, key=lambda piece: piece.meta.name):
+            target = objects.target_of(piece)
+            if target in left:
+                left[target].append(piece)
+        with self._lock:
+            for target, pieces in left.items():
+                before = self._left.get(target, ())
+                if pieces:
+                    self._left[target] = tuple(pieces)
+                else:
+                    self._left.pop(target, None)
+                if [(s.meta.name, s.group) for s in before] != [(s.meta.name, s.group) for s in pieces]:
+                    self._news_beside.add(target)
+
     def replace_foreign(self, namespace: str | None, found: Iterable[Meta]) -> None:
         """Endpoints in `namespace` (None: all) that no bridge manages, by their metadata."""
         fresh = {Target(m.namespace, m.name): m for m in found}
@@ -301,18 +356,26 @@ class Store:
             self._bury(kind, key)
         touched = {objects.target_of(o) for o in (before, found) if o is not None}
         if isinstance(before, CurrentSlice):
-            old = objects.target_of(before)
-            members = self._slices.get(old, {})
+            holding, old = self._holding(before), objects.target_of(before)
+            members = holding.get(old, {})
             members.pop(before.meta.name, None)
             if not members:
-                self._slices.pop(old, None)
+                holding.pop(old, None)
         if isinstance(found, CurrentSlice):
-            self._slices.setdefault(objects.target_of(found), {})[found.meta.name] = found
+            self._holding(found).setdefault(objects.target_of(found), {})[found.meta.name] = found
         if before is not None and found is not None and objects.same(before, found):
             return set()
+        if kind is Kind.ENDPOINT_SLICE and not any(map(_is_a_bridges, (before, found))):
+            self._news_beside |= touched
+            return set()
+        if kind is Kind.SERVICE and _takes_slices(found) and isinstance(before, CurrentService) and before.has_selector:
+            self._freed |= touched
         for target in touched:
             self._count(target)
         return touched
+
+    def _holding(self, piece: CurrentSlice) -> dict[Target, dict[str, CurrentSlice]]:
+        return self._slices if _is_a_bridges(piece) else self._beside
 
     def _bury(self, kind: Kind, key: Key) -> None:
         """Remember that an object is gone, so that an answer that comes late does not bring it back; for a while."""
@@ -357,6 +420,15 @@ class Store:
             self._owned.add(target)
         else:
             self._owned.discard(target)
+
+
+def _is_a_bridges(found: Decoded | None) -> bool:
+    return isinstance(found, CurrentSlice) and found.manager == objects.MANAGER
+
+
+def _takes_slices(found: Decoded | None) -> bool:
+    """Whether a Service's endpoints are whatever slices name it."""
+    return isinstance(found, CurrentService) and not found.has_selector and found.type != "ExternalName"
 
 
 def _ready(endpoint: Endpoint) -> int:

@@ -13,7 +13,8 @@ LISTED = 50
 """Entries of one list on a page."""
 
 TONES: Mapping[str, str] = {
-    "in sync": "good", "differs": "busy", "held": "warn", "conflict": "warn", "failed": "bad", "unknown": "warn",
+    "in sync": "good", "differs": "busy", "out of sync": "bad", "held": "warn", "conflict": "warn", "failed": "bad",
+    "unknown": "warn",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 PER_PAGE = 50
 
-STATES = ("in sync", "differs", "held", "conflict", "failed", "unknown")
+STATES = ("in sync", "differs", "out of sync", "held", "conflict", "failed", "unknown")
 """What a service can be, in the order in which the filter shows them."""
 
 

@@ -395,7 +395,7 @@ class LogObserver:
             self._log.debug("full pass planned", **event)
         for outcome in report.outcomes:
             plan = outcome.plan
-            if plan.conflicts or plan.skipped or plan.warnings:
+            if plan.conflicts or plan.skipped or plan.remarks:
                 where = {"service": ",".join(dict.fromkeys(q.service for q in plan.queries))}
                 self._details(outcome, {**where, "namespace": plan.target.namespace, "name": plan.target.name})
 
@@ -409,7 +409,7 @@ class LogObserver:
         for kind, text, codes, level in (
             ("conflict: left alone, it is not ours", conflicts, [c.reason for c in plan.conflicts], "warning"),
             ("instances skipped", skipped, [s.reason for s in plan.skipped], "info"),
-            ("warning", "; ".join(plan.warnings), plan.warnings, "warning"),
+            ("warning", "; ".join(plan.remarks), plan.remarks, "warning"),
         ):
             key = (plan.target, kind)
             with self._lock:

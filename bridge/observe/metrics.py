@@ -29,8 +29,9 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 LAG_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds. The floor on real servers is 4 ms (docs/scaling.md); above a minute something is wrong in any case."""
 
-STATES = ("in_sync", "pending", "held", "conflict", "failed")
-"""What a service can be, as a label."""
+STATES = ("in_sync", "pending", "out_of_sync", "held", "conflict", "failed")
+"""What a service can be, as a label. Pending: something is still to be written; out of sync: nothing is, and yet the
+union of its EndpointSlices is not what Consul says."""
 
 
 class _Noted(NamedTuple):
@@ -42,6 +43,7 @@ class _Noted(NamedTuple):
     conflicts: int
     skipped: tuple[Code, ...]
     warnings: tuple[Code, ...]
+    foreign: int
 
 
 class Metrics:
@@ -212,7 +214,7 @@ class Metrics:
     def _note(self, outcome: Outcome) -> None:
         plan = outcome.plan
         done = len(outcome.applied) == len(plan.writes)
-        remarks = plan.conflicts or plan.held or plan.skipped or plan.warnings
+        remarks = plan.conflicts or plan.held or plan.skipped or plan.remarks
         gone = done and not remarks and all(c.action is Action.DELETE for c in plan.changes)
         if gone or not plan.queries:
             self._services.pop(plan.target, None)
@@ -224,14 +226,16 @@ class Metrics:
         elif plan.held:
             state = "held"
         else:
-            state = "in_sync" if done else "pending"
+            waits = not done or (plan.deviations and plan.settling)
+            state = "pending" if waits else "out_of_sync" if plan.deviations else "in_sync"
         self._services[plan.target] = _Noted(
             state,
             plan.ready,
             plan.not_ready,
             len(plan.conflicts),
             tuple(s.reason.code for s in plan.skipped),
-            tuple({warning.code for warning in plan.warnings}),
+            tuple({remark.code for remark in plan.remarks}),
+            plan.foreign,
         )
 
     def states(self) -> Iterator[Metric]:
@@ -251,6 +255,12 @@ class Metrics:
         conflicts = GaugeMetricFamily("consul_bridge_conflicts", "Objects that we would need and that are not ours.")
         conflicts.add_metric([], sum(s.conflicts for s in services))
         yield conflicts
+        foreign = GaugeMetricFamily(
+            "consul_bridge_foreign_slices",
+            "EndpointSlices with endpoints at mirrored Services that are neither ours nor mirrors of our Endpoints.",
+        )
+        foreign.add_metric([], sum(s.foreign for s in services))
+        yield foreign
         skipped = Tally(code for s in services for code in s.skipped)
         yield _gauge("consul_bridge_skipped", "Instances and services that are not mirrored, by reason.", "reason",
                      _by_code(SKIPS, skipped))  # fmt: skip

@@ -68,6 +68,12 @@ def judge(overview: Overview) -> tuple[str, str, str]:
         return "bad", "The election fails", "A replica without its lease writes nothing; another one may lead."
     if failed := states.get("failed", 0):
         return "bad", "Something fails", f"{_services(failed)} cannot be written; it is tried again."
+    if deviating := states.get("out of sync", 0):
+        return (
+            "bad",
+            "Out of sync",
+            f"Traffic of {_services(deviating)} does not go where Consul says; the rows say why.",
+        )
     if held := states.get("held", 0):
         return "warn", "Holding", f"The guard keeps endpoints of {_services(held)} until Consul's answer is credible."
     if state.get("configuration", "ok") != "ok":

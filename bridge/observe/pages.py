@@ -146,6 +146,7 @@ def _explanation(explanation: Explanation) -> Html:
         *(("Held", text) for text in explanation.held),
         *(("Conflict", text) for text in explanation.conflicts),
         *(("Warning", text) for text in explanation.warnings),
+        *(("Out of sync", text) for text in explanation.deviations if text not in explanation.warnings),
         *(("Still to do", text) for text in explanation.differences),
         *((("Filter", explanation.filter),) if explanation.filter else ()),
         *(

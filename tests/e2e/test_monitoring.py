@@ -137,6 +137,15 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
         [series("consul_bridge_warnings", "0x120", reason="unmirrored"),
          series("consul_bridge_warnings", "1x120", reason="zone_invalid")],
     ),
+    "ConsulBridgeOutOfSync": (
+        [series("consul_bridge_services", "1x120", state="out_of_sync")],
+        [series("consul_bridge_services", "0x120", state="out_of_sync"),
+         series("consul_bridge_services", "5x120", state="pending")],
+    ),
+    "ConsulBridgeForeignSlices": (
+        [series("consul_bridge_foreign_slices", "1x120")],
+        [series("consul_bridge_foreign_slices", "0x120")],
+    ),
     "ConsulBridgeAltered": (
         [series("consul_bridge_errors_total", "0+1x120", kind="altered")],
         [series("consul_bridge_errors_total", "0+1x120", kind="permanent")],

@@ -2,7 +2,8 @@
 
 It does what the bridge relies on, the way kube-apiserver 1.37 does it (docs/kubernetes.md): server-side apply with
 ownership per field manager, preconditions, lists in pages, watches with bookmarks and 410, Leases, validation. The same
-contract tests run against it and against the real server (tests/contract/test_kube_*.py). No controllers live in it.
+contract tests run against it and against the real server (tests/contract/test_kube_*.py). No controllers live in it,
+but for a plain mirror of Endpoints where a test switches it on (`mirroring`).
 
     with FakeKube() as kube:
         kubeconfig = kube.kubeconfig(tmp_path)
@@ -48,6 +49,10 @@ KINDS = {
     ("events.k8s.io", "events"): "Event",
 }
 API_VERSION = {"": "v1"}
+SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
+SERVICE_NAME = "kubernetes.io/service-name"
+SLICE_MANAGER = "endpointslice.kubernetes.io/managed-by"
+MIRRORING = "endpointslicemirroring-controller.k8s.io"
 LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 MICRO_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
 DEPRECATED = '299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"'
@@ -156,6 +161,8 @@ class FakeKube:
         self.users = {ADMIN_TOKEN: "admin", PLAIN_TOKEN: "plain"}
         self.mutate: Callable[[str, Json], None] | None = None
         """What admission does to a written object (its plural, and itself) after it was applied."""
+        self.mirroring = False
+        """Whether EndpointSlices are made of Endpoints, at once, one for each subset and family."""
         self.forbidden: set[tuple[str, str, str, str]] = set()
         self.bookmark_seconds = 60.0
         self.watch_hold = threading.Event()
@@ -428,7 +435,40 @@ class FakeKube:
         gone["metadata"]["resourceVersion"] = str(self.revision)
         self.history.append((self.revision, kind, last, None))
         self.changed.notify_all()
+        if kind[1] == "endpoints":
+            self._mirror(key)
         return gone
+
+    def _mirror(self, key: Key) -> None:
+        """Do what endpointslice-mirroring-controller does, without its ways of merging subsets."""
+        if not self.mirroring:
+            return
+        slices = ("discovery.k8s.io", "endpointslices")
+        stored = self.objects["", "endpoints"].get(key)
+        metadata = stored.body["metadata"] if stored is not None else {}
+        labels = metadata.get("labels") or {}
+        subsets = (stored.body.get("subsets") or []) if stored is not None and SKIP_MIRROR not in labels else []
+        wanted: dict[str, Json] = {}
+        for number, subset in enumerate(subsets):
+            for family in ("IPv4", "IPv6"):
+                entries = [
+                    {"addresses": [a["ip"]], "conditions": {"ready": ready}}
+                    for field_, ready in (("addresses", True), ("notReadyAddresses", False))
+                    for a in subset.get(field_) or []
+                    if (":" in a["ip"]) is (family == "IPv6")
+                ]
+                name = f"{key[1]}-mirror-{number}-{family.lower()}"
+                made = {**labels, SERVICE_NAME: key[1], SLICE_MANAGER: MIRRORING}
+                body = {"metadata": {"name": name, "namespace": key[0], "labels": made}, "addressType": family}
+                if entries:
+                    wanted[name] = {**body, "endpoints": entries, "ports": subset.get("ports")}
+        for (namespace, name), found in list(self.objects[slices].items()):
+            about = found.body["metadata"].get("labels") or {}
+            mine = namespace == key[0] and (about.get(SLICE_MANAGER), about.get(SERVICE_NAME)) == (MIRRORING, key[1])
+            if mine and name not in wanted:
+                self.drop(slices, (namespace, name))
+        for name, body in wanted.items():
+            self.write(slices, key[0], name, body, "kube-controller-manager")
 
     def _save(self, kind: tuple[str, str], key: Key, fresh: Stored, held: Stored | None) -> Json:
         metadata = fresh.body["metadata"]
@@ -451,6 +491,8 @@ class FakeKube:
         rendered = _rendered(fresh)
         self.history.append((self.revision, kind, _rendered(held) if held else None, rendered))
         self.changed.notify_all()
+        if kind[1] == "endpoints":
+            self._mirror(key)
         return rendered
 
     def _complete(self, kind: tuple[str, str], body: Json, held: Json | None) -> None:
@@ -851,7 +893,15 @@ def _address_fault(text: str) -> str:
 
 def _selected(body: Json, query: dict[str, str]) -> bool:
     labels = body["metadata"].get("labels") or {}
-    for term in filter(None, query.get("labelSelector", "").split(",")):
+    for term in filter(None, re.split(r",(?![^(]*\))", query.get("labelSelector", ""))):
+        if among := re.fullmatch(r"(\S+) in \((.*)\)", term):
+            if labels.get(among[1]) not in among[2].split(","):
+                return False
+            continue
+        if term.startswith("!"):
+            if term[1:] in labels:
+                return False
+            continue
         key, operator, value = re.match(r"([^!=]+)(!=|==|=)?(.*)", term).groups()  # type: ignore[union-attr]
         if operator == "!=" and labels.get(key) == value:
             return False

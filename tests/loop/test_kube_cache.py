@@ -422,12 +422,12 @@ def test_a_namespace_that_is_refused_while_another_is_listed_does_not_keep_the_r
 
 
 def test_list_once_sends_one_list_per_kind(fake: FakeKube, client: KubeClient) -> None:
-    """Services, our Endpoints, our slices, metadata of the others' Endpoints: four requests, and progress."""
+    """Services, our Endpoints, slices, metadata of the others' Endpoints, slices that pods left: five, and progress."""
     fake.put("endpoints", raw_endpoints("default", "theirs", "10.0.0.1"))
     fake.put("services", raw_service("default", "theirs"))
     steps: list[tuple[int, int]] = []
     store = list_once(client, None, "default", lambda done, total: steps.append((done, total)))
-    assert [e.verb for e in fake.log] == ["list"] * 4
+    assert [e.verb for e in fake.log] == ["list"] * 5
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert store.counts() == {"Service": 1, "Endpoints": 0, "EndpointSlice": 0, "ForeignEndpoints": 1}
     assert store.targets() == set()

@@ -28,6 +28,7 @@ from tests.loop.test_engine_run import OPTIONS, QUICK, Running
 
 Eventually = Callable[..., None]
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
+SLICE_MANAGER = "endpointslice.kubernetes.io/managed-by"
 RULE = Rule(to=Destination(namespace="default"))
 METRIC = "consul_bridge_endpointslices_forbidden_namespaces"
 
@@ -37,6 +38,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
     """A bridge, not started yet, on a cluster where Endpoints stand that an earlier one with `endpoints` wrote."""
     monkeypatch.setattr(slice_rights, "RECHECK_SECONDS", 0.2)
     with FakeConsul() as consul, FakeKube() as kube:
+        kube.mirroring = True
         consul.register("web", "vm-1", "10.0.0.1", 80)
         made = Running(consul, kube, tmp_path)
         synced(made, Rule(to=Destination(namespace="default", output=Output.ENDPOINTS)))
@@ -70,9 +72,10 @@ def mirrored(running: Running, service: str = "web") -> bool:
 
 
 def sliced(running: Running) -> list[str]:
-    """Addresses in slices."""
+    """Addresses in slices of ours."""
     keys = list(running.kube.objects["discovery.k8s.io", "endpointslices"])
-    slices = [running.kube.get("endpointslices", *key) for key in keys]
+    found = [running.kube.get("endpointslices", *key) for key in keys]
+    slices = [s for s in found if s and s["metadata"]["labels"][SLICE_MANAGER] == "consul-bridge"]
     return sorted(e["addresses"][0] for s in slices if s for e in s.get("endpoints") or [])
 
 

@@ -11,6 +11,8 @@ target. How lines are read:
 - `Service default/web of somebody else, with a selector`: an object that stands there already; further manners are
   `an alias`, `ports http 80 and dns 53/UDP -> 5353`, `filled from radosgw` (the annotation of who asks for it),
   `headless`, `without ports`, `publishing what is not ready`, `distributing PreferSameZone`
+- `EndpointSlice default/web-x7k2p of endpointslice-controller.k8s.io, with 10.9.0.1:8080 ready`: a slice of the
+  Service `web` that no bridge writes. Then `out of sync` says in what all slices together differ from what is wanted
 - `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`; those that
   are published all the same `ready, not serving`; a hint says `, for zone a`
 - `default/radosgw` under `held`: that it is held, for whatever reason
@@ -38,6 +40,8 @@ from bridge.core.model import (
     CurrentSlice,
     Destination,
     Disposition,
+    Endpoint,
+    Family,
     Gone,
     Group,
     Instance,
@@ -64,6 +68,7 @@ from bridge.core.plan import scope_of
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import World
 from bridge.engine.reconcile import Reconciler, apply_plan
+from bridge.engine.settling import Settling
 from tests.unit.core.builders import OWNER, Cluster
 
 DC = "dc1"
@@ -120,12 +125,13 @@ def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], po
         "conflicts": [f"{c.kind} {c.target}: {c.reason}" for p in plans for c in p.conflicts],
         "held": held if any(": " in text for text in expect.get("held", ())) else [h.split(": ")[0] for h in held],
         "warnings": [w for p in plans for w in p.warnings],
+        "out of sync": [d for p in plans for d in p.deviations],
     }
     if "endpoints" in expect:
         seen["endpoints"] = {str(t): stage.endpoints(t) for t in sorted(stage.store.clusters) if stage.stands(t)}
     if "service ports" in expect:
         seen["service ports"] = {t: stage.service_ports(t) for t in expect["service ports"]}
-    wanted = {"skipped": [], "conflicts": [], "held": [], "warnings": [], **expect}
+    wanted = {"skipped": [], "conflicts": [], "held": [], "warnings": [], "out of sync": [], **expect}
     if "endpoints" in wanted:
         wanted["endpoints"] = {
             t: [e for text in texts for e in _several(text)] for t, texts in wanted["endpoints"].items()
@@ -190,6 +196,7 @@ class Stage:
             resolve=lambda _target, names: dict.fromkeys(names, ()),
             mirrored=lambda target: self.store.cluster(target).mirrored,
             time_of_day=lambda: 1.7e9 + self.now,
+            settling=Settling(lambda: self.now, 0.0),
         )
         plans = [replace(p, changes=p.writes[:writes]) for p in reconciler.plan_all(self.world.targets())]
         for plan in plans:
@@ -228,9 +235,33 @@ class Stage:
             self.world.on_view(query, Known(tuple(catalog[query.service])) if query.service in catalog else Gone())
         self.world.expire(self.now)
 
+    def _place_slice(self, first: str, manners: Sequence[str]) -> None:
+        """A slice of somebody else's; its name begins with the Service's. `gone` takes it away again."""
+        found = re.fullmatch(r"EndpointSlice (\S+)/((\S+)-\w+) of (.+?)", first)
+        assert found, first
+        namespace, name, service, manager = found.groups()
+        cluster = self.store.cluster(Target(namespace, service))
+        cluster.others = tuple(s for s in cluster.others if s.meta.name != name)
+        if manners == ["gone"]:
+            return
+        endpoints, ports = [], set()
+        for text in manners:
+            at = re.fullmatch(r"with (\S+):(\d+) (ready|not ready)", text)
+            assert at, text
+            ready = at[3] == "ready"
+            endpoints.append(Endpoint(at[1], ready, serving=ready))
+            ports.add(Port("", int(at[2])))
+        meta = Meta(kind=Kind.ENDPOINT_SLICE, namespace=namespace, name=name, uid="u", resource_version="1", owner=None)
+        group = Group(Family.IPV4, tuple(sorted(ports)), tuple(endpoints))
+        piece = CurrentSlice(meta, service, group, manager="" if manager == "nobody" else manager)
+        cluster.others = (*cluster.others, piece)
+
     def place(self, text: str) -> None:
         """Put an object into Kubernetes."""
         first, *manners = text.split(", ")
+        if first.startswith("EndpointSlice "):
+            self._place_slice(first, manners)
+            return
         found = re.fullmatch(r"(Service|Endpoints) (\S+)/(\S+) of (.+?)", first)
         assert found, text
         kind, namespace, name, whose = found.groups()

@@ -49,6 +49,7 @@ from bridge.core.model import (
 from bridge.core.plan import plan
 from bridge.core.reasons import Code, Reason
 from bridge.core.translate import Translation, translate
+from bridge.core.union import MIRRORING_CONTROLLER
 
 OWNER = "default"
 TARGET = Target("default", "radosgw")
@@ -193,6 +194,7 @@ class Cluster:
     endpoints: CurrentEndpoints | None = None
     slices: dict[str, CurrentSlice] = field(default_factory=dict)
     mirrored: tuple[Group, ...] = ()
+    others: tuple[CurrentSlice, ...] = ()
     version: int = 1
     seen: list[set[Seen]] = field(default_factory=list)
 
@@ -204,6 +206,14 @@ class Cluster:
             self.endpoints,
             tuple(self.slices.values()),
             self.mirrored if mirrored else None,
+            (*self.others, *self._mirror()) if self.others else None,
+        )
+
+    def _mirror(self) -> tuple[CurrentSlice, ...]:
+        """The slices that the control plane made."""
+        return tuple(
+            replace(slice_of(f"mirror-{n}", group, owner=None), manager=MIRRORING_CONTROLLER)
+            for n, group in enumerate(self.mirrored)
         )
 
     def apply(self, found: Plan) -> None:

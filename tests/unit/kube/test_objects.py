@@ -382,7 +382,10 @@ def test_a_slice_with_an_endpoint_twice_never_equals_a_wanted_one() -> None:
     """It is rewritten, for kube-proxy would not care but people do."""
     entry = {"addresses": ["10.0.0.1"], "conditions": {}}
     raw = {
-        "metadata": {"name": "x", "labels": {objects.SERVICE_NAME: "web"}},
+        "metadata": {
+            "name": "x",
+            "labels": {objects.SERVICE_NAME: "web", objects.SLICE_MANAGED_BY: objects.MANAGER},
+        },
         "addressType": "IPv4",
         "endpoints": [entry, entry],
         "ports": [{"name": "", "port": None, "protocol": "TCP"}],

@@ -275,7 +275,7 @@ def test_unchanged_changes_are_nothing() -> None:
         action=Action.UNCHANGED, kind=Kind.SERVICE, target=TARGET, name="radosgw", body=service(), existing=None
     )
     store.note(change, None)
-    assert store.current(TARGET) == Current(TARGET)
+    assert store.current(TARGET) == Current(TARGET, others=())
 
 
 def test_current_shows_slices_by_name_and_foreign_endpoints_without_content() -> None:

@@ -1,0 +1,158 @@
+"""What readers of EndpointSlices see: the union of all slices of a Service, whoever writes them, beside what is wanted.
+
+kube-proxy, CoreDNS and ingress controllers choose slices by the label `kubernetes.io/service-name` alone. So a slice
+that nobody updates any more (left behind when a Service was moved from pods to VMs, restored, made by hand) sends
+traffic wherever it says, and an Endpoints object that is not mirrored sends it nowhere.
+
+| slice | is |
+| --- | --- |
+| ours | as the plan leaves it |
+| of the mirroring controller, and the Endpoints carry the addresses | the mirror: it has to have all that is wanted |
+| the same, and our slices carry them | about to go, for the Endpoints say skip-mirror |
+| any other | foreign: nothing is missing for it, and what it has beyond is superfluous |
+
+An endpoint is an address with a port (name, number, protocol). Of one that stands in several slices with different
+conditions readers take either (docs/kubernetes.md), so each slice has to say what is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bridge.core.marks import SKIP_MIRROR
+from bridge.core.model import NO_PORTS, SLICE_MANAGER, Current, CurrentSlice, Group, Port, Target
+from bridge.core.reasons import Code, Reason
+
+MIRRORING_CONTROLLER = "endpointslicemirroring-controller.k8s.io"
+"""The manager of slices that the control plane makes of Endpoints."""
+
+POD_CONTROLLER = "endpointslice-controller.k8s.io"
+"""The manager of slices that the control plane makes of the pods that a Service selects."""
+
+SHOWN = 3
+"""Endpoints that a sentence names; what is beyond is counted."""
+
+Key = tuple[str, Port]
+Conditions = tuple[bool, bool]
+"""Whether an endpoint is ready, and whether it is serving."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """In what the union differs from what is wanted, and the slices of others, each with what it has beyond."""
+
+    deviations: tuple[Reason, ...] = ()
+    foreign: tuple[Reason, ...] = ()
+
+
+def compare(
+    target: Target,
+    wanted: Iterable[Group],
+    own: Mapping[str, Group],
+    others: Sequence[CurrentSlice],
+    *,
+    mirrored: bool,
+) -> Seen:
+    """Hold the union of `own` slices (by name) and `others` against what is wanted.
+
+    `mirrored`: the control plane's mirror of the Endpoints carries the addresses; it has no `serving` of its own.
+    """
+    if not others and not mirrored:
+        return Seen()  # almost always: the plan is what makes our own slices right
+    expected = dict(_endpoints(wanted, mirrored=mirrored))
+    deviations: list[Reason] = []
+    foreign: list[Reason] = []
+    mirror: dict[Key, list[Conditions]] = {}
+    for name, group in sorted(own.items()):
+        if what := _difference(group, expected, mirrored=mirrored):
+            deviations.append(Reason(Code.SLICE_OUTDATED, name=name, manager=SLICE_MANAGER, what=what))
+    for piece in sorted(others, key=lambda s: s.meta.name):
+        name, manager = piece.meta.name, piece.manager
+        if not piece.group.endpoints:
+            continue
+        if manager == MIRRORING_CONTROLLER and mirrored:
+            for key, conditions in _endpoints((piece.group,), mirrored=True):
+                mirror.setdefault(key, []).append(conditions)
+            continue
+        what = _difference(piece.group, expected, mirrored=mirrored)
+        if manager == MIRRORING_CONTROLLER:
+            if what:
+                deviations.append(Reason(Code.SLICE_OUTDATED, name=name, manager=manager, what=what))
+            continue
+        said = what or "repeats endpoints that Consul shows, and nobody updates it"
+        reason = Reason(Code.FOREIGN_SLICE, name=name, manager=manager, namespace=target.namespace, what=said)
+        foreign.append(reason)
+        deviations += [reason] if what else []
+    if mirrored:
+        had = {key for key, _ in _endpoints(own.values(), mirrored=True)}
+        if what := _behind(mirror, expected, had):
+            deviations.append(Reason(Code.MIRROR_BEHIND, what=what))
+    return Seen(tuple(deviations), tuple(foreign))
+
+
+def standing(current: Current, owner: str) -> Seen | None:
+    """The same for what stands at a target, taking our own objects for what is wanted; None where none are to be read.
+
+    So it can be told without asking Consul whether what the bridge wrote reaches those who send traffic.
+    """
+    endpoints, service = current.endpoints, current.service
+    own = {s.meta.name: s.group for s in current.slices if s.meta.owner == owner}
+    ours = endpoints is not None and endpoints.meta.owner == owner
+    if service is None or service.has_selector or current.others is None or not (ours or own):
+        return None
+    others = (*current.others, *(s for s in current.slices if s.meta.owner != owner))
+    if endpoints is not None and ours and (SKIP_MIRROR, "true") not in endpoints.meta.labels:
+        return compare(current.target, endpoints.groups, own, others, mirrored=True)
+    return compare(current.target, own.values(), own, others, mirrored=False)
+
+
+def _endpoints(groups: Iterable[Group], *, mirrored: bool) -> Iterator[tuple[Key, Conditions]]:
+    for group in groups:
+        for endpoint in group.endpoints:
+            conditions = endpoint.ready, endpoint.ready if mirrored else endpoint.serving
+            for port in group.ports or NO_PORTS:
+                yield (endpoint.address, _bare(port)), conditions
+
+
+def _bare(port: Port) -> Port:
+    return Port(port.name, port.number, port.protocol) if port.app_protocol else port
+
+
+def _difference(group: Group, expected: Mapping[Key, Conditions], *, mirrored: bool) -> str:
+    """What a slice has that is not wanted, "" when there is nothing of the kind."""
+    found = list(_endpoints((group,), mirrored=mirrored))
+    beyond = sorted(key for key, _ in found if key not in expected)
+    otherwise = sorted(key for key, conditions in found if expected.get(key, conditions) != conditions)
+    return _words((), beyond, otherwise)
+
+
+def _behind(mirror: Mapping[Key, Sequence[Conditions]], expected: Mapping[Key, Conditions], had: set[Key]) -> str:
+    """In what the mirror differs from the Endpoints. What our own slices have as well (`had`) is not missing."""
+    missing = sorted(key for key in expected if key not in mirror and key not in had)
+    beyond = sorted(key for key in mirror if key not in expected)
+    otherwise = sorted(
+        key for key, found in mirror.items() if key in expected and any(c != expected[key] for c in found)
+    )
+    return _words(missing, beyond, otherwise)
+
+
+def _words(missing: Sequence[Key], beyond: Sequence[Key], otherwise: Sequence[Key]) -> str:
+    parts = [
+        f"lacks {_some(missing)}" if missing else "",
+        f"has {_some(beyond)}, which Consul does not show" if beyond else "",
+        f"has {_some(otherwise)} with other conditions (ready, serving) than Consul" if otherwise else "",
+    ]
+    return " and ".join(filter(None, parts))
+
+
+def _some(keys: Sequence[Key]) -> str:
+    texts = [_text(key) for key in keys[:SHOWN]]
+    return ", ".join(texts) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+
+
+def _text(key: Key) -> str:
+    address, port = key
+    host = f"[{address}]" if ":" in address and port.number else address
+    protocol = f"/{port.protocol}" if port.protocol != "TCP" else ""
+    return f"{host}:{port.number}{protocol}" if port.number else address

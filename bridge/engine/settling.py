@@ -1,0 +1,45 @@
+"""How long what readers see may differ from what is wanted before it is told of.
+
+The control plane's mirror of Endpoints is always a little late (20 slices a second, by default). A lag that ends within
+the window is nobody's business; one that lasts means that traffic goes elsewhere. And until a target was seen in
+agreement once, nobody says that it is in sync.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from bridge.core.model import Plan, Target
+
+SETTLING_SECONDS = 5.0
+"""The window: long against the mirror's tenth of a second, short against the time in which users look."""
+
+
+class Settling:
+    """Since when each target deviates. Thread-safe. A window of 0 seconds: what deviates is told at once."""
+
+    def __init__(self, clock: Callable[[], float], seconds: float = SETTLING_SECONDS) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._agreed: set[Target] = set()
+        self._since: dict[Target, float] = {}
+
+    def judge(self, plan: Plan) -> Plan:
+        """The plan with its deviations as they are to be told: those that are young are left out, or `settling`."""
+        with self._lock:
+            if not plan.deviations:
+                self._since.pop(plan.target, None)
+                if plan.queries:
+                    self._agreed.add(plan.target)
+                else:
+                    self._agreed.discard(plan.target)
+                return plan
+            since = self._since.setdefault(plan.target, self._clock())
+            if self._clock() - since >= self._seconds:
+                self._agreed.discard(plan.target)
+                return plan
+            agreed = plan.target in self._agreed
+        return replace(plan, deviations=() if agreed else plan.deviations, settling=True)

@@ -1,0 +1,248 @@
+"""What readers of EndpointSlices see, all slices together, between a fake Consul and a fake Kubernetes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.consul.client import ConsulConfig
+from bridge.core.model import Destination, Output, Rule
+from bridge.engine import check as checking
+from bridge.engine import look, run
+from bridge.engine.check import check
+from bridge.engine.look import explain_once, status_once
+from bridge.engine.run import Bridge
+from bridge.engine.sync import SyncOptions, sync_once
+from bridge.kube import cache as caching
+from bridge.kube.client import KubeConfig
+from bridge.observe.logs import LogObserver, logger
+from bridge.observe.metrics import Metrics
+from bridge.observe.together import Together
+from bridge.render import explanation_text
+from tests.fakes.consul import FakeConsul
+from tests.fakes.kube import FakeKube
+from tests.loop.test_engine_run import OPTIONS, QUICK, Running
+
+Eventually = Callable[..., None]
+Json = dict[str, Any]
+PODS = "endpointslice-controller.k8s.io"
+SECONDS = 20.0
+
+
+class Town(Running):
+    """The bridge with metrics, and the commands that look."""
+
+    def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
+        super().__init__(consul, kube, folder)
+        self.metrics = Metrics("test")
+        self.choose(Output.BOTH)
+
+    def choose(self, output: Output) -> None:
+        """Another output; before the bridge is started."""
+        self.rules = (Rule(to=Destination(namespace="default", output=output)),)
+        self.bridge = Bridge(
+            consul=ConsulConfig(address=self.consul.address),
+            kube=KubeConfig(kubeconfig=self.kubeconfig),
+            rules=self.rules,
+            options=OPTIONS,
+            observer=Together(LogObserver(logger()), self.metrics),
+        )
+
+    def foreign(self, name: str, *addresses: str, manager: str = PODS, service: str = "web") -> None:
+        """A slice that no bridge writes."""
+        labels = {"kubernetes.io/service-name": service}
+        if manager:
+            labels["endpointslice.kubernetes.io/managed-by"] = manager
+        self.kube.put("endpointslices", {
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": name, "namespace": "default", "labels": labels},
+            "endpoints": [{"addresses": [a], "conditions": {"ready": True}} for a in addresses],
+            "ports": [{"name": "", "port": 80, "protocol": "TCP"}],
+        })  # fmt: skip
+
+    def states(self) -> dict[str, str]:
+        """What the page of the running bridge shows."""
+        return {row.name: row.state for row in self.bridge.services()}
+
+    def counted(self, name: str, **labels: str) -> float:
+        """A gauge."""
+        return self.metrics.registry.get_sample_value(f"consul_bridge_{name}", labels) or 0.0
+
+    @property
+    def sides(self) -> Json:
+        return {
+            "consul": ConsulConfig(address=self.consul.address), "kube": KubeConfig(kubeconfig=self.kubeconfig),
+            "rules": self.rules, "options": SyncOptions(retry=QUICK), "stop": threading.Event(),
+        }  # fmt: skip
+
+    def status(self) -> tuple[str, str]:
+        """State and detail of the one service."""
+        (row,) = status_once(**self.sides).services
+        return row.state, row.detail
+
+    def checked(self) -> dict[str, tuple[str, str]]:
+        """State and detail of the probes about slices."""
+        probes = check(self.sides["consul"], self.sides["kube"], lambda: self.rules)
+        return {p.name: (p.state, p.detail) for p in probes if p.name.startswith("slices")}
+
+
+@pytest.fixture
+def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
+    """A bridge, not started yet, and one service; whoever waits waits for less."""
+    monkeypatch.setattr(run, "SETTLING_SECONDS", 0.4)
+    monkeypatch.setattr(caching, "LEFTOVER_SECONDS", 0.2)
+    monkeypatch.setattr(look, "MIRROR_SECONDS", 0.05)
+    monkeypatch.setattr(checking, "MIRROR_SECONDS", 0.05)
+    with FakeConsul() as consul, FakeKube() as kube:
+        consul.register("web", "vm-1", "10.0.0.1", 80)
+        made = Town(consul, kube, tmp_path)
+        yield made
+        if made.thread.ident is not None:
+            made.stop()
+
+
+@pytest.mark.parametrize("manager", ["cluster-mesh.example.org", ""])
+def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
+    town: Town, eventually: Eventually, manager: str
+) -> None:
+    """State, metrics, log and Event of the running bridge; status, explain, check and plan; nothing is written."""
+    with capture_logs() as lines:
+        town.start()
+        eventually(town.states, {"web": "in sync"}, SECONDS)
+        written = len(town.kube.writes())
+        town.foreign("by-hand", "10.0.0.1", "10.9.9.9", manager=manager)
+        eventually(town.states, {"web": "out of sync"}, SECONDS)
+        (row,) = town.bridge.services()
+        who = f"managed by {manager}" if manager else "without a manager"
+        said = f"EndpointSlice by-hand ({who}) is neither the bridge's nor the mirror of its Endpoints: it has 10.9.9.9"
+        assert row.detail.startswith(said)
+        gauges = town.counted("foreign_slices"), town.counted("warnings", reason="foreign_slice")
+        assert (*gauges, town.counted("services", state="out_of_sync")) == (1, 1, 1)
+        (explanation,) = town.bridge.explain("default", "web") or ()
+        assert explanation.others == ("10.9.9.9:80 ready",)
+
+        state, detail = town.status()
+        assert (state, detail.startswith(said)) == ("out of sync", True)
+        (explained,), _ = explain_once("web", **town.sides)
+        text = explanation_text(explained, width=None)
+        assert f"Warning:  {said}" in text
+        assert "All EndpointSlices together are not this; the warnings say why." in text
+        assert town.checked()["slices of others"] == ("warning", f"default/web: {row.detail}")
+        report = sync_once(**town.sides)
+        assert ([w.reason for w in report.warnings], report.changes) == ([row.detail], ())
+        assert [e for e in town.kube.writes()[written:] if not (e.resource == "events" or "dryRun" in e.query)] == []
+
+        town.kube.remove("endpointslices", "default", "by-hand")
+        eventually(town.states, {"web": "in sync"}, SECONDS)
+        eventually(lambda: (town.counted("foreign_slices"), town.counted("services", state="in_sync")), (0, 1), SECONDS)
+        assert town.status() == ("in sync", "")
+        assert town.checked() == {
+            "slices": ("ok", "those of 1 Service, together, have what the bridge's objects say")
+        }  # fmt: skip
+    told = [line for line in lines if line.get("codes") == "foreign_slice"]
+    assert len(told) == 1
+    notes = [e.body.decode() for e in town.kube.log if e.resource == "events" and e.verb == "create"]
+    assert sum("by-hand" in note and '"Attention"' in note for note in notes) == 1
+
+
+def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, eventually: Eventually) -> None:
+    """No watch of ours tells of them: they are read when the Service is ours, and until they are gone."""
+    town.consul.register("other", "vm-1", "10.0.0.1", 80)
+    body = {"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "moved", "namespace": "default", "labels": {"consul-bridge/mirror": "true"}},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "protocol": "TCP"}]}}  # fmt: skip
+    body["metadata"]["annotations"] = {"consul-bridge/service": "web"}  # type: ignore[index]
+    town.kube.put("services", body)
+    town.foreign("moved-x7k2p", "10.244.0.1", service="moved")
+    town.foreign("pods-of-others", "10.244.9.9", service="elsewhere")
+    town.start()
+    eventually(lambda: town.states().get("moved"), "conflict", SECONDS)
+    town.kube.put("services", {**body, "spec": {"ports": [{"port": 80, "protocol": "TCP"}]}})
+    eventually(town.states, {"moved": "out of sync", "other": "in sync", "web": "in sync"}, SECONDS)
+    assert (town.counted("foreign_slices"), town.ready("moved")) == (1, ["10.0.0.1"])
+    streamed = [e.query["labelSelector"] for e in town.kube.log if (e.verb, e.resource) == ("watch", "endpointslices")]
+    assert set(streamed) == {f"kubernetes.io/service-name,endpointslice.kubernetes.io/managed-by!={PODS}"}
+    town.kube.remove("endpointslices", "default", "moved-x7k2p")
+    eventually(town.states, {"moved": "in sync", "other": "in sync", "web": "in sync"}, SECONDS)
+
+
+def test_endpoints_alone_are_in_sync_when_they_are_mirrored(town: Town, eventually: Eventually) -> None:
+    """Not before; and a mirror that has stopped is told when it has had its time, in both directions."""
+    town.choose(Output.ENDPOINTS)
+    town.start()
+    eventually(town.states, {"web": "out of sync"}, SECONDS)
+    (row,) = town.bridge.services()
+    assert "the control plane's mirror of them lacks 10.0.0.1:80;" in row.detail
+    assert town.counted("services", state="out_of_sync") == 1
+    state, detail = town.status()
+    assert (state, "lacks 10.0.0.1:80" in detail) == ("out of sync", True)
+    found, text = town.checked()["slices"]
+    assert (found, "lacks 10.0.0.1:80" in text) == ("failed", True)
+
+    town.kube.mirroring = True
+    town.consul.register("web", "vm-2", "10.0.0.2", 80)
+    eventually(town.states, {"web": "in sync"}, SECONDS)
+    assert (town.status()[0], town.checked()["slices"][0]) == ("in sync", "ok")
+
+    town.kube.mirroring = False
+    town.consul.deregister("web", "vm-1")
+    eventually(lambda: (town.ready("web"), town.states()), (["10.0.0.2"], {"web": "out of sync"}), SECONDS)
+    assert "has 10.0.0.1:80, which Consul does not show" in town.bridge.services()[0].detail
+    assert sync_once(**town.sides).changes == ()
+
+
+def test_a_mirror_that_follows_is_never_told_to_lag(town: Town, eventually: Eventually) -> None:
+    """It is always a little late: state, log and alerts do not flap for that."""
+    town.choose(Output.ENDPOINTS)
+    town.kube.mirroring = True
+    with capture_logs() as lines:
+        town.start()
+        eventually(town.states, {"web": "in sync"}, SECONDS)
+        seen = set()
+        for number in range(2, 12):
+            town.consul.register("web", f"vm-{number}", f"10.0.0.{number}", 80)
+            eventually(lambda: len(town.ready("web") or ()), number, SECONDS)
+            seen |= set(town.states().values())
+        eventually(town.states, {"web": "in sync"}, SECONDS)
+    assert seen == {"in sync"}
+    assert [line for line in lines if "mirror_behind" in str(line)] == []
+
+
+def test_slices_of_others_cost_no_request_when_consul_changes(town: Town, eventually: Eventually) -> None:
+    """They are watched; what pods left is looked at by the clock."""
+    town.foreign("by-hand", "10.9.9.9", manager="")
+    town.start()
+    eventually(town.states, {"web": "out of sync"}, SECONDS)
+    before = len(town.kube.log)
+    town.consul.register("web", "vm-2", "10.0.0.2", 80)
+    eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"], SECONDS)
+    eventually(lambda: len(town.kube.log) - before >= 2, True, SECONDS)
+    asked = [(e.verb, e.resource) for e in town.kube.log[before:] if e.resource != "events"]
+    assert sorted(asked) == [("patch", "endpoints"), ("patch", "endpointslices")]
+
+
+def test_what_others_change_in_their_slices_is_no_quarrel(town: Town, eventually: Eventually) -> None:
+    """Nothing of ours was undone, so no write of ours is slowed down, and nobody is called a rival."""
+    town.start()
+    eventually(town.states, {"web": "in sync"}, SECONDS)
+    for number in range(30):
+        town.foreign("mesh", f"10.9.9.{number + 1}", manager="mesh.example.org")
+        town.consul.register("web", "vm-1", f"10.0.0.{number + 1}", 80)
+        eventually(lambda: town.ready("web"), [f"10.0.0.{number + 1}"], SECONDS)
+    assert "rival" not in town.bridge.ready()[1]
+
+
+def test_a_plan_of_nothing_has_no_slices_of_others(town: Town, eventually: Eventually) -> None:
+    """The service is gone, and with it the Service: nobody is told of what is left of others."""
+    town.start()
+    town.foreign("mesh", "10.9.9.1", manager="mesh.example.org")
+    eventually(lambda: town.counted("foreign_slices"), 1, SECONDS)
+    town.consul.register("further", "vm-2", "10.0.0.2", 80)
+    town.consul.deregister("web", "vm-1")
+    eventually(town.states, {"further": "in sync"}, SECONDS)
+    eventually(lambda: town.counted("foreign_slices"), 0, SECONDS)
