@@ -128,7 +128,7 @@ def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
 
         state, detail = town.status()
         assert (state, detail.startswith(said)) == ("out of sync", True)
-        (explained,), _ = explain_once("web", **town.sides)
+        (explained,) = explain_once("web", **town.sides).explanations
         text = explanation_text(explained, width=None)
         assert f"Warning:  {said}" in text
         assert "All EndpointSlices together are not this; the warnings say why." in text
