@@ -129,7 +129,7 @@ def test_make_image_builds_what_the_manifests_run(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     image = manifests.container(manifests.overlay(tmp_path, "elsewhere"))["image"]
-    assert re.findall(r"--tag[ =](\S+)", done.stdout) == [image]
+    assert re.findall(r"\btag=(\S+?);", done.stdout) == [image]
     arguments = set(re.findall(r"--build-arg[ =](\w+)", done.stdout))
     labelled = set(re.findall(r'org\.opencontainers\.image\.[\w.]+="\$\{(\w+)\}"', (root / "Dockerfile").read_text()))
     assert labelled == {"VERSION", "REVISION", "SOURCE", "CREATED", "BASE_NAME", "BASE_DIGEST"}
