@@ -636,8 +636,10 @@ class RunSettings(_Section):
     )
     installation: Plain = _setting(
         "",
-        "Name of the installation that this replica belongs to, the same before and after a rollout. Replicas of two "
-        "installations with one owner id are told by it: only one of them writes, and both say so. Empty: not known.",
+        "Name of the installation that this replica belongs to, the same before and after a rollout (NAMESPACE/NAME). "
+        "Replicas of two installations with one owner id are told by it where leaders are elected: only one of them "
+        "writes, and both say so. What is written carries it, `bridge sync` too: what another installation wrote is "
+        "not deleted. Empty: not known, and nothing depends on it.",
     )
     lease_duration: Annotated[float, _duration("3s", "10m")] = _setting(
         15.0,
@@ -1181,6 +1183,7 @@ class Settings(BaseSettings):
 
         return RunOptions(
             owner=self.owner,
+            installation=self.run.installation,
             policy=self.policy,
             adopt=self.adopt,
             narrow=self.narrow,
@@ -1217,6 +1220,7 @@ class Settings(BaseSettings):
 
         return SyncOptions(
             owner=self.owner,
+            installation=self.run.installation,
             policy=self.policy,
             adopt=self.adopt,
             narrow=self.narrow,

@@ -43,6 +43,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bridge.core import canonical, release, union
+from bridge.core import installation as installations
 from bridge.core import ports as portage
 from bridge.core import slices as packing
 from bridge.core.marks import ADOPT as ADOPT
@@ -53,10 +54,10 @@ from bridge.core.marks import MANAGER as MANAGER
 from bridge.core.marks import OWNER as OWNER
 from bridge.core.marks import SERVICE as SERVICE
 from bridge.core.marks import SERVICE_SYNC as SERVICE_SYNC
+from bridge.core.marks import SIGNATURES, joined, rule_keys
 from bridge.core.marks import SKIP_MIRROR as SKIP_MIRROR
 from bridge.core.marks import SLICE_MANAGED_BY as SLICE_MANAGED_BY
 from bridge.core.marks import SLICE_SERVICE as SLICE_SERVICE
-from bridge.core.marks import joined, rule_keys
 from bridge.core.marks import marks as marks
 from bridge.core.marks import origins as origins
 from bridge.core.mirroring import MARGIN, MIRROR_COSTS, may_refuse, why_not_carried
@@ -112,24 +113,32 @@ def plan(
     dismissed: bool = False,
     slices_forbidden: Sequence[str] = (),
     released: str = "",
+    installation: str = "",
+    force: bool = False,
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
 
     `dismissed`: a user no longer wants what we filled for them, or wants something else: it is not lost when it goes.
     `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the Endpoints carry
     everything; without `delete` slices that are not needed are emptied. `released`: when a forced pass let go what this
-    target loses (`release`).
+    target loses (`release`). `installation` is our own, where it is known: what another one wrote does not go, unless
+    by `force` (`core.installation`).
     """
     draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), lacking=tuple(slices_forbidden))
-    if desired is None:
-        _remove(draft, current)
-    else:
+    strangers = () if force or dismissed else tuple(installations.others(current, owner, installation))
+    if desired is not None:
         _upsert(draft, desired, current)
+    elif strangers:
+        for kind, name in strangers:
+            draft.conflict(kind, Reason(Code.OTHER_INSTALLATION, installation=canonical.shorten(name)))
+    else:
+        _remove(draft, current)
     seen = _seen(draft, desired, current)
     before = _ready_endpoints(_groups_of(current, owner))
     lost, flipped = _taken(before, desired, current, draft) if before and not dismissed else (0, 0)
     if released and (lost or flipped):
         draft.changes = [release.marked(change, released) for change in draft.changes]
+    _sign(draft, installation, force)
     return Plan(
         target=target,
         queries=desired.queries if desired is not None else (),
@@ -163,6 +172,19 @@ def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> union.Seen
     own |= {name: body.group for name, body in changed.items() if isinstance(body, SliceBody)}
     others = (*current.others, *(s for s in current.slices if not draft.ours(s.meta)))
     return union.compare(draft.target, desired.groups, own, others, mirrored=draft.output is Output.ENDPOINTS)
+
+
+def _sign(draft: _Draft, installation: str, force: bool) -> None:
+    """Put the installation on what is written, and say where that was another one's."""
+    changes = []
+    for change in draft.changes:
+        before = "" if change.existing is None else installations.named(change.existing)
+        if change.action is Action.UPDATE and installation and before not in ("", installation):
+            draft.warn(Reason(Code.INSTALLATION_CHANGED, installation=canonical.shorten(before)))
+        writes = draft.policy is not Policy.CREATE_ONLY
+        writes = writes and not (change.kind is Kind.ENDPOINT_SLICE and "patch" in draft.lacking)
+        changes.append(installations.signed(change, installation, writes=writes, takes=force))
+    draft.changes = changes
 
 
 def missing_rights(verbs: Sequence[str], namespace: str) -> str:
@@ -734,6 +756,8 @@ def standing(existing: CurrentService, body: ServiceBody) -> ServiceBody:
         else p
         for p in existing.ports
     )
+    said = dict(body.annotations)
+    annotations = tuple(p for p in existing.meta.annotations if p[0] not in SIGNATURES or p[0] in said)
     fit = existing.dual_stack if len(body.families) > 1 else set(body.families) <= set(existing.families or Family)
     return replace(
         body,
@@ -743,7 +767,7 @@ def standing(existing: CurrentService, body: ServiceBody) -> ServiceBody:
         families=body.families if fit else existing.families,
         family_policy=existing.family_policy,
         labels=existing.meta.labels,
-        annotations=existing.meta.annotations,
+        annotations=annotations,
         type=existing.type,
     )
 

@@ -78,6 +78,8 @@ class Code(StrEnum):
     # an object is in the way
     CONFLICT = "conflict"
     OTHER_OWNER = "other_owner"
+    OTHER_INSTALLATION = "other_installation"
+    INSTALLATION_CHANGED = "installation_changed"
     NOT_OWNED = "not_owned"
     UNLABELLED = "unlabelled"
     TAKEN = "taken"
@@ -245,6 +247,10 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.NOT_READ: "{what} cannot be listed: {why}",
     Code.CONFLICT: "conflict: {kind} {target}: {why}",
     Code.OTHER_OWNER: "it belongs to the bridge with owner id {owner!r}",
+    Code.OTHER_INSTALLATION: "installation {installation} wrote it last, under our owner id: it stays. Give each "
+    "installation an `owner` of its own; if that one is gone, `bridge sync --force` takes what it left",
+    Code.INSTALLATION_CHANGED: "installation {installation} wrote this last, under our owner id; if that one is not "
+    "gone, give each installation an `owner` of its own",
     Code.NOT_OWNED: "it is not ours; to hand it over, run with {flag} or annotate it with {annotation}=true",
     Code.UNLABELLED: "this bridge (or another one) wrote it, as its field manager shows, but its labels are gone: an "
     "admission webhook or a user took them off; put back {labels}, or annotate it with {annotation}=true",
@@ -442,6 +448,7 @@ WARNINGS = (
     Code.CONTRADICTION,
     Code.DISAGREEMENT,
     Code.ZONE_INVALID,
+    Code.INSTALLATION_CHANGED,
     Code.NODE_ADDRESSES,
     Code.HIDDEN,
     Code.BEING_DELETED,

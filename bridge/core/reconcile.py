@@ -53,6 +53,7 @@ class PlanOptions:
     policy: Policy = Policy.SYNC
     adopt: Adopt = Adopt.NEVER
     force: bool = False
+    installation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,6 +315,8 @@ def _compare(
             dismissed=dismissed,
             slices_forbidden=slices_forbidden,
             released=released,
+            installation=options.installation,
+            force=options.force,
         )
         return _left_alone(made) if stays else made
 

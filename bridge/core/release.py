@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from bridge.core.marks import RELEASED, joined
+from bridge.core.marks import RELEASED, SIGNATURES, joined
 from bridge.core.model import Action, Change, Current, EndpointsBody, Meta, Pairs, SliceBody
 
 RELEASE_SECONDS = 600.0
@@ -46,7 +46,7 @@ def marked(change: Change, value: str) -> Change:
 
 def unmarked(annotations: Pairs) -> Pairs:
     """An object's annotations as they are compared with what should be."""
-    return tuple(pair for pair in annotations if pair[0] != RELEASED)
+    return tuple(pair for pair in annotations if pair[0] not in SIGNATURES)
 
 
 def _counts(value: str, wall_seconds: float) -> bool:

@@ -462,7 +462,12 @@ class _Look:
             world=self.world,
             store=self._store,
             guard=Guard(self._options.guard),
-            options=PlanOptions(owner=self._options.owner, policy=self._options.policy, adopt=self._options.adopt),
+            options=PlanOptions(
+                owner=self._options.owner,
+                policy=self._options.policy,
+                adopt=self._options.adopt,
+                installation=self._options.installation,
+            ),
             clock=time.monotonic,
             resolve=self._resolver.resolve,
             mirrored=None if client is None else lambda target: mirrored(client, target),

@@ -114,6 +114,7 @@ class RunOptions:
     """How the daemon runs. Durations in seconds. `election` None: this is the only replica; `events`: write Events."""
 
     owner: str = "default"
+    installation: str = ""
     policy: Policy = Policy.SYNC
     adopt: Adopt = Adopt.NEVER
     narrow: bool = False
@@ -474,7 +475,12 @@ class Bridge:
             world=World(self._rules, datacenters, options.grace_seconds, narrow=options.narrow),
             store=self._cache,
             guard=Guard(options.guard),
-            options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt),
+            options=PlanOptions(
+                owner=options.owner,
+                policy=options.policy,
+                adopt=options.adopt,
+                installation=options.installation,
+            ),
             clock=self._clock,
             resolve=self._resolver.resolve,
             mirrored=lambda target: mirrored(client, target),

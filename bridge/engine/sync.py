@@ -48,6 +48,7 @@ class SyncOptions:
     """
 
     owner: str = "default"
+    installation: str = ""
     policy: Policy = Policy.SYNC
     adopt: Adopt = Adopt.NEVER
     narrow: bool = False
@@ -110,7 +111,13 @@ def sync_once(
             Reconciler,
             world=world,
             guard=Guard(options.guard),
-            options=PlanOptions(owner=options.owner, policy=options.policy, adopt=options.adopt, force=options.force),
+            options=PlanOptions(
+                owner=options.owner,
+                policy=options.policy,
+                adopt=options.adopt,
+                force=options.force,
+                installation=options.installation,
+            ),
             clock=time.monotonic,
             resolve=resolver.resolve,
             mirrored=lambda target: mirrored(client, target),

@@ -85,7 +85,12 @@ MARKS = (
         "a member's Lease: whether it sees Consul, whether its writes are answered, and that it leaves the writing to "
         "another installation",
     ),
-    Mark("annotation", (election.INSTALLATION,), "", "our Leases: the installation that wrote it last, if known"),
+    Mark(
+        "annotation",
+        (election.INSTALLATION,),
+        "",
+        "objects of ours, our Leases: the installation that wrote it last, if known",
+    ),
     Mark(
         "label", (annotated.MIRROR,), "true",
         "yours, on a Service without selector: fill it; when it is taken off, what was filled goes at once",

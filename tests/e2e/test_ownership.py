@@ -192,6 +192,62 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
             daemon.stop()
 
 
+def test_what_another_installation_wrote_is_not_deleted_and_nobody_writes_for_the_name(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    """One owner id by mistake: the second one's rules want nothing of the first one's, which is at rest."""
+    env, owner = environment(lab.consul.address, lab.kubeconfig), f"o-{prefix.strip('-')}"
+    for n in range(2):
+        consul.register(f"{prefix}a{n}", f"{prefix}vm-a{n}", f"10.77.1.{n + 1}", 80)
+    files, installations = {}, {"a": "team-a/bridge", "b": "team-b/bridge"}
+    for name in installations:
+        files[name] = tmp_path / f"{name}.yaml"
+        rule = {"services": [f"{prefix}{name}*"], "to": {"namespace": namespace}}
+        whole = {"owner": owner, "rules": [rule], "guard": {"removal_minimum": 1000}, "run": {"grace": "1s"}}
+        files[name].write_text(yaml.safe_dump(whole))
+
+    def with_name(name: str) -> dict[str, str]:
+        return {**env, "BRIDGE_RUN_INSTALLATION": installations[name]}
+
+    def objects() -> list[tuple[str, str, str]]:
+        found = [kube.json("GET", base.format(namespace=namespace))["items"] for base in (SERVICES, ENDPOINTS, SLICES)]
+        metas = [item["metadata"] for items in found for item in items]
+        return [(m["uid"], m["resourceVersion"], m["annotations"]["consul-bridge/installation"]) for m in metas]
+
+    def conflicts(daemon: Daemon) -> set[str]:
+        return {c["reason"] for c in json.loads(daemon.get("/api/status")[1])["report"]["conflicts"]}
+
+    one, two = (Daemon(lab, f"{n}-{prefix}", "--config", str(files[n]), env=with_name(n)) for n in installations)
+    try:
+        one.start()
+        eventually(lambda: [ready(kube, namespace, f"{prefix}a{n}") for n in range(2)], [["10.77.1.1"], ["10.77.1.2"]])
+        pause(1)
+        stands = objects()
+        assert (len(stands), {name for *_, name in stands}) == (6, {"team-a/bridge"})
+        two.start()
+        eventually(lambda: conflicts(two), {"other_installation"})
+        pause(3)
+        elsewhere = bridge("sync", "--yes", "--config", str(files["a"]), "-o", "json", env=env)
+        assert (elsewhere.json["changes"], objects()) == ([], stands)
+        consul.register(f"{prefix}a0", f"{prefix}vm-a9", "10.77.1.9", 80)
+        eventually(lambda: ready(kube, namespace, f"{prefix}a0"), ["10.77.1.1", "10.77.1.9"])
+    finally:
+        one.stop()
+    consul.register(f"{prefix}a0", f"{prefix}vm-a8", "10.77.1.8", 80)
+    try:
+        written = bridge("sync", "--yes", "--config", str(files["a"]), "-o", "json", env=env)
+        assert {change["action"] for change in written.json["changes"]} == {"update"}
+        assert {name for *_, name in objects()} == {"team-a/bridge"}
+    finally:
+        two.stop()
+    refused = bridge("sync", "--yes", "--config", str(files["b"]), "-o", "json", env=with_name("b"))
+    assert (refused.json["changes"], {c["reason"] for c in refused.json["conflicts"]}) == ([], {"other_installation"})
+    assert "installation team-a/bridge wrote it last, under our owner id" in str(refused.json["conflicts"])
+    assert len(objects()) == 6
+    bridge("sync", "--yes", "--force", "--config", str(files["b"]), "-o", "json", env=with_name("b"))
+    assert objects() == []
+
+
 # --------------------------------------------------------------------------- what we may not see
 
 
