@@ -1,12 +1,16 @@
 """Notices who works against us: another process under our own owner id, or somebody who undoes what we write.
 
 Two bridges with one owner id and different rules take each other's objects away, and each believes to be in the right.
-Nothing forbids it (a person may run `bridge sync` beside the daemon), so it is said once it goes on. Two signs:
+Nothing forbids it (a person may run `bridge sync` beside the daemon), so it is said once it goes on. Three signs:
 
-| seen | means |
-| --- | --- |
-| our field manager wrote an object of ours, and it was not this process | another bridge has our owner id |
-| this process had to put an object back for the third time within a minute | somebody else changes or deletes it |
+| seen | means | is kept for a while |
+| --- | --- | --- |
+| our field manager wrote objects of ours, and it was not this process | another bridge has our owner id | all of the namespace |
+| what this process took away is back for the third time | somebody wants it to be there | that target |
+| this process put an object back for the third time within a minute | somebody edits or deletes it | nothing |
+
+Who edits or deletes what we want has no objects that we might take away: to keep what left Consul because of them would
+send traffic to what is gone.
 """
 
 from __future__ import annotations
@@ -23,9 +27,8 @@ ENOUGH = 3
 
 WINDOW_SECONDS = 60.0
 NO_DELETION_SECONDS = 600.0
-"""After a sign of a conflicting writer nothing is deleted in that namespace for so long: the other one may want it.
-
-In that namespace only: a user who edits there can give such signs, and must not keep anything elsewhere.
+"""After a sign of a writer who may want what we do not, nothing is deleted in its namespace, or at that target, for so
+long. A user who may edit there can give such signs, and must not keep anything elsewhere.
 """
 
 SETTLING_SECONDS = 15.0
@@ -44,6 +47,7 @@ class Rivals:
         self._since = clock()
         self._written: dict[str, deque[float]] = {}
         self._conflicts: dict[str, float] = {}
+        self._returned: dict[Target, float] = {}
 
     def gained(self) -> None:
         """Shards became ours."""
@@ -61,17 +65,20 @@ class Rivals:
                 if len(lately) == ENOUGH and lately[0] >= now - WINDOW_SECONDS:
                     self._conflicts[target.namespace] = now
 
-    def undid(self, target: Target) -> None:
-        """What we had put back at `target` had to be put back again."""
+    def undid(self, target: Target, *, removal: bool) -> None:
+        """What we had put back at `target` had to be put back again; `removal`: it had to be taken away again."""
         with self._lock:
-            self._undone.append((self._clock(), target))
-            self._conflicts[target.namespace] = self._clock()
+            now = self._clock()
+            self._undone.append((now, target))
+            if removal:
+                self._returned = {t: at for t, at in self._returned.items() if now - at <= NO_DELETION_SECONDS}
+                self._returned[target] = now
 
     def may_delete(self, target: Target) -> bool:
-        """Whether no conflicting writer was seen in a namespace for a while: what seems superfluous may be its own."""
+        """Whether nobody was seen for a while who may want what seems superfluous there."""
         with self._lock:
-            seen = self._conflicts.get(target.namespace)
-            return seen is None or self._clock() - seen > NO_DELETION_SECONDS
+            signs = (self._conflicts.get(target.namespace), self._returned.get(target))
+            return all(seen is None or self._clock() - seen > NO_DELETION_SECONDS for seen in signs)
 
     def reason(self) -> str:
         """What goes on, as a sentence with the way out; "" when nothing does."""

@@ -858,7 +858,7 @@ class Bridge:
             self._observer.outcome(outcome, lag)
         self._remember(target)
         if outcome.applied and errand.touched and since is None and self._brake.repaired(target) >= ENOUGH:
-            self._rivals.undid(target)
+            self._rivals.undid(target, removal=not outcome.plan.queries)
         if any(isinstance(failure.error, AlteredError) for failure in outcome.failures):
             self._altered.repaired(target)  # whatever is told of what was stored must not have it written at once again
         for failure in outcome.failures:

@@ -222,9 +222,11 @@ def test_a_host_name_with_changing_addresses_is_no_rival(
 
 
 def test_somebody_who_undoes_us_is_a_rival_although_writes_fail(town: Town, eventually: Eventually) -> None:
-    """A repair that is tried again is still a repair."""
+    """A repair that is tried again is still a repair. What left Consul goes all the same: it is not what they want."""
     town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    town.consul.register("leaving", "vm-2", "10.0.0.2", 80)
     bridge = town.alone()
+    eventually(lambda: town.ready("leaving"), ["10.0.0.2"], 15)
     for _ in range(3):
         eventually(lambda: town.ready("web"), ["10.0.0.1"], 15)
         town.kube.inject(Fault(status=503), times=1, method="PATCH")
@@ -232,6 +234,8 @@ def test_somebody_who_undoes_us_is_a_rival_although_writes_fail(town: Town, even
         assert theirs is not None
         town.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
     eventually(lambda: "again and again" in str(bridge.detail.get("rival")), True, 15)
+    town.consul.deregister("leaving", "vm-2")
+    eventually(lambda: town.ready("leaving"), None, 15)
 
 
 def test_one_edit_after_a_webhook_that_altered_our_writes_is_no_rival(town: Town, eventually: Eventually) -> None:

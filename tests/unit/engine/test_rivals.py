@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bridge.core.model import Target
 from bridge.engine.rivals import ENOUGH, NO_DELETION_SECONDS, SETTLING_SECONDS, WINDOW_SECONDS, Rivals
 
@@ -43,39 +45,50 @@ def test_what_the_replica_before_us_wrote_is_no_rival() -> None:
     assert rivals.reason() == ""
 
 
-def test_who_undoes_us_is_said() -> None:
+@pytest.mark.parametrize("removal", [False, True])
+def test_who_undoes_us_is_said(removal: bool) -> None:
     """Until it has been quiet for the window."""
     clock = Clock()
     rivals = Rivals("me", clock)
-    rivals.undid(WEB)
+    rivals.undid(WEB, removal=removal)
     assert "apps/web again and again" in rivals.reason()
     clock.now += WINDOW_SECONDS + 1
     assert rivals.reason() == ""
 
 
-def test_nothing_is_deleted_for_a_while_after_a_conflicting_writer() -> None:
-    """What seems superfluous here may be what the other one wants; another sign begins the wait anew."""
+def test_what_comes_back_again_and_again_is_left_for_a_while() -> None:
+    """Somebody wants it; another sign begins the wait anew, and what stands beside it is not meant."""
     clock = Clock()
-    rivals = Rivals("me", clock)
+    rivals, beside = Rivals("me", clock), Target("apps", "db")
     assert rivals.may_delete(WEB)
-    rivals.undid(WEB)
-    assert not rivals.may_delete(WEB)
+    rivals.undid(WEB, removal=True)
+    assert (rivals.may_delete(WEB), rivals.may_delete(beside)) == (False, True)
     clock.now += WINDOW_SECONDS + 1
     assert (rivals.reason(), rivals.may_delete(WEB)) == ("", False)
+    rivals.undid(WEB, removal=True)
     clock.now += NO_DELETION_SECONDS
+    assert not rivals.may_delete(WEB)
+    clock.now += 1
     assert rivals.may_delete(WEB)
 
 
-def test_signs_in_one_namespace_stop_no_deletion_in_another() -> None:
-    """A user who may edit there can give them as often as they like."""
+def test_who_edits_what_we_want_keeps_nothing_that_left_consul() -> None:
+    """A controller that fights over a label wants none of what we take away."""
+    rivals = Rivals("me", Clock())
+    for _ in range(10):
+        rivals.undid(WEB, removal=False)
+    assert rivals.may_delete(WEB)
+
+
+def test_another_bridge_stops_deletions_in_its_namespace_alone() -> None:
+    """What seems superfluous there may be what the other one wants. A user there can give such signs at will."""
     clock = Clock()
     rivals, theirs = Rivals("me", clock), Target("other", "web")
     clock.now += SETTLING_SECONDS + 1
     for number in range(ENOUGH):
         rivals.wrote(WEB)
         assert rivals.may_delete(WEB) is (number < ENOUGH - 1)
-    rivals.undid(WEB)
-    assert (rivals.may_delete(WEB), rivals.may_delete(theirs)) == (False, True)
+    assert (rivals.may_delete(Target("apps", "db")), rivals.may_delete(theirs)) == (False, True)
     for _ in range(ENOUGH):
         clock.now += WINDOW_SECONDS
         rivals.wrote(theirs)
