@@ -7,7 +7,7 @@ behind it say. So a side that cannot be asked has fewer lines here, never a fail
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 from bridge.consul.access import warnings_of
 from bridge.consul.client import ConsulClient, ConsulConfig
@@ -34,7 +34,8 @@ def of_consul(config: ConsulConfig) -> Iterator[Probe]:
         return
     if config.client_cert:
         end = certificate_end(config.client_cert)
-        yield _ending("consul client certificate", config.client_cert, end, "consul.client_cert: a new certificate")
+        remedy = "consul.client_cert: a new certificate"
+        yield _ending("consul client certificate", config.client_cert, end, remedy)
     yield from _consul_token(config)
     for warning in warnings_of(config):
         yield _fact("consul connection", warning, WARNING, warning.rpartition("; ")[2].rpartition(": ")[2])
@@ -64,22 +65,6 @@ def _consul_token(config: ConsulConfig) -> Iterator[Probe]:
     yield _ending("consul token", source, end, remedy)
 
 
-def _ending(name: str, what: str, end: datetime | None, remedy: str) -> Probe:
-    """Something with an end, which is a warning when it is near and nobody renews it by itself."""
-    if end is None:
-        return _fact(name, f"{what}; it does not end")
-    left = (end - datetime.now(UTC)).total_seconds()
-    said = f"{what}; ends in {_span(left)} ({end:%Y-%m-%d %H:%M} UTC)" if left > 0 else f"{what}; ended {end:%Y-%m-%d}"
-    return _fact(name, said, WARNING, remedy) if remedy and left < kube_connection.SOON_SECONDS else _fact(name, said)
-
-
-def _span(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
 def of_kubernetes(config: KubeConfig) -> Iterator[Probe]:
     """How the API server is spoken to."""
     try:
@@ -90,6 +75,10 @@ def of_kubernetes(config: KubeConfig) -> Iterator[Probe]:
         yield from kube_connection.lines(client)
     finally:
         client.close()
+
+
+def _ending(name: str, what: str, end: datetime | None, remedy: str) -> Probe:
+    return kube_connection.ending(name, what, end, endless="it does not end", renewed=not remedy, remedy=remedy)
 
 
 def _fact(name: str, detail: str, state: str = OK, mend: str = "") -> Probe:

@@ -16,6 +16,8 @@ SECTION = "connections"
 SOON_SECONDS = 7 * 86_400.0
 """What ends within this time, and is not renewed by itself, is a warning."""
 
+UNTOLD = "no end is told"
+
 
 def lines(client: KubeClient) -> Iterator[Probe]:
     """Which address, through which proxy, as which user, with which certificate and token until when."""
@@ -29,12 +31,12 @@ def lines(client: KubeClient) -> Iterator[Probe]:
     yield from _user(client)
     if (certificate := access.certificate) is not None:
         name, pem = certificate
-        yield _ending("kubernetes certificate", name, certificate_end(pem), inline="-data " in name)
+        yield ending("kubernetes certificate", name, certificate_end(pem), endless=UNTOLD, renewed="-data " not in name)
     if (token := access.token) is not None:
         value, told = token
         end = datetime.fromtimestamp(told, UTC) if told is not None else token_end(value)
         name, inline = access.token_source
-        yield _ending("kubernetes token", name, end, inline=inline)
+        yield ending("kubernetes token", name, end, endless=UNTOLD, renewed=not inline)
     if client.trouble:
         yield Probe("kubernetes credentials", WARNING, client.trouble, "see the plugin or file that is named", SECTION)
 
@@ -55,12 +57,25 @@ def _user(client: KubeClient) -> Iterator[Probe]:
     yield Probe("kubernetes user", OK, f"{user.name or 'anonymous'}{groups}{how}", section=SECTION)
 
 
-def _ending(name: str, what: str, end: datetime | None, *, inline: bool) -> Probe:
-    """Something with an end; a warning when that is past, or near where nothing renews it."""
+def ending(
+    name: str, what: str, end: datetime | None, *, endless: str, renewed: bool, remedy: str = "renew it where it stands"
+) -> Probe:
+    """Something with an end; a warning when that is past, or near where nothing renews it.
+
+    `endless`: what to say where no end is known.
+    """
     if end is None:
-        return Probe(name, OK, f"{what}; no end is told", section=SECTION)
+        return Probe(name, OK, f"{what}; {endless}", section=SECTION)
     left = (end - datetime.now(UTC)).total_seconds()
-    said = f"{what}; {'ends' if left > 0 else 'ended'} {end:%Y-%m-%d %H:%M} UTC"
-    if left <= 0 or (inline and left < SOON_SECONDS):
-        return Probe(name, WARNING, said, "renew it where it stands", SECTION)
+    at = f"{end:%Y-%m-%d %H:%M} UTC"
+    said = f"{what}; ends in {_span(left)} ({at})" if left > 0 else f"{what}; ended {at}"
+    if left <= 0 or (not renewed and left < SOON_SECONDS):
+        return Probe(name, WARNING, said, remedy, SECTION)
     return Probe(name, OK, said, section=SECTION)
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

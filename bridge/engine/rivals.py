@@ -5,7 +5,7 @@ Nothing forbids it (a person may run `bridge sync` beside the daemon), so it is 
 
 | seen | means | is kept for a while |
 | --- | --- | --- |
-| our field manager wrote objects of ours, and it was not this process | another bridge has our owner id | all of the namespace |
+| our field manager wrote objects of ours, not this process | another bridge has our owner id | all of the namespace |
 | what this process took away is back for the third time | somebody wants it to be there | that target |
 | this process put an object back for the third time within a minute | somebody edits or deletes it | nothing |
 
