@@ -24,8 +24,9 @@ from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Query
 from bridge.retry import RetryPolicy
+from tests.contract.sides import own_consul
 from tests.fakes.consul import Recorder
-from tests.lab import LabError, wait_until
+from tests.lab import wait_until
 from tests.lab.servers import Consul
 from tests.raw import RawConsul, UnexpectedAnswerError
 
@@ -47,15 +48,8 @@ ALL = frozenset(Query("dc1", f"s{n}") for n in range(SERVICES)) | {
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Consul]:
     """A Consul with ACLs, to be killed."""
-    consul = Consul(tmp_path / "consul", acl=True)
-    try:
-        consul.start()
-    except LabError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no Consul: {error}")
-    yield consul
-    consul.kill()
+    with own_consul(tmp_path, acl=True) as consul:
+        yield consul
 
 
 class World:

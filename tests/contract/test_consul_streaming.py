@@ -17,8 +17,8 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Query, Status
 from bridge.retry import RetryPolicy
 from tests.consul_random.run import Settings, run
+from tests.contract.sides import own_consul
 from tests.fakes.consul import Recorder
-from tests.lab import LabError
 from tests.lab.servers import Consul
 from tests.raw import RawConsul
 
@@ -32,15 +32,8 @@ SEED = int(os.environ.get("RANDOM_SEED") or (1 if os.environ.get("CI") == "true"
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Consul]:
     """A Consul of the test's own: its streaming views keep what they show for ever."""
-    consul = Consul(tmp_path / "consul")
-    try:
-        consul.start()
-    except LabError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no Consul: {error}")
-    yield consul
-    consul.kill()
+    with own_consul(tmp_path) as consul:
+        yield consul
 
 
 class Agent(Consul):

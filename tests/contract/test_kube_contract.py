@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,8 @@ from bridge.kube import objects
 from bridge.kube.cache import Cache, NamespaceState, can_i, list_once, list_pages, namespace_states
 from bridge.kube.client import APPLY, METADATA_ONLY, KubeClient, KubeConfig, SilenceError
 from bridge.kube.writer import NEVER_VERSION, Writer
-from tests.fakes.kube import PLAIN_TOKEN, FakeKube, wait_for
+from tests.contract.sides import BOTH, kube_side
+from tests.fakes.kube import PLAIN_TOKEN, wait_for
 from tests.raw import RawKube
 from tests.unit.kube.builders import (
     HTTP,
@@ -99,36 +99,20 @@ class Side:
         return self.apply(create(bodies()[kind], self.namespace, name))
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.lab)])
+@pytest.fixture(params=BOTH)
 def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
     """The fake, or the lab's API server with a namespace that is deleted afterwards."""
-    namespace = f"contract-{uuid.uuid4().hex[:8]}"
-    fake = FakeKube() if request.param == "fake" else None
-    if fake is not None:
-        fake.start()
-        kubeconfig = fake.kubeconfig(tmp_path)
-    else:
-        kubeconfig = str(request.getfixturevalue("lab").kubeconfig)
+    with kube_side(request, tmp_path, "contract") as made:
 
-    def nobody() -> str:
-        if fake is None:
-            return str(request.getfixturevalue("lab").service_account(namespace, "nobody"))
-        for kind in Kind:
-            fake.forbid("plain", "patch", objects.PLURAL[kind])
-        return fake.kubeconfig(tmp_path, PLAIN_TOKEN, "plain.kubeconfig")
+        def nobody() -> str:
+            if made.fake is None:
+                return str(request.getfixturevalue("lab").service_account(made.namespace, "nobody"))
+            for kind in Kind:
+                made.fake.forbid("plain", "patch", objects.PLURAL[kind])
+            return made.fake.kubeconfig(tmp_path, PLAIN_TOKEN, "plain.kubeconfig")
 
-    raw = RawKube(kubeconfig)
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig))
-    raw.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    try:
-        yield Side(request.param, kubeconfig, namespace, raw, client, Writer(client), nobody)
-    finally:
-        client.close()
-        if fake is None:
-            raw.delete(f"/api/v1/namespaces/{namespace}")
-        raw.close()
-        if fake is not None:
-            fake.stop()
+        writer = Writer(made.client)
+        yield Side(request.param, made.kubeconfig, made.namespace, made.raw, made.client, writer, nobody)
 
 
 # --------------------------------------------------------------------------- create

@@ -6,7 +6,6 @@ A pass here is the real one (translate, plan, write) over what the server holds,
 from __future__ import annotations
 
 import copy
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,11 +36,10 @@ from bridge.core.plan import plan
 from bridge.core.translate import translate
 from bridge.errors import PermanentError
 from bridge.kube import objects
-from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.writer import Writer
 from bridge.render import body_lines, diff
 from bridge.report import Outcome
-from tests.fakes.kube import FakeKube
+from tests.contract.sides import BOTH, kube_side
 from tests.raw import RawKube
 from tests.unit.core.builders import instance
 
@@ -123,26 +121,11 @@ class Side:
         )
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.lab)])
+@pytest.fixture(params=BOTH)
 def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
     """The fake, or the lab's API server with a namespace that is deleted afterwards."""
-    namespace = f"fields-{uuid.uuid4().hex[:8]}"
-    fake = FakeKube() if request.param == "fake" else None
-    if fake is not None:
-        fake.start()
-        kubeconfig = fake.kubeconfig(tmp_path)
-    else:
-        kubeconfig = str(request.getfixturevalue("lab").kubeconfig)
-    raw, client = RawKube(kubeconfig), KubeClient(KubeConfig(kubeconfig=kubeconfig))
-    raw.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    try:
-        yield Side(raw, Writer(client), Target(namespace, "radosgw"))
-    finally:
-        client.close()
-        raw.delete(f"/api/v1/namespaces/{namespace}")
-        raw.close()
-        if fake is not None:
-            fake.stop()
+    with kube_side(request, tmp_path, "fields") as made:
+        yield Side(made.raw, Writer(made.client), Target(made.namespace, "radosgw"))
 
 
 def rule(**to: Any) -> Rule:

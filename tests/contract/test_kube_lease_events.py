@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +13,12 @@ import pytest
 
 from bridge.core.model import Kind
 from bridge.errors import StaleError
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.election import Election, ElectionConfig, KubeLeases
 from bridge.kube.events import About, Event, EventRecorder
 from bridge.kube.lease import LeaseLock
-from tests.fakes.kube import FakeKube, wait_for
+from tests.contract.sides import BOTH, kube_side
+from tests.fakes.kube import wait_for
 from tests.raw import RawKube
 
 
@@ -40,28 +40,11 @@ class Side:
         return list(found["items"])
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.lab)])
+@pytest.fixture(params=BOTH)
 def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
     """The fake, or the lab's API server with a namespace that is deleted afterwards."""
-    namespace = f"lease-{uuid.uuid4().hex[:8]}"
-    fake = FakeKube() if request.param == "fake" else None
-    if fake is not None:
-        fake.start()
-        kubeconfig = fake.kubeconfig(tmp_path)
-    else:
-        kubeconfig = str(request.getfixturevalue("lab").kubeconfig)
-    raw = RawKube(kubeconfig)
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig))
-    raw.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    try:
-        yield Side(namespace, raw, client)
-    finally:
-        client.close()
-        if fake is None:
-            raw.delete(f"/api/v1/namespaces/{namespace}")
-        raw.close()
-        if fake is not None:
-            fake.stop()
+    with kube_side(request, tmp_path, "lease") as made:
+        yield Side(made.namespace, made.raw, made.client)
 
 
 # --------------------------------------------------------------------------- the lock

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -326,7 +326,26 @@ def test_a_service_accounts_token_is_reviewed_by_the_real_cluster(strict: Lab, t
 # --------------------------------------------------------------------------- what stands in front
 
 
-class Front:
+class Local:
+    """An HTTP server of the test's own on loopback, as long as the block lasts; it is reached at `address`."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class Front(Local):
     """A reverse proxy below /consul with Basic authentication and a timeout; also a forward proxy. Plain HTTP."""
 
     def __init__(self, upstream: str, *, seconds: float = 60.0, user: str = "") -> None:
@@ -375,19 +394,7 @@ class Front:
                 self.end_headers()
                 self.wfile.write(body)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-
-    def __enter__(self) -> Front:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 def test_behind_a_proxy_with_a_path_a_password_and_a_short_timeout_the_bridge_works(
@@ -462,7 +469,7 @@ def test_a_forward_proxy_leads_to_consul(lab: Lab) -> None:
         assert "http://consul.example:8500/v1/status/leader" in front.paths
 
 
-class Tunnels:
+class Tunnels(Local):
     """A forward proxy for CONNECT on loopback: it alone knows where the `places` (host:port) are."""
 
     def __init__(self, places: dict[str, str], *, user: str = "") -> None:
@@ -505,10 +512,7 @@ class Tunnels:
                     with tunnels._lock:
                         tunnels._open -= pair
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        super().__init__(Handler)
 
     def cut(self) -> int:
         """End every tunnel; how many there were."""
@@ -517,14 +521,8 @@ class Tunnels:
                 _shut(sock)
             return len(self._open) // 2
 
-    def __enter__(self) -> Tunnels:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self.cut()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -69,6 +70,18 @@ def plain_reads(consul: FakeConsul) -> int:
     return sum("index" not in r.params and "tag" not in r.params for r in asked)
 
 
+@contextmanager
+def watched(recorder: Recorder, *listed: str) -> Iterator[FakeConsul]:
+    """A Consul with `gh` on vm1, vm2... at these addresses, and a catalog that knows them and waits for long."""
+    with FakeConsul() as consul:
+        for n, address in enumerate(listed, 1):
+            register(consul, f"vm{n}", address)
+        with watching(consul, recorder, wait_seconds=60.0) as catalog:
+            catalog.want(frozenset({GH}))
+            assert recorder.wait(lambda: addresses(recorder) == list(listed))
+            yield consul
+
+
 def test_a_node_that_comes_back_in_another_case_is_shown_once_and_its_service_is_watched_in_the_catalog(
     recorder: Recorder,
 ) -> None:
@@ -109,16 +122,11 @@ def test_a_ghost_does_not_come_back_when_the_wait_runs_out(recorder: Recorder) -
 
 
 def test_an_instance_that_the_view_keeps_goes_when_the_query_wakes_for_nothing(recorder: Recorder) -> None:
-    with FakeConsul() as consul:
-        register(consul, "vm1", "10.20.0.1")
-        register(consul, "vm2", "10.20.0.2")
-        with watching(consul, recorder, wait_seconds=60.0) as catalog:
-            catalog.want(frozenset({GH}))
-            assert recorder.wait(lambda: len(addresses(recorder)) == 2)
-            consul.streamed["gh"] = keeps(consul, "vm2")
-            consul.change(lambda c: c.deregister({"Node": "vm2"}))
-            assert recorder.wait(lambda: addresses(recorder) == ["10.20.0.1"], 2.0)
-            assert recorder.wait(lambda: mismatches(recorder) == [GH])
+    with watched(recorder, "10.20.0.1", "10.20.0.2") as consul:
+        consul.streamed["gh"] = keeps(consul, "vm2")
+        consul.change(lambda c: c.deregister({"Node": "vm2"}))
+        assert recorder.wait(lambda: addresses(recorder) == ["10.20.0.1"], 2.0)
+        assert recorder.wait(lambda: mismatches(recorder) == [GH])
 
 
 def test_what_hides_behind_a_change_that_explains_itself_is_found_soon_after_it(
@@ -126,45 +134,36 @@ def test_what_hides_behind_a_change_that_explains_itself_is_found_soon_after_it(
 ) -> None:
     """Two changes in one answer: one is believed, and so is the instance that was there before."""
     monkeypatch.setattr(module, "COMPARE_SECONDS", 1.0)
-    with FakeConsul() as consul:
-        register(consul, "vm1", "10.20.0.1")
-        register(consul, "vm2", "10.20.0.2")
-        with watching(consul, recorder, wait_seconds=60.0) as catalog:
-            catalog.want(frozenset({GH}))
-            assert recorder.wait(lambda: len(addresses(recorder)) == 2)
-            consul.streamed["gh"] = keeps(consul, "vm2")
+    with watched(recorder, "10.20.0.1", "10.20.0.2") as consul:
+        consul.streamed["gh"] = keeps(consul, "vm2")
 
-            def both(catalog: _Catalog) -> None:
-                catalog.deregister({"Node": "vm2"})
-                catalog.register(body("vm1", "10.20.0.1", "critical"))
+        def both(catalog: _Catalog) -> None:
+            catalog.deregister({"Node": "vm2"})
+            catalog.register(body("vm1", "10.20.0.1", "critical"))
 
-            consul.change(both)
-            assert recorder.wait(lambda: addresses(recorder) == ["10.20.0.1"])
-            assert recorder.wait(lambda: mismatches(recorder) == [GH])
+        consul.change(both)
+        assert recorder.wait(lambda: addresses(recorder) == ["10.20.0.1"])
+        assert recorder.wait(lambda: mismatches(recorder) == [GH])
 
 
 def test_ordinary_flips_and_registrations_cost_no_read_beyond_one_soon_after_them(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "COMPARE_SECONDS", 2.0)
-    with FakeConsul() as consul:
-        register(consul, "vm1", "10.20.0.1")
-        with watching(consul, recorder, wait_seconds=60.0) as catalog:
-            catalog.want(frozenset({GH}))
-            assert recorder.wait(lambda: addresses(recorder) == ["10.20.0.1"])
-            began, before = time.monotonic(), plain_reads(consul)
-            for n in range(6):
-                register(consul, "vm1", "10.20.0.1", ("critical", "passing")[n % 2])
-                wanted = (Status.CRITICAL, Status.PASSING)[n % 2]
-                assert recorder.wait(lambda wanted=wanted: recorder.views[GH].instances[0].status is wanted)  # type: ignore[misc]
-            register(consul, "vm3", "10.20.0.3")
-            assert recorder.wait(lambda: len(addresses(recorder)) == 2)
-            during, took = plain_reads(consul) - before, time.monotonic() - began
-            assert during == 0 or took > 2.0
-            assert eventually(lambda: plain_reads(consul) > before)
-            time.sleep(2.5)
-            assert plain_reads(consul) - before <= 2 + int(took / 2.0)  # one for each two seconds with changes
-            assert mismatches(recorder) == []
+    with watched(recorder, "10.20.0.1") as consul:
+        began, before = time.monotonic(), plain_reads(consul)
+        for n in range(6):
+            register(consul, "vm1", "10.20.0.1", ("critical", "passing")[n % 2])
+            wanted = (Status.CRITICAL, Status.PASSING)[n % 2]
+            assert recorder.wait(lambda wanted=wanted: recorder.views[GH].instances[0].status is wanted)  # type: ignore[misc]
+        register(consul, "vm3", "10.20.0.3")
+        assert recorder.wait(lambda: len(addresses(recorder)) == 2)
+        during, took = plain_reads(consul) - before, time.monotonic() - began
+        assert during == 0 or took > 2.0
+        assert eventually(lambda: plain_reads(consul) > before)
+        time.sleep(2.5)
+        assert plain_reads(consul) - before <= 2 + int(took / 2.0)  # one for each two seconds with changes
+        assert mismatches(recorder) == []
 
 
 @pytest.mark.parametrize("noticed", [True, False], ids=["the listing's query returns", "a write came in between"])
