@@ -712,6 +712,8 @@ def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, an
 def _service_body(desired: Mirror, current: Current, headless: bool, labels: Pairs, annotations: Pairs) -> ServiceBody:
     """What is to be applied, and what becomes thereby of the fields that are left to others."""
     existing, ports = current.service, desired.service_ports or ()
+    if existing is not None and not ports and not headless:
+        ports = existing.ports  # it cannot become headless, and with a cluster address it must have ports
     wanted = "" if headless else desired.type
     targets = portage.target_ports(ports, (*desired.groups, *desired.withheld), existing)
     body = ServiceBody(

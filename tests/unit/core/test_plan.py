@@ -351,6 +351,14 @@ def test_a_service_that_is_not_headless_cannot_become_so() -> None:
     ]
 
 
+def test_a_service_that_cannot_become_headless_keeps_its_ports() -> None:
+    """Instances without ports need none there, but one with a cluster address must have some: Kubernetes refuses it."""
+    current = Current(TARGET, service(OWNER, (Port("web", 80),)))
+    found = planned(mirror_of([instance(port=0)], rule(headless=True), current), current)
+    assert isinstance(found.changes[0].body, ServiceBody)
+    assert (found.changes[0].body.headless, found.changes[0].body.ports) == (False, (Port("web", 80),))
+
+
 def test_an_alias_becomes_headless_or_not_as_the_rule_says() -> None:
     """An ExternalName has no address yet."""
     current = Current(TARGET, service(None, type="ExternalName", headless=False))
