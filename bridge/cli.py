@@ -396,7 +396,7 @@ def _sync(flags: Mapping[str, Any]) -> int:
 
     Without rules and without --service, --tag or --filter it asks on a terminal, and writes nothing elsewhere.
     Exit status: 0 in sync or applied, 1 something failed, 2 usage, 3 the guard held something or somebody said no, 4
-    changes (with --dry-run --exit-code), 130/143 interrupted.
+    changes (with --dry-run --exit-code), 5 an object of somebody else is in the way, 130/143 interrupted.
     """
     from bridge.signals import Signals
 

@@ -17,6 +17,7 @@ class ExitStatus(IntEnum):
     USAGE = 2
     REFUSED = 3
     CHANGES = 4
+    CONFLICT = 5
     INTERRUPTED = 130
     TERMINATED = 143
 

@@ -259,11 +259,13 @@ def summary_line(report: Report, paint: Paint | None = None) -> str:
         ("delete", s.delete, "to delete" if report.dry_run else "deleted"),
     )
     changed = [paint(f"{n} {word}", _COLOUR_OF[action]) for action, n, word in words if n]
-    rest = [(s.unchanged, "unchanged", ""), (s.held, "held", "magenta"), (s.skipped, "skipped", "yellow")]
-    rest.append((s.failed, "failed", "bold red"))
+    in_conflict = f"conflict{'s' if s.conflicts != 1 else ''}"
+    skipped = sum(entry.reason.code is not Code.CONFLICT for entry in report.skipped)
+    rest = [(s.unchanged, "unchanged", ""), (s.held, "held", "magenta"), (s.conflicts, in_conflict, "magenta")]
+    rest += [(skipped, "skipped", "yellow"), (s.failed, "failed", "bold red")]
     others = [paint(f"{n} {word}", colour) for n, word, colour in rest if n]
     if not changed:
-        changed = ["nothing to do" if not (s.held or s.failed) else "nothing else to do"]
+        changed = ["nothing to do" if not (s.held or s.failed or s.conflicts) else "nothing else to do"]
     prefix = "dry run: " if report.dry_run else ""
     return prefix + "; ".join(t for t in (", ".join(changed), ", ".join(others)) if t)
 

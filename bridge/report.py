@@ -227,7 +227,10 @@ class ServiceRow:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How many objects are created, updated, deleted, left as they are; targets held; entries skipped and failed."""
+    """How many objects are created, updated, deleted, left as they are; targets held; entries skipped and failed.
+
+    `skipped` counts conflicts too, as the list of that name has them; `conflicts` are objects of somebody else.
+    """
 
     create: int = 0
     update: int = 0
@@ -236,6 +239,7 @@ class Summary:
     held: int = 0
     skipped: int = 0
     failed: int = 0
+    conflicts: int = 0
 
     @property
     def changes(self) -> int:
@@ -252,6 +256,7 @@ class Summary:
             "held": self.held,
             "skipped": self.skipped,
             "failed": self.failed,
+            "conflicts": self.conflicts,
         }
 
 
@@ -356,6 +361,7 @@ def build_report(
             held=len(held),
             skipped=len(all_skipped),
             failed=len(failed),
+            conflicts=len(conflicts),
         ),
         changes=tuple(sorted(changes)),
         skipped=tuple(sorted(all_skipped)),
@@ -370,19 +376,22 @@ def build_report(
 
 
 def exit_status(report: Report, dry_run: bool, exit_code: bool) -> int:
-    """The exit status (docs/reference.md): failed before held before changed.
+    """The exit status (docs/reference.md): failed before held before in conflict before changed.
 
     | in the report | status |
     | --- | --- |
     | something failed, or could not be read | 1 |
     | the guard held something (a dry run says what the real one would) | 3 |
+    | an object of somebody else is in the way (the same) | 5 |
     | changes, in a dry run with `--exit-code` | 4 |
-    | anything else: skipped instances, conflicts and warnings alone | 0 |
+    | anything else: skipped instances and warnings alone | 0 |
     """
     if report.failed:
         return ExitStatus.FAILED
     if report.held:
         return ExitStatus.REFUSED
+    if report.conflicts:
+        return ExitStatus.CONFLICT
     if dry_run and exit_code and report.changes:
         return ExitStatus.CHANGES
     return ExitStatus.OK

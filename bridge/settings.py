@@ -1128,6 +1128,7 @@ class Settings(BaseSettings):
             cluster_nodes=self.kubernetes.nodes,
             policy=self.policy,
             annotated=self.annotated_policy(),
+            adopt=Adopt(self.adopt),
             leases=self.run.leader_elect or self.run.shards > 1,
             selects=self.selects,
             readers=min(16, self.consul.connections),

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field, replace
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
 from bridge.consul.faults import FILTERS
 from bridge.consul.snapshot import read_all
+from bridge.core import plan as planning
 from bridge.core import select
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
 from bridge.core.marks import MANAGED_BY, MANAGER, OWNER
 from bridge.core.mirroring import MIRROR_COSTS, MIRRORING_LIMIT, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
+    Adopt,
+    Current,
     CurrentService,
     Group,
     Kind,
@@ -74,6 +77,7 @@ class CheckOptions:
 
     owner: str = "default"
     policy: Policy = Policy.SYNC
+    adopt: Adopt = Adopt.NEVER
     annotated: Annotated = USUAL
     cluster_nodes: tuple[str, ...] = ()
     leases: bool = False
@@ -317,6 +321,7 @@ class _Check:
         )
         refused: dict[str, list[Query]] = {}
         uncarried, silent = [], []
+        conflicts: set[str] = set()
         for query, state in snapshot.views.items():
             if isinstance(state, Unknown):
                 refused.setdefault(state.reason, []).append(query)
@@ -325,6 +330,8 @@ class _Check:
                 silent.append(f"{query.service}: {Reason(Code.PEER_EMPTY, peer=query.peer)}")
             for rule in chosen.rules_of[query]:
                 target = select.target_of(rule, query)
+                if isinstance(target, Target) and isinstance(state, Known):
+                    conflicts.update(self._conflicts(target, rule, query, state))
                 if rule.to.output is not Output.ENDPOINTS or not isinstance(state, Known):
                     continue
                 if isinstance(target, Target) and (reason := self._why_not_carried(target, rule, query, state)):
@@ -338,11 +345,23 @@ class _Check:
             yield Probe(f"reading {_some([q.service for q in queries])}", FAILED, reason, mend)
         if silent:
             yield Probe("peers", WARNING, _some(silent), "rules[].peer, as `consul peering list` has it")
+        if conflicts:
+            mend = "bridge sync --dry-run tells how to solve each: rename by to.name, remove the object, or --adopt"
+            yield Probe("conflicts", WARNING, f"left alone: {_some(sorted(conflicts))}", mend)
         if uncarried:
             detail = f"EndpointSlices of ours carry what the control plane cannot mirror: {_some(uncarried)}"
             yield Probe("sizes", OK, detail)
         elif not refused:
             yield Probe("sizes", OK, "no service is past what its output can carry")
+
+    def _conflicts(self, target: Target, rule: Rule, query: Query, known: Known) -> Iterator[str]:
+        """Services of somebody else where this one service is to go (of Endpoints only a pass knows)."""
+        current = Current(target, self._store.current(target).service)
+        mirror = translate(target, [(rule, query, known)], current).mirror
+        options = self._options
+        plan = planning.plan(target, mirror, current, owner=options.owner, policy=options.policy, adopt=options.adopt)
+        for conflict in plan.conflicts:
+            yield f"{conflict.kind} {target} (for {query.service}): {conflict.reason}"
 
     def _why_not_carried(self, target: Target, rule: Rule, query: Query, known: Known) -> str:
         """Why the control plane cannot mirror the Endpoints of this one service."""

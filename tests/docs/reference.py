@@ -37,6 +37,7 @@ STATUSES: Mapping[ExitStatus, str] = {
     ExitStatus.USAGE: "usage or configuration",
     ExitStatus.REFUSED: "refused: the guard held something, or somebody said no (nothing dangerous was done)",
     ExitStatus.CHANGES: "only with `--dry-run --exit-code`: there are changes",
+    ExitStatus.CONFLICT: "an object of somebody else is in the way and was left alone; everything else was done",
     ExitStatus.INTERRUPTED: "interrupted by Ctrl-C: the object in hand is finished first",
     ExitStatus.TERMINATED: "the same by SIGTERM",
 }

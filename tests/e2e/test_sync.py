@@ -197,7 +197,7 @@ def test_instances_on_different_ports_are_reached_on_their_own(
 def test_somebody_elses_objects_are_left_alone(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """A Service with a selector, one of somebody else, Endpoints of somebody else: conflicts, and exit status 0."""
+    """A Service with a selector, one of somebody else, Endpoints of somebody else: conflicts, and exit status 5."""
     for name in ("selector", "foreign", "endpoints"):
         consul.register(f"{prefix}{name}", f"{prefix}vm-{name}", "10.77.1.1", 80)
     services, endpoints = SERVICES.format(namespace=namespace), ENDPOINTS.format(namespace=namespace)
@@ -215,7 +215,7 @@ def test_somebody_elses_objects_are_left_alone(
         n: (kube.get(f"{services}/{prefix}{n}") or {})["metadata"]["resourceVersion"] for n in ("selector", "foreign")
     }
     conflicts = sorted((row["name"], row["kind"]) for row in result.json["conflicts"])
-    assert (result.status, before) == (0, after)
+    assert (result.status, before) == (5, after)
     assert conflicts == sorted(
         [(f"{prefix}selector", "Service"), (f"{prefix}foreign", "Service"), (f"{prefix}endpoints", "Endpoints")]
     )

@@ -14,7 +14,7 @@ import pytest
 
 from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import Annotated, Grant
-from bridge.core.model import Destination, Output, Policy, Rule
+from bridge.core.model import Adopt, Destination, Output, Policy, Rule
 from bridge.engine.check import CheckOptions, check
 from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
@@ -340,3 +340,16 @@ def test_the_remedy_fits_what_is_wrong(
     state, text = both.check()["kubernetes reachable"]
     assert state == "failed"
     assert remedy.format(path=path) in text.partition(" -> ")[2]
+
+
+def test_services_of_somebody_else_that_are_in_the_way_are_told(both: Both) -> None:
+    """With why, and what may help; one that may be taken over is none."""
+    rule = Rule(services=("web",), to=Destination(namespace="apps"))
+    assert "conflicts" not in both.check(rule)
+    body = {"metadata": {"name": "web", "namespace": "apps"}, "spec": {"ports": [{"port": 80}]}}
+    both.kube.put("services", body)
+    state, text = both.check(rule)["conflicts"]
+    assert (state, "Service apps/web (for web)" in text, "--adopt" in text) == ("warning", True, True)
+    assert "conflicts" not in both.check(rule, adopt=Adopt.UNOWNED)
+    both.kube.put("services", {**body, "spec": {"ports": [{"port": 80}], "selector": {"app": "web"}}})
+    assert "selector" in both.check(rule, adopt=Adopt.UNOWNED)["conflicts"][1]

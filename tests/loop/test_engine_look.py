@@ -319,7 +319,7 @@ def test_a_service_that_a_rule_wants_too_is_emptied_when_its_user_does_not_have_
     if not granted:
         town.options = replace(town.options, annotated=Annotated(grants=()))
     report = town.sync()
-    assert {k: n for k, n in report.to_json()["summary"].items() if n} == {"delete": 2, "skipped": 1}
+    assert {k: n for k, n in report.to_json()["summary"].items() if n} == {"delete": 2, "skipped": 1, "conflicts": 1}
     assert town.addresses("pg") == []
     assert town.kube.get("services", "default", "pg") is not None
     assert town.states() == {"pg": "conflict"}

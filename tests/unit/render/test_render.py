@@ -54,7 +54,7 @@ def test_a_table_says_all_that_matters() -> None:
     lines = text.splitlines()
     assert lines[0].split() == ["SERVICE", "TARGET", "PORTS", "READY", "NOT", "READY", "ACTION", "REASON"]
     assert re.search(r"radosgw +storage/radosgw +8080 +11 +1 +update +1 address turns not ready; 1 skipped", text)
-    assert "dry run: 2 to create, 2 to update; 1 unchanged, 1 held, 2 skipped, 3 failed" in lines
+    assert "dry run: 2 to create, 2 to update; 1 unchanged, 1 held, 1 conflict, 1 skipped, 3 failed" in lines
     assert "when Consul is right: the command at each of them (look at it with --dry-run first)" in " ".join(
         text.split()
     )

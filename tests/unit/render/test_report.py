@@ -45,7 +45,16 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
         unknown={Query("dc1", "db"): "500"},
     )
     assert the_report.to_json() == {
-        "summary": {"create": 1, "update": 0, "delete": 0, "unchanged": 1, "held": 1, "skipped": 2, "failed": 1},
+        "summary": {
+            "create": 1,
+            "update": 0,
+            "delete": 0,
+            "unchanged": 1,
+            "held": 1,
+            "skipped": 2,
+            "failed": 1,
+            "conflicts": 1,
+        },
         "changes": [
             {
                 "action": "create",
@@ -135,7 +144,7 @@ def test_a_dry_run_counts_what_is_still_to_be_done() -> None:
     """What was applied meanwhile is as it should be: /api/status does not say `create` for ever."""
     the_plan = plan(change(Action.CREATE, Kind.SERVICE), change(Action.CREATE, Kind.ENDPOINTS))
     assert report(done(the_plan), dry_run=True).summary.to_json() == {
-        "create": 0, "update": 0, "delete": 0, "unchanged": 2, "held": 0, "skipped": 0, "failed": 0,
+        "create": 0, "update": 0, "delete": 0, "unchanged": 2, "held": 0, "skipped": 0, "failed": 0, "conflicts": 0,
     }  # fmt: skip
 
 
@@ -162,7 +171,17 @@ def test_what_an_earlier_failure_left_untried_counts_as_failed() -> None:
         (report(created(1)), True, True, 4),
         (report(created(1)), False, True, 0),
         (report(done(plan(skipped=(Skipped("a", "b", said("c")),)))), False, True, 0),
-        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, said("x")),)))), False, True, 0),
+        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, said("x")),)))), False, True, 5),
+        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, said("x")),))), created(1)), True, True, 5),
+        (
+            report(
+                done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, said("x")),))),
+                done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),))),
+            ),
+            True,
+            False,
+            3,
+        ),
         (report(done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),)))), False, False, 3),
         (report(done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),))), created(1)), True, True, 3),
         (report(done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),))), unknown={QUERY: "500"}), False, False, 1),
@@ -170,7 +189,7 @@ def test_what_an_earlier_failure_left_untried_counts_as_failed() -> None:
     ],
 )
 def test_exit_status(the_report: Report, dry_run: bool, exit_code: bool, status: int) -> None:
-    """Failed before held before changed."""
+    """Failed before held before in conflict before changed."""
     assert exit_status(the_report, dry_run, exit_code) == status
 
 
