@@ -313,7 +313,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
         section(
             f"Warnings ({len(report.warnings)})",
             "yellow",
-            (f"{r.namespace}/{r.name}: {r.reason}" for r in report.warnings),
+            (f"{r.namespace}/{r.name}: {r.reason}" if r.name else str(r.reason) for r in report.warnings),
         )
     return lines
 

@@ -135,6 +135,9 @@ class Code(StrEnum):
     SLICE_OUTDATED = "slice_outdated"
     OUTPUT_UNKNOWN = "output_unknown"
     TAG_CASE = "tag_case"
+    TAG_ABSENT = "tag_absent"
+    ADDRESS_KIND_ABSENT = "address_kind_absent"
+    NAMESPACE_ABSENT = "namespace_absent"
     TAG_COMMA = "tag_comma"
     TAGS_EMPTY = "tags_empty"
     ANNOTATION_UNKNOWN = "annotation_unknown"
@@ -321,6 +324,10 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.SLICES_KEPT: "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them",
     Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: it is taken as {taken}",
     Code.TAG_CASE: "no instance has the tag {wanted!r}, but {found!r}: Consul tells upper from lower case in tags",
+    Code.TAG_ABSENT: "no instance has the tag {wanted!r}; there are {found}",
+    Code.ADDRESS_KIND_ABSENT: "no instance has an address of the kind {kind!r} (`instances.address`); there are "
+    "{found}",
+    Code.NAMESPACE_ABSENT: "namespace {namespace} does not exist: kubectl create namespace {namespace}",
     Code.TAG_COMMA: "an instance has the tag {found!r}: in the annotation {annotation} a comma ends a tag; ask for it "
     "with {filter}: '\"{found}\" in Service.Tags'",
     Code.TAGS_EMPTY: "the annotation {annotation} is {value!r} and names no tag: instances with any tags are taken",
@@ -459,6 +466,7 @@ WARNINGS = (
     Code.SLICE_OUTDATED,
     Code.OUTPUT_UNKNOWN,
     Code.TAG_CASE,
+    Code.ADDRESS_KIND_ABSENT,
     Code.TAG_COMMA,
     Code.TAGS_EMPTY,
     Code.ANNOTATION_UNKNOWN,

@@ -112,6 +112,28 @@ def _tagged(choice: Choice, tags: Collection[str]) -> bool:
     return all(tag in tags for tag in choice.rule.tags)
 
 
+def unmet(
+    service: str, named: Sequence[Choice], tags: Collection[str], kept: Collection[Target] = ()
+) -> list[tuple[Choice, Reason]]:
+    """Those of a service's choices that make nothing, where that looks like a mistake, and why.
+
+    That no instance has a rule's tags is usual for a rule about many services. It is told where a tag differs in its
+    case only, and of a rule that names the service in full.
+    """
+    found: list[tuple[Choice, Reason]] = []
+    mirrored = active(named, tags, kept)
+    folded = {tag.lower(): tag for tag in sorted(tags, reverse=True)}
+    there = ", ".join(map(shorten, sorted(tags))) or "none"
+    for choice in named:
+        in_full = service.lower() in (pattern.lower() for pattern in choice.rule.services)
+        for tag in choice.rule.tags if choice not in mirrored else ():
+            if tag not in tags and tag.lower() in folded:
+                found.append((choice, Reason(Code.TAG_CASE, wanted=shorten(tag), found=shorten(folded[tag.lower()]))))
+            elif tag not in tags and in_full:
+                found.append((choice, Reason(Code.TAG_ABSENT, wanted=shorten(tag), found=shorten(there))))
+    return found
+
+
 def pinned(rules: Iterable[Rule]) -> list[Choice]:
     """The services that rules name in full in places that are not listed, up to the first rule that uses one up."""
     found: dict[tuple[int, Query], Choice] = {}

@@ -153,7 +153,8 @@ def translate(
             return Translation(None, tuple(sorted(skipped)), tuple(sorted(hints)))
         if not service_ports and not rule.to.headless and not (ours and service is not None and service.headless):
             without = Skipped(sources[0][1].service, "", _no_service_port(fates, sources))
-            return Translation(None, tuple(sorted({*skipped, without})))
+            kinds = {text for source_rule, _, known in sources for text in _address_hints(source_rule, known)}
+            return Translation(None, tuple(sorted({*skipped, without})), tuple(sorted(kinds)))
     labels, annotations, contradictions = _pairs(sources, fates)
     mirror = Mirror(
         target=target,
@@ -173,6 +174,7 @@ def translate(
         *(text for source_rule, _, _ in sources for text in source_rule.warnings),
         *(_nobody(Code.NONE_LEFT, *source) for source in nobody),
         *(text for source_rule, _, known in sources for text in _tag_hints(source_rule, known)),
+        *(text for source_rule, _, known in sources for text in _address_hints(source_rule, known)),
         *warnings,
         *contradictions,
         *_warnings(mirror, service),
@@ -218,6 +220,17 @@ def _tag_hints(rule: Rule, known: Known) -> Iterator[Reason]:
         for tag in there:
             if "," in tag and any(part.strip() in rule.tags for part in tag.split(",")):
                 yield Reason(Code.TAG_COMMA, found=shorten(tag), annotation=TAGS, filter=FILTER)
+
+
+def _address_hints(rule: Rule, known: Known) -> Iterator[Reason]:
+    """Where no instance has the address that a rule asks for: which there are."""
+    meant = [instance for instance in known.instances if selects(rule, instance)]
+    if not meant or any(choose_address(instance, rule.instances)[0] for instance in meant):
+        return
+    found = {tagged.name for i in meant for tagged in (*i.tagged_addresses, *i.node_tagged_addresses)}
+    found |= {"service" for i in meant if i.address} | {"node" for i in meant if i.node_address}
+    there = ", ".join(map(shorten, sorted(found))) or "none"
+    yield Reason(Code.ADDRESS_KIND_ABSENT, kind=shorten(rule.instances.address), found=shorten(there))
 
 
 def instance_name(instance: Instance) -> str:

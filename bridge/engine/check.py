@@ -37,7 +37,7 @@ from bridge.core.model import (
 )
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
-from bridge.core.translate import translate
+from bridge.core.translate import Translation, translate
 from bridge.core.union import Seen, standing
 from bridge.engine.connections import connections
 from bridge.engine.probe import FAILED, OK, WARNING, Probe
@@ -63,6 +63,9 @@ LEAST_KUBERNETES = (1, 22)
 
 MIRROR_SECONDS = 1.0
 """How long a mirror that lags behind is given; the control plane takes a tenth of that."""
+
+MISTYPED = frozenset((Code.TAG_CASE, Code.ADDRESS_KIND_ABSENT))
+"""Warnings of a pass that are most likely a mistake in a rule."""
 
 SHOWN = 5
 """Names in one line; what is beyond is counted."""
@@ -308,7 +311,7 @@ class _Check:
 
     def _services(self, chosen: _Chosen, datacenters: Sequence[str]) -> Iterator[Probe]:
         """Read what the rules select, as a pass would: what Consul refuses, and what is too large."""
-        if not chosen.rules_of:
+        if not chosen.rules_of and not chosen.unmet:
             return
         snapshot = read_all(
             self._config,
@@ -322,6 +325,7 @@ class _Check:
         refused: dict[str, list[Query]] = {}
         uncarried, silent = [], []
         conflicts: set[str] = set()
+        doubts = [f"{service}: {text}" for service, text in chosen.unmet]
         for query, state in snapshot.views.items():
             if isinstance(state, Unknown):
                 refused.setdefault(state.reason, []).append(query)
@@ -331,7 +335,9 @@ class _Check:
             for rule in chosen.rules_of[query]:
                 target = select.target_of(rule, query)
                 if isinstance(target, Target) and isinstance(state, Known):
-                    conflicts.update(self._conflicts(target, rule, query, state))
+                    found = translate(target, [(rule, query, state)], self._store.current(target))
+                    conflicts.update(self._conflicts(target, found, query.service))
+                    doubts += [f"{query.service}: {text}" for text in found.warnings if text.code in MISTYPED]
                 if rule.to.output is not Output.ENDPOINTS or not isinstance(state, Known):
                     continue
                 if isinstance(target, Target) and (reason := self._why_not_carried(target, rule, query, state)):
@@ -345,6 +351,9 @@ class _Check:
             yield Probe(f"reading {_some([q.service for q in queries])}", FAILED, reason, mend)
         if silent:
             yield Probe("peers", WARNING, _some(silent), "rules[].peer, as `consul peering list` has it")
+        if doubts:
+            mend = "rules[].tags (--tag) and rules[].instances.address, as Consul spells them"
+            yield Probe("tags and addresses", WARNING, _some(sorted(set(doubts))), mend)
         if conflicts:
             mend = "bridge sync --dry-run tells how to solve each: rename by to.name, remove the object, or --adopt"
             yield Probe("conflicts", WARNING, f"left alone: {_some(sorted(conflicts))}", mend)
@@ -354,14 +363,14 @@ class _Check:
         elif not refused:
             yield Probe("sizes", OK, "no service is past what its output can carry")
 
-    def _conflicts(self, target: Target, rule: Rule, query: Query, known: Known) -> Iterator[str]:
+    def _conflicts(self, target: Target, found: Translation, service: str) -> Iterator[str]:
         """Services of somebody else where this one service is to go (of Endpoints only a pass knows)."""
-        current = Current(target, self._store.current(target).service)
-        mirror = translate(target, [(rule, query, known)], current).mirror
-        options = self._options
-        plan = planning.plan(target, mirror, current, owner=options.owner, policy=options.policy, adopt=options.adopt)
+        current, options = Current(target, self._store.current(target).service), self._options
+        plan = planning.plan(
+            target, found.mirror, current, owner=options.owner, policy=options.policy, adopt=options.adopt
+        )
         for conflict in plan.conflicts:
-            yield f"{conflict.kind} {target} (for {query.service}): {conflict.reason}"
+            yield f"{conflict.kind} {target} (for {service}): {conflict.reason}"
 
     def _why_not_carried(self, target: Target, rule: Rule, query: Query, known: Known) -> str:
         """Why the control plane cannot mirror the Endpoints of this one service."""
@@ -548,6 +557,8 @@ class _Chosen:
         self._listed: dict[str, frozenset[str]] = {}
         self._claims = select.Claims()
         self._unmappable: list[Skipped] = []
+        self.unmet: list[tuple[str, Reason]] = []
+        """Services of which a rule takes nothing because of its tags, where that looks like a mistake."""
 
     def pin(self) -> None:
         """Take what rules name in full, in namespaces, partitions and peers that are not listed."""
@@ -591,8 +602,10 @@ class _Chosen:
             if select.excluded(service, tags) is not None:
                 continue
             named = select.choices(self._rules, service, datacenter)
-            for choice in select.active(named, tags, self._standing.get((datacenter, service), ())):
+            kept = self._standing.get((datacenter, service), ())
+            for choice in select.active(named, tags, kept):
                 self._claim(choice)
+            self.unmet += [(service, reason) for _, reason in select.unmet(service, named, tags, kept)]
 
     def _claim(self, choice: select.Choice) -> None:
         self.rules_of.setdefault(choice.query, []).append(choice.rule)

@@ -11,9 +11,11 @@ from functools import partial
 
 from bridge.consul.catalog import read_all
 from bridge.consul.client import ConsulConfig
+from bridge.core import select
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Action, Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
+from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
 from bridge.core.state import World
@@ -22,14 +24,14 @@ from bridge.engine.reconcile import Reconciler, apply_plan
 from bridge.engine.resolver import Resolver, ResolverSettings
 from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.slice_rights import slice_rights
-from bridge.errors import CancelledError, StaleError
-from bridge.kube.cache import list_once
+from bridge.errors import BridgeError, CancelledError, StaleError
+from bridge.kube.cache import NamespaceState, list_once, namespace_states
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
 from bridge.kube.writer import Writer
 from bridge.observe.logs import kube_warning
-from bridge.report import Outcome, Report, build_report
+from bridge.report import Outcome, Report, WarningRow, build_report
 from bridge.retry import RetryPolicy, call
 
 Progress = Callable[[str, int, int], None]
@@ -104,7 +106,7 @@ def sync_once(
                 world.refuse(asking, request, 0.0)
             elif request is not None:
                 world.annotate(asking, *request, 0.0)
-        _read_consul(world, consul, options, stop, say)
+        doubts = _read_consul(world, rules, consul, options, stop, say)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
         with_all = partial(
@@ -135,7 +137,10 @@ def sync_once(
         plans = reconciler.plan_all(targets)
         before = {plan.target: store.current(plan.target) for plan in plans}
         outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
-        report = _report(outcomes, reconciler, dry_run=True)
+        report = _report(outcomes, reconciler, doubts, dry_run=True)
+        if options.dry_run:
+            absent = _absent_namespaces(client, plans)
+            report = replace(report, warnings=tuple(sorted((*report.warnings, *absent))))
         if options.dry_run or (confirm is not None and not confirm(report)):
             return report
         writer = Writer(client)
@@ -154,7 +159,7 @@ def sync_once(
             again = {o.plan.target: o for o in _write(reconciler.plan_all(stale), writer, options, stop, say)}
             done.update({target: _together(done[target], again.get(target)) for target in stale})
         outcomes = [replace(outcome, before=before[target]) for target, outcome in done.items()]
-        return _report(outcomes, reconciler, dry_run=False)
+        return _report(outcomes, reconciler, doubts, dry_run=False)
     finally:
         resolver.close()
         client.close()
@@ -162,15 +167,24 @@ def sync_once(
 
 def _read_consul(
     world: World,
+    rules: Sequence[Rule],
     consul: ConsulConfig,
     options: SyncOptions,
     stop: threading.Event,
     say: Progress,
-) -> None:
-    """Fill the world with everything that the rules ask for."""
+) -> list[WarningRow]:
+    """Fill the world with everything that the rules ask for; what looks like a mistake in their tags."""
+    doubts: list[WarningRow] = []
+    by_tags = any(rule.tags for rule in rules)
 
     def choose(datacenter: str, listing: Listing) -> frozenset[Query]:
         world.on_listing(datacenter, listing, now=0.0)
+        for service, tags in listing.services.items() if by_tags else ():
+            named = select.choices(rules, service, datacenter)
+            for choice, reason in select.unmet(service, named, tags, world.remembered_at((datacenter, service))):
+                if isinstance(choice.target, Target):
+                    at = choice.target
+                    doubts.append(WarningRow(at.namespace, at.name, service, datacenter, reason))
         return frozenset(q for q in world.wanted() if q.datacenter == datacenter)
 
     snapshot = read_all(
@@ -188,6 +202,21 @@ def _read_consul(
     for query, state in snapshot.views.items():
         world.on_view(query, state)
     world.expire(now=0.0)
+    return doubts
+
+
+def _absent_namespaces(client: KubeClient, plans: Sequence[Plan]) -> list[WarningRow]:
+    """Namespaces in which something would be made and that do not exist, as far as we may look."""
+    wanted = sorted({p.target.namespace for p in plans if any(c.action is Action.CREATE for c in p.writes)})
+    try:
+        states = namespace_states(client, wanted)
+    except BridgeError:
+        return []
+    return [
+        WarningRow(name, "", "", "", Reason(Code.NAMESPACE_ABSENT, namespace=name))
+        for name, state in states.items()
+        if state is NamespaceState.ABSENT
+    ]
 
 
 def _write(
@@ -254,10 +283,13 @@ def _urgency(plan: Plan) -> tuple[int, str, str]:
     return urgency, plan.target.namespace, plan.target.name
 
 
-def _report(outcomes: Sequence[Outcome], reconciler: Reconciler, *, dry_run: bool) -> Report:
+def _report(
+    outcomes: Sequence[Outcome], reconciler: Reconciler, doubts: Sequence[WarningRow], *, dry_run: bool
+) -> Report:
     """The account, with everything that could not be read: services, whole datacenters, namespaces."""
     world = reconciler.world
     unknown = {**world.trouble(), **{Query(dc, ""): reason for dc, reason in world.listing_trouble().items()}}
-    return build_report(
+    report = build_report(
         outcomes, unknown, dry_run=dry_run, skipped=world.unmappable(), unplanned=reconciler.unplanned()
     )
+    return replace(report, warnings=tuple(sorted({*report.warnings, *doubts})))

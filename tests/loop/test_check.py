@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 
 from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import Annotated, Grant
-from bridge.core.model import Adopt, Destination, Output, Policy, Rule
+from bridge.core.model import Adopt, Destination, InstanceRules, Output, Policy, Rule
 from bridge.engine.check import CheckOptions, check
 from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
+from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.fakes.consul import FakeConsul
 from tests.fakes.kube import FakeKube, Fault
@@ -55,8 +57,12 @@ class Both:
 
     def sync(self, *rules: Rule, **options: Any) -> int:
         """Failures of one pass."""
+        return self.report(*rules, **options).summary.failed
+
+    def report(self, *rules: Rule, **options: Any) -> Report:
+        """One pass."""
         chosen = SyncOptions(retry=QUICK, **options)
-        return sync_once(**self.sides, rules=rules, options=chosen, stop=threading.Event()).summary.failed
+        return sync_once(**self.sides, rules=rules, options=chosen, stop=threading.Event())
 
 
 @pytest.fixture
@@ -353,3 +359,54 @@ def test_services_of_somebody_else_that_are_in_the_way_are_told(both: Both) -> N
     assert "conflicts" not in both.check(rule, adopt=Adopt.UNOWNED)
     both.kube.put("services", {**body, "spec": {"ports": [{"port": 80}], "selector": {"app": "web"}}})
     assert "selector" in both.check(rule, adopt=Adopt.UNOWNED)["conflicts"][1]
+
+
+MISTYPED = (
+    Rule(services=("web",), tags=("HTTP",), to=Destination(namespace="apps", name="cased")),
+    Rule(services=("web",), tags=("sql",), to=Destination(namespace="apps", name="other")),
+    Rule(services=("we*",), tags=("sql",), to=Destination(namespace="apps", name="usual")),
+    Rule(services=("web",), to=Destination(namespace="nosuch"), instances=InstanceRules(address="lann")),
+)
+
+
+def test_what_is_mistyped_is_told_with_what_there_is(both: Both) -> None:
+    """Tags and kinds of addresses, by check and by a dry run, which is no failure."""
+    both.consul.register(
+        "web",
+        "vm-1",
+        "10.0.0.1",
+        80,
+        Tags=["http", "blue"],
+        TaggedAddresses={"lan": {"Address": "10.1.0.1", "Port": 80}},
+    )
+    expected = {
+        "no instance has the tag 'HTTP', but 'http': Consul tells upper from lower case in tags",
+        "no instance has the tag 'sql'; there are blue, http",
+        "no instance has an address of the kind 'lann' (`instances.address`); there are lan, node",
+    }
+    found = both.check(*MISTYPED)
+    state, text = found["tags and addresses"]
+    assert (state, {line for line in expected if line not in text}) == ("warning", set())
+    assert found["namespace nosuch"][0] == "failed"
+    report = both.report(*MISTYPED, dry_run=True)
+    assert {str(row.reason) for row in report.warnings} == expected
+    assert exit_status(report, dry_run=True, exit_code=False) == 0
+    assert sum("tag 'sql'" in row.reason for row in report.warnings) == 1  # that of the rule for many services is usual
+
+
+def test_a_namespace_that_does_not_exist_is_told_by_a_dry_run(both: Both) -> None:
+    """Once, with the way out; one that exists, or that may not be looked at, is nothing to tell."""
+    rules = [Rule(services=("web",), to=Destination(namespace=name)) for name in ("nosuch", "apps")]
+    rules = [replace(rule, continues=True) for rule in rules]
+    (warning,) = both.report(*rules, dry_run=True).warnings
+    assert str(warning.reason) == "namespace nosuch does not exist: kubectl create namespace nosuch"
+    both.kube.forbid("admin", "get", "namespaces", "*")
+    assert both.report(*rules, dry_run=True).warnings == ()
+
+
+def test_tags_that_only_some_services_have_are_nothing_to_tell(both: Both) -> None:
+    """A rule for many services, and one whose tag an instance has."""
+    both.consul.register("web", "vm-1", "10.0.0.1", 80, Tags=["http"])
+    rules = (Rule(tags=("sql",)), Rule(services=("web",), tags=("http",)))
+    assert "tags and addresses" not in both.check(*rules)
+    assert both.report(*rules, dry_run=True).warnings == ()

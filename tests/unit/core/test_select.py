@@ -9,6 +9,7 @@ import pytest
 
 from bridge.core import select
 from bridge.core.model import Bounds, Destination, InstanceRules, Query, Rule, Skipped, Target
+from bridge.core.reasons import Code
 from tests.unit.core.builders import said
 
 
@@ -339,3 +340,30 @@ def test_namespaces_that_may_be_written(
         assert found.reason.startswith(refused)
     else:
         assert isinstance(found, Target)
+
+
+@pytest.mark.parametrize(
+    ("services", "wanted", "kept", "expected"),
+    [
+        (("web",), ("s3",), (), []),
+        (("web",), ("S3",), (), [Code.TAG_CASE]),
+        (("w*",), ("S3",), (), [Code.TAG_CASE]),
+        (("WEB",), ("s3", "sql"), (), [Code.TAG_ABSENT]),
+        (("w*",), ("sql",), (), []),
+        ((), ("sql",), (), []),
+        (("web",), ("sql",), ("web",), []),
+    ],
+)
+def test_tags_of_a_rule_that_look_like_a_mistake(
+    services: tuple[str, ...], wanted: tuple[str, ...], kept: tuple[str, ...], expected: list[Code]
+) -> None:
+    """Another case always, one that is not there when the rule is about this service; what stands says it itself."""
+    named = select.choices([Rule(services=services, tags=wanted)], "web", "dc1")
+    found = select.unmet("web", named, frozenset({"s3", "blue"}), {Target("default", name) for name in kept})
+    assert [reason.code for _, reason in found] == expected
+    assert all("blue, s3" in reason for _, reason in found if reason.code is Code.TAG_ABSENT)
+    assert [reason for _, reason in select.unmet("web", named, frozenset())] == (
+        [f"no instance has the tag {tag!r}; there are none" for tag in wanted]
+        if "web" in map(str.lower, services)
+        else []
+    )

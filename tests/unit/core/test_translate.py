@@ -401,6 +401,22 @@ def test_instances_that_cannot_be_read_are_no_missing_port() -> None:
     assert [s.reason.code for s in found.skipped if not s.instance] == [Code.NO_USABLE_ADDRESSES]
 
 
+def test_a_kind_of_address_that_no_instance_has_is_told_with_those_that_there_are() -> None:
+    """Whether the Service stands already or not; one instance that has it is enough."""
+    rule = Rule(instances=InstanceRules(address="lann"), to=Destination(port=80))
+    lan = replace(instance(), tagged_addresses=(TaggedAddress("lan", "10.1.0.1", 80),))
+    wan = replace(instance(), node_tagged_addresses=(TaggedAddress("wan", "10.2.0.1", 0),))
+    for current in (None, Current(TARGET, service(None))):
+        (hint,) = translate(TARGET, [(rule, QUERY, Known((lan, wan)))], current).warnings
+        assert hint.code is Code.ADDRESS_KIND_ABSENT
+        assert hint.endswith("; there are lan, node, service, wan")
+    found = replace(rule, instances=InstanceRules(address="lan"))
+    assert translate(TARGET, [(found, QUERY, Known((lan, wan)))]).warnings == ()
+    assert translate(TARGET, [(rule, QUERY, Known(()))], Current(TARGET, service(None))).warnings == ()
+    bare = replace(instance(), address="", node_address="")
+    assert translate(TARGET, [(Rule(), QUERY, Known((bare,)))]).warnings[0].endswith("there are none")
+
+
 def test_tags_that_select_nobody_are_compared_with_those_that_are_there() -> None:
     """Another case, or a comma that ends a tag in the annotation: most likely it was meant otherwise."""
     tagged = [instance(tags=("Primary", "a,b"))]
