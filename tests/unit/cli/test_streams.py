@@ -38,7 +38,7 @@ HELD = done(plan(held=(Held(TARGET, Code.HELD_REMOVAL, 12, "too many at once"),)
         (report(created(1), dry_run=False), ["--exit-code"], 0),
         (report(HELD, dry_run=False), [], 3),
         (report(unknown={Query("dc1", "a"): "x"}), [], 1),
-        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, said("x")),))), dry_run=False), [], 0),
+        (report(done(plan(conflicts=(Conflict(TARGET, Kind.SERVICE, said("x")),))), dry_run=False), [], 5),
         (report(done(plan(skipped=(Skipped("a", "b", said("c")),))), dry_run=False), [], 0),
     ],
 )
