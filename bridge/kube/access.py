@@ -34,8 +34,12 @@ from bridge.errors import ConfigurationError, TransientError
 from bridge.kube import faults, kubeconfig
 from bridge.kube.plugin import Credential, Plugin, Renewals
 from bridge.proxies import Proxy, checked, proxy_for
+from bridge.retry import RetryPolicy
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+AGAIN = RetryPolicy(floor_seconds=1.0, cap_seconds=30.0)
+"""How soon a certificate that could not be used is tried again."""
+
 AUTH_SECONDS = 1.0
 """How often it is looked whether files have changed or a token is due, at most."""
 RELOAD_SECONDS = 10.0
@@ -75,6 +79,7 @@ class Access:
         self._authorization = ""
         self._auth_at = self._loaded_at = time.monotonic()
         self._file_trouble = ""
+        self._refused, self._try_at = 0, 0.0
         self._stamps: dict[str, tuple[int, ...]] = {}
         self._digests: dict[str, bytes] = {}
         self.generation = 0
@@ -185,8 +190,9 @@ class Access:
 
     def _look(self) -> bool:
         """Take what is new; whether connections must be made anew."""
+        again = self._refused > 0 and time.monotonic() >= self._try_at and self._take_certificate()
         loaded = self._loaded
-        changed = self._tls_changed(loaded)
+        changed = self._tls_changed(loaded) or again
         if self._renewals is not None:
             self._used = self._renewals.current()
             token = self._used.token
@@ -298,14 +304,24 @@ class Access:
         credential = self._renewals.current() if self._renewals is not None else Credential()
         if credential.certificate:
             with self._lock:
-                try:
-                    self._reload()
-                except ConfigurationError as error:
-                    self._file_trouble = f"{error} (the old certificate stays in use)"
-                    return
-                self.generation += 1
+                taken = self._take_certificate()
+            if not taken:
+                return
             self._tell()
         self.authorization(fresh=True)
+
+    def _take_certificate(self) -> bool:
+        """Use the plugin's certificate; what hinders that (a kubeconfig that is half written) is tried again later."""
+        try:
+            self._reload()
+        except ConfigurationError as error:
+            self._file_trouble = f"{error} (the old certificate stays in use)"
+            self._refused += 1
+            self._try_at = time.monotonic() + AGAIN.wait_seconds(self._refused)
+            return False
+        self._refused = 0
+        self.generation += 1
+        return True
 
     # ------------------------------------------------------------------ connections
 

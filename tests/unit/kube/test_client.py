@@ -23,6 +23,7 @@ from bridge.errors import BridgeError, ConfigurationError, PermanentError, Trans
 from bridge.kube import access as access_module
 from bridge.kube import transport as transport_module
 from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
+from bridge.retry import RetryPolicy
 from tests.fakes.kube import ADMIN_TOKEN, FakeKube, Fault
 
 SECRET = "s3cr3t-t0ken-of-the-user"
@@ -446,6 +447,13 @@ def test_a_renewed_certificate_of_a_plugin_moves_nobody_to_another_cluster(
     assert (access.generation, told) == (0, [])
     words = "names another server now, https://127.0.0.1:2" if what == "another server" else "other.pem"
     assert words in access.trouble
+    monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
+    monkeypatch.setattr(access_module, "AGAIN", RetryPolicy(floor_seconds=0.01, cap_seconds=0.01))
+    configured("https://127.0.0.1:1", "ca.pem")
+    access._try_at = 0.0
+    access.authorization()
+    assert (access.generation, told, access.trouble) == (1, [True], "")
+    assert access.certificate != before[2]
     access.close()
 
 
