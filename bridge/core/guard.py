@@ -7,6 +7,9 @@ each namespace. What happens in one scope never changes what the guard says in a
 | --- | --- |
 | within a minute, more than half of the ready endpoints (and at least ten) are no longer listed | holds the removals |
 | within a minute, more than 80 % of the ready endpoints (and at least ten) stop being ready, listed or not | holds what only turns not ready |
+| the tags or meta of instances take them out of what a rule selects, while Consul lists them | lets it pass, and \
+charges it to nothing; but more than half of the ready endpoints of one target (and at least ten) at once count as \
+no longer listed, and all do after a rebuild |
 | Consul was rebuilt or restored | holds every removal of that datacenter for ten minutes, in every scope |
 | a user sends away or changes what their Service is filled with | lets it pass, and charges it to nothing |
 | anything else | lets it pass |
@@ -346,6 +349,7 @@ class _Ledger:
 
     def admit(self, plans: Sequence[Plan], ready: int, now: float, *, force: bool) -> Mapping[Target, Held]:
         self._age(now)
+        plans = [self._counted(plan, now) for plan in plans]
         taking = []
         for plan in plans:
             self._pending.pop(plan.target)
@@ -433,6 +437,7 @@ class _Ledger:
                 sentence,
                 lost=lost > 0,
                 flips=flipped > 0,
+                deselected=lost > 0 and plan.deselected > 0,
                 releasing=self._releases.counts(plan.target),
             )
             since = now if hold is None else hold.since
@@ -513,6 +518,22 @@ class _Ledger:
 
     def _exceeds(self, found: _Sum, percent: int) -> bool:
         return percent > 0 and found.part >= self._settings.removal_minimum and found.part * 100 > found.whole * percent
+
+    def _counted(self, plan: Plan, now: float) -> Plan:
+        """The plan with what is not selected any more as a part of what is lost, or as no part of it.
+
+        A tag that moves is its owner's word (Patroni's primary is found by one, and it would be wrong to keep the old).
+        When most instances of one service lose it together, a broken deployment is more likely; and a Consul that was
+        restored has tags of the past.
+        """
+        if not plan.deselected:
+            return plan
+        hold = self.holds.get(plan.target)
+        goes_on = hold is not None and hold.held.deselected
+        most = self._exceeds(_Sum(plan.deselected, plan.ready_before), self._settings.removal_percent)
+        if goes_on or most or self._rebuilds.last((q.datacenter for q in plan.queries), self._scope, now):
+            return replace(plan, lost=plan.lost + plan.deselected)
+        return replace(plan, deselected=0)
 
     def _is_let_go(self, target: Target, now: float) -> bool:
         """Whether what is lost at a target is let go: by force, or because its hold has lasted for long enough."""

@@ -92,12 +92,14 @@ class Known:
     """Consul answered, and this is what it holds: possibly no instance at all. Sorted by (node, id).
 
     `hidden`: there are more, on nodes that our token may not see. `left_out`: (instance, reason) of those that are
-    registered with something that nobody could use.
+    registered with something that nobody could use. `former`: how instances that are still here were seen before their
+    tags or meta changed.
     """
 
     instances: tuple[Instance, ...]
     hidden: bool = False
     left_out: tuple[tuple[str, Reason], ...] = ()
+    former: tuple[Instance, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +227,9 @@ class Mirror:
 
     `groups` are sorted by (family, ports) and never empty inside. `queries` are the Consul services behind it.
     `labels` and `annotations` are those that we set in addition to the marks of ownership. `withheld` are endpoints
-    that Consul lists and that are left out for their health: they are not lost, they are worse than not ready. `type`
-    is the Service's type where the rule sets one ("": whatever it is).
+    that Consul lists and that are left out for their health: they are not lost, they are worse than not ready.
+    `deselected` are endpoints of instances that Consul lists and that have lost what the rule selects by. `type` is the
+    Service's type where the rule sets one ("": whatever it is).
     """
 
     target: Target
@@ -240,6 +243,7 @@ class Mirror:
     annotations: Pairs = ()
     max_endpoints_per_slice: int = 100
     withheld: tuple[Group, ...] = ()
+    deselected: tuple[Group, ...] = ()
     type: str = ""
 
     @property
@@ -501,7 +505,8 @@ class Held:
     """Something that the guard refused to take away. `endpoints` counts the ready endpoints kept.
 
     `cause` is HELD_REMOVAL, HELD_PANIC or HELD_REBUILT. `lost`: endpoints that Consul no longer lists stay; `flips`:
-    endpoints that would turn not ready stay ready. `releasing`: a forced pass is taking them away; meanwhile nothing is
+    endpoints that would turn not ready stay ready; `deselected`: endpoints stay that are not selected any more.
+    `releasing`: a forced pass is taking them away; meanwhile nothing is
     written at the target.
     """
 
@@ -511,6 +516,7 @@ class Held:
     reason: str
     lost: bool = True
     flips: bool = False
+    deselected: bool = False
     releasing: bool = False
 
 
@@ -520,9 +526,10 @@ class Plan:
 
     Counted in ready endpoints of our own objects (an address on two port groups is two): `ready_before` now, `lost`
     those that would go because Consul no longer lists them, `flipped` those that it lists and that would stop being
-    ready. What a policy or a conflict prevents counts as neither, and nothing does that a user sends away or changes
-    (`dismissed`: the Service that was filled does not ask any more, or asks for something else). `scope`: with whom
-    the guard adds this up. `released`: when a forced pass let go what is lost here, as our objects say (`release`).
+    ready, `deselected` those that it lists and whose tags or meta are no longer what the rule selects by. What a policy
+    or a conflict prevents counts as none of these, and nothing does that a user sends away or changes (`dismissed`: the
+    Service that was filled does not ask any more, or asks for something else). `scope`: with whom the guard adds this
+    up. `released`: when a forced pass let go what is lost here, as our objects say (`release`).
 
     `unmirrored`: our slices stay although the output is Endpoints now, until `Current.mirrored` shows that the control
     plane has copied those. Look at its slices and plan again, about a second later.
@@ -544,6 +551,7 @@ class Plan:
     ready_before: int = 0
     lost: int = 0
     flipped: int = 0
+    deselected: int = 0
     unmirrored: bool = False
     dismissed: bool = False
     scope: Scope = Scope()

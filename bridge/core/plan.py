@@ -135,8 +135,9 @@ def plan(
         _remove(draft, current)
     seen = _seen(draft, desired, current)
     before = _ready_endpoints(_groups_of(current, owner))
-    lost, flipped = _taken(before, desired, current, draft) if before and not dismissed else (0, 0)
-    if released and (lost or flipped):
+    taken = _taken(before, desired, current, draft) if before and not dismissed else (0, 0, 0)
+    lost, flipped, deselected = taken
+    if released and any(taken):
         draft.changes = [release.marked(change, released) for change in draft.changes]
     _sign(draft, installation, force)
     return Plan(
@@ -151,6 +152,7 @@ def plan(
         ready_before=len(before),
         lost=lost,
         flipped=flipped,
+        deselected=deselected,
         unmirrored=draft.unmirrored,
         dismissed=dismissed,
         scope=scope_of(current, owner, desired),
@@ -214,8 +216,18 @@ def scope_of(current: Current, owner: str, desired: Mirror | None = None) -> Sco
     return Scope(datacenters=tuple(sorted({name for text in found for name in text.split(",") if name})))
 
 
-def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool, owner: str | None = None) -> Mirror:
+def retain(
+    desired: Mirror,
+    current: Current,
+    *,
+    lost: bool,
+    flips: bool,
+    deselected: bool = False,
+    owner: str | None = None,
+) -> Mirror:
     """`desired` with what would be taken away put back: `lost` endpoints listed again, `flips` kept ready.
+
+    `deselected`: also those that Consul lists and the rule no longer selects.
 
     Additions, address changes and everything else of `desired` stay as they are. An endpoint is put back with those of
     its ports only that are really lost, so that no address and port are there twice. Without `owner`, any bridge's
@@ -229,6 +241,7 @@ def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool, owner:
     ready_before -= _ready_pairs(desired.groups)
     listed = _pairs(desired.groups)
     withheld = _pairs(desired.withheld) - listed
+    dropped = _pairs(desired.deselected) - listed - withheld
     if flips:
         for (_, ports), endpoints in members.items():
             for address, endpoint in endpoints.items():
@@ -239,7 +252,7 @@ def retain(desired: Mirror, current: Current, *, lost: bool, flips: bool, owner:
         back = []
         for port in ports or NO_PORTS:
             pair = _pair(address, port)
-            if pair not in listed and (flips if pair in withheld else lost):
+            if pair not in listed and (flips if pair in withheld else deselected if pair in dropped else lost):
                 listed.add(pair)
                 back.append(replace(port, name=names.get(port.name, port.name)))
         if back:
@@ -815,8 +828,8 @@ def _pairs(groups: Iterable[Group]) -> set[Pair]:
     return {_pair(e.address, p) for g in groups for e in g.endpoints for p in g.ports or NO_PORTS}
 
 
-def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Draft) -> tuple[int, int]:
-    """How many of the ready endpoints would be lost, and how many would stop being ready, by these changes."""
+def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Draft) -> tuple[int, int, int]:
+    """How many ready endpoints would be lost by these changes, would stop being ready, or are not selected any more."""
     written = {(c.kind, c.name): c for c in draft.changes if c.action is not Action.UNCHANGED}
     after: set[Pair] = set()
     carriers: list[CurrentEndpoints | CurrentSlice] = [s for s in current.slices if draft.ours(s.meta)]
@@ -828,14 +841,19 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Dra
     for change in written.values():
         after |= _ready_pairs(_groups_in(change.body))
     listed = _pairs((*desired.groups, *desired.withheld)) if desired is not None else set()
-    lost = flipped = 0
+    dropped = _pairs(desired.deselected) - listed if desired is not None else set()
+    lost = flipped = deselected = 0
     for _, address, ports in before:
         pairs = _pairs_at(address, ports)
         if not all(pair in after for pair in pairs):
-            gone = any(pair not in after and pair not in listed for pair in pairs)
-            lost += gone
-            flipped += not gone
-    return lost, flipped
+            missing = {pair for pair in pairs if pair not in after}
+            if missing <= dropped:
+                deselected += 1
+            elif missing <= listed | dropped:
+                flipped += 1
+            else:
+                lost += 1
+    return lost, flipped, deselected
 
 
 def _ready_pairs(groups: Iterable[Group]) -> set[Pair]:

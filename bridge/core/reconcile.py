@@ -330,10 +330,17 @@ def _compare(
 
 
 def _kept(
-    desired: Mirror, current: Current, options: PlanOptions, around: Surroundings, *, lost: bool, flips: bool
+    desired: Mirror,
+    current: Current,
+    options: PlanOptions,
+    around: Surroundings,
+    *,
+    lost: bool,
+    flips: bool,
+    deselected: bool = False,
 ) -> Mirror:
     """What is to be, with what would be taken away kept in place."""
-    kept = planning.retain(desired, current, lost=lost, flips=flips, owner=options.owner)
+    kept = planning.retain(desired, current, lost=lost, flips=flips, deselected=deselected, owner=options.owner)
     marked = as_before(kept, current, options.owner)
     return marked if marked == kept else as_before(kept, _written(current, options, around), options.owner)
 
@@ -386,7 +393,15 @@ def _held_back(draft: Draft, held: Held, options: PlanOptions, around: Surroundi
     before = draft.plan
     if draft.desired is None or held.releasing:
         return replace(before, changes=(), held=(held,), ready=before.ready_before)
-    kept = _kept(draft.desired, draft.current, options, around, lost=held.lost, flips=held.flips)
+    kept = _kept(
+        draft.desired,
+        draft.current,
+        options,
+        around,
+        lost=held.lost,
+        flips=held.flips,
+        deselected=held.deselected,
+    )
     warnings = tuple(w for w in before.warnings if w.code is not Code.FOREIGN_SLICE)  # these are found again
     plan = _compare(before.target, kept, draft.current, options, around, before.skipped, warnings)
     if draft.leaving:

@@ -15,15 +15,18 @@ Not thread-safe: the reconciler holds a lock around it. The cost of one view doe
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bridge.core import select
 from bridge.core.annotated import Refusal
-from bridge.core.model import Gone, Knowledge, Known, Listing, Query, Rule, Skipped, Target, Unknown
+from bridge.core.model import Gone, Instance, Knowledge, Known, Listing, Query, Rule, Skipped, Target, Unknown
 
 Name = tuple[str, str]
 """A service name of a datacenter: (datacenter, service)."""
 
+
+FORMER_WAYS = 2
+"""In how many ways an instance is remembered that had other tags or meta."""
 
 IDLE_SECONDS = (0.5, 30.0)
 """What nobody feeds any more is looked at when its grace is over, then less and less often, if it still may not go."""
@@ -116,10 +119,11 @@ class World:
             return set()
         recovered = self._trouble.pop(query, None) is not None
         known = Known(()) if isinstance(state, Gone) else state
-        same = self._views.get(query) == known
+        before = self._views.get(query)
+        same = before == known
         if same and not recovered:
             return set()
-        self._views[query] = known
+        self._views[query] = known if before is None else replace(known, former=_former(before, known))
         left = self._remembered_by.get((query.datacenter, query.service), set()) & self._idle.keys()
         return left if same else left | self._feeds.get(query, set())
 
@@ -547,6 +551,24 @@ class World:
             return not narrow
         queries = {choice.query for choice in self.chosen(name)} or {Query(datacenter, service)}
         return all(query not in self._trouble and self._views.get(query) == Known(()) for query in queries)
+
+
+def _former(before: Known, now: Known) -> tuple[Instance, ...]:
+    """How the instances that are still there were seen before their tags or meta changed, each in its last ways."""
+    was = {(i.node, i.id): i for i in before.instances if i.tags or i.meta}
+    if not was and not before.former:
+        return ()
+    kept: dict[tuple[str, str], list[Instance]] = {}
+    for instance in before.former:
+        kept.setdefault((instance.node, instance.id), []).append(instance)
+    found: list[Instance] = []
+    for instance in now.instances:
+        key = instance.node, instance.id
+        old, ways = was.get(key), kept.get(key, [])
+        if old is not None and (old.tags, old.meta) != (instance.tags, instance.meta):
+            ways = [*(w for w in ways if (w.tags, w.meta) != (old.tags, old.meta)), old]
+        found += ways[-FORMER_WAYS:]
+    return tuple(found)
 
 
 def _name_of(query: Query) -> Name:

@@ -139,6 +139,9 @@ def translate(
     main = "" if rule.to.annotated else _main_name(fates, service)
     names = {} if rule.to.annotated else _names(fates, main, service, rule)
     groups, withheld = _groups((fate for _, _, fate in fates), main, names)
+    deselected: tuple[Group, ...] = ()
+    if dropped := [f for r, _, known in sources for f in _deselected(known, r, current, resolved, cluster_nodes)]:
+        deselected = tuple(group for found in _groups(dropped, main, names) for group in found)
     service_ports: tuple[Port, ...] | None = None
     warnings: tuple[Reason, ...] = ()
     if not rule.to.annotated:
@@ -168,6 +171,7 @@ def translate(
         annotations=annotations,
         max_endpoints_per_slice=rule.to.max_endpoints_per_slice,
         withheld=withheld,
+        deselected=deselected,
         type=rule.to.type,
     )
     warnings = (
@@ -296,6 +300,22 @@ def _fate_of(
         ports,
         tuple([(a.family, _endpoint(a.text, ready, serving, terminating, zone, node_name, for_zone)) for a in found]),
     )
+
+
+def _deselected(
+    known: Known, rule: Rule, current: Current | None, resolved: Resolved | None, cluster_nodes: ClusterNodes
+) -> list[Fate]:
+    """What would become of instances that the rule selected once, and that their tags or meta took out of it.
+
+    Their own change tells that somebody wants it, and that Consul has not lost them; a rule that was changed does not.
+    """
+    if not known.former or current is None:
+        return []
+    selected = {(i.node, i.id) for i in known.former if selects(rule, i)}
+    there = [i for i in known.instances if (i.node, i.id) in selected and not selects(rule, i)]
+    if not there:
+        return []
+    return fates_of(there, replace(rule, tags=(), meta=()), current, resolved, cluster_nodes)
 
 
 def _selects_nobody(rule: Rule, known: Known) -> bool:

@@ -589,6 +589,36 @@ def test_what_a_person_sends_away_goes_at_once_however_much_it_is(
         strictly.stop()
 
 
+def test_databases_that_fail_over_together_are_followed(
+    running: Running, tmp_path: Path, eventually: Eventually
+) -> None:
+    """The tag of each moves: first no instance has it, and no old primary is kept."""
+    names = [f"pg-{n}" for n in range(12)]
+
+    def tag(first: str, second: str) -> None:
+        for number, name in enumerate(names):
+            for node, word in (("a", first), ("b", second)):
+                running.consul.register(name, f"{name}-{node}", f"10.1.{number}.{ord(node)}", 5432, Tags=[word])
+
+    def primaries(node: str) -> list[list[str]]:
+        return [[f"10.1.{number}.{ord(node)}"] for number in range(len(names))]
+
+    tag("primary", "replica")
+    running.bridge = Bridge(
+        consul=ConsulConfig(address=running.consul.address),
+        kube=KubeConfig(kubeconfig=running.kubeconfig),
+        rules=(Rule(tags=("primary",), to=Destination(namespace="default")),),
+        options=OPTIONS,
+    )
+    running.start()
+    eventually(lambda: [running.ready(name) for name in names], primaries("a"))
+    tag("replica", "replica")
+    eventually(lambda: [running.ready(name) for name in names], [[] for _ in names])
+    tag("replica", "primary")
+    eventually(lambda: [running.ready(name) for name in names], primaries("b"))
+    assert running.bridge.ready()[1]["held"] == []
+
+
 @pytest.mark.parametrize("events", [True, False])
 def test_events_are_written_unless_the_settings_say_no(tmp_path: Path, eventually: Eventually, events: bool) -> None:
     """Of a Service and its Endpoints that were created, while those of twenty more come; or none, by nobody."""

@@ -455,6 +455,46 @@ def test_a_release_counts_once() -> None:
     assert not held(guard, [taking(0, 20)], 30, 4.0)[TARGETS[0]].releasing
 
 
+def dropping(number: int, deselected: int, before: int, lost: int = 0) -> Plan:
+    """A plan of a target of which so many endpoints are no longer selected, although Consul lists them."""
+    left = before - lost - deselected
+    return replace(taking(number, lost, before=before, ready=left), deselected=deselected)
+
+
+def test_tags_that_move_are_held_by_nothing_and_charged_to_nothing() -> None:
+    """However many services fail over at once; what is lost beside them is judged as ever."""
+    guard = Guard(GuardSettings())
+    assert held(guard, [dropping(n, 1, 1) for n in range(20)], 20) == {}
+    for n in range(20):
+        guard.applied(TARGETS[n])
+    assert held(guard, [taking(n, 1) for n in range(20, 30)], 20, 1.0) == {}
+    both = held(Guard(GuardSettings()), [dropping(0, 5, 40, lost=30)], 40)[TARGETS[0]]
+    assert (both.endpoints, both.lost, both.deselected) == (30, True, False)
+
+
+def test_most_of_one_service_not_selected_together_counts_as_lost() -> None:
+    """Then it is held by the sums of its scope, and for as long as those who lost more."""
+    guard = Guard(GuardSettings())
+    assert held(guard, [dropping(0, 20, 30)], 100) == {}
+    guard = Guard(GuardSettings())
+    found = held(guard, [dropping(0, 20, 30)], 30)[TARGETS[0]]
+    assert (found.endpoints, found.lost, found.deselected) == (20, True, True)
+    assert held(guard, [dropping(0, 11, 30)], 30, 1.0)[TARGETS[0]].deselected
+    assert held(guard, [dropping(0, 9, 30)], 30, 62.0) == {}
+    assert held(Guard(GuardSettings()), [dropping(0, 9, 9)], 9) == {}
+    assert held(Guard(GuardSettings(removal_percent=0)), [dropping(0, 20, 30)], 30) == {}
+
+
+def test_nothing_that_is_not_selected_goes_after_a_rebuild() -> None:
+    """A restored Consul has tags of the past."""
+    guard = Guard(GuardSettings())
+    guard.rebuilt("dc1", 0.0)
+    found = held(guard, [dropping(0, 1, 1)], 100, 10.0)[TARGETS[0]]
+    assert (found.cause, found.endpoints, found.deselected) == (Code.HELD_REBUILT, 1, True)
+    assert held(guard, [dropping(0, 1, 1)], 100, 601.0) == {}
+    assert guard.active() == ()
+
+
 def test_a_hold_can_be_let_go_after_a_time() -> None:
     """Counted from its beginning; what was let go stays free until it is in order again."""
     guard = Guard(GuardSettings(hold_release_seconds=100))
@@ -679,8 +719,8 @@ class Step:
 
     what: str
     pause: float
-    changes: tuple[tuple[int, int, int, bool], ...]
-    """(target, lost, flipped, dismissed) of each plan; a target is always of the same scope."""
+    changes: tuple[tuple[int, int, int, bool, int], ...]
+    """(target, lost, flipped, dismissed, deselected) of each plan; a target is always of the same scope."""
     ready: tuple[int, ...]
 
 
@@ -694,7 +734,13 @@ steps = st.lists(
         what=st.sampled_from(["admit"] * 6 + ["force", "applied", "applied", "forget", "rebuilt", "look"]),
         pause=st.sampled_from([0.0, 0.5, 5.0, 30.0, 61.0, 700.0]),
         changes=st.lists(
-            st.tuples(st.integers(0, 8), st.integers(0, 40), st.integers(0, 40), st.sampled_from([False] * 7 + [True])),
+            st.tuples(
+                st.integers(0, 8),
+                st.integers(0, 40),
+                st.integers(0, 40),
+                st.sampled_from([False] * 7 + [True]),
+                st.sampled_from([0, 0, 1, 15, 40]),
+            ),
             min_size=1,
             max_size=6,
             unique_by=lambda change: change[0],
@@ -706,6 +752,12 @@ steps = st.lists(
 )
 
 
+def planned_by(change: tuple[int, int, int, bool, int]) -> Plan:
+    number, lost, flips, away, dropped = change
+    plan = taking(number, lost, flips, before=lost + flips + dropped, ready=0, scope=scope_at(number))
+    return replace(plan, dismissed=True, lost=0, flipped=0) if away else replace(plan, deselected=dropped)
+
+
 def played(history: Sequence[Step], only: Scope, *, alone: bool) -> list[object]:
     """What a guard says about one scope, with the history of all scopes, or with its own `alone`."""
     guard, now, said = Guard(GuardSettings()), 0.0, list[object]()
@@ -715,10 +767,7 @@ def played(history: Sequence[Step], only: Scope, *, alone: bool) -> list[object]
         mine = [c for c in step.changes if not alone or scope_at(c[0]) == only]
         numbers = [c[0] for c in mine]
         if step.what in ("admit", "force"):
-            plans = [
-                replace(taking(n, lost, flips, scope=scope_at(n)), dismissed=away) for n, lost, flips, away in mine
-            ]
-            plans = [replace(p, lost=0, flipped=0) if p.dismissed else p for p in plans]
+            plans = [planned_by(change) for change in mine]
             found = guard.admit(plans, ready.__getitem__, now, force=step.what == "force").held
             said.append({t: h for t, h in found.items() if scope_at(TARGETS.index(t)) == only})
         elif step.what == "rebuilt":
@@ -749,9 +798,9 @@ def test_every_hold_whose_window_has_passed_and_whose_losses_are_below_the_thres
     guard, now, plans = Guard(GuardSettings()), 0.0, dict[Target, Plan]()
     for step in history:
         now += step.pause
-        for number, lost, flips, away in step.changes:
-            plan = replace(taking(number, lost, flips, scope=scope_at(number)), dismissed=away)
-            plans[plan.target] = replace(plan, lost=0, flipped=0) if away else plan
+        for change in step.changes:
+            plan = planned_by(change)
+            plans[plan.target] = plan
         together = [plans[TARGETS[c[0]]] for c in step.changes]
         match step.what:
             case "applied":
@@ -774,11 +823,15 @@ def test_every_hold_whose_window_has_passed_and_whose_losses_are_below_the_thres
             found = guard.admit([plans[target]], total.__getitem__, now).held.get(target, NOT_HELD)
             guard.applied(target)  # and what was let go is not there any more
             lost, flips = plans[target].lost * found.lost, plans[target].flipped * found.flips
-            plans[target] = replace(plans[target], ready_before=lost + flips, lost=lost, flipped=flips)
+            dropped = plans[target].deselected * found.deselected
+            before = lost + flips + dropped
+            plans[target] = replace(
+                plans[target], ready_before=before, ready=0, lost=lost, flipped=flips, deselected=dropped
+            )
         again = guard.released(now, total.__getitem__)
     for scope in SCOPES:
         holds = [h for h in guard.active() if plans[h.target].scope == scope]
-        lost = sum(plans[h.target].lost for h in holds)
+        lost = sum(plans[h.target].lost + plans[h.target].deselected * h.deselected for h in holds)
         taken = lost + sum(plans[h.target].flipped for h in holds)
         for hold in holds:
             assert hold.cause in ("removal", "panic")

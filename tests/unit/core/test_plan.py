@@ -813,6 +813,26 @@ def test_withheld_instances_are_flipped_and_not_lost() -> None:
     assert pairs(kept.groups) == {("10.0.0.1", "", 8080, "TCP"), ("10.0.0.2", "", 8080, "TCP")}
 
 
+def test_what_is_not_selected_any_more_is_neither_lost_nor_flipped() -> None:
+    """Unless one of its ports is; and it is put back only where it is asked for."""
+    cluster = cluster_of(Output.ENDPOINTS)
+    desired = mirror_of(instances(1), rule(), cluster.current())
+    gone = group(*ready("10.0.0.2"), ports=desired.groups[0].ports)
+    desired = replace(desired, deselected=(gone,))
+    found = planned(desired, cluster.current())
+    assert (found.lost, found.flipped, found.deselected) == (1, 0, 1)
+
+    def kept(**what: bool) -> list[str]:
+        given = {"lost": False, "flips": False, "deselected": False, **what}
+        found = retain(desired, cluster.current(), owner=None, **given)
+        return sorted(e.address for g in found.groups for e in g.endpoints)
+
+    assert kept(lost=True) == ["10.0.0.1", "10.0.0.3"]
+    assert kept(deselected=True) == ["10.0.0.1", "10.0.0.2"]
+    sick = replace(desired, deselected=(), withheld=(gone,))
+    assert planned(sick, cluster.current()).flipped == 1
+
+
 @pytest.mark.parametrize(
     ("lost", "flips", "expected"),
     [

@@ -53,6 +53,27 @@ def world(*names: str, grace: float = 30.0, rules: tuple[Rule, ...] = RULES) -> 
     return made
 
 
+def test_how_an_instance_was_before_its_tags_changed_is_known_while_it_is_there() -> None:
+    """In its last two ways, health apart; an instance that has gone and comes again is another one."""
+    made = world("web")
+
+    def seen(*tags: str, status: Status = Status.PASSING) -> list[tuple[str, ...]]:
+        (only,) = known("10.0.0.1").instances
+        made.on_view(WEB, Known((replace(only, tags=tags, status=status),)))
+        (source,) = made.sources(HERE) or ()
+        return [i.tags for i in source.known.former]
+
+    assert seen("replica") == []
+    assert seen("primary") == [("replica",)]
+    assert seen("primary", status=Status.CRITICAL) == [("replica",)]
+    assert seen() == [("replica",), ("primary",)]
+    assert seen("primary") == [("replica",), ("primary",)]
+    assert seen("old") == [("replica",), ("primary",)]
+    assert seen("older") == [("primary",), ("old",)]
+    made.on_view(WEB, Known(()))
+    assert seen("primary") == []
+
+
 def test_what_only_annotations_ask_for_is_told_apart() -> None:
     """A service that a rule selects as well is the operator's business."""
     made = world("web")

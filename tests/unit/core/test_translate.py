@@ -80,6 +80,31 @@ def test_what_a_rule_omits_is_withheld_and_said(status: Status) -> None:
     assert found.skipped == (Skipped("radosgw", "vm-10.0.0.1/id-10.0.0.1-8080", said(reason)),)
 
 
+@pytest.mark.parametrize(
+    ("tags", "former", "expected"),
+    [
+        (("primary",), ("replica",), []),
+        (("replica",), ("primary",), ["10.0.0.1"]),
+        (("replica",), ("other",), []),
+        (("replica",), (), []),
+    ],
+)
+def test_an_instance_that_lost_its_tag_is_told_from_one_that_never_had_it(
+    tags: tuple[str, ...], former: tuple[str, ...], expected: list[str]
+) -> None:
+    """By the rule as it is now: what a changed rule leaves out, no instance has said."""
+    by = replace(rule(), tags=("primary",))
+    now = instance(tags=tags)
+    known = Known((now, instance("10.0.0.2", tags=("primary",))), former=(replace(now, tags=former),) if former else ())
+    current = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
+    found = translate(TARGET, [(by, QUERY, known)], current)
+    assert found.mirror is not None
+    assert [e.address for g in found.mirror.deselected for e in g.endpoints] == expected
+    without = translate(TARGET, [(by, QUERY, known)])
+    assert without.mirror is not None
+    assert without.mirror.deselected == ()
+
+
 def test_an_address_that_another_instance_has_ready_is_not_withheld() -> None:
     """The same address and port from two instances is one endpoint."""
     found = [instance(), instance(status=Status.CRITICAL, id="other")]
