@@ -21,7 +21,7 @@ import yaml
 
 from tests.lab import Lab
 from tests.program import Daemon, environment
-from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
 pytestmark = pytest.mark.lab
 
@@ -46,7 +46,7 @@ class Town:
     bad: str
     good: str
     violations: list[str] = field(default_factory=list)
-    seen: int = 0
+    seen: dict[str, int] = field(default_factory=lambda: {ENDPOINTS: 0, SLICES: 0})
     _turn: int = 0
 
     def ask(self, name: str, service: str, *, create: bool = False, label: str = "true", **marks: str) -> None:
@@ -159,35 +159,51 @@ def _clean(lab: Lab, prefix: str) -> None:
 
 @contextlib.contextmanager
 def _watched(town: Town) -> Iterator[None]:
-    """Every version of the good namespace's Endpoints is looked at: the anchors are in it, always."""
+    """Every version of the good namespace's Endpoints and slices is looked at: the anchors are in them, always."""
     stop = threading.Event()
     anchors = {"db": {f"10.79.2.{n + 1}" for n in range(1, 6)}, "ldap": {f"10.79.4.{n + 1}" for n in range(6)}}
-    client = town.lab.raw_kube()
+    clients = {base: town.lab.raw_kube() for base in (ENDPOINTS, SLICES)}
 
-    def look() -> None:
-        path = ENDPOINTS.format(namespace=town.good)
-        version = client.json("GET", path)["metadata"]["resourceVersion"]
+    def look(base: str) -> None:
+        path, client = base.format(namespace=town.good), clients[base]
+        first = client.json("GET", path)
+        objects = {item["metadata"]["name"]: item for item in first["items"]}
         try:
-            for event in client.watch(path, version):
-                name = event["object"]["metadata"]["name"]
-                there = {address for address, _ in ready_addresses(event["object"])}
-                there = set() if event["type"] == "DELETED" else there
-                town.seen += 1
-                if lacking := anchors.get(name, set()) - there:
-                    town.violations.append(f"{event['type']} {name}: without {sorted(lacking)}")
+            for event in client.watch(path, first["metadata"]["resourceVersion"]):
+                found = event["object"]
+                objects[found["metadata"]["name"]] = found if event["type"] != "DELETED" else None
+                service = _service_of(found)
+                there = {a for o in objects.values() if o is not None and _service_of(o) == service for a in _ready(o)}
+                town.seen[base] += 1
+                if lacking := anchors.get(service, set()) - there:
+                    town.violations.append(f"{event['type']} {found['kind']} of {service}: without {sorted(lacking)}")
         except (OSError, ValueError, HTTPException, AttributeError):
             if not stop.is_set():
                 raise
 
-    thread = threading.Thread(target=look, name="tenants-watch")
-    thread.start()
+    threads = [threading.Thread(target=look, args=(base,), name="tenants-watch") for base in clients]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        client.interrupt()
-        thread.join()
-        client.close()
+        for client, thread in zip(clients.values(), threads, strict=True):
+            client.interrupt()
+            thread.join()
+            client.close()
+
+
+def _service_of(found: Json) -> str:
+    """The Service that Endpoints or a slice belong to."""
+    return str((found["metadata"].get("labels") or {}).get("kubernetes.io/service-name") or found["metadata"]["name"])
+
+
+def _ready(found: Json) -> set[str]:
+    """The ready addresses of Endpoints or of a slice."""
+    entries = found.get("endpoints") or []
+    listed = {address for entry in entries if entry["conditions"]["ready"] for address in entry["addresses"]}
+    return listed | {address for address, _ in ready_addresses(found)}
 
 
 @contextlib.contextmanager
@@ -354,5 +370,5 @@ def test_names_and_marks_that_are_forged_reach_nobody(town: Town, eventually: Ev
     town.consul.register(f"{town.prefix}db", f"{town.prefix}db-0", "10.79.2.1", 5432)
     eventually(lambda: town.ready("db", town.good), 6, FOLLOWS_SECONDS)
     assert [text for text in town.daemon.readiness()["held"] if "rebuilt" in text] == []
-    assert town.seen > 0
+    assert min(town.seen.values()) > 10
     town.is_well()
