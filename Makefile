@@ -100,7 +100,7 @@ image: ## build the image that manifests/ names (needs a Docker engine): make im
 	  --build-arg CREATED="$$(date -u -d @$$epoch +%Y-%m-%dT%H:%M:%SZ)" --build-arg SOURCE="$(SOURCE)" .; \
 	built=$$(cat "$$made"); tag=consul-endpoints-bridge:$(VERSION); set -o pipefail; \
 	docker save "$$built" | $(PYTHON) image/reproducible.py $$epoch $$tag | docker load; \
-	test "$$(docker image inspect --format '{{.Id}}' $$tag)" = "$$built" || docker image rm "$$built" >/dev/null
+	test "$$(docker image inspect --format '{{.Id}}' $$tag)" = "$$built" || docker image rm "$$built" >/dev/null 2>&1 || true
 
 sbom: ## write the bill of materials of the image that `make image` built: dist/sbom.cdx.json (CycloneDX)
 	@mkdir -p dist

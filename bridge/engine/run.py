@@ -84,6 +84,10 @@ FIRST_LOOK_SECONDS = 0.02
 OWN_DATACENTER = "the agent's own"
 """What the datacenter is called in trouble before the agent has said its name."""
 
+NODES_SECONDS, NODES_AGAIN_SECONDS = 10.0, 60.0
+"""How long the first full pass waits for the addresses of the cluster's nodes, and how often they are asked for while
+they cannot be read."""
+
 FIRST_READ_SECONDS = 60.0
 """How long the first full pass waits for Consul's first answers before it goes on with those that came."""
 
@@ -169,6 +173,7 @@ class Bridge:
         self._outcomes = Outcomes()
         self._consul_trouble: dict[str, str] = {}
         self._no_nodes = ""
+        self._next_nodes = float("-inf")
         self._last_pass: float | None = None
         self._next_look = 0.0
         self._fatal: BaseException | None = None
@@ -491,6 +496,7 @@ class Bridge:
             if "*" in options.cluster_nodes
             else ClusterNodes(options.cluster_nodes),
         )
+        self._no_nodes = ""
         self._live = Live(self._reconciler, self._cache.current, self._resolver.known)
         self._catalog = Catalog(
             self._consul,
@@ -536,6 +542,8 @@ class Bridge:
                 self._look_at({target for target in self._outcomes.unfinished() if self._leadership.leads(target)})
                 next_resync = min(next_resync, now + GAINED_SECONDS)
             self._look_for_writing(now)
+            if self._no_nodes and now >= self._next_nodes and self._look_for_nodes():
+                next_resync = now  # users' Services are looked at with the addresses that are known now
             self._tell()
             if now >= next_resync:
                 self._full_pass()
@@ -551,8 +559,7 @@ class Bridge:
             if self._stop.is_set():
                 raise CancelledError("stopped before the first pass")
         if "*" not in self._options.cluster_nodes:
-            nodes = call(self._read_nodes, self._options.kube_retry, self._stop, on_retry=self._without_nodes)
-            self._reconciler.nodes = nodes
+            self._await_nodes()
         while self._labels is not None and not self._labels.asked.wait(FIRST_LOOK_SECONDS):
             if self._stop.is_set():
                 raise CancelledError("stopped before the first pass")
@@ -622,8 +629,7 @@ class Bridge:
         if self._passing.is_set():
             self._cache.refresh()
             self._remember_all()
-            with contextlib.suppress(BridgeError):  # the nodes that we know are good enough until the next pass
-                self._reconciler.nodes = self._read_nodes(self._reconciler.nodes)
+            self._look_for_nodes()
         with self._reconciler.lock:
             targets = self._reconciler.world.targets() | set(self._cache.targets())
         plans = self._reconciler.plan_all(targets, ask=False)
@@ -719,8 +725,30 @@ class Bridge:
     def _read_nodes(self, known: ClusterNodes | None = None) -> ClusterNodes:
         return cluster_nodes(self._client, self._options.cluster_nodes, known)
 
+    def _await_nodes(self) -> None:
+        """Learn the addresses of the cluster's nodes before the first pass, if that does not take too long.
+
+        They bound what users' Services may lead to. Nothing else needs them, so nothing else waits for a server that
+        does not list its nodes.
+        """
+        deadline, attempt = self._clock() + NODES_SECONDS, 0
+        while not self._look_for_nodes() and self._clock() < deadline and not self._stop.is_set():
+            attempt += 1
+            self._stop.wait(self._options.kube_retry.wait_seconds(attempt))
+
+    def _look_for_nodes(self) -> bool:
+        """Read the nodes; whether that succeeded. Else those that are known stay, and `/readyz` says why."""
+        self._next_nodes = self._clock() + NODES_AGAIN_SECONDS
+        try:
+            self._reconciler.nodes = self._read_nodes(self._reconciler.nodes)
+        except BridgeError as error:
+            self._no_nodes = str(error)
+            return False
+        self._no_nodes = ""
+        return True
+
     def _without_nodes(self, error: BridgeError, _wait: float) -> None:
-        """The cluster's nodes, which nothing is planned without, could not be read."""
+        """The names of the cluster's nodes, which nothing is planned without, could not be read."""
         self._no_nodes = str(error)
         self._observer.kubernetes(False, self._no_nodes)
 
@@ -735,7 +763,8 @@ class Bridge:
             return []
         remarks = [UNVERIFIED] if self._client.access.unverified else []
         labels = "" if self._labels is None else self._labels.trouble
-        return [*remarks, *filter(None, (self._client.trouble, labels))]
+        nodes = f"addresses of the cluster's nodes may be out of date: {self._no_nodes}" if self._no_nodes else ""
+        return [*remarks, *filter(None, (self._client.trouble, labels, nodes))]
 
     def _forbidden_slices(self) -> dict[str, str]:
         return self._slice_rights.forbidden() if hasattr(self, "_slice_rights") else {}

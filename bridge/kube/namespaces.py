@@ -123,10 +123,10 @@ class NamespaceLabels:
             while not self._stop.is_set():
                 began = time.monotonic()
                 error = self._cycle()
-                self.asked.set()
                 failures = 0 if time.monotonic() - began > SHORT_SECONDS else failures + 1
                 if error is not None:
                     self._trouble = self._said(error)
+                self.asked.set()
                 if failures:
                     wait = self._retry.wait_seconds(failures, error)
                     refused = isinstance(error, ForbiddenError) and failures > FORBIDDEN_AFTER
@@ -185,6 +185,8 @@ class NamespaceLabels:
             name, labels = _labels_of(event["object"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StaleError("the watch of namespaces sent nonsense") from error
+        if (self._known or {}).get(name) == (None if kind == "DELETED" else labels):
+            return  # mostly: of a namespace other things change
         known = dict(self._known or {})
         if kind == "DELETED":
             known.pop(name, None)

@@ -54,15 +54,20 @@ def _nodes(client: KubeClient) -> Iterator[tuple[str, list[str]]]:
         query = [("limit", str(PAGE)), *([("continue", following)] if following else [])]
         try:
             content = client.document("/api/v1/nodes", query=query)
-            yield from [_node(item) for item in content.get("items") or []]
-            following = content["metadata"].get("continue") or ""
+            items, following = content.get("items") or [], content["metadata"].get("continue") or ""
+            yield from filter(None, map(_node, items))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TransientError("the list of nodes is no Kubernetes list") from error
         if not following:
             return
 
 
-def _node(item: Mapping[str, Any]) -> tuple[str, list[str]]:
-    said = (item.get("status") or {}).get("addresses") or []
-    parsed = [canonical.parse(str(entry["address"])) for entry in said if entry["type"] in ("InternalIP", "ExternalIP")]
-    return str(item["metadata"]["name"]), [found.text for found in parsed if isinstance(found, canonical.Address)]
+def _node(item: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """Name and addresses. A node, or an address of one, that is not as usual is left out: the others still count."""
+    try:
+        name, said = str(item["metadata"]["name"]), (item.get("status") or {}).get("addresses") or ()
+        given = [(entry.get("type"), str(entry.get("address", ""))) for entry in said]
+    except (KeyError, TypeError, AttributeError):
+        return None
+    parsed = [canonical.parse(address) for kind, address in given if kind in ("InternalIP", "ExternalIP")]
+    return name, [found.text for found in parsed if isinstance(found, canonical.Address)]

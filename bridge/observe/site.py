@@ -110,8 +110,8 @@ class Site:
             return text_answer(400, "after and limit are numbers: /api/changes?after=17&limit=50")
         remembered = self._history.changes()
         newest = remembered[0].number if remembered else 0
-        found = [entry.to_json() for entry in remembered if entry.number > after or after > newest]
-        return json_answer(200, {"newest": newest, "changes": found[: max(limit, 0)]})
+        found = [entry for entry in remembered if entry.number > after or after > newest][: max(limit, 0)]
+        return json_answer(200, {"newest": newest, "changes": [entry.to_json() for entry in found]})
 
     def _services(self) -> Sequence[Row]:
         with self._rows_lock:

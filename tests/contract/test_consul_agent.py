@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Eventually
 from tests.embedded.consul import EmbeddedConsul
-from tests.lab import Lab
+from tests.lab import Lab, free_port
 from tests.raw import RawConsul
 
 
@@ -35,7 +35,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def gateway(port: int = 0) -> Iterator[_Server]:
     """A program to be checked."""
-    server = _Server(("127.0.0.1", port), _Handler)
+    server = _Server(("127.0.0.1", port or free_port()), _Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -223,7 +223,7 @@ def test_without_the_right_to_read_labels_nothing_new_is_filled_and_it_is_said(
         })  # fmt: skip
         eventually(lambda: ready(kube, namespace, "another"), ["10.77.1.1"], 60)
         assert ready(kube, namespace, "database") == ["10.77.1.1"]
-        eventually(lambda: "warnings" in daemon.readiness(), False, 10)
+        eventually(lambda: "warnings" in daemon.readiness(), False, 60)
     finally:
         daemon.stop()
         for kind in ("roles", "rolebindings"):

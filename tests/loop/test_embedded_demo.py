@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.demo.terminal import (
@@ -40,11 +39,9 @@ def test_without_any_servers_it_tells_the_same_story_on_stand_ins_and_says_so(tm
     environment = {
         "PATH": programs(tmp_path / "machine"), "XDG_CACHE_HOME": str(tmp_path / "cache"), "LAB_PROVIDER": "",
     }  # fmt: skip
-    began = time.monotonic()
     with terminal(80, tmp_path, **environment) as shown:
         text = shown.read()
-        assert shown.process.wait(60) == 0, text
-    assert time.monotonic() - began < 60
+        assert shown.process.wait(SECONDS) == 0, text
     assert_fits(text, 80)
     plain = ESCAPE.sub("", text)
     assert headings(text) == STEPS
@@ -81,6 +78,6 @@ def test_ctrl_c_leaves_no_stand_in_either(tmp_path: Path) -> None:
         shown.read(until="Do it")
         os.write(shown.screen, b"\x03")
         text = shown.read()
-        assert shown.process.wait(60) == 130, text
+        assert shown.process.wait(SECONDS) == 130, text
     assert "Traceback" not in text
     assert_nothing_is_left(tmp_path)

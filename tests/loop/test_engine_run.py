@@ -712,3 +712,19 @@ def test_a_server_that_is_not_verified_is_told_by_readiness_and_log(
         running.stop()
         running.thread = threading.Thread()
         between.close()
+
+
+def test_nodes_that_cannot_be_listed_keep_nothing_waiting(
+    running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They bound users' Services alone; readiness says that they are not known, until they are."""
+    monkeypatch.setattr(run, "NODES_SECONDS", 0.2)
+    monkeypatch.setattr(run, "NODES_AGAIN_SECONDS", 0.2)
+    running.kube.inject(KubeFault(status=500), times=100_000, path="/api/v1/nodes")
+    running.consul.register("web", "vm-0", "10.0.0.1", 80)
+    running.start()
+    eventually(lambda: running.ready("web"), ["10.0.0.1"])
+    (said,) = running.bridge.ready()[1]["warnings"]
+    assert said.startswith("addresses of the cluster's nodes may be out of date: ")
+    running.kube.clear_faults()
+    eventually(lambda: running.bridge.ready()[1].get("warnings"), None)

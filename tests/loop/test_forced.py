@@ -50,7 +50,7 @@ class Beside:
         eventually(self.addresses, {address(n) for n in range(COUNT)}, 20)
         for n in range(LEFT, COUNT):
             self.consul.deregister(NAME, f"vm-{n}")
-        eventually(self.held, 1, 20)
+        eventually(self.held, 1, 60)
 
     def held(self) -> int:
         return len(self.bridge.ready()[1].get("held", ()))
@@ -107,7 +107,7 @@ def test_a_forced_pass_beside_a_bridge_that_holds_is_not_undone(
     report = beside.force()
     wanted = {address(n) for n in range(LEFT)}
     assert (exit_status(report, dry_run=False, exit_code=False), beside.addresses()) == (ExitStatus.OK, wanted)
-    eventually(beside.held, 0, 10)
+    eventually(beside.held, 0, 60)
     stays(beside.addresses, wanted, 3.0)
 
 
@@ -119,7 +119,7 @@ def test_a_forced_pass_that_dies_after_its_first_write_is_finished(
     slowly(monkeypatch, writes=1)
     beside.force()
     monkeypatch.undo()
-    eventually(lambda: (beside.addresses(), beside.held()), ({address(n) for n in range(LEFT)}, 0), 15)
+    eventually(lambda: (beside.addresses(), beside.held()), ({address(n) for n in range(LEFT)}, 0), 60)
 
 
 def test_what_another_process_changed_meanwhile_is_read_and_planned_again(

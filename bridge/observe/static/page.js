@@ -59,6 +59,7 @@
       if (paused) return;
       say(copying ? "Waits while text is selected" : "Live");
     } catch {
+      newest = null; // the next round asks for the page again
       if (mine === wanted) say("The bridge does not answer");
     }
   }
