@@ -50,6 +50,8 @@ class Flag:
     kind: type = str
     short: str = ""
     env: str = ""
+    words: tuple[str, ...] = ()
+    """All that may stand there, for completion by Tab."""
 
     @property
     def variable(self) -> str:
@@ -67,11 +69,16 @@ class Flag:
             help=f"{self.help} [{self.variable}]",
             rich_help_panel=self.panel,
             show_default=False,
+            autocompletion=self._completed if self.words else None,
         )
         kind: Any = {str: str | None, bool: bool | None, list: list[str] | None}[self.kind]
         name = self.name.removeprefix("--").replace("-", "_")
         annotation = Annotated[kind, option]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+    def _completed(self, ctx: typer.Context, incomplete: str) -> list[str]:
+        without = () if ctx.info_name in ("sync", "purge") else ("diff",)
+        return [word for word in self.words if word.startswith(incomplete) and word not in without]
 
 
 _SOURCE, _WHAT, _WHERE, _HOW, _LOG = "Consul", "What is mirrored (one rule)", "Kubernetes", "How", "Log"
@@ -89,14 +96,17 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--filter", "EXPRESSION", "Only instances for which Consul's filter expression is true.", _WHAT),
         Flag("--namespace", "NAME", "Target namespace or template; default: the context's, in a pod its own.", _WHAT),
         Flag("--name", "TEMPLATE", "Name of the Service; default '{service}'.", _WHAT),
-        Flag("--output-kind", "KIND", "What carries addresses: both (default), endpoints, endpointslices.", _WHAT),
+        Flag("--output-kind", "KIND", "What carries addresses: both (default), endpoints, endpointslices.", _WHAT,
+             words=("both", "endpoints", "endpointslices")),
         Flag("--kubeconfig", "FILE", "Kubeconfig (also KUBECONFIG).", _WHERE),
         Flag("--context", "NAME", "Context in the kubeconfig.", _WHERE),
         Flag("--watch-namespace", "NAME", "Look for objects of ours here as well ('*': everywhere).", _WHERE, list),
         Flag("--writers", "N", "Objects written at once; default 16.", _WHERE),
         Flag("--owner", "ID", "Owner id: what carries it is ours. Default 'default', in a pod NAMESPACE.NAME.", _HOW),
-        Flag("--policy", "POLICY", "sync (default), upsert-only (delete no object), create-only.", _HOW),
-        Flag("--adopt", "WHAT", "Take over objects that are not ours: never (default), unowned, consul-k8s.", _HOW),
+        Flag("--policy", "POLICY", "sync (default), upsert-only (delete no object), create-only.", _HOW,
+             words=("sync", "upsert-only", "create-only")),
+        Flag("--adopt", "WHAT", "Take over objects that are not ours: never (default), unowned, consul-k8s.", _HOW,
+             words=("never", "unowned", "consul-k8s")),
         Flag("--panic-threshold", "PERCENT", "Hold when more would turn not ready at once; default 80, 0: off.", _HOW),
         Flag("--rebuild-grace", "DURATION", "Hold removals for so long after Consul was rebuilt; default 10m.", _HOW),
         Flag("--hold-release", "DURATION", "A hold ends by itself after this; default never.", _HOW),
@@ -107,14 +117,16 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--grace", "DURATION", "A service must be gone for so long before its objects go; default 30s.", _HOW),
         Flag("--dry-run", "", "Print the plan and stop.", _HOW, bool),
         Flag("--exit-code", "", "With --dry-run: exit status 4 when there are changes.", _HOW, bool),
-        Flag("--output", "FORMAT", "table (default), json, yaml; sync and purge also: diff.", _HOW, short="-o"),
+        Flag("--output", "FORMAT", "table (default), json, yaml; sync and purge also: diff.", _HOW, short="-o",
+             words=("table", "json", "yaml", "diff")),
         Flag("--yes", "", "Ask nothing.", _HOW, bool, short="-y"),
         Flag("--force", "", "Apply what the guard would hold; --service and --namespace narrow it.", _HOW, bool),
         Flag("--watch", "", "Show it again and again until Ctrl-C.", _HOW, bool, short="-w"),
         Flag("--interval", "DURATION", "How long --watch waits between two readings; default 2s.", _HOW),
         Flag("--offline", "", "Check the settings and rules alone, without any server.", _HOW, bool),
-        Flag("--log-format", "FORMAT", "console (default) or json.", _LOG),
-        Flag("--log-level", "LEVEL", "debug, info (default), warning, error.", _LOG),
+        Flag("--log-format", "FORMAT", "console (default) or json.", _LOG, words=("console", "json")),
+        Flag("--log-level", "LEVEL", "debug, info (default), warning, error.", _LOG,
+             words=("debug", "info", "warning", "error")),
     )
 }  # fmt: skip
 """Every flag there is. `settings.catalogue()` and `settings.RULE_FLAGS` know the same names (a test compares)."""
@@ -142,7 +154,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 app = typer.Typer(
     name="bridge",
     help="Keeps Kubernetes EndpointSlices and Endpoints equal to what Consul knows about services on VMs.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
@@ -495,7 +507,9 @@ def _say_outcome(report: Report, settings: Settings) -> None:
 
 @_command
 def _run(flags: Mapping[str, Any]) -> int:
-    """Mirror continuously until SIGTERM or Ctrl-C; nothing is removed at the end.
+    """Mirror continuously until SIGTERM or Ctrl-C.
+
+    Nothing is removed at the end.
 
     Serves /healthz, /readyz, /metrics, /api/status and a page on --listen. A changed settings file, or SIGHUP, has the
     settings read again. Exit status: 130 or 143 when told to stop
@@ -559,9 +573,9 @@ def _run(flags: Mapping[str, Any]) -> int:
 
 @_command
 def _purge(flags: Mapping[str, Any]) -> int:
-    """Remove everything that the owner id (--owner) owns in the rules' namespaces, or in --namespace.
+    """Remove everything that the owner id (--owner) owns.
 
-    Asks first on a terminal; elsewhere --yes is needed.
+    In the rules' namespaces, or in --namespace. Asks first on a terminal; elsewhere --yes is needed.
     """
     from bridge.signals import Signals
 
@@ -731,10 +745,10 @@ def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argu
 
 @_command
 def _check(flags: Mapping[str, Any]) -> int:
-    """Can the bridge do its work? Consul, token, Kubernetes, rights: one line each, with the way out.
+    """Can the bridge do its work? One line each, with how to fix it.
 
-    Writes nothing; with --offline it asks no server and looks at the settings and rules alone. Exit status: 0 all is
-    well (warnings included), 1 something failed, 2 the settings are wrong.
+    Consul, token, Kubernetes, rights, rules. Writes nothing; with --offline it asks no server and looks at the settings
+    and rules alone. Exit status: 0 all is well (warnings included), 1 something failed, 2 the settings are wrong.
     """
     settings = _load(flags)
     output = _output(settings)
@@ -814,12 +828,25 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _bridge(
+    context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Show the versions and exit."),
+        typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the versions and exit."),
     ] = False,
 ) -> None:
-    pass
+    del version
+    if context.invoked_subcommand is None:
+        _print(f"{context.get_help()}\n")
+
+
+def _spelt(arguments: Sequence[str]) -> list[str]:
+    """`help`, `help COMMAND` and `version`, as other tools have them, in our own flags."""
+    match arguments:
+        case ["help", *command]:
+            return [*command, "--help"]
+        case ["version"]:
+            return ["--version"]
+    return list(arguments)
 
 
 def main() -> NoReturn:
@@ -828,7 +855,7 @@ def main() -> NoReturn:
         # a name that the terminal's encoding lacks is written as an escape: never a traceback
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = app(prog_name="bridge", standalone_mode=False)
+        status = app(_spelt(sys.argv[1:]), prog_name="bridge", standalone_mode=False)
     except typer.TyperException as error:
         _say(f"error: {error.format_message()}")
         _say(f"(bridge {_command_in(sys.argv)}--help shows all flags)")

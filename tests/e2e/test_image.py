@@ -224,7 +224,8 @@ def container(images: Images, tmp_path: Path) -> Iterator[str]:
     (tmp_path / "config").write_text(NOWHERE)
     made = docker(
         *("run", "--detach", "--network=none", *HARDENED, "--tmpfs=/tmp", "--env=CONSUL_HTTP_ADDR=http://127.0.0.1:1"),
-        *("--env=KUBECONFIG=/kube/config", "--volume", f"{tmp_path}:/kube:ro", images.bridge),
+        *("--env=BRIDGE_SERVICE=*", "--env=KUBECONFIG=/kube/config"),
+        *("--volume", f"{tmp_path}:/kube:ro", images.bridge),
     ).strip()
     yield made
     docker("rm", "--force", made)
@@ -269,7 +270,10 @@ def servers(images: Images, tmp_path: Path) -> Iterator[tuple[str, ...]]:
             wait_until(partial(succeeds, images, command), 120, f"{question[0]} in its container")
         tmp_path.chmod(0o755)
         (tmp_path / "config").write_text(docker("exec", kubernetes, "cat", "/kubeconfig.yaml"))
-        yield (beside, "--env=KUBECONFIG=/kube/config", "--volume", f"{tmp_path}:/kube:ro")
+        yield (
+            *(beside, "--env=BRIDGE_SERVICE=*", "--env=KUBECONFIG=/kube/config"),
+            *("--volume", f"{tmp_path}:/kube:ro"),
+        )
     finally:
         for container in reversed(made):
             docker("rm", "--force", "--volumes", container)

@@ -91,8 +91,52 @@ def test_the_version_names_the_bridge_python_and_both_clients() -> None:
 def test_no_command_is_answered_with_the_help() -> None:
     """On the way to a first success."""
     done = process()
-    assert "sync" in done.stdout + done.stderr
-    assert done.returncode in (0, 2)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == process("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["help"], ["--help"]),
+        (["help", "sync"], ["sync", "--help"]),
+        (["version"], ["--version"]),
+        (["-V"], ["--version"]),
+    ],
+    ids=" ".join,
+)
+def test_help_and_version_are_spelt_as_in_other_tools(words: list[str], same: list[str]) -> None:
+    """`bridge help COMMAND` is `bridge COMMAND --help`."""
+    done, expected = process(*words), process(*same)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected.stdout, "")
+
+
+def test_what_each_command_does_fits_a_line_of_eighty_columns() -> None:
+    """Nothing is cut."""
+    lines = process("--help", env={"COLUMNS": "80"}).stdout.splitlines()
+    told = lines[lines.index("Commands:") + 1 :]
+    assert {line.split()[0] for line in told} == set(COMMANDS)
+    assert [line for line in told if len(line) > 80 or "..." in line] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("bridge sync -o ", ["table", "json", "yaml", "diff"]), ("bridge status --output ", ["table", "json", "yaml"]),
+        ("bridge sync --output-kind endpoint", ["endpoints", "endpointslices"]),
+        ("bridge run --policy ", ["sync", "upsert-only", "create-only"]),
+        ("bridge sync --adopt ", ["never", "unowned", "consul-k8s"]), ("bridge run --log-format j", ["json"]),
+        ("bridge check --log-level ", ["debug", "info", "warning", "error"]),
+    ],
+)  # fmt: skip
+def test_tab_completes_what_is_one_of_a_few_words(words: str, expected: list[str], run: Run) -> None:
+    """As bash asks for it; each of these words is taken."""
+    count = len(words.split(" ")) - 1
+    done = process(env={"_BRIDGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(count)})
+    assert done.stdout.split() == expected
+    for flag in (flag for flag in FLAGS.values() if flag.name in words.split()):
+        for word in flag.words:
+            assert "must be one of" not in run("check", "--offline", flag.name, word).stderr
 
 
 CASES: list[tuple[list[str], Callable[[dict[str, Any]], Any], Any]] = [
