@@ -163,10 +163,14 @@ def plan(
 
 
 def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> union.Seen:
-    """What readers of EndpointSlices see once the changes are made. Nothing where nobody looked, or nothing is written
-    that could be compared: because of a conflict or the policy."""
-    if desired is None or current.others is None or draft.output is None or draft.policy is Policy.CREATE_ONLY:
+    """What readers of EndpointSlices see once the changes are made; nothing where a conflict says enough.
+
+    The policy `create-only` leaves what stands as it is: there, what our objects say is what is wanted.
+    """
+    if desired is None or current.others is None or draft.output is None:
         return union.Seen()
+    if draft.policy is Policy.CREATE_ONLY:
+        return union.standing(current, draft.owner) or union.Seen()
     changed = {
         c.name: c.body for c in draft.changes if c.kind is Kind.ENDPOINT_SLICE and c.action is not Action.UNCHANGED
     }

@@ -23,7 +23,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
 from typing import Any
@@ -502,6 +502,7 @@ class _Refresher:
         self._on_beside = on_beside
         self._has_services = has_services
         self._looked: set[str | None] = set()
+        self._freed: set[Target] = set()
         self._on_change = on_change
         self._retry = retry
         self._stop = stop
@@ -556,13 +557,13 @@ class _Refresher:
     def _round(self, whole: bool) -> BridgeError | None:
         """List what was never listed, or (`whole`) everything; what we may not list keeps nobody else waiting."""
         forbidden: BridgeError | None = None
-        freed = self._store.take_freed()
+        self._freed |= self._store.take_freed()
         try:
             for namespace in _scopes(self._namespaces):
                 if namespace in self._refused():
                     continue
                 try:
-                    self._look_for_leftovers(namespace, freed, whole=whole)
+                    self._look_for_leftovers(namespace, whole=whole)
                     if self.synced[namespace].is_set() and not whole:
                         continue
                     _fill(self._client, self._store, None, namespace)
@@ -581,21 +582,21 @@ class _Refresher:
             return error
         return forbidden
 
-    def _look_for_leftovers(self, namespace: str | None, freed: Set[Target], *, whole: bool) -> None:
-        """Read the slices that pods left behind: of all Services without a selector, or of those where there is news.
-
-        Should that fail, the Services that were `freed` are found by the next refresh.
-        """
+    def _look_for_leftovers(self, namespace: str | None, *, whole: bool) -> None:
+        """Read the slices that pods left behind: at all Services without a selector, or at those with news."""
         if not self._has_services(namespace):
             return
         asked = self._store.without_selector(namespace)
-        freed = freed & asked
+        left = {target for target in self._store.with_leftovers() if namespace in (None, target.namespace)}
+        self._store.replace_leftovers(left - asked, ())  # Kubernetes looks after them again, or they have gone
+        freed = self._freed & asked
         if freed:  # the control plane leaves its Endpoints there as well; a user may have handed them over
             _fill(self._client, self._store, None, namespace)
         if not whole and namespace in self._looked:
-            asked &= freed | self._store.with_leftovers()
+            asked &= freed | left
         _fill_leftovers(self._client, self._store, namespace, asked)
         self._looked.add(namespace)
+        self._freed -= freed
         self._tell_beside(freed)
 
     def _tell_beside(self, further: Collection[Target] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from bridge.observe.metrics import Metrics
 from bridge.observe.together import Together
 from bridge.render import explanation_text
 from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube
+from tests.fakes.kube import FakeKube, Fault
 from tests.loop.test_engine_run import OPTIONS, QUICK, Running
 
 Eventually = Callable[..., None]
@@ -150,6 +151,12 @@ def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
     assert sum("by-hand" in note and '"Attention"' in note for note in notes) == 1
 
 
+def pods_lists(town: Town) -> int:
+    """How often it was asked for slices that pods left."""
+    wanted = f"endpointslice.kubernetes.io/managed-by={PODS},"
+    return sum(e.query.get("labelSelector", "").startswith(wanted) for e in list(town.kube.log))
+
+
 def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, eventually: Eventually) -> None:
     """No watch of ours tells of them: they are read when the Service is ours, and until they are gone."""
     town.consul.register("other", "vm-1", "10.0.0.1", 80)
@@ -162,6 +169,7 @@ def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, even
     town.foreign("pods-of-others", "10.244.9.9", service="elsewhere")
     town.start()
     eventually(lambda: town.states().get("moved"), "conflict", SECONDS)
+    town.kube.inject(Fault(status=503), times=2, path=f"managed-by%3D{PODS}")
     town.kube.put("services", {**body, "spec": {"ports": [{"port": 80, "protocol": "TCP"}]}})
     eventually(town.states, {"moved": "out of sync", "other": "in sync", "web": "in sync"}, SECONDS)
     assert (town.counted("foreign_slices"), town.ready("moved")) == (1, ["10.0.0.1"])
@@ -169,6 +177,17 @@ def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, even
     assert set(streamed) == {f"kubernetes.io/service-name,endpointslice.kubernetes.io/managed-by!={PODS}"}
     town.kube.remove("endpointslices", "default", "moved-x7k2p")
     eventually(town.states, {"moved": "in sync", "other": "in sync", "web": "in sync"}, SECONDS)
+
+    town.foreign("moved-again", "10.244.0.2", service="moved")
+    town.bridge._cache.refresh()  # a full pass does
+    eventually(lambda: town.states()["moved"], "out of sync", SECONDS)
+    town.kube.put("services", body)  # Kubernetes looks after them again
+    eventually(lambda: town.states()["moved"], "conflict", SECONDS)
+    eventually(lambda: town.bridge._cache.store.with_leftovers(), set(), SECONDS)
+    time.sleep(0.3)
+    before = pods_lists(town)
+    time.sleep(0.6)
+    assert pods_lists(town) == before
 
 
 def test_endpoints_alone_are_in_sync_when_they_are_mirrored(town: Town, eventually: Eventually) -> None:

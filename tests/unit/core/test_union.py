@@ -223,15 +223,25 @@ def test_endpoints_that_cannot_be_mirrored_deviate_without_the_right_to_write_sl
     assert Code.UNMIRRORED in [w.code for w in made.warnings]
 
 
-@pytest.mark.parametrize("how", ["conflict", "policy", "gone"])
+@pytest.mark.parametrize("how", ["conflict", "gone"])
 def test_nothing_is_compared_where_nothing_is_written(how: str) -> None:
-    """A conflict says enough; `create-only` leaves what stands there as it is, on purpose."""
+    """A conflict says enough."""
     current = applied(wanted(), foreign(group(*ready("10.9.9.9"))))
     if how == "conflict":
         current = replace(current, service=service(has_selector=True))
-    policy = Policy.CREATE_ONLY if how == "policy" else Policy.SYNC
-    found = planned(None if how == "gone" else wanted(), current, policy)
+    found = planned(None if how == "gone" else wanted(), current)
     assert (found.deviations, found.foreign) == ((), 0)
+
+
+def test_create_only_leaves_what_stands_and_still_tells_of_others() -> None:
+    """What has changed in Consul since is no deviation, on purpose; a slice that pods left is."""
+    current = applied(wanted(Output.BOTH, "10.0.0.1"), foreign(group(*ready("10.9.9.9"))))
+    found = planned(wanted(Output.BOTH, "10.0.0.2"), current, Policy.CREATE_ONLY)
+    assert ([dict(r.data)["what"] for r in found.deviations], found.foreign, found.writes) == (
+        ["has 10.9.9.9:8080, which Consul does not show"], 1, (),
+    )  # fmt: skip
+    nothing = Current(TARGET, service=service(), others=())
+    assert planned(wanted(), nothing, Policy.CREATE_ONLY).deviations == ()
 
 
 # --------------------------------------------------------------------------- without Consul
