@@ -135,6 +135,8 @@ def test_the_mirror_has_to_have_everything() -> None:
     drained = group(*ready("10.0.0.1"), Endpoint("10.0.0.2", ready=False, serving=True, terminating=True))
     as_mirrored = group(*ready("10.0.0.1"), Endpoint("10.0.0.2", ready=False, serving=False))
     assert compared(*mirrored(as_mirrored), mirror=True, wanted=drained) == Seen()
+    emptied = group(ports=(Port("", 8081),))  # the control plane keeps one rather than delete it
+    assert compared(*mirrored(WEB, emptied), mirror=True) == Seen()
     assert said(compared(mirror=True)) == [("mirror_behind", "lacks 10.0.0.1:8080, 10.0.0.2:8080")]
     stale = group(Endpoint("10.0.0.2", ready=False, serving=False), *ready("10.0.0.3"))
     assert said(compared(*mirrored(stale), mirror=True)) == [
