@@ -34,8 +34,18 @@ LATE_SECONDS = 8.0
 PASSING = "c-new-"
 """Names of the services that come and go as a whole."""
 
-WEIGHTS = {"flip": 12, "maintenance": 3, "move": 3, "leave": 2, "case": 2, "new service": 1, "old service": 1}
-"""How often each kind of change is chosen. Too many that leave for good would be held by the guard, and rightly so."""
+WEIGHTS = {
+    "flip": 12, "maintenance": 3, "twin": 3, "move": 3, "leave": 2, "case": 2, "new service": 1, "old service": 1,
+}  # fmt: skip
+"""How often each kind of change is chosen. Too many that leave for good would be held by the guard, and rightly so.
+
+flip: an instance's check. maintenance: into it and out of it. twin: a second instance of the service on the VM, with a
+port of its own, comes or goes. The VM with all that runs on it: move, to another address; leave; case, which is a new
+agent under the node's name in other case, at another address.
+"""
+
+PORTS = (8000, 8001)
+"""VMs have one or the other in turns, and a twin the one that its VM has not."""
 
 HEALTH = ("passing", "warning", "critical")
 
@@ -52,11 +62,17 @@ class Instance:
     maintenance: bool = False
     anchor: bool = False
     gone: bool = False
+    twin: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Its id in Consul."""
+        return f"{self.service}-{self.node}{'-twin' if self.twin else ''}"
 
     @property
     def key(self) -> str:
         """Its name in the fleet: a node is one and the same in upper and lower case, as in Consul's catalog."""
-        return f"{self.service}/{self.node.lower()}"
+        return f"{self.service}/{self.node.lower()}{'/twin' if self.twin else ''}"
 
     @property
     def endpoint(self) -> Address:
@@ -141,7 +157,7 @@ class Fleet:
     def _make(self, service: str, instances: int, anchors: int = 0) -> None:
         for n in range(instances):
             self._put(
-                Instance(service, f"vm-{service}-{n}", self._next_address(), 8000 + n % 2, anchor=n < anchors),
+                Instance(service, f"vm-{service}-{n}", self._next_address(), PORTS[n % 2], anchor=n < anchors),
                 owed=True,
             )
 
@@ -247,15 +263,19 @@ class Fleet:
                 for old in [i for i in self._all.values() if i.service == service]:
                     self._put(replace(old, gone=True))
                 return self._note(kind, service)
+            if kind == "twin" and not instance.twin:
+                instance = self._twin_of(instance)
             if instance.gone:
                 self._put(replace(instance, gone=False, status="passing", maintenance=False))
                 return self._note("register", instance.key)
-            if kind == "leave":
+            if kind == "twin":
                 self._put(replace(instance, gone=True))
+            elif kind == "leave":
+                self._change_vm(instance, gone=True)
             elif kind == "move":
-                self._put(replace(instance, address=self._next_address()))
+                self._change_vm(instance, address=self._next_address())
             elif kind == "case":
-                self._put(replace(instance, node=instance.node.swapcase(), address=self._next_address()))
+                self._change_vm(instance, node=instance.node.swapcase(), address=self._next_address())
             elif kind == "maintenance":
                 self._put(replace(instance, maintenance=not instance.maintenance))
             else:
@@ -263,6 +283,28 @@ class Fleet:
                 others = [h for h in HEALTH if h != instance.status]
                 self._put(replace(instance, status=self._random.choice(others)))
             return self._note(kind, instance.key)
+
+    def _twin_of(self, instance: Instance) -> Instance:
+        """The second instance of the same service on the same VM, as yet not there if there has been none."""
+        (port,) = set(PORTS) - {instance.port}
+        twin = replace(instance, port=port, twin=True, gone=True)
+        return self._all.get(twin.key, twin)
+
+    def _change_vm(self, instance: Instance, **changes: Any) -> None:
+        """The same for all that runs on its VM; what has left is known to be there as well."""
+        for other in [i for i in self._all.values() if i.node.lower() == instance.node.lower()]:
+            if other.gone:
+                self._all[other.key] = replace(other, **changes)
+            else:
+                self._put(replace(other, **changes))
+
+    def lose(self, service: str) -> None:
+        """A VM of a service leaves, of those that may be touched and are well; none does where none is."""
+        with self._lock:
+            well = [i for i in self._all.values() if i.service == service and i.ready and not i.anchor]
+            if well:
+                self._change_vm(well[0], gone=True)
+                self._note("leave", well[0].key)
 
     def set_status(self, service: str, status: str, *, anchors: bool = False) -> int:
         """All of a service turn `status`, out of maintenance (with their anchors, if that is wanted); how many did."""
@@ -353,6 +395,12 @@ class Fleet:
             self._silent = False
             self._again(i.key for i in self._all.values() if not i.gone)
 
+    def _is_alone(self, instance: Instance) -> bool:
+        """Whether nothing else runs on its VM."""
+        with self._lock:
+            others = (i for i in self._all.values() if i.key != instance.key and not i.gone)
+            return all(i.node.lower() != instance.node.lower() for i in others)
+
     def _again(self, keys: Any) -> None:
         with self._changed:
             for key in keys:
@@ -367,13 +415,13 @@ class Fleet:
             listed = set(consul.services())
             for service in sorted(services & listed):
                 for entry in consul.health(service)[1]:
-                    held[f"{service}/{entry['Node']['Node'].lower()}"] = (
+                    held[entry["Service"]["ID"].lower()] = (
                         entry["Service"]["Address"] or entry["Node"]["Address"], entry["Service"]["Port"],
                         is_ready(entry),
                     )  # fmt: skip
             return [
                 i.key for i in self._all.values()
-                if held.get(i.key) != (None if i.gone else (i.address, i.port, i.ready))
+                if held.get(i.identity.lower()) != (None if i.gone else (i.address, i.port, i.ready))
             ]  # fmt: skip
 
     def _change_all(self) -> None:
@@ -397,7 +445,7 @@ class Fleet:
                 self._pushing = 1
             try:
                 consul = consul or self._connect()
-                push(consul, instance)
+                push(consul, instance, alone=self._is_alone(instance))
                 self.trouble = ""
                 self._on_pushed(instance)
             except (OSError, ValueError, HTTPException, UnexpectedAnswerError) as error:
@@ -423,11 +471,17 @@ def name_of(number: int) -> str:
     return f"slice-{number}" if number % 3 == 2 else f"c-{number}"
 
 
-def push(consul: RawConsul, instance: Instance) -> None:
-    """Bring Consul to what the VM is: the instance with its check and its maintenance check, or none of it."""
-    identity = f"{instance.service}-{instance.node}"
-    if instance.gone:
+def push(consul: RawConsul, instance: Instance, *, alone: bool) -> None:
+    """Bring Consul to what the VM is: the instance with its check and its maintenance check, or none of it.
+
+    `alone`: nothing else runs on the VM, so its node goes with it.
+    """
+    identity = instance.identity
+    if instance.gone and alone:
         consul.drop_node(instance.node)
+        return
+    if instance.gone:
+        consul.json("PUT", "/v1/catalog/deregister", {"Node": instance.node, "ServiceID": identity})
         return
     checks = [
         {"CheckID": f"check:{identity}", "Name": "test", "Status": instance.status, "ServiceID": identity},

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from tests.chaos.changes import Address
 from tests.chaos.faults import READY, Fault, log
-from tests.chaos.stage import NEIGHBOUR, TENANT, Stage, wait_for
+from tests.chaos.stage import NEIGHBOUR, STANDING, TENANT, TENANTS, Stage, ask, wait_for
 from tests.lab import LabError
 from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
@@ -21,6 +21,7 @@ USER = [{"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", 
 MANY = 300
 """Endpoints of one of the tenant's Services: most of all that a small stage has."""
 NOISE = 20
+STAYS = (STANDING, *TENANTS)
 FOLLOWS_SECONDS = 8.0
 """How soon the neighbour's real removal must be seen."""
 
@@ -74,7 +75,8 @@ class Tenant(Fault):
             for namespace in (TENANT, NEIGHBOUR):
                 folder = SERVICES.format(namespace=namespace)
                 for item in kube.json("GET", folder)["items"]:
-                    kube.delete(f"{folder}/{item['metadata']['name']}")
+                    if item["metadata"]["name"] not in STAYS:
+                        kube.delete(f"{folder}/{item['metadata']['name']}")
             for node in ("tenant-store", "tenant-lost", *(f"tenant-vm-{n}" for n in range(6))):
                 consul.drop_node(node)
             gone = wait_for(lambda: not any(left(kube, namespace) for namespace in (TENANT, NEIGHBOUR)), 30)
@@ -94,22 +96,6 @@ def register(consul: RawConsul, service: str, count: int) -> None:
             }}}
             for n in range(start, min(count, start + 50))
         ])  # fmt: skip
-
-
-def ask(kube: RawKube, namespace: str, name: str, service: str, *, create: bool = False, **marks: str) -> None:
-    """Create or replace a Service that asks for a Consul service."""
-    path = SERVICES.format(namespace=namespace)
-    metadata = {
-        "name": name, "labels": {"consul-bridge/mirror": "true"},
-        "annotations": {"consul-bridge/service": service, **{f"consul-bridge/{k}": v for k, v in marks.items()}},
-    }  # fmt: skip
-    if create:
-        body = {"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]}, "metadata": metadata}
-        kube.json("POST", path, body)
-        return
-    found = kube.json("GET", f"{path}/{name}")
-    found["metadata"].update(metadata)
-    kube.json("PUT", f"{path}/{name}", found)
 
 
 def misbehave(tenant: RawKube, rng: random.Random) -> None:
@@ -151,10 +137,10 @@ def ready(kube: RawKube, namespace: str, name: str) -> list[Address]:
     return ready_addresses(kube.endpoints(namespace, name))
 
 
-def left(kube: RawKube, namespace: str) -> list[object]:
-    """Endpoints that are there."""
-    found: list[object] = kube.json("GET", ENDPOINTS.format(namespace=namespace))["items"]
-    return found
+def left(kube: RawKube, namespace: str) -> list[str]:
+    """Endpoints that are there of what is not there all the time."""
+    items = kube.json("GET", ENDPOINTS.format(namespace=namespace))["items"]
+    return [item["metadata"]["name"] for item in items if item["metadata"]["name"] not in STAYS]
 
 
 def await_ready(kube: RawKube, counts: dict[tuple[str, str], int]) -> None:

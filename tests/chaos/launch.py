@@ -140,7 +140,35 @@ def sharing() -> None:
     setattr(reconcile, "changed", lambda *_arguments: Changed.NOTHING)  # noqa: B010 - as above
 
 
-SWITCHES = {f.__name__: f for f in (believing, restless, leaking, deaf, boasting, owning, sharing)}
+def pairing() -> None:
+    """A VM has one instance of a service: a second one at the same address is not seen."""
+    from dataclasses import replace
+
+    from bridge.core.model import Known
+    from bridge.core.state import World
+
+    real = World.on_view
+
+    def on_view(self: World, query: Any, state: Any) -> Any:
+        if isinstance(state, Known):
+            first = {instance.address: instance for instance in reversed(state.instances)}
+            state = replace(state, instances=tuple(i for i in state.instances if first[i.address] is i))
+        return real(self, query, state)
+
+    setattr(World, "on_view", on_view)  # noqa: B010 - as above
+
+
+def comparing() -> None:
+    """What Consul's streaming backend shows is believed, and never compared with its catalog."""
+    from bridge.consul import streamed
+    from bridge.consul.datacenter import DatacenterWatch
+
+    setattr(streamed, "doubt", lambda *_arguments, **_options: None)  # noqa: B010 - as above
+    for name in ("_compare_soon", "_audit"):
+        setattr(DatacenterWatch, name, lambda *_arguments: None)
+
+
+SWITCHES = {f.__name__: f for f in (believing, restless, leaking, deaf, boasting, owning, sharing, pairing, comparing)}
 
 
 def main() -> None:

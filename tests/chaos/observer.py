@@ -8,7 +8,7 @@
 | (iv) no writes at rest | writes of the bridge's user in the audit log while nothing changes |
 | (v) memory, threads, sockets and descriptors return | /proc of the bridge, at every rest |
 | (vi) a fault is visible and readiness tells the truth | see run.py: each fault names its signs |
-| (vii) what one tenant does never changes another's endpoints | every event of the watch of the other's Endpoints, and what really leaves Consul (faults_tenant.py) |
+| (vii) what one tenant does never changes another's endpoints | (i) and (iii) for a Service that a user asked for, while in every round another user sends away more than all others have (run.py), and worse (faults_tenant.py) |
 
 A watch that breaks (the API server is killed, too) goes on from where it was, so no version of an object is missed.
 """  # noqa: E501
@@ -117,7 +117,10 @@ class Sights:
     """The namespace where a Consul service is to be."""
     namespaces: Collection[str]
     tenants: Collection[str]
-    """Further ones where users ask for Consul services by annotation; what is there is not compared with the fleet."""
+    """Further ones where users ask for Consul services by annotation; what is there is not compared with the fleet,
+    except what is `asked`."""
+    asked: Mapping[Where, str]
+    """Services of users, with the Consul service that each asks for, whose endpoints nothing may change but Consul."""
     foreign: Collection[Where]
     """Services and Endpoints in these namespaces that are not the bridge's."""
 
@@ -233,7 +236,7 @@ class Observer:
         where = _where(path, item)
         if path == ENDPOINTS and where in self._guarded:
             self._look_after(where, frozenset() if gone else _state_of_endpoints(item).ready)
-        if where[0] not in self._sights.namespaces:
+        if where[0] not in self._sights.namespaces and where not in self._sights.asked:
             return
         labels = item["metadata"].get("labels") or {}
         self.events += 1
@@ -271,8 +274,9 @@ class Observer:
 
     def _compare(self, where: Where) -> None:
         """Hold what Kubernetes shows now against the ledger, and settle the changes that it shows."""
-        namespace, service = where
-        if self._sights.namespace_of(service) != namespace:
+        namespace, name = where
+        service = self._sights.asked.get(where, name)
+        if where not in self._sights.asked and self._sights.namespace_of(service) != namespace:
             return
         with self._lock:
             state = self._shown(where)
@@ -282,11 +286,19 @@ class Observer:
                 elif (where, address) not in self._missing:
                     self._missing.add((where, address))
                     how = "not ready" if address in state.not_ready else "missing"
-                    self.report("i", f"{namespace}/{service}: {address[0]}:{address[1]} is {how}, though healthy")
+                    self.report(
+                        self._invariant(where, "i"),
+                        f"{namespace}/{name}: {address[0]}:{address[1]} is {how}, though healthy",
+                    )
+            if where in self._sights.asked:
+                return
             for key, pending in list(self._pending.items()):
                 if pending.instance.service == service and _shows(state, pending.instance):
                     self.latencies.append(time.monotonic() - pending.since)
                     del self._pending[key]
+
+    def _invariant(self, where: Where, number: str) -> str:
+        return "vii" if where in self._sights.asked else number
 
     def _shown(self, where: Where) -> State:
         """What traffic sees: the union of all slices of the Service, whoever wrote them."""
@@ -378,8 +390,8 @@ class Observer:
         with self._lock:
             return not self._differences(expected, {w: self._shown(w) for w in self._mirrored()})
 
-    def compare_sides(self) -> list[str]:
-        """Read Consul and Kubernetes whole and directly; how they differ, one sentence each.
+    def compare_sides(self) -> list[tuple[str, str]]:
+        """Read Consul and Kubernetes whole and directly; how they differ, one sentence each after its invariant.
 
         A server that does not answer yet is a difference, too.
         """
@@ -389,25 +401,28 @@ class Observer:
                 held, apart = self._in_kube(kube)
                 ours = kube.json("GET", f"{SERVICES}?labelSelector={MANAGED_BY}={OURS}")["items"]
         except (OSError, ValueError, HTTPException, UnexpectedAnswerError) as error:
-            return [f"they cannot be compared: {type(error).__name__}: {error}"]
+            return [("iii", f"they cannot be compared: {type(error).__name__}: {error}")]
         services = {_where(ENDPOINTS, s) for s in ours}
         places = {(self._sights.namespace_of(service), service) for service in wanted}
         left = sorted(services - places - set(self._sights.foreign))
-        return [*self._differences(wanted, held), *apart, *(f"Service {ns}/{name} is left over" for ns, name in left)]
+        over = [("iii", f"Service {ns}/{name} is left over") for ns, name in left]
+        return [*self._differences(wanted, held), *apart, *over]
 
     def _mirrored(self) -> set[Where]:
         return {where for where, found in self._slices.items() if found} | self._endpoints.keys()
 
-    def _differences(self, wanted: Mapping[str, State], held: Mapping[Where, State]) -> list[str]:
+    def _differences(self, wanted: Mapping[str, State], held: Mapping[Where, State]) -> list[tuple[str, str]]:
         found = []
         places = {(self._sights.namespace_of(s), s): state for s, state in wanted.items()}
+        places |= {where: wanted[s] for where, s in self._sights.asked.items() if s in wanted}
         for where in sorted(places.keys() | held.keys()):
             if where in self._sights.foreign:
                 continue
             state, is_there = places.get(where), held.get(where)
             if state == is_there or (state is not None and is_there is None and state == State()):
                 continue
-            found.append(f"{where[0]}/{where[1]}: Consul has {_words(state)}, Kubernetes {_words(is_there)}")
+            what = f"{where[0]}/{where[1]}: Consul has {_words(state)}, Kubernetes {_words(is_there)}"
+            found.append((self._invariant(where, "iii"), what))
         return found
 
     @staticmethod
@@ -425,7 +440,7 @@ class Observer:
             )
         return found
 
-    def _in_kube(self, kube: RawKube) -> tuple[dict[Where, State], list[str]]:
+    def _in_kube(self, kube: RawKube) -> tuple[dict[Where, State], list[tuple[str, str]]]:
         """The union of all slices of each Service, and how our Endpoints differ from it."""
         whole = {
             _where(ENDPOINTS, item): _state_of_endpoints(item)
@@ -434,9 +449,10 @@ class Observer:
         parts: dict[Where, list[State]] = {where: [] for where in whole}
         for item in kube.json("GET", f"{SLICES}?labelSelector={SERVICE_NAME}")["items"]:
             parts.setdefault(_where(SLICES, item), []).append(_state_of_slice(item))
-        held = {where: _together(states) for where, states in parts.items() if where[0] in self._sights.namespaces}
+        looked_at = (*self._sights.namespaces, *self._sights.asked)
+        held = {w: _together(states) for w, states in parts.items() if w in looked_at or w[0] in looked_at}
         apart = [
-            f"{where[0]}/{where[1]}: the slices have {_words(held[where])}, the Endpoints {_words(state)}"
+            ("iii", f"{where[0]}/{where[1]}: the slices have {_words(held[where])}, the Endpoints {_words(state)}")
             for where, state in sorted(whole.items())
             if where in held and (state.ready, state.not_ready) != (held[where].ready, held[where].not_ready)
         ]

@@ -1,10 +1,11 @@
 """The campaign: faults one after the other while services change all the time, and a rest after each.
 
-1. changes run; the fault is injected and lasts until all its signs were seen (vi), at least `hold_seconds`
-2. it is healed; changes stop; Consul is made to hold what the VMs say
-3. Kubernetes must equal Consul within the fault's `settle_seconds` (iii), and /readyz say yes
-4. at rest: nothing is written (iv), foreign objects are as they were (ii), the process is no bigger (v)
-5. what is healthy now is owed from here on (i), and the next fault comes
+1. changes run; a user asks for more than all others have, and sends it away
+2. the fault is injected and lasts until all its signs were seen (vi), at least `hold_seconds`
+3. it is healed; another user's Service loses a VM (vii); changes stop; Consul is made to hold what the VMs say
+4. Kubernetes must equal Consul within the fault's `settle_seconds` (iii), and /readyz say yes
+5. at rest: nothing is written (iv), foreign objects are as they were (ii), the process is no bigger (v)
+6. what is healthy now is owed from here on (i), and the next fault comes
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 from tests.chaos.faults import ENDED, NOT_READY, READY, Fault, Log, Metric, Reason, Sign, has_line, holds, sample
 from tests.chaos.observer import Excess, Usage, Violation, usage_of
-from tests.chaos.stage import Stage, wait_for
+from tests.chaos.stage import STANDING_SERVICE, Stage, wait_for
 
 SIGNS_SECONDS = 25.0
 """How long a fault may last until all its signs were seen."""
@@ -91,6 +92,7 @@ class Campaign:
             page = bridge.get("/metrics")[1].decode()
             self._before = {s.name: sample(page, s.name) for s in fault.shows if isinstance(s, Metric)}
             began = time.monotonic()
+            stage.send_away()
             try:
                 fault.inject(stage, rng)
                 if stage.bridge is not bridge:
@@ -102,6 +104,7 @@ class Campaign:
             finally:
                 fault.heal(stage)
             healed = time.monotonic()
+            stage.fleet.lose(STANDING_SERVICE)
             done.lasted_seconds = healed - began
         if fault.asked:
             self._asked = fault.asked, healed + QUERY_SECONDS
@@ -184,8 +187,8 @@ class Campaign:
         flushed = time.monotonic()
         shown = wait_for(lambda: stage.observer.shows(stage.fleet.mirrored()), GIVE_UP_SECONDS, 0.05)
         if not shown or not wait_for(lambda: not stage.observer.compare_sides(), GIVE_UP_SECONDS, 0.02):
-            for difference in stage.observer.compare_sides()[:5]:
-                stage.observer.report("iii", f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
+            for invariant, difference in stage.observer.compare_sides()[:5]:
+                stage.observer.report(invariant, f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
             return None
         took = time.monotonic() - since
         # what the agents themselves needed to tell Consul is not the bridge's

@@ -27,11 +27,18 @@ from tests.chaos.observer import Observer, Sights
 from tests.lab import Consul, Lab, LabError, consul_cluster, free_port, wait_until
 from tests.lab.secrecy import secret as remember
 from tests.program import Daemon, environment
-from tests.raw import ENDPOINTS, SERVICES, RawClient, RawConsul, RawKube, UnexpectedAnswerError
+from tests.raw import ENDPOINTS, SERVICES, RawClient, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
 NAMESPACE, DOOMED = "chaos", "doomed"
 TENANT, NEIGHBOUR = "tenant", "neighbour"
 """Namespaces of users who ask for Consul services by annotation."""
+STANDING, STANDING_SERVICE = "standing", "c-4"
+"""The neighbour's Service, which is looked at all the time, and the Consul service that it asks for."""
+SHARED, SHARED_SIZE = "shared", 12
+"""A Consul service that no rule wants, and how many instances it has. Nothing is ever done to it."""
+AWAY = "not-there"
+TENANTS = tuple(f"mine-{n}" for n in range(12))
+"""The tenant's Services, which ask for `SHARED`: together more endpoints than a small stage has beside them."""
 USER = f"system:serviceaccount:{NAMESPACE}:bridge"
 TOKEN = "6b1de1a0-6a7c-4b3f-9f3e-0c1f4f5d2a10"
 POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
@@ -197,14 +204,16 @@ class Stage:
         services, instances, anchors = self._sizes
         self.fleet = Fleet(
             self.connect_consul, seed=self.seed, services=services, instances=instances, anchors=anchors,
-            conflicting=FOREIGN, on_pushed=self._pushed,
+            conflicting=(*FOREIGN, SHARED), on_pushed=self._pushed,
         )  # fmt: skip
         for name in (*FOREIGN, "doomed-1"):
             self.fleet.add(name, 2)
+        self.fleet.add(SHARED, SHARED_SIZE)
         sights = Sights(
             connect_consul=self.connect_consul, connect_kube=self.connect_kube, audit_log=self.lab.audit_log, user=USER,
             namespace_of=namespace_of, namespaces=(NAMESPACE, DOOMED), tenants=(TENANT, NEIGHBOUR),
-            foreign=[(NAMESPACE, name) for name in (*FOREIGN, "bystander")],
+            asked={(NEIGHBOUR, STANDING): STANDING_SERVICE},
+            foreign=[(NAMESPACE, name) for name in (*FOREIGN, SHARED, "bystander")],
         )  # fmt: skip
         self.observer = Observer(sights, self.fleet)
         self._undo.callback(self.observer.close)
@@ -217,7 +226,7 @@ class Stage:
         self.bridge.start()
 
     def _pushed(self, instance: Instance) -> None:
-        if hasattr(self, "observer") and instance.service not in FOREIGN:
+        if hasattr(self, "observer") and instance.service not in (*FOREIGN, SHARED):
             self.observer.pushed(instance)
 
     # ------------------------------------------------------------------ the bridge
@@ -293,6 +302,29 @@ class Stage:
                 "subjects": [{"kind": "ServiceAccount", "name": "bridge", "namespace": NAMESPACE}],
             })  # fmt: skip
         self.put_foreign()
+        with self.connect_kube() as kube:
+            ask(kube, NEIGHBOUR, STANDING, STANDING_SERVICE, create=True)
+            for name in TENANTS:
+                ask(kube, TENANT, name, AWAY, create=True)
+
+    # ------------------------------------------------------------------ users
+
+    def send_away(self) -> None:
+        """The tenant asks for what `SHARED` has, gets it, and does not want it any more."""
+        self._ask_for(SHARED)
+        if not wait_for(lambda: self._tenants_endpoints() == len(TENANTS) * SHARED_SIZE, 30):
+            raise LabError("the tenant's Services are not filled")
+        self._ask_for(AWAY)
+
+    def _ask_for(self, service: str) -> None:
+        with self.connect_kube() as kube:
+            for name in TENANTS:
+                ask(kube, TENANT, name, service)
+
+    def _tenants_endpoints(self) -> int:
+        with self.connect_kube() as kube:
+            items = kube.json("GET", ENDPOINTS.format(namespace=TENANT))["items"]
+            return sum(len(ready_addresses(item)) for item in items if item["metadata"]["name"] in TENANTS)
 
     def put_foreign(self) -> None:
         """Make the objects that are not the bridge's, anew where they are; no bridge may run meanwhile."""
@@ -322,6 +354,22 @@ def namespace_of(service: str) -> str:
 
 def _gone(kube: RawKube, paths: Sequence[str]) -> bool:
     return all(kube.get(path) is None for path in paths)
+
+
+def ask(kube: RawKube, namespace: str, name: str, service: str, *, create: bool = False, **marks: str) -> None:
+    """Create or replace a Service that asks for a Consul service."""
+    path = SERVICES.format(namespace=namespace)
+    metadata = {
+        "name": name, "labels": {"consul-bridge/mirror": "true"},
+        "annotations": {"consul-bridge/service": service, **{f"consul-bridge/{k}": v for k, v in marks.items()}},
+    }  # fmt: skip
+    if create:
+        body = {"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]}, "metadata": metadata}
+        kube.json("POST", path, body)
+        return
+    found = kube.json("GET", f"{path}/{name}")
+    found["metadata"].update(metadata)
+    kube.json("PUT", f"{path}/{name}", found)
 
 
 def create_namespace(kube: RawKube, name: str) -> None:

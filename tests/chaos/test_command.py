@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ import pytest
 
 from tests.chaos import __main__ as command
 from tests.chaos import run
-from tests.chaos.changes import LATE_SECONDS, Fleet
+from tests.chaos.changes import LATE_SECONDS, PORTS, Fleet
 from tests.chaos.faults import catalogue, table
 from tests.chaos.run import Campaign, percentiles, sequence
 from tests.lab import LabError, wait_until
@@ -89,7 +90,32 @@ def test_a_vm_whose_node_comes_back_in_another_case_is_the_same_one_at_another_a
     service = change.key.partition("/")[0]
     assert before is not None
     then, now = (state.ready | state.not_ready for state in (before[service], after[service]))
-    assert (len(then), len(now), len(then - now), change.key) == (12, 12, 1, change.key.lower())
+    moved = {address for address, _ in then - now}
+    assert (len(then), len(moved), change.key) == (len(now), 1, change.key.lower())
+
+
+def test_a_vm_gets_a_second_instance_of_a_service_at_the_same_address_on_another_port() -> None:
+    """What happens to the VM happens to both of them."""
+    fleet = Fleet(nobody, seed=3)
+
+    def listed() -> set[tuple[str, int]]:
+        return {pair for state in fleet.expected().values() for pair in state.ready | state.not_ready}
+
+    pairs, kinds = 0, Counter[str]()
+    for _ in range(1000):
+        before = listed()
+        change = fleet.step()
+        came, went = listed() - before, before - listed()
+        if change.key.endswith("/twin") and change.kind in ("register", "twin"):
+            kinds[change.kind] += 1
+            ((address, port),) = came or went
+            pairs += (address, sum(PORTS) - port) in listed()
+        elif change.kind in ("move", "leave", "case"):
+            kinds[change.kind] += len(went) == 2
+            assert {address for address, _ in went}.isdisjoint(address for address, _ in listed())
+    assert pairs > 0
+    assert set(kinds) == {"register", "twin", "move", "leave", "case"}
+    assert min(kinds.values()) > 0
 
 
 def test_what_is_touched_is_never_owed_and_anchors_always_are() -> None:
@@ -154,7 +180,7 @@ def test_both_sides_must_agree_once_more_when_nothing_can_come_late(monkeypatch:
         def shows(self, _expected: object) -> bool:
             return True
 
-        def compare_sides(self) -> list[str]:
+        def compare_sides(self) -> list[tuple[str, str]]:
             asked.append("compare")
             return []
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos import run
+from tests.chaos import changes, run
 from tests.chaos.faults import READY, Fault, catalogue
 from tests.chaos.run import Campaign
 from tests.chaos.stage import FOREIGN, USER, Stage
@@ -110,6 +110,17 @@ def test_disagreement_is_seen(stage: Stage) -> None:
         assert "iii" in seen(campaign, Nothing())
 
 
+@pytest.mark.parametrize(("kind", "lacking"), [("twin", "pairing"), ("case", "comparing")])
+def test_what_changes_on_vms_is_compared(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, kind: str, lacking: str
+) -> None:
+    """(iii): a second instance on a VM, with a port of its own, and a node that comes back in other case."""
+    with unprotected(stage, ("--without", lacking)) as campaign:
+        monkeypatch.setattr(changes, "WEIGHTS", {kind: 1})
+        assert "iii" in seen(campaign, Nothing())
+        monkeypatch.undo()
+
+
 def test_writes_at_rest_are_seen(stage: Stage) -> None:
     """(iv): a bridge that writes again what is right already."""
     with unprotected(stage, ("--without", "restless")) as campaign:
@@ -129,6 +140,11 @@ def test_silence_is_seen(stage: Stage) -> None:
 
 
 def test_what_one_tenant_does_to_another_is_seen(stage: Stage) -> None:
-    """(vii): a guard that adds up over all namespaces holds what really leaves another tenant's Service."""
+    """(vii): a guard that adds up over all namespaces holds what really leaves another tenant's Service.
+
+    In every round, whatever its fault is; and when a tenant does their worst.
+    """
+    with unprotected(stage, ("--without", "sharing")) as campaign:
+        assert "vii" in seen(campaign, Nothing())
     with unprotected(stage, ("--without", "sharing")) as campaign:
         assert "vii" in seen(campaign, catalogue()["tenant-misbehaves"]())
