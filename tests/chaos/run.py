@@ -92,7 +92,8 @@ class Campaign:
             page = bridge.get("/metrics")[1].decode()
             self._before = {s.name: sample(page, s.name) for s in fault.shows if isinstance(s, Metric)}
             began = time.monotonic()
-            stage.send_away()
+            if not stage.send_away(GIVE_UP_SECONDS):
+                stage.observer.report("iii", f"before {fault.name}: a user's Services are not filled")
             try:
                 fault.inject(stage, rng)
                 if stage.bridge is not bridge:

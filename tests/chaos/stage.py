@@ -309,12 +309,12 @@ class Stage:
 
     # ------------------------------------------------------------------ users
 
-    def send_away(self) -> None:
-        """The tenant asks for what `SHARED` has, gets it, and does not want it any more."""
+    def send_away(self, seconds: float) -> bool:
+        """The tenant asks for what `SHARED` has and sends it away again; whether they got it, within so long."""
         self._ask_for(SHARED)
-        if not wait_for(lambda: self._tenants_endpoints() == len(TENANTS) * SHARED_SIZE, 30):
-            raise LabError("the tenant's Services are not filled")
+        filled = wait_for(lambda: self._tenants_endpoints() == len(TENANTS) * SHARED_SIZE, seconds)
         self._ask_for(AWAY)
+        return filled
 
     def _ask_for(self, service: str) -> None:
         with self.connect_kube() as kube:
