@@ -182,13 +182,18 @@ class Campaign:
 
     def _agree(self, since: float, seconds: float, what: str) -> float | None:
         stage = self.stage
-        if not stage.fleet.flush(FLUSH_SECONDS):
-            stage.observer.report("iii", f"{what}: Consul does not take what the VMs say: {stage.fleet.trouble}")
-            return None
-        flushed = time.monotonic()
-        shown = wait_for(lambda: stage.observer.shows(stage.fleet.mirrored()), GIVE_UP_SECONDS, 0.05)
+        shown, late = False, 1.0
+        while not shown and late > 0:  # what Consul takes late undoes what the agents said: they have to say it again
+            if not stage.fleet.flush(FLUSH_SECONDS):
+                stage.observer.report("iii", f"{what}: Consul does not take what the VMs say: {stage.fleet.trouble}")
+                return None
+            flushed, late = time.monotonic(), stage.fleet.late_seconds()
+            shown = wait_for(
+                lambda: stage.observer.shows(stage.fleet.mirrored()), late if late > 0 else GIVE_UP_SECONDS, 0.05
+            )
         if not shown or not wait_for(lambda: not stage.observer.compare_sides(), GIVE_UP_SECONDS, 0.02):
-            for invariant, difference in stage.observer.compare_sides()[:5]:
+            found = stage.observer.compare_sides() or [("iii", "they agree, but not on what the VMs say")]
+            for invariant, difference in found[:5]:
                 stage.observer.report(invariant, f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
             return None
         took = time.monotonic() - since
@@ -206,6 +211,8 @@ class Campaign:
         wait_for(lambda: False, 0.15)  # the audit log is read so often
         for write in stage.observer.writes_since(began)[:5]:
             stage.observer.report("iv", f"after {what}, at rest: {write}")
+        for invariant, difference in stage.observer.compare_sides()[:5]:
+            stage.observer.report(invariant, f"after {what}, at rest: {difference}")
         return self._weigh(what)
 
     def _weigh(self, what: str) -> Usage:
