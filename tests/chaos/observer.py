@@ -115,6 +115,8 @@ class Sights:
     user: str
     namespace_of: Callable[[str], str]
     """The namespace where a Consul service is to be."""
+    slices_alone: Callable[[str], bool]
+    """Whether a Consul service is to be in EndpointSlices only; all others have Endpoints of ours, too."""
     namespaces: Collection[str]
     tenants: Collection[str]
     """Further ones where users ask for Consul services by annotation; what is there is not compared with the fleet,
@@ -455,6 +457,10 @@ class Observer:
             ("iii", f"{where[0]}/{where[1]}: the slices have {_words(held[where])}, the Endpoints {_words(state)}")
             for where, state in sorted(whole.items())
             if where in held and (state.ready, state.not_ready) != (held[where].ready, held[where].not_ready)
+        ] + [
+            ("iii", f"{where[0]}/{where[1]} has no Endpoints")
+            for where in sorted(held.keys() - whole.keys() - set(self._sights.foreign))
+            if held[where] != State() and not self._sights.slices_alone(where[1])
         ]
         return held, apart
 

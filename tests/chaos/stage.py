@@ -211,7 +211,8 @@ class Stage:
         self.fleet.add(SHARED, SHARED_SIZE)
         sights = Sights(
             connect_consul=self.connect_consul, connect_kube=self.connect_kube, audit_log=self.lab.audit_log, user=USER,
-            namespace_of=namespace_of, namespaces=(NAMESPACE, DOOMED), tenants=(TENANT, NEIGHBOUR),
+            namespace_of=namespace_of, slices_alone=lambda service: service.startswith("slice-"),
+            namespaces=(NAMESPACE, DOOMED), tenants=(TENANT, NEIGHBOUR),
             asked={(NEIGHBOUR, STANDING): STANDING_SERVICE},
             foreign=[(NAMESPACE, name) for name in (*FOREIGN, SHARED, "bystander")],
         )  # fmt: skip
