@@ -81,12 +81,12 @@ def test_check_says_ok_line_by_line_and_writes_nothing(
         "settings", "consul address", "consul token", "kubernetes address", "kubernetes user", "kubernetes token",
         "consul reachable", "consul version", "consul leader", "consul datacenters", "token in dc1",
         "selected services", "names", "sizes", "kubernetes reachable", "kubernetes version",
-        f"namespace {namespace}", f"rights in {namespace}", "mirroring",
+        f"namespace {namespace}", f"rights in {namespace}", "addresses of the cluster's nodes", "mirroring", "slices",
     ]  # fmt: skip
     assert probes(before)["mirroring"][0] == "warning"
     assert f"seen at {namespace}/{prefix}web" in found["mirroring"][1]
     text = run("check", *output).stdout
-    assert [line.split()[0] for line in text.splitlines() if line[:1] != " "] == ["ok"] * 19
+    assert [line.split()[0] for line in text.splitlines() if line[:1] != " "] == ["ok"] * 21
 
 
 def test_check_names_what_mends_each_failure(
