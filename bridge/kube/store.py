@@ -300,13 +300,14 @@ class Store:
             return found
 
     def replace_leftovers(self, asked: Iterable[Target], found: Iterable[CurrentSlice]) -> None:
-        """The slices of pods that are left at the Services that were `asked` about."""
-        left: dict[Target, list[CurrentSlice]] = {target: [] for target in asked}
-        for piece in sorted(found, key=lambda piece: piece.meta.name):
-            target = objects.target_of(piece)
-            if target in left:
-                left[target].append(piece)
+        """The slices of pods that are left at the Services that were `asked` about, where these are still such."""
+        pieces_by_name = sorted(found, key=lambda piece: piece.meta.name)
         with self._lock:
+            left: dict[Target, list[CurrentSlice]] = {t: [] for t in asked if self._is_without_selector(t)}
+            for piece in pieces_by_name:
+                target = objects.target_of(piece)
+                if target in left:
+                    left[target].append(piece)
             for target, pieces in left.items():
                 before = self._left.get(target, ())
                 if pieces:
@@ -368,11 +369,16 @@ class Store:
         if kind is Kind.ENDPOINT_SLICE and not any(map(_is_a_bridges, (before, found))):
             self._news_beside |= touched
             return set()
-        if kind is Kind.SERVICE and _takes_slices(found) and isinstance(before, CurrentService) and before.has_selector:
+        if kind is Kind.SERVICE and not _takes_slices(found):
+            self._left.pop(Target(*key), None)  # nobody asks about these again: they are its pods', or go with it
+        elif kind is Kind.SERVICE and isinstance(before, CurrentService) and before.has_selector:
             self._freed |= touched
         for target in touched:
             self._count(target)
         return touched
+
+    def _is_without_selector(self, target: Target) -> bool:
+        return _takes_slices(self._found(Kind.SERVICE, (target.namespace, target.name)))
 
     def _holding(self, piece: CurrentSlice) -> dict[Target, dict[str, CurrentSlice]]:
         return self._slices if _is_a_bridges(piece) else self._beside

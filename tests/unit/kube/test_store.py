@@ -9,12 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.model import Action, Change, Current, Endpoint, Kind, Meta, Scope, Target
+from bridge.core.model import Action, Change, Current, CurrentSlice, Endpoint, Kind, Meta, Scope, Target
 from bridge.kube import objects
 from bridge.kube import store as store_module
 from bridge.kube.objects import Decoded
 from bridge.kube.store import Store
-from tests.unit.kube.builders import bodies, create, delete, down, endpoints, group, ready, service, slice_of, update
+from tests.unit.kube.builders import (
+    bodies,
+    create,
+    delete,
+    down,
+    endpoints,
+    group,
+    raw_service,
+    ready,
+    service,
+    slice_of,
+    update,
+)
 
 TARGET = Target("default", "radosgw")
 
@@ -294,6 +306,54 @@ def test_current_shows_slices_by_name_and_foreign_endpoints_without_content() ->
     store.note(update(endpoints(), foreign), meta(4))
     store.replace_foreign("default", [])
     assert version_in(store.current(TARGET)) == "4"
+
+
+# --------------------------------------------------------------------------- slices that pods left behind
+
+
+def shown(store: Store, version: int, event: Any = "MODIFIED", **spec: Any) -> None:
+    """Tell a watch event of a user's Service."""
+    raw = raw_service("default", "radosgw", **spec)
+    raw["metadata"] |= {"uid": "u1", "resourceVersion": str(version)}
+    found = objects.decode(Kind.SERVICE, raw)
+    assert found is not None
+    store.event(Kind.SERVICE, None, event, found.meta, found)
+
+
+def left_by_pods() -> CurrentSlice:
+    """A slice of pods that the Service selected once."""
+    change = create(slice_of("radosgw", group(*ready("10.244.0.1"))), name="radosgw-x7k2p")
+    found = objects.expected(change, meta(1, Kind.ENDPOINT_SLICE, "radosgw-x7k2p"))
+    assert isinstance(found, CurrentSlice)
+    return replace(found, manager=objects.POD_CONTROLLER)
+
+
+@pytest.mark.parametrize(
+    ("event", "spec"),
+    [("DELETED", {}), ("MODIFIED", {"selector": {"app": "web"}}), ("MODIFIED", {"type": "ExternalName"})],
+    ids=["deleted", "selector", "external-name"],
+)
+def test_what_pods_left_is_forgotten_with_their_service(event: str, spec: dict[str, Any]) -> None:
+    """Nobody asks about it any more, so nobody would learn that it has gone: a Service of that name begins anew."""
+    store = Store("default")
+    shown(store, 1, "ADDED")
+    store.replace_leftovers([TARGET], [left_by_pods()])
+    assert (store.with_leftovers(), store.current(TARGET).others) == ({TARGET}, (left_by_pods(),))
+    shown(store, 2, event, **spec)
+    assert (store.with_leftovers(), store.current(TARGET).others) == (set(), ())
+    store.replace_leftovers([TARGET], [left_by_pods()])  # an answer that was asked for before
+    assert store.with_leftovers() == set()
+    shown(store, 3, "ADDED")
+    assert store.current(TARGET).others == ()
+
+
+def test_what_pods_left_is_forgotten_when_a_list_lacks_their_service() -> None:
+    """The watch may have missed its end."""
+    store = Store("default")
+    shown(store, 1, "ADDED")
+    store.replace_leftovers([TARGET], [left_by_pods()])
+    store.replace(Kind.SERVICE, None, [], 5, store.begin_list())
+    assert store.with_leftovers() == set()
 
 
 # --------------------------------------------------------------------------- convergence
