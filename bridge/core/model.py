@@ -6,7 +6,7 @@ is the comparison that matters and a second pass finds nothing to do.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -535,8 +535,9 @@ class Plan:
     plane has copied those. Look at its slices and plan again, about a second later.
 
     `deviations`: in what the union of all EndpointSlices of the Service, whoever writes them, differs from what is
-    wanted once the changes are made. While they are `settling` they are too young to be told of: the control plane's
-    mirror is always a little late. `foreign`: how many of the slices are neither ours nor the mirror of our Endpoints.
+    wanted once the changes are made; `differences` are the same, endpoint by endpoint. While they are `settling` they
+    are too young to be told of: the control plane's mirror is always a little late. `foreign`: how many of the slices
+    are neither ours nor the mirror of our Endpoints.
     """
 
     target: Target
@@ -557,6 +558,7 @@ class Plan:
     scope: Scope = Scope()
     released: str = ""
     deviations: tuple[Reason, ...] = ()
+    differences: frozenset[Hashable] = frozenset()
     settling: bool = False
     foreign: int = 0
 

@@ -158,6 +158,7 @@ def plan(
         scope=scope_of(current, owner, desired),
         released=released,
         deviations=seen.deviations,
+        differences=seen.differences,
         foreign=len(seen.foreign),
     )
 

@@ -17,7 +17,7 @@ conditions readers take either (docs/kubernetes.md), so each slice has to say wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bridge.core.marks import SKIP_MIRROR
@@ -40,10 +40,41 @@ Conditions = tuple[bool, bool]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """In what the union differs from what is wanted, and the slices of others, each with what it has beyond."""
+    """In what the union differs from what is wanted, and the slices of others, each with what it has beyond.
+
+    `differences` are the deviations taken apart: each endpoint that is missing, superfluous or has other conditions,
+    and each slice of others that has something beyond, whatever that is at the moment.
+    """
 
     deviations: tuple[Reason, ...] = ()
     foreign: tuple[Reason, ...] = ()
+    differences: frozenset[Hashable] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """Endpoints in which a slice, or the whole mirror, differs from what is `expected`, each sorted."""
+
+    expected: Mapping[Key, Conditions]
+    missing: Sequence[Key]
+    beyond: Sequence[Key]
+    otherwise: Sequence[Key]
+
+    @property
+    def each(self) -> Iterator[Hashable]:
+        """Every single difference."""
+        yield from (("missing", key) for key in self.missing)
+        yield from (("beyond", key) for key in self.beyond)
+        yield from (("otherwise", key, self.expected[key]) for key in self.otherwise)
+
+    def __str__(self) -> str:
+        """In words, "" when there is none."""
+        parts = [
+            f"lacks {_some(self.missing)}" if self.missing else "",
+            f"has {_some(self.beyond)}, which Consul does not show" if self.beyond else "",
+            f"has {_some(self.otherwise)} with other conditions (ready, serving) than Consul" if self.otherwise else "",
+        ]
+        return " and ".join(filter(None, parts))
 
 
 def compare(
@@ -67,10 +98,13 @@ def compare(
     expected = dict(_endpoints(wanted, mirrored=mirrored))
     deviations: list[Reason] = []
     foreign: list[Reason] = []
+    differences: set[Hashable] = set()
     mirror: dict[Key, list[Conditions]] = {}
     for name, group in sorted(own.items()):
-        if what := _difference(group, expected, mirrored=mirrored):
+        found = _difference(group, expected, mirrored=mirrored)
+        if what := str(found):
             deviations.append(Reason(Code.SLICE_OUTDATED, name=name, manager=SLICE_MANAGER, what=what))
+            differences.update(found.each)
     for piece in sorted(others, key=lambda s: s.meta.name):
         name, manager = piece.meta.name, piece.manager
         if not piece.group.endpoints:
@@ -79,20 +113,26 @@ def compare(
             for key, conditions in _endpoints((piece.group,), mirrored=True):
                 mirror.setdefault(key, []).append(conditions)
             continue
-        what = _difference(piece.group, expected, mirrored=mirrored)
+        found = _difference(piece.group, expected, mirrored=mirrored)
+        what = str(found)
         if manager == MIRRORING_CONTROLLER:
             if what:
                 deviations.append(Reason(Code.SLICE_OUTDATED, name=name, manager=manager, what=what))
+                differences.update(found.each)
             continue
         said = what or "repeats endpoints that Consul shows, and nobody updates it"
         reason = Reason(Code.FOREIGN_SLICE, name=name, manager=manager, namespace=target.namespace, what=said)
         foreign.append(reason)
-        deviations += [reason] if what else []
+        if what:
+            deviations.append(reason)
+            differences.add(("foreign", name))
     if mirrored:
         had = {key for key, _ in _endpoints(own.values(), mirrored=True)}
-        if what := _behind(mirror, expected, had):
+        found = _behind(mirror, expected, had)
+        if what := str(found):
             deviations.append(Reason(Code.MIRROR_BEHIND, what=what))
-    return Seen(tuple(deviations), tuple(foreign))
+            differences.update(found.each)
+    return Seen(tuple(deviations), tuple(foreign), frozenset(differences))
 
 
 def standing(current: Current, owner: str) -> Seen | None:
@@ -132,31 +172,24 @@ def _bare(port: Port) -> Port:
     return Port(port.name, port.number, port.protocol) if port.app_protocol else port
 
 
-def _difference(group: Group, expected: Mapping[Key, Conditions], *, mirrored: bool) -> str:
-    """What a slice has that is not wanted, "" when there is nothing of the kind."""
+def _difference(group: Group, expected: Mapping[Key, Conditions], *, mirrored: bool) -> _Difference:
+    """What a slice has that is not wanted."""
     found = list(_endpoints((group,), mirrored=mirrored))
     beyond = sorted(key for key, _ in found if key not in expected)
     otherwise = sorted(key for key, conditions in found if expected.get(key, conditions) != conditions)
-    return _words((), beyond, otherwise)
+    return _Difference(expected, (), beyond, otherwise)
 
 
-def _behind(mirror: Mapping[Key, Sequence[Conditions]], expected: Mapping[Key, Conditions], had: set[Key]) -> str:
+def _behind(
+    mirror: Mapping[Key, Sequence[Conditions]], expected: Mapping[Key, Conditions], had: set[Key]
+) -> _Difference:
     """In what the mirror differs from the Endpoints. What our own slices have as well (`had`) is not missing."""
     missing = sorted(key for key in expected if key not in mirror and key not in had)
     beyond = sorted(key for key in mirror if key not in expected)
     otherwise = sorted(
         key for key, found in mirror.items() if key in expected and any(c != expected[key] for c in found)
     )
-    return _words(missing, beyond, otherwise)
-
-
-def _words(missing: Sequence[Key], beyond: Sequence[Key], otherwise: Sequence[Key]) -> str:
-    parts = [
-        f"lacks {_some(missing)}" if missing else "",
-        f"has {_some(beyond)}, which Consul does not show" if beyond else "",
-        f"has {_some(otherwise)} with other conditions (ready, serving) than Consul" if otherwise else "",
-    ]
-    return " and ".join(filter(None, parts))
+    return _Difference(expected, missing, beyond, otherwise)
 
 
 def _some(keys: Sequence[Key]) -> str:

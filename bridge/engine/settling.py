@@ -3,12 +3,17 @@
 The control plane's mirror of Endpoints is always a little late (20 slices a second, by default). A lag that ends within
 the window is nobody's business; one that lasts means that traffic goes elsewhere. And until a target was seen in
 agreement once, nobody says that it is in sync.
+
+A plan is made before the mirror of its own changes is there, so where instances come and go all the time no plan ever
+agrees. What counts is therefore how long each single difference (an endpoint that is missing, superfluous or has other
+conditions; a slice of others) has stood. A mirror that follows never leaves one standing; one that has stopped does,
+however often the service changes.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 from bridge.core.model import Plan, Target
@@ -18,14 +23,14 @@ SETTLING_SECONDS = 5.0
 
 
 class Settling:
-    """Since when each target deviates. Thread-safe. A window of 0 seconds: what deviates is told at once."""
+    """Since when each difference stands. Thread-safe. A window of 0 seconds: what deviates is told at once."""
 
     def __init__(self, clock: Callable[[], float], seconds: float = SETTLING_SECONDS) -> None:
         self._clock = clock
         self._seconds = seconds
         self._lock = threading.Lock()
         self._agreed: set[Target] = set()
-        self._since: dict[Target, float] = {}
+        self._since: dict[Target, dict[Hashable, float]] = {}
 
     def judge(self, plan: Plan) -> Plan:
         """The plan with its deviations as they are to be told: those that are young are left out, or `settling`."""
@@ -37,8 +42,9 @@ class Settling:
                 else:
                     self._agreed.discard(plan.target)
                 return plan
-            since = self._since.setdefault(plan.target, self._clock())
-            if self._clock() - since >= self._seconds:
+            now, before = self._clock(), self._since.get(plan.target, {})
+            since = self._since[plan.target] = {one: before.get(one, now) for one in plan.differences}
+            if any(now - began >= self._seconds for began in since.values()):
                 self._agreed.discard(plan.target)
                 return plan
             agreed = plan.target in self._agreed

@@ -215,8 +215,11 @@ def test_endpoints_alone_are_in_sync_when_they_are_mirrored(town: Town, eventual
     assert sync_once(**town.sides).changes == ()
 
 
-def test_a_mirror_that_follows_is_never_told_to_lag(town: Town, eventually: Eventually) -> None:
+def test_a_mirror_that_follows_is_never_told_to_lag(
+    town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is always a little late: state, log and alerts do not flap for that."""
+    monkeypatch.setattr(run, "SETTLING_SECONDS", 5.0)
     town.choose(Output.ENDPOINTS)
     town.kube.mirroring = True
     with capture_logs() as lines:

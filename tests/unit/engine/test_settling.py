@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bridge.core.model import Plan, Query, Target
-from bridge.core.reasons import Code, Reason
+from bridge.core.model import Group, Plan, Query, Target
+from bridge.core.union import compare
 from bridge.engine.settling import Settling
+from tests.unit.core.builders import ready
+from tests.unit.core.test_union import HTTP, WEB, group, mirrored
 
-BEHIND = (Reason(Code.MIRROR_BEHIND, what="lacks 10.0.0.1:80"),)
-AGREED = Plan(Target("default", "web"), queries=(Query("dc1", "web"),))
-DEVIATING = replace(AGREED, deviations=BEHIND)
+TARGET = Target("default", "web")
+NONE = group()
+AGREED = Plan(TARGET, queries=(Query("dc1", "web"),))
+
+
+def seen(wanted: Group, mirror: Group) -> Plan:
+    """A plan without writes, while the mirror of the Endpoints has this."""
+    found = compare(TARGET, (wanted,), {}, mirrored(mirror), mirrored=True)
+    return replace(AGREED, deviations=found.deviations, differences=found.differences)
+
+
+DEVIATING = seen(WEB, NONE)
+QUIET = replace(DEVIATING, deviations=(), settling=True)
 
 
 class Clock:
@@ -29,9 +41,9 @@ def test_a_lag_within_the_window_is_nobodys_business() -> None:
     for _ in range(10):
         assert settling.judge(AGREED) == AGREED
         clock.now += 1.0
-        assert settling.judge(DEVIATING) == replace(AGREED, settling=True)
+        assert settling.judge(DEVIATING) == QUIET
         clock.now += 4.9
-        assert settling.judge(DEVIATING) == replace(AGREED, settling=True)
+        assert settling.judge(DEVIATING) == QUIET
 
 
 def test_a_lag_that_lasts_is_told_and_ends_when_it_has_caught_up() -> None:
@@ -46,6 +58,49 @@ def test_a_lag_that_lasts_is_told_and_ends_when_it_has_caught_up() -> None:
     assert settling.judge(DEVIATING) == DEVIATING
     assert settling.judge(AGREED) == AGREED
     assert settling.judge(DEVIATING).deviations == ()
+
+
+def busy(number: int) -> Group:
+    """What is wanted after so many changes: three instances of which the oldest is replaced at each, and two of which
+    one is ready in turns."""
+    turns = [replace(e, ready=n == number % 2) for n, e in enumerate(ready("10.0.1.1", "10.0.1.2"))]
+    return group(*ready(*(f"10.0.0.{number + n}" for n in range(3))), *turns, ports=(HTTP,))
+
+
+def test_a_service_that_never_rests_is_in_sync_while_its_mirror_follows() -> None:
+    """Each change is planned before its own mirror is there: no plan ever agrees, and nothing stays as it is."""
+    clock = Clock()
+    settling = Settling(clock, 5.0)
+    assert settling.judge(seen(busy(0), busy(0))).settling is False
+    for number in range(1, 200):
+        clock.now += 0.25
+        plan = seen(busy(number), busy(number - 1))
+        assert plan.deviations
+        assert settling.judge(plan) == replace(plan, deviations=(), settling=True)
+
+
+def test_a_mirror_that_stopped_is_told_although_the_service_never_rests() -> None:
+    """What is missing or superfluous changes at each look, but some of it stays."""
+    clock = Clock()
+    settling = Settling(clock, 5.0)
+    settling.judge(seen(busy(0), busy(0)))
+    told = []
+    for number in range(1, 60):
+        clock.now += 0.25
+        told.append(bool(settling.judge(seen(busy(number), busy(0))).deviations))
+    assert (told.index(True), all(told[told.index(True) :])) == (20, True)
+
+
+def test_a_slice_of_others_is_one_difference_whatever_it_has() -> None:
+    """Who writes it anew all the time sends traffic elsewhere all the time."""
+    clock = Clock()
+    settling = Settling(clock, 5.0)
+    for number in range(10):
+        piece = replace(mirrored(group(*ready(f"10.9.9.{number}")))[0], manager="mesh.example.org")
+        found = compare(TARGET, (WEB,), {"web-1": WEB}, (piece,), mirrored=False)
+        plan = replace(AGREED, deviations=found.deviations, differences=found.differences)
+        assert (settling.judge(plan) == plan) == (number >= 5)
+        clock.now += 1.0
 
 
 def test_nothing_is_in_sync_before_it_was_seen_to_be() -> None:
