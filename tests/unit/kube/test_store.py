@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.core.model import Action, Change, Current, CurrentSlice, Endpoint, Kind, Meta, Scope, Target
+from bridge.core.union import POD_CONTROLLER
 from bridge.kube import objects
 from bridge.kube import store as store_module
 from bridge.kube.objects import Decoded
@@ -325,7 +326,7 @@ def left_by_pods() -> CurrentSlice:
     change = create(slice_of("radosgw", group(*ready("10.244.0.1"))), name="radosgw-x7k2p")
     found = objects.expected(change, meta(1, Kind.ENDPOINT_SLICE, "radosgw-x7k2p"))
     assert isinstance(found, CurrentSlice)
-    return replace(found, manager=objects.POD_CONTROLLER)
+    return replace(found, manager=POD_CONTROLLER)
 
 
 @pytest.mark.parametrize(
