@@ -122,8 +122,8 @@ def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
         who = f"managed by {manager}" if manager else "without a manager"
         said = f"EndpointSlice by-hand ({who}) is neither the bridge's nor the mirror of its Endpoints: it has 10.9.9.9"
         assert row.detail.startswith(said)
-        gauges = town.counted("foreign_slices"), town.counted("warnings", reason="foreign_slice")
-        assert (*gauges, town.counted("services", state="out_of_sync")) == (1, 1, 1)
+        eventually(lambda: town.counted("services", state="out_of_sync"), 1, SECONDS)
+        assert (town.counted("foreign_slices"), town.counted("warnings", reason="foreign_slice")) == (1, 1)
         (explanation,) = town.bridge.explain("default", "web") or ()
         assert explanation.others == ("10.9.9.9:80 ready",)
 
@@ -147,8 +147,12 @@ def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
         }  # fmt: skip
     told = [line for line in lines if line.get("codes") == "foreign_slice"]
     assert len(told) == 1
-    notes = [e.body.decode() for e in town.kube.log if e.resource == "events" and e.verb == "create"]
-    assert sum("by-hand" in note and '"Attention"' in note for note in notes) == 1
+
+    def told_by_events() -> int:
+        notes = [e.body.decode() for e in list(town.kube.log) if e.resource == "events" and e.verb == "create"]
+        return sum("by-hand" in note and '"Attention"' in note for note in notes)
+
+    eventually(told_by_events, 1, SECONDS)
 
 
 def pods_lists(town: Town) -> int:
@@ -172,7 +176,7 @@ def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, even
     town.kube.inject(Fault(status=503), times=2, path=f"managed-by%3D{PODS}")
     town.kube.put("services", {**body, "spec": {"ports": [{"port": 80, "protocol": "TCP"}]}})
     eventually(town.states, {"moved": "out of sync", "other": "in sync", "web": "in sync"}, SECONDS)
-    assert (town.counted("foreign_slices"), town.ready("moved")) == (1, ["10.0.0.1"])
+    eventually(lambda: (town.counted("foreign_slices"), town.ready("moved")), (1, ["10.0.0.1"]), SECONDS)
     streamed = [e.query["labelSelector"] for e in town.kube.log if (e.verb, e.resource) == ("watch", "endpointslices")]
     assert set(streamed) == {f"kubernetes.io/service-name,endpointslice.kubernetes.io/managed-by!={PODS}"}
     town.kube.remove("endpointslices", "default", "moved-x7k2p")
@@ -197,7 +201,7 @@ def test_endpoints_alone_are_in_sync_when_they_are_mirrored(town: Town, eventual
     eventually(town.states, {"web": "out of sync"}, SECONDS)
     (row,) = town.bridge.services()
     assert "the control plane's mirror of them lacks 10.0.0.1:80;" in row.detail
-    assert town.counted("services", state="out_of_sync") == 1
+    eventually(lambda: town.counted("services", state="out_of_sync"), 1, SECONDS)
     state, detail = town.status()
     assert (state, "lacks 10.0.0.1:80" in detail) == ("out of sync", True)
     found, text = town.checked()["slices"]
@@ -218,8 +222,8 @@ def test_endpoints_alone_are_in_sync_when_they_are_mirrored(town: Town, eventual
 def test_a_mirror_that_follows_is_never_told_to_lag(
     town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is always a little late: state, log and alerts do not flap for that."""
-    monkeypatch.setattr(run, "SETTLING_SECONDS", 5.0)
+    """It is always a little late: state, log and alerts do not flap for that, however busy this machine is."""
+    monkeypatch.setattr(run, "SETTLING_SECONDS", 60.0)
     town.choose(Output.ENDPOINTS)
     town.kube.mirroring = True
     with capture_logs() as lines:
