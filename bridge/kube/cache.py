@@ -588,7 +588,6 @@ class _Refresher:
             return
         asked = self._store.without_selector(namespace)
         left = {target for target in self._store.with_leftovers() if namespace in (None, target.namespace)}
-        self._store.replace_leftovers(left - asked, ())  # Kubernetes looks after them again, or they have gone
         freed = self._freed & asked
         if freed:  # the control plane leaves its Endpoints there as well; a user may have handed them over
             _fill(self._client, self._store, None, namespace)
