@@ -75,6 +75,7 @@ class World:
         self._refusals: dict[Target, Refusal] = {}
         self._unmappable: dict[tuple[int, Query], Skipped] = {}
         self._leaving: dict[Name, float] = {}
+        self._left: set[Name] = set()  # of those that are leaving: where it has been told that they are gone
         self._remembered: dict[Target, tuple[Name, ...]] = {}
         self._remembered_by: dict[Name, set[Target]] = {}
         self._idle: dict[Target, _Idle] = {}
@@ -92,14 +93,15 @@ class World:
         if isinstance(listing, Unknown):
             self._listing_trouble[datacenter] = listing.reason
             return set()
+        changed: set[Target] = set()
         if self._listing_trouble.pop(datacenter, None) is not None:
             for target, idle in self._idle.items():
                 if any(dc == datacenter for dc, _ in self._remembered.get(target, ())):
                     idle.look_at = now
+            changed |= self._left_over_from(datacenter)
         first = datacenter not in self._listings
         before = {} if first else self._listings[datacenter].services
         self._listings[datacenter] = listing
-        changed: set[Target] = set()
         for service, tags in listing.services.items():
             if before.get(service) != tags:
                 changed |= self._choose((datacenter, service), tags, now)
@@ -205,7 +207,13 @@ class World:
         """End the grace periods that are over; returns the targets that must be looked at."""
         due: set[Target] = set()
         for name, since in list(self._leaving.items()):
-            if now - since < self._grace_seconds or not self._is_gone(name, narrow=self._narrow):
+            if now - since < self._grace_seconds or not self._is_gone(name, narrow=False):
+                self._left.discard(name)  # it is on its way back, or cannot be seen
+                continue
+            if name not in self._left:
+                self._left.add(name)
+                due |= self._remembered_by.get(name, set())
+            if self._narrow and not self._may_select(name):
                 continue
             due |= self._give_up(self._selected.pop(name, ()), since)
             self._wanted = None
@@ -445,7 +453,7 @@ class World:
     def _choose(self, name: Name, tags: frozenset[str], now: float) -> set[Target]:
         """Let the rules decide about one service that is listed."""
         datacenter, service = name
-        self._leaving.pop(name, None)
+        self._stay(name)
         self._wanted = None
         kept = self._remembered_by.get(name, set())
         changed = set(kept)
@@ -524,7 +532,22 @@ class World:
     def _tidy(self, name: Name) -> None:
         """A service that nobody needs any more is not waited for either."""
         if name not in self._selected and name not in self._remembered_by:
-            self._leaving.pop(name, None)
+            self._stay(name)
+
+    def _stay(self, name: Name) -> None:
+        """It is not leaving (any more)."""
+        self._leaving.pop(name, None)
+        self._left.discard(name)
+
+    def _left_over_from(self, datacenter: str) -> set[Target]:
+        """Targets that hold objects of ours from this datacenter's services, while others feed them."""
+        return {
+            target
+            for name, targets in self._remembered_by.items()
+            if name[0] == datacenter
+            for target in targets - self._idle.keys()
+            if all(_name_of(query) != name for query, _ in self._claims.owners(target))
+        }
 
     def _may_select(self, name: Name) -> bool:
         """Whether a rule names a service, whatever tags it has."""

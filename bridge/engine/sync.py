@@ -82,8 +82,9 @@ def sync_once(
     `confirm` sees the planned report before anything is written and may refuse (the dry run's report is returned).
     A namespace that we may not list is left alone and reported as failed; the others are served. Raises
     TransientError or PermanentError when a whole side cannot be used, CancelledError when `stop` was set
-    before anything was planned. What another process changes meanwhile is read and planned again. Once writing has
-    begun, a stop lets the objects in hand finish and is reported as failures of the rest.
+    before anything was planned. What another process changes meanwhile is read and planned again, as long as it can be
+    read. Once writing has begun nothing is raised any more: a stop lets the objects in hand finish and is reported as
+    failures of the rest.
     """
     say = progress or (lambda _what, _done, _total: None)
     client = KubeClient(kube, kube_warning)
@@ -149,7 +150,13 @@ def sync_once(
             stale = {target for target, outcome in done.items() if _is_stale(outcome)}
             if not stale or stop.wait(options.retry.wait_seconds(attempt)):
                 break
-            store = call(lambda: list_once(client, namespaces, options.owner, partly=True), options.retry, stop)
+            for target, outcome in done.items():
+                if not outcome.failures:
+                    reconciler.guard.applied(target)  # what has gone stays a part of what there was
+            try:
+                store = call(lambda: list_once(client, namespaces, options.owner, partly=True), options.retry, stop)
+            except BridgeError:  # or stopped: what was written is told, and what is stale with it
+                break
             reconciler = with_all(store=store, unreadable=store.unreadable)
             for target in stale:
                 world.forget(target)

@@ -662,3 +662,39 @@ def test_a_datacenter_that_answers_again_has_its_orphans_looked_at() -> None:
     made.on_listing("dc1", Unknown("timed out"), 0.1)
     made.on_listing("dc1", listing(), 0.2)
     assert made.expire(0.2) == {mine}
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_a_user_left_behind_is_looked_at_when_it_is_certain_that_its_service_is_gone(narrow: bool) -> None:
+    """A rule claims the target, so nobody else asks for it; once for each time, whatever the rules select."""
+    old = Query("dc1", "old")
+    made = World((Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 30.0, narrow=narrow)
+    made.on_listing("dc1", listing("web"), 0.0)
+    made.on_view(WEB, known("10.0.0.1"))
+    made.remember(HERE, [("dc1", "old")], 0.0)
+    made.on_view(old, Known(()))
+    assert (made.expire(29.0), made.is_left_over(HERE, 29.0)) == (set(), False)
+    assert (made.expire(30.0), made.is_left_over(HERE, 30.0)) == ({HERE}, True)
+    assert made.expire(31.0) == set()
+    made.on_view(old, Unknown("timed out"))
+    assert (made.expire(32.0), made.is_left_over(HERE, 32.0)) == (set(), False)
+    made.on_view(old, Known(()))
+    assert (made.expire(33.0), made.is_left_over(HERE, 33.0)) == ({HERE}, True)
+    made.on_listing("dc1", listing("web", "old"), 40.0)
+    made.on_listing("dc1", listing("web"), 50.0)
+    assert (made.expire(79.0), made.expire(80.0)) == (set(), {HERE})
+
+
+def test_what_a_user_left_behind_is_looked_at_when_its_datacenter_can_be_listed_again() -> None:
+    """Until then nobody can tell a service that is listed from one that is gone. What feeds a target is no leftover."""
+    other = Target("apps", "db")
+    made = World(RULES, ["dc1", "dc2"], 30.0)
+    for datacenter in made.datacenters:
+        made.on_listing(datacenter, listing("web", "db", "old"), 0.0)
+    made.remember(HERE, [("dc1", "old")], 0.0)
+    made.remember(other, [("dc1", "db")], 0.0)
+    made.remember(Target("apps", "far"), [("dc2", "old")], 0.0)
+    made.on_listing("dc1", Unknown("no leader"), 10.0)
+    assert not made.is_left_over(HERE, 11.0)
+    assert made.on_listing("dc1", listing("web", "db", "old"), 12.0) == {HERE}
+    assert made.is_left_over(HERE, 12.0)
