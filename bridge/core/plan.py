@@ -121,8 +121,8 @@ def plan(
     `dismissed`: a user no longer wants what we filled for them, or wants something else: it is not lost when it goes.
     `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the Endpoints carry
     everything; without `delete` slices that are not needed are emptied. `released`: when a forced pass let go what this
-    target loses (`release`). `installation` is our own, where it is known: what another one wrote does not go, unless
-    by `force` (`core.installation`).
+    target loses (`release`). `installation` is our own, where it is known: a target that another one wrote does not go
+    as a whole, unless by `force` (`core.installation`).
     """
     draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), lacking=tuple(slices_forbidden))
     strangers = () if force or dismissed else tuple(installations.others(current, owner, installation))
@@ -139,7 +139,7 @@ def plan(
     lost, flipped, deselected = taken
     if released and any(taken):
         draft.changes = [release.marked(change, released) for change in draft.changes]
-    _sign(draft, installation, force)
+    _sign(draft, installation, force, stands=desired is not None)
     return Plan(
         target=target,
         queries=desired.queries if desired is not None else (),
@@ -181,12 +181,16 @@ def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> union.Seen
     return union.compare(draft.target, desired.groups, own, others, mirrored=draft.output is Output.ENDPOINTS)
 
 
-def _sign(draft: _Draft, installation: str, force: bool) -> None:
-    """Put the installation on what is written, and say where that was another one's."""
+def _sign(draft: _Draft, installation: str, force: bool, *, stands: bool) -> None:
+    """Put the installation on what is written, and say where that was another one's.
+
+    `stands`: the target is to stay. What else goes there has been judged as a whole.
+    """
+    writes_over = (Action.UPDATE, Action.DELETE) if stands else (Action.UPDATE,)
     changes = []
     for change in draft.changes:
         before = "" if change.existing is None else installations.named(change.existing)
-        if change.action is Action.UPDATE and installation and before not in ("", installation):
+        if change.action in writes_over and installation and before not in ("", installation):
             draft.warn(Reason(Code.INSTALLATION_CHANGED, installation=canonical.shorten(before)))
         writes = draft.policy is not Policy.CREATE_ONLY
         writes = writes and not (change.kind is Kind.ENDPOINT_SLICE and "patch" in draft.lacking)
@@ -503,9 +507,7 @@ def _complete(
     skips_mirror = endpoints is not None and (SKIP_MIRROR, "true") in endpoints.meta.labels
     is_mirrored = endpoints is not None and draft.ours(endpoints.meta) and not skips_mirror
     if output is not Output.ENDPOINTS and not is_mirrored:
-        carried = {(s.group.family, s.group.ports) for s in mine if not s.meta.deleting}
-        missing = [g for g in desired.groups if (g.family, g.ports) not in carried]
-        packed, _ = packing.pack(draft.target, missing, mine, desired.max_endpoints_per_slice)
+        packed = packing.missing(draft.target, desired.groups, mine, desired.max_endpoints_per_slice)
         _slices(draft, desired, packed, own, annotations)
     if output is not Output.ENDPOINTSLICES and endpoints is None:
         _endpoints(draft, content, None, alone)

@@ -10,7 +10,7 @@ others away at once, what it takes goes into a new slice: of two slices that exc
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bridge.core import canonical
 from bridge.core.model import CurrentSlice, Endpoint, Family, Group, Port, Target
@@ -47,6 +47,40 @@ def pack(
     spare += [current for left in usable.values() for current in left]
     wanted, emptied = _uncrossed(target, wanted, existing, taken)
     return tuple(sorted(wanted, key=lambda s: s.name)), tuple(sorted((*spare, *emptied), key=_by_name))
+
+
+def missing(target: Target, groups: Iterable[Group], existing: Sequence[CurrentSlice], limit: int) -> tuple[Slice, ...]:
+    """New slices for what was never written, where those that stand may not be changed, nor get others beside them.
+
+    | of a group stand | so |
+    | --- | --- |
+    | no slices | what is carried nowhere gets new ones |
+    | some, each of them full or one of their numbers lacking | one was refused: the same |
+    | others | nothing: what no slice carries came later |
+
+    What a slice has under ports that it is not wanted under any more counts as carried: it has moved since, and would
+    be there twice.
+    """
+    groups, taken = tuple(groups), {s.meta.name for s in existing}
+    standing = [s.group for s in existing if not s.meta.deleting]
+    names = {s.meta.name for s in existing if not s.meta.deleting}
+    wanted = {(g.family, e.address, g.ports) for g in groups for e in g.endpoints}
+    held = {(g.family, e.address, g.ports) for g in standing for e in g.endpoints}
+    moved = {(family, address) for family, address, _ in held - wanted}
+    found: list[Slice] = []
+    for group in groups:
+        mine = [g for g in standing if (g.family, g.ports) == (group.family, group.ports)]
+        numbers = range(len(existing) + -(-len(group.endpoints) // limit))
+        stand = [_name(target, group, n) in names for n in numbers]
+        is_cut = sorted(stand, reverse=True) != stand
+        if is_cut or all(len(g.endpoints) >= limit for g in mine):
+            left = [
+                e
+                for e in group.endpoints
+                if (group.family, e.address, group.ports) not in held and (group.family, e.address) not in moved
+            ]
+            found += _pack_group(target, replace(group, endpoints=tuple(left)), (), limit, taken)[0]
+    return tuple(sorted(found, key=lambda s: s.name))
 
 
 def addresses_in(wanted: Iterable[Slice]) -> set[str]:
@@ -127,8 +161,12 @@ def _new_name(target: Target, group: Group, number: int, taken: set[str]) -> str
     The same state gives the same names, so a pass that is repeated after a lost answer does not make a second slice.
     """
     while True:
-        name = f"{target.name}-{digest(repr((group.family, group.ports, number)))}"
+        name = _name(target, group, number)
         if name not in taken:
             taken.add(name)
             return name
         number += 1
+
+
+def _name(target: Target, group: Group, number: int) -> str:
+    return f"{target.name}-{digest(repr((group.family, group.ports, number)))}"

@@ -90,6 +90,28 @@ def test_who_writes_the_content_is_named_and_that_it_was_another_ones_is_said() 
     assert planned(cluster, B, "10.0.0.3").writes == ()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "addresses", "goes"),
+    [
+        (Output.ENDPOINTSLICES, ("10.0.0.1",), "delete Endpoints"),
+        (Output.BOTH, (), "delete EndpointSlice"),
+    ],
+    ids=["another output", "a spare slice"],
+)
+@pytest.mark.parametrize(("by", "said"), [(A, ()), (B, ("installation_changed",)), ("", ())])
+def test_what_is_not_needed_beside_what_stands_goes_and_whose_it_was_is_said(
+    wanted: Output, addresses: tuple[str, ...], goes: str, by: str, said: tuple[str, ...]
+) -> None:
+    """It would lead to addresses that are gone. A deletion alone is said, too: nothing else is written here."""
+    cluster = written(A)
+    desired = mirror_of([instance(a) for a in addresses], rule(output=wanted), cluster.current())
+    if not addresses:  # the Endpoints are emptied already
+        assert cluster.endpoints is not None
+        cluster.endpoints = replace(cluster.endpoints, groups=())
+    found = plan(TARGET, desired, cluster.current(), owner=OWNER, installation=by)
+    assert (verbs(found), found.conflicts, codes_of(found.warnings)) == ([goes], (), said)
+
+
 def test_what_another_installation_wrote_does_not_go() -> None:
     """It is a conflict for each of its objects, and nothing at the target goes."""
     cluster = written(A)

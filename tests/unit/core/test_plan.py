@@ -614,6 +614,50 @@ def test_create_only_finishes_what_was_written_in_part(output: Output, refused: 
     assert work().writes == ()
 
 
+@pytest.mark.parametrize("refused", [{0}, {1}, {2}, {1, 2}, {0, 1, 2}, set()])
+def test_create_only_finishes_a_group_of_several_slices(refused: set[int]) -> None:
+    """Whichever of them were refused; what comes later is a change, and gets no slice beside a full group."""
+    by = rule(output=Output.ENDPOINTSLICES)
+    cluster = Cluster()
+
+    def work(*found: Instance) -> Plan:
+        current = cluster.current()
+        return planned(mirror_of(found, by, current), current, Policy.CREATE_ONLY)
+
+    listed = instances(250)
+    first = work(*listed).writes
+    order = [e.address for e in mirror_of(listed, by).groups[0].endpoints]
+    pieces = [(c.body.group, c.name) for c in first if isinstance(c.body, SliceBody)]
+    names = [name for _, name in sorted(pieces, key=lambda p: order.index(p[0].endpoints[0].address))]
+    for change in first:
+        if change.kind is not Kind.ENDPOINT_SLICE or names.index(change.name) not in refused:
+            cluster.write(change)
+    before = dict(cluster.slices)
+    again = work(*listed)
+    assert [(c.action, c.name) for c in again.writes] == [
+        (Action.CREATE, name) for name in sorted(names[n] for n in refused)
+    ]
+    cluster.apply(again)
+    carried = sorted(e.address for s in cluster.slices.values() for e in s.group.endpoints)
+    assert carried == sorted(i.address for i in listed)
+    assert before.items() <= cluster.slices.items()
+    assert work(*listed).writes == work(*instances(260)).writes == ()
+
+
+def test_create_only_leaves_what_moves_to_another_port() -> None:
+    """It would be there twice. An address that has several ports is complete when it stands under each of them."""
+    by = rule(output=Output.ENDPOINTSLICES)
+    cluster = cluster_of(Output.ENDPOINTSLICES)
+    moved = instances(3, port=9090)
+    assert planned(mirror_of(moved, by), cluster.current(), Policy.CREATE_ONLY).writes == ()
+    twice = (*instances(3), *moved)
+    found = planned(mirror_of(twice, by), cluster.current(), Policy.CREATE_ONLY)
+    assert verbs(found) == ["create EndpointSlice"]
+    cluster.apply(found)
+    assert len(cluster.traffic()) == 6
+    assert planned(mirror_of(twice, by), cluster.current(), Policy.CREATE_ONLY).writes == ()
+
+
 def test_create_only_makes_no_slices_beside_endpoints_that_are_mirrored() -> None:
     """They carry everything; Endpoints that are somebody else's carry nothing of ours."""
     cluster = cluster_of(Output.ENDPOINTS)
