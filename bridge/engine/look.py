@@ -34,7 +34,7 @@ from bridge.engine.scope import anchored, datacenters_of, namespaces_of
 from bridge.engine.settling import Settling
 from bridge.engine.slice_rights import SliceRights, slice_rights
 from bridge.engine.sync import Progress, SyncOptions
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, CancelledError
 from bridge.kube.cache import list_once, read_slices_again
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
@@ -242,6 +242,7 @@ class _Look:
         self._about: frozenset[Query] | None = None
         self._everywhere: Store | str | None = None
         self.kubernetes_trouble = ""
+        self._mirror_trouble = ""
         self.datacenters: tuple[str, ...] = ()
         self.world = World(rules, (), grace_seconds=0.0, narrow=options.narrow)
 
@@ -413,6 +414,9 @@ class _Look:
 
     def troubles(self) -> tuple[str, ...]:
         texts = [f"Kubernetes: {self.kubernetes_trouble}"] if self.kubernetes_trouble else []
+        if self._mirror_trouble:
+            late = "the mirror of Endpoints was behind and EndpointSlices could not be read a second time"
+            texts.append(f"Kubernetes: {late}: {self._mirror_trouble}")
         texts += [f"namespace {name}: {reason}" for name, reason in self._store.unreadable.items()]
         texts += [f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(self.world.listing_trouble().items())]
         texts += [
@@ -441,13 +445,23 @@ class _Look:
             self.judge_all()
 
     def _plan(self, targets: Collection[Target]) -> None:
-        """Plan these; the control plane's mirror, which is always a little late, is given a moment, once."""
+        """Plan these; the control plane's mirror, which is always a little late, is given a moment, once.
+
+        Should the slices not be readable then, what was read before is shown, and the trouble is said.
+        """
+        client = self._client
         self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
-        if self._waited or self._client is None or not any(map(_is_late, self._plans.values())):
+        if self._waited or client is None or not any(map(_is_late, self._plans.values())):
             return
         self._waited = True
         self._stop.wait(MIRROR_SECONDS)
-        read_slices_again(self._client, self._store, self._namespaces)
+        try:
+            call(lambda: read_slices_again(client, self._store, self._namespaces), self._options.retry, self._stop)
+        except CancelledError:
+            raise
+        except BridgeError as error:
+            self._mirror_trouble = str(error)
+            return
         self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
 
     def _resolve_names(self, targets: Collection[Target]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bridge.engine.check import check
 from bridge.engine.look import explain_once, status_once
 from bridge.engine.run import Bridge
 from bridge.engine.sync import SyncOptions, sync_once
+from bridge.errors import TransientError
 from bridge.kube import cache as caching
 from bridge.kube.client import KubeConfig
 from bridge.observe.logs import LogObserver, logger
@@ -217,6 +219,42 @@ def test_endpoints_alone_are_in_sync_when_they_are_mirrored(town: Town, eventual
     eventually(lambda: (town.ready("web"), town.states()), (["10.0.0.2"], {"web": "out of sync"}), SECONDS)
     assert "has 10.0.0.1:80, which Consul does not show" in town.bridge.services()[0].detail
     assert sync_once(**town.sides).changes == ()
+
+
+@pytest.mark.parametrize(("status", "times"), [(403, 2), (500, 99)])
+def test_a_second_look_that_fails_leaves_what_the_first_one_saw(
+    town: Town, monkeypatch: pytest.MonkeyPatch, status: int, times: int
+) -> None:
+    """The slices are read again where the mirror is behind: the rows stay, and what went wrong is said."""
+    town.choose(Output.ENDPOINTS)
+    sync_once(**town.sides)
+    sides = {**town.sides, "options": SyncOptions(retry=replace(QUICK, attempts=2))}
+
+    def again(*args: Any) -> None:
+        town.kube.inject(Fault(status=status), times, path="endpointslices")
+        caching.read_slices_again(*args)
+
+    monkeypatch.setattr(look, "read_slices_again", again)
+    found = status_once(**sides)
+    assert [(row.name, row.state) for row in found.services] == [("web", "out of sync")]
+    (trouble,) = found.trouble
+    assert "EndpointSlices could not be read a second time" in trouble
+    town.kube.clear_faults()
+    explained = explain_once("web", **sides)
+    assert (len(explained.explanations), len(explained.trouble)) == (1, 1)
+
+
+def test_a_second_look_is_tried_again(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the first one is."""
+    town.choose(Output.ENDPOINTS)
+    sync_once(**town.sides)
+
+    def again(*args: Any) -> None:
+        monkeypatch.setattr(look, "read_slices_again", caching.read_slices_again)
+        raise TransientError("no connection")
+
+    monkeypatch.setattr(look, "read_slices_again", again)
+    assert status_once(**town.sides).trouble == ()
 
 
 def test_a_mirror_that_follows_is_never_told_to_lag(
