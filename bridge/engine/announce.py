@@ -1,16 +1,18 @@
 """Tells of what people should know as Kubernetes Events on the objects concerned, for `kubectl describe`.
 
-Each of `REASONS` is said once, and again when its text changes. Only who writes a target speaks of it.
+Each of `REASONS` is said once, and again when there is news in it (`core.told`). Only who writes a target speaks of it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from bridge.core.model import UNADDRESSABLE, Action, Current, Held, Kind, Knowledge, Query, Target, Unknown
 from bridge.core.reasons import codes_of
+from bridge.core.told import Told
 from bridge.errors import PermanentError
 from bridge.kube.events import About, Event
 from bridge.report import NullObserver, Outcome, Report
@@ -41,13 +43,19 @@ class Announcer(NullObserver):
     """An observer that records Events. `current` says what stands at a target, `leads` whether we write it."""
 
     def __init__(
-        self, recorder: Recorder, *, current: Callable[[Target], Current], leads: Callable[[Target], bool]
+        self,
+        recorder: Recorder,
+        *,
+        current: Callable[[Target], Current],
+        leads: Callable[[Target], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._recorder = recorder
         self._current = current
         self._leads = leads
         self._lock = threading.Lock()
-        self._said: dict[tuple[Target, str], str] = {}
+        self._clock = clock
+        self._told = Told()
         self._held: dict[Target, Held] = {}
         self._refused: dict[Query, tuple[str, tuple[Target, ...]]] = {}
 
@@ -111,7 +119,7 @@ class Announcer(NullObserver):
         codes = codes_of(s.reason for s in plan.skipped)
         more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
         self._say(target, Kind.SERVICE, "InstancesSkipped", "; ".join(skipped[:SHOWN]) + more, codes)
-        self._say(target, Kind.SERVICE, "Attention", "; ".join(plan.remarks), codes_of(plan.remarks))
+        self._say(target, Kind.SERVICE, "Attention", "; ".join(plan.remarks), codes_of(plan.remarks), plan.remarks)
 
     def _say_refused(self) -> None:
         with self._lock:
@@ -121,17 +129,20 @@ class Announcer(NullObserver):
                 if self._leads(target):
                     self._say(target, Kind.SERVICE, "ReadFailed", text)
 
-    def _say(self, target: Target, kind: Kind, reason: str, text: str, codes: tuple[str, ...] = ()) -> None:
-        """A warning, once; an empty text means that it is over."""
-        key = (target, f"{kind}/{reason}")
+    def _say(
+        self,
+        target: Target,
+        kind: Kind,
+        reason: str,
+        text: str,
+        codes: tuple[str, ...] = (),
+        parts: Sequence[str] = (),
+    ) -> None:
+        """A warning, once; an empty text means that it is over. `parts`: the reasons that it is made of, if any."""
         with self._lock:
-            if self._said.get(key, "") == text:
-                return
-            if not text:
-                del self._said[key]
-                return
-            self._said[key] = text
-        self._record(target, kind, reason, text, codes)
+            news = self._told.is_news((target, kind, reason), parts or ([text] if text else ()), self._clock())
+        if news:
+            self._record(target, kind, reason, text, codes)
 
     def _record(self, target: Target, kind: Kind, reason: str, text: str, codes: tuple[str, ...] = ()) -> None:
         current = self._current(target)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
@@ -20,6 +21,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from bridge.core.mirroring import MIRROR_COSTS
 from bridge.core.model import Held, Kind, Query, Target
 from bridge.core.reasons import codes_of
+from bridge.core.told import Told
 from bridge.errors import AlteredError
 
 if TYPE_CHECKING:
@@ -188,8 +190,9 @@ def escape(text: str) -> str:
 class LogObserver:
     """The engine's results as log events: one per outcome, states only when they change."""
 
-    def __init__(self, log: Any = None) -> None:
+    def __init__(self, log: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log if log is not None else logger()
+        self._clock = clock
         self._lock = threading.Lock()
         self._consul: dict[str, tuple[bool, str]] = {}
         self._kubernetes: tuple[bool, str] | None = None
@@ -200,7 +203,7 @@ class LogObserver:
         self._warned: set[str] = set()
         self._rival = False
         self._credentials = ""
-        self._said: dict[tuple[Any, ...], str] = {}
+        self._told = Told()
         self._altered: dict[Target, dict[tuple[Kind, str], str]] = {}
         self._first_pass = True
 
@@ -400,24 +403,24 @@ class LogObserver:
                 self._details(outcome, {**where, "namespace": plan.target.namespace, "name": plan.target.name})
 
     def _details(self, outcome: Outcome, where: dict[str, Any]) -> None:
-        """Conflicts, skips and warnings of a target: once, and again when they change."""
+        """Conflicts, skips and warnings of a target: once, and again when there is news in them."""
         plan = outcome.plan
         conflicts = "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
         skipped = "; ".join(f"{s.instance or s.service}: {s.reason}" for s in plan.skipped[:5])
         more = len(plan.skipped) - 5
         skipped += f"; and {more} more" if more > 0 else ""
-        for kind, text, codes, level in (
-            ("conflict: left alone, it is not ours", conflicts, [c.reason for c in plan.conflicts], "warning"),
-            ("instances skipped", skipped, [s.reason for s in plan.skipped], "info"),
-            ("warning", "; ".join(plan.remarks), plan.remarks, "warning"),
-        ):
-            key = (plan.target, kind)
+        found: Sequence[tuple[str, Sequence[str], Sequence[str], str]] = (
+            (
+                "conflict: left alone, it is not ours",
+                [conflicts] if conflicts else [],
+                [c.reason for c in plan.conflicts],
+                "warning",
+            ),
+            ("instances skipped", [skipped] if skipped else [], [s.reason for s in plan.skipped], "info"),
+            ("warning", plan.remarks, plan.remarks, "warning"),
+        )
+        for kind, texts, codes, level in found:
             with self._lock:
-                if self._said.get(key, "") == text:
-                    continue
-                if text:
-                    self._said[key] = text
-                else:
-                    self._said.pop(key, None)
-                    continue
-            getattr(self._log, level)(kind, **where, codes=",".join(codes_of(codes)), reason=text)
+                news = self._told.is_news((plan.target, kind), texts, self._clock())
+            if news:
+                getattr(self._log, level)(kind, **where, codes=",".join(codes_of(codes)), reason="; ".join(texts))

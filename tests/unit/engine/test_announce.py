@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bridge.core.model import Action, Conflict, Current, CurrentService, Held, Kind, Known, Query, Skipped, Unknown
-from bridge.core.reasons import Code
+from bridge.core.reasons import Code, Reason
 from bridge.engine.announce import Announcer
 from bridge.errors import PermanentError, TransientError
 from bridge.kube.events import Event
@@ -83,6 +83,16 @@ def test_trouble_is_said_once_and_again_when_it_changes(heard: Heard) -> None:
     assert heard.take() == []
     heard.announcer.outcome(first, None)
     assert len(heard.take()) == 2
+
+
+def test_a_slice_that_others_write_all_the_time_is_one_event(heard: Heard) -> None:
+    """Whoever may write slices must not have the bridge fill etcd with Events."""
+    for number in range(140):
+        what = f"has 10.9.9.{number}"
+        reason = Reason(Code.FOREIGN_SLICE, name="mesh", manager="mesh.example.org", namespace="default", what=what)
+        heard.announcer.outcome(Outcome(plan(warnings=(reason,))), None)
+    ((reason_of, _, note),) = heard.take()
+    assert (reason_of, "EndpointSlice mesh (managed by mesh.example.org)" in note) == ("Attention", True)
 
 
 def test_many_skipped_instances_are_counted(heard: Heard) -> None:

@@ -14,7 +14,7 @@ import structlog
 from structlog.testing import LogCapture
 
 from bridge.core.model import Action, Conflict, Held, Kind, Query, Skipped
-from bridge.core.reasons import Code
+from bridge.core.reasons import Code, Reason
 from bridge.errors import AlteredError, PermanentError
 from bridge.observe import logs
 from bridge.observe.logs import LogObserver, Secrets
@@ -262,6 +262,16 @@ def test_what_is_stored_otherwise_than_written_is_said_once_and_again_when_it_ch
         tried(text)
     failures = [e["reason"] for e in said.entries if e["event"] == "write failed"]
     assert failures == ["a is gone", "b is gone", "b is gone"]
+
+
+def test_a_slice_that_others_write_all_the_time_is_one_line(said: LogCapture) -> None:
+    """Whoever may write slices must not fill the log."""
+    log = observer()
+    for number in range(140):
+        what = f"has 10.9.9.{number}"
+        reason = Reason(Code.FOREIGN_SLICE, name="mesh", manager="mesh.example.org", namespace="default", what=what)
+        log.outcome(done(plan(warnings=(reason,))), None)
+    assert [line["codes"] for line in said.entries] == ["foreign_slice"]
 
 
 def test_conflicts_skips_and_warnings_are_said_once_and_again_when_they_change(said: LogCapture) -> None:
