@@ -307,5 +307,6 @@ def test_a_refused_change_of_a_service_leaves_its_endpoints_reachable(
     finally:
         kube.delete(f"{admission}/validatingadmissionpolicybindings/{policy}")
         kube.delete(f"{admission}/validatingadmissionpolicies/{policy}")
+    eventually(refused, False)
     sync({"services": [f"{prefix}*"], "to": {**to, "port_name": "http"}})
     assert union(kube, namespace, f"{prefix}web") == [("10.77.1.1", "http", "TCP", 8080, True)]
