@@ -245,7 +245,7 @@ def main_name(
     """The name for ports that have none: that of the instances' default ports, else of the Service's only port.
 
     Beside other ports (not `alone`) there must be one. `protocols` are those of the unnamed ports: of a Service that
-    had one port for each of several, the one that is left keeps its name.
+    had one port for each of several, the one that is left keeps its name, and so do all of them where they share one.
     """
     fallback = "" if alone else "default"
     votes = Counter(port_name(ports[0]) for i in instances if i.ports and (ports := in_order(i.ports)))
@@ -255,8 +255,16 @@ def main_name(
         return fallback
     if len(service.ports) == 1:
         return service.ports[0].name or fallback
+    shared = {p.name for p in service.ports if p.name and _is_shared(p, service.ports)}
+    if alone and shared:
+        return shared.pop()
     left = {p.name for p in service.ports if p.protocol in protocols and p.name == p.protocol.lower()}
     return left.pop() if alone and len(protocols) == 1 and left else fallback
+
+
+def _is_shared(port: Port, ports: Iterable[Port]) -> bool:
+    """Whether all other ports of a Service have a port's name with their protocol added (`names_by_protocol`)."""
+    return all(p == port or p.name == f"{port.name[: LABEL_LIMIT - 5]}-{p.protocol.lower()}" for p in ports)
 
 
 Names = Mapping[tuple[str, str], str]

@@ -478,3 +478,18 @@ def test_a_number_that_goes_to_another_port_is_replaced_in_the_same_pass() -> No
     assert [len(p.writes) > 0 for p in plans] == [True, False]
     assert cluster.service is not None
     assert [(p.name, p.number) for p in cluster.service.ports] == [("a-b", 80), ("grpc", 9090), ("http", 8080)]
+
+
+@pytest.mark.parametrize("protocols", [("tcp", "udp"), ("tcp",), ("udp",)])
+def test_a_name_that_several_protocols_share_stays_when_it_comes_from_the_service(protocols: tuple[str, ...]) -> None:
+    """Found by a property: one pass called the ports `http` and `http-udp`, and the next one `tcp` and `udp`."""
+    cluster = Cluster()
+    settle(cluster, [instance(ports=named(("http", 8080), default="http"))], rule())
+    both = [instance("10.0.0.1", meta=(("protocol", "tcp"),)), instance("10.0.0.2", meta=(("protocol", "udp"),))]
+    settle(cluster, both, rule())
+    assert cluster.service is not None
+    assert [p.name for p in cluster.service.ports] == ["http", "http-udp"]
+    left = [i for i in both if dict(i.meta)["protocol"] in protocols]
+    cluster.apply(planned(mirror_of(left, rule(), cluster.current()), cluster.current()))
+    assert cluster.service.ports[0].name == "http"
+    assert planned(mirror_of(left, rule(), cluster.current()), cluster.current()).writes == ()
