@@ -1,6 +1,6 @@
 """Keeps Kubernetes EndpointSlices and Endpoints equal to what Consul knows about services on VMs.
 
-The way of one service through the house: `consul.catalog` sees a change and hands over a view; `engine.run` puts it
+The way of one service through the code: `consul.catalog` sees a change and hands over a view; `engine.run` puts it
 into `core.state`, what is known of Consul, and its target into the queue; whoever takes it out has `core.reconcile`
 make a plan of what is known of both sides (its docstring is the recipe), and `kube.writer` write the difference.
 `bridge sync` (`engine.sync`) is the same for everything at once, `bridge status` and `bridge explain` (`engine.look`)

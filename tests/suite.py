@@ -110,6 +110,7 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
         Step("format", "lint", (str(BIN / "ruff"), "format", "--check", ".")),
         Step("types", "lint", (str(BIN / "mypy"),)),
         Step("import contracts", "lint", (str(BIN / "lint-imports"),)),
+        Step("words", "lint", (PYTHON, "-m", "tests.docs.words")),
         Step(
             "core, every branch",
             "unit",

@@ -116,7 +116,7 @@ class CatalogListener(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _AggregateWatch:
-    """A aggregate watch: its connection, and its last body. Deaf while it may have missed something."""
+    """An aggregate watch: its connection, and its last body. Unsynced while it may have missed something."""
 
     name: str
     client: ConsulClient
@@ -641,7 +641,7 @@ class DatacenterWatch:
         self._aggregates_needed.set()
 
     def _follow_aggregate(self, aggregate: _AggregateWatch) -> None:
-        """A aggregate watch's thread: idle while every service has a direct watch."""
+        """An aggregate watch's thread: idle while every service has a direct watch."""
         watch = self._aggregate_loop(aggregate)
         while not self._stop.is_set():
             if not self._aggregates_needed.is_set():
@@ -741,7 +741,7 @@ class DatacenterWatch:
         return self._table.on_node(node)
 
     def _read_again_what_is_in_hand(self) -> None:
-        """A aggregate watch begins to listen: what is being read may be older than that, and nobody can tell yet."""
+        """An aggregate watch begins to listen: what is being read may be older than that, and nobody can tell yet."""
         with self._table.lock:
             for subscription in self._in_hand:
                 subscription.again = True

@@ -1,4 +1,4 @@
-"""What differs between two answers of a aggregate watch names exactly those who must be read again."""
+"""What differs between two answers of an aggregate watch names exactly those who must be read again."""
 
 from __future__ import annotations
 
