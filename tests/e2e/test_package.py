@@ -141,7 +141,8 @@ def test_a_plain_install_brings_all_that_it_needs(built: Path, tmp_path: Path) -
     run([python, "-c", "import importlib, sys; [importlib.import_module(m) for m in sys.argv[1:]]", *modules])
     with FakeConsul() as consul, FakeKube() as kube:
         consul.register("web", "vm-1", "10.0.0.1", 80)
-        run([command, "sync", "--consul-address", consul.address, "--kubeconfig", kube.kubeconfig(tmp_path)])
+        sync = [command, "sync", "--consul-address", consul.address, "--kubeconfig", kube.kubeconfig(tmp_path)]
+        run([*sync, "--service", "*"])
         assert kube.get("endpoints", "default", "web") is not None
 
 
