@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from bridge.core import labels, marks, select
-from bridge.core.canonical import shorten
+from bridge.core.canonical import shorten, some_of
 from bridge.core.model import (
     USUAL_BOUNDS,
     Bounds,
@@ -285,8 +285,7 @@ def _not_understood(marks: Mapping[str, str], output: Output, tags: Sequence[str
         yield Reason(Code.TAGS_EMPTY, annotation=TAGS, value=shorten(marks[TAGS]))
     unknown = sorted(key for key in marks if key.startswith(PREFIX) and key not in _KNOWN)
     if unknown:
-        some = ", ".join(map(shorten, unknown[:3])) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        yield Reason(Code.ANNOTATION_UNKNOWN, names=some)
+        yield Reason(Code.ANNOTATION_UNKNOWN, names=some_of(unknown))
 
 
 def is_abandoned(current: Current) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -212,3 +212,9 @@ def shorten(text: str, limit: int = 80) -> str:
     """A text from outside as it may stand in a message: one printable line of bounded length."""
     clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: limit + 1])
     return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first of some foreign names, shortened, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(shorten, names[:most])) + more

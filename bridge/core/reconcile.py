@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from bridge.core import plan as planning
 from bridge.core import release, translate
 from bridge.core.annotated import Changed, Refusal, as_before, changed, is_abandoned, missing
-from bridge.core.canonical import shorten
+from bridge.core.canonical import shorten, some_of
 from bridge.core.guard import Verdict
 from bridge.core.model import (
     NO_NODES,
@@ -39,7 +39,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.reasons import Code, Reason
-from bridge.core.state import Name, Source, World
+from bridge.core.state import Name, Source, World, name_of
 
 Resolve = Callable[[Target, Collection[str]], Mapping[str, tuple[str, ...]]]
 """Gives at once the known addresses of all the host names that a target needs; those without an answer are missing."""
@@ -80,10 +80,10 @@ class Inputs:
 
     `sources` None: one of its services was never read; (): no service feeds it. `rejected` wanted the target and did
     not get it. `sent_away`: a user does not want any more what was filled there. `left_over`: the same, or the service
-    that it was filled from is certainly gone. `removable`: it is certain, for long
-    enough, that no service stands behind it. `missing` are services of `sources` that Consul does not list (any more);
-    `proved`: it lists the first of them, so what changed there it has not simply lost. `listed`: it lists one of the
-    `queries`. `not_asked`: why nothing is read of the datacenter that a user's Service names.
+    that it was filled from is certainly gone. `removable`: it is certain, for long enough, that no service stands
+    behind it. `missing` are services of `sources` that Consul does not list (any more); `proved`: it lists the first of
+    them, so what changed there it has not simply lost. `listed`: it lists one of the `queries`. `not_asked`: why
+    nothing is read of the datacenter that a user's Service names.
     """
 
     current: Current
@@ -126,12 +126,12 @@ def observe(state: World, current: Current, now: float) -> Inputs:
     sources, refusal = state.sources(target), state.refusal(target)
     opted_out = is_abandoned(current)
     if refusal is not None:  # who asks for something else now has sent away what was filled
-        opted_out = opted_out or _name_of(refusal.query) not in names_at(current)
+        opted_out = opted_out or name_of(refusal.query) not in names_at(current)
     orphaned = sources == () and current.service is None
     sent_away = state.dismissed(target, abandoned=opted_out, orphaned=orphaned)
     removable = not sources and (sent_away or state.removable(target, now, abandoned=opted_out or refusal is not None))
     queries = state.queries_at(target) or (() if refusal is None else (refusal.query,))
-    names = [_name_of(source.query) for source in sources or ()]
+    names = [name_of(source.query) for source in sources or ()]
     return Inputs(
         current=current,
         sources=sources,
@@ -141,7 +141,7 @@ def observe(state: World, current: Current, now: float) -> Inputs:
         sent_away=sent_away,
         left_over=sent_away or (opted_out and state.is_left_over(target, now)),
         removable=removable,
-        listed=any(state.is_listed(_name_of(query)) for query in queries),
+        listed=any(state.is_listed(name_of(query)) for query in queries),
         missing=frozenset(name for name in names if state.is_missing(name)),
         proved=bool(names) and names[0][0] not in state.listing_trouble() and state.is_listed(names[0]),
         not_asked=_not_asked(state, target),
@@ -206,7 +206,7 @@ def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOpti
     warnings = translation.warnings + tuple(
         missing(s.query, target.namespace)
         for s in sources
-        if s.rule.to.annotated and _name_of(s.query) in inputs.missing
+        if s.rule.to.annotated and name_of(s.query) in inputs.missing
     )
     doubts = _doubts(sources, names - resolved.keys())
     if desired is not None and doubts and change is not Changed.SERVICE:
@@ -276,14 +276,12 @@ def _doubts(sources: Sequence[Source], unanswered: Collection[str]) -> tuple[Rea
 
 def _unanswered(names: Sequence[str]) -> Reason:
     """What is said while names are not resolved."""
-    some = ", ".join(shorten(name) for name in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return Reason(Code.NAMES_UNRESOLVED, names=some + more)
+    return Reason(Code.NAMES_UNRESOLVED, names=some_of(names))
 
 
 def _is_leaving(source: Source, inputs: Inputs) -> bool:
     """Whether a service is on its way out: what of it stands is kept for its grace, but not made any more."""
-    return not source.known.instances and not source.known.hidden and _name_of(source.query) in inputs.missing
+    return not source.known.instances and not source.known.hidden and name_of(source.query) in inputs.missing
 
 
 def _compare(
@@ -407,7 +405,3 @@ def _held_back(draft: Draft, held: Held, options: PlanOptions, around: Surroundi
     if draft.leaving:
         plan = _without_creations(plan)
     return replace(plan, queries=before.queries, held=(held,))
-
-
-def _name_of(query: Query) -> Name:
-    return query.datacenter, query.service

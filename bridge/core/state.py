@@ -198,7 +198,7 @@ class World:
             return set()
         asked = self._annotated.get(target)
         self.unannotate(target, now)
-        if asked is not None and _name_of(asked[1]) == _name_of(refusal.query):
+        if asked is not None and name_of(asked[1]) == name_of(refusal.query):
             self._dismissed.discard(target)
         self._refusals[target] = refusal
         return {target}
@@ -546,7 +546,7 @@ class World:
             for name, targets in self._remembered_by.items()
             if name[0] == datacenter
             for target in targets - self._idle.keys()
-            if all(_name_of(query) != name for query, _ in self._claims.owners(target))
+            if all(name_of(query) != name for query, _ in self._claims.owners(target))
         }
 
     def _may_select(self, name: Name) -> bool:
@@ -594,5 +594,6 @@ def _former(before: Known, now: Known) -> tuple[Instance, ...]:
     return tuple(found)
 
 
-def _name_of(query: Query) -> Name:
+def name_of(query: Query) -> Name:
+    """The service that is asked for, whatever filter, namespace or peer goes with it."""
     return query.datacenter, query.service

@@ -78,21 +78,30 @@ OnChange = Callable[[Target], None]
 def list_pages(
     client: KubeClient, kind: Kind, namespace: str | None, selector: str, accept: str = JSON, page: int = PAGE
 ) -> Iterator[tuple[list[Any], str]]:
+    """Pages of a list of objects of one kind, as `pages`."""
+    more = [("labelSelector", selector)] if selector else []
+    return pages(client, objects.path(kind, namespace), objects.PLURAL[kind], more, accept, page)
+
+
+def pages(
+    client: KubeClient,
+    path: str,
+    plural: str,
+    more: Sequence[tuple[str, str]] = (),
+    accept: str = JSON,
+    page: int = PAGE,
+) -> Iterator[tuple[list[Any], str]]:
     """Pages of a list as (items, the list's resourceVersion). StaleError when the server forgot the list midway.
 
-    A page that is larger than an answer may be is asked for again in smaller ones.
+    A page that is larger than an answer may be is asked for again in smaller ones. `more` goes into each question.
     """
     following = ""
     while True:
-        query = [("limit", str(page))]
-        if selector:
-            query.append(("labelSelector", selector))
-        if following:
-            query.append(("continue", following))
+        query = [("limit", str(page)), *more, *([("continue", following)] if following else [])]
         try:
-            found = client.document(objects.path(kind, namespace), query=query, accept=accept)
+            found = client.document(path, query=query, accept=accept)
             metadata = found["metadata"]
-            items = found.get("items") or []
+            items = list(found.get("items") or [])
             following = metadata.get("continue") or ""
             version = str(metadata["resourceVersion"])
         except TooLargeError:
@@ -101,7 +110,7 @@ def list_pages(
             page = max(1, page // 5)
             continue
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TransientError(f"the list of {objects.PLURAL[kind]} is no Kubernetes list") from error
+            raise TransientError(f"the list of {plural} is no Kubernetes list") from error
         del found
         yield items, version
         if not following:

@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleError, TransientError
+from bridge.kube.cache import pages
 from bridge.kube.client import METADATA_LIST_ONLY, METADATA_ONLY, KubeClient, SilenceError
 from bridge.retry import RetryPolicy
 
 PATH = "/api/v1/namespaces"
-PAGE = 500
 WATCH_SECONDS = (240, 300)
 """How long the server is asked to keep the watch open; at random, so that watches do not end together."""
 SILENCE_SECONDS = 150.0
@@ -58,17 +58,13 @@ def _list(client: KubeClient) -> tuple[Labels, str]:
 
 def _pages(client: KubeClient) -> tuple[Labels, str]:
     found: dict[str, Mapping[str, str]] = {}
-    following = ""
-    while True:
-        query = [("limit", str(PAGE)), *([("continue", following)] if following else [])]
+    version = ""
+    for items, version in pages(client, PATH, "namespaces", accept=METADATA_LIST_ONLY):  # noqa: B007 - the last is used
         try:
-            answer = client.document(PATH, query=query, accept=METADATA_LIST_ONLY)
-            found.update(_labels_of(item) for item in answer.get("items") or [])
-            version, following = str(answer["metadata"]["resourceVersion"]), answer["metadata"].get("continue") or ""
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found.update(map(_labels_of, items))
+        except (KeyError, TypeError, AttributeError) as error:
             raise TransientError("the list of namespaces is no Kubernetes list") from error
-        if not following:
-            return found, version
+    return found, version
 
 
 def _labels_of(item: Any) -> tuple[str, Mapping[str, str]]:

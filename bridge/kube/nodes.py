@@ -13,8 +13,8 @@ from typing import Any
 
 from bridge.core import canonical
 from bridge.core.model import ClusterNodes
-from bridge.errors import ForbiddenError, PermanentError, TransientError
-from bridge.kube.cache import can_i
+from bridge.errors import ForbiddenError, PermanentError
+from bridge.kube.cache import can_i, pages
 from bridge.kube.client import KubeClient
 
 PAGE = 100
@@ -49,17 +49,8 @@ def _seen(client: KubeClient) -> dict[str, list[str]] | None:
 
 def _nodes(client: KubeClient) -> Iterator[tuple[str, list[str]]]:
     """Names and (canonical) addresses of all nodes."""
-    following = ""
-    while True:
-        query = [("limit", str(PAGE)), *([("continue", following)] if following else [])]
-        try:
-            content = client.document("/api/v1/nodes", query=query)
-            items, following = content.get("items") or [], content["metadata"].get("continue") or ""
-            yield from filter(None, map(_node, items))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TransientError("the list of nodes is no Kubernetes list") from error
-        if not following:
-            return
+    for items, _ in pages(client, "/api/v1/nodes", "nodes", page=PAGE):
+        yield from filter(None, map(_node, items))
 
 
 def _node(item: Mapping[str, Any]) -> tuple[str, list[str]] | None:
