@@ -11,6 +11,7 @@ import stat
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from bridge.errors import BridgeError, ConfigurationError, PermanentError, Trans
 from bridge.kube import access as access_module
 from bridge.kube import transport as transport_module
 from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
+from bridge.kube.transport import Response
 from bridge.retry import RetryPolicy
 from tests.fakes.kube import ADMIN_TOKEN, FakeKube, Fault
 
@@ -814,3 +816,24 @@ def test_one_client_serves_many_threads(fake: FakeKube, tmp_path: Path) -> None:
         thread.join()
     client.close()
     assert wrong == []
+
+
+def test_a_document_is_decoded_without_its_bytes_and_its_text_held_beside_it(
+    fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory limit has room for an answer and what is made of it: never for bytes, text and value at once."""
+    size = 8_000_000
+    client = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path)))
+
+    def answer(*_arguments: object, **_more: object) -> Response:
+        return Response(200, {}, b'"' + b"x" * size + b'"')
+
+    monkeypatch.setattr(KubeClient, "request", answer)
+    tracemalloc.start()
+    try:
+        assert len(client.document("/big")) == size
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        client.close()
+    assert peak < 2.5 * size
