@@ -1,5 +1,5 @@
 # Everything lives in a virtual environment in this checkout; a second run of a target does not repeat the set-up.
-# What is needed: Python >= 3.11 and make. The real servers are built or found by tests/lab (see tests/lab/README.md).
+# What is needed: Python >= 3.11 and make. The real servers are built or found by tests/support/lab (see tests/support/lab/README.md).
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -36,7 +36,7 @@ $(VENV)/.demo: requirements/demo.txt pyproject.toml
 READY := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.demo)
 
 demo: $(READY) ## the bridge at work, shown as it happens; REAL=1: on real servers, built first; STAY=1: until Ctrl-C
-	@$(BIN)/python -m tests.demo $(if $(STAY),--stay) $(if $(REAL),--real)
+	@$(BIN)/python -m tests.support.demo $(if $(STAY),--stay) $(if $(REAL),--real)
 
 demo-docker: ## the same with Docker, to play with: docker compose up, after a look at what could be in its way
 	@$(PYTHON) demo/preflight.py
@@ -51,36 +51,36 @@ lint: $(STAMP) ## style, types and import contracts only
 unit: $(STAMP) ## the tests that need no server
 	@$(BIN)/python -m tests.suite --only unit
 
-bench: $(STAMP) ## targets beside what is measured, with its floor: make bench PARTS="propagation sync" (tests/bench/out)
-	@$(BIN)/python -m tests.bench $(PARTS)
+bench: $(STAMP) ## targets beside what is measured, with its floor: make bench PARTS="propagation sync" (tests/support/bench/out)
+	@$(BIN)/python -m tests.support.bench $(PARTS)
 
 bench-sim: $(STAMP) ## the core and the queue with 100,000 services and 1,000,000 instances, without servers
-	@$(BIN)/python -m tests.bench.simulation
+	@$(BIN)/python -m tests.support.bench.simulation
 
 docs: $(STAMP) ## make docs/reference.md anew from the code
-	@$(BIN)/python -m tests.docs.reference
+	@$(BIN)/python -m tests.support.docs.reference
 
 chaos: $(STAMP) ## faults of all kinds while services change: make chaos SEED=7 MINUTES=10 FAULT="kube-kill consul-kill"
-	@$(BIN)/python -m tests.chaos --seed '$(SEED)' --minutes '$(or $(MINUTES),5)' $(foreach fault,$(FAULT),--fault '$(fault)')
+	@$(BIN)/python -m tests.support.chaos --seed '$(SEED)' --minutes '$(or $(MINUTES),5)' $(foreach fault,$(FAULT),--fault '$(fault)')
 
 consul-random: $(STAMP) ## plain and blocking answers of a real Consul side by side: make consul-random SEED=7 MINUTES=10
-	@$(BIN)/python -m tests.consul_random $(if $(SEED),--seed '$(SEED)') --minutes '$(or $(MINUTES),5)'
+	@$(BIN)/python -m tests.support.consul_random $(if $(SEED),--seed '$(SEED)') --minutes '$(or $(MINUTES),5)'
 
 patroni: $(STAMP) ## fail-overs of a real Patroni, and seconds of wrong traffic: make patroni ROUNDS=3 SCENARIO="switchover cut-off"
-	@$(BIN)/python -m tests.patroni --rounds '$(or $(ROUNDS),1)' $(SCENARIO)
+	@$(BIN)/python -m tests.support.patroni --rounds '$(or $(ROUNDS),1)' $(SCENARIO)
 
 fuzz: $(STAMP) ## coverage-guided fuzzing of what reads foreign bytes: make fuzz SECONDS=60
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
 	@$(BIN)/python -m tests.unit.hostile.fuzz -max_total_time=$(or $(SECONDS),60) -timeout=10 -rss_limit_mb=1024 -artifact_prefix=.hypothesis/
 
 lab-up: $(STAMP) ## start a real Consul and a real Kubernetes control plane here
-	@$(BIN)/python -m tests.lab up
+	@$(BIN)/python -m tests.support.lab up
 
 lab-env: $(STAMP) ## print what points clients at them: eval "$(make --silent lab-env)"
-	@$(BIN)/python -m tests.lab env
+	@$(BIN)/python -m tests.support.lab env
 
 lab-down: $(STAMP) ## stop them
-	@$(BIN)/python -m tests.lab down
+	@$(BIN)/python -m tests.support.lab down
 
 BASE ?= python:3.12-slim
 image: ## build the image that manifests/ names (needs a Docker engine): make image SOURCE=https://example.com/repository
@@ -120,8 +120,8 @@ lock: $(STAMP) ## renew the lock files from pyproject.toml (needs uv)
 	  uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -q $$args -o requirements/$$g.txt; \
 	done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m tests.docs.notice
+	@$(BIN)/python -m tests.support.docs.notice
 
 clean: ## remove what the targets made in this checkout (not the servers' cache)
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* tests/bench/out .lab
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* tests/support/bench/out .lab
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

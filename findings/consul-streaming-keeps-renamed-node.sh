@@ -13,7 +13,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'kill "${agent:-}" 2>/dev/null || true; rm -rf "$folder"' EXIT
 if [ -z "${CONSUL:-}" ]; then
-  cp "$(dirname "$0")"/../tests/lab/modules/consul/go.mod "$(dirname "$0")"/../tests/lab/modules/consul/go.sum "$folder"
+  cp "$(dirname "$0")"/../tests/support/lab/modules/consul/go.mod "$(dirname "$0")"/../tests/support/lab/modules/consul/go.sum "$folder"
   CONSUL=$folder/consul
   (cd "$folder" && CGO_ENABLED=0 GOFLAGS=-mod=readonly GOTOOLCHAIN=local GOWORK=off \
     go build -buildvcs=false -trimpath -ldflags '-s -w' -o consul github.com/hashicorp/consul)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Generator, Iterator
 import pytest
 from hypothesis import settings
 
-from tests.lab import Lab, LabError
-from tests.lab.build import NONE
-from tests.raw import RawConsul, RawKube
+from tests.support.lab import Lab, LabError
+from tests.support.lab.build import NONE
+from tests.support.raw import RawConsul, RawKube
 
 # The same examples in every continuous integration run; new ones wherever people work. How long one takes is the
 # machine's affair.

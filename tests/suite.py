@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.lab.build import NONE
-from tests.lab.engine import NoEngineError, install
-from tests.lab.providers import from_cache, from_path
+from tests.support.lab.build import NONE
+from tests.support.lab.engine import NoEngineError, install
+from tests.support.lab.providers import from_cache, from_path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -110,7 +110,7 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
         Step("format", "lint", (str(BIN / "ruff"), "format", "--check", ".")),
         Step("types", "lint", (str(BIN / "mypy"),)),
         Step("import contracts", "lint", (str(BIN / "lint-imports"),)),
-        Step("words", "lint", (PYTHON, "-m", "tests.docs.words")),
+        Step("words", "lint", (PYTHON, "-m", "tests.support.docs.words")),
         Step(
             "core, every branch",
             "unit",
@@ -226,7 +226,7 @@ def _environment() -> dict[str, str]:
 
 def _start_build() -> subprocess.Popen[bytes]:
     nice = ("nice",) if shutil.which("nice") else ()
-    return subprocess.Popen((*nice, PYTHON, "-m", "tests.lab", "build"), cwd=ROOT, env=_environment())
+    return subprocess.Popen((*nice, PYTHON, "-m", "tests.support.lab", "build"), cwd=ROOT, env=_environment())
 
 
 def _wait_for_build(build: subprocess.Popen[bytes]) -> None:

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.faults import Fault, catalogue
-from tests.chaos.run import Campaign, summary
-from tests.chaos.stage import Stage
-from tests.lab import LabError
+from tests.support.chaos.faults import Fault, catalogue
+from tests.support.chaos.harness import Stage
+from tests.support.chaos.run import Campaign, summary
+from tests.support.lab import LabError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import pytest
 
-from tests.chaos import __main__ as command
-from tests.chaos import run
-from tests.chaos.changes import LATE_SECONDS, PORTS, Fleet
-from tests.chaos.faults import catalogue, table
-from tests.chaos.run import Campaign, percentiles, sequence
-from tests.lab import LabError, wait_until
-from tests.raw import RawConsul, UnexpectedAnswerError
+from tests.support.chaos import __main__ as command
+from tests.support.chaos import run
+from tests.support.chaos.changes import LATE_SECONDS, PORTS, Fleet
+from tests.support.chaos.faults import catalogue, table
+from tests.support.chaos.run import Campaign, percentiles, sequence
+from tests.support.lab import LabError, wait_until
+from tests.support.raw import RawConsul, UnexpectedAnswerError
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs/reliability.md"
 
@@ -215,7 +215,7 @@ def test_percentiles_of_nothing() -> None:
 
 
 def test_the_document_has_the_table_of_all_faults() -> None:
-    """`python -m tests.chaos --table` is what stands between the marks."""
+    """`python -m tests.support.chaos --table` is what stands between the marks."""
     found = re.search(r"<!-- faults -->\n(.*?)\n<!-- /faults -->", DOCUMENT.read_text(), re.DOTALL)
     assert found is not None
     assert found.group(1).strip() == table()
@@ -224,7 +224,7 @@ def test_the_document_has_the_table_of_all_faults() -> None:
 def test_every_fault_has_a_name_of_its_own_and_says_something() -> None:
     """Names are how people choose them."""
     modules = itertools.chain.from_iterable(
-        __import__(f"tests.chaos.faults_{room}", fromlist=["FAULTS"]).FAULTS
+        __import__(f"tests.support.chaos.faults_{room}", fromlist=["FAULTS"]).FAULTS
         for room in ("consul", "kube", "bridge", "tenant")
     )
     assert len(list(modules)) == len(catalogue())

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.chaos import changes, run
-from tests.chaos.faults import READY, Fault, catalogue
-from tests.chaos.run import Campaign
-from tests.chaos.stage import FOREIGN, USER, Stage
-from tests.lab import LabError
+from tests.support.chaos import changes, run
+from tests.support.chaos.faults import READY, Fault, catalogue
+from tests.support.chaos.harness import FOREIGN, USER, Stage
+from tests.support.chaos.run import Campaign
+from tests.support.lab import LabError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from bridge.kube.client import KubeClient, KubeConfig
-from tests.fakes.kube import FakeKube
-from tests.lab import Consul, LabError
-from tests.raw import RawKube
+from tests.support.fakes.kube import FakeKube
+from tests.support.lab import Consul, LabError
+from tests.support.raw import RawKube
 
 BOTH = ["fake", pytest.param("real", marks=pytest.mark.lab)]
 """The parameters of a fixture that yields what `kube_side` yields."""

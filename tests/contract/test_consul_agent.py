@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.conftest import Eventually
-from tests.embedded.consul import EmbeddedConsul
-from tests.lab import Lab, free_port
-from tests.raw import RawConsul
+from tests.support.embedded.consul import EmbeddedConsul
+from tests.support.lab import Lab, free_port
+from tests.support.raw import RawConsul
 
 
 class _Server(ThreadingHTTPServer):

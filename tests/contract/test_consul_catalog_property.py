@@ -25,10 +25,10 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Query
 from bridge.retry import RetryPolicy
 from tests.contract.sides import own_consul
-from tests.fakes.consul import Recorder
-from tests.lab import wait_until
-from tests.lab.servers import Consul
-from tests.raw import RawConsul, UnexpectedAnswerError
+from tests.support.fakes.consul import Recorder
+from tests.support.lab import wait_until
+from tests.support.lab.servers import Consul
+from tests.support.raw import RawConsul, UnexpectedAnswerError
 
 BUDGET = 8
 SERVICES, NODES, CHANGES = 20, 6, 40

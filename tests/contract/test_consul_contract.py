@@ -20,10 +20,10 @@ from bridge.consul import decode
 from bridge.consul.client import STREAMING, Answer, ConsulClient, ConsulConfig, Mode
 from bridge.core.model import Known, Listing, NamedPort, Query, Status, Unknown
 from bridge.errors import PermanentError, ThrottledError, TransientError
-from tests.fakes.consul import FakeConsul
-from tests.lab import LabError, wait_until
-from tests.lab.servers import Consul, answers
-from tests.raw import RawConsul
+from tests.support.fakes.consul import FakeConsul
+from tests.support.lab import LabError, wait_until
+from tests.support.lab.servers import Consul, answers
+from tests.support.raw import RawConsul
 
 CONNECTIONS = 30
 """So many may one address have here."""

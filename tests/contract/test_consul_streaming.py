@@ -16,11 +16,11 @@ from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Query, Status
 from bridge.retry import RetryPolicy
-from tests.consul_random.run import Settings, run
 from tests.contract.sides import own_consul
-from tests.fakes.consul import Recorder
-from tests.lab.servers import Consul
-from tests.raw import RawConsul
+from tests.support.consul_random.run import Settings, run
+from tests.support.fakes.consul import Recorder
+from tests.support.lab.servers import Consul
+from tests.support.raw import RawConsul
 
 pytestmark = pytest.mark.lab
 

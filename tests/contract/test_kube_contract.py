@@ -28,8 +28,8 @@ from bridge.kube.cache import Cache, NamespaceState, can_i, list_once, list_page
 from bridge.kube.client import APPLY, METADATA_ONLY, KubeClient, KubeConfig, SilenceError
 from bridge.kube.writer import NEVER_VERSION, Writer
 from tests.contract.sides import BOTH, kube_side
-from tests.fakes.kube import PLAIN_TOKEN, wait_for
-from tests.raw import RawKube
+from tests.support.fakes.kube import PLAIN_TOKEN, wait_for
+from tests.support.raw import RawKube
 from tests.unit.kube.builders import (
     HTTP,
     bodies,

@@ -40,7 +40,7 @@ from bridge.kube.writer import Writer
 from bridge.render import body_lines, diff
 from bridge.report import Outcome
 from tests.contract.sides import BOTH, kube_side
-from tests.raw import RawKube
+from tests.support.raw import RawKube
 from tests.unit.core.builders import instance
 
 Json = dict[str, Any]

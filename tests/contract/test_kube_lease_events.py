@@ -18,8 +18,8 @@ from bridge.kube.election import Election, ElectionConfig, KubeLeases
 from bridge.kube.events import About, Event, EventRecorder
 from bridge.kube.lease import LeaseLock
 from tests.contract.sides import BOTH, kube_side
-from tests.fakes.kube import wait_for
-from tests.raw import RawKube
+from tests.support.fakes.kube import wait_for
+from tests.support.raw import RawKube
 
 
 @dataclass

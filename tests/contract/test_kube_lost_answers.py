@@ -21,9 +21,9 @@ from bridge.kube import objects
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.lease import LeaseLock
 from bridge.kube.writer import Writer
-from tests.chaos.stub import Answer, Mangle, Stub
-from tests.fakes.kube import FakeKube
-from tests.raw import RawKube
+from tests.support.chaos.stub import Answer, Mangle, Stub
+from tests.support.fakes.kube import FakeKube
+from tests.support.raw import RawKube
 from tests.unit.kube.builders import HTTP, bodies, create, delete, raw_service, service, update
 
 ALL_KINDS = list(Kind)

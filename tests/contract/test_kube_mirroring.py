@@ -13,7 +13,7 @@ from bridge.core.canonical import group_endpoints
 from bridge.core.mirroring import Refused, slices_of, why_not_carried
 from bridge.core.model import Endpoint, Family, Group, Port
 from bridge.kube.objects import subsets
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawKube
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawKube
 
 pytestmark = pytest.mark.lab
 

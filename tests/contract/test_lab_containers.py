@@ -10,15 +10,15 @@ import sys
 
 import pytest
 
-from tests.demo.terminal import STEPS, headings
-from tests.lab import wait_until
-from tests.lab.build import ROOT
-from tests.lab.images import Images, shared
+from tests.support.demo.terminal import STEPS, headings
+from tests.support.lab import wait_until
+from tests.support.lab.build import ROOT
+from tests.support.lab.images import Images, shared
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]  # the images may be made here
 
 STORY = """
-from tests.lab import Lab, LabError
+from tests.support.lab import Lab, LabError
 with Lab() as lab:
     with lab.raw_consul() as consul:
         consul.register("web", "vm-1", "192.0.2.1", 8080)
@@ -43,7 +43,7 @@ with Lab() as lab:
     except LabError:
         print("kept")
 """
-KILLED = "import os; from tests.lab import Lab; lab = Lab().start(); os.kill(os.getpid(), 9)"
+KILLED = "import os; from tests.support.lab import Lab; lab = Lab().start(); os.kill(os.getpid(), 9)"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_the_contracts_of_the_clients_hold_over_containers(images: Images) -> No
 
 def test_the_demonstration_runs_on_images_that_the_engine_has(images: Images) -> None:
     """Consul's checks come out of its container to the gateways here; nothing is left."""
-    done = python(images, "-m", "tests.demo")
+    done = python(images, "-m", "tests.support.demo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a real Consul and a real Kubernetes control plane, from Docker's images" in " ".join(done.stdout.split())
     assert headings(done.stdout) == STEPS
@@ -107,7 +107,7 @@ def test_no_images_no_docker(images: Images) -> None:
         **images.engine.environment, "LAB_PROVIDER": "docker", "LAB_CONSUL_IMAGE": "bridge-lab.invalid/none:1",
         "PYTHONPATH": str(ROOT),
     }  # fmt: skip
-    code = "from tests.lab import Lab; Lab()"
+    code = "from tests.support.lab import Lab; Lab()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Consul, Lab, LabError, netns, wait_until
-from tests.lab.netns import Host, Rig
-from tests.lab.town import VM
-from tests.raw import ENDPOINTS, RawConsul
+from tests.support.lab import Consul, Lab, LabError, netns, wait_until
+from tests.support.lab.netns import Host, Rig
+from tests.support.lab.traffic_testbed import VM
+from tests.support.raw import ENDPOINTS, RawConsul
 
 pytestmark = [pytest.mark.lab, pytest.mark.netns]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab, LabError, build, providers
-from tests.lab.build import TOOLS
-from tests.lab.providers import (
+from tests.support.lab import Lab, LabError, build, providers
+from tests.support.lab.build import TOOLS
+from tests.support.lab.providers import (
     AT_HAND,
     QUESTIONS,
     Choice,

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import AuditEntry, Lab, LabError, consul_cluster, providers, wait_until
-from tests.lab.build import ROOT
-from tests.lab.state import Process, State
-from tests.raw import RawClient, RawConsul, RawKube, UnexpectedAnswerError
+from tests.support.lab import AuditEntry, Lab, LabError, consul_cluster, providers, wait_until
+from tests.support.lab.build import ROOT
+from tests.support.lab.state import Process, State
+from tests.support.raw import RawClient, RawConsul, RawKube, UnexpectedAnswerError
 
 pytestmark = pytest.mark.lab
 
@@ -25,7 +25,7 @@ CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 
 HOLD = """
 import signal, sys
-from tests.lab import Lab
+from tests.support.lab import Lab
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background with it ignored
 with Lab() as lab:
     servers = (lab.etcd, lab.apiserver, lab.controllers, lab.consul)
@@ -307,12 +307,12 @@ def test_servers_of_the_environment_are_used_and_not_stopped(named: Lab) -> None
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """`python -m tests.lab ...` with a state of the test's own."""
+    """`python -m tests.support.lab ...` with a state of the test's own."""
     environment = {**os.environ, "LAB_HOME": str(tmp_path / "home")}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "tests.lab", *arguments],
+            [sys.executable, "-m", "tests.support.lab", *arguments],
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
 

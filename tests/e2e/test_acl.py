@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.lab import Lab
-from tests.program import Daemon, Result, bridge, environment
-from tests.raw import SLICES, RawConsul, RawKube, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import Daemon, Result, bridge, environment
+from tests.support.raw import SLICES, RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests.e2e.test_manifests import BRIDGE, Cluster, identity, running
-from tests.lab import Lab, manifests
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+from tests.support.lab import Lab, manifests
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
 pytestmark = pytest.mark.lab
 

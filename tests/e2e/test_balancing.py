@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.lab import netns, wait_until
-from tests.lab.town import Town
+from tests.support.lab import netns, wait_until
+from tests.support.lab.traffic_testbed import Town
 
 pytestmark = [pytest.mark.lab, pytest.mark.netns, pytest.mark.slow]
 

@@ -20,9 +20,9 @@ import yaml
 
 import bridge
 from bridge import settings
-from tests.lab import Lab, manifests
-from tests.lab.build import binary
-from tests.raw import RawKube
+from tests.support.lab import Lab, manifests
+from tests.support.lab.build import binary
+from tests.support.raw import RawKube
 
 pytestmark = pytest.mark.lab
 

@@ -16,11 +16,11 @@ import dns.rcode
 import pytest
 import yaml
 
-from tests.lab import Lab
-from tests.lab.build import binary
-from tests.lab.servers import CoreDns
-from tests.program import Daemon, environment
-from tests.raw import SERVICES, RawConsul, RawKube
+from tests.support.lab import Lab
+from tests.support.lab.build import binary
+from tests.support.lab.servers import CoreDns
+from tests.support.program import Daemon, environment
+from tests.support.raw import SERVICES, RawConsul, RawKube
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.lab import Lab
-from tests.program import BRIDGE, Result, bridge, environment
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import BRIDGE, Result, bridge, environment
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import BRIDGE
+from tests.support.program import BRIDGE
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 30.0

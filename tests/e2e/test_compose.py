@@ -1,7 +1,8 @@
 """docker-compose.yml as it ships: brought up whole, walked through as README.md does, and taken down.
 
-Where images can be pulled, this runs the real ones. Elsewhere (tests/lab/images.py) Consul and Kubernetes are the lab's
-binaries; what only a real k3s can show there is a pod that asks the ClusterIP: a container in the network asks instead.
+Where images can be pulled, this runs the real ones. Elsewhere (tests/support/lab/images.py) Consul and Kubernetes are
+the lab's binaries; what only a real k3s can show there is a pod that asks the ClusterIP: a container in the network
+asks instead.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from typing import Any
 
 import pytest
 
-from tests.lab import free_port, manifests
-from tests.lab.images import ROOT, Images, compose_command, compose_plugin, shared
-from tests.lab.providers import binary
-from tests.raw import RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
+from tests.support.lab import free_port, manifests
+from tests.support.lab.images import ROOT, Images, compose_command, compose_plugin, shared
+from tests.support.lab.providers import binary
+from tests.support.raw import RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -24,11 +24,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from bridge.consul.client import ConsulClient, ConsulConfig
 from bridge.consul.credentials import Login
 from bridge.errors import PermanentError
-from tests.lab import Lab
-from tests.lab.failover import Failover
-from tests.lab.secrecy import secret
-from tests.program import Daemon, bridge, environment, put
-from tests.raw import RawConsul, RawKube, ready_addresses
+from tests.support.lab import Lab
+from tests.support.lab.failover import Failover
+from tests.support.lab.secret_scan import secret
+from tests.support.program import Daemon, bridge, environment, put
+from tests.support.raw import RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
 
@@ -659,7 +659,7 @@ def test_a_client_certificate_that_is_replaced_is_followed(
 
 def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
     """As `consul` itself has it: CONSUL_HTTP_ADDR=unix:///..."""
-    from tests.lab import Consul
+    from tests.support.lab import Consul
 
     server = Consul(tmp_path / "consul")
     socket = tmp_path / "http.sock"

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Eventually
-from tests.demo.__main__ import _can_unshare
-from tests.demo.terminal import (
+from tests.support.demo.__main__ import _can_unshare
+from tests.support.demo.terminal import (
     BASIC,
     ESCAPE,
     SECONDS,
@@ -29,8 +29,8 @@ from tests.demo.terminal import (
     headings,
     terminal,
 )
-from tests.lab import TOOLS, Lab, LabError, binaries, free_port
-from tests.raw import RawConsul, RawKube
+from tests.support.lab import TOOLS, Lab, LabError, binaries, free_port
+from tests.support.raw import RawConsul, RawKube
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -86,7 +86,7 @@ def test_it_runs_where_no_namespace_can_be_made_and_into_a_pipe(tmp_path: Path) 
     (tmp_path / "unshare").write_text("#!/bin/sh\necho not permitted >&2; exit 1\n")
     (tmp_path / "unshare").chmod(0o755)
     done = subprocess.run(
-        [sys.executable, "-B", "-m", "tests.demo"],
+        [sys.executable, "-B", "-m", "tests.support.demo"],
         cwd=ROOT, env={
             **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TERM": "xterm-256color", "LAB_PROVIDER": "build",
         },

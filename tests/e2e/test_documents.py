@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.lab import Lab
-from tests.lab.build import binaries
-from tests.lab.servers import die_with_parent
-from tests.program import bridge, environment
+from tests.support.lab import Lab
+from tests.support.lab.build import binaries
+from tests.support.lab.servers import die_with_parent
+from tests.support.program import bridge, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "manifests/README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))))
@@ -73,7 +73,7 @@ NOT_RUN: Mapping[tuple[str, str], str] = {
     ("docs/reliability.md", "make chaos"): "five minutes; the suite has a step chaos",
     ("docs/reliability.md", "make chaos SEED=7 MINUTES=60"): "an hour",
     ("docs/reliability.md", 'make chaos FAULT="kube-kill etcd-no-space"'): "minutes",
-    ("docs/reliability.md", "python -m tests.chaos --soak"): "30 minutes",
+    ("docs/reliability.md", "python -m tests.support.chaos --soak"): "30 minutes",
     ("docs/security.md", "pip install pip-audit"): "it needs the internet",
     ("docs/security.md", "pip-audit --require-hashes --disable-pip -r requirements/runtime.txt"): "the same",
     ("docs/tutorial.md", "make lab-up"): "the page's servers are there already",

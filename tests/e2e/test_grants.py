@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from bridge.core import labels
-from tests.lab import Lab
-from tests.program import Daemon, bridge, environment, put
-from tests.raw import SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import Daemon, bridge, environment, put
+from tests.support.raw import SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
 pytestmark = pytest.mark.lab
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab
-from tests.program import Daemon, bridge, environment, put
-from tests.raw import RawConsul, RawKube, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import Daemon, bridge, environment, put
+from tests.support.raw import RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
 

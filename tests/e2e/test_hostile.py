@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.lab import Lab
-from tests.program import Daemon, bridge, environment
-from tests.raw import ENDPOINTS, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import Daemon, bridge, environment
+from tests.support.raw import ENDPOINTS, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -1,7 +1,7 @@
 """The container image, built from this checkout's Dockerfile and run the way a cluster runs it.
 
 Where no engine answers, a private one from Debian's packages is used, on a base image of Debian's Python
-(tests/lab/engine.py): the Dockerfile is the one that ships, the versions of Python differ.
+(tests/support/lab/engine.py): the Dockerfile is the one that ships, the versions of Python differ.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 import bridge
-from tests.docs import notice
-from tests.docs.notice import ROOT
-from tests.lab.engine import PYTHON_IMAGE
-from tests.lab.images import Images, shared
-from tests.lab.servers import wait_until
+from tests.support.docs import notice
+from tests.support.docs.notice import ROOT
+from tests.support.lab.engine import PYTHON_IMAGE
+from tests.support.lab.images import Images, shared
+from tests.support.lab.servers import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

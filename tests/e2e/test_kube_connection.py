@@ -25,10 +25,10 @@ import yaml
 
 from bridge.kube.election import ElectionConfig
 from bridge.kube.plugin import LIMIT_SECONDS, PAUSE_SECONDS
-from tests.lab import Lab
-from tests.lab.failover import Failover
-from tests.program import Daemon, bridge, environment
-from tests.raw import ENDPOINTS, RawKube, ready_addresses
+from tests.support.lab import Lab
+from tests.support.lab.failover import Failover
+from tests.support.program import Daemon, bridge, environment
+from tests.support.raw import ENDPOINTS, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
 

@@ -18,10 +18,10 @@ import pytest
 
 from bridge.core.model import Target
 from bridge.core.shards import shard_of
-from tests.lab import AuditEntry, Lab
-from tests.lab.manifests import MANIFESTS, kustomize
-from tests.program import Daemon, bridge, environment, pause
-from tests.raw import RawConsul, RawKube, ready_addresses
+from tests.support.lab import AuditEntry, Lab
+from tests.support.lab.manifests import MANIFESTS, kustomize
+from tests.support.program import Daemon, bridge, environment, pause
+from tests.support.raw import RawConsul, RawKube, ready_addresses
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -33,10 +33,18 @@ from bridge.core.model import Kind
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.events import About, Event, EventRecorder
 from tests.conftest import Eventually
-from tests.lab import Lab, await_rights, free_port, manifests
-from tests.lab.providers import binaries
-from tests.program import environment
-from tests.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, not_ready_addresses, ready_addresses
+from tests.support.lab import Lab, await_rights, free_port, manifests
+from tests.support.lab.providers import binaries
+from tests.support.program import environment
+from tests.support.raw import (
+    SERVICES,
+    SLICES,
+    RawConsul,
+    RawKube,
+    UnexpectedAnswerError,
+    not_ready_addresses,
+    ready_addresses,
+)
 
 Json = dict[str, Any]
 Verbs = set[tuple[str, str, str]]

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.docs import reference
-from tests.lab import Lab, manifests
-from tests.lab.build import binary
-from tests.program import Daemon, environment
-from tests.raw import RawConsul, RawKube, ready_addresses
+from tests.support.docs import reference
+from tests.support.lab import Lab, manifests
+from tests.support.lab.build import binary
+from tests.support.program import Daemon, environment
+from tests.support.raw import RawConsul, RawKube, ready_addresses
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = manifests.MANIFESTS / "components/monitoring"

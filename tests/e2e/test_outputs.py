@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.lab import Lab
-from tests.program import Result, bridge, environment
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import Result, bridge, environment
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
 
 pytestmark = pytest.mark.lab
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.lab import Lab
-from tests.program import Daemon, Result, bridge, environment, pause
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import Daemon, Result, bridge, environment, pause
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, ready_addresses
 
 pytestmark = pytest.mark.lab
 

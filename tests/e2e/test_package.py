@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 import bridge
-from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow

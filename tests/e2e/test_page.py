@@ -25,11 +25,11 @@ import pytest
 import trustme
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
-from tests.lab import Lab, free_port
-from tests.lab.engine import NoEngineError, install
-from tests.lab.servers import Program
-from tests.program import Daemon, environment
-from tests.raw import RawConsul, RawKube, ready_addresses
+from tests.support.lab import Lab, free_port
+from tests.support.lab.engine import NoEngineError, install
+from tests.support.lab.servers import Program
+from tests.support.program import Daemon, environment
+from tests.support.raw import RawConsul, RawKube, ready_addresses
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

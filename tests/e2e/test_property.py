@@ -27,8 +27,8 @@ from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
-from tests.lab import Lab
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawKube
+from tests.support.lab import Lab
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawKube
 from tests.unit.core.test_properties import catalogs, rules
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]

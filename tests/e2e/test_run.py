@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab, free_port
-from tests.program import Daemon, environment, put
-from tests.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
+from tests.support.lab import Lab, free_port
+from tests.support.program import Daemon, environment, put
+from tests.support.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -2,7 +2,7 @@
 
 Each way of running it is asked for everything that it writes (both streams at debug level, pages, metrics, Events, its
 command line); none of the secrets that it was given may be in there. What all other tests on real servers make the
-bridge say is looked at by tests.lab.secrecy.
+bridge say is looked at by tests.support.lab.secret_scan.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.lab import ADMIN, Lab
-from tests.program import Daemon, Result, bridge, environment
-from tests.raw import RawConsul
+from tests.support.lab import ADMIN, Lab
+from tests.support.program import Daemon, Result, bridge, environment
+from tests.support.raw import RawConsul
 
 pytestmark = pytest.mark.lab
 

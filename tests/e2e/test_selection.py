@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab
-from tests.program import Daemon, bridge, environment
-from tests.raw import SERVICES, RawConsul, RawKube, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import Daemon, bridge, environment
+from tests.support.raw import SERVICES, RawConsul, RawKube, ready_addresses
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

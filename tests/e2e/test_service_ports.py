@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_outputs import Sync, syncing
-from tests.lab import Lab
-from tests.program import Daemon, environment
-from tests.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import Daemon, environment
+from tests.support.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
 pytestmark = pytest.mark.lab
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.lab import Lab
-from tests.program import Daemon, environment
-from tests.raw import SLICES, RawConsul, RawKube, ready_addresses
+from tests.support.lab import Lab
+from tests.support.program import Daemon, environment
+from tests.support.raw import SLICES, RawConsul, RawKube, ready_addresses
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.lab import Lab
-from tests.program import Daemon, bridge, environment
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError
+from tests.support.lab import Lab
+from tests.support.program import Daemon, bridge, environment
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.e2e.test_balancing import opened
-from tests.lab import wait_until
-from tests.lab.town import Knowing, Load, Town
+from tests.support.lab import wait_until
+from tests.support.lab.traffic_testbed import Knowing, Load, Town
 
 pytestmark = [pytest.mark.lab, pytest.mark.netns, pytest.mark.slow]
 

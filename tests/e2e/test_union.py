@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_outputs import Sync, slices, syncing
-from tests.lab import Lab
-from tests.program import Daemon, environment
-from tests.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError
+from tests.support.lab import Lab
+from tests.support.program import Daemon, environment
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -21,8 +21,8 @@ from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube, Fault
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube, Fault
 
 Json = dict[str, Any]
 QUICK = RetryPolicy(floor_seconds=0.02, cap_seconds=0.1, attempts=2)

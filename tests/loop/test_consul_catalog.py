@@ -18,7 +18,7 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Listing, Query, Status, Unknown
 from bridge.errors import ConfigurationError
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul, Fault, Recorder, Request, _Catalog
+from tests.support.fakes.consul import FakeConsul, Fault, Recorder, Request, _Catalog
 
 QUICK = RetryPolicy(floor_seconds=0.01, cap_seconds=0.1)
 

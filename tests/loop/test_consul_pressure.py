@@ -20,8 +20,8 @@ from bridge.consul.client import NOBODY
 from bridge.consul.ratelimit import AdaptiveConcurrency
 from bridge.core.model import Known, Listing, Query, Status, Unknown
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul, Fault, Recorder, _Catalog
 from tests.loop.test_consul_catalog import becomes, eventually, fill, known, only, settled, watching
+from tests.support.fakes.consul import FakeConsul, Fault, Recorder, _Catalog
 
 Body = dict[str, object]
 

@@ -11,8 +11,8 @@ import pytest
 
 from bridge.consul import datacenter as module
 from bridge.core.model import Known, Query, Status
-from tests.fakes.consul import FakeConsul, Json, Recorder, _Catalog
 from tests.loop.test_consul_catalog import eventually, fill, known, recorder, watching
+from tests.support.fakes.consul import FakeConsul, Json, Recorder, _Catalog
 
 __all__ = ["recorder"]
 

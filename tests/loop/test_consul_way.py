@@ -16,9 +16,9 @@ from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Query, Status
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul, Fault, Recorder
-from tests.lab.failover import Failover
 from tests.loop.test_consul_catalog import becomes, eventually, fill, known, watching
+from tests.support.fakes.consul import FakeConsul, Fault, Recorder
+from tests.support.lab.failover import Failover
 
 QUERY = Query("dc1", "s000")
 
@@ -148,7 +148,7 @@ PEER_GONE = textwrap.dedent(
     transport.KEEPALIVE_IDLE_SECONDS, transport.KEEPALIVE_INTERVAL_SECONDS, transport.KEEPALIVE_PROBES = 1, 1, 2
     from bridge.consul.client import ConsulClient, ConsulConfig
     from bridge.errors import TransientError
-    from tests.fakes.consul import FakeConsul
+    from tests.support.fakes.consul import FakeConsul
     with FakeConsul() as consul:
         consul.register("web", "vm", "10.0.0.1", 80)
         client = ConsulClient(ConsulConfig(address=consul.address))

@@ -18,8 +18,8 @@ from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
 from bridge.report import Report
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul, Fault
-from tests.fakes.kube import FakeKube
+from tests.support.fakes.consul import FakeConsul, Fault
+from tests.support.fakes.kube import FakeKube
 
 Eventually = Callable[..., None]
 QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.2, attempts=2)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.demo.terminal import (
+from tests.support.demo.terminal import (
     ESCAPE,
     ROOT,
     SECONDS,
@@ -61,7 +61,7 @@ def test_stand_ins_need_neither_root_nor_namespaces(tmp_path: Path) -> None:
     path = programs(tmp_path / "machine")
     (tmp_path / "machine" / "unshare").unlink()
     done = subprocess.run(
-        [sys.executable, "-B", "-m", "tests.demo"],
+        [sys.executable, "-B", "-m", "tests.support.demo"],
         cwd=ROOT, env={"PATH": path, "HOME": str(tmp_path), "TERM": "xterm-256color"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip

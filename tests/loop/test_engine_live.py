@@ -11,10 +11,10 @@ import pytest
 
 from bridge.core.guard import GuardSettings
 from bridge.engine.live import LiveRow
-from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube
-from tests.fakes.kube import Fault as KubeFault
 from tests.loop.test_engine_run import OPTIONS, Running
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube
+from tests.support.fakes.kube import Fault as KubeFault
 
 Eventually = Callable[..., None]
 SECONDS = 30.0

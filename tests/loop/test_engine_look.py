@@ -21,8 +21,8 @@ from bridge.kube.client import KubeConfig
 from bridge.render import explanation_text
 from bridge.report import Report
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube
 
 OPTIONS = SyncOptions(retry=RetryPolicy(floor_seconds=0.01, cap_seconds=0.05, attempts=2))
 

@@ -18,10 +18,10 @@ from bridge.engine.run import Bridge
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.election import ElectionConfig
 from bridge.observe.metrics import Metrics
-from tests.fakes.consul import FakeConsul
-from tests.fakes.consul import Fault as ConsulFault
-from tests.fakes.kube import ADMIN_TOKEN, PLAIN_TOKEN, FakeKube, Fault
 from tests.loop.test_engine_run import OPTIONS
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.consul import Fault as ConsulFault
+from tests.support.fakes.kube import ADMIN_TOKEN, PLAIN_TOKEN, FakeKube, Fault
 
 Eventually = Callable[..., None]
 LEASE = 3

@@ -22,11 +22,11 @@ from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
 from bridge.report import NullObserver
 from bridge.retry import RetryPolicy
-from tests.chaos.stub import Stub
-from tests.fakes.consul import FakeConsul
-from tests.fakes.consul import Fault as ConsulFault
-from tests.fakes.kube import ADMIN_TOKEN, FakeKube
-from tests.fakes.kube import Fault as KubeFault
+from tests.support.chaos.stub import Stub
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.consul import Fault as ConsulFault
+from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube
+from tests.support.fakes.kube import Fault as KubeFault
 
 Eventually = Callable[..., None]
 QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.5)

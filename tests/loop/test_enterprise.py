@@ -17,7 +17,7 @@ import pytest
 from bridge.engine.sync import sync_once
 from bridge.report import Report
 from bridge.settings import load
-from tests.fakes.kube import FakeKube
+from tests.support.fakes.kube import FakeKube
 
 ADDRESSES = {
     ("", "", ""): "10.0.0.1",

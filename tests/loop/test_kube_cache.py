@@ -23,7 +23,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer, belongs_to
 from bridge.retry import RetryPolicy
-from tests.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
+from tests.support.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
 from tests.unit.kube.builders import (
     bodies,
     create,

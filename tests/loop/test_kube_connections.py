@@ -33,8 +33,8 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.identity import who_am_i
 from bridge.kube.transport import TooLargeError
 from bridge.retry import RetryPolicy
-from tests.fakes.kube import ADMIN_TOKEN, FakeKube
-from tests.lab.failover import Failover
+from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube
+from tests.support.lab.failover import Failover
 
 Json = dict[str, Any]
 QUICK = RetryPolicy(floor_seconds=0.02, cap_seconds=0.2)
@@ -636,7 +636,7 @@ def test_only_a_connection_that_breaks_takes_silent_watches_with_it(
 
 def test_a_slow_answer_to_one_request_leaves_watches_alone_that_bring_something(fake: FakeKube, tmp_path: Path) -> None:
     """A watch that was heard since the request began cannot be dead."""
-    from tests.fakes.kube import Fault
+    from tests.support.fakes.kube import Fault
 
     client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url), request_timeout_seconds=1.5))
     client.request("GET", "/api/v1/services")

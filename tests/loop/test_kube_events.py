@@ -15,7 +15,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.election import Election, ElectionConfig, KubeLeases
 from bridge.kube.events import About, Event, EventRecorder
 from bridge.kube.writer import Writer
-from tests.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
+from tests.support.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
 from tests.unit.kube.builders import create, endpoints
 
 

@@ -22,9 +22,9 @@ from bridge.kube.client import KubeConfig
 from bridge.observe.logs import LogObserver, logger
 from bridge.observe.metrics import Metrics
 from bridge.observe.together import Together
-from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube
 from tests.loop.test_engine_run import OPTIONS, QUICK, Running
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube
 
 Eventually = Callable[..., None]
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"

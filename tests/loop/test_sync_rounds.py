@@ -19,8 +19,8 @@ from bridge.kube.client import KubeConfig
 from bridge.kube.writer import Writer
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube
 
 P = ParamSpec("P")
 T = TypeVar("T")

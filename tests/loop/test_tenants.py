@@ -26,8 +26,8 @@ from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.report import Report
 from bridge.retry import RetryPolicy
-from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube
 
 Eventually = Callable[..., None]
 QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.5)

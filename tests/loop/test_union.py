@@ -27,9 +27,9 @@ from bridge.observe.logs import LogObserver, logger
 from bridge.observe.metrics import Metrics
 from bridge.observe.together import Together
 from bridge.render import explanation_text
-from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube, Fault
 from tests.loop.test_engine_run import OPTIONS, QUICK, Running
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube, Fault
 
 Eventually = Callable[..., None]
 Json = dict[str, Any]

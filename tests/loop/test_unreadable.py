@@ -27,8 +27,8 @@ from bridge.render import failed_lines
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from bridge.settings import load
-from tests.fakes.consul import FakeConsul
-from tests.fakes.kube import FakeKube, Fault
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube, Fault
 
 Eventually = Callable[..., None]
 Json = dict[str, Any]

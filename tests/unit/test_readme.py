@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge import settings
-from tests.program import BRIDGE
+from tests.support.program import BRIDGE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text()

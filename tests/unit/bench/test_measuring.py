@@ -17,18 +17,18 @@ from bridge.core import plan as planning
 from bridge.core.model import Current, Instance, Kind, Known, Query, Status, Target
 from bridge.core.translate import translate
 from bridge.kube import objects
-from tests.bench import __main__ as command
-from tests.bench import changes, floor, large, report, simulation, watching
-from tests.bench import stage as staging
-from tests.bench.changes import KINDS, Elsewhere, choose, floor_changes, once
-from tests.bench.floor import chain, encoded
-from tests.bench.measure import find, limit, run_threads
-from tests.bench.report import Collected
-from tests.bench.simulation import Measured, simulate
-from tests.bench.stage import CONSUL_CONNECTIONS, Stage, address, node
-from tests.bench.watching import Sampler, Tail, accepted, connections
-from tests.lab import Lab, LabError
-from tests.raw import RawConsul
+from tests.support.bench import __main__ as command
+from tests.support.bench import changes, floor, large, report, simulation, watching
+from tests.support.bench import harness as staging
+from tests.support.bench.changes import KINDS, Elsewhere, choose, floor_changes, once
+from tests.support.bench.floor import chain, encoded
+from tests.support.bench.harness import CONSUL_CONNECTIONS, Stage, address, node
+from tests.support.bench.measure import find, limit, run_threads
+from tests.support.bench.report import Collected
+from tests.support.bench.simulation import Measured, simulate
+from tests.support.bench.watching import Sampler, Tail, accepted, connections
+from tests.support.lab import Lab, LabError
+from tests.support.raw import RawConsul
 
 
 def entry(verb: str, resource: str, name: str, code: int = 200, **reference: str) -> bytes:

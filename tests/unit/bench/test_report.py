@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench import carries, plot, readme, report
-from tests.bench.measure import Figure, Point, beside, find, limit, number, percentile, ratio, slope
-from tests.bench.report import ROWS, Part
+from tests.support.bench import carries, plot, readme, report
+from tests.support.bench.measure import Figure, Point, beside, find, limit, number, percentile, ratio, slope
+from tests.support.bench.report import ROWS, Part
 
 
 @pytest.mark.parametrize(

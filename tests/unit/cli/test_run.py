@@ -17,7 +17,7 @@ import pytest
 
 from bridge.cli import COMMANDS
 from bridge.daemon import WATCH_SECONDS, _FileWatch
-from tests.lab import free_port
+from tests.support.lab import free_port
 from tests.unit.cli.conftest import ROOT, command_line, environment, process
 
 BRIDGE = """

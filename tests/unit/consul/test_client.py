@@ -14,7 +14,7 @@ import pytest
 from bridge.consul.client import NOBODY, Answer, ConsulClient, ConsulConfig, Mode
 from bridge.core.model import Query
 from bridge.errors import ConfigurationError, PermanentError, TransientError
-from tests.fakes.consul import FakeConsul, Fault
+from tests.support.fakes.consul import FakeConsul, Fault
 
 WEB = Query("dc1", "web")
 

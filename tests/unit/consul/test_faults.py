@@ -13,7 +13,7 @@ from bridge.consul.client import ConsulClient, ConsulConfig
 from bridge.consul.faults import RequestInfo
 from bridge.core.model import Query
 from bridge.errors import BridgeError, PermanentError, ThrottledError, TransientError
-from tests.fakes.consul import FakeConsul, Fault
+from tests.support.fakes.consul import FakeConsul, Fault
 
 SECRET = "b1gs3cr3t-9c0d-4e5f-8a7b-6c5d4e3f2a1b"
 ASKED = RequestInfo("list services", "http://consul:8500", "dc7", 'Service.Meta.x === "1"', secrets=(SECRET,))

@@ -18,7 +18,7 @@ from bridge.consul.client import PIPELINING_REST_SECONDS, ConsulClient, ConsulCo
 from bridge.consul.tls import Tls
 from bridge.consul.transport import Endpoint, Interrupted, TooLarge, Transport, parse_address
 from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
-from tests.fakes.consul import FakeConsul, Fault, black_hole
+from tests.support.fakes.consul import FakeConsul, Fault, black_hole
 
 OK = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\nContent-Length: 2\r\n\r\n[]"
 

@@ -22,7 +22,7 @@ from bridge.consul.ratelimit import WaitLimit
 from bridge.consul.tls import Tls
 from bridge.core.model import Query
 from bridge.errors import BridgeError, ConfigurationError, PermanentError, TransientError
-from tests.fakes.consul import FakeConsul, Fault
+from tests.support.fakes.consul import FakeConsul, Fault
 from tests.unit.consul.test_transport import OK, raw_server
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import free_port
+from tests.support.lab import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVICES = ("consul", "kubernetes", "bridge")

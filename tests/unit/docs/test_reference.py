@@ -17,14 +17,14 @@ from bridge.core import marks
 from bridge.engine import announce
 from bridge.errors import ExitStatus
 from bridge.kube import election
-from tests.docs import reference
+from tests.support.docs import reference
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_reference_is_not_stale() -> None:
-    """`python -m tests.docs.reference` writes it."""
-    assert reference.PATH.read_text(encoding="utf-8") == reference.text(), "run: python -m tests.docs.reference"
+    """`python -m tests.support.docs.reference` writes it."""
+    assert reference.PATH.read_text(encoding="utf-8") == reference.text(), "run: python -m tests.support.docs.reference"
 
 
 def test_every_flag_setting_and_event_is_in_it() -> None:

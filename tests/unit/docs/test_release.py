@@ -6,12 +6,12 @@ import re
 import tomllib
 
 import bridge
-from tests.docs import notice
-from tests.docs.notice import ROOT
+from tests.support.docs import notice
+from tests.support.docs.notice import ROOT
 
 
 def test_notice_is_what_the_lock_file_says() -> None:
-    """`python -m tests.docs.notice` makes it anew; `make lock` does so by itself."""
+    """`python -m tests.support.docs.notice` makes it anew; `make lock` does so by itself."""
     assert notice.NOTICE.read_text() == notice.text()
 
 

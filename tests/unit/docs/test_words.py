@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.docs.words import WORDS, files, found_in
+from tests.support.docs.words import WORDS, files, found_in
 
 
 @pytest.mark.parametrize("line", ["the doorbell rings", "_start_doorbells()", "Doorbell: x", "a `deaf` one"])

@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 
 import pytest
 
-from tests.docs.notice import ROOT
+from tests.support.docs.notice import ROOT
 
 EPOCH = 1767323045
 Rewrite = Callable[[IO[bytes], IO[bytes], int, str], tuple[str, str]]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from tests.docs.notice import ROOT
+from tests.support.docs.notice import ROOT
 
 EPOCH = 1767323045
 

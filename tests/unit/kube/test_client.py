@@ -26,7 +26,7 @@ from bridge.kube import transport as transport_module
 from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from bridge.kube.transport import Response
 from bridge.retry import RetryPolicy
-from tests.fakes.kube import ADMIN_TOKEN, FakeKube, Fault
+from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube, Fault
 
 SECRET = "s3cr3t-t0ken-of-the-user"
 

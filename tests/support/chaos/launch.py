@@ -1,0 +1,198 @@
+"""`bridge run` with something broken in it: `python -m tests.support.chaos.launch --resolver-delay 1 -- run …`.
+
+For faults that no signal and no server can make, and for taking a protection away so that one sees what it was for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+
+def slow_resolver(seconds: float) -> None:
+    """Every name (and address) takes so long to resolve."""
+    real = socket.getaddrinfo
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments, **options)
+
+    socket.getaddrinfo = slow
+
+
+def jumping_clock(seconds: float) -> None:
+    """The machine's clock jumps forward and back by so much, several times a second."""
+    real = time.time
+    began = time.monotonic()
+    time.time = lambda: real() + (seconds if int((time.monotonic() - began) * 4) % 2 else -seconds)
+
+
+def bug(after_seconds: float) -> None:
+    """A thread that writes meets a bug some time after the start."""
+    from bridge.engine.reconcile import Reconciler
+
+    real = Reconciler.plan
+    began = time.monotonic()
+
+    def broken(self: Reconciler, *arguments: Any) -> Any:
+        if (
+            threading.current_thread().name.startswith(("writer-", "consul-direct-"))
+            and time.monotonic() - began > after_seconds
+        ):
+            raise ZeroDivisionError("injected")
+        return real(self, *arguments)
+
+    setattr(Reconciler, "plan", broken)  # noqa: B010 - mypy knows that this must not be done
+
+
+def believing() -> None:
+    """Unknown is empty: what a failed or filtered read leaves is taken for no instances."""
+    from bridge.core.model import Known, Unknown
+    from bridge.core.state import World
+
+    real = World.on_view
+
+    def gullible(self: World, query: Any, state: Any) -> Any:
+        return real(self, query, Known(()) if isinstance(state, Unknown) else state)
+
+    setattr(World, "on_view", gullible)  # noqa: B010 - as above
+
+
+def restless() -> None:
+    """Writes again and again what is right already."""
+    from bridge.engine.run import Bridge
+
+    real = Bridge._tell
+
+    def tell(self: Bridge) -> None:
+        from bridge.core.model import Action
+
+        real(self)
+        for target in sorted(self._reconciler.world.targets())[:2]:
+            plan = self._reconciler.plan(target)
+            for change in plan.changes if plan is not None else ():
+                if change.action is Action.UNCHANGED and change.kind.value == "Endpoints":
+                    from dataclasses import replace
+
+                    meta = self._writer.apply(replace(change, action=Action.UPDATE))
+                    self._cache.note(change, meta)
+
+    setattr(Bridge, "_tell", tell)  # noqa: B010 - as above
+
+
+def leaking() -> None:
+    """Every plan leaves a thread and a socket behind."""
+    from bridge.engine.reconcile import Reconciler
+
+    real = Reconciler.plan
+    kept: list[object] = []
+
+    def leaky(self: Reconciler, *arguments: Any) -> Any:
+        kept.append(socket.socket())
+        kept.append(bytearray(1 << 18))
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        return real(self, *arguments)
+
+    setattr(Reconciler, "plan", leaky)  # noqa: B010 - as above
+
+
+def deaf() -> None:
+    """What Consul says after the first pass is not heard."""
+    from bridge.engine.run import Bridge
+
+    real = Bridge.on_view
+
+    def on_view(self: Bridge, *arguments: Any) -> None:
+        if not self._passing.is_set():
+            real(self, *arguments)
+
+    setattr(Bridge, "on_view", on_view)  # noqa: B010 - as above
+
+
+def boasting() -> None:
+    """Readiness always says yes, and troubles are not told."""
+    from bridge.engine.run import Bridge
+
+    setattr(Bridge, "ready", lambda _self: (True, {}))  # noqa: B010 - as above
+    setattr(Bridge, "on_trouble", lambda *_arguments: None)  # noqa: B010 - as above
+
+
+def owning() -> None:
+    """Every object is taken for ours."""
+    from bridge.core.plan import _Draft
+
+    setattr(_Draft, "may_write", lambda *_arguments: True)  # noqa: B010 - as above
+
+
+def sharing() -> None:
+    """The guard adds up what goes over all tenants, and charges to Consul what users change."""
+    from bridge.core import plan, reconcile
+    from bridge.core.annotated import Changed
+    from bridge.core.model import Scope
+    from bridge.kube import store
+
+    for module in (plan, store):
+        setattr(module, "scope_of", lambda *_arguments: Scope())  # noqa: B010 - as above
+    setattr(reconcile, "changed", lambda *_arguments: Changed.NOTHING)  # noqa: B010 - as above
+
+
+def pairing() -> None:
+    """A VM has one instance of a service: a second one at the same address is not seen."""
+    from dataclasses import replace
+
+    from bridge.core.model import Known
+    from bridge.core.state import World
+
+    real = World.on_view
+
+    def on_view(self: World, query: Any, state: Any) -> Any:
+        if isinstance(state, Known):
+            first = {instance.address: instance for instance in reversed(state.instances)}
+            state = replace(state, instances=tuple(i for i in state.instances if first[i.address] is i))
+        return real(self, query, state)
+
+    setattr(World, "on_view", on_view)  # noqa: B010 - as above
+
+
+def comparing() -> None:
+    """What Consul's streaming backend shows is believed, and never compared with its catalog."""
+    from bridge.consul import streamed
+    from bridge.consul.datacenter import DatacenterWatch
+
+    setattr(streamed, "doubt", lambda *_arguments, **_options: None)  # noqa: B010 - as above
+    for name in ("_compare_soon", "_audit"):
+        setattr(DatacenterWatch, name, lambda *_arguments: None)
+
+
+SWITCHES = {f.__name__: f for f in (believing, restless, leaking, deaf, boasting, owning, sharing, pairing, comparing)}
+
+
+def main() -> None:
+    """Break it, then run it."""
+    mine, theirs = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--resolver-delay", type=float, default=0.0)
+    parser.add_argument("--clock-jump", type=float, default=0.0)
+    parser.add_argument("--bug-after", type=float, default=0.0)
+    parser.add_argument("--without", choices=sorted(SWITCHES), default=None)
+    asked = parser.parse_args(mine)
+    if asked.resolver_delay:
+        slow_resolver(asked.resolver_delay)
+    if asked.clock_jump:
+        jumping_clock(asked.clock_jump)
+    if asked.bug_after:
+        bug(asked.bug_after)
+    if asked.without:
+        SWITCHES[asked.without]()
+    from bridge.cli import main as bridge
+
+    sys.argv = ["bridge", *theirs]
+    bridge()
+
+
+if __name__ == "__main__":
+    main()
