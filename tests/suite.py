@@ -16,20 +16,23 @@ is run, and the last lines say what was not, and the command that builds and run
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
 from tests.support.lab.build import NONE
 from tests.support.lab.engine import NoEngineError, install
 from tests.support.lab.providers import from_cache, from_path
+from tests.support.lab.servers import PORT_SHARE, die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -43,23 +46,22 @@ PACKAGES = (
 """Programs that tests look for, and the Debian packages that have them."""
 
 
-TESTS_FAILED = 1
-"""pytest's exit status when all tests were run and some failed."""
+SIDE_BY_SIDE = 3
+"""So many steps run at a time: with two cores, while most of them wait for servers."""
 
-SECOND_TRIES = 3
-"""So many tests of a step may be run again; more than that are no accident."""
+END_SECONDS = 20.0
+"""How long steps that are told to end may need to take their servers down."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command of the suite. `needs_lab`: it waits for the servers' build; `second_try`: for few failures."""
+    """One step of the suite: commands, each run when those before it succeeded. `needs_lab`: it waits for the build."""
 
     name: str
     group: str
-    command: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
     needs_lab: bool = False
     report: Path | None = None
-    second_try: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,11 @@ class Counts:
     skipped: frozenset[str] = frozenset()
 
 
-def pytest(
-    name: str, *arguments: str, needs_lab: bool = False, group: str = "unit", junit: Path, second_try: bool = True
-) -> Step:
+def pytest(name: str, *arguments: str, needs_lab: bool = False, group: str = "unit", junit: Path) -> Step:
     """A pytest step that leaves its counts in a file, so that the end can add them up."""
     report = junit / f"{name.replace(' ', '-')}.xml"
     command = (PYTHON, "-m", "pytest", "-q", f"--junitxml={report}", *arguments)
-    return Step(name, group, command, needs_lab, report, second_try)
+    return Step(name, group, (command,), needs_lab, report)
 
 
 NO_SERVERS = ("-m", "not lab")
@@ -92,12 +92,30 @@ LEFT_OUT = (
 )
 
 
+SHARES = 2
+LONG: Mapping[str, int] = {}
+"""Seconds that files of tests/e2e take, where they are far from `USUAL_SECONDS`; they only balance the shares."""
+USUAL_SECONDS = 30
+
+
+def shares(files: Iterable[Path], count: int = SHARES) -> Sequence[Sequence[str]]:
+    """Files of tests in as many shares, of about the same length: the longest first, to the shortest share."""
+    parts: list[tuple[int, list[str]]] = [(0, []) for _ in range(count)]
+    for file in sorted(files, key=lambda f: (-LONG.get(f.name, USUAL_SECONDS), f.name)):
+        n = min(range(count), key=lambda i: parts[i][0])
+        parts[n] = parts[n][0] + LONG.get(file.name, USUAL_SECONDS), [*parts[n][1], str(file.relative_to(ROOT))]
+    return [sorted(part) for _, part in parts]
+
+
 def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
     """The suite, cheapest first; without `servers` what needs none."""
     behind: tuple[Step, ...] = (
         pytest("contract", "tests/contract", needs_lab=True, group="lab", junit=junit),
-        pytest("end to end", "tests/e2e", needs_lab=True, group="lab", junit=junit),
-        pytest("chaos", "tests/chaos", needs_lab=True, group="lab", junit=junit, second_try=False),
+        pytest("chaos", "tests/chaos", needs_lab=True, group="lab", junit=junit),
+        *(
+            pytest(f"end to end, share {n}", *files, needs_lab=True, group="lab", junit=junit)
+            for n, files in enumerate(shares((ROOT / "tests/e2e").glob("test_*.py")), 1)
+        ),
     )
     if not servers:
         behind = (
@@ -105,26 +123,27 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
             pytest("end to end without servers", *WITHOUT_SERVERS, *NO_SERVERS, group="lab", junit=junit),
         )
     coverage = (PYTHON, "-m", "coverage")
+    core = junit / "core.xml"
+    measured = (*coverage, "run", "--source=bridge.core", "-m", "pytest", "-q", f"--junitxml={core}")
     return (
-        Step("style", "lint", (str(BIN / "ruff"), "check", ".")),
-        Step("format", "lint", (str(BIN / "ruff"), "format", "--check", ".")),
-        Step("types", "lint", (str(BIN / "mypy"),)),
-        Step("import contracts", "lint", (str(BIN / "lint-imports"),)),
-        Step("words", "lint", (PYTHON, "-m", "tests.support.docs.words")),
+        Step("style", "lint", ((str(BIN / "ruff"), "check", "."),)),
+        Step("format", "lint", ((str(BIN / "ruff"), "format", "--check", "."),)),
+        Step("types", "lint", ((str(BIN / "mypy"),),)),
+        Step("import contracts", "lint", ((str(BIN / "lint-imports"),),)),
+        Step("words", "lint", ((PYTHON, "-m", "tests.support.docs.words"),)),
         Step(
             "core, every branch",
             "unit",
             (
-                *coverage, "run", "--source=bridge.core", "-m", "pytest", "-q",
-                f"--junitxml={junit / 'core.xml'}", "tests/unit/core", "tests/scenarios",
+                (*measured, "tests/unit/core", "tests/scenarios"),
+                (*coverage, "report", "--fail-under=100", "--show-missing", "--skip-covered"),
             ),
-            report=junit / "core.xml",
+            report=core,
         ),
-        Step("core coverage", "unit", (*coverage, "report", "--fail-under=100", "--show-missing", "--skip-covered")),
         pytest("unit", "tests/unit", "--ignore=tests/unit/core", junit=junit),
         pytest("loop", "tests/loop", junit=junit),
         *behind,
-    )  # fmt: skip
+    )
 
 
 def servers_are_wanted(environ: Mapping[str, str]) -> bool:
@@ -146,9 +165,6 @@ def main() -> int:
     only = asked.only
     servers = asked.real or only == "lab" or servers_are_wanted(os.environ)
     started = time.monotonic()
-    broken: list[str] = []
-    counts: list[Counts] = []
-    unsteady: list[str] = []
     if only in (None, "lab") and servers:
         _install_packages()
     if not servers:
@@ -157,17 +173,8 @@ def main() -> int:
         chosen = [s for s in steps(Path(folder), servers) if only in (None, s.group) and _has_tests(s)]
         build = _start_build() if any(s.needs_lab for s in chosen) else None
         try:
-            for step in chosen:
-                if step.needs_lab and build is not None:
-                    _wait_for_build(build)
-                    build = None
-                print(f"\n== {step.name} ({time.monotonic() - started:.0f} s)", flush=True)
-                status, counted, passed_alone = _run(step)
-                counts.append(counted)
-                unsteady.extend(passed_alone)
-                if status != 0:
-                    broken.append(step.name)
-                    print(f"== {step.name} FAILED (exit status {status})", flush=True)
+            broken = _run(chosen, build, Path(folder))
+            counts = [_counts(s.report) for s in chosen]
         finally:
             if build is not None:
                 build.terminate()
@@ -180,26 +187,99 @@ def main() -> int:
         print(f"failed: {', '.join(broken)}")
     if skipped:
         print("what was skipped, and why, stands in the summaries above (SKIPPED ...)")
-    for name in unsteady:
-        print(f"unsteady, to be mended: {name} failed, and passed when it was run again alone (its failure is above)")
     if only is None and not servers:
         print(LEFT_OUT)
     print(f"tests: {passed} passed, {failed} failed, {skipped} skipped")
     return 1 if broken else 0
 
 
-def _run(step: Step) -> tuple[int, Counts, tuple[str, ...]]:
-    """Run a step, and a few failures of it once more; exit status, counts, and what passed only then."""
-    status = subprocess.run(step.command, cwd=ROOT, env=_environment(), check=False).returncode
-    first = _counts(step.report)
-    if status != TESTS_FAILED or not step.second_try or not 0 < len(first.failed) <= SECOND_TRIES:
-        return status, first, ()
-    print(f"== {step.name}: once more, alone: {', '.join(sorted(first.failed))}", flush=True)
-    status = subprocess.run((*step.command, "--last-failed"), cwd=ROOT, env=_environment(), check=False).returncode
-    alone = first.failed & _counts(step.report).passed
-    still = first.failed - alone  # one that is skipped now has not passed
-    counted = Counts(first.passed | alone, still, first.skipped)
-    return (status or TESTS_FAILED) if still else status, counted, tuple(sorted(alone))
+@dataclass(slots=True)
+class Running:
+    """A step that was started. `place`: which of those that run side by side it is; it says which ports are its own."""
+
+    step: Step
+    place: int
+    began: float
+    output: Path
+    done: int = 0
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.step.commands[self.done],
+                cwd=ROOT,
+                env={**_environment(), PORT_SHARE: f"{self.place}/{SIDE_BY_SIDE}"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C at the terminal is for us, who pass it on once
+                preexec_fn=die_with_parent,
+            )
+
+    def status(self) -> int | None:
+        """Exit status of the command that failed or of the last one; None while any runs or is to run."""
+        status = self.process.poll()
+        if status == 0 and self.done + 1 < len(self.step.commands):
+            self.done += 1
+            self._start()
+            return None
+        return status
+
+    def report(self, how: str) -> None:
+        """Print what it printed so far, and how it ended."""
+        said, took = self.output.read_text(errors="replace").strip("\n"), time.monotonic() - self.began
+        print(f"\n== {self.step.name}\n{said}\n== {self.step.name} {how} after {took:.0f} s\n", flush=True)
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the step and whatever it started in its process group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+def _run(chosen: Sequence[Step], build: subprocess.Popen[bytes] | None, folder: Path) -> list[str]:
+    """Run steps side by side, begun in their order; the names of those that failed, in that order too."""
+    started = time.monotonic()
+    waiting, running, failed = list(chosen), dict[int, Running](), set[str]()
+    try:
+        while waiting or running:
+            if build is not None and build.poll():
+                print("-- the servers could not be built; the tests that need them will say so", flush=True)
+                build = None
+            for place in range(SIDE_BY_SIDE):
+                if place not in running and waiting and not (waiting[0].needs_lab and _is_building(build)):
+                    step = waiting.pop(0)
+                    began = time.monotonic()
+                    print(f"-- {step.name} begins ({began - started:.0f} s)", flush=True)
+                    running[place] = Running(step, place, began, folder / f"{len(waiting)}.log")
+            for place, one in list(running.items()):
+                status = one.status()
+                if status is not None:
+                    del running[place]
+                    failed |= {one.step.name} if status else set()
+                    one.report("passed" if status == 0 else f"FAILED (exit status {status})")
+            time.sleep(0.05)
+    finally:
+        _end(running.values())
+    return [step.name for step in chosen if step.name in failed]
+
+
+def _end(running: Iterable[Running]) -> None:
+    """End steps as Ctrl-C does, so that they take their servers down; what does not end is killed."""
+    left = list(running)
+    for one in left:
+        with contextlib.suppress(ProcessLookupError):
+            one.process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + END_SECONDS
+    for one in left:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            one.process.wait(max(0.0, deadline - time.monotonic()))
+        one.signal(signal.SIGKILL)
+        one.process.wait()
+        one.report("was interrupted")
 
 
 def _install_packages() -> None:
@@ -214,7 +294,7 @@ def _install_packages() -> None:
 
 
 def _has_tests(step: Step) -> bool:
-    places = [ROOT / a for a in step.command if a.startswith("tests/")]
+    places = [ROOT / a for command in step.commands for a in command if a.startswith("tests/")]
     return not places or any(place.is_file() or list(place.rglob("test_*.py")) for place in places)
 
 
@@ -229,11 +309,8 @@ def _start_build() -> subprocess.Popen[bytes]:
     return subprocess.Popen((*nice, PYTHON, "-m", "tests.support.lab", "build"), cwd=ROOT, env=_environment())
 
 
-def _wait_for_build(build: subprocess.Popen[bytes]) -> None:
-    if build.poll() is None:
-        print("\n== waiting for the servers' build", flush=True)
-    if build.wait() != 0:
-        print("== the servers could not be built; the tests that need them will say so", flush=True)
+def _is_building(build: subprocess.Popen[bytes] | None) -> bool:
+    return build is not None and build.poll() is None
 
 
 def _counts(report: Path | None) -> Counts:
@@ -248,5 +325,16 @@ def _counts(report: Path | None) -> Counts:
     return Counts(frozenset(name for name, _ in cases) - failed - skipped, frozenset(failed), frozenset(skipped))
 
 
+def catch_signals() -> None:
+    """Ctrl-C and SIGTERM end the steps and then us, with the status that shells give to what a signal ended."""
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+
+
 if __name__ == "__main__":
+    catch_signals()
     sys.exit(main())

@@ -1,69 +1,141 @@
-"""`make test` itself: what a second try may do, and what it may not."""
+"""`make test` itself: steps side by side, what they print, how they end, and what is left out without servers."""
 
 from __future__ import annotations
 
+import itertools
+import signal
+import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import suite
-from tests.suite import LEFT_OUT, Step, _run, servers_are_wanted
+from tests.suite import LEFT_OUT, PYTHON, ROOT, SHARES, Step, _run, servers_are_wanted, shares
+from tests.support.lab.servers import PORT_SHARE, free_port
+from tests.support.lab.state import Process
 
-ONCE = """
-import pathlib
-import pytest
+Eventually = Callable[..., None]
 
-@pytest.mark.parametrize("n", range({unsteady}))
-def test_unsteady(n):
-    seen = pathlib.Path(__file__).with_name(f"seen-{{n}}")
-    first = not seen.exists()
-    seen.touch()
-    assert not first
-    {then}
 
-@pytest.mark.parametrize("n", range({broken}))
-def test_broken(n):
-    raise AssertionError
+def script(name: str, *codes: str) -> Step:
+    """A step whose commands are scripts."""
+    return Step(name, "unit", tuple((PYTHON, "-c", code) for code in codes))
 
-@pytest.mark.parametrize("n", range(5))
-def test_right(n):
-    pass
+
+def test_steps_run_side_by_side_and_print_when_they_have_ended(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first one ends only when the second has begun; a third fails, and its second command is not run.
+
+    Each has ports of its own.
+    """
+    seen = tmp_path / "seen"
+    share = f"import os, pathlib, time; seen = pathlib.Path({str(seen)!r}); print(os.environ[{PORT_SHARE!r}])"
+    wait = f"{share}\nuntil = time.monotonic() + 30\nwhile not seen.exists(): assert time.monotonic() < until"
+    steps = [
+        script("first", wait, "print('two')"),
+        script("second", f"{share}\nseen.touch()"),
+        script("third", "import sys; print('wrong'); sys.exit(3)", "print('never')"),
+    ]
+    assert _run(steps, None, tmp_path) == ["third"]
+    said = capfd.readouterr().out
+    assert "== first\n0/3\ntwo\n== first passed after " in said
+    assert "== second\n1/3\n== second passed after " in said
+    assert "== third\nwrong\n== third FAILED (exit status 3) after " in said
+
+
+def test_every_step_is_run_although_one_failed_and_failures_are_named_in_the_order_of_the_steps(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """More of them than run at a time; the slow one fails last and is named first."""
+    fast = [script(f"fast {n}", f"import sys; print('{n}'); sys.exit({n % 2})") for n in range(6)]
+    assert _run([script("slow", "import sys, time; time.sleep(1); sys.exit(1)"), *fast], None, tmp_path) == [
+        "slow", "fast 1", "fast 3", "fast 5",
+    ]  # fmt: skip
+    said = capfd.readouterr().out
+    assert all(f"== fast {n}\n{n}\n== fast {n} " in said for n in range(6))
+
+
+def test_who_needs_servers_waits_for_their_build_and_begins_when_it_failed_as_well(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    built = tmp_path / "built"
+    build = subprocess.Popen(
+        [PYTHON, "-c", f"import sys, time, pathlib; time.sleep(1); pathlib.Path({str(built)!r}).touch(); sys.exit(1)"]
+    )
+    needy = Step("needy", "lab", ((PYTHON, "-c", f"open({str(built)!r})"),), needs_lab=True)
+    assert _run([needy], build, tmp_path) == []
+    assert "the servers could not be built" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_ctrl_c_and_sigterm_end_all_steps_and_show_what_they_said(
+    tmp_path: Path, eventually: Eventually, number: signal.Signals
+) -> None:
+    """A step can still clean up; one that does not listen is killed with all that it started."""
+    polite = f"""
+import pathlib, time
+print("polite", flush=True)
+try:
+    time.sleep(60)
+finally:
+    pathlib.Path({str(tmp_path / "cleaned")!r}).touch()
 """
+    deaf = f"""
+import pathlib, signal, subprocess, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "61"])
+pathlib.Path({str(tmp_path / "child")!r}).write_text(str(child.pid))
+time.sleep(60)
+"""
+    program = f"""
+import itertools
+import signal
+from pathlib import Path
+from tests import suite
+suite.END_SECONDS = 1.0
+steps = [suite.Step(n, "unit", ((suite.PYTHON, "-c", c),)) for n, c in {{"one": {polite!r}, "two": {deaf!r}}}.items()]
+suite.catch_signals()
+suite._run(steps, None, Path({str(tmp_path)!r}))
+"""
+    running = subprocess.Popen([PYTHON, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        logs = [tmp_path / "0.log", tmp_path / "1.log"]
+        eventually(lambda: any(f.exists() and "polite" in f.read_text() for f in logs), True)
+        eventually(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().isdigit(), True)
+        child = int((tmp_path / "child").read_text())
+        running.send_signal(number)
+        said = running.communicate(timeout=30)[0]
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 128 + number
+    assert "== one\npolite\n" in said
+    assert ("== two was interrupted after " in said, (tmp_path / "cleaned").exists()) == (True, True)
+    eventually(lambda: Process.of(child), None)
 
 
-def step(folder: Path, unsteady: int, broken: int, *, second_try: bool = True, then: str = "") -> Step:
-    (folder / "test_it.py").write_text(ONCE.format(unsteady=unsteady, broken=broken, then=then))
-    (folder / "pytest.ini").write_text("[pytest]\n")
-    report = folder / "report.xml"
-    command = (sys.executable, "-m", "pytest", "-q", str(folder), f"--rootdir={folder}", f"--junitxml={report}")
-    return Step("it", "unit", command, report=report, second_try=second_try)
+def test_each_file_of_the_end_to_end_tests_is_in_one_share() -> None:
+    """And the shares take about the same time, as long as the measured seconds are right."""
+    found = shares((ROOT / "tests/e2e").glob("test_*.py"))
+    files = Counter(file for share in found for file in share)
+    assert files == Counter(str(file.relative_to(ROOT)) for file in (ROOT / "tests/e2e").glob("test_*.py"))
+    seconds = [sum(suite.LONG.get(Path(f).name, suite.USUAL_SECONDS) for f in share) for share in found]
+    assert (len(found), max(seconds) - min(seconds) <= suite.USUAL_SECONDS) == (SHARES, True)
 
 
-def test_one_that_passes_alone_does_not_fail_the_suite_and_is_named(tmp_path: Path) -> None:
-    status, counts, unsteady = _run(step(tmp_path, 2, 0))
-    assert (status, len(counts.passed), counts.failed) == (0, 7, frozenset())
-    assert [name.rpartition("::")[2] for name in unsteady] == ["test_unsteady[0]", "test_unsteady[1]"]
-
-
-def test_one_that_fails_again_fails_the_suite(tmp_path: Path) -> None:
-    status, counts, unsteady = _run(step(tmp_path, 1, 1))
-    assert status == 1
-    assert (len(counts.passed), len(counts.failed), len(unsteady)) == (6, 1, 1)
-
-
-@pytest.mark.parametrize(("unsteady", "second_try"), [(4, True), (1, False)], ids=["too many", "not allowed"])
-def test_without_a_second_try_the_first_counts(tmp_path: Path, unsteady: int, second_try: bool) -> None:
-    status, counts, named = _run(step(tmp_path, unsteady, 0, second_try=second_try))
-    assert status == 1
-    assert (len(counts.passed), len(counts.failed), named) == (5, unsteady, ())
-
-
-def test_one_that_is_skipped_the_second_time_has_not_passed(tmp_path: Path) -> None:
-    """No servers this time, say."""
-    status, counts, unsteady = _run(step(tmp_path, 1, 0, then="pytest.skip()"))
-    assert status == 1
-    assert (len(counts.passed), len(counts.failed), unsteady) == (5, 1, ())
+def test_steps_side_by_side_take_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that one keeps for a server that is down must not be another's meanwhile."""
+    ranges = []
+    for share in ("0/3", "1/3", "2/3"):
+        monkeypatch.setenv(PORT_SHARE, share)
+        given = [free_port() for _ in range(30)]
+        ranges.append((min(given), max(given)))
+    assert ranges == sorted(ranges)
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(ranges))
 
 
 @pytest.fixture
@@ -100,9 +172,9 @@ def test_without_servers_what_needs_none_is_run_and_the_rest_is_named(
     ran: list[Step] = []
     built: list[bool] = []
 
-    def run(step: Step) -> tuple[int, suite.Counts, tuple[str, ...]]:
-        ran.append(step)
-        return 0, suite.Counts(), ()
+    def run(steps: list[Step], *_others: object) -> list[str]:
+        ran.extend(steps)
+        return []
 
     monkeypatch.setattr(suite, "_run", run)
     monkeypatch.setattr(suite, "_start_build", lambda: built.append(True))
@@ -111,7 +183,8 @@ def test_without_servers_what_needs_none_is_run_and_the_rest_is_named(
     assert suite.main() == 0
     real = bool(arguments)
     assert bool(built) is real
-    assert [s.name for s in ran if s.needs_lab] == (["contract", "end to end", "chaos"] if real else [])
-    assert all("not lab" in s.command for s in ran if s.group == "lab") is not real
+    shared = [f"end to end, share {n}" for n in range(1, SHARES + 1)]
+    assert {s.name for s in ran if s.needs_lab} == ({"contract", "chaos", *shared} if real else set())
+    assert all("not lab" in s.commands[0] for s in ran if s.group == "lab") is not real
     assert {"style", "types", "core, every branch", "unit", "loop"} <= {s.name for s in ran}
     assert (LEFT_OUT in capsys.readouterr().out) is not real

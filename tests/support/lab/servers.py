@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import http.client
 import json
+import os
 import random
 import shutil
 import signal
@@ -33,6 +34,10 @@ CONTROLLERS = (
 )  # fmt: skip
 
 
+PORT_SHARE = "LAB_PORT_SHARE"
+"""A variable of the environment: `1/3` says that three runs go on side by side, and that this is the second of them.
+
+Each takes ports of its own. A port that one run keeps for a server that is down now would look free to another."""
 _LOWEST_PORT = 10_000
 AUDIT_MEGABYTES = 4096
 """The API server begins another audit log at 100 MB by default; tests and benchmarks read one."""
@@ -49,8 +54,11 @@ def free_port() -> int:
         low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
         low = 32_768
+    share, _, of = os.environ.get(PORT_SHARE, "0/1").partition("/")
+    wide = (low - _LOWEST_PORT) // int(of)
+    first = _LOWEST_PORT + int(share) * wide
     for _ in range(1000):
-        port = random.randrange(_LOWEST_PORT, low) if low > _LOWEST_PORT + 5000 else 0
+        port = random.randrange(first, first + wide) if low > _LOWEST_PORT + 5000 else 0
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))
