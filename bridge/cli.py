@@ -23,7 +23,7 @@ import typer
 
 from bridge import __version__
 from bridge.errors import BridgeError, CancelledError, ConfigurationError, ExitStatus, PermanentError, TransientError
-from bridge.interpreter import seldom_collected
+from bridge.interpreter import relaxed_gc
 
 if TYPE_CHECKING:
     import threading
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
     from bridge.core.model import Rule
     from bridge.daemon import Daemon
-    from bridge.engine.look import Status
-    from bridge.observe.logs import Secrets
+    from bridge.oneshot.inspection import Status
     from bridge.report import Report
     from bridge.settings import Settings
+    from bridge.telemetry.logs import Secrets
 
 # --------------------------------------------------------------------------- flags
 
@@ -188,7 +188,7 @@ def _command(body: Body) -> Body:
 def _guarded(body: Callable[[], int], flags: Mapping[str, Any]) -> int:
     """Run a command; whatever it raises becomes a sentence on standard error and a status."""
     try:
-        with seldom_collected():
+        with relaxed_gc():
             return body()
     except ConfigurationError as error:
         return _complain(error, ExitStatus.USAGE, flags)
@@ -319,7 +319,7 @@ class _Progress:
 def _load(flags: Mapping[str, Any], secrets: Secrets | None = None) -> Settings:
     """The settings, with the log set up as they say. `secrets` is where what must never be printed is registered."""
     from bridge import settings as settings_module
-    from bridge.observe import logs
+    from bridge.telemetry import logs
 
     settings = settings_module.load(flags)
     secrets = logs.configure(settings.log.format, settings.log.level, secrets)
@@ -345,7 +345,7 @@ def _register(settings: Settings, secrets: Secrets) -> None:
 def _consul(settings: Settings) -> Iterator[ConsulConfig]:
     """How a command that runs once reaches Consul; what is not safe about it is said, and a login is ended with it."""
     from bridge.consul.access import warnings_of
-    from bridge.observe import logs
+    from bridge.telemetry import logs
 
     config = settings.consul_config()
     try:
@@ -426,9 +426,9 @@ def _sync(flags: Mapping[str, Any]) -> int:
         return True
 
     with Signals(on_first) as signals:
-        from bridge.engine.scope import never_used
-        from bridge.engine.sync import sync_once
-        from bridge.observe import logs
+        from bridge.oneshot.sync import sync_once
+        from bridge.pipeline.scope import never_used
+        from bridge.telemetry import logs
 
         rules = _rules(settings)
         for later, earlier in never_used(rules, settings.consul.datacenter):
@@ -515,8 +515,8 @@ def _run(flags: Mapping[str, Any]) -> int:
     settings read again. Exit status: 130 or 143 when told to stop
     (by which signal), 1 when it cannot go on, 2 usage.
     """
-    from bridge.observe import logs
     from bridge.signals import Signals
+    from bridge.telemetry import logs
 
     secrets = logs.Secrets()
     settings = _load(flags, secrets)
@@ -541,11 +541,11 @@ def _run(flags: Mapping[str, Any]) -> int:
     with Signals(on_first, on_hangup) as signals:
         from bridge import settings as settings_module
         from bridge.daemon import Daemon
-        from bridge.observe.history import History
-        from bridge.observe.metrics import Metrics
-        from bridge.observe.site import Site
-        from bridge.observe.together import Together
-        from bridge.observe.web import WebServer
+        from bridge.telemetry.fan_out import FanOutObserver
+        from bridge.telemetry.history import History
+        from bridge.telemetry.metrics import Metrics
+        from bridge.telemetry.routes import Site
+        from bridge.telemetry.web import WebServer
 
         log = logs.logger()
         metrics, history = Metrics(__version__), History()
@@ -553,7 +553,7 @@ def _run(flags: Mapping[str, Any]) -> int:
             settings,
             load=reread,
             rules_of=_rules,
-            observer=Together(logs.LogObserver(log), metrics, history),
+            observer=FanOutObserver(logs.LogObserver(log), metrics, history),
             log=log,
         )
         daemons.append(daemon)
@@ -593,8 +593,8 @@ def _purge(flags: Mapping[str, Any]) -> int:
         return True
 
     with Signals(on_first) as signals:
-        from bridge.engine.purge import purge
-        from bridge.engine.scope import namespaces_of
+        from bridge.oneshot.purge import purge
+        from bridge.pipeline.scope import namespaces_of
 
         kube = settings.kube_config()
         namespaces = (only,) if only else namespaces_of(_rules(settings), kube.namespaces, _default_namespace(settings))
@@ -642,7 +642,7 @@ def _status(flags: Mapping[str, Any]) -> int:
     settings = _load(flags)
     output = _output(settings)
     with _reading() as (progress, stop), _consul(settings) as consul:
-        from bridge.engine.look import status_once
+        from bridge.oneshot.inspection import status_once
         from bridge.render import status_table, to_json, to_yaml
 
         rules = _rules(settings)
@@ -719,7 +719,7 @@ def _explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argu
     """
     settings = _load(flags)
     with _reading() as (progress, stop), _consul(settings) as consul:
-        from bridge.engine.look import explain_once
+        from bridge.oneshot.inspection import explain_once
         from bridge.render import explanation_text, notes_text, to_json, to_yaml, trouble_text
 
         explained = explain_once(
@@ -753,9 +753,9 @@ def _check(flags: Mapping[str, Any]) -> int:
     settings = _load(flags)
     output = _output(settings)
     with _reading() as (progress, stop):
-        from bridge.engine.check import check, check_rules
-        from bridge.engine.probe import FAILED as BROKEN
-        from bridge.engine.probe import Probe
+        from bridge.oneshot.check import check, check_rules
+        from bridge.oneshot.probe import FAILED as BROKEN
+        from bridge.oneshot.probe import Probe
         from bridge.render import probe_text, to_json, to_yaml
 
         page = _page()

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from bridge.controller.controller import Controller
+from bridge.controller.status_view import ServiceRow
 from bridge.core.explain import Explanation
 from bridge.core.model import Rule, Skipped
-from bridge.engine.live import LiveRow
-from bridge.engine.run import Bridge
-from bridge.engine.scope import never_used
 from bridge.errors import BridgeError, ConfigurationError
-from bridge.interpreter import quickly_switched
+from bridge.interpreter import short_switch_interval
+from bridge.pipeline.scope import never_used
 from bridge.report import Observer
 from bridge.settings import Settings
 from bridge.yaml_file import digest_of
@@ -67,14 +67,14 @@ class Daemon:
         self._trouble: str | None = None
         self._rules = rules_of(settings)
         self._bridge = self._build(settings, self._rules)
-        self._next: Bridge | None = None
+        self._next: Controller | None = None
         self._watcher = _FileWatch(settings.config_file, settings.config_digest, self._reload)
 
     def run(self) -> None:
         """Mirror until `stop`. Raises what made a bridge end on its own."""
         self._watcher.start()
         try:
-            with quickly_switched():
+            with short_switch_interval():
                 while True:
                     self._bridge.run()
                     with self._lock:
@@ -155,7 +155,7 @@ class Daemon:
         """The same without the report."""
         return {**self._bridge.state(), "configuration": self._trouble or "ok"}
 
-    def services(self) -> list[LiveRow]:
+    def services(self) -> list[ServiceRow]:
         """All mirrored services."""
         return self._bridge.services()
 
@@ -167,9 +167,9 @@ class Daemon:
         """Why the instances at a target are as they are; None when nothing is mirrored there."""
         return self._bridge.explain(namespace, name)
 
-    def _build(self, settings: Settings, rules: tuple[Rule, ...]) -> Bridge:
+    def _build(self, settings: Settings, rules: tuple[Rule, ...]) -> Controller:
         self._warn(settings, rules)
-        return Bridge(
+        return Controller(
             consul=settings.consul_config(),
             kube=settings.kube_config(),
             rules=rules,

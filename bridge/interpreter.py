@@ -18,7 +18,7 @@ for them to be decoded (docs/scaling.md)."""
 
 
 @contextlib.contextmanager
-def seldom_collected() -> Iterator[None]:
+def relaxed_gc() -> Iterator[None]:
     """Meanwhile the garbage collector looks for cycles more seldom."""
     before = gc.get_threshold()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
@@ -29,7 +29,7 @@ def seldom_collected() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quickly_switched() -> Iterator[None]:
+def short_switch_interval() -> Iterator[None]:
     """Meanwhile threads take turns more often."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)

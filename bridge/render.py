@@ -39,8 +39,8 @@ from bridge.report import Outcome, Report
 
 if TYPE_CHECKING:
     from bridge.core.explain import Explanation
-    from bridge.engine.look import Status, StatusRow
-    from bridge.engine.probe import Probe
+    from bridge.oneshot.inspection import Status, StatusRow
+    from bridge.oneshot.probe import Probe
 
 MIN_WIDTH, MAX_WIDTH = 60, 200
 """A table is never laid out for less (it would be unreadable) or more (the eye loses the line)."""
@@ -522,16 +522,16 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
         ]
         rows = [
             (
-                *(r.instance, r.status, r.check, r.address, r.ports, r.group, r.ended, r.kubernetes),
+                *(r.instance, r.status, r.check, r.address, r.ports, r.group, r.disposition, r.kubernetes),
                 r.reason or _from(r.chosen),
             )
             for r in explanation.rows
         ]
         lines += ["", *columns(heads, rows, width, paint, colour_column=6, below=True)]
     lines.append("")
-    if explanation.others:
-        some = ", ".join(explanation.others[:OTHERS])
-        more = f" and {len(explanation.others) - OTHERS} more" if len(explanation.others) > OTHERS else ""
+    if explanation.unaccounted:
+        some = ", ".join(explanation.unaccounted[:OTHERS])
+        more = f" and {len(explanation.unaccounted) - OTHERS} more" if len(explanation.unaccounted) > OTHERS else ""
         why = " (the hold keeps what is ready)" if explanation.held else ""
         lines += _wrapped(f"Kubernetes also has, of no instance above{why}: {some}{more}", width, indent="")
     if explanation.differences:
@@ -585,8 +585,10 @@ def probe_text(probe: Probe, width: int | None = 80, colour: bool = False) -> st
     name = f"{probe.section}: {probe.name}" if probe.section else probe.name
     first, *rest = _wrapped(f"{name}: {probe.detail}", None if width is None else width - 8, indent="")
     lines = [f"{state}{first}", *(f"{'':8}{line}" for line in rest)]
-    if probe.mend and probe.state != "ok":
-        lines += [f"{'':8}{line}" for line in _wrapped(probe.mend, None if width is None else width - 8, indent="-> ")]
+    if probe.remedy and probe.state != "ok":
+        lines += [
+            f"{'':8}{line}" for line in _wrapped(probe.remedy, None if width is None else width - 8, indent="-> ")
+        ]
     return "\n".join(lines) + "\n"
 
 

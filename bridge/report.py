@@ -561,7 +561,7 @@ class Observer(Protocol):
     def leading(self, shards: frozenset[int], of: int) -> None:
         """These shards of `of` are ours to write now. Said when it changes, and only where leaders are elected."""
 
-    def unread(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
+    def service_read_errors(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
         """Every service that could not be read when it was last tried, with the reason. Said again and again.
 
         `annotated`: those that only people's Services ask for.
@@ -576,7 +576,7 @@ class Observer(Protocol):
     def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
         """Every namespace where EndpointSlices may not be written, and the missing rights. Said again and again."""
 
-    def rival(self, reason: str) -> None:
+    def conflicting_writer(self, reason: str) -> None:
         """Another process works against us ("": nobody does). Said again and again."""
 
     def streaming_mismatch(self, query: Query, reason: str) -> None:
@@ -610,7 +610,7 @@ class NullObserver:
     def leading(self, shards: frozenset[int], of: int) -> None:
         """Ignored."""
 
-    def unread(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
+    def service_read_errors(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
         """Ignored."""
 
     def warned(self, warnings: tuple[str, ...]) -> None:
@@ -622,7 +622,7 @@ class NullObserver:
     def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
         """Ignored."""
 
-    def rival(self, reason: str) -> None:
+    def conflicting_writer(self, reason: str) -> None:
         """Ignored."""
 
     def streaming_mismatch(self, query: Query, reason: str) -> None:

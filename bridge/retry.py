@@ -26,15 +26,15 @@ class RetryPolicy:
     `attempts` 0 means: for ever (the daemon); a one-shot command gives up after a number of them.
     """
 
-    floor_seconds: float = 0.1
-    cap_seconds: float = 5.0
+    initial_seconds: float = 0.1
+    max_seconds: float = 5.0
     multiplier: float = 2.0
     attempts: int = 0
 
     def wait_seconds(self, attempt: int, error: BaseException | None = None) -> float:
         """Seconds to wait after failed attempt number `attempt` (from 1). Never below what the server asked for."""
         jittered = tenacity.wait_random_exponential(
-            multiplier=self.floor_seconds, exp_base=self.multiplier, max=self.cap_seconds, min=self.floor_seconds
+            multiplier=self.initial_seconds, exp_base=self.multiplier, max=self.max_seconds, min=self.initial_seconds
         )(_state(attempt))
         asked = getattr(error, "retry_after_seconds", None) or 0.0
         return max(jittered, asked)

@@ -52,26 +52,26 @@ from bridge.core.model import (
     Adopt,
     Bounds,
     Destination,
-    Disposition,
     InstanceRules,
     Output,
     Policy,
     Rule,
+    Treatment,
 )
 from bridge.errors import ConfigurationError
 from bridge.yaml_file import Document, Key, kind_of
 
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
+    from bridge.controller.controller import RunOptions
     from bridge.core.annotated import Annotated as AnnotatedPolicy
     from bridge.core.guard import GuardSettings
     from bridge.core.select import Only
-    from bridge.engine.check import CheckOptions
-    from bridge.engine.resolver import ResolverSettings
-    from bridge.engine.run import RunOptions
-    from bridge.engine.sync import SyncOptions
     from bridge.kube.client import KubeConfig
     from bridge.kube.election import ElectionConfig
+    from bridge.oneshot.check import CheckOptions
+    from bridge.oneshot.sync import SyncOptions
+    from bridge.pipeline.dns import ResolverSettings
     from bridge.retry import RetryPolicy
 
 # --------------------------------------------------------------------------- texts and what they mean
@@ -1008,7 +1008,7 @@ class Settings(BaseSettings):
     _places: Mapping[Key, _Place] = PrivateAttr(default_factory=dict)
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _selected_by: str = PrivateAttr(default="default")
-    _narrow: bool = PrivateAttr(default=False)
+    _partial_selection: bool = PrivateAttr(default=False)
     _only: tuple[tuple[str, ...], str] = PrivateAttr(default=((), ""))
     _command: str = PrivateAttr(default="bridge sync")
     _config_file: str = PrivateAttr(default="")
@@ -1062,16 +1062,16 @@ class Settings(BaseSettings):
         """
         if self.rules is None:
             return False
-        return not self._narrow or any(rule.services or rule.tags or rule.filter for rule in self.rules)
+        return not self._partial_selection or any(rule.services or rule.tags or rule.filter for rule in self.rules)
 
     def core_rules(self, default_namespace: str = "default") -> tuple[Rule, ...]:
         """The rules as `core` wants them."""
         return tuple(self._core_rule(n, rule, default_namespace) for n, rule in enumerate(self._rules()))
 
     @property
-    def narrow(self) -> bool:
+    def partial_selection(self) -> bool:
         """Whether flags or variables (not a file) say what is selected: then the rest is left alone, not removed."""
-        return self._narrow
+        return self._partial_selection
 
     def consul_config(self) -> ConsulConfig:
         """What `consul/` needs."""
@@ -1121,7 +1121,7 @@ class Settings(BaseSettings):
 
     def check_options(self) -> CheckOptions:
         """What `engine.check` needs."""
-        from bridge.engine.check import CheckOptions
+        from bridge.oneshot.check import CheckOptions
 
         return CheckOptions(
             owner=self.owner,
@@ -1145,7 +1145,7 @@ class Settings(BaseSettings):
             removal_minimum=g.removal_minimum,
             panic_percent=g.panic_threshold,
             window_seconds=g.window,
-            rebuild_grace_seconds=g.rebuild_grace,
+            restore_hold_seconds=g.rebuild_grace,
             hold_release_seconds=g.hold_release,
             command=self._command,
         )
@@ -1173,26 +1173,26 @@ class Settings(BaseSettings):
 
     def resolver_settings(self) -> ResolverSettings:
         """What `engine.resolver` needs."""
-        from bridge.engine.resolver import ResolverSettings
+        from bridge.pipeline.dns import ResolverSettings
 
         d = self.dns
         return ResolverSettings(ttl_seconds=d.ttl, retry_seconds=d.retry, parallel=d.parallel, wait_seconds=d.wait)
 
     def run_options(self) -> RunOptions:
         """What `engine.run` needs."""
-        from bridge.engine.run import RunOptions
+        from bridge.controller.controller import RunOptions
 
         return RunOptions(
             owner=self.owner,
             installation=self.run.installation,
             policy=self.policy,
             adopt=self.adopt,
-            narrow=self.narrow,
+            partial_selection=self.partial_selection,
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),
             cluster_nodes=self.kubernetes.nodes,
             annotated=self.annotated_policy(),
-            grace_seconds=self.run.grace,
+            removal_grace_seconds=self.run.grace,
             resync_seconds=self.run.resync,
             writers=self.kubernetes.writers,
             election=self._election(),
@@ -1217,14 +1217,14 @@ class Settings(BaseSettings):
 
     def sync_options(self) -> SyncOptions:
         """What `engine.sync` needs."""
-        from bridge.engine.sync import SyncOptions
+        from bridge.oneshot.sync import SyncOptions
 
         return SyncOptions(
             owner=self.owner,
             installation=self.run.installation,
             policy=self.policy,
             adopt=self.adopt,
-            narrow=self.narrow,
+            partial_selection=self.partial_selection,
             selects=self.selects,
             dry_run=self.sync.dry_run,
             force=self.sync.force,
@@ -1244,8 +1244,8 @@ class Settings(BaseSettings):
 
         return RetryPolicy(
             attempts=self.retry.attempts,
-            floor_seconds=max(self.retry.consul.floor, 0.2),
-            cap_seconds=min(self.retry.consul.cap, 5.0),
+            initial_seconds=max(self.retry.consul.floor, 0.2),
+            max_seconds=min(self.retry.consul.cap, 5.0),
             multiplier=self.retry.consul.multiplier,
         )
 
@@ -1326,7 +1326,7 @@ class Settings(BaseSettings):
             namespace=rule.namespace or self.consul.namespace,
             partition=rule.partition or self.consul.partition,
             peer=rule.peer,
-            pinned=self._is_pinned(rule),
+            unlisted=self._is_pinned(rule),
             continues=rule.continue_,
             place=self._rule_place(position),
             to=Destination(
@@ -1347,9 +1347,9 @@ class Settings(BaseSettings):
                 max_endpoints_per_slice=to.max_endpoints_per_slice,
             ),
             instances=InstanceRules(
-                warning=Disposition(instances.warning),
-                critical=Disposition(instances.critical),
-                maintenance=Disposition(instances.maintenance),
+                warning=Treatment(instances.warning),
+                critical=Treatment(instances.critical),
+                maintenance=Treatment(instances.maintenance),
                 address=instances.address,
                 allow_cidrs=instances.allow_cidrs,
                 deny_cidrs=instances.deny_cidrs,
@@ -1394,7 +1394,7 @@ class Settings(BaseSettings):
 def _policy(backoff: BackoffSettings) -> RetryPolicy:
     from bridge.retry import RetryPolicy
 
-    return RetryPolicy(floor_seconds=backoff.floor, cap_seconds=backoff.cap, multiplier=backoff.multiplier)
+    return RetryPolicy(initial_seconds=backoff.floor, max_seconds=backoff.cap, multiplier=backoff.multiplier)
 
 
 def _pairs(mapping: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -1617,7 +1617,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     settings._api_server = _addresses_in(environ.get("KUBERNETES_SERVICE_HOST", ""))
     settings._only = tuple(flags.get("--service") or ()), flags.get("--namespace") or ""
     settings._command = _command({**flags, "--config": config_flag})
-    settings._narrow = settings.rules is not None and not layers[-1].has(("rules",))
+    settings._partial_selection = settings.rules is not None and not layers[-1].has(("rules",))
     _check_together(settings)
     return settings
 

@@ -36,7 +36,7 @@ from bridge.consul.faults import ENOUGH_POLICY
 from bridge.consul.index_poller import IndexPoller
 from bridge.consul.ratelimit import AdaptiveConcurrency, TokenBucket, jittered
 from bridge.consul.read_pool import ReadPool, Urgency
-from bridge.consul.subscriptions import Lend, Published, Subscription, SubscriptionTable, instances_of
+from bridge.consul.subscriptions import InlineExecutor, Published, Subscription, SubscriptionTable, instances_of
 from bridge.consul.watch import PERMANENT_RETRY, Watch
 from bridge.core.model import UNADDRESSABLE, Instance, Knowledge, Known, Listing, Query, Status, Unknown
 from bridge.errors import BridgeError, CancelledError, PermanentError, ThrottledError, TransientError
@@ -97,7 +97,7 @@ class CatalogListener(Protocol):
     def on_listing(self, datacenter: str, listing: Listing | Unknown) -> None:
         """The services of a datacenter changed, or could not be listed."""
 
-    def on_view(self, query: Query, state: Knowledge, seen: float, lend: Lend | None = None) -> None:
+    def on_view(self, query: Query, state: Knowledge, seen: float, lend: InlineExecutor | None = None) -> None:
         """The instances of a service changed (`seen`: clock when the answer was there), or could not be read.
 
         With `lend` the calling thread has time: what follows from the news may be given to it, which spares the way
@@ -492,7 +492,7 @@ class DatacenterWatch:
             view = decode.view_of(answer)
             before = subscription.known
             if streaming and before is not None and isinstance(view, Known):
-                certain = not subscription.query.filter and not before.hidden
+                certain = not subscription.query.filter and not before.acl_filtered
                 doubt = streamed.doubt(answer, view, before, asked, certain=certain)
                 if doubt is not None:
                     return False
@@ -523,7 +523,7 @@ class DatacenterWatch:
             if published is Published.CHANGED:
                 self._renamed(subscription, before)
             # whether something is still hidden, only a plain read says
-            return plain or subscription.known is None or not subscription.known.hidden
+            return plain or subscription.known is None or not subscription.known.acl_filtered
 
         def fail(error: BridgeError) -> None:
             self._broke(error)
@@ -540,7 +540,7 @@ class DatacenterWatch:
         """A plain read followed on an answer that was in doubt: does the catalog show the same?"""
         if state.instances == doubt.shown.instances:
             return True
-        if not state.hidden and (doubt.proof or index == doubt.index):
+        if not state.acl_filtered and (doubt.proof or index == doubt.index):
             self._mismatched(subscription, doubt.reason)
         return False
 
@@ -591,7 +591,12 @@ class DatacenterWatch:
         except (TransientError, PermanentError) as error:
             self._read_failed(error)
             return
-        if not isinstance(shown, Known) or not isinstance(there, Known) or there.hidden or not subscription.watched:
+        if (
+            not isinstance(shown, Known)
+            or not isinstance(there, Known)
+            or there.acl_filtered
+            or not subscription.watched
+        ):
             return
         told_apart = streaming.query_backend == STREAMING and streaming.index == catalog.index
         if told_apart and shown.instances != there.instances and not self._gate.suspect:

@@ -14,8 +14,8 @@ from sys import intern
 from typing import Any
 
 from bridge.consul.client import Answer
-from bridge.core.canonical import shorten
 from bridge.core.model import Instance, Known, Listing, NamedPort, Pairs, Status, TaggedAddress, Unknown
+from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason
 from bridge.errors import TransientError
 
@@ -41,7 +41,7 @@ def view_of(answer: Answer) -> Known | Unknown:
     if not answer.data and answer.filtered:
         return Unknown(FILTERED)
     found, left_out = instances(answer.data)
-    return Known(found, hidden=answer.filtered, left_out=left_out)
+    return Known(found, acl_filtered=answer.filtered, invalid=left_out)
 
 
 def proved(
@@ -58,8 +58,8 @@ def proved(
     state = view_of(answer) if view is None else view
     if isinstance(state, Unknown) or before is None:
         return state
-    if waited and before.hidden:
-        state = replace(state, hidden=True)
+    if waited and before.acl_filtered:
+        state = replace(state, acl_filtered=True)
     if not {(i.node, i.id) for i in before.instances} - {(i.node, i.id) for i in state.instances}:
         return state
     if waited:
@@ -150,7 +150,7 @@ def _instance(entry: Any, shared: _Shared) -> Instance | tuple[str, Reason]:
 
 
 def _unusable(node: str, identity: str, what: str, length: int, limit: str) -> tuple[str, Reason]:
-    return f"{shorten(node)}/{shorten(identity)}", Reason(Code.UNUSABLE, what=what, length=length, limit=limit)
+    return f"{truncate(node)}/{truncate(identity)}", Reason(Code.UNUSABLE, what=what, length=length, limit=limit)
 
 
 def worst(checks: Any) -> tuple[Status, str]:

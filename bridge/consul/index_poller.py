@@ -345,7 +345,7 @@ class IndexPoller:
                 self._target.service_moved(subscription, auditing)
                 continue
             subscription.verified_index = True
-            if auditing and subscription.known is not None and subscription.known.hidden:
+            if auditing and subscription.known is not None and subscription.known.acl_filtered:
                 self._target.service_moved(subscription, False)  # rights that were given move no index
 
     def _probe_nodes(

@@ -65,7 +65,7 @@ class Published(Enum):
     STALE = auto()
 
 
-Lend = Callable[[Callable[[], None]], None]
+InlineExecutor = Callable[[Callable[[], None]], None]
 """Takes work that whoever reads will do himself, as soon as he holds no locks."""
 
 
@@ -73,7 +73,7 @@ class SubscriptionTable:
     """All subscriptions. `lock` is never held while the listener is called."""
 
     def __init__(
-        self, on_view: Callable[[Query, Knowledge, float, Lend | None], None], namespace: str, partition: str
+        self, on_view: Callable[[Query, Knowledge, float, InlineExecutor | None], None], namespace: str, partition: str
     ) -> None:
         self._on_view = on_view
         self._scope = (namespace, partition)
@@ -147,7 +147,7 @@ class SubscriptionTable:
         state: Known | Unknown,
         seen: float,
         generation: int | None = None,
-        lend: Lend | None = None,
+        lend: InlineExecutor | None = None,
     ) -> Published:
         """Take what was read of an subscription and tell the listener when it is news.
 

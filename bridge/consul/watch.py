@@ -25,7 +25,7 @@ from bridge.consul.ratelimit import TokenBucket, jittered
 from bridge.errors import BridgeError, CancelledError, PermanentError, TransientError
 from bridge.retry import RetryPolicy
 
-PERMANENT_RETRY = RetryPolicy(floor_seconds=5.0, cap_seconds=60.0)
+PERMANENT_RETRY = RetryPolicy(initial_seconds=5.0, max_seconds=60.0)
 """For what does not mend itself (no rights, bad filter): asked again, but slowly, for people do mend it."""
 
 

@@ -22,8 +22,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from bridge.core import labels, marks, select
-from bridge.core.canonical import shorten, some_of
+from bridge.core import labels, ownership, select
 from bridge.core.model import (
     USUAL_BOUNDS,
     Bounds,
@@ -38,6 +37,7 @@ from bridge.core.model import (
     Rule,
     Target,
 )
+from bridge.core.normalize import some_of, truncate
 from bridge.core.reasons import Code, Reason
 
 MIRROR = "consul-bridge/mirror"
@@ -49,7 +49,7 @@ OUTPUT = "consul-bridge/output"
 PREFIX = "consul-bridge/"
 REQUEST = "consul-bridge/request"
 """On what we write for such a Service: for which request (`_request`)."""
-_KNOWN = frozenset({MIRROR, SERVICE, DATACENTER, TAGS, FILTER, OUTPUT, marks.ADOPT, marks.OWNER})
+_KNOWN = frozenset({MIRROR, SERVICE, DATACENTER, TAGS, FILTER, OUTPUT, ownership.ADOPT, ownership.OWNER})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +132,7 @@ class Refusal:
 
 def missing(query: Query, namespace: str) -> Reason:
     """What is said while an annotation names a service that is not there, or that its namespace may not ask for."""
-    names = {"datacenter": shorten(query.datacenter), "service": shorten(query.service)}
+    names = {"datacenter": truncate(query.datacenter), "service": truncate(query.service)}
     return Reason(Code.SERVICE_MISSING, namespace=namespace, **names)
 
 
@@ -165,7 +165,7 @@ def request_of(
     """What a Service asks for, None when it asks for nothing (or is one of our own making), or why it may not."""
     if service is None or service.meta.owner is not None or service.meta.deleting:
         return None
-    marks = dict(service.meta.marks)
+    marks = dict(service.meta.ownership)
     if marks.get(MIRROR) != "true":
         return None
     target = Target(service.meta.namespace, service.meta.name)
@@ -221,7 +221,7 @@ def changed(current: Current, rule: Rule, query: Query, owner: str) -> Changed:
     """
     found = Changed.NOTHING
     for said in _said(current, owner):
-        origin = marks.origins(said.get(marks.SERVICE, ""), said.get(marks.DATACENTER, ""))
+        origin = ownership.origins(said.get(ownership.SERVICE, ""), said.get(ownership.DATACENTER, ""))
         if origin != ((query.datacenter, query.service),):
             return Changed.SERVICE
         if said.get(REQUEST) not in (None, *_requests(rule.to.annotations)):
@@ -238,16 +238,16 @@ def as_before(desired: Mirror, current: Current, owner: str) -> Mirror:
     before = [said[REQUEST] for said in _said(current, owner) if said.get(REQUEST) not in (None, *wanted)]
     if not before:
         return desired
-    return replace(desired, annotations=marks.joined(desired.annotations, ((REQUEST, before[0]),)))
+    return replace(desired, annotations=ownership.joined(desired.annotations, ((REQUEST, before[0]),)))
 
 
 def _said(current: Current, owner: str) -> Iterator[Mapping[str, str]]:
     """The marks on each of our objects that carries endpoints: one that was emptied is nobody's any more."""
     if current.endpoints is not None and current.endpoints.meta.owner == owner and current.endpoints.groups:
-        yield dict(current.endpoints.meta.marks)
+        yield dict(current.endpoints.meta.ownership)
     for piece in current.slices:
         if piece.meta.owner == owner and piece.group.endpoints:
-            yield dict(piece.meta.marks)
+            yield dict(piece.meta.ownership)
 
 
 def _requests(annotations: Pairs) -> tuple[str, ...]:
@@ -270,7 +270,7 @@ def _granted(annotated: Annotated, namespace: str, query: Query) -> Grant | Refu
         if found is None and any(annotated.selects(grant, namespace) for grant in covering):
             reason = Reason(Code.FILTER_NOT_GRANTED, namespace=namespace, annotation=FILTER)
             return Refusal(query, reason, reason)
-    names = {"datacenter": shorten(query.datacenter), "service": shorten(query.service)}
+    names = {"datacenter": truncate(query.datacenter), "service": truncate(query.service)}
     detail = refused or Reason(Code.LABELS_UNKNOWN if unknown else Code.NOT_GRANTED, namespace=namespace, **names)
     return Refusal(query, missing(query, namespace), detail)
 
@@ -280,9 +280,9 @@ def _not_understood(marks: Mapping[str, str], output: Output, tags: Sequence[str
     wanted = marks.get(OUTPUT, "").strip()
     if wanted and wanted != output:
         known = ", ".join(Output)
-        yield Reason(Code.OUTPUT_UNKNOWN, annotation=OUTPUT, value=shorten(wanted), known=known, taken=output)
+        yield Reason(Code.OUTPUT_UNKNOWN, annotation=OUTPUT, value=truncate(wanted), known=known, taken=output)
     if marks.get(TAGS, "").strip() and not tags:
-        yield Reason(Code.TAGS_EMPTY, annotation=TAGS, value=shorten(marks[TAGS]))
+        yield Reason(Code.TAGS_EMPTY, annotation=TAGS, value=truncate(marks[TAGS]))
     unknown = sorted(key for key in marks if key.startswith(PREFIX) and key not in _KNOWN)
     if unknown:
         yield Reason(Code.ANNOTATION_UNKNOWN, names=some_of(unknown))
@@ -299,4 +299,4 @@ def is_abandoned(current: Current) -> bool:
     meta = service.meta
     if meta.written or meta.labels or meta.annotations:
         return False
-    return meta.deleting or dict(meta.marks).get(MIRROR) != "true"
+    return meta.deleting or dict(meta.ownership).get(MIRROR) != "true"

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bridge.core import select
-from bridge.core.canonical import shorten
 from bridge.core.model import (
     NO_NODES,
     NO_PORTS,
@@ -31,14 +30,15 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
+from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason, code_of, codes_of
-from bridge.core.translate import Ended, Fate, Resolved, choose_address, fates_of, instance_name
+from bridge.core.translate import Disposition, InstanceDecision, Resolved, choose_address, decide, instance_name
 from bridge.core.union import MIRRORING_CONTROLLER
 
-Stands = dict[tuple[str, int], bool]
+Observed = dict[tuple[str, int], bool]
 """(address, port) pairs in Kubernetes, and whether they are ready in any object."""
 
-Carriers = dict[tuple[str, int], list[str]]
+Containers = dict[tuple[str, int], list[str]]
 """(address, port) pairs, and the subset and slices that have them."""
 
 
@@ -65,7 +65,7 @@ class Row:
     address: str
     chosen: str
     ports: str
-    ended: str
+    disposition: str
     reason: str
     kubernetes: str
     group: str = ""
@@ -94,7 +94,7 @@ class Explanation:
     conflicts: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     filter: str = ""
-    others: tuple[str, ...] = ()
+    unaccounted: tuple[str, ...] = ()
     compared: bool = True
     reasons: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ def explain(
     tags: Collection[str] | None,
     rules: Sequence[Rule],
     knowledge: Knowledge | None = None,
-    claims: select.Claims | None = None,
+    claims: select.TargetAssignments | None = None,
     current: Current | None = None,
     plan: Plan | None = None,
     resolved: Resolved | None = None,
@@ -145,7 +145,7 @@ def explain(
     if problem is not None:
         problem, rule, choice = Reason(Code.NEVER_MIRRORED, why=problem), None, None
     elif tags is None:
-        problem = Reason(Code.NOT_LISTED, datacenter=shorten(datacenter))
+        problem = Reason(Code.NOT_LISTED, datacenter=truncate(datacenter))
     elif rule is None:
         problem = Reason(Code.NO_RULE)
     if choice is not None and rule is not None:
@@ -154,15 +154,17 @@ def explain(
             problem = target.reason
         elif remembered not in (None, target):
             problem = problem or Reason(Code.MOVED, target=target, before=remembered)
-        elif claims is not None and (query, rule) not in claims.owners(target):
-            lost_name = tags is not None and bool(claims.owners(target))
+        elif claims is not None and (query, rule) not in claims.winners(target):
+            lost_name = tags is not None and bool(claims.winners(target))
             problem = claims.why_lost(query, rule, target) or problem
     target = remembered or target
-    stands = _stands(current)
-    consul, rows, explained = _rows(rule, knowledge, stands, _carriers(current, plan), current, resolved, cluster_nodes)
-    rows += _left_out(knowledge, unfiltered, rule)
+    stands = _observed(current)
+    consul, rows, explained = _rows(
+        rule, knowledge, stands, _containers(current, plan), current, resolved, cluster_nodes
+    )
+    rows += _invalid(knowledge, unfiltered, rule)
     for other, known in beside:
-        explained |= _pairs_of(fates_of(known.instances, other, current, resolved, cluster_nodes))
+        explained |= _pairs_of(decide(known.instances, other, current, resolved, cluster_nodes))
     others = [] if lost_name else sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
     return Explanation(
         service=service,
@@ -178,7 +180,7 @@ def explain(
         conflicts=tuple(f"{c.kind} {c.target}: {c.reason}" for c in plan.conflicts) if plan is not None else (),
         warnings=plan.warnings if plan is not None else (),
         filter=rule.filter if rule is not None else "",
-        others=tuple(
+        unaccounted=tuple(
             f"{address}:{port} {_word(ready)}" if port else f"{address} {_word(ready)}"
             for address, port, ready in others
         ),
@@ -213,7 +215,7 @@ def _verdicts(
             verdicts.append(RuleVerdict(rule.title, why, "" if why else str(target)))
         else:
             missing = [tag for tag in rule.tags if tag not in tags]
-            verdicts.append(RuleVerdict(rule.title, f"no instance has the tag {', '.join(map(shorten, missing))}"))
+            verdicts.append(RuleVerdict(rule.title, f"no instance has the tag {', '.join(map(truncate, missing))}"))
         if choice is not None and rule.uses_up:
             break
     return tuple(verdicts)
@@ -222,8 +224,8 @@ def _verdicts(
 def _rows(
     rule: Rule | None,
     knowledge: Knowledge | None,
-    stands: Stands,
-    carriers: Carriers,
+    stands: Observed,
+    carriers: Containers,
     current: Current | None,
     resolved: Resolved | None,
     cluster_nodes: ClusterNodes,
@@ -235,19 +237,19 @@ def _rows(
         case Unknown(reason):
             return f"unknown: {reason}", (), set(stands)
         case Known(instances=instances):
-            fates = fates_of(instances, rule or Rule(), current, resolved, cluster_nodes)
+            fates = decide(instances, rule or Rule(), current, resolved, cluster_nodes)
             rows = tuple(_row(fate, rule or Rule(), stands, carriers) for fate in fates)
-            rows += tuple(_unusable(name, reason) for name, reason in knowledge.left_out)
+            rows += tuple(_unusable(name, reason) for name, reason in knowledge.invalid)
             return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(fates)
         case _:
             return "gone", (), set()
 
 
-def _pairs_of(fates: Sequence[Fate]) -> set[tuple[str, int]]:
+def _pairs_of(fates: Sequence[InstanceDecision]) -> set[tuple[str, int]]:
     return {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports or NO_PORTS}
 
 
-def _left_out(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: Rule | None) -> tuple[Row, ...]:
+def _invalid(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: Rule | None) -> tuple[Row, ...]:
     """Rows for the instances that Consul does not show under the rule's filter."""
     if not isinstance(knowledge, Known) or not isinstance(unfiltered, Known) or rule is None:
         return ()
@@ -255,7 +257,7 @@ def _left_out(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: R
     rows = []
     for instance in unfiltered.instances:
         if (instance.node, instance.id) not in shown:
-            fate = Fate(instance, Ended.NOT_SELECTED, Reason(_filtered(rule, instance)))
+            fate = InstanceDecision(instance, Disposition.NOT_SELECTED, Reason(_filtered(rule, instance)))
             rows.append(_row(fate, rule, {}, {}))
     return tuple(rows)
 
@@ -268,7 +270,7 @@ def _filtered(rule: Rule, instance: Instance) -> Code:
 PORT_SELECTOR = "Service.Port"
 
 
-def _row(fate: Fate, rule: Rule, stands: Stands, carriers: Carriers) -> Row:
+def _row(fate: InstanceDecision, rule: Rule, stands: Observed, carriers: Containers) -> Row:
     instance = fate.instance
     address, _ = choose_address(instance, rule.instances)
     pairs = [(e.address, p.number) for _, e in fate.endpoints for p in fate.ports or NO_PORTS]
@@ -276,11 +278,11 @@ def _row(fate: Fate, rule: Rule, stands: Stands, carriers: Carriers) -> Row:
     return Row(
         instance=instance_name(instance),
         status=instance.status.value,
-        check=shorten(instance.check),
-        address=", ".join(e.address for _, e in fate.endpoints) or shorten(address),
+        check=truncate(instance.check),
+        address=", ".join(e.address for _, e in fate.endpoints) or truncate(address),
         chosen=_chosen(instance, rule.instances.address, address),
         ports=", ".join(f"{p.name}:{p.number}" if p.name else str(p.number) for p in fate.ports),
-        ended=fate.ended.value,
+        disposition=fate.disposition.value,
         reason=fate.reason or "",
         kubernetes="ready" if True in found else "not ready" if False in found else "absent",
         group=", ".join(dict.fromkeys(name for pair in pairs for name in carriers.get(pair, ()))),
@@ -289,7 +291,7 @@ def _row(fate: Fate, rule: Rule, stands: Stands, carriers: Carriers) -> Row:
 
 def _unusable(instance: str, reason: Reason) -> Row:
     """An instance of which nothing can be used."""
-    skipped = Ended.SKIPPED.value
+    skipped = Disposition.SKIPPED.value
     return Row(instance, "", "", "", "none", "", skipped, reason, "absent")
 
 
@@ -301,12 +303,12 @@ def _chosen(instance: Instance, wanted: str, address: str) -> str:
         return "the service's address" if instance.address else "the node's address (the service has none)"
     if wanted in ("service", "node"):
         return f"the {wanted}'s address"
-    return f"the tagged address {shorten(wanted)}"
+    return f"the tagged address {truncate(wanted)}"
 
 
-def _stands(current: Current | None) -> Stands:
+def _observed(current: Current | None) -> Observed:
     """What Kubernetes has at the target now."""
-    stands: Stands = {}
+    stands: Observed = {}
     if current is not None:
         foreign = [s for s in current.others or () if s.manager != MIRRORING_CONTROLLER]
         groups = [s.group for s in (*current.slices, *foreign)]
@@ -319,7 +321,7 @@ def _stands(current: Current | None) -> Stands:
     return stands
 
 
-def _carriers(current: Current | None, plan: Plan | None) -> Carriers:
+def _containers(current: Current | None, plan: Plan | None) -> Containers:
     """What carries each endpoint when the plan is done; what the plan does not mention stays as it is."""
     carried: dict[str, tuple[Group, ...]] = {}  # slices by name, the Endpoints under ""
     if current is not None and current.endpoints is not None:
@@ -334,7 +336,7 @@ def _carriers(current: Current | None, plan: Plan | None) -> Carriers:
                 carried[change.name] = (group,)
             case None if change.kind is not Kind.SERVICE and change.action is Action.DELETE:
                 carried.pop("" if change.kind is Kind.ENDPOINTS else change.name, None)
-    carriers: Carriers = {}
+    carriers: Containers = {}
     for name, groups in sorted(carried.items()):
         sets = sorted({g.ports for g in groups})  # one subset for each, whatever the family
         for group in groups:

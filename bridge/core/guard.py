@@ -43,8 +43,8 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bridge.core.canonical import shorten
 from bridge.core.model import Held, Plan, Scope, Target
+from bridge.core.normalize import truncate
 from bridge.core.reasons import Code
 
 LOOK_SECONDS = 5.0
@@ -69,7 +69,7 @@ class GuardSettings:
     removal_minimum: int = 10
     panic_percent: int = 80
     window_seconds: float = 60.0
-    rebuild_grace_seconds: float = 600.0
+    restore_hold_seconds: float = 600.0
     hold_release_seconds: float | None = None
     command: str = "bridge sync"
 
@@ -82,12 +82,12 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Taking:
+class _LossSample:
     """What is taken away from one target at a time, and what comes to it."""
 
     at: float
-    lost: int
-    flipped: int
+    removed: int
+    became_unready: int
     gained: int = 0
 
 
@@ -107,8 +107,8 @@ class _Hold:
     why_lost: _Reason | None
     why_flips: _Reason | None
     since: float
-    lost: int
-    flipped: int
+    removed: int
+    became_unready: int
     datacenters: frozenset[str]
 
     @property
@@ -132,32 +132,32 @@ class _Window:
     """What went at each target lately, with the sums over all: one change must not cost more the more there were."""
 
     def __init__(self) -> None:
-        self.lost = 0
-        self.flipped = 0
-        self._takings: dict[Target, list[_Taking]] = {}
+        self.removed = 0
+        self.became_unready = 0
+        self._takings: dict[Target, list[_LossSample]] = {}
         self._due: list[tuple[float, Target]] = []
 
     def __bool__(self) -> bool:
         return bool(self._takings)
 
-    def of(self, target: Target) -> Sequence[_Taking]:
+    def of(self, target: Target) -> Sequence[_LossSample]:
         """What went at a target."""
         return self._takings.get(target, ())
 
-    def pop(self, target: Target) -> Sequence[_Taking]:
+    def pop(self, target: Target) -> Sequence[_LossSample]:
         """The same, taken out."""
         takings = self._takings.pop(target, [])
-        self.lost -= _lost(takings)
-        self.flipped -= _flipped(takings)
+        self.removed -= _removed(takings)
+        self.became_unready -= _became_unready(takings)
         return takings
 
-    def put(self, target: Target, takings: list[_Taking]) -> None:
+    def put(self, target: Target, takings: list[_LossSample]) -> None:
         """Set what went at a target of which nothing is known (any more)."""
         if not takings:
             return
         self._takings[target] = takings
-        self.lost += _lost(takings)
-        self.flipped += _flipped(takings)
+        self.removed += _removed(takings)
+        self.became_unready += _became_unready(takings)
         heapq.heappush(self._due, (min(t.at for t in takings), target))
 
     def forget(self, horizon: float) -> None:
@@ -214,7 +214,7 @@ class _Rebuilds:
             return None
         end, sign = max(found.values())
         text = (
-            f"Consul in {', '.join(map(shorten, sorted(found)))} was rebuilt or restored ({sign}), and for another "
+            f"Consul in {', '.join(map(truncate, sorted(found)))} was rebuilt or restored ({sign}), and for another "
             f"{end - now:.0f} s nothing is removed, so that agents can register again"
         )
         return _Reason(Code.HELD_REBUILT, text)
@@ -293,7 +293,7 @@ class Guard:
         self, datacenter: str, now: float, sign: str = "its index went backwards", scope: Scope | None = None
     ) -> None:
         """Consul in `datacenter` is not the one it was, as the `sign` says: for one scope, or (None) for all."""
-        self._rebuilds.note(datacenter, scope, now + self._settings.rebuild_grace_seconds, sign)
+        self._rebuilds.note(datacenter, scope, now + self._settings.restore_hold_seconds, sign)
 
     def released(self, now: float, ready: Ready) -> frozenset[Target]:
         """Targets whose hold may have ended without news from Consul about them; they are to be planned again.
@@ -338,14 +338,14 @@ class _Ledger:
         self._history = _Window()
         self._removal = _Doubt(settings.window_seconds)
         self._panic = _Doubt(settings.window_seconds)
-        self._peak = 0
-        self._free: set[Target] = set()
+        self._peak_held = 0
+        self._exempt: set[Target] = set()
         self._given_up = False
         self._named: dict[Target, float] = {}
         self.holds: dict[Target, _Hold] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.holds or self._pending or self._history or self._free)
+        return bool(self.holds or self._pending or self._history or self._exempt)
 
     def admit(self, plans: Sequence[Plan], ready: int, now: float, *, force: bool) -> Mapping[Target, Held]:
         self._age(now)
@@ -354,13 +354,13 @@ class _Ledger:
         for plan in plans:
             self._pending.pop(plan.target)
             self._named.pop(plan.target, None)
-            if plan.dismissed:
-                self._free.discard(plan.target)
+            if plan.unsubscribed:
+                self._exempt.discard(plan.target)
                 self._end(plan.target)
-            elif plan.lost or plan.flipped:
+            elif plan.removed or plan.became_unready:
                 taking.append(plan)
             elif self._releases.end(plan.target):
-                self._free.discard(plan.target)
+                self._exempt.discard(plan.target)
                 self._end(plan.target)
             else:
                 self._recovered(plan.target)
@@ -369,15 +369,15 @@ class _Ledger:
             if plan.target not in held:
                 self._end(plan.target)
         for plan in plans:
-            if not plan.dismissed:
-                on_purpose = force or plan.target in self._free or self._releases.counts(plan.target)
-                self._note(plan, held.get(plan.target), now, charged=not on_purpose)
+            if not plan.unsubscribed:
+                on_purpose = force or plan.target in self._exempt or self._releases.counts(plan.target)
+                self._note(plan, held.get(plan.target), now, counted=not on_purpose)
         return held
 
     def applied(self, target: Target) -> None:
         for taking in self._pending.pop(target):
             history = _without(self._history.pop(target), taking.gained)
-            if taking.lost or taking.flipped:
+            if taking.removed or taking.became_unready:
                 history.append(replace(taking, gained=0))
             self._history.put(target, history)
 
@@ -402,14 +402,14 @@ class _Ledger:
 
     def forget(self, target: Target) -> None:
         self._pending.pop(target)
-        self._free.discard(target)
+        self._exempt.discard(target)
         self._end(target)
 
     # ------------------------------------------------------------------ the rules
 
     def _judge(self, plans: Sequence[Plan], ready: int, now: float) -> dict[Target, Held]:
-        self._free |= {p.target for p in plans if self._is_let_go(p.target, now)}
-        plans = [p for p in plans if p.target not in self._free]
+        self._exempt |= {p.target for p in plans if self._is_let_go(p.target, now)}
+        plans = [p for p in plans if p.target not in self._exempt]
         removal, panic = self._look(plans, ready, now)
         held: dict[Target, Held] = {}
         for plan in plans:
@@ -422,20 +422,20 @@ class _Ledger:
                 if why_flips is None and self._panic.lasts(now):
                     why_flips = hold.why_flips
             why_lost = self._rebuilds.reason(datacenters, self._scope, now) or why_lost
-            why_lost = why_lost if plan.lost else None
-            why_flips = why_flips if plan.flipped else None
+            why_lost = why_lost if plan.removed else None
+            why_flips = why_flips if plan.became_unready else None
             why = why_lost or why_flips
             if why is None:
                 continue
-            lost = plan.lost if why_lost is not None else 0
-            flipped = plan.flipped if why_flips is not None else 0
+            lost = plan.removed if why_lost is not None else 0
+            flipped = plan.became_unready if why_flips is not None else 0
             sentence = self._sentence(lost + flipped, why, force_command(self._settings.command, plan))
             kept = Held(
                 plan.target,
                 why.cause,
                 lost + flipped,
                 sentence,
-                lost=lost > 0,
+                removed=lost > 0,
                 flips=flipped > 0,
                 deselected=lost > 0 and plan.deselected > 0,
                 releasing=self._releases.counts(plan.target),
@@ -443,7 +443,7 @@ class _Ledger:
             since = now if hold is None else hold.since
             self.holds[plan.target] = _Hold(kept, why_lost, why_flips, since, lost, flipped, datacenters)
             held[plan.target] = kept
-        self._peak = max(self._peak, self._held_endpoints())
+        self._peak_held = max(self._peak_held, self._held_endpoints())
         return held
 
     def _look(self, plans: Sequence[Plan], ready: int, now: float) -> tuple[_Reason | None, _Reason | None]:
@@ -452,14 +452,14 @@ class _Ledger:
         What was let go on purpose is in none of the sums: it says nothing about the rest.
         """
         settings, written, pending = self._settings, self._history, self._pending
-        mine = {p.target for p in plans} | self._free
+        mine = {p.target for p in plans} | self._exempt
         holds = [h for target, h in self.holds.items() if target not in mine]
         free = [t for target in mine for t in pending.of(target)]
-        kept_lost = _lost(holds) + sum(p.lost for p in plans)
-        kept = kept_lost + _flipped(holds) + sum(p.flipped for p in plans)
-        went_lost = written.lost + pending.lost - _lost(free)
-        went = went_lost + written.flipped + pending.flipped - _flipped(free)
-        whole = ready + written.lost + written.flipped
+        kept_lost = _removed(holds) + sum(p.removed for p in plans)
+        kept = kept_lost + _became_unready(holds) + sum(p.became_unready for p in plans)
+        went_lost = written.removed + pending.removed - _removed(free)
+        went = went_lost + written.became_unready + pending.became_unready - _became_unready(free)
+        whole = ready + written.removed + written.became_unready
         lost, taken = _Sum(kept_lost + went_lost, whole), _Sum(kept + went, whole)
         removes, panics = self._exceeds(lost, settings.removal_percent), self._exceeds(taken, settings.panic_percent)
         believed = self._came_back(plans)
@@ -481,9 +481,9 @@ class _Ledger:
 
     def _came_back(self, plans: Sequence[Plan]) -> bool:
         """Whether at least half of what was held has come back: then Consul is believed about the rest."""
-        planned = {p.target: p.lost + p.flipped for p in plans}
+        planned = {p.target: p.removed + p.became_unready for p in plans}
         still = sum(planned.get(target, h.held.endpoints) for target, h in self.holds.items())
-        return still * 2 <= self._peak
+        return still * 2 <= self._peak_held
 
     def _removal_reason(self, lost: _Sum) -> str:
         settings = self._settings
@@ -504,7 +504,7 @@ class _Ledger:
     def _whose(self) -> str:
         if self._scope.namespace:
             return f"of annotated Services in namespace {self._scope.namespace}"
-        return f"mirrored from {', '.join(map(shorten, self._scope.datacenters))}"
+        return f"mirrored from {', '.join(map(truncate, self._scope.datacenters))}"
 
     def _sentence(self, count: int, why: _Reason, command: str) -> str:
         after = self._settings.hold_release_seconds
@@ -532,7 +532,7 @@ class _Ledger:
         goes_on = hold is not None and hold.held.deselected
         most = self._exceeds(_Sum(plan.deselected, plan.ready_before), self._settings.removal_percent)
         if goes_on or most or self._rebuilds.last((q.datacenter for q in plan.queries), self._scope, now):
-            return replace(plan, lost=plan.lost + plan.deselected)
+            return replace(plan, removed=plan.removed + plan.deselected)
         return replace(plan, deselected=0)
 
     def _is_let_go(self, target: Target, now: float) -> bool:
@@ -547,16 +547,16 @@ class _Ledger:
         for window in (self._pending, self._history):
             window.forget(now - self._settings.window_seconds)
 
-    def _note(self, plan: Plan, held: Held | None, now: float, *, charged: bool) -> None:
-        lost = 0 if not charged or (held is not None and held.lost) else plan.lost
-        flipped = 0 if not charged or (held is not None and held.flips) else plan.flipped
-        gained = max(0, plan.ready - (plan.ready_before - plan.lost - plan.flipped))
+    def _note(self, plan: Plan, held: Held | None, now: float, *, counted: bool) -> None:
+        lost = 0 if not counted or (held is not None and held.removed) else plan.removed
+        flipped = 0 if not counted or (held is not None and held.flips) else plan.became_unready
+        gained = max(0, plan.ready - (plan.ready_before - plan.removed - plan.became_unready))
         if lost or flipped or gained:
-            self._pending.put(plan.target, [_Taking(now, lost, flipped, gained)])
+            self._pending.put(plan.target, [_LossSample(now, lost, flipped, gained)])
 
     def _recovered(self, target: Target) -> None:
         """Consul shows everything again at `target`."""
-        self._free.discard(target)
+        self._exempt.discard(target)
         if self.holds.pop(target, None) is not None:
             self._calm()
 
@@ -564,14 +564,14 @@ class _Ledger:
         """A hold ends without Consul having come back; what it stood for speaks against nobody any more."""
         hold = self.holds.pop(target, None)
         if hold is not None:
-            self._peak = max(0, self._peak - hold.held.endpoints)
+            self._peak_held = max(0, self._peak_held - hold.held.endpoints)
             self._given_up = True
             self._calm()
 
     def _calm(self) -> None:
         """When nothing is held any more the next hold begins from nothing."""
         if not self.holds:
-            self._peak = 0
+            self._peak_held = 0
             self._given_up = False
             self._removal = _Doubt(self._settings.window_seconds)
             self._panic = _Doubt(self._settings.window_seconds)
@@ -598,22 +598,22 @@ def _literal(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
-def _without(history: Iterable[_Taking], gained: int) -> list[_Taking]:
+def _without(history: Iterable[_LossSample], gained: int) -> list[_LossSample]:
     """What is left of what went when `gained` endpoints came back, the oldest first."""
     left = []
     for taking in history:
-        flipped = max(0, taking.flipped - gained)
-        gained -= taking.flipped - flipped
-        lost = max(0, taking.lost - gained)
-        gained -= taking.lost - lost
+        flipped = max(0, taking.became_unready - gained)
+        gained -= taking.became_unready - flipped
+        lost = max(0, taking.removed - gained)
+        gained -= taking.removed - lost
         if lost or flipped:
-            left.append(_Taking(taking.at, lost, flipped))
+            left.append(_LossSample(taking.at, lost, flipped))
     return left
 
 
-def _lost(takings: Iterable[_Taking | _Hold]) -> int:
-    return sum(t.lost for t in takings)
+def _removed(takings: Iterable[_LossSample | _Hold]) -> int:
+    return sum(t.removed for t in takings)
 
 
-def _flipped(takings: Iterable[_Taking | _Hold]) -> int:
-    return sum(t.flipped for t in takings)
+def _became_unready(takings: Iterable[_LossSample | _Hold]) -> int:
+    return sum(t.became_unready for t in takings)

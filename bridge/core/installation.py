@@ -24,13 +24,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from bridge.core.marks import INSTALLATION, joined
 from bridge.core.model import Action, Change, Current, Kind, Meta
+from bridge.core.ownership import INSTALLATION, joined
 
 
 def named(meta: Meta) -> str:
     """The installation that wrote an object last; "" when it names none."""
-    return dict(meta.marks).get(INSTALLATION, "")
+    return dict(meta.ownership).get(INSTALLATION, "")
 
 
 def others(current: Current, owner: str, own: str) -> Iterator[tuple[Kind, str]]:

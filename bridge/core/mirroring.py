@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bridge.core import canonical
+from bridge.core import normalize
 from bridge.core.model import Endpoint, Family, Group, Port
 
 MIRRORING_LIMIT = 1000
@@ -63,7 +63,7 @@ def slices_of(groups: Iterable[Group]) -> tuple[Group, ...] | Refused:
         for address, (family, ready) in kept:
             members = slices.setdefault((family, tuple(sorted(subset.ports))), {})
             members[address] = Endpoint(address, ready, serving=ready)
-    return canonical.group_endpoints(slices)
+    return normalize.group_endpoints(slices)
 
 
 def why_not_carried(groups: Iterable[Group]) -> str:

@@ -97,8 +97,8 @@ class Known:
     """
 
     instances: tuple[Instance, ...]
-    hidden: bool = False
-    left_out: tuple[tuple[str, Reason], ...] = ()
+    acl_filtered: bool = False
+    invalid: tuple[tuple[str, Reason], ...] = ()
     former: tuple[Instance, ...] = field(default=(), compare=False)
 
 
@@ -155,7 +155,7 @@ class Adopt(StrEnum):
     CONSUL_K8S = "consul-k8s"
 
 
-class Disposition(StrEnum):
+class Treatment(StrEnum):
     """What becomes of instances of a given health."""
 
     READY = "ready"
@@ -242,7 +242,7 @@ class Mirror:
     labels: Pairs = ()
     annotations: Pairs = ()
     max_endpoints_per_slice: int = 100
-    withheld: tuple[Group, ...] = ()
+    omitted_unhealthy: tuple[Group, ...] = ()
     deselected: tuple[Group, ...] = ()
     type: str = ""
 
@@ -296,7 +296,7 @@ class Meta:
     owner: str | None
     labels: Pairs = ()
     annotations: Pairs = ()
-    marks: Pairs = ()
+    ownership: Pairs = ()
     deleting: bool = False
     written: str = field(default="", compare=False)
 
@@ -354,7 +354,7 @@ class CurrentEndpoints:
 
     meta: Meta
     groups: tuple[Group, ...]
-    canonical: bool = True
+    normalized: bool = True
 
 
 SLICE_MANAGER = "consul-bridge"
@@ -372,7 +372,7 @@ class CurrentSlice:
     meta: Meta
     service: str
     group: Group
-    canonical: bool = True
+    normalized: bool = True
     manager: str = SLICE_MANAGER
 
 
@@ -514,7 +514,7 @@ class Held:
     cause: Code
     endpoints: int
     reason: str
-    lost: bool = True
+    removed: bool = True
     flips: bool = False
     deselected: bool = False
     releasing: bool = False
@@ -550,11 +550,11 @@ class Plan:
     ready: int = 0
     not_ready: int = 0
     ready_before: int = 0
-    lost: int = 0
-    flipped: int = 0
+    removed: int = 0
+    became_unready: int = 0
     deselected: int = 0
     unmirrored: bool = False
-    dismissed: bool = False
+    unsubscribed: bool = False
     scope: Scope = Scope()
     released: str = ""
     deviations: tuple[Reason, ...] = ()
@@ -648,9 +648,9 @@ class InstanceRules:
     `node_addresses`: whether addresses of the cluster's own nodes may be endpoints (`ClusterNodes`).
     """
 
-    warning: Disposition = Disposition.READY
-    critical: Disposition = Disposition.NOT_READY
-    maintenance: Disposition = Disposition.NOT_READY
+    warning: Treatment = Treatment.READY
+    critical: Treatment = Treatment.NOT_READY
+    maintenance: Treatment = Treatment.NOT_READY
     address: str = "auto"
     allow_cidrs: tuple[str, ...] = ()
     deny_cidrs: tuple[str, ...] = ()
@@ -713,7 +713,7 @@ class Rule:
     to: Destination = field(default_factory=Destination)
     instances: InstanceRules = field(default_factory=InstanceRules)
     name: str = ""
-    pinned: bool = False
+    unlisted: bool = False
     warnings: tuple[Reason, ...] = ()
     continues: bool | None = None
     place: str = ""

@@ -42,24 +42,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bridge.core import canonical, release, union
 from bridge.core import installation as installations
+from bridge.core import normalize, release, union
 from bridge.core import ports as portage
 from bridge.core import slices as packing
-from bridge.core.marks import ADOPT as ADOPT
-from bridge.core.marks import CATALOG_SYNC_LABEL as CATALOG_SYNC_LABEL
-from bridge.core.marks import DATACENTER as DATACENTER
-from bridge.core.marks import MANAGED_BY as MANAGED_BY
-from bridge.core.marks import MANAGER as MANAGER
-from bridge.core.marks import OWNER as OWNER
-from bridge.core.marks import SERVICE as SERVICE
-from bridge.core.marks import SERVICE_SYNC as SERVICE_SYNC
-from bridge.core.marks import SIGNATURES, joined, rule_keys
-from bridge.core.marks import SKIP_MIRROR as SKIP_MIRROR
-from bridge.core.marks import SLICE_MANAGED_BY as SLICE_MANAGED_BY
-from bridge.core.marks import SLICE_SERVICE as SLICE_SERVICE
-from bridge.core.marks import marks as marks
-from bridge.core.marks import origins as origins
 from bridge.core.mirroring import MARGIN, MIRROR_COSTS, may_refuse, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
@@ -90,6 +76,20 @@ from bridge.core.model import (
     SliceBody,
     Target,
 )
+from bridge.core.ownership import ADOPT as ADOPT
+from bridge.core.ownership import CATALOG_SYNC_LABEL as CATALOG_SYNC_LABEL
+from bridge.core.ownership import DATACENTER as DATACENTER
+from bridge.core.ownership import MANAGED_BY as MANAGED_BY
+from bridge.core.ownership import MANAGER as MANAGER
+from bridge.core.ownership import OWNER as OWNER
+from bridge.core.ownership import SERVICE as SERVICE
+from bridge.core.ownership import SERVICE_SYNC as SERVICE_SYNC
+from bridge.core.ownership import SIGNATURES, joined, rule_keys
+from bridge.core.ownership import SKIP_MIRROR as SKIP_MIRROR
+from bridge.core.ownership import SLICE_MANAGED_BY as SLICE_MANAGED_BY
+from bridge.core.ownership import SLICE_SERVICE as SLICE_SERVICE
+from bridge.core.ownership import origins as origins
+from bridge.core.ownership import ownership_labels as ownership_labels
 from bridge.core.ports import CLUSTER_IP, EXTERNAL_NAME
 from bridge.core.reasons import Code, Reason
 
@@ -124,13 +124,13 @@ def plan(
     target loses (`release`). `installation` is our own, where it is known: a target that another one wrote does not go
     as a whole, unless by `force` (`core.installation`).
     """
-    draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), lacking=tuple(slices_forbidden))
+    draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), missing=tuple(slices_forbidden))
     strangers = () if force or dismissed else tuple(installations.others(current, owner, installation))
     if desired is not None:
         _upsert(draft, desired, current)
     elif strangers:
         for kind, name in strangers:
-            draft.conflict(kind, Reason(Code.OTHER_INSTALLATION, installation=canonical.shorten(name)))
+            draft.conflict(kind, Reason(Code.OTHER_INSTALLATION, installation=normalize.truncate(name)))
     else:
         _remove(draft, current)
     seen = _seen(draft, desired, current)
@@ -150,11 +150,11 @@ def plan(
         ready=desired.ready if desired is not None else 0,
         not_ready=desired.not_ready if desired is not None else 0,
         ready_before=len(before),
-        lost=lost,
-        flipped=flipped,
+        removed=lost,
+        became_unready=flipped,
         deselected=deselected,
         unmirrored=draft.unmirrored,
-        dismissed=dismissed,
+        unsubscribed=dismissed,
         scope=scope_of(current, owner, desired),
         released=released,
         deviations=seen.deviations,
@@ -191,9 +191,9 @@ def _sign(draft: _Draft, installation: str, force: bool, *, stands: bool) -> Non
     for change in draft.changes:
         before = "" if change.existing is None else installations.named(change.existing)
         if change.action in writes_over and installation and before not in ("", installation):
-            draft.warn(Reason(Code.INSTALLATION_CHANGED, installation=canonical.shorten(before)))
+            draft.warn(Reason(Code.INSTALLATION_CHANGED, installation=normalize.truncate(before)))
         writes = draft.policy is not Policy.CREATE_ONLY
-        writes = writes and not (change.kind is Kind.ENDPOINT_SLICE and "patch" in draft.lacking)
+        writes = writes and not (change.kind is Kind.ENDPOINT_SLICE and "patch" in draft.missing)
         changes.append(installations.signed(change, installation, writes=writes, takes=force))
     draft.changes = changes
 
@@ -217,9 +217,9 @@ def scope_of(current: Current, owner: str, desired: Mirror | None = None) -> Sco
     service = current.service
     if service is not None and service.meta.owner == owner:
         objects = (service, current.endpoints, *current.slices)
-        found = {dict(o.meta.marks).get(DATACENTER, "") for o in objects if o is not None and o.meta.owner == owner}
+        found = {dict(o.meta.ownership).get(DATACENTER, "") for o in objects if o is not None and o.meta.owner == owner}
     elif service is None and desired is not None and desired.service_ports is not None:
-        found = {dict(marks(owner, desired.queries)[1])[DATACENTER]}
+        found = {dict(ownership_labels(owner, desired.queries)[1])[DATACENTER]}
     else:
         return Scope(namespace=current.target.namespace)
     return Scope(datacenters=tuple(sorted({name for text in found for name in text.split(",") if name})))
@@ -249,7 +249,7 @@ def retain(
     ready_before = {pair for _, address, ports in before for pair in _pairs_at(address, ports)}
     ready_before -= _ready_pairs(desired.groups)
     listed = _pairs(desired.groups)
-    withheld = _pairs(desired.withheld) - listed
+    withheld = _pairs(desired.omitted_unhealthy) - listed
     dropped = _pairs(desired.deselected) - listed - withheld
     if flips:
         for (_, ports), endpoints in members.items():
@@ -266,7 +266,7 @@ def retain(
                 back.append(replace(port, name=names.get(port.name, port.name)))
         if back:
             members.setdefault((family, tuple(sorted(back)) if ports else ()), {}).setdefault(address, endpoint)
-    groups = canonical.group_endpoints(members)
+    groups = normalize.group_endpoints(members)
     return replace(desired, groups=groups, service_ports=_ports_with(groups, desired, current))
 
 
@@ -309,7 +309,7 @@ class _Draft:
     policy: Policy
     adopt: Adopt
     warnings: list[Reason]
-    lacking: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     changes: list[Change] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     unmirrored: bool = False
@@ -324,9 +324,9 @@ class _Draft:
         if self.ours(meta):
             return True
         if meta.owner is not None:
-            self.conflict(kind, Reason(Code.OTHER_OWNER, owner=canonical.shorten(meta.owner)))
+            self.conflict(kind, Reason(Code.OTHER_OWNER, owner=normalize.truncate(meta.owner)))
             return False
-        marked = dict(meta.marks)
+        marked = dict(meta.ownership)
         if self.adopt is Adopt.UNOWNED or marked.get(ADOPT) == "true":
             return True
         from_catalog_sync = marked.get(CATALOG_SYNC_LABEL) == "true" and service_type == EXTERNAL_NAME
@@ -348,12 +348,12 @@ class _Draft:
     @property
     def makes_slices(self) -> bool:
         """Whether we may write new slices."""
-        return not {"create", "patch"} & set(self.lacking)
+        return not {"create", "patch"} & set(self.missing)
 
     @property
     def rights(self) -> str:
         """The rights on slices that we lack, in words."""
-        return missing_rights(self.lacking, self.target.namespace)
+        return missing_rights(self.missing, self.target.namespace)
 
     def conflict(self, kind: Kind, reason: Reason) -> None:
         """Note an object that is in the way."""
@@ -441,7 +441,7 @@ def _remove(draft: _Draft, current: Current) -> None:
 
 
 def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
-    labels, annotations = marks(draft.owner, desired.queries)
+    labels, annotations = ownership_labels(draft.owner, desired.queries)
     annotations = joined(rule_keys(desired.labels, desired.annotations), annotations)
     labels, annotations = joined(desired.labels, labels), joined(desired.annotations, annotations)
     mine = sorted((s for s in current.slices if draft.ours(s.meta)), key=lambda s: s.meta.name)
@@ -458,7 +458,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     if draft.policy is Policy.CREATE_ONLY and (mine or (endpoints is not None and draft.ours(endpoints.meta))):
         _complete(draft, desired, endpoints, mine, output, labels, annotations)
         return
-    if are_frozen(draft.lacking, draft.policy):
+    if are_frozen(draft.missing, draft.policy):
         mine = []  # they stay as they are, whatever that is
     own, alone, content = _bodies(draft, desired, output, labels, annotations)
     stays = _still_needed(mine, desired, current) if not wants_slices else False
@@ -471,7 +471,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
         _slices(draft, desired, packed, own, annotations)
     elif stays:
         spare = ()
-        if "patch" not in draft.lacking:
+        if "patch" not in draft.missing:
             for piece in (s for s in mine if not s.meta.deleting):
                 draft.add(_reduced(draft, piece, desired, own, annotations))
     if endpoints is not None and endpoints.meta.deleting:
@@ -520,7 +520,7 @@ def _bodies(
 
     Beside slices of ours they are not mirrored.
     """
-    alone = EndpointsBody(canonical.plain(desired.groups), labels, annotations)
+    alone = EndpointsBody(normalize.without_conditions(desired.groups), labels, annotations)
     content = EndpointsBody(
         alone.groups if output is not Output.ENDPOINTSLICES else (),
         labels if output is Output.ENDPOINTS else joined(labels, ((SKIP_MIRROR, "true"),)),
@@ -563,7 +563,7 @@ def _endpoints(draft: _Draft, body: EndpointsBody, existing: CurrentEndpoints | 
 
 def _is_same(existing: CurrentEndpoints | None, body: EndpointsBody) -> bool:
     return existing is not None and (
-        existing.canonical
+        existing.normalized
         and existing.groups == body.groups
         and existing.meta.labels == body.labels
         and release.unmarked(existing.meta.annotations) == body.annotations
@@ -586,7 +586,7 @@ def _slices(draft: _Draft, desired: Mirror, packed: Iterable[packing.Slice], own
         now = piece.existing
         body = SliceBody(draft.target.name, piece.group, own, annotations)
         stands = None
-        if now is not None and now.canonical:
+        if now is not None and now.normalized:
             stands = now.group, now.meta.labels, release.unmarked(now.meta.annotations)
         same = stands == (piece.group, own, annotations)
         meta = None if now is None else now.meta
@@ -602,7 +602,7 @@ def _kept_meanwhile(draft: _Draft, now: CurrentSlice, body: SliceBody, desired: 
     moving = [e for e in _remaining(now.group, desired) if e.address not in staying]
     if not moving or len(staying) + len(moving) > SLICE_LIMIT:
         return None
-    group = replace(body.group, endpoints=canonical.sort_endpoints((*body.group.endpoints, *moving)))
+    group = replace(body.group, endpoints=normalize.sort_endpoints((*body.group.endpoints, *moving)))
     return _slice_now(draft, now, replace(body, group=group), Reason(Code.SLICES_REFUSED))
 
 
@@ -633,7 +633,7 @@ def _remaining(group: Group, desired: Mirror) -> tuple[Endpoint, ...]:
         if other.family is group.family and (other.ports == group.ports or names & {p.name for p in other.ports}):
             for endpoint in other.endpoints:
                 wanted.setdefault(endpoint.address, endpoint)
-    return canonical.sort_endpoints(wanted[e.address] for e in group.endpoints if e.address in wanted)
+    return normalize.sort_endpoints(wanted[e.address] for e in group.endpoints if e.address in wanted)
 
 
 def _slice_marks(target: Target) -> Pairs:
@@ -646,7 +646,7 @@ def _drop_endpoints(draft: _Draft, existing: CurrentEndpoints, reason: Reason) -
         draft.remove(Kind.ENDPOINTS, existing.meta, reason)
         return
     body = EndpointsBody((), existing.meta.labels, release.unmarked(existing.meta.annotations))
-    same = existing.canonical and not existing.groups
+    same = existing.normalized and not existing.groups
     draft.write(Kind.ENDPOINTS, existing.meta.name, body, existing.meta, same=same, reason=reason)
 
 
@@ -662,7 +662,7 @@ def _drop_slice(
     `marked`: its labels and annotations then, where there is still something to mark it with. `meanwhile`: what is
     left of it until another slice carries its endpoints.
     """
-    undeletable = draft.policy is Policy.SYNC and "delete" in draft.lacking and "patch" not in draft.lacking
+    undeletable = draft.policy is Policy.SYNC and "delete" in draft.missing and "patch" not in draft.missing
     if piece.meta.deleting or not (undeletable or draft.policy is Policy.UPSERT_ONLY):
         draft.remove(Kind.ENDPOINT_SLICE, piece.meta, reason, meanwhile=meanwhile)
         return
@@ -735,7 +735,7 @@ def _service_body(desired: Mirror, current: Current, headless: bool, labels: Pai
     if existing is not None and not ports and not headless:
         ports = existing.ports  # it cannot become headless, and with a cluster address it must have ports
     wanted = "" if headless else desired.type
-    targets = portage.target_ports(ports, (*desired.groups, *desired.withheld), existing)
+    targets = portage.target_ports(ports, (*desired.groups, *desired.omitted_unhealthy), existing)
     body = ServiceBody(
         ports, headless, desired.families, labels, annotations, targets, wanted or CLUSTER_IP, bool(wanted)
     )
@@ -847,7 +847,7 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Dra
             after |= _ready_pairs(carrier.groups if isinstance(carrier, CurrentEndpoints) else (carrier.group,))
     for change in written.values():
         after |= _ready_pairs(_groups_in(change.body))
-    listed = _pairs((*desired.groups, *desired.withheld)) if desired is not None else set()
+    listed = _pairs((*desired.groups, *desired.omitted_unhealthy)) if desired is not None else set()
     dropped = _pairs(desired.deselected) - listed if desired is not None else set()
     lost = flipped = deselected = 0
     for _, address, ports in before:

@@ -27,8 +27,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from bridge.core.canonical import shorten
 from bridge.core.model import CurrentService, Destination, Group, Instance, NamedPort, Port, Rule
+from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason
 from bridge.core.select import LABEL_LIMIT, dns_label
 
@@ -82,13 +82,13 @@ def _remarks(ports: tuple[NamedPort, ...], wanted: str, own_port: int, address: 
     found: list[Reason] = []
     usable = in_order(ports)
     if len(usable) < len(ports):
-        odd = ", ".join(shorten(p.name) for p in ports if p not in usable)
+        odd = ", ".join(truncate(p.name) for p in ports if p not in usable)
         found.append(Reason(Code.PORTS_UNUSABLE, names=odd))
     if own_port:
         hidden = [p for p in usable if p.number != own_port]
         if hidden and not wanted:
-            names = ", ".join(shorten(p.name) for p in hidden)
-            found.append(Reason(Code.PORTS_BESIDE_ADDRESS, address=shorten(address), names=names))
+            names = ", ".join(truncate(p.name) for p in hidden)
+            found.append(Reason(Code.PORTS_BESIDE_ADDRESS, address=truncate(address), names=names))
         return tuple(found)
     if wanted and usable and all(port_name(p) != wanted for p in usable):
         names = ", ".join(port_name(p) for p in usable)
@@ -98,7 +98,7 @@ def _remarks(ports: tuple[NamedPort, ...], wanted: str, own_port: int, address: 
         for port in usable:
             holder = holders.setdefault(port_name(port), port)
             if holder is not port:
-                clash = {"holder": shorten(holder.name), "other": shorten(port.name), "name": port_name(port)}
+                clash = {"holder": truncate(holder.name), "other": truncate(port.name), "name": port_name(port)}
                 found.append(Reason(Code.PORT_NAME_CLASH, **clash))
     return tuple(found)
 
@@ -219,7 +219,7 @@ def _by_service(instance: Instance, service: CurrentService | None, own_port: in
     found = _match(instance, service, own_port).ports
     if not found:
         several = ", ".join(f"{port_name(p)} {p.number}" for p in in_order(instance.ports))
-        return Reason(Code.PORTS_AMBIGUOUS, ports=shorten(several))
+        return Reason(Code.PORTS_AMBIGUOUS, ports=truncate(several))
     return tuple(sorted(Port(p.name, number, p.protocol, p.app_protocol) for p, number in found))
 
 

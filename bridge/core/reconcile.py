@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from bridge.core import plan as planning
 from bridge.core import release, translate
 from bridge.core.annotated import Changed, Refusal, as_before, changed, is_abandoned, missing
-from bridge.core.canonical import shorten, some_of
 from bridge.core.guard import Verdict
 from bridge.core.model import (
     NO_NODES,
@@ -38,8 +37,9 @@ from bridge.core.model import (
     Skipped,
     Target,
 )
+from bridge.core.normalize import some_of, truncate
 from bridge.core.reasons import Code, Reason
-from bridge.core.state import Name, Source, World, name_of
+from bridge.core.state import ConsulState, Name, Source, name_of
 
 Resolve = Callable[[Target, Collection[str]], Mapping[str, tuple[str, ...]]]
 """Gives at once the known addresses of all the host names that a target needs; those without an answer are missing."""
@@ -120,7 +120,7 @@ class Draft:
 # --------------------------------------------------------------------------- 1. what is known
 
 
-def observe(state: World, current: Current, now: float) -> Inputs:
+def observe(state: ConsulState, current: Current, now: float) -> Inputs:
     """Everything that decides about a target, out of what is known of Consul and the objects there."""
     target = current.target
     sources, refusal = state.sources(target), state.refusal(target)
@@ -128,14 +128,14 @@ def observe(state: World, current: Current, now: float) -> Inputs:
     if refusal is not None:  # who asks for something else now has sent away what was filled
         opted_out = opted_out or name_of(refusal.query) not in names_at(current)
     orphaned = sources == () and current.service is None
-    sent_away = state.dismissed(target, abandoned=opted_out, orphaned=orphaned)
-    removable = not sources and (sent_away or state.removable(target, now, abandoned=opted_out or refusal is not None))
+    sent_away = state.unsubscribed(target, opted_out=opted_out, orphaned=orphaned)
+    removable = not sources and (sent_away or state.removable(target, now, opted_out=opted_out or refusal is not None))
     queries = state.queries_at(target) or (() if refusal is None else (refusal.query,))
     names = [name_of(source.query) for source in sources or ()]
     return Inputs(
         current=current,
         sources=sources,
-        rejected=state.losers(target),
+        rejected=state.rejected(target),
         refusal=refusal,
         queries=queries,
         sent_away=sent_away,
@@ -153,7 +153,7 @@ def names_at(current: Current) -> tuple[Name, ...]:
     names: set[Name] = set()
     for existing in (current.service, current.endpoints, *current.slices):
         if existing is not None and existing.meta.owner is not None:
-            marks = dict(existing.meta.marks)
+            marks = dict(existing.meta.ownership)
             names.update(planning.origins(marks.get(planning.SERVICE, ""), marks.get(planning.DATACENTER, "")))
     return tuple(sorted(names))
 
@@ -163,13 +163,13 @@ def host_names(sources: Iterable[Source]) -> set[str]:
     return {name for s in sources for name in translate.host_names(s.known.instances, s.rule)}
 
 
-def _not_asked(state: World, target: Target) -> Reason | None:
+def _not_asked(state: ConsulState, target: Target) -> Reason | None:
     """What is said of a user's Service that names a datacenter of which nothing is read."""
     asked = state.annotation(target)
     if asked is None or asked[1].datacenter in state.datacenters:
         return None
     known = ", ".join(state.datacenters)
-    return Reason(Code.DATACENTER_NOT_ASKED, datacenter=shorten(asked[1].datacenter), known=known)
+    return Reason(Code.DATACENTER_NOT_ASKED, datacenter=truncate(asked[1].datacenter), known=known)
 
 
 # --------------------------------------------------------------------------- 2. what has to become of it
@@ -269,7 +269,7 @@ def _doubts(sources: Sequence[Source], unanswered: Collection[str]) -> tuple[Rea
     doubts: list[Reason] = []
     if unanswered:  # some of what stands there may be these names' addresses
         doubts.append(_unanswered(sorted(unanswered)))
-    if any(source.known.hidden for source in sources):
+    if any(source.known.acl_filtered for source in sources):
         doubts.append(Reason(Code.HIDDEN))
     return tuple(doubts)
 
@@ -281,7 +281,7 @@ def _unanswered(names: Sequence[str]) -> Reason:
 
 def _is_leaving(source: Source, inputs: Inputs) -> bool:
     """Whether a service is on its way out: what of it stands is kept for its grace, but not made any more."""
-    return not source.known.instances and not source.known.hidden and name_of(source.query) in inputs.missing
+    return not source.known.instances and not source.known.acl_filtered and name_of(source.query) in inputs.missing
 
 
 def _compare(
@@ -360,7 +360,7 @@ def _written(current: Current, options: PlanOptions, around: Surroundings) -> Cu
 
 def _left_alone(plan: Plan) -> Plan:
     """The same target with everything left as it is."""
-    return replace(plan, changes=(), lost=0, flipped=0, ready=plan.ready_before)
+    return replace(plan, changes=(), removed=0, became_unready=0, ready=plan.ready_before)
 
 
 def _without_creations(plan: Plan) -> Plan:
@@ -396,7 +396,7 @@ def _held_back(draft: Draft, held: Held, options: PlanOptions, around: Surroundi
         draft.current,
         options,
         around,
-        lost=held.lost,
+        lost=held.removed,
         flips=held.flips,
         deselected=held.deselected,
     )

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from bridge.core.marks import RELEASED, SIGNATURES, joined
 from bridge.core.model import Action, Change, Current, EndpointsBody, Meta, Pairs, SliceBody
+from bridge.core.ownership import RELEASED, SIGNATURES, joined
 
 RELEASE_SECONDS = 600.0
 """How long after a forced pass its annotation still counts, by the clocks of both machines."""
@@ -30,7 +30,7 @@ def stamp(wall_seconds: float) -> str:
 def released(current: Current, owner: str, wall_seconds: float) -> str:
     """The newest release of what our objects at a target carry that still counts; empty when there is none."""
     carriers: Iterable[Meta] = (o.meta for o in (current.endpoints, *current.slices) if o is not None)
-    said = (dict(meta.marks).get(RELEASED, "") for meta in carriers if meta.owner == owner)
+    said = (dict(meta.ownership).get(RELEASED, "") for meta in carriers if meta.owner == owner)
     return max((value for value in said if _counts(value, wall_seconds)), default="")
 
 

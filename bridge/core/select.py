@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from fnmatch import translate as glob_to_regex
 from functools import lru_cache
 
-from bridge.core.canonical import shorten
 from bridge.core.model import UNADDRESSABLE, Bounds, Query, Rule, Skipped, Target
+from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason
 
 LABEL_LIMIT = 63
@@ -73,10 +73,10 @@ def why_not(rule: Rule, service: str, datacenter: str) -> str | None:
     Judged by its name (Consul's names know no case, so the globs do not either) and its datacenter alone. Tags, meta
     and the filter select instances: were they to decide here, a service would come and go with each of them.
     """
-    if rule.pinned:
+    if rule.unlisted:
         return "it is about another namespace, partition or peer"
     if rule.datacenters and datacenter not in rule.datacenters:
-        return f"datacenter {shorten(datacenter)} is not one of {', '.join(rule.datacenters)}"
+        return f"datacenter {truncate(datacenter)} is not one of {', '.join(rule.datacenters)}"
     if not is_named(rule.services, service):
         return f"the name matches none of {', '.join(rule.services)}"
     return None
@@ -123,23 +123,23 @@ def unmet(
     found: list[tuple[Choice, Reason]] = []
     mirrored = active(named, tags, kept)
     folded = {tag.lower(): tag for tag in sorted(tags, reverse=True)}
-    there = ", ".join(map(shorten, sorted(tags))) or "none"
+    there = ", ".join(map(truncate, sorted(tags))) or "none"
     for choice in named:
         in_full = service.lower() in (pattern.lower() for pattern in choice.rule.services)
         for tag in choice.rule.tags if choice not in mirrored else ():
             if tag not in tags and tag.lower() in folded:
-                found.append((choice, Reason(Code.TAG_CASE, wanted=shorten(tag), found=shorten(folded[tag.lower()]))))
+                found.append((choice, Reason(Code.TAG_CASE, wanted=truncate(tag), found=truncate(folded[tag.lower()]))))
             elif tag not in tags and in_full:
-                found.append((choice, Reason(Code.TAG_ABSENT, wanted=shorten(tag), found=shorten(there))))
+                found.append((choice, Reason(Code.TAG_ABSENT, wanted=truncate(tag), found=truncate(there))))
     return found
 
 
-def pinned(rules: Iterable[Rule]) -> list[Choice]:
+def unlisted(rules: Iterable[Rule]) -> list[Choice]:
     """The services that rules name in full in places that are not listed, up to the first rule that uses one up."""
     found: dict[tuple[int, Query], Choice] = {}
     used: set[Query] = set()
     for order, rule in enumerate(rules):
-        for service in rule.services if rule.pinned else ():
+        for service in rule.services if rule.unlisted else ():
             for datacenter in rule.datacenters:
                 query = query_of(rule, service, datacenter)
                 anybody = replace(query, filter="")
@@ -164,7 +164,7 @@ def shadowed(rules: Sequence[Rule]) -> list[tuple[Rule, Rule]]:
 
 
 def _covers(earlier: Rule, later: Rule) -> bool:
-    if earlier.pinned or later.pinned or not earlier.uses_up:
+    if earlier.unlisted or later.unlisted or not earlier.uses_up:
         return False
     if earlier.datacenters and not (later.datacenters and set(later.datacenters) <= set(earlier.datacenters)):
         return False
@@ -194,7 +194,7 @@ def target_of(rule: Rule, query: Query) -> Target | Skipped:
     parts = []
     for what, text, label in (("namespace", namespace, dns_label(namespace)), ("name", name, service_name(name))):
         if label is None:
-            return Skipped(query.service, "", Reason(Code.NAME_UNMAPPABLE, what=what, text=shorten(text)))
+            return Skipped(query.service, "", Reason(Code.NAME_UNMAPPABLE, what=what, text=truncate(text)))
         parts.append(label)
     target = Target(*parts)
     refused = namespace_refused(rule.instances.bounds, target.namespace, chosen="{" in rule.to.namespace)
@@ -275,7 +275,7 @@ class Only:
         return not self.services or any(_glob(p).match(name) for p in self.services for name in names)
 
 
-class Claims:
+class TargetAssignments:
     """Who wants which target, and who gets it. The cost of a claim does not grow with the number of services.
 
     | several want one target | who gets it |
@@ -293,14 +293,14 @@ class Claims:
     def __init__(self) -> None:
         self._rules: dict[Target, dict[_Rank, Rule]] = {}
         self._ranks: dict[Target, list[_Rank]] = {}
-        self._owners: dict[Target, tuple[_Rank, ...]] = {}
+        self._winners: dict[Target, tuple[_Rank, ...]] = {}
 
     def claim(self, query: Query, rule: Rule, target: Target, order: int = 0) -> set[Target]:
         """`query` wants to be mirrored at `target` under `rule`; claiming again replaces the rule.
 
         `order` is the rule's among all rules. Returns the targets whose owners changed by it.
         """
-        before = self.owners(target)
+        before = self.winners(target)
         rank = _rank(query, target, order, annotated=rule.to.annotated)
         rules = self._rules.setdefault(target, {})
         if rank not in rules:
@@ -313,7 +313,7 @@ class Claims:
 
         `annotated` says which claim is meant; without it the annotated Service's if there is one, else the rule's.
         """
-        before = self.owners(target)
+        before = self.winners(target)
         rules = self._rules.get(target, {})
         kinds = (True, False) if annotated is None else (annotated,)
         for rank in [r for r in (_rank(query, target, order, annotated=kind) for kind in kinds) if r in rules][:1]:
@@ -323,7 +323,7 @@ class Claims:
                 del self._rules[target], self._ranks[target]
         return self._changed(target, before)
 
-    def owners(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
+    def winners(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
         """What is mirrored at `target`, and by which rule; the first of them is the one that has the name."""
         rules = self._rules.get(target, {})
         return tuple((rank[3], rules[rank]) for rank in self._owning(target))
@@ -332,7 +332,7 @@ class Claims:
         """Whether a service wants a target, by whatever rule, and whether or not it gets it."""
         return any(rank[3] == query for rank in self._ranks.get(target, ()))
 
-    def losers(self, target: Target) -> tuple[Skipped, ...]:
+    def rejected(self, target: Target) -> tuple[Skipped, ...]:
         """What did not get `target`, with the reason."""
         ranks, owning = self._ranks.get(target, ()), self._owning(target)
         if len(ranks) == len(owning):
@@ -351,9 +351,9 @@ class Claims:
         return set(self._rules)
 
     def _owning(self, target: Target) -> tuple[_Rank, ...]:
-        known = self._owners.get(target)
+        known = self._winners.get(target)
         if known is None and target in self._ranks:
-            known = self._owners[target] = self._choose(target)
+            known = self._winners[target] = self._choose(target)
         return known or ()
 
     def _why(self, rank: _Rank, target: Target) -> Reason | None:
@@ -363,11 +363,11 @@ class Claims:
         winner, rule = first[3], rules[first]
         if rank in owning or (rule.to.annotated and winner == query):
             return None
-        holder = f"{shorten(winner.service)} in {shorten(winner.datacenter)}"
+        holder = f"{truncate(winner.service)} in {truncate(winner.datacenter)}"
         if rule.to.annotated:
             why = "the Service is annotated for it"
         elif first[1] != rank[1]:
-            other, service = rules[rank].title, shorten(query.service)
+            other, service = rules[rank].title, truncate(query.service)
             return Reason(Code.RULES_CLASH, target=target, holder=holder, rule=rule.title, other=other, service=service)
         elif winner.service == target.name:
             why = "it is named exactly so"
@@ -389,8 +389,8 @@ class Claims:
         return tuple(owners)
 
     def _changed(self, target: Target, before: Sequence[tuple[Query, Rule]]) -> set[Target]:
-        self._owners.pop(target, None)
-        return set() if self.owners(target) == before else {target}
+        self._winners.pop(target, None)
+        return set() if self.winners(target) == before else {target}
 
 
 def _rank(query: Query, target: Target, order: int, *, annotated: bool) -> _Rank:

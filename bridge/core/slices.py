@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from bridge.core import canonical
+from bridge.core import normalize
 from bridge.core.model import CurrentSlice, Endpoint, Family, Group, Port, Target
 from bridge.core.select import digest
 
@@ -152,7 +152,7 @@ def _pack_group(
 
 
 def _group(group: Group, members: Iterable[Endpoint]) -> Group:
-    return Group(group.family, group.ports, canonical.sort_endpoints(members))
+    return Group(group.family, group.ports, normalize.sort_endpoints(members))
 
 
 def _new_name(target: Target, group: Group, number: int, taken: set[str]) -> str:

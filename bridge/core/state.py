@@ -33,7 +33,7 @@ IDLE_SECONDS = (0.5, 30.0)
 
 
 @dataclass(slots=True)
-class _Idle:
+class _Orphan:
     """A target that no service feeds: since when, when it is to be looked at, and how long the next wait is."""
 
     since: float
@@ -50,7 +50,7 @@ class Source:
     known: Known
 
 
-class World:
+class ConsulState:
     """Listings, views and claims of all datacenters.
 
     `narrow`: what the rules do not select is none of our business (they came from flags, and a second command with
@@ -58,17 +58,22 @@ class World:
     """
 
     def __init__(
-        self, rules: Sequence[Rule], datacenters: Sequence[str], grace_seconds: float, *, narrow: bool = False
+        self,
+        rules: Sequence[Rule],
+        datacenters: Sequence[str],
+        grace_seconds: float,
+        *,
+        partial_selection: bool = False,
     ) -> None:
         self.rules = tuple(rules)
         self.datacenters = tuple(datacenters)
         self._grace_seconds = grace_seconds
-        self._narrow = narrow
+        self._partial_selection = partial_selection
         self._listings: dict[str, Listing] = {}
         self._listing_trouble: dict[str, str] = {}
         self._views: dict[Query, Known] = {}
         self._trouble: dict[Query, str] = {}
-        self._claims = select.Claims()
+        self._assignments = select.TargetAssignments()
         self._feeds: dict[Query, set[Target]] = {}
         self._selected: dict[Name, tuple[select.Choice, ...]] = {}
         self._annotated: dict[Target, tuple[Rule, Query]] = {}
@@ -76,13 +81,13 @@ class World:
         self._unmappable: dict[tuple[int, Query], Skipped] = {}
         self._leaving: dict[Name, float] = {}
         self._left: set[Name] = set()  # of those that are leaving: where it has been told that they are gone
-        self._remembered: dict[Target, tuple[Name, ...]] = {}
-        self._remembered_by: dict[Name, set[Target]] = {}
-        self._idle: dict[Target, _Idle] = {}
-        self._dismissed: set[Target] = set()
+        self._owned: dict[Target, tuple[Name, ...]] = {}
+        self._owned_by: dict[Name, set[Target]] = {}
+        self._orphaned: dict[Target, _Orphan] = {}
+        self._unsubscribed: set[Target] = set()
         self._wanted: frozenset[Query] | None = None
         self._asked: frozenset[Query] | None = None
-        self._pinned: tuple[select.Choice, ...] = ()
+        self._unlisted: tuple[select.Choice, ...] = ()
         self._used: tuple[frozenset[Query], set[int]] | None = None
         self._pin()
 
@@ -95,8 +100,8 @@ class World:
             return set()
         changed: set[Target] = set()
         if self._listing_trouble.pop(datacenter, None) is not None:
-            for target, idle in self._idle.items():
-                if any(dc == datacenter for dc, _ in self._remembered.get(target, ())):
+            for target, idle in self._orphaned.items():
+                if any(dc == datacenter for dc, _ in self._owned.get(target, ())):
                     idle.look_at = now
             changed |= self._left_over_from(datacenter)
         first = datacenter not in self._listings
@@ -108,7 +113,7 @@ class World:
         for service in before.keys() - listing.services.keys():
             changed |= self._leave((datacenter, service), now)
         if first:
-            for name in [n for n in self._remembered_by if n[0] == datacenter and n[1] not in listing.services]:
+            for name in [n for n in self._owned_by if n[0] == datacenter and n[1] not in listing.services]:
                 changed |= self._leave(name, now)
         return changed
 
@@ -126,43 +131,43 @@ class World:
         if same and not recovered:
             return set()
         self._views[query] = known if before is None else replace(known, former=_former(before, known))
-        left = self._remembered_by.get((query.datacenter, query.service), set()) & self._idle.keys()
+        left = self._owned_by.get((query.datacenter, query.service), set()) & self._orphaned.keys()
         return left if same else left | self._feeds.get(query, set())
 
-    def remember(self, target: Target, names: Iterable[Name], now: float) -> set[Target]:
+    def record_owned(self, target: Target, names: Iterable[Name], now: float) -> set[Target]:
         """Kubernetes holds objects of ours at `target` that came from these services.
 
         Returns the targets to look at: what is there already may keep a rule's claim on it.
         """
         names = tuple(sorted(set(names)))
-        if self._remembered.get(target) == names:
+        if self._owned.get(target) == names:
             return set()
-        before = self._forget(target)
-        self._remembered[target] = names
+        before = self._drop_owned(target)
+        self._owned[target] = names
         for name in names:
-            self._remembered_by.setdefault(name, set()).add(target)
+            self._owned_by.setdefault(name, set()).add(target)
             if self.is_missing(name):
                 self._leaving.setdefault(name, now)
         changed = self._choose_again((*before, *names), now)
-        if not self._claims.owners(target):
-            self._fall_idle(target, now)
+        if not self._assignments.winners(target):
+            self._orphan(target, now)
         self._wanted = None
         return changed
 
-    def forget(self, target: Target, now: float = 0.0) -> set[Target]:
+    def drop_owned(self, target: Target, now: float = 0.0) -> set[Target]:
         """Nothing of ours is left at `target`; returns the targets that must be looked at."""
-        return self._choose_again(self._forget(target), now)
+        return self._choose_again(self._drop_owned(target), now)
 
-    def _forget(self, target: Target) -> tuple[Name, ...]:
+    def _drop_owned(self, target: Target) -> tuple[Name, ...]:
         """Take a target out of memory; the services that it was said to come from."""
-        self._idle.pop(target, None)
-        self._dismissed.discard(target)
-        names = self._remembered.pop(target, ())
+        self._orphaned.pop(target, None)
+        self._unsubscribed.discard(target)
+        names = self._owned.pop(target, ())
         for name in names:
-            targets = self._remembered_by[name]
+            targets = self._owned_by[name]
             targets.discard(target)
             if not targets:
-                del self._remembered_by[name]
+                del self._owned_by[name]
                 self._tidy(name)
         self._wanted = None
         return names
@@ -184,8 +189,8 @@ class World:
         if asked is None:
             return set() if refused is None else {target}
         self._release(asked[1], target, now, annotated=True)
-        if not self._claims.owners(target):
-            self._dismissed.add(target)
+        if not self._assignments.winners(target):
+            self._unsubscribed.add(target)
         return {target}
 
     def refuse(self, target: Target, refusal: Refusal, now: float) -> set[Target]:
@@ -199,7 +204,7 @@ class World:
         asked = self._annotated.get(target)
         self.unannotate(target, now)
         if asked is not None and name_of(asked[1]) == name_of(refusal.query):
-            self._dismissed.discard(target)
+            self._unsubscribed.discard(target)
         self._refusals[target] = refusal
         return {target}
 
@@ -207,18 +212,18 @@ class World:
         """End the grace periods that are over; returns the targets that must be looked at."""
         due: set[Target] = set()
         for name, since in list(self._leaving.items()):
-            if now - since < self._grace_seconds or not self._is_gone(name, narrow=False):
+            if now - since < self._grace_seconds or not self._is_gone(name, partial_selection=False):
                 self._left.discard(name)  # it is on its way back, or cannot be seen
                 continue
             if name not in self._left:
                 self._left.add(name)
-                due |= self._remembered_by.get(name, set())
-            if self._narrow and not self._may_select(name):
+                due |= self._owned_by.get(name, set())
+            if self._partial_selection and not self._may_select(name):
                 continue
             due |= self._give_up(self._selected.pop(name, ()), since)
             self._wanted = None
             self._tidy(name)
-        for target, idle in self._idle.items():
+        for target, idle in self._orphaned.items():
             if now - idle.since >= self._grace_seconds and now >= idle.look_at:
                 due.add(target)
                 idle.look_at = now + idle.wait_seconds
@@ -228,7 +233,7 @@ class World:
     def replace_rules(self, rules: Sequence[Rule], now: float) -> set[Target]:
         """Take new rules; returns every target that must be looked at."""
         self.rules = tuple(rules)
-        changed = self._give_up(self._pinned, now)
+        changed = self._give_up(self._unlisted, now)
         changed |= self._pin()
         for datacenter, listing in self._listings.items():
             for service, tags in listing.services.items():
@@ -242,15 +247,15 @@ class World:
         if self._wanted is None:
             memory = (
                 Query(dc, service)
-                for dc, service in self._remembered_by
+                for dc, service in self._owned_by
                 if (dc, service) not in self._selected and dc in self.datacenters
             )
             asked = (query for _, query in self._annotated.values())
-            chosen = (c.query for choices in (*self._selected.values(), self._pinned) for c in choices)
+            chosen = (c.query for choices in (*self._selected.values(), self._unlisted) for c in choices)
             self._wanted = frozenset((*chosen, *asked, *memory))
         return self._wanted
 
-    def ask(self) -> frozenset[Query]:
+    def commit_subscriptions(self) -> frozenset[Query]:
         """The same, to be asked from now on. What is known of others is forgotten here and nowhere else.
 
         A service that is asked for without interruption is not told again: its view must live as long as the wish.
@@ -263,7 +268,7 @@ class World:
             self._asked = wanted
         return wanted
 
-    def unread(self) -> frozenset[Query]:
+    def pending_reads(self) -> frozenset[Query]:
         """Wanted services that Consul has neither answered nor failed for yet."""
         # of sets and dictionaries, whose hashes are stored: asked for each of thousands of services, they are the cost
         return self.wanted().difference(self._views).difference(self._trouble)
@@ -273,9 +278,9 @@ class World:
         annotated = {query for _, query in self._annotated.values()}.intersection(queries)
         if not annotated:  # mostly; what rules select are thousands
             return frozenset()
-        return frozenset(annotated.difference(c.query for cs in (*self._selected.values(), self._pinned) for c in cs))
+        return frozenset(annotated.difference(c.query for cs in (*self._selected.values(), self._unlisted) for c in cs))
 
-    def concerned(self) -> tuple[str, ...]:
+    def active_datacenters(self) -> tuple[str, ...]:
         """The datacenters that must be asked: a rule is about them (without any rule: our own), or they are wanted."""
         named = {dc for rule in self.rules for dc in rule.datacenters or self.datacenters}
         named.update(() if self.rules else self.datacenters[:1])
@@ -290,73 +295,76 @@ class World:
 
     def listings_answered(self) -> bool:
         """Whether every datacenter that must be asked has answered or failed at least once."""
-        return all(dc in self._listings or dc in self._listing_trouble for dc in self.concerned())
+        return all(dc in self._listings or dc in self._listing_trouble for dc in self.active_datacenters())
 
     def sources(self, target: Target) -> tuple[Source, ...] | None:
         """The services that feed `target`; () when none does; None while one of them was never read."""
         sources = []
-        for query, rule in self._claims.owners(target):
+        for query, rule in self._assignments.winners(target):
             known = self._views.get(query)
             if known is None:
                 return None
             sources.append(Source(rule, query, known))
         return tuple(sources)
 
-    def dismissed(self, target: Target, *, abandoned: bool = False, orphaned: bool = False) -> bool:
+    def unsubscribed(self, target: Target, *, opted_out: bool = False, orphaned: bool = False) -> bool:
         """Whether a person sent away what we filled at `target`, which no service feeds any more.
 
         When we did not see it happen: a person's Service stands there and does not ask (`abandoned`), or none at all,
         so that nobody gets to our endpoints (`orphaned`; what is of other flags is left to them). That proves it only
         while Consul lists what it was filled from: a Consul that lost its services has no part in it.
         """
-        if target in self._dismissed:
+        if target in self._unsubscribed:
             return True
-        names = self._remembered.get(target, ())
-        if not names or not (abandoned or (orphaned and not self._narrow)):
+        names = self._owned.get(target, ())
+        if not names or not (opted_out or (orphaned and not self._partial_selection)):
             return False
         return all(self.is_listed(name) and name[0] not in self._listing_trouble for name in names)
 
-    def removable(self, target: Target, now: float, *, abandoned: bool = False) -> bool:
+    def removable(self, target: Target, now: float, *, opted_out: bool = False) -> bool:
         """Whether it is certain, for long enough, that no Consul service stands behind `target` any more.
 
         What is `abandoned` is nobody's business but ours, whatever the flags select.
         """
-        idle = self._idle.get(target)
-        names = self._remembered.get(target)
+        idle = self._orphaned.get(target)
+        names = self._owned.get(target)
         if idle is None or not names or now - idle.since < self._grace_seconds:
             return False
-        return all(self._is_gone(name, narrow=self._narrow and not abandoned) for name in names)
+        return all(self._is_gone(name, partial_selection=self._partial_selection and not opted_out) for name in names)
 
     def is_left_over(self, target: Target, now: float) -> bool:
         """Whether nothing can fill a target again with what it was filled from: each service is listed, or has gone.
 
         Asked of a target that a rule claims, and where a user's Service stands that does not ask any more.
         """
-        names = self._remembered.get(target, ())
+        names = self._owned.get(target, ())
         return bool(names) and all(
             (self.is_listed(name) and name[0] not in self._listing_trouble)
-            or (now - self._leaving.get(name, now) >= self._grace_seconds and self._is_gone(name, narrow=False))
+            or (
+                now - self._leaving.get(name, now) >= self._grace_seconds
+                and self._is_gone(name, partial_selection=False)
+            )
             for name in names
         )
 
     def targets(self) -> set[Target]:
         """All targets that a service claims or that Kubernetes remembers."""
-        return self._claims.targets() | self._remembered.keys() | self._refusals.keys()
+        return self._assignments.targets() | self._owned.keys() | self._refusals.keys()
 
     def concerns(self, target: Target) -> bool:
         """Whether what stands at `target` is our business, or that of a command with other flags (`narrow`)."""
-        if not self._narrow or self._claims.owners(target):
+        if not self._partial_selection or self._assignments.winners(target):
             return True
-        return any(self._may_select(name) for name in self._remembered.get(target, ()))
+        return any(self._may_select(name) for name in self._owned.get(target, ()))
 
     def remembered_at(self, name: Name) -> frozenset[Target]:
         """The targets where Kubernetes holds objects of ours that came from a service."""
-        return frozenset(self._remembered_by.get(name, ()))
+        return frozenset(self._owned_by.get(name, ()))
 
     def queries_at(self, target: Target) -> tuple[Query, ...]:
         """The services behind `target`, from the claims or from memory."""
-        claimed = tuple(query for query, _ in self._claims.owners(target))
-        return claimed or tuple(Query(dc, service) for dc, service in self._remembered.get(target, ()))
+        claimed = tuple(query for query, _ in self._assignments.winners(target))
+        return claimed or tuple(Query(dc, service) for dc, service in self._owned.get(target, ()))
 
     def annotation(self, target: Target) -> tuple[Rule, Query] | None:
         """What the person's Service at `target` asks for, as far as we have heard."""
@@ -379,9 +387,9 @@ class World:
         listing = self._listings.get(name[0])
         return listing is not None and name[1] in listing.services
 
-    def lacking(self, datacenter: str, targets: Collection[Target]) -> tuple[int, int]:
+    def missing(self, datacenter: str, targets: Collection[Target]) -> tuple[int, int]:
         """How many of the services that Kubernetes remembers at `targets` a datacenter lacks, of how many."""
-        names = {n for target in targets for n in self._remembered.get(target, ()) if n[0] == datacenter}
+        names = {n for target in targets for n in self._owned.get(target, ()) if n[0] == datacenter}
         return sum(self.is_missing(name) for name in names), len(names)
 
     def is_missing(self, name: Name) -> bool:
@@ -393,18 +401,18 @@ class World:
         listing = self._listings.get(name[0])
         return listing.services.get(name[1]) if listing is not None else None
 
-    def owners(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
+    def winners(self, target: Target) -> tuple[tuple[Query, Rule], ...]:
         """The services that feed `target`, each with the rule that sends it there."""
-        return tuple(self._claims.owners(target))
+        return tuple(self._assignments.winners(target))
 
-    def losers(self, target: Target) -> tuple[Skipped, ...]:
+    def rejected(self, target: Target) -> tuple[Skipped, ...]:
         """Services that wanted `target` and did not get it."""
-        return self._claims.losers(target)
+        return self._assignments.rejected(target)
 
     @property
-    def claims(self) -> select.Claims:
+    def assignments(self) -> select.TargetAssignments:
         """Who wants which target, to be looked at only."""
-        return self._claims
+        return self._assignments
 
     def chosen(self, name: Name) -> tuple[select.Choice, ...]:
         """By which rules a listed service is mirrored (or kept), and where to; in the rules' order."""
@@ -416,9 +424,9 @@ class World:
 
     def selected(self) -> int:
         """Number of Consul services that are mirrored or ought to be."""
-        return len(self._selected) + len(self._pinned) + len(self._annotated)
+        return len(self._selected) + len(self._unlisted) + len(self._annotated)
 
-    def idle_rules(self) -> tuple[tuple[Rule, int], ...]:
+    def unused_rules(self) -> tuple[tuple[Rule, int], ...]:
         """Rules that select nothing of what is listed, each with the number of services that its datacenters list.
 
         A rule of which a datacenter could not be listed (yet) is not among them.
@@ -431,7 +439,7 @@ class World:
         for order, rule in enumerate(self.rules):
             datacenters = rule.datacenters or self.datacenters
             listed = [self._listings[dc] for dc in datacenters if dc in self._listings]
-            if order not in used and not rule.pinned and len(listed) == len(datacenters):
+            if order not in used and not rule.unlisted and len(listed) == len(datacenters):
                 found.append((rule, sum(len(listing.services) for listing in listed)))
         return tuple(found)
 
@@ -447,15 +455,15 @@ class World:
 
     def _pin(self) -> set[Target]:
         """Claim targets for the services that rules name where nobody lists them; returns those targets."""
-        self._pinned = tuple(select.pinned(self.rules))
-        return self._take(self._pinned)
+        self._unlisted = tuple(select.unlisted(self.rules))
+        return self._take(self._unlisted)
 
     def _choose(self, name: Name, tags: frozenset[str], now: float) -> set[Target]:
         """Let the rules decide about one service that is listed."""
         datacenter, service = name
         self._stay(name)
         self._wanted = None
-        kept = self._remembered_by.get(name, set())
+        kept = self._owned_by.get(name, set())
         changed = set(kept)
         chosen: tuple[select.Choice, ...] = ()
         if select.excluded(service, tags) is None:
@@ -505,33 +513,33 @@ class World:
         """A complete listing no longer has `name`: its grace period begins."""
         self._leaving.setdefault(name, now)
         fed = {choice.target for choice in self.chosen(name) if isinstance(choice.target, Target)}
-        return fed | self._remembered_by.get(name, set())
+        return fed | self._owned_by.get(name, set())
 
     def _claim(self, query: Query, rule: Rule, target: Target, order: int = 0) -> None:
-        self._claims.claim(query, rule, target, order)
+        self._assignments.claim(query, rule, target, order)
         self._feeds.setdefault(query, set()).add(target)
-        self._idle.pop(target, None)
-        self._dismissed.discard(target)
+        self._orphaned.pop(target, None)
+        self._unsubscribed.discard(target)
         self._wanted = None
 
     def _release(self, query: Query, target: Target, now: float, *, annotated: bool, order: int = 0) -> None:
         """Take one claim back; a query may hold several on one target."""
-        self._claims.release(query, target, annotated=annotated, order=order)
-        if not self._claims.wants(query, target):
+        self._assignments.release(query, target, annotated=annotated, order=order)
+        if not self._assignments.wants(query, target):
             targets = self._feeds.get(query, set())
             targets.discard(target)
             if not targets:
                 self._feeds.pop(query, None)
-        if target in self._remembered and not self._claims.owners(target):
-            self._fall_idle(target, now)
+        if target in self._owned and not self._assignments.winners(target):
+            self._orphan(target, now)
         self._wanted = None
 
-    def _fall_idle(self, target: Target, since: float) -> None:
-        self._idle.setdefault(target, _Idle(since, since))
+    def _orphan(self, target: Target, since: float) -> None:
+        self._orphaned.setdefault(target, _Orphan(since, since))
 
     def _tidy(self, name: Name) -> None:
         """A service that nobody needs any more is not waited for either."""
-        if name not in self._selected and name not in self._remembered_by:
+        if name not in self._selected and name not in self._owned_by:
             self._stay(name)
 
     def _stay(self, name: Name) -> None:
@@ -543,10 +551,10 @@ class World:
         """Targets that hold objects of ours from this datacenter's services, while others feed them."""
         return {
             target
-            for name, targets in self._remembered_by.items()
+            for name, targets in self._owned_by.items()
             if name[0] == datacenter
-            for target in targets - self._idle.keys()
-            if all(name_of(query) != name for query, _ in self._claims.owners(target))
+            for target in targets - self._orphaned.keys()
+            if all(name_of(query) != name for query, _ in self._assignments.winners(target))
         }
 
     def _may_select(self, name: Name) -> bool:
@@ -554,7 +562,7 @@ class World:
         datacenter, service = name
         return any(select.why_not(rule, service, datacenter) is None for rule in self.rules)
 
-    def _is_gone(self, name: Name, *, narrow: bool) -> bool:
+    def _is_gone(self, name: Name, *, partial_selection: bool) -> bool:
         """Whether a service that is leaving has certainly left.
 
         | the listing | its own view | so |
@@ -568,10 +576,10 @@ class World:
         datacenter, service = name
         if datacenter in self._listing_trouble or datacenter not in self._listings:
             return False
-        if narrow and not self._may_select(name):
+        if partial_selection and not self._may_select(name):
             return False
         if service in self._listings[datacenter].services:
-            return not narrow
+            return not partial_selection
         queries = {choice.query for choice in self.chosen(name)} or {Query(datacenter, service)}
         return all(query not in self._trouble and self._views.get(query) == Known(()) for query in queries)
 

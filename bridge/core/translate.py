@@ -12,11 +12,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 
-from bridge.core import canonical
+from bridge.core import normalize
 from bridge.core import ports as portage
 from bridge.core.annotated import FILTER, TAGS
-from bridge.core.canonical import shorten
-from bridge.core.marks import derived, is_label_value, joined
 from bridge.core.model import (
     NO_NODES,
     NO_PORTS,
@@ -24,7 +22,6 @@ from bridge.core.model import (
     ClusterNodes,
     Current,
     CurrentService,
-    Disposition,
     Endpoint,
     Family,
     Group,
@@ -40,7 +37,10 @@ from bridge.core.model import (
     Skipped,
     Status,
     Target,
+    Treatment,
 )
+from bridge.core.normalize import truncate
+from bridge.core.ownership import derived, is_label_value, joined
 from bridge.core.reasons import Code, Reason
 
 BY_ZONE = ("PreferClose", "PreferSameZone", "PreferSameNode")
@@ -60,7 +60,7 @@ class Translation:
     warnings: tuple[Reason, ...] = ()
 
 
-class Ended(StrEnum):
+class Disposition(StrEnum):
     """Where an instance ended."""
 
     READY = "ready"
@@ -68,15 +68,15 @@ class Ended(StrEnum):
     OMITTED = "omitted"
     SKIPPED = "skipped"
     NOT_SELECTED = "not selected"
-    FOREIGN = "never mirrored"
+    EXCLUDED = "never mirrored"
 
 
 @dataclass(slots=True)
-class Fate:
+class InstanceDecision:
     """What becomes of one instance: where it ended and why, its ports, its endpoints (of a host name several)."""
 
     instance: Instance
-    ended: Ended
+    disposition: Disposition
     reason: Reason | None = None
     ports: tuple[Port, ...] = ()
     endpoints: tuple[tuple[Family, Endpoint], ...] = ()
@@ -98,8 +98,8 @@ def host_names(instances: Iterable[Instance], rule: Rule) -> set[str]:
     names: set[str] = set()
     for instance in instances if rule.instances.bounds.host_names else ():
         address, _ = choose_address(instance, rule.instances)
-        parsed = canonical.parse(address)
-        if isinstance(parsed, canonical.Refused) and parsed.is_name and selects(rule, instance):
+        parsed = normalize.parse(address)
+        if isinstance(parsed, normalize.Refused) and parsed.is_name and selects(rule, instance):
             names.add(address)
     return names
 
@@ -125,16 +125,17 @@ def translate(
     """
     rule = sources[0][0]
     service = current.service if current is not None else None
-    fates: list[tuple[Rule, Query, Fate]] = []
+    fates: list[tuple[Rule, Query, InstanceDecision]] = []
     for source_rule, query, known in sources:
-        mine = fates_of(known.instances, source_rule, current, resolved, cluster_nodes)
+        mine = decide(known.instances, source_rule, current, resolved, cluster_nodes)
         fates += [(source_rule, query, fate) for fate in mine]
     skipped = {
         Skipped(query.service, instance_name(fate.instance), fate.reason)
         for _, query, fate in fates
-        if fate.reason is not None and fate.ended in (Ended.OMITTED, Ended.SKIPPED, Ended.FOREIGN)
+        if fate.reason is not None
+        and fate.disposition in (Disposition.OMITTED, Disposition.SKIPPED, Disposition.EXCLUDED)
     }
-    skipped |= {Skipped(query.service, *pair) for _, query, known in sources for pair in known.left_out}
+    skipped |= {Skipped(query.service, *pair) for _, query, known in sources for pair in known.invalid}
     nobody = [(r, query, known) for r, query, known in sources if _selects_nobody(r, known)]
     main = "" if rule.to.annotated else _main_name(fates, service)
     names = {} if rule.to.annotated else _names(fates, main, service, rule)
@@ -148,7 +149,7 @@ def translate(
         rules = [source_rule for source_rule, _, _ in sources]
         service_ports, warnings = portage.of_service(rules, main, (*groups, *withheld), service, names)
         ours = service is not None and service.meta.owner is not None
-        if fates and not ours and all(fate.ended is Ended.FOREIGN for _, _, fate in fates):
+        if fates and not ours and all(fate.disposition is Disposition.EXCLUDED for _, _, fate in fates):
             return Translation(None, tuple(sorted(skipped)))
         if nobody and not ours and len(nobody) == len(sources):
             skipped |= {Skipped(source[1].service, "", _nobody(Code.NONE_SELECTED, *source)) for source in nobody}
@@ -170,7 +171,7 @@ def translate(
         labels=labels,
         annotations=annotations,
         max_endpoints_per_slice=rule.to.max_endpoints_per_slice,
-        withheld=withheld,
+        omitted_unhealthy=withheld,
         deselected=deselected,
         type=rule.to.type,
     )
@@ -194,17 +195,21 @@ def translate(
     return Translation(mirror, tuple(sorted(skipped)), tuple(sorted(set(warnings))))
 
 
-def _no_service_port(fates: Sequence[tuple[Rule, Query, Fate]], sources: Sequence[tuple[Rule, Query, Known]]) -> Reason:
+def _no_service_port(
+    fates: Sequence[tuple[Rule, Query, InstanceDecision]], sources: Sequence[tuple[Rule, Query, Known]]
+) -> Reason:
     """Why there is no port for the Service: nobody is there, nobody is meant, or nobody can be reached, or has one."""
-    meant = [fate.reason for _, _, fate in fates if fate.ended not in (Ended.NOT_SELECTED, Ended.FOREIGN)]
+    meant = [
+        fate.reason for _, _, fate in fates if fate.disposition not in (Disposition.NOT_SELECTED, Disposition.EXCLUDED)
+    ]
     if any(reason is None or reason.code in _WITHOUT_PORT for reason in meant):
         return Reason(Code.NO_SERVICE_PORT)
-    if unusable := len(meant) + sum(len(known.left_out) for _, _, known in sources):
+    if unusable := len(meant) + sum(len(known.invalid) for _, _, known in sources):
         return Reason(Code.NO_USABLE_ADDRESSES, count=unusable)
     if (narrowing := next((source for source in sources if source[0].narrows), None)) is not None:
         return _nobody(Code.NONE_SELECTED, *narrowing)
     peer = next((query.peer for _, query, _ in sources if query.peer), "")
-    return Reason(Code.PEER_EMPTY, peer=shorten(peer)) if peer else Reason(Code.NO_INSTANCES)
+    return Reason(Code.PEER_EMPTY, peer=truncate(peer)) if peer else Reason(Code.NO_INSTANCES)
 
 
 _WITHOUT_PORT = (Code.NO_PORT, Code.PORT_INVALID, Code.PORTS_INVALID, Code.OMITTED)
@@ -219,11 +224,11 @@ def _tag_hints(rule: Rule, known: Known) -> Iterator[Reason]:
     folded = {tag.lower(): tag for tag in reversed(there)}
     for tag in rule.tags:
         if tag not in there and tag.lower() in folded:
-            yield Reason(Code.TAG_CASE, wanted=shorten(tag), found=shorten(folded[tag.lower()]))
+            yield Reason(Code.TAG_CASE, wanted=truncate(tag), found=truncate(folded[tag.lower()]))
     if rule.to.annotated:
         for tag in there:
             if "," in tag and any(part.strip() in rule.tags for part in tag.split(",")):
-                yield Reason(Code.TAG_COMMA, found=shorten(tag), annotation=TAGS, filter=FILTER)
+                yield Reason(Code.TAG_COMMA, found=truncate(tag), annotation=TAGS, filter=FILTER)
 
 
 def _address_hints(rule: Rule, known: Known) -> Iterator[Reason]:
@@ -233,22 +238,22 @@ def _address_hints(rule: Rule, known: Known) -> Iterator[Reason]:
         return
     found = {tagged.name for i in meant for tagged in (*i.tagged_addresses, *i.node_tagged_addresses)}
     found |= {"service" for i in meant if i.address} | {"node" for i in meant if i.node_address}
-    there = ", ".join(map(shorten, sorted(found))) or "none"
-    yield Reason(Code.ADDRESS_KIND_ABSENT, kind=shorten(rule.instances.address), found=shorten(there))
+    there = ", ".join(map(truncate, sorted(found))) or "none"
+    yield Reason(Code.ADDRESS_KIND_ABSENT, kind=truncate(rule.instances.address), found=truncate(there))
 
 
 def instance_name(instance: Instance) -> str:
     """An instance for people."""
-    return f"{shorten(instance.node)}/{shorten(instance.id)}"
+    return f"{truncate(instance.node)}/{truncate(instance.id)}"
 
 
-def fates_of(
+def decide(
     instances: Iterable[Instance],
     rule: Rule,
     current: Current | None = None,
     resolved: Resolved | None = None,
     cluster_nodes: ClusterNodes = NO_NODES,
-) -> list[Fate]:
+) -> list[InstanceDecision]:
     """What becomes of each instance of one service under its rule, and why."""
     service = current.service if current is not None else None
     fates = [_fate_of(instance, rule, service, resolved or {}, cluster_nodes) for instance in instances]
@@ -263,37 +268,37 @@ def _fate_of(
     service: CurrentService | None,
     resolved: Resolved,
     cluster_nodes: ClusterNodes,
-) -> Fate:
+) -> InstanceDecision:
     if instance.kind not in _ORDINARY_KINDS:
-        return Fate(instance, Ended.FOREIGN, Reason(Code.PROXY, kind=shorten(instance.kind)))
+        return InstanceDecision(instance, Disposition.EXCLUDED, Reason(Code.PROXY, kind=truncate(instance.kind)))
     for pair in _KUBERNETES_META if instance.meta else ():
         if pair in instance.meta:
-            return Fate(instance, Ended.FOREIGN, Reason(Code.KUBERNETES, key=pair[0], value=pair[1]))
+            return InstanceDecision(instance, Disposition.EXCLUDED, Reason(Code.KUBERNETES, key=pair[0], value=pair[1]))
     if not selects(rule, instance):
-        return Fate(instance, Ended.NOT_SELECTED, Reason(Code.NOT_SELECTED))
-    disposition = disposition_of(instance.status, rule.instances)
+        return InstanceDecision(instance, Disposition.NOT_SELECTED, Reason(Code.NOT_SELECTED))
+    disposition = treatment_of(instance.status, rule.instances)
     ended, reason = _BY_DISPOSITION[disposition], None
-    if ended is Ended.OMITTED:
-        reason = Reason(Code.OMITTED, status=instance.status, check=shorten(instance.check))
+    if ended is Disposition.OMITTED:
+        reason = Reason(Code.OMITTED, status=instance.status, check=truncate(instance.check))
     address, own_port = choose_address(instance, rule.instances)
     if not address:
-        without = Reason(Code.NO_ADDRESS, kind=shorten(rule.instances.address))
-        return Fate(instance, Ended.SKIPPED, reason or without)
+        without = Reason(Code.NO_ADDRESS, kind=truncate(rule.instances.address))
+        return InstanceDecision(instance, Disposition.SKIPPED, reason or without)
     ports = portage.of_instance(instance, rule, service, own_port)
     if isinstance(ports, Reason):
-        return Fate(instance, Ended.SKIPPED, reason or ports)
+        return InstanceDecision(instance, Disposition.SKIPPED, reason or ports)
     found = _addresses(address, rule.instances, resolved, instance.node, cluster_nodes)
     if isinstance(found, Reason):
-        return Fate(instance, Ended.SKIPPED, reason or found, ports)
+        return InstanceDecision(instance, Disposition.SKIPPED, reason or found, ports)
     ready, serving, terminating = _conditions(instance.status, disposition)
     traffic = service.traffic if service is not None else USUAL_TRAFFIC
-    if traffic.publish_not_ready and ended is Ended.NOT_READY:
-        ready, ended = True, Ended.READY
-        reason = Reason(Code.PUBLISHED, status=instance.status, check=shorten(instance.check))
+    if traffic.publish_not_ready and ended is Disposition.NOT_READY:
+        ready, ended = True, Disposition.READY
+        reason = Reason(Code.PUBLISHED, status=instance.status, check=truncate(instance.check))
     zone = zone_of(instance, rule.instances.zone_meta)
     for_zone = zone if traffic.distribution in BY_ZONE else ""
     node_name = instance.node if instance.node in cluster_nodes.names else ""
-    return Fate(
+    return InstanceDecision(
         instance,
         ended,
         reason,
@@ -304,7 +309,7 @@ def _fate_of(
 
 def _deselected(
     known: Known, rule: Rule, current: Current | None, resolved: Resolved | None, cluster_nodes: ClusterNodes
-) -> list[Fate]:
+) -> list[InstanceDecision]:
     """What would become of instances that the rule selected once, and that their tags or meta took out of it.
 
     Their own change tells that somebody wants it, and that Consul has not lost them; a rule that was changed does not.
@@ -315,12 +320,12 @@ def _deselected(
     there = [i for i in known.instances if (i.node, i.id) in selected and not selects(rule, i)]
     if not there:
         return []
-    return fates_of(there, replace(rule, tags=(), meta=()), current, resolved, cluster_nodes)
+    return decide(there, replace(rule, tags=(), meta=()), current, resolved, cluster_nodes)
 
 
 def _selects_nobody(rule: Rule, known: Known) -> bool:
     """Whether a rule that selects by tags, meta or filter selects none of what Consul shows (and hides nothing)."""
-    unseen = known.hidden or known.left_out
+    unseen = known.acl_filtered or known.invalid
     return rule.narrows and not unseen and not any(selects(rule, instance) for instance in known.instances)
 
 
@@ -328,13 +333,13 @@ def _nobody(code: Code, rule: Rule, query: Query, known: Known) -> Reason:
     """What is said while a rule selects nobody."""
     count = len(known.instances)
     nobody = f"none of the {count} instances" if count > 1 else "no instance"
-    return Reason(code, nobody=nobody, service=shorten(query.service), asks=rule.asks, rule=rule.title)
+    return Reason(code, nobody=nobody, service=truncate(query.service), asks=rule.asks, rule=rule.title)
 
 
 _BY_DISPOSITION = {
-    Disposition.READY: Ended.READY,
-    Disposition.NOT_READY: Ended.NOT_READY,
-    Disposition.OMIT: Ended.OMITTED,
+    Treatment.READY: Disposition.READY,
+    Treatment.NOT_READY: Disposition.NOT_READY,
+    Treatment.OMIT: Disposition.OMITTED,
 }
 
 
@@ -348,11 +353,11 @@ def _endpoint(
 # --------------------------------------------------------------------------- health
 
 
-def disposition_of(status: Status, rules: InstanceRules) -> Disposition:
+def treatment_of(status: Status, rules: InstanceRules) -> Treatment:
     """What a rule does with instances of a health. Unknown counts as critical."""
     match status:
         case Status.PASSING:
-            return Disposition.READY
+            return Treatment.READY
         case Status.WARNING:
             return rules.warning
         case Status.MAINTENANCE:
@@ -361,17 +366,17 @@ def disposition_of(status: Status, rules: InstanceRules) -> Disposition:
             return rules.critical
 
 
-def _conditions(status: Status, disposition: Disposition) -> tuple[bool, bool, bool]:
+def _conditions(status: Status, treatment: Treatment) -> tuple[bool, bool, bool]:
     """Ready, serving, terminating: what is in maintenance is drained, so it still serves what it has."""
-    if disposition is Disposition.READY:
+    if treatment is Treatment.READY:
         return True, True, False
     drained = status is Status.MAINTENANCE
     return False, drained, drained
 
 
-def _keep_last_ready(fates: Sequence[Fate], current: Current) -> None:
+def _keep_last_ready(fates: Sequence[InstanceDecision], current: Current) -> None:
     """When nothing would be ready any more, what is ready now and still registered stays ready."""
-    if any(fate.ended is Ended.READY for fate in fates):
+    if any(fate.disposition is Disposition.READY for fate in fates):
         return
     ready = ready_now(current)
     for fate in fates:
@@ -379,7 +384,7 @@ def _keep_last_ready(fates: Sequence[Fate], current: Current) -> None:
             fate.endpoints = tuple(
                 (family, replace(e, ready=True, serving=True, terminating=False)) for family, e in fate.endpoints
             )
-            fate.ended = Ended.READY
+            fate.disposition = Disposition.READY
             fate.reason = Reason(Code.KEPT_READY, status=fate.instance.status)
 
 
@@ -417,20 +422,20 @@ def choose_address(instance: Instance, rules: InstanceRules) -> tuple[str, int]:
 
 def _addresses(
     address: str, rules: InstanceRules, resolved: Resolved, consul_node: str, nodes: ClusterNodes
-) -> Sequence[canonical.Address] | Reason:
+) -> Sequence[normalize.Address] | Reason:
     """The addresses that traffic may be sent to, or why there is none."""
-    parsed = canonical.parse(address)
-    candidates: Iterable[canonical.Address | canonical.Refused] = (parsed,)
-    reason = Reason(Code.HOST_NAME_EMPTY, name=shorten(address))
-    if isinstance(parsed, canonical.Refused) and parsed.is_name:
+    parsed = normalize.parse(address)
+    candidates: Iterable[normalize.Address | normalize.Refused] = (parsed,)
+    reason = Reason(Code.HOST_NAME_EMPTY, name=truncate(address))
+    if isinstance(parsed, normalize.Refused) and parsed.is_name:
         if not rules.bounds.host_names:
-            return Reason(Code.HOST_NAMES_OFF, name=shorten(address))
+            return Reason(Code.HOST_NAMES_OFF, name=truncate(address))
         if address not in resolved:
-            return Reason(Code.HOST_NAME_UNRESOLVED, name=shorten(address))
-        candidates = map(canonical.parse, resolved[address])
+            return Reason(Code.HOST_NAME_UNRESOLVED, name=truncate(address))
+        candidates = map(normalize.parse, resolved[address])
     found = []
     for candidate in candidates:
-        if isinstance(candidate, canonical.Refused):
+        if isinstance(candidate, normalize.Refused):
             reason = candidate.reason
         elif (why := _outside(candidate.text, rules)) is not None:
             reason = why
@@ -445,7 +450,7 @@ def _outside(address: str, rules: InstanceRules) -> Reason | None:
     bounds = rules.bounds
     if address in bounds.api_server:
         return Reason(Code.API_SERVER, address=address)
-    return canonical.excluded(address, bounds.allow_cidrs, bounds.deny_cidrs, "guard.") or canonical.excluded(
+    return normalize.excluded(address, bounds.allow_cidrs, bounds.deny_cidrs, "guard.") or normalize.excluded(
         address, rules.allow_cidrs, rules.deny_cidrs
     )
 
@@ -455,12 +460,12 @@ def _node_at(address: str, consul_node: str, nodes: ClusterNodes) -> str:
     if not nodes.addresses:
         return ""
     found = nodes.at(address)
-    if not found and (inner := canonical.embedded(ipaddress.ip_address(address))) is not None:
+    if not found and (inner := normalize.embedded(ipaddress.ip_address(address))) is not None:
         found = nodes.at(str(inner))
     return "" if nodes.is_own(found, consul_node) else found
 
 
-def _node_warnings(fates: Iterable[tuple[Rule, Query, Fate]], nodes: ClusterNodes) -> Iterable[Reason]:
+def _node_warnings(fates: Iterable[tuple[Rule, Query, InstanceDecision]], nodes: ClusterNodes) -> Iterable[Reason]:
     """What an operator's rule leads to the cluster's own nodes."""
     found = sorted({
         endpoint.address
@@ -483,7 +488,7 @@ def zone_of(instance: Instance, zone_meta: str) -> str:
 # --------------------------------------------------------------------------- the whole
 
 
-def _main_name(fates: Iterable[tuple[Rule, Query, Fate]], service: CurrentService | None) -> str:
+def _main_name(fates: Iterable[tuple[Rule, Query, InstanceDecision]], service: CurrentService | None) -> str:
     """The name for the port of those instances that have one only and whose rule gives none."""
     placed = [(rule, fate) for rule, _, fate in fates if fate.ports]
     unnamed = [fate.instance for rule, fate in placed if not rule.to.port_name]
@@ -493,7 +498,7 @@ def _main_name(fates: Iterable[tuple[Rule, Query, Fate]], service: CurrentServic
 
 
 def _names(
-    fates: Iterable[tuple[Rule, Query, Fate]], main: str, service: CurrentService | None, rule: Rule
+    fates: Iterable[tuple[Rule, Query, InstanceDecision]], main: str, service: CurrentService | None, rule: Rule
 ) -> portage.Names:
     """Other names for the ports of one name that are there in several protocols."""
     port_sets = {fate.ports for _, _, fate in fates if fate.endpoints}
@@ -502,22 +507,24 @@ def _names(
     return portage.names_by_protocol((portage.renamed(ports, main) for ports in port_sets), service, rule.to.protocol)
 
 
-def _groups(fates: Iterable[Fate], main: str, names: portage.Names) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+def _groups(
+    fates: Iterable[InstanceDecision], main: str, names: portage.Names
+) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """The groups of what is listed, and of what is left out for its health alone."""
     listed: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
     withheld: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
     for fate in fates:
-        members = withheld if fate.ended is Ended.OMITTED else listed
+        members = withheld if fate.disposition is Disposition.OMITTED else listed
         ports = portage.renamed(fate.ports, main) if main else fate.ports
         ports = portage.apart(ports, names) if names else ports
         for family, endpoint in fate.endpoints:
             group = members.setdefault((family, ports), {})
             known = group.get(endpoint.address)
-            group[endpoint.address] = endpoint if known is None else canonical.fold(known, endpoint)
+            group[endpoint.address] = endpoint if known is None else normalize.merge(known, endpoint)
     for key, group in withheld.items():
         for address in listed.get(key, {}).keys() & group.keys():
             del group[address]
-    return canonical.group_endpoints(listed), canonical.group_endpoints(withheld)
+    return normalize.group_endpoints(listed), normalize.group_endpoints(withheld)
 
 
 def _families(groups: Sequence[Group], service: CurrentService | None) -> tuple[Family, ...]:
@@ -533,7 +540,7 @@ def _families(groups: Sequence[Group], service: CurrentService | None) -> tuple[
 
 
 def _pairs(
-    sources: Sequence[tuple[Rule, Query, Known]], fates: Iterable[tuple[Rule, Query, Fate]]
+    sources: Sequence[tuple[Rule, Query, Known]], fates: Iterable[tuple[Rule, Query, InstanceDecision]]
 ) -> tuple[Pairs, Pairs, tuple[Reason, ...]]:
     """Labels and annotations of all the rules together (the first wins), and what instances contradict in."""
     labels: Pairs = ()
@@ -541,7 +548,9 @@ def _pairs(
     said: list[tuple[str, dict[str, str]]] = []
     warnings: list[Reason] = []
     if any(rule.to.labels_from or rule.to.annotations_from for rule, _, _ in sources):
-        selected = [f.instance for _, _, f in fates if f.ended not in (Ended.FOREIGN, Ended.NOT_SELECTED)]
+        selected = [
+            f.instance for _, _, f in fates if f.disposition not in (Disposition.EXCLUDED, Disposition.NOT_SELECTED)
+        ]
     else:
         selected = []
     for rule, query, _ in reversed(sources):
@@ -574,8 +583,8 @@ def _disagreements(said: Sequence[tuple[str, Mapping[str, str]]]) -> Iterator[Re
         (first, taken), *others = [(service, values[key]) for service, values in said if key in values]
         other = next(((service, value) for service, value in others if value != taken), None)
         if other is not None:
-            services = {"first": shorten(first), "second": shorten(other[0])}
-            yield Reason(Code.DISAGREEMENT, key=key, taken=shorten(taken), other=shorten(other[1]), **services)
+            services = {"first": truncate(first), "second": truncate(other[0])}
+            yield Reason(Code.DISAGREEMENT, key=key, taken=truncate(taken), other=truncate(other[1]), **services)
 
 
 def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[Reason]:
@@ -609,12 +618,12 @@ def _traffic_warnings(mirror: Mirror, service: CurrentService) -> Iterable[Reaso
         return
     without = sum(not e.for_zone for e in endpoints)
     if mirror.output is Output.ENDPOINTS:
-        yield Reason(Code.DISTRIBUTION_UNHINTED, value=shorten(distribution))
+        yield Reason(Code.DISTRIBUTION_UNHINTED, value=truncate(distribution))
     elif without:
-        yield Reason(Code.DISTRIBUTION_UNZONED, value=shorten(distribution), count=without, ready=len(endpoints))
+        yield Reason(Code.DISTRIBUTION_UNZONED, value=truncate(distribution), count=without, ready=len(endpoints))
 
 
-def _port_warnings(fate: Fate, rule: Rule, service: CurrentService | None) -> Iterable[Reason]:
+def _port_warnings(fate: InstanceDecision, rule: Rule, service: CurrentService | None) -> Iterable[Reason]:
     """What becomes of an instance's ports otherwise than one would think."""
     own_port = choose_address(fate.instance, rule.instances)[1]
     yield from portage.remarks(fate.instance, rule, own_port)
@@ -622,8 +631,8 @@ def _port_warnings(fate: Fate, rule: Rule, service: CurrentService | None) -> It
         yield from portage.guesses(fate.instance, service, own_port)
 
 
-def _zone_warnings(fates: Iterable[tuple[Rule, Query, Fate]]) -> Iterable[Reason]:
+def _zone_warnings(fates: Iterable[tuple[Rule, Query, InstanceDecision]]) -> Iterable[Reason]:
     for rule, _, fate in fates:
         for key, value in fate.instance.node_meta if fate.endpoints else ():
             if key == rule.instances.zone_meta and value and not is_label_value(value):
-                yield Reason(Code.ZONE_INVALID, zone=shorten(value))
+                yield Reason(Code.ZONE_INVALID, zone=truncate(value))

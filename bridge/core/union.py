@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from bridge.core.marks import SKIP_MIRROR
 from bridge.core.model import NO_PORTS, SLICE_MANAGER, Current, CurrentSlice, Group, Port, Target
+from bridge.core.ownership import SKIP_MIRROR
 from bridge.core.reasons import Code, Reason
 
 MIRRORING_CONTROLLER = "endpointslicemirroring-controller.k8s.io"
@@ -202,3 +203,16 @@ def _text(key: Key) -> str:
     host = f"[{address}]" if ":" in address and port.number else address
     protocol = f"/{port.protocol}" if port.protocol != "TCP" else ""
     return f"{host}:{port.number}{protocol}" if port.number else address
+
+
+def endpoint_counts(current: Current) -> tuple[int, int]:
+    """Ready and not ready endpoints in objects of ours; one that stands in Endpoints and in a slice counts once."""
+    stands: dict[tuple[str, tuple[Any, ...]], bool] = {}
+    own = [s.group for s in current.slices if s.meta.owner is not None]
+    if current.endpoints is not None and current.endpoints.meta.owner is not None:
+        own += current.endpoints.groups
+    for group in own:
+        for endpoint in group.endpoints:
+            key = endpoint.address, group.ports
+            stands[key] = endpoint.ready or stands.get(key, False)
+    return sum(stands.values()), sum(not ready for ready in stands.values())

@@ -37,7 +37,7 @@ from bridge.proxies import Proxy, checked, proxy_for
 from bridge.retry import RetryPolicy
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-AGAIN = RetryPolicy(floor_seconds=1.0, cap_seconds=30.0)
+AGAIN = RetryPolicy(initial_seconds=1.0, max_seconds=30.0)
 """How soon a certificate that could not be used is tried again."""
 
 AUTH_SECONDS = 1.0

@@ -10,8 +10,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bridge.core.marks import MANAGED_BY, MANAGER, OWNER, SLICE_MANAGED_BY, SLICE_SERVICE
 from bridge.core.model import Kind
+from bridge.core.ownership import MANAGED_BY, MANAGER, OWNER, SLICE_MANAGED_BY, SLICE_SERVICE
 from bridge.errors import ForbiddenError, PermanentError
 from bridge.kube import objects
 from bridge.kube.client import APPLY, FIELD_MANAGER, METADATA_ONLY, KubeClient

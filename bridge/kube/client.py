@@ -340,9 +340,9 @@ class KubeClient:
 
     # ------------------------------------------------------------------ inside
 
-    def _asked(self, method: str, path: str, watching: bool = False) -> faults.Asked:
+    def _asked(self, method: str, path: str, watching: bool = False) -> faults.RequestInfo:
         proxy = self._access.proxy
-        return faults.Asked(
+        return faults.RequestInfo(
             method, path, self._access.server, watching=watching, proxy=str(proxy) if proxy is not None else ""
         )
 
@@ -350,7 +350,7 @@ class KubeClient:
         """Whether a refused request is worth repeating; on a connection that has the credentials of now."""
         return self._access.renewed_after_401(used, max(0.0, wait_seconds))
 
-    def _refusal(self, asked: faults.Asked, status: int, headers: Any, body: bytes) -> BridgeError:
+    def _refusal(self, asked: faults.RequestInfo, status: int, headers: Any, body: bytes) -> BridgeError:
         error = faults.of_answer(asked, status, headers, body, self._access.secrets)
         if isinstance(error, CredentialsError):
             more = f"; {self._access.trouble}" if self._access.trouble else ""
@@ -359,7 +359,7 @@ class KubeClient:
 
     def _once(
         self,
-        asked: faults.Asked,
+        asked: faults.RequestInfo,
         query: Sequence[tuple[str, str]],
         body: bytes | None,
         content_type: str,
@@ -375,7 +375,7 @@ class KubeClient:
         self._hear(answer.headers)
         return answer, used
 
-    def _open(self, asked: faults.Asked, query: Sequence[tuple[str, str]], accept: str) -> tuple[Stream, str]:
+    def _open(self, asked: faults.RequestInfo, query: Sequence[tuple[str, str]], accept: str) -> tuple[Stream, str]:
         seconds = self.config.request_timeout_seconds
         with self._mapped(asked):
             headers, used = self._headers(accept)
@@ -389,7 +389,7 @@ class KubeClient:
         return Headers(("Accept", accept), agent, *credentials, *self._access.headers, *more), used
 
     @contextlib.contextmanager
-    def _mapped(self, asked: faults.Asked) -> Iterator[None]:
+    def _mapped(self, asked: faults.RequestInfo) -> Iterator[None]:
         """What clients and sockets raise becomes one of our errors."""
         import urllib3
 
@@ -400,16 +400,16 @@ class KubeClient:
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise self._broken(asked, error) from error
 
-    def _broken(self, asked: faults.Asked, error: BaseException) -> BridgeError:
+    def _broken(self, asked: faults.RequestInfo, error: BaseException) -> BridgeError:
         if self._sockets.closed:
             return CancelledError(f"closed during {asked}")
         return faults.of_exception(asked, error, self._access.secrets)
 
-    def _rest(self, asked: faults.Asked, raw: Stream) -> bytes:
+    def _rest(self, asked: faults.RequestInfo, raw: Stream) -> bytes:
         with self._mapped(asked):
             return raw.rest(1 << 16)
 
-    def _lines(self, asked: faults.Asked, raw: Stream, silence: float) -> Iterator[bytes]:
+    def _lines(self, asked: faults.RequestInfo, raw: Stream, silence: float) -> Iterator[bytes]:
         held: list[bytes] = []
         size, began = 0, math.inf
         while True:
@@ -485,7 +485,7 @@ def _warning_text(value: str) -> str:
     return value[start + 1 : end].replace('\\"', '"') if 0 <= start < end else value
 
 
-def _target(asked: faults.Asked, query: Sequence[tuple[str, str]]) -> str:
+def _target(asked: faults.RequestInfo, query: Sequence[tuple[str, str]]) -> str:
     return f"{asked.path}?{_encoded(tuple(query))}" if query else asked.path
 
 

@@ -106,7 +106,7 @@ Annotations = Callable[[], Mapping[str, str]]
 class Leases(Protocol):
     """The Leases of one owner id."""
 
-    def look(self) -> Mapping[str, LeaseRecord]:
+    def snapshot(self) -> Mapping[str, LeaseRecord]:
         """All of them by name, as they are now (not from a cache that may lag)."""
 
     def lock(
@@ -115,7 +115,7 @@ class Leases(Protocol):
         kind: str,
         identity: str,
         annotations: Annotations,
-        seen: Callable[[], Look],
+        seen: Callable[[], LeaseSnapshot],
     ) -> RemovableLock:
         """A lock on one of them, whose cached reads are answered by the last look."""
 
@@ -127,7 +127,7 @@ class RemovableLock(Lock, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LeaseSnapshot:
     """What the last look showed, or why there was none."""
 
     records: Mapping[str, LeaseRecord]
@@ -142,13 +142,13 @@ class Member:
     shards: int
     joined: int
     installation: str = ""
-    yields: bool = False
+    demoted: bool = False
     consul: str = ""
     writes: str = ""
 
 
 @dataclass(slots=True)
-class _Sighting:
+class _Observation:
     """A record, since when (on our clock) it has looked like this, and whether we have seen it change."""
 
     record: LeaseRecord
@@ -156,7 +156,7 @@ class _Sighting:
     changed: bool
 
 
-class _Steady:
+class _Debounced:
     """A yes or no that changes only when the other answer has lasted."""
 
     def __init__(self, lasting_seconds: float) -> None:
@@ -209,15 +209,15 @@ class Election:
         self._failed = failed
         self._sees_consul = sees_consul
         self._can_write = can_write
-        self._consul = _Steady(config.lasting_seconds)
-        self._writes = _Steady(config.lasting_seconds)
+        self._consul = _Debounced(config.lasting_seconds)
+        self._writes = _Debounced(config.lasting_seconds)
         self._clock = clock
         self._spread = spread
         self._stop = threading.Event()
-        self._look = Look({})
+        self._look = LeaseSnapshot({})
         self._looks = 0
         self._looked_at = float("-inf")
-        self._sightings: dict[str, _Sighting] = {}
+        self._sightings: dict[str, _Observation] = {}
         self._lock = threading.Lock()
         self._inside: Counter[int] = Counter()
         self._joined = 0
@@ -226,8 +226,8 @@ class Election:
         self._wanted: frozenset[int] = frozenset()
         self._members: tuple[Member, ...] = ()
         self._waiting = ""
-        self._rival = ""
-        self._yields = False
+        self._conflicting_writer = ""
+        self._demoted = False
         self._first_look_at: float | None = None
         self._told: frozenset[int] = frozenset()
         prefix = f"consul-bridge-{_label(config.owner)}"
@@ -251,12 +251,12 @@ class Election:
         """Whether nobody else can write this shard's targets now, nor soon."""
         return self._serving and self._member.may_write() and self._shards[shard].may_write()
 
-    def seconds_left(self, shard: int) -> float:
+    def lease_remaining(self, shard: int) -> float:
         """How long a write that begins now may take: until others could begin one. 0 when none may begin."""
-        left = min(self._member.seconds_left(), self._shards[shard].seconds_left())
+        left = min(self._member.lease_remaining(), self._shards[shard].lease_remaining())
         return left if self._serving else 0.0
 
-    def enter(self, shard: int) -> bool:
+    def begin_write(self, shard: int) -> bool:
         """Begin a write; False when we may not. Every True must be followed by `leave`."""
         with self._lock:
             if not self.may_write(shard):
@@ -264,7 +264,7 @@ class Election:
             self._inside[shard] += 1
             return True
 
-    def leave(self, shard: int) -> None:
+    def end_write(self, shard: int) -> None:
         """The write has ended."""
         with self._lock:
             self._inside[shard] -= 1
@@ -289,9 +289,9 @@ class Election:
         }
 
     @property
-    def rival(self) -> str:
+    def conflicting_writer(self) -> str:
         """What is to be said of another installation with our owner id, "" while there is none."""
-        return self._rival
+        return self._conflicting_writer
 
     @property
     def error(self) -> str | None:
@@ -315,7 +315,7 @@ class Election:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                self._stop.wait(self.turn())
+                self._stop.wait(self.tick())
             self.resign()
         except CancelledError:
             return  # the client was closed under us; the Leases run out by themselves
@@ -325,7 +325,7 @@ class Election:
             if not isinstance(error, Exception):
                 raise
 
-    def turn(self) -> float:
+    def tick(self) -> float:
         """Look, and do what that asks for; seconds until the next turn."""
         times = self._config.times
         self._consul.see(self._sees_consul(), self._clock())
@@ -338,7 +338,7 @@ class Election:
             if self._is_due(elector) or (n in self._wanted) != elector.leading:
                 self._step(elector)
         self._tell()
-        self._bury()
+        self._delete_expired()
         pause = self._spread(0.8 * times.poll, 1.2 * times.poll)
         due = [self._due[e] - self._clock() for e in (self._member, *self._shards) if e.leading]
         return max(0.01, min([pause, *due]))
@@ -365,7 +365,7 @@ class Election:
 
     def _annotations(self) -> dict[str, str]:
         joined = {JOINED: str(self._joined)} if self._joined else {}
-        yields = {YIELDS: "true"} if self._yields and self._at_rest() else {}
+        yields = {YIELDS: "true"} if self._demoted and self._at_rest() else {}
         able = {CONSUL: self._consul.text, WRITES: self._writes.text}
         return {SHARDS: str(self._config.shards), **able, **joined, **self._mark(), **yields}
 
@@ -390,21 +390,21 @@ class Election:
         """One list of all Leases; a record's age counts from the end of the look that first saw it like this."""
         began = self._clock()
         try:
-            records = self._leases.look()
+            records = self._leases.snapshot()
         except CancelledError:
             raise
         except BridgeError as error:
-            self._look = Look(self._look.records, error)
+            self._look = LeaseSnapshot(self._look.records, error)
             return
         now = self._clock()
         before = self._sightings
         self._sightings = {
             name: seen
             if (seen := before.get(name)) is not None and seen.record == record
-            else _Sighting(record, now, seen is not None)
+            else _Observation(record, now, seen is not None)
             for name, record in records.items()
         }
-        self._look = Look(records)
+        self._look = LeaseSnapshot(records)
         self._looks += 1
         self._looked_at = began
         if self._first_look_at is None:
@@ -446,26 +446,28 @@ class Election:
     def _stands_aside(self, members: list[Member]) -> str:
         """Why another installation is to write instead of ours, "" when it is not; says what there is to be said."""
         mine, owner = self._config.installation, self._config.owner
-        strangers = self._strangers(members) if mine else ()
+        strangers = self._other_installations(members) if mine else ()
         charge = self._in_charge(members) if mine else ""
         foreign = charge not in ("", mine)
         if strangers and foreign:
-            self._yields = True
-        self._rival = ""
-        if strangers or self._yields:
+            self._demoted = True
+        self._conflicting_writer = ""
+        if strangers or self._demoted:
             alive = f"replicas of {' and '.join(strangers) or 'another installation'} run, or ran lately,"
-            self._rival = (
+            self._conflicting_writer = (
                 f"{alive} with our owner id {owner!r}, and this is {mine}: give each installation an --owner of its own"
             )
-        if self._yields:
-            self._rival += "; this replica writes nothing, and if the other was removed on purpose: restart this one"
+        if self._demoted:
+            self._conflicting_writer += (
+                "; this replica writes nothing, and if the other was removed on purpose: restart this one"
+            )
             return "another installation with our owner id writes"
         long_gone = self._looked_at - (self._first_look_at or 0.0) >= BURIED_AFTER * self._config.duration_seconds
         if foreign and not long_gone:
             return f"{charge} wrote with our owner id before; this is {mine}, and waits in case that it comes back"
         return ""
 
-    def _strangers(self, members: list[Member]) -> list[str]:
+    def _other_installations(self, members: list[Member]) -> list[str]:
         """Other installations whose members were seen to renew: a Lease alone may be what a dead one left behind."""
         renewed = {seen.record.holder for seen in self._sightings.values() if seen.changed}
         return sorted(
@@ -479,7 +481,7 @@ class Election:
     def _in_charge(self, members: list[Member]) -> str:
         """The installation that had shard 0 last, or else that of the member that joined first."""
         last = self._look.records.get(self._names[0])
-        first = next((m.installation for m in members if m.installation and not m.yields), "")
+        first = next((m.installation for m in members if m.installation and not m.demoted), "")
         return (last.annotations.get(INSTALLATION, "") if last is not None else "") or first
 
     def _holders(self) -> dict[int, str]:
@@ -495,7 +497,7 @@ class Election:
         members = []
         if self._member.leading and self._joined:
             config = self._config
-            mine = (config.installation, self._yields, self._consul.text, self._writes.text)
+            mine = (config.installation, self._demoted, self._consul.text, self._writes.text)
             members.append(Member(self._identity, config.shards, self._joined, *mine))
         for seen in self._sightings.values():
             record = seen.record
@@ -529,7 +531,7 @@ class Election:
             self._told = held
             self._on_change(held)
 
-    def _bury(self) -> None:
+    def _delete_expired(self) -> None:
         """Delete the Leases of replicas that are long dead: pods never come back under their old name."""
         now = self._clock()
         for name, seen in self._sightings.items():
@@ -554,8 +556,8 @@ def _may_have(state: str, holding: bool) -> bool:
 
 def may_serve(member: Member, members: list[Member]) -> bool:
     """Whether no living member that joined before `member` and may write works otherwise."""
-    return not member.yields and not any(
-        m.joined < member.joined and not m.yields and not _together(m, member) for m in members
+    return not member.demoted and not any(
+        m.joined < member.joined and not m.demoted and not _together(m, member) for m in members
     )
 
 
@@ -599,7 +601,7 @@ class KubeLeases:
         self._query = (("labelSelector", selector),)
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{self._namespace}/leases"
 
-    def look(self) -> dict[str, LeaseRecord]:
+    def snapshot(self) -> dict[str, LeaseRecord]:
         """All of them by name."""
         answer = self._client.request("GET", self._path, query=self._query, timeout=self._timeout)
         try:
@@ -614,7 +616,7 @@ class KubeLeases:
         kind: str,
         identity: str,
         annotations: Annotations,
-        seen: Callable[[], Look],
+        seen: Callable[[], LeaseSnapshot],
     ) -> RemovableLock:
         """A lock on one of them."""
         return _SeenLock(
@@ -627,7 +629,7 @@ class KubeLeases:
             labels={**self._labels, KIND: kind},
             annotations=annotations,
             seen=seen,
-            fresh=self.look,
+            fresh=self.snapshot,
         )
 
     def close(self) -> None:
@@ -641,7 +643,7 @@ class _SeenLock(LeaseLock):
     def __init__(
         self,
         *arguments: Any,
-        seen: Callable[[], Look],
+        seen: Callable[[], LeaseSnapshot],
         fresh: Callable[[], Mapping[str, LeaseRecord]],
         **options: Any,
     ) -> None:

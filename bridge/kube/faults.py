@@ -69,7 +69,7 @@ _VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestInfo:
     """A request as far as error texts need it."""
 
     method: str
@@ -146,7 +146,7 @@ def retry_after(headers: Mapping[str, str], status: Mapping[str, Any]) -> float 
     return min(max(seconds, 0.0), 300.0) if seconds is not None else None
 
 
-def _by_way_of_proxy(asked: Asked, error: BridgeError) -> BridgeError:
+def _by_way_of_proxy(asked: RequestInfo, error: BridgeError) -> BridgeError:
     """The error, naming the proxy that the request went through: it may be the cause."""
     if asked.proxy:
         error.args = (f"{error} (by way of {asked.proxy})", *error.args[1:])
@@ -154,14 +154,14 @@ def _by_way_of_proxy(asked: Asked, error: BridgeError) -> BridgeError:
 
 
 def of_answer(
-    asked: Asked, code: int, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...] = ()
+    asked: RequestInfo, code: int, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...] = ()
 ) -> BridgeError:
     """The error for an answer with status `code` >= 400."""
     return _by_way_of_proxy(asked, _of_answer(asked, code, headers, body, secrets))
 
 
 def _of_answer(
-    asked: Asked, code: int, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...]
+    asked: RequestInfo, code: int, headers: Mapping[str, str], body: bytes, secrets: tuple[str, ...]
 ) -> BridgeError:
     status = status_of(body)
     raw = str(status.get("message") or body[: 4 * TEXT_LIMIT].decode("utf-8", "replace"))
@@ -203,7 +203,7 @@ def _of_answer(
             return PermanentError(f"{asked} is refused ({code}): {said}")
 
 
-def _forbidden(asked: Asked, said: str, where: str, status: Mapping[str, Any]) -> PermanentError:
+def _forbidden(asked: RequestInfo, said: str, where: str, status: Mapping[str, Any]) -> PermanentError:
     """403 names what is missing by itself: an apply that would create lacks `create`, not `patch`.
 
     Admission answers 403 as well, and no Role helps with that. Authorizers say `cannot VERB resource`.
@@ -229,12 +229,12 @@ def _forbidden(asked: Asked, said: str, where: str, status: Mapping[str, Any]) -
     )
 
 
-def of_exception(asked: Asked, error: BaseException, secrets: tuple[str, ...] = ()) -> BridgeError:
+def of_exception(asked: RequestInfo, error: BaseException, secrets: tuple[str, ...] = ()) -> BridgeError:
     """The error for a request that got no answer; `error` is urllib3's, ssl's or the socket's."""
     return _by_way_of_proxy(asked, _of_exception(asked, error, secrets))
 
 
-def _of_exception(asked: Asked, error: BaseException, secrets: tuple[str, ...]) -> BridgeError:
+def _of_exception(asked: RequestInfo, error: BaseException, secrets: tuple[str, ...]) -> BridgeError:
     from urllib3 import exceptions as u3
 
     chain = _chain(error)
@@ -267,7 +267,7 @@ def _of_exception(asked: Asked, error: BaseException, secrets: tuple[str, ...]) 
     return TransientError(f"the connection to {asked.server} broke during {asked}: {said or type(error).__name__}")
 
 
-def _of_proxy(asked: Asked, text: str, chain: list[BaseException]) -> BridgeError | None:
+def _of_proxy(asked: RequestInfo, text: str, chain: list[BaseException]) -> BridgeError | None:
     """What went wrong between us and the proxy, or in it; None when that cannot be told."""
     if any(isinstance(link, ConnectionRefusedError) for link in chain):
         return TransientError(f"{asked.server} cannot be asked: {asked.proxy} refuses connections")

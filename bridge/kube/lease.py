@@ -286,7 +286,7 @@ class LeaderElector:
         moment = self._clock() if now is None else now
         return self._held is not None and not self._releasing and moment < self._fence
 
-    def seconds_left(self) -> float:
+    def lease_remaining(self) -> float:
         """How long a write that begins now may take: until others can have the Lease. 0 when none may begin."""
         moment = self._clock()
         until = self._sent + self._lock.duration_seconds

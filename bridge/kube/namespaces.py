@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleError, TransientError
-from bridge.kube.cache import pages
 from bridge.kube.client import METADATA_LIST_ONLY, METADATA_ONLY, KubeClient, SilenceError
+from bridge.kube.informer import pages
 from bridge.retry import RetryPolicy
 
 PATH = "/api/v1/namespaces"

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bridge.core import canonical
+from bridge.core import normalize
 from bridge.core.model import ClusterNodes
 from bridge.errors import ForbiddenError, PermanentError
-from bridge.kube.cache import can_i, pages
 from bridge.kube.client import KubeClient
+from bridge.kube.informer import can_i, pages
 
 PAGE = 100
 """Nodes per page: each is some 15 kB."""
@@ -60,5 +60,5 @@ def _node(item: Mapping[str, Any]) -> tuple[str, list[str]] | None:
         given = [(entry.get("type"), str(entry.get("address", ""))) for entry in said]
     except (KeyError, TypeError, AttributeError):
         return None
-    parsed = [canonical.parse(address) for kind, address in given if kind in ("InternalIP", "ExternalIP")]
-    return name, [found.text for found in parsed if isinstance(found, canonical.Address)]
+    parsed = [normalize.parse(address) for kind, address in given if kind in ("InternalIP", "ExternalIP")]
+    return name, [found.text for found in parsed if isinstance(found, normalize.Address)]

@@ -23,8 +23,7 @@ from dataclasses import replace
 from sys import intern
 from typing import Any
 
-from bridge.core import canonical
-from bridge.core.canonical import shorten
+from bridge.core import normalize
 from bridge.core.model import (
     USUAL_TRAFFIC,
     Change,
@@ -44,6 +43,7 @@ from bridge.core.model import (
     Target,
     TrafficPolicy,
 )
+from bridge.core.normalize import truncate
 from bridge.core.ports import app_protocol_field
 from bridge.core.union import POD_CONTROLLER
 from bridge.kube.client import FIELD_MANAGER
@@ -195,7 +195,7 @@ def arranged(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
     """Endpoints in the one order in which they are stored (by text, where others stored what is no address)."""
     found = tuple(endpoints)
     try:
-        return canonical.sort_endpoints(found)
+        return normalize.sort_endpoints(found)
     except ValueError:
         return tuple(sorted(found))
 
@@ -264,7 +264,7 @@ def decode_meta(kind: Kind, raw: object) -> Meta | None:
         owner=owner,
         labels=_kept(labels, owned_labels),
         annotations=_kept(annotations, owned_annotations),
-        marks=tuple(sorted(marks)),
+        ownership=tuple(sorted(marks)),
         deleting=bool(metadata.get("deletionTimestamp")),
         written=intern(written),
     )
@@ -336,7 +336,7 @@ def decode_endpoints(raw: object) -> CurrentEndpoints | None:
                 if isinstance(ip, str) and ip:
                     groups.append(Group(_family(ip), port_set, (Endpoint(intern(ip), ready, serving=ready),)))
     decoded = plain(groups)
-    return CurrentEndpoints(meta=meta, groups=decoded, canonical=subsets(decoded) == stored)
+    return CurrentEndpoints(meta=meta, groups=decoded, normalized=subsets(decoded) == stored)
 
 
 def decode_slice(raw: object) -> CurrentSlice | None:
@@ -375,7 +375,7 @@ def decode_slice(raw: object) -> CurrentSlice | None:
     if manager != MANAGER:
         return CurrentSlice(meta=_bare(meta), service=service, group=group, manager=manager)
     canonical = [_slice_entry(e) for e in group.endpoints] == _list(content.get("endpoints"))
-    return CurrentSlice(meta=meta, service=service, group=group, canonical=canonical)
+    return CurrentSlice(meta=meta, service=service, group=group, normalized=canonical)
 
 
 def _bare(meta: Meta) -> Meta:
@@ -435,7 +435,7 @@ def alterations(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]
             if key not in have:
                 found.append(f"metadata.{section}[{key}] is gone")
             elif have[key] != value:
-                found.append(f"metadata.{section}[{key}] is {shorten(have[key])!r}, not {shorten(value)!r}")
+                found.append(f"metadata.{section}[{key}] is {truncate(have[key])!r}, not {truncate(value)!r}")
     lists = ((field, _list(sent.get(field)), _list(stored.get(field))) for field in ("subsets", "endpoints"))
     found += [_list_altered(field, wanted, have) for field, wanted, have in lists if wanted != have]
     spec, shown = mapping(sent.get("spec")), mapping(stored.get("spec"))
@@ -504,7 +504,7 @@ def _addresses_in(entries: list[Any]) -> set[str]:
     for entry in map(mapping, entries):
         for address in (*_list(entry.get("addresses")), *_list(entry.get("notReadyAddresses"))):
             text = address if isinstance(address, str) else mapping(address).get("ip")
-            found.add(shorten(str(text)))
+            found.add(truncate(str(text)))
     return found
 
 

@@ -39,7 +39,7 @@ from bridge.kube.objects import Decoded
 Key = tuple[str, str]
 """(namespace, name) of an object."""
 
-GRAVES = 4096
+TOMBSTONES = 4096
 """How many vanished objects are remembered as such."""
 
 LATE_SECONDS = 60.0
@@ -73,8 +73,8 @@ class Store:
         self._foreign: dict[Target, Meta] = {}
         self._failed: dict[tuple[Kind, Key], float] = {}
         self._doubles: set[Target] = set()
-        self._graves: deque[tuple[Kind, Key, int]] = deque()
-        self._floors: dict[tuple[Kind, str | None], int] = {}
+        self._tombstones: deque[tuple[Kind, Key, int]] = deque()
+        self._min_resource_versions: dict[tuple[Kind, str | None], int] = {}
         self._expected: dict[tuple[Kind, Key], Change] = {}
         self._ready: dict[Target, int] = {}
         self._owned: set[Target] = set()
@@ -133,7 +133,7 @@ class Store:
         """Services that ask to be filled: label (or annotation) `consul-bridge/mirror: "true"`, sorted."""
         with self._lock:
             found = [e.found for e in self._entries[Kind.SERVICE].values() if isinstance(e.found, CurrentService)]
-        asking = (s for s in found if (objects.MIRROR, "true") in s.meta.marks)
+        asking = (s for s in found if (objects.MIRROR, "true") in s.meta.ownership)
         return tuple(sorted(asking, key=lambda s: (s.meta.namespace, s.meta.name)))
 
     def without_selector(self, namespace: str | None) -> set[Target]:
@@ -189,16 +189,16 @@ class Store:
         with self._lock:
             self._expected[change.kind, (change.target.namespace, change.name)] = change
 
-    def forget(self, change: Change) -> None:
+    def abandon(self, change: Change) -> None:
         """The write that was expected failed, or its outcome is unknown."""
         with self._lock:
             now = time.monotonic()
             self._failed[change.kind, (change.target.namespace, change.name)] = now
-            if len(self._failed) > GRAVES:
+            if len(self._failed) > TOMBSTONES:
                 self._failed = {k: at for k, at in self._failed.items() if now - at < LATE_SECONDS}
             self._done(change)
 
-    def note(self, change: Change, meta: Meta | None) -> None:
+    def confirm(self, change: Change, meta: Meta | None) -> None:
         """A write was answered: hold what it made of the object, unless something newer is held already."""
         key = (change.target.namespace, change.name)
         with self._lock:
@@ -214,7 +214,9 @@ class Store:
                 self._drop_foreign(change.kind, key, existing.uid)
                 return
             version = objects.version(meta.resource_version)
-            floor = max(self._floors.get((change.kind, scope), 0) for scope in (None, change.target.namespace))
+            floor = max(
+                self._min_resource_versions.get((change.kind, scope), 0) for scope in (None, change.target.namespace)
+            )
             if version > floor:  # else a list that is newer than this write has told already what became of it
                 self._put(change.kind, key, objects.expected(change, meta), version)
             self._drop_foreign(change.kind, key, meta.uid)
@@ -258,7 +260,7 @@ class Store:
                 if held is not None and held.sequence > since and held.version >= found_version:
                     continue
                 changed |= self._hold(kind, key, found, found_version)
-            self._floors[kind, namespace] = version
+            self._min_resource_versions[kind, namespace] = version
         return changed
 
     def event(
@@ -277,7 +279,7 @@ class Store:
         version = objects.version(meta.resource_version)
         gone = event == "DELETED" or found is None
         with self._lock:
-            if version and version <= self._floors.get((kind, namespace), 0):
+            if version and version <= self._min_resource_versions.get((kind, namespace), 0):
                 return set()
             held = self._entries[kind].get(key)
             if held is not None and version and version <= held.version:
@@ -354,7 +356,7 @@ class Store:
         self._sequence += 1
         self._entries[kind][key] = _Entry(found, version, self._sequence)
         if found is None:
-            self._bury(kind, key)
+            self._add_tombstone(kind, key)
         touched = {objects.target_of(o) for o in (before, found) if o is not None}
         if isinstance(before, CurrentSlice):
             holding, old = self._holding(before), objects.target_of(before)
@@ -383,11 +385,11 @@ class Store:
     def _holding(self, piece: CurrentSlice) -> dict[Target, dict[str, CurrentSlice]]:
         return self._slices if _is_a_bridges(piece) else self._beside
 
-    def _bury(self, kind: Kind, key: Key) -> None:
+    def _add_tombstone(self, kind: Kind, key: Key) -> None:
         """Remember that an object is gone, so that an answer that comes late does not bring it back; for a while."""
-        self._graves.append((kind, key, self._sequence))
-        if len(self._graves) > GRAVES:
-            old_kind, old_key, sequence = self._graves.popleft()
+        self._tombstones.append((kind, key, self._sequence))
+        if len(self._tombstones) > TOMBSTONES:
+            old_kind, old_key, sequence = self._tombstones.popleft()
             entry = self._entries[old_kind].get(old_key)
             if entry is not None and entry.found is None and entry.sequence == sequence:
                 del self._entries[old_kind][old_key]

@@ -61,9 +61,11 @@ class Writer:
     NotLeadingError.
     """
 
-    def __init__(self, client: KubeClient, seconds_left: Callable[[Target], float] = lambda _target: math.inf) -> None:
+    def __init__(
+        self, client: KubeClient, lease_remaining: Callable[[Target], float] = lambda _target: math.inf
+    ) -> None:
         self._client = client
-        self._seconds_left = seconds_left
+        self._lease_remaining = lease_remaining
 
     def apply(self, change: Change) -> Meta | None:
         """Write `change`; the object's new Meta, None after a delete (also when it was gone already).
@@ -230,7 +232,7 @@ class Writer:
         )
 
     def _permitted_seconds(self, change: Change) -> float:
-        seconds = self._seconds_left(change.target)
+        seconds = self._lease_remaining(change.target)
         if seconds <= 0:
             raise NotLeadingError(f"{_what(change)} is not written: another replica writes it now")
         return seconds
@@ -263,9 +265,9 @@ class Writer:
             raise PermanentError(f"the answer to writing {_what(change)} is no Kubernetes object")
         return meta
 
-    def _asked(self, change: Change, method: str) -> faults.Asked:
+    def _asked(self, change: Change, method: str) -> faults.RequestInfo:
         path = objects.path(change.kind, change.target.namespace, change.name)
-        return faults.Asked(method, path, self._client.server)
+        return faults.RequestInfo(method, path, self._client.server)
 
 
 def belongs_to(raw: object) -> str:

@@ -88,13 +88,13 @@ def test_missing_endpoints_are_seen_when_the_guard_is_off(stage: Stage) -> None:
 def test_missing_endpoints_are_seen_when_unknown_is_taken_for_empty(stage: Stage) -> None:
     """(i): without the difference between Unknown and empty, a Consul that was killed takes everything away."""
     off = {"guard": {"removal_threshold": 0, "panic_threshold": 0}}
-    with unprotected(stage, ("--without", "believing"), settings=off) as campaign:
+    with unprotected(stage, ("--without", "treat_errors_as_empty"), settings=off) as campaign:
         assert "i" in seen(campaign, catalogue()["consul-500"]())
 
 
 def test_foreign_writes_are_seen(stage: Stage) -> None:
     """(ii): a bridge that does not look whose an object is writes to those that others made for the same names."""
-    with unprotected(stage, ("--without", "owning")) as campaign:
+    with unprotected(stage, ("--without", "ignore_ownership")) as campaign:
         campaign.play(Nothing(), random.Random(1))
         found = [v.what for v in stage.observer.violations if v.invariant == "ii"]
         stage.bridge.stop()
@@ -106,7 +106,7 @@ def test_foreign_writes_are_seen(stage: Stage) -> None:
 
 def test_disagreement_is_seen(stage: Stage) -> None:
     """(iii): a bridge that does not hear what Consul says after its first pass."""
-    with unprotected(stage, ("--without", "deaf")) as campaign:
+    with unprotected(stage, ("--without", "drop_events")) as campaign:
         assert "iii" in seen(campaign, Nothing())
 
 
@@ -123,19 +123,19 @@ def test_what_changes_on_vms_is_compared(
 
 def test_writes_at_rest_are_seen(stage: Stage) -> None:
     """(iv): a bridge that writes again what is right already."""
-    with unprotected(stage, ("--without", "restless")) as campaign:
+    with unprotected(stage, ("--without", "always_write")) as campaign:
         assert "iv" in seen(campaign, Nothing())
 
 
 def test_growth_is_seen(stage: Stage) -> None:
     """(v): a bridge that leaves a thread and a socket behind with each plan; a few of them are within the bounds."""
-    with unprotected(stage, ("--without", "leaking")) as campaign:
+    with unprotected(stage, ("--without", "leak_resources")) as campaign:
         assert any("v" in seen(campaign, catalogue()["consul-500"]()) for _ in range(4))
 
 
 def test_silence_is_seen(stage: Stage) -> None:
     """(vi): a bridge that always says that it is ready, and tells no trouble."""
-    with unprotected(stage, ("--without", "boasting")) as campaign:
+    with unprotected(stage, ("--without", "always_ready")) as campaign:
         assert "vi" in seen(campaign, catalogue()["consul-500"]())
 
 

@@ -34,7 +34,7 @@ BUDGET = 8
 SERVICES, NODES, CHANGES = 20, 6, 40
 SECONDS = float(os.environ.get("PROPERTY_SECONDS", "20"))
 SEED = int(os.environ.get("PROPERTY_SEED") or (1 if os.environ.get("CI") == "true" else random.randrange(10**6)))
-QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.5)
+QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
 
 EVERYTHING = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
 WORLDS, WORLDS_HEX = "127.0.0.2", "0200007F"
@@ -277,7 +277,7 @@ def last_known(recorder: Recorder, service: str) -> dict[Query, object]:
 def test_whatever_happens_to_consul_every_change_is_told_within_the_budget(
     server: Consul, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = RetryPolicy(floor_seconds=0.2, cap_seconds=0.5)
+    slow = RetryPolicy(initial_seconds=0.2, max_seconds=0.5)
     monkeypatch.setattr(watch, "PERMANENT_RETRY", slow)
     monkeypatch.setattr(datacenter, "PERMANENT_RETRY", slow)
     monkeypatch.setattr(datacenter, "PROMOTED_WAIT_SECONDS", 0.5)

@@ -24,8 +24,8 @@ from bridge.core.model import (
 )
 from bridge.errors import ConflictError, PermanentError, StaleError
 from bridge.kube import objects
-from bridge.kube.cache import Cache, NamespaceState, can_i, list_once, list_pages, namespace_states
 from bridge.kube.client import APPLY, METADATA_ONLY, KubeClient, KubeConfig, SilenceError
+from bridge.kube.informer import Informer, NamespaceState, can_i, list_once, list_pages, namespace_states
 from bridge.kube.writer import NEVER_VERSION, Writer
 from tests.contract.sides import BOTH, kube_side
 from tests.support.fakes.kube import PLAIN_TOKEN, wait_for
@@ -250,7 +250,7 @@ def test_pairs_of_others_stay_and_are_not_counted_as_ours(side: Side, kind: Kind
     seen = objects.decode_meta(kind, side.stored(kind))
     assert seen is not None
     assert seen.labels == meta.labels
-    assert ("consul-bridge/adopt", "true") in seen.marks
+    assert ("consul-bridge/adopt", "true") in seen.ownership
     after = side.apply(update(replace(bodies()[kind], annotations=(("ours/kept", "1"),)), seen))
     assert after.annotations == (("ours/kept", "1"),)
     stored = side.stored(kind)["metadata"]
@@ -350,7 +350,7 @@ def test_an_external_name_turns_into_a_cluster_ip_in_place(side: Side) -> None:
     )
     body["spec"].pop("ports")
     theirs = side.put(body, manager="consul-k8s")
-    assert ("consul", "true") in theirs.marks
+    assert ("consul", "true") in theirs.ownership
     meta = side.apply(update(replace(service(), sets_type=True), theirs))
     spec = side.stored(Kind.SERVICE)["spec"]
     assert meta.uid == theirs.uid
@@ -425,7 +425,7 @@ def test_what_was_written_reads_back_as_expected(side: Side, name: str) -> None:
     meta = side.apply(change)
     read = objects.decode(change.kind, side.stored(change.kind))
     assert read == objects.expected(change, meta)
-    assert not isinstance(read, CurrentEndpoints | CurrentSlice) or read.canonical
+    assert not isinstance(read, CurrentEndpoints | CurrentSlice) or read.normalized
 
 
 def test_endpoints_without_any_address_stay_there_empty(side: Side) -> None:
@@ -560,7 +560,7 @@ class Watched:
     def __init__(self, side: Side, namespaces: tuple[str, ...] | None = None) -> None:
         self.told: list[Target] = []
         self.side = side
-        self.cache = Cache(side.client, namespaces or (side.namespace,), "default", self.told.append)
+        self.cache = Informer(side.client, namespaces or (side.namespace,), "default", self.told.append)
 
     def __enter__(self) -> Watched:
         self.cache.start()
@@ -575,7 +575,7 @@ class Watched:
         """Write as the engine does."""
         self.cache.expect(change)
         meta = self.side.writer.apply(change)
-        self.cache.note(change, meta)
+        self.cache.confirm(change, meta)
         return meta
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bridge.core.canonical import group_endpoints
 from bridge.core.mirroring import Refused, slices_of, why_not_carried
 from bridge.core.model import Endpoint, Family, Group, Port
+from bridge.core.normalize import group_endpoints
 from bridge.kube.objects import subsets
 from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawKube
 

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bridge.core import canonical
+from bridge.core import normalize
 from bridge.core.mirroring import may_refuse, why_not_carried
 from bridge.core.model import Current, Instance, Known, Mirror, Output, Plan, Query, Rule, Target
 from bridge.core.plan import plan
 from bridge.core.reasons import Code
 from bridge.core.translate import translate
 from bridge.errors import StaleError
-from bridge.kube.cache import list_once
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.informer import list_once
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
 from tests.support.lab import Lab
@@ -161,7 +161,7 @@ def holds(current: Current, desired: Mirror | None, last: Plan) -> None:
         assert mine is None
     else:
         assert mine is not None
-        assert mine.groups == canonical.plain(desired.groups)
+        assert mine.groups == normalize.without_conditions(desired.groups)
 
 
 @pytest.mark.parametrize("before", OUTPUTS)

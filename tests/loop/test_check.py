@@ -16,16 +16,16 @@ import pytest
 from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import Annotated, Grant
 from bridge.core.model import Adopt, Destination, InstanceRules, Output, Policy, Rule
-from bridge.engine.check import CheckOptions, check
-from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
+from bridge.oneshot.check import CheckOptions, check
+from bridge.oneshot.sync import SyncOptions, sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
 
 Json = dict[str, Any]
-QUICK = RetryPolicy(floor_seconds=0.02, cap_seconds=0.1, attempts=2)
+QUICK = RetryPolicy(initial_seconds=0.02, max_seconds=0.1, attempts=2)
 
 
 class Both:
@@ -53,7 +53,7 @@ class Both:
         found = check(
             self.sides["consul"], self.sides["kube"], lambda: rules, rules, options=CheckOptions(retry=QUICK, **options)
         )
-        return {p.name: (p.state, f"{p.detail} -> {p.mend}") for p in found}
+        return {p.name: (p.state, f"{p.detail} -> {p.remedy}") for p in found}
 
     def sync(self, *rules: Rule, **options: Any) -> int:
         """Failures of one pass."""

@@ -20,7 +20,7 @@ from bridge.errors import ConfigurationError
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul, Fault, Recorder, Request, _Catalog
 
-QUICK = RetryPolicy(floor_seconds=0.01, cap_seconds=0.1)
+QUICK = RetryPolicy(initial_seconds=0.01, max_seconds=0.1)
 
 
 @contextmanager
@@ -599,7 +599,7 @@ def test_after_a_return_nobody_sleeps_out_a_long_backoff(recorder: Recorder) -> 
     with FakeConsul() as consul:
         queries = fill(consul, 5)
         config = ConsulConfig(address=consul.address, wait_seconds=5.0)
-        slow = RetryPolicy(floor_seconds=0.3, cap_seconds=60.0, multiplier=4.0)
+        slow = RetryPolicy(initial_seconds=0.3, max_seconds=60.0, multiplier=4.0)
         catalog = Catalog(config, ["dc1"], recorder, slow, recorder.failed)
         catalog.start()
         catalog.want(queries)
@@ -715,7 +715,7 @@ def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
     """The queries that wait get an empty answer that says nothing of ACLs: only a plain read tells."""
     from bridge.consul import watch
 
-    monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(floor_seconds=0.2, cap_seconds=0.3))
+    monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.2, max_seconds=0.3))
     with FakeConsul() as consul:
         queries = fill(consul, 3)
         with watching(consul, recorder, wait_seconds=0.2) as catalog:
@@ -745,7 +745,7 @@ def test_that_nodes_are_hidden_from_the_token_is_told_until_they_can_be_seen(rec
                 consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
                 assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status.CRITICAL)
             views = [event[2] for event in recorder.events if event[0] == "view"]
-            assert all(view.hidden for view in views if isinstance(view, Known))
+            assert all(view.acl_filtered for view in views if isinstance(view, Known))
             consul.hidden_nodes.clear()
             assert recorder.wait(lambda: all(has(recorder, q, 2) and not recorder.views[q].hidden for q in queries))
 
@@ -765,7 +765,7 @@ def test_a_token_that_is_taken_away_stops_the_asking_and_one_that_works_again_is
 ) -> None:
     from bridge.consul import watch
 
-    monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(floor_seconds=0.2, cap_seconds=0.3))
+    monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.2, max_seconds=0.3))
     file = tmp_path / "token"
     file.write_text("good")
     with FakeConsul(token="good") as consul:
@@ -858,8 +858,8 @@ def test_no_fault_ever_looks_like_an_empty_catalog_and_all_of_them_pass(
 ) -> None:
     from bridge.consul import watch
 
-    monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(floor_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(module, "PERMANENT_RETRY", RetryPolicy(floor_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.1, max_seconds=0.2))
+    monkeypatch.setattr(module, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.1, max_seconds=0.2))
     with FakeConsul() as consul:
         queries = fill(consul, 20)
         with watching(consul, recorder, connections=12, wait_seconds=0.2) as catalog:

@@ -25,7 +25,7 @@ from tests.support.fakes.consul import FakeConsul, Fault, Recorder, _Catalog
 
 Body = dict[str, object]
 
-PATIENT = RetryPolicy(floor_seconds=0.1, cap_seconds=1.0)
+PATIENT = RetryPolicy(initial_seconds=0.1, max_seconds=1.0)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_after_an_outage_everybody_comes_back_spread_out_and_within_the_budget(
         return waits[-1]
 
     monkeypatch.setattr(consistency, "random", SimpleNamespace(random=share))
-    patient = RetryPolicy(floor_seconds=0.5, cap_seconds=4.0)
+    patient = RetryPolicy(initial_seconds=0.5, max_seconds=4.0)
     with FakeConsul() as consul:
         queries = fill(consul, services)
         with watching(consul, recorder, retry=patient) as catalog:
@@ -252,7 +252,7 @@ def test_no_way_between_few_and_many_services_takes_anything_away_whatever_consu
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Watched directly, by aggregate watches, and again; errors, missing rights and cut connections at every step."""
-    slow = RetryPolicy(floor_seconds=0.1, cap_seconds=0.2)
+    slow = RetryPolicy(initial_seconds=0.1, max_seconds=0.2)
     monkeypatch.setattr(watch, "PERMANENT_RETRY", slow)
     monkeypatch.setattr(module, "PERMANENT_RETRY", slow)
     monkeypatch.setattr(module, "AGGREGATES_LINGER_SECONDS", 0.0)

@@ -73,7 +73,7 @@ def test_an_agent_that_answers_nobody_keeps_its_waiting_queries(recorder: Record
 
 def test_a_token_that_is_replaced_after_it_was_refused_is_used_at_once(tmp_path: Path) -> None:
     """What was refused is asked again slowly, but nobody waits for that when the file is another one."""
-    slow = RetryPolicy(floor_seconds=60.0, cap_seconds=60.0)
+    slow = RetryPolicy(initial_seconds=60.0, max_seconds=60.0)
     recorder, file = Recorder(), tmp_path / "token"
     file.write_text("unknown-token")
     with FakeConsul(token="right-token") as consul:

@@ -11,18 +11,18 @@ import pytest
 
 from bridge.consul.catalog import shares_of
 from bridge.consul.client import ConsulConfig
+from bridge.controller.controller import Controller, RunOptions
 from bridge.core.model import Destination, Rule
-from bridge.engine.look import status_once
-from bridge.engine.run import Bridge, RunOptions
-from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
+from bridge.oneshot.inspection import status_once
+from bridge.oneshot.sync import SyncOptions, sync_once
 from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul, Fault
 from tests.support.fakes.kube import FakeKube
 
 Eventually = Callable[..., None]
-QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.2, attempts=2)
+QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.2, attempts=2)
 RULES = (
     Rule(services=("web", "far-*"), datacenters=("dc2",), to=Destination(name="{service}-{datacenter}")),
     Rule(),
@@ -87,8 +87,8 @@ def test_a_dead_datacenter_keeps_what_it_had_and_the_other_goes_on(both: Both) -
 
 def test_a_running_bridge_follows_one_datacenter_while_the_other_is_dead(both: Both, eventually: Eventually) -> None:
     """And the second again when it is back."""
-    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, grace_seconds=0.1, writers=2)
-    bridge = Bridge(**both.settings, options=options)
+    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
+    bridge = Controller(**both.settings, options=options)
     thread = threading.Thread(target=bridge.run, name="bridge")
     thread.start()
     try:
@@ -179,8 +179,8 @@ def test_a_running_bridge_asks_a_datacenter_from_when_a_service_wants_it(both: B
         "consul": ConsulConfig(address=both.consul.address, datacenters=("dc2",)),
     }
     both.consul.inject(Fault(status=500), times=1_000_000, datacenter="dc2")
-    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, grace_seconds=0.1, writers=2)
-    bridge = Bridge(**both.settings, options=options)
+    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
+    bridge = Controller(**both.settings, options=options)
     thread = threading.Thread(target=bridge.run, name="bridge")
     thread.start()
     try:
@@ -207,7 +207,7 @@ def test_a_bridge_whose_rules_are_all_about_another_datacenter_fills_from_its_ow
 ) -> None:
     """As one pass does."""
     both.settings |= {"rules": FAR}
-    bridge = Bridge(**both.settings, options=RunOptions(consul_retry=QUICK, kube_retry=QUICK, writers=2))
+    bridge = Controller(**both.settings, options=RunOptions(consul_retry=QUICK, kube_retry=QUICK, writers=2))
     thread = threading.Thread(target=bridge.run, name="bridge")
     thread.start()
     try:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bridge.controller.status_view import ServiceRow
 from bridge.core.guard import GuardSettings
-from bridge.engine.live import LiveRow
 from tests.loop.test_engine_run import OPTIONS, Running
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
@@ -37,7 +37,7 @@ def rows(running: Running) -> dict[str, tuple[tuple[int, int], tuple[int, int], 
     return {r.name: _short(r) for r in running.bridge.services()}
 
 
-def _short(row: LiveRow) -> tuple[tuple[int, int], tuple[int, int], str]:
+def _short(row: ServiceRow) -> tuple[tuple[int, int], tuple[int, int], str]:
     return (row.consul_ready, row.consul_not_ready), (row.kubernetes_ready, row.kubernetes_not_ready), row.state
 
 
@@ -58,7 +58,7 @@ def test_rows_follow_both_sides(running: Running, eventually: Eventually) -> Non
     eventually(lambda: rows(running), {"web": ((2, 1), (2, 1), "in sync")}, SECONDS)
     explanation = running.bridge.explain("default", "web")
     assert explanation is not None
-    assert [(r.instance.split("/")[0], r.ended, r.kubernetes) for r in explanation[0].rows] == [
+    assert [(r.instance.split("/")[0], r.disposition, r.kubernetes) for r in explanation[0].rows] == [
         ("vm-0", "ready", "ready"), ("vm-1", "not ready", "not ready"), ("vm-2", "ready", "ready"),
     ]  # fmt: skip
     assert running.bridge.explain("default", "nix") is None
@@ -104,7 +104,7 @@ def test_a_hold_shows_what_consul_has_and_what_is_kept(running: Running, eventua
     explanation = running.bridge.explain("default", "web")
     assert explanation is not None
     assert "Consul no longer lists" in explanation[0].held[0]
-    assert len(explanation[0].others) == row.kubernetes_ready - 1
+    assert len(explanation[0].unaccounted) == row.kubernetes_ready - 1
     for n in range(1, 4):
         running.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in sync")}, SECONDS)
@@ -126,7 +126,7 @@ def test_a_service_that_is_gone_and_held_shows_what_is_kept(running: Running, ev
     eventually(gone, True, SECONDS)
     eventually(lambda: rows(running)["web"][2], "held", SECONDS)
     explanation = (running.bridge.explain("default", "web") or ())[0]
-    assert (explanation.target, len(explanation.others), len(explanation.held)) == ("default/web", 4, 1)
+    assert (explanation.target, len(explanation.unaccounted), len(explanation.held)) == ("default/web", 4, 1)
 
 
 def test_what_is_gone_is_forgotten(running: Running, eventually: Eventually) -> None:
@@ -138,5 +138,5 @@ def test_what_is_gone_is_forgotten(running: Running, eventually: Eventually) -> 
     for n in range(2):
         running.consul.deregister(f"web-{n}", "vm-1")
         eventually(lambda: min(rows(running)), f"web-{n + 1}", SECONDS)
-    eventually(lambda: sorted(t.name for t in running.bridge._outcomes.all()), ["web-2", "web-3", "web-4"], SECONDS)
+    eventually(lambda: sorted(t.name for t in running.bridge._results.all()), ["web-2", "web-3", "web-4"], SECONDS)
     assert running.ready("web-0") is None

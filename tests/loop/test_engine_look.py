@@ -15,16 +15,16 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import Annotated
 from bridge.core.explain import Explanation
 from bridge.core.model import Adopt, Destination, Output, Rule
-from bridge.engine.look import Explained, Status, explain_once, status_once
-from bridge.engine.sync import SyncOptions, sync_once
 from bridge.kube.client import KubeConfig
+from bridge.oneshot.inspection import Explained, Status, explain_once, status_once
+from bridge.oneshot.sync import SyncOptions, sync_once
 from bridge.render import explanation_text
 from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
 
-OPTIONS = SyncOptions(retry=RetryPolicy(floor_seconds=0.01, cap_seconds=0.05, attempts=2))
+OPTIONS = SyncOptions(retry=RetryPolicy(initial_seconds=0.01, max_seconds=0.05, attempts=2))
 
 
 @dataclass
@@ -163,7 +163,7 @@ def test_a_vanished_service_that_is_held_is_explained_with_what_is_kept(town: To
     town.deregister(12, "web")
     (explanation,) = town.explain("web")
     assert (explanation.target, explanation.problem) == ("default/web", "dc1 does not list a service of this name")
-    assert sorted(explanation.others) == sorted(f"10.0.1.{n}:80 ready" for n in range(1, 13))
+    assert sorted(explanation.unaccounted) == sorted(f"10.0.1.{n}:80 ready" for n in range(1, 13))
     assert explanation.held[0].startswith("12 ready endpoints are kept: 12 of 12 ready endpoints mirrored from dc1 (")
     text = explanation_text(explanation, None)
     assert "Held:     12 ready endpoints are kept" in text
@@ -191,7 +191,7 @@ def test_a_vanished_service_says_what_the_next_pass_deletes(town: Town) -> None:
     assert "Kubernetes differs; the next pass would:" in explanation_text(explanation)
     town.sync()
     (explanation,) = town.explain("web")
-    assert (explanation.differences, explanation.others) == ((), ())
+    assert (explanation.differences, explanation.unaccounted) == ((), ())
     assert explanation_text(explanation).endswith("\nNothing is to be written.\n")
 
 
@@ -206,7 +206,7 @@ def test_what_is_left_of_one_of_two_services_at_one_name_is_shown(town: Town) ->
     town.deregister(12, "web-metrics")
     (explanation,) = town.explain("web-metrics")
     assert (explanation.target, len(explanation.held)) == ("default/web", 1)
-    assert sorted(explanation.others) == sorted(f"10.0.1.{n}:80 ready" for n in range(1, 13))
+    assert sorted(explanation.unaccounted) == sorted(f"10.0.1.{n}:80 ready" for n in range(1, 13))
 
 
 def test_a_service_that_goes_elsewhere_now_is_explained_at_both_places(town: Town) -> None:
@@ -263,7 +263,7 @@ def test_slices_that_the_control_plane_has_mirrored_by_now_are_due(town: Town) -
 def test_what_flags_do_not_select_is_not_in_the_status_either(town: Town) -> None:
     """`sync --service a`, then `sync --service b`: to `status --service a` the other is none of its business."""
     town.register(2)
-    narrow = replace(town.options, narrow=True)
+    narrow = replace(town.options, partial_selection=True)
     for name in ("s0", "s1"):
         town.rules, town.options = (Rule(services=(name,)),), narrow
         town.sync()
@@ -282,7 +282,7 @@ def test_what_flags_do_not_select_is_not_in_the_status_either(town: Town) -> Non
 @pytest.mark.parametrize("count", [1, 12])
 def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: Town, narrow: bool, count: int) -> None:
     """Though no bridge ran, whatever the flags select, and however much it is: a person asked for it."""
-    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, narrow=narrow)
+    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, partial_selection=narrow)
     town.register(count, "pg")
     town.person("database", {"consul-bridge/service": "pg"})
     town.sync()
@@ -358,7 +358,7 @@ def test_a_service_of_ours_whose_label_somebody_took_off_keeps_its_endpoints(tow
     assert service is not None
     del service["metadata"]["labels"]["consul-bridge/owner"]
     town.kube.put("services", service)
-    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, narrow=narrow)
+    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, partial_selection=narrow)
     town.sync()
     assert len(town.addresses("web")) == 12
 

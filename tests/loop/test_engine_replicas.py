@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from bridge.consul.client import ConsulConfig
+from bridge.controller.controller import Controller
 from bridge.core.model import Destination, Rule
-from bridge.engine.resolver import Resolver, ResolverSettings
-from bridge.engine.run import Bridge
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.election import ElectionConfig
-from bridge.observe.metrics import Metrics
+from bridge.pipeline.dns import Resolver, ResolverSettings
+from bridge.telemetry.metrics import Metrics
 from tests.loop.test_engine_run import OPTIONS
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul import Fault as ConsulFault
@@ -38,7 +38,7 @@ class Replica:
 
     def __init__(self, town: Town, rules: Sequence[Rule], token: str = ADMIN_TOKEN, **options: Any) -> None:
         self.metrics = Metrics("1")
-        self.bridge = Bridge(
+        self.bridge = Controller(
             consul=ConsulConfig(address=town.consul.address),
             kube=KubeConfig(kubeconfig=town.kube.kubeconfig(town.folder, token, f"{token}.kubeconfig")),
             rules=rules,
@@ -319,7 +319,7 @@ def test_a_leader_whose_writes_are_not_answered_leaves_them_to_another(
     town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its Lease is renewed all the time; when it is answered again, which it finds out by itself, it may lead again."""
-    monkeypatch.setattr("bridge.engine.run.WRITING_SECONDS", 0.2)
+    monkeypatch.setattr("bridge.controller.controller.WRITING_SECONDS", 0.2)
     town.consul.register("web", "vm-1", "10.0.0.1", 80)
     first = town.add(lasting_seconds=1.0)
     eventually(lambda: town.ready("web"), ["10.0.0.1"])

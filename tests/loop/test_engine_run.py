@@ -13,10 +13,10 @@ import pytest
 import trustme
 
 from bridge.consul.client import ConsulConfig
+from bridge.controller import circuit_breaker, controller
+from bridge.controller.controller import OWN_DATACENTER, Controller, RunOptions
 from bridge.core.guard import GuardSettings
 from bridge.core.model import Change, Destination, Group, Known, Meta, Output, Query, Rule, Status, Target
-from bridge.engine import backoff, run
-from bridge.engine.run import OWN_DATACENTER, Bridge, RunOptions
 from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
@@ -29,9 +29,14 @@ from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube
 from tests.support.fakes.kube import Fault as KubeFault
 
 Eventually = Callable[..., None]
-QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.5)
+QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
 OPTIONS = RunOptions(
-    grace_seconds=0.2, consul_retry=QUICK, kube_retry=QUICK, object_retry=QUICK, permanent_retry=QUICK, writers=4
+    removal_grace_seconds=0.2,
+    consul_retry=QUICK,
+    kube_retry=QUICK,
+    object_retry=QUICK,
+    permanent_retry=QUICK,
+    writers=4,
 )
 
 
@@ -44,7 +49,7 @@ class Running:
         self.folder = folder
         self.error: BaseException | None = None
         self.kubeconfig = kube.kubeconfig(folder)
-        self.bridge = Bridge(
+        self.bridge = Controller(
             consul=ConsulConfig(address=consul.address),
             kube=KubeConfig(kubeconfig=self.kubeconfig),
             rules=(Rule(to=Destination(namespace="default")),),
@@ -173,7 +178,7 @@ def test_an_object_that_fails_for_itself_does_not_hide_that_kubernetes_is_away(
 def test_a_start_that_fails_says_why_until_it_works(running: Running, eventually: Eventually) -> None:
     """A Consul that is away before its datacenter's name is known; then an API server that cannot be listed."""
     heard = Heard()
-    running.bridge = Bridge(
+    running.bridge = Controller(
         consul=ConsulConfig(address=running.consul.address),
         kube=KubeConfig(kubeconfig=running.kubeconfig),
         rules=(Rule(to=Destination(namespace="default")),),
@@ -258,8 +263,8 @@ def test_after_429_for_a_long_time_nobody_waits_by_himself(
     running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gate waits, for all together; the objects' own backoff, which grows to a minute, is for their own faults."""
-    monkeypatch.setattr(backoff, "THROTTLED_SECONDS", 1.0)
-    slow = RetryPolicy(floor_seconds=20.0, cap_seconds=60.0)
+    monkeypatch.setattr(circuit_breaker, "THROTTLED_SECONDS", 1.0)
+    slow = RetryPolicy(initial_seconds=20.0, max_seconds=60.0)
     running = Running(running.consul, running.kube, running.folder, replace(OPTIONS, object_retry=slow))
     for n in range(8):
         running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
@@ -464,7 +469,7 @@ def test_a_consul_that_was_rebuilt_while_nobody_watched_takes_nothing_away(
     running.stop()
     for n in range(1, 3):
         running.consul.deregister(f"s-{n}", f"vm-{n}")
-    patient = replace(OPTIONS, guard=GuardSettings(rebuild_grace_seconds=5.0))
+    patient = replace(OPTIONS, guard=GuardSettings(restore_hold_seconds=5.0))
     again = Running(running.consul, running.kube, tmp_path, patient)
     again.start()
     try:
@@ -489,7 +494,7 @@ def test_a_consul_that_was_rebuilt_and_is_listed_late_takes_nothing_away(
     for n in range(3):
         running.consul.deregister(f"s-{n}", f"vm-{n}")
     running.consul.inject(ConsulFault(status=500, body="No cluster leader"), times=100_000, path="/v1/catalog/services")
-    off = GuardSettings(rebuild_grace_seconds=60.0, removal_minimum=100)
+    off = GuardSettings(restore_hold_seconds=60.0, removal_minimum=100)
     again = Running(running.consul, running.kube, tmp_path, replace(OPTIONS, guard=off))
     again.thread.start()
     try:
@@ -512,8 +517,8 @@ def test_only_writers_ask_what_the_control_plane_has_mirrored(
         asked.setdefault(target.name, set()).add(threading.current_thread().name.partition("-")[0])
         return mirrored(client, target)
 
-    monkeypatch.setattr(run, "mirrored", noted)
-    running.bridge = Bridge(
+    monkeypatch.setattr(controller, "mirrored", noted)
+    running.bridge = Controller(
         consul=ConsulConfig(address=running.consul.address),
         kube=KubeConfig(kubeconfig=running.kubeconfig),
         rules=(Rule(to=Destination(namespace="default", output=Output.ENDPOINTS)),),
@@ -543,7 +548,7 @@ def test_what_a_service_on_its_way_out_has_lost_is_not_made_again(
     """Somebody released a hold by `bridge sync --force`: the bridge beside it, in the grace period, agrees."""
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.consul.register("other", "vm-2", "10.0.0.2", 80)
-    patient = Running(running.consul, running.kube, tmp_path, replace(OPTIONS, grace_seconds=60.0))
+    patient = Running(running.consul, running.kube, tmp_path, replace(OPTIONS, removal_grace_seconds=60.0))
     patient.start()
     try:
         eventually(lambda: patient.ready("web"), ["10.0.0.1"])
@@ -604,7 +609,7 @@ def test_databases_that_fail_over_together_are_followed(
         return [[f"10.1.{number}.{ord(node)}"] for number in range(len(names))]
 
     tag("primary", "replica")
-    running.bridge = Bridge(
+    running.bridge = Controller(
         consul=ConsulConfig(address=running.consul.address),
         kube=KubeConfig(kubeconfig=running.kubeconfig),
         rules=(Rule(tags=("primary",), to=Destination(namespace="default")),),
@@ -718,8 +723,8 @@ def test_nodes_that_cannot_be_listed_keep_nothing_waiting(
     running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They bound users' Services alone; readiness says that they are not known, until they are."""
-    monkeypatch.setattr(run, "NODES_SECONDS", 0.2)
-    monkeypatch.setattr(run, "NODES_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(controller, "NODES_SECONDS", 0.2)
+    monkeypatch.setattr(controller, "NODES_AGAIN_SECONDS", 0.2)
     running.kube.inject(KubeFault(status=500), times=100_000, path="/api/v1/nodes")
     running.consul.register("web", "vm-0", "10.0.0.1", 80)
     running.start()

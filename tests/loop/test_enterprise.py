@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from bridge.engine.sync import sync_once
+from bridge.oneshot.sync import sync_once
 from bridge.report import Report
 from bridge.settings import load
 from tests.support.fakes.kube import FakeKube

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 from bridge.consul.client import ConsulConfig
+from bridge.controller.controller import Controller, RunOptions
 from bridge.core.model import Change, Destination, Kind, Meta, Output, Rule
-from bridge.engine.run import Bridge, RunOptions
-from bridge.engine.sync import SyncOptions, sync_once
 from bridge.errors import ExitStatus, TransientError
 from bridge.kube.client import KubeConfig
 from bridge.kube.writer import Writer
+from bridge.oneshot.sync import SyncOptions, sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
 
 Eventually = Callable[..., None]
-QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.5)
-ONCE = RetryPolicy(attempts=1, floor_seconds=0.05)
+QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
+ONCE = RetryPolicy(attempts=1, initial_seconds=0.05)
 NAME, COUNT, LEFT = "web", 12, 2
 
 
@@ -35,11 +35,13 @@ class Beside:
         self.kube = kube
         self.kubeconfig = kube.kubeconfig(folder)
         self.rules = (Rule(to=Destination(namespace="default", output=output, max_endpoints_per_slice=5)),)
-        self.bridge = Bridge(
+        self.bridge = Controller(
             consul=ConsulConfig(address=consul.address),
             kube=KubeConfig(kubeconfig=self.kubeconfig),
             rules=self.rules,
-            options=RunOptions(grace_seconds=0.2, consul_retry=QUICK, kube_retry=QUICK, object_retry=QUICK, writers=2),
+            options=RunOptions(
+                removal_grace_seconds=0.2, consul_retry=QUICK, kube_retry=QUICK, object_retry=QUICK, writers=2
+            ),
         )
         self.thread = threading.Thread(target=self.bridge.run, name="bridge")
 

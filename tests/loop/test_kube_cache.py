@@ -16,10 +16,10 @@ from pytest_httpserver import HTTPServer
 
 from bridge.core.model import Action, Change, Kind, Meta, Target
 from bridge.errors import CancelledError, PermanentError, StaleError, ThrottledError, TransientError
-from bridge.kube import cache as cache_module
+from bridge.kube import informer as cache_module
 from bridge.kube import objects
-from bridge.kube.cache import Cache, NamespaceState, _Reflector, can_i, list_once, namespace_states
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.informer import Informer, NamespaceState, _Reflector, can_i, list_once, namespace_states
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer, belongs_to
 from bridge.retry import RetryPolicy
@@ -38,7 +38,7 @@ from tests.unit.kube.builders import (
 )
 
 RADOSGW = Target("default", "radosgw")
-QUICK = RetryPolicy(floor_seconds=0.01, cap_seconds=0.05)
+QUICK = RetryPolicy(initial_seconds=0.01, max_seconds=0.05)
 CLOSE_SECONDS = 5.0
 """In which all threads have ended: whatever they wait for takes longer when it is not interrupted."""
 
@@ -62,7 +62,7 @@ def client(fake: FakeKube, tmp_path: Path) -> Iterator[KubeClient]:
 class Running:
     """A cache that runs, and what it told."""
 
-    cache: Cache
+    cache: Informer
     writer: Writer
     told: list[Target] = field(default_factory=list)
     failures: list[BaseException] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Running:
         """Write as the engine does."""
         self.cache.expect(change)
         meta = self.writer.apply(change)
-        self.cache.note(change, meta)
+        self.cache.confirm(change, meta)
         return meta
 
     def status(self, key: str) -> Any:
@@ -84,7 +84,7 @@ def running(fake: FakeKube, client: KubeClient) -> Iterator[Running]:
     """A synced cache of all namespaces; closing it must leave no thread behind."""
     told: list[Target] = []
     failures: list[BaseException] = []
-    cache = Cache(client, None, "default", told.append, QUICK, failed=failures.append, silence_seconds=1.0)
+    cache = Informer(client, None, "default", told.append, QUICK, failed=failures.append, silence_seconds=1.0)
     cache.start()
     assert cache.wait_synced(20)
     assert wait_for(lambda: fake.count("watch") >= 3)
@@ -229,7 +229,7 @@ def test_a_forbidden_watch_backs_off_for_long_and_says_what_is_missing(
     fake: FakeKube, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """403 is not retried hot: a few tries, then half a minute of patience; the last state stays."""
-    monkeypatch.setattr("bridge.kube.cache.PERMANENT_AFTER", 1)
+    monkeypatch.setattr("bridge.kube.informer.PERMANENT_AFTER", 1)
     fake.put("endpoints", ours("kept", "10.0.0.1"))
     assert wait_for(lambda: has(running, "kept"))
     fake.forbid("admin", "watch", "endpoints")
@@ -365,7 +365,7 @@ def test_a_list_that_never_holds_still_is_an_error(
 def test_a_server_that_is_down_at_the_start_delays_the_first_sync(fake: FakeKube, client: KubeClient) -> None:
     """wait_synced says False, the reason is in the status; once the server answers, it is True."""
     fake.inject(Fault(status=503), times=10_000)
-    cache = Cache(client, ("default",), "default", lambda _: None, QUICK)
+    cache = Informer(client, ("default",), "default", lambda _: None, QUICK)
     cache.start()
     assert not cache.wait_synced(0.2)
     assert wait_for(lambda: "answers 503" in str(cache.trouble()))
@@ -380,7 +380,7 @@ def test_the_first_list_tells_nothing(fake: FakeKube, client: KubeClient) -> Non
     """The first full pass looks at everything anyway: no thousand calls before it."""
     fake.put("endpoints", ours("radosgw", "10.0.0.1"))
     told: list[Target] = []
-    cache = Cache(client, None, "default", told.append, QUICK)
+    cache = Informer(client, None, "default", told.append, QUICK)
     cache.start()
     assert cache.wait_synced(20)
     assert (cache.targets(), cache.total_ready(), told) == ({RADOSGW}, 1, [])
@@ -394,7 +394,7 @@ def test_only_the_given_namespaces_are_read(fake: FakeKube, client: KubeClient) 
     elsewhere = ours("radosgw", "10.0.0.1")
     elsewhere["metadata"]["namespace"] = "other"
     fake.put("endpoints", elsewhere)
-    cache = Cache(client, ("other", "third", "other"), "default", lambda _: None, QUICK)
+    cache = Informer(client, ("other", "third", "other"), "default", lambda _: None, QUICK)
     cache.start()
     assert cache.wait_synced(20)
     assert cache.targets() == {Target("other", "radosgw")}
@@ -408,8 +408,8 @@ def test_a_namespace_that_is_refused_while_another_is_listed_does_not_keep_the_r
     """The server has read its roles: three refusals prove it, not ten; what is not known is not called unreadable."""
     fake.forbid("admin", "list", "services", "apps")
     fake.add_namespace("apps")
-    slow = RetryPolicy(floor_seconds=1.0, cap_seconds=1.0)
-    cache = Cache(client, ("apps", "default"), "default", lambda _target: None, slow)
+    slow = RetryPolicy(initial_seconds=1.0, max_seconds=1.0)
+    cache = Informer(client, ("apps", "default"), "default", lambda _target: None, slow)
     cache.start()
     try:
         assert cache.unreadable() == {}
@@ -450,7 +450,7 @@ def test_the_echo_of_our_own_write_is_no_news_even_when_it_comes_first(fake: Fak
     running.cache.expect(change)
     meta = running.writer.apply(change)
     assert wait_for(lambda: has(running, "radosgw"))  # told by the watch: note comes only now
-    running.cache.note(change, meta)
+    running.cache.confirm(change, meta)
     time.sleep(0.05)
     assert running.told == []
 
@@ -570,7 +570,7 @@ def _open_files() -> int:
 def test_closing_interrupts_watches_at_once_and_leaves_nothing_behind(fake: FakeKube, client: KubeClient) -> None:
     """Threads joined, sockets closed, long before a watch would end by itself."""
     threads, files = threading.active_count(), _open_files()
-    cache = Cache(client, None, "default", lambda _: None, QUICK)
+    cache = Informer(client, None, "default", lambda _: None, QUICK)
     cache.start()
     assert cache.wait_synced(20)
     assert wait_for(lambda: fake.connections >= 4)
@@ -591,8 +591,8 @@ def test_closing_interrupts_whatever_a_thread_waits_for(fake: FakeKube, client: 
         fake.inject(Fault(delay=60), times=9, path="watch=1")
     else:
         fake.inject(Fault(status=503), times=99)
-        retry = RetryPolicy(floor_seconds=60, cap_seconds=60)
-    cache = Cache(client, None, "default", lambda _: None, retry)
+        retry = RetryPolicy(initial_seconds=60, max_seconds=60)
+    cache = Informer(client, None, "default", lambda _: None, retry)
     cache.start()
     time.sleep(0.15)
     assert cache.close(CLOSE_SECONDS)
@@ -610,7 +610,7 @@ def test_closing_interrupts_connecting(tmp_path: Path) -> None:
         fake = FakeKube()
         fake.port = deaf.getsockname()[1]
         config = KubeConfig(kubeconfig=fake.kubeconfig(tmp_path), connect_timeout_seconds=30)
-        cache = Cache(KubeClient(config), None, "default", lambda _: None, QUICK)
+        cache = Informer(KubeClient(config), None, "default", lambda _: None, QUICK)
         cache.start()
         time.sleep(0.2)
         assert cache.close(CLOSE_SECONDS)
@@ -625,7 +625,7 @@ def test_a_thread_that_dies_of_a_bug_says_so(fake: FakeKube, client: KubeClient)
     def broken(target: Target) -> None:
         raise RuntimeError(f"bug at {target}")
 
-    cache = Cache(client, None, "default", broken, QUICK, failed=failures.append)
+    cache = Informer(client, None, "default", broken, QUICK, failed=failures.append)
     cache.start()
     assert cache.wait_synced(20)
     fake.put("services", raw_service("default", "theirs"))

@@ -28,16 +28,16 @@ from bridge.errors import (
 )
 from bridge.kube import access as access_module
 from bridge.kube import plugin as plugin_module
-from bridge.kube.cache import Cache, list_pages
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.identity import who_am_i
+from bridge.kube.informer import Informer, list_pages
 from bridge.kube.transport import TooLargeError
 from bridge.retry import RetryPolicy
 from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube
 from tests.support.lab.failover import Failover
 
 Json = dict[str, Any]
-QUICK = RetryPolicy(floor_seconds=0.02, cap_seconds=0.2)
+QUICK = RetryPolicy(initial_seconds=0.02, max_seconds=0.2)
 
 
 def wait_for(check: Callable[[], object], seconds: float = 20.0) -> bool:
@@ -540,7 +540,7 @@ def test_one_timeout_closes_all_idle_connections_and_watches_begin_anew(
             kubeconfig=kubeconfig(tmp_path, f"http://{address.address}"), request_timeout_seconds=1.5, connections=16
         )
         client = KubeClient(config)
-        cache = Cache(client, None, "default", lambda _: None, QUICK)
+        cache = Informer(client, None, "default", lambda _: None, QUICK)
         cache.start()
         assert cache.wait_synced(20)
         started = threading.Barrier(10)
@@ -577,7 +577,7 @@ def test_watches_notice_a_dead_way_without_any_other_request(
     monkeypatch.setattr("bridge.kube.client.PROBE_SECONDS", 1.2)
     with Failover(f"127.0.0.1:{fake.port}") as address:
         client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, f"http://{address.address}")))
-        cache = Cache(client, None, "default", lambda _: None, QUICK)
+        cache = Informer(client, None, "default", lambda _: None, QUICK)
         cache.start()
         assert cache.wait_synced(20)
         assert wait_for(lambda: any(entry.path == "/version" for entry in list(fake.log)))

@@ -151,7 +151,7 @@ def test_a_writer_that_may_not_write_sends_nothing(fake: FakeKube, client: KubeC
 
     change = create(endpoints())
     with pytest.raises(NotLeadingError, match="another replica"):
-        Writer(client, seconds_left=seconds_left).apply(change)
+        Writer(client, lease_remaining=seconds_left).apply(change)
     assert asked == [change.target]
     assert fake.log == []
 

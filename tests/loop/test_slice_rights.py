@@ -11,17 +11,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.consul.client import ConsulConfig
-from bridge.core.model import Destination, Disposition, InstanceRules, Output, Policy, Rule
-from bridge.engine import slice_rights
-from bridge.engine.look import status_once
-from bridge.engine.run import Bridge
-from bridge.engine.slice_rights import SliceRights
-from bridge.engine.sync import SyncOptions, sync_once
+from bridge.controller.controller import Controller
+from bridge.core.model import Destination, InstanceRules, Output, Policy, Rule, Treatment
 from bridge.errors import TransientError
 from bridge.kube.client import KubeConfig
-from bridge.observe.logs import LogObserver, logger
-from bridge.observe.metrics import Metrics
-from bridge.observe.together import Together
+from bridge.oneshot.inspection import status_once
+from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.pipeline import slice_rights
+from bridge.pipeline.slice_rights import SliceRights
+from bridge.telemetry.fan_out import FanOutObserver
+from bridge.telemetry.logs import LogObserver, logger
+from bridge.telemetry.metrics import Metrics
 from tests.loop.test_engine_run import OPTIONS, QUICK, Running
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
@@ -97,12 +97,12 @@ def test_a_pass_goes_on_with_endpoints_and_says_what_is_missing(running: Running
 def test_a_running_bridge_goes_on_and_writes_slices_once_it_may(running: Running, eventually: Eventually) -> None:
     """Said in the log, in readiness (which stays yes) and in a metric; granted, no restart is needed."""
     metrics = Metrics("1")
-    running.bridge = Bridge(
+    running.bridge = Controller(
         consul=ConsulConfig(address=running.consul.address),
         kube=KubeConfig(kubeconfig=running.kubeconfig),
         rules=(RULE,),
         options=OPTIONS,
-        observer=Together(LogObserver(logger()), metrics),
+        observer=FanOutObserver(LogObserver(logger()), metrics),
     )
     with capture_logs() as logs:
         running.start()
@@ -137,7 +137,7 @@ def test_a_right_that_is_taken_away_while_it_runs_is_noticed_by_the_first_refusa
 def test_a_service_without_endpoints_depends_on_the_right_as_well(running: Running) -> None:
     """Its Endpoints are mirrored and it is said, so nothing turns over with the first instance."""
     running.consul.register("empty", "vm-1", "10.0.0.3", 80, status="critical")
-    rule = replace(RULE, instances=InstanceRules(critical=Disposition.OMIT))
+    rule = replace(RULE, instances=InstanceRules(critical=Treatment.OMIT))
     assert synced(running, rule) == (0, ["slices_forbidden", "slices_forbidden"])
     assert (running.ready("empty"), mirrored(running, "empty")) == ([], True)
     before = len(running.kube.writes())

@@ -11,12 +11,12 @@ import pytest
 
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Change, Destination, Kind, Meta, Output, Rule
-from bridge.engine import sync
-from bridge.engine.sync import SyncOptions, sync_once
 from bridge.errors import BridgeError, CancelledError, ExitStatus, TransientError
-from bridge.kube.cache import list_once
 from bridge.kube.client import KubeConfig
+from bridge.kube.informer import list_once
 from bridge.kube.writer import Writer
+from bridge.oneshot import sync
+from bridge.oneshot.sync import SyncOptions, sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
@@ -24,7 +24,7 @@ from tests.support.fakes.kube import FakeKube
 
 P = ParamSpec("P")
 T = TypeVar("T")
-ONCE = RetryPolicy(attempts=1, floor_seconds=0.01, cap_seconds=0.01)
+ONCE = RetryPolicy(attempts=1, initial_seconds=0.01, max_seconds=0.01)
 COUNTS = {"calm": 24, "contended": 16}
 
 

@@ -13,26 +13,31 @@ from typing import Any
 import pytest
 
 from bridge.consul.client import ConsulConfig
+from bridge.controller.controller import Controller, RunOptions
 from bridge.core.annotated import USUAL, Annotated, Grant
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Destination, Known, Listing, Query, Rule, Target
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
-from bridge.core.state import World
-from bridge.engine.reconcile import Reconciler
-from bridge.engine.run import Bridge, RunOptions
-from bridge.engine.sync import SyncOptions, sync_once
-from bridge.kube.cache import list_once
+from bridge.core.state import ConsulState
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.informer import list_once
+from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.pipeline.reconciler import Reconciler
 from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
 
 Eventually = Callable[..., None]
-QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.5)
+QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
 OPTIONS = RunOptions(
-    grace_seconds=0.2, consul_retry=QUICK, kube_retry=QUICK, object_retry=QUICK, permanent_retry=QUICK, writers=4
+    removal_grace_seconds=0.2,
+    consul_retry=QUICK,
+    kube_retry=QUICK,
+    object_retry=QUICK,
+    permanent_retry=QUICK,
+    writers=4,
 )
 TEAMS = ("team-a", "team-b", "rules")
 
@@ -78,14 +83,14 @@ class Cluster:
 
     def sync(self, **options: Any) -> Report:
         """One pass."""
-        retry = RetryPolicy(floor_seconds=0.01, cap_seconds=0.05, attempts=2)
+        retry = RetryPolicy(initial_seconds=0.01, max_seconds=0.05, attempts=2)
         return sync_once(**self.sides(), options=SyncOptions(retry=retry, **options), stop=threading.Event())
 
     @contextmanager
-    def running(self, annotated: Annotated = USUAL, **guard: Any) -> Iterator[Bridge]:
+    def running(self, annotated: Annotated = USUAL, **guard: Any) -> Iterator[Controller]:
         """A bridge that has made its first pass."""
         options = replace(OPTIONS, guard=GuardSettings(**guard), annotated=annotated)
-        bridge = Bridge(**self.sides(), options=options)
+        bridge = Controller(**self.sides(), options=options)
         thread = threading.Thread(target=bridge.run, name="bridge")
         thread.start()
         deadline = time.monotonic() + 30
@@ -110,7 +115,7 @@ def filled(cluster: Cluster) -> tuple[int | None, ...]:
     return cluster.ready("team-a", "store"), cluster.ready("team-b", "db"), cluster.ready("rules", "shared")
 
 
-def held(bridge: Bridge) -> list[str]:
+def held(bridge: Controller) -> list[str]:
     return [text.partition(":")[0] for text in bridge.ready()[1]["held"]]
 
 
@@ -257,8 +262,8 @@ def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may
         store = list_once(client, ("rules",), "default")
     finally:
         client.close()
-    here, world = Target("rules", "shared"), World((), ("dc1",), 0.0)
-    world.remember(here, names_at(store.current(here)), 0.0)
+    here, world = Target("rules", "shared"), ConsulState((), ("dc1",), 0.0)
+    world.record_owned(here, names_at(store.current(here)), 0.0)
     world.on_listing("dc1", Listing({"shared": frozenset()}), 0.0)
     world.on_view(Query("dc1", "shared"), Known(()))
     reconciler = Reconciler(
@@ -270,7 +275,7 @@ def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may
         may_delete=lambda _target: may_delete,
     )
     (plan,) = reconciler.plan_all([here])
-    assert (bool(plan.writes), plan.ready, plan.lost) == ((True, 0, 12) if may_delete else (False, 12, 0))
+    assert (bool(plan.writes), plan.ready, plan.removed) == ((True, 0, 12) if may_delete else (False, 12, 0))
 
 
 TEAM = Annotated(grants=(Grant(namespace_selector="consul=yes"),))
@@ -314,7 +319,7 @@ def test_labels_that_cannot_be_read_any_more_take_nothing_away(cluster: Cluster,
     with cluster.running(TEAM) as bridge:
         assert "no namespace's labels are known" in bridge.ready()[1]["warnings"][0]
         cluster.asks("team-a", "third", "db")
-        time.sleep(3 * OPTIONS.grace_seconds)
+        time.sleep(3 * OPTIONS.removal_grace_seconds)
         assert (filled(cluster), cluster.ready("team-a", "third")) == ((30, None, 12), None)
         cluster.consul.deregister("radosgw", "radosgw-0")
         eventually(lambda: cluster.ready("team-a", "store"), 29)

@@ -13,20 +13,21 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.consul.client import ConsulConfig
+from bridge.controller import controller
+from bridge.controller.controller import Controller
 from bridge.core.model import Destination, Output, Rule
-from bridge.engine import check as checking
-from bridge.engine import look, run
-from bridge.engine.check import check
-from bridge.engine.look import explain_once, status_once
-from bridge.engine.run import Bridge
-from bridge.engine.sync import SyncOptions, sync_once
 from bridge.errors import TransientError
-from bridge.kube import cache as caching
+from bridge.kube import informer as caching
 from bridge.kube.client import KubeConfig
-from bridge.observe.logs import LogObserver, logger
-from bridge.observe.metrics import Metrics
-from bridge.observe.together import Together
+from bridge.oneshot import check as checking
+from bridge.oneshot import inspection
+from bridge.oneshot.check import check
+from bridge.oneshot.inspection import explain_once, status_once
+from bridge.oneshot.sync import SyncOptions, sync_once
 from bridge.render import explanation_text
+from bridge.telemetry.fan_out import FanOutObserver
+from bridge.telemetry.logs import LogObserver, logger
+from bridge.telemetry.metrics import Metrics
 from tests.loop.test_engine_run import OPTIONS, QUICK, Running
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
@@ -48,12 +49,12 @@ class Town(Running):
     def choose(self, output: Output) -> None:
         """Another output; before the bridge is started."""
         self.rules = (Rule(to=Destination(namespace="default", output=output)),)
-        self.bridge = Bridge(
+        self.bridge = Controller(
             consul=ConsulConfig(address=self.consul.address),
             kube=KubeConfig(kubeconfig=self.kubeconfig),
             rules=self.rules,
             options=OPTIONS,
-            observer=Together(LogObserver(logger()), self.metrics),
+            observer=FanOutObserver(LogObserver(logger()), self.metrics),
         )
 
     def foreign(self, name: str, *addresses: str, manager: str = PODS, service: str = "web") -> None:
@@ -97,9 +98,9 @@ class Town(Running):
 @pytest.fixture
 def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
     """A bridge, not started yet, and one service; whoever waits waits for less."""
-    monkeypatch.setattr(run, "SETTLING_SECONDS", 0.4)
+    monkeypatch.setattr(controller, "SETTLING_SECONDS", 0.4)
     monkeypatch.setattr(caching, "LEFTOVER_SECONDS", 0.2)
-    monkeypatch.setattr(look, "MIRROR_SECONDS", 0.05)
+    monkeypatch.setattr(inspection, "MIRROR_SECONDS", 0.05)
     monkeypatch.setattr(checking, "MIRROR_SECONDS", 0.05)
     with FakeConsul() as consul, FakeKube() as kube:
         consul.register("web", "vm-1", "10.0.0.1", 80)
@@ -127,7 +128,7 @@ def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
         eventually(lambda: town.counted("services", state="out_of_sync"), 1, SECONDS)
         assert (town.counted("foreign_slices"), town.counted("warnings", reason="foreign_slice")) == (1, 1)
         (explanation,) = town.bridge.explain("default", "web") or ()
-        assert explanation.others == ("10.9.9.9:80 ready",)
+        assert explanation.unaccounted == ("10.9.9.9:80 ready",)
 
         state, detail = town.status()
         assert (state, detail.startswith(said)) == ("out of sync", True)
@@ -185,11 +186,11 @@ def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, even
     eventually(town.states, {"moved": "in sync", "other": "in sync", "web": "in sync"}, SECONDS)
 
     town.foreign("moved-again", "10.244.0.2", service="moved")
-    town.bridge._cache.refresh()  # a full pass does
+    town.bridge._informer.refresh()  # a full pass does
     eventually(lambda: town.states()["moved"], "out of sync", SECONDS)
     town.kube.put("services", body)  # Kubernetes looks after them again
     eventually(lambda: town.states()["moved"], "conflict", SECONDS)
-    eventually(lambda: town.bridge._cache.store.with_leftovers(), set(), SECONDS)
+    eventually(lambda: town.bridge._informer.store.with_leftovers(), set(), SECONDS)
     time.sleep(0.3)
     before = pods_lists(town)
     time.sleep(0.6)
@@ -234,7 +235,7 @@ def test_a_second_look_that_fails_leaves_what_the_first_one_saw(
         town.kube.inject(Fault(status=status), times, path="endpointslices")
         caching.read_slices_again(*args)
 
-    monkeypatch.setattr(look, "read_slices_again", again)
+    monkeypatch.setattr(inspection, "read_slices_again", again)
     found = status_once(**sides)
     assert [(row.name, row.state) for row in found.services] == [("web", "out of sync")]
     (trouble,) = found.trouble
@@ -250,10 +251,10 @@ def test_a_second_look_is_tried_again(town: Town, monkeypatch: pytest.MonkeyPatc
     sync_once(**town.sides)
 
     def again(*args: Any) -> None:
-        monkeypatch.setattr(look, "read_slices_again", caching.read_slices_again)
+        monkeypatch.setattr(inspection, "read_slices_again", caching.read_slices_again)
         raise TransientError("no connection")
 
-    monkeypatch.setattr(look, "read_slices_again", again)
+    monkeypatch.setattr(inspection, "read_slices_again", again)
     assert status_once(**town.sides).trouble == ()
 
 
@@ -261,7 +262,7 @@ def test_a_mirror_that_follows_is_never_told_to_lag(
     town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is always a little late: state, log and alerts do not flap for that, however busy this machine is."""
-    monkeypatch.setattr(run, "SETTLING_SECONDS", 60.0)
+    monkeypatch.setattr(controller, "SETTLING_SECONDS", 60.0)
     town.choose(Output.ENDPOINTS)
     town.kube.mirroring = True
     with capture_logs() as lines:

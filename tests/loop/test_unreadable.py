@@ -12,29 +12,34 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.consul.client import ConsulConfig
+from bridge.controller.controller import Controller, RunOptions
 from bridge.core.model import Destination, Rule
 from bridge.daemon import Daemon
-from bridge.engine.look import explain_once, status_once
-from bridge.engine.run import Bridge, RunOptions
-from bridge.engine.sync import SyncOptions, sync_once
 from bridge.errors import PermanentError
-from bridge.kube import cache as cache_module
+from bridge.kube import informer as cache_module
 from bridge.kube.client import KubeConfig
-from bridge.observe.logs import LogObserver, logger
-from bridge.observe.metrics import Metrics
-from bridge.observe.together import Together
+from bridge.oneshot.inspection import explain_once, status_once
+from bridge.oneshot.sync import SyncOptions, sync_once
 from bridge.render import failed_lines
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from bridge.settings import load
+from bridge.telemetry.fan_out import FanOutObserver
+from bridge.telemetry.logs import LogObserver, logger
+from bridge.telemetry.metrics import Metrics
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
 
 Eventually = Callable[..., None]
 Json = dict[str, Any]
-QUICK = RetryPolicy(floor_seconds=0.02, cap_seconds=0.1, attempts=2)
+QUICK = RetryPolicy(initial_seconds=0.02, max_seconds=0.1, attempts=2)
 OPTIONS = RunOptions(
-    grace_seconds=0.1, consul_retry=QUICK, kube_retry=QUICK, object_retry=QUICK, permanent_retry=QUICK, writers=2
+    removal_grace_seconds=0.1,
+    consul_retry=QUICK,
+    kube_retry=QUICK,
+    object_retry=QUICK,
+    permanent_retry=QUICK,
+    writers=2,
 )
 GOOD, BAD = Rule(services=("a",)), Rule(services=("b*",), to=Destination(namespace="apps"))
 
@@ -67,9 +72,9 @@ class Both:
         return [f"{e.verb} {e.resource} {e.name}" for e in found if e.resource != "events"]
 
     @contextmanager
-    def running(self, observer: Any = None, options: RunOptions = OPTIONS) -> Iterator[Bridge]:
+    def running(self, observer: Any = None, options: RunOptions = OPTIONS) -> Iterator[Controller]:
         """A bridge that runs."""
-        bridge = Bridge(**self.sides, rules=(GOOD, BAD), options=options, observer=observer)
+        bridge = Controller(**self.sides, rules=(GOOD, BAD), options=options, observer=observer)
         thread = threading.Thread(target=bridge.run, name="bridge")
         thread.start()
         try:
@@ -195,7 +200,7 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
     def unreadable() -> float | None:
         return metrics.registry.get_sample_value("consul_bridge_unreadable_namespaces")
 
-    with capture_logs() as logs, both.running(Together(LogObserver(logger()), metrics)) as bridge:
+    with capture_logs() as logs, both.running(FanOutObserver(LogObserver(logger()), metrics)) as bridge:
         eventually(lambda: bridge.ready()[0], True, 20)
         both.consul.register("a", "vm-5", "10.0.0.5", 80)
         both.consul.register("b", "vm-6", "10.0.0.6", 80)
@@ -271,7 +276,7 @@ def test_a_resync_does_not_wait_for_the_namespace(both: Both, eventually: Eventu
     both.kube.forbid("admin", "list", "services", "apps")
     with both.running() as bridge:
         eventually(lambda: bridge.ready()[0], True, 20)
-        eventually(lambda: bridge._cache.refresh(0.5), True)
+        eventually(lambda: bridge._informer.refresh(0.5), True)
 
 
 def test_a_reload_that_adds_such_a_namespace_does_not_stop_the_work(both: Both, eventually: Eventually) -> None:

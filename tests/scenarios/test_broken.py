@@ -10,7 +10,7 @@ import pytest
 from bridge.core import guard, reconcile, translate
 from bridge.core.annotated import Changed
 from bridge.core.guard import Verdict
-from bridge.core.state import World
+from bridge.core.state import ConsulState
 from bridge.core.translate import Translation
 from tests.scenarios.test_scenarios import SCENARIOS, play
 
@@ -26,16 +26,16 @@ def _what_is_held_goes_all_the_same(patch: Patch) -> None:
 
 
 def _losers_are_silent(patch: Patch) -> None:
-    patch.setattr(World, "losers", lambda *_args: ())
+    patch.setattr(ConsulState, "rejected", lambda *_args: ())
 
 
 def _what_users_change_is_charged(patch: Patch) -> None:
     patch.setattr(reconcile, "changed", lambda *_args: Changed.NOTHING)
-    patch.setattr(World, "dismissed", lambda *_args, **_more: False)
+    patch.setattr(ConsulState, "unsubscribed", lambda *_args, **_more: False)
 
 
 def _what_is_gone_stays(patch: Patch) -> None:
-    patch.setattr(World, "removable", lambda *_args, **_more: False)
+    patch.setattr(ConsulState, "removable", lambda *_args, **_more: False)
 
 
 def _translation_says_nothing(patch: Patch) -> None:

@@ -39,7 +39,6 @@ from bridge.core.model import (
     CurrentService,
     CurrentSlice,
     Destination,
-    Disposition,
     Endpoint,
     Family,
     Gone,
@@ -63,12 +62,13 @@ from bridge.core.model import (
     TaggedAddress,
     Target,
     TrafficPolicy,
+    Treatment,
 )
 from bridge.core.plan import scope_of
 from bridge.core.reconcile import PlanOptions, names_at
-from bridge.core.state import World
-from bridge.engine.reconcile import Reconciler, apply_plan
-from bridge.engine.settling import Settling
+from bridge.core.state import ConsulState
+from bridge.pipeline.reconciler import Reconciler, apply_plan
+from bridge.pipeline.settling import Settling
 from tests.unit.core.builders import OWNER, Cluster
 
 DC = "dc1"
@@ -152,7 +152,7 @@ class Stage:
         self.adopt = adopt
         self.settings = GuardSettings(hold_release_seconds=hold_release_seconds)
         self.guard = Guard(self.settings)
-        self.world = World((), (DC,), grace_seconds=0.0)
+        self.world = ConsulState((), (DC,), grace_seconds=0.0)
         self.store = Objects()
         self.now = 0.0
 
@@ -163,7 +163,7 @@ class Stage:
 
     def restart(self) -> None:
         """Another process takes over: what is known of Consul and what was held is gone, Kubernetes is the memory."""
-        self.world = World(self.world.rules, (DC,), grace_seconds=0.0)
+        self.world = ConsulState(self.world.rules, (DC,), grace_seconds=0.0)
         self.guard = Guard(self.settings)
 
     def change(self, given: Mapping[str, Any]) -> None:
@@ -223,9 +223,9 @@ class Stage:
     def _recall(self, target: Target) -> None:
         """Where what stands at a target came from."""
         if names := names_at(self.store.current(target)):
-            self.world.remember(target, names, self.now)
+            self.world.record_owned(target, names, self.now)
         else:
-            self.world.forget(target, self.now)
+            self.world.drop_owned(target, self.now)
             self.guard.forget(target)
 
     def _read_consul(self, catalog: Mapping[str, Sequence[Instance]]) -> None:
@@ -291,7 +291,7 @@ class Stage:
             uid="theirs",
             resource_version="1",
             owner=owner,
-            marks=marks,
+            ownership=marks,
         )
         cluster = self.store.cluster(Target(namespace, name))
         if kind == "Endpoints":
@@ -367,7 +367,7 @@ class Objects:
         """Where ready endpoints of ours are, and with which others the guard adds them up."""
         return {target: scope_of(self.current(target), OWNER) for target in self.targets() if self._ready(target)}
 
-    def note(self, change: Change, meta: Meta | None) -> None:
+    def confirm(self, change: Change, meta: Meta | None) -> None:
         """A write was answered: `Cluster` has stored it already."""
 
     def _owned(self, target: Target) -> list[CurrentService | CurrentEndpoints | CurrentSlice]:
@@ -388,7 +388,7 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
         to["output"] = Output(to["output"])
     for key in ("warning", "critical", "maintenance"):
         if key in instances:
-            instances[key] = Disposition(instances[key])
+            instances[key] = Treatment(instances[key])
     for key in ("protocol_from", "labels"):
         to[key] = tuple(sorted(dict(to.get(key, {})).items()))
     for key in ("allow_cidrs", "deny_cidrs"):

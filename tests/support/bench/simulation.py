@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from bridge.consul.subscriptions import SubscriptionTable
+from bridge.controller.workqueue import WorkQueue
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Change, Destination, Instance, Known, Listing, Meta, Output, Query, Rule, Status, Target
 from bridge.core.reconcile import PlanOptions
-from bridge.core.state import World
-from bridge.engine.queue import WorkQueue
-from bridge.engine.reconcile import Reconciler
-from bridge.interpreter import seldom_collected
+from bridge.core.state import ConsulState
+from bridge.interpreter import relaxed_gc
 from bridge.kube.store import Store
+from bridge.pipeline.reconciler import Reconciler
 from tests.support.bench.measure import Figure, limit, number, percentile
 from tests.support.bench.report import Collected, table
 
@@ -68,7 +68,7 @@ class Simulation:
 
     def __init__(self, services: int) -> None:
         self.services = services
-        self.world = World((RULE,), (DATACENTER,), grace_seconds=30.0)
+        self.world = ConsulState((RULE,), (DATACENTER,), grace_seconds=30.0)
         self.store = Store("default")
         self.queue: WorkQueue[Target] = WorkQueue()
         self.reconciler = Reconciler(
@@ -110,7 +110,7 @@ class Simulation:
 
     def tick(self) -> None:
         """What the supervisor does twice a second: wishes, grace periods and holds."""
-        wanted = self.world.ask()
+        wanted = self.world.commit_subscriptions()
         if wanted is not self.asked:  # as the catalog does: the same set is not looked at again
             self.asked = wanted
             self.table.want(wanted)
@@ -139,7 +139,7 @@ class Simulation:
         writes = 0
         for change in plan.writes if plan is not None else ():
             self.store.expect(change)
-            self.store.note(change, self.written(change))
+            self.store.confirm(change, self.written(change))
             writes += 1
         self.reconciler.guard.applied(target)
         self.queue.done(target)
@@ -270,7 +270,7 @@ def grows(what: str, microseconds: float, small: float) -> Figure:
 def main() -> int:
     """All sizes as a table; `--one N`: a size as JSON. 1 when a limit is not kept."""
     if sys.argv[1:2] == ["--one"]:
-        with seldom_collected():  # as in every command
+        with relaxed_gc():  # as in every command
             print(json.dumps(asdict(simulate(int(sys.argv[2])))))
         return 0
     out = Collected()

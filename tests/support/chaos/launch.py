@@ -33,7 +33,7 @@ def jumping_clock(seconds: float) -> None:
 
 def bug(after_seconds: float) -> None:
     """A thread that writes meets a bug some time after the start."""
-    from bridge.engine.reconcile import Reconciler
+    from bridge.pipeline.reconciler import Reconciler
 
     real = Reconciler.plan
     began = time.monotonic()
@@ -49,26 +49,26 @@ def bug(after_seconds: float) -> None:
     setattr(Reconciler, "plan", broken)  # noqa: B010 - mypy knows that this must not be done
 
 
-def believing() -> None:
+def treat_errors_as_empty() -> None:
     """Unknown is empty: what a failed or filtered read leaves is taken for no instances."""
     from bridge.core.model import Known, Unknown
-    from bridge.core.state import World
+    from bridge.core.state import ConsulState
 
-    real = World.on_view
+    real = ConsulState.on_view
 
-    def gullible(self: World, query: Any, state: Any) -> Any:
+    def gullible(self: ConsulState, query: Any, state: Any) -> Any:
         return real(self, query, Known(()) if isinstance(state, Unknown) else state)
 
-    setattr(World, "on_view", gullible)  # noqa: B010 - as above
+    setattr(ConsulState, "on_view", gullible)  # noqa: B010 - as above
 
 
-def restless() -> None:
+def always_write() -> None:
     """Writes again and again what is right already."""
-    from bridge.engine.run import Bridge
+    from bridge.controller.controller import Controller
 
-    real = Bridge._tell
+    real = Controller._tell
 
-    def tell(self: Bridge) -> None:
+    def tell(self: Controller) -> None:
         from bridge.core.model import Action
 
         real(self)
@@ -79,14 +79,14 @@ def restless() -> None:
                     from dataclasses import replace
 
                     meta = self._writer.apply(replace(change, action=Action.UPDATE))
-                    self._cache.note(change, meta)
+                    self._informer.confirm(change, meta)
 
-    setattr(Bridge, "_tell", tell)  # noqa: B010 - as above
+    setattr(Controller, "_tell", tell)  # noqa: B010 - as above
 
 
-def leaking() -> None:
+def leak_resources() -> None:
     """Every plan leaves a thread and a socket behind."""
-    from bridge.engine.reconcile import Reconciler
+    from bridge.pipeline.reconciler import Reconciler
 
     real = Reconciler.plan
     kept: list[object] = []
@@ -100,28 +100,28 @@ def leaking() -> None:
     setattr(Reconciler, "plan", leaky)  # noqa: B010 - as above
 
 
-def deaf() -> None:
+def drop_events() -> None:
     """What Consul says after the first pass is not heard."""
-    from bridge.engine.run import Bridge
+    from bridge.controller.controller import Controller
 
-    real = Bridge.on_view
+    real = Controller.on_view
 
-    def on_view(self: Bridge, *arguments: Any) -> None:
+    def on_view(self: Controller, *arguments: Any) -> None:
         if not self._passing.is_set():
             real(self, *arguments)
 
-    setattr(Bridge, "on_view", on_view)  # noqa: B010 - as above
+    setattr(Controller, "on_view", on_view)  # noqa: B010 - as above
 
 
-def boasting() -> None:
+def always_ready() -> None:
     """Readiness always says yes, and troubles are not told."""
-    from bridge.engine.run import Bridge
+    from bridge.controller.controller import Controller
 
-    setattr(Bridge, "ready", lambda _self: (True, {}))  # noqa: B010 - as above
-    setattr(Bridge, "on_trouble", lambda *_arguments: None)  # noqa: B010 - as above
+    setattr(Controller, "ready", lambda _self: (True, {}))  # noqa: B010 - as above
+    setattr(Controller, "on_trouble", lambda *_arguments: None)  # noqa: B010 - as above
 
 
-def owning() -> None:
+def ignore_ownership() -> None:
     """Every object is taken for ours."""
     from bridge.core.plan import _Draft
 
@@ -145,17 +145,17 @@ def pairing() -> None:
     from dataclasses import replace
 
     from bridge.core.model import Known
-    from bridge.core.state import World
+    from bridge.core.state import ConsulState
 
-    real = World.on_view
+    real = ConsulState.on_view
 
-    def on_view(self: World, query: Any, state: Any) -> Any:
+    def on_view(self: ConsulState, query: Any, state: Any) -> Any:
         if isinstance(state, Known):
             first = {instance.address: instance for instance in reversed(state.instances)}
             state = replace(state, instances=tuple(i for i in state.instances if first[i.address] is i))
         return real(self, query, state)
 
-    setattr(World, "on_view", on_view)  # noqa: B010 - as above
+    setattr(ConsulState, "on_view", on_view)  # noqa: B010 - as above
 
 
 def comparing() -> None:
@@ -168,7 +168,20 @@ def comparing() -> None:
         setattr(DatacenterWatch, name, lambda *_arguments: None)
 
 
-SWITCHES = {f.__name__: f for f in (believing, restless, leaking, deaf, boasting, owning, sharing, pairing, comparing)}
+SWITCHES = {
+    f.__name__: f
+    for f in (
+        treat_errors_as_empty,
+        always_write,
+        leak_resources,
+        drop_events,
+        always_ready,
+        ignore_ownership,
+        sharing,
+        pairing,
+        comparing,
+    )
+}
 
 
 def main() -> None:

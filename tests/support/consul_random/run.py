@@ -31,7 +31,7 @@ BRIDGE_SECONDS = 20.0
 """How long the bridge may be wrong at most (docs/reliability.md has the reasons)."""
 
 LATE_SECONDS = 2.0
-QUICK = RetryPolicy(floor_seconds=0.05, cap_seconds=0.5)
+QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
 FILTER = 'Service.Meta.v == "1"'
 
 

@@ -15,14 +15,14 @@ from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
 
 from bridge import cli, settings
-from bridge.core import annotated, marks
+from bridge.controller import kubernetes_events
+from bridge.core import annotated, ownership
 from bridge.core.reasons import SENTENCES, Code
-from bridge.engine import announce
 from bridge.errors import ExitStatus
 from bridge.kube import election, mirrored, objects
-from bridge.observe.history import History
-from bridge.observe.metrics import Metrics
-from bridge.observe.site import STATIC, Site, Source
+from bridge.telemetry.history import History
+from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.routes import STATIC, Site, Source
 
 PATH = Path(__file__).resolve().parents[3] / "docs" / "reference.md"
 
@@ -55,26 +55,26 @@ class Mark:
 
 
 MARKS = (
-    Mark("label", (marks.MANAGED_BY,), marks.MANAGER, "every object that we create, Leases included"),
-    Mark("label", (marks.OWNER,), "", "every object that we create: the owner id (`--owner`)"),
-    Mark("label", (marks.SLICE_MANAGED_BY,), marks.MANAGER, "our own EndpointSlices"),
-    Mark("label", (marks.SLICE_SERVICE,), "", "our own EndpointSlices: the Service that they belong to"),
+    Mark("label", (ownership.MANAGED_BY,), ownership.MANAGER, "every object that we create, Leases included"),
+    Mark("label", (ownership.OWNER,), "", "every object that we create: the owner id (`--owner`)"),
+    Mark("label", (ownership.SLICE_MANAGED_BY,), ownership.MANAGER, "our own EndpointSlices"),
+    Mark("label", (ownership.SLICE_SERVICE,), "", "our own EndpointSlices: the Service that they belong to"),
     Mark(
-        "label", (marks.SKIP_MIRROR,), "true",
+        "label", (ownership.SKIP_MIRROR,), "true",
         "our Endpoints where we write EndpointSlices as well, so that no endpoint is there twice",
     ),
-    Mark("annotations", (marks.SERVICE, marks.DATACENTER), "", "where an object of ours comes from"),
+    Mark("annotations", (ownership.SERVICE, ownership.DATACENTER), "", "where an object of ours comes from"),
     Mark("annotation", (annotated.REQUEST,), "", "what we write for an annotated Service: for which request, in short"),
     Mark(
-        "annotations", (marks.RULE_LABELS, marks.RULE_ANNOTATIONS), "",
+        "annotations", (ownership.RULE_LABELS, ownership.RULE_ANNOTATIONS), "",
         "objects of ours: the keys that their rule gives them, so that those which it drops are found",
     ),
     Mark(
-        "annotation", (marks.RELEASED,), "",
+        "annotation", (ownership.RELEASED,), "",
         "objects of ours: when `sync --force` took endpoints away from them; the next change takes it off",
     ),
     Mark(
-        "annotation", (marks.SERVICE_SYNC,), "false",
+        "annotation", (ownership.SERVICE_SYNC,), "false",
         "Services that we make: consul-k8s does not register them back in Consul; `to.annotations` may say otherwise",
     ),
     Mark("label", (election.KIND,), "", "our Leases: a `member`'s or a `shard`'s"),
@@ -105,10 +105,13 @@ MARKS = (
         "annotation", (annotated.OUTPUT,), "",
         "yours: what carries the addresses, `endpoints`, `endpointslices` or `both`",
     ),
-    Mark("annotation", (marks.ADOPT,), "true", "yours, on an object that nobody owns: the bridge may take it over"),
-    Mark("label", (marks.CATALOG_SYNC_LABEL,), "true", "Services of consul-k8s, which `--adopt consul-k8s` takes over"),
+    Mark("annotation", (ownership.ADOPT,), "true", "yours, on an object that nobody owns: the bridge may take it over"),
+    Mark(
+        "label", (ownership.CATALOG_SYNC_LABEL,), "true",
+        "Services of consul-k8s, which `--adopt consul-k8s` takes over",
+    ),
 )  # fmt: skip
-MARKED_IN = (marks, annotated, election, objects, mirrored)
+MARKED_IN = (ownership, annotated, election, objects, mirrored)
 """The modules whose constants are marks."""
 
 PATHS: Mapping[str, tuple[str, str]] = {
@@ -291,7 +294,7 @@ def _mark(mark: Mark) -> str:
 def keys_in_the_code() -> frozenset[str]:
     """Every label and annotation that is a constant of the modules about them."""
     texts = {v for module in MARKED_IN for n, v in vars(module).items() if n.isupper() and isinstance(v, str)}
-    return frozenset(t for t in texts if re.fullmatch(r"[a-z0-9.-]+/[a-z-]+", t)) | {marks.CATALOG_SYNC_LABEL}
+    return frozenset(t for t in texts if re.fullmatch(r"[a-z0-9.-]+/[a-z-]+", t)) | {ownership.CATALOG_SYNC_LABEL}
 
 
 def paths_of_the_site() -> frozenset[str]:
@@ -346,7 +349,9 @@ def _labels(metric: Metric) -> list[str]:
 def _events() -> Iterator[str]:
     yield "## Events\n"
     yield "`events.k8s.io/v1`, on the Service (conflicts: on the object in the way). `run.events: false`: none.\n"
-    yield from _table("reason", "type", "when", rows=((f"`{r}`", t, w) for r, (t, w) in announce.REASONS.items()))
+    yield from _table(
+        "reason", "type", "when", rows=((f"`{r}`", t, w) for r, (t, w) in kubernetes_events.REASONS.items())
+    )
 
 
 def _reasons() -> Iterator[str]:

@@ -43,7 +43,7 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 @dataclass
 class Engine:
-    """Stands in for `engine.sync.sync_once`: notes what it was called with and returns a report."""
+    """Stands in for `oneshot.sync.sync_once`: notes what it was called with and returns a report."""
 
     report: Report = field(default_factory=report)
     error: Exception | None = None
@@ -67,10 +67,10 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     """`bridge sync` without servers."""
-    import bridge.engine.sync
+    import bridge.oneshot.sync
 
     stand_in = Engine()
-    monkeypatch.setattr(bridge.engine.sync, "sync_once", stand_in)
+    monkeypatch.setattr(bridge.oneshot.sync, "sync_once", stand_in)
     return stand_in
 
 

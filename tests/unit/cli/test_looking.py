@@ -13,9 +13,9 @@ import yaml
 from typer.testing import Result
 
 from bridge.core.explain import Explanation, Row, RuleVerdict
-from bridge.engine.look import Explained, Status, StatusRow
-from bridge.engine.probe import Probe
 from bridge.errors import TransientError
+from bridge.oneshot.inspection import Explained, Status, StatusRow
+from bridge.oneshot.probe import Probe
 from bridge.render import age, explanation_text, probe_text, status_screen, status_table
 
 Run = Callable[..., Result]
@@ -111,7 +111,7 @@ def test_an_age_is_short(since: str, text: str) -> None:
 def test_status_says_since_when(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the table as an age, for machines as a time."""
     status = Status((row(since="2026-11-23T11:00:00Z"), row("new")), (), "2026-11-23T12:00:00+00:00")
-    stand_in(monkeypatch, "bridge.engine.look.status_once", status)
+    stand_in(monkeypatch, "bridge.oneshot.inspection.status_once", status)
     assert re.search(r"radosgw +storage/radosgw +11/12 +11/12 +in sync +1h\n", run("status").stdout)
     data = json.loads(run("status", "-o", "json").stdout)
     assert [entry["since"] for entry in data["services"]] == ["2026-11-23T11:00:00Z", None]
@@ -154,7 +154,7 @@ def test_watching_ends_when_nobody_reads_and_survives_a_server_that_is_away(
         pages.append(text)
         return len(pages) < 3
 
-    monkeypatch.setattr("bridge.engine.look.status_once", once)
+    monkeypatch.setattr("bridge.oneshot.inspection.status_once", once)
     monkeypatch.setattr("bridge.cli._print", printed)
     result = run("status", "--watch", "--interval", "500ms", "-o", "json")
     assert (result.exit_code, [json.loads(p)["trouble"] for p in pages]) == (
@@ -167,7 +167,7 @@ def test_status_fails_only_when_something_could_not_be_read(
     status: Status, code: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A difference is news, not a failure."""
-    stand_in(monkeypatch, "bridge.engine.look.status_once", status)
+    stand_in(monkeypatch, "bridge.oneshot.inspection.status_once", status)
     assert run("status").exit_code == code
 
 
@@ -176,7 +176,7 @@ def test_status_for_machines(
     output: str, parse: Callable[[str], Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same data."""
-    stand_in(monkeypatch, "bridge.engine.look.status_once", STATUS)
+    stand_in(monkeypatch, "bridge.oneshot.inspection.status_once", STATUS)
     data = parse(run("status", "-o", output).stdout)
     assert data == STATUS.to_json()
     assert data["in_sync"] is False
@@ -185,7 +185,7 @@ def test_status_for_machines(
 
 def test_a_server_that_cannot_be_reached(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence, status 1."""
-    stand_in(monkeypatch, "bridge.engine.look.status_once", TransientError("connection refused"))
+    stand_in(monkeypatch, "bridge.oneshot.inspection.status_once", TransientError("connection refused"))
     result = run("status")
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "error: connection refused\n")
 
@@ -195,9 +195,9 @@ def test_a_diff_of_what_is_no_report_is_refused(
     command: Sequence[str], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With what there is instead."""
-    stand_in(monkeypatch, "bridge.engine.look.status_once", STATUS)
-    stand_in(monkeypatch, "bridge.engine.look.explain_once", Explained())
-    stand_in(monkeypatch, "bridge.engine.check.check", [])
+    stand_in(monkeypatch, "bridge.oneshot.inspection.status_once", STATUS)
+    stand_in(monkeypatch, "bridge.oneshot.inspection.explain_once", Explained())
+    stand_in(monkeypatch, "bridge.oneshot.check.check", [])
     result = run(*command, "-o", "diff")
     assert result.exit_code == 2
     assert "--output: diff is for sync and purge; here: table, json, yaml" in result.stderr
@@ -254,18 +254,20 @@ def test_the_last_line_says_what_the_next_pass_would_do(explanation: dict[str, A
 
 def test_what_is_kept_of_a_service_that_is_gone_is_named() -> None:
     """There is no instance left to show it in a row of."""
-    gone = Explanation("x", "dc1", target="a/x", problem="not listed", held=("1 kept",), others=("10.0.0.1:80 ready",))
+    gone = Explanation(
+        "x", "dc1", target="a/x", problem="not listed", held=("1 kept",), unaccounted=("10.0.0.1:80 ready",)
+    )
     assert "of no instance above (the hold keeps what is ready): 10.0.0.1:80 ready" in explanation_text(gone, None)
 
 
 def test_explain_passes_the_name_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text by default, data on demand, 1 when something could not be read."""
-    calls = stand_in(monkeypatch, "bridge.engine.look.explain_once", Explained((EXPLANATION,)))
+    calls = stand_in(monkeypatch, "bridge.oneshot.inspection.explain_once", Explained((EXPLANATION,)))
     result = run("explain", "radosgw")
     assert result.exit_code == 0
     assert calls[0]["args"] == ("radosgw",)
     assert json.loads(run("explain", "radosgw", "-o", "json").stdout)["explanations"][0]["target"] == "storage/radosgw"
-    stand_in(monkeypatch, "bridge.engine.look.explain_once", Explained((EXPLANATION,), ("Kubernetes: 403",)))
+    stand_in(monkeypatch, "bridge.oneshot.inspection.explain_once", Explained((EXPLANATION,), ("Kubernetes: 403",)))
     result = run("explain", "radosgw")
     assert result.exit_code == 1
     assert "Kubernetes: 403" in result.stdout
@@ -274,7 +276,7 @@ def test_explain_passes_the_name_on(run: Run, monkeypatch: pytest.MonkeyPatch) -
 def test_explain_of_what_there_is_not_fails_and_says_what_there_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The notes come before all the rest, and are data as well."""
     explained = Explained((EXPLANATION,), notes=("did you mean postgres?",), found=False)
-    stand_in(monkeypatch, "bridge.engine.look.explain_once", explained)
+    stand_in(monkeypatch, "bridge.oneshot.inspection.explain_once", explained)
     result = run("explain", "postgers")
     assert (result.exit_code, result.stdout.splitlines()[:2]) == (1, ["did you mean postgres?", ""])
     assert json.loads(run("explain", "postgers", "-o", "json").stdout)["notes"] == ["did you mean postgres?"]
@@ -283,7 +285,7 @@ def test_explain_of_what_there_is_not_fails_and_says_what_there_is(run: Run, mon
 def test_status_says_its_notes_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the table, on the screen of --watch and as data."""
     noted = replace(STATUS, notes=("no rules are given",))
-    stand_in(monkeypatch, "bridge.engine.look.status_once", noted)
+    stand_in(monkeypatch, "bridge.oneshot.inspection.status_once", noted)
     assert run("status").stdout.startswith("no rules are given\n\n")
     assert json.loads(run("status", "-o", "json").stdout)["notes"] == ["no rules are given"]
     assert "no rules are given" in status_screen(noted, 80, 24)
@@ -291,7 +293,7 @@ def test_status_says_its_notes_first(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_selects_nothing_reaches_what_only_looks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it can say so."""
-    calls = stand_in(monkeypatch, "bridge.engine.look.explain_once", Explained((EXPLANATION,)))
+    calls = stand_in(monkeypatch, "bridge.oneshot.inspection.explain_once", Explained((EXPLANATION,)))
     for flags, selects in (((), False), (("--service", "radosgw"), True), (("--namespace", "storage"), False)):
         run("explain", "radosgw", *flags)
         assert calls[-1]["options"].selects is selects
@@ -319,7 +321,7 @@ def test_check_fails_when_a_probe_does(
     probes: list[Probe], code: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Warnings do not."""
-    stand_in(monkeypatch, "bridge.engine.check.check", probes)
+    stand_in(monkeypatch, "bridge.oneshot.check.check", probes)
     assert run("check").exit_code == code
     data = json.loads(run("check", "-o", "json").stdout)
     assert data["ok"] is (code == 0)

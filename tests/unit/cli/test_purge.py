@@ -19,7 +19,7 @@ Run = Callable[..., Result]
 
 
 class Purge:
-    """Stands in for `engine.purge.purge`."""
+    """Stands in for `oneshot.purge.purge`."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any, bool]] = []
@@ -39,10 +39,10 @@ class Purge:
 @pytest.fixture
 def purge(monkeypatch: pytest.MonkeyPatch) -> Purge:
     """`bridge purge` without a server."""
-    import bridge.engine.purge
+    import bridge.oneshot.purge
 
     stand_in = Purge()
-    monkeypatch.setattr(bridge.engine.purge, "purge", stand_in)
+    monkeypatch.setattr(bridge.oneshot.purge, "purge", stand_in)
     return stand_in
 
 
@@ -111,7 +111,7 @@ def test_a_deletion_that_fails_is_a_failure(run: Run, purge: Purge) -> None:
 
 
 PRELUDE = """
-    import bridge.engine.purge as p
+    import bridge.oneshot.purge as p
     from tests.unit.cli.test_purge import Purge
     p.purge = Purge()
 """

@@ -22,16 +22,16 @@ from tests.unit.cli.conftest import ROOT, command_line, environment, process
 
 BRIDGE = """
     import json, sys, threading
-    import bridge.engine.run as r
-    class Bridge:
+    import bridge.controller.controller as r
+    class Controller:
         def __init__(self, *, consul, kube, rules, options, observer=None):
             self.stopped, self.options, self.consul, self.rules = threading.Event(), options, consul, rules
         def run(self):
             o, c = self.options, self.consul
             print(json.dumps({
-                "owner": o.owner, "policy": o.policy, "adopt": o.adopt, "grace": o.grace_seconds,
+                "owner": o.owner, "policy": o.policy, "adopt": o.adopt, "grace": o.removal_grace_seconds,
                 "resync": o.resync_seconds, "writers": o.writers, "panic": o.guard.panic_percent,
-                "rebuild": o.guard.rebuild_grace_seconds, "release": o.guard.hold_release_seconds,
+                "rebuild": o.guard.restore_hold_seconds, "release": o.guard.hold_release_seconds,
                 "connections": c.connections, "namespace": self.rules[0].to.namespace,
             }), flush=True)
             RUN
@@ -45,7 +45,7 @@ BRIDGE = """
         def replace_rules(self, rules):
             print(json.dumps([r.to.namespace for r in rules]), flush=True)
             return len({r.to.namespace for r in rules}) == 1
-    r.Bridge = Bridge
+    r.Controller = Controller
 """
 WAITS = BRIDGE.replace("RUN", "self.stopped.wait()")
 

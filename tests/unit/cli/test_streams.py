@@ -151,7 +151,7 @@ def test_no_service_selected_says_how_to_select(run: Run, engine: Engine) -> Non
 
 
 DELETING = """
-    import bridge.engine.sync as s
+    import bridge.oneshot.sync as s
     from bridge.core.model import Action
     from tests.unit.render.builders import change, done, plan, report
     the_plan = plan(change(Action.DELETE))
@@ -218,7 +218,7 @@ def test_a_terminal_gets_colour_and_no_color_is_obeyed() -> None:
 
 
 LARGE = """
-    import bridge.engine.sync as s
+    import bridge.oneshot.sync as s
     from bridge.core.model import Query
     from tests.unit.render.builders import created, report
     s.sync_once = lambda **_: report(*[created(n) for n in range(5000)], unknown=UNKNOWN)
@@ -268,7 +268,7 @@ def test_nobody_reading_standard_error_is_no_error() -> None:
 def test_a_name_that_the_encoding_lacks_is_escaped() -> None:
     """A Latin-1 terminal, a name in Chinese."""
     prelude = """
-        import bridge.engine.sync as s
+        import bridge.oneshot.sync as s
         from bridge.core.model import Query
         from tests.unit.render.builders import report
         s.sync_once = lambda **_: report(unknown={Query('dc1', '存储'): 'x'})
@@ -286,7 +286,7 @@ def test_no_service_selected_is_also_said_when_the_last_ones_go(run: Run, engine
 
 
 SLOW = """
-    import bridge.engine.sync as s
+    import bridge.oneshot.sync as s
     import sys, time
     from bridge.core.model import Action
     from bridge.errors import CancelledError

@@ -15,7 +15,7 @@ from tests.unit.cli.test_streams import on_a_terminal
 Run = Callable[..., Result]
 
 CREATING = """
-    import bridge.engine.sync as s
+    import bridge.oneshot.sync as s
     from tests.unit.render.builders import created, report
     def sync_once(confirm, options, **_):
         made = report(*[created(n) for n in range(3)])

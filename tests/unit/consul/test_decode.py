@@ -155,7 +155,7 @@ def test_what_anybody_may_register_and_nobody_can_use_is_left_out_with_its_reaso
     """It neither hides nor freezes the other instances."""
     parts = {"service": {"ID": "odd"}} | odd
     view = decode.view_of(answer([entry(**parts), entry()]))
-    assert view == Known(instances([entry()]), left_out=((name, said(reason)),))
+    assert view == Known(instances([entry()]), invalid=((name, said(reason)),))
 
 
 @pytest.mark.parametrize(
@@ -284,14 +284,14 @@ def test_instances_that_vanish_are_believed_only_of_a_plain_read_without_filteri
         decode.proved(answer(fewer, filtered=True), before, waited=False),
         decode.proved(answer(fewer, filtered=True), None, waited=True),
         decode.proved(answer(other), before, waited=True),
-        decode.proved(answer(other), replace(before, hidden=True), waited=True),
-        decode.proved(answer(other), replace(before, hidden=True), waited=False),
+        decode.proved(answer(other), replace(before, acl_filtered=True), waited=True),
+        decode.proved(answer(other), replace(before, acl_filtered=True), waited=False),
     ] == [
         None,
         Known(instances(fewer)),
         Unknown(decode.HIDDEN),
-        Known(instances(fewer), hidden=True),
+        Known(instances(fewer), acl_filtered=True),
         Known(instances(other)),
-        Known(instances(other), hidden=True),
+        Known(instances(other), acl_filtered=True),
         Known(instances(other)),
     ]

@@ -43,7 +43,7 @@ def test_what_a_view_says_of_hidden_and_left_out_instances_reaches_the_listener(
     """Without it, what is not shown would be taken for deregistered."""
     one, told = table()
     ((subscription,), _) = one.want([WEB])
-    shown = Known(known("a").instances, hidden=True, left_out=(("vm/x", said("its id has 0 characters")),))
+    shown = Known(known("a").instances, acl_filtered=True, invalid=(("vm/x", said("its id has 0 characters")),))
     one.publish(subscription, shown, 1.0)
     assert ([state for _, state, _ in told], subscription.known) == ([shown], shown)
 

@@ -91,7 +91,7 @@ def watch(script: Script, burst: float = 1000.0, byte_bucket: TokenBucket | None
         stop=Stop(script),
         buckets=(TokenBucket(2.0, burst, lambda: script.clock),),
         byte_bucket=byte_bucket,
-        retry=RetryPolicy(floor_seconds=0.1, cap_seconds=30.0),
+        retry=RetryPolicy(initial_seconds=0.1, max_seconds=30.0),
         wait_seconds=50.0,
     )
 
@@ -220,7 +220,7 @@ def test_errors_back_off_with_jitter_and_success_resets_it() -> None:
 def test_what_does_not_mend_itself_is_asked_slowly() -> None:
     script = Script([PermanentError("no")] * 5)
     steps(script)
-    assert min(script.slept) >= PERMANENT_RETRY.floor_seconds
+    assert min(script.slept) >= PERMANENT_RETRY.initial_seconds
 
 
 def test_what_the_server_asks_for_is_waited_for() -> None:

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bridge.core import canonical
-from bridge.core.marks import SERVICE_SYNC, SKIP_MIRROR, joined, marks
+from bridge.core import normalize
 from bridge.core.mirroring import Refused, slices_of
 from bridge.core.model import (
     USUAL_TRAFFIC,
@@ -46,6 +45,7 @@ from bridge.core.model import (
     Status,
     Target,
 )
+from bridge.core.ownership import SERVICE_SYNC, SKIP_MIRROR, joined, ownership_labels
 from bridge.core.plan import plan
 from bridge.core.reasons import Code, Reason
 from bridge.core.translate import Translation, translate
@@ -116,7 +116,7 @@ def our_marks(*pairs: Pairs) -> Pairs:
 
 def meta(kind: Kind, name: str = "radosgw", owner: str | None = OWNER, **more: object) -> Meta:
     """An object's meta, with the marks that we would put on it."""
-    labels, annotations = marks(owner, (QUERY,)) if owner is not None else ((), ())
+    labels, annotations = ownership_labels(owner, (QUERY,)) if owner is not None else ((), ())
     if kind is Kind.SERVICE and owner is not None:
         annotations = joined(((SERVICE_SYNC, "false"),), annotations)
     given: dict[str, object] = {
@@ -125,7 +125,7 @@ def meta(kind: Kind, name: str = "radosgw", owner: str | None = OWNER, **more: o
         "resource_version": "7",
         "labels": labels,
         "annotations": annotations,
-        "marks": our_marks(labels, annotations),
+        "ownership": our_marks(labels, annotations),
         **more,
     }
     return Meta(kind=kind, name=name, owner=owner, **given)  # type: ignore[arg-type]
@@ -273,7 +273,7 @@ class Cluster:
             owner=dict(change.body.labels)["consul-bridge/owner"],
             labels=change.body.labels,
             annotations=change.body.annotations,
-            marks=our_marks(change.body.labels, change.body.annotations),
+            ownership=our_marks(change.body.labels, change.body.annotations),
         )
         self._put(change, about)
 
@@ -301,7 +301,7 @@ class Cluster:
                     assert self.service is not None, "the control plane deletes Endpoints without a Service"
                     assert isinstance(body, EndpointsBody)
                     assert all(g.endpoints for g in body.groups), "422: an empty subset"
-                    assert body.groups == canonical.plain(body.groups), "Endpoints cannot hold this"
+                    assert body.groups == normalize.without_conditions(body.groups), "Endpoints cannot hold this"
                     self.endpoints = CurrentEndpoints(about, body.groups)
             case Kind.ENDPOINT_SLICE:
                 if about is None:

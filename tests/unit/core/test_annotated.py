@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core import marks
+from bridge.core import ownership
 from bridge.core.annotated import (
     REQUEST,
     Annotated,
@@ -48,7 +48,7 @@ def service(marks: dict[str, str], owner: str | None = None, **more: Any) -> Cur
     """A Service `apps/web` with these labels and annotations."""
     meta = Meta(
         kind=Kind.SERVICE, namespace="apps", name="web", uid="u", resource_version="7", owner=owner,
-        marks=tuple(sorted(marks.items())), **more,
+        ownership=tuple(sorted(marks.items())), **more,
     )  # fmt: skip
     return CurrentService(meta, "ClusterIP", False, False, (Port("", 80),))
 
@@ -374,10 +374,10 @@ def asks(**annotations: str) -> tuple[Rule, Query]:
 
 def filled_for(rule: Rule, query: Query, owner: str = "default", *, old: bool = False) -> Current:
     """`apps/web` with the Endpoints that we wrote for a request (`old`: before requests were written down)."""
-    found = dict(marks.marks(owner, (query,))[1]) | ({} if old else dict(rule.to.annotations))
+    found = dict(ownership.ownership_labels(owner, (query,))[1]) | ({} if old else dict(rule.to.annotations))
     meta = Meta(
         kind=Kind.ENDPOINTS, namespace="apps", name="web", uid="e", resource_version="8", owner=owner,
-        marks=tuple(sorted(found.items())),
+        ownership=tuple(sorted(found.items())),
     )  # fmt: skip
     content = Group(Family.IPV4, (Port("", 80),), (Endpoint("10.0.0.1", True),))
     return Current(Target("apps", "web"), service({**ASKING}), CurrentEndpoints(meta, (content,)))

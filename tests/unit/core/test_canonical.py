@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from bridge.core import canonical
+from bridge.core import normalize
 from bridge.core.model import Endpoint, Family
 from tests.unit.core.builders import down, group, ready
 
@@ -22,7 +22,7 @@ from tests.unit.core.builders import down, group, ready
 )
 def test_addresses_are_spelled_as_kubernetes_wants_them(text: str, canonical_text: str, family: Family) -> None:
     """EndpointSlices refuse any other spelling."""
-    assert canonical.parse(text) == canonical.Address(canonical_text, family)
+    assert normalize.parse(text) == normalize.Address(canonical_text, family)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_addresses_are_spelled_as_kubernetes_wants_them(text: str, canonical_tex
 )
 def test_what_is_no_hosts_address_is_refused_with_the_reason(text: str, reason: str) -> None:
     """Also what Kubernetes would take: broadcast, 240.0.0.0/4 and all of multicast. Nor is it ever resolved."""
-    found = canonical.parse(text)
-    assert isinstance(found, canonical.Refused)
+    found = normalize.parse(text)
+    assert isinstance(found, normalize.Refused)
     assert reason in found.reason
     assert not found.is_name
 
@@ -74,8 +74,8 @@ def test_what_is_no_hosts_address_is_refused_with_the_reason(text: str, reason: 
 )
 def test_host_names_are_told_apart(text: str) -> None:
     """They may be resolved."""
-    found = canonical.parse(text)
-    assert isinstance(found, canonical.Refused)
+    found = normalize.parse(text)
+    assert isinstance(found, normalize.Refused)
     assert found.is_name
     assert "host name" in found.reason
 
@@ -93,15 +93,15 @@ def test_host_names_are_told_apart(text: str) -> None:
 )
 def test_cidrs_keep_addresses_out(allow: tuple[str, ...], deny: tuple[str, ...], reason: str | None) -> None:
     """Deny wins over allow; an address of the other family is in neither."""
-    assert canonical.excluded("10.0.0.1", allow, deny) == reason
+    assert normalize.excluded("10.0.0.1", allow, deny) == reason
     where = reason and reason.replace("deny_", "guard.deny_").replace("allow_", "guard.allow_")
-    assert canonical.excluded("10.0.0.1", allow, deny, "guard.") == where
+    assert normalize.excluded("10.0.0.1", allow, deny, "guard.") == where
 
 
 def test_endpoints_are_sorted_as_numbers() -> None:
     """Not as texts: 10.0.0.9 before 10.0.0.10, IPv4 before IPv6."""
     mixed = ready("fd00::a", "10.0.0.10", "fd00::9", "10.0.0.9")
-    assert [e.address for e in canonical.sort_endpoints(mixed)] == ["10.0.0.9", "10.0.0.10", "fd00::9", "fd00::a"]
+    assert [e.address for e in normalize.sort_endpoints(mixed)] == ["10.0.0.9", "10.0.0.10", "fd00::9", "fd00::a"]
 
 
 @pytest.mark.parametrize(
@@ -122,17 +122,17 @@ def test_endpoints_are_sorted_as_numbers() -> None:
 )
 def test_two_registrations_of_one_address_are_one_endpoint(one: Endpoint, other: Endpoint, together: Endpoint) -> None:
     """Ready if either is, in either order."""
-    assert canonical.fold(one, other) == together
-    assert canonical.fold(other, one) == together
+    assert normalize.merge(one, other) == together
+    assert normalize.merge(other, one) == together
 
 
 def test_endpoints_objects_hold_readiness_and_nothing_more() -> None:
     """Zones and draining exist in slices only; what needs no change stays the same object."""
     drained = Endpoint("10.0.0.2", False, True, True, zone="a")
     simple = group(*ready("10.0.0.1"), *down("10.0.0.2"))
-    assert canonical.plain([group(*ready("10.0.0.1"), drained)]) == (simple,)
-    assert canonical.plain([simple])[0] is simple
-    assert canonical.plain([group(Endpoint("10.0.0.1", True, zone="a"), *down("10.0.0.2"))]) == (simple,)
+    assert normalize.without_conditions([group(*ready("10.0.0.1"), drained)]) == (simple,)
+    assert normalize.without_conditions([simple])[0] is simple
+    assert normalize.without_conditions([group(Endpoint("10.0.0.1", True, zone="a"), *down("10.0.0.2"))]) == (simple,)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_endpoints_objects_hold_readiness_and_nothing_more() -> None:
 )
 def test_texts_from_outside_are_one_printable_line(text: str, shown: str) -> None:
     """Whatever somebody registers, a message stays one line of bounded length."""
-    assert canonical.shorten(text) == shown
+    assert normalize.truncate(text) == shown
 
 
 @pytest.mark.parametrize(
@@ -155,15 +155,15 @@ def test_texts_from_outside_are_one_printable_line(text: str, shown: str) -> Non
 )
 def test_an_embedded_address_is_denied_like_one_by_itself(text: str, inner: str) -> None:
     """A translator or tunnel on the way would deliver it there."""
-    assert isinstance(canonical.parse(text), canonical.Address)
-    assert canonical.excluded(text, (), ("10.0.0.0/8",), "guard.") == (
+    assert isinstance(normalize.parse(text), normalize.Address)
+    assert normalize.excluded(text, (), ("10.0.0.0/8",), "guard.") == (
         f"{text} leads to {inner}, which is in guard.deny_cidrs (10.0.0.0/8)"
     )
-    assert canonical.excluded(text, ("10.0.0.0/8",), ()) == f"{text} is not in allow_cidrs"
-    assert canonical.excluded(text, (), ("10.1.0.0/16",)) is None
+    assert normalize.excluded(text, ("10.0.0.0/8",), ()) == f"{text} is not in allow_cidrs"
+    assert normalize.excluded(text, (), ("10.1.0.0/16",)) is None
 
 
 def test_most_addresses_embed_nothing() -> None:
     """IPv4 does not, nor does an ordinary IPv6 address."""
     for text in ("10.0.0.1", "2001:db8::a00:1", "fd00::5ef:a00:1"):
-        assert canonical.embedded(ipaddress.ip_address(text)) is None
+        assert normalize.embedded(ipaddress.ip_address(text)) is None

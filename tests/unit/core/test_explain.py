@@ -11,7 +11,6 @@ from bridge.core.model import (
     Conflict,
     Current,
     Destination,
-    Disposition,
     Gone,
     Held,
     InstanceRules,
@@ -26,10 +25,11 @@ from bridge.core.model import (
     Status,
     TaggedAddress,
     Target,
+    Treatment,
     Unknown,
 )
 from bridge.core.reasons import Code
-from bridge.core.select import Claims, choices, pinned
+from bridge.core.select import TargetAssignments, choices, unlisted
 from tests.unit.core.builders import (
     TARGET,
     Cluster,
@@ -99,7 +99,7 @@ def test_a_healthy_service_is_explained_in_full() -> None:
             Row("vm-::1/c", "passing", "", "::1", own, "8080", "skipped", loopback, "absent"),
         ),
         differences=("update Service radosgw", "update Endpoints radosgw"),
-        others=("10.0.0.1:8080 ready",),
+        unaccounted=("10.0.0.1:8080 ready",),
         reasons=("address_loopback",),
     )
     row = shown.to_json()["rows"][2]
@@ -115,8 +115,8 @@ def test_what_stands_in_slices_counts_as_well() -> None:
     assert [r.kubernetes for r in shown.rows] == ["ready"]
 
 
-def _claimed(*wanted: tuple[str, Rule]) -> Claims:
-    claims = Claims()
+def _claimed(*wanted: tuple[str, Rule]) -> TargetAssignments:
+    claims = TargetAssignments()
     for name, by in wanted:
         claims.claim(Query("dc1", name), by, TARGET)
     return claims
@@ -147,7 +147,7 @@ def test_a_service_that_lost_its_name_learns_to_whom() -> None:
     shown = explain("gateway", "dc1", tags=set(), rules=[fixed], claims=claims)
     assert shown.target == "default/radosgw"
     assert shown.problem.startswith("default/radosgw goes to radosgw in dc1 (it is named exactly so)")
-    assert explain("other", "dc1", tags=set(), rules=[fixed], claims=Claims()).problem == ""
+    assert explain("other", "dc1", tags=set(), rules=[fixed], claims=TargetAssignments()).problem == ""
 
 
 @pytest.mark.parametrize(
@@ -177,19 +177,19 @@ def test_what_consul_said(knowledge: Known | Unknown | Gone | None, consul: str)
 def test_where_an_address_is_from(kind: str, chosen: str, ended: str) -> None:
     """And why an instance is left out for its health."""
     found = instance(status=Status.CRITICAL, tagged_addresses=(TaggedAddress("lan", "10.0.0.2"),))
-    rule = Rule(instances=InstanceRules(address=kind, critical=Disposition.OMIT))
+    rule = Rule(instances=InstanceRules(address=kind, critical=Treatment.OMIT))
     (row,) = explain("radosgw", "dc1", tags=set(), rules=[rule], knowledge=Known((found,))).rows
-    assert (row.chosen, row.ended, row.reason) == (chosen, ended, "omitted because it is critical")
+    assert (row.chosen, row.disposition, row.reason) == (chosen, ended, "omitted because it is critical")
 
 
 def test_instances_are_shown_without_a_rule_too() -> None:
     """As the defaults would have them."""
     shown = explain("radosgw", "dc1", tags=set(), rules=[], knowledge=Known((instance(),)))
-    assert [(r.address, r.ended) for r in shown.rows] == [("10.0.0.1", "ready")]
+    assert [(r.address, r.disposition) for r in shown.rows] == [("10.0.0.1", "ready")]
 
 
 def test_what_nobody_can_use_has_a_row_with_its_reason() -> None:
-    left_out = Known((), left_out=(("vm/x", said("too long")),))
+    left_out = Known((), invalid=(("vm/x", said("too long")),))
     shown = explain("db", "dc1", tags=set(), rules=[Rule()], knowledge=left_out)
     assert shown.rows == (Row("vm/x", "", "", "", "none", "", "skipped", "too long", "absent"),)
     assert shown.consul == "1 instance"
@@ -223,7 +223,7 @@ def test_what_the_filter_leaves_out_is_shown_as_left_out() -> None:
     rule = Rule(filter="Service.Port == 1")
     shown = explain("radosgw", "dc1", tags=set(), rules=[rule], knowledge=Known((one,)), unfiltered=Known((one, two)))
     assert shown.filter == "Service.Port == 1"
-    assert [(r.address, r.ended, r.reason) for r in shown.rows] == [
+    assert [(r.address, r.disposition, r.reason) for r in shown.rows] == [
         ("10.0.0.1", "ready", ""),
         ("10.0.0.2", "not selected", "the rule's filter leaves it out"),
     ]
@@ -238,7 +238,7 @@ def test_what_stands_there_without_an_instance_is_named() -> None:
     """Kept by a hold, or on its way out: nobody has to wonder whose it is."""
     standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1", "10.0.0.2"), *down("10.0.0.3"))))
     shown = explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known((instance(),)), current=standing)
-    assert shown.others == ("10.0.0.2:8080 ready", "10.0.0.3:8080 not ready")
+    assert shown.unaccounted == ("10.0.0.2:8080 ready", "10.0.0.3:8080 not ready")
 
 
 def test_what_a_service_that_shares_the_target_accounts_for_is_no_riddle() -> None:
@@ -248,7 +248,7 @@ def test_what_a_service_that_shares_the_target_accounts_for_is_no_riddle() -> No
         "radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known((instance(),)), current=standing,
         beside=[(RULE, Known((instance("10.0.0.2"),)))],
     )  # fmt: skip
-    assert shown.others == ("10.0.0.3:8080 ready",)
+    assert shown.unaccounted == ("10.0.0.3:8080 ready",)
 
 
 def test_what_is_left_of_a_service_that_is_gone_is_explained_where_it_stands() -> None:
@@ -258,7 +258,7 @@ def test_what_is_left_of_a_service_that_is_gone_is_explained_where_it_stands() -
         "radosgw", "dc1", tags=None, rules=[], knowledge=Known(()), current=standing, remembered=TARGET,
         plan=planned(None, standing),
     )  # fmt: skip
-    assert (shown.target, shown.problem, shown.others, shown.compared) == (
+    assert (shown.target, shown.problem, shown.unaccounted, shown.compared) == (
         "default/radosgw", "dc1 does not list a service of this name", ("10.0.0.1:8080 ready",), True,
     )  # fmt: skip
     assert len(shown.differences) == 2
@@ -284,7 +284,7 @@ def test_what_stands_at_a_name_that_another_service_has_is_not_this_ones() -> No
     standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
     claims = _claimed(("radosgw", fixed), ("gateway", fixed))
     shown = explain("gateway", "dc1", tags=set(), rules=[fixed], claims=claims, knowledge=Known(()), current=standing)
-    assert shown.others == ()
+    assert shown.unaccounted == ()
 
 
 SPREAD = (
@@ -341,7 +341,7 @@ def test_endpoints_without_ports_are_explained_by_their_addresses() -> None:
     found = explain("radosgw", "dc1", tags=(), rules=[by], knowledge=Known((instance(port=0),)), current=standing)
     rows = [(row.address, row.ports, row.kubernetes, row.group) for row in found.rows]
     assert rows == [("10.0.0.1", "", "ready", "s")]
-    assert found.others == ("10.9.9.9 ready",)
+    assert found.unaccounted == ("10.9.9.9 ready",)
 
 
 PRIMARY = Rule(name="primary", tags=("primary",), to=Destination(name="{service}-primary"), place="bridge.yaml:2:5")
@@ -364,13 +364,13 @@ def test_a_service_that_several_rules_mirror_is_explained_by_each_and_names_the_
     both = [explain("db", "dc1", **about, chosen=c, kept=kept) for c in (first, second)]  # type: ignore[arg-type]
     assert [e.target for e in both] == ["default/db-primary", "default/db-replica"]
     assert [e.rules[0].target for e in both] == ["default/db-primary"] * 2
-    assert [row.ended for row in both[0].rows] == ["not selected"] * 2
+    assert [row.disposition for row in both[0].rows] == ["not selected"] * 2
 
 
 def test_a_rule_that_does_not_get_its_target_is_told_who_has_it() -> None:
     """The places of both rules stand in the problem."""
     same = replace(REPLICA, to=PRIMARY.to, place="bridge.yaml:9:5")
-    claims = Claims()
+    claims = TargetAssignments()
     named_by = choices([PRIMARY, same], "db", "dc1")
     for choice in named_by:
         assert isinstance(choice.target, Target)
@@ -386,8 +386,8 @@ def test_a_rule_that_does_not_get_its_target_is_told_who_has_it() -> None:
 
 def test_what_is_asked_for_by_name_needs_no_listing_to_be_explained() -> None:
     """A rule about another namespace: nobody lists what is there."""
-    there = replace(PRIMARY, services=("db",), namespace="team", pinned=True, datacenters=("dc1",))
-    (choice,) = pinned([there])
+    there = replace(PRIMARY, services=("db",), namespace="team", unlisted=True, datacenters=("dc1",))
+    (choice,) = unlisted([there])
     shown = explain("db", "dc1", tags=None, rules=[there], chosen=choice)
     assert (shown.rules, shown.target) == (
         (RuleVerdict("primary (bridge.yaml:2:5)", "", "default/db-primary"),), "default/db-primary",

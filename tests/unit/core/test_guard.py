@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.guard import FORCED_SECONDS, LOOK_SECONDS, Guard, GuardSettings, _Taking, _Window, force_command
+from bridge.core.guard import FORCED_SECONDS, LOOK_SECONDS, Guard, GuardSettings, _LossSample, _Window, force_command
 from bridge.core.model import Held, Plan, Query, Scope, Target
 from bridge.core.reasons import Code
 from bridge.core.select import Only
@@ -35,8 +35,8 @@ def taking(
         queries=(Query("dc1", f"s{number}"),),
         ready_before=before,
         ready=before - lost - flipped if ready is None else ready,
-        lost=lost,
-        flipped=flipped,
+        removed=lost,
+        became_unready=flipped,
         scope=scope,
     )
 
@@ -85,7 +85,7 @@ def test_most_of_all_turning_not_ready_is_consuls_fault(
     """What vanishes counts as well, but each kind is held by itself."""
     plans = [taking(0, lost, flipped)]
     found = held(Guard(GuardSettings()), plans, total).get(TARGETS[0])
-    assert (found is not None and found.lost, found is not None and found.flips) == (lost_held, flips_held)
+    assert (found is not None and found.removed, found is not None and found.flips) == (lost_held, flips_held)
     if found is not None:
         assert found.endpoints == lost * lost_held + flipped * flips_held
 
@@ -110,7 +110,7 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
     )
     assert removal[TARGETS[1]].reason.startswith("1 ready endpoint is kept: 61 of 100")
     panic = held(Guard(GuardSettings()), [taking(0, 0, 90)], 100)[TARGETS[0]]
-    assert (panic.cause, panic.lost, panic.flips) == ("panic", False, True)
+    assert (panic.cause, panic.removed, panic.flips) == ("panic", False, True)
     assert panic.reason == (
         "90 ready endpoints are kept: 90 of 100 ready endpoints mirrored from dc1 (90 %, the limit is 80 %) would stop "
         "being ready within 60 s, so Consul is the likelier patient; released when Consul recovers or by "
@@ -238,7 +238,7 @@ def test_flips_that_are_held_stay_so_until_they_were_few_for_a_whole_window() ->
     found = held(guard, [taking(0, 2, 70)], 1000, 1000.0)[TARGETS[0]]
     assert first.flips
     assert found.reason.split(": ")[1] == first.reason.split(": ")[1]
-    assert (found.cause, found.lost, found.flips, found.endpoints) == ("panic", False, True, 70)
+    assert (found.cause, found.removed, found.flips, found.endpoints) == ("panic", False, True, 70)
     assert released(guard, 1059.0, 1000) == frozenset()
     assert released(guard, 1060.0, 1000) == {TARGETS[0], TARGETS[1]}
     assert held(guard, [taking(0, 2, 70)], 1000, 1060.0) == {}
@@ -469,7 +469,7 @@ def test_tags_that_move_are_held_by_nothing_and_charged_to_nothing() -> None:
         guard.applied(TARGETS[n])
     assert held(guard, [taking(n, 1) for n in range(20, 30)], 20, 1.0) == {}
     both = held(Guard(GuardSettings()), [dropping(0, 5, 40, lost=30)], 40)[TARGETS[0]]
-    assert (both.endpoints, both.lost, both.deselected) == (30, True, False)
+    assert (both.endpoints, both.removed, both.deselected) == (30, True, False)
 
 
 def test_most_of_one_service_not_selected_together_counts_as_lost() -> None:
@@ -478,7 +478,7 @@ def test_most_of_one_service_not_selected_together_counts_as_lost() -> None:
     assert held(guard, [dropping(0, 20, 30)], 100) == {}
     guard = Guard(GuardSettings())
     found = held(guard, [dropping(0, 20, 30)], 30)[TARGETS[0]]
-    assert (found.endpoints, found.lost, found.deselected) == (20, True, True)
+    assert (found.endpoints, found.removed, found.deselected) == (20, True, True)
     assert held(guard, [dropping(0, 11, 30)], 30, 1.0)[TARGETS[0]].deselected
     assert held(guard, [dropping(0, 9, 30)], 30, 62.0) == {}
     assert held(Guard(GuardSettings()), [dropping(0, 9, 9)], 9) == {}
@@ -526,7 +526,7 @@ def test_what_a_person_sends_away_is_held_by_nothing_and_charged_to_nothing() ->
     """Not even while Consul is being rebuilt; and the next loss is judged as if it had not been."""
     guard = Guard(GuardSettings())
     guard.rebuilt("dc1", 0.0)
-    away = replace(taking(0, before=50, ready=0), dismissed=True)
+    away = replace(taking(0, before=50, ready=0), unsubscribed=True)
     assert held(guard, [away], 100) == {}
     guard.applied(TARGETS[0])
     assert held(guard, [taking(1, 20)], 50, 700.0) == {}
@@ -535,7 +535,7 @@ def test_what_a_person_sends_away_is_held_by_nothing_and_charged_to_nothing() ->
 def test_a_hold_that_a_user_ends_by_sending_it_away_is_no_recovery() -> None:
     """What is held elsewhere stays held while it is too much by itself: Consul has not come back."""
     guard = holding(2)
-    away = replace(taking(0, before=10, ready=0), dismissed=True)
+    away = replace(taking(0, before=10, ready=0), unsubscribed=True)
     assert held(guard, [away], 20, 5.0) == {}
     assert [h.target for h in guard.active()] == [TARGETS[1]]
     assert released(guard, 5.0, 10) == frozenset()
@@ -547,7 +547,7 @@ def test_what_was_held_because_of_what_a_user_sends_away_is_released_at_once() -
     guard = Guard(GuardSettings())
     assert held(guard, [taking(0, 30)], 36)
     assert "31 of 36" in held(guard, [taking(1, 1, before=6)], 36, 1.0)[TARGETS[1]].reason
-    away = replace(taking(0, before=30, ready=0), dismissed=True)
+    away = replace(taking(0, before=30, ready=0), unsubscribed=True)
     assert held(guard, [away], 36, 2.0) == {}
     guard.applied(TARGETS[0])
     assert released(guard, 2.5, 6) == {TARGETS[1]}
@@ -559,7 +559,7 @@ def test_what_a_user_changes_may_come_and_go_at_once_and_counts_for_nothing() ->
     guard = Guard(GuardSettings())
     assert held(guard, [taking(0, 40, before=60)], 100) == {}
     guard.applied(TARGETS[0])
-    changed = replace(taking(0, before=20, ready=50), dismissed=True)
+    changed = replace(taking(0, before=20, ready=50), unsubscribed=True)
     assert held(guard, [changed], 60, 1.0) == {}
     guard.applied(TARGETS[0])
     assert TARGETS[1] in held(guard, [taking(1, 31)], 90, 2.0)
@@ -590,9 +590,9 @@ def test_a_rebuilt_consul_removes_nothing_for_ten_minutes() -> None:
     """Whatever the size; flips pass; the other datacenters are not concerned; then the rules decide."""
     guard = Guard(GuardSettings())
     guard.rebuilt("dc1", 0.0)
-    other = Plan(TARGETS[1], queries=(Query("dc2", "x"),), ready_before=1, lost=1)
+    other = Plan(TARGETS[1], queries=(Query("dc2", "x"),), ready_before=1, removed=1)
     found = held(guard, [taking(0, 1, 1), other], 1000, 599.0)
-    assert (found[TARGETS[0]].lost, found[TARGETS[0]].flips) == (True, False)
+    assert (found[TARGETS[0]].removed, found[TARGETS[0]].flips) == (True, False)
     assert TARGETS[1] not in found
     assert released(guard, 599.0) == frozenset()
     assert released(guard, 600.0) == {TARGETS[0]}
@@ -614,9 +614,9 @@ def test_a_rebuild_does_not_end_what_self_preservation_holds() -> None:
     panic = held(guard, [taking(0, 0, 80)], 90, 0.0)[TARGETS[0]]
     guard.rebuilt("dc1", 1.0)
     during = held(guard, [taking(0, 1, 80)], 90, 2.0)[TARGETS[0]]
-    assert (during.cause, during.lost, during.flips, during.endpoints) == ("rebuilt", True, True, 81)
+    assert (during.cause, during.removed, during.flips, during.endpoints) == ("rebuilt", True, True, 81)
     after = held(guard, [taking(0, 1, 80)], 1000, 601.0)[TARGETS[0]]
-    assert (after.cause, after.lost, after.flips, after.endpoints) == ("panic", False, True, 80)
+    assert (after.cause, after.removed, after.flips, after.endpoints) == ("panic", False, True, 80)
     assert "81 of 90" in after.reason
     assert "80 of 90" in panic.reason
 
@@ -678,9 +678,9 @@ def test_a_hold_names_the_reason_that_is_left() -> None:
     """When Consul lists the endpoints again and only calls them sick, it is no removal any more."""
     guard = Guard(GuardSettings())
     first = held(guard, [taking(0, 60, 30)], 100, 0.0)[TARGETS[0]]
-    assert (first.cause, first.lost, first.flips, first.endpoints) == ("removal", True, True, 90)
+    assert (first.cause, first.removed, first.flips, first.endpoints) == ("removal", True, True, 90)
     later = held(guard, [taking(0, 0, 80)], 1000, 100.0)[TARGETS[0]]
-    assert (later.cause, later.lost, later.flips, later.endpoints) == ("panic", False, True, 80)
+    assert (later.cause, later.removed, later.flips, later.endpoints) == ("panic", False, True, 80)
     assert "90 of 100 ready endpoints mirrored from dc1 (90 %, the limit is 80 %) would stop being" in later.reason
 
 
@@ -709,7 +709,7 @@ def test_a_batch_that_was_admitted_is_admitted_again_one_by_one() -> None:
 # --------------------------------------------------------------------------- in general
 
 
-NOT_HELD = Held(TARGETS[0], Code.OTHER, 0, "", lost=False)
+NOT_HELD = Held(TARGETS[0], Code.OTHER, 0, "", removed=False)
 SCOPES = (DC1, Scope(namespace="team-a"), Scope(namespace="team-b"))
 
 
@@ -755,7 +755,7 @@ steps = st.lists(
 def planned_by(change: tuple[int, int, int, bool, int]) -> Plan:
     number, lost, flips, away, dropped = change
     plan = taking(number, lost, flips, before=lost + flips + dropped, ready=0, scope=scope_at(number))
-    return replace(plan, dismissed=True, lost=0, flipped=0) if away else replace(plan, deselected=dropped)
+    return replace(plan, unsubscribed=True, removed=0, became_unready=0) if away else replace(plan, deselected=dropped)
 
 
 def played(history: Sequence[Step], only: Scope, *, alone: bool) -> list[object]:
@@ -817,25 +817,25 @@ def test_every_hold_whose_window_has_passed_and_whose_losses_are_below_the_thres
     total = dict(zip(SCOPES, ready, strict=True))
     limits = GuardSettings()
     again: Iterable[Target] = plans
-    for _ in range(int(limits.rebuild_grace_seconds + 3 * limits.window_seconds) // 10):
+    for _ in range(int(limits.restore_hold_seconds + 3 * limits.window_seconds) // 10):
         now += 10.0
         for target in sorted(again):
             found = guard.admit([plans[target]], total.__getitem__, now).held.get(target, NOT_HELD)
             guard.applied(target)  # and what was let go is not there any more
-            lost, flips = plans[target].lost * found.lost, plans[target].flipped * found.flips
+            lost, flips = plans[target].removed * found.removed, plans[target].became_unready * found.flips
             dropped = plans[target].deselected * found.deselected
             before = lost + flips + dropped
             plans[target] = replace(
-                plans[target], ready_before=before, ready=0, lost=lost, flipped=flips, deselected=dropped
+                plans[target], ready_before=before, ready=0, removed=lost, became_unready=flips, deselected=dropped
             )
         again = guard.released(now, total.__getitem__)
     for scope in SCOPES:
         holds = [h for h in guard.active() if plans[h.target].scope == scope]
-        lost = sum(plans[h.target].lost + plans[h.target].deselected * h.deselected for h in holds)
-        taken = lost + sum(plans[h.target].flipped for h in holds)
+        lost = sum(plans[h.target].removed + plans[h.target].deselected * h.deselected for h in holds)
+        taken = lost + sum(plans[h.target].became_unready for h in holds)
         for hold in holds:
             assert hold.cause in ("removal", "panic")
-            assert not hold.lost or (lost >= 10 and lost * 100 > total[scope] * limits.removal_percent)
+            assert not hold.removed or (lost >= 10 and lost * 100 > total[scope] * limits.removal_percent)
             assert not hold.flips or (taken >= 10 and taken * 100 > total[scope] * limits.panic_percent)
 
 
@@ -864,7 +864,7 @@ def test_never_more_than_half_within_a_minute(losses: list[tuple[int, int, float
 def test_the_window_gives_the_sums_of_what_is_in_it_and_forgets_all_of_the_rest() -> None:
     """Whatever comes and goes, in whatever order; and nothing piles up for a target that changes all the time."""
     chance = random.Random(4)
-    window, plain = _Window(), dict[Target, list[_Taking]]()
+    window, plain = _Window(), dict[Target, list[_LossSample]]()
     targets = [Target("default", f"web-{n}") for n in range(4)]
     for now in range(1000):
         target = chance.choice(targets)
@@ -873,12 +873,15 @@ def test_the_window_gives_the_sums_of_what_is_in_it_and_forgets_all_of_the_rest(
         taken = list(window.pop(target)) if chance.random() < 0.6 else []
         assert taken in ([], plain.get(target, []))
         if taken or target not in plain:
-            fresh = [*taken[-2:], _Taking(now, chance.randrange(3), chance.randrange(3))]
+            fresh = [*taken[-2:], _LossSample(now, chance.randrange(3), chance.randrange(3))]
             chance.shuffle(fresh)
             window.put(target, fresh)
             plain[target] = fresh
         left = [x for found in plain.values() for x in found]
-        assert (window.lost, window.flipped) == (sum(x.lost for x in left), sum(x.flipped for x in left))
+        assert (window.removed, window.became_unready) == (
+            sum(x.removed for x in left),
+            sum(x.became_unready for x in left),
+        )
         assert len(window._due) <= 2 * 60 + 2
     window.forget(2000.0)
-    assert (window.lost, window.flipped, window._due, window._takings) == (0, 0, [], {})
+    assert (window.removed, window.became_unready, window._due, window._takings) == (0, 0, [], {})

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bridge.core.marks import INSTALLATION
 from bridge.core.model import Action, Adopt, Current, Kind, Meta, Output, Plan, Policy
+from bridge.core.ownership import INSTALLATION
 from bridge.core.plan import plan
 from bridge.core.reasons import Code, codes_of
 from tests.unit.core.builders import OWNER, TARGET, Cluster, instance, mirror_of, rule, verbs
@@ -43,7 +43,7 @@ def names(cluster: Cluster) -> set[str | None]:
     current = cluster.current()
     metas = [o.meta for o in (current.service, current.endpoints, *current.slices) if o is not None]
     assert len(metas) == 3
-    return {dict(meta.marks).get(INSTALLATION) for meta in metas}
+    return {dict(meta.ownership).get(INSTALLATION) for meta in metas}
 
 
 def test_what_is_written_names_the_installation() -> None:
@@ -116,7 +116,7 @@ def test_what_another_installation_wrote_does_not_go() -> None:
     """It is a conflict for each of its objects, and nothing at the target goes."""
     cluster = written(A)
     kept = planned(cluster, B)
-    assert (kept.changes, kept.lost, kept.ready_before) == ((), 0, 1)
+    assert (kept.changes, kept.removed, kept.ready_before) == ((), 0, 1)
     assert {c.reason.code for c in kept.conflicts} == {Code.OTHER_INSTALLATION}
     assert {c.kind for c in kept.conflicts} == set(Kind)
     assert A in kept.conflicts[0].reason

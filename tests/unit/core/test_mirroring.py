@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.canonical import group_endpoints
 from bridge.core.mirroring import Refused, may_refuse, slices_of, why_not_carried
 from bridge.core.model import Endpoint, Family, Group, Port
+from bridge.core.normalize import group_endpoints
 from tests.unit.core.builders import down, group, pairs, ready
 
 ONE, TWO = (Port("", 7480),), (Port("", 7481),)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from bridge.core.marks import SERVICE_SYNC, joined, marks
 from bridge.core.model import (
     Action,
     Adopt,
@@ -14,7 +13,6 @@ from bridge.core.model import (
     Conflict,
     Current,
     CurrentService,
-    Disposition,
     Endpoint,
     Family,
     Instance,
@@ -31,7 +29,9 @@ from bridge.core.model import (
     Skipped,
     SliceBody,
     Status,
+    Treatment,
 )
+from bridge.core.ownership import SERVICE_SYNC, joined, ownership_labels
 from bridge.core.plan import plan, retain
 from bridge.core.reasons import Code
 from tests.unit.core.builders import (
@@ -60,7 +60,7 @@ from tests.unit.core.builders import (
     verbs,
 )
 
-LABELS, ANNOTATIONS = marks(OWNER, (QUERY,))
+LABELS, ANNOTATIONS = ownership_labels(OWNER, (QUERY,))
 
 
 def cluster_of(output: Output, count: int = 3) -> Cluster:
@@ -96,7 +96,7 @@ def test_a_new_service_is_made_whole(output: Output, writes: list[str]) -> None:
         assert set(ANNOTATIONS) <= set(change.body.annotations)
         assert unsynced is (change.kind is Kind.SERVICE)
     assert (found.ready, found.not_ready, found.ready_before) == (1, 0, 0)
-    assert (found.lost, found.flipped, found.queries) == (0, 0, (QUERY,))
+    assert (found.removed, found.became_unready, found.queries) == (0, 0, (QUERY,))
 
 
 def test_a_rule_may_have_its_services_registered_back_in_consul() -> None:
@@ -165,7 +165,7 @@ def test_a_flip_writes_one_object(output: Output) -> None:
     found = planned(mirror_of(sick, rule(output=output), cluster.current()), cluster.current())
     assert len(found.writes) == 1
     assert (found.writes[0].ready, found.writes[0].not_ready) == (2, 1)
-    assert (found.ready, found.not_ready, found.ready_before, found.lost, found.flipped) == (2, 1, 3, 0, 1)
+    assert (found.ready, found.not_ready, found.ready_before, found.removed, found.became_unready) == (2, 1, 3, 0, 1)
 
 
 def test_draining_and_zones_do_not_rewrite_endpoints() -> None:
@@ -181,7 +181,7 @@ def test_endpoints_that_are_not_canonical_are_written_again() -> None:
     """The same groups in another order or with duplicates are not what we would write."""
     cluster = cluster_of(Output.ENDPOINTS)
     assert cluster.endpoints is not None
-    cluster.endpoints = replace(cluster.endpoints, canonical=False)
+    cluster.endpoints = replace(cluster.endpoints, normalized=False)
     assert verbs(planned(mirror_of(instances(3), None, cluster.current()), cluster.current())) == ["update Endpoints"]
 
 
@@ -280,30 +280,36 @@ STANDING = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
         (service(None), None, Adopt.CONSUL_K8S, [], ["Service: it is not ours"]),
         (service(None), None, Adopt.UNOWNED, ["update Service", "create Endpoints"], []),
         (
-            service(None, meta_marks=(("consul-bridge/adopt", "true"),)),
+            service(None, meta_ownership=(("consul-bridge/adopt", "true"),)),
             None,
             Adopt.NEVER,
             ["update Service", "create Endpoints"],
             [],
         ),
-        (service(None, meta_marks=(("consul-bridge/adopt", "yes"),)), None, Adopt.NEVER, [], ["Service: it is not"]),
+        (
+            service(None, meta_ownership=(("consul-bridge/adopt", "yes"),)),
+            None,
+            Adopt.NEVER,
+            [],
+            ["Service: it is not"],
+        ),
         (service("other"), None, Adopt.UNOWNED, [], ["Service: it belongs to the bridge with owner id 'other'"]),
         (service(has_selector=True), None, Adopt.UNOWNED, [], ["Service: it has a selector"]),
         (
-            service(None, type="ExternalName", meta_marks=(("consul", "true"),)),
+            service(None, type="ExternalName", meta_ownership=(("consul", "true"),)),
             None,
             Adopt.CONSUL_K8S,
             ["update Service", "create Endpoints"],
             [],
         ),
         (
-            service(None, type="ExternalName", meta_marks=(("consul", "true"),)),
+            service(None, type="ExternalName", meta_ownership=(("consul", "true"),)),
             None,
             Adopt.NEVER,
             [],
             ["Service: it is not ours; to hand it over, run with --adopt consul-k8s or annotate"],
         ),
-        (service(None, meta_marks=(("consul", "true"),)), None, Adopt.CONSUL_K8S, [], ["Service: it is not ours"]),
+        (service(None, meta_ownership=(("consul", "true"),)), None, Adopt.CONSUL_K8S, [], ["Service: it is not ours"]),
         (service(None, type="ExternalName"), None, Adopt.CONSUL_K8S, [], ["Service: it is not ours"]),
         (None, endpoints(owner=None), Adopt.NEVER, [], ["Endpoints: it is not ours"]),
         (None, endpoints(owner="other"), Adopt.UNOWNED, [], ["Endpoints: it belongs"]),
@@ -393,7 +399,7 @@ def test_a_conflict_takes_nothing_away_in_the_sums() -> None:
     """What is not written is not lost: the guard must not be alarmed."""
     current = replace(STANDING, service=service(has_selector=True))
     found = planned(mirror_of([], rule(port=1), current), current)
-    assert (found.ready_before, found.lost, found.flipped) == (1, 0, 0)
+    assert (found.ready_before, found.removed, found.became_unready) == (1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +428,7 @@ def test_a_target_that_goes_goes_with_its_service_last() -> None:
     cluster = cluster_of(Output.BOTH)
     found = planned(None, cluster.current())
     assert verbs(found) == ["delete Endpoints", "delete EndpointSlice", "delete Service"]
-    assert (found.ready, found.ready_before, found.lost, found.flipped) == (0, 3, 3, 0)
+    assert (found.ready, found.ready_before, found.removed, found.became_unready) == (0, 3, 3, 0)
     assert found.queries == ()
     assert {c.reason for c in found.changes} == {"its service is gone from Consul"}
     cluster.apply(found)
@@ -433,7 +439,7 @@ def test_what_a_person_sends_away_goes_and_is_not_lost() -> None:
     """It is deleted like anything else; the guard has nothing to add up."""
     standing = Current(TARGET, service(owner=None), endpoints(group(*ready("10.0.0.1", "10.0.0.2"))))
     found = plan(TARGET, None, standing, owner=OWNER, dismissed=True)
-    assert (verbs(found), found.ready_before, found.lost, found.dismissed) == (["delete Endpoints"], 2, 0, True)
+    assert (verbs(found), found.ready_before, found.removed, found.unsubscribed) == (["delete Endpoints"], 2, 0, True)
 
 
 def test_only_what_is_ours_goes() -> None:
@@ -478,7 +484,7 @@ def test_upsert_only_keeps_objects_and_not_dead_endpoints(output: Output) -> Non
     assert {(c.kind, c.reason) for c in found.changes if c.kind is Kind.SERVICE} == {
         (Kind.SERVICE, "policy upsert-only: no delete")
     }
-    assert found.lost == 3
+    assert found.removed == 3
     cluster.apply(found)
     assert cluster.traffic() == set()
     assert planned(None, cluster.current(), Policy.UPSERT_ONLY).writes == ()
@@ -487,7 +493,7 @@ def test_upsert_only_keeps_objects_and_not_dead_endpoints(output: Output) -> Non
 def test_create_only_leaves_even_dead_endpoints() -> None:
     """It changes nothing that stands: that is what it is for."""
     found = planned(None, cluster_of(Output.ENDPOINTS).current(), Policy.CREATE_ONLY)
-    assert (found.writes, found.lost) == ((), 0)
+    assert (found.writes, found.removed) == ((), 0)
 
 
 def test_upsert_only_empties_slices_that_are_not_needed() -> None:
@@ -497,7 +503,7 @@ def test_upsert_only_empties_slices_that_are_not_needed() -> None:
     settle(cluster, instances(2), by)
     found = planned(mirror_of(instances(1), by, cluster.current()), cluster.current(), Policy.UPSERT_ONLY)
     assert verbs(found) == ["update EndpointSlice"]
-    assert found.lost == 1
+    assert found.removed == 1
     cluster.apply(found)
     assert cluster.traffic() == {("10.0.0.1", "", 8080, "TCP")}
     again = planned(mirror_of(instances(1), by, cluster.current()), cluster.current(), Policy.UPSERT_ONLY)
@@ -562,7 +568,7 @@ def test_create_only_creates_and_then_leaves_alone(output: Output, missing: list
     found = planned(mirror_of(instances(500), by, cluster.current()), cluster.current(), Policy.CREATE_ONLY)
     assert verbs(found) == missing
     assert [c.reason for c in found.changes if c.reason is not None] == ["policy create-only: no update"]
-    assert (found.lost, found.flipped) == (0, 0)
+    assert (found.removed, found.became_unready) == (0, 0)
     cluster.service = None
     again = planned(mirror_of(instances(3), by), cluster.current(), Policy.CREATE_ONLY)
     assert verbs(again) == ["create Service", *missing]
@@ -691,7 +697,7 @@ def test_switching_outputs_adds_before_it_removes(before: Output, after: Output,
     plans = settle(cluster, instances(3), rule(output=after))
     assert [verbs(p) for p in plans] == [*passes, []]
     assert [p.unmirrored for p in plans] == [True] * (len(passes) - 1) + [False, False]
-    assert all(p.lost == p.flipped == 0 for p in plans)
+    assert all(p.removed == p.became_unready == 0 for p in plans)
     assert all(seen == standing for seen in cluster.seen)
 
 
@@ -848,11 +854,11 @@ def test_a_thousand_instances_are_ten_slices_of_different_names() -> None:
 def test_withheld_instances_are_flipped_and_not_lost() -> None:
     """Consul still lists them: the removal guard is not concerned, self-preservation is."""
     cluster = cluster_of(Output.ENDPOINTS)
-    by = picky(critical=Disposition.OMIT)
+    by = picky(critical=Treatment.OMIT)
     sick = [instance("10.0.0.1", status=Status.CRITICAL), instance("10.0.0.2")]
     desired = mirror_of(sick, by, cluster.current())
     found = planned(desired, cluster.current())
-    assert (found.lost, found.flipped) == (1, 1)
+    assert (found.removed, found.became_unready) == (1, 1)
     kept = retain(desired, cluster.current(), lost=False, flips=True)
     assert pairs(kept.groups) == {("10.0.0.1", "", 8080, "TCP"), ("10.0.0.2", "", 8080, "TCP")}
 
@@ -864,7 +870,7 @@ def test_what_is_not_selected_any_more_is_neither_lost_nor_flipped() -> None:
     gone = group(*ready("10.0.0.2"), ports=desired.groups[0].ports)
     desired = replace(desired, deselected=(gone,))
     found = planned(desired, cluster.current())
-    assert (found.lost, found.flipped, found.deselected) == (1, 0, 1)
+    assert (found.removed, found.became_unready, found.deselected) == (1, 0, 1)
 
     def kept(**what: bool) -> list[str]:
         given = {"lost": False, "flips": False, "deselected": False, **what}
@@ -873,8 +879,8 @@ def test_what_is_not_selected_any_more_is_neither_lost_nor_flipped() -> None:
 
     assert kept(lost=True) == ["10.0.0.1", "10.0.0.3"]
     assert kept(deselected=True) == ["10.0.0.1", "10.0.0.2"]
-    sick = replace(desired, deselected=(), withheld=(gone,))
-    assert planned(sick, cluster.current()).flipped == 1
+    sick = replace(desired, deselected=(), omitted_unhealthy=(gone,))
+    assert planned(sick, cluster.current()).became_unready == 1
 
 
 @pytest.mark.parametrize(
@@ -914,7 +920,7 @@ def test_another_bridges_endpoints_are_neither_counted_nor_kept() -> None:
     current = Current(TARGET, service(), theirs, (slice_of("a", group(*ready("10.0.0.1"))),))
     desired = mirror_of([instance("10.0.0.2")], rule(output=Output.ENDPOINTSLICES), current)
     found = planned(desired, current)
-    assert (found.ready_before, found.lost) == (1, 1)
+    assert (found.ready_before, found.removed) == (1, 1)
     kept = retain(desired, current, lost=True, flips=True, owner=OWNER)
     assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.2")),)
 
@@ -939,7 +945,7 @@ def test_an_endpoint_is_kept_on_the_ports_that_are_lost_only() -> None:
     )
     kept = retain(desired, current, lost=True, flips=False)
     assert [g.ports for g in kept.groups] == [both[:1], both[1:]]
-    assert planned(desired, current).lost == 1
+    assert planned(desired, current).removed == 1
 
 
 def test_what_is_kept_follows_the_services_port_to_its_new_name() -> None:
@@ -1006,7 +1012,7 @@ def test_the_sums_count_each_endpoint_once() -> None:
     content = group(Endpoint("10.0.0.1", True))
     current = Current(TARGET, service(), endpoints(content), (slice_of("a", content), slice_of("b", content, "other")))
     found = planned(None, current)
-    assert (found.ready_before, found.lost) == (1, 1)
+    assert (found.ready_before, found.removed) == (1, 1)
 
 
 def test_a_conflict_is_a_value() -> None:
@@ -1050,7 +1056,7 @@ def test_endpoints_without_ports_are_counted_and_held_as_any_others() -> None:
     found = [instance("10.0.0.1", 0), instance("10.0.0.2", 0, Status.CRITICAL)]
     desired = mirror_of(found, by, cluster.current())
     draft = planned(desired, cluster.current())
-    assert (draft.ready_before, draft.lost, draft.flipped) == (3, 1, 1)
+    assert (draft.ready_before, draft.removed, draft.became_unready) == (3, 1, 1)
     kept = retain(desired, cluster.current(), lost=True, flips=True)
     assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.2", "10.0.0.3"), ports=()),)
 

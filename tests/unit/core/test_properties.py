@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core import canonical, explain, marks, select
+from bridge.core import explain, normalize, ownership, select
 from bridge.core.mirroring import may_refuse, why_not_carried
 from bridge.core.model import (
     Action,
@@ -18,7 +18,6 @@ from bridge.core.model import (
     ClusterNodes,
     Current,
     Destination,
-    Disposition,
     EndpointsBody,
     Family,
     Instance,
@@ -38,6 +37,7 @@ from bridge.core.model import (
     Status,
     TaggedAddress,
     Target,
+    Treatment,
 )
 from bridge.core.plan import plan, retain
 from bridge.core.translate import host_names, translate
@@ -108,7 +108,7 @@ def rules(draw: st.DrawFn) -> Rule:
             labels_from=draw(st.sampled_from([(), (("team", "meta:team"),)])),
         ),
         instances=InstanceRules(
-            critical=draw(st.sampled_from([Disposition.NOT_READY, Disposition.OMIT])),
+            critical=draw(st.sampled_from([Treatment.NOT_READY, Treatment.OMIT])),
             keep_last_ready=draw(st.booleans()),
         ),
     )
@@ -150,7 +150,7 @@ def _holds_what_is_desired(cluster: Cluster, desired: Mirror) -> None:
         assert cluster.endpoints is None
     else:
         assert cluster.endpoints is not None
-        assert cluster.endpoints.groups == canonical.plain(desired.groups)
+        assert cluster.endpoints.groups == normalize.without_conditions(desired.groups)
 
 
 @given(found=catalogs, by=rules(), shuffle=st.randoms())
@@ -183,14 +183,16 @@ def objects(draw: st.DrawFn) -> Current:
         type=draw(st.sampled_from(["ClusterIP", "ExternalName"])),
         has_selector=draw(st.booleans()),
         headless=draw(st.booleans()),
-        meta_marks=marked,
+        meta_ownership=marked,
         meta_deleting=draw(st.booleans()),
     )
     return Current(
         TARGET,
         draw(st.sampled_from([None, found_service])),
         draw(
-            st.sampled_from([None, endpoints(content, owner=draw(owners), marks=marked, deleting=draw(st.booleans()))])
+            st.sampled_from(
+                [None, endpoints(content, owner=draw(owners), ownership=marked, deleting=draw(st.booleans()))]
+            )
         ),
         tuple(
             slice_of(f"s{n}", content, draw(owners), deleting=draw(st.booleans()))
@@ -220,16 +222,16 @@ def test_no_plan_touches_what_is_not_ours(
     result = planned(desired, current, policy, adopt)
     for change in result.writes:
         if change.existing is not None:
-            handed_over = adopt is not Adopt.NEVER or dict(change.existing.marks)
+            handed_over = adopt is not Adopt.NEVER or dict(change.existing.ownership)
             assert change.existing.owner == OWNER or (change.existing.owner is None and handed_over)
             assert not change.existing.deleting
         if change.kind is Kind.SERVICE:
             assert not (annotated and not gone)
         assert change.action is not Action.DELETE or policy is Policy.SYNC
         assert change.action is not Action.UPDATE or policy is not Policy.CREATE_ONLY
-    assert result.lost + result.flipped <= result.ready_before
+    assert result.removed + result.became_unready <= result.ready_before
     if not result.writes:
-        assert (result.lost, result.flipped) == (0, 0)
+        assert (result.removed, result.became_unready) == (0, 0)
     if current.service is not None and current.service.has_selector:
         assert desired is None or not result.writes
         assert not any(c.kind is Kind.SERVICE for c in result.writes)
@@ -251,8 +253,8 @@ def test_retain_takes_nothing_away(
         return
     kept = retain(desired, current, lost=lost, flips=flips)
     result = planned(kept, current)
-    assert not (lost and result.lost)
-    assert not (flips and lost and result.flipped)
+    assert not (lost and result.removed)
+    assert not (flips and lost and result.became_unready)
     assert pairs(desired.groups) <= pairs(kept.groups)
     if lost and flips:
         assert {(a, n) for a, _, n, _ in cluster.traffic()} <= {(a, n) for a, _, n, _ in pairs(kept.groups)}
@@ -385,7 +387,7 @@ def _is_legal(body: ServiceBody | EndpointsBody | SliceBody) -> None:
         seen = [e.address for e in g.endpoints]
         assert len(seen) == len(set(seen))
         for endpoint in g.endpoints:
-            assert canonical.parse(endpoint.address) == canonical.Address(endpoint.address, g.family)
+            assert normalize.parse(endpoint.address) == normalize.Address(endpoint.address, g.family)
             assert endpoint.serving or not endpoint.ready
             assert not endpoint.zone or _VALUE.fullmatch(endpoint.zone)
 
@@ -394,24 +396,24 @@ def _is_legal(body: ServiceBody | EndpointsBody | SliceBody) -> None:
 def test_marks_can_be_read_back(names: list[tuple[str, str]]) -> None:
     """Whatever services are called, their objects' annotations lead back to them."""
     queries = [Query(datacenter, name) for datacenter, name in names]
-    _, annotations = marks.marks(OWNER, queries)
+    _, annotations = ownership.ownership_labels(OWNER, queries)
     found = dict(annotations)
     expected = {(d, n) for d, n in names if d and n}
-    assert set(marks.origins(found[marks.SERVICE], found[marks.DATACENTER])) == expected
+    assert set(ownership.origins(found[ownership.SERVICE], found[ownership.DATACENTER])) == expected
 
 
 @given(texts, texts)
 def test_annotations_that_people_wrote_raise_nothing(one: str, other: str) -> None:
     """Reading marks never fails, whatever stands there."""
-    marks.origins(one, other)
+    ownership.origins(one, other)
 
 
 @given(texts)
 def test_an_address_is_taken_in_its_own_spelling_or_refused_with_a_reason(text: str) -> None:
     """Parsing is idempotent and never raises."""
-    found = canonical.parse(text)
-    if isinstance(found, canonical.Address):
-        assert canonical.parse(found.text) == found
+    found = normalize.parse(text)
+    if isinstance(found, normalize.Address):
+        assert normalize.parse(found.text) == found
     else:
         assert found.reason.isprintable()
 
@@ -439,11 +441,11 @@ def test_claims_depend_on_what_is_claimed_and_not_on_how_it_came_about(
     steps: list[tuple[Query, Rule | None, str, int]],
 ) -> None:
     """Claims and releases in any order end like the same claims made afresh; each says rightly what it changed."""
-    claims = select.Claims()
+    claims = select.TargetAssignments()
     held: dict[tuple[Query, Target, int], Rule] = {}  # -1: the annotated Service's, which comes before every rule
     for query, by, name, order in steps:
         target = Target("default", name)
-        before = claims.owners(target)
+        before = claims.winners(target)
         if by is None:
             changed = claims.release(query, target, order=order)
             if held.pop((query, target, -1), None) is None:
@@ -451,22 +453,22 @@ def test_claims_depend_on_what_is_claimed_and_not_on_how_it_came_about(
         else:
             changed = claims.claim(query, by, target, order)
             held[query, target, -1 if by.to.annotated else order] = by
-        assert changed == ({target} if claims.owners(target) != before else set())
-    fresh = select.Claims()
+        assert changed == ({target} if claims.winners(target) != before else set())
+    fresh = select.TargetAssignments()
     for (query, target, order), by in sorted(held.items(), key=lambda item: item[0]):
         fresh.claim(query, by, target, max(order, 0))
     assert claims.targets() == fresh.targets() == {target for _, target, _ in held}
     for target in claims.targets():
-        assert claims.owners(target) == fresh.owners(target)
-        assert claims.losers(target) == fresh.losers(target)
-        mirrored = {q for q, _ in claims.owners(target)}
+        assert claims.winners(target) == fresh.winners(target)
+        assert claims.rejected(target) == fresh.rejected(target)
+        mirrored = {q for q, _ in claims.winners(target)}
         assert mirrored
         wanted = [(order, query) for query, t, order in held if t == target]
         assert {q for _, q in wanted} == {q for q in {q for _, q in wanted} if claims.wants(q, target)}
         assert min(order for order, _ in wanted) == min(order for order, q in wanted if q in mirrored)
-        lost = {s.service for s in claims.losers(target)}
+        lost = {s.service for s in claims.rejected(target)}
         assert {q.service for _, q in wanted} == lost | {q.service for q in mirrored}
-        names = [by.to.port_name for _, by in claims.owners(target)]
+        names = [by.to.port_name for _, by in claims.winners(target)]
         assert len(names) == len(set(names))
 
 
@@ -498,7 +500,7 @@ def _one(address: str, status: Status = Status.PASSING) -> Instance:
 
 def test_the_default_query_of_these_tests_is_the_one_of_the_builders() -> None:
     """Marks in the builders and in plans speak of the same service."""
-    assert dict(service().meta.annotations).items() >= dict(marks.marks(OWNER, (QUERY,))[1]).items()
+    assert dict(service().meta.annotations).items() >= dict(ownership.ownership_labels(OWNER, (QUERY,))[1]).items()
 
 
 @given(first=catalogs, second=catalogs, before=rules(), after=rules())

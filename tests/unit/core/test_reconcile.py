@@ -9,7 +9,6 @@ import pytest
 
 from bridge.core.annotated import Refusal, missing, request_of
 from bridge.core.guard import Verdict
-from bridge.core.marks import joined, marks
 from bridge.core.model import (
     Action,
     Current,
@@ -26,9 +25,10 @@ from bridge.core.model import (
     Status,
     Target,
 )
+from bridge.core.ownership import joined, ownership_labels
 from bridge.core.reasons import Code, codes_of
 from bridge.core.reconcile import Draft, PlanOptions, Surroundings, judge, names_at, observe, reconcile
-from bridge.core.state import World
+from bridge.core.state import ConsulState
 from tests.unit.core.builders import (
     OWNER,
     TARGET,
@@ -47,11 +47,11 @@ WEB = Query("dc1", "radosgw")
 OPTIONS = PlanOptions(owner=OWNER)
 
 
-def state(*found: Any, rules: tuple[Rule, ...] = (rule(),), hidden: bool = False) -> World:
+def state(*found: Any, rules: tuple[Rule, ...] = (rule(),), hidden: bool = False) -> ConsulState:
     """Consul lists radosgw, with these instances."""
-    made = World(rules, ("dc1",), 0.0)
+    made = ConsulState(rules, ("dc1",), 0.0)
     made.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
-    made.on_view(WEB, Known(tuple(found), hidden=hidden))
+    made.on_view(WEB, Known(tuple(found), acl_filtered=hidden))
     return made
 
 
@@ -65,12 +65,12 @@ def asking(owner: str | None = None) -> Current:
     return Current(TARGET, service(owner=owner), endpoints(group(*ready("10.0.0.1"))))
 
 
-def made(world: World, current: Current, **around: Any) -> Draft | None:
+def made(world: ConsulState, current: Current, **around: Any) -> Draft | None:
     """The draft of a target at which this stands."""
     return reconcile(observe(world, current, 0.0), OPTIONS, Surroundings(**around))
 
 
-def plan_of(world: World, current: Current, **around: Any) -> Plan:
+def plan_of(world: ConsulState, current: Current, **around: Any) -> Plan:
     """Its plan, which there must be."""
     draft = made(world, current, **around)
     assert draft is not None
@@ -79,16 +79,16 @@ def plan_of(world: World, current: Current, **around: Any) -> Plan:
 
 def test_nothing_is_said_of_a_service_that_was_never_read() -> None:
     """What stands there may be all of it, or nothing."""
-    world = World((rule(),), ("dc1",), 0.0)
+    world = ConsulState((rule(),), ("dc1",), 0.0)
     world.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
     assert made(world, standing("10.0.0.1")) is None
 
 
 def test_nothing_is_said_of_what_may_not_go_yet() -> None:
     """No service feeds it, and that none ever will is not certain."""
-    world = World((), ("dc1",), 30.0)
+    world = ConsulState((), ("dc1",), 30.0)
     current = standing("10.0.0.1")
-    world.remember(TARGET, names_at(current), 0.0)
+    world.record_owned(TARGET, names_at(current), 0.0)
     assert made(world, current) is None
 
 
@@ -105,30 +105,30 @@ def test_host_names_without_an_answer_keep_what_stands_there() -> None:
     found = [instance(f"vm{n}.example") for n in range(4)]
     world, current = state(instance("10.0.0.1"), *found), standing("10.0.0.1", "10.0.0.9")
     plan = plan_of(world, current)
-    assert (plan.ready, plan.lost) == (2, 0)
+    assert (plan.ready, plan.removed) == (2, 0)
     assert "vm0.example, vm1.example, vm2.example and 1 more" in plan.warnings[-1]
     answered = plan_of(world, current, resolve=lambda _target, names: dict.fromkeys(names, ()))
-    assert (answered.ready, answered.lost, answered.warnings) == (1, 1, ())
+    assert (answered.ready, answered.removed, answered.warnings) == (1, 1, ())
 
 
 def test_a_read_that_an_acl_has_shortened_takes_nothing_away() -> None:
     """What is hidden may be what stands there."""
     plan = plan_of(state(instance("10.0.0.1"), hidden=True), standing("10.0.0.1", "10.0.0.9"))
-    assert (plan.lost, codes_of(plan.warnings)) == (0, (Code.HIDDEN,))
+    assert (plan.removed, codes_of(plan.warnings)) == (0, (Code.HIDDEN,))
 
 
 def test_what_a_user_may_not_ask_for_is_emptied_when_they_asked_for_something_else() -> None:
     """They sent away what was filled; a grant that was taken back waits like a rule that left the file."""
     world, current = state(instance()), asking()
     world.replace_rules((), 0.0)
-    world.remember(TARGET, names_at(current), 0.0)
+    world.record_owned(TARGET, names_at(current), 0.0)
     other = Query("dc1", "db")
     world.refuse(TARGET, Refusal(other, missing(other, "default"), missing(other, "default")), 0.0)
     gone = plan_of(world, current)
     assert [(c.action, c.reason) for c in gone.writes] == [
         (Action.DELETE, "no rule or annotation asks for it any more")
     ]
-    assert gone.dismissed
+    assert gone.unsubscribed
 
 
 def test_a_refused_request_alone_changes_nothing() -> None:
@@ -144,7 +144,7 @@ def test_what_a_user_sent_away_goes_although_a_rule_wants_the_name() -> None:
     """The rule does not get the user's Service, so nothing else would ever change what stands there."""
     current = Current(TARGET, service(owner=None), endpoints(group(*ready("10.0.0.1"))))
     world = state(instance())
-    world.remember(TARGET, names_at(current), 0.0)
+    world.record_owned(TARGET, names_at(current), 0.0)
     plan = plan_of(world, current)
     assert [(c.action, c.kind, c.reason) for c in plan.writes] == [
         (Action.DELETE, Kind.ENDPOINTS, "no rule or annotation asks for it any more")
@@ -161,17 +161,19 @@ def test_what_a_user_left_behind_goes_although_a_rule_wants_the_name_and_its_ser
 ) -> None:
     """For certain and for long enough; the guard adds it up, as nobody sees whether a user or Consul did it."""
     filled = endpoints(group(*ready(*(f"10.0.0.{n}" for n in range(1, 13)))))
-    filled = replace(filled, meta=replace(filled.meta, marks=our_marks(marks(OWNER, (Query("dc1", "db"),))[1])))
+    filled = replace(
+        filled, meta=replace(filled.meta, ownership=our_marks(ownership_labels(OWNER, (Query("dc1", "db"),))[1]))
+    )
     current = Current(TARGET, service(owner=None), filled)
-    world = World((rule(),), ("dc1",), 30.0)
-    world.remember(TARGET, names_at(current), 0.0)
+    world = ConsulState((rule(),), ("dc1",), 30.0)
+    world.record_owned(TARGET, names_at(current), 0.0)
     world.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
     world.on_view(WEB, Known((instance("10.0.1.1"),)))
     world.on_view(Query("dc1", "db"), Gone() if gone else Known((instance(),)))
     world.expire(seconds)
     draft = reconcile(observe(world, current, seconds), OPTIONS, Surroundings())
     assert draft is not None
-    assert (len(draft.plan.writes), draft.plan.lost, draft.plan.dismissed) == (
+    assert (len(draft.plan.writes), draft.plan.removed, draft.plan.unsubscribed) == (
         (1, 12, False) if not left else (0, 0, False)
     )
     assert len(draft.plan.conflicts) == 1
@@ -182,25 +184,25 @@ def test_slices_that_may_not_be_written_any_more_do_not_say_what_a_user_asked_fo
     lacking: tuple[str, ...], taken: tuple[int, int]
 ) -> None:
     """They keep the request that they were made for; what stands for the one of now is what Consul loses."""
-    mine = service(owner=None, meta_marks=(("consul-bridge/mirror", "true"),))
+    mine = service(owner=None, meta_ownership=(("consul-bridge/mirror", "true"),))
     asked = request_of(mine, "dc1")
     assert isinstance(asked, tuple)
     now, by = asked[0].to.annotations, asked[0]
     addresses = [f"10.0.0.{n}" for n in range(1, 13)]
     old, new = (("consul-bridge/request", "old"),), now
     filled = endpoints(group(*ready(*addresses)))
-    filled = replace(filled, meta=replace(filled.meta, marks=joined(filled.meta.marks, new)))
+    filled = replace(filled, meta=replace(filled.meta, ownership=joined(filled.meta.ownership, new)))
     cut = slice_of("radosgw-a", group(*ready("10.0.9.1")))
-    cut = replace(cut, meta=replace(cut.meta, marks=joined(cut.meta.marks, old)))
+    cut = replace(cut, meta=replace(cut.meta, ownership=joined(cut.meta.ownership, old)))
     world = state(instance("10.0.0.1", status=Status.CRITICAL), rules=())
     world.annotate(TARGET, by, asked[1], 0.0)
     current = Current(TARGET, mine, filled, (cut,))
     draft = made(world, current, slices_forbidden=lambda _namespace: lacking)
     assert draft is not None
-    assert (draft.plan.lost, draft.plan.flipped) == taken
-    assert draft.plan.dismissed is (taken == (0, 0))
+    assert (draft.plan.removed, draft.plan.became_unready) == taken
+    assert draft.plan.unsubscribed is (taken == (0, 0))
     lost, flipped = taken
-    held = Held(TARGET, Code.HELD_REMOVAL, lost + flipped, "", lost=lost > 0, flips=flipped > 0)
+    held = Held(TARGET, Code.HELD_REMOVAL, lost + flipped, "", removed=lost > 0, flips=flipped > 0)
     around = Surroundings(slices_forbidden=lambda _namespace: lacking)
     (kept,) = judge([draft], lambda _plans: Verdict({TARGET: held} if lost else {}), OPTIONS, around)
     written = [dict(c.body.annotations)["consul-bridge/request"] for c in kept.writes if c.body is not None]
@@ -212,7 +214,7 @@ def test_what_a_user_may_not_ask_for_goes_although_a_rule_wants_the_name() -> No
     world = state(instance())
     other = Query("dc1", "db")
     world.refuse(TARGET, Refusal(other, missing(other, "default"), missing(other, "default")), 0.0)
-    mine = service(owner=None, meta_marks=(("consul-bridge/mirror", "true"),))
+    mine = service(owner=None, meta_ownership=(("consul-bridge/mirror", "true"),))
     plan = plan_of(world, Current(TARGET, mine, endpoints(group(*ready("10.0.0.1")))))
     assert [c.action for c in plan.writes] == [Action.DELETE]
     assert (codes_of(plan.warnings), len(plan.conflicts)) == ((Code.SERVICE_MISSING,), 1)
@@ -248,7 +250,7 @@ def test_nothing_of_ours_goes_while_that_is_forbidden() -> None:
     world = state(instance())
     world.replace_rules((), 0.0)
     current = standing("10.0.0.1")
-    world.remember(TARGET, names_at(current), 0.0)
+    world.record_owned(TARGET, names_at(current), 0.0)
     assert plan_of(world, current).writes
     assert plan_of(world, current, may_delete=lambda _target: False).changes == ()
 

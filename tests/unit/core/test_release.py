@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from bridge.core.marks import RELEASED, SKIP_MIRROR
 from bridge.core.model import Action, Current, CurrentEndpoints, CurrentSlice, Kind, Output, Plan
+from bridge.core.ownership import RELEASED, SKIP_MIRROR
 from bridge.core.plan import plan
 from bridge.core.release import RELEASE_SECONDS, released, stamp
 from tests.unit.core.builders import (
@@ -30,12 +30,12 @@ STAMP = stamp(NOON)
 
 def saying(value: str, owner: str = OWNER) -> CurrentEndpoints:
     found = endpoints(group(*ready("10.0.0.1")), owner=owner)
-    return replace(found, meta=replace(found.meta, marks=(*found.meta.marks, (RELEASED, value))))
+    return replace(found, meta=replace(found.meta, ownership=(*found.meta.ownership, (RELEASED, value))))
 
 
 def cut(value: str) -> CurrentSlice:
     found = slice_of("radosgw-a", group(*ready("10.0.0.1")))
-    return replace(found, meta=replace(found.meta, marks=(*found.meta.marks, (RELEASED, value))))
+    return replace(found, meta=replace(found.meta, ownership=(*found.meta.ownership, (RELEASED, value))))
 
 
 def test_the_stamp_is_the_time_of_day_for_people() -> None:

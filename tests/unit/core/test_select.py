@@ -148,8 +148,8 @@ def test_a_name_without_letters_is_skipped_with_the_reason() -> None:
 TARGET = Target("default", "web")
 
 
-def claims(*wanted: tuple[str, Rule]) -> select.Claims:
-    found = select.Claims()
+def claims(*wanted: tuple[str, Rule]) -> select.TargetAssignments:
+    found = select.TargetAssignments()
     for name, rule in wanted:
         found.claim(Query("dc1", name), rule, TARGET)
     return found
@@ -176,8 +176,8 @@ def test_who_gets_a_name_that_several_want(
 ) -> None:
     """One, by rank; or all of them when their ports have different names. The others learn why."""
     found = claims(*wanted)
-    assert [query.service for query, _ in found.owners(TARGET)] == owners
-    losers = found.losers(TARGET)
+    assert [query.service for query, _ in found.winners(TARGET)] == owners
+    losers = found.rejected(TARGET)
     assert {s.service for s in losers} == {name for name, _ in wanted} - set(owners)
     assert all(f"default/web goes to {owners[0]} in dc1 ({reason})" in s.reason for s in losers)
 
@@ -186,26 +186,26 @@ def test_a_name_goes_to_the_next_when_its_holder_goes() -> None:
     """And comes back with it; the change is told."""
     found = claims(("web", Rule()), ("web.a", Rule()))
     assert found.release(Query("dc1", "web"), TARGET) == {TARGET}
-    assert [q.service for q, _ in found.owners(TARGET)] == ["web.a"]
-    assert found.losers(TARGET) == ()
+    assert [q.service for q, _ in found.winners(TARGET)] == ["web.a"]
+    assert found.rejected(TARGET) == ()
     assert found.claim(Query("dc1", "web"), Rule(), TARGET) == {TARGET}
-    assert [q.service for q, _ in found.owners(TARGET)] == ["web"]
+    assert [q.service for q, _ in found.winners(TARGET)] == ["web"]
     assert found.release(Query("dc1", "web.a"), TARGET) == set()
     assert found.release(Query("dc1", "web.a"), TARGET) == set()
     assert found.release(Query("dc1", "web"), TARGET) == {TARGET}
     assert found.targets() == set()
-    assert found.owners(TARGET) == ()
-    assert found.losers(TARGET) == ()
+    assert found.winners(TARGET) == ()
+    assert found.rejected(TARGET) == ()
 
 
 def test_an_annotated_service_and_a_rule_may_want_the_same() -> None:
     """The annotation has the name, whoever came first; when one goes the other is still there."""
     query = Query("dc1", "web")
     found = claims(("web", named("", annotated=True)), ("web", named("http")))
-    assert found.owners(TARGET) == ((query, named("", annotated=True)),)
-    assert found.losers(TARGET) == ()
+    assert found.winners(TARGET) == ((query, named("", annotated=True)),)
+    assert found.rejected(TARGET) == ()
     assert found.release(query, TARGET) == {TARGET}
-    assert found.owners(TARGET) == ((query, named("http")),)
+    assert found.winners(TARGET) == ((query, named("http")),)
     found.claim(query, named("", annotated=True), TARGET)
     assert found.release(query, TARGET, annotated=False) == set()
     assert found.release(query, TARGET, annotated=False) == set()
@@ -218,7 +218,7 @@ def test_of_two_rules_for_one_target_the_first_has_it_and_the_other_learns_from_
     one = Rule(name="the primary", place="bridge.yaml:2:5", tags=("primary",))
     two = Rule(name="rule 2 (bridge.yaml:7:5)", place="bridge.yaml:7:5", tags=("replica",))
     db, web = Query("dc1", "db"), Query("dc1", "web")
-    found = select.Claims()
+    found = select.TargetAssignments()
     found.claim(web, two, TARGET, 1)
     found.claim(db, two, TARGET, 1)
     found.claim(db, one, TARGET, 0)
@@ -226,12 +226,12 @@ def test_of_two_rules_for_one_target_the_first_has_it_and_the_other_learns_from_
         "default/web goes to db in dc1 by the primary (bridge.yaml:2:5), the first rule that sends something there; "
         "rule 2 (bridge.yaml:7:5) sends {} there as well: give one of them another `to.name`"
     )
-    assert found.owners(TARGET) == ((db, one),)
-    assert found.losers(TARGET) == tuple(Skipped(name, "", said(why.format(name))) for name in ("db", "web"))
-    assert found.why_lost(db, two, TARGET) == found.losers(TARGET)[0].reason
+    assert found.winners(TARGET) == ((db, one),)
+    assert found.rejected(TARGET) == tuple(Skipped(name, "", said(why.format(name))) for name in ("db", "web"))
+    assert found.why_lost(db, two, TARGET) == found.rejected(TARGET)[0].reason
     assert (found.why_lost(db, one, TARGET), found.why_lost(Query("dc1", "x"), one, TARGET)) == (None, None)
     assert found.release(db, TARGET, order=0) == {TARGET}
-    assert (found.wants(db, TARGET), found.owners(TARGET)) == (True, ((web, two),))
+    assert (found.wants(db, TARGET), found.winners(TARGET)) == (True, ((web, two),))
     assert found.why_lost(db, two, TARGET) == (
         "default/web goes to web in dc1 (it is named exactly so); give one of them another name"
     )
@@ -241,23 +241,23 @@ def test_two_rules_with_different_port_names_share_a_service_also_for_one_consul
     """Instances that differ in their tags only, as Registrator makes them of a container's ports."""
     http, metrics = named("http"), named("metrics")
     query = Query("dc1", "web")
-    found = select.Claims()
+    found = select.TargetAssignments()
     found.claim(query, http, TARGET, 0)
     found.claim(query, metrics, TARGET, 1)
-    assert found.owners(TARGET) == ((query, http), (query, metrics))
-    assert found.losers(TARGET) == ()
+    assert found.winners(TARGET) == ((query, http), (query, metrics))
+    assert found.rejected(TARGET) == ()
 
 
 def test_a_claim_costs_the_same_in_a_large_catalog() -> None:
     """20,000 services, 2,000 of them on one name, are claimed and asked for within seconds, not minutes."""
-    found = select.Claims()
+    found = select.TargetAssignments()
     began = time.process_time()
     for number in range(20_000):
         target = TARGET if number % 10 == 0 else Target("default", f"s{number}")
         found.claim(Query("dc1", f"s{number}"), Rule(), target)
-        found.owners(target)
+        found.winners(target)
     assert time.process_time() - began < 5
-    assert len(found.losers(TARGET)) == 1999
+    assert len(found.rejected(TARGET)) == 1999
 
 
 @pytest.mark.parametrize(
@@ -292,11 +292,11 @@ def test_a_rule_that_an_earlier_one_covers_is_never_used(
 
 def test_a_pinned_rule_names_its_services_and_nothing_listed_is_chosen_by_it() -> None:
     """In each of its datacenters; a rule that takes all instances of a service uses it up; it shadows nothing."""
-    one = Rule(services=("web", "db"), datacenters=("dc1", "dc2"), peer="cloud", pinned=True)
-    two = Rule(services=("web",), datacenters=("dc1",), peer="cloud", pinned=True, name="two")
+    one = Rule(services=("web", "db"), datacenters=("dc1", "dc2"), peer="cloud", unlisted=True)
+    two = Rule(services=("web",), datacenters=("dc1",), peer="cloud", unlisted=True, name="two")
     some = replace(two, tags=("blue",), filter="x")
     assert select.why_not(one, "web", "dc1") == "it is about another namespace, partition or peer"
-    found = select.pinned([Rule(), some, one, two])
+    found = select.unlisted([Rule(), some, one, two])
     assert [(c.order, c.query.datacenter, c.query.service, c.query.peer, c.query.filter) for c in found] == [
         (1, "dc1", "web", "cloud", "x"),
         (2, "dc1", "web", "cloud", ""),

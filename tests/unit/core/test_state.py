@@ -21,9 +21,9 @@ from bridge.core.model import (
     Target,
     Unknown,
 )
-from bridge.core.state import World
+from bridge.core.state import ConsulState
 from bridge.core.translate import selects
-from bridge.engine.scope import anchored
+from bridge.pipeline.scope import anchored
 
 WEB = Query("dc1", "web")
 HERE = Target("apps", "web")
@@ -44,9 +44,9 @@ def known(*addresses: str) -> Known:
     )
 
 
-def world(*names: str, grace: float = 30.0, rules: tuple[Rule, ...] = RULES) -> World:
+def world(*names: str, grace: float = 30.0, rules: tuple[Rule, ...] = RULES) -> ConsulState:
     """A world whose datacenter has these services, each with one instance."""
-    made = World(rules, ["dc1"], grace)
+    made = ConsulState(rules, ["dc1"], grace)
     made.on_listing("dc1", listing(*names), 0.0)
     for query in made.wanted():
         made.on_view(query, known("10.0.0.1"))
@@ -85,14 +85,14 @@ def test_what_only_annotations_ask_for_is_told_apart() -> None:
 
 def test_a_listed_service_that_a_rule_selects_is_wanted_and_claims_its_target() -> None:
     """Consul's own service and what no rule selects are not asked about."""
-    made = World(RULES, ["dc1"], 30.0)
+    made = ConsulState(RULES, ["dc1"], 30.0)
     changed = made.on_listing("dc1", listing("web", "cache"), 0.0)
-    assert (changed, made.wanted(), made.unread()) == ({HERE}, frozenset({WEB}), frozenset({WEB}))
+    assert (changed, made.wanted(), made.pending_reads()) == ({HERE}, frozenset({WEB}), frozenset({WEB}))
 
 
 def test_a_target_whose_service_was_never_read_has_no_sources_yet() -> None:
     """None is not the same as none."""
-    made = World(RULES, ["dc1"], 30.0)
+    made = ConsulState(RULES, ["dc1"], 30.0)
     made.on_listing("dc1", listing("web"), 0.0)
     assert (made.sources(HERE), made.sources(Target("apps", "other"))) == (None, ())
 
@@ -129,7 +129,7 @@ def test_a_failed_listing_keeps_every_service() -> None:
 def test_a_service_that_left_is_released_after_its_grace_period(view: Knowledge) -> None:
     """When the listing lacks it and its own read is empty."""
     made = world("web")
-    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 100.0)
     made.on_view(WEB, view)
     before = (made.expire(129.0), made.removable(HERE, 129.0))
@@ -141,7 +141,7 @@ def test_a_service_that_left_is_released_after_its_grace_period(view: Knowledge)
 def test_a_name_that_is_only_hidden_is_not_gone(view: Knowledge) -> None:
     """A token that lost its rights makes names vanish from the listing: the service's own read decides."""
     made = world("web", grace=0.0)
-    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 1.0)
     made.on_view(WEB, view)
     assert (made.expire(1000.0), made.removable(HERE, 1000.0)) == (set(), False)
@@ -150,7 +150,7 @@ def test_a_name_that_is_only_hidden_is_not_gone(view: Knowledge) -> None:
 def test_a_service_that_comes_back_within_its_grace_period_never_left() -> None:
     """Agents that register again are the usual case."""
     made = world("web")
-    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 100.0)
     made.on_view(WEB, Known(()))
     made.on_listing("dc1", listing("web"), 120.0)
@@ -160,7 +160,7 @@ def test_a_service_that_comes_back_within_its_grace_period_never_left() -> None:
 def test_a_service_that_no_rule_names_any_more_leaves_after_the_grace_period() -> None:
     """It is still listed, so nothing else has to be proved."""
     made = world("web")
-    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.replace_rules((Rule(services=("db",), to=Destination(namespace="apps")),), 100.0)
     assert [made.removable(HERE, now) for now in (129.0, 130.0)] == [False, True]
 
@@ -180,7 +180,7 @@ def tagged(*tags: str) -> Known:
     return Known(tuple(replace(i, tags=(tag,)) for tag in tags for i in known(f"10.0.0.{len(tag)}").instances))
 
 
-def selected(made: World, target: Target) -> list[str] | None:
+def selected(made: ConsulState, target: Target) -> list[str] | None:
     """The tags of the instances that a target's rules select."""
     sources = made.sources(target)
     if sources is None:
@@ -192,10 +192,10 @@ def selected(made: World, target: Target) -> list[str] | None:
 @pytest.mark.parametrize("how", ["deregistered", "retagged"])
 def test_a_tag_that_leaves_empties_its_target_at_once_whatever_is_heard_first(first: str, how: str) -> None:
     """The target has a source all the time, so that what it should be is known: nobody, until the next one has it."""
-    made = World((PRIMARY,), ["dc1"], 30.0)
+    made = ConsulState((PRIMARY,), ["dc1"], 30.0)
     made.on_listing("dc1", Listing({"db": frozenset({"primary", "replica"})}), 0.0)
     made.on_view(DB, tagged("primary", "replica"))
-    made.remember(FIRST, [("dc1", "db")], 0.0)
+    made.record_owned(FIRST, [("dc1", "db")], 0.0)
     left = tagged("replica") if how == "deregistered" else tagged("replica", "replica")
     listed = Listing({"db": frozenset({"replica"})})
     seen = []
@@ -204,7 +204,7 @@ def test_a_tag_that_leaves_empties_its_target_at_once_whatever_is_heard_first(fi
         seen.append((changed, selected(made, FIRST)))
     assert all(changed == {FIRST} for changed, _ in seen)
     assert [chosen for _, chosen in seen] == ([["primary"], []] if first == "the listing" else [[], []])
-    assert (made.expire(1000.0), made.removable(FIRST, 1000.0), made.dismissed(FIRST)) == (set(), False, False)
+    assert (made.expire(1000.0), made.removable(FIRST, 1000.0), made.unsubscribed(FIRST)) == (set(), False, False)
     made.on_listing("dc1", Listing({"db": frozenset({"primary"})}), 2000.0)
     made.on_view(DB, tagged("primary"))
     assert selected(made, FIRST) == ["primary"]
@@ -214,42 +214,42 @@ def test_two_rules_mirror_one_service_each_with_its_own_instances() -> None:
     """A rule behind them that takes all is not used up by either; what two rules want alike the first has."""
     rest = Rule(name="rest", to=Destination(namespace="apps"))
     same = replace(REPLICA, name="same", to=PRIMARY.to)
-    made = World((PRIMARY, REPLICA, same, rest), ["dc1"], 30.0)
+    made = ConsulState((PRIMARY, REPLICA, same, rest), ["dc1"], 30.0)
     made.on_listing("dc1", Listing({"db": frozenset({"primary", "replica"})}), 0.0)
     assert made.wanted() == {DB}
     assert made.on_view(DB, tagged("primary", "replica")) == {FIRST, SECOND, Target("apps", "db")}
     assert [selected(made, t) for t in (FIRST, SECOND, Target("apps", "db"))] == [
         ["primary"], ["replica"], ["primary", "replica"],
     ]  # fmt: skip
-    assert [("primary" in s.reason, "same" in s.reason) for s in made.losers(FIRST)] == [(True, True)]
+    assert [("primary" in s.reason, "same" in s.reason) for s in made.rejected(FIRST)] == [(True, True)]
     assert made.selected() == 1
 
 
 def test_a_rule_does_not_get_the_instances_of_another_while_nobody_has_that_ones_tag() -> None:
     """Neither does what stands nowhere come into being: nothing is read for it."""
-    made = World((PRIMARY, REPLICA), ["dc1"], 30.0)
+    made = ConsulState((PRIMARY, REPLICA), ["dc1"], 30.0)
     made.on_listing("dc1", Listing({"db": frozenset({"replica"})}), 0.0)
     made.on_view(DB, tagged("replica"))
     assert (selected(made, FIRST), selected(made, SECOND), made.targets()) == ([], ["replica"], {SECOND})
-    none = World((PRIMARY,), ["dc1"], 30.0)
+    none = ConsulState((PRIMARY,), ["dc1"], 30.0)
     assert (none.on_listing("dc1", Listing({"db": frozenset({"x"})}), 0.0), none.wanted()) == (set(), frozenset())
 
 
 @pytest.mark.parametrize("first", ["memory", "the listing"])
 def test_what_stands_keeps_its_rule_across_a_restart_in_which_nobody_has_the_tag(first: str) -> None:
     """Whether Kubernetes or Consul is read first; and it goes when a person deletes it, or the name leaves Consul."""
-    made = World((PRIMARY,), ["dc1"], 30.0)
+    made = ConsulState((PRIMARY,), ["dc1"], 30.0)
     listed = Listing({"db": frozenset({"replica"})})
     if first == "the listing":
         made.on_listing("dc1", listed, 0.0)
-        assert made.remember(FIRST, [("dc1", "db")], 0.0) == {FIRST}
+        assert made.record_owned(FIRST, [("dc1", "db")], 0.0) == {FIRST}
     else:
-        made.remember(FIRST, [("dc1", "db")], 0.0)
+        made.record_owned(FIRST, [("dc1", "db")], 0.0)
         assert made.on_listing("dc1", listed, 0.0) == {FIRST}
     assert (made.sources(FIRST), made.wanted()) == (None, frozenset({DB}))
     assert made.on_view(DB, tagged("replica")) == {FIRST}
     assert (selected(made, FIRST), made.expire(1000.0), made.removable(FIRST, 1000.0)) == ([], set(), False)
-    assert made.remember(FIRST, [("dc1", "db")], 1.0) == set()
+    assert made.record_owned(FIRST, [("dc1", "db")], 1.0) == set()
     made.on_listing("dc1", listing(), 1001.0)
     made.on_view(DB, Known(()))
     assert (selected(made, FIRST), made.expire(1031.0), made.removable(FIRST, 1031.0)) == ([], {FIRST}, True)
@@ -257,10 +257,10 @@ def test_what_stands_keeps_its_rule_across_a_restart_in_which_nobody_has_the_tag
 
 def test_what_a_person_deleted_while_nobody_has_the_tag_is_not_made_anew() -> None:
     """Until one has it."""
-    made = World((PRIMARY,), ["dc1"], 30.0)
+    made = ConsulState((PRIMARY,), ["dc1"], 30.0)
     made.on_listing("dc1", Listing({"db": frozenset({"replica"})}), 0.0)
-    made.remember(FIRST, [("dc1", "db")], 0.0)
-    assert (made.forget(FIRST, 1.0), made.targets(), made.forget(FIRST, 2.0)) == ({FIRST}, set(), set())
+    made.record_owned(FIRST, [("dc1", "db")], 0.0)
+    assert (made.drop_owned(FIRST, 1.0), made.targets(), made.drop_owned(FIRST, 2.0)) == ({FIRST}, set(), set())
     assert made.on_listing("dc1", Listing({"db": frozenset({"primary"})}), 3.0) == {FIRST}
 
 
@@ -268,27 +268,29 @@ def test_a_rule_that_selects_nothing_is_told_once_its_datacenters_are_listed() -
     """Its names match nothing, nobody has its tags, or an earlier rule takes all; unknown is not nothing."""
     nothing = Rule(name="nothing", services=("no-*",), datacenters=("dc1",))
     abroad = Rule(name="abroad", services=("no-*",), datacenters=("dc1", "dc2"))
-    elsewhere = Rule(name="elsewhere", services=("db",), datacenters=("dc1",), peer="cloud", pinned=True)
+    elsewhere = Rule(name="elsewhere", services=("db",), datacenters=("dc1",), peer="cloud", unlisted=True)
     untagged = replace(PRIMARY, datacenters=("dc1",))
-    made = World((nothing, abroad, elsewhere, untagged, Rule(name="all", datacenters=("dc1",))), ["dc1", "dc2"], 30.0)
-    before = made.idle_rules()
+    made = ConsulState(
+        (nothing, abroad, elsewhere, untagged, Rule(name="all", datacenters=("dc1",))), ["dc1", "dc2"], 30.0
+    )
+    before = made.unused_rules()
     made.on_listing("dc1", Listing({"db": frozenset(), "web": frozenset()}), 0.0)
     made.on_listing("dc2", Unknown("no path"), 0.0)
-    found = [(rule.name, listed) for rule, listed in made.idle_rules()]
-    assert (before, found, made.idle_rules()) == ((), [("nothing", 2), ("primary", 2)], made.idle_rules())
+    found = [(rule.name, listed) for rule, listed in made.unused_rules()]
+    assert (before, found, made.unused_rules()) == ((), [("nothing", 2), ("primary", 2)], made.unused_rules())
     made.on_listing("dc1", Listing({"db": frozenset({"primary"})}), 1.0)
-    assert [rule.name for rule, _ in made.idle_rules()] == ["nothing"]
+    assert [rule.name for rule, _ in made.unused_rules()] == ["nothing"]
     made.replace_rules(RULES, 2.0)
-    assert made.idle_rules() == ()
+    assert made.unused_rules() == ()
 
 
 def test_a_service_with_several_filters_is_gone_when_each_of_them_shows_nobody() -> None:
     """One that still shows somebody proves that the listing is not the truth."""
     rules = (replace(PRIMARY, tags=(), filter="a"), replace(REPLICA, tags=(), filter="b"))
-    made = World(rules, ["dc1"], 0.0)
+    made = ConsulState(rules, ["dc1"], 0.0)
     made.on_listing("dc1", listing("db"), 0.0)
     for target in (FIRST, SECOND):
-        made.remember(target, [("dc1", "db")], 0.0)
+        made.record_owned(target, [("dc1", "db")], 0.0)
     made.on_listing("dc1", listing(), 1.0)
     made.on_view(replace(DB, filter="a"), Known(()))
     made.on_view(replace(DB, filter="b"), known("10.0.0.1"))
@@ -301,7 +303,7 @@ def test_a_service_feeds_a_target_that_it_wants_by_two_rules_until_both_have_let
     """Also where another one has the target meanwhile."""
     one, two = (Rule(name=n, services=("db",), continues=True, to=Destination(namespace="apps", name="db"))
                 for n in ("one", "two"))  # fmt: skip
-    made = World((one, two), ["dc1"], 30.0)
+    made = ConsulState((one, two), ["dc1"], 30.0)
     made.on_listing("dc1", listing("db"), 0.0)
     made.replace_rules((two,), 1.0)
     assert made.on_view(DB, known("10.0.0.1")) == {Target("apps", "db")}
@@ -311,11 +313,11 @@ def test_what_is_read_of_a_service_that_nobody_wants_any_more_is_forgotten() -> 
     """Also when it comes after the last time that it was said what is wanted."""
     made = world("web")
     other = Query("dc1", "other")
-    made.ask()
+    made.commit_subscriptions()
     made.on_view(other, known("10.0.0.9"))
     made.on_view(Query("dc1", "third"), Unknown("timeout"))
     before = made.known(other)
-    made.ask()
+    made.commit_subscriptions()
     assert (before, made.known(other), made.known(WEB), made.trouble()) == (
         known("10.0.0.9"), None, known("10.0.0.1"), {},
     )  # fmt: skip
@@ -324,7 +326,7 @@ def test_what_is_read_of_a_service_that_nobody_wants_any_more_is_forgotten() -> 
 def test_what_may_not_go_is_looked_at_less_and_less_often() -> None:
     """A guard may hold it for ever: that must cost next to nothing, however many there are."""
     made = world("web")
-    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 100.0)
     made.on_view(WEB, Known(()))
     ticks = [100 + n / 2 for n in range(2400)]
@@ -337,7 +339,7 @@ def test_what_may_not_go_is_looked_at_less_and_less_often() -> None:
 def test_what_may_go_at_last_is_looked_at_at_once(how: str) -> None:
     """News about what is left of a service need not wait for the next look."""
     made = world("web")
-    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 0.0)
     made.on_view(WEB, Known(()))
     made.expire(40.0)
@@ -357,21 +359,21 @@ def test_what_may_go_at_last_is_looked_at_at_once(how: str) -> None:
 
 def test_services_that_kubernetes_remembers_and_consul_lacks_are_counted() -> None:
     """Once the datacenter was listed, and among the targets that are asked about."""
-    made = World(RULES, ["dc1", "dc2"], 0.0)
+    made = ConsulState(RULES, ["dc1", "dc2"], 0.0)
     targets = [Target("apps", name) for name in ("web", "old", "older")]
     for n, target in enumerate(targets):
-        made.remember(target, [("dc2" if n == 2 else "dc1", target.name)], 0.0)
-    before = made.lacking("dc1", targets)
+        made.record_owned(target, [("dc2" if n == 2 else "dc1", target.name)], 0.0)
+    before = made.missing("dc1", targets)
     made.on_listing("dc1", listing("web"), 0.0)
-    assert (before, made.lacking("dc1", targets), made.lacking("dc2", targets)) == ((0, 2), (1, 2), (0, 1))
-    assert made.lacking("dc1", targets[:1]) == (0, 1)
+    assert (before, made.missing("dc1", targets), made.missing("dc2", targets)) == ((0, 2), (1, 2), (0, 1))
+    assert made.missing("dc1", targets[:1]) == (0, 1)
 
 
 def test_what_kubernetes_remembers_is_asked_about_before_it_is_removed() -> None:
     """After a restart, objects of ours are the only memory of services that may be gone."""
-    made = World(RULES, ["dc1"], 0.0)
+    made = ConsulState(RULES, ["dc1"], 0.0)
     old = Target("apps", "old")
-    made.remember(old, [("dc1", "old")], 0.0)
+    made.record_owned(old, [("dc1", "old")], 0.0)
     made.on_listing("dc1", listing("web"), 0.0)
     asked = Query("dc1", "old") in made.wanted()
     unproved = made.removable(old, 1.0)
@@ -383,7 +385,7 @@ def test_objects_from_a_datacenter_that_is_not_watched_stay() -> None:
     """Nothing is known there, so nothing is proved."""
     made = world("web", grace=0.0)
     old = Target("apps", "old")
-    made.remember(old, [("dc9", "old")], 0.0)
+    made.record_owned(old, [("dc9", "old")], 0.0)
     assert made.removable(old, 1000.0) is False
 
 
@@ -391,30 +393,30 @@ def test_a_forgotten_target_is_asked_about_no_more() -> None:
     """Once nothing of ours is left there."""
     made = world("web")
     old = Target("apps", "old")
-    made.remember(old, [("dc1", "old")], 0.0)
-    made.forget(old)
+    made.record_owned(old, [("dc1", "old")], 0.0)
+    made.drop_owned(old)
     assert (made.wanted(), made.targets()) == (frozenset({WEB}), {HERE})
 
 
 def test_a_service_that_left_while_it_was_being_written_is_known_to_be_gone() -> None:
     """Its objects appear after its end: it was wanted all the time, so nobody tells again that it is empty."""
     made = world("web")
-    asked = made.ask()
+    asked = made.commit_subscriptions()
     made.on_listing("dc1", listing(), 1.0)
     made.on_view(WEB, Known(()))
     assert made.expire(31.0) == {HERE}
-    made.remember(HERE, [("dc1", "web")], 31.1)
-    assert made.ask() == asked
+    made.record_owned(HERE, [("dc1", "web")], 31.1)
+    assert made.commit_subscriptions() == asked
     assert made.expire(61.2) == {HERE}
     assert made.removable(HERE, 61.2)
-    made.forget(HERE)
-    assert (made.ask(), made.known(WEB)) == (frozenset(), None)
+    made.drop_owned(HERE)
+    assert (made.commit_subscriptions(), made.known(WEB)) == (frozenset(), None)
 
 
 def test_two_services_that_end_on_one_name_are_told_apart() -> None:
     """The one whose own name it is wins; the other takes over when that one is gone."""
     made = world("web", "Web")
-    losers = made.losers(HERE)
+    losers = made.rejected(HERE)
     assert ([s.query.service for s in made.sources(HERE) or ()], [s.service for s in losers]) == (["web"], ["Web"])
 
 
@@ -428,7 +430,7 @@ def test_a_name_that_cannot_be_mapped_is_reported() -> None:
 def test_new_rules_move_a_service() -> None:
     """The old target is left, the new one claimed."""
     made = world("web")
-    made.remember(HERE, [("dc1", "web")], 0.0)
+    made.record_owned(HERE, [("dc1", "web")], 0.0)
     there = Target("new", "web")
     changed = made.replace_rules((Rule(to=Destination(namespace="new")),), 10.0)
     assert ({HERE, there} <= changed, made.sources(HERE), [s.query for s in made.sources(there) or ()]) == (
@@ -447,60 +449,62 @@ def test_an_annotated_service_wins_its_name_and_may_be_dropped_at_once() -> None
         made.annotate(target, rule, asked, 0.0)
     made.on_view(asked, known("10.0.0.9"))
     fed = [[s.query for s in made.sources(t) or ()] for t in (one, two)]
-    made.remember(two, [("dc1", "pg")], 0.0)
+    made.record_owned(two, [("dc1", "pg")], 0.0)
     left = made.unannotate(two, 1.0)
-    assert (fed, left, made.dismissed(two), made.unannotate(two, 1.0)) == ([[asked], [asked]], {two}, True, set())
+    assert (fed, left, made.unsubscribed(two), made.unannotate(two, 1.0)) == ([[asked], [asked]], {two}, True, set())
     assert [s.query for s in made.sources(one) or ()] == [asked]
 
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_what_was_filled_for_a_service_that_asked_while_nobody_ran_goes_at_once(narrow: bool) -> None:
     """Whatever the flags select: a person decided it. Consul still lists the service, so it has no part in that."""
-    made = World(RULES, ["dc1"], 30.0, narrow=narrow)
-    made.remember(HERE, [("dc1", "pg")], 0.0)
-    unread = made.dismissed(HERE, abandoned=True)
+    made = ConsulState(RULES, ["dc1"], 30.0, partial_selection=narrow)
+    made.record_owned(HERE, [("dc1", "pg")], 0.0)
+    unread = made.unsubscribed(HERE, opted_out=True)
     made.on_listing("dc1", listing("pg"), 0.0)
-    asks, left = made.dismissed(HERE), made.dismissed(HERE, abandoned=True)
+    asks, left = made.unsubscribed(HERE), made.unsubscribed(HERE, opted_out=True)
     made.on_listing("dc1", Unknown("no leader"), 2.0)
-    assert (unread, asks, left, made.dismissed(HERE, abandoned=True)) == (False, False, True, False)
+    assert (unread, asks, left, made.unsubscribed(HERE, opted_out=True)) == (False, False, True, False)
 
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_what_left_consul_as_well_waits_for_its_proof_and_its_grace_period(narrow: bool) -> None:
     """Nobody can tell whether it was the person or Consul, so it is a removal like any other."""
-    made = World(RULES, ["dc1"], 30.0, narrow=narrow)
-    made.remember(HERE, [("dc1", "pg")], 0.0)
+    made = ConsulState(RULES, ["dc1"], 30.0, partial_selection=narrow)
+    made.record_owned(HERE, [("dc1", "pg")], 0.0)
     made.on_listing("dc1", listing(), 0.0)
-    unproved = made.removable(HERE, 30.0, abandoned=True)
+    unproved = made.removable(HERE, 30.0, opted_out=True)
     made.on_view(Query("dc1", "pg"), Known(()))
-    due = [made.removable(HERE, now, abandoned=True) for now in (29.0, 30.0)]
-    assert (unproved, due, made.dismissed(HERE, abandoned=True)) == (False, [False, True], False)
+    due = [made.removable(HERE, now, opted_out=True) for now in (29.0, 30.0)]
+    assert (unproved, due, made.unsubscribed(HERE, opted_out=True)) == (False, [False, True], False)
     assert made.removable(HERE, 30.0) is not narrow
 
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_what_no_service_leads_to_any_more_goes_at_once_unless_it_is_of_other_flags(narrow: bool) -> None:
     """The Service was deleted while nobody ran; Consul still lists what it was filled from."""
-    made = World(RULES, ["dc1"], 30.0, narrow=narrow)
-    made.remember(HERE, [("dc1", "pg")], 0.0)
+    made = ConsulState(RULES, ["dc1"], 30.0, partial_selection=narrow)
+    made.record_owned(HERE, [("dc1", "pg")], 0.0)
     made.on_listing("dc1", listing("pg"), 0.0)
-    assert made.dismissed(HERE, orphaned=True) is not narrow
+    assert made.unsubscribed(HERE, orphaned=True) is not narrow
     made.on_listing("dc1", listing(), 1.0)
-    assert made.dismissed(HERE, orphaned=True) is False
+    assert made.unsubscribed(HERE, orphaned=True) is False
 
 
 def test_where_nothing_is_remembered_nothing_was_dismissed() -> None:
     """A Service of somebody who never asked."""
     made = world("web")
-    assert made.dismissed(Target("apps", "other"), abandoned=True) is False
+    assert made.unsubscribed(Target("apps", "other"), opted_out=True) is False
 
 
 def test_with_rules_from_flags_what_they_do_not_select_is_left_alone() -> None:
     """`--service web` after `--service db` must not remove what the first command made."""
-    by_flags = World((Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 0.0, narrow=True)
+    by_flags = ConsulState(
+        (Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 0.0, partial_selection=True
+    )
     other, gone, own = (Target("apps", name) for name in ("db", "old", "web"))
     for target in (other, gone, own):
-        by_flags.remember(target, [("dc1", target.name)], 0.0)
+        by_flags.record_owned(target, [("dc1", target.name)], 0.0)
     by_flags.on_listing("dc1", listing("db"), 0.0)
     for query in by_flags.wanted():
         by_flags.on_view(query, Known(()))
@@ -511,8 +515,10 @@ def test_with_rules_from_flags_what_they_do_not_select_is_left_alone() -> None:
 def test_everything_of_ours_concerns_rules_that_are_the_whole_truth_and_flags_what_they_claim() -> None:
     """What nothing claims any more is to be removed by rules; flags are about what they select."""
     made = world("web")
-    made.remember(Target("apps", "old"), [("dc1", "old")], 0.0)
-    by_flags = World((Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 0.0, narrow=True)
+    made.record_owned(Target("apps", "old"), [("dc1", "old")], 0.0)
+    by_flags = ConsulState(
+        (Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 0.0, partial_selection=True
+    )
     by_flags.on_listing("dc1", listing("web"), 0.0)
     assert (made.concerns(Target("apps", "old")), by_flags.concerns(HERE)) == (True, True)
 
@@ -521,8 +527,8 @@ def test_where_something_of_a_service_is_left_is_remembered() -> None:
     """At several targets, until nothing is left there."""
     made = world("web")
     for name in ("one", "two"):
-        made.remember(Target("apps", name), [("dc1", "web")], 0.0)
-    made.forget(Target("apps", "two"))
+        made.record_owned(Target("apps", name), [("dc1", "web")], 0.0)
+    made.drop_owned(Target("apps", "two"))
     assert made.remembered_at(("dc1", "web")) == {Target("apps", "one")}
     assert made.remembered_at(("dc1", "db")) == set()
 
@@ -548,7 +554,7 @@ def test_an_annotation_that_changes_its_rule_alone_replaces_it() -> None:
 
 def test_only_a_datacenter_that_was_listed_can_lack_a_name() -> None:
     """Unknown is not missing."""
-    made = World(RULES, ["dc1"], 30.0)
+    made = ConsulState(RULES, ["dc1"], 30.0)
     before = made.is_missing(("dc1", "web"))
     made.on_listing("dc1", listing("db"), 0.0)
     assert (before, made.is_missing(("dc1", "web")), made.is_missing(("dc1", "db"))) == (False, True, False)
@@ -563,9 +569,9 @@ def test_a_rule_without_a_datacenter_means_the_first_one_and_not_all() -> None:
 def test_a_rule_about_another_namespace_is_asked_for_by_name_and_nothing_listed_is_its_business() -> None:
     """The same name in two namespaces is two services; new rules replace what the old ones named."""
     there = Rule(
-        services=("web",), datacenters=("dc1",), namespace="team", pinned=True, to=Destination(namespace="team")
+        services=("web",), datacenters=("dc1",), namespace="team", unlisted=True, to=Destination(namespace="team")
     )
-    made = World((there, *RULES), ["dc1"], 30.0)
+    made = ConsulState((there, *RULES), ["dc1"], 30.0)
     made.on_listing("dc1", listing("web", "db"), 0.0)
     theirs, target = Query("dc1", "web", "team"), Target("team", "web")
     assert made.wanted() == {theirs, WEB, Query("dc1", "db")}
@@ -582,11 +588,11 @@ def test_what_was_not_granted_is_never_asked_for_and_lets_go_of_what_was_filled(
     made.annotate(HERE, rule, WEB, 0.0)
     assert WEB in made.wanted()
     assert (made.refuse(HERE, refusal, 1.0), made.refuse(HERE, refusal, 1.0)) == ({HERE}, set())
-    assert (made.refusal(HERE), made.annotation(HERE), made.dismissed(HERE)) == (refusal, None, False)
+    assert (made.refusal(HERE), made.annotation(HERE), made.unsubscribed(HERE)) == (refusal, None, False)
     assert WEB not in made.wanted()
     assert HERE in made.targets()
     assert made.annotate(HERE, rule, WEB, 2.0) == {HERE}
-    assert (made.refusal(HERE), made.dismissed(HERE)) == (None, False)
+    assert (made.refusal(HERE), made.unsubscribed(HERE)) == (None, False)
     made.refuse(HERE, refusal, 3.0)
     assert (made.unannotate(HERE, 4.0), made.unannotate(HERE, 4.0), made.refusal(HERE)) == ({HERE}, set(), None)
 
@@ -597,23 +603,23 @@ def test_a_user_who_asks_for_what_was_not_granted_sends_away_what_was_filled() -
     rule, other = Rule(to=Destination(namespace="apps", annotated=True)), Query("dc1", "db")
     made.annotate(HERE, rule, WEB, 0.0)
     made.refuse(HERE, Refusal(other, missing(other, "apps"), missing(other, "apps")), 1.0)
-    assert made.dismissed(HERE)
+    assert made.unsubscribed(HERE)
 
 
 def test_only_datacenters_that_matter_are_asked() -> None:
     """Those of the rules, and those that somebody's Service asks for; with no rule and no wish, our own."""
     elsewhere = (Rule(services=("web",), datacenters=("dc2",)),)
-    made = World(elsewhere, ["dc1", "dc2", "dc3"], 30.0)
-    assert made.concerned() == ("dc2",)
+    made = ConsulState(elsewhere, ["dc1", "dc2", "dc3"], 30.0)
+    assert made.active_datacenters() == ("dc2",)
     made.annotate(HERE, Rule(to=Destination(namespace="apps", annotated=True)), Query("dc3", "web"), 0.0)
-    assert made.concerned() == ("dc2", "dc3")
-    assert World((), ["dc1", "dc2"], 30.0).concerned() == ("dc1",)
-    assert World(RULES, ["dc1", "dc2"], 30.0).concerned() == ("dc1", "dc2")
+    assert made.active_datacenters() == ("dc2", "dc3")
+    assert ConsulState((), ["dc1", "dc2"], 30.0).active_datacenters() == ("dc1",)
+    assert ConsulState(RULES, ["dc1", "dc2"], 30.0).active_datacenters() == ("dc1", "dc2")
 
 
 def test_a_listing_that_failed_is_an_answer_but_no_listing() -> None:
     """The first pass waits for answers, good or bad; what is missing is told from listings alone."""
-    made = World(RULES, ["dc1", "dc2"], 30.0)
+    made = ConsulState(RULES, ["dc1", "dc2"], 30.0)
     assert not made.listings_answered()
     made.on_listing("dc1", listing("web"), 0.0)
     made.on_listing("dc2", Unknown("timed out"), 0.0)
@@ -625,10 +631,10 @@ def test_what_is_not_asked_any_more_is_forgotten_with_the_next_wish() -> None:
     """A service that is asked for without interruption is not told again, so its view lives as long as the wish."""
     made = world("web", "db")
     made.on_view(Query("dc1", "db"), Unknown("timed out"))
-    assert made.ask() == made.wanted()
-    assert made.ask() == {WEB, Query("dc1", "db")}
+    assert made.commit_subscriptions() == made.wanted()
+    assert made.commit_subscriptions() == {WEB, Query("dc1", "db")}
     made.replace_rules((Rule(services=("web",), to=Destination(namespace="apps")),), 1.0)
-    assert made.ask() == {WEB}
+    assert made.commit_subscriptions() == {WEB}
     assert (made.known(WEB), made.known(Query("dc1", "db")), made.trouble()) == (known("10.0.0.1"), None, {})
 
 
@@ -637,13 +643,13 @@ def test_annotations_for_what_rules_select_are_nobodys_alone() -> None:
     made = world("web")
     assert made.asked_by_annotation_alone([WEB]) == set()
     assert made.fed_by(WEB) == {HERE}
-    assert made.owners(HERE) == ((WEB, RULES[0]),)
-    assert made.claims.targets() == {HERE}
+    assert made.winners(HERE) == ((WEB, RULES[0]),)
+    assert made.assignments.targets() == {HERE}
 
 
 def test_a_name_that_fits_nowhere_is_told_until_its_service_goes() -> None:
     """A name without a letter or a digit has no form in Kubernetes."""
-    made = World((Rule(to=Destination(namespace="apps")),), ["dc1"], 0.0)
+    made = ConsulState((Rule(to=Destination(namespace="apps")),), ["dc1"], 0.0)
     made.on_listing("dc1", listing("___"), 0.0)
     assert [s.service for s in made.unmappable()] == ["___"]
     made.replace_rules((Rule(services=("web",)),), 1.0)
@@ -652,12 +658,12 @@ def test_a_name_that_fits_nowhere_is_told_until_its_service_goes() -> None:
 
 def test_a_datacenter_that_answers_again_has_its_orphans_looked_at() -> None:
     """Those of other datacenters are waited for as before."""
-    made = World((), ["dc1", "dc2"], 0.0)
+    made = ConsulState((), ["dc1", "dc2"], 0.0)
     for datacenter in made.datacenters:
         made.on_listing(datacenter, listing(), 0.0)
     mine, theirs = Target("apps", "mine"), Target("apps", "theirs")
-    made.remember(mine, [("dc1", "mine")], 0.0)
-    made.remember(theirs, [("dc2", "theirs")], 0.0)
+    made.record_owned(mine, [("dc1", "mine")], 0.0)
+    made.record_owned(theirs, [("dc2", "theirs")], 0.0)
     assert made.expire(0.0) == {mine, theirs}
     made.on_listing("dc1", Unknown("timed out"), 0.1)
     made.on_listing("dc1", listing(), 0.2)
@@ -668,10 +674,12 @@ def test_a_datacenter_that_answers_again_has_its_orphans_looked_at() -> None:
 def test_what_a_user_left_behind_is_looked_at_when_it_is_certain_that_its_service_is_gone(narrow: bool) -> None:
     """A rule claims the target, so nobody else asks for it; once for each time, whatever the rules select."""
     old = Query("dc1", "old")
-    made = World((Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 30.0, narrow=narrow)
+    made = ConsulState(
+        (Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 30.0, partial_selection=narrow
+    )
     made.on_listing("dc1", listing("web"), 0.0)
     made.on_view(WEB, known("10.0.0.1"))
-    made.remember(HERE, [("dc1", "old")], 0.0)
+    made.record_owned(HERE, [("dc1", "old")], 0.0)
     made.on_view(old, Known(()))
     assert (made.expire(29.0), made.is_left_over(HERE, 29.0)) == (set(), False)
     assert (made.expire(30.0), made.is_left_over(HERE, 30.0)) == ({HERE}, True)
@@ -688,12 +696,12 @@ def test_what_a_user_left_behind_is_looked_at_when_it_is_certain_that_its_servic
 def test_what_a_user_left_behind_is_looked_at_when_its_datacenter_can_be_listed_again() -> None:
     """Until then nobody can tell a service that is listed from one that is gone. What feeds a target is no leftover."""
     other = Target("apps", "db")
-    made = World(RULES, ["dc1", "dc2"], 30.0)
+    made = ConsulState(RULES, ["dc1", "dc2"], 30.0)
     for datacenter in made.datacenters:
         made.on_listing(datacenter, listing("web", "db", "old"), 0.0)
-    made.remember(HERE, [("dc1", "old")], 0.0)
-    made.remember(other, [("dc1", "db")], 0.0)
-    made.remember(Target("apps", "far"), [("dc2", "old")], 0.0)
+    made.record_owned(HERE, [("dc1", "old")], 0.0)
+    made.record_owned(other, [("dc1", "db")], 0.0)
+    made.record_owned(Target("apps", "far"), [("dc2", "old")], 0.0)
     made.on_listing("dc1", Unknown("no leader"), 10.0)
     assert not made.is_left_over(HERE, 11.0)
     assert made.on_listing("dc1", listing("web", "db", "old"), 12.0) == {HERE}

@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from bridge.core.marks import derived, label_value, marks, origins
 from bridge.core.model import (
     Bounds,
     ClusterNodes,
     Current,
     CurrentService,
     Destination,
-    Disposition,
     Endpoint,
     Family,
     Group,
@@ -28,9 +26,11 @@ from bridge.core.model import (
     Status,
     TaggedAddress,
     TrafficPolicy,
+    Treatment,
 )
+from bridge.core.ownership import derived, label_value, origins, ownership_labels
 from bridge.core.reasons import Code, Reason, codes_of
-from bridge.core.translate import Translation, choose_address, fates_of, host_names, ready_now, translate
+from bridge.core.translate import Translation, choose_address, decide, host_names, ready_now, translate
 from tests.unit.core.builders import (
     QUERY,
     TARGET,
@@ -56,14 +56,14 @@ from tests.unit.core.builders import (
     [
         (Status.PASSING, {}, Endpoint("10.0.0.1", True)),
         (Status.WARNING, {}, Endpoint("10.0.0.1", True)),
-        (Status.WARNING, {"warning": Disposition.NOT_READY}, Endpoint("10.0.0.1", False, False)),
+        (Status.WARNING, {"warning": Treatment.NOT_READY}, Endpoint("10.0.0.1", False, False)),
         (Status.CRITICAL, {}, Endpoint("10.0.0.1", False, False)),
         (Status.UNKNOWN, {}, Endpoint("10.0.0.1", False, False)),
         (Status.MAINTENANCE, {}, Endpoint("10.0.0.1", False, True, True)),
-        (Status.MAINTENANCE, {"maintenance": Disposition.READY}, Endpoint("10.0.0.1", True)),
+        (Status.MAINTENANCE, {"maintenance": Treatment.READY}, Endpoint("10.0.0.1", True)),
     ],
 )
-def test_health_becomes_conditions(status: Status, rules: dict[str, Disposition], endpoint: Endpoint) -> None:
+def test_health_becomes_conditions(status: Status, rules: dict[str, Treatment], endpoint: Endpoint) -> None:
     """As in docs/reference.md: what is in maintenance is drained gracefully."""
     assert mirror_of([instance(status=status)], picky(**rules)).groups == (group(endpoint),)
 
@@ -71,11 +71,11 @@ def test_health_becomes_conditions(status: Status, rules: dict[str, Disposition]
 @pytest.mark.parametrize("status", [Status.WARNING, Status.CRITICAL, Status.UNKNOWN, Status.MAINTENANCE])
 def test_what_a_rule_omits_is_withheld_and_said(status: Status) -> None:
     """It is not an endpoint, but it is not lost either."""
-    omit = picky(warning=Disposition.OMIT, critical=Disposition.OMIT, maintenance=Disposition.OMIT)
+    omit = picky(warning=Treatment.OMIT, critical=Treatment.OMIT, maintenance=Treatment.OMIT)
     found = translated([instance(status=status, check="mem"), instance("10.0.0.2")], omit)
     assert found.mirror is not None
     assert found.mirror.groups == (group(*ready("10.0.0.2")),)
-    assert [e.address for g in found.mirror.withheld for e in g.endpoints] == ["10.0.0.1"]
+    assert [e.address for g in found.mirror.omitted_unhealthy for e in g.endpoints] == ["10.0.0.1"]
     reason = f"omitted because it is {status} (check mem)"
     assert found.skipped == (Skipped("radosgw", "vm-10.0.0.1/id-10.0.0.1-8080", said(reason)),)
 
@@ -108,9 +108,9 @@ def test_an_instance_that_lost_its_tag_is_told_from_one_that_never_had_it(
 def test_an_address_that_another_instance_has_ready_is_not_withheld() -> None:
     """The same address and port from two instances is one endpoint."""
     found = [instance(), instance(status=Status.CRITICAL, id="other")]
-    mirror = mirror_of(found, picky(critical=Disposition.OMIT))
+    mirror = mirror_of(found, picky(critical=Treatment.OMIT))
     assert mirror.groups == (group(*ready("10.0.0.1")),)
-    assert mirror.withheld == ()
+    assert mirror.omitted_unhealthy == ()
     assert mirror_of(found).groups == (group(*ready("10.0.0.1")),)
 
 
@@ -152,7 +152,7 @@ def test_skips_and_warnings_are_sorted() -> None:
 
 
 def test_what_consul_lists_and_nobody_can_use_is_skipped_with_its_reason() -> None:
-    known = Known((instance(),), left_out=(("vm/x", said("its address has 600 characters, more than 512")),))
+    known = Known((instance(),), invalid=(("vm/x", said("its address has 600 characters, more than 512")),))
     made = translate(TARGET, [(rule(), QUERY, known)])
     assert made.mirror is not None
     assert made.mirror.ready == 1
@@ -166,7 +166,7 @@ def test_an_ordinary_kind_is_no_proxy() -> None:
 
 def test_an_omitted_instance_without_an_address_is_omitted_for_its_health() -> None:
     """The first reason is the one that is said."""
-    omit = picky(critical=Disposition.OMIT)
+    omit = picky(critical=Treatment.OMIT)
     lame = [
         instance("", node_address="", status=Status.CRITICAL),
         instance(port=0, status=Status.CRITICAL),
@@ -214,9 +214,9 @@ def test_while_a_rule_selects_nobody_nothing_is_made_and_what_stands_stays(by: R
 
 def test_while_instances_are_hidden_nobody_says_that_none_is_selected() -> None:
     """The token may not see the one that has the tag."""
-    kept = translate(TARGET, [(PICKY, QUERY, Known((), hidden=True))], Current(TARGET, service()))
+    kept = translate(TARGET, [(PICKY, QUERY, Known((), acl_filtered=True))], Current(TARGET, service()))
     assert (kept.mirror is not None, kept.warnings) == (True, ())
-    found = translate(TARGET, [(PICKY, QUERY, Known((), hidden=True))])
+    found = translate(TARGET, [(PICKY, QUERY, Known((), acl_filtered=True))])
     assert (found.mirror, [s.reason.code for s in found.skipped]) == (None, [Code.NONE_SELECTED])
 
 
@@ -366,8 +366,8 @@ def test_the_name_of_a_node_is_given_where_it_is_one_of_the_clusters() -> None:
 STANDING = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"), *down("10.0.0.2"))))
 
 
-@pytest.mark.parametrize("critical", [Disposition.NOT_READY, Disposition.OMIT])
-def test_the_last_ready_endpoint_stays_where_the_rule_says_so(critical: Disposition) -> None:
+@pytest.mark.parametrize("critical", [Treatment.NOT_READY, Treatment.OMIT])
+def test_the_last_ready_endpoint_stays_where_the_rule_says_so(critical: Treatment) -> None:
     """What is ready now and still registered stays ready when nothing else would be."""
     by = picky(keep_last_ready=True, critical=critical)
     sick = [instance(status=Status.CRITICAL), instance("10.0.0.2", status=Status.CRITICAL)]
@@ -421,7 +421,7 @@ def test_why_there_is_no_service_is_said_as_it_is(instances: list[Instance], mor
 
 def test_instances_that_cannot_be_read_are_no_missing_port() -> None:
     """They are there, and each has its reason."""
-    known = Known((), left_out=(("vm/x", said("too long")),))
+    known = Known((), invalid=(("vm/x", said("too long")),))
     found = translate(TARGET, [(Rule(), QUERY, known)])
     assert [s.reason.code for s in found.skipped if not s.instance] == [Code.NO_USABLE_ADDRESSES]
 
@@ -659,7 +659,7 @@ def test_label_values_are_made_legal(text: str, value: str) -> None:
 )
 def test_marks_say_where_an_object_comes_from(queries: list[Query], service_value: str, datacenter_value: str) -> None:
     """Several services are joined by commas in order, and can be told apart again."""
-    labels, annotations = marks("me", queries)
+    labels, annotations = ownership_labels("me", queries)
     assert labels == (("app.kubernetes.io/managed-by", "consul-bridge"), ("consul-bridge/owner", "me"))
     assert annotations == (("consul-bridge/datacenter", datacenter_value), ("consul-bridge/service", service_value))
     assert origins(service_value, datacenter_value) == tuple(sorted({(q.datacenter, q.service) for q in queries}))
@@ -697,11 +697,11 @@ def test_what_is_not_ready_is_published_where_the_service_asks_for_it() -> None:
     assert [(e.ready, e.serving, e.terminating) for e in listed.endpoints] == [
         (True, True, False), (True, False, False), (True, True, True),
     ]  # fmt: skip
-    fates = fates_of(found, Rule(), current)
+    fates = decide(found, Rule(), current)
     assert [str(f.reason or "") for f in fates][1] == (
         "it is critical (check disk), and the Service asks for such endpoints too (publishNotReadyAddresses)"
     )
-    omitted = mirror_of(found, picky(critical=Disposition.OMIT, maintenance=Disposition.OMIT), current)
+    omitted = mirror_of(found, picky(critical=Treatment.OMIT, maintenance=Treatment.OMIT), current)
     assert [len(g.endpoints) for g in omitted.groups] == [1]
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from bridge import cli, settings
-from bridge.core import marks
-from bridge.engine import announce
+from bridge.controller import kubernetes_events
+from bridge.core import ownership
 from bridge.errors import ExitStatus
 from bridge.kube import election
 from tests.support.docs import reference
@@ -30,7 +30,7 @@ def test_the_reference_is_not_stale() -> None:
 def test_every_flag_setting_and_event_is_in_it() -> None:
     """With a description that says something."""
     text = reference.text()
-    for name in (*cli.FLAGS, *announce.REASONS):
+    for name in (*cli.FLAGS, *kubernetes_events.REASONS):
         assert f"| `{name}`" in text
     for setting in settings.catalogue():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{setting.key}` "))
@@ -40,8 +40,8 @@ def test_every_flag_setting_and_event_is_in_it() -> None:
 @pytest.mark.parametrize(
     ("module", "name", "value", "expectation"),
     [
-        (marks, "NEW", "consul-bridge/new", pytest.raises(LookupError, match=r"\{'consul-bridge/new'\}")),
-        (marks, "ADOPT", "consul-bridge/take-over", contextlib.nullcontext()),
+        (ownership, "NEW", "consul-bridge/new", pytest.raises(LookupError, match=r"\{'consul-bridge/new'\}")),
+        (ownership, "ADOPT", "consul-bridge/take-over", contextlib.nullcontext()),
         (election, "KIND", "consul-bridge/kind", contextlib.nullcontext()),
     ],
 )

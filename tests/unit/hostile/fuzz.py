@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["bridge"]):
     from bridge import yaml_file
     from bridge.consul import decode
     from bridge.consul.client import Answer
-    from bridge.core import canonical
+    from bridge.core import normalize
     from bridge.core.model import Kind
     from bridge.errors import BridgeError
     from bridge.kube import objects
@@ -34,7 +34,7 @@ def once(data: bytes) -> None:
         if which == 0:
             yaml_file.parse(rest, "f")
         elif which == 1:
-            canonical.parse(rest.decode("utf-8", "surrogateescape"))
+            normalize.parse(rest.decode("utf-8", "surrogateescape"))
         else:
             try:
                 raw: Any = json.loads(rest)

@@ -79,7 +79,7 @@ def test_every_object_is_something_or_nothing(kind: Kind, raw: Any) -> None:
     """Reading never raises, and what was read can be read again the same."""
     assert objects.decode(kind, raw) == objects.decode(kind, raw)
     meta = objects.decode_meta(kind, raw)
-    assert meta is None or meta.owner is None or dict(meta.marks).get("consul-bridge/owner") == meta.owner
+    assert meta is None or meta.owner is None or dict(meta.ownership).get("consul-bridge/owner") == meta.owner
 
 
 @SLOW

@@ -450,7 +450,7 @@ def test_a_renewed_certificate_of_a_plugin_moves_nobody_to_another_cluster(
     words = "names another server now, https://127.0.0.1:2" if what == "another server" else "other.pem"
     assert words in access.trouble
     monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
-    monkeypatch.setattr(access_module, "AGAIN", RetryPolicy(floor_seconds=0.01, cap_seconds=0.01))
+    monkeypatch.setattr(access_module, "AGAIN", RetryPolicy(initial_seconds=0.01, max_seconds=0.01))
     configured("https://127.0.0.1:1", "ca.pem")
     access._try_at = 0.0
     access.authorization()
@@ -789,7 +789,7 @@ def test_importing_is_cheap() -> None:
     import subprocess
 
     code = (
-        "import sys, bridge.kube.cache, bridge.kube.writer, bridge.kube.client\n"
+        "import sys, bridge.kube.informer, bridge.kube.writer, bridge.kube.client\n"
         "heavy = [m for m in ('kubernetes', 'urllib3', 'yaml', 'requests') if m in sys.modules]\n"
         "sys.exit(' '.join(heavy) or 0)"
     )

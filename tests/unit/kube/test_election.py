@@ -21,7 +21,7 @@ from bridge.kube.election import (
     YIELDS,
     Election,
     ElectionConfig,
-    Look,
+    LeaseSnapshot,
     Member,
     RemovableLock,
     may_serve,
@@ -71,7 +71,7 @@ class MemoryLock:
     kind: str
     identity: str
     annotations: Callable[[], Mapping[str, str]]
-    seen: Callable[[], Look]
+    seen: Callable[[], LeaseSnapshot]
     duration_seconds: int = DURATION
 
     def read(self, *, cached: bool = False) -> LeaseRecord | None:
@@ -122,7 +122,7 @@ class MemoryLeases:
 
     server: Server
 
-    def look(self) -> dict[str, LeaseRecord]:
+    def snapshot(self) -> dict[str, LeaseRecord]:
         """All of them."""
         self.server.up()
         return dict(self.server.records)
@@ -133,7 +133,7 @@ class MemoryLeases:
         kind: str,
         identity: str,
         annotations: Callable[[], Mapping[str, str]],
-        seen: Callable[[], Look],
+        seen: Callable[[], LeaseSnapshot],
     ) -> RemovableLock:
         """One of them."""
         return MemoryLock(self.server, name, kind, identity, annotations, seen)
@@ -177,7 +177,7 @@ class World:
         """Every named replica (default: all) has its turn, again and again."""
         for _ in range(rounds):
             for name in names or tuple(self.replicas):
-                self.replicas[name].turn()
+                self.replicas[name].tick()
             self.now += seconds
 
     def held(self) -> dict[str, list[int]]:
@@ -223,15 +223,15 @@ def test_a_shard_is_given_up_only_after_its_last_write(world: World) -> None:
     one = world.add(2)
     world.turn(rounds=3)
     election = world.replicas[one]
-    assert election.enter(1)
+    assert election.begin_write(1)
     two = world.add(2)
     world.turn(rounds=6)
     assert world.held() == {one: [0], two: []}
-    assert not election.enter(1)
-    election.leave(1)
+    assert not election.begin_write(1)
+    election.end_write(1)
     world.turn(rounds=2)
     assert world.held() == {one: [0], two: [1]}
-    assert world.replicas[two].enter(1)
+    assert world.replicas[two].begin_write(1)
 
 
 def test_a_dead_replica_is_followed_after_its_lease_and_buried_later(world: World) -> None:
@@ -281,7 +281,7 @@ def test_a_second_installation_writes_nothing_and_both_say_so(world: World) -> N
     second = [world.add(installation="apps/second") for _ in range(2)]
     world.turn(rounds=6)
     assert world.held() == {first: [0], second[0]: [], second[1]: []}
-    said = [world.replicas[name].rival for name in (first, *second)]
+    said = [world.replicas[name].conflicting_writer for name in (first, *second)]
     way_out = "give each installation an --owner of its own"
     assert said[0] == (
         f"replicas of apps/second run, or ran lately, with our owner id 'default', and this is apps/first: {way_out}"
@@ -295,7 +295,7 @@ def test_a_second_installation_writes_nothing_and_both_say_so(world: World) -> N
     world.replicas.pop(first).resign()
     world.turn(rounds=400)
     assert world.held() == {second[0]: [], second[1]: []}
-    assert "apps/second" in world.replicas[second[0]].rival
+    assert "apps/second" in world.replicas[second[0]].conflicting_writer
     back = world.add(installation="apps/first")
     world.turn(rounds=4)
     assert world.held()[back] == [0]
@@ -325,7 +325,7 @@ def test_a_rollout_is_no_second_installation(world: World) -> None:
     world.replicas.pop(old).resign()
     world.turn(rounds=6)
     assert (sorted(world.held().values()), set(world.held())) == ([[0], [1]], {new, third})
-    assert [election.rival for election in world.replicas.values()] == ["", ""]
+    assert [election.conflicting_writer for election in world.replicas.values()] == ["", ""]
 
 
 def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote_before_it(world: World) -> None:
@@ -339,7 +339,7 @@ def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote
     assert world.replicas[second].status()["waiting"] == (
         "apps/first wrote with our owner id before; this is apps/second, and waits in case that it comes back"
     )
-    assert world.replicas[second].rival == ""
+    assert world.replicas[second].conflicting_writer == ""
     back = world.add(installation="apps/first")
     world.turn(rounds=15)
     assert world.held() == {second: [], back: [0]}
@@ -347,7 +347,7 @@ def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote
     world.replicas.clear()
     third, began = world.add(installation="apps/third"), world.now
     world.turn(rounds=250 * BURIED_AFTER // 10)
-    assert (world.held(), world.replicas[third].rival) == ({third: []}, "")
+    assert (world.held(), world.replicas[third].conflicting_writer) == ({third: []}, "")
     world.turn(rounds=10)
     assert world.held() == {third: [0]}
     assert BURIED_AFTER * DURATION <= world.now - began < BURIED_AFTER * DURATION + 10
@@ -359,7 +359,7 @@ def test_a_member_yields_in_public_only_when_its_last_write_has_ended(world: Wor
     one = world.add(installation="apps/first")
     world.turn(rounds=3)
     election = world.replicas[one]
-    assert election.enter(0)
+    assert election.begin_write(0)
     name = "consul-bridge-default-shard-0"
     two = world.add(installation="apps/second")
     taken = replace(world.server.records[name], holder=two, resource_version="900")  # deleted by hand, and made anew
@@ -367,7 +367,7 @@ def test_a_member_yields_in_public_only_when_its_last_write_has_ended(world: Wor
     world.turn(rounds=10)
     member = next(r for r in world.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
     assert (election.held, YIELDS in member.annotations) == (frozenset(), False)
-    election.leave(0)
+    election.end_write(0)
     world.turn(rounds=5)
     member = next(r for r in world.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
     assert YIELDS in member.annotations
@@ -510,7 +510,7 @@ def test_a_bug_ends_the_thread_loudly(eventually: Callable[..., None]) -> None:
     """`failed` hears of it."""
 
     class Broken(MemoryLeases):
-        def look(self) -> dict[str, LeaseRecord]:
+        def snapshot(self) -> dict[str, LeaseRecord]:
             raise RuntimeError("bug")
 
     failures: list[BaseException] = []
@@ -525,10 +525,10 @@ def test_only_who_joined_earlier_and_divides_otherwise_is_in_the_way() -> None:
     me = Member("me", 2, 10)
     assert may_serve(me, [me, Member("a", 2, 5), Member("b", 3, 11)])
     assert not may_serve(me, [me, Member("a", 3, 9)])
-    assert may_serve(me, [me, Member("a", 3, 9, yields=True)])
+    assert may_serve(me, [me, Member("a", 3, 9, demoted=True)])
     assert not may_serve(replace(me, installation="x"), [Member("a", 2, 9, "y")])
     assert may_serve(replace(me, installation="x"), [Member("a", 2, 9), Member("b", 2, 9, "x")])
-    assert not may_serve(replace(me, yields=True), [me])
+    assert not may_serve(replace(me, demoted=True), [me])
 
 
 steps = st.lists(
@@ -571,7 +571,7 @@ def test_no_target_ever_has_two_writers(
         elif what in ("blind", "sees"):
             world.blind = world.blind | {name} if what == "blind" else world.blind - {name}
         else:
-            world.replicas[name].turn()
+            world.replicas[name].tick()
         assert_single_writers(world)
     world.server.trouble = ""
     for _ in range(140 if len({*names} - {""}) < 2 else 300):
@@ -584,7 +584,7 @@ def test_no_target_ever_has_two_writers(
         if len({*numbers}) == len({*names}) == 1 and not world.blind.issuperset(alive):
             assert not any(world.held()[name] for name in world.blind)
     else:
-        assert all("writes nothing" in world.replicas[n].rival for n in alive)
+        assert all("writes nothing" in world.replicas[n].conflicting_writer for n in alive)
 
 
 def assert_single_writers(world: World) -> None:

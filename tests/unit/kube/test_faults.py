@@ -22,10 +22,10 @@ from bridge.errors import (
     TransientError,
 )
 from bridge.kube import faults
-from bridge.kube.faults import Asked
+from bridge.kube.faults import RequestInfo
 
-PATCH = Asked("PATCH", "/api/v1/namespaces/storage/endpoints/radosgw", "https://kube:6443")
-SLICES = Asked("GET", "/apis/discovery.k8s.io/v1/namespaces/storage/endpointslices", "https://kube:6443")
+PATCH = RequestInfo("PATCH", "/api/v1/namespaces/storage/endpoints/radosgw", "https://kube:6443")
+SLICES = RequestInfo("GET", "/apis/discovery.k8s.io/v1/namespaces/storage/endpointslices", "https://kube:6443")
 
 
 def status(code: int, message: str = "", reason: str = "", **details: Any) -> bytes:
@@ -104,17 +104,20 @@ def test_forbidden_says_how_to_grant_what_is_missing() -> None:
     ("asked", "text"),
     [
         (SLICES, "forbids us to list endpointslices in namespace storage"),
-        (Asked("GET", SLICES.path, "s", watching=True), "forbids us to watch endpointslices in namespace storage"),
         (
-            Asked("DELETE", f"{SLICES.path}/a", "s"),
+            RequestInfo("GET", SLICES.path, "s", watching=True),
+            "forbids us to watch endpointslices in namespace storage",
+        ),
+        (
+            RequestInfo("DELETE", f"{SLICES.path}/a", "s"),
             "no (Kubernetes (s) refuses delete endpointslices a in",
         ),
-        (Asked("GET", "/api/v1/services", "s"), "forbids us to list services in all namespaces"),
-        (Asked("GET", "/api/v1/services", "s"), "kubectl create clusterrole"),
-        (Asked("GET", "/version", "s"), "forbids GET /version"),
+        (RequestInfo("GET", "/api/v1/services", "s"), "forbids us to list services in all namespaces"),
+        (RequestInfo("GET", "/api/v1/services", "s"), "kubectl create clusterrole"),
+        (RequestInfo("GET", "/version", "s"), "forbids GET /version"),
     ],
 )
-def test_forbidden_without_a_helpful_message_is_told_from_the_request(asked: Asked, text: str) -> None:
+def test_forbidden_without_a_helpful_message_is_told_from_the_request(asked: RequestInfo, text: str) -> None:
     """A webhook's "no" names nothing: verb, resource and namespace come from what we asked."""
     assert text in str(faults.of_answer(asked, 403, {}, b"no"))
 

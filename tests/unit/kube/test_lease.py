@@ -235,17 +235,17 @@ def test_a_standby_looks_often_enough_and_not_too_late(now: list[float]) -> None
 def test_a_write_is_waited_for_until_others_can_have_the_lease_and_no_longer(now: list[float]) -> None:
     """The last one that may begin has the margin; after a renewal it is more again."""
     _, (one, two) = candidates(now)
-    assert one.elector.seconds_left() == 0.0
+    assert one.elector.lease_remaining() == 0.0
     one.elector.step()
     two.elector.step()
-    assert one.elector.seconds_left() == pytest.approx(DURATION)
-    assert two.elector.seconds_left() == 0.0
+    assert one.elector.lease_remaining() == pytest.approx(DURATION)
+    assert two.elector.lease_remaining() == 0.0
     now[0] += DURATION - SETTINGS.margin - 0.25
-    assert one.elector.seconds_left() == pytest.approx(SETTINGS.margin + 0.25)
+    assert one.elector.lease_remaining() == pytest.approx(SETTINGS.margin + 0.25)
     one.elector.step()
-    assert one.elector.seconds_left() == pytest.approx(DURATION)
+    assert one.elector.lease_remaining() == pytest.approx(DURATION)
     now[0] += DURATION - SETTINGS.margin
-    assert one.elector.seconds_left() == 0.0
+    assert one.elector.lease_remaining() == 0.0
 
 
 def test_a_release_that_fails_lets_the_lease_run_out(now: list[float]) -> None:
@@ -368,7 +368,7 @@ def test_never_two_may_write(steps: list[tuple[int, float, str]]) -> None:
         assert len(writers) <= 1
         for n in writers:
             assert all(until <= now[0] + 1e-6 for other, until in busy.items() if other != n)
-            busy[n] = now[0] + group[n].elector.seconds_left()
+            busy[n] = now[0] + group[n].elector.lease_remaining()
 
     for index, pause, trouble in steps:
         for _ in range(4):

@@ -323,7 +323,7 @@ def test_marks_are_seen_whoever_set_them() -> None:
     }
     meta = objects.decode_meta(Kind.SERVICE, raw)
     assert meta is not None
-    assert meta.marks == (("consul", "true"), ("consul-bridge/mirror", "true"), ("consul-bridge/service", "web"))
+    assert meta.ownership == (("consul", "true"), ("consul-bridge/mirror", "true"), ("consul-bridge/service", "web"))
     assert meta.deleting
 
 
@@ -368,7 +368,7 @@ def test_endpoints_are_canonical_when_we_would_write_the_same(raw: dict[str, Any
     """Order, duplicates, an address both ready and not, foreign fields: all rewritten."""
     found = objects.decode_endpoints(raw)
     assert found is not None
-    assert found.canonical is canonical
+    assert found.normalized is canonical
 
 
 def test_an_address_ready_and_not_ready_in_one_port_set_counts_as_not_ready() -> None:
@@ -393,7 +393,7 @@ def test_a_slice_with_an_endpoint_twice_never_equals_a_wanted_one() -> None:
     found = objects.decode_slice(raw)
     assert found is not None
     assert found.group.endpoints == ready("10.0.0.1", "10.0.0.1")
-    assert not found.canonical
+    assert not found.normalized
     assert found.group.ports == (Port("", 0),)
 
 

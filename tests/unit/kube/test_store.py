@@ -61,7 +61,7 @@ def version_in(current: Current) -> str | None:
 def test_older_news_change_nothing() -> None:
     """An event of version 5 after a note of version 7."""
     store = Store("default")
-    store.note(create(endpoints()), meta(7))
+    store.confirm(create(endpoints()), meta(7))
     assert event(store, held(5, *ready("10.0.0.9"))) == set()
     assert version_in(store.current(TARGET)) == "7"
 
@@ -102,7 +102,7 @@ def test_an_answer_that_comes_after_newer_news_changes_nothing() -> None:
     """The watch was quicker than the writer's thread: version 9 stays when 7 is noted."""
     store = Store("default")
     event(store, held(9, *ready("10.0.0.9")))
-    store.note(create(endpoints()), meta(7))
+    store.confirm(create(endpoints()), meta(7))
     assert version_in(store.current(TARGET)) == "9"
 
 
@@ -111,15 +111,15 @@ def test_an_answer_that_comes_after_the_deletion_does_not_bring_the_object_back(
     store = Store("default")
     event(store, held(7), "ADDED")
     event(store, held(8), "DELETED")
-    store.note(create(endpoints()), meta(7))
+    store.confirm(create(endpoints()), meta(7))
     assert store.current(TARGET).endpoints is None
 
 
 def test_a_new_object_of_the_same_name_replaces_a_deleted_one() -> None:
     """After a noted deletion, an object with another uid is news."""
     store = Store("default")
-    store.note(create(endpoints()), meta(7))
-    store.note(delete(meta(7)), None)
+    store.confirm(create(endpoints()), meta(7))
+    store.confirm(delete(meta(7)), None)
     assert store.current(TARGET).endpoints is None
     assert event(store, held(8), "DELETED") == set()
     assert event(store, held(9, uid="u2"), "ADDED") == {TARGET}
@@ -130,19 +130,19 @@ def test_a_noted_deletion_of_an_earlier_object_leaves_the_new_one() -> None:
     """Delete was answered, somebody created it anew, the watch told us first."""
     store = Store("default")
     event(store, held(9, uid="u2"), "ADDED")
-    store.note(delete(meta(7)), None)
+    store.confirm(delete(meta(7)), None)
     assert version_in(store.current(TARGET)) == "9"
 
 
 def test_a_list_does_not_undo_what_was_written_while_it_was_read() -> None:
     """Created, updated and deleted meanwhile: each stays as noted; everything else is as listed."""
     store = Store("default")
-    store.note(create(endpoints(), "default", "gone"), meta(3, name="gone"))
-    store.note(create(endpoints(), "default", "deleted"), meta(4, name="deleted"))
+    store.confirm(create(endpoints(), "default", "gone"), meta(3, name="gone"))
+    store.confirm(create(endpoints(), "default", "deleted"), meta(4, name="deleted"))
     since = store.begin_list()
-    store.note(create(endpoints(), "default", "created"), meta(21, name="created"))
-    store.note(update(endpoints(), meta(5)), meta(22))
-    store.note(delete(meta(4, name="deleted")), None)
+    store.confirm(create(endpoints(), "default", "created"), meta(21, name="created"))
+    store.confirm(update(endpoints(), meta(5)), meta(22))
+    store.confirm(delete(meta(4, name="deleted")), None)
     listed = [held(5), objects.expected(create(endpoints(), "default", "deleted"), meta(4, name="deleted"))]
     store.replace(Kind.ENDPOINTS, None, listed, 20, since)
     assert store.targets() == {TARGET, Target("default", "created")}
@@ -180,12 +180,12 @@ def test_a_list_of_one_namespace_leaves_the_others() -> None:
 
 def test_graves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bridge that deletes for years does not remember every name."""
-    monkeypatch.setattr(store_module, "GRAVES", 10)
+    monkeypatch.setattr(store_module, "TOMBSTONES", 10)
     store = Store("default")
     for number in range(100):
         change = create(endpoints(), "default", f"s{number}")
-        store.note(change, meta(number + 1, name=f"s{number}"))
-        store.note(delete(meta(number + 1, name=f"s{number}")), None)
+        store.confirm(change, meta(number + 1, name=f"s{number}"))
+        store.confirm(delete(meta(number + 1, name=f"s{number}")), None)
     assert len(store._entries[Kind.ENDPOINTS]) <= 10
     assert store.counts()["Endpoints"] == 0
 
@@ -212,7 +212,7 @@ def test_an_expected_event_is_swallowed_and_an_unexpected_one_is_not() -> None:
     assert store.event(Kind.ENDPOINTS, None, "ADDED", mine, objects.expected(change, mine)) == set()
     assert version_in(store.current(TARGET)) == "5"
     assert event(store, held(6, *ready("10.0.0.9"))) == {TARGET}
-    store.note(change, mine)
+    store.confirm(change, mine)
     assert version_in(store.current(TARGET)) == "6"
 
 
@@ -230,7 +230,7 @@ def test_a_failed_write_is_no_longer_expected() -> None:
     mine = replace(meta(5), labels=endpoints().labels, annotations=endpoints().annotations)
     store = Store("default")
     store.expect(change)
-    store.forget(change)
+    store.abandon(change)
     assert store.event(Kind.ENDPOINTS, None, "ADDED", mine, objects.expected(change, mine)) == {TARGET}
 
 
@@ -241,7 +241,7 @@ def test_an_expected_deletion_is_swallowed() -> None:
     change = delete(meta(5))
     store.expect(change)
     assert event(store, held(6), "DELETED") == set()
-    store.note(change, None)
+    store.confirm(change, None)
     assert store.current(TARGET).endpoints is None
 
 
@@ -251,17 +251,17 @@ def test_an_expected_deletion_is_swallowed() -> None:
 def test_ready_endpoints_are_counted_once_per_target() -> None:
     """Endpoints and slices side by side hold the same endpoints; foreign ones do not count."""
     store = Store("default")
-    store.note(create(endpoints(group(*ready("10.0.0.1", "10.0.0.2"), *down("10.0.0.3")))), meta(1))
+    store.confirm(create(endpoints(group(*ready("10.0.0.1", "10.0.0.2"), *down("10.0.0.3")))), meta(1))
     assert store.total_ready() == 2
     for number, addresses in enumerate((("10.0.0.1",), ("10.0.0.2", "10.0.0.4"))):
         name = f"radosgw-{number}"
         change = create(slice_of("radosgw", group(*ready(*addresses))), "default", name)
-        store.note(change, meta(2 + number, Kind.ENDPOINT_SLICE, name))
+        store.confirm(change, meta(2 + number, Kind.ENDPOINT_SLICE, name))
     assert store.total_ready() == 3
     other = create(endpoints(owner="blue"), "default", "blue")
-    store.note(other, meta(9, name="blue", owner="blue"))
+    store.confirm(other, meta(9, name="blue", owner="blue"))
     assert (store.total_ready(), store.owns(Target("default", "blue"))) == (3, False)
-    store.note(delete(meta(1)), None)
+    store.confirm(delete(meta(1)), None)
     assert (store.total_ready(), store.targets()) == (3, {TARGET})
 
 
@@ -270,14 +270,14 @@ def test_ready_endpoints_are_added_up_by_scope() -> None:
     store, theirs = Store("default"), Target("default", "store")
     here, there = Scope(datacenters=("dc1",)), Scope(namespace="default")
     marks = (("consul-bridge/datacenter", "dc1"),)
-    store.note(create(service()), replace(meta(1, Kind.SERVICE), marks=marks))
-    store.note(create(endpoints(group(*ready("10.0.0.1", "10.0.0.2")))), replace(meta(2), marks=marks))
-    store.note(create(endpoints(group(*ready("10.0.0.3"))), "default", "store"), meta(3, name="store"))
+    store.confirm(create(service()), replace(meta(1, Kind.SERVICE), ownership=marks))
+    store.confirm(create(endpoints(group(*ready("10.0.0.1", "10.0.0.2")))), replace(meta(2), ownership=marks))
+    store.confirm(create(endpoints(group(*ready("10.0.0.3"))), "default", "store"), meta(3, name="store"))
     assert (store.ready_in(here), store.ready_in(there), store.total_ready()) == (2, 1, 3)
     assert store.ready_targets() == {TARGET: here, theirs: there}
-    store.note(delete(meta(1, Kind.SERVICE)), None)
+    store.confirm(delete(meta(1, Kind.SERVICE)), None)
     assert (store.ready_in(here), store.ready_in(there)) == (0, 3)
-    store.note(delete(meta(2)), None)
+    store.confirm(delete(meta(2)), None)
     assert (store.ready_in(there), store.ready_targets()) == (1, {theirs: there})
 
 
@@ -287,7 +287,7 @@ def test_unchanged_changes_are_nothing() -> None:
     change = Change(
         action=Action.UNCHANGED, kind=Kind.SERVICE, target=TARGET, name="radosgw", body=service(), existing=None
     )
-    store.note(change, None)
+    store.confirm(change, None)
     assert store.current(TARGET) == Current(TARGET, others=())
 
 
@@ -295,7 +295,7 @@ def test_current_shows_slices_by_name_and_foreign_endpoints_without_content() ->
     """Deterministic order; somebody else's Endpoints are there as a conflict."""
     store = Store("default")
     for number, name in enumerate(("b", "a")):
-        store.note(create(slice_of("radosgw"), "default", name), meta(1 + number, Kind.ENDPOINT_SLICE, name))
+        store.confirm(create(slice_of("radosgw"), "default", name), meta(1 + number, Kind.ENDPOINT_SLICE, name))
     foreign = replace(meta(3), owner=None)
     store.replace_foreign(None, [foreign])
     current = store.current(TARGET)
@@ -304,7 +304,7 @@ def test_current_shows_slices_by_name_and_foreign_endpoints_without_content() ->
     assert (current.endpoints.meta, current.endpoints.groups) == (foreign, ())
     store.replace_foreign("other", [])
     assert store.current(TARGET).endpoints is not None
-    store.note(update(endpoints(), foreign), meta(4))
+    store.confirm(update(endpoints(), foreign), meta(4))
     store.replace_foreign("default", [])
     assert version_in(store.current(TARGET)) == "4"
 
@@ -404,7 +404,7 @@ class World:
     def answer(self, index: int) -> None:
         """Some writer's thread gets to note its answer."""
         if self.answers:
-            self.store.note(*self.answers.pop(index % len(self.answers)))
+            self.store.confirm(*self.answers.pop(index % len(self.answers)))
 
     def list(self) -> None:
         """A list begins, or the one under way arrives."""
@@ -457,7 +457,7 @@ def test_a_slice_that_loses_its_service_is_gone() -> None:
     """Nothing to decode: the old target is told."""
     store = Store("default")
     mine = meta(1, Kind.ENDPOINT_SLICE, "radosgw-1")
-    store.note(create(bodies()[Kind.ENDPOINT_SLICE], "default", "radosgw-1"), mine)
+    store.confirm(create(bodies()[Kind.ENDPOINT_SLICE], "default", "radosgw-1"), mine)
     lost = replace(mine, resource_version="2")
     assert store.event(Kind.ENDPOINT_SLICE, None, "MODIFIED", lost, None) == {TARGET}
     assert store.current(TARGET).slices == ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import Adopt, Bounds, Destination, Disposition, InstanceRules, Output, Policy, Rule
+from bridge.core.model import Adopt, Bounds, Destination, InstanceRules, Output, Policy, Rule, Treatment
 from bridge.core.select import Only
 from bridge.errors import ConfigurationError
 from bridge.kube.election import ElectionConfig
@@ -467,12 +467,16 @@ def test_plain_dataclasses_for_the_other_rooms() -> None:
     assert (kube.request_timeout_seconds, kube.connect_timeout_seconds) == (5, 1)
     assert kube.connections > settings.kubernetes.writers
     assert (guard.removal_percent, guard.removal_minimum, guard.panic_percent) == (10, 1, 10)
-    assert (guard.window_seconds, guard.rebuild_grace_seconds, guard.hold_release_seconds) == (10, 60, 3600)
+    assert (guard.window_seconds, guard.restore_hold_seconds, guard.hold_release_seconds) == (10, 60, 3600)
     run, sync = settings.run_options(), settings.sync_options()
     assert (run.owner, run.policy, run.adopt) == ("team-a", Policy.UPSERT_ONLY, Adopt.UNOWNED)
-    assert (run.grace_seconds, run.resync_seconds, run.writers, run.guard) == (60, 60, 3, guard)
-    assert (run.consul_retry.floor_seconds, run.consul_retry.cap_seconds, run.consul_retry.multiplier) == (1, 40, 3)
-    assert (run.kube_retry.floor_seconds, run.object_retry.cap_seconds, run.permanent_retry.cap_seconds) == (1, 40, 360)
+    assert (run.removal_grace_seconds, run.resync_seconds, run.writers, run.guard) == (60, 60, 3, guard)
+    assert (run.consul_retry.initial_seconds, run.consul_retry.max_seconds, run.consul_retry.multiplier) == (1, 40, 3)
+    assert (run.kube_retry.initial_seconds, run.object_retry.max_seconds, run.permanent_retry.max_seconds) == (
+        1,
+        40,
+        360,
+    )
     assert run.consul_retry.attempts == 0
     assert run.events is True
     assert run.election == ElectionConfig(
@@ -549,7 +553,7 @@ rules:
 """
     )
     (rule,) = load({"--config": str(file)}, {}).core_rules()
-    omit = Disposition.OMIT
+    omit = Treatment.OMIT
     assert rule == Rule(
         name="all",
         services=("a",),
@@ -586,7 +590,7 @@ rules:
             zone_meta="z",
             keep_last_ready=True,
         ),
-        pinned=True,
+        unlisted=True,
         continues=True,
         place=f"{file}:3:3",
     )

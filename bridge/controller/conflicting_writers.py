@@ -1,0 +1,100 @@
+"""Notices who works against us: another process under our own owner id, or somebody who undoes what we write.
+
+Two bridges with one owner id and different rules take each other's objects away, and each believes to be in the right.
+Nothing forbids it (a person may run `bridge sync` beside the daemon), so it is said once it goes on. Three signs:
+
+| seen | means | is kept for a while |
+| --- | --- | --- |
+| our field manager wrote objects of ours, not this process | another bridge has our owner id | all of the namespace |
+| what this process took away is back for the third time | somebody wants it to be there | that target |
+| this process put an object back for the third time within a minute | somebody edits or deletes it | nothing |
+
+Who edits or deletes what we want has no objects that we might take away: to keep what left Consul because of them would
+send traffic to what is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from bridge.core.model import Target
+
+ENOUGH = 3
+"""Signs of one kind within the window before anything is said: one person's `bridge sync` is not yet a rival."""
+
+WINDOW_SECONDS = 60.0
+NO_DELETION_SECONDS = 600.0
+"""After a sign of a writer who may want what we do not, nothing is deleted in its namespace, or at that target, for so
+long. A user who may edit there can give such signs, and must not keep anything elsewhere.
+"""
+
+SETTLING_SECONDS = 15.0
+"""After a shard became ours: what the replica before us wrote may still be on its way."""
+
+
+class ConflictingWriters:
+    """Counts signs in a sliding window. Thread-safe."""
+
+    def __init__(self, owner: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._owner = owner
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._writes: deque[tuple[float, Target]] = deque(maxlen=1000)
+        self._undone: deque[tuple[float, Target]] = deque(maxlen=1000)
+        self._since = clock()
+        self._written: dict[str, deque[float]] = {}
+        self._conflicts: dict[str, float] = {}
+        self._returned: dict[Target, float] = {}
+
+    def gained(self) -> None:
+        """Shards became ours."""
+        with self._lock:
+            self._since = self._clock()
+
+    def wrote(self, target: Target) -> None:
+        """Our field manager wrote at `target`, and it was not this process."""
+        with self._lock:
+            now = self._clock()
+            if now - self._since > SETTLING_SECONDS:
+                self._writes.append((now, target))
+                lately = self._written.setdefault(target.namespace, deque(maxlen=ENOUGH))
+                lately.append(now)
+                if len(lately) == ENOUGH and lately[0] >= now - WINDOW_SECONDS:
+                    self._conflicts[target.namespace] = now
+
+    def undid(self, target: Target, *, removal: bool) -> None:
+        """What we had put back at `target` had to be put back again; `removal`: it had to be taken away again."""
+        with self._lock:
+            now = self._clock()
+            self._undone.append((now, target))
+            if removal:
+                self._returned = {t: at for t, at in self._returned.items() if now - at <= NO_DELETION_SECONDS}
+                self._returned[target] = now
+
+    def may_delete(self, target: Target) -> bool:
+        """Whether nobody was seen for a while who may want what seems superfluous there."""
+        with self._lock:
+            signs = (self._conflicts.get(target.namespace), self._returned.get(target))
+            return all(seen is None or self._clock() - seen > NO_DELETION_SECONDS for seen in signs)
+
+    def reason(self) -> str:
+        """What goes on, as a sentence with the way out; "" when nothing does."""
+        with self._lock:
+            oldest = self._clock() - WINDOW_SECONDS
+            for signs in (self._writes, self._undone):
+                while signs and signs[0][0] < oldest:
+                    signs.popleft()
+            if len(self._writes) >= ENOUGH:
+                return (
+                    f"another process writes with our owner id {self._owner!r} ({self._writes[-1][1]}, for example): "
+                    "give each installation an --owner of its own, or elect a leader among replicas (--leader-elect)"
+                )
+            if self._undone:
+                return (
+                    f"somebody else changes or deletes what we write at {self._undone[-1][1]} again and again: another "
+                    f"bridge with the owner id {self._owner!r} and other rules, or a person or controller"
+                )
+            return ""

@@ -1,0 +1,151 @@
+"""Tells of what people should know as Kubernetes Events on the objects concerned, for `kubectl describe`.
+
+Each of `REASONS` is said once, and again when there is news in it (`core.told`). Only who writes a target speaks of it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, Protocol
+
+from bridge.core.model import UNADDRESSABLE, Action, Current, Held, Kind, Knowledge, Query, Target, Unknown
+from bridge.core.reasons import codes_of
+from bridge.core.told import Told
+from bridge.errors import PermanentError
+from bridge.kube.events import About, Event
+from bridge.report import NullObserver, Outcome, Report
+
+REASONS: Mapping[str, tuple[Literal["Normal", "Warning"], str]] = {
+    "Mirrored": ("Normal", "a Service or its Endpoints were created or removed"),
+    "Conflict": ("Warning", "an object that we would need is somebody else's"),
+    "InstancesSkipped": ("Warning", "instances (or whole Consul services) that are left out, and why"),
+    "Attention": ("Warning", "something works but should be looked at: more than 1,000 addresses, for example"),
+    "ReadFailed": ("Warning", "Consul refuses what is asked of it for this service: its filter, for example"),
+    "WriteFailed": ("Warning", "the API server refuses a write, and trying again will not help"),
+    "Held": ("Warning", "endpoints are kept that Consul no longer shows, or shows sick"),
+    "HoldEnded": ("Normal", "they are kept no longer"),
+}
+"""What is said, by its reason: of which type, and when."""
+
+SHOWN = 5
+"""How many skipped instances an Event names; the rest is counted."""
+
+
+class Recorder(Protocol):
+    """Sends Events, some time soon."""
+
+    def record(self, event: Event) -> None: ...
+
+
+class KubernetesEventObserver(NullObserver):
+    """An observer that records Events. `current` says what stands at a target, `leads` whether we write it."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        current: Callable[[Target], Current],
+        leads: Callable[[Target], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._recorder = recorder
+        self._current = current
+        self._leads = leads
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._told = Told()
+        self._held: dict[Target, Held] = {}
+        self._refused: dict[Query, tuple[str, tuple[Target, ...]]] = {}
+
+    def outcome(self, outcome: Outcome, _lag_seconds: float | None) -> None:
+        """What was done, and what stands in the way."""
+        plan, target = outcome.plan, outcome.plan.target
+        source = ", ".join(dict.fromkeys(f"{q.service} ({q.datacenter})" for q in plan.queries))
+        for change in outcome.applied:
+            if change.action is Action.CREATE and change.kind is not Kind.ENDPOINT_SLICE:
+                text = f"created {change.kind} from Consul service {source}"
+                self._record(target, change.kind, "Mirrored", text)
+            elif change.action is Action.DELETE and change.kind is Kind.ENDPOINTS:
+                self._record(target, Kind.SERVICE, "Mirrored", f"removed {change.kind}: {change.reason}")
+        refused = [f"{f.change.action} of {f.change.kind}: {f.error}" for f in outcome.failures
+                   if isinstance(f.error, PermanentError)]  # fmt: skip
+        self._say(target, Kind.SERVICE, "WriteFailed", "; ".join(refused))
+        self._details(outcome)
+
+    def read(self, query: Query, state: Knowledge, targets: Iterable[Target]) -> None:
+        """A service of these targets was read, or could not be; only what lasts is news for people."""
+        refused = (
+            isinstance(state, Unknown) and state.lasting and (bool(query.filter) or query.service in UNADDRESSABLE)
+        )
+        with self._lock:
+            before = self._refused.pop(query, None)
+            if isinstance(state, Unknown) and refused:
+                self._refused[query] = (f"Consul service {query.service}: {state.reason}", tuple(targets))
+        if before is not None and not refused:
+            for target in before[1]:
+                self._say(target, Kind.SERVICE, "ReadFailed", "")
+        self._say_refused()
+
+    def held(self, held: tuple[Held, ...]) -> None:
+        """Holds that came and went."""
+        now = {h.target: h for h in held if self._leads(h.target)}
+        with self._lock:
+            before, self._held = self._held, now
+        for target, hold in now.items():
+            if target not in before:
+                self._record(target, Kind.SERVICE, "Held", hold.reason, (hold.cause.value,))
+        for target in before.keys() - now.keys():
+            if self._leads(target):
+                self._record(target, Kind.SERVICE, "HoldEnded", "nothing is held any more")
+
+    def pass_done(self, _duration_seconds: float, report: Report) -> None:
+        """Everything was looked at."""
+        for outcome in report.outcomes:
+            self._details(outcome)
+        self._say_refused()
+
+    def _details(self, outcome: Outcome) -> None:
+        """Conflicts, skips and warnings of one target."""
+        plan, target = outcome.plan, outcome.plan.target
+        if not self._leads(target):
+            return
+        for kind in Kind:
+            reasons = [c.reason for c in plan.conflicts if c.kind is kind]
+            text = "; ".join(reasons) and f"left alone: {'; '.join(reasons)}"
+            self._say(target, kind, "Conflict", text, codes_of(reasons))
+        skipped = [f"{s.instance or s.service}: {s.reason}" for s in plan.skipped]
+        codes = codes_of(s.reason for s in plan.skipped)
+        more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        self._say(target, Kind.SERVICE, "InstancesSkipped", "; ".join(skipped[:SHOWN]) + more, codes)
+        self._say(target, Kind.SERVICE, "Attention", "; ".join(plan.remarks), codes_of(plan.remarks), plan.remarks)
+
+    def _say_refused(self) -> None:
+        with self._lock:
+            refused = list(self._refused.values())
+        for text, targets in refused:
+            for target in targets:
+                if self._leads(target):
+                    self._say(target, Kind.SERVICE, "ReadFailed", text)
+
+    def _say(
+        self,
+        target: Target,
+        kind: Kind,
+        reason: str,
+        text: str,
+        codes: tuple[str, ...] = (),
+        parts: Sequence[str] = (),
+    ) -> None:
+        """A warning, once; an empty text means that it is over. `parts`: the reasons that it is made of, if any."""
+        with self._lock:
+            news = self._told.is_news((target, kind, reason), parts or ([text] if text else ()), self._clock())
+        if news:
+            self._record(target, kind, reason, text, codes)
+
+    def _record(self, target: Target, kind: Kind, reason: str, text: str, codes: tuple[str, ...] = ()) -> None:
+        current = self._current(target)
+        found = {Kind.SERVICE: current.service, Kind.ENDPOINTS: current.endpoints}.get(kind)
+        about = About(kind, target.namespace, target.name, found.meta.uid if found is not None else "")
+        self._recorder.record(Event(about, REASONS[reason][0], reason, "Mirror", text, codes))

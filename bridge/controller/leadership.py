@@ -1,0 +1,134 @@
+"""Which targets this replica writes: all of them, or those of the shards that it holds.
+
+Every replica reads, plans and judges everything, so that a standby is warm and the guard sees the whole; only the
+writes are divided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from bridge.core.model import Target
+from bridge.core.shards import shard_of
+from bridge.kube.client import KubeClient
+from bridge.kube.election import Election, ElectionConfig, KubeLeases
+
+
+class Leadership(Protocol):
+    """What the engine asks before it writes."""
+
+    def start(self) -> None:
+        """Begin to take part; returns at once."""
+
+    def stop(self) -> None:
+        """Give everything up; call it when the last write has ended."""
+
+    def leads(self, target: Target, /) -> bool:
+        """Whether we write this target now."""
+
+    def lease_remaining(self, target: Target, /) -> float:
+        """How long a write that begins now may take; 0 when it is not ours."""
+
+    def begin_write(self, target: Target, /) -> bool:
+        """Begin a write; False when it is not ours. Every True must be followed by `leave`."""
+
+    def end_write(self, target: Target, /) -> None:
+        """The write has ended."""
+
+    def status(self) -> dict[str, Any] | None:
+        """Who leads what, None when nobody is elected."""
+
+    def conflicting_writer(self) -> str:
+        """What is to be said of another installation with our owner id, "" while none is known of."""
+
+
+class NoElection:
+    """The only replica: everything is ours."""
+
+    def start(self) -> None:
+        """Nothing to be elected."""
+
+    def stop(self) -> None:
+        """Nothing to give up."""
+
+    def leads(self, _target: Target, /) -> bool:
+        """Always."""
+        return True
+
+    def lease_remaining(self, _target: Target, /) -> float:
+        """As long as it likes: nobody else will write."""
+        return math.inf
+
+    def begin_write(self, _target: Target, /) -> bool:
+        """Always."""
+        return True
+
+    def end_write(self, _target: Target, /) -> None:
+        """Nobody waits for it."""
+
+    def status(self) -> dict[str, Any] | None:
+        """Nobody is elected."""
+        return None
+
+    def conflicting_writer(self) -> str:
+        """Nobody would tell."""
+        return ""
+
+
+class LeaseElection:
+    """One of several replicas. `on_change` is called, from the election's thread, with the shards that are ours now.
+
+    `sees_consul`: whether we can ask Consul; `can_write`: whether the API server answers our writes. A replica that
+    cannot leaves the writing to one that can.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        config: ElectionConfig,
+        *,
+        on_change: Callable[[frozenset[int]], None],
+        failed: Callable[[BaseException], None],
+        sees_consul: Callable[[], bool],
+        can_write: Callable[[], bool],
+    ) -> None:
+        self._shards = config.shards
+        self._leases = KubeLeases(client, config)
+        self._election = Election(
+            self._leases, config, on_change=on_change, failed=failed, sees_consul=sees_consul, can_write=can_write
+        )
+
+    def start(self) -> None:
+        """Take part."""
+        self._election.start()
+
+    def stop(self) -> None:
+        """Release what is ours, so that the next one need not wait."""
+        self._election.stop()
+        self._leases.close()
+
+    def leads(self, target: Target, /) -> bool:
+        """Whether we hold its shard."""
+        return self._election.may_write(shard_of(target, self._shards))
+
+    def lease_remaining(self, target: Target, /) -> float:
+        """Until another can have its shard."""
+        return self._election.lease_remaining(shard_of(target, self._shards))
+
+    def begin_write(self, target: Target, /) -> bool:
+        """Hold the shard while one of its targets is written."""
+        return self._election.begin_write(shard_of(target, self._shards))
+
+    def end_write(self, target: Target, /) -> None:
+        """The shard may be given up again."""
+        self._election.end_write(shard_of(target, self._shards))
+
+    def status(self) -> dict[str, Any] | None:
+        """The election's own account."""
+        return self._election.status()
+
+    def conflicting_writer(self) -> str:
+        """Other members of the election say who they belong to."""
+        return self._election.conflicting_writer

@@ -1,0 +1,71 @@
+"""Why targets are to be worked on: since when a change in Consul waits, and whether somebody else changed what stands.
+
+The queue only knows that a target is due. What comes of the work needs the reason: how long the change took (the lag),
+and whether what was written put back what somebody else had changed (a repair). An errand that could not be done is
+kept, together with what came meanwhile, until it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+
+from bridge.core.model import Target
+
+
+@dataclass(frozen=True, slots=True)
+class PendingChange:
+    """`seen`: since when a change in Consul waits for its first try; `owed`: since when one does whose write failed;
+    `touched`: somebody else changed what stands there. Times are the bridge's clock, in seconds.
+    """
+
+    first_seen_at: float | None = None
+    first_failed_at: float | None = None
+    externally_modified: bool = False
+
+    @property
+    def since(self) -> float | None:
+        """Since when a change in Consul waits to be written; None when none does."""
+        return min((at for at in (self.first_seen_at, self.first_failed_at) if at is not None), default=None)
+
+    def failed(self, *, touched: bool) -> PendingChange:
+        """What is left of it when a write failed."""
+        return PendingChange(first_failed_at=self.since, externally_modified=touched)
+
+
+_NOTHING = PendingChange()
+
+
+class PendingChanges:
+    """By target. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changes: dict[Target, PendingChange] = {}
+
+    def seen(self, target: Target, at: float) -> None:
+        """Consul showed a change at `at`; the first of several counts."""
+        self.keep(target, PendingChange(first_seen_at=at))
+
+    def touched(self, target: Target) -> None:
+        """Somebody else changed what stands there."""
+        self.keep(target, PendingChange(externally_modified=True))
+
+    def keep(self, target: Target, errand: PendingChange) -> None:
+        """It was not done now: for the next time."""
+        with self._lock:
+            known = self._changes.get(target, _NOTHING)
+            seen = [at for at in (known.first_seen_at, errand.first_seen_at) if at is not None]
+            merged = replace(
+                known,
+                first_seen_at=min(seen, default=None),
+                first_failed_at=known.first_failed_at if errand.first_failed_at is None else errand.first_failed_at,
+                externally_modified=known.externally_modified or errand.externally_modified,
+            )
+            if merged != _NOTHING:
+                self._changes[target] = merged
+
+    def take(self, target: Target) -> PendingChange:
+        """Somebody works on the target now."""
+        with self._lock:
+            return self._changes.pop(target, _NOTHING)

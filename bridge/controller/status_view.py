@@ -1,0 +1,175 @@
+"""What the running bridge's page shows of the services: the same words as `bridge status` and `bridge explain`.
+
+Made from what the bridge knows already; nothing is asked of Consul or Kubernetes, and nothing is decided. A row is
+made again only when its outcome or its objects have changed, so that 5,000 services cost milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bridge.core import select
+from bridge.core.explain import Explanation, explain
+from bridge.core.model import Change, Current, Query, Rule, Target
+from bridge.core.translate import translate
+from bridge.core.union import endpoint_counts
+from bridge.pipeline.reconciler import Reconciler
+from bridge.report import Origin, Outcome, hold_text
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ServiceRow:
+    """A mirrored service on both sides. `state` is in sync, differs, out of sync, held, conflict, failed or unknown.
+
+    What Consul has is counted as it would be mirrored; while the guard holds something it is more (or less) than
+    what Kubernetes is given.
+    """
+
+    namespace: str
+    name: str
+    service: str
+    datacenter: str
+    consul_ready: int
+    consul_not_ready: int
+    kubernetes_ready: int
+    kubernetes_not_ready: int
+    state: str
+    detail: str
+
+
+class StatusView:
+    """Rows and explanations. `current` says what Kubernetes holds, `names` what host names mean. Thread-safe."""
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        current: Callable[[Target], Current],
+        names: Callable[[], Mapping[str, tuple[str, ...] | None]],
+    ) -> None:
+        self._reconciler = reconciler
+        self._world = reconciler.world
+        self._lock = reconciler.lock
+        self._current = current
+        self._names = names
+        self._made: dict[Target, tuple[tuple[Any, ...], ServiceRow]] = {}
+
+    def rows(self, outcomes: Mapping[Target, Outcome]) -> list[ServiceRow]:
+        """A row for every target, sorted by target."""
+        with self._lock:
+            targets = sorted(self._world.targets())
+            trouble = self._world.trouble()
+        made: dict[Target, tuple[tuple[Any, ...], ServiceRow]] = {}
+        for target in targets:
+            outcome, current = outcomes.get(target), self._current(target)
+            reason = self._reconciler.unreadable.get(target.namespace, "")
+            if outcome is not None:
+                reason = _reason(outcome.plan.queries, trouble)
+            about = (outcome, current.service, current.endpoints, current.slices, reason)
+            before = self._made.get(target)
+            if before is not None and outcome is not None and _same(before[0], about):
+                made[target] = before
+            else:
+                made[target] = about, self._row(target, outcome, current, reason)
+        self._made = made
+        return [row for _, row in made.values()]
+
+    def explain(self, target: Target, outcome: Outcome | None) -> tuple[Explanation, ...] | None:
+        """Every service behind `target`; None when nothing is mirrored there."""
+        current, resolved = self._current(target), self._resolved()
+        plan = None
+        if outcome is not None:
+            plan = replace(outcome.plan, changes=_waiting(outcome))
+        with self._lock:
+            world = self._world
+            if target not in world.targets():
+                return None
+            behind: list[tuple[Query, Rule | None]] = [*world.winners(target)]
+            found = [
+                explain(
+                    query.service,
+                    query.datacenter,
+                    tags=world.tags((query.datacenter, query.service)),
+                    rules=world.rules if rule is None or not (rule.to.annotated or rule.unlisted) else (rule,),
+                    knowledge=world.known(query),
+                    current=current,
+                    plan=plan,
+                    resolved=resolved,
+                    cluster_nodes=self._reconciler.nodes,
+                    remembered=target if rule is None else None,
+                    chosen=None if rule is None else select.Choice(0, rule, query, target),
+                    kept=world.remembered_at((query.datacenter, query.service)),
+                )
+                for query, rule in behind or ((query, None) for query in world.queries_at(target))
+            ]
+        nobodys = set[str]().union(*(e.unaccounted for e in found)).intersection(*(e.unaccounted for e in found))
+        return tuple(replace(e, unaccounted=tuple(o for o in e.unaccounted if o in nobodys)) for e in found)
+
+    def _row(self, target: Target, outcome: Outcome | None, current: Current, reason: str) -> ServiceRow:
+        with self._lock:
+            queries = self._world.queries_at(target)
+        origin = Origin.of(queries)
+        state, detail = _state(outcome, reason)
+        consul = (0, 0)
+        if outcome is not None:
+            plan = outcome.plan
+            consul = self._wanted(target, current) if plan.held else (plan.ready, plan.not_ready)
+        counts = (*consul, *endpoint_counts(current))
+        return ServiceRow(target.namespace, target.name, origin.service, origin.datacenter, *counts, state, detail)
+
+    def _wanted(self, target: Target, current: Current) -> tuple[int, int]:
+        """Ready and not ready endpoints that Consul has, whatever the guard makes of them."""
+        with self._lock:
+            sources = self._world.sources(target)
+        if not sources:
+            return 0, 0
+        mirror = translate(
+            target, [(s.rule, s.query, s.known) for s in sources], current, self._resolved(), self._reconciler.nodes
+        ).mirror
+        return (mirror.ready, mirror.not_ready) if mirror is not None else (0, 0)
+
+    def _resolved(self) -> dict[str, tuple[str, ...]]:
+        return {name: found for name, found in self._names().items() if found is not None}
+
+
+def _waiting(outcome: Outcome) -> tuple[Change, ...]:
+    """What is still to be written."""
+    done = set(map(id, outcome.applied))
+    return tuple(c for c in outcome.plan.writes if id(c) not in done)
+
+
+def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
+    """The worst that is so, and in which words."""
+    if outcome is None:
+        return "unknown", f"{reason or 'not read yet'}; what is there stays"
+    plan = outcome.plan
+    if outcome.failures:
+        return "failed", "; ".join(dict.fromkeys(str(f.error) for f in outcome.failures))
+    if plan.conflicts:
+        return "conflict", "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
+    if plan.held:
+        return "held", "; ".join(map(hold_text, plan.held))
+    if waiting := _waiting(outcome):
+        return "differs", ", ".join(f"{c.action} {c.kind}" for c in waiting)
+    if plan.deviations:
+        return "differs" if plan.settling else "out of sync", "; ".join(plan.deviations)
+    if reason:
+        return "unknown", f"Consul could not be asked: {reason}; what is there stays"
+    return "in sync", "; ".join(plan.warnings)
+
+
+def _reason(queries: tuple[Query, ...], trouble: Mapping[Query, str]) -> str:
+    """Why one of the services could not be read, "" when all could."""
+    return next((trouble[q] for q in queries if q in trouble), "") if trouble else ""
+
+
+def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    """Whether these are the very objects of before: comparing them by value would cost what is to be saved."""
+    *objects, slices, reason = zip(before, now, strict=True)
+    return (
+        all(a is b for a, b in objects)
+        and reason[0] == reason[1]
+        and len(slices[0]) == len(slices[1])
+        and all(a is b for a, b in zip(*slices, strict=True))
+    )

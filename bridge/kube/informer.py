@@ -1,0 +1,876 @@
+"""Keeps a `Store` equal to what the API server holds: list once, then watch, for ever.
+
+One thread per kind and namespace runs the same small loop: list when the position is unknown, then one watch; what
+goes wrong in it decides how it starts again. The last known state is served meanwhile.
+
+| the watch | then |
+| --- | --- |
+| ends after events or bookmarks | the next watch from the last version |
+| ends without either, or breaks | ask for the server's version: list if it is lower (a restored etcd), else watch on |
+| is silent for too long (dead, or from a version to come, or nothing happened) | the same |
+| says 410 (as status or as ERROR event), any other ERROR, or nonsense | list |
+| is forbidden | long backoff, said in `status` |
+
+A namespace that we may not list stops nobody else: once the refusal has proved to last it is `unreadable`, which is
+something else than empty, until every list of it has worked.
+
+Nobody else may call the API server for reads of a running bridge; `list_once` serves the one-shot commands.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
+from typing import Any
+
+from bridge.core.model import (
+    Change,
+    Current,
+    CurrentEndpoints,
+    CurrentService,
+    CurrentSlice,
+    Kind,
+    Meta,
+    Scope,
+    Target,
+)
+from bridge.errors import BridgeError, CancelledError, ForbiddenError, PermanentError, StaleError, TransientError
+from bridge.kube import faults, objects
+from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
+from bridge.kube.objects import Decoded
+from bridge.kube.store import Store
+from bridge.kube.transport import TooLargeError
+from bridge.retry import RetryPolicy
+
+PAGE = 500
+"""Objects per page of a list: 29 instead of 59 MiB for 6,000 Endpoints, at 40 ms more (docs/kubernetes.md)."""
+WATCH_SECONDS = (240, 300)
+"""How long the server is asked to keep a watch open; at random, so that watches do not end together."""
+SILENCE_SECONDS = 150.0
+"""A watch without a byte for this long is given up: bookmarks come about once a minute, on most servers."""
+PERMANENT_SECONDS = 30.0
+"""The least wait after an error that waiting does not mend (403), once it came `PERMANENT_AFTER` times in a row."""
+PERMANENT_AFTER = 10
+"""An API server that has just started forbids everything until it has read the roles: a 403 is not at once for good."""
+REFUSED_AFTER = 3
+"""It has read them when it lets us list some namespace: of another one a few refusals since then are enough."""
+CLOSE_SECONDS = 1.0
+
+LEFTOVER_SECONDS = 10.0
+"""How often it is looked whether slices that pods left behind are gone: no watch tells of them."""
+NAMES_LENGTH = 4000
+"""Characters of Services' names in one question: every proxy passes a URL of this length."""
+
+SELECTORS: dict[Kind, str] = {Kind.SERVICE: "", Kind.ENDPOINTS: objects.OURS, Kind.ENDPOINT_SLICE: objects.OF_NO_PODS}
+
+Namespaces = tuple[str, ...] | None
+OnChange = Callable[[Target], None]
+
+
+# --------------------------------------------------------------------------- lists
+
+
+def list_pages(
+    client: KubeClient, kind: Kind, namespace: str | None, selector: str, accept: str = JSON, page: int = PAGE
+) -> Iterator[tuple[list[Any], str]]:
+    """Pages of a list of objects of one kind, as `pages`."""
+    more = [("labelSelector", selector)] if selector else []
+    return pages(client, objects.path(kind, namespace), objects.PLURAL[kind], more, accept, page)
+
+
+def pages(
+    client: KubeClient,
+    path: str,
+    plural: str,
+    more: Sequence[tuple[str, str]] = (),
+    accept: str = JSON,
+    page: int = PAGE,
+) -> Iterator[tuple[list[Any], str]]:
+    """Pages of a list as (items, the list's resourceVersion). StaleError when the server forgot the list midway.
+
+    A page that is larger than an answer may be is asked for again in smaller ones. `more` goes into each question.
+    """
+    following = ""
+    while True:
+        query = [("limit", str(page)), *more, *([("continue", following)] if following else [])]
+        try:
+            found = client.document(path, query=query, accept=accept)
+            metadata = found["metadata"]
+            items = list(found.get("items") or [])
+            following = metadata.get("continue") or ""
+            version = str(metadata["resourceVersion"])
+        except TooLargeError:
+            if page == 1:
+                raise
+            page = max(1, page // 5)
+            continue
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TransientError(f"the list of {plural} is no Kubernetes list") from error
+        del found
+        yield items, version
+        if not following:
+            return
+
+
+def _read(client: KubeClient, kind: Kind, namespace: str | None) -> tuple[list[Decoded], int]:
+    """A whole list, decoded page by page."""
+    decoded: list[Decoded] = []
+    version = ""
+    for items, version in list_pages(client, kind, namespace, SELECTORS[kind]):  # noqa: B007 - the last one is used
+        decoded += (found for item in items if (found := objects.decode(kind, item)) is not None)
+    return decoded, objects.version(version)
+
+
+def _read_foreign(client: KubeClient, namespace: str | None) -> list[Meta]:
+    """Metadata of the Endpoints that no bridge manages."""
+    return [
+        meta
+        for items, _ in list_pages(client, Kind.ENDPOINTS, namespace, objects.NOT_OURS, METADATA_LIST_ONLY)
+        for item in items
+        if (meta := objects.decode_meta(Kind.ENDPOINTS, item)) is not None
+    ]
+
+
+def _read_leftovers(client: KubeClient, namespace: str | None, asked: Iterable[Target]) -> list[CurrentSlice]:
+    """The slices of pods whose Service is one of those that have no pods.
+
+    All slices of pods are most of what a cluster has, so it is asked for these Services by name.
+    """
+    found: list[CurrentSlice] = []
+    for names in _chunks(sorted({target.name for target in asked})):
+        selector = f"{objects.OF_PODS},{objects.SERVICE_NAME} in ({','.join(names)})"
+        for items, _ in list_pages(client, Kind.ENDPOINT_SLICE, namespace, selector):
+            found += (piece for item in items if (piece := objects.decode_slice(item)) is not None)
+    return found
+
+
+def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for name in names:
+        if chunk and sum(map(len, chunk)) + 3 * len(chunk) + len(name) > NAMES_LENGTH:
+            yield chunk
+            chunk = []
+        chunk.append(name)
+    if chunk:
+        yield chunk
+
+
+def _fill_leftovers(client: KubeClient, store: Store, namespace: str | None, asked: Collection[Target]) -> None:
+    store.replace_leftovers(asked, _read_leftovers(client, namespace, asked) if asked else ())
+
+
+def read_slices_again(client: KubeClient, store: Store, namespaces: Namespaces) -> None:
+    """List the slices once more into a store that `list_once` filled."""
+    for namespace in _scopes(namespaces):
+        if (namespace or "") not in store.unreadable:
+            _fill(client, store, Kind.ENDPOINT_SLICE, namespace)
+            _fill_leftovers(client, store, namespace, store.without_selector(namespace))
+
+
+def _fill(client: KubeClient, store: Store, kind: Kind | None, namespace: str | None) -> set[Target]:
+    """List one scope into the store (`kind` None: the foreign Endpoints). Three tries when pages expire midway."""
+    for attempt in (1, 2, 3):
+        try:
+            if kind is None:
+                store.replace_foreign(namespace, _read_foreign(client, namespace))
+                return set()
+            since = store.begin_list()
+            items, version = _read(client, kind, namespace)
+            return store.replace(kind, namespace, items, version, since)
+        except StaleError:
+            if attempt == 3:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _scopes(namespaces: Namespaces) -> tuple[str | None, ...]:
+    return (None,) if namespaces is None else tuple(dict.fromkeys(namespaces))
+
+
+def _refusal(refused: Mapping[Kind, BridgeError]) -> str:
+    """What is said of a namespace that may not be listed."""
+    first, *others = refused
+    also = f" So it is with {', '.join(objects.PLURAL[kind] for kind in others)}." if others else ""
+    return f"{refused[first]}.{also} (A namespace that does not exist is refused in the same words)"
+
+
+def list_once(
+    client: KubeClient,
+    namespaces: Namespaces,
+    owner: str,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    partly: bool = False,
+    kinds: Sequence[Kind | None] = (*Kind, None),
+) -> Store:
+    """Read everything once, without watching: for one-shot commands. `progress` gets (lists done, lists in all).
+
+    With `partly`, namespaces that we may not list are left out and named in the store's `unreadable`, unless they are
+    all that there is. `kinds` None stands for the Endpoints of others.
+    """
+    store = Store(owner)
+    refused: dict[str | None, dict[Kind, BridgeError]] = {}
+    jobs = [(kind, namespace) for kind in kinds for namespace in _scopes(namespaces)]
+    done = 0
+    with ThreadPoolExecutor(max_workers=min(4, len(jobs)), thread_name_prefix="kube-list") as pool:
+        futures = [pool.submit(_fill, client, store, kind, namespace) for kind, namespace in jobs]
+        try:
+            for (kind, namespace), future in zip(jobs, futures, strict=True):
+                try:
+                    future.result()
+                except ForbiddenError as error:
+                    refused.setdefault(namespace, {}).setdefault(kind or Kind.ENDPOINTS, error)
+                    if not partly or len(refused) == len(_scopes(namespaces)):
+                        (first, *_), *_ = (list(errors.values()) for errors in refused.values())
+                        raise first from None
+                done += 1
+                if progress is not None:
+                    progress(done, len(jobs))
+            if {Kind.SERVICE, Kind.ENDPOINT_SLICE} <= set(kinds):
+                for namespace in _scopes(namespaces):
+                    if namespace not in refused:
+                        _fill_leftovers(client, store, namespace, store.without_selector(namespace))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    store.unreadable = {name or "": _refusal(kinds_of) for name, kinds_of in sorted(refused.items())}
+    return store
+
+
+# --------------------------------------------------------------------------- the cache
+
+
+class Informer:
+    """A store that follows the API server. Methods may be called from any thread.
+
+    `on_change` is called from the watching threads and must be quick; it gets every target at which something differs
+    from what was known or noted. `on_beside` gets those where only slices differ that no bridge writes. `failed` is
+    called when a thread dies of a bug.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        namespaces: Namespaces,
+        owner: str,
+        on_change: OnChange,
+        retry: RetryPolicy | None = None,
+        *,
+        on_beside: OnChange = lambda _target: None,
+        failed: Callable[[BaseException], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        silence_seconds: float = SILENCE_SECONDS,
+        watch_seconds: tuple[int, int] = WATCH_SECONDS,
+    ) -> None:
+        self._client = client.clone(connections=8)
+        self._namespaces = namespaces
+        self._store = Store(owner)
+        self._stop = threading.Event()
+        self._clock = clock
+        self._on_change = on_change
+        policy = retry or RetryPolicy()
+        self._refresher = _Relister(
+            self._client,
+            self._store,
+            namespaces,
+            on_change,
+            policy,
+            self._stop,
+            failed,
+            self._refused,
+            on_beside,
+            self._has_services,
+        )
+        self._reflectors = [
+            _Reflector(
+                self._client,
+                self._store,
+                kind,
+                namespace,
+                on_change,
+                policy,
+                self._stop,
+                failed,
+                clock,
+                silence_seconds,
+                watch_seconds,
+                self._refresher.wake,
+                self._some_listed,
+                on_beside,
+            )
+            for kind in Kind
+            for namespace in _scopes(namespaces)
+        ]
+        self._lists = {
+            namespace: (*(r.synced for r in self._reflectors if r.namespace == namespace), synced)
+            for namespace, synced in self._refresher.synced.items()
+        }
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Begin to list and watch; returns at once."""
+        for thread in self._threads():
+            thread.start()
+
+    def wait_synced(self, timeout: float) -> bool:
+        """Wait until every scope was listed once, or is `unreadable`.
+
+        False at the timeout or when closed; `trouble` says why.
+        """
+        deadline = self._clock() + timeout
+        for namespace, lists in self._lists.items():
+            for synced in lists:
+                while not synced.is_set() and namespace not in self._refused():
+                    if self._stop.is_set() or self._clock() >= deadline:
+                        return False
+                    synced.wait(min(max(deadline - self._clock(), 0.0), 0.2))
+        if not self.synced:  # all are refused: waiting for one of them is all that can be done
+            self._stop.wait(max(deadline - self._clock(), 0.0))
+        return self.synced
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> bool:
+        """Interrupt every watch and join the threads; whether all of them ended in time."""
+        self._stop.set()
+        self._client.close()
+        self._refresher.wake()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads():
+            if thread.ident is not None:
+                thread.join(max(deadline - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self._threads())
+
+    def _threads(self) -> list[threading.Thread]:
+        return [*(r.thread for r in self._reflectors), self._refresher.thread]
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def store(self) -> Store:
+        """The store itself, which has the same reading methods."""
+        return self._store
+
+    def current(self, target: Target) -> Current:
+        """Everything that is held at `target`."""
+        return self._store.current(target)
+
+    def targets(self) -> set[Target]:
+        """Targets where at least one object carries our owner id."""
+        return self._store.targets()
+
+    def owns(self, target: Target) -> bool:
+        """Whether at least one object at `target` carries our owner id."""
+        return self._store.owns(target)
+
+    def total_ready(self) -> int:
+        """Ready endpoints over all targets of ours."""
+        return self._store.total_ready()
+
+    def ready_in(self, scope: Scope) -> int:
+        """Ready endpoints over those that the guard adds up together."""
+        return self._store.ready_in(scope)
+
+    def ready_targets(self) -> Mapping[Target, Scope]:
+        """Targets of ours that have ready endpoints, each with those whom the guard adds it up with."""
+        return self._store.ready_targets()
+
+    def annotated_services(self) -> tuple[CurrentService, ...]:
+        """Services with the label `consul-bridge/mirror: "true"`."""
+        return self._store.annotated_services()
+
+    @property
+    def synced(self) -> bool:
+        """Whether every scope that is not `unreadable` was listed at least once."""
+        unreadable = self.unreadable()
+        return all(name in unreadable or self._is_listed(name) for name in self._lists)
+
+    def unreadable(self) -> dict[str, str]:
+        """Namespaces that were never listed because we may not, which has proved to last, and why.
+
+        Nothing is known of them. Empty when that is true of all: then nothing at all can be done (`trouble`).
+        """
+        refused: dict[str, dict[Kind, BridgeError]] = {}
+        for reflector in self._reflectors:
+            if reflector.refused is not None and reflector.namespace is not None:
+                refused.setdefault(reflector.namespace, {})[reflector.kind] = reflector.refused
+        found = {name: _refusal(kinds) for name, kinds in sorted(refused.items()) if not self._is_listed(name)}
+        return found if len(found) < len(self._lists) else {}
+
+    def trouble(self) -> str | None:
+        """What some scope that is not `unreadable` is backing off from now, None when all are well."""
+        unreadable = self.unreadable()
+        errors = (*(r.error for r in self._reflectors if r.namespace not in unreadable), self._refresher.error)
+        return next((str(error) for error in errors if error is not None), None)
+
+    def _is_listed(self, namespace: str | None) -> bool:
+        return all(synced.is_set() for synced in self._lists[namespace])
+
+    def _has_services(self, namespace: str | None) -> bool:
+        """Whether the Services of a scope were listed."""
+        return any(r.synced.is_set() for r in self._reflectors if (r.kind, r.namespace) == (Kind.SERVICE, namespace))
+
+    def _some_listed(self) -> bool:
+        return any(map(self._is_listed, self._lists))
+
+    def _refused(self) -> set[str | None]:
+        """Scopes in which some list is still being refused."""
+        return {r.namespace for r in self._reflectors if r.refused is not None and not r.synced.is_set()}
+
+    def status(self) -> dict[str, Any]:
+        """For readiness and metrics. `last_contact_seconds` is the age of the longest unheard scope (None: never)."""
+        now = self._clock()
+        unreadable = self.unreadable()
+        heard = [r.heard for r in self._reflectors if r.namespace not in unreadable]
+        reason = self.trouble()
+        return {
+            "synced": self.synced,
+            "last_contact_seconds": None if None in heard else max(now - h for h in heard if h is not None),
+            "backing_off": reason is not None,
+            "reason": reason,
+            "unreadable": unreadable,
+            "objects": self._store.counts(),
+            "ready": self._store.total_ready(),
+            "owned": len(self._store.targets()),
+            "lists": sum(r.lists for r in self._reflectors),
+            "watches": sum(r.watches for r in self._reflectors),
+            "refreshes": self._refresher.done,
+            "refresh_found": self._refresher.found,
+            "threads": sum(thread.is_alive() for thread in self._threads()),
+        }
+
+    # ------------------------------------------------------------------ writes
+
+    def expect(self, change: Change) -> None:
+        """Call before writing `change`, so that its echo is no news even when it comes before the answer."""
+        self._store.expect(change)
+
+    def abandon(self, change: Change) -> None:
+        """Call when the write failed (`note` does it after a success)."""
+        self._store.abandon(change)
+
+    def take_double(self, target: Target) -> bool:
+        """Whether another process wrote at `target` under our owner id and field manager since this was last asked."""
+        return self._store.take_double(target)
+
+    def confirm(self, change: Change, meta: Meta | None) -> None:
+        """Call after a write: the next pass sees it whether or not the watch has told it yet."""
+        self._store.confirm(change, meta)
+
+    def note_stored(self, change: Change, stored: object) -> None:
+        """Call after an AlteredError with what it says is stored."""
+        found = stored if isinstance(stored, CurrentService | CurrentEndpoints | CurrentSlice) else None
+        self._store.note_stored(change, found)
+
+    # ------------------------------------------------------------------ full passes
+
+    def refresh(self, timeout: float = 5.0) -> bool:
+        """Read everything again beside the running watches, foreign Endpoints included; False if that takes longer.
+
+        `on_change` is called where the watches had missed something (`refresh_found` in `status`; expected: nothing).
+        Never raises: what failed is in `trouble`, and the last known state stays.
+        """
+        return self._refresher.refresh(timeout)
+
+
+class _Relister:
+    """Lists what no watch covers and checks what the watches cover.
+
+    Foreign Endpoints, and slices that pods left at Services without a selector: at start and at every refresh. The
+    latter also when a Service loses its selector, and from then on until they are gone.
+
+    A thread of its own, so that a full pass never waits longer than it wants to for a server that does not answer.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        store: Store,
+        namespaces: Namespaces,
+        on_change: OnChange,
+        retry: RetryPolicy,
+        stop: threading.Event,
+        failed: Callable[[BaseException], None] | None,
+        refused: Callable[[], Collection[str | None]],
+        on_beside: OnChange,
+        has_services: Callable[[str | None], bool],
+    ) -> None:
+        """`refused` tells the scopes that need not be asked about now: `wake` when that changes.
+
+        `has_services` tells whether the Services of a scope were listed.
+        """
+        self._client = client
+        self._store = store
+        self._namespaces = namespaces
+        self._refused = refused
+        self._on_beside = on_beside
+        self._has_services = has_services
+        self._looked: set[str | None] = set()
+        self._freed: set[Target] = set()
+        self._on_change = on_change
+        self._retry = retry
+        self._stop = stop
+        self._failed = failed
+        self._wanted = threading.Event()
+        self._changed = threading.Condition()
+        self._asked = 0
+        self.synced = {namespace: threading.Event() for namespace in _scopes(namespaces)}
+        self.error: BridgeError | None = None
+        self.done = 0
+        self.found = 0
+        self.thread = threading.Thread(target=self.run, name="kube-refresh", daemon=True)
+
+    def refresh(self, timeout: float) -> bool:
+        """Ask for a refresh that begins from now on, and wait for its end."""
+        with self._changed:
+            self._asked += 1
+            mine = self._asked
+            self._wanted.set()
+            self._changed.wait_for(lambda: self.done >= mine or self._stop.is_set(), timeout)
+            return self.done >= mine
+
+    def wake(self) -> None:
+        """Let the thread look for what was never listed, and everyone who waits for it at the stop event."""
+        with self._changed:
+            self._wanted.set()
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Read the foreign Endpoints, then refresh when asked, until stopped."""
+        try:
+            backoff = _Backoff(self._retry)
+            while not self._stop.is_set():
+                with self._changed:
+                    asked = self._asked
+                    self._wanted.clear()
+                self.error = self._round(whole=asked > self.done)
+                if self.error is not None:
+                    self._wanted.wait(backoff.wait_seconds(self.error))
+                    continue
+                backoff.succeeded()
+                with self._changed:
+                    self.done = asked
+                    self._changed.notify_all()
+                self._wanted.wait(LEFTOVER_SECONDS if self._store.with_leftovers() else None)
+        except BaseException as error:
+            if self._failed is not None and not self._stop.is_set():
+                self._failed(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _round(self, whole: bool) -> BridgeError | None:
+        """List what was never listed, or (`whole`) everything; what we may not list keeps nobody else waiting."""
+        forbidden: BridgeError | None = None
+        self._freed |= self._store.take_freed()
+        try:
+            for namespace in _scopes(self._namespaces):
+                if namespace in self._refused():
+                    continue
+                try:
+                    self._look_for_leftovers(namespace, whole=whole)
+                    if self.synced[namespace].is_set() and not whole:
+                        continue
+                    _fill(self._client, self._store, None, namespace)
+                    self.synced[namespace].set()
+                    for kind in Kind if whole else ():
+                        missed = _fill(self._client, self._store, kind, namespace)
+                        self.found += len(missed)
+                        for target in sorted(missed):
+                            self._on_change(target)
+                        self._tell_beside()
+                except ForbiddenError as error:
+                    forbidden = forbidden or error
+        except CancelledError:
+            return None
+        except BridgeError as error:
+            return error
+        return forbidden
+
+    def _look_for_leftovers(self, namespace: str | None, *, whole: bool) -> None:
+        """Read the slices that pods left behind: at all Services without a selector, or at those with news."""
+        if not self._has_services(namespace):
+            return
+        asked = self._store.without_selector(namespace)
+        left = {target for target in self._store.with_leftovers() if namespace in (None, target.namespace)}
+        freed = self._freed & asked
+        if freed:  # the control plane leaves its Endpoints there as well; a user may have handed them over
+            _fill(self._client, self._store, None, namespace)
+        if not whole and namespace in self._looked:
+            asked &= freed | left
+        _fill_leftovers(self._client, self._store, namespace, asked)
+        self._looked.add(namespace)
+        self._freed -= freed
+        self._tell_beside(freed)
+
+    def _tell_beside(self, further: Collection[Target] = ()) -> None:
+        for target in sorted(self._store.take_beside() | set(further)):
+            self._on_beside(target)
+
+
+class _Backoff:
+    """How long one scope waits after an error; what is permanent is asked slowly once it has proved to be."""
+
+    def __init__(self, retry: RetryPolicy) -> None:
+        self._retry = retry
+        self._failures = 0
+        self._refusals = 0
+
+    def succeeded(self) -> None:
+        """All is well."""
+        self._failures = self._refusals = 0
+
+    @property
+    def lasting(self) -> bool:
+        """Whether refusals have proved to last."""
+        return self._refusals > PERMANENT_AFTER
+
+    def wait_seconds(self, error: BridgeError, *, progress: bool = False) -> float:
+        """Seconds to wait after `error`. `progress`: something had worked before it."""
+        self._failures = 1 if progress else self._failures + 1
+        self._refusals = self._refusals + 1 if isinstance(error, PermanentError) else 0
+        wait = self._retry.wait_seconds(self._refusals or self._failures, error)
+        return max(wait, PERMANENT_SECONDS) if self.lasting else wait
+
+
+class _Reflector:
+    """One scope: a kind in one namespace or in all. `run` is the endless shell, `cycle` the finite body."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        store: Store,
+        kind: Kind,
+        namespace: str | None,
+        on_change: OnChange,
+        retry: RetryPolicy,
+        stop: threading.Event,
+        failed: Callable[[BaseException], None] | None,
+        clock: Callable[[], float],
+        silence_seconds: float,
+        watch_seconds: tuple[int, int],
+        on_settled: Callable[[], None] = lambda: None,
+        some_listed: Callable[[], bool] = lambda: False,
+        on_beside: OnChange = lambda _target: None,
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._on_beside = on_beside
+        self._on_settled = on_settled
+        self._some_listed = some_listed
+        self._refused_alone = 0
+        self.kind = kind
+        self.namespace = namespace
+        self._on_change = on_change
+        self._retry = retry
+        self._stop = stop
+        self._failed = failed
+        self._clock = clock
+        self._silence_seconds = silence_seconds
+        self._watch_seconds = watch_seconds
+        self._position = ""
+        self._doubtful = False
+        self.synced = threading.Event()
+        self.error: BridgeError | None = None
+        self.refused: BridgeError | None = None
+        """Why the first list is refused, once that has proved to last."""
+        self.heard: float | None = None
+        self.lists = 0
+        self.watches = 0
+        self._progress = False
+        where = namespace if namespace is not None else "all"
+        self.thread = threading.Thread(target=self.run, name=f"kube-watch-{objects.PLURAL[kind]}-{where}", daemon=True)
+
+    def run(self) -> None:
+        """Cycle until stopped. A bug ends the thread and is handed to `failed`."""
+        try:
+            backoff = _Backoff(self._retry)
+            while not self._stop.is_set():
+                self._progress = False
+                error = self.cycle()
+                self.error = error
+                if error is None:
+                    backoff.succeeded()
+                    continue
+                wait = backoff.wait_seconds(error, progress=self._progress)
+                if isinstance(error, ForbiddenError) and not self.synced.is_set():
+                    self._refused_alone += self._some_listed()
+                    if backoff.lasting or self._refused_alone >= REFUSED_AFTER:
+                        self.refused = error
+                        self._on_settled()
+                if self._stop.wait(wait):
+                    return
+        except BaseException as error:
+            if self._failed is not None and not self._stop.is_set():
+                self._failed(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def cycle(self) -> BridgeError | None:
+        """List if need be, then watch until the watch ends; the error to back off from, if any."""
+        try:
+            if self._position and self._doubtful and self._went_backwards():
+                self._position = ""
+            self._doubtful = False
+            if not self._position:
+                self._list()
+            self._watch()
+        except SilenceError:
+            self._doubtful = True
+        except CancelledError:
+            return None
+        except StaleError as error:
+            self._position = ""
+            return None if self._stop.is_set() else error
+        except (TransientError, PermanentError) as error:
+            self._doubtful = True
+            return error
+        return None
+
+    def _list(self) -> None:
+        since = self._store.begin_list()
+        items, version = _read(self._client, self.kind, self.namespace)
+        changed = self._store.replace(self.kind, self.namespace, items, version, since)
+        self._position = str(version)
+        self.lists += 1
+        self._alive()
+        if self.synced.is_set():
+            self._tell(changed)
+            return
+        self.synced.set()
+        self._on_settled()
+
+    def _went_backwards(self) -> bool:
+        """Whether the server counts from a lower version than we have seen (a restored etcd)."""
+        pages = list_pages(self._client, self.kind, self.namespace, SELECTORS[self.kind], METADATA_LIST_ONLY, page=1)
+        _, version = next(pages)
+        return objects.version(version) < objects.version(self._position)
+
+    def _watch(self) -> None:
+        query = [
+            ("watch", "1"),
+            ("allowWatchBookmarks", "true"),
+            ("resourceVersion", self._position),
+            ("timeoutSeconds", str(random.randint(*self._watch_seconds))),  # noqa: S311 - spreads load, no secret
+        ]
+        if SELECTORS[self.kind]:
+            query.append(("labelSelector", SELECTORS[self.kind]))
+        told = False
+        path = objects.path(self.kind, self.namespace)
+        with self._client.stream(path, query=query, silence=self._silence_seconds) as lines:
+            self.watches += 1
+            self._alive()
+            for line in lines:
+                self._event(line)
+                told = self._progress = True
+                self._alive()
+        self._doubtful = not told
+
+    def _event(self, line: bytes) -> None:
+        try:
+            event = json.loads(line)
+            kind, raw = event["type"], event["object"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StaleError(f"a watch of {objects.PLURAL[self.kind]} sent nonsense") from error
+        if kind == "ERROR":
+            code = raw.get("code") if isinstance(raw, dict) else None
+            if code == 429:  # the server sheds load: the position stays good
+                asked = faults.RequestInfo(
+                    "GET", objects.path(self.kind, self.namespace), self._client.server, watching=True
+                )
+                raise faults.of_answer(asked, 429, {}, line)
+            said = raw.get("message") if isinstance(raw, dict) else ""
+            raise StaleError(f"a watch of {objects.PLURAL[self.kind]} ended with {code}: {faults.trim(str(said))}")
+        meta = objects.decode_meta(self.kind, raw) if kind != "BOOKMARK" else None
+        if kind in ("ADDED", "MODIFIED", "DELETED") and meta is not None:
+            found = objects.decode(self.kind, raw)
+            version = meta.resource_version
+            self._tell(self._store.event(self.kind, self.namespace, kind, meta, found))
+            if self._store.has_freed:
+                self._on_settled()  # whoever lists what no watch covers is waiting for it
+        elif kind == "BOOKMARK":
+            metadata = raw.get("metadata") if isinstance(raw, dict) else None
+            version = str(metadata.get("resourceVersion") or "") if isinstance(metadata, dict) else ""
+        else:
+            raise StaleError(f"a watch of {objects.PLURAL[self.kind]} sent an event of type {kind}")
+        if objects.version(version):
+            self._position = version
+
+    def _tell(self, changed: Iterable[Target]) -> None:
+        for target in sorted(changed):
+            self._on_change(target)
+        if self.kind is Kind.ENDPOINT_SLICE:
+            for target in sorted(self._store.take_beside()):
+                self._on_beside(target)
+
+    def _alive(self) -> None:
+        self.heard = self._clock()
+        self.error = None
+
+
+# --------------------------------------------------------------------------- what may we do?
+
+
+def can_i(
+    client: KubeClient,
+    verb: str,
+    group: str,
+    resource: str,
+    namespace: str = "",
+    name: str = "",
+    *,
+    timeout: float | None = None,
+) -> bool:
+    """Ask the API server whether we may (SelfSubjectAccessReview; everyone may ask)."""
+    attributes = {"verb": verb, "group": group, "resource": resource, "namespace": namespace, "name": name}
+    body = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {k: v for k, v in attributes.items() if v}},
+    }
+    answer = client.request(
+        "POST",
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+        body=json.dumps(body).encode(),
+        timeout=timeout,
+    )
+    try:
+        return bool(json.loads(answer.body)["status"]["allowed"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransientError("the answer to an access review is no access review") from error
+
+
+class NamespaceState(Enum):
+    """What is known of a namespace."""
+
+    EXISTS = auto()
+    ABSENT = auto()
+    BEING_DELETED = auto()
+    NOT_TOLD = auto()
+
+
+def namespace_states(client: KubeClient, namespaces: Sequence[str]) -> dict[str, NamespaceState]:
+    """What the namespaces are like, as far as we may look."""
+    states: dict[str, NamespaceState] = {}
+    for namespace in dict.fromkeys(namespaces):
+        answer = client.request("GET", f"/api/v1/namespaces/{namespace}", allow=frozenset({403, 404}))
+        match answer.status:
+            case 403:
+                states[namespace] = NamespaceState.NOT_TOLD
+            case 404:
+                states[namespace] = NamespaceState.ABSENT
+            case _:
+                deleting = _metadata_of(answer.body).get("deletionTimestamp")
+                states[namespace] = NamespaceState.BEING_DELETED if deleting else NamespaceState.EXISTS
+    return states
+
+
+def _metadata_of(body: bytes) -> Mapping[str, Any]:
+    try:
+        return objects.mapping(objects.mapping(json.loads(body)).get("metadata"))
+    except ValueError:
+        return {}

@@ -1,0 +1,1 @@
+"""The commands that read both sides once: `bridge sync`, `status`, `explain`, `check` and `purge`."""

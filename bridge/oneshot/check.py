@@ -1,0 +1,792 @@
+"""`bridge check`: can we do our work? One probe after the other, each with what mends it.
+
+A probe that fails does not stop the others, unless they need what it could not reach. Nothing is written, not even for
+a moment: whether the control plane mirrors Endpoints is judged by those that stand there already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from bridge.consul.client import Answer, ConsulClient, ConsulConfig
+from bridge.consul.faults import FILTERS
+from bridge.consul.snapshot import read_all
+from bridge.core import plan as planning
+from bridge.core import select
+from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
+from bridge.core.mirroring import MIRROR_COSTS, MIRRORING_LIMIT, why_not_carried
+from bridge.core.model import (
+    NO_PORTS,
+    Adopt,
+    Current,
+    CurrentService,
+    Group,
+    Kind,
+    Known,
+    Output,
+    Policy,
+    Query,
+    Rule,
+    Skipped,
+    Target,
+    Unknown,
+)
+from bridge.core.ownership import MANAGED_BY, MANAGER, OWNER
+from bridge.core.reasons import Code, Reason
+from bridge.core.reconcile import names_at
+from bridge.core.translate import Translation, translate
+from bridge.core.union import Seen, standing
+from bridge.errors import BridgeError, CancelledError, ForbiddenError
+from bridge.kube.admission import refusals
+from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.faults import remedy
+from bridge.kube.informer import NamespaceState, can_i, list_once, namespace_states, read_slices_again
+from bridge.kube.mirrored import mirrored, some_endpoints
+from bridge.kube.namespaces import ROLE, read_labels
+from bridge.kube.nodes import cluster_nodes
+from bridge.kube.store import Store
+from bridge.oneshot.connections import connections
+from bridge.oneshot.probe import FAILED, OK, WARNING, Probe
+from bridge.pipeline.scope import anchored, named_with, namespaces_of, never_used
+from bridge.retry import RetryPolicy
+
+SERVICES_RULE = 'service_prefix "" { policy = "read" }'
+NODES_RULE = 'node_prefix "" { policy = "read" }'
+POLICY = f"{SERVICES_RULE} {NODES_RULE}"
+"""The Consul ACL policy that suffices (docs/consul.md, What a token may see)."""
+
+LEAST_KUBERNETES = (1, 22)
+"""discovery.k8s.io/v1 came with 1.21, server-side apply with 1.22."""
+
+MIRROR_SECONDS = 1.0
+"""How long a mirror that lags behind is given; the control plane takes a tenth of that."""
+
+MISTYPED = frozenset((Code.TAG_CASE, Code.ADDRESS_KIND_ABSENT))
+"""Warnings of a pass that are most likely a mistake in a rule."""
+
+SHOWN = 5
+"""Names in one line; what is beyond is counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """What the checks depend on, beside the servers and the rules. `leases`: a leader is to be elected.
+
+    `selects`: somebody said which services are meant; else the rules are one for every service.
+    """
+
+    owner: str = "default"
+    policy: Policy = Policy.SYNC
+    adopt: Adopt = Adopt.NEVER
+    annotated: Annotated = USUAL
+    cluster_nodes: tuple[str, ...] = ()
+    leases: bool = False
+    selects: bool = True
+    readers: int = 16
+    retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=3, initial_seconds=0.2, max_seconds=2.0))
+
+
+def check(
+    consul: ConsulConfig,
+    kube: KubeConfig,
+    rules: Callable[[], Sequence[Rule]],
+    fallback: Sequence[Rule] = (),
+    done: Callable[[Probe], None] | None = None,
+    *,
+    options: CheckOptions | None = None,
+    stop: threading.Event | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Probe]:
+    """Run every probe, in order; `done` hears of each as it comes. Never raises a BridgeError but CancelledError.
+
+    `rules` may fail, because the target namespace may be the kubeconfig context's; then the `fallback` rules are
+    checked against Consul, and the failure is one of the probes.
+    """
+    checking = _Check(consul, kube, options or CheckOptions(), stop or threading.Event(), progress)
+    return _collect(checking.all(rules, fallback), done)
+
+
+def check_rules(
+    rules: Sequence[Rule], done: Callable[[Probe], None] | None = None, *, selects: bool = True
+) -> list[Probe]:
+    """What can be said of the settings without any server; that they are valid is known already.
+
+    `selects`: somebody said which services are meant (`CheckOptions`).
+    """
+    return _collect(_rules(rules, selects), done)
+
+
+def _collect(found: Iterator[Probe], done: Callable[[Probe], None] | None) -> list[Probe]:
+    probes: list[Probe] = []
+    for probe in found:
+        probes.append(probe)
+        if done is not None:
+            done(probe)
+    return probes
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return "; ".join(texts[:SHOWN]) + more
+
+
+# --------------------------------------------------------------------------- settings
+
+
+def _rules(rules: Sequence[Rule], selects: bool) -> Iterator[Probe]:
+    if not selects:
+        detail = "none are given; bridge run refuses to start, and bridge sync asks on a terminal and refuses elsewhere"
+        yield Probe(
+            "rules", WARNING, detail, "--service 'GLOB', if every service is meant --service '*', or rules in --config"
+        )
+    else:
+        yield Probe("settings", OK, f"{len(rules)} rule{'s' if len(rules) != 1 else ''}")
+    for later, earlier in never_used(rules):
+        detail = f"never used: {earlier} comes first and matches every name that it matches"
+        yield Probe(later, WARNING, detail, "put the narrower rule first, or join the two")
+
+
+# --------------------------------------------------------------------------- both sides
+
+
+class _Check:
+    """The probes that need servers."""
+
+    def __init__(
+        self,
+        consul: ConsulConfig,
+        kube: KubeConfig,
+        options: CheckOptions,
+        stop: threading.Event,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:
+        self._config, self._kube, self._options, self._stop = consul, kube, options, stop
+        self._say = progress or (lambda _what, _done, _total: None)
+        self._store = Store(options.owner)
+        self._annotated = options.annotated
+        self._several = False
+        self._looked_in: tuple[str, ...] | None = ()
+        self._uncarried: set[str] = set()
+        self._own = consul.datacenter
+
+    def all(self, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]) -> Iterator[Probe]:
+        """Every probe, in order."""
+        try:
+            rules = make_rules()
+            yield from _rules(rules, self._options.selects)
+        except BridgeError:  # told by the Kubernetes probes
+            rules = fallback
+        yield from connections(self._config, self._kube)
+        self._store = self._services_of_people(rules)
+        yield from self._tenancy()
+        yield from self._unlabelled()
+        yield from self._consul(rules)
+        yield from self._kubernetes(rules)
+
+    def _tenancy(self) -> Iterator[Probe]:
+        """What should be bounded where more than one namespace is served, and is not."""
+        if not self._several:
+            return
+        if not self._annotated.bounds.allow_cidrs:
+            yield Probe(
+                "networks",
+                WARNING,
+                "several namespaces are served, and an instance may have any address that is not denied",
+                "guard.allow_cidrs: the networks that your VMs are in",
+            )
+        if self._options.annotated.grants is None:
+            yield Probe(
+                "grants",
+                OK,
+                "several namespaces are watched and `annotated` grants nothing: no further Service is filled",
+            )
+
+    def _services_of_people(self, rules: Sequence[Rule]) -> Store:
+        """All Services that can be read: some ask to be filled. What cannot be, the Kubernetes probes tell."""
+        self._say("reading Kubernetes", 0, 0)
+        try:
+            client = KubeClient(self._kube)
+        except BridgeError:
+            return self._store
+        try:
+            namespaces = self._looked_in = namespaces_of(rules, self._kube.namespaces, client.namespace)
+            self._several = namespaces is None or len(namespaces) > 1
+            self._annotated = self._options.annotated.within(namespaces)
+            if self._annotated.asks_for_labels:
+                with contextlib.suppress(BridgeError):  # told by the probe of that right
+                    self._annotated = replace(self._annotated, labels=read_labels(client))
+            return list_once(client, namespaces, self._options.owner, partly=True, kinds=(Kind.SERVICE,))
+        except CancelledError:
+            raise
+        except BridgeError:
+            return self._store
+        finally:
+            client.close()
+
+    def _unlabelled(self) -> Iterator[Probe]:
+        """Objects that nobody looks after any more: they are taken for somebody else's."""
+        lost = [f"{meta.namespace}/{meta.name}" for meta in self._store.unlabelled_services()]
+        if lost:
+            detail = f"written by a bridge, as the field manager shows, but without its labels: {_some(lost)}"
+            mend = f"kubectl label service NAME {MANAGED_BY}={MANAGER} {OWNER}={self._options.owner}, or delete them"
+            yield Probe("labels of ownership", WARNING, detail, mend)
+
+    def _asking(self) -> list[CurrentService]:
+        """People's Services that ask to be filled."""
+        return [s for s in self._store.annotated_services() if request_of(s, "", self._annotated) is not None]
+
+    # ------------------------------------------------------------------ Consul
+
+    def _consul(self, rules: Sequence[Rule]) -> Iterator[Probe]:
+        try:
+            client = ConsulClient(self._config)
+        except BridgeError as error:
+            yield Probe("consul", FAILED, str(error), error.remedy or "mend the consul: settings")
+            return
+        try:
+            try:
+                leader = client.leader()
+            except BridgeError as error:
+                yield Probe("consul reachable", FAILED, str(error), error.remedy or "consul.address")
+                return
+            yield Probe("consul reachable", OK, self._config.address)
+            yield self._version(client)
+            if not leader:
+                yield Probe("consul leader", FAILED, "no leader is elected", "consul operator raft list-peers")
+                return
+            yield Probe("consul leader", OK, leader)
+            yield from self._datacenters(client, rules)
+        finally:
+            client.close()
+
+    def _version(self, client: ConsulClient) -> Probe:
+        try:
+            version = client.version()
+        except BridgeError:
+            return Probe("consul version", OK, "not told (the token may not read the agent; that is no harm)")
+        return Probe("consul version", OK, version)
+
+    def _datacenters(self, client: ConsulClient, rules: Sequence[Rule]) -> Iterator[Probe]:
+        try:
+            known = client.datacenters()
+            own = self._own = self._own or client.own_datacenter()
+        except BridgeError as error:
+            yield Probe("consul datacenters", FAILED, str(error), error.remedy or f"a token with: {POLICY}")
+            return
+        wanted = named_with(own, rules, self._config)
+        missing = [dc for dc in wanted if dc not in known]
+        if missing:
+            detail = f"{', '.join(missing)} unknown; there are {', '.join(known)}"
+            mend = "--datacenter, rules[].datacenters, or consul.datacenters"
+            yield Probe("consul datacenters", FAILED, detail, mend)
+        else:
+            yield Probe("consul datacenters", OK, ", ".join(sorted(wanted)))
+        chosen = _Chosen(anchored(rules, (own,)), self._looked_in, self._standing())
+        chosen.pin()
+        chosen.ask(self._asking(), own, wanted, self._annotated)
+        listed = []
+        for datacenter in sorted(dc for dc in wanted if dc in known and (dc != own or chosen.concerns(own))):
+            try:
+                answer, nodes = client.listing(datacenter), client.nodes(datacenter)
+            except BridgeError as error:
+                yield Probe(f"services of {datacenter}", FAILED, str(error), error.remedy or f"a token with: {POLICY}")
+                continue
+            listed.append(datacenter)
+            services: dict[str, list[str]] = answer.data
+            yield _token(datacenter, answer, nodes)
+            chosen.choose(datacenter, services)
+        yield from chosen.probes()
+        yield from self._services(chosen, listed)
+
+    def _standing(self) -> dict[tuple[str, str], set[Target]]:
+        """Where Services of ours stand, by the Consul service that they came from."""
+        found: dict[tuple[str, str], set[Target]] = {}
+        for target in self._store.targets():
+            for name in names_at(self._store.current(target)):
+                found.setdefault(name, set()).add(target)
+        return found
+
+    def _services(self, chosen: _Chosen, datacenters: Sequence[str]) -> Iterator[Probe]:
+        """Read what the rules select, as a pass would: what Consul refuses, and what is too large."""
+        if not chosen.rules_of and not chosen.unmet:
+            return
+        snapshot = read_all(
+            self._config,
+            datacenters,
+            lambda datacenter, _listing: [q for q in chosen.rules_of if q.datacenter == datacenter],
+            parallel=self._options.readers,
+            progress=lambda done, total: self._say("reading Consul", done, total),
+            retry=self._options.retry,
+            stop=self._stop,
+        )
+        refused: dict[str, list[Query]] = {}
+        uncarried, silent = [], []
+        conflicts: set[str] = set()
+        doubts = [f"{service}: {text}" for service, text in chosen.unmet]
+        for query, state in snapshot.views.items():
+            if isinstance(state, Unknown):
+                refused.setdefault(state.reason, []).append(query)
+                continue
+            if query.peer and isinstance(state, Known) and not state.instances:
+                silent.append(f"{query.service}: {Reason(Code.PEER_EMPTY, peer=query.peer)}")
+            for rule in chosen.rules_of[query]:
+                target = select.target_of(rule, query)
+                if isinstance(target, Target) and isinstance(state, Known):
+                    found = translate(target, [(rule, query, state)], self._store.current(target))
+                    conflicts.update(self._conflicts(target, found, query.service))
+                    doubts += [f"{query.service}: {text}" for text in found.warnings if text.code in MISTYPED]
+                if rule.to.output is not Output.ENDPOINTS or not isinstance(state, Known):
+                    continue
+                if isinstance(target, Target) and (reason := self._why_not_carried(target, rule, query, state)):
+                    self._uncarried.add(target.namespace)
+                    uncarried.append(f"{query.service} ({reason})")
+        for reason, queries in refused.items():
+            asking = [rule.name for q in queries for rule in chosen.rules_of[q] if rule.to.annotated]
+            filters = FILTERS if not asking else f"consul-bridge/filter of {_some(asking)}"
+            way = snapshot.remedies.get(reason) or f"a token with: {POLICY}"
+            mend = filters if way == FILTERS else way
+            yield Probe(f"reading {_some([q.service for q in queries])}", FAILED, reason, mend)
+        if silent:
+            yield Probe("peers", WARNING, _some(silent), "rules[].peer, as `consul peering list` has it")
+        if doubts:
+            mend = "rules[].tags (--tag) and rules[].instances.address, as Consul spells them"
+            yield Probe("tags and addresses", WARNING, _some(sorted(set(doubts))), mend)
+        if conflicts:
+            mend = "bridge sync --dry-run tells how to solve each: rename by to.name, remove the object, or --adopt"
+            yield Probe("conflicts", WARNING, f"left alone: {_some(sorted(conflicts))}", mend)
+        if uncarried:
+            detail = f"EndpointSlices of ours carry what the control plane cannot mirror: {_some(uncarried)}"
+            yield Probe("sizes", OK, detail)
+        elif not refused:
+            yield Probe("sizes", OK, "no service is past what its output can carry")
+
+    def _conflicts(self, target: Target, found: Translation, service: str) -> Iterator[str]:
+        """Services of somebody else where this one service is to go (of Endpoints only a pass knows)."""
+        current, options = Current(target, self._store.current(target).service), self._options
+        plan = planning.plan(
+            target, found.mirror, current, owner=options.owner, policy=options.policy, adopt=options.adopt
+        )
+        for conflict in plan.conflicts:
+            yield f"{conflict.kind} {target} (for {service}): {conflict.reason}"
+
+    def _why_not_carried(self, target: Target, rule: Rule, query: Query, known: Known) -> str:
+        """Why the control plane cannot mirror the Endpoints of this one service."""
+        mirror = translate(target, [(rule, query, known)], self._store.current(target)).mirror
+        return why_not_carried(mirror.groups) if mirror is not None else ""
+
+    # ------------------------------------------------------------------ Kubernetes
+
+    def _kubernetes(self, rules: Sequence[Rule]) -> Iterator[Probe]:
+        try:
+            client = KubeClient(self._kube)
+        except BridgeError as error:
+            yield Probe("kubernetes", FAILED, str(error), "--kubeconfig, --context")
+            return
+        try:
+            try:
+                version = client.version()
+            except BridgeError as error:
+                proxy = client.access.proxy.source if client.access.proxy is not None else ""
+                yield Probe("kubernetes reachable", FAILED, str(error), remedy(error, client.access.where, proxy))
+                return
+            yield Probe("kubernetes reachable", OK, client.server)
+            text = version.git or f"{version.major}.{version.minor}"
+            if (version.major, version.minor) < LEAST_KUBERNETES:
+                detail = f"{text} has no server-side apply of every object that we write"
+                yield Probe("kubernetes version", FAILED, detail, "Kubernetes 1.22 or later")
+            else:
+                yield Probe("kubernetes version", OK, text)
+            yield from self._rights(client, rules)
+        finally:
+            client.close()
+
+    def _rights(self, client: KubeClient, rules: Sequence[Rule]) -> Iterator[Probe]:
+        namespaces = namespaces_of(rules, self._kube.namespaces, client.namespace)
+        needs = {name: self._needs(rules, name) for name in (namespaces if namespaces is not None else ("",))}
+        try:
+            if namespaces:
+                yield from _namespaces(client, namespaces)
+            allowed = []
+            for namespace, need in needs.items():
+                probe = _rights_in(client, namespace, need, daemon=self._options.leases)
+                mirrored_here = Output.ENDPOINTS in need.outputs or "Endpoints alone" in probe.detail
+                allowed += [namespace] if probe.state != FAILED and mirrored_here else []
+                yield probe
+                if probe.state != FAILED and namespace:
+                    yield from self._admission(client, namespace, need)
+            if self._options.leases:
+                yield _leases(client)
+            if "*" in self._options.cluster_nodes:
+                yield _nodes(client)
+            if self._annotated.grants != ():
+                yield from self._node_addresses(client)
+            if self._annotated.asks_for_labels:
+                yield _namespace_labels(client, daemon=self._options.leases)
+            if allowed:
+                yield self._mirroring(client, allowed)
+            yield from self._slices(client, namespaces)
+        except BridgeError as error:
+            yield Probe("rights", FAILED, str(error), "kubectl auth can-i --list")
+
+    def _node_addresses(self, client: KubeClient) -> Iterator[Probe]:
+        """Whether annotated Services are kept away from the nodes: their addresses have to be known for that."""
+        name, allowed = "addresses of the cluster's nodes", can_i(client, "list", "", "nodes")
+        if allowed:
+            count = len(set(cluster_nodes(client, ()).addresses.values()))
+            yield Probe(name, OK, f"those of {count} nodes are known: annotated Services do not lead there")
+        elif self._several and not self._annotated.bounds.allow_cidrs:
+            detail = "not known (list nodes is not allowed): annotated Services may lead to them"
+            mend = "guard.allow_cidrs without the nodes' network, or apply manifests/components/node-addresses (chart: "
+            yield Probe(name, WARNING, detail, f"{mend}nodeAddresses)")
+
+    def _admission(self, client: KubeClient, namespace: str, need: _Needs) -> Iterator[Probe]:
+        """What stands behind the rights: policies, webhooks, quotas. Said only when something is refused."""
+        kinds = {Kind.SERVICE} if "create" in need.services else set()
+        if "create" in need.writing:
+            kinds |= {Kind.ENDPOINTS} if need.outputs != {Output.ENDPOINTSLICES} else set()
+            kinds |= {Kind.ENDPOINT_SLICE} if need.outputs & {Output.ENDPOINTSLICES, Output.BOTH} else set()
+        if found := refusals(client, namespace, self._options.owner, kinds):
+            mend = "the admission policy, webhook or quota that the message names has to let the bridge's objects in"
+            yield Probe(f"admission in {namespace}", FAILED, _some(found), mend)
+
+    def _needs(self, rules: Sequence[Rule], namespace: str) -> _Needs:
+        """What is done in a namespace ("" for all): by rules whose targets may be there, and for people's Services."""
+        making = [r for r in rules if not namespace or "{" in r.to.namespace or r.to.namespace == namespace]
+        asking = (s for s in self._asking() if namespace in ("", s.meta.namespace))
+        requests = (request_of(service, self._own, self._annotated) for service in asking)
+        filling = [request[0] for request in requests if isinstance(request, tuple)]
+        ours = any(namespace in ("", target.namespace) for target in self._store.targets())
+        outputs = frozenset(rule.to.output for rule in (*making, *filling)) or frozenset({Output.BOTH})
+        if namespace in self._uncarried or (self._uncarried and not namespace):
+            outputs |= {Output.BOTH}
+        verbs = ("create", "patch") if self._options.policy is not Policy.SYNC else ("create", "patch", "delete")
+        return _Needs(outputs, verbs if making else tuple(v for v in verbs if ours and v == "delete"), verbs)
+
+    def _slices(self, client: KubeClient, namespaces: tuple[str, ...] | None) -> Iterator[Probe]:
+        """Whether readers of EndpointSlices see, in all slices of our Services together, what our objects say."""
+        self._say("reading Kubernetes", 0, 0)
+        try:
+            store = list_once(client, namespaces, self._options.owner, partly=True, kinds=tuple(Kind))
+        except ForbiddenError as error:
+            yield Probe("slices", WARNING, f"nobody can tell whether traffic goes where it should: {error}")
+            return
+        seen = self._seen(store)
+        if any(reason.code is not Code.FOREIGN_SLICE for _, reason in _deviations(seen)):
+            self._stop.wait(MIRROR_SECONDS)
+            read_slices_again(client, store, namespaces)
+            seen = self._seen(store)
+        behind = [f"{t}: {reason}" for t, reason in _deviations(seen) if reason.code is not Code.FOREIGN_SLICE]
+        foreign = [f"{target}: {reason}" for target, found in seen for reason in found.foreign]
+        if behind:
+            mend = "kube-controller-manager with endpointslice-mirroring-controller, or --output-kind both"
+            yield Probe("slices", FAILED, _some(behind), mend)
+        if foreign:
+            mend = "docs/how-to.md, From pods to VMs"
+            yield Probe("slices of others", WARNING, _some(foreign), mend)
+        if seen and not behind and not foreign:
+            count = len(seen)
+            detail = (
+                f"those of {count} Service{'s' if count != 1 else ''}, together, have what the bridge's objects say"
+            )
+            yield Probe("slices", OK, detail)
+
+    def _seen(self, store: Store) -> list[tuple[Target, Seen]]:
+        """What readers see at each target of ours."""
+        found = ((target, standing(store.current(target), self._options.owner)) for target in sorted(store.targets()))
+        return [(target, seen) for target, seen in found if seen is not None]
+
+    def _mirroring(self, client: KubeClient, namespaces: Sequence[str]) -> Probe:
+        """Whether the control plane copies Endpoints into slices, judged by a few of ours that stand there."""
+        looked: list[Target] = []
+        for namespace in namespaces:
+            for target, groups in some_endpoints(client, namespace or None, self._options.owner, SHOWN):
+                wanted = _ready(groups)
+                if wanted and _mirrored(client, target, wanted, self._stop):
+                    detail = f"seen at {target}: its {len(wanted)} ready endpoints are in the control plane's slices"
+                    return Probe("mirroring", OK, detail)
+                if wanted:
+                    looked.append(target)
+        if not looked:
+            detail = "cannot be told yet: no Endpoints of ours with ready addresses stand in these namespaces"
+            return Probe("mirroring", WARNING, detail, "bridge check, once more after the first sync")
+        detail = (
+            f"the control plane has not copied {_some([str(t) for t in looked])} into EndpointSlices: kube-proxy "
+            "sends nothing there"
+        )
+        return Probe(
+            "mirroring", FAILED, detail,
+            "start kube-controller-manager with endpointslice-mirroring-controller, or --output-kind both",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What is to be done in a namespace: the outputs, and the writing verbs on Services and on what carries those."""
+
+    outputs: frozenset[Output]
+    services: tuple[str, ...]
+    writing: tuple[str, ...]
+
+
+def _deviations(seen: Sequence[tuple[Target, Seen]]) -> list[tuple[Target, Reason]]:
+    return [(target, reason) for target, found in seen for reason in found.deviations]
+
+
+class _Chosen:
+    """What the rules and people's Services select of the listings, and what they do not."""
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        namespaces: Sequence[str] | None,
+        standing: Mapping[tuple[str, str], set[Target]],
+    ) -> None:
+        """`namespaces` are those in which people's Services were looked for (None: everywhere).
+
+        `standing`: where Services of ours stand, by the Consul service that they came from.
+        """
+        self._namespaces = namespaces
+        self.rules_of: dict[Query, list[Rule]] = {}
+        self._standing = standing
+        self._rules = rules
+        self._asked: list[tuple[Target, Query]] = []
+        self._strange: list[str] = []
+        self._listed: dict[str, frozenset[str]] = {}
+        self._claims = select.TargetAssignments()
+        self._unmappable: list[Skipped] = []
+        self.unmet: list[tuple[str, Reason]] = []
+        """Services of which a rule takes nothing because of its tags, where that looks like a mistake."""
+
+    def pin(self) -> None:
+        """Take what rules name in full, in namespaces, partitions and peers that are not listed."""
+        for choice in select.unlisted(self._rules):
+            self._claim(choice)
+
+    def ask(
+        self, services: Sequence[CurrentService], own: str, datacenters: Sequence[str], annotated: Annotated
+    ) -> None:
+        """Take what users' Services ask for, as far as it may be asked."""
+        for service in services:
+            request, target = request_of(service, own, annotated), Target(service.meta.namespace, service.meta.name)
+            if request is None:
+                continue
+            if isinstance(request, Refusal):
+                self._strange.append(f"{target}: {request.detail}")
+                continue
+            rule, query = request
+            if service.has_selector or service.type == "ExternalName":
+                what = "has a selector: Kubernetes fills it" if service.has_selector else "is an ExternalName: an alias"
+                self._strange.append(f"{target} {what}")
+            elif query.datacenter not in datacenters:
+                self._strange.append(
+                    f"{target} asks for datacenter {query.datacenter}: only {', '.join(datacenters)} may be asked "
+                    "(consul.datacenters)"
+                )
+            else:
+                self._asked.append((target, query))
+                self.rules_of.setdefault(query, []).append(rule)
+                self._claims.claim(query, rule, target)
+
+    def concerns(self, datacenter: str) -> bool:
+        """Whether anything of a datacenter is wanted (without any rule, people may come to want it)."""
+        named = {dc for rule in self._rules for dc in rule.datacenters} | {q.datacenter for q in self.rules_of}
+        return not self._rules or datacenter in named
+
+    def choose(self, datacenter: str, services: dict[str, list[str]]) -> None:
+        """Let the rules decide about a datacenter's services."""
+        self._listed[datacenter] = frozenset(services)
+        for service, tags in sorted(services.items()):
+            if select.excluded(service, tags) is not None:
+                continue
+            named = select.choices(self._rules, service, datacenter)
+            kept = self._standing.get((datacenter, service), ())
+            for choice in select.active(named, tags, kept):
+                self._claim(choice)
+            self.unmet += [(service, reason) for _, reason in select.unmet(service, named, tags, kept)]
+
+    def _claim(self, choice: select.Choice) -> None:
+        self.rules_of.setdefault(choice.query, []).append(choice.rule)
+        if isinstance(choice.target, Target):
+            self._claims.claim(choice.query, choice.rule, choice.target, choice.order)
+        else:
+            self._unmappable.append(choice.target)
+
+    def probes(self) -> Iterator[Probe]:
+        """How many are selected or asked for, and whether each gets its name."""
+        yield from self._annotated()
+        selected = sum(any(not rule.to.annotated for rule in rules) for rules in self.rules_of.values())
+        if selected:
+            yield Probe("selected services", OK, str(selected))
+        elif self._rules:
+            yield Probe("selected services", WARNING, "none", "--service, --tag, or rules in --config")
+        elif not self._asked:
+            yield self._nothing()
+        if not self.rules_of:
+            return
+        losers = [loser for target in sorted(self._claims.targets()) for loser in self._claims.rejected(target)]
+        if losers or self._unmappable:
+            texts = [f"{s.service}: {s.reason}" for s in (*losers, *self._unmappable)]
+            yield Probe(
+                "names", WARNING, _some(texts), "a rule with another name template, e.g. '{service}-{datacenter}'"
+            )
+        else:
+            yield Probe("names", OK, "every service has a name of its own")
+
+    def _nothing(self) -> Probe:
+        """There is no rule, and no Service asks; where that was looked for, because others may ask elsewhere."""
+        mend = "kubectl label service NAME consul-bridge/mirror=true, or rules in --config"
+        if self._namespaces is None:
+            where = "no Service in any namespace"
+        else:
+            where = f"no Service in {_some(self._namespaces) or 'a namespace that could be read'}"
+            mend += "; --watch-namespace NAMESPACE for Services elsewhere ('*': everywhere)"
+        detail = f"none: there is no rule, and {where} asks to be filled"
+        return Probe("selected services", WARNING, detail, mend)
+
+    def _annotated(self) -> Iterator[Probe]:
+        """People's Services that ask to be filled, and what will not come of it."""
+        missing = [
+            f"{target} asks for {query.service}, which {query.datacenter} does not list"
+            for target, query in self._asked
+            if query.service not in self._listed.get(query.datacenter, {query.service})
+        ]
+        texts = [*self._strange, *missing]
+        if texts:
+            mend = "kubectl describe service NAME: its consul-bridge/ annotations and its spec"
+            yield Probe("annotated Services", WARNING, _some(texts), mend)
+        elif self._asked:
+            count = len(self._asked)
+            yield Probe("annotated Services", OK, f"{count} ask{'s' if count == 1 else ''} to be filled")
+
+
+def _token(datacenter: str, services: Answer, nodes: Answer) -> Probe:
+    """What the token may see. Without its node nothing of a service is seen: the nodes come first."""
+    name = f"token in {datacenter}"
+    if services.default_deny_anonymous:
+        detail = "no token, and the default is deny: nothing can be seen"
+        return Probe(name, FAILED, detail, f"--token-file with a token that has: {POLICY}")
+    if nodes.filtered:
+        some = f"only {len(nodes.data)} nodes" if nodes.data else "no node"
+        detail = f"the token may see {some}, and no instance that is elsewhere"
+        return Probe(name, WARNING if nodes.data else FAILED, detail, f"its policy lacks: {NODES_RULE}")
+    if services.filtered and not services.data:
+        return Probe(name, FAILED, "the token may see no service", f"its policy lacks: {SERVICES_RULE}")
+    if services.filtered:
+        detail = f"sees {len(services.data)} services; those that are hidden from it are left alone"
+        return Probe(name, WARNING, detail, f"if others are wanted, its policy lacks: {SERVICES_RULE}")
+    return Probe(name, OK, f"sees {len(services.data)} services")
+
+
+def _namespaces(client: KubeClient, namespaces: Sequence[str]) -> Iterator[Probe]:
+    for namespace, state in namespace_states(client, namespaces).items():
+        name = f"namespace {namespace}"
+        match state:
+            case NamespaceState.ABSENT:
+                yield Probe(name, FAILED, "does not exist", f"kubectl create namespace {namespace}")
+            case NamespaceState.BEING_DELETED:
+                detail = "is being deleted: nothing can be made in it, and what stands there goes with it"
+                yield Probe(name, FAILED, detail, f"kubectl get namespace {namespace} -o yaml shows what it waits for")
+            case NamespaceState.EXISTS:
+                yield Probe(name, OK, "exists")
+            case NamespaceState.NOT_TOLD:
+                yield Probe(name, OK, "may not be looked at (that is no harm)")
+
+
+def _lacking(client: KubeClient, group: str, resource: str, verbs: Sequence[str], namespace: str) -> list[str]:
+    return [f"{verb} {resource}" for verb in verbs if not can_i(client, verb, group, resource, namespace)]
+
+
+def _rights_in(client: KubeClient, namespace: str, needs: _Needs, *, daemon: bool) -> Probe:
+    """Every verb that the work needs, in one namespace ("" for all of them).
+
+    `daemon`: it is known that `bridge run` is meant, which watches. Else a `bridge sync` may be, which only lists; then
+    what the daemon needs beyond that is a warning. Events are missed by nobody but people: a warning always.
+    """
+    endpoints = () if needs.outputs == {Output.ENDPOINTSLICES} else needs.writing
+    slices = needs.writing if needs.outputs & {Output.ENDPOINTSLICES, Output.BOTH} else ()
+
+    def lacking(resources: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
+        return [text for group, name, verbs in resources for text in _lacking(client, group, name, verbs, namespace)]
+
+    core, discovery = ("", "services"), ("discovery.k8s.io", "endpointslices")
+    needed = lacking(
+        [(*core, ("list", *needs.services)), ("", "endpoints", ("list", *endpoints)), (*discovery, ("list",))]
+    )
+    sliced = lacking([(*discovery, slices)])
+    if Output.ENDPOINTSLICES in needs.outputs:  # there is nothing to go on with
+        needed, sliced = needed + sliced, []
+    watching = lacking([(*core, ("watch",)), ("", "endpoints", ("watch",)), (*discovery, ("watch",))])
+    events = lacking([("events.k8s.io", "events", ("create", "patch"))])
+    name = f"rights in {namespace}" if namespace else "rights in all namespaces"
+    mend = f"manifests/base/role.yaml in namespace {namespace}" if namespace else "manifests/components/all-namespaces"
+    if needed or (daemon and watching):
+        detail = f"not allowed: {', '.join([*needed, *sliced, *watching, *events])}"
+        return Probe(name, FAILED, detail, f"apply {mend}")
+    if watching:
+        detail = f"enough for bridge sync; bridge run also needs: {', '.join([*sliced, *watching, *events])}"
+        return Probe(name, WARNING, detail, f"for bridge run, apply {mend}")
+    if sliced:
+        detail = (
+            f"enough for Endpoints alone, which the control plane mirrors, and {MIRROR_COSTS}; EndpointSlices of ours "
+            f"also need: {', '.join([*sliced, *events])}"
+        )
+        return Probe(name, WARNING, detail, f"apply {mend}, or choose `output: endpoints` (--output-kind endpoints)")
+    if events:
+        detail = f"all that is needed, but no Events for kubectl describe: {', '.join(events)}"
+        return Probe(name, WARNING, detail, f"apply {mend}")
+    return Probe(name, OK, "all that is needed")
+
+
+def _leases(client: KubeClient) -> Probe:
+    """What a leader's election needs, in our own namespace: exactly what manifests/base/leases.yaml grants."""
+    verbs = ("list", "create", "update", "delete")
+    lacking = _lacking(client, "coordination.k8s.io", "leases", verbs, client.namespace)
+    name = f"leader election in {client.namespace}"
+    if lacking:
+        mend = (
+            f"apply manifests/base/leases.yaml, or: kubectl create role bridge-leader -n {client.namespace} "
+            f"--verb={','.join(verbs)} --resource=leases.coordination.k8s.io, and bind it"
+        )
+        return Probe(name, FAILED, f"not allowed: {', '.join(lacking)}", mend)
+    return Probe(name, OK, "all that is needed")
+
+
+def _nodes(client: KubeClient) -> Probe:
+    """Whether the cluster's nodes can be listed, where `nodeName` is asked for."""
+    try:
+        names = cluster_nodes(client, ("*",)).names
+    except BridgeError as error:
+        mend = "kubectl create clusterrole bridge-nodes --verb=list --resource=nodes, and bind it"
+        return Probe("nodes of the cluster", FAILED, str(error), mend)
+    return Probe("nodes of the cluster", OK, f"{len(names)} known")
+
+
+def _namespace_labels(client: KubeClient, *, daemon: bool) -> Probe:
+    """Whether the namespaces' labels can be read and followed, where grants select by them. `daemon` as above."""
+    name = "labels of namespaces"
+    lacking = _lacking(client, "", "namespaces", ("list", "watch"), "")
+    mend = f"apply {ROLE} (chart: namespaceLabels), or: kubectl create clusterrole bridge-namespaces "
+    mend += "--verb=list,watch --resource=namespaces, and bind it"
+    if "list namespaces" in lacking:
+        detail = f"not allowed: {', '.join(lacking)}; grants with a namespace_selector cover nothing new"
+        return Probe(name, FAILED, detail, mend)
+    if lacking:
+        detail = "enough for bridge sync; bridge run also needs: watch namespaces, else it looks every 10 s only"
+        return Probe(name, FAILED if daemon else WARNING, detail, mend)
+    return Probe(name, OK, f"{len(read_labels(client))} namespaces known")
+
+
+def _ready(groups: Sequence[Group]) -> set[tuple[str, int]]:
+    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports or NO_PORTS}
+
+
+def _mirrored(client: KubeClient, target: Target, wanted: set[tuple[str, int]], stop: threading.Event) -> bool:
+    """Whether the control plane's slices have these endpoints, or as many as it mirrors; a moment is granted."""
+    enough = min(len(wanted), MIRRORING_LIMIT)
+    if len(_ready(mirrored(client, target)) & wanted) >= enough:
+        return True
+    stop.wait(MIRROR_SECONDS)
+    return len(_ready(mirrored(client, target)) & wanted) >= enough

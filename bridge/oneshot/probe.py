@@ -1,0 +1,29 @@
+"""One line of `bridge check`: what was looked at, how it is, and how to fix it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+OK, WARNING, FAILED = "ok", "warning", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One line: what was looked at, how it is, and (unless ok) what mends it. `section` groups lines under a title."""
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+    section: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of `bridge check -o json`."""
+        return {
+            "section": self.section,
+            "probe": self.name,
+            "state": self.state,
+            "detail": self.detail,
+            "mend": self.remedy,
+        }

@@ -1,0 +1,1 @@
+"""What `bridge run` and the one-shot commands share: the reconciler, host names, scopes and rights."""

@@ -1,0 +1,227 @@
+"""Host names that stand in Consul as addresses, resolved beside everything else: DNS never delays a plan.
+
+A plan asks for names and gets at once what is known of them. A name that nobody has resolved yet is put on the list
+of a few threads of its own; when its answer comes, or changes later, the targets that asked for it are named to
+`changed`, and plan again.
+
+| the resolver says | what is known then | asked again after |
+| --- | --- | --- |
+| addresses | those, at most `ADDRESS_LIMIT` of them | `ttl_seconds` |
+| there is no such name, or it has no address | the last addresses, if there ever were any; else that it has none | \
+`ttl_seconds` |
+| nothing, or that it failed | what was known before; a name without an answer stays unknown | a growing wait, at most \
+`ttl_seconds` |
+
+It must not know what a target is, nor what becomes of the addresses.
+"""
+
+from __future__ import annotations
+
+import heapq
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from bridge.errors import PermanentError, TransientError
+from bridge.retry import RetryPolicy
+
+User = TypeVar("User", bound=Hashable)
+
+ADDRESS_LIMIT = 256
+"""Addresses taken of one name; what an answer has beyond them is left out."""
+
+CLOSE_SECONDS = 1.0
+"""How long `close` waits for threads that are inside of the C library's resolver, which cannot be interrupted."""
+
+_NO_SUCH_NAME = frozenset(
+    code for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if (code := getattr(socket, name, None)) is not None
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolverSettings:
+    """How host names are resolved. `wait_seconds` bounds what a one-shot command waits for all names together."""
+
+    ttl_seconds: float = 30.0
+    retry_seconds: float = 1.0
+    parallel: int = 8
+    wait_seconds: float = 10.0
+
+
+Lookup = Callable[[str], Collection[str]]
+"""Addresses (A and AAAA) of a name. Raises PermanentError when there are none, TransientError when it failed."""
+
+
+def system_lookup(name: str) -> tuple[str, ...]:
+    """Ask the system's resolver (hosts file, DNS, search domains) for both families."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        if error.errno in _NO_SUCH_NAME:
+            raise PermanentError(f"{name} has no address: {error.strerror}") from error
+        raise TransientError(f"{name} could not be resolved: {error.strerror}") from error
+    except UnicodeError as error:
+        raise PermanentError(f"{name} is no name that DNS can have: {error}") from error
+    except OSError as error:
+        raise TransientError(f"{name} could not be resolved: {error.strerror or error}") from error
+    return tuple(str(address[0]) for *_, address in found)
+
+
+@dataclass(slots=True)
+class _Entry(Generic[User]):
+    """One name: who asks for it, its last answer (None: none yet), failures since, and when it is asked again."""
+
+    users: set[User] = field(default_factory=set)
+    addresses: tuple[str, ...] | None = None
+    tried: bool = False
+    failures: int = 0
+    due: float = 0.0
+
+
+class Resolver(Generic[User]):
+    """Knows the addresses of names. All methods may be called from any thread; none but `wait` and `close` waits."""
+
+    def __init__(
+        self,
+        settings: ResolverSettings,
+        changed: Callable[[frozenset[User]], None] = lambda _users: None,
+        failed: Callable[[BaseException], None] = lambda _error: None,
+        lookup: Lookup = system_lookup,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`changed` gets who asked for a name whose answer came or changed; `failed` what a thread died of."""
+        self._settings = settings
+        self._changed = changed
+        self._failed = failed
+        self._lookup = lookup
+        self._clock = clock
+        self._backoff = RetryPolicy(
+            initial_seconds=min(settings.retry_seconds, settings.ttl_seconds), max_seconds=settings.ttl_seconds
+        )
+        self._news = threading.Condition()
+        self._entries: dict[str, _Entry[User]] = {}
+        self._asked: dict[User, frozenset[str]] = {}
+        self._due: list[tuple[float, str]] = []
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def resolve(self, user: User, names: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+        """What is known of `names`, which are from now on all that `user` needs. Names without an answer are missing.
+
+        A name that has no address has (). Names that nobody needs any more are forgotten.
+        """
+        if not names and user not in self._asked:
+            return {}
+        with self._news:
+            wanted = frozenset(names)
+            for name in self._asked.pop(user, frozenset()) - wanted:
+                entry = self._entries[name]
+                entry.users.discard(user)
+                if not entry.users:
+                    del self._entries[name]
+            if wanted:
+                self._asked[user] = wanted
+            for name in sorted(wanted):
+                if name not in self._entries:
+                    self._entries[name] = _Entry()
+                    self._ask_at(name, 0.0)
+                self._entries[name].users.add(user)
+            known = {n: self._entries[n].addresses for n in wanted}
+        return {name: addresses for name, addresses in known.items() if addresses is not None}
+
+    def wait(self, timeout_seconds: float, stop: threading.Event) -> bool:
+        """Wait until every name was tried at least once; False at the timeout or when `stop` is set."""
+        deadline = self._clock() + timeout_seconds
+        with self._news:
+            while not all(entry.tried for entry in self._entries.values()):
+                left = deadline - self._clock()
+                if left <= 0 or self._closed or stop.is_set():
+                    return False
+                self._news.wait(min(left, 0.1))
+        return True
+
+    def known(self) -> Mapping[str, tuple[str, ...] | None]:
+        """Every name that somebody needs, with its last answer (None: none yet)."""
+        with self._news:
+            return {name: entry.addresses for name, entry in sorted(self._entries.items())}
+
+    def close(self) -> None:
+        """End the threads; one that is inside of a lookup is left behind to end with the process."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+            threads = list(self._threads)
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    # ------------------------------------------------------------------ the threads
+
+    def _ask_at(self, name: str, due: float) -> None:
+        """Put a name on the list (lock held); threads are started as they are needed."""
+        self._entries[name].due = due
+        heapq.heappush(self._due, (due, name))
+        if len(self._threads) < min(self._settings.parallel, len(self._entries)) and not self._closed:
+            # daemons: a lookup cannot be interrupted, and with a dead DNS server it takes half a minute
+            thread = threading.Thread(target=self._run, name=f"resolver-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._news.notify_all()
+
+    def _run(self) -> None:
+        try:
+            while (name := self._next()) is not None:
+                users = self._settle(name, self._look_up(name))
+                if users:
+                    self._changed(users)
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the process must end of it
+            self._failed(error)
+
+    def _next(self) -> str | None:
+        """The next name that is due; None when the resolver is closed."""
+        with self._news:
+            while not self._closed:
+                pause = None
+                while self._due and pause is None:
+                    due, name = self._due[0]
+                    entry = self._entries.get(name)
+                    if entry is None or entry.due != due:
+                        heapq.heappop(self._due)  # forgotten, or on the list for another time
+                    elif (left := due - self._clock()) <= 0:
+                        heapq.heappop(self._due)
+                        entry.due = -1.0  # in a thread's hands
+                        return name
+                    else:
+                        pause = left
+                self._news.wait(pause)
+        return None
+
+    def _look_up(self, name: str) -> tuple[str, ...] | None:
+        """Addresses, () when it has none, None when nobody knows."""
+        try:
+            return tuple(sorted(set(self._lookup(name)))[:ADDRESS_LIMIT])
+        except PermanentError:
+            return ()
+        except TransientError:
+            return None
+
+    def _settle(self, name: str, answer: tuple[str, ...] | None) -> frozenset[User]:
+        """Remember an answer and when to ask again; who must hear of it."""
+        with self._news:
+            entry = self._entries.get(name)
+            if entry is None:
+                return frozenset()
+            before = entry.addresses
+            entry.tried = True
+            if answer is None:
+                entry.failures += 1
+                pause = self._backoff.wait_seconds(entry.failures)
+            else:
+                entry.failures = 0
+                pause = self._settings.ttl_seconds
+                entry.addresses = answer or entry.addresses or ()
+            self._ask_at(name, self._clock() + pause)
+            return frozenset(entry.users) if entry.addresses != before else frozenset()

@@ -1,0 +1,243 @@
+"""Planning with what is watched and asked outside of core, and doing what a plan says.
+
+`bridge run` and the one-shot commands are shells around it; the recipe itself is `core.reconcile`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from bridge.core.guard import Guard, Verdict
+from bridge.core.model import (
+    NO_NODES,
+    Action,
+    Change,
+    ClusterNodes,
+    Conflict,
+    Current,
+    CurrentSlice,
+    Group,
+    Kind,
+    Meta,
+    Plan,
+    Query,
+    Scope,
+    ServiceBody,
+    SliceBody,
+    Target,
+)
+from bridge.core.reasons import Code, Reason
+from bridge.core.reconcile import Draft, PlanOptions, Resolve, Surroundings, host_names, judge, observe, reconcile
+from bridge.core.state import ConsulState
+from bridge.errors import AlteredError, BridgeError, ConflictError
+from bridge.pipeline.settling import Settling
+from bridge.report import Failure, Outcome
+
+
+class Store(Protocol):
+    """What Kubernetes holds, as far as it concerns us: the watched cache, or a list made once."""
+
+    def current(self, target: Target) -> Current: ...
+
+    def targets(self) -> Collection[Target]: ...
+
+    def ready_in(self, scope: Scope) -> int: ...
+
+    def ready_targets(self) -> Mapping[Target, Scope]: ...
+
+    def confirm(self, change: Change, meta: Meta | None) -> None: ...
+
+
+class Writer(Protocol):
+    """Applies one change to the API server; raises the bridge's own errors."""
+
+    def apply(self, change: Change) -> Meta | None: ...
+
+
+class Reconciler:
+    """Makes the plans of targets. Thread-safe: `lock` guards the world and the guard."""
+
+    def __init__(
+        self,
+        *,
+        world: ConsulState,
+        store: Store,
+        guard: Guard,
+        options: PlanOptions,
+        clock: Callable[[], float],
+        resolve: Resolve = lambda _target, _names: {},
+        mirrored: Callable[[Target], tuple[Group, ...]] | None = None,
+        nodes: ClusterNodes = NO_NODES,
+        unreadable: Mapping[str, str] | None = None,
+        may_delete: Callable[[Target], bool] = lambda _target: True,
+        slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: (),
+        time_of_day: Callable[[], float] = time.time,
+        settling: Settling | None = None,
+    ) -> None:
+        """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
+
+        `unreadable` are namespaces of which nothing is known, and why: nothing is planned there. While not `may_delete`
+        objects stay, whatever the policy says. `slices_forbidden` tells the verbs on EndpointSlices that are missing in
+        a namespace. `settling` decides which deviations are told; without it none are (a command that only writes).
+        """
+        self.lock = threading.RLock()
+        self.world = world
+        self.guard = guard
+        self._store = store
+        self._options = options
+        self._clock = clock
+        self._mirrored = mirrored
+        self._around = Surroundings(
+            resolve=resolve,
+            mirrored=self._mirrored_at,
+            may_delete=may_delete,
+            slices_forbidden=slices_forbidden,
+            nodes=nodes,
+            time_of_day=time_of_day,
+        )
+        self.unreadable: Mapping[str, str] = unreadable or {}
+        self._settling = settling
+
+    @property
+    def nodes(self) -> ClusterNodes:
+        """The cluster's own nodes."""
+        return self._around.nodes
+
+    @nodes.setter
+    def nodes(self, nodes: ClusterNodes) -> None:
+        self._around = replace(self._around, nodes=nodes)
+
+    def plan(self, target: Target) -> Plan | None:
+        """What is to be done at one target; None while too little is known to say anything about it."""
+        draft = self._draft(target)
+        return None if draft is None else self._judge([draft])[0]
+
+    def plan_all(self, targets: Collection[Target], *, ask: bool = True) -> list[Plan]:
+        """The same for many targets, judged together; sorted, without those of which too little is known.
+
+        Not `ask`: what the control plane has mirrored is not asked for, a request each; the plan is `unmirrored` then.
+        """
+        drafts = (self._draft(target, ask=ask) for target in sorted(targets))
+        return self._judge([draft for draft in drafts if draft is not None])
+
+    def listed(self, target: Target) -> tuple[int, int]:
+        """Ready and not ready endpoints that Consul has for `target`, whatever the guard makes of them."""
+        draft = self._draft(target)
+        desired = draft.desired if draft is not None else None
+        return (desired.ready, desired.not_ready) if desired is not None else (0, 0)
+
+    def unplanned(self) -> list[tuple[Target, tuple[Query, ...], str]]:
+        """What wants to go to namespaces that cannot be read, and why not; a namespace itself where nothing does."""
+        found = []
+        with self.lock:
+            for namespace, reason in sorted(self.unreadable.items()):
+                targets = [t for t in sorted(self.world.targets()) if t.namespace == namespace]
+                found += [(t, self.world.queries_at(t), reason) for t in targets or [Target(namespace, "")]]
+        return found
+
+    def ask_for_names(self, targets: Collection[Target]) -> bool:
+        """Have the host names of many targets resolved, before any of them is planned; whether there are any."""
+        found = False
+        for target in targets:
+            with self.lock:
+                sources = self.world.sources(target)
+            if names := host_names(sources or ()):
+                self._around.resolve(target, names)
+                found = True
+        return found
+
+    def _draft(self, target: Target, *, ask: bool = True) -> Draft | None:
+        if target.namespace in self.unreadable:
+            return None
+        now = self._clock()
+        with self.lock:
+            inputs = observe(self.world, self._store.current(target), now)
+        around = self._around if ask else replace(self._around, mirrored=_not_seen)
+        return reconcile(inputs, self._options, around)
+
+    def _judge(self, drafts: Sequence[Draft]) -> list[Plan]:
+        plans = judge(drafts, self._admit, self._options, self._around)
+        return [replace(p, deviations=()) if self._settling is None else self._settling.judge(p) for p in plans]
+
+    def _admit(self, plans: Sequence[Plan]) -> Verdict:
+        with self.lock:
+            return self.guard.admit(plans, self._store.ready_in, self._clock(), force=self._options.force)
+
+    def _mirrored_at(self, target: Target) -> tuple[Group, ...] | None:
+        if self._mirrored is None:
+            return None
+        try:
+            return self._mirrored(target)
+        except BridgeError:  # not seen: our slices stay, and it is asked again
+            return None
+
+
+def _not_seen(_target: Target) -> None:
+    """What the control plane has mirrored, when nobody asks."""
+
+
+def apply_plan(plan: Plan, write: Callable[[Change], object], go_on: Callable[[], bool] = lambda: True) -> Outcome:
+    """Do what a plan says: every change is attempted, in the plan's order, but for what relies on one that failed.
+
+    `write` sends one change and notes it; it raises the bridge's errors. When a Service cannot be created its
+    Endpoints are not tried either: the control plane would delete them (Endpoints without a Service of their name).
+    Nor are they when a port of the Service cannot be renamed: under another name than the Service's nobody gets there.
+    When a slice cannot be written, `Change.meanwhile` is written of what follows, and nothing is deleted: what may
+    carry its endpoints stays until it can. After a failure `go_on` says whether the rest is tried now: a server that is
+    down fails for all of it.
+    """
+    applied: list[Change] = []
+    failures: list[Failure] = []
+    conflicts: list[Conflict] = []
+    slices_failed = False
+    for change in plan.writes:
+        if failures and _leads_nowhere(failures[0]):
+            break
+        if failures and not go_on():
+            break
+        doing = _meanwhile(change) if slices_failed else change
+        if doing is None:
+            continue
+        try:
+            write(doing)
+        except ConflictError as error:
+            conflicts.append(Conflict(plan.target, change.kind, Reason(Code.TAKEN, said=error)))
+            if change.kind is Kind.SERVICE:
+                break
+            slices_failed |= change.kind is Kind.ENDPOINT_SLICE
+        except BridgeError as error:
+            failures.append(Failure(doing, error))
+            slices_failed |= doing.kind is Kind.ENDPOINT_SLICE and not _carries(doing, error)
+        else:
+            applied.append(doing)
+    if conflicts:
+        plan = replace(plan, conflicts=(*plan.conflicts, *conflicts))
+    return Outcome(plan, tuple(applied), tuple(failures))
+
+
+def _leads_nowhere(failure: Failure) -> bool:
+    """Whether endpoints would not be reached through a Service that could not be written.
+
+    One that was stored otherwise than it was written is there, as far as can be told.
+    """
+    failed = failure.change
+    if isinstance(failure.error, AlteredError) or failed.kind is not Kind.SERVICE:
+        return False
+    return failed.existing is None or (isinstance(failed.body, ServiceBody) and failed.body.renames)
+
+
+def _carries(change: Change, error: BridgeError) -> bool:
+    """Whether a slice has its endpoints although the write failed: something else about it was altered on the way."""
+    stored = error.stored if isinstance(error, AlteredError) else None
+    return isinstance(stored, CurrentSlice) and isinstance(change.body, SliceBody) and stored.group == change.body.group
+
+
+def _meanwhile(change: Change) -> Change | None:
+    """What is done of a change while a slice of its plan cannot be written; None: nothing."""
+    if change.meanwhile is not None:
+        return change.meanwhile if change.meanwhile.action is not Action.UNCHANGED else None
+    return change if change.body is not None else None

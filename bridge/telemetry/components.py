@@ -1,0 +1,118 @@
+"""Pieces that several pages show: bars, curves, badges, lists of changes. Values in, HTML out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from bridge.telemetry.history import Entry
+from bridge.telemetry.markup import Html, el, join
+
+LISTED = 50
+"""Entries of one list on a page."""
+
+TONES: Mapping[str, str] = {
+    "in sync": "good", "differs": "busy", "out of sync": "bad", "held": "warn", "conflict": "warn", "failed": "bad",
+    "unknown": "warn",
+}  # fmt: skip
+
+
+def service_path(namespace: str, name: str) -> str:
+    """The page of a service, from the first page."""
+    return f"service/{quote(namespace, safe='')}/{quote(name, safe='')}"
+
+
+def counts(ready: int, not_ready: int, what: str = "") -> str:
+    """`11 ready, 1 not ready`."""
+    return f"{ready:,} {what}ready" + (f", {not_ready:,} not ready" if not_ready else "")
+
+
+def badge(state: str) -> Html:
+    """A service's state."""
+    tone = TONES.get(state, "bad")
+    return el("span", mark(tone), " ", state, class_=f"badge {tone}")
+
+
+_MARKS = {"good": "✓", "busy": "…", "warn": "!", "bad": "✕", "plain": "•"}
+
+
+def mark(tone: str) -> Html:
+    """A sign beside the words, so that colour is never all that tells."""
+    return el("span", _MARKS.get(tone, "•"), aria_hidden="true", class_="mark")
+
+
+def bar(ready: int, not_ready: int) -> Html:
+    """How many are ready, as a bar; the words beside it say the same."""
+    total = ready + not_ready
+    part = round(100 * ready / total) if total else 0
+    return el(
+        "svg",
+        el("rect", width=100, height=8, rx=2, class_="n" if total else "none"),
+        el("rect", width=part, height=8, rx=2, class_="r") if part else None,
+        viewBox="0 0 100 8", preserveAspectRatio="none", class_="bar", aria_hidden="true",
+    )  # fmt: skip
+
+
+def changes_title(tag: str, **attributes: str) -> Html:
+    """The heading of a list of changes; its times are nobody's local ones."""
+    return el(tag, "Recent changes", " ", el("small", "times in UTC"), **attributes)
+
+
+def change_list(changes: Sequence[Entry], root: str, *, dates: bool = False) -> Html:
+    """What happened, newest first; `root` leads to the first page. `dates`: a time says its day as well."""
+    if not changes:
+        return el("p", "Nothing has changed since this bridge started.")
+    return el("ol", *(_change(entry, root, dates) for entry in changes), class_="changes")
+
+
+def _change(entry: Entry, root: str, dates: bool) -> Html:
+    at = datetime.fromtimestamp(entry.at, UTC)
+    where = None
+    if entry.name:
+        where = join(el("a", entry.name, href=root + service_path(entry.namespace, entry.name)), " ")
+    lag = f" · after {duration(entry.lag_seconds)}" if entry.lag_seconds is not None else None
+    return el(
+        "li",
+        el(
+            "time",
+            f"{at:%Y-%m-%d %H:%M:%S}" if dates else f"{at:%H:%M:%S}",
+            datetime=f"{at:%Y-%m-%dT%H:%M:%SZ}",
+            title=f"{at:%Y-%m-%d %H:%M:%S} UTC",
+        ),
+        el("div", where, el("span", entry.text), el("small", lag) if lag else None),
+        class_=entry.severity,
+    )
+
+
+def text_list(texts: Sequence[str], most: int) -> Html:
+    """A list that is cut after `most` entries."""
+    more = len(texts) - most
+    return el("ul", *(el("li", t) for t in texts[:most]), el("li", f"and {more:,} more") if more > 0 else None)
+
+
+def sparkline(values: Sequence[float], words: str) -> Html:
+    """Bars, one per bucket, the newest at the right; the words are its name for who does not see it."""
+    top = max(values, default=0) or 1
+    strokes = "".join(f"M{n + 0.5} 24V{24 - max(1.5, 23 * v / top):.1f}" for n, v in enumerate(values) if v)
+    return el(
+        "svg",
+        el("title", words),
+        el("path", d="M0 23.75H90", class_="axis"),
+        el("path", d=strokes) if strokes else None,
+        viewBox="0 0 90 24", preserveAspectRatio="none", class_="spark", role="img",
+    )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """`8 ms`, `4.2 s`, `17 min`."""
+    if seconds < 0.9995:  # what is rounded up to 1000 ms is a second
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min"
+
+
+def fact(name: str, value: str | Html, more: str | Html | None = None) -> Html:
+    """One entry of a list of figures: its name, the figure, and what else there is to say."""
+    return el("div", el("dt", name), el("dd", value), el("dd", more, class_="more") if more else None)

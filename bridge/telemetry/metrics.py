@@ -1,0 +1,358 @@
+"""Metrics for Prometheus, in a registry of their own.
+
+Counters and the lag histogram grow as the engine tells of outcomes. What is a state (services in sync, connections,
+holds) is a gauge; those that belong to other rooms are asked for at the scrape, through `watch`, so that an idle
+bridge does nothing for them. Labels come from small fixed sets: no service, instance or message ever becomes one.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from bridge.core.model import Action, Held, Kind, Query, Target
+from bridge.core.reasons import SKIPS, WARNINGS, Code
+from bridge.report import reason_of
+
+if TYPE_CHECKING:
+    from bridge.report import Outcome, Report
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+LAG_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Seconds. The floor on real servers is 4 ms (docs/scaling.md); above a minute something is wrong in any case."""
+
+STATES = ("in_sync", "pending", "out_of_sync", "held", "conflict", "failed")
+"""What a service can be, as a label. Pending: something is still to be written; out of sync: nothing is, and yet the
+union of its EndpointSlices is not what Consul says."""
+
+
+class _Noted(NamedTuple):
+    """What the gauges know of one target."""
+
+    state: str
+    ready: int
+    not_ready: int
+    conflicts: int
+    skipped: tuple[Code, ...]
+    warnings: tuple[Code, ...]
+    foreign: int
+
+
+class Metrics:
+    """An observer that counts. `text` is what /metrics answers."""
+
+    def __init__(self, version: str, wall_clock: Callable[[], float] = time.time) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._wall_clock = wall_clock
+        self._lock = threading.Lock()
+        self._services: dict[Target, _Noted] = {}
+        self._consul: dict[str, bool] = {}
+        self._status: Callable[[], Mapping[str, Any]] | None = None
+        registry = self.registry
+        ProcessCollector(registry=registry)
+        Info("consul_bridge_build", "The bridge that is running.", registry=registry).info({"version": version})
+        self._lag = Histogram(
+            "consul_bridge_sync_lag_seconds",
+            "From Consul's answer that showed a change to the API server's answer to the last write it led to.",
+            buckets=LAG_BUCKETS,
+            registry=registry,
+        )
+        self._writes = Counter(
+            "consul_bridge_writes_total", "Writes to the API server.", ("kind", "action", "result"), registry=registry
+        )
+        self._errors = Counter(
+            "consul_bridge_errors_total",
+            "Writes that failed, by what can be done about it.",
+            ("kind",),
+            registry=registry,
+        )
+        self._passes = Counter("consul_bridge_full_passes_total", "Full passes made.", registry=registry)
+        self._pass_seconds = Gauge(
+            "consul_bridge_full_pass_duration_seconds", "How long planning the last full pass took.", registry=registry
+        )
+        self._last_success = Gauge(
+            "consul_bridge_last_successful_pass_timestamp_seconds",
+            "When the last full pass was done in which everything could be read.",
+            registry=registry,
+        )
+        self._kubernetes_up = Gauge(
+            "consul_bridge_kubernetes_up", "Whether the API server can be used.", registry=registry
+        )
+        self._holds = Gauge(
+            "consul_bridge_holds", "Targets whose removals or flips are held, by cause.", ("cause",), registry=registry
+        )
+        self._held_endpoints = Gauge(
+            "consul_bridge_held_endpoints", "Ready endpoints that holds keep.", registry=registry
+        )
+        self._conflicting_writer = Gauge(
+            "consul_bridge_rival",
+            "Whether another process writes with our owner id, or somebody undoes what we write.",
+            registry=registry,
+        )
+        self._service_read_errors = Gauge(
+            "consul_bridge_unread_services",
+            "Services whose last read failed; what was known of them before still stands. `cause`: who asks for them; "
+            "annotation: only Services of people, whose affair it is.",
+            ["cause"],
+            registry=registry,
+        )
+        self._unreadable = Gauge(
+            "consul_bridge_unreadable_namespaces",
+            "Namespaces that we may not list: nothing is done there.",
+            registry=registry,
+        )
+        for cause in ("rule", "annotation"):
+            self._service_read_errors.labels(cause)
+        self._slices_forbidden = Gauge(
+            "consul_bridge_endpointslices_forbidden_namespaces",
+            "Namespaces where EndpointSlices may not be written: Endpoints go on alone.",
+            registry=registry,
+        )
+        registry.register(_States(self))
+        for kind in Kind:
+            for action in (Action.CREATE, Action.UPDATE, Action.DELETE):
+                for result in ("ok", "error"):
+                    self._writes.labels(kind.value, action.value, result)
+        for code in (Code.TRANSIENT, Code.THROTTLED, Code.STALE, Code.TAKEN, Code.PERMANENT, Code.ALTERED):
+            self._errors.labels(code.value)
+
+    def watch(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Ask `status` (the bridge's /api/status) at each scrape for what the other rooms know."""
+        self._status = status
+
+    def text(self) -> bytes:
+        """The page for Prometheus."""
+        return generate_latest(self.registry)
+
+    # ------------------------------------------------------------------ Observer
+
+    def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
+        """Count writes and errors; note what the target is now."""
+        for change in outcome.applied:
+            self._writes.labels(change.kind.value, change.action.value, "ok").inc()
+        for failure in outcome.failures:
+            self._writes.labels(failure.change.kind.value, failure.change.action.value, "error").inc()
+            self._errors.labels(reason_of(failure.error).code.value).inc()
+        if lag_seconds is not None and not outcome.failures:
+            self._lag.observe(max(0.0, lag_seconds))
+        with self._lock:
+            self._note(outcome)
+
+    def consul(self, datacenter: str, up: bool, reason: str) -> None:
+        """Consul's state. Only trouble and its end are told, so the scrape asks the catalog as well (`watch`)."""
+        del reason
+        with self._lock:
+            self._consul[datacenter] = up
+
+    def kubernetes(self, up: bool, reason: str) -> None:
+        """The API server's state."""
+        del reason
+        self._kubernetes_up.set(up)
+
+    def held(self, held: tuple[Held, ...]) -> None:
+        """What the guard holds now."""
+        causes = Tally(h.cause for h in held)
+        with self._lock:
+            for cause in (Code.HELD_REBUILT, Code.HELD_REMOVAL, Code.HELD_PANIC):
+                self._holds.labels(cause.value).set(causes[cause])
+            self._held_endpoints.set(sum(h.endpoints for h in held))
+
+    def leading(self, shards: frozenset[int], of: int) -> None:
+        """Nothing: the scrape asks the election (`watch`)."""
+
+    def service_read_errors(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
+        """What could not be read."""
+        by_annotation = sum(query in annotated for query in unread)
+        self._service_read_errors.labels("annotation").set(by_annotation)
+        self._service_read_errors.labels("rule").set(len(unread) - by_annotation)
+
+    def warned(self, warnings: tuple[str, ...]) -> None:
+        """Nothing: the log and readiness have them."""
+
+    def unreadable(self, namespaces: Mapping[str, str]) -> None:
+        """Namespaces that cannot be read."""
+        self._unreadable.set(len(namespaces))
+
+    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
+        """Namespaces where Endpoints go on alone."""
+        self._slices_forbidden.set(len(namespaces))
+
+    def conflicting_writer(self, reason: str) -> None:
+        """Whether somebody works against us."""
+        self._conflicting_writer.set(bool(reason))
+
+    def streaming_mismatch(self, query: Query, reason: str) -> None:
+        """Nothing: the scrape asks the catalog (`watch`)."""
+
+    def server_warning(self, text: str) -> None:
+        """Nothing: words."""
+
+    def credentials(self, trouble: str) -> None:
+        """Nothing: the log and the readiness name what is wrong, and what comes of it is counted as errors."""
+
+    def pass_done(self, duration_seconds: float, report: Report) -> None:
+        """Everything was looked at: the states start anew."""
+        self._passes.inc()
+        self._pass_seconds.set(duration_seconds)
+        if not any(row.action == "read" for row in report.failed):
+            self._last_success.set(self._wall_clock())
+        with self._lock:
+            self._services.clear()
+            for outcome in report.outcomes:
+                self._note(outcome)
+
+    # ------------------------------------------------------------------ states
+
+    def _note(self, outcome: Outcome) -> None:
+        plan = outcome.plan
+        done = len(outcome.applied) == len(plan.writes)
+        remarks = plan.conflicts or plan.held or plan.skipped or plan.remarks
+        gone = done and not remarks and all(c.action is Action.DELETE for c in plan.changes)
+        if gone or not plan.queries:
+            self._services.pop(plan.target, None)
+            return
+        if outcome.failures:
+            state = "failed"
+        elif plan.conflicts:
+            state = "conflict"
+        elif plan.held:
+            state = "held"
+        else:
+            waits = not done or (plan.deviations and plan.settling)
+            state = "pending" if waits else "out_of_sync" if plan.deviations else "in_sync"
+        self._services[plan.target] = _Noted(
+            state,
+            plan.ready,
+            plan.not_ready,
+            len(plan.conflicts),
+            tuple(s.reason.code for s in plan.skipped),
+            tuple({remark.code for remark in plan.remarks}),
+            plan.foreign,
+        )
+
+    def states(self) -> Iterator[Metric]:
+        """Gauges that are made at the scrape."""
+        with self._lock:
+            services = list(self._services.values())
+            consul = dict(self._consul)
+        status = self._status() if self._status is not None else {}
+        if catalog := status.get("catalog"):  # what was in trouble before the agent had named itself is well by now
+            consul = {dc: bool(state.get("connected")) for dc, state in catalog.items()}
+        yield _gauge("consul_bridge_consul_up", "Whether a datacenter can be asked.", "datacenter", consul)
+        by_state = Tally(s.state for s in services)
+        yield _gauge("consul_bridge_services", "Services that are mirrored, by state.", "state",
+                     {state: by_state[state] for state in STATES})  # fmt: skip
+        endpoints = {"ready": sum(s.ready for s in services), "not_ready": sum(s.not_ready for s in services)}
+        yield _gauge("consul_bridge_endpoints", "Endpoints of mirrored services.", "state", endpoints)
+        conflicts = GaugeMetricFamily("consul_bridge_conflicts", "Objects that we would need and that are not ours.")
+        conflicts.add_metric([], sum(s.conflicts for s in services))
+        yield conflicts
+        foreign = GaugeMetricFamily(
+            "consul_bridge_foreign_slices",
+            "EndpointSlices with endpoints at mirrored Services that are neither ours nor mirrors of our Endpoints.",
+        )
+        foreign.add_metric([], sum(s.foreign for s in services))
+        yield foreign
+        skipped = Tally(code for s in services for code in s.skipped)
+        yield _gauge("consul_bridge_skipped", "Instances and services that are not mirrored, by reason.", "reason",
+                     _by_code(SKIPS, skipped))  # fmt: skip
+        warned = Tally(code for s in services for code in s.warnings)
+        yield _gauge("consul_bridge_warnings", "Services that work but should be looked at, by reason.", "reason",
+                     _by_code(WARNINGS, warned))  # fmt: skip
+        if self._status is not None:
+            yield from _from_status(status)
+
+
+def _by_code(usual: Iterable[Code], counted: Tally[Code]) -> dict[str, float]:
+    """Counts as label values: what usually occurs is there from the start, with 0."""
+    return {code.value: counted[code] for code in dict.fromkeys((*usual, Code.OTHER, *sorted(counted)))}
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family
+
+
+def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
+    """Gauges of what /api/status says; what is not there yet (before the start) is left out."""
+    plain = {
+        "consul_bridge_ready": ("Whether /readyz says yes.", 1.0 if status.get("ready") else 0.0),
+        "consul_bridge_queue_length": ("Targets that wait for a writer.", float(status.get("queue") or 0)),
+    }
+    for name, (text, number) in plain.items():
+        family = GaugeMetricFamily(name, text)
+        family.add_metric([], number)
+        yield family
+    catalog = status.get("catalog") or {}
+    for name, text, key in (
+        ("consul_bridge_blocking_queries", "Services that have a blocking query of their own.", "direct_watches"),
+        ("consul_bridge_consul_services", "Services that Consul is asked about.", "services"),
+        ("consul_bridge_consul_reads_waiting", "Services that wait to be read.", "reads_waiting"),
+        (
+            "consul_bridge_streaming_mismatch_services",
+            "Services that Consul's streaming backend showed otherwise than its catalog has them.",
+            "streaming_mismatches",
+        ),
+        ("consul_bridge_consul_connections", "Connections to Consul in use.", "connections"),
+        ("consul_bridge_consul_connections_budget", "Connections to Consul that may be used.", "budget"),
+        ("consul_bridge_consul_last_success_age_seconds", "Since Consul last answered.", "seconds_since_last_success"),
+    ):
+        found = {dc: state[key] for dc, state in catalog.items() if state.get(key) is not None}
+        values = {dc: len(value) if isinstance(value, list) else value for dc, value in found.items()}
+        if values:
+            yield _gauge(name, text, "datacenter", values)
+    for name, text, key in (
+        ("consul_bridge_missed_changes", "Changes that only a verification found; 0 is right.", "missed_changes"),
+        (
+            "consul_bridge_consul_confirmations",
+            "Consistent reads after a doubt (a request failed, an index went backwards), and the first of each start.",
+            "confirmations",
+        ),
+    ):
+        counter = CounterMetricFamily(name, text, labels=["datacenter"])
+        for dc, state in catalog.items():
+            counter.add_metric([dc], state.get(key, 0))
+        yield counter
+    backoff = GaugeMetricFamily(
+        "consul_bridge_backing_off",
+        "Whether a side is asked less often because it failed.",
+        labels=["side", "datacenter"],
+    )
+    for dc, state in catalog.items():
+        backoff.add_metric(["consul", dc], 0.0 if state.get("connected", True) else 1.0)
+    cache = status.get("cache") or {}
+    if cache:
+        backoff.add_metric(["kubernetes", ""], 1.0 if cache.get("backing_off") else 0.0)
+    yield backoff
+    election = status.get("election") or {}
+    if election:
+        held = {str(n): float(n in election["held"]) for n in range(election["shards"])}
+        yield _gauge("consul_bridge_leader", "Whether this replica writes the shard.", "shard", held)
+        members = GaugeMetricFamily("consul_bridge_members", "Replicas that are alive, this one included.")
+        members.add_metric([], len(election["members"]))
+        yield members
+
+
+class _States:
+    """A collector that prometheus-client asks at each scrape."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the names are not needed before the first scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauges."""
+        return self._metrics.states()

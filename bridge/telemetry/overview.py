@@ -1,0 +1,190 @@
+"""The first page's upper part: one verdict, what is wrong, and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.core.model import Skipped
+from bridge.telemetry.components import LISTED, counts, duration, fact, sparkline, text_list
+from bridge.telemetry.history import BUCKET_SECONDS, BUCKETS, Series
+from bridge.telemetry.markup import Html, el
+
+HOLDS = 1
+"""Holds whose whole reason stands above the table: it is nearly the same for all of them. The table has each."""
+
+NOT_YET = ("not started", "not listed yet")
+"""What readiness says of Kubernetes while nothing is wrong: it has not been asked, or has not answered yet."""
+
+QUARTER = BUCKET_SECONDS * BUCKETS // 60
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the first page says above the table. `state` is /api/status without its report."""
+
+    state: Mapping[str, Any]
+    services: int
+    states: Mapping[str, int]
+    ready: int
+    not_ready: int
+    series: Series
+    unmirrored: Sequence[Skipped] = ()
+
+
+def judge(overview: Overview) -> tuple[str, str, str]:
+    """Tone, verdict and one sentence, the worst first.
+
+    | what is so | verdict |
+    | --- | --- |
+    | the first pass is not done, and one side is away | Cannot start yet |
+    | the first pass is not done | Starting |
+    | Kubernetes cannot be used | Cannot write |
+    | a datacenter cannot be asked | Consul does not answer |
+    | somebody else writes what is ours | Somebody works against us |
+    | leases cannot be read or written | The election fails |
+    | writes fail | Something fails |
+    | the guard holds something | Holding |
+    | new settings were refused | The old settings go on |
+    | something is still to be written | Catching up |
+    | somebody else's objects are in the way | In sync, with conflicts |
+    | some services could not be read | In sync as far as known |
+    | no service is selected | Nothing to mirror |
+    """
+    state, states, total = overview.state, overview.states, overview.services
+    kubernetes, consul = _kubernetes_trouble(state), _mapping(state.get("consul"))
+    if not state.get("first_pass_done"):
+        if kubernetes or consul:
+            return "bad", "Cannot start yet", "Both sides must be read first. What stands in Kubernetes stays as it is."
+        return "busy", "Starting", "Consul and Kubernetes are being read; nothing is written before that."
+    if kubernetes:
+        return "bad", "Cannot write", "Kubernetes cannot be used. What stands there stays; Consul is still followed."
+    if consul:
+        return "bad", "Consul does not answer", "What was known last stays in place."
+    if state.get("rival"):
+        return "bad", "Somebody works against us", "What this bridge writes does not stay as it was written."
+    if _mapping(state.get("election")).get("error"):
+        return "bad", "The election fails", "A replica without its lease writes nothing; another one may lead."
+    if failed := states.get("failed", 0):
+        return "bad", "Something fails", f"{_services(failed)} cannot be written; it is tried again."
+    if deviating := states.get("out of sync", 0):
+        return (
+            "bad",
+            "Out of sync",
+            f"Traffic of {_services(deviating)} does not go where Consul says; the rows say why.",
+        )
+    if held := states.get("held", 0):
+        return "warn", "Holding", f"The guard keeps endpoints of {_services(held)} until Consul's answer is credible."
+    if state.get("configuration", "ok") != "ok":
+        return "warn", "The old settings go on", "The new ones cannot be used; everything is mirrored by the old ones."
+    if differs := states.get("differs", 0):
+        return "busy", "Catching up", f"{_services(differs)} of {total:,} still to be written."
+    if conflicts := states.get("conflict", 0):
+        return "warn", "In sync, with conflicts", f"Somebody else's objects are in the way of {_services(conflicts)}."
+    if unknown := states.get("unknown", 0):
+        return "warn", "In sync as far as known", f"{_services(unknown)} could not be read; what is there stays."
+    if not total:
+        return (
+            "plain",
+            "Nothing to mirror",
+            "No service in Consul is selected. bridge explain SERVICE says why one is not.",
+        )
+    return "good", "In sync", f"Kubernetes has what Consul says, for {_services(total)}."
+
+
+def _services(count: int) -> str:
+    return f"{count:,} service{'s' if count != 1 else ''}"
+
+
+def problems(state: Mapping[str, Any]) -> Html | None:
+    """What is wrong, in the words of readiness; None when nothing is."""
+    said = [f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(_mapping(state.get("consul")).items())]
+    if reason := _kubernetes_trouble(state):
+        said.append(f"Kubernetes: {reason}")
+    if rival := state.get("rival"):
+        said.append(f"Rival: {rival}")
+    if error := _mapping(state.get("election")).get("error"):
+        said.append(f"Election: {error}")
+    if state.get("configuration", "ok") != "ok":
+        said.append(f"The new settings cannot be used, the old ones stay: {state['configuration']}")
+    held = [f"Held: {h}" for h in state.get("held") or ()]
+    if len(held) > HOLDS:
+        rest = el("li", el("a", f"and {len(held) - HOLDS:,} more holds", href="?state=held"))
+        return el("ul", *(el("li", t) for t in (*said, *held[:HOLDS])), rest)
+    return text_list([*said, *held], LISTED) if said or held else None
+
+
+def cards(overview: Overview) -> Html:
+    """The figures."""
+    state, series = overview.state, overview.series
+    ago = state.get("seconds_since_last_full_pass")
+    lag = "none yet" if series.last_lag_seconds is None else duration(series.last_lag_seconds)
+    lags = [s for s in series.lag_seconds if s is not None]
+    return el(
+        "section",
+        el("h2", "Overview", class_="unseen"),
+        el(
+            "dl",
+            fact("Services", f"{overview.services:,}", counts(overview.ready, overview.not_ready, "endpoints ")),
+            fact("Last lag", lag, sparkline(
+                [s or 0.0 for s in series.lag_seconds],
+                f"Lag, last {QUARTER} minutes: " + (f"longest {duration(max(lags))}" if lags else "no change"),
+            )),
+            fact(f"Writes in {QUARTER} minutes", f"{sum(series.writes):,}", sparkline(
+                series.writes, f"Writes, last {QUARTER} minutes: at most {max(series.writes):,} in {BUCKET_SECONDS} s"
+            )),
+            fact("Consul", *_consul(state)),
+            fact("Kubernetes", "trouble" if _kubernetes_trouble(state) else "ok", _kubernetes(state)),
+            fact("Role", *_role(state)),
+            fact("Last full pass", "not yet" if ago is None else f"{duration(ago)} ago",
+                  f"{state.get('queue') or 0:,} waiting to be written"),
+            class_="cards",
+        ),
+        id="cards", aria_label="Overview", data_live=True,
+    )  # fmt: skip
+
+
+def _consul(state: Mapping[str, Any]) -> tuple[str, str | None]:
+    trouble = _mapping(state.get("consul"))
+    datacenters = sorted(_mapping(state.get("catalog")).keys() | trouble.keys())
+    names = f"{len(datacenters)} datacenters" if len(datacenters) > 3 else ", ".join(datacenters)
+    if not trouble:
+        return "ok", names or None
+    return f"{len(trouble)} of {len(datacenters)} silent" if len(datacenters) > 1 else "silent", ", ".join(
+        sorted(trouble)
+    )
+
+
+def _kubernetes(state: Mapping[str, Any]) -> str | None:
+    objects = _mapping(_mapping(state.get("cache")).get("objects"))
+    return f"{sum(n for n in objects.values() if isinstance(n, int)):,} objects watched" if objects else None
+
+
+def _role(state: Mapping[str, Any]) -> tuple[str, str | None]:
+    election = _mapping(state.get("election"))
+    owner = f"owner {state.get('owner')}"
+    if not election:
+        return "the only one", owner
+    held, shards, members = len(election.get("held") or ()), election.get("shards"), election.get("members") or ()
+    words = f"{len(members)} replica{'s' if len(members) != 1 else ''}, {owner}"
+    if not held:
+        return "stands by", words
+    return ("leads" if shards == 1 else f"leads {held} of {shards} shards"), words
+
+
+def unmirrored(skipped: Sequence[Skipped]) -> Html:
+    """Services whose name cannot be one in Kubernetes; an empty place for them when there is none."""
+    said = [f"{s.service}: {s.reason}" for s in skipped]
+    title = el("h2", f"Services that cannot be mirrored ({len(said):,})")
+    return el("div", el("section", title, text_list(said, LISTED)) if said else None, id="unmirrored", data_live=True)
+
+
+def _kubernetes_trouble(state: Mapping[str, Any]) -> str:
+    """Why Kubernetes cannot be used; "" when it can, and before anything was asked of it."""
+    reason = str(state.get("kubernetes", "ok"))
+    return "" if reason == "ok" or reason in NOT_YET else reason
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,190 @@
+"""The pages for people, as HTML: how things are, the services, one service, what happened lately.
+
+Everything works without the script; what it adds is that pages follow the events (it fetches the same page again and
+puts in what has changed: elements with `data-live`). Links are relative, so that a proxy may put a path in front.
+It must not know sockets or where its values come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bridge.core.explain import Explanation
+from bridge.core.explain import Row as InstanceRow
+from bridge.core.reasons import Reason, code_of
+from bridge.telemetry.components import LISTED, TONES, badge, change_list, changes_title, counts, fact, mark, text_list
+from bridge.telemetry.history import Entry
+from bridge.telemetry.listing import ResultPage, Row
+from bridge.telemetry.markup import Html, el, join
+from bridge.telemetry.overview import Overview, cards, judge, problems, unmirrored
+from bridge.telemetry.table import results, search
+
+INSTANCES = 500
+"""Rows of a service's page; `bridge explain` shows all."""
+
+
+def index(overview: Overview, found: ResultPage, changes: Sequence[Entry]) -> Html:
+    """The first page."""
+    tone, verdict, sentence = judge(overview)
+    return _page(
+        verdict,
+        tone,
+        "./",
+        el("section", el("h1", mark(tone), " ", verdict), el("p", sentence), problems(overview.state), id="verdict",
+           class_=f"verdict {tone}", data_live=True),
+        cards(overview),
+        el(
+            "div",
+            el("section", el("h2", "Services", id="services-title"), search(found), results(found),
+               aria_labelledby="services-title", id="services", class_="services"),
+            el("section", changes_title("h2", id="changes-title"), change_list(changes, "./"),
+               el("p", el("a", "All recent changes", href="changes")) if changes else None,
+               aria_labelledby="changes-title", id="changes", data_live=True),
+            class_="columns",
+        ),
+        unmirrored(overview.unmirrored),
+    )  # fmt: skip
+
+
+def changes_page(changes: Sequence[Entry]) -> Html:
+    """All that is remembered of what happened."""
+    return _page(
+        "Recent changes", "", "./",
+        el("section", changes_title("h1"), change_list(changes, "./", dates=True), id="changes", data_live=True),
+    )  # fmt: skip
+
+
+def service_page(row: Row, explanations: Sequence[Explanation], changes: Sequence[Entry]) -> Html:
+    """Everything about one service."""
+    root = "../../"
+    return _page(
+        f"{row.namespace}/{row.name}", TONES.get(row.state, "bad"), root,
+        el(
+            "section",
+            el("h1", row.name, " ", badge(row.state)),
+            el("p", row.detail) if row.detail else None,
+            el(
+                "dl",
+                fact("Namespace", row.namespace), fact("Service in Consul", row.service or "none"),
+                fact("Datacenter", row.datacenter or "none"),
+                fact("In Consul", counts(row.consul_ready, row.consul_not_ready)),
+                fact("In Kubernetes", counts(row.kubernetes_ready, row.kubernetes_not_ready)),
+                class_="cards",
+            ),
+            id="service", data_live=True,
+        ),
+        el("div", *(_explanation(e) for e in explanations), id="why", data_live=True),
+        el("section", changes_title("h2"), change_list(changes, root), id="changes", data_live=True),
+    )  # fmt: skip
+
+
+def missing_page(namespace: str, name: str, root: str) -> Html:
+    """There is no such service; `root` leads to the first page."""
+    return _page(
+        "No such service", "bad", root,
+        el("h1", "No such service"),
+        el("p", f"Nothing is mirrored to {namespace}/{name}. It may have gone from Consul, or no rule selects it: "
+           "bridge explain SERVICE says why."),
+        el("p", el("a", "Back to all services", href=root)),
+    )  # fmt: skip
+
+
+def _page(title: str, tone: str, root: str, *content: Html | None) -> Html:
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("title", f"{title} · consul-endpoints-bridge"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("link", rel="icon", href=f"{root}icon.svg", type="image/svg+xml"),
+        el("link", rel="stylesheet", href=f"{root}style.css"),
+        el("script", src=f"{root}page.js", defer=True),
+    )
+    links = (
+        (root, "Overview"),
+        (f"{root}changes", "Changes"),
+        (f"{root}api/status", "JSON"),
+        (f"{root}metrics", "Metrics"),
+    )
+    body = el(
+        "body",
+        el("a", "Skip to content", href="#main", class_="skip"),
+        el(
+            "header",
+            el("a", "consul-endpoints-bridge", href=root, class_="home"),
+            el("nav", *(el("a", words, href=href) for href, words in links), aria_label="Main"),
+            el("p", "Reload to see what is new.", id="live", data_changes=f"{root}api/changes"),
+        ),
+        el("main", *content, id="main", tabindex="-1"),
+        class_=tone or None,
+    )  # fmt: skip
+    return join(Html("<!doctype html>\n"), el("html", head, body, lang="en"), Html("\n"))
+
+
+# --------------------------------------------------------------------------- one service
+
+
+def _why(row: InstanceRow) -> str:
+    """Why an instance is not ready: what decided it, else the check that made its status."""
+    if row.reason or row.disposition == "ready":
+        return row.reason
+    return f"{row.status}: check {row.check}" if row.check else row.status
+
+
+def _code(text: str) -> str | None:
+    """The code of what is said, for programs and styles; None for texts that have none."""
+    return code_of(text) if isinstance(text, Reason) else None
+
+
+def _note(what: str, text: str) -> Html:
+    return el("li", el("strong", f"{what}: "), text, data_reason=_code(text))
+
+
+def _explanation(explanation: Explanation) -> Html:
+    notes = (
+        *((("Problem", explanation.problem),) if explanation.problem else ()),
+        *(("Held", text) for text in explanation.held),
+        *(("Conflict", text) for text in explanation.conflicts),
+        *(("Warning", text) for text in explanation.warnings),
+        *(("Out of sync", text) for text in explanation.deviations if text not in explanation.warnings),
+        *(("Still to do", text) for text in explanation.differences),
+        *((("Filter", explanation.filter),) if explanation.filter else ()),
+        *(
+            (("In Kubernetes without an instance", ", ".join(explanation.unaccounted[:LISTED])),)
+            if explanation.unaccounted
+            else ()
+        ),
+    )
+    verdicts = [
+        f"{r.rule or 'rule'}: {r.why_not or 'mirrors it' + (f' at {r.target}' if r.target else '')}"
+        for r in explanation.rules
+    ]
+    heads = ("Instance", "Status", "Address", "Ports", "Should be", "Is", "Why")
+    rows = (
+        el(
+            "tr",
+            el("th", r.instance, scope="row"),
+            el("td", r.status, el("small", r.check) if r.check else None),
+            el("td", r.address, el("small", r.chosen)),
+            el("td", r.ports), el("td", r.disposition), el("td", r.kubernetes),
+            el("td", _why(r), data_reason=_code(r.reason)),
+        )
+        for r in sorted(explanation.rows, key=lambda r: r.disposition == r.kubernetes == "ready")[:INSTANCES]
+    )  # fmt: skip
+    title = f"{explanation.service} in {explanation.datacenter}"
+    table = el(
+        "div",
+        el("table", el("caption", f"Instances of {title}", class_="unseen"),
+           el("thead", el("tr", *(el("th", h, scope="col") for h in heads))), el("tbody", *rows)),
+        class_="scroll", role="region", aria_label=f"Instances of {title}", tabindex="0",
+    )  # fmt: skip
+    more = len(explanation.rows) - INSTANCES
+    return el(
+        "section",
+        el("h2", title),
+        el("p", f"Consul: {explanation.consul or 'not asked'}. Selected by {explanation.rule or 'no rule'}."),
+        el("ul", *(_note(what, text) for what, text in notes), class_="notes") if notes else None,
+        table if explanation.rows else None,
+        el("p", f"and {more:,} more (bridge explain shows all)") if more > 0 else None,
+        el("details", el("summary", "What the rules say"), text_list(verdicts, LISTED)) if verdicts else None,
+    )

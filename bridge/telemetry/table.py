@@ -1,0 +1,97 @@
+"""The table of services: search, filter by state, sorting by columns, and pages. It works by plain links and a form."""
+
+from __future__ import annotations
+
+from bridge.telemetry.components import badge, bar, counts, service_path
+from bridge.telemetry.listing import STATES, ResultPage, Row
+from bridge.telemetry.markup import Html, el
+
+
+def search(found: ResultPage) -> Html:
+    """The form; what else was asked for is kept."""
+    wish = found.query
+    kept = {"state": wish.state, "sort": wish.sort, "dir": "desc" if wish.descending else ""}
+    return el(
+        "form",
+        el("label", "Search services", for_="q"),
+        el("input", type="search", id="q", name="q", value=wish.text, autocomplete="off", spellcheck="false"),
+        *(el("input", type="hidden", name=k, value=v) for k, v in kept.items() if v),
+        el("button", "Search"),
+        role="search", method="get", action="./",
+    )  # fmt: skip
+
+
+def results(found: ResultPage) -> Html:
+    """What was found: the filter, how many, the table and the pages."""
+    wish = found.query
+    total = sum(found.states.values())
+    states = [("", "All", total), *((s, s.capitalize(), found.states.get(s, 0)) for s in STATES)]
+    chips = (
+        el("a", words, " ", el("span", f"{count:,}"), href=wish.address(state=state, page=1),
+           aria_current="true" if wish.state == state else None)
+        for state, words, count in states
+        if count or state in ("", wish.state)
+    )  # fmt: skip
+    if found.rows:
+        said = f"Services {found.first:,} to {found.first + len(found.rows) - 1:,} of {found.found:,}"
+    else:
+        said = "No service is mirrored yet." if not found.total else "No service matches."
+    return el(
+        "div",
+        el("nav", *chips, aria_label="Filter by state", class_="chips"),
+        el("p", said, role="status", id="count"),
+        _table(found) if found.rows else None,
+        _pager(found),
+        id="results", data_live=True,
+    )  # fmt: skip
+
+
+def _table(found: ResultPage) -> Html:
+    wish = found.query
+    heads = []
+    for sort, words in (
+        ("name", "Service"),
+        ("consul", "In Consul"),
+        ("kubernetes", "In Kubernetes"),
+        ("state", "State"),
+    ):
+        current = wish.sort == sort
+        descending = not wish.descending if current else False
+        heads.append(
+            el("th", el("a", words, href=wish.address(sort=sort, descending=descending, page=1)), scope="col",
+               aria_sort=("descending" if wish.descending else "ascending") if current else None)
+        )  # fmt: skip
+    return el(
+        "div",
+        el("table", el("caption", "Services on both sides", class_="unseen"), el("thead", el("tr", *heads)),
+           el("tbody", *map(_row, found.rows))),
+        class_="scroll", role="region", aria_label="Services on both sides", tabindex="0",
+    )  # fmt: skip
+
+
+def _row(row: Row) -> Html:
+    origin = row.service if row.service != row.name else ""
+    return el(
+        "tr",
+        el("th", el("a", row.name, href=service_path(row.namespace, row.name)),
+           el("small", " · ".join(w for w in (row.namespace, origin, row.datacenter) if w)),
+           scope="row"),
+        el("td", bar(row.consul_ready, row.consul_not_ready), counts(row.consul_ready, row.consul_not_ready)),
+        el("td", bar(row.kubernetes_ready, row.kubernetes_not_ready),
+           counts(row.kubernetes_ready, row.kubernetes_not_ready)),
+        el("td", badge(row.state), el("small", row.detail) if row.detail else None),
+    )  # fmt: skip
+
+
+def _pager(found: ResultPage) -> Html | None:
+    if found.pages == 1:
+        return None
+    wish, last = found.query, found.pages
+    steps = (("First", 1), ("Previous", wish.page - 1), ("Next", wish.page + 1), ("Last", last))
+    links = [
+        el("a", words, href=wish.address(page=page)) if 1 <= page <= last and page != wish.page else el("span", words)
+        for words, page in steps
+    ]
+    return el(
+        "nav", *links[:2], el("span", f"Page {wish.page:,} of {last:,}"), *links[2:], aria_label="Pages", class_="pager"
+    )

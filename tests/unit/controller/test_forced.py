@@ -1,0 +1,304 @@
+"""A forced pass beside a bridge that holds: whatever comes first, and wherever the pass ends, what it let go goes.
+
+Everything is real but the servers: two reconcilers plan against one cluster, and the bridge's cache is told of each
+object's changes in their order, of slices and Endpoints in any order, as by two watches.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from bridge.core.guard import FORCED_SECONDS, Guard, GuardSettings
+from bridge.core.model import (
+    Action,
+    Change,
+    Current,
+    Destination,
+    Instance,
+    Kind,
+    Known,
+    Listing,
+    Meta,
+    Output,
+    Plan,
+    Rule,
+    Scope,
+    Status,
+    Target,
+)
+from bridge.core.plan import scope_of
+from bridge.core.reconcile import PlanOptions
+from bridge.core.state import ConsulState
+from bridge.pipeline.reconciler import Reconciler
+from tests.unit.core.builders import OWNER, QUERY, TARGET, Cluster, instance, instances, pairs
+
+ALL = instances(30)
+SCHEDULES = 40
+SYNC_ROUNDS = 5
+
+
+@dataclass
+class Seen:
+    """What a process knows of the cluster."""
+
+    now: Current = field(default_factory=lambda: Current(TARGET))
+
+    def current(self, target: Target) -> Current:
+        assert target == TARGET
+        return self.now
+
+    def targets(self) -> Collection[Target]:
+        found = (self.now.service, self.now.endpoints, *self.now.slices)
+        return [TARGET] if any(o is not None for o in found) else []
+
+    def ready_in(self, scope: Scope) -> int:
+        groups = [g for s in self.now.slices for g in (s.group,)]
+        groups += self.now.endpoints.groups if self.now.endpoints is not None else ()
+        return len(pairs(groups)) if scope_of(self.now, OWNER) == scope else 0
+
+    def ready_targets(self) -> Mapping[Target, Scope]:
+        return {TARGET: scope_of(self.now, OWNER)}
+
+    def confirm(self, change: Change, meta: Meta | None) -> None:
+        """Told by `Town` instead."""
+
+
+class Process:
+    """A bridge, or (`force`) one forced pass."""
+
+    def __init__(self, town: Town, *, force: bool = False) -> None:
+        self.town = town
+        self.seen = Seen(town.cluster.current())
+        self.world = ConsulState((town.rule,), ("dc1",), grace_seconds=0.0 if force else town.grace_seconds)
+        self.guard = Guard(GuardSettings())
+        self.reconciler = Reconciler(
+            world=self.world,
+            store=self.seen,
+            guard=self.guard,
+            options=PlanOptions(owner=OWNER, force=force),
+            clock=lambda: town.now,
+            time_of_day=lambda: 1.7e9 + town.now,
+            mirrored=lambda _target: town.cluster.mirrored,
+        )
+        self.read(town.listed)
+
+    def read(self, listed: Sequence[Instance] | None) -> None:
+        """Consul's answer; None: the service is not there."""
+        self.world.on_listing("dc1", Listing({QUERY.service: frozenset()} if listed is not None else {}), 0.0)
+        self.world.on_view(QUERY, Known(tuple(listed or ())))
+        self.remember()
+        self.world.expire(self.town.now)
+
+    def remember(self) -> None:
+        """What stands in the cluster is known to come from the service."""
+        if self.seen.targets():
+            self.world.record_owned(TARGET, [("dc1", QUERY.service)], self.town.now)
+        else:
+            self.world.drop_owned(TARGET)
+            self.guard.forget(TARGET)
+
+    def plan(self) -> Plan | None:
+        self.remember()
+        return self.reconciler.plan(TARGET)
+
+
+class Town:
+    """The cluster, and what the bridge has been told of it."""
+
+    def __init__(self, rule: Rule, grace_seconds: float = 0.0) -> None:
+        self.rule = rule
+        self.grace_seconds = grace_seconds
+        self.now = 0.0
+        self.listed: Sequence[Instance] | None = ALL
+        self.cluster = Cluster()
+        self.untold: dict[Kind, list[Current]] = {kind: [] for kind in Kind}
+        self.bridge = Process(self)
+        self.settle()
+
+    def write(self, change: Change) -> bool:
+        """One write, refused as the API server does when the object is not the one that was seen."""
+        if change.action is Action.DELETE and self.cluster.find(change) is None:
+            return True
+        try:
+            self.cluster.apply(Plan(TARGET, changes=(change,)))
+        except AssertionError:
+            return False
+        self.untold[change.kind].append(self.cluster.current())
+        return True
+
+    def tell(self, kind: Kind) -> None:
+        """The watch of one kind comes to the next change."""
+        now, told = self.untold[kind].pop(0), self.bridge.seen
+        match kind:
+            case Kind.SERVICE:
+                told.now = replace(told.now, service=now.service)
+            case Kind.ENDPOINTS:
+                told.now = replace(told.now, endpoints=now.endpoints)
+            case Kind.ENDPOINT_SLICE:
+                told.now = replace(told.now, slices=now.slices)
+
+    def do(self, plan: Plan | None) -> bool:
+        """The bridge writes, and knows at once what it wrote itself; whether there was nothing to write."""
+        writes = plan.writes if plan is not None else ()
+        for change in writes:
+            if self.write(change) and len(self.untold[change.kind]) == 1:
+                self.tell(change.kind)
+        return not writes
+
+    def settle(self, seconds: float = 0.0) -> None:
+        """All is told, the control plane mirrors, so many seconds pass, and the bridge works until it has nothing."""
+        deadline = self.now + seconds
+        for _ in range(60):
+            self.cluster.mirror()
+            for kind in Kind:
+                while self.untold[kind]:
+                    self.tell(kind)
+            done = self.do(self.bridge.plan())
+            if done and self.now >= deadline:
+                return
+            self.now = min(deadline, self.now + 0.5)
+        raise AssertionError("it never comes to rest")
+
+    def ready(self) -> tuple[set[str], set[str]]:
+        """Ready addresses in the Endpoints and in our slices."""
+        endpoints = self.cluster.endpoints.groups if self.cluster.endpoints is not None else ()
+        slices = [s.group for s in self.cluster.slices.values()]
+        return {a for a, *_ in pairs(endpoints)}, {a for a, *_ in pairs(slices)}
+
+
+def sick(count: int) -> tuple[Instance, ...]:
+    return tuple(replace(i, status=Status.CRITICAL) for i in ALL[:count]) + ALL[count:]
+
+
+LEFT = {
+    "none is listed": (),
+    "three are listed": ALL[:3],
+    "three are listed and another came": (*ALL[:3], instance("10.0.9.9")),
+    "all are sick": sick(30),
+    "the service is gone": None,
+}
+
+
+def schedules(count: int) -> Iterator[random.Random]:
+    yield from (random.Random(seed) for seed in range(count))
+
+
+@pytest.mark.parametrize("per_slice", [100, 12])
+@pytest.mark.parametrize("output", list(Output))
+@pytest.mark.parametrize(("left", "grace_seconds"), [*((left, 0.0) for left in LEFT), ("the service is gone", 1000.0)])
+def test_what_a_forced_pass_lets_go_is_gone_whatever_the_bridge_sees_first(
+    left: str, grace_seconds: float, output: Output, per_slice: int
+) -> None:
+    """A write that is refused is planned again (`sync`), nothing comes back, and nothing is held any more."""
+    for order in schedules(SCHEDULES):
+        town = Town(Rule(to=Destination(output=output, max_endpoints_per_slice=per_slice)), grace_seconds)
+        _hold(town, LEFT[left])
+        forced = list(_forced(town))
+        planned: Plan | None = None
+        refused = rounds = 0
+        while forced or any(town.untold.values()):
+            steps = [kind for kind in Kind if town.untold[kind]]
+            step = order.choice([*steps, *(["force"] if forced else []), "plan", "write"])
+            if isinstance(step, Kind):
+                town.tell(step)
+            elif step == "force":
+                refused += not town.write(forced.pop(0))
+                if refused and not forced:
+                    forced = list(_forced(town))
+                    refused, rounds = 0, rounds + 1
+            elif step == "plan":
+                planned = town.bridge.plan()
+            else:
+                town.do(planned)
+                planned = None
+        town.do(planned)
+        town.settle(2 * FORCED_SECONDS)
+        assert (town.ready(), town.bridge.guard.active()) == (_wanted(output, LEFT[left]), ())
+        assert rounds < SYNC_ROUNDS
+
+
+@pytest.mark.parametrize("per_slice", [100, 12])
+@pytest.mark.parametrize("output", list(Output))
+@pytest.mark.parametrize("left", [left for left, listed in LEFT.items() if listed])
+def test_a_forced_pass_that_dies_half_way_is_finished_by_the_bridge(left: str, output: Output, per_slice: int) -> None:
+    """Wherever it died, once one of its writes was done."""
+    town = Town(Rule(to=Destination(output=output, max_endpoints_per_slice=per_slice)))
+    _hold(town, LEFT[left])
+    for done in range(1, len(list(_forced(town)))):
+        town = Town(Rule(to=Destination(output=output, max_endpoints_per_slice=per_slice)))
+        _hold(town, LEFT[left])
+        for change in _forced(town)[:done]:
+            assert town.write(change)
+        town.settle(2 * FORCED_SECONDS)
+        assert (town.ready(), town.bridge.guard.active()) == (_wanted(output, LEFT[left]), ())
+
+
+def test_a_forced_pass_that_dies_half_way_is_finished_by_the_bridge_that_starts_next() -> None:
+    """A few minutes later; a release that is hours old lets nothing go."""
+    for minutes, held in ((5, 0), (60, 27)):
+        town = Town(Rule(to=Destination(output=Output.BOTH)))
+        _hold(town, ALL[:3])
+        assert town.write(_forced(town)[0])
+        town.now += minutes * 60.0
+        town.bridge = Process(town)
+        town.settle(2 * FORCED_SECONDS)
+        assert sum(h.endpoints for h in town.bridge.guard.active()) == held
+
+
+def test_a_release_counts_once() -> None:
+    """What Consul loses after it is held again, although the objects still say that something was let go."""
+    town = Town(Rule(to=Destination(output=Output.BOTH)))
+    _hold(town, ALL[:14])
+    for change in _forced(town):
+        assert town.write(change)
+    town.settle(2 * FORCED_SECONDS)
+    town.now += 120.0
+    _hold(town, ALL[:1])
+    town.settle(2 * FORCED_SECONDS)
+    assert [h.endpoints for h in town.bridge.guard.active()] == [13]
+
+
+def test_a_second_forced_pass_writes_nothing() -> None:
+    """The mark of the first one is no difference to be written, and the next change takes it off."""
+    town = Town(Rule(to=Destination(output=Output.BOTH)))
+    _hold(town, ALL[:3])
+    for change in _forced(town):
+        assert town.write(change)
+    assert list(_forced(town)) == []
+    assert town.cluster.endpoints is not None
+    assert "consul-bridge/released" in dict(town.cluster.endpoints.meta.annotations)
+    _read(town, ALL)
+    town.settle()
+    metas = [town.cluster.endpoints.meta, *(s.meta for s in town.cluster.slices.values())]
+    assert [m for m in metas if "consul-bridge/released" in dict(m.annotations)] == []
+
+
+def _read(town: Town, listed: Sequence[Instance] | None) -> None:
+    town.listed = listed
+    town.bridge.read(listed)
+
+
+def _hold(town: Town, listed: Sequence[Instance] | None) -> None:
+    """Consul loses so much at once that the bridge holds it."""
+    _read(town, listed)
+    town.settle()
+    assert [h.removed or h.flips for h in town.bridge.guard.active()] == [True]
+
+
+def _forced(town: Town) -> tuple[Change, ...]:
+    """What the forced pass writes, planned from what is there now."""
+    plan = Process(town, force=True).plan()
+    assert plan is not None
+    return plan.writes
+
+
+def _wanted(output: Output, listed: Sequence[Instance] | None) -> tuple[set[str], set[str]]:
+    found = {i.address for i in listed or () if i.status is Status.PASSING}
+    return (
+        found if output is not Output.ENDPOINTSLICES else set(),
+        found if output is not Output.ENDPOINTS else set(),
+    )

@@ -1,0 +1,120 @@
+"""How long what readers see may differ before it is told of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bridge.core.model import Group, Plan, Query, Target
+from bridge.core.union import compare
+from bridge.pipeline.settling import Settling
+from tests.unit.core.builders import ready
+from tests.unit.core.test_union import HTTP, WEB, group, mirrored
+
+TARGET = Target("default", "web")
+NONE = group()
+AGREED = Plan(TARGET, queries=(Query("dc1", "web"),))
+
+
+def seen(wanted: Group, mirror: Group) -> Plan:
+    """A plan without writes, while the mirror of the Endpoints has this."""
+    found = compare(TARGET, (wanted,), {}, mirrored(mirror), mirrored=True)
+    return replace(AGREED, deviations=found.deviations, differences=found.differences)
+
+
+DEVIATING = seen(WEB, NONE)
+QUIET = replace(DEVIATING, deviations=(), settling=True)
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_lag_within_the_window_is_nobodys_business() -> None:
+    """However often the mirror is late: each time it caught up."""
+    clock = Clock()
+    settling = Settling(clock, 5.0)
+    for _ in range(10):
+        assert settling.judge(AGREED) == AGREED
+        clock.now += 1.0
+        assert settling.judge(DEVIATING) == QUIET
+        clock.now += 4.9
+        assert settling.judge(DEVIATING) == QUIET
+
+
+def test_a_lag_that_lasts_is_told_and_ends_when_it_has_caught_up() -> None:
+    """From its begin on, whatever was planned in between."""
+    clock = Clock()
+    settling = Settling(clock, 5.0)
+    settling.judge(AGREED)
+    settling.judge(DEVIATING)
+    clock.now += 3.0
+    settling.judge(DEVIATING)
+    clock.now += 2.0
+    assert settling.judge(DEVIATING) == DEVIATING
+    assert settling.judge(AGREED) == AGREED
+    assert settling.judge(DEVIATING).deviations == ()
+
+
+def busy(number: int) -> Group:
+    """What is wanted after so many changes: three instances of which the oldest is replaced at each, and two of which
+    one is ready in turns."""
+    turns = [replace(e, ready=n == number % 2) for n, e in enumerate(ready("10.0.1.1", "10.0.1.2"))]
+    return group(*ready(*(f"10.0.0.{number + n}" for n in range(3))), *turns, ports=(HTTP,))
+
+
+def test_a_service_that_never_rests_is_in_sync_while_its_mirror_follows() -> None:
+    """Each change is planned before its own mirror is there: no plan ever agrees, and nothing stays as it is."""
+    clock = Clock()
+    settling = Settling(clock, 5.0)
+    assert settling.judge(seen(busy(0), busy(0))).settling is False
+    for number in range(1, 200):
+        clock.now += 0.25
+        plan = seen(busy(number), busy(number - 1))
+        assert plan.deviations
+        assert settling.judge(plan) == replace(plan, deviations=(), settling=True)
+
+
+def test_a_mirror_that_stopped_is_told_although_the_service_never_rests() -> None:
+    """What is missing or superfluous changes at each look, but some of it stays."""
+    clock = Clock()
+    settling = Settling(clock, 5.0)
+    settling.judge(seen(busy(0), busy(0)))
+    told = []
+    for number in range(1, 60):
+        clock.now += 0.25
+        told.append(bool(settling.judge(seen(busy(number), busy(0))).deviations))
+    assert (told.index(True), all(told[told.index(True) :])) == (20, True)
+
+
+def test_a_slice_of_others_is_one_difference_whatever_it_has() -> None:
+    """Who writes it anew all the time sends traffic elsewhere all the time."""
+    clock = Clock()
+    settling = Settling(clock, 5.0)
+    for number in range(10):
+        piece = replace(mirrored(group(*ready(f"10.9.9.{number}")))[0], manager="mesh.example.org")
+        found = compare(TARGET, (WEB,), {"web-1": WEB}, (piece,), mirrored=False)
+        plan = replace(AGREED, deviations=found.deviations, differences=found.differences)
+        assert (settling.judge(plan) == plan) == (number >= 5)
+        clock.now += 1.0
+
+
+def test_nothing_is_in_sync_before_it_was_seen_to_be() -> None:
+    """A new service deviates from the start, but is not yet told of; nor is one that is made again."""
+    clock = Clock()
+    settling = Settling(clock, 5.0)
+    assert settling.judge(DEVIATING) == replace(DEVIATING, settling=True)
+    settling.judge(AGREED)
+    settling.judge(replace(AGREED, queries=()))
+    assert settling.judge(DEVIATING) == replace(DEVIATING, settling=True)
+
+
+def test_without_a_window_it_is_told_at_once() -> None:
+    """A command looks once."""
+    settling = Settling(Clock(), 0.0)
+    settling.judge(AGREED)
+    assert settling.judge(DEVIATING) == DEVIATING

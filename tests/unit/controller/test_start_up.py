@@ -1,0 +1,58 @@
+"""What makes a start with thousands of services slow: work for all of them at every answer, a busy collector."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+
+from bridge.core.model import Known, Listing, Query, Rule
+from bridge.core.state import ConsulState
+from bridge.interpreter import GARBAGE_THRESHOLDS, SWITCH_SECONDS, relaxed_gc, short_switch_interval
+
+
+def test_looking_for_what_is_unread_asks_for_no_hash_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked after thousands of services many times a second; a dataclass computes its hash in Python."""
+    world = ConsulState((Rule(name="all"),), ("dc1",), grace_seconds=0.0)
+    world.on_listing("dc1", Listing({f"s{n}": frozenset() for n in range(1000)}), now=0.0)
+    queries = sorted(world.wanted())
+    for query in queries[:600]:
+        world.on_view(query, Known(()))
+    expected = frozenset(queries[600:])
+    asked = 0
+    computed = Query.__hash__
+
+    def count(query: Query) -> int:
+        nonlocal asked
+        asked += 1
+        return computed(query)
+
+    monkeypatch.setattr(Query, "__hash__", count)
+    assert (world.pending_reads(), asked) == (expected, 0)
+
+
+def test_what_is_wanted_is_one_object_until_it_changes() -> None:
+    """By that the catalog knows, without comparing thousands of queries, that there is nothing new."""
+    world = ConsulState((Rule(name="all"),), ("dc1",), grace_seconds=0.0)
+    world.on_listing("dc1", Listing({"web": frozenset()}), now=0.0)
+    assert world.commit_subscriptions() is world.commit_subscriptions()
+    before = world.commit_subscriptions()
+    world.on_listing("dc1", Listing({"web": frozenset(), "db": frozenset()}), now=0.0)
+    assert world.commit_subscriptions() is not before
+
+
+def test_the_interpreter_is_as_before_when_the_bridge_has_ended() -> None:
+    """Also when it ended of an error."""
+    before = gc.get_threshold(), sys.getswitchinterval()
+    found = []
+
+    def broken() -> None:
+        with relaxed_gc(), short_switch_interval():
+            found.append((gc.get_threshold(), sys.getswitchinterval()))
+            raise OSError("broken")
+
+    with pytest.raises(OSError, match="broken"):
+        broken()
+    assert found == [(GARBAGE_THRESHOLDS, SWITCH_SECONDS)]
+    assert (gc.get_threshold(), sys.getswitchinterval()) == before

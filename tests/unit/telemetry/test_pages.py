@@ -1,0 +1,430 @@
+"""The pages for people: what they say, in which order, and that nobody's names become markup."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+
+from bridge.controller.status_view import ServiceRow
+from bridge.core.model import Skipped
+from bridge.telemetry import pages
+from bridge.telemetry.components import duration, service_path
+from bridge.telemetry.history import History, Series
+from bridge.telemetry.http import Request
+from bridge.telemetry.listing import PER_PAGE, ServiceQuery, find
+from bridge.telemetry.markup import el, join, text
+from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.overview import Overview, judge
+from bridge.telemetry.routes import Site
+from tests.unit.core.builders import said
+from tests.unit.telemetry.builders import HOSTILE, STATE, World, entry, explanation, row
+
+ALLOWED = {
+    *("html", "head", "meta", "title", "link", "script", "body", "a", "header", "nav", "p", "main", "section", "div"),
+    *(
+        "h1",
+        "h2",
+        "ul",
+        "ol",
+        "li",
+        "dl",
+        "dt",
+        "dd",
+        "svg",
+        "rect",
+        "path",
+        "form",
+        "label",
+        "input",
+        "button",
+        "span",
+    ),
+    *("small", "span", "table", "caption", "thead", "tbody", "tr", "th", "td", "time", "details", "summary", "strong"),
+}
+
+
+class Elements(HTMLParser):
+    """All elements of a page, with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Remembered."""
+        self.found.append((tag, dict(attrs)))
+
+    def having(self, attribute: str) -> list[str]:
+        """Values of an attribute, wherever it stands."""
+        return [str(a[attribute]) for _, a in self.found if attribute in a]
+
+
+def overview(**fields: Any) -> Overview:
+    """All is well with one service, unless said otherwise."""
+    values: dict[str, Any] = {
+        "state": STATE, "services": 1, "states": {"in sync": 1}, "ready": 12, "not_ready": 0,
+        "series": Series((None,) * 90, (0,) * 90),
+    }  # fmt: skip
+    return Overview(**{**values, **fields})
+
+
+def get(world: World, path: str, query: dict[str, str] | None = None, history: History | None = None) -> str:
+    """A page of a site that shows the world."""
+    site = Site(world, Metrics("1").text, history or History())
+    page = site.pages.get(path) or site.pages["/service/"]
+    return page(Request(path, query or {})).body.decode()
+
+
+def hostile_world() -> World:
+    """A world in which everything that others choose is hostile."""
+    world = World()
+    world.rows = [row(HOSTILE, HOSTILE, state, service=HOSTILE, datacenter=HOSTILE, detail=HOSTILE)
+                  for state in ("in sync", "held", "conflict", "failed", "unknown", "differs")]  # fmt: skip
+    world.explanations = (
+        explanation(
+            HOSTILE, problem=HOSTILE, held=(HOSTILE,), conflicts=(HOSTILE,), warnings=(HOSTILE,), differences=(HOSTILE,)
+        ),
+    )
+    world.skipped = (Skipped(HOSTILE, HOSTILE, said(HOSTILE)),)
+    world.state_answer = {
+        **STATE, "consul": {HOSTILE: HOSTILE}, "kubernetes": HOSTILE, "held": [HOSTILE], "owner": HOSTILE,
+        "catalog": {HOSTILE: {}}, "election": {"held": [0], "shards": 1, "members": [HOSTILE], "error": HOSTILE},
+        "configuration": HOSTILE,
+    }  # fmt: skip
+    return world
+
+
+class Hostile(History):
+    """A history in which everything that others choose is hostile."""
+
+    def changes(self, limit: int = 200) -> tuple[Any, ...]:
+        """One of each tone."""
+        return tuple(entry(tone=t, text=HOSTILE, name=HOSTILE, namespace=HOSTILE) for t in ("good", "bad", "plain"))
+
+
+SERVICE = "/" + service_path(HOSTILE, HOSTILE)
+
+
+@pytest.mark.parametrize("path", ["/", "/changes", SERVICE, "/service/a/b"])
+def test_hostile_names_stay_text(path: str) -> None:
+    """Whoever may register in Consul chooses them; so does whoever writes the address."""
+    page = get(hostile_world(), path, {"q": HOSTILE, "state": HOSTILE, "sort": HOSTILE, "page": HOSTILE}, Hostile())
+    elements = Elements(page)
+    assert {tag for tag, _ in elements.found} <= ALLOWED
+    assert [a.get("src") for tag, a in elements.found if tag == "script"] == [
+        "../../page.js" if "service" in path else "./page.js"
+    ]
+    assert not [name for _, a in elements.found for name in a if name.startswith("on") or name == "style"]
+    assert not {"\x1b", "\u202e"} & set(page)
+    if path != "/service/a/b":
+        assert "&lt;script&gt;" in page
+    assert not [h for h in elements.having("href") if ":" in h.split("?")[0] or h.startswith("/")]
+
+
+def test_a_service_of_any_name_is_reached_by_its_link() -> None:
+    """Names are quoted in addresses and read back."""
+    page = get(hostile_world(), SERVICE, history=Hostile())
+    assert "No such service" not in page
+
+
+def test_what_is_not_there_is_said() -> None:
+    """Neither an unknown service nor one that went meanwhile is an error."""
+    world = World()
+    assert "Nothing is mirrored to storage/nix" in get(world, "/service/storage/nix")
+    world.explanations = None
+    assert "Nothing is mirrored to storage/radosgw" in get(world, "/service/storage/radosgw")
+    assert "No such service" in get(World(), "/service/storage/radosgw/more")
+
+
+ELECTION: dict[str, Any] = {"election": {"held": [], "shards": 1, "members": [], "error": "forbidden"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, "In sync"),
+        ({"services": 0, "states": {}}, "Nothing to mirror"),
+        ({"states": {"unknown": 1}}, "In sync as far as known"),
+        ({"states": {"conflict": 1, "unknown": 1}}, "In sync, with conflicts"),
+        ({"states": {"differs": 1, "conflict": 1}}, "Catching up"),
+        ({"states": {"held": 1, "differs": 1}}, "Holding"),
+        ({"states": {"failed": 1, "held": 1}}, "Something fails"),
+        ({"state": {**STATE, "consul": {"dc1": "refused"}}, "states": {"failed": 1}}, "Consul does not answer"),
+        ({"state": {**STATE, "consul": {"dc1": "x"}, "kubernetes": "refused"}}, "Cannot write"),
+        ({"state": {**STATE, "configuration": "F: no"}, "states": {"differs": 1}}, "The old settings go on"),
+        ({"state": {**STATE, "configuration": "F: no"}, "states": {"held": 1}}, "Holding"),
+        ({"state": {**STATE, **ELECTION}, "states": {"failed": 1}}, "The election fails"),
+        ({"state": {**STATE, **ELECTION, "rival": "another"}}, "Somebody works against us"),
+        ({"state": {**STATE, "consul": {"dc1": "x"}, "rival": "another"}}, "Consul does not answer"),
+        ({"state": {"first_pass_done": False, "kubernetes": "not started"}}, "Starting"),
+        ({"state": {"first_pass_done": False, "kubernetes": "not listed yet"}}, "Starting"),
+        ({"state": {"first_pass_done": False, "kubernetes": "refused"}}, "Cannot start yet"),
+        ({"state": {"first_pass_done": False, "consul": {"dc1": "x"}}}, "Cannot start yet"),
+    ],
+)
+def test_the_verdict_is_the_worst_that_is_so(change: dict[str, Any], verdict: str) -> None:
+    """As the table above `judge` says."""
+    assert judge(overview(**change))[1] == verdict
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"rival": "another process writes with our owner id"}, "Rival: another process writes with our owner id"),
+        (ELECTION, "Election: forbidden"),
+        ({"configuration": "F:1: no"}, "The new settings cannot be used, the old ones stay: F:1: no"),
+        ({"first_pass_done": False, "kubernetes": "connection refused"}, "Kubernetes: connection refused"),
+        ({"first_pass_done": False, "consul": {"dc1": "no leader"}}, "Consul, datacenter dc1: no leader"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_reason(state: dict[str, Any], words: str) -> None:
+    """Under the verdict, which is not that all is well."""
+    world = World()
+    world.state_answer |= state
+    page = get(world, "/")
+    assert f"<li>{words}</li>" in page
+    assert 'class="verdict good"' not in page
+
+
+@pytest.mark.parametrize("reason", ["not started", "not listed yet"])
+def test_a_start_that_is_merely_not_over_is_no_trouble(reason: str) -> None:
+    """Nothing has been asked, or nothing answered yet."""
+    world = World()
+    world.state_answer |= {"first_pass_done": False, "kubernetes": reason}
+    page = get(world, "/")
+    assert ("Starting" in page, reason in page, "trouble" in page) == (True, False, False)
+
+
+def test_the_first_page_before_anything_is_known() -> None:
+    """The bridge is served before it has read anything."""
+    world = World()
+    world.rows, world.state_answer = [], {"first_pass_done": False, "owner": "default", "queue": 0}
+    page = get(world, "/")
+    assert "Starting" in page
+    assert "No service is mirrored yet." in page
+
+
+@pytest.mark.parametrize(
+    ("election", "words"),
+    [
+        ({}, "the only one"),
+        ({"held": [], "shards": 1, "members": ["a", "b"]}, "stands by"),
+        ({"held": [0], "shards": 1, "members": ["a"]}, "leads"),
+        ({"held": [0, 2], "shards": 4, "members": ["a", "b"]}, "leads 2 of 4 shards"),
+    ],
+)
+def test_the_role_is_shown(election: dict[str, Any], words: str) -> None:
+    """Leader, standby, some of the shards."""
+    world = World()
+    world.state_answer |= {"election": election}
+    assert f"<dd>{words}</dd>" in get(world, "/")
+
+
+def test_many_holds_are_cut_and_linked() -> None:
+    """One whole reason is enough: it is nearly the same for all of them."""
+    world = World()
+    world.state_answer["held"] = [f"storage/s{n}: kept" for n in range(5000)]
+    page = get(world, "/")
+    assert page.count("Held: ") == 1
+    assert 'href="?state=held">and 4,999 more holds</a>' in page
+
+
+def test_a_page_has_what_a_screen_reader_needs() -> None:
+    """One h1, landmarks, a language, headers with a scope, and an order that is said."""
+    elements = Elements(get(World(), "/"))
+    tags = Counter(tag for tag, _ in elements.found)
+    assert {t: tags[t] for t in ("h1", "main", "header", "caption")} == {"h1": 1, "main": 1, "header": 1, "caption": 1}
+    assert elements.having("lang") == ["en"]
+    assert elements.having("aria-sort") == ["ascending"]
+    assert all(a.get("scope") in ("col", "row") for tag, a in elements.found if tag == "th")
+    ids = elements.having("id")
+    assert len(ids) == len(set(ids))
+    assert set(elements.having("aria-labelledby")) | set(elements.having("for")) <= set(ids)
+
+
+def test_instances_in_trouble_come_first_and_long_lists_are_cut() -> None:
+    """A service of a thousand instances is still a page."""
+    fine = explanation().rows[0]
+    rows = (
+        *(replace(fine, instance=f"vm-{n:04}") for n in range(1000)),
+        replace(fine, instance="sick", disposition="not ready"),
+    )
+    page = pages.service_page(row(), [explanation(rows=rows)], [])
+    assert page.index("sick") < page.index("vm-0000")
+    assert page.count("<tr>") == 1 + pages.INSTANCES
+    assert "and 501 more" in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"disposition": "not ready", "status": "critical", "check": "GET /"}, "critical: check GET /"),
+        ({"disposition": "not ready", "status": "maintenance", "check": ""}, "maintenance"),
+        ({"disposition": "skipped", "status": "critical", "check": "GET /", "reason": "loopback"}, "loopback"),
+        ({"disposition": "ready", "status": "warning", "check": "GET /"}, ""),
+    ],
+)
+def test_an_instance_that_is_not_ready_says_why(fields: dict[str, str], why: str) -> None:
+    """What decided it; where nothing else did, its status and the check that made it."""
+    fine = replace(explanation().rows[0], reason="")
+    page = pages.service_page(row(), [explanation(rows=(replace(fine, **fields),))], [])
+    assert page.split("</tr></tbody>")[0].endswith(f"<td>{why}</td>")
+
+
+def test_times_of_changes_say_that_they_are_in_utc() -> None:
+    """In words that are seen; where the list is long each has its day as well."""
+    history = History(wall_clock=lambda: 0.0)
+    history.kubernetes(False, "refused")
+    for path in ("/", "/changes"):
+        assert "Recent changes <small>times in UTC</small>" in get(World(), path, history=history)
+    assert ">00:00:00</time>" in get(World(), "/", history=history)
+    assert ">1970-01-01 00:00:00</time>" in get(World(), "/changes", history=history)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0084, "8 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1.0 s"),
+        (4.24, "4.2 s"),
+        (99.94, "99.9 s"),
+        (99.96, "2 min"),
+        (1020, "17 min"),
+    ],
+)
+def test_durations_change_their_unit_where_they_are_rounded_to_it(seconds: float, words: str) -> None:
+    """A second is never written as 1000 ms."""
+    assert duration(seconds) == words
+
+
+def test_what_follows_events_has_its_place_also_while_it_is_empty() -> None:
+    """By the places the script tells a page from another one, and what is not there cannot be put in."""
+    world = World()
+    before = live(get(world, "/"))
+    world.skipped = (Skipped("a_b", "", said("no name")),)
+    assert live(get(world, "/")) == before
+    assert "unmirrored" in before
+    assert live(get(world, "/service/storage/nix")) == []
+
+
+def live(page: str) -> list[str]:
+    """Ids of the places that follow events."""
+    return [str(attributes["id"]) for _, attributes in Elements(page).found if "data-live" in attributes]
+
+
+# --------------------------------------------------------------------------- search, order, pages
+
+ROWS = [
+    row(f"s{n:03}", "b" if n % 2 else "a", "held" if n % 10 == 0 else "in sync", consul_ready=n) for n in range(120)
+]
+
+
+def names(**wish: Any) -> list[str]:
+    """Names that a wish finds."""
+    return [f"{r.namespace}/{r.name}" for r in find(ROWS, ServiceQuery(**wish)).rows]
+
+
+def test_fifty_on_a_page_by_namespace_and_name() -> None:
+    """And the last page has the rest."""
+    assert (names()[:2], len(names()), names(page=3)[-1], len(names(page=3))) == (
+        ["a/s000", "a/s002"], PER_PAGE, "b/s119", 20,
+    )  # fmt: skip
+
+
+def test_a_page_too_far_is_the_last() -> None:
+    """Services go while somebody reads."""
+    assert names(page=99) == names(page=3)
+
+
+def test_search_wants_every_word_in_any_case() -> None:
+    """In the namespace, the name, the service or the datacenter."""
+    assert names(text="B/S01 DC1") == ["b/s011", "b/s013", "b/s015", "b/s017", "b/s019"]
+    assert names(text="nix") == []
+
+
+def test_the_filter_counts_what_the_search_finds() -> None:
+    """So that the numbers on it are what a click will show."""
+    found = find(ROWS, ServiceQuery(text="s01", state="held"))
+    assert ([r.name for r in found.rows], dict(found.states), found.found, found.total) == (
+        ["s010"], {"held": 1, "in sync": 9}, 1, 120,
+    )  # fmt: skip
+
+
+def test_columns_sort_both_ways_and_ties_go_by_name() -> None:
+    """What is in trouble comes first when states are sorted."""
+    assert names(sort="consul", descending=True)[:2] == ["b/s119", "a/s118"]
+    assert names(sort="state")[:2] == ["a/s000", "a/s010"]
+    assert names(sort="kubernetes") == names()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"page": "0"},
+        {"page": "-1"},
+        {"page": "9" * 100},
+        {"page": "²"},
+        {"page": "x"},
+        {"sort": "x"},
+        {"state": "x"},
+        {"dir": "x"},
+    ],
+)
+def test_what_makes_no_sense_counts_as_not_said(query: dict[str, str]) -> None:
+    """Somebody edited the address."""
+    assert ServiceQuery.of(query) == ServiceQuery()
+
+
+def test_an_address_leads_back_to_its_wish() -> None:
+    """Links and the form say the same."""
+    wish = ServiceQuery("a & b=ü", "held", "consul", True, 3)
+    assert ServiceQuery.of(dict(parse_qsl(wish.address()[1:]))) == wish
+    assert ServiceQuery().address() == "?"
+
+
+# --------------------------------------------------------------------------- markup
+
+
+def test_only_what_was_made_as_markup_is_markup() -> None:
+    """Text is escaped wherever it stands: as content, in attributes, joined."""
+    assert el("p", "<b>", el("b", "x"), None, class_='"<', hidden=True, title=None) == (
+        '<p class="&quot;&lt;" hidden>&lt;b&gt;<b>x</b></p>'
+    )
+    assert join("<", text("<"), 1) == "&lt;&lt;1"
+    assert text("a\x00\x1b\u202e") == "a\\x00\\x1b\\u202e"
+
+
+def test_many_readers_cost_no_more_than_one() -> None:
+    """They share the rows for a moment."""
+    world = World()
+    asked: list[int] = []
+    rows = world.rows
+
+    def services() -> Sequence[ServiceRow]:
+        asked.append(1)
+        return rows
+
+    world.services = services  # type: ignore[method-assign]  # a world that counts
+    now = [0.0]
+    site = Site(world, Metrics("1").text, History(), clock=lambda: now[0])
+    for moment in (0.0, 0.1, 0.2, 0.3, 0.4):
+        now[0] = moment
+        assert site.pages["/"](Request("/")).status == 200
+    assert len(asked) == 2
+
+
+def test_five_thousand_services_are_a_page_of_the_same_size() -> None:
+    """Fifty rows and a bounded number of bytes, however many there are."""
+    world = World()
+    world.rows = [row(f"service-{n:04}") for n in range(5000)]
+    page = get(world, "/", {"page": "40"})
+    assert (page.count("<tr>"), "Services 1,951 to 2,000 of 5,000" in page) == (1 + PER_PAGE, True)
+    assert len(page) < 60_000
