@@ -41,7 +41,7 @@ class FanOutObserver:
 
     def service_read_errors(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
         """Handed on."""
-        self._tell("unread", unread, annotated)
+        self._tell("service_read_errors", unread, annotated)
 
     def warned(self, warnings: tuple[str, ...]) -> None:
         """Handed on."""
@@ -57,7 +57,7 @@ class FanOutObserver:
 
     def conflicting_writer(self, reason: str) -> None:
         """Handed on."""
-        self._tell("rival", reason)
+        self._tell("conflicting_writer", reason)
 
     def streaming_mismatch(self, query: Query, reason: str) -> None:
         """Handed on."""
