@@ -26,7 +26,12 @@ from tests.support.lab.servers import die_with_parent
 from tests.support.program import bridge, environment
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "manifests/README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = (
+    "README.md",
+    "manifests/README.md",
+    "manifests/chart/README.md",
+    *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
+)
 """Every page with commands for people."""
 
 WALK = (

@@ -26,11 +26,12 @@ MANIFESTS = ROOT / "manifests"
 NAME = "consul-endpoints-bridge"
 COMPONENTS = (
     "namespace", "cronjob", "all-namespaces", "endpoints-only", "endpointslices-only", "consul-acl", "consul-login",
-    "consul-tls", "shards", "nodes", "node-addresses", "namespace-labels", "monitoring", "admission",
+    "consul-ca", "consul-tls", "shards", "nodes", "node-addresses", "namespace-labels", "monitoring", "admission",
 )  # fmt: skip
 """In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
 
-EXCLUSIVE = (("endpoints-only", "endpointslices-only"), ("cronjob", "monitoring"), ("consul-acl", "consul-login"))
+EXCLUSIVE = (("endpoints-only", "endpointslices-only"), ("cronjob", "monitoring"), ("consul-acl", "consul-login"),
+             ("consul-ca", "consul-tls"))  # fmt: skip
 """Pairs of components that make no sense together."""
 
 OF_THE_POD = ("POD_NAME", "POD_NAMESPACE", "POD_SERVICE_ACCOUNT")
@@ -52,6 +53,7 @@ _PLURALS = {
     "Secret": "secrets",
     "Service": "services",
     "ServiceAccount": "serviceaccounts",
+    "ServiceMonitor": "servicemonitors",
     "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
     "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }

@@ -77,7 +77,13 @@ def test_statuses_of_signals_are_those_of_shells() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "manifests/README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    "document",
+    [
+        "README.md",
+        "manifests/README.md",
+        "manifests/chart/README.md",
+        *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+    ],
 )
 def test_documents_name_only_what_there_is(document: str) -> None:
     """Every `--flag`, BRIDGE_ variable and consul_bridge_ metric in a document exists; every link leads somewhere."""
