@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,7 +23,7 @@ settings.register_profile("here", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
 
 
-def _lab(**options: bool) -> Lab:
+def _lab(**options: Any) -> Lab:
     """A running lab; where there can be none, the test is skipped, except in continuous integration."""
     try:
         return Lab(**options).start()

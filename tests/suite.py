@@ -41,7 +41,8 @@ BIN = Path(PYTHON).parent
 
 PACKAGES = (
     ("nft", "nftables"), ("ip", "iproute2"), ("iptables", "iptables"), ("chromium", "chromium"), ("nginx", "nginx"),
-    ("zsh", "zsh"),
+    ("zsh", "zsh"), ("containerd", "containerd"), ("runc", "runc"), ("/usr/lib/cni/ptp", "containernetworking-plugins"),
+    ("ipset", "ipset"),
 )  # fmt: skip
 """Programs that tests look for, and the Debian packages that have them."""
 
@@ -111,6 +112,7 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
     """The suite, cheapest first; without `servers` what needs none."""
     behind: tuple[Step, ...] = (
         pytest("contract", "tests/contract", needs_lab=True, group="lab", junit=junit),
+        pytest("pods", "tests/pods", needs_lab=True, group="lab", junit=junit),
         pytest("chaos", "tests/chaos", needs_lab=True, group="lab", junit=junit),
         *(
             pytest(f"end to end, share {n}", *files, needs_lab=True, group="lab", junit=junit)

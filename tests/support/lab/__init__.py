@@ -14,7 +14,7 @@ import json
 import shutil
 import ssl
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.support.lab import containers, shared_servers
 from tests.support.lab.build import TOOLS, LabError
+from tests.support.lab.netns import NODE
 from tests.support.lab.providers import Provider, binaries, binary, chosen
 from tests.support.lab.reaper import Janitor, new_folder
 from tests.support.lab.secret_scan import secret
@@ -76,17 +77,26 @@ class Lab:
     """The core servers; a context manager. Its folder is kept, and named, when the block ends with an error."""
 
     def __init__(
-        self, *, acl: bool = False, mtls: bool = False, controllers: bool = True, own: bool | None = None
+        self,
+        *,
+        acl: bool = False,
+        mtls: bool = False,
+        controllers: bool = True,
+        own: bool | None = None,
+        clean_up: Callable[[Path], str] | None = None,
     ) -> None:
         """`mtls`: Consul's HTTPS port asks for a client's certificate (`client.pem`, `client.key` of `files`).
 
         `own`: whether the servers must be this lab's, to be stopped and killed, even where the environment names
         others. By default a variant is its own and the plain lab is not.
+
+        `clean_up`: gives the shell command that removes what is outside of the lab's folder, should we be killed.
         """
         self._own = own if own is not None else acl or mtls or not controllers
         docker = not self._own and chosen().provider is Provider.DOCKER
         self.folder = new_folder()
-        self._janitor = Janitor(self.folder, containers.clean_up_command(self.folder) if docker else "")
+        further = clean_up(self.folder) if clean_up is not None else ""
+        self._janitor = Janitor(self.folder, containers.clean_up_command(self.folder) if docker else further)
         self._files = _credentials(self.folder / "files")
         self.ca_file = self._files["ca.pem"]
         context = ssl.create_default_context(cafile=str(self.ca_file))
@@ -323,7 +333,7 @@ def _credentials(folder: Path) -> dict[str, Path]:
     """The lab's authority and that of users' certificates, a serving certificate, keys of service accounts, a token."""
     folder.mkdir(parents=True)
     authority, users = trustme.CA(), trustme.CA()
-    server = authority.issue_cert("127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1", "::1")
+    server = authority.issue_cert("127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1", "::1", NODE)
     client = authority.issue_cert("lab-client.example")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private = key.private_bytes(

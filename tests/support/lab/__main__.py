@@ -44,19 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     build_parser.add_argument("tools", nargs="*", help=f"of {', '.join(TOOLS)} (default: all)")
     up_parser = commands.add_parser("up", help="start the servers and leave them running")
     up_parser.add_argument("--acl", action="store_true", help="Consul with ACLs, default deny")
+    up_parser.add_argument(
+        "--pods", action="store_true", help="two nodes that run pods, and twelve VMs that Consul knows as radosgw"
+    )
     commands.add_parser("down", help="end them and remove their files")
     commands.add_parser("env", help="print what points clients at them, for eval")
     commands.add_parser("status", help="say what runs (exit status 1: nothing)")
-    commands.add_parser("supervise").add_argument("--acl", action="store_true")  # what `up` leaves behind
+    supervise_parser = commands.add_parser("supervise")  # what `up` leaves behind
+    for option in ("--acl", "--pods"):
+        supervise_parser.add_argument(option, action="store_true")
     chosen = parser.parse_args(arguments)
     try:
         match chosen.command:
             case "build":
                 _build(chosen.tools)
             case "up":
-                _up(acl=chosen.acl)
+                _up(acl=chosen.acl, pods=chosen.pods)
             case "supervise":
-                _supervise(acl=chosen.acl)
+                _supervise(acl=chosen.acl, pods=chosen.pods)
             case "down":
                 _down()
             case "env":
@@ -88,8 +93,8 @@ def _build(tools: Sequence[str]) -> None:
     binaries([name for name in TOOLS if name not in _core()])
 
 
-def _up(*, acl: bool) -> None:
-    if providers.chosen().provider is Provider.ENV:
+def _up(*, acl: bool, pods: bool) -> None:
+    if not pods and providers.chosen().provider is Provider.ENV:
         raise LabError("LAB_CONSUL_ADDR and LAB_KUBECONFIG name servers that run already: there is nothing to start")
     with _one_at_a_time():
         state = State.read(_state_file())
@@ -98,17 +103,22 @@ def _up(*, acl: bool) -> None:
         else:
             if state is not None:
                 _clean_up(state)
-            binaries(_core())  # here, where its progress is seen
+            if pods:  # here, where its progress is seen
+                from tests.support.lab.pods import prepare  # here: the other commands do without what it imports
+
+                prepare()
+            else:
+                binaries(_core())
             began = time.monotonic()
-            state = _start(acl)
+            state = _start(["--acl"] * acl + ["--pods"] * pods)
             print(f"lab: up after {time.monotonic() - began:.1f} s; logs in {state.folder}", file=sys.stderr)
     _env(state)
 
 
-def _start(acl: bool) -> State:
+def _start(options: Sequence[str]) -> State:
     home().mkdir(parents=True, exist_ok=True)
     log = home() / "supervisor.log"
-    command = [sys.executable, "-m", "tests.support.lab", "supervise", *(["--acl"] if acl else [])]
+    command = [sys.executable, "-m", "tests.support.lab", "supervise", *options]
     with log.open("wb") as output:
         supervisor = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -141,9 +151,10 @@ def _state_of(supervisor: subprocess.Popen[bytes], log: Path) -> State:
         time.sleep(0.05)
 
 
-def _supervise(*, acl: bool) -> None:
+def _supervise(*, acl: bool, pods: bool) -> None:
     """Start the servers, say so in the state file, hold them until SIGTERM or SIGINT."""
     from tests.support.lab import Lab  # here: the other commands do without what it imports
+    from tests.support.lab.pods import Cluster
 
     ended = threading.Event()
 
@@ -157,7 +168,8 @@ def _supervise(*, acl: bool) -> None:
     started = False
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    with Lab(acl=acl) as lab:
+    with Cluster(acl=acl) if pods else Lab(acl=acl) as running:
+        lab = running.lab if isinstance(running, Cluster) else running
         started = True
         servers = {server.program: server for server in (lab.etcd, lab.apiserver, lab.controllers, lab.consul)}
         processes = {name: Process.of(server.pid) for name, server in servers.items() if server.is_process}
@@ -169,6 +181,7 @@ def _supervise(*, acl: bool) -> None:
             kubeconfig=str(lab.kubeconfig),
             consul_address=lab.consul.address,
             consul_token=lab.consul.token,
+            consul_for_pods=running.consul_address if isinstance(running, Cluster) else "",
             servers={name: process for name, process in processes.items() if process is not None},
         )
         state.write(_state_file())
@@ -219,6 +232,8 @@ def _env(state: State) -> None:
 def _status(state: State) -> None:
     acls = " (ACLs on)" if state.consul_token else ""
     print(f"up: Consul at {state.consul_address}{acls}, KUBECONFIG={state.kubeconfig}")
+    if state.consul_for_pods:
+        print(f"  two nodes run pods (kubectl get nodes); Consul is {state.consul_for_pods} for pods")
     for name, process in state.servers.items():
         print(f"  {name:<24} process {process.pid}{'' if process.alive else ', ENDED'}")
     print(f"  logs in {state.folder}")

@@ -71,6 +71,11 @@ TOOLS = {
     ),
     "coredns": Tool("coredns", "consul-endpoints-bridge/lab/coredns"),
     "helm": Tool("helm", "helm.sh/helm/v4/cmd/helm"),
+    # The nodes of pods/. They are a module of their own: a line more in the API server's would build that one again.
+    "kubelet": Tool("kubelet", "k8s.io/kubernetes/cmd/kubelet", _STAMP, version="1.37.2"),
+    "kube-scheduler": Tool("kubelet", "k8s.io/kubernetes/cmd/kube-scheduler", _STAMP, version="1.37.2"),
+    "netpol": Tool("netpol", "consul-endpoints-bridge/lab/netpol"),
+    "pause": Tool("pause", "consul-endpoints-bridge/lab/pause"),
 }
 
 

@@ -48,6 +48,7 @@ NODE6, POD6 = "fd77::1", "fd78::2"
 PODS, PODS6 = "10.78.0.0/24", "fd78::/64"
 SERVICES, SERVICES6 = "10.96.0.0/16", "fd00:96::/108"
 MOST_VMS = 200
+MOST_NODES = 8
 COMMAND_SECONDS = 30.0
 
 _RELAY = Path(__file__).with_name("relay.py")
@@ -129,14 +130,19 @@ class Host:
 
 
 class Rig:
-    """The namespaces; a context manager. `node`, `vms` and `pod` are there inside of the block."""
+    """The namespaces; a context manager. `node`, `vms`, `nodes` and `pod` are there inside of the block."""
 
-    def __init__(self, vms: int = 3, folder: Path | None = None) -> None:
-        """`folder`: where the programs' logs are kept; without one they go with the rig."""
-        if not 0 <= vms <= MOST_VMS:
-            raise LabError(f"a rig has up to {MOST_VMS} VMs, not {vms}")
+    def __init__(self, vms: int = 3, folder: Path | None = None, nodes: int = 0) -> None:
+        """`folder`: where the programs' logs are kept; without one they go with the rig.
+
+        `nodes`: machines beside the VMs for a cluster with pods (pods/), whose control plane is in `node`.
+        """
+        if not 0 <= vms <= MOST_VMS or not 0 <= nodes <= MOST_NODES:
+            raise LabError(f"a rig has up to {MOST_VMS} VMs and {MOST_NODES} nodes, not {vms} and {nodes}")
         self.vms: list[Host] = []
+        self.nodes: list[Host] = []
         self._count = vms
+        self._nodes_count = nodes
         self._started: list[Server] = []
         self._node_of: Lab | None = None
         self._held: list[subprocess.Popen[bytes]] = []
@@ -167,7 +173,7 @@ class Rig:
             process.kill()
         for process in self._held:
             process.wait(10)
-        self._started, self._held, self.vms = [], [], []
+        self._started, self._held, self.vms, self.nodes = [], [], [], []
         if self._logs_go:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -183,6 +189,15 @@ class Rig:
         self._started.append(program)
         program.start()
         return program
+
+    def adopt(self, server: Server) -> Server:
+        """Look after a server that runs in one of the namespaces: it ends with the rig."""
+        self._started.append(server)
+        return server
+
+    def cut(self, n: int, *, off: bool) -> None:
+        """Take VM n off the network, or put it back: no packet reaches it, and nobody is told."""
+        self.node.run("ip", "link", "set", f"v{n}", "down" if off else "up")
 
     def house(self, server: Server, *ports: int) -> None:
         """Let a server run in the node from its next start on, its `ports` reachable out here as before."""
@@ -246,11 +261,17 @@ class Rig:
             self._host(f"vm-{n}", f"10.77.0.{10 + n}", f"fd77::{10 + n}", self.node.prefix)
             for n in range(1, self._count + 1)
         ]
+        self.nodes = [
+            self._host(f"node-{n}", f"10.77.0.{1 + n}", f"fd77::{1 + n}", self.node.prefix)
+            for n in range(1, self._nodes_count + 1)
+        ]
         self.pod = self._host("pod", POD, POD6, self.node.prefix)
         commands = ["link set lo up", "link add br0 type bridge mcast_snooping 0"]
-        for n, vm in enumerate(self.vms, 1):
+        links = [(f"v{n}", vm) for n, vm in enumerate(self.vms, 1)]
+        links += [(f"n{n}", node) for n, node in enumerate(self.nodes, 1)]
+        for link, host in links:
             commands += [
-                f"link add v{n} type veth peer name eth0 netns {vm.pid}", f"link set v{n} master br0 up",
+                f"link add {link} type veth peer name eth0 netns {host.pid}", f"link set {link} master br0 up",
             ]  # fmt: skip
         commands += [
             f"link add p0 type veth peer name eth0 netns {self.pod.pid}",
@@ -266,7 +287,7 @@ class Rig:
             # an entry of the connection. With the route above it would be sent on as it is: the entry, which leads to
             # no endpoint, would stand for two minutes, and swallow each later connection from the same port of the pod.
             self.node.run("ip", family, "rule", "add", "iif", "p0", "to", services, "unreachable")
-        ways = dict.fromkeys(self.vms, (NODE, NODE6)) | {self.pod: ("10.78.0.1", "fd78::1")}
+        ways = dict.fromkeys([*self.vms, *self.nodes], (NODE, NODE6)) | {self.pod: ("10.78.0.1", "fd78::1")}
         for host, (way, way6) in ways.items():
             self._ip(host, [
                 "link set lo up", *_addresses("eth0", host.address, host.address6), f"route add default via {way}",

@@ -228,6 +228,17 @@ def answers(
         return False
 
 
+def with_flags(arguments: Sequence[str], flags: Mapping[str, str]) -> tuple[str, ...]:
+    """A command line of flags and values with other values, and further flags, at its end."""
+    changed = list(arguments)
+    for flag, value in flags.items():
+        if flag in changed:
+            changed[changed.index(flag) + 1] = value
+        else:
+            changed += [flag, value]
+    return tuple(changed)
+
+
 class Etcd(Server):
     """One etcd that does not wait for the disk."""
 
@@ -261,6 +272,8 @@ class ApiServer(Server):
         self.url = f"https://127.0.0.1:{self.port}"
         self.audit_log = folder / "audit.log"
         self.service_ranges = "10.96.0.0/16"
+        self.flags: dict[str, str] = {}
+        """Other values, and further flags; they count at the next start."""
         self._etcd = etcd
         self._files = files
         self._context = context
@@ -276,7 +289,7 @@ class ApiServer(Server):
 
     def arguments(self) -> Sequence[str]:
         files = self._files
-        return (
+        plain = (
             "--etcd-servers", self._etcd.url, "--secure-port", str(self.port), "--bind-address", "127.0.0.1",
             "--tls-cert-file", str(files["server.pem"]), "--tls-private-key-file", str(files["server.key"]),
             "--cert-dir", str(self.folder / "certs"), "--client-ca-file", str(files["users-ca.pem"]),
@@ -288,6 +301,7 @@ class ApiServer(Server):
             "--audit-log-path", str(self.audit_log), "--audit-policy-file", str(self.folder / "audit.json"),
             "--audit-log-maxsize", str(AUDIT_MEGABYTES),
         )  # fmt: skip
+        return with_flags(plain, self.flags)
 
     def is_ready(self) -> bool:
         return answers(f"{self.url}/readyz", self._context, lambda body: body.strip() == b"ok")
@@ -301,12 +315,14 @@ class ControllerManager(Server):
     def __init__(self, folder: Path, kubeconfig: Path, files: Mapping[str, Path], context: Any) -> None:
         super().__init__(folder)
         self.port = free_port()
+        self.flags: dict[str, str] = {}
+        """As the API server's."""
         self._kubeconfig = kubeconfig
         self._files = files
         self._context = context
 
     def arguments(self) -> Sequence[str]:
-        return (
+        plain = (
             "--kubeconfig", str(self._kubeconfig), "--controllers", ",".join(CONTROLLERS), "--leader-elect=false",
             "--kube-api-qps=500", "--kube-api-burst=1000",
             "--secure-port", str(self.port), "--bind-address", "127.0.0.1",
@@ -314,6 +330,7 @@ class ControllerManager(Server):
             "--root-ca-file", str(self._files["ca.pem"]), "--cert-dir", str(self.folder / "certs"),
             "--use-service-account-credentials=false",
         )  # fmt: skip
+        return with_flags(plain, self.flags)
 
     def is_ready(self) -> bool:
         return answers(f"https://127.0.0.1:{self.port}/healthz", self._context, lambda body: body.strip() == b"ok")
@@ -408,6 +425,22 @@ class Consul(Server):
         if empty:
             shutil.rmtree(self.folder / "data", ignore_errors=True)
         self.start()
+
+
+class Scheduler(Server):
+    """kube-scheduler: pods find their nodes by it."""
+
+    program = "kube-scheduler"
+
+    def __init__(self, folder: Path, kubeconfig: Path) -> None:
+        super().__init__(folder)
+        self._kubeconfig = kubeconfig
+
+    def arguments(self) -> Sequence[str]:
+        return ("--kubeconfig", str(self._kubeconfig), "--leader-elect=false", "--secure-port", "0")
+
+    def is_ready(self) -> bool:
+        return self.running  # it opens no port; that it works is seen by the first pod
 
 
 class KubeProxy(Server):

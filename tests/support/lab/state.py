@@ -66,6 +66,7 @@ class State:
     consul_address: str
     consul_token: str = ""
     provider: str = ""
+    consul_for_pods: str = ""
     servers: dict[str, Process] = field(default_factory=dict)
 
     @property

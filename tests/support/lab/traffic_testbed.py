@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.support.lab import Lab, wait_until
 from tests.support.lab.netns import SERVICES, SERVICES6, Rig, has_ipv6
 from tests.support.lab.servers import KubeProxy, Program
 from tests.support.program import Daemon, environment, put
-from tests.support.raw import SLICES
+from tests.support.raw import SLICES, RawConsul
 
 VM = Path(__file__).with_name("vm.py")
 LOAD = Path(__file__).with_name("load.py")
@@ -64,14 +64,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The client at work."""
+    """The client at work. `read` gives what it has printed so far."""
 
-    program: Program
+    read: Callable[[], str]
 
     def requests(self, since: float = 0.0) -> list[Request]:
         """The requests that have ended, of those that began at `since` or later."""
         found = []
-        text = self.program.log.read_text()
+        text = self.read()
         for line in text[: text.rfind("\n") + 1].splitlines():
             began, ended, said = line.split(" ", 2)
             if float(began) >= since:
@@ -140,39 +140,15 @@ class Knowing:
                     self.at = time.time()
 
 
-class Town:
-    """A context manager. `rig`, `lab` (with Consul inside of the rig's node) and `proxy` are there in the block."""
+class VmServers:
+    """Servers on a rig's VMs, and what Consul knows of them. `rig` and its Consul are there once it runs."""
 
-    def __init__(self, vms: int = 3, proxy: str = "nftables") -> None:
-        self._vms = vms
-        self._mode = proxy
-        self._stack = ExitStack()
-        self.keep = False
-        """Whether the logs are kept, and where they are is said, at the end."""
+    rig: Rig
+    _consul: RawConsul
+
+    def __init__(self) -> None:
         self.servers: dict[tuple[int, int], Program] = {}
         """By VM and port."""
-        self.proxy: KubeProxy
-
-    def __enter__(self) -> Town:
-        with ExitStack() as stack:
-            self.lab = Lab(own=True)
-            stack.callback(lambda: self.lab.close(keep=self.keep))
-            self.rig = stack.enter_context(
-                Rig(self._vms, self.lab.folder / "rig")
-            )  # ends before the lab, from which it takes its Node
-            if has_ipv6():
-                self.lab.apiserver.service_ranges = f"{SERVICES},{SERVICES6}"
-            self.rig.house(self.lab.consul, self.lab.consul.ports["http"])
-            self.lab.start()
-            self.proxy = self.rig.kube_proxy(self.lab, self._mode)
-            self._consul = stack.enter_context(self.lab.raw_consul())
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    # ------------------------------------------------------------------ VMs
 
     def open(self, n: int, service: str, port: int, *, family: int = 4) -> None:
         """Start a server on VM n, which answers with the VM's name, and register it with an HTTP check."""
@@ -205,6 +181,10 @@ class Town:
         path = f"/v1/agent/service/maintenance/{service}-{n}?enable={str(on).lower()}&reason=restart"
         self._consul.json("PUT", path)
 
+    def deregister(self, service: str, n: int) -> None:
+        """Take an instance out of Consul; its server goes on."""
+        self._consul.json("PUT", f"/v1/agent/service/deregister/{service}-{n}")
+
     def statuses(self, service: str) -> dict[str, str]:
         """The worst status of each instance in Consul, by its id."""
         found = {}
@@ -228,6 +208,38 @@ class Town:
         wait_until(
             lambda: self.rig.node.run(*command, check=False).stdout.strip() == vm.name, 30, f"an answer of {vm.name}"
         )
+
+
+class Town(VmServers):
+    """A context manager. `rig`, `lab` (with Consul inside of the rig's node) and `proxy` are there in the block."""
+
+    def __init__(self, vms: int = 3, proxy: str = "nftables") -> None:
+        super().__init__()
+        self._vms = vms
+        self._mode = proxy
+        self._stack = ExitStack()
+        self.keep = False
+        """Whether the logs are kept, and where they are is said, at the end."""
+        self.proxy: KubeProxy
+
+    def __enter__(self) -> Town:
+        with ExitStack() as stack:
+            self.lab = Lab(own=True)
+            stack.callback(lambda: self.lab.close(keep=self.keep))
+            self.rig = stack.enter_context(
+                Rig(self._vms, self.lab.folder / "rig")
+            )  # ends before the lab, from which it takes its Node
+            if has_ipv6():
+                self.lab.apiserver.service_ranges = f"{SERVICES},{SERVICES6}"
+            self.rig.house(self.lab.consul, self.lab.consul.ports["http"])
+            self.lab.start()
+            self.proxy = self.rig.kube_proxy(self.lab, self._mode)
+            self._consul = stack.enter_context(self.lab.raw_consul())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     # ------------------------------------------------------------------ the cluster
 
@@ -285,7 +297,7 @@ class Town:
         command = [sys.executable, "-S", str(LOAD), address, str(port), str(rate)]
         program = self.rig.start(self.rig.pod, command, dict(os.environ), name=f"load-{time.monotonic_ns()}")
         try:
-            yield Load(program)
+            yield Load(program.log.read_text)
         finally:
             program.kill()
 

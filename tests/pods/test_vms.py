@@ -1,0 +1,101 @@
+"""What a pod notices while VMs die, fall silent, leave, and restart, with the bridge as deployed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.pods.conftest import VMS, Figure, Storage
+from tests.support.lab.servers import wait_until
+from tests.support.lab.traffic_testbed import Request
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+CHECK_SECONDS = 5.0 + 1.0
+"""Consul's check of a gateway: its timeout and its interval, of which the first counts for who is silent."""
+
+
+def span(requests: Sequence[Request], since: float) -> str:
+    """What was failed, in words."""
+    if not requests:
+        return "0 failed"
+    return f"{len(requests)} failed, the last began {max(r.began for r in requests) - since:.1f} s later"
+
+
+@pytest.fixture
+def mended(storage: Storage) -> Iterator[None]:
+    """All gateways run, are registered, and on the network again afterwards."""
+    yield
+    for n in range(1, VMS + 1):
+        storage.cluster.rig.cut(n, off=False)
+        server = storage.cluster.servers[n, 8080]
+        if not server.running:
+            server.start()
+        storage.cluster.open(n, "radosgw", 8080)
+        storage.cluster.maintenance("radosgw", n, on=False)
+    storage.bridge.await_addresses("radosgw", VMS)
+
+
+@pytest.mark.usefixtures("mended")
+def test_a_killed_server_costs_what_consul_needs_to_see_it(storage: Storage, figure: Figure) -> None:
+    """Requests fail until Consul's check did, and a moment longer; then none."""
+    since = time.time()
+    storage.cluster.servers[3, 8080].kill()
+    storage.bridge.await_addresses("radosgw", VMS - 1, 15)
+    gone = time.time()
+    storage.client.await_calm(40)
+    failed = storage.client.failed(since)
+    assert all(request.began < gone + 1.0 for request in failed)
+    assert gone - since < CHECK_SECONDS
+    figure("a VM's server killed (check every second)", span(failed, since))
+
+
+@pytest.mark.usefixtures("mended")
+def test_a_silent_vm_costs_the_timeout_of_its_check(storage: Storage, figure: Figure) -> None:
+    """A VM that is cut off answers nobody, so its check ends with its timeout; then no request goes there."""
+    since = time.time()
+    storage.cluster.rig.cut(4, off=True)
+    storage.bridge.await_addresses("radosgw", VMS - 1, 30)
+    gone = time.time()
+    storage.client.await_calm(40)
+    failed = storage.client.failed(since)
+    assert all(request.began < gone + 1.0 for request in failed)
+    assert gone - since < CHECK_SECONDS + 5.0
+    figure(f"a VM silent: cut off (timeout of the check {CHECK_SECONDS - 1:.0f} s)", span(failed, since))
+
+
+@pytest.mark.usefixtures("mended")
+def test_a_vm_that_is_deregistered_or_drained_costs_nothing(storage: Storage, figure: Figure) -> None:
+    """Both leave the endpoints while their servers still answer."""
+    since = time.time()
+    storage.cluster.deregister("radosgw", 5)
+    seconds = storage.bridge.await_addresses("radosgw", VMS - 1)
+    storage.cluster.maintenance("radosgw", 6, on=True)
+    storage.bridge.await_addresses("radosgw", VMS - 2)
+    storage.client.await_silence(storage.cluster.rig.vms[4].name, 40)
+    storage.client.await_silence(storage.cluster.rig.vms[5].name, 40)
+    storage.cluster.servers[5, 8080].kill()
+    storage.cluster.servers[6, 8080].kill()
+    storage.client.await_calm(40)
+    assert storage.client.failed(since) == []
+    figure("a VM deregistered, one drained (`consul maint`), then stopped", f"0 failed; gone after {seconds:.1f} s")
+
+
+@pytest.mark.usefixtures("mended")
+def test_all_twelve_restart_in_turn_and_no_request_fails(storage: Storage, figure: Figure) -> None:
+    """Each is drained, killed when it has left the endpoints, started, and back before the next."""
+    since = time.time()
+    for n in range(1, VMS + 1):
+        storage.cluster.maintenance("radosgw", n, on=True)
+        storage.bridge.await_addresses("radosgw", VMS - 1)
+        time.sleep(0.5)  # what had begun before the nodes' rules changed
+        storage.cluster.servers[n, 8080].restart()
+        storage.cluster.await_answer(n, 8080)
+        storage.cluster.maintenance("radosgw", n, on=False)
+        storage.bridge.await_addresses("radosgw", VMS)
+    wait_until(lambda: len(storage.client.answers(time.time() - 5)) == VMS, 30, "answers of all")
+    asked = len(storage.client.requests(since))
+    assert storage.client.failed(since) == []
+    figure("twelve VMs restarted in turn", f"0 of {asked} failed in {time.time() - since:.0f} s")

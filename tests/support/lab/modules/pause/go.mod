@@ -1,0 +1,3 @@
+module consul-endpoints-bridge/lab/pause
+
+go 1.26.0
