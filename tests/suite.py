@@ -89,7 +89,7 @@ WITHOUT_SERVERS = (
 """Files above the loop level of which some tests need neither servers nor a container engine."""
 
 LEFT_OUT = (
-    "not run, for want of servers: contracts beside the real ones, end to end, chaos; all of it: make test REAL=1"
+    "not run, for want of servers: contracts beside the real ones, pods, end to end, chaos; all of it: make test REAL=1"
 )
 
 

@@ -184,7 +184,7 @@ def test_without_servers_what_needs_none_is_run_and_the_rest_is_named(
     real = bool(arguments)
     assert bool(built) is real
     shared = [f"end to end, share {n}" for n in range(1, SHARES + 1)]
-    assert {s.name for s in ran if s.needs_lab} == ({"contract", "chaos", *shared} if real else set())
+    assert {s.name for s in ran if s.needs_lab} == ({"contract", "pods", "chaos", *shared} if real else set())
     assert all("not lab" in s.commands[0] for s in ran if s.group == "lab") is not real
     assert {"style", "types", "core, every branch", "unit", "loop"} <= {s.name for s in ran}
     assert (LEFT_OUT in capsys.readouterr().out) is not real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from tests.support.lab import manifests
 from tests.support.lab.pods.cluster import Cluster
+from tests.support.lab.pods.node import Node
 from tests.support.lab.servers import wait_until
 from tests.support.lab.traffic_testbed import LOAD, Load
 from tests.support.raw import SLICES
@@ -123,6 +125,20 @@ class Installation:
     def await_addresses(self, service: str, count: int, within: float = 60.0) -> float:
         """Wait until so many addresses are ready; the seconds it took."""
         return self._timed(lambda: len(self.addresses(service)) == count, within, f"{count} addresses of {service}")
+
+    def await_rules(self, service: str, address: str, *, there: bool, within: float = 30.0) -> float:
+        """Wait until every node's kube-proxy sends, or does not send, new connections to an address; the seconds."""
+
+        def known(node: Node) -> bool:
+            rules = node.host.run("nft", "list", "table", "ip", "kube-proxy").stdout
+            chain = re.search(rf"chain service-\w+-{self.namespace}/{service}/\S+ \{{\n(.*)\n", rules)
+            return chain is not None and re.search(rf"\b{re.escape(address)}\b", chain[1]) is not None
+
+        nodes = self.cluster.nodes
+        word = "in" if there else "out of"
+        return self._timed(
+            lambda: all(known(node) is there for node in nodes), within, f"{address} being {word} the nodes' rules"
+        )
 
     def client(self, host: str, port: int, rate: float, name: str = "client") -> Load:
         """A pod that asks by name; what it gets."""

@@ -78,5 +78,6 @@ func run(config *options.KubeRouterConfig) error {
 	<-ended
 	close(stop)
 	group.Wait()
+	firewall.Cleanup()
 	return nil
 }
