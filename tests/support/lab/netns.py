@@ -137,8 +137,10 @@ class Rig:
 
         `nodes`: machines beside the VMs for a cluster with pods (pods/), whose control plane is in `node`.
         """
-        if not 0 <= vms <= MOST_VMS or not 0 <= nodes <= MOST_NODES:
-            raise LabError(f"a rig has up to {MOST_VMS} VMs and {MOST_NODES} nodes, not {vms} and {nodes}")
+        if not 0 <= vms <= MOST_VMS:
+            raise LabError(f"a rig has up to {MOST_VMS} VMs, not {vms}")
+        if not 0 <= nodes <= MOST_NODES:
+            raise LabError(f"a rig has up to {MOST_NODES} nodes, not {nodes}")
         self.vms: list[Host] = []
         self.nodes: list[Host] = []
         self._count = vms
