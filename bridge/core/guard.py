@@ -104,7 +104,7 @@ class _Hold:
     """A hold, why losses and flips are in it (None: they are not), and what it counts for in the sums."""
 
     held: Held
-    why_lost: _Reason | None
+    why_removed: _Reason | None
     why_flips: _Reason | None
     since: float
     removed: int
@@ -113,7 +113,7 @@ class _Hold:
 
     @property
     def rebuilt(self) -> bool:
-        return self.why_lost is not None and self.why_lost.cause is Code.HELD_REBUILT
+        return self.why_removed is not None and self.why_removed.cause is Code.HELD_REBUILT
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +388,7 @@ class _Ledger:
         removal, panic = self._look((), ready, now)
         found = set()
         for target, hold in self.holds.items():
-            lost_stays = hold.why_lost is None or (
+            lost_stays = hold.why_removed is None or (
                 self._rebuilds.last(hold.datacenters, self._scope, now)
                 if hold.rebuilt
                 else removal is not None or self._removal.lasts(now)
@@ -415,33 +415,33 @@ class _Ledger:
         for plan in plans:
             hold = self.holds.get(plan.target)
             datacenters = frozenset(q.datacenter for q in plan.queries)
-            why_lost, why_flips = removal, panic
+            why_removed, why_flips = removal, panic
             if hold is not None:
-                if why_lost is None and not hold.rebuilt and self._removal.lasts(now):
-                    why_lost = hold.why_lost
+                if why_removed is None and not hold.rebuilt and self._removal.lasts(now):
+                    why_removed = hold.why_removed
                 if why_flips is None and self._panic.lasts(now):
                     why_flips = hold.why_flips
-            why_lost = self._rebuilds.reason(datacenters, self._scope, now) or why_lost
-            why_lost = why_lost if plan.removed else None
+            why_removed = self._rebuilds.reason(datacenters, self._scope, now) or why_removed
+            why_removed = why_removed if plan.removed else None
             why_flips = why_flips if plan.became_unready else None
-            why = why_lost or why_flips
+            why = why_removed or why_flips
             if why is None:
                 continue
-            lost = plan.removed if why_lost is not None else 0
-            flipped = plan.became_unready if why_flips is not None else 0
-            sentence = self._sentence(lost + flipped, why, force_command(self._settings.command, plan))
+            removed = plan.removed if why_removed is not None else 0
+            became_unready = plan.became_unready if why_flips is not None else 0
+            sentence = self._sentence(removed + became_unready, why, force_command(self._settings.command, plan))
             kept = Held(
                 plan.target,
                 why.cause,
-                lost + flipped,
+                removed + became_unready,
                 sentence,
-                removed=lost > 0,
-                flips=flipped > 0,
-                deselected=lost > 0 and plan.deselected > 0,
+                removed=removed > 0,
+                flips=became_unready > 0,
+                deselected=removed > 0 and plan.deselected > 0,
                 releasing=self._releases.counts(plan.target),
             )
             since = now if hold is None else hold.since
-            self.holds[plan.target] = _Hold(kept, why_lost, why_flips, since, lost, flipped, datacenters)
+            self.holds[plan.target] = _Hold(kept, why_removed, why_flips, since, removed, became_unready, datacenters)
             held[plan.target] = kept
         self._peak_held = max(self._peak_held, self._held_endpoints())
         return held
@@ -455,16 +455,16 @@ class _Ledger:
         mine = {p.target for p in plans} | self._exempt
         holds = [h for target, h in self.holds.items() if target not in mine]
         free = [t for target in mine for t in pending.of(target)]
-        kept_lost = _removed(holds) + sum(p.removed for p in plans)
-        kept = kept_lost + _became_unready(holds) + sum(p.became_unready for p in plans)
-        went_lost = written.removed + pending.removed - _removed(free)
-        went = went_lost + written.became_unready + pending.became_unready - _became_unready(free)
+        kept_removed = _removed(holds) + sum(p.removed for p in plans)
+        kept = kept_removed + _became_unready(holds) + sum(p.became_unready for p in plans)
+        went_removed = written.removed + pending.removed - _removed(free)
+        went = went_removed + written.became_unready + pending.became_unready - _became_unready(free)
         whole = ready + written.removed + written.became_unready
-        lost, taken = _Sum(kept_lost + went_lost, whole), _Sum(kept + went, whole)
-        removes, panics = self._exceeds(lost, settings.removal_percent), self._exceeds(taken, settings.panic_percent)
+        removed, taken = _Sum(kept_removed + went_removed, whole), _Sum(kept + went, whole)
+        removes, panics = self._exceeds(removed, settings.removal_percent), self._exceeds(taken, settings.panic_percent)
         believed = self._came_back(plans)
         self._removal.see(
-            exceeds=self._exceeds(_Sum(kept_lost, ready), settings.removal_percent),
+            exceeds=self._exceeds(_Sum(kept_removed, ready), settings.removal_percent),
             over=believed or (self._given_up and not removes),
             now=now,
         )
@@ -475,7 +475,7 @@ class _Ledger:
         )
         self._given_up = False
         return (
-            _Reason(Code.HELD_REMOVAL, self._removal_reason(lost)) if removes else None,
+            _Reason(Code.HELD_REMOVAL, self._removal_reason(removed)) if removes else None,
             _Reason(Code.HELD_PANIC, self._panic_reason(taken)) if panics else None,
         )
 
@@ -485,10 +485,10 @@ class _Ledger:
         still = sum(planned.get(target, h.held.endpoints) for target, h in self.holds.items())
         return still * 2 <= self._peak_held
 
-    def _removal_reason(self, lost: _Sum) -> str:
+    def _removal_reason(self, removed: _Sum) -> str:
         settings = self._settings
         return (
-            f"{lost.part} of {lost.whole} ready endpoints {self._whose()} ({lost.percent} %, the limit is "
+            f"{removed.part} of {removed.whole} ready endpoints {self._whose()} ({removed.percent} %, the limit is "
             f"{settings.removal_percent} %) would vanish within {settings.window_seconds:.0f} s because Consul no "
             "longer lists them or no rule selects them"
         )
@@ -548,11 +548,11 @@ class _Ledger:
             window.forget(now - self._settings.window_seconds)
 
     def _note(self, plan: Plan, held: Held | None, now: float, *, counted: bool) -> None:
-        lost = 0 if not counted or (held is not None and held.removed) else plan.removed
-        flipped = 0 if not counted or (held is not None and held.flips) else plan.became_unready
+        removed = 0 if not counted or (held is not None and held.removed) else plan.removed
+        became_unready = 0 if not counted or (held is not None and held.flips) else plan.became_unready
         gained = max(0, plan.ready - (plan.ready_before - plan.removed - plan.became_unready))
-        if lost or flipped or gained:
-            self._pending.put(plan.target, [_LossSample(now, lost, flipped, gained)])
+        if removed or became_unready or gained:
+            self._pending.put(plan.target, [_LossSample(now, removed, became_unready, gained)])
 
     def _recovered(self, target: Target) -> None:
         """Consul shows everything again at `target`."""
@@ -602,12 +602,12 @@ def _without(history: Iterable[_LossSample], gained: int) -> list[_LossSample]:
     """What is left of what went when `gained` endpoints came back, the oldest first."""
     left = []
     for taking in history:
-        flipped = max(0, taking.became_unready - gained)
-        gained -= taking.became_unready - flipped
-        lost = max(0, taking.removed - gained)
-        gained -= taking.removed - lost
-        if lost or flipped:
-            left.append(_LossSample(taking.at, lost, flipped))
+        became_unready = max(0, taking.became_unready - gained)
+        gained -= taking.became_unready - became_unready
+        removed = max(0, taking.removed - gained)
+        gained -= taking.removed - removed
+        if removed or became_unready:
+            left.append(_LossSample(taking.at, removed, became_unready))
     return left
 
 

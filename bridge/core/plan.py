@@ -465,12 +465,12 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     if stays and (draft.makes_slices or not why_not_carried(desired.groups)):
         draft.unmirrored = True
         draft.warnings.append(Reason(Code.SLICES_KEPT))
-    spare: Sequence[CurrentSlice] = mine
+    surplus: Sequence[CurrentSlice] = mine
     if wants_slices or (stays and draft.makes_slices):
-        packed, spare = packing.pack(draft.target, desired.groups, mine, desired.max_endpoints_per_slice)
+        packed, surplus = packing.pack(draft.target, desired.groups, mine, desired.max_endpoints_per_slice)
         _slices(draft, desired, packed, own, annotations)
     elif stays:
-        spare = ()
+        surplus = ()
         if "patch" not in draft.missing:
             for piece in (s for s in mine if not s.meta.deleting):
                 draft.add(_reduced(draft, piece, desired, own, annotations))
@@ -478,7 +478,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
         draft.warnings.append(Reason(Code.ENDPOINTS_BEING_DELETED))
     elif wants_endpoints and not blocked:
         _endpoints(draft, content, endpoints, alone)
-    for piece in spare:
+    for piece in surplus:
         reduced = _reduced(draft, piece, desired, own, annotations, Reason(Code.SLICES_REFUSED))
         _drop_slice(draft, piece, Reason(Code.NOT_NEEDED), (own, annotations), reduced)
     if not wants_endpoints and endpoints is not None and not blocked:

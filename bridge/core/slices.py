@@ -34,7 +34,7 @@ def pack(
     Slices that are being deleted are as good as gone; only their names are still taken.
     """
     wanted: list[Slice] = []
-    spare: list[CurrentSlice] = []
+    surplus: list[CurrentSlice] = []
     taken = {s.meta.name for s in existing}
     usable: dict[tuple[Family, tuple[Port, ...]], list[CurrentSlice]] = {}
     for current in sorted(existing, key=_by_name):
@@ -43,10 +43,10 @@ def pack(
     for group in groups:
         packed, unused = _pack_group(target, group, usable.pop((group.family, group.ports), []), limit, taken)
         wanted += packed
-        spare += unused
-    spare += [current for left in usable.values() for current in left]
+        surplus += unused
+    surplus += [current for left in usable.values() for current in left]
     wanted, emptied = _uncrossed(target, wanted, existing, taken)
-    return tuple(sorted(wanted, key=lambda s: s.name)), tuple(sorted((*spare, *emptied), key=_by_name))
+    return tuple(sorted(wanted, key=lambda s: s.name)), tuple(sorted((*surplus, *emptied), key=_by_name))
 
 
 def missing(target: Target, groups: Iterable[Group], existing: Sequence[CurrentSlice], limit: int) -> tuple[Slice, ...]:
@@ -131,15 +131,15 @@ def _by_name(current: CurrentSlice) -> str:
 def _pack_group(
     target: Target, group: Group, existing: Sequence[CurrentSlice], limit: int, taken: set[str]
 ) -> tuple[list[Slice], list[CurrentSlice]]:
-    homeless = {e.address: e for e in group.endpoints}
+    unplaced = {e.address: e for e in group.endpoints}
     kept: list[tuple[CurrentSlice, list[Endpoint]]] = []
     for current in existing:
         mine: list[Endpoint] = []
         for old in current.group.endpoints:
-            if len(mine) < limit and old.address in homeless:
-                mine.append(homeless.pop(old.address))
+            if len(mine) < limit and old.address in unplaced:
+                mine.append(unplaced.pop(old.address))
         kept.append((current, mine))
-    waiting = list(homeless.values())
+    waiting = list(unplaced.values())
     for _, members in sorted(kept, key=lambda k: -len(k[1])):
         room = limit - len(members)
         members += waiting[:room]

@@ -125,21 +125,21 @@ def translate(
     """
     rule = sources[0][0]
     service = current.service if current is not None else None
-    fates: list[tuple[Rule, Query, InstanceDecision]] = []
+    decisions: list[tuple[Rule, Query, InstanceDecision]] = []
     for source_rule, query, known in sources:
         mine = decide(known.instances, source_rule, current, resolved, cluster_nodes)
-        fates += [(source_rule, query, fate) for fate in mine]
+        decisions += [(source_rule, query, decision) for decision in mine]
     skipped = {
-        Skipped(query.service, instance_name(fate.instance), fate.reason)
-        for _, query, fate in fates
-        if fate.reason is not None
-        and fate.disposition in (Disposition.OMITTED, Disposition.SKIPPED, Disposition.EXCLUDED)
+        Skipped(query.service, instance_name(decision.instance), decision.reason)
+        for _, query, decision in decisions
+        if decision.reason is not None
+        and decision.disposition in (Disposition.OMITTED, Disposition.SKIPPED, Disposition.EXCLUDED)
     }
     skipped |= {Skipped(query.service, *pair) for _, query, known in sources for pair in known.invalid}
     nobody = [(r, query, known) for r, query, known in sources if _selects_nobody(r, known)]
-    main = "" if rule.to.annotated else _main_name(fates, service)
-    names = {} if rule.to.annotated else _names(fates, main, service, rule)
-    groups, withheld = _groups((fate for _, _, fate in fates), main, names)
+    main = "" if rule.to.annotated else _main_name(decisions, service)
+    names = {} if rule.to.annotated else _names(decisions, main, service, rule)
+    groups, withheld = _groups((decision for _, _, decision in decisions), main, names)
     deselected: tuple[Group, ...] = ()
     if dropped := [f for r, _, known in sources for f in _deselected(known, r, current, resolved, cluster_nodes)]:
         deselected = tuple(group for found in _groups(dropped, main, names) for group in found)
@@ -149,17 +149,17 @@ def translate(
         rules = [source_rule for source_rule, _, _ in sources]
         service_ports, warnings = portage.of_service(rules, main, (*groups, *withheld), service, names)
         ours = service is not None and service.meta.owner is not None
-        if fates and not ours and all(fate.disposition is Disposition.EXCLUDED for _, _, fate in fates):
+        if decisions and not ours and all(decision.disposition is Disposition.EXCLUDED for _, _, decision in decisions):
             return Translation(None, tuple(sorted(skipped)))
         if nobody and not ours and len(nobody) == len(sources):
             skipped |= {Skipped(source[1].service, "", _nobody(Code.NONE_SELECTED, *source)) for source in nobody}
             hints = {text for source_rule, _, known in nobody for text in _tag_hints(source_rule, known)}
             return Translation(None, tuple(sorted(skipped)), tuple(sorted(hints)))
         if not service_ports and not rule.to.headless and not (ours and service is not None and service.headless):
-            without = Skipped(sources[0][1].service, "", _no_service_port(fates, sources))
+            without = Skipped(sources[0][1].service, "", _no_service_port(decisions, sources))
             kinds = {text for source_rule, _, known in sources for text in _address_hints(source_rule, known)}
             return Translation(None, tuple(sorted({*skipped, without})), tuple(sorted(kinds)))
-    labels, annotations, contradictions = _pairs(sources, fates)
+    labels, annotations, contradictions = _pairs(sources, decisions)
     mirror = Mirror(
         target=target,
         queries=tuple(sorted({query for _, query, _ in sources})),
@@ -183,24 +183,26 @@ def translate(
         *warnings,
         *contradictions,
         *_warnings(mirror, service),
-        *_zone_warnings(fates),
-        *_node_warnings(fates, cluster_nodes),
+        *_zone_warnings(decisions),
+        *_node_warnings(decisions, cluster_nodes),
         *(
             text
-            for source_rule, _, fate in fates
-            if fate.endpoints and (fate.instance.ports or source_rule.to.annotated)
-            for text in _port_warnings(fate, source_rule, service)
+            for source_rule, _, decision in decisions
+            if decision.endpoints and (decision.instance.ports or source_rule.to.annotated)
+            for text in _port_warnings(decision, source_rule, service)
         ),
     )
     return Translation(mirror, tuple(sorted(skipped)), tuple(sorted(set(warnings))))
 
 
 def _no_service_port(
-    fates: Sequence[tuple[Rule, Query, InstanceDecision]], sources: Sequence[tuple[Rule, Query, Known]]
+    decisions: Sequence[tuple[Rule, Query, InstanceDecision]], sources: Sequence[tuple[Rule, Query, Known]]
 ) -> Reason:
     """Why there is no port for the Service: nobody is there, nobody is meant, or nobody can be reached, or has one."""
     meant = [
-        fate.reason for _, _, fate in fates if fate.disposition not in (Disposition.NOT_SELECTED, Disposition.EXCLUDED)
+        decision.reason
+        for _, _, decision in decisions
+        if decision.disposition not in (Disposition.NOT_SELECTED, Disposition.EXCLUDED)
     ]
     if any(reason is None or reason.code in _WITHOUT_PORT for reason in meant):
         return Reason(Code.NO_SERVICE_PORT)
@@ -256,10 +258,10 @@ def decide(
 ) -> list[InstanceDecision]:
     """What becomes of each instance of one service under its rule, and why."""
     service = current.service if current is not None else None
-    fates = [_fate_of(instance, rule, service, resolved or {}, cluster_nodes) for instance in instances]
+    decisions = [_fate_of(instance, rule, service, resolved or {}, cluster_nodes) for instance in instances]
     if rule.instances.keep_last_ready and current is not None:
-        _keep_last_ready(fates, current)
-    return fates
+        _keep_last_ready(decisions, current)
+    return decisions
 
 
 def _fate_of(
@@ -374,18 +376,18 @@ def _conditions(status: Status, treatment: Treatment) -> tuple[bool, bool, bool]
     return False, drained, drained
 
 
-def _keep_last_ready(fates: Sequence[InstanceDecision], current: Current) -> None:
+def _keep_last_ready(decisions: Sequence[InstanceDecision], current: Current) -> None:
     """When nothing would be ready any more, what is ready now and still registered stays ready."""
-    if any(fate.disposition is Disposition.READY for fate in fates):
+    if any(decision.disposition is Disposition.READY for decision in decisions):
         return
     ready = ready_now(current)
-    for fate in fates:
-        if any((e.address, p.number) in ready for _, e in fate.endpoints for p in fate.ports or NO_PORTS):
-            fate.endpoints = tuple(
-                (family, replace(e, ready=True, serving=True, terminating=False)) for family, e in fate.endpoints
+    for decision in decisions:
+        if any((e.address, p.number) in ready for _, e in decision.endpoints for p in decision.ports or NO_PORTS):
+            decision.endpoints = tuple(
+                (family, replace(e, ready=True, serving=True, terminating=False)) for family, e in decision.endpoints
             )
-            fate.disposition = Disposition.READY
-            fate.reason = Reason(Code.KEPT_READY, status=fate.instance.status)
+            decision.disposition = Disposition.READY
+            decision.reason = Reason(Code.KEPT_READY, status=decision.instance.status)
 
 
 def ready_now(current: Current) -> set[tuple[str, int]]:
@@ -465,13 +467,13 @@ def _node_at(address: str, consul_node: str, nodes: ClusterNodes) -> str:
     return "" if nodes.is_own(found, consul_node) else found
 
 
-def _node_warnings(fates: Iterable[tuple[Rule, Query, InstanceDecision]], nodes: ClusterNodes) -> Iterable[Reason]:
+def _node_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]], nodes: ClusterNodes) -> Iterable[Reason]:
     """What an operator's rule leads to the cluster's own nodes."""
     found = sorted({
         endpoint.address
-        for rule, _, fate in (fates if nodes.addresses else ())
-        for _, endpoint in fate.endpoints
-        if not rule.to.annotated and _node_at(endpoint.address, fate.instance.node, nodes)
+        for rule, _, decision in (decisions if nodes.addresses else ())
+        for _, endpoint in decision.endpoints
+        if not rule.to.annotated and _node_at(endpoint.address, decision.instance.node, nodes)
     })  # fmt: skip
     if found:
         yield Reason(Code.NODE_ADDRESSES, count=len(found), first=found[0])
@@ -488,36 +490,36 @@ def zone_of(instance: Instance, zone_meta: str) -> str:
 # --------------------------------------------------------------------------- the whole
 
 
-def _main_name(fates: Iterable[tuple[Rule, Query, InstanceDecision]], service: CurrentService | None) -> str:
+def _main_name(decisions: Iterable[tuple[Rule, Query, InstanceDecision]], service: CurrentService | None) -> str:
     """The name for the port of those instances that have one only and whose rule gives none."""
-    placed = [(rule, fate) for rule, _, fate in fates if fate.ports]
-    unnamed = [fate.instance for rule, fate in placed if not rule.to.port_name]
-    protocols = {p.protocol for _, fate in placed for p in fate.ports if not p.name}
+    placed = [(rule, decision) for rule, _, decision in decisions if decision.ports]
+    unnamed = [decision.instance for rule, decision in placed if not rule.to.port_name]
+    protocols = {p.protocol for _, decision in placed for p in decision.ports if not p.name}
     alone = not unnamed or len(unnamed) == len(placed)
     return portage.main_name(unnamed, service, alone=alone, protocols=protocols)
 
 
 def _names(
-    fates: Iterable[tuple[Rule, Query, InstanceDecision]], main: str, service: CurrentService | None, rule: Rule
+    decisions: Iterable[tuple[Rule, Query, InstanceDecision]], main: str, service: CurrentService | None, rule: Rule
 ) -> portage.Names:
     """Other names for the ports of one name that are there in several protocols."""
-    port_sets = {fate.ports for _, _, fate in fates if fate.endpoints}
+    port_sets = {decision.ports for _, _, decision in decisions if decision.endpoints}
     if len({p.protocol for ports in port_sets for p in ports}) < 2:
         return {}
     return portage.names_by_protocol((portage.renamed(ports, main) for ports in port_sets), service, rule.to.protocol)
 
 
 def _groups(
-    fates: Iterable[InstanceDecision], main: str, names: portage.Names
+    decisions: Iterable[InstanceDecision], main: str, names: portage.Names
 ) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """The groups of what is listed, and of what is left out for its health alone."""
     listed: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
     withheld: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
-    for fate in fates:
-        members = withheld if fate.disposition is Disposition.OMITTED else listed
-        ports = portage.renamed(fate.ports, main) if main else fate.ports
+    for decision in decisions:
+        members = withheld if decision.disposition is Disposition.OMITTED else listed
+        ports = portage.renamed(decision.ports, main) if main else decision.ports
         ports = portage.apart(ports, names) if names else ports
-        for family, endpoint in fate.endpoints:
+        for family, endpoint in decision.endpoints:
             group = members.setdefault((family, ports), {})
             known = group.get(endpoint.address)
             group[endpoint.address] = endpoint if known is None else normalize.merge(known, endpoint)
@@ -540,7 +542,7 @@ def _families(groups: Sequence[Group], service: CurrentService | None) -> tuple[
 
 
 def _pairs(
-    sources: Sequence[tuple[Rule, Query, Known]], fates: Iterable[tuple[Rule, Query, InstanceDecision]]
+    sources: Sequence[tuple[Rule, Query, Known]], decisions: Iterable[tuple[Rule, Query, InstanceDecision]]
 ) -> tuple[Pairs, Pairs, tuple[Reason, ...]]:
     """Labels and annotations of all the rules together (the first wins), and what instances contradict in."""
     labels: Pairs = ()
@@ -549,7 +551,7 @@ def _pairs(
     warnings: list[Reason] = []
     if any(rule.to.labels_from or rule.to.annotations_from for rule, _, _ in sources):
         selected = [
-            f.instance for _, _, f in fates if f.disposition not in (Disposition.EXCLUDED, Disposition.NOT_SELECTED)
+            f.instance for _, _, f in decisions if f.disposition not in (Disposition.EXCLUDED, Disposition.NOT_SELECTED)
         ]
     else:
         selected = []
@@ -623,16 +625,16 @@ def _traffic_warnings(mirror: Mirror, service: CurrentService) -> Iterable[Reaso
         yield Reason(Code.DISTRIBUTION_UNZONED, value=truncate(distribution), count=without, ready=len(endpoints))
 
 
-def _port_warnings(fate: InstanceDecision, rule: Rule, service: CurrentService | None) -> Iterable[Reason]:
+def _port_warnings(decision: InstanceDecision, rule: Rule, service: CurrentService | None) -> Iterable[Reason]:
     """What becomes of an instance's ports otherwise than one would think."""
-    own_port = choose_address(fate.instance, rule.instances)[1]
-    yield from portage.remarks(fate.instance, rule, own_port)
+    own_port = choose_address(decision.instance, rule.instances)[1]
+    yield from portage.remarks(decision.instance, rule, own_port)
     if rule.to.annotated:
-        yield from portage.guesses(fate.instance, service, own_port)
+        yield from portage.guesses(decision.instance, service, own_port)
 
 
-def _zone_warnings(fates: Iterable[tuple[Rule, Query, InstanceDecision]]) -> Iterable[Reason]:
-    for rule, _, fate in fates:
-        for key, value in fate.instance.node_meta if fate.endpoints else ():
+def _zone_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]]) -> Iterable[Reason]:
+    for rule, _, decision in decisions:
+        for key, value in decision.instance.node_meta if decision.endpoints else ():
             if key == rule.instances.zone_meta and value and not is_label_value(value):
                 yield Reason(Code.ZONE_INVALID, zone=truncate(value))
