@@ -7,13 +7,13 @@ addresses are ready in the EndpointSlices of three Services: one by a rule with 
 annotated with it, and one with `keep_last_ready`. Three kinds of seconds come of it:
 
     wrong     an address is ready that is not the primary, while another VM is
-    nobody    an address is ready although no VM is the primary
+    none      an address is ready although no VM is the primary
     missing   the primary is not ready
 
 `consul` is what a perfect mirror of Consul's answers would have had (passing instances with the tag), so the bridge's
 own part is the difference. Two further ones are computed from the same answers, to see what an option would be worth:
 `unique`, of several such instances only the one whose registration changed last; `latest`, the same of all instances
-with the tag, and nobody while that one is not passing. The last line says what the bridge's own part was at most; the
+with the tag, and none while that one is not passing. The last line says what the bridge's own part was at most; the
 exit status is 1 when that is more than 0.2 s.
 """
 
@@ -39,7 +39,7 @@ OWN_SECONDS = 0.2
 """What the bridge may add of its own to each kind, in a scenario."""
 SILENT_SECONDS = 60.0
 AFTER_SECONDS = 5.0
-KINDS = ("wrong", "nobody", "missing")
+KINDS = ("wrong", "none", "missing")
 COMPUTED = ("consul", "unique", "latest")
 SERVICES = {to["name"]: what for what, to in RULES.items()} | {ASKED: "annotated"}
 Ready = frozenset[str]
