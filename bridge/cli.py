@@ -544,7 +544,7 @@ def _run(flags: Mapping[str, Any]) -> int:
         from bridge.telemetry.fan_out import FanOutObserver
         from bridge.telemetry.history import History
         from bridge.telemetry.metrics import Metrics
-        from bridge.telemetry.routes import Site
+        from bridge.telemetry.routes import Routes
         from bridge.telemetry.web import WebServer
 
         log = logs.logger()
@@ -558,9 +558,9 @@ def _run(flags: Mapping[str, Any]) -> int:
         )
         daemons.append(daemon)
         metrics.watch(daemon.status)
-        site, where = Site(daemon, metrics.text, history), settings.run.page
-        web = WebServer(settings.run.listen, site.pages if where == "on" else site.probes)
-        page = WebServer(where, site.pages) if where not in ("on", "off") else None
+        routes, where = Routes(daemon, metrics.text, history), settings.run.page
+        web = WebServer(settings.run.listen, routes.pages if where == "on" else routes.probes)
+        page = WebServer(where, routes.pages) if where not in ("on", "off") else None
         with web, page or contextlib.nullcontext():
             log.info("effective settings", **{k: v for k, v in settings.effective().items() if v})
             places = {"listening": web.address, **({"page": page.address} if page is not None else {})}

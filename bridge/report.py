@@ -577,7 +577,7 @@ class Observer(Protocol):
         """Every namespace where EndpointSlices may not be written, and the missing rights. Said again and again."""
 
     def conflicting_writer(self, reason: str) -> None:
-        """Another process works against us ("": nobody does). Said again and again."""
+        """Another process writes what is ours, and why we think so ("": none does). Said again and again."""
 
     def streaming_mismatch(self, query: Query, reason: str) -> None:
         """Consul showed a service to a query that waited otherwise than its catalog has it. Said once for each."""

@@ -1,4 +1,4 @@
-"""Notices who works against us: another process under our own owner id, or somebody who undoes what we write.
+"""Detects conflicting writers: another process with our own owner id, or one that undoes what we write.
 
 Two bridges with one owner id and different rules take each other's objects away, and each believes to be in the right.
 Nothing forbids it (a person may run `bridge sync` beside the daemon), so it is said once it goes on. Three signs:
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from bridge.core.model import Target
 
 ENOUGH = 3
-"""Signs of one kind within the window before anything is said: one person's `bridge sync` is not yet a rival."""
+"""Signs of one kind within the window before anything is reported: a `bridge sync` by hand is one sign."""
 
 WINDOW_SECONDS = 60.0
 NO_DELETION_SECONDS = 600.0

@@ -266,12 +266,12 @@ class Controller:
             detail["election"] = leadership
         if forbidden := self._forbidden_slices():
             detail["endpointslices_forbidden"] = forbidden
-        if unreadable := self._unreadable():
-            detail["unreadable"] = unreadable
+        if forbidden_namespaces := self._unreadable():
+            detail["forbidden_namespaces"] = forbidden_namespaces
         if warnings := [*warnings_of(self._consul), *self._remarks()]:
             detail["warnings"] = warnings
-        if rival := self._conflicting_writer():
-            detail["rival"] = rival
+        if conflicting_writer := self._conflicting_writer():
+            detail["conflicting_writer"] = conflicting_writer
         if self._passing.is_set():
             with self._reconciler.lock:
                 detail["held"] = [f"{h.target}: {h.reason}" for h in self._reconciler.guard.active()]

@@ -283,7 +283,7 @@ class Election:
             "shards": self._config.shards,
             "held": sorted(self.held),
             "holders": {str(n): holder for n, holder in sorted(self._holders().items())},
-            "members": sorted(member.identity for member in self._members),
+            "replicas": sorted(member.identity for member in self._members),
             "waiting": self._waiting or None,
             "error": self.error,
         }

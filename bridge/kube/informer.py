@@ -433,7 +433,7 @@ class Informer:
             "last_contact_seconds": None if None in heard else max(now - h for h in heard if h is not None),
             "backing_off": reason is not None,
             "reason": reason,
-            "unreadable": unreadable,
+            "forbidden_namespaces": unreadable,
             "objects": self._store.counts(),
             "ready": self._store.total_ready(),
             "owned": len(self._store.targets()),

@@ -12,7 +12,7 @@ from bridge.telemetry.markup import Html, el, join
 LISTED = 50
 """Entries of one list on a page."""
 
-TONES: Mapping[str, str] = {
+SEVERITIES: Mapping[str, str] = {
     "in sync": "good", "differs": "busy", "out of sync": "bad", "held": "warn", "conflict": "warn", "failed": "bad",
     "unknown": "warn",
 }  # fmt: skip
@@ -30,16 +30,16 @@ def counts(ready: int, not_ready: int, what: str = "") -> str:
 
 def badge(state: str) -> Html:
     """A service's state."""
-    tone = TONES.get(state, "bad")
-    return el("span", mark(tone), " ", state, class_=f"badge {tone}")
+    severity = SEVERITIES.get(state, "bad")
+    return el("span", mark(severity), " ", state, class_=f"badge {severity}")
 
 
 _MARKS = {"good": "✓", "busy": "…", "warn": "!", "bad": "✕", "plain": "•"}
 
 
-def mark(tone: str) -> Html:
+def mark(severity: str) -> Html:
     """A sign beside the words, so that colour is never all that tells."""
-    return el("span", _MARKS.get(tone, "•"), aria_hidden="true", class_="mark")
+    return el("span", _MARKS.get(severity, "•"), aria_hidden="true", class_="mark")
 
 
 def bar(ready: int, not_ready: int) -> Html:

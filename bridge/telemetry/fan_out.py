@@ -1,4 +1,4 @@
-"""Several observers behind one: what the engine says reaches all of them, and one that fails spoils nothing."""
+"""Several observers behind one: what the controller reports reaches all of them, and one that fails spoils nothing."""
 
 from __future__ import annotations
 
@@ -21,63 +21,63 @@ class FanOutObserver:
 
     def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
         """Handed on."""
-        self._tell("outcome", outcome, lag_seconds)
+        self._notify("outcome", outcome, lag_seconds)
 
     def consul(self, datacenter: str, up: bool, reason: str) -> None:
         """Handed on."""
-        self._tell("consul", datacenter, up, reason)
+        self._notify("consul", datacenter, up, reason)
 
     def kubernetes(self, up: bool, reason: str) -> None:
         """Handed on."""
-        self._tell("kubernetes", up, reason)
+        self._notify("kubernetes", up, reason)
 
     def held(self, held: tuple[Held, ...]) -> None:
         """Handed on."""
-        self._tell("held", held)
+        self._notify("held", held)
 
     def leading(self, shards: frozenset[int], of: int) -> None:
         """Handed on."""
-        self._tell("leading", shards, of)
+        self._notify("leading", shards, of)
 
-    def service_read_errors(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
+    def service_read_errors(self, errors: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
         """Handed on."""
-        self._tell("service_read_errors", unread, annotated)
+        self._notify("service_read_errors", errors, annotated)
 
     def warned(self, warnings: tuple[str, ...]) -> None:
         """Handed on."""
-        self._tell("warned", warnings)
+        self._notify("warned", warnings)
 
     def unreadable(self, namespaces: Mapping[str, str]) -> None:
         """Handed on."""
-        self._tell("unreadable", namespaces)
+        self._notify("unreadable", namespaces)
 
     def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
         """Handed on."""
-        self._tell("slices_forbidden", namespaces)
+        self._notify("slices_forbidden", namespaces)
 
     def conflicting_writer(self, reason: str) -> None:
         """Handed on."""
-        self._tell("conflicting_writer", reason)
+        self._notify("conflicting_writer", reason)
 
     def streaming_mismatch(self, query: Query, reason: str) -> None:
         """Handed on."""
-        self._tell("streaming_mismatch", query, reason)
+        self._notify("streaming_mismatch", query, reason)
 
     def server_warning(self, text: str) -> None:
         """Handed on."""
-        self._tell("server_warning", text)
+        self._notify("server_warning", text)
 
-    def credentials(self, trouble: str) -> None:
+    def credentials(self, error: str) -> None:
         """Handed on."""
-        self._tell("credentials", trouble)
+        self._notify("credentials", error)
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Handed on."""
-        self._tell("pass_done", duration_seconds, report)
+        self._notify("pass_done", duration_seconds, report)
 
-    def _tell(self, what: str, *said: Any) -> None:
+    def _notify(self, what: str, *arguments: Any) -> None:
         for observer in self._observers:
             try:
-                getattr(observer, what)(*said)
-            except Exception as error:  # noqa: BLE001 - telling must never stop the work that is told about
+                getattr(observer, what)(*arguments)
+            except Exception as error:  # noqa: BLE001 - an observer must never stop the work that it observes
                 logger().error("an observer failed", observer=type(observer).__name__, event_kind=what, exc_info=error)

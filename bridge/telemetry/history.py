@@ -33,7 +33,7 @@ TEXT = 500
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that happened. `tone` is good, bad or plain; `namespace` and `name` are empty for what is of all."""
+    """One event. `severity` is good, bad or plain; `namespace` and `name` are empty where no service is meant."""
 
     number: int
     at: float
@@ -119,15 +119,15 @@ class History(NullObserver):
             self._count(len(outcome.applied), lag_seconds if outcome.applied and not outcome.failures else None)
             news = self._news(outcome)
         if news is not None:
-            tone, text = news
+            severity, text = news
             origin = Origin.of(outcome.plan.queries)
             self._add(
-                tone,
+                severity,
                 text,
                 outcome.plan.target,
                 origin.service,
                 origin.datacenter,
-                None if tone == "bad" else lag_seconds,
+                None if severity == "bad" else lag_seconds,
             )
 
     def consul(self, datacenter: str, up: bool, reason: str) -> None:
@@ -155,27 +155,28 @@ class History(NullObserver):
             self._add("good", "the hold has ended", target)
 
     def conflicting_writer(self, reason: str) -> None:
-        """Who works against us: an entry when it begins and when it is over."""
+        """A conflicting writer: an entry when it is detected and when it has gone."""
         with self._lock:
             before, self._conflicting_writer = self._conflicting_writer, bool(reason)
         if before != bool(reason):
-            self._add("bad" if reason else "good", reason or "nobody works against us any more")
+            text = f"conflicting writer detected: {reason}" if reason else "conflicting writer gone"
+            self._add("bad" if reason else "good", text)
 
     def server_warning(self, text: str) -> None:
         """A warning of the API server or about the way to it."""
         self._add("plain", f"Kubernetes warns: {text}")
 
-    def credentials(self, trouble: str) -> None:
+    def credentials(self, error: str) -> None:
         """Credentials for Kubernetes that cannot be renewed: an entry when it begins and when it is over."""
         with self._lock:
-            before, self._credentials = self._credentials, bool(trouble)
-        if before != bool(trouble):
+            before, self._credentials = self._credentials, bool(error)
+        if before != bool(error):
             text = (
-                f"Kubernetes credentials cannot be renewed: {trouble}"
-                if trouble
+                f"Kubernetes credentials cannot be renewed: {error}"
+                if error
                 else "Kubernetes credentials are renewed again"
             )
-            self._add("bad" if trouble else "good", text)
+            self._add("bad" if error else "good", text)
 
     def leading(self, shards: frozenset[int], of: int) -> None:
         """What this replica writes from now on."""
@@ -190,7 +191,7 @@ class History(NullObserver):
     # ------------------------------------------------------------------ inside
 
     def _news(self, outcome: Outcome) -> tuple[str, str] | None:
-        """Tone and text for an outcome; None when it says nothing new. Called with the lock held."""
+        """Severity and text for an outcome; None when it says nothing new. Called with the lock held."""
         plan = outcome.plan
         conflicts = "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
         known = self._conflicts.get(plan.target, "")
@@ -228,7 +229,7 @@ class History(NullObserver):
 
     def _add(
         self,
-        tone: str,
+        severity: str,
         text: str,
         target: Target | None = None,
         service: str = "",
@@ -240,7 +241,7 @@ class History(NullObserver):
             entry = Entry(
                 number=self._number,
                 at=self._wall_clock(),
-                severity=tone,
+                severity=severity,
                 text=text if len(text) <= TEXT else text[: TEXT - 1] + "…",
                 namespace=target.namespace if target is not None else "",
                 name=target.name if target is not None else "",

@@ -74,13 +74,13 @@ class ServiceQuery:
 
     def address(self, **other: Any) -> str:
         """The parameters that lead here, or to `other` than this; only what is not the default."""
-        wish = replace(self, **other)
+        query = replace(self, **other)
         said = {
-            "q": wish.text,
-            "state": wish.state,
-            "sort": wish.sort if wish.sort != "name" else "",
-            "dir": "desc" if wish.descending else "",
-            "page": wish.page if wish.page > 1 else "",
+            "q": query.text,
+            "state": query.state,
+            "sort": query.sort if query.sort != "name" else "",
+            "dir": "desc" if query.descending else "",
+            "page": query.page if query.page > 1 else "",
         }
         return "?" + urlencode({k: v for k, v in said.items() if v})
 
@@ -102,18 +102,18 @@ class ResultPage:
         return (self.query.page - 1) * PER_PAGE + 1 if self.rows else 0
 
 
-def find(rows: Sequence[Row], wish: ServiceQuery) -> ResultPage:
+def find(rows: Sequence[Row], query: ServiceQuery) -> ResultPage:
     """Search, sort and cut. Every word of the text must be in the name, the namespace, the service or datacenter."""
-    words = wish.text.casefold().split()
+    words = query.text.casefold().split()
     named = [r for r in rows if all(w in _haystack(r) for w in words)] if words else list(rows)
     states = Counter(r.state for r in named)
-    shown = [r for r in named if r.state == wish.state] if wish.state else named
+    shown = [r for r in named if r.state == query.state] if query.state else named
     shown.sort(key=_SORTS["name"])
-    shown.sort(key=_SORTS[wish.sort], reverse=wish.descending)
+    shown.sort(key=_SORTS[query.sort], reverse=query.descending)
     pages = max(1, -(-len(shown) // PER_PAGE))
-    page = min(wish.page, pages)
+    page = min(query.page, pages)
     cut = tuple(shown[(page - 1) * PER_PAGE : page * PER_PAGE])
-    return ResultPage(cut, replace(wish, page=page), len(rows), len(shown), pages, states)
+    return ResultPage(cut, replace(query, page=page), len(rows), len(shown), pages, states)
 
 
 def _haystack(row: Row) -> str:

@@ -227,7 +227,7 @@ class LogObserver:
                 "written", **where, changes=", ".join(f"{c.action} {c.kind}" for c in outcome.applied), **extra
             )
         for failure in outcome.failures:
-            if self._is_told(failure):
+            if self._is_reported(failure):
                 continue
             self._log.warning(
                 "write failed", **where, kind=failure.change.kind.value, action=failure.change.action.value,
@@ -236,25 +236,25 @@ class LogObserver:
         self._forget_altered(outcome)
         self._details(outcome, where)
 
-    def _is_told(self, failure: Failure) -> bool:
+    def _is_reported(self, failure: Failure) -> bool:
         """Whether this was said already and is true as long as it lasts: what is stored otherwise than written."""
         if not isinstance(failure.error, AlteredError):
             return False
         change, text = failure.change, str(failure.error)
         with self._lock:
-            told = self._altered.setdefault(change.target, {})
-            before, told[change.kind, change.name] = told.get((change.kind, change.name)), text
+            reported = self._altered.setdefault(change.target, {})
+            before, reported[change.kind, change.name] = reported.get((change.kind, change.name)), text
         return before == text
 
     def _forget_altered(self, outcome: Outcome) -> None:
-        """What is stored as it was written is no longer told of."""
+        """What is stored as it was written is reported no longer."""
         altered = {(f.change.kind, f.change.name) for f in outcome.failures if isinstance(f.error, AlteredError)}
         with self._lock:
-            told = self._altered.get(outcome.plan.target)
-            if told is not None:
-                for key in told.keys() - altered:
-                    del told[key]
-                if not told:
+            reported = self._altered.get(outcome.plan.target)
+            if reported is not None:
+                for key in reported.keys() - altered:
+                    del reported[key]
+                if not reported:
                     del self._altered[outcome.plan.target]
 
     def consul(self, datacenter: str, up: bool, reason: str) -> None:
@@ -296,26 +296,26 @@ class LogObserver:
             self._log.info("hold ended", namespace=target.namespace, name=target.name)
 
     def conflicting_writer(self, reason: str) -> None:
-        """Somebody works against us: when it begins and when it is over."""
+        """A conflicting writer: when it is detected and when it has gone."""
         with self._lock:
             before, self._conflicting_writer = self._conflicting_writer, bool(reason)
         if reason and not before:
-            self._log.warning("somebody works against us", reason=reason)
+            self._log.warning("conflicting writer detected", reason=reason)
         elif before and not reason:
-            self._log.info("nobody works against us any more")
+            self._log.info("conflicting writer gone")
 
     def server_warning(self, text: str) -> None:
         """A warning of the API server, or about the way to it; each comes once."""
         say = self._log.info if text.startswith(EXPECTED_WARNINGS) else self._log.warning
         say("warning of kubernetes", text=text)
 
-    def credentials(self, trouble: str) -> None:
+    def credentials(self, error: str) -> None:
         """Credentials that cannot be renewed: when it begins, when it is something else, and when it is over."""
         with self._lock:
-            before, self._credentials = self._credentials, trouble
-        if trouble and trouble != before:
-            self._log.warning("kubernetes credentials cannot be renewed; the old ones are in use", reason=trouble)
-        elif before and not trouble:
+            before, self._credentials = self._credentials, error
+        if error and error != before:
+            self._log.warning("kubernetes credentials cannot be renewed; the old ones are in use", reason=error)
+        elif before and not error:
             self._log.info("kubernetes credentials are renewed again")
 
     def leading(self, shards: frozenset[int], of: int) -> None:
@@ -335,25 +335,25 @@ class LogObserver:
             if text not in before:
                 self._log.warning("insecure or limited connection", reason=text)
 
-    def service_read_errors(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
+    def service_read_errors(self, errors: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
         """Services that cannot be read while their datacenter can: the first of them, when it changes, and the end.
 
-        Those that only annotations ask for are told to their makers, by Events.
+        Those that only annotations ask for are reported to their users, by Events.
         """
-        unread = {query: reason for query, reason in unread.items() if query not in annotated}
+        errors = {query: reason for query, reason in errors.items() if query not in annotated}
         with self._lock:
-            single = [q for q in sorted(unread) if self._consul.get(q.datacenter, (True, ""))[0]]
-            now = (single[0], unread[single[0]]) if single else None
+            single = [q for q in sorted(errors) if self._consul.get(q.datacenter, (True, ""))[0]]
+            now = (single[0], errors[single[0]]) if single else None
             before, self._service_read_errors = (
                 self._service_read_errors,
-                now or (self._service_read_errors if unread else None),
+                now or (self._service_read_errors if errors else None),
             )
         if now is not None and now != before:
             self._log.warning(
                 "services cannot be read; they stay as they are", services=len(single), first=now[0].service,
                 datacenter=now[0].datacenter, reason=now[1],
             )  # fmt: skip
-        if before is not None and not unread:
+        if before is not None and not errors:
             self._log.info("all services can be read again")
 
     def unreadable(self, namespaces: Mapping[str, str]) -> None:

@@ -93,20 +93,20 @@ class Metrics:
             "consul_bridge_held_endpoints", "Ready endpoints that holds keep.", registry=registry
         )
         self._conflicting_writer = Gauge(
-            "consul_bridge_rival",
-            "Whether another process writes with our owner id, or somebody undoes what we write.",
+            "consul_bridge_conflicting_writer",
+            "Whether another process writes with our owner id, or undoes what we write.",
             registry=registry,
         )
         self._service_read_errors = Gauge(
-            "consul_bridge_unread_services",
+            "consul_bridge_service_read_errors",
             "Services whose last read failed; what was known of them before still stands. `cause`: who asks for them; "
-            "annotation: only Services of people, whose affair it is.",
+            "annotation: only user-managed Services.",
             ["cause"],
             registry=registry,
         )
-        self._unreadable = Gauge(
-            "consul_bridge_unreadable_namespaces",
-            "Namespaces that we may not list: nothing is done there.",
+        self._forbidden_namespaces = Gauge(
+            "consul_bridge_forbidden_namespaces",
+            "Namespaces that the bridge may not list: nothing is done there.",
             registry=registry,
         )
         for cause in ("rule", "annotation"):
@@ -168,25 +168,25 @@ class Metrics:
     def leading(self, shards: frozenset[int], of: int) -> None:
         """Nothing: the scrape asks the election (`watch`)."""
 
-    def service_read_errors(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
+    def service_read_errors(self, errors: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
         """What could not be read."""
-        by_annotation = sum(query in annotated for query in unread)
+        by_annotation = sum(query in annotated for query in errors)
         self._service_read_errors.labels("annotation").set(by_annotation)
-        self._service_read_errors.labels("rule").set(len(unread) - by_annotation)
+        self._service_read_errors.labels("rule").set(len(errors) - by_annotation)
 
     def warned(self, warnings: tuple[str, ...]) -> None:
         """Nothing: the log and readiness have them."""
 
     def unreadable(self, namespaces: Mapping[str, str]) -> None:
         """Namespaces that cannot be read."""
-        self._unreadable.set(len(namespaces))
+        self._forbidden_namespaces.set(len(namespaces))
 
     def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
         """Namespaces where Endpoints go on alone."""
         self._slices_forbidden.set(len(namespaces))
 
     def conflicting_writer(self, reason: str) -> None:
-        """Whether somebody works against us."""
+        """Whether there is a conflicting writer."""
         self._conflicting_writer.set(bool(reason))
 
     def streaming_mismatch(self, query: Query, reason: str) -> None:
@@ -195,7 +195,7 @@ class Metrics:
     def server_warning(self, text: str) -> None:
         """Nothing: words."""
 
-    def credentials(self, trouble: str) -> None:
+    def credentials(self, error: str) -> None:
         """Nothing: the log and the readiness name what is wrong, and what comes of it is counted as errors."""
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
@@ -338,9 +338,9 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
     if election:
         held = {str(n): float(n in election["held"]) for n in range(election["shards"])}
         yield _gauge("consul_bridge_leader", "Whether this replica writes the shard.", "shard", held)
-        members = GaugeMetricFamily("consul_bridge_members", "Replicas that are alive, this one included.")
-        members.add_metric([], len(election["members"]))
-        yield members
+        replicas = GaugeMetricFamily("consul_bridge_replicas", "Replicas that are alive, this one included.")
+        replicas.add_metric([], len(election["replicas"]))
+        yield replicas
 
 
 class _States:

@@ -42,13 +42,13 @@ def judge(overview: Overview) -> tuple[str, str, str]:
     | the first pass is not done | Starting |
     | Kubernetes cannot be used | Cannot write |
     | a datacenter cannot be asked | Consul does not answer |
-    | somebody else writes what is ours | Somebody works against us |
-    | leases cannot be read or written | The election fails |
-    | writes fail | Something fails |
-    | the guard holds something | Holding |
-    | new settings were refused | The old settings go on |
+    | another process writes what is ours | Conflicting writer detected |
+    | leases cannot be read or written | Leader election error |
+    | writes fail | Write errors |
+    | the guard holds something | Removals held |
+    | new settings were rejected | Configuration reload rejected |
     | something is still to be written | Catching up |
-    | somebody else's objects are in the way | In sync, with conflicts |
+    | objects of another owner are in the way | In sync, with conflicts |
     | some services could not be read | In sync as far as known |
     | no service is selected | Nothing to mirror |
     """
@@ -62,12 +62,12 @@ def judge(overview: Overview) -> tuple[str, str, str]:
         return "bad", "Cannot write", "Kubernetes cannot be used. What stands there stays; Consul is still followed."
     if consul:
         return "bad", "Consul does not answer", "What was known last stays in place."
-    if state.get("rival"):
-        return "bad", "Somebody works against us", "What this bridge writes does not stay as it was written."
+    if state.get("conflicting_writer"):
+        return "bad", "Conflicting writer detected", "What this bridge writes does not stay as it was written."
     if _mapping(state.get("election")).get("error"):
-        return "bad", "The election fails", "A replica without its lease writes nothing; another one may lead."
+        return "bad", "Leader election error", "A replica without its lease writes nothing; another one may lead."
     if failed := states.get("failed", 0):
-        return "bad", "Something fails", f"{_services(failed)} cannot be written; it is tried again."
+        return "bad", "Write errors", f"{_services(failed)} cannot be written; the bridge tries again."
     if deviating := states.get("out of sync", 0):
         return (
             "bad",
@@ -75,13 +75,17 @@ def judge(overview: Overview) -> tuple[str, str, str]:
             f"Traffic of {_services(deviating)} does not go where Consul says; the rows say why.",
         )
     if held := states.get("held", 0):
-        return "warn", "Holding", f"The guard keeps endpoints of {_services(held)} until Consul's answer is credible."
+        return (
+            "warn",
+            "Removals held",
+            f"The guard keeps endpoints of {_services(held)} until Consul's answer is credible.",
+        )
     if state.get("configuration", "ok") != "ok":
-        return "warn", "The old settings go on", "The new ones cannot be used; everything is mirrored by the old ones."
+        return "warn", "Configuration reload rejected", "The bridge goes on with the configuration that it has."
     if differs := states.get("differs", 0):
         return "busy", "Catching up", f"{_services(differs)} of {total:,} still to be written."
     if conflicts := states.get("conflict", 0):
-        return "warn", "In sync, with conflicts", f"Somebody else's objects are in the way of {_services(conflicts)}."
+        return "warn", "In sync, with conflicts", f"Objects of another owner are in the way of {_services(conflicts)}."
     if unknown := states.get("unknown", 0):
         return "warn", "In sync as far as known", f"{_services(unknown)} could not be read; what is there stays."
     if not total:
@@ -102,12 +106,12 @@ def problems(state: Mapping[str, Any]) -> Html | None:
     said = [f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(_mapping(state.get("consul")).items())]
     if reason := _kubernetes_trouble(state):
         said.append(f"Kubernetes: {reason}")
-    if rival := state.get("rival"):
-        said.append(f"Rival: {rival}")
+    if writer := state.get("conflicting_writer"):
+        said.append(f"Conflicting writer: {writer}")
     if error := _mapping(state.get("election")).get("error"):
-        said.append(f"Election: {error}")
+        said.append(f"Leader election: {error}")
     if state.get("configuration", "ok") != "ok":
-        said.append(f"The new settings cannot be used, the old ones stay: {state['configuration']}")
+        said.append(f"Configuration: {state['configuration']}")
     held = [f"Held: {h}" for h in state.get("held") or ()]
     if len(held) > HOLDS:
         rest = el("li", el("a", f"and {len(held) - HOLDS:,} more holds", href="?state=held"))
@@ -166,8 +170,8 @@ def _role(state: Mapping[str, Any]) -> tuple[str, str | None]:
     owner = f"owner {state.get('owner')}"
     if not election:
         return "the only one", owner
-    held, shards, members = len(election.get("held") or ()), election.get("shards"), election.get("members") or ()
-    words = f"{len(members)} replica{'s' if len(members) != 1 else ''}, {owner}"
+    held, shards, replicas = len(election.get("held") or ()), election.get("shards"), election.get("replicas") or ()
+    words = f"{len(replicas)} replica{'s' if len(replicas) != 1 else ''}, {owner}"
     if not held:
         return "stands by", words
     return ("leads" if shards == 1 else f"leads {held} of {shards} shards"), words

@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from bridge.core.explain import Explanation
 from bridge.core.explain import Row as InstanceRow
 from bridge.core.reasons import Reason, code_of
-from bridge.telemetry.components import LISTED, TONES, badge, change_list, changes_title, counts, fact, mark, text_list
+from bridge.telemetry.components import (
+    LISTED,
+    SEVERITIES,
+    badge,
+    change_list,
+    changes_title,
+    counts,
+    fact,
+    mark,
+    text_list,
+)
 from bridge.telemetry.history import Entry
 from bridge.telemetry.listing import ResultPage, Row
 from bridge.telemetry.markup import Html, el, join
@@ -25,13 +35,13 @@ INSTANCES = 500
 
 def index(overview: Overview, found: ResultPage, changes: Sequence[Entry]) -> Html:
     """The first page."""
-    tone, verdict, sentence = judge(overview)
+    severity, verdict, sentence = judge(overview)
     return _page(
         verdict,
-        tone,
+        severity,
         "./",
-        el("section", el("h1", mark(tone), " ", verdict), el("p", sentence), problems(overview.state), id="verdict",
-           class_=f"verdict {tone}", data_live=True),
+        el("section", el("h1", mark(severity), " ", verdict), el("p", sentence), problems(overview.state), id="verdict",
+           class_=f"verdict {severity}", data_live=True),
         cards(overview),
         el(
             "div",
@@ -58,7 +68,7 @@ def service_page(row: Row, explanations: Sequence[Explanation], changes: Sequenc
     """Everything about one service."""
     root = "../../"
     return _page(
-        f"{row.namespace}/{row.name}", TONES.get(row.state, "bad"), root,
+        f"{row.namespace}/{row.name}", SEVERITIES.get(row.state, "bad"), root,
         el(
             "section",
             el("h1", row.name, " ", badge(row.state)),
@@ -89,7 +99,7 @@ def missing_page(namespace: str, name: str, root: str) -> Html:
     )  # fmt: skip
 
 
-def _page(title: str, tone: str, root: str, *content: Html | None) -> Html:
+def _page(title: str, severity: str, root: str, *content: Html | None) -> Html:
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -116,7 +126,7 @@ def _page(title: str, tone: str, root: str, *content: Html | None) -> Html:
             el("p", "Reload to see what is new.", id="live", data_changes=f"{root}api/changes"),
         ),
         el("main", *content, id="main", tabindex="-1"),
-        class_=tone or None,
+        class_=severity or None,
     )  # fmt: skip
     return join(Html("<!doctype html>\n"), el("html", head, body, lang="en"), Html("\n"))
 

@@ -59,7 +59,7 @@ class Source(Protocol):
         """Why the instances at a target are as they are; None when nothing is mirrored there."""
 
 
-class Site:
+class Routes:
     """The pages of one bridge, for a web server: `pages` are all of them, `probes` those for machines alone."""
 
     def __init__(

@@ -9,12 +9,12 @@ from bridge.telemetry.markup import Html, el
 
 def search(found: ResultPage) -> Html:
     """The form; what else was asked for is kept."""
-    wish = found.query
-    kept = {"state": wish.state, "sort": wish.sort, "dir": "desc" if wish.descending else ""}
+    query = found.query
+    kept = {"state": query.state, "sort": query.sort, "dir": "desc" if query.descending else ""}
     return el(
         "form",
         el("label", "Search services", for_="q"),
-        el("input", type="search", id="q", name="q", value=wish.text, autocomplete="off", spellcheck="false"),
+        el("input", type="search", id="q", name="q", value=query.text, autocomplete="off", spellcheck="false"),
         *(el("input", type="hidden", name=k, value=v) for k, v in kept.items() if v),
         el("button", "Search"),
         role="search", method="get", action="./",
@@ -23,14 +23,14 @@ def search(found: ResultPage) -> Html:
 
 def results(found: ResultPage) -> Html:
     """What was found: the filter, how many, the table and the pages."""
-    wish = found.query
+    query = found.query
     total = sum(found.states.values())
     states = [("", "All", total), *((s, s.capitalize(), found.states.get(s, 0)) for s in STATES)]
     chips = (
-        el("a", words, " ", el("span", f"{count:,}"), href=wish.address(state=state, page=1),
-           aria_current="true" if wish.state == state else None)
+        el("a", words, " ", el("span", f"{count:,}"), href=query.address(state=state, page=1),
+           aria_current="true" if query.state == state else None)
         for state, words, count in states
-        if count or state in ("", wish.state)
+        if count or state in ("", query.state)
     )  # fmt: skip
     if found.rows:
         said = f"Services {found.first:,} to {found.first + len(found.rows) - 1:,} of {found.found:,}"
@@ -47,7 +47,7 @@ def results(found: ResultPage) -> Html:
 
 
 def _table(found: ResultPage) -> Html:
-    wish = found.query
+    query = found.query
     heads = []
     for sort, words in (
         ("name", "Service"),
@@ -55,11 +55,11 @@ def _table(found: ResultPage) -> Html:
         ("kubernetes", "In Kubernetes"),
         ("state", "State"),
     ):
-        current = wish.sort == sort
-        descending = not wish.descending if current else False
+        current = query.sort == sort
+        descending = not query.descending if current else False
         heads.append(
-            el("th", el("a", words, href=wish.address(sort=sort, descending=descending, page=1)), scope="col",
-               aria_sort=("descending" if wish.descending else "ascending") if current else None)
+            el("th", el("a", words, href=query.address(sort=sort, descending=descending, page=1)), scope="col",
+               aria_sort=("descending" if query.descending else "ascending") if current else None)
         )  # fmt: skip
     return el(
         "div",
@@ -86,12 +86,13 @@ def _row(row: Row) -> Html:
 def _pager(found: ResultPage) -> Html | None:
     if found.pages == 1:
         return None
-    wish, last = found.query, found.pages
-    steps = (("First", 1), ("Previous", wish.page - 1), ("Next", wish.page + 1), ("Last", last))
+    query, last = found.query, found.pages
+    steps = (("First", 1), ("Previous", query.page - 1), ("Next", query.page + 1), ("Last", last))
     links = [
-        el("a", words, href=wish.address(page=page)) if 1 <= page <= last and page != wish.page else el("span", words)
+        el("a", words, href=query.address(page=page)) if 1 <= page <= last and page != query.page else el("span", words)
         for words, page in steps
     ]
     return el(
-        "nav", *links[:2], el("span", f"Page {wish.page:,} of {last:,}"), *links[2:], aria_label="Pages", class_="pager"
-    )
+        "nav", *links[:2], el("span", f"Page {query.page:,} of {last:,}"), *links[2:],
+        aria_label="Pages", class_="pager",
+    )  # fmt: skip

@@ -178,7 +178,7 @@ def test_leadership_passes_on_within_a_second_of_a_clean_stop(side: Side) -> Non
     try:
         while waiting:
             assert wait_for(lambda: sum(bool(r.held) for r in waiting) == 1)
-            assert wait_for(lambda: all(len(r.election.status()["members"]) == len(waiting) for r in waiting))
+            assert wait_for(lambda: all(len(r.election.status()["replicas"]) == len(waiting) for r in waiting))
             leader = next(r for r in waiting if r.held)
             waiting.remove(leader)
             stopping = time.monotonic()
@@ -201,7 +201,7 @@ def test_a_leader_that_is_gone_is_followed_when_its_lease_has_run_out(side: Side
     try:
         assert wait_for(lambda: bool(gone.held))
         following = Replica(side, "following")
-        assert wait_for(lambda: len(following.election.status()["members"]) == 2)
+        assert wait_for(lambda: len(following.election.status()["replicas"]) == 2)
         gone.vanish()
         began = time.monotonic()
         assert wait_for(lambda: bool(following.held), 12)

@@ -89,7 +89,7 @@ def test_a_name_that_means_another_path_is_its_users_affair(
 
         def unread(cause: str) -> bool:
             page = daemon.get("/metrics")[1].decode()
-            return f'consul_bridge_unread_services{{cause="{cause}"}} 1.0' in page
+            return f'consul_bridge_service_read_errors{{cause="{cause}"}} 1.0' in page
 
         eventually(lambda: unread("annotation"), True, 20)
         assert not unread("rule")

@@ -359,7 +359,7 @@ def test_a_leader_whose_writes_are_not_answered_leaves_them_to_a_replica_that_ca
                 eventually(held, [[], [0]], lease)
                 election = one.readiness()["election"]
                 assert "the API server did not answer what was written from here" in election["waiting"]
-                assert len(election["members"]) == 2  # it was never gone
+                assert len(election["replicas"]) == 2  # it was never gone
                 wrote = {
                     (entry.user, entry.code < 300)
                     for entry in lab.audit(since=since)

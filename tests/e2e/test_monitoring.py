@@ -125,13 +125,15 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     "ConsulBridgeKubernetesDown": (
         [series("consul_bridge_kubernetes_up", "0x120")], [series("consul_bridge_kubernetes_up", "1x120")],
     ),
-    "ConsulBridgeHolding": (
+    "ConsulBridgeRemovalsHeld": (
         [series("consul_bridge_held_endpoints", "12x120")], [series("consul_bridge_held_endpoints", "0x120")],
     ),
     "ConsulBridgeConflicts": (
         [series("consul_bridge_conflicts", "1x120")], [series("consul_bridge_conflicts", "0x120")],
     ),
-    "ConsulBridgeRival": ([series("consul_bridge_rival", "1x120")], [series("consul_bridge_rival", "0x120")]),
+    "ConsulBridgeConflictingWriter": (
+        [series("consul_bridge_conflicting_writer", "1x120")], [series("consul_bridge_conflicting_writer", "0x120")],
+    ),
     "ConsulBridgeUnmirrored": (
         [series("consul_bridge_warnings", "1x120", reason="unmirrored")],
         [series("consul_bridge_warnings", "0x120", reason="unmirrored"),
@@ -155,14 +157,14 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
         [series("consul_bridge_errors_total", "0+1x120", kind="transient"),
          series("consul_bridge_errors_total", "5x120", kind="permanent")],
     ),
-    "ConsulBridgeUnread": (
-        [series("consul_bridge_unread_services", "1x120", cause="rule")],
-        [series("consul_bridge_unread_services", "0x120", cause="rule"),
-         series("consul_bridge_unread_services", "1x120", cause="annotation")],
+    "ConsulBridgeServiceReadErrors": (
+        [series("consul_bridge_service_read_errors", "1x120", cause="rule")],
+        [series("consul_bridge_service_read_errors", "0x120", cause="rule"),
+         series("consul_bridge_service_read_errors", "1x120", cause="annotation")],
     ),
-    "ConsulBridgeUnreadable": (
-        [series("consul_bridge_unreadable_namespaces", "1x120")],
-        [series("consul_bridge_unreadable_namespaces", "0x120")],
+    "ConsulBridgeForbiddenNamespaces": (
+        [series("consul_bridge_forbidden_namespaces", "1x120")],
+        [series("consul_bridge_forbidden_namespaces", "0x120")],
     ),
     "ConsulBridgeSlow": (
         [series("consul_bridge_sync_lag_seconds_bucket", "0x120", le="5"),

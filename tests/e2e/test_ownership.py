@@ -175,15 +175,15 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
     try:
         maker.start()
         eventually(lambda: [ready(kube, namespace, f"{prefix}a{n}") != [] for n in range(4)], [True] * 4, 30)
-        assert "rival" not in maker.readiness()
+        assert "conflicting_writer" not in maker.readiness()
         pause(16)
         taker.start()
-        eventually(lambda: "again and again" in maker.readiness().get("rival", ""), True, 60)
+        eventually(lambda: "again and again" in maker.readiness().get("conflicting_writer", ""), True, 60)
         # it stops taking at the first sign, so it may have seen only that its own deletions are undone
-        eventually(lambda: f"owner id '{owner}'" in taker.readiness().get("rival", ""), True, 60)
+        eventually(lambda: f"owner id '{owner}'" in taker.readiness().get("conflicting_writer", ""), True, 60)
         # the metric is told twice a second, /readyz when it is asked
-        eventually(lambda: (maker.metric("consul_bridge_rival"), taker.metric("consul_bridge_rival")), (1, 1), 10)
-        assert all("somebody works against us" in daemon.log.read_text() for daemon in daemons)
+        eventually(lambda: [d.metric("consul_bridge_conflicting_writer") for d in (maker, taker)], [1, 1], 10)
+        assert all("conflicting writer detected" in daemon.log.read_text() for daemon in daemons)
         took = time.time() - began
         written = maker.metric("consul_bridge_writes_total") + taker.metric("consul_bridge_writes_total")
         assert written < 30 * took
@@ -300,8 +300,8 @@ def test_a_role_in_one_of_two_namespaces_serves_that_one(
         daemon.start()
         consul.register(f"{prefix}a", f"{prefix}vm-3", "10.77.1.3", 80)
         eventually(lambda: ready(kube, namespace, f"{prefix}a"), ["10.77.1.1", "10.77.1.3"], 30)
-        assert list(daemon.readiness()["unreadable"]) == [closed]
-        eventually(lambda: daemon.metric("consul_bridge_unreadable_namespaces"), 1, 10)
+        assert list(daemon.readiness()["forbidden_namespaces"]) == [closed]
+        eventually(lambda: daemon.metric("consul_bridge_forbidden_namespaces"), 1, 10)
         group = "rbac.authorization.k8s.io"
         base = f"/apis/{group}/v1/namespaces/{closed}"
         head = {"apiVersion": f"{group}/v1", "metadata": {"name": "half"}}
@@ -312,7 +312,7 @@ def test_a_role_in_one_of_two_namespaces_serves_that_one(
             "subjects": [{"kind": "ServiceAccount", "name": "half", "namespace": namespace}],
         })  # fmt: skip
         eventually(lambda: ready(kube, closed, f"{prefix}b"), ["10.77.1.2"], 60)
-        assert "unreadable" not in daemon.readiness()
+        assert "forbidden_namespaces" not in daemon.readiness()
     finally:
         daemon.stop()
 

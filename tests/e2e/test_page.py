@@ -219,7 +219,7 @@ def test_it_shows_what_the_guard_holds(
     expect(page.locator("h1")).to_have_text(re.compile("In sync$"))
     for i in range(12):
         consul.flip(name, f"{prefix}vm-{i}", "critical")
-    expect(page.locator("h1")).to_have_text(re.compile("Holding$"))
+    expect(page.locator("h1")).to_have_text(re.compile("Removals held$"))
     row = page.locator("#results tbody tr")
     expect(row.locator(".badge")).to_have_text(re.compile("held$"))
     expect(row.locator("td").first).to_contain_text("12 not ready")
@@ -460,7 +460,7 @@ def test_it_is_dark_and_light_and_fits_a_phone(fresh_lab: Lab, opened: Open, eve
                 for i in range(1, SERVICES[name]):
                     consul.deregister(name, f"{name}-{i + 1}")
             page = opened(running.url)
-            expect(page.locator("h1")).to_have_text(re.compile("Holding$"))
+            expect(page.locator("h1")).to_have_text(re.compile("Removals held$"))
             expect(page.locator("#changes li.bad").first).to_contain_text("held")
             picture(page, "held")
             page.context.close()

@@ -133,8 +133,12 @@ def test_a_second_installation_with_our_owner_id_is_said_and_never_takes_over(
     first = town.add(only("web"), installation="apps/first")
     eventually(lambda: (first.leads, town.ready("web")), (True, ["10.0.0.1"]))
     second = town.add(only("db"), installation="apps/second")
-    eventually(lambda: ["owner id 'default'" in str(r.detail.get("rival")) for r in (first, second)], [True, True], 15)
-    eventually(lambda: [r.metric("rival") for r in (first, second)], [1, 1])
+    eventually(
+        lambda: ["owner id 'default'" in str(r.detail.get("conflicting_writer")) for r in (first, second)],
+        [True, True],
+        15,
+    )
+    eventually(lambda: [r.metric("conflicting_writer") for r in (first, second)], [1, 1])
     assert second.bridge.ready()[0] is True
     town.stop(first)
     end = time.monotonic() + 2 * LEASE
@@ -171,7 +175,7 @@ def test_a_standby_tells_what_is_and_not_what_was(town: Town, eventually: Eventu
 def test_a_change_whose_writes_failed_first_is_measured_and_is_nobodys_doing(
     town: Town, eventually: Eventually
 ) -> None:
-    """Four flips, each written at the third try: four observations, all of them slow, and no rival."""
+    """Four flips, each written at the third try: four observations, all of them slow, and no conflicting writer."""
     town.consul.register("web", "vm-1", "10.0.0.1", 80)
     town.consul.register("web", "vm-2", "10.0.0.2", 80)
     bridge = town.alone()
@@ -189,7 +193,7 @@ def test_a_change_whose_writes_failed_first_is_measured_and_is_nobodys_doing(
         eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"] if turn % 2 else ["10.0.0.2"])
         eventually(lambda: lags()[0], before[0] + turn + 1)
     assert lags()[1] == before[1]
-    assert "rival" not in bridge.detail
+    assert "conflicting_writer" not in bridge.detail
 
 
 def test_a_write_that_only_seemed_to_fail_is_measured(town: Town, eventually: Eventually) -> None:
@@ -205,7 +209,7 @@ def test_a_write_that_only_seemed_to_fail_is_measured(town: Town, eventually: Ev
     eventually(lambda: bridge.metric("sync_lag_seconds_count"), before + 1)
 
 
-def test_a_host_name_with_changing_addresses_is_no_rival(
+def test_a_host_name_with_changing_addresses_is_no_conflicting_writer(
     town: Town, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """Each answer is written, however often it differs: nobody undid the one before."""
@@ -218,10 +222,10 @@ def test_a_host_name_with_changing_addresses_is_no_rival(
     town.consul.register("web", "vm-1", "files.example", 80)
     bridge = town.alone(resolver=ResolverSettings(ttl_seconds=0.1))
     eventually(lambda: town.ready("web"), ["10.0.5.7"], 15)
-    assert "rival" not in bridge.detail
+    assert "conflicting_writer" not in bridge.detail
 
 
-def test_somebody_who_undoes_us_is_a_rival_although_writes_fail(town: Town, eventually: Eventually) -> None:
+def test_who_undoes_us_is_a_conflicting_writer_although_writes_fail(town: Town, eventually: Eventually) -> None:
     """A repair that is tried again is still a repair. What left Consul goes all the same: it is not what they want."""
     town.consul.register("web", "vm-1", "10.0.0.1", 80)
     town.consul.register("leaving", "vm-2", "10.0.0.2", 80)
@@ -233,12 +237,12 @@ def test_somebody_who_undoes_us_is_a_rival_although_writes_fail(town: Town, even
         theirs = town.kube.get("endpoints", "default", "web")
         assert theirs is not None
         town.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
-    eventually(lambda: "again and again" in str(bridge.detail.get("rival")), True, 15)
+    eventually(lambda: "again and again" in str(bridge.detail.get("conflicting_writer")), True, 15)
     town.consul.deregister("leaving", "vm-2")
     eventually(lambda: town.ready("leaving"), None, 15)
 
 
-def test_one_edit_after_a_webhook_that_altered_our_writes_is_no_rival(town: Town, eventually: Eventually) -> None:
+def test_one_edit_after_altered_writes_is_no_conflicting_writer(town: Town, eventually: Eventually) -> None:
     """What the API server stores otherwise was undone by nobody who writes beside us."""
     town.consul.register("web", "vm-1", "10.0.0.1", 80)
 
@@ -261,7 +265,7 @@ def test_one_edit_after_a_webhook_that_altered_our_writes_is_no_rival(town: Town
     town.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
     eventually(lambda: town.ready("web"), expected, 15)
     time.sleep(0.2)  # the outcome is told after the write
-    assert "rival" not in bridge.detail
+    assert "conflicting_writer" not in bridge.detail
 
 
 def test_a_leader_that_is_cut_off_from_consul_leaves_the_writing_to_a_standby_that_is_not(

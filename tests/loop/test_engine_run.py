@@ -561,7 +561,7 @@ def test_what_a_service_on_its_way_out_has_lost_is_not_made_again(
         eventually(lambda: patient.ready("other"), [])
         time.sleep(0.3)
         assert [e.path for e in running.kube.log[before:] if e.method == "PATCH" and "/web" in e.path] == []
-        assert "rival" not in patient.bridge.ready()[1]
+        assert "conflicting_writer" not in patient.bridge.ready()[1]
         running.consul.register("web", "vm-1", "10.0.0.9", 80)
         eventually(lambda: patient.ready("web"), ["10.0.0.9"])
     finally:

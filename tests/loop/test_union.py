@@ -292,14 +292,14 @@ def test_slices_of_others_cost_no_request_when_consul_changes(town: Town, eventu
 
 
 def test_what_others_change_in_their_slices_is_no_quarrel(town: Town, eventually: Eventually) -> None:
-    """Nothing of ours was undone, so no write of ours is slowed down, and nobody is called a rival."""
+    """Nothing of ours was undone, so no write of ours is slowed down, and no conflicting writer is reported."""
     town.start()
     eventually(town.states, {"web": "in sync"}, SECONDS)
     for number in range(30):
         town.foreign("mesh", f"10.9.9.{number + 1}", manager="mesh.example.org")
         town.consul.register("web", "vm-1", f"10.0.0.{number + 1}", 80)
         eventually(lambda: town.ready("web"), [f"10.0.0.{number + 1}"], SECONDS)
-    assert "rival" not in town.bridge.ready()[1]
+    assert "conflicting_writer" not in town.bridge.ready()[1]
 
 
 def test_a_plan_of_nothing_has_no_slices_of_others(town: Town, eventually: Eventually) -> None:

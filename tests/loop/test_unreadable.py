@@ -198,7 +198,7 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
     before, metrics = len(both.writes_in("apps")), Metrics("1")
 
     def unreadable() -> float | None:
-        return metrics.registry.get_sample_value("consul_bridge_unreadable_namespaces")
+        return metrics.registry.get_sample_value("consul_bridge_forbidden_namespaces")
 
     with capture_logs() as logs, both.running(FanOutObserver(LogObserver(logger()), metrics)) as bridge:
         eventually(lambda: bridge.ready()[0], True, 20)
@@ -207,8 +207,8 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
         eventually(lambda: both.ready("default", "a"), ["10.0.0.1", "10.0.0.5"])
         eventually(unreadable, 1.0)
         detail, report = bridge.ready()[1], bridge.status()["report"]
-        assert (detail["kubernetes"], list(detail["unreadable"])) == ("ok", ["apps"])
-        eventually(lambda: "So it is with endpoints." in bridge.ready()[1]["unreadable"]["apps"], True)
+        assert (detail["kubernetes"], list(detail["forbidden_namespaces"])) == ("ok", ["apps"])
+        eventually(lambda: "So it is with endpoints." in bridge.ready()[1]["forbidden_namespaces"]["apps"], True)
         assert {(row["namespace"], row["name"]) for row in report["failed"]} == {("apps", n) for n in ("b", "b-left")}
         assert {(row.name, row.state) for row in bridge.services()} >= {("a", "in sync"), ("b", "unknown")}
         assert len(both.writes_in("apps")) == before
@@ -217,7 +217,7 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
         eventually(lambda: both.ready("apps", "database"), ["10.0.0.1", "10.0.0.5"])
         eventually(lambda: both.ready("apps", "b-left"), None)
         eventually(unreadable, 0.0)
-        assert "unreadable" not in bridge.ready()[1]
+        assert "forbidden_namespaces" not in bridge.ready()[1]
         assert bridge.status()["report"]["failed"] == []
     said = [(e["event"], e["namespace"]) for e in logs if e["event"].startswith("namespace ")]
     assert said == [("namespace cannot be read; nothing is done there", "apps"), ("namespace can be read", "apps")]
@@ -232,7 +232,7 @@ def test_a_namespace_that_is_taken_in_late_is_doubted_as_at_the_start(both: Both
         both.consul.deregister(f"b-{n}", f"vm-b{n}")
     both.kube.forbid("admin", "list", "services", "apps")
     with both.running() as bridge:
-        eventually(lambda: list(bridge.ready()[1].get("unreadable", {})), ["apps"], 20)
+        eventually(lambda: list(bridge.ready()[1].get("forbidden_namespaces", {})), ["apps"], 20)
         eventually(lambda: bridge.ready()[0], True, 20)
         both.kube.allow()
         eventually(lambda: len(bridge.ready()[1]["held"]), 3, 20)
@@ -245,7 +245,7 @@ def test_a_server_that_forbids_only_at_its_start_is_waited_for(both: Both, event
     both.kube.inject(Fault(status=403), times=8, path="/namespaces/.*/services")
     with capture_logs() as logs, both.running(LogObserver(logger())) as bridge:
         eventually(lambda: both.ready("apps", "b"), ["10.0.0.2"], 20)
-        assert "unreadable" not in bridge.ready()[1]
+        assert "forbidden_namespaces" not in bridge.ready()[1]
     assert [e for e in logs if e["event"].startswith("namespace ")] == []
 
 
@@ -265,7 +265,7 @@ def test_a_bridge_that_may_list_nothing_waits_and_says_so(both: Both, eventually
     with both.running() as bridge:
         eventually(lambda: sum(e.status == 403 for e in both.kube.log) > 25, True, 20)
         ready, detail = bridge.ready()
-        assert (ready, detail["first_pass_done"], "unreadable" in detail) == (False, False, False)
+        assert (ready, detail["first_pass_done"], "forbidden_namespaces" in detail) == (False, False, False)
         assert "forbids us to list services" in detail["kubernetes"]
         both.kube.allow()
         eventually(lambda: (both.ready("default", "a"), both.ready("apps", "b")), (["10.0.0.1"], ["10.0.0.2"]), 20)
@@ -297,7 +297,7 @@ def test_a_reload_that_adds_such_a_namespace_does_not_stop_the_work(both: Both, 
         eventually(lambda: both.ready("default", "a"), ["10.0.0.1"], 20)
         rules[0] = (GOOD, BAD)
         daemon.reload()
-        eventually(lambda: list(daemon.ready()[1].get("unreadable", {})), ["apps"], 20)
+        eventually(lambda: list(daemon.ready()[1].get("forbidden_namespaces", {})), ["apps"], 20)
         both.consul.register("a", "vm-5", "10.0.0.5", 80)
         eventually(lambda: both.ready("default", "a"), ["10.0.0.1", "10.0.0.5"])
         both.kube.allow()

@@ -376,7 +376,7 @@ class ConsulHuge(_ConsulStub):
 
     name = "consul-huge-answer"
     what = "answers about one service (`c-0`) are 300 MB of JSON, longer than the bridge takes"
-    shows = (log("cannot be read", "c-0", "larger than"), Metric("consul_bridge_unread_services", ">0"))
+    shows = (log("cannot be read", "c-0", "larger than"), Metric("consul_bridge_service_read_errors", ">0"))
     readiness = EITHER
 
     def rule(self, rng: random.Random) -> Rule:

@@ -22,7 +22,7 @@ from bridge.errors import ExitStatus
 from bridge.kube import election, mirrored, objects
 from bridge.telemetry.history import History
 from bridge.telemetry.metrics import Metrics
-from bridge.telemetry.routes import STATIC, Site, Source
+from bridge.telemetry.routes import STATIC, Routes, Source
 
 PATH = Path(__file__).resolve().parents[3] / "docs" / "reference.md"
 
@@ -147,7 +147,7 @@ STATUS = {
         )
     },
     "cache": {"backing_off": False},
-    "election": {"held": [0], "shards": 1, "members": ["one"]},
+    "election": {"held": [0], "shards": 1, "replicas": ["one"]},
 }  # fmt: skip
 """A bridge at work, as /api/status tells it: with everything that a metric is made of."""
 
@@ -300,7 +300,7 @@ def keys_in_the_code() -> frozenset[str]:
 def paths_of_the_site() -> frozenset[str]:
     """Every path that `bridge run` serves."""
     nobody = cast("Source", None)  # it is asked for no page
-    return frozenset(Site(nobody, lambda: b"", History()).pages)
+    return frozenset(Routes(nobody, lambda: b"", History()).pages)
 
 
 def _same(described: Iterable[object], real: Iterable[object], what: str) -> None:

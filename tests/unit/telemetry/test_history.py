@@ -129,11 +129,14 @@ def test_credentials_and_warnings_of_kubernetes_are_told_once(history: History) 
     ]
 
 
-def test_a_rival_is_told_when_it_is_seen_and_when_it_has_gone(history: History) -> None:
+def test_a_conflicting_writer_is_an_entry_when_it_is_detected_and_when_it_has_gone(history: History) -> None:
     """Its words change while it goes on: that is no news."""
     for reason in ("", "another process writes at a/b", "another process writes at a/c", "", ""):
         history.conflicting_writer(reason)
-    assert texts(history) == [("good", "nobody works against us any more"), ("bad", "another process writes at a/b")]
+    assert texts(history) == [
+        ("good", "conflicting writer gone"),
+        ("bad", "conflicting writer detected: another process writes at a/b"),
+    ]
 
 
 def test_holds_are_told_when_they_begin_and_end(history: History) -> None:

@@ -169,10 +169,10 @@ def test_sides_and_holds() -> None:
     assert value(metrics, "consul_bridge_held_endpoints") == 15
     web, theirs = Query("dc1", "web"), Query("dc1", "..")
     metrics.service_read_errors({web: "torn off"})
-    assert value(metrics, "consul_bridge_unread_services", cause="rule") == 1
+    assert value(metrics, "consul_bridge_service_read_errors", cause="rule") == 1
     metrics.service_read_errors({theirs: "no such path"}, frozenset({web, theirs}))
-    assert value(metrics, "consul_bridge_unread_services", cause="rule") == 0
-    assert value(metrics, "consul_bridge_unread_services", cause="annotation") == 1
+    assert value(metrics, "consul_bridge_service_read_errors", cause="rule") == 0
+    assert value(metrics, "consul_bridge_service_read_errors", cause="annotation") == 1
     metrics.held(())
     assert value(metrics, "consul_bridge_holds", cause="removal") == 0
     assert value(metrics, "consul_bridge_held_endpoints") == 0

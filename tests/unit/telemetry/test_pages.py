@@ -21,7 +21,7 @@ from bridge.telemetry.listing import PER_PAGE, ServiceQuery, find
 from bridge.telemetry.markup import el, join, text
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.overview import Overview, judge
-from bridge.telemetry.routes import Site
+from bridge.telemetry.routes import Routes
 from tests.unit.core.builders import said
 from tests.unit.telemetry.builders import HOSTILE, STATE, World, entry, explanation, row
 
@@ -76,9 +76,9 @@ def overview(**fields: Any) -> Overview:
 
 
 def get(world: World, path: str, query: dict[str, str] | None = None, history: History | None = None) -> str:
-    """A page of a site that shows the world."""
-    site = Site(world, Metrics("1").text, history or History())
-    page = site.pages.get(path) or site.pages["/service/"]
+    """A page of a routes that shows the world."""
+    routes = Routes(world, Metrics("1").text, history or History())
+    page = routes.pages.get(path) or routes.pages["/service/"]
     return page(Request(path, query or {})).body.decode()
 
 
@@ -95,7 +95,7 @@ def hostile_world() -> World:
     world.skipped = (Skipped(HOSTILE, HOSTILE, said(HOSTILE)),)
     world.state_answer = {
         **STATE, "consul": {HOSTILE: HOSTILE}, "kubernetes": HOSTILE, "held": [HOSTILE], "owner": HOSTILE,
-        "catalog": {HOSTILE: {}}, "election": {"held": [0], "shards": 1, "members": [HOSTILE], "error": HOSTILE},
+        "catalog": {HOSTILE: {}}, "election": {"held": [0], "shards": 1, "replicas": [HOSTILE], "error": HOSTILE},
         "configuration": HOSTILE,
     }  # fmt: skip
     return world
@@ -143,7 +143,7 @@ def test_what_is_not_there_is_said() -> None:
     assert "No such service" in get(World(), "/service/storage/radosgw/more")
 
 
-ELECTION: dict[str, Any] = {"election": {"held": [], "shards": 1, "members": [], "error": "forbidden"}}
+ELECTION: dict[str, Any] = {"election": {"held": [], "shards": 1, "replicas": [], "error": "forbidden"}}
 
 
 @pytest.mark.parametrize(
@@ -154,15 +154,15 @@ ELECTION: dict[str, Any] = {"election": {"held": [], "shards": 1, "members": [],
         ({"states": {"unknown": 1}}, "In sync as far as known"),
         ({"states": {"conflict": 1, "unknown": 1}}, "In sync, with conflicts"),
         ({"states": {"differs": 1, "conflict": 1}}, "Catching up"),
-        ({"states": {"held": 1, "differs": 1}}, "Holding"),
-        ({"states": {"failed": 1, "held": 1}}, "Something fails"),
+        ({"states": {"held": 1, "differs": 1}}, "Removals held"),
+        ({"states": {"failed": 1, "held": 1}}, "Write errors"),
         ({"state": {**STATE, "consul": {"dc1": "refused"}}, "states": {"failed": 1}}, "Consul does not answer"),
         ({"state": {**STATE, "consul": {"dc1": "x"}, "kubernetes": "refused"}}, "Cannot write"),
-        ({"state": {**STATE, "configuration": "F: no"}, "states": {"differs": 1}}, "The old settings go on"),
-        ({"state": {**STATE, "configuration": "F: no"}, "states": {"held": 1}}, "Holding"),
-        ({"state": {**STATE, **ELECTION}, "states": {"failed": 1}}, "The election fails"),
-        ({"state": {**STATE, **ELECTION, "rival": "another"}}, "Somebody works against us"),
-        ({"state": {**STATE, "consul": {"dc1": "x"}, "rival": "another"}}, "Consul does not answer"),
+        ({"state": {**STATE, "configuration": "F: no"}, "states": {"differs": 1}}, "Configuration reload rejected"),
+        ({"state": {**STATE, "configuration": "F: no"}, "states": {"held": 1}}, "Removals held"),
+        ({"state": {**STATE, **ELECTION}, "states": {"failed": 1}}, "Leader election error"),
+        ({"state": {**STATE, **ELECTION, "conflicting_writer": "another"}}, "Conflicting writer detected"),
+        ({"state": {**STATE, "consul": {"dc1": "x"}, "conflicting_writer": "another"}}, "Consul does not answer"),
         ({"state": {"first_pass_done": False, "kubernetes": "not started"}}, "Starting"),
         ({"state": {"first_pass_done": False, "kubernetes": "not listed yet"}}, "Starting"),
         ({"state": {"first_pass_done": False, "kubernetes": "refused"}}, "Cannot start yet"),
@@ -177,9 +177,9 @@ def test_the_verdict_is_the_worst_that_is_so(change: dict[str, Any], verdict: st
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"rival": "another process writes with our owner id"}, "Rival: another process writes with our owner id"),
-        (ELECTION, "Election: forbidden"),
-        ({"configuration": "F:1: no"}, "The new settings cannot be used, the old ones stay: F:1: no"),
+        ({"conflicting_writer": "another process writes"}, "Conflicting writer: another process writes"),
+        (ELECTION, "Leader election: forbidden"),
+        ({"configuration": "F:1: no"}, "Configuration: F:1: no"),
         ({"first_pass_done": False, "kubernetes": "connection refused"}, "Kubernetes: connection refused"),
         ({"first_pass_done": False, "consul": {"dc1": "no leader"}}, "Consul, datacenter dc1: no leader"),
     ],
@@ -215,9 +215,9 @@ def test_the_first_page_before_anything_is_known() -> None:
     ("election", "words"),
     [
         ({}, "the only one"),
-        ({"held": [], "shards": 1, "members": ["a", "b"]}, "stands by"),
-        ({"held": [0], "shards": 1, "members": ["a"]}, "leads"),
-        ({"held": [0, 2], "shards": 4, "members": ["a", "b"]}, "leads 2 of 4 shards"),
+        ({"held": [], "shards": 1, "replicas": ["a", "b"]}, "stands by"),
+        ({"held": [0], "shards": 1, "replicas": ["a"]}, "leads"),
+        ({"held": [0, 2], "shards": 4, "replicas": ["a", "b"]}, "leads 2 of 4 shards"),
     ],
 )
 def test_the_role_is_shown(election: dict[str, Any], words: str) -> None:
@@ -414,10 +414,10 @@ def test_many_readers_cost_no_more_than_one() -> None:
 
     world.services = services  # type: ignore[method-assign]  # a world that counts
     now = [0.0]
-    site = Site(world, Metrics("1").text, History(), clock=lambda: now[0])
+    routes = Routes(world, Metrics("1").text, History(), clock=lambda: now[0])
     for moment in (0.0, 0.1, 0.2, 0.3, 0.4):
         now[0] = moment
-        assert site.pages["/"](Request("/")).status == 200
+        assert routes.pages["/"](Request("/")).status == 200
     assert len(asked) == 2
 
 

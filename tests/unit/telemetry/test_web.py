@@ -19,7 +19,7 @@ from bridge.errors import ConfigurationError
 from bridge.telemetry import web
 from bridge.telemetry.history import History
 from bridge.telemetry.metrics import Metrics
-from bridge.telemetry.routes import STATIC, Site
+from bridge.telemetry.routes import STATIC, Routes
 from bridge.telemetry.web import WebServer
 from tests.unit.telemetry.builders import HOSTILE, World
 
@@ -41,7 +41,7 @@ def server(world: World) -> Iterator[WebServer]:
 
 def start(world: World, listen: str = "127.0.0.1:0", **options: Any) -> WebServer:
     """A server that shows the world; to be entered."""
-    return WebServer(listen, Site(world, Metrics("1").text, History()).pages, **options)
+    return WebServer(listen, Routes(world, Metrics("1").text, History()).pages, **options)
 
 
 def connect(server: WebServer) -> socket.socket:
@@ -78,7 +78,7 @@ def ask(server: WebServer, path: str = "/healthz", method: str = "GET", **option
 def test_on_loopback_a_name_that_somebody_else_gives_us_is_refused(
     server: WebServer, path: str, host: str, status: int
 ) -> None:
-    """A web site may make its own name mean 127.0.0.1, so that browsers read from us for it (DNS rebinding)."""
+    """A web routes may make its own name mean 127.0.0.1, so that browsers read from us for it (DNS rebinding)."""
     with connect(server) as sock:
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         assert sock.recv(4096).startswith(f"HTTP/1.1 {status} ".encode())
@@ -218,8 +218,10 @@ def test_requests_of_all_kinds(server: WebServer, request_bytes: bytes, status: 
 
 
 def test_what_is_not_there_is_answered_with_what_is(server: WebServer, world: World) -> None:
-    """Every path of the site but the files of its pages."""
-    served = [path for path in Site(world, Metrics("1").text, History()).pages if path.removeprefix("/") not in STATIC]
+    """Every path of the routes but the files of its pages."""
+    served = [
+        path for path in Routes(world, Metrics("1").text, History()).pages if path.removeprefix("/") not in STATIC
+    ]
     said = body(ask(server, "/nix")).decode()
     assert said == f"there are {' '.join(sorted(served))}\n"
     assert {"/changes", "/service/", "/api/changes"} <= set(served)
@@ -398,7 +400,7 @@ def changes(server: WebServer, query: str = "") -> dict[str, Any]:
 def test_a_script_learns_what_happened_since_it_last_asked(world: World) -> None:
     """Newest first, as many as it wants; a number of a process that is no more is answered with everything."""
     history = History()
-    with WebServer("127.0.0.1:0", Site(world, Metrics("1").text, history).pages) as server:
+    with WebServer("127.0.0.1:0", Routes(world, Metrics("1").text, history).pages) as server:
         assert changes(server) == {"newest": 0, "changes": []}
         for up in (False, True, False):
             history.kubernetes(up, "refused\nby a firewall")
