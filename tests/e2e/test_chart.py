@@ -23,9 +23,10 @@ import yaml
 import bridge
 from bridge import settings
 from tests.support.docs import chart
-from tests.support.lab import Lab, manifests
+from tests.support.lab import Lab, await_rights, manifests
 from tests.support.lab.build import binary
-from tests.support.raw import RawKube
+from tests.support.program import bridge as bridge_command
+from tests.support.raw import RawConsul, RawKube
 
 pytestmark = pytest.mark.lab
 
@@ -826,6 +827,56 @@ def test_helm_installs_upgrades_and_uninstalls_it(lab: Lab, kube: RawKube, names
         for item in (kube.get(f"{root}/namespaces/{namespace}/{kind}") or {"items": []})["items"]
     }
     assert left - {"configmaps/kube-root-ca.crt", "serviceaccounts/default"} == set()
+
+
+def test_the_commands_of_a_release_run_with_its_own_rights(
+    lab: Lab, kube: RawKube, consul: RawConsul, namespace: str, prefix: str, tmp_path: Path
+) -> None:
+    """`helm test`'s pod says that all is well, and where Consul is not, that it is not; so do `bridge status` and
+    `explain` where `kubectl exec` would run them. The kubelet's part is played here: the command of the pod's container
+    runs as its ServiceAccount, with its variables and files."""
+    consul.register(f"{prefix}web", f"{prefix}vm", "10.9.2.1", 8080)
+    config = {"rules": [{"services": [f"{prefix}*"]}]}
+
+    in_namespace = ("--namespace", namespace)
+
+    def released(address: str) -> tuple[dict[str, str], list[str]]:
+        """The release with Consul there: the variables of `helm test`'s pod, and its command."""
+        file = values_file(tmp_path, {"consul": {"address": address}, "config": config})
+        for arguments in (("upgrade", "--install", manifests.NAME, str(CHART), "--values", str(file)),
+                          ("get", "hooks", manifests.NAME), ("get", "manifest", manifests.NAME)):  # fmt: skip
+            done = helm(tmp_path, *arguments, *in_namespace, kubeconfig=lab.kubeconfig)
+            assert done.returncode == 0, done.stderr
+            shown[arguments[1]] = done.stdout
+        (pod,) = yaml.safe_load_all(shown["hooks"])
+        objects = [found for found in yaml.safe_load_all(shown["manifest"]) if found["kind"] in ("ConfigMap", "Role")]
+        as_owner = {"kind": "Deployment", "metadata": pod["metadata"], "spec": {"template": pod}}
+        user = f"system:serviceaccount:{namespace}:{pod['spec']['serviceAccountName']}"
+        await_rights(kube, user, namespace, manifests.granted(objects))
+        server, ca = manifests.cluster_of(lab.kubeconfig)
+        account = manifests.kubeconfig_with(
+            tmp_path / "account.yaml", server, ca, manifests.token(kube, namespace), namespace
+        )
+        settings_file = tmp_path / "bridge.yaml"
+        settings_file.write_text(manifests.configuration([as_owner, *objects]))
+        env = {name: os.environ[name] for name in ("PATH", "HOME")} | manifests.environment([as_owner, *objects])
+        return env | {"BRIDGE_CONFIG": str(settings_file), "KUBECONFIG": str(account)}, pod["spec"]["containers"][0][
+            "args"
+        ]
+
+    shown: dict[str, str] = {}
+    try:
+        env, test = released(lab.consul.address)
+        checked = bridge_command(*test, env=env)
+        assert checked.status == 0, checked.stdout
+        for command in (("status",), ("explain", f"{prefix}web")):
+            said = bridge_command(*command, env=env)
+            assert (said.status, f"{prefix}web" in said.stdout) == (0, True), said
+        env, test = released("http://127.0.0.1:9")
+        checked = bridge_command(*test, env=env)
+        assert (checked.status, "127.0.0.1:9" in checked.stdout) == (1, True), checked
+    finally:
+        helm(tmp_path, "uninstall", manifests.NAME, *in_namespace, kubeconfig=lab.kubeconfig)
 
 
 def test_an_upgrade_to_bad_rules_leaves_the_old_replicas_what_they_read(
