@@ -14,6 +14,7 @@ import json
 import shutil
 import ssl
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -109,6 +110,9 @@ class Lab:
         self._with_controllers = controllers
         self.consul = Consul(self.folder / "consul", acl=acl, files=self._files, mtls=mtls)
         self._extras: list[Server] = []
+        self._audited: list[AuditEntry] = []
+        self._audited_bytes = 0
+        self._auditing = threading.Lock()
         if docker:
             containers.house(self)
 
@@ -259,15 +263,17 @@ class Lab:
 
     def audit(self, user: str = "", since: float = 0.0) -> list[AuditEntry]:
         """What the API server was asked, oldest first; of one user, and from a time on, when these are given."""
-        entries = []
         if not self.audit_log.exists():
             raise LabError("this API server has no audit log that could be read here: take Lab(own=True)")
-        for line in self.apiserver.audit_log.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                entry = _audit_entry(json.loads(line))
-                if user in ("", entry.user) and entry.at >= since:
-                    entries.append(entry)
-        return entries
+        with self._auditing:
+            with self.audit_log.open("rb") as log:  # of a whole session it has a hundred thousand lines: each read once
+                log.seek(self._audited_bytes)
+                lines, ended, _ = log.read().rpartition(b"\n")
+            self._audited_bytes += len(lines) + len(ended)
+            for line in lines.splitlines():
+                with contextlib.suppress(ValueError):  # where a server was killed while it wrote
+                    self._audited.append(_audit_entry(json.loads(line)))
+            return [e for e in self._audited if user in ("", e.user) and e.at >= since]
 
 
 def consul_cluster(folder: Path, size: int = 3) -> list[Consul]:
