@@ -108,18 +108,30 @@ def test_a_second_sync_writes_nothing(
     assert (before, apart.writes(since)) == (after, [])
 
 
-@pytest.mark.parametrize(
-    ("status", "ready"), [("passing", True), ("warning", True), ("critical", False), ("strange", False)]
-)
-def test_health_decides_about_readiness(
-    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, status: str, ready: bool
+def test_health_ports_and_addresses_of_instances_become_those_of_endpoints(
+    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """Passing and warning are ready, critical and unknown are not (and stay listed)."""
-    consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80, status=status)
-    sync()
-    endpoints = kube.endpoints(namespace, f"{prefix}web")
-    expected = [("10.77.1.1", 80)]
-    assert (ready_addresses(endpoints), not_ready_addresses(endpoints)) == ((expected, []) if ready else ([], expected))
+    """Passing and warning are ready, critical and unknown are not (and stay listed); the Service has one port of all.
+
+    An address that Kubernetes refuses is skipped with the reason, and keeps no good one out.
+    """
+    for n, status in enumerate(("passing", "warning", "critical", "strange"), 1):
+        consul.register(f"{prefix}health", f"{prefix}vm-{n}", f"10.77.1.{n}", 80, status=status)
+    for n, port in ((1, 8080), (2, 8080), (3, 9090)):
+        consul.register(f"{prefix}ports", f"{prefix}vm-{n}", f"10.77.1.{n}", port)
+    for n, address in enumerate(["127.0.0.1", "169.254.169.254", "no-such-host.invalid", "10.77.1.9"]):
+        consul.register(f"{prefix}addresses", f"{prefix}bad-{n}", address, 80)
+    result = sync()
+    health, ports, addresses = (kube.endpoints(namespace, f"{prefix}{n}") for n in ("health", "ports", "addresses"))
+    assert ready_addresses(health) == [("10.77.1.1", 80), ("10.77.1.2", 80)]
+    assert not_ready_addresses(health) == [("10.77.1.3", 80), ("10.77.1.4", 80)]
+    assert ready_addresses(ports) == [("10.77.1.1", 8080), ("10.77.1.2", 8080), ("10.77.1.3", 9090)]
+    service = kube.get(f"{SERVICES.format(namespace=namespace)}/{prefix}ports") or {}
+    assert [p["port"] for p in service["spec"]["ports"]] == [8080]
+    assert ready_addresses(addresses) == [("10.77.1.9", 80)]
+    skipped = {row["instance"].split("/")[0]: row["message"] for row in result.json["skipped"] if row["instance"]}
+    assert sorted(skipped) == [f"{prefix}bad-0", f"{prefix}bad-1", f"{prefix}bad-2"]
+    assert ["loopback" in skipped[f"{prefix}bad-0"], "link-local" in skipped[f"{prefix}bad-1"]] == [True, True]
 
 
 def test_a_dry_run_tells_and_writes_nothing(
@@ -139,59 +151,23 @@ def test_a_dry_run_tells_and_writes_nothing(
     assert sync("--dry-run", "--exit-code").status == 0
 
 
-def test_an_instance_that_leaves_leaves(
+def test_what_leaves_consul_leaves_kubernetes_unless_the_policy_keeps_it(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """Deregistered is gone, not unready."""
+    """An instance that is deregistered is gone, not unready; a service goes with its objects, those of others stay."""
     name = twelve(consul, prefix)
+    consul.register(f"{prefix}gone", f"{prefix}vm-1", "10.77.1.1", 80)
     sync()
     consul.deregister(name, f"{prefix}vm-01")
-    result = sync()
+    consul.deregister(f"{prefix}gone", f"{prefix}vm-1")
+    kept = sync("--policy", "upsert-only")
     endpoints = kube.endpoints(namespace, name)
-    assert (result.json["summary"]["update"], len(ready_addresses(endpoints)), not_ready_addresses(endpoints)) == (
-        2, 11, [],
-    )  # fmt: skip
-
-
-def test_a_service_that_is_gone_is_removed(
-    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
-) -> None:
-    """Its Service and its Endpoints; those of others stay."""
-    consul.register(f"{prefix}gone", f"{prefix}vm-1", "10.77.1.1", 80)
-    consul.register(f"{prefix}stays", f"{prefix}vm-2", "10.77.1.2", 80)
-    sync()
-    consul.deregister(f"{prefix}gone", f"{prefix}vm-1")
+    assert (kept.json["summary"]["update"], kept.json["summary"]["delete"]) == (4, 0)  # two objects of each service
+    assert (len(ready_addresses(endpoints)), not_ready_addresses(endpoints)) == (11, [])
+    assert ready_addresses(kube.endpoints(namespace, f"{prefix}gone") or pytest.fail("it is gone")) == []
     result = sync()
-    left = [
-        (kube.get(f"{SERVICES.format(namespace=namespace)}") or {})["items"][n]["metadata"]["name"] for n in range(1)
-    ]
-    assert (result.status, result.json["summary"]["delete"], left) == (0, 3, [f"{prefix}stays"])
-
-
-def test_a_policy_without_deletion_deletes_nothing(
-    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
-) -> None:
-    """upsert-only leaves what Consul lost."""
-    consul.register(f"{prefix}gone", f"{prefix}vm-1", "10.77.1.1", 80)
-    sync()
-    consul.deregister(f"{prefix}gone", f"{prefix}vm-1")
-    result = sync("--policy", "upsert-only")
-    assert (result.json["summary"]["delete"], kube.endpoints(namespace, f"{prefix}gone") is None) == (0, False)
-
-
-def test_instances_on_different_ports_are_reached_on_their_own(
-    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
-) -> None:
-    """One subset per port, one Service port: the commonest."""
-    for n, port in ((1, 8080), (2, 8080), (3, 9090)):
-        consul.register(f"{prefix}web", f"{prefix}vm-{n}", f"10.77.1.{n}", port)
-    sync()
-    service = kube.get(f"{SERVICES.format(namespace=namespace)}/{prefix}web")
-    assert service is not None
-    assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == [
-        ("10.77.1.1", 8080), ("10.77.1.2", 8080), ("10.77.1.3", 9090),
-    ]  # fmt: skip
-    assert [p["port"] for p in service["spec"]["ports"]] == [8080]
+    left = [item["metadata"]["name"] for item in (kube.get(SERVICES.format(namespace=namespace)) or {})["items"]]
+    assert (result.status, result.json["summary"]["delete"], left) == (0, 3, [name])
 
 
 def test_somebody_elses_objects_are_left_alone(
@@ -240,19 +216,6 @@ def test_adoption_takes_over_on_purpose(
         [],
     )
     assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == [("10.77.1.1", 80)]
-
-
-def test_addresses_that_kubernetes_refuses_are_skipped_with_the_reason(
-    sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
-) -> None:
-    """One bad instance does not keep the good ones out."""
-    for n, address in enumerate(["127.0.0.1", "169.254.169.254", "no-such-host.invalid", "10.77.1.9"]):
-        consul.register(f"{prefix}web", f"{prefix}vm-{n}", address, 80)
-    result = sync()
-    skipped = {row["instance"].split("/")[0]: row["message"] for row in result.json["skipped"] if row["instance"]}
-    assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == [("10.77.1.9", 80)]
-    assert sorted(skipped) == [f"{prefix}vm-0", f"{prefix}vm-1", f"{prefix}vm-2"]
-    assert ["loopback" in skipped[f"{prefix}vm-0"], "link-local" in skipped[f"{prefix}vm-1"]] == [True, True]
 
 
 def test_the_guard_refuses_a_mass_removal_and_force_overrides_it(
