@@ -93,10 +93,24 @@ LEFT_OUT = (
 )
 
 
+CONTAINERS = ("tests/contract/test_lab_containers.py", "tests/e2e/test_compose.py", "tests/e2e/test_image.py")
+"""Files that share a container engine and the images on it: they are one step, so that each image is made once."""
+
 SHARES = 2
-LONG: Mapping[str, int] = {}
+LONG: Mapping[str, int] = {
+    "test_manifests.py": 130, "test_package.py": 130, "test_kube_connection.py": 80, "test_leaders.py": 70,
+    "test_balancing.py": 65, "test_traffic.py": 65, "test_switching.py": 50, "test_outputs.py": 50, "test_run.py": 50,
+    "test_secrets.py": 50, "test_consul_way.py": 50, "test_page.py": 45, "test_ownership.py": 45,
+    "test_documents.py": 45, "test_commands.py": 40, "test_demo.py": 40, "test_grants.py": 40, "test_sync.py": 35,
+    "test_union.py": 35,
+}  # fmt: skip
 """Seconds that files of tests/e2e take, where they are far from `USUAL_SECONDS`; they only balance the shares."""
-USUAL_SECONDS = 30
+USUAL_SECONDS = 15
+
+
+def end_to_end() -> Sequence[Path]:
+    """The files of the end-to-end tests that need no container engine."""
+    return [f for f in sorted((ROOT / "tests/e2e").glob("test_*.py")) if str(f.relative_to(ROOT)) not in CONTAINERS]
 
 
 def shares(files: Iterable[Path], count: int = SHARES) -> Sequence[Sequence[str]]:
@@ -111,14 +125,18 @@ def shares(files: Iterable[Path], count: int = SHARES) -> Sequence[Sequence[str]
 def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
     """The suite, cheapest first; without `servers` what needs none."""
     behind: tuple[Step, ...] = (
-        pytest("contract", "tests/contract", needs_lab=True, group="lab", junit=junit),
-        pytest("pods", "tests/pods", needs_lab=True, group="lab", junit=junit),
+        pytest(
+            "contract", "tests/contract", *(f"--ignore={f}" for f in CONTAINERS), needs_lab=True, group="lab",
+            junit=junit,
+        ),
         pytest("chaos", "tests/chaos", needs_lab=True, group="lab", junit=junit),
         *(
             pytest(f"end to end, share {n}", *files, needs_lab=True, group="lab", junit=junit)
-            for n, files in enumerate(shares((ROOT / "tests/e2e").glob("test_*.py")), 1)
+            for n, files in enumerate(shares(end_to_end()), 1)
         ),
-    )
+        pytest("containers", *CONTAINERS, needs_lab=True, group="lab", junit=junit),
+        pytest("pods", "tests/pods", needs_lab=True, group="lab", junit=junit),
+    )  # fmt: skip
     if not servers:
         behind = (
             pytest("contract of the stand-ins", "tests/contract", *NO_SERVERS, group="lab", junit=junit),

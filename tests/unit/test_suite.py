@@ -6,7 +6,6 @@ import itertools
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,13 +117,19 @@ suite._run(steps, None, Path({str(tmp_path)!r}))
     eventually(lambda: Process.of(child), None)
 
 
-def test_each_file_of_the_end_to_end_tests_is_in_one_share() -> None:
-    """And the shares take about the same time, as long as the measured seconds are right."""
-    found = shares((ROOT / "tests/e2e").glob("test_*.py"))
-    files = Counter(file for share in found for file in share)
-    assert files == Counter(str(file.relative_to(ROOT)) for file in (ROOT / "tests/e2e").glob("test_*.py"))
-    seconds = [sum(suite.LONG.get(Path(f).name, suite.USUAL_SECONDS) for f in share) for share in found]
-    assert (len(found), max(seconds) - min(seconds) <= suite.USUAL_SECONDS) == (SHARES, True)
+def test_each_file_of_tests_is_in_one_step(tmp_path: Path) -> None:
+    """And the shares of the end-to-end tests take about the same time, as long as the measured seconds are right."""
+    files = dict.fromkeys((str(path.relative_to(ROOT)) for path in ROOT.glob("tests/**/test_*.py")), 0)
+    for command in (command for step in suite.steps(tmp_path) for command in step.commands):
+        wanted = tuple(a for a in command if a.startswith("tests/"))
+        ignored = tuple(a.removeprefix("--ignore=") for a in command if a.startswith("--ignore="))
+        for file in files:
+            files[file] += file.startswith(wanted) and not file.startswith(ignored)
+    assert {file: n for file, n in files.items() if n != 1} == {}
+    seconds = [
+        sum(suite.LONG.get(Path(f).name, suite.USUAL_SECONDS) for f in share) for share in shares(suite.end_to_end())
+    ]
+    assert (len(seconds), max(seconds) - min(seconds) <= suite.USUAL_SECONDS) == (SHARES, True)
 
 
 def test_steps_side_by_side_take_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +189,8 @@ def test_without_servers_what_needs_none_is_run_and_the_rest_is_named(
     real = bool(arguments)
     assert bool(built) is real
     shared = [f"end to end, share {n}" for n in range(1, SHARES + 1)]
-    assert {s.name for s in ran if s.needs_lab} == ({"contract", "pods", "chaos", *shared} if real else set())
+    lab = {"contract", "pods", "chaos", "containers", *shared}
+    assert {s.name for s in ran if s.needs_lab} == (lab if real else set())
     assert all("not lab" in s.commands[0] for s in ran if s.group == "lab") is not real
     assert {"style", "types", "core, every branch", "unit", "loop"} <= {s.name for s in ran}
     assert (LEFT_OUT in capsys.readouterr().out) is not real

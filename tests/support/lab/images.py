@@ -61,6 +61,7 @@ class Images:
     def __init__(self, engine: Engine, cache: Path) -> None:
         self.engine = engine
         self._cache = cache
+        self._folders: list[Path] = []
         self.manifests: dict[str, str] = {}
         """Digests of the manifests of the images that were built here, by tag."""
 
@@ -131,7 +132,14 @@ class Images:
             yield target
 
     def wheels(self, folder: Path) -> None:
-        """Download the locked wheels for the base image's Python, by hash."""
+        """Put the locked wheels for the base image's Python into a folder."""
+        shutil.copytree(self._wheels, folder)
+
+    @cached_property
+    def _wheels(self) -> Path:
+        """Downloaded once, by hash."""
+        folder = Path(tempfile.mkdtemp(prefix="bridge-wheels-"))
+        self._folders.append(folder)
         code = "import sys; print('%d.%d' % sys.version_info[:2])"
         version = self.engine.docker("run", "--rm", self.python, "python", "-c", code).strip()
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
@@ -139,9 +147,12 @@ class Images:
         command += ["--dest", str(folder)]
         for lock in LOCKS:  # one at a time: what the bridge runs on and what only builds it may differ in versions
             subprocess.run([*command, "-r", f"requirements/{lock}.txt"], cwd=ROOT, check=True)
+        return folder
 
     def remove(self) -> None:
-        """Remove what was built from a user's engine; a private one goes as a whole."""
+        """Remove what was made, and what was built from a user's engine; a private one goes as a whole."""
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
         if self.engine.private:
             return
         built = [v for k, v in vars(self).items() if isinstance(v, str) and v.startswith("bridge-lab/")]
