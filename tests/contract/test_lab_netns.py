@@ -158,6 +158,7 @@ def test_who_asks_a_cluster_address_too_early_may_ask_again_from_the_same_port(r
         else ("ip6", "fd00:96::3:3", "fd00:96::3:4", vm.address6, f"[{vm.address6}]")
     )  # fmt: skip
     rig.start(vm, [sys.executable, str(VM), vm.name, "8095", there])
+    wait_until(lambda: answer(rig.node, f"http://{host}:8095/") == vm.name, 30, "the VM's answer")
     rig.node.run("nft", f"add table {kind} early")
     rig.node.run("nft", f"add chain {kind} early nat {{ type nat hook prerouting priority -100; }}")
     try:
