@@ -90,7 +90,7 @@ def test_no_ready_address_is_missing_while_the_output_changes(
     with sampling(lab, namespace, service) as samples:
         eventually(lambda: bool(samples) and samples[-1] == everything, True)
         start = len(samples)
-        # One pass after the other until there is nothing to do. The control plane has its part in it, and takes its time.
+        # One pass after the other: the control plane has its part in it, and takes its time.
         eventually(lambda: (sync(after), managers()), (0, {mirrored if after == "endpoints" else ours}), 60)
         time.sleep(1)
         assert sync(after) == 0  # for good
