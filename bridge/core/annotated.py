@@ -9,7 +9,7 @@
 | annotation `consul-bridge/filter` | only instances for which Consul's filter expression is true |
 | annotation `consul-bridge/output` | carried by `both` (default), `endpoints` or `endpointslices` |
 | any other annotation under `consul-bridge/`, or a value that means nothing | a warning: it is not as they think |
-| the label is taken off, or the Service deleted | take away what you filled, at once: nobody lost it |
+| the label is taken off, or the Service deleted | take away what you filled, at once: Consul lost nothing |
 | anything of this is changed, or the Service's ports | the same with what they do not ask for any more |
 
 What a namespace may ask for is granted by the operator (`Annotated`). A service that was not granted and one that does
@@ -81,10 +81,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """Who may ask for what. `grants` None: nothing was said, see `within`; (): nobody may ask.
+    """Who may ask for what. `grants` None: nothing was said, see `within`; (): no user may ask.
 
-    `unsaid`: nobody may ask because nothing was said, not because an operator decided so. `labels` are those of the
-    namespaces, by name; None while they are not known, because nobody could read them.
+    `unsaid`: no user may ask because nothing was said, not because an operator decided so. `labels` are those of the
+    namespaces, by name; None while they are not known, because they could not be read.
     """
 
     bounds: Bounds = USUAL_BOUNDS
@@ -107,9 +107,9 @@ class Annotated:
     def within(self, namespaces: Sequence[str] | None) -> Annotated:
         """The same for a bridge that watches `namespaces` (None: all of them).
 
-        Where nothing was said, users of the one namespace that is watched may ask for everything, and nobody when there
-        are several: the bridge's Consul token would serve each of them what only some should reach. What is filled
-        already goes on being filled (`request_at`): one more namespace takes nothing away from the others.
+        Where nothing was said, users of the one namespace that is watched may ask for everything, and no user when
+        there are several: the bridge's Consul token would serve each of them what only some should reach. What is
+        filled already goes on being filled (`request_at`): one more namespace takes nothing away from the others.
         """
         if self.grants is not None:
             return self
@@ -118,7 +118,7 @@ class Annotated:
 
 
 USUAL = Annotated()
-"""Everybody may ask for everything, within the usual bounds."""
+"""Every user may ask for everything, within the usual bounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def request_at(
     """What the Service at a target asks for, as `request_of`; `filled_from` names what our objects there came from.
 
     Where nothing was said about grants, a Service keeps what it was filled from, and nothing else. So it does, within
-    the bounds of a grant, while that may cover it and nobody can tell: unknown labels take nothing away.
+    the bounds of a grant, while that may cover it and that cannot be told: unknown labels take nothing away.
     """
     found = request_of(current.service, datacenter, annotated)
     if not isinstance(found, Refusal) or (found.query.datacenter, found.query.service) not in filled_from:
@@ -242,7 +242,7 @@ def as_before(desired: Mirror, current: Current, owner: str) -> Mirror:
 
 
 def _said(current: Current, owner: str) -> Iterator[Mapping[str, str]]:
-    """The marks on each of our objects that carries endpoints: one that was emptied is nobody's any more."""
+    """The marks on each of our objects that carries endpoints: one that was emptied was written for none any more."""
     if current.endpoints is not None and current.endpoints.meta.owner == owner and current.endpoints.groups:
         yield dict(current.endpoints.meta.ownership)
     for piece in current.slices:
@@ -289,9 +289,9 @@ def _not_understood(marks: Mapping[str, str], output: Output, tags: Sequence[str
 
 
 def is_abandoned(current: Current) -> bool:
-    """Whether a person's Service stands at a target and does not ask to be filled (any more).
+    """Whether a user-managed Service stands at a target and does not ask to be filled (any more).
 
-    One that we wrote is none, although a person took our label off it: our field manager is still seen on it.
+    One that we wrote is none, although a user took our label off it: our field manager is still seen on it.
     """
     service = current.service
     if service is None or service.meta.owner is not None:

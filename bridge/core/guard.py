@@ -498,7 +498,7 @@ class _Ledger:
         return (
             f"{taken.part} of {taken.whole} ready endpoints {self._whose()} ({taken.percent} %, the limit is "
             f"{settings.panic_percent} %) would stop being ready within {settings.window_seconds:.0f} s, so Consul is "
-            "the likelier patient"
+            "more likely to be wrong"
         )
 
     def _whose(self) -> str:
@@ -561,7 +561,7 @@ class _Ledger:
             self._calm()
 
     def _end(self, target: Target) -> None:
-        """A hold ends without Consul having come back; what it stood for speaks against nobody any more."""
+        """A hold ends without Consul having come back; its losses are not counted any more."""
         hold = self.holds.pop(target, None)
         if hold is not None:
             self._peak_held = max(0, self._peak_held - hold.held.endpoints)

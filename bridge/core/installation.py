@@ -1,14 +1,14 @@
 """Which installation wrote an object: two that share an owner id by mistake see each other before one deletes.
 
-Two installations with one owner id and different rules each take the other's objects for their own. What is at rest
-gives no sign of another writer, so objects say who wrote their content last (`consul-bridge/installation`).
+Two installations with one owner id and different rules each take the other's objects for their own. What is in steady
+state gives no sign of another writer, so objects say who wrote their content last (`consul-bridge/installation`).
 
 Where both want a target, each makes of it what its rules say, and takes away there what its rules do not need: a slice
-or Endpoints that nobody brought up to date any more would lead to addresses that are gone.
+or Endpoints that no writer updated any more would lead to addresses that are gone.
 
 | the object names | this installation's own name | so |
 | --- | --- | --- |
-| nobody (an older version, a command from elsewhere) | known | it is signed, once |
+| none (an older version, a command from elsewhere) | known | it is signed, once |
 | itself | known | nothing |
 | another one, and it should be otherwise | known | written and signed, with a warning |
 | another one, and it is as it should be | known | left: two that agree never write for the name |
@@ -16,7 +16,7 @@ or Endpoints that nobody brought up to date any more would lead to addresses tha
 unless it is forced or a user sent it away |
 | another one, and it is not needed beside what should stand there (a spare slice, another output) | known | deleted, \
 with a warning |
-| anybody | not known (a command from elsewhere) | the name stays on it, and nothing else depends on it |
+| any | not known (a command from elsewhere) | the name stays on it, and nothing else depends on it |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What somebody means who names a service: a Consul service, a Service in Kubernetes, or something misspelt.
+"""What a user means by the name of a service: a Consul service, a Service in Kubernetes, or something misspelt.
 
 Consul's own names come first, then the mirrored Services (`name`, `namespace/name`), then Consul's names in other
 spelling. Nothing is guessed: a name that is only near is suggested, not taken.

@@ -91,9 +91,9 @@ class Instance:
 class Known:
     """Consul answered, and this is what it holds: possibly no instance at all. Sorted by (node, id).
 
-    `hidden`: there are more, on nodes that our token may not see. `left_out`: (instance, reason) of those that are
-    registered with something that nobody could use. `former`: how instances that are still here were seen before their
-    tags or meta changed.
+    `acl_filtered`: there are more, on nodes that our token may not see. `invalid`: (instance, reason) of those that are
+    registered with something that no client could use. `former`: how instances that are still here were seen before
+    their tags or meta changed.
     """
 
     instances: tuple[Instance, ...]
@@ -106,7 +106,7 @@ class Known:
 class Unknown:
     """Consul could not be asked, or its answer proves nothing. What was known before stays true.
 
-    `lasting`: asking again will not help before somebody mends the request (a filter that Consul refuses, say).
+    `lasting`: asking again will not help before the request is changed (a filter that Consul refuses, say).
     """
 
     reason: str
@@ -192,7 +192,7 @@ class Port:
 
 
 NO_PORTS = (Port("", 0),)
-"""What stands for the port of endpoints without one (of a headless Service that is there for DNS alone)."""
+"""What is written as the port of endpoints without one (of a headless Service that is there for DNS alone)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -223,13 +223,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """What one target should be. Without `service_ports` the Service is a person's and is never written.
+    """What one target should be. Without `service_ports` the Service is user-managed and is never written.
 
     `groups` are sorted by (family, ports) and never empty inside. `queries` are the Consul services behind it.
-    `labels` and `annotations` are those that we set in addition to the marks of ownership. `withheld` are endpoints
-    that Consul lists and that are left out for their health: they are not lost, they are worse than not ready.
-    `deselected` are endpoints of instances that Consul lists and that have lost what the rule selects by. `type` is the
-    Service's type where the rule sets one ("": whatever it is).
+    `labels` and `annotations` are those that we set in addition to the ownership labels. `omitted_unhealthy` are
+    endpoints that Consul lists and that are left out for their health: they are not lost, they are worse than not
+    ready. `deselected` are endpoints of instances that Consul lists and that have lost what the rule selects by. `type`
+    is the Service's type where the rule sets one ("": whatever it is).
     """
 
     target: Target
@@ -282,8 +282,8 @@ class Meta:
     """Identity and ownership of an object that exists.
 
     `owner` is the value of our owner label when the object also carries our managed-by label, else None: it is
-    somebody else's. `labels` and `annotations` hold the pairs that OUR field manager owns (what a person adds is not
-    in there), marks of ownership included. `marks` are the labels and annotations under `consul-bridge/` whoever set
+    another owner's. `labels` and `annotations` hold the pairs that OUR field manager owns (what a user adds is not
+    in there), ownership labels included. `ownership` are the labels and annotations under `consul-bridge/` whatever set
     them (adopt, mirror, service, ...), plus the label `consul` that HashiCorp's catalog sync sets. `written` is when
     our field manager changed it last (RFC 3339, "" when it never did); it says nothing about the content.
     """
@@ -348,7 +348,7 @@ class CurrentService:
 class CurrentEndpoints:
     """An Endpoints object that exists, its subsets taken apart by family as `groups`.
 
-    `canonical` is False when what is stored is not what we would write for the same groups (order, duplicates,
+    `normalized` is False when what is stored is not what we would write for the same groups (order, duplicates,
     addresses twice): it is rewritten then.
     """
 
@@ -363,7 +363,7 @@ SLICE_MANAGER = "consul-bridge"
 
 @dataclass(frozen=True, slots=True)
 class CurrentSlice:
-    """An EndpointSlice that exists. `canonical` as for Endpoints: others wrote nothing into its endpoints.
+    """An EndpointSlice that exists. `normalized` as for Endpoints: others wrote nothing into its endpoints.
 
     `manager` is the label that says which controller writes it, "" without one. Of slices that no bridge writes the
     metadata is bare: only what names them.
@@ -378,12 +378,12 @@ class CurrentSlice:
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """Everything that Kubernetes holds at one target. `service` and `endpoints` may be somebody else's.
+    """Everything that Kubernetes holds at one target. `service` and `endpoints` may be another owner's.
 
-    `slices` are those that a bridge writes, `others` all further ones of the Service, by name; None when nobody looked.
+    `slices` are those that a bridge writes, `others` all further ones of the Service, by name; None when not read.
 
     `mirrored` are the groups that the control plane made of the Endpoints (slices managed by its mirroring
-    controller); None when nobody looked, which is enough until a plan says `unmirrored`.
+    controller); None when not read, which is enough until a plan says `unmirrored`.
     """
 
     target: Target
@@ -504,7 +504,7 @@ class Scope:
 class Held:
     """Something that the guard refused to take away. `endpoints` counts the ready endpoints kept.
 
-    `cause` is HELD_REMOVAL, HELD_PANIC or HELD_REBUILT. `lost`: endpoints that Consul no longer lists stay; `flips`:
+    `cause` is HELD_REMOVAL, HELD_PANIC or HELD_REBUILT. `removed`: endpoints that Consul no longer lists stay; `flips`:
     endpoints that would turn not ready stay ready; `deselected`: endpoints stay that are not selected any more.
     `releasing`: a forced pass is taking them away; meanwhile nothing is
     written at the target.
@@ -524,17 +524,17 @@ class Held:
 class Plan:
     """What one target needs. `changes` are in the order in which they must be applied (Service first, deletes last).
 
-    Counted in ready endpoints of our own objects (an address on two port groups is two): `ready_before` now, `lost`
-    those that would go because Consul no longer lists them, `flipped` those that it lists and that would stop being
-    ready, `deselected` those that it lists and whose tags or meta are no longer what the rule selects by. What a policy
-    or a conflict prevents counts as none of these, and nothing does that a user sends away or changes (`dismissed`: the
-    Service that was filled does not ask any more, or asks for something else). `scope`: with whom the guard adds this
-    up. `released`: when a forced pass let go what is lost here, as our objects say (`release`).
+    Counted in ready endpoints of our own objects (an address on two port groups is two): `ready_before` now, `removed`
+    those that would go because Consul no longer lists them, `became_unready` those that it lists and that would stop
+    being ready, `deselected` those that it lists and whose tags or meta are no longer what the rule selects by. What a
+    policy or a conflict prevents counts as none of these, and nothing does that a user sends away or changes
+    (`unsubscribed`: the Service that was filled does not ask any more, or asks for something else). `scope`: with whom
+    the guard adds this up. `released`: when a forced pass let go what is lost here, as our objects say (`release`).
 
     `unmirrored`: our slices stay although the output is Endpoints now, until `Current.mirrored` shows that the control
     plane has copied those. Look at its slices and plan again, about a second later.
 
-    `deviations`: in what the union of all EndpointSlices of the Service, whoever writes them, differs from what is
+    `deviations`: in what the union of all EndpointSlices of the Service, whatever wrote them, differs from what is
     wanted once the changes are made; `differences` are the same, endpoint by endpoint. While they are `settling` they
     are too young to be told of: the control plane's mirror is always a little late. `foreign`: how many of the slices
     are neither ours nor the mirror of our Endpoints.
@@ -622,7 +622,7 @@ class ClusterNodes:
     """The nodes of the Kubernetes cluster itself, as far as they are known.
 
     `names` are those that are Consul nodes of the same name as well. `addresses` tells the node at each address of one;
-    it is empty while nobody may list nodes.
+    it is empty while the bridge may not list nodes.
     """
 
     names: Collection[str] = ()
@@ -664,7 +664,7 @@ class InstanceRules:
 class Destination:
     """Where and as what a rule's services go (`to:` of a rule). `port` 0 means: from the instances.
 
-    `annotated` marks the rule of a Service that a person made and labelled: it is filled, never written. `type` is the
+    `annotated` marks the rule of a Service that a user made and labelled: it is filled, never written. `type` is the
     Service's ("": none is set: a new one is ClusterIP, and what others make of it stays). `protocol_from` gives
     instances a protocol of their own: (source, protocol), where source is `tag:TAG` or `meta:KEY=VALUE`.
     `labels_from` and `annotations_from` take values from the instances: (key, source), where source is `meta:KEY`,
@@ -696,8 +696,8 @@ class Rule:
     `services` and `datacenters` select services; `tags`, `meta` and `filter` select instances of them. A rule that
     `uses_up` a service leaves nothing of it to the rules behind it.
 
-    `pinned`: it is about a namespace, partition or peer whose services nobody lists, so `services` are full names that
-    are asked for without being listed; what is listed elsewhere is none of its business. `warnings`: what was not
+    `unlisted`: it is about a namespace, partition or peer whose services are not listed, so `services` are full names
+    that are asked for without being listed; what is listed elsewhere is none of its business. `warnings`: what was not
     understood where the rule comes from, to be said of everything that is mirrored by it. `place` is where the rule
     stands (`bridge.yaml:3:5`, a flag), "" where that is not known.
     """

@@ -22,7 +22,7 @@ Members = Mapping[tuple[Family, tuple[Port, ...]], Mapping[str, Endpoint]]
 
 _CACHED = 1 << 16
 _ADDRESS_LENGTH = 64
-"""No address is longer; longer texts are not cached, so that nobody can fill our memory with them."""
+"""No address is longer; longer texts are not cached, so that input cannot fill our memory with them."""
 
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
@@ -42,7 +42,8 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A text that nobody may be sent to, with the reason; `is_name` when it is a host name that may be resolved."""
+    """An address that traffic must not be sent to, with the reason; `is_name` when it is a host name that may be
+    resolved."""
 
     reason: Reason
     is_name: bool = False
@@ -95,8 +96,8 @@ def embedded(ip: Ip) -> ipaddress.IPv4Address | None:
     """The IPv4 host that packets to an IPv6 address may end at, None for every other address.
 
     A translator or tunnel on the way unpacks it: 6to4 (RFC 3056), Teredo (RFC 4380), NAT64 (RFC 6052 and 8215), ISATAP
-    (RFC 5214) and the old IPv4-compatible form (RFC 4291). Whether there is one nobody here knows, so whatever judges
-    an address judges the embedded one as well.
+    (RFC 5214) and the old IPv4-compatible form (RFC 4291). Whether there is one cannot be known here, so whatever
+    judges an address judges the embedded one as well.
     """
     if not isinstance(ip, ipaddress.IPv6Address):
         return None

@@ -27,8 +27,8 @@ SLICE_SERVICE = "kubernetes.io/service-name"
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 RULE_LABELS = "consul-bridge/rule-labels"
 RULE_ANNOTATIONS = "consul-bridge/rule-annotations"
-"""Keys that a rule sets, by commas: what it drops later is found by them, also where nobody knows any more who set it
-(an object that was restored from a backup without managedFields)."""
+"""Keys that a rule sets, by commas: what it drops later is found by them, also where it is not known any more who set
+it (an object that was restored from a backup without managedFields)."""
 RELEASED = "consul-bridge/released"
 """When a forced pass took endpoints away from the object (`release`)."""
 SIGNATURES = frozenset({INSTALLATION, RELEASED})
@@ -77,7 +77,7 @@ def origins(service: str, datacenter: str) -> tuple[tuple[str, str], ...]:
 
 
 def joined(given: Pairs, ownership: Pairs) -> Pairs:
-    """A rule's pairs and the marks of ownership, which nobody can forge."""
+    """A rule's pairs and the ownership labels, which no rule can forge."""
     return tuple(sorted({**dict(given), **dict(ownership)}.items()))
 
 
@@ -143,7 +143,7 @@ def _unescape(name: str) -> str:
 
 
 def _bytes_text(raw: bytes) -> str:
-    """Bytes that we wrote are text again; what a person wrote by hand may be anything."""
+    """Bytes that we wrote are text again; what a user wrote by hand may be anything."""
     try:
         return raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:

@@ -8,7 +8,7 @@
 | unowned, or another owner's | conflict: nothing at this target is written | conflict: that object is left alone |
 | ... and no Service | | conflict: no Service is made, it would lead to their addresses |
 | a Service with a selector, even ours | conflict, always | nothing is written (but our slices go with the target) |
-| a Service that a person made and annotated | never written | as above |
+| a Service that a user made and annotated | never written | as above |
 | being deleted | nothing at this target is written | left alone until it is gone |
 
 Order: the Service first (the control plane deletes Endpoints without one), then what brings endpoints, then what takes
@@ -19,8 +19,8 @@ rather than not at all:
 | --- | --- | --- |
 | endpoints | endpointslices | our slices, then the Endpoints are deleted, and with them their mirror |
 | endpoints | both | our slices, then skip-mirror on the Endpoints |
-| endpointslices | both | Endpoints with skip-mirror: nobody sees a difference |
-| both | endpointslices | the Endpoints are deleted: nobody sees a difference |
+| endpointslices | both | Endpoints with skip-mirror: readers see no difference |
+| both | endpointslices | the Endpoints are deleted: readers see no difference |
 | both, endpointslices | endpoints | Endpoints without skip-mirror; our slices follow every change until the control \
 plane's mirror is seen to have everything (`Plan.unmirrored`), and go then |
 | endpoints that the control plane cannot mirror | | as `both` (`mirroring`) |
@@ -118,11 +118,11 @@ def plan(
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
 
-    `dismissed`: a user no longer wants what we filled for them, or wants something else: it is not lost when it goes.
-    `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the Endpoints carry
-    everything; without `delete` slices that are not needed are emptied. `released`: when a forced pass let go what this
-    target loses (`release`). `installation` is our own, where it is known: a target that another one wrote does not go
-    as a whole, unless by `force` (`core.installation`).
+    `unsubscribed`: a user no longer wants what we filled for them, or wants something else: it is not lost when it
+    goes. `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the Endpoints
+    carry everything; without `delete` slices that are not needed are emptied. `released`: when a forced pass let go
+    what this target loses (`release`). `installation` is our own, where it is known: a target that another one wrote
+    does not go as a whole, unless by `force` (`core.installation`).
     """
     draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), missing=tuple(slices_forbidden))
     strangers = () if force or dismissed else tuple(installations.others(current, owner, installation))
@@ -136,7 +136,7 @@ def plan(
     seen = _seen(draft, desired, current)
     before = _ready_endpoints(_groups_of(current, owner))
     taken = _taken(before, desired, current, draft) if before and not dismissed else (0, 0, 0)
-    lost, flipped, deselected = taken
+    removed, became_unready, deselected = taken
     if released and any(taken):
         draft.changes = [release.marked(change, released) for change in draft.changes]
     _sign(draft, installation, force, stands=desired is not None)
@@ -150,8 +150,8 @@ def plan(
         ready=desired.ready if desired is not None else 0,
         not_ready=desired.not_ready if desired is not None else 0,
         ready_before=len(before),
-        removed=lost,
-        became_unready=flipped,
+        removed=removed,
+        became_unready=became_unready,
         deselected=deselected,
         unmirrored=draft.unmirrored,
         unsubscribed=dismissed,
@@ -166,7 +166,7 @@ def plan(
 def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> union.Seen:
     """What readers of EndpointSlices see once the changes are made; nothing where a conflict says enough.
 
-    The policy `create-only` leaves what stands as it is: there, what our objects say is what is wanted.
+    The policy `create-only` leaves existing objects as they are: there, what our objects say is what is wanted.
     """
     if desired is None or current.others is None or draft.output is None:
         return union.Seen()
@@ -209,7 +209,7 @@ def are_frozen(lacking: Sequence[str], policy: Policy) -> bool:
 
 
 def scope_of(current: Current, owner: str, desired: Mirror | None = None) -> Scope:
-    """With whom the guard adds up what stands at a target, or (nothing stands there yet) what is to be made there.
+    """With whom the guard adds up what exists at a target, or (nothing exists there yet) what is to be made there.
 
     A Service of ours was made by a rule, and its objects say from which datacenters. Where the Service is a user's, or
     was deleted by one, the namespace answers for its endpoints.
@@ -229,12 +229,12 @@ def retain(
     desired: Mirror,
     current: Current,
     *,
-    lost: bool,
+    removed: bool,
     flips: bool,
     deselected: bool = False,
     owner: str | None = None,
 ) -> Mirror:
-    """`desired` with what would be taken away put back: `lost` endpoints listed again, `flips` kept ready.
+    """`desired` with what would be taken away put back: `removed` endpoints listed again, `flips` kept ready.
 
     `deselected`: also those that Consul lists and the rule no longer selects.
 
@@ -261,7 +261,7 @@ def retain(
         back = []
         for port in ports or NO_PORTS:
             pair = _pair(address, port)
-            if pair not in listed and (flips if pair in withheld else deselected if pair in dropped else lost):
+            if pair not in listed and (flips if pair in withheld else deselected if pair in dropped else removed):
                 listed.add(pair)
                 back.append(replace(port, name=names.get(port.name, port.name)))
         if back:
@@ -283,7 +283,8 @@ def _names_now(desired: Mirror, current: Current) -> Mapping[str, str]:
 
 
 def _ports_with(groups: Iterable[Group], desired: Mirror, current: Current) -> tuple[Port, ...] | None:
-    """The Service's ports with those that it must keep for endpoints that are kept: without them nobody gets there.
+    """The Service's ports with those that it must keep for endpoints that are kept: without them no client reaches
+    them.
 
     A port without a name cannot stay beside others, nor can one whose number is another's now (Kubernetes refuses).
     """
@@ -450,7 +451,7 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
         return
     blocked = endpoints is not None and not draft.may_write(Kind.ENDPOINTS, endpoints.meta)
     if blocked and any(c.existing is None or not draft.ours(c.existing) for c in draft.changes):
-        draft.changes.clear()  # a Service that we would make or take over would lead to somebody else's addresses
+        draft.changes.clear()  # a Service that we would make or take over would lead to another owner's addresses
         return
     output = draft.output = _carried_by(draft, desired, mine)
     wants_endpoints = output is not Output.ENDPOINTSLICES
@@ -678,7 +679,7 @@ def _drop_slice(
 def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Current) -> bool:
     """Whether our slices hold endpoints that the control plane's mirror of the Endpoints does not have yet.
 
-    Nobody looked: needed. The mirror of Endpoints that are not there (any more), or say that they are not to be
+    Not read: needed. The mirror of Endpoints that are not there (any more), or say that they are not to be
     mirrored, is about to go: needed.
     """
     held = _ready_endpoints(s.group for s in mine if not s.meta.deleting)
@@ -696,7 +697,7 @@ def _still_needed(mine: Sequence[CurrentSlice], desired: Mirror, current: Curren
 
 
 def _service(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, annotations: Pairs) -> bool:
-    """The Service's change, none for a person's Service. False when nothing at this target may be written."""
+    """The Service's change, none for a user-managed Service. False when nothing at this target may be written."""
     existing = current.service
     if existing is None:
         if desired.service_ports is None:
@@ -765,7 +766,7 @@ def _has_foreign_ports(existing: CurrentService, ports: Sequence[Port]) -> bool:
 
 
 def standing(existing: CurrentService, body: ServiceBody) -> ServiceBody:
-    """What stands there of all that `body` says: the two are equal when there is nothing to write.
+    """What exists there of all that `body` says: the two are equal when there is nothing to write.
 
     This is what is compared and what a diff shows, so that nothing is written unseen. Fields that `body` does not set
     count as they are: others set them. A Service that asks for both families has what the cluster can give, whatever
@@ -849,7 +850,7 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Dra
         after |= _ready_pairs(_groups_in(change.body))
     listed = _pairs((*desired.groups, *desired.omitted_unhealthy)) if desired is not None else set()
     dropped = _pairs(desired.deselected) - listed if desired is not None else set()
-    lost = flipped = deselected = 0
+    removed = became_unready = deselected = 0
     for _, address, ports in before:
         pairs = _pairs_at(address, ports)
         if not all(pair in after for pair in pairs):
@@ -857,10 +858,10 @@ def _taken(before: Before, desired: Mirror | None, current: Current, draft: _Dra
             if missing <= dropped:
                 deselected += 1
             elif missing <= listed | dropped:
-                flipped += 1
+                became_unready += 1
             else:
-                lost += 1
-    return lost, flipped, deselected
+                removed += 1
+    return removed, became_unready, deselected
 
 
 def _ready_pairs(groups: Iterable[Group]) -> set[Pair]:

@@ -14,7 +14,7 @@ is dropped or replaced thereby is said (`remarks`).
 | several named ports | `port_name` | the one of this name, else the default one, under this name |
 | several named ports | a tagged address with a port of its own | that port alone |
 | any | `protocol_from` | the same, in each protocol that its tags and meta say |
-| any | a person's Service | as that Service's ports say (`match`) |
+| any | a user-managed Service | as that Service's ports say (`match`) |
 
 Kubernetes wants each name once on a Service, whatever the protocol. So where instances have one name in several
 protocols, one of them keeps the name and the others add theirs: `dns` and `dns-udp`; without a name `tcp` and `udp`.
@@ -37,7 +37,7 @@ PROTOCOL_META = "protocol"
 """Service meta that names the protocol where the rule does not; what is no protocol of Kubernetes is ignored."""
 EXTERNAL_NAME = "ExternalName"
 CLUSTER_IP = "ClusterIP"
-"""The type of a Service that nobody gave one."""
+"""The type of a Service that was given none."""
 
 
 def legal(number: int) -> bool:
@@ -144,7 +144,7 @@ def _carries(instance: Instance, source: str) -> bool:
     return wanted in instance.tags if kind == "tag" else tuple(wanted.split("=", 1)) in instance.meta
 
 
-# --------------------------------------------------------------------------- a person's Service
+# --------------------------------------------------------------------------- a user-managed Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def match(
     | the number of a port of the instance | that port; several may be one, in several protocols |
     | none of these, and the instance has one port left | that port, if it is the first that is left |
     | none of these, it is the only one left, and the default port is left | the default port |
-    | else | nothing: which one is meant, nobody can tell |
+    | else | nothing: which one is meant cannot be told |
     | ... and the instance has no port at all | its own number |
     """
     names = dict(offered)
@@ -224,7 +224,7 @@ def _by_service(instance: Instance, service: CurrentService | None, own_port: in
 
 
 def guesses(instance: Instance, service: CurrentService | None, own_port: int) -> tuple[Reason, ...]:
-    """What had to be guessed about the ports of an instance behind a person's Service."""
+    """What had to be guessed about the ports of an instance behind a user-managed Service."""
     return _match(instance, service, own_port).guesses if service is not None and service.ports else ()
 
 
@@ -330,7 +330,7 @@ def of_service(
     votes = _votes(groups)
     ports = service.ports if service is not None and lives(service) else ()
     if groups and not votes:
-        ports = ()  # all of its endpoints are there for DNS alone: a port that stands is nobody's
+        ports = ()  # all of its endpoints are there for DNS alone: an existing port is unused
     warnings: tuple[Reason, ...] = ()
     seen: set[tuple[Port, ...]] = set()
     while ports not in seen:
@@ -392,7 +392,7 @@ def target_ports(
     """The targetPort of each of the Service's ports: the number that most of its endpoints have.
 
     kube-proxy takes the number from the endpoint; people, `kubectl describe` and some other proxies read this one. Of
-    equals the one that stands there stays, else it is the lowest; without endpoints nothing changes.
+    equals the existing one stays, else it is the lowest; without endpoints nothing changes.
     """
     votes = _votes(groups)
     standing: dict[tuple[int, str], int | str] = {}

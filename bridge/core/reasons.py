@@ -102,7 +102,7 @@ class Code(StrEnum):
     POLICY = "policy"
     PURGED = "purged"
 
-    # it works, and somebody should look at it
+    # it works, and an operator should look at it
     MIRROR_REFUSED = "mirror_refused"
     MIRROR_DOUBTFUL = "mirror_doubtful"
     SLICES_FORBIDDEN = "slices_forbidden"
@@ -235,7 +235,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.NAME_TAKEN: "{target} goes to {holder} ({why}); give one of them another name",
     Code.RULES_CLASH: "{target} goes to {holder} by {rule}, the first rule that sends something there; {other} sends "
     "{service} there as well: give one of them another `to.name`",
-    Code.NONE_SELECTED: "{nobody} of {service} has {asks}, which {rule} asks for: nothing is made before one has",
+    Code.NONE_SELECTED: "{none} of {service} has {asks}, which {rule} asks for: nothing is made before one has",
     Code.NO_SERVICE_PORT: "no instance has a port yet and the rule gives none (`port`): a Service needs one",
     Code.NO_INSTANCES: "Consul shows no instance, and a Service needs a port: name one in the rule (`port`) to have it "
     "made before",
@@ -304,7 +304,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.PORTS_BESIDE_ADDRESS: "the address {address} has a port of its own, so these are not mirrored: {names}",
     Code.PORT_NAME_ABSENT: "no port is called {wanted!r} (`port_name`) but {names}: the default one has that name now",
     Code.PORT_NAME_CLASH: "the ports {holder} and {other} become one name, {name!r}: {other} is not mirrored",
-    Code.NONE_LEFT: "{nobody} of {service} has {asks}, which {rule} asks for: no endpoint comes of it",
+    Code.NONE_LEFT: "{none} of {service} has {asks}, which {rule} asks for: no endpoint comes of it",
     Code.CONTRADICTION: "instances have {count} values for the {kind} {key} ({source}): {taken} is taken",
     Code.DISAGREEMENT: "the rules that share this Service differ in {key}: {taken!r} (for {first}) is taken, not "
     "{other!r} (for {second})",
@@ -350,7 +350,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.READ_FAILED: "{said}",
     Code.OTHER: "{said}",
 }
-"""A template, or a function where parts of a sentence come and go. Data from outside is `shorten`ed before."""
+"""A template, or a function where parts of a sentence come and go. Data from outside is `truncate`d before."""
 
 
 class Reason(str):

@@ -5,7 +5,7 @@
 1. `observe`: what Consul is known to hold for the target, and the objects that stand there, as of one moment. An error
    of Consul keeps the last known view; while one of the services was never read, nothing is said of the target.
 2. `reconcile`: what should stand there (`translate`), less what must not go because too little is known (`retain`),
-   and the difference to what does (`plan`). What a user sent away or changed is `dismissed`: nobody lost it.
+   and the difference to what does (`plan`). What a user sent away or changed is `unsubscribed`: Consul lost nothing.
 3. `judge`: the guard sees all drafts together; what it holds is planned again with what would go kept in place.
 
 Nothing is read or written here. What has to be asked while a plan is made, and only then, `Surroundings` answers.
@@ -231,7 +231,7 @@ def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOpti
 
 
 def _without_sources(inputs: Inputs, options: PlanOptions, around: Surroundings) -> Draft:
-    """Nothing feeds the target: what of ours stands there goes, or waits until that is certain."""
+    """Nothing feeds the target: objects of ours there go, or waits until that is certain."""
     target, current = inputs.target, inputs.current
     around.resolve(target, ())
     refused = () if inputs.refusal is None else (inputs.refusal.reason,)
@@ -253,8 +253,8 @@ def _sent_away(
 ) -> Plan | None:
     """The end of what we filled for a user who does not ask any more, or may not, where a rule wants the name too.
 
-    The rule does not get the user's Service, so nothing else would ever change what stands there. The guard adds it up
-    where nobody can tell the user's wish from a loss of Consul's.
+    The rule does not get the user's Service, so nothing else would ever change the objects there. The guard adds it up
+    where a user's decision cannot be told from a loss in Consul.
     """
     if not inputs.left_over and inputs.refusal is None:
         return None
@@ -267,7 +267,7 @@ def _sent_away(
 def _doubts(sources: Sequence[Source], unanswered: Collection[str]) -> tuple[Reason, ...]:
     """Why what is not seen may be there all the same: unknown is not empty."""
     doubts: list[Reason] = []
-    if unanswered:  # some of what stands there may be these names' addresses
+    if unanswered:  # some of what exists there may be these names' addresses
         doubts.append(_unanswered(sorted(unanswered)))
     if any(source.known.acl_filtered for source in sources):
         doubts.append(Reason(Code.HIDDEN))
@@ -338,7 +338,7 @@ def _kept(
     deselected: bool = False,
 ) -> Mirror:
     """What is to be, with what would be taken away kept in place."""
-    kept = planning.retain(desired, current, lost=lost, flips=flips, deselected=deselected, owner=options.owner)
+    kept = planning.retain(desired, current, removed=lost, flips=flips, deselected=deselected, owner=options.owner)
     marked = as_before(kept, current, options.owner)
     return marked if marked == kept else as_before(kept, _written(current, options, around), options.owner)
 
@@ -364,7 +364,7 @@ def _left_alone(plan: Plan) -> Plan:
 
 
 def _without_creations(plan: Plan) -> Plan:
-    """The same, and nothing is made anew: another process may be taking away what stands."""
+    """The same, and nothing is made anew: another process may be removing what exists."""
     return replace(plan, changes=tuple(c for c in plan.changes if c.action is not Action.CREATE))
 
 

@@ -142,11 +142,11 @@ def unlisted(rules: Iterable[Rule]) -> list[Choice]:
         for service in rule.services if rule.unlisted else ():
             for datacenter in rule.datacenters:
                 query = query_of(rule, service, datacenter)
-                anybody = replace(query, filter="")
-                if anybody not in used:
+                unfiltered = replace(query, filter="")
+                if unfiltered not in used:
                     found[order, query] = Choice(order, rule, query, target_of(rule, query))
                     if rule.uses_up:
-                        used.add(anybody)
+                        used.add(unfiltered)
     return list(found.values())
 
 
@@ -287,7 +287,7 @@ class TargetAssignments:
     | their rules name different ports (`port_name`) | all of them: one Service with several ports |
 
     A service may want one target several times: by rules, each for other instances, and by the annotated Service that
-    stands there. The annotation has it, and when it goes the rules' claims are still there.
+    exists there. The annotation has it, and when it goes the rules' claims are still there.
     """
 
     def __init__(self) -> None:
@@ -347,7 +347,7 @@ class TargetAssignments:
         return next((self._why(rank, target) for rank in mine), None)
 
     def targets(self) -> set[Target]:
-        """All targets that anybody wants."""
+        """All targets that any service wants."""
         return set(self._rules)
 
     def _owning(self, target: Target) -> tuple[_Rank, ...]:

@@ -29,7 +29,7 @@ def _weight(key: bytes, shard: int) -> bytes:
 def share(shards: int, members: Collection[str], holders: Mapping[int, str]) -> dict[int, str]:
     """Which member is to have which shard: evenly, and as many as possible stay where they are.
 
-    No two members differ by more than one shard. `holders` says who has a shard now (absent: nobody). Every replica
+    No two members differ by more than one shard. `holders` says who has a shard now (absent: none). Every replica
     computes this by itself from the same Leases; where two see them differently for a moment the Lease decides.
     """
     if not members:

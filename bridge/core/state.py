@@ -1,12 +1,12 @@
 """What is known of Consul right now, and which targets that feeds.
 
 Listings say which services there are, views say what their instances are. Tags, meta and filters select instances
-and never end the life of a Service: while the name is listed and a rule names it, what stands at that rule's target
-keeps its source, whoever has the tags at the moment (`_choose`).
+and never end the life of a Service: while the name is listed and a rule names it, the objects at that rule's target
+keep their source, whichever instance has the tags at the moment (`_choose`).
 
 Neither listings nor views are ever forgotten because Consul fell silent: an Unknown leaves what was known before. A
-service leaves this room only when it is certain that it went (`_is_gone`) and its grace period is over. Kubernetes is
-the memory across restarts: `remember` tells which services its objects came from, and those are asked about before
+service leaves this state only when it is certain that it went (`_is_gone`) and its grace period is over. Kubernetes is
+the memory across restarts: `record_owned` tells which services its objects came from, and those are asked about before
 anything is removed.
 
 Not thread-safe: the reconciler holds a lock around it. The cost of one view does not grow with the catalog.
@@ -29,7 +29,8 @@ FORMER_WAYS = 2
 """In how many ways an instance is remembered that had other tags or meta."""
 
 IDLE_SECONDS = (0.5, 30.0)
-"""What nobody feeds any more is looked at when its grace is over, then less and less often, if it still may not go."""
+"""A target that no service feeds any more is checked when its grace is over, then less and less often, if it still may
+not go."""
 
 
 @dataclass(slots=True)
@@ -53,8 +54,9 @@ class Source:
 class ConsulState:
     """Listings, views and claims of all datacenters.
 
-    `narrow`: what the rules do not select is none of our business (they came from flags, and a second command with
-    other flags must not undo the first); otherwise the rules are the whole truth, and what they leave out is removed.
+    `partial_selection`: what the rules do not select is not ours to decide (they came from flags, and a second command
+    with other flags must not undo the first); otherwise the rules are the whole truth, and what they leave out is
+    removed.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class ConsulState:
     def on_view(self, query: Query, state: Knowledge) -> set[Target]:
         """Take what was read of one service; returns the targets that this changes."""
         if self._asked is not None and query not in self._asked:
-            self._asked = None  # it comes too late, and is forgotten with the next wish
+            self._asked = None  # it comes too late, and is forgotten with the next commit
         if isinstance(state, Unknown):
             self._trouble[query] = state.reason
             return set()
@@ -173,7 +175,7 @@ class ConsulState:
         return names
 
     def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
-        """A person's Service at `target` asks to be filled from `query`; returns the targets to look at."""
+        """A user-managed Service at `target` asks to be filled from `query`; returns the targets to look at."""
         self._refusals.pop(target, None)
         before = self._annotated.get(target)
         if before is not None and before[1] != query:
@@ -183,7 +185,7 @@ class ConsulState:
         return {target}
 
     def unannotate(self, target: Target, now: float) -> set[Target]:
-        """The person's Service at `target` no longer asks, or is gone: what we filled may go at once."""
+        """The user's Service at `target` no longer asks, or is gone: what we filled may go at once."""
         refused = self._refusals.pop(target, None)
         asked = self._annotated.pop(target, None)
         if asked is None:
@@ -258,7 +260,8 @@ class ConsulState:
     def commit_subscriptions(self) -> frozenset[Query]:
         """The same, to be asked from now on. What is known of others is forgotten here and nowhere else.
 
-        A service that is asked for without interruption is not told again: its view must live as long as the wish.
+        A service that is asked for without interruption is not told again: its view must live as long as the
+        subscription.
         """
         wanted = self.wanted()
         if wanted is not self._asked:  # looking at thousands of views twice a second would be what costs
@@ -308,11 +311,11 @@ class ConsulState:
         return tuple(sources)
 
     def unsubscribed(self, target: Target, *, opted_out: bool = False, orphaned: bool = False) -> bool:
-        """Whether a person sent away what we filled at `target`, which no service feeds any more.
+        """Whether a user unsubscribed what we filled at `target`, which no service feeds any more.
 
-        When we did not see it happen: a person's Service stands there and does not ask (`abandoned`), or none at all,
-        so that nobody gets to our endpoints (`orphaned`; what is of other flags is left to them). That proves it only
-        while Consul lists what it was filled from: a Consul that lost its services has no part in it.
+        When we did not see it happen: a user-managed Service exists there and does not ask (`opted_out`), or none at
+        all, so that no client gets to our endpoints (`orphaned`; what is of other flags is left to them). That proves
+        it only while Consul lists what it was filled from: a Consul that lost its services has no part in it.
         """
         if target in self._unsubscribed:
             return True
@@ -324,7 +327,7 @@ class ConsulState:
     def removable(self, target: Target, now: float, *, opted_out: bool = False) -> bool:
         """Whether it is certain, for long enough, that no Consul service stands behind `target` any more.
 
-        What is `abandoned` is nobody's business but ours, whatever the flags select.
+        What is `opted_out` is ours alone, whatever the flags select.
         """
         idle = self._orphaned.get(target)
         names = self._owned.get(target)
@@ -352,7 +355,7 @@ class ConsulState:
         return self._assignments.targets() | self._owned.keys() | self._refusals.keys()
 
     def concerns(self, target: Target) -> bool:
-        """Whether what stands at `target` is our business, or that of a command with other flags (`narrow`)."""
+        """Whether the objects at `target` are ours to decide, not those of a command with other flags."""
         if not self._partial_selection or self._assignments.winners(target):
             return True
         return any(self._may_select(name) for name in self._owned.get(target, ()))
@@ -367,7 +370,7 @@ class ConsulState:
         return claimed or tuple(Query(dc, service) for dc, service in self._owned.get(target, ()))
 
     def annotation(self, target: Target) -> tuple[Rule, Query] | None:
-        """What the person's Service at `target` asks for, as far as we have heard."""
+        """What the user's Service at `target` asks for, as far as we have heard."""
         return self._annotated.get(target)
 
     def refusal(self, target: Target) -> Refusal | None:
@@ -451,10 +454,10 @@ class ConsulState:
         """Datacenters whose last listing failed, with the reason."""
         return dict(self._listing_trouble)
 
-    # ------------------------------------------------------------------ the rules of this room
+    # ------------------------------------------------------------------ internal rules
 
     def _pin(self) -> set[Target]:
-        """Claim targets for the services that rules name where nobody lists them; returns those targets."""
+        """Claim targets for the services that rules name where they are not listed; returns those targets."""
         self._unlisted = tuple(select.unlisted(self.rules))
         return self._take(self._unlisted)
 
@@ -475,7 +478,7 @@ class ConsulState:
         return changed | self._take(chosen)
 
     def _choose_again(self, names: Iterable[Name], now: float) -> set[Target]:
-        """What stands in Kubernetes has changed: let the rules decide anew where that matters (`select.active`).
+        """The objects in Kubernetes have changed: let the rules decide anew where that matters (`select.active`).
 
         Returns the targets of what was not chosen before, or is not any more.
         """
@@ -538,7 +541,7 @@ class ConsulState:
         self._orphaned.setdefault(target, _Orphan(since, since))
 
     def _tidy(self, name: Name) -> None:
-        """A service that nobody needs any more is not waited for either."""
+        """A service that is not needed any more is not waited for either."""
         if name not in self._selected and name not in self._owned_by:
             self._stay(name)
 
@@ -567,7 +570,7 @@ class ConsulState:
 
         | the listing | its own view | so |
         | --- | --- | --- |
-        | any, but no rule would select such a name, and we are narrow | any | not our business: it stays |
+        | any, but no rule would select such a name, and the selection is partial | any | not ours to decide: it stays |
         | has the name | any | it left our selection (asked only where no claim holds) |
         | lacks the name | known, and empty (by every rule's filter) | it is gone |
         | lacks the name | unknown, or not empty | not proved (hidden by an ACL, or on its way back): it stays |

@@ -1,9 +1,9 @@
 """What was said already, so that a warning is said once, and again when there is news in it.
 
 A warning is news when its text changes. Those about EndpointSlices are not: their text follows what others write, and
-whoever writes a slice all the time must not have the bridge write a log line and an Event (an object in etcd) each
-time. Of these a slice that was not named before is news, once a minute for each target. What came within that minute
-is not lost: it is news still when it is looked at next.
+a writer that changes a slice all the time must not make the bridge write a log line and an Event (an object in etcd)
+each time. Of these a slice that was not named before is news, once a minute for each target. What came within that
+minute is not lost: it is news still when it is looked at next.
 """
 
 from __future__ import annotations

@@ -119,9 +119,9 @@ def translate(
     `resolved` has the addresses of host names (`host_names`), `cluster_nodes` the nodes of the Kubernetes cluster.
     `current` keeps what must not change while the Service lives: its ports' numbers and names, its IP families.
 
-    The mirror is None when nothing is there to be mirrored and nothing of ours stands there either: every instance is
-    a Connect proxy or comes from Kubernetes, the rule selects none of them, or nobody knows a port yet. Once our
-    Service stands, it stays while nobody is selected, with empty endpoints.
+    The mirror is None when nothing is there to be mirrored and nothing of ours exists there either: every instance is
+    a Connect proxy or comes from Kubernetes, the rule selects none of them, or no port is known yet. Once our
+    Service exists, it stays while no instance is selected, with empty endpoints.
     """
     rule = sources[0][0]
     service = current.service if current is not None else None
@@ -136,7 +136,7 @@ def translate(
         and decision.disposition in (Disposition.OMITTED, Disposition.SKIPPED, Disposition.EXCLUDED)
     }
     skipped |= {Skipped(query.service, *pair) for _, query, known in sources for pair in known.invalid}
-    nobody = [(r, query, known) for r, query, known in sources if _selects_nobody(r, known)]
+    unselecting = [(r, query, known) for r, query, known in sources if _selects_none(r, known)]
     main = "" if rule.to.annotated else _main_name(decisions, service)
     names = {} if rule.to.annotated else _names(decisions, main, service, rule)
     groups, withheld = _groups((decision for _, _, decision in decisions), main, names)
@@ -151,9 +151,11 @@ def translate(
         ours = service is not None and service.meta.owner is not None
         if decisions and not ours and all(decision.disposition is Disposition.EXCLUDED for _, _, decision in decisions):
             return Translation(None, tuple(sorted(skipped)))
-        if nobody and not ours and len(nobody) == len(sources):
-            skipped |= {Skipped(source[1].service, "", _nobody(Code.NONE_SELECTED, *source)) for source in nobody}
-            hints = {text for source_rule, _, known in nobody for text in _tag_hints(source_rule, known)}
+        if unselecting and not ours and len(unselecting) == len(sources):
+            skipped |= {
+                Skipped(source[1].service, "", _none_selected(Code.NONE_SELECTED, *source)) for source in unselecting
+            }
+            hints = {text for source_rule, _, known in unselecting for text in _tag_hints(source_rule, known)}
             return Translation(None, tuple(sorted(skipped)), tuple(sorted(hints)))
         if not service_ports and not rule.to.headless and not (ours and service is not None and service.headless):
             without = Skipped(sources[0][1].service, "", _no_service_port(decisions, sources))
@@ -177,7 +179,7 @@ def translate(
     )
     warnings = (
         *(text for source_rule, _, _ in sources for text in source_rule.warnings),
-        *(_nobody(Code.NONE_LEFT, *source) for source in nobody),
+        *(_none_selected(Code.NONE_LEFT, *source) for source in unselecting),
         *(text for source_rule, _, known in sources for text in _tag_hints(source_rule, known)),
         *(text for source_rule, _, known in sources for text in _address_hints(source_rule, known)),
         *warnings,
@@ -198,7 +200,7 @@ def translate(
 def _no_service_port(
     decisions: Sequence[tuple[Rule, Query, InstanceDecision]], sources: Sequence[tuple[Rule, Query, Known]]
 ) -> Reason:
-    """Why there is no port for the Service: nobody is there, nobody is meant, or nobody can be reached, or has one."""
+    """Why there is no port for the Service: no instance is there, is selected, can be reached, or has one."""
     meant = [
         decision.reason
         for _, _, decision in decisions
@@ -209,7 +211,7 @@ def _no_service_port(
     if unusable := len(meant) + sum(len(known.invalid) for _, _, known in sources):
         return Reason(Code.NO_USABLE_ADDRESSES, count=unusable)
     if (narrowing := next((source for source in sources if source[0].narrows), None)) is not None:
-        return _nobody(Code.NONE_SELECTED, *narrowing)
+        return _none_selected(Code.NONE_SELECTED, *narrowing)
     peer = next((query.peer for _, query, _ in sources if query.peer), "")
     return Reason(Code.PEER_EMPTY, peer=truncate(peer)) if peer else Reason(Code.NO_INSTANCES)
 
@@ -219,7 +221,7 @@ _WITHOUT_PORT = (Code.NO_PORT, Code.PORT_INVALID, Code.PORTS_INVALID, Code.OMITT
 
 
 def _tag_hints(rule: Rule, known: Known) -> Iterator[Reason]:
-    """Where a rule's tags select nobody: what was most likely meant."""
+    """Where a rule's tags select no instance: what was most likely meant."""
     if not rule.tags or any(selects(rule, instance) for instance in known.instances):
         return
     there = sorted({tag for instance in known.instances for tag in instance.tags})
@@ -314,7 +316,7 @@ def _deselected(
 ) -> list[InstanceDecision]:
     """What would become of instances that the rule selected once, and that their tags or meta took out of it.
 
-    Their own change tells that somebody wants it, and that Consul has not lost them; a rule that was changed does not.
+    Their own change tells that it is wanted, and that Consul has not lost them; a rule that was changed does not.
     """
     if not known.former or current is None:
         return []
@@ -325,17 +327,17 @@ def _deselected(
     return decide(there, replace(rule, tags=(), meta=()), current, resolved, cluster_nodes)
 
 
-def _selects_nobody(rule: Rule, known: Known) -> bool:
+def _selects_none(rule: Rule, known: Known) -> bool:
     """Whether a rule that selects by tags, meta or filter selects none of what Consul shows (and hides nothing)."""
     unseen = known.acl_filtered or known.invalid
     return rule.narrows and not unseen and not any(selects(rule, instance) for instance in known.instances)
 
 
-def _nobody(code: Code, rule: Rule, query: Query, known: Known) -> Reason:
-    """What is said while a rule selects nobody."""
+def _none_selected(code: Code, rule: Rule, query: Query, known: Known) -> Reason:
+    """What is said while a rule selects no instance."""
     count = len(known.instances)
-    nobody = f"none of the {count} instances" if count > 1 else "no instance"
-    return Reason(code, nobody=nobody, service=truncate(query.service), asks=rule.asks, rule=rule.title)
+    none = f"none of the {count} instances" if count > 1 else "no instance"
+    return Reason(code, none=none, service=truncate(query.service), asks=rule.asks, rule=rule.title)
 
 
 _BY_DISPOSITION = {

@@ -1,7 +1,8 @@
-"""What readers of EndpointSlices see: the union of all slices of a Service, whoever writes them, beside what is wanted.
+"""What readers of EndpointSlices see: the union of all slices of a Service, whatever wrote them, compared with what is
+wanted.
 
 kube-proxy, CoreDNS and ingress controllers choose slices by the label `kubernetes.io/service-name` alone. So a slice
-that nobody updates any more (left behind when a Service was moved from pods to VMs, restored, made by hand) sends
+that no writer updates any more (left behind when a Service was moved from pods to VMs, restored, made by hand) sends
 traffic wherever it says, and an Endpoints object that is not mirrored sends it nowhere.
 
 | slice | is |
@@ -121,7 +122,7 @@ def compare(
                 deviations.append(Reason(Code.SLICE_OUTDATED, name=name, manager=manager, what=what))
                 differences.update(found.each)
             continue
-        said = what or "repeats endpoints that Consul shows, and nobody updates it"
+        said = what or "repeats endpoints that Consul shows, and no controller updates it"
         reason = Reason(Code.FOREIGN_SLICE, name=name, manager=manager, namespace=target.namespace, what=said)
         foreign.append(reason)
         if what:
@@ -137,7 +138,7 @@ def compare(
 
 
 def standing(current: Current, owner: str) -> Seen | None:
-    """The same for what stands at a target, taking our own objects for what is wanted; None where none are to be read.
+    """The same for what exists at a target, taking our own objects for what is wanted; None where none are to be read.
 
     So it can be told without asking Consul whether what the bridge wrote reaches those who send traffic.
     """

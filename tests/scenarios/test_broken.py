@@ -56,7 +56,7 @@ def _translation_says_nothing(patch: Patch) -> None:
         ),
         (
             _what_is_held_goes_all_the_same,
-            "protection: Everything turns critical at once, so Consul is the likelier patient",
+            "protection: Everything turns critical at once, so Consul is more likely to be wrong",
         ),
         (_losers_are_silent, "names_and_owners: Of two services that end on one name the one called exactly so has it"),
         (

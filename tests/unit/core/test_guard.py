@@ -113,7 +113,7 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
     assert (panic.cause, panic.removed, panic.flips) == ("panic", False, True)
     assert panic.reason == (
         "90 ready endpoints are kept: 90 of 100 ready endpoints mirrored from dc1 (90 %, the limit is 80 %) would stop "
-        "being ready within 60 s, so Consul is the likelier patient; released when Consul recovers or by "
+        "being ready within 60 s, so Consul is more likely to be wrong; released when Consul recovers or by "
         "`bridge sync --service s0 --namespace default --force`"
     )
     guard = Guard(GuardSettings())

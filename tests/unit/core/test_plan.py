@@ -859,7 +859,7 @@ def test_withheld_instances_are_flipped_and_not_lost() -> None:
     desired = mirror_of(sick, by, cluster.current())
     found = planned(desired, cluster.current())
     assert (found.removed, found.became_unready) == (1, 1)
-    kept = retain(desired, cluster.current(), lost=False, flips=True)
+    kept = retain(desired, cluster.current(), removed=False, flips=True)
     assert pairs(kept.groups) == {("10.0.0.1", "", 8080, "TCP"), ("10.0.0.2", "", 8080, "TCP")}
 
 
@@ -873,11 +873,11 @@ def test_what_is_not_selected_any_more_is_neither_lost_nor_flipped() -> None:
     assert (found.removed, found.became_unready, found.deselected) == (1, 0, 1)
 
     def kept(**what: bool) -> list[str]:
-        given = {"lost": False, "flips": False, "deselected": False, **what}
+        given = {"removed": False, "flips": False, "deselected": False, **what}
         found = retain(desired, cluster.current(), owner=None, **given)
         return sorted(e.address for g in found.groups for e in g.endpoints)
 
-    assert kept(lost=True) == ["10.0.0.1", "10.0.0.3"]
+    assert kept(removed=True) == ["10.0.0.1", "10.0.0.3"]
     assert kept(deselected=True) == ["10.0.0.1", "10.0.0.2"]
     sick = replace(desired, deselected=(), omitted_unhealthy=(gone,))
     assert planned(sick, cluster.current()).became_unready == 1
@@ -900,17 +900,17 @@ def test_what_is_held_stays_and_additions_go_on(lost: bool, flips: bool, expecte
         rule(output=Output.BOTH),
         cluster.current(),
     )
-    kept = retain(desired, cluster.current(), lost=lost, flips=flips, owner=OWNER)
+    kept = retain(desired, cluster.current(), removed=lost, flips=flips, owner=OWNER)
     shown = [f"{e.address} {'ready' if e.ready else 'down'}" for g in kept.groups for e in g.endpoints]
     assert shown == expected
-    assert retain(desired, Current(TARGET), lost=lost, flips=flips) == desired
+    assert retain(desired, Current(TARGET), removed=lost, flips=flips) == desired
 
 
 def test_a_newcomer_that_is_not_ready_stays_so_while_flips_are_held() -> None:
     """Only what was ready is kept ready."""
     cluster = cluster_of(Output.ENDPOINTS, 1)
     sick = [instance(status=Status.CRITICAL), instance("10.0.0.9", status=Status.CRITICAL)]
-    kept = retain(mirror_of(sick, None, cluster.current()), cluster.current(), lost=True, flips=True)
+    kept = retain(mirror_of(sick, None, cluster.current()), cluster.current(), removed=True, flips=True)
     assert kept.groups == (group(*ready("10.0.0.1"), *down("10.0.0.9")),)
 
 
@@ -921,7 +921,7 @@ def test_another_bridges_endpoints_are_neither_counted_nor_kept() -> None:
     desired = mirror_of([instance("10.0.0.2")], rule(output=Output.ENDPOINTSLICES), current)
     found = planned(desired, current)
     assert (found.ready_before, found.removed) == (1, 1)
-    kept = retain(desired, current, lost=True, flips=True, owner=OWNER)
+    kept = retain(desired, current, removed=True, flips=True, owner=OWNER)
     assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.2")),)
 
 
@@ -931,7 +931,7 @@ def test_what_is_drained_and_kept_ready_is_ready_in_every_respect() -> None:
     drained = [instance(status=Status.MAINTENANCE)]
     desired = mirror_of(drained, rule(output=Output.ENDPOINTSLICES), cluster.current())
     assert desired.groups != (group(*ready("10.0.0.1")),)
-    assert retain(desired, cluster.current(), lost=False, flips=True).groups == (group(*ready("10.0.0.1")),)
+    assert retain(desired, cluster.current(), removed=False, flips=True).groups == (group(*ready("10.0.0.1")),)
 
 
 def test_an_endpoint_is_kept_on_the_ports_that_are_lost_only() -> None:
@@ -943,7 +943,7 @@ def test_an_endpoint_is_kept_on_the_ports_that_are_lost_only() -> None:
         service_ports=both,
         groups=(group(*ready("10.0.0.1"), ports=both[:1]),),
     )
-    kept = retain(desired, current, lost=True, flips=False)
+    kept = retain(desired, current, removed=True, flips=False)
     assert [g.ports for g in kept.groups] == [both[:1], both[1:]]
     assert planned(desired, current).removed == 1
 
@@ -952,11 +952,11 @@ def test_what_is_kept_follows_the_services_port_to_its_new_name() -> None:
     """Under the old name nobody would reach it."""
     cluster = cluster_of(Output.ENDPOINTS, 1)
     desired = mirror_of([instance("10.0.0.9")], rule(port_name="http"), cluster.current())
-    kept = retain(desired, cluster.current(), lost=True, flips=False)
+    kept = retain(desired, cluster.current(), removed=True, flips=False)
     assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.9"), ports=(Port("http", 8080),)),)
     annotated = replace(desired, service_ports=None)
-    assert len(retain(annotated, cluster.current(), lost=True, flips=False).groups) == 2
-    assert len(retain(desired, replace(cluster.current(), service=None), lost=True, flips=False).groups) == 2
+    assert len(retain(annotated, cluster.current(), removed=True, flips=False).groups) == 2
+    assert len(retain(desired, replace(cluster.current(), service=None), removed=True, flips=False).groups) == 2
 
 
 def test_the_service_keeps_the_port_of_what_is_kept() -> None:
@@ -969,12 +969,12 @@ def test_the_service_keeps_the_port_of_what_is_kept() -> None:
     settle(cluster, found, rule())
     standing = cluster.traffic()
     desired = mirror_of(found[1:], None, cluster.current())
-    kept = retain(desired, cluster.current(), lost=True, flips=False, owner=OWNER)
+    kept = retain(desired, cluster.current(), removed=True, flips=False, owner=OWNER)
     assert desired.service_ports == (Port("http", 8080),)
     assert kept.service_ports == (Port("http", 8080), Port("metrics", 9090))
     assert planned(kept, cluster.current()).writes == ()
     assert pairs(kept.groups) == standing
-    not_kept = retain(desired, cluster.current(), lost=False, flips=True, owner=OWNER)
+    not_kept = retain(desired, cluster.current(), removed=False, flips=True, owner=OWNER)
     assert not_kept.service_ports == desired.service_ports
 
 
@@ -991,7 +991,7 @@ def test_a_port_that_kubernetes_would_refuse_is_not_kept(now: tuple[Port, ...], 
     standing = group(*ready("10.0.0.1"), ports=tuple(Port(p.name, 8000 + p.number) for p in now))
     current = Current(TARGET, service(ports=now), endpoints(standing))
     desired = replace(mirror_of([instance()]), groups=(), service_ports=wanted)
-    kept = retain(desired, current, lost=True, flips=False)
+    kept = retain(desired, current, removed=True, flips=False)
     assert kept.service_ports is not None
     assert len({(p.number, p.protocol) for p in kept.service_ports}) == len(kept.service_ports)
     assert len(kept.service_ports) < 2 or all(p.name for p in kept.service_ports)
@@ -1002,7 +1002,7 @@ def test_what_is_kept_follows_the_only_port_even_to_another_number() -> None:
     """The Service's number is its own affair; the endpoint's is what is connected to."""
     cluster = cluster_of(Output.ENDPOINTS, 1)
     desired = mirror_of([instance("10.0.0.9")], rule(port_name="http", port=80), cluster.current())
-    kept = retain(desired, cluster.current(), lost=True, flips=False)
+    kept = retain(desired, cluster.current(), removed=True, flips=False)
     assert kept.service_ports == (Port("http", 80),)
     assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.9"), ports=(Port("http", 8080),)),)
 
@@ -1057,7 +1057,7 @@ def test_endpoints_without_ports_are_counted_and_held_as_any_others() -> None:
     desired = mirror_of(found, by, cluster.current())
     draft = planned(desired, cluster.current())
     assert (draft.ready_before, draft.removed, draft.became_unready) == (3, 1, 1)
-    kept = retain(desired, cluster.current(), lost=True, flips=True)
+    kept = retain(desired, cluster.current(), removed=True, flips=True)
     assert kept.groups == (group(*ready("10.0.0.1", "10.0.0.2", "10.0.0.3"), ports=()),)
 
 

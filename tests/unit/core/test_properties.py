@@ -251,7 +251,7 @@ def test_retain_takes_nothing_away(
     desired = translated(second, by, current).mirror
     if desired is None:
         return
-    kept = retain(desired, current, lost=lost, flips=flips)
+    kept = retain(desired, current, removed=lost, flips=flips)
     result = planned(kept, current)
     assert not (lost and result.removed)
     assert not (flips and lost and result.became_unready)
@@ -259,7 +259,7 @@ def test_retain_takes_nothing_away(
     if lost and flips:
         assert {(a, n) for a, _, n, _ in cluster.traffic()} <= {(a, n) for a, _, n, _ in pairs(kept.groups)}
     cluster.apply(result)
-    again = retain(desired, cluster.current(), lost=lost, flips=flips)
+    again = retain(desired, cluster.current(), removed=lost, flips=flips)
     cluster.mirror()
     if result.unmirrored:  # slices of ours that have waited for the mirror go with the next pass
         cluster.apply(planned(again, cluster.current()))

@@ -81,13 +81,13 @@ def test_slices_of_pods_that_are_left_send_traffic_to_pods() -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (WEB, "repeats endpoints that Consul shows, and nobody updates it"),
-        (replace(WEB, ports=(replace(HTTP, app_protocol="http"),)), "repeats endpoints that Consul shows, and nobody "
+        (WEB, "repeats endpoints that Consul shows, and no controller updates it"),
+        (replace(WEB, ports=(replace(HTTP, app_protocol="http"),)), "repeats endpoints that Consul shows, and no controller "
          "updates it"),
     ],
 )  # fmt: skip
 def test_a_slice_that_repeats_what_is_wanted_is_a_warning_alone(content: Group, what: str) -> None:
-    """Readers fold equal endpoints; but nobody updates it, so that it will send traffic elsewhere one day."""
+    """Readers merge equal endpoints; but nobody updates it, so that it will send traffic elsewhere one day."""
     seen = compared(foreign(content, manager=""))
     assert (seen.deviations, [dict(r.data)["what"] for r in seen.foreign]) == ((), [what])
     assert "EndpointSlice old (without a manager) is neither" in seen.foreign[0]
