@@ -82,8 +82,10 @@ def test_slices_of_pods_that_are_left_send_traffic_to_pods() -> None:
     ("content", "what"),
     [
         (WEB, "repeats endpoints that Consul shows, and no controller updates it"),
-        (replace(WEB, ports=(replace(HTTP, app_protocol="http"),)), "repeats endpoints that Consul shows, and no controller "
-         "updates it"),
+        (
+            replace(WEB, ports=(replace(HTTP, app_protocol="http"),)),
+            "repeats endpoints that Consul shows, and no controller updates it",
+        ),
     ],
 )  # fmt: skip
 def test_a_slice_that_repeats_what_is_wanted_is_a_warning_alone(content: Group, what: str) -> None:
