@@ -207,7 +207,7 @@ class _FileWatch:
             self._thread.join()
 
     def told(self, digest: bytes | None) -> None:
-        """What was read of the file since; None: nobody knows, so it is read again when it lies still."""
+        """What was read of the file since; None: unknown, so it is read again when it has not changed for a while."""
         self._known = digest
 
     def _run(self) -> None:
@@ -216,7 +216,7 @@ class _FileWatch:
             content = self._content()
             if content == before != self._known:
                 self._on_change(content)
-                if self._content() != content:  # nobody knows what of it was read
+                if self._content() != content:  # unknown which content was read
                     self.told(None)
             before = content
 

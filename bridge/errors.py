@@ -25,7 +25,7 @@ class ExitStatus(IntEnum):
 class BridgeError(Exception):
     """Root of everything that the bridge raises on purpose; its text is written for the user.
 
-    What is quoted in it may come from anybody: no control character of theirs reaches a terminal or a log.
+    What is quoted in it may come from anyone: no control character of theirs reaches a terminal or a log.
     `remedy` is how to fix it, for `bridge check`; empty where the text already says all there is to say.
     """
 
@@ -37,14 +37,14 @@ class BridgeError(Exception):
 
 
 class ConfigurationError(BridgeError):
-    """The user's settings, rules or arguments cannot be used (exit status 2). Names the place and the way out."""
+    """The user's settings, rules or arguments cannot be used (exit status 2). Names the place and how to fix it."""
 
 
 class TransientError(BridgeError):
     """Worth trying again with backoff: unreachable, timeout, 5xx, 429.
 
     `retry_after_seconds` is what the server asked for, if it did (HTTP `Retry-After`).
-    `fault_of_server` is False when only the one object or request is the patient (conflict on one object, say), so
+    `fault_of_server` is False when only the one object or request is at fault (conflict on one object, say), so
     that a whole side is not declared down for it.
     """
 
@@ -69,7 +69,7 @@ class ForbiddenError(PermanentError):
 class AlteredError(PermanentError):
     """The API server took what was written and stored something else: an admission webhook or policy changes it.
 
-    `stored` is what stands there now (whatever the layer below decodes it to): that is the state from now on.
+    `stored` is what exists there now (whatever the layer below decodes it to): that is the state from now on.
     """
 
     def __init__(self, message: str, stored: object) -> None:
@@ -93,7 +93,7 @@ class NotLeadingError(CancelledError):
 
 
 class ConflictError(BridgeError):
-    """An object of that name is somebody else's. It was not touched; looked at again when it changes."""
+    """An object of that name belongs to another owner. It was not touched, and is compared again when it changes."""
 
 
 class ThrottledError(TransientError):

@@ -134,4 +134,4 @@ def shares_of(connections: int, names: Sequence[str], spare: Collection[str]) ->
 
 
 def _ignore(_error: BaseException) -> None:
-    """Nobody asked to be told."""
+    """No listener."""

@@ -105,7 +105,7 @@ class ConsistencyGate:
             self._stop.wait(random.random() * RETURN_SECONDS)  # noqa: S311 - no secret depends on it
 
     def hurry(self) -> None:
-        """What was refused may be granted now: whoever waits to ask again asks soon."""
+        """What was refused may be granted now: the next attempts come soon."""
         with self._changed:
             self._recoveries += 1
             self._changed.notify_all()

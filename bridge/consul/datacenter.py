@@ -369,7 +369,7 @@ class DatacenterWatch:
             self._tell_unread(self._table.all(), reason)
 
     def _tell_unread(self, subscriptions: Iterable[Subscription], reason: str) -> None:
-        """Whoever was never read is told that it cannot be read now; the others keep what is known."""
+        """Services that were never read are reported as unreadable; the others keep what is known."""
         for subscription in subscriptions:
             if subscription.state is None:
                 self._table.publish(subscription, Unknown(reason), self._clock(), generation=0)
@@ -415,7 +415,7 @@ class DatacenterWatch:
     def _went_back(self) -> None:
         """The same Consul, with an older state (a restored snapshot) or asked through a server that lags.
 
-        Whoever waits for a higher index would sleep on: all indexes are asked for.
+        A query that waits for a higher index would sleep on: all indexes are asked for.
         """
         self._next_index_check = self._clock()
         for subscription in tuple(self._streamed):
@@ -653,7 +653,7 @@ class DatacenterWatch:
                 aggregate.unsynced = True
                 watch.position.failed()
                 aggregate.client.disconnect()
-                self._conditions.set(aggregate.name, None)  # nobody asks, so nobody would hear that it is over
+                self._conditions.set(aggregate.name, None)  # no query runs that would notice the recovery
                 self._aggregates_needed.wait()
                 continue
             watch.step()
@@ -746,7 +746,7 @@ class DatacenterWatch:
         return self._table.on_node(node)
 
     def _read_again_what_is_in_hand(self) -> None:
-        """An aggregate watch begins to listen: what is being read may be older than that, and nobody can tell yet."""
+        """An aggregate watch begins to listen: what is being read may be older than that, which cannot be told yet."""
         with self._table.lock:
             for subscription in self._in_hand:
                 subscription.again = True
@@ -835,7 +835,7 @@ class DatacenterWatch:
                 self._found_lately = (*self._found_lately, find.subscription.query.service)[-5:]
 
     def _heard(self, subscription: Subscription) -> bool:
-        """Whether somebody was to notice a change of this service by now: one that was not noticed is a miss then."""
+        """Whether a change of this service was to be noticed by now: one that was not noticed is a miss then."""
         if subscription.watched:
             return True
         if subscription.covered_by_aggregate and self._aggregates:
@@ -874,7 +874,7 @@ class DatacenterWatch:
         *,
         even_direct: bool = False,
     ) -> None:
-        """Have a service read again; many wishes at once are one read, one during a read is another read after it."""
+        """Have a service read again; many requests at once are one read, one during a read is another read after it."""
         with self._table.lock:
             if subscription.removed or (subscription.watched and not even_direct):
                 return

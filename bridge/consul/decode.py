@@ -1,7 +1,7 @@
 """Consul's JSON -> what it proves: instances, listings, checks, nodes. Small frozen values, their strings shared.
 
 Answers come from other people's programs: whatever their shape, nothing in here raises anything but TransientError. An
-entry that no Consul would serve makes the whole answer trouble: what else is missing from it nobody knows. What anybody
+entry that no Consul would serve makes the whole answer trouble: what else is missing from it is unknown. What anyone
 may register and we cannot use (an address of 600 characters) is left out alone, with its reason. Outputs of checks are
 never read.
 """

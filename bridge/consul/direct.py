@@ -176,7 +176,7 @@ class DirectWatches:
                 return True
             for other in reversed(self._recent):
                 if other is subscription:
-                    return True  # nobody without a slot changed later
+                    return True  # no service without a slot changed later
                 if not other.watch_assigned and not other.removed:
                     return False
             return True

@@ -215,7 +215,7 @@ class IndexPoller:
         self._begin([*pieces, *self._probes_of(rest, auditing=False)], every=every)
 
     def _probes_of(self, subscriptions: list[Subscription], auditing: bool) -> list[_Piece[Any]]:
-        random.shuffle(subscriptions)  # nobody is always the last
+        random.shuffle(subscriptions)  # none is always the last
 
         def ask(todo: list[Subscription], count: int, client: ConsulClient) -> None:
             self._probe_services(todo, count, auditing, client)

@@ -150,7 +150,7 @@ class WaitLimit:
         return wait_seconds if self._limit is None else min(wait_seconds, self._limit)
 
     def cut_off(self, lasted: float, asked: float, *, gateway: bool) -> None:
-        """A query that was to wait for `asked` seconds was given up by somebody after `lasted`."""
+        """A query that was to wait for `asked` seconds was cut off by an intermediary after `lasted`."""
         if not self.LEAST_SECONDS < lasted < asked:
             return
         with self._lock:

@@ -18,7 +18,7 @@ from bridge.retry import RetryPolicy, call
 T = TypeVar("T")
 
 ONCE = RetryPolicy(attempts=3, initial_seconds=0.2, max_seconds=2.0)
-"""How often one read is tried when nobody says otherwise."""
+"""How often one read is tried by default."""
 
 
 GIVE_UP_AFTER = 8

@@ -66,7 +66,7 @@ class Published(Enum):
 
 
 InlineExecutor = Callable[[Callable[[], None]], None]
-"""Takes work that whoever reads will do himself, as soon as he holds no locks."""
+"""Takes work that the reading thread does itself, as soon as it holds no locks."""
 
 
 class SubscriptionTable:
@@ -151,7 +151,7 @@ class SubscriptionTable:
     ) -> Published:
         """Take what was read of an subscription and tell the listener when it is news.
 
-        With `generation` (as it was before the reading began) a view that somebody else overtook is refused. `lend`
+        With `generation` (as it was before the reading began) a view that another reader overtook is refused. `lend`
         offers the caller's thread to the listener.
         """
         with subscription.lock:
