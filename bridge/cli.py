@@ -28,12 +28,12 @@ from bridge.interpreter import relaxed_gc
 if TYPE_CHECKING:
     import threading
 
+    from bridge.config import Settings
     from bridge.consul.client import ConsulConfig
     from bridge.core.model import Rule
     from bridge.daemon import Daemon
     from bridge.oneshot.inspection import Status
     from bridge.report import Report
-    from bridge.settings import Settings
     from bridge.telemetry.logs import Secrets
 
 # --------------------------------------------------------------------------- flags
@@ -129,7 +129,7 @@ FLAGS: Mapping[str, Flag] = {
              words=("debug", "info", "warning", "error")),
     )
 }  # fmt: skip
-"""Every flag there is. `settings.catalogue()` and `settings.RULE_FLAGS` know the same names (a test compares)."""
+"""Every flag there is. `config.catalogue()` and `config.RULE_FLAGS` know the same names (a test compares)."""
 
 _CONSUL = ("--consul-address", "--datacenter", "--token-file", "--connections")
 _RULE = ("--service", "--tag", "--filter", "--namespace", "--name", "--output-kind")
@@ -318,10 +318,10 @@ class _Progress:
 
 def _load(flags: Mapping[str, Any], secrets: Secrets | None = None) -> Settings:
     """The settings, with the log set up as they say. `secrets` is where what must never be printed is registered."""
-    from bridge import settings as settings_module
+    from bridge import config
     from bridge.telemetry import logs
 
-    settings = settings_module.load(flags)
+    settings = config.load(flags)
     secrets = logs.configure(settings.log.format, settings.log.level, secrets)
     _register(settings, secrets)
     for note in settings.notes:
@@ -524,7 +524,7 @@ def _run(flags: Mapping[str, Any]) -> int:
     daemons: list[Daemon] = []
 
     def reread() -> Settings:
-        fresh = settings_module.load(flags)
+        fresh = config.load(flags)
         _register(fresh, secrets)
         return fresh
 
@@ -539,7 +539,7 @@ def _run(flags: Mapping[str, Any]) -> int:
             daemon.reload()
 
     with Signals(on_first, on_hangup) as signals:
-        from bridge import settings as settings_module
+        from bridge import config
         from bridge.daemon import Daemon
         from bridge.telemetry.fan_out import FanOutObserver
         from bridge.telemetry.history import History

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from bridge.config import Settings
+from bridge.config.yaml_file import digest_of
 from bridge.controller.controller import Controller
 from bridge.controller.status_view import ServiceRow
 from bridge.core.explain import Explanation
@@ -20,8 +22,6 @@ from bridge.errors import BridgeError, ConfigurationError
 from bridge.interpreter import short_switch_interval
 from bridge.pipeline.scope import never_used
 from bridge.report import Observer
-from bridge.settings import Settings
-from bridge.yaml_file import digest_of
 
 WATCH_SECONDS = 1.0
 """How often the settings file is compared: a ConfigMap is updated by swapping links, which no file event survives."""

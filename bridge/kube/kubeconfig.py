@@ -102,7 +102,7 @@ def read(files: Iterable[str], wanted: str = "") -> Context:
 def _load(file: str) -> dict[str, Any]:
     import yaml
 
-    from bridge import yaml_file
+    from bridge.config import yaml_file
 
     try:
         data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))

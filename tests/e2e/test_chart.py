@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 import bridge
-from bridge import settings
+from bridge.config import catalogue, owner_of
 from tests.support.docs import chart
 from tests.support.lab import Lab, await_rights, manifests
 from tests.support.lab.build import binary
@@ -676,7 +676,7 @@ def test_openshift_gives_the_ids(tmp_path: Path) -> None:
 
 def test_the_settings_of_a_release_are_understood(releases: dict[str, Release]) -> None:
     """Every variable that the chart itself sets is one of the bridge's."""
-    known = {name for setting in settings.catalogue() for name in (setting.env, *setting.also)}
+    known = {name for setting in catalogue() for name in (setting.env, *setting.also)}
     known |= {"BRIDGE_CONFIG", "HOST_IP", *manifests.OF_THE_POD}
     assert {name for release in releases.values() for name in release.env} - known == set()
 
@@ -696,7 +696,7 @@ def test_names_and_owner_follow_the_release(release: str, name: str, tmp_path: P
     done = helm(tmp_path, "install", release, str(CHART), "--namespace", namespace, "--dry-run=client")
     assert done.returncode == 0, done.stderr
     assert f"name: {name}\n" in done.stdout
-    assert f"bridge purge --owner {settings.owner_of(f'{namespace}/{name}')} --namespace {namespace}\n" in done.stdout
+    assert f"bridge purge --owner {owner_of(f'{namespace}/{name}')} --namespace {namespace}\n" in done.stdout
 
 
 def notes(folder: Path, values: Json, namespace: str = "storage") -> str:

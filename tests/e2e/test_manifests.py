@@ -28,7 +28,7 @@ from uuid import uuid4
 import pytest
 
 import bridge
-from bridge import settings
+from bridge.config import catalogue, load
 from bridge.core.model import Kind
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.events import About, Event, EventRecorder
@@ -214,10 +214,10 @@ def test_its_settings_are_understood(components: Sequence[str], tmp_path: Path) 
     config = tmp_path / "container-bridge.yaml"
     config.write_text(manifests.configuration(objects))
     environment = {**manifests.environment(objects), "BRIDGE_CONFIG": str(config)}
-    known = {name for setting in settings.catalogue() for name in (setting.env, *setting.also)}
+    known = {name for setting in catalogue() for name in (setting.env, *setting.also)}
     known |= {"BRIDGE_CONFIG", *manifests.OF_THE_POD}
     unknown = set(environment) - known
-    loaded = settings.load(environ=environment)
+    loaded = load(environ=environment)
     assert (unknown, loaded.notes) == (set(), ())
     assert (loaded.log.format, loaded.rules is not None) == ("json", True)
     assert loaded.run.installation == "elsewhere/consul-endpoints-bridge"

@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from bridge.config import load
 from bridge.oneshot.sync import sync_once
 from bridge.report import Report
-from bridge.settings import load
 from tests.support.fakes.kube import FakeKube
 
 ADDRESSES = {

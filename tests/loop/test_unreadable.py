@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.config import load
 from bridge.consul.client import ConsulConfig
 from bridge.controller.controller import Controller, RunOptions
 from bridge.core.model import Destination, Rule
@@ -23,7 +24,6 @@ from bridge.oneshot.sync import SyncOptions, sync_once
 from bridge.render import failed_lines
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
-from bridge.settings import load
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.telemetry.logs import LogObserver, logger
 from bridge.telemetry.metrics import Metrics

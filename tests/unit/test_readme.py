@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge import settings
+from bridge import config
 from tests.support.program import BRIDGE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -26,7 +26,7 @@ def test_every_example_of_rules_is_accepted(block: str, tmp_path: Path) -> None:
     """As it stands, as a file."""
     path = tmp_path / "bridge.yaml"
     path.write_text(block)
-    (rule,) = settings.load({"--config": str(path)}, {}).core_rules()
+    (rule,) = config.load({"--config": str(path)}, {}).core_rules()
     assert (rule.to.namespace, rule.to.port) == ("storage", 8080)
 
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from bridge.settings import Settings
+from bridge.config import Settings
 
 CHART = Path(__file__).resolve().parents[3] / "manifests" / "chart"
 SCHEMA = CHART / "values.schema.json"

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
 
-from bridge import cli, settings
+from bridge import cli, config
 from bridge.controller import kubernetes_events
 from bridge.core import annotated, ownership
 from bridge.core.reasons import SENTENCES, Code
@@ -206,7 +206,7 @@ def _settings() -> Iterator[str]:
             _code(setting.text(setting.field.get_default(call_default_factory=True)) if not setting.secret else ""),
             setting.description,
         )
-        for setting in settings.catalogue()
+        for setting in config.catalogue()
     )
     yield from _table("key in the file", "flag and variables", "default", "meaning", rows=rows)
 
@@ -218,9 +218,9 @@ def _rules() -> Iterator[str]:
     yield "takes it whole; `continue` overrides that. Without the key every service is mirrored; "
     yield "with `rules: []` only Services that ask for it are filled.\n"
     fields = [
-        *_fields("", settings.RuleSettings.model_fields, skip=("to", "instances")),
-        *_fields("to.", settings.DestinationRule.model_fields),
-        *_fields("instances.", settings.InstancesRule.model_fields),
+        *_fields("", config.RuleSettings.model_fields, skip=("to", "instances")),
+        *_fields("to.", config.DestinationRule.model_fields),
+        *_fields("instances.", config.InstancesRule.model_fields),
     ]
     yield from _table("key", "values", "default", "meaning", rows=fields)
 
@@ -231,7 +231,7 @@ def _grants() -> Iterator[str]:
     yield "is filled. Without the key, users of the one namespace that is watched may ask for everything; where several"
     yield "are watched, nobody may ask for more than what is filled already. A request that no grant covers reads as"
     yield "one for a service that does not exist.\n"
-    fields = _fields("", settings.GrantSettings.model_fields)
+    fields = _fields("", config.GrantSettings.model_fields)
     yield from _table("key", "values", "default", "meaning", rows=fields)
 
 

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import Result
 
 from bridge.cli import COMMANDS, EVERYWHERE, FLAGS
+from bridge.config import RULE_FLAGS, catalogue
 from bridge.core.model import Adopt, Output, Policy
-from bridge.settings import RULE_FLAGS, catalogue
 from tests.unit.cli.conftest import Engine, environment, process
 
 Run = Callable[..., Result]

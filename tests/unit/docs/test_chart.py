@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge import settings
+from bridge.config import catalogue, load
 from bridge.errors import ConfigurationError
 from tests.support.docs import chart
 
@@ -91,7 +91,7 @@ def test_the_schema_takes_every_settings_file_of_the_documents() -> None:
 def test_the_schema_takes_every_default() -> None:
     """Each setting that says how its default is written, written so; and the chart's own values."""
     config: dict[str, Any] = {}
-    for setting in settings.catalogue():
+    for setting in catalogue():
         *sections, name = setting.path
         part = config
         for section in sections:
@@ -122,7 +122,7 @@ def test_the_schema_refuses_what_the_bridge_refuses(config: dict[str, Any], plac
     file = tmp_path / "bridge.yaml"
     file.write_text(json.dumps(config))
     with pytest.raises(ConfigurationError):
-        settings.load(environ={"BRIDGE_CONFIG": str(file)})
+        load(environ={"BRIDGE_CONFIG": str(file)})
     (said,) = wrong(config, SCHEMA["properties"]["config"], "config")
     assert said.startswith(place)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bridge import cli, settings
+from bridge import cli, config
 from bridge.controller import kubernetes_events
 from bridge.core import ownership
 from bridge.errors import ExitStatus
@@ -32,7 +32,7 @@ def test_every_flag_setting_and_event_is_in_it() -> None:
     text = reference.text()
     for name in (*cli.FLAGS, *kubernetes_events.REASONS):
         assert f"| `{name}`" in text
-    for setting in settings.catalogue():
+    for setting in config.catalogue():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{setting.key}` "))
         assert len(row.rsplit("|", 2)[1]) > 10, row
 
@@ -89,7 +89,7 @@ def test_documents_name_only_what_there_is(document: str) -> None:
     """Every `--flag`, BRIDGE_ variable and consul_bridge_ metric in a document exists; every link leads somewhere."""
     text = (ROOT / document).read_text(encoding="utf-8")
     known = reference.text()
-    variables = {name for s in settings.catalogue() for name in (s.env, *s.also)}
+    variables = {name for s in config.catalogue() for name in (s.env, *s.also)}
     variables |= {flag.variable for flag in cli.FLAGS.values()}
     for variable in set(re.findall(r"\bBRIDGE_[A-Z_]*[A-Z]\b", text)):
         assert variable in variables, variable

@@ -16,7 +16,7 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["bridge"]):
-    from bridge import yaml_file
+    from bridge.config import yaml_file
     from bridge.consul import decode
     from bridge.consul.client import Answer
     from bridge.core import normalize

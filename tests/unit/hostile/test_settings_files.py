@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge import yaml_file
+from bridge.config import load, yaml_file
 from bridge.errors import ConfigurationError
-from bridge.settings import load
 from tests.unit.hostile.values import ADDRESSES, HUGE, JUNK, NUMBERS, TEXTS, mostly, one_of_each
 
 SLOW = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))

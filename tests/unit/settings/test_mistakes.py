@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bridge.config import duration_text, load, parse_duration
 from bridge.errors import ConfigurationError
-from bridge.settings import duration_text, load, parse_duration
 
 
 def mistake(tmp_path: Path, text: str) -> str:

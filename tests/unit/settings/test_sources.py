@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from bridge.config import RULE_FLAGS, Setting, catalogue, load, rule_env
 from bridge.core.model import Adopt, Bounds, Destination, InstanceRules, Output, Policy, Rule, Treatment
 from bridge.core.select import Only
 from bridge.errors import ConfigurationError
 from bridge.kube.election import ElectionConfig
-from bridge.settings import RULE_FLAGS, Setting, catalogue, load, rule_env
 
 # For every setting two values that are legal, differ from each other and from the default, as text.
 EXAMPLES: dict[str, tuple[str, str]] = {

@@ -1,0 +1,217 @@
+"""What rules and grants consist of: the lists `rules` and `annotated` of the settings."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from bridge.config.schema import Section
+from bridge.config.types import (
+    LABEL,
+    LABEL_NAME,
+    LABEL_RULE,
+    SUBDOMAIN,
+    TAGGED_ADDRESS,
+    Cidr,
+    Filled,
+    LabelValue,
+    MetadataKey,
+    NamespaceGlob,
+    NameTemplate,
+    Plain,
+    ProtocolSource,
+    ValueSource,
+    full_match,
+    label_selector,
+    name_template,
+    placeholders,
+    service_glob,
+    whole_number,
+)
+from bridge.core.model import Output
+
+
+class DestinationRule(Section):
+    """Where and as what a rule's services go."""
+
+    namespace: Annotated[str, AfterValidator(name_template)] | None = Field(
+        None,
+        description="Namespace, or a template. Default: that of the kubeconfig's context, in a cluster the pod's own.",
+    )
+    name: NameTemplate = Field("{service}", description=f"Name of the Service; placeholders: {placeholders()}.")
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer", "Headless"] | None = Field(
+        None,
+        description="Type of the Service; Headless ones have no address of their own. Default: a new Service is "
+        "ClusterIP, and what others make of it (LoadBalancer, say) stays; a type that is set here is put back.",
+    )
+    output: Output = Field(
+        Output.BOTH,
+        description="What carries the addresses: `both` (EndpointSlices of ours, which kube-proxy reads, and Endpoints "
+        "that say that they are not to be mirrored), `endpoints` (the control plane makes the slices), or "
+        "`endpointslices`. It may be changed while the Service is in use.",
+    )
+    port: whole_number(1, 65535) | None = Field(  # type: ignore[valid-type]
+        None, description="Port of the Service. Default: the instances' commonest."
+    )
+    port_name: Annotated[str, full_match(re.compile(rf"({LABEL.pattern})?"), LABEL_RULE)] = Field(
+        "",
+        description="Name of the port; needed when several Consul services share one Service. Of an instance with "
+        "several named ports it chooses the one of this name, else the default one, which is called so then (a warning "
+        "says it).",
+    )
+    protocol: Literal["TCP", "UDP", "SCTP"] = Field(
+        "TCP", description="Protocol of the port; beside TCP the service meta `protocol` (udp, sctp) may say otherwise."
+    )
+    protocol_from: dict[ProtocolSource, Literal["TCP", "UDP", "SCTP"]] = Field(
+        {},
+        description="Protocols of instances by what they carry: `tag:TAG` or `meta:KEY=VALUE` (`tag:udp: UDP` for what "
+        "Registrator registers). An instance may have several; without any it is as above. Of one name in several "
+        "protocols the Service has a port for each: `dns` and `dns-udp`, without a name `tcp` and `udp`.",
+    )
+    app_protocol: Annotated[
+        str,
+        full_match(
+            re.compile(rf"(({SUBDOMAIN.pattern})/)?({LABEL_NAME.pattern})?"), "a name such as http or example.com/x"
+        ),
+    ] = Field(
+        "",
+        description="Application protocol of the port (`http`, `kubernetes.io/h2c`): a hint for meshes.",
+    )
+    labels: dict[MetadataKey, LabelValue] = Field({}, description="Labels for every object.")
+    annotations: dict[MetadataKey, str] = Field({}, description="Annotations for every object.")
+    labels_from: dict[MetadataKey, ValueSource] = Field(
+        {},
+        description="Labels whose values the instances have: `meta:KEY`, `node-meta:KEY`, `tag:PREFIX` (the rest of "
+        "the tag that begins so) or `tags` (all, joined). Characters that no label has become `_`; over-long values "
+        "are cut and get a hash.",
+    )
+    annotations_from: dict[MetadataKey, ValueSource] = Field(
+        {}, description="The same for annotations; their values stay as they are, up to 1,024 characters."
+    )
+    max_endpoints_per_slice: whole_number(1, 1000) = Field(  # type: ignore[valid-type]
+        100,
+        description="Endpoints in one EndpointSlice (Kubernetes takes 1000); one that changes rewrites its slice.",
+    )
+
+    @model_validator(mode="after")
+    def _each_key_once(self) -> DestinationRule:
+        for one, other in (("labels", "labels_from"), ("annotations", "annotations_from")):
+            twice = sorted(getattr(self, one).keys() & getattr(self, other).keys())
+            if twice:
+                raise ValueError(f"{', '.join(map(repr, twice))} is in {one} and in {other}: which is meant?")
+        return self
+
+
+class InstancesRule(Section):
+    """How instances become endpoints."""
+
+    warning: Literal["ready", "not-ready", "omit"] = Field(
+        "ready", description="What becomes of instances with a warning; `omit` leaves them out."
+    )
+    critical: Literal["not-ready", "omit"] = Field(
+        "not-ready", description="What becomes of critical ones, and of those whose health is unknown."
+    )
+    maintenance: Literal["not-ready", "omit"] = Field(
+        "not-ready", description="What becomes of those in maintenance; in EndpointSlices they are drained gracefully."
+    )
+    address: Annotated[
+        str, full_match(TAGGED_ADDRESS, "auto, service, node or the name of a tagged address (lan, wan, …)")
+    ] = Field(
+        "auto",
+        description="Which address: auto (the service's, else the node's), service, node, or a tagged address. One "
+        "with a port of its own is reached on that port alone: the instance's named ports are not mirrored then (a "
+        "warning says it).",
+    )
+    allow_cidrs: tuple[Cidr, ...] = Field(
+        (), description="Only addresses in these networks. Empty: all that Kubernetes takes."
+    )
+    deny_cidrs: tuple[Cidr, ...] = Field((), description="No address in these networks; stronger than `allow_cidrs`.")
+    zone_meta: Plain = Field(
+        "zone", description="Node meta key that holds the topology zone (EndpointSlices); no label, no zone."
+    )
+    keep_last_ready: bool = Field(
+        False,
+        description="Never let a service's last ready endpoint turn not ready for its health. Right for a service "
+        "whose checks are less reliable than the service itself; wrong for an elected primary, where it keeps a dead "
+        "or demoted one ready.",
+    )
+
+
+class RuleSettings(Section):
+    """Which services are mirrored, where to, and how."""
+
+    name: Plain = Field("", description="A name for people; shown by `bridge explain`.")
+    services: tuple[Annotated[str, AfterValidator(service_glob)], ...] = Field(
+        (), description="Shell globs on the Consul name (`radosgw*`). Empty: every service."
+    )
+    tags: tuple[Filled, ...] = Field(
+        (),
+        description="Tags that an instance must have, all of them. Tags, `meta` and `filter` select instances: while "
+        "none is selected a Service that was made stays, with empty endpoints, and none is made anew.",
+    )
+    meta: dict[str, str] = Field({}, description="Service meta that an instance must have.")
+    filter: Plain = Field(
+        "",
+        description="An expression of Consul's own filter language, evaluated by Consul for each instance. "
+        "`Service.Port` is 0 for an instance that registers several ports, and no selector reaches those.",
+    )
+    continue_: bool | None = Field(
+        None,
+        alias="continue",
+        description="Whether the rules behind this one see the services that it names. Default: when it has `tags`, "
+        "`meta` or a `filter`, which leave something of a service to others. Where two rules send something to one "
+        "Service, the first has it (`bridge check` says so).",
+    )
+    datacenters: tuple[Filled, ...] = Field(
+        (), description="Datacenters. Empty: `consul.datacenter`, else the agent's own."
+    )
+    namespace: Plain = Field(
+        "",
+        description="Enterprise namespace. Default: `consul.namespace`. No other one is listed, so `services` must be "
+        "full names there.",
+    )
+    partition: Plain = Field(
+        "",
+        description="Enterprise partition. Default: `consul.partition`. In another one `services` must be full names.",
+    )
+    peer: Plain = Field(
+        "", description="Cluster peer that the services are imported from; `services` must be full names then."
+    )
+    to: DestinationRule = DestinationRule()
+    instances: InstancesRule = InstancesRule()
+
+
+class GrantSettings(Section):
+    """What users of some namespaces may ask for by annotation. The first grant that covers a request counts."""
+
+    namespaces: tuple[NamespaceGlob, ...] = Field(
+        (), description="Shell globs of the namespaces whose users may ask. Empty: all that are watched."
+    )
+    namespace_selector: Annotated[str, BeforeValidator(label_selector)] = Field(
+        "",
+        description="Labels of the namespaces whose users may ask, as Kubernetes writes them: `team=a,env in (prod, "
+        "qa),!legacy`, or a mapping with `matchLabels` and `matchExpressions`. Beside `namespaces` both have to match; "
+        "for either of two write two grants. It takes the right to list and watch namespaces in the cluster, without "
+        "which such a grant covers nothing new.",
+    )
+    services: tuple[Annotated[str, AfterValidator(service_glob)], ...] = Field(
+        (), description="Shell globs of the Consul services that they may ask for. Empty: all."
+    )
+    datacenters: tuple[Annotated[str, AfterValidator(service_glob)], ...] = Field(
+        (), description="Shell globs of the datacenters that they may name. Empty: all that the bridge may ask."
+    )
+    filter: bool = Field(
+        False,
+        description="Whether they may use `consul-bridge/filter`. A filter can tell its author of meta that no "
+        "endpoint shows.",
+    )
+    allow_cidrs: tuple[Cidr, ...] = Field(
+        (), description="The networks that their endpoints may be in, beside `guard.allow_cidrs`. Empty: all of those."
+    )
+    node_addresses: bool = Field(
+        False,
+        description="Whether their endpoints may be addresses of this cluster's own nodes. They are known where the "
+        "bridge may list nodes; what Consul has on a node that `kubernetes.nodes` names may have that node's.",
+    )
