@@ -57,8 +57,9 @@ bench: $(STAMP) ## targets beside what is measured, with its floor: make bench P
 bench-sim: $(STAMP) ## the core and the queue with 100,000 services and 1,000,000 instances, without servers
 	@$(BIN)/python -m tests.support.bench.simulation
 
-docs: $(STAMP) ## make docs/reference.md anew from the code
+docs: $(STAMP) ## make docs/reference.md and the chart's schema and table anew from the code
 	@$(BIN)/python -m tests.support.docs.reference
+	@$(BIN)/python -m tests.support.docs.chart
 
 chaos: $(STAMP) ## faults of all kinds while services change: make chaos SEED=7 MINUTES=10 FAULT="kube-kill consul-kill"
 	@$(BIN)/python -m tests.support.chaos --seed '$(SEED)' --minutes '$(or $(MINUTES),5)' $(foreach fault,$(FAULT),--fault '$(fault)')

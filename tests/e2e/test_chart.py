@@ -207,6 +207,7 @@ WRONG_TOGETHER: list[Wrong] = [
     ({"env": {"BRIDGE_LISTEN": "0.0.0.0:80"}}, "env: BRIDGE_LISTEN must end with :9480"),
     ({"env": {"x": "1"}, "extraEnv": [NAMED]}, "extraEnv: x is there twice (env counts as well); leave one"),
     ({"extraEnv": [NAMED, NAMED]}, "extraEnv: x is there twice"),
+    ({"existingConfigMap": "x", "config": {"rules": []}}, "config: is not read where existingConfigMap is set"),
     ({"extraVolumes": [{"name": "config"}]}, "extraVolumes: the name config is taken"),
     ({"extraVolumeMounts": [{"name": "x", "mountPath": "/etc/consul-endpoints-bridge"}]},
          "extraVolumeMounts: something is mounted at /etc/consul-endpoints-bridge already"),
@@ -741,7 +742,8 @@ def test_the_notes_have_the_commands_of_this_release(tmp_path: Path) -> None:
     doubted = re.findall(r"^  - ([\w.\[\]]+): ", said, re.MULTILINE)
     assert doubted == ["config.rules[0].to.namespace", "shards", "rbac.create"]
     assert "bridge purge --owner blue --namespace storage\n" in said
-    said = notes(tmp_path, {**mine, "cronJob": {"enabled": True}})
+    said = notes(tmp_path, {"existingConfigMap": "rules", "cronJob": {"enabled": True}})
+    assert "If the ConfigMap rules has `owner`, that is the owner id" in said
     assert f"kubectl --namespace storage create job --from=cronjob/{name} {name}-now\n" in said
     assert "rollout status" not in said
 

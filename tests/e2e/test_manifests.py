@@ -181,6 +181,15 @@ def test_make_image_builds_what_the_manifests_run(tmp_path: Path) -> None:
     assert arguments == labelled | {"BASE", "SOURCE_DATE_EPOCH"}
 
 
+def test_a_start_makes_no_warning_and_an_end_says_why(tmp_path: Path) -> None:
+    """The first probe comes when there is something to probe, a process that hangs is given no half minute more, the
+    last lines of the log stand in `kubectl describe pod`. (The chart says the same: test_chart.py compares them.)"""
+    found = manifests.container(manifests.overlay(tmp_path, "elsewhere"))
+    assert found["startupProbe"]["initialDelaySeconds"] >= 2
+    assert found["livenessProbe"]["terminationGracePeriodSeconds"] <= 5
+    assert found["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 def lacking(objects: Sequence[Json]) -> set[tuple[str, str]]:
     """ConfigMaps and Secrets that the pod waits for, and that are not among the objects."""
     return manifests.needed(objects) - {(o["kind"], o["metadata"]["name"]) for o in objects}

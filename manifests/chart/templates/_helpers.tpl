@@ -95,6 +95,12 @@ annotations:
 {{- end }}
 {{- end -}}
 
+{{- /* "true" where `config` is what values.yaml has. */ -}}
+{{- define "bridge.configIsDefault" -}}
+{{- $rule := dict "services" (list "radosgw*") "to" (dict "name" "{service}" "port" 8080 "port_name" "http") -}}
+{{- if eq (toJson .Values.config) (dict "rules" (list $rule) | toJson) -}}true{{- end -}}
+{{- end -}}
+
 {{- /* What no schema can say: all that is wrong, in sentences, before anything reaches the cluster. */ -}}
 {{- define "bridge.validate" -}}
 {{- $v := .Values -}}
@@ -110,6 +116,9 @@ annotations:
 {{- end -}}
 {{- if and (hasPrefix "unix:" $v.consul.address) (include "bridge.tls" .) -}}
 {{- $wrong = append $wrong "consul.address: a Unix socket is spoken to without TLS; set consul.tls, consul.caSecret and consul.caConfigMap to nothing" -}}
+{{- end -}}
+{{- if and $v.existingConfigMap (not (include "bridge.configIsDefault" .)) -}}
+{{- $wrong = append $wrong "config: is not read where existingConfigMap is set; leave one of them out" -}}
 {{- end -}}
 {{- if not $v.existingConfigMap -}}
 {{- range $number, $rule := $v.config.rules -}}
