@@ -7,8 +7,7 @@ services feed still has one writer.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 from bridge.core.model import Target
@@ -26,16 +25,19 @@ def _weight(key: bytes, shard: int) -> bytes:
     return blake2b(key, digest_size=8, salt=shard.to_bytes(4, "big")).digest()
 
 
-def share(shards: int, members: Collection[str], holders: Mapping[int, str]) -> dict[int, str]:
+def share(shards: int, members: Sequence[str], holders: Mapping[int, str]) -> dict[int, str]:
     """Which member is to have which shard: evenly, and as many as possible stay where they are.
 
-    No two members differ by more than one shard. `holders` says who has a shard now (absent: none). Every replica
-    computes this by itself from the same Leases; where two see them differently for a moment the Lease decides.
+    No two members differ by more than one shard. `members`: in the order in which they joined; whoever joined first
+    comes first to a shard that is free. It has seen a dead holder's Lease for longest, so it may take it first: a
+    leader that was killed and started again would have to watch its own old Lease from the start. `holders` says who
+    has a shard now (absent: none). Every replica computes this by itself from the same Leases; where two see them
+    differently for a moment the Lease decides.
     """
     if not members:
         return {}
     least, spare = divmod(shards, len(members))
-    load = Counter(dict.fromkeys(sorted(members), 0))
+    load = dict.fromkeys(members, 0)
     given: dict[int, str] = {}
     for shard in range(shards):
         holder = holders.get(shard, "")
@@ -45,6 +47,6 @@ def share(shards: int, members: Collection[str], holders: Mapping[int, str]) -> 
             load[holder] += 1
     for shard in range(shards):
         if shard not in given:
-            given[shard] = min(load, key=lambda member: (load[member], member))
+            given[shard] = min(load, key=lambda member: load[member])  # of equals the first
             load[given[shard]] += 1
     return given

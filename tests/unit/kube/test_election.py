@@ -154,9 +154,9 @@ class World:
         """Replicas whose writes the API server does not answer."""
         self._count = 0
 
-    def add(self, shards: int = 1, installation: str = "") -> str:
+    def add(self, shards: int = 1, installation: str = "", name: str = "") -> str:
         """One replica more; its name."""
-        name = f"r{self._count}"
+        name = name or f"r{self._count}"
         skew = self._count * 5000.0 - 7000
         self._count += 1
         told: list[frozenset[int]] = []
@@ -248,6 +248,20 @@ def test_a_dead_replica_is_followed_after_its_lease_and_buried_later(world: Worl
     assert len(world.server.records) == 3
     world.turn(rounds=300)
     assert sorted(r.holder for r in world.server.records.values()) == [two, two]
+
+
+def test_a_leader_that_was_started_again_does_not_keep_the_other_one_waiting(world: World) -> None:
+    """It joined last, so the other one takes over when the dead leader's Lease has ended, whatever the names are."""
+    one, two = world.add(), world.add()
+    world.turn(rounds=4)
+    before = world.now
+    world.replicas.pop(one)
+    world.turn(rounds=8)
+    world.add(name="a-new-process-in-the-same-pod")
+    while not any(election.held for election in world.replicas.values()):
+        world.turn()
+    assert world.replicas[two].held == {0}
+    assert world.now - before <= DURATION + 3
 
 
 def test_another_number_of_shards_stands_by(world: World) -> None:
@@ -480,7 +494,7 @@ def test_a_replica_that_does_not_say_whether_it_sees_consul_is_no_reason_to_give
         "silent", DURATION, "", "", 0, "1", labels={KIND: "member"}, annotations={SHARDS: "2", JOINED: "1"}
     )
     world.turn(rounds=5)
-    assert world.held() == {one: [0]}
+    assert world.held() == {one: [1]}
 
 
 def test_without_a_server_writing_ends_and_comes_back(world: World) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.support.lab import manifests
 from tests.support.lab.pods.cluster import Cluster
@@ -38,13 +40,23 @@ class Installation:
         self.cluster.kubectl("create", "namespace", self.namespace)
         self.cluster.kubectl("label", "namespace", self.namespace, RESTRICTED)
 
-    def install(self, components: Sequence[str] = (), rules: str | None = None) -> float:
-        """Apply the base with components, as an overlay of a user's own; the seconds until every replica is ready."""
-        began = time.monotonic()
+    def apply(
+        self, components: Sequence[str] = (), rules: str | None = None, further: Mapping[str, object] | None = None
+    ) -> None:
+        """Apply the base with components, as an overlay of a user's own; `further` lines of its kustomization.yaml."""
         manifests.overlay(self.folder, self.namespace, components, rules=rules, consul=self.cluster.consul_address)
+        if further:
+            file = self.folder / "kustomization.yaml"
+            file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **further}))
         self.kubectl("apply", "--server-side", "--kustomize", str(self.folder))
-        if "cronjob" not in components:
-            self.await_rollout()
+
+    def install(
+        self, components: Sequence[str] = (), rules: str | None = None, further: Mapping[str, object] | None = None
+    ) -> float:
+        """The same, and wait; the seconds until every replica is ready."""
+        began = time.monotonic()
+        self.apply(components, rules, further)
+        self.await_rollout()
         return time.monotonic() - began
 
     def await_rollout(self, within: float = ROLLOUT_SECONDS) -> float:
@@ -52,6 +64,15 @@ class Installation:
         began = time.monotonic()
         self.kubectl("rollout", "status", DEPLOYMENT, f"--timeout={within:.0f}s")
         return time.monotonic() - began
+
+    def rolled_out(self) -> bool:
+        """Whether all replicas are new and ready."""
+        path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{manifests.NAME}"
+        with self.cluster.lab.raw_kube() as kube:
+            found = kube.json("GET", path)
+        status, wanted = found["status"], found["spec"]["replicas"]
+        counts = [status.get(name, 0) for name in ("replicas", "updatedReplicas", "availableReplicas")]
+        return status.get("observedGeneration") == found["metadata"]["generation"] and counts == [wanted] * 3
 
     # ------------------------------------------------------------------ replicas
 
