@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos patroni consul-random fuzz docs lab-up lab-env lab-down image sbom lock clean
+.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos pods patroni consul-random fuzz docs lab-up lab-env lab-down image sbom lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ chaos: $(STAMP) ## faults of all kinds while services change: make chaos SEED=7 
 
 consul-random: $(STAMP) ## plain and blocking answers of a real Consul side by side: make consul-random SEED=7 MINUTES=10
 	@$(BIN)/python -m tests.support.consul_random $(if $(SEED),--seed '$(SEED)') --minutes '$(or $(MINUTES),5)'
+
+pods: $(STAMP) ## the bridge in pods on this machine, with what is slow and rare: make pods ONLY="rotated or lost"
+	@PODS_SLOW=1 $(BIN)/python -m pytest -q tests/pods --durations=10 $(if $(ONLY),-k '$(ONLY)')
 
 patroni: $(STAMP) ## fail-overs of a real Patroni, and seconds of wrong traffic: make patroni ROUNDS=3 SCENARIO="switchover cut-off"
 	@$(BIN)/python -m tests.support.patroni --rounds '$(or $(ROUNDS),1)' $(SCENARIO)
