@@ -19,7 +19,7 @@ from bridge.core.model import (
 )
 from bridge.core.plan import plan
 from bridge.core.reasons import Code
-from bridge.core.union import MIRRORING_CONTROLLER, POD_CONTROLLER, Seen, compare, standing
+from bridge.core.union import MIRRORING_CONTROLLER, POD_CONTROLLER, Seen, compare, endpoint_counts, standing
 from tests.unit.core.builders import (
     OWNER,
     TARGET,
@@ -278,3 +278,14 @@ def test_what_stands_is_compared_with_what_our_objects_say() -> None:
 def test_without_objects_of_ours_there_is_nothing_to_compare(current: Current) -> None:
     """Nor for a Service that Kubernetes fills, nor where nobody looked."""
     assert standing(current, OWNER) is None
+
+
+def test_an_endpoint_of_ours_counts_once_and_is_ready_where_one_object_says_so() -> None:
+    """Endpoints and a slice hold the same two; a slice of others counts for nothing."""
+    both = Group(Family.IPV4, (HTTP,), (*ready("10.0.0.1"), Endpoint("10.0.0.2", ready=False)))
+    current = Current(
+        TARGET, service=service(), endpoints=endpoints(both), slices=(slice_of("web-1", WEB), foreign(WEB))
+    )
+    assert endpoint_counts(current) == (2, 0)
+    assert endpoint_counts(replace(current, slices=())) == (1, 1)
+    assert endpoint_counts(Current(TARGET, slices=(foreign(WEB),))) == (0, 0)

@@ -104,9 +104,17 @@ class Installation:
         return {name: holder.partition("_")[0] for name, holder in holders.items()}
 
     def leader(self) -> str:
-        """The pod that leads, where there is one shard."""
-        (found,) = self.leaders().values()
-        return found
+        """The pod that leads, where there is one shard; waits while none does, as after a rollout."""
+
+        found: set[str] = set()
+
+        def leads() -> bool:
+            found.clear()
+            found.update(set(self.leaders().values()) & {pod["metadata"]["name"] for pod in self.pods()})
+            return len(found) == 1
+
+        wait_until(leads, 60, "one pod leading", 0.1)
+        return found.pop()
 
     def identity(self) -> str:
         """Who leads, told apart from its successor in the same pod."""
