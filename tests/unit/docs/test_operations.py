@@ -46,3 +46,11 @@ def test_the_page_begins_with_commands() -> None:
     assert [symptom for symptom, command in rows if not COMMAND.search(command)] == []
     for command in ("status", "explain", "check"):
         assert f"`kubectl exec deployment/consul-endpoints-bridge -- bridge {command}" in first
+
+
+def test_every_section_has_a_command() -> None:
+    """In a block or in the text."""
+    sections = re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(sections) > 10
+    typed = re.compile(r"^```sh|`(?:kubectl|bridge|helm|consul) [^`]+`", re.MULTILINE)
+    assert [heading for heading, text in sections if not typed.search(text)] == []
