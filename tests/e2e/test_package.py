@@ -84,7 +84,7 @@ def test_the_sdist_has_what_is_needed_to_build_it(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "bridge/cli.py", "requirements/runtime.txt"} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE", "bridge/cli/__init__.py", "requirements/runtime.txt"} <= names
 
 
 @pytest.mark.parametrize("version", supported())

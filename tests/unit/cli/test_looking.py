@@ -155,7 +155,7 @@ def test_watching_ends_when_nobody_reads_and_survives_a_server_that_is_away(
         return len(pages) < 3
 
     monkeypatch.setattr("bridge.oneshot.inspection.status_once", once)
-    monkeypatch.setattr("bridge.cli._print", printed)
+    monkeypatch.setattr("bridge.cli.status.write", printed)
     result = run("status", "--watch", "--interval", "500ms", "-o", "json")
     assert (result.exit_code, [json.loads(p)["trouble"] for p in pages]) == (
         0, [list(STATUS.trouble), ["refused"], list(STATUS.trouble)],

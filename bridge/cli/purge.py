@@ -1,0 +1,73 @@
+"""`bridge purge`: remove what an owner id owns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bridge.cli.loading import default_namespace, load, rules_of, status_of
+from bridge.cli.streams import Progress, ask, interactive, say, say_failures, show
+from bridge.errors import ConfigurationError, ExitStatus
+
+if TYPE_CHECKING:
+    from bridge.report import Report
+
+
+def purge(flags: Mapping[str, Any]) -> int:
+    """Remove everything that the owner id (--owner) owns.
+
+    In the rules' namespaces, or in --namespace. Asks first on a terminal; elsewhere --yes is needed.
+    """
+    from bridge.signals import Signals
+
+    flags = dict(flags)
+    only = flags.pop("--namespace", None)
+    settings = load({**flags, "--watch-namespace": [only]} if only else flags)
+    progress = Progress()
+
+    def on_first(_signal: int) -> bool:
+        progress.clear()
+        if progress.what != "deleting":
+            say("interrupted: nothing was deleted")
+            return False
+        say("interrupted: finishing the objects in hand (once more: end at once)")
+        return True
+
+    with Signals(on_first) as signals:
+        from bridge.oneshot.purge import purge
+        from bridge.pipeline.scope import namespaces_of
+
+        kube = settings.kube_config()
+        namespaces = (
+            (only,) if only else namespaces_of(rules_of(settings), kube.namespaces, default_namespace(settings))
+        )
+
+        def once(dry_run: bool) -> Report:
+            return purge(kube, settings.owner, namespaces, dry_run)
+
+        plan = once(dry_run=True)
+        if settings.sync.dry_run or not plan.changes:
+            show(plan, settings.sync.output)
+            if not plan.changes:
+                say(f"nothing there belongs to owner {settings.owner!r}{_in_namespaces(namespaces)}")
+            return status_of(plan, settings)
+        if not settings.sync.yes:
+            count = len(plan.changes)
+            what = f"{count} object{'s' if count > 1 else ''} of owner {settings.owner!r}{_in_namespaces(namespaces)}"
+            if not interactive():
+                raise ConfigurationError(f"purge would delete {what}; without a terminal to ask, --yes is needed")
+            show(plan, "table")
+            if not ask(f"Delete {what}?"):
+                say("nothing was deleted")
+                return ExitStatus.REFUSED
+        progress.what = "deleting"
+        report = once(dry_run=False)
+        show(report, settings.sync.output)
+        say_failures(report)
+        return signals.status if signals.received is not None else status_of(report, settings)
+
+
+def _in_namespaces(namespaces: Sequence[str] | None) -> str:
+    if namespaces is None:
+        return " in any namespace"
+    return f" in namespace{'s' if len(namespaces) > 1 else ''} {', '.join(namespaces)}"

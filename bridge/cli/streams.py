@@ -1,0 +1,107 @@
+"""Standard output, standard error and the terminal: what is written where, and what may be asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from bridge.errors import BridgeError
+
+if TYPE_CHECKING:
+    from bridge.report import Report
+
+
+def say(text: str) -> None:
+    """To standard error, without control characters; that nobody reads it is no error."""
+    from bridge.render import clean
+
+    try:
+        sys.stderr.write("\n".join(map(clean, text.split("\n"))) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+
+
+def write(text: str) -> bool:
+    """To standard output; whether anybody reads it. A reader that has gone (`| head`) ends the printing, no more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the interpreter flushes once more at its end, which would complain: give it somewhere to flush to
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return False
+    except OSError as error:
+        raise BridgeError(f"standard output cannot be written: {error.strerror or error}") from error
+    return True
+
+
+def terminal() -> tuple[int | None, bool]:
+    """Width of standard output (None: no terminal, no bounds) and whether to colour it."""
+    if not sys.stdout.isatty():
+        return None, False
+    import shutil
+
+    colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return shutil.get_terminal_size((80, 24)).columns, colour
+
+
+def show(report: Report, output: str) -> None:
+    from bridge.render import render
+
+    width, colour = terminal()
+    write(render(report, output, width, colour))
+
+
+def interactive() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        return False
+
+
+class Progress:
+    """What is being done, on one line of standard error that is rewritten; nothing unless that is a terminal."""
+
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown = ""
+        self.what = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.what = what
+        if not self._on or (total and done < total and done % max(1, total // 100)):
+            return
+        text = f"{what} {done}/{total}" if total else f"{what} ..."
+        if text != self._shown:
+            self._write(f"\r\x1b[K{text}")
+            self._shown = text
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            self._write("\r\x1b[K")
+            self._shown = ""
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            self._on = False
+
+
+def say_failures(report: Report) -> None:
+    from bridge.render import failed_lines
+
+    for line in failed_lines(report):
+        say(f"failed: {line}")

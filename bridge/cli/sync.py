@@ -1,0 +1,120 @@
+"""`bridge sync`: one pass over everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bridge.cli.loading import consul_of, load, must_select, rules_of, status_of
+from bridge.cli.streams import Progress, ask, interactive, say, say_failures, show
+from bridge.errors import CancelledError, ExitStatus
+
+if TYPE_CHECKING:
+    from bridge.config import Settings
+    from bridge.report import Report
+
+
+def sync(flags: Mapping[str, Any]) -> int:
+    """One pass: read Consul, read Kubernetes, write the difference.
+
+    Without rules and without --service, --tag or --filter it asks on a terminal, and writes nothing elsewhere.
+    Exit status: 0 in sync or applied, 1 something failed, 2 usage, 3 the guard held something or somebody said no, 4
+    changes (with --dry-run --exit-code), 5 an object of somebody else is in the way, 130/143 interrupted.
+    """
+    from bridge.signals import Signals
+
+    settings = load(flags)
+    if not settings.sync.dry_run and (settings.sync.yes or not interactive()):
+        must_select(settings)
+    progress = Progress()
+
+    def on_first(_signal: int) -> bool:
+        progress.clear()
+        if progress.what != "writing":
+            say("interrupted: nothing was written")
+            return False
+        say("interrupted: finishing the objects in hand (once more: end at once)")
+        return True
+
+    with Signals(on_first) as signals:
+        from bridge.oneshot.sync import sync_once
+        from bridge.pipeline.scope import never_used
+        from bridge.telemetry import logs
+
+        rules = rules_of(settings)
+        for later, earlier in never_used(rules, settings.consul.datacenter):
+            logs.logger().warning("rule is never used: an earlier one takes all of it", rule=later, earlier=earlier)
+        refused = False
+
+        def confirm(report: Report) -> bool:
+            nonlocal refused
+            progress.clear()
+            refused = not ((settings.selects or _confirm_all(report)) and _confirm_deletions(report, settings))
+            progress.what = "planned" if refused else "writing"  # from here on a signal lets the objects in hand finish
+            return not refused
+
+        try:
+            with consul_of(settings) as consul:
+                report = sync_once(
+                    consul=consul,
+                    kube=settings.kube_config(),
+                    rules=rules,
+                    options=settings.sync_options(),
+                    stop=signals.stop,
+                    progress=progress,
+                    confirm=confirm,
+                )
+        except CancelledError as error:
+            if signals.received is None:
+                raise
+            say(str(error))
+            return signals.status
+        finally:
+            progress.clear()
+        show(report, settings.sync.output)
+        if refused:
+            say("nothing was written")
+            return ExitStatus.REFUSED
+        _say_outcome(report, settings)
+        return signals.status if signals.received is not None else status_of(report, settings)
+
+
+def _confirm_deletions(report: Report, settings: Settings) -> bool:
+    """Ask before objects are deleted, where there is somebody to ask."""
+    if settings.sync.yes or not report.summary.delete or not interactive():
+        return True
+    doomed = [f"{r.kind} {r.namespace}/{r.name}" for r in report.changes if r.action == "delete"]
+    for text in doomed[:10]:
+        say(f"would be deleted: {text}")
+    if len(doomed) > 10:
+        say(f"... and {len(doomed) - 10} more (--dry-run shows all)")
+    count = len(doomed)
+    return ask(f"Delete {count} object{'s' if count > 1 else ''}?")
+
+
+def _say_outcome(report: Report, settings: Settings) -> None:
+    """What a person must not miss, on standard error: failures, holds, and an empty selection."""
+    from bridge.core.select import Only
+
+    say_failures(report)
+    for held in report.held:
+        say(f"held: {held.namespace}/{held.name}: {held.reason}")
+    if settings.sync.force and settings.only() != Only():
+        if not report.services and not report.failed:
+            say("nothing to force: nothing is mirrored yet at these --service and --namespace; leave --force out")
+    elif all(row.action == "delete" for row in report.services) and not report.skipped and not report.failed:
+        say(
+            f"no service selected: nothing in Consul matches {settings.selection()}. Select with --service GLOB, "
+            "--tag TAG, --filter EXPRESSION or rules in --config FILE; `consul catalog services` lists the names"
+        )
+
+
+def _confirm_all(report: Report) -> bool:
+    """Ask before the whole catalog is mirrored, which nobody has said in so many words."""
+    if not report.changes:
+        return True
+    names = {(row.service, row.datacenter) for row in report.services}
+    places = sorted({row.namespace for row in report.services})
+    where = f"namespace{'s' if len(places) > 1 else ''} {', '.join(places[:3])}{' ...' if len(places) > 3 else ''}"
+    say("no rules, and no --service, --tag or --filter: every service in Consul is meant")
+    return ask(f"Mirror {len(names)} service{'s' if len(names) != 1 else ''} into {where}?")
