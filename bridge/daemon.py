@@ -7,11 +7,13 @@ the old one in the same process, a restart without the process: what is in Kuber
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from bridge import __version__
 from bridge.config import Settings
 from bridge.config.yaml_file import digest_of
 from bridge.controller.controller import Controller
@@ -149,11 +151,23 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """Everything that /api/status shows."""
-        return {**self._bridge.status(), "configuration": self._trouble or "ok"}
+        return {**self._bridge.status(), "configuration": self._trouble or "ok", "bridge": self._about()}
 
     def state(self) -> dict[str, Any]:
         """The same without the report."""
-        return {**self._bridge.state(), "configuration": self._trouble or "ok"}
+        return {**self._bridge.state(), "configuration": self._trouble or "ok", "bridge": self._about()}
+
+    def _about(self) -> dict[str, Any]:
+        """Which bridge this is."""
+        settings = self._settings
+        return {
+            "version": __version__,
+            "pod": socket.gethostname(),
+            "consul_address": settings.consul_url(),
+            "consul_ui": settings.run.consul_ui,
+            "configuration_file": settings.config_file,
+            "rules": [rule.title for rule in self._rules],
+        }
 
     def services(self) -> list[ServiceRow]:
         """All mirrored services."""

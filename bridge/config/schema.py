@@ -34,6 +34,7 @@ from bridge.config.types import (
     size,
     switch_word,
     token_text,
+    web_address,
     whole_number,
 )
 from bridge.core.model import METADATA_CIDRS
@@ -244,6 +245,11 @@ class RunSettings(Section):
         "on",
         "The page, /api/status and what belongs to them: `on` (at `listen`), `off`, or a HOST:PORT of their own, so "
         "that `listen` answers probes and scrapes alone.",
+    )
+    consul_ui: Annotated[str, AfterValidator(web_address)] = leaf(
+        "",
+        "The address of Consul's UI as a reader's browser reaches it (https://consul.example.com/ui): the page links "
+        "services there. Empty: no links.",
     )
     resync: Annotated[float, duration("10s", "1d")] = leaf(
         300.0,

@@ -322,6 +322,13 @@ def page_address(value: str) -> str:
         raise ValueError("must be on, off or HOST:PORT, for instance 127.0.0.1:9481") from None
 
 
+def web_address(value: str) -> str:
+    parts = urlsplit(value)
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username or not value.isascii()):
+        raise ValueError("must be the address of a page without a user: https://consul.example.com/ui")
+    return value
+
+
 Duration = Annotated[float, duration()]
 Percent = Annotated[int, BeforeValidator(_percent)]
 Plain = Annotated[str, AfterValidator(plain_text)]

@@ -24,7 +24,7 @@ class ServiceRow:
     """A mirrored service on both sides. `state` is in sync, differs, out of sync, held, conflict, failed or unknown.
 
     What Consul has is counted as it would be mirrored; while the guard holds something it is more (or less) than
-    what Kubernetes is given.
+    what Kubernetes is given. `command` releases what is held.
     """
 
     namespace: str
@@ -37,6 +37,7 @@ class ServiceRow:
     kubernetes_not_ready: int
     state: str
     detail: str
+    command: str = ""
 
 
 class StatusView:
@@ -111,12 +112,14 @@ class StatusView:
             queries = self._world.queries_at(target)
         origin = Origin.of(queries)
         state, detail = _state(outcome, reason)
-        consul = (0, 0)
+        consul, command = (0, 0), ""
         if outcome is not None:
             plan = outcome.plan
             consul = self._wanted(target, current) if plan.held else (plan.ready, plan.not_ready)
+            command = next((h.command for h in plan.held), "")
         counts = (*consul, *endpoint_counts(current))
-        return ServiceRow(target.namespace, target.name, origin.service, origin.datacenter, *counts, state, detail)
+        where = (target.namespace, target.name, origin.service, origin.datacenter)
+        return ServiceRow(*where, *counts, state, detail, command)
 
     def _wanted(self, target: Target, current: Current) -> tuple[int, int]:
         """Ready and not ready endpoints that Consul has, whatever the guard makes of them."""

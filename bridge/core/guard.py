@@ -429,7 +429,8 @@ class _Ledger:
                 continue
             removed = plan.removed if why_removed is not None else 0
             became_unready = plan.became_unready if why_flips is not None else 0
-            sentence = self._sentence(removed + became_unready, why, force_command(self._settings.command, plan))
+            command = force_command(self._settings.command, plan)
+            sentence = self._sentence(removed + became_unready, why, command)
             kept = Held(
                 plan.target,
                 why.cause,
@@ -439,6 +440,7 @@ class _Ledger:
                 flips=became_unready > 0,
                 deselected=removed > 0 and plan.deselected > 0,
                 releasing=self._releases.counts(plan.target),
+                command=command,
             )
             since = now if hold is None else hold.since
             self.holds[plan.target] = _Hold(kept, why_removed, why_flips, since, removed, became_unready, datacenters)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from bridge.telemetry.history import Entry
+from bridge.telemetry.listing import NO_READY_ENDPOINT
 from bridge.telemetry.markup import Html, el, join
 
 LISTED = 50
@@ -14,7 +15,7 @@ LISTED = 50
 
 SEVERITIES: Mapping[str, str] = {
     "in sync": "good", "differs": "busy", "out of sync": "bad", "held": "warn", "conflict": "warn", "failed": "bad",
-    "unknown": "warn",
+    "unknown": "warn", NO_READY_ENDPOINT: "warn",
 }  # fmt: skip
 
 
@@ -54,9 +55,20 @@ def bar(ready: int, not_ready: int) -> Html:
     )  # fmt: skip
 
 
+def command(text: str) -> Html:
+    """A command for a shell; the script puts a button beside it that copies it."""
+    return el("code", text, class_="command")
+
+
+def with_command(text: str, found: str) -> Html:
+    """A text in which this command stands between backticks, with the command as one."""
+    before, quoted, after = text.partition(f"`{found}`") if found else (text, "", "")
+    return join(before, command(found) if quoted else None, after)
+
+
 def changes_title(tag: str, **attributes: str) -> Html:
-    """The heading of a list of changes; its times are nobody's local ones."""
-    return el(tag, "Recent changes", " ", el("small", "times in UTC"), **attributes)
+    """The heading of a list of changes. The script shows times in the reader's zone and says so here."""
+    return el(tag, "Recent changes", " ", el("small", "times in UTC", class_="zone"), **attributes)
 
 
 def change_list(changes: Sequence[Entry], root: str, *, dates: bool = False) -> Html:
@@ -78,6 +90,7 @@ def _change(entry: Entry, root: str, dates: bool) -> Html:
             "time",
             f"{at:%Y-%m-%d %H:%M:%S}" if dates else f"{at:%H:%M:%S}",
             datetime=f"{at:%Y-%m-%dT%H:%M:%SZ}",
+            class_="day" if dates else None,
             title=f"{at:%Y-%m-%d %H:%M:%S} UTC",
         ),
         el("div", where, el("span", entry.text), el("small", lag) if lag else None),

@@ -10,8 +10,11 @@ from urllib.parse import urlencode
 
 PER_PAGE = 50
 
-STATES = ("in sync", "differs", "out of sync", "held", "conflict", "failed", "unknown")
-"""What a service can be, in the order in which the filter shows them."""
+NO_READY_ENDPOINT = "no ready endpoint"
+"""A service that is as Consul says, and that gets no traffic all the same."""
+
+STATES = ("failed", "out of sync", "held", "conflict", "unknown", NO_READY_ENDPOINT, "differs", "in sync")
+"""What a service can be, the worst first: in this order the filter shows them and the table sorts."""
 
 
 class Row(Protocol):
@@ -37,17 +40,28 @@ class Row(Protocol):
     def state(self) -> str: ...
     @property
     def detail(self) -> str: ...
+    @property
+    def command(self) -> str: ...
 
+
+def state_of(row: Row) -> str:
+    """The state that the page shows: what is in sync without any ready endpoint is not green."""
+    return NO_READY_ENDPOINT if row.state == "in sync" and not row.kubernetes_ready else row.state
+
+
+_RANKS = {state: rank for rank, state in enumerate(STATES)}
 
 _SORTS: Mapping[str, Callable[[Row], Any]] = {
     "name": lambda r: (r.namespace, r.name),
     "consul": lambda r: (r.consul_ready, r.consul_not_ready),
     "kubernetes": lambda r: (r.kubernetes_ready, r.kubernetes_not_ready),
-    "state": lambda r: -STATES.index(r.state) if r.state in STATES else -len(STATES),
+    "state": lambda r: _RANKS.get(state_of(r), -1),
 }
 """What a column sorts by; ties go by namespace and name."""
 
 COLUMNS = tuple(_SORTS)
+TROUBLE_FIRST = "state"
+"""The order where none is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +70,8 @@ class ServiceQuery:
 
     text: str = ""
     state: str = ""
-    sort: str = "name"
+    namespace: str = ""
+    sort: str = TROUBLE_FIRST
     descending: bool = False
     page: int = 1
 
@@ -67,7 +82,8 @@ class ServiceQuery:
         return cls(
             text=query.get("q", "").strip()[:200],
             state=query.get("state", "") if query.get("state") in STATES else "",
-            sort=query.get("sort", "") if query.get("sort") in _SORTS else "name",
+            namespace=query.get("namespace", "")[:253],
+            sort=query.get("sort", "") if query.get("sort") in _SORTS else TROUBLE_FIRST,
             descending=query.get("dir") == "desc",
             page=max(1, int(page)) if page.isascii() and page.isdigit() and len(page) < 8 else 1,
         )
@@ -78,7 +94,8 @@ class ServiceQuery:
         said = {
             "q": query.text,
             "state": query.state,
-            "sort": query.sort if query.sort != "name" else "",
+            "namespace": query.namespace,
+            "sort": query.sort if query.sort != TROUBLE_FIRST else "",
             "dir": "desc" if query.descending else "",
             "page": query.page if query.page > 1 else "",
         }
@@ -87,7 +104,10 @@ class ServiceQuery:
 
 @dataclass(frozen=True, slots=True)
 class ResultPage:
-    """One page of the rows that were asked for, and counts: of all rows by state, and of those that the text finds."""
+    """One page of the rows that were asked for, and counts: of all rows, and by state of those that the text finds.
+
+    `namespaces` are those of all rows.
+    """
 
     rows: tuple[Row, ...]
     query: ServiceQuery
@@ -95,6 +115,7 @@ class ResultPage:
     found: int
     pages: int
     states: Mapping[str, int]
+    namespaces: tuple[str, ...] = ()
 
     @property
     def first(self) -> int:
@@ -106,14 +127,17 @@ def find(rows: Sequence[Row], query: ServiceQuery) -> ResultPage:
     """Search, sort and cut. Every word of the text must be in the name, the namespace, the service or datacenter."""
     words = query.text.casefold().split()
     named = [r for r in rows if all(w in _haystack(r) for w in words)] if words else list(rows)
-    states = Counter(r.state for r in named)
-    shown = [r for r in named if r.state == query.state] if query.state else named
+    if query.namespace:
+        named = [r for r in named if r.namespace == query.namespace]
+    states = Counter(map(state_of, named))
+    shown = [r for r in named if state_of(r) == query.state] if query.state else named
     shown.sort(key=_SORTS["name"])
     shown.sort(key=_SORTS[query.sort], reverse=query.descending)
     pages = max(1, -(-len(shown) // PER_PAGE))
     page = min(query.page, pages)
     cut = tuple(shown[(page - 1) * PER_PAGE : page * PER_PAGE])
-    return ResultPage(cut, replace(query, page=page), len(rows), len(shown), pages, states)
+    namespaces = tuple(sorted({r.namespace for r in rows}))
+    return ResultPage(cut, replace(query, page=page), len(rows), len(shown), pages, states, namespaces)
 
 
 def _haystack(row: Row) -> str:

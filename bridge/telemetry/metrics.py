@@ -252,6 +252,12 @@ class Metrics:
                      {state: by_state[state] for state in STATES})  # fmt: skip
         endpoints = {"ready": sum(s.ready for s in services), "not_ready": sum(s.not_ready for s in services)}
         yield _gauge("consul_bridge_endpoints", "Endpoints of mirrored services.", "state", endpoints)
+        empty = GaugeMetricFamily(
+            "consul_bridge_services_without_ready_endpoints",
+            "Services that are mirrored and have no ready endpoint; those in conflict are not counted.",
+        )
+        empty.add_metric([], sum(not s.ready and s.state != "conflict" for s in services))
+        yield empty
         conflicts = GaugeMetricFamily("consul_bridge_conflicts", "Objects that we would need and that are not ours.")
         conflicts.add_metric([], sum(s.conflicts for s in services))
         yield conflicts

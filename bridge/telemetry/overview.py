@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bridge.core.model import Skipped
-from bridge.telemetry.components import LISTED, counts, duration, fact, sparkline, text_list
+from bridge.telemetry.components import (
+    LISTED,
+    command,
+    counts,
+    duration,
+    fact,
+    service_path,
+    sparkline,
+    text_list,
+)
 from bridge.telemetry.history import BUCKET_SECONDS, BUCKETS, Series
-from bridge.telemetry.markup import Html, el
+from bridge.telemetry.listing import NO_READY_ENDPOINT, Row, ServiceQuery, state_of
+from bridge.telemetry.markup import Html, el, join
 
-HOLDS = 1
-"""Holds whose whole reason stands above the table: it is nearly the same for all of them. The table has each."""
+NAMED = 5
+"""Services of one kind of trouble and one reason that are named above the table; the filter has all."""
+
+REASONS = 2
+"""Reasons of one kind of trouble that stand above the table: they are nearly the same for all services."""
+
+TROUBLE = {
+    "failed": "Write error", "out of sync": "Out of sync", "held": "Removals held", "conflict": "Conflict",
+    "unknown": "Not read", NO_READY_ENDPOINT: "No ready endpoint",
+}  # fmt: skip
+"""States whose services are named above the table, the worst first."""
 
 NOT_YET = ("not started", "not listed yet")
 """What readiness says of Kubernetes while nothing is wrong: it has not been asked, or has not answered yet."""
@@ -31,6 +50,8 @@ class Overview:
     not_ready: int
     series: Series
     unmirrored: Sequence[Skipped] = ()
+    troubled: Sequence[Row] = ()
+    """Services in a state of `TROUBLE`, by namespace and name."""
 
 
 def judge(overview: Overview) -> tuple[str, str, str]:
@@ -48,6 +69,7 @@ def judge(overview: Overview) -> tuple[str, str, str]:
     | the guard holds something | Removals held |
     | new settings were rejected | Configuration reload rejected |
     | something is still to be written | Catching up |
+    | services have no ready endpoint | No ready endpoint |
     | objects of another owner are in the way | In sync, with conflicts |
     | some services could not be read | In sync as far as known |
     | no service is selected | Nothing to mirror |
@@ -84,6 +106,10 @@ def judge(overview: Overview) -> tuple[str, str, str]:
         return "warn", "Configuration reload rejected", "The bridge goes on with the configuration that it has."
     if differs := states.get("differs", 0):
         return "busy", "Catching up", f"{_services(differs)} of {total:,} still to be written."
+    if empty := states.get(NO_READY_ENDPOINT, 0):
+        verb = "has" if empty == 1 else "have"
+        sentence = f"Kubernetes has what Consul says, and {_services(empty)} of {total:,} {verb} no ready endpoint."
+        return "warn", "No ready endpoint", sentence
     if conflicts := states.get("conflict", 0):
         return "warn", "In sync, with conflicts", f"Objects of another owner are in the way of {_services(conflicts)}."
     if unknown := states.get("unknown", 0):
@@ -101,8 +127,9 @@ def _services(count: int) -> str:
     return f"{count:,} service{'s' if count != 1 else ''}"
 
 
-def problems(state: Mapping[str, Any]) -> Html | None:
-    """What is wrong, in the words of readiness; None when nothing is."""
+def problems(overview: Overview) -> Html | None:
+    """What is wrong, in the words of readiness, and the services that are in trouble; None when nothing is."""
+    state = overview.state
     said = [f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(_mapping(state.get("consul")).items())]
     if reason := _kubernetes_trouble(state):
         said.append(f"Kubernetes: {reason}")
@@ -112,11 +139,36 @@ def problems(state: Mapping[str, Any]) -> Html | None:
         said.append(f"Leader election: {error}")
     if state.get("configuration", "ok") != "ok":
         said.append(f"Configuration: {state['configuration']}")
-    held = [f"Held: {h}" for h in state.get("held") or ()]
-    if len(held) > HOLDS:
-        rest = el("li", el("a", f"and {len(held) - HOLDS:,} more holds", href="?state=held"))
-        return el("ul", *(el("li", t) for t in (*said, *held[:HOLDS])), rest)
-    return text_list([*said, *held], LISTED) if said or held else None
+    shown = said[:LISTED]
+    more = el("li", f"and {len(said) - LISTED:,} more") if len(said) > LISTED else None
+    services = [line for kind in TROUBLE for line in _troubled(kind, overview.troubled)]
+    if not shown and not services:
+        return None
+    return el("ul", *(el("li", t) for t in shown), more, *services, class_="problems")
+
+
+def _troubled(kind: str, rows: Sequence[Row]) -> Iterator[Html]:
+    """The services of a kind of trouble, with links, by what is wrong with them."""
+    mine = [row for row in rows if state_of(row) == kind]
+    by_reason: dict[str, list[Row]] = {}
+    for row in mine:
+        by_reason.setdefault(row.detail, []).append(row)
+    for reason, found in list(by_reason.items())[:REASONS]:
+        first, *rest = found[:NAMED]
+        links = join(_link(first), *(join(", ", _link(row)) for row in rest))
+        more = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else None
+        released = next((row.command for row in found if row.command), "")
+        yield el(
+            "li", el("strong", TROUBLE[kind]), ": ", links, more, f": {reason}" if reason else None,
+            join("; to release it: ", command(released)) if released else None,
+        )  # fmt: skip
+    if len(mine) > NAMED or len(by_reason) > REASONS:
+        address = ServiceQuery(state=kind).address()
+        yield el("li", el("a", f"all {len(mine):,} services: {kind}", href=address))
+
+
+def _link(row: Row) -> Html:
+    return el("a", f"{row.namespace}/{row.name}", href=service_path(row.namespace, row.name))
 
 
 def cards(overview: Overview) -> Html:
@@ -192,3 +244,28 @@ def _kubernetes_trouble(state: Mapping[str, Any]) -> str:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def about(state: Mapping[str, Any]) -> Html:
+    """Which bridge this is; an empty place while it does not say so."""
+    bridge = _mapping(state.get("bridge"))
+    if not bridge:
+        return el("section", id="about", aria_label="This bridge", data_live=True)
+    election = _mapping(state.get("election"))
+    rules = [str(rule) for rule in bridge.get("rules") or ()]
+    facts = (
+        ("Version", bridge.get("version")),
+        ("Pod", bridge.get("pod")),
+        ("Replica", election.get("identity")),
+        ("Owner", state.get("owner")),
+        ("Consul", bridge.get("consul_address")),
+        ("Settings", bridge.get("configuration_file")),
+    )
+    return el(
+        "section",
+        el("h2", "This bridge"),
+        el("dl", *(el("div", el("dt", name), el("dd", str(value))) for name, value in facts if value)),
+        el("h3", f"Rules ({len(rules):,})"),
+        text_list(rules, LISTED) if rules else el("p", "None: only Services that ask for it are filled."),
+        id="about", aria_label="This bridge", data_live=True,
+    )  # fmt: skip

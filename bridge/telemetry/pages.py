@@ -7,7 +7,11 @@ It must not know sockets or where its values come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
 
 from bridge.core.explain import Explanation
 from bridge.core.explain import Row as InstanceRow
@@ -18,15 +22,17 @@ from bridge.telemetry.components import (
     badge,
     change_list,
     changes_title,
+    command,
     counts,
     fact,
     mark,
     text_list,
+    with_command,
 )
 from bridge.telemetry.history import Entry
-from bridge.telemetry.listing import ResultPage, Row
+from bridge.telemetry.listing import ResultPage, Row, state_of
 from bridge.telemetry.markup import Html, el, join
-from bridge.telemetry.overview import Overview, cards, judge, problems, unmirrored
+from bridge.telemetry.overview import Overview, about, cards, judge, problems, unmirrored
 from bridge.telemetry.table import results, search
 
 INSTANCES = 500
@@ -40,7 +46,7 @@ def index(overview: Overview, found: ResultPage, changes: Sequence[Entry]) -> Ht
         verdict,
         severity,
         "./",
-        el("section", el("h1", mark(severity), " ", verdict), el("p", sentence), problems(overview.state), id="verdict",
+        el("section", el("h1", mark(severity), " ", verdict), el("p", sentence), problems(overview), id="verdict",
            class_=f"verdict {severity}", data_live=True),
         cards(overview),
         el(
@@ -53,6 +59,8 @@ def index(overview: Overview, found: ResultPage, changes: Sequence[Entry]) -> Ht
             class_="columns",
         ),
         unmirrored(overview.unmirrored),
+        about(overview.state),
+        consul_ui=_consul_ui(overview.state),
     )  # fmt: skip
 
 
@@ -64,14 +72,16 @@ def changes_page(changes: Sequence[Entry]) -> Html:
     )  # fmt: skip
 
 
-def service_page(row: Row, explanations: Sequence[Explanation], changes: Sequence[Entry]) -> Html:
-    """Everything about one service."""
-    root = "../../"
+def service_page(
+    row: Row, explanations: Sequence[Explanation], changes: Sequence[Entry], state: Mapping[str, Any]
+) -> Html:
+    """Everything about one service. `state` is the bridge's: where Consul's UI is."""
+    root, shown, consul_ui = "../../", state_of(row), _consul_ui(state)
     return _page(
-        f"{row.namespace}/{row.name}", SEVERITIES.get(row.state, "bad"), root,
+        f"{row.namespace}/{row.name}", SEVERITIES.get(shown, "bad"), root,
         el(
             "section",
-            el("h1", row.name, " ", badge(row.state)),
+            el("h1", row.name, " ", badge(shown)),
             el("p", row.detail) if row.detail else None,
             el(
                 "dl",
@@ -83,8 +93,9 @@ def service_page(row: Row, explanations: Sequence[Explanation], changes: Sequenc
             ),
             id="service", data_live=True,
         ),
-        el("div", *(_explanation(e) for e in explanations), id="why", data_live=True),
+        el("div", *(_explanation(e, row.command, consul_ui) for e in explanations), id="why", data_live=True),
         el("section", changes_title("h2"), change_list(changes, root), id="changes", data_live=True),
+        consul_ui=consul_ui,
     )  # fmt: skip
 
 
@@ -93,13 +104,30 @@ def missing_page(namespace: str, name: str, root: str) -> Html:
     return _page(
         "No such service", "bad", root,
         el("h1", "No such service"),
-        el("p", f"Nothing is mirrored to {namespace}/{name}. It may have gone from Consul, or no rule selects it: "
-           "bridge explain SERVICE says why."),
+        el("p", f"Nothing is mirrored to {namespace}/{name}. It may have gone from Consul, or no rule selects it: ",
+           command(f"bridge explain {shlex.quote(name) if name.isprintable() else 'SERVICE'}"), " says why."),
         el("p", el("a", "Back to all services", href=root)),
     )  # fmt: skip
 
 
-def _page(title: str, severity: str, root: str, *content: Html | None) -> Html:
+def _consul_ui(state: Mapping[str, Any]) -> str:
+    """Where Consul's UI is, as the settings say; "" where they do not."""
+    bridge = state.get("bridge")
+    return str(bridge.get("consul_ui") or "") if isinstance(bridge, Mapping) else ""
+
+
+def in_consul_ui(base: str, datacenter: str, service: str) -> str:
+    """The page of a service in Consul's UI, its first page where a datacenter's name is more than a name."""
+    base = base.rstrip("/")
+    plain = datacenter.replace("-", "").replace("_", "").isalnum()
+    return f"{base}/{quote(datacenter)}/services/{quote(service, safe='')}" if plain else base
+
+
+def _outside(words: str, address: str) -> Html:
+    return el("a", words, href=address, rel="noreferrer noopener")
+
+
+def _page(title: str, severity: str, root: str, *content: Html | None, consul_ui: str = "") -> Html:
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -122,7 +150,8 @@ def _page(title: str, severity: str, root: str, *content: Html | None) -> Html:
         el(
             "header",
             el("a", "consul-endpoints-bridge", href=root, class_="home"),
-            el("nav", *(el("a", words, href=href) for href, words in links), aria_label="Main"),
+            el("nav", *(el("a", words, href=href) for href, words in links),
+               _outside("Consul", consul_ui) if consul_ui else None, aria_label="Main"),
             el("p", "Reload to see what is new.", id="live", data_changes=f"{root}api/changes"),
         ),
         el("main", *content, id="main", tabindex="-1"),
@@ -141,16 +170,29 @@ def _why(row: InstanceRow) -> str:
     return f"{row.status}: check {row.check}" if row.check else row.status
 
 
+def _output(row: InstanceRow) -> Html | None:
+    """What the check itself printed, of an instance that is not passing."""
+    output = str(getattr(row, "output", ""))
+    return el("small", output, class_="output") if output and row.status != "passing" else None
+
+
 def _code(text: str) -> str | None:
     """The code of what is said, for programs and styles; None for texts that have none."""
     return code_of(text) if isinstance(text, Reason) else None
 
 
-def _note(what: str, text: str) -> Html:
-    return el("li", el("strong", f"{what}: "), text, data_reason=_code(text))
+def _note(what: str, text: str, found: str = "") -> Html:
+    return el("li", el("strong", f"{what}: "), with_command(text, found), data_reason=_code(text))
 
 
-def _explanation(explanation: Explanation) -> Html:
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sorts rgw-2 before rgw-10."""
+    pieces = re.split(r"([0-9]+)", name)
+    return tuple((0, int(p)) if n % 2 else (1, p) for n, p in enumerate(pieces))
+
+
+def _explanation(explanation: Explanation, found: str, consul_ui: str) -> Html:
+    """A service in Consul: its instances, those in trouble first. `found` is the command that releases a hold."""
     notes = (
         *((("Problem", explanation.problem),) if explanation.problem else ()),
         *(("Held", text) for text in explanation.held),
@@ -170,31 +212,39 @@ def _explanation(explanation: Explanation) -> Html:
         for r in explanation.rules
     ]
     heads = ("Instance", "Status", "Address", "Ports", "Should be", "Is", "Why")
+    sorted_rows = sorted(
+        explanation.rows, key=lambda r: (r.disposition == r.kubernetes == "ready", _natural(r.instance))
+    )
     rows = (
         el(
             "tr",
             el("th", r.instance, scope="row"),
-            el("td", r.status, el("small", r.check) if r.check else None),
-            el("td", r.address, el("small", r.chosen)),
-            el("td", r.ports), el("td", r.disposition), el("td", r.kubernetes),
-            el("td", _why(r), data_reason=_code(r.reason)),
+            *(el("td", value, el("small", more) if more else None, data_label=head) for head, value, more in (
+                ("Status", r.status, r.check), ("Address", r.address, r.chosen), ("Ports", r.ports, ""),
+                ("Should be", r.disposition, ""), ("Is", r.kubernetes, ""),
+            )),
+            el("td", _why(r), _output(r), data_label="Why", data_reason=_code(r.reason)),
         )
-        for r in sorted(explanation.rows, key=lambda r: r.disposition == r.kubernetes == "ready")[:INSTANCES]
+        for r in sorted_rows[:INSTANCES]
     )  # fmt: skip
     title = f"{explanation.service} in {explanation.datacenter}"
     table = el(
         "div",
         el("table", el("caption", f"Instances of {title}", class_="unseen"),
            el("thead", el("tr", *(el("th", h, scope="col") for h in heads))), el("tbody", *rows)),
-        class_="scroll", role="region", aria_label=f"Instances of {title}", tabindex="0",
+        class_="scroll instances", role="region", aria_label=f"Instances of {title}", tabindex="0",
     )  # fmt: skip
+    address = in_consul_ui(consul_ui, explanation.datacenter, explanation.service) if consul_ui else ""
     more = len(explanation.rows) - INSTANCES
     return el(
         "section",
-        el("h2", title),
+        el("h2", title, " ", el("small", _outside("in Consul's UI", address)) if address else None),
         el("p", f"Consul: {explanation.consul or 'not asked'}. Selected by {explanation.rule or 'no rule'}."),
-        el("ul", *(_note(what, text) for what, text in notes), class_="notes") if notes else None,
+        el("ul", *(_note(what, text, found if what == "Held" else "") for what, text in notes), class_="notes")
+        if notes else None,
         table if explanation.rows else None,
         el("p", f"and {more:,} more (bridge explain shows all)") if more > 0 else None,
         el("details", el("summary", "What the rules say"), text_list(verdicts, LISTED)) if verdicts else None,
-    )
+        el("p", "On the command line: ", command(f"bridge explain {shlex.quote(explanation.service)}"))
+        if explanation.service.isprintable() else None,
+    )  # fmt: skip

@@ -20,9 +20,9 @@ from bridge.telemetry import metrics as metrics_module
 from bridge.telemetry import pages
 from bridge.telemetry.history import CHANGES, History
 from bridge.telemetry.http import Answer, Page, Request, html_answer, json_answer, text_answer
-from bridge.telemetry.listing import Row, ServiceQuery, find
+from bridge.telemetry.listing import Row, ServiceQuery, find, state_of
 from bridge.telemetry.logs import escape
-from bridge.telemetry.overview import Overview
+from bridge.telemetry.overview import TROUBLE, Overview
 
 FRESH_SECONDS = 0.25
 """How old rows may be: many readers share them, so that they cost the bridge no more than one. The script waits for
@@ -125,11 +125,12 @@ class Routes:
         overview = Overview(
             state=self._source.state(),
             services=len(rows),
-            states=Counter(r.state for r in rows),
+            states=Counter(map(state_of, rows)),
             ready=sum(r.kubernetes_ready for r in rows),
             not_ready=sum(r.kubernetes_not_ready for r in rows),
             series=self._history.series(),
             unmirrored=self._source.unmirrored(),
+            troubled=[row for row in rows if state_of(row) in TROUBLE],
         )
         found = find(rows, ServiceQuery.of(request.query))
         return html_answer(200, pages.index(overview, found, self._history.changes(SHOWN)))
@@ -142,7 +143,7 @@ class Routes:
         if row is None or why is None or len(request.segments) != 3:
             return html_answer(404, pages.missing_page(namespace, name, "../" * (len(request.segments) - 1)))
         mine = [e for e in self._history.changes() if e.name == name and e.namespace == namespace]
-        return html_answer(200, pages.service_page(row, why, mine[:SHOWN]))
+        return html_answer(200, pages.service_page(row, why, mine[:SHOWN], self._source.state()))
 
 
 def _static(name: str, kind: str) -> Page:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bridge.telemetry.components import badge, bar, counts, service_path
-from bridge.telemetry.listing import STATES, ResultPage, Row
+from bridge.telemetry.listing import STATES, ResultPage, Row, state_of
 from bridge.telemetry.markup import Html, el
 
 
@@ -11,10 +11,16 @@ def search(found: ResultPage) -> Html:
     """The form; what else was asked for is kept."""
     query = found.query
     kept = {"state": query.state, "sort": query.sort, "dir": "desc" if query.descending else ""}
+    several = len(found.namespaces) > 1 or query.namespace
+    names = sorted({*found.namespaces, *([query.namespace] if query.namespace else [])})
     return el(
         "form",
-        el("label", "Search services", for_="q"),
-        el("input", type="search", id="q", name="q", value=query.text, autocomplete="off", spellcheck="false"),
+        el("label", "Search services", for_="q", class_="unseen"),
+        el("input", type="search", id="q", name="q", value=query.text, autocomplete="off", spellcheck="false",
+           placeholder="Search services"),
+        el("select", el("option", "All namespaces", value=""),
+           *(el("option", name, value=name, selected=name == query.namespace) for name in names),
+           name="namespace", id="namespace", aria_label="Namespace") if several else None,
         *(el("input", type="hidden", name=k, value=v) for k, v in kept.items() if v),
         el("button", "Search"),
         role="search", method="get", action="./",
@@ -25,7 +31,8 @@ def results(found: ResultPage) -> Html:
     """What was found: the filter, how many, the table and the pages."""
     query = found.query
     total = sum(found.states.values())
-    states = [("", "All", total), *((s, s.capitalize(), found.states.get(s, 0)) for s in STATES)]
+    others = sorted(found.states.keys() - set(STATES))
+    states = [("", "All", total), *((s, s.capitalize(), found.states.get(s, 0)) for s in (*STATES, *others))]
     chips = (
         el("a", words, " ", el("span", f"{count:,}"), href=query.address(state=state, page=1),
            aria_current="true" if query.state == state else None)
@@ -38,8 +45,8 @@ def results(found: ResultPage) -> Html:
         said = "No service is mirrored yet." if not found.total else "No service matches."
     return el(
         "div",
-        el("nav", *chips, aria_label="Filter by state", class_="chips"),
-        el("p", said, role="status", id="count"),
+        el("div", el("nav", *chips, aria_label="Filter by state", class_="chips"),
+           el("p", said, role="status", id="count"), class_="line"),
         _table(found) if found.rows else None,
         _pager(found),
         id="results", data_live=True,
@@ -71,15 +78,16 @@ def _table(found: ResultPage) -> Html:
 
 def _row(row: Row) -> Html:
     origin = row.service if row.service != row.name else ""
+    more = " · ".join(w for w in (row.namespace, origin, row.datacenter) if w)
     return el(
         "tr",
-        el("th", el("a", row.name, href=service_path(row.namespace, row.name)),
-           el("small", " · ".join(w for w in (row.namespace, origin, row.datacenter) if w)),
-           scope="row"),
+        el("th", el("div", el("a", row.name, href=service_path(row.namespace, row.name)), " ", el("small", more),
+                    class_="cut", title=f"{row.name} · {more}"), scope="row"),
         el("td", bar(row.consul_ready, row.consul_not_ready), counts(row.consul_ready, row.consul_not_ready)),
         el("td", bar(row.kubernetes_ready, row.kubernetes_not_ready),
            counts(row.kubernetes_ready, row.kubernetes_not_ready)),
-        el("td", badge(row.state), el("small", row.detail) if row.detail else None),
+        el("td", el("div", badge(state_of(row)), " ", el("small", row.detail) if row.detail else None,
+                    class_="cut", title=row.detail or None)),
     )  # fmt: skip
 
 

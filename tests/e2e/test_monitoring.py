@@ -131,6 +131,10 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
     "ConsulBridgeConflicts": (
         [series("consul_bridge_conflicts", "1x120")], [series("consul_bridge_conflicts", "0x120")],
     ),
+    "ConsulBridgeNoReadyEndpoints": (
+        [series("consul_bridge_services_without_ready_endpoints", "1x120")],
+        [series("consul_bridge_services_without_ready_endpoints", "0x120")],
+    ),
     "ConsulBridgeConflictingWriter": (
         [series("consul_bridge_conflicting_writer", "1x120")], [series("consul_bridge_conflicting_writer", "0x120")],
     ),

@@ -153,15 +153,33 @@ def fill(consul: RawConsul, prefix: str, services: int, instances: int = 3) -> l
     return sorted(names)
 
 
+def seen(page: Page, selector: str) -> int:
+    """How many of these elements are whole on the first screen."""
+    script = "(all) => all.filter(e => e.getBoundingClientRect().bottom <= innerHeight).length"
+    return int(page.locator(selector).evaluate_all(script))
+
+
 def test_it_shows_searches_sorts_and_pages(daemon: Daemon, consul: RawConsul, opened: Open, prefix: str) -> None:
-    """A hundred and twenty services: three pages, found by name, ordered by any column, with the address saying it."""
+    """A hundred and twenty services: three pages, found by name, ordered by any column, with the address saying it.
+
+    Thirty of them are seen on a usual screen; on a phone's first screen are the verdict and the first services.
+    """
     names = fill(consul, prefix, 120)
     page = opened(daemon.url)
     expect(page.locator("#count")).to_have_text("Services 1 to 50 of 120")
+    expect(page.locator("h1")).to_have_text(re.compile("In sync$"))
+    assert seen(page, "#results tbody tr") >= 30
+    phone = opened(daemon.url, viewport={"width": 390, "height": 844})
+    assert seen(phone, "#verdict h1") == 1
+    assert seen(phone, "#results tbody tr") >= 5
+    phone.context.close()
     expect_names(page, names[:50])
     page.get_by_role("link", name="Next").click()
     expect(page.locator("#count")).to_have_text("Services 51 to 100 of 120")
     expect_names(page, names[50:100])
+    page.get_by_role("link", name="Service", exact=True).click()
+    expect(page.locator("th[aria-sort=ascending]")).to_have_text("Service")
+    expect_names(page, names[:50])
     page.get_by_role("link", name="Service", exact=True).click()
     expect(page.locator("th[aria-sort=descending]")).to_have_text("Service")
     expect_names(page, names[::-1][:50])
@@ -220,6 +238,14 @@ def test_it_shows_what_the_guard_holds(
     for i in range(12):
         consul.flip(name, f"{prefix}vm-{i}", "critical")
     expect(page.locator("h1")).to_have_text(re.compile("Removals held$"))
+    line = page.locator("#verdict li", has_text="Removals held")
+    expect(line.get_by_role("link", name=f"{namespace}/{name}")).to_be_visible()
+    command = line.locator("code").inner_text()
+    assert command.endswith(f"--service {name} --namespace {namespace} --force")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    line.get_by_role("button", name="Copy").click()
+    expect(line.get_by_role("button", name="Copy")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == command
     row = page.locator("#results tbody tr")
     expect(row.locator(".badge")).to_have_text(re.compile("held$"))
     expect(row.locator("td").first).to_contain_text("12 not ready")
@@ -227,6 +253,36 @@ def test_it_shows_what_the_guard_holds(
     expect(page.locator("#why")).to_contain_text("Held:")
     page.goto(f"{daemon.url}?state=held")
     expect(page.locator("#count")).to_have_text("Services 1 to 1 of 1")
+
+
+def test_a_service_without_any_ready_endpoint_is_amber_and_its_times_are_the_readers(
+    daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
+    opened: Open, eventually: Eventually,
+) -> None:  # fmt: skip
+    """One of two services has one instance, and that one fails: mark, filter, verdict, metric; seen from Tokyo."""
+    for name in ("web", "db"):
+        consul.register(f"{prefix}{name}", f"{prefix}vm-{name}", "10.77.0.1", 8080)
+    eventually(lambda: ready_addresses(kube.endpoints(namespace, f"{prefix}db")), [("10.77.0.1", 8080)], 60)
+    consul.flip(f"{prefix}db", f"{prefix}vm-db", "critical")
+    eventually(lambda: daemon.metric("consul_bridge_services_without_ready_endpoints"), 1, 60)
+    page = opened(daemon.url, timezone_id="Asia/Tokyo", viewport={"width": 390, "height": 844})
+    expect(page.locator("h1")).to_have_text(re.compile("No ready endpoint$"))
+    expect(page.locator("#verdict li").get_by_role("link")).to_have_text(f"{namespace}/{prefix}db")
+    expect(page.locator("#results tbody tr").first.locator(".badge.warn")).to_have_text(
+        re.compile("no ready endpoint$")
+    )
+    expect(page.locator(".zone")).to_have_text("times in Asia/Tokyo")
+    time_of = page.locator("#changes time").first
+    shown, title = time_of.inner_text(), time_of.get_attribute("title") or ""
+    assert (int(shown[:2]) - int(title[11:13])) % 24 == 9
+    assert title.endswith(" UTC")
+    expect(page.locator("#about")).to_contain_text("rule 1 (--service")
+    page.get_by_role("link", name=re.compile("^No ready endpoint")).click()
+    expect(page.locator("#count")).to_have_text("Services 1 to 1 of 1")
+    page.goto(f"{daemon.url}/service/{namespace}/{prefix}db")
+    expect(page.locator("#why tbody th")).to_have_text(re.compile("vm-db"))
+    assert page.locator(".instances").evaluate("e => e.scrollWidth - e.clientWidth") == 0
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
 
 
 def test_a_service_that_goes_while_its_page_is_open_is_said_to_be_gone(
@@ -310,7 +366,7 @@ def test_it_is_usable_by_keyboard_and_named_for_screen_readers(
     for role in ("banner", "main", "search"):
         expect(page.get_by_role(role)).to_have_count(1)
     expect(page.get_by_role("navigation", name="Main")).to_be_visible()
-    expect(page.get_by_role("columnheader", name="Service")).to_have_attribute("aria-sort", "ascending")
+    expect(page.get_by_role("columnheader", name="State")).to_have_attribute("aria-sort", "ascending")
     expect(page.get_by_role("rowheader")).to_contain_text(name)
     expect(page.get_by_role("img", name=re.compile("Lag, last 15 minutes"))).to_be_visible()
     link = page.locator("#results").get_by_role("link", name=name)

@@ -22,6 +22,50 @@
     return !selection.isCollapsed && selection.containsNode(element, true);
   };
 
+  // Times are shown in the reader's zone, with UTC when pointed at; commands get a button that copies them.
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone || "your zone";
+  const two = (n) => String(n).padStart(2, "0");
+  function dress(page) {
+    for (const time of page.querySelectorAll("time[datetime]")) {
+      const at = new Date(time.getAttribute("datetime"));
+      if (Number.isNaN(at.getTime())) continue;
+      const clock = `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
+      const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} `;
+      time.textContent = (time.classList.contains("day") ? day : "") + clock;
+    }
+    for (const words of page.querySelectorAll(".zone")) words.textContent = `times in ${zone}`;
+    for (const code of page.querySelectorAll("code.command")) {
+      if (code.nextElementSibling?.matches("button.copy")) continue;
+      const copy = page.createElement("button");
+      copy.type = "button";
+      copy.className = "copy";
+      copy.textContent = "Copy";
+      copy.setAttribute("aria-label", `Copy: ${code.textContent}`);
+      code.after(copy);
+    }
+  }
+  async function copied(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+      return true;
+    } catch { // no clipboard without TLS, but on localhost: the old way
+      const area = document.createElement("textarea");
+      area.value = text;
+      area.className = "unseen";
+      document.body.append(area);
+      area.select();
+      const done = document.execCommand("copy");
+      area.remove();
+      return done;
+    }
+  }
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("button.copy");
+    if (!button) return;
+    button.textContent = (await copied(button.previousElementSibling.textContent)) ? "Copied" : "Not copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  });
+
   function put(fresh) { // whether everything is as in the fresh page now
     const focused = document.activeElement;
     let all = true;
@@ -55,6 +99,7 @@
       if (mine !== wanted) return;
       const fresh = new DOMParser().parseFromString(text, "text/html");
       if (!fresh.getElementById("live")) return say(`Not the bridge's page: status ${answer.status}`); // a proxy's, or a failure
+      dress(fresh);
       copying = !put(fresh);
       if (paused) return;
       say(copying ? "Waits while text is selected" : "Live");
@@ -117,5 +162,6 @@
     form.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(search, TYPING_MS); });
     form.addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(typing); search(); });
   }
+  dress(document);
   follow();
 })();

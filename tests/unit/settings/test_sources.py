@@ -58,6 +58,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "dns.wait": ("2s", "3s"),
     "run.listen": ("127.0.0.1:1", "[::1]:0"),
     "run.page": ("off", "127.0.0.1:9481"),
+    "run.consul_ui": ("https://consul.example.com/ui", "http://127.0.0.1:8500/ui"),
     "run.resync": ("1m", "2m"),
     "run.grace": ("1m", "250ms"),
     "run.leader_elect": ("true", "false"),

@@ -124,6 +124,19 @@ def states(metrics: Metrics) -> Mapping[str, float | None]:
     return {s: n for s, n in found.items() if n}
 
 
+def test_services_without_any_ready_endpoint_are_counted() -> None:
+    """Whatever else is so of them; where an object of another owner stands, there is nothing of ours to count."""
+    metrics = Metrics("1")
+    target = Target("a", "c")
+    conflict = done(plan(target=target, conflicts=(Conflict(target, Kind.SERVICE, said("x")),)))
+    ready = done(plan(change(Action.UNCHANGED), target=Target("a", "r"), ready=1, not_ready=2))
+    empty = done(plan(change(Action.UNCHANGED), target=Target("a", "e"), not_ready=3))
+    metrics.pass_done(0.5, report(conflict, ready, empty))
+    assert value(metrics, "consul_bridge_services_without_ready_endpoints") == 1
+    metrics.outcome(done(plan(change(Action.UPDATE), target=Target("a", "e"), ready=3)), None)
+    assert value(metrics, "consul_bridge_services_without_ready_endpoints") == 0
+
+
 def test_services_by_state_follow_passes_and_outcomes() -> None:
     """A pass says how everything is; outcomes move single services."""
     metrics = Metrics("1")

@@ -46,6 +46,7 @@ ALLOWED = {
         "span",
     ),
     *("small", "span", "table", "caption", "thead", "tbody", "tr", "th", "td", "time", "details", "summary", "strong"),
+    *("h3", "code", "select", "option"),
 }
 
 
@@ -82,11 +83,15 @@ def get(world: World, path: str, query: dict[str, str] | None = None, history: H
     return page(Request(path, query or {})).body.decode()
 
 
+UI = "https://consul.example.com/ui"
+
+
 def hostile_world() -> World:
     """A world in which everything that others choose is hostile."""
     world = World()
-    world.rows = [row(HOSTILE, HOSTILE, state, service=HOSTILE, datacenter=HOSTILE, detail=HOSTILE)
+    world.rows = [row(HOSTILE, HOSTILE, state, service=HOSTILE, datacenter=HOSTILE, detail=HOSTILE, command=HOSTILE)
                   for state in ("in sync", "held", "conflict", "failed", "unknown", "differs")]  # fmt: skip
+    world.rows.append(row(HOSTILE, HOSTILE, kubernetes_ready=0))
     world.explanations = (
         explanation(
             HOSTILE, problem=HOSTILE, held=(HOSTILE,), conflicts=(HOSTILE,), warnings=(HOSTILE,), differences=(HOSTILE,)
@@ -96,7 +101,10 @@ def hostile_world() -> World:
     world.state_answer = {
         **STATE, "consul": {HOSTILE: HOSTILE}, "kubernetes": HOSTILE, "held": [HOSTILE], "owner": HOSTILE,
         "catalog": {HOSTILE: {}}, "election": {"held": [0], "shards": 1, "replicas": [HOSTILE], "error": HOSTILE},
-        "configuration": HOSTILE,
+        "configuration": HOSTILE, "bridge": {
+            "version": HOSTILE, "pod": HOSTILE, "consul_address": HOSTILE, "consul_ui": UI,
+            "configuration_file": HOSTILE, "rules": [HOSTILE],
+        },
     }  # fmt: skip
     return world
 
@@ -125,7 +133,8 @@ def test_hostile_names_stay_text(path: str) -> None:
     assert not {"\x1b", "\u202e"} & set(page)
     if path != "/service/a/b":
         assert "&lt;script&gt;" in page
-    assert not [h for h in elements.having("href") if ":" in h.split("?")[0] or h.startswith("/")]
+    inside = [h for h in elements.having("href") if h is None or not h.startswith(UI)]
+    assert not [h for h in inside if h is None or ":" in h.split("?")[0] or h.startswith("/")]
 
 
 def test_a_service_of_any_name_is_reached_by_its_link() -> None:
@@ -230,10 +239,109 @@ def test_the_role_is_shown(election: dict[str, Any], words: str) -> None:
 def test_many_holds_are_cut_and_linked() -> None:
     """One whole reason is enough: it is nearly the same for all of them."""
     world = World()
-    world.state_answer["held"] = [f"storage/s{n}: kept" for n in range(5000)]
+    kept = "1 ready endpoint kept"
+    world.rows = [row(f"s{n}", "storage", "held", detail=kept, command=f"sync {n}") for n in range(5000)]
+    verdict = get(world, "/").split('id="verdict"')[1].split("</section>")[0]
+    assert verdict.count(kept) == 1
+    assert [f">storage/s{n}</a>" in verdict for n in (0, 4, 5)] == [True, True, False]
+    assert '<a href="?state=held">all 5,000 services: held</a>' in verdict
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"), [("failed", "Write error"), ("conflict", "Conflict"), ("held", "Removals held")]
+)
+def test_conflicts_holds_and_failures_name_their_services_and_lead_to_them(state: str, kind: str) -> None:
+    """Above the table, with what is wrong; a hold with the command that releases it and nothing else."""
+    world = World()
+    world.rows = [
+        row("web"),
+        row("db", "shop", state, detail="so it is", command="bridge sync" if state == "held" else ""),
+    ]
+    verdict = get(world, "/").split('id="verdict"')[1].split("</section>")[0]
+    line = f'<li><strong>{kind}</strong>: <a href="service/shop/db">shop/db</a>: so it is'
+    assert line in verdict
+    assert ('<code class="command">bridge sync</code></li>' in verdict) is (state == "held")
+    assert "storage/web" not in verdict
+
+
+def test_a_service_without_any_ready_endpoint_is_not_green() -> None:
+    """An amber mark in its row and on its page, a filter, a sentence in the verdict; a worse state comes before."""
+    world = World()
+    empty: dict[str, Any] = {"kubernetes_ready": 0, "kubernetes_not_ready": 3, "consul_ready": 0}
+    world.rows = [row("web"), row("cache", **empty), row("db", state="failed", **empty)]
     page = get(world, "/")
-    assert page.count("Held: ") == 1
-    assert 'href="?state=held">and 4,999 more holds</a>' in page
+    assert page.count('<span class="badge warn"><span aria-hidden="true" class="mark">!</span> no ready endpoint') == 1
+    assert 'href="?state=no+ready+endpoint">No ready endpoint <span>1</span></a>' in page
+    assert "<strong>No ready endpoint</strong>: <a" in page
+    world.rows = world.rows[:2]
+    page = get(world, "/")
+    assert "1 service of 2 has no ready endpoint." in page
+    assert 'class="verdict warn"' in page
+    assert [r.name for r in find(world.rows, ServiceQuery(state="no ready endpoint")).rows] == ["cache"]
+    assert "badge warn" in get(world, "/service/storage/cache")
+    assert 'class="badge good"' in get(world, "/service/storage/web")
+
+
+def test_trouble_comes_first() -> None:
+    """Where nobody asked for an order; the worst at the top, and then by name."""
+    states = ("in sync", "differs", "unknown", "conflict", "held", "out of sync", "failed")
+    rows = [row(f"s{n}", state=state) for n, state in enumerate(states)] + [row("a0", kubernetes_ready=0), row("a1")]
+    assert [r.name for r in find(rows, ServiceQuery()).rows] == ["s6", "s5", "s4", "s3", "s2", "a0", "s1", "a1", "s0"]
+
+
+def test_the_page_says_which_bridge_it_is_of() -> None:
+    """Version, pod, owner, Consul and the rules with their places; nothing where it is not known."""
+    world = World()
+    assert "<h2>This bridge</h2>" not in get(world, "/")
+    world.state_answer["bridge"] = {
+        "version": "1.2.3", "pod": "bridge-7c9f", "consul_address": "http://consul:8500", "consul_ui": "",
+        "configuration_file": "/etc/bridge.yaml", "rules": ["the gateways (bridge.yaml:3:5)"],
+    }  # fmt: skip
+    about = get(world, "/").split('id="about"')[1]
+    for said_there in ("1.2.3", "bridge-7c9f", "default", "http://consul:8500", "/etc/bridge.yaml"):
+        assert f"<dd>{said_there}</dd>" in about
+    assert "<li>the gateways (bridge.yaml:3:5)</li>" in about
+
+
+def test_services_link_to_consuls_ui_where_the_settings_say_where_it_is() -> None:
+    """And to nothing else; a datacenter that is more than a name leads to the first page of the UI."""
+    world = World()
+    world.explanations = (replace(explanation(), datacenter="dc1", service="web/a"),)
+    assert "Consul&#x27;s UI" not in get(world, "/service/storage/radosgw")
+    world.state_answer["bridge"] = {"consul_ui": f"{UI}/"}
+    assert f'href="{UI}/dc1/services/web%2Fa"' in get(world, "/service/storage/radosgw")
+    assert f'<a href="{UI}/" rel="noreferrer noopener">Consul</a>' in get(world, "/")
+    assert pages.in_consul_ui(UI, "dc1 of partition x", "web") == UI
+
+
+def test_services_are_filtered_by_namespace() -> None:
+    """All namespaces are offered where there are several, and the filter by state counts what is shown."""
+    found = find(ROWS, ServiceQuery(namespace="a", state="held"))
+    assert (found.found, found.states["held"], found.total, found.namespaces) == (12, 12, 120, ("a", "b"))
+    world = World()
+    assert "<select" not in get(world, "/")
+    world.rows = [row("x", "one"), row("y", "two")]
+    page = get(world, "/", {"namespace": "two"})
+    assert '<option value="two" selected>two</option>' in page
+    assert ("service/two/y" in page, "service/one/x" in page) == (True, False)
+    assert 'href="?namespace=two&amp;sort=name"' in page
+
+
+def test_instances_stand_in_natural_order_and_fold_by_their_labels() -> None:
+    """rgw-2 before rgw-10; each cell says what it is, for a screen that has no room for a head."""
+    fine = replace(explanation().rows[0], disposition="ready", kubernetes="ready")
+    rows = tuple(replace(fine, instance=f"rgw-{n}") for n in (10, 2, 1))
+    page = pages.service_page(row(), [explanation(rows=rows)], [], {})
+    assert page.index("rgw-1<") < page.index("rgw-2<") < page.index("rgw-10<")
+    assert page.count('data-label="Address"') == 3
+
+
+def test_commands_are_marked_for_copying() -> None:
+    """The one that releases a hold where its text has it; the one that explains."""
+    held = "12 kept; released when Consul recovers or by `bridge sync --force`, or later"
+    page = pages.service_page(row(state="held", command="bridge sync --force"), [explanation(held=(held,))], [], {})
+    assert 'or by <code class="command">bridge sync --force</code>, or later' in page
+    assert '<code class="command">bridge explain radosgw</code>' in page
 
 
 def test_a_page_has_what_a_screen_reader_needs() -> None:
@@ -256,7 +364,7 @@ def test_instances_in_trouble_come_first_and_long_lists_are_cut() -> None:
         *(replace(fine, instance=f"vm-{n:04}") for n in range(1000)),
         replace(fine, instance="sick", disposition="not ready"),
     )
-    page = pages.service_page(row(), [explanation(rows=rows)], [])
+    page = pages.service_page(row(), [explanation(rows=rows)], [], {})
     assert page.index("sick") < page.index("vm-0000")
     assert page.count("<tr>") == 1 + pages.INSTANCES
     assert "and 501 more" in page
@@ -274,8 +382,8 @@ def test_instances_in_trouble_come_first_and_long_lists_are_cut() -> None:
 def test_an_instance_that_is_not_ready_says_why(fields: dict[str, str], why: str) -> None:
     """What decided it; where nothing else did, its status and the check that made it."""
     fine = replace(explanation().rows[0], reason="")
-    page = pages.service_page(row(), [explanation(rows=(replace(fine, **fields),))], [])
-    assert page.split("</tr></tbody>")[0].endswith(f"<td>{why}</td>")
+    page = pages.service_page(row(), [explanation(rows=(replace(fine, **fields),))], [], {})
+    assert page.split("</tr></tbody>")[0].endswith(f'<td data-label="Why">{why}</td>')
 
 
 def test_times_of_changes_say_that_they_are_in_utc() -> None:
@@ -283,7 +391,7 @@ def test_times_of_changes_say_that_they_are_in_utc() -> None:
     history = History(wall_clock=lambda: 0.0)
     history.kubernetes(False, "refused")
     for path in ("/", "/changes"):
-        assert "Recent changes <small>times in UTC</small>" in get(World(), path, history=history)
+        assert 'Recent changes <small class="zone">times in UTC</small>' in get(World(), path, history=history)
     assert ">00:00:00</time>" in get(World(), "/", history=history)
     assert ">1970-01-01 00:00:00</time>" in get(World(), "/changes", history=history)
 
@@ -334,9 +442,8 @@ def names(**wish: Any) -> list[str]:
 
 def test_fifty_on_a_page_by_namespace_and_name() -> None:
     """And the last page has the rest."""
-    assert (names()[:2], len(names()), names(page=3)[-1], len(names(page=3))) == (
-        ["a/s000", "a/s002"], PER_PAGE, "b/s119", 20,
-    )  # fmt: skip
+    first, last = names(sort="name"), names(sort="name", page=3)
+    assert (first[:2], len(first), last[-1], len(last)) == (["a/s000", "a/s002"], PER_PAGE, "b/s119", 20)
 
 
 def test_a_page_too_far_is_the_last() -> None:
@@ -362,7 +469,7 @@ def test_columns_sort_both_ways_and_ties_go_by_name() -> None:
     """What is in trouble comes first when states are sorted."""
     assert names(sort="consul", descending=True)[:2] == ["b/s119", "a/s118"]
     assert names(sort="state")[:2] == ["a/s000", "a/s010"]
-    assert names(sort="kubernetes") == names()
+    assert names(sort="kubernetes") == names(sort="name")
 
 
 @pytest.mark.parametrize(
@@ -385,7 +492,7 @@ def test_what_makes_no_sense_counts_as_not_said(query: dict[str, str]) -> None:
 
 def test_an_address_leads_back_to_its_wish() -> None:
     """Links and the form say the same."""
-    wish = ServiceQuery("a & b=ü", "held", "consul", True, 3)
+    wish = ServiceQuery("a & b=ü", "held", "storage", "consul", True, 3)
     assert ServiceQuery.of(dict(parse_qsl(wish.address()[1:]))) == wish
     assert ServiceQuery().address() == "?"
 
