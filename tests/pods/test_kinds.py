@@ -79,7 +79,7 @@ def test_three_shards_are_divided_among_two_replicas(storage: Storage, figure: F
 
 
 def test_the_chart_installs_it_with_its_defaults(storage: Storage, figure: Figure, tmp_path: Path) -> None:
-    """README's `helm install`, with the image and Consul's address: ready, and every gateway is there."""
+    """README's `helm install`, with the image and Consul's address: every gateway is there, and `helm test` passes."""
     bridge = Installation(storage.cluster, "chart")
     bridge.make_namespace()
     homes = {f"HELM_{kind}_HOME": str(tmp_path / "helm") for kind in ("CACHE", "CONFIG", "DATA")}
@@ -96,5 +96,6 @@ def test_the_chart_installs_it_with_its_defaults(storage: Storage, figure: Figur
     helm("install", "bridge", chart, "--set", values, "--wait", "--timeout", "120s")
     bridge.await_addresses("radosgw", VMS)
     figure("`helm install --wait` with defaults", f"{time.monotonic() - began:.0f} s until all endpoints are there")
+    helm("test", "bridge", "--logs", "--timeout", "120s")  # `bridge check` in a pod of its own
     helm("uninstall", "bridge")
     storage.cluster.kubectl("delete", "namespace", "chart", "--wait=false")
