@@ -241,14 +241,15 @@ def test_absence_is_said_of_what_never_was_and_forgotten_of_what_was_taken_away(
 
 
 def test_every_alert_has_a_case_and_a_section_for_who_is_woken() -> None:
-    """With a severity, a summary and a description."""
+    """With a severity, a summary, a description, and the address of its section."""
     guide = (ROOT / "docs/operations.md").read_text()
     names = [rule["alert"] for rule in alerts()]
     assert sorted(names) == sorted(CASES)
     assert re.findall(r"^### (ConsulBridge\w+)$", guide, re.MULTILINE) == names
     for rule in alerts():
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
-        assert {"summary", "description"} == rule["annotations"].keys()
+        assert {"summary", "description", "runbook_url"} == rule["annotations"].keys()
+        assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{rule['alert'].lower()}"
 
 
 @pytest.mark.lab
