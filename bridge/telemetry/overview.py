@@ -157,10 +157,11 @@ def _troubled(kind: str, rows: Sequence[Row]) -> Iterator[Html]:
         first, *rest = found[:NAMED]
         links = join(_link(first), *(join(", ", _link(row)) for row in rest))
         more = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else None
-        released = next((row.command for row in found if row.command), "")
+        released, whose = next(((row.command, f"{row.namespace}/{row.name}") for row in found if row.command), ("", ""))
+        words = "; to release it: " if len(found) == 1 else f"; to release {whose} alone: "
         yield el(
             "li", el("strong", TROUBLE[kind]), ": ", links, more, f": {reason}" if reason else None,
-            join("; to release it: ", command(released)) if released else None,
+            join(words, command(released)) if released else None,
         )  # fmt: skip
     if len(mine) > NAMED or len(by_reason) > REASONS:
         address = ServiceQuery(state=kind).address()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import parse_qsl
@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from bridge.controller.status_view import ServiceRow
+from bridge.core.explain import Row
 from bridge.core.model import Skipped
 from bridge.telemetry import pages
 from bridge.telemetry.components import duration, service_path
@@ -245,6 +246,7 @@ def test_many_holds_are_cut_and_linked() -> None:
     assert verdict.count(kept) == 1
     assert [f">storage/s{n}</a>" in verdict for n in (0, 4, 5)] == [True, True, False]
     assert '<a href="?state=held">all 5,000 services: held</a>' in verdict
+    assert 'to release storage/s0 alone: <code class="command">sync 0</code>' in verdict
 
 
 @pytest.mark.parametrize(
@@ -334,6 +336,24 @@ def test_instances_stand_in_natural_order_and_fold_by_their_labels() -> None:
     page = pages.service_page(row(), [explanation(rows=rows)], [], {})
     assert page.index("rgw-1<") < page.index("rgw-2<") < page.index("rgw-10<")
     assert page.count('data-label="Address"') == 3
+
+
+@dataclass(frozen=True)
+class Checked(Row):
+    """An instance with what its check printed."""
+
+    output: str = ""
+
+
+@pytest.mark.parametrize(("status", "shown"), [("critical", 1), ("warning", 1), ("passing", 0)])
+def test_what_a_check_printed_stands_beside_an_instance_that_is_not_passing(status: str, shown: int) -> None:
+    """As text, whatever it is."""
+    fine = explanation().rows[0]
+    values = {f.name: getattr(fine, f.name) for f in fields(Row)}
+    instance = Checked(**{**values, "status": status, "output": f"503 {HOSTILE}"})
+    page = pages.service_page(row(), [explanation(rows=(instance,))], [], {})
+    assert page.count('<small class="output">503 &lt;script&gt;alert(1)') == shown
+    assert page.count("503") == shown
 
 
 def test_commands_are_marked_for_copying() -> None:
