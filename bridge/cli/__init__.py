@@ -94,6 +94,14 @@ def _spelt(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
+def _name_now(flag: str) -> str:
+    """What to say of a flag that has another name now; "" where it has none."""
+    from bridge import config
+
+    now = next((s.flag for s in config.catalogue() if flag and s.former[1] == flag), "")
+    return f"No such option: {flag}; it is called {now} now" if now else ""
+
+
 def main() -> NoReturn:
     """The `bridge` command."""
     if isinstance(sys.stdout, object) and hasattr(sys.stdout, "reconfigure"):
@@ -102,7 +110,7 @@ def main() -> NoReturn:
     try:
         status = app(_spelt(sys.argv[1:]), prog_name="bridge", standalone_mode=False)
     except typer.TyperException as error:
-        say(f"error: {error.format_message()}")
+        say(f"error: {_name_now(getattr(error, 'option_name', '')) or error.format_message()}")
         say(f"(bridge {_command_in(sys.argv)}--help shows all flags)")
         status = error.exit_code
     except typer.Abort:

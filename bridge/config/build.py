@@ -54,7 +54,7 @@ PROXY_VARIABLES: Final = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_prox
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Read all sources, check everything, and return the tree.
 
-    `flags` are those that were given, by their long name (`{"--grace": "30s", "--dry-run": True}`). Reads the file
+    `flags` are those that were given, by their long name (`{"--owner": "one", "--dry-run": True}`). Reads the file
     that `--config` names and nothing else. Raises ConfigurationError that names every mistake and its place.
     """
     flags = dict(flags or {})
@@ -102,10 +102,10 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
 def _derived(layers: Sequence[Layer]) -> Layer:
     """Defaults that other settings give: in a cluster each installation is an owner of its own."""
     layer = Layer("derived", {}, {})
-    said = next((layer for layer in layers if layer.has(("run", "installation"))), None)
-    installation = said.values["run"]["installation"] if said is not None else ""
+    said = next((layer for layer in layers if layer.has(("run", "instance_name"))), None)
+    installation = said.values["run"]["instance_name"] if said is not None else ""
     if isinstance(installation, str) and installation and not any(layer.has(("owner",)) for layer in layers):
-        layer.set(("owner",), owner_of(installation), "run.installation")
+        layer.set(("owner",), owner_of(installation), "run.instance_name")
     return layer
 
 

@@ -23,6 +23,8 @@ class Setting:
     secret: bool
     description: str
     field: FieldInfo
+    former: tuple[str, str, str]
+    """Key, flag and variable that it had under an earlier name; empty where there was none."""
 
     @property
     def key(self) -> str:
@@ -80,8 +82,20 @@ def leaves(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[Sett
         elif isinstance(field.json_schema_extra, dict):
             extra: Mapping[str, Any] = field.json_schema_extra
             flag = extra["flag"]
-            env = extra["env"] or "BRIDGE_" + (flag.removeprefix("--").replace("-", "_") or "_".join(path)).upper()
-            yield Setting(path, flag, env, tuple(extra["also"]), extra["secret"], field.description or "", field)
+            env = extra["env"] or _variable(flag, path)
+            former = _former(extra["was"], flag, above) if extra["was"] else ("", "", "")
+            yield Setting(
+                path, flag, env, tuple(extra["also"]), extra["secret"], field.description or "", field, former
+            )
+
+
+def _variable(flag: str, path: tuple[str, ...]) -> str:
+    return rule_env(flag or "_".join(path))
+
+
+def _former(was: str, flag: str, above: tuple[str, ...]) -> tuple[str, str, str]:
+    former_flag = f"--{was.replace('_', '-')}" if flag else ""
+    return ".".join((*above, was)), former_flag, _variable(former_flag, (*above, was))
 
 
 RULE_FLAGS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -107,5 +121,5 @@ _REPEATED = (
 
 
 def rule_env(flag: str) -> str:
-    """The environment variable of a rule flag."""
+    """The environment variable of a flag."""
     return "BRIDGE_" + flag.removeprefix("--").replace("-", "_").upper()

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
+from bridge.config.catalogue import leaves
 from bridge.config.rules import GrantSettings, RuleSettings
 from bridge.config.types import did_you_mean
 from bridge.config.yaml_file import Document, Key, kind_of
@@ -40,6 +41,9 @@ def _sentence(
         if document is not None:
             place = document.place(key, of_key=True)
         known = _keys_at(tree, key[:-1])
+        now = {s.former[0]: s.key for s in leaves(tree)}.get(_path_text(key))
+        if now is not None:
+            return f"{place}: {_path_text(key)}: no such key; it is called {now} now"
         name = str(key[-1])
         where = f" in {_path_text(key[:-1])}" if len(key) > 1 else ""
         return f"{place}: unknown key {shown(name)}{where}{did_you_mean(name, known)}; there are {', '.join(known)}"

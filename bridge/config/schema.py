@@ -41,10 +41,20 @@ from bridge.core.model import METADATA_CIDRS
 
 
 def leaf(
-    default: Any, description: str, *, flag: str = "", env: str = "", also: Sequence[str] = (), secret: bool = False
+    default: Any,
+    description: str,
+    *,
+    flag: str = "",
+    env: str = "",
+    also: Sequence[str] = (),
+    secret: bool = False,
+    was: str = "",
 ) -> Any:
-    """A leaf of the tree. `env` is BRIDGE_<FLAG>, or BRIDGE_<PATH> without a flag, unless given; `also` are others'."""
-    extra: dict[str, Any] = {"flag": flag, "env": env, "also": list(also), "secret": secret}
+    """A leaf of the tree. `env` is BRIDGE_<FLAG>, or BRIDGE_<PATH> without a flag, unless given; `also` are others'.
+
+    `was` is the key that it had before: whoever writes that, or its flag or variable, is told the new name.
+    """
+    extra: dict[str, Any] = {"flag": flag, "env": env, "also": list(also), "secret": secret, "was": was}
     return Field(default, description=description, json_schema_extra=extra)
 
 
@@ -224,8 +234,8 @@ class DnsSettings(Section):
     retry: Annotated[float, duration("100ms", "1h")] = leaf(
         1.0, "The first wait after a lookup that failed; it grows up to `ttl`."
     )
-    parallel: whole_number(1, 64) = leaf(  # type: ignore[valid-type]
-        8, "Names that are looked up at once, by threads of their own: DNS delays no other service."
+    max_concurrent: whole_number(1, 64) = leaf(  # type: ignore[valid-type]
+        8, "Names that are looked up at once, by threads of their own: DNS delays no other service.", was="parallel"
     )
     wait: Annotated[float, duration("0", "5m")] = leaf(
         10.0, "How long a one-shot command waits for all names together; what has no answer then is left as it is."
@@ -256,11 +266,12 @@ class RunSettings(Section):
         "How often everything is compared, so that a missed event costs latency and never correctness.",
         flag="--resync",
     )
-    grace: Annotated[float, duration("0", "7d")] = leaf(
+    removal_grace_period: Annotated[float, duration("0", "7d")] = leaf(
         30.0,
         "How long a service must be gone from Consul before its objects are removed: VMs that re-register come back "
         "within seconds.",
-        flag="--grace",
+        flag="--removal-grace-period",
+        was="grace",
     )
     leader_elect: bool = leaf(
         False, "Elect a leader among several replicas, so that only one writes.", flag="--leader-elect"
@@ -277,12 +288,13 @@ class RunSettings(Section):
         "",
         "Where the leases are; default: the pod's namespace, or the context's. The same for all replicas.",
     )
-    installation: Plain = leaf(
+    instance_name: Plain = leaf(
         "",
         "Name of the installation that this replica belongs to, the same before and after a rollout (NAMESPACE/NAME). "
         "Replicas of two installations with one owner id are told by it where leaders are elected: only one of them "
         "writes, and both say so. What is written carries it, `bridge sync` too: what another installation wrote is "
         "not deleted. Empty: not known, and nothing depends on it.",
+        was="installation",
     )
     lease_duration: Annotated[float, duration("3s", "10m")] = leaf(
         15.0,
@@ -313,11 +325,12 @@ class GuardSection(Section):
         flag="--panic-threshold",
     )
     window: Annotated[float, duration("1s", "1h")] = leaf(60.0, "Over how long losses are added up.")
-    rebuild_grace: Annotated[float, duration("0", "1d")] = leaf(
+    restore_hold: Annotated[float, duration("0", "1d")] = leaf(
         600.0,
         "How long every removal is held after Consul was rebuilt or restored (its index went backwards): agents "
         "register again by themselves within minutes.",
-        flag="--rebuild-grace",
+        flag="--restore-hold",
+        was="rebuild_grace",
     )
     hold_release: Annotated[float | None, BeforeValidator(duration_or_never)] = leaf(
         None,
@@ -356,16 +369,22 @@ class GuardSection(Section):
 class BackoffSettings(Section):
     """Exponential backoff with full jitter."""
 
-    floor: Annotated[float, duration("1ms", "1h")] = leaf(0.1, "The shortest wait, and where the growth begins.")
-    cap: Annotated[float, duration("1ms", "1d")] = leaf(
-        5.0, "The longest wait from a request that failed to the next; one that hangs fails when its time is up."
+    initial_interval: Annotated[float, duration("1ms", "1h")] = leaf(
+        0.1, "The first wait, and the shortest.", was="floor"
+    )
+    max_interval: Annotated[float, duration("1ms", "1d")] = leaf(
+        5.0,
+        "The longest wait from a request that failed to the next; one that hangs fails when its time is up.",
+        was="cap",
     )
     multiplier: Annotated[float, Field(ge=1.0, le=10.0)] = leaf(2.0, "How much longer each wait may be than the last.")
 
     @model_validator(mode="after")
     def _in_order(self) -> BackoffSettings:
-        if self.floor > self.cap:
-            raise ValueError(f"floor ({duration_text(self.floor)}) must not be above cap ({duration_text(self.cap)})")
+        first, longest = self.initial_interval, self.max_interval
+        if first > longest:
+            texts = duration_text(first), duration_text(longest)
+            raise ValueError("initial_interval ({}) must not be above max_interval ({})".format(*texts))
         return self
 
 
@@ -376,15 +395,19 @@ class _KubernetesBackoff(BackoffSettings):
 class _ObjectBackoff(BackoffSettings):
     """For one object that cannot be written."""
 
-    floor: Annotated[float, duration("1ms", "1h")] = leaf(0.05, "The shortest wait, and where the growth begins.")
-    cap: Annotated[float, duration("1ms", "1d")] = leaf(60.0, "The longest wait.")
+    initial_interval: Annotated[float, duration("1ms", "1h")] = leaf(
+        0.05, "The first wait, and the shortest.", was="floor"
+    )
+    max_interval: Annotated[float, duration("1ms", "1d")] = leaf(60.0, "The longest wait.", was="cap")
 
 
 class _PermanentBackoff(BackoffSettings):
     """For what will not get better by itself (forbidden, invalid)."""
 
-    floor: Annotated[float, duration("1ms", "1h")] = leaf(5.0, "The shortest wait, and where the growth begins.")
-    cap: Annotated[float, duration("1ms", "1d")] = leaf(300.0, "The longest wait.")
+    initial_interval: Annotated[float, duration("1ms", "1h")] = leaf(
+        5.0, "The first wait, and the shortest.", was="floor"
+    )
+    max_interval: Annotated[float, duration("1ms", "1d")] = leaf(300.0, "The longest wait.", was="cap")
 
 
 class RetrySettings(Section):

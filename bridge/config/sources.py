@@ -137,9 +137,13 @@ _SERVICE_LINK = re.compile(r"BRIDGE_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_[0-9]
 def unknown_variables(leaves: Sequence[Setting], environ: Mapping[str, str]) -> list[str]:
     """Notes on BRIDGE_ variables that mean nothing to us but look as if they should.
 
-    Only a note: a Kubernetes Service named `bridge` puts BRIDGE_PORT and the like into every pod of its namespace.
+    Only a note, because a Kubernetes Service named `bridge` puts BRIDGE_PORT and the like into every pod of its
+    namespace; the earlier name of a setting is an error.
     """
     known = {s.env for s in leaves} | {rule_env(f) for f in RULE_FLAGS} | {"BRIDGE_CONFIG"}
+    renamed = [f"{s.former[2]}: no such variable; it is called {s.env} now" for s in leaves if environ.get(s.former[2])]
+    if renamed:
+        raise ConfigurationError("\n".join(renamed))
     notes = []
     for name in sorted(environ):
         if not name.startswith("BRIDGE_") or name in known or _SERVICE_LINK.fullmatch(name):

@@ -56,8 +56,8 @@ class Settings(BaseSettings):
     owner: Annotated[str, full_match(LABEL_VALUE, VALUE_RULE)] = leaf(
         "default",
         "Owner id: label `consul-bridge/owner` of all that we make. Bridges with different ids never touch each "
-        "other's objects. Default where `run.installation` is set, as the manifests do: that, with a dot for the slash "
-        "(`storage.consul-endpoints-bridge`), so that two installations never delete each other's objects.",
+        "other's objects. Default where `run.instance_name` is set, as the manifests do: that, with a dot for the "
+        "slash (`storage.consul-endpoints-bridge`), so that two installations never delete each other's objects.",
         flag="--owner",
     )
     policy: Policy = leaf(
@@ -229,7 +229,7 @@ class Settings(BaseSettings):
             removal_minimum=g.removal_minimum,
             panic_percent=g.panic_threshold,
             window_seconds=g.window,
-            restore_hold_seconds=g.rebuild_grace,
+            restore_hold_seconds=g.restore_hold,
             hold_release_seconds=g.hold_release,
             command=self._command,
         )
@@ -260,7 +260,9 @@ class Settings(BaseSettings):
         from bridge.pipeline.dns import ResolverSettings
 
         d = self.dns
-        return ResolverSettings(ttl_seconds=d.ttl, retry_seconds=d.retry, parallel=d.parallel, wait_seconds=d.wait)
+        return ResolverSettings(
+            ttl_seconds=d.ttl, retry_seconds=d.retry, parallel=d.max_concurrent, wait_seconds=d.wait
+        )
 
     def run_options(self) -> RunOptions:
         """What `engine.run` needs."""
@@ -268,7 +270,7 @@ class Settings(BaseSettings):
 
         return RunOptions(
             owner=self.owner,
-            installation=self.run.installation,
+            installation=self.run.instance_name,
             policy=self.policy,
             adopt=self.adopt,
             partial_selection=self.partial_selection,
@@ -276,7 +278,7 @@ class Settings(BaseSettings):
             resolver=self.resolver_settings(),
             cluster_nodes=self.kubernetes.nodes,
             annotated=self.annotated_policy(),
-            removal_grace_seconds=self.run.grace,
+            removal_grace_seconds=self.run.removal_grace_period,
             resync_seconds=self.run.resync,
             writers=self.kubernetes.writers,
             election=self._election(),
@@ -305,7 +307,7 @@ class Settings(BaseSettings):
 
         return SyncOptions(
             owner=self.owner,
-            installation=self.run.installation,
+            installation=self.run.instance_name,
             policy=self.policy,
             adopt=self.adopt,
             partial_selection=self.partial_selection,
@@ -328,8 +330,8 @@ class Settings(BaseSettings):
 
         return RetryPolicy(
             attempts=self.retry.attempts,
-            initial_seconds=max(self.retry.consul.floor, 0.2),
-            max_seconds=min(self.retry.consul.cap, 5.0),
+            initial_seconds=max(self.retry.consul.initial_interval, 0.2),
+            max_seconds=min(self.retry.consul.max_interval, 5.0),
             multiplier=self.retry.consul.multiplier,
         )
 
@@ -468,7 +470,7 @@ class Settings(BaseSettings):
             return None
         return ElectionConfig(
             owner=self.owner,
-            installation=self.run.installation,
+            installation=self.run.instance_name,
             namespace=self.run.lease_namespace,
             shards=self.run.shards,
             duration_seconds=round(self.run.lease_duration),
@@ -478,7 +480,9 @@ class Settings(BaseSettings):
 def retry_policy(backoff: BackoffSettings) -> RetryPolicy:
     from bridge.retry import RetryPolicy
 
-    return RetryPolicy(initial_seconds=backoff.floor, max_seconds=backoff.cap, multiplier=backoff.multiplier)
+    return RetryPolicy(
+        initial_seconds=backoff.initial_interval, max_seconds=backoff.max_interval, multiplier=backoff.multiplier
+    )
 
 
 def pairs(mapping: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -26,7 +26,7 @@ A held target goes on receiving additions and updates. A hold ends, and what is 
 | its user sends it away, or changes what they ask for | at once, and the scope's other holds if nothing else speaks for them |
 | a forced pass takes it away (`release`) | the same, when all is taken away; after `FORCED_SECONDS` we do the rest |
 | the sums of its scope are below the thresholds, and what is held in it has been so for a minute | then; `released` is the timer |
-| the rebuild grace is over (then the first two rows above decide) | then |
+| the restore hold is over (then the first two rows above decide) | then |
 | it has lasted for `hold_release_seconds` | then |
 
 What is let go on purpose, by force or after its time, is not charged to anything else. Nothing of this is stored:

@@ -79,8 +79,11 @@ def seen(campaign: Campaign, fault: Fault) -> set[str]:
 
 
 def test_missing_endpoints_are_seen_when_the_guard_is_off(stage: Stage) -> None:
-    """(i): without rebuild grace and removal guard, a Consul that was rebuilt empty takes everything away."""
-    off = {"guard": {"rebuild_grace": "0s", "removal_threshold": 0, "panic_threshold": 0}, "run": {"grace": "0s"}}
+    """(i): without restore hold and removal guard, a Consul that was rebuilt empty takes everything away."""
+    off = {
+        "guard": {"restore_hold": "0s", "removal_threshold": 0, "panic_threshold": 0},
+        "run": {"removal_grace_period": "0s"},
+    }
     with unprotected(stage, settings=off) as campaign:
         assert "i" in seen(campaign, catalogue()["consul-empty"]())
 

@@ -161,7 +161,7 @@ def test_a_narrower_rule_takes_nothing_away_from_the_daemon_either(
 ) -> None:
     """Started with it, and following what it still sees: what is hidden stays through passes and changes."""
     env = with_rules(strict, (rule, NODES if rule.startswith("service") else SERVICES))
-    often = ("--resync", "10s", "--grace", "1s", "--log-level", "debug")
+    often = ("--resync", "10s", "--removal-grace-period", "1s", "--log-level", "debug")
     daemon = Narrowed(strict, f"narrow-{mirrored}", "--namespace", mirrored, *often, env=env)
     with strict.raw_kube() as kube, strict.raw_consul() as consul:
         try:

@@ -148,7 +148,7 @@ def test_a_running_bridge_follows_the_labels_of_namespaces(
         ask(kube, place, "database", f"{prefix}pg")
     selector = {"matchLabels": {"team": "a"}, "matchExpressions": [{"key": "off", "operator": "DoesNotExist"}]}
     env, file = environment(lab.consul.address, lab.kubeconfig), tmp_path / "bridge.yaml"
-    settings(file, namespace, other, annotated=[{"namespace_selector": selector}], run={"grace": "1s"})
+    settings(file, namespace, other, annotated=[{"namespace_selector": selector}], run={"removal_grace_period": "1s"})
 
     def filled() -> tuple[list[str], list[str]]:
         return ready(kube, namespace, "database"), ready(kube, other, "database")

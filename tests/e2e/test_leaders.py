@@ -55,7 +55,11 @@ class Replicas:
         """Start one more; ready when this returns, unless it is not to be waited for."""
         kubeconfig = self.lab.service_account(self.namespace, name, role())
         env = environment(
-            self.lab.consul.address, kubeconfig, POD_NAME=name, BRIDGE_RUN_LEASE_DURATION=f"{LEASE}s", BRIDGE_GRACE="1s"
+            self.lab.consul.address,
+            kubeconfig,
+            POD_NAME=name,
+            BRIDGE_RUN_LEASE_DURATION=f"{LEASE}s",
+            BRIDGE_REMOVAL_GRACE_PERIOD="1s",
         )
         count = str(shards or self.shards)
         daemon = Daemon(

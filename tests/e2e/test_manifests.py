@@ -229,7 +229,7 @@ def test_its_settings_are_understood(components: Sequence[str], tmp_path: Path) 
     loaded = load(environ=environment)
     assert (unknown, loaded.notes) == (set(), ())
     assert (loaded.log.format, loaded.rules is not None) == ("json", True)
-    assert loaded.run.installation == "elsewhere/consul-endpoints-bridge"
+    assert loaded.run.instance_name == "elsewhere/consul-endpoints-bridge"
     assert loaded.owner == "elsewhere.consul-endpoints-bridge"
 
 
@@ -529,7 +529,7 @@ def test_run_uses_exactly_what_its_role_grants(
     if "namespace-labels" in components:
         rules = json.dumps({**json.loads(rules), "annotated": [{"namespace_selector": "team=a"}]})
     objects = cluster.install(tmp_path, components, rules)
-    environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
+    environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_REMOVAL_GRACE_PERIOD="1s")
     with running(manifests.container(objects)["args"], environment, tmp_path / "log"):
         service.register()
         eventually(service.mirrored, {(3, 0, True)} if output != "endpointslices" else {(0, 0, True)})
@@ -603,7 +603,7 @@ def test_a_cron_job_uses_exactly_what_its_role_grants(
     """Three passes, with what happens in between; watching is not among the rights."""
     service = services()
     objects = cluster.install(tmp_path, ("cronjob",), rules_for(service.name))
-    environment = identity(cluster, objects, tmp_path, BRIDGE_GRACE="0s")
+    environment = identity(cluster, objects, tmp_path, BRIDGE_REMOVAL_GRACE_PERIOD="0s")
     for change, expected in (
         (service.register, {(3, 0, True)}),
         (service.break_one, {(2, 1, True)}),
@@ -638,7 +638,9 @@ def test_all_namespaces_writes_where_the_rule_says(
         rules = rules_for(service.name, namespaces=(other,))
         service.register()
         objects = cluster.install(tmp_path / "without", (), rules)
-        environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
+        environment = identity(
+            cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_REMOVAL_GRACE_PERIOD="1s"
+        )
         done = subprocess.run(
             (*BRIDGE, "sync", "--yes"),
             env=environment,
@@ -652,7 +654,9 @@ def test_all_namespaces_writes_where_the_rule_says(
 
         since = time.time()
         objects = cluster.install(tmp_path / "with", ("all-namespaces",), rules)
-        environment = identity(cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_GRACE="1s")
+        environment = identity(
+            cluster, objects, tmp_path, BRIDGE_LISTEN="127.0.0.1:0", BRIDGE_REMOVAL_GRACE_PERIOD="1s"
+        )
         with running(manifests.container(objects)["args"], environment, tmp_path / "log"):
             eventually(service.mirrored, {(3, 0, True)})
             service.break_one()

@@ -169,7 +169,7 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
         file = tmp_path / f"{name}.yaml"
         rule = {"services": [f"{prefix}{name}*"], "to": {"namespace": namespace}}
         file.write_text(yaml.safe_dump({"owner": owner, "rules": [rule], "guard": {"removal_minimum": 1000}}))
-        daemons.append(Daemon(lab, f"{name}-{prefix}", "--config", str(file), "--grace", "1s", env=env))
+        daemons.append(Daemon(lab, f"{name}-{prefix}", "--config", str(file), "--removal-grace-period", "1s", env=env))
     maker, taker = daemons
     began = time.time()
     try:
@@ -203,11 +203,16 @@ def test_what_another_installation_wrote_is_not_deleted_and_nobody_writes_for_th
     for name in installations:
         files[name] = tmp_path / f"{name}.yaml"
         rule = {"services": [f"{prefix}{name}*"], "to": {"namespace": namespace}}
-        whole = {"owner": owner, "rules": [rule], "guard": {"removal_minimum": 1000}, "run": {"grace": "1s"}}
+        whole = {
+            "owner": owner,
+            "rules": [rule],
+            "guard": {"removal_minimum": 1000},
+            "run": {"removal_grace_period": "1s"},
+        }
         files[name].write_text(yaml.safe_dump(whole))
 
     def with_name(name: str) -> dict[str, str]:
-        return {**env, "BRIDGE_RUN_INSTALLATION": installations[name]}
+        return {**env, "BRIDGE_RUN_INSTANCE_NAME": installations[name]}
 
     def objects() -> list[tuple[str, str, str]]:
         found = [kube.json("GET", base.format(namespace=namespace))["items"] for base in (SERVICES, ENDPOINTS, SLICES)]

@@ -118,7 +118,15 @@ def daemon(lab: Lab, namespace: str, prefix: str) -> Iterator[Daemon]:
     """A bridge for this test's services, ready."""
     env = environment(lab.consul.address, lab.kubeconfig)
     running = Daemon(
-        lab, f"page-{namespace}", "--service", f"{prefix}*", "--namespace", namespace, "--grace", "1s", env=env
+        lab,
+        f"page-{namespace}",
+        "--service",
+        f"{prefix}*",
+        "--namespace",
+        namespace,
+        "--removal-grace-period",
+        "1s",
+        env=env,
     )
     running.start()
     yield running

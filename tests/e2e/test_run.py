@@ -24,7 +24,15 @@ def daemon(lab: Lab, namespace: str, prefix: str) -> Iterator[Daemon]:
     """A bridge for this test's services, ready."""
     env = environment(lab.consul.address, lab.kubeconfig)
     running = Daemon(
-        lab, f"bridge-{namespace}", "--service", f"{prefix}*", "--namespace", namespace, "--grace", "1s", env=env
+        lab,
+        f"bridge-{namespace}",
+        "--service",
+        f"{prefix}*",
+        "--namespace",
+        namespace,
+        "--removal-grace-period",
+        "1s",
+        env=env,
     )
     running.start()
     yield running
@@ -279,7 +287,7 @@ def test_rules_that_change_are_taken_by_the_running_bridge(
     file = tmp_path / "bridge.yaml"
 
     def write(*rules: str) -> None:
-        put(file, "run: {grace: 1s}\nrules:\n" + "".join(f"  - {rule}\n" for rule in rules))
+        put(file, "run: {removal_grace_period: 1s}\nrules:\n" + "".join(f"  - {rule}\n" for rule in rules))
 
     def here(name: str, text: str = "") -> str:
         return f"{{services: ['{prefix}{name}'], to: {{namespace: {namespace}{text}}}}}"
@@ -402,7 +410,9 @@ def test_a_consul_that_was_rebuilt_empty_takes_nothing_away(fresh_lab: Lab, even
     """Removals are held and said; as agents register again, everything goes on."""
     lab = fresh_lab
     env = environment(lab.consul.address, lab.kubeconfig)
-    daemon = Daemon(lab, "bridge", "--service", "t-*", "--namespace", "default", "--grace", "0s", env=env)
+    daemon = Daemon(
+        lab, "bridge", "--service", "t-*", "--namespace", "default", "--removal-grace-period", "0s", env=env
+    )
     lab.add(daemon)
     with lab.raw_consul() as consul:
         for turn in range(3):  # a Consul that has lived: its index is past that of a new one
@@ -431,7 +441,7 @@ def test_a_token_that_sees_nothing_takes_nothing_away(fresh_lab: Lab, eventually
     """Under default deny, without a token, Consul says 200 and shows nothing: that is not "gone"."""
     lab = fresh_lab
     token = {"CONSUL_HTTP_TOKEN": lab.consul.token}
-    arguments = ("--service", "t-*", "--namespace", "default", "--grace", "0s")
+    arguments = ("--service", "t-*", "--namespace", "default", "--removal-grace-period", "0s")
     seeing = Daemon(lab, "seeing", *arguments, env=environment(lab.consul.address, lab.kubeconfig, **token))
     blind = Daemon(lab, "blind", *arguments, env=environment(lab.consul.address, lab.kubeconfig))
     lab.add(seeing)

@@ -134,7 +134,7 @@ def town(lab: Lab) -> Iterator[Town]:
         user = stack.enter_context(RawKube(lab.service_account(bad, "user", USER)))
         file = lab.folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump({
-            "rules": [], "annotated": [{"filter": True}], "run": {"grace": "1s"},
+            "rules": [], "annotated": [{"filter": True}], "run": {"removal_grace_period": "1s"},
             "kubernetes": {"watch_namespaces": [bad, good]},
         }))  # fmt: skip
         env = environment(lab.consul.address, lab.kubeconfig)

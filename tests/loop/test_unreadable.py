@@ -284,7 +284,7 @@ def test_a_reload_that_adds_such_a_namespace_does_not_stop_the_work(both: Both, 
     both.kube.forbid("admin", "list", "services", "apps")
     environ = {
         "BRIDGE_CONSUL_ADDRESS": both.consul.address, "KUBECONFIG": both.sides["kube"].kubeconfig,
-        "BRIDGE_RETRY_KUBERNETES_FLOOR": "20ms", "BRIDGE_RETRY_KUBERNETES_CAP": "100ms",
+        "BRIDGE_RETRY_KUBERNETES_INITIAL_INTERVAL": "20ms", "BRIDGE_RETRY_KUBERNETES_MAX_INTERVAL": "100ms",
     }  # fmt: skip
     whole = load(environ=environ)
     rules: list[tuple[Rule, ...]] = [(GOOD,)]

@@ -261,7 +261,7 @@ annotations:
   valueFrom:
     fieldRef:
       fieldPath: spec.serviceAccountName
-- name: BRIDGE_RUN_INSTALLATION
+- name: BRIDGE_RUN_INSTANCE_NAME
   value: $(POD_NAMESPACE)/$(POD_SERVICE_ACCOUNT)
 {{- if .Values.allNamespaces }}
 - name: BRIDGE_WATCH_NAMESPACE

@@ -49,7 +49,7 @@ class ConsulEmpty(Fault):
     shows = (log("removal held", "was rebuilt or restored"), Metric('consul_bridge_holds{cause="rebuilt"}', ">0"))
     readiness = READY
     settle_seconds = 18.0
-    why_slow = "`guard.rebuild_grace`, here 6 s, is over first"
+    why_slow = "`guard.restore_hold`, here 6 s, is over first"
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
         stage.fleet.hold_back()

@@ -52,12 +52,12 @@ RULES = {
         {"services": ["c-*"], "to": {"namespace": NAMESPACE}},
     ],
     # What users have as minutes is seconds here, so that a fault and its end are both seen within seconds.
-    "run": {"grace": "1s"},
+    "run": {"removal_grace_period": "1s"},
     "consul": {"wait": "10s", "timeout_margin": "2s"},
     "kubernetes": {"request_timeout": "4s", "watch_namespaces": [TENANT, NEIGHBOUR]},
     "annotated": [{"namespaces": [TENANT, NEIGHBOUR], "filter": True}],
-    "guard": {"rebuild_grace": "6s", "window": "10s"},
-    "retry": {"permanent": {"floor": "1s", "cap": "5s"}},
+    "guard": {"restore_hold": "6s", "window": "10s"},
+    "retry": {"permanent": {"initial_interval": "1s", "max_interval": "5s"}},
 }
 
 ROLE = Path(__file__).resolve().parents[3] / "manifests/base/role.yaml"

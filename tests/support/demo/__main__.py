@@ -399,7 +399,7 @@ class Demo:
         self.show(lab)
 
         self.say("From now on continuously: bridge run")
-        daemon = Daemon(lab, "bridge", *select, "--grace", "2s", env=env)
+        daemon = Daemon(lab, "bridge", *select, "--removal-grace-period", "2s", env=env)
         lab.add(daemon)
         daemon.start()
         watchers = Watchers(lab)

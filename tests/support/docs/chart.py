@@ -102,7 +102,7 @@ def config_schema() -> Json:
     return found
 
 
-_TITLES = frozenset({"title", "description", "default", "env", "flag", "also", "secret", "writeOnly", "format"})
+_TITLES = frozenset({"title", "description", "default", "env", "flag", "also", "secret", "was", "writeOnly", "format"})
 
 
 def _plain(part: Json, definitions: Mapping[str, Json]) -> Json:

@@ -25,8 +25,8 @@ EXPECTED_EVERYWHERE = [
 ]  # fmt: skip
 EXPECTED_SYNC = ["--dry-run", "--exit-code", "--output", "--yes", "--force"]
 EXPECTED_RUN = [
-    "--listen", "--leader-elect", "--shards", "--resync", "--grace", "--connections", "--writers", "--rebuild-grace",
-    "--hold-release", "--panic-threshold",
+    "--listen", "--leader-elect", "--shards", "--resync", "--removal-grace-period", "--connections", "--writers",
+    "--restore-hold", "--hold-release", "--panic-threshold",
 ]  # fmt: skip
 
 

@@ -97,11 +97,11 @@ FLAGS: list[tuple[list[str], str, Any]] = [
     (["--owner", "team-a"], "owner", "team-a"),
     (["--policy", "upsert-only"], "policy", "upsert-only"),
     (["--adopt", "unowned"], "adopt", "unowned"),
-    (["--grace", "90s"], "grace", 90.0),
+    (["--removal-grace-period", "90s"], "grace", 90.0),
     (["--resync", "10m"], "resync", 600.0),
     (["--writers", "3"], "writers", 3),
     (["--panic-threshold", "70%"], "panic", 70),
-    (["--rebuild-grace", "1m"], "rebuild", 60.0),
+    (["--restore-hold", "1m"], "rebuild", 60.0),
     (["--hold-release", "1h"], "release", 3600.0),
     (["--connections", "10"], "connections", 10),
     (["--namespace", "storage"], "namespace", "storage"),
@@ -144,7 +144,7 @@ def test_the_effective_settings_are_logged_once_with_secrets_masked(tmp_path: Pa
     _, log = running.end()
     (effective,) = [e for e in log if e["event"] == "effective settings"]
     assert effective["consul.token_file"] == str(tmp_path / "token")
-    assert effective["run.grace"] == "30s"
+    assert effective["run.removal_grace_period"] == "30s"
     assert "file-secret-1234" not in json.dumps(log)
     assert any("***" in json.dumps(e) for e in log)
     _, log = Running("--listen", "127.0.0.1:0", env={"CONSUL_HTTP_TOKEN": "environment-secret"}).end()
@@ -182,7 +182,7 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
     file.write_text("rules: [{too: {}}]\n")
     running.process.send_signal(signal.SIGHUP)
     await_configuration(listen, f"{file}:1")
-    file.write_text("{rules: [{to: {namespace: three}}], run: {grace: 7s, listen: '127.0.0.1:1'}}\n")
+    file.write_text("{rules: [{to: {namespace: three}}], run: {removal_grace_period: 7s, listen: '127.0.0.1:1'}}\n")
     options = json.loads(running.process.stdout.readline())  # by the watch of the file: no signal
     assert (options["namespace"], options["grace"]) == ("three", 7.0)
     assert readiness(listen)["configuration"] == "ok"
@@ -191,7 +191,7 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
     running.process.send_signal(signal.SIGHUP)
     await_configuration(listen, "there are no rules any more")
 
-    file.write_text("{rules: [{to: {namespace: a}}, {to: {namespace: b}}], run: {grace: 7s}}\n")
+    file.write_text("{rules: [{to: {namespace: a}}, {to: {namespace: b}}], run: {removal_grace_period: 7s}}\n")
     assert json.loads(running.process.stdout.readline()) == ["a", "b"]
     assert json.loads(running.process.stdout.readline())["namespace"] == "a"  # it could not: a new one follows
     status, log = running.end()

@@ -109,7 +109,7 @@ def test_the_schema_takes_every_default() -> None:
     [
         ({"rule": []}, "config: there is no rule"),
         ({"rules": [{"to": {"nmae": "x"}}]}, "config/rules/0/to: there is no nmae"),
-        ({"run": {"grace": "30"}}, "config/run/grace: '30'"),
+        ({"run": {"removal_grace_period": "30"}}, "config/run/removal_grace_period: '30'"),
         ({"rules": [{"to": {"port": True}}]}, "config/rules/0/to/port: is no"),
         ({"annotated": [{"filter": {}}]}, "config/annotated/0/filter: is no"),
         ({"guard": {"hold_release": "soon"}}, "config/guard/hold_release: 'soon'"),

@@ -29,7 +29,7 @@ RULE = one_of_each(
 )  # fmt: skip
 FILE = one_of_each(
     owner=TEXTS, consul=one_of_each(address=ADDRESSES, token=TEXTS, wait=TEXTS, connections=NUMBERS),
-    run=one_of_each(listen=ADDRESSES, grace=TEXTS, shards=NUMBERS), rules=st.lists(RULE, max_size=2),
+    run=one_of_each(listen=ADDRESSES, removal_grace_period=TEXTS, shards=NUMBERS), rules=st.lists(RULE, max_size=2),
     guard=one_of_each(removal_threshold=TEXTS, window=TEXTS), log=JUNK, kubernetes=one_of_each(writers=NUMBERS),
 )  # fmt: skip
 
@@ -101,7 +101,8 @@ def test_what_breaks_parsers_is_a_mistake(text: str, tmp_path: Path) -> None:
 @SLOW
 @given(variables=st.dictionaries(
     st.sampled_from(["BRIDGE_SERVICES", "BRIDGE_SERVICE", "BRIDGE_NAMESPACE", "BRIDGE_OWNER", "BRIDGE_CONNECTIONS",
-                     "CONSUL_HTTP_ADDR", "CONSUL_HTTP_SSL", "BRIDGE_TOKEN", "BRIDGE_LISTEN", "BRIDGE_GRACE"]),
+                     "CONSUL_HTTP_ADDR", "CONSUL_HTTP_SSL", "BRIDGE_TOKEN", "BRIDGE_LISTEN",
+                     "BRIDGE_REMOVAL_GRACE_PERIOD"]),
     st.one_of(TEXTS, ADDRESSES), max_size=4,
 ))  # fmt: skip
 def test_any_environment_is_settings_or_a_mistake(variables: dict[str, str]) -> None:

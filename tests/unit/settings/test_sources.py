@@ -54,24 +54,24 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "dns.resolve": ("false", "true"),
     "dns.ttl": ("1m", "2m"),
     "dns.retry": ("2s", "3s"),
-    "dns.parallel": ("2", "3"),
+    "dns.max_concurrent": ("2", "3"),
     "dns.wait": ("2s", "3s"),
     "run.listen": ("127.0.0.1:1", "[::1]:0"),
     "run.page": ("off", "127.0.0.1:9481"),
     "run.consul_ui": ("https://consul.example.com/ui", "http://127.0.0.1:8500/ui"),
     "run.resync": ("1m", "2m"),
-    "run.grace": ("1m", "250ms"),
+    "run.removal_grace_period": ("1m", "250ms"),
     "run.leader_elect": ("true", "false"),
     "run.shards": ("2", "3"),
     "run.events": ("true", "false"),
-    "run.installation": ("apps/one", "apps/two"),
+    "run.instance_name": ("apps/one", "apps/two"),
     "run.lease_namespace": ("one", "two"),
     "run.lease_duration": ("10s", "1m"),
     "guard.removal_threshold": ("10", "20"),
     "guard.removal_minimum": ("1", "2"),
     "guard.panic_threshold": ("10", "0"),
     "guard.window": ("10s", "20s"),
-    "guard.rebuild_grace": ("1m", "1h30m"),
+    "guard.restore_hold": ("1m", "1h30m"),
     "guard.hold_release": ("1h", "2h"),
     "guard.allow_cidrs": ("10.0.0.0/8,fd00::/8", "10.1.0.0/16"),
     "guard.deny_cidrs": ("10.96.0.0/16", "10.97.0.0/16,10.244.0.0/16"),
@@ -79,17 +79,17 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "guard.namespaces": ("a", "b,team-*"),
     "guard.deny_namespaces": ("kube-system", "b,team-*"),
     "retry.attempts": ("2", "3"),
-    "retry.consul.floor": ("1s", "2s"),
-    "retry.consul.cap": ("40s", "50s"),
+    "retry.consul.initial_interval": ("1s", "2s"),
+    "retry.consul.max_interval": ("40s", "50s"),
     "retry.consul.multiplier": ("3", "4"),
-    "retry.kubernetes.floor": ("1s", "2s"),
-    "retry.kubernetes.cap": ("40s", "50s"),
+    "retry.kubernetes.initial_interval": ("1s", "2s"),
+    "retry.kubernetes.max_interval": ("40s", "50s"),
     "retry.kubernetes.multiplier": ("3", "4"),
-    "retry.object.floor": ("1s", "2s"),
-    "retry.object.cap": ("40s", "50s"),
+    "retry.object.initial_interval": ("1s", "2s"),
+    "retry.object.max_interval": ("40s", "50s"),
     "retry.object.multiplier": ("3", "4"),
-    "retry.permanent.floor": ("6s", "7s"),
-    "retry.permanent.cap": ("6m", "7m"),
+    "retry.permanent.initial_interval": ("6s", "7s"),
+    "retry.permanent.max_interval": ("6m", "7m"),
     "retry.permanent.multiplier": ("3", "4"),
     "sync.output": ("json", "yaml"),
     "sync.dry_run": ("true", "false"),
@@ -334,7 +334,7 @@ def test_the_command_that_releases_a_hold_has_this_installations_flags() -> None
     """Those that another command needs to see and own the same, quoted; variables are there anyway."""
     flags = {
         "--tag": ["s3", "a b"], "--filter": 'Service.Meta.env == "prod"', "--service": ["radosgw*"],
-        "--namespace": "storage", "--owner": "x", "--listen": "127.0.0.1:1", "--grace": "5s",
+        "--namespace": "storage", "--owner": "x", "--listen": "127.0.0.1:1", "--removal-grace-period": "5s",
         "--watch-namespace": ["*"],
     }  # fmt: skip
     expected = (
@@ -440,14 +440,14 @@ def test_the_tree_is_frozen() -> None:
 
 def test_effective_settings_mask_secrets_and_name_everything() -> None:
     """What `bridge run` logs once at its start."""
-    settings = load({}, {"CONSUL_HTTP_TOKEN": "very-secret", "BRIDGE_GRACE": "90s"})
+    settings = load({}, {"CONSUL_HTTP_TOKEN": "very-secret", "BRIDGE_REMOVAL_GRACE_PERIOD": "90s"})
     effective = settings.effective()
     assert effective.keys() == SETTINGS.keys() | {"annotated", "rules"}
     assert effective["consul.token"] == "***"
-    assert effective["run.grace"] == "1m30s"
+    assert effective["run.removal_grace_period"] == "1m30s"
     assert "very-secret" not in repr(settings) + str(effective)
     assert settings.secrets() == ("very-secret",)
-    assert settings.source("run.grace") == "BRIDGE_GRACE"
+    assert settings.source("run.removal_grace_period") == "BRIDGE_REMOVAL_GRACE_PERIOD"
 
 
 def test_plain_dataclasses_for_the_other_rooms() -> None:
@@ -608,14 +608,14 @@ rules:
 )
 def test_an_installation_is_an_owner_of_its_own(installation: str, owner: str) -> None:
     """Two of them in one cluster would delete each other's objects under one id."""
-    assert load({}, {"BRIDGE_RUN_INSTALLATION": installation}).owner == owner
+    assert load({}, {"BRIDGE_RUN_INSTANCE_NAME": installation}).owner == owner
 
 
 def test_an_owner_that_is_given_beats_the_installations(tmp_path: Path) -> None:
     """From whichever source; without an installation it is `default`."""
     file = tmp_path / "bridge.yaml"
     file.write_text("owner: mine\n")
-    installed = {"BRIDGE_RUN_INSTALLATION": "storage/bridge"}
+    installed = {"BRIDGE_RUN_INSTANCE_NAME": "storage/bridge"}
     assert load({"--config": str(file)}, installed).owner == "mine"
     assert load({}, {**installed, "BRIDGE_OWNER": "env"}).owner == "env"
     assert load({"--owner": "flag"}, installed).owner == "flag"
