@@ -33,7 +33,7 @@ from bridge.core.model import Adopt, Bounds, Destination, InstanceRules, Policy,
 
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
-    from bridge.controller.controller import RunOptions
+    from bridge.controller.options import RunOptions
     from bridge.core.annotated import Annotated as AnnotatedPolicy
     from bridge.core.guard import GuardSettings
     from bridge.core.select import Only
@@ -266,7 +266,7 @@ class Settings(BaseSettings):
 
     def run_options(self) -> RunOptions:
         """What `engine.run` needs."""
-        from bridge.controller.controller import RunOptions
+        from bridge.controller.options import RunOptions
 
         return RunOptions(
             owner=self.owner,

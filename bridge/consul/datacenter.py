@@ -41,6 +41,7 @@ from bridge.consul.watch import PERMANENT_RETRY, Watch
 from bridge.core.model import UNADDRESSABLE, Instance, Knowledge, Known, Listing, Query, Status, Unknown
 from bridge.errors import BridgeError, CancelledError, PermanentError, ThrottledError, TransientError
 from bridge.retry import RetryPolicy
+from bridge.threads import guarded_thread
 
 LEADER_PROBE_SECONDS = 5.0
 
@@ -222,21 +223,13 @@ class DatacenterWatch:
         self.found = 0
         self._found_lately: tuple[str, ...] = ()
         self._threads = [
-            threading.Thread(target=self._guarded, args=(self._housekeeping,), name=f"consul-housekeeping-{name}")
+            guarded_thread(f"consul-housekeeping-{name}", self._housekeeping, failed),
+            guarded_thread(f"consul-listing-{name}", self._listing_watch().run, failed),
+            *(
+                guarded_thread(f"consul-{aggregate.name}-{name}", partial(self._follow_aggregate, aggregate), failed)
+                for aggregate in self._aggregates
+            ),
         ]
-        self._threads.append(
-            threading.Thread(target=self._guarded, args=(self._listing_watch().run,), name=f"consul-listing-{name}")
-        )
-        self._threads += [
-            threading.Thread(
-                target=self._guarded,
-                args=(partial(self._follow_aggregate, aggregate),),
-                name=f"consul-{aggregate.name}-{name}",
-            )
-            for aggregate in self._aggregates
-        ]
-        for thread in self._threads:
-            thread.daemon = True
 
     # ------------------------------------------------------------------ for the catalog
 
@@ -317,12 +310,6 @@ class DatacenterWatch:
 
     def _client(self, rest_seconds: float = 0.0) -> ConsulClient:
         return ConsulClient(self._config, self._gate.mark_suspect, rest_seconds)
-
-    def _guarded(self, body: Callable[[], None]) -> None:
-        try:
-            body()
-        except BaseException as error:  # noqa: BLE001 - a thread that dies ends the process
-            self._failed(error)
 
     def _watch(
         self,

@@ -12,11 +12,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from bridge.consul.client import ConsulClient
 from bridge.consul.ratelimit import AdaptiveConcurrency
 from bridge.consul.subscriptions import Subscription, SubscriptionTable
 from bridge.consul.watch import Watch
+from bridge.threads import guarded_thread
 
 RECENT = 4
 """Services remembered as recently changed, per slot."""
@@ -124,8 +126,7 @@ class DirectWatches:
         self._waiting.pop(subscription, None)
         self._free.discard(slot)
         if slot.thread is None and not self._stop.is_set():
-            name = f"{self._name}-{slot.number}"
-            slot.thread = threading.Thread(target=self._run, args=(slot,), name=name, daemon=True)
+            slot.thread = guarded_thread(f"{self._name}-{slot.number}", partial(self._run, slot), self._failed)
             slot.thread.start()
         self._changed.notify_all()
 
@@ -139,14 +140,11 @@ class DirectWatches:
     # ------------------------------------------------------------------ a slot's thread
 
     def _run(self, slot: Slot) -> None:
-        try:
-            while (subscription := self._await_entry(slot)) is not None:
-                watch = self._make_watch(slot.client, subscription)
-                while not self._stop.is_set() and self._keeps(slot, subscription):
-                    watch.step()
-                self._release(slot, subscription)
-        except BaseException as error:  # noqa: BLE001 - a thread that dies ends the process
-            self._failed(error)
+        while (subscription := self._await_entry(slot)) is not None:
+            watch = self._make_watch(slot.client, subscription)
+            while not self._stop.is_set() and self._keeps(slot, subscription):
+                watch.step()
+            self._release(slot, subscription)
 
     def _await_entry(self, slot: Slot) -> Subscription | None:
         with self._changed:

@@ -11,9 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import IntEnum
+from functools import partial
 
 from bridge.consul.client import ConsulClient
 from bridge.errors import CancelledError
+from bridge.threads import guarded_thread
 
 Job = Callable[[ConsulClient], None]
 
@@ -55,11 +57,10 @@ class ReadPool:
         self._taken = 0
         self._clients = clients
         self.threads = [
-            threading.Thread(
-                target=self._run,
-                args=(client, Urgency.FIRST if n == 0 and len(clients) > 2 else Urgency.POLL),
-                name=f"{name}-{n}",
-                daemon=True,
+            guarded_thread(
+                f"{name}-{n}",
+                partial(self._run, client, Urgency.FIRST if n == 0 and len(clients) > 2 else Urgency.POLL),
+                failed,
             )
             for n, client in enumerate(clients)
         ]
@@ -105,19 +106,16 @@ class ReadPool:
         return sum(len(jobs) for jobs in self._waiting)
 
     def _run(self, client: ConsulClient, upto: Urgency) -> None:
-        try:
-            self._begin(client)
-            while (item := self._take(upto)) is not None:
-                urgency, job = item
-                try:
-                    if not self._ready(client):
-                        self._put_back(urgency, job)
-                        continue
-                    job(client)
-                except CancelledError:
+        self._begin(client)
+        while (item := self._take(upto)) is not None:
+            urgency, job = item
+            try:
+                if not self._ready(client):
                     self._put_back(urgency, job)
-        except BaseException as error:  # noqa: BLE001 - a thread that dies ends the process
-            self._failed(error)
+                    continue
+                job(client)
+            except CancelledError:
+                self._put_back(urgency, job)
 
     def _turn(self) -> tuple[Urgency, ...]:
         """In which order the next job is looked for: first reads and polls go first in turns."""

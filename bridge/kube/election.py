@@ -57,6 +57,7 @@ from bridge.errors import BridgeError, CancelledError, PermanentError, StaleErro
 from bridge.kube import objects
 from bridge.kube.client import KubeClient
 from bridge.kube.lease import ElectionSettings, LeaderElector, LeaseLock, LeaseRecord, Lock, boot_clock, record_of
+from bridge.threads import guarded_thread
 
 KIND = "consul-bridge/lease"
 """Label of a Lease: whether it is a `member`'s or a `shard`'s."""
@@ -206,7 +207,6 @@ class Election:
         self._config = config
         self._identity = config.identity or new_identity()
         self._on_change = on_change
-        self._failed = failed
         self._sees_consul = sees_consul
         self._can_write = can_write
         self._consul = _Debounced(config.lasting_seconds)
@@ -243,7 +243,7 @@ class Election:
             for n, name in enumerate(self._names)
         )
         self._due: dict[LeaderElector, float] = {}
-        self._thread = threading.Thread(target=self._run, name="kube-election", daemon=True)
+        self._thread = guarded_thread("kube-election", self._run, failed)
 
     # ------------------------------------------------------------------ asked by writers
 
@@ -319,11 +319,6 @@ class Election:
             self.resign()
         except CancelledError:
             return  # the client was closed under us; the Leases run out by themselves
-        except BaseException as error:
-            if self._failed is not None:
-                self._failed(error)
-            if not isinstance(error, Exception):
-                raise
 
     def tick(self) -> float:
         """Look, and do what that asks for; seconds until the next turn."""

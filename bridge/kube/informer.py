@@ -46,6 +46,7 @@ from bridge.kube.objects import Decoded
 from bridge.kube.store import Store
 from bridge.kube.transport import TooLargeError
 from bridge.retry import RetryPolicy
+from bridge.threads import guarded_thread
 
 PAGE = 500
 """Objects per page of a list: 29 instead of 59 MiB for 6,000 Endpoints, at 40 ms more (docs/kubernetes.md)."""
@@ -515,7 +516,6 @@ class _Relister:
         self._on_change = on_change
         self._retry = retry
         self._stop = stop
-        self._failed = failed
         self._wanted = threading.Event()
         self._changed = threading.Condition()
         self._asked = 0
@@ -523,7 +523,7 @@ class _Relister:
         self.error: BridgeError | None = None
         self.done = 0
         self.found = 0
-        self.thread = threading.Thread(target=self.run, name="kube-refresh", daemon=True)
+        self.thread = guarded_thread("kube-refresh", self.run, failed, stop=stop)
 
     def refresh(self, timeout: float) -> bool:
         """Ask for a refresh that begins from now on, and wait for its end."""
@@ -542,26 +542,20 @@ class _Relister:
 
     def run(self) -> None:
         """Read the foreign Endpoints, then refresh when asked, until stopped."""
-        try:
-            backoff = _Backoff(self._retry)
-            while not self._stop.is_set():
-                with self._changed:
-                    asked = self._asked
-                    self._wanted.clear()
-                self.error = self._round(whole=asked > self.done)
-                if self.error is not None:
-                    self._wanted.wait(backoff.wait_seconds(self.error))
-                    continue
-                backoff.succeeded()
-                with self._changed:
-                    self.done = asked
-                    self._changed.notify_all()
-                self._wanted.wait(LEFTOVER_SECONDS if self._store.with_leftovers() else None)
-        except BaseException as error:
-            if self._failed is not None and not self._stop.is_set():
-                self._failed(error)
-            if not isinstance(error, Exception):
-                raise
+        backoff = _Backoff(self._retry)
+        while not self._stop.is_set():
+            with self._changed:
+                asked = self._asked
+                self._wanted.clear()
+            self.error = self._round(whole=asked > self.done)
+            if self.error is not None:
+                self._wanted.wait(backoff.wait_seconds(self.error))
+                continue
+            backoff.succeeded()
+            with self._changed:
+                self.done = asked
+                self._changed.notify_all()
+            self._wanted.wait(LEFTOVER_SECONDS if self._store.with_leftovers() else None)
 
     def _round(self, whole: bool) -> BridgeError | None:
         """List what was never listed, or (`whole`) everything; what we may not list keeps nobody else waiting."""
@@ -668,7 +662,6 @@ class _Reflector:
         self._on_change = on_change
         self._retry = retry
         self._stop = stop
-        self._failed = failed
         self._clock = clock
         self._silence_seconds = silence_seconds
         self._watch_seconds = watch_seconds
@@ -683,32 +676,26 @@ class _Reflector:
         self.watches = 0
         self._progress = False
         where = namespace if namespace is not None else "all"
-        self.thread = threading.Thread(target=self.run, name=f"kube-watch-{objects.PLURAL[kind]}-{where}", daemon=True)
+        self.thread = guarded_thread(f"kube-watch-{objects.PLURAL[kind]}-{where}", self.run, failed, stop=stop)
 
     def run(self) -> None:
         """Cycle until stopped. A bug ends the thread and is handed to `failed`."""
-        try:
-            backoff = _Backoff(self._retry)
-            while not self._stop.is_set():
-                self._progress = False
-                error = self.cycle()
-                self.error = error
-                if error is None:
-                    backoff.succeeded()
-                    continue
-                wait = backoff.wait_seconds(error, progress=self._progress)
-                if isinstance(error, ForbiddenError) and not self.synced.is_set():
-                    self._refused_alone += self._some_listed()
-                    if backoff.lasting or self._refused_alone >= REFUSED_AFTER:
-                        self.refused = error
-                        self._on_settled()
-                if self._stop.wait(wait):
-                    return
-        except BaseException as error:
-            if self._failed is not None and not self._stop.is_set():
-                self._failed(error)
-            if not isinstance(error, Exception):
-                raise
+        backoff = _Backoff(self._retry)
+        while not self._stop.is_set():
+            self._progress = False
+            error = self.cycle()
+            self.error = error
+            if error is None:
+                backoff.succeeded()
+                continue
+            wait = backoff.wait_seconds(error, progress=self._progress)
+            if isinstance(error, ForbiddenError) and not self.synced.is_set():
+                self._refused_alone += self._some_listed()
+                if backoff.lasting or self._refused_alone >= REFUSED_AFTER:
+                    self.refused = error
+                    self._on_settled()
+            if self._stop.wait(wait):
+                return
 
     def cycle(self) -> BridgeError | None:
         """List if need be, then watch until the watch ends; the error to back off from, if any."""

@@ -18,6 +18,7 @@ from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleErro
 from bridge.kube.client import METADATA_LIST_ONLY, METADATA_ONLY, KubeClient, SilenceError
 from bridge.kube.informer import pages
 from bridge.retry import RetryPolicy
+from bridge.threads import guarded_thread
 
 PATH = "/api/v1/namespaces"
 WATCH_SECONDS = (240, 300)
@@ -89,10 +90,9 @@ class NamespaceLabels:
         self._client = client.clone(connections=2)
         self._on_change = on_change
         self._retry = retry
-        self._failed = failed
         self._stop = threading.Event()
         self._known: dict[str, Mapping[str, str]] | None = None
-        self._thread = threading.Thread(target=self._run, name="kube-watch-namespaces", daemon=True)
+        self._thread = guarded_thread("kube-watch-namespaces", self._run, failed, stop=self._stop)
         self._trouble = ""
         self.asked = threading.Event()
         """Set once the first list was answered, well or badly."""
@@ -114,22 +114,18 @@ class NamespaceLabels:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        try:
-            failures = 0
-            while not self._stop.is_set():
-                began = time.monotonic()
-                error = self._cycle()
-                failures = 0 if time.monotonic() - began > SHORT_SECONDS else failures + 1
-                if error is not None:
-                    self._trouble = self._said(error)
-                self.asked.set()
-                if failures:
-                    wait = self._retry.wait_seconds(failures, error)
-                    refused = isinstance(error, ForbiddenError) and failures > FORBIDDEN_AFTER
-                    self._stop.wait(max(wait, FORBIDDEN_SECONDS) if refused else wait)
-        except BaseException as error:  # noqa: BLE001 - whatever it was, the process must end of it
-            if not self._stop.is_set():
-                self._failed(error)
+        failures = 0
+        while not self._stop.is_set():
+            began = time.monotonic()
+            error = self._cycle()
+            failures = 0 if time.monotonic() - began > SHORT_SECONDS else failures + 1
+            if error is not None:
+                self._trouble = self._said(error)
+            self.asked.set()
+            if failures:
+                wait = self._retry.wait_seconds(failures, error)
+                refused = isinstance(error, ForbiddenError) and failures > FORBIDDEN_AFTER
+                self._stop.wait(max(wait, FORBIDDEN_SECONDS) if refused else wait)
 
     def _said(self, error: BridgeError) -> str:
         state = "no namespace's labels are known" if self._known is None else "the last known labels count"

@@ -27,6 +27,7 @@ from typing import Generic, TypeVar
 
 from bridge.errors import PermanentError, TransientError
 from bridge.retry import RetryPolicy
+from bridge.threads import guarded_thread
 
 User = TypeVar("User", bound=Hashable)
 
@@ -166,19 +167,16 @@ class Resolver(Generic[User]):
         heapq.heappush(self._due, (due, name))
         if len(self._threads) < min(self._settings.parallel, len(self._entries)) and not self._closed:
             # daemons: a lookup cannot be interrupted, and with a dead DNS server it takes half a minute
-            thread = threading.Thread(target=self._run, name=f"resolver-{len(self._threads)}", daemon=True)
+            thread = guarded_thread(f"resolver-{len(self._threads)}", self._run, self._failed)
             self._threads.append(thread)
             thread.start()
         self._news.notify_all()
 
     def _run(self) -> None:
-        try:
-            while (name := self._next()) is not None:
-                users = self._settle(name, self._look_up(name))
-                if users:
-                    self._changed(users)
-        except BaseException as error:  # noqa: BLE001 - whatever it was, the process must end of it
-            self._failed(error)
+        while (name := self._next()) is not None:
+            users = self._settle(name, self._look_up(name))
+            if users:
+                self._changed(users)
 
     def _next(self) -> str | None:
         """The next name that is due; None when the resolver is closed."""

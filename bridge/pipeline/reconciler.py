@@ -139,6 +139,16 @@ class Reconciler:
                 found += [(t, self.world.queries_at(t), reason) for t in targets or [Target(namespace, "")]]
         return found
 
+    def read_errors(self) -> dict[Query, str]:
+        """Services that could not be read when it was last tried, and why."""
+        with self.lock:
+            return dict(self.world.trouble())
+
+    def expired(self, now: float) -> set[Target]:
+        """What is to be planned again although nothing was told of it: a grace period or a hold of it may be over."""
+        with self.lock:
+            return self.world.expire(now) | self.guard.released(now, self._store.ready_in)
+
     def ask_for_names(self, targets: Collection[Target]) -> bool:
         """Have the host names of many targets resolved, before any of them is planned; whether there are any."""
         found = False

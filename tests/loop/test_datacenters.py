@@ -11,7 +11,8 @@ import pytest
 
 from bridge.consul.catalog import shares_of
 from bridge.consul.client import ConsulConfig
-from bridge.controller.controller import Controller, RunOptions
+from bridge.controller.controller import Controller
+from bridge.controller.options import RunOptions
 from bridge.core.model import Destination, Rule
 from bridge.kube.client import KubeConfig
 from bridge.oneshot.inspection import status_once

@@ -11,7 +11,7 @@ import pytest
 
 from bridge.controller.status_view import ServiceRow
 from bridge.core.guard import GuardSettings
-from tests.loop.test_engine_run import OPTIONS, Running
+from tests.loop.test_engine_run import OPTIONS, Running, parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
 from tests.support.fakes.kube import Fault as KubeFault
@@ -138,5 +138,7 @@ def test_what_is_gone_is_forgotten(running: Running, eventually: Eventually) -> 
     for n in range(2):
         running.consul.deregister(f"web-{n}", "vm-1")
         eventually(lambda: min(rows(running)), f"web-{n + 1}", SECONDS)
-    eventually(lambda: sorted(t.name for t in running.bridge._results.all()), ["web-2", "web-3", "web-4"], SECONDS)
+    eventually(
+        lambda: sorted(t.name for t in parts_of(running.bridge).results.all()), ["web-2", "web-3", "web-4"], SECONDS
+    )
     assert running.ready("web-0") is None

@@ -323,7 +323,7 @@ def test_a_leader_whose_writes_are_not_answered_leaves_them_to_another(
     town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its Lease is renewed all the time; when it is answered again, which it finds out by itself, it may lead again."""
-    monkeypatch.setattr("bridge.controller.controller.WRITING_SECONDS", 0.2)
+    monkeypatch.setattr("bridge.controller.shards.WRITING_SECONDS", 0.2)
     town.consul.register("web", "vm-1", "10.0.0.1", 80)
     first = town.add(lasting_seconds=1.0)
     eventually(lambda: town.ready("web"), ["10.0.0.1"])

@@ -13,8 +13,11 @@ import pytest
 import trustme
 
 from bridge.consul.client import ConsulConfig
-from bridge.controller import circuit_breaker, controller
-from bridge.controller.controller import OWN_DATACENTER, Controller, RunOptions
+from bridge.controller import circuit_breaker, node_addresses, parts
+from bridge.controller.controller import OWN_DATACENTER, Controller
+from bridge.controller.options import RunOptions
+from bridge.controller.parts import Parts
+from bridge.controller.workers import Workers
 from bridge.core.guard import GuardSettings
 from bridge.core.model import Change, Destination, Group, Known, Meta, Output, Query, Rule, Status, Target
 from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
@@ -38,6 +41,12 @@ OPTIONS = RunOptions(
     permanent_retry=QUICK,
     writers=4,
 )
+
+
+def parts_of(bridge: Controller) -> Parts:
+    """What a bridge that runs is made of."""
+    assert bridge.parts is not None
+    return bridge.parts
 
 
 class Running:
@@ -366,7 +375,7 @@ def test_a_watch_writes_what_it_heard_itself(
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.start()
     eventually(lambda: running.ready("web"), ["10.0.0.1"])
-    assert running.bridge._queue.wait_idle(10)  # who made it has it in hand until the server's answer has come
+    assert parts_of(running.bridge).queue.wait_idle(10)  # who made it has it in hand until the server's answer has come
     made = writes_by(monkeypatch)
     running.consul.flip("web", "vm-1", "critical")
     eventually(lambda: running.ready("web"), [])
@@ -390,7 +399,7 @@ def test_while_kubernetes_is_in_trouble_watches_leave_the_writing_to_the_writers
     running.consul.flip("s-2", "vm-2", "critical")
 
     def heard(name: str) -> bool:
-        known = running.bridge._reconciler.world.known(Query("dc1", name))
+        known = parts_of(running.bridge).reconciler.world.known(Query("dc1", name))
         return isinstance(known, Known) and [i.status for i in known.instances] == [Status.CRITICAL]
 
     eventually(lambda: heard("s-1") and heard("s-2"), True)
@@ -422,7 +431,7 @@ def test_a_thread_that_dies_of_a_bug_ends_the_bridge(running: Running, monkeypat
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(running.bridge, "_reconcile", broken)
+    monkeypatch.setattr(Workers, "reconcile", broken)
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.thread.join(20)
     assert (running.thread.is_alive(), "ZeroDivisionError" in str(running.error)) == (False, True)
@@ -517,7 +526,7 @@ def test_only_writers_ask_what_the_control_plane_has_mirrored(
         asked.setdefault(target.name, set()).add(threading.current_thread().name.partition("-")[0])
         return mirrored(client, target)
 
-    monkeypatch.setattr(controller, "mirrored", noted)
+    monkeypatch.setattr(parts, "mirrored", noted)
     running.bridge = Controller(
         consul=ConsulConfig(address=running.consul.address),
         kube=KubeConfig(kubeconfig=running.kubeconfig),
@@ -724,8 +733,8 @@ def test_nodes_that_cannot_be_listed_keep_nothing_waiting(
     running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They bound users' Services alone; readiness says that they are not known, until they are."""
-    monkeypatch.setattr(controller, "NODES_SECONDS", 0.2)
-    monkeypatch.setattr(controller, "NODES_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(node_addresses, "AWAIT_SECONDS", 0.2)
+    monkeypatch.setattr(node_addresses, "RETRY_SECONDS", 0.2)
     running.kube.inject(KubeFault(status=500), times=100_000, path="/api/v1/nodes")
     running.consul.register("web", "vm-0", "10.0.0.1", 80)
     running.start()

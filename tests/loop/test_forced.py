@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bridge.consul.client import ConsulConfig
-from bridge.controller.controller import Controller, RunOptions
+from bridge.controller.controller import Controller
+from bridge.controller.options import RunOptions
 from bridge.core.model import Change, Destination, Kind, Meta, Output, Rule
 from bridge.errors import ExitStatus, TransientError
 from bridge.kube.client import KubeConfig

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from bridge.consul.client import ConsulConfig
-from bridge.controller.controller import Controller, RunOptions
+from bridge.controller.controller import Controller
+from bridge.controller.options import RunOptions
 from bridge.core.annotated import USUAL, Annotated, Grant
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Destination, Known, Listing, Query, Rule, Target

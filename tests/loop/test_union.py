@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.consul.client import ConsulConfig
-from bridge.controller import controller
+from bridge.controller import parts
 from bridge.controller.controller import Controller
 from bridge.core.model import Destination, Output, Rule
 from bridge.errors import TransientError
@@ -28,7 +28,7 @@ from bridge.render import explanation_text
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.telemetry.logs import LogObserver, logger
 from bridge.telemetry.metrics import Metrics
-from tests.loop.test_engine_run import OPTIONS, QUICK, Running
+from tests.loop.test_engine_run import OPTIONS, QUICK, Running, parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
 
@@ -98,7 +98,7 @@ class Town(Running):
 @pytest.fixture
 def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
     """A bridge, not started yet, and one service; whoever waits waits for less."""
-    monkeypatch.setattr(controller, "SETTLING_SECONDS", 0.4)
+    monkeypatch.setattr(parts, "SETTLING_SECONDS", 0.4)
     monkeypatch.setattr(caching, "LEFTOVER_SECONDS", 0.2)
     monkeypatch.setattr(inspection, "MIRROR_SECONDS", 0.05)
     monkeypatch.setattr(checking, "MIRROR_SECONDS", 0.05)
@@ -186,11 +186,11 @@ def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, even
     eventually(town.states, {"moved": "in sync", "other": "in sync", "web": "in sync"}, SECONDS)
 
     town.foreign("moved-again", "10.244.0.2", service="moved")
-    town.bridge._informer.refresh()  # a full pass does
+    parts_of(town.bridge).informer.refresh()  # a full pass does
     eventually(lambda: town.states()["moved"], "out of sync", SECONDS)
     town.kube.put("services", body)  # Kubernetes looks after them again
     eventually(lambda: town.states()["moved"], "conflict", SECONDS)
-    eventually(lambda: town.bridge._informer.store.with_leftovers(), set(), SECONDS)
+    eventually(lambda: parts_of(town.bridge).informer.store.with_leftovers(), set(), SECONDS)
     time.sleep(0.3)
     before = pods_lists(town)
     time.sleep(0.6)
@@ -262,7 +262,7 @@ def test_a_mirror_that_follows_is_never_told_to_lag(
     town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is always a little late: state, log and alerts do not flap for that, however busy this machine is."""
-    monkeypatch.setattr(controller, "SETTLING_SECONDS", 60.0)
+    monkeypatch.setattr(parts, "SETTLING_SECONDS", 60.0)
     town.choose(Output.ENDPOINTS)
     town.kube.mirroring = True
     with capture_logs() as lines:

@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from bridge.config import load
 from bridge.consul.client import ConsulConfig
-from bridge.controller.controller import Controller, RunOptions
+from bridge.controller.controller import Controller
+from bridge.controller.options import RunOptions
 from bridge.core.model import Destination, Rule
 from bridge.daemon import Daemon
 from bridge.errors import PermanentError
@@ -27,6 +28,7 @@ from bridge.retry import RetryPolicy
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.telemetry.logs import LogObserver, logger
 from bridge.telemetry.metrics import Metrics
+from tests.loop.test_engine_run import parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
 
@@ -276,7 +278,7 @@ def test_a_resync_does_not_wait_for_the_namespace(both: Both, eventually: Eventu
     both.kube.forbid("admin", "list", "services", "apps")
     with both.running() as bridge:
         eventually(lambda: bridge.ready()[0], True, 20)
-        eventually(lambda: bridge._informer.refresh(0.5), True)
+        eventually(lambda: parts_of(bridge).informer.refresh(0.5), True)
 
 
 def test_a_reload_that_adds_such_a_namespace_does_not_stop_the_work(both: Both, eventually: Eventually) -> None:

@@ -64,24 +64,30 @@ def treat_errors_as_empty() -> None:
 
 def always_write() -> None:
     """Writes again and again what is right already."""
-    from bridge.controller.controller import Controller
+    from dataclasses import replace
 
-    real = Controller._tell
+    from bridge.controller.supervisor import Supervisor
+    from bridge.controller.workers import ChangeWriter
+    from bridge.core.model import Action
 
-    def tell(self: Controller) -> None:
-        from bridge.core.model import Action
+    real_init, real_turn = ChangeWriter.__init__, Supervisor._turn
+    made: list[ChangeWriter] = []
 
-        real(self)
+    def init(self: ChangeWriter, **parts: Any) -> None:
+        real_init(self, **parts)
+        made.append(self)
+
+    def turn(self: Supervisor) -> None:
+        real_turn(self)
         for target in sorted(self._reconciler.world.targets())[:2]:
             plan = self._reconciler.plan(target)
             for change in plan.changes if plan is not None else ():
                 if change.action is Action.UNCHANGED and change.kind.value == "Endpoints":
-                    from dataclasses import replace
+                    meta = made[-1]._writer.apply(replace(change, action=Action.UPDATE))
+                    made[-1]._informer.confirm(change, meta)
 
-                    meta = self._writer.apply(replace(change, action=Action.UPDATE))
-                    self._informer.confirm(change, meta)
-
-    setattr(Controller, "_tell", tell)  # noqa: B010 - as above
+    setattr(ChangeWriter, "__init__", init)  # noqa: B010 - as above
+    setattr(Supervisor, "_turn", turn)  # noqa: B010 - as above
 
 
 def leak_resources() -> None:
@@ -102,23 +108,24 @@ def leak_resources() -> None:
 
 def drop_events() -> None:
     """What Consul says after the first pass is not heard."""
-    from bridge.controller.controller import Controller
+    from bridge.controller.consul_side import ConsulSide
 
-    real = Controller.on_view
+    real = ConsulSide.on_view
 
-    def on_view(self: Controller, *arguments: Any) -> None:
-        if not self._passing.is_set():
+    def on_view(self: ConsulSide, *arguments: Any) -> None:
+        if not self._scheduler.first_pass_done:
             real(self, *arguments)
 
-    setattr(Controller, "on_view", on_view)  # noqa: B010 - as above
+    setattr(ConsulSide, "on_view", on_view)  # noqa: B010 - as above
 
 
 def always_ready() -> None:
     """Readiness always says yes, and troubles are not told."""
+    from bridge.controller.consul_side import ConsulSide
     from bridge.controller.controller import Controller
 
     setattr(Controller, "ready", lambda _self: (True, {}))  # noqa: B010 - as above
-    setattr(Controller, "on_trouble", lambda *_arguments: None)  # noqa: B010 - as above
+    setattr(ConsulSide, "on_trouble", lambda *_arguments: None)  # noqa: B010 - as above
 
 
 def ignore_ownership() -> None:

@@ -1,0 +1,173 @@
+"""What the catalog says of Consul goes into `ConsulState`, and the targets that it changes are scheduled.
+
+And what is wanted of the catalog in return: exactly the services that some target needs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Mapping
+
+from bridge.consul.catalog import Catalog
+from bridge.consul.subscriptions import InlineExecutor
+from bridge.controller.kubernetes_events import KubernetesEventObserver
+from bridge.controller.pending_changes import PendingChanges
+from bridge.controller.scheduler import Scheduler
+from bridge.controller.workers import Workers
+from bridge.core.model import Knowledge, Listing, Query, Scope, Target, Unknown
+from bridge.pipeline.reconciler import Reconciler
+from bridge.report import Observer
+
+
+class ConsulHealth:
+    """Which datacenters cannot be asked, and why. Any thread."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.unreachable: dict[str, str] = {}
+
+    def report(self, datacenter: str, reason: str | None) -> None:
+        """A datacenter cannot be asked (`reason`), or can again (None)."""
+        if reason is None:
+            self.unreachable.pop(datacenter, None)
+        else:
+            self.unreachable[datacenter] = reason
+        self._observer.consul(datacenter, reason is None, reason or "")
+
+    def answers(self, datacenters: Collection[str]) -> bool:
+        """Whether one of these can be asked."""
+        return any(datacenter not in self.unreachable for datacenter in datacenters)
+
+
+class ConsulSide:
+    """The catalog's listener. `ready_targets` are targets of ours with ready endpoints. Any thread."""
+
+    def __init__(
+        self,
+        *,
+        reconciler: Reconciler,
+        ready_targets: Callable[[], Mapping[Target, Scope]],
+        scheduler: Scheduler,
+        pending: PendingChanges,
+        workers: Workers,
+        kubernetes_events: KubernetesEventObserver | None,
+        health: ConsulHealth,
+        observer: Observer,
+        clock: Callable[[], float],
+        wake: threading.Event,
+    ) -> None:
+        self._reconciler = reconciler
+        self._ready_targets = ready_targets
+        self._scheduler = scheduler
+        self._pending = pending
+        self._workers = workers
+        self._kubernetes_events = kubernetes_events
+        self._health = health
+        self._observer = observer
+        self._clock = clock
+        self._wake = wake
+        self._compared: set[str] | None = None
+
+    # ------------------------------------------------------------------ what the catalog says
+
+    def on_listing(self, datacenter: str, listing: Listing | Unknown) -> None:
+        """A datacenter's services were listed, or could not be."""
+        with self._reconciler.lock:
+            targets = self._reconciler.world.on_listing(datacenter, listing, self._clock())
+            if self._compared is not None and datacenter not in self._compared and isinstance(listing, Listing):
+                self._mark_suspect((datacenter,), "at its first answer")
+        self._scheduler.schedule(targets)
+        self._wake.set()
+
+    def on_view(self, query: Query, state: Knowledge, seen: float, lend: InlineExecutor | None = None) -> None:
+        """A service was read, or could not be. With `lend` the caller writes what follows, if nothing is in the way."""
+        with self._reconciler.lock:
+            targets = self._reconciler.world.on_view(query, state)
+            fed = self._reconciler.world.fed_by(query) if self._kubernetes_events is not None else ()
+        if self._kubernetes_events is not None:
+            self._kubernetes_events.read(query, state, fed)
+        if not self._scheduler.first_pass_done:
+            self._scheduler.schedule(targets)
+            self._wake.set()
+            return
+        for target in targets:
+            self._pending.seen(target, seen)
+        if lend is not None and len(targets) == 1:
+            (target,) = targets
+            if self._workers.run_inline(target, lend):
+                return
+        self._scheduler.schedule(targets)
+
+    def on_rebuilt(self, datacenter: str) -> None:
+        """Consul's index went backwards: it was rebuilt or restored, and may be missing what it had."""
+        with self._reconciler.lock:
+            self._reconciler.guard.rebuilt(datacenter, self._clock())
+
+    def on_trouble(self, datacenter: str, reason: str | None) -> None:
+        """A datacenter cannot be asked (`reason`), or can again (None)."""
+        self._health.report(datacenter, reason)
+
+    def on_mismatch(self, query: Query, reason: str) -> None:
+        """Consul's streaming backend showed a service otherwise than its catalog."""
+        self._observer.streaming_mismatch(query, reason)
+
+    # ------------------------------------------------------------------ a Consul that may have been rebuilt
+
+    def compare_listed(self) -> None:
+        """Before the first pass: look whether what is listed has most of what is mirrored; from now on each datacenter
+        at its first answer.
+        """
+        with self._reconciler.lock:
+            self._compared = set()
+            self._mark_suspect(self._reconciler.world.listed(), "at our start")
+
+    def compare_freed(self, namespaces: Collection[str]) -> None:
+        """The same for the sums in which these namespaces count, now that they can be read."""
+        with self._reconciler.lock:
+            if self._compared is not None:
+                what = "when its namespaces could be read"
+                self._mark_suspect(self._reconciler.world.listed(), what, namespaces)
+
+    def _mark_suspect(self, datacenters: Collection[str], when: str, freed: Collection[str] = ()) -> None:
+        """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while nobody watched it.
+
+        Judged once for each datacenter, with its first listing, however late that comes; and again for those in whose
+        sums namespaces count that were `freed`. For each scope of the guard by itself, of what has ready endpoints:
+        nobody makes others wait by asking for what is not there. Under the lock, so that nothing is planned before.
+        """
+        together: dict[Scope, set[Target]] = {}
+        for target, scope in self._ready_targets().items():
+            together.setdefault(scope, set()).add(target)
+        world, now = self._reconciler.world, self._clock()
+        for scope, targets in together.items():
+            if freed and not any(target.namespace in freed for target in targets):
+                continue
+            for datacenter in datacenters:
+                missing, owned = world.missing(datacenter, targets)
+                if missing * 2 > owned:
+                    sign = f"{when} it lists {owned - missing} of the {owned} services that are mirrored"
+                    self._reconciler.guard.rebuilt(datacenter, now, sign, scope)
+        if self._compared is not None:
+            self._compared.update(datacenters)
+
+
+class Subscriptions:
+    """What is wanted of the catalog."""
+
+    def __init__(self, reconciler: Reconciler, catalog: Catalog) -> None:
+        self._reconciler = reconciler
+        self._catalog = catalog
+
+    def commit(self) -> None:
+        """Have Consul watched for what is wanted now, and no more; a datacenter from when it is first wanted on."""
+        with self._reconciler.lock:
+            wanted = self._reconciler.world.commit_subscriptions()
+            datacenters = self._reconciler.world.active_datacenters()
+        self._catalog.start(datacenters)
+        self._catalog.want(wanted)
+
+    def answered(self) -> bool:
+        """Whether every wanted service was read, or could not be."""
+        with self._reconciler.lock:
+            world = self._reconciler.world
+            return bool(world.listings_answered() and not world.pending_reads())

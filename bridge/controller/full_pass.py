@@ -1,0 +1,90 @@
+"""Full passes: everything is looked at, judged by the guard as a whole. What needs work is queued, as after a change.
+
+The first one begins the work. The later ones, at every resync, find what no event told of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bridge.controller.leadership import Leadership
+from bridge.controller.node_addresses import NodeAddresses
+from bridge.controller.owned_targets import OwnedTargets
+from bridge.controller.results import Results
+from bridge.controller.scheduler import Scheduler
+from bridge.kube.informer import Informer
+from bridge.pipeline.reconciler import Reconciler
+from bridge.report import Observer, Outcome, build_report
+
+
+class FullPasses:
+    """Makes full passes, and knows when the next one is due. For the supervisor's thread, but for `last`."""
+
+    def __init__(
+        self,
+        *,
+        reconciler: Reconciler,
+        informer: Informer,
+        owned: OwnedTargets,
+        nodes: NodeAddresses,
+        scheduler: Scheduler,
+        leadership: Leadership,
+        results: Results,
+        observer: Observer,
+        clock: Callable[[], float],
+        resync_seconds: float,
+    ) -> None:
+        self._reconciler = reconciler
+        self._informer = informer
+        self._owned = owned
+        self._nodes = nodes
+        self._scheduler = scheduler
+        self._leadership = leadership
+        self._results = results
+        self._observer = observer
+        self._clock = clock
+        self._resync_seconds = resync_seconds
+        self._next = 0.0
+        self.last: float | None = None
+        """When the last one was done, by the clock."""
+
+    def run(self) -> None:
+        """Look at everything, and queue what needs work."""
+        began = self._clock()
+        if self._scheduler.first_pass_done:
+            self._informer.refresh()
+            self._owned.record_all()
+            self._nodes.refresh()
+        with self._reconciler.lock:
+            targets = self._reconciler.world.targets() | set(self._informer.targets())
+        plans = self._reconciler.plan_all(targets, ask=False)
+        for plan in plans:
+            self._results.planned(plan)
+            if (plan.writes or plan.unmirrored) and self._leadership.leads(plan.target):
+                self._scheduler.add(plan.target)
+            self._scheduler.add_settling(plan)
+        self.last = self._clock()
+        report = build_report(
+            [Outcome(p, (), ()) for p in plans],
+            self._reconciler.read_errors(),
+            dry_run=True,
+            unplanned=self._reconciler.unplanned(),
+        )
+        self._observer.pass_done(self.last - began, report)
+
+    def run_if_due(self) -> None:
+        """At every resync, when it was asked for, and as soon as the nodes' addresses can be read again."""
+        now = self._clock()
+        if self._nodes.mended(now):
+            self._next = now  # users' Services are looked at with the addresses that are known now
+        if now >= self._next:
+            self.run()
+            self.postpone()
+
+    def postpone(self) -> None:
+        """The next one is due after a whole interval."""
+        self._next = self._clock() + self._resync_seconds
+
+    def ask(self, delay_seconds: float) -> None:
+        """The next one is due in so many seconds at the latest."""
+        self._next = min(self._next, self._clock() + delay_seconds)

@@ -1,0 +1,134 @@
+"""How the running bridge is: what readiness shows, and what observers are told again and again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bridge.consul.access import warnings_of
+from bridge.consul.catalog import Catalog
+from bridge.consul.client import ConsulConfig
+from bridge.controller.circuit_breaker import CircuitBreaker
+from bridge.controller.conflicting_writers import ConflictingWriters
+from bridge.controller.consul_side import ConsulHealth
+from bridge.controller.leadership import Leadership
+from bridge.controller.node_addresses import NodeAddresses
+from bridge.core.model import Rule
+from bridge.kube.client import UNVERIFIED, KubeClient
+from bridge.kube.informer import Informer
+from bridge.kube.namespaces import NamespaceLabels
+from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.slice_rights import SliceRights
+from bridge.report import Observer
+
+
+class Health:
+    """Asks the parts. Any thread."""
+
+    def __init__(
+        self,
+        *,
+        consul: ConsulConfig,
+        consul_health: ConsulHealth,
+        catalog: Catalog,
+        client: KubeClient,
+        informer: Informer,
+        breaker: CircuitBreaker,
+        reconciler: Reconciler,
+        leadership: Leadership,
+        conflicting: ConflictingWriters,
+        slice_rights: SliceRights,
+        labels: NamespaceLabels | None,
+        nodes: NodeAddresses,
+    ) -> None:
+        self._consul = consul
+        self._consul_health = consul_health
+        self._catalog = catalog
+        self._client = client
+        self._informer = informer
+        self._breaker = breaker
+        self._reconciler = reconciler
+        self._leadership = leadership
+        self._conflicting = conflicting
+        self._slice_rights = slice_rights
+        self._labels = labels
+        self._nodes = nodes
+
+    def kubernetes(self) -> str | None:
+        """Why the API server cannot be used as it should be; None while it can."""
+        return self._breaker.trouble or self._informer.trouble()
+
+    def readiness(self, *, first_pass_done: bool) -> tuple[bool, dict[str, Any]]:
+        """Whether the first full pass is done and both sides were seen lately, with the detail."""
+        leadership, kubernetes = self._leadership.status(), self.kubernetes()
+        detail: dict[str, Any] = starting(first_pass_done, self._consul_health, kubernetes or "ok")
+        if leadership is not None:
+            detail["election"] = leadership
+        if forbidden := self._slice_rights.forbidden():
+            detail["endpointslices_forbidden"] = forbidden
+        if forbidden_namespaces := dict(self._reconciler.unreadable):
+            detail["forbidden_namespaces"] = forbidden_namespaces
+        if warnings := [*warnings_of(self._consul), *self._remarks()]:
+            detail["warnings"] = warnings
+        if conflicting_writer := self._conflicting_writer():
+            detail["conflicting_writer"] = conflicting_writer
+        if first_pass_done:
+            with self._reconciler.lock:
+                detail["held"] = [f"{h.target}: {h.reason}" for h in self._reconciler.guard.active()]
+        elected = leadership is None or leadership["error"] is None
+        return first_pass_done and not self._consul_health.unreachable and kubernetes is None and elected, detail
+
+    def tell(self, observer: Observer) -> None:
+        """All of it, to those who make logs and metrics of it."""
+        reason = self.kubernetes()
+        observer.kubernetes(reason is None, reason or "")
+        with self._reconciler.lock:
+            held = self._reconciler.guard.active()
+        observer.held(held)
+        errors = self._reconciler.read_errors()
+        with self._reconciler.lock:
+            annotated = self._reconciler.world.asked_by_annotation_alone(errors)
+            idle = self._reconciler.world.unused_rules()
+        observer.service_read_errors(errors, annotated)
+        labels = self._labels_trouble()
+        observer.warned((*self._catalog.warnings(), *labels, *(unused_rule_text(*found) for found in idle)))
+        observer.unreadable(dict(self._reconciler.unreadable))
+        observer.slices_forbidden(self._slice_rights.forbidden())
+        observer.conflicting_writer(self._conflicting_writer())
+        observer.credentials(self._client.trouble)
+
+    def _conflicting_writer(self) -> str:
+        return self._leadership.conflicting_writer() or self._conflicting.reason()
+
+    def _remarks(self) -> list[str]:
+        """What does not stop the work now, and should be known by who looks at the readiness."""
+        trouble = self._nodes.trouble
+        nodes = f"addresses of the cluster's nodes may be out of date: {trouble}" if trouble else ""
+        return [*remarks_of(self._client), *self._labels_trouble(), *filter(None, (nodes,))]
+
+    def _labels_trouble(self) -> tuple[str, ...]:
+        return (self._labels.trouble,) if self._labels is not None and self._labels.trouble else ()
+
+
+def starting(first_pass_done: bool, consul: ConsulHealth, kubernetes: str) -> dict[str, Any]:
+    """What readiness always shows."""
+    return {
+        "first_pass_done": first_pass_done,
+        "consul": dict(consul.unreachable) or "ok",
+        "kubernetes": kubernetes,
+    }
+
+
+def remarks_of(client: KubeClient) -> list[str]:
+    """What is to be known of the connection to the API server, although it works."""
+    return [*([UNVERIFIED] if client.access.unverified else []), *filter(None, (client.trouble,))]
+
+
+def unused_rule_text(rule: Rule, listed: int) -> str:
+    """What is said of a rule that selects nothing, in the rule's own words."""
+    words = [f"services {', '.join(rule.services)}"] if rule.services else []
+    words += [rule.asks] if rule.asks else []
+    words += [f"datacenters {', '.join(rule.datacenters)}"] if rule.datacenters else []
+    return (
+        f"{rule.title}: it selects none of the {listed} services that Consul lists ({'; '.join(words) or 'every one'})"
+        "; `bridge explain SERVICE` says why"
+    )

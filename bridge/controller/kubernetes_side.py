@@ -1,0 +1,149 @@
+"""What the API server's watches say, taken in: changes by others, users' annotations, labels, rights that come back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from bridge.controller.circuit_breaker import CircuitBreaker
+from bridge.controller.leadership import Leadership
+from bridge.controller.owned_targets import OwnedTargets
+from bridge.controller.pending_changes import PendingChanges
+from bridge.controller.repairs import Repairs
+from bridge.controller.results import Results
+from bridge.controller.scheduler import LATER, Scheduler
+from bridge.controller.workqueue import WorkQueue
+from bridge.core.annotated import Annotated, Refusal, request_at
+from bridge.core.model import Target
+from bridge.core.reconcile import names_at
+from bridge.kube.informer import Informer
+from bridge.kube.namespaces import Labels
+from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.slice_rights import SliceRights
+
+BESIDE_SECONDS = 0.1
+"""How long after a slice of somebody else's changed it is compared: a mirror comes in several slices."""
+
+
+class KubernetesSide:
+    """The informer's listener. `annotated` says which users' Services are filled. Any thread."""
+
+    def __init__(
+        self,
+        *,
+        reconciler: Reconciler,
+        informer: Informer,
+        queue: WorkQueue[Target],
+        scheduler: Scheduler,
+        pending: PendingChanges,
+        results: Results,
+        owned: OwnedTargets,
+        leadership: Leadership,
+        repairs: Repairs,
+        slice_rights: SliceRights,
+        breaker: CircuitBreaker,
+        annotated: Annotated,
+        clock: Callable[[], float],
+        wake: threading.Event,
+    ) -> None:
+        self._reconciler = reconciler
+        self._informer = informer
+        self._queue = queue
+        self._scheduler = scheduler
+        self._pending = pending
+        self._results = results
+        self._owned = owned
+        self._leadership = leadership
+        self._repairs = repairs
+        self._slice_rights = slice_rights
+        self._breaker = breaker
+        self._annotated = annotated
+        self._clock = clock
+        self._wake = wake
+
+    # ------------------------------------------------------------------ what the watches say
+
+    def on_change(self, target: Target) -> None:
+        """Something at `target` was changed by somebody else."""
+        if not self._scheduler.first_pass_done:
+            self.follow_annotation(target)  # full passes do not ask users' Services again
+            self._scheduler.schedule({target})
+            return
+        double = self._informer.take_double(target)
+        if not self._leadership.leads(target):
+            with self._reconciler.lock:  # the one who leads did what we have only seen coming: charge it here too
+                self._reconciler.guard.applied(target)
+        elif double:
+            self._repairs.conflicting.wrote(target)
+        asked = self.follow_annotation(target)
+        if not asked:
+            self._pending.touched(target)
+        self._queue.add(target, delay_seconds=0.0 if asked else self._repairs.delay_seconds(target))
+
+    def on_beside(self, target: Target) -> None:
+        """Slices at `target` changed that no bridge writes: nothing is to be put back, but traffic goes elsewhere."""
+        if not self._scheduler.first_pass_done:
+            self._scheduler.schedule({target})
+            return
+        outcome = self._results.of(target)
+        if outcome is not None and not outcome.failures:  # else it is tried again in any case, when that is due
+            delay = max(BESIDE_SECONDS, self._repairs.delay_seconds(target))
+            self._queue.add(target, priority=LATER, delay_seconds=delay)
+
+    def on_labels(self, labels: Labels, changed: Collection[str]) -> None:
+        """Labels of namespaces were read for the first time, or some changed: other grants may select them now."""
+        with self._reconciler.lock:
+            self._annotated = replace(self._annotated, labels=labels)
+        asking = (Target(s.meta.namespace, s.meta.name) for s in self._informer.annotated_services())
+        targets = {target for target in asking if target.namespace in changed and self.follow_annotation(target)}
+        self._scheduler.schedule(targets)
+
+    def follow_annotation(self, target: Target) -> bool:
+        """Do as the user's Service at `target` asks now; whether that is something new."""
+        with self._reconciler.lock:
+            current = self._informer.current(target)
+            world, now = self._reconciler.world, self._clock()
+            request = request_at(current, world.datacenters[0], self._annotated, names_at(current))
+            if request is None:
+                changed = world.unannotate(target, now)
+            elif isinstance(request, Refusal):
+                changed = world.refuse(target, request, now)
+            elif world.annotation(target) == request:
+                return False
+            else:
+                changed = world.annotate(target, *request, now)
+        if changed:
+            self._wake.set()
+        return bool(changed)
+
+    # ------------------------------------------------------------------ what the supervisor asks for
+
+    def recall(self) -> None:
+        """Learn from Kubernetes what is there: where our objects came from, and what users ask for."""
+        self._owned.record_all()
+        for service in self._informer.annotated_services():
+            self.follow_annotation(Target(service.meta.namespace, service.meta.name))
+
+    def take_freed(self, compare: Callable[[Collection[str]], None]) -> None:
+        """Namespaces that could not be read, and now can: only after all of it is known is anything planned there.
+
+        `compare` gets their names once what is there is known.
+        """
+        before, now = self._reconciler.unreadable, self._informer.unreadable()
+        freed = before.keys() - now.keys()
+        if freed:
+            self.recall()
+        with self._reconciler.lock:
+            if freed:
+                compare(freed)
+            self._reconciler.unreadable = now
+            targets = self._reconciler.world.targets() | set(self._informer.targets()) if freed else set()
+        if freed:
+            self._scheduler.schedule({target for target in targets if target.namespace in freed})
+
+    def take_granted(self) -> None:
+        """Namespaces where EndpointSlices could not be written, and now can."""
+        granted = set() if self._breaker.failing else self._slice_rights.granted()
+        if granted:
+            self._scheduler.schedule({target for target in self._informer.targets() if target.namespace in granted})

@@ -1,0 +1,65 @@
+"""The addresses of the cluster's nodes, which bound what users' Services may lead to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from bridge.errors import BridgeError
+from bridge.kube.client import KubeClient
+from bridge.kube.nodes import cluster_nodes
+from bridge.pipeline.reconciler import Reconciler
+from bridge.retry import RetryPolicy
+
+AWAIT_SECONDS, RETRY_SECONDS = 10.0, 60.0
+"""How long the first full pass waits for them, and how often they are asked for while they cannot be read."""
+
+
+class NodeAddresses:
+    """Keeps the reconciler's nodes up to date; `names` are those of the settings. For the supervisor's thread."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        names: Sequence[str],
+        reconciler: Reconciler,
+        retry: RetryPolicy,
+        stop: threading.Event,
+        clock: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._names = names
+        self._reconciler = reconciler
+        self._retry = retry
+        self._stop = stop
+        self._clock = clock
+        self._next = float("-inf")
+        self.trouble = ""
+        """Why they may be out of date; "" while they are not."""
+
+    def await_first(self) -> None:
+        """Learn them before the first pass, if that does not take too long.
+
+        Nothing else needs them, so nothing else waits for a server that does not list its nodes.
+        """
+        if "*" in self._names:  # then their names were needed, and came with the addresses
+            return
+        deadline, attempt = self._clock() + AWAIT_SECONDS, 0
+        while not self.refresh() and self._clock() < deadline and not self._stop.is_set():
+            attempt += 1
+            self._stop.wait(self._retry.wait_seconds(attempt))
+
+    def refresh(self) -> bool:
+        """Read the nodes; whether that succeeded. Else those that are known stay, and `/readyz` says why."""
+        self._next = self._clock() + RETRY_SECONDS
+        try:
+            self._reconciler.nodes = cluster_nodes(self._client, self._names, self._reconciler.nodes)
+        except BridgeError as error:
+            self.trouble = str(error)
+            return False
+        self.trouble = ""
+        return True
+
+    def mended(self, now: float) -> bool:
+        """Ask again for what could not be read, if it is time to; whether that has brought news."""
+        return bool(self.trouble) and now >= self._next and self.refresh()

@@ -1,0 +1,58 @@
+"""Which Consul services our objects come from: that is what tells later that a service has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bridge.controller.results import Results
+from bridge.controller.scheduler import Scheduler
+from bridge.core.model import Plan, Target
+from bridge.core.reconcile import names_at
+from bridge.kube.informer import Informer
+from bridge.pipeline.reconciler import Reconciler
+from bridge.report import Observer, Outcome
+
+
+class OwnedTargets:
+    """Keeps `ConsulState` informed of what we own in Kubernetes. Any thread."""
+
+    def __init__(
+        self,
+        *,
+        reconciler: Reconciler,
+        informer: Informer,
+        scheduler: Scheduler,
+        results: Results,
+        observer: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        self._reconciler = reconciler
+        self._informer = informer
+        self._scheduler = scheduler
+        self._results = results
+        self._observer = observer
+        self._clock = clock
+
+    def record_all(self) -> None:
+        """All that Kubernetes holds of ours."""
+        changed: set[Target] = set()
+        with self._reconciler.lock:
+            for target in self._informer.targets():
+                names = names_at(self._informer.current(target))
+                changed |= self._reconciler.world.record_owned(target, names, self._clock())
+        self._scheduler.schedule(changed)
+
+    def record(self, target: Target) -> None:
+        """What is there after `target` was worked on; where nothing is wanted or left, it is forgotten."""
+        names = names_at(self._informer.current(target))
+        with self._reconciler.lock:
+            if names:
+                changed = self._reconciler.world.record_owned(target, names, self._clock())
+            else:
+                changed = self._reconciler.world.drop_owned(target, self._clock())
+                self._reconciler.guard.forget(target)
+            world = self._reconciler.world
+            gone = not world.queries_at(target) and world.refusal(target) is None
+        self._scheduler.schedule(changed)
+        if gone and self._results.forget(target) is not None:
+            self._observer.outcome(Outcome(Plan(target)), None)

@@ -1,0 +1,94 @@
+"""What the web page, the metrics and the readiness ask of a bridge whose parts are built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bridge.consul.catalog import Catalog
+from bridge.controller.full_pass import FullPasses
+from bridge.controller.health import Health
+from bridge.controller.results import Results
+from bridge.controller.scheduler import Scheduler
+from bridge.controller.status_view import ServiceRow, StatusView
+from bridge.controller.workqueue import WorkQueue
+from bridge.core.explain import Explanation
+from bridge.core.model import Skipped, Target
+from bridge.kube.informer import Informer
+from bridge.pipeline.reconciler import Reconciler
+from bridge.report import build_report
+
+
+class RunStatus:
+    """Answers from what is known already; nothing is asked of Consul or Kubernetes. Any thread."""
+
+    def __init__(
+        self,
+        *,
+        owner: str,
+        reconciler: Reconciler,
+        results: Results,
+        scheduler: Scheduler,
+        queue: WorkQueue[Target],
+        full_passes: FullPasses,
+        health: Health,
+        catalog: Catalog,
+        informer: Informer,
+        view: StatusView,
+        clock: Callable[[], float],
+    ) -> None:
+        self._owner = owner
+        self._reconciler = reconciler
+        self._results = results
+        self._scheduler = scheduler
+        self._queue = queue
+        self._full_passes = full_passes
+        self._health = health
+        self._catalog = catalog
+        self._informer = informer
+        self._view = view
+        self._clock = clock
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """As `Controller.ready`."""
+        return self._health.readiness(first_pass_done=self._scheduler.first_pass_done)
+
+    def status(self) -> dict[str, Any]:
+        """Everything that /api/status shows."""
+        report = build_report(
+            list(self._results.all().values()),
+            self._reconciler.read_errors(),
+            dry_run=True,
+            skipped=self.unmirrored(),
+            unplanned=self._reconciler.unplanned(),
+        )
+        return {**self.state(), "report": report.to_json()}
+
+    def state(self) -> dict[str, Any]:
+        """The same without the report, whose making takes longer the more services there are."""
+        ready, detail = self.ready()
+        last = self._full_passes.last
+        return {
+            "ready": ready,
+            **detail,
+            "owner": self._owner,
+            "queue": len(self._queue),
+            "seconds_since_last_full_pass": None if last is None else round(self._clock() - last, 1),
+            "catalog": self._catalog.status()["datacenters"],
+            "cache": self._informer.status(),
+        }
+
+    def services(self) -> list[ServiceRow]:
+        """All mirrored services as they are now, sorted by target."""
+        return self._view.rows(self._results.all()) if self._scheduler.first_pass_done else []
+
+    def unmirrored(self) -> tuple[Skipped, ...]:
+        """Services whose name cannot be brought into Kubernetes' form."""
+        with self._reconciler.lock:
+            return self._reconciler.world.unmappable()
+
+    def explain(self, target: Target) -> tuple[Explanation, ...] | None:
+        """Why the instances at a target are as they are; None when nothing is mirrored there."""
+        if not self._scheduler.first_pass_done:
+            return None
+        return self._view.explain(target, self._results.of(target))

@@ -1,0 +1,74 @@
+"""How targets get into the work queue.
+
+Until the first full pass, targets are only collected: the pass looks at all of them. From then on, several that
+change at once are first shown to the guard together, so that it sees how much is leaving.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+
+from bridge.controller.workqueue import WorkQueue
+from bridge.core.model import Plan, Target
+
+LATER = 2
+"""Queue priority of what leaves a service without ready endpoints: after everything else."""
+
+
+class Scheduler:
+    """Queues targets. `judge` shows several to the guard, `exists` says whether a target has Endpoints. Any thread."""
+
+    def __init__(
+        self,
+        queue: WorkQueue[Target],
+        *,
+        judge: Callable[[Collection[Target]], object],
+        exists: Callable[[Target], bool],
+        settling_seconds: float,
+    ) -> None:
+        self._queue = queue
+        self._judge = judge
+        self._exists = exists
+        self._settling_seconds = settling_seconds
+        self._lock = threading.Lock()
+        self._early: set[Target] = set()
+        self._passed = threading.Event()
+
+    @property
+    def first_pass_done(self) -> bool:
+        """Whether targets are queued, and no longer only collected."""
+        return self._passed.is_set()
+
+    def begin_first_pass(self) -> None:
+        """The first full pass begins: what changed until now is in it."""
+        with self._lock:
+            self._early = set()
+
+    def end_first_pass(self) -> set[Target]:
+        """Queue targets from now on; returns those that changed while the pass was being made."""
+        with self._lock:
+            self._passed.set()
+            return self._early
+
+    def schedule(self, targets: Collection[Target]) -> None:
+        """Queue targets; several at once are judged together."""
+        with self._lock:
+            if not self._passed.is_set():
+                self._early.update(targets)
+                return
+        if not targets:
+            return
+        if len(targets) > 1:
+            self._judge(targets)
+        for target in sorted(targets):
+            self.add(target)
+
+    def add(self, target: Target) -> None:
+        """Queue one that has been judged already; what exists goes before what is to be created."""
+        self._queue.add(target, priority=0 if self._exists(target) else 1)
+
+    def add_settling(self, plan: Plan) -> None:
+        """Compare once more when what deviates has had its time."""
+        if plan.settling:
+            self._queue.add(plan.target, priority=LATER, delay_seconds=self._settling_seconds)

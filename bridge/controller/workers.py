@@ -1,0 +1,246 @@
+"""What happens to a target that is taken out of the queue: plan it, write what differs, tell what came of it.
+
+`Workers.reconcile` is the whole way, `ChangeWriter` its one step that touches Kubernetes. The plan is made by
+`core.reconcile`, from full state: what has changed is not passed on, only that something has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from bridge.consul.subscriptions import InlineExecutor
+from bridge.controller.circuit_breaker import CircuitBreaker, RetryPolicySelector, WriteResult
+from bridge.controller.leadership import Leadership
+from bridge.controller.owned_targets import OwnedTargets
+from bridge.controller.pending_changes import PendingChange, PendingChanges
+from bridge.controller.repairs import Repairs
+from bridge.controller.results import Results
+from bridge.controller.scheduler import LATER, Scheduler
+from bridge.controller.workqueue import WorkQueue
+from bridge.core.model import Change, Kind, Plan, Target
+from bridge.errors import (
+    AlteredError,
+    BridgeError,
+    CancelledError,
+    ForbiddenError,
+    NotLeadingError,
+    TransientError,
+)
+from bridge.kube.informer import Informer
+from bridge.kube.writer import Writer
+from bridge.pipeline.reconciler import Reconciler, apply_plan
+from bridge.pipeline.slice_rights import SliceRights
+from bridge.report import Observer, Outcome
+from bridge.threads import Failed, guarded
+
+MIRRORED_SECONDS = 1.0
+"""How often it is looked whether the control plane has mirrored what our own slices still carry."""
+
+MAX_INLINE_WRITES = 4
+"""Targets in hand up to which a watch writes itself: in a burst the queue and its order decide, and watches go on."""
+
+
+class ChangeWriter:
+    """Writes one change: when the circuit breaker lets it through, while the target is ours. Any thread."""
+
+    def __init__(
+        self,
+        *,
+        breaker: CircuitBreaker,
+        leadership: Leadership,
+        informer: Informer,
+        writer: Writer,
+        retry: RetryPolicySelector[Target],
+        slice_rights: SliceRights,
+    ) -> None:
+        self._breaker = breaker
+        self._leadership = leadership
+        self._informer = informer
+        self._writer = writer
+        self._retry = retry
+        self._slice_rights = slice_rights
+
+    @property
+    def answered(self) -> bool:
+        """Whether the API server answers, so that the rest of a plan is worth trying."""
+        return self._breaker.trouble is None
+
+    @property
+    def free(self) -> bool:
+        """Whether all is well and a write would begin at once."""
+        return self._breaker.free
+
+    def write(self, change: Change) -> None:
+        """Raises the bridge's errors; the cache knows what was written when this returns."""
+        if not self._breaker.enter():
+            raise CancelledError("stopping")
+        result: WriteResult | TransientError = WriteResult.NOTHING
+        try:
+            with self._leading(change.target):
+                self._informer.expect(change)
+                meta = self._writer.apply(change)
+            result = WriteResult.WRITTEN
+        except AlteredError as error:
+            self._informer.note_stored(change, error.stored)
+            result = WriteResult.WRITTEN
+            raise
+        except BridgeError as error:
+            self._informer.abandon(change)
+            if isinstance(error, ForbiddenError) and change.kind is Kind.ENDPOINT_SLICE:
+                self._slice_rights.refused(change.target.namespace)
+            result = self._retry.told_by(change.target, error)
+            raise
+        finally:
+            self._breaker.leave(result)
+        self._retry.written(change.target)
+        self._informer.confirm(change, meta)
+
+    @contextlib.contextmanager
+    def _leading(self, target: Target) -> Iterator[None]:
+        """Around a write: the target's shard is not given up before it has ended."""
+        if not self._leadership.begin_write(target):
+            raise NotLeadingError(f"{target} is not written: another replica writes it now")
+        try:
+            yield
+        finally:
+            self._leadership.end_write(target)
+
+
+class Workers:
+    """Works on targets, in as many threads as call `run`, and in those that lend themselves for one target."""
+
+    def __init__(
+        self,
+        *,
+        queue: WorkQueue[Target],
+        reconciler: Reconciler,
+        leadership: Leadership,
+        writer: ChangeWriter,
+        retry: RetryPolicySelector[Target],
+        repairs: Repairs,
+        pending: PendingChanges,
+        results: Results,
+        owned: OwnedTargets,
+        scheduler: Scheduler,
+        observer: Observer,
+        clock: Callable[[], float],
+        failed: Failed,
+    ) -> None:
+        self._queue = queue
+        self._reconciler = reconciler
+        self._leadership = leadership
+        self._writer = writer
+        self._retry = retry
+        self._repairs = repairs
+        self._pending = pending
+        self._results = results
+        self._owned = owned
+        self._scheduler = scheduler
+        self._observer = observer
+        self._clock = clock
+        self._failed = failed
+        self._deferred: set[Target] = set()
+
+    def run(self) -> None:
+        """Work until the queue is closed."""
+        while (target := self._queue.take()) is not None:
+            self._finish(target)
+
+    def run_inline(self, target: Target, lend: InlineExecutor) -> bool:
+        """Have the calling thread work on `target`, if nothing else is to be done; False: it must be queued."""
+        if not self._writer.free or not self._queue.claim(target, MAX_INLINE_WRITES):
+            return False
+        lend(partial(guarded, partial(self._finish, target), self._failed))
+        return True
+
+    def _finish(self, target: Target) -> None:
+        """Work on what was taken out of the queue, and give it back."""
+        try:
+            self.reconcile(target)
+        finally:
+            self._queue.done(target)
+
+    def reconcile(self, target: Target) -> None:
+        """Make `target` in Kubernetes what Consul says it is."""
+        pending = self._pending.take(target)
+        plan = self._reconciler.plan(target)
+        if plan is None:
+            self._retry.forget(target)
+            # what a write that seemed to fail has made after all, or another replica removed
+            self._owned.record(target)
+            return
+        if plan.writes and not self._leadership.leads(target):
+            self._stand_by(Outcome(plan), pending)
+            return
+        if self._can_wait(plan):
+            self._pending.keep(target, pending)
+            self._queue.add(target, priority=LATER)
+            return
+        outcome = apply_plan(plan, self._writer.write, lambda: self._writer.answered)
+        if any(isinstance(failure.error, NotLeadingError) for failure in outcome.failures):
+            self._stand_by(outcome, pending)
+        else:
+            self._settle(outcome, pending)
+
+    def _stand_by(self, outcome: Outcome, pending: PendingChange) -> None:
+        """Another replica writes this target: remember what is to be done, in case that it is ours one day."""
+        target = outcome.plan.target
+        waiting = Outcome(outcome.plan, outcome.applied)
+        before = self._results.record(waiting)
+        self._pending.keep(target, PendingChange(first_seen_at=pending.since))
+        if outcome.applied or _account(before) != _account(waiting):
+            self._observer.outcome(waiting, None)
+        self._owned.record(target)
+        self._scheduler.add_settling(outcome.plan)
+        if self._leadership.leads(target):  # it became ours just now, maybe before this was recorded
+            self._queue.add(target)
+
+    def _can_wait(self, plan: Plan) -> bool:
+        """Whether this leaves a service without ready endpoints while other work is due: once, it goes to the end."""
+        if plan.target in self._deferred:
+            self._deferred.discard(plan.target)
+            return False
+        if plan.ready_before and not plan.ready and self._queue.busy:
+            self._deferred.add(plan.target)
+            return True
+        return False
+
+    def _settle(self, outcome: Outcome, pending: PendingChange) -> None:
+        """Remember how it went and ask for what is still to be done."""
+        target, since = outcome.plan.target, pending.since
+        before = self._results.record(outcome)
+        if not outcome.failures:
+            with self._reconciler.lock:
+                self._reconciler.guard.applied(target)
+        else:
+            self._pending.keep(target, pending.failed(touched=pending.externally_modified and not outcome.applied))
+        # a write that seemed to fail may have been done after all
+        written = outcome.applied or pending.first_failed_at is not None
+        lag = self._clock() - since if since is not None and written and not outcome.failures else None
+        if outcome.applied or outcome.failures or outcome.plan.held or _account(before) != _account(outcome):
+            self._observer.outcome(outcome, lag)
+        self._owned.record(target)
+        if outcome.applied and pending.externally_modified and since is None:
+            self._repairs.put_back(target, removal=not outcome.plan.queries)
+        if any(isinstance(failure.error, AlteredError) for failure in outcome.failures):
+            self._repairs.stored_otherwise(target)
+        for failure in outcome.failures:
+            delay = self._retry.delay_seconds(target, failure.error)
+            if delay is not None:
+                self._queue.add(target, delay_seconds=delay)
+        if outcome.plan.unmirrored:
+            self._queue.add(target, delay_seconds=MIRRORED_SECONDS)
+        self._scheduler.add_settling(outcome.plan)
+        if not outcome.failures:
+            self._retry.forget(target)
+
+
+def _account(outcome: Outcome | None) -> tuple[object, ...]:
+    """What is to be said of a target although nothing was written; its end is news as well."""
+    if outcome is None:
+        return ()
+    plan = outcome.plan
+    remarks = (bool(outcome.failures or plan.held), plan.conflicts, plan.skipped, plan.remarks, plan.deviations)
+    return (*remarks, plan.ready, plan.not_ready, len(outcome.applied) == len(plan.writes))
