@@ -563,7 +563,8 @@ def test_what_a_service_on_its_way_out_has_lost_is_not_made_again(
         eventually(lambda: patient.ready("web"), ["10.0.0.1"])
         running.consul.deregister("web", "vm-1")
         eventually(lambda: patient.ready("web"), [])
-        assert patient.bridge._queue.wait_idle(10)  # an entry of the log comes with the answer, after the change itself
+        # an entry of the log comes with the answer, after the change itself
+        assert parts_of(patient.bridge).queue.wait_idle(10)
         before = len(running.kube.log)
         running.kube.remove("endpoints", "default", "web")
         running.kube.remove("services", "default", "web")
