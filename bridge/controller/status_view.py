@@ -13,6 +13,7 @@ from typing import Any
 from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.model import Change, Current, Query, Rule, Target
+from bridge.core.service_state import ServiceState, service_state, state_detail
 from bridge.core.translate import translate
 from bridge.core.union import endpoint_counts
 from bridge.pipeline.reconciler import Reconciler
@@ -145,21 +146,14 @@ def _waiting(outcome: Outcome) -> tuple[Change, ...]:
 def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
     """The worst that is so, and in which words."""
     if outcome is None:
-        return "unknown", f"{reason or 'not read yet'}; what is there stays"
-    plan = outcome.plan
-    if outcome.failures:
-        return "failed", "; ".join(dict.fromkeys(str(f.error) for f in outcome.failures))
-    if plan.conflicts:
-        return "conflict", "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
-    if plan.held:
-        return "held", "; ".join(map(hold_text, plan.held))
-    if waiting := _waiting(outcome):
-        return "differs", ", ".join(f"{c.action} {c.kind}" for c in waiting)
-    if plan.deviations:
-        return "differs" if plan.settling else "out of sync", "; ".join(plan.deviations)
-    if reason:
-        return "unknown", f"Consul could not be asked: {reason}; what is there stays"
-    return "in sync", "; ".join(plan.warnings)
+        return ServiceState.UNKNOWN.value, f"{reason or 'not read yet'}; what is there stays"
+    plan, waiting = outcome.plan, _waiting(outcome)
+    state = service_state(plan, waiting=bool(waiting), failed=bool(outcome.failures), unread=bool(reason))
+    if state is ServiceState.FAILED:
+        return state.value, "; ".join(dict.fromkeys(str(f.error) for f in outcome.failures))
+    if state is ServiceState.UNKNOWN:
+        return state.value, f"Consul could not be asked: {reason}; what is there stays"
+    return state.value, state_detail(state, plan, waiting, list(map(hold_text, plan.held)))
 
 
 def _reason(queries: tuple[Query, ...], trouble: Mapping[Query, str]) -> str:

@@ -25,6 +25,7 @@ from bridge.core.lookup import Meant, meant
 from bridge.core.model import NO_NODES, Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.reconcile import PlanOptions, names_at
+from bridge.core.service_state import service_state, state_detail
 from bridge.core.state import ConsulState
 from bridge.core.translate import host_names
 from bridge.core.union import endpoint_counts
@@ -505,20 +506,13 @@ class _Inspection:
         if plan is not None:
             consul = self._reconciler().listed(target) if plan.held else (plan.ready, plan.not_ready)
         queries = self.world.queries_at(target) if plan is None else plan.queries
+        state = service_state(plan, waiting=plan is not None and bool(plan.writes))
         if target.namespace in self._store.unreadable:
-            state, detail = "unknown", f"namespace {target.namespace} could not be read; what is there stays"
+            detail = f"namespace {target.namespace} could not be read; what is there stays"
         elif plan is None:
-            state, detail = "unknown", "Consul could not be asked; what is there stays"
-        elif plan.conflicts:
-            state, detail = "conflict", "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
-        elif plan.held:
-            state, detail = "held", "; ".join(h.reason for h in plan.held)
-        elif plan.writes:
-            state, detail = "differs", ", ".join(f"{c.action} {c.kind}" for c in plan.writes)
-        elif plan.deviations:
-            state, detail = "out of sync", "; ".join(plan.deviations)
+            detail = "Consul could not be asked; what is there stays"
         else:
-            state, detail = "in sync", "; ".join(plan.warnings)
+            detail = state_detail(state, plan, plan.writes, [h.reason for h in plan.held])
         origin = Origin.of(queries)
         return StatusRow(
             namespace=target.namespace,
@@ -529,7 +523,7 @@ class _Inspection:
             consul_not_ready=consul[1],
             kubernetes_ready=ready,
             kubernetes_not_ready=not_ready,
-            state=state,
+            state=state.value,
             detail=detail,
             since=_since(current),
             reasons=codes_of(plan.reasons) if plan is not None else (),

@@ -19,6 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from bridge.core.model import Action, Held, Kind, Query, Target
 from bridge.core.reasons import SKIPS, WARNINGS, Code
+from bridge.core.service_state import ServiceState, service_state
 from bridge.report import reason_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ LAG_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10
 STATES = ("in_sync", "pending", "out_of_sync", "held", "conflict", "failed")
 """What a service can be, as a label. Pending: something is still to be written; out of sync: nothing is, and yet the
 union of its EndpointSlices is not what Consul says."""
+
+_LABELS = {state: state.value.replace(" ", "_") for state in ServiceState} | {ServiceState.DIFFERS: "pending"}
 
 
 class _Noted(NamedTuple):
@@ -219,17 +222,8 @@ class Metrics:
         if gone or not plan.queries:
             self._services.pop(plan.target, None)
             return
-        if outcome.failures:
-            state = "failed"
-        elif plan.conflicts:
-            state = "conflict"
-        elif plan.held:
-            state = "held"
-        else:
-            waits = not done or (plan.deviations and plan.settling)
-            state = "pending" if waits else "out_of_sync" if plan.deviations else "in_sync"
         self._services[plan.target] = _Noted(
-            state,
+            _LABELS[service_state(plan, waiting=not done, failed=bool(outcome.failures))],
             plan.ready,
             plan.not_ready,
             len(plan.conflicts),
