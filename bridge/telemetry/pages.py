@@ -7,9 +7,9 @@ It must not know sockets or where its values come from.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 from urllib.parse import quote
 
@@ -187,8 +187,8 @@ def _note(what: str, text: str, found: str = "") -> Html:
 
 def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sorts rgw-2 before rgw-10."""
-    pieces = re.split(r"([0-9]+)", name)
-    return tuple((0, int(p)) if n % 2 else (1, p) for n, p in enumerate(pieces))
+    pieces = ["".join(piece) for _, piece in groupby(name, "0123456789".__contains__)]
+    return tuple((0, int(p)) if p[0] in "0123456789" else (1, p) for p in pieces)
 
 
 def _explanation(explanation: Explanation, found: str, consul_ui: str) -> Html:
