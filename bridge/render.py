@@ -38,7 +38,7 @@ from bridge.core.reasons import Code, code_of
 from bridge.report import Outcome, Report
 
 if TYPE_CHECKING:
-    from bridge.core.explain import Explanation
+    from bridge.core.explain import Explanation, Row
     from bridge.oneshot.inspection import Status, StatusRow
     from bridge.oneshot.probe import Probe
 
@@ -509,25 +509,7 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
         )
         lines += [paint(line, colour_name) for line in (first, *rest)]
     if explanation.rows:
-        heads = [
-            Column("INSTANCE", least=8),
-            Column("STATUS"),
-            Column("CHECK", least=1),
-            Column("ADDRESS", least=9),
-            Column("PORTS", least=5),
-            Column("GROUP", least=1),
-            Column("WOULD BE" if explanation.problem else "ENDED"),
-            Column("KUBERNETES"),
-            Column("WHY", least=1),
-        ]
-        rows = [
-            (
-                *(r.instance, r.status, r.check, r.address, r.ports, r.group, r.disposition, r.kubernetes),
-                r.reason or _from(r.chosen),
-            )
-            for r in explanation.rows
-        ]
-        lines += ["", *columns(heads, rows, width, paint, colour_column=6, below=True)]
+        lines += ["", *_instance_rows(explanation, width, paint)]
     lines.append("")
     if explanation.unaccounted:
         some = ", ".join(explanation.unaccounted[:OTHERS])
@@ -554,9 +536,59 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _from(chosen: str) -> str:
-    """Where an address is from, when it is not the obvious place."""
-    return f"at {chosen}" if chosen not in ("", "none", "the service's address") else ""
+def _instance_rows(explanation: Explanation, width: int | None, paint: Paint) -> list[str]:
+    """The instances in the columns of the page. What is the same for all of them is said once, above.
+
+    Neither an instance nor its address is ever cut. Where the columns do not fit, the reason goes below its row, then
+    the ports, the address and the rest.
+    """
+    heads = [
+        Column("INSTANCE"),
+        Column("STATUS"),
+        Column("ADDRESS"),
+        Column("PORTS"),
+        Column("WOULD BE" if explanation.problem else "SHOULD BE"),
+        Column("IS"),
+        Column("GROUP"),
+        Column("WHY"),
+    ]
+    rows = [
+        [clean(t) for t in (r.instance, r.status, r.address, r.ports, r.disposition, r.kubernetes, r.group, _why(r))]
+        for r in explanation.rows
+    ]
+    decided = [row[4] for row in rows]
+    group, why = 6, 7
+    same = [n for n in range(1, len(heads)) if n != group and len(rows) > 1 and len({row[n] for row in rows}) == 1]
+    shared = [f"{heads[n].title} {rows[0][n]}" for n in same if rows[0][n]]
+    lines = _wrapped(f"In all {len(rows)} rows: {'; '.join(shared)}", width, indent="") if shared else []
+    shown = [n for n in range(len(heads)) if n not in same and any(row[n] for row in rows)]
+    if len({row[group] for row in rows} - {""}) < 2:
+        shown = [n for n in shown if n != group]
+    sizes = [max(len(h.title), *(_width(row[n]) for row in rows)) for n, h in enumerate(heads)]
+    below: list[int] = []
+    for least in (group, why, 3, 2, 1, 5):  # what goes first where there is no room for all
+        if width is not None and sum(sizes[n] + 2 for n in shown) - 2 > _bounded(width) and least in shown:
+            shown.remove(least)
+            below += [least] if least != group else []
+    at = shown.index(4) if 4 in shown else None
+    titles, *cells = columns([heads[n] for n in shown], [[row[n] for n in shown] for row in rows], None, paint, at)
+    lines += ["", titles] if lines else [titles]
+    for row, line, word in zip(rows, cells, decided, strict=True):
+        lines.append(paint(line, "dim") if at is None and word in ("omitted", "not selected") else line)
+        told = [row[n] if n == why else f"{heads[n].title.lower()} {row[n]}" for n in sorted(below) if row[n]]
+        lines += _wrapped("; ".join(told), width, indent="    ") if told else []
+    return lines
+
+
+def _why(row: Row) -> str:
+    """Why an instance is where it is: what decided it, else its check; then what the check says, and its address."""
+    said = row.reason
+    if row.check and row.check not in said and row.status != "passing":
+        said = f"{said}; check {row.check}" if said else f"check {row.check}"
+    if row.output:
+        said = f"{said}: {row.output}" if said else row.output
+    unusual = f"at {row.chosen}" if row.chosen not in ("", "none", "the service's address") else ""
+    return "; ".join(filter(None, (said, unusual)))
 
 
 def notes_text(notes: Sequence[str], width: int | None = 80, colour: bool = False) -> str:

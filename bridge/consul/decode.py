@@ -2,8 +2,8 @@
 
 Answers come from other people's programs: whatever their shape, nothing in here raises anything but TransientError. An
 entry that no Consul would serve makes the whole answer trouble: what else is missing from it is unknown. What anyone
-may register and we cannot use (an address of 600 characters) is left out alone, with its reason. Outputs of checks are
-never read.
+may register and we cannot use (an address of 600 characters) is left out alone, with its reason. Of the outputs of
+checks only the beginning of the one that says why an instance is not passing is kept, to be shown.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _SEVERITY = {Status.PASSING: 0, Status.WARNING: 1, Status.UNKNOWN: 2, Status.CRI
 _STATUS = {"passing": Status.PASSING, "warning": Status.WARNING, "critical": Status.CRITICAL}
 _TEXT_LIMIT = 4096
 _ADDRESS_LIMIT = 512
+OUTPUT_LIMIT = 300
+"""Characters of a check's output that are kept: 20,000 instances that all fail are 6 MB."""
 
 
 def view_of(answer: Answer) -> Known | Unknown:
@@ -130,7 +132,8 @@ def _instance(entry: Any, shared: _Shared) -> Instance | tuple[str, Reason]:
     if max(len(own), len(theirs)) > _ADDRESS_LIMIT:
         longest = max(len(own), len(theirs))
         return _unusable(name, id_, "address", longest, f"more than {_ADDRESS_LIMIT}")
-    status, check = worst(entry.get("Checks"))
+    checks = entry.get("Checks")
+    status, check = worst(checks)
     return Instance(
         node=intern(name),
         id=intern(id_),
@@ -146,7 +149,17 @@ def _instance(entry: Any, shared: _Shared) -> Instance | tuple[str, Reason]:
         tagged_addresses=shared(_service_addresses(service.get("TaggedAddresses"))),
         node_tagged_addresses=shared(_node_addresses(node.get("TaggedAddresses"))),
         kind=intern(_text(service.get("Kind"))),
+        output="" if status is Status.PASSING else intern(_output(checks, check)),
     )
+
+
+def _output(checks: Any, decided: str) -> str:
+    """What the check that decided said, on one line and cut; a maintenance has its reason in the notes."""
+    for check in checks if isinstance(checks, list) and decided else ():
+        if isinstance(check, dict) and check.get("CheckID") == decided:
+            said = next((t for key in ("Output", "Notes") if isinstance(t := check.get(key), str) and t.strip()), "")
+            return " ".join(said[: 4 * OUTPUT_LIMIT].split())[:OUTPUT_LIMIT]
+    return ""
 
 
 def _unusable(node: str, identity: str, what: str, length: int, limit: str) -> tuple[str, Reason]:

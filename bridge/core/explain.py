@@ -6,6 +6,7 @@ the source to learn why an address is missing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,11 +28,13 @@ from bridge.core.model import (
     Rule,
     Skipped,
     SliceBody,
+    Status,
     Target,
     Unknown,
 )
 from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason, code_of, codes_of
+from bridge.core.redact import redacted
 from bridge.core.translate import Disposition, InstanceDecision, Resolved, choose_address, decide, instance_name
 from bridge.core.union import MIRRORING_CONTROLLER
 
@@ -57,6 +60,9 @@ class Row:
 
     `group` is what carries its endpoints once the plan is done: `subset 2` of the Endpoints, a slice by its name, or
     both; those that share their ports (and, in slices, their family) are together.
+
+    `output` is what the check that decided said last, on one line, cut, and without what looks like a credential; ""
+    while the instance is passing.
     """
 
     instance: str
@@ -69,6 +75,13 @@ class Row:
     reason: str
     kubernetes: str
     group: str = ""
+    output: str = ""
+
+    @property
+    def as_it_should_be(self) -> bool:
+        """Whether Kubernetes has what it should have of the instance."""
+        wanted = self.disposition if self.disposition in ("ready", "not ready") else "absent"
+        return self.kubernetes == wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +175,7 @@ def explain(
     consul, rows, explained = _rows(
         rule, knowledge, stands, _containers(current, plan), current, resolved, cluster_nodes
     )
-    rows += _invalid(knowledge, unfiltered, rule)
+    rows = tuple(sorted(rows + _invalid(knowledge, unfiltered, rule), key=_in_order))
     for other, known in beside:
         explained |= _pairs_of(decide(known.instances, other, current, resolved, cluster_nodes))
     others = [] if lost_name else sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
@@ -249,6 +262,27 @@ def _pairs_of(fates: Sequence[InstanceDecision]) -> set[tuple[str, int]]:
     return {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports or NO_PORTS}
 
 
+OUTPUT_SHOWN = 200
+"""Characters of a check's output that are shown."""
+
+
+def _in_order(row: Row) -> tuple[int, list[str | int]]:
+    """Where Kubernetes differs first, then what is not well, and last what no rule wants; names by their numbers."""
+    well = row.disposition == Disposition.READY and row.status == Status.PASSING
+    if not row.as_it_should_be:
+        rank = 1 if well else 0
+    elif row.disposition in (Disposition.NOT_SELECTED, Disposition.EXCLUDED):
+        rank = 4
+    else:
+        rank = 3 if well else 2
+    return rank, natural(row.instance)
+
+
+def natural(name: str) -> list[str | int]:
+    """Sorts the numbers in names by their value: rgw-2 before rgw-10."""
+    return [int(part) if n % 2 else part for n, part in enumerate(re.split(r"([0-9]+)", name))]
+
+
 def _invalid(knowledge: Knowledge | None, unfiltered: Knowledge | None, rule: Rule | None) -> tuple[Row, ...]:
     """Rows for the instances that Consul does not show under the rule's filter."""
     if not isinstance(knowledge, Known) or not isinstance(unfiltered, Known) or rule is None:
@@ -286,6 +320,7 @@ def _row(fate: InstanceDecision, rule: Rule, stands: Observed, carriers: Contain
         reason=fate.reason or "",
         kubernetes="ready" if True in found else "not ready" if False in found else "absent",
         group=", ".join(dict.fromkeys(name for pair in pairs for name in carriers.get(pair, ()))),
+        output="" if instance.status is Status.PASSING else truncate(redacted(instance.output), OUTPUT_SHOWN),
     )
 
 

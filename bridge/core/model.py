@@ -65,10 +65,12 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, order=True, kw_only=True)
 class Instance:
-    """One instance of a service as `health/service/<name>` shows it, without check outputs.
+    """One instance of a service as `health/service/<name>` shows it.
 
     Addresses are as registered (unparsed; `address` is "" when the service has none of its own); `port` is 0 when
-    none was given. `check` names the check that decided `status` ("" when there was none).
+    none was given. `check` names the check that decided `status` ("" when there was none), `output` is what that check
+    said last, cut (of a maintenance its reason). It decides nothing, and an instance whose check says something else is
+    the same as before.
     """
 
     node: str
@@ -85,6 +87,7 @@ class Instance:
     tagged_addresses: tuple[TaggedAddress, ...] = ()
     node_tagged_addresses: tuple[TaggedAddress, ...] = ()
     kind: str = ""
+    output: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

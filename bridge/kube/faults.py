@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.core.redact import HIDDEN, redacted
 from bridge.errors import (
     BridgeError,
     CredentialsError,
@@ -42,15 +43,6 @@ from bridge.errors import (
 
 TEXT_LIMIT = 400
 """Characters of a server's message that are shown: an Endpoints object with 1,000 bad addresses has 1,000 causes."""
-
-_SECRETS = (
-    re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{3,}"),
-    re.compile(r"(?i)((?:id[_-]?token|access[_-]?token|refresh[_-]?token|token|password|passwd|secret|client-key-data"
-               r"|authorization)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&}]+"),
-    re.compile(r"\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*){1,2}"),
-    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL),
-)  # fmt: skip
-_USERINFO = re.compile(r"(://)[^/\s@]+@")
 
 _RESOURCE = re.compile(
     r"^/(?:api/v1|apis/(?P<group>[^/]+)/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)(?:/(?P<name>[^/?]+))?$"
@@ -105,12 +97,8 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     """`text` without credentials: the given ones and whatever looks like one."""
     for secret in secrets:
         if len(secret) >= 4:
-            text = text.replace(secret, "<hidden>")
-    text = _SECRETS[0].sub(r"\1 <hidden>", text)
-    text = _SECRETS[1].sub(r"\1<hidden>", text)
-    text = _SECRETS[2].sub("<hidden>", text)
-    text = _SECRETS[3].sub("<hidden>", text)
-    return _USERINFO.sub(r"\1<hidden>@", text)
+            text = text.replace(secret, HIDDEN)
+    return redacted(text)
 
 
 def trim(text: str, limit: int = TEXT_LIMIT) -> str:

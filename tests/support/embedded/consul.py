@@ -109,7 +109,8 @@ class _HttpCheck:
         while not self._ended.wait(wait):
             wait = self._interval_seconds
             status, output = self._ask()
-            if status != self.entry["Status"] and not self._ended.is_set():
+            first = not self.entry["Output"]
+            if (first or status != self.entry["Status"]) and not self._ended.is_set():
                 self.entry = entry = {**self.entry, "Status": status, "Output": output}
                 self._consul.change(lambda catalog, check=entry: catalog.register({  # type: ignore[misc]
                     "Node": NODE, "SkipNodeUpdate": True, "Check": check,

@@ -211,11 +211,54 @@ def test_explain_tells_the_rule_the_target_and_every_instance() -> None:
     text = explanation_text(EXPLANATION, 140)
     assert "Rule:     rule 2" in text
     assert "Target:   storage/radosgw" in text
-    assert re.search(r"vm1/rgw-1 +passing +10\.0\.0\.1 +8080 +subset 1 +ready +ready", text)
-    without = replace(EXPLANATION, rows=EXPLANATION.rows[1:])
-    assert ("  GROUP  " in text, "GROUP" in explanation_text(without, 140)) == (True, False)
-    assert re.search(r"vm2/rgw-2 +critical +http +127\.0\.0\.1 +8080 +skipped +absent +a loopback address", text)
+    assert re.search(r"INSTANCE +STATUS +ADDRESS +SHOULD BE +IS +WHY\n", text)
+    assert re.search(r"vm1/rgw-1 +passing +10\.0\.0\.1 +ready +ready\n", text)
+    assert re.search(r"vm2/rgw-2 +critical +127\.0\.0\.1 +skipped +absent +a loopback address; check http", text)
     assert "Kubernetes differs; the next pass would:\n  update Endpoints radosgw (1 address turns ready)" in text
+
+
+def rows_of(*addresses: str, node: str = "vm", ports: str = "8080", group: str = "subset 1") -> tuple[Row, ...]:
+    """Instances that are ready and passing."""
+    return tuple(
+        Row(f"{node}/rgw-{n}", "passing", "", a, "the service's address", ports, "ready", "", "ready", group)
+        for n, a in enumerate(addresses, 1)
+    )
+
+
+def test_what_is_the_same_for_all_instances_is_said_once_above_them() -> None:
+    """What is left of twelve healthy instances is their names and addresses; one alone has its row whole."""
+    lines = explanation_text(replace(EXPLANATION, rows=rows_of("10.0.0.1", "10.0.0.2")), 80).splitlines()
+    (above,) = (line for line in lines if line.startswith("In all 2 rows: "))
+    assert set(above.removeprefix("In all 2 rows: ").split("; ")) == {
+        "STATUS passing", "PORTS 8080", "SHOULD BE ready", "IS ready",
+    }  # fmt: skip
+    assert [line.split() for line in lines if line.startswith(("INSTANCE", "vm/"))] == [
+        ["INSTANCE", "ADDRESS"], ["vm/rgw-1", "10.0.0.1"], ["vm/rgw-2", "10.0.0.2"],
+    ]  # fmt: skip
+    alone = explanation_text(replace(EXPLANATION, rows=rows_of("10.0.0.1")), 80)
+    assert "In all" not in alone
+    assert re.search(r"vm/rgw-1 +passing +10\.0\.0\.1 +8080 +ready +ready\n", alone)
+
+
+def test_an_instance_and_its_address_are_never_cut() -> None:
+    """However long: what has no room stands below its row, the reason first, then ports, then the address."""
+    node, v6 = "a-node-of-the-data-centre-with-a-long-name.example", "2001:db8:1234:5678:9abc:def0:1234:5678"
+    sick = Row(f"{node}/rgw-7", "critical", "http", "10.0.0.7", "", "8080, 9090", "not ready", "", "absent", "",
+               'Get "http://10.0.0.7:8080/": connection refused')  # fmt: skip
+    text = explanation_text(replace(EXPLANATION, rows=(sick, *rows_of(v6, node=node))), 80)
+    assert f"{node}/rgw-7  critical" in text
+    assert max(map(len, text.splitlines())) <= 80
+    flat = " ".join(text.split())
+    assert f"address {v6}; ports 8080" in flat
+    assert 'check http: Get "http://10.0.0.7:8080/": connection refused' in flat
+    assert "…" not in text
+
+
+def test_the_groups_are_shown_where_they_differ_and_there_is_room() -> None:
+    """Instances in the same subset need no column that says so."""
+    apart = (*rows_of("10.0.0.1"), *rows_of("10.0.0.2", node="b", ports="9090", group="subset 2"))
+    assert "GROUP" in explanation_text(replace(EXPLANATION, rows=apart), 120)
+    assert "GROUP" not in explanation_text(replace(EXPLANATION, rows=rows_of("10.0.0.1", "10.0.0.2")), 120)
 
 
 def test_explain_tells_why_no_rule_selects() -> None:
@@ -350,7 +393,15 @@ def test_check_without_any_kubeconfig(run: Run, tmp_path: Any) -> None:
     [
         status_table(Status((row(EVIL, detail=EVIL),), (EVIL,)), 100),
         explanation_text(
-            Explanation(EVIL, "dc1", problem=EVIL, consul=EVIL, rows=(Row(*[EVIL] * 10),), held=(EVIL,), target=EVIL),
+            Explanation(
+                EVIL,
+                "dc1",
+                problem=EVIL,
+                consul=EVIL,
+                rows=(Row(*[EVIL] * 11), Row(*[EVIL * 2] * 11)),
+                held=(EVIL,),
+                target=EVIL,
+            ),
             100,
         ),
         probe_text(Probe(EVIL, "failed", EVIL, EVIL), 100),

@@ -105,8 +105,28 @@ def test_the_worst_check_decides(checks: Any, status: Status, decided: str) -> N
     assert decode.worst(checks) == (status, decided)
 
 
-def test_check_outputs_are_not_kept() -> None:
-    assert "secret output" not in repr(instances([entry(checks=[check("a", CRITICAL)])]))
+@pytest.mark.parametrize(
+    ("checks", "output"),
+    [
+        ([check("a", PASSING)], ""),
+        (
+            [{**check("a", PASSING), "Output": "200 OK"}, {**check("b", CRITICAL), "Output": "503\n\t down "}],
+            "503 down",
+        ),
+        ([{**check("a", CRITICAL), "Output": "x" * 5000}], "x" * decode.OUTPUT_LIMIT),
+        ([{**check("_node_maintenance", CRITICAL), "Output": "", "Notes": "disk swap"}], "disk swap"),
+        ([{**check("a", CRITICAL), "Output": ["no text"]}], ""),
+        ("no list", ""),
+        ([17, {**check("", "strange"), "Output": "never reached"}], ""),
+    ],
+)
+def test_the_output_of_the_check_that_decided_is_kept_cut_and_is_no_part_of_what_changes(
+    checks: Any, output: str
+) -> None:
+    (found,) = decode.instances([entry(checks=checks)])[0]
+    assert found.output == output
+    assert output not in repr(found) or not output
+    assert found == replace(found, output="something else")
 
 
 @pytest.mark.parametrize(

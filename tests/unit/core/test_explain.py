@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from bridge.core.model import (
     Destination,
     Gone,
     Held,
+    Instance,
     InstanceRules,
     Kind,
     Known,
@@ -305,7 +307,8 @@ def test_each_endpoint_is_told_its_subset_and_its_slice(planned_only: bool) -> N
         "radosgw", "dc1", tags=set(), rules=[by], knowledge=Known(SPREAD),
         current=Current(TARGET) if planned_only else standing, plan=plan if planned_only else None,
     )  # fmt: skip
-    groups = [row.group.split(", ") for row in shown.rows]
+    group_of = {row.address: row.group.split(", ") for row in shown.rows}
+    groups = [group_of[i.address] for i in SPREAD]
     assert [group[0] for group in groups] == ["subset 1", "subset 1", "subset 1", "subset 2", ""]
     by_slice = {e.address: name for name, piece in cluster.slices.items() for e in piece.group.endpoints}
     assert [group[1:] for group in groups] == [[by_slice[i.address]] for i in SPREAD[:4]] + [[]]
@@ -399,3 +402,40 @@ def test_a_rule_whose_name_leads_nowhere_says_why() -> None:
     nowhere = Rule(name="odd", to=Destination(name="---"))
     shown = explain("db", "dc1", tags=set(), rules=[nowhere])
     assert shown.rules == (RuleVerdict("odd", "the name '---' has no letter or digit to make a name of"),)
+
+
+def test_what_needs_a_look_comes_first_and_numbers_count() -> None:
+    """What Kubernetes has otherwise, then what is not well, then the rest; last what no rule wants."""
+
+    def one(number: int, **more: Any) -> Instance:
+        return replace(instance(f"10.0.0.{number}"), node="vm", id=f"rgw-{number}", **more)
+
+    found = (
+        *(one(n) for n in (10, 2, 1)),
+        one(3, status=Status.CRITICAL, check="http", output="503"),
+        one(4, tags=("other",)),
+        one(5),
+    )
+    rule = Rule(tags=("on",), to=RULE.to)
+    tagged = tuple(i if i.tags else replace(i, tags=("on",)) for i in found)
+    current = Current(
+        TARGET, service(), endpoints(group(*ready(*(f"10.0.0.{n}" for n in (1, 2, 10))), *down("10.0.0.3")))
+    )
+    shown = explain("radosgw", "dc1", tags={"on"}, rules=[rule], knowledge=Known(tagged), current=current)
+    assert [row.instance for row in shown.rows] == [f"vm/rgw-{n}" for n in (5, 3, 1, 2, 10, 4)]
+
+
+def test_a_check_that_fails_says_what_it_said_without_credentials() -> None:
+    """Bounded, and only while the instance is not passing."""
+    said = "HTTP GET http://u:pw@vm/: 503 password=hunter2 \x1b[2J" + "x" * 500
+    found = (
+        replace(instance(), status=Status.CRITICAL, check="http", output=said),
+        replace(instance("10.0.0.2"), output="200 OK"),
+    )
+    shown = explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known(found))
+    output = {row.address: row.output for row in shown.rows}
+    assert output["10.0.0.2"] == ""
+    assert output["10.0.0.1"].startswith("HTTP GET http://<hidden>@vm/: 503 password=<hidden> ")
+    assert len(output["10.0.0.1"]) == 200
+    assert output["10.0.0.1"].isprintable()
+    assert shown.to_json()["rows"][0]["output"] == output["10.0.0.1"]
