@@ -34,8 +34,8 @@ from bridge.core.model import (
     SliceBody,
 )
 from bridge.core.plan import standing
-from bridge.core.reasons import Code, code_of
-from bridge.report import Outcome, Report
+from bridge.core.reasons import Code, Reason, code_of
+from bridge.report import ChangeRow, FailedRow, HeldRow, Outcome, Report
 
 if TYPE_CHECKING:
     from bridge.core.explain import Explanation, Row
@@ -213,8 +213,11 @@ def _fit(wanted: Sequence[int], least: Sequence[int], room: int) -> list[int]:
 # --------------------------------------------------------------------------- a report as a table
 
 
-def table(report: Report, width: int | None = 80, colour: bool = False) -> str:
-    """What a person reads: a row per service, a line of sums, then all that needs attention and the way out."""
+def table(report: Report, width: int | None = 80, colour: bool = False, every: bool = False) -> str:
+    """What a person reads: a row per service that changes, sums, then all that needs attention and the way out.
+
+    `every`: services that stay as they are have their rows too.
+    """
     paint = painter(colour)
     several = len({row.datacenter for row in report.services}) > 1
     heads = [
@@ -237,37 +240,114 @@ def table(report: Report, width: int | None = 80, colour: bool = False) -> str:
             row.reason if row.action not in ("failed", "held", "conflict") else "see below",
         )
         for row in report.services
+        if every or row.action != "unchanged"
     ]
     lines = columns(heads, rows, width, paint, colour_column=5) if rows else []
-    summary = summary_line(report)
-    if width is not None and _width(summary) > _bounded(width):
-        summary = summary_line(report, paint).replace("; ", ";\n  ", 1)
-    else:
-        summary = summary_line(report, paint)
-    lines += ["", *summary.split("\n")] if rows else summary.split("\n")
+    sums = _summary_lines(report, width, paint)
+    lines += ["", *sums] if rows else sums
+    hidden = len(report.services) - len(rows)
+    if hidden and rows:
+        lines.append(f"({_count(hidden, 'service')} unchanged and not shown: --all shows all)")
     lines += _sections(report, width, paint)
     return "\n".join(lines) + "\n"
 
 
+def _summary_lines(report: Report, width: int | None, paint: Paint) -> list[str]:
+    """The sums, in several lines where one would be too wide: services, then objects, then the rest."""
+    plain, painted = summary_line(report), summary_line(report, paint)
+    if width is None or _width(plain) <= _bounded(width):
+        return [painted]
+    lines: list[str] = []
+    for part, coloured in zip(plain.split("; "), painted.split("; "), strict=True):
+        taken, indent = 0, "  " if lines else ""
+        for text, shown in zip(part.split(", "), coloured.split(", "), strict=True):
+            if taken and taken + len(text) + 3 <= _bounded(width):
+                lines[-1] += f", {shown}"
+                taken += len(text) + 2
+            else:
+                lines.append(f"{indent}{shown}")
+                taken, indent = len(indent) + len(text), "  "
+    return lines
+
+
 def summary_line(report: Report, paint: Paint | None = None) -> str:
-    """`1 to create, 2 to update; 9 unchanged`, or what was done."""
+    """What is to be (or was) done, in services, then in objects, then what could not be."""
     paint = paint or painter(False)
+    services = Counter(row.action for row in report.services)
     s = report.summary
-    words = (
-        ("create", s.create, "to create" if report.dry_run else "created"),
-        ("update", s.update, "to update" if report.dry_run else "updated"),
-        ("delete", s.delete, "to delete" if report.dry_run else "deleted"),
+    objects = {"create": s.create, "update": s.update, "delete": s.delete, "unchanged": s.unchanged}
+    objects["failed"] = sum(bool(row.kind) for row in report.failed)
+    skipped = Counter(bool(e.instance) for e in report.skipped if e.reason.code is not Code.CONFLICT)
+    others = (
+        (skipped[True], "instance", "skipped", "yellow"),
+        (skipped[False], "service", "skipped", "yellow"),
+        (sum(not row.kind for row in report.failed), "read", "failed", "bold red"),
     )
-    changed = [paint(f"{n} {word}", _COLOUR_OF[action]) for action, n, word in words if n]
-    in_conflict = f"conflict{'s' if s.conflicts != 1 else ''}"
-    skipped = sum(entry.reason.code is not Code.CONFLICT for entry in report.skipped)
-    rest = [(s.unchanged, "unchanged", ""), (s.held, "held", "magenta"), (s.conflicts, in_conflict, "magenta")]
-    rest += [(skipped, "skipped", "yellow"), (s.failed, "failed", "bold red")]
-    others = [paint(f"{n} {word}", colour) for n, word, colour in rest if n]
-    if not changed:
-        changed = ["nothing to do" if not (s.held or s.failed or s.conflicts) else "nothing else to do"]
-    prefix = "dry run: " if report.dry_run else ""
-    return prefix + "; ".join(t for t in (", ".join(changed), ", ".join(others)) if t)
+    sums = [
+        _sums(services, "service", report.dry_run, paint),
+        _sums(objects, "object", report.dry_run, paint),
+        *(paint(f"{_count(n, thing)} {word}", colour) for n, thing, word, colour in others if n),
+    ]
+    told = [text for text in sums if text]
+    if not s.changes:
+        told.insert(0, "nothing to do" if not (s.held or s.failed or s.conflicts) else "nothing else to do")
+    return ("dry run: " if report.dry_run else "") + "; ".join(told)
+
+
+_WORDS = {
+    "create": ("to create", "created"),
+    "update": ("to update", "updated"),
+    "delete": ("to delete", "deleted"),
+    "unchanged": ("unchanged", "unchanged"),
+    "held": ("held", "held"),
+    "conflict": ("in conflict", "in conflict"),
+    "failed": ("failed", "failed"),
+}
+"""Actions in the order of the sums, as they are told before and after."""
+
+
+def _sums(counts: Mapping[str, int], thing: str, dry_run: bool, paint: Paint) -> str:
+    """`2 services to create, 1 to update, 9 unchanged`."""
+    told: list[str] = []
+    for action, words in _WORDS.items():
+        if n := counts.get(action, 0):
+            number = str(n) if told else _count(n, thing)
+            told.append(paint(f"{number} {words[0 if dry_run else 1]}", _COLOUR_OF.get(action, "")))
+    return ", ".join(told)
+
+
+def purge_text(report: Report, width: int | None = 80, colour: bool = False) -> str:
+    """What a purge takes away (or took away): how much of what, and in a dry run from which names."""
+    paint = painter(colour)
+    changes = report.changes
+    spaces = sorted({row.namespace for row in changes})
+    places = f"{len(spaces)} namespaces" if len(spaces) > 3 else f"namespace {', '.join(spaces)}"
+    word = "to delete" if report.dry_run else "deleted"
+    head = f"{_count(len(changes), 'object')} {word} in {places}: {_kinds(changes)}" if changes else f"nothing {word}"
+    head = f"dry run: {head}" if report.dry_run else head
+    lines = [paint(line, "red" if changes else "") for line in _wrapped(head, width, indent="")]
+    if report.dry_run and changes:
+        of: dict[tuple[str, str], list[ChangeRow]] = {}
+        for row in changes:
+            of.setdefault((row.target.namespace, row.target.name), []).append(row)
+        heads = [Column("TARGET", least=10), Column("SERVICE", least=6), Column("OBJECTS", least=10)]
+        rows = [(f"{space}/{name}", found[0].service, _kinds(found)) for (space, name), found in sorted(of.items())]
+        shown = rows if width is None else rows[:PURGED_SHOWN]
+        lines += ["", *columns(heads, shown, width, paint)]
+        if len(rows) > len(shown):
+            lines.append(f"... and {len(rows) - len(shown)} more (-o json lists all)")
+    lines += _sections(report, width, paint)
+    return "\n".join(lines) + "\n"
+
+
+PURGED_SHOWN = 100
+"""Names that a purge lists on a terminal before it asks."""
+
+
+def _kinds(changes: Sequence[ChangeRow]) -> str:
+    """`8 Endpoints, 9 EndpointSlices, 1 Service`."""
+    kinds = Counter(row.kind for row in changes)
+    return ", ".join(_count(n, kind) if kind != "Endpoints" else f"{n} {kind}" for kind, n in sorted(kinds.items()))
 
 
 def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
@@ -288,12 +368,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
             failed_lines(report),
         )
     if report.held:
-        section(
-            f"Held ({len(report.held)}): ready endpoints that stay although Consul says otherwise",
-            "magenta",
-            (f"{r.namespace}/{r.name} ({_count(r.endpoints, 'endpoint')}, {r.cause}): {r.reason}" for r in report.held),
-            "when Consul is right: the command at each of them (look at it with --dry-run first)",
-        )
+        lines += ["", *_held_section(report.held, width, paint)]
     if report.conflicts:
         section(
             f"Conflicts ({len(report.conflicts)}): objects of somebody else, left alone",
@@ -328,24 +403,66 @@ def _ways_out(conflicts: Set[str]) -> str:
     return f"{', '.join(ways[:-1])}, or {ways[-1]}"
 
 
+HELD_SHOWN = 20
+"""Holds of one cause that are named one by one, each with its command."""
+
+
+def held_lines(held: Sequence[HeldRow]) -> list[tuple[str, list[str]]]:
+    """Why endpoints are held, each text once, and what is held for that reason: how much, and what releases it."""
+    together: dict[str, list[HeldRow]] = {}
+    for row in held:
+        together.setdefault(row.why or row.reason, []).append(row)
+    told = []
+    for why, rows in together.items():
+        names = [
+            f"{r.namespace}/{r.name} ({_count(r.endpoints, 'ready endpoint')} kept)"
+            + (f": {r.command}" if r.command else "")
+            for r in rows[:HELD_SHOWN]
+        ]
+        if len(rows) > HELD_SHOWN:
+            names.append(f"... and {len(rows) - HELD_SHOWN} more (-o json lists all)")
+        told.append((why, names))
+    return told
+
+
+def _held_section(held: Sequence[HeldRow], width: int | None, paint: Paint) -> list[str]:
+    title = f"Held ({len(held)}): ready endpoints that stay although Consul says otherwise"
+    lines = [paint(line, "magenta") for line in _wrapped(title, width, indent="")]
+    for why, names in held_lines(held):
+        lines += _wrapped(why, width)
+        lines += [line for name in names for line in _wrapped(name, width, indent="    ")]
+    return [*lines, *_wrapped("when Consul is right: the command of each (look with --dry-run first)", width, "  -> ")]
+
+
 FAILED_SHOWN = 50
 """Failures that are named one by one."""
 
 
 def failed_lines(report: Report) -> list[str]:
-    """A line per failure; services that could not be read for one and the same reason share a line."""
+    """A line per failure, the cause before what was not tried for it; what failed alike shares a line."""
     lines: list[str] = []
     unread: dict[tuple[str, str], list[str]] = {}
     unreadable: dict[tuple[str, str], list[str]] = {}
+    untried: dict[tuple[str, str, str], list[str]] = {}
+    alike: dict[tuple[str, str, str, str], list[str]] = {}
     for row in report.failed:
+        if cause := _cause_of(row):
+            untried.setdefault(cause, []).append(f"{row.kind} {row.name}")
+    for row in report.failed:
+        if _cause_of(row) is not None:
+            continue
         if row.kind:
-            lines.append(f"{row.action} {row.kind} {row.namespace}/{row.name}: {row.reason}")
+            alike.setdefault((row.action, row.kind, row.namespace, row.reason), []).append(row.name)
         elif row.namespace:
             unreadable.setdefault((row.namespace, row.reason), []).extend([row.name] if row.name else [])
         elif row.service:
             unread.setdefault((row.datacenter, row.reason), []).append(row.service)
         else:
             lines.append(f"reading the services of {row.datacenter} (what is there stays): {row.reason}")
+    for (action, kind, namespace, reason), names in alike.items():
+        after = [text for name in names for text in untried.get((namespace, kind, name), ())]
+        then = f" (therefore not tried: {_first(after)})" if after else ""
+        lines.append(f"{action} {kind} {namespace}/{_first(names)}: {reason}{then}")
     for (namespace, reason), targets in unreadable.items():
         wanted = f", which {_first(targets)} would go to," if targets else ""
         lines.append(f"reading namespace {namespace}{wanted} (what is there stays): {reason}")
@@ -354,6 +471,14 @@ def failed_lines(report: Report) -> list[str]:
     if len(lines) > FAILED_SHOWN:
         lines = [*lines[:FAILED_SHOWN], f"... and {len(lines) - FAILED_SHOWN} more (-o json lists all)"]
     return lines
+
+
+def _cause_of(row: FailedRow) -> tuple[str, str, str] | None:
+    """The object whose failure left this one untried, None where it was tried."""
+    if not isinstance(row.reason, Reason) or row.reason.code is not Code.NOT_TRIED:
+        return None
+    said = dict(row.reason.data)
+    return row.namespace, said["kind"], said["name"]
 
 
 def _first(names: Sequence[str]) -> str:
@@ -766,8 +891,8 @@ def _pair_lines(title: str, pairs: Pairs) -> list[str]:
 # --------------------------------------------------------------------------- one door
 
 
-def render(report: Report, output: str, width: int | None = 80, colour: bool = False) -> str:
-    """A report in one of the formats of `--output`."""
+def render(report: Report, output: str, width: int | None = 80, colour: bool = False, *, every: bool = False) -> str:
+    """A report in one of the formats of `--output`; `every`: the table with services that stay as they are."""
     match output:
         case "json":
             return to_json(report.to_json())
@@ -776,4 +901,4 @@ def render(report: Report, output: str, width: int | None = 80, colour: bool = F
         case "diff":
             return diff(report, colour)
         case _:
-            return table(report, width, colour)
+            return table(report, width, colour, every)

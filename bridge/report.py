@@ -137,7 +137,10 @@ class FailedRow:
 
 @dataclass(frozen=True, slots=True, order=True)
 class HeldRow:
-    """Something that the guard refused to take away; `endpoints` ready endpoints stay."""
+    """Something that the guard refused to take away; `endpoints` ready endpoints stay.
+
+    `why` is what all that is held together shares, `command` releases this one alone.
+    """
 
     namespace: str
     name: str
@@ -146,6 +149,8 @@ class HeldRow:
     cause: Code
     endpoints: int
     reason: str
+    why: str = ""
+    command: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As an entry of `held`."""
@@ -157,7 +162,24 @@ class HeldRow:
             "endpoints": self.endpoints,
             "reason": self.cause.value,
             "message": self.reason,
+            "command": self.command,
         }
+
+
+def held_row(held: Held, queries: Sequence[Query]) -> HeldRow:
+    """A hold as a row."""
+    target, origin = held.target, Origin.of(queries)
+    return HeldRow(
+        target.namespace,
+        target.name,
+        origin.service,
+        origin.datacenter,
+        held.cause,
+        held.endpoints,
+        held.reason,
+        held.why or held.reason,
+        held.command,
+    )
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -330,7 +352,7 @@ def build_report(
         counts.update(change.action.value for change in mine)
         counts["unchanged"] += counted_unchanged
         failed += _failed_rows(outcome, origin, dry_run)
-        held += [HeldRow(*where, h.cause, h.endpoints, h.reason) for h in plan.held]
+        held += [held_row(h, plan.queries) for h in plan.held]
         for conflict in plan.conflicts:
             row = ConflictRow(
                 conflict.target.namespace,

@@ -95,6 +95,7 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--exit-code", "", "With --dry-run: exit status 4 when there are changes.", _HOW, bool),
         Flag("--output", "FORMAT", "table (default), json, yaml; sync and purge also: diff.", _HOW, short="-o",
              words=("table", "json", "yaml", "diff")),
+        Flag("--all", "", "Show services that stay as they are, too.", _HOW, bool),
         Flag("--yes", "", "Ask nothing.", _HOW, bool, short="-y"),
         Flag("--force", "", "Apply what the guard would hold; --service and --namespace narrow it.", _HOW, bool),
         Flag("--watch", "", "Show it again and again until Ctrl-C.", _HOW, bool, short="-w"),
@@ -115,7 +116,10 @@ _OWNERSHIP = ("--owner", "--policy", "--adopt")
 EVERYWHERE = ("--config", *_CONSUL, *_RULE, *_KUBERNETES, *_OWNERSHIP, *_LOGS)
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "sync": (*EVERYWHERE, "--writers", "--panic-threshold", "--dry-run", "--exit-code", "--output", "--yes", "--force"),
+    "sync": (
+        *EVERYWHERE, "--writers", "--panic-threshold", "--dry-run", "--exit-code", "--output", "--all", "--yes",
+        "--force",
+    ),
     "run": (
         *EVERYWHERE, "--writers", "--panic-threshold", "--restore-hold", "--hold-release", "--listen",
         "--leader-elect", "--shards", "--resync", "--removal-grace-period",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bridge.cli.loading import default_namespace, load, rules_of, status_of
-from bridge.cli.streams import Progress, ask, interactive, say, say_failures, show
+from bridge.cli.streams import Progress, ask, interactive, say, say_trouble, show, terminal, write
 from bridge.errors import ConfigurationError, ExitStatus
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def purge(flags: Mapping[str, Any]) -> int:
 
         plan = once(dry_run=True)
         if settings.sync.dry_run or not plan.changes:
-            show(plan, settings.sync.output)
+            if plan.changes or settings.sync.output != "table":
+                _show(plan, settings.sync.output)
             if not plan.changes:
                 say(f"nothing there belongs to owner {settings.owner!r}{_in_namespaces(namespaces)}")
             return status_of(plan, settings)
@@ -56,15 +57,25 @@ def purge(flags: Mapping[str, Any]) -> int:
             what = f"{count} object{'s' if count > 1 else ''} of owner {settings.owner!r}{_in_namespaces(namespaces)}"
             if not interactive():
                 raise ConfigurationError(f"purge would delete {what}; without a terminal to ask, --yes is needed")
-            show(plan, "table")
+            _show(plan, "table")
             if not ask(f"Delete {what}?"):
                 say("nothing was deleted")
                 return ExitStatus.REFUSED
         progress.what = "deleting"
         report = once(dry_run=False)
-        show(report, settings.sync.output)
-        say_failures(report)
+        _show(report, settings.sync.output)
+        say_trouble(report, settings.sync.output)
         return signals.status if signals.received is not None else status_of(report, settings)
+
+
+def _show(report: Report, output: str) -> None:
+    """How much of what goes, or the report in another format."""
+    from bridge.render import purge_text
+
+    if output == "table":
+        write(purge_text(report, *terminal()))
+    else:
+        show(report, output)
 
 
 def _in_namespaces(namespaces: Sequence[str] | None) -> str:

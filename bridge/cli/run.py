@@ -71,7 +71,9 @@ def run(flags: Mapping[str, Any]) -> int:
         web = WebServer(settings.run.listen, routes.pages if where == "on" else routes.probes)
         page = WebServer(where, routes.pages) if where not in ("on", "off") else None
         with web, page or contextlib.nullcontext():
-            log.info("effective settings", **{k: v for k, v in settings.effective().items() if v})
+            everything = settings.effective()
+            log.debug("all settings", **{k: v for k, v in everything.items() if v})
+            log.info("effective settings", **{k: everything[k] for k in settings.changed()})
             places = {"listening": web.address, **({"page": page.address} if page is not None else {})}
             log.info("bridge starts", version=__version__, **places)
             if signals.received is None:

@@ -51,11 +51,20 @@ def terminal() -> tuple[int | None, bool]:
     return shutil.get_terminal_size((80, 24)).columns, colour
 
 
-def show(report: Report, output: str) -> None:
+def show(report: Report, output: str, every: bool = False) -> None:
+    """The report in the wanted format; `every`: the table with services that stay as they are."""
     from bridge.render import render
 
     width, colour = terminal()
-    write(render(report, output, width, colour))
+    write(render(report, output, width, colour, every=every))
+
+
+def is_one_stream() -> bool:
+    """Whether standard output and standard error are the same terminal, file or pipe."""
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 def interactive() -> bool:
@@ -100,8 +109,15 @@ class Progress:
             self._on = False
 
 
-def say_failures(report: Report) -> None:
-    from bridge.render import failed_lines
+def say_trouble(report: Report, output: str) -> None:
+    """Failures and holds on standard error, unless the report on the same stream has just said them."""
+    from bridge.render import failed_lines, held_lines
 
+    if is_one_stream() and output != "diff":
+        return
     for line in failed_lines(report):
         say(f"failed: {line}")
+    for why, names in held_lines(report.held):
+        say(f"held: {why}")
+        for name in names:
+            say(f"held:   {name}")

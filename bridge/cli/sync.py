@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bridge.cli.loading import consul_of, load, must_select, rules_of, status_of
-from bridge.cli.streams import Progress, ask, interactive, say, say_failures, show
+from bridge.cli.streams import Progress, ask, interactive, say, say_trouble, show
 from bridge.errors import CancelledError, ExitStatus
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def sync(flags: Mapping[str, Any]) -> int:
             return signals.status
         finally:
             progress.clear()
-        show(report, settings.sync.output)
+        show(report, settings.sync.output, settings.sync.all)
         if refused:
             say("nothing was written")
             return ExitStatus.REFUSED
@@ -96,9 +96,7 @@ def _say_outcome(report: Report, settings: Settings) -> None:
     """What a person must not miss, on standard error: failures, holds, and an empty selection."""
     from bridge.core.select import Only
 
-    say_failures(report)
-    for held in report.held:
-        say(f"held: {held.namespace}/{held.name}: {held.reason}")
+    say_trouble(report, settings.sync.output)
     if settings.sync.force and settings.only() != Only():
         if not report.services and not report.failed:
             say("nothing to force: nothing is mirrored yet at these --service and --namespace; leave --force out")

@@ -426,6 +426,7 @@ class SyncSettings(Section):
     output: Literal["table", "json", "yaml", "diff"] = leaf("table", "How the report is printed.", flag="--output")
     dry_run: bool = leaf(False, "Print the plan and stop.", flag="--dry-run")
     exit_code: bool = leaf(False, "With --dry-run: exit status 4 when there are changes.", flag="--exit-code")
+    all: bool = leaf(False, "Of `bridge sync`: show services that stay as they are, too.", flag="--all")
     yes: bool = leaf(False, "Ask nothing.", flag="--yes")
     watch: bool = leaf(False, "Of `bridge status`: show it again and again until Ctrl-C.", flag="--watch")
     interval: Annotated[float, duration("500ms", "1h")] = leaf(

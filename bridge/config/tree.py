@@ -380,6 +380,12 @@ class Settings(BaseSettings):
         values["rules"] = f"{len(self._rules())} (from {self._selected_by})"
         return values
 
+    def changed(self) -> tuple[str, ...]:
+        """Paths of the settings that are not as by default, and of those that say what is mirrored, and from where."""
+        differing = {".".join(s.path) for s in catalogue() if self._value(s.path) != s.field.get_default()}
+        differing |= {"consul.address", "owner", "rules", *(["annotated"] if self.annotated is not None else [])}
+        return tuple(path for path in self.effective() if path in differing)
+
     def source(self, path: str) -> str:
         """Where the value of `consul.address` and the like comes from."""
         place = self._places.get(tuple(path.split(".")))

@@ -440,6 +440,7 @@ class _Ledger:
                 flips=became_unready > 0,
                 deselected=removed > 0 and plan.deselected > 0,
                 releasing=self._releases.counts(plan.target),
+                why=f"{why.text}; released {' or '.join(self._ways(why))}, or by a command",
                 command=command,
             )
             since = now if hold is None else hold.since
@@ -509,14 +510,16 @@ class _Ledger:
         return f"mirrored from {', '.join(map(truncate, self._scope.datacenters))}"
 
     def _sentence(self, count: int, why: _Reason, command: str) -> str:
-        after = self._settings.hold_release_seconds
-        ways = ["when Consul recovers", f"by `{command}`"]
-        if why.cause is Code.HELD_REBUILT:
-            ways[0] = "when they are registered again"
-        if after is not None:
-            ways.append(f"{after:.0f} s after the hold began")
+        first, *later = self._ways(why)
+        ways = [first, f"by `{command}`", *later]
         kept = "1 ready endpoint is" if count == 1 else f"{count} ready endpoints are"
         return f"{kept} kept: {why.text}; released {', '.join(ways[:-1])} or {ways[-1]}"
+
+    def _ways(self, why: _Reason) -> list[str]:
+        """How a hold ends by itself."""
+        after = self._settings.hold_release_seconds
+        ways = ["when they are registered again" if why.cause is Code.HELD_REBUILT else "when Consul recovers"]
+        return ways if after is None else [*ways, f"{after:.0f} s after the hold began"]
 
     def _exceeds(self, found: _Sum, percent: int) -> bool:
         return percent > 0 and found.part >= self._settings.removal_minimum and found.part * 100 > found.whole * percent

@@ -510,7 +510,9 @@ class Held:
     `cause` is HELD_REMOVAL, HELD_PANIC or HELD_REBUILT. `removed`: endpoints that Consul no longer lists stay; `flips`:
     endpoints that would turn not ready stay ready; `deselected`: endpoints stay that are not selected any more.
     `releasing`: a forced pass is taking them away; meanwhile nothing is
-    written at the target. `command` releases this hold and nothing else; `reason` has it, too.
+    written at the target.
+
+    `reason` is the whole sentence. What is held together shares `why`; `command` releases this target alone.
     """
 
     target: Target
@@ -521,6 +523,7 @@ class Held:
     flips: bool = False
     deselected: bool = False
     releasing: bool = False
+    why: str = ""
     command: str = ""
 
 

@@ -67,7 +67,7 @@ def test_a_dry_run_deletes_nothing(run: Run, purge: Purge) -> None:
     """Whatever else is said."""
     result = run("purge", "--dry-run", "--yes", "--exit-code")
     assert result.exit_code == 4
-    assert "2 to delete" in result.stdout
+    assert "2 objects to delete in namespace storage: 1 Endpoints, 1 Service" in result.stdout
     assert purge.calls == [("default", ("from-context",), True)]
 
 
@@ -119,12 +119,12 @@ PRELUDE = """
 
 @pytest.mark.parametrize(
     ("answer", "status", "expected"),
-    [(b"y\n", 0, "2 deleted"), (b"n\n", 3, "nothing was deleted"), (b"\n", 3, "nothing")],
+    [(b"y\n", 0, "2 objects deleted"), (b"n\n", 3, "nothing was deleted"), (b"\n", 3, "nothing")],
 )
 def test_on_a_terminal_it_shows_the_plan_and_asks(answer: bytes, status: int, expected: str) -> None:
     """No is the default."""
     got, text = on_a_terminal("purge", prelude=PRELUDE, answer=answer)
     assert got == status
-    assert "2 to delete" in text
+    assert "2 objects to delete in namespace storage: 1 Endpoints, 1 Service" in text
     assert "Delete 2 objects of owner 'default' in namespace from-context?" in text
     assert expected in text

@@ -144,11 +144,15 @@ def test_the_effective_settings_are_logged_once_with_secrets_masked(tmp_path: Pa
     _, log = running.end()
     (effective,) = [e for e in log if e["event"] == "effective settings"]
     assert effective["consul.token_file"] == str(tmp_path / "token")
-    assert effective["run.removal_grace_period"] == "30s"
+    assert "run.removal_grace_period" not in effective  # it is as by default
+    assert {"consul.address", "owner", "rules"} <= effective.keys()
     assert "file-secret-1234" not in json.dumps(log)
     assert any("***" in json.dumps(e) for e in log)
-    _, log = Running("--listen", "127.0.0.1:0", env={"CONSUL_HTTP_TOKEN": "environment-secret"}).end()
+    environment = {"CONSUL_HTTP_TOKEN": "environment-secret", "BRIDGE_LOG_LEVEL": "debug"}
+    _, log = Running("--listen", "127.0.0.1:0", env=environment).end()
     assert next(e for e in log if e["event"] == "effective settings")["consul.token"] == "***"
+    (everything,) = [e for e in log if e["event"] == "all settings"]
+    assert (everything["run.removal_grace_period"], everything["consul.token"]) == ("30s", "***")
     assert "environment-secret" not in json.dumps(log)
 
 

@@ -121,8 +121,24 @@ def test_machine_output_stands_alone_on_standard_output(
     result = run("sync", "-o", output, env={"BRIDGE_CONECTIONS": "1"})
     assert parse(result.stdout) == engine.report.to_json()
     assert "failed: reading db in dc1 (what is there stays): 500" in result.stderr
-    assert "held: storage/radosgw: too many at once" in result.stderr.splitlines()
+    assert result.stderr.splitlines().count("held: too many at once") == 1
+    assert any(line.startswith("held:   storage/radosgw (") for line in result.stderr.splitlines())
     assert "BRIDGE_CONECTIONS: no such setting" in result.stderr
+
+
+def test_what_failed_is_said_once_where_both_streams_are_one() -> None:
+    """A terminal, or `2>&1`: the table has said it."""
+    prelude = """
+        import bridge.oneshot.sync as s
+        from bridge.core.model import Query
+        from tests.unit.cli.test_streams import HELD
+        from tests.unit.render.builders import created, report
+        s.sync_once = lambda **_: report(created(1), HELD, unknown={Query("dc1", "db"): "500"}, dry_run=False)
+    """
+    told, text = on_a_terminal("sync", prelude=prelude, answer=b"")
+    assert (told, text.count("reading db in dc1"), text.count("too many at once")) == (1, 1, 1)
+    apart = process("sync", prelude=prelude)
+    assert [s.count("reading db in dc1") for s in (apart.stdout, apart.stderr)] == [1, 1]
 
 
 def test_a_table_is_plain_in_a_pipe(run: Run, engine: Engine) -> None:
@@ -189,9 +205,9 @@ def on_a_terminal(*arguments: str, prelude: str, answer: bytes, selects: bool = 
 @pytest.mark.parametrize(
     ("flags", "answer", "status", "expected"),
     [
-        ([], b"y\n", 0, "1 deleted"),
+        ([], b"y\n", 0, "1 object deleted"),
         ([], b"n\n", 3, "nothing was written"),
-        (["--yes"], b"", 0, "1 deleted"),
+        (["--yes"], b"", 0, "1 object deleted"),
     ],
 )
 def test_sync_asks_before_it_deletes_on_a_terminal(flags: list[str], answer: bytes, status: int, expected: str) -> None:
@@ -206,7 +222,7 @@ def test_sync_does_not_ask_where_nobody_can_answer() -> None:
     """In a CronJob or a pipeline."""
     done_ = process("sync", prelude=DELETING, stdin=subprocess.DEVNULL)
     assert done_.returncode == 0
-    assert "1 deleted" in done_.stdout
+    assert "1 object deleted" in done_.stdout
 
 
 def test_a_terminal_gets_colour_and_no_color_is_obeyed() -> None:
@@ -328,7 +344,7 @@ def test_a_signal_while_writing_lets_the_objects_in_hand_finish(number: int, sta
     """Then the report says what was done, and the status that it was interrupted."""
     got, out, errors = interrupted(number, writing=True)
     assert got == status
-    assert "1 updated" in out
+    assert "1 object updated" in out
     assert "interrupted: finishing the objects in hand" in errors
     assert "Traceback" not in errors
 

@@ -107,8 +107,12 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
         "60 ready endpoints are kept: 61 of 100 ready endpoints mirrored from dc1 (61 %, the limit is 50 %) would "
         "vanish within 60 s because Consul no longer lists them or no rule selects them; released when Consul "
         "recovers, by `bridge sync --service s0 --namespace default --force` or 3600 s after the hold began",
+        why="61 of 100 ready endpoints mirrored from dc1 (61 %, the limit is 50 %) would vanish within 60 s because "
+        "Consul no longer lists them or no rule selects them; released when Consul recovers or 3600 s after the hold "
+        "began, or by a command",
         command="bridge sync --service s0 --namespace default --force",
     )
+    assert removal[TARGETS[1]].why == removal[TARGETS[0]].why
     assert removal[TARGETS[1]].reason.startswith("1 ready endpoint is kept: 61 of 100")
     panic = held(Guard(GuardSettings()), [taking(0, 0, 90)], 100)[TARGETS[0]]
     assert (panic.cause, panic.removed, panic.flips) == ("panic", False, True)
@@ -127,6 +131,8 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
         "2 ready endpoints are kept: Consul in dc1 was rebuilt or restored (its index went backwards), and for another "
         "590 s nothing is removed, so that agents can register again; released when they are registered again or by "
         "`bridge sync --service s0 --namespace default --force`",
+        why="Consul in dc1 was rebuilt or restored (its index went backwards), and for another 590 s nothing is "
+        "removed, so that agents can register again; released when they are registered again, or by a command",
         command="bridge sync --service s0 --namespace default --force",
     )
     mine = Scope(namespace="team-a")

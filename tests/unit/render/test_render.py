@@ -12,8 +12,8 @@ import yaml
 from bridge.core.model import Action, Conflict, EndpointsBody, Held, Kind, Query, Skipped, Target
 from bridge.core.reasons import Code, Reason
 from bridge.errors import TransientError
-from bridge.render import Column, clean, columns, painter, render, summary_line
-from bridge.report import Outcome, Report
+from bridge.render import Column, clean, columns, failed_lines, painter, purge_text, render, summary_line
+from bridge.report import Failure, Outcome, Report
 from tests.unit.core.builders import said
 from tests.unit.render.builders import TARGET, before, change, created, done, group, plan, report, service_body
 
@@ -54,10 +54,9 @@ def test_a_table_says_all_that_matters() -> None:
     lines = text.splitlines()
     assert lines[0].split() == ["SERVICE", "TARGET", "PORTS", "READY", "NOT", "READY", "ACTION", "REASON"]
     assert re.search(r"radosgw +storage/radosgw +8080 +11 +1 +update +1 address turns not ready; 1 skipped", text)
-    assert "dry run: 2 to create, 2 to update; 1 unchanged, 1 held, 1 conflict, 1 skipped, 3 failed" in lines
-    assert "when Consul is right: the command at each of them (look at it with --dry-run first)" in " ".join(
-        text.split()
-    )
+    sums = " ".join(text.split())
+    assert "dry run: 1 service to create, 1 to update, 1 held, 1 in conflict, 1 failed " in sums
+    assert "2 objects to create, 2 to update, 1 unchanged, 1 failed 1 instance skipped 2 reads failed " in sums
     assert "rename or delete the object" in " ".join(text.split())
     assert "Failed (3)" in text
     assert "update Endpoints storage/db: 503 from the API server" in text
@@ -77,8 +76,8 @@ def test_a_long_name_is_cut_only_where_the_terminal_ends() -> None:
     """In a pipe every name is whole, so that it can be searched for."""
     name = "a" * 63
     outcome = done(plan(change(), target=Target("storage", name), query=Query("dc1", name)))
-    assert "…" in render(report(outcome), "table", 80)
-    piped = render(report(outcome), "table", None)
+    assert "…" in render(report(outcome, dry_run=False), "table", 80)
+    piped = render(report(outcome, dry_run=False), "table", None)
     assert f"storage/{name}" in piped
     assert "…" not in piped
 
@@ -91,7 +90,7 @@ def test_wide_characters_keep_the_columns_straight() -> None:
         done(plan(change(), target=Target("a", f"t{n}"), query=Query("dc1", name)))
         for n, name in enumerate(("存储网关", "radosgw"))
     ]
-    rows = render(report(*outcomes), "table", 80).splitlines()[1:3]
+    rows = render(report(*outcomes, dry_run=False), "table", 80).splitlines()[1:3]
     assert len({cell_len(row[: row.index("a/t")]) for row in rows}) == 1
 
 
@@ -107,8 +106,8 @@ def test_the_datacenter_is_shown_when_there_are_several() -> None:
     """With one it would be noise."""
     one = done(plan(change(), target=Target("a", "x"), query=Query("dc1", "x")))
     two = done(plan(change(), target=Target("a", "y"), query=Query("dc2", "y")))
-    assert "x@dc1" in render(report(one, two), "table", 80)
-    assert "x@dc1" not in render(report(one), "table", 80)
+    assert "x@dc1" in render(report(one, two, dry_run=False), "table", 80)
+    assert "x@dc1" not in render(report(one, dry_run=False), "table", 80)
 
 
 def test_adoption_is_offered_where_it_helps() -> None:
@@ -197,10 +196,16 @@ def test_very_many_failures_are_cut() -> None:
     [
         (report(), "dry run: nothing to do"),
         (report(dry_run=False), "nothing to do"),
-        (report(created(1), created(2)), "dry run: 4 to create"),
-        (report(done(created(1).plan), dry_run=False), "2 created"),
-        (report(done(plan(change(Action.UNCHANGED)))), "dry run: nothing to do; 1 unchanged"),
-        (report(done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),)))), "dry run: nothing else to do; 1 held"),
+        (report(created(1), created(2)), "dry run: 2 services to create; 4 objects to create"),
+        (report(done(created(1).plan), dry_run=False), "1 service created; 2 objects created"),
+        (
+            report(done(plan(change(Action.UNCHANGED)))),
+            "dry run: nothing to do; 1 service unchanged; 1 object unchanged",
+        ),
+        (
+            report(done(plan(held=(Held(TARGET, Code.HELD_PANIC, 1, "x"),)))),
+            "dry run: nothing else to do; 1 service held",
+        ),
     ],
 )
 def test_the_line_of_sums(the_report: Report, expected: str) -> None:
@@ -276,3 +281,86 @@ def test_a_reason_that_has_no_room_stands_whole_under_its_row() -> None:
     assert "…" in narrow[-1]
     assert max(map(len, narrow)) <= 60
     assert columns(HEADS, rows[1:], 60, painter(False), below=True)[1].split()[-1] == "ready"
+
+
+def test_what_stays_as_it_is_has_no_row_unless_it_is_asked_for() -> None:
+    """Of 1,500 services the one that changes is seen; the sums count the others."""
+    targets = [Target("storage", f"s-{n:04}") for n in range(1500)]
+    same = [done(plan(change(Action.UNCHANGED, target=t), target=t, query=Query("dc1", t.name))) for t in targets]
+    the_report = report(*same, created(1))
+    text = render(the_report, "table", 80)
+    assert len(text.splitlines()) < 8
+    assert "service-0001" in text
+    assert "1 service to create, 1500 unchanged 2 objects to create, 1500 unchanged" in " ".join(text.split())
+    assert "--all" in text
+    whole = render(the_report, "table", 80, every=True)
+    assert all(t.name in whole for t in targets)
+    assert "--all" not in whole
+
+
+def held(name: str, command: str, why: str = "12 of 20 would vanish") -> Outcome:
+    """A target where something is held."""
+    target = Target("storage", name)
+    kept = Held(target, Code.HELD_REMOVAL, 3, f"3 are kept: {why}; by `{command}`", why=why, command=command)
+    return done(plan(target=target, query=Query("dc1", name), held=(kept,)))
+
+
+def test_why_something_is_held_is_said_once_with_each_name_and_its_command() -> None:
+    """Whatever is held for another reason has its own text."""
+    other = held("ldap", "bridge sync --service ldap --force", "Consul was rebuilt")
+    the_report = report(
+        held("a", "bridge sync --service a --force"), held("b", "bridge sync --service b --force"), other
+    )
+    text = " ".join(render(the_report, "table", 80).split())
+    assert (text.count("12 of 20 would vanish"), text.count("Consul was rebuilt")) == (1, 1)
+    for name in ("a", "b", "ldap"):
+        assert f"storage/{name} (3 ready endpoints kept): bridge sync --service {name} --force" in text
+    assert [row["command"] for row in the_report.to_json()["held"]] == [
+        f"bridge sync --service {name} --force" for name in ("a", "b", "ldap")
+    ]
+
+
+def test_many_holds_are_cut() -> None:
+    """A lost Consul holds everything."""
+    text = render(report(*(held(f"s{n:03}", "bridge sync --force") for n in range(300))), "table", 120)
+    assert text.count("12 of 20 would vanish") == 1
+    assert "... and 280 more (-o json lists all)" in text
+
+
+def test_a_failure_comes_before_what_was_not_tried_for_it() -> None:
+    """In one line: the Service sorts behind the Endpoints that were not tried without it."""
+    service = change(Action.CREATE, Kind.SERVICE)
+    first = Outcome(
+        plan(service, change(Action.CREATE, Kind.ENDPOINTS)), failures=(Failure(service, TransientError("503")),)
+    )
+    (line,) = failed_lines(report(first, dry_run=False))
+    assert line.startswith("create Service storage/radosgw: 503")
+    assert "not tried: Endpoints radosgw" in line
+
+
+def test_what_fails_alike_is_one_line() -> None:
+    """A namespace that does not exist fails for every service, with one and the same sentence."""
+    outcomes = []
+    for n in range(300):
+        the_change = change(Action.CREATE, Kind.SERVICE, target=Target("storage", f"s{n:03}"))
+        failure = Failure(the_change, TransientError("namespace storage does not exist"))
+        outcomes.append(Outcome(plan(the_change, target=the_change.target), failures=(failure,)))
+    (line,) = failed_lines(report(*outcomes, dry_run=False))
+    assert line == "create Service storage/s000, s001, s002 and 297 more: namespace storage does not exist"
+
+
+def test_a_purge_says_what_goes_and_how_much_of_it() -> None:
+    """Before it: each name with its objects; after it: the sums alone."""
+    targets = [Target("storage", f"s-{n:04}") for n in range(150)]
+    plans = [
+        plan(change(Action.DELETE, target=t), change(Action.DELETE, Kind.SERVICE, target=t), target=t,
+             query=Query("dc1", f"consul-{t.name}"))
+        for t in targets
+    ]  # fmt: skip
+    before_it = purge_text(report(*map(Outcome, plans)), 80)
+    assert before_it.startswith("dry run: 300 objects to delete in namespace storage: 150 Endpoints, 150 Services\n")
+    assert re.search(r"storage/s-0000 +consul-s-0000 +1 Endpoints, 1 Service\n", before_it)
+    assert "... and 50 more (-o json lists all)" in before_it
+    assert "storage/s-0149" in purge_text(report(*map(Outcome, plans)), None)
+    after_it = purge_text(report(*map(done, plans), dry_run=False), 80)
+    assert after_it == "300 objects deleted in namespace storage: 150 Endpoints, 150 Services\n"

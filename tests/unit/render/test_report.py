@@ -92,6 +92,7 @@ def test_json_has_exactly_the_keys_that_scripts_rely_on() -> None:
                 "endpoints": 3,
                 "reason": "removal",
                 "message": "12 of 20",
+                "command": "",
             }
         ],
         "failed": [
