@@ -747,7 +747,9 @@ def test_that_nodes_are_hidden_from_the_token_is_told_until_they_can_be_seen(rec
             views = [event[2] for event in recorder.events if event[0] == "view"]
             assert all(view.acl_filtered for view in views if isinstance(view, Known))
             consul.hidden_nodes.clear()
-            assert recorder.wait(lambda: all(has(recorder, q, 2) and not recorder.views[q].hidden for q in queries))
+            assert recorder.wait(
+                lambda: all(has(recorder, q, 2) and not recorder.views[q].acl_filtered for q in queries)
+            )
 
 
 def test_without_a_token_under_default_deny_nothing_is_known(recorder: Recorder) -> None:
