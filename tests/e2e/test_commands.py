@@ -290,7 +290,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_a_healthy_service_is_explained(run: Run, consul: RawConsul, namespace: str, prefix: str) -> None:
-    """Its rule, its target, a line per instance with the check that decided, and that all is well."""
+    """Its rule, its target, a line per instance what is not well first, and that all is as it should be."""
     name = gateways(consul, prefix)
     run("sync", "--yes")
     text = run("explain", name).stdout
@@ -301,12 +301,13 @@ def test_a_healthy_service_is_explained(run: Run, consul: RawConsul, namespace: 
     found = rows(text)
     node = f"{prefix}vm-03"
     assert len(found) == 12
-    group = found[2].pop(5)
-    assert re.fullmatch(rf"subset 1, {name}-[0-9a-f]{{8}}", group)
-    assert found[2] == [
-        f"{node}/{name}-{node}", "critical", f"check:{name}-{node}", "10.77.0.3", "8080", "not ready", "not ready",
-         "at the node's address (the service has none)",
+    assert "In all 12 rows: PORTS 8080\n" in text
+    assert found[0] == [  # what is not well comes first
+        f"{node}/{name}-{node}", "critical", "10.77.0.3", "not ready", "not ready",
+        f"check check:{name}-{node}; at the node's address (the service has none)",
     ]  # fmt: skip
+    (explanation,) = run("explain", name, "-o", "json").json["explanations"]
+    assert all(re.fullmatch(rf"subset 1, {name}-[0-9a-f]{{8}}", row["group"]) for row in explanation["rows"])
     assert text.endswith("\nKubernetes holds exactly this.\n")
     (row,) = run("status", "-o", "json").json["services"]
     assert (row["state"], row["consul"], row["kubernetes"]) == (

@@ -56,7 +56,7 @@ def test_it_tells_its_story_in_eighty_columns_and_ends_by_itself(tmp_path: Path)
         assert shown.process.wait(60) == 0, text
     assert_fits(text, 80)
     assert {(m[1], m[2]) for m in ESCAPE.finditer(text)} <= {(code, "m") for code in BASIC}
-    assert "\x1b[32m3 created\x1b[0m" in text  # by `bridge`, which colours on terminals alone
+    assert "\x1b[32m3 objects created\x1b[0m" in text  # by `bridge`, which colours on terminals alone
     plain = ESCAPE.sub("", text)
     assert "11, 1 not ready: 10.77.0.13\n" in plain
     assert "13 of 13: radosgw-01 ... radosgw-13\n" in plain

@@ -94,6 +94,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "sync.output": ("json", "yaml"),
     "sync.dry_run": ("true", "false"),
     "sync.exit_code": ("true", "false"),
+    "sync.all": ("true", "false"),
     "sync.yes": ("true", "false"),
     "sync.watch": ("true", "false"),
     "sync.interval": ("1s", "3s"),
