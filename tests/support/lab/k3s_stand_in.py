@@ -15,9 +15,11 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 BINARIES = Path("/opt/kubernetes")
@@ -35,11 +37,15 @@ def main(arguments: list[str]) -> int:
     if not (DATA / LAST_MADE).exists():
         certificates(names)
     kubeconfig = write_kubeconfig()
-    children = [subprocess.Popen(command, cwd=DATA) for command in commands(kubeconfig)]
+    *servers, controllers = commands(kubeconfig)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGCHLD, lambda *_: stop.set())
-    stop.wait()
+    children = [subprocess.Popen(command, cwd=DATA) for command in servers]
+    while not stop.wait(0.2):
+        if is_ready():  # the controller manager waits 10 s for an API server and then ends
+            children.append(subprocess.Popen(controllers, cwd=DATA))
+            stop.wait()
     for child in reversed(children):  # etcd last: the others still write to it as they go
         child.terminate()
         try:
@@ -47,6 +53,16 @@ def main(arguments: list[str]) -> int:
         except subprocess.TimeoutExpired:
             child.kill()
     return 0
+
+
+def is_ready() -> bool:
+    """Whether the API server answers. It may be asked by anybody."""
+    try:
+        context = ssl.create_default_context(cafile=str(DATA / "ca.crt"))
+        with urllib.request.urlopen(f"{SERVER}/readyz", timeout=5, context=context) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def certificates(names: list[str]) -> None:
