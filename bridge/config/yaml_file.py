@@ -96,7 +96,7 @@ def parse(raw: bytes | str, path: str) -> Document:
         walk = _Walk(path, loader)
         content = {} if node is None else walk.build(node, ())
     except yaml.MarkedYAMLError as error:
-        raise ConfigurationError(fault_of(error, path)) from None
+        raise ConfigurationError(fault_of(error, path) + _tab_remedy(error, raw)) from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
@@ -119,6 +119,15 @@ def fault_of(error: yaml.MarkedYAMLError, path: str) -> str:
     place = f"{path}:{at.line + 1}:{at.column + 1}" if at is not None else path
     problem = " ".join(t for t in (error.context, error.problem) if t)
     return f"{place}: not valid YAML: {unquoted(problem)}"
+
+
+def _tab_remedy(error: yaml.MarkedYAMLError, raw: bytes | str) -> str:
+    """How to fix a tab that YAML does not take as indentation; "" where there is none at the place."""
+    lines = (raw if isinstance(raw, str) else raw.decode("utf-8", "replace")).split("\n")
+    at = error.problem_mark
+    if at is None or at.line >= len(lines) or lines[at.line][at.column : at.column + 1] != "\t":
+        return ""
+    return "; there is a tab: YAML is indented with spaces, so replace it with spaces"
 
 
 def unquoted(problem: str) -> str:

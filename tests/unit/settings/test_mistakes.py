@@ -32,6 +32,8 @@ def mistake(tmp_path: Path, text: str) -> str:
         ("run: {resync: soon}\n", "F:1:15: run.resync: 'soon' is not a duration; durations are written 250ms, 30s, 5m"),
         ("run: {removal_grace_period: 8d}\n", "F:1:29: run.removal_grace_period: '8d' must be between 0s and 7d"),
         ("run: {resync: [1s]}\n", "F:1:15: run.resync: ['1s'] must be a duration (30s, 5m, 1h30m), not a list"),
+        ("consul:\n\taddress: x\n", "F:2:1: not valid YAML: while scanning for the next token found character "
+         "that cannot start any token; there is a tab: YAML is indented with spaces, so replace it with spaces"),
         ("run:\n  grace: 1s\n", "F:2:3: run.grace: no such key; it is called run.removal_grace_period now"),
         ("run: {installation: x}\n", "F:1:7: run.installation: no such key; it is called run.instance_name now"),
         ("guard: {rebuild_grace: 1s}\n", "F:1:9: guard.rebuild_grace: no such key; it is called guard.rest"),
