@@ -356,7 +356,7 @@ def test_two_consul_services_become_two_ports_of_one_service(
 
     assert listed() == {("10.77.1.1", "http", 8080), ("10.77.1.2", "metrics", 9100)}
     (explanation,) = sync(*rules, command=("explain", f"{prefix}web-http")).json["explanations"]
-    assert (len(explanation["rows"]), explanation["others"], explanation["differences"]) == (1, [], [])
+    assert (len(explanation["rows"]), explanation["unaccounted"], explanation["differences"]) == (1, [], [])
     consul.deregister(f"{prefix}web-metrics", f"{prefix}vm-2")
     sync(*rules)
     assert listed() == {("10.77.1.1", "http", 8080)}

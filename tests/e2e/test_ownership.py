@@ -458,7 +458,7 @@ def test_an_annotated_service_is_seen_by_status_and_explain(
         ["10.77.1.2"], "true",
     )  # fmt: skip
     assert (row["service"], row["name"], row["state"]) == (f"{prefix}pg", "database", "in sync")
-    assert (explanation["target"], explanation["rule"], [r["ended"] for r in explanation["rows"]]) == (
+    assert (explanation["target"], explanation["rule"], [r["disposition"] for r in explanation["rows"]]) == (
         f"{namespace}/database", f"Service {namespace}/database", ["not selected", "ready"],
     )  # fmt: skip
 

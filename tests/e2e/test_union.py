@@ -162,8 +162,8 @@ def test_from_pods_to_vms_the_slices_of_the_pods_stay_behind(
         result = sync(rule)
         assert ([row["reason"] for row in result.json["warnings"]], result.json["changes"]) == (["foreign_slice"], [])
         explanations = sync(rule, command=("explain", name)).json["explanations"]
-        (explained,) = [e for e in explanations if e["others"]]  # the rule would like to have the name as well
-        assert (explained["others"], explained["warnings"]) == (["10.244.0.7:8080 ready"], [detail])
+        (explained,) = [e for e in explanations if e["unaccounted"]]  # the rule would like to have the name as well
+        assert (explained["unaccounted"], explained["warnings"]) == (["10.244.0.7:8080 ready"], [detail])
         assert checked(sync, rule) == {"slices of others": "warning"}
         events = kube.json("GET", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events")["items"]
         assert any(e["note"].startswith(said) for e in events if e["reason"] == "Attention")
