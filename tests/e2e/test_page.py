@@ -344,8 +344,10 @@ def test_it_works_without_script(
 ) -> None:
     """Search by the button, sort and page by links, a service's page: plain HTML."""
     names = fill(consul, prefix, 60, 1)
-    eventually(lambda: daemon.get("/")[1].count(b"of 60<"), 1, 60)
-    page = opened(daemon.url, java_script_enabled=False)
+    eventually(lambda: [daemon.get("/")[1].count(text) for text in (b"of 60<", b"In sync</h1>")], [1, 1], 60)
+    page = opened(
+        daemon.url, java_script_enabled=False
+    )  # the first sync is over, so that nothing is in trouble and first
     page.get_by_role("link", name="Next").click()
     expect_names(page, names[50:])
     page.get_by_label("Search services").fill("ldap")
