@@ -1,8 +1,9 @@
 """The sections of the settings: every key with its type, bounds, default, flag, environment names and description.
 
-This is the only declaration of a setting: the flags, the environment, the reference's tables and the chart's schema
-are made of it. What rules and grants consist of stands in `bridge.config.rules`, the whole tree in
-`bridge.config.tree`. Its length is that of the descriptions, which are the reference.
+The environment, the reference's tables and the chart's schema are made of these declarations. Flags name the setting
+that they stand for and repeat its default in their help. What rules and grants consist of stands in
+`bridge.config.rules`, the whole tree in `bridge.config.tree`. Its length is that of the descriptions, which are the
+reference.
 """
 
 from __future__ import annotations
