@@ -14,12 +14,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 
 WORDS: Mapping[str, str] = {
+    "announcer": "Kubernetes event observer",
     "bell": "aggregate watch",
     "bells": "aggregate watches",
+    "brake": "rate limiter",
+    "brakes": "rate limiters",
     "deaf": "unsynced",
     "doorbell": "aggregate watch",
     "doorbells": "aggregate watches",
+    "drawing": "components",
+    "flipped": "became unready",
+    "graves": "tombstones",
+    "homeless": "unplaced",
     "house": "code, package",
+    "rival": "conflicting writer",
+    "rivals": "conflicting writers",
+    "shorten": "truncate",
+    "sighting": "observation",
     "sweeper": "index poller",
     "sweeps": "index polls",
     "vouch": "verify",
