@@ -59,7 +59,7 @@ def test_rows_follow_both_sides(running: Running, eventually: Eventually) -> Non
     explanation = running.bridge.explain("default", "web")
     assert explanation is not None
     assert [(r.instance.split("/")[0], r.disposition, r.kubernetes) for r in explanation[0].rows] == [
-        ("vm-0", "ready", "ready"), ("vm-1", "not ready", "not ready"), ("vm-2", "ready", "ready"),
+        ("vm-1", "not ready", "not ready"), ("vm-0", "ready", "ready"), ("vm-2", "ready", "ready"),
     ]  # fmt: skip
     assert running.bridge.explain("default", "nix") is None
 
