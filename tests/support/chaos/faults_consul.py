@@ -213,8 +213,8 @@ class ConsulFailover(Fault):
 
     name = "consul-failover"
     what = (
-        "a balancer in front of Consul fails over: bytes of open connections lead nowhere and neither side closes them, "
-        "new connections work; the bridge is well again within 20 s, before the fault is healed"
+        "a balancer in front of Consul fails over: bytes of open connections lead nowhere and neither side closes "
+        "them, new connections work; the bridge is well again within 20 s, before the fault is healed"
     )
     shows = (log("consul cannot be asked", "in time"),)
     readiness = EITHER

@@ -168,8 +168,8 @@ class KubeFailover(Fault):
 
     name = "kube-failover"
     what = (
-        "a balancer in front of the API server fails over: bytes of open connections lead nowhere and neither side closes "
-        "them, new connections work; the bridge writes again within 12 s, before the fault is healed"
+        "a balancer in front of the API server fails over: bytes of open connections lead nowhere and neither side "
+        "closes them, new connections work; the bridge writes again within 12 s, before the fault is healed"
     )
     shows = (log("write failed", "in time"), Metric("consul_bridge_errors_total", "grows"))
     readiness = EITHER
