@@ -459,7 +459,7 @@ def test_an_annotated_service_is_seen_by_status_and_explain(
     )  # fmt: skip
     assert (row["service"], row["name"], row["state"]) == (f"{prefix}pg", "database", "in sync")
     assert (explanation["target"], explanation["rule"], [r["disposition"] for r in explanation["rows"]]) == (
-        f"{namespace}/database", f"Service {namespace}/database", ["not selected", "ready"],
+        f"{namespace}/database", f"Service {namespace}/database", ["ready", "not selected"],
     )  # fmt: skip
 
 
