@@ -17,9 +17,9 @@ from bridge import __version__
 from bridge.config import Settings
 from bridge.config.yaml_file import digest_of
 from bridge.controller.controller import Controller
-from bridge.controller.status_view import ServiceRow
 from bridge.core.explain import Explanation
 from bridge.core.model import Rule, Skipped
+from bridge.core.service_state import ServiceRow
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.interpreter import short_switch_interval
 from bridge.pipeline.scope import never_used

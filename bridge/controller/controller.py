@@ -26,9 +26,9 @@ from bridge.controller.consul_side import ConsulHealth
 from bridge.controller.health import remarks_of, starting
 from bridge.controller.options import RunOptions
 from bridge.controller.parts import Parts, build
-from bridge.controller.status_view import ServiceRow
 from bridge.core.explain import Explanation
 from bridge.core.model import ClusterNodes, Rule, Skipped, Target
+from bridge.core.service_state import ServiceRow
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.nodes import cluster_nodes

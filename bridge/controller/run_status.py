@@ -10,10 +10,11 @@ from bridge.controller.full_pass import FullPasses
 from bridge.controller.health import Health
 from bridge.controller.results import Results
 from bridge.controller.scheduler import Scheduler
-from bridge.controller.status_view import ServiceRow, StatusView
+from bridge.controller.status_view import StatusView
 from bridge.controller.workqueue import WorkQueue
 from bridge.core.explain import Explanation
 from bridge.core.model import Skipped, Target
+from bridge.core.service_state import ServiceRow
 from bridge.kube.informer import Informer
 from bridge.pipeline.reconciler import Reconciler
 from bridge.report import build_report

@@ -7,38 +7,17 @@ made again only when its outcome or its objects have changed, so that 5,000 serv
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.model import Change, Current, Query, Rule, Target
-from bridge.core.service_state import ServiceState, service_state, state_detail
+from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.core.translate import translate
 from bridge.core.union import endpoint_counts
 from bridge.pipeline.reconciler import Reconciler
 from bridge.report import Origin, Outcome, hold_text
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ServiceRow:
-    """A mirrored service on both sides. `state` is in sync, differs, out of sync, held, conflict, failed or unknown.
-
-    What Consul has is counted as it would be mirrored; while the guard holds something it is more (or less) than
-    what Kubernetes is given. `command` releases what is held.
-    """
-
-    namespace: str
-    name: str
-    service: str
-    datacenter: str
-    consul_ready: int
-    consul_not_ready: int
-    kubernetes_ready: int
-    kubernetes_not_ready: int
-    state: str
-    detail: str
-    command: str = ""
 
 
 class StatusView:
@@ -117,10 +96,21 @@ class StatusView:
         if outcome is not None:
             plan = outcome.plan
             consul = self._wanted(target, current) if plan.held else (plan.ready, plan.not_ready)
-            command = next((h.command for h in plan.held), "")
-        counts = (*consul, *endpoint_counts(current))
-        where = (target.namespace, target.name, origin.service, origin.datacenter)
-        return ServiceRow(*where, *counts, state, detail, command)
+            command = plan.release_command
+        ready, not_ready = endpoint_counts(current)
+        return ServiceRow(
+            namespace=target.namespace,
+            name=target.name,
+            service=origin.service,
+            datacenter=origin.datacenter,
+            consul_ready=consul[0],
+            consul_not_ready=consul[1],
+            kubernetes_ready=ready,
+            kubernetes_not_ready=not_ready,
+            state=state,
+            detail=detail,
+            command=command,
+        )
 
     def _wanted(self, target: Target, current: Current) -> tuple[int, int]:
         """Ready and not ready endpoints that Consul has, whatever the guard makes of them."""

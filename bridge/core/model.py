@@ -586,6 +586,11 @@ class Plan:
         """The changes that reach the API server."""
         return tuple(c for c in self.changes if c.action is not Action.UNCHANGED)
 
+    @property
+    def release_command(self) -> str:
+        """What releases what is held here, "" when nothing is."""
+        return next((hold.command for hold in self.held), "")
+
 
 UNADDRESSABLE = frozenset({".", ".."})
 """Names that mean another path in a URL, however they are escaped: Consul's API cannot be asked about them."""

@@ -17,6 +17,7 @@ The first line that holds decides:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from bridge.core.model import Change, Plan
@@ -32,6 +33,27 @@ class ServiceState(StrEnum):
     CONFLICT = "conflict"
     FAILED = "failed"
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, order=True, kw_only=True)
+class ServiceRow:
+    """A mirrored service on both sides, as `bridge status` and the page show it. `state` is a word of ServiceState.
+
+    What Consul has is counted as it would be mirrored; while the guard holds something it is more (or less) than
+    what Kubernetes is given. `command` releases what is held.
+    """
+
+    namespace: str
+    name: str
+    service: str
+    datacenter: str
+    consul_ready: int
+    consul_not_ready: int
+    kubernetes_ready: int
+    kubernetes_not_ready: int
+    state: str
+    detail: str
+    command: str = ""
 
 
 def service_state(plan: Plan | None, *, waiting: bool, failed: bool = False, unread: bool = False) -> ServiceState:

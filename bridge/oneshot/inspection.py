@@ -18,14 +18,13 @@ from typing import Any
 from bridge.consul.client import ConsulConfig
 from bridge.consul.snapshot import read_all
 from bridge.core import select
-from bridge.core.annotated import Refusal, request_at
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.lookup import Meant, meant
 from bridge.core.model import NO_NODES, Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.reconcile import PlanOptions, names_at
-from bridge.core.service_state import service_state, state_detail
+from bridge.core.service_state import ServiceRow, service_state, state_detail
 from bridge.core.state import ConsulState
 from bridge.core.translate import host_names
 from bridge.core.union import endpoint_counts
@@ -35,6 +34,7 @@ from bridge.kube.informer import list_once, read_slices_again
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
 from bridge.kube.store import Store
+from bridge.oneshot.inputs import from_kubernetes
 from bridge.oneshot.sync import Progress, SyncOptions
 from bridge.pipeline.dns import Resolver
 from bridge.pipeline.grants import with_labels
@@ -50,9 +50,9 @@ MIRROR_SECONDS = 1.0
 """How long a mirror that is behind is given; the control plane takes a tenth of that."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class StatusRow:
-    """One mirrored service on both sides. `state` is in sync, differs, out of sync, held, conflict or unknown.
+@dataclass(frozen=True, slots=True, order=True, kw_only=True)
+class StatusRow(ServiceRow):
+    """The same as `bridge status` reads it.
 
     It differs where the next pass would write something; it is out of sync where nothing is to be written, and yet the
     union of all EndpointSlices is not what Consul says.
@@ -62,16 +62,6 @@ class StatusRow:
     the codes behind `detail`: conflicts, holds, warnings.
     """
 
-    namespace: str
-    name: str
-    service: str
-    datacenter: str
-    consul_ready: int
-    consul_not_ready: int
-    kubernetes_ready: int
-    kubernetes_not_ready: int
-    state: str
-    detail: str
     since: str = ""
     reasons: tuple[str, ...] = ()
 
@@ -329,23 +319,13 @@ class _Inspection:
     def _begin(self) -> None:
         datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
         self._rules = anchored(self._rules, datacenters)
-        self.world = ConsulState(
-            self._rules, datacenters, grace_seconds=0.0, partial_selection=self._options.partial_selection
+        self.world, asked = from_kubernetes(
+            self._rules, datacenters, self._store, self._annotated, partial_selection=self._options.partial_selection
         )
-        for target in self._store.targets():
-            self.world.record_owned(target, names_at(self._store.current(target)), now=0.0)
         for choice in select.unlisted(self._rules):
             if isinstance(choice.target, Target):
                 self.asked.append((choice.target, choice.rule, choice.query))
-        for found in self._store.annotated_services():
-            target = Target(found.meta.namespace, found.meta.name)
-            current = self._store.current(target)
-            request = request_at(current, datacenters[0], self._annotated, names_at(current))
-            if isinstance(request, Refusal):
-                self.world.refuse(target, request, 0.0)
-            elif request is not None:
-                self.asked.append((target, *request))
-                self.world.annotate(target, *request, 0.0)
+        self.asked += asked
         self.datacenters = self.world.active_datacenters() or datacenters[:1]
 
     def _read(self, choose: Any) -> None:
@@ -525,6 +505,7 @@ class _Inspection:
             kubernetes_not_ready=not_ready,
             state=state.value,
             detail=detail,
+            command=plan.release_command if plan is not None else "",
             since=_since(current),
             reasons=codes_of(plan.reasons) if plan is not None else (),
         )

@@ -12,7 +12,7 @@ from functools import partial
 from bridge.consul.catalog import read_all
 from bridge.consul.client import ConsulConfig
 from bridge.core import select
-from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
+from bridge.core.annotated import USUAL, Annotated
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import Action, Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
 from bridge.core.reasons import Code, Reason
@@ -25,6 +25,7 @@ from bridge.kube.informer import NamespaceState, list_once, namespace_states
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
 from bridge.kube.writer import Writer
+from bridge.oneshot.inputs import from_kubernetes
 from bridge.pipeline.dns import Resolver, ResolverSettings
 from bridge.pipeline.grants import with_labels
 from bridge.pipeline.reconciler import Reconciler, apply_plan
@@ -96,17 +97,7 @@ def sync_once(
         annotated = with_labels(options.annotated.within(namespaces), client, options.retry, stop)
         datacenters = datacenters_of(rules, consul, options.retry, stop)
         rules = anchored(rules, datacenters)
-        world = ConsulState(rules, datacenters, grace_seconds=0.0, partial_selection=options.partial_selection)
-        for target in store.targets():
-            world.record_owned(target, names_at(store.current(target)), now=0.0)
-        for service in store.annotated_services():
-            asking = Target(service.meta.namespace, service.meta.name)
-            current = store.current(asking)
-            request = request_at(current, datacenters[0], annotated, names_at(current))
-            if isinstance(request, Refusal):
-                world.refuse(asking, request, 0.0)
-            elif request is not None:
-                world.annotate(asking, *request, 0.0)
+        world, _ = from_kubernetes(rules, datacenters, store, annotated, partial_selection=options.partial_selection)
         doubts = _read_consul(world, rules, consul, options, stop, say)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlencode
+
+from bridge.core.service_state import ServiceRow
 
 PER_PAGE = 50
 
@@ -17,41 +19,14 @@ STATES = ("failed", "out of sync", "held", "conflict", "unknown", NO_READY_ENDPO
 """What a service can be, the worst first: in this order the filter shows them and the table sorts."""
 
 
-class Row(Protocol):
-    """A mirrored service on both sides."""
-
-    @property
-    def namespace(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def service(self) -> str: ...
-    @property
-    def datacenter(self) -> str: ...
-    @property
-    def consul_ready(self) -> int: ...
-    @property
-    def consul_not_ready(self) -> int: ...
-    @property
-    def kubernetes_ready(self) -> int: ...
-    @property
-    def kubernetes_not_ready(self) -> int: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def detail(self) -> str: ...
-    @property
-    def command(self) -> str: ...
-
-
-def state_of(row: Row) -> str:
+def state_of(row: ServiceRow) -> str:
     """The state that the page shows: what is in sync without any ready endpoint is not green."""
     return NO_READY_ENDPOINT if row.state == "in sync" and not row.kubernetes_ready else row.state
 
 
 _RANKS = {state: rank for rank, state in enumerate(STATES)}
 
-_SORTS: Mapping[str, Callable[[Row], Any]] = {
+_SORTS: Mapping[str, Callable[[ServiceRow], Any]] = {
     "name": lambda r: (r.namespace, r.name),
     "consul": lambda r: (r.consul_ready, r.consul_not_ready),
     "kubernetes": lambda r: (r.kubernetes_ready, r.kubernetes_not_ready),
@@ -109,7 +84,7 @@ class ResultPage:
     `namespaces` are those of all rows.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ServiceRow, ...]
     query: ServiceQuery
     total: int
     found: int
@@ -123,7 +98,7 @@ class ResultPage:
         return (self.query.page - 1) * PER_PAGE + 1 if self.rows else 0
 
 
-def find(rows: Sequence[Row], query: ServiceQuery) -> ResultPage:
+def find(rows: Sequence[ServiceRow], query: ServiceQuery) -> ResultPage:
     """Search, sort and cut. Every word of the text must be in the name, the namespace, the service or datacenter."""
     words = query.text.casefold().split()
     named = [r for r in rows if all(w in _haystack(r) for w in words)] if words else list(rows)
@@ -140,5 +115,5 @@ def find(rows: Sequence[Row], query: ServiceQuery) -> ResultPage:
     return ResultPage(cut, replace(query, page=page), len(rows), len(shown), pages, states, namespaces)
 
 
-def _haystack(row: Row) -> str:
+def _haystack(row: ServiceRow) -> str:
     return f"{row.namespace}/{row.name} {row.service} {row.datacenter}".casefold()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.core.model import Skipped
+from bridge.core.service_state import ServiceRow
 from bridge.telemetry.components import (
     LISTED,
     command,
@@ -18,7 +19,7 @@ from bridge.telemetry.components import (
     text_list,
 )
 from bridge.telemetry.history import BUCKET_SECONDS, BUCKETS, Series
-from bridge.telemetry.listing import NO_READY_ENDPOINT, Row, ServiceQuery, state_of
+from bridge.telemetry.listing import NO_READY_ENDPOINT, ServiceQuery, state_of
 from bridge.telemetry.markup import Html, el, join
 
 NAMED = 5
@@ -50,7 +51,7 @@ class Overview:
     not_ready: int
     series: Series
     unmirrored: Sequence[Skipped] = ()
-    troubled: Sequence[Row] = ()
+    troubled: Sequence[ServiceRow] = ()
     """Services in a state of `TROUBLE`, by namespace and name."""
 
 
@@ -147,10 +148,10 @@ def problems(overview: Overview) -> Html | None:
     return el("ul", *(el("li", t) for t in shown), more, *services, class_="problems")
 
 
-def _troubled(kind: str, rows: Sequence[Row]) -> Iterator[Html]:
+def _troubled(kind: str, rows: Sequence[ServiceRow]) -> Iterator[Html]:
     """The services of a kind of trouble, with links, by what is wrong with them."""
     mine = [row for row in rows if state_of(row) == kind]
-    by_reason: dict[str, list[Row]] = {}
+    by_reason: dict[str, list[ServiceRow]] = {}
     for row in mine:
         by_reason.setdefault(row.detail, []).append(row)
     for reason, found in list(by_reason.items())[:REASONS]:
@@ -168,7 +169,7 @@ def _troubled(kind: str, rows: Sequence[Row]) -> Iterator[Html]:
         yield el("li", el("a", f"all {len(mine):,} services: {kind}", href=address))
 
 
-def _link(row: Row) -> Html:
+def _link(row: ServiceRow) -> Html:
     return el("a", f"{row.namespace}/{row.name}", href=service_path(row.namespace, row.name))
 
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from bridge.core.explain import Explanation
 from bridge.core.explain import Row as InstanceRow
 from bridge.core.reasons import Reason, code_of
+from bridge.core.service_state import ServiceRow
 from bridge.telemetry.components import (
     LISTED,
     SEVERITIES,
@@ -30,7 +31,7 @@ from bridge.telemetry.components import (
     with_command,
 )
 from bridge.telemetry.history import Entry
-from bridge.telemetry.listing import ResultPage, Row, state_of
+from bridge.telemetry.listing import ResultPage, state_of
 from bridge.telemetry.markup import Html, el, join
 from bridge.telemetry.overview import Overview, about, cards, judge, problems, unmirrored
 from bridge.telemetry.table import results, search
@@ -73,7 +74,7 @@ def changes_page(changes: Sequence[Entry]) -> Html:
 
 
 def service_page(
-    row: Row, explanations: Sequence[Explanation], changes: Sequence[Entry], state: Mapping[str, Any]
+    row: ServiceRow, explanations: Sequence[Explanation], changes: Sequence[Entry], state: Mapping[str, Any]
 ) -> Html:
     """Everything about one service. `state` is the bridge's: where Consul's UI is."""
     root, shown, consul_ui = "../../", state_of(row), _consul_ui(state)
@@ -172,8 +173,7 @@ def _why(row: InstanceRow) -> str:
 
 def _output(row: InstanceRow) -> Html | None:
     """What the check itself printed, of an instance that is not passing."""
-    output = str(getattr(row, "output", ""))
-    return el("small", output, class_="output") if output and row.status != "passing" else None
+    return el("small", row.output, class_="output") if row.output and row.status != "passing" else None
 
 
 def _code(text: str) -> str | None:

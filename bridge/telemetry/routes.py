@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 from bridge.core.explain import Explanation
 from bridge.core.model import Skipped
+from bridge.core.service_state import ServiceRow
 from bridge.telemetry import metrics as metrics_module
 from bridge.telemetry import pages
 from bridge.telemetry.history import CHANGES, History
 from bridge.telemetry.http import Answer, Page, Request, html_answer, json_answer, text_answer
-from bridge.telemetry.listing import Row, ServiceQuery, find, state_of
+from bridge.telemetry.listing import ServiceQuery, find, state_of
 from bridge.telemetry.logs import escape
 from bridge.telemetry.overview import TROUBLE, Overview
 
@@ -49,7 +50,7 @@ class Source(Protocol):
     def state(self) -> dict[str, Any]:
         """The same without the report: quick however many services there are."""
 
-    def services(self) -> Sequence[Row]:
+    def services(self) -> Sequence[ServiceRow]:
         """All mirrored services."""
 
     def unmirrored(self) -> Sequence[Skipped]:
@@ -74,7 +75,7 @@ class Routes:
         self._history = history
         self._clock = clock
         self._rows_lock = threading.Lock()
-        self._rows: Sequence[Row] = ()
+        self._rows: Sequence[ServiceRow] = ()
         self._rows_at = -math.inf
         self.probes: Mapping[str, Page] = {
             "/healthz": self._healthz,
@@ -113,7 +114,7 @@ class Routes:
         found = [entry for entry in remembered if entry.number > after or after > newest][: max(limit, 0)]
         return json_answer(200, {"newest": newest, "changes": [entry.to_json() for entry in found]})
 
-    def _services(self) -> Sequence[Row]:
+    def _services(self) -> Sequence[ServiceRow]:
         with self._rows_lock:
             if self._clock() - self._rows_at > FRESH_SECONDS:
                 self._rows = self._source.services()

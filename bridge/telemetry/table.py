@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bridge.core.service_state import ServiceRow
 from bridge.telemetry.components import badge, bar, counts, service_path
-from bridge.telemetry.listing import STATES, ResultPage, Row, state_of
+from bridge.telemetry.listing import STATES, ResultPage, state_of
 from bridge.telemetry.markup import Html, el
 
 
@@ -76,7 +77,7 @@ def _table(found: ResultPage) -> Html:
     )  # fmt: skip
 
 
-def _row(row: Row) -> Html:
+def _row(row: ServiceRow) -> Html:
     origin = row.service if row.service != row.name else ""
     more = " · ".join(w for w in (row.namespace, origin, row.datacenter) if w)
     return el(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.controller.status_view import ServiceRow
 from bridge.core.guard import GuardSettings
+from bridge.core.service_state import ServiceRow
 from tests.loop.test_engine_run import OPTIONS, Running, parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube

@@ -113,6 +113,8 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
         command="bridge sync --service s0 --namespace default --force",
     )
     assert removal[TARGETS[1]].why == removal[TARGETS[0]].why
+    released = replace(taking(0, 60), held=(removal[TARGETS[0]],)).release_command
+    assert (released, taking(0, 60).release_command) == (removal[TARGETS[0]].command, "")
     assert removal[TARGETS[1]].reason.startswith("1 ready endpoint is kept: 61 of 100")
     panic = held(Guard(GuardSettings()), [taking(0, 0, 90)], 100)[TARGETS[0]]
     assert (panic.cause, panic.removed, panic.flips) == ("panic", False, True)

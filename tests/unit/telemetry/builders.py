@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bridge.controller.status_view import ServiceRow
 from bridge.core.explain import Explanation, Row, RuleVerdict
 from bridge.core.model import Skipped
+from bridge.core.service_state import ServiceRow
 from bridge.telemetry.history import Entry
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e\"'&"

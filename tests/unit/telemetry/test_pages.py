@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
 
-from bridge.controller.status_view import ServiceRow
-from bridge.core.explain import Row
 from bridge.core.model import Skipped
+from bridge.core.service_state import ServiceRow
 from bridge.telemetry import pages
 from bridge.telemetry.components import duration, service_path
 from bridge.telemetry.history import History, Series
@@ -338,19 +337,10 @@ def test_instances_stand_in_natural_order_and_fold_by_their_labels() -> None:
     assert page.count('data-label="Address"') == 3
 
 
-@dataclass(frozen=True)
-class Checked(Row):
-    """An instance with what its check printed."""
-
-    output: str = ""
-
-
 @pytest.mark.parametrize(("status", "shown"), [("critical", 1), ("warning", 1), ("passing", 0)])
 def test_what_a_check_printed_stands_beside_an_instance_that_is_not_passing(status: str, shown: int) -> None:
     """As text, whatever it is."""
-    fine = explanation().rows[0]
-    values = {f.name: getattr(fine, f.name) for f in fields(Row)}
-    instance = Checked(**{**values, "status": status, "output": f"503 {HOSTILE}"})
+    instance = replace(explanation().rows[0], status=status, output=f"503 {HOSTILE}")
     page = pages.service_page(row(), [explanation(rows=(instance,))], [], {})
     assert page.count('<small class="output">503 &lt;script&gt;alert(1)') == shown
     assert page.count("503") == shown
