@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bridge.cli.loading import default_namespace, load, rules_of, status_of
-from bridge.cli.streams import Progress, ask, interactive, say, say_trouble, show, terminal, write
+from bridge.cli.streams import Progress, ask, at_first_signal, interactive, say, say_trouble, show, terminal, write
 from bridge.errors import ConfigurationError, ExitStatus
 
 if TYPE_CHECKING:
@@ -25,15 +25,7 @@ def purge(flags: Mapping[str, Any]) -> int:
     settings = load({**flags, "--watch-namespace": [only]} if only else flags)
     progress = Progress()
 
-    def on_first(_signal: int) -> bool:
-        progress.clear()
-        if progress.what != "deleting":
-            say("interrupted: nothing was deleted")
-            return False
-        say("interrupted: finishing the objects in hand (once more: end at once)")
-        return True
-
-    with Signals(on_first) as signals:
+    with Signals(at_first_signal(progress, "deleting", "nothing was deleted")) as signals:
         from bridge.oneshot.purge import purge
         from bridge.pipeline.scope import namespaces_of
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import typer
@@ -121,3 +122,20 @@ def say_trouble(report: Report, output: str) -> None:
         say(f"held: {why}")
         for name in names:
             say(f"held:   {name}")
+
+
+def at_first_signal(progress: Progress, doing: str, nothing: str) -> Callable[[int], bool]:
+    """What a command says at the first signal; whether it is to go on, because it is at `doing` already.
+
+    `nothing`: what was not done when it is not.
+    """
+
+    def on_first(_signal: int) -> bool:
+        progress.clear()
+        if progress.what != doing:
+            say(f"interrupted: {nothing}")
+            return False
+        say("interrupted: finishing the objects in hand (once more: end at once)")
+        return True
+
+    return on_first

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bridge.cli.loading import consul_of, load, must_select, rules_of, status_of
-from bridge.cli.streams import Progress, ask, interactive, say, say_trouble, show
+from bridge.cli.streams import Progress, ask, at_first_signal, interactive, say, say_trouble, show
 from bridge.errors import CancelledError, ExitStatus
 
 if TYPE_CHECKING:
@@ -28,15 +28,7 @@ def sync(flags: Mapping[str, Any]) -> int:
         must_select(settings)
     progress = Progress()
 
-    def on_first(_signal: int) -> bool:
-        progress.clear()
-        if progress.what != "writing":
-            say("interrupted: nothing was written")
-            return False
-        say("interrupted: finishing the objects in hand (once more: end at once)")
-        return True
-
-    with Signals(on_first) as signals:
+    with Signals(at_first_signal(progress, "writing", "nothing was written")) as signals:
         from bridge.oneshot.sync import sync_once
         from bridge.pipeline.scope import never_used
         from bridge.telemetry import logs
