@@ -435,7 +435,11 @@ class Election:
                 serving = [m for m in serving if _may_have(getattr(m, what), m.identity in holding)]
                 if me not in serving:
                     self._waiting = self._waiting or waiting
-        shares = share(self._config.shards, [m.identity for m in serving], holders)
+        # A Lease that has not changed since we first saw it may be what a dead replica left. To a new process it looks
+        # alive for a whole duration: no free shard waits for it.
+        renewed = {self._identity, *self._renewed()}
+        candidates = sorted((m.identity for m in serving), key=lambda identity: identity not in renewed)
+        shares = share(self._config.shards, candidates, holders)
         self._wanted = frozenset(n for n, identity in shares.items() if identity == self._identity)
 
     def _stands_aside(self, members: list[Member]) -> str:
@@ -464,7 +468,7 @@ class Election:
 
     def _other_installations(self, members: list[Member]) -> list[str]:
         """Other installations whose members were seen to renew: a Lease alone may be what a dead one left behind."""
-        renewed = {seen.record.holder for seen in self._sightings.values() if seen.changed}
+        renewed = self._renewed()
         return sorted(
             {
                 m.installation
@@ -472,6 +476,10 @@ class Election:
                 if m.identity in renewed and m.installation not in ("", self._config.installation)
             }
         )
+
+    def _renewed(self) -> set[str]:
+        """Whose Leases were seen to change."""
+        return {seen.record.holder for seen in self._sightings.values() if seen.changed}
 
     def _in_charge(self, members: list[Member]) -> str:
         """The installation that had shard 0 last, or else that of the member that joined first."""
