@@ -56,13 +56,17 @@ END_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the suite: commands, each run when those before it succeeded. `needs_lab`: it waits for the build."""
+    """One step of the suite: commands, each run when those before it succeeded. `needs_lab`: it waits for the build.
+
+    `alone`: nothing runs beside it, because what it asserts are times.
+    """
 
     name: str
     group: str
     commands: tuple[tuple[str, ...], ...]
     needs_lab: bool = False
     report: Path | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,13 @@ class Counts:
     skipped: frozenset[str] = frozenset()
 
 
-def pytest(name: str, *arguments: str, needs_lab: bool = False, group: str = "unit", junit: Path) -> Step:
+def pytest(
+    name: str, *arguments: str, needs_lab: bool = False, group: str = "unit", junit: Path, alone: bool = False
+) -> Step:
     """A pytest step that leaves its counts in a file, so that the end can add them up."""
     report = junit / f"{name.replace(' ', '-')}.xml"
     command = (PYTHON, "-m", "pytest", "-q", f"--junitxml={report}", *arguments)
-    return Step(name, group, (command,), needs_lab, report)
+    return Step(name, group, (command,), needs_lab, report, alone)
 
 
 NO_SERVERS = ("-m", "not lab")
@@ -129,13 +135,13 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
             "contract", "tests/contract", *(f"--ignore={f}" for f in CONTAINERS), needs_lab=True, group="lab",
             junit=junit,
         ),
-        pytest("chaos", "tests/chaos", needs_lab=True, group="lab", junit=junit),
         *(
             pytest(f"end to end, share {n}", *files, needs_lab=True, group="lab", junit=junit)
             for n, files in enumerate(shares(end_to_end()), 1)
         ),
         pytest("containers", *CONTAINERS, needs_lab=True, group="lab", junit=junit),
         pytest("pods", "tests/pods", needs_lab=True, group="lab", junit=junit),
+        pytest("chaos", "tests/chaos", needs_lab=True, group="lab", junit=junit, alone=True),
     )  # fmt: skip
     if not servers:
         behind = (
@@ -270,7 +276,7 @@ def _run(chosen: Sequence[Step], build: subprocess.Popen[bytes] | None, folder: 
                 print("-- the servers could not be built; the tests that need them will say so", flush=True)
                 build = None
             for place in range(SIDE_BY_SIDE):
-                if place not in running and waiting and not (waiting[0].needs_lab and _is_building(build)):
+                if place not in running and waiting and _may_begin(waiting[0], running, build):
                     step = waiting.pop(0)
                     began = time.monotonic()
                     print(f"-- {step.name} begins ({began - started:.0f} s)", flush=True)
@@ -285,6 +291,12 @@ def _run(chosen: Sequence[Step], build: subprocess.Popen[bytes] | None, folder: 
     finally:
         _end(running.values())
     return [step.name for step in chosen if step.name in failed]
+
+
+def _may_begin(step: Step, running: Mapping[int, Running], build: subprocess.Popen[bytes] | None) -> bool:
+    """Whether what it needs is there, and what it must be alone with."""
+    quiet = not running if step.alone else not any(one.step.alone for one in running.values())
+    return quiet and not (step.needs_lab and _is_building(build))
 
 
 def _end(running: Iterable[Running]) -> None:

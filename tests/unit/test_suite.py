@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_steps_run_side_by_side_and_print_when_they_have_ended(
     assert "== first\n0/3\ntwo\n== first passed after " in said
     assert "== second\n1/3\n== second passed after " in said
     assert "== third\nwrong\n== third FAILED (exit status 3) after " in said
+
+
+def test_a_step_that_measures_times_runs_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It begins when those before it have ended, and those behind it begin when it has."""
+    log = tmp_path / "log"
+    code = f"import sys, time; log = open({str(log)!r}, 'a', buffering=1); NAME; time.sleep(0.3); print(name, file=log)"
+
+    def noting(name: str) -> Step:
+        return script(name, code.replace("NAME", f"name = {name!r}; print(name, file=log)"))
+
+    steps = [noting("before"), replace(noting("alone"), alone=True), noting("behind")]
+    assert _run(steps, None, tmp_path) == []
+    capfd.readouterr()
+    assert log.read_text().split() == ["before", "before", "alone", "alone", "behind", "behind"]
 
 
 def test_every_step_is_run_although_one_failed_and_failures_are_named_in_the_order_of_the_steps(
