@@ -329,7 +329,6 @@ def web_address(value: str) -> str:
     return value
 
 
-Duration = Annotated[float, duration()]
 Percent = Annotated[int, BeforeValidator(_percent)]
 Plain = Annotated[str, AfterValidator(plain_text)]
 Filled = Annotated[str, AfterValidator(filled_text)]

@@ -34,7 +34,6 @@ _SORTS: Mapping[str, Callable[[ServiceRow], Any]] = {
 }
 """What a column sorts by; ties go by namespace and name."""
 
-COLUMNS = tuple(_SORTS)
 TROUBLE_FIRST = "state"
 """The order where none is asked for."""
 
