@@ -2,7 +2,7 @@
 
 tenacity computes the waits (exponential, full jitter); this module only joins it with what the servers ask for
 (`Retry-After`) and with the stop event, so that no loop in the bridge ever sleeps where it cannot be woken.
-It is a leaf: `consul/`, `kube/` and `engine/` use it, it knows none of them.
+It is a leaf: `consul/`, `kube/` and `controller/` use it, it knows none of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Exponential backoff with full jitter between `floor_seconds` and what the exponent or the cap allows.
+    """Exponential backoff with full jitter: at least `initial_seconds`, at most `max_seconds`.
 
     `attempts` 0 means: for ever (the daemon); a one-shot command gives up after a number of them.
     """

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
-from bridge.controller.circuit_breaker import CircuitBreaker, RetryPolicySelector
+from bridge.controller.circuit_breaker import CircuitBreaker
 from bridge.controller.conflicting_writers import ConflictingWriters
 from bridge.controller.consul_side import ConsulHealth, ConsulSide, Subscriptions
 from bridge.controller.full_pass import FullPasses
 from bridge.controller.health import Health
+from bridge.controller.item_backoff import RetryPolicySelector
 from bridge.controller.kubernetes_events import KubernetesEventObserver
 from bridge.controller.kubernetes_side import KubernetesSide
 from bridge.controller.leadership import Leadership, LeaseElection, NoElection

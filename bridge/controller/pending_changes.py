@@ -1,8 +1,8 @@
 """Why targets are to be worked on: since when a change in Consul waits, and whether somebody else changed what stands.
 
 The queue only knows that a target is due. What comes of the work needs the reason: how long the change took (the lag),
-and whether what was written put back what somebody else had changed (a repair). An errand that could not be done is
-kept, together with what came meanwhile, until it is.
+and whether what was written put back what somebody else had changed (a repair). Work that could not be done is kept,
+together with what came meanwhile, until it is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from bridge.core.model import Target
 
 @dataclass(frozen=True, slots=True)
 class PendingChange:
-    """`seen`: since when a change in Consul waits for its first try; `owed`: since when one does whose write failed;
-    `touched`: somebody else changed what stands there. Times are the bridge's clock, in seconds.
+    """`first_seen_at`: since when a change in Consul waits for its first try; `first_failed_at`: since when one does
+    whose write failed; `externally_modified`: somebody else changed what stands there. Times are the bridge's clock, in
+    seconds.
     """
 
     first_seen_at: float | None = None
@@ -51,16 +52,16 @@ class PendingChanges:
         """Somebody else changed what stands there."""
         self.keep(target, PendingChange(externally_modified=True))
 
-    def keep(self, target: Target, errand: PendingChange) -> None:
+    def keep(self, target: Target, change: PendingChange) -> None:
         """It was not done now: for the next time."""
         with self._lock:
             known = self._changes.get(target, _NOTHING)
-            seen = [at for at in (known.first_seen_at, errand.first_seen_at) if at is not None]
+            seen = [at for at in (known.first_seen_at, change.first_seen_at) if at is not None]
             merged = replace(
                 known,
                 first_seen_at=min(seen, default=None),
-                first_failed_at=known.first_failed_at if errand.first_failed_at is None else errand.first_failed_at,
-                externally_modified=known.externally_modified or errand.externally_modified,
+                first_failed_at=known.first_failed_at if change.first_failed_at is None else change.first_failed_at,
+                externally_modified=known.externally_modified or change.externally_modified,
             )
             if merged != _NOTHING:
                 self._changes[target] = merged

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from bridge.controller.circuit_breaker import RepairRateLimiter
 from bridge.controller.conflicting_writers import ENOUGH, ConflictingWriters
+from bridge.controller.item_backoff import RepairRateLimiter
 from bridge.core.model import Target
 from bridge.retry import RetryPolicy
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from bridge.consul.subscriptions import InlineExecutor
-from bridge.controller.circuit_breaker import CircuitBreaker, RetryPolicySelector, WriteResult
+from bridge.controller.circuit_breaker import CircuitBreaker, WriteResult
+from bridge.controller.item_backoff import RetryPolicySelector
 from bridge.controller.leadership import Leadership
 from bridge.controller.owned_targets import OwnedTargets
 from bridge.controller.pending_changes import PendingChange, PendingChanges

@@ -19,6 +19,8 @@ WORDS: Mapping[str, str] = {
     "bells": "aggregate watches",
     "brake": "rate limiter",
     "brakes": "rate limiters",
+    "errand": "pending change",
+    "errands": "pending changes",
     "deaf": "unsynced",
     "doorbell": "aggregate watch",
     "doorbells": "aggregate watches",

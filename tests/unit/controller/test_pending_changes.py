@@ -10,11 +10,11 @@ WEB = Target("default", "web")
 
 def test_the_first_of_several_changes_counts_and_who_takes_them_has_them_all() -> None:
     """The lag is that of the change which has waited longest."""
-    errands = PendingChanges()
+    pending = PendingChanges()
     for at in (3.0, 1.0, 2.0):
-        errands.seen(WEB, at)
-    errands.touched(WEB)
-    assert (errands.take(WEB), errands.take(WEB)) == (
+        pending.seen(WEB, at)
+    pending.touched(WEB)
+    assert (pending.take(WEB), pending.take(WEB)) == (
         PendingChange(first_seen_at=1.0, externally_modified=True),
         PendingChange(),
     )
@@ -22,18 +22,18 @@ def test_the_first_of_several_changes_counts_and_who_takes_them_has_them_all() -
 
 def test_what_failed_is_owed_since_it_was_seen_and_joined_with_what_comes_meanwhile() -> None:
     """A retry is no repair, and its change is as old as it is."""
-    errands = PendingChanges()
-    errands.seen(WEB, 1.0)
-    taken = errands.take(WEB)
-    errands.seen(WEB, 5.0)
-    errands.keep(WEB, taken.failed(touched=False))
-    found = errands.take(WEB)
+    pending = PendingChanges()
+    pending.seen(WEB, 1.0)
+    taken = pending.take(WEB)
+    pending.seen(WEB, 5.0)
+    pending.keep(WEB, taken.failed(touched=False))
+    found = pending.take(WEB)
     assert (found, found.since) == (PendingChange(first_seen_at=5.0, first_failed_at=1.0), 1.0)
     assert found.failed(touched=True) == PendingChange(first_failed_at=1.0, externally_modified=True)
 
 
-def test_nothing_is_kept_of_no_errand() -> None:
+def test_nothing_is_kept_where_nothing_is_pending() -> None:
     """A resync has no reason of its own, and names that come and go must not pile up."""
-    errands = PendingChanges()
-    errands.keep(WEB, PendingChange())
-    assert (errands._changes, PendingChange().since) == ({}, None)
+    pending = PendingChanges()
+    pending.keep(WEB, PendingChange())
+    assert (pending._changes, PendingChange().since) == ({}, None)
