@@ -14,7 +14,6 @@ from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.model import Change, Current, Query, Rule, Target
 from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
-from bridge.core.translate import translate
 from bridge.core.union import endpoint_counts
 from bridge.pipeline.reconciler import Reconciler
 from bridge.report import Origin, Outcome, hold_text
@@ -58,7 +57,8 @@ class StatusView:
 
     def explain(self, target: Target, outcome: Outcome | None) -> tuple[Explanation, ...] | None:
         """Every service behind `target`; None when nothing is mirrored there."""
-        current, resolved = self._current(target), self._resolved()
+        current = self._current(target)
+        resolved = {name: found for name, found in self._names().items() if found is not None}
         plan = None
         if outcome is not None:
             plan = replace(outcome.plan, changes=_waiting(outcome))
@@ -95,7 +95,7 @@ class StatusView:
         consul, command = (0, 0), ""
         if outcome is not None:
             plan = outcome.plan
-            consul = self._wanted(target, current) if plan.held else (plan.ready, plan.not_ready)
+            consul = self._reconciler.listed(target) if plan.held else (plan.ready, plan.not_ready)
             command = plan.release_command
         ready, not_ready = endpoint_counts(current)
         return ServiceRow(
@@ -111,20 +111,6 @@ class StatusView:
             detail=detail,
             command=command,
         )
-
-    def _wanted(self, target: Target, current: Current) -> tuple[int, int]:
-        """Ready and not ready endpoints that Consul has, whatever the guard makes of them."""
-        with self._lock:
-            sources = self._world.sources(target)
-        if not sources:
-            return 0, 0
-        mirror = translate(
-            target, [(s.rule, s.query, s.known) for s in sources], current, self._resolved(), self._reconciler.nodes
-        ).mirror
-        return (mirror.ready, mirror.not_ready) if mirror is not None else (0, 0)
-
-    def _resolved(self) -> dict[str, tuple[str, ...]]:
-        return {name: found for name, found in self._names().items() if found is not None}
 
 
 def _waiting(outcome: Outcome) -> tuple[Change, ...]:

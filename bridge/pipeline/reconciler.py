@@ -125,8 +125,11 @@ class Reconciler:
         return self._judge([draft for draft in drafts if draft is not None])
 
     def listed(self, target: Target) -> tuple[int, int]:
-        """Ready and not ready endpoints that Consul has for `target`, whatever the guard makes of them."""
-        draft = self._draft(target)
+        """Ready and not ready endpoints that a pass would mirror if the guard held nothing; nothing is asked for it.
+
+        What is kept because a host name is not resolved, or because the token may not see all, counts among them.
+        """
+        draft = self._draft(target, ask=False)
         desired = draft.desired if draft is not None else None
         return (desired.ready, desired.not_ready) if desired is not None else (0, 0)
 
