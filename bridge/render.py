@@ -407,7 +407,7 @@ HELD_SHOWN = 20
 """Holds of one cause that are named one by one, each with its command."""
 
 
-def held_lines(held: Sequence[HeldRow]) -> list[tuple[str, list[str]]]:
+def held_lines(held: Sequence[HeldRow]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Why endpoints are held, each text once, and what is held for that reason: how much, and what releases it."""
     together: dict[str, list[HeldRow]] = {}
     for row in held:
@@ -415,12 +415,11 @@ def held_lines(held: Sequence[HeldRow]) -> list[tuple[str, list[str]]]:
     told = []
     for why, rows in together.items():
         names = [
-            f"{r.namespace}/{r.name} ({_count(r.endpoints, 'ready endpoint')} kept)"
-            + (f": {r.command}" if r.command else "")
+            (f"{r.namespace}/{r.name} ({_count(r.endpoints, 'ready endpoint')} kept){':' * bool(r.command)}", r.command)
             for r in rows[:HELD_SHOWN]
         ]
         if len(rows) > HELD_SHOWN:
-            names.append(f"... and {len(rows) - HELD_SHOWN} more (-o json lists all)")
+            names.append((f"... and {len(rows) - HELD_SHOWN} more (-o json lists all)", ""))
         told.append((why, names))
     return told
 
@@ -430,7 +429,12 @@ def _held_section(held: Sequence[HeldRow], width: int | None, paint: Paint) -> l
     lines = [paint(line, "magenta") for line in _wrapped(title, width, indent="")]
     for why, names in held_lines(held):
         lines += _wrapped(why, width)
-        lines += [line for name in names for line in _wrapped(name, width, indent="    ")]
+        for name, command in names:
+            line = f"    {clean(name)} {clean(command)}".rstrip()
+            if width is None or _width(line) <= _bounded(width):
+                lines.append(line)
+            else:  # a command is never cut: half of one does something else
+                lines += [*_wrapped(name, width, indent="    "), *([f"      {clean(command)}"] if command else [])]
     return [*lines, *_wrapped("when Consul is right: the command of each (look with --dry-run first)", width, "  -> ")]
 
 
@@ -522,11 +526,12 @@ def _wrapped(text: str, width: int | None, indent: str = "  ") -> list[str]:
 
 
 def status_table(status: Status, width: int | None = 80, colour: bool = False) -> str:
-    """A row per mirrored service with both sides, then a line of sums and what could not be read."""
+    """A row per mirrored service with both sides, then a line of sums, what is held and what could not be read."""
     paint = painter(colour)
     rows = _status_rows(status, width, paint, status.services, below=True)
     lines = [*rows, ""] if rows else []
-    text = "\n".join([*lines, _status_sums(status), *_trouble(status.trouble, width, paint)]) + "\n"
+    held = ["", *_held_section(status.held, width, paint)] if status.held else []
+    text = "\n".join([*lines, _status_sums(status), *held, *_trouble(status.trouble, width, paint)]) + "\n"
     return notes_text(status.notes, width, colour) + text
 
 
@@ -539,6 +544,8 @@ def status_screen(status: Status, width: int = 80, height: int = 24, colour: boo
     head = _wrapped(f"{_status_sums(status)}   {note}".rstrip(), width, indent="")[:2]
     head += [paint(line, "yellow") for text in status.notes[:1] for line in _wrapped(text, width, indent="")[:2]]
     trouble = _trouble(status.trouble, width, paint)
+    if status.held:
+        trouble = ["", *_held_section(status.held, width, paint), *trouble]
     if len(trouble) > max(3, height // 3):
         trouble = [*trouble[: max(3, height // 3) - 1], "..."]
     chosen = sorted(status.services, key=lambda row: (row.state == "in sync", row.namespace, row.name))

@@ -120,8 +120,8 @@ def say_trouble(report: Report, output: str) -> None:
         say(f"failed: {line}")
     for why, names in held_lines(report.held):
         say(f"held: {why}")
-        for name in names:
-            say(f"held:   {name}")
+        for name, command in names:
+            say(f"held:   {name} {command}".rstrip())
 
 
 def at_first_signal(progress: Progress, doing: str, nothing: str) -> Callable[[int], bool]:

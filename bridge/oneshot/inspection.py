@@ -42,7 +42,7 @@ from bridge.pipeline.reconciler import Reconciler
 from bridge.pipeline.scope import anchored, datacenters_of, namespaces_of
 from bridge.pipeline.settling import Settling
 from bridge.pipeline.slice_rights import SliceRights, slice_rights
-from bridge.report import Origin
+from bridge.report import HeldRow, Origin, held_row, hold_text
 from bridge.retry import call
 from bridge.telemetry.logs import kube_warning
 
@@ -85,13 +85,14 @@ class StatusRow(ServiceRow):
 class Status:
     """All mirrored services, sorted by target, what could not be read, and when it was read (RFC 3339 in UTC).
 
-    `notes`: what is to be known before anything else.
+    `notes`: what is to be known before anything else. `held`: why, of each row that is held, and what releases it.
     """
 
     services: tuple[StatusRow, ...]
     trouble: tuple[str, ...] = ()
     read_at: str = ""
     notes: tuple[str, ...] = ()
+    held: tuple[HeldRow, ...] = ()
 
     @property
     def in_sync(self) -> bool:
@@ -104,6 +105,7 @@ class Status:
             "in_sync": self.in_sync,
             "read_at": self.read_at,
             "services": [row.to_json() for row in self.services],
+            "held": [row.to_json() for row in self.held],
             "trouble": list(self.trouble),
             "notes": list(self.notes),
         }
@@ -144,7 +146,7 @@ def status_once(
         look.judge_all()
         rows = sorted(row for row in map(look.row, look.world.targets()) if row is not None)
         read_at = datetime.now(UTC).isoformat(timespec="seconds")
-        return Status(tuple(rows), look.troubles(), read_at, look.unselected())
+        return Status(tuple(rows), look.troubles(), read_at, look.unselected(), look.held())
     finally:
         look.close()
 
@@ -475,6 +477,10 @@ class _Inspection:
             unreadable=self._store.unreadable,
         )
 
+    def held(self) -> tuple[HeldRow, ...]:
+        """All that the guard holds, in order of the targets."""
+        return tuple(sorted(held_row(h, plan.queries) for plan in self._plans.values() for h in plan.held))
+
     def row(self, target: Target) -> StatusRow | None:
         """What stands at a target and what would be done there; None when it is none of our business."""
         plan = self._plans.get(target)
@@ -492,7 +498,7 @@ class _Inspection:
         elif plan is None:
             detail = "Consul could not be asked; what is there stays"
         else:
-            detail = state_detail(state, plan, plan.writes, [h.reason for h in plan.held])
+            detail = state_detail(state, plan, plan.writes, list(map(hold_text, plan.held)))
         origin = Origin.of(queries)
         return StatusRow(
             namespace=target.namespace,

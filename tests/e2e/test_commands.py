@@ -374,8 +374,11 @@ def test_a_held_service_shows_what_is_kept_and_how_it_is_let_go(
     assert f"--service {name} --namespace {namespace} --force`" in " ".join(text.split())
     kept = ", ".join(f"10.77.0.{n}:8080 {'not ready' if n == 3 else 'ready'}" for n in [10, 11, 12, *range(2, 10)])
     assert f"Kubernetes also has, of no instance above (the hold keeps what is ready): {kept}\n" in text
-    (row,) = run("status", "-o", "json").json["services"]
-    assert (row["state"], "10 of 11 ready endpoints" in row["detail"]) == ("held", True)
+    status = run("status", "-o", "json").json
+    assert status["services"][0]["state"] == "held"
+    assert status["services"][0]["detail"] == "10 ready endpoints kept: too many would vanish at once"
+    text = run("status").stdout
+    assert (text.count("10 of 11 ready endpoints"), text.count(f"{status['held'][0]['command']}\n")) == (1, 1)
     assert run("sync", "--yes").status == 3
     assert run("sync", "--yes", "--force").status == 0
     text = run("explain", name).stdout

@@ -13,10 +13,12 @@ import yaml
 from typer.testing import Result
 
 from bridge.core.explain import Explanation, Row, RuleVerdict
+from bridge.core.reasons import Code
 from bridge.errors import TransientError
 from bridge.oneshot.inspection import Explained, Status, StatusRow
 from bridge.oneshot.probe import Probe
 from bridge.render import age, explanation_text, probe_text, status_screen, status_table
+from bridge.report import HeldRow
 
 Run = Callable[..., Result]
 EVIL = "x\x1b[2J\u202e"
@@ -135,6 +137,24 @@ def test_the_screen_fits_the_terminal(count: int, width: int, colour: bool) -> N
     left = sum(int(line.split()[2]) for line in lines if line.startswith("... and "))
     shown = sum(line.startswith("service-") for line in lines)
     assert shown + left == count
+
+
+def test_status_says_why_something_is_held_once_and_each_command_on_one_line() -> None:
+    """In the rows a few words; below, the reason, the names and the command of each, which no width breaks."""
+    options = "--config /etc/consul-bridge/production/config.yaml --owner storage.consul-bridge"
+    held = tuple(
+        HeldRow("storage", name, name, "dc1", Code.HELD_REBUILT, 12, "the whole sentence", "dc1 was rebuilt at 12:00",
+                f"bridge sync {options} --service {name} --namespace storage --force")
+        for name in ("db", "ldap")
+    )  # fmt: skip
+    rows = tuple(row(h.name, "held", "12 ready endpoints kept: Consul was rebuilt") for h in held)
+    status = Status(rows, (), "2026-11-23T12:00:00+00:00", held=held)
+    for width in (80, None):
+        text = status_table(status, width)
+        assert (text.count("was rebuilt at 12:00"), text.count("the whole sentence")) == (1, 0)
+        assert [text.count(f"{h.command}\n") for h in held] == [1, 1]
+    assert [entry["command"] for entry in status.to_json()["held"]] == [h.command for h in held]
+    assert len(status_screen(status, 80, 12).splitlines()) < 12
 
 
 def test_watching_ends_when_nobody_reads_and_survives_a_server_that_is_away(
