@@ -32,7 +32,7 @@ def check(flags: Mapping[str, Any]) -> int:
                 write(probe_text(probe, *page))
 
         if settings.sync.offline:
-            probes = check_rules(settings.core_rules(), done, selects=settings.selects)
+            probes = check_rules(settings.core_rules(), done, selects=settings.selects, files=settings.files())
         else:
             consul = settings.consul_config()
             try:

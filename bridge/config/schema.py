@@ -248,8 +248,8 @@ class RunSettings(Section):
 
     listen: Annotated[str, AfterValidator(listen_address)] = leaf(
         "127.0.0.1:9480",
-        "HOST:PORT of /healthz, /readyz, /metrics, /api/status and the page. There is no authentication: loopback "
-        "unless something guards it. Port 0: any free one (the log says which).",
+        "HOST:PORT of /healthz, /readyz, /metrics, /api/status and the page; :PORT is all addresses of both families. "
+        "There is no authentication: loopback unless something guards it. Port 0: any free one (the log says which).",
         flag="--listen",
     )
     page: Annotated[str, BeforeValidator(switch_word), AfterValidator(page_address)] = leaf(

@@ -355,6 +355,13 @@ class Settings(BaseSettings):
         host = f"[{host}]" if ":" in host else host
         return f"{scheme}://{host}:{parts.port or (443 if scheme == 'https' else 80)}{parts.path.rstrip('/')}"
 
+    def files(self) -> dict[str, str]:
+        """The files that have to be there where the bridge runs, by the setting that names them."""
+        c = self.consul
+        named = {"token_file": c.token_file, "auth_token_file": c.auth_token_file, "ca_file": c.ca_file,
+                 "ca_path": c.ca_path, "client_cert": c.client_cert, "client_key": c.client_key}  # fmt: skip
+        return {f"consul.{name}": path for name, path in named.items() if path}
+
     @property
     def config_file(self) -> str:
         """The settings file that was read, "" without one."""

@@ -297,8 +297,13 @@ def size(minimum: str, maximum: str) -> BeforeValidator:
 def listen_address(value: str) -> str:
     host, _, port = value.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
-    if not port.isascii() or not port.isdigit() or int(port) > 65535 or not bare:
-        raise ValueError("must be HOST:PORT, for instance 127.0.0.1:9480 or [::1]:9480 (port 0: any free one)")
+    if ":" not in value or not port.isascii() or not port.isdigit() or int(port) > 65535 or host == "[]":
+        raise ValueError(
+            "must be HOST:PORT, for instance 127.0.0.1:9480 or [::1]:9480, or :9480 for all addresses "
+            "(port 0: any free one)"
+        )
+    if not host:
+        return value
     if ":" in bare:
         if not host.startswith("["):
             raise ValueError(f"must have its IPv6 address in brackets: [{bare}]:{port}")

@@ -96,10 +96,15 @@ class TokenFile:
             except (OSError, UnicodeDecodeError) as error:
                 if self._seen is None:
                     why = error.strerror if isinstance(error, OSError) else "it is not text"
-                    raise PermanentError(f"Consul's token file {self._path} cannot be read: {why}") from None
+                    raise self._problem(f"cannot be read: {why}") from None
             if not self._token:
-                raise PermanentError(f"Consul's token file {self._path} is empty")
+                raise self._problem("is empty")
             return self._token
+
+    def _problem(self, what: str) -> PermanentError:
+        error = PermanentError(f"Consul's token file {self._path} {what}")
+        error.remedy = "consul.token_file (--token-file FILE): a file with the token that the bridge may read"
+        return error
 
     def refused(self, token: str) -> bool:
         """Whether the file has another one by now."""

@@ -48,6 +48,9 @@ TEXT_LIMIT = 300
 ENOUGH_POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
 """The ACL policy that suffices for the bridge (docs/consul.md, What a token may see)."""
 
+TOKENS = "--token-file FILE or CONSUL_HTTP_TOKEN"
+"""How the bridge is given a token."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
@@ -111,6 +114,11 @@ def of_answer(asked: RequestInfo, code: int, headers: Mapping[str, str], body: b
         case 400 if "HTTP request to an HTTPS server" in said:
             return _permanent(
                 f"{asked.server} speaks TLS: write https:// in Consul's address", "https:// in consul.address"
+            )
+        case 404 if asked.server.endswith("/v1"):
+            return _permanent(
+                f"{where} answers 404 to {asked}: the address ends in /v1, which the bridge adds by itself",
+                "consul.address without the /v1 at its end",
             )
         case 404:
             return _permanent(
@@ -193,9 +201,10 @@ def _forbidden(asked: RequestInfo, said: str, where: str) -> PermanentError:
             "consul.token_file with a token of this Consul, or consul.auth_method",
         )
     who = "a request without token" if asked.anonymous else "our token"
+    how = f"{TOKENS}: " if asked.anonymous else ""
     return _permanent(
         f"{where} forbids {who} {asked}: {said}. A policy that suffices: {ENOUGH_POLICY}",
-        f"a token with: {ENOUGH_POLICY}",
+        f"{how}a token with: {ENOUGH_POLICY}",
     )
 
 
@@ -268,9 +277,10 @@ def _not_trusted(asked: RequestInfo, error: ssl.SSLCertVerificationError) -> Per
     if error.verify_code == EXPIRED:
         return _permanent(f"the certificate of {server} is not trusted: {why}. Renew it", "renew Consul's certificate")
     setting, variable = ("consul.ca_path", "CONSUL_CAPATH") if asked.ca_path else ("consul.ca_file", "CONSUL_CACERT")
+    what = "DIRECTORY" if asked.ca_path else "FILE"
     return _permanent(
-        f"the certificate of {server} is not trusted: {why}. Check {setting}",
-        f"{setting} ({variable}): the CA of Consul's certificate",
+        f"the certificate of {server} is not trusted: {why}. Name the CA that signed it: {setting} ({variable}={what})",
+        f"{setting} ({variable}={what}): the CA of Consul's certificate",
     )
 
 

@@ -40,6 +40,7 @@ from bridge.errors import (
     ThrottledError,
     TransientError,
 )
+from bridge.kube.rbac import grant
 
 TEXT_LIMIT = 400
 """Characters of a server's message that are shown: an Endpoints object with 1,000 bad addresses has 1,000 causes."""
@@ -48,6 +49,7 @@ _RESOURCE = re.compile(
     r"^/(?:api/v1|apis/(?P<group>[^/]+)/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)(?:/(?P<name>[^/?]+))?$"
 )
 _MISSING_NAMESPACE = re.compile(r'^namespaces "([^"]+)" not found')
+_USER = re.compile(r'User "([^"]+)" cannot ')
 _MISSING_VERB = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?')
 
 
@@ -209,11 +211,12 @@ def _forbidden(asked: RequestInfo, said: str, where: str, status: Mapping[str, A
     if not resource:
         return ForbiddenError(f"{where} forbids {asked}: {said}")
     scope = f"in namespace {namespace}" if namespace else "in all namespaces"
-    role, flag = ("Role", f" -n {namespace}") if namespace else ("ClusterRole", "")
-    full = f"{resource}.{group}" if group else resource
+    role = "Role" if namespace else "ClusterRole"
+    full, user = f"{resource}.{group}" if group else resource, _USER.search(said)
+    commands = grant(f"consul-bridge-{verb}-{resource}", verb, full, namespace, user.group(1) if user else "")
     return ForbiddenError(
-        f"{where} forbids us to {verb} {resource} {scope}. Grant verb {verb} on {full} with a {role} "
-        f"(kubectl create {role.lower()} consul-bridge --verb={verb} --resource={full}{flag}). Server: {said}"
+        f"{where} forbids us to {verb} {resource} {scope}. Grant it with a {role} and a {role}Binding: {commands}. "
+        f"Server: {said}"
     )
 
 

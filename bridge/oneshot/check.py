@@ -7,12 +7,14 @@ a moment: whether the control plane mirrors Endpoints is judged by those that st
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
-from bridge.consul.faults import FILTERS
+from bridge.consul.faults import FILTERS, TOKENS
 from bridge.consul.snapshot import read_all
 from bridge.core import plan as planning
 from bridge.core import select
@@ -43,10 +45,12 @@ from bridge.errors import BridgeError, CancelledError, ForbiddenError
 from bridge.kube.admission import refusals
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.faults import remedy
+from bridge.kube.identity import who_am_i
 from bridge.kube.informer import NamespaceState, can_i, list_once, namespace_states, read_slices_again
 from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.namespaces import ROLE, read_labels
 from bridge.kube.nodes import cluster_nodes
+from bridge.kube.rbac import bind, binding_of, grant
 from bridge.kube.store import Store
 from bridge.oneshot.connections import connections
 from bridge.oneshot.probe import FAILED, OK, WARNING, Probe
@@ -66,6 +70,9 @@ MIRROR_SECONDS = 1.0
 
 MISTYPED = frozenset((Code.TAG_CASE, Code.ADDRESS_KIND_ABSENT))
 """Warnings of a pass that are most likely a mistake in a rule."""
+
+_ROLE = "consul-endpoints-bridge"
+"""The name of the Role of manifests/base and the ClusterRole of manifests/components/all-namespaces."""
 
 SHOWN = 5
 """Names in one line; what is beyond is counted."""
@@ -110,13 +117,29 @@ def check(
 
 
 def check_rules(
-    rules: Sequence[Rule], done: Callable[[Probe], None] | None = None, *, selects: bool = True
+    rules: Sequence[Rule],
+    done: Callable[[Probe], None] | None = None,
+    *,
+    selects: bool = True,
+    files: Mapping[str, str] | None = None,
 ) -> list[Probe]:
     """What can be said of the settings without any server; that they are valid is known already.
 
-    `selects`: somebody said which services are meant (`CheckOptions`).
+    `selects`: somebody said which services are meant (`CheckOptions`). `files`: the paths that settings name.
     """
-    return _collect(_rules(rules, selects), done)
+    return _collect(chain(_rules(rules, selects), _files(files or {})), done)
+
+
+def _files(files: Mapping[str, str]) -> Iterator[Probe]:
+    """What settings name and cannot be read here: it may be there where the bridge runs."""
+    for setting, path in files.items():
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        except OSError as error:
+            detail = f"{path} cannot be read here: {error.strerror}"
+            others = f" ({TOKENS})" if setting == "consul.token_file" else ""
+            remedy = f"make it, or name another{others}; ignore this if the bridge runs elsewhere"
+            yield Probe(setting, WARNING, detail, remedy)
 
 
 def _collect(found: Iterator[Probe], done: Callable[[Probe], None] | None) -> list[Probe]:
@@ -407,24 +430,26 @@ class _Check:
         namespaces = namespaces_of(rules, self._kube.namespaces, client.namespace)
         needs = {name: self._needs(rules, name) for name in (namespaces if namespaces is not None else ("",))}
         try:
+            found = who_am_i(client)
+            user = found.name if found is not None else ""
             if namespaces:
                 yield from _namespaces(client, namespaces)
             allowed = []
             for namespace, need in needs.items():
-                probe = _rights_in(client, namespace, need, daemon=self._options.leases)
+                probe = _rights_in(client, namespace, need, user, daemon=self._options.leases)
                 mirrored_here = Output.ENDPOINTS in need.outputs or "Endpoints alone" in probe.detail
                 allowed += [namespace] if probe.state != FAILED and mirrored_here else []
                 yield probe
                 if probe.state != FAILED and namespace:
                     yield from self._admission(client, namespace, need)
             if self._options.leases:
-                yield _leases(client)
+                yield _leases(client, user)
             if "*" in self._options.cluster_nodes:
-                yield _nodes(client)
+                yield _nodes(client, user)
             if self._annotated.grants != ():
                 yield from self._node_addresses(client)
             if self._annotated.asks_for_labels:
-                yield _namespace_labels(client, daemon=self._options.leases)
+                yield _namespace_labels(client, user, daemon=self._options.leases)
             if allowed:
                 yield self._mirroring(client, allowed)
             yield from self._slices(client, namespaces)
@@ -699,8 +724,8 @@ def _lacking(client: KubeClient, group: str, resource: str, verbs: Sequence[str]
     return [f"{verb} {resource}" for verb in verbs if not can_i(client, verb, group, resource, namespace)]
 
 
-def _rights_in(client: KubeClient, namespace: str, needs: _Needs, *, daemon: bool) -> Probe:
-    """Every verb that the work needs, in one namespace ("" for all of them).
+def _rights_in(client: KubeClient, namespace: str, needs: _Needs, user: str, *, daemon: bool) -> Probe:
+    """Every verb that the work needs, in one namespace ("" for all of them); `user`: who we are to Kubernetes.
 
     `daemon`: it is known that `bridge run` is meant, which watches. Else a `bridge sync` may be, which only lists; then
     what the daemon needs beyond that is a warning. Events are missed by nobody but people: a warning always.
@@ -722,6 +747,7 @@ def _rights_in(client: KubeClient, namespace: str, needs: _Needs, *, daemon: boo
     events = lacking([("events.k8s.io", "events", ("create", "patch"))])
     name = f"rights in {namespace}" if namespace else "rights in all namespaces"
     mend = f"manifests/base/role.yaml in namespace {namespace}" if namespace else "manifests/components/all-namespaces"
+    mend += f" and bind it: {bind(binding_of(_ROLE, user), _ROLE, namespace, user)}"
     if needed or (daemon and watching):
         detail = f"not allowed: {', '.join([*needed, *sliced, *watching, *events])}"
         return Probe(name, FAILED, detail, f"apply {mend}")
@@ -740,36 +766,35 @@ def _rights_in(client: KubeClient, namespace: str, needs: _Needs, *, daemon: boo
     return Probe(name, OK, "all that is needed")
 
 
-def _leases(client: KubeClient) -> Probe:
+def _leases(client: KubeClient, user: str) -> Probe:
     """What a leader's election needs, in our own namespace: exactly what manifests/base/leases.yaml grants."""
     verbs = ("list", "create", "update", "delete")
     lacking = _lacking(client, "coordination.k8s.io", "leases", verbs, client.namespace)
     name = f"leader election in {client.namespace}"
     if lacking:
-        mend = (
-            f"apply manifests/base/leases.yaml, or: kubectl create role bridge-leader -n {client.namespace} "
-            f"--verb={','.join(verbs)} --resource=leases.coordination.k8s.io, and bind it"
+        mend = grant("bridge-leader", ",".join(verbs), "leases.coordination.k8s.io", client.namespace, user)
+        return Probe(
+            name, FAILED, f"not allowed: {', '.join(lacking)}", f"apply manifests/base/leases.yaml, or: {mend}"
         )
-        return Probe(name, FAILED, f"not allowed: {', '.join(lacking)}", mend)
     return Probe(name, OK, "all that is needed")
 
 
-def _nodes(client: KubeClient) -> Probe:
+def _nodes(client: KubeClient, user: str) -> Probe:
     """Whether the cluster's nodes can be listed, where `nodeName` is asked for."""
     try:
         names = cluster_nodes(client, ("*",)).names
     except BridgeError as error:
-        mend = "kubectl create clusterrole bridge-nodes --verb=list --resource=nodes, and bind it"
-        return Probe("nodes of the cluster", FAILED, str(error), mend)
+        return Probe("nodes of the cluster", FAILED, str(error), grant("bridge-nodes", "list", "nodes", "", user))
     return Probe("nodes of the cluster", OK, f"{len(names)} known")
 
 
-def _namespace_labels(client: KubeClient, *, daemon: bool) -> Probe:
+def _namespace_labels(client: KubeClient, user: str, *, daemon: bool) -> Probe:
     """Whether the namespaces' labels can be read and followed, where grants select by them. `daemon` as above."""
     name = "labels of namespaces"
     lacking = _lacking(client, "", "namespaces", ("list", "watch"), "")
-    mend = f"apply {ROLE} (chart: namespaceLabels), or: kubectl create clusterrole bridge-namespaces "
-    mend += "--verb=list,watch --resource=namespaces, and bind it"
+    mend = (
+        f"apply {ROLE} (chart: namespaceLabels), or: {grant('bridge-namespaces', 'list,watch', 'namespaces', '', user)}"
+    )
     if "list namespaces" in lacking:
         detail = f"not allowed: {', '.join(lacking)}; grants with a namespace_selector cover nothing new"
         return Probe(name, FAILED, detail, mend)

@@ -126,8 +126,9 @@ class WebServer:
 
     def _bind(self) -> socket.socket:
         try:
+            everywhere = "::" if socket.has_dualstack_ipv6() else None
             family, kind, proto, _, where = socket.getaddrinfo(
-                self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                self._host or everywhere, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
         except OSError as error:
             raise ConfigurationError(
@@ -135,6 +136,8 @@ class WebServer:
             ) from error
         server = socket.socket(family, kind, proto)
         try:
+            if family == socket.AF_INET6 and not self._host:  # `:9480` is both families, as in other tools
+                server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             server.bind(where)
             server.listen(self._limit)

@@ -116,9 +116,19 @@ def test_check_names_what_mends_each_failure(
         "networks": ("warning", "guard.allow_cidrs"),
         "names": ("warning", f"{prefix}WEB-: {namespace}/{prefix}web goes to {prefix}web in dc1", "name template"),
         f"reading x{prefix}": ("failed", "Consul cannot use the filter 'Nonsense =='", "rules[].filter"),
-        f"rights in {namespace}": ("failed", "not allowed: create services, patch", "manifests/base/role.yaml in"),
+        f"rights in {namespace}": (
+            "failed",
+            "not allowed: create services, patch",
+            "manifests/base/role.yaml in",
+            f"--role=consul-endpoints-bridge --serviceaccount={namespace}:reader -n {namespace}",
+        ),
         f"rights in {namespace}-nix": ("failed", "not allowed: list services", f"in namespace {namespace}-nix"),
-        f"leader election in {namespace}": ("failed", "list leases, create leases, update", "kubectl create role "),
+        f"leader election in {namespace}": (
+            "failed",
+            "list leases, create leases, update",
+            "kubectl create role ",
+            f"kubectl create rolebinding bridge-leader --role=bridge-leader --serviceaccount={namespace}:reader",
+        ),
         "nodes of the cluster": ("failed", "may not be listed", "kubectl create clusterrole bridge-nodes"),
     }
     assert (result.status, sorted(bad)) == (1, sorted(expected))

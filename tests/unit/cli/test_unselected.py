@@ -101,3 +101,13 @@ def test_check_says_so(flags: list[str], run: Run) -> None:
     assert result.stdout.startswith("warning rules: none are given")
     assert "--service '*'" in result.stdout
     assert "none are given" not in run("check", "--offline", "--service", "web").stdout
+
+
+def test_check_without_servers_says_which_files_are_missing(run: Run, tmp_path: Path) -> None:
+    """They may be where the bridge runs: a warning, which names the setting and the other ways to give a token."""
+    missing, ca = tmp_path / "token", tmp_path / "ca.pem"
+    ca.write_text("")
+    result = run("check", "--offline", "--service", "*", "--token-file", str(missing), env={"CONSUL_CACERT": str(ca)})
+    text = " ".join(result.stdout.split())
+    assert f"warning consul.token_file: {missing} cannot be read here: No such file or directory" in text
+    assert ("--token-file FILE or CONSUL_HTTP_TOKEN" in text, str(ca) in text, result.exit_code) == (True, False, 0)

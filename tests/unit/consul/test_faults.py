@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,21 @@ def test_each_answer_has_its_meaning(code: int, body: str, kind: type[BridgeErro
     error = faults.of_answer(ASKED, code, {}, body.encode())
     assert type(error) is kind
     assert said in str(error)
+
+
+def test_a_remedy_fits_its_cause() -> None:
+    """An address that ends in /v1, a request without token, a CA that nobody named: each says what to write."""
+    inside = replace(ASKED, server="http://consul:8500/v1")
+    assert faults.of_answer(inside, 404, {}, b"").remedy == "consul.address without the /v1 at its end"
+    assert "/v1" not in faults.of_answer(ASKED, 404, {}, b"").remedy
+    nobody = faults.of_answer(replace(ASKED, anonymous=True), 403, {}, b"Permission denied")
+    assert nobody.remedy == f"--token-file FILE or CONSUL_HTTP_TOKEN: a token with: {faults.ENOUGH_POLICY}"
+    assert faults.of_answer(ASKED, 403, {}, b"Permission denied").remedy == f"a token with: {faults.ENOUGH_POLICY}"
+    unknown = ssl.SSLCertVerificationError(1, "x")
+    unknown.verify_code, unknown.verify_message = 20, "unable to get local issuer certificate"
+    assert "consul.ca_file (CONSUL_CACERT=FILE)" in str(faults.of_exception(ASKED, unknown))
+    below = replace(ASKED, ca_path=True)
+    assert "consul.ca_path (CONSUL_CAPATH=DIRECTORY)" in str(faults.of_exception(below, unknown))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from bridge.errors import (
     ThrottledError,
     TransientError,
 )
-from bridge.kube import faults
+from bridge.kube import faults, rbac
 from bridge.kube.faults import RequestInfo
 
 PATCH = RequestInfo("PATCH", "/api/v1/namespaces/storage/endpoints/radosgw", "https://kube:6443")
@@ -95,9 +95,29 @@ def test_only_a_missing_right_is_granted_by_a_role() -> None:
 
 
 def test_forbidden_says_how_to_grant_what_is_missing() -> None:
-    """The verb that the server misses (create), not the one that we sent (patch)."""
+    """The verb that the server misses (create), not the one that we sent (patch), for the user that it names."""
     text = str(faults.of_answer(PATCH, 403, {}, status(403, FORBIDDEN)))
-    assert "kubectl create role consul-bridge --verb=create --resource=endpoints -n storage" in text
+    name = "consul-bridge-create-endpoints"
+    assert f"kubectl create role {name} --verb=create --resource=endpoints -n storage && " in text
+    assert f"&& kubectl create rolebinding {name} --role={name} --serviceaccount=storage:bridge -n storage. " in text
+
+
+@pytest.mark.parametrize(
+    ("namespace", "user", "command"),
+    [
+        (
+            "storage",
+            "system:serviceaccount:ops:bridge",
+            "rolebinding b --role=r --serviceaccount=ops:bridge -n storage",
+        ),
+        ("", "jane@example.com", "clusterrolebinding b --clusterrole=r --user=jane@example.com"),
+        ("", "Jane Doe", "clusterrolebinding b --clusterrole=r --user='Jane Doe'"),
+        ("storage", "", "rolebinding b --role=r --user=USER -n storage"),
+    ],
+)
+def test_a_binding_names_the_user_as_kubectl_takes_it(namespace: str, user: str, command: str) -> None:
+    """A service account by its namespace and name; where Kubernetes named nobody, the reader fills it in."""
+    assert rbac.bind("b", "r", namespace, user) == f"kubectl create {command}"
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def mistake(tmp_path: Path, text: str) -> str:
         ("run: {listen: '9480'}\n", "F:1:15: run.listen: '9480' must be HOST:PORT, for instance 127.0.0.1:9480"),
         ("run: {listen: '::1:80'}\n", "must have its IPv6 address in brackets: [::1]:80"),
         ("run: {listen: 'a:99999'}\n", "must be HOST:PORT"),
+        ("run: {listen: '[]:80'}\n", "must be HOST:PORT"),
         ("consul: {address: 'ftp://x'}\n", "F:1:19: consul.address: 'ftp://x' must begin with http://, https:// or unix://"),
         ("consul: {address: 'unix://run/c.sock'}\n", "must have the socket's whole path: unix:///run/consul/http.sock"),
         ("consul: {address: 'unix:///c.sock', tls: true}\n", "a Unix socket (consul.address) is spoken to without TLS"),

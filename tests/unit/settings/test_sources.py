@@ -56,7 +56,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "dns.retry": ("2s", "3s"),
     "dns.max_concurrent": ("2", "3"),
     "dns.wait": ("2s", "3s"),
-    "run.listen": ("127.0.0.1:1", "[::1]:0"),
+    "run.listen": (":9480", "[::1]:0"),
     "run.page": ("off", "127.0.0.1:9481"),
     "run.consul_ui": ("https://consul.example.com/ui", "http://127.0.0.1:8500/ui"),
     "run.resync": ("1m", "2m"),

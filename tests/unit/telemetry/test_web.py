@@ -356,6 +356,16 @@ def test_an_address_that_is_not_here_is_a_configuration_error(world: World) -> N
         start(world, "203.0.113.1:0").start()
 
 
+def test_a_port_alone_is_all_addresses_of_both_families(world: World) -> None:
+    """`:9480`, as in other tools."""
+    with start(world, ":0") as server:
+        port = int(server.address.rsplit(":", 1)[1])
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.socket(family) as sock:
+                sock.settimeout(10)
+                sock.connect((host, port))
+
+
 def test_ipv6(world: World) -> None:
     """Addresses in brackets."""
     try:
