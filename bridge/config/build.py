@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from bridge.config import yaml_file
 from bridge.config.errors import explained
+from bridge.config.rules import RuleSettings
 from bridge.config.sources import (
     Layer,
     Place,
@@ -153,9 +154,34 @@ def _check_together(settings: Settings) -> None:
                 f"{place}: rules[{position}].{key}: only the services of consul.namespace and consul.partition are "
                 f"listed; elsewhere `services` must be full names, not {', '.join(map(repr, globs)) or 'left out'}"
             )
+        if (mistake := _mistake_in_combining(rule)) is not None:
+            path, problem = mistake
+            place = settings._places[("rules", position, *path)].text
+            raise ConfigurationError(f"{place}: rules[{position}].{'.'.join(map(str, path[:2]))}: {problem}")
         if rule.name and rule.name in names:
             place = settings._places[("rules", position, "name")].text
             raise ConfigurationError(
                 f"{place}: rules[{position}].name: {rule.name!r} is the name of rules[{names[rule.name]}] already"
             )
         names.setdefault(rule.name, position)
+
+
+def _mistake_in_combining(rule: RuleSettings) -> tuple[tuple[str | int, ...], str] | None:
+    """What is wrong with a rule that combines datacenters, and under which of its keys."""
+    if rule.combine is None:
+        return None
+    for position, datacenter in enumerate(rule.datacenters):
+        if datacenter in rule.datacenters[:position]:
+            return ("datacenters", position), f"{datacenter!r} is there twice; name each datacenter once"
+    if len(rule.datacenters) < 2:
+        return ("combine",), "it makes one Service of several datacenters; name two or more in `datacenters`"
+    for key in ("name", "namespace"):
+        if "{datacenter}" in (getattr(rule.to, key) or ""):
+            problem = "{datacenter} gives each datacenter a Service of its own; leave it out, or `combine`"
+            return ("to", key), problem
+    if rule.combine == "union" and rule.instances.keep_last_ready:
+        return (
+            ("instances", "keep_last_ready"),
+            "the last ready instance is that of one datacenter; leave it out beside `combine: union`",
+        )
+    return None

@@ -167,6 +167,12 @@ class RuleSettings(Section):
     datacenters: tuple[Filled, ...] = Field(
         (), description="Datacenters. Empty: `consul.datacenter`, else the agent's own."
     )
+    combine: Literal["union"] | None = Field(
+        None,
+        description="What becomes of services that several `datacenters` have under one name. `union`: one Service "
+        "with the instances of all of them; where a node's meta names no zone (`zone_meta`), its datacenter is the "
+        "topology zone. Default: one datacenter has the name, and the others' are reported as conflicts.",
+    )
     namespace: Plain = Field(
         "",
         description="Enterprise namespace. Default: `consul.namespace`. No other one is listed, so `services` must be "

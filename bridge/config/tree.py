@@ -29,7 +29,7 @@ from bridge.config.schema import (
 from bridge.config.sources import Layer, LayerSource, Place
 from bridge.config.types import LABEL_VALUE, VALUE_RULE, full_match
 from bridge.config.yaml_file import Key
-from bridge.core.model import Adopt, Bounds, Destination, InstanceRules, Policy, Rule, Treatment
+from bridge.core.model import Adopt, Bounds, Combine, Destination, InstanceRules, Policy, Rule, Treatment
 
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
@@ -427,6 +427,7 @@ class Settings(BaseSettings):
             peer=rule.peer,
             unlisted=self._is_pinned(rule),
             continues=rule.continue_,
+            combine=None if rule.combine is None else Combine(rule.combine),
             place=self._rule_place(position),
             to=Destination(
                 namespace=to.namespace if to.namespace is not None else default_namespace,

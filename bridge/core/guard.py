@@ -414,7 +414,7 @@ class _Ledger:
         held: dict[Target, Held] = {}
         for plan in plans:
             hold = self.holds.get(plan.target)
-            datacenters = frozenset(q.datacenter for q in plan.queries)
+            datacenters = _datacenters(plan)
             why_removed, why_flips = removal, panic
             if hold is not None:
                 if why_removed is None and not hold.rebuilt and self._removal.lasts(now):
@@ -536,7 +536,7 @@ class _Ledger:
         hold = self.holds.get(plan.target)
         goes_on = hold is not None and hold.held.deselected
         most = self._exceeds(_Sum(plan.deselected, plan.ready_before), self._settings.removal_percent)
-        if goes_on or most or self._rebuilds.last((q.datacenter for q in plan.queries), self._scope, now):
+        if goes_on or most or self._rebuilds.last(_datacenters(plan), self._scope, now):
             return replace(plan, removed=plan.removed + plan.deselected)
         return replace(plan, deselected=0)
 
@@ -596,6 +596,11 @@ def force_command(command: str, plan: Plan) -> str:
     if len(flags) < len(services):
         flags = []
     return " ".join((command, *flags, "--namespace", shlex.quote(plan.target.namespace), "--force"))
+
+
+def _datacenters(plan: Plan) -> frozenset[str]:
+    """Where what a target has comes from, and what it is to have."""
+    return frozenset(query.datacenter for query in plan.queries).union(plan.scope.datacenters)
 
 
 def _literal(name: str) -> str:

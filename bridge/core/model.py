@@ -166,6 +166,12 @@ class Treatment(StrEnum):
     OMIT = "omit"
 
 
+class Combine(StrEnum):
+    """How one Service is made of the services of one name in a rule's datacenters."""
+
+    UNION = "union"
+
+
 class Family(StrEnum):
     """IP family; the value is EndpointSlice's addressType and Service's ipFamily."""
 
@@ -657,7 +663,8 @@ NO_NODES = ClusterNodes()
 class InstanceRules:
     """How instances become endpoints (`instances` of a rule in docs/reference.md).
 
-    `node_addresses`: whether addresses of the cluster's own nodes may be endpoints (`ClusterNodes`).
+    `node_addresses`: whether addresses of the cluster's own nodes may be endpoints (`ClusterNodes`). `zone`: that of
+    instances whose node's meta names none.
     """
 
     warning: Treatment = Treatment.READY
@@ -669,6 +676,7 @@ class InstanceRules:
     bounds: Bounds = USUAL_BOUNDS
     node_addresses: bool = True
     zone_meta: str = "zone"
+    zone: str = ""
     keep_last_ready: bool = False
 
 
@@ -711,7 +719,8 @@ class Rule:
     `unlisted`: it is about a namespace, partition or peer whose services are not listed, so `services` are full names
     that are asked for without being listed; what is listed elsewhere is none of its business. `warnings`: what was not
     understood where the rule comes from, to be said of everything that is mirrored by it. `place` is where the rule
-    stands (`bridge.yaml:3:5`, a flag), "" where that is not known.
+    stands (`bridge.yaml:3:5`, a flag), "" where that is not known. `combine`: what the `datacenters`, which are named
+    then, have under one name becomes one Service; without it the first of them has the name.
     """
 
     services: tuple[str, ...] = ()
@@ -729,6 +738,7 @@ class Rule:
     warnings: tuple[Reason, ...] = ()
     continues: bool | None = None
     place: str = ""
+    combine: Combine | None = None
 
     @property
     def narrows(self) -> bool:

@@ -141,6 +141,7 @@ class Code(StrEnum):
     TAG_COMMA = "tag_comma"
     TAGS_EMPTY = "tags_empty"
     ANNOTATION_UNKNOWN = "annotation_unknown"
+    DATACENTER_UNREAD = "datacenter_unread"
     DATACENTER_NOT_ASKED = "datacenter_not_asked"
     SERVICE_MISSING = "service_missing"
     NOT_GRANTED = "not_granted"
@@ -332,6 +333,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "with {filter}: '\"{found}\" in Service.Tags'",
     Code.TAGS_EMPTY: "the annotation {annotation} is {value!r} and names no tag: instances with any tags are taken",
     Code.ANNOTATION_UNKNOWN: "unknown to the bridge, so without effect: {names}",
+    Code.DATACENTER_UNREAD: "datacenter {datacenter} was never read ({why}): what is ready in Kubernetes stays",
     Code.DATACENTER_NOT_ASKED: "the annotation asks for datacenter {datacenter}, which may not be asked: only {known} "
     "may. If it is right, name it in consul.datacenters (BRIDGE_CONSUL_DATACENTERS)",
     Code.SERVICE_MISSING: "{datacenter} lists no service {service} that namespace {namespace} may ask for",
@@ -470,6 +472,7 @@ WARNINGS = (
     Code.TAG_COMMA,
     Code.TAGS_EMPTY,
     Code.ANNOTATION_UNKNOWN,
+    Code.DATACENTER_UNREAD,
     Code.DATACENTER_NOT_ASKED,
     Code.SERVICE_MISSING,
     Code.FILTER_NOT_GRANTED,

@@ -193,6 +193,7 @@ def reconcile(inputs: Inputs, options: PlanOptions, around: Surroundings) -> Dra
 def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOptions, around: Surroundings) -> Draft:
     """Translate what Consul has, keep what it only may have lost, and compare."""
     target, current, first = inputs.target, inputs.current, sources[0]
+    queries = inputs.queries if first.rule.combine is None else tuple(sorted(s.query for s in sources))
     names = host_names(sources)
     resolved = around.resolve(target, names)
     translation = translate.translate(
@@ -220,14 +221,14 @@ def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOpti
     if plan.conflicts and not plan.changes and not asked:
         going = _sent_away(inputs, options, around, skipped, warnings)
         if going is not None:
-            return Draft(replace(going, queries=inputs.queries, conflicts=plan.conflicts), None, current)
+            return Draft(replace(going, queries=queries, conflicts=plan.conflicts), None, current)
     if plan.unmirrored and (mirrored := around.mirrored(target)) is not None:
         current = replace(current, mirrored=mirrored)
         plan = compare(current)
     leaving = all(_is_leaving(s, inputs) for s in sources)
     if leaving:
         plan = _without_creations(plan)
-    return Draft(replace(plan, queries=inputs.queries), desired, current, leaving)
+    return Draft(replace(plan, queries=queries), desired, current, leaving)
 
 
 def _without_sources(inputs: Inputs, options: PlanOptions, around: Surroundings) -> Draft:
@@ -271,6 +272,11 @@ def _doubts(sources: Sequence[Source], unanswered: Collection[str]) -> tuple[Rea
         doubts.append(_unanswered(sorted(unanswered)))
     if any(source.known.acl_filtered for source in sources):
         doubts.append(Reason(Code.HIDDEN))
+    doubts += (
+        Reason(Code.DATACENTER_UNREAD, datacenter=truncate(source.query.datacenter), why=source.unread)
+        for source in sources
+        if source.unread
+    )
     return tuple(doubts)
 
 
@@ -281,7 +287,8 @@ def _unanswered(names: Sequence[str]) -> Reason:
 
 def _is_leaving(source: Source, inputs: Inputs) -> bool:
     """Whether a service is on its way out: what of it stands is kept for its grace, but not made any more."""
-    return not source.known.instances and not source.known.acl_filtered and name_of(source.query) in inputs.missing
+    missing = name_of(source.query) in inputs.missing
+    return missing and not (source.known.instances or source.known.acl_filtered or source.unread)
 
 
 def _compare(
@@ -339,6 +346,11 @@ def _kept(
 ) -> Mirror:
     """What is to be, with what would be taken away kept in place."""
     kept = planning.retain(desired, current, removed=lost, flips=flips, deselected=deselected, owner=options.owner)
+    if kept.groups != desired.groups and desired.service_ports is not None:  # it still comes from where it came from
+        stands = {Query(datacenter, service) for datacenter, service in names_at(current)}
+        named = {name_of(query) for query in kept.queries}
+        queries = (*kept.queries, *(query for query in stands if name_of(query) not in named))
+        kept = replace(kept, queries=tuple(sorted(queries)))
     marked = as_before(kept, current, options.owner)
     return marked if marked == kept else as_before(kept, _written(current, options, around), options.owner)
 

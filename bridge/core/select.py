@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fnmatch import translate as glob_to_regex
 from functools import lru_cache
 
-from bridge.core.model import UNADDRESSABLE, Bounds, Query, Rule, Skipped, Target
+from bridge.core.model import UNADDRESSABLE, Bounds, Combine, Query, Rule, Skipped, Target
 from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason
 
@@ -88,10 +88,17 @@ def choices(rules: Iterable[Rule], service: str, datacenter: str) -> list[Choice
     for order, rule in enumerate(rules):
         if why_not(rule, service, datacenter) is None:
             query = query_of(rule, service, datacenter)
-            found.append(Choice(order, rule, query, target_of(rule, query)))
+            found.append(Choice(order, _within(rule, datacenter), query, target_of(rule, query)))
             if rule.uses_up:
                 break
     return found
+
+
+def _within(rule: Rule, datacenter: str) -> Rule:
+    """The rule for one of the datacenters that it unites: where a node names no zone, its datacenter is one."""
+    if rule.combine is not Combine.UNION:
+        return rule
+    return replace(rule, instances=replace(rule.instances, zone=datacenter))
 
 
 def active(named: Sequence[Choice], tags: Collection[str], kept: Collection[Target] = ()) -> list[Choice]:
@@ -144,7 +151,7 @@ def unlisted(rules: Iterable[Rule]) -> list[Choice]:
                 query = query_of(rule, service, datacenter)
                 unfiltered = replace(query, filter="")
                 if unfiltered not in used:
-                    found[order, query] = Choice(order, rule, query, target_of(rule, query))
+                    found[order, query] = Choice(order, _within(rule, datacenter), query, target_of(rule, query))
                     if rule.uses_up:
                         used.add(unfiltered)
     return list(found.values())
@@ -284,6 +291,7 @@ class TargetAssignments:
     | different rules send something there | what the first rule sends |
     | one rule sends several services there | the one named exactly as the target |
     | none of them is | the first in order (datacenter, service) |
+    | the rule combines its datacenters | what has the name in each of them, in the rule's order |
     | their rules name different ports (`port_name`) | all of them: one Service with several ports |
 
     A service may want one target several times: by rules, each for other instances, and by the annotated Service that
@@ -378,12 +386,16 @@ class TargetAssignments:
     def _choose(self, target: Target) -> tuple[_Rank, ...]:
         rules, ranks = self._rules[target], self._ranks[target]
         first = rules[ranks[0]]
+        if first.combine is not None:
+            order, service = ranks[0][1], ranks[0][3].service
+            same = (rank for rank in ranks if rank[1] == order and rank[3].service == service)
+            return tuple(sorted(same, key=lambda rank: first.datacenters.index(rank[3].datacenter)))
         owners = [ranks[0]]
         taken = {first.to.port_name}
         if first.to.port_name and not first.to.annotated:
             for rank in ranks[1:]:
                 name = rules[rank].to.port_name
-                if name and name not in taken:
+                if name and name not in taken and rules[rank].combine is None:
                     taken.add(name)
                     owners.append(rank)
         return tuple(owners)

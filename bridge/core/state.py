@@ -44,11 +44,15 @@ class _Orphan:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One Consul service behind a target: under which rule, what is asked, and what is known of it."""
+    """One Consul service behind a target: under which rule, what is asked, and what is known of it.
+
+    `unread`: why it was never read, where others of the datacenters that the rule combines were; nothing is known then.
+    """
 
     rule: Rule
     query: Query
     known: Known
+    unread: str = ""
 
 
 class ConsulState:
@@ -98,15 +102,18 @@ class ConsulState:
     def on_listing(self, datacenter: str, listing: Listing | Unknown, now: float) -> set[Target]:
         """Take a datacenter's listing; returns the targets that must be looked at."""
         if isinstance(listing, Unknown):
+            news = datacenter not in self._listing_trouble
             self._listing_trouble[datacenter] = listing.reason
-            return set()
-        changed: set[Target] = set()
+            return self._combined_from(datacenter) if news else set()
+        first = datacenter not in self._listings
+        changed: set[Target] = (
+            self._combined_from(datacenter) if first or datacenter in self._listing_trouble else set()
+        )
         if self._listing_trouble.pop(datacenter, None) is not None:
             for target, idle in self._orphaned.items():
                 if any(dc == datacenter for dc, _ in self._owned.get(target, ())):
                     idle.look_at = now
             changed |= self._left_over_from(datacenter)
-        first = datacenter not in self._listings
         before = {} if first else self._listings[datacenter].services
         self._listings[datacenter] = listing
         for service, tags in listing.services.items():
@@ -124,8 +131,9 @@ class ConsulState:
         if self._asked is not None and query not in self._asked:
             self._asked = None  # it comes too late, and is forgotten with the next commit
         if isinstance(state, Unknown):
+            news = query not in self._trouble
             self._trouble[query] = state.reason
-            return set()
+            return self._combined_of(query) if news else set()
         recovered = self._trouble.pop(query, None) is not None
         known = Known(()) if isinstance(state, Gone) else state
         before = self._views.get(query)
@@ -134,7 +142,7 @@ class ConsulState:
             return set()
         self._views[query] = known if before is None else replace(known, former=_former(before, known))
         left = self._owned_by.get((query.datacenter, query.service), set()) & self._orphaned.keys()
-        return left if same else left | self._feeds.get(query, set())
+        return left | (self._combined_of(query) if same else self._feeds.get(query, set()))
 
     def record_owned(self, target: Target, names: Iterable[Name], now: float) -> set[Target]:
         """Kubernetes holds objects of ours at `target` that came from these services.
@@ -302,13 +310,39 @@ class ConsulState:
 
     def sources(self, target: Target) -> tuple[Source, ...] | None:
         """The services that feed `target`; () when none does; None while one of them was never read."""
+        winners = self._assignments.winners(target)
+        if winners and winners[0][1].combine is not None:
+            return self._combined(winners)
         sources = []
-        for query, rule in self._assignments.winners(target):
+        for query, rule in winners:
             known = self._views.get(query)
             if known is None:
                 return None
             sources.append(Source(rule, query, known))
         return tuple(sources)
+
+    def _combined(self, winners: Sequence[tuple[Query, Rule]]) -> tuple[Source, ...] | None:
+        """What the datacenters of a rule have under one name, in the rule's order.
+
+        | the datacenter | its service |
+        | --- | --- |
+        | was listed without the name | is no source: nothing is there |
+        | was not listed or not read yet | nothing is said of the target before it answers or fails |
+        | cannot be listed or read, and never could | is a source of which nothing is known (`Source.unread`) |
+        | anything else | what was last known of it |
+        """
+        (first, rule), claimed = winners[0], {query.datacenter: (query, rule) for query, rule in winners}
+        sources = []
+        for datacenter in rule.datacenters:
+            if datacenter not in claimed and datacenter in self._listings:
+                continue
+            query, its_rule = claimed.get(datacenter, (select.query_of(rule, first.service, datacenter), rule))
+            known = self._views.get(query)
+            unread = "" if known is not None else self._trouble.get(query) or self._listing_trouble.get(datacenter)
+            if unread is None:
+                return None
+            sources.append(Source(its_rule, query, known or Known(()), unread))
+        return tuple(sources) if any(not source.unread for source in sources) else None
 
     def unsubscribed(self, target: Target, *, opted_out: bool = False, orphaned: bool = False) -> bool:
         """Whether a user unsubscribed what we filled at `target`, which no service feeds any more.
@@ -558,6 +592,22 @@ class ConsulState:
             if name[0] == datacenter
             for target in targets - self._orphaned.keys()
             if all(name_of(query) != name for query, _ in self._assignments.winners(target))
+        }
+
+    def _combined_of(self, query: Query) -> set[Target]:
+        """Targets that are made of several datacenters, and fed by this service."""
+        fed = self._feeds.get(query, ())
+        return {target for target in fed if any(r.combine is not None for _, r in self._assignments.winners(target))}
+
+    def _combined_from(self, datacenter: str) -> set[Target]:
+        """Targets that are made of several datacenters, this one among them: whether it answers may matter to them."""
+        if not any(rule.combine is not None and datacenter in rule.datacenters for rule in self.rules):
+            return set()  # mostly; the targets are thousands
+        return {
+            target
+            for target in self._assignments.targets()
+            for _, rule in self._assignments.winners(target)[:1]
+            if rule.combine is not None and datacenter in rule.datacenters
         }
 
     def _may_select(self, name: Name) -> bool:

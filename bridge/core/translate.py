@@ -299,7 +299,7 @@ def _fate_of(
     if traffic.publish_not_ready and ended is Disposition.NOT_READY:
         ready, ended = True, Disposition.READY
         reason = Reason(Code.PUBLISHED, status=instance.status, check=truncate(instance.check))
-    zone = zone_of(instance, rule.instances.zone_meta)
+    zone = zone_of(instance, rule.instances)
     for_zone = zone if traffic.distribution in BY_ZONE else ""
     node_name = instance.node if instance.node in cluster_nodes.names else ""
     return InstanceDecision(
@@ -481,12 +481,12 @@ def _node_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]], no
         yield Reason(Code.NODE_ADDRESSES, count=len(found), first=found[0])
 
 
-def zone_of(instance: Instance, zone_meta: str) -> str:
-    """The topology zone that the node's meta names, if Kubernetes can have such a zone; it must be spelled as there."""
-    for key, value in instance.node_meta:
-        if key == zone_meta:
-            return value if is_label_value(value) else ""
-    return ""
+def zone_of(instance: Instance, rules: InstanceRules) -> str:
+    """The topology zone that the node's meta names, else the rule's, if Kubernetes can have such a zone; it must be
+    spelled as there.
+    """
+    named = next((value for key, value in instance.node_meta if key == rules.zone_meta), "") or rules.zone
+    return named if is_label_value(named) else ""
 
 
 # --------------------------------------------------------------------------- the whole

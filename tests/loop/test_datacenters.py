@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bridge.consul.catalog import shares_of
 from bridge.consul.client import ConsulConfig
 from bridge.controller.controller import Controller
 from bridge.controller.options import RunOptions
-from bridge.core.model import Destination, Rule
+from bridge.core.model import Combine, Destination, Rule
 from bridge.kube.client import KubeConfig
 from bridge.oneshot.inspection import status_once
 from bridge.oneshot.sync import SyncOptions, sync_once
@@ -89,10 +90,7 @@ def test_a_dead_datacenter_keeps_what_it_had_and_the_other_goes_on(both: Both) -
 def test_a_running_bridge_follows_one_datacenter_while_the_other_is_dead(both: Both, eventually: Eventually) -> None:
     """And the second again when it is back."""
     options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
-    bridge = Controller(**both.settings, options=options)
-    thread = threading.Thread(target=bridge.run, name="bridge")
-    thread.start()
-    try:
+    with running(both, options) as bridge:
         eventually(both.ready, ALL, 30)
         both.consul.inject(Fault(status=500), times=1_000_000, datacenter="dc2")
         both.consul.register("hidden", "vm-5", "10.0.0.55", 80, dc="dc2")  # ends the questions that wait there
@@ -104,10 +102,6 @@ def test_a_running_bridge_follows_one_datacenter_while_the_other_is_dead(both: B
         expected = {**ALL, "near": ["10.0.0.4", "10.0.0.9"]}
         del expected["far-db-dc2"]
         eventually(both.ready, expected, 30)
-    finally:
-        bridge.stop()
-        thread.join(10)
-    assert not thread.is_alive()
 
 
 # --------------------------------------------------------------------------- annotated Services
@@ -238,3 +232,44 @@ def test_the_budget_is_shared_and_never_exceeded(
     """One that only annotated Services may ask for has a quarter of an equal share."""
     shares = shares_of(connections, names, spare)
     assert (shares, sum(shares.values()) <= connections) == (expected, True)
+
+
+# --------------------------------------------------------------------------- one Service from several datacenters
+
+
+def test_a_union_follows_what_answers_and_keeps_what_it_has_of_what_does_not(
+    both: Both, eventually: Eventually
+) -> None:
+    """A running bridge, then one that is started while dc2 is dead, then a one-shot pass: nothing is lost."""
+    both.settings |= {"rules": (Rule(services=("web",), datacenters=("dc1", "dc2"), combine=Combine.UNION),)}
+    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
+    with running(both, options) as bridge:
+        eventually(both.ready, {"web": ["10.0.0.1", "10.0.0.2"]}, 30)
+        both.consul.inject(Fault(status=500), times=1_000_000, datacenter="dc2")
+        both.consul.register("hidden", "vm-5", "10.0.0.55", 80, dc="dc2")  # ends the questions that wait there
+        eventually(lambda: "dc2" in str(bridge.ready()[1]["consul"]), True, 30)
+        both.consul.register("web", "vm-9", "10.0.0.9", 80)
+        eventually(both.ready, {"web": ["10.0.0.1", "10.0.0.2", "10.0.0.9"]}, 30)
+    with running(both, options):
+        both.consul.register("web", "vm-8", "10.0.0.8", 80)
+        eventually(both.ready, {"web": ["10.0.0.1", "10.0.0.2", "10.0.0.8", "10.0.0.9"]}, 30)
+        both.consul.register("web", "vm-7", "10.0.0.7", 80, dc="dc2")
+        both.consul.deregister("web", "vm-2", dc="dc2")
+        both.consul.clear_faults()
+        eventually(both.ready, {"web": ["10.0.0.1", "10.0.0.7", "10.0.0.8", "10.0.0.9"]}, 30)
+    report = both.sync()
+    assert (report.failed, report.changes) == ((), ())
+
+
+@contextmanager
+def running(both: Both, options: RunOptions) -> Iterator[Controller]:
+    """`bridge run` in a thread."""
+    bridge = Controller(**both.settings, options=options)
+    thread = threading.Thread(target=bridge.run, name="bridge")
+    thread.start()
+    try:
+        yield bridge
+    finally:
+        bridge.stop()
+        thread.join(10)
+    assert not thread.is_alive()

@@ -14,8 +14,10 @@ target. How lines are read:
 - `EndpointSlice default/web-x7k2p of endpointslice-controller.k8s.io, with 10.9.0.1:8080 ready`: a slice of the
   Service `web` that no bridge writes. Then `out of sync` says in what all slices together differ from what is wanted
 - `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`; those that
-  are published all the same `ready, not serving`; a hint says `, for zone a`
+  are published all the same `ready, not serving`; a hint says `, for zone a`, a datacenter as zone `, in zone fra`
 - `default/radosgw` under `held`: that it is held, for whatever reason
+- `web@fra` under `consul`: the service `web` of the datacenter fra, which is listed where a rule names it. Those that
+  are `unreachable` answer nothing; `index went backwards` may name one
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
     Adopt,
     Change,
+    Combine,
     Current,
     CurrentEndpoints,
     CurrentService,
@@ -63,6 +66,7 @@ from bridge.core.model import (
     Target,
     TrafficPolicy,
     Treatment,
+    Unknown,
 )
 from bridge.core.plan import scope_of
 from bridge.core.reconcile import PlanOptions, names_at
@@ -71,7 +75,7 @@ from bridge.pipeline.reconciler import Reconciler, apply_plan
 from bridge.pipeline.settling import Settling
 from tests.unit.core.builders import OWNER, Cluster
 
-DC = "dc1"
+DC, OTHERS = "dc1", ("ams", "fra")
 
 SCENARIOS: Mapping[str, Mapping[str, Any]] = {
     f"{path.stem}: {scenario['name']}": scenario
@@ -92,7 +96,7 @@ def play(scenario: Mapping[str, Any]) -> None:
     given = scenario["given"]
     assert set(given) <= {
         "rules", "consul", "consul before", "objects", "adopt", "policy", "force", "index went backwards",
-        "hold release",
+        "hold release", "unreachable",
     }  # fmt: skip
     stage = Stage(Adopt(given.get("adopt", "never")), given.get("hold release"))
     if "consul before" in given:
@@ -104,7 +108,7 @@ def play(scenario: Mapping[str, Any]) -> None:
     for step in scenario.get("then", ()):
         assert set(step) <= {
             "after seconds", "restarted", "rules", "consul", "objects", "force", "index went backwards", "expect",
-            "dies after writes",
+            "dies after writes", "unreachable",
         }  # fmt: skip
         stage.now += step.get("after seconds", 0)
         if step.get("restarted"):
@@ -152,9 +156,10 @@ class Stage:
         self.adopt = adopt
         self.settings = GuardSettings(hold_release_seconds=hold_release_seconds)
         self.guard = Guard(self.settings)
-        self.world = ConsulState((), (DC,), grace_seconds=0.0)
+        self.world = ConsulState((), (DC, *OTHERS), grace_seconds=0.0)
         self.store = Objects()
         self.now = 0.0
+        self.unreachable: Sequence[str] = ()
 
     @property
     def unmappable(self) -> set[Skipped]:
@@ -163,7 +168,7 @@ class Stage:
 
     def restart(self) -> None:
         """Another process takes over: what is known of Consul and what was held is gone, Kubernetes is the memory."""
-        self.world = ConsulState(self.world.rules, (DC,), grace_seconds=0.0)
+        self.world = ConsulState(self.world.rules, self.world.datacenters, grace_seconds=0.0)
         self.guard = Guard(self.settings)
 
     def change(self, given: Mapping[str, Any]) -> None:
@@ -172,8 +177,9 @@ class Stage:
             self.world.replace_rules([_rule(r) for r in given["rules"]], self.now)
         for text in given.get("objects", ()):
             self.place(text)
-        if given.get("index went backwards"):
-            self.guard.rebuilt(DC, self.now)
+        if datacenter := given.get("index went backwards"):
+            self.guard.rebuilt(DC if datacenter is True else datacenter, self.now)
+        self.unreachable = given.get("unreachable", ())
 
     def make_a_pass(
         self, catalog: Mapping[str, list[str]], policy: Policy, *, force: bool, writes: int | None = None
@@ -184,7 +190,10 @@ class Stage:
         """
         self._read_kubernetes()
         self._read_consul(
-            {s: [_instance(t, s) for line in lines for t in _several(line)] for s, lines in catalog.items()}
+            {
+                s: [_instance(t, s.partition("@")[0]) for line in lines for t in _several(line)]
+                for s, lines in catalog.items()
+            }
         )
         self.guard.released(self.now, self.store.ready_in)
         reconciler = Reconciler(
@@ -229,10 +238,20 @@ class Stage:
             self.guard.forget(target)
 
     def _read_consul(self, catalog: Mapping[str, Sequence[Instance]]) -> None:
-        listing = {service: frozenset(tag for i in found for tag in i.tags) for service, found in catalog.items()}
-        self.world.on_listing(DC, Listing(listing), self.now)
+        named = {dc for rule in self.world.rules for dc in rule.datacenters}
+        for datacenter in (DC, *(dc for dc in OTHERS if dc in named)):
+            at = "" if datacenter == DC else f"@{datacenter}"
+            listing = {
+                service.removesuffix(at): frozenset(tag for i in found for tag in i.tags)
+                for service, found in catalog.items()
+                if service.partition("@")[1:] == (at[:1], at[1:])
+            }
+            lost = datacenter in self.unreachable
+            self.world.on_listing(datacenter, Unknown("no answer") if lost else Listing(listing), self.now)
         for query in self.world.wanted():
-            self.world.on_view(query, Known(tuple(catalog[query.service])) if query.service in catalog else Gone())
+            name = query.service if query.datacenter == DC else f"{query.service}@{query.datacenter}"
+            if query.datacenter not in self.unreachable:
+                self.world.on_view(query, Known(tuple(catalog[name])) if name in catalog else Gone())
         self.world.expire(self.now)
 
     def _place_slice(self, first: str, manners: Sequence[str]) -> None:
@@ -323,6 +342,7 @@ class Stage:
             + (", still serving" if e.serving and not e.ready else "")
             + (", not serving" if e.ready and not e.serving else "")
             + (", terminating" if e.terminating else "")
+            + (f", in zone {e.zone}" if e.zone in OTHERS else "")
             + (f", for zone {e.for_zone}" if e.for_zone else "")
             for g in groups
             for e in g.endpoints
@@ -399,6 +419,8 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
         services=tuple(raw.get("services", ())),
         tags=tuple(raw.get("tags", ())),
         meta=tuple(sorted(raw.get("meta", {}).items())),
+        datacenters=tuple(raw.get("datacenters", ())),
+        combine=Combine(raw["combine"]) if "combine" in raw else None,
         to=Destination(**to),
         instances=InstanceRules(**instances),
     )

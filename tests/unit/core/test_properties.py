@@ -16,6 +16,7 @@ from bridge.core.model import (
     Action,
     Adopt,
     ClusterNodes,
+    Combine,
     Current,
     Destination,
     EndpointsBody,
@@ -423,9 +424,14 @@ def test_an_address_is_taken_in_its_own_spelling_or_refused_with_a_reason(text: 
 
 queries = st.builds(Query, st.sampled_from(["dc1", "dc2"]), st.sampled_from(["web", "web-a", "web-b", "zeta"]))
 claim_rules = st.builds(
-    lambda name, annotated: Rule(to=Destination(port_name=name, annotated=annotated)),
+    lambda name, annotated, combine: Rule(
+        datacenters=("dc2", "dc1"),
+        combine=None if annotated else combine,
+        to=Destination(port_name=name, annotated=annotated),
+    ),
     st.sampled_from(["", "http", "metrics"]),
     st.sampled_from([False, False, False, True]),
+    st.sampled_from([None, None, *Combine]),
 )
 orders = st.sampled_from([0, 0, 1, 2])
 steps = st.lists(
@@ -468,8 +474,14 @@ def test_claims_depend_on_what_is_claimed_and_not_on_how_it_came_about(
         assert min(order for order, _ in wanted) == min(order for order, q in wanted if q in mirrored)
         lost = {s.service for s in claims.rejected(target)}
         assert {q.service for _, q in wanted} == lost | {q.service for q in mirrored}
-        names = [by.to.port_name for _, by in claims.winners(target)]
-        assert len(names) == len(set(names))
+        won = claims.winners(target)
+        if won[0][1].combine is None:
+            names = [by.to.port_name for _, by in won]
+            assert len(names) == len(set(names))
+            assert len(won) == 1 or all(by.combine is None for _, by in won)
+        else:
+            assert [q.datacenter for q, _ in won] in (["dc2"], ["dc1"], ["dc2", "dc1"])
+            assert len({q.service for q, _ in won}) == 1
 
 
 @pytest.mark.parametrize("family", list(Family))

@@ -8,6 +8,7 @@ import pytest
 
 from bridge.core.annotated import Refusal, missing
 from bridge.core.model import (
+    Combine,
     Destination,
     Gone,
     Instance,
@@ -95,6 +96,20 @@ def test_a_target_whose_service_was_never_read_has_no_sources_yet() -> None:
     made = ConsulState(RULES, ["dc1"], 30.0)
     made.on_listing("dc1", listing("web"), 0.0)
     assert (made.sources(HERE), made.sources(Target("apps", "other"))) == (None, ())
+
+
+def test_nothing_is_said_of_combined_datacenters_before_each_has_answered_or_failed() -> None:
+    """Whether one answers is news for what is made of several, and for nothing else."""
+    made = ConsulState((replace(RULES[0], datacenters=("dc1", "dc2"), combine=Combine.UNION),), ["dc1", "dc2"], 30.0)
+    made.on_listing("dc1", listing("web"), 0.0)
+    made.on_view(WEB, known("10.0.0.1"))
+    assert (made.sources(HERE), made.on_view(WEB, Unknown("no"))) == (None, {HERE})
+    assert [made.on_listing("dc2", Unknown(why), 0.0) for why in ("no", "still no")] == [{HERE}, set()]
+    assert [(s.query.datacenter, s.unread) for s in made.sources(HERE) or ()] == [("dc1", ""), ("dc2", "still no")]
+    assert (made.on_view(WEB, known("10.0.0.1")), made.on_listing("dc2", listing(), 0.0)) == ({HERE}, {HERE})
+    assert [s.query for s in made.sources(HERE) or ()] == [WEB]
+    alone = world("web")
+    assert (alone.on_listing("dc1", Unknown("no"), 0.0), alone.on_view(WEB, Unknown("no"))) == (set(), set())
 
 
 def test_a_view_names_the_targets_that_it_changes() -> None:
