@@ -4,10 +4,7 @@ The servers of the lab are built in the background while style, types and unit t
 earlier one failed, so that one run tells all; the last lines say which steps failed and which tests were not run, and
 why (pytest's own short summary has the reasons).
 
-These machines have two busy cores, and thousands of tests wait for real servers: when at most three tests of a step
-failed, they are run once more, alone. One that passes then does not fail the suite, and is never silent either: its
-first failure stands in the output, and the last lines name it as unsteady. What the faults of tests/chaos bring to
-light is only sometimes there by nature; they get no second try, nor do the tests of the core, which wait for nothing.
+The faults of tests/chaos run last and alone, because what they assert are seconds; the other steps run side by side.
 
 Where the servers' programs are not at hand, a developer is not made to wait for their build: everything that needs none
 is run, and the last lines say what was not, and the command that builds and runs it. CI=true and --real do it all.
@@ -102,6 +99,9 @@ LEFT_OUT = (
 CONTAINERS = ("tests/contract/test_lab_containers.py", "tests/e2e/test_compose.py", "tests/e2e/test_image.py")
 """Files that share a container engine and the images on it: they are one step, so that each image is made once."""
 
+FAULTS = "tests/chaos/test_chaos.py"
+"""What asserts seconds. Its neighbours only have to see that something goes wrong."""
+
 SHARES = 2
 LONG: Mapping[str, int] = {
     "test_manifests.py": 130, "test_package.py": 130, "test_kube_connection.py": 80, "test_leaders.py": 70,
@@ -139,9 +139,10 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
             pytest(f"end to end, share {n}", *files, needs_lab=True, group="lab", junit=junit)
             for n, files in enumerate(shares(end_to_end()), 1)
         ),
+        pytest("observer of faults", "tests/chaos", f"--ignore={FAULTS}", needs_lab=True, group="lab", junit=junit),
         pytest("containers", *CONTAINERS, needs_lab=True, group="lab", junit=junit),
         pytest("pods", "tests/pods", needs_lab=True, group="lab", junit=junit),
-        pytest("chaos", "tests/chaos", needs_lab=True, group="lab", junit=junit, alone=True),
+        pytest("chaos", FAULTS, needs_lab=True, group="lab", junit=junit, alone=True),
     )  # fmt: skip
     if not servers:
         behind = (

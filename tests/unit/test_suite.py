@@ -204,7 +204,7 @@ def test_without_servers_what_needs_none_is_run_and_the_rest_is_named(
     real = bool(arguments)
     assert bool(built) is real
     shared = [f"end to end, share {n}" for n in range(1, SHARES + 1)]
-    lab = {"contract", "pods", "chaos", "containers", *shared}
+    lab = {"contract", "pods", "chaos", "observer of faults", "containers", *shared}
     assert {s.name for s in ran if s.needs_lab} == (lab if real else set())
     assert all("not lab" in s.commands[0] for s in ran if s.group == "lab") is not real
     assert {"style", "types", "core, every branch", "unit", "loop"} <= {s.name for s in ran}
