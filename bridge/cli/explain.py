@@ -7,12 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from bridge.cli import completion
+from bridge.cli.flags import completed
 from bridge.cli.loading import consul_of, load, output_of, reading, rules_of
 from bridge.cli.streams import terminal, write
 from bridge.errors import ExitStatus
 
+Service = Annotated[str, typer.Argument(metavar="SERVICE", autocompletion=completed(completion.services))]
 
-def explain(flags: Mapping[str, Any], consul_service: Annotated[str, typer.Argument(metavar="SERVICE")]) -> int:
+
+def explain(flags: Mapping[str, Any], consul_service: Service) -> int:
     """Why each instance of a Consul service is in, not ready, or out.
 
     SERVICE is Consul's name, or that of a mirrored Service, `name` or `namespace/name`. Exit status: 0 explained

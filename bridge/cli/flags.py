@@ -7,11 +7,13 @@ was given.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
+
+from bridge.cli import completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Flag:
     env: str = ""
     words: tuple[str, ...] = ()
     """All that may stand there, for completion by Tab."""
+    ask: Callable[[Mapping[str, Any], str], list[str]] | None = None
+    """Asks the servers what may stand there, for completion by Tab."""
 
     @property
     def variable(self) -> str:
@@ -44,7 +48,7 @@ class Flag:
             help=f"{self.help} [{self.variable}]",
             rich_help_panel=self.panel,
             show_default=False,
-            autocompletion=self._completed if self.words else None,
+            autocompletion=self._completed if self.words else completed(self.ask) if self.ask else None,
         )
         kind: Any = {str: str | None, bool: bool | None, list: list[str] | None}[self.kind]
         name = self.name.removeprefix("--").replace("-", "_")
@@ -54,6 +58,18 @@ class Flag:
     def _completed(self, ctx: typer.Context, incomplete: str) -> list[str]:
         without = () if ctx.info_name in ("sync", "purge") else ("diff",)
         return [word for word in self.words if word.startswith(incomplete) and word not in without]
+
+
+def completed(ask: Callable[[Mapping[str, Any], str], list[str]]) -> Callable[[typer.Context, str], list[str]]:
+    """Completion by Tab that asks the servers, by the flags that stand on the line already."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        given = {
+            f.name: ctx.params.get(f.parameter.name) for f in (FLAGS[name] for name in COMMANDS[str(ctx.info_name)])
+        }
+        return ask({name: value for name, value in given.items() if value not in (None, [], ())}, incomplete)
+
+    return complete
 
 
 _SOURCE, _WHAT, _WHERE, _HOW, _LOG = "Consul", "What is mirrored (one rule)", "Kubernetes", "How", "Log"
@@ -66,16 +82,19 @@ FLAGS: Mapping[str, Flag] = {
         Flag("--datacenter", "NAME", "Datacenter that is meant where no rule says; default: the agent's.", _SOURCE),
         Flag("--token-file", "FILE", "File with the ACL token (also CONSUL_HTTP_TOKEN_FILE).", _SOURCE),
         Flag("--connections", "N", "Connections to Consul at once; default 64.", _SOURCE),
-        Flag("--service", "GLOB", "Services by name, e.g. 'radosgw*'; may be repeated.", _WHAT, list),
+        Flag("--service", "GLOB", "Services by name, e.g. 'radosgw*'; may be repeated.", _WHAT, list,
+             ask=completion.services),
         Flag("--tag", "TAG", "Only instances with this tag; may be repeated (all must be there).", _WHAT, list),
         Flag("--filter", "EXPRESSION", "Only instances for which Consul's filter expression is true.", _WHAT),
-        Flag("--namespace", "NAME", "Target namespace or template; default: the context's, in a pod its own.", _WHAT),
+        Flag("--namespace", "NAME", "Target namespace or template; default: the context's, in a pod its own.", _WHAT,
+             ask=completion.namespaces),
         Flag("--name", "TEMPLATE", "Name of the Service; default '{service}'.", _WHAT),
         Flag("--output-kind", "KIND", "What carries addresses: both (default), endpoints, endpointslices.", _WHAT,
              words=("both", "endpoints", "endpointslices")),
         Flag("--kubeconfig", "FILE", "Kubeconfig (also KUBECONFIG).", _WHERE),
         Flag("--context", "NAME", "Context in the kubeconfig.", _WHERE),
-        Flag("--watch-namespace", "NAME", "Look for objects of ours here as well ('*': everywhere).", _WHERE, list),
+        Flag("--watch-namespace", "NAME", "Look for objects of ours here as well ('*': everywhere).", _WHERE, list,
+             ask=completion.namespaces),
         Flag("--writers", "N", "Objects written at once; default 16.", _WHERE),
         Flag("--owner", "ID", "Owner id: what carries it is ours. Default 'default', in a pod NAMESPACE.NAME.", _HOW),
         Flag("--policy", "POLICY", "sync (default), upsert-only (delete no object), create-only.", _HOW,

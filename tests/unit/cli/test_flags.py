@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typer.testing import Result
 from bridge.cli import COMMANDS, EVERYWHERE, FLAGS
 from bridge.config import RULE_FLAGS, catalogue
 from bridge.core.model import Adopt, Output, Policy
+from tests.support.fakes.consul import FakeConsul
+from tests.support.fakes.kube import FakeKube
 from tests.unit.cli.conftest import Engine, environment, process
 
 Run = Callable[..., Result]
@@ -63,8 +66,8 @@ def test_the_help_of_a_command_shows_all_its_flags_with_their_variables(command:
         assert f"[{FLAGS[name].variable}]" in result.stdout
 
 
-def test_nothing_heavy_is_imported_for_the_help() -> None:
-    """What would make it slow, by name."""
+def test_the_help_imports_the_command_line_and_nothing_else() -> None:
+    """Of our own modules only those that declare commands; of others none that would make it slow, by name."""
     code = (
         "import sys; sys.argv = ['bridge', '--help']\n"
         "from bridge.cli import main\n"
@@ -72,12 +75,13 @@ def test_nothing_heavy_is_imported_for_the_help() -> None:
         "except SystemExit: pass\n"
         "heavy = {'pydantic', 'yaml', 'kubernetes', 'urllib3', 'consul', 'requests', 'rich', 'structlog', 'tenacity',"
         " 'prometheus_client', 'ssl', 'http.client'}\n"
-        "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)"
+        "ours = {m for m in sys.modules if m.startswith('bridge.') and not m.startswith('bridge.cli')}\n"
+        "print(sorted(heavy & sys.modules.keys()), sorted(ours), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment(), timeout=60
     )
-    assert done.stderr.strip() == "[]"
+    assert done.stderr.strip() == "[] ['bridge.errors', 'bridge.interpreter']"
 
 
 def test_the_version_names_the_bridge_python_and_both_clients() -> None:
@@ -119,6 +123,11 @@ def test_what_each_command_does_fits_a_line_of_eighty_columns() -> None:
     assert [line for line in told if len(line) > 80 or "..." in line] == []
 
 
+def completing(words: str) -> dict[str, str]:
+    """The variables by which bash asks what may stand at the end of `words`."""
+    return {"_BRIDGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -131,12 +140,42 @@ def test_what_each_command_does_fits_a_line_of_eighty_columns() -> None:
 )  # fmt: skip
 def test_tab_completes_what_is_one_of_a_few_words(words: str, expected: list[str], run: Run) -> None:
     """As bash asks for it; each of these words is taken."""
-    count = len(words.split(" ")) - 1
-    done = process(env={"_BRIDGE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(count)})
+    done = process(env=completing(words))
     assert done.stdout.split() == expected
     for flag in (flag for flag in FLAGS.values() if flag.name in words.split()):
         for word in flag.words:
             assert "must be one of" not in run("check", "--offline", flag.name, word).stderr
+
+
+AT_LEISURE = "import bridge.cli.completion as c; c.WITHIN_SECONDS = 30"
+"""The half second is for people who wait; the processor of a test has other things to do as well."""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("bridge explain rad", ["radosgw", "radosgw-2"]), ("bridge sync --service p", ["postgres"]),
+        ("bridge run --namespace st", ["storage"]), ("bridge status --watch-namespace de", ["default"]),
+        ("bridge explain --consul-address http://127.0.0.1:1 rad", []), ("bridge explain --owner '' rad", []),
+    ],
+)  # fmt: skip
+def test_tab_completes_what_the_servers_have(words: str, expected: list[str], tmp_path: Path) -> None:
+    """By the flags before it; a name that a shell would run is left out, and what goes wrong is silent."""
+    with FakeConsul() as consul, FakeKube(("default", "storage")) as kube:
+        for name in ("radosgw", "radosgw-2", "postgres", "rad$(reboot)", "rad;x"):
+            consul.register(name, "vm", "10.0.0.1", 80)
+        env = {"CONSUL_HTTP_ADDR": consul.address, "KUBECONFIG": kube.kubeconfig(tmp_path)}
+        done = process(prelude=AT_LEISURE, env={**env, **completing(words)})
+    assert (done.stdout.split(), done.stderr) == (expected, "")
+
+
+def test_tab_waits_for_no_server_that_does_not_answer() -> None:
+    """Nothing is offered then, long before the request would be given up."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = {"CONSUL_HTTP_ADDR": address, "BRIDGE_CONSUL_TIMEOUT_MARGIN": "5m", **completing("bridge explain rad")}
+        done = process(env=env)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 CASES: list[tuple[list[str], Callable[[dict[str, Any]], Any], Any]] = [
