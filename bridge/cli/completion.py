@@ -1,7 +1,7 @@
 """What Tab offers where only the servers know: names of Consul services and of Kubernetes namespaces.
 
 A Tab must neither hang nor print: servers that do not answer at once, settings that are wrong and rights that are
-missing all mean that nothing is offered. Anybody who may register in Consul chooses names there, and shells take what
+missing all mean that nothing is offered. Whoever may register in Consul chooses names there, and shells take what
 is completed as it is: a name that a shell would read as more than a word is left out.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bridge.config import Settings
 
 WITHIN_SECONDS = 0.5
-"""How long both servers together may take; what comes later is of no use to somebody who types."""
+"""How long both servers together may take; an answer that comes later is of no use."""
 
 _WORD = re.compile(r"[A-Za-z0-9][-\w.+@/]*", re.ASCII)
 
