@@ -35,11 +35,12 @@ from bridge.core.model import (
 )
 from bridge.core.plan import standing
 from bridge.core.reasons import Code, Reason, code_of
-from bridge.report import ChangeRow, FailedRow, HeldRow, Outcome, Report
+from bridge.core.service_state import NO_READY_ENDPOINT, ServiceRow, ServiceState, readable
+from bridge.report import ChangeRow, FailedRow, HeldRow, Origin, Outcome, Report, action_of, ports_text
 
 if TYPE_CHECKING:
     from bridge.core.explain import Explanation, Row
-    from bridge.oneshot.inspection import Status, StatusRow
+    from bridge.oneshot.inspection import Status
     from bridge.oneshot.probe import Probe
 
 MIN_WIDTH, MAX_WIDTH = 60, 200
@@ -108,8 +109,8 @@ _COLOUR_OF = {
     "ok": "green",
     "warning": "yellow",
     "in sync": "green",
-    "differs": "yellow",
-    "out of sync": "bold red",
+    "no ready endpoint": "yellow",
+    "out of sync": "yellow",
     "unknown": "bold red",
     "ready": "green",
     "not ready": "yellow",
@@ -219,7 +220,8 @@ def table(report: Report, width: int | None = 80, colour: bool = False, every: b
     `every`: services that stay as they are have their rows too.
     """
     paint = painter(colour)
-    several = len({row.datacenter for row in report.services}) > 1
+    origins = [Origin.of(outcome.plan.queries) for outcome in report.outcomes]
+    several = len({origin.datacenter for origin in origins}) > 1
     heads = [
         Column("SERVICE", least=6),
         Column("TARGET", least=10),
@@ -231,21 +233,22 @@ def table(report: Report, width: int | None = 80, colour: bool = False, every: b
     ]
     rows = [
         (
-            f"{row.service}@{row.datacenter}" if several else row.service,
-            f"{row.namespace}/{row.name}",
-            row.ports,
-            str(row.ready),
-            str(row.not_ready),
-            row.action,
-            row.reason if row.action not in ("failed", "held", "conflict") else "see below",
+            f"{origin.service}@{origin.datacenter}" if several else origin.service,
+            str(outcome.plan.target),
+            ports_text(outcome.plan.changes),
+            str(outcome.plan.ready),
+            str(outcome.plan.not_ready),
+            action,
+            reason if action not in ("failed", "held", "conflict") else "see below",
         )
-        for row in report.services
-        if every or row.action != "unchanged"
+        for outcome, origin in zip(report.outcomes, origins, strict=True)
+        for action, reason in [action_of(outcome, report.dry_run)]
+        if every or action != "unchanged"
     ]
     lines = columns(heads, rows, width, paint, colour_column=5) if rows else []
     sums = _summary_lines(report, width, paint)
     lines += ["", *sums] if rows else sums
-    hidden = len(report.services) - len(rows)
+    hidden = len(report.outcomes) - len(rows)
     if hidden and rows:
         lines.append(f"({_count(hidden, 'service')} unchanged and not shown: --all shows all)")
     lines += _sections(report, width, paint)
@@ -273,7 +276,7 @@ def _summary_lines(report: Report, width: int | None, paint: Paint) -> list[str]
 def summary_line(report: Report, paint: Paint | None = None) -> str:
     """What is to be (or was) done, in services, then in objects, then what could not be."""
     paint = paint or painter(False)
-    services = Counter(row.action for row in report.services)
+    services = Counter(action_of(outcome, report.dry_run)[0] for outcome in report.outcomes)
     s = report.summary
     objects = {"create": s.create, "update": s.update, "delete": s.delete, "unchanged": s.unchanged}
     objects["failed"] = sum(bool(row.kind) for row in report.failed)
@@ -548,26 +551,29 @@ def status_screen(status: Status, width: int = 80, height: int = 24, colour: boo
         trouble = ["", *_held_section(status.held, width, paint), *trouble]
     if len(trouble) > max(3, height // 3):
         trouble = [*trouble[: max(3, height // 3) - 1], "..."]
-    chosen = sorted(status.services, key=lambda row: (row.state == "in sync", row.namespace, row.name))
+    chosen = sorted(status.services, key=lambda row: (row.mark == ServiceState.IN_SYNC, row.namespace, row.name))
     room = max(2, height - len(head) - len(trouble) - 3)  # a blank, the titles, the cursor's line
     room -= len(chosen) > room  # a line for what found no room
     lines = [*head, "", *_status_rows(status, width, paint, chosen[:room])]
     if len(chosen) > room:
-        states = Counter(row.state for row in chosen[room:])
-        lines.append(f"... and {', '.join(f'{states[s]} {s}' for s in _STATES if states[s])}")
+        lines.append(f"... and {_sums_of_states(chosen[room:])}")
     return "\n".join([*lines, *trouble]) + "\n"
 
 
-_STATES = ("in sync", "differs", "out of sync", "held", "conflict", "unknown")
+_MARKS = ("in_sync", NO_READY_ENDPOINT, "out_of_sync", "held", "conflict", "unknown")
+
+
+def _sums_of_states(rows: Sequence[ServiceRow]) -> str:
+    sums = Counter(row.mark for row in rows)
+    return ", ".join(f"{sums[mark]} {readable(mark)}" for mark in _MARKS if sums[mark])
 
 
 def _status_sums(status: Status) -> str:
-    sums = Counter(row.state for row in status.services)
-    return ", ".join(f"{sums[state]} {state}" for state in _STATES if sums[state]) or "nothing is mirrored"
+    return _sums_of_states(status.services) or "nothing is mirrored"
 
 
 def _status_rows(
-    status: Status, width: int | None, paint: Paint, shown: Sequence[StatusRow], *, below: bool = False
+    status: Status, width: int | None, paint: Paint, shown: Sequence[ServiceRow], *, below: bool = False
 ) -> list[str]:
     if not shown:
         return []
@@ -585,9 +591,11 @@ def _status_rows(
         (
             f"{row.service}@{row.datacenter}" if several else row.service,
             f"{row.namespace}/{row.name}",
-            f"{row.consul_ready}/{row.consul_ready + row.consul_not_ready}" if row.state != "unknown" else "?",
+            f"{row.consul_ready}/{row.consul_ready + row.consul_not_ready}"
+            if row.state != ServiceState.UNKNOWN
+            else "?",
             f"{row.kubernetes_ready}/{row.kubernetes_ready + row.kubernetes_not_ready}",
-            row.state,
+            readable(row.mark),
             age(row.since, status.read_at),
             row.detail,
         )

@@ -228,25 +228,6 @@ class WarningRow:
         }
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ServiceRow:
-    """One target for people: where it comes from, where it goes, and what happens to it.
-
-    `ports` are `8080`, or `80:8080,8081` where the Service's port differs from the instances'. `action` is the most
-    notable of what happens to the target's objects: failed, conflict, held, create, update, delete or unchanged.
-    """
-
-    namespace: str
-    name: str
-    service: str
-    datacenter: str
-    ports: str
-    ready: int
-    not_ready: int
-    action: str
-    reason: str
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """How many objects are created, updated, deleted, left as they are; targets held; entries skipped and failed.
@@ -297,7 +278,6 @@ class Report:
     failed: tuple[FailedRow, ...] = ()
     conflicts: tuple[ConflictRow, ...] = ()
     warnings: tuple[WarningRow, ...] = ()
-    services: tuple[ServiceRow, ...] = ()
     dry_run: bool = False
     outcomes: tuple[Outcome, ...] = ()
 
@@ -342,7 +322,6 @@ def build_report(
     conflicts: list[ConflictRow] = []
     warnings: set[WarningRow] = set()
     counts: Counter[str] = Counter()
-    services: list[ServiceRow] = []
     for outcome in outcomes:
         plan, target = outcome.plan, outcome.plan.target
         origin = Origin.of(plan.queries)
@@ -367,7 +346,6 @@ def build_report(
             all_skipped.add(Skipped(origin.service, "", why))
         all_skipped.update(plan.skipped)
         warnings.update(WarningRow(*where, text) for text in plan.remarks)
-        services.append(_service_row(outcome, origin, mine))
     for query, text in unknown.items():
         unread = Reason(Code.READ_FAILED, said=text)
         failed.append(FailedRow("", "", "", "read", query.service, query.datacenter, unread))
@@ -391,7 +369,6 @@ def build_report(
         failed=tuple(sorted(failed)),
         conflicts=tuple(sorted(conflicts)),
         warnings=tuple(sorted(warnings)),
-        services=tuple(sorted(services)),
         dry_run=dry_run,
         outcomes=outcomes,
     )
@@ -482,8 +459,12 @@ def _change_row(change: Change, origin: Origin) -> ChangeRow:
     )
 
 
-def _service_row(outcome: Outcome, origin: Origin, changes: Sequence[Change]) -> ServiceRow:
-    plan = outcome.plan
+def action_of(outcome: Outcome, dry_run: bool) -> tuple[str, str]:
+    """The most notable of what happens to a target's objects, and why.
+
+    One of: failed, conflict, held, create, update, delete, unchanged.
+    """
+    plan, changes = outcome.plan, _changes(outcome, dry_run)[0]
     if outcome.failures:
         action, reasons = "failed", [str(f.error) for f in outcome.failures]
     elif plan.conflicts:
@@ -494,17 +475,7 @@ def _service_row(outcome: Outcome, origin: Origin, changes: Sequence[Change]) ->
         action, reasons = _action(plan, changes), [c.reason for c in changes if c.reason is not None]
         if plan.skipped:
             reasons.append(f"{len(plan.skipped)} skipped")
-    return ServiceRow(
-        plan.target.namespace,
-        plan.target.name,
-        origin.service,
-        origin.datacenter,
-        ports_text(plan.changes),
-        plan.ready,
-        plan.not_ready,
-        action,
-        "; ".join(dict.fromkeys(filter(None, reasons))),
-    )
+    return action, "; ".join(dict.fromkeys(filter(None, reasons)))
 
 
 def _action(plan: Plan, changes: Sequence[Change]) -> str:

@@ -21,8 +21,8 @@ def status(flags: Mapping[str, Any]) -> int:
 
     Reads Consul and Kubernetes themselves and says what `bridge sync` would do now, holds included; needs no running
     bridge (what one holds because of what it saw before, its page and /readyz show). SINCE tells how long ago the
-    bridge last wrote the service's Endpoints or slices. Exit status: 0 also when something differs, 1 when something
-    could not be read; 130 when --watch is ended with Ctrl-C.
+    bridge last wrote the service's Endpoints or slices. Exit status: 0 also when something is out of sync, 1 when
+    something could not be read; 130 when --watch is ended with Ctrl-C.
     """
     settings = load(flags)
     output = output_of(settings)

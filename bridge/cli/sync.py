@@ -90,21 +90,28 @@ def _say_outcome(report: Report, settings: Settings) -> None:
 
     say_trouble(report, settings.sync.output)
     if settings.sync.force and settings.only() != Only():
-        if not report.services and not report.failed:
+        if not report.outcomes and not report.failed:
             say("nothing to force: nothing is mirrored yet at these --service and --namespace; leave --force out")
-    elif all(row.action == "delete" for row in report.services) and not report.skipped and not report.failed:
+    elif not report.skipped and not report.failed and _only_deletes(report):
         say(
             f"no service selected: nothing in Consul matches {settings.selection()}. Select with --service GLOB, "
             "--tag TAG, --filter EXPRESSION or rules in --config FILE; `consul catalog services` lists the names"
         )
 
 
+def _only_deletes(report: Report) -> bool:
+    """Whether nothing is mirrored (any more)."""
+    from bridge.report import action_of
+
+    return all(action_of(outcome, report.dry_run)[0] == "delete" for outcome in report.outcomes)
+
+
 def _confirm_all(report: Report) -> bool:
     """Ask before the whole catalog is mirrored, which nobody has said in so many words."""
     if not report.changes:
         return True
-    names = {(row.service, row.datacenter) for row in report.services}
-    places = sorted({row.namespace for row in report.services})
+    names = {tuple(sorted(outcome.plan.queries)) for outcome in report.outcomes}
+    places = sorted({outcome.plan.target.namespace for outcome in report.outcomes})
     where = f"namespace{'s' if len(places) > 1 else ''} {', '.join(places[:3])}{' ...' if len(places) > 3 else ''}"
     say("no rules, and no --service, --tag or --filter: every service in Consul is meant")
     return ask(f"Mirror {len(names)} service{'s' if len(names) != 1 else ''} into {where}?")

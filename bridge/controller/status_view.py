@@ -92,9 +92,10 @@ class StatusView:
             queries = self._world.queries_at(target)
         origin = Origin.of(queries)
         state, detail = _state(outcome, reason)
-        consul, command = (0, 0), ""
+        consul, command, deviates = (0, 0), "", False
         if outcome is not None:
             plan = outcome.plan
+            deviates = plan.deviates and state == ServiceState.OUT_OF_SYNC
             consul = self._reconciler.listed(target) if plan.held else (plan.ready, plan.not_ready)
             command = plan.release_command
         ready, not_ready = endpoint_counts(current)
@@ -110,6 +111,7 @@ class StatusView:
             state=state,
             detail=detail,
             command=command,
+            slices_deviate=deviates,
         )
 
 

@@ -582,9 +582,14 @@ class Plan:
         return (*(c.reason for c in self.conflicts), *held, *self.warnings, *self.deviations)
 
     @property
+    def deviates(self) -> bool:
+        """Whether there are deviations that have lasted."""
+        return bool(self.deviations) and not self.settling
+
+    @property
     def remarks(self) -> tuple[Reason, ...]:
         """What users are told of: the warnings, and the deviations that have lasted."""
-        lasting = () if self.settling else self.deviations
+        lasting = self.deviations if self.deviates else ()
         return (*self.warnings, *(reason for reason in lasting if reason not in self.warnings))
 
     @property

@@ -8,10 +8,12 @@ The first line that holds decides:
 | a write failed | failed |
 | an object of another owner is in the way | conflict |
 | the guard holds something | held |
-| something is still to be written, or what readers see has not settled yet | differs |
-| all EndpointSlices together are not what Consul says, and nothing is to be written | out of sync |
+| something is still to be written, or all EndpointSlices together are not what Consul says | out_of_sync |
 | a Consul service could not be read when it was last tried | unknown |
-| none of these | in sync |
+| none of these | in_sync |
+
+A service that is in sync and has no ready endpoint is marked besides (`without_ready_endpoint`): Kubernetes has what
+Consul says, and requests fail all the same.
 """
 
 from __future__ import annotations
@@ -19,16 +21,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from bridge.core.model import Change, Plan
 
+NO_READY_ENDPOINT = "no_ready_endpoint"
+"""The mark of a service that is as Consul says and that gets no traffic all the same."""
+
 
 class ServiceState(StrEnum):
-    """The state of a mirrored service."""
+    """The state of a mirrored service. The word is the same in JSON, metrics and addresses of the page."""
 
-    IN_SYNC = "in sync"
-    DIFFERS = "differs"
-    OUT_OF_SYNC = "out of sync"
+    IN_SYNC = "in_sync"
+    OUT_OF_SYNC = "out_of_sync"
     HELD = "held"
     CONFLICT = "conflict"
     FAILED = "failed"
@@ -40,7 +45,13 @@ class ServiceRow:
     """A mirrored service on both sides, as `bridge status` and the page show it. `state` is a word of ServiceState.
 
     What Consul has is counted as it would be mirrored; while the guard holds something it is more (or less) than
-    what Kubernetes is given. `command` releases what is held.
+    what Kubernetes is given. `command` releases what is held. `slices_deviate`: an out-of-sync service whose
+    EndpointSlices together have been something else than Consul says for longer than the control plane needs
+    (`Plan.deviates`); writes alone may not mend that.
+
+    Only `bridge status` has the rest. `since` is when our last write to its Endpoints or slices was, as the API server
+    notes it for each field manager (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes
+    held what it holds. `reasons` are the codes behind `detail`: conflicts, holds, warnings, deviations.
     """
 
     namespace: str
@@ -54,6 +65,31 @@ class ServiceRow:
     state: str
     detail: str
     command: str = ""
+    since: str = ""
+    reasons: tuple[str, ...] = ()
+    slices_deviate: bool = False
+
+    @property
+    def mark(self) -> str:
+        """The state, or what is notable of a service that is in sync: `no_ready_endpoint`."""
+        return NO_READY_ENDPOINT if without_ready_endpoint(self.state, self.kubernetes_ready) else self.state
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of `services` in `bridge status -o json`."""
+        return {
+            "service": self.service,
+            "datacenter": self.datacenter,
+            "namespace": self.namespace,
+            "name": self.name,
+            "consul": {"ready": self.consul_ready, "not_ready": self.consul_not_ready},
+            "kubernetes": {"ready": self.kubernetes_ready, "not_ready": self.kubernetes_not_ready},
+            "state": self.state,
+            "no_ready_endpoint": self.mark == NO_READY_ENDPOINT,
+            "slices_deviate": self.slices_deviate,
+            "since": self.since or None,
+            "reasons": list(self.reasons),
+            "detail": self.detail,
+        }
 
 
 def service_state(plan: Plan | None, *, waiting: bool, failed: bool = False, unread: bool = False) -> ServiceState:
@@ -70,11 +106,22 @@ def service_state(plan: Plan | None, *, waiting: bool, failed: bool = False, unr
         return ServiceState.CONFLICT
     if plan.held:
         return ServiceState.HELD
-    if waiting or (plan.deviations and plan.settling):
-        return ServiceState.DIFFERS
-    if plan.deviations:
+    if waiting or plan.deviations:
         return ServiceState.OUT_OF_SYNC
     return ServiceState.UNKNOWN if unread else ServiceState.IN_SYNC
+
+
+def without_ready_endpoint(state: str, ready: int) -> bool:
+    """Whether a service in this state gets no traffic although nothing is wrong with its mirror.
+
+    `ready`: its ready endpoints in Kubernetes. In any other state that is what has to be looked at first.
+    """
+    return state == ServiceState.IN_SYNC and not ready
+
+
+def readable(mark: str) -> str:
+    """A state or mark for people: `out of sync`."""
+    return mark.replace("_", " ")
 
 
 def state_detail(state: ServiceState, plan: Plan, waiting: Sequence[Change], holds: Sequence[str]) -> str:
@@ -84,9 +131,9 @@ def state_detail(state: ServiceState, plan: Plan, waiting: Sequence[Change], hol
             return "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
         case ServiceState.HELD:
             return "; ".join(holds)
-        case ServiceState.DIFFERS if waiting:
+        case ServiceState.OUT_OF_SYNC if waiting:
             return ", ".join(f"{c.action} {c.kind}" for c in waiting)
-        case ServiceState.DIFFERS | ServiceState.OUT_OF_SYNC:
+        case ServiceState.OUT_OF_SYNC:
             return "; ".join(plan.deviations)
         case _:
             return "; ".join(plan.warnings)

@@ -24,7 +24,7 @@ from bridge.core.lookup import Meant, meant
 from bridge.core.model import NO_NODES, Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.reconcile import PlanOptions, names_at
-from bridge.core.service_state import ServiceRow, service_state, state_detail
+from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.core.state import ConsulState
 from bridge.core.translate import host_names
 from bridge.core.union import endpoint_counts
@@ -50,37 +50,6 @@ MIRROR_SECONDS = 1.0
 """How long a mirror that is behind is given; the control plane takes a tenth of that."""
 
 
-@dataclass(frozen=True, slots=True, order=True, kw_only=True)
-class StatusRow(ServiceRow):
-    """The same as `bridge status` reads it.
-
-    It differs where the next pass would write something; it is out of sync where nothing is to be written, and yet the
-    union of all EndpointSlices is not what Consul says.
-
-    `since` is when our last write to its Endpoints or slices was, as the API server notes it for each field manager
-    (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes held what it holds. `reasons` are
-    the codes behind `detail`: conflicts, holds, warnings.
-    """
-
-    since: str = ""
-    reasons: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """As an entry of `services` in `bridge status -o json`."""
-        return {
-            "service": self.service,
-            "datacenter": self.datacenter,
-            "namespace": self.namespace,
-            "name": self.name,
-            "consul": {"ready": self.consul_ready, "not_ready": self.consul_not_ready},
-            "kubernetes": {"ready": self.kubernetes_ready, "not_ready": self.kubernetes_not_ready},
-            "state": self.state,
-            "since": self.since or None,
-            "reasons": list(self.reasons),
-            "detail": self.detail,
-        }
-
-
 @dataclass(frozen=True, slots=True)
 class Status:
     """All mirrored services, sorted by target, what could not be read, and when it was read (RFC 3339 in UTC).
@@ -88,7 +57,7 @@ class Status:
     `notes`: what is to be known before anything else. `held`: why, of each row that is held, and what releases it.
     """
 
-    services: tuple[StatusRow, ...]
+    services: tuple[ServiceRow, ...]
     trouble: tuple[str, ...] = ()
     read_at: str = ""
     notes: tuple[str, ...] = ()
@@ -97,7 +66,7 @@ class Status:
     @property
     def in_sync(self) -> bool:
         """Whether everything could be read and is as it should be."""
-        return not self.trouble and all(row.state == "in sync" for row in self.services)
+        return not self.trouble and all(row.state == ServiceState.IN_SYNC for row in self.services)
 
     def to_json(self) -> dict[str, Any]:
         """As `bridge status -o json` prints it."""
@@ -481,7 +450,7 @@ class _Inspection:
         """All that the guard holds, in order of the targets."""
         return tuple(sorted(held_row(h, plan.queries) for plan in self._plans.values() for h in plan.held))
 
-    def row(self, target: Target) -> StatusRow | None:
+    def row(self, target: Target) -> ServiceRow | None:
         """What stands at a target and what would be done there; None when it is none of our business."""
         plan = self._plans.get(target)
         if plan is None and not self.world.concerns(target):
@@ -500,7 +469,7 @@ class _Inspection:
         else:
             detail = state_detail(state, plan, plan.writes, list(map(hold_text, plan.held)))
         origin = Origin.of(queries)
-        return StatusRow(
+        return ServiceRow(
             namespace=target.namespace,
             name=target.name,
             service=origin.service,
@@ -514,6 +483,7 @@ class _Inspection:
             command=plan.release_command if plan is not None else "",
             since=_since(current),
             reasons=codes_of(plan.reasons) if plan is not None else (),
+            slices_deviate=plan is not None and plan.deviates and state is ServiceState.OUT_OF_SYNC,
         )
 
     def _addresses_of(self, target: Target | None, known: Knowledge | None) -> dict[str, tuple[str, ...]]:

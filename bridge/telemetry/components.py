@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote
 
+from bridge.core.service_state import NO_READY_ENDPOINT, ServiceRow, readable
 from bridge.telemetry.history import Entry
-from bridge.telemetry.listing import NO_READY_ENDPOINT
 from bridge.telemetry.markup import Html, el, join
 
 LISTED = 50
 """Entries of one list on a page."""
 
 SEVERITIES: Mapping[str, str] = {
-    "in sync": "good", "differs": "busy", "out of sync": "bad", "held": "warn", "conflict": "warn", "failed": "bad",
-    "unknown": "warn", NO_READY_ENDPOINT: "warn",
+    "in_sync": "good", "out_of_sync": "busy", "held": "warn", "conflict": "warn", "failed": "bad", "unknown": "warn",
+    NO_READY_ENDPOINT: "warn",
 }  # fmt: skip
 
 
@@ -29,10 +29,15 @@ def counts(ready: int, not_ready: int, what: str = "") -> str:
     return f"{ready:,} {what}ready" + (f", {not_ready:,} not ready" if not_ready else "")
 
 
-def badge(state: str) -> Html:
+def severity_of(row: ServiceRow) -> str:
+    """How bad a service's state is. What is only to be written yet is no trouble; slices that deviate are."""
+    return "bad" if row.slices_deviate else SEVERITIES.get(row.mark, "bad")
+
+
+def badge(row: ServiceRow) -> Html:
     """A service's state."""
-    severity = SEVERITIES.get(state, "bad")
-    return el("span", mark(severity), " ", state, class_=f"badge {severity}")
+    severity = severity_of(row)
+    return el("span", mark(severity), " ", readable(row.mark), class_=f"badge {severity}")
 
 
 _MARKS = {"good": "✓", "busy": "…", "warn": "!", "bad": "✕", "plain": "•"}

@@ -8,29 +8,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
-from bridge.core.service_state import ServiceRow
+from bridge.core.service_state import NO_READY_ENDPOINT, ServiceRow
 
 PER_PAGE = 50
 
-NO_READY_ENDPOINT = "no ready endpoint"
-"""A service that is as Consul says, and that gets no traffic all the same."""
-
-STATES = ("failed", "out of sync", "held", "conflict", "unknown", NO_READY_ENDPOINT, "differs", "in sync")
-"""What a service can be, the worst first: in this order the filter shows them and the table sorts."""
-
-
-def state_of(row: ServiceRow) -> str:
-    """The state that the page shows: what is in sync without any ready endpoint is not green."""
-    return NO_READY_ENDPOINT if row.state == "in sync" and not row.kubernetes_ready else row.state
-
+STATES = ("failed", "held", "conflict", "unknown", NO_READY_ENDPOINT, "out_of_sync", "in_sync")
+"""What a service can be marked as, the worst first: in this order the filter shows them and the table sorts; services
+whose slices deviate come before those that are held."""
 
 _RANKS = {state: rank for rank, state in enumerate(STATES)}
+
+
+def _rank(row: ServiceRow) -> float:
+    return 0.5 if row.slices_deviate else _RANKS.get(row.mark, -1)
+
 
 _SORTS: Mapping[str, Callable[[ServiceRow], Any]] = {
     "name": lambda r: (r.namespace, r.name),
     "consul": lambda r: (r.consul_ready, r.consul_not_ready),
     "kubernetes": lambda r: (r.kubernetes_ready, r.kubernetes_not_ready),
-    "state": lambda r: _RANKS.get(state_of(r), -1),
+    "state": _rank,
 }
 """What a column sorts by; ties go by namespace and name."""
 
@@ -103,8 +100,8 @@ def find(rows: Sequence[ServiceRow], query: ServiceQuery) -> ResultPage:
     named = [r for r in rows if all(w in _haystack(r) for w in words)] if words else list(rows)
     if query.namespace:
         named = [r for r in named if r.namespace == query.namespace]
-    states = Counter(map(state_of, named))
-    shown = [r for r in named if state_of(r) == query.state] if query.state else named
+    states = Counter(row.mark for row in named)
+    shown = [r for r in named if r.mark == query.state] if query.state else named
     shown.sort(key=_SORTS["name"])
     shown.sort(key=_SORTS[query.sort], reverse=query.descending)
     pages = max(1, -(-len(shown) // PER_PAGE))

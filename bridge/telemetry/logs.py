@@ -393,7 +393,7 @@ class LogObserver:
         s = report.summary
         first, self._first_pass = self._first_pass, False
         event: dict[str, Any] = {k: v for k, v in s.to_json().items() if v}
-        event["services"] = len(report.services)
+        event["services"] = len(report.outcomes)
         event["duration_ms"] = round(duration_seconds * 1000, 1)
         if first or s.changes or s.failed:
             self._log.info("full pass planned", **event)

@@ -19,7 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from bridge.core.model import Action, Held, Kind, Query, Target
 from bridge.core.reasons import SKIPS, WARNINGS, Code
-from bridge.core.service_state import ServiceState, service_state
+from bridge.core.service_state import ServiceState, service_state, without_ready_endpoint
 from bridge.report import reason_of
 
 if TYPE_CHECKING:
@@ -30,17 +30,15 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 LAG_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds. The floor on real servers is 4 ms (docs/scaling.md); above a minute something is wrong in any case."""
 
-STATES = ("in_sync", "pending", "out_of_sync", "held", "conflict", "failed")
-"""What a service can be, as a label. Pending: something is still to be written; out of sync: nothing is, and yet the
-union of its EndpointSlices is not what Consul says."""
-
-_LABELS = {state: state.value.replace(" ", "_") for state in ServiceState} | {ServiceState.DIFFERS: "pending"}
+STATES = tuple(state for state in ServiceState if state is not ServiceState.UNKNOWN)
+"""What a service can be, as a label: of those of which nothing is known there is no plan."""
 
 
 class _Noted(NamedTuple):
     """What the gauges know of one target."""
 
-    state: str
+    state: ServiceState
+    deviates: bool
     ready: int
     not_ready: int
     conflicts: int
@@ -223,7 +221,8 @@ class Metrics:
             self._services.pop(plan.target, None)
             return
         self._services[plan.target] = _Noted(
-            _LABELS[service_state(plan, waiting=not done, failed=bool(outcome.failures))],
+            service_state(plan, waiting=not done, failed=bool(outcome.failures)),
+            plan.deviates,
             plan.ready,
             plan.not_ready,
             len(plan.conflicts),
@@ -243,15 +242,22 @@ class Metrics:
         yield _gauge("consul_bridge_consul_up", "Whether a datacenter can be asked.", "datacenter", consul)
         by_state = Tally(s.state for s in services)
         yield _gauge("consul_bridge_services", "Services that are mirrored, by state.", "state",
-                     {state: by_state[state] for state in STATES})  # fmt: skip
+                     {state.value: by_state[state] for state in STATES})  # fmt: skip
         endpoints = {"ready": sum(s.ready for s in services), "not_ready": sum(s.not_ready for s in services)}
         yield _gauge("consul_bridge_endpoints", "Endpoints of mirrored services.", "state", endpoints)
         empty = GaugeMetricFamily(
             "consul_bridge_services_without_ready_endpoints",
-            "Services that are mirrored and have no ready endpoint; those in conflict are not counted.",
+            "Services that are in sync and have no ready endpoint: requests to them fail.",
         )
-        empty.add_metric([], sum(not s.ready and s.state != "conflict" for s in services))
+        empty.add_metric([], sum(without_ready_endpoint(s.state, s.ready) for s in services))
         yield empty
+        deviating = GaugeMetricFamily(
+            "consul_bridge_services_with_deviating_slices",
+            "Services that are out of sync because all their EndpointSlices together are not what Consul says, for "
+            "longer than the control plane needs.",
+        )
+        deviating.add_metric([], sum(s.deviates and s.state is ServiceState.OUT_OF_SYNC for s in services))
+        yield deviating
         conflicts = GaugeMetricFamily("consul_bridge_conflicts", "Objects that we would need and that are not ours.")
         conflicts.add_metric([], sum(s.conflicts for s in services))
         yield conflicts

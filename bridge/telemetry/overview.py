@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.core.model import Skipped
-from bridge.core.service_state import ServiceRow
+from bridge.core.service_state import NO_READY_ENDPOINT, ServiceRow, readable
 from bridge.telemetry.components import (
     LISTED,
     command,
@@ -19,7 +19,7 @@ from bridge.telemetry.components import (
     text_list,
 )
 from bridge.telemetry.history import BUCKET_SECONDS, BUCKETS, Series
-from bridge.telemetry.listing import NO_READY_ENDPOINT, ServiceQuery, state_of
+from bridge.telemetry.listing import ServiceQuery
 from bridge.telemetry.markup import Html, el, join
 
 NAMED = 5
@@ -29,10 +29,16 @@ REASONS = 2
 """Reasons of one kind of trouble that stand above the table: they are nearly the same for all services."""
 
 TROUBLE = {
-    "failed": "Write error", "out of sync": "Out of sync", "held": "Removals held", "conflict": "Conflict",
+    "failed": "Write error", "out_of_sync": "Out of sync", "held": "Removals held", "conflict": "Conflict",
     "unknown": "Not read", NO_READY_ENDPOINT: "No ready endpoint",
 }  # fmt: skip
 """States whose services are named above the table, the worst first."""
+
+
+def is_in_trouble(row: ServiceRow) -> bool:
+    """Whether the service is named above the table. What is only to be written yet is not."""
+    return row.mark in TROUBLE and (row.slices_deviate or row.mark != "out_of_sync")
+
 
 NOT_YET = ("not started", "not listed yet")
 """What readiness says of Kubernetes while nothing is wrong: it has not been asked, or has not answered yet."""
@@ -52,7 +58,7 @@ class Overview:
     series: Series
     unmirrored: Sequence[Skipped] = ()
     troubled: Sequence[ServiceRow] = ()
-    """Services in a state of `TROUBLE`, by namespace and name."""
+    """Services that are in trouble, by namespace and name."""
 
 
 def judge(overview: Overview) -> tuple[str, str, str]:
@@ -67,6 +73,7 @@ def judge(overview: Overview) -> tuple[str, str, str]:
     | another process writes what is ours | Conflicting writer detected |
     | leases cannot be read or written | Leader election error |
     | writes fail | Write errors |
+    | EndpointSlices deviate although the bridge has written what it can | Out of sync |
     | the guard holds something | Removals held |
     | new settings were rejected | Configuration reload rejected |
     | something is still to be written | Catching up |
@@ -91,7 +98,7 @@ def judge(overview: Overview) -> tuple[str, str, str]:
         return "bad", "Leader election error", "A replica without its lease writes nothing; another one may lead."
     if failed := states.get("failed", 0):
         return "bad", "Write errors", f"{_services(failed)} cannot be written; the bridge tries again."
-    if deviating := states.get("out of sync", 0):
+    if deviating := sum(row.slices_deviate for row in overview.troubled):
         return (
             "bad",
             "Out of sync",
@@ -105,8 +112,8 @@ def judge(overview: Overview) -> tuple[str, str, str]:
         )
     if state.get("configuration", "ok") != "ok":
         return "warn", "Configuration reload rejected", "The bridge goes on with the configuration that it has."
-    if differs := states.get("differs", 0):
-        return "busy", "Catching up", f"{_services(differs)} of {total:,} still to be written."
+    if outstanding := states.get("out_of_sync", 0):
+        return "busy", "Catching up", f"{_services(outstanding)} of {total:,} still to be written."
     if empty := states.get(NO_READY_ENDPOINT, 0):
         verb = "has" if empty == 1 else "have"
         sentence = f"Kubernetes has what Consul says, and {_services(empty)} of {total:,} {verb} no ready endpoint."
@@ -150,7 +157,7 @@ def problems(overview: Overview) -> Html | None:
 
 def _troubled(kind: str, rows: Sequence[ServiceRow]) -> Iterator[Html]:
     """The services of a kind of trouble, with links, by what is wrong with them."""
-    mine = [row for row in rows if state_of(row) == kind]
+    mine = [row for row in rows if row.mark == kind]
     by_reason: dict[str, list[ServiceRow]] = {}
     for row in mine:
         by_reason.setdefault(row.detail, []).append(row)
@@ -166,7 +173,7 @@ def _troubled(kind: str, rows: Sequence[ServiceRow]) -> Iterator[Html]:
         )  # fmt: skip
     if len(mine) > NAMED or len(by_reason) > REASONS:
         address = ServiceQuery(state=kind).address()
-        yield el("li", el("a", f"all {len(mine):,} services: {kind}", href=address))
+        yield el("li", el("a", f"all {len(mine):,} services: {readable(kind)}", href=address))
 
 
 def _link(row: ServiceRow) -> Html:

@@ -19,7 +19,6 @@ from bridge.core.reasons import Reason, code_of
 from bridge.core.service_state import ServiceRow
 from bridge.telemetry.components import (
     LISTED,
-    SEVERITIES,
     badge,
     change_list,
     changes_title,
@@ -27,11 +26,12 @@ from bridge.telemetry.components import (
     counts,
     fact,
     mark,
+    severity_of,
     text_list,
     with_command,
 )
 from bridge.telemetry.history import Entry
-from bridge.telemetry.listing import ResultPage, state_of
+from bridge.telemetry.listing import ResultPage
 from bridge.telemetry.markup import Html, el, join
 from bridge.telemetry.overview import Overview, about, cards, judge, problems, unmirrored
 from bridge.telemetry.table import results, search
@@ -77,12 +77,12 @@ def service_page(
     row: ServiceRow, explanations: Sequence[Explanation], changes: Sequence[Entry], state: Mapping[str, Any]
 ) -> Html:
     """Everything about one service. `state` is the bridge's: where Consul's UI is."""
-    root, shown, consul_ui = "../../", state_of(row), _consul_ui(state)
+    root, consul_ui = "../../", _consul_ui(state)
     return _page(
-        f"{row.namespace}/{row.name}", SEVERITIES.get(shown, "bad"), root,
+        f"{row.namespace}/{row.name}", severity_of(row), root,
         el(
             "section",
-            el("h1", row.name, " ", badge(shown)),
+            el("h1", row.name, " ", badge(row)),
             el("p", row.detail) if row.detail else None,
             el(
                 "dl",

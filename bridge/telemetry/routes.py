@@ -21,9 +21,9 @@ from bridge.telemetry import metrics as metrics_module
 from bridge.telemetry import pages
 from bridge.telemetry.history import CHANGES, History
 from bridge.telemetry.http import Answer, Page, Request, html_answer, json_answer, text_answer
-from bridge.telemetry.listing import ServiceQuery, find, state_of
+from bridge.telemetry.listing import ServiceQuery, find
 from bridge.telemetry.logs import escape
-from bridge.telemetry.overview import TROUBLE, Overview
+from bridge.telemetry.overview import Overview, is_in_trouble
 
 FRESH_SECONDS = 0.25
 """How old rows may be: many readers share them, so that they cost the bridge no more than one. The script waits for
@@ -126,12 +126,12 @@ class Routes:
         overview = Overview(
             state=self._source.state(),
             services=len(rows),
-            states=Counter(map(state_of, rows)),
+            states=Counter(row.mark for row in rows),
             ready=sum(r.kubernetes_ready for r in rows),
             not_ready=sum(r.kubernetes_not_ready for r in rows),
             series=self._history.series(),
             unmirrored=self._source.unmirrored(),
-            troubled=[row for row in rows if state_of(row) in TROUBLE],
+            troubled=[row for row in rows if is_in_trouble(row)],
         )
         found = find(rows, ServiceQuery.of(request.query))
         return html_answer(200, pages.index(overview, found, self._history.changes(SHOWN)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bridge.core.service_state import ServiceRow
+from bridge.core.service_state import ServiceRow, readable
 from bridge.telemetry.components import badge, bar, counts, service_path
-from bridge.telemetry.listing import STATES, ResultPage, state_of
+from bridge.telemetry.listing import STATES, ResultPage
 from bridge.telemetry.markup import Html, el
 
 
@@ -33,7 +33,7 @@ def results(found: ResultPage) -> Html:
     query = found.query
     total = sum(found.states.values())
     others = sorted(found.states.keys() - set(STATES))
-    states = [("", "All", total), *((s, s.capitalize(), found.states.get(s, 0)) for s in (*STATES, *others))]
+    states = [("", "All", total), *((s, readable(s).capitalize(), found.states.get(s, 0)) for s in (*STATES, *others))]
     chips = (
         el("a", words, " ", el("span", f"{count:,}"), href=query.address(state=state, page=1),
            aria_current="true" if query.state == state else None)
@@ -87,7 +87,7 @@ def _row(row: ServiceRow) -> Html:
         el("td", bar(row.consul_ready, row.consul_not_ready), counts(row.consul_ready, row.consul_not_ready)),
         el("td", bar(row.kubernetes_ready, row.kubernetes_not_ready),
            counts(row.kubernetes_ready, row.kubernetes_not_ready)),
-        el("td", el("div", badge(state_of(row)), " ", el("small", row.detail) if row.detail else None,
+        el("td", el("div", badge(row), " ", el("small", row.detail) if row.detail else None,
                     class_="cut", title=row.detail or None)),
     )  # fmt: skip
 

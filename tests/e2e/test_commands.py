@@ -259,7 +259,7 @@ def test_watching_the_status_refreshes_in_place_and_ends_on_ctrl_c(
     try:
         eventually(lambda: "1 in sync   read at " in terminal.read(), True, 60)
         consul.flip(f"{prefix}web", f"{prefix}vm", "critical")
-        eventually(lambda: "1 differs   read at " in terminal.read(), True, 60)
+        eventually(lambda: "1 out of sync   read at " in terminal.read(), True, 60)
         screen = terminal.read()
         status = terminal.interrupt()
     finally:
@@ -321,7 +321,7 @@ def test_a_healthy_service_is_explained(run: Run, consul: RawConsul, namespace: 
     assert text.endswith("\nKubernetes holds exactly this.\n")
     (row,) = run("status", "-o", "json").json["services"]
     assert (row["state"], row["consul"], row["kubernetes"]) == (
-        "in sync", {"ready": 11, "not_ready": 1}, {"ready": 11, "not_ready": 1},
+        "in_sync", {"ready": 11, "not_ready": 1}, {"ready": 11, "not_ready": 1},
     )  # fmt: skip
     assert run("sync", "--dry-run", "-o", "diff").stdout == ""
 

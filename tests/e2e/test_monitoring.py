@@ -144,9 +144,9 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]]]] = {
          series("consul_bridge_warnings", "1x120", reason="zone_invalid")],
     ),
     "ConsulBridgeOutOfSync": (
-        [series("consul_bridge_services", "1x120", state="out_of_sync")],
-        [series("consul_bridge_services", "0x120", state="out_of_sync"),
-         series("consul_bridge_services", "5x120", state="pending")],
+        [series("consul_bridge_services_with_deviating_slices", "1x120")],
+        [series("consul_bridge_services_with_deviating_slices", "0x120"),
+         series("consul_bridge_services", "5x120", state="out_of_sync")],
     ),
     "ConsulBridgeForeignSlices": (
         [series("consul_bridge_foreign_slices", "1x120")],

@@ -457,7 +457,7 @@ def test_an_annotated_service_is_seen_by_status_and_explain(
     assert (ready(kube, namespace, "database"), labels["endpointslice.kubernetes.io/skip-mirror"]) == (
         ["10.77.1.2"], "true",
     )  # fmt: skip
-    assert (row["service"], row["name"], row["state"]) == (f"{prefix}pg", "database", "in sync")
+    assert (row["service"], row["name"], row["state"]) == (f"{prefix}pg", "database", "in_sync")
     assert (explanation["target"], explanation["rule"], [r["disposition"] for r in explanation["rows"]]) == (
         f"{namespace}/database", f"Service {namespace}/database", ["ready", "not selected"],
     )  # fmt: skip

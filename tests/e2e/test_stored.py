@@ -103,7 +103,7 @@ def test_what_is_stored_otherwise_than_written_fails_every_sync_and_names_the_fi
         assert "metadata.labels[team] is 'theirs', not 'ours'" in failed["message"]
         assert "mutatingadmissionpolicies" in failed["message"]
     (row,) = sync(lab, tmp_path, namespace, rule, command="status").json["services"]
-    assert row["state"] != "in sync"
+    assert row["state"] != "in_sync"
     mutation.end()
     deadline = time.monotonic() + 30
     while (result := sync(lab, tmp_path, namespace, rule)).status:

@@ -158,7 +158,7 @@ def test_from_pods_to_vms_the_slices_of_the_pods_stay_behind(
         )
         rule: Json = {"services": [f"{prefix}*"]}
         in_sync, found, detail, reasons = status(sync, rule)
-        assert (in_sync, found, detail.startswith(said), reasons) == (False, "out of sync", True, ["foreign_slice"])
+        assert (in_sync, found, detail.startswith(said), reasons) == (False, "out_of_sync", True, ["foreign_slice"])
         result = sync(rule)
         assert ([row["reason"] for row in result.json["warnings"]], result.json["changes"]) == (["foreign_slice"], [])
         explanations = sync(rule, command=("explain", name)).json["explanations"]
@@ -171,7 +171,7 @@ def test_from_pods_to_vms_the_slices_of_the_pods_stay_behind(
         selector = f"kubernetes.io/service-name={name},{mine}"
         kube.json("DELETE", f"{SLICES.format(namespace=namespace)}?labelSelector={selector}")
         eventually(lambda: state(running), (1, 0, 0), 60)
-        assert (status(sync, rule)[:2], checked(sync, rule)) == ((True, "in sync"), {"slices": "ok"})
+        assert (status(sync, rule)[:2], checked(sync, rule)) == ((True, "in_sync"), {"slices": "ok"})
     finally:
         kube.delete(f"/api/v1/nodes/{prefix}pod")
 
@@ -200,7 +200,7 @@ def test_a_slice_made_by_hand_and_a_mirror_that_is_gone_are_told(
     })  # fmt: skip
     eventually(lambda: state(running), (0, 1, 1), 60)
     in_sync, found, detail, _ = status(sync, rule)
-    assert (in_sync, found) == (False, "out of sync")
+    assert (in_sync, found) == (False, "out_of_sync")
     assert f"{name}-by-hand (without a manager)" in detail
     kube.delete(f"{path}/{name}-by-hand")
     eventually(lambda: state(running), (1, 0, 0), 60)
@@ -210,7 +210,7 @@ def test_a_slice_made_by_hand_and_a_mirror_that_is_gone_are_told(
     consul.deregister(name, f"{prefix}vm-1")
     eventually(lambda: state(running), (0, 1, 0), 60)
     in_sync, found, detail, reasons = status(sync, rule)
-    assert (in_sync, found, reasons) == (False, "out of sync", ["mirror_behind"])
+    assert (in_sync, found, reasons) == (False, "out_of_sync", ["mirror_behind"])
     assert "lacks 10.77.1.2:8080 and has 10.77.1.1:8080, which Consul does not show;" in detail
     assert checked(sync, rule, status=1) == {"slices": "failed"}
     assert sync(rule).json["changes"] == []
@@ -229,8 +229,8 @@ def test_two_ports_of_one_name_are_not_in_sync_without_the_right_to_write_slices
     again = sync(rule, arguments=limited)
     assert ([row["reason"] for row in again.json["warnings"]], again.json["changes"]) == (["unmirrored"], [])
     in_sync, found, detail, reasons = status(sync, rule, *limited)
-    assert (in_sync, found, reasons) == (False, "out of sync", ["mirror_behind", "unmirrored"])
+    assert (in_sync, found, reasons) == (False, "out_of_sync", ["mirror_behind", "unmirrored"])
     assert "the control plane's mirror of them lacks 10.77.1.1:7480, 10.77.1.1:7481;" in detail
     assert checked(sync, rule, *limited, status=1) == {"slices": "failed"}
     sync(rule)
-    assert (status(sync, rule)[:2], checked(sync, rule)) == ((True, "in sync"), {"slices": "ok"})
+    assert (status(sync, rule)[:2], checked(sync, rule)) == ((True, "in_sync"), {"slices": "ok"})

@@ -134,7 +134,7 @@ def test_a_service_without_the_annotation_means_the_agents_own_datacenter_whatev
     assert (both.ready()["web"], report.warnings, report.failed) == (["10.0.0.1"], (), ())
     status = status_once(**both.settings, options=SyncOptions(retry=QUICK), stop=threading.Event())
     assert [(row.name, row.datacenter, row.state) for row in status.services] == [
-        ("far-db", "dc2", "in sync"), ("web", "dc1", "in sync"),
+        ("far-db", "dc2", "in_sync"), ("web", "dc1", "in_sync"),
     ]  # fmt: skip
 
 

@@ -53,9 +53,9 @@ def test_rows_follow_both_sides(running: Running, eventually: Eventually) -> Non
     for n in range(3):
         running.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     running.start()
-    eventually(lambda: rows(running), {"web": ((3, 0), (3, 0), "in sync")}, SECONDS)
+    eventually(lambda: rows(running), {"web": ((3, 0), (3, 0), "in_sync")}, SECONDS)
     running.consul.register("web", "vm-1", "10.0.0.2", 80, status="critical")
-    eventually(lambda: rows(running), {"web": ((2, 1), (2, 1), "in sync")}, SECONDS)
+    eventually(lambda: rows(running), {"web": ((2, 1), (2, 1), "in_sync")}, SECONDS)
     explanation = running.bridge.explain("default", "web")
     assert explanation is not None
     assert [(r.instance.split("/")[0], r.disposition, r.kubernetes) for r in explanation[0].rows] == [
@@ -69,11 +69,11 @@ def test_a_row_is_the_same_object_until_something_changes(running: Running, even
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.consul.register("db", "vm-1", "10.0.0.1", 5432)
     running.start()
-    eventually(lambda: [s[2] for s in rows(running).values()], ["in sync", "in sync"], SECONDS)
+    eventually(lambda: [s[2] for s in rows(running).values()], ["in_sync", "in_sync"], SECONDS)
     before = running.bridge.services()
     assert all(a is b for a, b in zip(before, running.bridge.services(), strict=True))
     running.consul.register("web", "vm-2", "10.0.0.2", 80)
-    eventually(lambda: rows(running)["web"], ((2, 0), (2, 0), "in sync"), SECONDS)
+    eventually(lambda: rows(running)["web"], ((2, 0), (2, 0), "in_sync"), SECONDS)
     after = running.bridge.services()
     assert (after[0] is before[0], after[1] is before[1]) == (True, False)
 
@@ -86,7 +86,7 @@ def test_a_write_that_fails_is_told_and_forgotten(running: Running, eventually: 
     eventually(lambda: rows(running), {"web": ((1, 0), (0, 0), "failed")}, SECONDS)
     assert running.bridge.services()[0].detail
     running.kube.clear_faults()
-    eventually(lambda: rows(running), {"web": ((1, 0), (1, 0), "in sync")}, SECONDS)
+    eventually(lambda: rows(running), {"web": ((1, 0), (1, 0), "in_sync")}, SECONDS)
 
 
 def test_a_hold_shows_what_consul_has_and_what_is_kept(running: Running, eventually: Eventually) -> None:
@@ -94,7 +94,7 @@ def test_a_hold_shows_what_consul_has_and_what_is_kept(running: Running, eventua
     for n in range(4):
         running.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     running.start()
-    eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in sync")}, SECONDS)
+    eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in_sync")}, SECONDS)
     for n in range(1, 4):
         running.consul.deregister("web", f"vm-{n}")
     eventually(lambda: (rows(running)["web"][0], rows(running)["web"][2]), ((1, 0), "held"), SECONDS)
@@ -107,7 +107,7 @@ def test_a_hold_shows_what_consul_has_and_what_is_kept(running: Running, eventua
     assert len(explanation[0].unaccounted) == row.kubernetes_ready - 1
     for n in range(1, 4):
         running.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
-    eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in sync")}, SECONDS)
+    eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in_sync")}, SECONDS)
 
 
 def test_a_service_that_is_gone_and_held_shows_what_is_kept(running: Running, eventually: Eventually) -> None:
@@ -115,7 +115,7 @@ def test_a_service_that_is_gone_and_held_shows_what_is_kept(running: Running, ev
     for n in range(4):
         running.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     running.start()
-    eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in sync")}, SECONDS)
+    eventually(lambda: rows(running), {"web": ((4, 0), (4, 0), "in_sync")}, SECONDS)
     for n in range(4):
         running.consul.deregister("web", f"vm-{n}")
 
@@ -134,7 +134,7 @@ def test_what_is_gone_is_forgotten(running: Running, eventually: Eventually) -> 
     running.start()
     for n in range(5):
         running.consul.register(f"web-{n}", "vm-1", "10.0.0.1", 80)
-    eventually(lambda: [row[2] for row in rows(running).values()], ["in sync"] * 5, SECONDS)
+    eventually(lambda: [row[2] for row in rows(running).values()], ["in_sync"] * 5, SECONDS)
     for n in range(2):
         running.consul.deregister(f"web-{n}", "vm-1")
         eventually(lambda: min(rows(running)), f"web-{n + 1}", SECONDS)

@@ -138,7 +138,7 @@ def test_a_service_that_loses_little_is_not_held_whatever_else_there_is(town: To
     town.sync()
     town.deregister(1)
     assert town.planned() == {"delete": 3, "unchanged": 57}
-    assert Counter(town.states().values()) == {"in sync": 19, "differs": 1}
+    assert Counter(town.states().values()) == {"in_sync": 19, "out_of_sync": 1}
     (explanation,) = town.explain("s0")
     assert (explanation.held, len(explanation.differences)) == ((), 3)
 
@@ -245,7 +245,7 @@ def test_slices_that_the_control_plane_has_mirrored_by_now_are_due(town: Town) -
     town.sync()
     town.rules = (Rule(to=Destination(output=Output.ENDPOINTS)),)
     town.sync()
-    assert town.states() == {"web": "in sync"}
+    assert town.states() == {"web": "in_sync"}
     body = town.slice("web")
     labels = {
         "kubernetes.io/service-name": "web",
@@ -253,7 +253,7 @@ def test_slices_that_the_control_plane_has_mirrored_by_now_are_due(town: Town) -
     }
     metadata = {"name": "web-mirrored", "namespace": "default", "labels": labels}
     town.kube.put("endpointslices", {**body, "metadata": metadata})
-    assert [(r.state, r.detail) for r in town.status().services] == [("differs", "delete EndpointSlice")]
+    assert [(r.state, r.detail) for r in town.status().services] == [("out_of_sync", "delete EndpointSlice")]
     assert town.planned()["delete"] == 1
 
 
@@ -267,12 +267,12 @@ def test_what_flags_do_not_select_is_not_in_the_status_either(town: Town) -> Non
     for name in ("s0", "s1"):
         town.rules, town.options = (Rule(services=(name,)),), narrow
         town.sync()
-    assert (town.states(), town.planned()) == ({"s1": "in sync"}, {"unchanged": 3})
+    assert (town.states(), town.planned()) == ({"s1": "in_sync"}, {"unchanged": 3})
     (explanation,) = town.explain("s0")
     assert (explanation.problem, explanation.differences) == ("no rule selects it", ())
     assert explanation_text(explanation).endswith("\nNothing is to be written.\n")
     town.deregister(2)
-    assert (town.states(), town.planned()) == ({"s1": "differs"}, {"delete": 3})
+    assert (town.states(), town.planned()) == ({"s1": "out_of_sync"}, {"delete": 3})
 
 
 # --------------------------------------------------------------------------- people who change their minds
@@ -289,7 +289,7 @@ def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: T
     assert len(town.addresses("database")) == count
     town.person("database")
     assert [(r.state, r.detail) for r in town.status().services] == [
-        ("differs", "delete Endpoints, delete EndpointSlice")
+        ("out_of_sync", "delete Endpoints, delete EndpointSlice")
     ]
     (explanation,) = town.explain("pg")
     assert (explanation.target, explanation.held) == ("default/database", ())
@@ -345,7 +345,7 @@ def test_what_was_filled_for_a_service_that_is_deleted_goes_with_the_next_pass(t
     town.person("pg", {"consul-bridge/output": "endpointslices"})
     town.sync()
     town.kube.remove("services", "default", "pg")
-    assert town.states() == {"pg": "differs"}
+    assert town.states() == {"pg": "out_of_sync"}
     assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 1}
 
 
@@ -376,7 +376,7 @@ def test_a_mistyped_annotation_is_said_wherever_one_looks(town: Town) -> None:
     assert town.addresses("pg") == ["10.0.1.1"]
     (row,) = town.status().services
     (explanation,) = town.explain("pg")
-    assert (row.state, set(row.detail.split("; ")), set(explanation.warnings)) == ("in sync", said, said)
+    assert (row.state, set(row.detail.split("; ")), set(explanation.warnings)) == ("in_sync", said, said)
 
 
 def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(town: Town) -> None:

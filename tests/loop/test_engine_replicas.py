@@ -75,7 +75,9 @@ class Replica:
 
     def gauges(self) -> tuple[dict[str, float], dict[str, float]]:
         """Services and endpoints by state, without the zeros."""
-        services = {s: self.metric("services", state=s) for s in ("in_sync", "pending", "held", "conflict", "failed")}
+        services = {
+            s: self.metric("services", state=s) for s in ("in_sync", "out_of_sync", "held", "conflict", "failed")
+        }
         endpoints = {s: self.metric("endpoints", state=s) for s in ("ready", "not_ready")}
         return {s: n for s, n in services.items() if n}, {s: n for s, n in endpoints.items() if n}
 

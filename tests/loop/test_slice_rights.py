@@ -87,7 +87,7 @@ def test_a_pass_goes_on_with_endpoints_and_says_what_is_missing(running: Running
     assert (running.ready("web"), mirrored(running), sliced(running)) == (["10.0.0.1", "10.0.0.2"], True, [])
     assert [e for e in running.kube.log[before:] if e.status == 403] == []
     (row,) = status_once(**sides(running), rules=(RULE,)).services  # type: ignore[arg-type]
-    assert row.state == "in sync"
+    assert row.state == "in_sync"
     assert "the bridge may not create, patch endpointslices in namespace default" in row.detail
     running.kube.allow()
     assert synced(running) == (0, [])

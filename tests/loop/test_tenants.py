@@ -168,13 +168,13 @@ def test_what_consul_loses_of_one_namespace_is_held_there_alone(cluster: Cluster
     cluster.consul.register("shared", "last", "10.6.0.99", 80)
     only = Only(("radosgw",), "team-a")
     report = cluster.sync(force=True, only=only)
-    assert ({row.namespace for row in report.services}, report.held) == ({"team-a"}, ())
+    assert ({outcome.plan.target.namespace for outcome in report.outcomes}, report.held) == ({"team-a"}, ())
     assert filled(cluster) == (0, 5, 6)
 
 
 def test_a_forced_pass_that_is_narrowed_leaves_the_rest_alone(cluster: Cluster) -> None:
     """Also what is not mirrored yet: what is held stands there already, and nothing else is meant."""
-    assert cluster.sync(force=True, only=Only(("shared",))).services == ()
+    assert cluster.sync(force=True, only=Only(("shared",))).outcomes == ()
     assert filled(cluster) == (None, None, None)
     cluster.sync()
     for service, count in (("radosgw", 30), ("shared", 12)):

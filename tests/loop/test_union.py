@@ -117,10 +117,10 @@ def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
     """State, metrics, log and Event of the running bridge; status, explain, check and plan; nothing is written."""
     with capture_logs() as lines:
         town.start()
-        eventually(town.states, {"web": "in sync"}, SECONDS)
+        eventually(town.states, {"web": "in_sync"}, SECONDS)
         written = len(town.kube.writes())
         town.foreign("by-hand", "10.0.0.1", "10.9.9.9", manager=manager)
-        eventually(town.states, {"web": "out of sync"}, SECONDS)
+        eventually(town.states, {"web": "out_of_sync"}, SECONDS)
         (row,) = town.bridge.services()
         who = f"managed by {manager}" if manager else "without a manager"
         said = f"EndpointSlice by-hand ({who}) is neither the bridge's nor the mirror of its Endpoints: it has 10.9.9.9"
@@ -131,7 +131,7 @@ def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
         assert explanation.unaccounted == ("10.9.9.9:80 ready",)
 
         state, detail = town.status()
-        assert (state, detail.startswith(said)) == ("out of sync", True)
+        assert (state, detail.startswith(said)) == ("out_of_sync", True)
         (explained,) = explain_once("web", **town.sides).explanations
         text = explanation_text(explained, width=None)
         assert f"Warning:  {said}" in text
@@ -142,9 +142,9 @@ def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
         assert [e for e in town.kube.writes()[written:] if not (e.resource == "events" or "dryRun" in e.query)] == []
 
         town.kube.remove("endpointslices", "default", "by-hand")
-        eventually(town.states, {"web": "in sync"}, SECONDS)
+        eventually(town.states, {"web": "in_sync"}, SECONDS)
         eventually(lambda: (town.counted("foreign_slices"), town.counted("services", state="in_sync")), (0, 1), SECONDS)
-        assert town.status() == ("in sync", "")
+        assert town.status() == ("in_sync", "")
         assert town.checked() == {
             "slices": ("ok", "those of 1 Service, together, have what the bridge's objects say")
         }  # fmt: skip
@@ -178,16 +178,16 @@ def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, even
     eventually(lambda: town.states().get("moved"), "conflict", SECONDS)
     town.kube.inject(Fault(status=503), times=2, path=f"managed-by%3D{PODS}")
     town.kube.put("services", {**body, "spec": {"ports": [{"port": 80, "protocol": "TCP"}]}})
-    eventually(town.states, {"moved": "out of sync", "other": "in sync", "web": "in sync"}, SECONDS)
+    eventually(town.states, {"moved": "out_of_sync", "other": "in_sync", "web": "in_sync"}, SECONDS)
     eventually(lambda: (town.counted("foreign_slices"), town.ready("moved")), (1, ["10.0.0.1"]), SECONDS)
     streamed = [e.query["labelSelector"] for e in town.kube.log if (e.verb, e.resource) == ("watch", "endpointslices")]
     assert set(streamed) == {f"kubernetes.io/service-name,endpointslice.kubernetes.io/managed-by!={PODS}"}
     town.kube.remove("endpointslices", "default", "moved-x7k2p")
-    eventually(town.states, {"moved": "in sync", "other": "in sync", "web": "in sync"}, SECONDS)
+    eventually(town.states, {"moved": "in_sync", "other": "in_sync", "web": "in_sync"}, SECONDS)
 
     town.foreign("moved-again", "10.244.0.2", service="moved")
     parts_of(town.bridge).informer.refresh()  # a full pass does
-    eventually(lambda: town.states()["moved"], "out of sync", SECONDS)
+    eventually(lambda: town.states()["moved"], "out_of_sync", SECONDS)
     town.kube.put("services", body)  # Kubernetes looks after them again
     eventually(lambda: town.states()["moved"], "conflict", SECONDS)
     eventually(lambda: parts_of(town.bridge).informer.store.with_leftovers(), set(), SECONDS)
@@ -201,23 +201,23 @@ def test_endpoints_alone_are_in_sync_when_they_are_mirrored(town: Town, eventual
     """Not before; and a mirror that has stopped is told when it has had its time, in both directions."""
     town.choose(Output.ENDPOINTS)
     town.start()
-    eventually(town.states, {"web": "out of sync"}, SECONDS)
+    eventually(town.states, {"web": "out_of_sync"}, SECONDS)
     (row,) = town.bridge.services()
     assert "the control plane's mirror of them lacks 10.0.0.1:80;" in row.detail
     eventually(lambda: town.counted("services", state="out_of_sync"), 1, SECONDS)
     state, detail = town.status()
-    assert (state, "lacks 10.0.0.1:80" in detail) == ("out of sync", True)
+    assert (state, "lacks 10.0.0.1:80" in detail) == ("out_of_sync", True)
     found, text = town.checked()["slices"]
     assert (found, "lacks 10.0.0.1:80" in text) == ("failed", True)
 
     town.kube.mirroring = True
     town.consul.register("web", "vm-2", "10.0.0.2", 80)
-    eventually(town.states, {"web": "in sync"}, SECONDS)
-    assert (town.status()[0], town.checked()["slices"][0]) == ("in sync", "ok")
+    eventually(town.states, {"web": "in_sync"}, SECONDS)
+    assert (town.status()[0], town.checked()["slices"][0]) == ("in_sync", "ok")
 
     town.kube.mirroring = False
     town.consul.deregister("web", "vm-1")
-    eventually(lambda: (town.ready("web"), town.states()), (["10.0.0.2"], {"web": "out of sync"}), SECONDS)
+    eventually(lambda: (town.ready("web"), town.states()), (["10.0.0.2"], {"web": "out_of_sync"}), SECONDS)
     assert "has 10.0.0.1:80, which Consul does not show" in town.bridge.services()[0].detail
     assert sync_once(**town.sides).changes == ()
 
@@ -237,7 +237,7 @@ def test_a_second_look_that_fails_leaves_what_the_first_one_saw(
 
     monkeypatch.setattr(inspection, "read_slices_again", again)
     found = status_once(**sides)
-    assert [(row.name, row.state) for row in found.services] == [("web", "out of sync")]
+    assert [(row.name, row.state) for row in found.services] == [("web", "out_of_sync")]
     (trouble,) = found.trouble
     assert "EndpointSlices could not be read a second time" in trouble
     town.kube.clear_faults()
@@ -267,14 +267,14 @@ def test_a_mirror_that_follows_is_never_told_to_lag(
     town.kube.mirroring = True
     with capture_logs() as lines:
         town.start()
-        eventually(town.states, {"web": "in sync"}, SECONDS)
+        eventually(town.states, {"web": "in_sync"}, SECONDS)
         seen = set()
         for number in range(2, 12):
             town.consul.register("web", f"vm-{number}", f"10.0.0.{number}", 80)
             eventually(lambda: len(town.ready("web") or ()), number, SECONDS)
             seen |= set(town.states().values())
-        eventually(town.states, {"web": "in sync"}, SECONDS)
-    assert seen == {"in sync"}
+        eventually(town.states, {"web": "in_sync"}, SECONDS)
+    assert seen == {"in_sync"}
     assert [line for line in lines if "mirror_behind" in str(line)] == []
 
 
@@ -282,7 +282,7 @@ def test_slices_of_others_cost_no_request_when_consul_changes(town: Town, eventu
     """They are watched; what pods left is looked at by the clock."""
     town.foreign("by-hand", "10.9.9.9", manager="")
     town.start()
-    eventually(town.states, {"web": "out of sync"}, SECONDS)
+    eventually(town.states, {"web": "out_of_sync"}, SECONDS)
     before = len(town.kube.log)
     town.consul.register("web", "vm-2", "10.0.0.2", 80)
     eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"], SECONDS)
@@ -294,7 +294,7 @@ def test_slices_of_others_cost_no_request_when_consul_changes(town: Town, eventu
 def test_what_others_change_in_their_slices_is_no_quarrel(town: Town, eventually: Eventually) -> None:
     """Nothing of ours was undone, so no write of ours is slowed down, and no conflicting writer is reported."""
     town.start()
-    eventually(town.states, {"web": "in sync"}, SECONDS)
+    eventually(town.states, {"web": "in_sync"}, SECONDS)
     for number in range(30):
         town.foreign("mesh", f"10.9.9.{number + 1}", manager="mesh.example.org")
         town.consul.register("web", "vm-1", f"10.0.0.{number + 1}", 80)
@@ -309,5 +309,5 @@ def test_a_plan_of_nothing_has_no_slices_of_others(town: Town, eventually: Event
     eventually(lambda: town.counted("foreign_slices"), 1, SECONDS)
     town.consul.register("further", "vm-2", "10.0.0.2", 80)
     town.consul.deregister("web", "vm-1")
-    eventually(town.states, {"further": "in sync"}, SECONDS)
+    eventually(town.states, {"further": "in_sync"}, SECONDS)
     eventually(lambda: town.counted("foreign_slices"), 0, SECONDS)

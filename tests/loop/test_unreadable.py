@@ -176,7 +176,7 @@ def test_status_and_explain_show_the_others_and_say_what_cannot_be_read(both: Bo
     both.kube.forbid("admin", "list", "services", "apps")
     asked: Json = {"rules": (GOOD, BAD), "options": SyncOptions(retry=QUICK), "stop": threading.Event()}
     status = status_once(**both.sides, **asked)
-    assert [(row.name, row.state) for row in status.services] == [("b", "unknown"), ("a", "in sync")]
+    assert [(row.name, row.state) for row in status.services] == [("b", "unknown"), ("a", "in_sync")]
     (trouble,) = status.trouble
     assert trouble.startswith("namespace apps: Kubernetes (")
     explained = explain_once("b", **both.sides, **asked)
@@ -212,7 +212,7 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
         assert (detail["kubernetes"], list(detail["forbidden_namespaces"])) == ("ok", ["apps"])
         eventually(lambda: "So it is with endpoints." in bridge.ready()[1]["forbidden_namespaces"]["apps"], True)
         assert {(row["namespace"], row["name"]) for row in report["failed"]} == {("apps", n) for n in ("b", "b-left")}
-        assert {(row.name, row.state) for row in bridge.services()} >= {("a", "in sync"), ("b", "unknown")}
+        assert {(row.name, row.state) for row in bridge.services()} >= {("a", "in_sync"), ("b", "unknown")}
         assert len(both.writes_in("apps")) == before
         both.kube.allow()
         eventually(lambda: both.ready("apps", "b"), ["10.0.0.2", "10.0.0.6"])

@@ -12,7 +12,7 @@ target. How lines are read:
   `an alias`, `ports http 80 and dns 53/UDP -> 5353`, `filled from radosgw` (the annotation of who asks for it),
   `headless`, `without ports`, `publishing what is not ready`, `distributing PreferSameZone`
 - `EndpointSlice default/web-x7k2p of endpointslice-controller.k8s.io, with 10.9.0.1:8080 ready`: a slice of the
-  Service `web` that no bridge writes. Then `out of sync` says in what all slices together differ from what is wanted
+  Service `web` that no bridge writes. Then `out_of_sync` says in what all slices together differ from what is wanted
 - `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`; those that
   are published all the same `ready, not serving`; a hint says `, for zone a`, a datacenter as zone `, in zone fra`
 - `default/radosgw` under `held`: that it is held, for whatever reason
@@ -129,13 +129,13 @@ def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], po
         "conflicts": [f"{c.kind} {c.target}: {c.reason}" for p in plans for c in p.conflicts],
         "held": held if any(": " in text for text in expect.get("held", ())) else [h.split(": ")[0] for h in held],
         "warnings": [w for p in plans for w in p.warnings],
-        "out of sync": [d for p in plans for d in p.deviations],
+        "out_of_sync": [d for p in plans for d in p.deviations],
     }
     if "endpoints" in expect:
         seen["endpoints"] = {str(t): stage.endpoints(t) for t in sorted(stage.store.clusters) if stage.stands(t)}
     if "service ports" in expect:
         seen["service ports"] = {t: stage.service_ports(t) for t in expect["service ports"]}
-    wanted = {"skipped": [], "conflicts": [], "held": [], "warnings": [], "out of sync": [], **expect}
+    wanted = {"skipped": [], "conflicts": [], "held": [], "warnings": [], "out_of_sync": [], **expect}
     if "endpoints" in wanted:
         wanted["endpoints"] = {
             t: [e for text in texts for e in _several(text)] for t, texts in wanted["endpoints"].items()

@@ -14,8 +14,9 @@ from typer.testing import Result
 
 from bridge.core.explain import Explanation, Row, RuleVerdict
 from bridge.core.reasons import Code
+from bridge.core.service_state import ServiceRow
 from bridge.errors import TransientError
-from bridge.oneshot.inspection import Explained, Status, StatusRow
+from bridge.oneshot.inspection import Explained, Status
 from bridge.oneshot.probe import Probe
 from bridge.render import age, explanation_text, probe_text, status_screen, status_table
 from bridge.report import HeldRow
@@ -24,10 +25,10 @@ Run = Callable[..., Result]
 EVIL = "x\x1b[2J\u202e"
 
 
-def row(name: str = "radosgw", state: str = "in sync", detail: str = "", since: str = "", **counts: int) -> StatusRow:
+def row(name: str = "radosgw", state: str = "in_sync", detail: str = "", since: str = "", **counts: int) -> ServiceRow:
     """One mirrored service."""
     numbers = {"consul_ready": 11, "consul_not_ready": 1, "kubernetes_ready": 11, "kubernetes_not_ready": 1, **counts}
-    return StatusRow(
+    return ServiceRow(
         namespace="storage",
         name=name,
         service=name,
@@ -42,7 +43,7 @@ def row(name: str = "radosgw", state: str = "in sync", detail: str = "", since: 
 STATUS = Status(
     (
         row(),
-        row("db", "differs", "update Endpoints", kubernetes_ready=12, kubernetes_not_ready=0),
+        row("db", "out_of_sync", "update Endpoints", kubernetes_ready=12, kubernetes_not_ready=0),
         row("ldap", "held", "too many"),
         row("web", "unknown", "Consul could not be asked"),
     ),
@@ -85,11 +86,25 @@ def test_status_has_both_sides_and_a_line_of_sums() -> None:
     """A row per service; what could not be read stands below."""
     text = status_table(STATUS, 100)
     assert re.search(r"radosgw +storage/radosgw +11/12 +11/12 +in sync", text)
-    assert re.search(r"db +storage/db +11/12 +12/12 +differs +update Endpoints", text)
+    assert re.search(r"db +storage/db +11/12 +12/12 +out of sync +update Endpoints", text)
     assert re.search(r"web +storage/web +\? +11/12 +unknown", text)
-    assert "1 in sync, 1 differs, 1 held, 1 unknown" in text
+    assert "1 in sync, 1 out of sync, 1 held, 1 unknown" in text
     assert "Not read (1): what is there stays" in text
     assert status_table(Status(())) == "nothing is mirrored\n"
+
+
+def test_a_service_without_any_ready_endpoint_has_a_mark_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the table, in its sums, on top of the screen and in JSON; both sides are in sync all the same."""
+    status = Status((row(), row("db", kubernetes_ready=0, kubernetes_not_ready=3)))
+    text = status_table(status, 100)
+    assert re.search(r"db +storage/db +11/12 +0/3 +no ready endpoint", text)
+    assert "1 in sync, 1 no ready endpoint" in text
+    assert status_screen(status).splitlines()[3].startswith("db ")
+    stand_in(monkeypatch, "bridge.oneshot.inspection.status_once", status)
+    data = json.loads(run("status", "-o", "json").stdout)
+    assert (data["in_sync"], [(s["state"], s["no_ready_endpoint"]) for s in data["services"]]) == (
+        True, [("in_sync", False), ("in_sync", True)],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -182,7 +197,9 @@ def test_watching_ends_when_nobody_reads_and_survives_a_server_that_is_away(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "code"), [(STATUS, 1), (Status((row(), row("db", "differs"))), 0), (Status(()), 0)])
+@pytest.mark.parametrize(
+    ("status", "code"), [(STATUS, 1), (Status((row(), row("db", "out_of_sync"))), 0), (Status(()), 0)]
+)
 def test_status_fails_only_when_something_could_not_be_read(
     status: Status, code: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

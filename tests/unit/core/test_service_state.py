@@ -9,7 +9,14 @@ import pytest
 
 from bridge.core.model import Action, Change, Conflict, Held, Kind, Plan
 from bridge.core.reasons import Code
-from bridge.core.service_state import ServiceState, service_state, state_detail
+from bridge.core.service_state import (
+    ServiceRow,
+    ServiceState,
+    readable,
+    service_state,
+    state_detail,
+    without_ready_endpoint,
+)
 from tests.unit.core.builders import QUERY, TARGET, said
 
 CALM = Plan(TARGET, (QUERY,), warnings=(said("a warning"),))
@@ -22,7 +29,7 @@ CAUSES: tuple[tuple[ServiceState, dict[str, Any], dict[str, Any]], ...] = (
     (ServiceState.FAILED, {}, {"failed": True}),
     (ServiceState.CONFLICT, {"conflicts": (CONFLICT,)}, {}),
     (ServiceState.HELD, {"held": (HELD,)}, {}),
-    (ServiceState.DIFFERS, {}, {"waiting": True}),
+    (ServiceState.OUT_OF_SYNC, {}, {"waiting": True}),
     (ServiceState.OUT_OF_SYNC, {"deviations": (DEVIATION,)}, {}),
     (ServiceState.UNKNOWN, {}, {"unread": True}),
     (ServiceState.IN_SYNC, {}, {}),
@@ -49,12 +56,39 @@ def test_nothing_is_known_of_a_service_without_a_plan(given: dict[str, Any]) -> 
     assert service_state(None, **{"waiting": False, **given}) is ServiceState.UNKNOWN
 
 
-def test_what_has_not_settled_yet_only_differs() -> None:
-    """The control plane's mirror is always a little late; once it has had its time the service is out of sync."""
+def test_slices_deviate_once_they_have_had_their_time() -> None:
+    """The control plane's mirror is always a little late; the service is out of sync before and after that."""
     young = replace(CALM, deviations=(DEVIATION,), settling=True)
-    assert service_state(young, waiting=False) is ServiceState.DIFFERS
-    assert service_state(replace(young, settling=False), waiting=False) is ServiceState.OUT_OF_SYNC
-    assert state_detail(ServiceState.DIFFERS, young, (), ()) == "the mirror lacks 10.0.0.1:80"
+    old = replace(young, settling=False)
+    assert [service_state(plan, waiting=False) for plan in (young, old)] == [ServiceState.OUT_OF_SYNC] * 2
+    assert [plan.deviates for plan in (CALM, young, old)] == [False, False, True]
+    assert state_detail(ServiceState.OUT_OF_SYNC, young, (), ()) == "the mirror lacks 10.0.0.1:80"
+
+
+@pytest.mark.parametrize("state", ServiceState)
+def test_only_what_is_in_sync_is_marked_for_want_of_a_ready_endpoint(state: ServiceState) -> None:
+    """In any other state that is what has to be looked at first."""
+    in_sync = state is ServiceState.IN_SYNC
+    assert [without_ready_endpoint(state, ready) for ready in (0, 1)] == [in_sync, False]
+    marks = [_row(state, ready).mark for ready in (0, 1)]
+    assert [readable(mark) for mark in marks] == ["no ready endpoint" if in_sync else readable(state), readable(state)]
+
+
+def _row(state: ServiceState, ready: int) -> ServiceRow:
+    return ServiceRow(
+        namespace="storage", name="radosgw", service="radosgw", datacenter="dc1", consul_ready=ready,
+        consul_not_ready=1, kubernetes_ready=ready, kubernetes_not_ready=1, state=state, detail="",
+    )  # fmt: skip
+
+
+def test_a_row_in_json_says_the_state_in_the_words_of_the_metrics() -> None:
+    """`since` is null where nothing of ours was written."""
+    assert replace(_row(ServiceState.OUT_OF_SYNC, 0), slices_deviate=True).to_json() == {
+        "service": "radosgw", "datacenter": "dc1", "namespace": "storage", "name": "radosgw",
+        "consul": {"ready": 0, "not_ready": 1}, "kubernetes": {"ready": 0, "not_ready": 1},
+        "state": "out_of_sync", "no_ready_endpoint": False, "slices_deviate": True,
+        "since": None, "reasons": [], "detail": "",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -62,8 +96,7 @@ def test_what_has_not_settled_yet_only_differs() -> None:
     [
         (ServiceState.CONFLICT, "Service: of another owner"),
         (ServiceState.HELD, "12 kept"),
-        (ServiceState.DIFFERS, "update Endpoints"),
-        (ServiceState.OUT_OF_SYNC, "the mirror lacks 10.0.0.1:80"),
+        (ServiceState.OUT_OF_SYNC, "update Endpoints"),
         (ServiceState.IN_SYNC, "a warning"),
     ],
 )

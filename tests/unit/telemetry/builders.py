@@ -26,7 +26,7 @@ STATE: dict[str, Any] = {
 }
 
 
-def row(name: str = "radosgw", namespace: str = "storage", state: str = "in sync", **fields: Any) -> ServiceRow:
+def row(name: str = "radosgw", namespace: str = "storage", state: str = "in_sync", **fields: Any) -> ServiceRow:
     """A service that is in sync with twelve ready instances, unless said otherwise."""
     values: dict[str, Any] = {
         "service": name, "datacenter": "dc1", "consul_ready": 12, "consul_not_ready": 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from string import Formatter
 from typing import Any
 
@@ -125,16 +126,27 @@ def states(metrics: Metrics) -> Mapping[str, float | None]:
 
 
 def test_services_without_any_ready_endpoint_are_counted() -> None:
-    """Whatever else is so of them; where an object of another owner stands, there is nothing of ours to count."""
+    """As the page marks them: what is not in sync has a state that has to be looked at first."""
     metrics = Metrics("1")
     target = Target("a", "c")
     conflict = done(plan(target=target, conflicts=(Conflict(target, Kind.SERVICE, said("x")),)))
     ready = done(plan(change(Action.UNCHANGED), target=Target("a", "r"), ready=1, not_ready=2))
     empty = done(plan(change(Action.UNCHANGED), target=Target("a", "e"), not_ready=3))
-    metrics.pass_done(0.5, report(conflict, ready, empty))
+    waiting = done(plan(change(Action.UPDATE), target=Target("a", "w"), not_ready=3), (change(), TransientError("503")))
+    metrics.pass_done(0.5, report(conflict, ready, empty, waiting))
     assert value(metrics, "consul_bridge_services_without_ready_endpoints") == 1
     metrics.outcome(done(plan(change(Action.UPDATE), target=Target("a", "e"), ready=3)), None)
     assert value(metrics, "consul_bridge_services_without_ready_endpoints") == 0
+
+
+def test_slices_that_deviate_are_counted_when_they_have_had_their_time() -> None:
+    """A service that is out of sync for a moment, because something is still to be written, is not one of them."""
+    metrics = Metrics("1")
+    young = replace(plan(change(Action.UNCHANGED)), deviations=(said("lacks one"),), settling=True)
+    for outcome, counted in ((created(1), 0), (done(young), 0), (done(replace(young, settling=False)), 1)):
+        metrics.pass_done(0.5, report(outcome))
+        assert states(metrics) == {"out_of_sync": 1}
+        assert value(metrics, "consul_bridge_services_with_deviating_slices") == counted
 
 
 def test_services_by_state_follow_passes_and_outcomes() -> None:
@@ -145,7 +157,7 @@ def test_services_by_state_follow_passes_and_outcomes() -> None:
     hold = done(plan(target=Target("a", "h"), held=(Held(Target("a", "h"), Code.HELD_PANIC, 3, "x"),), ready=3))
     still = done(plan(change(Action.UNCHANGED), ready=4, not_ready=1))
     metrics.pass_done(0.5, report(waiting, conflict, hold, still))
-    assert states(metrics) == {"pending": 1, "conflict": 1, "held": 1, "in_sync": 1}
+    assert states(metrics) == {"out_of_sync": 1, "conflict": 1, "held": 1, "in_sync": 1}
     assert value(metrics, "consul_bridge_endpoints", state="ready") == 8
     assert value(metrics, "consul_bridge_endpoints", state="not_ready") == 1
     assert value(metrics, "consul_bridge_conflicts") == 1

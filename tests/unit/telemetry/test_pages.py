@@ -70,7 +70,7 @@ class Elements(HTMLParser):
 def overview(**fields: Any) -> Overview:
     """All is well with one service, unless said otherwise."""
     values: dict[str, Any] = {
-        "state": STATE, "services": 1, "states": {"in sync": 1}, "ready": 12, "not_ready": 0,
+        "state": STATE, "services": 1, "states": {"in_sync": 1}, "ready": 12, "not_ready": 0,
         "series": Series((None,) * 90, (0,) * 90),
     }  # fmt: skip
     return Overview(**{**values, **fields})
@@ -90,7 +90,7 @@ def hostile_world() -> World:
     """A world in which everything that others choose is hostile."""
     world = World()
     world.rows = [row(HOSTILE, HOSTILE, state, service=HOSTILE, datacenter=HOSTILE, detail=HOSTILE, command=HOSTILE)
-                  for state in ("in sync", "held", "conflict", "failed", "unknown", "differs")]  # fmt: skip
+                  for state in ("in_sync", "held", "conflict", "failed", "unknown", "out_of_sync")]  # fmt: skip
     world.rows.append(row(HOSTILE, HOSTILE, kubernetes_ready=0))
     world.explanations = (
         explanation(
@@ -162,12 +162,13 @@ ELECTION: dict[str, Any] = {"election": {"held": [], "shards": 1, "replicas": []
         ({"services": 0, "states": {}}, "Nothing to mirror"),
         ({"states": {"unknown": 1}}, "In sync as far as known"),
         ({"states": {"conflict": 1, "unknown": 1}}, "In sync, with conflicts"),
-        ({"states": {"differs": 1, "conflict": 1}}, "Catching up"),
-        ({"states": {"held": 1, "differs": 1}}, "Removals held"),
+        ({"states": {"out_of_sync": 1, "conflict": 1}}, "Catching up"),
+        ({"states": {"held": 1, "out_of_sync": 1}}, "Removals held"),
+        ({"states": {"held": 1}, "troubled": [row(state="out_of_sync", slices_deviate=True)]}, "Out of sync"),
         ({"states": {"failed": 1, "held": 1}}, "Write errors"),
         ({"state": {**STATE, "consul": {"dc1": "refused"}}, "states": {"failed": 1}}, "Consul does not answer"),
         ({"state": {**STATE, "consul": {"dc1": "x"}, "kubernetes": "refused"}}, "Cannot write"),
-        ({"state": {**STATE, "configuration": "F: no"}, "states": {"differs": 1}}, "Configuration reload rejected"),
+        ({"state": {**STATE, "configuration": "F: no"}, "states": {"out_of_sync": 1}}, "Configuration reload rejected"),
         ({"state": {**STATE, "configuration": "F: no"}, "states": {"held": 1}}, "Removals held"),
         ({"state": {**STATE, **ELECTION}, "states": {"failed": 1}}, "Leader election error"),
         ({"state": {**STATE, **ELECTION, "conflicting_writer": "another"}}, "Conflicting writer detected"),
@@ -248,6 +249,19 @@ def test_many_holds_are_cut_and_linked() -> None:
     assert 'to release storage/s0 alone: <code class="command">sync 0</code>' in verdict
 
 
+def test_what_is_only_to_be_written_yet_is_no_trouble() -> None:
+    """Its row says so and nothing above the table does; slices that deviate are named there, and red."""
+    world = World()
+    world.rows = [row("web", state="out_of_sync", detail="update Endpoints")]
+    world.rows.append(row("db", state="out_of_sync", detail="lacks one", slices_deviate=True))
+    page = get(world, "/")
+    verdict = page.split('id="verdict"')[1].split("</section>")[0]
+    assert '<strong>Out of sync</strong>: <a href="service/storage/db">storage/db</a>: lacks one' in verdict
+    assert "storage/web" not in verdict
+    assert [page.count(f'class="badge {severity}">') for severity in ("busy", "bad")] == [1, 1]
+    assert 'href="?state=out_of_sync">Out of sync <span>2</span></a>' in page
+
+
 @pytest.mark.parametrize(
     ("state", "kind"), [("failed", "Write error"), ("conflict", "Conflict"), ("held", "Removals held")]
 )
@@ -272,21 +286,22 @@ def test_a_service_without_any_ready_endpoint_is_not_green() -> None:
     world.rows = [row("web"), row("cache", **empty), row("db", state="failed", **empty)]
     page = get(world, "/")
     assert page.count('<span class="badge warn"><span aria-hidden="true" class="mark">!</span> no ready endpoint') == 1
-    assert 'href="?state=no+ready+endpoint">No ready endpoint <span>1</span></a>' in page
+    assert 'href="?state=no_ready_endpoint">No ready endpoint <span>1</span></a>' in page
     assert "<strong>No ready endpoint</strong>: <a" in page
     world.rows = world.rows[:2]
     page = get(world, "/")
     assert "1 service of 2 has no ready endpoint." in page
     assert 'class="verdict warn"' in page
-    assert [r.name for r in find(world.rows, ServiceQuery(state="no ready endpoint")).rows] == ["cache"]
+    assert [r.name for r in find(world.rows, ServiceQuery(state="no_ready_endpoint")).rows] == ["cache"]
     assert "badge warn" in get(world, "/service/storage/cache")
     assert 'class="badge good"' in get(world, "/service/storage/web")
 
 
 def test_trouble_comes_first() -> None:
     """Where nobody asked for an order; the worst at the top, and then by name."""
-    states = ("in sync", "differs", "unknown", "conflict", "held", "out of sync", "failed")
-    rows = [row(f"s{n}", state=state) for n, state in enumerate(states)] + [row("a0", kubernetes_ready=0), row("a1")]
+    states = ("in_sync", "out_of_sync", "unknown", "conflict", "held", "out_of_sync", "failed")
+    rows = [row(f"s{n}", state=state, slices_deviate=n == 5) for n, state in enumerate(states)]
+    rows += [row("a0", kubernetes_ready=0), row("a1")]
     assert [r.name for r in find(rows, ServiceQuery()).rows] == ["s6", "s5", "s4", "s3", "s2", "a0", "s1", "a1", "s0"]
 
 
@@ -441,7 +456,7 @@ def live(page: str) -> list[str]:
 # --------------------------------------------------------------------------- search, order, pages
 
 ROWS = [
-    row(f"s{n:03}", "b" if n % 2 else "a", "held" if n % 10 == 0 else "in sync", consul_ready=n) for n in range(120)
+    row(f"s{n:03}", "b" if n % 2 else "a", "held" if n % 10 == 0 else "in_sync", consul_ready=n) for n in range(120)
 ]
 
 
@@ -471,7 +486,7 @@ def test_the_filter_counts_what_the_search_finds() -> None:
     """So that the numbers on it are what a click will show."""
     found = find(ROWS, ServiceQuery(text="s01", state="held"))
     assert ([r.name for r in found.rows], dict(found.states), found.found, found.total) == (
-        ["s010"], {"held": 1, "in sync": 9}, 1, 120,
+        ["s010"], {"held": 1, "in_sync": 9}, 1, 120,
     )  # fmt: skip
 
 
