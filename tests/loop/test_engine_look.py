@@ -128,7 +128,7 @@ def test_many_small_services_that_go_together_are_held_in_every_command(town: To
     }
     (explanation,) = town.explain("s7")
     assert (explanation.target, explanation.differences) == ("default/s7", ())
-    assert explanation.held == tuple(row.detail for row in status.services if row.name == "s7")
+    assert explanation.held == tuple(row.reason for row in status.held if row.name == "s7")
     assert "20 of 20 ready endpoints" in explanation.held[0]
 
 
