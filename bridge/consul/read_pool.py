@@ -55,7 +55,7 @@ class ReadPool:
         self._changed = threading.Condition()
         self._closed = False
         self._taken = 0
-        self._clients = clients
+        self.clients = clients
         self.threads = [
             guarded_thread(
                 f"{name}-{n}",

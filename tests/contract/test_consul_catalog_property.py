@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import pytest
 
-from bridge.consul import datacenter, watch
+from bridge.consul import aggregates, datacenter, link, watch
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Query
@@ -279,9 +279,9 @@ def test_whatever_happens_to_consul_every_change_is_told_within_the_budget(
 ) -> None:
     slow = RetryPolicy(initial_seconds=0.2, max_seconds=0.5)
     monkeypatch.setattr(watch, "PERMANENT_RETRY", slow)
-    monkeypatch.setattr(datacenter, "PERMANENT_RETRY", slow)
+    monkeypatch.setattr(link, "PERMANENT_RETRY", slow)
     monkeypatch.setattr(datacenter, "PROMOTED_WAIT_SECONDS", 0.5)
-    monkeypatch.setattr(datacenter, "AGGREGATES_LINGER_SECONDS", 0.5)
+    monkeypatch.setattr(aggregates, "LINGER_SECONDS", 0.5)
     print(f"PROPERTY_SEED={SEED}")
     world, recorder = World(server, SEED), Recorder()
     config = ConsulConfig(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bridge.consul import aggregates, housekeeping, link, missed_changes, reader
 from bridge.consul import datacenter as module
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
@@ -143,8 +144,8 @@ def test_what_does_not_change_is_not_told(recorder: Recorder) -> None:
 def test_a_check_whose_output_flaps_costs_a_bounded_number_of_reads(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SERVICE_RATE", 10.0)
-    monkeypatch.setattr(module, "SERVICE_BURST", 10.0)
+    monkeypatch.setattr(reader, "SERVICE_RATE", 10.0)
+    monkeypatch.setattr(reader, "SERVICE_BURST", 10.0)
     with FakeConsul() as consul:
         queries = fill(consul, 1)
         with watching(consul, recorder) as catalog:
@@ -344,7 +345,7 @@ def test_a_first_read_that_aggregate_watches_overtake_is_not_the_last_word(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found critical, well again, and only then do the aggregate watches begin; only then is the answer there."""
-    monkeypatch.setattr(module, "AGGREGATES_LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(aggregates, "LINGER_SECONDS", 0.0)
     with FakeConsul() as consul:
         queries = fill(consul, 40)
         query = Query("dc1", "s039")
@@ -356,7 +357,7 @@ def test_a_first_read_that_aggregate_watches_overtake_is_not_the_last_word(
             catalog.want(few)
             watch = catalog._watches["dc1"]
             assert eventually(lambda: not watch.status()["aggregate_watches"])
-            assert eventually(lambda: not any(aggregate.client.connected for aggregate in watch._aggregates), 10)
+            assert eventually(lambda: not any(client.connected for client in watch._aggregates.clients), 10)
             consul.flip("s039", "vm-9", "critical")
             path = "/v1/health/service/s039"
             consul.inject(Fault(late=1.5), path=path)
@@ -474,16 +475,16 @@ def test_queries_that_aggregate_watches_cannot_see_are_polled(recorder: Recorder
 def at_rest(watch: module.DatacenterWatch, service: str) -> bool:
     """Every service has somebody who looks after it, the next look asks nodes alone, and long ago one rang for this."""
     covered = all(entry.watched or entry.verified_index for entry in watch._table.all())
-    polled = watch._poller._nodes is not None and not watch._unverified and not watch._poller.pending
+    polled = watch._poller._nodes is not None and not watch._reader.unverified and not watch._poller.pending
     rang = max(entry.last_notified_at for entry in watch._table.of_service(service))
-    return covered and polled and time.monotonic() - rang > module.JUDGE_SECONDS
+    return covered and polled and time.monotonic() - rang > missed_changes.JUDGE_SECONDS
 
 
 def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the service gets a direct watch for it, and the listing rings for something else all the time."""
-    monkeypatch.setattr(module, "JUDGE_SECONDS", 1.0)
+    monkeypatch.setattr(missed_changes, "JUDGE_SECONDS", 1.0)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.1)
     with FakeConsul() as consul:
         queries = fill(consul, 60)
@@ -507,7 +508,7 @@ def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And goes on to ring for others: a ring excuses until a look that began after it has ended."""
-    monkeypatch.setattr(module, "JUDGE_SECONDS", 0.5)
+    monkeypatch.setattr(missed_changes, "JUDGE_SECONDS", 0.5)
     with FakeConsul() as consul:
         queries = fill(consul, 60)
         with budgeted(consul, recorder) as catalog:
@@ -536,7 +537,7 @@ def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
 def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "JUDGE_SECONDS", 3.0)
+    monkeypatch.setattr(missed_changes, "JUDGE_SECONDS", 3.0)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
     with FakeConsul() as consul:
         queries = fill(consul, 60)
@@ -555,7 +556,7 @@ def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
             assert eventually(lambda: watch.status()["audits"] > verified + 3)
             assert becomes(recorder, Query("dc1", "s029"), port=9089)
             time.sleep(3.5)  # until everything is judged
-            assert eventually(lambda: not watch._judging)
+            assert eventually(lambda: not watch._missed.judging)
             assert watch.status()["missed_changes"] == 0, watch.status()["missed_lately"]
 
 
@@ -658,7 +659,7 @@ def test_a_restart_with_data_is_no_rebuild(recorder: Recorder) -> None:
 def test_the_loss_of_the_leader_is_noticed_and_takes_nothing_away(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEADER_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(housekeeping, "LEADER_PROBE_SECONDS", 0.2)
     with FakeConsul() as consul:
         queries = fill(consul, 5)
         with watching(consul, recorder) as catalog:
@@ -861,7 +862,7 @@ def test_no_fault_ever_looks_like_an_empty_catalog_and_all_of_them_pass(
     from bridge.consul import watch
 
     monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.1, max_seconds=0.2))
-    monkeypatch.setattr(module, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.1, max_seconds=0.2))
+    monkeypatch.setattr(link, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.1, max_seconds=0.2))
     with FakeConsul() as consul:
         queries = fill(consul, 20)
         with watching(consul, recorder, connections=12, wait_seconds=0.2) as catalog:

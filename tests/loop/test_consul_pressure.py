@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge.consul import consistency, watch
+from bridge.consul import aggregates, consistency, housekeeping, link, reader, watch
 from bridge.consul import datacenter as module
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import NOBODY
@@ -75,7 +75,7 @@ def test_a_consul_that_takes_fewer_connections_than_the_budget_makes_it_smaller_
     monkeypatch.setattr(AdaptiveConcurrency, "QUIET_SECONDS", 1.0)
     monkeypatch.setattr(AdaptiveConcurrency, "GROW_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
-    monkeypatch.setattr(module, "LEADER_PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(housekeeping, "LEADER_PROBE_SECONDS", 0.5)
     with FakeConsul(max_connections=16) as consul:
         queries = fill(consul, 60)
         with watching(consul, recorder, connections=30, wait_seconds=0.5) as catalog:
@@ -126,10 +126,10 @@ def test_a_service_with_ten_thousand_instances_is_told_whole_and_holds_nobody_up
 
 def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
     """Slow, so that a flood shows in seconds; returns (seconds) -> the reads of one service that are allowed in it."""
-    monkeypatch.setattr(module, "SERVICE_RATE", 5.0)
-    monkeypatch.setattr(module, "SERVICE_BURST", 5.0)
-    monkeypatch.setattr(module, "AGGREGATE_RATE", 5.0)
-    monkeypatch.setattr(module, "AGGREGATE_BURST", 5.0)
+    monkeypatch.setattr(reader, "SERVICE_RATE", 5.0)
+    monkeypatch.setattr(reader, "SERVICE_BURST", 5.0)
+    monkeypatch.setattr(aggregates, "RATE", 5.0)
+    monkeypatch.setattr(aggregates, "BURST", 5.0)
     # what one of two aggregate watches names, what a direct watch sees, and a few for who has it changing between them
     return lambda seconds: 3 * (5 + 5 * seconds) + 15
 
@@ -254,8 +254,8 @@ def test_no_way_between_few_and_many_services_takes_anything_away_whatever_consu
     """Watched directly, by aggregate watches, and again; errors, missing rights and cut connections at every step."""
     slow = RetryPolicy(initial_seconds=0.1, max_seconds=0.2)
     monkeypatch.setattr(watch, "PERMANENT_RETRY", slow)
-    monkeypatch.setattr(module, "PERMANENT_RETRY", slow)
-    monkeypatch.setattr(module, "AGGREGATES_LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(link, "PERMANENT_RETRY", slow)
+    monkeypatch.setattr(aggregates, "LINGER_SECONDS", 0.0)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.2)
     with FakeConsul() as consul:
         queries = fill(consul, 40)
@@ -348,8 +348,8 @@ def test_all_services_together_are_read_so_often_and_no_more(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By aggregate watches, whose flood names all of them again and again; first reads are free."""
-    monkeypatch.setattr(module, "ALL_RATE", 20.0)
-    monkeypatch.setattr(module, "ALL_BURST", 20.0)
+    monkeypatch.setattr(reader, "ALL_RATE", 20.0)
+    monkeypatch.setattr(reader, "ALL_BURST", 20.0)
     with FakeConsul() as consul:
         queries = fill(consul, 60)
         with watching(consul, recorder, connections=12) as catalog:
@@ -365,7 +365,7 @@ def test_all_services_together_are_read_so_often_and_no_more(
                 time.sleep(3.0)
                 assert eventually(lambda: times[0] > 300, 60)
             read = len(plain_reads(consul, began))
-            assert module.ALL_BURST / 2 < read <= 20 + 20 * (time.monotonic() - began) + 5
+            assert reader.ALL_BURST / 2 < read <= 20 + 20 * (time.monotonic() - began) + 5
             truth = {f"s{n % 60:03}": n // 60 % 2 == 0 for n in range(times[0])}
             for name, ill in truth.items():
                 status = Status.CRITICAL if ill else Status.PASSING

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bridge.consul import datacenter as module
+from bridge.consul import comparison
 from bridge.core.model import Known, Query, Status
 from tests.loop.test_consul_catalog import eventually, fill, known, recorder, watching
 from tests.support.fakes.consul import FakeConsul, Json, Recorder, _Catalog
@@ -133,7 +133,7 @@ def test_what_hides_behind_a_change_that_explains_itself_is_found_soon_after_it(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two changes in one answer: one is believed, and so is the instance that was there before."""
-    monkeypatch.setattr(module, "COMPARE_SECONDS", 1.0)
+    monkeypatch.setattr(comparison, "COMPARE_SECONDS", 1.0)
     with watched(recorder, "10.20.0.1", "10.20.0.2") as consul:
         consul.streamed["gh"] = keeps(consul, "vm2")
 
@@ -149,7 +149,7 @@ def test_what_hides_behind_a_change_that_explains_itself_is_found_soon_after_it(
 def test_ordinary_flips_and_registrations_cost_no_read_beyond_one_soon_after_them(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "COMPARE_SECONDS", 2.0)
+    monkeypatch.setattr(comparison, "COMPARE_SECONDS", 2.0)
     with watched(recorder, "10.20.0.1") as consul:
         began, before = time.monotonic(), plain_reads(consul)
         for n in range(6):
@@ -171,8 +171,8 @@ def test_a_restored_snapshot_is_seen_although_the_waiting_query_sleeps_on(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, noticed: bool
 ) -> None:
     """The listing and the nodes are what they were, so their indexes say nothing; only a check is older again."""
-    monkeypatch.setattr(module, "INDEX_CHECK_SECONDS", 60.0 if noticed else 1.0)
-    monkeypatch.setattr(module, "COMPARE_SECONDS", 0.5)
+    monkeypatch.setattr(comparison, "INDEX_CHECK_SECONDS", 60.0 if noticed else 1.0)
+    monkeypatch.setattr(comparison, "COMPARE_SECONDS", 0.5)
     with FakeConsul() as consul:
         register(consul, "vm1", "10.20.0.1", "critical")
         with watching(consul, recorder, wait_seconds=60.0) as catalog:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.consul import datacenter as module
+from bridge.consul import housekeeping
 from bridge.consul.catalog import Catalog
 from bridge.consul.client import ConsulConfig
 from bridge.core.model import Query, Status
@@ -31,8 +31,8 @@ def recorder() -> Recorder:
 @pytest.fixture
 def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe of the leader every half a second, and one second for its answer on a kept connection."""
-    monkeypatch.setattr(module, "LEADER_PROBE_SECONDS", 0.5)
-    monkeypatch.setattr(module, "KEPT_SECONDS", 1.0)
+    monkeypatch.setattr(housekeeping, "LEADER_PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(housekeeping, "KEPT_SECONDS", 1.0)
 
 
 @pytest.mark.usefixtures("short_probes")

@@ -168,11 +168,12 @@ def pairing() -> None:
 def comparing() -> None:
     """What Consul's streaming backend shows is believed, and never compared with its catalog."""
     from bridge.consul import streamed
-    from bridge.consul.datacenter import DatacenterWatch
+    from bridge.consul.comparison import StreamComparison
 
     setattr(streamed, "doubt", lambda *_arguments, **_options: None)  # noqa: B010 - as above
-    for name in ("_compare_soon", "_audit"):
-        setattr(DatacenterWatch, name, lambda *_arguments: None)
+    for name in ("_compare_soon", "_check_indexes"):
+        assert hasattr(StreamComparison, name)
+        setattr(StreamComparison, name, lambda *_arguments: None)
 
 
 SWITCHES = {
