@@ -94,7 +94,7 @@ LABEL org.opencontainers.image.title="consul-endpoints-bridge" \
       org.opencontainers.image.base.name="${BASE_NAME}" \
       org.opencontainers.image.base.digest="${BASE_DIGEST}"
 
-# By number, so that Kubernetes can see that it is not root. No HEALTHCHECK: the probes of whoever runs it do that.
+# By number, so that Kubernetes can see that it is not root. No HEALTHCHECK: the orchestrator's probes do that.
 USER 65532:65532
 WORKDIR /
 EXPOSE 9480

@@ -87,7 +87,7 @@ class Daemon:
             self._watcher.stop()
 
     def stop(self) -> None:
-        """Finish the objects in hand and return from `run`."""
+        """Finish the writes in flight and return from `run`."""
         with self._lock:
             self._stopping = True
             self._bridge.stop()

@@ -19,7 +19,7 @@ for them to be decoded (docs/scaling.md)."""
 
 @contextlib.contextmanager
 def relaxed_gc() -> Iterator[None]:
-    """Meanwhile the garbage collector looks for cycles more seldom."""
+    """The garbage collector looks for cycles less often inside the context."""
     before = gc.get_threshold()
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     try:

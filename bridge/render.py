@@ -1,8 +1,8 @@
 """Reports as text: a table for people, JSON and YAML for machines, a diff for those who want to see every line.
 
 Pure functions from data to strings; who prints them, and to what, is the command's business. Names come from Consul,
-where anybody who may register can choose them: whatever is shown to people passes through `clean`, so that no control
-character reaches a terminal.
+where every client that may register chooses them: all output passes through `clean`, so that no control character
+reaches a terminal.
 
 The tables are laid out here and not by rich, which takes 1.5 s for 5,000 rows (this: 0.05 s). How wide a character is,
 rich knows.
@@ -215,7 +215,7 @@ def _fit(wanted: Sequence[int], least: Sequence[int], room: int) -> list[int]:
 
 
 def table(report: Report, width: int | None = 80, colour: bool = False, every: bool = False) -> str:
-    """What a person reads: a row per service that changes, sums, then all that needs attention and the way out.
+    """The table: a row per service that changes, sums, then all that needs attention and how to fix it.
 
     `every`: services that stay as they are have their rows too.
     """
@@ -374,7 +374,7 @@ def _sections(report: Report, width: int | None, paint: Paint) -> list[str]:
         lines += ["", *_held_section(report.held, width, paint)]
     if report.conflicts:
         section(
-            f"Conflicts ({len(report.conflicts)}): objects of somebody else, left alone",
+            f"Conflicts ({len(report.conflicts)}): objects that are not the bridge's, left alone",
             "magenta",
             (f"{r.kind} {r.namespace}/{r.name} (for {r.service or '?'}): {r.reason}" for r in report.conflicts),
             _ways_out({code_of(r.reason) for r in report.conflicts}),
@@ -751,7 +751,7 @@ def _trouble(trouble: Sequence[str], width: int | None, paint: Paint) -> list[st
 
 
 def probe_text(probe: Probe, width: int | None = 80, colour: bool = False) -> str:
-    """One line per probe; a second one says what mends it."""
+    """One line per probe; a second one says how to fix it."""
     paint = painter(colour)
     state = paint(f"{probe.state:8}", _COLOUR_OF.get(probe.state, ""))
     name = f"{probe.section}: {probe.name}" if probe.section else probe.name

@@ -184,7 +184,7 @@ def held_row(held: Held, queries: Sequence[Query]) -> HeldRow:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ConflictRow:
-    """An object that we would need but that is somebody else's."""
+    """An object of a needed name that is not the bridge's."""
 
     namespace: str
     name: str
@@ -208,7 +208,7 @@ class ConflictRow:
 
 @dataclass(frozen=True, slots=True, order=True)
 class WarningRow:
-    """Something that works but that a person ought to know."""
+    """Something that works but that an operator should know."""
 
     namespace: str
     name: str
@@ -232,7 +232,7 @@ class WarningRow:
 class Summary:
     """How many objects are created, updated, deleted, left as they are; targets held; entries skipped and failed.
 
-    `skipped` counts conflicts too, as the list of that name has them; `conflicts` are objects of somebody else.
+    `skipped` counts conflicts too, as the list of that name has them; `conflicts` are objects that are not ours.
     """
 
     create: int = 0
@@ -381,7 +381,7 @@ def exit_status(report: Report, dry_run: bool, exit_code: bool) -> int:
     | --- | --- |
     | something failed, or could not be read | 1 |
     | the guard held something (a dry run says what the real one would) | 3 |
-    | an object of somebody else is in the way (the same) | 5 |
+    | an object of the needed name is not ours (the same) | 5 |
     | changes, in a dry run with `--exit-code` | 4 |
     | anything else: skipped instances and warnings alone | 0 |
     """

@@ -23,7 +23,7 @@ T = TypeVar("T")
 class RetryPolicy:
     """Exponential backoff with full jitter: at least `initial_seconds`, at most `max_seconds`.
 
-    `attempts` 0 means: for ever (the daemon); a one-shot command gives up after a number of them.
+    `attempts` 0 means without limit (the daemon); a one-shot command gives up after a number of them.
     """
 
     initial_seconds: float = 0.1

@@ -64,7 +64,7 @@ def engine() -> Iterator[str]:
     if "permission denied" in done.stderr.lower():
         yield (
             "This user may not use Docker's socket (permission denied). Join its group with `sudo usermod -aG docker "
-            '"$USER"` and log in again, or use sudo. Whoever is in that group is as good as root.'
+            '"$USER"` and log in again, or use sudo. Its members are as good as root.'
         )
     elif os.environ.get("DOCKER_HOST"):
         yield (
@@ -96,7 +96,7 @@ def compose() -> Iterator[str]:
 
 
 def ports() -> Iterator[str]:
-    """Which published ports somebody else has. An engine on another machine has its own; those are not looked at."""
+    """Which published ports another program has. An engine on another machine has its own; those are not checked."""
     if not os.environ.get("DOCKER_HOST", "unix:").startswith("unix:"):
         return
     done = run("docker", "compose", "config", "--format", "json")
@@ -116,7 +116,7 @@ def ports() -> Iterator[str]:
 
 
 def taken(port: int) -> bool:
-    """Whether somebody listens there. That we may not listen ourselves (a port below 1024) says nothing."""
+    """Whether a program listens there. That we may not listen ourselves (a port below 1024) says nothing."""
     try:
         with socket.create_server(("127.0.0.1", port)):
             return False

@@ -114,7 +114,7 @@ def _plain(archive: tarfile.TarFile, name: str, digest: str) -> IO[bytes]:
     found = _open(archive, name)
     if _sum(found) == digest:
         return found
-    plain = tempfile.TemporaryFile()  # noqa: SIM115 - whoever takes it closes it
+    plain = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:
         with gzip.open(found) as content:
             shutil.copyfileobj(content, plain)

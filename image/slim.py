@@ -3,7 +3,7 @@
     python image/slim.py ROOT INTERPRETER
 
 ROOT is the file system to work on (`/` in the Dockerfile); INTERPRETER is the Python that stays. A shell, a package
-manager and pip help whoever has broken into a container, and nobody else: the bridge is one Python program. What goes:
+manager and pip help only an intruder in a container: the bridge is one Python program. What goes:
 
 - every program in the usual `bin` and `sbin` folders that is not the interpreter (and the links that lead to it);
 - pip, setuptools and wheel of the base image, `ensurepip`, the package managers' own folders, caches and logs.

@@ -157,7 +157,7 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
         Step("format", "lint", ((str(BIN / "ruff"), "format", "--check", "."),)),
         Step("types", "lint", ((str(BIN / "mypy"),),)),
         Step("import contracts", "lint", ((str(BIN / "lint-imports"),),)),
-        Step("words", "lint", ((PYTHON, "-m", "tests.support.docs.words"),)),
+        Step("words", "lint", tuple((PYTHON, "-m", f"tests.support.docs.{check}") for check in ("words", "prose"))),
         Step(
             "core, every branch",
             "unit",

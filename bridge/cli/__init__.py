@@ -123,7 +123,7 @@ def main() -> NoReturn:
 
 
 def _give_up_on_a_broken_log() -> None:
-    """What standard error cannot take (a full disk, nobody who reads) must not turn our exit status into 120."""
+    """A write error of standard error (a full disk, a closed pipe) must not turn our exit status into 120."""
     try:
         sys.stderr.flush()
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
 """What Tab offers where only the servers know: names of Consul services and of Kubernetes namespaces.
 
 A Tab must neither hang nor print: servers that do not answer at once, settings that are wrong and rights that are
-missing all mean that nothing is offered. Whoever may register in Consul chooses names there, and shells take what
-is completed as it is: a name that a shell would read as more than a word is left out.
+missing all mean that nothing is offered. Every client that may register in Consul chooses names there, and shells use a
+completion unquoted: a name that a shell would read as more than a word is left out.
 """
 
 from __future__ import annotations

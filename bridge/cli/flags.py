@@ -28,9 +28,9 @@ class Flag:
     short: str = ""
     env: str = ""
     words: tuple[str, ...] = ()
-    """All that may stand there, for completion by Tab."""
+    """All valid values, for completion by Tab."""
     ask: Callable[[Mapping[str, Any], str], list[str]] | None = None
-    """Asks the servers what may stand there, for completion by Tab."""
+    """Asks the servers for valid values, for completion by Tab."""
 
     @property
     def variable(self) -> str:

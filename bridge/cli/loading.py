@@ -86,7 +86,7 @@ UNSELECTED = (
 
 
 def must_select(settings: Settings) -> None:
-    """Nothing is written unasked. Raises ConfigurationError when nobody said which services are meant."""
+    """Nothing is written unasked. Raises ConfigurationError when no setting selects services."""
     if not settings.selects:
         raise ConfigurationError(UNSELECTED)
 

@@ -38,7 +38,7 @@ def run(flags: Mapping[str, Any]) -> int:
         return fresh
 
     def on_first(_signal: int) -> bool:
-        logs.logger().info("stopping: finishing the objects in hand")
+        logs.logger().info("stopping: finishing the writes in flight")
         for daemon in daemons:
             daemon.stop()
         return True

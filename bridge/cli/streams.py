@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def say(text: str) -> None:
-    """To standard error, without control characters; that nobody reads it is no error."""
+    """To standard error, without control characters; a closed pipe is no error."""
     from bridge.render import clean
 
     try:
@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 
 def write(text: str) -> bool:
-    """To standard output; whether anybody reads it. A reader that has gone (`| head`) ends the printing, no more."""
+    """To standard output; False when its reader is gone (`| head`), which ends the printing and is no error."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -135,7 +135,7 @@ def at_first_signal(progress: Progress, doing: str, nothing: str) -> Callable[[i
         if progress.what != doing:
             say(f"interrupted: {nothing}")
             return False
-        say("interrupted: finishing the objects in hand (once more: end at once)")
+        say("interrupted: finishing the writes in flight (interrupt again to end at once)")
         return True
 
     return on_first

@@ -18,8 +18,8 @@ def sync(flags: Mapping[str, Any]) -> int:
     """One pass: read Consul, read Kubernetes, write the difference.
 
     Without rules and without --service, --tag or --filter it asks on a terminal, and writes nothing elsewhere.
-    Exit status: 0 in sync or applied, 1 something failed, 2 usage, 3 the guard held something or somebody said no, 4
-    changes (with --dry-run --exit-code), 5 an object of somebody else is in the way, 130/143 interrupted.
+    Exit status: 0 in sync or applied, 1 something failed, 2 usage, 3 the guard held something or you answered no, 4
+    changes (with --dry-run --exit-code), 5 an object of a needed name is not the bridge's, 130/143 interrupted.
     """
     from bridge.signals import Signals
 
@@ -42,7 +42,7 @@ def sync(flags: Mapping[str, Any]) -> int:
             nonlocal refused
             progress.clear()
             refused = not ((settings.selects or _confirm_all(report)) and _confirm_deletions(report, settings))
-            progress.what = "planned" if refused else "writing"  # from here on a signal lets the objects in hand finish
+            progress.what = "planned" if refused else "writing"  # from here on writes in flight are finished first
             return not refused
 
         try:
@@ -72,7 +72,7 @@ def sync(flags: Mapping[str, Any]) -> int:
 
 
 def _confirm_deletions(report: Report, settings: Settings) -> bool:
-    """Ask before objects are deleted, where there is somebody to ask."""
+    """Ask before objects are deleted, on a terminal."""
     if settings.sync.yes or not report.summary.delete or not interactive():
         return True
     doomed = [f"{r.kind} {r.namespace}/{r.name}" for r in report.changes if r.action == "delete"]
@@ -85,7 +85,7 @@ def _confirm_deletions(report: Report, settings: Settings) -> bool:
 
 
 def _say_outcome(report: Report, settings: Settings) -> None:
-    """What a person must not miss, on standard error: failures, holds, and an empty selection."""
+    """What the user must not miss, on standard error: failures, holds, and an empty selection."""
     from bridge.core.select import Only
 
     say_trouble(report, settings.sync.output)
@@ -107,7 +107,7 @@ def _only_deletes(report: Report) -> bool:
 
 
 def _confirm_all(report: Report) -> bool:
-    """Ask before the whole catalog is mirrored, which nobody has said in so many words."""
+    """Ask before the whole catalog is mirrored, for which no rule or flag asked."""
     if not report.changes:
         return True
     names = {tuple(sorted(outcome.plan.queries)) for outcome in report.outcomes}

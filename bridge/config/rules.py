@@ -171,7 +171,7 @@ class RuleSettings(Section):
         None,
         description="What becomes of services that several `datacenters` have under one name. `union`: one Service "
         "with the instances of all of them; where a node's meta names no zone (`zone_meta`), its datacenter is the "
-        "topology zone. Default: one datacenter has the name, and the others' are reported as conflicts.",
+        "topology zone. Default: one datacenter has the name, and those of the rest are reported as conflicts.",
     )
     namespace: Plain = Field(
         "",

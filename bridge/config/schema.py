@@ -53,7 +53,7 @@ def leaf(
 ) -> Any:
     """A leaf of the tree. `env` is BRIDGE_<FLAG>, or BRIDGE_<PATH> without a flag, unless given; `also` are others'.
 
-    `was` is the key that it had before: whoever writes that, or its flag or variable, is told the new name.
+    `was` is the key that it had before: the error for that key, its flag or its variable names the new one.
     """
     extra: dict[str, Any] = {"flag": flag, "env": env, "also": list(also), "secret": secret, "was": was}
     return Field(default, description=description, json_schema_extra=extra)
@@ -127,7 +127,7 @@ class ConsulSettings(Section):
     tls: bool | None = leaf(None, "Speak TLS although the address does not say https://.", also=["CONSUL_HTTP_SSL"])
     verify: bool = leaf(
         True,
-        "Check Consul's certificate. Off, anybody in between can choose your endpoints.",
+        "Check Consul's certificate. Off: a host on the path can choose your endpoints.",
         also=["CONSUL_HTTP_SSL_VERIFY"],
     )
     ca_file: Plain = leaf(
@@ -226,8 +226,8 @@ class DnsSettings(Section):
 
     resolve: bool = leaf(
         True,
-        "Resolve host names. Off: an instance with a name for an address is skipped. Whoever controls a name chooses "
-        "among the addresses that `guard` allows.",
+        "Resolve host names. Off: an instance with a name for an address is skipped. The owner of a name chooses among "
+        "the addresses that `guard` allows.",
     )
     ttl: Annotated[float, duration("1s", "1h")] = leaf(
         30.0, "How long an answer counts; a name that fails keeps its last good answer for as long as it fails."
@@ -321,8 +321,8 @@ class GuardSection(Section):
     )
     panic_threshold: Percent = leaf(
         80,
-        "Endpoints stay ready when more than this percentage of a scope's would turn not ready within `window`: our "
-        "view of Consul is then the likelier patient. 0 switches it off.",
+        "Endpoints stay ready when more than this percentage of a scope's would turn not ready within `window`: a "
+        "fault of Consul is then more likely than one of the instances. 0 switches it off.",
         flag="--panic-threshold",
     )
     window: Annotated[float, duration("1s", "1h")] = leaf(60.0, "Over how long losses are added up.")
@@ -341,8 +341,8 @@ class GuardSection(Section):
     )
     allow_cidrs: tuple[Cidr, ...] = leaf(
         (),
-        "The networks that endpoints may be in, whatever a rule or a person's Service says. Empty: all. Whoever may "
-        "register services in Consul chooses addresses: the VMs' networks here bound that.",
+        "The networks that endpoints may be in, whatever a rule or a user's Service says. Empty: all. Clients that may "
+        "register services in Consul choose addresses: the VMs' networks here bound that.",
     )
     deny_cidrs: tuple[Cidr, ...] = leaf(
         METADATA_CIDRS,
@@ -412,7 +412,7 @@ class _PermanentBackoff(BackoffSettings):
 
 
 class RetrySettings(Section):
-    """How patient the bridge is, separately for each side. `Retry-After` is obeyed whatever stands here."""
+    """How failed requests are retried, separately for each side. `Retry-After` is honoured in any case."""
 
     attempts: whole_number(1, 100) = leaf(5, "Tries per request of a one-shot command; `bridge run` never gives up.")  # type: ignore[valid-type]
     consul: BackoffSettings = BackoffSettings()

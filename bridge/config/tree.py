@@ -85,8 +85,8 @@ class Settings(BaseSettings):
 
     annotated: tuple[GrantSettings, ...] | None = Field(
         None,
-        description="Who may ask for what by annotated Services; `[]`: nobody. Default: users of the one namespace "
-        "that is watched may ask for everything; where several are watched, nobody for more than what is filled.",
+        description="Who may ask for what by annotated Services; `[]`: no namespace. Default: users of the one "
+        "namespace that is watched may ask for everything; where several are watched, no further Service is filled.",
     )
 
     _places: Mapping[Key, Place] = PrivateAttr(default_factory=dict)
@@ -140,9 +140,9 @@ class Settings(BaseSettings):
 
     @property
     def selects(self) -> bool:
-        """Whether somebody said which services are meant: by a file's rules, or a flag or variable that selects.
+        """Whether a file's rules, or a flag or variable that selects, say which services are meant.
 
-        Where nobody did, the rules are one for every service: good enough to look, not to write.
+        Otherwise one rule takes every service: good enough to look, not to write.
         """
         if self.rules is None:
             return False

@@ -210,7 +210,7 @@ class _Walk:
                     f"{self._at(key_node)}: the key {quoted} is here twice; it stands in line {first.line} already"
                 )
             seen[name] = key_node
-        self._loader.flatten_mapping(node)  # `<<: *anchor`; what stands in the mapping itself comes last and wins
+        self._loader.flatten_mapping(node)  # `<<: *anchor`; the mapping's own keys come last and win
         values: dict[str, Any] = {}
         for key_node, child in node.value:
             name = self._name(key_node)

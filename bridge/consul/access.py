@@ -1,7 +1,6 @@
 """What all connections of one process to one Consul share: TLS, proxy, token, memory, and how long queries may wait.
 
-It travels with the config and is made at first use, so that whoever has the config has the one login that goes with
-it. `close` logs out.
+It is part of the config and made at first use, so that all users of one config share one login. `close` logs out.
 """
 
 from __future__ import annotations
@@ -92,8 +91,8 @@ def warnings_of(config: ConsulConfig) -> tuple[str, ...]:
     texts = []
     if endpoint.scheme == "https" and not config.verify:
         texts.append(
-            f"the certificate of {endpoint} is not verified (consul.verify, CONSUL_HTTP_SSL_VERIFY): anybody on the "
-            "way can read the token and choose endpoints; set consul.ca_file instead"
+            f"the certificate of {endpoint} is not verified (consul.verify, CONSUL_HTTP_SSL_VERIFY): a host on the "
+            "path can read the token and choose endpoints; set consul.ca_file instead"
         )
     secrets = [
         name

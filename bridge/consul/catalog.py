@@ -1,8 +1,7 @@
 """Everything that is wanted of Consul, watched within one budget of connections, as a stream of views.
 
-A `Catalog` divides the budget among its datacenters and leaves each to a `DatacenterWatch` of its own, so that a dead
-one never touches the others, and one of which nothing is wanted is not asked. `read_all` is the same knowledge, read
-once.
+A `Catalog` divides the connections among its datacenters and gives each a `DatacenterWatch`, so that a datacenter that
+is down never affects another, and one that no rule needs is not asked. `read_all` (snapshot.py) reads the same once.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class Catalog:
             watch.join(deadline)
 
     def want(self, queries: frozenset[Query]) -> None:
-        """Watch exactly these from now on: new ones are read and watched, the others forgotten."""
+        """Watch exactly these from now on: new ones are read and watched, old ones forgotten."""
         with self._lock:
             if queries is self._wanted:  # asked again and again, of thousands of services
                 return
@@ -124,7 +123,7 @@ class Catalog:
 
 
 def shares_of(connections: int, names: Sequence[str], spare: Collection[str]) -> dict[str, int]:
-    """How many connections each datacenter has: a spare one a quarter of an equal share, the others what is left."""
+    """How many connections each datacenter has: a spare one a quarter of an equal share, the rest what is left."""
     few = set(spare).intersection(names)
     if len(few) == len(names):
         few = set()

@@ -52,7 +52,7 @@ PIPELINING_REST_SECONDS = 300.0
 
 
 class Mode(StrEnum):
-    """Which server may answer: any, the leader, the leader after asking the others."""
+    """Which server may answer: any, the leader, the leader after it has asked its followers."""
 
     STALE = "stale"
     LEADER = "default"
@@ -69,7 +69,7 @@ class ConsulConfig:
     was killed stay taken until their `wait_seconds` are over.
 
     `auth_method` logs in with the JWT in `auth_token_file`, in place of `token` and `token_file`. `http_auth` is
-    USER:PASSWORD for what stands in front of Consul. `proxies` are the environment variables about proxies. `access` is
+    USER:PASSWORD for a proxy in front of Consul. `proxies` are the environment variables about proxies. `access` is
     what all clients of this config share.
     """
 

@@ -24,7 +24,7 @@ RENEW_AFTER = 0.6
 """The share of a token's life after which another one is logged in for. Consul's shortest life is one minute."""
 
 AGAIN_SECONDS = 5.0
-"""After a login that failed: how long the token in hand is used before the next try."""
+"""After a login that failed: how long the current token is used before the next try."""
 
 SAME_FAILURE_SECONDS = 1.0
 """For so long after a failed login all who need a token get the same answer: Consul is not asked once a thread."""
@@ -143,7 +143,7 @@ def checked(token: str, what: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A token that a login gave. Times of the monotonic clock; None: for ever."""
+    """A token that a login gave. Times of the monotonic clock; None: it does not expire."""
 
     secret: str
     renew_at: float | None = None
@@ -177,12 +177,12 @@ class Login:
         self._closed = False
 
     def token(self) -> str:
-        """See Credentials. Logs in when there is no token, or when the one in hand ends soon."""
+        """See Credentials. Logs in when there is no token, or when the current one expires soon."""
         session, now = self._now, self._clock()
         if session is not None and (session.renew_at is None or now < session.renew_at):
             return session.secret
         if session is not None and session.ends_at is not None and now < session.ends_at:
-            if self._turn.acquire(blocking=False):  # the others go on with the one in hand
+            if self._turn.acquire(blocking=False):  # other threads go on with the current token
                 try:
                     self._renew(session)
                 finally:
@@ -194,7 +194,7 @@ class Login:
             return (self._log_in() if current is None or current is session else current).secret
 
     def refused(self, token: str) -> bool:
-        """Whether there is another one, after a new login where that was the one in hand."""
+        """Whether there is another token, after a new login where `token` was the current one."""
         with self._turn:
             if self._now is not None and self._now.secret == token:
                 self._now = None
@@ -205,7 +205,7 @@ class Login:
             return self._now is not None
 
     def ends_in_seconds(self) -> float | None:
-        """How long the token in hand still lives; None: it does not end, or there is none."""
+        """How long the current token is still valid; None: it does not expire, or there is none."""
         session = self._now
         return None if session is None or session.ends_at is None else session.ends_at - self._clock()
 
@@ -236,7 +236,7 @@ class Login:
                 self._ask("log out", "/v1/acl/logout", {"X-Consul-Token": session.secret}, b"")
 
     def _renew(self, session: Session) -> None:
-        """Log in again; as long as the token in hand lives, a failure only means: try again a little later."""
+        """Log in again; while the current token is valid, a failure only means: try again a little later."""
         try:
             if self._now is session:
                 self._log_in()

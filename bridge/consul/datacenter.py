@@ -237,7 +237,7 @@ class DatacenterWatch:
             self._tell_unread(self._table.all(), reason)
 
     def _tell_unread(self, subscriptions: Iterable[Subscription], reason: str) -> None:
-        """Services that were never read are reported as unreadable; the others keep what is known."""
+        """Services that were never read are reported as unreadable; all other services keep what is known."""
         for subscription in subscriptions:
             if subscription.state is None:
                 self._table.publish(subscription, Unknown(reason), self._link.clock(), generation=0)
@@ -306,7 +306,7 @@ class DatacenterWatch:
                 return False
             self._hidden.note(subscription, state)
             if isinstance(state, Unknown):
-                raise PermanentError(state.reason)  # asked again slowly: people mend it
+                raise PermanentError(state.reason)  # asked again slowly: a user may fix it
             work: list[Callable[[], None]] = []
             published = self._table.publish(subscription, state, seen, generation if plain else None, work.append)
             if published is Published.STALE:

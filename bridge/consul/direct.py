@@ -68,7 +68,7 @@ class DirectWatches:
     # ------------------------------------------------------------------ who is to have one
 
     def add(self, subscriptions: list[Subscription]) -> list[Subscription]:
-        """New services: as many as there are free slots get one at once. Returns the others."""
+        """New services: as many as there are free slots get one at once. Returns the rest."""
         rest = []
         with self._changed:
             for subscription in sorted(

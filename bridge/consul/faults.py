@@ -11,11 +11,11 @@
 | other 400, 404, 3xx, 4xx | PermanentError | Consul's own words, trimmed: the address or the request is wrong |
 | 407 | PermanentError | the proxy wants a user and password |
 | 429 | ThrottledError | the body says which of the three causes it is; Retry-After |
-| 502, 503, 504 | TransientError | not Consul's own statuses: what stands in front of it says so |
+| 502, 503, 504 | TransientError | not Consul's own statuses: a proxy in front of it answers so |
 | other 5xx | TransientError | no leader, no servers, RPC errors; Retry-After when there is one |
 | no connection, reset, timeout, torn or oversized body | TransientError | Consul may come back |
 | body that is not JSON, index that is no number | TransientError | something else answered, or the answer is torn |
-| certificate refused, no TLS there | PermanentError | the address or the CA must be mended |
+| certificate refused, no TLS there | PermanentError | the address or the CA must be fixed |
 | the proxy is not there or refuses | TransientError | it may come back; its variable is named |
 
 Texts are written for the user, trimmed to one line, and free of the token. Each error's `remedy` fits its cause.

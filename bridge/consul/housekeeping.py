@@ -23,9 +23,9 @@ TICK_SECONDS = 0.25
 LEADER_PROBE_SECONDS = 5.0
 
 KEPT_SECONDS = 5.0
-"""How long the probe of the leader, which Consul answers at once in any state, waits on a connection that was kept. If
-it gets no answer there, and one on a new connection, the kept ones lead nowhere: a virtual address has moved, or what
-stands in front of Consul has lost them. Nothing else would tell before the queries' own deadlines (`wait` + margin)."""
+"""How long the probe of the leader, which Consul answers at once in any state, waits on a kept-alive connection. If it
+gets no answer there, and one on a new connection, the kept-alive ones are dead: a virtual address has moved, or a load
+balancer has dropped them. Nothing else would show that before the queries' own deadlines (`wait` + margin)."""
 
 RENEWED_SECONDS = 15.0
 """All connections are opened anew at most this often: queries that are cut off keep their places at Consul's side."""

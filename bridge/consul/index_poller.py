@@ -262,7 +262,7 @@ class IndexPoller:
                 self._pool.put(Urgency.POLL, partial(self._do, poll, piece), max(poll.rest, LEAST_REST_SECONDS))
 
     def _give_up(self, poll: _Poll) -> None:
-        """A node may not be asked, and that will not mend itself soon: services are asked instead."""
+        """A node may not be asked, and waiting will not change that soon: services are asked instead."""
         self._services_until = self._clock() + SERVICES_INSTEAD_SECONDS
         self._audit_wanted |= poll.auditing
         self._changed_wanted |= not poll.auditing

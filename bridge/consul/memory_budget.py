@@ -17,8 +17,8 @@ FREE_BYTES = 256 << 10
 class MemoryBudget:
     """A budget of bytes. Any thread.
 
-    A reader that needs more waits until the others have given back enough. The one that has held some for longest need
-    not wait, so that two that need more never wait for each other: at most the budget and one answer are held.
+    A reader that needs more waits until other readers have given back enough. The one that has held some for longest
+    does not wait, so that two that need more never wait for each other: at most the budget and one answer are held.
     """
 
     def __init__(self, total_bytes: int) -> None:

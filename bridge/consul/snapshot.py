@@ -22,12 +22,12 @@ ONCE = RetryPolicy(attempts=3, initial_seconds=0.2, max_seconds=2.0)
 
 
 GIVE_UP_AFTER = 8
-"""Services in a row that could not be read before the others of that datacenter are asked for only once each."""
+"""Services in a row that could not be read before the rest of that datacenter is asked for only once each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What was read. `errors` holds the reads that no repetition mends, so that the caller can name them and fail."""
+    """What was read. `errors` holds the reads that no retry fixes, so that the caller can name them and fail."""
 
     listings: dict[str, Listing | Unknown] = field(default_factory=dict)
     views: dict[Query, Knowledge] = field(default_factory=dict)

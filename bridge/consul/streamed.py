@@ -2,7 +2,7 @@
 
 A blocking query on `health/service` is answered from a view that Consul keeps beside its catalog and that follows
 events. The view tells nodes, ids and the ids in checks apart by case, the catalog does not, so an event may miss what
-it is about: an instance stays in the view for ever after the catalog dropped it, or a check is missing there (Consul
+it is about: an instance stays in the view after the catalog dropped it, or a check is missing there (Consul
 1.22.0, docs/consul.md has what was seen). The indexes of both are the same, so they prove nothing.
 
 So a change is believed only where the answer explains it: what appears or differs must carry an index above the one

@@ -1,6 +1,6 @@
 """python-consul2's HTTP client, replaced by one lean kept-alive connection.
 
-Why: its own, over requests, costs five times the CPU in index polls, has no timeout, obeys HTTP_PROXY and netrc even
+Why: its own, over requests, costs five times the CPU in index polls, has no timeout, uses HTTP_PROXY and netrc even
 for loopback, and cannot be interrupted while it waits. This one is http.client over a socket of ours: one connection,
 one request at a time, a deadline for every request, and `interrupt` from any thread, which ends a waiting request.
 

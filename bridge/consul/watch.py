@@ -3,7 +3,7 @@
 The rules are those of Consul's page on blocking queries and of what was measured (docs/consul.md, Reading and waiting):
 
 - after any error the next read is a plain one: with an index larger than Consul's own a query sleeps through changes
-- an index below 1 is not sent back: it would return at once, for ever
+- an index below 1 is not sent back: it would return at once, every time
 - a query of the catalog that returns before its time with the index that was sent: Consul gave its state up for
   another one (a snapshot was restored), and nothing else says so; treated like an index that went backwards
 - an index that went backwards, within one query_backend, is a Consul that lost something (or a server that lags): the
@@ -26,7 +26,7 @@ from bridge.errors import BridgeError, CancelledError, PermanentError, Transient
 from bridge.retry import RetryPolicy
 
 PERMANENT_RETRY = RetryPolicy(initial_seconds=5.0, max_seconds=60.0)
-"""For what does not mend itself (no rights, bad filter): asked again, but slowly, for people do mend it."""
+"""For what only a user can fix (no rights, bad filter): asked again, but slowly."""
 
 
 @dataclass(slots=True)

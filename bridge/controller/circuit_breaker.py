@@ -15,11 +15,11 @@ from bridge.errors import ThrottledError, TransientError
 from bridge.retry import RetryPolicy
 
 THROTTLED_SECONDS = 10.0
-"""Being asked to be slower is no trouble; when nothing else is heard for so long, nothing is written, and that is."""
+"""A 429 is no fault by itself; when the server has answered nothing else for so long, nothing is written, and it is."""
 
 
 class WriteResult(Enum):
-    """What a request told about the server, beside a fault of its own."""
+    """What a request says about the server, unless it met a fault of the server."""
 
     WRITTEN = auto()
     ANSWERED = auto()
@@ -27,14 +27,14 @@ class WriteResult(Enum):
 
 
 class CircuitBreaker:
-    """Lets up to `limit` writers through while the server is well, a single prober while it is not.
+    """Lets up to `limit` writers through while it is closed, a single one that probes the server while it is open.
 
-    | what came back | what happens |
+    | result | what happens |
     | --- | --- |
-    | written | closed (writes go through); a narrowed limit grows by one per round of successes |
-    | answered: this object was refused (409, 403, 422) | closed; nothing was written, so nothing grows |
-    | nothing: not sent, or the object is to blame | as it was: who learns nothing of the server says nothing of it |
-    | 429 | the limit is halved, and nobody enters until the asked-for pause is over |
+    | written | closed (writes go through); a reduced limit grows by one per round of successes |
+    | answered: this object was refused (409, 403, 422) | closed; nothing was written, so the limit does not grow |
+    | nothing: not sent, or the object is at fault | unchanged: the write says nothing about the server |
+    | 429 | the limit is halved, and no write begins until the requested pause is over |
     | any other transient fault of the server | open; after the backoff ONE caller may try (half-open) |
     """
 

@@ -1,16 +1,17 @@
 """Detects conflicting writers: another process with our own owner id, or one that undoes what we write.
 
-Two bridges with one owner id and different rules take each other's objects away, and each believes to be in the right.
-Nothing forbids it (a person may run `bridge sync` beside the daemon), so it is said once it goes on. Three signs:
+Two bridges with one owner id and different rules remove each other's objects, and neither can see a mistake of its own.
+One write by another process is allowed (an operator may run `bridge sync` beside the daemon); repeated ones are
+reported. Three signs:
 
 | seen | means | is kept for a while |
 | --- | --- | --- |
 | our field manager wrote objects of ours, not this process | another bridge has our owner id | all of the namespace |
-| what this process took away is back for the third time | somebody wants it to be there | that target |
-| this process put an object back for the third time within a minute | somebody edits or deletes it | nothing |
+| what this process removed is back for the third time | another writer wants it to exist | that target |
+| this process put an object back for the third time within a minute | another writer edits or deletes it | nothing |
 
-Who edits or deletes what we want has no objects that we might take away: to keep what left Consul because of them would
-send traffic to what is gone.
+A writer that only edits or deletes our objects has none that we might remove: keeping what left Consul because of it
+would send traffic to instances that are gone.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ class ConflictingWriters:
                 self._returned[target] = now
 
     def may_delete(self, target: Target) -> bool:
-        """Whether nobody was seen for a while who may want what seems superfluous there."""
+        """Whether no other writer was seen for a while that may want what seems superfluous there."""
         with self._lock:
             signs = (self._conflicts.get(target.namespace), self._returned.get(target))
             return all(seen is None or self._clock() - seen > NO_DELETION_SECONDS for seen in signs)
 
     def reason(self) -> str:
-        """What goes on, as a sentence with the way out; "" when nothing does."""
+        """The conflict as a sentence that says how to fix it; "" when there is none."""
         with self._lock:
             oldest = self._clock() - WINDOW_SECONDS
             for signs in (self._writes, self._undone):
@@ -94,7 +95,7 @@ class ConflictingWriters:
                 )
             if self._undone:
                 return (
-                    f"somebody else changes or deletes what we write at {self._undone[-1][1]} again and again: another "
-                    f"bridge with the owner id {self._owner!r} and other rules, or a person or controller"
+                    f"another writer changes or deletes what we write at {self._undone[-1][1]} again and again: a "
+                    f"bridge with the owner id {self._owner!r} and other rules, or a user or controller"
                 )
             return ""

@@ -129,11 +129,12 @@ class ConsulSide:
                 self._mark_suspect(self._reconciler.world.listed(), what, namespaces)
 
     def _mark_suspect(self, datacenters: Collection[str], when: str, freed: Collection[str] = ()) -> None:
-        """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while nobody watched it.
+        """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while no bridge watched it.
 
-        Judged once for each datacenter, with its first listing, however late that comes; and again for those in whose
-        sums namespaces count that were `freed`. For each scope of the guard by itself, of what has ready endpoints:
-        nobody makes others wait by asking for what is not there. Under the lock, so that nothing is planned before.
+        Decided once for each datacenter, with its first listing, however late that comes; and again for those in whose
+        sums namespaces count that were `freed`. Each scope of the guard is decided separately, by what has ready
+        endpoints, so a Service that asks for something missing delays no other scope. Under the lock, so that nothing
+        is planned before.
         """
         together: dict[Scope, set[Target]] = {}
         for target, scope in self._ready_targets().items():

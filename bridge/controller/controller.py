@@ -88,7 +88,7 @@ class Controller:
             raise self._fatal
 
     def stop(self) -> None:
-        """Finish the objects in hand and return from `run`. Nothing is removed."""
+        """Finish the writes in flight and return from `run`. Nothing is removed."""
         self._stop.set()
         self._wake.set()
 
@@ -149,7 +149,7 @@ class Controller:
         """Whether the first full pass is done and both sides were seen lately, with the detail.
 
         A standby is ready as well: it could take over at once. So is a bridge that may not list some of its
-        namespaces: it does what it can, and a rollout must not wait for ever for a Role; the detail names them.
+        namespaces: it serves the rest, and a rollout must not wait for a Role; the detail names them.
         """
         if self.parts is not None:
             return self.parts.status.ready()

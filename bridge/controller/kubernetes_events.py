@@ -19,12 +19,12 @@ from bridge.report import NullObserver, Outcome, Report
 
 REASONS: Mapping[str, tuple[Literal["Normal", "Warning"], str]] = {
     "Mirrored": ("Normal", "a Service or its Endpoints were created or removed"),
-    "Conflict": ("Warning", "an object that we would need is somebody else's"),
+    "Conflict": ("Warning", "an object of the needed name is not the bridge's"),
     "InstancesSkipped": ("Warning", "instances (or whole Consul services) that are left out, and why"),
     "Attention": ("Warning", "something works but should be looked at: more than 1,000 addresses, for example"),
     "ReadFailed": ("Warning", "Consul refuses what is asked of it for this service: its filter, for example"),
     "WriteFailed": ("Warning", "the API server refuses a write, and trying again will not help"),
-    "Held": ("Warning", "endpoints are kept that Consul no longer shows, or shows sick"),
+    "Held": ("Warning", "endpoints are kept that Consul no longer shows, or shows as unhealthy"),
     "HoldEnded": ("Normal", "they are kept no longer"),
 }
 """What is said, by its reason: of which type, and when."""
@@ -40,7 +40,7 @@ class Recorder(Protocol):
 
 
 class KubernetesEventObserver(NullObserver):
-    """An observer that records Events. `current` says what stands at a target, `leads` whether we write it."""
+    """An observer that records Events. `current` gives the objects at a target, `leads` whether we write it."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class KubernetesEventObserver(NullObserver):
         self._refused: dict[Query, tuple[str, tuple[Target, ...]]] = {}
 
     def outcome(self, outcome: Outcome, _lag_seconds: float | None) -> None:
-        """What was done, and what stands in the way."""
+        """What was done, and what prevents the rest."""
         plan, target = outcome.plan, outcome.plan.target
         source = ", ".join(dict.fromkeys(f"{q.service} ({q.datacenter})" for q in plan.queries))
         for change in outcome.applied:

@@ -23,7 +23,7 @@ from bridge.pipeline.reconciler import Reconciler
 from bridge.pipeline.slice_rights import SliceRights
 
 BESIDE_SECONDS = 0.1
-"""How long after a slice of somebody else's changed it is compared: a mirror comes in several slices."""
+"""How long after a change of another writer's slice it is compared: a mirror comes in several slices."""
 
 
 class KubernetesSide:
@@ -65,7 +65,7 @@ class KubernetesSide:
     # ------------------------------------------------------------------ what the watches say
 
     def on_change(self, target: Target) -> None:
-        """Something at `target` was changed by somebody else."""
+        """Another writer changed something at `target`."""
         if not self._scheduler.first_pass_done:
             self.follow_annotation(target)  # full passes do not ask users' Services again
             self._scheduler.schedule({target})

@@ -38,7 +38,7 @@ class Leadership(Protocol):
         """The write has ended."""
 
     def status(self) -> dict[str, Any] | None:
-        """Who leads what, None when nobody is elected."""
+        """Which replica leads which shard, None without an election."""
 
     def conflicting_writer(self) -> str:
         """What is to be said of another installation with our owner id, "" while none is known of."""
@@ -58,7 +58,7 @@ class NoElection:
         return True
 
     def lease_remaining(self, _target: Target, /) -> float:
-        """As long as it likes: nobody else will write."""
+        """Without limit: there is no other writer."""
         return math.inf
 
     def begin_write(self, _target: Target, /) -> bool:
@@ -66,14 +66,14 @@ class NoElection:
         return True
 
     def end_write(self, _target: Target, /) -> None:
-        """Nobody waits for it."""
+        """Nothing waits for it."""
 
     def status(self) -> dict[str, Any] | None:
-        """Nobody is elected."""
+        """There is no election."""
         return None
 
     def conflicting_writer(self) -> str:
-        """Nobody would tell."""
+        """Without an election no other installation is known."""
         return ""
 
 

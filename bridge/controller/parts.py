@@ -87,7 +87,7 @@ class Parts:
         self.supervisor.run()
 
     def close(self) -> None:
-        """Finish the writes in hand, give up the Leases, then end what reads. The stop event must be set."""
+        """Finish the writes in flight, release the Leases, then end what reads. The stop event must be set."""
         self.queue.close()
         self.breaker.wake()
         self.resolver.close()

@@ -1,8 +1,8 @@
-"""Why targets are to be worked on: since when a change in Consul waits, and whether somebody else changed what stands.
+"""Why targets are due: since when a change in Consul waits, and whether another writer changed the objects.
 
-The queue only knows that a target is due. What comes of the work needs the reason: how long the change took (the lag),
-and whether what was written put back what somebody else had changed (a repair). Work that could not be done is kept,
-together with what came meanwhile, until it is.
+The queue only knows that a target is due. Its result also needs the reason: how long the change took (the lag), and
+whether the write put back what another writer had changed (a repair). A change whose write failed is kept, merged with
+later ones, until it is written.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from bridge.core.model import Target
 
 @dataclass(frozen=True, slots=True)
 class PendingChange:
-    """`first_seen_at`: since when a change in Consul waits for its first try; `first_failed_at`: since when one does
-    whose write failed; `externally_modified`: somebody else changed what stands there. Times are the bridge's clock, in
+    """`first_seen_at`: since when a change in Consul waits for its first try; `first_failed_at`: since when one waits
+    whose write failed; `externally_modified`: another writer changed the objects. Times are the bridge's clock, in
     seconds.
     """
 
@@ -49,7 +49,7 @@ class PendingChanges:
         self.keep(target, PendingChange(first_seen_at=at))
 
     def touched(self, target: Target) -> None:
-        """Somebody else changed what stands there."""
+        """Another writer changed the objects at `target`."""
         self.keep(target, PendingChange(externally_modified=True))
 
     def keep(self, target: Target, change: PendingChange) -> None:
@@ -67,6 +67,6 @@ class PendingChanges:
                 self._changes[target] = merged
 
     def take(self, target: Target) -> PendingChange:
-        """Somebody works on the target now."""
+        """The reason, for the worker that now works on the target; the record is removed."""
         with self._lock:
             return self._changes.pop(target, _NOTHING)

@@ -14,8 +14,8 @@ from bridge.retry import RetryPolicy
 class Repairs:
     """When a target may be put back again. Any thread.
 
-    `conflicting` counts the signs of a conflicting writer. What somebody edits, and what an admission webhook stores
-    otherwise than it was written, have a limit each: either alone makes the next repair wait.
+    `conflicting` counts the signs of a conflicting writer. Edits by another writer, and objects that an admission
+    webhook stores otherwise than they were written, have a limit each: either alone makes the next repair wait.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Repairs:
         return max(self._edited.delay_seconds(target), self._altered.delay_seconds(target))
 
     def put_back(self, target: Target, *, removal: bool) -> None:
-        """What somebody else had changed at `target` was put back; `removal`: it was taken away again."""
+        """What another writer had changed at `target` was put back; `removal`: it was removed again."""
         if self._edited.repaired(target) >= ENOUGH:
             self.conflicting.undid(target, removal=removal)
 

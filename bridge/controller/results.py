@@ -1,4 +1,4 @@
-"""What came of the last look at each target: for /api/status, the page, and whoever takes over from another replica."""
+"""The last result of each target: for /api/status, the page, and a replica that takes over."""
 
 from __future__ import annotations
 

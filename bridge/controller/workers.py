@@ -40,7 +40,7 @@ MIRRORED_SECONDS = 1.0
 """How often it is looked whether the control plane has mirrored what our own slices still carry."""
 
 MAX_INLINE_WRITES = 4
-"""Targets in hand up to which a watch writes itself: in a burst the queue and its order decide, and watches go on."""
+"""A watch writes itself while fewer targets than this are in progress: in a burst the queue decides the order."""
 
 
 class ChangeWriter:

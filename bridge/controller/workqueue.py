@@ -1,13 +1,12 @@
 """The work that is waiting, one entry per key however often it changed.
 
-The same promise as client-go's workqueue: a key that is added while a worker holds it is worked on again afterwards,
-never by two workers at once; a key that is added ten times while it waits is worked on once. Priorities and delays
-are ours: of what waits together the lowest priority number goes first, keys of one priority in the order of their
-coming; but what has waited for longer than its priority's handicap gets every fourth turn, so that urgent keys that
-come without end keep nobody waiting for ever. (Not simply the order of coming plus a handicap: then a flip would wait
-behind the 5,000 creations of a first sync.) Keys of one priority have lanes, which take turns: ten thousand keys of
-one lane make a key of another wait for one of them.
-It must not know what a key is; whoever makes the queue says which lane a key is in.
+The guarantee is that of client-go's workqueue: a key that is added while a worker holds it is worked on again
+afterwards, never by two workers at once; a key that is added ten times while it waits is worked on once. Priorities and
+delays are additions: the lowest priority number goes first, keys of one priority in the order of their arrival. A key
+that has waited for longer than its priority's handicap gets every fourth turn, so that a steady stream of urgent keys
+starves no other. (Arrival plus a handicap would not do: a flip would wait behind the 5,000 creations of a first sync.)
+Keys of one priority have lanes, which take turns: behind ten thousand keys of one lane a key of another waits for one.
+The queue must not know what a key is; its creator passes the function that gives a key's lane.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ class WorkQueue(Generic[K]):
     def claim(self, key: K, at_most: int) -> bool:
         """Take this very key, the caller's until `done`.
 
-        False when it is in somebody's hands, other work is due, or `at_most` keys are in hands already.
+        False when a worker holds it, other work is due, or workers hold `at_most` keys already.
         """
         with self._changed:
             self._promote(self._clock())
@@ -145,13 +144,13 @@ class WorkQueue(Generic[K]):
             self._changed.notify_all()
 
     def wait_returned(self) -> None:
-        """Wait until nothing is in anybody's hands. Only after `close`."""
+        """Wait until no worker holds a key. Only after `close`."""
         with self._changed:
             while self._working:
                 self._changed.wait()
 
     def wait_idle(self, timeout_seconds: float) -> bool:
-        """Wait until nothing is due and nobody works; False at the timeout. Delayed keys do not count."""
+        """Wait until nothing is due and no worker holds a key; False at the timeout. Delayed keys do not count."""
         deadline = self._clock() + timeout_seconds
         with self._changed:
             while not self._closed:

@@ -109,7 +109,7 @@ class Annotated:
 
         Where nothing was said, users of the one namespace that is watched may ask for everything, and no user when
         there are several: the bridge's Consul token would serve each of them what only some should reach. What is
-        filled already goes on being filled (`request_at`): one more namespace takes nothing away from the others.
+        filled already stays filled (`request_at`): one more namespace takes nothing away from existing Services.
         """
         if self.grants is not None:
             return self

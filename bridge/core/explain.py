@@ -1,7 +1,7 @@
 """Why each instance of one Consul service is where it is: the answer of `bridge explain`, as data.
 
-Asks the same functions that decide, so that an explanation cannot differ from what is done. Nobody should have to read
-the source to learn why an address is missing.
+It calls the same functions that decide, so that an explanation cannot differ from what is done. A user should not have
+to read the source to learn why an address is missing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RuleVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One instance. `kubernetes` is what stands there now: ready, not ready, or absent.
+    """One instance. `kubernetes` is its endpoint now: ready, not ready, or absent.
 
     `group` is what carries its endpoints once the plan is done: `subset 2` of the Endpoints, a slice by its name, or
     both; those that share their ports (and, in slices, their family) are together.

@@ -14,7 +14,7 @@ or Endpoints that no writer updated any more would lead to addresses that are go
 | another one, and it is as it should be | known | left: two that agree never write for the name |
 | another one, and nothing of ours should stand at its target | known | a conflict: all of the target stays, \
 unless it is forced or a user sent it away |
-| another one, and it is not needed beside what should stand there (a spare slice, another output) | known | deleted, \
+| another one, and it is not needed beside the desired objects (a spare slice, another output) | known | deleted, \
 with a warning |
 | any | not known (a command from elsewhere) | the name stays on it, and nothing else depends on it |
 """

@@ -614,8 +614,8 @@ METADATA_CIDRS = (
     "fd20:ce::/32",
 )
 """Metadata and platform services of clouds that are not link-local (those are no endpoint anyway): Alibaba, Azure,
-Oracle, AWS, Google; of the last two the whole unique-local prefix that the cloud keeps for such services. Whoever
-reaches them from a node may get the node's credentials."""
+Oracle, AWS, Google; of the last two the whole unique-local prefix that the cloud keeps for such services. A client
+that reaches them from a node may get the node's credentials."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -757,7 +757,7 @@ def _service_body(desired: Mirror, current: Current, headless: bool, labels: Pai
 
 
 def _has_foreign_ports(existing: CurrentService, ports: Sequence[Port]) -> bool:
-    """Whether ports stand there that an apply of `ports` would leave, or whose names it would."""
+    """Whether the Service has ports that an apply of `ports` would leave, or whose names it would."""
     wanted = {(p.number, p.protocol): p for p in ports}
     return any(
         (p.number, p.protocol) not in wanted or (p.name and not wanted[p.number, p.protocol].name)

@@ -17,7 +17,8 @@ is dropped or replaced thereby is said (`remarks`).
 | any | a user-managed Service | as that Service's ports say (`match`) |
 
 Kubernetes wants each name once on a Service, whatever the protocol. So where instances have one name in several
-protocols, one of them keeps the name and the others add theirs: `dns` and `dns-udp`; without a name `tcp` and `udp`.
+protocols, one of them keeps the name and each further one adds its protocol: `dns` and `dns-udp`; without a name `tcp`
+and `udp`.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.NOT_SELECTED: "the rule's tags or meta do not select it",
     Code.FILTERED: "the rule's filter leaves it out",
     Code.FILTERED_PORT: "the rule's filter leaves it out; for Consul, `Service.Port` of an instance with several ports "
-    "is 0, and no filter can ask for the others: select it by tag or meta",
+    "is 0, and no filter can match its further ports: select it by tag or meta",
     Code.OMITTED: _omitted,
     Code.KEPT_READY: "it is {status}, but none would be ready any more (keep_last_ready)",
     Code.UNUSABLE: "its {what} has {length} characters, {limit}",

@@ -1,14 +1,17 @@
-"""The recipe: from what is known of both sides to what has to be written at a target.
+"""The recipe: from what is known of Consul and Kubernetes to the changes to write at a target.
 
-`bridge run`, `bridge sync`, `bridge status`, `bridge explain` and the scenarios of the tests all follow it:
+A target is a namespace and a name in Kubernetes. `bridge run`, `bridge sync`, `bridge status`, `bridge explain` and the
+scenarios of the tests all follow the same three steps:
 
-1. `observe`: what Consul is known to hold for the target, and the objects that stand there, as of one moment. An error
-   of Consul keeps the last known view; while one of the services was never read, nothing is said of the target.
-2. `reconcile`: what should stand there (`translate`), less what must not go because too little is known (`retain`),
-   and the difference to what does (`plan`). What a user sent away or changed is `unsubscribed`: Consul lost nothing.
-3. `judge`: the guard sees all drafts together; what it holds is planned again with what would go kept in place.
+1. `observe` collects the inputs: what Consul holds for the target, and the objects that exist there, as of one moment.
+   After an error of Consul these are the last known values; a target with a service that was never read is skipped.
+2. `reconcile` makes a draft: the desired endpoints (`translate`), plus what must stay because too little is known
+   (`retain`), compared with the existing objects (`plan`). What a user no longer asks for is `dismissed`: it is removed
+   without waiting for proof from Consul, and the guard does not count it as a loss.
+3. `judge` shows all drafts to the guard; where the guard holds removals, the target is planned again with the endpoints
+   in question kept.
 
-Nothing is read or written here. What has to be asked while a plan is made, and only then, `Surroundings` answers.
+Nothing is read or written here. `Surroundings` has functions for the few questions that a plan raises on the way.
 """
 
 from __future__ import annotations
@@ -78,12 +81,16 @@ class Surroundings:
 class Inputs:
     """What is known about one target at one moment.
 
-    `sources` None: one of its services was never read; (): no service feeds it. `rejected` wanted the target and did
-    not get it. `sent_away`: a user does not want any more what was filled there. `left_over`: the same, or the service
-    that it was filled from is certainly gone. `removable`: it is certain, for long enough, that no service stands
-    behind it. `missing` are services of `sources` that Consul does not list (any more); `proved`: it lists the first of
-    them, so what changed there it has not simply lost. `listed`: it lists one of the `queries`. `not_asked`: why
-    nothing is read of the datacenter that a user's Service names.
+    - `sources`: the services that feed it, with their instances; None: one of them was never read; (): there is none
+    - `rejected`: services that a rule sends there and that lost the target to another one
+    - `refusal`: why a user's Service there may not be filled, if so
+    - `queries`: the questions to Consul that it depends on; `listed`: Consul lists one of them
+    - `sent_away`: a user no longer asks for what was filled there; `left_over`: that, or the service that it was filled
+      from is certainly gone
+    - `removable`: no service has fed it, with certainty, for the whole grace period
+    - `missing`: services of `sources` that Consul does not list; `proved`: it lists the first of them, so a change
+      there is no loss of data
+    - `not_asked`: why the bridge does not read the datacenter that a user's Service names
     """
 
     current: Current
@@ -106,9 +113,9 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A plan before the guard has seen it, with what is needed to plan again. `desired` None: nothing should stand.
+    """A plan before the guard has seen it, with what is needed to plan again. `desired` None: nothing should exist.
 
-    `leaving`: the services are on their way out, and nothing is made any more.
+    `leaving`: the services have left Consul and only their grace period keeps the objects, so none is created.
     """
 
     plan: Plan
@@ -286,7 +293,7 @@ def _unanswered(names: Sequence[str]) -> Reason:
 
 
 def _is_leaving(source: Source, inputs: Inputs) -> bool:
-    """Whether a service is on its way out: what of it stands is kept for its grace, but not made any more."""
+    """Whether a service has left Consul: its objects are kept for the grace period, and none is created any more."""
     missing = name_of(source.query) in inputs.missing
     return missing and not (source.known.instances or source.known.acl_filtered or source.unread)
 
@@ -364,7 +371,7 @@ def _changed(current: Current, source: Source, options: PlanOptions, around: Sur
 
 
 def _written(current: Current, options: PlanOptions, around: Surroundings) -> Current:
-    """The same without slices that we may not write any more: they say for ever for which request they were made."""
+    """The same without slices that we may not write any more: they name the request that they were made for."""
     if not current.slices or not planning.are_frozen(around.slices_forbidden(current.target.namespace), options.policy):
         return current
     return replace(current, slices=())

@@ -1,6 +1,6 @@
-"""Hides what looks like a credential in texts of others before they are shown: messages of servers, checks' outputs.
+"""Hides what looks like a credential in foreign texts before they are shown: messages of servers, outputs of checks.
 
-Texts that are known to be secret are replaced where they are known; this is for what nobody has told us of.
+Secrets that the bridge knows are replaced where they are known; this is for those that it does not know.
 """
 
 from __future__ import annotations

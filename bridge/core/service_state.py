@@ -47,7 +47,7 @@ class ServiceRow:
     What Consul has is counted as it would be mirrored; while the guard holds something it is more (or less) than
     what Kubernetes is given. `command` releases what is held. `slices_deviate`: an out-of-sync service whose
     EndpointSlices together have been something else than Consul says for longer than the control plane needs
-    (`Plan.deviates`); writes alone may not mend that.
+    (`Plan.deviates`); writes alone may not correct that.
 
     Only `bridge status` has the rest. `since` is when our last write to its Endpoints or slices was, as the API server
     notes it for each field manager (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes

@@ -28,8 +28,8 @@ def _weight(key: bytes, shard: int) -> bytes:
 def share(shards: int, members: Sequence[str], holders: Mapping[int, str]) -> dict[int, str]:
     """Which member is to have which shard: evenly, and as many as possible stay where they are.
 
-    No two members differ by more than one shard. `members`: in the order in which they joined; whoever joined first
-    comes first to a shard that is free. It has seen a dead holder's Lease for longest, so it may take it first: a
+    No two members differ by more than one shard. `members`: in the order in which they joined; the first
+    one gets a free shard first. It has seen a dead holder's Lease for longest, so it may take it first: a
     leader that was killed and started again would have to watch its own old Lease from the start. `holders` says who
     has a shard now (absent: none). Every replica computes this by itself from the same Leases; where two see them
     differently for a moment the Lease decides.

@@ -166,7 +166,7 @@ class Access:
             self._listeners.append(listener)
 
     def close(self) -> None:
-        """Nobody uses it any more."""
+        """Stop the renewals; no client uses it afterwards."""
         if self._renewals is not None:
             self._renewals.close()
 
@@ -178,7 +178,7 @@ class Access:
         if not fresh and now - self._auth_at < AUTH_SECONDS:
             return self._authorization
         if not self._lock.acquire(blocking=fresh):
-            return self._authorization  # another thread looks; nobody waits for it
+            return self._authorization  # another thread reads it; this one does not wait
         try:
             changed = self._look()
             self._auth_at = time.monotonic()

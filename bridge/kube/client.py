@@ -9,8 +9,8 @@ no answer on a kept connection closes all idle ones, of every clone; and when a 
 watches that have been silent since are opened anew. While watches are open, a small request every few seconds finds
 out.
 
-Closing a client ends every request that is under way on it at once, whatever it waits for. Who needs to be
-interrupted apart from the others takes a `clone`.
+Closing a client ends every request that is in flight on it at once, whatever the request waits for. A caller that must
+be interrupted separately takes a `clone`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.i
 FIELD_MANAGER = "consul-bridge"
 
 UNVERIFIED = (
-    "the API server's certificate is not verified (insecure-skip-tls-verify in the kubeconfig): anybody on the way can "
+    "the API server's certificate is not verified (insecure-skip-tls-verify in the kubeconfig): a host on the path can "
     "read and change everything; name its certificate-authority instead"
 )
 
@@ -147,7 +147,7 @@ class _Family:
             client.end_streams(math.inf)
 
     def look_after_watches(self, client: KubeClient) -> None:
-        """While watches are open somebody must notice what no request does."""
+        """While watches are open, check for what no request notices: new credentials, a connection that is dead."""
         with self._lock:
             if client not in self._clients:
                 return
@@ -254,7 +254,7 @@ class KubeClient:
             pools[1].drop_idle()
 
     def end_streams(self, silent_since: float) -> None:
-        """End the watches that have brought nothing since then; whoever reads them opens them anew."""
+        """End the watches that have received nothing since then; their readers open new ones."""
         with self._lock:
             pools = self._pools
         if pools is not None:

@@ -14,9 +14,9 @@ stand by until the last old one has gone.
 
 Replicas of two installations must not share an owner id: each would remove what only the other's rules ask for. Where
 the installation is known (members publish it), only one of them serves: the one that had shard 0 last (its Lease keeps
-the name), or, before anybody had it, the one whose member joined first. A member of the other yields: it never writes
-again, says so to people, and publishes it when its last write has ended; from then on it is in nobody's way. Whoever
-is new while nobody of the installation that had shard 0 last is alive takes over once that has been so for long.
+the name), or, while no replica has ever had it, the one whose member joined first. A member of the other installation
+yields: it never writes again, reports that, and publishes it when its last write has ended; from then on it blocks no
+other member. A new installation takes over once no replica of the one that had shard 0 last has been alive for a while.
 
 A replica that sees no Consul has nothing to write. Members publish whether they see one, and while one does, those that
 do not get no shard. While none does everything stays where it is, and so it does when all see it again:
@@ -248,7 +248,7 @@ class Election:
     # ------------------------------------------------------------------ asked by writers
 
     def may_write(self, shard: int) -> bool:
-        """Whether nobody else can write this shard's targets now, nor soon."""
+        """Whether no other replica can write this shard's targets now, nor soon."""
         return self._serving and self._member.may_write() and self._shards[shard].may_write()
 
     def lease_remaining(self, shard: int) -> float:
@@ -347,7 +347,7 @@ class Election:
                 return
         held = self._member.held
         if held is not None:
-            with contextlib.suppress(BridgeError):  # it runs out, and somebody buries it
+            with contextlib.suppress(BridgeError):  # it expires, and another member deletes it
                 self._member_lock.remove(held)
 
     # ------------------------------------------------------------------ inside
@@ -413,7 +413,7 @@ class Election:
         self._members = tuple(members)
         me = next((m for m in members if m.identity == self._identity), None)
         aside = self._stands_aside(members)
-        # a look from before we joined may lack somebody who joined before us
+        # a list from before we joined may lack a member that joined before us
         may = me is not None and self._looks > self._joined_after and not aside and may_serve(me, members)
         self._serving = may and self._member.leading
         self._waiting = aside
@@ -494,8 +494,8 @@ class Election:
     def _living(self) -> list[Member]:
         """Members whose Lease was renewed within its duration, ourselves from our own books.
 
-        Nobody takes a member's Lease, so nothing arbitrates between our judgement and its renewal but time: a member
-        gives up at its fence, its requests time out within the margin, and our look is younger than its age says.
+        No replica takes a member's Lease, so only time arbitrates between our decision and its renewal: a member
+        gives up at its fence, its requests time out within the margin, and our list is younger than its age says.
         """
         members = []
         if self._member.leading and self._joined:
@@ -664,7 +664,7 @@ class _SeenLock(LeaseLock):
         return look.records.get(self.name)
 
     def acquire(self, seen: LeaseRecord | None) -> LeaseRecord:
-        """Take it; PermanentError when a Lease of that name is somebody else's."""
+        """Take it; PermanentError when a Lease of that name is not the bridge's."""
         try:
             return super().acquire(seen)
         except StaleError:

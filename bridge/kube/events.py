@@ -1,10 +1,10 @@
 """Kubernetes Events about what the bridge did or could not do: for `kubectl describe`, best effort.
 
-Recording never waits and never fails: a bounded queue, one thread, the oldest dropped when there are too many.
-Namespaces take turns, and the one that has most to say loses some of it first, so that no flood in one hides what
-happens in another; where we may not write, the others are still written to. The same event on the same object becomes
-one Event object whose `series` counts (events.k8s.io/v1), and even that is written at most once per `series_seconds`.
-Nothing else may depend on Events getting through.
+Recording never waits and never fails: the queue is bounded, one thread writes, and the oldest event is dropped when
+there are too many. Namespaces take turns, and the one with the most events loses some first, so that a flood in one
+does not hide another's events. A namespace that the bridge may not write to does not stop the rest. Repeated events on
+one object become one Event whose `series` counts (events.k8s.io/v1), written at most once per `series_seconds`.
+Nothing else may depend on Events being delivered.
 """
 
 from __future__ import annotations

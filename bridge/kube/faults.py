@@ -2,12 +2,12 @@
 
 | what came back | becomes | because |
 | --- | --- | --- |
-| 401 | CredentialsError | credentials are missing, wrong or expired: backoff does not mend them |
+| 401 | CredentialsError | credentials are missing, wrong or expired: backoff does not fix them |
 | 403 "cannot VERB resource", or to a read | ForbiddenError | names verb, resource and namespace, and the command \
 that grants them |
 | other 403 to a write | PermanentError | a namespace that is being deleted, a quota, an admission policy: no Role \
 helps; the server's words first |
-| 404 of a namespace | PermanentError | somebody must create the namespace |
+| 404 of a namespace | PermanentError | a user must create the namespace |
 | other 404, 400, 405, 415, 422 | PermanentError | the request itself is wrong: the server's own words, trimmed |
 | 409 | StaleError | the object changed, came or went since it was read |
 | 410 | StaleError | a list or watch position that the server has forgotten: list again |
@@ -15,7 +15,7 @@ helps; the server's words first |
 | 500 "failed to create typed patch object" | PermanentError | a 5xx that stays one (docs/kubernetes.md) |
 | other 5xx | TransientError | with Retry-After when there is one |
 | no connection, reset, timeout | TransientError | the server may come back |
-| TLS certificate refused, no TLS there | PermanentError | the address or the CA must be mended |
+| TLS certificate refused, no TLS there | PermanentError | the address or the CA must be fixed |
 
 Texts are written for the user, trimmed, and `redact`ed: neither tokens nor passwords get out of here.
 """

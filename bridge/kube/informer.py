@@ -1,4 +1,4 @@
-"""Keeps a `Store` equal to what the API server holds: list once, then watch, for ever.
+"""Keeps a `Store` equal to what the API server holds: list once, then watch without end.
 
 One thread per kind and namespace runs the same small loop: list when the position is unknown, then one watch; what
 goes wrong in it decides how it starts again. The last known state is served meanwhile.
@@ -11,10 +11,10 @@ goes wrong in it decides how it starts again. The last known state is served mea
 | says 410 (as status or as ERROR event), any other ERROR, or nonsense | list |
 | is forbidden | long backoff, said in `status` |
 
-A namespace that we may not list stops nobody else: once the refusal has proved to last it is `unreadable`, which is
-something else than empty, until every list of it has worked.
+A namespace that the bridge may not list does not stop other namespaces: once the refusal has proved to last, the
+namespace is `unreadable`, which differs from empty, until every list of it has worked.
 
-Nobody else may call the API server for reads of a running bridge; `list_once` serves the one-shot commands.
+All reads of a running bridge go through here; `list_once` serves the one-shot commands.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ WATCH_SECONDS = (240, 300)
 SILENCE_SECONDS = 150.0
 """A watch without a byte for this long is given up: bookmarks come about once a minute, on most servers."""
 PERMANENT_SECONDS = 30.0
-"""The least wait after an error that waiting does not mend (403), once it came `PERMANENT_AFTER` times in a row."""
+"""The least wait after an error that waiting does not fix (403), once it came `PERMANENT_AFTER` times in a row."""
 PERMANENT_AFTER = 10
 """An API server that has just started forbids everything until it has read the roles: a 403 is not at once for good."""
 REFUSED_AFTER = 3
@@ -558,7 +558,7 @@ class _Relister:
             self._wanted.wait(LEFTOVER_SECONDS if self._store.with_leftovers() else None)
 
     def _round(self, whole: bool) -> BridgeError | None:
-        """List what was never listed, or (`whole`) everything; what we may not list keeps nobody else waiting."""
+        """List what was never listed, or (`whole`) everything; what may not be listed delays nothing else."""
         forbidden: BridgeError | None = None
         self._freed |= self._store.take_freed()
         try:
@@ -778,7 +778,7 @@ class _Reflector:
             version = meta.resource_version
             self._tell(self._store.event(self.kind, self.namespace, kind, meta, found))
             if self._store.has_freed:
-                self._on_settled()  # whoever lists what no watch covers is waiting for it
+                self._on_settled()  # what lists the slices that no watch covers waits for this
         elif kind == "BOOKMARK":
             metadata = raw.get("metadata") if isinstance(raw, dict) else None
             version = str(metadata.get("resourceVersion") or "") if isinstance(metadata, dict) else ""

@@ -9,17 +9,17 @@ Our own, because the kubernetes package's goes on leading when the API server is
   record's whole duration, on a monotonic clock of its own; the times in the record are for people.
 - A leader counts from the moment BEFORE it sent its last successful renewal. Others can see that renewal only later,
   so they wait at least until `sent + duration`; the leader stops writing `margin` earlier (`may_write`), whether or
-  not any thread of its elector gets to run. From then on it is no leader for itself either: it campaigns like anybody.
+  not any thread of its elector gets to run. From then on it does not count itself as leader either: it campaigns again.
 
     sent ─────────────── fence = sent + duration - margin ──── sent + duration
      │ may_write: yes     │ no; lost: `on_stopped`               │ others may take it
 
-A write that was begun before the fence is waited for until `sent + duration` at most (`seconds_left`). The server may
-do even later what nobody waits for any more; then only to the very object that was seen: its preconditions see to that.
+A write that was begun before the fence is waited for until `sent + duration` at most. The server may still carry it out
+later, when no thread waits for the answer; the preconditions then limit it to the very object that was seen.
 
-A Lease that a person deletes while it is held can be made by another at once: two may then write until the first one's
-fence is reached. Needs create and update on leases (and get, where `election` does not list them all). It must not know
-what is written, and no other room; who runs several electors side by side is `election`.
+When a user deletes a Lease that is held, another replica can create it at once: two may then write until the fence of
+the first is reached. Needs create and update on leases (and get, where `election` does not list them all). This module
+must not know what is written, nor import another package; `election` runs several electors side by side.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PATH = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """What a Lease says. `holder` is "" when nobody holds it; `duration_seconds` 0 when it does not say."""
+    """What a Lease says. `holder` is "" when no replica holds it; `duration_seconds` is 0 when it has none."""
 
     holder: str
     duration_seconds: int
@@ -129,7 +129,7 @@ class LeaseLock:
     def acquire(self, seen: LeaseRecord | None) -> LeaseRecord:
         """Take a Lease that is absent (`seen` None), or replace exactly the record that was seen.
 
-        Raises StaleError when somebody else was quicker.
+        Raises StaleError when another replica was quicker.
         """
         now = self._now()
         transitions = seen.transitions + (seen.holder != self.identity) if seen is not None else 0
@@ -241,9 +241,9 @@ class ElectionSettings:
 class LeaderElector:
     """Keeps trying to hold one Lease while it is `wanted`: `step` again and again, `resign` at the end.
 
-    `on_started` and `on_stopped` are called from whoever calls `step`. Nobody may rely on `on_stopped` alone: only
-    `may_write`, asked right before each write, is safe in a process that was paused. `drained` says whether no write
-    is under way: a Lease that is no longer wanted is released only then.
+    `on_started` and `on_stopped` are called in the thread that calls `step`. A writer must not rely on `on_stopped`
+    alone: only `may_write`, called right before each write, is safe in a process that was paused. `drained` says
+    whether no write is in flight: a Lease that is no longer wanted is released only then.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class LeaderElector:
     # ------------------------------------------------------------------ asked by writers
 
     def may_write(self, now: float | None = None) -> bool:
-        """Whether we hold the Lease and nobody else can take it for at least `margin` from `now` on (`clock`'s)."""
+        """Whether we hold the Lease and no replica can take it for at least `margin` from `now` on (`clock`'s)."""
         moment = self._clock() if now is None else now
         return self._held is not None and not self._releasing and moment < self._fence
 
@@ -369,7 +369,9 @@ class LeaderElector:
         try:
             held = self._lock.acquire(record)
         except StaleError:
-            self._observed = None  # somebody was quicker, or the look was old: watch the new record from the start
+            self._observed = (
+                None  # another replica was quicker, or the read was old: observe the new record from the start
+            )
             return
         self._hold(held, sent)
         self._on_started()
@@ -387,7 +389,7 @@ class LeaderElector:
                 self._observed, self._observed_at = found, self._clock()
                 self._lose()
                 return self._settings.poll
-            self._held = found  # ours still: a renewal whose answer was lost, or somebody's annotation
+            self._held = found  # ours still: a renewal whose answer was lost, or a user's annotation
             sent = self._clock()
             fresh = self._lock.renew(found)
         self._hold(fresh, sent)

@@ -37,7 +37,7 @@ Labels = Mapping[str, Mapping[str, str]]
 
 
 def read_labels(client: KubeClient) -> Labels:
-    """Labels by namespace. Raises ForbiddenError when they may not be listed, TransientError when nobody answers."""
+    """Labels by namespace. Raises ForbiddenError when they may not be listed, TransientError without an answer."""
     return _list(client)[0]
 
 

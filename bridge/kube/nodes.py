@@ -1,9 +1,9 @@
 """The cluster's nodes, as far as they may be seen: it takes a cluster-wide right.
 
-Two things are made of them. A Consul node that is a node of the cluster as well (agents as a DaemonSet, the setting
-`kubernetes.nodes`) gives its endpoints that node's name; the API server refuses nothing here, but a name that is no
-node's would mislead whoever reads it. And users' Services do not lead to nodes: whoever may register in Consul would
-reach what listens there (a kubelet, say) through them.
+They serve two purposes. Endpoints on a Consul node that is also a node of the cluster (agents as a DaemonSet, the
+setting `kubernetes.nodes`) get that node's name; the API server accepts any name here, but one of no node would mislead
+its readers. And users' Services do not lead to nodes: a user who may register in Consul could otherwise reach what
+listens there (a kubelet, say) through them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _nodes(client: KubeClient) -> Iterator[tuple[str, list[str]]]:
 
 
 def _node(item: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """Name and addresses. A node, or an address of one, that is not as usual is left out: the others still count."""
+    """Name and addresses. A malformed node, or address of one, is left out; the rest still counts."""
     try:
         name, said = str(item["metadata"]["name"]), (item.get("status") or {}).get("addresses") or ()
         given = [(entry.get("type"), str(entry.get("address", ""))) for entry in said]

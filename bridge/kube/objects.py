@@ -1,8 +1,8 @@
 """Kubernetes objects as JSON on one side, the model's values on the other. Pure functions, no requests.
 
 Encoding gives bodies for server-side apply: deterministic, with nothing in them that we do not want to own. Decoding
-is slim and never raises: what a person or another program made of an object may be odd, and is then simply not what
-we would have written.
+is slim and never raises: what a user or another program made of an object may be malformed, and then simply differs
+from what we would have written.
 
 | thing | as we write it | why |
 | --- | --- | --- |
@@ -251,7 +251,7 @@ def decode_meta(kind: Kind, raw: object) -> Meta | None:
         owned_labels.update(annotations.get(RULE_LABELS, "").split(","))
         owned_annotations.update((RULE_LABELS, RULE_ANNOTATIONS), annotations.get(RULE_ANNOTATIONS, "").split(","))
         if not written:
-            owned_labels.add(SKIP_MIRROR)  # restored without managedFields; nobody else puts it on what is ours
+            owned_labels.add(SKIP_MIRROR)  # restored without managedFields; only the bridge puts it on its own objects
     marks = {(k, v) for found in (labels, annotations) for k, v in found.items() if k.startswith(PREFIX)}
     if CATALOG_SYNC in labels:
         marks.add((CATALOG_SYNC, labels[CATALOG_SYNC]))
@@ -447,8 +447,8 @@ def alterations(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]
 def leftovers(existing: Meta, sent: Mapping[str, Any], stored: Mapping[str, Any]) -> Json:
     """Labels and annotations that were ours, are not sent any more and stay, as a merge patch of metadata.
 
-    An apply leaves what another field manager owns as well. That is a user, and it is theirs; or whoever restored the
-    object from a backup: such a manager owns our label of ownership, too, and what it restored of ours is ours.
+    An apply leaves what another field manager owns as well. If that manager is a user, it is theirs. If it restored the
+    object from a backup, it owns our label of ownership, too, and what it restored of ours is ours.
     """
     metadata = mapping(stored.get("metadata"))
     restored = _restored_keys(metadata.get("managedFields"))

@@ -25,7 +25,7 @@ from bridge.errors import ConfigurationError
 from bridge.kube import faults
 
 LIMIT_SECONDS = 15.0
-"""How long a plugin may take; a login by a person at a terminal is not limited."""
+"""How long a plugin may take; an interactive login at a terminal is not limited."""
 EARLY_SECONDS = 60.0
 """How long before its expiry a credential is renewed, and at most a tenth of its life."""
 PAUSE_SECONDS = 5.0
@@ -156,7 +156,7 @@ class Plugin:
 
 
 class Renewals:
-    """The credential of a plugin, renewed in the background. Thread-safe; nobody but `first` waits for the plugin."""
+    """The credential of a plugin, renewed in the background. Thread-safe; only `first` waits for the plugin."""
 
     def __init__(
         self,

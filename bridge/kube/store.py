@@ -372,7 +372,7 @@ class Store:
             self._news_beside |= touched
             return set()
         if kind is Kind.SERVICE and not _takes_slices(found):
-            self._left.pop(Target(*key), None)  # nobody asks about these again: they are its pods', or go with it
+            self._left.pop(Target(*key), None)  # these are not needed again: they are its pods', or go with it
         elif kind is Kind.SERVICE and isinstance(before, CurrentService) and before.has_selector:
             self._freed |= touched
         for target in touched:

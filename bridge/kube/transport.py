@@ -5,7 +5,7 @@ urllib3's layers above cost as much CPU again as the request (0.2 ms of 0.4), wh
 interpreter. It must not know what is asked, nor credentials.
 
 Every wait counts against the request's deadline, a single byte's as well: a server that trickles its headers does not
-get more time by that. Whoever waits on a connection of a closed `Sockets` is woken at once.
+get more time by that. Closing a `Sockets` wakes every thread that waits on one of its connections.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Stream:
         return data
 
     def end(self) -> None:
-        """Wake whoever reads: there is nothing more to come. From any thread."""
+        """Wake the reader: nothing more is coming. From any thread."""
         self.ended = True
         self._connection.shut()
 
@@ -566,7 +566,7 @@ class _Tracked:
         return self._key is not None and self.sockets.failed(self._key)
 
     def shut(self) -> None:
-        """Wake whoever reads from it; from any thread."""
+        """Wake the thread that reads from it; from any thread."""
         if self._key is not None:
             self.sockets.shut(self._key)
 

@@ -1,4 +1,4 @@
-"""Writes one change: never over something that it did not see, never together with somebody else.
+"""Writes one change: never over a state that it did not see, never at the same time as another writer.
 
 Server-side apply with preconditions in the body (measured on kube-apiserver 1.37: docs/kubernetes.md; why:
 decision 4 in docs/decisions.md):
@@ -10,7 +10,7 @@ decision 4 in docs/decisions.md):
 | delete | DELETE with uid and resourceVersion as preconditions | changed or made anew: 409 |
 
 `force` only ever takes fields back on objects that are ours. What was stored is compared with what was sent: admission
-may change it on the way, and then nothing is as it seems until somebody says so (AlteredError).
+may change it on the way, and only the comparison shows that (AlteredError).
 
 An apply merges the ports of a Service by (number, protocol): it cannot take out what others put there, and would be
 refused while a port without a name stands beside others. So where a plan says so (`replaces_ports`) the whole list is
@@ -70,8 +70,8 @@ class Writer:
     def apply(self, change: Change) -> Meta | None:
         """Write `change`; the object's new Meta, None after a delete (also when it was gone already).
 
-        Raises StaleError (changed since it was read: read again, decide again), ConflictError (a create found
-        somebody else's object), AlteredError (something else was stored), TransientError, PermanentError.
+        Raises StaleError (changed since it was read: read again, decide again), ConflictError (a create found an
+        object that is not ours), AlteredError (something else was stored), TransientError, PermanentError.
         """
         match change.action:
             case Action.CREATE:
@@ -134,7 +134,7 @@ class Writer:
             raise AlteredError(
                 f"{_what(change)} is not stored as it was written: {some}{more}. Most likely an admission webhook or "
                 "policy changes it (kubectl get mutatingwebhookconfigurations,mutatingadmissionpolicies); it is "
-                "written again, ever more seldom",
+                "written again, at growing intervals",
                 objects.decode(change.kind, found),
             )
         return self._meta(change, found)
@@ -183,7 +183,7 @@ class Writer:
     def _tidied(self, change: Change, found: dict[str, Any]) -> dict[str, Any]:
         """Take out of a Service what an apply cannot: other managers' ports, an adopted ExternalName's name.
 
-        An apply merges ports by (port, protocol), so those that somebody else put there would stay for ever.
+        An apply merges ports by (port, protocol), so those that another manager put there would stay.
         """
         assert isinstance(change.body, ServiceBody)  # noqa: S101 - the caller's own condition, for the type checker
         spec: dict[str, Any] = found.get("spec") or {}
@@ -286,7 +286,7 @@ def belongs_to(raw: object) -> str:
     managers = {str(f.get("manager")) for f in fields if isinstance(f, dict)} if isinstance(fields, list) else set()
     if FIELD_MANAGER in managers:
         return f"this bridge or another one by its field manager, but without the label {objects.MANAGED_BY}"
-    return f"somebody else (written by {', '.join(sorted(managers))})" if managers else "somebody else"
+    return f"another client (written by {', '.join(sorted(managers))})" if managers else "another client"
 
 
 def _bytes(body: dict[str, Any], **preconditions: str) -> bytes:

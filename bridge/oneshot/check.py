@@ -1,7 +1,7 @@
-"""`bridge check`: can we do our work? One probe after the other, each with what mends it.
+"""`bridge check`: can the bridge do its work? One probe after the other, each with how to fix what it found.
 
-A probe that fails does not stop the others, unless they need what it could not reach. Nothing is written, not even for
-a moment: whether the control plane mirrors Endpoints is judged by those that stand there already.
+A probe that fails does not stop later ones, unless they need what it could not reach. Nothing is written, not even
+for a moment: existing Endpoints show whether the control plane mirrors them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ SHOWN = 5
 class CheckOptions:
     """What the checks depend on, beside the servers and the rules. `leases`: a leader is to be elected.
 
-    `selects`: somebody said which services are meant; else the rules are one for every service.
+    `selects`: the settings say which services are meant; else one rule takes every service.
     """
 
     owner: str = "default"
@@ -125,7 +125,7 @@ def check_rules(
 ) -> list[Probe]:
     """What can be said of the settings without any server; that they are valid is known already.
 
-    `selects`: somebody said which services are meant (`CheckOptions`). `files`: the paths that settings name.
+    `selects`: the settings say which services are meant (`CheckOptions`). `files`: the paths that settings name.
     """
     return _collect(chain(_rules(rules, selects), _files(files or {})), done)
 
@@ -250,7 +250,7 @@ class _Check:
             client.close()
 
     def _unlabelled(self) -> Iterator[Probe]:
-        """Objects that nobody looks after any more: they are taken for somebody else's."""
+        """Objects that lost our labels: no bridge updates them, because they look like another client's."""
         lost = [f"{meta.namespace}/{meta.name}" for meta in self._store.unlabelled_services()]
         if lost:
             detail = f"written by a bridge, as the field manager shows, but without its labels: {_some(lost)}"
@@ -267,7 +267,7 @@ class _Check:
         try:
             client = ConsulClient(self._config)
         except BridgeError as error:
-            yield Probe("consul", FAILED, str(error), error.remedy or "mend the consul: settings")
+            yield Probe("consul", FAILED, str(error), error.remedy or "correct the consul: settings")
             return
         try:
             try:
@@ -387,7 +387,7 @@ class _Check:
             yield Probe("sizes", OK, "no service is past what its output can carry")
 
     def _conflicts(self, target: Target, found: Translation, service: str) -> Iterator[str]:
-        """Services of somebody else where this one service is to go (of Endpoints only a pass knows)."""
+        """Services that are not ours where this one service is to go (of Endpoints only a pass knows)."""
         current, options = Current(target, self._store.current(target).service), self._options
         plan = planning.plan(
             target, found.mirror, current, owner=options.owner, policy=options.policy, adopt=options.adopt
@@ -468,7 +468,7 @@ class _Check:
             yield Probe(name, WARNING, detail, f"{mend}nodeAddresses)")
 
     def _admission(self, client: KubeClient, namespace: str, need: _Needs) -> Iterator[Probe]:
-        """What stands behind the rights: policies, webhooks, quotas. Said only when something is refused."""
+        """What may refuse a write despite the rights: policies, webhooks, quotas. Reported only when one does."""
         kinds = {Kind.SERVICE} if "create" in need.services else set()
         if "create" in need.writing:
             kinds |= {Kind.ENDPOINTS} if need.outputs != {Output.ENDPOINTSLICES} else set()
@@ -496,7 +496,7 @@ class _Check:
         try:
             store = list_once(client, namespaces, self._options.owner, partly=True, kinds=tuple(Kind))
         except ForbiddenError as error:
-            yield Probe("slices", WARNING, f"nobody can tell whether traffic goes where it should: {error}")
+            yield Probe("slices", WARNING, f"cannot tell whether traffic goes where it should: {error}")
             return
         seen = self._seen(store)
         if any(reason.code is not Code.FOREIGN_SLICE for _, reason in _deviations(seen)):
@@ -524,7 +524,7 @@ class _Check:
         return [(target, seen) for target, seen in found if seen is not None]
 
     def _mirroring(self, client: KubeClient, namespaces: Sequence[str]) -> Probe:
-        """Whether the control plane copies Endpoints into slices, judged by a few of ours that stand there."""
+        """Whether the control plane copies Endpoints into slices, as a few of our existing ones show."""
         looked: list[Target] = []
         for namespace in namespaces:
             for target, groups in some_endpoints(client, namespace or None, self._options.owner, SHOWN):
@@ -712,7 +712,7 @@ def _namespaces(client: KubeClient, namespaces: Sequence[str]) -> Iterator[Probe
             case NamespaceState.ABSENT:
                 yield Probe(name, FAILED, "does not exist", f"kubectl create namespace {namespace}")
             case NamespaceState.BEING_DELETED:
-                detail = "is being deleted: nothing can be made in it, and what stands there goes with it"
+                detail = "is being deleted: nothing can be created in it, and its objects go with it"
                 yield Probe(name, FAILED, detail, f"kubectl get namespace {namespace} -o yaml shows what it waits for")
             case NamespaceState.EXISTS:
                 yield Probe(name, OK, "exists")
@@ -728,7 +728,7 @@ def _rights_in(client: KubeClient, namespace: str, needs: _Needs, user: str, *, 
     """Every verb that the work needs, in one namespace ("" for all of them); `user`: who we are to Kubernetes.
 
     `daemon`: it is known that `bridge run` is meant, which watches. Else a `bridge sync` may be, which only lists; then
-    what the daemon needs beyond that is a warning. Events are missed by nobody but people: a warning always.
+    what the daemon needs beyond that is a warning. Missing rights to write Events are always a warning.
     """
     endpoints = () if needs.outputs == {Output.ENDPOINTSLICES} else needs.writing
     slices = needs.writing if needs.outputs & {Output.ENDPOINTSLICES, Output.BOTH} else ()

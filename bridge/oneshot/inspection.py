@@ -164,7 +164,7 @@ def explain_once(
 class _Place:
     """A service, what is asked of Consul about it, and where it goes (None: nowhere) by which of the rules (`chosen`).
 
-    `asked`: a person's Service, or a rule about another namespace, asks for it by name. `left`: nothing sends it there
+    `asked`: a user's Service, or a rule about another namespace, asks for it by name. `left`: nothing sends it there
     any more, but Kubernetes still has something that came from it.
     """
 
@@ -244,7 +244,7 @@ class _Inspection:
         self.world.expire(now=0.0)
 
     def meant(self, given: str) -> Meant:
-        """Which Consul services somebody means who says `given`."""
+        """The Consul services that `given` names."""
         listed = {name for dc in self.datacenters for name in self.services_of(dc)}
         listed |= {query.service for _, _, query in self.asked}
         mirrored: dict[Target, set[str]] = {}
@@ -266,7 +266,7 @@ class _Inspection:
         return self._everywhere if isinstance(self._everywhere, Store) else None
 
     def unselected(self, services: Sequence[str] = ()) -> tuple[str, ...]:
-        """What is to be said first where nobody said which services are meant, and what our owner mirrors somewhere."""
+        """The first lines of the output where no setting selects services, with what our owner mirrors somewhere."""
         if self._options.selects or self._client is None:
             return ()
         places = sorted({rule.to.namespace for rule in self._rules})
@@ -451,7 +451,7 @@ class _Inspection:
         return tuple(sorted(held_row(h, plan.queries) for plan in self._plans.values() for h in plan.held))
 
     def row(self, target: Target) -> ServiceRow | None:
-        """What stands at a target and what would be done there; None when it is none of our business."""
+        """The objects at a target and what would be done there; None when the target is not ours."""
         plan = self._plans.get(target)
         if plan is None and not self.world.concerns(target):
             return None
@@ -528,7 +528,7 @@ class _Inspection:
 
 
 def _origins(store: Store) -> dict[Target, set[str]]:
-    """The Consul services that what stands at our targets came from; one without any is left out."""
+    """The Consul services that the objects at our targets came from; a target without any is left out."""
     found = {target: {name for _, name in names_at(store.current(target))} for target in store.targets()}
     return {target: names for target, names in found.items() if names}
 

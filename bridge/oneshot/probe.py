@@ -10,7 +10,7 @@ OK, WARNING, FAILED = "ok", "warning", "failed"
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One line: what was looked at, how it is, and (unless ok) what mends it. `section` groups lines under a title."""
+    """One line: what was looked at, how it is, and (unless ok) how to fix it. `section` groups lines under a title."""
 
     name: str
     state: str

@@ -47,7 +47,7 @@ class SyncOptions:
     """How one pass is made. `retry.attempts` bounds the tries per object; `writers` is the number of connections.
 
     `only` narrows a forced pass: what it does not take, and what is not mirrored yet, is left alone. `selects`:
-    somebody said which services are meant; else the rules are one for every service, and what only looks says so.
+    the settings say which services are meant; else one rule takes every service, and commands that only look say so.
     """
 
     owner: str = "default"
@@ -81,10 +81,10 @@ def sync_once(
     """Make Kubernetes equal to what Consul holds now, once.
 
     `confirm` sees the planned report before anything is written and may refuse (the dry run's report is returned).
-    A namespace that we may not list is left alone and reported as failed; the others are served. Raises
+    A namespace that we may not list is left alone and reported as failed; the rest is served. Raises
     TransientError or PermanentError when a whole side cannot be used, CancelledError when `stop` was set
     before anything was planned. What another process changes meanwhile is read and planned again, as long as it can be
-    read. Once writing has begun nothing is raised any more: a stop lets the objects in hand finish and is reported as
+    read. Once writing has begun nothing is raised any more: a stop lets the writes in flight finish and is reported as
     failures of the rest.
     """
     say = progress or (lambda _what, _done, _total: None)
@@ -256,7 +256,7 @@ def _write(
 
 
 def _is_stale(outcome: Outcome) -> bool:
-    """Whether somebody else wrote an object between our reading and our writing it."""
+    """Whether another writer changed an object between our reading and our writing it."""
     return any(isinstance(failure.error, StaleError) for failure in outcome.failures)
 
 

@@ -1,8 +1,8 @@
-"""Host names that stand in Consul as addresses, resolved beside everything else: DNS never delays a plan.
+"""Resolves the host names that Consul has as addresses, in threads of its own: DNS never delays a plan.
 
-A plan asks for names and gets at once what is known of them. A name that nobody has resolved yet is put on the list
-of a few threads of its own; when its answer comes, or changes later, the targets that asked for it are named to
-`changed`, and plan again.
+A plan asks for names and gets at once what is known of them. A name that was never resolved is queued for a few
+resolver threads; when its answer arrives, or changes later, `changed` is called with the targets that asked for it, and
+they plan again.
 
 | the resolver says | what is known then | asked again after |
 | --- | --- | --- |
@@ -112,7 +112,7 @@ class Resolver(Generic[User]):
     def resolve(self, user: User, names: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """What is known of `names`, which are from now on all that `user` needs. Names without an answer are missing.
 
-        A name that has no address has (). Names that nobody needs any more are forgotten.
+        A name that has no address has (). Names that no target needs any more are forgotten.
         """
         if not names and user not in self._asked:
             return {}
@@ -145,7 +145,7 @@ class Resolver(Generic[User]):
         return True
 
     def known(self) -> Mapping[str, tuple[str, ...] | None]:
-        """Every name that somebody needs, with its last answer (None: none yet)."""
+        """Every name that a target needs, with its last answer (None: none yet)."""
         with self._news:
             return {name: entry.addresses for name, entry in sorted(self._entries.items())}
 
@@ -198,7 +198,7 @@ class Resolver(Generic[User]):
         return None
 
     def _look_up(self, name: str) -> tuple[str, ...] | None:
-        """Addresses, () when it has none, None when nobody knows."""
+        """Addresses, () when it has none, None when no server answers."""
         try:
             return tuple(sorted(set(self._lookup(name)))[:ADDRESS_LIMIT])
         except PermanentError:

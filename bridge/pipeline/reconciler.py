@@ -190,7 +190,7 @@ class Reconciler:
 
 
 def _not_seen(_target: Target) -> None:
-    """What the control plane has mirrored, when nobody asks."""
+    """What the control plane has mirrored, for callers that do not look at it."""
 
 
 def apply_plan(plan: Plan, write: Callable[[Change], object], go_on: Callable[[], bool] = lambda: True) -> Outcome:
@@ -198,7 +198,7 @@ def apply_plan(plan: Plan, write: Callable[[Change], object], go_on: Callable[[]
 
     `write` sends one change and notes it; it raises the bridge's errors. When a Service cannot be created its
     Endpoints are not tried either: the control plane would delete them (Endpoints without a Service of their name).
-    Nor are they when a port of the Service cannot be renamed: under another name than the Service's nobody gets there.
+    Nor are they when a port of the Service cannot be renamed: kube-proxy matches the ports of the two by name.
     When a slice cannot be written, `Change.meanwhile` is written of what follows, and nothing is deleted: what may
     carry its endpoints stays until it can. After a failure `go_on` says whether the rest is tried now: a server that is
     down fails for all of it.

@@ -1,8 +1,8 @@
 """How long what readers see may differ from what is wanted before it is told of.
 
 The control plane's mirror of Endpoints is always a little late (20 slices a second, by default). A lag that ends within
-the window is nobody's business; one that lasts means that traffic goes elsewhere. And until a target was seen in
-agreement once, nobody says that it is in sync.
+the window is not reported; one that lasts means that traffic goes elsewhere. And a target is not reported as in sync
+before both sides were seen in agreement once.
 
 A plan is made before the mirror of its own changes is there, so where instances come and go all the time no plan ever
 agrees. What counts is therefore how long each single difference (an endpoint that is missing, superfluous or has other

@@ -38,7 +38,7 @@ QUESTION_SECONDS = 5.0
 EVERYWHERE = ""
 
 CanI = Callable[[str, str], bool]
-"""Whether a verb on EndpointSlices is allowed in a namespace ("": in all); raises BridgeError where nobody answers."""
+"""Whether a verb on EndpointSlices is allowed in a namespace ("": in all); raises BridgeError without an answer."""
 
 
 class SliceRights:
@@ -58,7 +58,7 @@ class SliceRights:
         self._silent_until = self._next_look = -math.inf
 
     def missing(self, namespace: str) -> tuple[str, ...]:
-        """The verbs that are missing in a namespace; none when nobody answers. Only `granted` asks again."""
+        """The verbs that are missing in a namespace; none without an answer. Only `granted` asks again."""
         if self._everywhere and namespace not in self._refused and self._asked_once(EVERYWHERE) == ():
             return ()
         return self._asked_once(namespace) or ()

@@ -86,7 +86,7 @@ def respond(request: bytes, route: Callable[[str], Page], *, loopback: bool = Fa
 
 
 def _is_local(host: str) -> bool:
-    """Whether a Host header is localhost or an address; nobody can make those mean something else."""
+    """Whether a Host header is localhost or an address; DNS cannot point those elsewhere."""
     name = host.strip().lower()
     if name.startswith("["):
         name = name[1:].partition("]")[0]
@@ -123,7 +123,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.handle_one_request()
 
     def handle_expect_100(self) -> bool:
-        """Bodies are never read, so nobody is told to send one."""
+        """Bodies are never read, so no client is told to send one."""
         return True
 
     def parse_request(self) -> bool:
@@ -132,7 +132,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return False
         hosts = self.headers.get_all("Host", []) if self.request_version != "HTTP/0.9" else []
         self.request_version = "HTTP/1.1"  # the answer has headers, whatever was asked
-        if len(hosts) != 1:  # HTTP/0.9 has no headers, so nobody can tell whom it means; two say two different things
+        if len(hosts) != 1:  # HTTP/0.9 has no headers, so the host is unknown; two headers contradict each other
             self._answer(text_answer(400, "a request needs HTTP/1.0 or newer and one Host header"))
             return False
         if self.command not in ("GET", "HEAD"):

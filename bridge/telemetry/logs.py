@@ -1,9 +1,9 @@
 """What the bridge says of itself, one event a line, to standard error.
 
 Every line of every library goes through the same chain (structlog's, also for the standard `logging`): secrets are
-masked, control characters are escaped (service names are chosen by whoever may register), keys are the field's own
-words. `LogObserver` turns the engine's results into events; it is quiet when nothing changed and says a state once,
-not at every look.
+masked, control characters are escaped (every client that may register chooses service names), keys are the field's own
+terms. `LogObserver` turns the controller's results into events; it logs nothing when nothing changed, and a state once,
+not at every pass.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Secrets:
 
 
 class _Stderr:
-    """Writes to whatever `sys.stderr` is at that moment, and never fails because nobody reads it."""
+    """Writes to whatever `sys.stderr` is at that moment, and never fails because of a closed pipe."""
 
     def write(self, text: str) -> int:
         try:
@@ -157,7 +157,7 @@ def _without_traceback(_logger: WrappedLogger, _method: str, event: EventDict) -
 
 
 class _Guard:
-    """The last processor before the renderer: masks secrets and escapes what a terminal would obey."""
+    """The last processor before the renderer: masks secrets and escapes what a terminal would execute."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets

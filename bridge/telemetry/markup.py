@@ -1,7 +1,7 @@
 """HTML as values. Text is escaped unless it was made here, so that forgetting it is not possible.
 
-Names in Consul are chosen by whoever may register there: they are shown as text, never as markup, and what is not
-printable in them is shown as an escape.
+Every client that may register in Consul chooses names: they are shown as text, never as markup, with escapes for what
+is not printable.
 """
 
 from __future__ import annotations

@@ -86,10 +86,10 @@ def judge(overview: Overview) -> tuple[str, str, str]:
     kubernetes, consul = _kubernetes_trouble(state), _mapping(state.get("consul"))
     if not state.get("first_pass_done"):
         if kubernetes or consul:
-            return "bad", "Cannot start yet", "Both sides must be read first. What stands in Kubernetes stays as it is."
+            return "bad", "Cannot start yet", "Both sides must be read first. Existing objects stay as they are."
         return "busy", "Starting", "Consul and Kubernetes are being read; nothing is written before that."
     if kubernetes:
-        return "bad", "Cannot write", "Kubernetes cannot be used. What stands there stays; Consul is still followed."
+        return "bad", "Cannot write", "Kubernetes cannot be used. Existing objects stay; Consul is still followed."
     if consul:
         return "bad", "Consul does not answer", "What was known last stays in place."
     if state.get("conflicting_writer"):

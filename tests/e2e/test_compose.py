@@ -409,7 +409,7 @@ def test_kubernetes_that_goes_away_is_waited_for(stack: Stack) -> None:
         eventually(lambda: said("https://kubernetes:6443"), (503, True, "ok"), seconds=60)
         page = stack.get("")[1]
         assert "Cannot write" in page
-        assert "What stands there stays; Consul is still followed." in page
+        assert "Existing objects stay; Consul is still followed." in page
         stack.images.engine.docker("stop", chosen)
     finally:
         stack.compose("start", "kubernetes")

@@ -195,7 +195,7 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
 def test_what_another_installation_wrote_is_not_deleted_and_nobody_writes_for_the_name(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """One owner id by mistake: the second one's rules want nothing of the first one's, which is at rest."""
+    """One owner id by mistake: the second one's rules want nothing of the first one's, which is in steady state."""
     env, owner = environment(lab.consul.address, lab.kubeconfig), f"o-{prefix.strip('-')}"
     for n in range(2):
         consul.register(f"{prefix}a{n}", f"{prefix}vm-a{n}", f"10.77.1.{n + 1}", 80)
@@ -535,9 +535,8 @@ def test_what_selects_nobody_is_not_called_a_missing_port(
     warned = {(row["name"], row["reason"]) for row in report["warnings"]}
     assert {("primary", "tag_case"), ("both", "tag_comma")} <= warned
     (explained,) = sync(*rules, arguments=(f"{prefix}several",), command="explain").json["explanations"]
-    assert [(row["reason"], "no filter can ask for the others" in row["message"]) for row in explained["rows"]] == [
-        ("filtered_port", True)
-    ]
+    (row,) = explained["rows"]
+    assert (row["reason"], "no filter can match its further ports" in row["message"]) == ("filtered_port", True)
 
 
 def test_what_admission_refuses_is_told_in_its_words_and_no_role_is_offered(

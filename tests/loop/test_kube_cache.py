@@ -698,7 +698,7 @@ def test_a_create_needs_no_get_permission(fake: FakeKube, tmp_path: Path) -> Non
     fake.put("endpoints", raw_endpoints("default", "radosgw", "10.0.0.1"))
     fake.forbid("plain", "get", "endpoints")
     client = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
-    with pytest.raises(Exception, match="belongs to somebody else"):
+    with pytest.raises(Exception, match="belongs to another client"):
         Writer(client).apply(create(endpoints()))
     client.close()
 
@@ -771,8 +771,8 @@ def test_a_change_without_preconditions_is_refused_before_it_is_sent(fake: FakeK
         ({"labels": {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "x"}}, 'owner id "x"'),
         ({"labels": {"consul": "true"}}, "consul-k8s"),
         ({"managedFields": [{"manager": "b"}, {"manager": "a"}, {"manager": "b"}]}, "written by a, b"),
-        ({"managedFields": 5, "labels": []}, "somebody else"),
-        ({}, "somebody else"),
+        ({"managedFields": 5, "labels": []}, "another client"),
+        ({}, "another client"),
     ],
 )
 def test_whose_an_object_is(metadata: dict[str, Any], text: str) -> None:

@@ -73,7 +73,7 @@ RULES = """rules:
 
 @pytest.fixture
 def storage(installed: Storage) -> Storage:
-    """The same, at rest: two replicas ready, twelve gateways, and no request that fails."""
+    """The same, in steady state: two replicas ready, twelve gateways, and no request that fails."""
     installed.bridge.await_rollout()
     installed.bridge.await_ready_pods(2)
     installed.bridge.await_addresses("radosgw", VMS)
@@ -100,7 +100,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def began(storage: Storage) -> float:
-    """The time at which the test began, at rest."""
+    """The time at which the test began, in steady state."""
     return time.time()
 
 

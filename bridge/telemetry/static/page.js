@@ -77,7 +77,7 @@
     } else for (const old of document.querySelectorAll("[data-live]")) {
       const found = fresh.getElementById(old.id);
       if (found.outerHTML === old.outerHTML) continue;
-      if (selected(old)) { all = false; continue; } // somebody is copying
+      if (selected(old)) { all = false; continue; } // the user is copying
       const inside = old.contains(focused) && address(focused);
       const scrolled = [...old.querySelectorAll(".scroll")].map((s) => s.scrollLeft);
       const opened = [...old.querySelectorAll("details")].map((d) => d.open);

@@ -151,15 +151,15 @@ def rest(stage: Stage, out: Collected, seconds: float = REST_SECONDS) -> None:
     verified, resynced = (now - then for now, then in zip(rounds(daemon), passes, strict=True))
     what = f"{seconds:.0f} s, {stage.label}"
     out.figures += [
-        limit(f"processor at rest, {what}", share, 2, "% of a core", row="rest"),
-        limit(f"Consul's own extra processor at rest, {what}", more, 3, "% of a core",
+        limit(f"processor in steady state, {what}", share, 2, "% of a core", row="rest"),
+        limit(f"Consul's own extra processor in steady state, {what}", more, 3, "% of a core",
               f"{alone:.2f} % without the bridge", "rest"),
-        limit(f"writes at rest, {what}", tail.count(), 0, "", row="rest"),
+        limit(f"writes in steady state, {what}", tail.count(), 0, "", row="rest"),
         Figure(f"verifications and resyncs in this rest, {stage.label}", f"{verified} and {resynced}",
                target=">= 1 each", ok=min(verified, resynced) >= 1, row="rest"),
-        Figure(f"threads at rest, {stage.label}", str(sampler.threads)),
+        Figure(f"threads in steady state, {stage.label}", str(sampler.threads)),
     ]  # fmt: skip
-    stage.connections(sampler, "at rest", out)
+    stage.connections(sampler, "in steady state", out)
 
 
 def rounds(daemon: Daemon) -> tuple[int, int]:
@@ -169,7 +169,7 @@ def rounds(daemon: Daemon) -> tuple[int, int]:
 
 
 def memory(stage: Stage, out: Collected, turns: int = 6) -> None:
-    """Memory, connections, processor time at rest and of a change, and its lag beside the floor's, at this size.
+    """Memory, connections, processor time in steady state and of a change, and its lag beside the floor's.
 
     An even number of turns leaves all healthy, as they were: a part that flips them later would wait in vain.
     """

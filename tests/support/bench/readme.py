@@ -37,7 +37,7 @@ ROWS: Sequence[tuple[str, Sequence[Cell]]] = (
         ("", "{value} writes", (("writes of ", "restarts", MANY),)),
     )),
     ("memory and processor in steady state, 5,000 services", (
-        ("", "{value}", (("memory, ", MANY), ("processor at rest, ", MANY))),
+        ("", "{value}", (("memory, ", MANY), ("processor in steady state, ", MANY))),
     )),
 )  # fmt: skip
 

@@ -55,10 +55,10 @@ NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "memory": (("memory, ", LARGE), ("memory, ", WIDE_LABEL), ("memory at its peak, ", LARGE),
                ("memory at its peak, ", WIDE_LABEL), ("memory growth in 60 minutes", "1,000 services x 4"),
                ("changes a second in 60 minutes",)),
-    "rest": (("processor at rest, ", LARGE), ("Consul's own extra processor at rest, ", LARGE),
-             ("writes at rest, ", LARGE), ("verifications and resyncs ", LARGE)),
+    "rest": (("processor in steady state, ", LARGE), ("Consul's own extra processor in steady state, ", LARGE),
+             ("writes in steady state, ", LARGE), ("verifications and resyncs ", LARGE)),
     "connections": (*(("connections to Consul ", when, LARGE)
-                      for when in ("at rest, ", "restarting, ", "while changes go on, ", "in a storm, ")),
+                      for when in ("in steady state, ", "restarting, ", "while changes go on, ", "in a storm, ")),
                     ("connections that Consul held", "restarting, ", LARGE)),
 }  # fmt: skip
 """What must have been judged before a row may be called met: one figure for each, that begins with the first of the

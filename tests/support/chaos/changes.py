@@ -227,7 +227,7 @@ class Fleet:
         return {name: frozenset(endpoints) for name, endpoints in found.items()}
 
     def arm(self) -> None:
-        """Everything is at rest and both sides agree: from now on every healthy endpoint is owed."""
+        """Everything is in steady state and both sides agree: from now on every healthy endpoint is owed."""
         with self._lock:
             self._owed = {i.key for i in self._all.values() if i.ready and i.service not in self._conflicting}
             self._excused = set()

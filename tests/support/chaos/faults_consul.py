@@ -129,7 +129,7 @@ class TokenNarrowed(Fault):
     """A policy that shows only a part: what it hides looks deregistered."""
 
     name = "consul-token-narrowed"
-    what = "the token's policy shows only services that begin with `slice-`; the others vanish from every answer"
+    what = "the token's policy shows only services that begin with `slice-`; the rest vanishes from every answer"
     shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("ACL"))
     readiness = NOT_READY
     settle_seconds = 65.0

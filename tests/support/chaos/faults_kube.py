@@ -310,7 +310,7 @@ class KubeCertificate(_KubeStub):
     shows = (KUBE_DOWN, KUBE_UP_0, Reason("is not trusted"))
     readiness = NOT_READY
     settle_seconds = 40.0
-    why_slow = "watches ask again after 30 s what waiting does not mend"
+    why_slow = "watches retry permanent errors after 30 s"
 
     def certificate(self, stage: Stage) -> tuple[Path, Path]:
         made = trustme.CA().issue_cert("127.0.0.1")
@@ -330,7 +330,7 @@ class KubeAdmission(Fault):
     """A policy that does not like one object."""
 
     name = "kube-admission"
-    what = "a ValidatingAdmissionPolicy refuses every change of one Endpoints object (`c-0`); the others go on"
+    what = "a ValidatingAdmissionPolicy refuses every change of one Endpoints object (`c-0`); other objects go on"
     shows = (log("write failed", "c-0"), Metric('consul_bridge_errors_total{kind="permanent"}', "grows"))
     readiness = READY
     path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/chaos"
@@ -409,7 +409,7 @@ class KubeToken(Fault):
     shows = (KUBE_DOWN, KUBE_UP_0, Reason("refuses our credentials (401)"))
     readiness = NOT_READY
     settle_seconds = 40.0
-    why_slow = "watches ask again after 30 s what waiting does not mend"
+    why_slow = "watches retry permanent errors after 30 s"
 
     def inject(self, stage: Stage, rng: random.Random) -> None:
         with stage.connect_kube() as kube:

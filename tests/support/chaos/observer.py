@@ -5,7 +5,7 @@
 | (i) nothing that was healthy throughout is missing, not for an instant | every event of a watch of Endpoints and EndpointSlices is held against the ledger (changes.py) |
 | (ii) no foreign object is written | every write of the bridge's user in the audit log, and the versions of foreign objects |
 | (iii) at quiescence Kubernetes equals Consul | both are read whole and compared: the union of all slices, and Endpoints |
-| (iv) no writes at rest | writes of the bridge's user in the audit log while nothing changes |
+| (iv) no writes in steady state | writes of the bridge's user in the audit log while nothing changes |
 | (v) memory, threads, sockets and descriptors return | /proc of the bridge, at every rest |
 | (vi) a fault is visible and readiness tells the truth | see run.py: each fault names its signs |
 | (vii) what one tenant does never changes another's endpoints | (i) and (iii) for a Service that a user asked for, while in every round another user sends away more than all others have (run.py), and worse (faults_tenant.py) |
@@ -467,7 +467,7 @@ class Observer:
 
 @dataclass(slots=True)
 class Excess:
-    """How much more than at the start a process may have at rest (v).
+    """How much more than at the start a process may have in steady state (v).
 
     Descriptors: the pool of connections to the API server (a writer each, 16) need not have been full at the start, nor
     the readers' connections to Consul (4).

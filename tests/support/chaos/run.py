@@ -4,7 +4,7 @@
 2. the fault is injected and lasts until all its signs were seen (vi), at least `hold_seconds`
 3. it is healed; another user's Service loses a VM (vii); changes stop; Consul is made to hold what the VMs say
 4. Kubernetes must equal Consul within the fault's `settle_seconds` (iii), and /readyz say yes
-5. at rest: nothing is written (iv), foreign objects are as they were (ii), the process is no bigger (v)
+5. in steady state: nothing is written (iv), foreign objects are as they were (ii), the process is no bigger (v)
 6. what is healthy now is owed from here on (i), and the next fault comes
 """
 
@@ -34,7 +34,7 @@ from tests.support.chaos.observer import Excess, Usage, Violation, usage_of
 SIGNS_SECONDS = 25.0
 """How long a fault may last until all its signs were seen."""
 REST_SECONDS = 1.0
-"""How long nothing may be written at rest."""
+"""How long nothing may be written in steady state."""
 QUERY_SECONDS = 20.0
 """So long after a service's end its watch may wait (the stage's consul.wait, then the slot's idleness)."""
 GIVE_UP_SECONDS = 60.0
@@ -184,7 +184,7 @@ class Campaign:
         stage = self.stage
         took = again = self._agree(since, seconds, what)
         while again is not None and (late := stage.fleet.late_seconds()) > 0:
-            wait_for(lambda: False, late)  # what Consul takes of it is no writing at rest, and may have to be mended
+            wait_for(lambda: False, late)  # what Consul accepts late is no idle write, and may have to be corrected
             again = self._agree(time.monotonic(), seconds, what)
         if again is None:
             return None
@@ -222,9 +222,9 @@ class Campaign:
         wait_for(lambda: False, REST_SECONDS)
         wait_for(lambda: False, 0.15)  # the audit log is read so often
         for write in stage.observer.writes_since(began)[:5]:
-            stage.observer.report("iv", f"after {what}, at rest: {write}")
+            stage.observer.report("iv", f"after {what}, in steady state: {write}")
         for invariant, difference in stage.observer.compare_sides()[:5]:
-            stage.observer.report(invariant, f"after {what}, at rest: {difference}")
+            stage.observer.report(invariant, f"after {what}, in steady state: {difference}")
         return self._weigh(what)
 
     def _weigh(self, what: str) -> Usage:

@@ -36,10 +36,10 @@ STATUSES: Mapping[ExitStatus, str] = {
     ExitStatus.OK: "in sync, or everything applied; a dry run that worked",
     ExitStatus.FAILED: "something failed (which, and why, on stderr); the rest was still done",
     ExitStatus.USAGE: "usage or configuration",
-    ExitStatus.REFUSED: "refused: the guard held something, or somebody said no (nothing dangerous was done)",
+    ExitStatus.REFUSED: "refused: the guard held something, or you answered no (nothing dangerous was done)",
     ExitStatus.CHANGES: "only with `--dry-run --exit-code`: there are changes",
-    ExitStatus.CONFLICT: "an object of somebody else is in the way and was left alone; everything else was done",
-    ExitStatus.INTERRUPTED: "interrupted by Ctrl-C: the object in hand is finished first",
+    ExitStatus.CONFLICT: "an object that is not the bridge's has a needed name: left alone; the rest was done",
+    ExitStatus.INTERRUPTED: "interrupted by Ctrl-C: writes in flight are finished first",
     ExitStatus.TERMINATED: "the same by SIGTERM",
 }
 
@@ -105,7 +105,7 @@ MARKS = (
         "annotation", (annotated.OUTPUT,), "",
         "yours: what carries the addresses, `endpoints`, `endpointslices` or `both`",
     ),
-    Mark("annotation", (ownership.ADOPT,), "true", "yours, on an object that nobody owns: the bridge may take it over"),
+    Mark("annotation", (ownership.ADOPT,), "true", "yours, on an object without an owner: the bridge may take it over"),
     Mark(
         "label", (ownership.CATALOG_SYNC_LABEL,), "true",
         "Services of consul-k8s, which `--adopt consul-k8s` takes over",
@@ -229,7 +229,7 @@ def _grants() -> Iterator[str]:
     yield "## Grants\n"
     yield "A list under `annotated:`; the first that covers a request counts. With `annotated: []` no Service"
     yield "is filled. Without the key, users of the one namespace that is watched may ask for everything; where several"
-    yield "are watched, nobody may ask for more than what is filled already. A request that no grant covers reads as"
+    yield "are watched, no Service beyond those that are filled may ask. A request that no grant covers reads as"
     yield "one for a service that does not exist.\n"
     fields = _fields("", config.GrantSettings.model_fields)
     yield from _table("key", "values", "default", "meaning", rows=fields)

@@ -442,7 +442,8 @@ def test_each_part_gives_the_figures_that_its_row_needs(monkeypatch: pytest.Monk
     assert report.verdict(judged["restart"], report.NEEDS["restart"]) == "**met**"
     lacking = {row: [w for w in report.NEEDS[row] if find(judged[row], w) is None] for row in ("memory", "connections")}
     assert all("60 minutes" in words[0] for words in lacking["memory"])
-    assert [words[1] for words in lacking["connections"]] == ["at rest, ", "while changes go on, ", "in a storm, "]
+    states = ["in steady state, ", "while changes go on, ", "in a storm, "]
+    assert [words[1] for words in lacking["connections"]] == states
     assert [f.floor for f in out.figures if f.what.startswith("restart until ready")] == ["1.00 s"]
 
 

@@ -76,7 +76,7 @@ def test_a_signal_stops_it_cleanly_with_its_status(number: int, status: int) -> 
     assert [e["event"] for e in log] == [
         "effective settings",
         "bridge starts",
-        "stopping: finishing the objects in hand",
+        "stopping: finishing the writes in flight",
         "bridge has stopped",
     ]
 

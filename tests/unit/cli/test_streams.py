@@ -345,7 +345,7 @@ def test_a_signal_while_writing_lets_the_objects_in_hand_finish(number: int, sta
     got, out, errors = interrupted(number, writing=True)
     assert got == status
     assert "1 object updated" in out
-    assert "interrupted: finishing the objects in hand" in errors
+    assert "interrupted: finishing the writes in flight" in errors
     assert "Traceback" not in errors
 
 

@@ -91,7 +91,7 @@ def test_no_rights_on_the_socket(ask: Ask, tmp_path: Path) -> None:
     assert ask() == (
         1,
         "- This user may not use Docker's socket (permission denied). Join its group with `sudo usermod -aG docker "
-        '"$USER"` and log in again, or use sudo. Whoever is in that group is as good as root.\n',
+        '"$USER"` and log in again, or use sudo. Its members are as good as root.\n',
     )
 
 

@@ -1,0 +1,131 @@
+"""`make lint`: documents, messages, help texts, docstrings and comments read like those of Kubernetes and Prometheus.
+
+Each line of the table is an expression and what to write instead. `words` keeps private words out of names as well;
+this reads prose alone: of Python the docstrings, comments and strings that contain a space, of other files everything
+but code. CHANGELOG.md is not read: it quotes what things were called.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+PHRASES: Mapping[str, str] = {
+    "a person": "a user, an operator",
+    "a person's": "a user's, an operator's",
+    "anybody": "anyone, any client",
+    "at rest": "in steady state",
+    "for ever": "without limit, until ...",
+    "in anybody's hands": "in progress",
+    "in hand": "in flight, in progress",
+    "in somebody's hands": "in progress",
+    "mend": "fix",
+    "mended": "fixed",
+    "mends": "fixes",
+    "nobody": "no user, no replica, no thread, ...",
+    "obey": "honour",
+    "obeyed": "honoured",
+    "obeys": "honours",
+    "patience": "the timeout, the limit",
+    "patient": "name the limit, the unhealthy side",
+    "seldom": "rarely",
+    "sick": "unhealthy",
+    "somebody": "a user, another client, ...",
+    "stand there": "exist",
+    "stands there": "exists",
+    "the others": "say which: the other replicas, instances, namespaces",
+    "way out": "how to fix it",
+    "what stands": "the existing objects",
+    "whoever": "the user, the client, ... that",
+    "whosoever": "the user, the client, ... that",
+}
+"""Expression: what to write instead."""
+
+ALLOWED: Mapping[tuple[str, str], str] = {}
+"""(File, expression): why it is right there."""
+
+EVERYWHERE = (
+    "bridge",
+    "demo",
+    "docs",
+    "image",
+    "manifests",
+    "Dockerfile",
+    "Makefile",
+    "README.md",
+    "SECURITY.md",
+    "docker-compose.yml",
+)
+"""Where prose is read, below the root."""
+
+KINDS = frozenset({"", ".py", ".md", ".yaml", ".yml", ".js", ".html", ".tpl", ".txt"})
+
+PROSE_TOKENS = frozenset({tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)})
+
+CODE = re.compile(r"^ *(```).*?^ *\1|`[^`\n]*`|\]\([^)\n]*\)", re.MULTILINE | re.DOTALL)
+"""What is quoted in a document: blocks, names, targets of links."""
+
+
+FIELD = re.compile(r"\{[^{}\n]*\}")
+"""A value that is put into a string."""
+
+
+def prose(text: str, suffix: str) -> str:
+    """The text with everything that is not prose blanked: each character keeps its line."""
+    return CODE.sub(lambda match: re.sub(r"[^\n]", ".", match[0]), _of_python(text) if suffix == ".py" else text)
+
+
+def _of_python(source: str) -> str:
+    """Comments, and strings that contain a space. What encloses them becomes dots, so that no expression spans two."""
+    lines = [re.sub(r"\S", ".", line) for line in source.splitlines(keepends=True)]
+    original = source.splitlines(keepends=True)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in PROSE_TOKENS or (token.type != tokenize.COMMENT and " " not in token.string):
+            continue
+        (first, start), (last, end) = token.start, token.end
+        for row in range(first, last + 1):
+            line = original[row - 1]
+            left, right = start if row == first else 0, end if row == last else len(line)
+            shown = FIELD.sub(lambda match: "." * len(match[0]), line[left:right]).replace("#", " ")
+            lines[row - 1] = lines[row - 1][:left] + shown + lines[row - 1][right:]
+    return "".join(lines)
+
+
+def found_in(text: str, suffix: str, phrases: Mapping[str, str] = PHRASES) -> Iterator[tuple[int, str, str]]:
+    """Line number, expression and what to write instead, also where a line break stands within."""
+    longest_first = [r"\s+".join(map(re.escape, p.split())) for p in sorted(phrases, key=len, reverse=True)]
+    pattern = re.compile(rf"(?<!\w)({'|'.join(longest_first)})(?!\w)", re.IGNORECASE)
+    shown = prose(text, suffix)
+    for match in pattern.finditer(shown):
+        phrase = " ".join(match[1].lower().split())
+        yield shown.count("\n", 0, match.start()) + 1, phrase, phrases[phrase]
+
+
+def files() -> Sequence[Path]:
+    """Everything that is text in these places."""
+    places = [ROOT / name for name in EVERYWHERE]
+    below = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*")))]
+    return [path for path in below if path.suffix in KINDS and path.is_file()]
+
+
+def main() -> int:
+    """Print what was found; the exit status is 1 then."""
+    found = [
+        f'{name}:{number}: "{phrase}"; write: {instead}'
+        for path in files()
+        for name in (str(path.relative_to(ROOT)),)
+        for number, phrase, instead in found_in(path.read_text(encoding="utf-8"), path.suffix)
+        if (name, phrase) not in ALLOWED
+    ]
+    print("\n".join(found) or f"prose: none of {len(PHRASES)} expressions is used")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
