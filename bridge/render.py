@@ -680,24 +680,22 @@ def _instance_rows(explanation: Explanation, width: int | None, paint: Paint) ->
     """The instances in the columns of the page. What is the same for all of them is said once, above.
 
     Neither an instance nor its address is ever cut. Where the columns do not fit, the reason goes below its row, then
-    the ports, the address and the rest.
+    the ports, the hostname, the address and the rest.
     """
     heads = [
         Column("INSTANCE"),
         Column("STATUS"),
         Column("ADDRESS"),
+        Column("HOSTNAME"),
         Column("PORTS"),
         Column("WOULD BE" if explanation.problem else "SHOULD BE"),
         Column("IS"),
         Column("GROUP"),
         Column("WHY"),
     ]
-    rows = [
-        [clean(t) for t in (r.instance, r.status, r.address, r.ports, r.disposition, r.kubernetes, r.group, _why(r))]
-        for r in explanation.rows
-    ]
-    decided = [row[4] for row in rows]
-    group, why = 6, 7
+    rows = [[clean(t) for t in (*_cells(r), _why(r))] for r in explanation.rows]
+    decided = [row[5] for row in rows]
+    group, why = 7, 8
     same = [n for n in range(1, len(heads)) if n != group and len(rows) > 1 and len({row[n] for row in rows}) == 1]
     shared = [f"{heads[n].title} {rows[0][n]}" for n in same if rows[0][n]]
     lines = _wrapped(f"In all {len(rows)} rows: {'; '.join(shared)}", width, indent="") if shared else []
@@ -706,11 +704,11 @@ def _instance_rows(explanation: Explanation, width: int | None, paint: Paint) ->
         shown = [n for n in shown if n != group]
     sizes = [max(len(h.title), *(_width(row[n]) for row in rows)) for n, h in enumerate(heads)]
     below: list[int] = []
-    for least in (group, why, 3, 2, 1, 5):  # what goes first where there is no room for all
+    for least in (group, why, 4, 3, 2, 1, 6):  # what goes first where there is no room for all
         if width is not None and sum(sizes[n] + 2 for n in shown) - 2 > _bounded(width) and least in shown:
             shown.remove(least)
             below += [least] if least != group else []
-    at = shown.index(4) if 4 in shown else None
+    at = shown.index(5) if 5 in shown else None
     titles, *cells = columns([heads[n] for n in shown], [[row[n] for n in shown] for row in rows], None, paint, at)
     lines += ["", titles] if lines else [titles]
     for row, line, word in zip(rows, cells, decided, strict=True):
@@ -718,6 +716,10 @@ def _instance_rows(explanation: Explanation, width: int | None, paint: Paint) ->
         told = [row[n] if n == why else f"{heads[n].title.lower()} {row[n]}" for n in sorted(below) if row[n]]
         lines += _wrapped("; ".join(told), width, indent="    ") if told else []
     return lines
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return row.instance, row.status, row.address, row.hostname, row.ports, row.disposition, row.kubernetes, row.group
 
 
 def _why(row: Row) -> str:
@@ -886,6 +888,8 @@ def _endpoint_text(endpoint: Endpoint) -> str:
         words.append(f"for zone {endpoint.for_zone}")
     if endpoint.node_name:
         words.append(f"node {endpoint.node_name}")
+    if endpoint.hostname:
+        words.append(f"hostname {endpoint.hostname}")
     return clean(f"{endpoint.address} ({', '.join(words)})")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from bridge.config.schema import Section
 from bridge.config.types import (
@@ -27,6 +27,7 @@ from bridge.config.types import (
     label_selector,
     name_template,
     placeholders,
+    plain_text,
     service_glob,
     whole_number,
 )
@@ -79,6 +80,18 @@ class DestinationRule(Section):
         "",
         description="Application protocol of the port (`http`, `kubernetes.io/h2c`): a hint for meshes.",
     )
+    hostname_from: Annotated[
+        str,
+        AfterValidator(plain_text),
+        full_match(re.compile(r"(node|(node-)?meta:.+)?"), "node, meta:KEY or node-meta:KEY"),
+    ] = Field(
+        "",
+        description="Hostnames of the endpoints of a headless Service, so that DNS knows each by a name of its own "
+        "(`vm1.kafka.storage.svc`): made of the Consul node's name (`node`), or of a value of the instance's or its "
+        "node's meta (`meta:KEY`, `node-meta:KEY`). The first label of a name with dots is taken, lower-case, other "
+        "characters become `-`. Of several instances with one name and different addresses the one that has it in "
+        "Kubernetes keeps it, else the first in order gets it; the rest have none, and a warning says so.",
+    )
     labels: dict[MetadataKey, LabelValue] = Field({}, description="Labels for every object.")
     annotations: dict[MetadataKey, str] = Field({}, description="Annotations for every object.")
     labels_from: dict[MetadataKey, ValueSource] = Field(
@@ -94,6 +107,13 @@ class DestinationRule(Section):
         100,
         description="Endpoints in one EndpointSlice (Kubernetes takes 1000); one that changes rewrites its slice.",
     )
+
+    @field_validator("hostname_from")
+    @classmethod
+    def _headless_only(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("type") != "Headless":
+            raise ValueError("needs `type: Headless`: DNS has names of single endpoints for headless Services only")
+        return value
 
     @model_validator(mode="after")
     def _each_key_once(self) -> DestinationRule:

@@ -439,6 +439,7 @@ class Settings(BaseSettings):
                 port_name=to.port_name,
                 protocol=to.protocol,
                 protocol_from=pairs(to.protocol_from),
+                hostname_from=to.hostname_from,
                 app_protocol=to.app_protocol,
                 labels=pairs(to.labels),
                 annotations=pairs(to.annotations),

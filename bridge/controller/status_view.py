@@ -67,6 +67,7 @@ class StatusView:
             if target not in world.targets():
                 return None
             behind: list[tuple[Query, Rule | None]] = [*world.winners(target)]
+            known = [(query, rule, world.known(query)) for query, rule in world.winners(target)]
             found = [
                 explain(
                     query.service,
@@ -74,6 +75,7 @@ class StatusView:
                     tags=world.tags((query.datacenter, query.service)),
                     rules=world.rules if rule is None or not (rule.to.annotated or rule.unlisted) else (rule,),
                     knowledge=world.known(query),
+                    beside=[(other, there) for q, other, there in known if q != query and there is not None],
                     current=current,
                     plan=plan,
                     resolved=resolved,

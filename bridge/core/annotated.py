@@ -8,9 +8,12 @@
 | annotation `consul-bridge/tags` | only instances with all of these tags (comma-separated) |
 | annotation `consul-bridge/filter` | only instances for which Consul's filter expression is true |
 | annotation `consul-bridge/output` | carried by `both` (default), `endpoints` or `endpointslices` |
+| annotation `consul-bridge/hostname-from` | `node`: endpoints get the hostnames of their Consul nodes (`hostnames`) |
 | any other annotation under `consul-bridge/`, or a value that means nothing | a warning: it is not as they think |
 | the label is taken off, or the Service deleted | take away what you filled, at once: Consul lost nothing |
 | anything of this is changed, or the Service's ports | the same with what they do not ask for any more |
+
+Hostnames are made of node names alone here: meta may have what the user is not to read.
 
 What a namespace may ask for is granted by the operator (`Annotated`). A service that was not granted and one that does
 not exist look the same to the user: otherwise annotations would tell what is in Consul.
@@ -22,7 +25,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from bridge.core import labels, ownership, select
+from bridge.core import hostnames, labels, ownership, select
 from bridge.core.model import (
     USUAL_BOUNDS,
     Bounds,
@@ -46,10 +49,11 @@ DATACENTER = "consul-bridge/datacenter"
 TAGS = "consul-bridge/tags"
 FILTER = "consul-bridge/filter"
 OUTPUT = "consul-bridge/output"
+HOSTNAME_FROM = "consul-bridge/hostname-from"
 PREFIX = "consul-bridge/"
 REQUEST = "consul-bridge/request"
 """On what we write for such a Service: for which request (`_request`)."""
-_KNOWN = frozenset({MIRROR, SERVICE, DATACENTER, TAGS, FILTER, OUTPUT, ownership.ADOPT, ownership.OWNER})
+_KNOWN = frozenset({MIRROR, SERVICE, DATACENTER, TAGS, FILTER, OUTPUT, HOSTNAME_FROM, ownership.ADOPT, ownership.OWNER})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +193,7 @@ def request_of(
             output=output,
             annotations=((REQUEST, _request(service, query, tags)),),
             annotated=True,
+            hostname_from=hostnames.NODE if marks.get(HOSTNAME_FROM, "").strip() == hostnames.NODE else "",
         ),
         instances=InstanceRules(
             bounds=annotated.bounds, allow_cidrs=grant.allow_cidrs, node_addresses=grant.node_addresses
@@ -281,6 +286,10 @@ def _not_understood(marks: Mapping[str, str], output: Output, tags: Sequence[str
     if wanted and wanted != output:
         known = ", ".join(Output)
         yield Reason(Code.OUTPUT_UNKNOWN, annotation=OUTPUT, value=truncate(wanted), known=known, taken=output)
+    source = marks.get(HOSTNAME_FROM, "").strip()
+    if source not in ("", hostnames.NODE):
+        said = {"annotation": HOSTNAME_FROM, "value": truncate(source), "known": hostnames.NODE}
+        yield Reason(Code.HOSTNAME_SOURCE_UNKNOWN, **said)
     if marks.get(TAGS, "").strip() and not tags:
         yield Reason(Code.TAGS_EMPTY, annotation=TAGS, value=truncate(marks[TAGS]))
     unknown = sorted(key for key in marks if key.startswith(PREFIX) and key not in _KNOWN)

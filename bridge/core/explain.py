@@ -35,7 +35,15 @@ from bridge.core.model import (
 from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason, code_of, codes_of
 from bridge.core.redact import redacted
-from bridge.core.translate import Disposition, InstanceDecision, Resolved, choose_address, decide, instance_name
+from bridge.core.translate import (
+    Disposition,
+    InstanceDecision,
+    Resolved,
+    choose_address,
+    decide,
+    instance_name,
+    name_endpoints,
+)
 from bridge.core.union import MIRRORING_CONTROLLER
 
 Observed = dict[tuple[str, int], bool]
@@ -61,6 +69,8 @@ class Row:
     `group` is what carries its endpoints once the plan is done: `subset 2` of the Endpoints, a slice by its name, or
     both; those that share their ports (and, in slices, their family) are together.
 
+    `hostname` is its own name in DNS, where the rule gives one.
+
     `output` is what the check that decided said last, on one line, cut, and without what looks like a credential; ""
     while the instance is passing.
     """
@@ -76,6 +86,7 @@ class Row:
     kubernetes: str
     group: str = ""
     output: str = ""
+    hostname: str = ""
 
     @property
     def as_it_should_be(self) -> bool:
@@ -172,12 +183,17 @@ def explain(
             problem = claims.why_lost(query, rule, target) or problem
     target = remembered or target
     stands = _observed(current)
-    consul, rows, explained = _rows(
-        rule, knowledge, stands, _containers(current, plan), current, resolved, cluster_nodes
-    )
+    instances = knowledge.instances if isinstance(knowledge, Known) else ()
+    own = decide(instances, rule or Rule(), current, resolved, cluster_nodes)
+    alongside = [
+        (other, fate)
+        for other, known in beside
+        for fate in decide(known.instances, other, current, resolved, cluster_nodes)
+    ]
+    name_endpoints([*((rule or Rule(), fate) for fate in own), *alongside], current)
+    consul, rows, explained = _rows(rule, knowledge, own, stands, _containers(current, plan))
     rows = tuple(sorted(rows + _invalid(knowledge, unfiltered, rule), key=_in_order))
-    for other, known in beside:
-        explained |= _pairs_of(decide(known.instances, other, current, resolved, cluster_nodes))
+    explained |= _pairs_of([fate for _, fate in alongside])
     others = [] if lost_name else sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
     return Explanation(
         service=service,
@@ -237,11 +253,9 @@ def _verdicts(
 def _rows(
     rule: Rule | None,
     knowledge: Knowledge | None,
+    fates: Sequence[InstanceDecision],
     stands: Observed,
     carriers: Containers,
-    current: Current | None,
-    resolved: Resolved | None,
-    cluster_nodes: ClusterNodes,
 ) -> tuple[str, tuple[Row, ...], set[tuple[str, int]]]:
     """What Consul says, a row per instance, and the (address, port) pairs that these account for."""
     match knowledge:
@@ -249,8 +263,7 @@ def _rows(
             return "not asked", (), set(stands)
         case Unknown(reason):
             return f"unknown: {reason}", (), set(stands)
-        case Known(instances=instances):
-            fates = decide(instances, rule or Rule(), current, resolved, cluster_nodes)
+        case Known():
             rows = tuple(_row(fate, rule or Rule(), stands, carriers) for fate in fates)
             rows += tuple(_unusable(name, reason) for name, reason in knowledge.invalid)
             return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(fates)
@@ -320,6 +333,7 @@ def _row(fate: InstanceDecision, rule: Rule, stands: Observed, carriers: Contain
         reason=fate.reason or "",
         kubernetes="ready" if True in found else "not ready" if False in found else "absent",
         group=", ".join(dict.fromkeys(name for pair in pairs for name in carriers.get(pair, ()))),
+        hostname=next((e.hostname for _, e in fate.endpoints), ""),
         output="" if instance.status is Status.PASSING else truncate(redacted(instance.output), OUTPUT_SHOWN),
     )
 

@@ -54,6 +54,8 @@ class _Set:
 
 def slices_of(groups: Iterable[Group]) -> tuple[Group, ...] | Refused:
     """The mirror of Endpoints with these groups, one group per slice; equal port sets of one family are one slice."""
+    groups = tuple(groups)
+    hostnames = _hostnames(groups)
     slices: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
     for subset in _repacked(groups):
         repeated = _repeated(subset.ports)
@@ -62,7 +64,7 @@ def slices_of(groups: Iterable[Group]) -> tuple[Group, ...] | Refused:
         kept = sorted(subset.addresses.items(), key=lambda item: (not item[1][1], item[0]))[:MIRRORING_LIMIT]
         for address, (family, ready) in kept:
             members = slices.setdefault((family, tuple(sorted(subset.ports))), {})
-            members[address] = Endpoint(address, ready, serving=ready)
+            members[address] = Endpoint(address, ready, serving=ready, hostname=hostnames[address][0])
     return normalize.group_endpoints(slices)
 
 
@@ -77,6 +79,10 @@ def why_not_carried(groups: Iterable[Group]) -> str:
             f"it copies {MIRRORING_LIMIT} addresses of one set of ports into EndpointSlices at most, and here are "
             f"{largest}"
         )
+    for address, hostnames in _hostnames(groups).items():
+        if len(hostnames) > 1:
+            shown = " and ".join(name or "none" for name in hostnames)
+            return f"it gives an address one hostname, and {address} has {shown} in different subsets"
     mirror = slices_of(groups)
     if isinstance(mirror, Refused):
         return mirror.reason
@@ -85,6 +91,16 @@ def why_not_carried(groups: Iterable[Group]) -> str:
         address, port = lost[0]
         return f"{address} is ready on port {port.number} in one subset and not in another, so it takes it as not ready"
     return ""
+
+
+def _hostnames(groups: Iterable[Group]) -> dict[str, list[str]]:
+    """The hostnames of each address, the one that the mirror takes first."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        for endpoint in group.endpoints:
+            names = found.setdefault(endpoint.address, [])
+            names += [] if endpoint.hostname in names else [endpoint.hostname]
+    return found
 
 
 def may_refuse(groups: Iterable[Group]) -> bool:

@@ -209,7 +209,7 @@ class Endpoint:
     """One canonical address with its conditions.
 
     `ready` implies `serving`, unless the Service publishes what is not ready as well. `for_zone` is the zone whose
-    clients are to prefer it.
+    clients are to prefer it. `hostname` is its own name in the DNS of a headless Service ("": it has none).
     """
 
     address: str
@@ -219,6 +219,7 @@ class Endpoint:
     zone: str = ""
     node_name: str = ""
     for_zone: str = ""
+    hostname: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -693,7 +694,8 @@ class Destination:
     Service's ("": none is set: a new one is ClusterIP, and what others make of it stays). `protocol_from` gives
     instances a protocol of their own: (source, protocol), where source is `tag:TAG` or `meta:KEY=VALUE`.
     `labels_from` and `annotations_from` take values from the instances: (key, source), where source is `meta:KEY`,
-    `node-meta:KEY`, `tag:PREFIX` (the rest of the tag that begins so) or `tags` (all of them).
+    `node-meta:KEY`, `tag:PREFIX` (the rest of the tag that begins so) or `tags` (all of them). `hostname_from`: what
+    the endpoints of a headless Service get their hostnames of (`hostnames`), "": they get none.
     """
 
     namespace: str = "default"
@@ -712,6 +714,7 @@ class Destination:
     max_endpoints_per_slice: int = 100
     annotated: bool = False
     type: str = ""
+    hostname_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,7 +165,7 @@ def sort_endpoints(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
 def merge(one: Endpoint, other: Endpoint) -> Endpoint:
     """Two registrations of one address and port are one endpoint: ready if either is, else the better of the two.
 
-    Folding gives the same whatever the order: zone and node are the first of those that are given.
+    Folding gives the same whatever the order: zone, node and hostname are the first of those that are given.
     """
     better = max(one, other, key=lambda e: (e.ready, e.serving, not e.terminating))
     return Endpoint(
@@ -176,6 +176,7 @@ def merge(one: Endpoint, other: Endpoint) -> Endpoint:
         zone=min(filter(None, (one.zone, other.zone)), default=""),
         node_name=min(filter(None, (one.node_name, other.node_name)), default=""),
         for_zone=min(filter(None, (one.for_zone, other.for_zone)), default=""),
+        hostname=min(filter(None, (one.hostname, other.hostname)), default=""),
     )
 
 
@@ -193,7 +194,7 @@ def _by_group(item: tuple[tuple[Family, tuple[Port, ...]], object]) -> tuple[Fam
 
 
 def without_conditions(groups: Iterable[Group]) -> tuple[Group, ...]:
-    """What an Endpoints object can hold of groups: addresses that are ready or not, and nothing more."""
+    """What an Endpoints object can hold of groups: addresses that are ready or not, and hostnames."""
     return tuple(
         g if all(map(_is_plain, g.endpoints)) else Group(g.family, g.ports, tuple(map(_plain, g.endpoints)))
         for g in groups
@@ -206,7 +207,7 @@ def _is_plain(endpoint: Endpoint) -> bool:
 
 
 def _plain(endpoint: Endpoint) -> Endpoint:
-    return Endpoint(endpoint.address, endpoint.ready, serving=endpoint.ready)
+    return Endpoint(endpoint.address, endpoint.ready, serving=endpoint.ready, hostname=endpoint.hostname)
 
 
 def truncate(text: str, limit: int = 80) -> str:

@@ -42,8 +42,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from bridge.core import hostnames, normalize, release, union
 from bridge.core import installation as installations
-from bridge.core import normalize, release, union
 from bridge.core import ports as portage
 from bridge.core import slices as packing
 from bridge.core.mirroring import MARGIN, MIRROR_COSTS, may_refuse, why_not_carried
@@ -257,6 +257,7 @@ def retain(
                 if not endpoint.ready and any(pair in ready_before for pair in _pairs_at(address, ports)):
                     endpoints[address] = replace(endpoint, ready=True, serving=True, terminating=False)
     names = _names_now(desired, current)
+    holders = {(g.family, e.hostname): e.address for g in desired.groups for e in g.endpoints if e.hostname}
     for (family, address, ports), endpoint in before.items():
         back = []
         for port in ports or NO_PORTS:
@@ -265,7 +266,8 @@ def retain(
                 listed.add(pair)
                 back.append(replace(port, name=names.get(port.name, port.name)))
         if back:
-            members.setdefault((family, tuple(sorted(back)) if ports else ()), {}).setdefault(address, endpoint)
+            kept = hostnames.without_taken(endpoint, family, holders)
+            members.setdefault((family, tuple(sorted(back)) if ports else ()), {}).setdefault(address, kept)
     groups = normalize.group_endpoints(members)
     return replace(desired, groups=groups, service_ports=_ports_with(groups, desired, current))
 

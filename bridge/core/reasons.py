@@ -52,6 +52,10 @@ class Code(StrEnum):
     SERVICE_WITHOUT_PORTS = "service_without_ports"
     PORTS_AMBIGUOUS = "ports_ambiguous"
     PUBLISHED = "published"
+    HOSTNAME_ABSENT = "hostname_absent"
+    HOSTNAME_UNMAPPABLE = "hostname_unmappable"
+    HOSTNAME_TAKEN = "hostname_taken"
+    HOSTNAME_SHARED = "hostname_shared"
 
     # a service has no target
     CONSUL_ITSELF = "consul_itself"
@@ -133,6 +137,9 @@ class Code(StrEnum):
     FOREIGN_SLICE = "foreign_slice"
     MIRROR_BEHIND = "mirror_behind"
     SLICE_OUTDATED = "slice_outdated"
+    HOSTNAMES_MISSING = "hostnames_missing"
+    HOSTNAMES_UNUSED = "hostnames_unused"
+    HOSTNAME_SOURCE_UNKNOWN = "hostname_source_unknown"
     OUTPUT_UNKNOWN = "output_unknown"
     TAG_CASE = "tag_case"
     TAG_ABSENT = "tag_absent"
@@ -224,6 +231,10 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.PORTS_AMBIGUOUS: "neither a name nor a number says which of its ports ({ports}) the Service means; name them "
     "in the Service's targetPort",
     Code.PUBLISHED: _published,
+    Code.HOSTNAME_ABSENT: "it has no hostname, for it has no {source} (`hostname_from`)",
+    Code.HOSTNAME_UNMAPPABLE: "it has no hostname: {source} is {text!r}, which has no letter or digit to make one of",
+    Code.HOSTNAME_TAKEN: "it has no hostname: {hostname} is that of {holder}, which has another address",
+    Code.HOSTNAME_SHARED: "its endpoint is that of {holder} as well and has the hostname {hostname}",
     Code.CONSUL_ITSELF: "Consul's own service",
     Code.NAME_TOO_LONG: "a name of {length} characters",
     Code.NAME_UNPRINTABLE: "control characters in its name: Consul answers no question about it",
@@ -323,6 +334,12 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "{what}; where that lasts, look at the log of kube-controller-manager (endpointslice-mirroring-controller)",
     Code.SLICE_OUTDATED: _slice_outdated,
     Code.SLICES_KEPT: "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them",
+    Code.HOSTNAMES_MISSING: "{count} of {all} instances have no hostname of their own by `hostname_from` ({first}, for "
+    "example: {why}); give each node a name of its own, or take another source",
+    Code.HOSTNAMES_UNUSED: "endpoints get no hostnames, for the Service is not headless: DNS has names of single "
+    "endpoints for headless Services only, and to become headless a Service has to be made anew",
+    Code.HOSTNAME_SOURCE_UNKNOWN: "the annotation {annotation} is {value!r} and not {known}: endpoints get no "
+    "hostnames",
     Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: it is taken as {taken}",
     Code.TAG_CASE: "no instance has the tag {wanted!r}, but {found!r}: Consul tells upper from lower case in tags",
     Code.TAG_ABSENT: "no instance has the tag {wanted!r}; there are {found}",
@@ -466,6 +483,9 @@ WARNINGS = (
     Code.FOREIGN_SLICE,
     Code.MIRROR_BEHIND,
     Code.SLICE_OUTDATED,
+    Code.HOSTNAMES_MISSING,
+    Code.HOSTNAMES_UNUSED,
+    Code.HOSTNAME_SOURCE_UNKNOWN,
     Code.OUTPUT_UNKNOWN,
     Code.TAG_CASE,
     Code.ADDRESS_KIND_ABSENT,

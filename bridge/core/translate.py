@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 
-from bridge.core import normalize
+from bridge.core import hostnames, normalize
 from bridge.core import ports as portage
 from bridge.core.annotated import FILTER, TAGS
 from bridge.core.model import (
@@ -136,6 +136,7 @@ def translate(
         and decision.disposition in (Disposition.OMITTED, Disposition.SKIPPED, Disposition.EXCLUDED)
     }
     skipped |= {Skipped(query.service, *pair) for _, query, known in sources for pair in known.invalid}
+    unnamed = name_endpoints([(r, decision) for r, _, decision in decisions], current)
     unselecting = [(r, query, known) for r, query, known in sources if _selects_none(r, known)]
     main = "" if rule.to.annotated else _main_name(decisions, service)
     names = {} if rule.to.annotated else _names(decisions, main, service, rule)
@@ -186,6 +187,7 @@ def translate(
         *contradictions,
         *_warnings(mirror, service),
         *_zone_warnings(decisions),
+        *unnamed,
         *_node_warnings(decisions, cluster_nodes),
         *(
             text
@@ -309,6 +311,41 @@ def _fate_of(
         ports,
         tuple([(a.family, _endpoint(a.text, ready, serving, terminating, zone, node_name, for_zone)) for a in found]),
     )
+
+
+def name_endpoints(decisions: Sequence[tuple[Rule, InstanceDecision]], current: Current | None) -> list[Reason]:
+    """Give the endpoints of all instances of a headless Service their hostnames; returns what is to be said about it.
+
+    What is left out for its health keeps its name for when it is back.
+    """
+    asking = [(rule, decision) for rule, decision in decisions if rule.to.hostname_from and decision.endpoints]
+    if not asking:
+        return []
+    service = current.service if current is not None else None
+    headless = service.headless if service is not None and portage.lives(service) else decisions[0][0].to.headless
+    if not headless:
+        return [Reason(Code.HOSTNAMES_UNUSED)]
+    claims = [
+        hostnames.Claim(
+            instance_name(decision.instance),
+            rule.to.hostname_from,
+            hostnames.value_of(decision.instance, rule.to.hostname_from),
+            decision.ports,
+            tuple((family, endpoint.address) for family, endpoint in decision.endpoints),
+        )
+        for rule, decision in asking
+    ]
+    missing: list[tuple[str, Reason]] = []
+    for claim, (_, decision), found in zip(claims, asking, hostnames.assign(claims, current), strict=True):
+        if isinstance(found, Reason):
+            decision.reason = decision.reason or found
+            missing.append((claim.name, found))
+        else:
+            decision.endpoints = tuple((family, replace(e, hostname=found)) for family, e in decision.endpoints)
+    if not missing:
+        return []
+    first, why = min(missing)
+    return [Reason(Code.HOSTNAMES_MISSING, count=len(missing), all=len(claims), first=first, why=why)]
 
 
 def _deselected(

@@ -151,13 +151,17 @@ def subsets(groups: Iterable[Group]) -> list[Json]:
         endpoints = [e for group in sorted(members, key=lambda g: g.family) for e in arranged(group.endpoints)]
         subset: Json = {}
         for key, ready in (("addresses", True), ("notReadyAddresses", False)):
-            if addresses := [{"ip": e.address} for e in endpoints if e.ready is ready]:
+            if addresses := [_address(e) for e in endpoints if e.ready is ready]:
                 subset[key] = addresses
         if subset:
             if port_set:
                 subset["ports"] = ports(port_set)
             encoded.append(subset)
     return encoded
+
+
+def _address(endpoint: Endpoint) -> Json:
+    return {"ip": endpoint.address, "hostname": endpoint.hostname} if endpoint.hostname else {"ip": endpoint.address}
 
 
 def slice_labels(body: SliceBody) -> dict[str, str]:
@@ -186,6 +190,8 @@ def _slice_entry(endpoint: Endpoint) -> Json:
         entry["zone"] = endpoint.zone
     if endpoint.node_name:
         entry["nodeName"] = endpoint.node_name
+    if endpoint.hostname:
+        entry["hostname"] = endpoint.hostname
     if endpoint.for_zone:
         entry["hints"] = {"forZones": [{"name": endpoint.for_zone}]}
     return entry
@@ -201,17 +207,22 @@ def arranged(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
 
 
 def plain(groups: Iterable[Group]) -> tuple[Group, ...]:
-    """What is left of groups in an Endpoints object, which knows addresses as ready or not and nothing more.
+    """What is left of groups in an Endpoints object, which knows addresses as ready or not, and hostnames.
 
     The same (family, ports) given twice becomes one group; empty groups vanish.
     """
-    merged: dict[tuple[Family, tuple[Port, ...]], dict[str, bool]] = {}
+    merged: dict[tuple[Family, tuple[Port, ...]], dict[str, tuple[bool, str]]] = {}
     for group in groups:
         found = merged.setdefault((group.family, tuple(sorted(group.ports))), {})
         for endpoint in group.endpoints:
-            found[endpoint.address] = endpoint.ready and found.get(endpoint.address, True)
+            ready, hostname = found.get(endpoint.address, (True, endpoint.hostname))
+            found[endpoint.address] = endpoint.ready and ready, hostname
     return tuple(
-        Group(family, port_set, arranged(Endpoint(a, ready, serving=ready) for a, ready in found.items()))
+        Group(
+            family,
+            port_set,
+            arranged(Endpoint(a, ready, serving=ready, hostname=hostname) for a, (ready, hostname) in found.items()),
+        )
         for (family, port_set), found in sorted(merged.items())
         if found
     )
@@ -332,9 +343,10 @@ def decode_endpoints(raw: object) -> CurrentEndpoints | None:
         port_set = tuple(sorted(_port(p) for p in _list(content.get("ports"))))
         for key, ready in (("addresses", True), ("notReadyAddresses", False)):
             for address in _list(content.get(key)):
-                ip = mapping(address).get("ip")
+                ip, hostname = mapping(address).get("ip"), intern(_text(mapping(address).get("hostname")))
                 if isinstance(ip, str) and ip:
-                    groups.append(Group(_family(ip), port_set, (Endpoint(intern(ip), ready, serving=ready),)))
+                    endpoint = Endpoint(intern(ip), ready, serving=ready, hostname=hostname)
+                    groups.append(Group(_family(ip), port_set, (endpoint,)))
     decoded = plain(groups)
     return CurrentEndpoints(meta=meta, groups=decoded, normalized=subsets(decoded) == stored)
 
@@ -366,6 +378,7 @@ def decode_slice(raw: object) -> CurrentSlice | None:
                 zone=intern(str(entry.get("zone") or "")),
                 node_name=intern(str(entry.get("nodeName") or "")),
                 for_zone=_for_zone(entry),
+                hostname=intern(_text(entry.get("hostname"))),
             )
             for address in _list(entry.get("addresses"))
             if isinstance(address, str)

@@ -211,7 +211,8 @@ def _explanation(explanation: Explanation, found: str, consul_ui: str) -> Html:
         f"{r.rule or 'rule'}: {r.why_not or 'mirrors it' + (f' at {r.target}' if r.target else '')}"
         for r in explanation.rules
     ]
-    heads = ("Instance", "Status", "Address", "Ports", "Should be", "Is", "Why")
+    hostname = ("Hostname",) if any(r.hostname for r in explanation.rows) else ()
+    heads = ("Instance", "Status", "Address", *hostname, "Ports", "Should be", "Is", "Why")
     sorted_rows = sorted(
         explanation.rows, key=lambda r: (r.disposition == r.kubernetes == "ready", _natural(r.instance))
     )
@@ -220,8 +221,9 @@ def _explanation(explanation: Explanation, found: str, consul_ui: str) -> Html:
             "tr",
             el("th", r.instance, scope="row"),
             *(el("td", value, el("small", more) if more else None, data_label=head) for head, value, more in (
-                ("Status", r.status, r.check), ("Address", r.address, r.chosen), ("Ports", r.ports, ""),
-                ("Should be", r.disposition, ""), ("Is", r.kubernetes, ""),
+                ("Status", r.status, r.check), ("Address", r.address, r.chosen),
+                *((h, r.hostname, "") for h in hostname),
+                ("Ports", r.ports, ""), ("Should be", r.disposition, ""), ("Is", r.kubernetes, ""),
             )),
             el("td", _why(r), _output(r), data_label="Why", data_reason=_code(r.reason)),
         )

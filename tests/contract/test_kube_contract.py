@@ -397,6 +397,9 @@ CONTENTS: dict[str, Body] = {
     "endpoints": endpoints(group(*ready("10.0.0.2", "10.0.0.10"), *down("10.0.0.1"))),
     "endpoints only not ready": endpoints(group(*down("10.0.0.1"))),
     "endpoints nameless port": endpoints(group(*ready("10.0.0.1"), ports=(Port("", 80),))),
+    "endpoints with hostnames": endpoints(
+        group(Endpoint("10.0.0.1", ready=True, hostname="vm1"), replace(down("10.0.0.2")[0], hostname="10"))
+    ),
     "endpoints without ports": endpoints(group(*ready("10.0.0.1"), *down("10.0.0.2"), ports=())),
     "endpoints on several ports": endpoints(
         group(*ready("10.0.0.1"), ports=(Port("http", 80),)), group(*ready("10.0.0.2"), ports=(Port("http", 81),))
@@ -407,7 +410,7 @@ CONTENTS: dict[str, Body] = {
     "slice": slice_of(
         "radosgw",
         group(
-            Endpoint("10.0.0.1", ready=True, zone="a", node_name="node-1"),
+            Endpoint("10.0.0.1", ready=True, zone="a", node_name="node-1", hostname="vm1"),
             Endpoint("10.0.0.2", ready=False, serving=True, terminating=True),
             Endpoint("10.0.0.3", ready=False, serving=False),
             ports=(HTTP, Port("metrics", 9100)),

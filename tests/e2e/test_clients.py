@@ -19,7 +19,7 @@ import yaml
 from tests.support.lab import Lab
 from tests.support.lab.build import binary
 from tests.support.lab.servers import CoreDns
-from tests.support.program import Daemon, environment
+from tests.support.program import Daemon, bridge, environment
 from tests.support.raw import SERVICES, RawConsul, RawKube
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -56,10 +56,10 @@ def mirrored(lab: Lab, consul: RawConsul, namespace: str, prefix: str, **to: Any
 
 
 @contextmanager
-def running(lab: Lab, namespace: str, rule: dict[str, Any]) -> Iterator[None]:
-    """`bridge run` with one rule."""
+def running(lab: Lab, namespace: str, *rules: dict[str, Any]) -> Iterator[None]:
+    """`bridge run` with these rules."""
     config = lab.folder / f"clients-{namespace}.yaml"
-    config.write_text(yaml.safe_dump({"rules": [rule]}))
+    config.write_text(yaml.safe_dump({"rules": list(rules)}))
     env = environment(lab.consul.address, lab.kubeconfig)
     daemon = Daemon(lab, f"clients-{namespace}", "--config", str(config), "--owner", namespace, env=env)
     daemon.start()
@@ -110,6 +110,54 @@ def test_coredns_answers_a_headless_name_with_the_ready_addresses(
         consul.flip(service, f"{prefix}vm-3", "passing")
         eventually(lambda: addresses(names, name), ["10.77.1.2", "10.77.1.3"], 30)
         eventually(lambda: places(names, f"_http._tcp.{name}"), [("10.77.1.2", 8081), ("10.77.1.3", 8080)], 30)
+
+
+def test_coredns_knows_each_endpoint_by_its_hostname(
+    lab: Lab, names: CoreDns, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
+) -> None:
+    """With every output, and for a user's headless Service, where peers have to find each other before they are ready;
+    of two nodes with one name the first keeps it."""
+    first, second, third = f"{prefix}VM_1.ams", f"{prefix}vm-1.fra", f"{prefix}vm-3"
+    for n, node, status in ((1, first, "passing"), (2, second, "passing"), (3, third, "critical")):
+        consul.register(f"{prefix}kafka", node, f"10.77.2.{n}", 9092, status=status)
+    kube.json("POST", SERVICES.format(namespace=namespace), {
+        "metadata": {"name": "zookeeper", "labels": {"consul-bridge/mirror": "true"}, "annotations": {
+            "consul-bridge/service": f"{prefix}kafka", "consul-bridge/hostname-from": "node",
+        }},
+        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "ports": [{"port": 9092}]},
+    })  # fmt: skip
+    rules = [
+        {
+            "services": [f"{prefix}kafka"], "continue": True,
+            "to": {"namespace": namespace, "name": output, "type": "Headless", "hostname_from": "node",
+                   "port_name": "broker", "output": output},
+        }
+        for output in OUTPUTS
+    ]  # fmt: skip
+    one, three = f"{prefix}vm-1", third
+
+    def known(service: str) -> list[list[str]]:
+        return [addresses(names, f"{host}.{service}.{namespace}.svc.cluster.local") for host in (one, three)]
+
+    def targets(service: str) -> list[str]:
+        found = ask(names, f"_broker._tcp.{service}.{namespace}.svc.cluster.local", "SRV").answer
+        return sorted(str(item.target).split(".")[0] for rrset in found for item in rrset)
+
+    with running(lab, namespace, *rules):
+        for service in OUTPUTS:
+            eventually(lambda s=service: known(s), [["10.77.2.1"], []], 30)
+            eventually(lambda s=service: targets(s), sorted([one, "10-77-2-2"]), 30)
+        eventually(lambda: known("zookeeper"), [["10.77.2.1"], ["10.77.2.3"]], 30)
+        consul.flip(f"{prefix}kafka", first, "critical")
+        consul.flip(f"{prefix}kafka", third, "passing")
+        for service in OUTPUTS:
+            eventually(lambda s=service: known(s), [[], ["10.77.2.3"]], 30)
+    env = environment(lab.consul.address, lab.kubeconfig)
+    flags = ("--config", str(lab.folder / f"clients-{namespace}.yaml"), "--owner", namespace)
+    told = bridge("explain", f"{prefix}kafka", *flags, "-o", "json", env=env)
+    rows = {row["instance"]: row for found in json.loads(told.stdout)["explanations"] for row in found["rows"]}
+    assert [rows[f"{node}/{prefix}kafka-{node}"]["hostname"] for node in (first, second)] == [one, ""]
+    assert bridge("sync", "--dry-run", "--exit-code", *flags, env=env).status == 0
 
 
 @pytest.mark.parametrize("output", OUTPUTS)

@@ -10,11 +10,12 @@ target. How lines are read:
   `http=8080` (a named port)
 - `Service default/web of somebody else, with a selector`: an object that stands there already; further manners are
   `an alias`, `ports http 80 and dns 53/UDP -> 5353`, `filled from radosgw` (the annotation of who asks for it),
-  `headless`, `without ports`, `publishing what is not ready`, `distributing PreferSameZone`
+  `with hostnames from node`, `headless`, `without ports`, `publishing what is not ready`, `distributing PreferSameZone`
 - `EndpointSlice default/web-x7k2p of endpointslice-controller.k8s.io, with 10.9.0.1:8080 ready`: a slice of the
   Service `web` that no bridge writes. Then `out_of_sync` says in what all slices together differ from what is wanted
 - `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`; those that
-  are published all the same `ready, not serving`; a hint says `, for zone a`, a datacenter as zone `, in zone fra`
+  are published all the same `ready, not serving`; a hint says `, for zone a`, a datacenter as zone `, in zone fra`, a
+  name in DNS `, hostname vm1`
 - `default/radosgw` under `held`: that it is held, for whatever reason
 - `web@fra` under `consul`: the service `web` of the datacenter fra, which is listed where a rule names it. Those that
   are `unreachable` answer nothing; `index went backwards` may name one
@@ -292,6 +293,8 @@ class Stage:
         for manner in manners:
             if manner.startswith("filled from "):
                 marks = ((annotated.MIRROR, "true"), (annotated.SERVICE, manner.removeprefix("filled from ")))
+            elif manner.startswith("with hostnames from "):
+                marks = (*marks, (annotated.HOSTNAME_FROM, manner.removeprefix("with hostnames from ")))
             elif manner.startswith("ports "):
                 said = [_service_port(text) for text in manner.removeprefix("ports ").split(" and ")]
                 ports, targets = tuple(p for p, _ in said), tuple(t for _, t in said)
@@ -344,6 +347,7 @@ class Stage:
             + (", terminating" if e.terminating else "")
             + (f", in zone {e.zone}" if e.zone in OTHERS else "")
             + (f", for zone {e.for_zone}" if e.for_zone else "")
+            + (f", hostname {e.hostname}" if e.hostname else "")
             for g in groups
             for e in g.endpoints
         ]

@@ -105,6 +105,10 @@ MARKS = (
         "annotation", (annotated.OUTPUT,), "",
         "yours: what carries the addresses, `endpoints`, `endpointslices` or `both`",
     ),
+    Mark(
+        "annotation", (annotated.HOSTNAME_FROM,), "node",
+        "yours, on a headless one: endpoints get the names of their Consul nodes as hostnames in DNS",
+    ),
     Mark("annotation", (ownership.ADOPT,), "true", "yours, on an object without an owner: the bridge may take it over"),
     Mark(
         "label", (ownership.CATALOG_SYNC_LABEL,), "true",

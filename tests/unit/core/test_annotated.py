@@ -118,6 +118,11 @@ def test_an_annotation_chooses_what_carries_the_addresses(text: str, output: Out
                 "both: it is taken as both",
             ),
         ),
+        ({"hostname-from": " node "}, ()),
+        (
+            {"hostname-from": "meta:secret"},
+            ("the annotation consul-bridge/hostname-from is 'meta:secret' and not node: endpoints get no hostnames",),
+        ),
         (
             {"tags": " , "},
             ("the annotation consul-bridge/tags is ' , ' and names no tag: instances with any tags are taken",),
@@ -133,7 +138,8 @@ def test_an_annotation_chooses_what_carries_the_addresses(text: str, output: Out
             ("unknown to the bridge, so without effect: consul-bridge/a, consul-bridge/b, consul-bridge/c and 2 more",),
         ),
     ],
-    ids=["output", "tags", "blank", "all that there are", "unknown ones", "many unknown ones"],
+    ids=["output", "hostnames", "hostnames of meta", "tags", "blank", "all that there are",
+         "unknown ones", "many unknown ones"],
 )  # fmt: skip
 def test_what_is_not_understood_is_said(marks: dict[str, str], warnings: tuple[str, ...]) -> None:
     """It is filled all the same, as if that had not been set."""

@@ -115,8 +115,8 @@ def test_endpoints_are_sorted_as_numbers() -> None:
         ),
         (
             Endpoint("10.0.0.1", True, zone="b"),
-            Endpoint("10.0.0.1", True, zone="a", node_name="n"),
-            Endpoint("10.0.0.1", True, zone="a", node_name="n"),
+            Endpoint("10.0.0.1", True, zone="a", node_name="n", hostname="h"),
+            Endpoint("10.0.0.1", True, zone="a", node_name="n", hostname="h"),
         ),
     ],
 )
@@ -133,6 +133,8 @@ def test_endpoints_objects_hold_readiness_and_nothing_more() -> None:
     assert normalize.without_conditions([group(*ready("10.0.0.1"), drained)]) == (simple,)
     assert normalize.without_conditions([simple])[0] is simple
     assert normalize.without_conditions([group(Endpoint("10.0.0.1", True, zone="a"), *down("10.0.0.2"))]) == (simple,)
+    named = group(Endpoint("10.0.0.1", True, hostname="vm1"))
+    assert normalize.without_conditions([group(Endpoint("10.0.0.1", True, zone="a", hostname="vm1"))]) == (named,)
 
 
 @pytest.mark.parametrize(

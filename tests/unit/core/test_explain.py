@@ -253,6 +253,20 @@ def test_what_a_service_that_shares_the_target_accounts_for_is_no_riddle() -> No
     assert shown.unaccounted == ("10.0.0.3:8080 ready",)
 
 
+def test_hostnames_are_told_and_why_an_instance_has_none() -> None:
+    """As the plan gives them: what shares the target counts as well."""
+    named = replace(rule(headless=True, hostname_from="node"), services=("rados*",))
+    here = (instance(node="vm1"), instance("10.0.0.2", node="vm2.b"), instance("10.0.0.3", node="vm3"))
+    beside = Known((instance("10.0.0.4", node="vm2.a"),))
+    shown = explain("radosgw", "dc1", tags=set(), rules=[named], knowledge=Known(here), beside=[(named, beside)])
+    assert [(row.hostname, row.reason) for row in shown.rows] == [
+        ("vm1", ""),
+        ("", "it has no hostname: vm2 is that of vm2.a/id-10.0.0.4-8080, which has another address"),
+        ("vm3", ""),
+    ]
+    assert shown.reasons == ("hostname_taken",)
+
+
 def test_what_is_left_of_a_service_that_is_gone_is_explained_where_it_stands() -> None:
     """Only Kubernetes still knows the place; the rules (here: none that selects it) say nothing of it."""
     standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))

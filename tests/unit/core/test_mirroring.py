@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,9 +63,14 @@ def many(count: int, *ports: Port, family: Family = Family.IPV4) -> Group:
             ],
             "10.0.0.1 is ready on port 80 in one subset and not in another, so it takes it as not ready",
         ),
+        (
+            [group(replace(ready("10.0.0.1")[0], hostname=n), ports=(Port(n or "x", 1),)) for n in ("vm1", "", "vm1")],
+            "it gives an address one hostname, and 10.0.0.1 has vm1 and none in different subsets",
+        ),
     ],
     ids=["nothing", "one group", "two VMs", "one of two is sick", "two on one VM", "six on two VMs",
-         "two dead beside live ones", "a thousand", "more", "both families", "two sets", "contradiction"],
+         "two dead beside live ones", "a thousand", "more", "both families", "two sets", "contradiction",
+         "two hostnames"],
 )  # fmt: skip
 def test_what_the_mirror_cannot_carry(groups: list[Group], words: str) -> None:
     """Two ports of one name on the same addresses; more than a thousand; ready and not ready on one port."""
@@ -81,6 +87,12 @@ def test_a_port_with_an_application_protocol_is_another_in_each_subset() -> None
     ]
     assert found[0] == (group(*ready("10.0.0.1"), ports=tuple(plain)),)
     assert isinstance(found[1], Refused)
+
+
+def test_hostnames_are_mirrored() -> None:
+    """Each address with its own."""
+    named = group(*(replace(e, hostname=f"vm{n}") for n, e in enumerate(ready("10.0.0.1", "10.0.0.2"))))
+    assert slices_of([named]) == (named,)
 
 
 def test_what_is_beyond_the_limit_are_the_last_addresses_and_first_those_that_are_not_ready() -> None:

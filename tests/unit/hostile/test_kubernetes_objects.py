@@ -34,7 +34,8 @@ MARKS = st.dictionaries(
         st.sampled_from([
             "app.kubernetes.io/managed-by", "consul-bridge/owner", "consul-bridge/mirror", "consul-bridge/service",
             "consul-bridge/datacenter", "consul-bridge/tags", "consul-bridge/filter", "consul-bridge/output",
-            "consul-bridge/adopt", "kubernetes.io/service-name", "endpointslice.kubernetes.io/managed-by", "consul",
+            "consul-bridge/adopt", "consul-bridge/hostname-from", "kubernetes.io/service-name",
+            "endpointslice.kubernetes.io/managed-by", "consul",
         ]),
         TEXTS,
     ),

@@ -136,11 +136,11 @@ def test_no_groups_no_subsets() -> None:
 
 
 def test_a_slice_says_every_condition_and_carries_its_two_labels() -> None:
-    """ready, serving and terminating always; zone and nodeName only when known; never a hostname or hints."""
+    """ready, serving and terminating always; zone, nodeName and hostname only when there is one; no hints."""
     body = slice_of(
         "radosgw",
         group(
-            Endpoint("10.0.0.2", ready=False, serving=True, terminating=True, zone="a", node_name="n1"),
+            Endpoint("10.0.0.2", ready=False, serving=True, terminating=True, zone="a", node_name="n1", hostname="h"),
             *ready("10.0.0.1"),
         ),
     )
@@ -157,6 +157,7 @@ def test_a_slice_says_every_condition_and_carries_its_two_labels() -> None:
             "conditions": {"ready": False, "serving": True, "terminating": True},
             "zone": "a",
             "nodeName": "n1",
+            "hostname": "h",
         },
     ]
 
@@ -358,7 +359,8 @@ def subset(**content: Any) -> dict[str, Any]:
         (subset(addresses=[{"ip": "10.0.0.2"}, {"ip": "10.0.0.1"}]), False),
         (subset(addresses=[{"ip": "10.0.0.1"}, {"ip": "10.0.0.1"}]), False),
         (subset(addresses=[{"ip": "10.0.0.1"}], notReadyAddresses=[{"ip": "10.0.0.1"}]), False),
-        (subset(addresses=[{"ip": "10.0.0.1", "hostname": "h"}]), False),
+        (subset(addresses=[{"ip": "10.0.0.1", "nodeName": "n"}]), False),
+        (subset(addresses=[{"ip": "10.0.0.1", "hostname": "h"}]), True),
         (subset(addresses=[{"ip": "fd00::1"}, {"ip": "10.0.0.1"}]), False),
         (subset(), False),
         ({"metadata": {"name": "x"}}, True),
@@ -479,9 +481,9 @@ def test_endpoints_survive_the_way_there_and_back(found: tuple[Group, ...], shuf
 @settings(deadline=None)
 @given(found=groups().filter(bool), flags=st.lists(st.booleans(), min_size=2, max_size=2))
 def test_slices_survive_the_way_there_and_back(found: tuple[Group, ...], flags: list[bool]) -> None:
-    """Each condition, the zone and the node come back."""
+    """Each condition, the zone, the node and the hostname come back."""
     members = tuple(
-        replace(e, serving=e.ready or flags[0], terminating=flags[1], zone="z", node_name="n")
+        replace(e, serving=e.ready or flags[0], terminating=flags[1], zone="z", node_name="n", hostname="h")
         for e in found[0].endpoints
     )
     wanted = replace(found[0], endpoints=members)

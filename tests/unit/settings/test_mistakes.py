@@ -95,6 +95,9 @@ def mistake(tmp_path: Path, text: str) -> str:
         ("rules:\n- to: {port_name: My_Port}\n", "rules[0].to.port_name: 'My_Port' must be a DNS label"),
         ("rules:\n- to: {protocol_from: {udp: UDP}}\n", "must be tag:TAG or meta:KEY=VALUE"),
         ("rules:\n- to: {protocol_from: {'tag:udp': QUIC}}\n", "'QUIC' must be one of TCP, UDP, SCTP"),
+        ("rules:\n- to: {type: Headless, hostname_from: tag:x}\n", "F:2:39: rules[0].to.hostname_from: 'tag:x' must"),
+        ("rules:\n- to: {hostname_from: node, type: ClusterIP}\n", "F:2:23: rules[0].to.hostname_from: 'node' needs"),
+        ("rules:\n- to: {hostname_from: node}\n", "needs `type: Headless`: DNS has names of single endpoints for h"),
         ("rules:\n- to: {type: NodePorts}\n", "must be one of ClusterIP, NodePort, LoadBalancer, Headless"),
         (
             "rules:\n- to: {output: endpoint}\n",
