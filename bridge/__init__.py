@@ -1,11 +1,17 @@
 """Keeps Kubernetes EndpointSlices and Endpoints equal to what Consul knows about services on VMs.
 
-The way of one service through the code: `consul.datacenter` sees a change and hands over a view;
-`controller.consul_side` puts it into `core.state`, what is known of Consul, and its target into the queue;
-`controller.workers` takes it out, has `core.reconcile` make a plan of what is known of both sides (its docstring is the
-recipe), and `kube.writer` write the difference. `controller.parts` puts these together. `bridge sync` (`oneshot.sync`)
-is the same for everything at once, `bridge status` and `bridge explain` (`oneshot.inspection`) stop before the writing,
-and the scenarios of the tests run it on values. `cli` builds it all.
+A change of one service takes this way through the code:
+
+1. `consul.datacenter` waits in blocking queries and passes each new view to its listener.
+2. The listener, `controller.consul_side`, stores the view in `core.state` and puts the targets that depend on it (a
+   target is a namespace and a name in Kubernetes) into `controller.workqueue`.
+3. `controller.workers` takes a target, has `core.reconcile` make a plan (its docstring is the recipe), and lets
+   `kube.writer` write the difference.
+
+`controller.parts` connects these. `bridge sync` (`oneshot.sync`) does the same once for all targets; `bridge status`
+and `bridge explain` (`oneshot.inspection`) stop before the writing; the tests' scenarios run the recipe on values.
+`cli` has one module for each command. docs/architecture.md says more, and where to add an output, a setting or a
+reason.
 """
 
 __version__ = "0.1.0"

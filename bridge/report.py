@@ -1,4 +1,4 @@
-"""What came of a pass, as data: the engine says it, `render` prints it, `observe` counts it.
+"""The result of a pass, as data: the controller or a command makes it, `render` prints it, `telemetry` counts it.
 
 An `Outcome` is about one target, a `Report` about all of them. Both are pure: no clock, no I/O, no client library.
 Every list in a report is sorted, so that two passes over the same state print the same bytes.
@@ -537,10 +537,10 @@ def hold_text(held: Held) -> str:
 
 
 class Observer(Protocol):
-    """What the engine tells logs and metrics. Called from any thread; must be quick and must not raise."""
+    """What the controller reports to logs and metrics. Called from any thread; must be quick and must not raise."""
 
     def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
-        """A target was worked on. `lag_seconds`: from Consul's answer to the write's answer, None for other causes."""
+        """A target was reconciled. `lag_seconds`: from Consul's answer to the write's answer, None for other causes."""
 
     def consul(self, datacenter: str, up: bool, reason: str) -> None:
         """A datacenter can, or (with the reason) cannot be asked. Said again and again: only a change is news."""

@@ -1,6 +1,6 @@
-"""What the catalog says of Consul goes into `ConsulState`, and the targets that it changes are scheduled.
+"""The catalog's listener: stores what Consul shows in `core.state.ConsulState` and schedules the targets it changes.
 
-And what is wanted of the catalog in return: exactly the services that some target needs.
+In return it subscribes the catalog to exactly the services that some target needs.
 """
 
 from __future__ import annotations

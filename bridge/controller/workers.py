@@ -1,7 +1,7 @@
-"""What happens to a target that is taken out of the queue: plan it, write what differs, tell what came of it.
+"""Works on targets from the queue: plan a target, write what differs, report the outcome.
 
-`Workers.reconcile` is the whole way, `ChangeWriter` its one step that touches Kubernetes. The plan is made by
-`core.reconcile`, from full state: what has changed is not passed on, only that something has.
+`Workers.reconcile` has all the steps; `ChangeWriter` is the one that touches Kubernetes. `pipeline.reconciler` makes
+the plan with `core.reconcile`, always from full state: the queue says that something changed, never what.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bridge.report import Observer, Outcome
 from bridge.threads import Failed, guarded
 
 MIRRORED_SECONDS = 1.0
-"""How often it is looked whether the control plane has mirrored what our own slices still carry."""
+"""While our own slices stay only until the control plane has mirrored the Endpoints: how often that is checked."""
 
 MAX_INLINE_WRITES = 4
 """A watch writes itself while fewer targets than this are in progress: in a burst the queue decides the order."""
@@ -110,7 +110,7 @@ class ChangeWriter:
 
 
 class Workers:
-    """Works on targets, in as many threads as call `run`, and in those that lend themselves for one target."""
+    """Works on targets, in as many threads as call `run`, and in watch threads that call `run_inline`."""
 
     def __init__(
         self,
@@ -150,21 +150,21 @@ class Workers:
             self._finish(target)
 
     def run_inline(self, target: Target, lend: InlineExecutor) -> bool:
-        """Have the calling thread work on `target`, if nothing else is to be done; False: it must be queued."""
+        """Work on `target` in the calling thread (through `lend`) if no other work is due; False: it must be queued."""
         if not self._writer.free or not self._queue.claim(target, MAX_INLINE_WRITES):
             return False
         lend(partial(guarded, partial(self._finish, target), self._failed))
         return True
 
     def _finish(self, target: Target) -> None:
-        """Work on what was taken out of the queue, and give it back."""
+        """Work on a target that was taken out of the queue, and return it."""
         try:
             self.reconcile(target)
         finally:
             self._queue.done(target)
 
     def reconcile(self, target: Target) -> None:
-        """Make `target` in Kubernetes what Consul says it is."""
+        """Make the objects at `target` equal to what Consul says."""
         pending = self._pending.take(target)
         plan = self._reconciler.plan(target)
         if plan is None:
@@ -186,7 +186,7 @@ class Workers:
             self._settle(outcome, pending)
 
     def _stand_by(self, outcome: Outcome, pending: PendingChange) -> None:
-        """Another replica writes this target: remember what is to be done, in case that it is ours one day."""
+        """Another replica writes this target: keep the plan, in case this replica takes the shard over."""
         target = outcome.plan.target
         waiting = Outcome(outcome.plan, outcome.applied)
         before = self._results.record(waiting)
@@ -199,7 +199,7 @@ class Workers:
             self._queue.add(target)
 
     def _can_wait(self, plan: Plan) -> bool:
-        """Whether this leaves a service without ready endpoints while other work is due: once, it goes to the end."""
+        """Whether to postpone a plan that leaves no ready endpoint, once, because other work is due."""
         if plan.target in self._deferred:
             self._deferred.discard(plan.target)
             return False
@@ -209,7 +209,7 @@ class Workers:
         return False
 
     def _settle(self, outcome: Outcome, pending: PendingChange) -> None:
-        """Remember how it went and ask for what is still to be done."""
+        """Record the outcome and schedule what is still to be done."""
         target, since = outcome.plan.target, pending.since
         before = self._results.record(outcome)
         if not outcome.failures:
@@ -239,7 +239,7 @@ class Workers:
 
 
 def _account(outcome: Outcome | None) -> tuple[object, ...]:
-    """What is to be said of a target although nothing was written; its end is news as well."""
+    """What is reported of a target although nothing was written, also when it ends."""
     if outcome is None:
         return ()
     plan = outcome.plan

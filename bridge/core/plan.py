@@ -118,11 +118,11 @@ def plan(
 ) -> Plan:
     """What has to be done at `target` so that it becomes `desired` (None: nothing of ours).
 
-    `unsubscribed`: a user no longer wants what we filled for them, or wants something else: it is not lost when it
-    goes. `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the Endpoints
-    carry everything; without `delete` slices that are not needed are emptied. `released`: when a forced pass let go
-    what this target loses (`release`). `installation` is our own, where it is known: a target that another one wrote
-    does not go as a whole, unless by `force` (`core.installation`).
+    `dismissed`: a user no longer wants what we filled for them, or wants something else: the guard does not count it as
+    a loss. `slices_forbidden`: the verbs on EndpointSlices that we lack there. Without `create` or `patch` the
+    Endpoints carry everything; without `delete` slices that are not needed are emptied. `released`: when a forced pass
+    let go what this target loses (`release`). `installation` is our own, where it is known: a target that another one
+    wrote does not go as a whole, unless by `force` (`core.installation`).
     """
     draft = _Draft(target, owner, policy, adopt, warnings=list(warnings), missing=tuple(slices_forbidden))
     strangers = () if force or dismissed else tuple(installations.others(current, owner, installation))

@@ -59,7 +59,7 @@ class Writer(Protocol):
 
 
 class Reconciler:
-    """Makes the plans of targets. Thread-safe: `lock` guards the world and the guard."""
+    """Makes the plans of targets. Thread-safe: `lock` protects `world` (what is known of Consul) and the guard."""
 
     def __init__(
         self,
