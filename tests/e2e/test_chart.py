@@ -483,7 +483,7 @@ EFFECTS: dict[str, tuple[str, Look, Any]] = {
     "commonLabels": ("daemon", everywhere("labels", "cost"), {"7"}),
     "commonAnnotations": ("daemon", everywhere("annotations", "owner"), {"sre"}),
     "podLabels": ("daemon", lambda r: r.template["metadata"]["labels"].get("mesh"), "off"),
-    "podAnnotations": ("daemon", lambda r: r.template["metadata"].get("annotations"), {"inject": "false"}),
+    "podAnnotations": ("daemon", lambda r: r.template["metadata"]["annotations"].get("inject"), "false"),
     "config": ("daemon", lambda r: yaml.safe_load(manifests.configuration([*without_hooks(r)])), CONFIG),
     "existingConfigMap": ("other", lambda r: r.volume("config")["configMap"]["name"], "mine"),
     "output": ("narrow", at("Role", "rules", 2, "verbs", name=manifests.NAME), ["list", "watch"]),
