@@ -653,7 +653,9 @@ def test_what_several_values_do_together(releases: dict[str, Release]) -> None:
         assert daemon.at(kind, "spec", path) == {"matchLabels": selector}
     (spread,) = daemon.spec["topologySpreadConstraints"]
     assert spread["labelSelector"] == {"matchLabels": selector}
-    assert daemon.template["metadata"]["labels"] == {**selector, "cost": "7", "mesh": "off"}
+    assert daemon.template["metadata"]["labels"] == {
+        **selector, "cost": "7", "mesh": "off", "sidecar.istio.io/inject": "false",
+    }  # fmt: skip
     # the pod of `helm test` is like the others, and none of what finds those finds it
     for release in (daemon, cron, other):
         pod = next(found for found in release.objects if is_hook(found))

@@ -172,7 +172,7 @@ def test_marks_of_other_controllers_stay_and_cost_no_write(
     marked = mark()
     summary = sync(lab, tmp_path, namespace, rules).json["summary"]
     assert (summary["unchanged"], summary["update"], summary["conflicts"]) == (3, 0, 0)
-    assert [row["state"] for row in sync(lab, tmp_path, namespace, rules, "status").json["services"]] == ["in sync"]
+    assert [row["state"] for row in sync(lab, tmp_path, namespace, rules, "status").json["services"]] == ["in_sync"]
     consul.register(f"{prefix}web", f"{prefix}vm-2", "10.77.6.2", 80)
     assert sync(lab, tmp_path, namespace, rules).json["summary"]["update"] == 2
     wanted = {key: value for pair in MARKS.values() for marks in pair for key, value in marks.items()}
@@ -198,7 +198,7 @@ def test_a_service_that_argo_cd_keeps_is_filled_and_what_fills_it_carries_none_o
         },
     }  # fmt: skip
     kube.apply(path, git, "argocd-controller")
-    grants = {"annotated": [{"services": [f"{prefix}*"], "namespaces": [namespace]}]}
+    grants: Json = {"annotated": [{"services": [f"{prefix}*"], "namespaces": [namespace]}]}
     assert sync(lab, tmp_path, namespace, [], **grants).json["summary"]["create"] == 2
     assert mirrored(kube, namespace) == {"web": ["10.77.6.1:80 ready"]}
     before = stored(kube, namespace, "web")
