@@ -23,7 +23,7 @@ from bridge.core.service_state import ServiceRow
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.interpreter import short_switch_interval
 from bridge.pipeline.scope import never_used
-from bridge.report import Observer
+from bridge.telemetry.events import Observer
 
 WATCH_SECONDS = 1.0
 """How often the settings file is compared: a ConfigMap is updated by swapping links, which no file event survives."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from bridge.core.model import (
     Action,
@@ -531,101 +531,3 @@ def _collect(groups: Iterable[Group], into: dict[str, set[int]]) -> None:
 def hold_text(held: Held) -> str:
     """A hold in a few words, where the whole reason stands elsewhere: `12 ready endpoints kept: Consul was rebuilt`."""
     return f"{held.endpoints} ready endpoint{'s' if held.endpoints != 1 else ''} kept: {Reason(held.cause)}"
-
-
-# --------------------------------------------------------------------------- who is told
-
-
-class Observer(Protocol):
-    """What the controller reports to logs and metrics. Called from any thread; must be quick and must not raise."""
-
-    def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
-        """A target was reconciled. `lag_seconds`: from Consul's answer to the write's answer, None for other causes."""
-
-    def consul(self, datacenter: str, up: bool, reason: str) -> None:
-        """A datacenter can, or (with the reason) cannot be asked. Said again and again: only a change is news."""
-
-    def kubernetes(self, up: bool, reason: str) -> None:
-        """The API server can, or (with the reason) cannot be used. Said again and again."""
-
-    def held(self, held: tuple[Held, ...]) -> None:
-        """Everything that the guard holds now. Said again and again."""
-
-    def leading(self, shards: frozenset[int], of: int) -> None:
-        """These shards of `of` are ours to write now. Said when it changes, and only where leaders are elected."""
-
-    def service_read_errors(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
-        """Every service that could not be read when it was last tried, with the reason. Said again and again.
-
-        `annotated`: those that only people's Services ask for.
-        """
-
-    def warned(self, warnings: tuple[str, ...]) -> None:
-        """What works, and the operator ought to know of. Said again and again."""
-
-    def unreadable(self, namespaces: Mapping[str, str]) -> None:
-        """Every namespace that we may not list, with the reason: nothing is done there. Said again and again."""
-
-    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
-        """Every namespace where EndpointSlices may not be written, and the missing rights. Said again and again."""
-
-    def conflicting_writer(self, reason: str) -> None:
-        """Another process writes what is ours, and why we think so ("": none does). Said again and again."""
-
-    def streaming_mismatch(self, query: Query, reason: str) -> None:
-        """Consul showed a service to a query that waited otherwise than its catalog has it. Said once for each."""
-
-    def server_warning(self, text: str) -> None:
-        """The API server sent a warning, or a connection to it is not what it should be. Each text is said once."""
-
-    def credentials(self, trouble: str) -> None:
-        """Credentials for the API server cannot be renewed; the old ones are in use ("": all is well). Said again."""
-
-    def pass_done(self, duration_seconds: float, report: Report) -> None:
-        """A full pass is done: the report covers every target."""
-
-
-class NullObserver:
-    """Listens to nothing."""
-
-    def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
-        """Ignored."""
-
-    def consul(self, datacenter: str, up: bool, reason: str) -> None:
-        """Ignored."""
-
-    def kubernetes(self, up: bool, reason: str) -> None:
-        """Ignored."""
-
-    def held(self, held: tuple[Held, ...]) -> None:
-        """Ignored."""
-
-    def leading(self, shards: frozenset[int], of: int) -> None:
-        """Ignored."""
-
-    def service_read_errors(self, unread: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
-        """Ignored."""
-
-    def warned(self, warnings: tuple[str, ...]) -> None:
-        """Ignored."""
-
-    def unreadable(self, namespaces: Mapping[str, str]) -> None:
-        """Ignored."""
-
-    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
-        """Ignored."""
-
-    def conflicting_writer(self, reason: str) -> None:
-        """Ignored."""
-
-    def streaming_mismatch(self, query: Query, reason: str) -> None:
-        """Ignored."""
-
-    def server_warning(self, text: str) -> None:
-        """Ignored."""
-
-    def credentials(self, trouble: str) -> None:
-        """Ignored."""
-
-    def pass_done(self, duration_seconds: float, report: Report) -> None:
-        """Ignored."""

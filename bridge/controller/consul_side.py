@@ -13,17 +13,18 @@ from bridge.consul.subscriptions import InlineExecutor
 from bridge.controller.kubernetes_events import KubernetesEventObserver
 from bridge.controller.pending_changes import PendingChanges
 from bridge.controller.scheduler import Scheduler
+from bridge.controller.state_changes import StateChanges
 from bridge.controller.workers import Workers
 from bridge.core.model import Knowledge, Listing, Query, Scope, Target, Unknown
 from bridge.pipeline.reconciler import Reconciler
-from bridge.report import Observer
+from bridge.telemetry.events import Observer, StreamingMismatch
 
 
 class ConsulHealth:
     """Which datacenters cannot be asked, and why. Any thread."""
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    def __init__(self, states: StateChanges) -> None:
+        self._states = states
         self.unreachable: dict[str, str] = {}
 
     def report(self, datacenter: str, reason: str | None) -> None:
@@ -32,7 +33,7 @@ class ConsulHealth:
             self.unreachable.pop(datacenter, None)
         else:
             self.unreachable[datacenter] = reason
-        self._observer.consul(datacenter, reason is None, reason or "")
+        self._states.consul(datacenter, reason is None, reason or "")
 
     def answers(self, datacenters: Collection[str]) -> bool:
         """Whether one of these can be asked."""
@@ -109,7 +110,7 @@ class ConsulSide:
 
     def on_mismatch(self, query: Query, reason: str) -> None:
         """Consul's streaming backend showed a service otherwise than its catalog."""
-        self._observer.streaming_mismatch(query, reason)
+        self._observer.changed(StreamingMismatch(query, reason))
 
     # ------------------------------------------------------------------ a Consul that may have been rebuilt
 

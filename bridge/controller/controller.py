@@ -26,6 +26,7 @@ from bridge.controller.consul_side import ConsulHealth
 from bridge.controller.health import remarks_of, starting
 from bridge.controller.options import RunOptions
 from bridge.controller.parts import Parts, build
+from bridge.controller.state_changes import StateChanges
 from bridge.core.explain import Explanation
 from bridge.core.model import ClusterNodes, Rule, Skipped, Target
 from bridge.core.service_state import ServiceRow
@@ -33,8 +34,10 @@ from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.nodes import cluster_nodes
 from bridge.pipeline.scope import anchored, datacenters_of, named_with, namespaces_of, spare_of
-from bridge.report import NullObserver, Observer, build_report
+from bridge.report import build_report
 from bridge.retry import call
+from bridge.telemetry.events import Observer, ServerWarning
+from bridge.telemetry.fan_out import FanOutObserver
 
 OWN_DATACENTER = "the agent's own"
 """What the datacenter is called in trouble before the agent has said its name."""
@@ -57,12 +60,13 @@ class Controller:
         self._kube = kube
         self._rules = tuple(rules)
         self._options = options
-        self._observer = observer or NullObserver()
+        self._observer = FanOutObserver(*(() if observer is None else (observer,)))
+        self._states = StateChanges(self._observer)
         self._clock = clock
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._fatal: BaseException | None = None
-        self._consul_health = ConsulHealth(self._observer)
+        self._consul_health = ConsulHealth(self._states)
         self._client: KubeClient | None = None
         self._waits_for = "not started"
         self.parts: Parts | None = None
@@ -72,7 +76,7 @@ class Controller:
 
     def run(self) -> None:
         """Mirror until `stop`. Raises what made the bridge end on its own (a bug, or settings that cannot work)."""
-        client = self._client = KubeClient(self._kube, self._observer.server_warning)
+        client = self._client = KubeClient(self._kube, lambda text: self._observer.changed(ServerWarning(text)))
         try:
             self.parts = self._build(client)
             self.parts.run()
@@ -111,6 +115,7 @@ class Controller:
             nodes=self._read_nodes(client),
             options=self._options,
             observer=self._observer,
+            states=self._states,
             consul_health=self._consul_health,
             stop=self._stop,
             wake=self._wake,
@@ -126,7 +131,7 @@ class Controller:
 
         def waits(error: BridgeError, _wait: float) -> None:
             self._waits_for = str(error)
-            self._observer.kubernetes(False, self._waits_for)
+            self._states.kubernetes(False, self._waits_for)
 
         return call(lambda: cluster_nodes(client, names), self._options.kube_retry, self._stop, on_retry=waits)
 

@@ -14,7 +14,8 @@ from bridge.controller.results import Results
 from bridge.controller.scheduler import Scheduler
 from bridge.kube.informer import Informer
 from bridge.pipeline.reconciler import Reconciler
-from bridge.report import Observer, Outcome, build_report
+from bridge.report import Outcome, build_report
+from bridge.telemetry.events import Observer
 
 
 class FullPasses:

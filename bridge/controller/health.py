@@ -1,4 +1,4 @@
-"""How the running bridge is: what readiness shows, and what observers are told again and again."""
+"""How the running bridge is: what readiness shows, and what of that is told."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bridge.controller.conflicting_writers import ConflictingWriters
 from bridge.controller.consul_side import ConsulHealth
 from bridge.controller.leadership import Leadership
 from bridge.controller.node_addresses import NodeAddresses
+from bridge.controller.state_changes import StateChanges
 from bridge.core.model import Rule
 from bridge.kube.client import UNVERIFIED, KubeClient
 from bridge.kube.informer import Informer
 from bridge.kube.namespaces import NamespaceLabels
 from bridge.pipeline.reconciler import Reconciler
 from bridge.pipeline.slice_rights import SliceRights
-from bridge.report import Observer
 
 
 class Health:
@@ -77,24 +77,24 @@ class Health:
         elected = leadership is None or leadership["error"] is None
         return first_pass_done and not self._consul_health.unreachable and kubernetes is None and elected, detail
 
-    def tell(self, observer: Observer) -> None:
-        """All of it, to those who make logs and metrics of it."""
+    def tell(self, states: StateChanges) -> None:
+        """All of it, as it is now."""
         reason = self.kubernetes()
-        observer.kubernetes(reason is None, reason or "")
+        states.kubernetes(reason is None, reason or "")
         with self._reconciler.lock:
             held = self._reconciler.guard.active()
-        observer.held(held)
+        states.held(held, self._leadership.leads)
         errors = self._reconciler.read_errors()
         with self._reconciler.lock:
             annotated = self._reconciler.world.asked_by_annotation_alone(errors)
             idle = self._reconciler.world.unused_rules()
-        observer.service_read_errors(errors, annotated)
+        states.service_read_errors(errors, annotated)
         labels = self._labels_trouble()
-        observer.warned((*self._catalog.warnings(), *labels, *(unused_rule_text(*found) for found in idle)))
-        observer.unreadable(dict(self._reconciler.unreadable))
-        observer.slices_forbidden(self._slice_rights.forbidden())
-        observer.conflicting_writer(self._conflicting_writer())
-        observer.credentials(self._client.trouble)
+        states.warned((*self._catalog.warnings(), *labels, *(unused_rule_text(*found) for found in idle)))
+        states.unreadable(dict(self._reconciler.unreadable))
+        states.slices_forbidden(self._slice_rights.forbidden())
+        states.conflicting_writer(self._conflicting_writer())
+        states.credentials(self._client.trouble)
 
     def _conflicting_writer(self) -> str:
         return self._leadership.conflicting_writer() or self._conflicting.reason()

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
-from bridge.core.model import UNADDRESSABLE, Action, Current, Held, Kind, Knowledge, Query, Target, Unknown
+from bridge.core.model import UNADDRESSABLE, Action, Current, Kind, Knowledge, Query, Target, Unknown
 from bridge.core.reasons import codes_of
 from bridge.core.told import Told
 from bridge.errors import PermanentError
 from bridge.kube.events import About, Event
-from bridge.report import NullObserver, Outcome, Report
+from bridge.report import Outcome, Report
+from bridge.telemetry.events import HoldsChanged, StateEvent
 
 REASONS: Mapping[str, tuple[Literal["Normal", "Warning"], str]] = {
     "Mirrored": ("Normal", "a Service or its Endpoints were created or removed"),
@@ -39,7 +40,7 @@ class Recorder(Protocol):
     def record(self, event: Event) -> None: ...
 
 
-class KubernetesEventObserver(NullObserver):
+class KubernetesEventObserver:
     """An observer that records Events. `current` gives the objects at a target, `leads` whether we write it."""
 
     def __init__(
@@ -56,7 +57,6 @@ class KubernetesEventObserver(NullObserver):
         self._lock = threading.Lock()
         self._clock = clock
         self._told = Told()
-        self._held: dict[Target, Held] = {}
         self._refused: dict[Query, tuple[str, tuple[Target, ...]]] = {}
 
     def outcome(self, outcome: Outcome, _lag_seconds: float | None) -> None:
@@ -88,16 +88,12 @@ class KubernetesEventObserver(NullObserver):
                 self._say(target, Kind.SERVICE, "ReadFailed", "")
         self._say_refused()
 
-    def held(self, held: tuple[Held, ...]) -> None:
+    def changed(self, event: StateEvent) -> None:
         """Holds that came and went."""
-        now = {h.target: h for h in held if self._leads(h.target)}
-        with self._lock:
-            before, self._held = self._held, now
-        for target, hold in now.items():
-            if target not in before:
-                self._record(target, Kind.SERVICE, "Held", hold.reason, (hold.cause.value,))
-        for target in before.keys() - now.keys():
-            if self._leads(target):
+        if isinstance(event, HoldsChanged):
+            for hold in event.ours_began:
+                self._record(hold.target, Kind.SERVICE, "Held", hold.reason, (hold.cause.value,))
+            for target in event.ours_ended:
                 self._record(target, Kind.SERVICE, "HoldEnded", "nothing is held any more")
 
     def pass_done(self, _duration_seconds: float, report: Report) -> None:

@@ -10,7 +10,8 @@ from bridge.core.model import Plan, Target
 from bridge.core.reconcile import names_at
 from bridge.kube.informer import Informer
 from bridge.pipeline.reconciler import Reconciler
-from bridge.report import Observer, Outcome
+from bridge.report import Outcome
+from bridge.telemetry.events import Observer
 
 
 class OwnedTargets:

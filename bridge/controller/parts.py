@@ -31,6 +31,7 @@ from bridge.controller.results import Results
 from bridge.controller.run_status import RunStatus
 from bridge.controller.scheduler import Scheduler
 from bridge.controller.shards import HeldShards, WriteProbe
+from bridge.controller.state_changes import StateChanges
 from bridge.controller.status_view import StatusView
 from bridge.controller.supervisor import FirstRead, Supervisor
 from bridge.controller.workers import ChangeWriter, Workers
@@ -50,7 +51,6 @@ from bridge.pipeline.reconciler import Reconciler
 from bridge.pipeline.scope import namespaces_of, spare_of
 from bridge.pipeline.settling import SETTLING_SECONDS, Settling
 from bridge.pipeline.slice_rights import slice_rights
-from bridge.report import Observer
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.threads import Failed, guarded_thread
 
@@ -112,7 +112,8 @@ def build(
     datacenters: Sequence[str],
     nodes: ClusterNodes,
     options: RunOptions,
-    observer: Observer,
+    observer: FanOutObserver,
+    states: StateChanges,
     consul_health: ConsulHealth,
     stop: threading.Event,
     wake: threading.Event,
@@ -171,7 +172,7 @@ def build(
         if recorder is not None:
             made.callback(recorder.close)
             kubernetes_events = KubernetesEventObserver(recorder, current=informer.current, leads=leadership.leads)
-            observer = FanOutObserver(observer, kubernetes_events)
+            observer.add(kubernetes_events)
 
         # planning
         resolver: Resolver[Target] = Resolver(
@@ -314,7 +315,7 @@ def build(
                 subscriptions=subscriptions,
                 reconciler=reconciler,
                 health=health,
-                observer=observer,
+                states=states,
                 stop=stop,
                 clock=clock,
             ),
@@ -328,7 +329,7 @@ def build(
             shards=shards,
             probe=probe,
             results=results,
-            tell=lambda: health.tell(observer),
+            tell=lambda: health.tell(states),
             stop=stop,
             wake=wake,
             clock=clock,

@@ -10,7 +10,7 @@ from bridge.controller.circuit_breaker import CircuitBreaker
 from bridge.controller.conflicting_writers import ConflictingWriters
 from bridge.errors import BridgeError
 from bridge.kube.client import KubeClient
-from bridge.report import Observer
+from bridge.telemetry.events import LeadingChanged, Observer
 
 WRITING_SECONDS = 5.0
 """How often a replica whose writes were not answered, and that leads nothing now, looks whether they would be."""
@@ -34,7 +34,7 @@ class HeldShards:
         """These shards are ours to write now, and no others."""
         gained = shards - self.held
         self.held = shards
-        self._observer.leading(shards, self._total)
+        self._observer.changed(LeadingChanged(shards, self._total))
         if gained:
             self._conflicting.gained()
             self._gained.set()

@@ -17,11 +17,11 @@ from bridge.controller.node_addresses import NodeAddresses
 from bridge.controller.results import Results
 from bridge.controller.scheduler import Scheduler
 from bridge.controller.shards import HeldShards
+from bridge.controller.state_changes import StateChanges
 from bridge.errors import CancelledError
 from bridge.kube.informer import Informer
 from bridge.kube.namespaces import NamespaceLabels
 from bridge.pipeline.reconciler import Reconciler
-from bridge.report import Observer
 
 TURN_SECONDS = 0.5
 """How often it is looked whether something has come to its end, when nothing wakes the supervisor before."""
@@ -50,7 +50,7 @@ class FirstRead:
         subscriptions: Subscriptions,
         reconciler: Reconciler,
         health: Health,
-        observer: Observer,
+        states: StateChanges,
         stop: threading.Event,
         clock: Callable[[], float],
     ) -> None:
@@ -62,7 +62,7 @@ class FirstRead:
         self._subscriptions = subscriptions
         self._reconciler = reconciler
         self._health = health
-        self._observer = observer
+        self._states = states
         self._stop = stop
         self._clock = clock
 
@@ -72,12 +72,12 @@ class FirstRead:
         A namespace that we may not list is not waited for once that has proved to last.
         """
         while not self._informer.wait_synced(0.5):
-            self._observer.kubernetes(False, self._health.kubernetes() or "not listed yet")
+            self._states.kubernetes(False, self._health.kubernetes() or "not listed yet")
             self._go_on()
         self._nodes.await_first()
         while self._labels is not None and not self._labels.asked.wait(FIRST_LOOK_SECONDS):
             self._go_on()
-        self._observer.kubernetes(True, "")
+        self._states.kubernetes(True, "")
         self._reconciler.unreadable = self._informer.unreadable()
         self._kubernetes.recall()
         deadline = self._clock() + FIRST_READ_SECONDS

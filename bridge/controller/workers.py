@@ -33,7 +33,8 @@ from bridge.kube.informer import Informer
 from bridge.kube.writer import Writer
 from bridge.pipeline.reconciler import Reconciler, apply_plan
 from bridge.pipeline.slice_rights import SliceRights
-from bridge.report import Observer, Outcome
+from bridge.report import Outcome
+from bridge.telemetry.events import Observer
 from bridge.threads import Failed, guarded
 
 MIRRORED_SECONDS = 1.0

@@ -14,11 +14,22 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridge.core.model import Action
-from bridge.report import NullObserver, Origin, hold_text
+from bridge.core.told import Told
+from bridge.report import Origin, hold_text
+from bridge.telemetry.events import (
+    ConflictingWriter,
+    ConsulReachable,
+    CredentialsChanged,
+    HoldsChanged,
+    KubernetesReachable,
+    LeadingChanged,
+    ServerWarning,
+)
 
 if TYPE_CHECKING:
-    from bridge.core.model import Held, Target
-    from bridge.report import Outcome
+    from bridge.core.model import Target
+    from bridge.report import Outcome, Report
+    from bridge.telemetry.events import StateEvent
 
 CHANGES = 200
 """How many changes are remembered."""
@@ -74,7 +85,7 @@ class _Bucket:
     writes: int = 0
 
 
-class History(NullObserver):
+class History:
     """An observer that remembers."""
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
@@ -84,11 +95,7 @@ class History(NullObserver):
         self._entries: deque[Entry] = deque(maxlen=CHANGES)
         self._buckets: deque[_Bucket] = deque(maxlen=BUCKETS)
         self._last_lag: tuple[float, float] | None = None
-        self._up: dict[str, tuple[bool, str]] = {}
-        self._held: dict[Target, str] = {}
-        self._conflicts: dict[Target, str] = {}
-        self._conflicting_writer = False
-        self._credentials = False
+        self._told = Told()
 
     # ------------------------------------------------------------------ what is asked
 
@@ -130,63 +137,37 @@ class History(NullObserver):
                 None if severity == "bad" else lag_seconds,
             )
 
-    def consul(self, datacenter: str, up: bool, reason: str) -> None:
-        """Consul's state: an entry when it changes."""
-        if self._changed(f"consul {datacenter}", up, reason):
-            text = f"Consul, datacenter {datacenter}, " + ("answers again" if up else f"cannot be asked: {reason}")
-            self._add("good" if up else "bad", text, datacenter=datacenter)
+    def changed(self, event: StateEvent) -> None:
+        """An entry for what began or ended."""
+        match event:
+            case ConsulReachable(datacenter, up, reason, first) if not (up and first):
+                text = f"Consul, datacenter {datacenter}, " + ("answers again" if up else f"cannot be asked: {reason}")
+                self._add("good" if up else "bad", text, datacenter=datacenter)
+            case KubernetesReachable(up, reason, first) if not (up and first):
+                text = "Kubernetes answers again" if up else f"Kubernetes cannot be used: {reason}"
+                self._add("good" if up else "bad", text)
+            case HoldsChanged(began=began, ended=ended):
+                for hold in sorted(began, key=lambda hold: hold.target):
+                    self._add("bad", f"held: {hold_text(hold)}", hold.target)
+                for target in ended:
+                    self._add("good", "the hold has ended", target)
+            case ConflictingWriter(reason):
+                text = f"conflicting writer detected: {reason}" if reason else "conflicting writer gone"
+                self._add("bad" if reason else "good", text)
+            case ServerWarning(text):
+                self._add("plain", f"Kubernetes warns: {text}")
+            case CredentialsChanged("", _):
+                self._add("good", "Kubernetes credentials are renewed again")
+            case CredentialsChanged(trouble, True):
+                self._add("bad", f"Kubernetes credentials cannot be renewed: {trouble}")
+            case LeadingChanged(shards, of):
+                text = (
+                    "this replica leads: it writes" if of == 1 else f"this replica leads {len(shards)} of {of} shards"
+                )
+                self._add("plain", text if shards else "this replica stands by: others write")
 
-    def kubernetes(self, up: bool, reason: str) -> None:
-        """The API server's state: an entry when it changes."""
-        if self._changed("kubernetes", up, reason):
-            self._add(
-                "good" if up else "bad",
-                "Kubernetes answers again" if up else f"Kubernetes cannot be used: {reason}",
-            )
-
-    def held(self, held: tuple[Held, ...]) -> None:
-        """What the guard holds: an entry for each hold that begins or ends."""
-        now = {h.target: hold_text(h) for h in held}
-        with self._lock:
-            before, self._held = self._held, now
-        for target in sorted(now.keys() - before.keys()):
-            self._add("bad", f"held: {now[target]}", target)
-        for target in sorted(before.keys() - now.keys()):
-            self._add("good", "the hold has ended", target)
-
-    def conflicting_writer(self, reason: str) -> None:
-        """A conflicting writer: an entry when it is detected and when it has gone."""
-        with self._lock:
-            before, self._conflicting_writer = self._conflicting_writer, bool(reason)
-        if before != bool(reason):
-            text = f"conflicting writer detected: {reason}" if reason else "conflicting writer gone"
-            self._add("bad" if reason else "good", text)
-
-    def server_warning(self, text: str) -> None:
-        """A warning of the API server or about the way to it."""
-        self._add("plain", f"Kubernetes warns: {text}")
-
-    def credentials(self, error: str) -> None:
-        """Credentials for Kubernetes that cannot be renewed: an entry when it begins and when it is over."""
-        with self._lock:
-            before, self._credentials = self._credentials, bool(error)
-        if before != bool(error):
-            text = (
-                f"Kubernetes credentials cannot be renewed: {error}"
-                if error
-                else "Kubernetes credentials are renewed again"
-            )
-            self._add("bad" if error else "good", text)
-
-    def leading(self, shards: frozenset[int], of: int) -> None:
-        """What this replica writes from now on."""
-        if not shards:
-            text = "this replica stands by: others write"
-        elif of == 1:
-            text = "this replica leads: it writes"
-        else:
-            text = f"this replica leads {len(shards)} of {of} shards"
-        self._add("plain", text)
+    def pass_done(self, _duration_seconds: float, _report: Report) -> None:
+        """Nothing: an outcome follows where there is something to be done."""
 
     # ------------------------------------------------------------------ inside
 
@@ -194,24 +175,13 @@ class History(NullObserver):
         """Severity and text for an outcome; None when it says nothing new. Called with the lock held."""
         plan = outcome.plan
         conflicts = "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
-        known = self._conflicts.get(plan.target, "")
-        if conflicts:
-            self._conflicts[plan.target] = conflicts
-        else:
-            self._conflicts.pop(plan.target, None)
+        news = self._told.is_news(plan.target, [conflicts] if conflicts else [], self._wall_clock())
         if outcome.failures:
             failure = outcome.failures[0]
             return "bad", f"{failure.change.action} of {failure.change.kind} failed: {failure.error}"
         if outcome.applied:
             return "plain", _what_was_done(outcome)
-        return ("bad", f"conflict: {conflicts}") if conflicts != known and conflicts else None
-
-    def _changed(self, what: str, up: bool, reason: str) -> bool:
-        """Whether this is news; that something answers the first time is none."""
-        with self._lock:
-            before = self._up.get(what)
-            self._up[what] = (up, reason)
-        return not up if before is None else before[0] != up
+        return ("bad", f"conflict: {conflicts}") if news else None
 
     def _count(self, writes: int, lag_seconds: float | None) -> None:
         slot = self._slot()

@@ -12,20 +12,35 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bridge.core.mirroring import MIRROR_COSTS
-from bridge.core.model import Held, Kind, Query, Target
+from bridge.core.model import Kind, Target
 from bridge.core.reasons import codes_of
 from bridge.core.told import Told
 from bridge.errors import AlteredError
+from bridge.telemetry.events import (
+    ConflictingWriter,
+    ConsulReachable,
+    CredentialsChanged,
+    HoldsChanged,
+    KubernetesReachable,
+    LeadingChanged,
+    ReadErrorsChanged,
+    ServerWarning,
+    SlicesForbidden,
+    StreamingMismatch,
+    UnreadableNamespaces,
+    Warned,
+)
 
 if TYPE_CHECKING:
     from bridge.report import Failure, Outcome, Report
+    from bridge.telemetry.events import StateEvent
 
 MASK = "***"
 
@@ -188,21 +203,12 @@ def escape(text: str) -> str:
 
 
 class LogObserver:
-    """The engine's results as log events: one per outcome, states only when they change."""
+    """The controller's results as lines: one per outcome, and one per change of a state."""
 
     def __init__(self, log: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log if log is not None else logger()
         self._clock = clock
         self._lock = threading.Lock()
-        self._consul: dict[str, tuple[bool, str]] = {}
-        self._kubernetes: tuple[bool, str] | None = None
-        self._held: dict[Target, str] = {}
-        self._service_read_errors: tuple[Query, str] | None = None
-        self._unreadable: set[str] = set()
-        self._slices_forbidden: set[str] = set()
-        self._warned: set[str] = set()
-        self._conflicting_writer = False
-        self._credentials = ""
         self._told = Told()
         self._altered: dict[Target, dict[tuple[Kind, str], str]] = {}
         self._first_pass = True
@@ -257,136 +263,85 @@ class LogObserver:
                 if not reported:
                     del self._altered[outcome.plan.target]
 
-    def consul(self, datacenter: str, up: bool, reason: str) -> None:
-        """Consul's state, when it changes."""
-        with self._lock:
-            before = self._consul.get(datacenter)
-            self._consul[datacenter] = (up, reason)
-        if before == (up, reason) or (before is None and up):
-            return
-        if up:
-            self._log.info("consul is back", datacenter=datacenter)
-        elif before is None or before[0]:
-            self._log.warning("consul cannot be asked; everything stays as it is", datacenter=datacenter, reason=reason)
-
-    def kubernetes(self, up: bool, reason: str) -> None:
-        """The API server's state, when it changes."""
-        with self._lock:
-            before = self._kubernetes
-            self._kubernetes = (up, reason)
-        if before == (up, reason) or (before is None and up):
-            return
-        if up:
-            self._log.info("kubernetes is back")
-        elif before is None or before[0]:
-            self._log.warning("kubernetes cannot be used; changes wait", reason=reason)
-
-    def held(self, held: tuple[Held, ...]) -> None:
-        """Holds that came and went."""
-        now = {h.target: h.reason for h in held}
-        with self._lock:
-            before, self._held = self._held, now
-        for hold in held:
-            if hold.target not in before:
-                self._log.warning(
-                    "removal held", namespace=hold.target.namespace, name=hold.target.name, cause=hold.cause,
-                    endpoints=hold.endpoints, reason=hold.reason,
+    def changed(self, event: StateEvent) -> None:
+        """A line for what began or ended."""
+        log = self._log
+        match event:
+            case ConsulReachable(datacenter, up, reason, first):
+                if not up:
+                    log.warning("consul cannot be asked; everything stays as it is", datacenter=datacenter,
+                                reason=reason)  # fmt: skip
+                elif not first:
+                    log.info("consul is back", datacenter=datacenter)
+            case KubernetesReachable(up, reason, first):
+                if not up:
+                    log.warning("kubernetes cannot be used; changes wait", reason=reason)
+                elif not first:
+                    log.info("kubernetes is back")
+            case HoldsChanged():
+                self._holds(event)
+            case ReadErrorsChanged(count=count, first=first, over=over):
+                if first is not None:
+                    log.warning("services cannot be read; they stay as they are", services=count,
+                                first=first[0].service, datacenter=first[0].datacenter, reason=first[1])  # fmt: skip
+                if over:
+                    log.info("all services can be read again")
+            case UnreadableNamespaces() | SlicesForbidden():
+                self._namespaces(event)
+            case Warned(warnings):
+                for text in warnings:
+                    log.warning("insecure or limited connection", reason=text)
+            case ConflictingWriter(reason):
+                if reason:
+                    log.warning("conflicting writer detected", reason=reason)
+                else:
+                    log.info("conflicting writer gone")
+            case CredentialsChanged(trouble):
+                if trouble:
+                    log.warning("kubernetes credentials cannot be renewed; the old ones are in use", reason=trouble)
+                else:
+                    log.info("kubernetes credentials are renewed again")
+            case LeadingChanged(shards, of):
+                if not shards:
+                    log.info("standing by: other replicas write", shards=of)
+                elif of == 1:
+                    log.info("leading: this replica writes")
+                else:
+                    log.info("leading shards", held=",".join(map(str, sorted(shards))), shards=of)
+            case StreamingMismatch(query, reason):
+                log.warning(
+                    "consul's streaming backend shows a service differently than its catalog; the catalog is watched "
+                    "instead", service=query.service, datacenter=query.datacenter, reason=reason,
                 )  # fmt: skip
-        for target in sorted(before.keys() - now.keys()):
+            case ServerWarning(text):
+                say = log.info if text.startswith(EXPECTED_WARNINGS) else log.warning
+                say("warning of kubernetes", text=text)
+
+    def _holds(self, event: HoldsChanged) -> None:
+        """Holds that began and ended."""
+        for hold in event.began:
+            self._log.warning(
+                "removal held", namespace=hold.target.namespace, name=hold.target.name, cause=hold.cause,
+                endpoints=hold.endpoints, reason=hold.reason,
+            )  # fmt: skip
+        for target in event.ended:
             self._log.info("hold ended", namespace=target.namespace, name=target.name)
 
-    def conflicting_writer(self, reason: str) -> None:
-        """A conflicting writer: when it is detected and when it has gone."""
-        with self._lock:
-            before, self._conflicting_writer = self._conflicting_writer, bool(reason)
-        if reason and not before:
-            self._log.warning("conflicting writer detected", reason=reason)
-        elif before and not reason:
-            self._log.info("conflicting writer gone")
-
-    def server_warning(self, text: str) -> None:
-        """A warning of the API server, or about the way to it; each comes once."""
-        say = self._log.info if text.startswith(EXPECTED_WARNINGS) else self._log.warning
-        say("warning of kubernetes", text=text)
-
-    def credentials(self, error: str) -> None:
-        """Credentials that cannot be renewed: when it begins, when it is something else, and when it is over."""
-        with self._lock:
-            before, self._credentials = self._credentials, error
-        if error and error != before:
-            self._log.warning("kubernetes credentials cannot be renewed; the old ones are in use", reason=error)
-        elif before and not error:
-            self._log.info("kubernetes credentials are renewed again")
-
-    def leading(self, shards: frozenset[int], of: int) -> None:
-        """What this replica writes from now on."""
-        if not shards:
-            self._log.info("standing by: other replicas write", shards=of)
-        elif of == 1:
-            self._log.info("leading: this replica writes")
-        else:
-            self._log.info("leading shards", held=",".join(map(str, sorted(shards))), shards=of)
-
-    def warned(self, warnings: tuple[str, ...]) -> None:
-        """Each of them once, and again when it comes back after it had gone."""
-        with self._lock:
-            before, self._warned = self._warned, set(warnings)
-        for text in warnings:
-            if text not in before:
-                self._log.warning("insecure or limited connection", reason=text)
-
-    def service_read_errors(self, errors: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
-        """Services that cannot be read while their datacenter can: the first of them, when it changes, and the end.
-
-        Those that only annotations ask for are reported to their users, by Events.
-        """
-        errors = {query: reason for query, reason in errors.items() if query not in annotated}
-        with self._lock:
-            single = [q for q in sorted(errors) if self._consul.get(q.datacenter, (True, ""))[0]]
-            now = (single[0], errors[single[0]]) if single else None
-            before, self._service_read_errors = (
-                self._service_read_errors,
-                now or (self._service_read_errors if errors else None),
-            )
-        if now is not None and now != before:
-            self._log.warning(
-                "services cannot be read; they stay as they are", services=len(single), first=now[0].service,
-                datacenter=now[0].datacenter, reason=now[1],
-            )  # fmt: skip
-        if before is not None and not errors:
-            self._log.info("all services can be read again")
-
-    def unreadable(self, namespaces: Mapping[str, str]) -> None:
-        """Namespaces that cannot be read: each when it begins and when it is over."""
-        with self._lock:
-            before, self._unreadable = self._unreadable, set(namespaces)
-        for namespace in sorted(namespaces.keys() - before):
-            self._log.warning(
-                "namespace cannot be read; nothing is done there", namespace=namespace, reason=namespaces[namespace]
-            )
-        for namespace in sorted(before - namespaces.keys()):
-            self._log.info("namespace can be read", namespace=namespace)
-
-    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
-        """Namespaces where EndpointSlices may not be written: each when it begins and when it is over."""
-        with self._lock:
-            before, self._slices_forbidden = self._slices_forbidden, set(namespaces)
-        for namespace in sorted(namespaces.keys() - before):
-            self._log.warning(
-                "EndpointSlices may not be written, Endpoints go on alone; apply manifests/base/role.yaml",
-                namespace=namespace,
-                lacking=namespaces[namespace],
-                cost=MIRROR_COSTS,
-            )
-        for namespace in sorted(before - namespaces.keys()):
-            self._log.info("EndpointSlices may be written", namespace=namespace)
-
-    def streaming_mismatch(self, query: Query, reason: str) -> None:
-        """A service of which Consul's two backends differed."""
-        self._log.warning(
-            "consul's streaming backend shows a service differently than its catalog; the catalog is watched instead",
-            service=query.service, datacenter=query.datacenter, reason=reason,
-        )  # fmt: skip
+    def _namespaces(self, event: UnreadableNamespaces | SlicesForbidden) -> None:
+        """Namespaces where rights are missing: each when it begins and when it is over."""
+        slices = isinstance(event, SlicesForbidden)
+        for name in event.began:
+            if slices:
+                self._log.warning(
+                    "EndpointSlices may not be written, Endpoints go on alone; apply manifests/base/role.yaml",
+                    namespace=name, lacking=event.now[name], cost=MIRROR_COSTS,
+                )  # fmt: skip
+            else:
+                self._log.warning(
+                    "namespace cannot be read; nothing is done there", namespace=name, reason=event.now[name]
+                )
+        for name in event.ended:
+            self._log.info("EndpointSlices may be written" if slices else "namespace can be read", namespace=name)
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """A full pass: said the first time and whenever it found something to do."""

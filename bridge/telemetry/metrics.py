@@ -1,7 +1,7 @@
 """Metrics for Prometheus, in a registry of their own.
 
-Counters and the lag histogram grow as the engine tells of outcomes. What is a state (services in sync, connections,
-holds) is a gauge; those that belong to other rooms are asked for at the scrape, through `watch`, so that an idle
+Counters and the lag histogram grow as the controller tells of outcomes. What is a state (services in sync, connections,
+holds) is a gauge; those that belong to other parts are asked for at the scrape, through `watch`, so that an idle
 bridge does nothing for them. Labels come from small fixed sets: no service, instance or message ever becomes one.
 """
 
@@ -17,13 +17,23 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from bridge.core.model import Action, Held, Kind, Query, Target
+from bridge.core.model import Action, Kind, Target
 from bridge.core.reasons import SKIPS, WARNINGS, Code
 from bridge.core.service_state import ServiceState, service_state, without_ready_endpoint
 from bridge.report import reason_of
+from bridge.telemetry.events import (
+    ConflictingWriter,
+    ConsulReachable,
+    HoldsChanged,
+    KubernetesReachable,
+    ReadErrorsChanged,
+    SlicesForbidden,
+    UnreadableNamespaces,
+)
 
 if TYPE_CHECKING:
     from bridge.report import Outcome, Report
+    from bridge.telemetry.events import StateEvent
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -126,7 +136,7 @@ class Metrics:
             self._errors.labels(code.value)
 
     def watch(self, status: Callable[[], Mapping[str, Any]]) -> None:
-        """Ask `status` (the bridge's /api/status) at each scrape for what the other rooms know."""
+        """Ask `status` (the bridge's /api/status) at each scrape for what the other parts know."""
         self._status = status
 
     def text(self) -> bytes:
@@ -147,57 +157,31 @@ class Metrics:
         with self._lock:
             self._note(outcome)
 
-    def consul(self, datacenter: str, up: bool, reason: str) -> None:
-        """Consul's state. Only trouble and its end are told, so the scrape asks the catalog as well (`watch`)."""
-        del reason
-        with self._lock:
-            self._consul[datacenter] = up
-
-    def kubernetes(self, up: bool, reason: str) -> None:
-        """The API server's state."""
-        del reason
-        self._kubernetes_up.set(up)
-
-    def held(self, held: tuple[Held, ...]) -> None:
-        """What the guard holds now."""
-        causes = Tally(h.cause for h in held)
-        with self._lock:
-            for cause in (Code.HELD_REBUILT, Code.HELD_REMOVAL, Code.HELD_PANIC):
-                self._holds.labels(cause.value).set(causes[cause])
-            self._held_endpoints.set(sum(h.endpoints for h in held))
-
-    def leading(self, shards: frozenset[int], of: int) -> None:
-        """Nothing: the scrape asks the election (`watch`)."""
-
-    def service_read_errors(self, errors: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
-        """What could not be read."""
-        by_annotation = sum(query in annotated for query in errors)
-        self._service_read_errors.labels("annotation").set(by_annotation)
-        self._service_read_errors.labels("rule").set(len(errors) - by_annotation)
-
-    def warned(self, warnings: tuple[str, ...]) -> None:
-        """Nothing: the log and readiness have them."""
-
-    def unreadable(self, namespaces: Mapping[str, str]) -> None:
-        """Namespaces that cannot be read."""
-        self._forbidden_namespaces.set(len(namespaces))
-
-    def slices_forbidden(self, namespaces: Mapping[str, str]) -> None:
-        """Namespaces where Endpoints go on alone."""
-        self._slices_forbidden.set(len(namespaces))
-
-    def conflicting_writer(self, reason: str) -> None:
-        """Whether there is a conflicting writer."""
-        self._conflicting_writer.set(bool(reason))
-
-    def streaming_mismatch(self, query: Query, reason: str) -> None:
-        """Nothing: the scrape asks the catalog (`watch`)."""
-
-    def server_warning(self, text: str) -> None:
-        """Nothing: words."""
-
-    def credentials(self, error: str) -> None:
-        """Nothing: the log and the readiness name what is wrong, and what comes of it is counted as errors."""
+    def changed(self, event: StateEvent) -> None:
+        """Gauges of states. What is not among them the scrape asks for (`watch`), or is words for the log."""
+        match event:
+            case ConsulReachable(
+                datacenter, up
+            ):  # a datacenter that never was in trouble is known to the catalog alone
+                with self._lock:
+                    self._consul[datacenter] = up
+            case KubernetesReachable(up):
+                self._kubernetes_up.set(up)
+            case HoldsChanged(held):
+                causes = Tally(h.cause for h in held)
+                for cause in (Code.HELD_REBUILT, Code.HELD_REMOVAL, Code.HELD_PANIC):
+                    self._holds.labels(cause.value).set(causes[cause])
+                self._held_endpoints.set(sum(h.endpoints for h in held))
+            case ReadErrorsChanged(errors, annotated):
+                by_annotation = sum(query in annotated for query in errors)
+                self._service_read_errors.labels("annotation").set(by_annotation)
+                self._service_read_errors.labels("rule").set(len(errors) - by_annotation)
+            case UnreadableNamespaces(now):
+                self._forbidden_namespaces.set(len(now))
+            case SlicesForbidden(now):
+                self._slices_forbidden.set(len(now))
+            case ConflictingWriter(reason):
+                self._conflicting_writer.set(bool(reason))
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
         """Everything was looked at: the states start anew."""

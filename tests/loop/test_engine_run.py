@@ -23,8 +23,9 @@ from bridge.core.model import Change, Destination, Group, Known, Meta, Output, Q
 from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
-from bridge.report import NullObserver
 from bridge.retry import RetryPolicy
+from bridge.telemetry.events import ConsulReachable, CredentialsChanged, ServerWarning, StateEvent
+from bridge.telemetry.fan_out import FanOutObserver
 from tests.support.chaos.stub import Stub
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul import Fault as ConsulFault
@@ -210,17 +211,17 @@ def test_a_start_that_fails_says_why_until_it_works(running: Running, eventually
     eventually(lambda: running.bridge.ready()[0], True)
 
 
-class Heard(NullObserver):
-    """What the bridge says of Consul: every change once."""
+class Heard(FanOutObserver):
+    """What the bridge says of Consul."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.consuls: list[tuple[str, bool]] = []
 
-    def consul(self, datacenter: str, up: bool, reason: str) -> None:
-        """Remembered when it is news."""
-        del reason
-        if (datacenter, up) not in self.consuls[-1:]:
-            self.consuls.append((datacenter, up))
+    def changed(self, event: StateEvent) -> None:
+        """Remembered."""
+        if isinstance(event, ConsulReachable):
+            self.consuls.append((event.datacenter, event.up))
 
 
 def test_while_our_credentials_are_refused_one_prober_asks_and_afterwards_all_is_made_up_for(
@@ -655,21 +656,20 @@ def test_events_are_written_unless_the_settings_say_no(tmp_path: Path, eventuall
         assert (kube.count("create", "events") > 0) == events
 
 
-class Warned(NullObserver):
+class Warned(FanOutObserver):
     """Keeps what is said of warnings and credentials."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.warnings: list[str] = []
-        self.troubles: list[str] = []
+        self.troubles: list[str] = [""]
 
-    def server_warning(self, text: str) -> None:
+    def changed(self, event: StateEvent) -> None:
         """Kept."""
-        self.warnings.append(text)
-
-    def credentials(self, trouble: str) -> None:
-        """Kept when it changes."""
-        if [trouble] != self.troubles[-1:]:
-            self.troubles.append(trouble)
+        if isinstance(event, ServerWarning):
+            self.warnings.append(event.text)
+        elif isinstance(event, CredentialsChanged):
+            self.troubles.append(event.trouble)
 
 
 def test_a_plugin_that_hangs_is_named_by_readiness_and_log_while_the_work_goes_on(
@@ -690,7 +690,8 @@ def test_a_plugin_that_hangs_is_named_by_readiness_and_log_while_the_work_goes_o
     plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login", "interactiveMode": "Never"}
     config["users"][0]["user"] = {"exec": plugin}
     Path(running.kubeconfig).write_text(json.dumps(config))
-    running.bridge._observer = observer = Warned()
+    observer = Warned()
+    running.bridge._observer.add(observer)
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.start()
     hangs.touch()
@@ -718,7 +719,8 @@ def test_a_server_that_is_not_verified_is_told_by_readiness_and_log(
     config = json.loads(Path(running.kubeconfig).read_text())
     config["clusters"][0]["cluster"] = {"server": f"https://{between.address}", "insecure-skip-tls-verify": True}
     Path(running.kubeconfig).write_text(json.dumps(config))
-    running.bridge._observer = observer = Warned()
+    observer = Warned()
+    running.bridge._observer.add(observer)
     try:
         running.start()
         ready, detail = running.bridge.ready()

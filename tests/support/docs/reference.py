@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from bridge import cli, config
 from bridge.controller import kubernetes_events
+from bridge.controller.state_changes import StateChanges
 from bridge.core import annotated, ownership
 from bridge.core.reasons import SENTENCES, Code
 from bridge.errors import ExitStatus
@@ -331,8 +332,9 @@ def families() -> Iterator[Metric]:
     """Every metric of a bridge at work, from a status in which everything is there."""
     metrics = Metrics("0")
     metrics.watch(lambda: STATUS)
-    metrics.consul("dc1", True, "")
-    metrics.held(())
+    states = StateChanges(metrics)
+    states.consul("dc1", True, "")
+    states.held(())
     yield from metrics.registry.collect()
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bridge.controller.kubernetes_events import KubernetesEventObserver
+from bridge.controller.state_changes import StateChanges
 from bridge.core.model import Action, Conflict, Current, CurrentService, Held, Kind, Known, Query, Skipped, Unknown
 from bridge.core.reasons import Code, Reason
 from bridge.errors import PermanentError, TransientError
@@ -116,9 +117,10 @@ def test_only_refusals_that_last_are_said(heard: Heard) -> None:
 
 def test_a_hold_is_said_when_it_begins_and_ends(heard: Heard) -> None:
     """The engine tells it again and again."""
+    states = StateChanges(heard.announcer)
     held = Held(TARGET, Code.HELD_REMOVAL, 12, "12 ready endpoints are kept", removed=True, flips=False)
     for holds in ((held,), (held,), (), ()):
-        heard.announcer.held(holds)
+        states.held(holds, lambda _target: heard.leads)
     assert heard.take() == [
         ("Held", "Service", "12 ready endpoints are kept"),
         ("HoldEnded", "Service", "nothing is held any more"),
@@ -147,9 +149,10 @@ def test_a_filter_that_consul_refuses_is_said_on_the_service(heard: Heard) -> No
 
 def test_a_standby_says_nothing_until_it_leads(heard: Heard) -> None:
     """Two replicas would say everything twice; what lasts is said by the next leader's first pass."""
+    states = StateChanges(heard.announcer)
     heard.leads = False
     heard.announcer.pass_done(0.1, report(Outcome(plan(warnings=(said("w"),)))))
-    heard.announcer.held((Held(TARGET, Code.HELD_REMOVAL, 1, "kept", removed=True, flips=False),))
+    states.held((Held(TARGET, Code.HELD_REMOVAL, 1, "kept", removed=True, flips=False),), lambda _target: heard.leads)
     filtered = Query("dc1", "radosgw", filter="x")
     heard.announcer.read(filtered, Unknown("bad filter", lasting=True), [TARGET])
     assert heard.take() == []

@@ -23,7 +23,7 @@ from bridge.core.model import (
 from bridge.core.reasons import Code, Reason
 from bridge.errors import PermanentError
 from bridge.render import failed_lines
-from bridge.report import NullObserver, Observer, Report, action_of, build_report, exit_status, ports_text
+from bridge.report import Report, action_of, build_report, exit_status, ports_text
 from tests.unit.core.builders import said
 from tests.unit.render.builders import QUERY, TARGET, change, created, done, group, plan, report
 
@@ -236,16 +236,6 @@ def test_several_services_behind_one_target_are_joined() -> None:
     )
     (row,) = report(done(joined), dry_run=False).changes
     assert (row.service, row.datacenter) == ("x,y", "dc1,dc2")
-
-
-def test_the_null_observer_is_an_observer() -> None:
-    """The engine needs no special case for nobody listening."""
-    observer: Observer = NullObserver()
-    observer.outcome(created(1), 0.1)
-    observer.consul("dc1", False, "x")
-    observer.kubernetes(False, "x")
-    observer.held(())
-    observer.pass_done(0.1, report())
 
 
 def test_targets_of_an_unreadable_namespace_are_failed_reads() -> None:

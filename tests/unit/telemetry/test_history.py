@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from bridge.controller.state_changes import StateChanges
 from bridge.core.model import Action, Change, Conflict, Held, Kind, Meta, Plan, Query, Target
 from bridge.core.reasons import Code
 from bridge.errors import TransientError
 from bridge.report import Failure, Outcome, Report
+from bridge.telemetry.events import LeadingChanged, ServerWarning
 from bridge.telemetry.history import BUCKETS, CHANGES, History
 from tests.unit.core.builders import said
 
@@ -106,9 +108,10 @@ def test_the_same_conflict_is_told_once(history: History) -> None:
 
 def test_states_are_told_when_they_change(history: History) -> None:
     """That something answers the first time is no news; that it does not, is."""
+    states = StateChanges(history)
     for up in (True, True, False, False, True):
-        history.consul("dc1", up, "" if up else "refused")
-        history.kubernetes(up, "" if up else "refused")
+        states.consul("dc1", up, "" if up else "refused")
+        states.kubernetes(up, "" if up else "refused")
     assert texts(history) == [
         ("good", "Kubernetes answers again"),
         ("good", "Consul, datacenter dc1, answers again"),
@@ -119,9 +122,10 @@ def test_states_are_told_when_they_change(history: History) -> None:
 
 def test_credentials_and_warnings_of_kubernetes_are_told_once(history: History) -> None:
     """When they cannot be renewed and when they are again; a warning as it comes."""
-    history.server_warning("old field")
+    states = StateChanges(history)
+    history.changed(ServerWarning("old field"))
     for trouble in ("", "the plugin hangs", "the plugin hangs", ""):
-        history.credentials(trouble)
+        states.credentials(trouble)
     assert texts(history) == [
         ("good", "Kubernetes credentials are renewed again"),
         ("bad", "Kubernetes credentials cannot be renewed: the plugin hangs"),
@@ -131,8 +135,9 @@ def test_credentials_and_warnings_of_kubernetes_are_told_once(history: History) 
 
 def test_a_conflicting_writer_is_an_entry_when_it_is_detected_and_when_it_has_gone(history: History) -> None:
     """Its words change while it goes on: that is no news."""
+    states = StateChanges(history)
     for reason in ("", "another process writes at a/b", "another process writes at a/c", "", ""):
-        history.conflicting_writer(reason)
+        states.conflicting_writer(reason)
     assert texts(history) == [
         ("good", "conflicting writer gone"),
         ("bad", "conflicting writer detected: another process writes at a/b"),
@@ -141,9 +146,10 @@ def test_a_conflicting_writer_is_an_entry_when_it_is_detected_and_when_it_has_go
 
 def test_holds_are_told_when_they_begin_and_end(history: History) -> None:
     """Not again and again."""
+    states = StateChanges(history)
     held = Held(TARGET, Code.HELD_REMOVAL, 12, "12 would vanish")
     for now in ((held,), (held,), ()):
-        history.held(now)
+        states.held(now)
     assert texts(history) == [
         ("good", "the hold has ended"),
         ("bad", "held: 12 ready endpoints kept: too many would vanish at once"),
@@ -153,7 +159,7 @@ def test_holds_are_told_when_they_begin_and_end(history: History) -> None:
 def test_leading_is_told(history: History) -> None:
     """All, some, none."""
     for shards, of in ((frozenset[int](), 1), (frozenset({0}), 1), (frozenset({0, 2}), 4)):
-        history.leading(shards, of)
+        history.changed(LeadingChanged(shards, of))
     assert [text for _, text in reversed(texts(history))] == [
         "this replica stands by: others write", "this replica leads: it writes", "this replica leads 2 of 4 shards",
     ]  # fmt: skip
@@ -182,9 +188,10 @@ def test_a_failed_write_has_no_lag(history: History) -> None:
 
 def test_memory_does_not_grow(history: History) -> None:
     """Two hundred changes, ninety buckets, reasons of bounded length."""
+    states = StateChanges(history)
     for _ in range(CHANGES + 50):
-        history.kubernetes(False, "x" * 100_000)
-        history.kubernetes(True, "")
+        states.kubernetes(False, "x" * 100_000)
+        states.kubernetes(True, "")
     assert len(history.changes()) == CHANGES
     assert max(len(text) for _, text in texts(history)) <= 500
     assert [e.number for e in history.changes(2)] == [500, 499]
@@ -192,7 +199,8 @@ def test_memory_does_not_grow(history: History) -> None:
 
 def test_what_is_remembered_goes_into_json(history: History) -> None:
     """Whatever is in the text."""
-    history.kubernetes(False, "line\n\ndata: forged\u2028")
+    states = StateChanges(history)
+    states.kubernetes(False, "line\n\ndata: forged\u2028")
     history.pass_done(1.0, Report())
     (only,) = history.changes()
     assert json.loads(json.dumps(only.to_json()))["text"] == "Kubernetes cannot be used: line\n\ndata: forged\u2028"

@@ -13,10 +13,12 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
+from bridge.controller.state_changes import StateChanges
 from bridge.core.model import Action, Conflict, Held, Kind, Query, Skipped
 from bridge.core.reasons import Code, Reason
 from bridge.errors import AlteredError, PermanentError
 from bridge.telemetry import logs
+from bridge.telemetry.events import ServerWarning
 from bridge.telemetry.logs import LogObserver, Secrets
 from tests.unit.core.builders import said as why
 from tests.unit.render.builders import TARGET, change, created, done, plan, report
@@ -187,13 +189,14 @@ def test_one_line_for_what_was_written(said: LogCapture) -> None:
 def test_nothing_is_said_when_nothing_changed(said: LogCapture) -> None:
     """An idle bridge is silent."""
     ears = observer()
+    states = StateChanges(ears)
     ears.outcome(done(plan(change(Action.UNCHANGED))), 0.1)
     ears.pass_done(0.1, report(done(plan(change(Action.UNCHANGED)))))
     said.entries.clear()
     for _ in range(3):
-        ears.consul("dc1", True, "")
-        ears.kubernetes(True, "")
-        ears.held(())
+        states.consul("dc1", True, "")
+        states.kubernetes(True, "")
+        states.held(())
         ears.pass_done(0.1, report(done(plan(change(Action.UNCHANGED)))))
     assert [e for e in said.entries if e["log_level"] != "debug"] == []
 
@@ -210,9 +213,10 @@ def test_each_failure_is_said(said: LogCapture) -> None:
 def test_a_state_is_said_when_it_changes(said: LogCapture) -> None:
     """Down once, whatever the reason becomes; then back."""
     ears = observer()
+    states = StateChanges(ears)
     for up, reason in [(True, ""), (False, "refused"), (False, "refused"), (False, "timeout"), (True, ""), (True, "")]:
-        ears.consul("dc1", up, reason)
-        ears.kubernetes(up, reason)
+        states.consul("dc1", up, reason)
+        states.kubernetes(up, reason)
     assert [e["event"] for e in said.entries] == [
         "consul cannot be asked; everything stays as it is",
         "kubernetes cannot be used; changes wait",
@@ -224,13 +228,14 @@ def test_a_state_is_said_when_it_changes(said: LogCapture) -> None:
 def test_services_that_cannot_be_read_are_said_once_unless_their_datacenter_is_down(said: LogCapture) -> None:
     """The first of them with its reason, and when all can be read again."""
     ears = observer()
+    states = StateChanges(ears)
     broken = {Query("dc1", "web"): "torn off", Query("dc2", "db"): "no leader"}
-    ears.consul("dc2", False, "no leader")
-    ears.service_read_errors({Query("dc2", "db"): "no leader"})
-    ears.service_read_errors(broken)
-    ears.service_read_errors(broken)
-    ears.service_read_errors({})
-    ears.service_read_errors({})
+    states.consul("dc2", False, "no leader")
+    states.service_read_errors({Query("dc2", "db"): "no leader"})
+    states.service_read_errors(broken)
+    states.service_read_errors(broken)
+    states.service_read_errors({})
+    states.service_read_errors({})
     assert [e["event"] for e in said.entries] == [
         "consul cannot be asked; everything stays as it is",
         "services cannot be read; they stay as they are",
@@ -242,10 +247,11 @@ def test_services_that_cannot_be_read_are_said_once_unless_their_datacenter_is_d
 def test_holds_are_said_when_they_come_and_go(said: LogCapture) -> None:
     """Not at every look."""
     ears = observer()
+    states = StateChanges(ears)
     hold = Held(TARGET, Code.HELD_REMOVAL, 12, "too many")
-    ears.held((hold,))
-    ears.held((hold,))
-    ears.held(())
+    states.held((hold,))
+    states.held((hold,))
+    states.held(())
     assert [e["event"] for e in said.entries] == ["removal held", "hold ended"]
     assert said.entries[0]["endpoints"] == 12
 
@@ -304,8 +310,8 @@ def test_the_first_pass_is_said_with_its_sums(said: LogCapture) -> None:
 def test_a_warning_of_the_api_server_is_a_line_and_the_known_one_no_alarm(said: LogCapture) -> None:
     """What it says to every request of a kind is for information only."""
     watching = observer()
-    watching.server_warning("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
-    watching.server_warning("unknown field")
+    watching.changed(ServerWarning("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"))
+    watching.changed(ServerWarning("unknown field"))
     assert [(e["log_level"], e["text"][:12]) for e in said.entries] == [
         ("info", "v1 Endpoints"),
         ("warning", "unknown fiel"),
@@ -316,8 +322,9 @@ def test_a_warning_of_the_api_server_is_a_line_and_the_known_one_no_alarm(said: 
 def test_credentials_that_cannot_be_renewed_are_said_when_that_changes(said: LogCapture) -> None:
     """Not every half second; another reason, and the end, are news."""
     watching = observer()
+    states = StateChanges(watching)
     for trouble in ("", "hangs", "hangs", "fails", "", ""):
-        watching.credentials(trouble)
+        states.credentials(trouble)
     assert [(e["log_level"], e.get("reason")) for e in said.entries] == [
         ("warning", "hangs"),
         ("warning", "fails"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bridge.controller.state_changes import StateChanges
 from bridge.core.model import (
     Action,
     Conflict,
@@ -185,20 +186,21 @@ def test_the_last_successful_pass_needs_everything_to_be_read() -> None:
 def test_sides_and_holds() -> None:
     """Up or down, and what is held by cause; a cause that went away is zero, not missing."""
     metrics = Metrics("1")
-    metrics.consul("dc1", False, "x")
-    metrics.kubernetes(True, "")
-    metrics.held((Held(TARGET, Code.HELD_REMOVAL, 12, "x"), Held(Target("a", "b"), Code.HELD_PANIC, 3, "x")))
+    states = StateChanges(metrics)
+    states.consul("dc1", False, "x")
+    states.kubernetes(True, "")
+    states.held((Held(TARGET, Code.HELD_REMOVAL, 12, "x"), Held(Target("a", "b"), Code.HELD_PANIC, 3, "x")))
     assert value(metrics, "consul_bridge_consul_up", datacenter="dc1") == 0
     assert value(metrics, "consul_bridge_kubernetes_up") == 1
     assert value(metrics, "consul_bridge_holds", cause="removal") == 1
     assert value(metrics, "consul_bridge_held_endpoints") == 15
     web, theirs = Query("dc1", "web"), Query("dc1", "..")
-    metrics.service_read_errors({web: "torn off"})
+    states.service_read_errors({web: "torn off"})
     assert value(metrics, "consul_bridge_service_read_errors", cause="rule") == 1
-    metrics.service_read_errors({theirs: "no such path"}, frozenset({web, theirs}))
+    states.service_read_errors({theirs: "no such path"}, frozenset({web, theirs}))
     assert value(metrics, "consul_bridge_service_read_errors", cause="rule") == 0
     assert value(metrics, "consul_bridge_service_read_errors", cause="annotation") == 1
-    metrics.held(())
+    states.held(())
     assert value(metrics, "consul_bridge_holds", cause="removal") == 0
     assert value(metrics, "consul_bridge_held_endpoints") == 0
 
@@ -309,11 +311,12 @@ def test_before_the_start_there_is_still_a_page() -> None:
 def test_a_datacenter_has_one_series_also_when_its_name_was_not_known_at_first() -> None:
     """Trouble before the agent has said its name is seen, and does not stay beside the datacenter afterwards."""
     metrics = Metrics("1")
+    states = StateChanges(metrics)
     catalog: dict[str, Any] = {}
     metrics.watch(lambda: {"catalog": catalog})
-    metrics.consul("the agent's own", False, "refused")
+    states.consul("the agent's own", False, "refused")
     assert value(metrics, "consul_bridge_consul_up", datacenter="the agent's own") == 0
-    metrics.consul("the agent's own", True, "")
+    states.consul("the agent's own", True, "")
     catalog["dc1"] = {"connected": True}
     assert value(metrics, "consul_bridge_consul_up", datacenter="the agent's own") is None
     assert value(metrics, "consul_bridge_consul_up", datacenter="dc1") == 1
@@ -328,10 +331,11 @@ def test_observers_together_hear_everything_even_when_one_fails() -> None:
 
     metrics = Metrics("1")
     together = FanOutObserver(Broken(), metrics)
+    states = StateChanges(together)
     together.outcome(created_and_done(), 0.1)
-    together.consul("dc1", True, "")
-    together.kubernetes(True, "")
-    together.held((Held(TARGET, Code.HELD_PANIC, 1, "x"),))
+    states.consul("dc1", True, "")
+    states.kubernetes(True, "")
+    states.held((Held(TARGET, Code.HELD_PANIC, 1, "x"),))
     together.pass_done(0.1, report())
     assert value(metrics, "consul_bridge_sync_lag_seconds_count") == 1
     assert value(metrics, "consul_bridge_consul_up", datacenter="dc1") == 1

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from bridge.controller.state_changes import StateChanges
 from bridge.core.model import Skipped
 from bridge.core.service_state import ServiceRow
 from bridge.telemetry import pages
@@ -414,7 +415,8 @@ def test_an_instance_that_is_not_ready_says_why(fields: dict[str, str], why: str
 def test_times_of_changes_say_that_they_are_in_utc() -> None:
     """In words that are seen; where the list is long each has its day as well."""
     history = History(wall_clock=lambda: 0.0)
-    history.kubernetes(False, "refused")
+    states = StateChanges(history)
+    states.kubernetes(False, "refused")
     for path in ("/", "/changes"):
         assert 'Recent changes <small class="zone">times in UTC</small>' in get(World(), path, history=history)
     assert ">00:00:00</time>" in get(World(), "/", history=history)

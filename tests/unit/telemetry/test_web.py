@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bridge.controller.state_changes import StateChanges
 from bridge.errors import ConfigurationError
 from bridge.telemetry import web
 from bridge.telemetry.history import History
@@ -410,10 +411,11 @@ def changes(server: WebServer, query: str = "") -> dict[str, Any]:
 def test_a_script_learns_what_happened_since_it_last_asked(world: World) -> None:
     """Newest first, as many as it wants; a number of a process that is no more is answered with everything."""
     history = History()
+    states = StateChanges(history)
     with WebServer("127.0.0.1:0", Routes(world, Metrics("1").text, history).pages) as server:
         assert changes(server) == {"newest": 0, "changes": []}
         for up in (False, True, False):
-            history.kubernetes(up, "refused\nby a firewall")
+            states.kubernetes(up, "refused\nby a firewall")
         assert [c["number"] for c in changes(server)["changes"]] == [3, 2, 1]
         assert [c["number"] for c in changes(server, "?after=1")["changes"]] == [3, 2]
         assert changes(server, "?after=3") == {"newest": 3, "changes": []}
