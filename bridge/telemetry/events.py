@@ -48,8 +48,8 @@ class HoldsChanged:
 class ReadErrorsChanged:
     """Every service whose last read failed, with the reason; `annotated`: those that only people's Services ask for.
 
-    Of the others, whose datacenter can be asked: how many, and the `first` if it is another one than was last told.
-    `over`: the last of the others can be read again.
+    Of the services that a rule asks for, in datacenters that can be asked: how many (`count`), and the `first` if it is
+    not the one that was last told. `over`: all services that a rule asks for can be read again.
     """
 
     errors: Mapping[Query, str]
