@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos pods patroni consul-random fuzz docs lab-up lab-env lab-down image sbom lock clean
+.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos pods readers patroni consul-random fuzz docs lab-up lab-env lab-down image sbom lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ consul-random: $(STAMP) ## plain and blocking answers of a real Consul side by s
 
 pods: $(STAMP) ## the bridge in pods on this machine, with what is slow and rare: make pods ONLY="rotated or lost"
 	@PODS_SLOW=1 $(BIN)/python -m pytest -q tests/pods --durations=10 $(if $(ONLY),-k '$(ONLY)')
+
+readers: $(STAMP) ## ingress controllers and external-dns that read what the bridge writes; builds them first (about ten minutes)
+	@$(BIN)/python -m tests.support.lab build contour external-dns traefik
+	@READERS=1 $(BIN)/python -m pytest -q tests/e2e/test_readers.py --durations=10 $(if $(ONLY),-k '$(ONLY)')
 
 patroni: $(STAMP) ## fail-overs of a real Patroni, and seconds of wrong traffic: make patroni ROUNDS=3 SCENARIO="switchover cut-off"
 	@$(BIN)/python -m tests.support.patroni --rounds '$(or $(ROUNDS),1)' $(SCENARIO)

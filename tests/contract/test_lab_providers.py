@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab import Lab, LabError, build, providers
+from tests.support.lab.__main__ import main
 from tests.support.lab.build import TOOLS
 from tests.support.lab.providers import (
     AT_HAND,
@@ -301,6 +302,16 @@ def test_another_toolchain_is_another_entry(tmp_path: Path, toolchain: Path) -> 
     text = (tmp_path / "go").read_text().replace("go1.26.0", "go1.26.1")
     (tmp_path / "go").write_text(text)
     assert build.binary("etcd") != first
+
+
+def test_rare_programs_are_built_only_when_they_are_named(tmp_path: Path, toolchain: Path) -> None:
+    """They would cost continuous integration minutes."""
+    _go(tmp_path, toolchain, seconds=0)
+    assert main(["build"]) == 0
+    rare = {name for name, tool in TOOLS.items() if tool.rare}
+    assert ({path.name for path in build.cache().glob("*/*")}, "traefik" in rare) == (set(TOOLS) - rare, True)
+    assert main(["build", *rare]) == 0
+    assert {path.name for path in build.cache().glob("*/*")} == set(TOOLS)
 
 
 def test_every_tool_has_its_module() -> None:

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.lab", description="Real servers on this machine.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="build|up|down|env|status")
     build_parser = commands.add_parser("build", help="build what is missing, start nothing")
-    build_parser.add_argument("tools", nargs="*", help=f"of {', '.join(TOOLS)} (default: all)")
+    build_parser.add_argument("tools", nargs="*", help=f"of {', '.join(TOOLS)} (default: all but the rare ones)")
     up_parser = commands.add_parser("up", help="start the servers and leave them running")
     up_parser.add_argument("--acl", action="store_true", help="Consul with ACLs, default deny")
     up_parser.add_argument(
@@ -90,7 +90,7 @@ def _build(tools: Sequence[str]) -> None:
         binaries(tools)
         return
     binaries(_core())
-    binaries([name for name in TOOLS if name not in _core()])
+    binaries([name for name, tool in TOOLS.items() if not tool.core and not tool.rare])
 
 
 def _up(*, acl: bool, pods: bool) -> None:

@@ -38,7 +38,7 @@ class LabError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A program and where it comes from. `core`: every lab needs it."""
+    """A program and where it comes from. `core`: every lab needs it; `rare`: it is built only when it is named."""
 
     module: str
     package: str
@@ -46,6 +46,7 @@ class Tool:
     core: bool = False
     version: str = ""
     version_argument: str = "--version"
+    rare: bool = False
 
 
 TOOLS = {
@@ -76,6 +77,10 @@ TOOLS = {
     "kube-scheduler": Tool("kubelet", "k8s.io/kubernetes/cmd/kube-scheduler", _STAMP, version="1.37.2"),
     "netpol": Tool("netpol", "consul-endpoints-bridge/lab/netpol"),
     "pause": Tool("pause", "consul-endpoints-bridge/lab/pause"),
+    # Programs of others that read what the bridge writes: `make readers`.
+    "contour": Tool("contour", "github.com/projectcontour/contour/cmd/contour", rare=True),
+    "external-dns": Tool("external-dns", "consul-endpoints-bridge/lab/external-dns", rare=True),
+    "traefik": Tool("traefik", "consul-endpoints-bridge/lab/traefik", rare=True),
 }
 
 
@@ -158,7 +163,7 @@ def _key(tool: Tool, go: str) -> str:
     folder = HERE / "modules" / tool.module
     for part in ((folder / "go.mod").read_bytes(), (folder / "go.sum").read_bytes(), _go_version(go).encode()):
         digest.update(part)
-    for source in sorted(folder.glob("*.go")):
+    for source in sorted(folder.rglob("*.go")):
         digest.update(source.read_bytes())
     digest.update(tool.ldflags.encode())
     return f"{tool.module}-{digest.hexdigest()[:16]}"
