@@ -120,6 +120,7 @@ class Code(StrEnum):
     TRAFFIC_LOCAL = "traffic_local"
     DISTRIBUTION_UNHINTED = "distribution_unhinted"
     DISTRIBUTION_UNZONED = "distribution_unzoned"
+    PUBLISHED_NOWHERE = "published_nowhere"
     PORTS_UNUSABLE = "ports_unusable"
     PORTS_BESIDE_ADDRESS = "ports_beside_address"
     PORT_NAME_ABSENT = "port_name_absent"
@@ -312,6 +313,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "with the output endpoints; use both",
     Code.DISTRIBUTION_UNZONED: "trafficDistribution is {value}, and {count} of {ready} ready endpoints are in no known "
     "zone: it has no effect until every node's meta in Consul names one (`zone_meta`)",
+    Code.PUBLISHED_NOWHERE: "the annotation {annotation} has no effect: of a headless Service external-dns publishes "
+    "pods only; use the type ClusterIP",
     Code.PORTS_UNUSABLE: "no number between 1 and 65535, so not mirrored: the port {names}",
     Code.PORTS_BESIDE_ADDRESS: "the address {address} has a port of its own, so these are not mirrored: {names}",
     Code.PORT_NAME_ABSENT: "no port is called {wanted!r} (`port_name`) but {names}: the default one has that name now",
@@ -466,6 +469,7 @@ WARNINGS = (
     Code.TRAFFIC_LOCAL,
     Code.DISTRIBUTION_UNHINTED,
     Code.DISTRIBUTION_UNZONED,
+    Code.PUBLISHED_NOWHERE,
     Code.PORTS_UNUSABLE,
     Code.PORTS_BESIDE_ADDRESS,
     Code.PORT_NAME_ABSENT,

@@ -629,6 +629,9 @@ def _disagreements(said: Sequence[tuple[str, Mapping[str, str]]]) -> Iterator[Re
 
 
 def _warnings(mirror: Mirror, service: CurrentService | None) -> Iterable[Reason]:
+    if service.headless if service is not None else mirror.headless:
+        names = (key for key, _ in mirror.annotations if key.startswith("external-dns.") and key.endswith("/hostname"))
+        yield from (Reason(Code.PUBLISHED_NOWHERE, annotation=key) for key in names)
     if service is not None:
         yield from _traffic_warnings(mirror, service)
         if mirror.service_ports is None:
