@@ -8,9 +8,9 @@ its last write to them has ended. Where two see things differently for a moment,
     turn ──▶ look (one list) ──▶ renew the membership ──▶ share ──▶ per shard: campaign, renew, or drain and release
 
 With another number of shards a target belongs to another shard, so replicas of two numbers must never write at the
-same time: a member may write only while no living member that joined earlier has another number (`_may_serve`). Joined
-is counted by the API server's revisions, not by clocks. In a rolling change of `--shards` the new replicas therefore
-stand by until the last old one has gone.
+same time: a member may write only while no living member that joined earlier has another number (`members.may_serve`).
+Joined is counted by the API server's revisions, not by clocks. In a rolling change of `--shards` the new replicas
+therefore stand by until the last old one has gone.
 
 Replicas of two installations must not share an owner id: each would remove what only the other's rules ask for. Where
 the installation is known (members publish it), only one of them serves: the one that had shard 0 last (its Lease keeps
@@ -47,34 +47,37 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any
 
 from bridge.core.shards import share
 from bridge.errors import BridgeError, CancelledError, PermanentError, StaleError, TransientError
 from bridge.kube import objects
 from bridge.kube.client import KubeClient
 from bridge.kube.lease import ElectionSettings, LeaderElector, LeaseLock, LeaseRecord, Lock, boot_clock, record_of
+from bridge.kube.members import (
+    CONSUL,
+    INSTALLATION,
+    JOINED,
+    KIND,
+    SHARDS,
+    WRITES,
+    YIELDS,
+    Abilities,
+    Annotations,
+    Installations,
+    Leases,
+    LeaseSnapshot,
+    Member,
+    Observations,
+    RemovableLock,
+    may_have,
+    may_serve,
+    together,
+)
 from bridge.threads import guarded_thread
-
-KIND = "consul-bridge/lease"
-"""Label of a Lease: whether it is a `member`'s or a `shard`'s."""
-SHARDS = "consul-bridge/shards"
-"""Annotation of a member's Lease: into how many shards it divides the work."""
-JOINED = "consul-bridge/joined"
-"""Annotation of a member's Lease: the revision at which it joined; absent right after joining (then: its version)."""
-INSTALLATION = "consul-bridge/installation"
-"""Annotation of every Lease: whose replica wrote it last, as far as that is known."""
-YIELDS = "consul-bridge/yields"
-"""Annotation of a member's Lease: it will never write, because another installation does."""
-CONSUL = "consul-bridge/consul"
-"""Annotation of a member's Lease: whether it sees Consul."""
-WRITES = "consul-bridge/writes"
-"""Annotation of a member's Lease: whether its writes are answered, as far as it has any."""
-BURIED_AFTER = 10
-"""After how many durations without a renewal a member's Lease is deleted, and an installation counts as removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,92 +103,91 @@ class ElectionConfig:
         return ElectionSettings(margin=5.0 * part, renew=2.0 * part, poll=min(0.6, 0.6 * part))
 
 
-Annotations = Callable[[], Mapping[str, str]]
-"""What a Lease is to say beside its record, asked at each write."""
-
-
-class Leases(Protocol):
-    """The Leases of one owner id."""
-
-    def snapshot(self) -> Mapping[str, LeaseRecord]:
-        """All of them by name, as they are now (not from a cache that may lag)."""
-
-    def lock(
-        self,
-        name: str,
-        kind: str,
-        identity: str,
-        annotations: Annotations,
-        seen: Callable[[], LeaseSnapshot],
-    ) -> RemovableLock:
-        """A lock on one of them, whose cached reads are answered by the last look."""
-
-
-class RemovableLock(Lock, Protocol):
-    """A lock whose Lease can be deleted."""
-
-    def remove(self, held: LeaseRecord) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
-class LeaseSnapshot:
-    """What the last look showed, or why there was none."""
+class _Share:
+    """What a look came to: whether we may serve at all, our shards, who is alive, what we wait for ("": nothing)."""
 
-    records: Mapping[str, LeaseRecord]
-    error: BridgeError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A replica that is alive. `joined` is a revision of the API server."""
-
-    identity: str
-    shards: int
-    joined: int
-    installation: str = ""
-    demoted: bool = False
-    consul: str = ""
-    writes: str = ""
+    serving: bool = False
+    wanted: frozenset[int] = frozenset()
+    members: tuple[Member, ...] = ()
+    waiting: str = ""
 
 
-@dataclass(slots=True)
-class _Observation:
-    """A record, since when (on our clock) it has looked like this, and whether we have seen it change."""
+class _Turns:
+    """An elector, and when its next step is due."""
 
-    record: LeaseRecord
-    since: float
-    changed: bool
-
-
-class _Debounced:
-    """A yes or no that changes only when the other answer has lasted."""
-
-    def __init__(self, lasting_seconds: float) -> None:
-        self._lasting_seconds = lasting_seconds
-        self._since: float | None = None
-        self.value: bool | None = None
-        self.seen = True
+    def __init__(self, elector: LeaderElector, clock: Callable[[], float]) -> None:
+        self.elector = elector
+        self._clock = clock
+        self._at = float("-inf")
 
     @property
-    def text(self) -> str:
-        """What it is as a member publishes it."""
-        if self.value is False:
-            return "back" if self.seen else "down"
-        return "up" if self.seen else "away"
+    def seconds(self) -> float:
+        """Until the next step."""
+        return self._at - self._clock()
 
-    def see(self, value: bool, now: float) -> None:
-        """What is the case now."""
-        self.seen = value
-        if self.value is None or value == self.value:
-            self.value, self._since = value, None
-        elif self._since is None:
-            self._since = now
-        elif now - self._since >= self._lasting_seconds:
-            self.value, self._since = value, None
+    def step(self) -> None:
+        """Do it now."""
+        self._at = self.elector.step() + self._clock()
+
+
+class _OpenWrites:
+    """Writes that are under way, by shard. `may` says whether one may begin. Any thread."""
+
+    def __init__(self, may: Callable[[int], bool]) -> None:
+        self._may = may
+        self._lock = threading.Lock()
+        self._inside: Counter[int] = Counter()
+
+    def begin(self, shard: int) -> bool:
+        """Begin one, if it may."""
+        with self._lock:
+            if not self._may(shard):
+                return False
+            self._inside[shard] += 1
+            return True
+
+    def end(self, shard: int) -> None:
+        """It has ended."""
+        with self._lock:
+            self._inside[shard] -= 1
+
+    def none(self, shard: int | None = None) -> bool:
+        """Whether none is under way, in this shard or at all."""
+        with self._lock:
+            return not (self._inside[shard] if shard is not None else any(self._inside.values()))
+
+
+class _Membership:
+    """Our own Lease: the elector that keeps it, and at which revision (`joined`) and look we joined."""
+
+    def __init__(self, lock: RemovableLock, make: Callable[..., LeaderElector], looks: Callable[[], int]) -> None:
+        self._lock = lock
+        self._looks = looks
+        self._joined_after = 0
+        self.joined = 0
+        self.elector = make(lock, on_started=self._join)
+
+    def _join(self) -> None:
+        held = self.elector.held
+        self.joined = objects.version(held.resource_version) if held is not None else 0
+        self._joined_after = self._looks()
+
+    @property
+    def seen(self) -> bool:
+        """Whether there was a look since: an earlier one may lack a member that joined before us."""
+        return self._looks() > self._joined_after
+
+    def remove(self) -> None:
+        """Delete the Lease, if we have it."""
+        held = self.elector.held
+        if held is not None:
+            with contextlib.suppress(BridgeError):  # it expires, and another member deletes it
+                self._lock.remove(held)
 
 
 class Election:
-    """Holds this replica's share of the shards. `turn` is the finite body, a thread runs it until `stop`.
+    """Holds this replica's share of the shards. `tick` is the finite body, a thread runs it until `stop`.
 
     `on_change` is called from that thread with the shards held whenever they changed; `sees_consul` and `can_write` are
     asked there.
@@ -203,71 +205,63 @@ class Election:
         clock: Callable[[], float] = boot_clock,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._leases = leases
-        self._config = config
-        self._identity = config.identity or new_identity()
+        self._config = config = replace(config, identity=config.identity or new_identity())
         self._on_change = on_change
-        self._sees_consul = sees_consul
-        self._can_write = can_write
-        self._consul = _Debounced(config.lasting_seconds)
-        self._writes = _Debounced(config.lasting_seconds)
+        self._told: frozenset[int] = frozenset()
         self._clock = clock
         self._spread = spread
         self._stop = threading.Event()
-        self._look = LeaseSnapshot({})
-        self._looks = 0
-        self._looked_at = float("-inf")
-        self._sightings: dict[str, _Observation] = {}
-        self._lock = threading.Lock()
-        self._inside: Counter[int] = Counter()
-        self._joined = 0
-        self._joined_after = 0
-        self._serving = False
-        self._wanted: frozenset[int] = frozenset()
-        self._members: tuple[Member, ...] = ()
-        self._waiting = ""
-        self._conflicting_writer = ""
-        self._demoted = False
-        self._first_look_at: float | None = None
-        self._told: frozenset[int] = frozenset()
         prefix = f"consul-bridge-{_label(config.owner)}"
-        self._member_lock = self._lock_of(f"{prefix}-member-{_digest(self._identity)}", "member", self._annotations)
-        self._member = self._elector(self._member_lock, on_started=self._join, on_stopped=self._leave)
-        self._names = tuple(f"{prefix}-shard-{n}" for n in range(config.shards))
-        self._shards = tuple(
-            self._elector(
-                self._lock_of(name, "shard", self._mark),
-                wanted=partial(self._wants, n),
-                drained=partial(self._drained, n),
+        names = [f"{prefix}-shard-{n}" for n in range(config.shards)]
+        self._observed = Observations(leases, clock, config.duration_seconds, names)
+        self._abilities = Abilities(sees_consul, can_write, config.lasting_seconds)
+        self._installations = Installations(config.owner, config.installation, config.duration_seconds)
+        self._writes = _OpenWrites(self.may_write)
+        self._share = _Share()
+
+        def lock_of(name: str, kind: str, annotations: Annotations) -> RemovableLock:
+            return leases.lock(name, kind, config.identity, annotations, lambda: self._observed.last)
+
+        def elector(lock: Lock, **hooks: Any) -> LeaderElector:
+            return LeaderElector(lock, config.times, clock=clock, spread=spread, **hooks)
+
+        own = lock_of(f"{prefix}-member-{_digest(config.identity)}", "member", self._annotations)
+        self._lock_of = lock_of
+        self._member = _Membership(own, partial(elector, on_stopped=self._leave), lambda: self._observed.count)
+        self._turns = tuple(
+            _Turns(made, clock)
+            for made in (
+                self._member.elector,
+                *(
+                    elector(
+                        lock_of(name, "shard", self._mark),
+                        wanted=partial(self._wants, n),
+                        drained=partial(self._writes.none, n),
+                    )
+                    for n, name in enumerate(names)
+                ),
             )
-            for n, name in enumerate(self._names)
         )
-        self._due: dict[LeaderElector, float] = {}
         self._thread = guarded_thread("kube-election", self._run, failed)
 
     # ------------------------------------------------------------------ asked by writers
 
     def may_write(self, shard: int) -> bool:
         """Whether no other replica can write this shard's targets now, nor soon."""
-        return self._serving and self._member.may_write() and self._shards[shard].may_write()
+        return self._share.serving and self._member.elector.may_write() and self._elector_of(shard).may_write()
 
     def lease_remaining(self, shard: int) -> float:
         """How long a write that begins now may take: until others could begin one. 0 when none may begin."""
-        left = min(self._member.lease_remaining(), self._shards[shard].lease_remaining())
-        return left if self._serving else 0.0
+        left = min(self._member.elector.lease_remaining(), self._elector_of(shard).lease_remaining())
+        return left if self._share.serving else 0.0
 
     def begin_write(self, shard: int) -> bool:
-        """Begin a write; False when we may not. Every True must be followed by `leave`."""
-        with self._lock:
-            if not self.may_write(shard):
-                return False
-            self._inside[shard] += 1
-            return True
+        """Begin a write; False when we may not. Every True must be followed by `end_write`."""
+        return self._writes.begin(shard)
 
     def end_write(self, shard: int) -> None:
         """The write has ended."""
-        with self._lock:
-            self._inside[shard] -= 1
+        self._writes.end(shard)
 
     # ------------------------------------------------------------------ asked by people
 
@@ -279,24 +273,24 @@ class Election:
     def status(self) -> dict[str, Any]:
         """For readiness, status and metrics."""
         return {
-            "identity": self._identity,
+            "identity": self._config.identity,
             "shards": self._config.shards,
             "held": sorted(self.held),
-            "holders": {str(n): holder for n, holder in sorted(self._holders().items())},
-            "replicas": sorted(member.identity for member in self._members),
-            "waiting": self._waiting or None,
+            "holders": {str(n): holder for n, holder in sorted(self._observed.holders().items())},
+            "replicas": sorted(member.identity for member in self._share.members),
+            "waiting": self._share.waiting or None,
             "error": self.error,
         }
 
     @property
     def conflicting_writer(self) -> str:
         """What is to be said of another installation with our owner id, "" while there is none."""
-        return self._conflicting_writer
+        return self._installations.conflict
 
     @property
     def error(self) -> str | None:
         """What the election fails at now, None when nothing."""
-        errors = (self._look.error, self._member.error, *(e.error for e in self._shards))
+        errors = (self._observed.last.error, *(turns.elector.error for turns in self._turns))
         return next((str(error) for error in errors if error is not None), None)
 
     # ------------------------------------------------------------------ life
@@ -323,173 +317,87 @@ class Election:
     def tick(self) -> float:
         """Look, and do what that asks for; seconds until the next turn."""
         times = self._config.times
-        self._consul.see(self._sees_consul(), self._clock())
-        self._writes.see(self._can_write(), self._clock())
-        self._see()
-        if not self._member.leading or self._is_due(self._member):
-            self._step(self._member)
-        self._judge()
-        for n, elector in enumerate(self._shards):
-            if self._is_due(elector) or (n in self._wanted) != elector.leading:
-                self._step(elector)
+        self._abilities.look(self._clock())
+        self._observed.look()
+        own, *shards = self._turns
+        if not own.elector.leading or own.seconds <= 0:
+            own.step()
+        if self._observed.last.error is None:  # nothing new without a look
+            self._share = self._judge()
+        for n, turns in enumerate(shards):
+            if turns.seconds <= 0 or self._wants(n) != turns.elector.leading:
+                turns.step()
         self._tell()
         self._delete_expired()
         pause = self._spread(0.8 * times.poll, 1.2 * times.poll)
-        due = [self._due[e] - self._clock() for e in (self._member, *self._shards) if e.leading]
+        due = [turns.seconds for turns in self._turns if turns.elector.leading]
         return max(0.01, min([pause, *due]))
 
     def resign(self) -> None:
         """Give up the shards, then the membership; what the server does not answer runs out by itself."""
-        self._serving = False
+        self._stop_serving()
         self._tell()
-        for elector in self._shards:
-            if elector.leading and not elector.resign():
+        for turns in self._turns[1:]:
+            if turns.elector.leading and not turns.elector.resign():
                 return
-        held = self._member.held
-        if held is not None:
-            with contextlib.suppress(BridgeError):  # it expires, and another member deletes it
-                self._member_lock.remove(held)
+        self._member.remove()
 
     # ------------------------------------------------------------------ inside
 
-    def _lock_of(self, name: str, kind: str, annotations: Annotations) -> RemovableLock:
-        return self._leases.lock(name, kind, self._identity, annotations, lambda: self._look)
-
-    def _elector(self, lock: Lock, **hooks: Any) -> LeaderElector:
-        return LeaderElector(lock, self._config.times, clock=self._clock, spread=self._spread, **hooks)
+    def _elector_of(self, shard: int) -> LeaderElector:
+        return self._turns[1 + shard].elector
 
     def _annotations(self) -> dict[str, str]:
-        joined = {JOINED: str(self._joined)} if self._joined else {}
-        yields = {YIELDS: "true"} if self._demoted and self._at_rest() else {}
-        able = {CONSUL: self._consul.text, WRITES: self._writes.text}
+        joined = {JOINED: str(self._member.joined)} if self._member.joined else {}
+        at_rest = not self._share.serving and self._writes.none()
+        yields = {YIELDS: "true"} if self._installations.demoted and at_rest else {}
+        able = dict(zip((CONSUL, WRITES), self._abilities.texts, strict=True))
         return {SHARDS: str(self._config.shards), **able, **joined, **self._mark(), **yields}
 
     def _mark(self) -> dict[str, str]:
         return {INSTALLATION: self._config.installation} if self._config.installation else {}
 
-    def _at_rest(self) -> bool:
-        """Whether no write of ours is under way, nor can begin."""
-        with self._lock:
-            return not self._serving and not any(self._inside.values())
-
-    def _join(self) -> None:
-        held = self._member.held
-        self._joined = objects.version(held.resource_version) if held is not None else 0
-        self._joined_after = self._looks
-
     def _leave(self) -> None:
-        self._serving = False
-        self._joined = 0
+        self._stop_serving()
+        self._member.joined = 0
 
-    def _see(self) -> None:
-        """One list of all Leases; a record's age counts from the end of the look that first saw it like this."""
-        began = self._clock()
-        try:
-            records = self._leases.snapshot()
-        except CancelledError:
-            raise
-        except BridgeError as error:
-            self._look = LeaseSnapshot(self._look.records, error)
-            return
-        now = self._clock()
-        before = self._sightings
-        self._sightings = {
-            name: seen
-            if (seen := before.get(name)) is not None and seen.record == record
-            else _Observation(record, now, seen is not None)
-            for name, record in records.items()
-        }
-        self._look = LeaseSnapshot(records)
-        self._looks += 1
-        self._looked_at = began
-        if self._first_look_at is None:
-            self._first_look_at = began
+    def _stop_serving(self) -> None:
+        self._share = replace(self._share, serving=False)
 
-    def _judge(self) -> None:
-        """Who is alive, whether we may serve at all, and which shards are to be ours; nothing new without a look."""
-        if self._look.error is not None:
-            return
+    def _wants(self, shard: int) -> bool:
+        return shard in self._share.wanted
+
+    def _judge(self) -> _Share:
+        """Who is alive, whether we may serve at all, and which shards are to be ours."""
+        config, identity = self._config, self._config.identity
         members = self._living()
-        self._members = tuple(members)
-        me = next((m for m in members if m.identity == self._identity), None)
-        aside = self._stands_aside(members)
-        # a list from before we joined may lack a member that joined before us
-        may = me is not None and self._looks > self._joined_after and not aside and may_serve(me, members)
-        self._serving = may and self._member.leading
-        self._waiting = aside
-        if not self._serving or me is None:
-            self._wanted = frozenset()
+        me = next((m for m in members if m.identity == identity), None)
+        waiting = self._installations.stand_aside(members, self._observed)
+        may = me is not None and self._member.seen and not waiting and may_serve(me, members)
+        if me is None or not may or not self._member.elector.leading:
             others = sorted({m.shards for m in members if me is not None and m.shards != me.shards})
-            if others and not aside:
+            if others and not waiting:
                 counts = " and ".join(map(str, others))
-                self._waiting = (
+                waiting = (
                     f"replicas with {counts} shard(s) are still running and joined earlier; this one divides the work "
-                    f"into {self._config.shards} and stands by until they have gone"
+                    f"into {config.shards} and stands by until they have gone"
                 )
-            return
-        serving = [m for m in members if _together(m, me) and may_serve(m, members)]
-        holders = self._holders()
-        for what, waiting in _ABLE.items():
+            return _Share(members=tuple(members), waiting=waiting)
+        serving = [m for m in members if together(m, me) and may_serve(m, members)]
+        holders = self._observed.holders()
+        for what, unable in _ABLE.items():
             if any(getattr(m, what) == "up" for m in serving):
                 holding = holders.values()
-                serving = [m for m in serving if _may_have(getattr(m, what), m.identity in holding)]
+                serving = [m for m in serving if may_have(getattr(m, what), m.identity in holding)]
                 if me not in serving:
-                    self._waiting = self._waiting or waiting
+                    waiting = waiting or unable
         # A Lease that has not changed since we first saw it may be what a dead replica left. To a new process it looks
         # alive for a whole duration: no free shard waits for it.
-        renewed = {self._identity, *self._renewed()}
+        renewed = {identity, *self._observed.renewed()}
         candidates = sorted((m.identity for m in serving), key=lambda identity: identity not in renewed)
-        shares = share(self._config.shards, candidates, holders)
-        self._wanted = frozenset(n for n, identity in shares.items() if identity == self._identity)
-
-    def _stands_aside(self, members: list[Member]) -> str:
-        """Why another installation is to write instead of ours, "" when it is not; says what there is to be said."""
-        mine, owner = self._config.installation, self._config.owner
-        strangers = self._other_installations(members) if mine else ()
-        charge = self._in_charge(members) if mine else ""
-        foreign = charge not in ("", mine)
-        if strangers and foreign:
-            self._demoted = True
-        self._conflicting_writer = ""
-        if strangers or self._demoted:
-            alive = f"replicas of {' and '.join(strangers) or 'another installation'} run, or ran lately,"
-            self._conflicting_writer = (
-                f"{alive} with our owner id {owner!r}, and this is {mine}: give each installation an --owner of its own"
-            )
-        if self._demoted:
-            self._conflicting_writer += (
-                "; this replica writes nothing, and if the other was removed on purpose: restart this one"
-            )
-            return "another installation with our owner id writes"
-        long_gone = self._looked_at - (self._first_look_at or 0.0) >= BURIED_AFTER * self._config.duration_seconds
-        if foreign and not long_gone:
-            return f"{charge} wrote with our owner id before; this is {mine}, and waits in case that it comes back"
-        return ""
-
-    def _other_installations(self, members: list[Member]) -> list[str]:
-        """Other installations whose members were seen to renew: a Lease alone may be what a dead one left behind."""
-        renewed = self._renewed()
-        return sorted(
-            {
-                m.installation
-                for m in members
-                if m.identity in renewed and m.installation not in ("", self._config.installation)
-            }
-        )
-
-    def _renewed(self) -> set[str]:
-        """Whose Leases were seen to change."""
-        return {seen.record.holder for seen in self._sightings.values() if seen.changed}
-
-    def _in_charge(self, members: list[Member]) -> str:
-        """The installation that had shard 0 last, or else that of the member that joined first."""
-        last = self._look.records.get(self._names[0])
-        first = next((m.installation for m in members if m.installation and not m.demoted), "")
-        return (last.annotations.get(INSTALLATION, "") if last is not None else "") or first
-
-    def _holders(self) -> dict[int, str]:
-        records = self._look.records
-        return {n: records[name].holder for n, name in enumerate(self._names) if name in records}
+        shares = share(config.shards, candidates, holders)
+        wanted = frozenset(n for n, candidate in shares.items() if candidate == identity)
+        return _Share(True, wanted, tuple(members), waiting)
 
     def _living(self) -> list[Member]:
         """Members whose Lease was renewed within its duration, ourselves from our own books.
@@ -497,36 +405,12 @@ class Election:
         No replica takes a member's Lease, so only time arbitrates between our decision and its renewal: a member
         gives up at its fence, its requests time out within the margin, and our list is younger than its age says.
         """
-        members = []
-        if self._member.leading and self._joined:
-            config = self._config
-            mine = (config.installation, self._demoted, self._consul.text, self._writes.text)
-            members.append(Member(self._identity, config.shards, self._joined, *mine))
-        for seen in self._sightings.values():
-            record = seen.record
-            if record.labels.get(KIND) != "member" or not record.holder or record.holder == self._identity:
-                continue
-            duration = max(record.duration_seconds, self._config.duration_seconds)
-            if self._looked_at - seen.since < duration:
-                joined = objects.version(record.annotations.get(JOINED) or record.resource_version)
-                shards = _number(record.annotations.get(SHARDS))
-                said = record.annotations
-                theirs = (said.get(INSTALLATION, ""), YIELDS in said, said.get(CONSUL, ""), said.get(WRITES, ""))
-                members.append(Member(record.holder, shards, joined, *theirs))
+        config = self._config
+        members = self._observed.others(config.identity)
+        if self._member.elector.leading and self._member.joined:
+            mine = (config.installation, self._installations.demoted, *self._abilities.texts)
+            members.append(Member(config.identity, config.shards, self._member.joined, *mine))
         return sorted(members, key=lambda m: (m.joined, m.identity))
-
-    def _is_due(self, elector: LeaderElector) -> bool:
-        return self._clock() >= self._due.get(elector, float("-inf"))
-
-    def _step(self, elector: LeaderElector) -> None:
-        self._due[elector] = elector.step() + self._clock()
-
-    def _wants(self, shard: int) -> bool:
-        return shard in self._wanted
-
-    def _drained(self, shard: int) -> bool:
-        with self._lock:
-            return self._inside[shard] == 0
 
     def _tell(self) -> None:
         held = self.held
@@ -536,13 +420,9 @@ class Election:
 
     def _delete_expired(self) -> None:
         """Delete the Leases of replicas that are long dead: pods never come back under their old name."""
-        now = self._clock()
-        for name, seen in self._sightings.items():
-            age = now - seen.since
-            if seen.record.labels.get(KIND) == "member" and age >= BURIED_AFTER * self._config.duration_seconds:
-                seen.since = now  # not again soon, whatever comes of it
-                with contextlib.suppress(StaleError, TransientError, PermanentError):
-                    self._lock_of(name, "member", dict).remove(seen.record)
+        for name, record in self._observed.expired():
+            with contextlib.suppress(StaleError, TransientError, PermanentError):
+                self._lock_of(name, "member", dict).remove(record)
 
 
 _ABLE = {
@@ -550,24 +430,6 @@ _ABLE = {
     "writes": "the API server did not answer what was written from here, and another replica may do better",
 }
 """What a member must be able to do to have shards while another can, and what is said of one that has none for it."""
-
-
-def _may_have(state: str, holding: bool) -> bool:
-    """Whether a member in this state has a share while another is up."""
-    return state != "down" and (state != "back" or holding)
-
-
-def may_serve(member: Member, members: list[Member]) -> bool:
-    """Whether no living member that joined before `member` and may write works otherwise."""
-    return not member.demoted and not any(
-        m.joined < member.joined and not m.demoted and not _together(m, member) for m in members
-    )
-
-
-def _together(one: Member, other: Member) -> bool:
-    """Whether both divide the work alike and belong to one installation, as far as that is known."""
-    return one.shards == other.shards and ("" in (one.installation, other.installation)
-                                           or one.installation == other.installation)  # fmt: skip
 
 
 def new_identity() -> str:
@@ -582,10 +444,6 @@ def _label(owner: str) -> str:
 
 def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text is not None and text.isascii() and text.isdecimal() else 0
 
 
 # --------------------------------------------------------------------------- on the API server

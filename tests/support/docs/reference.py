@@ -20,7 +20,7 @@ from bridge.controller.state_changes import StateChanges
 from bridge.core import annotated, ownership
 from bridge.core.reasons import SENTENCES, Code
 from bridge.errors import ExitStatus
-from bridge.kube import election, mirrored, objects
+from bridge.kube import members, mirrored, objects
 from bridge.telemetry.history import History
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.routes import STATIC, Routes, Source
@@ -78,19 +78,19 @@ MARKS = (
         "annotation", (ownership.SERVICE_SYNC,), "false",
         "Services that we make: consul-k8s does not register them back in Consul; `to.annotations` may say otherwise",
     ),
-    Mark("label", (election.KIND,), "", "our Leases: a `member`'s or a `shard`'s"),
+    Mark("label", (members.KIND,), "", "our Leases: a `member`'s or a `shard`'s"),
     Mark(
-        "annotations", (election.SHARDS, election.JOINED), "",
+        "annotations", (members.SHARDS, members.JOINED), "",
         "a member's Lease: how it divides the work, and when it joined",
     ),
     Mark(
-        "annotations", (election.CONSUL, election.WRITES, election.YIELDS), "",
+        "annotations", (members.CONSUL, members.WRITES, members.YIELDS), "",
         "a member's Lease: whether it sees Consul, whether its writes are answered, and that it leaves the writing to "
         "another installation",
     ),
     Mark(
         "annotation",
-        (election.INSTALLATION,),
+        (members.INSTALLATION,),
         "",
         "objects of ours, our Leases: the installation that wrote it last, if known",
     ),
@@ -116,7 +116,7 @@ MARKS = (
         "Services of consul-k8s, which `--adopt consul-k8s` takes over",
     ),
 )  # fmt: skip
-MARKED_IN = (ownership, annotated, election, objects, mirrored)
+MARKED_IN = (ownership, annotated, members, objects, mirrored)
 """The modules whose constants are marks."""
 
 PATHS: Mapping[str, tuple[str, str]] = {

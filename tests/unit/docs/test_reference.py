@@ -16,7 +16,7 @@ from bridge import cli, config
 from bridge.controller import kubernetes_events
 from bridge.core import ownership
 from bridge.errors import ExitStatus
-from bridge.kube import election
+from bridge.kube import members
 from tests.support.docs import reference
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,7 +42,7 @@ def test_every_flag_setting_and_event_is_in_it() -> None:
     [
         (ownership, "NEW", "consul-bridge/new", pytest.raises(LookupError, match=r"\{'consul-bridge/new'\}")),
         (ownership, "ADOPT", "consul-bridge/take-over", contextlib.nullcontext()),
-        (election, "KIND", "consul-bridge/kind", contextlib.nullcontext()),
+        (members, "KIND", "consul-bridge/kind", contextlib.nullcontext()),
     ],
 )
 def test_a_mark_that_changes_in_the_code_makes_the_reference_stale(

@@ -12,21 +12,20 @@ from hypothesis import strategies as st
 from bridge.core.model import Target
 from bridge.core.shards import shard_of
 from bridge.errors import StaleError, TransientError
-from bridge.kube.election import (
+from bridge.kube.election import Election, ElectionConfig
+from bridge.kube.lease import LeaseRecord
+from bridge.kube.members import (
     BURIED_AFTER,
     INSTALLATION,
     JOINED,
     KIND,
     SHARDS,
     YIELDS,
-    Election,
-    ElectionConfig,
     LeaseSnapshot,
     Member,
     RemovableLock,
     may_serve,
 )
-from bridge.kube.lease import LeaseRecord
 
 DURATION = 15
 TARGETS = [Target("default", f"s{n}") for n in range(12)]
