@@ -61,7 +61,7 @@ FROM ${BASE} AS root
 ARG SOURCE_DATE_EPOCH=0
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0
 
-# The official images come without the standard library's compiled files; every start would compile it anew.
+# The official images come without the standard library's compiled files; every start would compile it again.
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
       -x '/(test|tests|idlelib|tkinter|turtledemo|lib2to3|ensurepip|site-packages|dist-packages)/' \
       "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"

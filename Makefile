@@ -57,7 +57,7 @@ bench: $(STAMP) ## targets beside what is measured, with its floor: make bench P
 bench-sim: $(STAMP) ## the core and the queue with 100,000 services and 1,000,000 instances, without servers
 	@$(BIN)/python -m tests.support.bench.simulation
 
-docs: $(STAMP) ## make docs/reference.md and the chart's schema and table anew from the code
+docs: $(STAMP) ## regenerate docs/reference.md and the chart's schema and table from the code
 	@$(BIN)/python -m tests.support.docs.reference
 	@$(BIN)/python -m tests.support.docs.chart
 

@@ -1,8 +1,9 @@
 """The process of `bridge run` around the bridge itself: new settings are taken while it runs.
 
-SIGHUP or a changed settings file has the settings read again. What cannot be used is said, and the old ones stay. New
-rules for the same namespaces and datacenters are taken by the running bridge; for anything else a new bridge follows
-the old one in the same process, a restart without the process: what is in Kubernetes stays as it is meanwhile.
+SIGHUP or a changed settings file has the settings read again. If the new ones are not valid, the old ones stay and the
+error is logged. New rules for the same namespaces and datacenters are taken by the running bridge; for anything else a
+new bridge follows the old one in the same process, a restart without the process: what is in Kubernetes stays as it is
+meanwhile.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Daemon:
             self._log.info("rules taken", rules=len(rules))
             self._warn(fresh, rules)
             return
-        self._log.info("starting anew with the new settings", changed=", ".join(changed) or "rules")
+        self._log.info("restarting with the new settings", changed=", ".join(changed) or "rules")
         self._next = self._build(fresh, rules)
         self._bridge.stop()
 

@@ -201,7 +201,7 @@ def _line(texts: Sequence[str], sizes: Sequence[int], rights: Sequence[bool]) ->
 
 
 def _fit(wanted: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    """Widths that add up to `room` at most: the widest column that may be cut gives way first."""
+    """Widths that add up to `room` at most: the widest column that may be cut is cut first."""
     sizes = list(wanted)
     while sum(sizes) > room:
         able = [n for n, size in enumerate(sizes) if least[n] and size > max(least[n], 4)]
@@ -306,7 +306,7 @@ _WORDS = {
     "conflict": ("in conflict", "in conflict"),
     "failed": ("failed", "failed"),
 }
-"""Actions in the order of the sums, as they are told before and after."""
+"""Actions in the order of the sums, with their words before and after the write."""
 
 
 def _sums(counts: Mapping[str, int], thing: str, dry_run: bool, paint: Paint) -> str:
@@ -677,7 +677,7 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
 
 
 def _instance_rows(explanation: Explanation, width: int | None, paint: Paint) -> list[str]:
-    """The instances in the columns of the page. What is the same for all of them is said once, above.
+    """The instances in the columns of the page. What is the same for all of them is shown once, above.
 
     Neither an instance nor its address is ever cut. Where the columns do not fit, the reason goes below its row, then
     the ports, the hostname, the address and the rest.

@@ -1,9 +1,9 @@
 """Ctrl-C, SIGTERM and SIGHUP, without work inside a signal handler.
 
 A handler in Python runs between two bytecodes of the main thread: it could wait for a lock that its own thread holds,
-and it does not run at all while that thread waits in C (a signal that comes just before it begins to wait is heard only
-when the wait is over). So nothing is done in handlers: the interpreter writes each signal's number into a socket, at
-once and whatever the main thread does, and a thread reads there.
+and it does not run at all while that thread waits in C (a signal that comes just before it begins to wait is handled
+only when the wait is over). So nothing is done in handlers: the interpreter writes each signal's number into a socket,
+at once and whatever the main thread does, and a thread reads there.
 """
 
 from __future__ import annotations

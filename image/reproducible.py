@@ -1,4 +1,4 @@
-"""Writes a built image anew so that its digest depends on what it holds, and on nothing of the build.
+"""Rewrites a built image so that its digest depends on what it holds, and on nothing of the build.
 
     docker save IMAGE | python image/reproducible.py EPOCH NAME:TAG | docker load
 
@@ -41,7 +41,7 @@ def configuration(built: Mapping[str, Any], epoch: int) -> Json:
 
 
 def rewrite(saved: IO[bytes], written: IO[bytes], epoch: int, name: str) -> tuple[str, str]:
-    """Read what `docker save` gave for one image, write it anew as `name`; the image id and the manifest's digest."""
+    """Read what `docker save` gave for one image, write it again as `name`; the image id and the manifest's digest."""
     with (
         tarfile.open(fileobj=saved) as source,
         tarfile.open(fileobj=written, mode="w|", format=tarfile.PAX_FORMAT) as to,

@@ -1,7 +1,7 @@
 """The command line: one module for each command, and what they share beside them.
 
-A command reads the settings, builds what it needs, hands over plain values and turns what comes back into text on
-standard output and an exit status. Nothing is decided here that is not about flags, streams, signals or statuses.
+A command reads the settings, builds what it needs, passes plain values on and turns the result into text on standard
+output and an exit status. Nothing is decided here that is not about flags, streams, signals or statuses.
 
 Everything heavy (pydantic, the clients, rich) is imported inside the commands: `bridge --help` must answer in under
 0.2 s.

@@ -46,7 +46,7 @@ def register_secrets(settings: Settings, secrets: Secrets) -> None:
 
 @contextmanager
 def consul_of(settings: Settings) -> Iterator[ConsulConfig]:
-    """How a command that runs once reaches Consul; what is not safe about it is said, and a login is ended with it."""
+    """How a command that runs once reaches Consul; logs what is not safe about it, and ends a login afterwards."""
     from bridge.consul.access import warnings_of
     from bridge.telemetry import logs
 

@@ -128,13 +128,13 @@ class InstancesRule(Section):
     """How instances become endpoints."""
 
     warning: Literal["ready", "not-ready", "omit"] = Field(
-        "ready", description="What becomes of instances with a warning; `omit` leaves them out."
+        "ready", description="What happens to instances with a warning; `omit` leaves them out."
     )
     critical: Literal["not-ready", "omit"] = Field(
-        "not-ready", description="What becomes of critical ones, and of those whose health is unknown."
+        "not-ready", description="What happens to critical ones, and to those whose health is unknown."
     )
     maintenance: Literal["not-ready", "omit"] = Field(
-        "not-ready", description="What becomes of those in maintenance; in EndpointSlices they are drained gracefully."
+        "not-ready", description="What happens to those in maintenance; in EndpointSlices they are drained gracefully."
     )
     address: Annotated[
         str, full_match(TAGGED_ADDRESS, "auto, service, node or the name of a tagged address (lan, wan, …)")
@@ -169,7 +169,7 @@ class RuleSettings(Section):
     tags: tuple[Filled, ...] = Field(
         (),
         description="Tags that an instance must have, all of them. Tags, `meta` and `filter` select instances: while "
-        "none is selected a Service that was made stays, with empty endpoints, and none is made anew.",
+        "none is selected a Service that was made stays, with empty endpoints, and none is created.",
     )
     meta: dict[str, str] = Field({}, description="Service meta that an instance must have.")
     filter: Plain = Field(
@@ -189,7 +189,7 @@ class RuleSettings(Section):
     )
     combine: Literal["union"] | None = Field(
         None,
-        description="What becomes of services that several `datacenters` have under one name. `union`: one Service "
+        description="What happens to services that several `datacenters` have under one name. `union`: one Service "
         "with the instances of all of them; where a node's meta names no zone (`zone_meta`), its datacenter is the "
         "topology zone. Default: one datacenter has the name, and those of the rest are reported as conflicts.",
     )

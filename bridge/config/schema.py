@@ -292,9 +292,9 @@ class RunSettings(Section):
     instance_name: Plain = leaf(
         "",
         "Name of the installation that this replica belongs to, the same before and after a rollout (NAMESPACE/NAME). "
-        "Replicas of two installations with one owner id are told by it where leaders are elected: only one of them "
-        "writes, and both say so. What is written carries it, `bridge sync` too: what another installation wrote is "
-        "not deleted. Empty: not known, and nothing depends on it.",
+        "Leader election uses it to detect replicas of two installations with one owner id: only one of them writes, "
+        "and both report that. What is written carries it, `bridge sync` too: what another installation wrote is not "
+        "deleted. Empty: not known, and nothing depends on it.",
         was="installation",
     )
     lease_duration: Annotated[float, duration("3s", "10m")] = leaf(
@@ -308,7 +308,7 @@ class GuardSection(Section):
     """How much may be taken away, and how fast.
 
     Endpoints are added up per scope: what rules mirror from a datacenter, and the annotated Services of each namespace.
-    What is held is said, with the command that releases it (`bridge sync --force`).
+    A hold is reported with the command that releases it (`bridge sync --force`).
     """
 
     removal_threshold: Percent = leaf(

@@ -1,6 +1,6 @@
-"""The whole tree of settings, and what each package is handed of it.
+"""The whole tree of settings, and the part of it that each package gets.
 
-Longer than other modules: it is one class, and what it hands over is read beside the tree that it comes from.
+Longer than other modules: it is one class, and the parts are best read beside the tree that they come from.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The layers that `load` hands over replace pydantic-settings' own sources: they know their places."""
+        """The layers that `load` passes replace pydantic-settings' own sources: they know their places."""
         del env_settings, dotenv_settings, file_secret_settings
         layers: Sequence[Layer] = init_settings()["layers"]
         return tuple(LayerSource(settings_cls, layer) for layer in layers)
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user ought to be told about these settings (log them once, as warnings)."""
+        """What the user should know about these settings (log them once, as warnings)."""
         return self._notes
 
     @property

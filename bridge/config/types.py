@@ -1,7 +1,7 @@
 """The texts of settings and what they mean: durations, sizes, networks, templates, addresses.
 
 Each checker takes what was written and returns the value, or raises ValueError with the end of a sentence about it
-("must be ..."); the place and the key are put in front of it where the mistake is told (bridge.config.errors).
+("must be ..."); the place and the key are put in front of it where the mistake is reported (bridge.config.errors).
 """
 
 from __future__ import annotations

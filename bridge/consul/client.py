@@ -138,7 +138,7 @@ class ConsulClient:
 
     `wait` 0 makes a plain read whatever the index; else the call returns when the answer is newer than `index` or when
     about `wait` seconds are over. `on_reconnect` is called, before the answer, when an idle connection turned out to be
-    dead and was opened anew: Consul may have been restarted in between. An answer that was waited for lies for
+    dead and was reopened: Consul may have been restarted in between. An answer that was waited for lies for
     `rest_seconds` before it is decoded. Raises ConfigurationError when the config cannot be used at all.
     """
 

@@ -25,8 +25,8 @@ CONFIRM_SECONDS = 1.0
 """How long after a comparison that found a difference both are asked once more: an event may have been on its way."""
 
 INDEX_CHECK_SECONDS = 15.0
-"""How often the catalog is asked for the index of services with a direct watch: a query that waits there sleeps on when
-a snapshot is restored. 60 services cost 4 probes a second."""
+"""How often the catalog is asked for the index of services with a direct watch: a query that waits there keeps waiting
+when a snapshot is restored. 60 services cost 4 probes a second."""
 
 
 class StreamComparison:

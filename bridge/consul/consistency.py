@@ -3,7 +3,7 @@
 Anything that broke (a connection, a 5xx, an index that went backwards) puts the datacenter in doubt. While it is, no
 answer is used. One consistent read of its nodes ends the doubt, and one of its listing when an index went backwards (or
 a query returned early with nothing new, as when a snapshot is restored); when that shows another Consul, the listener
-is told first. So "rebuilt" is always heard before the first view of the
+is called first. So `on_rebuilt` always comes before the first view of the
 rebuilt one, whichever thread comes back first.
 """
 
@@ -143,5 +143,5 @@ class Conditions:
 
     @property
     def current(self) -> str | None:
-        """What the listener was told last."""
+        """What the listener got last."""
         return self._told

@@ -161,7 +161,7 @@ class DatacenterWatch:
             thread.start()
 
     def stop(self) -> None:
-        """End every request; nothing is told any more once `join` has returned."""
+        """End every request; the listener is not called any more once `join` has returned."""
         self._link.stop.set()
         self._aggregates.end()
         self._pool.close()
@@ -386,7 +386,7 @@ class DatacenterWatch:
 
 
 class _Polled:
-    """What the index poller asks for, and who hears what it found."""
+    """What the index poller asks for, and what its findings lead to."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Consul's JSON -> what it proves: instances, listings, checks, nodes. Small frozen values, their strings shared.
 
-Answers come from other people's programs: whatever their shape, nothing in here raises anything but TransientError. An
+Answers come from foreign programs: whatever their shape, nothing in here raises anything but TransientError. An
 entry that no Consul would serve makes the whole answer trouble: what else is missing from it is unknown. What anyone
 may register and we cannot use (an address of 600 characters) is left out alone, with its reason. Of the outputs of
 checks only the beginning of the one that says why an instance is not passing is kept, to be shown.

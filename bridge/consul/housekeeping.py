@@ -28,7 +28,7 @@ gets no answer there, and one on a new connection, the kept-alive ones are dead:
 balancer has dropped them. Nothing else would show that before the queries' own deadlines (`wait` + margin)."""
 
 RENEWED_SECONDS = 15.0
-"""All connections are opened anew at most this often: queries that are cut off keep their places at Consul's side."""
+"""All connections are reopened at most this often: queries that are cut off keep their places at Consul's side."""
 
 
 class LeaderProbe:

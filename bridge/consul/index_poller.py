@@ -59,7 +59,7 @@ class _Piece(Generic[T]):
 
 
 class PollTarget(Protocol):
-    """What is swept, and who hears what was found."""
+    """What is polled, and what the findings lead to."""
 
     def services_to_probe(self, every: bool) -> list[Subscription]:
         """Services that have been read: all, or only those that no direct watch looks after."""

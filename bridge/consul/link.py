@@ -1,7 +1,7 @@
 """How the parts of a datacenter's watch ask Consul, and what is noted of how that went.
 
 Clients, watches and pauses come from here, so that a failure that one part sees is true for all of them: the
-datacenter is in doubt, every reader rests, one trouble is told.
+datacenter is in doubt, every reader rests, one trouble is reported.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ CHANGES = 1000
 
 
 class ListingWatch:
-    """One blocking query. `on_listing` hears of what differs, `on_moved` that the index moved, `on_renamed` of a
-    service that came, went or changed its tags.
+    """One blocking query. `on_listing` is called with what differs, `on_moved` when the index moved, `on_renamed` when
+    a service came, went or changed its tags.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ class HiddenServices:
 
 
 class ServiceReader:
-    """Has services read again, each at most so often. `on_read` hears of each view that was published. Any thread."""
+    """Has services read again, each at most so often. `on_read` is called with each published view. Any thread."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class ServiceReader:
         return self._table.on_node(node)
 
     def read_again_what_is_in_hand(self) -> None:
-        """An aggregate watch begins to listen: what is being read may be older than that, which cannot be told yet."""
+        """An aggregate watch begins to listen: what is being read may be older than that."""
         with self._table.lock:
             for subscription in self._in_hand:
                 subscription.again = True

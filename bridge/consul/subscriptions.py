@@ -149,7 +149,7 @@ class SubscriptionTable:
         generation: int | None = None,
         lend: InlineExecutor | None = None,
     ) -> Published:
-        """Take what was read of an subscription and tell the listener when it is news.
+        """Take what was read for a subscription and call the listener when it differs from what was known.
 
         With `generation` (as it was before the reading began) a view that another reader overtook is refused. `lend`
         offers the caller's thread to the listener.

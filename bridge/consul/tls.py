@@ -112,7 +112,7 @@ class Tls:
 
 
 def certificate_end(path: str) -> datetime | None:
-    """When the (first) certificate of a PEM file ends; None when that cannot be told."""
+    """When the (first) certificate of a PEM file ends; None when that cannot be determined."""
     with contextlib.suppress(OSError):
         return certificate.certificate_end(Path(path).read_bytes())
     return None

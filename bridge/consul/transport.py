@@ -41,7 +41,7 @@ T = TypeVar("T")
 CHUNK, LINE = 1 << 16, 1 << 14
 
 KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 5, 3, 3
-"""A peer that no longer acknowledges anything (its host or the way to it is gone without a word) breaks a connection,
+"""A peer that no longer acknowledges anything (its host or the network path is gone) breaks a connection,
 also one whose query waits, after 5 + 3 * 3 = 14 s; without these, not before the query's deadline."""
 
 NO_LONGER_THERE = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
@@ -135,7 +135,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
     """One kept-alive connection to one agent, for one thread at a time; only `interrupt` and `close` are for others.
 
     `timeout` (seconds, for the whole request) is set by the owner before each call. A connection that the server
-    closed while it was idle is opened again; `on_reconnect` is told before the request is sent a second time.
+    closed while it was idle is opened again; `on_reconnect` is called before the request is sent a second time.
     """
 
     def __init__(

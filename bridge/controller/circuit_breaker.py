@@ -1,4 +1,4 @@
-"""How the controller gives way when the API server as a whole is in trouble: how many writers may go on, and when.
+"""How writes back off when the API server as a whole fails: how many may go on, and when.
 
 What one object waits for by itself is in `item_backoff`. The waits come from `bridge.retry` (tenacity) and end at a
 shutdown. This module must not know what is being written.

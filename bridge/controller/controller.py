@@ -1,4 +1,4 @@
-"""`bridge run`: the same pass as `bridge sync`, per service, as soon as something changes, until it is told to stop.
+"""`bridge run`: the same pass as `bridge sync`, per service, as soon as something changes, until `stop` is called.
 
 Events only mean "look again": watches put targets into a queue, workers take them out, plan from full state and
 write. While nothing else is to be done, the thread of a direct watch takes its own target out of the queue and does a

@@ -1,6 +1,6 @@
-"""Full passes: everything is looked at, judged by the guard as a whole. What needs work is queued, as after a change.
+"""Full passes: all targets are planned, and the guard judges the plans together. Targets that need work are queued.
 
-The first one begins the work. The later ones, at every resync, find what no event told of.
+The first pass begins the work. Later ones, at every resync, find changes that no event reported.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def remarks_of(client: KubeClient) -> list[str]:
 
 
 def unused_rule_text(rule: Rule, listed: int) -> str:
-    """What is said of a rule that selects nothing, in the rule's own words."""
+    """The warning about a rule that selects nothing, in the rule's own words."""
     words = [f"services {', '.join(rule.services)}"] if rule.services else []
     words += [rule.asks] if rule.asks else []
     words += [f"datacenters {', '.join(rule.datacenters)}"] if rule.datacenters else []

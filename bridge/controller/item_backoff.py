@@ -45,7 +45,7 @@ class BackoffTable(Generic[K]):
 class RetryPolicySelector(Generic[K]):
     """Whose fault a failed write was, and when its key is tried again.
 
-    | the error | what the circuit breaker is told | the next try |
+    | the error | result for the circuit breaker | the next try |
     | --- | --- | --- |
     | not sent: we are stopping, or another replica leads | nothing | none |
     | our credentials are refused | a fault of the server: true of every object | when the circuit breaker lets it |

@@ -1,6 +1,6 @@
-"""Tells of what people should know as Kubernetes Events on the objects concerned, for `kubectl describe`.
+"""Reports what users should know as Kubernetes Events on the objects concerned, for `kubectl describe`.
 
-Each of `REASONS` is said once, and again when there is news in it (`core.told`). Only who writes a target speaks of it.
+Each of `REASONS` is reported once, and again when it changes (`core.told`), by the replica that writes the target.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REASONS: Mapping[str, tuple[Literal["Normal", "Warning"], str]] = {
     "Held": ("Warning", "endpoints are kept that Consul no longer shows, or shows as unhealthy"),
     "HoldEnded": ("Normal", "they are kept no longer"),
 }
-"""What is said, by its reason: of which type, and when."""
+"""The Events, by their reason: of which type, and when."""
 
 SHOWN = 5
 """How many skipped instances an Event names; the rest is counted."""
@@ -75,7 +75,7 @@ class KubernetesEventObserver:
         self._details(outcome)
 
     def read(self, query: Query, state: Knowledge, targets: Iterable[Target]) -> None:
-        """A service of these targets was read, or could not be; only what lasts is news for people."""
+        """A service of these targets was read, or could not be; only a lasting error is reported."""
         refused = (
             isinstance(state, Unknown) and state.lasting and (bool(query.filter) or query.service in UNADDRESSABLE)
         )

@@ -17,7 +17,7 @@ from bridge.kube.election import Election, ElectionConfig, KubeLeases
 
 
 class Leadership(Protocol):
-    """What the engine asks before it writes."""
+    """What the controller asks before it writes."""
 
     def start(self) -> None:
         """Begin to take part; returns at once."""
@@ -41,7 +41,7 @@ class Leadership(Protocol):
         """Which replica leads which shard, None without an election."""
 
     def conflicting_writer(self) -> str:
-        """What is to be said of another installation with our owner id, "" while none is known of."""
+        """The message about another installation with our owner id, "" while none is known."""
 
 
 class NoElection:

@@ -127,7 +127,7 @@ def build(
     namespaces = namespaces_of(rules, client.config.namespaces, client.namespace)
     annotated = options.annotated.within(namespaces)
     with contextlib.ExitStack() as made:  # closes what has been made when the rest cannot be
-        # what is waiting, and what came of it
+        # what is waiting, and the results
         queue: WorkQueue[Target] = WorkQueue(clock, lane=lambda target: target.namespace)
         pending, results = PendingChanges(), Results()
         breaker = CircuitBreaker(options.writers, options.kube_retry, stop, clock)
@@ -150,7 +150,7 @@ def build(
             made.callback(leadership.stop)
         probe = WriteProbe(client, breaker, shards, clock).look if options.election is not None else lambda: None
 
-        # Kubernetes as it is; its listener is made below, and hears of nothing before the start
+        # Kubernetes as it is; its listener is made below, and gets no event before the start
         informer = Informer(
             client,
             namespaces,

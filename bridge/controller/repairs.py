@@ -35,5 +35,5 @@ class Repairs:
             self.conflicting.undid(target, removal=removal)
 
     def stored_otherwise(self, target: Target) -> None:
-        """A write was altered on its way: whatever is told of what was stored, it is not written at once again."""
+        """A write was altered on its way: whatever event follows, the object is not written again at once."""
         self._altered.repaired(target)

@@ -24,10 +24,10 @@ from bridge.kube.namespaces import NamespaceLabels
 from bridge.pipeline.reconciler import Reconciler
 
 TURN_SECONDS = 0.5
-"""How often it is looked whether something has come to its end, when nothing wakes the supervisor before."""
+"""How often the bridge checks whether something has come to its end, when nothing wakes the supervisor before."""
 
 FIRST_LOOK_SECONDS = 0.02
-"""How often it is looked whether everything was read for the first time."""
+"""How often the bridge checks whether everything was read for the first time."""
 
 FIRST_READ_SECONDS = 60.0
 """How long the first full pass waits for Consul's first answers before it goes on with those that came."""

@@ -85,10 +85,10 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """Who may ask for what. `grants` None: nothing was said, see `within`; (): no user may ask.
+    """Who may ask for what. `grants` None: not configured, see `within`; (): no user may ask.
 
-    `unsaid`: no user may ask because nothing was said, not because an operator decided so. `labels` are those of the
-    namespaces, by name; None while they are not known, because they could not be read.
+    `unsaid`: no user may ask because nothing is configured, not because an operator decided so. `labels` are those of
+    the namespaces, by name; None while they are not known, because they could not be read.
     """
 
     bounds: Bounds = USUAL_BOUNDS
@@ -111,7 +111,7 @@ class Annotated:
     def within(self, namespaces: Sequence[str] | None) -> Annotated:
         """The same for a bridge that watches `namespaces` (None: all of them).
 
-        Where nothing was said, users of the one namespace that is watched may ask for everything, and no user when
+        Without a configuration, users of the one namespace that is watched may ask for everything, and no user when
         there are several: the bridge's Consul token would serve each of them what only some should reach. What is
         filled already stays filled (`request_at`): one more namespace takes nothing away from existing Services.
         """
@@ -127,7 +127,7 @@ USUAL = Annotated()
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A request that was not granted: what was asked for, what the user is told, and what the operator is told."""
+    """A request that was not granted: what it asked for, the message for the user, and the one for the operator."""
 
     query: Query
     reason: Reason
@@ -135,7 +135,7 @@ class Refusal:
 
 
 def missing(query: Query, namespace: str) -> Reason:
-    """What is said while an annotation names a service that is not there, or that its namespace may not ask for."""
+    """The warning while an annotation names a service that does not exist, or that its namespace may not ask for."""
     names = {"datacenter": truncate(query.datacenter), "service": truncate(query.service)}
     return Reason(Code.SERVICE_MISSING, namespace=namespace, **names)
 
@@ -145,8 +145,8 @@ def request_at(
 ) -> tuple[Rule, Query] | Refusal | None:
     """What the Service at a target asks for, as `request_of`; `filled_from` names what our objects there came from.
 
-    Where nothing was said about grants, a Service keeps what it was filled from, and nothing else. So it does, within
-    the bounds of a grant, while that may cover it and that cannot be told: unknown labels take nothing away.
+    Where no grants are configured, a Service keeps what it was filled from, and nothing else. So it does, within
+    the bounds of a grant, while that may cover it and that cannot be determined: unknown labels take nothing away.
     """
     found = request_of(current.service, datacenter, annotated)
     if not isinstance(found, Refusal) or (found.query.datacenter, found.query.service) not in filled_from:
@@ -221,7 +221,7 @@ class Changed(Enum):
 def changed(current: Current, rule: Rule, query: Query, owner: str) -> Changed:
     """What the user changed since a Service was filled: what goes for that, Consul has not lost.
 
-    Our objects say for which request they were written (until every one of them was written anew), so this is known
+    Our objects say for which request they were written (until every one of them was rewritten), so this is known
     after a restart as well, and by another replica.
     """
     found = Changed.NOTHING

@@ -102,7 +102,7 @@ class Explanation:
     `target` is also where something of a service is left that goes nowhere any more. `filter` is the rule's expression
     that Consul evaluates. `others` are endpoints that stand at the target without any of the instances:
     `10.0.0.1:8080 ready`. `compared`: enough is known to say what the next pass would do. `reasons` are the codes of
-    everything that is said, each once. `deviations`: in what all EndpointSlices together are not what is wanted.
+    all messages, each once. `deviations`: in what all EndpointSlices together are not what is wanted.
     """
 
     service: str

@@ -17,7 +17,7 @@ no longer listed, and all do after a rebuild |
 What comes back (or is replaced) at a target within the minute counts against what went there, so a service that is
 restarted instance by instance is never suspicious.
 
-A held target goes on receiving additions and updates. A hold ends, and what is left of it is judged anew,
+A held target goes on receiving additions and updates. A hold ends, and what is left of it is judged again,
 
 | when | how soon |
 | --- | --- |
@@ -62,7 +62,7 @@ Ready = Callable[[Scope], int]
 class GuardSettings:
     """Thresholds in percent of all ready endpoints of a scope, durations in seconds. A percentage of 0: rule is off.
 
-    `command` is `bridge sync` with this installation's settings: what releases a hold is told with it.
+    `command` is `bridge sync` with this installation's settings: the message of a hold has it.
     """
 
     removal_percent: int = 50

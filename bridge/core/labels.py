@@ -1,6 +1,6 @@
 """Label selectors, as Kubernetes has them: `team=a,env in (prod, qa),!legacy`, or matchLabels and matchExpressions.
 
-Evaluated here, not by the API server: one watch of the namespaces serves all selectors, a mistake is told with its
+Evaluated here, not by the API server: one watch of the namespaces serves all selectors, a mistake is reported with its
 place before anything runs, and the pure core can decide who was granted what. A test compares the two on a real server.
 """
 

@@ -1,7 +1,7 @@
 """What the control plane's mirroring controller makes of an Endpoints object, and when it cannot carry one.
 
 kube-proxy reads EndpointSlices only. Of Endpoints without `skip-mirror`, kube-controller-manager makes slices; before
-that it takes the subsets apart and packs them anew (seen on 1.37.2; docs/kubernetes.md has the measurements):
+that it takes the subsets apart and packs them again (seen on 1.37.2; docs/kubernetes.md has the measurements):
 
 1. Each port gets the set of (address, ready) that it has in any subset; not ready in one subset wins.
 2. Ports with equal sets become one subset.

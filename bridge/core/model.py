@@ -159,7 +159,7 @@ class Adopt(StrEnum):
 
 
 class Treatment(StrEnum):
-    """What becomes of instances of a given health."""
+    """What happens to instances of a given health."""
 
     READY = "ready"
     NOT_READY = "not-ready"
@@ -550,7 +550,7 @@ class Plan:
 
     `deviations`: in what the union of all EndpointSlices of the Service, whatever wrote them, differs from what is
     wanted once the changes are made; `differences` are the same, endpoint by endpoint. While they are `settling` they
-    are too young to be told of: the control plane's mirror is always a little late. `foreign`: how many of the slices
+    are too young to be reported: the control plane's mirror is always a little late. `foreign`: how many of the slices
     are neither ours nor the mirror of our Endpoints.
     """
 
@@ -589,7 +589,7 @@ class Plan:
 
     @property
     def remarks(self) -> tuple[Reason, ...]:
-        """What users are told of: the warnings, and the deviations that have lasted."""
+        """What is reported to users: the warnings, and the deviations that have lasted."""
         lasting = self.deviations if self.deviates else ()
         return (*self.warnings, *(reason for reason in lasting if reason not in self.warnings))
 
@@ -725,8 +725,8 @@ class Rule:
     `uses_up` a service leaves nothing of it to the rules behind it.
 
     `unlisted`: it is about a namespace, partition or peer whose services are not listed, so `services` are full names
-    that are asked for without being listed; what is listed elsewhere is none of its business. `warnings`: what was not
-    understood where the rule comes from, to be said of everything that is mirrored by it. `place` is where the rule
+    that are asked for without being listed; what is listed elsewhere does not concern it. `warnings`: what was not
+    understood where the rule comes from, to be reported for everything that it mirrors. `place` is where the rule
     stands (`bridge.yaml:3:5`, a flag), "" where that is not known. `combine`: what the `datacenters`, which are named
     then, have under one name becomes one Service; without it the first of them has the name.
     """

@@ -574,7 +574,7 @@ def _is_same(existing: CurrentEndpoints | None, body: EndpointsBody) -> bool:
 
 
 def _mirrored_meanwhile(draft: _Draft, existing: CurrentEndpoints | None, alone: EndpointsBody) -> Change | None:
-    """What becomes of Endpoints while our slices are refused: the control plane mirrors them, if it does already."""
+    """What happens to Endpoints while our slices are refused: the control plane mirrors them, if it does already."""
     if existing is not None and (SKIP_MIRROR, "true") in existing.meta.labels:
         return None
     meta, same = None if existing is None else existing.meta, _is_same(existing, alone)

@@ -1,8 +1,8 @@
 """Which ports endpoints have, what they are called, and which ports the Service in front of them shows.
 
 A port's name joins a Service with its endpoints: kube-proxy takes the number from the endpoint, and a name that stands
-on one side only is a port that refuses connections without a word. So names are made equal here, once, for all. What
-is dropped or replaced thereby is said (`remarks`).
+on one side only is a port that silently refuses connections. So names are made equal here, once, for all. What
+is dropped or replaced thereby is reported (`remarks`).
 
 | instance | rule | its ports |
 | --- | --- | --- |
@@ -105,7 +105,7 @@ def _remarks(ports: tuple[NamedPort, ...], wanted: str, own_port: int, address: 
 
 
 def remarks(instance: Instance, rule: Rule, own_port: int) -> tuple[Reason, ...]:
-    """What becomes of the named ports of an instance otherwise than one would think. `own_port` as above."""
+    """What happens to the named ports of an instance otherwise than one would think. `own_port` as above."""
     wanted = "" if rule.to.annotated else rule.to.port_name
     return _remarks(instance.ports, wanted, own_port, rule.instances.address)
 
@@ -170,7 +170,7 @@ def match(
     | the number of a port of the instance | that port; several may be one, in several protocols |
     | none of these, and the instance has one port left | that port, if it is the first that is left |
     | none of these, it is the only one left, and the default port is left | the default port |
-    | else | nothing: which one is meant cannot be told |
+    | else | nothing: which one is meant cannot be determined |
     | ... and the instance has no port at all | its own number |
     """
     names = dict(offered)
@@ -230,7 +230,7 @@ def guesses(instance: Instance, service: CurrentService | None, own_port: int) -
 
 
 def unserved(ports: Iterable[Port], groups: Iterable[Group]) -> Iterator[Reason]:
-    """What is said of ports of a Service that none of the endpoints behind it has."""
+    """The warnings about ports of a Service that none of its endpoints has."""
     served = {p.name for g in groups for p in g.ports}
     for port in ports:
         if served and port.name not in served:

@@ -275,8 +275,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.SELECTOR_KEPT: "it has a selector, so Kubernetes fills its endpoints; {why}, but the Service now belongs to "
     "pods and stays",
     Code.EXTERNAL_NAME: "it is of type ExternalName and has no endpoints; make it ClusterIP",
-    Code.HEADLESS_FIXED: "it is {now}, which Kubernetes cannot change in place; delete the Service to have it made "
-    "anew",
+    Code.HEADLESS_FIXED: "it is {now}, which Kubernetes cannot change in place; delete the Service to have it "
+    "recreated",
     Code.HELD_REMOVAL: "too many would vanish at once",
     Code.HELD_PANIC: "too many would stop being ready at once",
     Code.HELD_REBUILT: "Consul was rebuilt or restored",
@@ -319,7 +319,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.PORTS_BESIDE_ADDRESS: "the address {address} has a port of its own, so these are not mirrored: {names}",
     Code.PORT_NAME_ABSENT: "no port is called {wanted!r} (`port_name`) but {names}: the default one has that name now",
     Code.PORT_NAME_CLASH: "the ports {holder} and {other} become one name, {name!r}: {other} is not mirrored",
-    Code.NONE_LEFT: "{none} of {service} has {asks}, which {rule} asks for: no endpoint comes of it",
+    Code.NONE_LEFT: "{none} of {service} has {asks}, which {rule} asks for: it gets no endpoint",
     Code.CONTRADICTION: "instances have {count} values for the {kind} {key} ({source}): {taken} is taken",
     Code.DISAGREEMENT: "the rules that share this Service differ in {key}: {taken!r} (for {first}) is taken, not "
     "{other!r} (for {second})",
@@ -328,8 +328,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.ZONE_INVALID: "zone {zone!r} is no label value: its endpoints have no zone",
     Code.HIDDEN: "instances on nodes that the Consul token may not see: what is ready in Kubernetes and not shown "
     'stays; a token with node_prefix "" {{ policy = "read" }} sees them',
-    Code.BEING_DELETED: "the Service is being deleted; it is made anew when it is gone",
-    Code.ENDPOINTS_BEING_DELETED: "the Endpoints object is being deleted; it is made anew when it is gone",
+    Code.BEING_DELETED: "the Service is being deleted; it is recreated when it is gone",
+    Code.ENDPOINTS_BEING_DELETED: "the Endpoints object is being deleted; it is recreated when it is gone",
     Code.SLICES_REFUSED: "an EndpointSlice could not be written: until it can, nothing is taken away that carries its "
     "endpoints",
     Code.FOREIGN_SLICE: _foreign_slice,
@@ -340,7 +340,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.HOSTNAMES_MISSING: "{count} of {all} instances have no hostname of their own by `hostname_from` ({first}, for "
     "example: {why}); give each node a name of its own, or take another source",
     Code.HOSTNAMES_UNUSED: "endpoints get no hostnames, for the Service is not headless: DNS has names of single "
-    "endpoints for headless Services only, and to become headless a Service has to be made anew",
+    "endpoints for headless Services only, and to become headless a Service has to be recreated",
     Code.HOSTNAME_SOURCE_UNKNOWN: "the annotation {annotation} is {value!r} and not {known}: endpoints get no "
     "hostnames",
     Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: it is taken as {taken}",
@@ -378,7 +378,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
 class Reason(str):
     """A code and its data; as a string the sentence that is made of them.
 
-    Two reasons are equal when their sentences are: what is told apart by users is told apart here.
+    Two reasons are equal when their sentences are: reasons that read the same are the same.
     """
 
     __slots__ = ("code", "data")

@@ -65,8 +65,8 @@ class Surroundings:
 
     `mirrored` gives what the control plane made of a target's Endpoints, None when that cannot be seen now. While not
     `may_delete` objects stay, whatever the policy says. `slices_forbidden` gives the verbs on EndpointSlices that are
-    missing in a namespace. `nodes` are the cluster's own. `time_of_day` in seconds since 1970: other
-    processes' releases are told with it (`release`).
+    missing in a namespace. `nodes` are the cluster's own. `time_of_day` in seconds since 1970: it shows which
+    releases by other processes are recent (`release`).
     """
 
     resolve: Resolve = lambda _target, _names: {}
@@ -171,7 +171,7 @@ def host_names(sources: Iterable[Source]) -> set[str]:
 
 
 def _not_asked(state: ConsulState, target: Target) -> Reason | None:
-    """What is said of a user's Service that names a datacenter of which nothing is read."""
+    """The warning at a user's Service that names a datacenter of which nothing is read."""
     asked = state.annotation(target)
     if asked is None or asked[1].datacenter in state.datacenters:
         return None
@@ -179,7 +179,7 @@ def _not_asked(state: ConsulState, target: Target) -> Reason | None:
     return Reason(Code.DATACENTER_NOT_ASKED, datacenter=truncate(asked[1].datacenter), known=known)
 
 
-# --------------------------------------------------------------------------- 2. what has to become of it
+# --------------------------------------------------------------------------- 2. what has to be written
 
 
 def reconcile(inputs: Inputs, options: PlanOptions, around: Surroundings) -> Draft | None:
@@ -262,7 +262,7 @@ def _sent_away(
     """The end of what we filled for a user who does not ask any more, or may not, where a rule wants the name too.
 
     The rule does not get the user's Service, so nothing else would ever change the objects there. The guard adds it up
-    where a user's decision cannot be told from a loss in Consul.
+    where a user's decision cannot be distinguished from a loss in Consul.
     """
     if not inputs.left_over and inputs.refusal is None:
         return None
@@ -288,7 +288,7 @@ def _doubts(sources: Sequence[Source], unanswered: Collection[str]) -> tuple[Rea
 
 
 def _unanswered(names: Sequence[str]) -> Reason:
-    """What is said while names are not resolved."""
+    """The warning while names are not resolved."""
     return Reason(Code.NAMES_UNRESOLVED, names=some_of(names))
 
 
@@ -383,7 +383,7 @@ def _left_alone(plan: Plan) -> Plan:
 
 
 def _without_creations(plan: Plan) -> Plan:
-    """The same, and nothing is made anew: another process may be removing what exists."""
+    """The same, and nothing is created: another process may be removing what exists."""
     return replace(plan, changes=tuple(c for c in plan.changes if c.action is not Action.CREATE))
 
 

@@ -124,8 +124,8 @@ def unmet(
 ) -> list[tuple[Choice, Reason]]:
     """Those of a service's choices that make nothing, where that looks like a mistake, and why.
 
-    That no instance has a rule's tags is usual for a rule about many services. It is told where a tag differs in its
-    case only, and of a rule that names the service in full.
+    That no instance has a rule's tags is usual for a rule about many services. It is reported where a tag differs in
+    its case only, and for a rule that names the service in full.
     """
     found: list[tuple[Choice, Reason]] = []
     mirrored = active(named, tags, kept)
@@ -160,7 +160,7 @@ def unlisted(rules: Iterable[Rule]) -> list[Choice]:
 def shadowed(rules: Sequence[Rule]) -> list[tuple[Rule, Rule]]:
     """Rules that are never used, each with the earlier one that uses up every service that it names.
 
-    What cannot be told from the globs alone is not reported.
+    What cannot be distinguished from the globs alone is not reported.
     """
     found = []
     for position, later in enumerate(rules):

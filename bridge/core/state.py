@@ -169,7 +169,7 @@ class ConsulState:
         return self._choose_again(self._drop_owned(target), now)
 
     def _drop_owned(self, target: Target) -> tuple[Name, ...]:
-        """Take a target out of memory; the services that it was said to come from."""
+        """Forget a target; returns the services that it came from."""
         self._orphaned.pop(target, None)
         self._unsubscribed.discard(target)
         names = self._owned.pop(target, ())
@@ -285,7 +285,7 @@ class ConsulState:
         return self.wanted().difference(self._views).difference(self._trouble)
 
     def asked_by_annotation_alone(self, queries: Iterable[Query]) -> frozenset[Query]:
-        """Those of the `queries` that only people's Services want: what is wrong with them is for those people."""
+        """Those of the `queries` that only users' Services want: what is wrong with them is for those people."""
         annotated = {query for _, query in self._annotated.values()}.intersection(queries)
         if not annotated:  # mostly; what rules select are thousands
             return frozenset()
@@ -327,7 +327,7 @@ class ConsulState:
         | the datacenter | its service |
         | --- | --- |
         | was listed without the name | is no source: nothing is there |
-        | was not listed or not read yet | nothing is said of the target before it answers or fails |
+        | was not listed or not read yet | the target is not planned before it answers or fails |
         | cannot be listed or read, and never could | is a source of which nothing is known (`Source.unread`) |
         | anything else | what was last known of it |
         """
@@ -404,7 +404,7 @@ class ConsulState:
         return claimed or tuple(Query(dc, service) for dc, service in self._owned.get(target, ()))
 
     def annotation(self, target: Target) -> tuple[Rule, Query] | None:
-        """What the user's Service at `target` asks for, as far as we have heard."""
+        """What the user's Service at `target` asks for, as far as is known."""
         return self._annotated.get(target)
 
     def refusal(self, target: Target) -> Refusal | None:
@@ -512,7 +512,7 @@ class ConsulState:
         return changed | self._take(chosen)
 
     def _choose_again(self, names: Iterable[Name], now: float) -> set[Target]:
-        """The objects in Kubernetes have changed: let the rules decide anew where that matters (`select.active`).
+        """The objects in Kubernetes have changed: let the rules decide again where that matters (`select.active`).
 
         Returns the targets of what was not chosen before, or is not any more.
         """

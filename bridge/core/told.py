@@ -1,9 +1,9 @@
-"""What was said already, so that a warning is said once, and again when there is news in it.
+"""Remembers what was reported, so that a warning is reported once, and again when it changes.
 
-A warning is news when its text changes. Those about EndpointSlices are not: their text follows what others write, and
-a writer that changes a slice all the time must not make the bridge write a log line and an Event (an object in etcd)
-each time. Of these a slice that was not named before is news, once a minute for each target. What came within that
-minute is not lost: it is news still when it is looked at next.
+A warning changes with its text. Warnings about EndpointSlices are an exception: their text follows what other clients
+write, and a client that keeps changing a slice must not make the bridge write a log line and an Event (an object in
+etcd) each time. These are reported again only when they name a slice that was not named before, once a minute for each
+target. A change within that minute is not lost: the next check after the minute reports it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from bridge.core.reasons import Code, Reason
 
 AGAIN_SECONDS = 60.0
-"""How soon after slices of others were told of they are told of again."""
+"""How soon after a warning about other clients' slices the next one is reported."""
 
 REMEMBERED = 4096
 """Times that are remembered before those are dropped that make no difference any more."""
@@ -31,14 +31,14 @@ class _Said:
 
 
 class Told:
-    """What was said by key (a target and of what kind it is). Not thread-safe."""
+    """What was reported, by key (a target and the kind of report). Not thread-safe."""
 
     def __init__(self) -> None:
         self._said: dict[Hashable, _Said] = {}
         self._at: dict[Hashable, float] = {}
 
     def is_news(self, key: Hashable, reasons: Sequence[str], now: float) -> bool:
-        """Whether `reasons`, which are all that is to be said at `key` now (nothing: it is over), are to be said."""
+        """Whether to report `reasons`, which are all that apply at `key` now (none: the trouble is over)."""
         before = self._said.pop(key, _Said())
         about = [r for r in reasons if isinstance(r, Reason) and r.code in OF_SLICES]
         text = "; ".join(r for r in reasons if r not in about)

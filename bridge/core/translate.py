@@ -73,7 +73,7 @@ class Disposition(StrEnum):
 
 @dataclass(slots=True)
 class InstanceDecision:
-    """What becomes of one instance: where it ended and why, its ports, its endpoints (of a host name several)."""
+    """What happens to one instance: where it ended and why, its ports, its endpoints (of a host name several)."""
 
     instance: Instance
     disposition: Disposition
@@ -260,7 +260,7 @@ def decide(
     resolved: Resolved | None = None,
     cluster_nodes: ClusterNodes = NO_NODES,
 ) -> list[InstanceDecision]:
-    """What becomes of each instance of one service under its rule, and why."""
+    """What happens to each instance of one service under its rule, and why."""
     service = current.service if current is not None else None
     decisions = [_fate_of(instance, rule, service, resolved or {}, cluster_nodes) for instance in instances]
     if rule.instances.keep_last_ready and current is not None:
@@ -314,7 +314,7 @@ def _fate_of(
 
 
 def name_endpoints(decisions: Sequence[tuple[Rule, InstanceDecision]], current: Current | None) -> list[Reason]:
-    """Give the endpoints of all instances of a headless Service their hostnames; returns what is to be said about it.
+    """Give the endpoints of all instances of a headless Service their hostnames; returns the warnings about them.
 
     What is left out for its health keeps its name for when it is back.
     """
@@ -351,9 +351,9 @@ def name_endpoints(decisions: Sequence[tuple[Rule, InstanceDecision]], current: 
 def _deselected(
     known: Known, rule: Rule, current: Current | None, resolved: Resolved | None, cluster_nodes: ClusterNodes
 ) -> list[InstanceDecision]:
-    """What would become of instances that the rule selected once, and that their tags or meta took out of it.
+    """What would happen to instances that the rule selected once, and that their tags or meta took out of it.
 
-    Their own change tells that it is wanted, and that Consul has not lost them; a rule that was changed does not.
+    Their own change shows that it is wanted, and that Consul has not lost them; a rule that was changed does not.
     """
     if not known.former or current is None:
         return []
@@ -371,7 +371,7 @@ def _selects_none(rule: Rule, known: Known) -> bool:
 
 
 def _none_selected(code: Code, rule: Rule, query: Query, known: Known) -> Reason:
-    """What is said while a rule selects no instance."""
+    """The warning while a rule selects no instance."""
     count = len(known.instances)
     none = f"none of the {count} instances" if count > 1 else "no instance"
     return Reason(code, none=none, service=truncate(query.service), asks=rule.asks, rule=rule.title)
@@ -668,7 +668,7 @@ def _traffic_warnings(mirror: Mirror, service: CurrentService) -> Iterable[Reaso
 
 
 def _port_warnings(decision: InstanceDecision, rule: Rule, service: CurrentService | None) -> Iterable[Reason]:
-    """What becomes of an instance's ports otherwise than one would think."""
+    """What happens to an instance's ports otherwise than one would think."""
     own_port = choose_address(decision.instance, rule.instances)[1]
     yield from portage.remarks(decision.instance, rule, own_port)
     if rule.to.annotated:

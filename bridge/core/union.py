@@ -140,7 +140,7 @@ def compare(
 def standing(current: Current, owner: str) -> Seen | None:
     """The same for what exists at a target, taking our own objects for what is wanted; None where none are to be read.
 
-    So it can be told without asking Consul whether what the bridge wrote reaches those who send traffic.
+    This shows, without asking Consul, whether what the bridge wrote reaches the clients.
     """
     endpoints, service = current.endpoints, current.service
     own = {s.meta.name: s.group for s in current.slices if s.meta.owner == owner}

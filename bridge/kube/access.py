@@ -9,7 +9,7 @@
 
 `kubectl config use-context` must not move a running bridge: that is why the kubeconfig is not followed.
 Clients close their connections when the generation changes: a connection keeps the certificate it was opened with. What
-changed and cannot be used (half written, say) leaves the old as it is and is told as `trouble`.
+changed and cannot be used (half written, say) leaves the old as it is and is reported as `trouble`.
 
 The `kubernetes` package turns the chosen context into a Configuration (inline data into files, OIDC tokens and their
 renewal); plugins, token files, proxies and the merging of files are ours: see kubeconfig.py for why.
@@ -41,7 +41,7 @@ AGAIN = RetryPolicy(initial_seconds=1.0, max_seconds=30.0)
 """How soon a certificate that could not be used is tried again."""
 
 AUTH_SECONDS = 1.0
-"""How often it is looked whether files have changed or a token is due, at most."""
+"""How often the bridge checks whether files have changed or a token is due, at most."""
 RELOAD_SECONDS = 10.0
 """How often the configuration is read again because of a 401, at most."""
 CHECK_SECONDS = 5.0
@@ -161,7 +161,7 @@ class Access:
         return plugin or self._file_trouble
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever connections must be made anew."""
+        """Call `listener` whenever connections must be recreated."""
         with self._lock:
             self._listeners.append(listener)
 
@@ -189,7 +189,7 @@ class Access:
         return self._authorization
 
     def _look(self) -> bool:
-        """Take what is new; whether connections must be made anew."""
+        """Take what is new; whether connections must be recreated."""
         again = self._refused > 0 and time.monotonic() >= self._try_at and self._take_certificate()
         loaded = self._loaded
         changed = self._tls_changed(loaded) or again
@@ -254,7 +254,7 @@ class Access:
             self._file_trouble = ""
 
     def renewed_after_401(self, authorization: str, wait_seconds: float) -> bool:
-        """The server refused `authorization`: whether there are other credentials now, or a reason to connect anew."""
+        """The server refused `authorization`: whether there are other credentials now, or a reason to reconnect."""
         if authorization != self._authorization:
             return True
         if self._renewals is not None:
@@ -444,7 +444,7 @@ def _refuse_move(before: _Loaded, after: _Loaded) -> None:
     if after.server != before.server:
         raise ConfigurationError(
             f'{after.where}: context "{before.context}" names another server now, {faults.redact(after.server)}; '
-            "start the bridge anew if it is to go there"
+            "restart the bridge if it is to go there"
         )
 
 

@@ -4,9 +4,9 @@ Configuration and credentials are access.py's, connections transport.py's. The `
 out: it costs two to three times the CPU of the request itself. The package is imported at the first use, since it takes
 0.3 s and 30 MiB.
 
-A connection may be dead without a word (a virtual address that moved to another API server). So one request that gets
+A connection may be dead without an error (a virtual address that moved to another API server). So one request that gets
 no answer on a kept connection closes all idle ones, of every clone; and when a new connection is answered afterwards,
-watches that have been silent since are opened anew. While watches are open, a small request every few seconds finds
+watches that have been silent since are reopened. While watches are open, a small request every few seconds finds
 out.
 
 Closing a client ends every request that is in flight on it at once, whatever the request waits for. A caller that must
@@ -91,7 +91,7 @@ class _Family:
     def __init__(self, access: Access, on_warning: Callable[[str], None] | None) -> None:
         self.access = access
         self.on_warning = on_warning
-        self.warned: set[str] = set()  # said once, whichever clone hears it
+        self.warned: set[str] = set()  # each reported once, whichever clone receives it
         self._lock = threading.Lock()
         self._clients: list[KubeClient] = []
         self._suspect = -math.inf

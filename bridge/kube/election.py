@@ -429,7 +429,7 @@ _ABLE = {
     "consul": "Consul could not be asked from here, and another replica can: that one writes",
     "writes": "the API server did not answer what was written from here, and another replica may do better",
 }
-"""What a member must be able to do to have shards while another can, and what is said of one that has none for it."""
+"""What a member must be able to do to have shards while another can, and the message of one that lacks it."""
 
 
 def new_identity() -> str:

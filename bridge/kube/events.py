@@ -45,9 +45,9 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What is to be said. `reason` and `action` are CamelCase words, `note` is a sentence for people.
+    """One Event. `reason` and `action` are CamelCase words, `note` is a sentence for users.
 
-    `codes` are the bridge's own codes of what is said, for programs.
+    `codes` are the bridge's own reason codes, for programs.
     """
 
     about: About

@@ -259,7 +259,7 @@ def _of_exception(asked: RequestInfo, error: BaseException, secrets: tuple[str, 
 
 
 def _of_proxy(asked: RequestInfo, text: str, chain: list[BaseException]) -> BridgeError | None:
-    """What went wrong between us and the proxy, or in it; None when that cannot be told."""
+    """What went wrong between us and the proxy, or in it; None when that cannot be determined."""
     if any(isinstance(link, ConnectionRefusedError) for link in chain):
         return TransientError(f"{asked.server} cannot be asked: {asked.proxy} refuses connections")
     if found := _TUNNEL.search(text):

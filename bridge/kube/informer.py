@@ -63,7 +63,7 @@ REFUSED_AFTER = 3
 CLOSE_SECONDS = 1.0
 
 LEFTOVER_SECONDS = 10.0
-"""How often it is looked whether slices that pods left behind are gone: no watch tells of them."""
+"""How often the bridge checks whether slices that pods left behind are gone: no watch covers them."""
 NAMES_LENGTH = 4000
 """Characters of Services' names in one question: every proxy passes a URL of this length."""
 
@@ -194,7 +194,7 @@ def _scopes(namespaces: Namespaces) -> tuple[str | None, ...]:
 
 
 def _refusal(refused: Mapping[Kind, BridgeError]) -> str:
-    """What is said of a namespace that may not be listed."""
+    """The message about a namespace that may not be listed."""
     first, *others = refused
     also = f" So it is with {', '.join(objects.PLURAL[kind] for kind in others)}." if others else ""
     return f"{refused[first]}.{also} (A namespace that does not exist is refused in the same words)"

@@ -37,7 +37,7 @@ from bridge.kube import objects
 from bridge.kube.client import KubeClient
 
 DRAINING_SECONDS = 0.05
-"""How soon it is looked again whether the last write under a Lease that is given up has ended."""
+"""How often a Lease that is being released is checked for the end of its last write."""
 
 _PATH = "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
@@ -167,7 +167,7 @@ class LeaseLock:
             metadata["annotations"] = annotations
         if record.resource_version:
             metadata["resourceVersion"] = record.resource_version
-            metadata["uid"] = record.uid  # else a PUT makes a deleted Lease anew
+            metadata["uid"] = record.uid  # else a PUT recreates a deleted Lease
         body = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",

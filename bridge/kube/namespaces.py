@@ -42,7 +42,7 @@ def read_labels(client: KubeClient) -> Labels:
 
 
 def refused(error: BridgeError) -> str:
-    """What is said where they may not be read."""
+    """The message where they may not be read."""
     return f"{NEEDED} ({ROLE}): {error}"
 
 

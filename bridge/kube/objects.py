@@ -10,8 +10,8 @@ from what we would have written.
 | Endpoints | one subset per port set, both families in it | that is what an Endpoints subset is |
 | subsets | no empty `addresses` or `notReadyAddresses` | 422 |
 | subsets | `[]` where there are none | what is left out stays while another manager owns it, too |
-| Service | `type` only where the rule sets it | what others made of it stays; an adopted ExternalName is told |
-| Service ports | `targetPort` always | people read it, and some proxies; without it it would be the Service's own |
+| Service | `type` only where the rule sets it | what others made of it stays; an adopted ExternalName is an exception |
+| Service ports | `targetPort` always | users and some proxies read it; without it it would be the Service's own |
 | ipFamilies | only for one family; for both the policy alone | one of two named is refused once it has both (422) |
 | slices | `ready`, `serving`, `terminating` always | an absent `ready` means ready |
 """

@@ -45,7 +45,7 @@ class Credential:
     expires_at: float | None = None
 
     def same_as(self, other: Credential) -> bool:
-        """Whether the server is sent the same, whenever it is said to end."""
+        """Whether the server gets the same, whatever the expiry."""
         return replace(self, expires_at=other.expires_at) == other
 
 
@@ -55,7 +55,7 @@ class PluginError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """The `exec` entry of a user, its command absolute or a bare name; `cluster` is told where it wants that."""
+    """The `exec` entry of a user, its command absolute or a bare name; `cluster` is passed where it wants that."""
 
     settings: Mapping[str, Any] = field(repr=False)
     cluster: Mapping[str, Any] = field(repr=False)

@@ -343,7 +343,7 @@ class Pool:
             connection.close()
 
     def end_streams(self, silent_since: float = math.inf) -> int:
-        """End the streams that were opened before and have not been heard since; how many."""
+        """End the streams that were opened before and have received nothing since; how many."""
         with self._lock:
             ended = [s for s in self._streams if max(s.opened_at, s.heard_at) < silent_since and not s.ended]
         for stream in ended:

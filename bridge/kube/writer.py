@@ -6,8 +6,8 @@ decision 4 in docs/decisions.md):
 | action | request | the server's protection |
 | --- | --- | --- |
 | create | apply with resourceVersion "1", a version that no object ever has | exists: 409; absent: 201 |
-| update | apply, force, with uid and resourceVersion of what was seen | changed, gone or made anew: 409 or 422 |
-| delete | DELETE with uid and resourceVersion as preconditions | changed or made anew: 409 |
+| update | apply, force, with uid and resourceVersion of what was seen | changed, gone or recreated: 409 or 422 |
+| delete | DELETE with uid and resourceVersion as preconditions | changed or recreated: 409 |
 
 `force` only ever takes fields back on objects that are ours. What was stored is compared with what was sent: admission
 may change it on the way, and only the comparison shows that (AlteredError).

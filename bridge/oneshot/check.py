@@ -107,7 +107,7 @@ def check(
     stop: threading.Event | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Probe]:
-    """Run every probe, in order; `done` hears of each as it comes. Never raises a BridgeError but CancelledError.
+    """Run every probe, in order; `done` gets each as it comes. Never raises a BridgeError but CancelledError.
 
     `rules` may fail, because the target namespace may be the kubeconfig context's; then the `fallback` rules are
     checked against Consul, and the failure is one of the probes.
@@ -123,7 +123,7 @@ def check_rules(
     selects: bool = True,
     files: Mapping[str, str] | None = None,
 ) -> list[Probe]:
-    """What can be said of the settings without any server; that they are valid is known already.
+    """The probes that need no server; that the settings are valid is known already.
 
     `selects`: the settings say which services are meant (`CheckOptions`). `files`: the paths that settings name.
     """
@@ -258,7 +258,7 @@ class _Check:
             yield Probe("labels of ownership", WARNING, detail, mend)
 
     def _asking(self) -> list[CurrentService]:
-        """People's Services that ask to be filled."""
+        """Users' Services that ask to be filled."""
         return [s for s in self._store.annotated_services() if request_of(s, "", self._annotated) is not None]
 
     # ------------------------------------------------------------------ Consul
@@ -478,7 +478,7 @@ class _Check:
             yield Probe(f"admission in {namespace}", FAILED, _some(found), mend)
 
     def _needs(self, rules: Sequence[Rule], namespace: str) -> _Needs:
-        """What is done in a namespace ("" for all): by rules whose targets may be there, and for people's Services."""
+        """What is done in a namespace ("" for all): by rules whose targets may be there, and for users' Services."""
         making = [r for r in rules if not namespace or "{" in r.to.namespace or r.to.namespace == namespace]
         asking = (s for s in self._asking() if namespace in ("", s.meta.namespace))
         requests = (request_of(service, self._own, self._annotated) for service in asking)
@@ -535,7 +535,7 @@ class _Check:
                 if wanted:
                     looked.append(target)
         if not looked:
-            detail = "cannot be told yet: no Endpoints of ours with ready addresses stand in these namespaces"
+            detail = "cannot be determined yet: these namespaces have no Endpoints of ours with ready addresses"
             return Probe("mirroring", WARNING, detail, "bridge check, once more after the first sync")
         detail = (
             f"the control plane has not copied {_some([str(t) for t in looked])} into EndpointSlices: kube-proxy "
@@ -561,7 +561,7 @@ def _deviations(seen: Sequence[tuple[Target, Seen]]) -> list[tuple[Target, Reaso
 
 
 class _Chosen:
-    """What the rules and people's Services select of the listings, and what they do not."""
+    """What the rules and users' Services select of the listings, and what they do not."""
 
     def __init__(
         self,
@@ -569,9 +569,9 @@ class _Chosen:
         namespaces: Sequence[str] | None,
         standing: Mapping[tuple[str, str], set[Target]],
     ) -> None:
-        """`namespaces` are those in which people's Services were looked for (None: everywhere).
+        """`namespaces` are those in which users' Services were looked for (None: everywhere).
 
-        `standing`: where Services of ours stand, by the Consul service that they came from.
+        `standing`: where Services of ours exist, by the Consul service that they came from.
         """
         self._namespaces = namespaces
         self.rules_of: dict[Query, list[Rule]] = {}
@@ -672,7 +672,7 @@ class _Chosen:
         return Probe("selected services", WARNING, detail, mend)
 
     def _annotated(self) -> Iterator[Probe]:
-        """People's Services that ask to be filled, and what will not come of it."""
+        """Users' Services that ask to be filled, and requests that cannot be served."""
         missing = [
             f"{target} asks for {query.service}, which {query.datacenter} does not list"
             for target, query in self._asked

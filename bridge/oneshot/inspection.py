@@ -1,9 +1,9 @@
 """Looking without touching: what `bridge status` and `bridge explain` know before they speak.
 
 The same five steps as a pass makes before it writes, so that what is shown is what `bridge sync` would do now, holds
-included: all services are judged together. Where one side cannot be read, the other is still shown, and the trouble is
-said. What a running bridge holds because of what it saw before (the last minute, a rebuilt Consul) only that one knows:
-its page and /readyz tell.
+included: all services are judged together. Where one side cannot be read, the other is still shown, with the error.
+Only the running bridge knows what it holds because of what it saw before (the last minute, a rebuilt Consul): its page
+and /readyz show that.
 """
 
 from __future__ import annotations
@@ -402,7 +402,7 @@ class _Inspection:
     def _plan(self, targets: Collection[Target]) -> None:
         """Plan these; the control plane's mirror, which is always a little late, is given a moment, once.
 
-        Should the slices not be readable then, what was read before is shown, and the trouble is said.
+        Should the slices not be readable then, what was read before is shown, with the error.
         """
         client = self._client
         self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
@@ -494,7 +494,7 @@ class _Inspection:
         return {name: found for name, found in self._resolver.known().items() if found is not None}
 
     def explain(self, place: _Place) -> Explanation:
-        """What becomes of a service at one place."""
+        """What happens to a service at one place."""
         query, at = place.query, place.target
         service, datacenter = query.service, query.datacenter
         known = self._views.get(query)

@@ -16,7 +16,7 @@ SECTION = "connections"
 SOON_SECONDS = 7 * 86_400.0
 """What ends within this time, and is not renewed by itself, is a warning."""
 
-UNTOLD = "no end is told"
+UNTOLD = "no expiry is given"
 
 
 def lines(client: KubeClient) -> Iterator[Probe]:

@@ -146,7 +146,7 @@ def sync_once(
                     reconciler.guard.applied(target)  # what has gone stays a part of what there was
             try:
                 store = call(lambda: list_once(client, namespaces, options.owner, partly=True), options.retry, stop)
-            except BridgeError:  # or stopped: what was written is told, and what is stale with it
+            except BridgeError:  # or stopped: what was written is reported, and what is stale with it
                 break
             reconciler = with_all(store=store, unreadable=store.unreadable)
             for target in stale:
@@ -261,7 +261,7 @@ def _is_stale(outcome: Outcome) -> bool:
 
 
 def _together(first: Outcome, second: Outcome | None) -> Outcome:
-    """What came of a target that was planned a second time (None: there was nothing left to plan)."""
+    """The result of a target that was planned a second time (None: there was nothing left to plan)."""
     if second is None:
         rest = tuple(f for f in first.failures if not isinstance(f.error, StaleError))
         changes = (*first.applied, *(f.change for f in rest))

@@ -12,7 +12,7 @@ they plan again.
 | nothing, or that it failed | what was known before; a name without an answer stays unknown | a growing wait, at most \
 `ttl_seconds` |
 
-It must not know what a target is, nor what becomes of the addresses.
+It must not know what a target is, nor what happens to the addresses.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class Resolver(Generic[User]):
             return None
 
     def _settle(self, name: str, answer: tuple[str, ...] | None) -> frozenset[User]:
-        """Remember an answer and when to ask again; who must hear of it."""
+        """Record an answer and when to ask again; returns the users of the name if the answer is new."""
         with self._news:
             entry = self._entries.get(name)
             if entry is None:

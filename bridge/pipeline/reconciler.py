@@ -81,8 +81,8 @@ class Reconciler:
         """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
 
         `unreadable` are namespaces of which nothing is known, and why: nothing is planned there. While not `may_delete`
-        objects stay, whatever the policy says. `slices_forbidden` tells the verbs on EndpointSlices that are missing in
-        a namespace. `settling` decides which deviations are told; without it none are (a command that only writes).
+        objects stay, whatever the policy says. `slices_forbidden` gives the verbs on EndpointSlices that are missing in
+        a namespace. `settling` decides which deviations are reported; without it none are (a command that only writes).
         """
         self.lock = threading.RLock()
         self.world = world
@@ -148,7 +148,7 @@ class Reconciler:
             return dict(self.world.trouble())
 
     def expired(self, now: float) -> set[Target]:
-        """What is to be planned again although nothing was told of it: a grace period or a hold of it may be over."""
+        """What is to be planned again without any event: a grace period or a hold of it may be over."""
         with self.lock:
             return self.world.expire(now) | self.guard.released(now, self._store.ready_in)
 
@@ -235,7 +235,7 @@ def apply_plan(plan: Plan, write: Callable[[Change], object], go_on: Callable[[]
 def _leads_nowhere(failure: Failure) -> bool:
     """Whether endpoints would not be reached through a Service that could not be written.
 
-    One that was stored otherwise than it was written is there, as far as can be told.
+    One that was stored otherwise than it was written is there, as far as is known.
     """
     failed = failure.change
     if isinstance(failure.error, AlteredError) or failed.kind is not Kind.SERVICE:

@@ -51,7 +51,7 @@ def datacenters_of(
     first, whatever the rules say: it is what everything means that names none. Which of them are really asked is
     decided by who wants something of them (`ConsulState.active_datacenters`).
 
-    `on_retry` is told why our own is not known yet, and for how long it is waited.
+    `on_retry` gets the reason why our own is not known yet, and the seconds until the next try.
     """
     own = consul.datacenter
     if not own:
@@ -70,5 +70,5 @@ def named_with(own: str, rules: Sequence[Rule], consul: ConsulConfig) -> tuple[s
 
 
 def spare_of(rules: Sequence[Rule], datacenters: Sequence[str]) -> frozenset[str]:
-    """Those of the `datacenters` that only people's Services may ask for: no (anchored) rule is about them."""
+    """Those of the `datacenters` that only users' Services may ask for: no (anchored) rule is about them."""
     return frozenset(datacenters) - {dc for rule in rules for dc in rule.datacenters}

@@ -1,4 +1,4 @@
-"""How long what readers see may differ from what is wanted before it is told of.
+"""How long what readers see may differ from what is wanted before it is reported.
 
 The control plane's mirror of Endpoints is always a little late (20 slices a second, by default). A lag that ends within
 the window is not reported; one that lasts means that traffic goes elsewhere. And a target is not reported as in sync
@@ -23,7 +23,7 @@ SETTLING_SECONDS = 5.0
 
 
 class Settling:
-    """Since when each difference stands. Thread-safe. A window of 0 seconds: what deviates is told at once."""
+    """Since when each difference exists. Thread-safe. A window of 0 seconds: a deviation is reported at once."""
 
     def __init__(self, clock: Callable[[], float], seconds: float = SETTLING_SECONDS) -> None:
         self._clock = clock
@@ -33,7 +33,7 @@ class Settling:
         self._since: dict[Target, dict[Hashable, float]] = {}
 
     def judge(self, plan: Plan) -> Plan:
-        """The plan with its deviations as they are to be told: those that are young are left out, or `settling`."""
+        """The plan with the deviations to report: those that are young are left out, or `settling`."""
         with self._lock:
             if not plan.deviations:
                 self._since.pop(plan.target, None)

@@ -1,1 +1,1 @@
-"""Consumers of what the engine says: logs, metrics, and the web server that shows them. Nothing depends on them."""
+"""Consumers of the controller's results: logs, metrics, and the web server that shows them. Nothing depends on them."""

@@ -123,7 +123,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.handle_one_request()
 
     def handle_expect_100(self) -> bool:
-        """Bodies are never read, so no client is told to send one."""
+        """Bodies are never read, so no client is asked to send one."""
         return True
 
     def parse_request(self) -> bool:

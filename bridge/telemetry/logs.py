@@ -243,7 +243,7 @@ class LogObserver:
         self._details(outcome, where)
 
     def _is_reported(self, failure: Failure) -> bool:
-        """Whether this was said already and is true as long as it lasts: what is stored otherwise than written."""
+        """Whether this was logged already and still lasts: an object that is stored otherwise than it was written."""
         if not isinstance(failure.error, AlteredError):
             return False
         change, text = failure.change, str(failure.error)
@@ -361,7 +361,7 @@ class LogObserver:
                 self._details(outcome, {**where, "namespace": plan.target.namespace, "name": plan.target.name})
 
     def _details(self, outcome: Outcome, where: dict[str, Any]) -> None:
-        """Conflicts, skips and warnings of a target: once, and again when there is news in them."""
+        """Conflicts, skips and warnings of a target: once, and again when they change."""
         plan = outcome.plan
         conflicts = "; ".join(f"{c.kind}: {c.reason}" for c in plan.conflicts)
         skipped = "; ".join(f"{s.instance or s.service}: {s.reason}" for s in plan.skipped[:5])

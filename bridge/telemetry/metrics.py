@@ -184,7 +184,7 @@ class Metrics:
                 self._conflicting_writer.set(bool(reason))
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
-        """Everything was looked at: the states start anew."""
+        """Everything was looked at: the states start again."""
         self._passes.inc()
         self._pass_seconds.set(duration_seconds)
         if not any(row.action == "read" for row in report.failed):

@@ -177,7 +177,7 @@ def _output(row: InstanceRow) -> Html | None:
 
 
 def _code(text: str) -> str | None:
-    """The code of what is said, for programs and styles; None for texts that have none."""
+    """The code of a message, for programs and styles; None for texts that have none."""
     return code_of(text) if isinstance(text, Reason) else None
 
 

@@ -1,7 +1,7 @@
 """What `bridge run` serves, and where: probes, metrics, status and changes as JSON, and the pages for people.
 
 Puts together what the bridge says (`Source`) and what the history remembers; it decides nothing. Every page is made
-anew from what is so at that moment.
+from the state at that moment.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Routes:
     def _changes(self, request: Request) -> Answer:
         """What happened after change number `after` (0: all that is remembered), newest first, at most `limit`.
 
-        A number that is larger than `newest` is of another process: this one has begun to count anew.
+        A number that is larger than `newest` is of another process: this one has restarted its count.
         """
         try:
             after, limit = int(request.query.get("after", "0")), int(request.query.get("limit", str(CHANGES)))

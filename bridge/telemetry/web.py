@@ -44,7 +44,7 @@ DRAIN_SECONDS = 1.0
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """One peer: what it said, what it is yet to be told, and until when."""
+    """One peer: what it sent, what is still to be sent to it, and until when."""
 
     socket: socket.socket
     deadline: float

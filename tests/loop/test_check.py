@@ -257,7 +257,7 @@ def test_connections_come_in_one_section_with_where_and_as_whom(both: Both) -> N
         "consul token": "none: requests are anonymous",
         "kubernetes address": both.kube.url,
         "kubernetes user": "admin (groups: system:authenticated)",
-        "kubernetes token": f"in kubeconfig {both.sides['kube'].kubeconfig}; no end is told",
+        "kubernetes token": f"in kubeconfig {both.sides['kube'].kubeconfig}; no expiry is given",
     }
     places = [n for n, probe in enumerate(found) if probe.section]
     assert places == list(range(places[0], places[0] + len(section)))

@@ -202,7 +202,7 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
     events = [e["event"] for e in log]
     assert status == 143
     assert events.count("rules taken") == 1
-    assert events.count("starting anew with the new settings") == 2
+    assert events.count("restarting with the new settings") == 2
     refused = [e["reason"] for e in log if e["event"] == "the new settings cannot be used; the old ones stay"]
     assert "too" in refused[0]
     assert f"{file}:1" in refused[0]
@@ -310,7 +310,7 @@ def test_a_token_that_changes_in_the_file_is_taken(tmp_path: Path) -> None:
     running.process.send_signal(signal.SIGHUP)
     assert json.loads(running.process.stdout.readline())["namespace"] == "one"  # a new bridge
     _, log = running.end()
-    assert [e["changed"] for e in log if e["event"].startswith("starting anew")] == ["consul.token"]
+    assert [e["changed"] for e in log if e["event"].startswith("restarting")] == ["consul.token"]
     assert "secret" not in json.dumps(log)
 
 

@@ -353,7 +353,7 @@ def test_a_service_that_is_not_headless_cannot_become_so() -> None:
     found = planned(mirror_of(instances(4), headless, cluster.current()), cluster.current())
     assert verbs(found) == ["update Endpoints"]
     assert conflicts(found) == [
-        "Service: it is not headless, which Kubernetes cannot change in place; delete the Service to have it made anew"
+        "Service: it is not headless, which Kubernetes cannot change in place; delete the Service to have it recreated"
     ]
 
 
@@ -405,11 +405,11 @@ def test_a_conflict_takes_nothing_away_in_the_sums() -> None:
 @pytest.mark.parametrize(
     ("current", "writes", "warning"),
     [
-        (replace(STANDING, service=service(meta_deleting=True)), [], "the Service is being deleted; it is made anew"),
+        (replace(STANDING, service=service(meta_deleting=True)), [], "the Service is being deleted; it is recreated"),
         (
             replace(STANDING, endpoints=endpoints(deleting=True)),
             [],
-            "the Endpoints object is being deleted; it is made anew when it is gone",
+            "the Endpoints object is being deleted; it is recreated when it is gone",
         ),
     ],
 )

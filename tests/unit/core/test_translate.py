@@ -209,7 +209,7 @@ def test_while_a_rule_selects_nobody_nothing_is_made_and_what_stands_stays(by: R
         else:
             assert kept.mirror is not None
             assert (kept.mirror.groups, kept.mirror.service_ports) == ((), (Port("", by.to.port or 8080),))
-            assert (kept.skipped, kept.warnings) == ((), (f"{why}: no endpoint comes of it",))
+            assert (kept.skipped, kept.warnings) == ((), (f"{why}: it gets no endpoint",))
 
 
 def test_while_instances_are_hidden_nobody_says_that_none_is_selected() -> None:
@@ -226,13 +226,13 @@ def test_of_rules_that_share_a_service_one_may_select_nobody() -> None:
     known = Known((instance(tags=("http",)),))
     found = translate(TARGET, [(one, QUERY, known), (two, QUERY, known)])
     assert (found.mirror is not None, found.warnings) == (
-        True, ("no instance of radosgw has the tag metrics, which metrics asks for: no endpoint comes of it",),
+        True, ("no instance of radosgw has the tag metrics, which metrics asks for: it gets no endpoint",),
     )  # fmt: skip
 
 
 def test_a_persons_service_that_asks_for_a_tag_which_nobody_has_is_told_so() -> None:
     """Also where the Service is not ours, and stays whatever happens."""
-    why = "no instance of radosgw has the tag Primary, which Service default/radosgw asks for: no endpoint comes of it"
+    why = "no instance of radosgw has the tag Primary, which Service default/radosgw asks for: it gets no endpoint"
     by = Rule(name="Service default/radosgw", tags=("Primary",), to=Destination(annotated=True))
     found = translated([instance(tags=("replica",))], by, Current(TARGET, service(owner=None)))
     assert (found.mirror is not None, found.warnings) == (True, (why,))
