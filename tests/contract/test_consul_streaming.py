@@ -31,7 +31,7 @@ SEED = int(os.environ.get("RANDOM_SEED") or (1 if os.environ.get("CI") == "true"
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Consul]:
-    """A Consul of the test's own: its streaming views keep what they show for ever."""
+    """A Consul of the test's own: its streaming views keep what they show forever."""
     with own_consul(tmp_path) as consul:
         yield consul
 

@@ -208,7 +208,7 @@ def test_many_creators_at_once_make_one_object(side: Side) -> None:
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_update_hits_only_what_was_seen(side: Side, kind: Kind) -> None:
-    """An older version, a deleted object and one that was made anew under the name: each is stale, nothing changes."""
+    """An older version, a deleted object and one that was recreated under the name: each is stale, nothing changes."""
     side.shelter(kind)
     first = side.make(kind)
     body = replace(bodies()[kind], annotations=(("consul-bridge/service", "other"),))
@@ -237,7 +237,7 @@ def test_update_with_the_same_content_writes_nothing(side: Side, kind: Kind) -> 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_pairs_of_others_stay_and_are_not_counted_as_ours(side: Side, kind: Kind) -> None:
-    """A person's label survives our writes; one that we stop sending goes; Meta holds ours alone."""
+    """A user's label survives our writes; one that we stop sending goes; Meta holds ours alone."""
     meta = side.apply(
         create(replace(bodies()[kind], annotations=(("ours/gone", "1"), ("ours/kept", "1"))), side.namespace)
     )
@@ -489,7 +489,7 @@ def test_the_address_type_of_a_slice_never_changes(side: Side) -> None:
 
 
 def test_a_500_about_the_schema_is_permanent(side: Side) -> None:
-    """Two ports with one (port, protocol): the server answers 500, and would for ever."""
+    """Two ports with one (port, protocol): the server answers 500, and would forever."""
     with pytest.raises(PermanentError, match="schema"):
         side.writer.apply(create(service(Port("a", 80), Port("b", 80)), side.namespace))
 

@@ -297,7 +297,7 @@ def test_a_build_that_fails_leaves_nothing_and_says_why(tmp_path: Path, toolchai
 
 
 def test_another_toolchain_is_another_entry(tmp_path: Path, toolchain: Path) -> None:
-    """The key holds the toolchain, so that a new Go builds anew."""
+    """The key holds the toolchain, so that a new Go builds again."""
     first = build.binary("etcd")
     text = (tmp_path / "go").read_text().replace("go1.26.0", "go1.26.1")
     (tmp_path / "go").write_text(text)

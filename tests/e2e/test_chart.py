@@ -703,7 +703,7 @@ def test_names_and_owner_follow_the_release(release: str, name: str, tmp_path: P
 
 
 def notes(folder: Path, values: Json, namespace: str = "storage") -> str:
-    """What `helm install` prints for a person."""
+    """What `helm install` prints for a user."""
     file = values_file(folder, values)
     done = helm(folder, "install", "blue", str(CHART), "--namespace", namespace, "--values", str(file),
                 "--dry-run=client")  # fmt: skip

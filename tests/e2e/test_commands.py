@@ -270,7 +270,7 @@ def test_watching_the_status_refreshes_in_place_and_ends_on_ctrl_c(
 
 
 def test_watching_through_a_pipe_ends_with_its_reader(lab: Lab, run: Run, namespace: str, prefix: str) -> None:
-    """`bridge status --watch | head` does not go on for ever; there are no control characters in it."""
+    """`bridge status --watch | head` does not go on forever; there are no control characters in it."""
     env = environment(lab.consul.address, lab.kubeconfig)
     arguments = ("--service", f"{prefix}*", "--namespace", namespace, "--interval", "500ms")
     process = subprocess.Popen([BRIDGE, "status", "-w", *arguments], env=env, stdout=subprocess.PIPE, text=True)

@@ -20,7 +20,7 @@ SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], ""),
     "zsh": (["zsh", "-f", "-i"], "autoload -U compinit && compinit -u -D"),
 }
-"""How each is started without anybody's settings, and what README.md takes for granted there."""
+"""How each is started without anyone's settings, and what README.md takes for granted there."""
 
 
 def line_for(shell: str) -> str:

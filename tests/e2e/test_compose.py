@@ -286,7 +286,7 @@ def test_seven_leave_in_order_and_are_there_again(stack: Stack) -> None:
 
 
 def test_a_vm_that_is_stopped_leaves_and_comes_back(stack: Stack) -> None:
-    """It deregisters before it goes, so its address is never listed as a sick one."""
+    """It deregisters before it goes, so its address is never listed as an unhealthy one."""
     before = stack.vms()
     chosen, address = min(before.items())
     eventually(stack.mirrored, (sorted(before.values()), []))

@@ -166,7 +166,7 @@ def logins(consul: RawConsul, method: str) -> list[str]:
 def test_the_bridge_logs_in_survives_its_tokens_end_and_logs_out(
     strict: Lab, issuer: Issuer, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """No token is given to it; one that somebody deletes (or that ends) is replaced without a word."""
+    """No token is given to it; one that somebody deletes (or that ends) is replaced silently."""
     jwt = tmp_path / "jwt"
     jwt.write_text(issuer.token("sa"))
     env = {"BRIDGE_CONSUL_AUTH_METHOD": "cluster", "BRIDGE_CONSUL_AUTH_TOKEN_FILE": str(jwt)}
@@ -635,7 +635,7 @@ def test_a_client_certificate_that_is_replaced_is_followed(
 ) -> None:
     """Consul asks for one: a bridge that has a stranger's says so, and works with its own as soon as that is there.
 
-    It goes on with it after Consul was started anew, which ends every connection.
+    It goes on with it after Consul was started again, which ends every connection.
     """
     lab, files = fresh_lab, (tmp_path / "client.pem", tmp_path / "client.key")
     stranger = trustme.CA().issue_cert("stranger.example")

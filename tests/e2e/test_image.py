@@ -186,7 +186,7 @@ def test_everything_that_the_bridge_imports_is_in_it(images: Images) -> None:
 
 
 def test_nothing_is_compiled_at_start(images: Images) -> None:
-    """The file system is read-only: what has no compiled file would be compiled anew at every start."""
+    """The file system is read-only: what has no compiled file would be compiled again at every start."""
     said = images.engine.docker("run", "--rm", "--network=none", "--entrypoint=python", images.bridge, "-c", UNCOMPILED)
     assert said == ""
 

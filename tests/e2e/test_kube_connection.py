@@ -84,7 +84,7 @@ def test_certificate_user_and_way_change_under_a_running_bridge(
     fresh_lab: Lab, tmp_path: Path, eventually: Eventually
 ) -> None:
     """It acts as the impersonated user only, goes on when its certificate is replaced before it ends, and writes within
-    12 s, sees within 20 s, when a virtual address fails over to another API server without a word."""
+    12 s, sees within 20 s, when a virtual address fails over to another API server silently."""
     lab = fresh_lab
     with lab.raw_kube() as kube:
         kube.apply(f"/api/v1/namespaces/{NAMESPACE}", {

@@ -80,7 +80,7 @@ class Replicas:
 
     @property
     def admin(self) -> dict[str, str]:
-        """The environment of a person at the keyboard."""
+        """The environment of a user at the keyboard."""
         return environment(self.lab.consul.address, self.lab.kubeconfig)
 
     def held(self) -> dict[str, list[int]]:
@@ -451,7 +451,7 @@ def test_a_lease_of_somebody_elses_making_is_left_alone_and_said(replicas: Repli
     daemon = replicas.add("one", wait=False)
     said = f"the Lease {replicas.namespace}/{name} is not the bridge's: delete it (kubectl delete lease {name}"
     eventually(lambda: said in str(daemon.readiness().get("election", {}).get("error")), True, 30)
-    pause(2.0 * LEASE)  # longer than anybody waits for a holder that is silent
+    pause(2.0 * LEASE)  # longer than anyone waits for a holder that is silent
     assert (daemon.get("/readyz")[0], replicas.held(), replicas.writes()) == (503, {"one": []}, {})
     assert replicas.kube.get(f"{path}/{name}") == made
     replicas.kube.delete(f"{path}/{name}")

@@ -108,7 +108,7 @@ def test_it_renders_whole(components: Sequence[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("components", [("cronjob", "monitoring"), ("monitoring", "cronjob")])
 def test_monitoring_beside_a_cron_job_is_refused(components: Sequence[str], tmp_path: Path) -> None:
-    """Nobody could scrape it, and the alert for absence would ring for ever; whichever is named first."""
+    """Nobody could scrape it, and the alert for absence would ring forever; whichever is named first."""
     with pytest.raises(AssertionError, match="monitoring finds nothing to scrape beside a CronJob"):
         manifests.overlay(tmp_path, "elsewhere", components)
 
@@ -523,7 +523,7 @@ def test_run_uses_exactly_what_its_role_grants(
     components: Sequence[str],
     tmp_path: Path,
 ) -> None:
-    """A service comes, turns sick and goes: nothing is refused, and no verb is granted that was not needed for it."""
+    """A service comes, turns unhealthy and goes: nothing is refused, and every verb granted is needed."""
     service = services()
     rules = rules_for(service.name, output=output)
     if "namespace-labels" in components:

@@ -74,7 +74,7 @@ def ports_of(kube: RawKube, namespace: str, service: str) -> list[tuple[str, int
 def test_labels_and_annotations_come_and_go_with_the_rule(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """From meta, node meta and tags, in a form that Kubernetes takes; a person's own label stays throughout."""
+    """From meta, node meta and tags, in a form that Kubernetes takes; a user's own label stays throughout."""
     consul.json(
         "PUT",
         "/v1/catalog/register",
@@ -123,7 +123,7 @@ def test_instances_that_contradict_each_other_are_reported(
 def test_slices_tell_conditions_zones_and_nodes(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """Ready, drained and sick; a zone that is none is left out and reported; a Consul node that is ours is named."""
+    """Ready, drained and unhealthy; an invalid zone is left out and reported; a Consul node that is ours is named."""
     zones = {1: "eu-1", 2: "no zone!", 3: "eu-2"}
     for n, zone in zones.items():
         consul.json(

@@ -38,7 +38,7 @@ def sync(lab: Lab, namespace: str, tmp_path: Path) -> Sync:
 
 
 def person(kube: RawKube, namespace: str, name: str, annotations: Json | None = None, **spec: Any) -> None:
-    """A Service that a person made; with annotations also labelled to be filled."""
+    """A Service that a user made; with annotations also labelled to be filled."""
     metadata: Json = {"name": name}
     if annotations is not None:
         metadata |= {"labels": {"consul-bridge/mirror": "true"}, "annotations": annotations}
@@ -60,7 +60,7 @@ def ready(kube: RawKube, namespace: str, name: str) -> list[str]:
 def test_the_aliases_of_hashicorps_catalog_sync_become_real_services(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """Made as that tool makes them, taken over only when asked, in place; a person's ExternalName is not."""
+    """Made as that tool makes them, taken over only when asked, in place; a user's ExternalName is not."""
     for n, name in enumerate(("web", "db", "mine"), 1):
         consul.register(f"{prefix}{name}", f"{prefix}vm-{n}", f"10.77.1.{n}", 80)
     for name in ("web", "db"):

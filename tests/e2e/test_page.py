@@ -205,7 +205,7 @@ def test_it_follows_what_happens_without_being_reloaded(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
     opened: Open, eventually: Eventually,
 ) -> None:  # fmt: skip
-    """An instance that turns sick is seen in the table, in the changes, on the service's page and in its rows."""
+    """An instance that turns unhealthy is seen in the table, in the changes, on the service's page and in its rows."""
     name = f"{prefix}radosgw"
     for i in range(12):
         consul.register(name, f"{prefix}vm-{i}", f"10.77.0.{i + 1}", 8080)
@@ -236,7 +236,7 @@ def test_it_shows_what_the_guard_holds(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
     opened: Open, eventually: Eventually,
 ) -> None:  # fmt: skip
-    """Twelve of twelve turn sick at once: the verdict, the row and the service's page say what is held and why."""
+    """Twelve of twelve turn unhealthy at once: the verdict, the row and the service's page say what is held and why."""
     name = f"{prefix}radosgw"
     for i in range(12):
         consul.register(name, f"{prefix}vm-{i}", f"10.77.0.{i + 1}", 8080)

@@ -42,7 +42,7 @@ def daemon(lab: Lab, namespace: str, prefix: str) -> Iterator[Daemon]:
 def test_a_service_lives_through_all_its_states(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
-    """Registered, sick, well, moved, deregistered, gone: Kubernetes follows each step."""
+    """Registered, unhealthy, well, moved, deregistered, gone: Kubernetes follows each step."""
     name = f"{prefix}web"
 
     def state() -> object:

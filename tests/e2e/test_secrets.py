@@ -212,7 +212,7 @@ def test_help_shows_no_value_of_the_environment(guarded: Lab, secrets: list[str]
 
 
 def test_every_command_that_the_suite_runs_is_looked_at(guarded: Lab) -> None:
-    """A person who types a token where a name belongs reads it again; a test would not get away with it."""
+    """A user who types a token where a name belongs reads it again; a test would not get away with it."""
     with pytest.raises(AssertionError, match=r"has a secret in it: .*<SECRET>"):
         bridge("explain", guarded.consul.token, env=settings(guarded))
 

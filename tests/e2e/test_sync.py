@@ -200,7 +200,7 @@ def test_somebody_elses_objects_are_left_alone(
 def test_adoption_takes_over_on_purpose(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """--adopt unowned makes a person's Service ours; a second pass finds nothing to do."""
+    """--adopt unowned makes a user's Service ours; a second pass finds nothing to do."""
     consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
     body = {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": f"{prefix}web"},

@@ -101,7 +101,7 @@ def test_a_rolling_restart_of_all_vms_fails_no_request(town: Town) -> None:
         since = time.time()
         for n in range(1, VMS + 1):
             town.maintenance(SERVICE, n, on=True)
-            time.sleep(DRAIN_SECONDS)  # as a person's script does, which sees nothing of the clients
+            time.sleep(DRAIN_SECONDS)  # as a user's script does, which sees nothing of the clients
             town.servers[n, PORT].stop()
             town.servers[n, PORT].start()
             town.await_answer(n, PORT)

@@ -1,4 +1,4 @@
-"""`bridge check` and people's Services: what they ask for, and the rights that the chosen work really needs."""
+"""`bridge check` and users' Services: what they ask for, and the rights that the chosen work really needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Both:
         }
 
     def person(self, name: str, namespace: str = "default", annotations: Json | None = None, **spec: Any) -> None:
-        """A person's Service that asks to be filled."""
+        """A user's Service that asks to be filled."""
         marks = {f"consul-bridge/{key}": value for key, value in (annotations or {}).items()}
         labels = {"consul-bridge/mirror": "true"}
         self.kube.put("services", {
@@ -154,7 +154,7 @@ def test_without_the_right_to_write_slices_it_says_what_goes_on_and_what_that_co
 
 
 def test_each_namespace_needs_what_is_done_in_it(both: Both) -> None:
-    """A rule goes to one of them, a person asks in the other."""
+    """A rule goes to one of them, a user asks in the other."""
     both.person("web", namespace="apps")
     both.kube.forbid("admin", "create", "services", "apps")
     rule = Rule(services=("web",))
@@ -235,7 +235,7 @@ def test_a_rule_with_slices_beside_a_person_with_endpoints_needs_both(both: Both
 
 
 def test_the_own_datacenter_is_looked_at_only_where_something_of_it_is_wanted(tmp_path: Path) -> None:
-    """All rules are about another one, until a person asks."""
+    """All rules are about another one, until a user asks."""
     with FakeConsul(("dc1", "dc2")) as consul, FakeKube() as kube:
         consul.register("web", "vm-1", "10.0.0.1", 80, dc="dc2")
         both = Both(consul, kube, tmp_path)

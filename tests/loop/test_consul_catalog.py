@@ -688,7 +688,7 @@ def test_acls_that_hide_everything_take_nothing_away(recorder: Recorder) -> None
 def test_threads_and_connections_of_services_that_are_gone_go_as_well(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slot that nobody needs ends after a while, and begins anew for the next service."""
+    """A slot that nobody needs ends after a while, and begins again for the next service."""
     from bridge.consul import direct
 
     def slots() -> int:

@@ -111,7 +111,7 @@ FAR = (Rule(services=("far-*",), datacenters=("dc2",)),)
 
 
 def ask(both: Both, name: str, **annotations: str) -> None:
-    """A person's Service that asks to be filled."""
+    """A user's Service that asks to be filled."""
     body = {
         "apiVersion": "v1", "kind": "Service",
         "metadata": {

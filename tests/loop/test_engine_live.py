@@ -49,7 +49,7 @@ def test_nothing_is_said_before_the_first_pass(running: Running) -> None:
 
 
 def test_rows_follow_both_sides(running: Running, eventually: Eventually) -> None:
-    """In sync, with a sick instance, and gone again with the service."""
+    """In sync, with an unhealthy instance, and gone again with the service."""
     for n in range(3):
         running.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     running.start()

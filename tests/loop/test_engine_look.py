@@ -74,7 +74,7 @@ class Town:
             self.consul.deregister(name.format(n=n), f"vm-{n}")
 
     def person(self, name: str, annotations: Mapping[str, str] | None = None) -> None:
-        """A Service that a person made; with annotations (even none) it asks to be filled."""
+        """A Service that a user made; with annotations (even none) it asks to be filled."""
         metadata: dict[str, Any] = {"name": name, "namespace": "default"}
         if annotations is not None:
             metadata |= {"labels": {"consul-bridge/mirror": "true"}, "annotations": dict(annotations)}
@@ -281,7 +281,7 @@ def test_what_flags_do_not_select_is_not_in_the_status_either(town: Town) -> Non
 @pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])
 @pytest.mark.parametrize("count", [1, 12])
 def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: Town, narrow: bool, count: int) -> None:
-    """Though no bridge ran, whatever the flags select, and however much it is: a person asked for it."""
+    """Though no bridge ran, whatever the flags select, and however much it is: a user asked for it."""
     town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, partial_selection=narrow)
     town.register(count, "pg")
     town.person("database", {"consul-bridge/service": "pg"})
@@ -310,7 +310,7 @@ def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: T
 def test_a_service_that_a_rule_wants_too_is_emptied_when_its_user_does_not_have_it_filled(
     town: Town, asks: dict[str, str] | None, granted: bool, count: int
 ) -> None:
-    """The rule does not get the Service; what was filled would stay as it is for ever."""
+    """The rule does not get the Service; what was filled would stay as it is forever."""
     town.register(count, "pg")
     town.person("pg", {})
     town.sync()
@@ -351,7 +351,7 @@ def test_what_was_filled_for_a_service_that_is_deleted_goes_with_the_next_pass(t
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])
 def test_a_service_of_ours_whose_label_somebody_took_off_keeps_its_endpoints(town: Town, narrow: bool) -> None:
-    """It is theirs from then on, and it is not a Service that was filled for anybody."""
+    """It is theirs from then on, and it is not a Service that was filled for anyone."""
     town.register(12, "web")
     town.sync()
     service = town.kube.get("services", "default", "web")

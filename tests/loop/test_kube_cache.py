@@ -253,7 +253,7 @@ def test_a_server_that_forbids_only_at_its_start_is_asked_again_soon(fake: FakeK
 def test_a_broken_watch_after_a_working_one_is_not_punished_for_old_failures(
     fake: FakeKube, client: KubeClient
 ) -> None:
-    """Failures count in a row: a watch that delivered something starts the count anew."""
+    """Failures count in a row: a watch that delivered something starts the count again."""
     waits: list[int] = []
 
     class Counting(RetryPolicy):
@@ -341,7 +341,7 @@ def test_a_list_that_is_none_is_trouble_not_emptiness(fake: FakeKube, client: Ku
 def test_pages_that_expire_midway_are_read_from_the_start(
     fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """410 on a `continue`: the list begins anew, complete and without duplicates."""
+    """410 on a `continue`: the list begins again, complete and without duplicates."""
     monkeypatch.setattr(cache_module.list_pages, "__defaults__", ("application/json", 3))
     for number in range(8):
         fake.put("endpoints", ours(f"s{number}", "10.0.0.1"))
@@ -497,7 +497,7 @@ def test_a_deletion_of_ours_is_not_undone_by_older_events(fake: FakeKube, runnin
 def test_a_change_that_touches_nothing_of_interest_is_not_told_but_updates_the_version(
     fake: FakeKube, running: Running
 ) -> None:
-    """A person's label on our object: the next write needs the new version, nobody needs a pass."""
+    """A user's label on our object: the next write needs the new version, nobody needs a pass."""
     running.write(create(endpoints(), "default", "radosgw"))
     body = ours("radosgw", "10.0.0.1")
     body["metadata"]["labels"]["team"] = "storage"
@@ -548,7 +548,7 @@ def test_foreign_endpoints_are_known_and_forgotten(fake: FakeKube, running: Runn
 
 
 def test_slices_follow_the_service_that_their_label_names(fake: FakeKube, running: Running) -> None:
-    """A person moves a slice to another Service: both targets are told."""
+    """A user moves a slice to another Service: both targets are told."""
     running.write(create(bodies("radosgw")[Kind.ENDPOINT_SLICE], "default", "radosgw-abc"))
     assert [s.meta.name for s in running.cache.current(RADOSGW).slices] == ["radosgw-abc"]
     found = fake.get("endpointslices", "default", "radosgw-abc")
@@ -776,7 +776,7 @@ def test_a_change_without_preconditions_is_refused_before_it_is_sent(fake: FakeK
     ],
 )
 def test_whose_an_object_is(metadata: dict[str, Any], text: str) -> None:
-    """What a person reads in a conflict."""
+    """What a user reads in a conflict."""
     assert text in belongs_to({"metadata": metadata})
 
 

@@ -99,7 +99,7 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Both]:
 
 
 def annotated(name: str, service: str) -> Json:
-    """A person's Service that asks to be filled."""
+    """A user's Service that asks to be filled."""
     return {
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
@@ -130,7 +130,7 @@ def test_one_pass_serves_the_others_and_reports_the_namespace(both: Both, resour
 
 
 def test_what_stands_in_a_namespace_that_cannot_be_read_is_unknown_not_absent(both: Both) -> None:
-    """Its service has left Consul, a new one of a person's Service's name has come: neither a delete nor a conflict."""
+    """Its service has left Consul, a new one of a user's Service's name has come: neither a delete nor a conflict."""
     both.kube.put("services", {**annotated("b-new", "nix"), "metadata": {"name": "b-new", "namespace": "apps"}})
     both.sync()
     both.consul.register("b-new", "vm-3", "10.0.0.3", 80)
@@ -146,7 +146,7 @@ def test_what_stands_in_a_namespace_that_cannot_be_read_is_unknown_not_absent(bo
 
 
 def test_a_namespace_in_which_nothing_is_wanted_is_reported_as_such(both: Both) -> None:
-    """People's Services may ask there, and nobody would know."""
+    """Users' Services may ask there, and nobody would know."""
     both.kube.forbid("admin", "list", "services", "apps")
     both.consul.deregister("b", "vm-2")
     report = both.sync()

@@ -1,8 +1,8 @@
-"""Runs the scenarios in *.yaml: the rules as a person would tell them, from Consul's instances to what is written.
+"""Runs the scenarios in *.yaml: the rules as a user would tell them, from Consul's instances to what is written.
 
 What a scenario does not list under `expect` (skipped, conflicts, held, warnings) must not happen. What follows under
 `then` happens `after seconds` later, in a world that is otherwise as it was, maybe `restarted: true`: seen by a bridge
-that was started anew. With `dies after writes: 1` another process makes the pass, and dies after one write at each
+that was started again. With `dies after writes: 1` another process makes the pass, and dies after one write at each
 target. How lines are read:
 
 - `vm1 10.0.0.1:8080 passing`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them. Behind its health:

@@ -72,7 +72,7 @@ class RawClient:
             self._connection.close()
             if fresh or self._interrupted:
                 raise
-            return self.send(method, path, body, headers)  # the server does not keep idle connections for ever
+            return self.send(method, path, body, headers)  # the server does not keep idle connections forever
         return answer.status, answer.headers, answer.read()
 
     def json(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:

@@ -190,7 +190,7 @@ def _floor_lag(tail: Tail, groups: Iterator[Steps], into: list[float]) -> None:
 
 
 def floor_changes(consul: RawConsul, kind: str) -> Iterator[Steps]:
-    """Changes of the floor's service for ever, those of this kind marked; nodes stay as they are, as with `once`."""
+    """Changes of the floor's service forever, those of this kind marked; nodes stay as they are, as with `once`."""
     service, place, spare = "floor-web", "floor-web-vm3", "second-floor-web"
     join, _, drop = extra(consul, service)
     flip = partial(consul.flip, service, place)

@@ -233,7 +233,7 @@ class Fleet:
             self._excused = set()
 
     def disarm(self) -> None:
-        """Nothing is owed (nothing was mirrored yet, or a fault broke what only a person can mend)."""
+        """Nothing is owed (nothing was mirrored yet, or a fault broke what only a user can fix)."""
         with self._lock:
             self._owed = set()
 
@@ -379,7 +379,7 @@ class Fleet:
     def late_seconds(self) -> float:
         """How long from now Consul may still take a request that was given up; 0 when there is none.
 
-        What it does then is a change like any other, which the next `flush` sees and mends.
+        What it does then is a change like any other, which the next `flush` sees and fixes.
         """
         with self._lock:
             return max(0.0, self._late_until - time.monotonic())

@@ -1,6 +1,6 @@
 """What a fault is, and the list of all of them (each room's faults are in a module of their own).
 
-A fault is a small class: `inject` breaks something on the stage, `heal` mends it. Its signs say what a user sees while
+A fault is a small class: `inject` breaks something on the stage, `heal` fixes it. Its signs say what a user sees while
 it lasts; they are checked while it lasts (invariant vi), and docs/reliability.md has them as a table.
 """
 
@@ -79,7 +79,7 @@ class Fault(ABC):
     why_slow: ClassVar[str] = ""
     servers: ClassVar[int] = 1
     new_process: ClassVar[bool] = False
-    """Whether the bridge is another process afterwards, so that its use of memory starts anew."""
+    """Whether the bridge is another process afterwards, so that its use of memory starts again."""
 
     asked: ClassVar[int] = 0
     """Services that were asked for while it lasted only: the watch of each may wait on for a while."""

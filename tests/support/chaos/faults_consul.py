@@ -42,7 +42,7 @@ class ConsulKill(Fault):
 
 
 class ConsulEmpty(Fault):
-    """A server that was set up anew."""
+    """A server that was rebuilt."""
 
     name = "consul-empty"
     what = "kill -9 of Consul, then a restart with an empty data directory; later the agents register again"
@@ -170,7 +170,7 @@ class ConsulResets(_ConsulToxic):
 
 
 class ConsulHalfOpen(_ConsulToxic):
-    """A network that went away without a word: no bytes, no FIN."""
+    """A network that went away silently: no bytes, no FIN."""
 
     name = "consul-half-open"
     what = "connections to Consul stay open, and no byte comes through"

@@ -137,7 +137,7 @@ class KubeResets(_KubeToxic):
 
 
 class KubeHalfOpen(_KubeToxic):
-    """A network that went away without a word."""
+    """A network that went away silently."""
 
     name = "kube-half-open"
     what = "connections to the API server stay open, and no byte comes through"
@@ -303,7 +303,7 @@ class Kube5xx(_KubeStub):
 
 
 class KubeCertificate(_KubeStub):
-    """A man in the middle, or a cluster that was set up anew."""
+    """A man in the middle, or a cluster that was rebuilt."""
 
     name = "kube-certificate"
     what = "the API server's certificate is one of another authority"

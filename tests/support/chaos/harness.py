@@ -43,7 +43,7 @@ USER = f"system:serviceaccount:{NAMESPACE}:bridge"
 TOKEN = "6b1de1a0-6a7c-4b3f-9f3e-0c1f4f5d2a10"
 POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
 FOREIGN = ("c-foreign", "c-others")
-"""A Service with Endpoints that a person made, and one of a bridge with another owner id. Consul has both names."""
+"""A Service with Endpoints that a user made, and one of a bridge with another owner id. Consul has both names."""
 
 RULES = {
     "rules": [
@@ -328,7 +328,7 @@ class Stage:
             return sum(len(ready_addresses(item)) for item in items if item["metadata"]["name"] in TENANTS)
 
     def put_foreign(self) -> None:
-        """Make the objects that are not the bridge's, anew where they are; no bridge may run meanwhile."""
+        """Make the objects that are not the bridge's, again where they are; no bridge may run meanwhile."""
         others = {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "others"}
         services, endpoints = SERVICES.format(namespace=NAMESPACE), ENDPOINTS.format(namespace=NAMESPACE)
         with self.connect_kube() as kube:

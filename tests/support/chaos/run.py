@@ -278,7 +278,7 @@ def percentiles(values: Sequence[float]) -> str:
 
 
 def sequence(names: Sequence[str], seed: int) -> Callable[[], str]:
-    """Fault names for ever: every fault once in a random order, then once more in another order, and so on."""
+    """Fault names forever: every fault once in a random order, then once more in another order, and so on."""
     rng = random.Random(seed)
     waiting: list[str] = []
 

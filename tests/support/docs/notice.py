@@ -1,6 +1,6 @@
 """NOTICE: what the image ships beside the bridge, under which licences, made from the packages' own metadata.
 
-    python -m tests.support.docs.notice        # writes NOTICE anew
+    python -m tests.support.docs.notice        # writes NOTICE again
 
 `requirements/image.txt` names the packages; the virtual environment has the same versions installed, and their metadata
 says the licence (the SPDX expression where there is one). A package that does not say it is an error, not a blank.

@@ -30,7 +30,7 @@ def main(folder: Path) -> int:
             flush=True,
         )
         ended.wait()
-        consul.unexpected.clear()  # here anybody may ask for anything
+        consul.unexpected.clear()  # here anyone may ask for anything
     return 0
 
 

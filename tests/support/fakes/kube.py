@@ -496,7 +496,7 @@ class FakeKube:
         return rendered
 
     def _complete(self, kind: tuple[str, str], body: Json, held: Json | None) -> None:
-        """Defaults, as far as anybody looks at them."""
+        """Defaults, as far as anyone looks at them."""
         if KINDS[kind] == "Service":
             spec = body.setdefault("spec", {})
             spec.setdefault("type", "ClusterIP")

@@ -189,7 +189,7 @@ class K3s(_Container, ApiServer):
         return {INSIDE: self.port}
 
     def start(self, wait: bool = True) -> None:
-        """As any server; what it writes anew for its administrator is taken over."""
+        """As any server; what it writes again for its administrator is taken over."""
         super().start(wait)
         if wait and self._target is not None:
             self.take_kubeconfig(self._target)

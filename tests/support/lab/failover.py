@@ -1,4 +1,4 @@
-"""A virtual address in front of a server: `fail_over` kills every open connection without a word, new ones work.
+"""A virtual address in front of a server: `fail_over` kills every open connection silently, new ones work.
 
 As a balancer or router that forgets: bytes of old connections are taken and lead nowhere, and nobody closes them.
 """

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 
 def is_ready() -> bool:
-    """Whether the API server answers. It may be asked by anybody."""
+    """Whether the API server answers. It may be asked by anyone."""
     try:
         context = ssl.create_default_context(cafile=str(DATA / "ca.crt"))
         with urllib.request.urlopen(f"{SERVER}/readyz", timeout=5, context=context) as answer:

@@ -6,7 +6,7 @@
 
 Nothing outside of these namespaces is touched: no interface, route, rule or setting of the machine itself. Each
 namespace lives as long as one sleeping process of ours, so all of it ends with us, however that happens. As root they
-are plain network namespaces, for anybody else inside a user namespace.
+are plain network namespaces, for anyone else inside a user namespace.
 
 Servers out here and in the node meet on 127.0.0.1 by relays: `expose` brings a port of the node's loopback out here,
 `bring_in` one of ours into the node.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 PREFIX = "bridge-lab-"
 _HELD = ".held"
-"""A file in the folder that its owner has locked. One without it is kept for a person to read."""
+"""A file in the folder that its owner has locked. One without it is kept for a user to read."""
 
 # The servers are dying at the same moment: a second look takes what they still wrote.
 _WAIT = 'read -r word || { eval "$2"; rm -rf -- "$1"; sleep 0.5; rm -rf -- "$1"; }'

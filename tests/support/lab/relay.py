@@ -30,7 +30,7 @@ def serve(client: socket.socket, port: int) -> None:
 
 
 def main(descriptor: int, port: int) -> None:
-    """Serve for ever."""
+    """Serve forever."""
     listener = socket.socket(fileno=descriptor)
     while True:
         client, _ = listener.accept()

@@ -170,7 +170,7 @@ class VmServers:
         """Take a service out of Consul and end all servers."""
         for entry in self._consul.health(service)[1]:
             self._consul.json("PUT", f"/v1/agent/service/deregister/{entry['Service']['ID']}")
-        # The agent tells the catalog some time later; until then who registers anew would find the old state there.
+        # The agent tells the catalog some time later; until then who registers again would find the old state there.
         wait_until(lambda: not self.statuses(service), 30, f"{service} being out of Consul's catalog")
         for server in self.servers.values():
             server.kill()
@@ -195,7 +195,7 @@ class VmServers:
         return found
 
     def await_passing(self, service: str, count: int) -> None:
-        """Wait until Consul calls so many instances well, and no other sick."""
+        """Wait until Consul calls so many instances well, and no other unhealthy."""
         wait_until(
             lambda: list(self.statuses(service).values()) == ["passing"] * count, 30, f"{count} of {service} passing"
         )

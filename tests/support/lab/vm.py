@@ -34,7 +34,7 @@ def answer(connection: socket.socket, body: bytes) -> None:
 
 
 def serve(name: str, address: str, port: int) -> None:
-    """Serve at one address for ever."""
+    """Serve at one address forever."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.create_server((address, port), family=family, backlog=256)
     while True:

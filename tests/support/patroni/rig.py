@@ -224,7 +224,7 @@ class Cluster:
 
     @contextmanager
     def paused(self, program: Server) -> Iterator[None]:
-        """A program that is stopped without a word for the block."""
+        """A program that is stopped silently for the block."""
         program.pause()
         try:
             yield

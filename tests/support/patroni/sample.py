@@ -8,7 +8,7 @@ PERIOD_SECONDS = 0.05
 
 
 def main() -> None:
-    """Print `seconds-since-the-epoch primary|replica|down` for ever."""
+    """Print `seconds-since-the-epoch primary|replica|down` forever."""
     connection = None
     while True:
         began = time.time()

@@ -273,7 +273,7 @@ def test_every_figure_that_the_readme_shows_has_its_row() -> None:
 
 
 def test_every_figure_of_the_readme_is_one_that_the_benchmark_gives() -> None:
-    """By the table of the document, which a whole run filled: a word that no title has would be `not run` for ever."""
+    """By the table of the document, which a whole run filled: a word that no title has would be `not run` forever."""
     titles = [line.split("|")[1].strip() for line in report.DOCUMENT.read_text().splitlines() if line.startswith("| ")]
     shown = [Figure(title, "1") for title in titles]
     words = [one for _, cells in readme.ROWS for _, _, wanted in cells for one in wanted]

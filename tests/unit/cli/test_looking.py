@@ -409,7 +409,7 @@ def test_check_fails_when_a_probe_does(
 
 
 def test_check_finds_the_servers_missing_and_goes_on(run: Run) -> None:
-    """Both sides are told of in one go, each with what mends it; port 9 is the discard port that nobody serves."""
+    """Both sides are told of in one go, each with what fixes it; port 9 is the discard port that nobody serves."""
     result = run("check", "--consul-address", "http://127.0.0.1:9", "--service", "web")
     assert result.exit_code == 1
     assert "failed  consul reachable: http://127.0.0.1:9" in result.stdout

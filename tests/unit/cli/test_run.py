@@ -210,7 +210,7 @@ def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: P
 
 
 class Watched(_FileWatch):
-    """Looks at what it is given, one after the other, the last of it for ever."""
+    """Looks at what it is given, one after the other, the last of it forever."""
 
     def __init__(self, *contents: bytes) -> None:
         super().__init__(__file__, b"old", self.on_change)
@@ -282,7 +282,7 @@ def test_a_pipe_is_read_once_and_not_watched(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_read_again_and_are_the_same_change_nothing(tmp_path: Path) -> None:
-    """A SIGHUP too many is no reason to plan anything anew."""
+    """A SIGHUP too many is no reason to plan anything again."""
     file = tmp_path / "bridge.yaml"
     file.write_text("rules: [{to: {namespace: one}}]\n")
     running = Running("--listen", "127.0.0.1:0", "--config", str(file))

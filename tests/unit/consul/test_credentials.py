@@ -19,7 +19,7 @@ from bridge.errors import CancelledError, PermanentError, TransientError
 
 
 class Server:
-    """Answers logins with tokens t1, t2, ... that live for `life` seconds (0: for ever)."""
+    """Answers logins with tokens t1, t2, ... that live for `life` seconds (0: forever)."""
 
     def __init__(self, life: int = 100) -> None:
         self.life = life

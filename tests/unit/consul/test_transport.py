@@ -398,7 +398,7 @@ def test_at_the_first_answer_that_is_not_plain_the_rest_is_left_to_single_reques
 
 
 def test_something_in_between_that_cannot_take_many_at_once_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And asked again after a while: it may have been mended. A try is a connection: it ends at the first answer."""
+    """And asked again after a while: it may have been fixed. A try is a connection: it ends at the first answer."""
     tries: set[int] = set()
 
     def refuse(number: int, _request: bytes) -> bytes:

@@ -134,7 +134,7 @@ def test_a_name_that_consul_cannot_be_asked_about_is_said_on_the_service(heard: 
 
 
 def test_a_filter_that_consul_refuses_is_said_on_the_service(heard: Heard) -> None:
-    """A timeout is not: it mends itself. Nor is what concerns the whole Consul."""
+    """A timeout is not: it fixes itself. Nor is what concerns the whole Consul."""
     filtered = Query("dc1", "radosgw", filter="Service.Meta.tier != canary")
     heard.announcer.read(filtered, Unknown("timed out"), [TARGET])
     heard.announcer.read(QUERY, Unknown("403", lasting=True), [TARGET])

@@ -63,7 +63,7 @@ def test_who_undoes_us_is_said(removal: bool) -> None:
 
 
 def test_what_comes_back_again_and_again_is_left_for_a_while() -> None:
-    """Somebody wants it; another sign begins the wait anew, and what stands beside it is not meant."""
+    """Somebody wants it; another sign begins the wait again, and what stands beside it is not meant."""
     clock = Clock()
     rivals, beside = ConflictingWriters("me", clock), Target("apps", "db")
     assert rivals.may_delete(WEB)

@@ -92,7 +92,7 @@ def test_a_mirror_that_stopped_is_told_although_the_service_never_rests() -> Non
 
 
 def test_a_slice_of_others_is_one_difference_whatever_it_has() -> None:
-    """Who writes it anew all the time sends traffic elsewhere all the time."""
+    """Who writes it again all the time sends traffic elsewhere all the time."""
     clock = Clock()
     settling = Settling(clock, 5.0)
     for number in range(10):

@@ -1,4 +1,4 @@
-"""Services that a person labelled: what they ask for."""
+"""Services that a user labelled: what they ask for."""
 
 from __future__ import annotations
 
@@ -418,7 +418,7 @@ def test_the_ports_of_a_service_are_a_part_of_its_request() -> None:
 
 
 def test_objects_of_an_older_version_or_of_others_do_not_say_that_a_request_changed() -> None:
-    """The first have no word of it, the second are none of our business."""
+    """The first have no word of it, the second are not ours."""
     before, now = asks(), asks(tags="primary")
     assert changed(filled_for(*before, old=True), *now, "default") is Changed.NOTHING
     assert changed(filled_for(*before, owner="blue"), *now, "default") is Changed.NOTHING

@@ -193,7 +193,7 @@ def test_losses_add_up_over_a_sliding_minute() -> None:
 
 
 def test_a_slow_bleed_passes_and_is_forgotten() -> None:
-    """Six in a minute of a hundred are ordinary life, for ever."""
+    """Six in a minute of a hundred are ordinary life, forever."""
     guard, total = Guard(GuardSettings()), 100
     for number in range(15):
         assert held(guard, [taking(number, 6)], total, now=number * 61.0) == {}
@@ -234,7 +234,7 @@ def test_what_is_held_stays_so_until_it_was_little_for_a_whole_window() -> None:
     held(guard, [taking(0, before=10)], 100, 300.0)
     assert TARGETS[1] in held(guard, [taking(1, 10)], 100, 301.0)
     assert released(guard, 359.0) == frozenset()
-    held(guard, [taking(0, 10)], 100, 359.5)  # it has gone again: the window begins anew
+    held(guard, [taking(0, 10)], 100, 359.5)  # it has gone again: the window begins again
     held(guard, [taking(0, before=10)], 100, 400.0)
     assert released(guard, 459.0) == frozenset()
     assert released(guard, 460.0) == frozenset(TARGETS[1:6])
@@ -255,7 +255,7 @@ def test_flips_that_are_held_stay_so_until_they_were_few_for_a_whole_window() ->
 
 
 def test_what_is_not_planned_is_named_again_only_after_a_while() -> None:
-    """Consul may not answer for it: naming it twice a second would have it planned twice a second for ever."""
+    """Consul may not answer for it: naming it twice a second would have it planned twice a second forever."""
     guard = Guard(GuardSettings())
     assert held(guard, [taking(0, 60)], 100)
     assert released(guard, 1.0, 1000) == frozenset()
@@ -383,7 +383,7 @@ def test_a_hold_ends_when_consul_lists_everything_again() -> None:
 
 
 def test_when_half_has_come_back_the_rest_is_believed() -> None:
-    """What is left is judged like anything else: a service that is gone for good is not held for ever."""
+    """What is left is judged like anything else: a service that is gone for good is not held forever."""
     guard = holding()
     for number in range(5):
         held(guard, [taking(number, before=10)], 100, 100.0)
@@ -428,7 +428,7 @@ def test_force_lets_everything_pass_and_is_no_recovery() -> None:
 
 
 def test_what_another_process_forces_is_left_to_it_for_a_moment_and_let_go_then() -> None:
-    """As the objects say; the timer names it. What is held beside it stays held until then, and is judged anew."""
+    """As the objects say; the timer names it. What is held beside it stays held until then, and is judged again."""
     guard = Guard(GuardSettings())
     plans = [taking(0, 40), taking(1, 20)]
     assert len(held(guard, plans, 100)) == 2
@@ -451,7 +451,7 @@ def test_what_another_process_has_taken_away_is_no_recovery_of_consul() -> None:
 
 
 def test_a_release_counts_once() -> None:
-    """And is no part of the sums; another one counts again, and so does one at a target that was made anew."""
+    """And is no part of the sums; another one counts again, and so does one at a target that was recreated."""
     guard = Guard(GuardSettings())
     lost = replace(taking(0, 30), released="now")
     assert held(guard, [lost], 60, 0.0) == {}  # half passes by itself, and is not charged
@@ -685,7 +685,7 @@ def test_a_scope_in_which_nothing_is_left_costs_nothing() -> None:
 
 
 def test_a_hold_names_the_reason_that_is_left() -> None:
-    """When Consul lists the endpoints again and only calls them sick, it is no removal any more."""
+    """When Consul lists the endpoints again and only calls them unhealthy, it is no removal any more."""
     guard = Guard(GuardSettings())
     first = held(guard, [taking(0, 60, 30)], 100, 0.0)[TARGETS[0]]
     assert (first.cause, first.removed, first.flips, first.endpoints) == ("removal", True, True, 90)

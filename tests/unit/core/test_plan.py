@@ -443,7 +443,7 @@ def test_what_a_person_sends_away_goes_and_is_not_lost() -> None:
 
 
 def test_only_what_is_ours_goes() -> None:
-    """A person's Service stays, another bridge's Endpoints too, and what is being deleted needs no deletion."""
+    """A user's Service stays, another bridge's Endpoints too, and what is being deleted needs no deletion."""
     mixed = Current(
         TARGET,
         service(None),
@@ -533,7 +533,7 @@ def test_instances_that_exchange_their_ports_stay_in_what_traffic_sees(others: i
 
 
 def test_slices_that_upsert_only_empties_are_marked_as_they_are_now() -> None:
-    """Else what they came from once would be looked for in Consul for ever."""
+    """Else what they came from once would be looked for in Consul forever."""
     cluster = Cluster()
     by = rule(output=Output.ENDPOINTSLICES, max_endpoints_per_slice=1)
     settle(cluster, instances(2), by)
@@ -544,7 +544,7 @@ def test_slices_that_upsert_only_empties_are_marked_as_they_are_now() -> None:
 
 
 def test_upsert_only_empties_endpoints_when_the_output_is_slices() -> None:
-    """Else every endpoint would be there twice, for ever."""
+    """Else every endpoint would be there twice, forever."""
     cluster = cluster_of(Output.ENDPOINTS)
     by = rule(output=Output.ENDPOINTSLICES)
     found = planned(mirror_of(instances(3), by, cluster.current()), cluster.current(), Policy.UPSERT_ONLY)
@@ -1049,7 +1049,7 @@ def test_what_comes_from_several_datacenters_is_a_scope_of_its_own() -> None:
 
 
 def test_endpoints_without_ports_are_counted_and_held_as_any_others() -> None:
-    """What Consul no longer lists is lost, what is sick has flipped: also where addresses are there for DNS alone."""
+    """What Consul no longer lists is lost, what is unhealthy has flipped, also for addresses that serve DNS alone."""
     by = rule(headless=True, output=Output.ENDPOINTSLICES)
     cluster = Cluster()
     settle(cluster, [instance(f"10.0.0.{n}", 0) for n in (1, 2, 3)], by)
@@ -1156,7 +1156,7 @@ def test_where_slices_may_only_be_updated_they_give_up_what_has_gone(lacking: tu
 
 
 def test_slices_that_may_not_be_updated_are_deleted_once_they_are_mirrored() -> None:
-    """Else what they hold would stay for ever."""
+    """Else what they hold would stay forever."""
     cluster = Cluster()
     settle(cluster, instances(2), rule(output=Output.BOTH))
     current = cluster.current()

@@ -354,14 +354,14 @@ def test_a_target_port_is_the_commonest_of_the_instances(
 
 
 def test_target_ports_of_an_alias_are_not_kept() -> None:
-    """It has no ports that anybody knows."""
+    """It has no ports that anyone knows."""
     alias = service(ports=(Port("", 80),), target_ports=(8081,), type="ExternalName")
     assert targets_of(instance(), instance("10.0.0.2", 8081), by=rule(port=80), current=Current(TARGET, alias)) == (
         8080,
     )
 
 
-# --------------------------------------------------------------------------- a person's Service
+# --------------------------------------------------------------------------- a user's Service
 
 
 @pytest.mark.parametrize(

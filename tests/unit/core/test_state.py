@@ -131,7 +131,7 @@ def test_a_failed_read_keeps_what_was_known() -> None:
 
 
 def test_a_failed_listing_keeps_every_service() -> None:
-    """Even for ever."""
+    """Even forever."""
     made = world("web", grace=0.0)
     made.on_listing("dc1", Unknown("no leader"), 1.0)
     made.on_view(WEB, Known(()))
@@ -252,7 +252,7 @@ def test_a_rule_does_not_get_the_instances_of_another_while_nobody_has_that_ones
 
 @pytest.mark.parametrize("first", ["memory", "the listing"])
 def test_what_stands_keeps_its_rule_across_a_restart_in_which_nobody_has_the_tag(first: str) -> None:
-    """Whether Kubernetes or Consul is read first; and it goes when a person deletes it, or the name leaves Consul."""
+    """Whether Kubernetes or Consul is read first; and it goes when a user deletes it, or the name leaves Consul."""
     made = ConsulState((PRIMARY,), ["dc1"], 30.0)
     listed = Listing({"db": frozenset({"replica"})})
     if first == "the listing":
@@ -339,7 +339,7 @@ def test_what_is_read_of_a_service_that_nobody_wants_any_more_is_forgotten() -> 
 
 
 def test_what_may_not_go_is_looked_at_less_and_less_often() -> None:
-    """A guard may hold it for ever: that must cost next to nothing, however many there are."""
+    """A guard may hold it forever: that must cost next to nothing, however many there are."""
     made = world("web")
     made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 100.0)
@@ -472,7 +472,7 @@ def test_an_annotated_service_wins_its_name_and_may_be_dropped_at_once() -> None
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_what_was_filled_for_a_service_that_asked_while_nobody_ran_goes_at_once(narrow: bool) -> None:
-    """Whatever the flags select: a person decided it. Consul still lists the service, so it has no part in that."""
+    """Whatever the flags select: a user decided it. Consul still lists the service, so it has no part in that."""
     made = ConsulState(RULES, ["dc1"], 30.0, partial_selection=narrow)
     made.record_owned(HERE, [("dc1", "pg")], 0.0)
     unread = made.unsubscribed(HERE, opted_out=True)

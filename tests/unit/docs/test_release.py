@@ -11,7 +11,7 @@ from tests.support.docs.notice import ROOT
 
 
 def test_notice_is_what_the_lock_file_says() -> None:
-    """`python -m tests.support.docs.notice` makes it anew; `make lock` does so by itself."""
+    """`python -m tests.support.docs.notice` makes it again; `make lock` does so by itself."""
     assert notice.NOTICE.read_text() == notice.text()
 
 

@@ -108,7 +108,7 @@ def bodies(name: str = "radosgw") -> dict[Kind, Body]:
 
 
 def raw_service(namespace: str, name: str, *, labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    """A Service as a person would write it."""
+    """A Service as a user would write it."""
     content = {"ports": [{"name": "http", "port": 80, "protocol": "TCP"}], **spec}
     return {
         "apiVersion": "v1",

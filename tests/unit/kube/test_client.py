@@ -487,7 +487,7 @@ def test_a_refused_token_that_the_plugin_gives_again_does_not_keep_it_running(
 def test_a_token_file_that_is_gone_leaves_the_token_in_use(
     tls: HTTPServer, ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The volume is being mounted anew, say: the old token goes on, and where the trouble is is told."""
+    """The volume is being mounted again, say: the old token goes on, and where the trouble is is told."""
     monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
     folder = in_cluster(tmp_path, tls.port, monkeypatch, ca)
     body = {"major": "1", "minor": "37", "gitVersion": "v1"}
@@ -685,7 +685,7 @@ def test_a_request_with_little_time_left_takes_no_longer(fake: FakeKube, tmp_pat
 def test_a_repetition_has_what_the_first_try_left(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time for everything together does not begin anew after a 401."""
+    """The time for everything together does not begin again after a 401."""
     monkeypatch.setattr(access_module, "RELOAD_SECONDS", 0.0)
     token_file = tmp_path / "token"
     token_file.write_text("old-token")

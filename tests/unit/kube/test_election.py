@@ -392,7 +392,7 @@ def test_a_member_yields_in_public_only_when_its_last_write_has_ended(world: Wor
     assert election.begin_write(0)
     name = "consul-bridge-default-shard-0"
     two = world.add(installation="apps/second")
-    taken = replace(world.server.records[name], holder=two, resource_version="900")  # deleted by hand, and made anew
+    taken = replace(world.server.records[name], holder=two, resource_version="900")  # deleted by hand, and recreated
     world.server.records[name] = replace(taken, annotations={INSTALLATION: "apps/second"})
     world.turn(rounds=10)
     member = next(r for r in world.server.records.values() if r.labels[KIND] == "member" and r.holder == one)

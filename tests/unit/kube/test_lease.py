@@ -200,7 +200,7 @@ def test_a_lease_taken_from_us_is_lost_at_once(now: list[float]) -> None:
 
 
 def test_a_deleted_lease_is_made_again_by_somebody(now: list[float]) -> None:
-    """kubectl delete lease: the leader notices and campaigns anew."""
+    """kubectl delete lease: the leader notices and campaigns again."""
     server, (one, _) = candidates(now)
     one.elector.step()
     server.record = None
@@ -259,7 +259,7 @@ def test_a_release_that_fails_lets_the_lease_run_out(now: list[float]) -> None:
 
 
 def test_a_forbidden_lease_is_said_and_tried_again(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """403: standby for ever, with the reason."""
+    """403: standby forever, with the reason."""
     _, (one, _) = candidates(now)
 
     def forbidden(*, cached: bool = False) -> LeaseRecord | None:
@@ -357,7 +357,7 @@ steps = st.lists(
 def test_never_two_may_write(steps: list[tuple[int, float, str]]) -> None:
     """Any pauses, any order, lost answers, an absent server, clean stops: at every moment at most one may write.
 
-    Nor may anybody begin while what another began may still be under way.
+    Nor may anyone begin while what another began may still be under way.
     """
     now = [0.0]
     server, group = candidates(now, 3)

@@ -430,7 +430,7 @@ odd_objects = st.recursive(
 @settings(max_examples=400, deadline=None)
 @given(raw=odd_objects, kind=st.sampled_from(list(Kind)))
 def test_decoding_never_raises(raw: Any, kind: Kind) -> None:
-    """Whatever JSON a server, a proxy or a person makes of an object."""
+    """Whatever JSON a server, a proxy or a user makes of an object."""
     named = {**raw, "metadata": {"name": "x", **objects.mapping(raw.get("metadata"))}} if isinstance(raw, dict) else raw
     for value in (raw, named):
         found = objects.decode(kind, value)

@@ -127,7 +127,7 @@ def test_a_new_object_of_the_same_name_replaces_a_deleted_one() -> None:
 
 
 def test_a_noted_deletion_of_an_earlier_object_leaves_the_new_one() -> None:
-    """Delete was answered, somebody created it anew, the watch told us first."""
+    """Delete was answered, somebody created it again, the watch told us first."""
     store = Store("default")
     event(store, held(9, uid="u2"), "ADDED")
     store.confirm(delete(meta(7)), None)
@@ -335,7 +335,7 @@ def left_by_pods() -> CurrentSlice:
     ids=["deleted", "selector", "external-name"],
 )
 def test_what_pods_left_is_forgotten_with_their_service(event: str, spec: dict[str, Any]) -> None:
-    """Nobody asks about it any more, so nobody would learn that it has gone: a Service of that name begins anew."""
+    """Nobody asks about it any more, so nobody would learn that it has gone: a Service of that name begins again."""
     store = Store("default")
     shown(store, 1, "ADDED")
     store.replace_leftovers([TARGET], [left_by_pods()])

@@ -111,7 +111,7 @@ def test_the_datacenter_is_shown_when_there_are_several() -> None:
 
 
 def test_adoption_is_offered_where_it_helps() -> None:
-    """An ExternalName that a person asks to have filled, or a selector, stays what it is under --adopt."""
+    """An ExternalName that a user asks to have filled, or a selector, stays what it is under --adopt."""
 
     def told(why: Reason) -> str:
         conflict = Conflict(Target("x", "y"), Kind.SERVICE, why)
@@ -161,7 +161,7 @@ def test_json_and_yaml_carry_the_same_data() -> None:
 
 
 def test_five_thousand_rows_are_quick() -> None:
-    """rich takes 1.5 s for this; a person waits for it."""
+    """rich takes 1.5 s for this; a user waits for it."""
     the_report = report(*[created(n) for n in range(5000)])
     started = time.process_time()
     text = render(the_report, "table", 120, colour=True)

@@ -142,7 +142,7 @@ def test_the_order_of_outcomes_never_matters() -> None:
 
 
 def test_a_dry_run_counts_what_is_still_to_be_done() -> None:
-    """What was applied meanwhile is as it should be: /api/status does not say `create` for ever."""
+    """What was applied meanwhile is as it should be: /api/status does not say `create` forever."""
     the_plan = plan(change(Action.CREATE, Kind.SERVICE), change(Action.CREATE, Kind.ENDPOINTS))
     assert report(done(the_plan), dry_run=True).summary.to_json() == {
         "create": 0, "update": 0, "delete": 0, "unchanged": 2, "held": 0, "skipped": 0, "failed": 0, "conflicts": 0,

@@ -229,7 +229,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
-    """Who writes settings wants to mend them in one go."""
+    """Who writes settings wants to fix them in one go."""
     text = "\n".join(["ownr: x", "policy: x", *[f"# {n}" for n in range(3, 10)], "adopt: x"]) + "\n"
     lines = mistake(tmp_path, text).splitlines()
     assert [line.split(":")[1] for line in lines] == ["1", "2", "10"]

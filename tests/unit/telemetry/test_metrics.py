@@ -234,7 +234,7 @@ def coded(code: Code, number: int = 1) -> Reason:
 
 
 def test_a_service_that_did_not_get_its_name_is_counted_as_such() -> None:
-    """It is told by the code; its sentence has names in it that anybody may choose."""
+    """It is told by the code; its sentence has names in it that anyone may choose."""
     claims, target = TargetAssignments(), Target("default", "web")
     for datacenter in ("dc1", "dc2"):
         claims.claim(Query(datacenter, "web"), Rule(), target)
