@@ -1,4 +1,4 @@
-"""How the running bridge is: what readiness shows, and what of that is told."""
+"""The health of the running bridge: what readiness shows, and what of it is reported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""States of the bridge become events here: what is said again and again is told to the observers when it changes.
+"""Turns states of the bridge into events: parts report a state again and again, observers get it when it changes.
 
-This is the one place that remembers what was last told of a state. What is told of each target is compared by
+This is the one place that remembers what was last reported of a state. Reports about each target are compared by
 `core.told` instead, by each observer for its own readers: a line of the log is about a target and comes from every
 replica, a Kubernetes Event is about one object and comes from the replica that writes it.
 """
@@ -82,7 +82,7 @@ class StateChanges:
             )
 
     def service_read_errors(self, errors: Mapping[Query, str], annotated: frozenset[Query] = frozenset()) -> None:
-        """Every service that could not be read when it was last tried; `annotated`: only people's Services want it."""
+        """Every service that could not be read when it was last tried; `annotated`: only users' Services want it."""
         others = errors.keys() - annotated
         with self._lock:
             single = sorted(query for query in others if self._up.get(query.datacenter, True))

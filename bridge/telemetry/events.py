@@ -16,7 +16,7 @@ from bridge.report import Outcome, Report
 
 @dataclass(frozen=True, slots=True)
 class ConsulReachable:
-    """A datacenter can (`up`), or cannot be asked, and why not. `first`: nothing was told of it before."""
+    """A datacenter can (`up`), or cannot be asked, and why not. `first`: this is the first report."""
 
     datacenter: str
     up: bool
@@ -26,7 +26,7 @@ class ConsulReachable:
 
 @dataclass(frozen=True, slots=True)
 class KubernetesReachable:
-    """The API server can, or cannot be used, and why not. `first`: nothing was told of it before."""
+    """The API server can, or cannot be used, and why not. `first`: this is the first report."""
 
     up: bool
     reason: str
@@ -46,7 +46,7 @@ class HoldsChanged:
 
 @dataclass(frozen=True, slots=True)
 class ReadErrorsChanged:
-    """Every service whose last read failed, with the reason; `annotated`: those that only people's Services ask for.
+    """Every service whose last read failed, with the reason; `annotated`: those that only users' Services ask for.
 
     Of the services that a rule asks for, in datacenters that can be asked: how many (`count`), and the `first` if it is
     not the one that was last told. `over`: all services that a rule asks for can be read again.
@@ -139,7 +139,7 @@ StateEvent = (
 
 
 class Observer(Protocol):
-    """Who is told. Called from any thread; must be quick and must not raise."""
+    """Receives what the controller reports. Called from any thread; must be quick and must not raise."""
 
     def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
         """A target was worked on. `lag_seconds`: from Consul's answer to the write's answer, None for other causes."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class FanOutObserver:
-    """Hands everything on to its observers, in order. `add` another one before anything is told."""
+    """Passes everything to its observers, in order. `add` another one before the first report."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = list(observers)

@@ -1,8 +1,8 @@
 """Metrics for Prometheus, in a registry of their own.
 
-Counters and the lag histogram grow as the controller tells of outcomes. What is a state (services in sync, connections,
-holds) is a gauge; those that belong to other parts are asked for at the scrape, through `watch`, so that an idle
-bridge does nothing for them. Labels come from small fixed sets: no service, instance or message ever becomes one.
+Counters and the lag histogram grow as the controller reports outcomes. States (services in sync, connections, holds)
+are gauges; those of other parts are read at the scrape, through `watch`, so that an idle bridge does nothing for them.
+Labels come from small fixed sets: no service, instance or message ever becomes one.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from tests.support.docs.prose import PHRASES, found_in, main
 
 DOCUMENT = """\
 Whoever reads this
-is told what
+sees what
 stands there.
 """
 
