@@ -818,7 +818,7 @@ def _object_diff(change: Change, before: Current | None, paint: Paint) -> list[s
             lineterm="",
         )
     )
-    if not lines:  # only marks of ownership or the order of what is stored differ
+    if not lines:  # only ownership labels or the order of what is stored differ
         lines = [f"--- current/{name}", f"+++ desired/{name}", f"# {clean(change.reason or 'rewritten')}"]
     colours = {"+": "green", "-": "red", "@": "cyan"}
     return [paint(line, "bold" if line[:3] in ("---", "+++") else colours.get(line[:1], "")) for line in lines]

@@ -14,7 +14,7 @@ redirect the bridge. So wherever one of Consul's or Kubernetes' own variables re
 tells it (`Settings.notes`).
 
 The tree knows types and rules only. `load` brings the sources together (pydantic-settings merges them) and turns what
-pydantic finds into sentences that name the place. What other rooms need they get as their own plain dataclasses.
+pydantic finds into sentences that name the place. Other packages get what they need as their own plain dataclasses.
 Importing this module costs 0.1 s (pydantic): the command line does it only when a command really runs.
 """
 

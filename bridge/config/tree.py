@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         layers: Sequence[Layer] = init_settings()["layers"]
         return tuple(LayerSource(settings_cls, layer) for layer in layers)
 
-    # ------------------------------------------------------------------ what other rooms need
+    # ------------------------------------------------------------------ what other packages need
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Link:
         went_back: Callable[[], None],
         trouble: Callable[[str | None], None],
     ) -> None:
-        """`rebuilt` and `went_back` are the gate's, `trouble` gets what is wrong with the datacenter as a whole."""
+        """`rebuilt` and `went_back` go to the ConsistencyGate; `trouble` gets what is wrong with the datacenter."""
         self.config = config
         self.name = name
         self.concurrency = concurrency

@@ -50,7 +50,7 @@ NO_LONGER_THERE = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNRE
 Params = Sequence[tuple[str, str]]
 
 
-class TooLarge(Exception):  # noqa: N818 - never leaves this room
+class TooLarge(Exception):  # noqa: N818 - never leaves this module
     """The body is larger than what is accepted."""
 
 
@@ -58,7 +58,7 @@ class ProxyError(OSError):
     """The proxy could not be used; the text names it and its variable."""
 
 
-class Interrupted(Exception):  # noqa: N818 - never leaves this room
+class Interrupted(Exception):  # noqa: N818 - never leaves this module
     """The request was ended by `Transport.interrupt`."""
 
 

@@ -84,7 +84,7 @@ class WorkQueue(Generic[K]):
         self._closed = False
 
     def add(self, key: K, priority: int = 0, delay_seconds: float = 0.0) -> None:
-        """Ask for work on `key`. When it already waits, the more urgent of the two wishes counts."""
+        """Ask for work on `key`. When it already waits, the more urgent of the two requests counts."""
         with self._changed:
             if self._closed:
                 return
@@ -178,7 +178,7 @@ class WorkQueue(Generic[K]):
         """The priorities of which something is due, the most urgent first."""
         for priority, keys in self._ready.items():
             while keys and self._waiting.get(keys.first()[1]) != (priority, 0.0):
-                keys.drop()  # an entry that a more urgent wish replaced
+                keys.drop()  # an entry that a more urgent request replaced
         return sorted(priority for priority, keys in self._ready.items() if keys)
 
     def _turn(self, due: list[int], now: float) -> int:
@@ -218,7 +218,7 @@ class WorkQueue(Generic[K]):
 
 
 def _sooner(one: tuple[int, float] | None, other: tuple[int, float]) -> tuple[int, float]:
-    """The more urgent of two wishes: the lower priority number, the earlier due time."""
+    """The more urgent of two requests: the lower priority number, the earlier due time."""
     if one is None:
         return other
     return min(one[0], other[0]), min(one[1], other[1])

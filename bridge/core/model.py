@@ -418,7 +418,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceBody:
-    """Content of a Service to be applied (marks of ownership are in `labels` and `annotations` already).
+    """Content of a Service to be applied (ownership labels are in `labels` and `annotations` already).
 
     `target_ports` are those of `ports` (none: the ports' own numbers). `type` is what the Service is afterwards; it is
     sent where the rule sets it (`sets_type`) and otherwise left as it is. `traffic` is left as it is, always.

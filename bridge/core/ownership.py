@@ -1,6 +1,6 @@
 """The labels and annotations that say whose an object is and where it comes from; and those taken from instances.
 
-Nothing that is registered in Consul can reach a mark: values from there only ever become values, in a form that
+Nothing that is registered in Consul can reach an ownership label: values from there only ever become values, in a form that
 Kubernetes takes, under keys that the rule names.
 """
 

@@ -32,7 +32,7 @@ take away endpoints that it was to carry has a `Change.meanwhile` for that case:
 that lose only what is not wanted any more.
 
 When a target goes, its Endpoints and slices go before its Service: the Service's address is the one thing that cannot
-be brought back, so it goes last, and a pass that ends half-way finds the rest by the Service's marks. No order helps
+be brought back, so it goes last, and a pass that ends half-way finds the rest by the Service's labels. No order helps
 against the control plane's own deletion of Endpoints after their Service (docs/kubernetes.md): what a new
 Service of the same name loses to it is put back by the watch.
 """

@@ -1,1 +1,1 @@
-"""The only room that knows Kubernetes: requests, objects as JSON, the cache of what is there, the writer, the lease."""
+"""The only package that knows Kubernetes: requests, objects as JSON, informer and store, writer, lease, events."""

@@ -27,7 +27,7 @@ _CONTENT: Mapping[Kind, dict[str, Any]] = {
 
 
 def refusals(client: KubeClient, namespace: str, owner: str, kinds: Collection[Kind]) -> list[str]:
-    """What the API server says against creating objects of these kinds with our marks; [] when it admits all.
+    """What the API server says against creating objects of these kinds with our labels; [] when it admits all.
 
     Missing rights are not among them. Raises TransientError when the server cannot be asked.
     """
