@@ -1,7 +1,7 @@
 """The labels and annotations that say whose an object is and where it comes from; and those taken from instances.
 
-Nothing that is registered in Consul can reach an ownership label: values from there only ever become values, in a form that
-Kubernetes takes, under keys that the rule names.
+Nothing that is registered in Consul can reach an ownership label: values from there only ever become values, in a form
+that Kubernetes takes, under keys that the rule names.
 """
 
 from __future__ import annotations
