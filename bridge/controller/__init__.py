@@ -1,2 +1,1 @@
-"""`bridge run`: threads, the work queue, leadership and retries: when something is done. What is right is decided in
-`core`."""
+"""`bridge run`: threads, work queue, leadership and retries. It decides when to act; `core` decides what to do."""

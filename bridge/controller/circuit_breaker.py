@@ -55,7 +55,7 @@ class CircuitBreaker:
         self._reason: str | None = None
 
     def enter(self) -> bool:
-        """Wait for a place; False when the bridge is stopping. Every True must be followed by `leave`."""
+        """Wait until a write may begin; False when the bridge is stopping. The caller must `leave` after every True."""
         with self._changed:
             while not self._stop.is_set():
                 pause = self._not_before - self._clock()
@@ -67,7 +67,7 @@ class CircuitBreaker:
         return False
 
     def leave(self, result: WriteResult | TransientError) -> None:
-        """Give the place back and say how it went; an error is a fault of the server itself."""
+        """End a write and report its result; an error is a fault of the server itself."""
         with self._changed:
             self._inside -= 1
             now = self._clock()
@@ -95,13 +95,13 @@ class CircuitBreaker:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let waiting callers look at the stop event."""
+        """Wake waiting callers, so that they check the stop event."""
         with self._changed:
             self._changed.notify_all()
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing is written, None while something is (also when it is written more slowly)."""
+        """Why writes do not succeed; None while they do, also at a reduced rate."""
         with self._changed:
             at = self._throttled_at
             if self._failures or (at is not None and self._clock() - at >= THROTTLED_SECONDS):
@@ -123,13 +123,13 @@ class CircuitBreaker:
 
     @property
     def free(self) -> bool:
-        """Whether all is well and a caller would be let in at once."""
+        """Whether the breaker is closed and a write would begin at once."""
         with self._changed:
             well = self._reason is None and self._not_before <= self._clock()
             return well and self._inside < int(self._limit)
 
     @property
     def written(self) -> int:
-        """How often something was written."""
+        """How many writes have succeeded."""
         with self._changed:
             return self._written

@@ -28,12 +28,12 @@ ENOUGH = 3
 
 WINDOW_SECONDS = 60.0
 NO_DELETION_SECONDS = 600.0
-"""After a sign of a writer who may want what we do not, nothing is deleted in its namespace, or at that target, for so
-long. A user who may edit there can give such signs, and must not keep anything elsewhere.
+"""After a sign of another writer, nothing is deleted in that namespace, or at that target, for so long. Any user who
+may edit there can cause such signs, so they must not keep anything elsewhere.
 """
 
 SETTLING_SECONDS = 15.0
-"""After a shard became ours: what the replica before us wrote may still be on its way."""
+"""After a shard became ours: writes of its previous replica may still arrive."""
 
 
 class ConflictingWriters:
@@ -56,7 +56,7 @@ class ConflictingWriters:
             self._since = self._clock()
 
     def wrote(self, target: Target) -> None:
-        """Our field manager wrote at `target`, and it was not this process."""
+        """Another process wrote at `target` with our field manager."""
         with self._lock:
             now = self._clock()
             if now - self._since > SETTLING_SECONDS:

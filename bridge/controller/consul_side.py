@@ -81,7 +81,7 @@ class ConsulSide:
         self._wake.set()
 
     def on_view(self, query: Query, state: Knowledge, seen: float, lend: InlineExecutor | None = None) -> None:
-        """A service was read, or could not be. With `lend` the caller writes what follows, if nothing is in the way."""
+        """A service was read, or could not be. With `lend` the caller writes the result if no other work is due."""
         with self._reconciler.lock:
             targets = self._reconciler.world.on_view(query, state)
             fed = self._reconciler.world.fed_by(query) if self._kubernetes_events is not None else ()
@@ -115,15 +115,15 @@ class ConsulSide:
     # ------------------------------------------------------------------ a Consul that may have been rebuilt
 
     def compare_listed(self) -> None:
-        """Before the first pass: look whether what is listed has most of what is mirrored; from now on each datacenter
-        at its first answer.
+        """Before the first pass: check whether Consul lists most of what is mirrored; a datacenter that has not
+        answered yet is checked at its first answer.
         """
         with self._reconciler.lock:
             self._compared = set()
             self._mark_suspect(self._reconciler.world.listed(), "at our start")
 
     def compare_freed(self, namespaces: Collection[str]) -> None:
-        """The same for the sums in which these namespaces count, now that they can be read."""
+        """The same for the scopes that include these namespaces, now that they can be read."""
         with self._reconciler.lock:
             if self._compared is not None:
                 what = "when its namespaces could be read"
@@ -154,14 +154,14 @@ class ConsulSide:
 
 
 class Subscriptions:
-    """What is wanted of the catalog."""
+    """Subscribes the catalog to the wanted services."""
 
     def __init__(self, reconciler: Reconciler, catalog: Catalog) -> None:
         self._reconciler = reconciler
         self._catalog = catalog
 
     def commit(self) -> None:
-        """Have Consul watched for what is wanted now, and no more; a datacenter from when it is first wanted on."""
+        """Watch exactly the services that are wanted now; a datacenter is asked from its first wanted service on."""
         with self._reconciler.lock:
             wanted = self._reconciler.world.commit_subscriptions()
             datacenters = self._reconciler.world.active_datacenters()

@@ -40,7 +40,7 @@ from bridge.telemetry.events import Observer, ServerWarning
 from bridge.telemetry.fan_out import FanOutObserver
 
 OWN_DATACENTER = "the agent's own"
-"""What the datacenter is called in trouble before the agent has said its name."""
+"""The name for the datacenter in errors until the agent has answered with the real one."""
 
 
 class Controller:
@@ -70,7 +70,7 @@ class Controller:
         self._client: KubeClient | None = None
         self._waits_for = "not started"
         self.parts: Parts | None = None
-        """What runs; None until the agent has said its datacenter and, if they are needed, the nodes' names came."""
+        """The running parts; None until the agent's datacenter and, if needed, the nodes' names are known."""
 
     # ------------------------------------------------------------------ life
 
@@ -97,7 +97,7 @@ class Controller:
         self._wake.set()
 
     def _build(self, client: KubeClient) -> Parts:
-        """Ask both sides for what no part can be made without, and make them all."""
+        """Ask both sides for what the parts need, and build them."""
         datacenters = datacenters_of(
             self._rules,
             self._consul,
@@ -124,7 +124,7 @@ class Controller:
         )
 
     def _read_nodes(self, client: KubeClient) -> ClusterNodes:
-        """The names of the nodes, which nothing is planned without where all of them are asked for."""
+        """The names of the nodes; where all of them are asked for, planning waits for them."""
         names = self._options.cluster_nodes
         if "*" not in names:
             return ClusterNodes(names)
@@ -136,7 +136,7 @@ class Controller:
         return call(lambda: cluster_nodes(client, names), self._options.kube_retry, self._stop, on_retry=waits)
 
     def _died(self, error: BaseException) -> None:
-        """A thread ended because of a bug: the process must not live on half alive."""
+        """A thread ended because of a bug: the process must end too."""
         if self._fatal is None:
             self._fatal = error if isinstance(error, BridgeError) else RuntimeError(f"a thread died: {error!r}")
             self._fatal.__cause__ = error
@@ -145,7 +145,7 @@ class Controller:
     # ------------------------------------------------------------------ what the outside asks
 
     def healthy(self) -> tuple[bool, str]:
-        """Whether the loops are alive."""
+        """Whether all threads are alive."""
         if self._fatal is not None:
             return False, f"{type(self._fatal).__name__}: {self._fatal}"
         return True, "ok"
@@ -171,7 +171,7 @@ class Controller:
         return {**self.state(), "report": build_report([], {}, dry_run=True).to_json()}
 
     def state(self) -> dict[str, Any]:
-        """The same without the report, whose making takes longer the more services there are."""
+        """The same without the report, which takes longer the more services there are."""
         if self.parts is not None:
             return self.parts.status.state()
         ready, detail = self.ready()

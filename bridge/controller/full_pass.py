@@ -19,7 +19,7 @@ from bridge.telemetry.events import Observer
 
 
 class FullPasses:
-    """Makes full passes, and knows when the next one is due. For the supervisor's thread, but for `last`."""
+    """Makes full passes, and knows when the next one is due. For the supervisor's thread, except `last`."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class FullPasses:
         """When the last one was done, by the clock."""
 
     def run(self) -> None:
-        """Look at everything, and queue what needs work."""
+        """Plan all targets, and queue those that need work."""
         began = self._clock()
         if self._scheduler.first_pass_done:
             self._informer.refresh()

@@ -1,7 +1,7 @@
 """When one object is tried again: after a write that failed, and after one that put it back.
 
-`circuit_breaker` is the same for the API server as a whole; here it is decided which of the two an error concerns.
-Nothing here waits: the answer is "how long?", and the work queue does the waiting.
+`circuit_breaker` is the same for the API server as a whole; `RetryPolicySelector` decides which of the two an error
+concerns. Nothing here waits: it computes delays, and the work queue applies them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BackoffTable(Generic[K]):
         return self._policy.wait_seconds(count, error)
 
     def forget(self, key: K) -> None:
-        """All is well with the key, or there is nothing to be done for it any more."""
+        """The key was written, or needs no work any more."""
         with self._lock:
             self._failures.pop(key, None)
 
@@ -43,13 +43,13 @@ class BackoffTable(Generic[K]):
 
 
 class RetryPolicySelector(Generic[K]):
-    """Whose fault a failed write was, and when its key is tried again.
+    """Whether the server or the object caused a failed write, and when its key is tried again.
 
     | the error | result for the circuit breaker | the next try |
     | --- | --- | --- |
     | not sent: we are stopping, or another replica leads | nothing | none |
-    | our credentials are refused | a fault of the server: true of every object | when the circuit breaker lets it |
-    | a fault of the server, 429 | just this | the same |
+    | our credentials are refused | a fault of the server: true of every object | when the circuit breaker admits it |
+    | a fault of the server, 429 | that fault | the same |
     | a fault of the server for one key again, while others were written | nothing | after the key's own backoff |
     | refused for good | the server answered | after the long backoff |
     | any other | the server answered | after the key's own backoff |
@@ -63,10 +63,10 @@ class RetryPolicySelector(Generic[K]):
         self._suspects: dict[K, int] = {}
 
     def told_by(self, key: K, error: BridgeError) -> WriteResult | TransientError:
-        """What an error that a write met tells about the server; its `fault_of_server` is set to what is believed.
+        """What the error of a write says about the server; sets the error's `fault_of_server` accordingly.
 
-        A server that fails for one object again while others were written since is well (an admission webhook may
-        answer 500 for just this one): it must not be declared down for it.
+        A server that fails for one object again, while other objects were written since, is well (an admission webhook
+        may answer 500 for just this one) and must not be declared down.
         """
         if isinstance(error, CancelledError):
             return WriteResult.NOTHING
@@ -82,7 +82,7 @@ class RetryPolicySelector(Generic[K]):
         return error if error.fault_of_server else WriteResult.NOTHING
 
     def delay_seconds(self, key: K, error: BridgeError) -> float | None:
-        """Seconds until `key` is tried again, 0 where the circuit breaker does the waiting; None: not at all."""
+        """Seconds until `key` is tried again, 0 where the circuit breaker waits; None: not at all."""
         if isinstance(error, CancelledError):
             return None
         if isinstance(error, CredentialsError) or (isinstance(error, TransientError) and error.fault_of_server):
@@ -91,18 +91,18 @@ class RetryPolicySelector(Generic[K]):
         return table.failed(key, error)
 
     def written(self, key: K) -> None:
-        """Something of the key was written: the server need not be suspected for it."""
+        """A write of the key succeeded: an earlier failure was no fault of the server."""
         self._suspects.pop(key, None)
 
     def forget(self, key: K) -> None:
-        """All is well with the key, or there is nothing to be done for it any more."""
+        """The key was written, or needs no work any more."""
         self._suspects.pop(key, None)
         self._soon.forget(key)
         self._late.forget(key)
 
 
 class RepairRateLimiter(Generic[K]):
-    """Keeps two writers from fighting at full speed: a key that is put back again and again is put back ever later.
+    """Slows down a conflict between two writers: each further repair of a key waits longer.
 
     The first repair is free; after that the waits grow by the policy, until the key was quiet for `quiet_seconds`.
     """

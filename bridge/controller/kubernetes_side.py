@@ -1,4 +1,4 @@
-"""What the API server's watches say, taken in: changes by others, users' annotations, labels, rights that come back."""
+"""The informer's listener: handles changes by other writers, users' annotations, labels and regained rights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BESIDE_SECONDS = 0.1
 
 
 class KubernetesSide:
-    """The informer's listener. `annotated` says which users' Services are filled. Any thread."""
+    """Schedules targets that change in Kubernetes. `annotated` says which users' Services are filled. Any thread."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class KubernetesSide:
         self._queue.add(target, delay_seconds=0.0 if asked else self._repairs.delay_seconds(target))
 
     def on_beside(self, target: Target) -> None:
-        """Slices at `target` changed that no bridge writes: nothing is to be put back, but traffic goes elsewhere."""
+        """Slices at `target` changed that no bridge writes: nothing is put back, but they change where traffic goes."""
         if not self._scheduler.first_pass_done:
             self._scheduler.schedule({target})
             return
@@ -100,7 +100,7 @@ class KubernetesSide:
         self._scheduler.schedule(targets)
 
     def follow_annotation(self, target: Target) -> bool:
-        """Do as the user's Service at `target` asks now; whether that is something new."""
+        """Follow what the user's Service at `target` asks for now; returns whether that changed."""
         with self._reconciler.lock:
             current = self._informer.current(target)
             world, now = self._reconciler.world, self._clock()
@@ -120,7 +120,7 @@ class KubernetesSide:
     # ------------------------------------------------------------------ what the supervisor asks for
 
     def recall(self) -> None:
-        """Learn from Kubernetes what is there: where our objects came from, and what users ask for."""
+        """Read from the store where our objects came from, and what users ask for."""
         self._owned.record_all()
         for service in self._informer.annotated_services():
             self.follow_annotation(Target(service.meta.namespace, service.meta.name))

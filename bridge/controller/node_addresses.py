@@ -61,5 +61,5 @@ class NodeAddresses:
         return True
 
     def mended(self, now: float) -> bool:
-        """Ask again for what could not be read, if it is time to; whether that has brought news."""
+        """Retry a failed read of the nodes if it is due; returns whether it succeeded."""
         return bool(self.trouble) and now >= self._next and self.refresh()

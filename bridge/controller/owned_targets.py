@@ -1,4 +1,4 @@
-"""Which Consul services our objects come from: that is what tells later that a service has gone."""
+"""Which Consul services our objects come from, so that the end of a service is noticed later."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class OwnedTargets:
         self._scheduler.schedule(changed)
 
     def record(self, target: Target) -> None:
-        """What is there after `target` was worked on; where nothing is wanted or left, it is forgotten."""
+        """The objects after `target` was reconciled; a target without objects and sources is forgotten."""
         names = names_at(self._informer.current(target))
         with self._reconciler.lock:
             if names:

@@ -57,7 +57,7 @@ from bridge.threads import Failed, guarded_thread
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What must be started and ended, in this order, and what the outside asks."""
+    """The parts to start and end, in this order, and those that the controller queries."""
 
     informer: Informer
     labels: NamespaceLabels | None

@@ -30,7 +30,7 @@ class PendingChange:
         return min((at for at in (self.first_seen_at, self.first_failed_at) if at is not None), default=None)
 
     def failed(self, *, touched: bool) -> PendingChange:
-        """What is left of it when a write failed."""
+        """The change after a failed write."""
         return PendingChange(first_failed_at=self.since, externally_modified=touched)
 
 
@@ -53,7 +53,7 @@ class PendingChanges:
         self.keep(target, PendingChange(externally_modified=True))
 
     def keep(self, target: Target, change: PendingChange) -> None:
-        """It was not done now: for the next time."""
+        """It was not written now: keep it for the next try."""
         with self._lock:
             known = self._changes.get(target, _NOTHING)
             seen = [at for at in (known.first_seen_at, change.first_seen_at) if at is not None]

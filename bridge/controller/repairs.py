@@ -1,4 +1,4 @@
-"""Putting back what others changed: not at full speed, and with an eye on who does it."""
+"""Rate limits for putting back what other writers changed; repeated repairs count as signs of a conflict."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from bridge.report import Outcome
 
 
 class Results:
-    """The last outcome by target, of those that a Consul service stands behind. Any thread."""
+    """The last outcome of each target that a Consul service feeds. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,7 +29,7 @@ class Results:
         self.record(Outcome(plan, (), ()))
 
     def forget(self, target: Target) -> Outcome | None:
-        """Nothing stands behind a target any more; returns what there was: names that come and go must not pile up."""
+        """No service feeds a target any more: drop and return its outcome, so that old names do not pile up."""
         with self._lock:
             return self._results.pop(target, None)
 
@@ -44,5 +44,5 @@ class Results:
             return dict(self._results)
 
     def unfinished(self) -> list[Target]:
-        """Where something is still to be written: what a standby saw and left to the one who led."""
+        """Targets with writes that are due: what a standby planned and left to the leader."""
         return [t for t, o in self.all().items() if len(o.applied) < len(o.plan.writes)]

@@ -1,7 +1,7 @@
 """How targets get into the work queue.
 
-Until the first full pass, targets are only collected: the pass looks at all of them. From then on, several that
-change at once are first shown to the guard together, so that it sees how much is leaving.
+Until the first full pass, targets are only collected, because that pass plans all of them. From then on the guard
+judges targets that change at once together first, so that it sees the sum of their removals.
 """
 
 from __future__ import annotations
@@ -69,6 +69,6 @@ class Scheduler:
         self._queue.add(target, priority=0 if self._exists(target) else 1)
 
     def add_settling(self, plan: Plan) -> None:
-        """Compare once more when what deviates has had its time."""
+        """Plan a target once more when the window of its deviations is over."""
         if plan.settling:
             self._queue.add(plan.target, priority=LATER, delay_seconds=self._settling_seconds)

@@ -1,4 +1,4 @@
-"""What follows from the election's answer: which shards this replica holds, and what is done with a new one."""
+"""The shards that this replica holds, and what it does when it gets a new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.kube.client import KubeClient
 from bridge.telemetry.events import LeadingChanged, Observer
 
 WRITING_SECONDS = 5.0
-"""How often a replica whose writes were not answered, and that leads nothing now, looks whether they would be."""
+"""How often a replica without shards, whose writes were not answered, checks whether they would be answered now."""
 
 WRITING_TIMEOUT_SECONDS = 2.0
 """How long that may take: the supervisor waits for it."""
@@ -49,7 +49,7 @@ class HeldShards:
 
 
 class WriteProbe:
-    """With no shard of ours nothing is written, so nothing else would tell that the API server answers again."""
+    """Checks that the API server answers writes again while this replica has no shard and so writes nothing."""
 
     def __init__(
         self, client: KubeClient, breaker: CircuitBreaker, shards: HeldShards, clock: Callable[[], float]

@@ -110,7 +110,7 @@ class StateChanges:
                 self._observer.changed(event(now, tuple(sorted(began)), tuple(sorted(ended))))
 
     def warned(self, warnings: tuple[str, ...]) -> None:
-        """What works, and the operator ought to know of; told again when it comes back after it had gone."""
+        """What works, but the operator should know; reported again when it comes back."""
         with self._lock:
             before, self._warnings = self._warnings, frozenset(warnings)
             if news := tuple(text for text in warnings if text not in before):

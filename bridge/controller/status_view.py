@@ -124,7 +124,7 @@ def _waiting(outcome: Outcome) -> tuple[Change, ...]:
 
 
 def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
-    """The worst that is so, and in which words."""
+    """The most severe state that applies, and its words."""
     if outcome is None:
         return ServiceState.UNKNOWN.value, f"{reason or 'not read yet'}; what is there stays"
     plan, waiting = outcome.plan, _waiting(outcome)

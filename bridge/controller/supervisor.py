@@ -1,6 +1,6 @@
-"""The thread that has the whole in view: it makes the first pass, then the ones that follow, and ends what has a term.
+"""The supervisor's thread: it makes the full passes, ends holds and grace periods, and takes part in the election.
 
-Nothing that a change in Consul needs on its way runs here: that is for the watches and the workers.
+A change in Consul never waits for it: watches and workers handle changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bridge.kube.namespaces import NamespaceLabels
 from bridge.pipeline.reconciler import Reconciler
 
 TURN_SECONDS = 0.5
-"""How often the bridge checks whether something has come to its end, when nothing wakes the supervisor before."""
+"""How often the supervisor checks for ended holds and grace periods, unless something wakes it earlier."""
 
 FIRST_LOOK_SECONDS = 0.02
 """How often the bridge checks whether everything was read for the first time."""

@@ -75,7 +75,7 @@ class ChangeWriter:
         return self._breaker.free
 
     def write(self, change: Change) -> None:
-        """Raises the bridge's errors; the cache knows what was written when this returns."""
+        """Raises the bridge's errors; the store has what was written when this returns."""
         if not self._breaker.enter():
             raise CancelledError("stopping")
         result: WriteResult | TransientError = WriteResult.NOTHING
@@ -101,7 +101,7 @@ class ChangeWriter:
 
     @contextlib.contextmanager
     def _leading(self, target: Target) -> Iterator[None]:
-        """Around a write: the target's shard is not given up before it has ended."""
+        """Around a write: the target's shard is not released before the write has ended."""
         if not self._leadership.begin_write(target):
             raise NotLeadingError(f"{target} is not written: another replica writes it now")
         try:

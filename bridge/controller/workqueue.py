@@ -138,7 +138,7 @@ class WorkQueue(Generic[K]):
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wake every waiting worker; nothing is handed out any more."""
+        """Wake every waiting worker; no key is given out any more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -164,7 +164,7 @@ class WorkQueue(Generic[K]):
         return True
 
     def __len__(self) -> int:
-        """Keys that wait, the delayed ones included; those in a worker's hands are not counted."""
+        """Keys that wait, the delayed ones included; keys that a worker holds are not counted."""
         with self._changed:
             return len(self._waiting)
 
@@ -182,7 +182,7 @@ class WorkQueue(Generic[K]):
         return sorted(priority for priority, keys in self._ready.items() if keys)
 
     def _turn(self, due: list[int], now: float) -> int:
-        """The priority whose turn it is."""
+        """The priority that is served next."""
         overdue = [(self._ready[p].first()[0] + p * HANDICAP_SECONDS, p) for p in due[1:]]
         first = min(overdue, default=(now + 1.0, 0))
         if first[0] > now:
