@@ -1,4 +1,4 @@
-"""Where the API server is and as whom we speak to it: configuration, credentials and TLS, and how they change.
+"""The API server's address and our credentials: configuration, tokens, certificates and TLS, and how they change.
 
 | what changed | noticed | then |
 | --- | --- | --- |
@@ -45,7 +45,7 @@ AUTH_SECONDS = 1.0
 RELOAD_SECONDS = 10.0
 """How often the configuration is read again because of a 401, at most."""
 CHECK_SECONDS = 5.0
-"""How often files are looked at while watches are open and nothing is asked."""
+"""How often files are checked while watches are open and no request is sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class Access:
     """Configuration and credentials, shared by a client and its clones. Thread-safe."""
 
     def __init__(self, config: Any) -> None:
-        """Read it all and run the plugin, if there is one. Raises ConfigurationError. `config` is a KubeConfig."""
+        """Load everything and run the plugin, if there is one. Raises ConfigurationError. `config` is a KubeConfig."""
         self._config = config
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
@@ -112,7 +112,7 @@ class Access:
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """What every request carries beside its credentials: whom to impersonate."""
+        """The headers for impersonation that every request carries."""
         return self._loaded.headers
 
     @property
@@ -173,7 +173,7 @@ class Access:
     # ------------------------------------------------------------------ credentials
 
     def authorization(self, *, fresh: bool = False) -> str:
-        """The Authorization header's value ("" for client certificates), and a look at the files now and then."""
+        """The Authorization header's value ("" for client certificates); checks the files when that is due."""
         now = time.monotonic()
         if not fresh and now - self._auth_at < AUTH_SECONDS:
             return self._authorization
@@ -189,7 +189,7 @@ class Access:
         return self._authorization
 
     def _look(self) -> bool:
-        """Take what is new; whether connections must be recreated."""
+        """Load what has changed; returns whether connections must be recreated."""
         again = self._refused > 0 and time.monotonic() >= self._try_at and self._take_certificate()
         loaded = self._loaded
         changed = self._tls_changed(loaded) or again

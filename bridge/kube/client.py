@@ -46,7 +46,7 @@ UNVERIFIED = (
 )
 
 PROBE_SECONDS = 5.0
-"""How long the small request that looks after watches may take."""
+"""Timeout of the small request that checks the connection of watches."""
 EVENT_SECONDS = 15.0
 """How long one event of a watch may take from its first byte to its last."""
 
@@ -55,7 +55,7 @@ __all__ = ["Response"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubeConfig:
-    """Where the API server is and how to talk to it.
+    """How to connect to the API server.
 
     `kubeconfig` is one path or several joined by `:` (empty: $KUBECONFIG, then ~/.kube/config, then the pod's service
     account). `namespace_default` overrides the context's namespace. `connections` is how many stay open for reuse.
@@ -82,7 +82,7 @@ class Version:
 
 
 class SilenceError(TransientError):
-    """A watch brought not a byte for as long as it may: dead, or nothing happened."""
+    """A watch received no byte for the longest allowed time: it is dead, or nothing happened."""
 
 
 class _Family:
@@ -124,7 +124,7 @@ class _Family:
             return list(self._clients)
 
     def dead(self, began: float) -> None:
-        """A kept connection brought no answer to a request that began then: no idle one is trusted."""
+        """A kept-alive connection gave no answer to a request that began then: all idle ones are closed."""
         with self._lock:
             self._suspect = max(self._suspect, began)
         for client in self.members():
@@ -201,7 +201,7 @@ class KubeClient:
 
     @property
     def access(self) -> Access:
-        """As whom we speak, and which way; for people."""
+        """The user, the address and the proxy of requests; for users."""
         return self._access
 
     @property
@@ -238,7 +238,7 @@ class KubeClient:
         return pools[1].streams if pools is not None else 0
 
     def probe(self) -> bool:
-        """Whether the way to the server that the open watches use still leads there."""
+        """Whether the connections of open watches still reach the server."""
         with contextlib.suppress(BridgeError), self._mapped(self._asked("GET", "/version")):
             headers, _ = self._headers(JSON)
             limits = Limits(self.config.connect_timeout_seconds, PROBE_SECONDS, math.inf, self.config.max_answer_bytes)
@@ -247,7 +247,7 @@ class KubeClient:
         return False
 
     def drop_idle(self) -> None:
-        """Use no connection again that is open now."""
+        """Do not reuse any connection that is open now."""
         with self._lock:
             pools = self._pools
         if pools is not None:

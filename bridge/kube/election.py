@@ -1,9 +1,9 @@
 """Which shards this replica may write: one Lease per shard and one per replica, in the bridge's own namespace.
 
-Every replica keeps a Lease of its own alive (it is a member) and looks at all Leases of its owner id every 0.6 s:
-who is there, who holds which shard. From that each computes by itself how the shards are to be shared
-(`core.shards.share`), campaigns for those that it is to have, and gives up those that it is not to have any more, after
-its last write to them has ended. Where two see things differently for a moment, the shard's Lease decides.
+Every replica renews a Lease of its own (it is a member) and lists all Leases of its owner id every 0.6 s: the members,
+and the holder of each shard. From that each replica computes how to share the shards (`core.shards.share`), campaigns
+for its own, and releases those that it should no longer have, after its last write to them has ended. Where two
+replicas disagree for a moment, the shard's Lease decides.
 
     turn ──▶ look (one list) ──▶ renew the membership ──▶ share ──▶ per shard: campaign, renew, or drain and release
 
@@ -18,18 +18,18 @@ the name), or, while no replica has ever had it, the one whose member joined fir
 yields: it never writes again, reports that, and publishes it when its last write has ended; from then on it blocks no
 other member. A new installation takes over once no replica of the one that had shard 0 last has been alive for a while.
 
-A replica that sees no Consul has nothing to write. Members publish whether they see one, and while one does, those that
-do not get no shard. While none does everything stays where it is, and so it does when all see it again:
+A replica that cannot reach Consul has nothing to write. Members publish whether they reach it; while one does, those
+that do not get no shard. While none does, all shards stay where they are, and so they do when all reach it again:
 
 | `consul` | means | has shards, while another member is `up` |
 | --- | --- | --- |
-| `up` | sees it | its share |
-| `away` | sees it no longer, but that has not lasted | its share |
-| `down` | has not seen it for `lasting_seconds` | none |
-| `back` | sees it again, but that has not lasted | its share if it has one already |
+| `up` | reaches it | its share |
+| `away` | no longer reaches it, but not for long | its share |
+| `down` | has not reached it for `lasting_seconds` | none |
+| `back` | reaches it again, but not for long | its share if it has one already |
 
-So it is with a replica whose writes the API server has not answered for so long (`writes`, the same four words),
-although its Lease is renewed: another connection, another route or other credentials may work.
+The same applies to a replica whose writes the API server does not answer (`writes`, the same four values), although its
+Lease is renewed: another replica's connection, route or credentials may work.
 
 With one shard this is plain leader election. Needs list, create, update and delete on leases. It must not know
 what is written.
@@ -82,7 +82,7 @@ from bridge.threads import guarded_thread
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElectionConfig:
-    """Who takes part in what. `namespace` "": the client's; `duration_seconds` is that of every Lease.
+    """The settings of the election. `namespace` "": the client's; `duration_seconds` is that of every Lease.
 
     `installation` is equal in all replicas that belong together, before and after a rollout; "": not known.
     `lasting_seconds`: how long Consul must have been away, or back, without a break, for that to count.
@@ -315,7 +315,7 @@ class Election:
             return  # the client was closed under us; the Leases run out by themselves
 
     def tick(self) -> float:
-        """Look, and do what that asks for; seconds until the next turn."""
+        """List the Leases and act on them; returns the seconds until the next turn."""
         times = self._config.times
         self._abilities.look(self._clock())
         self._observed.look()

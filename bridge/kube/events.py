@@ -112,7 +112,7 @@ class EventRecorder:
         self._thread.start()
 
     def record(self, event: Event) -> None:
-        """Say it, some time soon, unless there is too much to say."""
+        """Queue an Event; it is dropped when there are too many."""
         with self._changed:
             if self._closed:
                 return
@@ -129,7 +129,7 @@ class EventRecorder:
             return self._changed.wait_for(lambda: self._closed or not (self._queued or self._busy), timeout)
 
     def close(self, timeout: float = 1.0) -> bool:
-        """Drop what is left and end the thread; whether it ended in time."""
+        """Drop queued events and end the thread; returns whether it ended in time."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

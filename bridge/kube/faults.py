@@ -1,4 +1,4 @@
-"""What the API server or the way to it can answer instead of yes, and what that means for the caller: one table.
+"""The failed answers of the API server, or of the path to it, and the error that each becomes: one table.
 
 | what came back | becomes | because |
 | --- | --- | --- |

@@ -5,7 +5,7 @@ Our own, because the kubernetes package's goes on leading when the API server is
 
 - Only the API server decides: every change of the Lease carries the resourceVersion that was seen, so of many who try
   exactly one succeeds.
-- No clock of another machine is believed. A candidate takes the Lease when IT has seen the record unchanged for the
+- The clock of another machine does not count. A candidate takes the Lease when IT has seen the record unchanged for the
   record's whole duration, on a monotonic clock of its own; the times in the record are for people.
 - A leader counts from the moment BEFORE it sent its last successful renewal. Others can see that renewal only later,
   so they wait at least until `sent + duration`; the leader stops writing `margin` earlier (`may_write`), whether or

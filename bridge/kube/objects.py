@@ -352,7 +352,7 @@ def decode_endpoints(raw: object) -> CurrentEndpoints | None:
 
 
 def decode_slice(raw: object) -> CurrentSlice | None:
-    """An EndpointSlice of whomever; None without a Service's name, or with addresses that no reader uses (FQDN).
+    """An EndpointSlice of any writer; None without a Service's name, or with addresses that no reader uses (FQDN).
 
     Endpoints that are there twice stay there twice, so that such a slice never equals one that we want. `canonical`
     says whether writing `group` again would leave its endpoints as they are.

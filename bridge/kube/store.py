@@ -48,7 +48,7 @@ LATE_SECONDS = 60.0
 
 @dataclass(slots=True)
 class _Entry:
-    """An object (None: we know that it is gone), its version, and when in the store's own counting it was set."""
+    """An object (None: it is known to be gone), its version, and the store's own counter when it was set."""
 
     found: Decoded | None
     version: int

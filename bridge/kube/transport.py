@@ -446,7 +446,7 @@ def socket_options() -> list[tuple[int, int, int]]:
 class Sockets:
     """The open sockets of one client, so that closing it ends whatever a thread waits for on one of them.
 
-    Each is kept as a duplicate of its descriptor: shutting that down ends the connection for everybody, TLS or not,
+    Each is kept as a duplicate of its descriptor: shutting that down ends the connection for all its users, TLS or not,
     also while it is being set up. Connecting itself is done here so that it can be interrupted as well.
     """
 
