@@ -519,7 +519,7 @@ class _Check:
             yield Probe("slices", OK, detail)
 
     def _seen(self, store: Store) -> list[tuple[Target, Seen]]:
-        """What readers see at each target of ours."""
+        """What kube-proxy sees at each target of ours."""
         found = ((target, standing(store.current(target), self._options.owner)) for target in sorted(store.targets()))
         return [(target, seen) for target, seen in found if seen is not None]
 
@@ -688,7 +688,7 @@ class _Chosen:
 
 
 def _token(datacenter: str, services: Answer, nodes: Answer) -> Probe:
-    """What the token may see. Without its node nothing of a service is seen: the nodes come first."""
+    """What the token may see. Nodes come first: Consul hides an instance whose node the token may not see."""
     name = f"token in {datacenter}"
     if services.default_deny_anonymous:
         detail = "no token, and the default is deny: nothing can be seen"

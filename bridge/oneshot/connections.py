@@ -1,7 +1,7 @@
-"""The section "connections" of `bridge check`: which way, as whom and until when each side is spoken to.
+"""The section "connections" of `bridge check`: address, proxy, identity and expiry dates for each side.
 
-It states facts and their dates; whether the two servers answer, and what to do when they do not, is what the probes
-behind it say. So a side that cannot be asked has fewer lines here, never a failure of its own.
+It states facts only; later probes report whether the two servers answer, and how to fix it when they do not. So a side
+that cannot be reached has fewer lines here, never a failure.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def connections(consul: ConsulConfig, kube: KubeConfig) -> Iterator[Probe]:
 
 
 def of_consul(config: ConsulConfig) -> Iterator[Probe]:
-    """How Consul is spoken to."""
+    """The connection to Consul."""
     try:
         yield _fact("consul address", config.access.parts(config).server)
     except BridgeError:
@@ -42,7 +42,7 @@ def of_consul(config: ConsulConfig) -> Iterator[Probe]:
 
 
 def _consul_token(config: ConsulConfig) -> Iterator[Probe]:
-    """As whom: where the token comes from, and when it ends."""
+    """The token: where it comes from, and when it expires."""
     if config.auth_method:
         source, remedy = f"by auth method {config.auth_method!r}, renewed before that", ""
     elif config.token_file:
@@ -66,7 +66,7 @@ def _consul_token(config: ConsulConfig) -> Iterator[Probe]:
 
 
 def of_kubernetes(config: KubeConfig) -> Iterator[Probe]:
-    """How the API server is spoken to."""
+    """The connection to the API server."""
     try:
         client = KubeClient(config)
     except BridgeError:

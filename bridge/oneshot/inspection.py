@@ -1,6 +1,6 @@
-"""Looking without touching: what `bridge status` and `bridge explain` know before they speak.
+"""The data of `bridge status` and `bridge explain`: both sides are read and planned, and nothing is written.
 
-The same five steps as a pass makes before it writes, so that what is shown is what `bridge sync` would do now, holds
+The steps are those of a pass before it writes, so the commands show what `bridge sync` would do now, holds
 included: all services are judged together. Where one side cannot be read, the other is still shown, with the error.
 Only the running bridge knows what it holds because of what it saw before (the last minute, a rebuilt Consul): its page
 and /readyz show that.
@@ -65,7 +65,7 @@ class Status:
 
     @property
     def in_sync(self) -> bool:
-        """Whether everything could be read and is as it should be."""
+        """Whether everything could be read and is in sync."""
         return not self.trouble and all(row.state == ServiceState.IN_SYNC for row in self.services)
 
     def to_json(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """What `bridge explain` has to say. `found` is False when neither side has anything of that name."""
+    """The result of `bridge explain`. `found` is False when neither side has anything of that name."""
 
     explanations: tuple[Explanation, ...] = ()
     trouble: tuple[str, ...] = ()

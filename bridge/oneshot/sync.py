@@ -1,4 +1,4 @@
-"""`bridge sync`: one pass over everything, then an account of it."""
+"""`bridge sync`: one pass over all services, then its report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
 
 STALE_ROUNDS = 5
-"""How often what another process changed at the same time (a running bridge, say) is read and planned again."""
+"""How often an object that another process (a running bridge, say) changed meanwhile is read and planned again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +284,7 @@ def _urgency(plan: Plan) -> tuple[int, str, str]:
 def _report(
     outcomes: Sequence[Outcome], reconciler: Reconciler, doubts: Sequence[WarningRow], *, dry_run: bool
 ) -> Report:
-    """The account, with everything that could not be read: services, whole datacenters, namespaces."""
+    """The report, with everything that could not be read: services, whole datacenters, namespaces."""
     world = reconciler.world
     unknown = {**world.trouble(), **{Query(dc, ""): reason for dc, reason in world.listing_trouble().items()}}
     report = build_report(

@@ -1,6 +1,6 @@
-"""Planning with what is watched and asked outside of core, and doing what a plan says.
+"""Makes plans from what is watched or read, and applies them.
 
-`bridge run` and the one-shot commands are shells around it; the recipe itself is `core.reconcile`.
+`bridge run` and the one-shot commands both use it; the recipe itself is `core.reconcile`, which does no I/O.
 """
 
 from __future__ import annotations
@@ -194,9 +194,9 @@ def _not_seen(_target: Target) -> None:
 
 
 def apply_plan(plan: Plan, write: Callable[[Change], object], go_on: Callable[[], bool] = lambda: True) -> Outcome:
-    """Do what a plan says: every change is attempted, in the plan's order, but for what relies on one that failed.
+    """Apply a plan: attempt every change, in the plan's order, except those that rely on one that failed.
 
-    `write` sends one change and notes it; it raises the bridge's errors. When a Service cannot be created its
+    `write` sends one change and records it; it raises the bridge's errors. When a Service cannot be created its
     Endpoints are not tried either: the control plane would delete them (Endpoints without a Service of their name).
     Nor are they when a port of the Service cannot be renamed: kube-proxy matches the ports of the two by name.
     When a slice cannot be written, `Change.meanwhile` is written of what follows, and nothing is deleted: what may

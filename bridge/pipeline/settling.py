@@ -4,9 +4,9 @@ The control plane's mirror of Endpoints is always a little late (20 slices a sec
 the window is not reported; one that lasts means that traffic goes elsewhere. And a target is not reported as in sync
 before both sides were seen in agreement once.
 
-A plan is made before the mirror of its own changes is there, so where instances come and go all the time no plan ever
+A plan is made before the mirror of its own changes exists, so where instances come and go all the time no plan ever
 agrees. What counts is therefore how long each single difference (an endpoint that is missing, superfluous or has other
-conditions; a slice of others) has stood. A mirror that follows never leaves one standing; one that has stopped does,
+conditions; a foreign slice) has existed. A mirror that works removes each one soon; one that has stopped does not,
 however often the service changes.
 """
 

@@ -33,7 +33,7 @@ UNANSWERED_SECONDS = 5.0
 """How long nothing is asked after a question without an answer, and counts as allowed if nothing is known of it."""
 
 QUESTION_SECONDS = 5.0
-"""How long an answer may take: people wait for what asks, and not only writers."""
+"""How long an answer may take: users wait for some of the callers."""
 
 EVERYWHERE = ""
 
