@@ -21,8 +21,8 @@ def run(flags: Mapping[str, Any]) -> int:
     Nothing is removed at the end.
 
     Serves /healthz, /readyz, /metrics, /api/status and a page on --listen. A changed settings file, or SIGHUP, has the
-    settings read again. Exit status: 130 or 143 when told to stop
-    (by which signal), 1 when it cannot go on, 2 usage.
+    settings read again. Exit status: 130 after SIGINT, 143 after SIGTERM, 1 when it cannot go on, 2
+    usage.
     """
     from bridge.signals import Signals
     from bridge.telemetry import logs

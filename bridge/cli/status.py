@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def status(flags: Mapping[str, Any]) -> int:
     """What is mirrored now, and whether both sides agree.
 
-    Reads Consul and Kubernetes themselves and says what `bridge sync` would do now, holds included; needs no running
-    bridge (what one holds because of what it saw before, its page and /readyz show). SINCE tells how long ago the
-    bridge last wrote the service's Endpoints or slices. Exit status: 0 also when something is out of sync, 1 when
-    something could not be read; 130 when --watch is ended with Ctrl-C.
+    Reads Consul and Kubernetes directly and shows what `bridge sync` would do now, holds included; no running bridge is
+    needed. (The page and /readyz of a running one show what it holds because of what it saw before.) SINCE is the time
+    since the bridge last wrote the service's Endpoints or slices. Exit status: 0 also when something is out of sync, 1
+    when something could not be read; 130 when --watch is ended with Ctrl-C.
     """
     settings = load(flags)
     output = output_of(settings)
