@@ -284,7 +284,7 @@ class Election:
 
     @property
     def conflicting_writer(self) -> str:
-        """What is to be said of another installation with our owner id, "" while there is none."""
+        """The message about another installation with our owner id, "" while there is none."""
         return self._installations.conflict
 
     @property

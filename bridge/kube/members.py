@@ -232,7 +232,7 @@ class Installations:
         self.demoted = False
         """This replica never writes again: another installation does."""
         self.conflict = ""
-        """What is to be said of another installation, "" while there is none."""
+        """The message about another installation, "" while there is none."""
 
     def stand_aside(self, members: Sequence[Member], seen: Observations) -> str:
         """Why this replica is not to write, "" when it may."""
