@@ -33,8 +33,8 @@ _STAMP = f"-X {_VERSION}.gitVersion={KUBERNETES} -X {_VERSION}.gitMajor=1 -X {_V
 
 
 NO_DWARF = "-gcflags=all=-dwarf=false"
-"""The compiler does not write what the linker throws away (`-s -w`): 12 % less processor time and a quarter less in Go's
-cache (seen with toxiproxy, nothing cached). The code of the program is the same, so this is no part of the key."""
+"""The compiler does not write what the linker throws away (`-s -w`): 12 % less processor time, a quarter less in the
+cache of Go (seen with toxiproxy, nothing cached). The code of the program is the same, so it is no part of the key."""
 
 
 class LabError(Exception):
