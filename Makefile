@@ -33,7 +33,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 $(VENV)/.demo: requirements/demo.txt pyproject.toml
 	$(install)
 
-READY := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.demo)
+READY := $(if $(REAL)$(wildcard $(STAMP)),$(STAMP),$(VENV)/.demo)
 
 demo: $(READY) ## the bridge at work, shown as it happens; REAL=1: on real servers, built first; STAY=1: until Ctrl-C
 	@$(BIN)/python -m tests.support.demo $(if $(STAY),--stay) $(if $(REAL),--real)

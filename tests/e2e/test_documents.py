@@ -61,11 +61,11 @@ NOT_RUN: Mapping[tuple[str, str], str] = {
     ("README.md", "kubectl apply --server-side -k manifests/overlays/demo"): "the block under Install does",
     ("docs/how-to.md", "for n in $(seq 1 12); do"): "no systemd; tests/e2e/test_traffic.py does the same under load",
     ("docs/operations.md", "kubectl --namespace storage rollout status deployment/consul-endpoints-bridge "
-     "--timeout=2m"): "no kubelet here; tests/pods does it",
+     "--timeout=2m"): "the walk has no nodes; tests/pods waits for rollouts",
     **{("docs/reliability.md", command): "it takes minutes; it is a step of the suite" for command in (
         "python -m pytest tests/pods", "make pods", 'make pods ONLY="rotated or lost"',
     )},
-    ("docs/page.md", "kubectl port-forward deployment/consul-endpoints-bridge 9480"): "no kubelet here",
+    ("docs/page.md", "kubectl port-forward deployment/consul-endpoints-bridge 9480"): "it needs a pod",
     **{("docs/release.md", command): "it needs a registry and a signing key" for command in (
         'git tag --sign v0.1.0 --message "0.1.0" && git push origin v0.1.0',
         "make image SOURCE=https://example.com/consul-endpoints-bridge",

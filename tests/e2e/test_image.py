@@ -316,6 +316,17 @@ def test_a_stop_signal_reaches_it(images: Images, container: str) -> None:
     assert (code, seconds < 5) == (128 + signal.SIGTERM, True), docker("logs", container)
 
 
+def test_a_private_engine_writes_where_the_machine_has_nothing(images: Images) -> None:
+    """Its sockets, /opt/containerd and /etc/docker/key.json are in folders of its own, which go with it."""
+    pid = images.engine.namespace_pid
+    if pid is None:
+        pytest.skip("the engine is the machine's")
+    mounts = [line.split()[1:3] for line in Path(f"/proc/{pid}/mounts").read_text().splitlines()]
+    assert all([folder, "tmpfs"] in mounts for folder in ("/run", "/opt", "/etc/docker"))
+    inside, here = Path(f"/proc/{pid}/root/etc/docker"), Path("/etc/docker")
+    assert inside.stat().st_dev != here.stat().st_dev
+
+
 def test_only_what_the_image_needs_goes_to_the_engine(images: Images) -> None:
     """.dockerignore names what may come along, so that no secret lying in a checkout ends up in a layer."""
     with images.context() as folder:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 
 from tests.pods.conftest import VMS, Figure, Storage
+from tests.support.demo import pods
 from tests.support.lab.load import TIMEOUT_SECONDS
 from tests.support.lab.servers import wait_until
 from tests.support.lab.traffic_testbed import Request
@@ -106,3 +108,22 @@ def test_all_twelve_restart_in_turn_and_no_request_fails(storage: Storage, figur
     asked = len(storage.client.requests(since))
     assert storage.client.failed(since) == []
     figure("twelve VMs restarted in turn", f"0 of {asked} failed in {time.time() - since:.0f} s")
+
+
+class Shown:
+    """What the demonstration tells."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.say = self.note = self.shell = self.lines.append
+
+
+@pytest.mark.usefixtures("mended")
+def test_the_demonstration_ends_with_a_pod_that_asks_by_name(storage: Storage) -> None:
+    """`make demo REAL=1`: installed as shipped, answered by every VM, and by the others when one has died."""
+    shown = Shown()
+    pods.tell(shown, storage.cluster, "demonstration")
+    storage.cluster.kubectl("delete", "namespace", "demonstration", "--wait=false")
+    answered, since = shown.lines[-3], shown.lines[-1]
+    assert re.fullmatch(rf"\d+ answers, of {VMS} VMs: vm-1, .*", answered)
+    assert re.match(r"\d+ requests since then, \d+ of them failed", since)

@@ -59,6 +59,9 @@ EMBEDDED = (
     "Servers: embedded stand-ins for Consul and Kubernetes, as no real ones are at hand. "
     "To see the same on real ones, which are built first: make demo REAL=1"
 )
+STEPS = 12
+"""What the story has; with --real the pods follow."""
+
 OUT_HERE = frozenset((Provider.ENV, Provider.DOCKER))
 """Servers whose checks come from outside of any network namespace of ours."""
 
@@ -95,19 +98,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_paragraph(_first_line(servers))
         if servers in (Provider.PATH, Provider.BUILD):
             _build()  # here: in there is no network to fetch modules from
-        if servers not in OUT_HERE and _can_unshare():
-            return _inside(stay=asked.stay)
-        if servers not in OUT_HERE:
-            _print_paragraph(
-                "(no network namespaces here: the gateways listen on loopback, their addresses are made up)"
-            )
-        return Demo(servers, own_addresses=False, stay=asked.stay).run()
+        return _stories(servers, real=asked.real, stay=asked.stay)
     except LabError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ndemo: interrupted", file=sys.stderr)
         return 130
+
+
+def _stories(servers: Provider, *, real: bool, stay: bool) -> int:
+    """The story, in namespaces where there can be some; with `real` the one in a cluster with pods after it."""
+    if servers not in OUT_HERE and _can_unshare():
+        status = _inside(stay=stay)
+    else:
+        if servers not in OUT_HERE:
+            _print_paragraph(
+                "(no network namespaces here: the gateways listen on loopback, their addresses are made up)"
+            )
+        status = Demo(servers, own_addresses=False, stay=stay).run()
+    if status == 0 and real and not stay and servers not in OUT_HERE:
+        from tests.support.demo import pods  # here: it imports what only a cluster needs
+
+        pods.story(Demo(servers, own_addresses=False, steps=STEPS))
+    return status
 
 
 def _inside(*, stay: bool) -> int:
@@ -323,17 +337,21 @@ def _until_end(descriptor: int) -> list[str]:
 
 
 class Demo:
-    """The story, step by step. `page`: a listening socket through which the bridge's page is seen from outside."""
+    """The story, step by step. `page`: a listening socket through which the bridge's page is seen from outside.
+
+    `steps`: how many were told before.
+    """
 
     def __init__(
-        self, servers: Provider, *, own_addresses: bool, stay: bool = False, page: socket.socket | None = None
-    ) -> None:
+        self, servers: Provider, *, own_addresses: bool, stay: bool = False, page: socket.socket | None = None,
+        steps: int = 0,
+    ) -> None:  # fmt: skip
         self._servers = servers
         self._gateways: list[Gateway] = []
         self._own_addresses = own_addresses
         self._stay = stay
         self._page = page
-        self._step = 0
+        self._step = steps
         self._began = time.monotonic()
 
     def run(self) -> int:

@@ -46,6 +46,11 @@ _DOCKERD = (
 )
 
 
+_OWN_FOLDERS = ("/run", "/opt", "/etc/docker")
+"""Where dockerd and its containerd write whatever they are told: sockets, /opt/containerd, /etc/docker/key.json. The
+private engine has empty ones of its own there, which go with its mount namespace."""
+
+
 class NoEngineError(Exception):
     """No engine can be had here; the message says why, and what would help."""
 
@@ -227,11 +232,15 @@ def _private() -> Iterator[Engine]:
         *("unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"),
         *("sh", "-c"),
         # cgroups are mounted inside only where the machine has none; the mounts go with the namespace.
+        f"for at in {' '.join(_OWN_FOLDERS)}; do mount -t tmpfs -o mode=755 tmpfs $at || exit; done; "
         'ip link set lo up; [ -n "$(ls -A /sys/fs/cgroup)" ] || cgroupfs-mount; exec "$@"',
         *("sh", *_DOCKERD, f"--host=unix://{folder}/docker.sock", f"--data-root={folder}/data"),
         *(f"--exec-root={folder}/exec", f"--pidfile={folder}/pid", f"--cgroup-parent=/{group}"),
     )
     (folder / "config").mkdir()
+    made = [path for path in map(Path, _OWN_FOLDERS) if not path.exists()]
+    for path in made:  # to be mounted on; it stays empty
+        path.mkdir()
     environment = {**os.environ, "DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_CONFIG": f"{folder}/config"}
     environment.pop("DOCKER_CONTEXT", None)
     log = folder / "dockerd.log"
@@ -250,6 +259,9 @@ def _private() -> Iterator[Engine]:
         _stop(process)
         _remove_cgroups(group)
         shutil.rmtree(folder, ignore_errors=True)
+        for path in made:
+            with contextlib.suppress(OSError):  # an engine of the machine may have come meanwhile
+                path.rmdir()
 
 
 def _child(pid: int) -> int:

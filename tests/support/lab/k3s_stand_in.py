@@ -4,8 +4,8 @@ Towards docker-compose.yml it behaves as k3s does: `server` starts a Kubernetes 
 `--tls-san` in its certificate, writes an administrator's kubeconfig for 127.0.0.1 to $K3S_KUBECONFIG_OUTPUT, and keeps
 its data and its certificates in /var/lib/rancher/k3s, so that a container that is stopped and started is the same
 cluster. `kubectl` is there, the real one, as that administrator. Inside are the lab's own etcd, kube-apiserver and
-kube-controller-manager: everything that the bridge talks to is real. There is no kubelet, so no pods: those only a real
-k3s can show.
+kube-controller-manager: everything that the bridge talks to is real. It runs no pods: those are for
+a real k3s, and for the lab's own cluster (pods/).
 
 It runs inside the container, on nothing but Python, openssl and the binaries beside it.
 """

@@ -1,0 +1,70 @@
+"""The last part of `make demo REAL=1`: the bridge as it is deployed, and a pod that asks by name."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from tests.support.lab import LabError
+from tests.support.lab.pods import Cluster, prepare
+from tests.support.lab.pods.installation import Installation
+
+SERVICE, PORT = "radosgw", 8080
+RATE = 20.0
+REQUESTS = 40
+VICTIM = 3
+RULES = f"""rules:
+  - services: [{SERVICE}]
+    to: {{port: {PORT}, port_name: http}}
+"""
+
+
+class Teller(Protocol):
+    """Shows a story step by step."""
+
+    def say(self, text: str) -> None:
+        """A heading."""
+
+    def note(self, text: str) -> None:
+        """A sentence below it."""
+
+    def shell(self, command: str) -> None:
+        """A command as a user would type it."""
+
+
+def story(teller: Teller) -> None:
+    """Start a cluster with a node, tell the story in it, and end it; where none can run the reason is told."""
+    teller.say("The same in a cluster that runs pods: a node, twelve VMs outside of it, and their Consul")
+    try:
+        prepare()
+    except LabError as error:
+        teller.note(f"not on this machine: {error}")
+        return
+    began = time.monotonic()
+    with Cluster(nodes=1) as cluster:
+        teller.note(f"up in {time.monotonic() - began:.1f} s")
+        tell(teller, cluster, "storage")
+    teller.say("Done: the node, the VMs and every server have ended, nothing is left")
+
+
+def tell(teller: Teller, cluster: Cluster, namespace: str) -> None:
+    """Install the bridge as shipped in a new namespace; then a VM dies while a pod asks."""
+    bridge = Installation(cluster, namespace)
+    bridge.make_namespace()
+    teller.say("The bridge is installed by the manifests as shipped")
+    teller.shell(f"kubectl --namespace {namespace} apply --server-side --kustomize manifests/overlays/mine")
+    teller.note(f"two replicas are ready after {bridge.install(rules=RULES):.1f} s")
+    bridge.await_addresses(SERVICE, len(cluster.rig.vms))
+    teller.say(f"A pod asks for http://{SERVICE}:{PORT} by name, {RATE:.0f} times a second")
+    client = bridge.client(SERVICE, PORT, RATE)
+    client.await_calm(REQUESTS)
+    answers = client.answers()
+    teller.note(f"{answers.total()} answers, of {len(answers)} VMs: {', '.join(sorted(answers))}")
+    teller.say("A VM's server dies (kill -9), and the pod goes on asking")
+    killed = time.time()
+    cluster.servers[VICTIM, PORT].kill()
+    bridge.await_addresses(SERVICE, len(cluster.rig.vms) - 1)
+    client.await_calm(REQUESTS)
+    asked, failed = client.requests(killed), client.failed(killed)
+    last = f", the last {max(r.began for r in failed) - killed:.1f} s after the kill" if failed else ""
+    teller.note(f"{len(asked)} requests since then, {len(failed)} of them failed{last}: Consul's check had to see it")
