@@ -117,7 +117,8 @@ def of_answer(asked: RequestInfo, code: int, headers: Mapping[str, str], body: b
             )
         case 404 if asked.server.endswith("/v1"):
             return _permanent(
-                f"{where} answers 404 to {asked}: the address ends in /v1, which the bridge adds by itself",
+                f"{where} answers 404 to {asked}: the address ends in /v1, which the bridge adds by itself: "
+                "leave it out",
                 "consul.address without the /v1 at its end",
             )
         case 404:

@@ -432,15 +432,16 @@ class _Check:
         try:
             found = who_am_i(client)
             user = found.name if found is not None else ""
-            if namespaces:
-                yield from _namespaces(client, namespaces)
+            states = namespace_states(client, namespaces or ())
+            yield from _namespaces(states)
+            refusing = {NamespaceState.ABSENT, NamespaceState.BEING_DELETED}
             allowed = []
             for namespace, need in needs.items():
                 probe = _rights_in(client, namespace, need, user, daemon=self._options.leases)
                 mirrored_here = Output.ENDPOINTS in need.outputs or "Endpoints alone" in probe.detail
                 allowed += [namespace] if probe.state != FAILED and mirrored_here else []
                 yield probe
-                if probe.state != FAILED and namespace:
+                if probe.state != FAILED and namespace and states[namespace] not in refusing:
                     yield from self._admission(client, namespace, need)
             if self._options.leases:
                 yield _leases(client, user)
@@ -692,7 +693,7 @@ def _token(datacenter: str, services: Answer, nodes: Answer) -> Probe:
     name = f"token in {datacenter}"
     if services.default_deny_anonymous:
         detail = "no token, and the default is deny: nothing can be seen"
-        return Probe(name, FAILED, detail, f"--token-file with a token that has: {POLICY}")
+        return Probe(name, FAILED, detail, f"{TOKENS}: a token with: {POLICY}")
     if nodes.filtered:
         some = f"only {len(nodes.data)} nodes" if nodes.data else "no node"
         detail = f"the token may see {some}, and no instance that is elsewhere"
@@ -705,8 +706,8 @@ def _token(datacenter: str, services: Answer, nodes: Answer) -> Probe:
     return Probe(name, OK, f"sees {len(services.data)} services")
 
 
-def _namespaces(client: KubeClient, namespaces: Sequence[str]) -> Iterator[Probe]:
-    for namespace, state in namespace_states(client, namespaces).items():
+def _namespaces(states: Mapping[str, NamespaceState]) -> Iterator[Probe]:
+    for namespace, state in states.items():
         name = f"namespace {namespace}"
         match state:
             case NamespaceState.ABSENT:

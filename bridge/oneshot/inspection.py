@@ -284,8 +284,11 @@ class _Inspection:
         what, where = f"{len(found)} service{'s' if len(found) != 1 else ''}", {target.namespace for target in found}
         if services:
             what, where = ", ".join(services), {str(t) for t, names in found.items() if names & set(services)}
-        into = f"into {', '.join(sorted(where))}" if where else "nowhere in this cluster"
-        return meaning, f"owner {owner} mirrors {what} {into}; another bridge's: --owner ID"
+        into = f"{what} into {', '.join(sorted(where))}" if where else f"{what} nowhere" if services else "nothing"
+        return (
+            meaning,
+            f"owner {owner} mirrors {into}{'' if where else ' in this cluster'}; another bridge's: --owner ID",
+        )
 
     def _begin(self) -> None:
         datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)

@@ -433,6 +433,8 @@ def test_without_rules_it_says_so_first_and_where_our_objects_are(town: Town) ->
     status = replace(town, options=replace(town.options, selects=False)).status()
     assert status.notes[0] == meaning
     assert "mirrors 1 service into storage" in status.notes[1]
+    other = replace(town, options=replace(town.options, selects=False, owner="another")).status()
+    assert "owner another mirrors nothing in this cluster" in other.notes[1]
     assert with_rules.status().notes == ()
 
 
