@@ -157,7 +157,11 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
         Step("format", "lint", ((str(BIN / "ruff"), "format", "--check", "."),)),
         Step("types", "lint", ((str(BIN / "mypy"),),)),
         Step("import contracts", "lint", ((str(BIN / "lint-imports"),),)),
-        Step("words", "lint", tuple((PYTHON, "-m", f"tests.support.docs.{check}") for check in ("words", "prose"))),
+        Step(
+            "words",
+            "lint",
+            tuple((PYTHON, "-m", f"tests.support.docs.{check}") for check in ("words", "prose", "attributes")),
+        ),
         Step(
             "core, every branch",
             "unit",

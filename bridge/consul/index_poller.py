@@ -104,6 +104,8 @@ class _Poll:
 class IndexPoller:
     """When to poll, and what. Any thread."""
 
+    # attributes: what is wanted, what runs and when the next poll may begin decide together, under one lock
+
     def __init__(self, datacenter: str, ground: PollTarget, readers: ReadPool, clock: Callable[[], float]) -> None:
         self._datacenter = datacenter
         self._target = ground

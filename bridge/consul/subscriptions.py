@@ -30,6 +30,8 @@ class Subscription:
     streaming backend is not asked about this service any more (streamed.py); "" while it is.
     """
 
+    # attributes: the row of one service in the table: values, which the table, the reader and the poller write
+
     query: Query
     covered_by_aggregate: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)

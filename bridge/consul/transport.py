@@ -138,6 +138,8 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
     closed while it was idle is opened again; `on_reconnect` is called before the request is sent a second time.
     """
 
+    # attributes: one socket and who uses it, under one lock; half of them are settings that never change
+
     def __init__(
         self,
         endpoint: Endpoint,

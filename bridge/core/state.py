@@ -63,6 +63,8 @@ class ConsulState:
     removed.
     """
 
+    # attributes: indexes of what is known and owned, without I/O; one call changes several of them together
+
     def __init__(
         self,
         rules: Sequence[Rule],

@@ -69,6 +69,8 @@ class _Loaded:
 class Access:
     """Configuration and credentials, shared by a client and its clones. Thread-safe."""
 
+    # attributes: what was loaded, what is used of it and when it is tried again change together, under one lock
+
     def __init__(self, config: Any) -> None:
         """Load everything and run the plugin, if there is one. Raises ConfigurationError. `config` is a KubeConfig."""
         self._config = config

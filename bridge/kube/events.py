@@ -71,6 +71,8 @@ class _Series:
 class EventRecorder:
     """Sends events from a thread of its own. `record` may be called from anywhere."""
 
+    # attributes: five are limits and three are counters; the rest is one queue and what was sent from it
+
     def __init__(
         self,
         client: KubeClient,

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -270,41 +271,23 @@ class Informer:
         watch_seconds: tuple[int, int] = WATCH_SECONDS,
     ) -> None:
         self._client = client.clone(connections=8)
-        self._namespaces = namespaces
         self._store = Store(owner)
         self._stop = threading.Event()
         self._clock = clock
-        self._on_change = on_change
-        policy = retry or RetryPolicy()
-        self._refresher = _Relister(
-            self._client,
-            self._store,
-            namespaces,
-            on_change,
-            policy,
-            self._stop,
-            failed,
-            self._refused,
-            on_beside,
-            self._has_services,
+        shared = _Shared(
+            client=self._client,
+            store=self._store,
+            on_change=on_change,
+            on_beside=on_beside,
+            retry=retry or RetryPolicy(),
+            stop=self._stop,
+            clock=clock,
+            silence_seconds=silence_seconds,
+            watch_seconds=watch_seconds,
         )
+        self._refresher = _Relister(shared, namespaces, failed, self._refused, self._has_services)
         self._reflectors = [
-            _Reflector(
-                self._client,
-                self._store,
-                kind,
-                namespace,
-                on_change,
-                policy,
-                self._stop,
-                failed,
-                clock,
-                silence_seconds,
-                watch_seconds,
-                self._refresher.wake,
-                self._some_listed,
-                on_beside,
-            )
+            _Reflector(shared, kind, namespace, failed, self._refresher.wake, self._some_listed)
             for kind in Kind
             for namespace in _scopes(namespaces)
         ]
@@ -479,6 +462,21 @@ class Informer:
         return self._refresher.refresh(timeout)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """What all threads of an informer have in common."""
+
+    client: KubeClient
+    store: Store
+    on_change: OnChange
+    on_beside: OnChange
+    retry: RetryPolicy
+    stop: threading.Event
+    clock: Callable[[], float]
+    silence_seconds: float
+    watch_seconds: tuple[int, int]
+
+
 class _Relister:
     """Lists what no watch covers and checks what the watches cover.
 
@@ -490,32 +488,22 @@ class _Relister:
 
     def __init__(
         self,
-        client: KubeClient,
-        store: Store,
+        shared: _Shared,
         namespaces: Namespaces,
-        on_change: OnChange,
-        retry: RetryPolicy,
-        stop: threading.Event,
         failed: Callable[[BaseException], None] | None,
         refused: Callable[[], Collection[str | None]],
-        on_beside: OnChange,
         has_services: Callable[[str | None], bool],
     ) -> None:
         """`refused` tells the scopes that need not be asked about now: `wake` when that changes.
 
         `has_services` tells whether the Services of a scope were listed.
         """
-        self._client = client
-        self._store = store
+        self._shared = shared
         self._namespaces = namespaces
         self._refused = refused
-        self._on_beside = on_beside
         self._has_services = has_services
         self._looked: set[str | None] = set()
         self._freed: set[Target] = set()
-        self._on_change = on_change
-        self._retry = retry
-        self._stop = stop
         self._wanted = threading.Event()
         self._changed = threading.Condition()
         self._asked = 0
@@ -523,7 +511,7 @@ class _Relister:
         self.error: BridgeError | None = None
         self.done = 0
         self.found = 0
-        self.thread = guarded_thread("kube-refresh", self.run, failed, stop=stop)
+        self.thread = guarded_thread("kube-refresh", self.run, failed, stop=shared.stop)
 
     def refresh(self, timeout: float) -> bool:
         """Ask for a refresh that begins from now on, and wait for its end."""
@@ -531,7 +519,7 @@ class _Relister:
             self._asked += 1
             mine = self._asked
             self._wanted.set()
-            self._changed.wait_for(lambda: self.done >= mine or self._stop.is_set(), timeout)
+            self._changed.wait_for(lambda: self.done >= mine or self._shared.stop.is_set(), timeout)
             return self.done >= mine
 
     def wake(self) -> None:
@@ -542,8 +530,8 @@ class _Relister:
 
     def run(self) -> None:
         """Read the foreign Endpoints, then refresh when asked, until stopped."""
-        backoff = _Backoff(self._retry)
-        while not self._stop.is_set():
+        backoff = _Backoff(self._shared.retry)
+        while not self._shared.stop.is_set():
             with self._changed:
                 asked = self._asked
                 self._wanted.clear()
@@ -555,12 +543,12 @@ class _Relister:
             with self._changed:
                 self.done = asked
                 self._changed.notify_all()
-            self._wanted.wait(LEFTOVER_SECONDS if self._store.with_leftovers() else None)
+            self._wanted.wait(LEFTOVER_SECONDS if self._shared.store.with_leftovers() else None)
 
     def _round(self, whole: bool) -> BridgeError | None:
         """List what was never listed, or (`whole`) everything; what may not be listed delays nothing else."""
         forbidden: BridgeError | None = None
-        self._freed |= self._store.take_freed()
+        self._freed |= self._shared.store.take_freed()
         try:
             for namespace in _scopes(self._namespaces):
                 if namespace in self._refused():
@@ -569,13 +557,13 @@ class _Relister:
                     self._look_for_leftovers(namespace, whole=whole)
                     if self.synced[namespace].is_set() and not whole:
                         continue
-                    _fill(self._client, self._store, None, namespace)
+                    _fill(self._shared.client, self._shared.store, None, namespace)
                     self.synced[namespace].set()
                     for kind in Kind if whole else ():
-                        missed = _fill(self._client, self._store, kind, namespace)
+                        missed = _fill(self._shared.client, self._shared.store, kind, namespace)
                         self.found += len(missed)
                         for target in sorted(missed):
-                            self._on_change(target)
+                            self._shared.on_change(target)
                         self._tell_beside()
                 except ForbiddenError as error:
                     forbidden = forbidden or error
@@ -589,21 +577,21 @@ class _Relister:
         """Read the slices that pods left behind: at all Services without a selector, or at those with news."""
         if not self._has_services(namespace):
             return
-        asked = self._store.without_selector(namespace)
-        left = {target for target in self._store.with_leftovers() if namespace in (None, target.namespace)}
+        asked = self._shared.store.without_selector(namespace)
+        left = {target for target in self._shared.store.with_leftovers() if namespace in (None, target.namespace)}
         freed = self._freed & asked
         if freed:  # the control plane leaves its Endpoints there as well; a user may have handed them over
-            _fill(self._client, self._store, None, namespace)
+            _fill(self._shared.client, self._shared.store, None, namespace)
         if not whole and namespace in self._looked:
             asked &= freed | left
-        _fill_leftovers(self._client, self._store, namespace, asked)
+        _fill_leftovers(self._shared.client, self._shared.store, namespace, asked)
         self._looked.add(namespace)
         self._freed -= freed
         self._tell_beside(freed)
 
     def _tell_beside(self, further: Collection[Target] = ()) -> None:
-        for target in sorted(self._store.take_beside() | set(further)):
-            self._on_beside(target)
+        for target in sorted(self._shared.store.take_beside() | set(further)):
+            self._shared.on_beside(target)
 
 
 class _Backoff:
@@ -636,35 +624,18 @@ class _Reflector:
 
     def __init__(
         self,
-        client: KubeClient,
-        store: Store,
+        shared: _Shared,
         kind: Kind,
         namespace: str | None,
-        on_change: OnChange,
-        retry: RetryPolicy,
-        stop: threading.Event,
         failed: Callable[[BaseException], None] | None,
-        clock: Callable[[], float],
-        silence_seconds: float,
-        watch_seconds: tuple[int, int],
-        on_settled: Callable[[], None] = lambda: None,
-        some_listed: Callable[[], bool] = lambda: False,
-        on_beside: OnChange = lambda _target: None,
+        on_settled: Callable[[], None],
+        some_listed: Callable[[], bool],
     ) -> None:
-        self._client = client
-        self._store = store
-        self._on_beside = on_beside
+        self._shared = shared
         self._on_settled = on_settled
         self._some_listed = some_listed
-        self._refused_alone = 0
         self.kind = kind
         self.namespace = namespace
-        self._on_change = on_change
-        self._retry = retry
-        self._stop = stop
-        self._clock = clock
-        self._silence_seconds = silence_seconds
-        self._watch_seconds = watch_seconds
         self._position = ""
         self._doubtful = False
         self.synced = threading.Event()
@@ -676,12 +647,12 @@ class _Reflector:
         self.watches = 0
         self._progress = False
         where = namespace if namespace is not None else "all"
-        self.thread = guarded_thread(f"kube-watch-{objects.PLURAL[kind]}-{where}", self.run, failed, stop=stop)
+        self.thread = guarded_thread(f"kube-watch-{objects.PLURAL[kind]}-{where}", self.run, failed, stop=shared.stop)
 
     def run(self) -> None:
         """Cycle until stopped. A bug ends the thread and is handed to `failed`."""
-        backoff = _Backoff(self._retry)
-        while not self._stop.is_set():
+        backoff, refused_alone = _Backoff(self._shared.retry), 0
+        while not self._shared.stop.is_set():
             self._progress = False
             error = self.cycle()
             self.error = error
@@ -690,11 +661,11 @@ class _Reflector:
                 continue
             wait = backoff.wait_seconds(error, progress=self._progress)
             if isinstance(error, ForbiddenError) and not self.synced.is_set():
-                self._refused_alone += self._some_listed()
-                if backoff.lasting or self._refused_alone >= REFUSED_AFTER:
+                refused_alone += self._some_listed()
+                if backoff.lasting or refused_alone >= REFUSED_AFTER:
                     self.refused = error
                     self._on_settled()
-            if self._stop.wait(wait):
+            if self._shared.stop.wait(wait):
                 return
 
     def cycle(self) -> BridgeError | None:
@@ -712,16 +683,16 @@ class _Reflector:
             return None
         except StaleError as error:
             self._position = ""
-            return None if self._stop.is_set() else error
+            return None if self._shared.stop.is_set() else error
         except (TransientError, PermanentError) as error:
             self._doubtful = True
             return error
         return None
 
     def _list(self) -> None:
-        since = self._store.begin_list()
-        items, version = _read(self._client, self.kind, self.namespace)
-        changed = self._store.replace(self.kind, self.namespace, items, version, since)
+        since = self._shared.store.begin_list()
+        items, version = _read(self._shared.client, self.kind, self.namespace)
+        changed = self._shared.store.replace(self.kind, self.namespace, items, version, since)
         self._position = str(version)
         self.lists += 1
         self._alive()
@@ -733,8 +704,8 @@ class _Reflector:
 
     def _went_backwards(self) -> bool:
         """Whether the server counts from a lower version than we have seen (a restored etcd)."""
-        pages = list_pages(self._client, self.kind, self.namespace, SELECTORS[self.kind], METADATA_LIST_ONLY, page=1)
-        _, version = next(pages)
+        selector, client = SELECTORS[self.kind], self._shared.client
+        _, version = next(list_pages(client, self.kind, self.namespace, selector, METADATA_LIST_ONLY, page=1))
         return objects.version(version) < objects.version(self._position)
 
     def _watch(self) -> None:
@@ -742,13 +713,13 @@ class _Reflector:
             ("watch", "1"),
             ("allowWatchBookmarks", "true"),
             ("resourceVersion", self._position),
-            ("timeoutSeconds", str(random.randint(*self._watch_seconds))),  # noqa: S311 - spreads load, no secret
+            ("timeoutSeconds", str(random.randint(*self._shared.watch_seconds))),  # noqa: S311 - spreads load, no secret
         ]
         if SELECTORS[self.kind]:
             query.append(("labelSelector", SELECTORS[self.kind]))
         told = False
         path = objects.path(self.kind, self.namespace)
-        with self._client.stream(path, query=query, silence=self._silence_seconds) as lines:
+        with self._shared.client.stream(path, query=query, silence=self._shared.silence_seconds) as lines:
             self.watches += 1
             self._alive()
             for line in lines:
@@ -767,7 +738,7 @@ class _Reflector:
             code = raw.get("code") if isinstance(raw, dict) else None
             if code == 429:  # the server sheds load: the position stays good
                 asked = faults.RequestInfo(
-                    "GET", objects.path(self.kind, self.namespace), self._client.server, watching=True
+                    "GET", objects.path(self.kind, self.namespace), self._shared.client.server, watching=True
                 )
                 raise faults.of_answer(asked, 429, {}, line)
             said = raw.get("message") if isinstance(raw, dict) else ""
@@ -776,8 +747,8 @@ class _Reflector:
         if kind in ("ADDED", "MODIFIED", "DELETED") and meta is not None:
             found = objects.decode(self.kind, raw)
             version = meta.resource_version
-            self._tell(self._store.event(self.kind, self.namespace, kind, meta, found))
-            if self._store.has_freed:
+            self._tell(self._shared.store.event(self.kind, self.namespace, kind, meta, found))
+            if self._shared.store.has_freed:
                 self._on_settled()  # what lists the slices that no watch covers waits for this
         elif kind == "BOOKMARK":
             metadata = raw.get("metadata") if isinstance(raw, dict) else None
@@ -789,13 +760,13 @@ class _Reflector:
 
     def _tell(self, changed: Iterable[Target]) -> None:
         for target in sorted(changed):
-            self._on_change(target)
+            self._shared.on_change(target)
         if self.kind is Kind.ENDPOINT_SLICE:
-            for target in sorted(self._store.take_beside()):
-                self._on_beside(target)
+            for target in sorted(self._shared.store.take_beside()):
+                self._shared.on_beside(target)
 
     def _alive(self) -> None:
-        self.heard = self._clock()
+        self.heard = self._shared.clock()
         self.error = None
 
 

@@ -58,6 +58,8 @@ class _Entry:
 class Store:
     """Objects by kind and target. `owner` is the owner id whose objects count as ours."""
 
+    # attributes: indexes of the same objects; one event changes several of them together, under one lock
+
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self.unreadable: dict[str, str] = {}

@@ -179,6 +179,8 @@ class _Place:
 class _Inspection:
     """Both sides, read once."""
 
+    # attributes: what was read of both sides, step by step, for one command that ends with it
+
     def __init__(
         self,
         consul: ConsulConfig,

@@ -60,6 +60,8 @@ class _Noted(NamedTuple):
 class Metrics:
     """An observer that counts. `text` is what /metrics answers."""
 
+    # attributes: all but six are series of prometheus-client, each made once and kept
+
     def __init__(self, version: str, wall_clock: Callable[[], float] = time.time) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         self._wall_clock = wall_clock

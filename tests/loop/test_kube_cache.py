@@ -19,7 +19,7 @@ from bridge.errors import CancelledError, PermanentError, StaleError, ThrottledE
 from bridge.kube import informer as cache_module
 from bridge.kube import objects
 from bridge.kube.client import KubeClient, KubeConfig
-from bridge.kube.informer import Informer, NamespaceState, _Reflector, can_i, list_once, namespace_states
+from bridge.kube.informer import Informer, NamespaceState, _Reflector, _Shared, can_i, list_once, namespace_states
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer, belongs_to
 from bridge.retry import RetryPolicy
@@ -261,18 +261,14 @@ def test_a_broken_watch_after_a_working_one_is_not_punished_for_old_failures(
             waits.append(attempt)
             return 0.0
 
-    stop = threading.Event()
-    store = Store("default")
-    reflector = _Reflector(
-        client, store, Kind.ENDPOINTS, None, lambda _: None, Counting(), stop, None, time.monotonic, 5.0, (5, 5)
-    )
+    reflector = lone(client, retry=Counting())
     fake.inject(Fault(status=503), times=3, path="watch=1")
     bookmark = json.dumps({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "103"}}}).encode()
     half = b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "104"}}'
     fake.inject(Fault(lines=(bookmark, half)), times=1, path="watch=1")
     reflector.thread.start()
     assert wait_for(lambda: fake.count("watch") >= 5)
-    stop.set()
+    reflector._shared.stop.set()
     client.close()
     reflector.thread.join(20)
     assert waits[:4] == [1, 2, 3, 1]
@@ -305,19 +301,20 @@ def test_a_watch_that_ends_cleanly_inside_an_event_is_trouble(fake: FakeKube, cl
     with HTTPServer(host="127.0.0.1") as server:
         server.expect_request(path).respond_with_data(b'{"type": "MODI')
         other = KubeClient(KubeConfig(kubeconfig=str(write_kubeconfig(client, f"http://127.0.0.1:{server.port}"))))
-        reflector._client, reflector._position = other, "5"
+        reflector._shared, reflector._position = replace(reflector._shared, client=other), "5"
         error = reflector.cycle()
         other.close()
     assert isinstance(error, TransientError)
     assert "in the middle of an event" in str(error)
 
 
-def lone(client: KubeClient, watch_seconds: tuple[int, int] = (5, 5)) -> _Reflector:
+def lone(client: KubeClient, watch_seconds: tuple[int, int] = (5, 5), retry: RetryPolicy = QUICK) -> _Reflector:
     """A reflector without its thread."""
-    return _Reflector(
-        client, Store("default"), Kind.ENDPOINTS, None, lambda _: None, QUICK, threading.Event(), None,
-        time.monotonic, 30.0, watch_seconds,
+    shared = _Shared(
+        client=client, store=Store("default"), on_change=lambda _: None, on_beside=lambda _: None, retry=retry,
+        stop=threading.Event(), clock=time.monotonic, silence_seconds=30.0, watch_seconds=watch_seconds,
     )  # fmt: skip
+    return _Reflector(shared, Kind.ENDPOINTS, None, None, lambda: None, lambda: False)
 
 
 def write_kubeconfig(client: KubeClient, server: str) -> Path:
