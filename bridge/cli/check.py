@@ -42,7 +42,7 @@ def check(flags: Mapping[str, Any]) -> int:
                     lambda: rules_of(settings),
                     settings.core_rules(),
                     done,
-                    options=settings.check_options(),
+                    options=settings.sync_options(),
                     stop=stop,
                     progress=progress,
                 )

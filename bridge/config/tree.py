@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     from bridge.core.select import Only
     from bridge.kube.client import KubeConfig
     from bridge.kube.election import ElectionConfig
-    from bridge.oneshot.check import CheckOptions
-    from bridge.oneshot.sync import SyncOptions
+    from bridge.oneshot.inputs import SyncOptions
     from bridge.pipeline.dns import ResolverSettings
     from bridge.retry import RetryPolicy
 
@@ -203,22 +202,6 @@ class Settings(BaseSettings):
             connections=k.writers + 4,  # the watches need theirs beside the writers
         )
 
-    def check_options(self) -> CheckOptions:
-        """What `engine.check` needs."""
-        from bridge.oneshot.check import CheckOptions
-
-        return CheckOptions(
-            owner=self.owner,
-            cluster_nodes=self.kubernetes.nodes,
-            policy=self.policy,
-            annotated=self.annotated_policy(),
-            adopt=Adopt(self.adopt),
-            leases=self.run.leader_elect or self.run.shards > 1,
-            selects=self.selects,
-            readers=min(16, self.consul.connections),
-            retry=self.one_shot_retry(),
-        )
-
     def guard_settings(self) -> GuardSettings:
         """What `core.guard` needs."""
         from bridge.core.guard import GuardSettings
@@ -302,8 +285,8 @@ class Settings(BaseSettings):
         return Only(services, namespace if "{" not in namespace else "")
 
     def sync_options(self) -> SyncOptions:
-        """What `engine.sync` needs."""
-        from bridge.oneshot.sync import SyncOptions
+        """What the one-shot commands need."""
+        from bridge.oneshot.inputs import SyncOptions
 
         return SyncOptions(
             owner=self.owner,
@@ -314,6 +297,7 @@ class Settings(BaseSettings):
             selects=self.selects,
             dry_run=self.sync.dry_run,
             force=self.sync.force,
+            leases=self.run.leader_elect or self.run.shards > 1,
             only=self.only(),
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),

@@ -6,23 +6,20 @@ for a moment: existing Endpoints show whether the control plane mirrors them.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import chain
 
 from bridge.consul.client import Answer, ConsulClient, ConsulConfig
 from bridge.consul.faults import FILTERS, TOKENS
-from bridge.consul.snapshot import read_all
 from bridge.core import plan as planning
 from bridge.core import select
-from bridge.core.annotated import USUAL, Annotated, Refusal, request_of
+from bridge.core.annotated import Annotated, Refusal, request_of
 from bridge.core.mirroring import MIRROR_COSTS, MIRRORING_LIMIT, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
-    Adopt,
     Current,
     CurrentService,
     Group,
@@ -46,13 +43,13 @@ from bridge.kube.admission import refusals
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.faults import remedy
 from bridge.kube.identity import who_am_i
-from bridge.kube.informer import NamespaceState, can_i, list_once, namespace_states, read_slices_again
+from bridge.kube.informer import NamespaceState, can_i, namespace_states
 from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.namespaces import ROLE, read_labels
 from bridge.kube.nodes import cluster_nodes
 from bridge.kube.rbac import bind, binding_of, grant
-from bridge.kube.store import Store
 from bridge.oneshot.connections import connections
+from bridge.oneshot.inputs import MIRROR_SECONDS, Loaded, SyncOptions
 from bridge.oneshot.probe import FAILED, OK, WARNING, Probe
 from bridge.pipeline.scope import anchored, named_with, namespaces_of, never_used
 from bridge.retry import RetryPolicy
@@ -65,9 +62,6 @@ POLICY = f"{SERVICES_RULE} {NODES_RULE}"
 LEAST_KUBERNETES = (1, 22)
 """discovery.k8s.io/v1 came with 1.21, server-side apply with 1.22."""
 
-MIRROR_SECONDS = 1.0
-"""How long a mirror that lags behind is given; the control plane takes a tenth of that."""
-
 MISTYPED = frozenset((Code.TAG_CASE, Code.ADDRESS_KIND_ABSENT))
 """Warnings of a pass that are most likely a mistake in a rule."""
 
@@ -78,24 +72,6 @@ SHOWN = 5
 """Names in one line; what is beyond is counted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckOptions:
-    """What the checks depend on, beside the servers and the rules. `leases`: a leader is to be elected.
-
-    `selects`: the settings say which services are meant; else one rule takes every service.
-    """
-
-    owner: str = "default"
-    policy: Policy = Policy.SYNC
-    adopt: Adopt = Adopt.NEVER
-    annotated: Annotated = USUAL
-    cluster_nodes: tuple[str, ...] = ()
-    leases: bool = False
-    selects: bool = True
-    readers: int = 16
-    retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=3, initial_seconds=0.2, max_seconds=2.0))
-
-
 def check(
     consul: ConsulConfig,
     kube: KubeConfig,
@@ -103,7 +79,7 @@ def check(
     fallback: Sequence[Rule] = (),
     done: Callable[[Probe], None] | None = None,
     *,
-    options: CheckOptions | None = None,
+    options: SyncOptions | None = None,
     stop: threading.Event | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Probe]:
@@ -112,8 +88,11 @@ def check(
     `rules` may fail, because the target namespace may be the kubeconfig context's; then the `fallback` rules are
     checked against Consul, and the failure is one of the probes.
     """
-    checking = _Check(consul, kube, options or CheckOptions(), stop or threading.Event(), progress)
-    return _collect(checking.all(rules, fallback), done)
+    checking = _Check(consul, kube, options or SyncOptions(), stop or threading.Event(), progress)
+    try:
+        return _collect(checking.all(rules, fallback), done)
+    finally:
+        checking.loaded.close()
 
 
 def check_rules(
@@ -125,7 +104,7 @@ def check_rules(
 ) -> list[Probe]:
     """The probes that need no server; that the settings are valid is known already.
 
-    `selects`: the settings say which services are meant (`CheckOptions`). `files`: the paths that settings name.
+    `selects`: the settings say which services are meant (`SyncOptions`). `files`: the paths that settings name.
     """
     return _collect(chain(_rules(rules, selects), _files(files or {})), done)
 
@@ -182,16 +161,12 @@ class _Check:
         self,
         consul: ConsulConfig,
         kube: KubeConfig,
-        options: CheckOptions,
+        options: SyncOptions,
         stop: threading.Event,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         self._config, self._kube, self._options, self._stop = consul, kube, options, stop
-        self._say = progress or (lambda _what, _done, _total: None)
-        self._store = Store(options.owner)
-        self._annotated = options.annotated
-        self._several = False
-        self._looked_in: tuple[str, ...] | None = ()
+        self.loaded = Loaded(consul, kube, (), options, stop, progress)
         self._uncarried: set[str] = set()
         self._own = consul.datacenter
 
@@ -203,7 +178,7 @@ class _Check:
         except BridgeError:  # told by the Kubernetes probes
             rules = fallback
         yield from connections(self._config, self._kube)
-        self._store = self._services_of_people(rules)
+        self._read_services(rules)
         yield from self._tenancy()
         yield from self._unlabelled()
         yield from self._consul(rules)
@@ -213,7 +188,7 @@ class _Check:
         """What should be bounded where more than one namespace is served, and is not."""
         if not self._several:
             return
-        if not self._annotated.bounds.allow_cidrs:
+        if not self.loaded.annotated.bounds.allow_cidrs:
             yield Probe(
                 "networks",
                 WARNING,
@@ -227,31 +202,24 @@ class _Check:
                 "several namespaces are watched and `annotated` grants nothing: no further Service is filled",
             )
 
-    def _services_of_people(self, rules: Sequence[Rule]) -> Store:
+    def _read_services(self, rules: Sequence[Rule]) -> None:
         """All Services that can be read: some ask to be filled. What cannot be, the Kubernetes probes tell."""
-        self._say("reading Kubernetes", 0, 0)
+        self.loaded.rules = tuple(rules)
         try:
-            client = KubeClient(self._kube)
-        except BridgeError:
-            return self._store
-        try:
-            namespaces = self._looked_in = namespaces_of(rules, self._kube.namespaces, client.namespace)
-            self._several = namespaces is None or len(namespaces) > 1
-            self._annotated = self._options.annotated.within(namespaces)
-            if self._annotated.asks_for_labels:
-                with contextlib.suppress(BridgeError):  # told by the probe of that right
-                    self._annotated = replace(self._annotated, labels=read_labels(client))
-            return list_once(client, namespaces, self._options.owner, partly=True, kinds=(Kind.SERVICE,))
+            self.loaded.read_kubernetes(kinds=(Kind.SERVICE,), retry=RetryPolicy(attempts=1))
         except CancelledError:
             raise
         except BridgeError:
-            return self._store
-        finally:
-            client.close()
+            return
+
+    @property
+    def _several(self) -> bool:
+        """Whether more than one namespace is served."""
+        return self.loaded.namespaces is None or len(self.loaded.namespaces) > 1
 
     def _unlabelled(self) -> Iterator[Probe]:
         """Objects that lost our labels: no bridge updates them, because they look like another client's."""
-        lost = [f"{meta.namespace}/{meta.name}" for meta in self._store.unlabelled_services()]
+        lost = [f"{meta.namespace}/{meta.name}" for meta in self.loaded.store.unlabelled_services()]
         if lost:
             detail = f"written by a bridge, as the field manager shows, but without its labels: {_some(lost)}"
             mend = f"kubectl label service NAME {MANAGED_BY}={MANAGER} {OWNER}={self._options.owner}, or delete them"
@@ -259,7 +227,9 @@ class _Check:
 
     def _asking(self) -> list[CurrentService]:
         """Users' Services that ask to be filled."""
-        return [s for s in self._store.annotated_services() if request_of(s, "", self._annotated) is not None]
+        return [
+            s for s in self.loaded.store.annotated_services() if request_of(s, "", self.loaded.annotated) is not None
+        ]
 
     # ------------------------------------------------------------------ Consul
 
@@ -307,9 +277,9 @@ class _Check:
             yield Probe("consul datacenters", FAILED, detail, mend)
         else:
             yield Probe("consul datacenters", OK, ", ".join(sorted(wanted)))
-        chosen = _Chosen(anchored(rules, (own,)), self._looked_in, self._standing())
+        chosen = _Chosen(anchored(rules, (own,)), self.loaded.namespaces, self._standing())
         chosen.pin()
-        chosen.ask(self._asking(), own, wanted, self._annotated)
+        chosen.ask(self._asking(), own, wanted, self.loaded.annotated)
         listed = []
         for datacenter in sorted(dc for dc in wanted if dc in known and (dc != own or chosen.concerns(own))):
             try:
@@ -327,8 +297,8 @@ class _Check:
     def _standing(self) -> dict[tuple[str, str], set[Target]]:
         """Where Services of ours stand, by the Consul service that they came from."""
         found: dict[tuple[str, str], set[Target]] = {}
-        for target in self._store.targets():
-            for name in names_at(self._store.current(target)):
+        for target in self.loaded.store.targets():
+            for name in names_at(self.loaded.store.current(target)):
                 found.setdefault(name, set()).add(target)
         return found
 
@@ -336,15 +306,8 @@ class _Check:
         """Read what the rules select, as a pass would: what Consul refuses, and what is too large."""
         if not chosen.rules_of and not chosen.unmet:
             return
-        snapshot = read_all(
-            self._config,
-            datacenters,
-            lambda datacenter, _listing: [q for q in chosen.rules_of if q.datacenter == datacenter],
-            parallel=self._options.readers,
-            progress=lambda done, total: self._say("reading Consul", done, total),
-            retry=self._options.retry,
-            stop=self._stop,
-        )
+        self.loaded.datacenters = tuple(datacenters)
+        snapshot = self.loaded.snapshot(lambda dc, _listing: [q for q in chosen.rules_of if q.datacenter == dc])
         refused: dict[str, list[Query]] = {}
         uncarried, silent = [], []
         conflicts: set[str] = set()
@@ -358,7 +321,7 @@ class _Check:
             for rule in chosen.rules_of[query]:
                 target = select.target_of(rule, query)
                 if isinstance(target, Target) and isinstance(state, Known):
-                    found = translate(target, [(rule, query, state)], self._store.current(target))
+                    found = translate(target, [(rule, query, state)], self.loaded.store.current(target))
                     conflicts.update(self._conflicts(target, found, query.service))
                     doubts += [f"{query.service}: {text}" for text in found.warnings if text.code in MISTYPED]
                 if rule.to.output is not Output.ENDPOINTS or not isinstance(state, Known):
@@ -388,7 +351,7 @@ class _Check:
 
     def _conflicts(self, target: Target, found: Translation, service: str) -> Iterator[str]:
         """Services that are not ours where this one service is to go (of Endpoints only a pass knows)."""
-        current, options = Current(target, self._store.current(target).service), self._options
+        current, options = Current(target, self.loaded.store.current(target).service), self._options
         plan = planning.plan(
             target, found.mirror, current, owner=options.owner, policy=options.policy, adopt=options.adopt
         )
@@ -397,7 +360,7 @@ class _Check:
 
     def _why_not_carried(self, target: Target, rule: Rule, query: Query, known: Known) -> str:
         """Why the control plane cannot mirror the Endpoints of this one service."""
-        mirror = translate(target, [(rule, query, known)], self._store.current(target)).mirror
+        mirror = translate(target, [(rule, query, known)], self.loaded.store.current(target)).mirror
         return why_not_carried(mirror.groups) if mirror is not None else ""
 
     # ------------------------------------------------------------------ Kubernetes
@@ -447,13 +410,13 @@ class _Check:
                 yield _leases(client, user)
             if "*" in self._options.cluster_nodes:
                 yield _nodes(client, user)
-            if self._annotated.grants != ():
+            if self.loaded.annotated.grants != ():
                 yield from self._node_addresses(client)
-            if self._annotated.asks_for_labels:
+            if self.loaded.annotated.asks_for_labels:
                 yield _namespace_labels(client, user, daemon=self._options.leases)
             if allowed:
                 yield self._mirroring(client, allowed)
-            yield from self._slices(client, namespaces)
+            yield from self._slices()
         except BridgeError as error:
             yield Probe("rights", FAILED, str(error), "kubectl auth can-i --list")
 
@@ -463,7 +426,7 @@ class _Check:
         if allowed:
             count = len(set(cluster_nodes(client, ()).addresses.values()))
             yield Probe(name, OK, f"those of {count} nodes are known: annotated Services do not lead there")
-        elif self._several and not self._annotated.bounds.allow_cidrs:
+        elif self._several and not self.loaded.annotated.bounds.allow_cidrs:
             detail = "not known (list nodes is not allowed): annotated Services may lead to them"
             mend = "guard.allow_cidrs without the nodes' network, or apply manifests/components/node-addresses (chart: "
             yield Probe(name, WARNING, detail, f"{mend}nodeAddresses)")
@@ -482,28 +445,26 @@ class _Check:
         """What is done in a namespace ("" for all): by rules whose targets may be there, and for users' Services."""
         making = [r for r in rules if not namespace or "{" in r.to.namespace or r.to.namespace == namespace]
         asking = (s for s in self._asking() if namespace in ("", s.meta.namespace))
-        requests = (request_of(service, self._own, self._annotated) for service in asking)
+        requests = (request_of(service, self._own, self.loaded.annotated) for service in asking)
         filling = [request[0] for request in requests if isinstance(request, tuple)]
-        ours = any(namespace in ("", target.namespace) for target in self._store.targets())
+        ours = any(namespace in ("", target.namespace) for target in self.loaded.store.targets())
         outputs = frozenset(rule.to.output for rule in (*making, *filling)) or frozenset({Output.BOTH})
         if namespace in self._uncarried or (self._uncarried and not namespace):
             outputs |= {Output.BOTH}
         verbs = ("create", "patch") if self._options.policy is not Policy.SYNC else ("create", "patch", "delete")
         return _Needs(outputs, verbs if making else tuple(v for v in verbs if ours and v == "delete"), verbs)
 
-    def _slices(self, client: KubeClient, namespaces: tuple[str, ...] | None) -> Iterator[Probe]:
+    def _slices(self) -> Iterator[Probe]:
         """Whether readers of EndpointSlices see, in all slices of our Services together, what our objects say."""
-        self._say("reading Kubernetes", 0, 0)
         try:
-            store = list_once(client, namespaces, self._options.owner, partly=True, kinds=tuple(Kind))
+            self.loaded.list_again(tuple(Kind))
         except ForbiddenError as error:
             yield Probe("slices", WARNING, f"cannot tell whether traffic goes where it should: {error}")
             return
-        seen = self._seen(store)
+        seen = self._seen()
         if any(reason.code is not Code.FOREIGN_SLICE for _, reason in _deviations(seen)):
-            self._stop.wait(MIRROR_SECONDS)
-            read_slices_again(client, store, namespaces)
-            seen = self._seen(store)
+            self.loaded.read_slices_later()
+            seen = self._seen()
         behind = [f"{t}: {reason}" for t, reason in _deviations(seen) if reason.code is not Code.FOREIGN_SLICE]
         foreign = [f"{target}: {reason}" for target, found in seen for reason in found.foreign]
         if behind:
@@ -519,8 +480,9 @@ class _Check:
             )
             yield Probe("slices", OK, detail)
 
-    def _seen(self, store: Store) -> list[tuple[Target, Seen]]:
+    def _seen(self) -> list[tuple[Target, Seen]]:
         """What kube-proxy sees at each target of ours."""
+        store = self.loaded.store
         found = ((target, standing(store.current(target), self._options.owner)) for target in sorted(store.targets()))
         return [(target, seen) for target, seen in found if seen is not None]
 

@@ -1,42 +1,281 @@
-"""What the one-shot commands begin from, before they ask Consul."""
+"""What the one-shot commands begin from: both sides, read once, and the reconciler that plans what was read.
+
+The same way as `bridge run`'s, without watching. `load` is all that `bridge sync` and `bridge status` need; `bridge
+explain` reads few services first (`Loaded.read`), and `bridge check` what its probes are about.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 
-from bridge.core.annotated import Annotated, Refusal, request_at
-from bridge.core.model import Query, Rule, Target
-from bridge.core.reconcile import names_at
+from bridge.consul.client import ConsulConfig
+from bridge.consul.snapshot import Snapshot, read_all
+from bridge.core import select
+from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
+from bridge.core.guard import Guard, GuardSettings
+from bridge.core.model import NO_NODES, Adopt, Kind, Knowledge, Listing, Policy, Query, Rule, Target, Unknown
+from bridge.core.reconcile import PlanOptions, names_at
+from bridge.core.select import Only
 from bridge.core.state import ConsulState
+from bridge.errors import BridgeError, CancelledError
+from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.informer import list_once, read_slices_again
+from bridge.kube.mirrored import mirrored
+from bridge.kube.nodes import cluster_nodes
 from bridge.kube.store import Store
+from bridge.pipeline.dns import Resolver, ResolverSettings
+from bridge.pipeline.grants import with_labels
+from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.scope import anchored, datacenters_of, namespaces_of
+from bridge.pipeline.settling import Settling
+from bridge.pipeline.slice_rights import slice_rights
+from bridge.retry import RetryPolicy, call
+from bridge.telemetry.logs import kube_warning
 
-Asked = tuple[Target, Rule, Query]
-"""A user-managed Service, the rule that its annotations are, and the Consul service that it asks for."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
+
+MIRROR_SECONDS = 1.0
+"""How long a mirror of Endpoints that is behind is given; the control plane takes a tenth of that."""
 
 
-def from_kubernetes(
-    rules: Sequence[Rule],
-    datacenters: Sequence[str],
-    store: Store,
-    annotated: Annotated,
-    *,
-    partial_selection: bool,
-) -> tuple[ConsulState, list[Asked]]:
-    """The state with all that Kubernetes tells, and what annotated Services ask for, as far as it is granted.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncOptions:
+    """How one pass is made. `retry.attempts` bounds the tries per object; `writers` is the number of connections.
 
-    `rules` are anchored, the first of `datacenters` is our own.
+    `only` narrows a forced pass: what it does not take, and what is not mirrored yet, is left alone. `selects`:
+    the settings say which services are meant; else one rule takes every service, and commands that only look say so.
+    `leases`: a leader is to be elected (what `bridge check` asks about).
     """
-    world = ConsulState(rules, datacenters, grace_seconds=0.0, partial_selection=partial_selection)
-    for target in store.targets():
-        world.record_owned(target, names_at(store.current(target)), now=0.0)
-    asked: list[Asked] = []
-    for service in store.annotated_services():
-        target = Target(service.meta.namespace, service.meta.name)
-        current = store.current(target)
-        request = request_at(current, datacenters[0], annotated, names_at(current))
-        if isinstance(request, Refusal):
-            world.refuse(target, request, 0.0)
-        elif request is not None:
-            asked.append((target, *request))
-            world.annotate(target, *request, 0.0)
-    return world, asked
+
+    owner: str = "default"
+    installation: str = ""
+    policy: Policy = Policy.SYNC
+    adopt: Adopt = Adopt.NEVER
+    partial_selection: bool = False
+    selects: bool = True
+    dry_run: bool = False
+    force: bool = False
+    leases: bool = False
+    only: Only = field(default_factory=Only)
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    resolver: ResolverSettings = field(default_factory=ResolverSettings)
+    cluster_nodes: tuple[str, ...] = ()
+    annotated: Annotated = USUAL
+    writers: int = 16
+    readers: int = 16
+    retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=5, initial_seconds=0.2, max_seconds=5.0))
+
+
+class Loaded:
+    """Both sides as they were read, and what is to be known beside: nodes, rights, labels, host names.
+
+    `rules` are anchored and `datacenters` those to ask, once Consul is being read. `asked` is what users' Services and
+    rules about other namespaces ask for by name. `kubernetes_trouble`: why Kubernetes could not be read, where the
+    command goes on without it.
+    """
+
+    def __init__(
+        self,
+        consul: ConsulConfig,
+        kube: KubeConfig,
+        rules: Sequence[Rule],
+        options: SyncOptions,
+        stop: threading.Event,
+        progress: Progress | None = None,
+    ) -> None:
+        self.options, self.rules, self.stop = options, tuple(rules), stop
+        self.say: Progress = progress or (lambda _what, _done, _total: None)
+        self._client: KubeClient | None = None
+        self.store = Store(options.owner)
+        self.world = ConsulState(rules, (), grace_seconds=0.0, partial_selection=options.partial_selection)
+        self.datacenters: tuple[str, ...] = ()
+        self.listings: dict[str, Listing | Unknown] = {}
+        self.views: dict[Query, Knowledge] = {}
+        self.asked: list[tuple[Target, Rule, Query]] = []
+        self.namespaces: tuple[str, ...] | None = ()
+        self.annotated = options.annotated
+        self.nodes = NO_NODES
+        self.kubernetes_trouble = ""
+        self._consul, self._kube = consul, kube
+        self._resolver: Resolver[Target] = Resolver(options.resolver)
+        self._slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: ()
+
+    def close(self) -> None:
+        """End the connections."""
+        self._resolver.close()
+        if self._client is not None:
+            self._client.close()
+
+    # ------------------------------------------------------------------ Kubernetes
+
+    def read_kubernetes(self, kinds: Sequence[Kind | None] = (*Kind, None), retry: RetryPolicy | None = None) -> None:
+        """List all that is ours or concerns us; a namespace that may not be listed is the store's `unreadable`."""
+        self.say("reading Kubernetes", 0, 0)
+        client = self._client = KubeClient(self._kube, kube_warning)
+        retry = retry or self.options.retry
+        self.namespaces = namespaces_of(self.rules, self._kube.namespaces, client.namespace)
+        rights = slice_rights(client, self.options.policy, everywhere=self.namespaces is None)
+        self._slices_forbidden = rights.missing
+        self.annotated = with_labels(self.options.annotated.within(self.namespaces), client, retry, self.stop)
+        self.list_again(kinds, retry)
+        self.nodes = call(lambda: cluster_nodes(client, self.options.cluster_nodes), retry, self.stop)
+
+    def list_again(self, kinds: Sequence[Kind | None] = (*Kind, None), retry: RetryPolicy | None = None) -> None:
+        """Read the objects (once more): another process may have written meanwhile."""
+        client, namespaces, owner = self.client, self.namespaces, self.options.owner
+        self.store = call(
+            lambda: list_once(client, namespaces, owner, partly=True, kinds=kinds),
+            retry or self.options.retry,
+            self.stop,
+        )
+
+    def read_slices_later(self) -> None:
+        """Read the slices once more when the control plane's mirror, which is always a little late, had a moment."""
+        client = self.client
+        self.stop.wait(MIRROR_SECONDS)
+        call(lambda: read_slices_again(client, self.store, self.namespaces), self.options.retry, self.stop)
+
+    @property
+    def client(self) -> KubeClient:
+        """The connections to Kubernetes, which is read first."""
+        if self._client is None:
+            raise AssertionError("Kubernetes was not read")
+        return self._client
+
+    # ------------------------------------------------------------------ Consul
+
+    def begin(self) -> None:
+        """Put what Kubernetes tells into the state, before Consul is asked."""
+        options = self.options
+        datacenters = datacenters_of(self.rules, self._consul, options.retry, self.stop)
+        self.rules = anchored(self.rules, datacenters)
+        world = self.world = ConsulState(
+            self.rules, datacenters, grace_seconds=0.0, partial_selection=options.partial_selection
+        )
+        for target in self.store.targets():
+            world.record_owned(target, names_at(self.store.current(target)), now=0.0)
+        for choice in select.unlisted(self.rules):
+            if isinstance(choice.target, Target):
+                self.asked.append((choice.target, choice.rule, choice.query))
+        for service in self.store.annotated_services():
+            target = Target(service.meta.namespace, service.meta.name)
+            current = self.store.current(target)
+            request = request_at(current, datacenters[0], self.annotated, names_at(current))
+            if isinstance(request, Refusal):
+                world.refuse(target, request, 0.0)
+            elif request is not None:
+                self.asked.append((target, *request))
+                world.annotate(target, *request, 0.0)
+        self.datacenters = world.active_datacenters() or datacenters[:1]
+
+    def read_all(self) -> None:
+        """Read everything that the rules and users' Services ask for."""
+        self.read(self.wanted)
+        self.world.expire(now=0.0)
+
+    def snapshot(self, choose: Callable[[str, Listing], Iterable[Query]]) -> Snapshot:
+        """The listings, and of each what `choose` says."""
+        return read_all(
+            self._consul,
+            self.datacenters,
+            choose,
+            parallel=self.options.readers,
+            progress=lambda done, total: self.say("reading Consul", done, total),
+            retry=self.options.retry,
+            stop=self.stop,
+        )
+
+    def read(self, choose: Callable[[str, Listing], Iterable[Query]]) -> None:
+        """Take such a snapshot into the state."""
+        snapshot = self.snapshot(choose)
+        self.listings |= snapshot.listings
+        for datacenter, listing in snapshot.listings.items():
+            if isinstance(listing, Unknown):
+                self.world.on_listing(datacenter, listing, now=0.0)
+        for query, state in snapshot.views.items():
+            self.views[query] = state
+            self.world.on_view(query, state)
+
+    def wanted(self, datacenter: str, listing: Listing) -> frozenset[Query]:
+        """Take a listing; what is to be read of its datacenter."""
+        self.world.on_listing(datacenter, listing, now=0.0)
+        return frozenset(q for q in self.world.wanted() if q.datacenter == datacenter)
+
+    # ------------------------------------------------------------------ planning
+
+    def reconciler(self, guard: Guard, *, force: bool = False, settling: Settling | None = None) -> Reconciler:
+        """What plans all of this. The guard is the pass's own: one pass knows nothing of earlier ones."""
+        client, options = self._client, self.options
+        return Reconciler(
+            world=self.world,
+            store=self.store,
+            guard=guard,
+            options=PlanOptions(
+                owner=options.owner,
+                policy=options.policy,
+                adopt=options.adopt,
+                force=force,
+                installation=options.installation,
+            ),
+            clock=time.monotonic,
+            resolve=self._resolver.resolve,
+            mirrored=None if client is None else lambda target: mirrored(client, target),
+            slices_forbidden=self._slices_forbidden,
+            settling=settling,
+            nodes=self.nodes,
+            unreadable=self.store.unreadable,
+        )
+
+    def resolve_names(self, targets: Collection[Target]) -> None:
+        """Have host names of all that goes to `targets` resolved, within bounds."""
+        if self.reconciler(Guard(self.options.guard)).ask_for_names(targets):
+            self.say("resolving host names", 0, 0)
+            self._resolver.wait(self.options.resolver.wait_seconds, self.stop)
+
+    def addresses_of(self, names: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+        """The addresses of all host names that were asked for, and of these."""
+        if names:
+            self._resolver.resolve(Target("", ""), names)
+            self._resolver.wait(self.options.resolver.wait_seconds, self.stop)
+        return {name: found for name, found in self._resolver.known().items() if found is not None}
+
+
+def load(
+    consul: ConsulConfig,
+    kube: KubeConfig,
+    rules: Sequence[Rule],
+    options: SyncOptions,
+    stop: threading.Event,
+    progress: Progress | None = None,
+    *,
+    everything: bool = True,
+    without_kubernetes: bool = False,
+) -> Loaded:
+    """Read Kubernetes, then Consul: `everything` that is wanted, or only which services there are. The caller closes.
+
+    Raises TransientError or PermanentError when a whole side cannot be used. With `without_kubernetes` Consul alone
+    suffices, and `kubernetes_trouble` says why.
+    """
+    loaded = Loaded(consul, kube, rules, options, stop, progress)
+    try:
+        try:
+            loaded.read_kubernetes()
+        except CancelledError:
+            raise
+        except BridgeError as error:
+            if not without_kubernetes:
+                raise
+            loaded.kubernetes_trouble = str(error)
+        loaded.begin()
+        if everything:
+            loaded.read_all()
+        else:
+            loaded.read(lambda datacenter, listing: loaded.wanted(datacenter, listing) and ())
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded

@@ -11,43 +11,30 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from bridge.consul.client import ConsulConfig
-from bridge.consul.snapshot import read_all
 from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.lookup import Meant, meant
-from bridge.core.model import NO_NODES, Current, Knowledge, Known, Listing, Plan, Query, Rule, Target, Unknown
+from bridge.core.model import Current, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason, codes_of
-from bridge.core.reconcile import PlanOptions, names_at
+from bridge.core.reconcile import names_at
 from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
-from bridge.core.state import ConsulState
 from bridge.core.translate import host_names
 from bridge.core.union import endpoint_counts
 from bridge.errors import BridgeError, CancelledError
-from bridge.kube.client import KubeClient, KubeConfig
-from bridge.kube.informer import list_once, read_slices_again
-from bridge.kube.mirrored import mirrored
-from bridge.kube.nodes import cluster_nodes
+from bridge.kube.client import KubeConfig
+from bridge.kube.informer import list_once
 from bridge.kube.store import Store
-from bridge.oneshot.inputs import from_kubernetes
-from bridge.oneshot.sync import Progress, SyncOptions
-from bridge.pipeline.dns import Resolver
-from bridge.pipeline.grants import with_labels
+from bridge.oneshot.inputs import Loaded, Progress, SyncOptions, load
 from bridge.pipeline.reconciler import Reconciler
-from bridge.pipeline.scope import anchored, datacenters_of, namespaces_of
 from bridge.pipeline.settling import Settling
-from bridge.pipeline.slice_rights import SliceRights, slice_rights
 from bridge.report import HeldRow, Origin, held_row, hold_text
-from bridge.retry import call
-from bridge.telemetry.logs import kube_warning
-
-MIRROR_SECONDS = 1.0
-"""How long a mirror that is behind is given; the control plane takes a tenth of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +95,12 @@ def status_once(
     progress: Progress | None = None,
 ) -> Status:
     """Read both sides once and compare them. Raises BridgeError when Kubernetes or all of Consul cannot be used."""
-    look = _Inspection(consul, kube, rules, options, stop, progress)
-    try:
-        look.read_kubernetes()
-        look.read_consul()
+    with closing(load(consul, kube, rules, options, stop, progress)) as loaded:
+        look = _Inspection(loaded)
         look.judge_all()
-        rows = sorted(row for row in map(look.row, look.world.targets()) if row is not None)
+        rows = sorted(row for row in map(look.row, loaded.world.targets()) if row is not None)
         read_at = datetime.now(UTC).isoformat(timespec="seconds")
         return Status(tuple(rows), look.troubles(), read_at, look.unselected(), look.held())
-    finally:
-        look.close()
 
 
 def explain_once(
@@ -136,13 +119,9 @@ def explain_once(
     `service` may also be the name of a mirrored Service, `name` or `namespace/name`, or Consul's in another case. The
     other services are read only when this one loses something: then the guard must see all that goes together.
     """
-    look = _Inspection(consul, kube, rules, options, stop, progress)
-    try:
-        try:
-            look.read_kubernetes()
-        except BridgeError as error:
-            look.kubernetes_trouble = str(error)
-        look.read_listings()
+    sides = load(consul, kube, rules, options, stop, progress, everything=False, without_kubernetes=True)
+    with closing(sides) as loaded:
+        look = _Inspection(loaded)
         names = look.meant(service)
         services = names.services or (service,)
         look.read_services(services)
@@ -156,8 +135,6 @@ def explain_once(
         near = (f"did you mean {' or '.join(names.near)}?",) if names.near else ()
         notes = (*look.unselected(services), *names.notes, *near)
         return Explained(tuple(explanations), look.troubles(), notes, bool(names.services))
-    finally:
-        look.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,106 +154,54 @@ class _Place:
 
 
 class _Inspection:
-    """Both sides, read once."""
+    """What is told of both sides, as they were loaded."""
 
-    # attributes: what was read of both sides, step by step, for one command that ends with it
-
-    def __init__(
-        self,
-        consul: ConsulConfig,
-        kube: KubeConfig,
-        rules: Sequence[Rule],
-        options: SyncOptions,
-        stop: threading.Event,
-        progress: Progress | None,
-    ) -> None:
-        self._consul, self._kube, self._rules, self._options, self._stop = consul, kube, tuple(rules), options, stop
-        self._say = progress or (lambda _what, _done, _total: None)
-        self._client: KubeClient | None = None
-        self._namespaces: tuple[str, ...] | None = ()
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
         self._waited = False
-        self._rights: SliceRights | None = None
-        self._store = Store(options.owner)
-        self._annotated = options.annotated
-        self._listings: dict[str, Listing | Unknown] = {}
-        self._views: dict[Query, Knowledge] = {}
-        self.asked: list[tuple[Target, Rule, Query]] = []
-        self._resolver: Resolver[Target] = Resolver(options.resolver)
-        self._nodes = NO_NODES
         self._plans: dict[Target, Plan] = {}
         self._about: frozenset[Query] | None = None
         self._everywhere: Store | str | None = None
-        self.kubernetes_trouble = ""
         self._mirror_trouble = ""
-        self.datacenters: tuple[str, ...] = ()
-        self.world = ConsulState(rules, (), grace_seconds=0.0, partial_selection=options.partial_selection)
-
-    def close(self) -> None:
-        self._resolver.close()
-        if self._client is not None:
-            self._client.close()
-
-    def read_kubernetes(self) -> None:
-        self._say("reading Kubernetes", 0, 0)
-        client = self._client = KubeClient(self._kube, kube_warning)
-        namespaces = self._namespaces = namespaces_of(self._rules, self._kube.namespaces, client.namespace)
-        self._rights = slice_rights(client, self._options.policy, everywhere=namespaces is None)
-        annotated = self._options.annotated.within(namespaces)
-        self._annotated = with_labels(annotated, client, self._options.retry, self._stop)
-        self._store = call(
-            lambda: list_once(client, namespaces, self._options.owner, partly=True), self._options.retry, self._stop
-        )
-        self._nodes = call(lambda: cluster_nodes(client, self._options.cluster_nodes), self._options.retry, self._stop)
-
-    def read_consul(self) -> None:
-        """Read everything that the rules select."""
-        self._begin()
-        self._read(self._listed)
-        self.world.expire(now=0.0)
-
-    def read_listings(self) -> None:
-        """Read which services there are, and none of them."""
-        self._begin()
-        self._read(lambda dc, listing: self._listed(dc, listing) and frozenset())
 
     def read_services(self, services: Sequence[str]) -> None:
         """Read some of those and what shares their targets."""
-        self._read(lambda dc, _listing: frozenset(q for one in services for q in self._needed(one, dc)))
-        self._about = frozenset(self._views)
-        self.world.expire(now=0.0)
+        self.loaded.read(lambda dc, _listing: frozenset(q for one in services for q in self._needed(one, dc)))
+        self._about = frozenset(self.loaded.views)
+        self.loaded.world.expire(now=0.0)
 
     def meant(self, given: str) -> Meant:
         """The Consul services that `given` names."""
-        listed = {name for dc in self.datacenters for name in self.services_of(dc)}
-        listed |= {query.service for _, _, query in self.asked}
+        listed = {name for dc in self.loaded.datacenters for name in self.services_of(dc)}
+        listed |= {query.service for _, _, query in self.loaded.asked}
         mirrored: dict[Target, set[str]] = {}
-        for store in filter(None, (self._store, self._cluster())):
+        for store in filter(None, (self.loaded.store, self._cluster())):
             mirrored |= _origins(store)
-        for target, _, query in self.asked:
+        for target, _, query in self.loaded.asked:
             mirrored.setdefault(target, set()).add(query.service)
         return meant(given, listed, mirrored)
 
     def _cluster(self) -> Store | None:
         """All objects of ours in the cluster, None where they may not be listed, or rules say where they are."""
-        if self._options.selects or self._client is None:
+        if self.loaded.options.selects or self.loaded.kubernetes_trouble:
             return None
         if self._everywhere is None:
             try:
-                self._everywhere = list_once(self._client, None, self._options.owner)
+                self._everywhere = list_once(self.loaded.client, None, self.loaded.options.owner)
             except BridgeError as error:
                 self._everywhere = str(error)
         return self._everywhere if isinstance(self._everywhere, Store) else None
 
     def unselected(self, services: Sequence[str] = ()) -> tuple[str, ...]:
         """The first lines of the output where no setting selects services, with what our owner mirrors somewhere."""
-        if self._options.selects or self._client is None:
+        if self.loaded.options.selects or self.loaded.kubernetes_trouble:
             return ()
-        places = sorted({rule.to.namespace for rule in self._rules})
+        places = sorted({rule.to.namespace for rule in self.loaded.rules})
         meaning = (
             "no rules are given (--config FILE, or --service, --tag, --filter): judged as if every service were to be "
             f"mirrored into namespace {', '.join(places)}; a running bridge may have other rules"
         )
-        owner, store = self._options.owner, self._cluster()
+        owner, store = self.loaded.options.owner, self._cluster()
         if store is None:
             return (
                 meaning,
@@ -292,72 +217,40 @@ class _Inspection:
             f"owner {owner} mirrors {into}{'' if where else ' in this cluster'}; another bridge's: --owner ID",
         )
 
-    def _begin(self) -> None:
-        datacenters = datacenters_of(self._rules, self._consul, self._options.retry, self._stop)
-        self._rules = anchored(self._rules, datacenters)
-        self.world, asked = from_kubernetes(
-            self._rules, datacenters, self._store, self._annotated, partial_selection=self._options.partial_selection
-        )
-        for choice in select.unlisted(self._rules):
-            if isinstance(choice.target, Target):
-                self.asked.append((choice.target, choice.rule, choice.query))
-        self.asked += asked
-        self.datacenters = self.world.active_datacenters() or datacenters[:1]
-
-    def _read(self, choose: Any) -> None:
-        snapshot = read_all(
-            self._consul,
-            self.datacenters,
-            choose,
-            parallel=self._options.readers,
-            progress=lambda done, total: self._say("reading Consul", done, total),
-            retry=self._options.retry,
-            stop=self._stop,
-        )
-        self._listings |= snapshot.listings
-        for datacenter, listing in snapshot.listings.items():
-            if isinstance(listing, Unknown):
-                self.world.on_listing(datacenter, listing, now=0.0)
-        for query, state in snapshot.views.items():
-            self._views[query] = state
-            self.world.on_view(query, state)
-
-    def _listed(self, datacenter: str, listing: Listing) -> frozenset[Query]:
-        self.world.on_listing(datacenter, listing, now=0.0)
-        return frozenset(q for q in self.world.wanted() if q.datacenter == datacenter)
-
     def _needed(self, service: str, datacenter: str) -> frozenset[Query]:
         queries = {Query(datacenter, service)}
         for place in self.places(service):
             queries.add(replace(place.query, filter=""))
             queries.add(place.query)
             if place.target is not None:
-                queries.update(self.world.queries_at(place.target))
+                queries.update(self.loaded.world.queries_at(place.target))
         return frozenset(q for q in queries if q.datacenter == datacenter)
 
     def places(self, service: str) -> list[_Place]:
         """Where the service goes, and where something of it is left: by datacenter, then what is asked for by name."""
         asked = [_Place(query, at, (rule,), asked=True, chosen=select.Choice(0, rule, query, at))
-                 for at, rule, query in self.asked if query.service == service]  # fmt: skip
-        listing = [dc for dc in self.datacenters if service in self.services_of(dc)]
-        left = {dc: self._left(service, dc) for dc in self.datacenters}
+                 for at, rule, query in self.loaded.asked if query.service == service]  # fmt: skip
+        listing = [dc for dc in self.loaded.datacenters if service in self.services_of(dc)]
+        left = {dc: self._left(service, dc) for dc in self.loaded.datacenters}
         places = []
-        for datacenter in [dc for dc in self.datacenters if dc in listing or left[dc]] or self.datacenters[:1]:
-            chosen = self.world.chosen((datacenter, service))
+        for datacenter in [
+            dc for dc in self.loaded.datacenters if dc in listing or left[dc]
+        ] or self.loaded.datacenters[:1]:
+            chosen = self.loaded.world.chosen((datacenter, service))
             for choice in chosen:
                 goes = choice.target if isinstance(choice.target, Target) else None
-                places.append(_Place(choice.query, goes, self._rules, chosen=choice))
+                places.append(_Place(choice.query, goes, self.loaded.rules, chosen=choice))
             query = chosen[0].query if chosen else Query(datacenter, service)
             if not chosen and not left[datacenter]:
-                places.append(_Place(query, None, self._rules))
+                places.append(_Place(query, None, self.loaded.rules))
             reached = {choice.target for choice in chosen}
-            places += [_Place(query, at, self._rules, left=True) for at in left[datacenter] if at not in reached]
+            places += [_Place(query, at, self.loaded.rules, left=True) for at in left[datacenter] if at not in reached]
         return places + sorted(asked, key=lambda place: str(place.target))
 
     def _left(self, service: str, datacenter: str) -> list[Target]:
         """Targets with objects of ours that came from a service which does not go there (any more)."""
-        found = self.world.remembered_at((datacenter, service))
-        wanted = (self.world.queries_at(t) if self.world.winners(t) else () for t in found)
+        found = self.loaded.world.remembered_at((datacenter, service))
+        wanted = (self.loaded.world.queries_at(t) if self.loaded.world.winners(t) else () for t in found)
         return sorted(
             target
             for target, queries in zip(found, wanted, strict=True)
@@ -366,42 +259,43 @@ class _Inspection:
 
     def _is_seen(self, target: Target) -> bool:
         """Whether Kubernetes tells what it holds at a target."""
-        return not self.kubernetes_trouble and target.namespace not in self._store.unreadable
+        return not self.loaded.kubernetes_trouble and target.namespace not in self.loaded.store.unreadable
 
     def services_of(self, datacenter: str) -> dict[str, frozenset[str]]:
-        listing = self._listings.get(datacenter)
+        listing = self.loaded.listings.get(datacenter)
         return dict(listing.services) if isinstance(listing, Listing) else {}
 
     def troubles(self) -> tuple[str, ...]:
-        texts = [f"Kubernetes: {self.kubernetes_trouble}"] if self.kubernetes_trouble else []
+        texts = [f"Kubernetes: {self.loaded.kubernetes_trouble}"] if self.loaded.kubernetes_trouble else []
         if self._mirror_trouble:
             late = "the mirror of Endpoints was behind and EndpointSlices could not be read a second time"
             texts.append(f"Kubernetes: {late}: {self._mirror_trouble}")
-        texts += [f"namespace {name}: {reason}" for name, reason in self._store.unreadable.items()]
-        texts += [f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(self.world.listing_trouble().items())]
+        texts += [f"namespace {name}: {reason}" for name, reason in self.loaded.store.unreadable.items()]
+        texts += [
+            f"Consul, datacenter {dc}: {reason}" for dc, reason in sorted(self.loaded.world.listing_trouble().items())
+        ]
         texts += [
             f"Consul, service {q.service} in {q.datacenter}: {reason}"
-            for q, reason in sorted(self.world.trouble().items())
+            for q, reason in sorted(self.loaded.world.trouble().items())
             if self._about is None or q in self._about
         ]
         return tuple(texts)
 
     def judge_all(self) -> None:
         """Plan everything that was read, as a pass does: the guard sees all of it together."""
-        targets = self.world.targets()
-        self._resolve_names(targets)
+        targets = self.loaded.world.targets()
+        self.loaded.resolve_names(targets)
         self._plan(targets)
 
     def plan(self, places: Sequence[_Place]) -> None:
         """Plan what is at these places: alone when nothing goes there, else with everything else."""
         targets = {place.target for place in places if place.target is not None}
-        self._resolve_names(targets)
-        if self.kubernetes_trouble:
+        self.loaded.resolve_names(targets)
+        if self.loaded.kubernetes_trouble:
             return
         self._plan(targets)
         if any(plan.held or plan.removed or plan.became_unready for plan in self._plans.values()):
-            self._read(self._listed)
-            self.world.expire(now=0.0)
+            self.loaded.read_all()
             self.judge_all()
 
     def _plan(self, targets: Collection[Target]) -> None:
@@ -409,14 +303,12 @@ class _Inspection:
 
         Should the slices not be readable then, what was read before is shown, with the error.
         """
-        client = self._client
         self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
-        if self._waited or client is None or not any(map(_is_late, self._plans.values())):
+        if self._waited or not any(map(_is_late, self._plans.values())):
             return
         self._waited = True
-        self._stop.wait(MIRROR_SECONDS)
         try:
-            call(lambda: read_slices_again(client, self._store, self._namespaces), self._options.retry, self._stop)
+            self.loaded.read_slices_later()
         except CancelledError:
             raise
         except BridgeError as error:
@@ -424,32 +316,8 @@ class _Inspection:
             return
         self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
 
-    def _resolve_names(self, targets: Collection[Target]) -> None:
-        """Have host names resolved, within bounds."""
-        if self._reconciler().ask_for_names(targets):
-            self._say("resolving host names", 0, 0)
-            self._resolver.wait(self._options.resolver.wait_seconds, self._stop)
-
     def _reconciler(self) -> Reconciler:
-        client = self._client
-        return Reconciler(
-            world=self.world,
-            store=self._store,
-            guard=Guard(self._options.guard),
-            options=PlanOptions(
-                owner=self._options.owner,
-                policy=self._options.policy,
-                adopt=self._options.adopt,
-                installation=self._options.installation,
-            ),
-            clock=time.monotonic,
-            resolve=self._resolver.resolve,
-            mirrored=None if client is None else lambda target: mirrored(client, target),
-            slices_forbidden=(lambda _: ()) if self._rights is None else self._rights.missing,
-            settling=Settling(time.monotonic, 0.0),
-            nodes=self._nodes,
-            unreadable=self._store.unreadable,
-        )
+        return self.loaded.reconciler(Guard(self.loaded.options.guard), settling=Settling(time.monotonic, 0.0))
 
     def held(self) -> tuple[HeldRow, ...]:
         """All that the guard holds, in order of the targets."""
@@ -458,16 +326,16 @@ class _Inspection:
     def row(self, target: Target) -> ServiceRow | None:
         """The objects at a target and what would be done there; None when the target is not ours."""
         plan = self._plans.get(target)
-        if plan is None and not self.world.concerns(target):
+        if plan is None and not self.loaded.world.concerns(target):
             return None
-        current = self._store.current(target)
+        current = self.loaded.store.current(target)
         ready, not_ready = endpoint_counts(current)
         consul = (0, 0)
         if plan is not None:
             consul = self._reconciler().listed(target) if plan.held else (plan.ready, plan.not_ready)
-        queries = self.world.queries_at(target) if plan is None else plan.queries
+        queries = self.loaded.world.queries_at(target) if plan is None else plan.queries
         state = service_state(plan, waiting=plan is not None and bool(plan.writes))
-        if target.namespace in self._store.unreadable:
+        if target.namespace in self.loaded.store.unreadable:
             detail = f"namespace {target.namespace} could not be read; what is there stays"
         elif plan is None:
             detail = "Consul could not be asked; what is there stays"
@@ -491,20 +359,13 @@ class _Inspection:
             slices_deviate=plan is not None and plan.deviates and state is ServiceState.OUT_OF_SYNC,
         )
 
-    def _addresses_of(self, target: Target | None, known: Knowledge | None) -> dict[str, tuple[str, ...]]:
-        """Addresses of the host names of what is to be explained, of a service without a target as well."""
-        if target is None and isinstance(known, Known) and (names := host_names(known.instances, Rule())):
-            self._resolver.resolve(Target("", ""), names)
-            self._resolver.wait(self._options.resolver.wait_seconds, self._stop)
-        return {name: found for name, found in self._resolver.known().items() if found is not None}
-
     def explain(self, place: _Place) -> Explanation:
         """What happens to a service at one place."""
         query, at = place.query, place.target
         service, datacenter = query.service, query.datacenter
-        known = self._views.get(query)
-        resolved = self._addresses_of(at, known)
-        listing = self._listings.get(datacenter)
+        known = self.loaded.views.get(query)
+        names = host_names(known.instances, Rule()) if at is None and isinstance(known, Known) else ()
+        listing = self.loaded.listings.get(datacenter)
         explanation = explain(
             service,
             datacenter,
@@ -514,18 +375,18 @@ class _Inspection:
             knowledge=known,
             beside=[
                 (rule, state)
-                for other, rule in (self.world.winners(at) if at is not None else ())
+                for other, rule in (self.loaded.world.winners(at) if at is not None else ())
                 if (place.chosen is None or (other, rule) != (query, place.chosen.rule))
-                and isinstance(state := self._views.get(other), Known)
+                and isinstance(state := self.loaded.views.get(other), Known)
             ],
-            unfiltered=self._views.get(replace(query, filter="")),
-            claims=self.world.assignments,
+            unfiltered=self.loaded.views.get(replace(query, filter="")),
+            claims=self.loaded.world.assignments,
             chosen=place.chosen,
-            kept=self.world.remembered_at((datacenter, service)),
-            current=self._store.current(at) if at is not None and self._is_seen(at) else None,
+            kept=self.loaded.world.remembered_at((datacenter, service)),
+            current=self.loaded.store.current(at) if at is not None and self._is_seen(at) else None,
             plan=self._plans.get(at) if at is not None and self._is_seen(at) else None,
-            resolved=resolved,
-            cluster_nodes=self._nodes,
+            resolved=self.loaded.addresses_of(names),
+            cluster_nodes=self.loaded.nodes,
         )
         if isinstance(listing, Unknown):
             explanation = replace(explanation, problem=Reason(Code.NOT_READ, what=datacenter, why=listing.reason))

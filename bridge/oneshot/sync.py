@@ -3,69 +3,29 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import partial
+from contextlib import closing
+from dataclasses import replace
 
-from bridge.consul.catalog import read_all
 from bridge.consul.client import ConsulConfig
 from bridge.core import select
-from bridge.core.annotated import USUAL, Annotated
-from bridge.core.guard import Guard, GuardSettings
-from bridge.core.model import Action, Adopt, Change, Listing, Plan, Policy, Query, Rule, Target
+from bridge.core.guard import Guard
+from bridge.core.model import Action, Change, Listing, Plan, Query, Rule, Target
 from bridge.core.reasons import Code, Reason
-from bridge.core.reconcile import PlanOptions, names_at
+from bridge.core.reconcile import names_at
 from bridge.core.select import Only
-from bridge.core.state import ConsulState
 from bridge.errors import BridgeError, CancelledError, StaleError
 from bridge.kube.client import KubeClient, KubeConfig
-from bridge.kube.informer import NamespaceState, list_once, namespace_states
-from bridge.kube.mirrored import mirrored
-from bridge.kube.nodes import cluster_nodes
+from bridge.kube.informer import NamespaceState, namespace_states
 from bridge.kube.writer import Writer
-from bridge.oneshot.inputs import from_kubernetes
-from bridge.pipeline.dns import Resolver, ResolverSettings
-from bridge.pipeline.grants import with_labels
+from bridge.oneshot.inputs import Loaded, Progress, SyncOptions, load
 from bridge.pipeline.reconciler import Reconciler, apply_plan
-from bridge.pipeline.scope import anchored, datacenters_of, namespaces_of
-from bridge.pipeline.slice_rights import slice_rights
 from bridge.report import Outcome, Report, WarningRow, build_report
-from bridge.retry import RetryPolicy, call
-from bridge.telemetry.logs import kube_warning
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
+from bridge.retry import call
 
 STALE_ROUNDS = 5
 """How often an object that another process (a running bridge, say) changed meanwhile is read and planned again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncOptions:
-    """How one pass is made. `retry.attempts` bounds the tries per object; `writers` is the number of connections.
-
-    `only` narrows a forced pass: what it does not take, and what is not mirrored yet, is left alone. `selects`:
-    the settings say which services are meant; else one rule takes every service, and commands that only look say so.
-    """
-
-    owner: str = "default"
-    installation: str = ""
-    policy: Policy = Policy.SYNC
-    adopt: Adopt = Adopt.NEVER
-    partial_selection: bool = False
-    selects: bool = True
-    dry_run: bool = False
-    force: bool = False
-    only: Only = field(default_factory=Only)
-    guard: GuardSettings = field(default_factory=GuardSettings)
-    resolver: ResolverSettings = field(default_factory=ResolverSettings)
-    cluster_nodes: tuple[str, ...] = ()
-    annotated: Annotated = USUAL
-    writers: int = 16
-    readers: int = 16
-    retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=5, initial_seconds=0.2, max_seconds=5.0))
 
 
 def sync_once(
@@ -87,119 +47,64 @@ def sync_once(
     read. Once writing has begun nothing is raised any more: a stop lets the writes in flight finish and is reported as
     failures of the rest.
     """
-    say = progress or (lambda _what, _done, _total: None)
-    client = KubeClient(kube, kube_warning)
-    resolver: Resolver[Target] = Resolver(options.resolver)
-    try:
-        say("reading Kubernetes", 0, 0)
-        namespaces = namespaces_of(rules, kube.namespaces, client.namespace)
-        store = call(lambda: list_once(client, namespaces, options.owner, partly=True), options.retry, stop)
-        annotated = with_labels(options.annotated.within(namespaces), client, options.retry, stop)
-        datacenters = datacenters_of(rules, consul, options.retry, stop)
-        rules = anchored(rules, datacenters)
-        world, _ = from_kubernetes(rules, datacenters, store, annotated, partial_selection=options.partial_selection)
-        doubts = _read_consul(world, rules, consul, options, stop, say)
+    with closing(load(consul, kube, rules, options, stop, progress)) as loaded:
+        doubts = _doubts(loaded)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
-        with_all = partial(
-            Reconciler,
-            world=world,
-            guard=Guard(options.guard),
-            options=PlanOptions(
-                owner=options.owner,
-                policy=options.policy,
-                adopt=options.adopt,
-                force=options.force,
-                installation=options.installation,
-            ),
-            clock=time.monotonic,
-            resolve=resolver.resolve,
-            mirrored=lambda target: mirrored(client, target),
-            nodes=call(lambda: cluster_nodes(client, options.cluster_nodes), options.retry, stop),
-            slices_forbidden=slice_rights(client, options.policy, everywhere=namespaces is None).missing,
-        )
-        reconciler = with_all(store=store, unreadable=store.unreadable)
+        world, guard = loaded.world, Guard(options.guard)
         targets = world.targets()
         if options.force and options.only != Only():
-            ours = store.targets()
+            ours = loaded.store.targets()
             targets = {t for t in targets if t in ours and options.only.takes(t, world.queries_at(t))}
-        if reconciler.ask_for_names(targets):
-            say("resolving host names", 0, 0)
-            resolver.wait(options.resolver.wait_seconds, stop)
+        loaded.resolve_names(targets)
+        reconciler = loaded.reconciler(guard, force=options.force)
         plans = reconciler.plan_all(targets)
-        before = {plan.target: store.current(plan.target) for plan in plans}
+        before = {plan.target: loaded.store.current(plan.target) for plan in plans}
         outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
         report = _report(outcomes, reconciler, doubts, dry_run=True)
         if options.dry_run:
-            absent = _absent_namespaces(client, plans)
+            absent = _absent_namespaces(loaded.client, plans)
             report = replace(report, warnings=tuple(sorted((*report.warnings, *absent))))
         if options.dry_run or (confirm is not None and not confirm(report)):
             return report
-        writer = Writer(client)
-        done = {outcome.plan.target: outcome for outcome in _write(plans, writer, options, stop, say)}
+        writer = Writer(loaded.client)
+        done = {outcome.plan.target: outcome for outcome in _write(plans, writer, loaded)}
         for attempt in range(1, STALE_ROUNDS + 1):
             stale = {target for target, outcome in done.items() if _is_stale(outcome)}
             if not stale or stop.wait(options.retry.wait_seconds(attempt)):
                 break
             for target, outcome in done.items():
                 if not outcome.failures:
-                    reconciler.guard.applied(target)  # what has gone stays a part of what there was
+                    guard.applied(target)  # what has gone stays a part of what there was
             try:
-                store = call(lambda: list_once(client, namespaces, options.owner, partly=True), options.retry, stop)
+                loaded.list_again()
             except BridgeError:  # or stopped: what was written is reported, and what is stale with it
                 break
-            reconciler = with_all(store=store, unreadable=store.unreadable)
+            reconciler = loaded.reconciler(guard, force=options.force)
             for target in stale:
                 world.drop_owned(target)
-                if names := names_at(store.current(target)):
+                if names := names_at(loaded.store.current(target)):
                     world.record_owned(target, names, now=0.0)
             world.expire(now=0.0)
-            again = {o.plan.target: o for o in _write(reconciler.plan_all(stale), writer, options, stop, say)}
+            again = {o.plan.target: o for o in _write(reconciler.plan_all(stale), writer, loaded)}
             done.update({target: _together(done[target], again.get(target)) for target in stale})
         outcomes = [replace(outcome, before=before[target]) for target, outcome in done.items()]
         return _report(outcomes, reconciler, doubts, dry_run=False)
-    finally:
-        resolver.close()
-        client.close()
 
 
-def _read_consul(
-    world: ConsulState,
-    rules: Sequence[Rule],
-    consul: ConsulConfig,
-    options: SyncOptions,
-    stop: threading.Event,
-    say: Progress,
-) -> list[WarningRow]:
-    """Fill the world with everything that the rules ask for; what looks like a mistake in their tags."""
+def _doubts(loaded: Loaded) -> list[WarningRow]:
+    """What looks like a mistake in the tags of the rules."""
     doubts: list[WarningRow] = []
-    by_tags = any(rule.tags for rule in rules)
-
-    def choose(datacenter: str, listing: Listing) -> frozenset[Query]:
-        world.on_listing(datacenter, listing, now=0.0)
-        for service, tags in listing.services.items() if by_tags else ():
-            named = select.choices(rules, service, datacenter)
-            for choice, reason in select.unmet(service, named, tags, world.remembered_at((datacenter, service))):
+    if not any(rule.tags for rule in loaded.rules):
+        return doubts
+    for datacenter, listing in loaded.listings.items():
+        for service, tags in listing.services.items() if isinstance(listing, Listing) else ():
+            named = select.choices(loaded.rules, service, datacenter)
+            kept = loaded.world.remembered_at((datacenter, service))
+            for choice, reason in select.unmet(service, named, tags, kept):
                 if isinstance(choice.target, Target):
                     at = choice.target
                     doubts.append(WarningRow(at.namespace, at.name, service, datacenter, reason))
-        return frozenset(q for q in world.wanted() if q.datacenter == datacenter)
-
-    snapshot = read_all(
-        consul,
-        world.active_datacenters(),
-        choose,
-        parallel=options.readers,
-        progress=lambda done, total: say("reading Consul", done, total),
-        retry=options.retry,
-        stop=stop,
-    )
-    for datacenter, listing in snapshot.listings.items():
-        if not isinstance(listing, Listing):
-            world.on_listing(datacenter, listing, now=0.0)
-    for query, state in snapshot.views.items():
-        world.on_view(query, state)
-    world.expire(now=0.0)
     return doubts
 
 
@@ -217,10 +122,9 @@ def _absent_namespaces(client: KubeClient, plans: Sequence[Plan]) -> list[Warnin
     ]
 
 
-def _write(
-    plans: Sequence[Plan], writer: Writer, options: SyncOptions, stop: threading.Event, say: Progress
-) -> list[Outcome]:
+def _write(plans: Sequence[Plan], writer: Writer, loaded: Loaded) -> list[Outcome]:
     """Apply the plans with `options.writers` threads: updates before creations, losses of the last endpoint last."""
+    options, stop, say = loaded.options, loaded.stop, loaded.say
     ordered = sorted(plans, key=_urgency)
     total = sum(bool(p.writes) for p in ordered)
     done = 0

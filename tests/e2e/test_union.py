@@ -92,13 +92,12 @@ def no_mirror(kube: RawKube, namespace: str, eventually: Eventually) -> Iterator
 
 
 def state(daemon: Daemon) -> tuple[float, float, float]:
-    """Services in sync and out of sync, and slices of others."""
+    """Services in sync, services whose slices deviate, and slices of others."""
     text = daemon.get("/metrics")[1].decode()
     counted = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("consul_bridge_"))
-    in_sync, out_of_sync = (
-        float(counted[f'consul_bridge_services{{state="{n}"}}']) for n in ("in_sync", "out_of_sync")
-    )
-    return in_sync, out_of_sync, float(counted["consul_bridge_foreign_slices"])
+    names = ('services{state="in_sync"}', "services_with_deviating_slices", "foreign_slices")
+    in_sync, deviating, foreign = (float(counted[f"consul_bridge_{name}"]) for name in names)
+    return in_sync, deviating, foreign
 
 
 def status(sync: Sync, rule: Json, *arguments: str) -> tuple[bool, str, str, list[str]]:

@@ -17,8 +17,9 @@ from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import Annotated, Grant
 from bridge.core.model import Adopt, Destination, InstanceRules, Output, Policy, Rule
 from bridge.kube.client import KubeConfig
-from bridge.oneshot.check import CheckOptions, check
-from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.oneshot.check import check
+from bridge.oneshot.inputs import SyncOptions
+from bridge.oneshot.sync import sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
@@ -51,7 +52,7 @@ class Both:
     def check(self, *rules: Rule, **options: Any) -> dict[str, tuple[str, str]]:
         """State and text of each probe."""
         found = check(
-            self.sides["consul"], self.sides["kube"], lambda: rules, rules, options=CheckOptions(retry=QUICK, **options)
+            self.sides["consul"], self.sides["kube"], lambda: rules, rules, options=SyncOptions(retry=QUICK, **options)
         )
         return {p.name: (p.state, f"{p.detail} -> {p.remedy}") for p in found}
 
@@ -250,7 +251,7 @@ def test_the_own_datacenter_is_looked_at_only_where_something_of_it_is_wanted(tm
 
 def test_connections_come_in_one_section_with_where_and_as_whom(both: Both) -> None:
     """Each side's address, and the user that the API server takes us for."""
-    found = check(both.sides["consul"], both.sides["kube"], lambda: (), (), options=CheckOptions(retry=QUICK))
+    found = check(both.sides["consul"], both.sides["kube"], lambda: (), (), options=SyncOptions(retry=QUICK))
     section = {p.name: p.detail for p in found if p.section == "connections"}
     assert section == {
         "consul address": both.consul.address,

@@ -16,8 +16,9 @@ from bridge.controller.controller import Controller
 from bridge.controller.options import RunOptions
 from bridge.core.model import Combine, Destination, Rule
 from bridge.kube.client import KubeConfig
+from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import status_once
-from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.oneshot.sync import sync_once
 from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul, Fault

@@ -16,8 +16,9 @@ from bridge.core.annotated import Annotated
 from bridge.core.explain import Explanation
 from bridge.core.model import Adopt, Destination, Output, Rule
 from bridge.kube.client import KubeConfig
+from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import Explained, Status, explain_once, status_once
-from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.oneshot.sync import sync_once
 from bridge.render import explanation_text
 from bridge.report import Report
 from bridge.retry import RetryPolicy

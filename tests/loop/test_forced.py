@@ -16,7 +16,8 @@ from bridge.core.model import Change, Destination, Kind, Meta, Output, Rule
 from bridge.errors import ExitStatus, TransientError
 from bridge.kube.client import KubeConfig
 from bridge.kube.writer import Writer
-from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.oneshot.inputs import SyncOptions
+from bridge.oneshot.sync import sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul

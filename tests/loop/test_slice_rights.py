@@ -15,8 +15,9 @@ from bridge.controller.controller import Controller
 from bridge.core.model import Destination, InstanceRules, Output, Policy, Rule, Treatment
 from bridge.errors import TransientError
 from bridge.kube.client import KubeConfig
+from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import status_once
-from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.oneshot.sync import sync_once
 from bridge.pipeline import slice_rights
 from bridge.pipeline.slice_rights import SliceRights
 from bridge.telemetry.fan_out import FanOutObserver

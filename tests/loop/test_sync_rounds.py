@@ -15,8 +15,9 @@ from bridge.errors import BridgeError, CancelledError, ExitStatus, TransientErro
 from bridge.kube.client import KubeConfig
 from bridge.kube.informer import list_once
 from bridge.kube.writer import Writer
-from bridge.oneshot import sync
-from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.oneshot import inputs
+from bridge.oneshot.inputs import SyncOptions
+from bridge.oneshot.sync import sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
@@ -105,7 +106,7 @@ def test_a_second_round_that_cannot_be_read_leaves_the_account_of_the_first(
     town.lose("calm", 1)
     town.lose("contended", 1)
     met = town.meddle(monkeypatch)
-    monkeypatch.setattr(sync, "list_once", once(list_once, error))
+    monkeypatch.setattr(inputs, "list_once", once(list_once, error))
     report = town.sync()
     assert (met, status(report)) == (["contended"], ExitStatus.FAILED)
     assert [(row.name, row.action) for row in report.changes] == [("calm", "update")]

@@ -23,7 +23,8 @@ from bridge.core.select import Only
 from bridge.core.state import ConsulState
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.informer import list_once
-from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.oneshot.inputs import SyncOptions
+from bridge.oneshot.sync import sync_once
 from bridge.pipeline.reconciler import Reconciler
 from bridge.report import Report
 from bridge.retry import RetryPolicy

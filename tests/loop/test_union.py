@@ -20,10 +20,11 @@ from bridge.errors import TransientError
 from bridge.kube import informer as caching
 from bridge.kube.client import KubeConfig
 from bridge.oneshot import check as checking
-from bridge.oneshot import inspection
+from bridge.oneshot import inputs
 from bridge.oneshot.check import check
+from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import explain_once, status_once
-from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.oneshot.sync import sync_once
 from bridge.render import explanation_text
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.telemetry.logs import LogObserver, logger
@@ -70,8 +71,8 @@ class Town(Running):
         })  # fmt: skip
 
     def states(self) -> dict[str, str]:
-        """What the page of the running bridge shows."""
-        return {row.name: row.state for row in self.bridge.services()}
+        """What the page of the running bridge shows: the state, and whether slices deviate."""
+        return {row.name: "slices deviate" if row.slices_deviate else row.state for row in self.bridge.services()}
 
     def counted(self, name: str, **labels: str) -> float:
         """A gauge."""
@@ -100,7 +101,7 @@ def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
     """A bridge, not started yet, and one service; whoever waits waits for less."""
     monkeypatch.setattr(parts, "SETTLING_SECONDS", 0.4)
     monkeypatch.setattr(caching, "LEFTOVER_SECONDS", 0.2)
-    monkeypatch.setattr(inspection, "MIRROR_SECONDS", 0.05)
+    monkeypatch.setattr(inputs, "MIRROR_SECONDS", 0.05)
     monkeypatch.setattr(checking, "MIRROR_SECONDS", 0.05)
     with FakeConsul() as consul, FakeKube() as kube:
         consul.register("web", "vm-1", "10.0.0.1", 80)
@@ -120,12 +121,12 @@ def test_a_slice_of_others_is_told_everywhere_and_so_is_its_end(
         eventually(town.states, {"web": "in_sync"}, SECONDS)
         written = len(town.kube.writes())
         town.foreign("by-hand", "10.0.0.1", "10.9.9.9", manager=manager)
-        eventually(town.states, {"web": "out_of_sync"}, SECONDS)
+        eventually(town.states, {"web": "slices deviate"}, SECONDS)
         (row,) = town.bridge.services()
         who = f"managed by {manager}" if manager else "without a manager"
         said = f"EndpointSlice by-hand ({who}) is neither the bridge's nor the mirror of its Endpoints: it has 10.9.9.9"
         assert row.detail.startswith(said)
-        eventually(lambda: town.counted("services", state="out_of_sync"), 1, SECONDS)
+        eventually(lambda: town.counted("services_with_deviating_slices"), 1, SECONDS)
         assert (town.counted("foreign_slices"), town.counted("warnings", reason="foreign_slice")) == (1, 1)
         (explanation,) = town.bridge.explain("default", "web") or ()
         assert explanation.unaccounted == ("10.9.9.9:80 ready",)
@@ -178,7 +179,7 @@ def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, even
     eventually(lambda: town.states().get("moved"), "conflict", SECONDS)
     town.kube.inject(Fault(status=503), times=2, path=f"managed-by%3D{PODS}")
     town.kube.put("services", {**body, "spec": {"ports": [{"port": 80, "protocol": "TCP"}]}})
-    eventually(town.states, {"moved": "out_of_sync", "other": "in_sync", "web": "in_sync"}, SECONDS)
+    eventually(town.states, {"moved": "slices deviate", "other": "in_sync", "web": "in_sync"}, SECONDS)
     eventually(lambda: (town.counted("foreign_slices"), town.ready("moved")), (1, ["10.0.0.1"]), SECONDS)
     streamed = [e.query["labelSelector"] for e in town.kube.log if (e.verb, e.resource) == ("watch", "endpointslices")]
     assert set(streamed) == {f"kubernetes.io/service-name,endpointslice.kubernetes.io/managed-by!={PODS}"}
@@ -187,7 +188,7 @@ def test_slices_that_pods_left_are_found_when_the_selector_goes(town: Town, even
 
     town.foreign("moved-again", "10.244.0.2", service="moved")
     parts_of(town.bridge).informer.refresh()  # a full pass does
-    eventually(lambda: town.states()["moved"], "out_of_sync", SECONDS)
+    eventually(lambda: town.states()["moved"], "slices deviate", SECONDS)
     town.kube.put("services", body)  # Kubernetes looks after them again
     eventually(lambda: town.states()["moved"], "conflict", SECONDS)
     eventually(lambda: parts_of(town.bridge).informer.store.with_leftovers(), set(), SECONDS)
@@ -201,10 +202,10 @@ def test_endpoints_alone_are_in_sync_when_they_are_mirrored(town: Town, eventual
     """Not before; and a mirror that has stopped is told when it has had its time, in both directions."""
     town.choose(Output.ENDPOINTS)
     town.start()
-    eventually(town.states, {"web": "out_of_sync"}, SECONDS)
+    eventually(town.states, {"web": "slices deviate"}, SECONDS)
     (row,) = town.bridge.services()
     assert "the control plane's mirror of them lacks 10.0.0.1:80;" in row.detail
-    eventually(lambda: town.counted("services", state="out_of_sync"), 1, SECONDS)
+    eventually(lambda: town.counted("services_with_deviating_slices"), 1, SECONDS)
     state, detail = town.status()
     assert (state, "lacks 10.0.0.1:80" in detail) == ("out_of_sync", True)
     found, text = town.checked()["slices"]
@@ -217,7 +218,7 @@ def test_endpoints_alone_are_in_sync_when_they_are_mirrored(town: Town, eventual
 
     town.kube.mirroring = False
     town.consul.deregister("web", "vm-1")
-    eventually(lambda: (town.ready("web"), town.states()), (["10.0.0.2"], {"web": "out_of_sync"}), SECONDS)
+    eventually(lambda: (town.ready("web"), town.states()), (["10.0.0.2"], {"web": "slices deviate"}), SECONDS)
     assert "has 10.0.0.1:80, which Consul does not show" in town.bridge.services()[0].detail
     assert sync_once(**town.sides).changes == ()
 
@@ -235,7 +236,7 @@ def test_a_second_look_that_fails_leaves_what_the_first_one_saw(
         town.kube.inject(Fault(status=status), times, path="endpointslices")
         caching.read_slices_again(*args)
 
-    monkeypatch.setattr(inspection, "read_slices_again", again)
+    monkeypatch.setattr(inputs, "read_slices_again", again)
     found = status_once(**sides)
     assert [(row.name, row.state) for row in found.services] == [("web", "out_of_sync")]
     (trouble,) = found.trouble
@@ -246,16 +247,19 @@ def test_a_second_look_that_fails_leaves_what_the_first_one_saw(
 
 
 def test_a_second_look_is_tried_again(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the first one is."""
+    """As the first one is: by `bridge status`, and by `bridge check`."""
     town.choose(Output.ENDPOINTS)
     sync_once(**town.sides)
 
     def again(*args: Any) -> None:
-        monkeypatch.setattr(inspection, "read_slices_again", caching.read_slices_again)
+        monkeypatch.setattr(inputs, "read_slices_again", caching.read_slices_again)
         raise TransientError("no connection")
 
-    monkeypatch.setattr(inspection, "read_slices_again", again)
+    monkeypatch.setattr(inputs, "read_slices_again", again)
     assert status_once(**town.sides).trouble == ()
+    monkeypatch.setattr(inputs, "read_slices_again", again)
+    found, text = town.checked()["slices"]
+    assert (found, "lacks 10.0.0.1:80" in text) == ("failed", True)
 
 
 def test_a_mirror_that_follows_is_never_told_to_lag(
@@ -282,7 +286,7 @@ def test_slices_of_others_cost_no_request_when_consul_changes(town: Town, eventu
     """They are watched; what pods left is looked at by the clock."""
     town.foreign("by-hand", "10.9.9.9", manager="")
     town.start()
-    eventually(town.states, {"web": "out_of_sync"}, SECONDS)
+    eventually(town.states, {"web": "slices deviate"}, SECONDS)
     before = len(town.kube.log)
     town.consul.register("web", "vm-2", "10.0.0.2", 80)
     eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"], SECONDS)

@@ -20,8 +20,9 @@ from bridge.daemon import Daemon
 from bridge.errors import PermanentError
 from bridge.kube import informer as cache_module
 from bridge.kube.client import KubeConfig
+from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import explain_once, status_once
-from bridge.oneshot.sync import SyncOptions, sync_once
+from bridge.oneshot.sync import sync_once
 from bridge.render import failed_lines
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
