@@ -298,6 +298,7 @@ class Settings(BaseSettings):
             dry_run=self.sync.dry_run,
             force=self.sync.force,
             leases=self.run.leader_elect or self.run.shards > 1,
+            lease_namespace=self.run.lease_namespace,
             only=self.only(),
             guard=self.guard_settings(),
             resolver=self.resolver_settings(),

@@ -12,6 +12,8 @@ charges it to nothing; but more than half of the ready endpoints of one target (
 no longer listed, and all do after a rebuild |
 | Consul was rebuilt or restored | holds every removal of that datacenter for ten minutes, in every scope |
 | a user sends away or changes what their Service is filled with | lets it pass, and charges it to nothing |
+| a command that runs once, while a running bridge of the same owner id writes | holds everything that would go or \
+stop being ready: only that bridge knows what it has seen go within the minute, and what it holds |
 | anything else | lets it pass |
 
 What comes back (or is replaced) at a target within the minute counts against what went there, so a service that is
@@ -53,6 +55,10 @@ LOOK_SECONDS = 5.0
 FORCED_SECONDS = 2.0
 """How long a forced pass is left alone at a target before what it has let go is taken away by ourselves: it may have
 ended between two writes."""
+
+RUNNING = (
+    "a running bridge of this owner id ({running}) takes away what has to go, and only that one knows what it holds"
+)
 
 Ready = Callable[[Scope], int]
 """Gives the ready endpoints of all our objects in a scope as they are now."""
@@ -261,8 +267,10 @@ class _Releases:
 class Guard:
     """Keeps a ledger for each scope."""
 
-    def __init__(self, settings: GuardSettings) -> None:
+    def __init__(self, settings: GuardSettings, running: str = "") -> None:
+        """`running`: a bridge that runs and writes what is judged here, which takes away by itself what has to go."""
         self._settings = settings
+        self._left = _Reason(Code.HELD_RUNNING, RUNNING.format(running=truncate(running))) if running else None
         self._rebuilds = _Rebuilds()
         self._releases = _Releases()
         self._ledgers: dict[Scope, _Ledger] = {}
@@ -322,18 +330,21 @@ class Guard:
     def _ledger(self, scope: Scope) -> _Ledger:
         ledger = self._ledgers.get(scope)
         if ledger is None:
-            ledger = self._ledgers[scope] = _Ledger(scope, self._settings, self._rebuilds, self._releases)
+            ledger = self._ledgers[scope] = _Ledger(scope, self._settings, self._rebuilds, self._releases, self._left)
         return ledger
 
 
 class _Ledger:
     """The sums of the sliding window and the holds of one scope."""
 
-    def __init__(self, scope: Scope, settings: GuardSettings, rebuilds: _Rebuilds, releases: _Releases) -> None:
+    def __init__(
+        self, scope: Scope, settings: GuardSettings, rebuilds: _Rebuilds, releases: _Releases, left: _Reason | None
+    ) -> None:
         self._scope = scope
         self._settings = settings
         self._rebuilds = rebuilds
         self._releases = releases
+        self._left = left
         self._pending = _Window()
         self._history = _Window()
         self._removal = _Doubt(settings.window_seconds)
@@ -421,7 +432,8 @@ class _Ledger:
                     why_removed = hold.why_removed
                 if why_flips is None and self._panic.lasts(now):
                     why_flips = hold.why_flips
-            why_removed = self._rebuilds.reason(datacenters, self._scope, now) or why_removed
+            why_removed = self._left or self._rebuilds.reason(datacenters, self._scope, now) or why_removed
+            why_flips = self._left or why_flips
             why_removed = why_removed if plan.removed else None
             why_flips = why_flips if plan.became_unready else None
             why = why_removed or why_flips
@@ -517,6 +529,8 @@ class _Ledger:
 
     def _ways(self, why: _Reason) -> list[str]:
         """How a hold ends by itself."""
+        if why.cause is Code.HELD_RUNNING:
+            return ["by that bridge as soon as its own guard allows it"]
         after = self._settings.hold_release_seconds
         ways = ["when they are registered again" if why.cause is Code.HELD_REBUILT else "when Consul recovers"]
         return ways if after is None else [*ways, f"{after:.0f} s after the hold began"]

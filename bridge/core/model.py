@@ -514,10 +514,9 @@ class Scope:
 class Held:
     """Something that the guard refused to take away. `endpoints` counts the ready endpoints kept.
 
-    `cause` is HELD_REMOVAL, HELD_PANIC or HELD_REBUILT. `removed`: endpoints that Consul no longer lists stay; `flips`:
-    endpoints that would turn not ready stay ready; `deselected`: endpoints stay that are not selected any more.
-    `releasing`: a forced pass is taking them away; meanwhile nothing is
-    written at the target.
+    `cause` is HELD_REMOVAL, HELD_PANIC, HELD_REBUILT or HELD_RUNNING. `removed`: endpoints that Consul no longer lists
+    stay; `flips`: endpoints that would turn not ready stay ready; `deselected`: endpoints stay that are not selected
+    any more. `releasing`: a forced pass is taking them away; meanwhile nothing is written at the target.
 
     `reason` is the whole sentence. What is held together shares `why`; `command` releases this target alone.
     """

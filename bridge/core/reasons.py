@@ -96,6 +96,7 @@ class Code(StrEnum):
     HELD_REMOVAL = "removal"
     HELD_PANIC = "panic"
     HELD_REBUILT = "rebuilt"
+    HELD_RUNNING = "running_bridge"
 
     # a write has a reason of its own
     ADOPTED = "adopted"
@@ -280,6 +281,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.HELD_REMOVAL: "too many would vanish at once",
     Code.HELD_PANIC: "too many would stop being ready at once",
     Code.HELD_REBUILT: "Consul was rebuilt or restored",
+    Code.HELD_RUNNING: "left to the running bridge of this owner id",
     Code.ADOPTED: "adopted",
     Code.GONE: "its service is gone from Consul",
     Code.NOT_WANTED: "no rule or annotation asks for it any more",

@@ -46,8 +46,10 @@ import socket
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -78,6 +80,9 @@ from bridge.kube.members import (
     together,
 )
 from bridge.threads import guarded_thread
+
+ALIVE_DURATIONS = 4
+"""For how many durations without a renewal a shard's holder counts as running for a command that looks once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -449,6 +454,53 @@ def _digest(text: str) -> str:
 # --------------------------------------------------------------------------- on the API server
 
 
+def holder(client: KubeClient, owner: str, namespaces: Iterable[str]) -> str:
+    """A replica that writes with this owner id now, as a shard's Lease in one of `namespaces` says ("": any of them).
+
+    "" where there is none, or no Lease may be listed. One look cannot see a Lease renewed, so its time is compared with
+    the API server's, generously: a replica that was killed counts for `ALIVE_DURATIONS` of its Lease. One that ended
+    cleanly has given it up.
+    """
+    selector = f"{objects.MANAGED_BY}={objects.MANAGER},{objects.OWNER}={owner},{KIND}=shard"
+    for namespace in namespaces:
+        scope = f"/namespaces/{namespace}" if namespace else ""
+        try:
+            path = f"/apis/coordination.k8s.io/v1{scope}/leases"
+            answer = client.request("GET", path, query=(("labelSelector", selector),))
+        except PermanentError:
+            continue
+        now = _date(answer.headers)
+        found = [record.holder for record in _records(answer.body).values() if record.holder and _is_fresh(record, now)]
+        if found:
+            return min(found)
+    return ""
+
+
+def _records(body: bytes) -> dict[str, LeaseRecord]:
+    """The Leases of a list by name (of several namespaces: one of each name)."""
+    try:
+        items = json.loads(body)["items"] or []
+        return {str(item["metadata"]["name"]): record_of(item) for item in items}
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransientError("the list of leases is no Kubernetes list") from error
+
+
+def _date(headers: Mapping[str, str]) -> datetime:
+    """The API server's time, ours where it does not tell."""
+    try:
+        return parsedate_to_datetime(headers.get("Date") or "").astimezone(UTC)
+    except ValueError:
+        return datetime.now(UTC)
+
+
+def _is_fresh(record: LeaseRecord, now: datetime) -> bool:
+    try:
+        renewed = datetime.fromisoformat(record.renew_time)
+        return (now - renewed).total_seconds() <= ALIVE_DURATIONS * record.duration_seconds
+    except (ValueError, TypeError):
+        return False
+
+
 class KubeLeases:
     """The Leases of one owner id in one namespace."""
 
@@ -465,11 +517,7 @@ class KubeLeases:
     def snapshot(self) -> dict[str, LeaseRecord]:
         """All of them by name."""
         answer = self._client.request("GET", self._path, query=self._query, timeout=self._timeout)
-        try:
-            items = json.loads(answer.body)["items"] or []
-            return {str(item["metadata"]["name"]): record_of(item) for item in items}
-        except (ValueError, KeyError, TypeError) as error:
-            raise TransientError("the list of leases is no Kubernetes list") from error
+        return _records(answer.body)
 
     def lock(
         self,

@@ -16,12 +16,13 @@ from bridge.consul.snapshot import Snapshot, read_all
 from bridge.core import select
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
 from bridge.core.guard import Guard, GuardSettings
-from bridge.core.model import NO_NODES, Adopt, Kind, Knowledge, Listing, Policy, Query, Rule, Target, Unknown
+from bridge.core.model import NO_NODES, Adopt, Kind, Knowledge, Listing, Plan, Policy, Query, Rule, Target, Unknown
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
 from bridge.core.state import ConsulState
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.election import holder
 from bridge.kube.informer import list_once, read_slices_again
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
@@ -48,7 +49,7 @@ class SyncOptions:
 
     `only` narrows a forced pass: what it does not take, and what is not mirrored yet, is left alone. `selects`:
     the settings say which services are meant; else one rule takes every service, and commands that only look say so.
-    `leases`: a leader is to be elected (what `bridge check` asks about).
+    `leases`: a leader is to be elected (what `bridge check` asks about), with Leases in `lease_namespace`.
     """
 
     owner: str = "default"
@@ -60,6 +61,7 @@ class SyncOptions:
     dry_run: bool = False
     force: bool = False
     leases: bool = False
+    lease_namespace: str = ""
     only: Only = field(default_factory=Only)
     guard: GuardSettings = field(default_factory=GuardSettings)
     resolver: ResolverSettings = field(default_factory=ResolverSettings)
@@ -207,8 +209,34 @@ class Loaded:
 
     # ------------------------------------------------------------------ planning
 
+    def plan_all(
+        self, targets: Collection[Target], *, force: bool = False, settling: Settling | None = None
+    ) -> tuple[Reconciler, list[Plan]]:
+        """The plans of all `targets` together, and what made them.
+
+        One pass knows nothing of earlier ones: what a running bridge holds, because of what it saw before, looks to its
+        guard like a loss that is small enough. So while one runs, what endpoints have to lose is left to it.
+        """
+        reconciler = self.reconciler(Guard(self.options.guard), force=force, settling=settling)
+        plans = reconciler.plan_all(targets)
+        if force or not any(plan.removed or plan.became_unready for plan in plans):
+            return reconciler, plans
+        if running := self._running():
+            reconciler = self.reconciler(Guard(self.options.guard, running), settling=settling)
+            plans = reconciler.plan_all(targets)
+        return reconciler, plans
+
+    def _running(self) -> str:
+        """A replica of a running bridge with our owner id; Leases are in our own namespace, or in one of the rules."""
+        if self._client is None:
+            return ""
+        client, options = self._client, self.options
+        own = options.lease_namespace or client.namespace
+        places = dict.fromkeys((own, *(self.namespaces if self.namespaces is not None else ("",))))
+        return call(lambda: holder(client, options.owner, places), options.retry, self.stop)
+
     def reconciler(self, guard: Guard, *, force: bool = False, settling: Settling | None = None) -> Reconciler:
-        """What plans all of this. The guard is the pass's own: one pass knows nothing of earlier ones."""
+        """What plans all of this with a guard."""
         client, options = self._client, self.options
         return Reconciler(
             world=self.world,

@@ -32,7 +32,6 @@ from bridge.kube.client import KubeConfig
 from bridge.kube.informer import list_once
 from bridge.kube.store import Store
 from bridge.oneshot.inputs import Loaded, Progress, SyncOptions, load
-from bridge.pipeline.reconciler import Reconciler
 from bridge.pipeline.settling import Settling
 from bridge.report import HeldRow, Origin, held_row, hold_text
 
@@ -160,6 +159,7 @@ class _Inspection:
         self.loaded = loaded
         self._waited = False
         self._plans: dict[Target, Plan] = {}
+        self._reconciler = loaded.reconciler(Guard(loaded.options.guard))
         self._about: frozenset[Query] | None = None
         self._everywhere: Store | str | None = None
         self._mirror_trouble = ""
@@ -303,7 +303,7 @@ class _Inspection:
 
         Should the slices not be readable then, what was read before is shown, with the error.
         """
-        self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
+        self._plan_again(targets)
         if self._waited or not any(map(_is_late, self._plans.values())):
             return
         self._waited = True
@@ -314,10 +314,11 @@ class _Inspection:
         except BridgeError as error:
             self._mirror_trouble = str(error)
             return
-        self._plans = {plan.target: plan for plan in self._reconciler().plan_all(targets)}
+        self._plan_again(targets)
 
-    def _reconciler(self) -> Reconciler:
-        return self.loaded.reconciler(Guard(self.loaded.options.guard), settling=Settling(time.monotonic, 0.0))
+    def _plan_again(self, targets: Collection[Target]) -> None:
+        self._reconciler, plans = self.loaded.plan_all(targets, settling=Settling(time.monotonic, 0.0))
+        self._plans = {plan.target: plan for plan in plans}
 
     def held(self) -> tuple[HeldRow, ...]:
         """All that the guard holds, in order of the targets."""
@@ -332,7 +333,7 @@ class _Inspection:
         ready, not_ready = endpoint_counts(current)
         consul = (0, 0)
         if plan is not None:
-            consul = self._reconciler().listed(target) if plan.held else (plan.ready, plan.not_ready)
+            consul = self._reconciler.listed(target) if plan.held else (plan.ready, plan.not_ready)
         queries = self.loaded.world.queries_at(target) if plan is None else plan.queries
         state = service_state(plan, waiting=plan is not None and bool(plan.writes))
         if target.namespace in self.loaded.store.unreadable:

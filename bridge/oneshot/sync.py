@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from bridge.consul.client import ConsulConfig
 from bridge.core import select
-from bridge.core.guard import Guard
 from bridge.core.model import Action, Change, Listing, Plan, Query, Rule, Target
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
@@ -51,14 +50,13 @@ def sync_once(
         doubts = _doubts(loaded)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
-        world, guard = loaded.world, Guard(options.guard)
+        world = loaded.world
         targets = world.targets()
         if options.force and options.only != Only():
             ours = loaded.store.targets()
             targets = {t for t in targets if t in ours and options.only.takes(t, world.queries_at(t))}
         loaded.resolve_names(targets)
-        reconciler = loaded.reconciler(guard, force=options.force)
-        plans = reconciler.plan_all(targets)
+        reconciler, plans = loaded.plan_all(targets, force=options.force)
         before = {plan.target: loaded.store.current(plan.target) for plan in plans}
         outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
         report = _report(outcomes, reconciler, doubts, dry_run=True)
@@ -75,12 +73,12 @@ def sync_once(
                 break
             for target, outcome in done.items():
                 if not outcome.failures:
-                    guard.applied(target)  # what has gone stays a part of what there was
+                    reconciler.guard.applied(target)  # what has gone stays a part of what there was
             try:
                 loaded.list_again()
             except BridgeError:  # or stopped: what was written is reported, and what is stale with it
                 break
-            reconciler = loaded.reconciler(guard, force=options.force)
+            reconciler = loaded.reconciler(reconciler.guard, force=options.force)
             for target in stale:
                 world.drop_owned(target)
                 if names := names_at(loaded.store.current(target)):

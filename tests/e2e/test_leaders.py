@@ -290,6 +290,34 @@ def test_a_hold_outlives_its_bridge_and_its_leader(replicas: Replicas, eventuall
     assert kept() == 5
 
 
+def test_a_plain_sync_leaves_to_the_running_bridge_what_that_holds(replicas: Replicas, eventually: Eventually) -> None:
+    """It sees three of eleven endpoints go, and the bridge twelve of twenty; with no bridge they go."""
+    name = f"{replicas.prefix}web"
+    for number in range(20):
+        address = f"10.78.0.{number + 1}"
+        replicas.consul.register(name, f"vm-{number}", address, 80, service_id=f"web-{number}", Address=address)
+    one = replicas.add("one")
+
+    def kept() -> int:
+        return len(ready_addresses(replicas.kube.endpoints(replicas.namespace, name)))
+
+    def sync() -> tuple[int, list[str], int]:
+        done = bridge("sync", "--yes", *replicas.selection, "-o", "json", env=replicas.admin)
+        return done.status, [row["reason"] for row in done.json["held"]], kept()
+
+    eventually(kept, 20, 30)
+    for number in range(9):
+        replicas.consul.drop_node(f"vm-{number}")
+    eventually(kept, 11, 30)
+    for number in range(9, 12):
+        replicas.consul.drop_node(f"vm-{number}")
+    eventually(lambda: (one.metric("consul_bridge_held_endpoints") or 0) > 0, True, 30)
+    held = kept()
+    assert sync() == (3, ["running_bridge"], held)
+    replicas.running.pop("one").stop()
+    assert sync() == (0, [], 8)
+
+
 def test_with_the_api_server_away_for_longer_than_the_lease_nothing_is_lost(
     replicas: Replicas, eventually: Eventually
 ) -> None:

@@ -3,7 +3,7 @@
 What a scenario does not list under `expect` (skipped, conflicts, held, warnings) must not happen. What follows under
 `then` happens `after seconds` later, in a world that is otherwise as it was, maybe `restarted: true`: seen by a bridge
 that was started again. With `dies after writes: 1` another process makes the pass, and dies after one write at each
-target. How lines are read:
+target; with `beside a running bridge: true` a command does that sees a running bridge. How lines are read:
 
 - `vm1 10.0.0.1:8080 passing`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them. Behind its health:
   `kind:connect-proxy`, `tag:s3`, `meta:env=prod`, `zone:a` (of its node), `lan:192.168.0.1` (a tagged address),
@@ -97,7 +97,7 @@ def play(scenario: Mapping[str, Any]) -> None:
     given = scenario["given"]
     assert set(given) <= {
         "rules", "consul", "consul before", "objects", "adopt", "policy", "force", "index went backwards",
-        "hold release", "unreachable",
+        "hold release", "unreachable", "beside a running bridge",
     }  # fmt: skip
     stage = Stage(Adopt(given.get("adopt", "never")), given.get("hold release"))
     if "consul before" in given:
@@ -109,7 +109,7 @@ def play(scenario: Mapping[str, Any]) -> None:
     for step in scenario.get("then", ()):
         assert set(step) <= {
             "after seconds", "restarted", "rules", "consul", "objects", "force", "index went backwards", "expect",
-            "dies after writes", "unreachable",
+            "dies after writes", "unreachable", "beside a running bridge",
         }  # fmt: skip
         stage.now += step.get("after seconds", 0)
         if step.get("restarted"):
@@ -121,8 +121,8 @@ def play(scenario: Mapping[str, Any]) -> None:
 def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], policy: Policy) -> None:
     stage.change(given)
     force = given.get("force", False)
-    writes = given.get("dies after writes")
-    plans = stage.make_a_pass(given["consul"], policy, force=force, writes=writes)
+    writes, running = given.get("dies after writes"), "one" if given.get("beside a running bridge") else ""
+    plans = stage.make_a_pass(given["consul"], policy, force=force, writes=writes, running=running)
     held = [f"{h.target}: {h.reason}" for p in plans for h in p.held]
     seen: dict[str, Any] = {
         "changes": [_change(c.action, c.kind, p.target, c.reason) for p in plans for c in p.writes],
@@ -143,7 +143,8 @@ def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], po
         }
     assert seen == wanted
     if writes is None and not any(p.unmirrored for p in plans):
-        assert [c for p in stage.make_a_pass(given["consul"], policy, force=force) for c in p.writes] == []
+        again = stage.make_a_pass(given["consul"], policy, force=force, running=running)
+        assert [c for p in again for c in p.writes] == []
 
 
 class Stage:
@@ -183,11 +184,18 @@ class Stage:
         self.unreachable = given.get("unreachable", ())
 
     def make_a_pass(
-        self, catalog: Mapping[str, list[str]], policy: Policy, *, force: bool, writes: int | None = None
+        self,
+        catalog: Mapping[str, list[str]],
+        policy: Policy,
+        *,
+        force: bool,
+        writes: int | None = None,
+        running: str = "",
     ) -> list[Plan]:
         """Read both sides, plan all targets together, write what may be written.
 
-        With `writes` another process makes it, and dies after so many of them at each target.
+        With `writes` another process makes it, and dies after so many of them at each target; one that sees a `running`
+        bridge makes it as well.
         """
         self._read_kubernetes()
         self._read_consul(
@@ -200,7 +208,7 @@ class Stage:
         reconciler = Reconciler(
             world=self.world,
             store=self.store,
-            guard=self.guard if writes is None else Guard(self.settings),
+            guard=self.guard if writes is None and not running else Guard(self.settings, running),
             options=PlanOptions(owner=OWNER, policy=policy, adopt=self.adopt, force=force),
             clock=lambda: self.now,
             resolve=lambda _target, names: dict.fromkeys(names, ()),

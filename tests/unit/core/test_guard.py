@@ -171,6 +171,18 @@ def test_the_command_that_releases_a_hold_names_that_alone_and_can_be_pasted(
     assert not Only(namespace="other").takes(TARGETS[0], ())
 
 
+def test_beside_a_running_bridge_everything_that_would_be_lost_is_left_to_it() -> None:
+    """However little it is, of whatever kind; a force takes it away, and the hold promises no other end."""
+    guard = Guard(GuardSettings(hold_release_seconds=60), "bridge-7c9f")
+    found = held(guard, [taking(0, 1), taking(1, 0, 1), taking(2, ready=3)], 100)
+    assert {t: (h.cause, h.endpoints) for t, h in found.items()} == {
+        TARGETS[0]: (Code.HELD_RUNNING, 1), TARGETS[1]: (Code.HELD_RUNNING, 1),
+    }  # fmt: skip
+    assert "(bridge-7c9f)" in found[TARGETS[0]].why
+    assert found[TARGETS[0]].why.endswith("released by that bridge as soon as its own guard allows it, or by a command")
+    assert held(guard, [taking(0, 1)], 100, force=True) == {}
+
+
 def test_a_sum_without_a_whole_is_all_of_it() -> None:
     """A store that lost count must not divide by zero."""
     assert "(100 %" in held(Guard(GuardSettings()), [taking(0, 60)], 0)[TARGETS[0]].reason
