@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from bridge.core.model import Kind
+from bridge.core.ownership import OWNER
 from bridge.errors import StaleError
 from bridge.kube.client import KubeClient
-from bridge.kube.election import Election, ElectionConfig, KubeLeases
+from bridge.kube.election import ALIVE_DURATIONS, KIND, Election, ElectionConfig, KubeLeases, holder
 from bridge.kube.events import About, Event, EventRecorder
 from bridge.kube.lease import LeaseLock
 from tests.contract.sides import BOTH, kube_side
@@ -48,6 +50,29 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
 
 
 # --------------------------------------------------------------------------- the lock
+
+
+def test_one_look_tells_whether_a_replica_writes(side: Side) -> None:
+    """A shard's Lease of this owner that was renewed lately and not given up; whoever may list none sees none."""
+    late = timedelta(seconds=(ALIVE_DURATIONS + 1) * 15)
+
+    def shard(name: str, owner: str, kind: str = "shard", since: timedelta = timedelta()) -> LeaseLock:
+        return LeaseLock(
+            side.client, side.namespace, name, f"replica-{name}", labels={OWNER: owner, KIND: kind},
+            wall=lambda: datetime.now(UTC) - since,
+        )  # fmt: skip
+
+    def seen(*namespaces: str) -> str:
+        return holder(side.client, "one", namespaces or (side.namespace,))
+
+    for lock in (shard("killed", "one", since=late), shard("others", "two"), shard("member", "one", "member")):
+        lock.acquire(None)
+    assert seen() == ""
+    lock = shard("running", "one")
+    held = lock.acquire(None)
+    assert (seen(), seen("default"), seen("default", side.namespace)) == ("replica-running", "", "replica-running")
+    lock.release(held)
+    assert seen() == ""
 
 
 def test_a_lease_is_created_renewed_and_released(side: Side) -> None:

@@ -122,7 +122,7 @@ def test_one_pass_serves_the_others_and_reports_the_namespace(both: Both, resour
     (row,) = report.failed
     assert (both.ready("default", "a"), both.writes_in("apps")) == (["10.0.0.1"], [])
     assert (row.action, row.namespace, row.name, row.service, row.datacenter) == ("read", "apps", "b", "b", "dc1")
-    assert f"forbids us to list {resource} in namespace apps. Grant verb list on {resource}" in row.reason
+    assert f"forbids us to list {resource} in namespace apps. Grant it with a Role" in row.reason
     assert exit_status(report, dry_run=False, exit_code=False) == 1
     (line,) = failed_lines(report)
     assert line.startswith("reading namespace apps, which b would go to, (what is there stays): Kubernetes")
