@@ -153,7 +153,7 @@ class _Place:
 
 
 class _Inspection:
-    """What is told of both sides, as they were loaded."""
+    """What is known of both sides, as they were loaded."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
