@@ -80,6 +80,8 @@ class Loaded:
     command goes on without it.
     """
 
+    # attributes: what was read of both sides, step by step, for one command that ends with it
+
     def __init__(
         self,
         consul: ConsulConfig,
