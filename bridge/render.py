@@ -693,11 +693,16 @@ def _instance_rows(explanation: Explanation, width: int | None, paint: Paint) ->
         Column("GROUP"),
         Column("WHY"),
     ]
-    rows = [[clean(t) for t in (*_cells(r), _why(r))] for r in explanation.rows]
+    chosen = {_address_chosen(r) for r in explanation.rows}
+    everywhere = chosen.pop() if len(chosen) == 1 and len(explanation.rows) > 1 else ""
+    rows = [
+        [clean(t) for t in (*_cells(r), "; ".join(filter(None, (_why(r), "" if everywhere else _address_chosen(r)))))]
+        for r in explanation.rows
+    ]
     decided = [row[5] for row in rows]
     group, why = 7, 8
     same = [n for n in range(1, len(heads)) if n != group and len(rows) > 1 and len({row[n] for row in rows}) == 1]
-    shared = [f"{heads[n].title} {rows[0][n]}" for n in same if rows[0][n]]
+    shared = [*(f"{heads[n].title} {rows[0][n]}" for n in same if rows[0][n]), *filter(None, (clean(everywhere),))]
     lines = _wrapped(f"In all {len(rows)} rows: {'; '.join(shared)}", width, indent="") if shared else []
     shown = [n for n in range(len(heads)) if n not in same and any(row[n] for row in rows)]
     if len({row[group] for row in rows} - {""}) < 2:
@@ -723,14 +728,18 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _why(row: Row) -> str:
-    """Why an instance is where it is: what decided it, else its check; then what the check says, and its address."""
+    """Why an instance is where it is: what decided it, else its check; then what the check says."""
     said = row.reason
     if row.check and row.check not in said and row.status != "passing":
         said = f"{said}; check {row.check}" if said else f"check {row.check}"
     if row.output:
         said = f"{said}: {row.output}" if said else row.output
-    unusual = f"at {row.chosen}" if row.chosen not in ("", "none", "the service's address") else ""
-    return "; ".join(filter(None, (said, unusual)))
+    return said
+
+
+def _address_chosen(row: Row) -> str:
+    """Which address it is, where that is not the service's own."""
+    return f"at {row.chosen}" if row.chosen not in ("", "none", "the service's address") else ""
 
 
 def notes_text(notes: Sequence[str], width: int | None = 80, colour: bool = False) -> str:

@@ -312,10 +312,10 @@ def test_a_healthy_service_is_explained(run: Run, consul: RawConsul, namespace: 
     found = rows(text)
     node = f"{prefix}vm-03"
     assert len(found) == 12
-    assert "In all 12 rows: PORTS 8080\n" in text
+    assert "In all 12 rows: PORTS 8080; at the node's address (the service has none)\n" in text
     assert found[0] == [  # what is not well comes first
         f"{node}/{name}-{node}", "critical", "10.77.0.3", "not ready", "not ready",
-        f"check check:{name}-{node}; at the node's address (the service has none)",
+        f"check check:{name}-{node}",
     ]  # fmt: skip
     (explanation,) = run("explain", name, "-o", "json").json["explanations"]
     assert all(re.fullmatch(rf"subset 1, {name}-[0-9a-f]{{8}}", row["group"]) for row in explanation["rows"])

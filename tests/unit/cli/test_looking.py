@@ -272,6 +272,9 @@ def test_what_is_the_same_for_all_instances_is_said_once_above_them() -> None:
     assert [line.split() for line in lines if line.startswith(("INSTANCE", "vm/"))] == [
         ["INSTANCE", "ADDRESS"], ["vm/rgw-1", "10.0.0.1"], ["vm/rgw-2", "10.0.0.2"],
     ]  # fmt: skip
+    first, second = (replace(r, chosen="the node's address") for r in rows_of("10.0.0.1", "10.0.0.2"))
+    text = explanation_text(replace(EXPLANATION, rows=(replace(first, reason="a reason"), second)), None)
+    assert (text.count("at the node's address"), "  a reason\n" in text) == (1, True)
     alone = explanation_text(replace(EXPLANATION, rows=rows_of("10.0.0.1")), 80)
     assert "In all" not in alone
     assert re.search(r"vm/rgw-1 +passing +10\.0\.0\.1 +8080 +ready +ready\n", alone)
