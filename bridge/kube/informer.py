@@ -19,6 +19,7 @@ All reads of a running bridge go through here; `list_once` serves the one-shot c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -27,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Any, TypeVar
 
 from bridge.core.model import (
     Change,
@@ -71,6 +72,7 @@ NAMES_LENGTH = 4000
 SELECTORS: dict[Kind, str] = {Kind.SERVICE: "", Kind.ENDPOINTS: objects.OURS, Kind.ENDPOINT_SLICE: objects.OF_NO_PODS}
 
 Namespaces = tuple[str, ...] | None
+T = TypeVar("T")
 OnChange = Callable[[Target], None]
 
 
@@ -117,6 +119,24 @@ def pages(
         yield items, version
         if not following:
             return
+
+
+def three_tries(read: Callable[[], T]) -> T:
+    """List again when the server forgot the list midway (its pages expire)."""
+    for _ in range(2):
+        with contextlib.suppress(StaleError):
+            return read()
+    return read()
+
+
+def watch_query(version: str, seconds: tuple[int, int] = WATCH_SECONDS) -> list[tuple[str, str]]:
+    """The parameters of a watch that begins at `version` and ends after so many seconds, at random between two."""
+    return [
+        ("watch", "1"),
+        ("allowWatchBookmarks", "true"),
+        ("resourceVersion", version),
+        ("timeoutSeconds", str(random.randint(*seconds))),  # noqa: S311 - spreads load, no secret
+    ]
 
 
 def _read(client: KubeClient, kind: Kind, namespace: str | None) -> tuple[list[Decoded], int]:
@@ -175,19 +195,17 @@ def read_slices_again(client: KubeClient, store: Store, namespaces: Namespaces) 
 
 
 def _fill(client: KubeClient, store: Store, kind: Kind | None, namespace: str | None) -> set[Target]:
-    """List one scope into the store (`kind` None: the foreign Endpoints). Three tries when pages expire midway."""
-    for attempt in (1, 2, 3):
-        try:
-            if kind is None:
-                store.replace_foreign(namespace, _read_foreign(client, namespace))
-                return set()
-            since = store.begin_list()
-            items, version = _read(client, kind, namespace)
-            return store.replace(kind, namespace, items, version, since)
-        except StaleError:
-            if attempt == 3:
-                raise
-    raise AssertionError("unreachable")
+    """List one scope into the store (`kind` None: the foreign Endpoints)."""
+
+    def read() -> set[Target]:
+        if kind is None:
+            store.replace_foreign(namespace, _read_foreign(client, namespace))
+            return set()
+        since = store.begin_list()
+        items, version = _read(client, kind, namespace)
+        return store.replace(kind, namespace, items, version, since)
+
+    return three_tries(read)
 
 
 def _scopes(namespaces: Namespaces) -> tuple[str | None, ...]:
@@ -347,14 +365,6 @@ class Informer:
     def targets(self) -> set[Target]:
         """Targets where at least one object carries our owner id."""
         return self._store.targets()
-
-    def owns(self, target: Target) -> bool:
-        """Whether at least one object at `target` carries our owner id."""
-        return self._store.owns(target)
-
-    def total_ready(self) -> int:
-        """Ready endpoints over all targets of ours."""
-        return self._store.total_ready()
 
     def ready_in(self, scope: Scope) -> int:
         """Ready endpoints over those that the guard adds up together."""
@@ -709,12 +719,7 @@ class _Reflector:
         return objects.version(version) < objects.version(self._position)
 
     def _watch(self) -> None:
-        query = [
-            ("watch", "1"),
-            ("allowWatchBookmarks", "true"),
-            ("resourceVersion", self._position),
-            ("timeoutSeconds", str(random.randint(*self._shared.watch_seconds))),  # noqa: S311 - spreads load, no secret
-        ]
+        query = watch_query(self._position, self._shared.watch_seconds)
         if SELECTORS[self.kind]:
             query.append(("labelSelector", SELECTORS[self.kind]))
         told = False

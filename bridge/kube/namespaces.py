@@ -8,22 +8,19 @@ ones count; before they were ever read, they are unknown.
 from __future__ import annotations
 
 import json
-import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleError, TransientError
 from bridge.kube.client import METADATA_LIST_ONLY, METADATA_ONLY, KubeClient, SilenceError
-from bridge.kube.informer import pages
+from bridge.kube.informer import SILENCE_SECONDS, pages, three_tries, watch_query
 from bridge.retry import RetryPolicy
 from bridge.threads import guarded_thread
 
 PATH = "/api/v1/namespaces"
-WATCH_SECONDS = (240, 300)
-"""How long the server is asked to keep the watch open; at random, so that watches do not end together."""
-SILENCE_SECONDS = 150.0
 FORBIDDEN_SECONDS = 10.0
 """The least wait before namespaces are asked for again, once that was refused `FORBIDDEN_AFTER` times: an API server
 that has just started refuses everything until it has read the roles."""
@@ -38,7 +35,7 @@ Labels = Mapping[str, Mapping[str, str]]
 
 def read_labels(client: KubeClient) -> Labels:
     """Labels by namespace. Raises ForbiddenError when they may not be listed, TransientError without an answer."""
-    return _list(client)[0]
+    return three_tries(partial(_pages, client))[0]
 
 
 def refused(error: BridgeError) -> str:
@@ -46,18 +43,8 @@ def refused(error: BridgeError) -> str:
     return f"{NEEDED} ({ROLE}): {error}"
 
 
-def _list(client: KubeClient) -> tuple[Labels, str]:
-    """Labels by namespace, and the version of the list."""
-    for attempt in (1, 2, 3):
-        try:
-            return _pages(client)
-        except StaleError:  # the server forgot the list midway
-            if attempt == 3:
-                raise
-    raise AssertionError("unreachable")
-
-
 def _pages(client: KubeClient) -> tuple[Labels, str]:
+    """Labels by namespace, and the version of the list."""
     found: dict[str, Mapping[str, str]] = {}
     version = ""
     for items, version in pages(client, PATH, "namespaces", accept=METADATA_LIST_ONLY):  # noqa: B007 - the last is used
@@ -136,7 +123,7 @@ class NamespaceLabels:
     def _cycle(self) -> BridgeError | None:
         """List, then watch until the watch ends; the error to back off from, if any."""
         try:
-            found, version = _list(self._client)
+            found, version = three_tries(partial(_pages, self._client))
             self._take(found)
             self._trouble = ""
             self.asked.set()
@@ -156,12 +143,7 @@ class NamespaceLabels:
             self._on_change(dict(self._known), changed)
 
     def _watch(self, version: str) -> None:
-        query = [
-            ("watch", "1"),
-            ("allowWatchBookmarks", "true"),
-            ("resourceVersion", version),
-            ("timeoutSeconds", str(random.randint(*WATCH_SECONDS))),  # noqa: S311 - spreads load, no secret
-        ]
+        query = watch_query(version)
         with self._client.stream(PATH, query=query, accept=METADATA_ONLY, silence=SILENCE_SECONDS) as lines:
             for line in lines:
                 self._event(line)

@@ -111,11 +111,6 @@ class Store:
         with self._lock:
             return set(self._owned)
 
-    def owns(self, target: Target) -> bool:
-        """Whether at least one object at `target` carries our owner id."""
-        with self._lock:
-            return target in self._owned
-
     def total_ready(self) -> int:
         """Ready endpoints over all targets of ours (with Endpoints and slices side by side: the larger number)."""
         with self._lock:

@@ -592,7 +592,7 @@ def test_our_own_writes_are_visible_at_once_and_are_no_news(side: Side) -> None:
             meta = watched.write(update(replace(body, annotations=()), meta))
             assert meta is not None
         assert watched.cache.targets() == {target}
-        assert watched.cache.total_ready() == 1
+        assert watched.cache.store.total_ready() == 1
         current = watched.cache.current(target)
         for found in (current.endpoints, *current.slices, current.service):
             assert found is not None

@@ -380,7 +380,7 @@ def test_the_first_list_tells_nothing(fake: FakeKube, client: KubeClient) -> Non
     cache = Informer(client, None, "default", told.append, QUICK)
     cache.start()
     assert cache.wait_synced(20)
-    assert (cache.targets(), cache.total_ready(), told) == ({RADOSGW}, 1, [])
+    assert (cache.targets(), cache.store.total_ready(), told) == ({RADOSGW}, 1, [])
     assert cache.close(20)
 
 
