@@ -298,7 +298,8 @@ def test_a_role_in_one_of_two_namespaces_serves_that_one(
     (row,) = result.json["failed"]
     assert (result.status, ready(kube, namespace, f"{prefix}a")) == (1, ["10.77.1.1"])
     assert (row["action"], row["namespace"], row["name"]) == ("read", closed, f"{prefix}b")
-    assert f"kubectl create role consul-bridge --verb=list --resource=services -n {closed}" in row["message"]
+    role = "kubectl create role consul-bridge-list-services --verb=list --resource=services"
+    assert f"{role} -n {closed} && kubectl create rolebinding" in row["message"]
     assert f"failed: reading namespace {closed}, which {prefix}b would go to" in result.stderr
     daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
     try:
