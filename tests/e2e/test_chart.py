@@ -635,6 +635,11 @@ def test_what_several_values_do_together(releases: dict[str, Release]) -> None:
     assert cron.container["lifecycle"] == {"preStop": {"sleep": {"seconds": 3}}}
     assert cron.at("NetworkPolicy", "spec", "policyTypes") == ["Ingress", "Egress"]
     assert cron.at("NetworkPolicy", "spec", "ingress") is None
+    # no sidecar of a mesh: it would not end with the CronJob's
+    for release in (daemon, cron):
+        metadata = release.template["metadata"]
+        assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+        assert metadata["annotations"]["linkerd.io/inject"] == "disabled"
     # what is nobody's any more is not there
     assert little.at("Deployment", "spec", "strategy") == {"type": "Recreate"}
     assert {"livenessProbe", "readinessProbe"} & little.container.keys() == {"readinessProbe"}
