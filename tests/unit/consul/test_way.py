@@ -288,7 +288,7 @@ def test_a_directory_of_certificates_is_trusted_as_a_whole(tmp_path: Path) -> No
         (tmp_path / "ca" / "b.pem").unlink()
         with pytest.raises(PermanentError, match=r"is not trusted.*consul.ca_path") as error:
             ask(ConsulConfig(address=f"https://{address}", ca_path=str(tmp_path / "ca")))
-        assert error.value.remedy == "consul.ca_path (CONSUL_CAPATH): the CA of Consul's certificate"
+        assert error.value.remedy == "consul.ca_path (CONSUL_CAPATH=DIRECTORY): the CA of Consul's certificate"
 
 
 @pytest.mark.parametrize(("name", "said"), [("empty", "has no file in it"), ("bad", "cannot be used: not PEM")])
