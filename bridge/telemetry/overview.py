@@ -62,7 +62,7 @@ class Overview:
 
 
 def judge(overview: Overview) -> tuple[str, str, str]:
-    """Tone, verdict and one sentence, the worst first.
+    """Severity, verdict and one sentence, the most severe first.
 
     | what is so | verdict |
     | --- | --- |
