@@ -179,9 +179,9 @@ def _mistake_in_combining(rule: RuleSettings) -> tuple[tuple[str | int, ...], st
         if "{datacenter}" in (getattr(rule.to, key) or ""):
             problem = "{datacenter} gives each datacenter a Service of its own; leave it out, or `combine`"
             return ("to", key), problem
-    if rule.combine == "union" and rule.instances.keep_last_ready:
+    if rule.combine == "union" and rule.instances.min_ready is not None:
         return (
-            ("instances", "keep_last_ready"),
-            "the last ready instance is that of one datacenter; leave it out beside `combine: union`",
+            ("instances", "min_ready"),
+            "it counts the instances of one datacenter; leave it out beside `combine: union`",
         )
     return None

@@ -23,9 +23,11 @@ from bridge.config.types import (
     Plain,
     ProtocolSource,
     ValueSource,
+    duration,
     full_match,
     label_selector,
     name_template,
+    number_or_percent,
     placeholders,
     plain_text,
     service_glob,
@@ -151,11 +153,18 @@ class InstancesRule(Section):
     zone_meta: Plain = Field(
         "zone", description="Node meta key that holds the topology zone (EndpointSlices); no label, no zone."
     )
-    keep_last_ready: bool = Field(
-        False,
-        description="Never let a service's last ready endpoint turn not ready for its health. Right for a service "
-        "whose checks are less reliable than the service itself; wrong for an elected primary, where it keeps a dead "
-        "or demoted one ready.",
+    settle: Annotated[float, duration("0", "1h")] = Field(
+        0.0,
+        description="How long an instance has to be healthy before it is ready; it is not ready at once when it no "
+        "longer is. No instance waits that is ready in Kubernetes already, and none while fewer than `min_ready`, or "
+        "none, are ready. One pass (`bridge sync`) has no history and does not wait.",
+    )
+    min_ready: Annotated[int | str, BeforeValidator(number_or_percent)] | None = Field(
+        None,
+        description="While fewer instances of the service would be ready than this number or percentage, none that is "
+        "ready turns not ready for its health; those that Consul no longer lists go. `1` keeps the last ready one. "
+        "Right for a service whose checks are less reliable than the service itself; wrong for an elected primary, "
+        "where it keeps a dead or demoted one ready.",
     )
 
 

@@ -29,7 +29,7 @@ from bridge.config.schema import (
 from bridge.config.sources import Layer, LayerSource, Place
 from bridge.config.types import LABEL_VALUE, VALUE_RULE, full_match
 from bridge.config.yaml_file import Key
-from bridge.core.model import Adopt, Bounds, Combine, Destination, InstanceRules, Policy, Rule, Treatment
+from bridge.core.model import Adopt, Amount, Bounds, Combine, Destination, InstanceRules, Policy, Rule, Treatment
 
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
@@ -441,7 +441,8 @@ class Settings(BaseSettings):
                 deny_cidrs=instances.deny_cidrs,
                 bounds=self.bounds(default_namespace),
                 zone_meta=instances.zone_meta,
-                keep_last_ready=instances.keep_last_ready,
+                settle_seconds=instances.settle,
+                min_ready=_amount(instances.min_ready),
             ),
         )
 
@@ -492,3 +493,8 @@ def pairs(mapping: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 def catalogue() -> tuple[Setting, ...]:
     """All settings but the rules, in the order of the tree."""
     return tuple(leaves(Settings, ()))
+
+
+def _amount(text: int | str | None) -> Amount:
+    """A number of instances, or a percentage of them (`number_or_percent`)."""
+    return Amount(int(str(text or 0).rstrip("%")), percent=str(text).endswith("%"))

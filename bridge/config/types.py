@@ -91,6 +91,16 @@ def _percent(value: object) -> object:
     return int(number)
 
 
+def number_or_percent(value: object) -> object:
+    """`1` or `30%`: a whole number from 1 on, or a percentage from 1 to 100, in its one spelling."""
+    text = value.strip() if isinstance(value, str) else str(value)
+    found = re.fullmatch(r"([0-9]{1,7}) ?(%?)", text) if not isinstance(value, bool | float) else None
+    number = int(found[1]) if found is not None else 0
+    if found is None or not 1 <= number <= (100 if found[2] else 1_000_000):
+        raise ValueError("must be a whole number from 1 on (2), or a percentage from 1 to 100 (30%)")
+    return f"{number}%" if found[2] else number
+
+
 def _whole(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a whole number, not true/false")  # noqa: TRY004

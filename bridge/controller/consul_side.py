@@ -83,7 +83,7 @@ class ConsulSide:
     def on_view(self, query: Query, state: Knowledge, seen: float, lend: InlineExecutor | None = None) -> None:
         """A service was read, or could not be. With `lend` the caller writes the result if no other work is due."""
         with self._reconciler.lock:
-            targets = self._reconciler.world.on_view(query, state)
+            targets = self._reconciler.world.on_view(query, state, self._clock())
             fed = self._reconciler.world.fed_by(query) if self._kubernetes_events is not None else ()
         if self._kubernetes_events is not None:
             self._kubernetes_events.read(query, state, fed)

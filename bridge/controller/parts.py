@@ -181,7 +181,11 @@ def build(
         rights = slice_rights(client, options.policy, clock, everywhere=namespaces is None)
         reconciler = Reconciler(
             world=ConsulState(
-                rules, datacenters, options.removal_grace_seconds, partial_selection=options.partial_selection
+                rules,
+                datacenters,
+                options.removal_grace_seconds,
+                partial_selection=options.partial_selection,
+                follows=True,
             ),
             store=informer,
             guard=Guard(options.guard),

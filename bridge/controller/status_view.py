@@ -75,6 +75,7 @@ class StatusView:
                     tags=world.tags((query.datacenter, query.service)),
                     rules=world.rules if rule is None or not (rule.to.annotated or rule.unlisted) else (rule,),
                     knowledge=world.known(query),
+                    waiting=None if rule is None else self._reconciler.waiting(query, rule),
                     beside=[(other, there) for q, other, there in known if q != query and there is not None],
                     current=current,
                     plan=plan,

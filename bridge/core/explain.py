@@ -24,6 +24,7 @@ from bridge.core.model import (
     Kind,
     Knowledge,
     Known,
+    Place,
     Plan,
     Rule,
     Skipped,
@@ -146,6 +147,7 @@ def explain(
     remembered: Target | None = None,
     chosen: select.Choice | None = None,
     kept: Collection[Target] = (),
+    waiting: Collection[Place] | None = None,
 ) -> Explanation:
     """Explain one service at one target: that of the rule that was `chosen`, else of the first that selects it.
 
@@ -154,7 +156,8 @@ def explain(
     `unfiltered` is what Consul holds without the rule's filter, so that what the filter leaves out can be shown;
     `beside` are the other services that share the target. `remembered` is a target where Kubernetes still has what
     came from the service although nothing sends it there any more: that is what is explained then. `kept` are all
-    targets where something of the service stands, which tags alone never end.
+    targets where something of the service stands, which tags alone never end. `waiting`: instances that have not been
+    healthy for long enough (`settle`), None where no history is known.
     """
     named = select.choices(rules, service, datacenter)
     selecting = select.active(named, tags or (), kept)
@@ -184,7 +187,7 @@ def explain(
     target = remembered or target
     stands = _observed(current)
     instances = knowledge.instances if isinstance(knowledge, Known) else ()
-    own = decide(instances, rule or Rule(), current, resolved, cluster_nodes)
+    own = decide(instances, rule or Rule(), current, resolved, cluster_nodes, waiting)
     alongside = [
         (other, fate)
         for other, known in beside

@@ -59,6 +59,9 @@ class TaggedAddress:
     port: int = 0
 
 
+Place = tuple[str, str, str, int]
+"""An instance where it is: node, id, address and port."""
+
 Pairs = tuple[tuple[str, str], ...]
 """A mapping as a sorted tuple of (key, value)."""
 
@@ -88,6 +91,11 @@ class Instance:
     node_tagged_addresses: tuple[TaggedAddress, ...] = ()
     kind: str = ""
     output: str = field(default="", compare=False, repr=False)
+
+    @property
+    def place(self) -> Place:
+        """What has to be healthy for a while (`settle`): an instance that moves to another address is a new one."""
+        return self.node, self.id, self.address or self.node_address, self.port
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +178,24 @@ class Combine(StrEnum):
     """How one Service is made of the services of one name in a rule's datacenters."""
 
     UNION = "union"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Amount:
+    """A number of instances, or a percentage of those that there are."""
+
+    value: int = 0
+    percent: bool = False
+
+    def of(self, total: int) -> int:
+        """The number that it is; of a percentage no less than that."""
+        return -(-total * self.value // 100) if self.percent else self.value
+
+    def __str__(self) -> str:
+        return f"{self.value}%" if self.percent else str(self.value)
+
+
+NO_AMOUNT = Amount()
 
 
 class Family(StrEnum):
@@ -668,6 +694,9 @@ NO_NODES = ClusterNodes()
 class InstanceRules:
     """How instances become endpoints (`instances` of a rule in docs/reference.md).
 
+    `settle_seconds`: how long an instance has to be healthy before it is ready. `min_ready`: while fewer instances
+    would be ready, none that is ready stops being so for its health.
+
     `node_addresses`: whether addresses of the cluster's own nodes may be endpoints (`ClusterNodes`). `zone`: that of
     instances whose node's meta names none.
     """
@@ -682,7 +711,8 @@ class InstanceRules:
     node_addresses: bool = True
     zone_meta: str = "zone"
     zone: str = ""
-    keep_last_ready: bool = False
+    settle_seconds: float = 0.0
+    min_ready: Amount = NO_AMOUNT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

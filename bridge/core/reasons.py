@@ -24,6 +24,8 @@ class Code(StrEnum):
     FILTERED_PORT = "filtered_port"
     OMITTED = "omitted"
     KEPT_READY = "kept_ready"
+    SETTLING = "settling"
+    SETTLES_LATER = "settles_later"
     UNUSABLE = "unusable"
     NO_ADDRESS = "no_address"
     NOT_AN_ADDRESS = "not_an_address"
@@ -139,6 +141,7 @@ class Code(StrEnum):
     FOREIGN_SLICE = "foreign_slice"
     MIRROR_BEHIND = "mirror_behind"
     SLICE_OUTDATED = "slice_outdated"
+    MINIMUM_KEPT = "minimum_kept"
     HOSTNAMES_MISSING = "hostnames_missing"
     HOSTNAMES_UNUSED = "hostnames_unused"
     HOSTNAME_SOURCE_UNKNOWN = "hostname_source_unknown"
@@ -202,7 +205,11 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.FILTERED_PORT: "the rule's filter leaves it out; for Consul, `Service.Port` of an instance with several ports "
     "is 0, and no filter can match its further ports: select it by tag or meta",
     Code.OMITTED: _omitted,
-    Code.KEPT_READY: "it is {status}, but none would be ready any more (keep_last_ready)",
+    Code.KEPT_READY: "it is {status} and stays ready: {left} of {count} instances would be left, and min_ready is "
+    "{minimum}",
+    Code.SETTLING: "it is {status}, and is ready when it has been so for {seconds} (settle)",
+    Code.SETTLES_LATER: "it is {status}; `bridge run` waits until it has been so for {seconds} (settle), one pass does "
+    "not",
     Code.UNUSABLE: "its {what} has {length} characters, {limit}",
     Code.NO_ADDRESS: "it has no address of the kind {kind}",
     Code.NOT_AN_ADDRESS: "{text!r} is neither an IP address nor a host name",
@@ -339,6 +346,8 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "{what}; where that lasts, look at the log of kube-controller-manager (endpointslice-mirroring-controller)",
     Code.SLICE_OUTDATED: _slice_outdated,
     Code.SLICES_KEPT: "the output is Endpoints now; our EndpointSlices stay until the control plane has mirrored them",
+    Code.MINIMUM_KEPT: "{kept} of {count} instances of {service} stay ready although they are unhealthy ({first}, for "
+    "example): {left} would be left, and min_ready is {minimum}",
     Code.HOSTNAMES_MISSING: "{count} of {all} instances have no hostname of their own by `hostname_from` ({first}, for "
     "example: {why}); give each node a name of its own, or take another source",
     Code.HOSTNAMES_UNUSED: "endpoints get no hostnames, for the Service is not headless: DNS has names of single "
@@ -489,6 +498,7 @@ WARNINGS = (
     Code.FOREIGN_SLICE,
     Code.MIRROR_BEHIND,
     Code.SLICE_OUTDATED,
+    Code.MINIMUM_KEPT,
     Code.HOSTNAMES_MISSING,
     Code.HOSTNAMES_UNUSED,
     Code.HOSTNAME_SOURCE_UNKNOWN,

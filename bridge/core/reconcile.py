@@ -131,6 +131,8 @@ def observe(state: ConsulState, current: Current, now: float) -> Inputs:
     """Everything that decides about a target, out of what is known of Consul and the objects there."""
     target = current.target
     sources, refusal = state.sources(target), state.refusal(target)
+    if sources and any(source.rule.instances.settle_seconds for source in sources):
+        sources = tuple(replace(s, waiting=state.waiting(s.query, s.rule, now)) for s in sources)
     opted_out = is_abandoned(current)
     if refusal is not None:  # who asks for something else now has sent away what was filled
         opted_out = opted_out or name_of(refusal.query) not in names_at(current)
@@ -203,8 +205,9 @@ def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOpti
     queries = inputs.queries if first.rule.combine is None else tuple(sorted(s.query for s in sources))
     names = host_names(sources)
     resolved = around.resolve(target, names)
+    waiting = {s.query: s.waiting for s in sources if s.waiting is not None}
     translation = translate.translate(
-        target, [(s.rule, s.query, s.known) for s in sources], current, resolved, around.nodes
+        target, [(s.rule, s.query, s.known) for s in sources], current, resolved, around.nodes, waiting
     )
     desired = translation.mirror
     skipped = tuple(sorted((*translation.skipped, *inputs.rejected)))

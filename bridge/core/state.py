@@ -14,12 +14,28 @@ Not thread-safe: the reconciler holds a lock around it. The cost of one view doe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bridge.core import select
 from bridge.core.annotated import Refusal
-from bridge.core.model import Gone, Instance, Knowledge, Known, Listing, Query, Rule, Skipped, Target, Unknown
+from bridge.core.model import (
+    Gone,
+    Instance,
+    Knowledge,
+    Known,
+    Listing,
+    Place,
+    Query,
+    Rule,
+    Skipped,
+    Status,
+    Target,
+    Treatment,
+    Unknown,
+)
+from bridge.core.translate import treatment_of
 
 Name = tuple[str, str]
 """A service name of a datacenter: (datacenter, service)."""
@@ -46,13 +62,16 @@ class _Orphan:
 class Source:
     """One Consul service behind a target: under which rule, what is asked, and what is known of it.
 
-    `unread`: why it was never read, where others of the datacenters that the rule combines were; nothing is known then.
+    `waiting`: its instances that are healthy, and not yet for as long as the rule wants (`settle`); None where no
+    history is known. `unread`: why it was never read, where others of the datacenters that the rule combines were;
+    nothing is known then.
     """
 
     rule: Rule
     query: Query
     known: Known
     unread: str = ""
+    waiting: frozenset[Place] | None = None
 
 
 class ConsulState:
@@ -72,7 +91,9 @@ class ConsulState:
         grace_seconds: float,
         *,
         partial_selection: bool = False,
+        follows: bool = False,
     ) -> None:
+        """`follows`: views come as they change, so that it is known since when an instance is healthy."""
         self.rules = tuple(rules)
         self.datacenters = tuple(datacenters)
         self._grace_seconds = grace_seconds
@@ -81,6 +102,9 @@ class ConsulState:
         self._listing_trouble: dict[str, str] = {}
         self._views: dict[Query, Known] = {}
         self._trouble: dict[Query, str] = {}
+        self._follows = follows
+        self._healthy_since: dict[Query, dict[Place, float]] = {}  # of those that may have to wait still
+        self._expired_at = -math.inf
         self._assignments = select.TargetAssignments()
         self._feeds: dict[Query, set[Target]] = {}
         self._selected: dict[Name, tuple[select.Choice, ...]] = {}
@@ -128,7 +152,7 @@ class ConsulState:
                 changed |= self._leave(name, now)
         return changed
 
-    def on_view(self, query: Query, state: Knowledge) -> set[Target]:
+    def on_view(self, query: Query, state: Knowledge, now: float = 0.0) -> set[Target]:
         """Take what was read of one service; returns the targets that this changes."""
         if self._asked is not None and query not in self._asked:
             self._asked = None  # it comes too late, and is forgotten with the next commit
@@ -142,6 +166,7 @@ class ConsulState:
         same = before == known
         if same and not recovered:
             return set()
+        self._note_healthy(query, before, known, now)
         self._views[query] = known if before is None else replace(known, former=_former(before, known))
         left = self._owned_by.get((query.datacenter, query.service), set()) & self._orphaned.keys()
         return left | (self._combined_of(query) if same else self._feeds.get(query, set()))
@@ -240,7 +265,7 @@ class ConsulState:
                 due.add(target)
                 idle.look_at = now + idle.wait_seconds
                 idle.wait_seconds = min(2 * idle.wait_seconds, IDLE_SECONDS[1])
-        return due
+        return due | self._settled(now)
 
     def replace_rules(self, rules: Sequence[Rule], now: float) -> set[Target]:
         """Take new rules; returns every target that must be looked at."""
@@ -275,7 +300,7 @@ class ConsulState:
         """
         wanted = self.wanted()
         if wanted is not self._asked:  # looking at thousands of views twice a second would be what costs
-            for known in (self._views, self._trouble):
+            for known in (self._views, self._trouble, self._healthy_since):
                 for query in known.keys() - wanted:
                     del known[query]
             self._asked = wanted
@@ -322,6 +347,13 @@ class ConsulState:
                 return None
             sources.append(Source(rule, query, known))
         return tuple(sources)
+
+    def waiting(self, query: Query, rule: Rule, now: float) -> frozenset[Place] | None:
+        """Instances that are healthy, and not yet for as long as a rule wants; None where no history is known."""
+        if not self._follows:
+            return None
+        seconds = rule.instances.settle_seconds
+        return frozenset(place for place, since in self._healthy_since.get(query, {}).items() if since + seconds > now)
 
     def _combined(self, winners: Sequence[tuple[Query, Rule]]) -> tuple[Source, ...] | None:
         """What the datacenters of a rule have under one name, in the rule's order.
@@ -596,6 +628,43 @@ class ConsulState:
             if all(name_of(query) != name for query, _ in self._assignments.winners(target))
         }
 
+    def _note_healthy(self, query: Query, before: Known | None, known: Known, now: float) -> None:
+        """Which instances have become healthy just now, where a rule lets them settle."""
+        rules = [rule for _, rule in self._settling(query)] if self._follows else []
+        since = self._healthy_since.pop(query, {})
+        if not rules:
+            return
+        was = _healthy(before.instances, rules) if before is not None else set()
+        found = {place: since.get(place) if place in was else now for place in _healthy(known.instances, rules)}
+        waiting = {place: at for place, at in found.items() if at is not None}
+        if waiting:
+            self._healthy_since[query] = waiting
+
+    def _settled(self, now: float) -> set[Target]:
+        """Targets with an instance that has been healthy for long enough since this was last asked."""
+        due: set[Target] = set()
+        for query, since in list(self._healthy_since.items()):
+            longest = 0.0
+            for target, rule in self._settling(query):
+                seconds = rule.instances.settle_seconds
+                longest = max(longest, seconds)
+                if any(self._expired_at < at + seconds <= now for at in since.values()):
+                    due.add(target)
+            self._healthy_since[query] = {place: at for place, at in since.items() if at + longest > now}
+            if not self._healthy_since[query]:
+                del self._healthy_since[query]
+        self._expired_at = now
+        return due
+
+    def _settling(self, query: Query) -> list[tuple[Target, Rule]]:
+        """The targets that a service feeds by rules that let its instances settle."""
+        return [
+            (target, rule)
+            for target in self._feeds.get(query, ())
+            for fed, rule in self._assignments.winners(target)
+            if fed == query and rule.instances.settle_seconds
+        ]
+
     def _combined_of(self, query: Query) -> set[Target]:
         """Targets that are made of several datacenters, and fed by this service."""
         fed = self._feeds.get(query, ())
@@ -655,6 +724,12 @@ def _former(before: Known, now: Known) -> tuple[Instance, ...]:
             ways = [*(w for w in ways if (w.tags, w.meta) != (old.tags, old.meta)), old]
         found += ways[-FORMER_WAYS:]
     return tuple(found)
+
+
+def _healthy(instances: Iterable[Instance], rules: Sequence[Rule]) -> set[Place]:
+    """Where instances are that are ready by their health, under all of the rules."""
+    good = [s for s in Status if all(treatment_of(s, rule.instances) is Treatment.READY for rule in rules)]
+    return {instance.place for instance in instances if instance.status in good}
 
 
 def name_of(query: Query) -> Name:

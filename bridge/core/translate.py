@@ -7,7 +7,7 @@ with its reason. Nothing that stands in Consul can make it raise.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -31,6 +31,7 @@ from bridge.core.model import (
     Mirror,
     Output,
     Pairs,
+    Place,
     Port,
     Query,
     Rule,
@@ -113,10 +114,13 @@ def translate(
     current: Current | None = None,
     resolved: Resolved | None = None,
     cluster_nodes: ClusterNodes = NO_NODES,
+    waiting: Mapping[Query, Collection[Place]] | None = None,
 ) -> Translation:
     """The mirror of one or more Consul services at `target`; the first source's rule says what kind of Service it is.
 
     `resolved` has the addresses of host names (`host_names`), `cluster_nodes` the nodes of the Kubernetes cluster.
+    `waiting` are instances that have not been healthy for long enough (`settle`), by their service; where it has no
+    entry, no history is known.
     `current` keeps what must not change while the Service lives: its ports' numbers and names, its IP families.
 
     The mirror is None when nothing is there to be mirrored and nothing of ours exists there either: every instance is
@@ -127,7 +131,8 @@ def translate(
     service = current.service if current is not None else None
     decisions: list[tuple[Rule, Query, InstanceDecision]] = []
     for source_rule, query, known in sources:
-        mine = decide(known.instances, source_rule, current, resolved, cluster_nodes)
+        since = (waiting or {}).get(query)
+        mine = decide(known.instances, source_rule, current, resolved, cluster_nodes, since)
         decisions += [(source_rule, query, decision) for decision in mine]
     skipped = {
         Skipped(query.service, instance_name(decision.instance), decision.reason)
@@ -187,6 +192,7 @@ def translate(
         *contradictions,
         *_warnings(mirror, service),
         *_zone_warnings(decisions),
+        *_kept_warnings(decisions),
         *unnamed,
         *_node_warnings(decisions, cluster_nodes),
         *(
@@ -259,12 +265,13 @@ def decide(
     current: Current | None = None,
     resolved: Resolved | None = None,
     cluster_nodes: ClusterNodes = NO_NODES,
+    waiting: Collection[Place] | None = None,
 ) -> list[InstanceDecision]:
-    """What happens to each instance of one service under its rule, and why."""
+    """What happens to each instance of one service under its rule, and why. `waiting` None: no history is known."""
     service = current.service if current is not None else None
     decisions = [_fate_of(instance, rule, service, resolved or {}, cluster_nodes) for instance in instances]
-    if rule.instances.keep_last_ready and current is not None:
-        _keep_last_ready(decisions, current)
+    if rule.instances.settle_seconds or rule.instances.min_ready.value:
+        _damp(decisions, rule.instances, current, waiting)
     return decisions
 
 
@@ -415,18 +422,74 @@ def _conditions(status: Status, treatment: Treatment) -> tuple[bool, bool, bool]
     return False, drained, drained
 
 
-def _keep_last_ready(decisions: Sequence[InstanceDecision], current: Current) -> None:
-    """When nothing would be ready any more, what is ready now and still registered stays ready."""
-    if any(decision.disposition is Disposition.READY for decision in decisions):
+def _damp(
+    decisions: Sequence[InstanceDecision],
+    rules: InstanceRules,
+    current: Current | None,
+    waiting: Collection[Place] | None,
+) -> None:
+    """Let health change less often than the checks say it, in the direction in which that does no harm.
+
+    | an instance | is ready | but |
+    | --- | --- | --- |
+    | has become healthy | when it has been so for `settle` | at once, while none, or fewer than `min_ready`, are |
+    | is ready in Kubernetes, and healthy | | at once: it has settled, in this process or in another |
+    | is ready in Kubernetes, and no longer healthy | no more | as before, while fewer than `min_ready` would be left |
+
+    One pass (`waiting` None) has no history, and no later moment to act in: it lets no instance wait.
+    """
+    ready = ready_now(current) if current is not None else set()
+    stands = {id(d) for d in decisions if not ready.isdisjoint(_pairs_of(d))}
+    listed = [d for d in decisions if d.endpoints]
+    minimum = rules.min_ready.of(len(listed))
+    healthy = [d for d in listed if d.disposition is Disposition.READY]
+    service = current.service if current is not None else None
+    if rules.settle_seconds and not (service is not None and service.traffic.publish_not_ready):
+        seconds = f"{rules.settle_seconds:g} s"
+        new = [d for d in healthy if id(d) not in stands and (waiting is None or d.instance.place in waiting)]
+        enough = len(healthy) - len(new) >= max(1, minimum)
+        for decision in new if enough else ():
+            if waiting is None:
+                decision.reason = Reason(Code.SETTLES_LATER, status=decision.instance.status, seconds=seconds)
+            else:
+                _turn(
+                    decision,
+                    ready=False,
+                    reason=Reason(Code.SETTLING, status=decision.instance.status, seconds=seconds),
+                )
+    left = len(healthy)
+    if left >= minimum:
         return
-    ready = ready_now(current)
-    for decision in decisions:
-        if any((e.address, p.number) in ready for _, e in decision.endpoints for p in decision.ports or NO_PORTS):
-            decision.endpoints = tuple(
-                (family, replace(e, ready=True, serving=True, terminating=False)) for family, e in decision.endpoints
-            )
-            decision.disposition = Disposition.READY
-            decision.reason = Reason(Code.KEPT_READY, status=decision.instance.status)
+    numbers = {"left": left, "count": len(listed), "minimum": rules.min_ready}
+    for decision in listed:
+        if decision.disposition is not Disposition.READY and id(decision) in stands:
+            _turn(decision, ready=True, reason=Reason(Code.KEPT_READY, status=decision.instance.status, **numbers))
+
+
+def _turn(decision: InstanceDecision, *, ready: bool, reason: Reason) -> None:
+    """Make an instance ready, or not ready."""
+    decision.endpoints = tuple(
+        (family, replace(e, ready=ready, serving=ready, terminating=False)) for family, e in decision.endpoints
+    )
+    decision.disposition = Disposition.READY if ready else Disposition.NOT_READY
+    decision.reason = reason
+
+
+def _pairs_of(decision: InstanceDecision) -> set[tuple[str, int]]:
+    return {(e.address, p.number) for _, e in decision.endpoints for p in decision.ports or NO_PORTS}
+
+
+def _kept_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]]) -> Iterable[Reason]:
+    """The warnings while `min_ready` keeps instances ready."""
+    kept: dict[Query, list[InstanceDecision]] = {}
+    for _, query, decision in decisions:
+        if decision.reason is not None and decision.reason.code is Code.KEPT_READY:
+            kept.setdefault(query, []).append(decision)
+    for query, found in kept.items():
+        first = min(found, key=lambda decision: instance_name(decision.instance))
+        said = {key: text for key, text in (first.reason.data if first.reason else ()) if key != "status"}
+        names = {"first": instance_name(first.instance), "service": truncate(query.service)}
+        yield Reason(Code.MINIMUM_KEPT, kept=len(found), **names, **said)
 
 
 def ready_now(current: Current) -> set[tuple[str, int]]:

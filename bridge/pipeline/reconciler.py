@@ -23,8 +23,10 @@ from bridge.core.model import (
     Group,
     Kind,
     Meta,
+    Place,
     Plan,
     Query,
+    Rule,
     Scope,
     ServiceBody,
     SliceBody,
@@ -151,6 +153,11 @@ class Reconciler:
         """What is to be planned again without any event: a grace period or a hold of it may be over."""
         with self.lock:
             return self.world.expire(now) | self.guard.released(now, self._store.ready_in)
+
+    def waiting(self, query: Query, rule: Rule) -> frozenset[Place] | None:
+        """Instances that are healthy, and not yet for as long as the rule wants."""
+        with self.lock:
+            return self.world.waiting(query, rule, self._clock())
 
     def ask_for_names(self, targets: Collection[Target]) -> bool:
         """Have the host names of many targets resolved, before any of them is planned; whether there are any."""

@@ -24,12 +24,12 @@ PORTS = (Port("", 80), Port("", 81), Port("a", 80), Port("b", 90), Port("b", 91)
 ADDRESSES = ("10.77.7.1", "10.77.7.2", "10.77.7.3", "fd00::7")
 MIRRORED = "endpointslice.kubernetes.io/managed-by=endpointslicemirroring-controller.k8s.io"
 
-Seen = frozenset[tuple[str, str, str, int, str, bool]]
-"""Slice by its ports, address, name, number and protocol of the port, and whether it is ready."""
+Seen = frozenset[tuple[str, str, str, int, str, bool, str]]
+"""Slice by its ports, address, name, number and protocol of the port, whether it is ready, and its hostname."""
 
 
-def endpoints(chance: random.Random) -> tuple[Group, ...]:
-    """Groups as we write them: each set of ports once, with distinct names in it."""
+def endpoints(chance: random.Random, naming: random.Random) -> tuple[Group, ...]:
+    """Groups as we write them: each set of ports once, with distinct names in it; few hostnames that contradict."""
     members: dict[Any, dict[str, Endpoint]] = {}
     pool = chance.sample(ADDRESSES, chance.choice((1, 1, 2, 3)))
     for _ in range(chance.randint(2, 4)):
@@ -40,7 +40,9 @@ def endpoints(chance: random.Random) -> tuple[Group, ...]:
         for address in chance.sample(pool, chance.randint(1, len(pool))):
             family = Family.IPV6 if ":" in address else Family.IPV4
             is_ready = chance.random() < 0.7
-            members.setdefault((family, ports), {})[address] = Endpoint(address, is_ready, serving=is_ready)
+            hostname = naming.choice(("h1", "h2", "")) if naming.random() < 0.2 else "h0"
+            endpoint = Endpoint(address, is_ready, serving=is_ready, hostname=hostname)
+            members.setdefault((family, ports), {})[address] = endpoint
     return group_endpoints(members)
 
 
@@ -50,7 +52,7 @@ def expected(groups: tuple[Group, ...]) -> Seen | None:
     if isinstance(found, Refused):
         return None
     return frozenset(
-        (str(sorted((p.name, p.number) for p in g.ports)), e.address, p.name, p.number, p.protocol, e.ready)
+        (str(sorted((p.name, p.number) for p in g.ports)), e.address, p.name, p.number, p.protocol, e.ready, e.hostname)
         for g in found
         for e in g.endpoints
         for p in g.ports
@@ -63,6 +65,7 @@ def standing(items: list[Any]) -> Seen:
         (
             str(sorted((q.get("name", ""), q["port"]) for q in s["ports"])),
             e["addresses"][0], p.get("name", ""), p["port"], p["protocol"], e["conditions"]["ready"],
+            e.get("hostname", ""),
         )
         for s in items
         for e in s["endpoints"] or ()
@@ -75,8 +78,8 @@ def test_our_rule_says_what_the_mirroring_controller_does(
     kube: RawKube, namespace: str, seed: int, eventually: Callable[..., None]
 ) -> None:
     """Slice by slice where it mirrors; where our rule says that it is refused, some of what is ready never arrives."""
-    chance = random.Random(seed)
-    written = {f"case-{n}": endpoints(chance) for n in range(COUNT)}
+    chance, naming = random.Random(seed), random.Random(-seed)
+    written = {f"case-{n}": endpoints(chance, naming) for n in range(COUNT)}
     for name, groups in written.items():
         about = {"name": name, "namespace": namespace}
         service = {"apiVersion": "v1", "kind": "Service", "metadata": about, "spec": {"ports": [{"port": 80}]}}
@@ -101,12 +104,15 @@ def test_our_rule_says_what_the_mirroring_controller_does(
     eventually(wrong, {}, 60)
     for name in refused:
         wanted = {(e.address, p.number) for g in written[name] for e in g.endpoints for p in g.ports}
-        arrived = {(address, number) for _, address, _, number, _, _ in standing(slices()[name])}
+        arrived = {(address, number) for _, address, _, number, *_ in standing(slices()[name])}
         assert arrived < wanted, (name, written[name])
     for name, seen in mirrored.items():
-        ready = {(e.address, p.name, p.number) for g in written[name] for e in g.endpoints if e.ready for p in g.ports}
-        arrived_ready = {(address, port, number) for _, address, port, number, _, is_ready in seen if is_ready}
-        assert (why_not_carried(written[name]) == "") is (arrived_ready == ready)
+        ends = [(e, p) for g in written[name] for e in g.endpoints for p in g.ports]
+        ready = {(e.address, p.name, p.number) for e, p in ends if e.ready}
+        arrived_ready = {(address, port, number) for _, address, port, number, _, is_ready, _ in seen if is_ready}
+        named = {(e.address, e.hostname) for e, _ in ends}
+        is_whole = arrived_ready == ready and {(address, hostname) for _, address, *_, hostname in seen} == named
+        assert (why_not_carried(written[name]) == "") is is_whole
 
 
 def test_two_instances_on_one_machine_are_the_smallest_case(
@@ -127,7 +133,7 @@ def test_two_instances_on_one_machine_are_the_smallest_case(
 
     def ready() -> set[tuple[str, int]]:
         items = kube.json("GET", f"{SLICES.format(namespace=namespace)}?labelSelector={MIRRORED}")["items"]
-        return {(address, number) for _, address, _, number, _, is_ready in standing(items) if is_ready}
+        return {(address, number) for _, address, _, number, _, is_ready, _ in standing(items) if is_ready}
 
     put("POST", "", ["10.77.7.1", "10.77.7.2"], ["10.77.7.1"])
     before = {("10.77.7.1", 7480), ("10.77.7.2", 7480), ("10.77.7.1", 7481)}

@@ -410,7 +410,7 @@ def test_what_a_rule_says_of_health_and_networks_is_done(
     rule = {
         "services": [f"{prefix}*"],
         "instances": {
-            "warning": "not-ready", "critical": "omit", "allow_cidrs": ["10.77.0.0/16"], "keep_last_ready": True,
+            "warning": "not-ready", "critical": "omit", "allow_cidrs": ["10.77.0.0/16"], "min_ready": 1,
         },
     }  # fmt: skip
     sync(rule)

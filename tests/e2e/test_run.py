@@ -361,6 +361,52 @@ class Churn:
 
 
 @pytest.mark.parametrize("victim", ["consul", "apiserver", "bridge"])
+def test_a_check_that_flaps_is_not_followed_and_a_minimum_is_kept(
+    lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path, eventually: Eventually
+) -> None:
+    """With `settle` a flapping instance stays not ready, and nothing is written; it is ready when it has been healthy
+    for that long. With `min_ready` half of a service stays ready, whatever its checks say."""
+    web, db, settle = f"{prefix}web", f"{prefix}db", 2.0
+    for n, name, status in ((1, web, "passing"), (2, web, "critical"), (3, db, "passing"), (4, db, "passing")):
+        consul.register(name, f"{prefix}vm-{n}", f"10.77.5.{n}", 80, status=status)
+    put(
+        tmp_path / "bridge.yaml",
+        f"rules:\n  - {{services: ['{web}'], to: {{namespace: {namespace}}}, instances: {{settle: {settle:g}s}}}}\n"
+        f"  - {{services: ['{db}'], to: {{namespace: {namespace}}}, instances: {{min_ready: 50%}}}}\n",
+    )
+    env = environment(lab.consul.address, lab.kubeconfig)
+    daemon = Daemon(lab, f"bridge-{namespace}", "--config", str(tmp_path / "bridge.yaml"), env=env)
+    daemon.start()
+
+    def ready(name: str) -> list[tuple[str, int]]:
+        return ready_addresses(kube.endpoints(namespace, name))
+
+    def page(name: str) -> str:
+        return daemon.get(f"/service/{namespace}/{name}")[1].decode()
+
+    def version() -> str:
+        return str((kube.endpoints(namespace, web) or {})["metadata"]["resourceVersion"])
+
+    try:
+        eventually(lambda: (ready(web), len(ready(db))), ([("10.77.5.1", 80)], 2))
+        before = version()
+        for status in ("passing", "critical", "passing", "critical"):
+            consul.flip(web, f"{prefix}vm-2", status)
+            time.sleep(0.3)
+        began = time.monotonic()
+        consul.flip(web, f"{prefix}vm-2", "passing")
+        eventually(lambda: 'data-reason="settling"' in page(web), True)
+        assert version() == before
+        eventually(lambda: ready(web), [("10.77.5.1", 80), ("10.77.5.2", 80)])
+        assert time.monotonic() - began >= settle
+        for n in (3, 4):
+            consul.flip(db, f"{prefix}vm-{n}", "critical")
+        eventually(lambda: "min_ready is 50%" in page(db), True)
+        assert [address for address, _ in ready(db)] == ["10.77.5.4"]
+    finally:
+        daemon.stop()
+
+
 def test_after_a_kill_in_the_middle_of_changes_both_sides_agree_again(
     fresh_lab: Lab, victim: str, eventually: Eventually
 ) -> None:

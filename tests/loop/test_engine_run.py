@@ -19,7 +19,19 @@ from bridge.controller.options import RunOptions
 from bridge.controller.parts import Parts
 from bridge.controller.workers import Workers
 from bridge.core.guard import GuardSettings
-from bridge.core.model import Change, Destination, Group, Known, Meta, Output, Query, Rule, Status, Target
+from bridge.core.model import (
+    Change,
+    Destination,
+    Group,
+    InstanceRules,
+    Known,
+    Meta,
+    Output,
+    Query,
+    Rule,
+    Status,
+    Target,
+)
 from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
@@ -44,6 +56,9 @@ OPTIONS = RunOptions(
 )
 
 
+EVERYTHING = Rule(to=Destination(namespace="default"))
+
+
 def parts_of(bridge: Controller) -> Parts:
     """What a bridge that runs is made of."""
     assert bridge.parts is not None
@@ -53,7 +68,15 @@ def parts_of(bridge: Controller) -> Parts:
 class Running:
     """A bridge in a thread, and both of its fakes."""
 
-    def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path, options: RunOptions = OPTIONS) -> None:
+    def __init__(
+        self,
+        consul: FakeConsul,
+        kube: FakeKube,
+        folder: Path,
+        options: RunOptions = OPTIONS,
+        rule: Rule = EVERYTHING,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.consul = consul
         self.kube = kube
         self.folder = folder
@@ -62,8 +85,9 @@ class Running:
         self.bridge = Controller(
             consul=ConsulConfig(address=consul.address),
             kube=KubeConfig(kubeconfig=self.kubeconfig),
-            rules=(Rule(to=Destination(namespace="default")),),
+            rules=(rule,),
             options=options,
+            clock=clock,
         )
         self.thread = threading.Thread(target=self._run, name="bridge")
 
@@ -102,6 +126,57 @@ def running(tmp_path: Path) -> Iterator[Running]:
         consul.clear_faults()
         if made.thread.ident is not None:
             made.stop()
+
+
+def test_an_instance_is_ready_when_it_has_settled_and_consul_need_not_say_anything_again(
+    running: Running, tmp_path: Path, eventually: Eventually
+) -> None:
+    """It waits for as long as it has to, which the page says, and is not ready at once when it is not healthy."""
+    later = [0.0]
+    patient = Running(
+        running.consul,
+        running.kube,
+        tmp_path,
+        rule=replace(EVERYTHING, instances=InstanceRules(settle_seconds=1000.0)),
+        clock=lambda: time.monotonic() + later[0],
+    )
+    for n in (1, 2):
+        running.consul.register("web", f"vm-{n}", f"10.0.0.{n}", 80)
+    patient.start()
+    try:
+        eventually(lambda: patient.ready("web"), ["10.0.0.1", "10.0.0.2"], 10)
+        running.consul.flip("web", "vm-2", "critical")
+        eventually(lambda: patient.ready("web"), ["10.0.0.1"], 10)
+        running.consul.flip("web", "vm-2", "passing")
+        eventually(lambda: [e.reasons for e in patient.bridge.explain("default", "web") or ()], [("settling",)], 10)
+        later[0] = 900.0
+        eventually(lambda: patient.bridge.ready()[0], True, 10)
+        assert patient.ready("web") == ["10.0.0.1"]
+        later[0] = 1000.0
+        eventually(lambda: patient.ready("web"), ["10.0.0.1", "10.0.0.2"], 10)
+    finally:
+        patient.stop()
+
+
+def test_a_hostname_stays_with_its_machine_when_the_bridge_starts_again(
+    running: Running, tmp_path: Path, eventually: Eventually
+) -> None:
+    """Also when another node of the same name, and before it in order, came while no bridge ran."""
+    named = replace(EVERYTHING, to=replace(EVERYTHING.to, headless=True, hostname_from="node"))
+
+    def hostnames() -> dict[str, str | None]:
+        found = running.kube.get("endpoints", "default", "kafka") or {}
+        return {a["ip"]: a.get("hostname") for subset in found.get("subsets") or [] for a in subset["addresses"]}
+
+    running.consul.register("kafka", "vm-1.fra", "10.0.0.2", 9092)
+    for there in ({"10.0.0.2": "vm-1"}, {"10.0.0.1": None, "10.0.0.2": "vm-1"}):
+        bridge = Running(running.consul, running.kube, tmp_path, rule=named)
+        bridge.start()
+        try:
+            eventually(hostnames, there, 10)
+        finally:
+            bridge.stop()
+        running.consul.register("kafka", "vm-1.ams", "10.0.0.1", 9092)
 
 
 def test_an_object_that_the_server_fails_for_again_and_again_delays_no_other(

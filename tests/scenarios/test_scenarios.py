@@ -36,6 +36,7 @@ from bridge.core import annotated
 from bridge.core.guard import Guard, GuardSettings
 from bridge.core.model import (
     Adopt,
+    Amount,
     Change,
     Combine,
     Current,
@@ -158,7 +159,7 @@ class Stage:
         self.adopt = adopt
         self.settings = GuardSettings(hold_release_seconds=hold_release_seconds)
         self.guard = Guard(self.settings)
-        self.world = ConsulState((), (DC, *OTHERS), grace_seconds=0.0)
+        self.world = ConsulState((), (DC, *OTHERS), grace_seconds=0.0, follows=True)
         self.store = Objects()
         self.now = 0.0
         self.unreachable: Sequence[str] = ()
@@ -170,7 +171,7 @@ class Stage:
 
     def restart(self) -> None:
         """Another process takes over: what is known of Consul and what was held is gone, Kubernetes is the memory."""
-        self.world = ConsulState(self.world.rules, self.world.datacenters, grace_seconds=0.0)
+        self.world = ConsulState(self.world.rules, self.world.datacenters, grace_seconds=0.0, follows=True)
         self.guard = Guard(self.settings)
 
     def change(self, given: Mapping[str, Any]) -> None:
@@ -260,7 +261,7 @@ class Stage:
         for query in self.world.wanted():
             name = query.service if query.datacenter == DC else f"{query.service}@{query.datacenter}"
             if query.datacenter not in self.unreachable:
-                self.world.on_view(query, Known(tuple(catalog[name])) if name in catalog else Gone())
+                self.world.on_view(query, Known(tuple(catalog[name])) if name in catalog else Gone(), self.now)
         self.world.expire(self.now)
 
     def _place_slice(self, first: str, manners: Sequence[str]) -> None:
@@ -423,6 +424,9 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
             instances[key] = Treatment(instances[key])
     for key in ("protocol_from", "labels"):
         to[key] = tuple(sorted(dict(to.get(key, {})).items()))
+    if "min_ready" in instances:
+        number = str(instances["min_ready"])
+        instances["min_ready"] = Amount(int(number.rstrip("%")), percent=number.endswith("%"))
     for key in ("allow_cidrs", "deny_cidrs"):
         instances[key] = tuple(instances.get(key, ()))
     return Rule(

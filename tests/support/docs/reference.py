@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
 
 from bridge import cli, config
+from bridge.config.types import duration_text
 from bridge.controller import kubernetes_events
 from bridge.controller.state_changes import StateChanges
 from bridge.core import annotated, ownership
@@ -251,7 +252,10 @@ def _fields(prefix: str, fields: dict[str, FieldInfo], skip: Sequence[str] = ())
                 if default in (True, False)
                 else str(default)
             )
-            yield f"`{prefix}{field.alias or name}`", _values(field.annotation), _code(shown), field.description or ""
+            values = _values(field.annotation)
+            if isinstance(default, float):
+                values, shown = "duration", duration_text(default)
+            yield f"`{prefix}{field.alias or name}`", values, _code(shown), field.description or ""
 
 
 def _values(annotation: Any) -> str:

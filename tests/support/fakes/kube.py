@@ -453,6 +453,7 @@ class FakeKube:
             for family in ("IPv4", "IPv6"):
                 entries = [
                     {"addresses": [a["ip"]], "conditions": {"ready": ready}}
+                    | ({"hostname": a["hostname"]} if a.get("hostname") else {})
                     for field_, ready in (("addresses", True), ("notReadyAddresses", False))
                     for a in subset.get(field_) or []
                     if (":" in a["ip"]) is (family == "IPv6")

@@ -4,7 +4,7 @@
 
 Every 50 ms each VM's PostgreSQL is asked whether it is the primary, Consul what it lists, and the API server which
 addresses are ready in the EndpointSlices of three Services: one by a rule with the tag `primary`, one that a user
-annotated with it, and one with `keep_last_ready`. Three kinds of seconds come of it:
+annotated with it, and one with `min_ready: 1`. Three kinds of seconds come of it:
 
     wrong     an address is ready that is not the primary, while another VM is
     none      an address is ready although no VM is the primary

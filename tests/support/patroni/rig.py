@@ -39,7 +39,7 @@ SETTLE_SECONDS = 90.0
 
 RULES = {
     "by rule": {"name": "db-rule"},
-    "keep_last_ready": {"name": "db-kept"},
+    "min_ready": {"name": "db-kept"},
 }
 ASKED = "db-asked"
 
@@ -317,7 +317,7 @@ class Cluster:
                 "services": [SCOPE],
                 "tags": ["primary"],
                 "to": {"namespace": NAMESPACE, "port": PORT, **to},
-                "instances": {"keep_last_ready": what == "keep_last_ready"},
+                "instances": {"min_ready": int(what == "min_ready")},
             }
             for what, to in RULES.items()
         ]

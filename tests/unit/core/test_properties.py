@@ -15,6 +15,7 @@ from bridge.core.mirroring import may_refuse, why_not_carried
 from bridge.core.model import (
     Action,
     Adopt,
+    Amount,
     ClusterNodes,
     Combine,
     Current,
@@ -110,7 +111,8 @@ def rules(draw: st.DrawFn) -> Rule:
         ),
         instances=InstanceRules(
             critical=draw(st.sampled_from([Treatment.NOT_READY, Treatment.OMIT])),
-            keep_last_ready=draw(st.booleans()),
+            settle_seconds=draw(st.sampled_from([0.0, 5.0])),
+            min_ready=draw(st.sampled_from([Amount(), Amount(1), Amount(3), Amount(50, percent=True)])),
         ),
     )
 
@@ -314,7 +316,8 @@ def any_rules(draw: st.DrawFn) -> Rule:
         instances=InstanceRules(
             address=draw(st.sampled_from(["auto", "service", "node", "lan", "wan"])),
             deny_cidrs=draw(st.sampled_from([(), ("10.0.0.0/28",)])),
-            keep_last_ready=draw(st.booleans()),
+            settle_seconds=draw(st.sampled_from([0.0, 5.0])),
+            min_ready=draw(st.sampled_from([Amount(), Amount(1), Amount(3), Amount(50, percent=True)])),
         ),
     )
 

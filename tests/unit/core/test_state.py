@@ -12,6 +12,7 @@ from bridge.core.model import (
     Destination,
     Gone,
     Instance,
+    InstanceRules,
     Knowledge,
     Known,
     Listing,
@@ -110,6 +111,38 @@ def test_nothing_is_said_of_combined_datacenters_before_each_has_answered_or_fai
     assert [s.query for s in made.sources(HERE) or ()] == [WEB]
     alone = world("web")
     assert (alone.on_listing("dc1", Unknown("no"), 0.0), alone.on_view(WEB, Unknown("no"))) == (set(), set())
+
+
+def test_since_when_an_instance_is_healthy_is_known_while_it_may_have_to_wait() -> None:
+    """A target is named when the time of one of its instances is over, once; without a rule that wants it, and where
+    views do not come as they change, nothing is."""
+    patient = replace(RULES[0], instances=InstanceRules(settle_seconds=5.0))
+    made = ConsulState((patient,), ["dc1"], 30.0, follows=True)
+    made.on_listing("dc1", listing("web"), 0.0)
+
+    def seen(now: float, *status: Status) -> set[str]:
+        found = (replace(i, status=s) for i, s in zip(known("10.0.0.1", "10.0.0.2").instances, status, strict=True))
+        made.on_view(WEB, Known(tuple(found)), now)
+        return waiting(now)
+
+    def waiting(now: float) -> set[str]:
+        return {address for _, _, address, _ in made.waiting(WEB, patient, now) or ()}
+
+    assert seen(0.0, Status.PASSING, Status.CRITICAL) == {"10.0.0.1"}
+    assert seen(2.0, Status.WARNING, Status.PASSING) == {"10.0.0.1", "10.0.0.2"}
+    assert (made.expire(4.9), made.expire(5.0), made.expire(6.9)) == (set(), {HERE}, set())
+    assert waiting(6.9) == {"10.0.0.2"}
+    assert seen(6.9, Status.PASSING, Status.CRITICAL) == set()
+    assert (made.expire(100.0), seen(100.0, Status.CRITICAL, Status.PASSING)) == (set(), {"10.0.0.2"})
+    assert (made.expire(105.0), waiting(105.0), made.expire(110.0)) == ({HERE}, set(), set())
+    assert seen(110.0, Status.PASSING, Status.PASSING) == {"10.0.0.1"}
+    made.replace_rules((replace(patient, services=("db",)),), 110.0)
+    made.commit_subscriptions()
+    assert (waiting(110.0), made.expire(200.0)) == (set(), set())
+    once = ConsulState((patient,), ["dc1"], 30.0)
+    once.on_listing("dc1", listing("web"), 0.0)
+    once.on_view(WEB, known("10.0.0.1"))
+    assert (once.waiting(WEB, patient, 0.0), once.expire(5.0)) == (None, set())
 
 
 def test_a_view_names_the_targets_that_it_changes() -> None:

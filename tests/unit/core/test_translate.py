@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bridge.core.model import (
+    Amount,
     Bounds,
     ClusterNodes,
     Current,
@@ -30,7 +31,7 @@ from bridge.core.model import (
 )
 from bridge.core.ownership import derived, label_value, origins, ownership_labels
 from bridge.core.reasons import Code, Reason, codes_of
-from bridge.core.translate import Translation, choose_address, decide, host_names, ready_now, translate
+from bridge.core.translate import Disposition, Translation, choose_address, decide, host_names, ready_now, translate
 from tests.unit.core.builders import (
     QUERY,
     TARGET,
@@ -369,13 +370,46 @@ STANDING = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"), *down(
 @pytest.mark.parametrize("critical", [Treatment.NOT_READY, Treatment.OMIT])
 def test_the_last_ready_endpoint_stays_where_the_rule_says_so(critical: Treatment) -> None:
     """What is ready now and still registered stays ready when nothing else would be."""
-    by = picky(keep_last_ready=True, critical=critical)
+    by = picky(min_ready=Amount(1), critical=critical)
     sick = [instance(status=Status.CRITICAL), instance("10.0.0.2", status=Status.CRITICAL)]
     mirror = mirror_of(sick, by, STANDING)
     assert [e for g in mirror.groups for e in g.endpoints if e.ready] == [*ready("10.0.0.1")]
     assert mirror_of(sick, picky(critical=critical), STANDING).ready == 0
     assert mirror_of([*sick, instance("10.0.0.3")], by, STANDING).ready == 1
     assert mirror_of(sick, by, Current(TARGET)) == mirror_of(sick, picky(critical=critical), Current(TARGET))
+
+
+@pytest.mark.parametrize(
+    ("amount", "numbers"),
+    [(Amount(2), [2, 2, 2]), (Amount(50, percent=True), [0, 1, 2]), (Amount(34, percent=True), [0, 1, 2])],
+)
+def test_an_amount_is_a_number_or_no_less_than_its_percentage(amount: Amount, numbers: list[int]) -> None:
+    """Of none, one and three."""
+    assert [amount.of(total) for total in (0, 1, 3)] == numbers
+
+
+def test_one_pass_lets_no_instance_wait_and_says_that_a_running_bridge_does() -> None:
+    """It has no history; nothing is said of what is ready already, nor while nothing else is ready."""
+    by = picky(settle_seconds=5.0)
+    found = decide([instance(), instance("10.0.0.2")], by, STANDING)
+    assert [(d.disposition, d.reason) for d in found] == [
+        (Disposition.READY, None),
+        (
+            Disposition.READY,
+            "it is passing; `bridge run` waits until it has been so for 5 s (settle), one pass does not",
+        ),
+    ]
+    assert [d.reason for d in decide([instance("10.0.0.2"), instance("10.0.0.3")], by)] == [None, None]
+
+
+def test_what_waits_is_told_so() -> None:
+    """By its status and the time."""
+    new = instance("10.0.0.2", status=Status.WARNING)
+    found = decide([instance(), new], picky(settle_seconds=5.0), STANDING, waiting={instance().place, new.place})
+    assert [(d.disposition, d.reason) for d in found] == [
+        (Disposition.READY, None),
+        (Disposition.NOT_READY, "it is warning, and is ready when it has been so for 5 s (settle)"),
+    ]
 
 
 def test_what_is_ready_now_is_what_our_objects_say() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridge.config import RULE_FLAGS, Setting, catalogue, load, rule_env
-from bridge.core.model import Adopt, Bounds, Destination, InstanceRules, Output, Policy, Rule, Treatment
+from bridge.core.model import Adopt, Amount, Bounds, Destination, InstanceRules, Output, Policy, Rule, Treatment
 from bridge.core.select import Only
 from bridge.errors import ConfigurationError
 from bridge.kube.election import ElectionConfig
@@ -550,7 +550,8 @@ rules:
     allow_cidrs: [10.0.0.0/8]
     deny_cidrs: [10.1.0.0/16]
     zone_meta: z
-    keep_last_ready: true
+    settle: 5s
+    min_ready: 50%
 """
     )
     (rule,) = load({"--config": str(file)}, {}).core_rules()
@@ -589,7 +590,8 @@ rules:
             deny_cidrs=("10.1.0.0/16",),
             bounds=Bounds(reserved_namespaces=("kube-*", "default")),
             zone_meta="z",
-            keep_last_ready=True,
+            settle_seconds=5.0,
+            min_ready=Amount(50, percent=True),
         ),
         unlisted=True,
         continues=True,

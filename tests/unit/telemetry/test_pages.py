@@ -353,6 +353,14 @@ def test_instances_stand_in_natural_order_and_fold_by_their_labels() -> None:
     assert page.count('data-label="Address"') == 3
 
 
+@pytest.mark.parametrize(("hostname", "shown"), [("kafka-1", True), ("", False)])
+def test_hostnames_have_a_column_where_there_are_some(hostname: str, shown: bool) -> None:
+    """Few services have any."""
+    found = replace(explanation().rows[0], hostname=hostname)
+    page = pages.service_page(row(), [explanation(rows=(found,))], [], {})
+    assert ('<td data-label="Hostname">kafka-1</td>' in page, '<th scope="col">Hostname</th>' in page) == (shown, shown)
+
+
 @pytest.mark.parametrize(("status", "shown"), [("critical", 1), ("warning", 1), ("passing", 0)])
 def test_what_a_check_printed_stands_beside_an_instance_that_is_not_passing(status: str, shown: int) -> None:
     """As text, whatever it is."""
