@@ -16,6 +16,9 @@ no longer listed, and all do after a rebuild |
 stop being ready: only that bridge knows what it has seen go within the minute, and what it holds |
 | anything else | lets it pass |
 
+What a rule's `min_ready` keeps ready (`translate`) does not stop being ready, so nothing of it is counted here: that is
+a service's own minimum, at any time and without a hold.
+
 What comes back (or is replaced) at a target within the minute counts against what went there, so a service that is
 restarted instance by instance is never suspicious.
 

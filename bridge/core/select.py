@@ -388,7 +388,8 @@ class TargetAssignments:
         first = rules[ranks[0]]
         if first.combine is not None:
             order, service = ranks[0][1], ranks[0][3].service
-            same = (rank for rank in ranks if rank[1] == order and rank[3].service == service)
+            named = (rank for rank in ranks if rank[1] == order and rank[3].service == service)
+            same = (rank for rank in named if rules[rank].combine is not None)
             return tuple(sorted(same, key=lambda rank: first.datacenters.index(rank[3].datacenter)))
         owners = [ranks[0]]
         taken = {first.to.port_name}

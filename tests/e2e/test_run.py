@@ -360,7 +360,6 @@ class Churn:
         return by_state["passing"], by_state["critical"]
 
 
-@pytest.mark.parametrize("victim", ["consul", "apiserver", "bridge"])
 def test_a_check_that_flaps_is_not_followed_and_a_minimum_is_kept(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path, eventually: Eventually
 ) -> None:
@@ -407,6 +406,7 @@ def test_a_check_that_flaps_is_not_followed_and_a_minimum_is_kept(
         daemon.stop()
 
 
+@pytest.mark.parametrize("victim", ["consul", "apiserver", "bridge"])
 def test_after_a_kill_in_the_middle_of_changes_both_sides_agree_again(
     fresh_lab: Lab, victim: str, eventually: Eventually
 ) -> None:
