@@ -8,8 +8,9 @@ A change of one service takes this way through the code:
 3. `controller.workers` takes a target, has `core.reconcile` make a plan (its docstring is the recipe), and lets
    `kube.writer` write the difference.
 
-`controller.parts` connects these. `bridge sync` (`oneshot.sync`) does the same once for all targets; `bridge status`
-and `bridge explain` (`oneshot.inspection`) stop before the writing; the tests' scenarios run the recipe on values.
+`controller.parts` connects these. `oneshot.inputs` reads both sides once: `bridge sync` (`oneshot.sync`) does the same
+for all targets; `bridge status` and `bridge explain` (`oneshot.inspection`) stop before the writing. The tests'
+scenarios run the recipe on values.
 `cli` has one module for each command. docs/architecture.md says more, and where to add an output, a setting or a
 reason.
 """
