@@ -58,6 +58,10 @@ class PermanentError(BridgeError):
     """Not worth retrying hot: forbidden, invalid, unknown datacenter, bad filter. Says what to do."""
 
 
+class UnreachableError(PermanentError):
+    """No way leads there (a datacenter, whose servers our Consul does not see); it may come back by itself."""
+
+
 class CredentialsError(PermanentError):
     """We are not who we were (401): nothing can be done with that side until the credentials are renewed."""
 

@@ -577,7 +577,7 @@ def _status_rows(
 ) -> list[str]:
     if not shown:
         return []
-    several = len({row.datacenter for row in status.services}) > 1
+    several = len({row.datacenter for row in status.services}) > 1 or any(r.active_datacenter for r in status.services)
     heads = [
         Column("SERVICE", least=6),
         Column("TARGET", least=10),
@@ -589,7 +589,7 @@ def _status_rows(
     ]
     rows = [
         (
-            f"{row.service}@{row.datacenter}" if several else row.service,
+            f"{row.service}@{row.active_datacenter or row.datacenter}" if several else row.service,
             f"{row.namespace}/{row.name}",
             f"{row.consul_ready}/{row.consul_ready + row.consul_not_ready}"
             if row.state != ServiceState.UNKNOWN
@@ -638,9 +638,11 @@ def explanation_text(explanation: Explanation, width: int | None = 80, colour: b
     if explanation.problem:
         facts.append(("Problem", explanation.problem))
     facts.append(("Consul", explanation.consul))
+    if explanation.traffic:
+        facts.append(("Traffic", explanation.traffic))
     facts += [("Held", text) for text in explanation.held]
     facts += [("Conflict", text) for text in explanation.conflicts]
-    facts += [("Warning", text) for text in explanation.warnings]
+    facts += [("Warning", text) for text in explanation.warnings if text != explanation.traffic]
     lines: list[str] = []
     for name, text in facts:
         first, *rest = _wrapped(f"{name + ':':10}{text}", width, indent="")

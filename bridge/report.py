@@ -13,11 +13,13 @@ from typing import Any
 
 from bridge.core.model import (
     Action,
+    Carrier,
     Change,
     Current,
     EndpointsBody,
     Group,
     Held,
+    Kind,
     Plan,
     Query,
     ServiceBody,
@@ -57,6 +59,13 @@ class Outcome:
     applied: tuple[Change, ...] = ()
     failures: tuple[Failure, ...] = ()
     before: Current | None = None
+
+    @property
+    def switched(self) -> Carrier | None:
+        """The datacenter that carries the traffic from now on, None when it did before."""
+        carrier = self.plan.carrier
+        written = any(change.kind is Kind.SERVICE for change in self.applied)
+        return carrier if carrier is not None and carrier.before and written else None
 
 
 # --------------------------------------------------------------------------- rows of a report

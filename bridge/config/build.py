@@ -154,7 +154,7 @@ def _check_together(settings: Settings) -> None:
                 f"{place}: rules[{position}].{key}: only the services of consul.namespace and consul.partition are "
                 f"listed; elsewhere `services` must be full names, not {', '.join(map(repr, globs)) or 'left out'}"
             )
-        if (mistake := _mistake_in_combining(rule)) is not None:
+        if (mistake := _mistake_in_combining(rule, settings.policy)) is not None:
             path, problem = mistake
             place = settings._places[("rules", position, *path)].text
             raise ConfigurationError(f"{place}: rules[{position}].{'.'.join(map(str, path[:2]))}: {problem}")
@@ -166,8 +166,13 @@ def _check_together(settings: Settings) -> None:
         names.setdefault(rule.name, position)
 
 
-def _mistake_in_combining(rule: RuleSettings) -> tuple[tuple[str | int, ...], str] | None:
+def _mistake_in_combining(rule: RuleSettings, policy: str) -> tuple[tuple[str | int, ...], str] | None:
     """What is wrong with a rule that combines datacenters, and under which of its keys."""
+    for key in ("failover_below", "failover_when", "unreachable_after", "failback_after"):
+        if key in rule.model_fields_set and rule.combine != "failover":
+            return (key,), "it is about failing over; write `combine: failover`, or leave it out"
+    if "unreachable_after" in rule.model_fields_set and rule.failover_when != "unreachable":
+        return ("unreachable_after",), "an unreachable datacenter keeps the traffic unless `failover_when: unreachable`"
     if rule.combine is None:
         return None
     for position, datacenter in enumerate(rule.datacenters):
@@ -175,6 +180,8 @@ def _mistake_in_combining(rule: RuleSettings) -> tuple[tuple[str | int, ...], st
             return ("datacenters", position), f"{datacenter!r} is there twice; name each datacenter once"
     if len(rule.datacenters) < 2:
         return ("combine",), "it makes one Service of several datacenters; name two or more in `datacenters`"
+    if rule.combine == "failover" and policy == "create-only":
+        return ("combine",), "the policy create-only leaves what exists as it is, so that nothing would fail over"
     for key in ("name", "namespace"):
         if "{datacenter}" in (getattr(rule.to, key) or ""):
             problem = "{datacenter} gives each datacenter a Service of its own; leave it out, or `combine`"

@@ -196,11 +196,31 @@ class RuleSettings(Section):
     datacenters: tuple[Filled, ...] = Field(
         (), description="Datacenters. Empty: `consul.datacenter`, else the agent's own."
     )
-    combine: Literal["union"] | None = Field(
+    combine: Literal["union", "failover"] | None = Field(
         None,
         description="What happens to services that several `datacenters` have under one name. `union`: one Service "
         "with the instances of all of them; where a node's meta names no zone (`zone_meta`), its datacenter is the "
-        "topology zone. Default: one datacenter has the name, and those of the rest are reported as conflicts.",
+        "topology zone. `failover`: the instances of the first of the `datacenters` that has enough ready. Default: "
+        "one datacenter has the name, and those of the rest are reported as conflicts.",
+    )
+    failover_below: Annotated[int | str, BeforeValidator(number_or_percent)] = Field(
+        1,
+        description="With fewer ready instances than this a datacenter does not carry the traffic, if another one has "
+        "as many: a number (`1`), or a percentage of the instances that it has itself (`30%`).",
+    )
+    failover_when: Literal["not-ready", "unreachable"] = Field(
+        "not-ready",
+        description="When another datacenter takes over: `not-ready` (Consul says that too few are ready; one that "
+        "cannot be asked keeps the traffic), or `unreachable` (then too, and when it does not answer for "
+        "`unreachable_after`). An answer that refuses or hides something is never a reason.",
+    )
+    unreachable_after: Annotated[float, duration("0", "1d")] = Field(
+        30.0, description="For how long the datacenter must not have answered, with `failover_when: unreachable`."
+    )
+    failback_after: Annotated[float, duration("0", "7d")] = Field(
+        60.0,
+        description="How long a datacenter that comes before the one that carries the traffic must have had enough "
+        "ready without interruption until it gets the traffic back.",
     )
     namespace: Plain = Field(
         "",

@@ -29,7 +29,18 @@ from bridge.config.schema import (
 from bridge.config.sources import Layer, LayerSource, Place
 from bridge.config.types import LABEL_VALUE, VALUE_RULE, full_match
 from bridge.config.yaml_file import Key
-from bridge.core.model import Adopt, Amount, Bounds, Combine, Destination, InstanceRules, Policy, Rule, Treatment
+from bridge.core.model import (
+    Adopt,
+    Amount,
+    Bounds,
+    Combine,
+    Destination,
+    Failover,
+    InstanceRules,
+    Policy,
+    Rule,
+    Treatment,
+)
 
 if TYPE_CHECKING:
     from bridge.consul.client import ConsulConfig
@@ -413,6 +424,13 @@ class Settings(BaseSettings):
             unlisted=self._is_pinned(rule),
             continues=rule.continue_,
             combine=None if rule.combine is None else Combine(rule.combine),
+            failover=Failover(
+                below=int(str(rule.failover_below).rstrip("%")),
+                percent=str(rule.failover_below).endswith("%"),
+                when_unreachable=rule.failover_when == "unreachable",
+                unreachable_seconds=rule.unreachable_after,
+                failback_seconds=rule.failback_after,
+            ),
             place=self._rule_place(position),
             to=Destination(
                 namespace=to.namespace if to.namespace is not None else default_namespace,

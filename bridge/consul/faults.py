@@ -3,7 +3,7 @@
 | what came back | becomes | because |
 | --- | --- | --- |
 | 500 "Failed to create boolean expression evaluator" | PermanentError | names the filter: a 5xx that stays one |
-| 500 "No path to datacenter" | PermanentError | names the datacenter (a remote one may come back: ask again, slowly) |
+| 500 "No path to datacenter" | UnreachableError | names the datacenter (it may come back: ask again, slowly) |
 | 401 with WWW-Authenticate | PermanentError | a proxy or balancer in front of Consul wants a user and password |
 | 401, 403 "ACL not found" | PermanentError | the token is unknown or was deleted |
 | other 403 | PermanentError | says which policy suffices |
@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bridge.consul.transport import ProxyError, TooLarge
-from bridge.errors import BridgeError, PermanentError, ThrottledError, TransientError
+from bridge.errors import BridgeError, PermanentError, ThrottledError, TransientError, UnreachableError
 
 E = TypeVar("E", bound=BridgeError)
 
@@ -102,11 +102,11 @@ def of_answer(asked: RequestInfo, code: int, headers: Mapping[str, str], body: b
             problem = said.partition("evaluator:")[2].strip()
             return _permanent(f"Consul cannot use the filter {asked.filter!r}: {problem}", FILTERS)
         case 500 if "No path to datacenter" in said:
-            return _permanent(
+            pathless = UnreachableError(
                 f"Consul ({asked.server}) knows no way to the datacenter {asked.datacenter!r}: is its name right, and "
-                "are its servers joined? (consul members -wan)",
-                "--datacenter, rules[].datacenters, or consul.datacenters",
+                "are its servers joined? (consul members -wan)"
             )
+            return _with_remedy(pathless, "--datacenter, rules[].datacenters, or consul.datacenters")
         case 401 if headers.get("WWW-Authenticate"):
             return _wants_credentials(asked, headers["WWW-Authenticate"], where)
         case 401 | 403:
@@ -148,6 +148,11 @@ def of_answer(asked: RequestInfo, code: int, headers: Mapping[str, str], body: b
             return _permanent(f"{where} refers {asked} to {place} ({code})", "consul.address: where it refers to")
         case _:
             return _permanent(f"{where} refuses {asked} ({code}): {said}", "consul.address")
+
+
+def is_unreachable(error: BridgeError) -> bool:
+    """Whether a datacenter does not answer, rather than that it refuses something or wants us to be slower."""
+    return isinstance(error, TransientError | UnreachableError) and not isinstance(error, ThrottledError)
 
 
 def of_login(asked: RequestInfo, code: int, headers: Mapping[str, str], body: bytes) -> BridgeError:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from bridge.consul import aggregate_watch, decode
 from bridge.consul.aggregates import GIVE_WAY_SECONDS
 from bridge.consul.client import Answer
+from bridge.consul.faults import is_unreachable
 from bridge.consul.link import Link
 from bridge.consul.ratelimit import TokenBucket
 from bridge.consul.watch import Watch
@@ -79,7 +80,7 @@ class ListingWatch:
     def _failed(self, error: BridgeError) -> None:
         self._link.broke(error)
         self._link.conditions.set("listing", str(error))
-        self._tell(Unknown(str(error)))
+        self._tell(Unknown(str(error), unreachable=is_unreachable(error)))
 
     def _tell(self, state: Listing | Unknown) -> None:
         if state != self._told:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from bridge.consul import decode
 from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.consul.faults import is_unreachable
 from bridge.core.model import Knowledge, Listing, Query, Unknown
 from bridge.errors import BridgeError, CancelledError, PermanentError, TransientError
 from bridge.retry import RetryPolicy, call
@@ -137,7 +138,7 @@ class _Reading:
         try:
             listing = call(lambda: decode.listing_of(client.listing(name)), self._retry, self._stop)
         except (TransientError, PermanentError) as error:
-            listing = Unknown(self._reason(error))
+            listing = Unknown(self._reason(error), unreachable=is_unreachable(error))
         self._snapshot.listings[name] = listing
 
     def _read(self, client: ConsulClient, query: Query, total: int) -> None:

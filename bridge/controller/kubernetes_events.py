@@ -27,6 +27,8 @@ REASONS: Mapping[str, tuple[Literal["Normal", "Warning"], str]] = {
     "WriteFailed": ("Warning", "the API server refuses a write, and trying again will not help"),
     "Held": ("Warning", "endpoints are kept that Consul no longer shows, or shows as unhealthy"),
     "HoldEnded": ("Normal", "they are kept no longer"),
+    "FailedOver": ("Warning", "another datacenter carries the traffic, and why (`combine: failover`)"),
+    "FailedBack": ("Normal", "the first datacenter carries the traffic again"),
 }
 """The Events, by their reason: of which type, and when."""
 
@@ -69,6 +71,10 @@ class KubernetesEventObserver:
                 self._record(target, change.kind, "Mirrored", text)
             elif change.action is Action.DELETE and change.kind is Kind.ENDPOINTS:
                 self._record(target, Kind.SERVICE, "Mirrored", f"removed {change.kind}: {change.reason}")
+        if (carrier := outcome.switched) is not None:
+            said = "FailedBack" if carrier.preferred else "FailedOver"
+            text = f"{carrier.before} -> {carrier.active}: {carrier.why}"
+            self._record(target, Kind.SERVICE, said, text, codes_of((carrier.why,)))
         refused = [f"{f.change.action} of {f.change.kind}: {f.error}" for f in outcome.failures
                    if isinstance(f.error, PermanentError)]  # fmt: skip
         self._say(target, Kind.SERVICE, "WriteFailed", "; ".join(refused))

@@ -13,7 +13,7 @@ from typing import Any
 from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.model import Change, Current, Query, Rule, Target
-from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
+from bridge.core.service_state import ServiceRow, ServiceState, active_datacenter, service_state, state_detail
 from bridge.core.union import endpoint_counts
 from bridge.pipeline.reconciler import Reconciler
 from bridge.report import Origin, Outcome, hold_text
@@ -115,6 +115,7 @@ class StatusView:
             detail=detail,
             command=command,
             slices_deviate=deviates,
+            active_datacenter=active_datacenter(None if outcome is None else outcome.plan),
         )
 
 
@@ -132,7 +133,7 @@ def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
     state = service_state(plan, waiting=bool(waiting), failed=bool(outcome.failures), unread=bool(reason))
     if state is ServiceState.FAILED:
         return state.value, "; ".join(dict.fromkeys(str(f.error) for f in outcome.failures))
-    if state is ServiceState.UNKNOWN:
+    if state is ServiceState.UNKNOWN and reason:
         return state.value, f"Consul could not be asked: {reason}; what is there stays"
     return state.value, state_detail(state, plan, waiting, list(map(hold_text, plan.held)))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bridge.core import select
@@ -16,6 +16,7 @@ from bridge.core.model import (
     NO_NODES,
     NO_PORTS,
     Action,
+    Carrier,
     ClusterNodes,
     Current,
     EndpointsBody,
@@ -104,6 +105,7 @@ class Explanation:
     that Consul evaluates. `others` are endpoints that stand at the target without any of the instances:
     `10.0.0.1:8080 ready`. `compared`: enough is known to say what the next pass would do. `reasons` are the codes of
     all messages, each once. `deviations`: in what all EndpointSlices together are not what is wanted.
+    `traffic`: which of several datacenters carries it, and why.
     """
 
     service: str
@@ -123,6 +125,7 @@ class Explanation:
     compared: bool = True
     reasons: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
+    traffic: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As `bridge explain -o json` prints it."""
@@ -195,6 +198,9 @@ def explain(
     ]
     name_endpoints([*((rule or Rule(), fate) for fate in own), *alongside], current)
     consul, rows, explained = _rows(rule, knowledge, own, stands, _containers(current, plan))
+    carrier = plan.carrier if plan is not None else None
+    if carrier is not None and carrier.active != datacenter:
+        rows = tuple(_on_standby(row, carrier) for row in rows)
     rows = tuple(sorted(rows + _invalid(knowledge, unfiltered, rule), key=_in_order))
     explained |= _pairs_of([fate for _, fate in alongside])
     others = [] if lost_name else sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
@@ -219,6 +225,7 @@ def explain(
         compared=plan is not None or not isinstance(target, Target),
         reasons=codes_of((problem or "", *(row.reason for row in rows), *(plan.reasons if plan is not None else ()))),
         deviations=plan.deviations if plan is not None else (),
+        traffic=carrier.why if carrier is not None else "",
     )
 
 
@@ -276,6 +283,14 @@ def _rows(
 
 def _pairs_of(fates: Sequence[InstanceDecision]) -> set[tuple[str, int]]:
     return {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports or NO_PORTS}
+
+
+def _on_standby(row: Row, carrier: Carrier) -> Row:
+    """An instance of a datacenter that does not carry the traffic."""
+    if row.disposition not in (Disposition.READY, Disposition.NOT_READY):
+        return row
+    why = Reason(Code.STANDBY, active=truncate(carrier.active))
+    return replace(row, disposition=Disposition.STANDBY.value, reason=why, group="")
 
 
 OUTPUT_SHOWN = 200

@@ -11,6 +11,7 @@ each namespace. What happens in one scope never changes what the guard says in a
 charges it to nothing; but more than half of the ready endpoints of one target (and at least ten) at once count as \
 no longer listed, and all do after a rebuild |
 | Consul was rebuilt or restored | holds every removal of that datacenter for ten minutes, in every scope |
+| another datacenter carries a Service's traffic from now on (`failover`) | lets it pass, and charges it to nothing |
 | a user sends away or changes what their Service is filled with | lets it pass, and charges it to nothing |
 | a command that runs once, while a running bridge of the same owner id writes | holds everything that would go or \
 stop being ready: only that bridge knows what it has seen go within the minute, and what it holds |
@@ -216,6 +217,10 @@ class _Rebuilds:
         """Whether the grace of one of the datacenters is not over yet."""
         return any(self._of(dc, scope, now) for dc in datacenters)
 
+    def until(self, datacenter: str, scope: Scope, now: float) -> float:
+        """When the grace of a datacenter ends, 0 when it has none."""
+        return max((until for until, _ in self._of(datacenter, scope, now)), default=0.0)
+
     def reason(self, datacenters: Iterable[str], scope: Scope, now: float) -> _Reason | None:
         """Why nothing is removed that comes from one of the datacenters; None when it may be."""
         found = {dc: max(signs) for dc in datacenters if (signs := self._of(dc, scope, now))}
@@ -317,6 +322,10 @@ class Guard:
             if not ledger:
                 del self._ledgers[scope]
         return frozenset(found)
+
+    def doubted_until(self, datacenter: str, scope: Scope, now: float) -> float:
+        """Until when it is doubted what Consul in a datacenter shows, because it was rebuilt or restored; else 0."""
+        return self._rebuilds.until(datacenter, scope, now)
 
     def active(self) -> tuple[Held, ...]:
         """Everything that is held now, in order of the targets."""

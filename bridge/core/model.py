@@ -118,10 +118,12 @@ class Unknown:
     """Consul could not be asked, or its answer proves nothing. What was known before stays true.
 
     `lasting`: asking again will not help before the request is changed (a filter that Consul refuses, say).
+    `unreachable`: it did not answer; an answer that refuses or hides something is none of that.
     """
 
     reason: str
     lasting: bool = False
+    unreachable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ class Combine(StrEnum):
     """How one Service is made of the services of one name in a rule's datacenters."""
 
     UNION = "union"
+    FAILOVER = "failover"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -265,7 +268,8 @@ class Mirror:
     `labels` and `annotations` are those that we set in addition to the ownership labels. `omitted_unhealthy` are
     endpoints that Consul lists and that are left out for their health: they are not lost, they are worse than not
     ready. `deselected` are endpoints of instances that Consul lists and that have lost what the rule selects by. `type`
-    is the Service's type where the rule sets one ("": whatever it is).
+    is the Service's type where the rule sets one ("": whatever it is). `marks` are further annotations of ours on all
+    objects, `service_marks` on the Service alone (`core.failover`).
     """
 
     target: Target
@@ -281,6 +285,8 @@ class Mirror:
     omitted_unhealthy: tuple[Group, ...] = ()
     deselected: tuple[Group, ...] = ()
     type: str = ""
+    marks: Pairs = ()
+    service_marks: Pairs = ()
 
     @property
     def ready(self) -> int:
@@ -559,6 +565,22 @@ class Held:
     command: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carrier:
+    """Which datacenter carries a Service's traffic, and `why` it does; is it the rule's first (`preferred`)?
+
+    `before`: the one that carried it until this plan, "" when that is the same or there was none. `pending`: which one
+    is to take over, when nothing changes before; look again after `look_again_seconds`.
+    """
+
+    active: str
+    why: Reason
+    preferred: bool = True
+    before: str = ""
+    pending: tuple[Reason, ...] = ()
+    look_again_seconds: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one target needs. `changes` are in the order in which they must be applied (Service first, deletes last).
@@ -577,6 +599,9 @@ class Plan:
     wanted once the changes are made; `differences` are the same, endpoint by endpoint. While they are `settling` they
     are too young to be reported: the control plane's mirror is always a little late. `foreign`: how many of the slices
     are neither ours nor the mirror of our Endpoints.
+
+    `carrier`: of several datacenters, the one whose endpoints these are. What goes because it has become another one
+    counts as none of the above.
     """
 
     target: Target
@@ -600,6 +625,7 @@ class Plan:
     differences: frozenset[Hashable] = frozenset()
     settling: bool = False
     foreign: int = 0
+    carrier: Carrier | None = None
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -747,6 +773,22 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failover:
+    """When another of a rule's datacenters carries the traffic (`core.failover`).
+
+    `below` is a number of ready instances, or a percentage (`percent`) of those that the datacenter has: with fewer it
+    does not carry the traffic. `when_unreachable`: nor while it could not be reached for `unreachable_seconds`. One
+    that comes first gets the traffic back when it could have carried it for `failback_seconds`.
+    """
+
+    below: int = 1
+    percent: bool = False
+    when_unreachable: bool = False
+    unreachable_seconds: float = 30.0
+    failback_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """Which services are mirrored, where to, and how. Empty selectors select everything.
 
@@ -776,6 +818,7 @@ class Rule:
     continues: bool | None = None
     place: str = ""
     combine: Combine | None = None
+    failover: Failover = field(default_factory=Failover)
 
     @property
     def narrows(self) -> bool:

@@ -82,9 +82,9 @@ from bridge.core.ownership import DATACENTER as DATACENTER
 from bridge.core.ownership import MANAGED_BY as MANAGED_BY
 from bridge.core.ownership import MANAGER as MANAGER
 from bridge.core.ownership import OWNER as OWNER
+from bridge.core.ownership import RULE_ANNOTATIONS, RULE_LABELS, SIGNATURES, joined, rule_keys
 from bridge.core.ownership import SERVICE as SERVICE
 from bridge.core.ownership import SERVICE_SYNC as SERVICE_SYNC
-from bridge.core.ownership import SIGNATURES, joined, rule_keys
 from bridge.core.ownership import SKIP_MIRROR as SKIP_MIRROR
 from bridge.core.ownership import SLICE_MANAGED_BY as SLICE_MANAGED_BY
 from bridge.core.ownership import SLICE_SERVICE as SLICE_SERVICE
@@ -272,6 +272,28 @@ def retain(
     return replace(desired, groups=groups, service_ports=_ports_with(groups, desired, current))
 
 
+def as_it_stands(desired: Mirror, current: Current, service: CurrentService, owner: str) -> Mirror:
+    """`desired` with the endpoints, ports and what else comes from instances as they exist: none is known now.
+
+    `service` is the target's, of this owner.
+    """
+    slices = [s.group for s in current.slices if s.meta.owner == owner]
+    members: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
+    for group in slices or _groups_of(current, owner):
+        members.setdefault((group.family, group.ports), {}).update({e.address: e for e in group.endpoints})
+    said = dict(service.meta.ownership)
+    labels, annotations = (said.get(name, "").split(",") for name in (RULE_LABELS, RULE_ANNOTATIONS))
+    return replace(
+        desired,
+        groups=normalize.group_endpoints(members),
+        service_ports=service.ports,
+        headless=service.headless,
+        families=service.families,
+        labels=tuple(pair for pair in service.meta.labels if pair[0] in labels),
+        annotations=tuple(pair for pair in service.meta.annotations if pair[0] in annotations),
+    )
+
+
 def _names_now(desired: Mirror, current: Current) -> Mapping[str, str]:
     """New names for ports that the Service calls differently from now on: what keeps the old one is not reached."""
     if current.service is None or desired.service_ports is None:
@@ -446,10 +468,12 @@ def _remove(draft: _Draft, current: Current) -> None:
 def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     labels, annotations = ownership_labels(draft.owner, desired.queries)
     annotations = joined(rule_keys(desired.labels, desired.annotations), annotations)
-    labels, annotations = joined(desired.labels, labels), joined(desired.annotations, annotations)
+    annotations = joined(desired.annotations, joined(annotations, desired.marks))
+    labels = joined(desired.labels, labels)
     mine = sorted((s for s in current.slices if draft.ours(s.meta)), key=lambda s: s.meta.name)
     endpoints = current.endpoints
-    if not _service(draft, desired, current, labels, joined(((SERVICE_SYNC, "false"),), annotations)):
+    on_service = joined(((SERVICE_SYNC, "false"), *desired.service_marks), annotations)
+    if not _service(draft, desired, current, labels, on_service):
         return
     blocked = endpoints is not None and not draft.may_write(Kind.ENDPOINTS, endpoints.meta)
     if blocked and any(c.existing is None or not draft.ours(c.existing) for c in draft.changes):

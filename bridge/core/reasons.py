@@ -23,6 +23,7 @@ class Code(StrEnum):
     FILTERED = "filtered"
     FILTERED_PORT = "filtered_port"
     OMITTED = "omitted"
+    STANDBY = "standby"
     KEPT_READY = "kept_ready"
     SETTLING = "settling"
     SETTLES_LATER = "settles_later"
@@ -154,6 +155,10 @@ class Code(StrEnum):
     TAGS_EMPTY = "tags_empty"
     ANNOTATION_UNKNOWN = "annotation_unknown"
     DATACENTER_UNREAD = "datacenter_unread"
+    CARRIES = "carries"
+    FAILED_OVER = "failed_over"
+    FAILOVER_PENDING = "failover_pending"
+    FAILBACK_PENDING = "failback_pending"
     DATACENTER_NOT_ASKED = "datacenter_not_asked"
     SERVICE_MISSING = "service_missing"
     NOT_GRANTED = "not_granted"
@@ -210,6 +215,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.SETTLING: "it is {status}, and is ready when it has been so for {seconds} (settle)",
     Code.SETTLES_LATER: "it is {status}; `bridge run` waits until it has been so for {seconds} (settle), one pass does "
     "not",
+    Code.STANDBY: "datacenter {active} carries the traffic",
     Code.UNUSABLE: "its {what} has {length} characters, {limit}",
     Code.NO_ADDRESS: "it has no address of the kind {kind}",
     Code.NOT_AN_ADDRESS: "{text!r} is neither an IP address nor a host name",
@@ -364,7 +370,13 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     "with {filter}: '\"{found}\" in Service.Tags'",
     Code.TAGS_EMPTY: "the annotation {annotation} is {value!r} and names no tag: instances with any tags are taken",
     Code.ANNOTATION_UNKNOWN: "unknown to the bridge, so without effect: {names}",
-    Code.DATACENTER_UNREAD: "datacenter {datacenter} was never read ({why}): what is ready in Kubernetes stays",
+    Code.DATACENTER_UNREAD: "what datacenter {datacenter} has is not known ({why}): what is ready in Kubernetes stays",
+    Code.CARRIES: "datacenter {active} carries the traffic: it comes first ({has})",
+    Code.FAILED_OVER: "datacenter {active} carries the traffic, not {preferred}: {why}",
+    Code.FAILOVER_PENDING: "datacenter {active} cannot be reached since {since}; {pending} takes over {seconds} s "
+    "after that",
+    Code.FAILBACK_PENDING: "datacenter {pending} could carry the traffic since {since}; it takes over from {active} "
+    "{seconds} s after that",
     Code.DATACENTER_NOT_ASKED: "the annotation asks for datacenter {datacenter}, which may not be asked: only {known} "
     "may. If it is right, name it in consul.datacenters (BRIDGE_CONSUL_DATACENTERS)",
     Code.SERVICE_MISSING: "{datacenter} lists no service {service} that namespace {namespace} may ask for",
@@ -509,6 +521,9 @@ WARNINGS = (
     Code.TAGS_EMPTY,
     Code.ANNOTATION_UNKNOWN,
     Code.DATACENTER_UNREAD,
+    Code.FAILED_OVER,
+    Code.FAILOVER_PENDING,
+    Code.FAILBACK_PENDING,
     Code.DATACENTER_NOT_ASKED,
     Code.SERVICE_MISSING,
     Code.FILTER_NOT_GRANTED,

@@ -19,30 +19,37 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bridge.core import failover, release, translate
 from bridge.core import plan as planning
-from bridge.core import release, translate
 from bridge.core.annotated import Changed, Refusal, as_before, changed, is_abandoned, missing
 from bridge.core.guard import Verdict
 from bridge.core.model import (
     NO_NODES,
     Action,
     Adopt,
+    Carrier,
     ClusterNodes,
+    Combine,
     Current,
     Group,
     Held,
     Kind,
+    Known,
     Mirror,
     Output,
+    Pairs,
     Plan,
     Policy,
     Query,
+    Scope,
     Skipped,
     Target,
 )
 from bridge.core.normalize import some_of, truncate
 from bridge.core.reasons import Code, Reason
+from bridge.core.select import query_of
 from bridge.core.state import ConsulState, Name, Source, name_of
+from bridge.core.translate import Disposition, InstanceDecision
 
 Resolve = Callable[[Target, Collection[str]], Mapping[str, tuple[str, ...]]]
 """Gives at once the known addresses of all the host names that a target needs; those without an answer are missing."""
@@ -66,7 +73,8 @@ class Surroundings:
     `mirrored` gives what the control plane made of a target's Endpoints, None when that cannot be seen now. While not
     `may_delete` objects stay, whatever the policy says. `slices_forbidden` gives the verbs on EndpointSlices that are
     missing in a namespace. `nodes` are the cluster's own. `time_of_day` in seconds since 1970: it shows which
-    releases by other processes are recent (`release`).
+    releases by other processes are recent (`release`). `doubted`: whether Consul in a datacenter was rebuilt or
+    restored so lately that what it shows is no proof.
     """
 
     resolve: Resolve = lambda _target, _names: {}
@@ -75,6 +83,7 @@ class Surroundings:
     slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: ()
     nodes: ClusterNodes = NO_NODES
     time_of_day: Callable[[], float] = lambda: 0.0
+    doubted: Callable[[str, Scope], bool] = lambda _datacenter, _scope: False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,17 +208,32 @@ def reconcile(inputs: Inputs, options: PlanOptions, around: Surroundings) -> Dra
     return None
 
 
-def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOptions, around: Surroundings) -> Draft:
+def _with_sources(
+    inputs: Inputs, sources: tuple[Source, ...], options: PlanOptions, around: Surroundings
+) -> Draft | None:
     """Translate what Consul has, keep what it only may have lost, and compare."""
     target, current, first = inputs.target, inputs.current, sources[0]
+    sources = _and_doubted(sources, current, options, around)
     queries = inputs.queries if first.rule.combine is None else tuple(sorted(s.query for s in sources))
     names = host_names(sources)
     resolved = around.resolve(target, names)
     waiting = {s.query: s.waiting for s in sources if s.waiting is not None}
+    chosen = None
+    carrying: Sequence[Source] = sources
+    if first.rule.combine is Combine.FAILOVER:
+        chosen = _choose(sources, current, options, around, resolved)
+        if chosen is None:
+            return None
+        carrying = [source for source in sources if source.query.datacenter == chosen.carrier.active]
+        names = host_names(carrying)
     translation = translate.translate(
-        target, [(s.rule, s.query, s.known) for s in sources], current, resolved, around.nodes, waiting
+        target, [(s.rule, s.query, s.known) for s in carrying], current, resolved, around.nodes, waiting
     )
     desired = translation.mirror
+    if chosen is not None and desired is not None:
+        desired = chosen.at(desired, queries)
+        if carrying[0].unread and current.service is not None:  # which names this datacenter
+            desired = planning.as_it_stands(desired, current, current.service, options.owner)
     skipped = tuple(sorted((*translation.skipped, *inputs.rejected)))
     asked = first.rule.to.annotated
     change = _changed(current, first, options, around) if asked else Changed.NOTHING
@@ -219,7 +243,10 @@ def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOpti
         for s in sources
         if s.rule.to.annotated and name_of(s.query) in inputs.missing
     )
-    doubts = _doubts(sources, names - resolved.keys())
+    doubts = _doubts(carrying, names - resolved.keys())
+    if chosen is not None:
+        warnings += chosen.warnings
+        doubts = () if chosen.switching else doubts  # what stands is another datacenter's
     if desired is not None and doubts and change is not Changed.SERVICE:
         desired = _kept(desired, current, options, around, lost=True, flips=False)
         warnings += doubts
@@ -238,7 +265,97 @@ def _with_sources(inputs: Inputs, sources: tuple[Source, ...], options: PlanOpti
     leaving = all(_is_leaving(s, inputs) for s in sources)
     if leaving:
         plan = _without_creations(plan)
+    if chosen is not None:
+        plan = chosen.told(plan)
     return Draft(replace(plan, queries=queries), desired, current, leaving)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Which of several datacenters carries the traffic. `switching`: some of our objects still have another one's."""
+
+    carrier: Carrier
+    marks: Pairs
+    service_marks: Pairs
+    switching: bool
+
+    @property
+    def warnings(self) -> tuple[Reason, ...]:
+        """What is worth a look."""
+        return (*(() if self.carrier.preferred else (self.carrier.why,)), *self.carrier.pending)
+
+    def at(self, desired: Mirror, queries: tuple[Query, ...]) -> Mirror:
+        """What should stand, with the memory of the choice."""
+        return replace(desired, queries=queries, marks=self.marks, service_marks=self.service_marks)
+
+    def told(self, plan: Plan) -> Plan:
+        """The plan, which says it. What another datacenter takes over is not lost."""
+        if self.switching:
+            plan = replace(plan, removed=0, became_unready=0, deselected=0)
+        why = self.carrier.why if self.carrier.before else None
+        changes = tuple(replace(c, reason=why) if why and c.kind is Kind.SERVICE else c for c in plan.changes)
+        return replace(plan, changes=changes, carrier=self.carrier)
+
+
+def _and_doubted(
+    sources: tuple[Source, ...], current: Current, options: PlanOptions, around: Surroundings
+) -> tuple[Source, ...]:
+    """With the datacenter that carries the traffic, where it lacks the service because its Consul was rebuilt."""
+    rule, scope = sources[0].rule, planning.scope_of(current, options.owner)
+    active = failover.remembered(current, options.owner).active if rule.combine is Combine.FAILOVER else ""
+    if active not in rule.datacenters or any(source.query.datacenter == active for source in sources):
+        return sources
+    if not around.doubted(active, scope):
+        return sources
+    lacking = Source(rule, query_of(rule, sources[0].query.service, active), Known(()), unread=_REBUILT)
+    return tuple(sorted((*sources, lacking), key=lambda source: rule.datacenters.index(source.query.datacenter)))
+
+
+_REBUILT = "Consul there was rebuilt or restored"
+
+
+def _choose(
+    sources: Sequence[Source],
+    current: Current,
+    options: PlanOptions,
+    around: Surroundings,
+    resolved: Mapping[str, tuple[str, ...]],
+) -> _Chosen | None:
+    """Which of the sources' datacenters carries the traffic from now on; None while that cannot be said."""
+    scope = planning.scope_of(current, options.owner)
+    candidates = []
+    for source in sources:
+        fates = translate.decide(source.known.instances, source.rule, current, resolved, around.nodes, source.waiting)
+        datacenter, unanswered = source.query.datacenter, host_names([source]) - resolved.keys()
+        rebuilt = [_REBUILT] if around.doubted(datacenter, scope) else []
+        doubts = [source.unread] if source.unread else [*rebuilt, *_doubts([source], unanswered)]
+        candidates.append(
+            failover.Candidate(
+                datacenter=datacenter,
+                ready=sum(f.disposition is Disposition.READY and not _is_kept(f) for f in fates),
+                registered=sum(f.disposition in _COUNTED for f in fates),
+                doubt="; ".join(doubts),
+                stale="; ".join(filter(None, (source.stale, *rebuilt))),
+                unreachable=source.unreachable,
+            )
+        )
+    before = failover.remembered(current, options.owner)
+    found = failover.choose(candidates, sources[0].rule.failover, before, around.time_of_day())
+    if found is None:
+        return None
+    memory, carrier = found
+    seen = _written(current, options, around)
+    switching = bool(carrier.before) or failover.is_switching(seen, options.owner, carrier.active)
+    return _Chosen(carrier, *failover.marks(memory), switching)
+
+
+def _is_kept(decision: InstanceDecision) -> bool:
+    """Whether an instance is ready for its clients, and not by its health."""
+    return decision.reason is not None and decision.reason.code in (Code.KEPT_READY, Code.PUBLISHED)
+
+
+_COUNTED = (Disposition.READY, Disposition.NOT_READY, Disposition.OMITTED)
+"""What of a datacenter counts as there; what is skipped or not selected could never be an endpoint."""
 
 
 def _without_sources(inputs: Inputs, options: PlanOptions, around: Surroundings) -> Draft:
@@ -426,4 +543,4 @@ def _held_back(draft: Draft, held: Held, options: PlanOptions, around: Surroundi
     plan = _compare(before.target, kept, draft.current, options, around, before.skipped, warnings)
     if draft.leaving:
         plan = _without_creations(plan)
-    return replace(plan, queries=before.queries, held=(held,))
+    return replace(plan, queries=before.queries, held=(held,), carrier=before.carrier)

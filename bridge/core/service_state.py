@@ -24,6 +24,7 @@ from enum import StrEnum
 from typing import Any
 
 from bridge.core.model import Change, Plan
+from bridge.core.reasons import Code
 
 NO_READY_ENDPOINT = "no_ready_endpoint"
 """The mark of a service that is as Consul says and that gets no traffic all the same."""
@@ -47,7 +48,8 @@ class ServiceRow:
     What Consul has is counted as it would be mirrored; while the guard holds something it is more (or less) than
     what Kubernetes is given. `command` releases what is held. `slices_deviate`: an out-of-sync service whose
     EndpointSlices together have been something else than Consul says for longer than the control plane needs
-    (`Plan.deviates`); writes alone may not correct that.
+    (`Plan.deviates`); writes alone may not correct that. `active_datacenter`: of several that a rule combines by
+    failover, the one that carries the traffic.
 
     Only `bridge status` has the rest. `since` is when our last write to its Endpoints or slices was, as the API server
     notes it for each field manager (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes
@@ -68,6 +70,7 @@ class ServiceRow:
     since: str = ""
     reasons: tuple[str, ...] = ()
     slices_deviate: bool = False
+    active_datacenter: str = ""
 
     @property
     def mark(self) -> str:
@@ -79,6 +82,7 @@ class ServiceRow:
         return {
             "service": self.service,
             "datacenter": self.datacenter,
+            "active_datacenter": self.active_datacenter or None,
             "namespace": self.namespace,
             "name": self.name,
             "consul": {"ready": self.consul_ready, "not_ready": self.consul_not_ready},
@@ -96,7 +100,7 @@ def service_state(plan: Plan | None, *, waiting: bool, failed: bool = False, unr
     """The state of the service with this plan (None: none could be made).
 
     `waiting`: some of the plan's writes are still to be made. `failed`: one of them failed. `unread`: a Consul service
-    of the plan could not be read when it was last tried.
+    of the plan could not be read when it was last tried; the plan says itself when one never could.
     """
     if plan is None:
         return ServiceState.UNKNOWN
@@ -108,6 +112,7 @@ def service_state(plan: Plan | None, *, waiting: bool, failed: bool = False, unr
         return ServiceState.HELD
     if waiting or plan.deviations:
         return ServiceState.OUT_OF_SYNC
+    unread = unread or any(warning.code is Code.DATACENTER_UNREAD for warning in plan.warnings)
     return ServiceState.UNKNOWN if unread else ServiceState.IN_SYNC
 
 
@@ -122,6 +127,11 @@ def without_ready_endpoint(state: str, ready: int) -> bool:
 def readable(mark: str) -> str:
     """A state or mark for people: `out of sync`."""
     return mark.replace("_", " ")
+
+
+def active_datacenter(plan: Plan | None) -> str:
+    """The datacenter that carries the traffic, "" where none was chosen of several."""
+    return plan.carrier.active if plan is not None and plan.carrier is not None else ""
 
 
 def state_detail(state: ServiceState, plan: Plan, waiting: Sequence[Change], holds: Sequence[str]) -> str:

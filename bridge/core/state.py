@@ -63,8 +63,8 @@ class Source:
     """One Consul service behind a target: under which rule, what is asked, and what is known of it.
 
     `waiting`: its instances that are healthy, and not yet for as long as the rule wants (`settle`); None where no
-    history is known. `unread`: why it was never read, where others of the datacenters that the rule combines were;
-    nothing is known then.
+    history is known. Of several datacenters that a rule combines: `unread` says why this one was never read (nothing is
+    known then), `stale` why it could not be read when it was last tried, `unreachable` that it does not answer at all.
     """
 
     rule: Rule
@@ -72,6 +72,8 @@ class Source:
     known: Known
     unread: str = ""
     waiting: frozenset[Place] | None = None
+    stale: str = ""
+    unreachable: bool = False
 
 
 class ConsulState:
@@ -100,6 +102,7 @@ class ConsulState:
         self._partial_selection = partial_selection
         self._listings: dict[str, Listing] = {}
         self._listing_trouble: dict[str, str] = {}
+        self._unreachable: set[str] = set()
         self._views: dict[Query, Known] = {}
         self._trouble: dict[Query, str] = {}
         self._follows = follows
@@ -128,13 +131,15 @@ class ConsulState:
     def on_listing(self, datacenter: str, listing: Listing | Unknown, now: float) -> set[Target]:
         """Take a datacenter's listing; returns the targets that must be looked at."""
         if isinstance(listing, Unknown):
-            news = datacenter not in self._listing_trouble
+            news = datacenter not in self._listing_trouble or listing.unreachable != (datacenter in self._unreachable)
             self._listing_trouble[datacenter] = listing.reason
+            (self._unreachable.add if listing.unreachable else self._unreachable.discard)(datacenter)
             return self._combined_from(datacenter) if news else set()
         first = datacenter not in self._listings
         changed: set[Target] = (
             self._combined_from(datacenter) if first or datacenter in self._listing_trouble else set()
         )
+        self._unreachable.discard(datacenter)
         if self._listing_trouble.pop(datacenter, None) is not None:
             for target, idle in self._orphaned.items():
                 if any(dc == datacenter for dc, _ in self._owned.get(target, ())):
@@ -372,10 +377,11 @@ class ConsulState:
                 continue
             query, its_rule = claimed.get(datacenter, (select.query_of(rule, first.service, datacenter), rule))
             known = self._views.get(query)
-            unread = "" if known is not None else self._trouble.get(query) or self._listing_trouble.get(datacenter)
-            if unread is None:
+            trouble = self._listing_trouble.get(datacenter) or self._trouble.get(query, "")
+            if known is None and not trouble:
                 return None
-            sources.append(Source(its_rule, query, known or Known(()), unread))
+            unread, unreachable = trouble if known is None else "", datacenter in self._unreachable
+            sources.append(Source(its_rule, query, known or Known(()), unread, stale=trouble, unreachable=unreachable))
         return tuple(sources) if any(not source.unread for source in sources) else None
 
     def unsubscribed(self, target: Target, *, opted_out: bool = False, orphaned: bool = False) -> bool:

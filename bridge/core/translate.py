@@ -67,6 +67,7 @@ class Disposition(StrEnum):
     READY = "ready"
     NOT_READY = "not ready"
     OMITTED = "omitted"
+    STANDBY = "standby"
     SKIPPED = "skipped"
     NOT_SELECTED = "not selected"
     EXCLUDED = "never mirrored"

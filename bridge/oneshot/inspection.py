@@ -24,7 +24,7 @@ from bridge.core.lookup import Meant, meant
 from bridge.core.model import Current, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.reconcile import names_at
-from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
+from bridge.core.service_state import ServiceRow, ServiceState, active_datacenter, service_state, state_detail
 from bridge.core.translate import host_names
 from bridge.core.union import endpoint_counts
 from bridge.errors import BridgeError, CancelledError
@@ -355,6 +355,7 @@ class _Inspection:
             state=state.value,
             detail=detail,
             command=plan.release_command if plan is not None else "",
+            active_datacenter=active_datacenter(plan),
             since=_since(current),
             reasons=codes_of(plan.reasons) if plan is not None else (),
             slices_deviate=plan is not None and plan.deviates and state is ServiceState.OUT_OF_SYNC,

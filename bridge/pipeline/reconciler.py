@@ -100,7 +100,9 @@ class Reconciler:
             slices_forbidden=slices_forbidden,
             nodes=nodes,
             time_of_day=time_of_day,
+            doubted=self._doubted,
         )
+        self._look_again: dict[Target, float] = {}
         self.unreadable: Mapping[str, str] = unreadable or {}
         self._settling = settling
 
@@ -152,7 +154,10 @@ class Reconciler:
     def expired(self, now: float) -> set[Target]:
         """What is to be planned again without any event: a grace period or a hold of it may be over."""
         with self.lock:
-            return self.world.expire(now) | self.guard.released(now, self._store.ready_in)
+            due = {target for target, at in self._look_again.items() if now >= at}
+            for target in due:
+                del self._look_again[target]
+            return due | self.world.expire(now) | self.guard.released(now, self._store.ready_in)
 
     def waiting(self, query: Query, rule: Rule) -> frozenset[Place] | None:
         """Instances that are healthy, and not yet for as long as the rule wants."""
@@ -177,7 +182,25 @@ class Reconciler:
         with self.lock:
             inputs = observe(self.world, self._store.current(target), now)
         around = self._around if ask else replace(self._around, mirrored=_not_seen)
-        return reconcile(inputs, self._options, around)
+        draft = reconcile(inputs, self._options, around)
+        self._note(target, draft, now)
+        return draft
+
+    def _note(self, target: Target, draft: Draft | None, now: float) -> None:
+        """When a target is to be planned again although nothing was told of it: another datacenter takes over then."""
+        with self.lock:
+            self._look_again.pop(target, None)
+            if draft is None or (carrier := draft.plan.carrier) is None:
+                return
+            ends = (self.guard.doubted_until(q.datacenter, draft.plan.scope, now) for q in draft.plan.queries)
+            waits = [end - now for end in ends if end]
+            waits += () if carrier.look_again_seconds is None else (carrier.look_again_seconds,)
+            if waits:
+                self._look_again[target] = now + min(waits)
+
+    def _doubted(self, datacenter: str, scope: Scope) -> bool:
+        with self.lock:
+            return bool(self.guard.doubted_until(datacenter, scope, self._clock()))
 
     def _judge(self, drafts: Sequence[Draft]) -> list[Plan]:
         plans = judge(drafts, self._admit, self._options, self._around)

@@ -232,6 +232,11 @@ class LogObserver:
             self._log.info(
                 "written", **where, changes=", ".join(f"{c.action} {c.kind}" for c in outcome.applied), **extra
             )
+        if (carrier := outcome.switched) is not None:
+            self._log.warning(
+                "another datacenter carries the traffic", **where, before=carrier.before, active=carrier.active,
+                reason=carrier.why,
+            )  # fmt: skip
         for failure in outcome.failures:
             if self._is_reported(failure):
                 continue

@@ -87,6 +87,12 @@ class Metrics:
             ("kind",),
             registry=registry,
         )
+        self._switches = Counter(
+            "consul_bridge_datacenter_switches_total",
+            "How often another datacenter took over the traffic of a Service (`combine: failover`).",
+            ("before", "active"),
+            registry=registry,
+        )
         self._passes = Counter("consul_bridge_full_passes_total", "Full passes made.", registry=registry)
         self._pass_seconds = Gauge(
             "consul_bridge_full_pass_duration_seconds", "How long planning the last full pass took.", registry=registry
@@ -154,6 +160,8 @@ class Metrics:
         for failure in outcome.failures:
             self._writes.labels(failure.change.kind.value, failure.change.action.value, "error").inc()
             self._errors.labels(reason_of(failure.error).code.value).inc()
+        if (carrier := outcome.switched) is not None:
+            self._switches.labels(carrier.before, carrier.active).inc()
         if lag_seconds is not None and not outcome.failures:
             self._lag.observe(max(0.0, lag_seconds))
         with self._lock:

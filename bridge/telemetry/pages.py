@@ -88,6 +88,7 @@ def service_page(
                 "dl",
                 fact("Namespace", row.namespace), fact("Service in Consul", row.service or "none"),
                 fact("Datacenter", row.datacenter or "none"),
+                *((fact("Traffic from", row.active_datacenter),) if row.active_datacenter else ()),
                 fact("In Consul", counts(row.consul_ready, row.consul_not_ready)),
                 fact("In Kubernetes", counts(row.kubernetes_ready, row.kubernetes_not_ready)),
                 class_="cards",
@@ -195,9 +196,10 @@ def _explanation(explanation: Explanation, found: str, consul_ui: str) -> Html:
     """A service in Consul: its instances, those in trouble first. `found` is the command that releases a hold."""
     notes = (
         *((("Problem", explanation.problem),) if explanation.problem else ()),
+        *((("Traffic", explanation.traffic),) if explanation.traffic else ()),
         *(("Held", text) for text in explanation.held),
         *(("Conflict", text) for text in explanation.conflicts),
-        *(("Warning", text) for text in explanation.warnings),
+        *(("Warning", text) for text in explanation.warnings if text != explanation.traffic),
         *(("Out of sync", text) for text in explanation.deviations if text not in explanation.warnings),
         *(("Still to do", text) for text in explanation.differences),
         *((("Filter", explanation.filter),) if explanation.filter else ()),

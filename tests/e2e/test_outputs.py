@@ -26,8 +26,8 @@ def sync(lab: Lab, namespace: str, tmp_path: Path) -> Sync:
     return syncing(lab, namespace, tmp_path)
 
 
-def syncing(lab: Lab, namespace: str, folder: Path) -> Sync:
-    """The same for any lab."""
+def syncing(lab: Lab, namespace: str, folder: Path, consul: str = "") -> Sync:
+    """The same for any lab, or for another Consul at an address."""
 
     def run(
         *rules: Json,
@@ -39,7 +39,7 @@ def syncing(lab: Lab, namespace: str, folder: Path) -> Sync:
         whole = [{**rule, "to": {"namespace": namespace, **rule.get("to", {})}} for rule in rules]
         file = folder / "bridge.yaml"
         file.write_text(yaml.safe_dump({"rules": whole, **settings}))
-        env = environment(lab.consul.address, lab.kubeconfig)
+        env = environment(consul or lab.consul.address, lab.kubeconfig)
         result = bridge(*command, "--config", str(file), "-o", "json", *arguments, env=env)
         assert result.status == status, result.stderr
         return result

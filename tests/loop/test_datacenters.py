@@ -14,7 +14,7 @@ from bridge.consul.catalog import shares_of
 from bridge.consul.client import ConsulConfig
 from bridge.controller.controller import Controller
 from bridge.controller.options import RunOptions
-from bridge.core.model import Combine, Destination, Rule
+from bridge.core.model import Combine, Destination, Failover, Rule
 from bridge.kube.client import KubeConfig
 from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import status_once
@@ -260,6 +260,50 @@ def test_a_union_follows_what_answers_and_keeps_what_it_has_of_what_does_not(
         eventually(both.ready, {"web": ["10.0.0.1", "10.0.0.7", "10.0.0.8", "10.0.0.9"]}, 30)
     report = both.sync()
     assert (report.failed, report.changes) == ((), ())
+
+
+def moving(unreachable: float = 0.0) -> tuple[Rule, ...]:
+    """dc1 carries the traffic of `web`, else dc2; back after a second."""
+    settings = Failover(when_unreachable=True, unreachable_seconds=unreachable, failback_seconds=1.0)
+    return (Rule(services=("web",), datacenters=("dc1", "dc2"), combine=Combine.FAILOVER, failover=settings),)
+
+
+def test_traffic_follows_health_and_silence_and_nothing_that_proves_less(both: Both, eventually: Eventually) -> None:
+    """A datacenter that refuses us, or whose Consul came back empty, has not lost its instances."""
+    both.settings |= {"rules": moving()}
+    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, permanent_retry=QUICK, writers=2)
+    first, second = {"web": ["10.0.0.1"]}, {"web": ["10.0.0.2"]}
+    with running(both, options) as bridge:
+        eventually(both.ready, first, 30)
+        both.consul.flip("web", "vm-1", "critical")
+        eventually(both.ready, second, 30)
+        (row,) = bridge.services()
+        assert row.active_datacenter == "dc2"
+        both.consul.flip("web", "vm-1", "passing")  # and nothing else is told: the timer finds it
+        eventually(both.ready, first, 30)
+        both.consul.inject(Fault(status=403, body="Permission denied"), times=1_000_000, datacenter="dc1")
+        both.consul.register("near", "vm-4", "10.0.0.44", 80)  # ends the questions that wait there
+        eventually(lambda: "dc1" in str(bridge.ready()[1]["consul"]), True, 30)
+        both.consul.register("web", "vm-22", "10.0.0.22", 80, dc="dc2")
+        eventually(lambda: standby(bridge), 2, 30)
+        assert both.ready() == first
+        both.consul.clear_faults()
+        eventually(lambda: bridge.ready()[1]["consul"], "ok", 30)
+        both.consul.inject(Fault(status=500), times=1_000_000, datacenter="dc1")
+        both.consul.register("near", "vm-4", "10.0.0.4", 80)
+        eventually(both.ready, {"web": ["10.0.0.2", "10.0.0.22"]}, 30)
+    with running(both, options) as bridge:  # who takes over knows from the Service what is so
+        both.consul.clear_faults()
+        eventually(both.ready, first, 30)
+        both.consul.rebuild(dc="dc1")
+        eventually(lambda: "rebuilt or restored" in bridge.services()[0].detail, True, 30)
+        assert both.ready() == first
+
+
+def standby(bridge: Controller) -> int:
+    """How many instances of dc2 are known that wait for the traffic."""
+    found = bridge.explain("default", "web") or ()
+    return sum(row.disposition == "standby" for e in found if e.datacenter == "dc2" for row in e.rows)
 
 
 @contextmanager

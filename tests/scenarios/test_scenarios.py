@@ -18,7 +18,8 @@ target; with `beside a running bridge: true` a command does that sees a running 
   name in DNS `, hostname vm1`
 - `default/radosgw` under `held`: that it is held, for whatever reason
 - `web@fra` under `consul`: the service `web` of the datacenter fra, which is listed where a rule names it. Those that
-  are `unreachable` answer nothing; `index went backwards` may name one
+  are `unreachable` answer nothing; `index went backwards` may name one. `active` says which one's instances a target
+  has, and which one's it is to have: `fra, then ams`
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from bridge.core.model import (
     CurrentSlice,
     Destination,
     Endpoint,
+    Failover,
     Family,
     Gone,
     Group,
@@ -70,6 +72,7 @@ from bridge.core.model import (
     Treatment,
     Unknown,
 )
+from bridge.core.ownership import ACTIVE, PENDING
 from bridge.core.plan import scope_of
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import ConsulState
@@ -135,6 +138,8 @@ def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], po
     }
     if "endpoints" in expect:
         seen["endpoints"] = {str(t): stage.endpoints(t) for t in sorted(stage.store.clusters) if stage.stands(t)}
+    if "active" in expect:
+        seen["active"] = {t: stage.active(t) for t in expect["active"]}
     if "service ports" in expect:
         seen["service ports"] = {t: stage.service_ports(t) for t in expect["service ports"]}
     wanted = {"skipped": [], "conflicts": [], "held": [], "warnings": [], "out_of_sync": [], **expect}
@@ -257,7 +262,9 @@ class Stage:
                 if service.partition("@")[1:] == (at[:1], at[1:])
             }
             lost = datacenter in self.unreachable
-            self.world.on_listing(datacenter, Unknown("no answer") if lost else Listing(listing), self.now)
+            self.world.on_listing(
+                datacenter, Unknown("no answer", unreachable=True) if lost else Listing(listing), self.now
+            )
         for query in self.world.wanted():
             name = query.service if query.datacenter == DC else f"{query.service}@{query.datacenter}"
             if query.datacenter not in self.unreachable:
@@ -361,6 +368,13 @@ class Stage:
             for e in g.endpoints
         ]
 
+    def active(self, target: str) -> str:
+        """The datacenter that carries the traffic, and the one that is to."""
+        service = self.store.cluster(Target(*target.split("/"))).service
+        said = {} if service is None else dict(service.meta.ownership)
+        pending = said.get(PENDING, "").split()[:1]
+        return ", then ".join([said.get(ACTIVE, "none"), *pending])
+
     def service_ports(self, target: str) -> str:
         """The Service's ports in one line."""
         service = self.store.cluster(Target(*target.split("/"))).service
@@ -437,6 +451,7 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
         meta=tuple(sorted(raw.get("meta", {}).items())),
         datacenters=tuple(raw.get("datacenters", ())),
         combine=Combine(raw["combine"]) if "combine" in raw else None,
+        failover=Failover(**raw.get("failover", {})),
         to=Destination(**to),
         instances=InstanceRules(**instances),
     )

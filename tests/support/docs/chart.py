@@ -137,8 +137,6 @@ def _one(parts: list[Json]) -> Json:
     (only,) = rest
     if len(rest) == len(parts) or not only:
         return only
-    if "const" in only:
-        return {"enum": [only["const"], None]}
     if "enum" in only:
         return {**only, "enum": [*only["enum"], None]}
     types = only["type"] if isinstance(only["type"], list) else [only["type"]]

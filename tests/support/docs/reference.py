@@ -66,6 +66,11 @@ MARKS = (
         "our Endpoints where we write EndpointSlices as well, so that no endpoint is there twice",
     ),
     Mark("annotations", (ownership.SERVICE, ownership.DATACENTER), "", "where an object of ours comes from"),
+    Mark("annotation", (ownership.ACTIVE,), "", "objects of ours with `combine: failover`: whose endpoints these are"),
+    Mark(
+        "annotation", (ownership.PENDING,), "",
+        "such a Service: which datacenter is to take over, and since when it could",
+    ),
     Mark("annotation", (annotated.REQUEST,), "", "what we write for an annotated Service: for which request, in short"),
     Mark(
         "annotations", (ownership.RULE_LABELS, ownership.RULE_ANNOTATIONS), "",

@@ -327,13 +327,16 @@ class FakeConsul:
             how(self._catalogs[dc])
             self._changed.notify_all()
 
-    def rebuild(self, index: int = 3) -> None:
-        """Come back empty, as after a restart without data: connections are cut, the index begins at `index`."""
+    def rebuild(self, index: int = 3, dc: str = "") -> None:
+        """Come back empty, as after a restart without data: connections are cut, the index begins at `index`.
+
+        All datacenters do, or `dc` alone.
+        """
         with self._changed:
             for sock in self._sockets:  # first: nobody that waits on one may get an answer of the new one
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-            for name in self._catalogs:
+            for name in [dc] if dc else list(self._catalogs):
                 new = _Catalog(index=index, tables={"nodes": index, "catalog": index})
                 new.register({"Node": f"server-{index}", "Address": "127.0.0.1"})
                 self._catalogs[name] = new

@@ -93,6 +93,15 @@ def test_status_has_both_sides_and_a_line_of_sums() -> None:
     assert status_table(Status(())) == "nothing is mirrored\n"
 
 
+def test_the_datacenter_that_carries_the_traffic_is_named_and_why() -> None:
+    """Once: where it is not the first, that is a warning as well."""
+    one = replace(row(), active_datacenter="fra")
+    assert "radosgw@fra " in status_table(Status((one,)), 100)
+    why = "datacenter fra carries the traffic, not ams: it has no instance"
+    text = explanation_text(replace(EXPLANATION, traffic=why, warnings=(why, "another")), 140)
+    assert (text.count(why), f"Traffic:  {why}" in text, "Warning:  another" in text) == (1, True, True)
+
+
 def test_a_service_without_any_ready_endpoint_has_a_mark_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the table, in its sums, on top of the screen and in JSON; both sides are in sync all the same."""
     status = Status((row(), row("db", kubernetes_ready=0, kubernetes_not_ready=3)))

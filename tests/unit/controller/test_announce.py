@@ -8,7 +8,19 @@ import pytest
 
 from bridge.controller.kubernetes_events import KubernetesEventObserver
 from bridge.controller.state_changes import StateChanges
-from bridge.core.model import Action, Conflict, Current, CurrentService, Held, Kind, Known, Query, Skipped, Unknown
+from bridge.core.model import (
+    Action,
+    Carrier,
+    Conflict,
+    Current,
+    CurrentService,
+    Held,
+    Kind,
+    Known,
+    Query,
+    Skipped,
+    Unknown,
+)
 from bridge.core.reasons import Code, Reason
 from bridge.errors import PermanentError, TransientError
 from bridge.kube.events import Event
@@ -62,6 +74,21 @@ def test_creations_and_removals_are_said_with_their_source(heard: Heard) -> None
     gone = plan(change(Action.DELETE, Kind.ENDPOINTS, reason="its service is gone from Consul"))
     heard.announcer.outcome(Outcome(gone, gone.changes), None)
     assert heard.take() == [("Mirrored", "Service", "removed Endpoints: its service is gone from Consul")]
+
+
+def test_each_switch_of_datacenters_is_said_when_the_service_says_it(heard: Heard) -> None:
+    """A plan whose Service could not be written is none."""
+    why = Reason(Code.FAILED_OVER, active="fra", preferred="ams", why="it has no instance")
+    over = Carrier(active="fra", why=why, preferred=False, before="ams")
+    back = Carrier(active="ams", why=Reason(Code.CARRIES, active="ams", has="2 of 2 ready"), before="fra")
+    for carrier in (over, back, replace(back, before="")):
+        made = replace(plan(change(Action.UPDATE, Kind.SERVICE), change(Action.UPDATE)), carrier=carrier)
+        heard.announcer.outcome(Outcome(made, made.changes[1:]), 0.01)
+        heard.announcer.outcome(Outcome(made, made.changes), 0.01)
+    assert heard.take() == [
+        ("FailedOver", "Service", "ams -> fra: datacenter fra carries the traffic, not ams: it has no instance"),
+        ("FailedBack", "Service", "fra -> ams: datacenter ams carries the traffic: it comes first (2 of 2 ready)"),
+    ]
 
 
 def test_an_event_is_about_the_object_that_is_there(heard: Heard) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from bridge.core.explain import Explanation, Row, RuleVerdict, explain
 from bridge.core.model import (
+    Carrier,
     Conflict,
     Current,
     Destination,
@@ -30,7 +31,7 @@ from bridge.core.model import (
     Treatment,
     Unknown,
 )
-from bridge.core.reasons import Code
+from bridge.core.reasons import Code, Reason
 from bridge.core.select import TargetAssignments, choices, unlisted
 from tests.unit.core.builders import (
     TARGET,
@@ -217,6 +218,22 @@ def test_holds_and_conflicts_are_said() -> None:
         "radosgw", "dc1", tags=set(), rules=[RULE], plan=replace(adopted, changes=(first, *adopted.changes[1:]))
     )
     assert shown.differences == ("create Service radosgw (adopted)", "create Endpoints radosgw")
+
+
+def test_instances_of_a_datacenter_that_does_not_carry_the_traffic_are_on_standby() -> None:
+    """That they are in no object is as it should be."""
+    carrier = Carrier(active="fra", why=Reason(Code.CARRIES, active="fra", has="2 of 2 ready"))
+    found = Known((*instances(1), instance("10.0.0.2", status=Status.CRITICAL), instance("", node_address="")))
+    given: dict[str, Any] = {"tags": set(), "rules": [RULE], "knowledge": found, "plan": Plan(TARGET, carrier=carrier)}
+    shown, other = explain("radosgw", "dc1", **given), explain("radosgw", "fra", **given)
+    assert sorted((row.disposition, row.reason, row.as_it_should_be) for row in shown.rows) == [
+        ("skipped", "it has no address of the kind auto", True),
+        ("standby", "datacenter fra carries the traffic", True),
+        ("standby", "datacenter fra carries the traffic", True),
+    ]
+    assert (shown.traffic, [row.disposition for row in other.rows]) == (
+        "datacenter fra carries the traffic: it comes first (2 of 2 ready)", ["not ready", "ready", "skipped"],
+    )  # fmt: skip
 
 
 def test_what_the_filter_leaves_out_is_shown_as_left_out() -> None:

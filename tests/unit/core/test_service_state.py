@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import Action, Change, Conflict, Held, Kind, Plan
-from bridge.core.reasons import Code
+from bridge.core.model import Action, Carrier, Change, Conflict, Held, Kind, Plan
+from bridge.core.reasons import Code, Reason
 from bridge.core.service_state import (
     ServiceRow,
     ServiceState,
+    active_datacenter,
     readable,
     service_state,
     state_detail,
@@ -24,6 +25,8 @@ CONFLICT = Conflict(TARGET, Kind.SERVICE, said("of another owner"))
 HELD = Held(TARGET, Code.HELD_REMOVAL, 12, "12 ready endpoints would go")
 DEVIATION = said("the mirror lacks 10.0.0.1:80")
 WRITE = Change(action=Action.UPDATE, target=TARGET, kind=Kind.ENDPOINTS, name="radosgw", body=None, existing=None)
+UNREAD = Reason(Code.DATACENTER_UNREAD, datacenter="ams", why="no answer")
+CARRIER = Carrier(active="fra", why=Reason(Code.CARRIES, active="fra", has="1 of 1 ready"))
 
 CAUSES: tuple[tuple[ServiceState, dict[str, Any], dict[str, Any]], ...] = (
     (ServiceState.FAILED, {}, {"failed": True}),
@@ -32,6 +35,7 @@ CAUSES: tuple[tuple[ServiceState, dict[str, Any], dict[str, Any]], ...] = (
     (ServiceState.OUT_OF_SYNC, {}, {"waiting": True}),
     (ServiceState.OUT_OF_SYNC, {"deviations": (DEVIATION,)}, {}),
     (ServiceState.UNKNOWN, {}, {"unread": True}),
+    (ServiceState.UNKNOWN, {"warnings": (UNREAD,)}, {}),
     (ServiceState.IN_SYNC, {}, {}),
 )
 """What makes each state, in the order of their precedence."""
@@ -54,6 +58,12 @@ def test_each_state_goes_before_all_that_stand_below_it(first: int) -> None:
 def test_nothing_is_known_of_a_service_without_a_plan(given: dict[str, Any]) -> None:
     """Whatever else is said."""
     assert service_state(None, **{"waiting": False, **given}) is ServiceState.UNKNOWN
+
+
+def test_the_active_datacenter_is_that_of_the_plan() -> None:
+    """None without a plan, and where no rule chooses one of several."""
+    plans = (None, CALM, replace(CALM, carrier=CARRIER))
+    assert [active_datacenter(plan) for plan in plans] == ["", "", "fra"]
 
 
 def test_slices_deviate_once_they_have_had_their_time() -> None:
@@ -86,7 +96,7 @@ def test_a_row_in_json_says_the_state_in_the_words_of_the_metrics() -> None:
     assert replace(_row(ServiceState.OUT_OF_SYNC, 0), slices_deviate=True).to_json() == {
         "service": "radosgw", "datacenter": "dc1", "namespace": "storage", "name": "radosgw",
         "consul": {"ready": 0, "not_ready": 1}, "kubernetes": {"ready": 0, "not_ready": 1},
-        "state": "out_of_sync", "no_ready_endpoint": False, "slices_deviate": True,
+        "state": "out_of_sync", "no_ready_endpoint": False, "slices_deviate": True, "active_datacenter": None,
         "since": None, "reasons": [], "detail": "",
     }  # fmt: skip
 

@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 
 from bridge.config import RULE_FLAGS, Setting, catalogue, load, rule_env
-from bridge.core.model import Adopt, Amount, Bounds, Destination, InstanceRules, Output, Policy, Rule, Treatment
+from bridge.core.model import (
+    Adopt,
+    Amount,
+    Bounds,
+    Combine,
+    Destination,
+    Failover,
+    InstanceRules,
+    Output,
+    Policy,
+    Rule,
+    Treatment,
+)
 from bridge.core.select import Only
 from bridge.errors import ConfigurationError
 from bridge.kube.election import ElectionConfig
@@ -597,6 +609,27 @@ rules:
         continues=True,
         place=f"{file}:3:3",
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", Failover()),
+        ("failover_below: 3\n  failback_after: 5m", Failover(below=3, failback_seconds=300.0)),
+        ("failover_below: 30%", Failover(below=30, percent=True)),
+        ("failover_below: '30 %'", Failover(below=30, percent=True)),
+        (
+            "failover_when: unreachable\n  unreachable_after: 10s",
+            Failover(when_unreachable=True, unreachable_seconds=10.0),
+        ),
+    ],
+)
+def test_what_a_rule_says_about_failing_over_reaches_the_core(tmp_path: Path, given: str, expected: Failover) -> None:
+    """Each key, and the default of each."""
+    file = tmp_path / "bridge.yaml"
+    file.write_text(f"rules:\n- datacenters: [a, b]\n  combine: failover\n  {given}\n")
+    (rule,) = load({"--config": str(file)}, {}).core_rules()
+    assert (rule.combine, rule.datacenters, rule.failover) == (Combine.FAILOVER, ("a", "b"), expected)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bridge.controller.state_changes import StateChanges
 from bridge.core.model import (
     Action,
+    Carrier,
     Conflict,
     Held,
     Instance,
@@ -37,6 +38,7 @@ from bridge.errors import (
     ThrottledError,
     TransientError,
 )
+from bridge.report import Outcome
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.telemetry.metrics import STATES, Metrics
 from tests.unit.core.builders import said
@@ -171,6 +173,19 @@ def test_services_by_state_follow_passes_and_outcomes() -> None:
     metrics.pass_done(0.5, report(still))
     assert states(metrics) == {"in_sync": 1}
     assert value(metrics, "consul_bridge_full_passes_total") == 2
+
+
+def test_switches_of_datacenters_are_counted() -> None:
+    """Where the Service was written: it is what says who carries the traffic."""
+    metrics = Metrics("1")
+    why = Reason(Code.FAILED_OVER, active="fra", preferred="ams", why="it has no instance")
+    carrier = Carrier(active="fra", why=why, preferred=False, before="ams")
+    made = replace(plan(change(Action.UPDATE, Kind.SERVICE), warnings=(why,)), carrier=carrier)
+    metrics.outcome(Outcome(made), None)
+    assert value(metrics, "consul_bridge_datacenter_switches_total", before="ams", active="fra") is None
+    metrics.outcome(done(made), None)
+    assert value(metrics, "consul_bridge_datacenter_switches_total", before="ams", active="fra") == 1
+    assert value(metrics, "consul_bridge_warnings", reason="failed_over") == 1
 
 
 def test_the_last_successful_pass_needs_everything_to_be_read() -> None:

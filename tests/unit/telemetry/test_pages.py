@@ -344,6 +344,15 @@ def test_services_are_filtered_by_namespace() -> None:
     assert 'href="?namespace=two&amp;sort=name"' in page
 
 
+def test_the_datacenter_that_carries_the_traffic_is_named_and_why() -> None:
+    """Once: where it is not the first, that is a warning as well."""
+    why = "datacenter fra carries the traffic, not ams: it has no instance"
+    explained = explanation(traffic=why, warnings=(why,))
+    page = pages.service_page(row(active_datacenter="fra"), [explained], [], {})
+    assert (page.count(why), "Traffic from" in page) == (1, True)
+    assert "Traffic" not in pages.service_page(row(), [explanation()], [], {})
+
+
 def test_instances_stand_in_natural_order_and_fold_by_their_labels() -> None:
     """rgw-2 before rgw-10; each cell says what it is, for a screen that has no room for a head."""
     fine = replace(explanation().rows[0], disposition="ready", kubernetes="ready")
