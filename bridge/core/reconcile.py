@@ -246,7 +246,7 @@ def _with_sources(
     doubts = _doubts(carrying, names - resolved.keys())
     if chosen is not None:
         warnings += chosen.warnings
-        doubts = () if chosen.switching else doubts  # what stands is another datacenter's
+        doubts = () if chosen.switching else doubts  # the existing endpoints are another datacenter's
     if desired is not None and doubts and change is not Changed.SERVICE:
         desired = _kept(desired, current, options, around, lost=True, flips=False)
         warnings += doubts
@@ -321,7 +321,7 @@ def _choose(
     around: Surroundings,
     resolved: Mapping[str, tuple[str, ...]],
 ) -> _Chosen | None:
-    """Which of the sources' datacenters carries the traffic from now on; None while that cannot be said."""
+    """Which of the sources' datacenters carries the traffic from now on; None while that is unknown."""
     scope = planning.scope_of(current, options.owner)
     candidates = []
     for source in sources:

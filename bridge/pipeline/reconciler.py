@@ -187,7 +187,7 @@ class Reconciler:
         return draft
 
     def _note(self, target: Target, draft: Draft | None, now: float) -> None:
-        """When a target is to be planned again although nothing was told of it: another datacenter takes over then."""
+        """When a target is to be planned again without any event: another datacenter takes over then."""
         with self.lock:
             self._look_again.pop(target, None)
             if draft is None or (carrier := draft.plan.carrier) is None:
