@@ -1,6 +1,6 @@
 """Which of a rule's datacenters carries the traffic of one Service (`combine: failover`).
 
-| the one that carries it | of the others | so |
+| the carrier | other datacenters | result |
 | --- | --- | --- |
 | has enough ready | none before it has | it goes on |
 | has enough ready, or is in doubt | one before it has | that one, when it has had for `failback_seconds` |
@@ -103,7 +103,7 @@ def marks(memory: Memory) -> tuple[Pairs, Pairs]:
 def choose(
     candidates: Sequence[Candidate], settings: Failover, before: Memory, now: float
 ) -> tuple[Memory, Carrier] | None:
-    """Who carries the traffic from now on, and why; None while that cannot be said.
+    """The datacenter that carries the traffic from now on, and why; None while that is unknown.
 
     `candidates` are in the rule's order, at least one. `now` in seconds since 1970.
     """
