@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos pods readers patroni consul-random fuzz docs lab-up lab-env lab-down image sbom lock clean
+.PHONY: help setup demo demo-docker test lint unit bench bench-sim chaos pods compat readers patroni consul-random fuzz docs lab-up lab-env lab-down image sbom lock clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ pods: $(STAMP) ## the bridge in pods on this machine, with what is slow and rare
 readers: $(STAMP) ## ingress controllers and external-dns that read what the bridge writes; builds them first (about ten minutes)
 	@$(BIN)/python -m tests.support.lab build contour external-dns traefik
 	@READERS=1 $(BIN)/python -m pytest -q tests/e2e/test_readers.py --durations=10 $(if $(ONLY),-k '$(ONLY)')
+
+compat: $(STAMP) ## other versions of the servers, built first: make compat KUBERNETES="1.27.16" CONSUL="1.15.10"
+	@$(BIN)/python -m tests.support.compat $(foreach v,$(KUBERNETES),--kubernetes '$(v)') $(foreach v,$(CONSUL),--consul '$(v)')
 
 patroni: $(STAMP) ## fail-overs of a real Patroni, and seconds of wrong traffic: make patroni ROUNDS=3 SCENARIO="switchover cut-off"
 	@$(BIN)/python -m tests.support.patroni --rounds '$(or $(ROUNDS),1)' $(SCENARIO)

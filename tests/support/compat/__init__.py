@@ -1,0 +1,1 @@
+"""The bridge against other versions of Kubernetes and Consul: `make compat`; results: docs/compatibility.md."""
