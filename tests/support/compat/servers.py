@@ -90,7 +90,8 @@ def _imports(packages: Iterable[str]) -> str:
 
 def _flags(version: str) -> str:
     """Linker flags. Sources older than Go 1.23 may link to private symbols of its library."""
-    place = "k8s.io/component-base/version"
     major, minor, _ = version.split(".", 2)
-    stamp = (f"-X {place}.gitVersion=v{version}", f"-X {place}.gitMajor={major}", f"-X {place}.gitMinor={minor}")
-    return " ".join(("-s -w -checklinkname=0", *stamp))
+    values = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}
+    places = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")  # /version of older ones has the latter
+    stamps = (f"-X {place}.{name}={value}" for place in places for name, value in values.items())
+    return " ".join(("-s -w -checklinkname=0", *stamps))
