@@ -51,6 +51,9 @@ _RESOURCE = re.compile(
 _MISSING_NAMESPACE = re.compile(r'^namespaces "([^"]+)" not found')
 _USER = re.compile(r'User "([^"]+)" cannot ')
 _MISSING_VERB = re.compile(r'cannot (\w+) resource "([^"]+)" in API group "([^"]*)"(?: in the namespace "([^"]*)")?')
+_NO_REASON = "is forbidden:"
+"""What Kubernetes 1.27 says, and nothing after it, when an apply may not create an absent object. Of a missing `patch`
+it says the whole sentence, and so do newer ones of both (docs/compatibility.md)."""
 
 
 class NoApiServerError(PermanentError):
@@ -201,6 +204,8 @@ def _forbidden(asked: RequestInfo, said: str, where: str, status: Mapping[str, A
     verb, resource, group, namespace = asked.verb, asked.part("resource"), asked.part("group"), asked.part("namespace")
     if found := _MISSING_VERB.search(said):
         verb, resource, group, namespace = found.group(1), found.group(2), found.group(3), found.group(4) or namespace
+    elif asked.method == "PATCH" and said.rstrip().endswith(_NO_REASON):
+        verb = "create"
     elif any(cause.get("reason") == "NamespaceTerminating" for cause in causes_of(status)):
         return PermanentError(
             f"{said} ({asked}): nothing can be made in a namespace that is being deleted; kubectl get namespace "

@@ -48,6 +48,12 @@ TABLE: list[tuple[int, bytes, type[BridgeError], str]] = [
     (400, status(400, "the name of the object does not match"), PermanentError, "does not match"),
     (401, status(401, "Unauthorized"), CredentialsError, "refuses our credentials"),
     (403, status(403, FORBIDDEN), ForbiddenError, "forbids us to create endpoints in namespace storage"),
+    (
+        403,
+        status(403, 'endpoints "radosgw" is forbidden: '),
+        ForbiddenError,
+        "forbids us to create endpoints in namespace s",
+    ),
     (403, status(403, QUOTA), PermanentError, 'services "web" is forbidden: exceeded quota: q'),
     (403, status(403, POLICY), PermanentError, "denied request: no (Kubernetes"),
     (404, status(404, 'namespaces "storage" not found', "NotFound"), PermanentError, "create namespace storage"),

@@ -1,0 +1,66 @@
+"""Which versions are tried together, and that what is left out for an old server is there at all."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+
+import pytest
+import yaml
+
+from tests.support.compat.__main__ import NEWER, ROOT, Pair, left_out, pairs
+from tests.support.compat.servers import CONSUL, built
+from tests.support.lab import LabError
+
+NEWER_TESTS: Mapping[str, Mapping[str, str]] = {
+    side: newer["tests"] for side, newer in yaml.safe_load(NEWER.read_text()).items()
+}
+
+
+@pytest.mark.parametrize("test", [t for tests in NEWER_TESTS.values() for t in tests])
+def test_what_is_left_out_exists(test: str) -> None:
+    """A test that was renamed would run, and fail, on a server that is too old for it."""
+    file, _, name = test.partition("::")
+    tree = ast.parse((ROOT / file).read_text())
+    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert not name or name.partition("[")[0] in names
+
+
+@pytest.mark.parametrize(
+    ("pair", "sides"),
+    [
+        (("1.27.16", "1.20.6"), {"kubernetes", "consul"}),
+        (("1.33.1", ""), set()),
+        (("", "1.21.5"), {"consul"}),
+        (("1.29.15", "1.22.5"), {"kubernetes"}),
+    ],
+)
+def test_only_what_is_too_old_has_tests_left_out(pair: Pair, sides: set[str]) -> None:
+    """By side: the lab's own version, "", is new enough."""
+    assert left_out(pair).keys() == {test for side in sides for test in NEWER_TESTS[side]}
+
+
+@pytest.mark.parametrize(
+    ("kubernetes", "consul", "tried"),
+    [
+        (("1.27.16",), ("1.20.6",), [("1.27.16", "1.20.6")]),
+        (("1.27.16", "1.31.14"), (), [("1.27.16", ""), ("1.31.14", "")]),
+        (
+            ("1.27.16", "1.31.14"),
+            ("1.20.6",),
+            [("1.27.16", ""), ("1.31.14", ""), ("", "1.20.6"), ("1.27.16", "1.20.6")],
+        ),
+    ],
+)
+def test_each_version_is_tried_beside_the_labs_own_and_the_oldest_together(
+    kubernetes: tuple[str, ...], consul: tuple[str, ...], tried: list[Pair]
+) -> None:
+    """Of one each only that pair."""
+    assert pairs(kubernetes, consul) == tried
+
+
+@pytest.mark.parametrize("version", ["1.27", "v1.27.16", "latest", "../1.27.16"])
+def test_what_is_no_version_is_refused_before_anything_is_built(version: str) -> None:
+    """With how to write one."""
+    with pytest.raises(LabError, match=r"write it whole, such as 1\.27\.16"):
+        built(CONSUL, version)
