@@ -13,7 +13,7 @@ from bridge.consul import faults
 from bridge.consul.client import ConsulClient, ConsulConfig
 from bridge.consul.faults import RequestInfo
 from bridge.core.model import Query
-from bridge.errors import BridgeError, PermanentError, ThrottledError, TransientError
+from bridge.errors import BridgeError, PermanentError, ThrottledError, TransientError, UnreachableError
 from tests.support.fakes.consul import FakeConsul, Fault
 
 SECRET = "b1gs3cr3t-9c0d-4e5f-8a7b-6c5d4e3f2a1b"
@@ -24,7 +24,7 @@ ASKED = RequestInfo("list services", "http://consul:8500", "dc7", 'Service.Meta.
     ("code", "body", "kind", "said"),
     [
         (500, "Failed to create boolean expression evaluator: 1:3: no match", PermanentError, 'Service.Meta.x === "1"'),
-        (500, "No path to datacenter", PermanentError, "'dc7'"),
+        (500, "No path to datacenter", UnreachableError, "'dc7'"),
         (500, "No cluster leader", TransientError, "No cluster leader"),
         (500, "rpc error getting client: failed to get conn: dial tcp", TransientError, "rpc error"),
         (503, "", TransientError, "503"),
