@@ -23,6 +23,7 @@ from bridge.core.model import (
     Body,
     Change,
     Current,
+    CurrentRoute,
     Endpoint,
     EndpointsBody,
     Family,
@@ -30,6 +31,8 @@ from bridge.core.model import (
     Kind,
     Pairs,
     Port,
+    Route,
+    RouteBody,
     ServiceBody,
     SliceBody,
 )
@@ -858,6 +861,8 @@ def _lines_before(change: Change, before: Current | None) -> list[str]:
     if change.kind is Kind.ENDPOINTS and before.endpoints is not None:
         e = before.endpoints
         return body_lines(EndpointsBody(e.groups, e.meta.labels, e.meta.annotations))
+    if change.kind is Kind.HTTP_ROUTE and isinstance(before.route, CurrentRoute) and before.route.route is not None:
+        return body_lines(RouteBody(before.route.route, before.route.meta.labels, before.route.meta.annotations))
     for s_ in before.slices:
         if s_.meta.name == change.name:
             return body_lines(SliceBody(s_.service, s_.group, s_.meta.labels, s_.meta.annotations))
@@ -874,12 +879,25 @@ def body_lines(body: Body) -> list[str]:
             lines.append(f"ipFamilyPolicy: {clean(body.family_policy)}")
         targets = dict(zip(body.ports, body.target_ports, strict=False))
         return lines + _port_lines(body.ports, "", targets)
+    if isinstance(body, RouteBody):
+        return lines + _route_lines(body.route)
     groups = (body.group,) if isinstance(body, SliceBody) else body.groups
     if isinstance(body, SliceBody):
         lines.append(f"service: {clean(body.service)}")
     for group in groups:
         lines.extend(_group_lines(group))
     return lines
+
+
+def _route_lines(route: Route) -> list[str]:
+    lines = ["parents:"]
+    for parent in route.parents:
+        listener = [f"listener {parent.section}"] if parent.section else []
+        listener += [f"port {parent.port}"] if parent.port else []
+        place = f"{parent.namespace}/" if parent.namespace else ""
+        lines.append(f"  - Gateway {place}{parent.name}" + (f" ({', '.join(listener)})" if listener else ""))
+    lines += ["hostnames:", *(f"  - {name}" for name in route.hostnames)] if route.hostnames else []
+    return [clean(line) for line in (*lines, f"path: {route.path}", f"port: {route.port}")]
 
 
 def _group_lines(group: Group) -> list[str]:

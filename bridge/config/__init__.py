@@ -13,7 +13,14 @@
 
 from bridge.config.build import load, owner_of
 from bridge.config.catalogue import RULE_FLAGS, Setting, rule_env
-from bridge.config.rules import DestinationRule, GrantSettings, InstancesRule, RuleSettings
+from bridge.config.rules import (
+    DestinationRule,
+    GrantSettings,
+    InstancesRule,
+    ParentRule,
+    RouteSettings,
+    RuleSettings,
+)
 from bridge.config.tree import Settings, catalogue
 from bridge.config.types import duration_text, parse_duration
 
@@ -22,6 +29,8 @@ __all__ = [
     "DestinationRule",
     "GrantSettings",
     "InstancesRule",
+    "ParentRule",
+    "RouteSettings",
     "RuleSettings",
     "Setting",
     "Settings",

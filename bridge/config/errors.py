@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from bridge.config.catalogue import leaves
-from bridge.config.rules import GrantSettings, RuleSettings
+from bridge.config.rules import GrantSettings, ParentRule, RuleSettings
 from bridge.config.types import did_you_mean
 from bridge.config.yaml_file import Document, Key, kind_of
 
@@ -79,6 +80,8 @@ def _problem(kind: str, value: object, context: Mapping[str, Any], message: str)
         elif kind in ("list_type", "tuple_type") and isinstance(value, str):
             hint = f": [{shown(value)}]"
         return f"{_SHAPES[kind]}, not {kind_of(value)}{hint}"
+    if kind == "missing":
+        return "is missing"
     if kind in ("literal_error", "enum"):
         allowed = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         return f"must be one of {', '.join(allowed)}{did_you_mean(str(value), allowed)}"
@@ -119,7 +122,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_LISTS: Final[Mapping[str, type[BaseModel]]] = {"rules": RuleSettings, "annotated": GrantSettings}
+_LISTS: Final[Mapping[str, type[BaseModel]]] = {
+    "rules": RuleSettings,
+    "annotated": GrantSettings,
+    "parents": ParentRule,
+}
 """Keys whose values are lists of mappings, and what these mappings are."""
 
 
@@ -131,6 +138,7 @@ def _keys_at(tree: type[BaseModel], key: Key) -> list[str]:
             continue
         field = model.model_fields.get(part)
         model = _LISTS.get(part) or (field.annotation if field is not None else None)
+        model = next((m for m in get_args(model) if m is not NoneType), model)  # of a mapping that may be left out
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return []
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -16,24 +16,68 @@ from bridge.config.types import (
     TAGGED_ADDRESS,
     Cidr,
     Filled,
+    HostnameTemplate,
     LabelValue,
     MetadataKey,
+    Namespace,
     NamespaceGlob,
     NameTemplate,
+    ObjectName,
     Plain,
     ProtocolSource,
     ValueSource,
     duration,
     full_match,
+    hostname_placeholders,
     label_selector,
     name_template,
     number_or_percent,
     placeholders,
     plain_text,
+    route_path,
     service_glob,
+    service_port,
     whole_number,
 )
 from bridge.core.model import Output
+
+
+class ParentRule(Section):
+    """A Gateway, or one of its listeners."""
+
+    name: ObjectName = Field(description="Name of the Gateway.")
+    namespace: Namespace | None = Field(None, description="Its namespace. Default: the Service's.")
+    section_name: ObjectName | None = Field(None, description="Name of one of its listeners. Default: all of them.")
+    port: whole_number(1, 65535) | None = Field(  # type: ignore[valid-type]
+        None, description="Port of its listeners. Default: any."
+    )
+
+
+class RouteSettings(Section):
+    """The HTTPRoute (Gateway API) of each Service of a rule."""
+
+    parents: tuple[ParentRule, ...] = Field(
+        (),
+        description="The Gateways that it hangs on. Those of another namespace have to let it in (`allowedRoutes`).",
+    )
+    hostnames: tuple[HostnameTemplate, ...] = Field(
+        (),
+        description=f"Templates of its host names; placeholders: {hostname_placeholders()}. `{{name}}` is the "
+        "Service's name; `{tag:PREFIX}` is the rest of a tag that begins so. What instances have gives a host name for "
+        "each value; while no instance has one, there is no HTTPRoute.",
+    )
+    path: Annotated[str, AfterValidator(route_path)] = Field("/", description="Path that its requests begin with.")
+    port: Annotated[str, BeforeValidator(service_port)] | None = Field(
+        None, description="Name or number of the Service's port that it leads to. Default: the only TCP one."
+    )
+
+    @model_validator(mode="after")
+    def _says_which_requests(self) -> RouteSettings:
+        if not self.parents:
+            raise ValueError("must have parents: the Gateways that take the requests")
+        if not self.hostnames and self.path == "/":
+            raise ValueError("must have hostnames, or a path: it would take every request of its Gateways")
+        return self
 
 
 class DestinationRule(Section):
@@ -108,6 +152,11 @@ class DestinationRule(Section):
     max_endpoints_per_slice: whole_number(1, 1000) = Field(  # type: ignore[valid-type]
         100,
         description="Endpoints in one EndpointSlice (Kubernetes takes 1000); one that changes rewrites its slice.",
+    )
+    route: RouteSettings | None = Field(
+        None,
+        description="An HTTPRoute for each Service (Gateway API), named as the Service: a mapping with `parents`, "
+        "`hostnames`, `path` and `port`. It takes rights on httproutes (manifests/components/http-routes).",
     )
 
     @field_validator("hostname_from")

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge.config.catalogue import Setting, leaves
-from bridge.config.rules import GrantSettings, RuleSettings
+from bridge.config.rules import GrantSettings, RouteSettings, RuleSettings
 from bridge.config.schema import (
     BackoffSettings,
     ConsulSettings,
@@ -37,7 +37,9 @@ from bridge.core.model import (
     Destination,
     Failover,
     InstanceRules,
+    Parent,
     Policy,
+    RouteRule,
     Rule,
     Treatment,
 )
@@ -449,6 +451,7 @@ class Settings(BaseSettings):
                 labels_from=pairs(to.labels_from),
                 annotations_from=pairs(to.annotations_from),
                 max_endpoints_per_slice=to.max_endpoints_per_slice,
+                route=None if to.route is None else _core_route(to.route),
             ),
             instances=InstanceRules(
                 warning=Treatment(instances.warning),
@@ -502,6 +505,11 @@ def retry_policy(backoff: BackoffSettings) -> RetryPolicy:
     return RetryPolicy(
         initial_seconds=backoff.initial_interval, max_seconds=backoff.max_interval, multiplier=backoff.multiplier
     )
+
+
+def _core_route(route: RouteSettings) -> RouteRule:
+    parents = (Parent(p.name, p.namespace or "", p.section_name or "", p.port or 0) for p in route.parents)
+    return RouteRule(parents=tuple(parents), hostnames=route.hostnames, path=route.path, port=route.port or "")
 
 
 def pairs(mapping: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

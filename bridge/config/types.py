@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from bridge.config.yaml_file import kind_of
-from bridge.core import labels
+from bridge.core import labels, routes
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
@@ -162,6 +162,38 @@ def name_template(value: str) -> str:
         raise ValueError("may have lower-case letters, digits and - beside its placeholders")
     if "{" not in value and not LABEL.fullmatch(value):
         raise ValueError(f"must be {LABEL_RULE}")
+    return value
+
+
+def hostname_template(value: str) -> str:
+    """A host name with {placeholders} of the service or of its instances."""
+    filled = routes.PLACEHOLDER.sub("a", filled_text(value))
+    if "{" in filled or "}" in filled:
+        raise ValueError(f"is not a template: braces only around one of {hostname_placeholders()}")
+    if not routes.is_hostname(filled):
+        raise ValueError(
+            "must be a host name in lower case beside its placeholders (`*` only as the first label, no IP address)"
+        )
+    return value
+
+
+def hostname_placeholders() -> str:
+    return " ".join(f"{{{p}}}" for p in (*routes.OF_SERVICE, "meta:KEY", "node-meta:KEY", "tag:PREFIX"))
+
+
+def route_path(value: str) -> str:
+    if not re.fullmatch(r"/([-A-Za-z0-9._~!$&'()*+,;=:@]+/?)*", value) or set(value.split("/")) & {".", ".."}:
+        raise ValueError("must be an absolute path as a gateway takes it, without %, //, . and .. in it: /api")
+    return value
+
+
+def service_port(value: object) -> object:
+    """The name of a port, or its number (as text)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    number = value.isdigit() and 1 <= int(value) <= 65535 if isinstance(value, str) else False
+    if not number and not (isinstance(value, str) and re.search("[a-z]", value) and LABEL.fullmatch(value)):
+        raise ValueError(f"must be the name of a port ({LABEL_RULE}), or a number between 1 and 65535")
     return value
 
 
@@ -351,6 +383,10 @@ Namespace = Annotated[str, full_match(LABEL, f"a namespace: {LABEL_RULE}")]
 NamespaceGlob = Annotated[
     str, full_match(re.compile(r"[-a-z0-9*?\[\]!]{1,63}"), "a namespace or a shell glob of namespaces (team-*)")
 ]
+ObjectName = Annotated[
+    str, full_match(re.compile(rf"(?=.{{1,253}}$){SUBDOMAIN.pattern}"), "a name as Kubernetes takes it (lower case)")
+]
+HostnameTemplate = Annotated[str, AfterValidator(hostname_template)]
 NameTemplate = Annotated[str, AfterValidator(name_template)]
 Cidr = Annotated[str, AfterValidator(cidr)]
 MetadataKey = Annotated[str, AfterValidator(_metadata_key)]

@@ -27,6 +27,7 @@ from bridge.controller.health import remarks_of, starting
 from bridge.controller.options import RunOptions
 from bridge.controller.parts import Parts, build
 from bridge.controller.state_changes import StateChanges
+from bridge.core import select
 from bridge.core.explain import Explanation
 from bridge.core.model import ClusterNodes, Rule, Skipped, Target
 from bridge.core.service_state import ServiceRow
@@ -198,7 +199,10 @@ class Controller:
         return None if self.parts is None else self.parts.status.explain(Target(namespace, name))
 
     def replace_rules(self, rules: Sequence[Rule]) -> bool:
-        """Go on with other rules; False (and nothing is done) when they ask for other namespaces or datacenters."""
+        """Go on with other rules; False (and nothing is done) when something else has to be read for them.
+
+        That is so when they ask for other namespaces or datacenters, or for HTTPRoutes where none did before.
+        """
         parts, client = self.parts, self._client
         if parts is None or client is None or not parts.scheduler.first_pass_done:
             return False
@@ -207,7 +211,8 @@ class Controller:
         named = named_with(world.datacenters[0], rules, self._consul)
         scopes = [namespaces_of(r, self._kube.namespaces, client.namespace) for r in (rules, world.rules)]
         shares = [shares_of(self._consul.connections, named, spare_of(r, named)) for r in (rules, world.rules)]
-        if scopes[0] != scopes[1] or named != world.datacenters or shares[0] != shares[1]:
+        routes = [select.asks_for_routes(r) for r in (rules, world.rules)]
+        if any(one != other for one, other in (scopes, shares, routes)) or named != world.datacenters:
             return False
         with parts.reconciler.lock:
             targets = world.replace_rules(rules, self._clock()) | world.targets()

@@ -90,7 +90,8 @@ class Health:
             idle = self._reconciler.world.unused_rules()
         states.service_read_errors(errors, annotated)
         labels = self._labels_trouble()
-        states.warned((*self._catalog.warnings(), *labels, *(unused_rule_text(*found) for found in idle)))
+        routes = self._informer.routes_unread()
+        states.warned((*self._catalog.warnings(), *labels, *routes, *(unused_rule_text(*found) for found in idle)))
         states.unreadable(dict(self._reconciler.unreadable))
         states.slices_forbidden(self._slice_rights.forbidden())
         states.conflicting_writer(self._conflicting_writer())
@@ -103,7 +104,12 @@ class Health:
         """What does not stop the work now, and should be known by who looks at the readiness."""
         trouble = self._nodes.trouble
         nodes = f"addresses of the cluster's nodes may be out of date: {trouble}" if trouble else ""
-        return [*remarks_of(self._client), *self._labels_trouble(), *filter(None, (nodes,))]
+        return [
+            *remarks_of(self._client),
+            *self._labels_trouble(),
+            *self._informer.routes_unread(),
+            *filter(None, (nodes,)),
+        ]
 
     def _labels_trouble(self) -> tuple[str, ...]:
         return (self._labels.trouble,) if self._labels is not None and self._labels.trouble else ()

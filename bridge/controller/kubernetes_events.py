@@ -148,6 +148,6 @@ class KubernetesEventObserver:
 
     def _record(self, target: Target, kind: Kind, reason: str, text: str, codes: tuple[str, ...] = ()) -> None:
         current = self._current(target)
-        found = {Kind.SERVICE: current.service, Kind.ENDPOINTS: current.endpoints}.get(kind)
-        about = About(kind, target.namespace, target.name, found.meta.uid if found is not None else "")
+        uids = {found.meta.kind: found.meta.uid for found in current.objects if found.meta.name == target.name}
+        about = About(kind, target.namespace, target.name, uids.get(kind, ""))
         self._recorder.record(Event(about, REASONS[reason][0], reason, "Mirror", text, codes))

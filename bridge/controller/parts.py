@@ -36,6 +36,7 @@ from bridge.controller.status_view import StatusView
 from bridge.controller.supervisor import FirstRead, Supervisor
 from bridge.controller.workers import ChangeWriter, Workers
 from bridge.controller.workqueue import WorkQueue
+from bridge.core import select
 from bridge.core.guard import Guard
 from bridge.core.model import ClusterNodes, Rule, Target
 from bridge.core.reconcile import PlanOptions
@@ -159,6 +160,7 @@ def build(
             on_beside=lambda target: kubernetes_side.on_beside(target),
             retry=options.kube_retry,
             failed=failed,
+            routes=select.asks_for_routes(rules),
         )
         made.callback(informer.close)
         labels = None

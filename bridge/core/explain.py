@@ -216,7 +216,7 @@ def explain(
         differences=_differences(plan),
         held=tuple(h.reason for h in plan.held) if plan is not None else (),
         conflicts=tuple(f"{c.kind} {c.target}: {c.reason}" for c in plan.conflicts) if plan is not None else (),
-        warnings=plan.warnings if plan is not None else (),
+        warnings=(*plan.warnings, *plan.notes) if plan is not None else (),
         filter=rule.filter if rule is not None else "",
         unaccounted=tuple(
             f"{address}:{port} {_word(ready)}" if port else f"{address} {_word(ready)}"
@@ -401,7 +401,7 @@ def _containers(current: Current | None, plan: Plan | None) -> Containers:
                 carried[""] = groups
             case SliceBody(group=group):
                 carried[change.name] = (group,)
-            case None if change.kind is not Kind.SERVICE and change.action is Action.DELETE:
+            case None if change.kind in (Kind.ENDPOINTS, Kind.ENDPOINT_SLICE) and change.action is Action.DELETE:
                 carried.pop("" if change.kind is Kind.ENDPOINTS else change.name, None)
     carriers: Containers = {}
     for name, groups in sorted(carried.items()):

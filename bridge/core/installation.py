@@ -35,8 +35,8 @@ def named(meta: Meta) -> str:
 
 def others(current: Current, owner: str, own: str) -> Iterator[tuple[Kind, str]]:
     """Our objects at a target that another installation wrote, each with its name; none while our own is not known."""
-    for found in (current.service, current.endpoints, *current.slices):
-        if own and found is not None and found.meta.owner == owner and named(found.meta) not in ("", own):
+    for found in current.objects:
+        if own and found.meta.owner == owner and named(found.meta) not in ("", own):
             yield found.meta.kind, named(found.meta)
 
 

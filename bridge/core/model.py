@@ -260,6 +260,26 @@ class Group:
     endpoints: tuple[Endpoint, ...]
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Parent:
+    """What an HTTPRoute hangs on: a Gateway, or a listener of it. `namespace` "": the route's own."""
+
+    name: str
+    namespace: str = ""
+    section: str = ""
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What an HTTPRoute says: requests for `hostnames` (none: any) under `path` go to a port of the Service."""
+
+    parents: tuple[Parent, ...]
+    hostnames: tuple[str, ...]
+    path: str
+    port: int
+
+
 @dataclass(frozen=True, slots=True)
 class Mirror:
     """What one target should be. Without `service_ports` the Service is user-managed and is never written.
@@ -268,7 +288,8 @@ class Mirror:
     `labels` and `annotations` are those that we set in addition to the ownership labels. `omitted_unhealthy` are
     endpoints that Consul lists and that are left out for their health: they are not lost, they are worse than not
     ready. `deselected` are endpoints of instances that Consul lists and that have lost what the rule selects by. `type`
-    is the Service's type where the rule sets one ("": whatever it is). `marks` are further annotations of ours on all
+    is the Service's type where the rule sets one ("": whatever it is). `route` is None where the rule asks for
+    none, and a reason where it cannot be made (`core.routes`). `marks` are further annotations of ours on all
     objects, `service_marks` on the Service alone (`core.failover`).
     """
 
@@ -287,6 +308,7 @@ class Mirror:
     type: str = ""
     marks: Pairs = ()
     service_marks: Pairs = ()
+    route: Route | Reason | None = None
 
     @property
     def ready(self) -> int:
@@ -317,6 +339,11 @@ class Kind(StrEnum):
     SERVICE = "Service"
     ENDPOINTS = "Endpoints"
     ENDPOINT_SLICE = "EndpointSlice"
+    HTTP_ROUTE = "HTTPRoute"
+
+
+SERVICE_KINDS = (Kind.SERVICE, Kind.ENDPOINTS, Kind.ENDPOINT_SLICE)
+"""Those that every cluster has and every target consists of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,13 +446,27 @@ class CurrentSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class CurrentRoute:
+    """An HTTPRoute that exists. `route` is None when it says something that we would never write.
+
+    `refused` is what gateways say against it, in its status: it never makes a difference to what is written.
+    """
+
+    meta: Meta
+    route: Route | None
+    refused: tuple[Reason, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Current:
-    """Everything that Kubernetes holds at one target. `service` and `endpoints` may be another owner's.
+    """Everything that Kubernetes holds at one target. `service`, `endpoints` and `route` may be another owner's.
 
     `slices` are those that a bridge writes, `others` all further ones of the Service, by name; None when not read.
 
     `mirrored` are the groups that the control plane made of the Endpoints (slices managed by its mirroring
     controller); None when not read, which is enough until a plan says `unmirrored`.
+
+    `route` is a reason while HTTPRoutes cannot be read.
     """
 
     target: Target
@@ -434,6 +475,13 @@ class Current:
     slices: tuple[CurrentSlice, ...] = ()
     mirrored: tuple[Group, ...] | None = None
     others: tuple[CurrentSlice, ...] | None = None
+    route: CurrentRoute | Reason | None = None
+
+    @property
+    def objects(self) -> tuple[CurrentService | CurrentEndpoints | CurrentSlice | CurrentRoute, ...]:
+        """Everything there that may be ours."""
+        found = (self.service, self.endpoints, *self.slices, self.route)
+        return tuple(o for o in found if o is not None and not isinstance(o, Reason))
 
 
 # --------------------------------------------------------------------------- what is to be done
@@ -492,7 +540,16 @@ class SliceBody:
     annotations: Pairs
 
 
-Body = ServiceBody | EndpointsBody | SliceBody
+@dataclass(frozen=True, slots=True)
+class RouteBody:
+    """Content of an HTTPRoute to be applied."""
+
+    route: Route
+    labels: Pairs
+    annotations: Pairs
+
+
+Body = ServiceBody | EndpointsBody | SliceBody | RouteBody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -598,7 +655,7 @@ class Plan:
     `deviations`: in what the union of all EndpointSlices of the Service, whatever wrote them, differs from what is
     wanted once the changes are made; `differences` are the same, endpoint by endpoint. While they are `settling` they
     are too young to be reported: the control plane's mirror is always a little late. `foreign`: how many of the slices
-    are neither ours nor the mirror of our Endpoints.
+    are neither ours nor the mirror of our Endpoints. `notes` are as they should be; `explain` tells them.
 
     `carrier`: of several datacenters, the one whose endpoints these are. What goes because it has become another one
     counts as none of the above.
@@ -610,6 +667,7 @@ class Plan:
     conflicts: tuple[Conflict, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[Reason, ...] = ()
+    notes: tuple[Reason, ...] = ()
     held: tuple[Held, ...] = ()
     ready: int = 0
     not_ready: int = 0
@@ -742,6 +800,19 @@ class InstanceRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteRule:
+    """The HTTPRoute that a rule gives to each of its Services (`to.route`). `hostnames` are templates.
+
+    `port` is the name or the number of the Service's port, "" for the only one.
+    """
+
+    parents: tuple[Parent, ...]
+    hostnames: tuple[str, ...] = ()
+    path: str = "/"
+    port: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
     """Where and as what a rule's services go (`to:` of a rule). `port` 0 means: from the instances.
 
@@ -770,6 +841,7 @@ class Destination:
     annotated: bool = False
     type: str = ""
     hostname_from: str = ""
+    route: RouteRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

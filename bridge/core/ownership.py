@@ -106,7 +106,7 @@ def derived(sources: Pairs, instances: Sequence[Instance], *, label: bool) -> tu
     pairs: list[tuple[str, str]] = []
     warnings: list[Reason] = []
     for key, source in sources:
-        found = sorted({value for i in instances for value in _values(i, source)})
+        found = sorted({value for i in instances for value in values(i, source)})
         if source == "tags":
             found = [("_" if label else ",").join(found)]
         texts = [label_value(v) if label else truncate(v, ANNOTATION_LIMIT) for v in found]
@@ -120,7 +120,8 @@ def derived(sources: Pairs, instances: Sequence[Instance], *, label: bool) -> tu
     return tuple(sorted(pairs)), tuple(warnings)
 
 
-def _values(instance: Instance, source: str) -> Iterator[str]:
+def values(instance: Instance, source: str) -> Iterator[str]:
+    """What an instance has of `meta:KEY`, `node-meta:KEY`, `tag:PREFIX` or `tags`."""
     kind, _, name = source.partition(":")
     match kind:
         case "meta":

@@ -11,6 +11,9 @@
 | a Service that a user made and annotated | never written | as above |
 | being deleted | nothing at this target is written | left alone until it is gone |
 
+The HTTPRoute, where a rule asks for one (`routes`), is one more object of the target: it comes last and goes first, and
+a conflict about it blocks no other object.
+
 Order: the Service first (the control plane deletes Endpoints without one), then what brings endpoints, then what takes
 them away. When the output changes, ready endpoints are there twice for a moment (kube-proxy folds equal addresses)
 rather than not at all:
@@ -42,7 +45,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bridge.core import hostnames, normalize, release, union
+from bridge.core import hostnames, normalize, release, routes, union
 from bridge.core import installation as installations
 from bridge.core import ports as portage
 from bridge.core import slices as packing
@@ -56,6 +59,7 @@ from bridge.core.model import (
     Conflict,
     Current,
     CurrentEndpoints,
+    CurrentRoute,
     CurrentService,
     CurrentSlice,
     Endpoint,
@@ -70,6 +74,8 @@ from bridge.core.model import (
     Plan,
     Policy,
     Port,
+    Route,
+    RouteBody,
     Scope,
     ServiceBody,
     Skipped,
@@ -147,6 +153,7 @@ def plan(
         conflicts=tuple(draft.conflicts),
         skipped=skipped,
         warnings=(*draft.warnings, *seen.foreign),
+        notes=tuple(draft.notes),
         ready=desired.ready if desired is not None else 0,
         not_ready=desired.not_ready if desired is not None else 0,
         ready_before=len(before),
@@ -269,7 +276,8 @@ def retain(
             kept = hostnames.without_taken(endpoint, family, holders)
             members.setdefault((family, tuple(sorted(back)) if ports else ()), {}).setdefault(address, kept)
     groups = normalize.group_endpoints(members)
-    return replace(desired, groups=groups, service_ports=_ports_with(groups, desired, current))
+    route = routes.kept(desired.route, current.route, owner)
+    return replace(desired, groups=groups, service_ports=_ports_with(groups, desired, current), route=route)
 
 
 def as_it_stands(desired: Mirror, current: Current, service: CurrentService, owner: str) -> Mirror:
@@ -337,6 +345,7 @@ class _Draft:
     missing: tuple[str, ...] = ()
     changes: list[Change] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
+    notes: list[Reason] = field(default_factory=list)
     unmirrored: bool = False
     output: Output | None = None
 
@@ -454,6 +463,8 @@ _FORBIDDEN = {
 def _remove(draft: _Draft, current: Current) -> None:
     reason = Reason(Code.GONE)
     theirs = current.service is not None and current.service.has_selector
+    if isinstance(current.route, CurrentRoute):
+        draft.remove(Kind.HTTP_ROUTE, current.route.meta, reason)
     if current.endpoints is not None and not theirs:
         _drop_endpoints(draft, current.endpoints, reason)
     for piece in sorted(current.slices, key=lambda s: s.meta.name):
@@ -479,6 +490,22 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
     if blocked and any(c.existing is None or not draft.ours(c.existing) for c in draft.changes):
         draft.changes.clear()  # a Service that we would make or take over would lead to another owner's addresses
         return
+    _carry(draft, desired, current, mine, labels, annotations, blocked=blocked)
+    _route(draft, desired, current, labels, annotations)
+
+
+def _carry(
+    draft: _Draft,
+    desired: Mirror,
+    current: Current,
+    mine: Sequence[CurrentSlice],
+    labels: Pairs,
+    annotations: Pairs,
+    *,
+    blocked: bool,
+) -> None:
+    """The objects that carry the addresses. `blocked`: the Endpoints belong to another owner."""
+    endpoints = current.endpoints
     output = draft.output = _carried_by(draft, desired, mine)
     wants_endpoints = output is not Output.ENDPOINTSLICES
     wants_slices = output is not Output.ENDPOINTS
@@ -515,6 +542,34 @@ def _upsert(draft: _Draft, desired: Mirror, current: Current) -> None:
             meanwhile = _mirrored_meanwhile(draft, endpoints, alone) if draft.ours(endpoints.meta) else None
             reason = Reason(Code.OUTPUT_CHANGED)
             draft.remove(Kind.ENDPOINTS, endpoints.meta, reason, adopted=True, meanwhile=meanwhile)
+
+
+def _route(draft: _Draft, desired: Mirror, current: Current, labels: Pairs, annotations: Pairs) -> None:
+    """The HTTPRoute's change. What cannot be told, now or at all, leaves it as it is."""
+    wanted, found = desired.route, current.route
+    if isinstance(found, Reason):
+        if wanted is not None:
+            draft.warn(found)
+        return
+    if isinstance(wanted, Reason):
+        (draft.notes.append if wanted.code in routes.NOTES else draft.warn)(wanted)
+    if not isinstance(wanted, Route):
+        if found is not None and (wanted is None or wanted.code is Code.ROUTE_WITHOUT_HOSTNAME):
+            draft.remove(Kind.HTTP_ROUTE, found.meta, Reason(Code.NOT_NEEDED))
+        return
+    if found is not None:
+        for reason in found.refused:
+            draft.warn(reason)
+        if found.meta.deleting or not draft.may_write(Kind.HTTP_ROUTE, found.meta):
+            return
+    body = RouteBody(wanted, labels, annotations)
+    meta = None if found is None else found.meta
+    same = found is not None and (found.route, found.meta.labels, release.unmarked(found.meta.annotations)) == (
+        wanted,
+        labels,
+        annotations,
+    )
+    draft.write(Kind.HTTP_ROUTE, draft.target.name, body, meta, same=same)
 
 
 def _complete(

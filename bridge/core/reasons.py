@@ -165,6 +165,13 @@ class Code(StrEnum):
     LABELS_UNKNOWN = "labels_unknown"
     FILTER_NOT_GRANTED = "filter_not_granted"
     NAMES_UNRESOLVED = "names_unresolved"
+    ROUTES_UNREAD = "routes_unread"
+    ROUTE_PORT = "route_port"
+    ROUTE_HOSTNAME = "route_hostname"
+    ROUTE_HOSTNAMES = "route_hostnames"
+    ROUTE_WITHOUT_HOSTNAME = "route_without_hostname"
+    ROUTE_WAITS = "route_waits"
+    ROUTE_REFUSED = "route_refused"
 
     # a write or a read failed
     THROTTLED = "throttled"
@@ -386,6 +393,15 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.FILTER_NOT_GRANTED: "namespace {namespace} may not use the annotation {annotation}: ask the operator for a "
     "grant with filter",
     Code.NAMES_UNRESOLVED: "{names}: not resolved yet; until then no endpoint of this service is removed",
+    Code.ROUTES_UNREAD: "no HTTPRoute is written: {why}",
+    Code.ROUTE_PORT: "no HTTPRoute is written: {problem}; the Service has {ports} (`to.route.port`)",
+    Code.ROUTE_HOSTNAME: "{hostname!r} (from {template}) is no host name that a gateway takes, so the HTTPRoute does "
+    "not have it{others}: `{{name}}` is always one",
+    Code.ROUTE_HOSTNAMES: "{count} host names: an HTTPRoute has {limit} at most, the first in order",
+    Code.ROUTE_WITHOUT_HOSTNAME: "there is no HTTPRoute: no instance has what its host names are made of ({templates})",
+    Code.ROUTE_WAITS: "no instance is selected, and the host name is made of what instances have ({templates}): the "
+    "HTTPRoute stays as it is",
+    Code.ROUTE_REFUSED: "{gateway} says {condition} is False for the HTTPRoute: {why}: {said}",
     Code.THROTTLED: "{said}",
     Code.STALE: "{said}",
     Code.TRANSIENT: "{said}",
@@ -528,5 +544,10 @@ WARNINGS = (
     Code.SERVICE_MISSING,
     Code.FILTER_NOT_GRANTED,
     Code.NAMES_UNRESOLVED,
+    Code.ROUTES_UNREAD,
+    Code.ROUTE_PORT,
+    Code.ROUTE_HOSTNAME,
+    Code.ROUTE_HOSTNAMES,
+    Code.ROUTE_REFUSED,
 )
 """The same for warnings and `consul_bridge_warnings`."""

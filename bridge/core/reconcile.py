@@ -169,8 +169,8 @@ def observe(state: ConsulState, current: Current, now: float) -> Inputs:
 def names_at(current: Current) -> tuple[Name, ...]:
     """The Consul services that our objects at a target came from, as their annotations say."""
     names: set[Name] = set()
-    for existing in (current.service, current.endpoints, *current.slices):
-        if existing is not None and existing.meta.owner is not None:
+    for existing in current.objects:
+        if existing.meta.owner is not None:
             marks = dict(existing.meta.ownership)
             names.update(planning.origins(marks.get(planning.SERVICE, ""), marks.get(planning.DATACENTER, "")))
     return tuple(sorted(names))

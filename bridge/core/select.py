@@ -195,6 +195,11 @@ def query_of(rule: Rule, service: str, datacenter: str) -> Query:
     return Query(datacenter, service, rule.namespace, rule.partition, rule.peer, rule.filter)
 
 
+def asks_for_routes(rules: Iterable[Rule]) -> bool:
+    """Whether a rule wants HTTPRoutes."""
+    return any(rule.to.route is not None for rule in rules)
+
+
 def target_of(rule: Rule, query: Query) -> Target | Skipped:
     """Namespace and name that a rule's templates give for a service, or why they give none."""
     namespace, name = _fill(rule.to.namespace, query), _fill(rule.to.name, query)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 
-from bridge.core import hostnames, normalize
+from bridge.core import hostnames, normalize, routes
 from bridge.core import ports as portage
 from bridge.core.annotated import FILTER, TAGS
 from bridge.core.model import (
@@ -34,6 +34,7 @@ from bridge.core.model import (
     Place,
     Port,
     Query,
+    Route,
     Rule,
     Skipped,
     Status,
@@ -169,6 +170,11 @@ def translate(
             kinds = {text for source_rule, _, known in sources for text in _address_hints(source_rule, known)}
             return Translation(None, tuple(sorted({*skipped, without})), tuple(sorted(kinds)))
     labels, annotations, contradictions = _pairs(sources, decisions)
+    route: Route | Reason | None = None
+    remarks: tuple[Reason, ...] = ()
+    if rule.to.route is not None:
+        selected = _selected(decisions)
+        route, remarks = routes.route_of(rule.to.route, target, sources[0][1], selected, service_ports or ())
     mirror = Mirror(
         target=target,
         queries=tuple(sorted({query for _, query, _ in sources})),
@@ -183,6 +189,7 @@ def translate(
         omitted_unhealthy=withheld,
         deselected=deselected,
         type=rule.to.type,
+        route=route,
     )
     warnings = (
         *(text for source_rule, _, _ in sources for text in source_rule.warnings),
@@ -191,6 +198,7 @@ def translate(
         *(text for source_rule, _, known in sources for text in _address_hints(source_rule, known)),
         *warnings,
         *contradictions,
+        *remarks,
         *_warnings(mirror, service),
         *_zone_warnings(decisions),
         *_kept_warnings(decisions),
@@ -653,9 +661,7 @@ def _pairs(
     said: list[tuple[str, dict[str, str]]] = []
     warnings: list[Reason] = []
     if any(rule.to.labels_from or rule.to.annotations_from for rule, _, _ in sources):
-        selected = [
-            f.instance for _, _, f in decisions if f.disposition not in (Disposition.EXCLUDED, Disposition.NOT_SELECTED)
-        ]
+        selected = _selected(decisions)
     else:
         selected = []
     for rule, query, _ in reversed(sources):
@@ -669,6 +675,13 @@ def _pairs(
         warnings += contradictions
         said.insert(0, (query.service, _said(rule, own_labels, own_annotations)))
     return labels, annotations, (*warnings, *_disagreements(said))
+
+
+def _selected(decisions: Iterable[tuple[Rule, Query, InstanceDecision]]) -> list[Instance]:
+    """The instances that the rules select, whatever their disposition."""
+    return [
+        f.instance for _, _, f in decisions if f.disposition not in (Disposition.EXCLUDED, Disposition.NOT_SELECTED)
+    ]
 
 
 def _said(rule: Rule, labels: Pairs, annotations: Pairs) -> dict[str, str]:

@@ -31,9 +31,11 @@ from enum import Enum, auto
 from typing import Any, TypeVar
 
 from bridge.core.model import (
+    SERVICE_KINDS,
     Change,
     Current,
     CurrentEndpoints,
+    CurrentRoute,
     CurrentService,
     CurrentSlice,
     Kind,
@@ -42,7 +44,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, PermanentError, StaleError, TransientError
-from bridge.kube import faults, objects
+from bridge.kube import faults, gateway, objects
 from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
 from bridge.kube.objects import Decoded
 from bridge.kube.store import Store
@@ -69,7 +71,12 @@ LEFTOVER_SECONDS = 10.0
 NAMES_LENGTH = 4000
 """Characters of Services' names in one question: every proxy passes a URL of this length."""
 
-SELECTORS: dict[Kind, str] = {Kind.SERVICE: "", Kind.ENDPOINTS: objects.OURS, Kind.ENDPOINT_SLICE: objects.OF_NO_PODS}
+SELECTORS: dict[Kind, str] = {
+    Kind.SERVICE: "",
+    Kind.ENDPOINTS: objects.OURS,
+    Kind.ENDPOINT_SLICE: objects.OF_NO_PODS,
+    Kind.HTTP_ROUTE: "",
+}
 
 Namespaces = tuple[str, ...] | None
 T = TypeVar("T")
@@ -208,6 +215,17 @@ def _fill(client: KubeClient, store: Store, kind: Kind | None, namespace: str | 
     return three_tries(read)
 
 
+def _fill_routes(client: KubeClient, store: Store, namespace: str | None, *, wanted: bool) -> None:
+    """List the HTTPRoutes of one scope; where no rule asks for them only if we may."""
+    try:
+        if wanted or may_list_routes(client, namespace):
+            _fill(client, store, Kind.HTTP_ROUTE, namespace)
+    except PermanentError as error:
+        if not gateway.is_lasting(error):
+            raise
+        store.routes_unread[namespace or ""] = gateway.unread(client, namespace, error)
+
+
 def _scopes(namespaces: Namespaces) -> tuple[str | None, ...]:
     return (None,) if namespaces is None else tuple(dict.fromkeys(namespaces))
 
@@ -226,12 +244,14 @@ def list_once(
     progress: Callable[[int, int], None] | None = None,
     *,
     partly: bool = False,
-    kinds: Sequence[Kind | None] = (*Kind, None),
+    kinds: Sequence[Kind | None] = (*SERVICE_KINDS, None),
+    routes: bool | None = None,
 ) -> Store:
     """Read everything once, without watching: for one-shot commands. `progress` gets (lists done, lists in all).
 
     With `partly`, namespaces that we may not list are left out and named in the store's `unreadable`, unless they are
-    all that there is. `kinds` None stands for the Endpoints of others.
+    all that there is. `kinds` None stands for the Endpoints of others. `routes`: HTTPRoutes as well, because a rule
+    asks for them, or (False) where we may, to find those that no rule asks for any more.
     """
     store = Store(owner)
     refused: dict[str | None, dict[Kind, BridgeError]] = {}
@@ -255,6 +275,8 @@ def list_once(
                 for namespace in _scopes(namespaces):
                     if namespace not in refused:
                         _fill_leftovers(client, store, namespace, store.without_selector(namespace))
+            for namespace in _scopes(namespaces) if routes is not None else ():
+                _fill_routes(client, store, namespace, wanted=routes is True)
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -271,7 +293,7 @@ class Informer:
 
     `on_change` is called from the watching threads and must be quick; it gets every target at which something differs
     from what was known or noted. `on_beside` gets those where only slices differ that no bridge writes. `failed` is
-    called when a thread dies of a bug.
+    called when a thread dies of a bug. `routes` as for `list_once`.
     """
 
     def __init__(
@@ -287,6 +309,7 @@ class Informer:
         clock: Callable[[], float] = time.monotonic,
         silence_seconds: float = SILENCE_SECONDS,
         watch_seconds: tuple[int, int] = WATCH_SECONDS,
+        routes: bool | None = None,
     ) -> None:
         self._client = client.clone(connections=8)
         self._store = Store(owner)
@@ -303,14 +326,20 @@ class Informer:
             silence_seconds=silence_seconds,
             watch_seconds=watch_seconds,
         )
-        self._refresher = _Relister(shared, namespaces, failed, self._refused, self._has_services)
-        self._reflectors = [
-            _Reflector(shared, kind, namespace, failed, self._refresher.wake, self._some_listed)
-            for kind in Kind
-            for namespace in _scopes(namespaces)
-        ]
+        self._refresher = _Relister(shared, namespaces, failed, self._refused, self._has_services, self._has_routes)
+
+        def reflectors(kinds: Iterable[Kind], *, wanted: bool = True) -> list[_Reflector]:
+            return [
+                _Reflector(shared, kind, namespace, failed, self._refresher.wake, self._some_listed, wanted=wanted)
+                for kind in kinds
+                for namespace in _scopes(namespaces)
+            ]
+
+        self._reflectors = reflectors(SERVICE_KINDS)
+        self._routes_wanted = routes is True
+        self._routes = reflectors((Kind.HTTP_ROUTE,) if routes is not None else (), wanted=self._routes_wanted)
         self._lists = {
-            namespace: (*(r.synced for r in self._reflectors if r.namespace == namespace), synced)
+            namespace: (*(r.settled for r in (*self._reflectors, *self._routes) if r.namespace == namespace), synced)
             for namespace, synced in self._refresher.synced.items()
         }
 
@@ -349,7 +378,7 @@ class Informer:
         return not any(thread.is_alive() for thread in self._threads())
 
     def _threads(self) -> list[threading.Thread]:
-        return [*(r.thread for r in self._reflectors), self._refresher.thread]
+        return [*(r.thread for r in (*self._reflectors, *self._routes)), self._refresher.thread]
 
     # ------------------------------------------------------------------ reading
 
@@ -401,6 +430,14 @@ class Informer:
         unreadable = self.unreadable()
         errors = (*(r.error for r in self._reflectors if r.namespace not in unreadable), self._refresher.error)
         return next((str(error) for error in errors if error is not None), None)
+
+    def routes_unread(self) -> tuple[str, ...]:
+        """Why HTTPRoutes that rules ask for cannot be written."""
+        return tuple(sorted(set(self._store.routes_unread.values()))) if self._routes_wanted else ()
+
+    def _has_routes(self, namespace: str | None) -> bool:
+        """Whether the HTTPRoutes of a scope are followed."""
+        return any(r.synced.is_set() and r.error is None for r in self._routes if r.namespace == namespace)
 
     def _is_listed(self, namespace: str | None) -> bool:
         return all(synced.is_set() for synced in self._lists[namespace])
@@ -458,7 +495,8 @@ class Informer:
 
     def note_stored(self, change: Change, stored: object) -> None:
         """Call after an AlteredError with what it says is stored."""
-        found = stored if isinstance(stored, CurrentService | CurrentEndpoints | CurrentSlice) else None
+        known = CurrentService | CurrentEndpoints | CurrentSlice | CurrentRoute
+        found = stored if isinstance(stored, known) else None
         self._store.note_stored(change, found)
 
     # ------------------------------------------------------------------ full passes
@@ -503,15 +541,17 @@ class _Relister:
         failed: Callable[[BaseException], None] | None,
         refused: Callable[[], Collection[str | None]],
         has_services: Callable[[str | None], bool],
+        has_routes: Callable[[str | None], bool],
     ) -> None:
         """`refused` tells the scopes that need not be asked about now: `wake` when that changes.
 
-        `has_services` tells whether the Services of a scope were listed.
+        `has_services` tells whether the Services of a scope were listed, `has_routes` whether its HTTPRoutes are.
         """
         self._shared = shared
         self._namespaces = namespaces
         self._refused = refused
         self._has_services = has_services
+        self._has_routes = has_routes
         self._looked: set[str | None] = set()
         self._freed: set[Target] = set()
         self._wanted = threading.Event()
@@ -569,7 +609,8 @@ class _Relister:
                         continue
                     _fill(self._shared.client, self._shared.store, None, namespace)
                     self.synced[namespace].set()
-                    for kind in Kind if whole else ():
+                    kinds = (*SERVICE_KINDS, *([Kind.HTTP_ROUTE] if self._has_routes(namespace) else []))
+                    for kind in kinds if whole else ():
                         missed = _fill(self._shared.client, self._shared.store, kind, namespace)
                         self.found += len(missed)
                         for target in sorted(missed):
@@ -640,8 +681,12 @@ class _Reflector:
         failed: Callable[[BaseException], None] | None,
         on_settled: Callable[[], None],
         some_listed: Callable[[], bool],
+        *,
+        wanted: bool = True,
     ) -> None:
+        """Not `wanted`: HTTPRoutes are followed only where we may, and where there are any."""
         self._shared = shared
+        self._wanted = self._asked = wanted
         self._on_settled = on_settled
         self._some_listed = some_listed
         self.kind = kind
@@ -649,6 +694,9 @@ class _Reflector:
         self._position = ""
         self._doubtful = False
         self.synced = threading.Event()
+        self.settled = threading.Event() if kind is Kind.HTTP_ROUTE else self.synced
+        """Whether it is known what is there, or that it cannot be read."""
+        self._ended = False
         self.error: BridgeError | None = None
         self.refused: BridgeError | None = None
         """Why the first list is refused, once that has proved to last."""
@@ -662,7 +710,7 @@ class _Reflector:
     def run(self) -> None:
         """Cycle until stopped. A bug ends the thread and is handed to `failed`."""
         backoff, refused_alone = _Backoff(self._shared.retry), 0
-        while not self._shared.stop.is_set():
+        while not self._shared.stop.is_set() and not self._ended:
             self._progress = False
             error = self.cycle()
             self.error = error
@@ -670,7 +718,7 @@ class _Reflector:
                 backoff.succeeded()
                 continue
             wait = backoff.wait_seconds(error, progress=self._progress)
-            if isinstance(error, ForbiddenError) and not self.synced.is_set():
+            if isinstance(error, ForbiddenError) and not self.settled.is_set():
                 refused_alone += self._some_listed()
                 if backoff.lasting or refused_alone >= REFUSED_AFTER:
                     self.refused = error
@@ -681,6 +729,8 @@ class _Reflector:
     def cycle(self) -> BridgeError | None:
         """List if need be, then watch until the watch ends; the error to back off from, if any."""
         try:
+            if not self._asked and not self._may_begin():
+                return None
             if self._position and self._doubtful and self._went_backwards():
                 self._position = ""
             self._doubtful = False
@@ -696,8 +746,34 @@ class _Reflector:
             return None if self._shared.stop.is_set() else error
         except (TransientError, PermanentError) as error:
             self._doubtful = True
+            if self.kind is Kind.HTTP_ROUTE and gateway.is_lasting(error):
+                self._unread(error)
             return error
         return None
+
+    def _may_begin(self) -> bool:
+        """Whether we may list HTTPRoutes that no rule asks for; asked first, for a refusal looks bad in audit logs."""
+        self._asked = may_list_routes(self._shared.client, self.namespace)
+        if not self._asked:
+            self._end()
+        return self._asked
+
+    def _unread(self, error: BridgeError) -> None:
+        """HTTPRoutes cannot be read: none is written or removed until they can be listed again."""
+        self._position = ""
+        self._shared.store.routes_unread[self.namespace or ""] = gateway.unread(
+            self._shared.client, self.namespace, error
+        )
+        if not self._wanted:
+            self._end()
+        else:
+            self.settled.set()
+            self._on_settled()
+
+    def _end(self) -> None:
+        self._ended = True
+        self.settled.set()
+        self._on_settled()
 
     def _list(self) -> None:
         since = self._shared.store.begin_list()
@@ -706,10 +782,17 @@ class _Reflector:
         self._position = str(version)
         self.lists += 1
         self._alive()
-        if self.synced.is_set():
+        if (
+            self.kind is Kind.HTTP_ROUTE
+            and self._shared.store.routes_unread.pop(self.namespace or "", None) is not None
+        ):
+            changed |= {target for target in self._shared.store.targets() if self.namespace in (None, target.namespace)}
+        if self.settled.is_set():
+            self.synced.set()
             self._tell(changed)
             return
         self.synced.set()
+        self.settled.set()
         self._on_settled()
 
     def _went_backwards(self) -> bool:
@@ -776,6 +859,11 @@ class _Reflector:
 
 
 # --------------------------------------------------------------------------- what may we do?
+
+
+def may_list_routes(client: KubeClient, namespace: str | None) -> bool:
+    """Whether we may list HTTPRoutes in a namespace (None: in all)."""
+    return can_i(client, "list", objects.GATEWAY_API, objects.PLURAL[Kind.HTTP_ROUTE], namespace or "")
 
 
 def can_i(

@@ -14,6 +14,7 @@ from what we would have written.
 | Service ports | `targetPort` always | users and some proxies read it; without it it would be the Service's own |
 | ipFamilies | only for one family; for both the policy alone | one of two named is refused once it has both (422) |
 | slices | `ready`, `serving`, `terminating` always | an absent `ready` means ready |
+| HTTPRoutes | what the server would fill in | so that what is stored is what was sent |
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bridge.core.model import (
     USUAL_TRAFFIC,
     Change,
     CurrentEndpoints,
+    CurrentRoute,
     CurrentService,
     CurrentSlice,
     Endpoint,
@@ -37,7 +39,10 @@ from bridge.core.model import (
     Kind,
     Meta,
     Pairs,
+    Parent,
     Port,
+    Route,
+    RouteBody,
     ServiceBody,
     SliceBody,
     Target,
@@ -45,6 +50,7 @@ from bridge.core.model import (
 )
 from bridge.core.normalize import truncate
 from bridge.core.ports import app_protocol_field
+from bridge.core.reasons import Code, Reason
 from bridge.core.union import POD_CONTROLLER
 from bridge.kube.client import FIELD_MANAGER
 
@@ -69,17 +75,29 @@ OF_PODS = f"{SLICE_MANAGED_BY}={POD_CONTROLLER}"
 NOT_OURS = f"{MANAGED_BY}!={MANAGER}"
 
 Json = dict[str, Any]
-Decoded = CurrentService | CurrentEndpoints | CurrentSlice
+Decoded = CurrentService | CurrentEndpoints | CurrentSlice | CurrentRoute
 
-API_VERSION = {Kind.SERVICE: "v1", Kind.ENDPOINTS: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1"}
-PLURAL = {Kind.SERVICE: "services", Kind.ENDPOINTS: "endpoints", Kind.ENDPOINT_SLICE: "endpointslices"}
-_BASE = {Kind.SERVICE: "/api/v1", Kind.ENDPOINTS: "/api/v1", Kind.ENDPOINT_SLICE: "/apis/discovery.k8s.io/v1"}
+GATEWAY_API = "gateway.networking.k8s.io"
+API_VERSION = {
+    Kind.SERVICE: "v1",
+    Kind.ENDPOINTS: "v1",
+    Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
+    Kind.HTTP_ROUTE: f"{GATEWAY_API}/v1",
+}
+PLURAL = {
+    Kind.SERVICE: "services",
+    Kind.ENDPOINTS: "endpoints",
+    Kind.ENDPOINT_SLICE: "endpointslices",
+    Kind.HTTP_ROUTE: "httproutes",
+}
 
 
 def path(kind: Kind, namespace: str | None, name: str = "") -> str:
     """Path of an object, of a namespace's objects (no `name`), or of all objects of the kind (`namespace` None)."""
     within = f"/namespaces/{namespace}" if namespace is not None else ""
-    return f"{_BASE[kind]}{within}/{PLURAL[kind]}" + (f"/{name}" if name else "")
+    version = API_VERSION[kind]
+    base = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    return f"{base}{within}/{PLURAL[kind]}" + (f"/{name}" if name else "")
 
 
 # --------------------------------------------------------------------------- encode
@@ -96,6 +114,8 @@ def encode(change: Change) -> Json:
             content = {"subsets": subsets(body.groups)}
         case SliceBody():
             content = _slice(body)
+        case RouteBody():
+            content = {"spec": _route_spec(body.route, change.name)}
         case None:
             raise ValueError(f"{change.action} of {change.kind} {change.target} has no body")
     labels = slice_labels(body) if isinstance(body, SliceBody) else dict(body.labels)
@@ -197,6 +217,20 @@ def _slice_entry(endpoint: Endpoint) -> Json:
     return entry
 
 
+def _route_spec(route: Route, service: str) -> Json:
+    parents = []
+    for parent in route.parents:
+        entry: Json = {"group": GATEWAY_API, "kind": "Gateway", "name": parent.name}
+        optional = (("namespace", parent.namespace), ("sectionName", parent.section), ("port", parent.port))
+        parents.append(entry | {key: value for key, value in optional if value})
+    backend = {"group": "", "kind": "Service", "name": service, "port": route.port, "weight": 1}
+    match = {"path": {"type": "PathPrefix", "value": route.path}}
+    spec: Json = {"parentRefs": parents, "rules": [{"matches": [match], "backendRefs": [backend]}]}
+    if route.hostnames:
+        spec["hostnames"] = list(route.hostnames)
+    return spec
+
+
 def arranged(endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
     """Endpoints in the one order in which they are stored (by text, where others stored what is no address)."""
     found = tuple(endpoints)
@@ -239,7 +273,7 @@ def target_of(found: Decoded) -> Target:
 
 
 def decode(kind: Kind, raw: object) -> Decoded | None:
-    """Any of the three by its kind (items of a list carry none themselves)."""
+    """Any of them by its kind (items of a list carry none themselves)."""
     match kind:
         case Kind.SERVICE:
             return decode_service(raw)
@@ -247,6 +281,8 @@ def decode(kind: Kind, raw: object) -> Decoded | None:
             return decode_endpoints(raw)
         case Kind.ENDPOINT_SLICE:
             return decode_slice(raw)
+        case Kind.HTTP_ROUTE:
+            return decode_route(raw)
 
 
 def decode_meta(kind: Kind, raw: object) -> Meta | None:
@@ -391,6 +427,53 @@ def decode_slice(raw: object) -> CurrentSlice | None:
     return CurrentSlice(meta=meta, service=service, group=group, normalized=canonical)
 
 
+def decode_route(raw: object) -> CurrentRoute | None:
+    """An HTTPRoute of whomever. Its `route` is what we would write to have just this; None where we never would."""
+    meta = decode_meta(Kind.HTTP_ROUTE, raw)
+    if meta is None:
+        return None
+    content = mapping(raw)
+    spec = mapping(content.get("spec"))
+    rule = mapping(next(iter(_list(spec.get("rules"))), None))
+    path = mapping(mapping(next(iter(_list(rule.get("matches"))), None)).get("path"))
+    backend = mapping(next(iter(_list(rule.get("backendRefs"))), None))
+    route = Route(
+        parents=tuple(_parent(mapping(entry), meta.namespace) for entry in _list(spec.get("parentRefs"))),
+        hostnames=tuple(_text(name) for name in _list(spec.get("hostnames"))),
+        path=_text(path.get("value")) or "/",
+        port=_number(backend.get("port")),
+    )
+    stored = {key: spec[key] for key in ("hostnames", "parentRefs", "rules") if spec.get(key)}
+    if parents := _list(stored.get("parentRefs")):  # its own namespace may be named, and says nothing then
+        here = ("namespace", meta.namespace)
+        stored["parentRefs"] = [{k: v for k, v in mapping(entry).items() if (k, v) != here} for entry in parents]
+    return CurrentRoute(
+        meta, route if _route_spec(route, meta.name) == stored else None, tuple(_refusals(content, meta.namespace))
+    )
+
+
+def _parent(entry: Mapping[str, Any], namespace: str) -> Parent:
+    place = _text(entry.get("namespace"))
+    return Parent(
+        name=_text(entry.get("name")),
+        namespace="" if place == namespace else place,
+        section=_text(entry.get("sectionName")),
+        port=_number(entry.get("port")),
+    )
+
+
+def _refusals(content: Mapping[str, Any], namespace: str) -> Iterable[Reason]:
+    """What gateways say against a route, in its status."""
+    for parent in map(mapping, _list(mapping(content.get("status")).get("parents"))):
+        ref = mapping(parent.get("parentRef"))
+        gateway = f"{ref.get('kind') or 'Gateway'} {ref.get('namespace') or namespace}/{ref.get('name')}"
+        for condition in map(mapping, _list(parent.get("conditions"))):
+            if condition.get("type") in ("Accepted", "ResolvedRefs") and condition.get("status") == "False":
+                why, said = (truncate(str(condition.get(key) or "")) for key in ("reason", "message"))
+                kind = condition["type"]
+                yield Reason(Code.ROUTE_REFUSED, gateway=truncate(gateway), condition=kind, why=why, said=said)
+
+
 def _bare(meta: Meta) -> Meta:
     """What names an object. A mirrored slice has copies of our labels, which do not make it ours."""
     return Meta(
@@ -435,6 +518,8 @@ def expected(change: Change, meta: Meta) -> Decoded:
         case SliceBody():
             group = replace(body.group, ports=tuple(sorted(body.group.ports)), endpoints=arranged(body.group.endpoints))
             return CurrentSlice(meta=meta, service=body.service, group=group)
+        case RouteBody():
+            return CurrentRoute(meta, body.route)
         case None:
             raise ValueError(f"{change.action} of {change.kind} {change.target} has no body")
 

@@ -23,6 +23,7 @@ from bridge.core.model import (
     Change,
     Current,
     CurrentEndpoints,
+    CurrentRoute,
     CurrentService,
     CurrentSlice,
     Endpoint,
@@ -33,6 +34,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.core.plan import scope_of
+from bridge.core.reasons import Reason
 from bridge.kube import objects
 from bridge.kube.objects import Decoded
 
@@ -64,6 +66,8 @@ class Store:
         self.owner = owner
         self.unreadable: dict[str, str] = {}
         """Namespaces that `list_once` was not allowed to list, and why: what is there is unknown, not absent."""
+        self.routes_unread: dict[str, Reason] = {}
+        """Namespaces ("": all) of which HTTPRoutes cannot be read, and why."""
         self._lock = threading.RLock()
         self._sequence = 0
         self._entries: dict[Kind, dict[Key, _Entry]] = {kind: {} for kind in Kind}
@@ -93,6 +97,8 @@ class Store:
             endpoints = self._found(Kind.ENDPOINTS, key)
             slices = self._slices.get(target)
             foreign = self._foreign.get(target)
+            unread = self.routes_unread.get(target.namespace) or self.routes_unread.get("")
+            route = unread or self._found(Kind.HTTP_ROUTE, key)
             ordered = tuple(slices[name] for name in sorted(slices)) if slices else ()
             beside, left = self._beside.get(target), self._left.get(target, ())
             others = tuple(beside[name] for name in sorted(beside)) if beside else ()
@@ -104,6 +110,7 @@ class Store:
             endpoints=endpoints if isinstance(endpoints, CurrentEndpoints) else None,
             slices=ordered,
             others=(*others, *left) if left else others,
+            route=route if isinstance(route, CurrentRoute | Reason) else None,
         )
 
     def targets(self) -> set[Target]:
@@ -163,6 +170,12 @@ class Store:
         with self._lock:
             found, self._news_beside = self._news_beside, set()
             return found
+
+    def routes(self) -> tuple[CurrentRoute, ...]:
+        """All HTTPRoutes that were read, of all owners, sorted."""
+        with self._lock:
+            found = [e.found for e in self._entries[Kind.HTTP_ROUTE].values() if isinstance(e.found, CurrentRoute)]
+        return tuple(sorted(found, key=lambda route: (route.meta.namespace, route.meta.name)))
 
     def unlabelled_services(self) -> tuple[Meta, ...]:
         """Services that a bridge wrote, as its field manager shows, and that lost their labels of ownership, sorted."""
@@ -405,6 +418,7 @@ class Store:
             for found in (
                 self._found(Kind.SERVICE, key),
                 self._found(Kind.ENDPOINTS, key),
+                self._found(Kind.HTTP_ROUTE, key),
                 *self._slices.get(target, {}).values(),
             )
             if found is not None and found.meta.owner == self.owner

@@ -6,6 +6,7 @@ for a moment: existing Endpoints show whether the control plane mirrors them.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ from bridge.core.annotated import Annotated, Refusal, request_of
 from bridge.core.mirroring import MIRROR_COSTS, MIRRORING_LIMIT, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
+    SERVICE_KINDS,
     Current,
+    CurrentRoute,
     CurrentService,
     Group,
     Kind,
@@ -42,11 +45,13 @@ from bridge.errors import BridgeError, CancelledError, ForbiddenError
 from bridge.kube.admission import refusals
 from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.faults import remedy
+from bridge.kube.gateway import ROLE as ROUTES_ROLE
 from bridge.kube.identity import who_am_i
-from bridge.kube.informer import NamespaceState, can_i, namespace_states
+from bridge.kube.informer import NamespaceState, can_i, list_once, namespace_states
 from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.namespaces import ROLE, read_labels
 from bridge.kube.nodes import cluster_nodes
+from bridge.kube.objects import GATEWAY_API
 from bridge.kube.rbac import bind, binding_of, grant
 from bridge.oneshot.connections import connections
 from bridge.oneshot.inputs import MIRROR_SECONDS, Loaded, SyncOptions
@@ -417,6 +422,8 @@ class _Check:
             if allowed:
                 yield self._mirroring(client, allowed)
             yield from self._slices()
+            if select.asks_for_routes(rules):
+                yield from self._routes(client, namespaces, needs)
         except BridgeError as error:
             yield Probe("rights", FAILED, str(error), "kubectl auth can-i --list")
 
@@ -457,7 +464,7 @@ class _Check:
     def _slices(self) -> Iterator[Probe]:
         """Whether readers of EndpointSlices see, in all slices of our Services together, what our objects say."""
         try:
-            self.loaded.list_again(tuple(Kind))
+            self.loaded.list_again(SERVICE_KINDS)
         except ForbiddenError as error:
             yield Probe("slices", WARNING, f"cannot tell whether traffic goes where it should: {error}")
             return
@@ -479,6 +486,35 @@ class _Check:
                 f"those of {count} Service{'s' if count != 1 else ''}, together, have what the bridge's objects say"
             )
             yield Probe("slices", OK, detail)
+
+    def _routes(
+        self, client: KubeClient, namespaces: tuple[str, ...] | None, needs: Mapping[str, _Needs]
+    ) -> Iterator[Probe]:
+        """Whether HTTPRoutes can be written, what gateways say against ours, and which requests two of them take."""
+        for namespace, need in needs.items():
+            name = f"HTTPRoutes in {namespace or 'all namespaces'}"
+            if lacking := _lacking(client, GATEWAY_API, "httproutes", ("list", "watch", *need.writing), namespace):
+                enough = lacking == ["watch httproutes"] and not self._options.leases
+                detail = f"enough for bridge sync; bridge run also needs: {', '.join(lacking)}"
+                detail = detail if enough else f"not allowed: {', '.join(lacking)}"
+                yield Probe(name, WARNING if enough else FAILED, detail, ROUTES_ROLE)
+            else:
+                yield Probe(name, OK, "all that is needed")
+        store = list_once(client, namespaces, self._options.owner, partly=True, kinds=(Kind.SERVICE,), routes=True)
+        unread = sorted({reason for reason in store.routes_unread.values() if "may not list" not in reason})
+        if unread:
+            detail, _, mend = unread[0].partition("; ")
+            yield Probe("HTTPRoutes", FAILED, detail, mend)
+        ours = [route for route in store.routes() if route.meta.owner == self._options.owner]
+        refused = [f"{r.meta.namespace}/{r.meta.name}: {reason}" for r in ours for reason in r.refused]
+        if refused:
+            mend = "allowedRoutes of the Gateway's listener, and its hostname, have to let the HTTPRoute in"
+            yield Probe("gateways", WARNING, _some(refused), mend)
+        if shared := _shared(store.routes(), self._options.owner):
+            mend = "the oldest of them takes these requests: give the newer ones another host name or path"
+            yield Probe("host names", WARNING, _some(shared), mend)
+        if ours and not refused and not shared:
+            yield Probe("gateways", OK, f"say nothing against any of {len(ours)} HTTPRoutes")
 
     def _seen(self) -> list[tuple[Target, Seen]]:
         """What kube-proxy sees at each target of ours."""
@@ -517,6 +553,22 @@ class _Needs:
     outputs: frozenset[Output]
     services: tuple[str, ...]
     writing: tuple[str, ...]
+
+
+def _shared(routes: Sequence[CurrentRoute], owner: str) -> list[str]:
+    """What several HTTPRoutes take at one gateway, at least one of them ours."""
+    takers: dict[tuple[str, str], list[CurrentRoute]] = {}
+    for found in routes:
+        if (said := found.route) is None:  # not one that we would write
+            continue
+        for parent, hostname in itertools.product(said.parents, said.hostnames):
+            gateway = f"{parent.namespace or found.meta.namespace}/{parent.name}"
+            takers.setdefault((hostname + said.path, gateway), []).append(found)
+    return [
+        f"{what} at Gateway {gateway}: {', '.join(f'{r.meta.namespace}/{r.meta.name}' for r in taking)}"
+        for (what, gateway), taking in sorted(takers.items())
+        if len({(r.meta.namespace, r.meta.name) for r in taking}) > 1 and any(r.meta.owner == owner for r in taking)
+    ]
 
 
 def _deviations(seen: Sequence[tuple[Target, Seen]]) -> list[tuple[Target, Reason]]:

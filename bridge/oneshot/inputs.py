@@ -16,7 +16,20 @@ from bridge.consul.snapshot import Snapshot, read_all
 from bridge.core import select
 from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
 from bridge.core.guard import Guard, GuardSettings
-from bridge.core.model import NO_NODES, Adopt, Kind, Knowledge, Listing, Plan, Policy, Query, Rule, Target, Unknown
+from bridge.core.model import (
+    NO_NODES,
+    SERVICE_KINDS,
+    Adopt,
+    Kind,
+    Knowledge,
+    Listing,
+    Plan,
+    Policy,
+    Query,
+    Rule,
+    Target,
+    Unknown,
+)
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
 from bridge.core.state import ConsulState
@@ -116,7 +129,9 @@ class Loaded:
 
     # ------------------------------------------------------------------ Kubernetes
 
-    def read_kubernetes(self, kinds: Sequence[Kind | None] = (*Kind, None), retry: RetryPolicy | None = None) -> None:
+    def read_kubernetes(
+        self, kinds: Sequence[Kind | None] = (*SERVICE_KINDS, None), retry: RetryPolicy | None = None
+    ) -> None:
         """List all that is ours or concerns us; a namespace that may not be listed is the store's `unreadable`."""
         self.say("reading Kubernetes", 0, 0)
         client = self._client = KubeClient(self._kube, kube_warning)
@@ -128,11 +143,14 @@ class Loaded:
         self.list_again(kinds, retry)
         self.nodes = call(lambda: cluster_nodes(client, self.options.cluster_nodes), retry, self.stop)
 
-    def list_again(self, kinds: Sequence[Kind | None] = (*Kind, None), retry: RetryPolicy | None = None) -> None:
+    def list_again(
+        self, kinds: Sequence[Kind | None] = (*SERVICE_KINDS, None), retry: RetryPolicy | None = None
+    ) -> None:
         """Read the objects (once more): another process may have written meanwhile."""
         client, namespaces, owner = self.client, self.namespaces, self.options.owner
+        routes = select.asks_for_routes(self.rules) if None in kinds else None
         self.store = call(
-            lambda: list_once(client, namespaces, owner, partly=True, kinds=kinds),
+            lambda: list_once(client, namespaces, owner, partly=True, kinds=kinds, routes=routes),
             retry or self.options.retry,
             self.stop,
         )

@@ -20,11 +20,11 @@ from bridge.telemetry.logs import kube_warning
 def purge(kube: KubeConfig, owner: str, namespaces: tuple[str, ...] | None, dry_run: bool) -> Report:
     """Delete every object with our label and this owner id in `namespaces` (None: all); the account of it.
 
-    Endpoints go before their Services. Raises TransientError or PermanentError when Kubernetes cannot be read.
+    A Service goes last at its target. Raises TransientError or PermanentError when Kubernetes cannot be read.
     """
     client = KubeClient(kube, kube_warning)
     try:
-        store = list_once(client, namespaces, owner)
+        store = list_once(client, namespaces, owner, routes=False)
         plans = [_plan(store, target, owner) for target in sorted(store.targets())]
         if dry_run:
             return build_report([Outcome(plan) for plan in plans], {}, dry_run=True)

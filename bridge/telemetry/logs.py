@@ -20,7 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bridge.core.mirroring import MIRROR_COSTS
 from bridge.core.model import Kind, Target
-from bridge.core.reasons import codes_of
+from bridge.core.reasons import Code, codes_of
 from bridge.core.told import Told
 from bridge.errors import AlteredError
 from bridge.telemetry.events import (
@@ -372,6 +372,7 @@ class LogObserver:
         skipped = "; ".join(f"{s.instance or s.service}: {s.reason}" for s in plan.skipped[:5])
         more = len(plan.skipped) - 5
         skipped += f"; and {more} more" if more > 0 else ""
+        remarks = [r for r in plan.remarks if r.code is not Code.ROUTES_UNREAD]  # `warned` says it once for all
         found: Sequence[tuple[str, Sequence[str], Sequence[str], str]] = (
             (
                 "conflict: left alone, it is not ours",
@@ -380,7 +381,7 @@ class LogObserver:
                 "warning",
             ),
             ("instances skipped", [skipped] if skipped else [], [s.reason for s in plan.skipped], "info"),
-            ("warning", plan.remarks, plan.remarks, "warning"),
+            ("warning", remarks, remarks, "warning"),
         )
         for kind, texts, codes, level in found:
             with self._lock:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bridge.core.model import (
+    SERVICE_KINDS,
     Body,
     CurrentEndpoints,
     CurrentSlice,
@@ -46,7 +47,7 @@ from tests.unit.kube.builders import (
     update,
 )
 
-ALL_KINDS = list(Kind)
+ALL_KINDS = SERVICE_KINDS
 
 
 @dataclass
@@ -107,7 +108,7 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
         def nobody() -> str:
             if made.fake is None:
                 return str(request.getfixturevalue("lab").service_account(made.namespace, "nobody"))
-            for kind in Kind:
+            for kind in SERVICE_KINDS:
                 made.fake.forbid("plain", "patch", objects.PLURAL[kind])
             return made.fake.kubeconfig(tmp_path, PLAIN_TOKEN, "plain.kubeconfig")
 
@@ -542,7 +543,7 @@ def test_lists_come_in_pages_and_whole(side: Side) -> None:
 
 def test_list_once_knows_ours_and_whose_the_others_are(side: Side) -> None:
     """Services of everybody, Endpoints and slices of ours, metadata of foreign Endpoints."""
-    for kind in Kind:
+    for kind in SERVICE_KINDS:
         side.make(kind)
     side.put(raw_service(side.namespace, "theirs", selector={"app": "x"}))
     side.put(raw_endpoints(side.namespace, "foreign", "10.9.9.9"))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bridge.core.model import (
+    SERVICE_KINDS,
     Change,
     ClusterNodes,
     Current,
@@ -186,7 +187,7 @@ def shows(before: Current, made: Plan) -> bool:
     return len(files) == len(made.writes) and all("\n@@ " in file for file in files)
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", SERVICE_KINDS)
 def test_an_edit_of_any_field_that_we_send_is_seen_and_put_back(side: Side, kind: Kind) -> None:
     """Each by itself: the next plan has it, with a diff that shows it, and the pass after that has nothing to do."""
     by = rule(**FULL)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bridge.core.model import Kind, Meta
+from bridge.core.model import SERVICE_KINDS, Kind, Meta
 from bridge.errors import StaleError, TransientError
 from bridge.kube import objects
 from bridge.kube.client import KubeClient, KubeConfig
@@ -26,7 +26,7 @@ from tests.support.fakes.kube import FakeKube
 from tests.support.raw import RawKube
 from tests.unit.kube.builders import HTTP, bodies, create, delete, raw_service, service, update
 
-ALL_KINDS = list(Kind)
+ALL_KINDS = SERVICE_KINDS
 
 
 @dataclass

@@ -50,13 +50,14 @@ VALUES: dict[str, Json] = {
     "shards": {"shards": 6, "replicaCount": 3},
     "monitoring": {name: {"enabled": True} for name in ("podMonitor", "prometheusRule", "dashboard")},
     "admission": {"admission": {"enabled": True}},
+    "http-routes": {"httpRoutes": True},
 }
 """The values that say what a component says. `namespace` has none: `helm install --create-namespace` makes it."""
 
 CHOICES = [
     (),
     *((name,) for name in VALUES),
-    ("all-namespaces", "nodes", "consul-acl", "consul-tls", "shards", "monitoring", "admission"),
+    ("all-namespaces", "nodes", "consul-acl", "consul-tls", "shards", "monitoring", "admission", "http-routes"),
     ("all-namespaces", "endpointslices-only", "consul-acl"),
     ("cronjob", "all-namespaces", "endpoints-only", "nodes", "namespace-labels", "consul-acl", "consul-tls"),
     ("cronjob", "endpointslices-only"),
@@ -295,7 +296,7 @@ RELEASES: dict[str, Json] = {
         "podLabels": {"mesh": "off"}, "podAnnotations": {"inject": "false"},
         "config": CONFIG,
         "allNamespaces": True, "nodes": True, "nodeAddresses": True, "namespaceLabels": True,
-        "admission": {"enabled": True, "networks": ["10.0.0.0/8"]},
+        "httpRoutes": True, "admission": {"enabled": True, "networks": ["10.0.0.0/8"]},
         "consul": {
             "address": "https://consul:8501", "tokenSecret": {"name": "acl", "key": "bearer"},
             "caConfigMap": {"name": "ca", "key": "root.pem"},
@@ -491,6 +492,7 @@ EFFECTS: dict[str, tuple[str, Look, Any]] = {
     "nodes": ("daemon", lambda r: "ClusterRole elsewhere-bridge-blue-nodes" in roles(r), True),
     "nodeAddresses": ("daemon", lambda r: "ClusterRole elsewhere-bridge-blue-node-addresses" in roles(r), True),
     "namespaceLabels": ("daemon", lambda r: "ClusterRole elsewhere-bridge-blue-namespace-labels" in roles(r), True),
+    "httpRoutes": ("daemon", at("ClusterRole", "rules", 4, "resources", name="elsewhere-bridge-blue"), ["httproutes"]),
     "admission.enabled": ("daemon", lambda r: "ValidatingAdmissionPolicy" in r.kinds(), True),
     "admission.networks": (
         "daemon", at("ValidatingAdmissionPolicy", "spec", "variables", 0, "expression"), "['10.0.0.0/8']"),

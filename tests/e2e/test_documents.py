@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.lab import Lab
+from tests.support.lab import Lab, manifests
 from tests.support.lab.build import binaries
 from tests.support.lab.servers import die_with_parent
 from tests.support.program import bridge, environment
@@ -190,7 +190,8 @@ def shell(fresh_lab: Lab, tmp_path: Path) -> Iterator[Shell]:
         cwd=tmp_path, preexec_fn=die_with_parent,
     )  # fmt: skip
     made = Shell(process, [], env, tmp_path)
-    yield made
+    with fresh_lab.raw_kube() as kube, manifests.gateway_kinds(kube):
+        yield made
     for running in made.background:
         running.send_signal(signal.SIGINT)
         running.wait(20)

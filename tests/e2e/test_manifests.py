@@ -52,6 +52,9 @@ Verbs = set[tuple[str, str, str]]
 CLUSTER_WIDE = {"nodes": "nodes", "node-addresses": "nodes", "namespace-labels": "namespaces"}
 """Components with a cluster-wide role of their own, and what that is about."""
 
+ALONE = ("admission", "http-routes")
+"""Those that add something of their own, and patch nothing that others add."""
+
 COMBINATIONS = [
     chosen
     for size in range(len(manifests.COMPONENTS) + 1)
@@ -66,7 +69,16 @@ COMBINATIONS = [
             and ("endpoints-only" in chosen) == ("cronjob" in chosen)
             and ("consul-login" in chosen) == ("consul-tls" in chosen)
         )
-        or not {*CLUSTER_WIDE, "consul-ca", "consul-tls", "consul-login", "shards", "monitoring", "admission"}
+        or not {
+            *CLUSTER_WIDE,
+            "consul-ca",
+            "consul-tls",
+            "consul-login",
+            "shards",
+            "monitoring",
+            "admission",
+            "http-routes",
+        }
         & set(chosen)
     )
 ]
@@ -256,6 +268,13 @@ class Cluster:
 def monitoring(lab: Lab) -> Iterator[None]:
     """The API server knows the kinds of components/monitoring."""
     with lab.raw_kube() as kube, manifests.monitoring_kinds(kube):
+        yield
+
+
+@pytest.fixture(scope="module")
+def gateway_api(lab: Lab) -> Iterator[None]:
+    """The API server knows HTTPRoutes."""
+    with lab.raw_kube() as kube, manifests.gateway_kinds(kube):
         yield
 
 
@@ -480,11 +499,13 @@ def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -
             raise
 
 
-def rules_for(name: str, *, output: str | None = None, namespaces: Sequence[str] = ()) -> str:
+def rules_for(name: str, *, output: str | None = None, namespaces: Sequence[str] = (), route: bool = False) -> str:
     """bridge.yaml for one service: into the bridge's own namespace, or into one per datacenter placeholder."""
     to: Json = {"name": "{service}", "port": 8080, "port_name": "http"}
     if output:
         to["output"] = output
+    if route:
+        to["route"] = {"parents": [{"name": "public"}], "hostnames": ["{name}.example.com"]}
     if namespaces:
         to["namespace"] = namespaces[0]
     text = json.dumps({"rules": [{"services": [name], "to": to}]})  # JSON is YAML
@@ -512,8 +533,9 @@ def identity(cluster: Cluster, objects: Sequence[Json], folder: Path, **more: st
         ("endpointslices", ("endpointslices-only",)),
         ("endpointslices", ("endpointslices-only", "nodes")),
         (None, ("namespace-labels",)),
+        (None, ("http-routes",)),
     ],
-    ids=["both", "endpoints", "endpointslices", "nodes", "namespace-labels"],
+    ids=["both", "endpoints", "endpointslices", "nodes", "namespace-labels", "http-routes"],
 )
 def test_run_uses_exactly_what_its_role_grants(
     cluster: Cluster,
@@ -521,11 +543,12 @@ def test_run_uses_exactly_what_its_role_grants(
     eventually: Eventually,
     output: str | None,
     components: Sequence[str],
+    gateway_api: None,
     tmp_path: Path,
 ) -> None:
     """A service comes, turns unhealthy and goes: nothing is refused, and every verb granted is needed."""
     service = services()
-    rules = rules_for(service.name, output=output)
+    rules = rules_for(service.name, output=output, route="http-routes" in components)
     if "namespace-labels" in components:
         rules = json.dumps({**json.loads(rules), "annotated": [{"namespace_selector": "team=a"}]})
     objects = cluster.install(tmp_path, components, rules)

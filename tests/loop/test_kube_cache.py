@@ -426,7 +426,7 @@ def test_list_once_sends_one_list_per_kind(fake: FakeKube, client: KubeClient) -
     store = list_once(client, None, "default", lambda done, total: steps.append((done, total)))
     assert [e.verb for e in fake.log] == ["list"] * 5
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert store.counts() == {"Service": 1, "Endpoints": 0, "EndpointSlice": 0, "ForeignEndpoints": 1}
+    assert store.counts() == {"Service": 1, "Endpoints": 0, "EndpointSlice": 0, "HTTPRoute": 0, "ForeignEndpoints": 1}
     assert store.targets() == set()
 
 
@@ -826,3 +826,46 @@ def test_sixteen_writers_share_sixteen_connections(fake: FakeKube, client: KubeC
     assert len(fake.objects["", "endpoints"]) == 160
     assert all(dict(marks())[objects.OWNER] == e.body["metadata"]["labels"][objects.OWNER]
                for e in fake.objects["", "endpoints"].values())  # fmt: skip
+
+
+# --------------------------------------------------------------------------- HTTPRoutes
+
+
+def test_a_kind_that_is_not_there_keeps_nothing_else_waiting(fake: FakeKube, client: KubeClient) -> None:
+    """The cache is synced, it is said why, and the version that the cluster has is named."""
+    versions = json.dumps({"kind": "APIGroup", "versions": [{"version": "v1beta1"}]}).encode()
+    fake.inject(Fault(status=404, body=b"404 page not found"), times=99, path="httproutes")
+    fake.inject(Fault(status=200, body=versions), times=99, path="/apis/gateway.networking.k8s.io")
+    cache = Informer(client, None, "default", lambda _: None, QUICK, routes=True)
+    cache.start()
+    try:
+        assert cache.wait_synced(20)
+        (said,) = cache.routes_unread()
+        assert "HTTPRoute (gateway.networking.k8s.io/v1) as v1beta1 only; upgrade" in said
+        assert (cache.trouble(), cache.unreadable(), cache.current(RADOSGW).route) == (None, {}, said)
+    finally:
+        assert cache.close(20)
+
+
+def test_routes_that_nobody_asks_for_are_not_asked_for_without_the_right(fake: FakeKube, client: KubeClient) -> None:
+    """One question, no refusal, and no thread is left; with the right and without the kind one list more."""
+    fake.forbid("admin", "list", "httproutes")
+    for lists in (0, 1):
+        cache = Informer(client, None, "default", lambda _: None, QUICK, routes=False)
+        cache.start()
+        try:
+            assert cache.wait_synced(20)
+            assert wait_for(lambda: not any("httproutes" in t.name for t in threading.enumerate()))
+            assert (fake.count("list", "httproutes"), cache.routes_unread()) == (lists, ())
+        finally:
+            assert cache.close(20)
+        fake.allow()
+
+
+def test_routes_without_the_right_are_unknown_in_one_pass(fake: FakeKube, client: KubeClient) -> None:
+    """A reason in place of an absence, in that namespace alone."""
+    fake.forbid("admin", "list", "httproutes")
+    store = list_once(client, ("default",), "default", routes=True)
+    assert "may not list and watch httproutes in namespace default" in str(store.current(RADOSGW).route)
+    assert store.current(Target("other", "x")).route is None
+    assert list_once(client, ("default",), "default", routes=False).current(RADOSGW).route is None

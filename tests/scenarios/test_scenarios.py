@@ -16,6 +16,8 @@ target; with `beside a running bridge: true` a command does that sees a running 
 - `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`; those that
   are published all the same `ready, not serving`; a hint says `, for zone a`, a datacenter as zone `, in zone fra`, a
   name in DNS `, hostname vm1`
+- `HTTPRoute default/web of somebody else`: one that stands there already; `nobody can tell HTTPRoutes: why` is what is
+  known while there is no such kind, or no right. Then `routes` says what each of ours is, in one line
 - `default/radosgw` under `held`: that it is held, for whatever reason
 - `web@fra` under `consul`: the service `web` of the datacenter fra, which is listed where a rule names it. Those that
   are `unreachable` answer nothing; `index went backwards` may name one. `active` says which one's instances a target
@@ -42,6 +44,7 @@ from bridge.core.model import (
     Combine,
     Current,
     CurrentEndpoints,
+    CurrentRoute,
     CurrentService,
     CurrentSlice,
     Destination,
@@ -59,9 +62,11 @@ from bridge.core.model import (
     NamedPort,
     Output,
     Pairs,
+    Parent,
     Plan,
     Policy,
     Port,
+    RouteRule,
     Rule,
     Scope,
     Skipped,
@@ -74,6 +79,7 @@ from bridge.core.model import (
 )
 from bridge.core.ownership import ACTIVE, PENDING
 from bridge.core.plan import scope_of
+from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import ConsulState
 from bridge.pipeline.reconciler import Reconciler, apply_plan
@@ -140,6 +146,8 @@ def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], po
         seen["endpoints"] = {str(t): stage.endpoints(t) for t in sorted(stage.store.clusters) if stage.stands(t)}
     if "active" in expect:
         seen["active"] = {t: stage.active(t) for t in expect["active"]}
+    if "routes" in expect:
+        seen["routes"] = stage.routes()
     if "service ports" in expect:
         seen["service ports"] = {t: stage.service_ports(t) for t in expect["service ports"]}
     wanted = {"skipped": [], "conflicts": [], "held": [], "warnings": [], "out_of_sync": [], **expect}
@@ -298,7 +306,12 @@ class Stage:
         if first.startswith("EndpointSlice "):
             self._place_slice(first, manners)
             return
-        found = re.fullmatch(r"(Service|Endpoints) (\S+)/(\S+) of (.+?)", first)
+        if first.startswith("nobody can tell HTTPRoutes: "):
+            why = Reason(Code.ROUTES_UNREAD, why=first.partition(": ")[2])
+            for cluster in self.store.clusters.values():
+                cluster.route = why
+            return
+        found = re.fullmatch(r"(Service|Endpoints|HTTPRoute) (\S+)/(\S+) of (.+?)", first)
         assert found, text
         kind, namespace, name, whose = found.groups()
         owner = whose.removeprefix("the bridge ") if whose.startswith("the bridge ") else None
@@ -334,6 +347,8 @@ class Stage:
         cluster = self.store.cluster(Target(namespace, name))
         if kind == "Endpoints":
             cluster.endpoints = CurrentEndpoints(meta, ())
+        elif kind == "HTTPRoute":
+            cluster.route = CurrentRoute(meta, None)
         else:
             cluster.service = CurrentService(
                 meta=meta,
@@ -374,6 +389,21 @@ class Stage:
         said = {} if service is None else dict(service.meta.ownership)
         pending = said.get(PENDING, "").split()[:1]
         return ", then ".join([said.get(ACTIVE, "none"), *pending])
+
+    def routes(self) -> dict[str, str]:
+        """`public https, infra/inner 8080: a.example.com b.example.com /api -> 80` for each HTTPRoute of ours."""
+        found = {}
+        for target, cluster in sorted(self.store.clusters.items()):
+            if isinstance(cluster.route, CurrentRoute) and cluster.route.route and cluster.route.meta.owner == OWNER:
+                route = cluster.route.route
+                parents = ", ".join(
+                    " ".join(
+                        filter(None, ("/".join(filter(None, (p.namespace, p.name))), p.section, str(p.port or "")))
+                    )
+                    for p in route.parents
+                )
+                found[str(target)] = f"{parents}: {' '.join((*route.hostnames, route.path))} -> {route.port}"
+        return found
 
     def service_ports(self, target: str) -> str:
         """The Service's ports in one line."""
@@ -417,10 +447,8 @@ class Objects:
     def confirm(self, change: Change, meta: Meta | None) -> None:
         """A write was answered: `Cluster` has stored it already."""
 
-    def _owned(self, target: Target) -> list[CurrentService | CurrentEndpoints | CurrentSlice]:
-        current = self.current(target)
-        found = (current.service, current.endpoints, *current.slices)
-        return [o for o in found if o is not None and o.meta.owner == OWNER]
+    def _owned(self, target: Target) -> list[CurrentService | CurrentEndpoints | CurrentSlice | CurrentRoute]:
+        return [o for o in self.current(target).objects if o.meta.owner == OWNER]
 
     def _ready(self, target: Target) -> int:
         owned = self._owned(target)
@@ -436,6 +464,10 @@ def _rule(raw: Mapping[str, Any]) -> Rule:
     for key in ("warning", "critical", "maintenance"):
         if key in instances:
             instances[key] = Treatment(instances[key])
+    if "route" in to:
+        route: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in to["route"].items()}
+        route["parents"] = tuple(Parent(**parent) for parent in route["parents"])
+        to["route"] = RouteRule(**route)
     for key in ("protocol_from", "labels"):
         to[key] = tuple(sorted(dict(to.get(key, {})).items()))
     if "min_ready" in instances:
@@ -496,9 +528,7 @@ def _instance(text: str, service: str) -> Instance:
         meta=tuple(sorted((key, value) for word in _after("meta:", words) for key, _, value in [word.partition("=")])),
         node_meta=tuple(("zone", zone) for zone in _after("zone:", words)),
         tagged_addresses=tuple(TaggedAddress("lan", lan) for lan in _after("lan:", words)),
-        ports=tuple(
-            sorted(NamedPort(*_number(word)) for word in words if "=" in word and not word.startswith("meta:"))
-        ),
+        ports=tuple(sorted(NamedPort(*_number(word)) for word in words if "=" in word and ":" not in word)),
     )
 
 

@@ -22,6 +22,7 @@ Json = dict[str, Any]
 
 ENDPOINTS = "/api/v1/namespaces/{namespace}/endpoints"
 SERVICES = "/api/v1/namespaces/{namespace}/services"
+ROUTES = "/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/httproutes"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from prometheus_client.metrics_core import Metric
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from bridge import cli, config
 from bridge.config.types import duration_text
@@ -230,7 +231,9 @@ def _rules() -> Iterator[str]:
     yield "with `rules: []` only Services that ask for it are filled.\n"
     fields = [
         *_fields("", config.RuleSettings.model_fields, skip=("to", "instances")),
-        *_fields("to.", config.DestinationRule.model_fields),
+        *_fields("to.", config.DestinationRule.model_fields, skip=("route",)),
+        *_fields("to.route.", config.RouteSettings.model_fields, skip=("parents",)),
+        *_fields("to.route.parents[].", config.ParentRule.model_fields),
         *_fields("instances.", config.InstancesRule.model_fields),
     ]
     yield from _table("key", "values", "default", "meaning", rows=fields)
@@ -252,7 +255,7 @@ def _fields(prefix: str, fields: dict[str, FieldInfo], skip: Sequence[str] = ())
             default = field.get_default(call_default_factory=True)
             shown = (
                 ""
-                if default in (None, (), {}, "")
+                if default in (None, (), {}, "", PydanticUndefined)
                 else str(default).lower()
                 if default in (True, False)
                 else str(default)

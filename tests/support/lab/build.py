@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -114,6 +115,20 @@ def binaries(names: Iterable[str]) -> dict[str, Path]:
                 if not paths[name].exists():  # somebody else may have built it while we waited
                     _build(name, paths[name], go, f"{number} of {len(lacking)}")
     return paths
+
+
+def gateway_api() -> Path:
+    """The folder of the Gateway API's CRDs (its standard channel): a module of which no program is built."""
+    folder = HERE / "modules" / "gatewayapi"
+    if os.environ.get("LAB_PROVIDER") == NONE:
+        raise LabError("LAB_PROVIDER=none, and the Gateway API's CRDs come from a Go module")
+    (name, version) = re.findall(r"^require (\S+) (\S+)$", (folder / "go.mod").read_text(), re.MULTILINE)[0]
+    environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
+    command = [_go(), "mod", "download", "-json", f"{name}@{version}"]  # verified against go.sum
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LabError(f"{name} {version} cannot be had:\n{(done.stderr or done.stdout)[-2000:]}")
+    return Path(json.loads(done.stdout)["Dir"]) / "config/crd/standard"
 
 
 def missing(names: Iterable[str]) -> list[str]:

@@ -8,14 +8,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.support.lab.build import ROOT
+from tests.support.lab.build import ROOT, gateway_api
 from tests.support.lab.providers import binary
 from tests.support.lab.servers import wait_until
 from tests.support.raw import RawKube
@@ -27,6 +27,7 @@ NAME = "consul-endpoints-bridge"
 COMPONENTS = (
     "namespace", "cronjob", "all-namespaces", "endpoints-only", "endpointslices-only", "consul-acl", "consul-login",
     "consul-ca", "consul-tls", "shards", "nodes", "node-addresses", "namespace-labels", "monitoring", "admission",
+    "http-routes",
 )  # fmt: skip
 """In the order in which an overlay may name them: `cronjob` before what adds to its pod."""
 
@@ -125,11 +126,21 @@ def apply(kube: RawKube, objects: Sequence[Json]) -> list[Json]:
     return [kube.json("PATCH", f"{path(item)}?{query}", item, "application/apply-patch+yaml") for item in objects]
 
 
+def monitoring_kinds(kube: RawKube) -> AbstractContextManager[None]:
+    """The Prometheus operator's kinds on an API server for the block."""
+    return kinds_for_now(kube, Path(__file__).parent / "crds/monitoring.yaml")
+
+
+def gateway_kinds(kube: RawKube) -> AbstractContextManager[None]:
+    """The Gateway API's HTTPRoute, as it is released, on an API server for the block."""
+    return kinds_for_now(kube, gateway_api() / "gateway.networking.k8s.io_httproutes.yaml")
+
+
 @contextmanager
-def monitoring_kinds(kube: RawKube) -> Iterator[None]:
-    """The Prometheus operator's kinds on an API server for the block; where they are already, they are left alone."""
+def kinds_for_now(kube: RawKube, file: Path) -> Iterator[None]:
+    """The CRDs of a file on an API server for the block; where they are already, they are left alone."""
     home = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    kinds = list(yaml.safe_load_all((Path(__file__).parent / "crds/monitoring.yaml").read_text()))
+    kinds = list(yaml.safe_load_all(file.read_text()))
     missing = [kind for kind in kinds if kube.get(f"{home}/{kind['metadata']['name']}") is None]
     try:
         for kind in missing:

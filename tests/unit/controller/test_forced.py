@@ -14,6 +14,7 @@ import pytest
 
 from bridge.core.guard import FORCED_SECONDS, Guard, GuardSettings
 from bridge.core.model import (
+    SERVICE_KINDS,
     Action,
     Change,
     Current,
@@ -115,7 +116,7 @@ class Town:
         self.now = 0.0
         self.listed: Sequence[Instance] | None = ALL
         self.cluster = Cluster()
-        self.untold: dict[Kind, list[Current]] = {kind: [] for kind in Kind}
+        self.untold: dict[Kind, list[Current]] = {kind: [] for kind in SERVICE_KINDS}
         self.bridge = Process(self)
         self.settle()
 
@@ -154,7 +155,7 @@ class Town:
         deadline = self.now + seconds
         for _ in range(60):
             self.cluster.mirror()
-            for kind in Kind:
+            for kind in SERVICE_KINDS:
                 while self.untold[kind]:
                     self.tell(kind)
             done = self.do(self.bridge.plan())
@@ -201,7 +202,7 @@ def test_what_a_forced_pass_lets_go_is_gone_whatever_the_bridge_sees_first(
         planned: Plan | None = None
         refused = rounds = 0
         while forced or any(town.untold.values()):
-            steps = [kind for kind in Kind if town.untold[kind]]
+            steps = [kind for kind in SERVICE_KINDS if town.untold[kind]]
             step = order.choice([*steps, *(["force"] if forced else []), "plan", "write"])
             if isinstance(step, Kind):
                 town.tell(step)

@@ -19,6 +19,7 @@ from bridge.core.model import (
     Change,
     Current,
     CurrentEndpoints,
+    CurrentRoute,
     CurrentService,
     CurrentSlice,
     Destination,
@@ -39,6 +40,7 @@ from bridge.core.model import (
     Policy,
     Port,
     Query,
+    RouteBody,
     Rule,
     ServiceBody,
     SliceBody,
@@ -195,6 +197,7 @@ class Cluster:
     slices: dict[str, CurrentSlice] = field(default_factory=dict)
     mirrored: tuple[Group, ...] = ()
     others: tuple[CurrentSlice, ...] = ()
+    route: CurrentRoute | Reason | None = None
     version: int = 1
     seen: list[set[Seen]] = field(default_factory=list)
 
@@ -207,6 +210,7 @@ class Cluster:
             tuple(self.slices.values()),
             self.mirrored if mirrored else None,
             (*self.others, *self._mirror()) if self.others else None,
+            self.route,
         )
 
     def _mirror(self) -> tuple[CurrentSlice, ...]:
@@ -279,11 +283,13 @@ class Cluster:
 
     def find(self, change: Change) -> Meta | None:
         """What stands under a change's name."""
-        found: CurrentService | CurrentEndpoints | CurrentSlice | None = {
+        found: CurrentService | CurrentEndpoints | CurrentSlice | CurrentRoute | Reason | None = {
             Kind.SERVICE: self.service,
             Kind.ENDPOINTS: self.endpoints,
             Kind.ENDPOINT_SLICE: self.slices.get(change.name),
+            Kind.HTTP_ROUTE: self.route,
         }[change.kind]
+        assert not isinstance(found, Reason), "nobody can tell what is there"
         return None if found is None else found.meta
 
     def _put(self, change: Change, about: Meta | None) -> None:
@@ -310,6 +316,9 @@ class Cluster:
                     assert isinstance(body, SliceBody)
                     assert len(body.group.endpoints) <= 1000, "422: too many endpoints"
                     self.slices[change.name] = CurrentSlice(about, body.service, body.group)
+            case Kind.HTTP_ROUTE:
+                assert about is None or (isinstance(body, RouteBody) and self.service is not None)
+                self.route = CurrentRoute(about, body.route) if isinstance(body, RouteBody) and about else None
 
     def _stored_service(self, body: object, about: Meta) -> CurrentService:
         assert isinstance(body, ServiceBody)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import Action, Adopt, Current, Kind, Meta, Output, Plan, Policy
+from bridge.core.model import SERVICE_KINDS, Action, Adopt, Current, Kind, Meta, Output, Plan, Policy
 from bridge.core.ownership import INSTALLATION
 from bridge.core.plan import plan
 from bridge.core.reasons import Code, codes_of
@@ -118,7 +118,7 @@ def test_what_another_installation_wrote_does_not_go() -> None:
     kept = planned(cluster, B)
     assert (kept.changes, kept.removed, kept.ready_before) == ((), 0, 1)
     assert {c.reason.code for c in kept.conflicts} == {Code.OTHER_INSTALLATION}
-    assert {c.kind for c in kept.conflicts} == set(Kind)
+    assert {c.kind for c in kept.conflicts} == set(SERVICE_KINDS)
     assert A in kept.conflicts[0].reason
 
 

@@ -16,6 +16,7 @@ from bridge.core.model import (
     Action,
     Adopt,
     Amount,
+    Body,
     ClusterNodes,
     Combine,
     Current,
@@ -375,7 +376,7 @@ def test_whatever_is_registered_gives_objects_that_kubernetes_takes(
     ).to_json()
 
 
-def _is_legal(body: ServiceBody | EndpointsBody | SliceBody) -> None:
+def _is_legal(body: Body) -> None:
     groups = body.groups if isinstance(body, EndpointsBody) else (body.group,) if isinstance(body, SliceBody) else ()
     port_sets = [body.ports] if isinstance(body, ServiceBody) else [g.ports for g in groups]
     for port_set in port_sets:

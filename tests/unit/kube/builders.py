@@ -15,7 +15,10 @@ from bridge.core.model import (
     Kind,
     Meta,
     Pairs,
+    Parent,
     Port,
+    Route,
+    RouteBody,
     ServiceBody,
     SliceBody,
     Target,
@@ -23,6 +26,7 @@ from bridge.core.model import (
 
 OWNER = "default"
 HTTP = Port("http", 8080)
+ROUTE = Route((Parent("public", "infra", "https", 443), Parent("public")), ("a.example.com",), "/api", 8080)
 
 
 def marks(owner: str = OWNER) -> Pairs:
@@ -70,7 +74,12 @@ def slice_of(service_name: str, found: Group | None = None, owner: str = OWNER) 
     return SliceBody(service_name, found or group(*ready("10.0.0.1")), marks(owner), ORIGIN)
 
 
-KIND = {ServiceBody: Kind.SERVICE, EndpointsBody: Kind.ENDPOINTS, SliceBody: Kind.ENDPOINT_SLICE}
+KIND = {
+    ServiceBody: Kind.SERVICE,
+    EndpointsBody: Kind.ENDPOINTS,
+    SliceBody: Kind.ENDPOINT_SLICE,
+    RouteBody: Kind.HTTP_ROUTE,
+}
 
 
 def create(body: Body, namespace: str = "default", name: str = "radosgw") -> Change:
@@ -103,8 +112,13 @@ def _change(action: Action, body: Body, existing: Meta | None, namespace: str, n
 
 
 def bodies(name: str = "radosgw") -> dict[Kind, Body]:
-    """One body of each kind."""
+    """One body of each kind that every cluster has."""
     return {Kind.SERVICE: service(), Kind.ENDPOINTS: endpoints(), Kind.ENDPOINT_SLICE: slice_of(name)}
+
+
+def route() -> RouteBody:
+    """Content of an HTTPRoute."""
+    return RouteBody(ROUTE, marks(), ORIGIN)
 
 
 def raw_service(namespace: str, name: str, *, labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bridge.core.model import (
     CurrentEndpoints,
+    CurrentRoute,
     CurrentSlice,
     Endpoint,
     EndpointsBody,
@@ -24,7 +25,20 @@ from bridge.core.model import (
     TrafficPolicy,
 )
 from bridge.kube import objects
-from tests.unit.kube.builders import HTTP, bodies, create, delete, down, endpoints, group, ready, service, slice_of
+from tests.unit.kube.builders import (
+    HTTP,
+    ROUTE,
+    bodies,
+    create,
+    delete,
+    down,
+    endpoints,
+    group,
+    ready,
+    route,
+    service,
+    slice_of,
+)
 
 # --------------------------------------------------------------------------- encode
 
@@ -498,7 +512,7 @@ def test_slices_survive_the_way_there_and_back(found: tuple[Group, ...], flags: 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_expected_differs_from_another_version_only_by_the_version(kind: Kind) -> None:
     """`same` looks past the resourceVersion, and at everything else."""
-    change = create(bodies()[kind])
+    change = create({**bodies(), Kind.HTTP_ROUTE: route()}[kind])
     meta = replace(META, kind=kind)
     one, later = (objects.expected(change, replace(meta, resource_version=v)) for v in ("1", "2"))
     assert one != later
@@ -510,3 +524,65 @@ def test_expected_differs_from_another_version_only_by_the_version(kind: Kind) -
 def test_a_resource_version_is_a_number_or_nothing(text: str, number: int) -> None:
     """Odd ones order nothing."""
     assert objects.version(text) == number
+
+
+# --------------------------------------------------------------------------- HTTPRoutes
+
+
+def stored_route() -> dict[str, Any]:
+    """An HTTPRoute of ours as the server gives it back."""
+    raw = objects.encode(create(route()))
+    copied: dict[str, Any] = json.loads(json.dumps(raw))
+    return copied
+
+
+def decoded_route(raw: dict[str, Any]) -> CurrentRoute:
+    found = objects.decode(Kind.HTTP_ROUTE, raw)
+    assert isinstance(found, CurrentRoute)
+    return found
+
+
+def test_a_route_is_read_as_it_was_written() -> None:
+    """Its own namespace may be named, and other fields of the spec are nobody's business."""
+    raw = stored_route()
+    assert decoded_route(raw).route == ROUTE
+    raw["spec"]["parentRefs"][1]["namespace"] = "default"
+    raw["spec"]["somethingNew"] = "x"
+    assert decoded_route(raw).route == ROUTE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec["rules"].append(spec["rules"][0]),
+        lambda spec: spec["rules"][0].update(filters=[{"type": "URLRewrite"}]),
+        lambda spec: spec["rules"][0]["matches"][0].update(method="GET"),
+        lambda spec: spec["rules"][0]["matches"][0]["path"].update(type="Exact"),
+        lambda spec: spec["rules"][0]["backendRefs"][0].update(name="other"),
+        lambda spec: spec["rules"][0]["backendRefs"][0].update(weight=2),
+        lambda spec: spec["parentRefs"][0].update(kind="Service"),
+        lambda spec: spec.update(rules=[]),
+        lambda spec: spec.update(rules="x", hostnames=[1], parentRefs=["x"]),
+    ],
+)
+def test_a_route_that_says_something_else_is_none_that_we_would_write(change: Any) -> None:
+    raw = stored_route()
+    change(raw["spec"])
+    assert decoded_route(raw).route is None
+
+
+def test_what_gateways_say_makes_no_other_route() -> None:
+    """Only what is False is told, whichever of the two conditions it is."""
+    raw = stored_route()
+    conditions = [
+        {"type": "Accepted", "status": "True", "reason": "Accepted"},
+        {"type": "ResolvedRefs", "status": "False", "reason": "BackendNotFound", "message": "none"},
+        {"type": "Programmed", "status": "False"},
+        "odd",
+    ]
+    raw["status"] = {"parents": [{"parentRef": {"name": "public"}, "conditions": conditions}, {"parentRef": 1}]}
+    found = decoded_route(raw)
+    assert found == decoded_route(stored_route())
+    assert found.refused == (
+        "Gateway default/public says ResolvedRefs is False for the HTTPRoute: BackendNotFound: none",
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.config import duration_text, load, parse_duration
+from bridge.core.model import Parent, RouteRule
 from bridge.errors import ConfigurationError
 
 
@@ -170,6 +171,40 @@ def mistake(tmp_path: Path, text: str) -> str:
 def test_a_mistake_in_the_file_names_its_place(text: str, expected: str, tmp_path: Path) -> None:
     """File, line, column, key, what is wrong with it and what is allowed."""
     assert expected in mistake(tmp_path, text)
+
+
+ROUTE = "rules:\n- to:\n    route:\n"
+GATEWAY = "      parents: [{name: a}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("      parents: [{sectionName: b}]\n", "F:4:18: unknown key 'sectionName' in rules[0].to.route.parents[0] "
+         "(did you mean section_name?); there are name, namespace, section_name, port"),
+        ("      parents: [{namespace: a}]\n", "F:4:17: rules[0].to.route.parents[0].name: is missing"),
+        ("      parents: [{name: A}]\n", "F:4:24: rules[0].to.route.parents[0].name: 'A' must be a name as Kubernetes"),
+        ("      hostnames: [a.example.com]\n", "F:4:7: rules[0].to.route: must have parents: the Gateways that take"),
+        (GATEWAY, "F:4:7: rules[0].to.route: must have hostnames, or a path: it would take every request of its"),
+        (GATEWAY + "      hostnames: ['{srv}.x']\n", "F:5:19: rules[0].to.route.hostnames[0]: '{srv}.x' is not a "
+         "template: braces only around one of {name} {service} {datacenter}"),
+        (GATEWAY + "      hostnames: [A.x]\n", "F:5:19: rules[0].to.route.hostnames[0]: 'A.x' must be a host name in"),
+        (GATEWAY + "      hostnames: [10.0.0.1]\n", "no IP address"),
+        (GATEWAY + "      path: api\n", "F:5:13: rules[0].to.route.path: 'api' must be an absolute path"),
+        (GATEWAY + "      path: /a/../b\n", "without %, //, . and .. in it"),
+        (GATEWAY + "      path: /x\n      port: 0\n", "F:6:13: rules[0].to.route.port: 0 must be the name of a port"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_route_names_its_place(text: str, expected: str, tmp_path: Path) -> None:
+    assert expected in mistake(tmp_path, ROUTE + text)
+
+
+def test_a_route_is_understood(tmp_path: Path) -> None:
+    file = tmp_path / "bridge.yaml"
+    parent = "{name: a, namespace: b, section_name: c, port: 443}"
+    file.write_text(f"{ROUTE}      parents: [{parent}]\n      hostnames: ['*.{{tag:x}}.y']\n      port: 80\n")
+    (rule,) = load({"--config": str(file)}, {}).core_rules()
+    assert rule.to.route == RouteRule(parents=(Parent("a", "b", "c", 443),), hostnames=("*.{tag:x}.y",), port="80")
 
 
 @pytest.mark.parametrize(
