@@ -673,6 +673,8 @@ class _Backoff:
 class _Reflector:
     """One scope: a kind in one namespace or in all. `run` is the endless shell, `cycle` the finite body."""
 
+    # attributes: the state of one list-and-watch loop, which its own thread changes and others only read
+
     def __init__(
         self,
         shared: _Shared,

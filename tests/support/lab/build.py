@@ -124,7 +124,7 @@ def gateway_api() -> Path:
         raise LabError("LAB_PROVIDER=none, and the Gateway API's CRDs come from a Go module")
     (name, version) = re.findall(r"^require (\S+) (\S+)$", (folder / "go.mod").read_text(), re.MULTILINE)[0]
     environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
-    command = [_go(), "mod", "download", "-json", f"{name}@{version}"]  # verified against go.sum
+    command = [go_program(), "mod", "download", "-json", f"{name}@{version}"]  # verified against go.sum
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise LabError(f"{name} {version} cannot be had:\n{(done.stderr or done.stdout)[-2000:]}")
