@@ -78,7 +78,7 @@ NOT_RUN: Mapping[tuple[str, str], str] = {
         "cosign verify-attestation --key cosign.pub --type cyclonedx "
         "registry.example.com/consul-endpoints-bridge@sha256:DIGEST",
     )},
-    ("docs/compatibility.md", 'make compat KUBERNETES="1.27.16" CONSUL="1.20.6"'): "builds servers, ten minutes a version",
+    ("docs/compatibility.md", 'make compat KUBERNETES="1.27.16" CONSUL="1.20.6"'): "builds servers, minutes each",
     ("docs/reliability.md", "make chaos"): "five minutes; the suite has a step chaos",
     ("docs/reliability.md", "make chaos SEED=7 MINUTES=60"): "an hour",
     ("docs/reliability.md", 'make chaos FAULT="kube-kill etcd-no-space"'): "minutes",
