@@ -63,7 +63,7 @@ class UnreachableError(PermanentError):
 
 
 class CredentialsError(PermanentError):
-    """We are not who we were (401): nothing can be done with that side until the credentials are renewed."""
+    """Our credentials are not accepted (401): nothing can be done with that side until the credentials are renewed."""
 
 
 class ForbiddenError(PermanentError):

@@ -260,7 +260,8 @@ class RuleSettings(Section):
     failover_when: Literal["not-ready", "unreachable"] = Field(
         "not-ready",
         description="When another datacenter takes over: `not-ready` (Consul says that too few are ready; one that "
-        "cannot be asked keeps the traffic), or `unreachable` (then too, and when it does not answer for "
+        "cannot be asked keeps the traffic if it had enough when it last answered), "
+        "or `unreachable` (then too, and when it does not answer for "
         "`unreachable_after`). An answer that refuses or hides something is never a reason.",
     )
     unreachable_after: Annotated[float, duration("0", "1d")] = Field(

@@ -252,7 +252,7 @@ class Settings(BaseSettings):
         return AnnotatedPolicy(self.bounds(), grants)
 
     def resolver_settings(self) -> ResolverSettings:
-        """What `engine.resolver` needs."""
+        """What `pipeline.dns.Resolver` needs."""
         from bridge.pipeline.dns import ResolverSettings
 
         d = self.dns
@@ -261,7 +261,7 @@ class Settings(BaseSettings):
         )
 
     def run_options(self) -> RunOptions:
-        """What `engine.run` needs."""
+        """What `bridge run` needs."""
         from bridge.controller.options import RunOptions
 
         return RunOptions(

@@ -71,7 +71,7 @@ def flips(before: Checks, after: Checks, since: int = 0) -> ChangeHints:
 
 
 def hints_after_gap(before: Checks, after: Checks) -> ChangeHints:
-    """Who may have changed while a status list was not watched, as far as the bodies tell (see `suspects` too)."""
+    """Who may have changed while a status list was not watched, as far as the bodies tell (see `contradicts` too)."""
     hints = flips({}, after)
     for key, check in before.items():
         if key not in after:

@@ -50,7 +50,7 @@ class ConsistencyGate:
 
     @property
     def suspect(self) -> bool:
-        """Whether answers must not be used before `confirm`."""
+        """Whether answers must not be used before `verify`."""
         return self._doubts != self._settled
 
     def mark_suspect(self, _reason: str = "", *, went_back: bool = False) -> None:

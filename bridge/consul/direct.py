@@ -131,7 +131,7 @@ class DirectWatches:
         self._changed.notify_all()
 
     def _next(self) -> Subscription | None:
-        """Who has waited for a slot with the best right to it."""
+        """The waiting service that gets the next slot: the last that changed, else the first in the queue."""
         for subscription in reversed(self._recent):
             if not subscription.watch_assigned and not subscription.removed:
                 return subscription

@@ -27,7 +27,7 @@ class Find:
 
 
 class MissedChanges:
-    """What audits found, until it is judged. `add` from any thread, `judge` from one."""
+    """What audits found, until it is judged. `judging` is added to by any thread, `judge` is called by one."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

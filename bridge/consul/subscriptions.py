@@ -117,7 +117,7 @@ class SubscriptionTable:
         return subscription
 
     def assign(self, subscription: Subscription, assigned: bool) -> None:
-        """Note whether an subscription has a direct watch of its own."""
+        """Note whether a subscription has a direct watch of its own."""
         with self.lock:
             if subscription.watch_assigned != assigned and not subscription.removed:
                 self.unwatched += -1 if assigned else 1
@@ -198,6 +198,6 @@ def _discard(table: dict[str, set[Subscription]], key: str, subscription: Subscr
 
 
 def instances_of(subscription: Subscription) -> tuple[Instance, ...]:
-    """The instances last known of an subscription."""
+    """The instances last known of a subscription."""
     known = subscription.known
     return known.instances if known else ()

@@ -67,7 +67,7 @@ class ConsistencyGate(Protocol):
 
     @property
     def suspect(self) -> bool:
-        """Whether answers must not be used before `confirm`."""
+        """Whether answers must not be used before `verify`."""
 
     @property
     def rebuilds(self) -> int:

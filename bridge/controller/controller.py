@@ -5,7 +5,7 @@ write. While nothing else is to be done, the thread of a direct watch takes its 
 worker's work itself.
 
     Catalog (Consul) ──▶ ConsulSide ──▶ Scheduler ──▶ WorkQueue ──▶ Workers ──▶ ChangeWriter ──▶ Kubernetes
-    Informer (Kubernetes) ──▶ KubernetesSide ──▶┘                                    │
+    Informer (Kubernetes) ──▶ KubernetesSide ────────────▶┘                          │
        ▲─────────────────────────────── what was written ───────────────────────────┘
 
 `parts.build` puts these together, each complete when it is made. The `Supervisor` makes the full passes and ends grace

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 from bridge.controller.circuit_breaker import CircuitBreaker, WriteResult
@@ -19,7 +19,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class BackoffTable(Generic[K]):
-    """Consecutive failures per key, and what to wait for it. An entry is forgotten at success."""
+    """Consecutive tries of a key that failed, and what to wait for it. An entry is forgotten at success."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
@@ -81,14 +81,22 @@ class RetryPolicySelector(Generic[K]):
         self._suspects[key] = written
         return error if error.fault_of_server else WriteResult.NOTHING
 
-    def delay_seconds(self, key: K, error: BridgeError) -> float | None:
-        """Seconds until `key` is tried again, 0 where the circuit breaker waits; None: not at all."""
-        if isinstance(error, CancelledError):
-            return None
-        if isinstance(error, CredentialsError) or (isinstance(error, TransientError) and error.fault_of_server):
-            return 0.0
-        table = self._late if isinstance(error, PermanentError) else self._soon
-        return table.failed(key, error)
+    def delay_seconds(self, key: K, errors: Iterable[BridgeError]) -> float | None:
+        """Seconds until `key` is tried again after these errors, 0 where the circuit breaker waits; None: not at all.
+
+        However many objects of a key fail, a try counts once.
+        """
+        delays: list[float] = []
+        counted: dict[BackoffTable[K], BridgeError] = {}
+        for error in errors:
+            if isinstance(error, CancelledError):
+                continue
+            if isinstance(error, CredentialsError) or (isinstance(error, TransientError) and error.fault_of_server):
+                delays.append(0.0)
+            else:
+                counted.setdefault(self._late if isinstance(error, PermanentError) else self._soon, error)
+        delays += (table.failed(key, error) for table, error in counted.items())
+        return min(delays, default=None)
 
     def written(self, key: K) -> None:
         """A write of the key succeeded: an earlier failure was no fault of the server."""

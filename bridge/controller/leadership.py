@@ -32,7 +32,7 @@ class Leadership(Protocol):
         """How long a write that begins now may take; 0 when it is not ours."""
 
     def begin_write(self, target: Target, /) -> bool:
-        """Begin a write; False when it is not ours. Every True must be followed by `leave`."""
+        """Begin a write; False when it is not ours. Every True must be followed by `end_write`."""
 
     def end_write(self, target: Target, /) -> None:
         """The write has ended."""

@@ -207,7 +207,8 @@ def build(
             reconciler.plan_all(targets, ask=False)
 
         def exists(target: Target) -> bool:
-            return informer.current(target).endpoints is not None
+            current = informer.current(target)
+            return current.endpoints is not None or bool(current.slices)
 
         scheduler = Scheduler(queue, judge=judge, exists=exists, settling_seconds=SETTLING_SECONDS)
         owned = OwnedTargets(

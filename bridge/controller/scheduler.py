@@ -17,7 +17,7 @@ LATER = 2
 
 
 class Scheduler:
-    """Queues targets. `judge` shows several to the guard, `exists` says whether a target has Endpoints. Any thread."""
+    """Queues targets. `judge` shows several to the guard; `exists`: a target has Endpoints or slices. Any thread."""
 
     def __init__(
         self,

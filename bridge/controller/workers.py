@@ -228,10 +228,9 @@ class Workers:
             self._repairs.put_back(target, removal=not outcome.plan.queries)
         if any(isinstance(failure.error, AlteredError) for failure in outcome.failures):
             self._repairs.stored_otherwise(target)
-        for failure in outcome.failures:
-            delay = self._retry.delay_seconds(target, failure.error)
-            if delay is not None:
-                self._queue.add(target, delay_seconds=delay)
+        delay = self._retry.delay_seconds(target, (failure.error for failure in outcome.failures))
+        if delay is not None:
+            self._queue.add(target, delay_seconds=delay)
         if outcome.plan.unmirrored:
             self._queue.add(target, delay_seconds=MIRRORED_SECONDS)
         self._scheduler.add_settling(outcome.plan)

@@ -281,7 +281,7 @@ def _granted(annotated: Annotated, namespace: str, query: Query) -> Grant | Refu
 
 
 def _not_understood(marks: Mapping[str, str], output: Output, tags: Sequence[str]) -> Iterator[Reason]:
-    """What is set, and not as its author must have thought."""
+    """Annotations that are set and do not mean what their author likely intended."""
     wanted = marks.get(OUTPUT, "").strip()
     if wanted and wanted != output:
         known = ", ".join(Output)

@@ -102,7 +102,7 @@ class Explanation:
     """All that there is to say about one service. `problem` says why it has no target, or not the one it wants.
 
     `target` is also where something of a service is left that goes nowhere any more. `filter` is the rule's expression
-    that Consul evaluates. `others` are endpoints that stand at the target without any of the instances:
+    that Consul evaluates. `unaccounted` are endpoints at the target that no instance accounts for:
     `10.0.0.1:8080 ready`. `compared`: enough is known to say what the next pass would do. `reasons` are the codes of
     all messages, each once. `deviations`: in what all EndpointSlices together are not what is wanted.
     `traffic`: which of several datacenters carries it, and why.
@@ -277,8 +277,6 @@ def _rows(
             rows = tuple(_row(fate, rule or Rule(), stands, carriers) for fate in fates)
             rows += tuple(_unusable(name, reason) for name, reason in knowledge.invalid)
             return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(fates)
-        case _:
-            return "gone", (), set()
 
 
 def _pairs_of(fates: Sequence[InstanceDecision]) -> set[tuple[str, int]]:

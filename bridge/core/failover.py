@@ -3,11 +3,12 @@
 | the carrier | other datacenters | result |
 | --- | --- | --- |
 | has enough ready | none before it has | it goes on |
-| has enough ready, or is in doubt | one before it has | that one, when it has had for `failback_seconds` |
-| has too few, and that is certain | one has enough | that one at once |
+| has enough ready, or is in doubt | one before it has | that one, once it has had enough for `failback_seconds` |
+| has too few, or had when it last answered | one has enough | that one at once |
 | cannot be reached, and `when_unreachable` | one behind it has enough | that one, when it could not be reached for \
 `unreachable_seconds` |
-| cannot be asked, or is in doubt otherwise | none before it has | it goes on: unknown is not empty |
+| cannot be asked, or is in doubt otherwise, and had enough when it last answered | none before it has | it goes on: \
+unknown is not empty |
 | has too few, or is gone | none has | it goes on; where it is gone, the first that has any instance |
 | none yet | | the first in the rule's order that has enough; nothing while one before it is in doubt |
 
@@ -54,7 +55,7 @@ class Candidate:
 
     @property
     def has(self) -> str:
-        """In words."""
+        """How many instances are ready, as text."""
         return f"{self.ready} of {self.registered} ready" if self.registered else "no instance"
 
 
@@ -133,7 +134,7 @@ def _is_able(candidate: Candidate, settings: Failover) -> bool:
 
 
 def _first(candidates: Sequence[Candidate], settings: Failover, able: Candidate | None) -> Candidate | None:
-    """Who carries the traffic where none of them does yet; None while one may that comes first."""
+    """The first choice when no datacenter is active yet; None while a preferred one is in doubt."""
     for candidate in candidates:
         if candidate is able:
             return able
@@ -145,7 +146,7 @@ def _first(candidates: Sequence[Candidate], settings: Failover, able: Candidate 
 
 
 def _waits(back: bool, active: Candidate, settings: Failover) -> float | None:
-    """How long another one must have been able to take over; None: it never does."""
+    """Seconds for which another datacenter must have been able to take over; None: it may not."""
     if back:
         return settings.failback_seconds
     return settings.unreachable_seconds if active.unreachable and settings.when_unreachable else None
@@ -191,12 +192,15 @@ def _why_not(preferred: Candidate, settings: Failover) -> str:
     """Why the first datacenter does not carry the traffic."""
     if preferred.unreachable and settings.when_unreachable:
         return f"it cannot be reached ({preferred.stale or preferred.doubt})"
+    threshold = f"{settings.below} %" if settings.percent else f"{settings.below}"
+    too_few = f"{preferred.has}, and failover_below is {threshold}"
+    if preferred.stale and not preferred.doubt and not preferred.has_enough(settings):
+        return f"when it last answered it had {too_few} ({preferred.stale})"
     if preferred.doubt or preferred.stale:
         return f"what it has is not known for certain ({preferred.doubt or preferred.stale})"
     if preferred.has_enough(settings):
         return "it has enough ready again"
-    threshold = f"{settings.below} %" if settings.percent else f"{settings.below}"
-    return f"it has {preferred.has}, and failover_below is {threshold}"
+    return f"it has {too_few}"
 
 
 def _stamp(seconds: float) -> str:

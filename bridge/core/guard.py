@@ -192,7 +192,7 @@ class _Doubt:
         self._below_since: float | None = None
 
     def see(self, *, exceeds: bool, over: bool, now: float) -> None:
-        """Take whether what is held exceeds the threshold by itself, and, if not, whether nothing is to be awaited."""
+        """`exceeds`: what is held is above the threshold by itself. `over`: if not, there is nothing to wait for."""
         if exceeds:
             self._below_since = None
         elif over:

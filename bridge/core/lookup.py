@@ -39,10 +39,11 @@ def meant(given: str, listed: Collection[str], mirrored: Mapping[Target, Collect
     spelt = sorted(name for name in known if name.casefold() == given.casefold())
     if spelt:
         return Meant(tuple(spelt), (f"Consul spells it {', '.join(spelt)}",))
-    return Meant(near=_near(given, known | {str(target) for target in mirrored if "/" in given}))
+    return Meant(near=near(given, known | {str(target) for target in mirrored if "/" in given}))
 
 
-def _near(given: str, known: Collection[str]) -> tuple[str, ...]:
+def near(given: str, known: Collection[str]) -> tuple[str, ...]:
+    """Names that look like `given`, the most alike first."""
     folded = {name.casefold(): name for name in sorted(known)}
     alike = difflib.get_close_matches(given.casefold(), list(folded), n=SUGGESTED)
     return tuple(folded[name] for name in alike)

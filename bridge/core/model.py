@@ -126,12 +126,7 @@ class Unknown:
     unreachable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A complete catalog no longer has the name: grace period, guard, then removal."""
-
-
-Knowledge = Known | Unknown | Gone
+Knowledge = Known | Unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -624,7 +619,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carrier:
-    """Which datacenter carries a Service's traffic, and `why` it does; is it the rule's first (`preferred`)?
+    """Which datacenter carries a Service's traffic, and `why` it does; `preferred`: it is the rule's first.
 
     `before`: the one that carried it until this plan, "" when that is the same or there was none. `pending`: which one
     is to take over, when nothing changes before; look again after `look_again_seconds`.
@@ -640,7 +635,8 @@ class Carrier:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one target needs. `changes` are in the order in which they must be applied (Service first, deletes last).
+    """What one target needs. `changes` are in the order in which they must be applied (`core.plan` has the
+    order).
 
     Counted in ready endpoints of our own objects (an address on two port groups is two): `ready_before` now, `removed`
     those that would go because Consul no longer lists them, `became_unready` those that it lists and that would stop
@@ -657,8 +653,8 @@ class Plan:
     are too young to be reported: the control plane's mirror is always a little late. `foreign`: how many of the slices
     are neither ours nor the mirror of our Endpoints. `notes` are as they should be; `explain` tells them.
 
-    `carrier`: of several datacenters, the one whose endpoints these are. What goes because it has become another one
-    counts as none of the above.
+    `carrier`: of several datacenters, the one whose endpoints these are. Endpoints that a change of datacenter removes
+    are not counted above.
     """
 
     target: Target

@@ -598,7 +598,7 @@ def _complete(
 def _bodies(
     draft: _Draft, desired: Mirror, output: Output, labels: Pairs, annotations: Pairs
 ) -> tuple[Pairs, EndpointsBody, EndpointsBody]:
-    """The labels of slices; the Endpoints when nothing else carries the addresses; and the Endpoints as they shall be.
+    """The labels of slices; the Endpoints if they alone carry the addresses; and the Endpoints to write.
 
     Beside slices of ours they are not mirrored.
     """

@@ -289,7 +289,7 @@ class _Chosen:
         return replace(desired, queries=queries, marks=self.marks, service_marks=self.service_marks)
 
     def told(self, plan: Plan) -> Plan:
-        """The plan, which says it. What another datacenter takes over is not lost."""
+        """The plan with the choice recorded. Endpoints that another datacenter replaces are not counted as lost."""
         if self.switching:
             plan = replace(plan, removed=0, became_unready=0, deselected=0)
         why = self.carrier.why if self.carrier.before else None
@@ -300,7 +300,7 @@ class _Chosen:
 def _and_doubted(
     sources: tuple[Source, ...], current: Current, options: PlanOptions, around: Surroundings
 ) -> tuple[Source, ...]:
-    """With the datacenter that carries the traffic, where it lacks the service because its Consul was rebuilt."""
+    """Adds the active datacenter as an unread source when its rebuilt Consul no longer shows the service."""
     rule, scope = sources[0].rule, planning.scope_of(current, options.owner)
     active = failover.remembered(current, options.owner).active if rule.combine is Combine.FAILOVER else ""
     if active not in rule.datacenters or any(source.query.datacenter == active for source in sources):

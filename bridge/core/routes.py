@@ -27,7 +27,7 @@ HOSTNAMES_LIMIT = 16
 """Host names that an HTTPRoute may have."""
 
 NOTES = (Code.ROUTE_WITHOUT_HOSTNAME, Code.ROUTE_WAITS)
-"""Reasons that are as they should be, where tags decide which services have an HTTPRoute: only `explain` tells them."""
+"""Reasons that are normal where tags decide which services have an HTTPRoute: only `explain` shows them."""
 
 OF_SERVICE = ("name", "service", "datacenter", "namespace", "partition")
 OF_INSTANCES = ("meta", "node-meta", "tag")
@@ -78,7 +78,10 @@ def route_of(
 def kept(
     wanted: Route | Reason | None, current: CurrentRoute | Reason | None, owner: str | None
 ) -> Route | Reason | None:
-    """What is wanted, with the host names that stand: those who gave them may be held. No `owner`: any bridge's."""
+    """What is wanted, with the host names that stand: the guard may hold the instances that gave them.
+
+    No `owner`: any bridge's.
+    """
     if not isinstance(current, CurrentRoute) or current.route is None or owner not in (None, current.meta.owner):
         return wanted
     if isinstance(wanted, Route):

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from bridge.core import select
 from bridge.core.annotated import Refusal
 from bridge.core.model import (
-    Gone,
     Instance,
     Knowledge,
     Known,
@@ -42,7 +41,7 @@ Name = tuple[str, str]
 
 
 FORMER_WAYS = 2
-"""In how many ways an instance is remembered that had other tags or meta."""
+"""How many earlier versions of an instance (with other tags or meta) are remembered."""
 
 IDLE_SECONDS = (0.5, 30.0)
 """A target that no service feeds any more is checked when its grace is over, then less and less often, if it still may
@@ -166,13 +165,12 @@ class ConsulState:
             self._trouble[query] = state.reason
             return self._combined_of(query) if news else set()
         recovered = self._trouble.pop(query, None) is not None
-        known = Known(()) if isinstance(state, Gone) else state
         before = self._views.get(query)
-        same = before == known
+        same = before == state
         if same and not recovered:
             return set()
-        self._note_healthy(query, before, known, now)
-        self._views[query] = known if before is None else replace(known, former=_former(before, known))
+        self._note_healthy(query, before, state, now)
+        self._views[query] = state if before is None else replace(state, former=_former(before, state))
         left = self._owned_by.get((query.datacenter, query.service), set()) & self._orphaned.keys()
         return left | (self._combined_of(query) if same else self._feeds.get(query, set()))
 

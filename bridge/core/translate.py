@@ -437,7 +437,7 @@ def _damp(
     current: Current | None,
     waiting: Collection[Place] | None,
 ) -> None:
-    """Let health change less often than the checks say it, in the direction in which that does no harm.
+    """Apply `settle`, which delays becoming ready, and `min_ready`, which keeps instances ready.
 
     | an instance | is ready | but |
     | --- | --- | --- |

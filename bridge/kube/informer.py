@@ -482,7 +482,7 @@ class Informer:
         self._store.expect(change)
 
     def abandon(self, change: Change) -> None:
-        """Call when the write failed (`note` does it after a success)."""
+        """Call when the write failed (`confirm` does it after a success)."""
         self._store.abandon(change)
 
     def take_double(self, target: Target) -> bool:

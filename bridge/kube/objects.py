@@ -368,7 +368,7 @@ def _applied(raw: object, found: Iterable[tuple[Port, object]]) -> tuple[str, ..
 
 
 def decode_endpoints(raw: object) -> CurrentEndpoints | None:
-    """An Endpoints object; `canonical` says whether writing `groups` again would leave it as it is."""
+    """An Endpoints object; `normalized` says whether writing `groups` again would leave it as it is."""
     meta = decode_meta(Kind.ENDPOINTS, raw)
     if meta is None:
         return None
@@ -390,7 +390,7 @@ def decode_endpoints(raw: object) -> CurrentEndpoints | None:
 def decode_slice(raw: object) -> CurrentSlice | None:
     """An EndpointSlice of any writer; None without a Service's name, or with addresses that no reader uses (FQDN).
 
-    Endpoints that are there twice stay there twice, so that such a slice never equals one that we want. `canonical`
+    Endpoints that are there twice stay there twice, so that such a slice never equals one that we want. `normalized`
     says whether writing `group` again would leave its endpoints as they are.
     """
     meta = decode_meta(Kind.ENDPOINT_SLICE, raw)

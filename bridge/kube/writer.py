@@ -57,8 +57,8 @@ _DELETE_ALLOWS = frozenset({404, 409})
 class Writer:
     """Applies changes through a client. Stateless, so any number of threads may share one.
 
-    `seconds_left` is asked right before every request that writes (leader election): so long may it take. 0 raises
-    NotLeadingError.
+    `lease_remaining` is asked right before every request that writes (leader election): the request may take that long.
+    At 0, NotLeadingError is raised.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from bridge.consul.faults import FILTERS, TOKENS
 from bridge.core import plan as planning
 from bridge.core import select
 from bridge.core.annotated import Annotated, Refusal, request_of
+from bridge.core.lookup import near
 from bridge.core.mirroring import MIRROR_COSTS, MIRRORING_LIMIT, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
@@ -661,9 +662,12 @@ class _Chosen:
         if selected:
             yield Probe("selected services", OK, str(selected))
         elif self._rules:
-            yield Probe("selected services", WARNING, "none", "--service, --tag, or rules in --config")
+            mend = "services that Consul lists: --service, --tag, or the rules in --config"
+            yield Probe("selected services", WARNING, "none", mend)
         elif not self._asked:
             yield self._nothing()
+        if absent := list(self._absent()):
+            yield Probe("names in rules", WARNING, _some(absent), "the name as Consul has it, unless it comes later")
         if not self.rules_of:
             return
         losers = [loser for target in sorted(self._claims.targets()) for loser in self._claims.rejected(target)]
@@ -674,6 +678,17 @@ class _Chosen:
             )
         else:
             yield Probe("names", OK, "every service has a name of its own")
+
+    def _absent(self) -> Iterator[str]:
+        """What rules name in full, and no datacenter that was listed has."""
+        for rule in self._rules:
+            listed = {dc for dc in self._listed if not rule.datacenters or dc in rule.datacenters}
+            known = {service for dc in listed for service in self._listed[dc]}
+            for name in rule.services if listed and not rule.unlisted else ():
+                if name not in known and not any(mark in name for mark in "*?["):
+                    alike = " or ".join(near(name, known))
+                    hint = f"; did you mean {alike}?" if alike else ""
+                    yield f"{rule.title}: {', '.join(sorted(listed))} lists no service {name}{hint}"
 
     def _nothing(self) -> Probe:
         """There is no rule, and no Service asks; where that was looked for, because others may ask elsewhere."""

@@ -295,7 +295,7 @@ class LogObserver:
                 self._namespaces(event)
             case Warned(warnings):
                 for text in warnings:
-                    log.warning("insecure or limited connection", reason=text)
+                    log.warning("configuration warning", reason=text)
             case ConflictingWriter(reason):
                 if reason:
                     log.warning("conflicting writer detected", reason=reason)

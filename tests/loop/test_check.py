@@ -95,6 +95,20 @@ def test_a_service_that_lost_its_labels_is_named(both: Both) -> None:
     assert (state, "default/web -> kubectl label service NAME" in text) == ("warning", True)
 
 
+def test_a_name_that_consul_does_not_list_is_a_warning_with_what_looks_like_it(both: Both) -> None:
+    """Also where the rule's other names are there; a glob names nothing in full."""
+    both.consul.register("orders-db", "vm-1", "10.0.0.1", 5432)
+    typed = Rule(services=("order-db", "orders-db", "x-*"), name="the database", place="bridge.yaml:2:5")
+    found = both.check(typed)
+    assert found["selected services"] == ("ok", "1 -> ")
+    assert found["names in rules"] == (
+        "warning",
+        "the database (bridge.yaml:2:5): dc1 lists no service order-db; did you mean orders-db? -> the name as Consul "
+        "has it, unless it comes later",
+    )
+    assert "names in rules" not in both.check(Rule(services=("orders-db", "x-*")), Rule(datacenters=("dc2",)))
+
+
 def test_neither_a_rule_nor_a_service_is_a_warning(both: Both) -> None:
     """With both ways out."""
     state, text = both.check()["selected services"]

@@ -51,7 +51,6 @@ from bridge.core.model import (
     Endpoint,
     Failover,
     Family,
-    Gone,
     Group,
     Instance,
     InstanceRules,
@@ -276,7 +275,7 @@ class Stage:
         for query in self.world.wanted():
             name = query.service if query.datacenter == DC else f"{query.service}@{query.datacenter}"
             if query.datacenter not in self.unreachable:
-                self.world.on_view(query, Known(tuple(catalog[name])) if name in catalog else Gone(), self.now)
+                self.world.on_view(query, Known(tuple(catalog.get(name, ()))), self.now)
         self.world.expire(self.now)
 
     def _place_slice(self, first: str, manners: Sequence[str]) -> None:

@@ -227,7 +227,8 @@ def _rules() -> Iterator[str]:
     yield "## Rules\n"
     yield "A list under `rules:`, in order. `services` and `datacenters` select services; `tags`, `meta` and `filter`"
     yield "select their instances. A rule with any of these three leaves a service to the rules behind it, one without"
-    yield "takes it whole; `continue` overrides that. Without the key every service is mirrored; "
+    yield "takes it whole; `continue` overrides that. Without the key, and without `--service`, `--tag`"
+    yield "or `--filter`, `bridge run` refuses to start and `bridge sync` asks first;"
     yield "with `rules: []` only Services that ask for it are filled.\n"
     fields = [
         *_fields("", config.RuleSettings.model_fields, skip=("to", "instances")),

@@ -52,7 +52,25 @@ def test_what_an_error_tells_about_the_server_and_when_its_key_is_tried_again(
     made = failures()
     came = made.told_by("web", error)
     assert came is told if isinstance(told, WriteResult) else isinstance(came, told)
-    assert made.delay_seconds("web", error) == delay
+    assert made.delay_seconds("web", [error]) == delay
+
+
+class Linear(RetryPolicy):
+    """Says by its waits how many failures were counted."""
+
+    def wait_seconds(self, attempt: int, error: BaseException | None = None) -> float:
+        """So many times the first wait."""
+        return attempt * self.initial_seconds
+
+
+def test_a_try_counts_once_however_many_objects_of_it_fail() -> None:
+    """Ten slices that are refused are one failure; what is refused for good does not delay what is not."""
+    breaker = CircuitBreaker(4, SOON, threading.Event())
+    soon, late = Linear(initial_seconds=1.0), Linear(initial_seconds=9.0)
+    made: RetryPolicySelector[str] = RetryPolicySelector(breaker, soon, late)
+    refused: list[BridgeError] = [PermanentError("422")] * 10
+    assert [made.delay_seconds("web", refused) for _ in range(3)] == [9.0, 18.0, 27.0]
+    assert made.delay_seconds("web", [*refused, StaleError("409"), StaleError("409")]) == 1.0
 
 
 def test_a_key_that_fails_again_while_others_are_written_is_to_blame_itself() -> None:
@@ -65,10 +83,10 @@ def test_a_key_that_fails_again_while_others_are_written_is_to_blame_itself() ->
             assert breaker.enter()
             breaker.leave(WriteResult.WRITTEN)
         error = TransientError("500")
-        found.append((made.told_by("poison", error) is error, made.delay_seconds("poison", error)))
+        found.append((made.told_by("poison", error) is error, made.delay_seconds("poison", [error])))
     made.forget("poison")
     error = TransientError("500")
-    found.append((made.told_by("poison", error) is error, made.delay_seconds("poison", error)))
+    found.append((made.told_by("poison", error) is error, made.delay_seconds("poison", [error])))
     assert found == [(True, 0.0), (True, 0.0), (False, 1.0), (False, 1.0), (True, 0.0)]
 
 

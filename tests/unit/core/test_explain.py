@@ -13,7 +13,6 @@ from bridge.core.model import (
     Conflict,
     Current,
     Destination,
-    Gone,
     Held,
     Instance,
     InstanceRules,
@@ -158,11 +157,10 @@ def test_a_service_that_lost_its_name_learns_to_whom() -> None:
     [
         (None, "not asked"),
         (Unknown("no leader"), "unknown: no leader"),
-        (Gone(), "gone"),
         (Known(()), "0 instances"),
     ],
 )
-def test_what_consul_said(knowledge: Known | Unknown | Gone | None, consul: str) -> None:
+def test_what_consul_said(knowledge: Known | Unknown | None, consul: str) -> None:
     """Unknown is not empty."""
     assert explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=knowledge).consul == consul
 

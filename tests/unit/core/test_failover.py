@@ -146,3 +146,15 @@ def test_why_the_first_does_not_carry_it_is_told_while_nothing_is_known_of_it() 
     assert made[1].why == (
         "datacenter fra carries the traffic, not ams: what it has is not known for certain (forbidden)"
     )
+
+
+def test_one_that_had_too_few_when_it_last_answered_keeps_no_traffic() -> None:
+    """Without `failover_when: unreachable` as well: its last word was that too few are ready, and that is no doubt."""
+    ams = Candidate(datacenter="ams", ready=0, registered=3, stale="timeout", unreachable=True)
+    fra = Candidate(datacenter="fra", ready=2, registered=2)
+    made = choose([ams, fra], replace(POLICY, when_unreachable=False), Memory("ams"), NOW)
+    assert made is not None
+    assert made[1].why == (
+        "datacenter fra carries the traffic, not ams: when it last answered it had 0 of 3 ready, and failover_below "
+        "is 1 (timeout)"
+    )

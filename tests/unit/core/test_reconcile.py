@@ -13,7 +13,6 @@ from bridge.core.model import (
     Action,
     Current,
     Destination,
-    Gone,
     Held,
     Kind,
     Known,
@@ -169,7 +168,7 @@ def test_what_a_user_left_behind_goes_although_a_rule_wants_the_name_and_its_ser
     world.record_owned(TARGET, names_at(current), 0.0)
     world.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
     world.on_view(WEB, Known((instance("10.0.1.1"),)))
-    world.on_view(Query("dc1", "db"), Gone() if gone else Known((instance(),)))
+    world.on_view(Query("dc1", "db"), Known(() if gone else (instance(),)))
     world.expire(seconds)
     draft = reconcile(observe(world, current, seconds), OPTIONS, Surroundings())
     assert draft is not None

@@ -10,7 +10,6 @@ from bridge.core.annotated import Refusal, missing
 from bridge.core.model import (
     Combine,
     Destination,
-    Gone,
     Instance,
     InstanceRules,
     Knowledge,
@@ -173,13 +172,12 @@ def test_a_failed_listing_keeps_every_service() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("view", [Known(()), Gone()])
-def test_a_service_that_left_is_released_after_its_grace_period(view: Knowledge) -> None:
+def test_a_service_that_left_is_released_after_its_grace_period() -> None:
     """When the listing lacks it and its own read is empty."""
     made = world("web")
     made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 100.0)
-    made.on_view(WEB, view)
+    made.on_view(WEB, Known(()))
     before = (made.expire(129.0), made.removable(HERE, 129.0))
     after = (made.expire(130.0), made.removable(HERE, 130.0))
     assert (before, after) == ((set(), False), ({HERE}, True))
