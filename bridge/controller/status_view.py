@@ -14,7 +14,7 @@ from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.model import Change, Current, Query, Rule, Target
 from bridge.core.service_state import ServiceRow, ServiceState, active_datacenter, service_state, state_detail
-from bridge.core.union import endpoint_counts
+from bridge.core.slice_union import endpoint_counts
 from bridge.pipeline.reconciler import Reconciler
 from bridge.report import Origin, Outcome, hold_text
 

@@ -37,6 +37,7 @@ from bridge.core.model import (
 from bridge.core.normalize import truncate
 from bridge.core.reasons import Code, Reason, code_of, codes_of
 from bridge.core.redact import redacted
+from bridge.core.slice_union import MIRRORING_CONTROLLER
 from bridge.core.translate import (
     Disposition,
     InstanceDecision,
@@ -46,7 +47,6 @@ from bridge.core.translate import (
     instance_name,
     name_endpoints,
 )
-from bridge.core.union import MIRRORING_CONTROLLER
 
 Observed = dict[tuple[str, int], bool]
 """(address, port) pairs in Kubernetes, and whether they are ready in any object."""

@@ -45,7 +45,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from bridge.core import hostnames, normalize, release, routes, union
+from bridge.core import hostnames, normalize, release, routes, slice_union
 from bridge.core import installation as installations
 from bridge.core import ports as portage
 from bridge.core import slices as packing
@@ -170,22 +170,22 @@ def plan(
     )
 
 
-def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> union.Seen:
+def _seen(draft: _Draft, desired: Mirror | None, current: Current) -> slice_union.Seen:
     """What readers of EndpointSlices see once the changes are made; nothing where a conflict says enough.
 
     The policy `create-only` leaves existing objects as they are: there, what our objects say is what is wanted.
     """
     if desired is None or current.others is None or draft.output is None:
-        return union.Seen()
+        return slice_union.Seen()
     if draft.policy is Policy.CREATE_ONLY:
-        return union.standing(current, draft.owner) or union.Seen()
+        return slice_union.standing(current, draft.owner) or slice_union.Seen()
     changed = {
         c.name: c.body for c in draft.changes if c.kind is Kind.ENDPOINT_SLICE and c.action is not Action.UNCHANGED
     }
     own = {s.meta.name: s.group for s in current.slices if draft.ours(s.meta) and s.meta.name not in changed}
     own |= {name: body.group for name, body in changed.items() if isinstance(body, SliceBody)}
     others = (*current.others, *(s for s in current.slices if not draft.ours(s.meta)))
-    return union.compare(draft.target, desired.groups, own, others, mirrored=draft.output is Output.ENDPOINTS)
+    return slice_union.compare(draft.target, desired.groups, own, others, mirrored=draft.output is Output.ENDPOINTS)
 
 
 def _sign(draft: _Draft, installation: str, force: bool, *, stands: bool) -> None:

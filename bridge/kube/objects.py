@@ -51,7 +51,7 @@ from bridge.core.model import (
 from bridge.core.normalize import truncate
 from bridge.core.ports import app_protocol_field
 from bridge.core.reasons import Code, Reason
-from bridge.core.union import POD_CONTROLLER
+from bridge.core.slice_union import POD_CONTROLLER
 from bridge.kube.client import FIELD_MANAGER
 
 MANAGED_BY = "app.kubernetes.io/managed-by"

@@ -40,8 +40,8 @@ from bridge.core.model import (
 from bridge.core.ownership import MANAGED_BY, MANAGER, OWNER
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
+from bridge.core.slice_union import Seen, standing
 from bridge.core.translate import Translation, translate
-from bridge.core.union import Seen, standing
 from bridge.errors import BridgeError, CancelledError, ForbiddenError
 from bridge.kube.admission import refusals
 from bridge.kube.client import KubeClient, KubeConfig

@@ -25,8 +25,8 @@ from bridge.core.model import Current, Known, Listing, Plan, Query, Rule, Target
 from bridge.core.reasons import Code, Reason, codes_of
 from bridge.core.reconcile import names_at
 from bridge.core.service_state import ServiceRow, ServiceState, active_datacenter, service_state, state_detail
+from bridge.core.slice_union import endpoint_counts
 from bridge.core.translate import host_names
-from bridge.core.union import endpoint_counts
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeConfig
 from bridge.kube.informer import list_once

@@ -56,8 +56,8 @@ def treat_errors_as_empty() -> None:
 
     real = ConsulState.on_view
 
-    def gullible(self: ConsulState, query: Any, state: Any) -> Any:
-        return real(self, query, Known(()) if isinstance(state, Unknown) else state)
+    def gullible(self: ConsulState, query: Any, state: Any, *now: float) -> Any:
+        return real(self, query, Known(()) if isinstance(state, Unknown) else state, *now)
 
     setattr(ConsulState, "on_view", gullible)  # noqa: B010 - as above
 
@@ -156,11 +156,11 @@ def pairing() -> None:
 
     real = ConsulState.on_view
 
-    def on_view(self: ConsulState, query: Any, state: Any) -> Any:
+    def on_view(self: ConsulState, query: Any, state: Any, *now: float) -> Any:
         if isinstance(state, Known):
             first = {instance.address: instance for instance in reversed(state.instances)}
             state = replace(state, instances=tuple(i for i in state.instances if first[i.address] is i))
-        return real(self, query, state)
+        return real(self, query, state, *now)
 
     setattr(ConsulState, "on_view", on_view)  # noqa: B010 - as above
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bridge.core.model import Group, Plan, Query, Target
-from bridge.core.union import compare
+from bridge.core.slice_union import compare
 from bridge.pipeline.settling import Settling
 from tests.unit.core.builders import ready
-from tests.unit.core.test_union import HTTP, WEB, group, mirrored
+from tests.unit.core.test_slice_union import HTTP, WEB, group, mirrored
 
 TARGET = Target("default", "web")
 NONE = group()

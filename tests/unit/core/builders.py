@@ -50,8 +50,8 @@ from bridge.core.model import (
 from bridge.core.ownership import SERVICE_SYNC, SKIP_MIRROR, joined, ownership_labels
 from bridge.core.plan import plan
 from bridge.core.reasons import Code, Reason
+from bridge.core.slice_union import MIRRORING_CONTROLLER
 from bridge.core.translate import Translation, translate
-from bridge.core.union import MIRRORING_CONTROLLER
 
 OWNER = "default"
 TARGET = Target("default", "radosgw")

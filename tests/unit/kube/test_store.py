@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.core.model import Action, Change, Current, CurrentSlice, Endpoint, Kind, Meta, Scope, Target
-from bridge.core.union import POD_CONTROLLER
+from bridge.core.slice_union import POD_CONTROLLER
 from bridge.kube import objects
 from bridge.kube import store as store_module
 from bridge.kube.objects import Decoded

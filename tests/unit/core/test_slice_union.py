@@ -19,7 +19,7 @@ from bridge.core.model import (
 )
 from bridge.core.plan import plan
 from bridge.core.reasons import Code
-from bridge.core.union import MIRRORING_CONTROLLER, POD_CONTROLLER, Seen, compare, endpoint_counts, standing
+from bridge.core.slice_union import MIRRORING_CONTROLLER, POD_CONTROLLER, Seen, compare, endpoint_counts, standing
 from tests.unit.core.builders import (
     OWNER,
     TARGET,
