@@ -273,7 +273,7 @@ def _rows(
             return "not asked", (), set(stands)
         case Unknown(reason):
             return f"unknown: {reason}", (), set(stands)
-        case Known():
+        case _:
             rows = tuple(_row(fate, rule or Rule(), stands, carriers) for fate in fates)
             rows += tuple(_unusable(name, reason) for name, reason in knowledge.invalid)
             return f"{len(rows)} instance{'s' if len(rows) != 1 else ''}", rows, _pairs_of(fates)

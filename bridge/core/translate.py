@@ -470,8 +470,9 @@ def _damp(
     if left >= minimum:
         return
     numbers = {"left": left, "count": len(listed), "minimum": rules.min_ready}
+    shared = {pair for d in healthy for pair in _pairs_of(d)}  # ready in Kubernetes for another one's sake
     for decision in listed:
-        if decision.disposition is not Disposition.READY and id(decision) in stands:
+        if decision.disposition is not Disposition.READY and not ready.isdisjoint(_pairs_of(decision) - shared):
             _turn(decision, ready=True, reason=Reason(Code.KEPT_READY, status=decision.instance.status, **numbers))
 
 
@@ -484,8 +485,8 @@ def _turn(decision: InstanceDecision, *, ready: bool, reason: Reason) -> None:
     decision.reason = reason
 
 
-def _pairs_of(decision: InstanceDecision) -> set[tuple[str, int]]:
-    return {(e.address, p.number) for _, e in decision.endpoints for p in decision.ports or NO_PORTS}
+def _pairs_of(decision: InstanceDecision) -> set[tuple[str, int, str]]:
+    return {(e.address, p.number, p.protocol) for _, e in decision.endpoints for p in decision.ports or NO_PORTS}
 
 
 def _kept_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]]) -> Iterable[Reason]:
@@ -501,13 +502,15 @@ def _kept_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]]) ->
         yield Reason(Code.MINIMUM_KEPT, kept=len(found), **names, **said)
 
 
-def ready_now(current: Current) -> set[tuple[str, int]]:
-    """(address, port) pairs that a bridge's objects at a target list as ready."""
+def ready_now(current: Current) -> set[tuple[str, int, str]]:
+    """(address, port, protocol) that a bridge's objects at a target list as ready."""
     groups: list[Group] = []
     if current.endpoints is not None and current.endpoints.meta.owner is not None:
         groups += current.endpoints.groups
     groups += [s.group for s in current.slices]
-    return {(e.address, p.number) for g in groups for e in g.endpoints if e.ready for p in g.ports or NO_PORTS}
+    return {
+        (e.address, p.number, p.protocol) for g in groups for e in g.endpoints if e.ready for p in g.ports or NO_PORTS
+    }
 
 
 # --------------------------------------------------------------------------- addresses and places

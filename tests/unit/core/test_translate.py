@@ -379,6 +379,16 @@ def test_the_last_ready_endpoint_stays_where_the_rule_says_so(critical: Treatmen
     assert mirror_of(sick, by, Current(TARGET)) == mirror_of(sick, picky(critical=critical), Current(TARGET))
 
 
+@pytest.mark.parametrize("critical", [Treatment.NOT_READY, Treatment.OMIT])
+def test_what_is_ready_for_another_ones_sake_is_not_kept(critical: Treatment) -> None:
+    """Two instances at one address, of which the unhealthy one is UDP's: what is ready there is the other's."""
+    by = picky(min_ready=Amount(3), critical=critical)
+    udp = instance(status=Status.CRITICAL, node="vm5", meta=(("protocol", "udp"),))
+    found = [udp, instance(node="vm3"), instance("10.0.0.2")]
+    first = mirror_of(found, by, Current(TARGET, service()))
+    assert mirror_of(found, by, Current(TARGET, service(), endpoints(*first.groups))) == first
+
+
 @pytest.mark.parametrize(
     ("amount", "numbers"),
     [(Amount(2), [2, 2, 2]), (Amount(50, percent=True), [0, 1, 2]), (Amount(34, percent=True), [0, 1, 2])],
@@ -416,8 +426,8 @@ def test_what_is_ready_now_is_what_our_objects_say() -> None:
     """Endpoints and slices together; somebody else's do not count."""
     piece = slice_of("s", group(*ready("10.0.0.3")))
     assert ready_now(Current(TARGET, service(), STANDING.endpoints, (piece,))) == {
-        ("10.0.0.1", 8080),
-        ("10.0.0.3", 8080),
+        ("10.0.0.1", 8080, "TCP"),
+        ("10.0.0.3", 8080, "TCP"),
     }
     assert ready_now(Current(TARGET, None, endpoints(group(*ready("10.0.0.1")), owner=None))) == set()
 
