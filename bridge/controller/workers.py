@@ -224,7 +224,7 @@ class Workers:
         if outcome.applied or outcome.failures or outcome.plan.held or _account(before) != _account(outcome):
             self._observer.outcome(outcome, lag)
         self._owned.record(target)
-        if outcome.applied and pending.externally_modified and since is None:
+        if pending.externally_modified and since is None and _restores(outcome, before):
             self._repairs.put_back(target, removal=not outcome.plan.queries)
         if any(isinstance(failure.error, AlteredError) for failure in outcome.failures):
             self._repairs.stored_otherwise(target)
@@ -236,6 +236,15 @@ class Workers:
         self._scheduler.add_settling(outcome.plan)
         if not outcome.failures:
             self._retry.forget(target)
+
+
+def _restores(outcome: Outcome, before: Outcome | None) -> bool:
+    """Whether something was written as it had been wanted `before`, so that another writer had undone it.
+
+    What a user sets and the bridge honours makes it want something else; to follow that is no repair.
+    """
+    wanted = {(c.kind, c.name): c.body for c in before.plan.changes} if before is not None else None
+    return any(wanted is None or c.body is None or wanted.get((c.kind, c.name)) == c.body for c in outcome.applied)
 
 
 def _account(outcome: Outcome | None) -> tuple[object, ...]:

@@ -597,10 +597,10 @@ def test_a_directory_of_cas_is_trusted_as_consuls_own_tools_trust_it(
     run = bridge("sync", *select, env=env)
     assert run.status != 0
     assert "is not trusted" in run.stderr
-    assert "Check consul.ca_path" in run.stderr
+    assert "Name the CA that signed it: consul.ca_path (CONSUL_CAPATH=DIRECTORY)" in run.stderr
     assert kube.endpoints(namespace, f"{prefix}web") is None
     state, _, remedy = reachable(lab, lab.consul.https_address, CONSUL_CAPATH=str(folder))
-    assert (state, remedy) == ("failed", "consul.ca_path (CONSUL_CAPATH): the CA of Consul's certificate")
+    assert (state, remedy) == ("failed", "consul.ca_path (CONSUL_CAPATH=DIRECTORY): the CA of Consul's certificate")
     if linked:
         (folder / "ours").write_text(lab.ca_file.read_text())
         (folder / "5ed36f99.0").symlink_to("ours")

@@ -246,7 +246,7 @@ def test_a_running_bridge_puts_ports_back_and_takes_its_own_writes_for_no_confli
         edit(kube, namespace, name, {"publishNotReadyAddresses": False})
         eventually(lambda: union(kube, namespace, name), listed)
         assert service_of(kube, namespace, name)["type"] == "NodePort"
-        assert daemon.metric("consul_bridge_conflicting_writer") == 0
+        assert b"conflicting_writer" not in daemon.get("/readyz")[1]
     finally:
         daemon.stop()
 
