@@ -414,6 +414,8 @@ class _Check:
                     yield from self._admission(client, namespace, need)
             if self._options.leases:
                 yield _leases(client, user)
+            else:
+                yield from _running_bridge(client, user)
             if "*" in self._options.cluster_nodes:
                 yield _nodes(client, user)
             if self.loaded.annotated.grants != ():
@@ -807,6 +809,14 @@ def _leases(client: KubeClient, user: str) -> Probe:
             name, FAILED, f"not allowed: {', '.join(lacking)}", f"apply manifests/base/leases.yaml, or: {mend}"
         )
     return Probe(name, OK, "all that is needed")
+
+
+def _running_bridge(client: KubeClient, user: str) -> Iterator[Probe]:
+    """Whether `bridge sync` can see that a bridge of its owner id runs, to which it leaves removals."""
+    if lacking := _lacking(client, "coordination.k8s.io", "leases", ("list",), client.namespace):
+        detail = f"bridge sync cannot see whether a bridge of its owner id runs: not allowed: {', '.join(lacking)}"
+        mend = grant("bridge-leases", "list", "leases.coordination.k8s.io", client.namespace, user)
+        yield Probe(f"leader election in {client.namespace}", WARNING, detail, mend)
 
 
 def _nodes(client: KubeClient, user: str) -> Probe:
