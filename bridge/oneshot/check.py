@@ -648,7 +648,7 @@ class _Chosen:
             kept = self._standing.get((datacenter, service), ())
             for choice in select.active(named, tags, kept):
                 self._claim(choice)
-            self.unmet += [(service, reason) for _, reason in select.unmet(service, named, tags, kept)]
+            self.unmet += [(service, reason) for _, reason in select.unmet(service, named, tags)]
 
     def _claim(self, choice: select.Choice) -> None:
         self.rules_of.setdefault(choice.query, []).append(choice.rule)

@@ -109,6 +109,16 @@ def test_a_name_that_consul_does_not_list_is_a_warning_with_what_looks_like_it(b
     assert "names in rules" not in both.check(Rule(services=("orders-db", "x-*")), Rule(datacenters=("dc2",)))
 
 
+@pytest.mark.parametrize(("tag", "said"), [("leader", "no instance has the tag"), ("Primary", "but 'primary'")])
+def test_a_tag_that_no_instance_has_is_a_warning_beside_its_service_too(both: Both, tag: str, said: str) -> None:
+    """It was right when the Service was made; the rule was changed since."""
+    both.consul.register("orders", "vm-1", "10.0.0.1", 5432, Tags=["primary"])
+    rule = Rule(services=("orders",), tags=("primary",))
+    assert both.sync(rule) == 0
+    assert said in str(both.check(replace(rule, tags=(tag,))))
+    assert said not in str(both.check(rule))
+
+
 def test_neither_a_rule_nor_a_service_is_a_warning(both: Both) -> None:
     """With both ways out."""
     state, text = both.check()["selected services"]
