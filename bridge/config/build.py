@@ -146,7 +146,7 @@ def _check_together(settings: Settings) -> None:
         if namespace and "{" not in namespace and (why := select.namespace_refused(bounds, namespace)) is not None:
             place = settings._places[("rules", position, "to", "namespace")].text
             raise ConfigurationError(f"{place}: rules[{position}].to.namespace: {why}")
-        globs = [service for service in rule.services if any(mark in service for mark in "*?[")]
+        globs = [service for service in rule.services if select.is_glob(service)]
         if settings._is_pinned(rule) and (globs or not rule.services):
             key = next(k for k in ("peer", "namespace", "partition") if getattr(rule, k))
             place = settings._places[("rules", position, key)].text

@@ -52,6 +52,11 @@ def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(glob_to_regex(pattern.lower()))
 
 
+def is_glob(pattern: str) -> bool:
+    """Whether a pattern may match several names; else it names one in full."""
+    return any(mark in pattern for mark in "*?[")
+
+
 def is_named(patterns: Collection[str], name: str) -> bool:
     """Whether a name matches one of some globs, whatever its case; every name does when there is none."""
     return not patterns or any(_glob(pattern).match(name.lower()) for pattern in patterns)

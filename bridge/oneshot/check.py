@@ -687,7 +687,7 @@ class _Chosen:
             listed = {dc for dc in self._listed if not rule.datacenters or dc in rule.datacenters}
             known = {service for dc in listed for service in self._listed[dc]}
             for name in rule.services if listed and not rule.unlisted else ():
-                if name not in known and not any(mark in name for mark in "*?["):
+                if not select.is_glob(name) and not any(select.is_named((name,), service) for service in known):
                     alike = " or ".join(near(name, known))
                     hint = f"; did you mean {alike}?" if alike else ""
                     yield f"{rule.title}: {', '.join(sorted(listed))} lists no service {name}{hint}"

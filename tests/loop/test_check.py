@@ -106,7 +106,7 @@ def test_a_name_that_consul_does_not_list_is_a_warning_with_what_looks_like_it(b
         "the database (bridge.yaml:2:5): dc1 lists no service order-db; did you mean orders-db? -> the name as Consul "
         "has it, unless it comes later",
     )
-    assert "names in rules" not in both.check(Rule(services=("orders-db", "x-*")), Rule(datacenters=("dc2",)))
+    assert "names in rules" not in both.check(Rule(services=("Orders-DB", "x-*")), Rule(datacenters=("dc2",)))
 
 
 @pytest.mark.parametrize(("tag", "said"), [("leader", "no instance has the tag"), ("Primary", "but 'primary'")])
