@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul, Fault
 from tests.support.fakes.kube import FakeKube
+from tests.support.running import running as run_in_thread
 
 Eventually = Callable[..., None]
 QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.2, attempts=2)
@@ -176,10 +177,7 @@ def test_a_running_bridge_asks_a_datacenter_from_when_a_service_wants_it(both: B
     }
     both.consul.inject(Fault(status=500), times=1_000_000, datacenter="dc2")
     options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
-    bridge = Controller(**both.settings, options=options)
-    thread = threading.Thread(target=bridge.run, name="bridge")
-    thread.start()
-    try:
+    with running(both, options) as bridge:
         eventually(both.ready, {"near": ["10.0.0.4"]}, 30)
         eventually(lambda: bridge.ready()[0], True)
         assert list(bridge.state()["catalog"]) == ["dc1"]
@@ -192,10 +190,6 @@ def test_a_running_bridge_asks_a_datacenter_from_when_a_service_wants_it(both: B
         needs_more_connections = Rule(services=("hidden",), datacenters=("dc2",))
         assert not bridge.replace_rules((needs_more_connections,))
         assert not bridge.replace_rules((Rule(datacenters=("dc3",)),))
-    finally:
-        bridge.stop()
-        thread.join(10)
-    assert not thread.is_alive()
 
 
 def test_a_bridge_whose_rules_are_all_about_another_datacenter_fills_from_its_own(
@@ -203,17 +197,10 @@ def test_a_bridge_whose_rules_are_all_about_another_datacenter_fills_from_its_ow
 ) -> None:
     """As one pass does."""
     both.settings |= {"rules": FAR}
-    bridge = Controller(**both.settings, options=RunOptions(consul_retry=QUICK, kube_retry=QUICK, writers=2))
-    thread = threading.Thread(target=bridge.run, name="bridge")
-    thread.start()
-    try:
+    with running(both, RunOptions(consul_retry=QUICK, kube_retry=QUICK, writers=2)):
         eventually(lambda: both.ready(), {}, 30)
         ask(both, "web")
         eventually(lambda: both.ready().get("web"), ["10.0.0.1"], 30)
-    finally:
-        bridge.stop()
-        thread.join(10)
-    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
@@ -306,15 +293,6 @@ def standby(bridge: Controller) -> int:
     return sum(row.disposition == "standby" for e in found if e.datacenter == "dc2" for row in e.rows)
 
 
-@contextmanager
-def running(both: Both, options: RunOptions) -> Iterator[Controller]:
+def running(both: Both, options: RunOptions) -> AbstractContextManager[Controller]:
     """`bridge run` in a thread."""
-    bridge = Controller(**both.settings, options=options)
-    thread = threading.Thread(target=bridge.run, name="bridge")
-    thread.start()
-    try:
-        yield bridge
-    finally:
-        bridge.stop()
-        thread.join(10)
-    assert not thread.is_alive()
+    return run_in_thread(Controller(**both.settings, options=options))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
+from tests.support.running import running
 
 Eventually = Callable[..., None]
 QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
@@ -88,22 +89,10 @@ class Cluster:
         retry = RetryPolicy(initial_seconds=0.01, max_seconds=0.05, attempts=2)
         return sync_once(**self.sides(), options=SyncOptions(retry=retry, **options), stop=threading.Event())
 
-    @contextmanager
-    def running(self, annotated: Annotated = USUAL, **guard: Any) -> Iterator[Controller]:
+    def running(self, annotated: Annotated = USUAL, **guard: Any) -> AbstractContextManager[Controller]:
         """A bridge that has made its first pass."""
         options = replace(OPTIONS, guard=GuardSettings(**guard), annotated=annotated)
-        bridge = Controller(**self.sides(), options=options)
-        thread = threading.Thread(target=bridge.run, name="bridge")
-        thread.start()
-        deadline = time.monotonic() + 30
-        try:
-            while not bridge.ready()[0]:
-                assert time.monotonic() < deadline, bridge.ready()
-                time.sleep(0.01)
-            yield bridge
-        finally:
-            bridge.stop()
-            thread.join(20)
+        return running(Controller(**self.sides(), options=options), ready_seconds=30)
 
 
 @pytest.fixture

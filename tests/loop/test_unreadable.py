@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from bridge.telemetry.metrics import Metrics
 from tests.loop.test_engine_run import parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
+from tests.support.running import running
 
 Eventually = Callable[..., None]
 Json = dict[str, Any]
@@ -74,18 +75,9 @@ class Both:
         found = [e for e in self.kube.log if e.namespace == namespace and e.verb in ("create", "patch", "delete")]
         return [f"{e.verb} {e.resource} {e.name}" for e in found if e.resource != "events"]
 
-    @contextmanager
-    def running(self, observer: Any = None, options: RunOptions = OPTIONS) -> Iterator[Controller]:
+    def running(self, observer: Any = None, options: RunOptions = OPTIONS) -> AbstractContextManager[Controller]:
         """A bridge that runs."""
-        bridge = Controller(**self.sides, rules=(GOOD, BAD), options=options, observer=observer)
-        thread = threading.Thread(target=bridge.run, name="bridge")
-        thread.start()
-        try:
-            yield bridge
-        finally:
-            bridge.stop()
-            thread.join(10)
-        assert not thread.is_alive()
+        return running(Controller(**self.sides, rules=(GOOD, BAD), options=options, observer=observer))
 
 
 @pytest.fixture
