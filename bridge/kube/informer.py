@@ -34,8 +34,6 @@ from bridge.core.model import (
     SERVICE_KINDS,
     Change,
     Current,
-    CurrentEndpoints,
-    CurrentRoute,
     CurrentService,
     CurrentSlice,
     Kind,
@@ -495,8 +493,7 @@ class Informer:
 
     def note_stored(self, change: Change, stored: object) -> None:
         """Call after an AlteredError with what it says is stored."""
-        known = CurrentService | CurrentEndpoints | CurrentSlice | CurrentRoute
-        found = stored if isinstance(stored, known) else None
+        found = stored if isinstance(stored, objects.Decoded) else None
         self._store.note_stored(change, found)
 
     # ------------------------------------------------------------------ full passes
