@@ -58,8 +58,14 @@ def test_three_shards_are_divided_among_two_replicas(storage: Storage, figure: F
         storage.cluster.open(n, name, 8080)
     bridge.make_namespace()
     bridge.install(["shards"], rules=RULES, further=TWO_REPLICAS)
-    wait_until(lambda: len(set(bridge.leaders().values())) == 2, 60, "both replicas having shards", 0.2)
-    leaders = bridge.leaders()
+    leaders: dict[str, str] = {}
+
+    def divided() -> bool:
+        """Whether every shard has a leader, and both replicas lead."""
+        leaders.update(bridge.leaders())
+        return all(leaders.values()) and len(set(leaders.values())) == 2
+
+    wait_until(divided, 60, "both replicas having shards", 0.2)
     assert len(leaders) == 3
     for name in SHARDED:
         bridge.await_addresses(name, 1)

@@ -6,6 +6,7 @@ For faults that no signal and no server can make, and for taking a protection aw
 from __future__ import annotations
 
 import argparse
+import contextlib
 import socket
 import sys
 import threading
@@ -69,6 +70,7 @@ def always_write() -> None:
     from bridge.controller.supervisor import Supervisor
     from bridge.controller.workers import ChangeWriter
     from bridge.core.model import Action
+    from bridge.errors import BridgeError
 
     real_init, real_turn = ChangeWriter.__init__, Supervisor._turn
     made: list[ChangeWriter] = []
@@ -83,8 +85,9 @@ def always_write() -> None:
             plan = self._reconciler.plan(target)
             for change in plan.changes if plan is not None else ():
                 if change.action is Action.UNCHANGED and change.kind.value == "Endpoints":
-                    meta = made[-1]._writer.apply(replace(change, action=Action.UPDATE))
-                    made[-1]._informer.confirm(change, meta)
+                    with contextlib.suppress(BridgeError):  # a worker, or another writer, was there in between
+                        meta = made[-1]._writer.apply(replace(change, action=Action.UPDATE))
+                        made[-1]._informer.confirm(change, meta)
 
     setattr(ChangeWriter, "__init__", init)  # noqa: B010 - as above
     setattr(Supervisor, "_turn", turn)  # noqa: B010 - as above
