@@ -16,7 +16,7 @@ a name never moves to another machine while the first is registered. The other e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bridge.core.model import Current, Endpoint, Family, Instance, Port
@@ -33,13 +33,17 @@ _Addresses = dict[Family, set[str]]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An instance that gets a hostname made of `value`, if it can; `name` is its own, for people and for the order."""
+    """An instance that gets a hostname made of `value`, if it can; `name` is its own, for people and for the order.
+
+    `listed`: it is an endpoint. What is left out for its health is none, so Kubernetes cannot tell what it had.
+    """
 
     name: str
     source: str
     value: str
     ports: tuple[Port, ...]
     endpoints: tuple[tuple[Family, str], ...]
+    listed: bool = True
 
 
 def value_of(instance: Instance, source: str) -> str:
@@ -60,10 +64,11 @@ def assign(claims: Sequence[Claim], current: Current | None) -> list[str | Reaso
     had = _had(current)
     labels = [label(claim.value) for claim in claims]
 
-    def rank(number: int) -> tuple[bool, str, tuple[tuple[Family, str], ...]]:
+    def rank(number: int) -> tuple[bool, bool, str, tuple[tuple[Family, str], ...]]:
         claim = claims[number]
-        keeps = any(labels[number] in had.get(endpoint, ()) for endpoint in claim.endpoints)
-        return not keeps, claim.name, claim.endpoints
+        keeping = [had.get(endpoint, {}).get(labels[number] or "", set()) for endpoint in claim.endpoints]
+        exact = claim.listed and any(_numbers(claim.ports) in ports for ports in keeping)
+        return not exact, not (claim.listed and any(keeping)), claim.name, claim.endpoints
 
     given: list[str] = [""] * len(claims)
     holders: dict[str, tuple[Claim, _Addresses]] = {}
@@ -118,9 +123,17 @@ def _keys(claim: Claim) -> list[tuple[str, tuple[Port, ...]]]:
     return [(address, claim.ports) for _, address in claim.endpoints]
 
 
-def _had(current: Current | None) -> Mapping[tuple[Family, str], set[str]]:
-    """The hostnames of endpoints in a bridge's objects, by their family and address."""
-    found: dict[tuple[Family, str], set[str]] = {}
+_Numbers = frozenset[tuple[int, str]]
+
+
+def _numbers(ports: Iterable[Port]) -> _Numbers:
+    """Ports without their names, which a Service may change."""
+    return frozenset((p.number, p.protocol) for p in ports)
+
+
+def _had(current: Current | None) -> Mapping[tuple[Family, str], Mapping[str, set[_Numbers]]]:
+    """The hostnames of endpoints in a bridge's objects, by their family and address, and with which ports."""
+    found: dict[tuple[Family, str], dict[str, set[_Numbers]]] = {}
     if current is not None:
         groups = [piece.group for piece in current.slices if piece.meta.owner is not None]
         if current.endpoints is not None and current.endpoints.meta.owner is not None:
@@ -128,5 +141,6 @@ def _had(current: Current | None) -> Mapping[tuple[Family, str], set[str]]:
         for group in groups:
             for endpoint in group.endpoints:
                 if endpoint.hostname:
-                    found.setdefault((group.family, endpoint.address), set()).add(endpoint.hostname)
+                    at = found.setdefault((group.family, endpoint.address), {})
+                    at.setdefault(endpoint.hostname, set()).add(_numbers(group.ports))
     return found

@@ -512,8 +512,8 @@ class ServiceBody:
     sets_type: bool = False
     family_policy: str = "SingleStack"
     traffic: TrafficPolicy = USUAL_TRAFFIC
-    replaces_ports: bool = False
-    renames: bool = False
+    replaces_ports: bool = field(default=False, compare=False)
+    renames: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ def retain(
     """
     before = _ready_endpoints(_groups_of(current, owner))
     if not before:
-        return desired
+        return replace(desired, route=routes.kept(desired.route, current.route, owner))
     members = {(g.family, g.ports): {e.address: e for e in g.endpoints} for g in desired.groups}
     ready_before = {pair for _, address, ports in before for pair in _pairs_at(address, ports)}
     ready_before -= _ready_pairs(desired.groups)

@@ -332,7 +332,7 @@ def _choose(
         candidates.append(
             failover.Candidate(
                 datacenter=datacenter,
-                ready=sum(f.disposition is Disposition.READY and not _is_kept(f) for f in fates),
+                ready=sum(map(_is_healthy, fates)),
                 registered=sum(f.disposition in _COUNTED for f in fates),
                 doubt="; ".join(doubts),
                 stale="; ".join(filter(None, (source.stale, *rebuilt))),
@@ -349,9 +349,15 @@ def _choose(
     return _Chosen(carrier, *failover.marks(memory), switching)
 
 
-def _is_kept(decision: InstanceDecision) -> bool:
-    """Whether an instance is ready for its clients, and not by its health."""
-    return decision.reason is not None and decision.reason.code in (Code.KEPT_READY, Code.PUBLISHED)
+def _is_healthy(decision: InstanceDecision) -> bool:
+    """Whether an instance is ready by its health: not what is only kept ready, and what only has to settle as well.
+
+    What settles depends on what is in Kubernetes, and so on the choice that is to be made.
+    """
+    code = None if decision.reason is None else decision.reason.code
+    if decision.disposition is Disposition.READY:
+        return code not in (Code.KEPT_READY, Code.PUBLISHED)
+    return code is Code.SETTLING
 
 
 _COUNTED = (Disposition.READY, Disposition.NOT_READY, Disposition.OMITTED)

@@ -54,6 +54,8 @@ def route_of(
     port = _port(rule, ports)
     if isinstance(port, Reason):
         return port, ()
+    if not selected and any(_asks_instances(template) for template in rule.hostnames):
+        return Reason(Code.ROUTE_WAITS, templates=", ".join(rule.hostnames)), ()
     found = {
         name: template for template in reversed(rule.hostnames) for name in _names(template, target, query, selected)
     }
@@ -67,8 +69,7 @@ def route_of(
     if rule.hostnames and not taken:
         if strange:
             return wrong[0], ()
-        code = Code.ROUTE_WITHOUT_HOSTNAME if selected else Code.ROUTE_WAITS
-        return Reason(code, templates=", ".join(rule.hostnames)), ()
+        return Reason(Code.ROUTE_WITHOUT_HOSTNAME, templates=", ".join(rule.hostnames)), ()
     if len(taken) > HOSTNAMES_LIMIT:
         wrong += (Reason(Code.ROUTE_HOSTNAMES, count=len(taken), limit=HOSTNAMES_LIMIT),)
     parents = {replace(p, namespace="") if p.namespace == target.namespace else p for p in rule.parents}
@@ -85,9 +86,14 @@ def kept(
     if not isinstance(current, CurrentRoute) or current.route is None or owner not in (None, current.meta.owner):
         return wanted
     if isinstance(wanted, Route):
-        both = sorted({*wanted.hostnames, *current.route.hostnames}) if wanted.hostnames else ()
-        return replace(wanted, hostnames=tuple(both[:HOSTNAMES_LIMIT]))
+        further = [name for name in current.route.hostnames if name not in wanted.hostnames] if wanted.hostnames else []
+        return replace(wanted, hostnames=tuple(sorted([*wanted.hostnames, *further][:HOSTNAMES_LIMIT])))
     return current.route if wanted is not None else None
+
+
+def _asks_instances(template: str) -> bool:
+    """Whether a template is made of what instances have."""
+    return any(part not in OF_SERVICE for part in PLACEHOLDER.findall(template))
 
 
 def _port(rule: RouteRule, ports: Sequence[Port]) -> int | Reason:

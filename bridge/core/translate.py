@@ -332,7 +332,7 @@ def _fate_of(
 def name_endpoints(decisions: Sequence[tuple[Rule, InstanceDecision]], current: Current | None) -> list[Reason]:
     """Give the endpoints of all instances of a headless Service their hostnames; returns the warnings about them.
 
-    What is left out for its health keeps its name for when it is back.
+    What is left out for its health has its name for when it is back, if no instance before it in order claims it.
     """
     asking = [(rule, decision) for rule, decision in decisions if rule.to.hostname_from and decision.endpoints]
     if not asking:
@@ -348,6 +348,7 @@ def name_endpoints(decisions: Sequence[tuple[Rule, InstanceDecision]], current: 
             hostnames.value_of(decision.instance, rule.to.hostname_from),
             decision.ports,
             tuple((family, endpoint.address) for family, endpoint in decision.endpoints),
+            listed=decision.disposition is not Disposition.OMITTED,
         )
         for rule, decision in asking
     ]

@@ -470,17 +470,17 @@ def holder(client: KubeClient, owner: str, namespaces: Iterable[str]) -> str:
         except PermanentError:
             continue
         now = _date(answer.headers)
-        found = [record.holder for record in _records(answer.body).values() if record.holder and _is_fresh(record, now)]
+        found = [record.holder for _, record in _records(answer.body) if record.holder and _is_fresh(record, now)]
         if found:
             return min(found)
     return ""
 
 
-def _records(body: bytes) -> dict[str, LeaseRecord]:
-    """The Leases of a list by name (of several namespaces: one of each name)."""
+def _records(body: bytes) -> list[tuple[str, LeaseRecord]]:
+    """The Leases of a list, with their names."""
     try:
         items = json.loads(body)["items"] or []
-        return {str(item["metadata"]["name"]): record_of(item) for item in items}
+        return [(str(item["metadata"]["name"]), record_of(item)) for item in items]
     except (ValueError, KeyError, TypeError) as error:
         raise TransientError("the list of leases is no Kubernetes list") from error
 
@@ -517,7 +517,7 @@ class KubeLeases:
     def snapshot(self) -> dict[str, LeaseRecord]:
         """All of them by name."""
         answer = self._client.request("GET", self._path, query=self._query, timeout=self._timeout)
-        return _records(answer.body)
+        return dict(_records(answer.body))
 
     def lock(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from bridge.core.reasons import Code, Reason
-from bridge.errors import BridgeError, CancelledError, CredentialsError, ForbiddenError, PermanentError
+from bridge.errors import BridgeError, CancelledError, CredentialsError, ForbiddenError, PermanentError, TransientError
 from bridge.kube import objects
 from bridge.kube.client import KubeClient
 
@@ -25,7 +25,9 @@ def is_lasting(error: BridgeError) -> bool:
 
 
 def unread(client: KubeClient, namespace: str | None, error: BridgeError) -> Reason:
-    """The warning while such an error lasts."""
+    """The warning while HTTPRoutes cannot be read for this error."""
+    if isinstance(error, TransientError):
+        return Reason(Code.ROUTES_UNREAD, why=str(error))
     if isinstance(error, ForbiddenError):
         where = f"in namespace {namespace}" if namespace else "in all namespaces"
         return Reason(Code.ROUTES_UNREAD, why=f"the bridge may not list and watch httproutes {where}; {ROLE}")

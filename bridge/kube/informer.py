@@ -218,8 +218,10 @@ def _fill_routes(client: KubeClient, store: Store, namespace: str | None, *, wan
     try:
         if wanted or may_list_routes(client, namespace):
             _fill(client, store, Kind.HTTP_ROUTE, namespace)
-    except PermanentError as error:
-        if not gateway.is_lasting(error):
+    except CancelledError:
+        raise
+    except BridgeError as error:
+        if wanted and not gateway.is_lasting(error):
             raise
         store.routes_unread[namespace or ""] = gateway.unread(client, namespace, error)
 
@@ -608,7 +610,12 @@ class _Relister:
                     self.synced[namespace].set()
                     kinds = (*SERVICE_KINDS, *([Kind.HTTP_ROUTE] if self._has_routes(namespace) else []))
                     for kind in kinds if whole else ():
-                        missed = _fill(self._shared.client, self._shared.store, kind, namespace)
+                        try:
+                            missed = _fill(self._shared.client, self._shared.store, kind, namespace)
+                        except BridgeError as error:
+                            if kind is not Kind.HTTP_ROUTE or isinstance(error, CancelledError):
+                                raise
+                            continue  # their own watch says so, and nothing else waits for them
                         self.found += len(missed)
                         for target in sorted(missed):
                             self._shared.on_change(target)
@@ -703,6 +710,7 @@ class _Reflector:
         self.lists = 0
         self.watches = 0
         self._progress = False
+        self._failed_lists = 0
         where = namespace if namespace is not None else "all"
         self.thread = guarded_thread(f"kube-watch-{objects.PLURAL[kind]}-{where}", self.run, failed, stop=shared.stop)
 
@@ -745,8 +753,8 @@ class _Reflector:
             return None if self._shared.stop.is_set() else error
         except (TransientError, PermanentError) as error:
             self._doubtful = True
-            if self.kind is Kind.HTTP_ROUTE and gateway.is_lasting(error):
-                self._unread(error)
+            if self.kind is Kind.HTTP_ROUTE:
+                self._no_routes(error)
             return error
         return None
 
@@ -757,17 +765,26 @@ class _Reflector:
             self._end()
         return self._asked
 
+    def _no_routes(self, error: BridgeError) -> None:
+        """Nothing else waits for HTTPRoutes: for good where there are none for us, after some tries in any case."""
+        if gateway.is_lasting(error):
+            self._unread(error)
+        elif not self.settled.is_set():
+            self._failed_lists += 1
+            if self._failed_lists >= REFUSED_AFTER:
+                self._set_unread(error)
+
     def _unread(self, error: BridgeError) -> None:
         """HTTPRoutes cannot be read: none is written or removed until they can be listed again."""
         self._position = ""
-        self._shared.store.routes_unread[self.namespace or ""] = gateway.unread(
-            self._shared.client, self.namespace, error
-        )
-        if not self._wanted:
-            self._end()
-        else:
-            self.settled.set()
-            self._on_settled()
+        self._set_unread(error)
+        self._ended = not self._wanted
+
+    def _set_unread(self, error: BridgeError) -> None:
+        reason = gateway.unread(self._shared.client, self.namespace, error)
+        self._shared.store.routes_unread[self.namespace or ""] = reason
+        self.settled.set()
+        self._on_settled()
 
     def _end(self) -> None:
         self._ended = True

@@ -862,6 +862,24 @@ def test_routes_that_nobody_asks_for_are_not_asked_for_without_the_right(fake: F
         fake.allow()
 
 
+@pytest.mark.parametrize("routes", [True, False])
+def test_routes_that_the_server_fails_to_list_keep_nothing_else_waiting(
+    fake: FakeKube, client: KubeClient, routes: bool
+) -> None:
+    """A webhook that converts them and is down, say: the rest is synced and refreshed, and it is said if it matters."""
+    fake.inject(Fault(status=500), times=10_000, path="httproutes")
+    cache = Informer(client, None, "default", lambda _: None, QUICK, routes=routes)
+    try:
+        cache.start()
+        assert cache.wait_synced(20)
+        assert cache.refresh(20)
+        assert bool(cache.routes_unread()) is routes
+    finally:
+        cache.close()
+    if not routes:
+        assert list_once(client, ("default",), "default", routes=False).current(RADOSGW).route is not None
+
+
 def test_routes_without_the_right_are_unknown_in_one_pass(fake: FakeKube, client: KubeClient) -> None:
     """A reason in place of an absence, in that namespace alone."""
     fake.forbid("admin", "list", "httproutes")

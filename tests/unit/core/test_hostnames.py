@@ -9,9 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.core.hostnames import Claim, assign, label, value_of
-from bridge.core.model import Current, Endpoint, Family, Port
+from bridge.core.model import (
+    Current,
+    Destination,
+    Endpoint,
+    Family,
+    InstanceRules,
+    Known,
+    Port,
+    Rule,
+    Status,
+    Treatment,
+)
+from bridge.core.plan import plan
 from bridge.core.reasons import Code, Reason
-from tests.unit.core.builders import TARGET, endpoints, group, instance, slice_of
+from bridge.core.translate import translate
+from tests.unit.core.builders import OWNER, QUERY, TARGET, Cluster, endpoints, group, instance, slice_of
 
 FOUR, SIX = Family.IPV4, Family.IPV6
 HTTP, METRICS = (Port("http", 80),), (Port("metrics", 90),)
@@ -130,3 +143,33 @@ def test_names_are_unique_whatever_the_order_and_stay(found: list[Claim], shuffl
         if "_" not in name
     ]
     assert given_to(found, Current(TARGET, None, endpoints(*standing))) == names
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (  # what is left out has no memory in Kubernetes
+            [("vm1.b", "10.0.0.2", 80, Status.PASSING)],
+            [("vm1.b", "10.0.0.2", 80, Status.CRITICAL), ("vm1.a", "10.0.0.1", 80, Status.PASSING)],
+        ),
+        (  # two instances at one address, of which the second in order has the name
+            [("vm1.b", "10.0.0.4", 81, Status.PASSING)],
+            [("vm1.a", "10.0.0.4", 80, Status.PASSING), ("vm1.b", "10.0.0.4", 81, Status.PASSING)],
+        ),
+    ],
+)
+def test_who_has_a_name_is_decided_in_one_pass(
+    before: list[tuple[str, str, int, Status]], after: list[tuple[str, str, int, Status]]
+) -> None:
+    """A second one, which sees what the first has written, changes nothing."""
+    rule = Rule(to=Destination(headless=True, hostname_from="node"), instances=InstanceRules(critical=Treatment.OMIT))
+    cluster, writes = Cluster(), []
+    for state in (before, after, after):
+        found = tuple(instance(at, node=node, port=port, status=status) for node, at, port, status in state)
+        mirror = translate(TARGET, [(rule, QUERY, Known(found))], cluster.current()).mirror
+        made = plan(TARGET, mirror, cluster.current(), owner=OWNER)
+        cluster.apply(made)
+        writes.append(len(made.writes))
+    assert writes[0]
+    assert writes[1]
+    assert writes[2] == 0

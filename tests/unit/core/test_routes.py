@@ -8,8 +8,10 @@ import pytest
 
 from bridge.core import routes
 from bridge.core.model import (
+    Current,
     CurrentRoute,
     Destination,
+    Instance,
     Kind,
     Known,
     Parent,
@@ -18,9 +20,10 @@ from bridge.core.model import (
     Route,
     RouteRule,
     Rule,
+    Status,
     Target,
 )
-from bridge.core.plan import plan
+from bridge.core.plan import plan, retain
 from bridge.core.reasons import Code, Reason
 from bridge.core.select import asks_for_routes
 from bridge.core.translate import translate
@@ -103,6 +106,43 @@ def test_what_is_held_is_kept_of_our_own_route_alone() -> None:
     assert routes.kept(wanted, replace(standing, route=None), OWNER) is wanted
     assert routes.kept(wanted, standing, OWNER) == wanted
     assert routes.kept(None, standing, OWNER) is None
+
+
+def test_what_is_held_takes_no_place_from_what_is_wanted() -> None:
+    """Sixteen at most: what is wanted comes first."""
+    standing = CurrentRoute(meta(Kind.HTTP_ROUTE), Route(PARENTS, tuple(f"a{n:02}.x" for n in range(16)), "/", 80))
+    kept = routes.kept(Route(PARENTS, ("y.x", "z.x"), "/", 80), standing, OWNER)
+    assert isinstance(kept, Route)
+    assert (len(kept.hostnames), kept.hostnames[-2:]) == (16, ("y.x", "z.x"))
+
+
+def test_host_names_of_instances_wait_for_an_instance() -> None:
+    """Also beside a host name that is made of the Service alone: else those of the instances would go."""
+    rule = RouteRule(parents=PARENTS, hostnames=("{name}.example.com", "{meta:host}"))
+    made, said = routes.route_of(rule, TARGET, QUERY, (), HTTP)
+    assert isinstance(made, Reason)
+    assert (made.code, said) == (Code.ROUTE_WAITS, ())
+
+
+@pytest.mark.parametrize("ready_now", [True, False])
+def test_what_is_kept_keeps_its_host_names_whether_any_endpoint_is_ready(ready_now: bool) -> None:
+    """What the guard holds, or a token hides, had them."""
+    stood = translate(TARGET, [(_named("b.x"), QUERY, Known((_one(ready_now),)))], Current(TARGET)).mirror
+    cluster = Cluster()
+    cluster.apply(plan(TARGET, stood, cluster.current(), owner=OWNER))
+    desired = translate(TARGET, [(_named("a.x"), QUERY, Known((_one(ready_now),)))], cluster.current()).mirror
+    assert desired is not None
+    kept = retain(desired, cluster.current(), removed=True, flips=True, owner=OWNER).route
+    assert isinstance(kept, Route)
+    assert kept.hostnames == ("a.x", "b.x")
+
+
+def _named(hostname: str) -> Rule:
+    return Rule(to=Destination(route=RouteRule(parents=PARENTS, hostnames=(hostname,))))
+
+
+def _one(ready_now: bool) -> Instance:
+    return instance(status=Status.PASSING if ready_now else Status.CRITICAL)
 
 
 def test_rules_ask_for_routes_or_do_not() -> None:
