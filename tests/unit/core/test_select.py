@@ -367,3 +367,11 @@ def test_tags_of_a_rule_that_look_like_a_mistake(
         if "web" in map(str.lower, services)
         else []
     )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "several"), [("orders-db", False), ("orders-*", True), ("db?", True), ("[ab]", True)]
+)
+def test_a_glob_may_match_several_names(pattern: str, several: bool) -> None:
+    """Else a rule names one service in full, and may be told when Consul does not list it."""
+    assert select.is_glob(pattern) is several
