@@ -2,7 +2,7 @@
 
 Another seed than the usual one: CHAOS_SEED=7.
 
-One stage for all faults of one kind of Consul, because starting a stage takes longer than most faults. For longer and
+One harness serves all faults of one kind of Consul: starting it takes longer than most faults. For longer and
 for other sequences there is `make chaos`.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.chaos.faults import Fault, catalogue
-from tests.support.chaos.harness import Stage
+from tests.support.chaos.harness import Harness
 from tests.support.chaos.run import Campaign, summary
 from tests.support.lab import LabError
 
@@ -29,8 +29,8 @@ CLUSTER = [fault for fault in catalogue().values() if fault.servers > 1]
 def staged(servers: int) -> Iterator[Campaign]:
     """A campaign that has begun; where there can be no servers the test is skipped, except in CI."""
     try:
-        with Stage(seed=SEED, servers=servers) as stage:
-            campaign = Campaign(stage, print)
+        with Harness(seed=SEED, servers=servers) as harness:
+            campaign = Campaign(harness, print)
             campaign.begin()
             yield campaign
             print("\n".join(summary(campaign).lines()))

@@ -171,10 +171,10 @@ def test_both_sides_must_agree_once_more_when_nothing_can_come_late(
     asked: list[str] = []
     waits, sights = iter(late), iter(shown)
 
-    class Stage:
+    class Harness:
         """Everybody agrees whenever they are asked; one request may still be taken."""
 
-        def __getattr__(self, _name: str) -> Stage:
+        def __getattr__(self, _name: str) -> Harness:
             return self
 
         def flush(self, _seconds: float) -> bool:
@@ -204,7 +204,7 @@ def test_both_sides_must_agree_once_more_when_nothing_can_come_late(
         return condition()
 
     monkeypatch.setattr(run, "wait_for", at_once)
-    campaign = Campaign(cast("Any", Stage()))
+    campaign = Campaign(cast("Any", Harness()))
     assert campaign._settle(time.monotonic(), 10.0) is not None
     assert [what for what in asked if what in ("flush", "compare", "7 s")] == expected
 

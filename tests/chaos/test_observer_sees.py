@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.chaos import changes, run
 from tests.support.chaos.faults import READY, Fault, catalogue
-from tests.support.chaos.harness import FOREIGN, USER, Stage
+from tests.support.chaos.harness import FOREIGN, USER, Harness
 from tests.support.chaos.run import Campaign
 from tests.support.lab import LabError
 
@@ -28,18 +28,18 @@ class Nothing(Fault):
     readiness = READY
     new_process = False
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         """Nothing."""
 
-    def heal(self, stage: Stage) -> None:
+    def heal(self, harness: Harness) -> None:
         """Nothing."""
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def harness() -> Iterator[Harness]:
     """Servers that the tests of this module share; each brings a bridge of its own."""
     try:
-        with Stage(seed=11, services=6) as made:
+        with Harness(seed=11, services=6) as made:
             yield made
     except LabError as error:
         if os.environ.get("CI") == "true":
@@ -56,21 +56,21 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def unprotected(
-    stage: Stage, launcher: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+    harness: Harness, launcher: Sequence[str] = (), settings: Mapping[str, Any] | None = None
 ) -> Iterator[Campaign]:
-    """A campaign with a bridge that lacks something; afterwards the stage has a whole one again, and all agrees."""
-    stage.configure(settings or {})
-    stage.replace_bridge(launcher)
-    campaign = Campaign(stage, print)
+    """A campaign with a bridge that lacks something; afterwards the harness has a whole one again, and all agrees."""
+    harness.configure(settings or {})
+    harness.replace_bridge(launcher)
+    campaign = Campaign(harness, print)
     campaign.begin()
     try:
         yield campaign
     finally:
-        stage.fleet.disarm()
-        stage.configure({})
-        stage.replace_bridge()
+        harness.fleet.disarm()
+        harness.configure({})
+        harness.replace_bridge()
         campaign.begin()
-        stage.observer.violations.clear()
+        harness.observer.violations.clear()
 
 
 def seen(campaign: Campaign, fault: Fault) -> set[str]:
@@ -78,76 +78,76 @@ def seen(campaign: Campaign, fault: Fault) -> set[str]:
     return {v.invariant for v in campaign.play(fault, random.Random(1)).violations}
 
 
-def test_missing_endpoints_are_seen_when_the_guard_is_off(stage: Stage) -> None:
+def test_missing_endpoints_are_seen_when_the_guard_is_off(harness: Harness) -> None:
     """(i): without restore hold and removal guard, a Consul that was rebuilt empty takes everything away."""
     off = {
         "guard": {"restore_hold": "0s", "removal_threshold": 0, "panic_threshold": 0},
         "run": {"removal_grace_period": "0s"},
     }
-    with unprotected(stage, settings=off) as campaign:
+    with unprotected(harness, settings=off) as campaign:
         assert "i" in seen(campaign, catalogue()["consul-empty"]())
 
 
-def test_missing_endpoints_are_seen_when_unknown_is_taken_for_empty(stage: Stage) -> None:
+def test_missing_endpoints_are_seen_when_unknown_is_taken_for_empty(harness: Harness) -> None:
     """(i): without the difference between Unknown and empty, a Consul that was killed takes everything away."""
     off = {"guard": {"removal_threshold": 0, "panic_threshold": 0}}
-    with unprotected(stage, ("--without", "treat_errors_as_empty"), settings=off) as campaign:
+    with unprotected(harness, ("--without", "treat_errors_as_empty"), settings=off) as campaign:
         assert "i" in seen(campaign, catalogue()["consul-500"]())
 
 
-def test_foreign_writes_are_seen(stage: Stage) -> None:
+def test_foreign_writes_are_seen(harness: Harness) -> None:
     """(ii): a bridge that does not look whose an object is writes to those that others made for the same names."""
-    with unprotected(stage, ("--without", "ignore_ownership")) as campaign:
+    with unprotected(harness, ("--without", "ignore_ownership")) as campaign:
         campaign.play(Nothing(), random.Random(1))
-        found = [v.what for v in stage.observer.violations if v.invariant == "ii"]
-        stage.bridge.stop()
-        stage.put_foreign()
-        stage.observer.look_again()
+        found = [v.what for v in harness.observer.violations if v.invariant == "ii"]
+        harness.bridge.stop()
+        harness.put_foreign()
+        harness.observer.look_again()
     assert {"audit" if "the bridge did" in what else "version" for what in found} == {"audit", "version"}, USER
     assert {name for name in FOREIGN if any(name in what for what in found)} == set(FOREIGN)
 
 
-def test_disagreement_is_seen(stage: Stage) -> None:
+def test_disagreement_is_seen(harness: Harness) -> None:
     """(iii): a bridge that does not hear what Consul says after its first pass."""
-    with unprotected(stage, ("--without", "drop_events")) as campaign:
+    with unprotected(harness, ("--without", "drop_events")) as campaign:
         assert "iii" in seen(campaign, Nothing())
 
 
 @pytest.mark.parametrize(("kind", "lacking"), [("twin", "pairing"), ("case", "comparing")])
 def test_what_changes_on_vms_is_compared(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, kind: str, lacking: str
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, kind: str, lacking: str
 ) -> None:
     """(iii): a second instance on a VM, with a port of its own, and a node that comes back in other case."""
-    with unprotected(stage, ("--without", lacking)) as campaign:
+    with unprotected(harness, ("--without", lacking)) as campaign:
         monkeypatch.setattr(changes, "WEIGHTS", {kind: 1})
         assert "iii" in seen(campaign, Nothing())
         monkeypatch.undo()
 
 
-def test_writes_at_rest_are_seen(stage: Stage) -> None:
+def test_writes_at_rest_are_seen(harness: Harness) -> None:
     """(iv): a bridge that writes again what is right already."""
-    with unprotected(stage, ("--without", "always_write")) as campaign:
+    with unprotected(harness, ("--without", "always_write")) as campaign:
         assert "iv" in seen(campaign, Nothing())
 
 
-def test_growth_is_seen(stage: Stage) -> None:
+def test_growth_is_seen(harness: Harness) -> None:
     """(v): a bridge that leaves a thread and a socket behind with each plan; a few of them are within the bounds."""
-    with unprotected(stage, ("--without", "leak_resources")) as campaign:
+    with unprotected(harness, ("--without", "leak_resources")) as campaign:
         assert any("v" in seen(campaign, catalogue()["consul-500"]()) for _ in range(4))
 
 
-def test_silence_is_seen(stage: Stage) -> None:
+def test_silence_is_seen(harness: Harness) -> None:
     """(vi): a bridge that always says that it is ready, and tells no trouble."""
-    with unprotected(stage, ("--without", "always_ready")) as campaign:
+    with unprotected(harness, ("--without", "always_ready")) as campaign:
         assert "vi" in seen(campaign, catalogue()["consul-500"]())
 
 
-def test_what_one_tenant_does_to_another_is_seen(stage: Stage) -> None:
+def test_what_one_tenant_does_to_another_is_seen(harness: Harness) -> None:
     """(vii): a guard that adds up over all namespaces holds what really leaves another tenant's Service.
 
     In every round, whatever its fault is; and when a tenant does their worst.
     """
-    with unprotected(stage, ("--without", "sharing")) as campaign:
+    with unprotected(harness, ("--without", "sharing")) as campaign:
         assert "vii" in seen(campaign, Nothing())
-    with unprotected(stage, ("--without", "sharing")) as campaign:
+    with unprotected(harness, ("--without", "sharing")) as campaign:
         assert "vii" in seen(campaign, catalogue()["tenant-misbehaves"]())

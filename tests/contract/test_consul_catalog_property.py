@@ -37,8 +37,8 @@ SEED = int(os.environ.get("PROPERTY_SEED") or (1 if os.environ.get("CI") == "tru
 QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
 
 EVERYTHING = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
-WORLDS, WORLDS_HEX = "127.0.0.2", "0200007F"
-"""Where the world's own connections come from, also as /proc/net/tcp has it: told from ours from their first moment."""
+MUTATORS, MUTATORS_HEX = "127.0.0.2", "0200007F"
+"""Where the mutator's own connections come from, also as in /proc/net/tcp: never taken for ours."""
 
 ALL = frozenset(Query("dc1", f"s{n}") for n in range(SERVICES)) | {
     Query("dc1", f"s{n}", filter='Service.Meta.v == "1"') for n in range(3)
@@ -52,7 +52,7 @@ def server(tmp_path: Path) -> Iterator[Consul]:
         yield consul
 
 
-class World:
+class Mutator:
     """Consul, and the hand that changes it."""
 
     def __init__(self, server: Consul, seed: int) -> None:
@@ -60,7 +60,7 @@ class World:
         self.random = random.Random(seed)
         self.done: list[str] = []
         self.hidden = ""
-        self.raw = RawConsul(server.address, server.token, source=WORLDS)
+        self.raw = RawConsul(server.address, server.token, source=MUTATORS)
         policy = self.raw.json("PUT", "/v1/acl/policy", {"Name": "bridge", "Rules": EVERYTHING})
         self._policy = policy["ID"]
         self.token = self.raw.json("PUT", "/v1/acl/token", {"Policies": [{"Name": "bridge"}]})["SecretID"]
@@ -215,12 +215,12 @@ def _worst(checks: list[dict[str, Any]]) -> str:
 
 
 def told(recorder: Recorder, query: Query) -> object:
-    """The last view that was told, in the shape of `World.truth`."""
+    """The last view that was told, in the shape of `Mutator.truth`."""
     return shape(recorder.views.get(query))
 
 
 def shape(state: object) -> object:
-    """A view in the shape of `World.truth`."""
+    """A view in the shape of `Mutator.truth`."""
     if not isinstance(state, Known):
         return state
     return {
@@ -231,14 +231,14 @@ def shape(state: object) -> object:
 
 @contextmanager
 def counted(server: Consul) -> Iterator[list[int]]:
-    """The most connections to Consul that this process had open at once, the world's own left out: [that]."""
+    """The most connections to Consul that this process had open at once, the mutator's own left out: [that]."""
     most, stop = [0], threading.Event()
     port = f":{server.ports['http']:04X}"
 
     def count() -> None:
         while not stop.wait(0.005):
             rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
-            mine = [r for r in rows if r[2].endswith(port) and r[9] != "0" and not r[1].startswith(WORLDS_HEX)]
+            mine = [r for r in rows if r[2].endswith(port) and r[9] != "0" and not r[1].startswith(MUTATORS_HEX)]
             most[0] = max(most[0], len(mine))
 
     thread = threading.Thread(target=count)
@@ -250,18 +250,18 @@ def counted(server: Consul) -> Iterator[list[int]]:
         thread.join()
 
 
-def differences(world: World, recorder: Recorder, wanted: frozenset[Query]) -> list[str]:
+def differences(mutator: Mutator, recorder: Recorder, wanted: frozenset[Query]) -> list[str]:
     return [
         f"{query}: told {told(recorder, query)}, is {truth}"
         for query in sorted(wanted)
-        if query.service != world.hidden and (truth := world.truth(query)) != told(recorder, query)
+        if query.service != mutator.hidden and (truth := mutator.truth(query)) != told(recorder, query)
     ]
 
 
-def agree(world: World, recorder: Recorder, wanted: frozenset[Query], seconds: float = 30.0) -> list[str]:
+def agree(mutator: Mutator, recorder: Recorder, wanted: frozenset[Query], seconds: float = 30.0) -> list[str]:
     """Wait until what was told is what is; returns what still differs."""
     deadline = time.monotonic() + seconds
-    while (found := differences(world, recorder, wanted)) and time.monotonic() < deadline:
+    while (found := differences(mutator, recorder, wanted)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
 
@@ -283,30 +283,30 @@ def test_whatever_happens_to_consul_every_change_is_told_within_the_budget(
     monkeypatch.setattr(datacenter, "PROMOTED_WAIT_SECONDS", 0.5)
     monkeypatch.setattr(aggregates, "LINGER_SECONDS", 0.5)
     print(f"PROPERTY_SEED={SEED}")
-    world, recorder = World(server, SEED), Recorder()
+    mutator, recorder = Mutator(server, SEED), Recorder()
     config = ConsulConfig(
-        address=server.address, token=world.token, connections=BUDGET, wait_seconds=5.0, verify_seconds=36000.0
+        address=server.address, token=mutator.token, connections=BUDGET, wait_seconds=5.0, verify_seconds=36000.0
     )
     catalog = Catalog(config, ["dc1"], recorder, QUICK, recorder.failed)
     with counted(server) as most:
         catalog.start()
         try:
-            rounds = _rounds(world, catalog, recorder)
+            rounds = _rounds(mutator, catalog, recorder)
             _verify(catalog, recorder)
         except (AssertionError, UnexpectedAnswerError) as error:
-            last = "\n".join(world.done[-2 * CHANGES :])
+            last = "\n".join(mutator.done[-2 * CHANGES :])
             raise AssertionError(f"{error}\nto see it again: PROPERTY_SEED={SEED}. The last changes:\n{last}") from None
         finally:
             catalog.close()
-            world.raw.close()
-    print(f"{rounds} rounds, {len(world.done)} changes, at most {most[0]} connections")
+            mutator.raw.close()
+    print(f"{rounds} rounds, {len(mutator.done)} changes, at most {most[0]} connections")
     assert recorder.failures == []
     assert 0 < most[0] <= BUDGET
     assert recorder.count("rebuilt") == 0
 
 
-def _rounds(world: World, catalog: Catalog, recorder: Recorder) -> int:
-    choose, deadline, number = world.random, time.monotonic() + SECONDS, 0
+def _rounds(mutator: Mutator, catalog: Catalog, recorder: Recorder) -> int:
+    choose, deadline, number = mutator.random, time.monotonic() + SECONDS, 0
     wanted = ALL
     while number < 4 or time.monotonic() < deadline:
         if number % 2 == 0:  # by turns more and fewer services than connections
@@ -315,26 +315,26 @@ def _rounds(world: World, catalog: Catalog, recorder: Recorder) -> int:
             wanted = frozenset(choose.sample(sorted(ALL), choose.choice([2, 3, 12])))
         before: dict[Query, object] = {}
         if number % 4 == 2:
-            world.narrow()
-            before = last_known(recorder, world.hidden)
+            mutator.narrow()
+            before = last_known(recorder, mutator.hidden)
         late = choose.randrange(CHANGES)
         crash = choose.randrange(CHANGES) if number % 4 == 1 else -1
         for step in range(CHANGES):
             if step == late:
                 catalog.want(wanted)
             if step == crash:
-                world.crash()
-            world.change()
+                mutator.crash()
+            mutator.change()
             if choose.random() < 0.3:
                 time.sleep(choose.random() * 0.05)
-        assert not (found := agree(world, recorder, wanted)), f"round {number}: {found}"
-        if world.hidden:
-            after = last_known(recorder, world.hidden)
+        assert not (found := agree(mutator, recorder, wanted)), f"round {number}: {found}"
+        if mutator.hidden:
+            after = last_known(recorder, mutator.hidden)
             # what nobody wanted for a while may have been emptied before it was hidden: then empty is the truth
-            lost = [q for q in before if after[q] != before[q] and shape(after[q]) != world.truth(q)]
-            assert not lost, f"round {number}: {world.hidden} was hidden, and changed: {after}"
-            world.widen()
-            assert not (found := agree(world, recorder, wanted)), f"round {number}, all rights again: {found}"
+            lost = [q for q in before if after[q] != before[q] and shape(after[q]) != mutator.truth(q)]
+            assert not lost, f"round {number}: {mutator.hidden} was hidden, and changed: {after}"
+            mutator.widen()
+            assert not (found := agree(mutator, recorder, wanted)), f"round {number}, all rights again: {found}"
         number += 1
     return number
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.lab import netns, wait_until
-from tests.support.lab.traffic_testbed import Town
+from tests.support.lab.traffic_testbed import TrafficTestbed
 
 pytestmark = [pytest.mark.lab, pytest.mark.netns, pytest.mark.slow]
 
@@ -24,120 +24,122 @@ MANAGERS = {"endpoints": {MIRRORED}, "endpointslices": {OURS}, "both": {OURS}}
 
 
 @contextmanager
-def opened(request: pytest.FixtureRequest, vms: int, mode: str = "nftables") -> Iterator[Town]:
-    """A town, whose logs are kept when a test fails. In continuous integration what Debian has must be installed."""
+def opened(request: pytest.FixtureRequest, vms: int, mode: str = "nftables") -> Iterator[TrafficTestbed]:
+    """A testbed, whose logs are kept when a test fails. In continuous integration what Debian has must be installed."""
     if reason := netns.trouble(proxy=True, mode=mode):
         if os.environ.get("CI") == "true" and reason.startswith("not installed"):
             pytest.fail(reason)
         pytest.skip(reason)
     failed = request.session.testsfailed
-    with Town(vms, mode) as made:
+    with TrafficTestbed(vms, mode) as made:
         yield made
         made.keep = request.session.testsfailed > failed
 
 
 @pytest.fixture(scope="module", params=["nftables", "iptables"])
-def town(request: pytest.FixtureRequest) -> Iterator[Town]:
+def testbed(request: pytest.FixtureRequest) -> Iterator[TrafficTestbed]:
     """Three VMs, and kube-proxy in either mode."""
     with opened(request, 3, request.param) as made:
         yield made
 
 
 @pytest.fixture
-def web(town: Town) -> Iterator[str]:
+def web(testbed: TrafficTestbed) -> Iterator[str]:
     """One Consul service on three VMs and two port numbers, all well."""
     for n, port in PORTS.items():
-        town.open(n, "web", port)
-    town.await_passing("web", 3)
+        testbed.open(n, "web", port)
+    testbed.await_passing("web", 3)
     yield "web"
-    town.close_all("web")
+    testbed.close_all("web")
 
 
 @pytest.fixture
-def alike(town: Town) -> Iterator[str]:
+def alike(testbed: TrafficTestbed) -> Iterator[str]:
     """The same on one port: of several ports the mirror could stop carrying some, and slices of ours would stay."""
     for n in PORTS:
-        town.open(n, "alike", 8080)
-    town.await_passing("alike", 3)
+        testbed.open(n, "alike", 8080)
+    testbed.await_passing("alike", 3)
     yield "alike"
-    town.close_all("alike")
+    testbed.close_all("alike")
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_a_pod_reaches_every_ready_vm_and_a_drained_one_gets_nothing_new(town: Town, web: str, output: str) -> None:
+def test_pods_reach_every_ready_vm_and_a_drained_one_gets_nothing_new(
+    testbed: TrafficTestbed, web: str, output: str
+) -> None:
     """Each on its own port through one Service port; maintenance takes one out, and back, without a failed request."""
     name = f"web-{output}"
     rule = {"services": [web], "to": {"output": output, "port": 80, "port_name": "http"}}
-    with town.bridge(name, rule), town.load(town.addresses(name)[0], 80, RATE) as load:
-        all_well = town.await_spread(load, [1, 2, 3])
-        town.maintenance(web, 2, on=True)
+    with testbed.bridge(name, rule), testbed.load(testbed.addresses(name)[0], 80, RATE) as load:
+        all_well = testbed.await_spread(load, [1, 2, 3])
+        testbed.maintenance(web, 2, on=True)
         load.await_silence("vm-2")
         drained = time.time()
         wait_until(lambda: load.answers(drained).total() >= RATE, 30, "a second of requests")
         rest = load.answers(drained)
-        town.maintenance(web, 2, on=False)
-        town.await_spread(load, [1, 2, 3])
+        testbed.maintenance(web, 2, on=False)
+        testbed.await_spread(load, [1, 2, 3])
         assert load.failed(all_well) == []
     assert set(rest) == {"vm-1", "vm-3"}
     assert min(rest.values()) > 0.2 * rest.total()
 
 
-def test_a_service_whose_vms_are_all_drained_goes_on_with_what_it_has(town: Town, web: str) -> None:
+def test_a_service_whose_vms_are_all_drained_goes_on_with_what_it_has(testbed: TrafficTestbed, web: str) -> None:
     """With EndpointSlices only: where nobody is ready, kube-proxy takes who terminates and still serves."""
     name = "web-drained"
     rule = {"services": [web], "to": {"output": "endpointslices", "port": 80, "port_name": "http"}}
-    with town.bridge(name, rule), town.load(town.addresses(name)[0], 80, RATE) as load:
-        began = town.await_spread(load, [1, 2, 3])
+    with testbed.bridge(name, rule), testbed.load(testbed.addresses(name)[0], 80, RATE) as load:
+        began = testbed.await_spread(load, [1, 2, 3])
         for n in PORTS:
-            town.maintenance(web, n, on=True)
+            testbed.maintenance(web, n, on=True)
         drained = {"ready": False, "serving": True, "terminating": True}
-        wait_until(lambda: town.conditions(name) == [drained] * 3, 30, "all three being drained")
+        wait_until(lambda: testbed.conditions(name) == [drained] * 3, 30, "all three being drained")
         since = time.time()
         wait_until(lambda: len(load.requests(since)) > 2 * RATE, 30, "two seconds of requests")
         assert load.failed(began) == []
         assert set(load.answers(since)) == {"vm-1", "vm-2", "vm-3"}
         for n in PORTS:
-            town.maintenance(web, n, on=False)
+            testbed.maintenance(web, n, on=False)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_each_cluster_address_reaches_the_instances_of_its_family(town: Town, output: str) -> None:
+def test_each_cluster_address_reaches_the_instances_of_its_family(testbed: TrafficTestbed, output: str) -> None:
     """Three VMs, the second with an instance in either: vm-1 is never reached by IPv6, vm-3 never by IPv4."""
     if not netns.has_ipv6():
         pytest.skip("this machine's kernel has no IPv6")
     name = f"dual-{output}"
     for n, family in ((1, 4), (2, 4), (2, 6), (3, 6)):
-        town.open(n, "dual", 8080, family=family)
-    town.await_passing("dual", 4)
+        testbed.open(n, "dual", 8080, family=family)
+    testbed.await_passing("dual", 4)
     rule = {"services": ["dual"], "to": {"output": output, "port": 80, "port_name": "http"}}
     try:
-        with town.bridge(name, rule):
-            wait_until(lambda: len(town.addresses(name)) == 2, 30, "addresses of both families")
-            fourth, sixth = town.addresses(name)
+        with testbed.bridge(name, rule):
+            wait_until(lambda: len(testbed.addresses(name)) == 2, 30, "addresses of both families")
+            fourth, sixth = testbed.addresses(name)
             assert [":" in fourth, ":" in sixth] == [False, True]
             for address, vms in ((fourth, [1, 2]), (sixth, [2, 3])):
-                with town.load(address, 80, RATE) as load:
-                    town.await_spread(load, vms)
+                with testbed.load(address, 80, RATE) as load:
+                    testbed.await_spread(load, vms)
     finally:
-        town.close_all("dual")
+        testbed.close_all("dual")
 
 
-def test_no_request_fails_while_the_output_changes(town: Town, alike: str) -> None:
+def test_no_request_fails_while_the_output_changes(testbed: TrafficTestbed, alike: str) -> None:
     """Every change between the three, on a living Service under constant load."""
     name = "alike-switching"
     rule = {"services": [alike], "to": {"port": 80, "port_name": "http"}}
     order = ("endpoints", "endpointslices", "both", "endpoints", "both", "endpointslices", "endpoints")
 
     def switch(output: str) -> None:
-        town.configure(name, {**rule, "to": {**rule["to"], "output": output}})  # type: ignore[dict-item]
+        testbed.configure(name, {**rule, "to": {**rule["to"], "output": output}})  # type: ignore[dict-item]
 
-    with town.bridge(name, rule), town.load(town.addresses(name)[0], 80, RATE) as load:
-        began = town.await_spread(load, [1, 2, 3])
+    with testbed.bridge(name, rule), testbed.load(testbed.addresses(name)[0], 80, RATE) as load:
+        began = testbed.await_spread(load, [1, 2, 3])
         for output in order:
             switched = time.time()
             switch(output)
-            wait_until(lambda output=output: town.managers(name) == MANAGERS[output], 30, output)  # type: ignore[misc]
+            wait_until(lambda output=output: testbed.managers(name) == MANAGERS[output], 30, output)  # type: ignore[misc]
             wait_until(lambda since=switched: len(load.requests(since)) > RATE, 30, "a second of requests")  # type: ignore[misc]
-        town.await_spread(load, [1, 2, 3])
+        testbed.await_spread(load, [1, 2, 3])
         assert load.failed(began) == []
         assert set(load.answers(began)) == {"vm-1", "vm-2", "vm-3"}

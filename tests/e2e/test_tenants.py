@@ -34,7 +34,7 @@ USER = [{"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", 
 
 
 @dataclass
-class Town:
+class Harness:
     """The servers, a bridge, two namespaces, and eyes on the good one."""
 
     lab: Lab
@@ -115,7 +115,7 @@ def ask(
 
 
 @pytest.fixture(scope="module")
-def town(lab: Lab) -> Iterator[Town]:
+def harness(lab: Lab) -> Iterator[Harness]:
     """Both teams served; the whole module shares them."""
     name = uuid.uuid4().hex[:6]
     prefix, bad, good = f"t{name}-", f"bad-{name}", f"good-{name}"
@@ -141,7 +141,7 @@ def town(lab: Lab) -> Iterator[Town]:
         daemon = Daemon(lab, f"tenants-{name}", "--config", str(file), env=env)
         stack.callback(daemon.stop)
         daemon.start()
-        made = Town(lab, daemon, user, consul, kube, prefix, bad, good)
+        made = Harness(lab, daemon, user, consul, kube, prefix, bad, good)
         deadline = time.monotonic() + 60
         while (made.ready("db", good), made.ready("ldap", good)) != (6, 6):
             assert time.monotonic() < deadline
@@ -158,14 +158,14 @@ def _clean(lab: Lab, prefix: str) -> None:
 
 
 @contextlib.contextmanager
-def _watched(town: Town) -> Iterator[None]:
+def _watched(harness: Harness) -> Iterator[None]:
     """Every version of the good namespace's Endpoints and slices is looked at: the anchors are in them, always."""
     stop = threading.Event()
     anchors = {"db": {f"10.79.2.{n + 1}" for n in range(1, 6)}, "ldap": {f"10.79.4.{n + 1}" for n in range(6)}}
-    clients = {base: town.lab.raw_kube() for base in (ENDPOINTS, SLICES)}
+    clients = {base: harness.lab.raw_kube() for base in (ENDPOINTS, SLICES)}
 
     def look(base: str) -> None:
-        path, client = base.format(namespace=town.good), clients[base]
+        path, client = base.format(namespace=harness.good), clients[base]
         first = client.json("GET", path)
         objects = {item["metadata"]["name"]: item for item in first["items"]}
         try:
@@ -174,9 +174,11 @@ def _watched(town: Town) -> Iterator[None]:
                 objects[found["metadata"]["name"]] = found if event["type"] != "DELETED" else None
                 service = _service_of(found)
                 there = {a for o in objects.values() if o is not None and _service_of(o) == service for a in _ready(o)}
-                town.seen[base] += 1
-                if lacking := anchors.get(service, set()) - there:
-                    town.violations.append(f"{event['type']} {found['kind']} of {service}: without {sorted(lacking)}")
+                harness.seen[base] += 1
+                if missing := anchors.get(service, set()) - there:
+                    harness.violations.append(
+                        f"{event['type']} {found['kind']} of {service}: without {sorted(missing)}"
+                    )
         except (OSError, ValueError, HTTPException, AttributeError):
             if not stop.is_set():
                 raise
@@ -229,84 +231,84 @@ def _meanwhile(body: Callable[[], None]) -> Iterator[None]:
         raise errors[0]
 
 
-def test_the_user_has_no_other_right_than_to_edit_services_in_one_namespace(town: Town) -> None:
+def test_the_user_has_no_other_right_than_to_edit_services_in_one_namespace(harness: Harness) -> None:
     """Else these tests would prove less than they say."""
-    for path in (SERVICES.format(namespace=town.good), ENDPOINTS.format(namespace=town.bad)):
+    for path in (SERVICES.format(namespace=harness.good), ENDPOINTS.format(namespace=harness.bad)):
         with pytest.raises(UnexpectedAnswerError, match="403"):
-            town.user.json("GET", path)
+            harness.user.json("GET", path)
 
 
-def test_who_switches_thirty_endpoints_away_holds_nothing_anywhere(town: Town, eventually: Eventually) -> None:
+def test_who_switches_thirty_endpoints_away_holds_nothing_anywhere(harness: Harness, eventually: Eventually) -> None:
     """Away to what does not exist, to other tags and another filter, and deleted: real removals elsewhere go on."""
-    town.register("radosgw", 30)
-    town.ask("store", "radosgw", create=True)
-    eventually(lambda: town.ready("store"), 30)
+    harness.register("radosgw", 30)
+    harness.ask("store", "radosgw", create=True)
+    eventually(lambda: harness.ready("store"), 30)
     for tags, expression in (("none", ""), ("", "Service.Port == 81")):
-        town.ask("store", "radosgw", tags=tags, filter=expression)
-        eventually(lambda: town.ready("store"), 0)
-        town.ask("store", "radosgw", tags="", filter="")
-        eventually(lambda: town.ready("store"), 30)
-    town.ask("store", "not-there")
-    eventually(lambda: town.ready("store"), 0)
-    town.drop("store")
-    town.consul.register(f"{town.prefix}ldap", f"{town.prefix}ldap-6", "10.79.4.7", 5432)
-    eventually(lambda: town.ready("ldap", town.good), 7)
-    town.consul.deregister(f"{town.prefix}ldap", f"{town.prefix}ldap-6")
-    eventually(lambda: town.ready("ldap", town.good), 6, FOLLOWS_SECONDS)
-    town.follows()
-    assert town.daemon.readiness()["held"] == []
-    town.is_well()
+        harness.ask("store", "radosgw", tags=tags, filter=expression)
+        eventually(lambda: harness.ready("store"), 0)
+        harness.ask("store", "radosgw", tags="", filter="")
+        eventually(lambda: harness.ready("store"), 30)
+    harness.ask("store", "not-there")
+    eventually(lambda: harness.ready("store"), 0)
+    harness.drop("store")
+    harness.consul.register(f"{harness.prefix}ldap", f"{harness.prefix}ldap-6", "10.79.4.7", 5432)
+    eventually(lambda: harness.ready("ldap", harness.good), 7)
+    harness.consul.deregister(f"{harness.prefix}ldap", f"{harness.prefix}ldap-6")
+    eventually(lambda: harness.ready("ldap", harness.good), 6, FOLLOWS_SECONDS)
+    harness.follows()
+    assert harness.daemon.readiness()["held"] == []
+    harness.is_well()
 
 
-def test_what_consul_loses_of_one_namespace_is_held_there_alone(town: Town, eventually: Eventually) -> None:
+def test_what_consul_loses_of_one_namespace_is_held_there_alone(harness: Harness, eventually: Eventually) -> None:
     """Who may register in Consul can have the guard hold what is theirs, and nothing else."""
-    town.register("lost", 30)
-    town.ask("lost", "lost", create=True)
-    eventually(lambda: town.ready("lost"), 30)
-    town.consul.json("PUT", "/v1/catalog/register", {
-        "Node": f"{town.prefix}lost", "Address": "10.80.0.1", "SkipNodeUpdate": True,
+    harness.register("lost", 30)
+    harness.ask("lost", "lost", create=True)
+    eventually(lambda: harness.ready("lost"), 30)
+    harness.consul.json("PUT", "/v1/catalog/register", {
+        "Node": f"{harness.prefix}lost", "Address": "10.80.0.1", "SkipNodeUpdate": True,
         "Check": {"CheckID": "node", "Name": "node", "Status": "critical"},
     })  # fmt: skip
-    eventually(lambda: [text.partition(":")[0] for text in town.daemon.readiness()["held"]], [f"{town.bad}/lost"])
-    (text,) = town.daemon.readiness()["held"]
-    assert f"30 of 30 ready endpoints of annotated Services in namespace {town.bad}" in text
-    assert f"--service {town.prefix}lost --namespace {town.bad} --force`" in text
+    eventually(lambda: [text.partition(":")[0] for text in harness.daemon.readiness()["held"]], [f"{harness.bad}/lost"])
+    (text,) = harness.daemon.readiness()["held"]
+    assert f"30 of 30 ready endpoints of annotated Services in namespace {harness.bad}" in text
+    assert f"--service {harness.prefix}lost --namespace {harness.bad} --force`" in text
     for _ in range(2):
-        town.follows()
-    assert town.ready("lost") == 30
-    town.is_well()
-    town.drop("lost")
-    eventually(lambda: town.daemon.readiness()["held"], [])
+        harness.follows()
+    assert harness.ready("lost") == 30
+    harness.is_well()
+    harness.drop("lost")
+    eventually(lambda: harness.daemon.readiness()["held"], [])
 
 
-def test_a_flood_of_events_hides_none_of_another_namespace(town: Town, eventually: Eventually) -> None:
+def test_a_flood_of_events_hides_none_of_another_namespace(harness: Harness, eventually: Eventually) -> None:
     """Hundreds of Services that are asked for wrongly; what concerns the other team is said in time."""
 
     def flood(start: int) -> None:
         for n in range(start, start + 150):
-            town.ask(f"noise-{n}", f"missing-{n}", create=True, nonsense=str(n))
+            harness.ask(f"noise-{n}", f"missing-{n}", create=True, nonsense=str(n))
 
     for start in (0, 150):
         flood(start)
-    ask(town.kube, town.good, "ldap", f"{town.prefix}ldap", output="both", mistake="x")
-    town.follows()
-    path = f"/api/v1/namespaces/{town.good}/events"
+    ask(harness.kube, harness.good, "ldap", f"{harness.prefix}ldap", output="both", mistake="x")
+    harness.follows()
+    path = f"/api/v1/namespaces/{harness.good}/events"
 
     def told() -> bool:
         return any(
-            "consul-bridge/mistake" in event.get("message", "") for event in town.kube.json("GET", path)["items"]
+            "consul-bridge/mistake" in event.get("message", "") for event in harness.kube.json("GET", path)["items"]
         )
 
     eventually(told, True, FOLLOWS_SECONDS)
-    town.is_well()
+    harness.is_well()
 
 
-def test_flapping_makes_nobody_wait(town: Town) -> None:
+def test_flapping_makes_nobody_wait(harness: Harness) -> None:
     """Services switch to and fro as fast as the API server takes it."""
-    town.register("one", 20)
-    town.register("two", 20)
+    harness.register("one", 20)
+    harness.register("two", 20)
     for n in range(20):
-        town.ask(f"flap-{n}", "one", create=True)
+        harness.ask(f"flap-{n}", "one", create=True)
     turns = 0
 
     def flap() -> None:
@@ -314,61 +316,61 @@ def test_flapping_makes_nobody_wait(town: Town) -> None:
         turns += 1
         for n in range(20):
             with contextlib.suppress(UnexpectedAnswerError):  # 409: somebody set its status meanwhile
-                town.ask(f"flap-{n}", "one" if turns % 2 else "two", label="true" if turns % 3 else "false")
+                harness.ask(f"flap-{n}", "one" if turns % 2 else "two", label="true" if turns % 3 else "false")
 
     with _meanwhile(flap):
         deadline = time.monotonic() + 30
         while turns < 5 and time.monotonic() < deadline:
-            town.follows()
+            harness.follows()
     assert turns >= 5
-    town.is_well()
+    harness.is_well()
 
 
-def test_ten_thousand_instances_make_nobody_wait(town: Town, eventually: Eventually) -> None:
+def test_ten_thousand_instances_make_nobody_wait(harness: Harness, eventually: Eventually) -> None:
     """In Endpoints and in slices, and taken away again."""
-    town.register("huge", 10_000)
-    town.ask("huge", "huge", create=True, output="both")
+    harness.register("huge", 10_000)
+    harness.ask("huge", "huge", create=True, output="both")
     for _ in range(3):
-        town.follows()
-    eventually(lambda: (town.ready("huge") or 0) > 0, True, 60)
-    town.drop("huge")
-    town.follows()
-    town.is_well()
+        harness.follows()
+    eventually(lambda: (harness.ready("huge") or 0) > 0, True, 60)
+    harness.drop("huge")
+    harness.follows()
+    harness.is_well()
 
 
-def test_filters_make_nobody_wait(town: Town) -> None:
+def test_filters_make_nobody_wait(harness: Harness) -> None:
     """A hundred, each another question to Consul; some of them are none."""
-    town.register("filtered", 5)
+    harness.register("filtered", 5)
     for n in range(100):
         expression = f"Service.Port != {n}" if n % 4 else f"Service.Port === {n}("
-        town.ask(f"filter-{n}", "filtered", create=True, filter=expression)
+        harness.ask(f"filter-{n}", "filtered", create=True, filter=expression)
     for _ in range(3):
-        town.follows()
-    town.is_well()
+        harness.follows()
+    harness.is_well()
 
 
-def test_names_and_marks_that_are_forged_reach_nobody(town: Town, eventually: Eventually) -> None:
+def test_names_and_marks_that_are_forged_reach_nobody(harness: Harness, eventually: Eventually) -> None:
     """Names of others, of paths and of nothing; Services that pretend to be ours and from hundreds of services that are
     gone: after a restart nobody waits for a Consul that was rebuilt."""
-    names = ("..", ".", "a/b", "*", "x" * 300, "ü", "%2e%2e", "consul", f"{town.prefix}db?dc=dc2")
+    names = ("..", ".", "a/b", "*", "x" * 300, "ü", "%2e%2e", "consul", f"{harness.prefix}db?dc=dc2")
     for n, name in enumerate(names):
-        ask(town.user, town.bad, f"name-{n}", name, create=True)
-    ask(town.user, town.bad, "theirs", f"{town.prefix}ldap", create=True)
+        ask(harness.user, harness.bad, f"name-{n}", name, create=True)
+    ask(harness.user, harness.bad, "theirs", f"{harness.prefix}ldap", create=True)
     forged = {"app.kubernetes.io/managed-by": "consul-bridge", "consul-bridge/owner": "default"}
     for n in range(50):
-        town.user.json("POST", SERVICES.format(namespace=town.bad), {
+        harness.user.json("POST", SERVICES.format(namespace=harness.bad), {
             "apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]},
             "metadata": {"name": f"forged-{n}", "labels": forged, "annotations": {
-                "consul-bridge/service": f"{town.prefix}never-{n}", "consul-bridge/datacenter": "dc1",
+                "consul-bridge/service": f"{harness.prefix}never-{n}", "consul-bridge/datacenter": "dc1",
             }},
         })  # fmt: skip
-    town.follows()
-    town.daemon.stop()
-    town.consul.deregister(f"{town.prefix}db", f"{town.prefix}db-0")
-    town.daemon.start()
-    eventually(lambda: town.ready("db", town.good), 5, FOLLOWS_SECONDS)
-    town.consul.register(f"{town.prefix}db", f"{town.prefix}db-0", "10.79.2.1", 5432)
-    eventually(lambda: town.ready("db", town.good), 6, FOLLOWS_SECONDS)
-    assert [text for text in town.daemon.readiness()["held"] if "rebuilt" in text] == []
-    assert min(town.seen.values()) > 10
-    town.is_well()
+    harness.follows()
+    harness.daemon.stop()
+    harness.consul.deregister(f"{harness.prefix}db", f"{harness.prefix}db-0")
+    harness.daemon.start()
+    eventually(lambda: harness.ready("db", harness.good), 5, FOLLOWS_SECONDS)
+    harness.consul.register(f"{harness.prefix}db", f"{harness.prefix}db-0", "10.79.2.1", 5432)
+    eventually(lambda: harness.ready("db", harness.good), 6, FOLLOWS_SECONDS)
+    assert [text for text in harness.daemon.readiness()["held"] if "rebuilt" in text] == []
+    assert min(harness.seen.values()) > 10
+    harness.is_well()

@@ -29,7 +29,7 @@ OPTIONS = SyncOptions(retry=RetryPolicy(initial_seconds=0.01, max_seconds=0.05, 
 
 
 @dataclass
-class Town:
+class Harness:
     """Both sides, and the three commands that compare them."""
 
     consul: FakeConsul
@@ -103,66 +103,66 @@ class Town:
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[Town]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """Two datacenters, one namespace."""
     with FakeConsul(("dc1", "dc2")) as consul, FakeKube() as kube:
-        yield Town(consul, kube, tmp_path)
+        yield Harness(consul, kube, tmp_path)
 
 
 # --------------------------------------------------------------------------- what is held
 
 
 @pytest.mark.parametrize("sick", [False, True], ids=["they vanish", "they turn critical"])
-def test_many_small_services_that_go_together_are_held_in_every_command(town: Town, sick: bool) -> None:
+def test_many_small_services_that_go_together_are_held_in_every_command(harness: Harness, sick: bool) -> None:
     """None of them is much by itself; sync judges them together, and so do status and explain."""
-    town.register(20)
-    town.sync()
+    harness.register(20)
+    harness.sync()
     if sick:
-        town.register(20, status="critical")
+        harness.register(20, status="critical")
     else:
-        town.deregister(20)
-    assert town.planned()["held"] == 20
-    status = town.status()
+        harness.deregister(20)
+    assert harness.planned()["held"] == 20
+    status = harness.status()
     assert Counter(row.state for row in status.services) == {"held": 20}
     assert {(row.consul_ready, row.consul_not_ready, row.kubernetes_ready) for row in status.services} == {
         (0, int(sick), 1)
     }
-    (explanation,) = town.explain("s7")
+    (explanation,) = harness.explain("s7")
     assert (explanation.target, explanation.differences) == ("default/s7", ())
     assert explanation.held == tuple(row.reason for row in status.held if row.name == "s7")
     assert "20 of 20 ready endpoints" in explanation.held[0]
 
 
-def test_a_service_that_loses_little_is_not_held_whatever_else_there_is(town: Town) -> None:
+def test_a_service_that_loses_little_is_not_held_whatever_else_there_is(harness: Harness) -> None:
     """One of twenty: the next pass writes, and all three commands say so."""
-    town.register(20)
-    town.sync()
-    town.deregister(1)
-    assert town.planned() == {"delete": 3, "unchanged": 57}
-    assert Counter(town.states().values()) == {"in_sync": 19, "out_of_sync": 1}
-    (explanation,) = town.explain("s0")
+    harness.register(20)
+    harness.sync()
+    harness.deregister(1)
+    assert harness.planned() == {"delete": 3, "unchanged": 57}
+    assert Counter(harness.states().values()) == {"in_sync": 19, "out_of_sync": 1}
+    (explanation,) = harness.explain("s0")
     assert (explanation.held, len(explanation.differences)) == ((), 3)
 
 
-def test_the_others_are_read_only_when_something_is_lost(town: Town) -> None:
+def test_the_others_are_read_only_when_something_is_lost(harness: Harness) -> None:
     """To explain a healthy service costs no more in a large catalog; trouble of the others is not its own."""
-    town.register(20)
-    town.sync()
-    asked = len(town.consul.requests)
-    town.explain("s3")
-    read = {r.path for r in town.consul.requests[asked:] if "/health/service/" in r.path}
+    harness.register(20)
+    harness.sync()
+    asked = len(harness.consul.requests)
+    harness.explain("s3")
+    read = {r.path for r in harness.consul.requests[asked:] if "/health/service/" in r.path}
     assert read == {"/v1/health/service/s3"}
 
 
 # --------------------------------------------------------------------------- what is gone
 
 
-def test_a_vanished_service_that_is_held_is_explained_with_what_is_kept(town: Town) -> None:
+def test_a_vanished_service_that_is_held_is_explained_with_what_is_kept(harness: Harness) -> None:
     """It is not listed any more, so only Kubernetes still knows where it was."""
-    town.register(12, "web")
-    town.sync()
-    town.deregister(12, "web")
-    (explanation,) = town.explain("web")
+    harness.register(12, "web")
+    harness.sync()
+    harness.deregister(12, "web")
+    (explanation,) = harness.explain("web")
     assert (explanation.target, explanation.problem) == ("default/web", "dc1 does not list a service of this name")
     assert sorted(explanation.unaccounted) == sorted(f"10.0.1.{n}:80 ready" for n in range(1, 13))
     assert explanation.held[0].startswith("12 ready endpoints are kept: 12 of 12 ready endpoints mirrored from dc1 (")
@@ -175,47 +175,47 @@ def test_a_vanished_service_that_is_held_is_explained_with_what_is_kept(town: To
     assert text.endswith("\nNothing is taken away while it is held.\n")
 
 
-def test_a_vanished_service_says_what_the_next_pass_deletes(town: Town) -> None:
+def test_a_vanished_service_says_what_the_next_pass_deletes(harness: Harness) -> None:
     """Two endpoints are too few to be held."""
-    town.register(2, "web")
-    town.sync()
-    town.deregister(2, "web")
-    (explanation,) = town.explain("web")
+    harness.register(2, "web")
+    harness.sync()
+    harness.deregister(2, "web")
+    (explanation,) = harness.explain("web")
     assert [text.split(" ")[1:] for text in explanation.differences] == [
         [kind, name, "(its", "service", "is", "gone", "from", "Consul)"]
         for kind, name in (
             ("Endpoints", "web"),
-            ("EndpointSlice", town.slice("web")["metadata"]["name"]),
+            ("EndpointSlice", harness.slice("web")["metadata"]["name"]),
             ("Service", "web"),
         )
     ]
     assert "Kubernetes differs; the next pass would:" in explanation_text(explanation)
-    town.sync()
-    (explanation,) = town.explain("web")
+    harness.sync()
+    (explanation,) = harness.explain("web")
     assert (explanation.differences, explanation.unaccounted) == ((), ())
     assert explanation_text(explanation).endswith("\nNothing is to be written.\n")
 
 
-def test_what_is_left_of_one_of_two_services_at_one_name_is_shown(town: Town) -> None:
+def test_what_is_left_of_one_of_two_services_at_one_name_is_shown(harness: Harness) -> None:
     """The other is still there and accounts for its own endpoints."""
-    town.rules = tuple(
+    harness.rules = tuple(
         Rule(services=(f"web-{port}",), to=Destination(name="web", port_name=port)) for port in ("http", "metrics")
     )
-    town.consul.register("web-http", "vm-0", "10.0.1.1", 8080)
-    town.register(12, "web-metrics")
-    town.sync()
-    town.deregister(12, "web-metrics")
-    (explanation,) = town.explain("web-metrics")
+    harness.consul.register("web-http", "vm-0", "10.0.1.1", 8080)
+    harness.register(12, "web-metrics")
+    harness.sync()
+    harness.deregister(12, "web-metrics")
+    (explanation,) = harness.explain("web-metrics")
     assert (explanation.target, len(explanation.held)) == ("default/web", 1)
     assert sorted(explanation.unaccounted) == sorted(f"10.0.1.{n}:80 ready" for n in range(1, 13))
 
 
-def test_a_service_that_goes_elsewhere_now_is_explained_at_both_places(town: Town) -> None:
+def test_a_service_that_goes_elsewhere_now_is_explained_at_both_places(harness: Harness) -> None:
     """Where it goes, and what is left where it was."""
-    town.register(2, "web")
-    town.sync()
-    town.rules = (Rule(to=Destination(name="{service}-new")),)
-    here, there = town.explain("web")
+    harness.register(2, "web")
+    harness.sync()
+    harness.rules = (Rule(to=Destination(name="{service}-new")),)
+    here, there = harness.explain("web")
     assert (here.target, here.problem, here.differences) == (
         "default/web-new", "",
         ("create Service web-new", "create EndpointSlice web-new-36f47791", "create Endpoints web-new"),
@@ -226,54 +226,54 @@ def test_a_service_that_goes_elsewhere_now_is_explained_at_both_places(town: Tow
     assert [text.split()[1] for text in there.differences] == ["Endpoints", "EndpointSlice", "Service"]
 
 
-def test_what_is_left_of_a_service_is_found_in_its_datacenter(town: Town) -> None:
+def test_what_is_left_of_a_service_is_found_in_its_datacenter(harness: Harness) -> None:
     """Another one does not list it either, but that is no news."""
-    town.rules = (Rule(datacenters=("dc1", "dc2")),)
-    town.consul.register("web", "vm-1", "10.2.0.1", 80, dc="dc2")
-    town.sync()
-    town.consul.deregister("web", "vm-1", dc="dc2")
-    (explanation,) = town.explain("web")
+    harness.rules = (Rule(datacenters=("dc1", "dc2")),)
+    harness.consul.register("web", "vm-1", "10.2.0.1", 80, dc="dc2")
+    harness.sync()
+    harness.consul.deregister("web", "vm-1", dc="dc2")
+    (explanation,) = harness.explain("web")
     assert (explanation.datacenter, explanation.target, len(explanation.differences)) == ("dc2", "default/web", 3)
 
 
 # --------------------------------------------------------------------------- outputs
 
 
-def test_slices_that_the_control_plane_has_mirrored_by_now_are_due(town: Town) -> None:
+def test_slices_that_the_control_plane_has_mirrored_by_now_are_due(harness: Harness) -> None:
     """The output is Endpoints now: a pass asks whether it has, and so does the status."""
-    town.register(1, "web")
-    town.rules = (Rule(to=Destination(output=Output.ENDPOINTSLICES)),)
-    town.sync()
-    town.rules = (Rule(to=Destination(output=Output.ENDPOINTS)),)
-    town.sync()
-    assert town.states() == {"web": "in_sync"}
-    body = town.slice("web")
+    harness.register(1, "web")
+    harness.rules = (Rule(to=Destination(output=Output.ENDPOINTSLICES)),)
+    harness.sync()
+    harness.rules = (Rule(to=Destination(output=Output.ENDPOINTS)),)
+    harness.sync()
+    assert harness.states() == {"web": "in_sync"}
+    body = harness.slice("web")
     labels = {
         "kubernetes.io/service-name": "web",
         "endpointslice.kubernetes.io/managed-by": "endpointslicemirroring-controller.k8s.io",
     }
     metadata = {"name": "web-mirrored", "namespace": "default", "labels": labels}
-    town.kube.put("endpointslices", {**body, "metadata": metadata})
-    assert [(r.state, r.detail) for r in town.status().services] == [("out_of_sync", "delete EndpointSlice")]
-    assert town.planned()["delete"] == 1
+    harness.kube.put("endpointslices", {**body, "metadata": metadata})
+    assert [(r.state, r.detail) for r in harness.status().services] == [("out_of_sync", "delete EndpointSlice")]
+    assert harness.planned()["delete"] == 1
 
 
 # --------------------------------------------------------------------------- flags
 
 
-def test_what_flags_do_not_select_is_not_in_the_status_either(town: Town) -> None:
+def test_what_flags_do_not_select_is_not_in_the_status_either(harness: Harness) -> None:
     """`sync --service a`, then `sync --service b`: to `status --service a` the other is none of its business."""
-    town.register(2)
-    narrow = replace(town.options, partial_selection=True)
+    harness.register(2)
+    narrow = replace(harness.options, partial_selection=True)
     for name in ("s0", "s1"):
-        town.rules, town.options = (Rule(services=(name,)),), narrow
-        town.sync()
-    assert (town.states(), town.planned()) == ({"s1": "in_sync"}, {"unchanged": 3})
-    (explanation,) = town.explain("s0")
+        harness.rules, harness.options = (Rule(services=(name,)),), narrow
+        harness.sync()
+    assert (harness.states(), harness.planned()) == ({"s1": "in_sync"}, {"unchanged": 3})
+    (explanation,) = harness.explain("s0")
     assert (explanation.problem, explanation.differences) == ("no rule selects it", ())
     assert explanation_text(explanation).endswith("\nNothing is to be written.\n")
-    town.deregister(2)
-    assert (town.states(), town.planned()) == ({"s1": "out_of_sync"}, {"delete": 3})
+    harness.deregister(2)
+    assert (harness.states(), harness.planned()) == ({"s1": "out_of_sync"}, {"delete": 3})
 
 
 # --------------------------------------------------------------------------- people who change their minds
@@ -281,26 +281,26 @@ def test_what_flags_do_not_select_is_not_in_the_status_either(town: Town) -> Non
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])
 @pytest.mark.parametrize("count", [1, 12])
-def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: Town, narrow: bool, count: int) -> None:
+def test_a_service_that_lost_its_label_is_emptied_by_the_next_pass(harness: Harness, narrow: bool, count: int) -> None:
     """Though no bridge ran, whatever the flags select, and however much it is: a user asked for it."""
-    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, partial_selection=narrow)
-    town.register(count, "pg")
-    town.person("database", {"consul-bridge/service": "pg"})
-    town.sync()
-    assert len(town.addresses("database")) == count
-    town.person("database")
-    assert [(r.state, r.detail) for r in town.status().services] == [
+    harness.rules, harness.options = (Rule(services=("zzz",)),), replace(OPTIONS, partial_selection=narrow)
+    harness.register(count, "pg")
+    harness.person("database", {"consul-bridge/service": "pg"})
+    harness.sync()
+    assert len(harness.addresses("database")) == count
+    harness.person("database")
+    assert [(r.state, r.detail) for r in harness.status().services] == [
         ("out_of_sync", "delete Endpoints, delete EndpointSlice")
     ]
-    (explanation,) = town.explain("pg")
+    (explanation,) = harness.explain("pg")
     assert (explanation.target, explanation.held) == ("default/database", ())
     assert explanation.differences == tuple(
         f"delete {what} (no rule or annotation asks for it any more)"
-        for what in ("Endpoints database", f"EndpointSlice {town.slice('database')['metadata']['name']}")
+        for what in ("Endpoints database", f"EndpointSlice {harness.slice('database')['metadata']['name']}")
     )
-    assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 2}
-    assert town.addresses("database") == []
-    assert town.kube.get("services", "default", "database") is not None
+    assert {k: n for k, n in harness.sync().to_json()["summary"].items() if n} == {"delete": 2}
+    assert harness.addresses("database") == []
+    assert harness.kube.get("services", "default", "database") is not None
 
 
 @pytest.mark.parametrize(
@@ -309,140 +309,140 @@ def test_a_service_whose_label_was_taken_off_is_emptied_by_the_next_pass(town: T
     ids=["the label is taken off", "the grant is withdrawn", "another service, which is not granted"],
 )
 def test_a_service_that_a_rule_wants_too_is_emptied_when_its_user_does_not_have_it_filled(
-    town: Town, asks: dict[str, str] | None, granted: bool, count: int
+    harness: Harness, asks: dict[str, str] | None, granted: bool, count: int
 ) -> None:
     """The rule does not get the Service; what was filled would stay as it is forever."""
-    town.register(count, "pg")
-    town.person("pg", {})
-    town.sync()
-    assert len(town.addresses("pg")) == count
-    town.person("pg", asks)
+    harness.register(count, "pg")
+    harness.person("pg", {})
+    harness.sync()
+    assert len(harness.addresses("pg")) == count
+    harness.person("pg", asks)
     if not granted:
-        town.options = replace(town.options, annotated=Annotated(grants=()))
-    report = town.sync()
+        harness.options = replace(harness.options, annotated=Annotated(grants=()))
+    report = harness.sync()
     assert {k: n for k, n in report.to_json()["summary"].items() if n} == {"delete": 2, "skipped": 1, "conflicts": 1}
-    assert town.addresses("pg") == []
-    assert town.kube.get("services", "default", "pg") is not None
-    assert town.states() == {"pg": "conflict"}
+    assert harness.addresses("pg") == []
+    assert harness.kube.get("services", "default", "pg") is not None
+    assert harness.states() == {"pg": "conflict"}
 
 
 def test_a_service_that_a_rule_may_take_over_keeps_its_endpoints_when_its_user_does_not_ask_any_more(
-    town: Town,
+    harness: Harness,
 ) -> None:
     """Nothing is in the rule's way then."""
-    town.register(12, "pg")
-    town.person("pg", {})
-    town.sync()
-    town.person("pg")
-    town.options = replace(town.options, adopt=Adopt.UNOWNED)
-    town.sync()
-    assert len(town.addresses("pg")) == 12
+    harness.register(12, "pg")
+    harness.person("pg", {})
+    harness.sync()
+    harness.person("pg")
+    harness.options = replace(harness.options, adopt=Adopt.UNOWNED)
+    harness.sync()
+    assert len(harness.addresses("pg")) == 12
 
 
-def test_what_was_filled_for_a_service_that_is_deleted_goes_with_the_next_pass(town: Town) -> None:
+def test_what_was_filled_for_a_service_that_is_deleted_goes_with_the_next_pass(harness: Harness) -> None:
     """Slices, that is: the control plane deletes Endpoints with their Service, and nothing else."""
-    town.rules = ()
-    town.register(12, "pg")
-    town.person("pg", {"consul-bridge/output": "endpointslices"})
-    town.sync()
-    town.kube.remove("services", "default", "pg")
-    assert town.states() == {"pg": "out_of_sync"}
-    assert {k: n for k, n in town.sync().to_json()["summary"].items() if n} == {"delete": 1}
+    harness.rules = ()
+    harness.register(12, "pg")
+    harness.person("pg", {"consul-bridge/output": "endpointslices"})
+    harness.sync()
+    harness.kube.remove("services", "default", "pg")
+    assert harness.states() == {"pg": "out_of_sync"}
+    assert {k: n for k, n in harness.sync().to_json()["summary"].items() if n} == {"delete": 1}
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["rules", "flags"])
-def test_a_service_of_ours_whose_label_somebody_took_off_keeps_its_endpoints(town: Town, narrow: bool) -> None:
+def test_a_service_of_ours_whose_label_somebody_took_off_keeps_its_endpoints(harness: Harness, narrow: bool) -> None:
     """It is theirs from then on, and it is not a Service that was filled for anyone."""
-    town.register(12, "web")
-    town.sync()
-    service = town.kube.get("services", "default", "web")
+    harness.register(12, "web")
+    harness.sync()
+    service = harness.kube.get("services", "default", "web")
     assert service is not None
     del service["metadata"]["labels"]["consul-bridge/owner"]
-    town.kube.put("services", service)
-    town.rules, town.options = (Rule(services=("zzz",)),), replace(OPTIONS, partial_selection=narrow)
-    town.sync()
-    assert len(town.addresses("web")) == 12
+    harness.kube.put("services", service)
+    harness.rules, harness.options = (Rule(services=("zzz",)),), replace(OPTIONS, partial_selection=narrow)
+    harness.sync()
+    assert len(harness.addresses("web")) == 12
 
 
-def test_a_mistyped_annotation_is_said_wherever_one_looks(town: Town) -> None:
+def test_a_mistyped_annotation_is_said_wherever_one_looks(harness: Harness) -> None:
     """In the report of a pass, in the status and in the explanation; the Service is filled all the same."""
-    town.rules = ()
-    town.register(1, "pg")
-    town.person("pg", {"consul-bridge/output": "EndpointSlices", "consul-bridge/tag": "primary"})
-    said = {warning["message"] for warning in town.sync().to_json()["warnings"]}
+    harness.rules = ()
+    harness.register(1, "pg")
+    harness.person("pg", {"consul-bridge/output": "EndpointSlices", "consul-bridge/tag": "primary"})
+    said = {warning["message"] for warning in harness.sync().to_json()["warnings"]}
     assert {text.split(":")[0] for text in said} == {
         "the annotation consul-bridge/output is 'EndpointSlices' and not one of endpoints, endpointslices, both",
         "unknown to the bridge, so without effect",
     }
-    assert town.addresses("pg") == ["10.0.1.1"]
-    (row,) = town.status().services
-    (explanation,) = town.explain("pg")
+    assert harness.addresses("pg") == ["10.0.1.1"]
+    (row,) = harness.status().services
+    (explanation,) = harness.explain("pg")
     assert (row.state, set(row.detail.split("; ")), set(explanation.warnings)) == ("in_sync", said, said)
 
 
-def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(town: Town) -> None:
+def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(harness: Harness) -> None:
     """The first pass asks for it, and Kubernetes answers with what there is."""
-    town.register(1, "web")
-    town.consul.register("web", "vm-6", "fd00::1", 80)
-    assert town.sync().to_json()["warnings"] == []
-    service = town.kube.get("services", "default", "web")
+    harness.register(1, "web")
+    harness.consul.register("web", "vm-6", "fd00::1", 80)
+    assert harness.sync().to_json()["warnings"] == []
+    service = harness.kube.get("services", "default", "web")
     assert service is not None
     service["spec"] |= {"ipFamilies": ["IPv4"], "clusterIPs": service["spec"]["clusterIPs"][:1]}
-    town.kube.put("services", service)
-    (warning,) = town.sync().to_json()["warnings"]
+    harness.kube.put("services", service)
+    (warning,) = harness.sync().to_json()["warnings"]
     assert warning["message"].startswith("IPv6 endpoints cannot be reached: the Service asks for both families")
-    assert town.planned() == {"unchanged": 4}
+    assert harness.planned() == {"unchanged": 4}
 
 
-def test_a_service_is_found_by_its_name_in_kubernetes_and_in_another_case(town: Town) -> None:
+def test_a_service_is_found_by_its_name_in_kubernetes_and_in_another_case(harness: Harness) -> None:
     """Consul's own spelling is said; a name that is only near is suggested, and is not found."""
-    town.consul.register("RadosGW", "vm-1", "10.0.1.1", 80)
-    town.consul.register("postgres", "vm-1", "10.0.1.1", 5432)
-    town.sync()
+    harness.consul.register("RadosGW", "vm-1", "10.0.1.1", 80)
+    harness.consul.register("postgres", "vm-1", "10.0.1.1", 5432)
+    harness.sync()
     for given, note in (
         ("RadosGW", ""), ("radosgw", "default/radosgw in Kubernetes comes from Consul's RadosGW"),
         ("default/radosgw", "default/radosgw in Kubernetes comes from Consul's RadosGW"),
         ("POSTGRES", "Consul spells it postgres"),
     ):  # fmt: skip
-        explained = town.explained(given)
+        explained = harness.explained(given)
         (explanation,) = explained.explanations
         assert (explained.found, explained.notes) == (True, (note,) if note else ())
         assert explanation.service == ("postgres" if given == "POSTGRES" else "RadosGW")
         assert len(explanation.rows) == 1
-    explained = town.explained("postgers")
+    explained = harness.explained("postgers")
     assert (explained.found, explained.notes) == (False, ("did you mean postgres?",))
-    assert (town.explained("xyz").found, town.explained("xyz").notes) == (False, ())
+    assert (harness.explained("xyz").found, harness.explained("xyz").notes) == (False, ())
 
 
-def test_without_rules_it_says_so_first_and_where_our_objects_are(town: Town) -> None:
+def test_without_rules_it_says_so_first_and_where_our_objects_are(harness: Harness) -> None:
     """Whatever namespace a running bridge with rules has them in; another owner's are not ours."""
-    town.kube.add_namespace("storage")
-    town.consul.register("radosgw", "vm-1", "10.0.1.1", 80)
-    town.consul.register("web", "vm-1", "10.0.1.1", 80)
-    with_rules = replace(town, rules=(Rule(services=("radosgw",), to=Destination(namespace="storage", name="gw")),))
+    harness.kube.add_namespace("storage")
+    harness.consul.register("radosgw", "vm-1", "10.0.1.1", 80)
+    harness.consul.register("web", "vm-1", "10.0.1.1", 80)
+    with_rules = replace(harness, rules=(Rule(services=("radosgw",), to=Destination(namespace="storage", name="gw")),))
     with_rules.sync()
     for given in ("radosgw", "gw", "storage/gw"):
-        explained = town.explained(given, selects=False)
+        explained = harness.explained(given, selects=False)
         meaning, ours, *_ = explained.notes
         assert meaning.startswith("no rules are given")
         assert "namespace default" in meaning
         assert "mirrors radosgw into storage/gw" in ours
         assert [e.service for e in explained.explanations] == ["radosgw"]
-    assert "mirrors web nowhere in this cluster" in town.explained("web", selects=False).notes[1]
-    assert "nowhere" in town.explained("radosgw", selects=False, owner="another").notes[1]
+    assert "mirrors web nowhere in this cluster" in harness.explained("web", selects=False).notes[1]
+    assert "nowhere" in harness.explained("radosgw", selects=False, owner="another").notes[1]
     assert with_rules.explained("radosgw").notes == ()
-    status = replace(town, options=replace(town.options, selects=False)).status()
+    status = replace(harness, options=replace(harness.options, selects=False)).status()
     assert status.notes[0] == meaning
     assert "mirrors 1 service into storage" in status.notes[1]
-    other = replace(town, options=replace(town.options, selects=False, owner="another")).status()
+    other = replace(harness, options=replace(harness.options, selects=False, owner="another")).status()
     assert "owner another mirrors nothing in this cluster" in other.notes[1]
     assert with_rules.status().notes == ()
 
 
-def test_without_rules_and_without_the_right_to_look_everywhere_that_is_said(town: Town) -> None:
+def test_without_rules_and_without_the_right_to_look_everywhere_that_is_said(harness: Harness) -> None:
     """The rest is told all the same."""
-    town.consul.register("web", "vm-1", "10.0.1.1", 80)
-    town.kube.forbid("admin", "list", "services", "")
-    explained = town.explained("web", selects=False)
+    harness.consul.register("web", "vm-1", "10.0.1.1", 80)
+    harness.kube.forbid("admin", "list", "services", "")
+    explained = harness.explained("web", selects=False)
     assert "may not be listed in all namespaces" in explained.notes[1]
     assert [e.service for e in explained.explanations] == ["web"]

@@ -36,11 +36,11 @@ def only(service: str) -> tuple[Rule, ...]:
 class Replica:
     """A bridge in a thread, and its metrics."""
 
-    def __init__(self, town: Town, rules: Sequence[Rule], token: str = ADMIN_TOKEN, **options: Any) -> None:
+    def __init__(self, harness: Harness, rules: Sequence[Rule], token: str = ADMIN_TOKEN, **options: Any) -> None:
         self.metrics = Metrics("1")
         self.bridge = Controller(
-            consul=ConsulConfig(address=town.consul.address),
-            kube=KubeConfig(kubeconfig=town.kube.kubeconfig(town.folder, token, f"{token}.kubeconfig")),
+            consul=ConsulConfig(address=harness.consul.address),
+            kube=KubeConfig(kubeconfig=harness.kube.kubeconfig(harness.folder, token, f"{token}.kubeconfig")),
             rules=rules,
             options=replace(OPTIONS, **options),
             observer=self.metrics,
@@ -82,7 +82,7 @@ class Replica:
         return {s: n for s, n in services.items() if n}, {s: n for s, n in endpoints.items() if n}
 
 
-class Town:
+class Harness:
     """The fakes, and the bridges that were started."""
 
     def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
@@ -113,10 +113,10 @@ class Town:
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[Town]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     """Both sides, and nobody between them yet."""
     with FakeConsul() as consul, FakeKube() as kube:
-        made = Town(consul, kube, tmp_path)
+        made = Harness(consul, kube, tmp_path)
         yield made
         kube.clear_faults()
         consul.clear_faults()
@@ -127,14 +127,14 @@ def town(tmp_path: Path) -> Iterator[Town]:
 
 
 def test_a_second_installation_with_our_owner_id_is_said_and_never_takes_over(
-    town: Town, eventually: Eventually
+    harness: Harness, eventually: Eventually
 ) -> None:
     """It has other rules: were it to write, it would remove what the first one mirrors."""
-    town.consul.register("web", "vm-1", "10.0.0.1", 80)
-    town.consul.register("db", "vm-2", "10.0.0.2", 81)
-    first = town.add(only("web"), installation="apps/first")
-    eventually(lambda: (first.leads, town.ready("web")), (True, ["10.0.0.1"]))
-    second = town.add(only("db"), installation="apps/second")
+    harness.consul.register("web", "vm-1", "10.0.0.1", 80)
+    harness.consul.register("db", "vm-2", "10.0.0.2", 81)
+    first = harness.add(only("web"), installation="apps/first")
+    eventually(lambda: (first.leads, harness.ready("web")), (True, ["10.0.0.1"]))
+    second = harness.add(only("db"), installation="apps/second")
     eventually(
         lambda: ["owner id 'default'" in str(r.detail.get("conflicting_writer")) for r in (first, second)],
         [True, True],
@@ -142,46 +142,46 @@ def test_a_second_installation_with_our_owner_id_is_said_and_never_takes_over(
     )
     eventually(lambda: [r.metric("conflicting_writer") for r in (first, second)], [1, 1])
     assert second.bridge.ready()[0] is True
-    town.stop(first)
+    harness.stop(first)
     end = time.monotonic() + 2 * LEASE
     while time.monotonic() < end:
-        assert (town.ready("web"), town.ready("db"), second.leads) == (["10.0.0.1"], None, False)
+        assert (harness.ready("web"), harness.ready("db"), second.leads) == (["10.0.0.1"], None, False)
         time.sleep(0.05)
-    again = town.add(only("web"), installation="apps/first")
+    again = harness.add(only("web"), installation="apps/first")
     eventually(lambda: again.leads, True, 15)
 
 
-def test_a_standby_tells_what_is_and_not_what_was(town: Town, eventually: Eventually) -> None:
+def test_a_standby_tells_what_is_and_not_what_was(harness: Harness, eventually: Eventually) -> None:
     """Its gauges follow what the leader writes, and what left has left its gauges too."""
     for n in range(4):
-        town.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
-    leader = town.add()
-    eventually(lambda: leader.leads and len(town.ready("web") or []), 4)
-    standby = town.add()
+        harness.consul.register("web", f"vm-{n}", f"10.0.0.{n + 1}", 80)
+    leader = harness.add()
+    eventually(lambda: leader.leads and len(harness.ready("web") or []), 4)
+    standby = harness.add()
     for n in range(3):
-        town.consul.flip("web", f"vm-{n}", "critical")
-    eventually(lambda: town.ready("web"), ["10.0.0.4"])
+        harness.consul.flip("web", f"vm-{n}", "critical")
+    eventually(lambda: harness.ready("web"), ["10.0.0.4"])
     expected = ({"in_sync": 1.0}, {"ready": 1.0, "not_ready": 3.0})
     eventually(lambda: [r.gauges() for r in (leader, standby)], [expected, expected])
-    town.consul.register("db", "vm-9", "10.0.0.9", 81)
+    harness.consul.register("db", "vm-9", "10.0.0.9", 81)
     expected = ({"in_sync": 2.0}, {"ready": 2.0, "not_ready": 3.0})
     eventually(lambda: [r.gauges() for r in (leader, standby)], [expected, expected])
     for n in range(4):
-        town.consul.deregister("web", f"vm-{n}")
-    eventually(lambda: town.ready("web"), None)
+        harness.consul.deregister("web", f"vm-{n}")
+    eventually(lambda: harness.ready("web"), None)
     expected = ({"in_sync": 1.0}, {"ready": 1.0})
     eventually(lambda: [r.gauges() for r in (leader, standby)], [expected, expected])
     assert [leader.leads, standby.leads] == [True, False]
 
 
 def test_a_change_whose_writes_failed_first_is_measured_and_is_nobodys_doing(
-    town: Town, eventually: Eventually
+    harness: Harness, eventually: Eventually
 ) -> None:
     """Four flips, each written at the third try: four observations, all of them slow, and no conflicting writer."""
-    town.consul.register("web", "vm-1", "10.0.0.1", 80)
-    town.consul.register("web", "vm-2", "10.0.0.2", 80)
-    bridge = town.alone()
-    eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"])
+    harness.consul.register("web", "vm-1", "10.0.0.1", 80)
+    harness.consul.register("web", "vm-2", "10.0.0.2", 80)
+    bridge = harness.alone()
+    eventually(lambda: harness.ready("web"), ["10.0.0.1", "10.0.0.2"])
     eventually(lambda: bridge.gauges()[0], {"in_sync": 1.0})
 
     def lags() -> tuple[float, float]:
@@ -190,29 +190,29 @@ def test_a_change_whose_writes_failed_first_is_measured_and_is_nobodys_doing(
     time.sleep(0.2)
     before = lags()
     for turn in range(4):
-        town.kube.inject(Fault(status=503), times=2, method="PATCH")
-        town.consul.flip("web", "vm-1", "passing" if turn % 2 else "critical")
-        eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"] if turn % 2 else ["10.0.0.2"])
+        harness.kube.inject(Fault(status=503), times=2, method="PATCH")
+        harness.consul.flip("web", "vm-1", "passing" if turn % 2 else "critical")
+        eventually(lambda: harness.ready("web"), ["10.0.0.1", "10.0.0.2"] if turn % 2 else ["10.0.0.2"])
         eventually(lambda: lags()[0], before[0] + turn + 1)
     assert lags()[1] == before[1]
     assert "conflicting_writer" not in bridge.detail
 
 
-def test_a_write_that_only_seemed_to_fail_is_measured(town: Town, eventually: Eventually) -> None:
+def test_a_write_that_only_seemed_to_fail_is_measured(harness: Harness, eventually: Eventually) -> None:
     """The connection broke after the server had done it: nothing is left to write, and it took its time."""
-    town.consul.register("web", "vm-1", "10.0.0.1", 80)
-    bridge = town.alone()
-    eventually(lambda: town.ready("web"), ["10.0.0.1"])
+    harness.consul.register("web", "vm-1", "10.0.0.1", 80)
+    bridge = harness.alone()
+    eventually(lambda: harness.ready("web"), ["10.0.0.1"])
     eventually(lambda: bridge.gauges()[0], {"in_sync": 1.0})
     before = bridge.metric("sync_lag_seconds_count")
-    town.kube.inject(Fault(reset_after=True), method="PATCH", path="/endpoints/web")
-    town.consul.flip("web", "vm-1", "critical")
-    eventually(lambda: (town.ready("web"), bridge.metric("errors_total", kind="transient")), ([], 1.0))
+    harness.kube.inject(Fault(reset_after=True), method="PATCH", path="/endpoints/web")
+    harness.consul.flip("web", "vm-1", "critical")
+    eventually(lambda: (harness.ready("web"), bridge.metric("errors_total", kind="transient")), ([], 1.0))
     eventually(lambda: bridge.metric("sync_lag_seconds_count"), before + 1)
 
 
 def test_a_host_name_with_changing_addresses_is_no_conflicting_writer(
-    town: Town, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """Each answer is written, however often it differs: nobody undid the one before."""
     answers = [f"10.0.5.{n}" for n in range(1, 8)]
@@ -221,80 +221,80 @@ def test_a_host_name_with_changing_addresses_is_no_conflicting_writer(
         return (answers[0] if len(answers) == 1 else answers.pop(0),)
 
     monkeypatch.setattr(Resolver, "_look_up", look_up)
-    town.consul.register("web", "vm-1", "files.example", 80)
-    bridge = town.alone(resolver=ResolverSettings(ttl_seconds=0.1))
-    eventually(lambda: town.ready("web"), ["10.0.5.7"], 15)
+    harness.consul.register("web", "vm-1", "files.example", 80)
+    bridge = harness.alone(resolver=ResolverSettings(ttl_seconds=0.1))
+    eventually(lambda: harness.ready("web"), ["10.0.5.7"], 15)
     assert "conflicting_writer" not in bridge.detail
 
 
-def test_who_undoes_us_is_a_conflicting_writer_although_writes_fail(town: Town, eventually: Eventually) -> None:
+def test_who_undoes_us_is_a_conflicting_writer_although_writes_fail(harness: Harness, eventually: Eventually) -> None:
     """A repair that is tried again is still a repair. What left Consul goes all the same: it is not what they want."""
-    town.consul.register("web", "vm-1", "10.0.0.1", 80)
-    town.consul.register("leaving", "vm-2", "10.0.0.2", 80)
-    bridge = town.alone()
-    eventually(lambda: town.ready("leaving"), ["10.0.0.2"], 15)
+    harness.consul.register("web", "vm-1", "10.0.0.1", 80)
+    harness.consul.register("leaving", "vm-2", "10.0.0.2", 80)
+    bridge = harness.alone()
+    eventually(lambda: harness.ready("leaving"), ["10.0.0.2"], 15)
     for _ in range(3):
-        eventually(lambda: town.ready("web"), ["10.0.0.1"], 15)
-        town.kube.inject(Fault(status=503), times=1, method="PATCH")
-        theirs = town.kube.get("endpoints", "default", "web")
+        eventually(lambda: harness.ready("web"), ["10.0.0.1"], 15)
+        harness.kube.inject(Fault(status=503), times=1, method="PATCH")
+        theirs = harness.kube.get("endpoints", "default", "web")
         assert theirs is not None
-        town.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
+        harness.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
     eventually(lambda: "again and again" in str(bridge.detail.get("conflicting_writer")), True, 15)
-    town.consul.deregister("leaving", "vm-2")
-    eventually(lambda: town.ready("leaving"), None, 15)
+    harness.consul.deregister("leaving", "vm-2")
+    eventually(lambda: harness.ready("leaving"), None, 15)
 
 
-def test_one_edit_after_altered_writes_is_no_conflicting_writer(town: Town, eventually: Eventually) -> None:
+def test_one_edit_after_altered_writes_is_no_conflicting_writer(harness: Harness, eventually: Eventually) -> None:
     """What the API server stores otherwise was undone by nobody who writes beside us."""
-    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    harness.consul.register("web", "vm-1", "10.0.0.1", 80)
 
     def alter(kind: str, body: dict[str, Any]) -> None:
         if kind == "endpoints":
             body["metadata"]["annotations"]["consul-bridge/service"] = "altered"
 
-    town.kube.mutate = alter
-    bridge = town.alone()
+    harness.kube.mutate = alter
+    bridge = harness.alone()
     for number in (2, 3, 4):
-        town.consul.register("web", f"vm-{number}", f"10.0.0.{number}", 80)
+        harness.consul.register("web", f"vm-{number}", f"10.0.0.{number}", 80)
         expected = [f"10.0.0.{n}" for n in range(1, number + 1)]
-        eventually(lambda: town.ready("web"), expected, 15)
-    town.kube.mutate = None
-    town.consul.deregister("web", "vm-4")
+        eventually(lambda: harness.ready("web"), expected, 15)
+    harness.kube.mutate = None
+    harness.consul.deregister("web", "vm-4")
     expected = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
-    eventually(lambda: (town.ready("web"), bridge.gauges()[0]), (expected, {"in_sync": 1.0}), 15)
-    theirs = town.kube.get("endpoints", "default", "web")
+    eventually(lambda: (harness.ready("web"), bridge.gauges()[0]), (expected, {"in_sync": 1.0}), 15)
+    theirs = harness.kube.get("endpoints", "default", "web")
     assert theirs is not None
-    town.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
-    eventually(lambda: town.ready("web"), expected, 15)
+    harness.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
+    eventually(lambda: harness.ready("web"), expected, 15)
     time.sleep(0.2)  # the outcome is told after the write
     assert "conflicting_writer" not in bridge.detail
 
 
 def test_a_leader_that_is_cut_off_from_consul_leaves_the_writing_to_a_standby_that_is_not(
-    town: Town, eventually: Eventually
+    harness: Harness, eventually: Eventually
 ) -> None:
     """What changes meanwhile is written, and the one that was cut off says why it writes nothing."""
-    town.consul.register("web", "vm-1", "10.0.0.1", 80)
+    harness.consul.register("web", "vm-1", "10.0.0.1", 80)
     with FakeConsul() as other:  # the same services by another way
         other.register("web", "vm-1", "10.0.0.1", 80)
-        leader = town.add(lasting_seconds=1.0)
-        eventually(lambda: (leader.leads, town.ready("web")), (True, ["10.0.0.1"]))
-        near, town.consul = town.consul, other
-        standby = town.add(lasting_seconds=1.0)
+        leader = harness.add(lasting_seconds=1.0)
+        eventually(lambda: (leader.leads, harness.ready("web")), (True, ["10.0.0.1"]))
+        near, harness.consul = harness.consul, other
+        standby = harness.add(lasting_seconds=1.0)
         near.inject(ConsulFault(status=500), times=100_000)
         near.drop_connections()
         other.register("web", "vm-2", "10.0.0.2", 80)
-        eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"], 20)
+        eventually(lambda: harness.ready("web"), ["10.0.0.1", "10.0.0.2"], 20)
         assert [leader.leads, standby.leads] == [False, True]
         assert "another replica can" in str(leader.detail["election"])
         near.clear_faults()
         eventually(lambda: leader.bridge.ready()[0], True, 15)
-        for replica in list(town.replicas):
-            town.stop(replica)
+        for replica in list(harness.replicas):
+            harness.stop(replica)
 
 
 def test_a_leader_waits_for_no_write_longer_than_its_lease(
-    town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The API server sits on one for longer; what it does with it at last changes nothing that was written since."""
     waits: list[float] = []
@@ -306,36 +306,36 @@ def test_a_leader_waits_for_no_write_longer_than_its_lease(
         return request(client, method, path, **options)
 
     monkeypatch.setattr(KubeClient, "request", recorded)
-    town.consul.register("web", "vm-1", "10.0.0.1", 80)
-    leader = town.add()
-    eventually(lambda: (leader.leads, town.ready("web")), (True, ["10.0.0.1"]))
-    town.kube.inject(Fault(delay=3 * LEASE), method="PATCH", path="/endpoints/web")
-    town.consul.flip("web", "vm-1", "critical")
+    harness.consul.register("web", "vm-1", "10.0.0.1", 80)
+    leader = harness.add()
+    eventually(lambda: (leader.leads, harness.ready("web")), (True, ["10.0.0.1"]))
+    harness.kube.inject(Fault(delay=3 * LEASE), method="PATCH", path="/endpoints/web")
+    harness.consul.flip("web", "vm-1", "critical")
     began = time.monotonic()
     eventually(lambda: leader.metric("errors_total", kind="transient"), 1.0, 3 * LEASE - 1)
-    town.consul.flip("web", "vm-1", "passing")
-    town.consul.register("web", "vm-2", "10.0.0.2", 80)
+    harness.consul.flip("web", "vm-1", "passing")
+    harness.consul.register("web", "vm-2", "10.0.0.2", 80)
     while time.monotonic() < began + 3 * LEASE + 0.5:
         time.sleep(0.05)
-    assert town.ready("web") == ["10.0.0.1", "10.0.0.2"]
+    assert harness.ready("web") == ["10.0.0.1", "10.0.0.2"]
     assert 0 < max(waits) <= LEASE
 
 
 def test_a_leader_whose_writes_are_not_answered_leaves_them_to_another(
-    town: Town, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its Lease is renewed all the time; when it is answered again, which it finds out by itself, it may lead again."""
     monkeypatch.setattr("bridge.controller.shards.WRITING_SECONDS", 0.2)
-    town.consul.register("web", "vm-1", "10.0.0.1", 80)
-    first = town.add(lasting_seconds=1.0)
-    eventually(lambda: town.ready("web"), ["10.0.0.1"])
-    second = town.add(token=PLAIN_TOKEN, lasting_seconds=1.0)
-    town.kube.inject(Fault(status=503), times=10**6, method="PATCH", user="admin")
-    town.kube.inject(Fault(status=503), times=10**6, path="/version", user="admin")
-    town.consul.register("web", "vm-2", "10.0.0.2", 80)
-    eventually(lambda: town.ready("web"), ["10.0.0.1", "10.0.0.2"], 30)
+    harness.consul.register("web", "vm-1", "10.0.0.1", 80)
+    first = harness.add(lasting_seconds=1.0)
+    eventually(lambda: harness.ready("web"), ["10.0.0.1"])
+    second = harness.add(token=PLAIN_TOKEN, lasting_seconds=1.0)
+    harness.kube.inject(Fault(status=503), times=10**6, method="PATCH", user="admin")
+    harness.kube.inject(Fault(status=503), times=10**6, path="/version", user="admin")
+    harness.consul.register("web", "vm-2", "10.0.0.2", 80)
+    eventually(lambda: harness.ready("web"), ["10.0.0.1", "10.0.0.2"], 30)
     assert (first.leads, second.leads) == (False, True)
     assert "did not answer what was written from here" in str(first.detail["election"])
     assert first.detail["kubernetes"] != "ok"
-    town.kube.clear_faults()
+    harness.kube.clear_faults()
     eventually(lambda: first.detail["kubernetes"], "ok", 20)

@@ -121,32 +121,32 @@ def test_a_plain_pass_takes_nothing_away_while_a_bridge_runs_that_may_hold_it(
     """
     election = ElectionConfig(duration_seconds=3)
     with FakeConsul() as consul, FakeKube() as kube:
-        town = Beside(consul, kube, tmp_path, Output.BOTH, election)
+        harness = Beside(consul, kube, tmp_path, Output.BOTH, election)
         for n in range(20):
             consul.register(NAME, f"vm-{n}", address(n), 80)
-        town.thread.start()
+        harness.thread.start()
         try:
-            eventually(lambda: len(town.addresses()), 20, 30)
+            eventually(lambda: len(harness.addresses()), 20, 30)
             for n in range(9):
                 consul.deregister(NAME, f"vm-{n}")
-            eventually(lambda: len(town.addresses()), 11, 30)
+            eventually(lambda: len(harness.addresses()), 11, 30)
             for n in range(9, 12):
                 consul.deregister(NAME, f"vm-{n}")
-            eventually(town.held, 1, 30)
-            kept = town.addresses()
+            eventually(harness.held, 1, 30)
+            kept = harness.addresses()
             if forbidden:
                 kube.inject(Fault(status=403), 99, "GET", "leases.*shard")
-            report = town.sync(dry_run=forbidden)
+            report = harness.sync(dry_run=forbidden)
             assert [row.cause for row in report.held] == ([] if forbidden else [Code.HELD_RUNNING])
-            assert (town.addresses(), bool(report.changes)) == (kept, forbidden)
-            assert [row.state for row in status_once(**town.sides()).services] == [
+            assert (harness.addresses(), bool(report.changes)) == (kept, forbidden)
+            assert [row.state for row in status_once(**harness.sides()).services] == [
                 "out_of_sync" if forbidden else "held"
             ]
         finally:
-            town.bridge.stop()
-            town.thread.join(20)
-        assert not town.thread.is_alive()
-        assert (town.sync().held, len(town.addresses())) == ((), 8)
+            harness.bridge.stop()
+            harness.thread.join(20)
+        assert not harness.thread.is_alive()
+        assert (harness.sync().held, len(harness.addresses())) == ((), 8)
 
 
 def stays(check: Callable[[], object], expected: object, seconds: float) -> None:

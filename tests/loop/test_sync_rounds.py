@@ -29,7 +29,7 @@ ONCE = RetryPolicy(attempts=1, initial_seconds=0.01, max_seconds=0.01)
 COUNTS = {"calm": 24, "contended": 16}
 
 
-class Town:
+class Harness:
     """Two services, 24 and 16 instances, in Endpoints alone."""
 
     def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
@@ -74,9 +74,9 @@ class Town:
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[Town]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     with FakeConsul() as consul, FakeKube() as kube:
-        made = Town(consul, kube, tmp_path)
+        made = Harness(consul, kube, tmp_path)
         assert made.sync().failed == ()
         assert made.ready() == COUNTS
         yield made
@@ -87,31 +87,31 @@ def status(report: Report) -> int:
 
 
 def test_what_was_let_go_in_the_first_round_is_not_held_in_the_second(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """16 of 40 endpoints go, which is not too much; that 14 of them have gone by then makes it no more than that."""
-    town.lose("calm", 14)
-    town.lose("contended", 2)
-    met = town.meddle(monkeypatch)
-    report = town.sync()
+    harness.lose("calm", 14)
+    harness.lose("contended", 2)
+    met = harness.meddle(monkeypatch)
+    report = harness.sync()
     assert (met, status(report), report.held, report.failed) == (["contended"], ExitStatus.OK, (), ())
-    assert town.ready() == {"calm": 10, "contended": 14}
+    assert harness.ready() == {"calm": 10, "contended": 14}
 
 
 @pytest.mark.parametrize("error", [TransientError("the server is down"), CancelledError("stopped")])
 def test_a_second_round_that_cannot_be_read_leaves_the_account_of_the_first(
-    town: Town, monkeypatch: pytest.MonkeyPatch, error: BridgeError
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, error: BridgeError
 ) -> None:
     """What was written is told, and what another process was faster with is the failure that it is."""
-    town.lose("calm", 1)
-    town.lose("contended", 1)
-    met = town.meddle(monkeypatch)
+    harness.lose("calm", 1)
+    harness.lose("contended", 1)
+    met = harness.meddle(monkeypatch)
     monkeypatch.setattr(inputs, "list_once", once(list_once, error))
-    report = town.sync()
+    report = harness.sync()
     assert (met, status(report)) == (["contended"], ExitStatus.FAILED)
     assert [(row.name, row.action) for row in report.changes] == [("calm", "update")]
     assert [row.name for row in report.failed] == ["contended"]
-    assert town.ready() == {"calm": 23, "contended": 16}
+    assert harness.ready() == {"calm": 23, "contended": 16}
 
 
 def once(function: Callable[P, T], error: Exception) -> Callable[P, T]:

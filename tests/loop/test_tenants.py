@@ -253,12 +253,12 @@ def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may
         store = list_once(client, ("rules",), "default")
     finally:
         client.close()
-    here, world = Target("rules", "shared"), ConsulState((), ("dc1",), 0.0)
-    world.record_owned(here, names_at(store.current(here)), 0.0)
-    world.on_listing("dc1", Listing({"shared": frozenset()}), 0.0)
-    world.on_view(Query("dc1", "shared"), Known(()))
+    here, consul_state = Target("rules", "shared"), ConsulState((), ("dc1",), 0.0)
+    consul_state.record_owned(here, names_at(store.current(here)), 0.0)
+    consul_state.on_listing("dc1", Listing({"shared": frozenset()}), 0.0)
+    consul_state.on_view(Query("dc1", "shared"), Known(()))
     reconciler = Reconciler(
-        world=world,
+        world=consul_state,
         store=store,
         guard=Guard(GuardSettings(removal_percent=0)),
         options=PlanOptions(),

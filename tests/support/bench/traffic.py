@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tests.support.bench.floor import FloorChain
 from tests.support.bench.measure import Figure, beside, make_service, percentile, ratio
 from tests.support.lab import LabError, netns, wait_until
-from tests.support.lab.traffic_testbed import Knowing, Town
+from tests.support.lab.traffic_testbed import Knowing, TrafficTestbed
 
 RATE = 400.0
 VMS = 2
@@ -32,16 +32,16 @@ def traffic(rounds: int = 8) -> list[Figure]:
         raise LabError(reason)
     deaths: dict[str, list[Death]] = {name: [] for name in PORTS}
     rule = {"services": ["bench-web"], "to": {"port": 80, "port_name": "http"}}
-    with Town(VMS) as town:
+    with TrafficTestbed(VMS) as testbed:
         for name, port in PORTS.items():
             for n in range(1, VMS + 1):
-                town.open(n, name, port)
-            town.await_passing(name, VMS)
-        make_service(town.lab, "floor-web")
-        with FloorChain(town.lab, "floor-web"), town.bridge("bench-web", rule):
+                testbed.open(n, name, port)
+            testbed.await_passing(name, VMS)
+        make_service(testbed.lab, "floor-web")
+        with FloorChain(testbed.lab, "floor-web"), testbed.bridge("bench-web", rule):
             for turn in range(rounds):
                 for name, seen in deaths.items():
-                    seen.append(_one_death(town, name, 1 + turn % VMS))
+                    seen.append(_one_death(testbed, name, 1 + turn % VMS))
                 print(f"{turn + 1} of {rounds}", file=sys.stderr, flush=True)
     ours, floor = deaths["bench-web"], deaths["floor-web"]
     what = f"Consul knows a VM is dead -> last failed request, {rounds} deaths"
@@ -62,23 +62,23 @@ def traffic(rounds: int = 8) -> list[Figure]:
     ]
 
 
-def _one_death(town: Town, name: str, n: int) -> Death:
+def _one_death(testbed: TrafficTestbed, name: str, n: int) -> Death:
     """Let the server of one VM die under load and come back."""
-    server = town.servers[n, PORTS[name]]
-    with town.load(town.addresses(name)[0], 80, RATE) as load:
-        town.await_spread(load, range(1, VMS + 1))
+    server = testbed.servers[n, PORTS[name]]
+    with testbed.load(testbed.addresses(name)[0], 80, RATE) as load:
+        testbed.await_spread(load, range(1, VMS + 1))
         # kube-proxy takes changes together that come within a second: each death is to stand alone.
         time.sleep(QUIET_SECONDS)
-        with Knowing(town.lab, name, f"{name}-{n}") as knowing:
+        with Knowing(testbed.lab, name, f"{name}-{n}") as knowing:
             killed = time.time()
             server.kill()
             wait_until(lambda: knowing.at > 0, 30, "Consul's knowing")
             load.await_calm(int(RATE / 2))
             failed = load.failed(killed)
         server.start()
-        town.await_passing(name, VMS)
+        testbed.await_passing(name, VMS)
     if not failed:
         raise LabError(f"{name}: nobody asked the dead VM")
     last = max(request.began for request in failed)
     at = knowing.at
-    return Death((at - killed) * 1000, (town.written(name, killed) - at) * 1000, (last - at) * 1000)
+    return Death((at - killed) * 1000, (testbed.written(name, killed) - at) * 1000, (last - at) * 1000)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.support.chaos.faults import catalogue, table
-from tests.support.chaos.harness import Stage
+from tests.support.chaos.harness import Harness
 from tests.support.chaos.observer import Usage, usage_of
 from tests.support.chaos.run import Campaign, sequence, summary
 from tests.support.lab import LabError
@@ -91,11 +91,11 @@ def play(plan: Plan) -> int:
     began = time.monotonic()
     rng = random.Random(plan.seed)
     following = sequence(plan.names, plan.seed)
-    with Stage(
+    with Harness(
         seed=plan.seed, services=plan.services, instances=plan.instances, anchors=plan.instances * 2 // 3,
         rate=plan.rate, servers=plan.servers, longest_pause=60.0,
-    ) as stage:  # fmt: skip
-        campaign = Campaign(stage, say)
+    ) as harness:  # fmt: skip
+        campaign = Campaign(harness, say)
         campaign.begin()
         say(f"{plan.services} services mirrored after {time.monotonic() - began:.0f} s")
         end = time.monotonic() + plan.minutes * 60
@@ -104,7 +104,7 @@ def play(plan: Plan) -> int:
             campaign.play(catalogue()[following()](), rng)
             campaign.calm(start + plan.every - time.monotonic())
         result = summary(campaign)
-        say(f"use at the start: {words(campaign.baseline)}; at the end: {words(usage_of(stage.bridge.pid))}")
+        say(f"use at the start: {words(campaign.baseline)}; at the end: {words(usage_of(harness.bridge.pid))}")
     for line in result.lines():
         say(line)
     for violation in result.violations:

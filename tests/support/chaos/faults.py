@@ -1,6 +1,6 @@
-"""What a fault is, and the list of all of them (each room's faults are in a module of their own).
+"""What a fault is, and the list of all of them (a module for each side).
 
-A fault is a small class: `inject` breaks something on the stage, `heal` fixes it. Its signs say what a user sees while
+A fault is a small class: `inject` breaks something here, `heal` fixes it. Its signs say what a user sees while
 it lasts; they are checked while it lasts (invariant vi), and docs/reliability.md has them as a table.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tests.support.chaos.harness import Stage
+from tests.support.chaos.harness import Harness
 
 READY, NOT_READY, EITHER, ENDED = "ready", "not ready", "either", "ends"
 
@@ -85,16 +85,16 @@ class Fault(ABC):
     """Services that were asked for while it lasted only: the watch of each may wait on for a while."""
 
     @abstractmethod
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         """Break it; returns when it is broken."""
 
     @abstractmethod
-    def heal(self, stage: Stage) -> None:
+    def heal(self, harness: Harness) -> None:
         """Mend it; returns when the servers are well again (not: when the bridge is)."""
 
-    def during(self, stage: Stage) -> Iterator[str]:
+    def during(self, harness: Harness) -> Iterator[str]:
         """Further things that must be true while it lasts; yields what is not."""
-        del stage
+        del harness
         yield from ()
 
 

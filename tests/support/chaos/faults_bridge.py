@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from tests.support.chaos.faults import CONSUL_DOWN, EITHER, ENDED, READY, Fault, Metric, log
-from tests.support.chaos.harness import Bridge, Stage, processors, wait_for
+from tests.support.chaos.harness import Bridge, Harness, processors, wait_for
 from tests.support.lab.servers import spawn
 
 
@@ -25,14 +25,14 @@ class BridgeKill(Fault):
     readiness = READY
     new_process = True
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         for _ in range(3):
             wait_for(lambda: False, rng.uniform(0.1, 1.0))
-            stage.bridge.kill()
-            stage.bridge.start(wait=False)
-        stage.bridge.wait_ready()
+            harness.bridge.kill()
+            harness.bridge.start(wait=False)
+        harness.bridge.wait_ready()
 
-    def heal(self, stage: Stage) -> None:
+    def heal(self, harness: Harness) -> None:
         """It runs."""
 
 
@@ -45,18 +45,18 @@ class BridgeTerm(Fault):
     readiness = ENDED
     new_process = True
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         for n in range(3):
-            stage.fleet.set_status(f"c-{n * 3}", "critical")
-        os.kill(stage.bridge.pid, signal.SIGTERM)
-        self._status = stage.bridge.wait(10)
+            harness.fleet.set_status(f"c-{n * 3}", "critical")
+        os.kill(harness.bridge.pid, signal.SIGTERM)
+        self._status = harness.bridge.wait(10)
 
-    def during(self, stage: Stage) -> Iterator[str]:
+    def during(self, harness: Harness) -> Iterator[str]:
         if self._status != 143:
             yield f"the exit status is {self._status}, not 143"
 
-    def heal(self, stage: Stage) -> None:
-        stage.bridge.start()
+    def heal(self, harness: Harness) -> None:
+        harness.bridge.start()
 
 
 class BridgeFiles(Fault):
@@ -67,14 +67,14 @@ class BridgeFiles(Fault):
     shows = (CONSUL_DOWN,)
     readiness = EITHER
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        self._pid = stage.bridge.pid
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        self._pid = harness.bridge.pid
         self._before = resource.prlimit(self._pid, resource.RLIMIT_NOFILE)
         resource.prlimit(self._pid, resource.RLIMIT_NOFILE, (8, self._before[1]))
-        stage.to_consul.lead_to(stage.to_consul.upstream)
-        stage.to_kube.lead_to(stage.to_kube.upstream)
+        harness.to_consul.lead_to(harness.to_consul.upstream)
+        harness.to_kube.lead_to(harness.to_kube.upstream)
 
-    def heal(self, stage: Stage) -> None:
+    def heal(self, harness: Harness) -> None:
         resource.prlimit(self._pid, resource.RLIMIT_NOFILE, self._before)
 
 
@@ -89,16 +89,16 @@ class BridgeBug(Fault):
     readiness = ENDED
     new_process = True
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.replace_bridge(("--bug-after", "3"), wait=False)
-        self._status = stage.bridge.wait(60)
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.replace_bridge(("--bug-after", "3"), wait=False)
+        self._status = harness.bridge.wait(60)
 
-    def during(self, stage: Stage) -> Iterator[str]:
+    def during(self, harness: Harness) -> Iterator[str]:
         if self._status != 1:
             yield f"the exit status is {self._status}, not 1"
 
-    def heal(self, stage: Stage) -> None:
-        stage.replace_bridge()
+    def heal(self, harness: Harness) -> None:
+        harness.replace_bridge()
 
 
 class BridgeDisk(Fault):
@@ -111,19 +111,19 @@ class BridgeDisk(Fault):
     new_process = True
     hold_seconds = 3.0
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.bridge.stop()
-        stage.bridge = FullDisk(stage, stage.new_bridge().folder.name)
-        stage.bridge.start()
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.bridge.stop()
+        harness.bridge = FullDisk(harness, harness.new_bridge().folder.name)
+        harness.bridge.start()
 
-    def heal(self, stage: Stage) -> None:
-        os.kill(stage.bridge.pid, signal.SIGTERM)
-        self._status = stage.bridge.wait(10)
-        stage.bridge.stop()
-        stage.bridge = stage.new_bridge()
-        stage.bridge.start()
+    def heal(self, harness: Harness) -> None:
+        os.kill(harness.bridge.pid, signal.SIGTERM)
+        self._status = harness.bridge.wait(10)
+        harness.bridge.stop()
+        harness.bridge = harness.new_bridge()
+        harness.bridge.start()
         if self._status != 143:
-            stage.observer.report("vi", f"{self.name}: the exit status is {self._status}, not 143")
+            harness.observer.report("vi", f"{self.name}: the exit status is {self._status}, not 143")
 
 
 class FullDisk(Bridge):
@@ -150,11 +150,11 @@ class ClockJump(Fault):
     new_process = True
     hold_seconds = 3.0
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.replace_bridge(("--clock-jump", "3600"))
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.replace_bridge(("--clock-jump", "3600"))
 
-    def heal(self, stage: Stage) -> None:
-        stage.replace_bridge()
+    def heal(self, harness: Harness) -> None:
+        harness.replace_bridge()
 
 
 class SlowResolver(Fault):
@@ -167,11 +167,11 @@ class SlowResolver(Fault):
     new_process = True
     hold_seconds = 3.0
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.replace_bridge(("--resolver-delay", "1"))
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.replace_bridge(("--resolver-delay", "1"))
 
-    def heal(self, stage: Stage) -> None:
-        stage.replace_bridge()
+    def heal(self, harness: Harness) -> None:
+        harness.replace_bridge()
 
 
 class BusyMachine(Fault):
@@ -183,11 +183,11 @@ class BusyMachine(Fault):
     readiness = READY
     hold_seconds = 4.0
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         burn = f"import time\nend = time.monotonic() + {self.hold_seconds + 30}\nwhile time.monotonic() < end: pass"
         self._others = [spawn([sys.executable, "-c", burn]) for _ in range(3 * processors())]
 
-    def heal(self, stage: Stage) -> None:
+    def heal(self, harness: Harness) -> None:
         for process in self._others:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

@@ -19,7 +19,7 @@ from tests.support.chaos.faults import (
     Sign,
     log,
 )
-from tests.support.chaos.harness import POLICY, TOKEN, Stage, wait_for
+from tests.support.chaos.harness import POLICY, TOKEN, Harness, wait_for
 from tests.support.chaos.stub import Answer, Rule, Stub
 from tests.support.lab import wait_until
 from tests.support.lab.failover import Failover
@@ -34,11 +34,11 @@ class ConsulKill(Fault):
     shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("broke"))
     readiness = NOT_READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.consul.kill()
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.consul.kill()
 
-    def heal(self, stage: Stage) -> None:
-        stage.consul.start()
+    def heal(self, harness: Harness) -> None:
+        harness.consul.start()
 
 
 class ConsulEmpty(Fault):
@@ -51,13 +51,13 @@ class ConsulEmpty(Fault):
     settle_seconds = 18.0
     why_slow = "`guard.restore_hold`, here 6 s, is over first"
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.fleet.hold_back()
-        stage.consul.restart(empty=True)
-        stage.give_consul_token(stage.token_file.read_text())
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.fleet.hold_back()
+        harness.consul.restart(empty=True)
+        harness.give_consul_token(harness.token_file.read_text())
 
-    def heal(self, stage: Stage) -> None:
-        stage.fleet.register_again()
+    def heal(self, harness: Harness) -> None:
+        harness.fleet.register_again()
 
 
 class ConsulRestored(ConsulEmpty):
@@ -67,14 +67,14 @@ class ConsulRestored(ConsulEmpty):
     what = "a snapshot from before the newest services is restored; later the agents register again"
     number = 0
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         ConsulRestored.number += 1
-        with stage.connect_consul() as consul:
+        with harness.connect_consul() as consul:
             snapshot = consul.send("GET", "/v1/snapshot")[2]
             new = f"c-restored-{self.number}"
-            stage.fleet.add(new, 2)
-            wait_until(lambda: stage.observer.has(new), 20, f"{new} in Kubernetes", 0.05)
-            stage.fleet.hold_back()
+            harness.fleet.add(new, 2)
+            wait_until(lambda: harness.observer.has(new), 20, f"{new} in Kubernetes", 0.05)
+            harness.fleet.hold_back()
             status, _, said = consul.send("PUT", "/v1/snapshot", snapshot)
         if status != 200:
             raise UnexpectedAnswerError(status, said.decode(errors="replace"))
@@ -91,12 +91,12 @@ class ConsulPause(Fault):
     shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
     readiness = NOT_READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        self.hold_seconds = rng.uniform(1.0, stage.longest_pause)
-        stage.consul.pause()
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        self.hold_seconds = rng.uniform(1.0, harness.longest_pause)
+        harness.consul.pause()
 
-    def heal(self, stage: Stage) -> None:
-        stage.consul.resume()
+    def heal(self, harness: Harness) -> None:
+        harness.consul.resume()
 
 
 # --------------------------------------------------------------------------- rights
@@ -112,17 +112,17 @@ class TokenRevoked(Fault):
     settle_seconds = 65.0
     why_slow = "what our token may not do is asked again after 5 to 60 s"
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        mine = stage.token_file.read_text()
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        mine = harness.token_file.read_text()
         self._next = TOKEN[:-4] + f"{rng.randrange(16**4):04x}"
-        with stage.connect_consul() as consul:
+        with harness.connect_consul() as consul:
             tokens = consul.json("GET", "/v1/acl/tokens")
             for token in tokens:
                 if token.get("SecretID") == mine:
                     consul.json("DELETE", f"/v1/acl/token/{token['AccessorID']}")
 
-    def heal(self, stage: Stage) -> None:
-        stage.give_consul_token(self._next)
+    def heal(self, harness: Harness) -> None:
+        harness.give_consul_token(self._next)
 
 
 class TokenNarrowed(Fault):
@@ -135,11 +135,11 @@ class TokenNarrowed(Fault):
     settle_seconds = 65.0
     why_slow = "what our token may not do is asked again after 5 to 60 s"
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.set_policy(POLICY.replace('service_prefix ""', 'service_prefix "slice-"'))
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.set_policy(POLICY.replace('service_prefix ""', 'service_prefix "slice-"'))
 
-    def heal(self, stage: Stage) -> None:
-        stage.set_policy(POLICY)
+    def heal(self, harness: Harness) -> None:
+        harness.set_policy(POLICY)
 
 
 # --------------------------------------------------------------------------- bytes
@@ -151,11 +151,11 @@ class _ConsulToxic(Fault):
     kind: ClassVar[str]
     attributes: ClassVar[dict[str, int]] = {}
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.to_consul.add(self.kind, **self.attributes)
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.to_consul.add(self.kind, **self.attributes)
 
-    def heal(self, stage: Stage) -> None:
-        stage.to_consul.heal()
+    def heal(self, harness: Harness) -> None:
+        harness.to_consul.heal()
 
 
 class ConsulResets(_ConsulToxic):
@@ -200,12 +200,12 @@ class ConsulTrickle(Fault):
     shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
     readiness = NOT_READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         attributes = {"average_size": 1, "size_variation": 0, "delay": 200_000}
-        stage.to_consul.add_to(("downstream",), "slicer", attributes)
+        harness.to_consul.add_to(("downstream",), "slicer", attributes)
 
-    def heal(self, stage: Stage) -> None:
-        stage.to_consul.heal()
+    def heal(self, harness: Harness) -> None:
+        harness.to_consul.heal()
 
 
 class ConsulFailover(Fault):
@@ -219,20 +219,20 @@ class ConsulFailover(Fault):
     shows = (log("consul cannot be asked", "in time"),)
     readiness = EITHER
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        self._relay = Failover(stage.to_consul.upstream)
-        stage.to_consul.lead_to(self._relay.address)
-        wait_for(stage.bridge.ready, 20)
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        self._relay = Failover(harness.to_consul.upstream)
+        harness.to_consul.lead_to(self._relay.address)
+        wait_for(harness.bridge.ready, 20)
         wait_for(lambda: False, 6.0)  # all its connections are open, and idle ones were used
         self._relay.fail_over()
         self._at = time.monotonic()
 
-    def during(self, stage: Stage) -> Iterator[str]:
-        if not wait_for(stage.bridge.ready, self._at + 20.0 - time.monotonic()):
-            yield f"20 s after the failover /readyz says {stage.bridge.readiness()}"
+    def during(self, harness: Harness) -> Iterator[str]:
+        if not wait_for(harness.bridge.ready, self._at + 20.0 - time.monotonic()):
+            yield f"20 s after the failover /readyz says {harness.bridge.readiness()}"
 
-    def heal(self, stage: Stage) -> None:
-        stage.to_consul.heal()
+    def heal(self, harness: Harness) -> None:
+        harness.to_consul.heal()
         self._relay.close()
 
 
@@ -246,12 +246,12 @@ class _ConsulStub(Fault):
         """What the stub does."""
         raise NotImplementedError
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        self._stub = Stub(stage.consul.address, self.rule(rng))
-        stage.to_consul.lead_to(self._stub.address)
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        self._stub = Stub(harness.consul.address, self.rule(rng))
+        harness.to_consul.lead_to(self._stub.address)
 
-    def heal(self, stage: Stage) -> None:
-        stage.to_consul.heal()
+    def heal(self, harness: Harness) -> None:
+        harness.to_consul.heal()
         self._stub.close()
 
 
@@ -352,7 +352,7 @@ class ConsulZeroIndex(_ConsulIndex):
     hold_seconds = 4.0
     index = "0"
 
-    def during(self, stage: Stage) -> Iterator[str]:
+    def during(self, harness: Harness) -> Iterator[str]:
         asked = self._stub.lies
         began = time.monotonic()
         wait_for(lambda: False, 1.0)
@@ -399,16 +399,16 @@ class LeaderLoss(Fault):
     servers = 3
     hold_seconds = 5.0
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        self._dead = [leader_of(stage)]
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        self._dead = [leader_of(harness)]
         for server in self._dead:
-            stage.cluster[server].kill()
+            harness.cluster[server].kill()
 
-    def heal(self, stage: Stage) -> None:
+    def heal(self, harness: Harness) -> None:
         for server in self._dead:
-            stage.cluster[server].start(wait=False)
+            harness.cluster[server].start(wait=False)
         for server in self._dead:
-            stage.cluster[server].wait_ready()
+            harness.cluster[server].wait_ready()
 
 
 class QuorumLoss(LeaderLoss):
@@ -420,20 +420,20 @@ class QuorumLoss(LeaderLoss):
     readiness = NOT_READY
     servers = 3
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         self._dead = [1, 2]
         for server in self._dead:
-            stage.cluster[server].kill()
+            harness.cluster[server].kill()
 
 
-def leader_of(stage: Stage) -> int:
+def leader_of(harness: Harness) -> int:
     """Position of the leader in the cluster; waits for an election that is going on."""
     found: list[int] = []
 
     def named() -> bool:
-        with stage.connect_consul() as consul:
+        with harness.connect_consul() as consul:
             leader = consul.json("GET", "/v1/status/leader")
-        found[:] = [n for n, s in enumerate(stage.cluster) if leader.endswith(f":{s.ports['server']}")]
+        found[:] = [n for n, s in enumerate(harness.cluster) if leader.endswith(f":{s.ports['server']}")]
         return bool(found)
 
     wait_until(named, 30, "a leader of the three servers", 0.1)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import trustme
 
 from tests.support.chaos.faults import EITHER, KUBE_DOWN, KUBE_UP_0, NOT_READY, READY, Fault, Metric, Reason, log
-from tests.support.chaos.harness import DOOMED, NAMESPACE, Stage, create_namespace, wait_for
+from tests.support.chaos.harness import DOOMED, NAMESPACE, Harness, create_namespace, wait_for
 from tests.support.chaos.stub import Answer, Rule, Stub
 from tests.support.lab import wait_until
 from tests.support.lab.failover import Failover
@@ -29,11 +29,11 @@ class KubeKill(Fault):
     shows = (KUBE_DOWN, KUBE_UP_0, Reason("broke"))
     readiness = NOT_READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.lab.apiserver.kill()
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.lab.apiserver.kill()
 
-    def heal(self, stage: Stage) -> None:
-        stage.lab.apiserver.start()
+    def heal(self, harness: Harness) -> None:
+        harness.lab.apiserver.start()
 
 
 class EtcdKill(Fault):
@@ -44,12 +44,12 @@ class EtcdKill(Fault):
     shows = (KUBE_DOWN, KUBE_UP_0)
     readiness = NOT_READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.lab.etcd.kill()
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.lab.etcd.kill()
 
-    def heal(self, stage: Stage) -> None:
-        stage.lab.etcd.start()
-        stage.lab.apiserver.wait_ready()
+    def heal(self, harness: Harness) -> None:
+        harness.lab.etcd.start()
+        harness.lab.apiserver.wait_ready()
 
 
 class KubePause(Fault):
@@ -63,12 +63,12 @@ class KubePause(Fault):
     shows = (KUBE_DOWN, KUBE_UP_0, Reason("in time"))
     readiness = NOT_READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        self.hold_seconds = rng.uniform(1.0, stage.longest_pause)
-        stage.lab.apiserver.pause()
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        self.hold_seconds = rng.uniform(1.0, harness.longest_pause)
+        harness.lab.apiserver.pause()
 
-    def heal(self, stage: Stage) -> None:
-        stage.lab.apiserver.resume()
+    def heal(self, harness: Harness) -> None:
+        harness.lab.apiserver.resume()
 
 
 class EtcdPause(Fault):
@@ -79,12 +79,12 @@ class EtcdPause(Fault):
     shows = (KUBE_DOWN, KUBE_UP_0)
     readiness = NOT_READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.lab.etcd.pause()
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.lab.etcd.pause()
 
-    def heal(self, stage: Stage) -> None:
-        stage.lab.etcd.resume()
-        stage.lab.apiserver.wait_ready()
+    def heal(self, harness: Harness) -> None:
+        harness.lab.etcd.resume()
+        harness.lab.apiserver.wait_ready()
 
 
 class EtcdFull(Fault):
@@ -95,15 +95,15 @@ class EtcdFull(Fault):
     shows = (KUBE_DOWN, KUBE_UP_0, Reason("space"), Metric("consul_bridge_errors_total", "grows"))
     readiness = NOT_READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        self._alarm(stage, "ACTIVATE")
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        self._alarm(harness, "ACTIVATE")
 
-    def heal(self, stage: Stage) -> None:
-        self._alarm(stage, "DEACTIVATE")
+    def heal(self, harness: Harness) -> None:
+        self._alarm(harness, "DEACTIVATE")
 
     @staticmethod
-    def _alarm(stage: Stage, action: str) -> None:
-        with RawClient(stage.lab.etcd.url, timeout_seconds=10) as etcd:
+    def _alarm(harness: Harness, action: str) -> None:
+        with RawClient(harness.lab.etcd.url, timeout_seconds=10) as etcd:
             members = etcd.json("POST", "/v3/cluster/member/list", {})["members"]
             body = {"action": action, "memberID": members[0]["ID"], "alarm": "NOSPACE"}
             etcd.json("POST", "/v3/maintenance/alarm", body)
@@ -118,11 +118,11 @@ class _KubeToxic(Fault):
     kind: ClassVar[str]
     attributes: ClassVar[dict[str, int]] = {}
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.to_kube.add(self.kind, **self.attributes)
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.to_kube.add(self.kind, **self.attributes)
 
-    def heal(self, stage: Stage) -> None:
-        stage.to_kube.heal()
+    def heal(self, harness: Harness) -> None:
+        harness.to_kube.heal()
 
 
 class KubeResets(_KubeToxic):
@@ -155,12 +155,12 @@ class KubeTrickle(Fault):
     shows = (KUBE_DOWN, KUBE_UP_0, Reason("in time"))
     readiness = NOT_READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         attributes = {"average_size": 1, "size_variation": 0, "delay": 200_000}
-        stage.to_kube.add_to(("downstream",), "slicer", attributes)
+        harness.to_kube.add_to(("downstream",), "slicer", attributes)
 
-    def heal(self, stage: Stage) -> None:
-        stage.to_kube.heal()
+    def heal(self, harness: Harness) -> None:
+        harness.to_kube.heal()
 
 
 class KubeFailover(Fault):
@@ -174,22 +174,22 @@ class KubeFailover(Fault):
     shows = (log("write failed", "in time"), Metric("consul_bridge_errors_total", "grows"))
     readiness = EITHER
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        self._relay = Failover(stage.to_kube.upstream)
-        stage.to_kube.lead_to(self._relay.address)
-        wait_for(stage.bridge.ready, 20)
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        self._relay = Failover(harness.to_kube.upstream)
+        harness.to_kube.lead_to(self._relay.address)
+        wait_for(harness.bridge.ready, 20)
         wait_for(lambda: False, 6.0)  # writers and watches have their connections
         self._relay.fail_over()
         self._at = time.time()
 
-    def during(self, stage: Stage) -> Iterator[str]:
-        if not wait_for(lambda: bool(stage.observer.writes_since(self._at + 1.0)), self._at + 12.0 - time.time()):
+    def during(self, harness: Harness) -> Iterator[str]:
+        if not wait_for(lambda: bool(harness.observer.writes_since(self._at + 1.0)), self._at + 12.0 - time.time()):
             yield "nothing was written for 12 s after the failover"
-        if not wait_for(stage.bridge.ready, self._at + 20.0 - time.time()):
-            yield f"20 s after the failover /readyz says {stage.bridge.readiness()}"
+        if not wait_for(harness.bridge.ready, self._at + 20.0 - time.time()):
+            yield f"20 s after the failover /readyz says {harness.bridge.readiness()}"
 
-    def heal(self, stage: Stage) -> None:
-        stage.to_kube.heal()
+    def heal(self, harness: Harness) -> None:
+        harness.to_kube.heal()
         self._relay.close()
 
 
@@ -203,18 +203,21 @@ class _KubeStub(Fault):
         """What the stub does."""
         raise NotImplementedError
 
-    def certificate(self, stage: Stage) -> tuple[Path, Path]:
+    def certificate(self, harness: Harness) -> tuple[Path, Path]:
         """Certificate and key of the stub."""
-        return stage.lab.files["server.pem"], stage.lab.files["server.key"]
+        return harness.lab.files["server.pem"], harness.lab.files["server.key"]
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         self._stub = Stub(
-            stage.lab.apiserver.url, self.rule(rng), ca_file=stage.lab.ca_file, certificate=self.certificate(stage)
+            harness.lab.apiserver.url,
+            self.rule(rng),
+            ca_file=harness.lab.ca_file,
+            certificate=self.certificate(harness),
         )
-        stage.to_kube.lead_to(self._stub.address)
+        harness.to_kube.lead_to(self._stub.address)
 
-    def heal(self, stage: Stage) -> None:
-        stage.to_kube.heal()
+    def heal(self, harness: Harness) -> None:
+        harness.to_kube.heal()
         self._stub.close()
 
 
@@ -312,9 +315,9 @@ class KubeCertificate(_KubeStub):
     settle_seconds = 40.0
     why_slow = "watches retry permanent errors after 30 s"
 
-    def certificate(self, stage: Stage) -> tuple[Path, Path]:
+    def certificate(self, harness: Harness) -> tuple[Path, Path]:
         made = trustme.CA().issue_cert("127.0.0.1")
-        files = stage.lab.folder / "other.pem", stage.lab.folder / "other.key"
+        files = harness.lab.folder / "other.pem", harness.lab.folder / "other.key"
         files[0].write_bytes(made.cert_chain_pems[0].bytes())
         files[1].write_bytes(made.private_key_pem.bytes())
         return files
@@ -336,9 +339,9 @@ class KubeAdmission(Fault):
     path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/chaos"
     binding = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/chaos"
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         head = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": "chaos"}}
-        with stage.connect_kube() as kube:
+        with harness.connect_kube() as kube:
             kube.apply(self.path, {
                 **head, "kind": "ValidatingAdmissionPolicy",
                 "spec": {
@@ -356,8 +359,8 @@ class KubeAdmission(Fault):
             })  # fmt: skip
             wait_for(lambda: self._refuses(kube), 10)
         # among a thousand services this one would not change by itself in time
-        sick = stage.fleet.expected()["c-0"].not_ready
-        stage.fleet.set_status("c-0", "passing" if sick else "critical")
+        sick = harness.fleet.expected()["c-0"].not_ready
+        harness.fleet.set_status("c-0", "passing" if sick else "critical")
 
     def _refuses(self, kube: RawKube) -> bool:
         path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/c-0?dryRun=All"
@@ -367,8 +370,8 @@ class KubeAdmission(Fault):
             return True
         return False
 
-    def heal(self, stage: Stage) -> None:
-        with stage.connect_kube() as kube:
+    def heal(self, harness: Harness) -> None:
+        with harness.connect_kube() as kube:
             kube.delete(self.binding)
             kube.delete(self.path)
 
@@ -385,19 +388,19 @@ class KubeQuota(Fault):
     path = f"/api/v1/namespaces/{NAMESPACE}/resourcequotas/chaos"
     number = 0
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         KubeQuota.number += 1
-        with stage.connect_kube() as kube:
+        with harness.connect_kube() as kube:
             kube.apply(self.path, {
                 "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "chaos"},
                 "spec": {"hard": {"count/services": "1"}},
             })  # fmt: skip
             full = {"status": {"hard": {"count/services": "1"}, "used": {"count/services": "1"}}}
             kube.json("PATCH", f"{self.path}/status", full, "application/merge-patch+json")
-        stage.fleet.add(f"c-quota-{self.number}", 2)
+        harness.fleet.add(f"c-quota-{self.number}", 2)
 
-    def heal(self, stage: Stage) -> None:
-        with stage.connect_kube() as kube:
+    def heal(self, harness: Harness) -> None:
+        with harness.connect_kube() as kube:
             kube.delete(self.path)
 
 
@@ -411,13 +414,13 @@ class KubeToken(Fault):
     settle_seconds = 40.0
     why_slow = "watches retry permanent errors after 30 s"
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        with stage.connect_kube() as kube:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        with harness.connect_kube() as kube:
             kube.delete(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/bridge")
-        stage.to_kube.lead_to(stage.to_kube.upstream)  # watches that are open would go on for minutes
+        harness.to_kube.lead_to(harness.to_kube.upstream)  # watches that are open would go on for minutes
 
-    def heal(self, stage: Stage) -> None:
-        stage.give_kube_token()
+    def heal(self, harness: Harness) -> None:
+        harness.give_kube_token()
 
 
 class KubeNamespace(Fault):
@@ -430,14 +433,14 @@ class KubeNamespace(Fault):
     settle_seconds = 15.0
     why_slow = "what is refused is asked again after `retry.permanent`, here at most 5 s"
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        stage.fleet.excuse("doomed-1")
-        with stage.connect_kube() as kube:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        harness.fleet.excuse("doomed-1")
+        with harness.connect_kube() as kube:
             kube.delete(f"/api/v1/namespaces/{DOOMED}")
             wait_until(lambda: kube.get(f"/api/v1/namespaces/{DOOMED}") is None, 60, "the end of a namespace", 0.1)
 
-    def heal(self, stage: Stage) -> None:
-        with stage.connect_kube() as kube:
+    def heal(self, harness: Harness) -> None:
+        with harness.connect_kube() as kube:
             create_namespace(kube, DOOMED)
 
 
@@ -449,12 +452,12 @@ class KubeEdits(Fault):
     shows = (log("written", "c-1"), log("written", "c-3"), log("written", "slice-2"))
     readiness = READY
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
         endpoints, services = ENDPOINTS.format(namespace=NAMESPACE), SERVICES.format(namespace=NAMESPACE)
         slices = SLICES.format(namespace=NAMESPACE)
         for name in ("c-1", "c-3", "slice-2"):
-            stage.fleet.excuse(name)
-        with stage.connect_kube() as kube:
+            harness.fleet.excuse(name)
+        with harness.connect_kube() as kube:
             merge = "application/merge-patch+json"
             kube.json("PATCH", f"{endpoints}/c-1", {"subsets": []}, merge)
             kube.json("PATCH", f"{services}/c-1", {"spec": {"ports": [{"port": 9, "name": "odd"}]}}, merge)
@@ -466,7 +469,7 @@ class KubeEdits(Fault):
             for name in others:
                 kube.delete(f"{slices}/{name}")
 
-    def heal(self, stage: Stage) -> None:
+    def heal(self, harness: Harness) -> None:
         """They have stopped."""
 
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 
 from tests.support.chaos.changes import Address
 from tests.support.chaos.faults import READY, Fault, log
-from tests.support.chaos.harness import NEIGHBOUR, STANDING, TENANT, TENANTS, Stage, ask, wait_for
+from tests.support.chaos.harness import NEIGHBOUR, STANDING, TENANT, TENANTS, Harness, ask, wait_for
 from tests.support.lab import LabError
 from tests.support.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
 
 USER = [{"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", "create", "update", "delete"]}]
 MANY = 300
-"""Endpoints of one of the tenant's Services: most of all that a small stage has."""
+"""Endpoints of one of the tenant's Services: most of all that a small harness has."""
 NOISE = 20
 STAYS = (STANDING, *TENANTS)
 FOLLOWS_SECONDS = 8.0
@@ -38,40 +38,40 @@ class Tenant(Fault):
     readiness = READY
     asked = 2 * NOISE + 4
 
-    def inject(self, stage: Stage, rng: random.Random) -> None:
-        with stage.connect_consul() as consul, stage.connect_kube() as kube:
+    def inject(self, harness: Harness, rng: random.Random) -> None:
+        with harness.connect_consul() as consul, harness.connect_kube() as kube:
             for service in ("store", "lost"):
                 register(consul, f"tenant-{service}", MANY)
             self._addresses = frozenset((f"10.120.0.{n + 1}", 80) for n in range(6))
             for n, (address, port) in enumerate(sorted(self._addresses)):
                 consul.register("tenant-db", f"tenant-vm-{n}", address, port)
             ask(kube, NEIGHBOUR, "db", "tenant-db", create=True)
-            user = stage.lab.service_account(TENANT, "user", USER)
+            user = harness.lab.service_account(TENANT, "user", USER)
             with RawKube(user) as tenant:
                 for service in ("store", "lost"):
                     ask(tenant, TENANT, service, f"tenant-{service}", create=True)
                 await_ready(kube, {(TENANT, "store"): MANY, (TENANT, "lost"): MANY, (NEIGHBOUR, "db"): 6})
                 stays = frozenset(a for a in self._addresses if a != ("10.120.0.1", 80))
-                stage.observer.guard((NEIGHBOUR, "db"), stays)
+                harness.observer.guard((NEIGHBOUR, "db"), stays)
                 misbehave(tenant, rng)
                 await_ready(kube, {(TENANT, "store"): 0})  # with its 300, the loss of 300 would be half and pass
                 consul.drop_node("tenant-lost")
-                wait_for(lambda: f"{TENANT}/lost" in str(stage.bridge.readiness().get("held")), 10)
-                self._follows(stage, consul, kube)
+                wait_for(lambda: f"{TENANT}/lost" in str(harness.bridge.readiness().get("held")), 10)
+                self._follows(harness, consul, kube)
                 tenant.delete(f"{SERVICES.format(namespace=TENANT)}/store")
 
-    def _follows(self, stage: Stage, consul: RawConsul, kube: RawKube) -> None:
+    def _follows(self, harness: Harness, consul: RawConsul, kube: RawKube) -> None:
         """One of the neighbour's six is really gone: so it must be in Kubernetes."""
         consul.drop_node("tenant-vm-0")
         began = time.monotonic()
         if not wait_for(lambda: len(ready(kube, NEIGHBOUR, "db")) == 5, FOLLOWS_SECONDS):
-            stage.observer.report(
+            harness.observer.report(
                 "vii", f"{NEIGHBOUR}/db: what left Consul is still there after {time.monotonic() - began:.0f} s"
             )
 
-    def heal(self, stage: Stage) -> None:
-        stage.observer.unguard((NEIGHBOUR, "db"))
-        with stage.connect_consul() as consul, stage.connect_kube() as kube:
+    def heal(self, harness: Harness) -> None:
+        harness.observer.unguard((NEIGHBOUR, "db"))
+        with harness.connect_consul() as consul, harness.connect_kube() as kube:
             for namespace in (TENANT, NEIGHBOUR):
                 folder = SERVICES.format(namespace=namespace)
                 for item in kube.json("GET", folder)["items"]:
@@ -81,7 +81,7 @@ class Tenant(Fault):
                 consul.drop_node(node)
             gone = wait_for(lambda: not any(left(kube, namespace) for namespace in (TENANT, NEIGHBOUR)), 30)
             if not gone:
-                stage.observer.report("iii", f"{self.name}: Endpoints of Services that were deleted are still there")
+                harness.observer.report("iii", f"{self.name}: Endpoints of Services that were deleted are still there")
 
 
 def register(consul: RawConsul, service: str, count: int) -> None:

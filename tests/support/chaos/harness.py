@@ -38,7 +38,7 @@ SHARED, SHARED_SIZE = "shared", 12
 """A Consul service that no rule wants, and how many instances it has. Nothing is ever done to it."""
 AWAY = "not-there"
 TENANTS = tuple(f"mine-{n}" for n in range(12))
-"""The tenant's Services, which ask for `SHARED`: together more endpoints than a small stage has beside them."""
+"""The tenant's Services, which ask for `SHARED`: together more endpoints than a small harness has beside them."""
 USER = f"system:serviceaccount:{NAMESPACE}:bridge"
 TOKEN = "6b1de1a0-6a7c-4b3f-9f3e-0c1f4f5d2a10"
 POLICY = 'service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }'
@@ -103,13 +103,13 @@ class Toxics:
 
 
 class Bridge(Daemon):
-    """`bridge run` of the stage; `launcher` arguments run it inside of a script that breaks something in it."""
+    """`bridge run` of the harness; `launcher` arguments run it inside of a script that breaks something in it."""
 
-    def __init__(self, stage: Stage, name: str, launcher: Sequence[str] = ()) -> None:
+    def __init__(self, harness: Harness, name: str, launcher: Sequence[str] = ()) -> None:
         env = environment(
-            f"http://{stage.to_consul.address}", stage.kubeconfig, CONSUL_HTTP_TOKEN_FILE=str(stage.token_file)
+            f"http://{harness.to_consul.address}", harness.kubeconfig, CONSUL_HTTP_TOKEN_FILE=str(harness.token_file)
         )
-        super().__init__(stage.lab, name, "--config", str(stage.config), *stage.arguments, env=env)
+        super().__init__(harness.lab, name, "--config", str(harness.config), *harness.arguments, env=env)
         if launcher:
             start = [sys.executable, "-m", "tests.support.chaos.launch", *launcher, "--"]
             self._command = [*start, *self._command[1:]]
@@ -128,7 +128,7 @@ class Bridge(Daemon):
             return file.read().decode(errors="replace")
 
 
-class Stage:
+class Harness:
     """A context manager: everything runs when it is entered, and everything is ended when it is left."""
 
     def __init__(
@@ -171,7 +171,7 @@ class Stage:
 
     # ------------------------------------------------------------------ life
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Harness:
         try:
             self._build()
         except BaseException:
@@ -233,7 +233,7 @@ class Stage:
     # ------------------------------------------------------------------ the bridge
 
     def new_bridge(self, launcher: Sequence[str] = ()) -> Bridge:
-        """A further bridge, not started; it ends with the stage."""
+        """A further bridge, not started; it ends with the harness."""
         self._bridges += 1
         bridge = Bridge(self, f"bridge-{self._bridges}", launcher)
         self._undo.callback(bridge.kill)
@@ -246,7 +246,7 @@ class Stage:
         self.bridge.start(wait=wait)
 
     def configure(self, settings: Mapping[str, Any]) -> None:
-        """Write the bridge's file: the stage's own settings, with these sections' keys instead. For the next start."""
+        """Write the bridge's file: our settings, with these sections' keys instead, for the next start."""
         merged = {key: {**value, **settings.get(key, {})} if isinstance(value, dict) else value
                   for key, value in RULES.items()}  # fmt: skip
         self.config.write_text(yaml.safe_dump(merged))
@@ -349,7 +349,7 @@ class Stage:
 
 
 def namespace_of(service: str) -> str:
-    """Where the stage's rules put a Consul service."""
+    """Where the harness's rules put a Consul service."""
     return DOOMED if service.startswith("doomed-") else NAMESPACE
 
 

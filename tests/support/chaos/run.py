@@ -28,7 +28,7 @@ from tests.support.chaos.faults import (
     holds,
     sample,
 )
-from tests.support.chaos.harness import STANDING_SERVICE, Stage, wait_for
+from tests.support.chaos.harness import STANDING_SERVICE, Harness, wait_for
 from tests.support.chaos.observer import Excess, Usage, Violation, usage_of
 
 SIGNS_SECONDS = 25.0
@@ -36,7 +36,7 @@ SIGNS_SECONDS = 25.0
 REST_SECONDS = 1.0
 """How long nothing may be written in steady state."""
 QUERY_SECONDS = 20.0
-"""So long after a service's end its watch may wait (the stage's consul.wait, then the slot's idleness)."""
+"""So long after a service's end its watch may wait (the harness's consul.wait, then the slot's idleness)."""
 GIVE_UP_SECONDS = 60.0
 """How long a campaign waits for both sides to agree before it goes on with the next fault, whatever `iii` says."""
 
@@ -66,17 +66,17 @@ class Round:
 
 
 class Campaign:
-    """Plays faults on a stage that was entered."""
+    """Plays faults on a harness that was entered."""
 
-    def __init__(self, stage: Stage, say: Say = lambda _text: None) -> None:
-        self.stage = stage
+    def __init__(self, harness: Harness, say: Say = lambda _text: None) -> None:
+        self.harness = harness
         self.rounds: list[Round] = []
         self._say = say
         self._baseline: Usage | None = None
         self._baseline_services = 0
         self._before: dict[str, float | None] = {}
         self._asked = (0, 0.0)
-        self._seen = len(stage.observer.violations)
+        self._seen = len(harness.observer.violations)
 
     @property
     def baseline(self) -> Usage | None:
@@ -85,50 +85,50 @@ class Campaign:
 
     def begin(self) -> None:
         """The first rest: everything is mirrored, and from now on owed."""
-        stage = self.stage
+        harness = self.harness
         self._settle(time.monotonic(), 60.0)
-        with stage.fleet.changing():  # one warm-up round of changes, so that the baseline is that of a bridge at work
-            before = len(stage.fleet.changes)
-            wait_for(lambda: len(stage.fleet.changes) >= before + 10, 20)
+        with harness.fleet.changing():  # one warm-up round of changes, so that the baseline is that of a bridge at work
+            before = len(harness.fleet.changes)
+            wait_for(lambda: len(harness.fleet.changes) >= before + 10, 20)
         self._settle(time.monotonic(), 30.0)
         self._new_baseline()
-        stage.fleet.arm()
-        self._seen = len(stage.observer.violations)
+        harness.fleet.arm()
+        self._seen = len(harness.observer.violations)
 
     def play(self, fault: Fault, rng: random.Random) -> Round:
         """One fault with all its checks."""
-        stage = self.stage
+        harness = self.harness
         done = Round(fault.name)
-        with stage.fleet.changing():
-            position, bridge = stage.bridge.log_size(), stage.bridge
+        with harness.fleet.changing():
+            position, bridge = harness.bridge.log_size(), harness.bridge
             page = bridge.get("/metrics")[1].decode()
             self._before = {s.name: sample(page, s.name) for s in fault.shows if isinstance(s, Metric)}
             began = time.monotonic()
-            if not stage.send_away(GIVE_UP_SECONDS):
-                stage.observer.report("iii", f"before {fault.name}: a user's Services are not filled")
+            if not harness.send_away(GIVE_UP_SECONDS):
+                harness.observer.report("iii", f"before {fault.name}: a user's Services are not filled")
             try:
-                fault.inject(stage, rng)
-                if stage.bridge is not bridge:
+                fault.inject(harness, rng)
+                if harness.bridge is not bridge:
                     position = 0
                 self._await_signs(fault, position)
                 wait_for(lambda: False, fault.hold_seconds - (time.monotonic() - began))
-                for wrong in fault.during(stage):
-                    stage.observer.report("vi", f"{fault.name}: {wrong}")
+                for wrong in fault.during(harness):
+                    harness.observer.report("vi", f"{fault.name}: {wrong}")
             finally:
-                fault.heal(stage)
+                fault.heal(harness)
             healed = time.monotonic()
-            stage.fleet.lose(STANDING_SERVICE)
+            harness.fleet.lose(STANDING_SERVICE)
             done.lasted_seconds = healed - began
         if fault.asked:
             self._asked = fault.asked, healed + QUERY_SECONDS
         done.settled_seconds = self._settle(healed, fault.settle_seconds, fault.name)
-        if fault.new_process or stage.bridge is not bridge:
+        if fault.new_process or harness.bridge is not bridge:
             self._new_baseline()
         done.usage = self._rest(fault.name)
-        stage.fleet.arm()
-        stage.observer.check_foreign()
-        done.violations = stage.observer.violations[self._seen :]
-        self._seen = len(stage.observer.violations)
+        harness.fleet.arm()
+        harness.observer.check_foreign()
+        done.violations = harness.observer.violations[self._seen :]
+        self._seen = len(harness.observer.violations)
         self.rounds.append(done)
         self._say(str(done))
         for violation in done.violations:
@@ -138,7 +138,7 @@ class Campaign:
     def calm(self, seconds: float) -> None:
         """Go on with changes and without faults for a while; what is violated meanwhile is counted, too."""
         if seconds > 0:
-            with self.stage.fleet.changing():
+            with self.harness.fleet.changing():
                 wait_for(lambda: False, seconds)
 
     # ------------------------------------------------------------------ what users see, vi
@@ -156,13 +156,13 @@ class Campaign:
         if wait_for(all_seen, SIGNS_SECONDS):
             return
         for sign in missing:
-            self.stage.observer.report("vi", f"{fault.name} does not show: {type(sign).__name__} {sign}")
+            self.harness.observer.report("vi", f"{fault.name} does not show: {type(sign).__name__} {sign}")
         if not readiness_seen:
-            status, body = self.stage.bridge.get("/readyz")
-            self.stage.observer.report("vi", f"{fault.name}: /readyz says {status} {body[:300]!r}")
+            status, body = self.harness.bridge.get("/readyz")
+            self.harness.observer.report("vi", f"{fault.name}: /readyz says {status} {body[:300]!r}")
 
     def _is_seen(self, sign: Sign, position: int) -> bool:
-        bridge = self.stage.bridge
+        bridge = self.harness.bridge
         match sign:
             case Log(words):
                 return has_line(bridge.log_since(position), words)
@@ -173,76 +173,76 @@ class Campaign:
 
     def _readiness_is(self, readiness: str) -> bool:
         if readiness == ENDED:
-            return not self.stage.bridge.running
-        status = self.stage.bridge.get("/readyz")[0]
+            return not self.harness.bridge.running
+        status = self.harness.bridge.get("/readyz")[0]
         return {READY: status == 200, NOT_READY: status == 503}.get(readiness, True)
 
     # ------------------------------------------------------------------ both sides agree, iii
 
     def _settle(self, since: float, seconds: float, what: str = "the start") -> float | None:
         """Wait until both sides agree for good; seconds from `since`, None when they never did. Reports (iii)."""
-        stage = self.stage
+        harness = self.harness
         took = again = self._agree(since, seconds, what)
-        while again is not None and (late := stage.fleet.late_seconds()) > 0:
+        while again is not None and (late := harness.fleet.late_seconds()) > 0:
             wait_for(lambda: False, late)  # what Consul accepts late is no idle write, and may have to be corrected
             again = self._agree(time.monotonic(), seconds, what)
         if again is None:
             return None
-        if not wait_for(stage.bridge.ready, seconds):
-            stage.observer.report("vi", f"{what} is over, but /readyz says {stage.bridge.readiness()}")
+        if not wait_for(harness.bridge.ready, seconds):
+            harness.observer.report("vi", f"{what} is over, but /readyz says {harness.bridge.readiness()}")
         return took
 
     def _agree(self, since: float, seconds: float, what: str) -> float | None:
-        stage = self.stage
+        harness = self.harness
         shown, late = False, 1.0
         while not shown and late > 0:  # what Consul takes late undoes what the agents said: they have to say it again
-            if not stage.fleet.flush(FLUSH_SECONDS):
-                stage.observer.report("iii", f"{what}: Consul does not take what the VMs say: {stage.fleet.trouble}")
+            if not harness.fleet.flush(FLUSH_SECONDS):
+                harness.observer.report("iii", f"{what}: Consul refuses what the VMs say: {harness.fleet.trouble}")
                 return None
-            flushed, late = time.monotonic(), stage.fleet.late_seconds()
+            flushed, late = time.monotonic(), harness.fleet.late_seconds()
             shown = wait_for(
-                lambda: stage.observer.shows(stage.fleet.mirrored()), late if late > 0 else GIVE_UP_SECONDS, 0.05
+                lambda: harness.observer.shows(harness.fleet.mirrored()), late if late > 0 else GIVE_UP_SECONDS, 0.05
             )
-        if not shown or not wait_for(lambda: not stage.observer.compare_sides(), GIVE_UP_SECONDS, 0.02):
-            found = stage.observer.compare_sides() or [("iii", "they agree, but not on what the VMs say")]
+        if not shown or not wait_for(lambda: not harness.observer.compare_sides(), GIVE_UP_SECONDS, 0.02):
+            found = harness.observer.compare_sides() or [("iii", "they agree, but not on what the VMs say")]
             for invariant, difference in found[:5]:
-                stage.observer.report(invariant, f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
+                harness.observer.report(invariant, f"{what}, after {GIVE_UP_SECONDS:.0f} s: {difference}")
             return None
         took = time.monotonic() - since
         # what the agents themselves needed to tell Consul is not the bridge's
         if took - max(0.0, flushed - since) > seconds:
-            stage.observer.report("iii", f"{what}: both sides agreed only after {took:.1f} s")
+            harness.observer.report("iii", f"{what}: both sides agreed only after {took:.1f} s")
         return took
 
     # ------------------------------------------------------------------ rest, iv and v
 
     def _rest(self, what: str) -> Usage:
-        stage = self.stage
+        harness = self.harness
         began = time.time()
         wait_for(lambda: False, REST_SECONDS)
         wait_for(lambda: False, 0.15)  # the audit log is read so often
-        for write in stage.observer.writes_since(began)[:5]:
-            stage.observer.report("iv", f"after {what}, in steady state: {write}")
-        for invariant, difference in stage.observer.compare_sides()[:5]:
-            stage.observer.report(invariant, f"after {what}, in steady state: {difference}")
+        for write in harness.observer.writes_since(began)[:5]:
+            harness.observer.report("iv", f"after {what}, in steady state: {write}")
+        for invariant, difference in harness.observer.compare_sides()[:5]:
+            harness.observer.report(invariant, f"after {what}, in steady state: {difference}")
         return self._weigh(what)
 
     def _weigh(self, what: str) -> Usage:
         """Compare with the baseline; what only needs a moment to end is given one."""
-        stage, before = self.stage, self._baseline
-        now = usage_of(stage.bridge.pid)
+        harness, before = self.harness, self._baseline
+        now = usage_of(harness.bridge.pid)
         if before is None:
             return now
         asked, until = self._asked
-        more = stage.fleet.size(QUERY_SECONDS) - self._baseline_services + (asked if time.monotonic() < until else 0)
-        if not wait_for(lambda: not list(Excess().of(before, usage_of(stage.bridge.pid), more)), 10, 0.2):
-            for excess in Excess().of(before, usage_of(stage.bridge.pid), more):
-                stage.observer.report("v", f"after {what}: {excess}")
-        return usage_of(stage.bridge.pid)
+        more = harness.fleet.size(QUERY_SECONDS) - self._baseline_services + (asked if time.monotonic() < until else 0)
+        if not wait_for(lambda: not list(Excess().of(before, usage_of(harness.bridge.pid), more)), 10, 0.2):
+            for excess in Excess().of(before, usage_of(harness.bridge.pid), more):
+                harness.observer.report("v", f"after {what}: {excess}")
+        return usage_of(harness.bridge.pid)
 
     def _new_baseline(self) -> None:
-        self._baseline = usage_of(self.stage.bridge.pid)
-        self._baseline_services = self.stage.fleet.size()
+        self._baseline = usage_of(self.harness.bridge.pid)
+        self._baseline_services = self.harness.fleet.size()
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +292,8 @@ def sequence(names: Sequence[str], seed: int) -> Callable[[], str]:
 
 def summary(campaign: Campaign) -> Summary:
     """What a campaign came to so far."""
-    observer = campaign.stage.observer
+    observer = campaign.harness.observer
     return Summary(
-        tuple(campaign.rounds), len(campaign.stage.fleet.changes), tuple(observer.latencies),
+        tuple(campaign.rounds), len(campaign.harness.fleet.changes), tuple(observer.latencies),
         tuple(observer.violations), observer.events, len(observer.writes),
     )  # fmt: skip

@@ -1,9 +1,9 @@
-"""A small town: VMs with servers, a real Consul that checks them, a cluster with kube-proxy, and a client in a pod.
+"""A small testbed: VMs with servers, a real Consul that checks them, a cluster with kube-proxy, and a client in a pod.
 
-    with Town(3) as town:
-        town.open(n, "web", 8080)               # a server on VM n, registered with Consul under an HTTP check
-        with town.bridge("web", rule) as daemon, town.load(address, 80, rate=50) as load:
-            town.maintenance("web", 1, on=True)
+    with TrafficTestbed(3) as testbed:
+        testbed.open(n, "web", 8080)               # a server on VM n, registered with Consul under an HTTP check
+        with testbed.bridge("web", rule) as daemon, testbed.load(address, 80, rate=50) as load:
+            testbed.maintenance("web", 1, on=True)
             load.requests()                     # what the client in the pod got, and when
 
 All times are this machine's clock, so those of the client, of Consul's watchers and of the API server compare.
@@ -210,7 +210,7 @@ class VmServers:
         )
 
 
-class Town(VmServers):
+class TrafficTestbed(VmServers):
     """A context manager. `rig`, `lab` (with Consul inside of the rig's node) and `proxy` are there in the block."""
 
     def __init__(self, vms: int = 3, proxy: str = "nftables") -> None:
@@ -222,7 +222,7 @@ class Town(VmServers):
         """Whether the logs are kept, and where they are is said, at the end."""
         self.proxy: KubeProxy
 
-    def __enter__(self) -> Town:
+    def __enter__(self) -> TrafficTestbed:
         with ExitStack() as stack:
             self.lab = Lab(own=True)
             stack.callback(lambda: self.lab.close(keep=self.keep))

@@ -1,4 +1,4 @@
-"""What runs on a VM of a town: `python vm.py NAME PORT ADDRESS...` answers every GET with its name, until it is ended.
+"""What runs on a VM of a testbed: `python vm.py NAME PORT ADDRESS...` answers every GET with its name.
 
 GET /N is answered after N seconds.
 

@@ -65,39 +65,39 @@ class Seen:
         return {TARGET: scope_of(self.now, OWNER)}
 
     def confirm(self, change: Change, meta: Meta | None) -> None:
-        """Told by `Town` instead."""
+        """Told by `Harness` instead."""
 
 
 class Process:
     """A bridge, or (`force`) one forced pass."""
 
-    def __init__(self, town: Town, *, force: bool = False) -> None:
-        self.town = town
-        self.seen = Seen(town.cluster.current())
-        self.world = ConsulState((town.rule,), ("dc1",), grace_seconds=0.0 if force else town.grace_seconds)
+    def __init__(self, harness: Harness, *, force: bool = False) -> None:
+        self.harness = harness
+        self.seen = Seen(harness.cluster.current())
+        self.world = ConsulState((harness.rule,), ("dc1",), grace_seconds=0.0 if force else harness.grace_seconds)
         self.guard = Guard(GuardSettings())
         self.reconciler = Reconciler(
             world=self.world,
             store=self.seen,
             guard=self.guard,
             options=PlanOptions(owner=OWNER, force=force),
-            clock=lambda: town.now,
-            time_of_day=lambda: 1.7e9 + town.now,
-            mirrored=lambda _target: town.cluster.mirrored,
+            clock=lambda: harness.now,
+            time_of_day=lambda: 1.7e9 + harness.now,
+            mirrored=lambda _target: harness.cluster.mirrored,
         )
-        self.read(town.listed)
+        self.read(harness.listed)
 
     def read(self, listed: Sequence[Instance] | None) -> None:
         """Consul's answer; None: the service is not there."""
         self.world.on_listing("dc1", Listing({QUERY.service: frozenset()} if listed is not None else {}), 0.0)
         self.world.on_view(QUERY, Known(tuple(listed or ())))
         self.remember()
-        self.world.expire(self.town.now)
+        self.world.expire(self.harness.now)
 
     def remember(self) -> None:
         """What stands in the cluster is known to come from the service."""
         if self.seen.targets():
-            self.world.record_owned(TARGET, [("dc1", QUERY.service)], self.town.now)
+            self.world.record_owned(TARGET, [("dc1", QUERY.service)], self.harness.now)
         else:
             self.world.drop_owned(TARGET)
             self.guard.forget(TARGET)
@@ -107,7 +107,7 @@ class Process:
         return self.reconciler.plan(TARGET)
 
 
-class Town:
+class Harness:
     """The cluster, and what the bridge has been told of it."""
 
     def __init__(self, rule: Rule, grace_seconds: float = 0.0) -> None:
@@ -196,29 +196,29 @@ def test_what_a_forced_pass_lets_go_is_gone_whatever_the_bridge_sees_first(
 ) -> None:
     """A write that is refused is planned again (`sync`), nothing comes back, and nothing is held any more."""
     for order in schedules(SCHEDULES):
-        town = Town(Rule(to=Destination(output=output, max_endpoints_per_slice=per_slice)), grace_seconds)
-        _hold(town, LEFT[left])
-        forced = list(_forced(town))
+        harness = Harness(Rule(to=Destination(output=output, max_endpoints_per_slice=per_slice)), grace_seconds)
+        _hold(harness, LEFT[left])
+        forced = list(_forced(harness))
         planned: Plan | None = None
         refused = rounds = 0
-        while forced or any(town.untold.values()):
-            steps = [kind for kind in SERVICE_KINDS if town.untold[kind]]
+        while forced or any(harness.untold.values()):
+            steps = [kind for kind in SERVICE_KINDS if harness.untold[kind]]
             step = order.choice([*steps, *(["force"] if forced else []), "plan", "write"])
             if isinstance(step, Kind):
-                town.tell(step)
+                harness.tell(step)
             elif step == "force":
-                refused += not town.write(forced.pop(0))
+                refused += not harness.write(forced.pop(0))
                 if refused and not forced:
-                    forced = list(_forced(town))
+                    forced = list(_forced(harness))
                     refused, rounds = 0, rounds + 1
             elif step == "plan":
-                planned = town.bridge.plan()
+                planned = harness.bridge.plan()
             else:
-                town.do(planned)
+                harness.do(planned)
                 planned = None
-        town.do(planned)
-        town.settle(2 * FORCED_SECONDS)
-        assert (town.ready(), town.bridge.guard.active()) == (_wanted(output, LEFT[left]), ())
+        harness.do(planned)
+        harness.settle(2 * FORCED_SECONDS)
+        assert (harness.ready(), harness.bridge.guard.active()) == (_wanted(output, LEFT[left]), ())
         assert rounds < SYNC_ROUNDS
 
 
@@ -227,72 +227,72 @@ def test_what_a_forced_pass_lets_go_is_gone_whatever_the_bridge_sees_first(
 @pytest.mark.parametrize("left", [left for left, listed in LEFT.items() if listed])
 def test_a_forced_pass_that_dies_half_way_is_finished_by_the_bridge(left: str, output: Output, per_slice: int) -> None:
     """Wherever it died, once one of its writes was done."""
-    town = Town(Rule(to=Destination(output=output, max_endpoints_per_slice=per_slice)))
-    _hold(town, LEFT[left])
-    for done in range(1, len(list(_forced(town)))):
-        town = Town(Rule(to=Destination(output=output, max_endpoints_per_slice=per_slice)))
-        _hold(town, LEFT[left])
-        for change in _forced(town)[:done]:
-            assert town.write(change)
-        town.settle(2 * FORCED_SECONDS)
-        assert (town.ready(), town.bridge.guard.active()) == (_wanted(output, LEFT[left]), ())
+    harness = Harness(Rule(to=Destination(output=output, max_endpoints_per_slice=per_slice)))
+    _hold(harness, LEFT[left])
+    for done in range(1, len(list(_forced(harness)))):
+        harness = Harness(Rule(to=Destination(output=output, max_endpoints_per_slice=per_slice)))
+        _hold(harness, LEFT[left])
+        for change in _forced(harness)[:done]:
+            assert harness.write(change)
+        harness.settle(2 * FORCED_SECONDS)
+        assert (harness.ready(), harness.bridge.guard.active()) == (_wanted(output, LEFT[left]), ())
 
 
 def test_a_forced_pass_that_dies_half_way_is_finished_by_the_bridge_that_starts_next() -> None:
     """A few minutes later; a release that is hours old lets nothing go."""
     for minutes, held in ((5, 0), (60, 27)):
-        town = Town(Rule(to=Destination(output=Output.BOTH)))
-        _hold(town, ALL[:3])
-        assert town.write(_forced(town)[0])
-        town.now += minutes * 60.0
-        town.bridge = Process(town)
-        town.settle(2 * FORCED_SECONDS)
-        assert sum(h.endpoints for h in town.bridge.guard.active()) == held
+        harness = Harness(Rule(to=Destination(output=Output.BOTH)))
+        _hold(harness, ALL[:3])
+        assert harness.write(_forced(harness)[0])
+        harness.now += minutes * 60.0
+        harness.bridge = Process(harness)
+        harness.settle(2 * FORCED_SECONDS)
+        assert sum(h.endpoints for h in harness.bridge.guard.active()) == held
 
 
 def test_a_release_counts_once() -> None:
     """What Consul loses after it is held again, although the objects still say that something was let go."""
-    town = Town(Rule(to=Destination(output=Output.BOTH)))
-    _hold(town, ALL[:14])
-    for change in _forced(town):
-        assert town.write(change)
-    town.settle(2 * FORCED_SECONDS)
-    town.now += 120.0
-    _hold(town, ALL[:1])
-    town.settle(2 * FORCED_SECONDS)
-    assert [h.endpoints for h in town.bridge.guard.active()] == [13]
+    harness = Harness(Rule(to=Destination(output=Output.BOTH)))
+    _hold(harness, ALL[:14])
+    for change in _forced(harness):
+        assert harness.write(change)
+    harness.settle(2 * FORCED_SECONDS)
+    harness.now += 120.0
+    _hold(harness, ALL[:1])
+    harness.settle(2 * FORCED_SECONDS)
+    assert [h.endpoints for h in harness.bridge.guard.active()] == [13]
 
 
 def test_a_second_forced_pass_writes_nothing() -> None:
     """The mark of the first one is no difference to be written, and the next change takes it off."""
-    town = Town(Rule(to=Destination(output=Output.BOTH)))
-    _hold(town, ALL[:3])
-    for change in _forced(town):
-        assert town.write(change)
-    assert list(_forced(town)) == []
-    assert town.cluster.endpoints is not None
-    assert "consul-bridge/released" in dict(town.cluster.endpoints.meta.annotations)
-    _read(town, ALL)
-    town.settle()
-    metas = [town.cluster.endpoints.meta, *(s.meta for s in town.cluster.slices.values())]
+    harness = Harness(Rule(to=Destination(output=Output.BOTH)))
+    _hold(harness, ALL[:3])
+    for change in _forced(harness):
+        assert harness.write(change)
+    assert list(_forced(harness)) == []
+    assert harness.cluster.endpoints is not None
+    assert "consul-bridge/released" in dict(harness.cluster.endpoints.meta.annotations)
+    _read(harness, ALL)
+    harness.settle()
+    metas = [harness.cluster.endpoints.meta, *(s.meta for s in harness.cluster.slices.values())]
     assert [m for m in metas if "consul-bridge/released" in dict(m.annotations)] == []
 
 
-def _read(town: Town, listed: Sequence[Instance] | None) -> None:
-    town.listed = listed
-    town.bridge.read(listed)
+def _read(harness: Harness, listed: Sequence[Instance] | None) -> None:
+    harness.listed = listed
+    harness.bridge.read(listed)
 
 
-def _hold(town: Town, listed: Sequence[Instance] | None) -> None:
+def _hold(harness: Harness, listed: Sequence[Instance] | None) -> None:
     """Consul loses so much at once that the bridge holds it."""
-    _read(town, listed)
-    town.settle()
-    assert [h.removed or h.flips for h in town.bridge.guard.active()] == [True]
+    _read(harness, listed)
+    harness.settle()
+    assert [h.removed or h.flips for h in harness.bridge.guard.active()] == [True]
 
 
-def _forced(town: Town) -> tuple[Change, ...]:
+def _forced(harness: Harness) -> tuple[Change, ...]:
     """What the forced pass writes, planned from what is there now."""
-    plan = Process(town, force=True).plan()
+    plan = Process(harness, force=True).plan()
     assert plan is not None
     return plan.writes
 

@@ -49,10 +49,10 @@ def test_a_datacenter_is_asked_when_a_rule_or_a_service_wants_something_of_it(
 ) -> None:
     """And our own when there is no rule at all; one that may not be asked never is."""
     datacenters = ("dc1", "dc2", "dc3")
-    world = ConsulState(anchored(rules, datacenters), datacenters, grace_seconds=0.0)
+    consul_state = ConsulState(anchored(rules, datacenters), datacenters, grace_seconds=0.0)
     if asking:
-        world.annotate(Target("default", "web"), Rule(services=("web",)), Query(asking, "web"), now=0.0)
-    assert world.active_datacenters() == expected
+        consul_state.annotate(Target("default", "web"), Rule(services=("web",)), Query(asking, "web"), now=0.0)
+    assert consul_state.active_datacenters() == expected
 
 
 def test_a_rule_without_datacenters_shadows_only_what_is_about_our_own() -> None:

@@ -14,11 +14,11 @@ from bridge.interpreter import GARBAGE_THRESHOLDS, SWITCH_SECONDS, relaxed_gc, s
 
 def test_looking_for_what_is_unread_asks_for_no_hash_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked after thousands of services many times a second; a dataclass computes its hash in Python."""
-    world = ConsulState((Rule(name="all"),), ("dc1",), grace_seconds=0.0)
-    world.on_listing("dc1", Listing({f"s{n}": frozenset() for n in range(1000)}), now=0.0)
-    queries = sorted(world.wanted())
+    consul_state = ConsulState((Rule(name="all"),), ("dc1",), grace_seconds=0.0)
+    consul_state.on_listing("dc1", Listing({f"s{n}": frozenset() for n in range(1000)}), now=0.0)
+    queries = sorted(consul_state.wanted())
     for query in queries[:600]:
-        world.on_view(query, Known(()))
+        consul_state.on_view(query, Known(()))
     expected = frozenset(queries[600:])
     asked = 0
     computed = Query.__hash__
@@ -29,17 +29,17 @@ def test_looking_for_what_is_unread_asks_for_no_hash_again(monkeypatch: pytest.M
         return computed(query)
 
     monkeypatch.setattr(Query, "__hash__", count)
-    assert (world.pending_reads(), asked) == (expected, 0)
+    assert (consul_state.pending_reads(), asked) == (expected, 0)
 
 
 def test_what_is_wanted_is_one_object_until_it_changes() -> None:
     """By that the catalog knows, without comparing thousands of queries, that there is nothing new."""
-    world = ConsulState((Rule(name="all"),), ("dc1",), grace_seconds=0.0)
-    world.on_listing("dc1", Listing({"web": frozenset()}), now=0.0)
-    assert world.commit_subscriptions() is world.commit_subscriptions()
-    before = world.commit_subscriptions()
-    world.on_listing("dc1", Listing({"web": frozenset(), "db": frozenset()}), now=0.0)
-    assert world.commit_subscriptions() is not before
+    consul_state = ConsulState((Rule(name="all"),), ("dc1",), grace_seconds=0.0)
+    consul_state.on_listing("dc1", Listing({"web": frozenset()}), now=0.0)
+    assert consul_state.commit_subscriptions() is consul_state.commit_subscriptions()
+    before = consul_state.commit_subscriptions()
+    consul_state.on_listing("dc1", Listing({"web": frozenset(), "db": frozenset()}), now=0.0)
+    assert consul_state.commit_subscriptions() is not before
 
 
 def test_the_interpreter_is_as_before_when_the_bridge_has_ended() -> None:

@@ -7,18 +7,18 @@ from dataclasses import replace
 from bridge.controller.status_view import StatusView
 from bridge.core.model import Rule, Status
 from bridge.report import Outcome
-from tests.unit.controller.test_forced import ALL, Town
+from tests.unit.controller.test_forced import ALL, Harness
 from tests.unit.core.builders import TARGET
 
 
 def test_a_held_row_counts_what_is_kept_for_a_host_name_as_a_row_without_a_hold_does() -> None:
     """`bridge status` and the page show what would be mirrored: an address that may be that name's is among it."""
-    town = Town(Rule())
+    harness = Harness(Rule())
     named = replace(ALL[0], address="db.example.com")
-    town.bridge.read((named, *(replace(i, status=Status.CRITICAL) for i in ALL[1:])))
-    plan = town.bridge.plan()
+    harness.bridge.read((named, *(replace(i, status=Status.CRITICAL) for i in ALL[1:])))
+    plan = harness.bridge.plan()
     assert plan is not None
     assert plan.held
-    view = StatusView(town.bridge.reconciler, town.bridge.seen.current, dict)
+    view = StatusView(harness.bridge.reconciler, harness.bridge.seen.current, dict)
     (row,) = view.rows({TARGET: Outcome(plan)})
     assert (row.state, row.consul_ready, row.consul_not_ready) == ("held", 1, 29)

@@ -64,49 +64,49 @@ def asking(owner: str | None = None) -> Current:
     return Current(TARGET, service(owner=owner), endpoints(group(*ready("10.0.0.1"))))
 
 
-def made(world: ConsulState, current: Current, **around: Any) -> Draft | None:
+def made(consul_state: ConsulState, current: Current, **around: Any) -> Draft | None:
     """The draft of a target at which this stands."""
-    return reconcile(observe(world, current, 0.0), OPTIONS, Surroundings(**around))
+    return reconcile(observe(consul_state, current, 0.0), OPTIONS, Surroundings(**around))
 
 
-def plan_of(world: ConsulState, current: Current, **around: Any) -> Plan:
+def plan_of(consul_state: ConsulState, current: Current, **around: Any) -> Plan:
     """Its plan, which there must be."""
-    draft = made(world, current, **around)
+    draft = made(consul_state, current, **around)
     assert draft is not None
     return draft.plan
 
 
 def test_nothing_is_said_of_a_service_that_was_never_read() -> None:
     """What stands there may be all of it, or nothing."""
-    world = ConsulState((rule(),), ("dc1",), 0.0)
-    world.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
-    assert made(world, standing("10.0.0.1")) is None
+    consul_state = ConsulState((rule(),), ("dc1",), 0.0)
+    consul_state.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
+    assert made(consul_state, standing("10.0.0.1")) is None
 
 
 def test_nothing_is_said_of_what_may_not_go_yet() -> None:
     """No service feeds it, and that none ever will is not certain."""
-    world = ConsulState((), ("dc1",), 30.0)
+    consul_state = ConsulState((), ("dc1",), 30.0)
     current = standing("10.0.0.1")
-    world.record_owned(TARGET, names_at(current), 0.0)
-    assert made(world, current) is None
+    consul_state.record_owned(TARGET, names_at(current), 0.0)
+    assert made(consul_state, current) is None
 
 
 def test_a_datacenter_that_is_not_read_is_told_to_who_asks_for_it() -> None:
     """The operator names datacenters; what stands there stays."""
-    world = state(instance())
-    world.annotate(TARGET, Rule(to=Destination(annotated=True)), Query("dc9", "radosgw"), 0.0)
-    plan = plan_of(world, asking())
+    consul_state = state(instance())
+    consul_state.annotate(TARGET, Rule(to=Destination(annotated=True)), Query("dc9", "radosgw"), 0.0)
+    plan = plan_of(consul_state, asking())
     assert (codes_of(plan.warnings), plan.changes) == ((Code.DATACENTER_NOT_ASKED,), ())
 
 
 def test_host_names_without_an_answer_keep_what_stands_there() -> None:
     """Some of it may be their addresses; a name that has no address is an answer."""
     found = [instance(f"vm{n}.example") for n in range(4)]
-    world, current = state(instance("10.0.0.1"), *found), standing("10.0.0.1", "10.0.0.9")
-    plan = plan_of(world, current)
+    consul_state, current = state(instance("10.0.0.1"), *found), standing("10.0.0.1", "10.0.0.9")
+    plan = plan_of(consul_state, current)
     assert (plan.ready, plan.removed) == (2, 0)
     assert "vm0.example, vm1.example, vm2.example and 1 more" in plan.warnings[-1]
-    answered = plan_of(world, current, resolve=lambda _target, names: dict.fromkeys(names, ()))
+    answered = plan_of(consul_state, current, resolve=lambda _target, names: dict.fromkeys(names, ()))
     assert (answered.ready, answered.removed, answered.warnings) == (1, 1, ())
 
 
@@ -118,12 +118,12 @@ def test_a_read_that_an_acl_has_shortened_takes_nothing_away() -> None:
 
 def test_what_a_user_may_not_ask_for_is_emptied_when_they_asked_for_something_else() -> None:
     """They sent away what was filled; a grant that was taken back waits like a rule that left the file."""
-    world, current = state(instance()), asking()
-    world.replace_rules((), 0.0)
-    world.record_owned(TARGET, names_at(current), 0.0)
+    consul_state, current = state(instance()), asking()
+    consul_state.replace_rules((), 0.0)
+    consul_state.record_owned(TARGET, names_at(current), 0.0)
     other = Query("dc1", "db")
-    world.refuse(TARGET, Refusal(other, missing(other, "default"), missing(other, "default")), 0.0)
-    gone = plan_of(world, current)
+    consul_state.refuse(TARGET, Refusal(other, missing(other, "default"), missing(other, "default")), 0.0)
+    gone = plan_of(consul_state, current)
     assert [(c.action, c.reason) for c in gone.writes] == [
         (Action.DELETE, "no rule or annotation asks for it any more")
     ]
@@ -132,19 +132,19 @@ def test_what_a_user_may_not_ask_for_is_emptied_when_they_asked_for_something_el
 
 def test_a_refused_request_alone_changes_nothing() -> None:
     """Nothing was ever filled: there is only something to say."""
-    world = state(instance())
-    world.replace_rules((), 0.0)
-    world.refuse(TARGET, Refusal(WEB, missing(WEB, "default"), missing(WEB, "default")), 0.0)
-    plan = plan_of(world, Current(TARGET, service(owner=None)))
+    consul_state = state(instance())
+    consul_state.replace_rules((), 0.0)
+    consul_state.refuse(TARGET, Refusal(WEB, missing(WEB, "default"), missing(WEB, "default")), 0.0)
+    plan = plan_of(consul_state, Current(TARGET, service(owner=None)))
     assert (plan.changes, codes_of(plan.warnings), plan.queries) == ((), (Code.SERVICE_MISSING,), (WEB,))
 
 
 def test_what_a_user_sent_away_goes_although_a_rule_wants_the_name() -> None:
     """The rule does not get the user's Service, so nothing else would ever change what stands there."""
     current = Current(TARGET, service(owner=None), endpoints(group(*ready("10.0.0.1"))))
-    world = state(instance())
-    world.record_owned(TARGET, names_at(current), 0.0)
-    plan = plan_of(world, current)
+    consul_state = state(instance())
+    consul_state.record_owned(TARGET, names_at(current), 0.0)
+    plan = plan_of(consul_state, current)
     assert [(c.action, c.kind, c.reason) for c in plan.writes] == [
         (Action.DELETE, Kind.ENDPOINTS, "no rule or annotation asks for it any more")
     ]
@@ -164,13 +164,13 @@ def test_what_a_user_left_behind_goes_although_a_rule_wants_the_name_and_its_ser
         filled, meta=replace(filled.meta, ownership=our_marks(ownership_labels(OWNER, (Query("dc1", "db"),))[1]))
     )
     current = Current(TARGET, service(owner=None), filled)
-    world = ConsulState((rule(),), ("dc1",), 30.0)
-    world.record_owned(TARGET, names_at(current), 0.0)
-    world.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
-    world.on_view(WEB, Known((instance("10.0.1.1"),)))
-    world.on_view(Query("dc1", "db"), Known(() if gone else (instance(),)))
-    world.expire(seconds)
-    draft = reconcile(observe(world, current, seconds), OPTIONS, Surroundings())
+    consul_state = ConsulState((rule(),), ("dc1",), 30.0)
+    consul_state.record_owned(TARGET, names_at(current), 0.0)
+    consul_state.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
+    consul_state.on_view(WEB, Known((instance("10.0.1.1"),)))
+    consul_state.on_view(Query("dc1", "db"), Known(() if gone else (instance(),)))
+    consul_state.expire(seconds)
+    draft = reconcile(observe(consul_state, current, seconds), OPTIONS, Surroundings())
     assert draft is not None
     assert (len(draft.plan.writes), draft.plan.removed, draft.plan.unsubscribed) == (
         (1, 12, False) if not left else (0, 0, False)
@@ -193,10 +193,10 @@ def test_slices_that_may_not_be_written_any_more_do_not_say_what_a_user_asked_fo
     filled = replace(filled, meta=replace(filled.meta, ownership=joined(filled.meta.ownership, new)))
     cut = slice_of("radosgw-a", group(*ready("10.0.9.1")))
     cut = replace(cut, meta=replace(cut.meta, ownership=joined(cut.meta.ownership, old)))
-    world = state(instance("10.0.0.1", status=Status.CRITICAL), rules=())
-    world.annotate(TARGET, by, asked[1], 0.0)
+    consul_state = state(instance("10.0.0.1", status=Status.CRITICAL), rules=())
+    consul_state.annotate(TARGET, by, asked[1], 0.0)
     current = Current(TARGET, mine, filled, (cut,))
-    draft = made(world, current, slices_forbidden=lambda _namespace: lacking)
+    draft = made(consul_state, current, slices_forbidden=lambda _namespace: lacking)
     assert draft is not None
     assert (draft.plan.removed, draft.plan.became_unready) == taken
     assert draft.plan.unsubscribed is (taken == (0, 0))
@@ -210,48 +210,48 @@ def test_slices_that_may_not_be_written_any_more_do_not_say_what_a_user_asked_fo
 
 def test_what_a_user_may_not_ask_for_goes_although_a_rule_wants_the_name() -> None:
     """The same, with the reason why they may not; a Service at which nothing of ours stands is left alone."""
-    world = state(instance())
+    consul_state = state(instance())
     other = Query("dc1", "db")
-    world.refuse(TARGET, Refusal(other, missing(other, "default"), missing(other, "default")), 0.0)
+    consul_state.refuse(TARGET, Refusal(other, missing(other, "default"), missing(other, "default")), 0.0)
     mine = service(owner=None, meta_ownership=(("consul-bridge/mirror", "true"),))
-    plan = plan_of(world, Current(TARGET, mine, endpoints(group(*ready("10.0.0.1")))))
+    plan = plan_of(consul_state, Current(TARGET, mine, endpoints(group(*ready("10.0.0.1")))))
     assert [c.action for c in plan.writes] == [Action.DELETE]
     assert (codes_of(plan.warnings), len(plan.conflicts)) == ((Code.SERVICE_MISSING,), 1)
-    nothing = plan_of(world, Current(TARGET, mine))
+    nothing = plan_of(consul_state, Current(TARGET, mine))
     assert (nothing.changes, len(nothing.conflicts)) == ((), 1)
 
 
 def test_what_leaves_is_not_made_any_more() -> None:
     """Consul does not list it: for its grace its objects are kept as they are, but none is created."""
-    world = state(instance())
-    world.on_listing("dc1", Listing({}), 1.0)
-    world.on_view(WEB, Known(()))
-    assert plan_of(world, Current(TARGET)).changes == ()
+    consul_state = state(instance())
+    consul_state.on_listing("dc1", Listing({}), 1.0)
+    consul_state.on_view(WEB, Known(()))
+    assert plan_of(consul_state, Current(TARGET)).changes == ()
 
 
 def test_what_the_control_plane_mirrored_is_asked_for_once_it_is_needed() -> None:
     """Our slices go when the mirror carries the same; when it cannot be seen they stay."""
     asked: list[Target] = []
-    world = state(instance("10.0.0.1"))
+    consul_state = state(instance("10.0.0.1"))
     current = replace(standing("10.0.0.1"), slices=(slice_of("radosgw-1", group(*ready("10.0.0.1"))),))
 
     def unseen(target: Target) -> None:
         asked.append(target)
 
-    assert plan_of(world, current, mirrored=unseen).unmirrored
-    seen = plan_of(world, current, mirrored=lambda _target: (group(*ready("10.0.0.1")),))
+    assert plan_of(consul_state, current, mirrored=unseen).unmirrored
+    seen = plan_of(consul_state, current, mirrored=lambda _target: (group(*ready("10.0.0.1")),))
     assert (seen.unmirrored, [c.action for c in seen.writes]) == (False, [Action.DELETE])
     assert asked == [TARGET]
 
 
 def test_nothing_of_ours_goes_while_that_is_forbidden() -> None:
     """Somebody else writes there under our name; what a user sent away goes all the same."""
-    world = state(instance())
-    world.replace_rules((), 0.0)
+    consul_state = state(instance())
+    consul_state.replace_rules((), 0.0)
     current = standing("10.0.0.1")
-    world.record_owned(TARGET, names_at(current), 0.0)
-    assert plan_of(world, current).writes
-    assert plan_of(world, current, may_delete=lambda _target: False).changes == ()
+    consul_state.record_owned(TARGET, names_at(current), 0.0)
+    assert plan_of(consul_state, current).writes
+    assert plan_of(consul_state, current, may_delete=lambda _target: False).changes == ()
 
 
 def test_without_the_right_to_slices_endpoints_are_written_alone() -> None:

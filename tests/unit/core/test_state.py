@@ -45,8 +45,8 @@ def known(*addresses: str) -> Known:
     )
 
 
-def world(*names: str, grace: float = 30.0, rules: tuple[Rule, ...] = RULES) -> ConsulState:
-    """A world whose datacenter has these services, each with one instance."""
+def consul_state(*names: str, grace: float = 30.0, rules: tuple[Rule, ...] = RULES) -> ConsulState:
+    """A state whose datacenter has these services, each with one instance."""
     made = ConsulState(rules, ["dc1"], grace)
     made.on_listing("dc1", listing(*names), 0.0)
     for query in made.wanted():
@@ -56,7 +56,7 @@ def world(*names: str, grace: float = 30.0, rules: tuple[Rule, ...] = RULES) -> 
 
 def test_how_an_instance_was_before_its_tags_changed_is_known_while_it_is_there() -> None:
     """In its last two ways, health apart; an instance that has gone and comes again is another one."""
-    made = world("web")
+    made = consul_state("web")
 
     def seen(*tags: str, status: Status = Status.PASSING) -> list[tuple[str, ...]]:
         (only,) = known("10.0.0.1").instances
@@ -77,7 +77,7 @@ def test_how_an_instance_was_before_its_tags_changed_is_known_while_it_is_there(
 
 def test_what_only_annotations_ask_for_is_told_apart() -> None:
     """A service that a rule selects as well is the operator's business."""
-    made = world("web")
+    made = consul_state("web")
     theirs = Query("dc1", "..")
     for name, query in (("web", WEB), ("mine", theirs)):
         made.annotate(Target("apps", name), Rule(to=Destination(namespace="apps", annotated=True)), query, 0.0)
@@ -108,7 +108,7 @@ def test_nothing_is_said_of_combined_datacenters_before_each_has_answered_or_fai
     assert [(s.query.datacenter, s.unread) for s in made.sources(HERE) or ()] == [("dc1", ""), ("dc2", "still no")]
     assert (made.on_view(WEB, known("10.0.0.1")), made.on_listing("dc2", listing(), 0.0)) == ({HERE}, {HERE})
     assert [s.query for s in made.sources(HERE) or ()] == [WEB]
-    alone = world("web")
+    alone = consul_state("web")
     assert (alone.on_listing("dc1", Unknown("no"), 0.0), alone.on_view(WEB, Unknown("no"))) == (set(), set())
 
 
@@ -146,14 +146,14 @@ def test_since_when_an_instance_is_healthy_is_known_while_it_may_have_to_wait() 
 
 def test_a_view_names_the_targets_that_it_changes() -> None:
     """The same view again changes nothing."""
-    made = world("web")
+    made = consul_state("web")
     changes = [made.on_view(WEB, known("10.0.0.2")), made.on_view(WEB, known("10.0.0.2"))]
     assert changes == [{HERE}, set()]
 
 
 def test_a_failed_read_keeps_what_was_known() -> None:
     """And says so until the next good one."""
-    made = world("web")
+    made = consul_state("web")
     changed = made.on_view(WEB, Unknown("timeout"))
     sources = made.sources(HERE)
     assert sources is not None
@@ -164,7 +164,7 @@ def test_a_failed_read_keeps_what_was_known() -> None:
 
 def test_a_failed_listing_keeps_every_service() -> None:
     """Even forever."""
-    made = world("web", grace=0.0)
+    made = consul_state("web", grace=0.0)
     made.on_listing("dc1", Unknown("no leader"), 1.0)
     made.on_view(WEB, Known(()))
     assert (made.expire(1000.0), made.wanted(), dict(made.listing_trouble())) == (
@@ -174,7 +174,7 @@ def test_a_failed_listing_keeps_every_service() -> None:
 
 def test_a_service_that_left_is_released_after_its_grace_period() -> None:
     """When the listing lacks it and its own read is empty."""
-    made = world("web")
+    made = consul_state("web")
     made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 100.0)
     made.on_view(WEB, Known(()))
@@ -186,7 +186,7 @@ def test_a_service_that_left_is_released_after_its_grace_period() -> None:
 @pytest.mark.parametrize("view", [Unknown("filtered by ACLs"), known("10.0.0.1")])
 def test_a_name_that_is_only_hidden_is_not_gone(view: Knowledge) -> None:
     """A token that lost its rights makes names vanish from the listing: the service's own read decides."""
-    made = world("web", grace=0.0)
+    made = consul_state("web", grace=0.0)
     made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 1.0)
     made.on_view(WEB, view)
@@ -195,7 +195,7 @@ def test_a_name_that_is_only_hidden_is_not_gone(view: Knowledge) -> None:
 
 def test_a_service_that_comes_back_within_its_grace_period_never_left() -> None:
     """Agents that register again are the usual case."""
-    made = world("web")
+    made = consul_state("web")
     made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 100.0)
     made.on_view(WEB, Known(()))
@@ -205,7 +205,7 @@ def test_a_service_that_comes_back_within_its_grace_period_never_left() -> None:
 
 def test_a_service_that_no_rule_names_any_more_leaves_after_the_grace_period() -> None:
     """It is still listed, so nothing else has to be proved."""
-    made = world("web")
+    made = consul_state("web")
     made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.replace_rules((Rule(services=("db",), to=Destination(namespace="apps")),), 100.0)
     assert [made.removable(HERE, now) for now in (129.0, 130.0)] == [False, True]
@@ -357,7 +357,7 @@ def test_a_service_feeds_a_target_that_it_wants_by_two_rules_until_both_have_let
 
 def test_what_is_read_of_a_service_that_nobody_wants_any_more_is_forgotten() -> None:
     """Also when it comes after the last time that it was said what is wanted."""
-    made = world("web")
+    made = consul_state("web")
     other = Query("dc1", "other")
     made.commit_subscriptions()
     made.on_view(other, known("10.0.0.9"))
@@ -371,7 +371,7 @@ def test_what_is_read_of_a_service_that_nobody_wants_any_more_is_forgotten() -> 
 
 def test_what_may_not_go_is_looked_at_less_and_less_often() -> None:
     """A guard may hold it forever: that must cost next to nothing, however many there are."""
-    made = world("web")
+    made = consul_state("web")
     made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 100.0)
     made.on_view(WEB, Known(()))
@@ -384,7 +384,7 @@ def test_what_may_not_go_is_looked_at_less_and_less_often() -> None:
 @pytest.mark.parametrize("how", ["its view is proved", "the listing can be had again"])
 def test_what_may_go_at_last_is_looked_at_at_once(how: str) -> None:
     """News about what is left of a service need not wait for the next look."""
-    made = world("web")
+    made = consul_state("web")
     made.record_owned(HERE, [("dc1", "web")], 0.0)
     made.on_listing("dc1", listing(), 0.0)
     made.on_view(WEB, Known(()))
@@ -429,7 +429,7 @@ def test_what_kubernetes_remembers_is_asked_about_before_it_is_removed() -> None
 
 def test_objects_from_a_datacenter_that_is_not_watched_stay() -> None:
     """Nothing is known there, so nothing is proved."""
-    made = world("web", grace=0.0)
+    made = consul_state("web", grace=0.0)
     old = Target("apps", "old")
     made.record_owned(old, [("dc9", "old")], 0.0)
     assert made.removable(old, 1000.0) is False
@@ -437,7 +437,7 @@ def test_objects_from_a_datacenter_that_is_not_watched_stay() -> None:
 
 def test_a_forgotten_target_is_asked_about_no_more() -> None:
     """Once nothing of ours is left there."""
-    made = world("web")
+    made = consul_state("web")
     old = Target("apps", "old")
     made.record_owned(old, [("dc1", "old")], 0.0)
     made.drop_owned(old)
@@ -446,7 +446,7 @@ def test_a_forgotten_target_is_asked_about_no_more() -> None:
 
 def test_a_service_that_left_while_it_was_being_written_is_known_to_be_gone() -> None:
     """Its objects appear after its end: it was wanted all the time, so nobody tells again that it is empty."""
-    made = world("web")
+    made = consul_state("web")
     asked = made.commit_subscriptions()
     made.on_listing("dc1", listing(), 1.0)
     made.on_view(WEB, Known(()))
@@ -461,21 +461,21 @@ def test_a_service_that_left_while_it_was_being_written_is_known_to_be_gone() ->
 
 def test_two_services_that_end_on_one_name_are_told_apart() -> None:
     """The one whose own name it is wins; the other takes over when that one is gone."""
-    made = world("web", "Web")
+    made = consul_state("web", "Web")
     losers = made.rejected(HERE)
     assert ([s.query.service for s in made.sources(HERE) or ()], [s.service for s in losers]) == (["web"], ["Web"])
 
 
 def test_a_name_that_cannot_be_mapped_is_reported() -> None:
     """Nothing is silently dropped."""
-    made = world("web-1", rules=(Rule(to=Destination(namespace="apps", name="{namespace}-x")),))
+    made = consul_state("web-1", rules=(Rule(to=Destination(namespace="apps", name="{namespace}-x")),))
     made.replace_rules((Rule(to=Destination(namespace="apps", name="---")),), 0.0)
     assert [type(s) for s in made.unmappable()] == [Skipped]
 
 
 def test_new_rules_move_a_service() -> None:
     """The old target is left, the new one claimed."""
-    made = world("web")
+    made = consul_state("web")
     made.record_owned(HERE, [("dc1", "web")], 0.0)
     there = Target("new", "web")
     changed = made.replace_rules((Rule(to=Destination(namespace="new")),), 10.0)
@@ -487,7 +487,7 @@ def test_new_rules_move_a_service() -> None:
 
 def test_an_annotated_service_wins_its_name_and_may_be_dropped_at_once() -> None:
     """Two of them may ask for the same Consul service; without the annotation our part may go without any grace."""
-    made = world("web")
+    made = consul_state("web")
     one, two = Target("apps", "web"), Target("apps", "db")
     rule = Rule(to=Destination(namespace="apps", annotated=True))
     asked = Query("dc1", "pg")
@@ -539,7 +539,7 @@ def test_what_no_service_leads_to_any_more_goes_at_once_unless_it_is_of_other_fl
 
 def test_where_nothing_is_remembered_nothing_was_dismissed() -> None:
     """A Service of somebody who never asked."""
-    made = world("web")
+    made = consul_state("web")
     assert made.unsubscribed(Target("apps", "other"), opted_out=True) is False
 
 
@@ -560,7 +560,7 @@ def test_with_rules_from_flags_what_they_do_not_select_is_left_alone() -> None:
 
 def test_everything_of_ours_concerns_rules_that_are_the_whole_truth_and_flags_what_they_claim() -> None:
     """What nothing claims any more is to be removed by rules; flags are about what they select."""
-    made = world("web")
+    made = consul_state("web")
     made.record_owned(Target("apps", "old"), [("dc1", "old")], 0.0)
     by_flags = ConsulState(
         (Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 0.0, partial_selection=True
@@ -571,7 +571,7 @@ def test_everything_of_ours_concerns_rules_that_are_the_whole_truth_and_flags_wh
 
 def test_where_something_of_a_service_is_left_is_remembered() -> None:
     """At several targets, until nothing is left there."""
-    made = world("web")
+    made = consul_state("web")
     for name in ("one", "two"):
         made.record_owned(Target("apps", name), [("dc1", "web")], 0.0)
     made.drop_owned(Target("apps", "two"))
@@ -581,7 +581,7 @@ def test_where_something_of_a_service_is_left_is_remembered() -> None:
 
 def test_a_rule_and_an_annotation_may_ask_for_the_same_at_the_same_target() -> None:
     """Without the annotation the rule still stands, and the service still feeds the target."""
-    made = world("web")
+    made = consul_state("web")
     made.annotate(HERE, Rule(to=Destination(namespace="apps", annotated=True)), WEB, 0.0)
     made.unannotate(HERE, 1.0)
     assert (made.on_view(WEB, known("10.0.0.7")), [s.query for s in made.sources(HERE) or ()]) == ({HERE}, [WEB])
@@ -590,7 +590,7 @@ def test_a_rule_and_an_annotation_may_ask_for_the_same_at_the_same_target() -> N
 
 def test_an_annotation_that_changes_its_rule_alone_replaces_it() -> None:
     """Other tags are the same question to Consul, but not the same instances."""
-    made = world("web", rules=())
+    made = consul_state("web", rules=())
     one, two = (Rule(tags=(tag,), to=Destination(namespace="apps", annotated=True)) for tag in ("blue", "green"))
     made.annotate(HERE, one, WEB, 0.0)
     made.on_view(WEB, known("10.0.0.1"))
@@ -628,7 +628,7 @@ def test_a_rule_about_another_namespace_is_asked_for_by_name_and_nothing_listed_
 
 def test_what_was_not_granted_is_never_asked_for_and_lets_go_of_what_was_filled() -> None:
     """A grant that is withdrawn, and one that is given again: each is news, once."""
-    made = world("web", rules=())
+    made = consul_state("web", rules=())
     rule = Rule(to=Destination(namespace="apps", annotated=True))
     refusal = Refusal(WEB, missing(WEB, "apps"), missing(WEB, "apps"))
     made.annotate(HERE, rule, WEB, 0.0)
@@ -645,7 +645,7 @@ def test_what_was_not_granted_is_never_asked_for_and_lets_go_of_what_was_filled(
 
 def test_a_user_who_asks_for_what_was_not_granted_sends_away_what_was_filled() -> None:
     """At once: nobody lost it. A grant that is taken back waits for the grace, and is the guard's affair."""
-    made = world("web", "db", rules=())
+    made = consul_state("web", "db", rules=())
     rule, other = Rule(to=Destination(namespace="apps", annotated=True)), Query("dc1", "db")
     made.annotate(HERE, rule, WEB, 0.0)
     made.refuse(HERE, Refusal(other, missing(other, "apps"), missing(other, "apps")), 1.0)
@@ -675,7 +675,7 @@ def test_a_listing_that_failed_is_an_answer_but_no_listing() -> None:
 
 def test_what_is_not_asked_any_more_is_forgotten_with_the_next_wish() -> None:
     """A service that is asked for without interruption is not told again, so its view lives as long as the wish."""
-    made = world("web", "db")
+    made = consul_state("web", "db")
     made.on_view(Query("dc1", "db"), Unknown("timed out"))
     assert made.commit_subscriptions() == made.wanted()
     assert made.commit_subscriptions() == {WEB, Query("dc1", "db")}
@@ -686,7 +686,7 @@ def test_what_is_not_asked_any_more_is_forgotten_with_the_next_wish() -> None:
 
 def test_annotations_for_what_rules_select_are_nobodys_alone() -> None:
     """Without annotations every wish is an operator's."""
-    made = world("web")
+    made = consul_state("web")
     assert made.asked_by_annotation_alone([WEB]) == set()
     assert made.fed_by(WEB) == {HERE}
     assert made.winners(HERE) == ((WEB, RULES[0]),)

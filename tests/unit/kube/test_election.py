@@ -138,7 +138,7 @@ class MemoryLeases:
         return MemoryLock(self.server, name, kind, identity, annotations, seen)
 
 
-class World:
+class Simulation:
     """A server, a clock, and replicas whose clocks are hours apart."""
 
     def __init__(self) -> None:
@@ -189,129 +189,129 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
+def sim() -> Simulation:
     """An empty one."""
-    return World()
+    return Simulation()
 
 
-def test_the_first_has_everything_at_its_second_look(world: World) -> None:
+def test_the_first_has_everything_at_its_second_look(sim: Simulation) -> None:
     """It joins, looks again (somebody may have been there before), and takes all shards."""
-    one = world.add(3)
-    world.turn()
-    assert world.held() == {one: []}
-    world.turn(rounds=2)
-    assert world.held() == {one: [0, 1, 2]}
-    assert world.told[one][-1] == {0, 1, 2}
+    one = sim.add(3)
+    sim.turn()
+    assert sim.held() == {one: []}
+    sim.turn(rounds=2)
+    assert sim.held() == {one: [0, 1, 2]}
+    assert sim.told[one][-1] == {0, 1, 2}
 
 
-def test_who_joins_gets_its_share_and_who_goes_gives_it_back(world: World) -> None:
+def test_who_joins_gets_its_share_and_who_goes_gives_it_back(sim: Simulation) -> None:
     """4, then 2 + 2, then 4 again."""
-    one = world.add(4)
-    world.turn(rounds=3)
-    two = world.add(4)
-    world.turn(rounds=6)
-    assert world.held() == {one: [0, 1], two: [2, 3]}
-    world.replicas.pop(one).resign()
-    world.turn(rounds=3)
-    assert world.held() == {two: [0, 1, 2, 3]}
-    assert sorted(r.holder for r in world.server.records.values()) == [two] * 5
+    one = sim.add(4)
+    sim.turn(rounds=3)
+    two = sim.add(4)
+    sim.turn(rounds=6)
+    assert sim.held() == {one: [0, 1], two: [2, 3]}
+    sim.replicas.pop(one).resign()
+    sim.turn(rounds=3)
+    assert sim.held() == {two: [0, 1, 2, 3]}
+    assert sorted(r.holder for r in sim.server.records.values()) == [two] * 5
 
 
-def test_a_shard_is_given_up_only_after_its_last_write(world: World) -> None:
+def test_a_shard_is_given_up_only_after_its_last_write(sim: Simulation) -> None:
     """`enter` says no from then on, and the other one waits for `leave`."""
-    one = world.add(2)
-    world.turn(rounds=3)
-    election = world.replicas[one]
+    one = sim.add(2)
+    sim.turn(rounds=3)
+    election = sim.replicas[one]
     assert election.begin_write(1)
-    two = world.add(2)
-    world.turn(rounds=6)
-    assert world.held() == {one: [0], two: []}
+    two = sim.add(2)
+    sim.turn(rounds=6)
+    assert sim.held() == {one: [0], two: []}
     assert not election.begin_write(1)
     election.end_write(1)
-    world.turn(rounds=2)
-    assert world.held() == {one: [0], two: [1]}
-    assert world.replicas[two].begin_write(1)
+    sim.turn(rounds=2)
+    assert sim.held() == {one: [0], two: [1]}
+    assert sim.replicas[two].begin_write(1)
 
 
-def test_a_dead_replica_is_followed_after_its_lease_and_buried_later(world: World) -> None:
+def test_a_dead_replica_is_followed_after_its_lease_and_buried_later(sim: Simulation) -> None:
     """kill -9: nobody takes its shard before the duration is over; its member Lease goes after ten of them."""
-    one, two = world.add(), world.add()
-    world.turn(rounds=4)
-    assert world.held() == {one: [0], two: []}
-    before = world.now
-    dead = world.replicas.pop(one)
-    while not world.replicas[two].held:
-        world.turn()
-        assert not (dead.held and world.replicas[two].held)
-    assert DURATION - 2.5 <= world.now - before <= DURATION + 3
-    assert len(world.server.records) == 3
-    world.turn(rounds=300)
-    assert sorted(r.holder for r in world.server.records.values()) == [two, two]
+    one, two = sim.add(), sim.add()
+    sim.turn(rounds=4)
+    assert sim.held() == {one: [0], two: []}
+    before = sim.now
+    dead = sim.replicas.pop(one)
+    while not sim.replicas[two].held:
+        sim.turn()
+        assert not (dead.held and sim.replicas[two].held)
+    assert DURATION - 2.5 <= sim.now - before <= DURATION + 3
+    assert len(sim.server.records) == 3
+    sim.turn(rounds=300)
+    assert sorted(r.holder for r in sim.server.records.values()) == [two, two]
 
 
-def test_a_leader_that_was_started_again_does_not_keep_the_other_one_waiting(world: World) -> None:
+def test_a_leader_that_was_started_again_does_not_keep_the_other_one_waiting(sim: Simulation) -> None:
     """It joined last, so the other one takes over when the dead leader's Lease has ended, whatever the names are."""
-    one, two = world.add(), world.add()
-    world.turn(rounds=4)
-    before = world.now
-    world.replicas.pop(one)
-    world.turn(rounds=8)
-    world.add(name="a-new-process-in-the-same-pod")
-    while not any(election.held for election in world.replicas.values()):
-        world.turn()
-    assert world.replicas[two].held == {0}
-    assert world.now - before <= DURATION + 3
+    one, two = sim.add(), sim.add()
+    sim.turn(rounds=4)
+    before = sim.now
+    sim.replicas.pop(one)
+    sim.turn(rounds=8)
+    sim.add(name="a-new-process-in-the-same-pod")
+    while not any(election.held for election in sim.replicas.values()):
+        sim.turn()
+    assert sim.replicas[two].held == {0}
+    assert sim.now - before <= DURATION + 3
 
 
-def test_what_a_dead_replica_left_does_not_keep_a_new_one_from_a_shard_that_is_free(world: World) -> None:
+def test_what_a_dead_replica_left_does_not_keep_a_new_one_from_a_shard_that_is_free(sim: Simulation) -> None:
     """All others of a rollout have gone; to a new process the Lease of one that was killed is as young as any."""
-    killed, last = world.add(), world.add()
-    world.turn(rounds=4)
-    world.replicas.pop(killed)
-    world.turn(rounds=30)  # the other one has taken over, and knows that it is dead
-    assert world.replicas[last].held == {0}
-    assert len(world.server.records) == 3
-    new = world.add()
-    world.turn(rounds=4)
-    world.replicas.pop(last).resign()
-    before = world.now
-    while not world.replicas[new].held:
-        world.turn()
-    assert world.now - before <= 2.0
+    killed, last = sim.add(), sim.add()
+    sim.turn(rounds=4)
+    sim.replicas.pop(killed)
+    sim.turn(rounds=30)  # the other one has taken over, and knows that it is dead
+    assert sim.replicas[last].held == {0}
+    assert len(sim.server.records) == 3
+    new = sim.add()
+    sim.turn(rounds=4)
+    sim.replicas.pop(last).resign()
+    before = sim.now
+    while not sim.replicas[new].held:
+        sim.turn()
+    assert sim.now - before <= 2.0
 
 
-def test_another_number_of_shards_stands_by(world: World) -> None:
+def test_another_number_of_shards_stands_by(sim: Simulation) -> None:
     """Old replicas go one by one; the new ones write nothing until the last has gone, and say why."""
-    old = [world.add(2), world.add(2)]
-    world.turn(rounds=4)
-    new = [world.add(3), world.add(3)]
-    world.turn(rounds=4)
-    late = world.add(2)  # an old one that comes back is younger than the new ones: it stands by as well
-    world.turn(rounds=4)
-    assert {n for n, held in world.held().items() if held} == set(old)
-    waiting = world.replicas[new[0]].status()["waiting"]
+    old = [sim.add(2), sim.add(2)]
+    sim.turn(rounds=4)
+    new = [sim.add(3), sim.add(3)]
+    sim.turn(rounds=4)
+    late = sim.add(2)  # an old one that comes back is younger than the new ones: it stands by as well
+    sim.turn(rounds=4)
+    assert {n for n, held in sim.held().items() if held} == set(old)
+    waiting = sim.replicas[new[0]].status()["waiting"]
     assert waiting == (
         "replicas with 2 shard(s) are still running and joined earlier; this one divides the work into 3 and "
         "stands by until they have gone"
     )
-    world.replicas.pop(old[0]).resign()
-    world.turn(rounds=4)
-    assert world.held()[old[1]] == [0, 1]
-    world.replicas.pop(old[1]).resign()
-    world.turn(rounds=4)
-    assert {n for n, held in world.held().items() if held} == set(new)
-    assert world.replicas[new[0]].status()["waiting"] is None
-    assert late not in {n for n, held in world.held().items() if held}
+    sim.replicas.pop(old[0]).resign()
+    sim.turn(rounds=4)
+    assert sim.held()[old[1]] == [0, 1]
+    sim.replicas.pop(old[1]).resign()
+    sim.turn(rounds=4)
+    assert {n for n, held in sim.held().items() if held} == set(new)
+    assert sim.replicas[new[0]].status()["waiting"] is None
+    assert late not in {n for n, held in sim.held().items() if held}
 
 
-def test_a_second_installation_writes_nothing_and_both_say_so(world: World) -> None:
+def test_a_second_installation_writes_nothing_and_both_say_so(sim: Simulation) -> None:
     """It never takes over from the first, whose replicas come and go; not even when it is alone."""
-    first = world.add(installation="apps/first")
-    world.turn(rounds=3)
-    second = [world.add(installation="apps/second") for _ in range(2)]
-    world.turn(rounds=6)
-    assert world.held() == {first: [0], second[0]: [], second[1]: []}
-    said = [world.replicas[name].conflicting_writer for name in (first, *second)]
+    first = sim.add(installation="apps/first")
+    sim.turn(rounds=3)
+    second = [sim.add(installation="apps/second") for _ in range(2)]
+    sim.turn(rounds=6)
+    assert sim.held() == {first: [0], second[0]: [], second[1]: []}
+    said = [sim.replicas[name].conflicting_writer for name in (first, *second)]
     way_out = "give each installation an --owner of its own"
     assert said[0] == (
         f"replicas of apps/second run, or ran lately, with our owner id 'default', and this is apps/first: {way_out}"
@@ -321,85 +321,89 @@ def test_a_second_installation_writes_nothing_and_both_say_so(world: World) -> N
         "this replica writes nothing, and if the other was removed on purpose: restart this one"
     )
     assert said[1:] == [standing, standing]
-    assert world.replicas[second[0]].status()["waiting"] == "another installation with our owner id writes"
-    world.replicas.pop(first).resign()
-    world.turn(rounds=400)
-    assert world.held() == {second[0]: [], second[1]: []}
-    assert "apps/second" in world.replicas[second[0]].conflicting_writer
-    back = world.add(installation="apps/first")
-    world.turn(rounds=4)
-    assert world.held()[back] == [0]
+    assert sim.replicas[second[0]].status()["waiting"] == "another installation with our owner id writes"
+    sim.replicas.pop(first).resign()
+    sim.turn(rounds=400)
+    assert sim.held() == {second[0]: [], second[1]: []}
+    assert "apps/second" in sim.replicas[second[0]].conflicting_writer
+    back = sim.add(installation="apps/first")
+    sim.turn(rounds=4)
+    assert sim.held()[back] == [0]
 
 
-def test_an_installation_with_another_number_of_shards_is_not_held_up_by_one_that_writes_nothing(world: World) -> None:
+def test_an_installation_with_another_number_of_shards_is_not_held_up_by_one_that_writes_nothing(
+    sim: Simulation,
+) -> None:
     """Its new replicas joined later than the second installation's, and serve all the same."""
-    old = world.add(2, installation="apps/first")
-    world.turn(rounds=3)
-    second = world.add(3, installation="apps/second")
-    world.turn(rounds=6)
-    new = world.add(2, installation="apps/first")
-    world.turn(rounds=6)
-    world.replicas.pop(old).resign()
-    world.turn(rounds=4)
-    assert world.held() == {second: [], new: [0, 1]}
+    old = sim.add(2, installation="apps/first")
+    sim.turn(rounds=3)
+    second = sim.add(3, installation="apps/second")
+    sim.turn(rounds=6)
+    new = sim.add(2, installation="apps/first")
+    sim.turn(rounds=6)
+    sim.replicas.pop(old).resign()
+    sim.turn(rounds=4)
+    assert sim.held() == {second: [], new: [0, 1]}
 
 
-def test_a_rollout_is_no_second_installation(world: World) -> None:
+def test_a_rollout_is_no_second_installation(sim: Simulation) -> None:
     """One name, or one that is not known: they share as ever, and nothing is said."""
-    old = world.add(2)
-    world.turn(rounds=3)
-    new = world.add(2, installation="apps/first")
-    world.turn(rounds=6)
-    assert world.held() == {old: [0], new: [1]}
-    third = world.add(2, installation="apps/first")
-    world.replicas.pop(old).resign()
-    world.turn(rounds=6)
-    assert (sorted(world.held().values()), set(world.held())) == ([[0], [1]], {new, third})
-    assert [election.conflicting_writer for election in world.replicas.values()] == ["", ""]
+    old = sim.add(2)
+    sim.turn(rounds=3)
+    new = sim.add(2, installation="apps/first")
+    sim.turn(rounds=6)
+    assert sim.held() == {old: [0], new: [1]}
+    third = sim.add(2, installation="apps/first")
+    sim.replicas.pop(old).resign()
+    sim.turn(rounds=6)
+    assert (sorted(sim.held().values()), set(sim.held())) == ([[0], [1]], {new, third})
+    assert [election.conflicting_writer for election in sim.replicas.values()] == ["", ""]
 
 
-def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote_before_it(world: World) -> None:
+def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote_before_it(
+    sim: Simulation,
+) -> None:
     """After a power cut the one whose Lease it was goes on. One that was removed is followed after a while."""
-    first = world.add(installation="apps/first")
-    world.turn(rounds=3)
-    world.replicas.pop(first).resign()
-    second = world.add(installation="apps/second")
-    world.turn(rounds=20)
-    assert world.held() == {second: []}
-    assert world.replicas[second].status()["waiting"] == (
+    first = sim.add(installation="apps/first")
+    sim.turn(rounds=3)
+    sim.replicas.pop(first).resign()
+    second = sim.add(installation="apps/second")
+    sim.turn(rounds=20)
+    assert sim.held() == {second: []}
+    assert sim.replicas[second].status()["waiting"] == (
         "apps/first wrote with our owner id before; this is apps/second, and waits in case that it comes back"
     )
-    assert world.replicas[second].conflicting_writer == ""
-    back = world.add(installation="apps/first")
-    world.turn(rounds=15)
-    assert world.held() == {second: [], back: [0]}
+    assert sim.replicas[second].conflicting_writer == ""
+    back = sim.add(installation="apps/first")
+    sim.turn(rounds=15)
+    assert sim.held() == {second: [], back: [0]}
 
-    world.replicas.clear()
-    third, began = world.add(installation="apps/third"), world.now
-    world.turn(rounds=250 * BURIED_AFTER // 10)
-    assert (world.held(), world.replicas[third].conflicting_writer) == ({third: []}, "")
-    world.turn(rounds=10)
-    assert world.held() == {third: [0]}
-    assert BURIED_AFTER * DURATION <= world.now - began < BURIED_AFTER * DURATION + 10
-    assert world.server.records["consul-bridge-default-shard-0"].annotations[INSTALLATION] == "apps/third"
+    sim.replicas.clear()
+    third, began = sim.add(installation="apps/third"), sim.now
+    sim.turn(rounds=250 * BURIED_AFTER // 10)
+    assert (sim.held(), sim.replicas[third].conflicting_writer) == ({third: []}, "")
+    sim.turn(rounds=10)
+    assert sim.held() == {third: [0]}
+    assert BURIED_AFTER * DURATION <= sim.now - began < BURIED_AFTER * DURATION + 10
+    assert sim.server.records["consul-bridge-default-shard-0"].annotations[INSTALLATION] == "apps/third"
 
 
-def test_a_member_yields_in_public_only_when_its_last_write_has_ended(world: World) -> None:
+def test_a_member_yields_in_public_only_when_its_last_write_has_ended(sim: Simulation) -> None:
     """Whoever ignores it from then on may write at once."""
-    one = world.add(installation="apps/first")
-    world.turn(rounds=3)
-    election = world.replicas[one]
+    one = sim.add(installation="apps/first")
+    sim.turn(rounds=3)
+    election = sim.replicas[one]
     assert election.begin_write(0)
     name = "consul-bridge-default-shard-0"
-    two = world.add(installation="apps/second")
-    taken = replace(world.server.records[name], holder=two, resource_version="900")  # deleted by hand, and recreated
-    world.server.records[name] = replace(taken, annotations={INSTALLATION: "apps/second"})
-    world.turn(rounds=10)
-    member = next(r for r in world.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
+    two = sim.add(installation="apps/second")
+    taken = replace(sim.server.records[name], holder=two, resource_version="900")  # deleted by hand, and recreated
+    sim.server.records[name] = replace(taken, annotations={INSTALLATION: "apps/second"})
+    sim.turn(rounds=10)
+    member = next(r for r in sim.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
     assert (election.held, YIELDS in member.annotations) == (frozenset(), False)
     election.end_write(0)
-    world.turn(rounds=5)
-    member = next(r for r in world.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
+    sim.turn(rounds=5)
+    member = next(r for r in sim.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
     assert YIELDS in member.annotations
 
 
@@ -408,132 +412,132 @@ def seconds(duration: float) -> int:
     return round(duration / 0.6)
 
 
-def test_who_sees_no_consul_for_long_leaves_the_writing_to_one_who_does(world: World) -> None:
+def test_who_sees_no_consul_for_long_leaves_the_writing_to_one_who_does(sim: Simulation) -> None:
     """Half a minute, not less; back again it gets its share when that has lasted as well."""
-    one, two = world.add(2), world.add(2)
-    world.turn(rounds=6)
-    assert world.held() == {one: [0], two: [1]}
-    world.blind = {one}
-    world.turn(rounds=seconds(28))
-    assert world.held() == {one: [0], two: [1]}
-    world.turn(rounds=seconds(10))
-    assert world.held() == {one: [], two: [0, 1]}
-    assert "Consul could not be asked from here" in str(world.replicas[one].status()["waiting"])
-    world.blind = set()
-    world.turn(rounds=seconds(28))
-    assert world.held() == {one: [], two: [0, 1]}
-    world.turn(rounds=seconds(10))
-    assert (sorted(world.held().values()), world.replicas[one].status()["waiting"]) == ([[0], [1]], None)
+    one, two = sim.add(2), sim.add(2)
+    sim.turn(rounds=6)
+    assert sim.held() == {one: [0], two: [1]}
+    sim.blind = {one}
+    sim.turn(rounds=seconds(28))
+    assert sim.held() == {one: [0], two: [1]}
+    sim.turn(rounds=seconds(10))
+    assert sim.held() == {one: [], two: [0, 1]}
+    assert "Consul could not be asked from here" in str(sim.replicas[one].status()["waiting"])
+    sim.blind = set()
+    sim.turn(rounds=seconds(28))
+    assert sim.held() == {one: [], two: [0, 1]}
+    sim.turn(rounds=seconds(10))
+    assert (sorted(sim.held().values()), sim.replicas[one].status()["waiting"]) == ([[0], [1]], None)
 
 
-def test_whose_writes_are_not_answered_for_long_leaves_them_to_another(world: World) -> None:
+def test_whose_writes_are_not_answered_for_long_leaves_them_to_another(sim: Simulation) -> None:
     """Its Lease is renewed all the time, over another connection: when it has lasted, to one that may do better."""
-    one, two = world.add(2), world.add(2)
-    world.turn(rounds=6)
-    world.mute = {one}
-    world.turn(rounds=seconds(28))
-    assert world.held() == {one: [0], two: [1]}
-    world.turn(rounds=seconds(10))
-    assert world.held() == {one: [], two: [0, 1]}
-    assert "did not answer what was written from here" in str(world.replicas[one].status()["waiting"])
-    world.mute = set()
-    world.turn(rounds=seconds(28))
-    assert world.held() == {one: [], two: [0, 1]}
-    world.turn(rounds=seconds(10))
-    assert sorted(world.held().values()) == [[0], [1]]
+    one, two = sim.add(2), sim.add(2)
+    sim.turn(rounds=6)
+    sim.mute = {one}
+    sim.turn(rounds=seconds(28))
+    assert sim.held() == {one: [0], two: [1]}
+    sim.turn(rounds=seconds(10))
+    assert sim.held() == {one: [], two: [0, 1]}
+    assert "did not answer what was written from here" in str(sim.replicas[one].status()["waiting"])
+    sim.mute = set()
+    sim.turn(rounds=seconds(28))
+    assert sim.held() == {one: [], two: [0, 1]}
+    sim.turn(rounds=seconds(10))
+    assert sorted(sim.held().values()) == [[0], [1]]
 
 
-def test_while_nobody_is_answered_the_leader_stays(world: World) -> None:
+def test_while_nobody_is_answered_the_leader_stays(sim: Simulation) -> None:
     """An etcd without room refuses everybody's writes: to change the leader would help nobody."""
-    one, two = world.add(), world.add()
-    world.turn(rounds=4)
-    told = len(world.told[one])
-    world.mute = {one, two}
-    world.turn(rounds=seconds(300))
-    assert (world.held(), len(world.told[one])) == ({one: [0], two: []}, told)
+    one, two = sim.add(), sim.add()
+    sim.turn(rounds=4)
+    told = len(sim.told[one])
+    sim.mute = {one, two}
+    sim.turn(rounds=seconds(300))
+    assert (sim.held(), len(sim.told[one])) == ({one: [0], two: []}, told)
 
 
-def test_who_sees_consul_goes_before_who_can_write(world: World) -> None:
+def test_who_sees_consul_goes_before_who_can_write(sim: Simulation) -> None:
     """One of each: the one that has something to write keeps the shards."""
-    one, two = world.add(2), world.add(2)
-    world.turn(rounds=6)
-    world.mute, world.blind = {one}, {two}
-    world.turn(rounds=seconds(60))
-    assert world.held() == {one: [0, 1], two: []}
+    one, two = sim.add(2), sim.add(2)
+    sim.turn(rounds=6)
+    sim.mute, sim.blind = {one}, {two}
+    sim.turn(rounds=seconds(60))
+    assert sim.held() == {one: [0, 1], two: []}
 
 
-def test_while_nobody_sees_consul_everything_stays_where_it_is(world: World) -> None:
+def test_while_nobody_sees_consul_everything_stays_where_it_is(sim: Simulation) -> None:
     """Whoever leads has nothing to write, and nobody else would have."""
-    one, two = world.add(), world.add()
-    world.turn(rounds=4)
-    told = len(world.told[one])
-    world.blind = {one, two}
-    world.turn(rounds=seconds(300))
-    world.blind = {one}
-    world.turn(rounds=seconds(10))
-    world.blind = set()
-    world.turn(rounds=seconds(60))
-    assert (world.held(), len(world.told[one])) == ({one: [0], two: []}, told)
-    world.blind = {one, two}
-    world.turn(rounds=seconds(60))
-    world.replicas.pop(one).resign()
-    world.turn(rounds=3)
-    assert world.held() == {two: [0]}
+    one, two = sim.add(), sim.add()
+    sim.turn(rounds=4)
+    told = len(sim.told[one])
+    sim.blind = {one, two}
+    sim.turn(rounds=seconds(300))
+    sim.blind = {one}
+    sim.turn(rounds=seconds(10))
+    sim.blind = set()
+    sim.turn(rounds=seconds(60))
+    assert (sim.held(), len(sim.told[one])) == ({one: [0], two: []}, told)
+    sim.blind = {one, two}
+    sim.turn(rounds=seconds(60))
+    sim.replicas.pop(one).resign()
+    sim.turn(rounds=3)
+    assert sim.held() == {two: [0]}
 
 
-def test_a_consul_that_comes_and_goes_moves_no_shard(world: World) -> None:
+def test_a_consul_that_comes_and_goes_moves_no_shard(sim: Simulation) -> None:
     """Away for twenty seconds, back for twenty, for ten minutes."""
-    one, two = world.add(), world.add()
-    world.turn(rounds=4)
-    told = len(world.told[one])
+    one, two = sim.add(), sim.add()
+    sim.turn(rounds=4)
+    told = len(sim.told[one])
     for _ in range(15):
-        world.blind = {one}
-        world.turn(rounds=seconds(20))
-        world.blind = set()
-        world.turn(rounds=seconds(20))
-    assert (world.held(), len(world.told[one])) == ({one: [0], two: []}, told)
+        sim.blind = {one}
+        sim.turn(rounds=seconds(20))
+        sim.blind = set()
+        sim.turn(rounds=seconds(20))
+    assert (sim.held(), len(sim.told[one])) == ({one: [0], two: []}, told)
 
 
-def test_who_starts_without_consul_gets_nothing_while_another_sees_it(world: World) -> None:
+def test_who_starts_without_consul_gets_nothing_while_another_sees_it(sim: Simulation) -> None:
     """A rollout of a wrong address: the replicas that work go on."""
-    one, two = world.add(2), world.add(2)
-    world.blind = {two}
-    world.turn(rounds=12)
-    assert world.held() == {one: [0, 1], two: []}
+    one, two = sim.add(2), sim.add(2)
+    sim.blind = {two}
+    sim.turn(rounds=12)
+    assert sim.held() == {one: [0, 1], two: []}
 
 
-def test_a_replica_that_does_not_say_whether_it_sees_consul_is_no_reason_to_give_up(world: World) -> None:
+def test_a_replica_that_does_not_say_whether_it_sees_consul_is_no_reason_to_give_up(sim: Simulation) -> None:
     """One of an older version, during a rolling update."""
-    one = world.add(2)
-    world.blind = {one}
-    world.server.records["consul-bridge-default-member-silent"] = LeaseRecord(
+    one = sim.add(2)
+    sim.blind = {one}
+    sim.server.records["consul-bridge-default-member-silent"] = LeaseRecord(
         "silent", DURATION, "", "", 0, "1", labels={KIND: "member"}, annotations={SHARDS: "2", JOINED: "1"}
     )
-    world.turn(rounds=5)
-    assert world.held() == {one: [0]}
+    sim.turn(rounds=5)
+    assert sim.held() == {one: [0]}
 
 
-def test_without_a_server_writing_ends_and_comes_back(world: World) -> None:
+def test_without_a_server_writing_ends_and_comes_back(sim: Simulation) -> None:
     """Fenced before anyone could take over; the reason is said."""
-    one = world.add()
-    world.turn(rounds=4)
-    world.server.trouble = "down"
-    world.turn(rounds=20)
-    assert (world.held(), world.replicas[one].error) == ({one: []}, "no connection")
-    world.turn(rounds=20)
-    world.server.trouble = ""
-    world.turn(rounds=6)
-    assert (world.held(), world.replicas[one].error) == ({one: [0]}, None)
+    one = sim.add()
+    sim.turn(rounds=4)
+    sim.server.trouble = "down"
+    sim.turn(rounds=20)
+    assert (sim.held(), sim.replicas[one].error) == ({one: []}, "no connection")
+    sim.turn(rounds=20)
+    sim.server.trouble = ""
+    sim.turn(rounds=6)
+    assert (sim.held(), sim.replicas[one].error) == ({one: [0]}, None)
 
 
-def test_a_resignation_without_a_server_ends_soon(world: World) -> None:
+def test_a_resignation_without_a_server_ends_soon(sim: Simulation) -> None:
     """One unanswered request, not one per shard."""
-    one = world.add(8)
-    world.turn(rounds=4)
-    world.server.trouble = "down"
-    world.replicas[one].resign()
-    assert (world.held(), world.told[one][-1]) == ({one: []}, frozenset())
-    assert len(world.server.records) == 9
+    one = sim.add(8)
+    sim.turn(rounds=4)
+    sim.server.trouble = "down"
+    sim.replicas[one].resign()
+    assert (sim.held(), sim.told[one][-1]) == ({one: []}, frozenset())
+    assert len(sim.server.records) == 9
 
 
 def test_a_bug_ends_the_thread_loudly(eventually: Callable[..., None]) -> None:
@@ -585,39 +589,39 @@ def test_no_target_ever_has_two_writers(
 
     In the end somebody writes each; with two installations, unless all that are left gave way to one that has gone.
     """
-    world = World()
-    alive = [world.add(number, name) for number, name in zip(numbers, names, strict=True)]
+    sim = Simulation()
+    alive = [sim.add(number, name) for number, name in zip(numbers, names, strict=True)]
     for index, pause, what in steps:
-        world.now += pause
-        assert_single_writers(world)
+        sim.now += pause
+        assert_single_writers(sim)
         name = alive[index % len(alive)]
-        world.server.trouble = what if what in ("down", "lost") else ""
+        sim.server.trouble = what if what in ("down", "lost") else ""
         if what in ("stop", "vanish") and len(alive) > 1:
             if what == "stop":
-                world.replicas[name].resign()  # its object stays in the world: it must never write again
+                sim.replicas[name].resign()  # its object stays in the sim: it must never write again
             alive.remove(name)
         elif what == "more" and len(alive) < 5:
-            alive.append(world.add(numbers[index % 3], names[index % 3]))
+            alive.append(sim.add(numbers[index % 3], names[index % 3]))
         elif what in ("blind", "sees"):
-            world.blind = world.blind | {name} if what == "blind" else world.blind - {name}
+            sim.blind = sim.blind | {name} if what == "blind" else sim.blind - {name}
         else:
-            world.replicas[name].tick()
-        assert_single_writers(world)
-    world.server.trouble = ""
+            sim.replicas[name].tick()
+        assert_single_writers(sim)
+    sim.server.trouble = ""
     for _ in range(140 if len({*names} - {""}) < 2 else 300):
-        world.turn(*alive)
-        assert_single_writers(world)
-    serving = {world.shards[n] for n in alive if world.replicas[n].held}
+        sim.turn(*alive)
+        assert_single_writers(sim)
+    serving = {sim.shards[n] for n in alive if sim.replicas[n].held}
     if len({*names} - {""}) < 2 or serving:
         assert len(serving) == 1
-        assert all(len(world.writers(target)) == 1 for target in TARGETS)
-        if len({*numbers}) == len({*names}) == 1 and not world.blind.issuperset(alive):
-            assert not any(world.held()[name] for name in world.blind)
+        assert all(len(sim.writers(target)) == 1 for target in TARGETS)
+        if len({*numbers}) == len({*names}) == 1 and not sim.blind.issuperset(alive):
+            assert not any(sim.held()[name] for name in sim.blind)
     else:
-        assert all("writes nothing" in world.replicas[n].conflicting_writer for n in alive)
+        assert all("writes nothing" in sim.replicas[n].conflicting_writer for n in alive)
 
 
-def assert_single_writers(world: World) -> None:
+def assert_single_writers(sim: Simulation) -> None:
     """At most one writer per target, now."""
     for target in TARGETS:
-        assert len(world.writers(target)) <= 1, (target, world.held())
+        assert len(sim.writers(target)) <= 1, (target, sim.held())

@@ -361,7 +361,7 @@ def test_what_pods_left_is_forgotten_when_a_list_lacks_their_service() -> None:
 
 
 @dataclass
-class World:
+class Simulation:
     """A server with a history, a watch that lags behind it, and a store that hears of both."""
 
     store: Store = field(default_factory=lambda: Store("default"))
@@ -430,27 +430,27 @@ steps = st.lists(
 @given(steps=steps)
 def test_the_store_converges_whatever_the_order_of_the_news(steps: list[tuple[str, str, int]]) -> None:
     """Watch, answers and lists interleave at random; once all is told, the store equals the server."""
-    world = World()
+    sim = Simulation()
     for what, name, number in steps:
         match what:
             case "write" | "theirs":
-                world.write(name, number, ours=what == "write")
+                sim.write(name, number, ours=what == "write")
             case "remove" | "remove-theirs":
-                world.remove(name, ours=what == "remove")
+                sim.remove(name, ours=what == "remove")
             case "hear":
-                world.hear()
+                sim.hear()
             case "answer":
-                world.answer(number)
+                sim.answer(number)
             case "list":
-                world.list()
-    if world.listing is not None:
-        world.list()
-    while world.pending or world.answers:
-        world.answer(0)
-        world.hear()
-    shown = {t.name: world.store.current(t).endpoints for t in world.store.targets()}
-    assert shown == world.objects
-    assert world.store.total_ready() == len(world.objects)
+                sim.list()
+    if sim.listing is not None:
+        sim.list()
+    while sim.pending or sim.answers:
+        sim.answer(0)
+        sim.hear()
+    shown = {t.name: sim.store.current(t).endpoints for t in sim.store.targets()}
+    assert shown == sim.objects
+    assert sim.store.total_ready() == len(sim.objects)
 
 
 def test_a_slice_that_loses_its_service_is_gone() -> None:

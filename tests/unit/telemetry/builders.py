@@ -51,7 +51,7 @@ def explanation(word: str = "radosgw", **fields: Any) -> Explanation:
     return Explanation(service=word, datacenter=word, **{**values, **fields})
 
 
-class World:
+class PageSources:
     """What the pages are made from; a test changes it."""
 
     def __init__(self) -> None:

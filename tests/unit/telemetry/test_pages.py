@@ -24,7 +24,7 @@ from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.overview import Overview, judge
 from bridge.telemetry.routes import Routes
 from tests.unit.core.builders import said
-from tests.unit.telemetry.builders import HOSTILE, STATE, World, entry, explanation, row
+from tests.unit.telemetry.builders import HOSTILE, STATE, PageSources, entry, explanation, row
 
 ALLOWED = {
     *("html", "head", "meta", "title", "link", "script", "body", "a", "header", "nav", "p", "main", "section", "div"),
@@ -77,9 +77,9 @@ def overview(**fields: Any) -> Overview:
     return Overview(**{**values, **fields})
 
 
-def get(world: World, path: str, query: dict[str, str] | None = None, history: History | None = None) -> str:
-    """A page of a routes that shows the world."""
-    routes = Routes(world, Metrics("1").text, history or History())
+def get(sources: PageSources, path: str, query: dict[str, str] | None = None, history: History | None = None) -> str:
+    """A page of what the sources say."""
+    routes = Routes(sources, Metrics("1").text, history or History())
     page = routes.pages.get(path) or routes.pages["/service/"]
     return page(Request(path, query or {})).body.decode()
 
@@ -87,19 +87,19 @@ def get(world: World, path: str, query: dict[str, str] | None = None, history: H
 UI = "https://consul.example.com/ui"
 
 
-def hostile_world() -> World:
-    """A world in which everything that others choose is hostile."""
-    world = World()
-    world.rows = [row(HOSTILE, HOSTILE, state, service=HOSTILE, datacenter=HOSTILE, detail=HOSTILE, command=HOSTILE)
+def hostile_sources() -> PageSources:
+    """Sources in which everything that others choose is hostile."""
+    sources = PageSources()
+    sources.rows = [row(HOSTILE, HOSTILE, state, service=HOSTILE, datacenter=HOSTILE, detail=HOSTILE, command=HOSTILE)
                   for state in ("in_sync", "held", "conflict", "failed", "unknown", "out_of_sync")]  # fmt: skip
-    world.rows.append(row(HOSTILE, HOSTILE, kubernetes_ready=0))
-    world.explanations = (
+    sources.rows.append(row(HOSTILE, HOSTILE, kubernetes_ready=0))
+    sources.explanations = (
         explanation(
             HOSTILE, problem=HOSTILE, held=(HOSTILE,), conflicts=(HOSTILE,), warnings=(HOSTILE,), differences=(HOSTILE,)
         ),
     )
-    world.skipped = (Skipped(HOSTILE, HOSTILE, said(HOSTILE)),)
-    world.state_answer = {
+    sources.skipped = (Skipped(HOSTILE, HOSTILE, said(HOSTILE)),)
+    sources.state_answer = {
         **STATE, "consul": {HOSTILE: HOSTILE}, "kubernetes": HOSTILE, "held": [HOSTILE], "owner": HOSTILE,
         "catalog": {HOSTILE: {}}, "election": {"held": [0], "shards": 1, "replicas": [HOSTILE], "error": HOSTILE},
         "configuration": HOSTILE, "bridge": {
@@ -107,7 +107,7 @@ def hostile_world() -> World:
             "configuration_file": HOSTILE, "rules": [HOSTILE],
         },
     }  # fmt: skip
-    return world
+    return sources
 
 
 class Hostile(History):
@@ -124,7 +124,7 @@ SERVICE = "/" + service_path(HOSTILE, HOSTILE)
 @pytest.mark.parametrize("path", ["/", "/changes", SERVICE, "/service/a/b"])
 def test_hostile_names_stay_text(path: str) -> None:
     """Whoever may register in Consul chooses them; so does whoever writes the address."""
-    page = get(hostile_world(), path, {"q": HOSTILE, "state": HOSTILE, "sort": HOSTILE, "page": HOSTILE}, Hostile())
+    page = get(hostile_sources(), path, {"q": HOSTILE, "state": HOSTILE, "sort": HOSTILE, "page": HOSTILE}, Hostile())
     elements = Elements(page)
     assert {tag for tag, _ in elements.found} <= ALLOWED
     assert [a.get("src") for tag, a in elements.found if tag == "script"] == [
@@ -140,17 +140,17 @@ def test_hostile_names_stay_text(path: str) -> None:
 
 def test_a_service_of_any_name_is_reached_by_its_link() -> None:
     """Names are quoted in addresses and read back."""
-    page = get(hostile_world(), SERVICE, history=Hostile())
+    page = get(hostile_sources(), SERVICE, history=Hostile())
     assert "No such service" not in page
 
 
 def test_what_is_not_there_is_said() -> None:
     """Neither an unknown service nor one that went meanwhile is an error."""
-    world = World()
-    assert "Nothing is mirrored to storage/nix" in get(world, "/service/storage/nix")
-    world.explanations = None
-    assert "Nothing is mirrored to storage/radosgw" in get(world, "/service/storage/radosgw")
-    assert "No such service" in get(World(), "/service/storage/radosgw/more")
+    sources = PageSources()
+    assert "Nothing is mirrored to storage/nix" in get(sources, "/service/storage/nix")
+    sources.explanations = None
+    assert "Nothing is mirrored to storage/radosgw" in get(sources, "/service/storage/radosgw")
+    assert "No such service" in get(PageSources(), "/service/storage/radosgw/more")
 
 
 ELECTION: dict[str, Any] = {"election": {"held": [], "shards": 1, "replicas": [], "error": "forbidden"}}
@@ -197,9 +197,9 @@ def test_the_verdict_is_the_worst_that_is_so(change: dict[str, Any], verdict: st
 )
 def test_what_is_wrong_is_said_with_its_reason(state: dict[str, Any], words: str) -> None:
     """Under the verdict, which is not that all is well."""
-    world = World()
-    world.state_answer |= state
-    page = get(world, "/")
+    sources = PageSources()
+    sources.state_answer |= state
+    page = get(sources, "/")
     assert f"<li>{words}</li>" in page
     assert 'class="verdict good"' not in page
 
@@ -207,17 +207,17 @@ def test_what_is_wrong_is_said_with_its_reason(state: dict[str, Any], words: str
 @pytest.mark.parametrize("reason", ["not started", "not listed yet"])
 def test_a_start_that_is_merely_not_over_is_no_trouble(reason: str) -> None:
     """Nothing has been asked, or nothing answered yet."""
-    world = World()
-    world.state_answer |= {"first_pass_done": False, "kubernetes": reason}
-    page = get(world, "/")
+    sources = PageSources()
+    sources.state_answer |= {"first_pass_done": False, "kubernetes": reason}
+    page = get(sources, "/")
     assert ("Starting" in page, reason in page, "trouble" in page) == (True, False, False)
 
 
 def test_the_first_page_before_anything_is_known() -> None:
     """The bridge is served before it has read anything."""
-    world = World()
-    world.rows, world.state_answer = [], {"first_pass_done": False, "owner": "default", "queue": 0}
-    page = get(world, "/")
+    sources = PageSources()
+    sources.rows, sources.state_answer = [], {"first_pass_done": False, "owner": "default", "queue": 0}
+    page = get(sources, "/")
     assert "Starting" in page
     assert "No service is mirrored yet." in page
 
@@ -233,17 +233,17 @@ def test_the_first_page_before_anything_is_known() -> None:
 )
 def test_the_role_is_shown(election: dict[str, Any], words: str) -> None:
     """Leader, standby, some of the shards."""
-    world = World()
-    world.state_answer |= {"election": election}
-    assert f"<dd>{words}</dd>" in get(world, "/")
+    sources = PageSources()
+    sources.state_answer |= {"election": election}
+    assert f"<dd>{words}</dd>" in get(sources, "/")
 
 
 def test_many_holds_are_cut_and_linked() -> None:
     """One whole reason is enough: it is nearly the same for all of them."""
-    world = World()
+    sources = PageSources()
     kept = "1 ready endpoint kept"
-    world.rows = [row(f"s{n}", "storage", "held", detail=kept, command=f"sync {n}") for n in range(5000)]
-    verdict = get(world, "/").split('id="verdict"')[1].split("</section>")[0]
+    sources.rows = [row(f"s{n}", "storage", "held", detail=kept, command=f"sync {n}") for n in range(5000)]
+    verdict = get(sources, "/").split('id="verdict"')[1].split("</section>")[0]
     assert verdict.count(kept) == 1
     assert [f">storage/s{n}</a>" in verdict for n in (0, 4, 5)] == [True, True, False]
     assert '<a href="?state=held">all 5,000 services: held</a>' in verdict
@@ -252,10 +252,10 @@ def test_many_holds_are_cut_and_linked() -> None:
 
 def test_what_is_only_to_be_written_yet_is_no_trouble() -> None:
     """Its row says so and nothing above the table does; slices that deviate are named there, and red."""
-    world = World()
-    world.rows = [row("web", state="out_of_sync", detail="update Endpoints")]
-    world.rows.append(row("db", state="out_of_sync", detail="lacks one", slices_deviate=True))
-    page = get(world, "/")
+    sources = PageSources()
+    sources.rows = [row("web", state="out_of_sync", detail="update Endpoints")]
+    sources.rows.append(row("db", state="out_of_sync", detail="lacks one", slices_deviate=True))
+    page = get(sources, "/")
     verdict = page.split('id="verdict"')[1].split("</section>")[0]
     assert '<strong>Out of sync</strong>: <a href="service/storage/db">storage/db</a>: lacks one' in verdict
     assert "storage/web" not in verdict
@@ -268,12 +268,12 @@ def test_what_is_only_to_be_written_yet_is_no_trouble() -> None:
 )
 def test_conflicts_holds_and_failures_name_their_services_and_lead_to_them(state: str, kind: str) -> None:
     """Above the table, with what is wrong; a hold with the command that releases it and nothing else."""
-    world = World()
-    world.rows = [
+    sources = PageSources()
+    sources.rows = [
         row("web"),
         row("db", "shop", state, detail="so it is", command="bridge sync" if state == "held" else ""),
     ]
-    verdict = get(world, "/").split('id="verdict"')[1].split("</section>")[0]
+    verdict = get(sources, "/").split('id="verdict"')[1].split("</section>")[0]
     line = f'<li><strong>{kind}</strong>: <a href="service/shop/db">shop/db</a>: so it is'
     assert line in verdict
     assert ('<code class="command">bridge sync</code></li>' in verdict) is (state == "held")
@@ -282,20 +282,20 @@ def test_conflicts_holds_and_failures_name_their_services_and_lead_to_them(state
 
 def test_a_service_without_any_ready_endpoint_is_not_green() -> None:
     """An amber mark in its row and on its page, a filter, a sentence in the verdict; a worse state comes before."""
-    world = World()
+    sources = PageSources()
     empty: dict[str, Any] = {"kubernetes_ready": 0, "kubernetes_not_ready": 3, "consul_ready": 0}
-    world.rows = [row("web"), row("cache", **empty), row("db", state="failed", **empty)]
-    page = get(world, "/")
+    sources.rows = [row("web"), row("cache", **empty), row("db", state="failed", **empty)]
+    page = get(sources, "/")
     assert page.count('<span class="badge warn"><span aria-hidden="true" class="mark">!</span> no ready endpoint') == 1
     assert 'href="?state=no_ready_endpoint">No ready endpoint <span>1</span></a>' in page
     assert "<strong>No ready endpoint</strong>: <a" in page
-    world.rows = world.rows[:2]
-    page = get(world, "/")
+    sources.rows = sources.rows[:2]
+    page = get(sources, "/")
     assert "1 service of 2 has no ready endpoint." in page
     assert 'class="verdict warn"' in page
-    assert [r.name for r in find(world.rows, ServiceQuery(state="no_ready_endpoint")).rows] == ["cache"]
-    assert "badge warn" in get(world, "/service/storage/cache")
-    assert 'class="badge good"' in get(world, "/service/storage/web")
+    assert [r.name for r in find(sources.rows, ServiceQuery(state="no_ready_endpoint")).rows] == ["cache"]
+    assert "badge warn" in get(sources, "/service/storage/cache")
+    assert 'class="badge good"' in get(sources, "/service/storage/web")
 
 
 def test_trouble_comes_first() -> None:
@@ -308,13 +308,13 @@ def test_trouble_comes_first() -> None:
 
 def test_the_page_says_which_bridge_it_is_of() -> None:
     """Version, pod, owner, Consul and the rules with their places; nothing where it is not known."""
-    world = World()
-    assert "<h2>This bridge</h2>" not in get(world, "/")
-    world.state_answer["bridge"] = {
+    sources = PageSources()
+    assert "<h2>This bridge</h2>" not in get(sources, "/")
+    sources.state_answer["bridge"] = {
         "version": "1.2.3", "pod": "bridge-7c9f", "consul_address": "http://consul:8500", "consul_ui": "",
         "configuration_file": "/etc/bridge.yaml", "rules": ["the gateways (bridge.yaml:3:5)"],
     }  # fmt: skip
-    about = get(world, "/").split('id="about"')[1]
+    about = get(sources, "/").split('id="about"')[1]
     for said_there in ("1.2.3", "bridge-7c9f", "default", "http://consul:8500", "/etc/bridge.yaml"):
         assert f"<dd>{said_there}</dd>" in about
     assert "<li>the gateways (bridge.yaml:3:5)</li>" in about
@@ -322,12 +322,12 @@ def test_the_page_says_which_bridge_it_is_of() -> None:
 
 def test_services_link_to_consuls_ui_where_the_settings_say_where_it_is() -> None:
     """And to nothing else; a datacenter that is more than a name leads to the first page of the UI."""
-    world = World()
-    world.explanations = (replace(explanation(), datacenter="dc1", service="web/a"),)
-    assert "Consul&#x27;s UI" not in get(world, "/service/storage/radosgw")
-    world.state_answer["bridge"] = {"consul_ui": f"{UI}/"}
-    assert f'href="{UI}/dc1/services/web%2Fa"' in get(world, "/service/storage/radosgw")
-    assert f'<a href="{UI}/" rel="noreferrer noopener">Consul</a>' in get(world, "/")
+    sources = PageSources()
+    sources.explanations = (replace(explanation(), datacenter="dc1", service="web/a"),)
+    assert "Consul&#x27;s UI" not in get(sources, "/service/storage/radosgw")
+    sources.state_answer["bridge"] = {"consul_ui": f"{UI}/"}
+    assert f'href="{UI}/dc1/services/web%2Fa"' in get(sources, "/service/storage/radosgw")
+    assert f'<a href="{UI}/" rel="noreferrer noopener">Consul</a>' in get(sources, "/")
     assert pages.in_consul_ui(UI, "dc1 of partition x", "web") == UI
 
 
@@ -335,10 +335,10 @@ def test_services_are_filtered_by_namespace() -> None:
     """All namespaces are offered where there are several, and the filter by state counts what is shown."""
     found = find(ROWS, ServiceQuery(namespace="a", state="held"))
     assert (found.found, found.states["held"], found.total, found.namespaces) == (12, 12, 120, ("a", "b"))
-    world = World()
-    assert "<select" not in get(world, "/")
-    world.rows = [row("x", "one"), row("y", "two")]
-    page = get(world, "/", {"namespace": "two"})
+    sources = PageSources()
+    assert "<select" not in get(sources, "/")
+    sources.rows = [row("x", "one"), row("y", "two")]
+    page = get(sources, "/", {"namespace": "two"})
     assert '<option value="two" selected>two</option>' in page
     assert ("service/two/y" in page, "service/one/x" in page) == (True, False)
     assert 'href="?namespace=two&amp;sort=name"' in page
@@ -389,7 +389,7 @@ def test_commands_are_marked_for_copying() -> None:
 
 def test_a_page_has_what_a_screen_reader_needs() -> None:
     """One h1, landmarks, a language, headers with a scope, and an order that is said."""
-    elements = Elements(get(World(), "/"))
+    elements = Elements(get(PageSources(), "/"))
     tags = Counter(tag for tag, _ in elements.found)
     assert {t: tags[t] for t in ("h1", "main", "header", "caption")} == {"h1": 1, "main": 1, "header": 1, "caption": 1}
     assert elements.having("lang") == ["en"]
@@ -435,9 +435,9 @@ def test_times_of_changes_say_that_they_are_in_utc() -> None:
     states = StateChanges(history)
     states.kubernetes(False, "refused")
     for path in ("/", "/changes"):
-        assert 'Recent changes <small class="zone">times in UTC</small>' in get(World(), path, history=history)
-    assert ">00:00:00</time>" in get(World(), "/", history=history)
-    assert ">1970-01-01 00:00:00</time>" in get(World(), "/changes", history=history)
+        assert 'Recent changes <small class="zone">times in UTC</small>' in get(PageSources(), path, history=history)
+    assert ">00:00:00</time>" in get(PageSources(), "/", history=history)
+    assert ">1970-01-01 00:00:00</time>" in get(PageSources(), "/changes", history=history)
 
 
 @pytest.mark.parametrize(
@@ -459,12 +459,12 @@ def test_durations_change_their_unit_where_they_are_rounded_to_it(seconds: float
 
 def test_what_follows_events_has_its_place_also_while_it_is_empty() -> None:
     """By the places the script tells a page from another one, and what is not there cannot be put in."""
-    world = World()
-    before = live(get(world, "/"))
-    world.skipped = (Skipped("a_b", "", said("no name")),)
-    assert live(get(world, "/")) == before
+    sources = PageSources()
+    before = live(get(sources, "/"))
+    sources.skipped = (Skipped("a_b", "", said("no name")),)
+    assert live(get(sources, "/")) == before
     assert "unmirrored" in before
-    assert live(get(world, "/service/storage/nix")) == []
+    assert live(get(sources, "/service/storage/nix")) == []
 
 
 def live(page: str) -> list[str]:
@@ -555,17 +555,17 @@ def test_only_what_was_made_as_markup_is_markup() -> None:
 
 def test_many_readers_cost_no_more_than_one() -> None:
     """They share the rows for a moment."""
-    world = World()
+    sources = PageSources()
     asked: list[int] = []
-    rows = world.rows
+    rows = sources.rows
 
     def services() -> Sequence[ServiceRow]:
         asked.append(1)
         return rows
 
-    world.services = services  # type: ignore[method-assign]  # a world that counts
+    sources.services = services  # type: ignore[method-assign]  # a sources that counts
     now = [0.0]
-    routes = Routes(world, Metrics("1").text, History(), clock=lambda: now[0])
+    routes = Routes(sources, Metrics("1").text, History(), clock=lambda: now[0])
     for moment in (0.0, 0.1, 0.2, 0.3, 0.4):
         now[0] = moment
         assert routes.pages["/"](Request("/")).status == 200
@@ -574,8 +574,8 @@ def test_many_readers_cost_no_more_than_one() -> None:
 
 def test_five_thousand_services_are_a_page_of_the_same_size() -> None:
     """Fifty rows and a bounded number of bytes, however many there are."""
-    world = World()
-    world.rows = [row(f"service-{n:04}") for n in range(5000)]
-    page = get(world, "/", {"page": "40"})
+    sources = PageSources()
+    sources.rows = [row(f"service-{n:04}") for n in range(5000)]
+    page = get(sources, "/", {"page": "40"})
     assert (page.count("<tr>"), "Services 1,951 to 2,000 of 5,000" in page) == (1 + PER_PAGE, True)
     assert len(page) < 60_000

@@ -22,27 +22,27 @@ from bridge.telemetry.history import History
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.routes import STATIC, Routes
 from bridge.telemetry.web import WebServer
-from tests.unit.telemetry.builders import HOSTILE, World
+from tests.unit.telemetry.builders import HOSTILE, PageSources
 
 PATHS = ("/", "/healthz", "/readyz", "/metrics", "/api/status", "/changes", "/service/a/b", "/page.js")
 
 
 @pytest.fixture
-def world() -> World:
-    """A world in which all is well."""
-    return World()
+def sources() -> PageSources:
+    """Sources in which all is well."""
+    return PageSources()
 
 
 @pytest.fixture
-def server(world: World) -> Iterator[WebServer]:
+def server(sources: PageSources) -> Iterator[WebServer]:
     """A server on a free port."""
-    with start(world) as the_server:
+    with start(sources) as the_server:
         yield the_server
 
 
-def start(world: World, listen: str = "127.0.0.1:0", **options: Any) -> WebServer:
-    """A server that shows the world; to be entered."""
-    return WebServer(listen, Routes(world, Metrics("1").text, History()).pages, **options)
+def start(sources: PageSources, listen: str = "127.0.0.1:0", **options: Any) -> WebServer:
+    """A server that shows the sources; to be entered."""
+    return WebServer(listen, Routes(sources, Metrics("1").text, History()).pages, **options)
 
 
 def connect(server: WebServer) -> socket.socket:
@@ -85,10 +85,10 @@ def test_on_loopback_a_name_that_somebody_else_gives_us_is_refused(
         assert sock.recv(4096).startswith(f"HTTP/1.1 {status} ".encode())
 
 
-def test_elsewhere_every_name_is_answered(world: World) -> None:
+def test_elsewhere_every_name_is_answered(sources: PageSources) -> None:
     """Probes, Prometheus and people come by the names of pods and Services."""
     with (
-        start(world, "0.0.0.0:0") as server,
+        start(sources, "0.0.0.0:0") as server,
         socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), timeout=10) as sock,
     ):
         sock.sendall(b"GET /api/status HTTP/1.1\r\nHost: bridge.storage.svc\r\n\r\n")
@@ -112,31 +112,31 @@ def raw(server: WebServer, request: bytes) -> bytes:
         return answer
 
 
-def test_health(server: WebServer, world: World) -> None:
+def test_health(server: WebServer, sources: PageSources) -> None:
     """200 while the loops live, 503 with the reason when not."""
     assert (ask(server).status, body(ask(server))) == (200, b"ok\n")
-    world.health_answer = (False, f"a thread died {HOSTILE}")
+    sources.health_answer = (False, f"a thread died {HOSTILE}")
     assert ask(server).status == 503
     assert b"\x1b" not in body(ask(server))
 
 
-def test_readiness_has_its_detail_as_json(server: WebServer, world: World) -> None:
+def test_readiness_has_its_detail_as_json(server: WebServer, sources: PageSources) -> None:
     """Probes look at the status, people at the detail."""
     assert json.loads(body(ask(server, "/readyz"))) == {"ready": True, "consul": "ok"}
-    world.ready_answer = (False, {"consul": {"dc1": "refused"}})
+    sources.ready_answer = (False, {"consul": {"dc1": "refused"}})
     response = ask(server, "/readyz")
     assert response.status == 503
     assert json.loads(body(response)) == {"ready": False, "consul": {"dc1": "refused"}}
 
 
-def test_metrics_and_status(server: WebServer, world: World) -> None:
+def test_metrics_and_status(server: WebServer, sources: PageSources) -> None:
     """As Prometheus and scripts read them."""
     response = ask(server, "/metrics")
     assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert b"consul_bridge_build_info" in body(response)
     response = ask(server, "/api/status")
     assert response.headers["Content-Type"] == "application/json"
-    assert json.loads(body(response)) == world.status_answer
+    assert json.loads(body(response)) == sources.status_answer
 
 
 def test_the_page_and_what_it_needs(server: WebServer) -> None:
@@ -218,23 +218,23 @@ def test_requests_of_all_kinds(server: WebServer, request_bytes: bytes, status: 
     assert b"evil" not in answer
 
 
-def test_what_is_not_there_is_answered_with_what_is(server: WebServer, world: World) -> None:
+def test_what_is_not_there_is_answered_with_what_is(server: WebServer, sources: PageSources) -> None:
     """Every path of the routes but the files of its pages."""
     served = [
-        path for path in Routes(world, Metrics("1").text, History()).pages if path.removeprefix("/") not in STATIC
+        path for path in Routes(sources, Metrics("1").text, History()).pages if path.removeprefix("/") not in STATIC
     ]
     said = body(ask(server, "/nix")).decode()
     assert said == f"there are {' '.join(sorted(served))}\n"
     assert {"/changes", "/service/", "/api/changes"} <= set(served)
 
 
-def test_a_page_that_fails_is_500_and_says_nothing_inside(server: WebServer, world: World) -> None:
+def test_a_page_that_fails_is_500_and_says_nothing_inside(server: WebServer, sources: PageSources) -> None:
     """The log has the reason."""
-    world.health_answer = None  # type: ignore[assignment]
+    sources.health_answer = None  # type: ignore[assignment]
     response = ask(server)
     assert response.status == 500
     assert b"TypeError" not in body(response)
-    world.health_answer = (True, "ok")
+    sources.health_answer = (True, "ok")
     assert ask(server).status == 200
 
 
@@ -246,9 +246,9 @@ def test_several_requests_on_one_connection_are_not_served(server: WebServer) ->
     assert answer.count(b"HTTP/1.1 200") == 1
 
 
-def test_who_never_finishes_a_request_does_not_keep_others_waiting(world: World) -> None:
+def test_who_never_finishes_a_request_does_not_keep_others_waiting(sources: PageSources) -> None:
     """Ten times as many idlers as there are workers, and more than connections allowed; probes get through at once."""
-    with start(world, connections=20, request_seconds=60.0) as server:
+    with start(sources, connections=20, request_seconds=60.0) as server:
         idlers = [connect(server) for _ in range(40)]
         for sock in idlers:
             with contextlib.suppress(OSError):
@@ -261,9 +261,9 @@ def test_who_never_finishes_a_request_does_not_keep_others_waiting(world: World)
             sock.close()
 
 
-def test_who_drips_bytes_is_cut_off(world: World) -> None:
+def test_who_drips_bytes_is_cut_off(sources: PageSources) -> None:
     """The time is for the request as a whole, not from byte to byte."""
-    with start(world, request_seconds=0.3) as server, connect(server) as sock:
+    with start(sources, request_seconds=0.3) as server, connect(server) as sock:
         started = time.monotonic()
         with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):  # noqa: PT012 - one of the sends fails
             while time.monotonic() - started < 30:
@@ -272,10 +272,10 @@ def test_who_drips_bytes_is_cut_off(world: World) -> None:
         assert time.monotonic() - started < web.REQUEST_SECONDS - 0.5
 
 
-def test_who_never_reads_the_answer_does_not_keep_others_waiting(world: World) -> None:
+def test_who_never_reads_the_answer_does_not_keep_others_waiting(sources: PageSources) -> None:
     """An answer that fills the socket waits there; the workers do not."""
-    world.status_answer = {"x": "y" * 5_000_000}
-    with start(world) as server:
+    sources.status_answer = {"x": "y" * 5_000_000}
+    with start(sources) as server:
         lazy = [connect(server) for _ in range(3 * web.WORKERS)]
         for sock in lazy:
             sock.sendall(b"GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -285,7 +285,7 @@ def test_who_never_reads_the_answer_does_not_keep_others_waiting(world: World) -
             sock.close()
 
 
-def test_a_slow_page_does_not_keep_the_others_waiting(world: World) -> None:
+def test_a_slow_page_does_not_keep_the_others_waiting(sources: PageSources) -> None:
     """Liveness is answered while a status takes long."""
     gate = threading.Event()
 
@@ -293,18 +293,18 @@ def test_a_slow_page_does_not_keep_the_others_waiting(world: World) -> None:
         gate.wait(20)
         return {}
 
-    world.status = slow  # type: ignore[method-assign]
-    with start(world) as server, connect(server) as sock:
+    sources.status = slow  # type: ignore[method-assign]
+    with start(sources) as server, connect(server) as sock:
         sock.sendall(b"GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert ask(server).status == 200
         gate.set()
 
 
-def test_closing_leaves_no_thread_and_no_socket(world: World) -> None:
+def test_closing_leaves_no_thread_and_no_socket(sources: PageSources) -> None:
     """Also with connections that are half open."""
     gc.collect()
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    server = start(world).start()
+    server = start(sources).start()
     address = server.address
     idle = connect(server)
     half = connect(server)
@@ -320,9 +320,9 @@ def test_closing_leaves_no_thread_and_no_socket(world: World) -> None:
         socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), timeout=5)
 
 
-def test_closing_is_quick(world: World) -> None:
+def test_closing_is_quick(sources: PageSources) -> None:
     """A shutdown does not wait for idlers."""
-    server = start(world, request_seconds=60.0).start()
+    server = start(sources, request_seconds=60.0).start()
     idlers = [connect(server) for _ in range(10)]
     started = time.monotonic()
     server.close()
@@ -331,35 +331,35 @@ def test_closing_is_quick(world: World) -> None:
         sock.close()
 
 
-def test_the_port_can_be_had_again_at_once(world: World) -> None:
+def test_the_port_can_be_had_again_at_once(sources: PageSources) -> None:
     """A restart must not wait for TIME_WAIT."""
-    with start(world) as server:
+    with start(sources) as server:
         ask(server)
         port = server.address.rsplit(":", 1)[1]
-    with start(world, f"127.0.0.1:{port}") as server:
+    with start(sources, f"127.0.0.1:{port}") as server:
         assert ask(server).status == 200
 
 
-def test_a_taken_port_is_a_configuration_error(server: WebServer, world: World) -> None:
+def test_a_taken_port_is_a_configuration_error(server: WebServer, sources: PageSources) -> None:
     """It says what to do."""
     listen = server.address.removeprefix("http://")
     with pytest.raises(ConfigurationError) as caught:
-        start(world, listen).start()
+        start(sources, listen).start()
     assert f"--listen {listen}: cannot be had: Address already in use" in str(caught.value)
     assert "Choose another port" in str(caught.value)
 
 
-def test_an_address_that_is_not_here_is_a_configuration_error(world: World) -> None:
+def test_an_address_that_is_not_here_is_a_configuration_error(sources: PageSources) -> None:
     """Neither a name that nobody knows nor somebody else's address."""
     with pytest.raises(ConfigurationError, match=r"--listen no\.such\.host\.invalid:0"):
-        start(world, "no.such.host.invalid:0").start()
+        start(sources, "no.such.host.invalid:0").start()
     with pytest.raises(ConfigurationError, match=r"--listen 203\.0\.113\.1:0: cannot be had"):
-        start(world, "203.0.113.1:0").start()
+        start(sources, "203.0.113.1:0").start()
 
 
-def test_a_port_alone_is_all_addresses_of_both_families(world: World) -> None:
+def test_a_port_alone_is_all_addresses_of_both_families(sources: PageSources) -> None:
     """`:9480`, as in other tools."""
-    with start(world, ":0") as server:
+    with start(sources, ":0") as server:
         port = int(server.address.rsplit(":", 1)[1])
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             with socket.socket(family) as sock:
@@ -367,10 +367,10 @@ def test_a_port_alone_is_all_addresses_of_both_families(world: World) -> None:
                 sock.connect((host, port))
 
 
-def test_ipv6(world: World) -> None:
+def test_ipv6(sources: PageSources) -> None:
     """Addresses in brackets."""
     try:
-        with start(world, "[::1]:0") as server:
+        with start(sources, "[::1]:0") as server:
             assert server.address.startswith("http://[::1]:")
             assert raw(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 200")
     except ConfigurationError:
@@ -408,11 +408,11 @@ def changes(server: WebServer, query: str = "") -> dict[str, Any]:
     return found
 
 
-def test_a_script_learns_what_happened_since_it_last_asked(world: World) -> None:
+def test_a_script_learns_what_happened_since_it_last_asked(sources: PageSources) -> None:
     """Newest first, as many as it wants; a number of a process that is no more is answered with everything."""
     history = History()
     states = StateChanges(history)
-    with WebServer("127.0.0.1:0", Routes(world, Metrics("1").text, history).pages) as server:
+    with WebServer("127.0.0.1:0", Routes(sources, Metrics("1").text, history).pages) as server:
         assert changes(server) == {"newest": 0, "changes": []}
         for up in (False, True, False):
             states.kubernetes(up, "refused\nby a firewall")
