@@ -213,6 +213,7 @@ class Harness:
             connect_consul=self.connect_consul, connect_kube=self.connect_kube, audit_log=self.lab.audit_log, user=USER,
             namespace_of=namespace_of, slices_alone=lambda service: service.startswith("slice-"),
             namespaces=(NAMESPACE, DOOMED), tenants=(TENANT, NEIGHBOUR),
+            sent_away=tuple((TENANT, name) for name in TENANTS),
             asked={(NEIGHBOUR, STANDING): STANDING_SERVICE},
             foreign=[(NAMESPACE, name) for name in (*FOREIGN, SHARED, "bystander")],
         )  # fmt: skip

@@ -123,6 +123,9 @@ class Sights:
     except what is `asked`."""
     asked: Mapping[Where, str]
     """Services of users, with the Consul service that each asks for, whose endpoints nothing may change but Consul."""
+    sent_away: Collection[Where]
+    """Services of users that ask for nothing whenever the sides are compared: no slice of theirs is left, not even an
+    empty one (the Endpoints object of a Service that asks for what Consul does not have stays, without addresses)."""
     foreign: Collection[Where]
     """Services and Endpoints in these namespaces that are not the bridge's."""
 
@@ -461,6 +464,10 @@ class Observer:
             ("iii", f"{where[0]}/{where[1]} has no Endpoints")
             for where in sorted(held.keys() - whole.keys() - set(self._sights.foreign))
             if held[where] != State() and not self._sights.slices_alone(where[1])
+        ] + [
+            ("iii", f"{where[0]}/{where[1]} was sent away, and its slices have {_words(_together(states))}")
+            for where in sorted(self._sights.sent_away)
+            if (states := parts.get(where))
         ]
         return held, apart
 
