@@ -339,7 +339,7 @@ class Observer:
     def _take_audit(self, entry: Mapping[str, Any]) -> None:
         if entry["user"].get("username") != self._sights.user or entry["verb"] not in WRITES:
             return
-        if int((entry.get("responseStatus") or {}).get("code", 0)) >= 300 or entry.get("harness") != "ResponseComplete":
+        if int((entry.get("responseStatus") or {}).get("code", 0)) >= 300 or entry.get("stage") != "ResponseComplete":
             return
         reference = entry.get("objectRef") or {}
         write = Write(
