@@ -13,7 +13,7 @@ from typing import Any
 
 from bridge.core.model import (
     Action,
-    Carrier,
+    ActiveDatacenter,
     Change,
     Current,
     EndpointsBody,
@@ -61,11 +61,11 @@ class Outcome:
     before: Current | None = None
 
     @property
-    def switched(self) -> Carrier | None:
+    def switched(self) -> ActiveDatacenter | None:
         """The datacenter that carries the traffic from now on, None when it did before."""
-        carrier = self.plan.carrier
+        active = self.plan.active_datacenter
         written = any(change.kind is Kind.SERVICE for change in self.applied)
-        return carrier if carrier is not None and carrier.before and written else None
+        return active if active is not None and active.before and written else None
 
 
 # --------------------------------------------------------------------------- rows of a report

@@ -32,7 +32,7 @@ NO_DELETION_SECONDS = 600.0
 may edit there can cause such signs, so they must not keep anything elsewhere.
 """
 
-SETTLING_SECONDS = 15.0
+TAKEOVER_SECONDS = 15.0
 """After a shard became ours: writes of its previous replica may still arrive."""
 
 
@@ -59,7 +59,7 @@ class ConflictingWriters:
         """Another process wrote at `target` with our field manager."""
         with self._lock:
             now = self._clock()
-            if now - self._since > SETTLING_SECONDS:
+            if now - self._since > TAKEOVER_SECONDS:
                 self._writes.append((now, target))
                 lately = self._written.setdefault(target.namespace, deque(maxlen=ENOUGH))
                 lately.append(now)

@@ -16,7 +16,7 @@ from bridge.controller.scheduler import Scheduler
 from bridge.controller.state_changes import StateChanges
 from bridge.controller.workers import Workers
 from bridge.core.model import Knowledge, Listing, Query, Scope, Target, Unknown
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.telemetry.events import Observer, StreamingMismatch
 
 
@@ -46,7 +46,7 @@ class ConsulSide:
     def __init__(
         self,
         *,
-        reconciler: Reconciler,
+        planner: Planner,
         ready_targets: Callable[[], Mapping[Target, Scope]],
         scheduler: Scheduler,
         pending: PendingChanges,
@@ -57,7 +57,7 @@ class ConsulSide:
         clock: Callable[[], float],
         wake: threading.Event,
     ) -> None:
-        self._reconciler = reconciler
+        self._planner = planner
         self._ready_targets = ready_targets
         self._scheduler = scheduler
         self._pending = pending
@@ -73,8 +73,8 @@ class ConsulSide:
 
     def on_listing(self, datacenter: str, listing: Listing | Unknown) -> None:
         """A datacenter's services were listed, or could not be."""
-        with self._reconciler.lock:
-            targets = self._reconciler.world.on_listing(datacenter, listing, self._clock())
+        with self._planner.lock:
+            targets = self._planner.world.on_listing(datacenter, listing, self._clock())
             if self._compared is not None and datacenter not in self._compared and isinstance(listing, Listing):
                 self._mark_suspect((datacenter,), "at its first answer")
         self._scheduler.schedule(targets)
@@ -82,9 +82,9 @@ class ConsulSide:
 
     def on_view(self, query: Query, state: Knowledge, seen: float, lend: InlineExecutor | None = None) -> None:
         """A service was read, or could not be. With `lend` the caller writes the result if no other work is due."""
-        with self._reconciler.lock:
-            targets = self._reconciler.world.on_view(query, state, self._clock())
-            fed = self._reconciler.world.fed_by(query) if self._kubernetes_events is not None else ()
+        with self._planner.lock:
+            targets = self._planner.world.on_view(query, state, self._clock())
+            fed = self._planner.world.fed_by(query) if self._kubernetes_events is not None else ()
         if self._kubernetes_events is not None:
             self._kubernetes_events.read(query, state, fed)
         if not self._scheduler.first_pass_done:
@@ -101,8 +101,8 @@ class ConsulSide:
 
     def on_rebuilt(self, datacenter: str) -> None:
         """Consul's index went backwards: it was rebuilt or restored, and may be missing what it had."""
-        with self._reconciler.lock:
-            self._reconciler.guard.rebuilt(datacenter, self._clock())
+        with self._planner.lock:
+            self._planner.guard.rebuilt(datacenter, self._clock())
 
     def on_trouble(self, datacenter: str, reason: str | None) -> None:
         """A datacenter cannot be asked (`reason`), or can again (None)."""
@@ -118,16 +118,16 @@ class ConsulSide:
         """Before the first pass: check whether Consul lists most of what is mirrored; a datacenter that has not
         answered yet is checked at its first answer.
         """
-        with self._reconciler.lock:
+        with self._planner.lock:
             self._compared = set()
-            self._mark_suspect(self._reconciler.world.listed(), "at our start")
+            self._mark_suspect(self._planner.world.listed_datacenters(), "at our start")
 
     def compare_freed(self, namespaces: Collection[str]) -> None:
         """The same for the scopes that include these namespaces, now that they can be read."""
-        with self._reconciler.lock:
+        with self._planner.lock:
             if self._compared is not None:
                 what = "when its namespaces could be read"
-                self._mark_suspect(self._reconciler.world.listed(), what, namespaces)
+                self._mark_suspect(self._planner.world.listed_datacenters(), what, namespaces)
 
     def _mark_suspect(self, datacenters: Collection[str], when: str, freed: Collection[str] = ()) -> None:
         """A Consul that lacks most of what Kubernetes has of it may have been rebuilt while no bridge watched it.
@@ -140,7 +140,7 @@ class ConsulSide:
         together: dict[Scope, set[Target]] = {}
         for target, scope in self._ready_targets().items():
             together.setdefault(scope, set()).add(target)
-        world, now = self._reconciler.world, self._clock()
+        world, now = self._planner.world, self._clock()
         for scope, targets in together.items():
             if freed and not any(target.namespace in freed for target in targets):
                 continue
@@ -148,7 +148,7 @@ class ConsulSide:
                 missing, owned = world.missing(datacenter, targets)
                 if missing * 2 > owned:
                     sign = f"{when} it lists {owned - missing} of the {owned} services that are mirrored"
-                    self._reconciler.guard.rebuilt(datacenter, now, sign, scope)
+                    self._planner.guard.rebuilt(datacenter, now, sign, scope)
         if self._compared is not None:
             self._compared.update(datacenters)
 
@@ -156,20 +156,20 @@ class ConsulSide:
 class Subscriptions:
     """Subscribes the catalog to the wanted services."""
 
-    def __init__(self, reconciler: Reconciler, catalog: Catalog) -> None:
-        self._reconciler = reconciler
+    def __init__(self, planner: Planner, catalog: Catalog) -> None:
+        self._planner = planner
         self._catalog = catalog
 
     def commit(self) -> None:
         """Watch exactly the services that are wanted now; a datacenter is asked from its first wanted service on."""
-        with self._reconciler.lock:
-            wanted = self._reconciler.world.commit_subscriptions()
-            datacenters = self._reconciler.world.active_datacenters()
+        with self._planner.lock:
+            wanted = self._planner.world.commit_subscriptions()
+            datacenters = self._planner.world.active_datacenters()
         self._catalog.start(datacenters)
         self._catalog.want(wanted)
 
     def answered(self) -> bool:
         """Whether every wanted service was read, or could not be."""
-        with self._reconciler.lock:
-            world = self._reconciler.world
+        with self._planner.lock:
+            world = self._planner.world
             return bool(world.listings_answered() and not world.pending_reads())

@@ -206,7 +206,7 @@ class Controller:
         parts, client = self.parts, self._client
         if parts is None or client is None or not parts.scheduler.first_pass_done:
             return False
-        world = parts.reconciler.world
+        world = parts.planner.world
         rules = anchored(rules, world.datacenters)
         named = named_with(world.datacenters[0], rules, self._consul)
         scopes = [namespaces_of(r, self._kube.namespaces, client.namespace) for r in (rules, world.rules)]
@@ -214,7 +214,7 @@ class Controller:
         routes = [select.asks_for_routes(r) for r in (rules, world.rules)]
         if any(one != other for one, other in (scopes, shares, routes)) or named != world.datacenters:
             return False
-        with parts.reconciler.lock:
+        with parts.planner.lock:
             targets = world.replace_rules(rules, self._clock()) | world.targets()
         parts.scheduler.schedule(targets)
         self._wake.set()

@@ -13,7 +13,7 @@ from bridge.controller.owned_targets import OwnedTargets
 from bridge.controller.results import Results
 from bridge.controller.scheduler import Scheduler
 from bridge.kube.informer import Informer
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.report import Outcome, build_report
 from bridge.telemetry.events import Observer
 
@@ -24,7 +24,7 @@ class FullPasses:
     def __init__(
         self,
         *,
-        reconciler: Reconciler,
+        planner: Planner,
         informer: Informer,
         owned: OwnedTargets,
         nodes: NodeAddresses,
@@ -35,7 +35,7 @@ class FullPasses:
         clock: Callable[[], float],
         resync_seconds: float,
     ) -> None:
-        self._reconciler = reconciler
+        self._planner = planner
         self._informer = informer
         self._owned = owned
         self._nodes = nodes
@@ -56,20 +56,20 @@ class FullPasses:
             self._informer.refresh()
             self._owned.record_all()
             self._nodes.refresh()
-        with self._reconciler.lock:
-            targets = self._reconciler.world.targets() | set(self._informer.targets())
-        plans = self._reconciler.plan_all(targets, ask=False)
+        with self._planner.lock:
+            targets = self._planner.world.targets() | set(self._informer.targets())
+        plans = self._planner.plan_all(targets, ask=False)
         for plan in plans:
             self._results.planned(plan)
             if (plan.writes or plan.unmirrored) and self._leadership.leads(plan.target):
                 self._scheduler.add(plan.target)
-            self._scheduler.add_settling(plan)
+            self._scheduler.recheck_deviations(plan)
         self.last = self._clock()
         report = build_report(
             [Outcome(p, (), ()) for p in plans],
-            self._reconciler.read_errors(),
+            self._planner.read_errors(),
             dry_run=True,
-            unplanned=self._reconciler.unplanned(),
+            unplanned=self._planner.unplanned(),
         )
         self._observer.pass_done(self.last - began, report)
 

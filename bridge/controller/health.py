@@ -17,7 +17,7 @@ from bridge.core.model import Rule
 from bridge.kube.client import UNVERIFIED, KubeClient
 from bridge.kube.informer import Informer
 from bridge.kube.namespaces import NamespaceLabels
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.pipeline.slice_rights import SliceRights
 
 
@@ -33,7 +33,7 @@ class Health:
         client: KubeClient,
         informer: Informer,
         breaker: CircuitBreaker,
-        reconciler: Reconciler,
+        planner: Planner,
         leadership: Leadership,
         conflicting: ConflictingWriters,
         slice_rights: SliceRights,
@@ -46,7 +46,7 @@ class Health:
         self._client = client
         self._informer = informer
         self._breaker = breaker
-        self._reconciler = reconciler
+        self._planner = planner
         self._leadership = leadership
         self._conflicting = conflicting
         self._slice_rights = slice_rights
@@ -65,15 +65,15 @@ class Health:
             detail["election"] = leadership
         if forbidden := self._slice_rights.forbidden():
             detail["endpointslices_forbidden"] = forbidden
-        if forbidden_namespaces := dict(self._reconciler.unreadable):
+        if forbidden_namespaces := dict(self._planner.unreadable):
             detail["forbidden_namespaces"] = forbidden_namespaces
         if warnings := [*warnings_of(self._consul), *self._remarks()]:
             detail["warnings"] = warnings
         if conflicting_writer := self._conflicting_writer():
             detail["conflicting_writer"] = conflicting_writer
         if first_pass_done:
-            with self._reconciler.lock:
-                detail["held"] = [f"{h.target}: {h.reason}" for h in self._reconciler.guard.active()]
+            with self._planner.lock:
+                detail["held"] = [f"{h.target}: {h.reason}" for h in self._planner.guard.active()]
         elected = leadership is None or leadership["error"] is None
         return first_pass_done and not self._consul_health.unreachable and kubernetes is None and elected, detail
 
@@ -81,18 +81,18 @@ class Health:
         """All of it, as it is now."""
         reason = self.kubernetes()
         states.kubernetes(reason is None, reason or "")
-        with self._reconciler.lock:
-            held = self._reconciler.guard.active()
+        with self._planner.lock:
+            held = self._planner.guard.active()
         states.held(held, self._leadership.leads)
-        errors = self._reconciler.read_errors()
-        with self._reconciler.lock:
-            annotated = self._reconciler.world.asked_by_annotation_alone(errors)
-            idle = self._reconciler.world.unused_rules()
+        errors = self._planner.read_errors()
+        with self._planner.lock:
+            annotated = self._planner.world.asked_by_annotation_alone(errors)
+            idle = self._planner.world.unused_rules()
         states.service_read_errors(errors, annotated)
         labels = self._labels_trouble()
         routes = self._informer.routes_unread()
         states.warned((*self._catalog.warnings(), *labels, *routes, *(unused_rule_text(*found) for found in idle)))
-        states.unreadable(dict(self._reconciler.unreadable))
+        states.unreadable(dict(self._planner.unreadable))
         states.slices_forbidden(self._slice_rights.forbidden())
         states.conflicting_writer(self._conflicting_writer())
         states.credentials(self._client.trouble)

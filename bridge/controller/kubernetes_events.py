@@ -71,10 +71,10 @@ class KubernetesEventObserver:
                 self._record(target, change.kind, "Mirrored", text)
             elif change.action is Action.DELETE and change.kind is Kind.ENDPOINTS:
                 self._record(target, Kind.SERVICE, "Mirrored", f"removed {change.kind}: {change.reason}")
-        if (carrier := outcome.switched) is not None:
-            said = "FailedBack" if carrier.preferred else "FailedOver"
-            text = f"{carrier.before} -> {carrier.active}: {carrier.why}"
-            self._record(target, Kind.SERVICE, said, text, codes_of((carrier.why,)))
+        if (switched := outcome.switched) is not None:
+            said = "FailedBack" if switched.preferred else "FailedOver"
+            text = f"{switched.before} -> {switched.name}: {switched.why}"
+            self._record(target, Kind.SERVICE, said, text, codes_of((switched.why,)))
         refused = [f"{f.change.action} of {f.change.kind}: {f.error}" for f in outcome.failures
                    if isinstance(f.error, PermanentError)]  # fmt: skip
         self._say(target, Kind.SERVICE, "WriteFailed", "; ".join(refused))

@@ -19,7 +19,7 @@ from bridge.core.model import Target
 from bridge.core.reconcile import names_at
 from bridge.kube.informer import Informer
 from bridge.kube.namespaces import Labels
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.pipeline.slice_rights import SliceRights
 
 BESIDE_SECONDS = 0.1
@@ -32,7 +32,7 @@ class KubernetesSide:
     def __init__(
         self,
         *,
-        reconciler: Reconciler,
+        planner: Planner,
         informer: Informer,
         queue: WorkQueue[Target],
         scheduler: Scheduler,
@@ -47,7 +47,7 @@ class KubernetesSide:
         clock: Callable[[], float],
         wake: threading.Event,
     ) -> None:
-        self._reconciler = reconciler
+        self._planner = planner
         self._informer = informer
         self._queue = queue
         self._scheduler = scheduler
@@ -72,8 +72,8 @@ class KubernetesSide:
             return
         double = self._informer.take_double(target)
         if not self._leadership.leads(target):
-            with self._reconciler.lock:  # the one who leads did what we have only seen coming: charge it here too
-                self._reconciler.guard.applied(target)
+            with self._planner.lock:  # the one who leads did what we have only seen coming: charge it here too
+                self._planner.guard.applied(target)
         elif double:
             self._repairs.conflicting.wrote(target)
         asked = self.follow_annotation(target)
@@ -93,7 +93,7 @@ class KubernetesSide:
 
     def on_labels(self, labels: Labels, changed: Collection[str]) -> None:
         """Labels of namespaces were read for the first time, or some changed: other grants may select them now."""
-        with self._reconciler.lock:
+        with self._planner.lock:
             self._annotated = replace(self._annotated, labels=labels)
         asking = (Target(s.meta.namespace, s.meta.name) for s in self._informer.annotated_services())
         targets = {target for target in asking if target.namespace in changed and self.follow_annotation(target)}
@@ -101,9 +101,9 @@ class KubernetesSide:
 
     def follow_annotation(self, target: Target) -> bool:
         """Follow what the user's Service at `target` asks for now; returns whether that changed."""
-        with self._reconciler.lock:
+        with self._planner.lock:
             current = self._informer.current(target)
-            world, now = self._reconciler.world, self._clock()
+            world, now = self._planner.world, self._clock()
             request = request_at(current, world.datacenters[0], self._annotated, names_at(current))
             if request is None:
                 changed = world.unannotate(target, now)
@@ -130,15 +130,15 @@ class KubernetesSide:
 
         `compare` gets their names once what is there is known.
         """
-        before, now = self._reconciler.unreadable, self._informer.unreadable()
+        before, now = self._planner.unreadable, self._informer.unreadable()
         freed = before.keys() - now.keys()
         if freed:
             self.recall()
-        with self._reconciler.lock:
+        with self._planner.lock:
             if freed:
                 compare(freed)
-            self._reconciler.unreadable = now
-            targets = self._reconciler.world.targets() | set(self._informer.targets()) if freed else set()
+            self._planner.unreadable = now
+            targets = self._planner.world.targets() | set(self._informer.targets()) if freed else set()
         if freed:
             self._scheduler.schedule({target for target in targets if target.namespace in freed})
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from bridge.errors import BridgeError
 from bridge.kube.client import KubeClient
 from bridge.kube.nodes import cluster_nodes
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.retry import RetryPolicy
 
 AWAIT_SECONDS, RETRY_SECONDS = 10.0, 60.0
@@ -16,20 +16,20 @@ AWAIT_SECONDS, RETRY_SECONDS = 10.0, 60.0
 
 
 class NodeAddresses:
-    """Keeps the reconciler's nodes up to date; `names` are those of the settings. For the supervisor's thread."""
+    """Keeps the planner's nodes up to date; `names` are those of the settings. For the supervisor's thread."""
 
     def __init__(
         self,
         client: KubeClient,
         names: Sequence[str],
-        reconciler: Reconciler,
+        planner: Planner,
         retry: RetryPolicy,
         stop: threading.Event,
         clock: Callable[[], float],
     ) -> None:
         self._client = client
         self._names = names
-        self._reconciler = reconciler
+        self._planner = planner
         self._retry = retry
         self._stop = stop
         self._clock = clock
@@ -53,7 +53,7 @@ class NodeAddresses:
         """Read the nodes; whether that succeeded. Else those that are known stay, and `/readyz` says why."""
         self._next = self._clock() + RETRY_SECONDS
         try:
-            self._reconciler.nodes = cluster_nodes(self._client, self._names, self._reconciler.nodes)
+            self._planner.nodes = cluster_nodes(self._client, self._names, self._planner.nodes)
         except BridgeError as error:
             self.trouble = str(error)
             return False

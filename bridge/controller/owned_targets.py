@@ -9,7 +9,7 @@ from bridge.controller.scheduler import Scheduler
 from bridge.core.model import Plan, Target
 from bridge.core.reconcile import names_at
 from bridge.kube.informer import Informer
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.report import Outcome
 from bridge.telemetry.events import Observer
 
@@ -20,14 +20,14 @@ class OwnedTargets:
     def __init__(
         self,
         *,
-        reconciler: Reconciler,
+        planner: Planner,
         informer: Informer,
         scheduler: Scheduler,
         results: Results,
         observer: Observer,
         clock: Callable[[], float],
     ) -> None:
-        self._reconciler = reconciler
+        self._planner = planner
         self._informer = informer
         self._scheduler = scheduler
         self._results = results
@@ -37,22 +37,22 @@ class OwnedTargets:
     def record_all(self) -> None:
         """All that Kubernetes holds of ours."""
         changed: set[Target] = set()
-        with self._reconciler.lock:
+        with self._planner.lock:
             for target in self._informer.targets():
                 names = names_at(self._informer.current(target))
-                changed |= self._reconciler.world.record_owned(target, names, self._clock())
+                changed |= self._planner.world.record_owned(target, names, self._clock())
         self._scheduler.schedule(changed)
 
     def record(self, target: Target) -> None:
         """The objects after `target` was reconciled; a target without objects and sources is forgotten."""
         names = names_at(self._informer.current(target))
-        with self._reconciler.lock:
+        with self._planner.lock:
             if names:
-                changed = self._reconciler.world.record_owned(target, names, self._clock())
+                changed = self._planner.world.record_owned(target, names, self._clock())
             else:
-                changed = self._reconciler.world.drop_owned(target, self._clock())
-                self._reconciler.guard.forget(target)
-            world = self._reconciler.world
+                changed = self._planner.world.drop_owned(target, self._clock())
+                self._planner.guard.forget(target)
+            world = self._planner.world
             gone = not world.queries_at(target) and world.refusal(target) is None
         self._scheduler.schedule(changed)
         if gone and self._results.forget(target) is not None:

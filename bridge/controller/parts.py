@@ -47,10 +47,10 @@ from bridge.kube.informer import Informer
 from bridge.kube.mirrored import mirrored
 from bridge.kube.namespaces import NamespaceLabels
 from bridge.kube.writer import Writer
+from bridge.pipeline.deviation_window import WINDOW_SECONDS, DeviationWindow
 from bridge.pipeline.dns import Resolver
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.pipeline.scope import namespaces_of, spare_of
-from bridge.pipeline.settling import SETTLING_SECONDS, Settling
 from bridge.pipeline.slice_rights import slice_rights
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.threads import Failed, guarded_thread
@@ -70,7 +70,7 @@ class Parts:
     resolver: Resolver[Target]
     leadership: Leadership
     recorder: EventRecorder | None
-    reconciler: Reconciler
+    planner: Planner
     scheduler: Scheduler
     results: Results
     status: RunStatus
@@ -82,7 +82,7 @@ class Parts:
         self.informer.start()
         if self.labels is not None:
             self.labels.start()
-        self.catalog.start(self.reconciler.world.active_datacenters())
+        self.catalog.start(self.planner.world.active_datacenters())
         for thread in self.threads:
             thread.start()
         self.supervisor.run()
@@ -181,7 +181,7 @@ def build(
             options.resolver, lambda targets: scheduler.schedule(targets), failed, clock=clock
         )
         rights = slice_rights(client, options.policy, clock, everywhere=namespaces is None)
-        reconciler = Reconciler(
+        planner = Planner(
             world=ConsulState(
                 rules,
                 datacenters,
@@ -199,20 +199,20 @@ def build(
             mirrored=lambda target: mirrored(client, target),
             may_delete=conflicting.may_delete,
             slices_forbidden=rights.missing,
-            settling=Settling(clock, SETTLING_SECONDS),
+            window=DeviationWindow(clock, WINDOW_SECONDS),
             nodes=nodes,
         )
 
         def judge(targets: Collection[Target]) -> None:
-            reconciler.plan_all(targets, ask=False)
+            planner.plan_all(targets, ask=False)
 
         def exists(target: Target) -> bool:
             current = informer.current(target)
             return current.endpoints is not None or bool(current.slices)
 
-        scheduler = Scheduler(queue, judge=judge, exists=exists, settling_seconds=SETTLING_SECONDS)
+        scheduler = Scheduler(queue, judge=judge, exists=exists, recheck_seconds=WINDOW_SECONDS)
         owned = OwnedTargets(
-            reconciler=reconciler,
+            planner=planner,
             informer=informer,
             scheduler=scheduler,
             results=results,
@@ -223,7 +223,7 @@ def build(
         # writing
         workers = Workers(
             queue=queue,
-            reconciler=reconciler,
+            planner=planner,
             leadership=leadership,
             writer=ChangeWriter(
                 breaker=breaker,
@@ -246,7 +246,7 @@ def build(
 
         # what both sides say
         kubernetes_side = KubernetesSide(
-            reconciler=reconciler,
+            planner=planner,
             informer=informer,
             queue=queue,
             scheduler=scheduler,
@@ -262,7 +262,7 @@ def build(
             wake=wake,
         )
         consul_side = ConsulSide(
-            reconciler=reconciler,
+            planner=planner,
             ready_targets=informer.ready_targets,
             scheduler=scheduler,
             pending=pending,
@@ -282,10 +282,10 @@ def build(
             clock=clock,
             spare=spare_of(rules, datacenters),
         )
-        subscriptions = Subscriptions(reconciler, catalog)
+        subscriptions = Subscriptions(planner, catalog)
 
         # the whole in view
-        node_addresses = NodeAddresses(client, options.cluster_nodes, reconciler, options.kube_retry, stop, clock)
+        node_addresses = NodeAddresses(client, options.cluster_nodes, planner, options.kube_retry, stop, clock)
         health = Health(
             consul=consul,
             consul_health=consul_health,
@@ -293,7 +293,7 @@ def build(
             client=client,
             informer=informer,
             breaker=breaker,
-            reconciler=reconciler,
+            planner=planner,
             leadership=leadership,
             conflicting=conflicting,
             slice_rights=rights,
@@ -301,7 +301,7 @@ def build(
             nodes=node_addresses,
         )
         full_passes = FullPasses(
-            reconciler=reconciler,
+            planner=planner,
             informer=informer,
             owned=owned,
             nodes=node_addresses,
@@ -320,13 +320,13 @@ def build(
                 consul=consul_side,
                 kubernetes=kubernetes_side,
                 subscriptions=subscriptions,
-                reconciler=reconciler,
+                planner=planner,
                 health=health,
                 states=states,
                 stop=stop,
                 clock=clock,
             ),
-            reconciler=reconciler,
+            planner=planner,
             scheduler=scheduler,
             consul=consul_side,
             kubernetes=kubernetes_side,
@@ -343,7 +343,7 @@ def build(
         )
         status = RunStatus(
             owner=options.owner,
-            reconciler=reconciler,
+            planner=planner,
             results=results,
             scheduler=scheduler,
             queue=queue,
@@ -351,7 +351,7 @@ def build(
             health=health,
             catalog=catalog,
             informer=informer,
-            view=StatusView(reconciler, informer.current, resolver.known),
+            view=StatusView(planner, informer.current, resolver.known),
             clock=clock,
         )
         made.pop_all()
@@ -366,7 +366,7 @@ def build(
         resolver=resolver,
         leadership=leadership,
         recorder=recorder,
-        reconciler=reconciler,
+        planner=planner,
         scheduler=scheduler,
         results=results,
         status=status,

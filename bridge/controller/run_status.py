@@ -16,7 +16,7 @@ from bridge.core.explain import Explanation
 from bridge.core.model import Skipped, Target
 from bridge.core.service_state import ServiceRow
 from bridge.kube.informer import Informer
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.report import build_report
 
 
@@ -27,7 +27,7 @@ class RunStatus:
         self,
         *,
         owner: str,
-        reconciler: Reconciler,
+        planner: Planner,
         results: Results,
         scheduler: Scheduler,
         queue: WorkQueue[Target],
@@ -39,7 +39,7 @@ class RunStatus:
         clock: Callable[[], float],
     ) -> None:
         self._owner = owner
-        self._reconciler = reconciler
+        self._planner = planner
         self._results = results
         self._scheduler = scheduler
         self._queue = queue
@@ -58,10 +58,10 @@ class RunStatus:
         """Everything that /api/status shows."""
         report = build_report(
             list(self._results.all().values()),
-            self._reconciler.read_errors(),
+            self._planner.read_errors(),
             dry_run=True,
             skipped=self.unmirrored(),
-            unplanned=self._reconciler.unplanned(),
+            unplanned=self._planner.unplanned(),
         )
         return {**self.state(), "report": report.to_json()}
 
@@ -85,8 +85,8 @@ class RunStatus:
 
     def unmirrored(self) -> tuple[Skipped, ...]:
         """Services whose name cannot be brought into Kubernetes' form."""
-        with self._reconciler.lock:
-            return self._reconciler.world.unmappable()
+        with self._planner.lock:
+            return self._planner.world.unmappable()
 
     def explain(self, target: Target) -> tuple[Explanation, ...] | None:
         """Why the instances at a target are as they are; None when nothing is mirrored there."""

@@ -25,12 +25,12 @@ class Scheduler:
         *,
         judge: Callable[[Collection[Target]], object],
         exists: Callable[[Target], bool],
-        settling_seconds: float,
+        recheck_seconds: float,
     ) -> None:
         self._queue = queue
         self._judge = judge
         self._exists = exists
-        self._settling_seconds = settling_seconds
+        self._recheck_seconds = recheck_seconds
         self._lock = threading.Lock()
         self._early: set[Target] = set()
         self._passed = threading.Event()
@@ -68,7 +68,7 @@ class Scheduler:
         """Queue one that has been judged already; what exists goes before what is to be created."""
         self._queue.add(target, priority=0 if self._exists(target) else 1)
 
-    def add_settling(self, plan: Plan) -> None:
+    def recheck_deviations(self, plan: Plan) -> None:
         """Plan a target once more when the window of its deviations is over."""
-        if plan.settling:
-            self._queue.add(plan.target, priority=LATER, delay_seconds=self._settling_seconds)
+        if plan.deviations_recent:
+            self._queue.add(plan.target, priority=LATER, delay_seconds=self._recheck_seconds)

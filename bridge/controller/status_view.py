@@ -15,7 +15,7 @@ from bridge.core.explain import Explanation, explain
 from bridge.core.model import Change, Current, Query, Rule, Target
 from bridge.core.service_state import ServiceRow, ServiceState, active_datacenter, service_state, state_detail
 from bridge.core.slice_union import endpoint_counts
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.report import Origin, Outcome, hold_text
 
 
@@ -24,13 +24,13 @@ class StatusView:
 
     def __init__(
         self,
-        reconciler: Reconciler,
+        planner: Planner,
         current: Callable[[Target], Current],
         names: Callable[[], Mapping[str, tuple[str, ...] | None]],
     ) -> None:
-        self._reconciler = reconciler
-        self._world = reconciler.world
-        self._lock = reconciler.lock
+        self._planner = planner
+        self._world = planner.world
+        self._lock = planner.lock
         self._current = current
         self._names = names
         self._made: dict[Target, tuple[tuple[Any, ...], ServiceRow]] = {}
@@ -43,7 +43,7 @@ class StatusView:
         made: dict[Target, tuple[tuple[Any, ...], ServiceRow]] = {}
         for target in targets:
             outcome, current = outcomes.get(target), self._current(target)
-            reason = self._reconciler.unreadable.get(target.namespace, "")
+            reason = self._planner.unreadable.get(target.namespace, "")
             if outcome is not None:
                 reason = _reason(outcome.plan.queries, trouble)
             about = (outcome, current.service, current.endpoints, current.slices, reason)
@@ -75,12 +75,12 @@ class StatusView:
                     tags=world.tags((query.datacenter, query.service)),
                     rules=world.rules if rule is None or not (rule.to.annotated or rule.unlisted) else (rule,),
                     knowledge=world.known(query),
-                    waiting=None if rule is None else self._reconciler.waiting(query, rule),
+                    waiting=None if rule is None else self._planner.waiting(query, rule),
                     beside=[(other, there) for q, other, there in known if q != query and there is not None],
                     current=current,
                     plan=plan,
                     resolved=resolved,
-                    cluster_nodes=self._reconciler.nodes,
+                    cluster_nodes=self._planner.nodes,
                     remembered=target if rule is None else None,
                     chosen=None if rule is None else select.Choice(0, rule, query, target),
                     kept=world.remembered_at((query.datacenter, query.service)),
@@ -99,7 +99,7 @@ class StatusView:
         if outcome is not None:
             plan = outcome.plan
             deviates = plan.deviates and state == ServiceState.OUT_OF_SYNC
-            consul = self._reconciler.listed(target) if plan.held else (plan.ready, plan.not_ready)
+            consul = self._planner.counts_unheld(target) if plan.held else (plan.ready, plan.not_ready)
             command = plan.release_command
         ready, not_ready = endpoint_counts(current)
         return ServiceRow(

@@ -21,7 +21,7 @@ from bridge.controller.state_changes import StateChanges
 from bridge.errors import CancelledError
 from bridge.kube.informer import Informer
 from bridge.kube.namespaces import NamespaceLabels
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 
 TURN_SECONDS = 0.5
 """How often the supervisor checks for ended holds and grace periods, unless something wakes it earlier."""
@@ -48,7 +48,7 @@ class FirstRead:
         consul: ConsulSide,
         kubernetes: KubernetesSide,
         subscriptions: Subscriptions,
-        reconciler: Reconciler,
+        planner: Planner,
         health: Health,
         states: StateChanges,
         stop: threading.Event,
@@ -60,7 +60,7 @@ class FirstRead:
         self._consul = consul
         self._kubernetes = kubernetes
         self._subscriptions = subscriptions
-        self._reconciler = reconciler
+        self._planner = planner
         self._health = health
         self._states = states
         self._stop = stop
@@ -78,7 +78,7 @@ class FirstRead:
         while self._labels is not None and not self._labels.asked.wait(FIRST_LOOK_SECONDS):
             self._go_on()
         self._states.kubernetes(True, "")
-        self._reconciler.unreadable = self._informer.unreadable()
+        self._planner.unreadable = self._informer.unreadable()
         self._kubernetes.recall()
         deadline = self._clock() + FIRST_READ_SECONDS
         while True:
@@ -101,7 +101,7 @@ class Supervisor:
         self,
         *,
         first_read: FirstRead,
-        reconciler: Reconciler,
+        planner: Planner,
         scheduler: Scheduler,
         consul: ConsulSide,
         kubernetes: KubernetesSide,
@@ -117,7 +117,7 @@ class Supervisor:
         clock: Callable[[], float],
     ) -> None:
         self._first_read = first_read
-        self._reconciler = reconciler
+        self._planner = planner
         self._scheduler = scheduler
         self._consul = consul
         self._kubernetes = kubernetes
@@ -152,7 +152,7 @@ class Supervisor:
     def _turn(self) -> None:
         self._kubernetes.take_freed(self._consul.compare_freed)
         self._subscriptions.commit()
-        self._scheduler.schedule(self._reconciler.expired(self._clock()))
+        self._scheduler.schedule(self._planner.expired(self._clock()))
         self._kubernetes.take_granted()
         if self._shards.take_gained():
             self._scheduler.schedule({t for t in self._results.unfinished() if self._leadership.leads(t)})

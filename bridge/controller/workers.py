@@ -1,6 +1,6 @@
 """Works on targets from the queue: plan a target, write what differs, report the outcome.
 
-`Workers.reconcile` has all the steps; `ChangeWriter` is the one that touches Kubernetes. `pipeline.reconciler` makes
+`Workers.reconcile` has all the steps; `ChangeWriter` is the one that touches Kubernetes. `pipeline.planner` makes
 the plan with `core.reconcile`, always from full state: the queue says that something changed, never what.
 """
 
@@ -31,7 +31,7 @@ from bridge.errors import (
 )
 from bridge.kube.informer import Informer
 from bridge.kube.writer import Writer
-from bridge.pipeline.reconciler import Reconciler, apply_plan
+from bridge.pipeline.planner import Planner, apply_plan
 from bridge.pipeline.slice_rights import SliceRights
 from bridge.report import Outcome
 from bridge.telemetry.events import Observer
@@ -117,7 +117,7 @@ class Workers:
         self,
         *,
         queue: WorkQueue[Target],
-        reconciler: Reconciler,
+        planner: Planner,
         leadership: Leadership,
         writer: ChangeWriter,
         retry: RetryPolicySelector[Target],
@@ -131,7 +131,7 @@ class Workers:
         failed: Failed,
     ) -> None:
         self._queue = queue
-        self._reconciler = reconciler
+        self._planner = planner
         self._leadership = leadership
         self._writer = writer
         self._retry = retry
@@ -167,7 +167,7 @@ class Workers:
     def reconcile(self, target: Target) -> None:
         """Make the objects at `target` equal to what Consul says."""
         pending = self._pending.take(target)
-        plan = self._reconciler.plan(target)
+        plan = self._planner.plan(target)
         if plan is None:
             self._retry.forget(target)
             # what a write that seemed to fail has made after all, or another replica removed
@@ -195,7 +195,7 @@ class Workers:
         if outcome.applied or _account(before) != _account(waiting):
             self._observer.outcome(waiting, None)
         self._owned.record(target)
-        self._scheduler.add_settling(outcome.plan)
+        self._scheduler.recheck_deviations(outcome.plan)
         if self._leadership.leads(target):  # it became ours just now, maybe before this was recorded
             self._queue.add(target)
 
@@ -214,8 +214,8 @@ class Workers:
         target, since = outcome.plan.target, pending.since
         before = self._results.record(outcome)
         if not outcome.failures:
-            with self._reconciler.lock:
-                self._reconciler.guard.applied(target)
+            with self._planner.lock:
+                self._planner.guard.applied(target)
         else:
             self._pending.keep(target, pending.failed(touched=pending.externally_modified and not outcome.applied))
         # a write that seemed to fail may have been done after all
@@ -233,7 +233,7 @@ class Workers:
             self._queue.add(target, delay_seconds=delay)
         if outcome.plan.unmirrored:
             self._queue.add(target, delay_seconds=MIRRORED_SECONDS)
-        self._scheduler.add_settling(outcome.plan)
+        self._scheduler.recheck_deviations(outcome.plan)
         if not outcome.failures:
             self._retry.forget(target)
 

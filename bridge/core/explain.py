@@ -16,7 +16,7 @@ from bridge.core.model import (
     NO_NODES,
     NO_PORTS,
     Action,
-    Carrier,
+    ActiveDatacenter,
     ClusterNodes,
     Current,
     EndpointsBody,
@@ -198,9 +198,9 @@ def explain(
     ]
     name_endpoints([*((rule or Rule(), fate) for fate in own), *alongside], current)
     consul, rows, explained = _rows(rule, knowledge, own, stands, _containers(current, plan))
-    carrier = plan.carrier if plan is not None else None
-    if carrier is not None and carrier.active != datacenter:
-        rows = tuple(_on_standby(row, carrier) for row in rows)
+    active = plan.active_datacenter if plan is not None else None
+    if active is not None and active.name != datacenter:
+        rows = tuple(_on_standby(row, active) for row in rows)
     rows = tuple(sorted(rows + _invalid(knowledge, unfiltered, rule), key=_in_order))
     explained |= _pairs_of([fate for _, fate in alongside])
     others = [] if lost_name else sorted((*pair, ready) for pair, ready in stands.items() if pair not in explained)
@@ -225,7 +225,7 @@ def explain(
         compared=plan is not None or not isinstance(target, Target),
         reasons=codes_of((problem or "", *(row.reason for row in rows), *(plan.reasons if plan is not None else ()))),
         deviations=plan.deviations if plan is not None else (),
-        traffic=carrier.why if carrier is not None else "",
+        traffic=active.why if active is not None else "",
     )
 
 
@@ -283,11 +283,11 @@ def _pairs_of(fates: Sequence[InstanceDecision]) -> set[tuple[str, int]]:
     return {(e.address, p.number) for fate in fates for _, e in fate.endpoints for p in fate.ports or NO_PORTS}
 
 
-def _on_standby(row: Row, carrier: Carrier) -> Row:
+def _on_standby(row: Row, active: ActiveDatacenter) -> Row:
     """An instance of a datacenter that does not carry the traffic."""
     if row.disposition not in (Disposition.READY, Disposition.NOT_READY):
         return row
-    why = Reason(Code.STANDBY, active=truncate(carrier.active))
+    why = Reason(Code.STANDBY, active=truncate(active.name))
     return replace(row, disposition=Disposition.STANDBY.value, reason=why, group="")
 
 

@@ -1,6 +1,6 @@
 """Which of a rule's datacenters carries the traffic of one Service (`combine: failover`).
 
-| the carrier | other datacenters | result |
+| the active one | other datacenters | result |
 | --- | --- | --- |
 | has enough ready | none before it has | it goes on |
 | has enough ready, or is in doubt | one before it has | that one, once it has had enough for `failback_seconds` |
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from bridge.core.model import Carrier, Current, Failover, Pairs
+from bridge.core.model import ActiveDatacenter, Current, Failover, Pairs
 from bridge.core.normalize import truncate
 from bridge.core.ownership import ACTIVE, DATACENTER, PENDING
 from bridge.core.reasons import Code, Reason
@@ -103,7 +103,7 @@ def marks(memory: Memory) -> tuple[Pairs, Pairs]:
 
 def choose(
     candidates: Sequence[Candidate], settings: Failover, before: Memory, now: float
-) -> tuple[Memory, Carrier] | None:
+) -> tuple[Memory, ActiveDatacenter] | None:
     """The datacenter that carries the traffic from now on, and why; None while that is unknown.
 
     `candidates` are in the rule's order, at least one. `now` in seconds since 1970.
@@ -160,7 +160,7 @@ def _decided(
     before: Memory,
     now: float,
     waits: float = 0.0,
-) -> tuple[Memory, Carrier]:
+) -> tuple[Memory, ActiveDatacenter]:
     preferred, name = candidates[0], truncate(active.datacenter)
     gone = before.active if before.active not in ("", *(c.datacenter for c in candidates)) else ""
     if gone:
@@ -177,15 +177,15 @@ def _decided(
         about = {"active": name, "pending": truncate(memory.pending), "since": since, "seconds": f"{waits:g}"}
         back = memory.pending in [c.datacenter for c in candidates[: candidates.index(active)]]
         pending = (Reason(Code.FAILBACK_PENDING if back else Code.FAILOVER_PENDING, **about),)
-    carrier = Carrier(
-        active=active.datacenter,
+    chosen = ActiveDatacenter(
+        name=active.datacenter,
         before="" if before.active == active.datacenter else before.active,
         why=why,
         preferred=active is preferred and not gone,
         pending=pending,
         look_again_seconds=max(memory.since + waits - now, 0.0) if memory.pending else None,
     )
-    return memory, carrier
+    return memory, chosen
 
 
 def _why_not(preferred: Candidate, settings: Failover) -> str:

@@ -31,7 +31,7 @@ A held target goes on receiving additions and updates. A hold ends, and what is 
 | at least half of all that was held in its scope has come back | at once |
 | its user sends it away, or changes what they ask for | at once, and the scope's other holds if nothing else speaks for them |
 | a forced pass takes it away (`release`) | the same, when all is taken away; after `FORCED_SECONDS` we do the rest |
-| the sums of its scope are below the thresholds, and what is held in it has been so for a minute | then; `released` is the timer |
+| the sums of its scope are below the thresholds, and what is held in it has been so for a minute | then; `due` is the timer |
 | the restore hold is over (then the first two rows above decide) | then |
 | it has lasted for `hold_release_seconds` | then |
 
@@ -39,7 +39,7 @@ What is let go on purpose, by force or after its time, is not charged to anythin
 after a restart Kubernetes still holds what was held, and the same sums are made again. Only a release by force is
 known from the objects, for a few minutes.
 
-Time is passed in; not thread-safe (the reconciler holds a lock).
+Time is passed in; not thread-safe (the planner holds a lock).
 """  # noqa: E501
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from bridge.core.normalize import truncate
 from bridge.core.reasons import Code
 
 LOOK_SECONDS = 5.0
-"""How soon a target is named by `released` again, when it was not planned meanwhile (Consul does not answer)."""
+"""How soon a target is named by `due` again, when it was not planned meanwhile (Consul does not answer)."""
 
 FORCED_SECONDS = 2.0
 """How long a forced pass is left alone at a target before what it has let go is taken away by ourselves: it may have
@@ -311,14 +311,14 @@ class Guard:
         """Consul in `datacenter` is not the one it was, as the `sign` says: for one scope, or (None) for all."""
         self._rebuilds.note(datacenter, scope, now + self._settings.restore_hold_seconds, sign)
 
-    def released(self, now: float, ready: Ready) -> frozenset[Target]:
+    def due(self, now: float, ready: Ready) -> frozenset[Target]:
         """Targets whose hold may have ended without news from Consul about them; they are to be planned again.
 
         This is the timer: ask it a few times a second.
         """
         found: set[Target] = set()
         for scope, ledger in list(self._ledgers.items()):
-            found |= ledger.released(ready(scope), now)
+            found |= ledger.due(ready(scope), now)
             if not ledger:
                 del self._ledgers[scope]
         return frozenset(found)
@@ -404,7 +404,7 @@ class _Ledger:
                 history.append(replace(taking, gained=0))
             self._history.put(target, history)
 
-    def released(self, ready: int, now: float) -> set[Target]:
+    def due(self, ready: int, now: float) -> set[Target]:
         self._age(now)
         if not self.holds:
             return set()

@@ -35,7 +35,7 @@ _Addresses = dict[Family, set[str]]
 class Claim:
     """An instance that gets a hostname made of `value`, if it can; `name` is its own, for people and for the order.
 
-    `listed`: it is an endpoint. What is left out for its health is none, so Kubernetes cannot tell what it had.
+    `is_endpoint`: it is one. What is left out for its health is none, so Kubernetes cannot tell what it had.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Claim:
     value: str
     ports: tuple[Port, ...]
     endpoints: tuple[tuple[Family, str], ...]
-    listed: bool = True
+    is_endpoint: bool = True
 
 
 def value_of(instance: Instance, source: str) -> str:
@@ -67,8 +67,8 @@ def assign(claims: Sequence[Claim], current: Current | None) -> list[str | Reaso
     def rank(number: int) -> tuple[bool, bool, str, tuple[tuple[Family, str], ...]]:
         claim = claims[number]
         keeping = [had.get(endpoint, {}).get(labels[number] or "", set()) for endpoint in claim.endpoints]
-        exact = claim.listed and any(_numbers(claim.ports) in ports for ports in keeping)
-        return not exact, not (claim.listed and any(keeping)), claim.name, claim.endpoints
+        exact = claim.is_endpoint and any(_numbers(claim.ports) in ports for ports in keeping)
+        return not exact, not (claim.is_endpoint and any(keeping)), claim.name, claim.endpoints
 
     given: list[str] = [""] * len(claims)
     holders: dict[str, tuple[Claim, _Addresses]] = {}

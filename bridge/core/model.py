@@ -618,14 +618,14 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Carrier:
+class ActiveDatacenter:
     """Which datacenter carries a Service's traffic, and `why` it does; `preferred`: it is the rule's first.
 
     `before`: the one that carried it until this plan, "" when that is the same or there was none. `pending`: which one
     is to take over, when nothing changes before; look again after `look_again_seconds`.
     """
 
-    active: str
+    name: str
     why: Reason
     preferred: bool = True
     before: str = ""
@@ -649,12 +649,12 @@ class Plan:
     plane has copied those. Look at its slices and plan again, about a second later.
 
     `deviations`: in what the union of all EndpointSlices of the Service, whatever wrote them, differs from what is
-    wanted once the changes are made; `differences` are the same, endpoint by endpoint. While they are `settling` they
-    are too young to be reported: the control plane's mirror is always a little late. `foreign`: how many of the slices
+    wanted once the changes are made; `differences` are the same, endpoint by endpoint. `deviations_recent`: they are
+    too young to be reported, for the control plane's mirror is always a little late. `foreign`: how many of the slices
     are neither ours nor the mirror of our Endpoints. `notes` are as they should be; `explain` tells them.
 
-    `carrier`: of several datacenters, the one whose endpoints these are. Endpoints that a change of datacenter removes
-    are not counted above.
+    `active_datacenter`: of several datacenters, the one whose endpoints these are. Endpoints that a change of
+    datacenter removes are not counted above.
     """
 
     target: Target
@@ -677,9 +677,9 @@ class Plan:
     released: str = ""
     deviations: tuple[Reason, ...] = ()
     differences: frozenset[Hashable] = frozenset()
-    settling: bool = False
+    deviations_recent: bool = False
     foreign: int = 0
-    carrier: Carrier | None = None
+    active_datacenter: ActiveDatacenter | None = None
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -690,7 +690,7 @@ class Plan:
     @property
     def deviates(self) -> bool:
         """Whether there are deviations that have lasted."""
-        return bool(self.deviations) and not self.settling
+        return bool(self.deviations) and not self.deviations_recent
 
     @property
     def remarks(self) -> tuple[Reason, ...]:

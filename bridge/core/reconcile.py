@@ -26,8 +26,8 @@ from bridge.core.guard import Verdict
 from bridge.core.model import (
     NO_NODES,
     Action,
+    ActiveDatacenter,
     Adopt,
-    Carrier,
     ClusterNodes,
     Combine,
     Current,
@@ -224,7 +224,7 @@ def _with_sources(
         chosen = _choose(sources, current, options, around, resolved)
         if chosen is None:
             return None
-        carrying = [source for source in sources if source.query.datacenter == chosen.carrier.active]
+        carrying = [source for source in sources if source.query.datacenter == chosen.active.name]
         names = host_names(carrying)
     translation = translate.translate(
         target, [(s.rule, s.query, s.known) for s in carrying], current, resolved, around.nodes, waiting
@@ -274,7 +274,7 @@ def _with_sources(
 class _Chosen:
     """Which of several datacenters carries the traffic. `switching`: some of our objects still have another one's."""
 
-    carrier: Carrier
+    active: ActiveDatacenter
     marks: Pairs
     service_marks: Pairs
     switching: bool
@@ -282,7 +282,7 @@ class _Chosen:
     @property
     def warnings(self) -> tuple[Reason, ...]:
         """What is worth a look."""
-        return (*(() if self.carrier.preferred else (self.carrier.why,)), *self.carrier.pending)
+        return (*(() if self.active.preferred else (self.active.why,)), *self.active.pending)
 
     def at(self, desired: Mirror, queries: tuple[Query, ...]) -> Mirror:
         """What should stand, with the memory of the choice."""
@@ -292,9 +292,9 @@ class _Chosen:
         """The plan with the choice recorded. Endpoints that another datacenter replaces are not counted as lost."""
         if self.switching:
             plan = replace(plan, removed=0, became_unready=0, deselected=0)
-        why = self.carrier.why if self.carrier.before else None
+        why = self.active.why if self.active.before else None
         changes = tuple(replace(c, reason=why) if why and c.kind is Kind.SERVICE else c for c in plan.changes)
-        return replace(plan, changes=changes, carrier=self.carrier)
+        return replace(plan, changes=changes, active_datacenter=self.active)
 
 
 def _and_doubted(
@@ -343,10 +343,10 @@ def _choose(
     found = failover.choose(candidates, sources[0].rule.failover, before, around.time_of_day())
     if found is None:
         return None
-    memory, carrier = found
+    memory, active = found
     seen = _written(current, options, around)
-    switching = bool(carrier.before) or failover.is_switching(seen, options.owner, carrier.active)
-    return _Chosen(carrier, *failover.marks(memory), switching)
+    switching = bool(active.before) or failover.is_switching(seen, options.owner, active.name)
+    return _Chosen(active, *failover.marks(memory), switching)
 
 
 def _is_healthy(decision: InstanceDecision) -> bool:
@@ -549,4 +549,4 @@ def _held_back(draft: Draft, held: Held, options: PlanOptions, around: Surroundi
     plan = _compare(before.target, kept, draft.current, options, around, before.skipped, warnings)
     if draft.leaving:
         plan = _without_creations(plan)
-    return replace(plan, queries=before.queries, held=(held,), carrier=before.carrier)
+    return replace(plan, queries=before.queries, held=(held,), active_datacenter=before.active_datacenter)

@@ -131,7 +131,7 @@ def readable(mark: str) -> str:
 
 def active_datacenter(plan: Plan | None) -> str:
     """The datacenter that carries the traffic, "" where none was chosen of several."""
-    return plan.carrier.active if plan is not None and plan.carrier is not None else ""
+    return plan.active_datacenter.name if plan is not None and plan.active_datacenter is not None else ""
 
 
 def state_detail(state: ServiceState, plan: Plan, waiting: Sequence[Change], holds: Sequence[str]) -> str:

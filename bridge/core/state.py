@@ -9,7 +9,7 @@ service leaves this state only when it is certain that it went (`_is_gone`) and 
 the memory across restarts: `record_owned` tells which services its objects came from, and those are asked about before
 anything is removed.
 
-Not thread-safe: the reconciler holds a lock around it. The cost of one view does not grow with the catalog.
+Not thread-safe: the planner holds a lock around it. The cost of one view does not grow with the catalog.
 """
 
 from __future__ import annotations
@@ -330,7 +330,7 @@ class ConsulState:
         named |= {query.datacenter for query in self.wanted()}
         return tuple(dc for dc in self.datacenters if dc in named)
 
-    def listed(self) -> tuple[str, ...]:
+    def listed_datacenters(self) -> tuple[str, ...]:
         """The datacenters that were listed at least once."""
         return tuple(dc for dc in self.datacenters if dc in self._listings)
 

@@ -348,7 +348,7 @@ def name_endpoints(decisions: Sequence[tuple[Rule, InstanceDecision]], current: 
             hostnames.value_of(decision.instance, rule.to.hostname_from),
             decision.ports,
             tuple((family, endpoint.address) for family, endpoint in decision.endpoints),
-            listed=decision.disposition is not Disposition.OMITTED,
+            is_endpoint=decision.disposition is not Disposition.OMITTED,
         )
         for rule, decision in asking
     ]

@@ -1,4 +1,4 @@
-"""What the one-shot commands begin from: both sides, read once, and the reconciler that plans what was read.
+"""What the one-shot commands begin from: both sides, read once, and the planner that plans what was read.
 
 The same way as `bridge run`'s, without watching. `load` is all that `bridge sync` and `bridge status` need; `bridge
 explain` reads few services first (`Loaded.read`), and `bridge check` what its probes are about.
@@ -40,11 +40,11 @@ from bridge.kube.informer import list_once, read_slices_again
 from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
 from bridge.kube.store import Store
+from bridge.pipeline.deviation_window import DeviationWindow
 from bridge.pipeline.dns import Resolver, ResolverSettings
 from bridge.pipeline.grants import with_labels
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.pipeline.scope import anchored, datacenters_of, namespaces_of
-from bridge.pipeline.settling import Settling
 from bridge.pipeline.slice_rights import slice_rights
 from bridge.retry import RetryPolicy, call
 from bridge.telemetry.logs import kube_warning
@@ -230,21 +230,21 @@ class Loaded:
     # ------------------------------------------------------------------ planning
 
     def plan_all(
-        self, targets: Collection[Target], *, force: bool = False, settling: Settling | None = None
-    ) -> tuple[Reconciler, list[Plan]]:
+        self, targets: Collection[Target], *, force: bool = False, window: DeviationWindow | None = None
+    ) -> tuple[Planner, list[Plan]]:
         """The plans of all `targets` together, and what made them.
 
         One pass knows nothing of earlier ones: what a running bridge holds, because of what it saw before, looks to its
         guard like a loss that is small enough. So while one runs, what endpoints have to lose is left to it.
         """
-        reconciler = self.reconciler(Guard(self.options.guard), force=force, settling=settling)
-        plans = reconciler.plan_all(targets)
+        planner = self.planner(Guard(self.options.guard), force=force, window=window)
+        plans = planner.plan_all(targets)
         if force or not any(plan.removed or plan.became_unready for plan in plans):
-            return reconciler, plans
+            return planner, plans
         if running := self._running():
-            reconciler = self.reconciler(Guard(self.options.guard, running), settling=settling)
-            plans = reconciler.plan_all(targets)
-        return reconciler, plans
+            planner = self.planner(Guard(self.options.guard, running), window=window)
+            plans = planner.plan_all(targets)
+        return planner, plans
 
     def _running(self) -> str:
         """A replica of a running bridge with our owner id; Leases are in our own namespace, or in one of the rules."""
@@ -255,10 +255,10 @@ class Loaded:
         places = dict.fromkeys((own, *(self.namespaces if self.namespaces is not None else ("",))))
         return call(lambda: holder(client, options.owner, places), options.retry, self.stop)
 
-    def reconciler(self, guard: Guard, *, force: bool = False, settling: Settling | None = None) -> Reconciler:
+    def planner(self, guard: Guard, *, force: bool = False, window: DeviationWindow | None = None) -> Planner:
         """What plans all of this with a guard."""
         client, options = self._client, self.options
-        return Reconciler(
+        return Planner(
             world=self.world,
             store=self.store,
             guard=guard,
@@ -273,14 +273,14 @@ class Loaded:
             resolve=self._resolver.resolve,
             mirrored=None if client is None else lambda target: mirrored(client, target),
             slices_forbidden=self._slices_forbidden,
-            settling=settling,
+            window=window,
             nodes=self.nodes,
             unreadable=self.store.unreadable,
         )
 
     def resolve_names(self, targets: Collection[Target]) -> None:
         """Have host names of all that goes to `targets` resolved, within bounds."""
-        if self.reconciler(Guard(self.options.guard)).ask_for_names(targets):
+        if self.planner(Guard(self.options.guard)).ask_for_names(targets):
             self.say("resolving host names", 0, 0)
             self._resolver.wait(self.options.resolver.wait_seconds, self.stop)
 

@@ -32,7 +32,7 @@ from bridge.kube.client import KubeConfig
 from bridge.kube.informer import list_once
 from bridge.kube.store import Store
 from bridge.oneshot.inputs import Loaded, Progress, SyncOptions, load
-from bridge.pipeline.settling import Settling
+from bridge.pipeline.deviation_window import DeviationWindow
 from bridge.report import HeldRow, Origin, held_row, hold_text
 
 
@@ -159,7 +159,7 @@ class _Inspection:
         self.loaded = loaded
         self._waited = False
         self._plans: dict[Target, Plan] = {}
-        self._reconciler = loaded.reconciler(Guard(loaded.options.guard))
+        self._planner = loaded.planner(Guard(loaded.options.guard))
         self._about: frozenset[Query] | None = None
         self._everywhere: Store | str | None = None
         self._mirror_trouble = ""
@@ -317,7 +317,7 @@ class _Inspection:
         self._plan_again(targets)
 
     def _plan_again(self, targets: Collection[Target]) -> None:
-        self._reconciler, plans = self.loaded.plan_all(targets, settling=Settling(time.monotonic, 0.0))
+        self._planner, plans = self.loaded.plan_all(targets, window=DeviationWindow(time.monotonic, 0.0))
         self._plans = {plan.target: plan for plan in plans}
 
     def held(self) -> tuple[HeldRow, ...]:
@@ -333,7 +333,7 @@ class _Inspection:
         ready, not_ready = endpoint_counts(current)
         consul = (0, 0)
         if plan is not None:
-            consul = self._reconciler.listed(target) if plan.held else (plan.ready, plan.not_ready)
+            consul = self._planner.counts_unheld(target) if plan.held else (plan.ready, plan.not_ready)
         queries = self.loaded.world.queries_at(target) if plan is None else plan.queries
         state = service_state(plan, waiting=plan is not None and bool(plan.writes))
         if target.namespace in self.loaded.store.unreadable:

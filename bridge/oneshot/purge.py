@@ -12,7 +12,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.informer import list_once
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer
-from bridge.pipeline.reconciler import apply_plan
+from bridge.pipeline.planner import apply_plan
 from bridge.report import Outcome, Report, build_report
 from bridge.telemetry.logs import kube_warning
 

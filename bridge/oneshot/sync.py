@@ -19,7 +19,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.informer import NamespaceState, namespace_states
 from bridge.kube.writer import Writer
 from bridge.oneshot.inputs import Loaded, Progress, SyncOptions, load
-from bridge.pipeline.reconciler import Reconciler, apply_plan
+from bridge.pipeline.planner import Planner, apply_plan
 from bridge.report import Outcome, Report, WarningRow, build_report
 from bridge.retry import call
 
@@ -56,10 +56,10 @@ def sync_once(
             ours = loaded.store.targets()
             targets = {t for t in targets if t in ours and options.only.takes(t, world.queries_at(t))}
         loaded.resolve_names(targets)
-        reconciler, plans = loaded.plan_all(targets, force=options.force)
+        planner, plans = loaded.plan_all(targets, force=options.force)
         before = {plan.target: loaded.store.current(plan.target) for plan in plans}
         outcomes = [Outcome(plan, before=before[plan.target]) for plan in plans]
-        report = _report(outcomes, reconciler, doubts, dry_run=True)
+        report = _report(outcomes, planner, doubts, dry_run=True)
         if options.dry_run:
             absent = _absent_namespaces(loaded.client, plans)
             report = replace(report, warnings=tuple(sorted((*report.warnings, *absent))))
@@ -73,21 +73,21 @@ def sync_once(
                 break
             for target, outcome in done.items():
                 if not outcome.failures:
-                    reconciler.guard.applied(target)  # what has gone stays a part of what there was
+                    planner.guard.applied(target)  # what has gone stays a part of what there was
             try:
                 loaded.list_again()
             except BridgeError:  # or stopped: what was written is reported, and what is stale with it
                 break
-            reconciler = loaded.reconciler(reconciler.guard, force=options.force)
+            planner = loaded.planner(planner.guard, force=options.force)
             for target in stale:
                 world.drop_owned(target)
                 if names := names_at(loaded.store.current(target)):
                     world.record_owned(target, names, now=0.0)
             world.expire(now=0.0)
-            again = {o.plan.target: o for o in _write(reconciler.plan_all(stale), writer, loaded)}
+            again = {o.plan.target: o for o in _write(planner.plan_all(stale), writer, loaded)}
             done.update({target: _together(done[target], again.get(target)) for target in stale})
         outcomes = [replace(outcome, before=before[target]) for target, outcome in done.items()]
-        return _report(outcomes, reconciler, doubts, dry_run=False)
+        return _report(outcomes, planner, doubts, dry_run=False)
 
 
 def _doubts(loaded: Loaded) -> list[WarningRow]:
@@ -183,13 +183,9 @@ def _urgency(plan: Plan) -> tuple[int, str, str]:
     return urgency, plan.target.namespace, plan.target.name
 
 
-def _report(
-    outcomes: Sequence[Outcome], reconciler: Reconciler, doubts: Sequence[WarningRow], *, dry_run: bool
-) -> Report:
+def _report(outcomes: Sequence[Outcome], planner: Planner, doubts: Sequence[WarningRow], *, dry_run: bool) -> Report:
     """The report, with everything that could not be read: services, whole datacenters, namespaces."""
-    world = reconciler.world
+    world = planner.world
     unknown = {**world.trouble(), **{Query(dc, ""): reason for dc, reason in world.listing_trouble().items()}}
-    report = build_report(
-        outcomes, unknown, dry_run=dry_run, skipped=world.unmappable(), unplanned=reconciler.unplanned()
-    )
+    report = build_report(outcomes, unknown, dry_run=dry_run, skipped=world.unmappable(), unplanned=planner.unplanned())
     return replace(report, warnings=tuple(sorted({*report.warnings, *doubts})))

@@ -232,10 +232,10 @@ class LogObserver:
             self._log.info(
                 "written", **where, changes=", ".join(f"{c.action} {c.kind}" for c in outcome.applied), **extra
             )
-        if (carrier := outcome.switched) is not None:
+        if (switched := outcome.switched) is not None:
             self._log.warning(
-                "another datacenter carries the traffic", **where, before=carrier.before, active=carrier.active,
-                reason=carrier.why,
+                "another datacenter carries the traffic", **where, before=switched.before, active=switched.name,
+                reason=switched.why,
             )  # fmt: skip
         for failure in outcome.failures:
             if self._is_reported(failure):

@@ -160,8 +160,8 @@ class Metrics:
         for failure in outcome.failures:
             self._writes.labels(failure.change.kind.value, failure.change.action.value, "error").inc()
             self._errors.labels(reason_of(failure.error).code.value).inc()
-        if (carrier := outcome.switched) is not None:
-            self._switches.labels(carrier.before, carrier.active).inc()
+        if (switched := outcome.switched) is not None:
+            self._switches.labels(switched.before, switched.name).inc()
         if lag_seconds is not None and not outcome.failures:
             self._lag.observe(max(0.0, lag_seconds))
         with self._lock:

@@ -25,7 +25,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.informer import list_once
 from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.sync import sync_once
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
@@ -257,7 +257,7 @@ def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may
     consul_state.record_owned(here, names_at(store.current(here)), 0.0)
     consul_state.on_listing("dc1", Listing({"shared": frozenset()}), 0.0)
     consul_state.on_view(Query("dc1", "shared"), Known(()))
-    reconciler = Reconciler(
+    planner = Planner(
         world=consul_state,
         store=store,
         guard=Guard(GuardSettings(removal_percent=0)),
@@ -265,7 +265,7 @@ def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may
         clock=lambda: 1.0,
         may_delete=lambda _target: may_delete,
     )
-    (plan,) = reconciler.plan_all([here])
+    (plan,) = planner.plan_all([here])
     assert (bool(plan.writes), plan.ready, plan.removed) == ((True, 0, 12) if may_delete else (False, 12, 0))
 
 

@@ -99,7 +99,7 @@ class Harness(Running):
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     """A bridge, not started yet, and one service; whoever waits waits for less."""
-    monkeypatch.setattr(parts, "SETTLING_SECONDS", 0.4)
+    monkeypatch.setattr(parts, "WINDOW_SECONDS", 0.4)
     monkeypatch.setattr(caching, "LEFTOVER_SECONDS", 0.2)
     monkeypatch.setattr(inputs, "MIRROR_SECONDS", 0.05)
     monkeypatch.setattr(checking, "MIRROR_SECONDS", 0.05)
@@ -270,7 +270,7 @@ def test_a_mirror_that_follows_is_never_told_to_lag(
     harness: Harness, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is always a little late: state, log and alerts do not flap for that, however busy this machine is."""
-    monkeypatch.setattr(parts, "SETTLING_SECONDS", 60.0)
+    monkeypatch.setattr(parts, "WINDOW_SECONDS", 60.0)
     harness.choose(Output.ENDPOINTS)
     harness.kube.mirroring = True
     with capture_logs() as lines:

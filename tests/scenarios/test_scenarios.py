@@ -81,8 +81,8 @@ from bridge.core.plan import scope_of
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import ConsulState
-from bridge.pipeline.reconciler import Reconciler, apply_plan
-from bridge.pipeline.settling import Settling
+from bridge.pipeline.deviation_window import DeviationWindow
+from bridge.pipeline.planner import Planner, apply_plan
 from tests.unit.core.builders import OWNER, Cluster
 
 DC, OTHERS = "dc1", ("ams", "fra")
@@ -163,7 +163,7 @@ def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], po
 class Stage:
     """Consul's catalog on one side, Kubernetes as a value on the other, and between them what every command runs.
 
-    Nothing of the way from a listing to a change is repeated here: the world, the reconciler and the guard are the
+    Nothing of the way from a listing to a change is repeated here: the world, the planner and the guard are the
     bridge's own, and what a test sets up is what they read.
     """
 
@@ -217,8 +217,8 @@ class Stage:
                 for s, lines in catalog.items()
             }
         )
-        self.guard.released(self.now, self.store.ready_in)
-        reconciler = Reconciler(
+        self.guard.due(self.now, self.store.ready_in)
+        planner = Planner(
             world=self.world,
             store=self.store,
             guard=self.guard if writes is None and not running else Guard(self.settings, running),
@@ -227,9 +227,9 @@ class Stage:
             resolve=lambda _target, names: dict.fromkeys(names, ()),
             mirrored=lambda target: self.store.cluster(target).mirrored,
             time_of_day=lambda: 1.7e9 + self.now,
-            settling=Settling(lambda: self.now, 0.0),
+            window=DeviationWindow(lambda: self.now, 0.0),
         )
-        plans = [replace(p, changes=p.writes[:writes]) for p in reconciler.plan_all(self.world.targets())]
+        plans = [replace(p, changes=p.writes[:writes]) for p in planner.plan_all(self.world.targets())]
         for plan in plans:
             cluster = self.store.cluster(plan.target)
             outcome = apply_plan(plan, cluster.write)
@@ -418,7 +418,7 @@ class Stage:
 
 
 class Objects:
-    """What Kubernetes holds at each target, as a reconciler reads it."""
+    """What Kubernetes holds at each target, as a planner reads it."""
 
     def __init__(self) -> None:
         self.clusters: dict[Target, Cluster] = {}

@@ -24,7 +24,7 @@ from bridge.core.reconcile import PlanOptions
 from bridge.core.state import ConsulState
 from bridge.interpreter import relaxed_gc
 from bridge.kube.store import Store
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from tests.support.bench.measure import Figure, limit, number, percentile
 from tests.support.bench.report import Collected, table
 
@@ -71,7 +71,7 @@ class Simulation:
         self.world = ConsulState((RULE,), (DATACENTER,), grace_seconds=30.0)
         self.store = Store("default")
         self.queue: WorkQueue[Target] = WorkQueue()
-        self.reconciler = Reconciler(
+        self.planner = Planner(
             world=self.world,
             store=self.store,
             guard=Guard(GuardSettings()),
@@ -115,7 +115,7 @@ class Simulation:
             self.asked = wanted
             self.table.want(wanted)
         self.world.expire(0.0)
-        self.reconciler.guard.released(0.0, self.store.ready_in)
+        self.planner.guard.due(0.0, self.store.ready_in)
 
     def new_name(self, n: int) -> int:
         """A listing with one name more, until its objects are written; the number of writes."""
@@ -135,13 +135,13 @@ class Simulation:
         target = self.queue.take(0.0)
         if target is None:
             return 0
-        plan = self.reconciler.plan(target)
+        plan = self.planner.plan(target)
         writes = 0
         for change in plan.writes if plan is not None else ():
             self.store.expect(change)
             self.store.confirm(change, self.written(change))
             writes += 1
-        self.reconciler.guard.applied(target)
+        self.planner.guard.applied(target)
         self.queue.done(target)
         return writes
 

@@ -34,12 +34,12 @@ def jumping_clock(seconds: float) -> None:
 
 def bug(after_seconds: float) -> None:
     """A thread that writes meets a bug some time after the start."""
-    from bridge.pipeline.reconciler import Reconciler
+    from bridge.pipeline.planner import Planner
 
-    real = Reconciler.plan
+    real = Planner.plan
     began = time.monotonic()
 
-    def broken(self: Reconciler, *arguments: Any) -> Any:
+    def broken(self: Planner, *arguments: Any) -> Any:
         if (
             threading.current_thread().name.startswith(("writer-", "consul-direct-"))
             and time.monotonic() - began > after_seconds
@@ -47,7 +47,7 @@ def bug(after_seconds: float) -> None:
             raise ZeroDivisionError("injected")
         return real(self, *arguments)
 
-    setattr(Reconciler, "plan", broken)  # noqa: B010 - mypy knows that this must not be done
+    setattr(Planner, "plan", broken)  # noqa: B010 - mypy knows that this must not be done
 
 
 def treat_errors_as_empty() -> None:
@@ -81,8 +81,8 @@ def always_write() -> None:
 
     def turn(self: Supervisor) -> None:
         real_turn(self)
-        for target in sorted(self._reconciler.world.targets())[:2]:
-            plan = self._reconciler.plan(target)
+        for target in sorted(self._planner.world.targets())[:2]:
+            plan = self._planner.plan(target)
             for change in plan.changes if plan is not None else ():
                 if change.action is Action.UNCHANGED and change.kind.value == "Endpoints":
                     with contextlib.suppress(BridgeError):  # a worker, or another writer, was there in between
@@ -95,18 +95,18 @@ def always_write() -> None:
 
 def leak_resources() -> None:
     """Every plan leaves a thread and a socket behind."""
-    from bridge.pipeline.reconciler import Reconciler
+    from bridge.pipeline.planner import Planner
 
-    real = Reconciler.plan
+    real = Planner.plan
     kept: list[object] = []
 
-    def leaky(self: Reconciler, *arguments: Any) -> Any:
+    def leaky(self: Planner, *arguments: Any) -> Any:
         kept.append(socket.socket())
         kept.append(bytearray(1 << 18))
         threading.Thread(target=threading.Event().wait, daemon=True).start()
         return real(self, *arguments)
 
-    setattr(Reconciler, "plan", leaky)  # noqa: B010 - as above
+    setattr(Planner, "plan", leaky)  # noqa: B010 - as above
 
 
 def drop_events() -> None:

@@ -456,19 +456,23 @@ class Observer:
             parts.setdefault(_where(SLICES, item), []).append(_state_of_slice(item))
         looked_at = (*self._sights.namespaces, *self._sights.asked)
         held = {w: _together(states) for w, states in parts.items() if w in looked_at or w[0] in looked_at}
-        apart = [
-            ("iii", f"{where[0]}/{where[1]}: the slices have {_words(held[where])}, the Endpoints {_words(state)}")
-            for where, state in sorted(whole.items())
-            if where in held and (state.ready, state.not_ready) != (held[where].ready, held[where].not_ready)
-        ] + [
-            ("iii", f"{where[0]}/{where[1]} has no Endpoints")
-            for where in sorted(held.keys() - whole.keys() - set(self._sights.foreign))
-            if held[where] != State() and not self._sights.slices_alone(where[1])
-        ] + [
-            ("iii", f"{where[0]}/{where[1]} was sent away, and its slices have {_words(_together(states))}")
-            for where in sorted(self._sights.sent_away)
-            if (states := parts.get(where))
-        ]
+        apart = (
+            [
+                ("iii", f"{where[0]}/{where[1]}: the slices have {_words(held[where])}, the Endpoints {_words(state)}")
+                for where, state in sorted(whole.items())
+                if where in held and (state.ready, state.not_ready) != (held[where].ready, held[where].not_ready)
+            ]
+            + [
+                ("iii", f"{where[0]}/{where[1]} has no Endpoints")
+                for where in sorted(held.keys() - whole.keys() - set(self._sights.foreign))
+                if held[where] != State() and not self._sights.slices_alone(where[1])
+            ]
+            + [
+                ("iii", f"{where[0]}/{where[1]} was sent away, and its slices have {_words(_together(states))}")
+                for where in sorted(self._sights.sent_away)
+                if (states := parts.get(where))
+            ]
+        )
         return held, apart
 
 

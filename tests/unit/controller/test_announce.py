@@ -10,7 +10,7 @@ from bridge.controller.kubernetes_events import KubernetesEventObserver
 from bridge.controller.state_changes import StateChanges
 from bridge.core.model import (
     Action,
-    Carrier,
+    ActiveDatacenter,
     Conflict,
     Current,
     CurrentService,
@@ -79,10 +79,10 @@ def test_creations_and_removals_are_said_with_their_source(heard: Heard) -> None
 def test_each_switch_of_datacenters_is_said_when_the_service_says_it(heard: Heard) -> None:
     """A plan whose Service could not be written is none."""
     why = Reason(Code.FAILED_OVER, active="fra", preferred="ams", why="it has no instance")
-    over = Carrier(active="fra", why=why, preferred=False, before="ams")
-    back = Carrier(active="ams", why=Reason(Code.CARRIES, active="ams", has="2 of 2 ready"), before="fra")
-    for carrier in (over, back, replace(back, before="")):
-        made = replace(plan(change(Action.UPDATE, Kind.SERVICE), change(Action.UPDATE)), carrier=carrier)
+    over = ActiveDatacenter(name="fra", why=why, preferred=False, before="ams")
+    back = ActiveDatacenter(name="ams", why=Reason(Code.CARRIES, active="ams", has="2 of 2 ready"), before="fra")
+    for active in (over, back, replace(back, before="")):
+        made = replace(plan(change(Action.UPDATE, Kind.SERVICE), change(Action.UPDATE)), active_datacenter=active)
         heard.announcer.outcome(Outcome(made, made.changes[1:]), 0.01)
         heard.announcer.outcome(Outcome(made, made.changes), 0.01)
     assert heard.take() == [

@@ -9,7 +9,7 @@ import pytest
 from bridge.core.model import Change, Current, Kind, Plan, Port
 from bridge.core.reasons import Code
 from bridge.errors import AlteredError, PermanentError
-from bridge.pipeline.reconciler import apply_plan
+from bridge.pipeline.planner import apply_plan
 from bridge.report import reason_of
 from tests.unit.core.builders import TARGET, endpoints, group, instance, mirror_of, planned, ready, rule, service
 

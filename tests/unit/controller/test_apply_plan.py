@@ -8,7 +8,7 @@ import pytest
 
 from bridge.core.model import Action, Change, Instance, Kind, Output, Plan, Policy, Rule, SliceBody
 from bridge.errors import AlteredError, ConflictError, ForbiddenError, PermanentError, TransientError
-from bridge.pipeline.reconciler import apply_plan
+from bridge.pipeline.planner import apply_plan
 from bridge.report import build_report
 from tests.unit.core.builders import (
     Cluster,

@@ -1,6 +1,6 @@
 """A forced pass beside a bridge that holds: whatever comes first, and wherever the pass ends, what it let go goes.
 
-Everything is real but the servers: two reconcilers plan against one cluster, and the bridge's cache is told of each
+Everything is real but the servers: two planners plan against one cluster, and the bridge's cache is told of each
 object's changes in their order, of slices and Endpoints in any order, as by two watches.
 """
 
@@ -34,7 +34,7 @@ from bridge.core.model import (
 from bridge.core.plan import scope_of
 from bridge.core.reconcile import PlanOptions
 from bridge.core.state import ConsulState
-from bridge.pipeline.reconciler import Reconciler
+from bridge.pipeline.planner import Planner
 from tests.unit.core.builders import OWNER, QUERY, TARGET, Cluster, instance, instances, pairs
 
 ALL = instances(30)
@@ -76,7 +76,7 @@ class Process:
         self.seen = Seen(harness.cluster.current())
         self.world = ConsulState((harness.rule,), ("dc1",), grace_seconds=0.0 if force else harness.grace_seconds)
         self.guard = Guard(GuardSettings())
-        self.reconciler = Reconciler(
+        self.planner = Planner(
             world=self.world,
             store=self.seen,
             guard=self.guard,
@@ -104,7 +104,7 @@ class Process:
 
     def plan(self) -> Plan | None:
         self.remember()
-        return self.reconciler.plan(TARGET)
+        return self.planner.plan(TARGET)
 
 
 class Harness:

@@ -7,7 +7,7 @@ import pytest
 from bridge.controller.conflicting_writers import (
     ENOUGH,
     NO_DELETION_SECONDS,
-    SETTLING_SECONDS,
+    TAKEOVER_SECONDS,
     WINDOW_SECONDS,
     ConflictingWriters,
 )
@@ -29,7 +29,7 @@ def test_another_writer_is_said_at_the_third_write_and_forgotten_after_the_windo
     """With the owner id, an object, and the way out."""
     clock = Clock()
     rivals = ConflictingWriters("me", clock)
-    clock.now += SETTLING_SECONDS + 1
+    clock.now += TAKEOVER_SECONDS + 1
     said = []
     for _ in range(ENOUGH):
         rivals.wrote(WEB)
@@ -90,7 +90,7 @@ def test_another_bridge_stops_deletions_in_its_namespace_alone() -> None:
     """What seems superfluous there may be what the other one wants. A user there can give such signs at will."""
     clock = Clock()
     rivals, theirs = ConflictingWriters("me", clock), Target("other", "web")
-    clock.now += SETTLING_SECONDS + 1
+    clock.now += TAKEOVER_SECONDS + 1
     for number in range(ENOUGH):
         rivals.wrote(WEB)
         assert rivals.may_delete(WEB) is (number < ENOUGH - 1)

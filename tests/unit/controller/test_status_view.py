@@ -19,6 +19,6 @@ def test_a_held_row_counts_what_is_kept_for_a_host_name_as_a_row_without_a_hold_
     plan = harness.bridge.plan()
     assert plan is not None
     assert plan.held
-    view = StatusView(harness.bridge.reconciler, harness.bridge.seen.current, dict)
+    view = StatusView(harness.bridge.planner, harness.bridge.seen.current, dict)
     (row,) = view.rows({TARGET: Outcome(plan)})
     assert (row.state, row.consul_ready, row.consul_not_ready) == ("held", 1, 29)

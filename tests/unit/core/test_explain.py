@@ -9,7 +9,7 @@ import pytest
 
 from bridge.core.explain import Explanation, Row, RuleVerdict, explain
 from bridge.core.model import (
-    Carrier,
+    ActiveDatacenter,
     Conflict,
     Current,
     Destination,
@@ -220,9 +220,14 @@ def test_holds_and_conflicts_are_said() -> None:
 
 def test_instances_of_a_datacenter_that_does_not_carry_the_traffic_are_on_standby() -> None:
     """That they are in no object is as it should be."""
-    carrier = Carrier(active="fra", why=Reason(Code.CARRIES, active="fra", has="2 of 2 ready"))
+    active = ActiveDatacenter(name="fra", why=Reason(Code.CARRIES, active="fra", has="2 of 2 ready"))
     found = Known((*instances(1), instance("10.0.0.2", status=Status.CRITICAL), instance("", node_address="")))
-    given: dict[str, Any] = {"tags": set(), "rules": [RULE], "knowledge": found, "plan": Plan(TARGET, carrier=carrier)}
+    given: dict[str, Any] = {
+        "tags": set(),
+        "rules": [RULE],
+        "knowledge": found,
+        "plan": Plan(TARGET, active_datacenter=active),
+    }
     shown, other = explain("radosgw", "dc1", **given), explain("radosgw", "fra", **given)
     assert sorted((row.disposition, row.reason, row.as_it_should_be) for row in shown.rows) == [
         ("skipped", "it has no address of the kind auto", True),

@@ -47,7 +47,7 @@ def held(guard: Guard, plans: Iterable[Plan], total: int, now: float = 0.0, forc
 
 def released(guard: Guard, now: float, total: int = 100) -> frozenset[Target]:
     """What the timer names."""
-    return guard.released(now, lambda _scope: total)
+    return guard.due(now, lambda _scope: total)
 
 
 @pytest.mark.parametrize(
@@ -795,7 +795,7 @@ def played(history: Sequence[Step], only: Scope, *, alone: bool) -> list[object]
         elif step.what == "rebuilt":
             guard.rebuilt("dc1", now)
         elif step.what == "look":
-            named = guard.released(now, ready.__getitem__)
+            named = guard.due(now, ready.__getitem__)
             said.append(sorted(t for t in named if scope_at(TARGETS.index(t)) == only))
         else:
             for number in numbers:
@@ -850,7 +850,7 @@ def test_every_hold_whose_window_has_passed_and_whose_losses_are_below_the_thres
             plans[target] = replace(
                 plans[target], ready_before=before, ready=0, removed=lost, became_unready=flips, deselected=dropped
             )
-        again = guard.released(now, total.__getitem__)
+        again = guard.due(now, total.__getitem__)
     for scope in SCOPES:
         holds = [h for h in guard.active() if plans[h.target].scope == scope]
         lost = sum(plans[h.target].removed + plans[h.target].deselected * h.deselected for h in holds)

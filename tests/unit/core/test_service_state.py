@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.model import Action, Carrier, Change, Conflict, Held, Kind, Plan
+from bridge.core.model import Action, ActiveDatacenter, Change, Conflict, Held, Kind, Plan
 from bridge.core.reasons import Code, Reason
 from bridge.core.service_state import (
     ServiceRow,
@@ -26,7 +26,7 @@ HELD = Held(TARGET, Code.HELD_REMOVAL, 12, "12 ready endpoints would go")
 DEVIATION = said("the mirror lacks 10.0.0.1:80")
 WRITE = Change(action=Action.UPDATE, target=TARGET, kind=Kind.ENDPOINTS, name="radosgw", body=None, existing=None)
 UNREAD = Reason(Code.DATACENTER_UNREAD, datacenter="ams", why="no answer")
-CARRIER = Carrier(active="fra", why=Reason(Code.CARRIES, active="fra", has="1 of 1 ready"))
+ACTIVE = ActiveDatacenter(name="fra", why=Reason(Code.CARRIES, active="fra", has="1 of 1 ready"))
 
 CAUSES: tuple[tuple[ServiceState, dict[str, Any], dict[str, Any]], ...] = (
     (ServiceState.FAILED, {}, {"failed": True}),
@@ -62,14 +62,14 @@ def test_nothing_is_known_of_a_service_without_a_plan(given: dict[str, Any]) -> 
 
 def test_the_active_datacenter_is_that_of_the_plan() -> None:
     """None without a plan, and where no rule chooses one of several."""
-    plans = (None, CALM, replace(CALM, carrier=CARRIER))
+    plans = (None, CALM, replace(CALM, active_datacenter=ACTIVE))
     assert [active_datacenter(plan) for plan in plans] == ["", "", "fra"]
 
 
 def test_slices_deviate_once_they_have_had_their_time() -> None:
     """The control plane's mirror is always a little late; the service is out of sync before and after that."""
-    young = replace(CALM, deviations=(DEVIATION,), settling=True)
-    old = replace(young, settling=False)
+    young = replace(CALM, deviations=(DEVIATION,), deviations_recent=True)
+    old = replace(young, deviations_recent=False)
     assert [service_state(plan, waiting=False) for plan in (young, old)] == [ServiceState.OUT_OF_SYNC] * 2
     assert [plan.deviates for plan in (CALM, young, old)] == [False, False, True]
     assert state_detail(ServiceState.OUT_OF_SYNC, young, (), ()) == "the mirror lacks 10.0.0.1:80"

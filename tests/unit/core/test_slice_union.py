@@ -213,7 +213,7 @@ def test_endpoints_alone_deviate_until_they_are_mirrored() -> None:
     behind = planned(desired, current)
     assert ([r.code for r in behind.deviations], behind.warnings) == ([Code.MIRROR_BEHIND], ())
     assert (behind.reasons, behind.remarks) == (behind.deviations, behind.deviations)
-    assert replace(behind, settling=True).remarks == ()
+    assert replace(behind, deviations_recent=True).remarks == ()
     assert planned(desired, replace(current, others=mirrored(*desired.groups))).deviations == ()
 
 

@@ -670,7 +670,7 @@ def test_a_listing_that_failed_is_an_answer_but_no_listing() -> None:
     made.on_listing("dc1", listing("web"), 0.0)
     made.on_listing("dc2", Unknown("timed out"), 0.0)
     assert made.listings_answered()
-    assert made.listed() == ("dc1",)
+    assert made.listed_datacenters() == ("dc1",)
 
 
 def test_what_is_not_asked_any_more_is_forgotten_with_the_next_wish() -> None:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bridge.controller.state_changes import StateChanges
 from bridge.core.model import (
     Action,
-    Carrier,
+    ActiveDatacenter,
     Conflict,
     Held,
     Instance,
@@ -145,8 +145,8 @@ def test_services_without_any_ready_endpoint_are_counted() -> None:
 def test_slices_that_deviate_are_counted_when_they_have_had_their_time() -> None:
     """A service that is out of sync for a moment, because something is still to be written, is not one of them."""
     metrics = Metrics("1")
-    young = replace(plan(change(Action.UNCHANGED)), deviations=(said("lacks one"),), settling=True)
-    for outcome, counted in ((created(1), 0), (done(young), 0), (done(replace(young, settling=False)), 1)):
+    young = replace(plan(change(Action.UNCHANGED)), deviations=(said("lacks one"),), deviations_recent=True)
+    for outcome, counted in ((created(1), 0), (done(young), 0), (done(replace(young, deviations_recent=False)), 1)):
         metrics.pass_done(0.5, report(outcome))
         assert states(metrics) == {"out_of_sync": 1}
         assert value(metrics, "consul_bridge_services_with_deviating_slices") == counted
@@ -179,8 +179,8 @@ def test_switches_of_datacenters_are_counted() -> None:
     """Where the Service was written: it is what says who carries the traffic."""
     metrics = Metrics("1")
     why = Reason(Code.FAILED_OVER, active="fra", preferred="ams", why="it has no instance")
-    carrier = Carrier(active="fra", why=why, preferred=False, before="ams")
-    made = replace(plan(change(Action.UPDATE, Kind.SERVICE), warnings=(why,)), carrier=carrier)
+    active = ActiveDatacenter(name="fra", why=why, preferred=False, before="ams")
+    made = replace(plan(change(Action.UPDATE, Kind.SERVICE), warnings=(why,)), active_datacenter=active)
     metrics.outcome(Outcome(made), None)
     assert value(metrics, "consul_bridge_datacenter_switches_total", before="ams", active="fra") is None
     metrics.outcome(done(made), None)

@@ -36,7 +36,7 @@ from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import Draft, PlanOptions, Resolve, Surroundings, host_names, judge, observe, reconcile
 from bridge.core.state import ConsulState
 from bridge.errors import AlteredError, BridgeError, ConflictError
-from bridge.pipeline.settling import Settling
+from bridge.pipeline.deviation_window import DeviationWindow
 from bridge.report import Failure, Outcome
 
 
@@ -60,7 +60,7 @@ class Writer(Protocol):
     def apply(self, change: Change) -> Meta | None: ...
 
 
-class Reconciler:
+class Planner:
     """Makes the plans of targets. Thread-safe: `lock` protects `world` (what is known of Consul) and the guard."""
 
     def __init__(
@@ -78,13 +78,13 @@ class Reconciler:
         may_delete: Callable[[Target], bool] = lambda _target: True,
         slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: (),
         time_of_day: Callable[[], float] = time.time,
-        settling: Settling | None = None,
+        window: DeviationWindow | None = None,
     ) -> None:
         """`mirrored` tells what the control plane made of a target's Endpoints; `nodes` are the cluster's.
 
         `unreadable` are namespaces of which nothing is known, and why: nothing is planned there. While not `may_delete`
         objects stay, whatever the policy says. `slices_forbidden` gives the verbs on EndpointSlices that are missing in
-        a namespace. `settling` decides which deviations are reported; without it none are (a command that only writes).
+        a namespace. `window` decides which deviations are reported; without it none are (a command that only writes).
         """
         self.lock = threading.RLock()
         self.world = world
@@ -104,7 +104,7 @@ class Reconciler:
         )
         self._look_again: dict[Target, float] = {}
         self.unreadable: Mapping[str, str] = unreadable or {}
-        self._settling = settling
+        self._window = window
 
     @property
     def nodes(self) -> ClusterNodes:
@@ -128,7 +128,7 @@ class Reconciler:
         drafts = (self._draft(target, ask=ask) for target in sorted(targets))
         return self._judge([draft for draft in drafts if draft is not None])
 
-    def listed(self, target: Target) -> tuple[int, int]:
+    def counts_unheld(self, target: Target) -> tuple[int, int]:
         """Ready and not ready endpoints that a pass would mirror if the guard held nothing; nothing is asked for it.
 
         What is kept because a host name is not resolved, or because the token may not see all, counts among them.
@@ -157,7 +157,7 @@ class Reconciler:
             due = {target for target, at in self._look_again.items() if now >= at}
             for target in due:
                 del self._look_again[target]
-            return due | self.world.expire(now) | self.guard.released(now, self._store.ready_in)
+            return due | self.world.expire(now) | self.guard.due(now, self._store.ready_in)
 
     def waiting(self, query: Query, rule: Rule) -> frozenset[Place] | None:
         """Instances that are healthy, and not yet for as long as the rule wants."""
@@ -190,11 +190,11 @@ class Reconciler:
         """When a target is to be planned again without any event: another datacenter takes over then."""
         with self.lock:
             self._look_again.pop(target, None)
-            if draft is None or (carrier := draft.plan.carrier) is None:
+            if draft is None or (active := draft.plan.active_datacenter) is None:
                 return
             ends = (self.guard.doubted_until(q.datacenter, draft.plan.scope, now) for q in draft.plan.queries)
             waits = [end - now for end in ends if end]
-            waits += () if carrier.look_again_seconds is None else (carrier.look_again_seconds,)
+            waits += () if active.look_again_seconds is None else (active.look_again_seconds,)
             if waits:
                 self._look_again[target] = now + min(waits)
 
@@ -204,7 +204,7 @@ class Reconciler:
 
     def _judge(self, drafts: Sequence[Draft]) -> list[Plan]:
         plans = judge(drafts, self._admit, self._options, self._around)
-        return [replace(p, deviations=()) if self._settling is None else self._settling.judge(p) for p in plans]
+        return [replace(p, deviations=()) if self._window is None else self._window.judge(p) for p in plans]
 
     def _admit(self, plans: Sequence[Plan]) -> Verdict:
         with self.lock:

@@ -18,14 +18,14 @@ from dataclasses import replace
 
 from bridge.core.model import Plan, Target
 
-SETTLING_SECONDS = 5.0
+WINDOW_SECONDS = 5.0
 """The window: long against the mirror's tenth of a second, short against the time in which users look."""
 
 
-class Settling:
+class DeviationWindow:
     """Since when each difference exists. Thread-safe. A window of 0 seconds: a deviation is reported at once."""
 
-    def __init__(self, clock: Callable[[], float], seconds: float = SETTLING_SECONDS) -> None:
+    def __init__(self, clock: Callable[[], float], seconds: float = WINDOW_SECONDS) -> None:
         self._clock = clock
         self._seconds = seconds
         self._lock = threading.Lock()
@@ -33,7 +33,7 @@ class Settling:
         self._since: dict[Target, dict[Hashable, float]] = {}
 
     def judge(self, plan: Plan) -> Plan:
-        """The plan with the deviations to report: those that are young are left out, or `settling`."""
+        """The plan with the deviations to report: those that are young are left out, or `deviations_recent`."""
         with self._lock:
             if not plan.deviations:
                 self._since.pop(plan.target, None)
@@ -48,4 +48,4 @@ class Settling:
                 self._agreed.discard(plan.target)
                 return plan
             agreed = plan.target in self._agreed
-        return replace(plan, deviations=() if agreed else plan.deviations, settling=True)
+        return replace(plan, deviations=() if agreed else plan.deviations, deviations_recent=True)

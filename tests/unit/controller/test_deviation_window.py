@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bridge.core.model import Group, Plan, Query, Target
 from bridge.core.slice_union import compare
-from bridge.pipeline.settling import Settling
+from bridge.pipeline.deviation_window import DeviationWindow
 from tests.unit.core.builders import ready
 from tests.unit.core.test_slice_union import HTTP, WEB, group, mirrored
 
@@ -22,7 +22,7 @@ def seen(wanted: Group, mirror: Group) -> Plan:
 
 
 DEVIATING = seen(WEB, NONE)
-QUIET = replace(DEVIATING, deviations=(), settling=True)
+QUIET = replace(DEVIATING, deviations=(), deviations_recent=True)
 
 
 class Clock:
@@ -37,27 +37,27 @@ class Clock:
 def test_a_lag_within_the_window_is_nobodys_business() -> None:
     """However often the mirror is late: each time it caught up."""
     clock = Clock()
-    settling = Settling(clock, 5.0)
+    window = DeviationWindow(clock, 5.0)
     for _ in range(10):
-        assert settling.judge(AGREED) == AGREED
+        assert window.judge(AGREED) == AGREED
         clock.now += 1.0
-        assert settling.judge(DEVIATING) == QUIET
+        assert window.judge(DEVIATING) == QUIET
         clock.now += 4.9
-        assert settling.judge(DEVIATING) == QUIET
+        assert window.judge(DEVIATING) == QUIET
 
 
 def test_a_lag_that_lasts_is_told_and_ends_when_it_has_caught_up() -> None:
     """From its begin on, whatever was planned in between."""
     clock = Clock()
-    settling = Settling(clock, 5.0)
-    settling.judge(AGREED)
-    settling.judge(DEVIATING)
+    window = DeviationWindow(clock, 5.0)
+    window.judge(AGREED)
+    window.judge(DEVIATING)
     clock.now += 3.0
-    settling.judge(DEVIATING)
+    window.judge(DEVIATING)
     clock.now += 2.0
-    assert settling.judge(DEVIATING) == DEVIATING
-    assert settling.judge(AGREED) == AGREED
-    assert settling.judge(DEVIATING).deviations == ()
+    assert window.judge(DEVIATING) == DEVIATING
+    assert window.judge(AGREED) == AGREED
+    assert window.judge(DEVIATING).deviations == ()
 
 
 def busy(number: int) -> Group:
@@ -70,51 +70,51 @@ def busy(number: int) -> Group:
 def test_a_service_that_never_rests_is_in_sync_while_its_mirror_follows() -> None:
     """Each change is planned before its own mirror is there: no plan ever agrees, and nothing stays as it is."""
     clock = Clock()
-    settling = Settling(clock, 5.0)
-    assert settling.judge(seen(busy(0), busy(0))).settling is False
+    window = DeviationWindow(clock, 5.0)
+    assert window.judge(seen(busy(0), busy(0))).deviations_recent is False
     for number in range(1, 200):
         clock.now += 0.25
         plan = seen(busy(number), busy(number - 1))
         assert plan.deviations
-        assert settling.judge(plan) == replace(plan, deviations=(), settling=True)
+        assert window.judge(plan) == replace(plan, deviations=(), deviations_recent=True)
 
 
 def test_a_mirror_that_stopped_is_told_although_the_service_never_rests() -> None:
     """What is missing or superfluous changes at each look, but some of it stays."""
     clock = Clock()
-    settling = Settling(clock, 5.0)
-    settling.judge(seen(busy(0), busy(0)))
+    window = DeviationWindow(clock, 5.0)
+    window.judge(seen(busy(0), busy(0)))
     told = []
     for number in range(1, 60):
         clock.now += 0.25
-        told.append(bool(settling.judge(seen(busy(number), busy(0))).deviations))
+        told.append(bool(window.judge(seen(busy(number), busy(0))).deviations))
     assert (told.index(True), all(told[told.index(True) :])) == (20, True)
 
 
 def test_a_slice_of_others_is_one_difference_whatever_it_has() -> None:
     """Who writes it again all the time sends traffic elsewhere all the time."""
     clock = Clock()
-    settling = Settling(clock, 5.0)
+    window = DeviationWindow(clock, 5.0)
     for number in range(10):
         piece = replace(mirrored(group(*ready(f"10.9.9.{number}")))[0], manager="mesh.example.org")
         found = compare(TARGET, (WEB,), {"web-1": WEB}, (piece,), mirrored=False)
         plan = replace(AGREED, deviations=found.deviations, differences=found.differences)
-        assert (settling.judge(plan) == plan) == (number >= 5)
+        assert (window.judge(plan) == plan) == (number >= 5)
         clock.now += 1.0
 
 
 def test_nothing_is_in_sync_before_it_was_seen_to_be() -> None:
     """A new service deviates from the start, but is not yet told of; nor is one that is made again."""
     clock = Clock()
-    settling = Settling(clock, 5.0)
-    assert settling.judge(DEVIATING) == replace(DEVIATING, settling=True)
-    settling.judge(AGREED)
-    settling.judge(replace(AGREED, queries=()))
-    assert settling.judge(DEVIATING) == replace(DEVIATING, settling=True)
+    window = DeviationWindow(clock, 5.0)
+    assert window.judge(DEVIATING) == replace(DEVIATING, deviations_recent=True)
+    window.judge(AGREED)
+    window.judge(replace(AGREED, queries=()))
+    assert window.judge(DEVIATING) == replace(DEVIATING, deviations_recent=True)
 
 
 def test_without_a_window_it_is_told_at_once() -> None:
     """A command looks once."""
-    settling = Settling(Clock(), 0.0)
-    settling.judge(AGREED)
-    assert settling.judge(DEVIATING) == DEVIATING
+    window = DeviationWindow(Clock(), 0.0)
+    window.judge(AGREED)
+    assert window.judge(DEVIATING) == DEVIATING
