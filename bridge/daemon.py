@@ -142,7 +142,6 @@ class Daemon:
     # ------------------------------------------------------------------ what the web page and the metrics ask
 
     def healthy(self) -> tuple[bool, str]:
-        """Whether the loops are alive."""
         return self._bridge.healthy()
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
@@ -151,7 +150,6 @@ class Daemon:
         return ready, {**detail, "configuration": self._trouble or "ok"}
 
     def status(self) -> dict[str, Any]:
-        """Everything that /api/status shows."""
         return {**self._bridge.status(), "configuration": self._trouble or "ok", "bridge": self._about()}
 
     def state(self) -> dict[str, Any]:
@@ -159,7 +157,6 @@ class Daemon:
         return {**self._bridge.state(), "configuration": self._trouble or "ok", "bridge": self._about()}
 
     def _about(self) -> dict[str, Any]:
-        """Which bridge this is."""
         settings = self._settings
         return {
             "version": __version__,
@@ -171,11 +168,9 @@ class Daemon:
         }
 
     def services(self) -> list[ServiceRow]:
-        """All mirrored services."""
         return self._bridge.services()
 
     def unmirrored(self) -> tuple[Skipped, ...]:
-        """Services that cannot be mirrored at all."""
         return self._bridge.unmirrored()
 
     def explain(self, namespace: str, name: str) -> tuple[Explanation, ...] | None:

@@ -63,7 +63,6 @@ def clean(text: str) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns that `text` takes on a terminal."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -72,7 +71,6 @@ def _width(text: str) -> int:
 
 
 def _cut(text: str, width: int) -> str:
-    """`text` in at most `width` columns."""
     if _width(text) <= width:
         return text
     if text.isascii():
@@ -126,7 +124,6 @@ Paint = Callable[[str, str], str]
 
 
 def painter(colour: bool) -> Paint:
-    """Colours for a terminal, or none."""
     if not colour:
         return lambda text, _name: text
     return lambda text, name: f"\x1b[{_CODES[name]}m{text}\x1b[0m" if name else text
@@ -755,7 +752,6 @@ def notes_text(notes: Sequence[str], width: int | None = 80, colour: bool = Fals
 
 
 def trouble_text(trouble: Sequence[str], width: int | None = 80, colour: bool = False) -> str:
-    """What could not be read."""
     return "".join(f"{line}\n" for line in _trouble(trouble, width, painter(colour)))
 
 

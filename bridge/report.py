@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bridge.core.model import (
@@ -80,15 +80,29 @@ class Origin:
 
     @classmethod
     def of(cls, queries: Sequence[Query]) -> Origin:
-        """Names and datacenters of `queries`, each once, in order."""
         return cls(
             ",".join(dict.fromkeys(q.service for q in sorted(queries))),
             ",".join(dict.fromkeys(q.datacenter for q in sorted(queries))),
         )
 
 
+IN_JSON = ("action", "kind", "namespace", "name", "service", "datacenter", "ready", "not_ready", "endpoints")
+"""Fields of rows that JSON has as they are, in this order."""
+
+
+class _Row:
+    """An entry of a list in the report: in JSON `reason` is its code, `message` its sentence."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        row: Any = self
+        found = {name: getattr(row, name) for name in IN_JSON if hasattr(row, name)}
+        return {**found, "reason": code_of(row.reason), "message": row.reason}
+
+
 @dataclass(frozen=True, slots=True, order=True)
-class ChangeRow:
+class ChangeRow(_Row):
     """One object that was (or, in a dry run, would be) created, updated or deleted. Counts are after the change."""
 
     namespace: str
@@ -102,24 +116,9 @@ class ChangeRow:
     reason: str
     target: Target = field(compare=False)
 
-    def to_json(self) -> dict[str, Any]:
-        """As an entry of `changes`."""
-        return {
-            "action": self.action,
-            "kind": self.kind,
-            "namespace": self.namespace,
-            "name": self.name,
-            "service": self.service,
-            "datacenter": self.datacenter,
-            "ready": self.ready,
-            "not_ready": self.not_ready,
-            "reason": code_of(self.reason),
-            "message": self.reason,
-        }
-
 
 @dataclass(frozen=True, slots=True, order=True)
-class FailedRow:
+class FailedRow(_Row):
     """A write that failed, or (action `read`, no kind) a service, datacenter or namespace that could not be read."""
 
     namespace: str
@@ -130,22 +129,9 @@ class FailedRow:
     datacenter: str
     reason: str
 
-    def to_json(self) -> dict[str, Any]:
-        """As an entry of `failed`."""
-        return {
-            "action": self.action,
-            "kind": self.kind,
-            "namespace": self.namespace,
-            "name": self.name,
-            "service": self.service,
-            "datacenter": self.datacenter,
-            "reason": code_of(self.reason),
-            "message": self.reason,
-        }
-
 
 @dataclass(frozen=True, slots=True, order=True)
-class HeldRow:
+class HeldRow(_Row):
     """Something that the guard refused to take away; `endpoints` ready endpoints stay.
 
     `why` is what all that is held together shares, `command` releases this one alone.
@@ -162,37 +148,17 @@ class HeldRow:
     command: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As an entry of `held`."""
-        return {
-            "namespace": self.namespace,
-            "name": self.name,
-            "service": self.service,
-            "datacenter": self.datacenter,
-            "endpoints": self.endpoints,
-            "reason": self.cause.value,
-            "message": self.reason,
-            "command": self.command,
-        }
+        return {**_Row.to_json(self), "reason": self.cause.value, "command": self.command}
 
 
 def held_row(held: Held, queries: Sequence[Query]) -> HeldRow:
-    """A hold as a row."""
-    target, origin = held.target, Origin.of(queries)
-    return HeldRow(
-        target.namespace,
-        target.name,
-        origin.service,
-        origin.datacenter,
-        held.cause,
-        held.endpoints,
-        held.reason,
-        held.why or held.reason,
-        held.command,
-    )
+    at, origin, why = held.target, Origin.of(queries), held.why or held.reason
+    about = at.namespace, at.name, origin.service, origin.datacenter
+    return HeldRow(*about, held.cause, held.endpoints, held.reason, why, held.command)
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class ConflictRow:
+class ConflictRow(_Row):
     """An object of a needed name that is not the bridge's."""
 
     namespace: str
@@ -202,21 +168,9 @@ class ConflictRow:
     datacenter: str
     reason: str
 
-    def to_json(self) -> dict[str, Any]:
-        """As an entry of `conflicts`."""
-        return {
-            "kind": self.kind,
-            "namespace": self.namespace,
-            "name": self.name,
-            "service": self.service,
-            "datacenter": self.datacenter,
-            "reason": code_of(self.reason),
-            "message": self.reason,
-        }
-
 
 @dataclass(frozen=True, slots=True, order=True)
-class WarningRow:
+class WarningRow(_Row):
     """Something that works but that an operator should know."""
 
     namespace: str
@@ -224,17 +178,6 @@ class WarningRow:
     service: str
     datacenter: str
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As an entry of `warnings`."""
-        return {
-            "namespace": self.namespace,
-            "name": self.name,
-            "service": self.service,
-            "datacenter": self.datacenter,
-            "reason": code_of(self.reason),
-            "message": self.reason,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,17 +202,7 @@ class Summary:
         return self.create + self.update + self.delete
 
     def to_json(self) -> dict[str, int]:
-        """As `summary`."""
-        return {
-            "create": self.create,
-            "update": self.update,
-            "delete": self.delete,
-            "unchanged": self.unchanged,
-            "held": self.held,
-            "skipped": self.skipped,
-            "failed": self.failed,
-            "conflicts": self.conflicts,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +224,6 @@ class Report:
     outcomes: tuple[Outcome, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The shape that `bridge sync -o json` prints."""
         return {
             "summary": self.summary.to_json(),
             "changes": [row.to_json() for row in self.changes],
@@ -342,15 +274,10 @@ def build_report(
         failed += _failed_rows(outcome, origin, dry_run)
         held += [held_row(h, plan.queries) for h in plan.held]
         for conflict in plan.conflicts:
-            row = ConflictRow(
-                conflict.target.namespace,
-                conflict.target.name,
-                conflict.kind.value,
-                origin.service,
-                origin.datacenter,
-                conflict.reason,
+            at, kind = conflict.target, conflict.kind.value
+            conflicts.append(
+                ConflictRow(at.namespace, at.name, kind, origin.service, origin.datacenter, conflict.reason)
             )
-            conflicts.append(row)
             why = Reason(Code.CONFLICT, kind=conflict.kind, target=target, why=conflict.reason)
             all_skipped.add(Skipped(origin.service, "", why))
         all_skipped.update(plan.skipped)
@@ -442,30 +369,14 @@ def reason_of(error: BaseException) -> Reason:
 
 
 def _failed_row(change: Change, origin: Origin, reason: Reason) -> FailedRow:
-    return FailedRow(
-        change.target.namespace,
-        change.name,
-        change.kind.value,
-        change.action.value,
-        origin.service,
-        origin.datacenter,
-        reason,
-    )
+    kind, action = change.kind.value, change.action.value
+    return FailedRow(change.target.namespace, change.name, kind, action, origin.service, origin.datacenter, reason)
 
 
 def _change_row(change: Change, origin: Origin) -> ChangeRow:
-    return ChangeRow(
-        change.target.namespace,
-        change.name,
-        change.kind.value,
-        change.action.value,
-        origin.service,
-        origin.datacenter,
-        change.ready,
-        change.not_ready,
-        change.reason or "",
-        change.target,
-    )
+    at, kind, action, reason = change.target, change.kind.value, change.action.value, change.reason or ""
+    counts = change.ready, change.not_ready
+    return ChangeRow(at.namespace, change.name, kind, action, origin.service, origin.datacenter, *counts, reason, at)
 
 
 def action_of(outcome: Outcome, dry_run: bool) -> tuple[str, str]:

@@ -34,7 +34,6 @@ class Flag:
 
     @property
     def variable(self) -> str:
-        """Its environment variable."""
         return self.env or "BRIDGE_" + self.name.removeprefix("--").replace("-", "_").upper()
 
     @property

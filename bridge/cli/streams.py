@@ -97,7 +97,6 @@ class Progress:
             self._shown = text
 
     def clear(self) -> None:
-        """Take the line away."""
         if self._shown:
             self._write("\r\x1b[K")
             self._shown = ""

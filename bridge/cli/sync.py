@@ -72,7 +72,6 @@ def sync(flags: Mapping[str, Any]) -> int:
 
 
 def _confirm_deletions(report: Report, settings: Settings) -> bool:
-    """Ask before objects are deleted, on a terminal."""
     if settings.sync.yes or not report.summary.delete or not interactive():
         return True
     doomed = [f"{r.kind} {r.namespace}/{r.name}" for r in report.changes if r.action == "delete"]

@@ -45,7 +45,6 @@ class Setting:
 
     @property
     def is_switch(self) -> bool:
-        """Whether it is true or false."""
         return self.field.annotation in (bool, bool | None)
 
     @property
@@ -121,5 +120,4 @@ _REPEATED = (
 
 
 def rule_env(flag: str) -> str:
-    """The environment variable of a flag."""
     return "BRIDGE_" + flag.removeprefix("--").replace("-", "_").upper()

@@ -131,7 +131,6 @@ _LISTS: Final[Mapping[str, type[BaseModel]]] = {
 
 
 def _keys_at(tree: type[BaseModel], key: Key) -> list[str]:
-    """The keys that the tree has at `key`."""
     model: Any = tree
     for part in key:
         if isinstance(part, int):

@@ -35,7 +35,6 @@ class Layer:
     places: dict[Key, str]
 
     def set(self, path: Sequence[str | int], value: Any, place: str) -> None:
-        """Put a leaf in."""
         at: Any = self.values
         for key in path[:-1]:
             at = at.setdefault(key, {})
@@ -43,7 +42,6 @@ class Layer:
         self.places[tuple(path)] = place
 
     def drop(self, path: Sequence[str]) -> None:
-        """Take a leaf out, if it is there."""
         at: Any = self.values
         for key in path[:-1]:
             at = at.get(key)
@@ -53,7 +51,6 @@ class Layer:
         self.places.pop(tuple(path), None)
 
     def has(self, path: Sequence[str]) -> bool:
-        """Whether the source says anything about `path`."""
         at: Any = self.values
         for key in path:
             if not isinstance(at, dict) or key not in at:

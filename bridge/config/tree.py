@@ -6,6 +6,7 @@ Longer than other modules: it is one class, and the parts are best read beside t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -161,7 +162,6 @@ class Settings(BaseSettings):
         return not self._partial_selection or any(rule.services or rule.tags or rule.filter for rule in self.rules)
 
     def core_rules(self, default_namespace: str = "default") -> tuple[Rule, ...]:
-        """The rules as `core` wants them."""
         return tuple(self._core_rule(n, rule, default_namespace) for n, rule in enumerate(self._rules()))
 
     @property
@@ -170,38 +170,27 @@ class Settings(BaseSettings):
         return self._partial_selection
 
     def consul_config(self) -> ConsulConfig:
-        """What `consul/` needs."""
         from bridge.consul.client import ConsulConfig
 
         c = self.consul
+        named_alike = {f.name: getattr(c, f.name) for f in fields(ConsulConfig) if hasattr(c, f.name)}
+        others = {
+            "address": self.consul_url(),
+            "token": c.token.get_secret_value(),
+            "auth_token_file": (c.auth_token_file or SERVICE_ACCOUNT_TOKEN) if c.auth_method else "",
+            "http_auth": c.http_auth.get_secret_value(),
+        }
         return ConsulConfig(
-            address=self.consul_url(),
-            token=c.token.get_secret_value(),
-            token_file=c.token_file,
-            auth_method=c.auth_method,
-            auth_token_file=(c.auth_token_file or SERVICE_ACCOUNT_TOKEN) if c.auth_method else "",
-            http_auth=c.http_auth.get_secret_value(),
+            **{**named_alike, **others},
             proxies=self._proxies,
-            ca_file=c.ca_file,
-            ca_path=c.ca_path,
-            client_cert=c.client_cert,
-            client_key=c.client_key,
-            tls_server_name=c.tls_server_name,
-            verify=c.verify,
-            datacenter=c.datacenter,
-            datacenters=c.datacenters,
-            namespace=c.namespace,
-            partition=c.partition,
             wait_seconds=c.wait,
             connect_timeout_seconds=c.connect_timeout,
             timeout_margin_seconds=c.timeout_margin,
             max_stale_seconds=c.max_stale,
-            connections=c.connections,
             max_answer_bytes=c.max_answer,
         )
 
     def kube_config(self) -> KubeConfig:
-        """What `kube/` needs."""
         from bridge.kube.client import KubeConfig
 
         k = self.kubernetes
@@ -216,7 +205,6 @@ class Settings(BaseSettings):
         )
 
     def guard_settings(self) -> GuardSettings:
-        """What `core.guard` needs."""
         from bridge.core.guard import GuardSettings
 
         g = self.guard
@@ -252,7 +240,6 @@ class Settings(BaseSettings):
         return AnnotatedPolicy(self.bounds(), grants)
 
     def resolver_settings(self) -> ResolverSettings:
-        """What `pipeline.dns.Resolver` needs."""
         from bridge.pipeline.dns import ResolverSettings
 
         d = self.dns
@@ -260,23 +247,28 @@ class Settings(BaseSettings):
             ttl_seconds=d.ttl, retry_seconds=d.retry, parallel=d.max_concurrent, wait_seconds=d.wait
         )
 
+    def _of_every_pass(self) -> dict[str, Any]:
+        """The fields of `PassOptions`."""
+        return {
+            "owner": self.owner,
+            "installation": self.run.instance_name,
+            "policy": self.policy,
+            "adopt": self.adopt,
+            "partial_selection": self.partial_selection,
+            "guard": self.guard_settings(),
+            "resolver": self.resolver_settings(),
+            "cluster_nodes": self.kubernetes.nodes,
+            "annotated": self.annotated_policy(),
+            "writers": self.kubernetes.writers,
+        }
+
     def run_options(self) -> RunOptions:
-        """What `bridge run` needs."""
         from bridge.controller.options import RunOptions
 
         return RunOptions(
-            owner=self.owner,
-            installation=self.run.instance_name,
-            policy=self.policy,
-            adopt=self.adopt,
-            partial_selection=self.partial_selection,
-            guard=self.guard_settings(),
-            resolver=self.resolver_settings(),
-            cluster_nodes=self.kubernetes.nodes,
-            annotated=self.annotated_policy(),
+            **self._of_every_pass(),
             removal_grace_seconds=self.run.removal_grace_period,
             resync_seconds=self.run.resync,
-            writers=self.kubernetes.writers,
             election=self._election(),
             events=self.run.events,
             consul_retry=retry_policy(self.retry.consul),
@@ -298,26 +290,16 @@ class Settings(BaseSettings):
         return Only(services, namespace if "{" not in namespace else "")
 
     def sync_options(self) -> SyncOptions:
-        """What the one-shot commands need."""
         from bridge.oneshot.inputs import SyncOptions
 
         return SyncOptions(
-            owner=self.owner,
-            installation=self.run.instance_name,
-            policy=self.policy,
-            adopt=self.adopt,
-            partial_selection=self.partial_selection,
+            **self._of_every_pass(),
             selects=self.selects,
             dry_run=self.sync.dry_run,
             force=self.sync.force,
             leases=self.run.leader_elect or self.run.shards > 1,
             lease_namespace=self.run.lease_namespace,
             only=self.only(),
-            guard=self.guard_settings(),
-            resolver=self.resolver_settings(),
-            cluster_nodes=self.kubernetes.nodes,
-            annotated=self.annotated_policy(),
-            writers=self.kubernetes.writers,
             readers=min(16, self.consul.connections),
             retry=self.one_shot_retry(),
         )

@@ -188,7 +188,6 @@ def route_path(value: str) -> str:
 
 
 def service_port(value: object) -> object:
-    """The name of a port, or its number (as text)."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     number = value.isdigit() and 1 <= int(value) <= 65535 if isinstance(value, str) else False
@@ -256,7 +255,6 @@ def _label(value: str) -> str:
 
 
 def _source_of_value(value: str) -> str:
-    """Where a label or annotation gets its value from."""
     kind, colon, name = value.partition(":")
     if value == "tags" or (kind in ("meta", "node-meta", "tag") and colon and name):
         return plain_text(value)

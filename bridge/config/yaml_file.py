@@ -178,7 +178,6 @@ class _Walk:
         self._above: set[int] = set()
 
     def build(self, node: yaml.Node, key: Key) -> Any:
-        """The value of `node`, which stands at `key`."""
         self._nodes += 1
         if self._nodes > MAX_NODES:
             raise ConfigurationError(f"{self._path}: more than {MAX_NODES} values, aliases counted")

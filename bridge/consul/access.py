@@ -33,8 +33,6 @@ LOGIN_SECONDS, LOGOUT_SECONDS = 10.0, 3.0
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What one config means."""
-
     endpoint: Endpoint
     tls: Tls | None
     proxy: Proxy | None
@@ -148,7 +146,6 @@ def _basic(user_and_password: str) -> str:
 
 
 def transport_of(config: ConsulConfig, parts: Parts, **more: Any) -> Transport:
-    """A connection of its own."""
     return Transport(
         parts.endpoint,
         parts.tls,

@@ -68,7 +68,6 @@ class AggregateWatches:
         )
 
     def threads(self, failed: Callable[[BaseException], None]) -> list[threading.Thread]:
-        """A thread for each, not started yet."""
         return [
             guarded_thread(f"consul-{watch.name}-{self._link.name}", partial(self._follow, watch), failed)
             for watch in self.watches
@@ -89,7 +88,6 @@ class AggregateWatches:
             self._needed.clear()
 
     def end(self) -> None:
-        """The threads end (`stop` is set)."""
         self._needed.set()
 
     def forget(self) -> None:
@@ -104,12 +102,10 @@ class AggregateWatches:
 
     @property
     def clients(self) -> tuple[ConsulClient, ...]:
-        """Their connections."""
         return tuple(watch.client for watch in self.watches)
 
     @property
     def running(self) -> bool:
-        """Whether they are there and needed."""
         return self._needed.is_set() and bool(self.watches)
 
     @property

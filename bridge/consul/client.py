@@ -59,7 +59,7 @@ class Mode(StrEnum):
     CONSISTENT = "consistent"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsulConfig:
     """How to reach Consul. Seconds everywhere; empty strings mean: not used, or the agent's own.
 
@@ -73,30 +73,30 @@ class ConsulConfig:
     what all clients of this config share.
     """
 
-    address: str = "http://127.0.0.1:8500"
-    token: str = field(default="", repr=False)
-    token_file: str = ""
-    auth_method: str = ""
-    auth_token_file: str = ""
-    http_auth: str = field(default="", repr=False)
-    proxies: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    ca_file: str = ""
-    ca_path: str = ""
-    client_cert: str = ""
-    client_key: str = ""
-    tls_server_name: str = ""
-    verify: bool = True
-    datacenter: str = ""
-    datacenters: tuple[str, ...] = ()
-    namespace: str = ""
-    partition: str = ""
-    wait_seconds: float = 55.0
-    connect_timeout_seconds: float = 3.0
-    timeout_margin_seconds: float = 15.0
-    max_stale_seconds: float = 60.0
-    connections: int = 64
+    address: str
+    token: str = field(repr=False)
+    token_file: str
+    auth_method: str
+    auth_token_file: str
+    http_auth: str = field(repr=False)
+    proxies: tuple[tuple[str, str], ...] = field(repr=False)
+    ca_file: str
+    ca_path: str
+    client_cert: str
+    client_key: str
+    tls_server_name: str
+    verify: bool
+    datacenter: str
+    datacenters: tuple[str, ...]
+    namespace: str
+    partition: str
+    wait_seconds: float
+    connect_timeout_seconds: float
+    timeout_margin_seconds: float
+    max_stale_seconds: float
+    connections: int
     verify_seconds: float = 300.0
-    max_answer_bytes: int = 32 << 20
+    max_answer_bytes: int
     access: Access = field(default_factory=Access, repr=False, compare=False)
 
 
@@ -289,7 +289,6 @@ class ConsulClient:
 
     @property
     def connected(self) -> bool:
-        """Whether a connection is open."""
         return self._transport.connected
 
     @property

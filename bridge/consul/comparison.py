@@ -7,6 +7,7 @@ and then for the indexes of all. A service of which the two differed is watched 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from bridge.consul import decode, streamed
@@ -29,37 +30,29 @@ INDEX_CHECK_SECONDS = 15.0
 when a snapshot is restored. 60 services cost 4 probes a second."""
 
 
+@dataclass(eq=False, repr=False)
 class StreamComparison:
     """`wake` ends the query of a service, which then waits on the catalog. Any thread."""
 
-    def __init__(
-        self,
-        link: Link,
-        table: SubscriptionTable,
-        pool: ReadPool,
-        services: ServiceReader,
-        on_mismatch: Callable[[Query, str], None],
-        wake: Callable[[Subscription], None],
-    ) -> None:
-        self._link = link
-        self._table = table
-        self._pool = pool
-        self._services = services
-        self._on_mismatch = on_mismatch
-        self._wake = wake
+    link: Link
+    table: SubscriptionTable
+    pool: ReadPool
+    services: ServiceReader
+    on_mismatch: Callable[[Query, str], None]
+    wake: Callable[[Subscription], None]
+
+    def __post_init__(self) -> None:
         self._shown: dict[Subscription, float] = {}
         self._mismatches: set[Subscription] = set()
-        self._next_index_check = link.clock() + INDEX_CHECK_SECONDS
+        self._next_index_check = self.link.clock() + INDEX_CHECK_SECONDS
         self._checking = False
         self.index_checks = 0
 
     @property
     def mismatches(self) -> list[str]:
-        """Services of which the two differed."""
         return sorted({e.query.service for e in tuple(self._mismatches)})
 
     def forget(self, removed: Iterable[Subscription]) -> None:
-        """These are not wanted any more."""
         self._mismatches.difference_update(removed)
 
     def read_mismatches(self) -> None:
@@ -68,26 +61,24 @@ class StreamComparison:
         An instance that gets another name leaves no index behind.
         """
         for subscription in tuple(self._mismatches):
-            self._services.refresh(subscription, even_direct=True)
+            self.services.refresh(subscription, even_direct=True)
 
     def went_back(self) -> None:
         """A query that waits for a higher index would sleep on: all indexes are asked for."""
-        self._next_index_check = self._link.clock()
+        self._next_index_check = self.link.clock()
         for subscription in tuple(self._shown):
             self._shown[subscription] = float("-inf")
 
     def tick(self, now: float) -> None:
-        """Begin what is due."""
         self._compare_soon(now)
         if now >= self._next_index_check and not self._checking:
             self._checking = True
             self._next_index_check = now + INDEX_CHECK_SECONDS
-            self._pool.put(Urgency.POLL, self._check_indexes)
+            self.pool.put(Urgency.POLL, self._check_indexes)
 
     # ------------------------------------------------------------------ soon after a change
 
     def showed(self, subscription: Subscription, seen: float) -> None:
-        """The streaming backend showed a change."""
         self._shown.setdefault(subscription, seen)
 
     def _compare_soon(self, now: float) -> None:
@@ -97,13 +88,13 @@ class StreamComparison:
                 self._shown.pop(subscription, None)
             elif now - at >= COMPARE_SECONDS:
                 self._shown[subscription] = now  # again later, unless a read settles it
-                self._services.refresh(subscription, Urgency.POLL, even_direct=True)
+                self.services.refresh(subscription, Urgency.POLL, even_direct=True)
 
     def compared(self, subscription: Subscription, published: Published) -> None:
         """A plain read of a service: if it has a direct watch, was what the streaming backend showed right?"""
         self._shown.pop(subscription, None)
         if published is Published.CHANGED and subscription.watched and not subscription.mismatch:
-            self._pool.put(Urgency.POLL, partial(self._confirm, subscription), CONFIRM_SECONDS)
+            self.pool.put(Urgency.POLL, partial(self._confirm, subscription), CONFIRM_SECONDS)
 
     def _confirm(self, subscription: Subscription, client: ConsulClient) -> None:
         """Ask both backends; the streaming one answers at once what it has when any index is new to us."""
@@ -112,7 +103,7 @@ class StreamComparison:
             catalog = client.health_service(subscription.query, mode=Mode.LEADER)
             shown, there = decode.view_of(streaming), decode.view_of(catalog)
         except (TransientError, PermanentError) as error:
-            self._link.read_failed(error)
+            self.link.read_failed(error)
             return
         if (
             not isinstance(shown, Known)
@@ -122,9 +113,9 @@ class StreamComparison:
         ):
             return
         told_apart = streaming.query_backend == STREAMING and streaming.index == catalog.index
-        if told_apart and shown.instances != there.instances and not self._link.gate.suspect:
+        if told_apart and shown.instances != there.instances and not self.link.gate.suspect:
             self._differs(subscription, "at one index it shows something else")
-            self._wake(subscription)
+            self.wake(subscription)
 
     # ------------------------------------------------------------------ an answer in doubt
 
@@ -143,7 +134,7 @@ class StreamComparison:
         subscription.mismatch = reason
         self._mismatches.add(subscription)
         self._shown.pop(subscription, None)
-        self._on_mismatch(subscription.query, reason)
+        self.on_mismatch(subscription.query, reason)
 
     # ------------------------------------------------------------------ now and then
 
@@ -152,10 +143,10 @@ class StreamComparison:
 
         Services that the streaming backend does not watch are read: the catalog's own index misses some changes.
         """
-        watched = [e for e in self._table.all() if e.watched]
+        watched = [e for e in self.table.all() if e.watched]
         for subscription in watched:
             if subscription.mismatch:
-                self._services.refresh(subscription, Urgency.POLL, even_direct=True)
+                self.services.refresh(subscription, Urgency.POLL, even_direct=True)
         subscriptions = [e for e in watched if not e.mismatch and e not in self._shown]
         try:
             for subscription, index in zip(
@@ -164,9 +155,9 @@ class StreamComparison:
                 if index is None:
                     index = client.probe_service(subscription.query, Mode.LEADER).index
                 if index != subscription.index and subscription.watched and subscription not in self._shown:
-                    self._services.refresh(subscription, Urgency.POLL, even_direct=True)
+                    self.services.refresh(subscription, Urgency.POLL, even_direct=True)
             self.index_checks += 1
         except (TransientError, PermanentError) as error:
-            self._link.read_failed(error)
+            self.link.read_failed(error)
         finally:
             self._checking = False

@@ -138,10 +138,8 @@ class Conditions:
                 self._tell(first)
 
     def has(self, source: str) -> bool:
-        """Whether `source` has a trouble."""
         return source in self._reasons
 
     @property
     def current(self) -> str | None:
-        """What the listener got last."""
         return self._told

@@ -50,26 +50,20 @@ class Credentials(Protocol):
 
 
 class FixedToken:
-    """A token from the settings."""
-
     def __init__(self, token: str) -> None:
         self._token = checked(token, "token")
 
     def token(self) -> str:
-        """See Credentials."""
         return self._token
 
     def refused(self, token: str) -> bool:
-        """There is no other one."""
         del token
         return False
 
     def secrets(self) -> tuple[str, ...]:
-        """See Credentials."""
         return (self._token,)
 
     def generation(self) -> object:
-        """Always the same."""
         return None
 
     def close(self) -> None:
@@ -86,7 +80,6 @@ class TokenFile:
         self._token = ""
 
     def token(self) -> str:
-        """See Credentials."""
         with self._lock:
             try:
                 seen = self._stamp()
@@ -107,7 +100,6 @@ class TokenFile:
         return error
 
     def refused(self, token: str) -> bool:
-        """Whether the file has another one by now."""
         with self._lock, contextlib.suppress(OSError, UnicodeDecodeError, ConfigurationError):
             self._token = self._read() or self._token
             return self._token != token
@@ -118,7 +110,6 @@ class TokenFile:
         return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
     def generation(self) -> object:
-        """The file's stamp; None while it is away."""
         with contextlib.suppress(OSError):
             return self._stamp()
         return None
@@ -127,7 +118,6 @@ class TokenFile:
         return checked(Path(self._path).read_text("utf-8").strip(), f"token file {self._path}")
 
     def secrets(self) -> tuple[str, ...]:
-        """See Credentials."""
         return (self._token,)
 
     def close(self) -> None:
@@ -211,16 +201,13 @@ class Login:
 
     @property
     def failure(self) -> str | None:
-        """Why the last login failed, if it did."""
         return str(self._failure[1]) if self._failure is not None else None
 
     def secrets(self) -> tuple[str, ...]:
-        """See Credentials."""
         sessions = [*self._before, *([self._now] if self._now is not None else [])]
         return (self._jwt, *(session.secret for session in sessions))
 
     def generation(self) -> object:
-        """Another one after each login."""
         session = self._now
         return None if session is None else session.secret
 

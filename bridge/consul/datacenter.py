@@ -23,7 +23,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from bridge.consul import decode, streamed
@@ -155,7 +155,6 @@ class DatacenterWatch:
     # ------------------------------------------------------------------ for the catalog
 
     def start(self) -> None:
-        """Begin."""
         self._pool.start()
         for thread in self._threads:
             thread.start()
@@ -179,7 +178,6 @@ class DatacenterWatch:
         return not any(thread.is_alive() for thread in threads)
 
     def want(self, queries: Iterable[Query]) -> None:
-        """Watch exactly these from now on."""
         with self._want_lock:
             added, removed = self._table.want(queries)
             if not added and not removed:
@@ -198,7 +196,6 @@ class DatacenterWatch:
             self._tell_unread(added, trouble)
 
     def status(self) -> dict[str, Any]:
-        """Figures for readiness, metrics and people."""
         link = self._link
         since = None if link.last_success is None else round(link.clock() - link.last_success, 1)
         return {
@@ -226,7 +223,6 @@ class DatacenterWatch:
     # ------------------------------------------------------------------ the datacenter as a whole
 
     def _clients(self) -> tuple[ConsulClient, ...]:
-        """All but those of direct watches."""
         return (self._listing.client, *self._aggregates.clients, *self._pool.clients)
 
     def _wake_older(self, opened_before: float) -> None:
@@ -365,7 +361,6 @@ class DatacenterWatch:
     # ------------------------------------------------------------------ single reads
 
     def _was_read(self, read: Read) -> None:
-        """A service was read, by a watch of its own or without one."""
         subscription, before = read.subscription, read.before
         self._comparison.compared(subscription, read.published)
         if read.published is Published.CHANGED:
@@ -385,55 +380,47 @@ class DatacenterWatch:
         return not self._poller.pending  # polls are all there is
 
 
+@dataclass(eq=False, repr=False)
 class _Polled:
     """What the index poller asks for, and what its findings lead to."""
 
-    def __init__(
-        self,
-        link: Link,
-        table: SubscriptionTable,
-        services: ServiceReader,
-        nodes: NodeReader,
-        aggregates: AggregateWatches,
-    ) -> None:
-        self._link = link
-        self._table = table
-        self._services = services
-        self._nodes = nodes
-        self._aggregates = aggregates
+    link: Link
+    table: SubscriptionTable
+    services: ServiceReader
+    nodes: NodeReader
+    aggregates: AggregateWatches
 
     def services_to_probe(self, every: bool) -> list[Subscription]:
         """Services that have been read: all, or only those that no direct watch looks after."""
-        return [e for e in self._table.all() if e.known is not None and (every or not e.watched)]
+        return [e for e in self.table.all() if e.known is not None and (every or not e.watched)]
 
     def nodes_to_probe(self) -> list[str] | None:
         """All nodes, from the aggregate watch; None when it has not answered yet."""
-        return self._aggregates.nodes()
+        return self.aggregates.nodes()
 
     def node_moved(self, client: ConsulClient, node: str) -> None:
         """A node's index moved: refresh what changed on it."""
-        self._nodes.moved(client, node)
+        self.nodes.moved(client, node)
 
     def audit_node(self, client: ConsulClient, node: str) -> None:
         """A node's index moved since the last audit: have the services read that lost an instance there."""
-        for subscription in self._nodes.lost(client, node):
+        for subscription in self.nodes.lost(client, node):
             self.service_moved(subscription, auditing=True)
 
     def service_moved(self, subscription: Subscription, auditing: bool) -> None:
-        """A poll saw a service's index move."""
         if not auditing:
-            subscription.last_notified_at = self._link.clock()
+            subscription.last_notified_at = self.link.clock()
         else:
-            with self._table.lock:
+            with self.table.lock:
                 subscription.auditing = not (
                     subscription.queued or subscription.reading
                 )  # else another watch announced it already
-        self._services.refresh(subscription, even_direct=auditing)
+        self.services.refresh(subscription, even_direct=auditing)
 
     def probe_failed(self, error: TransientError | PermanentError, attempt: int) -> float:
         """A poll cannot go on; for how many seconds it is to rest."""
-        self._link.read_failed(error)
-        return self._link.policy(error).wait_seconds(attempt, error)
+        self.link.read_failed(error)
+        return self.link.policy(error).wait_seconds(attempt, error)
 
 
 def _registered(known: Known | None) -> frozenset[Instance]:

@@ -29,36 +29,26 @@ IDLE_SECONDS = 5.0
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One connection and its thread."""
-
     number: int
     client: ConsulClient
     subscription: Subscription | None = None
     thread: threading.Thread | None = None
 
 
+@dataclass(eq=False, repr=False)
 class DirectWatches:
     """The slots, and who has them. Any thread."""
 
-    def __init__(
-        self,
-        name: str,
-        table: SubscriptionTable,
-        concurrency: AdaptiveConcurrency,
-        make_client: Callable[[], ConsulClient],
-        make_watch: Callable[[ConsulClient, Subscription], Watch],
-        released: Callable[[Subscription], None],
-        failed: Callable[[BaseException], None],
-        stop: threading.Event,
-    ) -> None:
-        self._name = name
-        self._table = table
-        self._concurrency = concurrency
-        self._make_client = make_client
-        self._make_watch = make_watch
-        self._released = released
-        self._failed = failed
-        self._stop = stop
+    name: str
+    table: SubscriptionTable
+    concurrency: AdaptiveConcurrency
+    make_client: Callable[[], ConsulClient]
+    make_watch: Callable[[ConsulClient, Subscription], Watch]
+    released: Callable[[Subscription], None]
+    failed: Callable[[BaseException], None]
+    stop: threading.Event
+
+    def __post_init__(self) -> None:
         self._changed = threading.Condition()
         self._slots: list[Slot] = []
         self._free: set[Slot] = set()
@@ -96,11 +86,10 @@ class DirectWatches:
             if subscription.removed:
                 return
             self._recent[subscription] = None
-            while len(self._recent) > RECENT * max(self._concurrency.total, 1):
+            while len(self._recent) > RECENT * max(self.concurrency.total, 1):
                 self._recent.popitem(last=False)
 
     def grown(self) -> None:
-        """The concurrency allows more slots again."""
         with self._changed:
             self._fill()
             self._changed.notify_all()
@@ -111,22 +100,22 @@ class DirectWatches:
             self._give(slot, subscription)
 
     def _free_slot(self) -> Slot | None:
-        allowed = [slot for slot in self._free if slot.number < self._concurrency.limit]
+        allowed = [slot for slot in self._free if slot.number < self.concurrency.limit]
         if allowed:
             return min(allowed, key=lambda s: s.number)
-        if len(self._slots) < min(self._concurrency.limit, self._concurrency.total):
-            slot = Slot(len(self._slots), self._make_client())
+        if len(self._slots) < min(self.concurrency.limit, self.concurrency.total):
+            slot = Slot(len(self._slots), self.make_client())
             self._slots.append(slot)
             return slot
         return None
 
     def _give(self, slot: Slot, subscription: Subscription) -> None:
         slot.subscription = subscription
-        self._table.assign(subscription, True)
+        self.table.assign(subscription, True)
         self._waiting.pop(subscription, None)
         self._free.discard(slot)
-        if slot.thread is None and not self._stop.is_set():
-            slot.thread = guarded_thread(f"{self._name}-{slot.number}", partial(self._run, slot), self._failed)
+        if slot.thread is None and not self.stop.is_set():
+            slot.thread = guarded_thread(f"{self.name}-{slot.number}", partial(self._run, slot), self.failed)
             slot.thread.start()
         self._changed.notify_all()
 
@@ -141,17 +130,17 @@ class DirectWatches:
 
     def _run(self, slot: Slot) -> None:
         while (subscription := self._await_entry(slot)) is not None:
-            watch = self._make_watch(slot.client, subscription)
-            while not self._stop.is_set() and self._keeps(slot, subscription):
+            watch = self.make_watch(slot.client, subscription)
+            while not self.stop.is_set() and self._keeps(slot, subscription):
                 watch.step()
             self._release(slot, subscription)
 
     def _await_entry(self, slot: Slot) -> Subscription | None:
         with self._changed:
-            while not self._stop.is_set():
+            while not self.stop.is_set():
                 if slot.subscription is not None:
                     return slot.subscription
-                if slot.number < self._concurrency.limit:
+                if slot.number < self.concurrency.limit:
                     subscription = self._next()
                     if subscription is not None:
                         self._give(slot, subscription)
@@ -167,7 +156,7 @@ class DirectWatches:
 
     def _keeps(self, slot: Slot, subscription: Subscription) -> bool:
         """Whether the slot goes on with this service, now that its query has returned."""
-        if subscription.removed or slot.number >= self._concurrency.limit:
+        if subscription.removed or slot.number >= self.concurrency.limit:
             return False
         with self._changed:
             if not self._waiting:
@@ -183,12 +172,12 @@ class DirectWatches:
         with self._changed:
             slot.subscription = None
             self._free.add(slot)
-            self._table.assign(subscription, False)
+            self.table.assign(subscription, False)
             if not subscription.removed:
                 self._waiting[subscription] = None
             self._fill()
-        if not subscription.removed and not self._stop.is_set():
-            self._released(subscription)
+        if not subscription.removed and not self.stop.is_set():
+            self.released(subscription)
 
     # ------------------------------------------------------------------ the end, and figures
 
@@ -212,10 +201,8 @@ class DirectWatches:
 
     @property
     def in_use(self) -> int:
-        """Slots that have a service."""
         return sum(slot.subscription is not None for slot in tuple(self._slots))
 
     @property
     def connected(self) -> int:
-        """Slots whose connection is open."""
         return sum(slot.client.connected for slot in tuple(self._slots))

@@ -71,7 +71,6 @@ class RequestInfo:
 
 
 def redact(text: str, secrets: tuple[str, ...]) -> str:
-    """`text` without the given secrets."""
     for secret in secrets:
         if secret:
             text = text.replace(secret, "<hidden>")

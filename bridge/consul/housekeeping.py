@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 
 from bridge.consul.aggregates import AggregateWatches
 from bridge.consul.client import ConsulClient
@@ -31,36 +32,37 @@ RENEWED_SECONDS = 15.0
 """All connections are reopened at most this often: queries that are cut off keep their places at Consul's side."""
 
 
+@dataclass(eq=False, repr=False)
 class LeaderProbe:
     """Asks now and then whether the datacenter has a leader. `wake` ends what waits on connections older than that."""
 
-    def __init__(self, link: Link, pool: ReadPool, wake: Callable[[float], None]) -> None:
-        self._link = link
-        self._pool = pool
-        self._wake = wake
+    link: Link
+    pool: ReadPool
+    wake: Callable[[float], None]
+
+    def __post_init__(self) -> None:
         self._next = float("-inf")
         self._asked = False
         self._renewed_at = float("-inf")
 
     def tick(self, now: float) -> None:
-        """Ask, if it is time to."""
         if now >= self._next and not self._asked:
             self._asked = True
             self._next = now + LEADER_PROBE_SECONDS
-            self._pool.put(Urgency.NOW, self._ask)
+            self.pool.put(Urgency.NOW, self._ask)
 
     def _ask(self, client: ConsulClient) -> None:
         self._asked = False
-        name, asked_at = self._link.name, time.monotonic()
+        name, asked_at = self.link.name, time.monotonic()
         kept = client.opened < asked_at
-        patience = min(KEPT_SECONDS, self._link.config.timeout_margin_seconds)
+        patience = min(KEPT_SECONDS, self.link.config.timeout_margin_seconds)
         try:
             leader = client.leader(name, patience if kept else None)
         except TransientError as error:
             if not kept or time.monotonic() - asked_at < patience:
                 self._failed(error)
                 return
-            self._link.conditions.set("leader", str(error))
+            self.link.conditions.set("leader", str(error))
             try:
                 leader = client.leader(name)  # the old connection is closed: this opens another one
             except (TransientError, PermanentError) as again:
@@ -71,86 +73,73 @@ class LeaderProbe:
             self._failed(error)
             return
         if leader:
-            self._link.last_success = self._link.clock()
-            self._link.conditions.set("leader", None)
+            self.link.last_success = self.link.clock()
+            self.link.conditions.set("leader", None)
         else:
             reason = f"the servers of {name} have no leader: what is known stays as it is"
-            self._link.conditions.set("leader", reason)
+            self.link.conditions.set("leader", reason)
 
     def _failed(self, error: TransientError | PermanentError) -> None:
-        self._link.read_failed(error)
-        self._link.conditions.set("leader", str(error))
+        self.link.read_failed(error)
+        self.link.conditions.set("leader", str(error))
 
     def _renew_connections(self, opened_before: float) -> None:
         """A new connection is answered, a kept one was not: whatever waits on old ones asks again on new ones."""
-        now = self._link.clock()
+        now = self.link.clock()
         if now - self._renewed_at < RENEWED_SECONDS:
             return
         self._renewed_at = now
-        self._link.gate.mark_suspect("kept connections lead nowhere: another server may answer now")
-        self._wake(opened_before)
+        self.link.gate.mark_suspect("kept connections lead nowhere: another server may answer now")
+        self.wake(opened_before)
 
 
+@dataclass(eq=False, repr=False)
 class Housekeeping:
     """Begins what is due. One thread."""
 
-    def __init__(
-        self,
-        link: Link,
-        *,
-        table: SubscriptionTable,
-        pool: ReadPool,
-        services: ServiceReader,
-        direct: DirectWatches,
-        aggregates: AggregateWatches,
-        poller: IndexPoller,
-        listing: ListingWatch,
-        comparison: StreamComparison,
-        missed: MissedChanges,
-        leader: LeaderProbe,
-    ) -> None:
-        self._link = link
-        self._table = table
-        self._pool = pool
-        self._services = services
-        self._direct = direct
-        self._aggregates = aggregates
-        self._poller = poller
-        self._listing = listing
-        self._comparison = comparison
-        self._missed = missed
-        self._leader = leader
-        self._generation = link.config.access.parts(link.config).generation()
-        self._next_full_audit = link.clock() + link.config.verify_seconds
+    link: Link
+    _: KW_ONLY
+    table: SubscriptionTable
+    pool: ReadPool
+    services: ServiceReader
+    direct: DirectWatches
+    aggregates: AggregateWatches
+    poller: IndexPoller
+    listing: ListingWatch
+    comparison: StreamComparison
+    missed: MissedChanges
+    leader: LeaderProbe
+
+    def __post_init__(self) -> None:
+        self._generation = self.link.config.access.parts(self.link.config).generation()
+        self._next_full_audit = self.link.clock() + self.link.config.verify_seconds
 
     def run(self) -> None:
-        """Until the end."""
-        while not self._link.stop.wait(TICK_SECONDS):
-            self.tick(self._link.clock())
+        while not self.link.stop.wait(TICK_SECONDS):
+            self.tick(self.link.clock())
 
     def tick(self, now: float) -> None:
-        """Begin what is due."""
-        config = self._link.config
-        self._aggregates.tick(now)
+        config = self.link.config
+        self.aggregates.tick(now)
         generation = config.access.parts(config).generation()
         if generation != self._generation:  # certificates or tokens are other ones
             self._generation = generation
-            self._link.gate.hurry()
-            self._pool.hurry()
-        self._leader.tick(now)
-        self._comparison.tick(now)
+            self.link.gate.hurry()
+            self.pool.hurry()
+        self.leader.tick(now)
+        self.comparison.tick(now)
         if now >= self._next_full_audit:
             self._next_full_audit = now + config.verify_seconds
-            self._poller.audit()
-        if self._table.unwatched and not self._aggregates.watches:
-            self._poller.poll_changed()  # without aggregate watches polls are all there is
-        elif self._table.unwatched and self._services.unverified and not len(self._pool):
-            self._services.unverified = False
-            self._poller.poll_unverified()
-        self._poller.tick()
-        self._missed.judge(self._listing.changes)
-        if self._link.concurrency.tick():
-            self._direct.grown()
-        since = self._link.concurrency.seconds_since
+            self.poller.audit()
+        if self.table.unwatched and not self.aggregates.watches:
+            self.poller.poll_changed()  # without aggregate watches polls are all there is
+        elif self.table.unwatched and self.services.unverified and not len(self.pool):
+            self.services.unverified = False
+            self.poller.poll_unverified()
+        self.poller.tick()
+        self.missed.judge(self.listing.changes)
+        if self.link.concurrency.tick():
+            self.direct.grown()
+        since = self.link.concurrency.seconds_since
         if since is not None and since > 2 * LEADER_PROBE_SECONDS:
-            self._link.conditions.set("throttled", None)
+            self.link.conditions.set("throttled", None)

@@ -132,7 +132,6 @@ class IndexPoller:
 
     @property
     def pending(self) -> bool:
-        """Whether a look is running or due."""
         running = self._running
         return self._changed_wanted or self._unverified_wanted or (running is not None and not running.auditing)
 
@@ -158,7 +157,6 @@ class IndexPoller:
             self._audited_nodes = {}
 
     def tick(self) -> None:
-        """Begin what is due."""
         with self._lock:
             if self._running is not None or self._clock() < self._not_before:
                 return

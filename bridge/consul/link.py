@@ -49,7 +49,6 @@ class Link:
     # ------------------------------------------------------------------ asking
 
     def client(self, rest_seconds: float = 0.0) -> ConsulClient:
-        """A client of its own, with one connection."""
         return ConsulClient(self.config, self.gate.mark_suspect, rest_seconds)
 
     def watch(
@@ -61,7 +60,6 @@ class Link:
         buckets: tuple[TokenBucket, ...],
         byte_bucket: TokenBucket | None = None,
     ) -> Watch:
-        """A blocking query that is asked again and again."""
         return Watch(
             ask=ask,
             take=take,
@@ -121,7 +119,6 @@ class Link:
             self._slow_until = now + self._retry.wait_seconds(self._slowed, error)
 
     def read_worked(self, at: float) -> None:
-        """A reader's question was answered."""
         self._slowed = 0
         self.last_success = at
 

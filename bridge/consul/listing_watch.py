@@ -45,8 +45,6 @@ class ListingWatch:
         """When the index moved, and whereto."""
 
     def watch(self) -> Watch:
-        """The query, for a thread."""
-
         def ask(index: int, wait: float) -> Answer:
             return self.client.listing(self._link.name, index, wait)
 

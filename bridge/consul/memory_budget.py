@@ -36,7 +36,6 @@ class MemoryBudget:
             self._held[who] = size
 
     def give_back(self, who: Hashable) -> None:
-        """Hold nothing any more."""
         if who in self._held:
             with self._changed:
                 self._held.pop(who, None)
@@ -49,5 +48,4 @@ class MemoryBudget:
 
     @property
     def held(self) -> int:
-        """Bytes that are held now."""
         return sum(tuple(self._held.values()))

@@ -55,7 +55,6 @@ class AdaptiveRateLimiter:
         self._lock = threading.Lock()
 
     def slower(self) -> None:
-        """Consul said 429."""
         with self._lock:
             self._rate = self.FIRST if self._rate is None else max(self._rate / 2, self.LEAST)
             self._free_at = self._changed_at = self._clock()
@@ -95,7 +94,6 @@ class AdaptiveConcurrency:
         self._lock = threading.Lock()
 
     def throttled(self) -> None:
-        """Consul said 429."""
         with self._lock:
             now = self._clock()
             self._last = now
@@ -117,7 +115,6 @@ class AdaptiveConcurrency:
 
     @property
     def seconds_since(self) -> float | None:
-        """Seconds since the last 429; None when there was none."""
         return None if self._last is None else self._clock() - self._last
 
 
@@ -167,7 +164,6 @@ class WaitLimit:
                 self._rounds = 0
 
     def answered(self, lasted: float) -> None:
-        """A query was answered after so many seconds."""
         with self._lock:
             if lasted > self._after + self.LIKE * self._after + self.SLACK_SECONDS:
                 self._rounds = 0

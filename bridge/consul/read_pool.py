@@ -66,7 +66,6 @@ class ReadPool:
         ]
 
     def start(self) -> None:
-        """Start the threads."""
         for thread in self.threads:
             thread.start()
 
@@ -89,7 +88,6 @@ class ReadPool:
                 self._changed.notify()
 
     def put_all(self, urgency: Urgency, jobs: Iterable[Job]) -> None:
-        """`put` for many at once."""
         with self._changed:
             self._waiting[urgency].extend(jobs)
             self._changed.notify_all()

@@ -198,6 +198,5 @@ def _discard(table: dict[str, set[Subscription]], key: str, subscription: Subscr
 
 
 def instances_of(subscription: Subscription) -> tuple[Instance, ...]:
-    """The instances last known of a subscription."""
     known = subscription.known
     return known.instances if known else ()

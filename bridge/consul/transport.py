@@ -244,7 +244,6 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
 
     @property
     def connected(self) -> bool:
-        """Whether a socket is open (or being opened)."""
         return self._sock is not None
 
     @property
@@ -491,15 +490,12 @@ class _Stream(io.RawIOBase):
         self.deadline = deadline
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """As a socket has it, for http.client."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
-        """Yes."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As much as is there."""
         self._sock.settimeout(_left(self.deadline))
         count = self._sock.recv_into(buffer)
         if not self._begun:

@@ -41,7 +41,6 @@ class Position:
     _seen: dict[str, int] = field(default_factory=dict)
 
     def failed(self) -> None:
-        """Start again from a plain read."""
         self.index = 0
 
     def answered(self, answer: Answer) -> bool:
@@ -75,8 +74,6 @@ class ConsistencyGate(Protocol):
 
 
 class Step(Enum):
-    """What one step of a watch came to."""
-
     TAKEN = auto()
     DISCARDED = auto()
     FAILED = auto()
@@ -126,7 +123,6 @@ class Watch:
             self.step()
 
     def step(self) -> Step:
-        """One request and what follows from it."""
         pause = max((bucket.take() for bucket in self._buckets), default=0.0)
         if pause and self._stop.wait(pause):
             return Step.DISCARDED

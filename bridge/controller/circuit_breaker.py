@@ -130,6 +130,5 @@ class CircuitBreaker:
 
     @property
     def written(self) -> int:
-        """How many writes have succeeded."""
         with self._changed:
             return self._written

@@ -36,7 +36,6 @@ class ConsulHealth:
         self._states.consul(datacenter, reason is None, reason or "")
 
     def answers(self, datacenters: Collection[str]) -> bool:
-        """Whether one of these can be asked."""
         return any(datacenter not in self.unreachable for datacenter in datacenters)
 
 

@@ -146,7 +146,6 @@ class Controller:
     # ------------------------------------------------------------------ what the outside asks
 
     def healthy(self) -> tuple[bool, str]:
-        """Whether all threads are alive."""
         if self._fatal is not None:
             return False, f"{type(self._fatal).__name__}: {self._fatal}"
         return True, "ok"
@@ -166,7 +165,6 @@ class Controller:
         return False, detail
 
     def status(self) -> dict[str, Any]:
-        """Everything that /api/status shows."""
         if self.parts is not None:
             return self.parts.status.status()
         return {**self.state(), "report": build_report([], {}, dry_run=True).to_json()}

@@ -78,7 +78,6 @@ class Health:
         return first_pass_done and not self._consul_health.unreachable and kubernetes is None and elected, detail
 
     def tell(self, states: StateChanges) -> None:
-        """All of it, as it is now."""
         reason = self.kubernetes()
         states.kubernetes(reason is None, reason or "")
         with self._planner.lock:

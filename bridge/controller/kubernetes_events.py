@@ -62,7 +62,6 @@ class KubernetesEventObserver:
         self._refused: dict[Query, tuple[str, tuple[Target, ...]]] = {}
 
     def outcome(self, outcome: Outcome, _lag_seconds: float | None) -> None:
-        """What was done, and what prevents the rest."""
         plan, target = outcome.plan, outcome.plan.target
         source = ", ".join(dict.fromkeys(f"{q.service} ({q.datacenter})" for q in plan.queries))
         for change in outcome.applied:
@@ -95,7 +94,6 @@ class KubernetesEventObserver:
         self._say_refused()
 
     def changed(self, event: StateEvent) -> None:
-        """Holds that came and went."""
         if isinstance(event, HoldsChanged):
             for hold in event.ours_began:
                 self._record(hold.target, Kind.SERVICE, "Held", hold.reason, (hold.cause.value,))
@@ -103,13 +101,11 @@ class KubernetesEventObserver:
                 self._record(target, Kind.SERVICE, "HoldEnded", "nothing is held any more")
 
     def pass_done(self, _duration_seconds: float, report: Report) -> None:
-        """Everything was looked at."""
         for outcome in report.outcomes:
             self._details(outcome)
         self._say_refused()
 
     def _details(self, outcome: Outcome) -> None:
-        """Conflicts, skips and warnings of one target."""
         plan, target = outcome.plan, outcome.plan.target
         if not self._leads(target):
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bridge.controller.circuit_breaker import CircuitBreaker
 from bridge.controller.leadership import Leadership
@@ -26,85 +26,68 @@ BESIDE_SECONDS = 0.1
 """How long after a change of another writer's slice it is compared: a mirror comes in several slices."""
 
 
+@dataclass(eq=False, kw_only=True, repr=False)
 class KubernetesSide:
     """Schedules targets that change in Kubernetes. `annotated` says which users' Services are filled. Any thread."""
 
-    def __init__(
-        self,
-        *,
-        planner: Planner,
-        informer: Informer,
-        queue: WorkQueue[Target],
-        scheduler: Scheduler,
-        pending: PendingChanges,
-        results: Results,
-        owned: OwnedTargets,
-        leadership: Leadership,
-        repairs: Repairs,
-        slice_rights: SliceRights,
-        breaker: CircuitBreaker,
-        annotated: Annotated,
-        clock: Callable[[], float],
-        wake: threading.Event,
-    ) -> None:
-        self._planner = planner
-        self._informer = informer
-        self._queue = queue
-        self._scheduler = scheduler
-        self._pending = pending
-        self._results = results
-        self._owned = owned
-        self._leadership = leadership
-        self._repairs = repairs
-        self._slice_rights = slice_rights
-        self._breaker = breaker
-        self._annotated = annotated
-        self._clock = clock
-        self._wake = wake
+    planner: Planner
+    informer: Informer
+    queue: WorkQueue[Target]
+    scheduler: Scheduler
+    pending: PendingChanges
+    results: Results
+    owned: OwnedTargets
+    leadership: Leadership
+    repairs: Repairs
+    slice_rights: SliceRights
+    breaker: CircuitBreaker
+    annotated: Annotated
+    clock: Callable[[], float]
+    wake: threading.Event
 
     # ------------------------------------------------------------------ what the watches say
 
     def on_change(self, target: Target) -> None:
         """Another writer changed something at `target`."""
-        if not self._scheduler.first_pass_done:
+        if not self.scheduler.first_pass_done:
             self.follow_annotation(target)  # full passes do not ask users' Services again
-            self._scheduler.schedule({target})
+            self.scheduler.schedule({target})
             return
-        double = self._informer.take_double(target)
-        if not self._leadership.leads(target):
-            with self._planner.lock:  # the one who leads did what we have only seen coming: charge it here too
-                self._planner.guard.applied(target)
+        double = self.informer.take_double(target)
+        if not self.leadership.leads(target):
+            with self.planner.lock:  # the one who leads did what we have only seen coming: charge it here too
+                self.planner.guard.applied(target)
         elif double:
-            self._repairs.conflicting.wrote(target)
+            self.repairs.conflicting.wrote(target)
         asked = self.follow_annotation(target)
         if not asked:
-            self._pending.touched(target)
-        self._queue.add(target, delay_seconds=0.0 if asked else self._repairs.delay_seconds(target))
+            self.pending.touched(target)
+        self.queue.add(target, delay_seconds=0.0 if asked else self.repairs.delay_seconds(target))
 
     def on_beside(self, target: Target) -> None:
         """Slices at `target` changed that no bridge writes: nothing is put back, but they change where traffic goes."""
-        if not self._scheduler.first_pass_done:
-            self._scheduler.schedule({target})
+        if not self.scheduler.first_pass_done:
+            self.scheduler.schedule({target})
             return
-        outcome = self._results.of(target)
+        outcome = self.results.of(target)
         if outcome is not None and not outcome.failures:  # else it is tried again in any case, when that is due
-            delay = max(BESIDE_SECONDS, self._repairs.delay_seconds(target))
-            self._queue.add(target, priority=LATER, delay_seconds=delay)
+            delay = max(BESIDE_SECONDS, self.repairs.delay_seconds(target))
+            self.queue.add(target, priority=LATER, delay_seconds=delay)
 
     def on_labels(self, labels: Labels, changed: Collection[str]) -> None:
         """Labels of namespaces were read for the first time, or some changed: other grants may select them now."""
-        with self._planner.lock:
-            self._annotated = replace(self._annotated, labels=labels)
-        asking = (Target(s.meta.namespace, s.meta.name) for s in self._informer.annotated_services())
+        with self.planner.lock:
+            self.annotated = replace(self.annotated, labels=labels)
+        asking = (Target(s.meta.namespace, s.meta.name) for s in self.informer.annotated_services())
         targets = {target for target in asking if target.namespace in changed and self.follow_annotation(target)}
-        self._scheduler.schedule(targets)
+        self.scheduler.schedule(targets)
 
     def follow_annotation(self, target: Target) -> bool:
         """Follow what the user's Service at `target` asks for now; returns whether that changed."""
-        with self._planner.lock:
-            current = self._informer.current(target)
-            world, now = self._planner.world, self._clock()
-            request = request_at(current, world.datacenters[0], self._annotated, names_at(current))
+        with self.planner.lock:
+            current = self.informer.current(target)
+            world, now = self.planner.world, self.clock()
+            request = request_at(current, world.datacenters[0], self.annotated, names_at(current))
             if request is None:
                 changed = world.unannotate(target, now)
             elif isinstance(request, Refusal):
@@ -114,15 +97,15 @@ class KubernetesSide:
             else:
                 changed = world.annotate(target, *request, now)
         if changed:
-            self._wake.set()
+            self.wake.set()
         return bool(changed)
 
     # ------------------------------------------------------------------ what the supervisor asks for
 
     def recall(self) -> None:
         """Read from the store where our objects came from, and what users ask for."""
-        self._owned.record_all()
-        for service in self._informer.annotated_services():
+        self.owned.record_all()
+        for service in self.informer.annotated_services():
             self.follow_annotation(Target(service.meta.namespace, service.meta.name))
 
     def take_freed(self, compare: Callable[[Collection[str]], None]) -> None:
@@ -130,20 +113,20 @@ class KubernetesSide:
 
         `compare` gets their names once what is there is known.
         """
-        before, now = self._planner.unreadable, self._informer.unreadable()
+        before, now = self.planner.unreadable, self.informer.unreadable()
         freed = before.keys() - now.keys()
         if freed:
             self.recall()
-        with self._planner.lock:
+        with self.planner.lock:
             if freed:
                 compare(freed)
-            self._planner.unreadable = now
-            targets = self._planner.world.targets() | set(self._informer.targets()) if freed else set()
+            self.planner.unreadable = now
+            targets = self.planner.world.targets() | set(self.informer.targets()) if freed else set()
         if freed:
-            self._scheduler.schedule({target for target in targets if target.namespace in freed})
+            self.scheduler.schedule({target for target in targets if target.namespace in freed})
 
     def take_granted(self) -> None:
         """Namespaces where EndpointSlices could not be written, and now can."""
-        granted = set() if self._breaker.failing else self._slice_rights.granted()
+        granted = set() if self.breaker.failing else self.slice_rights.granted()
         if granted:
-            self._scheduler.schedule({target for target in self._informer.targets() if target.namespace in granted})
+            self.scheduler.schedule({target for target in self.informer.targets() if target.namespace in granted})

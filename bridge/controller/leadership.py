@@ -54,22 +54,18 @@ class NoElection:
         """Nothing to give up."""
 
     def leads(self, _target: Target, /) -> bool:
-        """Always."""
         return True
 
     def lease_remaining(self, _target: Target, /) -> float:
-        """Without limit: there is no other writer."""
         return math.inf
 
     def begin_write(self, _target: Target, /) -> bool:
-        """Always."""
         return True
 
     def end_write(self, _target: Target, /) -> None:
         """Nothing waits for it."""
 
     def status(self) -> dict[str, Any] | None:
-        """There is no election."""
         return None
 
     def conflicting_writer(self) -> str:
@@ -101,32 +97,25 @@ class LeaseElection:
         )
 
     def start(self) -> None:
-        """Take part."""
         self._election.start()
 
     def stop(self) -> None:
-        """Release what is ours, so that the next one need not wait."""
         self._election.stop()
         self._leases.close()
 
     def leads(self, target: Target, /) -> bool:
-        """Whether we hold its shard."""
         return self._election.may_write(shard_of(target, self._shards))
 
     def lease_remaining(self, target: Target, /) -> float:
-        """Until another can have its shard."""
         return self._election.lease_remaining(shard_of(target, self._shards))
 
     def begin_write(self, target: Target, /) -> bool:
-        """Hold the shard while one of its targets is written."""
         return self._election.begin_write(shard_of(target, self._shards))
 
     def end_write(self, target: Target, /) -> None:
-        """The shard may be given up again."""
         self._election.end_write(shard_of(target, self._shards))
 
     def status(self) -> dict[str, Any] | None:
-        """The election's own account."""
         return self._election.status()
 
     def conflicting_writer(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from bridge.errors import BridgeError
 from bridge.kube.client import KubeClient
@@ -15,24 +16,18 @@ AWAIT_SECONDS, RETRY_SECONDS = 10.0, 60.0
 """How long the first full pass waits for them, and how often they are asked for while they cannot be read."""
 
 
+@dataclass(eq=False, repr=False)
 class NodeAddresses:
     """Keeps the planner's nodes up to date; `names` are those of the settings. For the supervisor's thread."""
 
-    def __init__(
-        self,
-        client: KubeClient,
-        names: Sequence[str],
-        planner: Planner,
-        retry: RetryPolicy,
-        stop: threading.Event,
-        clock: Callable[[], float],
-    ) -> None:
-        self._client = client
-        self._names = names
-        self._planner = planner
-        self._retry = retry
-        self._stop = stop
-        self._clock = clock
+    client: KubeClient
+    names: Sequence[str]
+    planner: Planner
+    retry: RetryPolicy
+    stop: threading.Event
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
         self._next = float("-inf")
         self.trouble = ""
         """Why they may be out of date; "" while they are not."""
@@ -42,18 +37,18 @@ class NodeAddresses:
 
         Nothing else needs them, so nothing else waits for a server that does not list its nodes.
         """
-        if "*" in self._names:  # then their names were needed, and came with the addresses
+        if "*" in self.names:  # then their names were needed, and came with the addresses
             return
-        deadline, attempt = self._clock() + AWAIT_SECONDS, 0
-        while not self.refresh() and self._clock() < deadline and not self._stop.is_set():
+        deadline, attempt = self.clock() + AWAIT_SECONDS, 0
+        while not self.refresh() and self.clock() < deadline and not self.stop.is_set():
             attempt += 1
-            self._stop.wait(self._retry.wait_seconds(attempt))
+            self.stop.wait(self.retry.wait_seconds(attempt))
 
     def refresh(self) -> bool:
         """Read the nodes; whether that succeeded. Else those that are known stay, and `/readyz` says why."""
-        self._next = self._clock() + RETRY_SECONDS
+        self._next = self.clock() + RETRY_SECONDS
         try:
-            self._planner.nodes = cluster_nodes(self._client, self._names, self._planner.nodes)
+            self.planner.nodes = cluster_nodes(self.client, self.names, self.planner.nodes)
         except BridgeError as error:
             self.trouble = str(error)
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bridge.controller.results import Results
 from bridge.controller.scheduler import Scheduler
@@ -14,46 +15,37 @@ from bridge.report import Outcome
 from bridge.telemetry.events import Observer
 
 
+@dataclass(eq=False, kw_only=True, repr=False)
 class OwnedTargets:
     """Keeps `ConsulState` informed of what we own in Kubernetes. Any thread."""
 
-    def __init__(
-        self,
-        *,
-        planner: Planner,
-        informer: Informer,
-        scheduler: Scheduler,
-        results: Results,
-        observer: Observer,
-        clock: Callable[[], float],
-    ) -> None:
-        self._planner = planner
-        self._informer = informer
-        self._scheduler = scheduler
-        self._results = results
-        self._observer = observer
-        self._clock = clock
+    planner: Planner
+    informer: Informer
+    scheduler: Scheduler
+    results: Results
+    observer: Observer
+    clock: Callable[[], float]
 
     def record_all(self) -> None:
         """All that Kubernetes holds of ours."""
         changed: set[Target] = set()
-        with self._planner.lock:
-            for target in self._informer.targets():
-                names = names_at(self._informer.current(target))
-                changed |= self._planner.world.record_owned(target, names, self._clock())
-        self._scheduler.schedule(changed)
+        with self.planner.lock:
+            for target in self.informer.targets():
+                names = names_at(self.informer.current(target))
+                changed |= self.planner.world.record_owned(target, names, self.clock())
+        self.scheduler.schedule(changed)
 
     def record(self, target: Target) -> None:
         """The objects after `target` was reconciled; a target without objects and sources is forgotten."""
-        names = names_at(self._informer.current(target))
-        with self._planner.lock:
+        names = names_at(self.informer.current(target))
+        with self.planner.lock:
             if names:
-                changed = self._planner.world.record_owned(target, names, self._clock())
+                changed = self.planner.world.record_owned(target, names, self.clock())
             else:
-                changed = self._planner.world.drop_owned(target, self._clock())
-                self._planner.guard.forget(target)
-            world = self._planner.world
+                changed = self.planner.world.drop_owned(target, self.clock())
+                self.planner.guard.forget(target)
+            world = self.planner.world
             gone = not world.queries_at(target) and world.refusal(target) is None
-        self._scheduler.schedule(changed)
-        if gone and self._results.forget(target) is not None:
-            self._observer.outcome(Outcome(Plan(target)), None)
+        self.scheduler.schedule(changed)
+        if gone and self.results.forget(target) is not None:
+            self.observer.outcome(Outcome(Plan(target)), None)

@@ -30,7 +30,6 @@ class PendingChange:
         return min((at for at in (self.first_seen_at, self.first_failed_at) if at is not None), default=None)
 
     def failed(self, *, touched: bool) -> PendingChange:
-        """The change after a failed write."""
         return PendingChange(first_failed_at=self.since, externally_modified=touched)
 
 

@@ -16,7 +16,6 @@ class Results:
         self._results: dict[Target, Outcome] = {}
 
     def record(self, outcome: Outcome) -> Outcome | None:
-        """Keep it; returns the one before."""
         target = outcome.plan.target
         with self._lock:
             before = self._results.pop(target, None)
@@ -34,12 +33,10 @@ class Results:
             return self._results.pop(target, None)
 
     def of(self, target: Target) -> Outcome | None:
-        """The last one of a target."""
         with self._lock:
             return self._results.get(target)
 
     def all(self) -> dict[Target, Outcome]:
-        """All of them, as they are now."""
         with self._lock:
             return dict(self._results)
 

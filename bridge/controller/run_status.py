@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from bridge.consul.catalog import Catalog
@@ -20,76 +21,60 @@ from bridge.pipeline.planner import Planner
 from bridge.report import build_report
 
 
+@dataclass(eq=False, kw_only=True, repr=False)
 class RunStatus:
     """Answers from what is known already; nothing is asked of Consul or Kubernetes. Any thread."""
 
-    def __init__(
-        self,
-        *,
-        owner: str,
-        planner: Planner,
-        results: Results,
-        scheduler: Scheduler,
-        queue: WorkQueue[Target],
-        full_passes: FullPasses,
-        health: Health,
-        catalog: Catalog,
-        informer: Informer,
-        view: StatusView,
-        clock: Callable[[], float],
-    ) -> None:
-        self._owner = owner
-        self._planner = planner
-        self._results = results
-        self._scheduler = scheduler
-        self._queue = queue
-        self._full_passes = full_passes
-        self._health = health
-        self._catalog = catalog
-        self._informer = informer
-        self._view = view
-        self._clock = clock
+    owner: str
+    planner: Planner
+    results: Results
+    scheduler: Scheduler
+    queue: WorkQueue[Target]
+    full_passes: FullPasses
+    health: Health
+    catalog: Catalog
+    informer: Informer
+    view: StatusView
+    clock: Callable[[], float]
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
-        """As `Controller.ready`."""
-        return self._health.readiness(first_pass_done=self._scheduler.first_pass_done)
+        return self.health.readiness(first_pass_done=self.scheduler.first_pass_done)
 
     def status(self) -> dict[str, Any]:
-        """Everything that /api/status shows."""
         report = build_report(
-            list(self._results.all().values()),
-            self._planner.read_errors(),
+            list(self.results.all().values()),
+            self.planner.read_errors(),
             dry_run=True,
             skipped=self.unmirrored(),
-            unplanned=self._planner.unplanned(),
+            unplanned=self.planner.unplanned(),
         )
         return {**self.state(), "report": report.to_json()}
 
     def state(self) -> dict[str, Any]:
         """The same without the report, whose making takes longer the more services there are."""
         ready, detail = self.ready()
-        last = self._full_passes.last
+        last = self.full_passes.last
         return {
             "ready": ready,
             **detail,
-            "owner": self._owner,
-            "queue": len(self._queue),
-            "seconds_since_last_full_pass": None if last is None else round(self._clock() - last, 1),
-            "catalog": self._catalog.status()["datacenters"],
-            "cache": self._informer.status(),
+            "owner": self.owner,
+            "queue": len(self.queue),
+            "seconds_since_last_full_pass": None if last is None else round(self.clock() - last, 1),
+            "catalog": self.catalog.status()["datacenters"],
+            "cache": self.informer.status(),
         }
 
     def services(self) -> list[ServiceRow]:
         """All mirrored services as they are now, sorted by target."""
-        return self._view.rows(self._results.all()) if self._scheduler.first_pass_done else []
+        return self.view.rows(self.results.all()) if self.scheduler.first_pass_done else []
 
     def unmirrored(self) -> tuple[Skipped, ...]:
         """Services whose name cannot be brought into Kubernetes' form."""
-        with self._planner.lock:
-            return self._planner.world.unmappable()
+        with self.planner.lock:
+            return self.planner.world.unmappable()
 
     def explain(self, target: Target) -> tuple[Explanation, ...] | None:
         """Why the instances at a target are as they are; None when nothing is mirrored there."""
-        if not self._scheduler.first_pass_done:
+        if not self.scheduler.first_pass_done:
             return None
-        return self._view.explain(target, self._results.of(target))
+        return self.view.explain(target, self.results.of(target))

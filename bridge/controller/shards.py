@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bridge.controller.circuit_breaker import CircuitBreaker
 from bridge.controller.conflicting_writers import ConflictingWriters
@@ -19,14 +20,16 @@ WRITING_TIMEOUT_SECONDS = 2.0
 """How long that may take: the supervisor waits for it."""
 
 
+@dataclass(eq=False, repr=False)
 class HeldShards:
     """The shards that are ours to write now, of `total`. Any thread."""
 
-    def __init__(self, total: int, conflicting: ConflictingWriters, observer: Observer, wake: threading.Event) -> None:
-        self._total = total
-        self._conflicting = conflicting
-        self._observer = observer
-        self._wake = wake
+    total: int
+    conflicting: ConflictingWriters
+    observer: Observer
+    wake: threading.Event
+
+    def __post_init__(self) -> None:
         self._gained = threading.Event()
         self.held: frozenset[int] = frozenset()
 
@@ -34,11 +37,11 @@ class HeldShards:
         """These shards are ours to write now, and no others."""
         gained = shards - self.held
         self.held = shards
-        self._observer.changed(LeadingChanged(shards, self._total))
+        self.observer.changed(LeadingChanged(shards, self.total))
         if gained:
-            self._conflicting.gained()
+            self.conflicting.gained()
             self._gained.set()
-            self._wake.set()
+            self.wake.set()
 
     def take_gained(self) -> bool:
         """Whether a shard became ours since this was last asked."""
@@ -48,24 +51,23 @@ class HeldShards:
         return gained
 
 
+@dataclass(eq=False, repr=False)
 class WriteProbe:
     """Checks that the API server answers writes again while this replica has no shard and so writes nothing."""
 
-    def __init__(
-        self, client: KubeClient, breaker: CircuitBreaker, shards: HeldShards, clock: Callable[[], float]
-    ) -> None:
-        self._client = client
-        self._breaker = breaker
-        self._shards = shards
-        self._clock = clock
+    client: KubeClient
+    breaker: CircuitBreaker
+    shards: HeldShards
+    clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
         self._next = 0.0
 
     def look(self) -> None:
-        """Ask, if it is time to."""
-        now = self._clock()
-        if self._shards.held or not self._breaker.failing or now < self._next:
+        now = self.clock()
+        if self.shards.held or not self.breaker.failing or now < self._next:
             return
         self._next = now + WRITING_SECONDS
         with contextlib.suppress(BridgeError):
-            self._client.request("GET", "/version", timeout=WRITING_TIMEOUT_SECONDS)
-            self._breaker.mended()
+            self.client.request("GET", "/version", timeout=WRITING_TIMEOUT_SECONDS)
+            self.breaker.mended()

@@ -62,7 +62,6 @@ class StateChanges:
                 self._observer.changed(KubernetesReachable(up, reason, first=before is None))
 
     def held(self, held: tuple[Held, ...], leads: Callable[[Target], bool] = lambda _target: True) -> None:
-        """Everything that the guard holds."""
         now = {hold.target: hold for hold in held}
         ours = frozenset(filter(leads, now))
         with self._lock:

@@ -36,7 +36,6 @@ class StatusView:
         self._made: dict[Target, tuple[tuple[Any, ...], ServiceRow]] = {}
 
     def rows(self, outcomes: Mapping[Target, Outcome]) -> list[ServiceRow]:
-        """A row for every target, sorted by target."""
         with self._lock:
             targets = sorted(self._world.targets())
             trouble = self._world.trouble()

@@ -146,7 +146,6 @@ class Workers:
         self._deferred: set[Target] = set()
 
     def run(self) -> None:
-        """Work until the queue is closed."""
         while (target := self._queue.take()) is not None:
             self._finish(target)
 

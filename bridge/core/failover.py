@@ -55,7 +55,6 @@ class Candidate:
 
     @property
     def has(self) -> str:
-        """How many instances are ready, as text."""
         return f"{self.ready} of {self.registered} ready" if self.registered else "no instance"
 
 

@@ -1,5 +1,10 @@
 """How much may be taken away, and how fast. Consul in trouble must not become the cluster in trouble.
 
+In: the plans of a pass together, or one of them (`admit`), what was written (`applied`), and signs that Consul was
+rebuilt (`rebuilt`). Out: a `Verdict` of what is held at which target, and the targets whose hold may be over (`due`).
+Read `Guard` first, which keeps a ledger per scope, then `_Ledger._judge` and `_look` (the decision), then `_note`,
+`_age` and `_calm` (what is remembered, and for how long).
+
 Everything is added up per scope (`model.Scope`): what rules mirror from a datacenter, and the annotated Services of
 each namespace. What happens in one scope never changes what the guard says in another.
 
@@ -75,13 +80,13 @@ class GuardSettings:
     `command` is `bridge sync` with this installation's settings: the message of a hold has it.
     """
 
-    removal_percent: int = 50
-    removal_minimum: int = 10
-    panic_percent: int = 80
-    window_seconds: float = 60.0
-    restore_hold_seconds: float = 600.0
-    hold_release_seconds: float | None = None
-    command: str = "bridge sync"
+    removal_percent: int
+    removal_minimum: int
+    panic_percent: int
+    window_seconds: float
+    restore_hold_seconds: float
+    hold_release_seconds: float | None
+    command: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,7 +312,6 @@ class Mirror:
 
     @property
     def not_ready(self) -> int:
-        """Number of endpoints that are listed but not ready."""
         return sum(not e.ready for g in self.groups for e in g.endpoints)
 
 
@@ -329,8 +328,6 @@ class Skipped:
 
 
 class Kind(StrEnum):
-    """The kinds that the bridge reads and writes."""
-
     SERVICE = "Service"
     ENDPOINTS = "Endpoints"
     ENDPOINT_SLICE = "EndpointSlice"
@@ -474,7 +471,6 @@ class Current:
 
     @property
     def objects(self) -> tuple[CurrentService | CurrentEndpoints | CurrentSlice | CurrentRoute, ...]:
-        """Everything there that may be ours."""
         found = (self.service, self.endpoints, *self.slices, self.route)
         return tuple(o for o in found if o is not None and not isinstance(o, Reason))
 
@@ -483,8 +479,6 @@ class Current:
 
 
 class Action(StrEnum):
-    """What happens to one object."""
-
     CREATE = "create"
     UPDATE = "update"
     DELETE = "delete"
@@ -518,8 +512,6 @@ class ServiceBody:
 
 @dataclass(frozen=True, slots=True)
 class EndpointsBody:
-    """Content of an Endpoints object to be applied."""
-
     groups: tuple[Group, ...]
     labels: Pairs
     annotations: Pairs
@@ -537,8 +529,6 @@ class SliceBody:
 
 @dataclass(frozen=True, slots=True)
 class RouteBody:
-    """Content of an HTTPRoute to be applied."""
-
     route: Route
     labels: Pairs
     annotations: Pairs
@@ -700,7 +690,6 @@ class Plan:
 
     @property
     def writes(self) -> tuple[Change, ...]:
-        """The changes that reach the API server."""
         return tuple(c for c in self.changes if c.action is not Action.UNCHANGED)
 
     @property

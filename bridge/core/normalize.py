@@ -34,8 +34,6 @@ _HOST_NAME = re.compile(r"(?=.{1,253}\Z)([A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A parsed address in canonical form."""
-
     text: str
     family: Family
 

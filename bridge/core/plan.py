@@ -1,5 +1,10 @@
 """The difference between what a target should be and what Kubernetes holds there, as data.
 
+In: the desired `Mirror` (None: nothing is to be there), the `Current` objects, and what may be done (owner, policy,
+adoption, missing rights). Out: a `Plan`, whose changes are in the order in which they must be applied. Read `plan`
+first, then `_upsert` (the Service; `_carry`: Endpoints and slices; the HTTPRoute) and `_remove` (a target that goes);
+`_taken` counts what the guard has to judge. `retain` is for before: it adds what must stay to what is desired.
+
 | what is there | the Service | Endpoints and slices |
 | --- | --- | --- |
 | nothing | created | created |

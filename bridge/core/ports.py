@@ -42,7 +42,6 @@ CLUSTER_IP = "ClusterIP"
 
 
 def legal(number: int) -> bool:
-    """Whether it is a port that can be connected to."""
     return 0 < number < 65536
 
 
@@ -117,7 +116,6 @@ def in_order(ports: Iterable[NamedPort]) -> list[NamedPort]:
 
 @lru_cache(maxsize=4096)
 def port_name(port: NamedPort) -> str:
-    """A port's name in Kubernetes' form."""
     return dns_label(port.name) or f"port-{port.number}"
 
 

@@ -445,7 +445,6 @@ def code_of(reason: str) -> str:
 
 
 def codes_of(reasons: Iterable[str]) -> tuple[str, ...]:
-    """The codes of several reasons, each once, in order."""
     return tuple(sorted({code_of(reason) for reason in reasons} - {""}))
 
 

@@ -20,7 +20,6 @@ _USERINFO = re.compile(r"(://)[^/\s@]+@")
 
 
 def redacted(text: str) -> str:
-    """`text` without whatever looks like a credential."""
     scheme, assigned, jwt, key = _SECRETS
     text = scheme.sub(rf"\1 {HIDDEN}", text)
     text = assigned.sub(rf"\1{HIDDEN}", text)

@@ -196,12 +196,10 @@ def _glob_covers(wide: str, narrow: str) -> bool:
 
 
 def query_of(rule: Rule, service: str, datacenter: str) -> Query:
-    """What Consul is asked for a service under a rule."""
     return Query(datacenter, service, rule.namespace, rule.partition, rule.peer, rule.filter)
 
 
 def asks_for_routes(rules: Iterable[Rule]) -> bool:
-    """Whether a rule wants HTTPRoutes."""
     return any(rule.to.route is not None for rule in rules)
 
 
@@ -351,7 +349,6 @@ class TargetAssignments:
         return any(rank[3] == query for rank in self._ranks.get(target, ()))
 
     def rejected(self, target: Target) -> tuple[Skipped, ...]:
-        """What did not get `target`, with the reason."""
         ranks, owning = self._ranks.get(target, ()), self._owning(target)
         if len(ranks) == len(owning):
             return ()
@@ -365,7 +362,6 @@ class TargetAssignments:
         return next((self._why(rank, target) for rank in mine), None)
 
     def targets(self) -> set[Target]:
-        """All targets that any service wants."""
         return set(self._rules)
 
     def _owning(self, target: Target) -> tuple[_Rank, ...]:

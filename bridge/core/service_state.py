@@ -78,7 +78,6 @@ class ServiceRow:
         return NO_READY_ENDPOINT if without_ready_endpoint(self.state, self.kubernetes_ready) else self.state
 
     def to_json(self) -> dict[str, Any]:
-        """As an entry of `services` in `bridge status -o json`."""
         return {
             "service": self.service,
             "datacenter": self.datacenter,
@@ -125,7 +124,6 @@ def without_ready_endpoint(state: str, ready: int) -> bool:
 
 
 def readable(mark: str) -> str:
-    """A state or mark for people: `out of sync`."""
     return mark.replace("_", " ")
 
 

@@ -64,7 +64,6 @@ class _Difference:
 
     @property
     def each(self) -> Iterator[Hashable]:
-        """Every single difference."""
         yield from (("missing", key) for key in self.missing)
         yield from (("beyond", key) for key in self.beyond)
         yield from (("otherwise", key, self.expected[key]) for key in self.otherwise)

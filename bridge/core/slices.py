@@ -84,7 +84,6 @@ def missing(target: Target, groups: Iterable[Group], existing: Sequence[CurrentS
 
 
 def addresses_in(wanted: Iterable[Slice]) -> set[str]:
-    """All addresses of some slices."""
     return {e.address for piece in wanted for e in piece.group.endpoints}
 
 

@@ -1,5 +1,14 @@
 """What is known of Consul right now, and which targets that feeds.
 
+| in | out |
+| --- | --- |
+| `on_listing`, `on_view`: answers of Consul | `wanted`: what is to be asked of it |
+| `record_owned`: what Kubernetes holds of ours | `targets`; for one of them `sources`, `unsubscribed`, `removable` |
+| `annotate`, `refuse`: users' Services | `rejected`, `unmappable`: what gets no target, and why |
+
+Whatever comes in returns the targets to plan again; so does `expire` as time passes. Read `_choose` first (which rules
+take a service), then `_take` and `_give_up` (which targets that feeds) and `_is_gone` (when a service has left).
+
 Listings say which services there are, views say what their instances are. Tags, meta and filters select instances
 and never end the life of a Service: while the name is listed and a rule names it, the objects at that rule's target
 keep their source, whichever instance has the tags at the moment (`_choose`).
@@ -199,7 +208,6 @@ class ConsulState:
         return self._choose_again(self._drop_owned(target), now)
 
     def _drop_owned(self, target: Target) -> tuple[Name, ...]:
-        """Forget a target; returns the services that it came from."""
         self._orphaned.pop(target, None)
         self._unsubscribed.discard(target)
         names = self._owned.pop(target, ())
@@ -454,11 +462,9 @@ class ConsulState:
         return frozenset(self._feeds.get(query, ()))
 
     def known(self, query: Query) -> Known | None:
-        """What was last known of a service."""
         return self._views.get(query)
 
     def is_listed(self, name: Name) -> bool:
-        """Whether a datacenter's last listing has the name."""
         listing = self._listings.get(name[0])
         return listing is not None and name[1] in listing.services
 
@@ -468,7 +474,6 @@ class ConsulState:
         return sum(self.is_missing(name) for name in names), len(names)
 
     def is_missing(self, name: Name) -> bool:
-        """Whether a datacenter was listed, and lacks the name."""
         return name[0] in self._listings and not self.is_listed(name)
 
     def tags(self, name: Name) -> frozenset[str] | None:
@@ -523,7 +528,6 @@ class ConsulState:
         return dict(self._trouble)
 
     def listing_trouble(self) -> Mapping[str, str]:
-        """Datacenters whose last listing failed, with the reason."""
         return dict(self._listing_trouble)
 
     # ------------------------------------------------------------------ internal rules
@@ -618,7 +622,6 @@ class ConsulState:
             self._stay(name)
 
     def _stay(self, name: Name) -> None:
-        """It is not leaving (any more)."""
         self._leaving.pop(name, None)
         self._left.discard(name)
 

@@ -90,7 +90,6 @@ Resolved = Mapping[str, tuple[str, ...]]
 
 
 def selects(rule: Rule, instance: Instance) -> bool:
-    """Whether the rule's tags and meta select this instance."""
     return (not rule.tags or all(tag in instance.tags for tag in rule.tags)) and (
         not rule.meta or all(pair in instance.meta for pair in rule.meta)
     )
@@ -264,7 +263,6 @@ def _address_hints(rule: Rule, known: Known) -> Iterator[Reason]:
 
 
 def instance_name(instance: Instance) -> str:
-    """An instance for people."""
     return f"{truncate(instance.node)}/{truncate(instance.id)}"
 
 
@@ -388,7 +386,6 @@ def _selects_none(rule: Rule, known: Known) -> bool:
 
 
 def _none_selected(code: Code, rule: Rule, query: Query, known: Known) -> Reason:
-    """The warning while a rule selects no instance."""
     count = len(known.instances)
     none = f"none of the {count} instances" if count > 1 else "no instance"
     return Reason(code, none=none, service=truncate(query.service), asks=rule.asks, rule=rule.title)
@@ -478,7 +475,6 @@ def _damp(
 
 
 def _turn(decision: InstanceDecision, *, ready: bool, reason: Reason) -> None:
-    """Make an instance ready, or not ready."""
     decision.endpoints = tuple(
         (family, replace(e, ready=ready, serving=ready, terminating=False)) for family, e in decision.endpoints
     )
@@ -491,7 +487,6 @@ def _pairs_of(decision: InstanceDecision) -> set[tuple[str, int, str]]:
 
 
 def _kept_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]]) -> Iterable[Reason]:
-    """The warnings while `min_ready` keeps instances ready."""
     kept: dict[Query, list[InstanceDecision]] = {}
     for _, query, decision in decisions:
         if decision.reason is not None and decision.reason.code is Code.KEPT_READY:

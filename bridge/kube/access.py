@@ -94,12 +94,10 @@ class Access:
 
     @property
     def server(self) -> str:
-        """Address of the API server, for messages."""
         return faults.redact(self._loaded.server)
 
     @property
     def namespace(self) -> str:
-        """The context's namespace, or the pod's."""
         return self._loaded.namespace
 
     @property
@@ -109,7 +107,6 @@ class Access:
 
     @property
     def proxy(self) -> Proxy | None:
-        """The proxy that every request goes through."""
         return self._loaded.proxy
 
     @property
@@ -119,7 +116,6 @@ class Access:
 
     @property
     def unverified(self) -> bool:
-        """Whether the server's certificate is not verified."""
         return not self._loaded.configuration.verify_ssl and self._loaded.server.startswith("https")
 
     @property
@@ -163,7 +159,6 @@ class Access:
         return plugin or self._file_trouble
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever connections must be recreated."""
         with self._lock:
             self._listeners.append(listener)
 

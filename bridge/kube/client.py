@@ -62,20 +62,18 @@ class KubeConfig:
     `max_answer_bytes`: the largest answer, and the largest event of a watch, that is read.
     """
 
-    kubeconfig: str = ""
-    context: str = ""
-    namespaces: tuple[str, ...] = ()
+    kubeconfig: str
+    context: str
+    namespaces: tuple[str, ...]
     namespace_default: str = ""
-    request_timeout_seconds: float = 10.0
-    connect_timeout_seconds: float = 3.0
-    connections: int = 16
-    max_answer_bytes: int = 32 << 20
+    request_timeout_seconds: float
+    connect_timeout_seconds: float
+    connections: int
+    max_answer_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What `GET /version` says."""
-
     major: int
     minor: int
     git: str
@@ -191,7 +189,6 @@ class KubeClient:
 
     @property
     def server(self) -> str:
-        """Address of the API server, for messages."""
         return self._access.server
 
     @property
@@ -232,7 +229,6 @@ class KubeClient:
 
     @property
     def streams(self) -> int:
-        """Watches that are open now."""
         with self._lock:
             pools = self._pools
         return pools[1].streams if pools is not None else 0
@@ -247,7 +243,6 @@ class KubeClient:
         return False
 
     def drop_idle(self) -> None:
-        """Do not reuse any connection that is open now."""
         with self._lock:
             pools = self._pools
         if pools is not None:
@@ -325,7 +320,6 @@ class KubeClient:
             raw.close()
 
     def version(self) -> Version:
-        """Version of the API server."""
         import json
 
         answer = self.request("GET", "/version")

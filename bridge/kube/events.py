@@ -110,7 +110,6 @@ class EventRecorder:
         self._thread = threading.Thread(target=self._run, name="kube-events", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
         self._thread.start()
 
     def record(self, event: Event) -> None:

@@ -78,7 +78,6 @@ class RequestInfo:
 
     @property
     def verb(self) -> str:
-        """The RBAC verb of this request."""
         if self.method == "GET":
             if self.watching:
                 return "watch"
@@ -107,7 +106,6 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def trim(text: str, limit: int = TEXT_LIMIT) -> str:
-    """One line of at most `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 

@@ -226,6 +226,14 @@ def _fill_routes(client: KubeClient, store: Store, namespace: str | None, *, wan
         store.routes_unread[namespace or ""] = gateway.unread(client, namespace, error)
 
 
+def list_routes(client: KubeClient, store: Store, namespaces: Namespaces, *, wanted: bool = True) -> None:
+    """List the HTTPRoutes into a store; `wanted`: a rule asks for them."""
+    scopes = _scopes(namespaces)
+    with ThreadPoolExecutor(max_workers=max(1, min(4, len(scopes))), thread_name_prefix="kube-list") as pool:
+        for done in [pool.submit(_fill_routes, client, store, namespace, wanted=wanted) for namespace in scopes]:
+            done.result()
+
+
 def _scopes(namespaces: Namespaces) -> tuple[str | None, ...]:
     return (None,) if namespaces is None else tuple(dict.fromkeys(namespaces))
 
@@ -275,8 +283,8 @@ def list_once(
                 for namespace in _scopes(namespaces):
                     if namespace not in refused:
                         _fill_leftovers(client, store, namespace, store.without_selector(namespace))
-            for namespace in _scopes(namespaces) if routes is not None else ():
-                _fill_routes(client, store, namespace, wanted=routes is True)
+            if routes is not None:
+                list_routes(client, store, namespaces, wanted=routes)
         except BaseException:
             for future in futures:
                 future.cancel()

@@ -90,11 +90,9 @@ class NamespaceLabels:
         return self._trouble
 
     def start(self) -> None:
-        """Begin to list and watch; returns at once."""
         self._thread.start()
 
     def close(self, timeout: float = 1.0) -> None:
-        """Stop watching."""
         self._stop.set()
         self._client.close()
         if self._thread.ident is not None:

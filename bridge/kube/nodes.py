@@ -48,7 +48,6 @@ def _seen(client: KubeClient) -> dict[str, list[str]] | None:
 
 
 def _nodes(client: KubeClient) -> Iterator[tuple[str, list[str]]]:
-    """Names and (canonical) addresses of all nodes."""
     for items, _ in pages(client, "/api/v1/nodes", "nodes", page=PAGE):
         yield from filter(None, map(_node, items))
 

@@ -270,7 +270,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _told(cluster: Mapping[str, Any]) -> dict[str, Any]:
-    """A cluster as ExecCredential spells it."""
     found: dict[str, Any] = {}
     for ours, theirs in (
         ("server", "server"),

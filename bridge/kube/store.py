@@ -156,7 +156,6 @@ class Store:
 
     @property
     def has_freed(self) -> bool:
-        """Whether `take_freed` would give anything."""
         return bool(self._freed)
 
     def take_freed(self) -> set[Target]:
@@ -185,7 +184,6 @@ class Store:
         return tuple(sorted(lost, key=lambda m: (m.namespace, m.name)))
 
     def counts(self) -> dict[str, int]:
-        """Number of objects held by kind."""
         with self._lock:
             found = {
                 k.value: sum(e.found is not None for e in entries.values()) for k, entries in self._entries.items()

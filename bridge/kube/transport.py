@@ -62,11 +62,9 @@ class Limits:
         return left
 
     def connect_seconds(self) -> float:
-        """For connecting now."""
         return min(self.connect, self.left())
 
     def read_seconds(self) -> float:
-        """For an answer from now on."""
         return min(self.read, self.left())
 
 
@@ -147,12 +145,10 @@ class Stream:
 
     @property
     def status(self) -> int:
-        """The status."""
         return self._answer.status
 
     @property
     def headers(self) -> Any:
-        """The headers."""
         return self._answer.headers
 
     def rest(self, most: int) -> bytes:
@@ -173,7 +169,6 @@ class Stream:
         self._connection.shut()
 
     def close(self) -> None:
-        """Close the connection."""
         self._pool.forget(self)
         with contextlib.suppress(Exception):
             self._connection.close()
@@ -324,13 +319,11 @@ class Pool:
         connection.close()
 
     def forget(self, stream: Stream) -> None:
-        """A stream was closed."""
         with self._lock:
             self._streams.discard(stream)
 
     @property
     def streams(self) -> int:
-        """How many streams are open."""
         with self._lock:
             return len(self._streams)
 
@@ -351,7 +344,6 @@ class Pool:
         return len(ended)
 
     def close(self) -> None:
-        """Close what is idle; nothing is kept any more."""
         with self._lock:
             self._keep = 0
             sentinel, self._sentinel = self._sentinel, None
@@ -507,7 +499,6 @@ class Sockets:
             return twin.fileno()
 
     def drop(self, key: int) -> None:
-        """Forget a socket whose connection is being closed."""
         with self._lock:
             twin = self._open.pop(key, None)
         if twin is not None:
@@ -528,7 +519,6 @@ class Sockets:
                     twin.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Shut every socket down, now and in future."""
         with self._lock:
             if self.closed:
                 return
@@ -566,7 +556,6 @@ class _Tracked:
         return self._key is not None and self.sockets.failed(self._key)
 
     def shut(self) -> None:
-        """Wake the thread that reads from it; from any thread."""
         if self._key is not None:
             self.sockets.shut(self._key)
 

@@ -296,7 +296,6 @@ def _bytes(body: dict[str, Any], **preconditions: str) -> bytes:
 
 
 def _version_of(raw: dict[str, Any]) -> tuple[str, str]:
-    """uid and resourceVersion of an object."""
     metadata = objects.mapping(raw.get("metadata"))
     return str(metadata.get("uid") or ""), str(metadata.get("resourceVersion") or "")
 

@@ -48,7 +48,7 @@ from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.faults import remedy
 from bridge.kube.gateway import ROLE as ROUTES_ROLE
 from bridge.kube.identity import who_am_i
-from bridge.kube.informer import NamespaceState, can_i, list_once, namespace_states
+from bridge.kube.informer import NamespaceState, can_i, list_routes, namespace_states
 from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.namespaces import ROLE, read_labels
 from bridge.kube.nodes import cluster_nodes
@@ -85,7 +85,7 @@ def check(
     fallback: Sequence[Rule] = (),
     done: Callable[[Probe], None] | None = None,
     *,
-    options: SyncOptions | None = None,
+    options: SyncOptions,
     stop: threading.Event | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Probe]:
@@ -94,7 +94,7 @@ def check(
     `rules` may fail, because the target namespace may be the kubeconfig context's; then the `fallback` rules are
     checked against Consul, and the failure is one of the probes.
     """
-    checking = _Check(consul, kube, options or SyncOptions(), stop or threading.Event(), progress)
+    checking = _Check(consul, kube, options, stop or threading.Event(), progress)
     try:
         return _collect(checking.all(rules, fallback), done)
     finally:
@@ -177,7 +177,6 @@ class _Check:
         self._own = consul.datacenter
 
     def all(self, make_rules: Callable[[], Sequence[Rule]], fallback: Sequence[Rule]) -> Iterator[Probe]:
-        """Every probe, in order."""
         try:
             rules = make_rules()
             yield from _rules(rules, self._options.selects)
@@ -426,7 +425,7 @@ class _Check:
                 yield self._mirroring(client, allowed)
             yield from self._slices()
             if select.asks_for_routes(rules):
-                yield from self._routes(client, namespaces, needs)
+                yield from self._routes(client, needs)
         except BridgeError as error:
             yield Probe("rights", FAILED, str(error), "kubectl auth can-i --list")
 
@@ -490,9 +489,7 @@ class _Check:
             )
             yield Probe("slices", OK, detail)
 
-    def _routes(
-        self, client: KubeClient, namespaces: tuple[str, ...] | None, needs: Mapping[str, _Needs]
-    ) -> Iterator[Probe]:
+    def _routes(self, client: KubeClient, needs: Mapping[str, _Needs]) -> Iterator[Probe]:
         """Whether HTTPRoutes can be written, what gateways say against ours, and which requests two of them take."""
         for namespace, need in needs.items():
             name = f"HTTPRoutes in {namespace or 'all namespaces'}"
@@ -503,7 +500,8 @@ class _Check:
                 yield Probe(name, WARNING if enough else FAILED, detail, ROUTES_ROLE)
             else:
                 yield Probe(name, OK, "all that is needed")
-        store = list_once(client, namespaces, self._options.owner, partly=True, kinds=(Kind.SERVICE,), routes=True)
+        store = self.loaded.store
+        list_routes(client, store, self.loaded.namespaces)
         unread = sorted({reason for reason in store.routes_unread.values() if "may not list" not in reason})
         if unread:
             detail, _, mend = unread[0].partition("; ")

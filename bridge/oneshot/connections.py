@@ -21,13 +21,11 @@ SECTION = kube_connection.SECTION
 
 
 def connections(consul: ConsulConfig, kube: KubeConfig) -> Iterator[Probe]:
-    """Both sides, Consul first."""
     yield from of_consul(consul)
     yield from of_kubernetes(kube)
 
 
 def of_consul(config: ConsulConfig) -> Iterator[Probe]:
-    """The connection to Consul."""
     try:
         yield _fact("consul address", config.access.parts(config).server)
     except BridgeError:
@@ -66,7 +64,6 @@ def _consul_token(config: ConsulConfig) -> Iterator[Probe]:
 
 
 def of_kubernetes(config: KubeConfig) -> Iterator[Probe]:
-    """The connection to the API server."""
     try:
         client = KubeClient(config)
     except BridgeError:

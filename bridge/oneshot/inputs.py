@@ -9,22 +9,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bridge.consul.client import ConsulConfig
 from bridge.consul.snapshot import Snapshot, read_all
 from bridge.core import select
-from bridge.core.annotated import USUAL, Annotated, Refusal, request_at
-from bridge.core.guard import Guard, GuardSettings
+from bridge.core.annotated import Refusal, request_at
+from bridge.core.guard import Guard
 from bridge.core.model import (
     NO_NODES,
     SERVICE_KINDS,
-    Adopt,
     Kind,
     Knowledge,
     Listing,
     Plan,
-    Policy,
     Query,
     Rule,
     Target,
@@ -41,8 +39,9 @@ from bridge.kube.mirrored import mirrored
 from bridge.kube.nodes import cluster_nodes
 from bridge.kube.store import Store
 from bridge.pipeline.deviation_window import DeviationWindow
-from bridge.pipeline.dns import Resolver, ResolverSettings
+from bridge.pipeline.dns import Resolver
 from bridge.pipeline.grants import with_labels
+from bridge.pipeline.options import PassOptions
 from bridge.pipeline.planner import Planner
 from bridge.pipeline.scope import anchored, datacenters_of, namespaces_of
 from bridge.pipeline.slice_rights import slice_rights
@@ -57,32 +56,22 @@ MIRROR_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SyncOptions:
-    """How one pass is made. `retry.attempts` bounds the tries per object; `writers` is the number of connections.
+class SyncOptions(PassOptions):
+    """How one pass is made. `retry.attempts` bounds the tries per object.
 
     `only` narrows a forced pass: what it does not take, and what is not mirrored yet, is left alone. `selects`:
     the settings say which services are meant; else one rule takes every service, and commands that only look say so.
     `leases`: a leader is to be elected (what `bridge check` asks about), with Leases in `lease_namespace`.
     """
 
-    owner: str = "default"
-    installation: str = ""
-    policy: Policy = Policy.SYNC
-    adopt: Adopt = Adopt.NEVER
-    partial_selection: bool = False
-    selects: bool = True
-    dry_run: bool = False
-    force: bool = False
-    leases: bool = False
-    lease_namespace: str = ""
-    only: Only = field(default_factory=Only)
-    guard: GuardSettings = field(default_factory=GuardSettings)
-    resolver: ResolverSettings = field(default_factory=ResolverSettings)
-    cluster_nodes: tuple[str, ...] = ()
-    annotated: Annotated = USUAL
-    writers: int = 16
-    readers: int = 16
-    retry: RetryPolicy = field(default_factory=lambda: RetryPolicy(attempts=5, initial_seconds=0.2, max_seconds=5.0))
+    selects: bool
+    dry_run: bool
+    force: bool
+    leases: bool
+    lease_namespace: str
+    only: Only
+    readers: int
+    retry: RetryPolicy
 
 
 class Loaded:
@@ -122,7 +111,6 @@ class Loaded:
         self._slices_forbidden: Callable[[str], Sequence[str]] = lambda _namespace: ()
 
     def close(self) -> None:
-        """End the connections."""
         self._resolver.close()
         if self._client is not None:
             self._client.close()

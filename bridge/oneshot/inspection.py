@@ -51,11 +51,9 @@ class Status:
 
     @property
     def in_sync(self) -> bool:
-        """Whether everything could be read and is in sync."""
         return not self.trouble and all(row.state == ServiceState.IN_SYNC for row in self.services)
 
     def to_json(self) -> dict[str, Any]:
-        """As `bridge status -o json` prints it."""
         return {
             "in_sync": self.in_sync,
             "read_at": self.read_at,
@@ -76,7 +74,6 @@ class Explained:
     found: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """As `bridge explain -o json` prints it."""
         return {
             "explanations": [e.to_json() for e in self.explanations],
             "trouble": list(self.trouble),
@@ -171,7 +168,6 @@ class _Inspection:
         self.loaded.world.expire(now=0.0)
 
     def meant(self, given: str) -> Meant:
-        """The Consul services that `given` names."""
         listed = {name for dc in self.loaded.datacenters for name in self.services_of(dc)}
         listed |= {query.service for _, _, query in self.loaded.asked}
         mirrored: dict[Target, set[str]] = {}

@@ -19,7 +19,6 @@ class Probe:
     section: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As an entry of `bridge check -o json`."""
         return {
             "section": self.section,
             "probe": self.name,

@@ -46,10 +46,10 @@ _NO_SUCH_NAME = frozenset(
 class ResolverSettings:
     """How host names are resolved. `wait_seconds` bounds what a one-shot command waits for all names together."""
 
-    ttl_seconds: float = 30.0
-    retry_seconds: float = 1.0
-    parallel: int = 8
-    wait_seconds: float = 10.0
+    ttl_seconds: float
+    retry_seconds: float
+    parallel: int
+    wait_seconds: float
 
 
 Lookup = Callable[[str], Collection[str]]

@@ -108,7 +108,6 @@ class Planner:
 
     @property
     def nodes(self) -> ClusterNodes:
-        """The cluster's own nodes."""
         return self._around.nodes
 
     @nodes.setter

@@ -20,7 +20,6 @@ SEVERITIES: Mapping[str, str] = {
 
 
 def service_path(namespace: str, name: str) -> str:
-    """The page of a service, from the first page."""
     return f"service/{quote(namespace, safe='')}/{quote(name, safe='')}"
 
 
@@ -35,7 +34,6 @@ def severity_of(row: ServiceRow) -> str:
 
 
 def badge(row: ServiceRow) -> Html:
-    """A service's state."""
     severity = severity_of(row)
     return el("span", mark(severity), " ", readable(row.mark), class_=f"badge {severity}")
 

@@ -18,19 +18,15 @@ class FanOutObserver:
         self._observers = list(observers)
 
     def add(self, observer: Observer) -> None:
-        """Tell this one as well."""
         self._observers.append(observer)
 
     def outcome(self, outcome: Outcome, lag_seconds: float | None) -> None:
-        """Handed on."""
         self._notify("outcome", outcome, lag_seconds)
 
     def pass_done(self, duration_seconds: float, report: Report) -> None:
-        """Handed on."""
         self._notify("pass_done", duration_seconds, report)
 
     def changed(self, event: StateEvent) -> None:
-        """Handed on."""
         self._notify("changed", event)
 
     def _notify(self, what: str, *arguments: Any) -> None:

@@ -57,7 +57,6 @@ class Entry:
     lag_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As /api/changes sends it."""
         return asdict(self)
 
 
@@ -74,7 +73,6 @@ class Series:
     last_lag_at: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return {**asdict(self), "bucket_seconds": BUCKET_SECONDS}
 
 
@@ -86,8 +84,6 @@ class _Bucket:
 
 
 class History:
-    """An observer that remembers."""
-
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
@@ -138,7 +134,6 @@ class History:
             )
 
     def changed(self, event: StateEvent) -> None:
-        """An entry for what began or ended."""
         match event:
             case ConsulReachable(datacenter, up, reason, first) if not (up and first):
                 text = f"Consul, datacenter {datacenter}, " + ("answers again" if up else f"cannot be asked: {reason}")

@@ -50,8 +50,6 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a page returns."""
-
     status: int
     content_type: str
     body: bytes
@@ -61,7 +59,6 @@ Page = Callable[[Request], Answer]
 
 
 def text_answer(status: int, text: str) -> Answer:
-    """Plain text for probes and for errors."""
     return Answer(status, "text/plain; charset=utf-8", f"{text}\n".encode())
 
 
@@ -72,7 +69,6 @@ def json_answer(status: int, data: Mapping[str, Any]) -> Answer:
 
 
 def html_answer(status: int, text: str) -> Answer:
-    """A page for people."""
     return Answer(status, "text/html; charset=utf-8", text.encode("utf-8", "backslashreplace"))
 
 
@@ -144,7 +140,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return True
 
     def do_GET(self) -> None:
-        """Answer with a page."""
         path, _, query = self.path.partition("?")
         page = self._route(path)
         try:

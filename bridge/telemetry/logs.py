@@ -62,7 +62,6 @@ class Secrets:
             self._secrets = tuple(sorted({*self._secrets, secret}, key=len, reverse=True))
 
     def mask(self, text: str) -> str:
-        """`text` without secrets."""
         for secret in self._secrets:
             text = text.replace(secret, MASK)
         return text
@@ -269,7 +268,6 @@ class LogObserver:
                     del self._altered[outcome.plan.target]
 
     def changed(self, event: StateEvent) -> None:
-        """A line for what began or ended."""
         log = self._log
         match event:
             case ConsulReachable(datacenter, up, reason, first):
@@ -323,7 +321,6 @@ class LogObserver:
                 say("warning of kubernetes", text=text)
 
     def _holds(self, event: HoldsChanged) -> None:
-        """Holds that began and ended."""
         for hold in event.began:
             self._log.warning(
                 "removal held", namespace=hold.target.namespace, name=hold.target.name, cause=hold.cause,

@@ -23,7 +23,6 @@ Child = str | int | None
 
 
 def text(value: object) -> Html:
-    """Anything as text."""
     return Html(html.escape(escape(str(value))))
 
 

@@ -148,7 +148,6 @@ class Metrics:
         self._status = status
 
     def text(self) -> bytes:
-        """The page for Prometheus."""
         return generate_latest(self.registry)
 
     # ------------------------------------------------------------------ Observer
@@ -226,7 +225,6 @@ class Metrics:
         )
 
     def states(self) -> Iterator[Metric]:
-        """Gauges that are made at the scrape."""
         with self._lock:
             services = list(self._services.values())
             consul = dict(self._consul)
@@ -354,5 +352,4 @@ class _States:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges."""
         return self._metrics.states()

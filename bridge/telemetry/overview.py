@@ -181,7 +181,6 @@ def _link(row: ServiceRow) -> Html:
 
 
 def cards(overview: Overview) -> Html:
-    """The figures."""
     state, series = overview.state, overview.series
     ago = state.get("seconds_since_last_full_pass")
     lag = "none yet" if series.last_lag_seconds is None else duration(series.last_lag_seconds)

@@ -41,7 +41,6 @@ INSTANCES = 500
 
 
 def index(overview: Overview, found: ResultPage, changes: Sequence[Entry]) -> Html:
-    """The first page."""
     severity, verdict, sentence = judge(overview)
     return _page(
         verdict,
@@ -66,7 +65,6 @@ def index(overview: Overview, found: ResultPage, changes: Sequence[Entry]) -> Ht
 
 
 def changes_page(changes: Sequence[Entry]) -> Html:
-    """All that is remembered of what happened."""
     return _page(
         "Recent changes", "", "./",
         el("section", changes_title("h1"), change_list(changes, "./", dates=True), id="changes", data_live=True),

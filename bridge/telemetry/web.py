@@ -81,7 +81,6 @@ class WebServer:
 
     @property
     def address(self) -> str:
-        """Where it listens, for people and probes."""
         if self._server is None:
             return ""
         host, port = self._server.getsockname()[:2]
@@ -254,7 +253,6 @@ class WebServer:
     # ------------------------------------------------------------------ pages
 
     def _work(self) -> None:
-        """A thread that makes pages."""
         while (connection := self._jobs.get()) is not None:
             self._made.put((connection, respond(bytes(connection.said), self._route, loopback=self._loopback)))
             with contextlib.suppress(OSError):  # closed meanwhile

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from tests.support.fakes.kube import FakeKube
 from tests.support.lab import Consul, LabError
+from tests.support.options import kube_config
 from tests.support.raw import RawKube
 
 BOTH = ["fake", pytest.param("real", marks=pytest.mark.lab)]
@@ -47,7 +48,7 @@ def kube_side(request: pytest.FixtureRequest, folder: Path, prefix: str) -> Iter
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
         raw.json("POST", "/api/v1/namespaces", body)
         stack.callback(raw.delete, f"/api/v1/namespaces/{namespace}")
-        client = KubeClient(KubeConfig(kubeconfig=kubeconfig))
+        client = KubeClient(kube_config(kubeconfig=kubeconfig))
         stack.callback(client.close)
         yield KubeSide(kubeconfig, namespace, raw, client, fake)
 

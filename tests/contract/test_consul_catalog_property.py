@@ -21,13 +21,13 @@ import pytest
 
 from bridge.consul import aggregates, datacenter, link, watch
 from bridge.consul.catalog import Catalog
-from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Query
 from bridge.retry import RetryPolicy
 from tests.contract.sides import own_consul
 from tests.support.fakes.consul import Recorder
 from tests.support.lab import wait_until
 from tests.support.lab.servers import Consul
+from tests.support.options import consul_config
 from tests.support.raw import RawConsul, UnexpectedAnswerError
 
 BUDGET = 8
@@ -284,7 +284,7 @@ def test_whatever_happens_to_consul_every_change_is_told_within_the_budget(
     monkeypatch.setattr(aggregates, "LINGER_SECONDS", 0.5)
     print(f"PROPERTY_SEED={SEED}")
     mutator, recorder = Mutator(server, SEED), Recorder()
-    config = ConsulConfig(
+    config = consul_config(
         address=server.address, token=mutator.token, connections=BUDGET, wait_seconds=5.0, verify_seconds=36000.0
     )
     catalog = Catalog(config, ["dc1"], recorder, QUICK, recorder.failed)

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from bridge.consul import decode
-from bridge.consul.client import STREAMING, Answer, ConsulClient, ConsulConfig, Mode
+from bridge.consul.client import STREAMING, Answer, ConsulClient, Mode
 from bridge.core.model import Known, Listing, NamedPort, Query, Status, Unknown
 from bridge.errors import PermanentError, ThrottledError, TransientError
 from tests.support.fakes.consul import FakeConsul
 from tests.support.lab import LabError, wait_until
 from tests.support.lab.servers import Consul, answers
+from tests.support.options import consul_config
 from tests.support.raw import RawConsul
 
 CONNECTIONS = 30
@@ -46,7 +47,7 @@ class Side:
 
     def client(self, **settings: Any) -> ConsulClient:
         """The bridge's client; closed when the test ends."""
-        config = replace(ConsulConfig(address=self.server.address, token=self.server.token), **settings)
+        config = replace(consul_config(address=self.server.address, token=self.server.token), **settings)
         client = ConsulClient(config)
         self.stack.callback(client.close)
         return client
@@ -755,7 +756,7 @@ def leaderless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def test_without_a_leader_only_stale_questions_are_answered_and_they_say_so(leaderless: str) -> None:
-    client = ConsulClient(ConsulConfig(address=leaderless))
+    client = ConsulClient(consul_config(address=leaderless))
     try:
         assert client.leader() == ""
         for mode in (Mode.LEADER, Mode.CONSISTENT, Mode.STALE):  # stale: too uncertain, asked again, consistent

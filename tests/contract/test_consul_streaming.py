@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from bridge.consul.catalog import Catalog
-from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Query, Status
 from bridge.retry import RetryPolicy
 from tests.contract.sides import own_consul
 from tests.support.consul_random.run import Settings, run
 from tests.support.fakes.consul import Recorder
 from tests.support.lab.servers import Consul
+from tests.support.options import consul_config
 from tests.support.raw import RawConsul
 
 pytestmark = pytest.mark.lab
@@ -60,7 +60,7 @@ class Agent(Consul):
 @contextmanager
 def watching(server: Consul, wait_seconds: float) -> Iterator[Recorder]:
     recorder = Recorder()
-    config = ConsulConfig(address=server.address, wait_seconds=wait_seconds)
+    config = consul_config(address=server.address, wait_seconds=wait_seconds)
     catalog = Catalog(config, ["dc1"], recorder, RetryPolicy(), recorder.failed)
     catalog.start()
     try:

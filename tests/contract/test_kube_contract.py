@@ -25,11 +25,12 @@ from bridge.core.model import (
 )
 from bridge.errors import ConflictError, PermanentError, StaleError
 from bridge.kube import objects
-from bridge.kube.client import APPLY, METADATA_ONLY, KubeClient, KubeConfig, SilenceError
+from bridge.kube.client import APPLY, METADATA_ONLY, KubeClient, SilenceError
 from bridge.kube.informer import Informer, NamespaceState, can_i, list_once, list_pages, namespace_states
 from bridge.kube.writer import NEVER_VERSION, Writer
 from tests.contract.sides import BOTH, kube_side
 from tests.support.fakes.kube import PLAIN_TOKEN, wait_for
+from tests.support.options import kube_config
 from tests.support.raw import RawKube
 from tests.unit.kube.builders import (
     HTTP,
@@ -503,7 +504,7 @@ def test_wrong_credentials_are_named(side: Side, tmp_path: Path) -> None:
         user["user"] = {"token": "a-very-wrong-token"}
     wrong = tmp_path / "wrong.kubeconfig"
     wrong.write_text(json.dumps(config))
-    client = KubeClient(KubeConfig(kubeconfig=str(wrong)))
+    client = KubeClient(kube_config(kubeconfig=str(wrong)))
     try:
         with pytest.raises(PermanentError, match="refuses our credentials") as caught:
             list(list_pages(client, Kind.SERVICE, side.namespace, ""))
@@ -715,7 +716,7 @@ def test_metadata_only_answers_carry_what_we_need(side: Side) -> None:
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_what_a_user_may_not_do_is_named_with_verb_resource_and_namespace(side: Side, kind: Kind) -> None:
     """403 says which permission is missing, where, and how to grant it."""
-    client = KubeClient(KubeConfig(kubeconfig=side.nobody()))
+    client = KubeClient(kube_config(kubeconfig=side.nobody()))
     try:
         with pytest.raises(PermanentError) as caught:
             Writer(client).apply(create(bodies()[kind], side.namespace))

@@ -18,11 +18,12 @@ import yaml
 from bridge.core.model import SERVICE_KINDS, Kind, Meta
 from bridge.errors import StaleError, TransientError
 from bridge.kube import objects
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.lease import LeaseLock
 from bridge.kube.writer import Writer
 from tests.support.chaos.stub import Answer, Mangle, Stub
 from tests.support.fakes.kube import FakeKube
+from tests.support.options import kube_config
 from tests.support.raw import RawKube
 from tests.unit.kube.builders import HTTP, bodies, create, delete, raw_service, service, update
 
@@ -90,7 +91,7 @@ def way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Way]:
     path.write_text(yaml.safe_dump(config))
     raw = RawKube(plain)
     raw.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    client = KubeClient(KubeConfig(kubeconfig=str(path)))
+    client = KubeClient(kube_config(kubeconfig=str(path)))
     try:
         yield Way(namespace, client, Writer(client), raw, waiting.append, lost)
     finally:

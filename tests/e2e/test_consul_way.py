@@ -21,12 +21,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.consul.client import ConsulClient
 from bridge.consul.credentials import Login
 from bridge.errors import PermanentError
 from tests.support.lab import Lab
 from tests.support.lab.failover import Failover
 from tests.support.lab.secret_scan import secret
+from tests.support.options import consul_config
 from tests.support.program import Daemon, bridge, environment, put
 from tests.support.raw import RawConsul, RawKube, ready_addresses
 
@@ -200,7 +201,7 @@ def test_a_login_is_renewed_before_its_token_ends(strict: Lab, issuer: Issuer, t
     """The real Consul's token, a clock that runs faster: a new one while the old one is still good, both logged out."""
     jwt = tmp_path / "jwt"
     jwt.write_text(issuer.token("sa"))
-    config = ConsulConfig(address=strict.consul.address, auth_method="cluster", auth_token_file=str(jwt))
+    config = consul_config(address=strict.consul.address, auth_method="cluster", auth_token_file=str(jwt))
     login = config.access.parts(config).credentials
     assert isinstance(login, Login)
     skipped = 0.0
@@ -265,7 +266,7 @@ def nodes_seen_by(lab: Lab, method: str, jwt: str, folder: Path) -> int:
     """How many nodes the token of a login shows; logs out."""
     file = folder / "jwt"
     file.write_text(jwt)
-    config = ConsulConfig(address=lab.consul.address, auth_method=method, auth_token_file=str(file))
+    config = consul_config(address=lab.consul.address, auth_method=method, auth_token_file=str(file))
     client = ConsulClient(config)
     try:
         return len(client.nodes().data)
@@ -670,7 +671,7 @@ def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
     server.settings = {"addresses": {"http": f"127.0.0.1 unix://{socket}"}}
     server.start()
     try:
-        config = ConsulConfig(address=f"unix://{socket}")
+        config = consul_config(address=f"unix://{socket}")
         client = ConsulClient(config)
         assert client.own_datacenter() == "dc1"
         client.close()

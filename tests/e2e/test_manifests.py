@@ -30,11 +30,12 @@ import pytest
 import bridge
 from bridge.config import catalogue, load
 from bridge.core.model import Kind
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.events import About, Event, EventRecorder
 from tests.conftest import Eventually
 from tests.support.lab import Lab, await_rights, free_port, manifests
 from tests.support.lab.providers import binaries
+from tests.support.options import kube_config
 from tests.support.program import environment
 from tests.support.raw import (
     SERVICES,
@@ -379,7 +380,7 @@ def test_the_kinds_for_monitoring_refuse_what_is_wrong(
 
 def repeat_an_event(environment: Mapping[str, str], namespace: str) -> None:
     """What a bridge does about an Event that goes on for five minutes, at once: made, then counted."""
-    client = KubeClient(KubeConfig(kubeconfig=environment["KUBECONFIG"]))
+    client = KubeClient(kube_config(kubeconfig=environment["KUBECONFIG"]))
     recorder = EventRecorder(client, series_seconds=0.0)
     try:
         for _ in range(2):

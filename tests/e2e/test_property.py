@@ -23,11 +23,12 @@ from bridge.core.plan import plan
 from bridge.core.reasons import Code
 from bridge.core.translate import translate
 from bridge.errors import StaleError
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.informer import list_once
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
 from tests.support.lab import Lab
+from tests.support.options import kube_config
 from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawKube
 from tests.unit.core.test_properties import catalogs, rules
 
@@ -182,7 +183,7 @@ def test_plans_come_to_rest_at_what_is_desired_and_touch_nothing_of_others(
     one: Rule, other: Rule,
 ) -> None:  # fmt: skip
     """Each output and each way from one to another, whatever else stands there."""
-    client = KubeClient(KubeConfig(kubeconfig=str(dual.kubeconfig)))
+    client = KubeClient(kube_config(kubeconfig=str(dual.kubeconfig)))
     try:
         with dual.raw_kube() as kube:
             place = Place(client, kube)

@@ -13,17 +13,15 @@ from typing import Any
 
 import pytest
 
-from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import Annotated, Grant
 from bridge.core.model import Adopt, Destination, InstanceRules, Output, Policy, Rule
-from bridge.kube.client import KubeConfig
 from bridge.oneshot.check import check
-from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.sync import sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
+from tests.support.options import consul_config, kube_config, sync_options
 
 Json = dict[str, Any]
 QUICK = RetryPolicy(initial_seconds=0.02, max_seconds=0.1, attempts=2)
@@ -35,8 +33,8 @@ class Both:
     def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
         self.consul, self.kube = consul, kube
         self.sides: Json = {
-            "consul": ConsulConfig(address=consul.address),
-            "kube": KubeConfig(kubeconfig=kube.kubeconfig(folder)),
+            "consul": consul_config(address=consul.address),
+            "kube": kube_config(kubeconfig=kube.kubeconfig(folder)),
         }
 
     def person(self, name: str, namespace: str = "default", annotations: Json | None = None, **spec: Any) -> None:
@@ -52,7 +50,7 @@ class Both:
     def check(self, *rules: Rule, **options: Any) -> dict[str, tuple[str, str]]:
         """State and text of each probe."""
         found = check(
-            self.sides["consul"], self.sides["kube"], lambda: rules, rules, options=SyncOptions(retry=QUICK, **options)
+            self.sides["consul"], self.sides["kube"], lambda: rules, rules, options=sync_options(retry=QUICK, **options)
         )
         return {p.name: (p.state, f"{p.detail} -> {p.remedy}") for p in found}
 
@@ -62,7 +60,7 @@ class Both:
 
     def report(self, *rules: Rule, **options: Any) -> Report:
         """One pass."""
-        chosen = SyncOptions(retry=QUICK, **options)
+        chosen = sync_options(retry=QUICK, **options)
         return sync_once(**self.sides, rules=rules, options=chosen, stop=threading.Event())
 
 
@@ -183,7 +181,7 @@ def test_each_namespace_needs_what_is_done_in_it(both: Both) -> None:
     both.person("web", namespace="apps")
     both.kube.forbid("admin", "create", "services", "apps")
     rule = Rule(services=("web",))
-    both.sides["kube"] = KubeConfig(kubeconfig=both.sides["kube"].kubeconfig, namespaces=("apps",))
+    both.sides["kube"] = kube_config(kubeconfig=both.sides["kube"].kubeconfig, namespaces=("apps",))
     found = both.check(rule)
     assert (found["rights in apps"][0], found["rights in default"][0]) == ("ok", "ok")
     both.kube.forbid("admin", "create", "services", "default")
@@ -275,7 +273,7 @@ def test_the_own_datacenter_is_looked_at_only_where_something_of_it_is_wanted(tm
 
 def test_connections_come_in_one_section_with_where_and_as_whom(both: Both) -> None:
     """Each side's address, and the user that the API server takes us for."""
-    found = check(both.sides["consul"], both.sides["kube"], lambda: (), (), options=SyncOptions(retry=QUICK))
+    found = check(both.sides["consul"], both.sides["kube"], lambda: (), (), options=sync_options(retry=QUICK))
     section = {p.name: p.detail for p in found if p.section == "connections"}
     assert section == {
         "consul address": both.consul.address,
@@ -312,7 +310,7 @@ def test_a_certificate_and_a_token_are_told_with_their_ends(
     for name, seconds in (("month", 30 * 86_400), ("days", 3 * 86_400), ("over", -60)):
         both.kube.users[token(seconds)] = "admin"
         path = both.kube.kubeconfig(tmp_path, token(seconds), f"{name}.kubeconfig")
-        both.sides["kube"] = KubeConfig(kubeconfig=path)
+        both.sides["kube"] = kube_config(kubeconfig=path)
         states[name] = both.check()["kubernetes token"]
         assert states[name][1].startswith(f"in kubeconfig {path}; end")
         assert token(seconds) not in str(states)
@@ -332,7 +330,7 @@ def test_a_proxy_and_an_unverified_server_are_told(both: Both, tmp_path: Path) -
     }
     config["clusters"][0]["cluster"] = cluster
     path.write_text(json.dumps(config))
-    both.sides["kube"] = KubeConfig(kubeconfig=str(path))
+    both.sides["kube"] = kube_config(kubeconfig=str(path))
     found = both.check()
     assert found["kubernetes proxy"] == ("ok", f"http://127.0.0.1:1, from proxy-url of kubeconfig {path} -> ")
     assert found["kubernetes TLS"][0] == "warning"
@@ -365,7 +363,7 @@ def test_the_remedy_fits_what_is_wrong(
     config = json.loads(path.read_text())
     config["clusters"][0]["cluster"] = {"server": server.format(port=both.kube.port)}
     path.write_text(json.dumps(config))
-    both.sides["kube"] = KubeConfig(kubeconfig=str(path))
+    both.sides["kube"] = kube_config(kubeconfig=str(path))
     if fault is not None:
         both.kube.inject(fault, times=10**6)
     state, text = both.check()["kubernetes reachable"]

@@ -15,11 +15,11 @@ import pytest
 from bridge.consul import aggregates, housekeeping, link, missed_changes, reader
 from bridge.consul import datacenter as module
 from bridge.consul.catalog import Catalog
-from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Listing, Query, Status, Unknown
 from bridge.errors import ConfigurationError
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul, Fault, Recorder, Request, _Catalog
+from tests.support.options import consul_config
 
 QUICK = RetryPolicy(initial_seconds=0.01, max_seconds=0.1)
 
@@ -32,7 +32,7 @@ def watching(
     retry: RetryPolicy = QUICK,
     **settings: Any,
 ) -> Iterator[Catalog]:
-    config = replace(ConsulConfig(address=consul.address, wait_seconds=5.0), **settings)
+    config = replace(consul_config(address=consul.address, wait_seconds=5.0), **settings)
     catalog = Catalog(config, datacenters, recorder, retry, recorder.failed)
     catalog.start()
     try:
@@ -457,7 +457,7 @@ def test_with_too_few_connections_for_aggregate_watches_polls_see_everything(rec
 
 def test_a_budget_too_small_for_the_datacenters_is_refused_before_anything_is_sent(recorder: Recorder) -> None:
     with pytest.raises(ConfigurationError, match=r"5 connections .* too few for 3 datacenters: at least 6"):
-        Catalog(ConsulConfig(connections=5), ["a", "b", "c"], recorder)
+        Catalog(consul_config(connections=5), ["a", "b", "c"], recorder)
 
 
 def test_queries_that_aggregate_watches_cannot_see_are_polled(recorder: Recorder) -> None:
@@ -599,7 +599,7 @@ def test_when_consul_goes_away_everything_known_stays_and_comes_back(recorder: R
 def test_after_a_return_nobody_sleeps_out_a_long_backoff(recorder: Recorder) -> None:
     with FakeConsul() as consul:
         queries = fill(consul, 5)
-        config = ConsulConfig(address=consul.address, wait_seconds=5.0)
+        config = consul_config(address=consul.address, wait_seconds=5.0)
         slow = RetryPolicy(initial_seconds=0.3, max_seconds=60.0, multiplier=4.0)
         catalog = Catalog(config, ["dc1"], recorder, slow, recorder.failed)
         catalog.start()
@@ -936,7 +936,7 @@ def test_a_thread_that_dies_of_a_bug_is_reported() -> None:
     broken = Broken()
     with FakeConsul() as consul:
         queries = fill(consul, 2)
-        catalog = Catalog(ConsulConfig(address=consul.address), ["dc1"], broken, QUICK, broken.failed)
+        catalog = Catalog(consul_config(address=consul.address), ["dc1"], broken, QUICK, broken.failed)
         catalog.start()
         catalog.want(queries)
         deadline = time.monotonic() + 5

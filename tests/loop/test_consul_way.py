@@ -13,12 +13,12 @@ import pytest
 
 from bridge.consul import housekeeping
 from bridge.consul.catalog import Catalog
-from bridge.consul.client import ConsulConfig
 from bridge.core.model import Query, Status
 from bridge.retry import RetryPolicy
 from tests.loop.test_consul_catalog import becomes, eventually, fill, known, watching
 from tests.support.fakes.consul import FakeConsul, Fault, Recorder
 from tests.support.lab.failover import Failover
+from tests.support.options import consul_config
 
 QUERY = Query("dc1", "s000")
 
@@ -78,7 +78,7 @@ def test_a_token_that_is_replaced_after_it_was_refused_is_used_at_once(tmp_path:
     file.write_text("unknown-token")
     with FakeConsul(token="right-token") as consul:
         consul.register("s000", "vm-0", "10.0.0.1", 8000)
-        config = ConsulConfig(address=consul.address, token_file=str(file), wait_seconds=5.0)
+        config = consul_config(address=consul.address, token_file=str(file), wait_seconds=5.0)
         catalog = Catalog(config, ["dc1"], recorder, slow, recorder.failed)
         catalog.start()
         try:
@@ -151,7 +151,7 @@ PEER_GONE = textwrap.dedent(
     from tests.support.fakes.consul import FakeConsul
     with FakeConsul() as consul:
         consul.register("web", "vm", "10.0.0.1", 80)
-        client = ConsulClient(ConsulConfig(address=consul.address))
+        client = ConsulClient(consul_config(address=consul.address))
         index = client.listing().index
         threading.Timer(0.5, lambda: subprocess.run(["ip", "link", "set", "lo", "down"], check=True)).start()
         began = time.monotonic()

@@ -11,18 +11,16 @@ from typing import Any
 import pytest
 
 from bridge.consul.catalog import shares_of
-from bridge.consul.client import ConsulConfig
 from bridge.controller.controller import Controller
 from bridge.controller.options import RunOptions
 from bridge.core.model import Combine, Destination, Failover, Rule
-from bridge.kube.client import KubeConfig
-from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import status_once
 from bridge.oneshot.sync import sync_once
 from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul, Fault
 from tests.support.fakes.kube import FakeKube
+from tests.support.options import consul_config, kube_config, run_options, sync_options
 from tests.support.running import running as run_in_thread
 
 Eventually = Callable[..., None]
@@ -39,14 +37,14 @@ class Both:
     def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
         self.consul, self.kube = consul, kube
         self.settings: dict[str, Any] = {
-            "consul": ConsulConfig(address=consul.address),
-            "kube": KubeConfig(kubeconfig=kube.kubeconfig(folder)),
+            "consul": consul_config(address=consul.address),
+            "kube": kube_config(kubeconfig=kube.kubeconfig(folder)),
             "rules": RULES,
         }
 
     def sync(self) -> Report:
         """One pass."""
-        return sync_once(**self.settings, options=SyncOptions(retry=QUICK), stop=threading.Event())
+        return sync_once(**self.settings, options=sync_options(retry=QUICK), stop=threading.Event())
 
     def ready(self) -> dict[str, list[str]]:
         """Ready addresses by name."""
@@ -91,7 +89,7 @@ def test_a_dead_datacenter_keeps_what_it_had_and_the_other_goes_on(both: Both) -
 
 def test_a_running_bridge_follows_one_datacenter_while_the_other_is_dead(both: Both, eventually: Eventually) -> None:
     """And the second again when it is back."""
-    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
+    options = run_options(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
     with running(both, options) as bridge:
         eventually(both.ready, ALL, 30)
         both.consul.inject(Fault(status=500), times=1_000_000, datacenter="dc2")
@@ -130,11 +128,11 @@ def test_a_service_without_the_annotation_means_the_agents_own_datacenter_whatev
     both: Both, datacenter: str
 ) -> None:
     """All rules are about dc2; `web` is there as well, and is not what is meant."""
-    both.settings |= {"rules": FAR, "consul": ConsulConfig(address=both.consul.address, datacenter=datacenter)}
+    both.settings |= {"rules": FAR, "consul": consul_config(address=both.consul.address, datacenter=datacenter)}
     ask(both, "web")
     report = both.sync()
     assert (both.ready()["web"], report.warnings, report.failed) == (["10.0.0.1"], (), ())
-    status = status_once(**both.settings, options=SyncOptions(retry=QUICK), stop=threading.Event())
+    status = status_once(**both.settings, options=sync_options(retry=QUICK), stop=threading.Event())
     assert [(row.name, row.datacenter, row.state) for row in status.services] == [
         ("far-db", "dc2", "in_sync"), ("web", "dc1", "in_sync"),
     ]  # fmt: skip
@@ -143,14 +141,14 @@ def test_a_service_without_the_annotation_means_the_agents_own_datacenter_whatev
 def test_a_datacenter_of_which_nothing_is_wanted_is_not_asked(both: Both) -> None:
     """All rules are about dc2 and nobody asks for more: what our own answers is no matter."""
     both.consul.inject(Fault(status=500), times=10_000, datacenter="dc1")
-    both.settings |= {"rules": FAR, "consul": ConsulConfig(address=both.consul.address, datacenter="dc1")}
+    both.settings |= {"rules": FAR, "consul": consul_config(address=both.consul.address, datacenter="dc1")}
     assert both.sync().failed == ()
 
 
 @pytest.mark.parametrize("rules", [(), (Rule(services=("near",)),)])
 def test_an_annotation_may_ask_for_a_datacenter_that_the_settings_name(both: Both, rules: tuple[Rule, ...]) -> None:
     """No rule is about it."""
-    both.settings |= {"rules": rules, "consul": ConsulConfig(address=both.consul.address, datacenters=("dc2",))}
+    both.settings |= {"rules": rules, "consul": consul_config(address=both.consul.address, datacenters=("dc2",))}
     ask(both, "web", datacenter="dc2")
     report = both.sync()
     assert (both.ready()["web"], report.warnings, report.failed) == (["10.0.0.2"], (), ())
@@ -173,10 +171,10 @@ def test_a_running_bridge_asks_a_datacenter_from_when_a_service_wants_it(both: B
     """Before that it may be dead without any trouble."""
     both.settings |= {
         "rules": (Rule(services=("near",)),),
-        "consul": ConsulConfig(address=both.consul.address, datacenters=("dc2",)),
+        "consul": consul_config(address=both.consul.address, datacenters=("dc2",)),
     }
     both.consul.inject(Fault(status=500), times=1_000_000, datacenter="dc2")
-    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
+    options = run_options(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
     with running(both, options) as bridge:
         eventually(both.ready, {"near": ["10.0.0.4"]}, 30)
         eventually(lambda: bridge.ready()[0], True)
@@ -197,7 +195,7 @@ def test_a_bridge_whose_rules_are_all_about_another_datacenter_fills_from_its_ow
 ) -> None:
     """As one pass does."""
     both.settings |= {"rules": FAR}
-    with running(both, RunOptions(consul_retry=QUICK, kube_retry=QUICK, writers=2)):
+    with running(both, run_options(consul_retry=QUICK, kube_retry=QUICK, writers=2)):
         eventually(lambda: both.ready(), {}, 30)
         ask(both, "web")
         eventually(lambda: both.ready().get("web"), ["10.0.0.1"], 30)
@@ -230,7 +228,7 @@ def test_a_union_follows_what_answers_and_keeps_what_it_has_of_what_does_not(
 ) -> None:
     """A running bridge, then one that is started while dc2 is dead, then a one-shot pass: nothing is lost."""
     both.settings |= {"rules": (Rule(services=("web",), datacenters=("dc1", "dc2"), combine=Combine.UNION),)}
-    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
+    options = run_options(consul_retry=QUICK, kube_retry=QUICK, removal_grace_seconds=0.1, writers=2)
     with running(both, options) as bridge:
         eventually(both.ready, {"web": ["10.0.0.1", "10.0.0.2"]}, 30)
         both.consul.inject(Fault(status=500), times=1_000_000, datacenter="dc2")
@@ -258,7 +256,7 @@ def moving(unreachable: float = 0.0) -> tuple[Rule, ...]:
 def test_traffic_follows_health_and_silence_and_nothing_that_proves_less(both: Both, eventually: Eventually) -> None:
     """A datacenter that refuses us, or whose Consul came back empty, has not lost its instances."""
     both.settings |= {"rules": moving()}
-    options = RunOptions(consul_retry=QUICK, kube_retry=QUICK, permanent_retry=QUICK, writers=2)
+    options = run_options(consul_retry=QUICK, kube_retry=QUICK, permanent_retry=QUICK, writers=2)
     first, second = {"web": ["10.0.0.1"]}, {"web": ["10.0.0.2"]}
     with running(both, options) as bridge:
         eventually(both.ready, first, 30)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bridge.core.guard import GuardSettings
 from bridge.core.service_state import ServiceRow
 from tests.loop.test_engine_run import OPTIONS, Running, parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
 from tests.support.fakes.kube import Fault as KubeFault
+from tests.support.options import guard_settings
 
 Eventually = Callable[..., None]
 SECONDS = 30.0
@@ -23,7 +23,7 @@ SECONDS = 30.0
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
     """A bridge, not started yet, whose guard holds as soon as half of four endpoints would go."""
-    guard = GuardSettings(removal_minimum=2)
+    guard = guard_settings(removal_minimum=2)
     with FakeConsul() as consul, FakeKube() as kube:
         made = Running(consul, kube, tmp_path, replace(OPTIONS, guard=guard))
         yield made

@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from bridge.consul.client import ConsulConfig
 from bridge.core.annotated import Annotated
 from bridge.core.explain import Explanation
 from bridge.core.model import Adopt, Destination, Output, Rule
-from bridge.kube.client import KubeConfig
 from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import Explained, Status, explain_once, status_once
 from bridge.oneshot.sync import sync_once
@@ -24,8 +22,9 @@ from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
+from tests.support.options import consul_config, kube_config, sync_options
 
-OPTIONS = SyncOptions(retry=RetryPolicy(initial_seconds=0.01, max_seconds=0.05, attempts=2))
+OPTIONS = sync_options(retry=RetryPolicy(initial_seconds=0.01, max_seconds=0.05, attempts=2))
 
 
 @dataclass
@@ -95,8 +94,8 @@ class Harness:
 
     def _sides(self) -> dict[str, Any]:
         return {
-            "consul": ConsulConfig(address=self.consul.address),
-            "kube": KubeConfig(kubeconfig=self.kube.kubeconfig(self.folder)),
+            "consul": consul_config(address=self.consul.address),
+            "kube": kube_config(kubeconfig=self.kube.kubeconfig(self.folder)),
             "rules": self.rules,
             "stop": threading.Event(),
         }

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from bridge.consul.client import ConsulConfig
 from bridge.controller.controller import Controller
 from bridge.core.model import Destination, Rule
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.election import ElectionConfig
-from bridge.pipeline.dns import Resolver, ResolverSettings
+from bridge.pipeline.dns import Resolver
 from bridge.telemetry.metrics import Metrics
 from tests.loop.test_engine_run import OPTIONS
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul import Fault as ConsulFault
 from tests.support.fakes.kube import ADMIN_TOKEN, PLAIN_TOKEN, FakeKube, Fault
+from tests.support.options import consul_config, kube_config, resolver_settings
 
 Eventually = Callable[..., None]
 LEASE = 3
@@ -39,8 +39,8 @@ class Replica:
     def __init__(self, harness: Harness, rules: Sequence[Rule], token: str = ADMIN_TOKEN, **options: Any) -> None:
         self.metrics = Metrics("1")
         self.bridge = Controller(
-            consul=ConsulConfig(address=harness.consul.address),
-            kube=KubeConfig(kubeconfig=harness.kube.kubeconfig(harness.folder, token, f"{token}.kubeconfig")),
+            consul=consul_config(address=harness.consul.address),
+            kube=kube_config(kubeconfig=harness.kube.kubeconfig(harness.folder, token, f"{token}.kubeconfig")),
             rules=rules,
             options=replace(OPTIONS, **options),
             observer=self.metrics,
@@ -222,7 +222,7 @@ def test_a_host_name_with_changing_addresses_is_no_conflicting_writer(
 
     monkeypatch.setattr(Resolver, "_look_up", look_up)
     harness.consul.register("web", "vm-1", "files.example", 80)
-    bridge = harness.alone(resolver=ResolverSettings(ttl_seconds=0.1))
+    bridge = harness.alone(resolver=resolver_settings(ttl_seconds=0.1))
     eventually(lambda: harness.ready("web"), ["10.0.5.7"], 15)
     assert "conflicting_writer" not in bridge.detail
 

@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from bridge.consul.client import ConsulConfig
 from bridge.controller import circuit_breaker, node_addresses, parts
 from bridge.controller.controller import OWN_DATACENTER, Controller
 from bridge.controller.options import RunOptions
 from bridge.controller.parts import Parts
 from bridge.controller.workers import Workers
-from bridge.core.guard import GuardSettings
 from bridge.core.model import (
     Change,
     Destination,
@@ -32,7 +30,7 @@ from bridge.core.model import (
     Status,
     Target,
 )
-from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
+from bridge.kube.client import UNVERIFIED, KubeClient
 from bridge.kube.mirrored import mirrored
 from bridge.kube.writer import Writer
 from bridge.retry import RetryPolicy
@@ -43,10 +41,11 @@ from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul import Fault as ConsulFault
 from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube
 from tests.support.fakes.kube import Fault as KubeFault
+from tests.support.options import consul_config, guard_settings, kube_config, run_options
 
 Eventually = Callable[..., None]
 QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
-OPTIONS = RunOptions(
+OPTIONS = run_options(
     removal_grace_seconds=0.2,
     consul_retry=QUICK,
     kube_retry=QUICK,
@@ -83,8 +82,8 @@ class Running:
         self.error: BaseException | None = None
         self.kubeconfig = kube.kubeconfig(folder)
         self.bridge = Controller(
-            consul=ConsulConfig(address=consul.address),
-            kube=KubeConfig(kubeconfig=self.kubeconfig),
+            consul=consul_config(address=consul.address),
+            kube=kube_config(kubeconfig=self.kubeconfig),
             rules=(rule,),
             options=options,
             clock=clock,
@@ -264,8 +263,8 @@ def test_a_start_that_fails_says_why_until_it_works(running: Running, eventually
     """A Consul that is away before its datacenter's name is known; then an API server that cannot be listed."""
     heard = Heard()
     running.bridge = Controller(
-        consul=ConsulConfig(address=running.consul.address),
-        kube=KubeConfig(kubeconfig=running.kubeconfig),
+        consul=consul_config(address=running.consul.address),
+        kube=kube_config(kubeconfig=running.kubeconfig),
         rules=(Rule(to=Destination(namespace="default")),),
         options=OPTIONS,
         observer=heard,
@@ -554,7 +553,7 @@ def test_a_consul_that_was_rebuilt_while_nobody_watched_takes_nothing_away(
     running.stop()
     for n in range(1, 3):
         running.consul.deregister(f"s-{n}", f"vm-{n}")
-    patient = replace(OPTIONS, guard=GuardSettings(restore_hold_seconds=5.0))
+    patient = replace(OPTIONS, guard=guard_settings(restore_hold_seconds=5.0))
     again = Running(running.consul, running.kube, tmp_path, patient)
     again.start()
     try:
@@ -579,7 +578,7 @@ def test_a_consul_that_was_rebuilt_and_is_listed_late_takes_nothing_away(
     for n in range(3):
         running.consul.deregister(f"s-{n}", f"vm-{n}")
     running.consul.inject(ConsulFault(status=500, body="No cluster leader"), times=100_000, path="/v1/catalog/services")
-    off = GuardSettings(restore_hold_seconds=60.0, removal_minimum=100)
+    off = guard_settings(restore_hold_seconds=60.0, removal_minimum=100)
     again = Running(running.consul, running.kube, tmp_path, replace(OPTIONS, guard=off))
     again.thread.start()
     try:
@@ -604,8 +603,8 @@ def test_only_writers_ask_what_the_control_plane_has_mirrored(
 
     monkeypatch.setattr(parts, "mirrored", noted)
     running.bridge = Controller(
-        consul=ConsulConfig(address=running.consul.address),
-        kube=KubeConfig(kubeconfig=running.kubeconfig),
+        consul=consul_config(address=running.consul.address),
+        kube=kube_config(kubeconfig=running.kubeconfig),
         rules=(Rule(to=Destination(namespace="default", output=Output.ENDPOINTS)),),
         options=OPTIONS,
     )
@@ -666,7 +665,7 @@ def test_what_a_person_sends_away_goes_at_once_however_much_it_is(
     body = {"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80, "protocol": "TCP"}]}}
     plain = {"name": "store", "namespace": "default"}
     running.kube.put("services", {**body, "metadata": {**plain, **marks}})
-    strict = replace(OPTIONS, guard=GuardSettings(removal_percent=40))
+    strict = replace(OPTIONS, guard=guard_settings(removal_percent=40))
     strictly = Running(running.consul, running.kube, tmp_path, strict)
     strictly.start()
     try:
@@ -697,8 +696,8 @@ def test_databases_that_fail_over_together_are_followed(
 
     tag("primary", "replica")
     running.bridge = Controller(
-        consul=ConsulConfig(address=running.consul.address),
-        kube=KubeConfig(kubeconfig=running.kubeconfig),
+        consul=consul_config(address=running.consul.address),
+        kube=kube_config(kubeconfig=running.kubeconfig),
         rules=(Rule(tags=("primary",), to=Destination(namespace="default")),),
         options=OPTIONS,
     )

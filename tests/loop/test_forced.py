@@ -10,22 +10,19 @@ from typing import Any
 
 import pytest
 
-from bridge.consul.client import ConsulConfig
 from bridge.controller.controller import Controller
-from bridge.controller.options import RunOptions
 from bridge.core.model import Change, Destination, Kind, Meta, Output, Rule
 from bridge.core.reasons import Code
 from bridge.errors import ExitStatus, TransientError
-from bridge.kube.client import KubeConfig
 from bridge.kube.election import ElectionConfig
 from bridge.kube.writer import Writer
-from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import status_once
 from bridge.oneshot.sync import sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
+from tests.support.options import consul_config, kube_config, run_options, sync_options
 
 Eventually = Callable[..., None]
 QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
@@ -44,10 +41,10 @@ class Beside:
         self.kubeconfig = kube.kubeconfig(folder)
         self.rules = (Rule(to=Destination(namespace="default", output=output, max_endpoints_per_slice=5)),)
         self.bridge = Controller(
-            consul=ConsulConfig(address=consul.address),
-            kube=KubeConfig(kubeconfig=self.kubeconfig),
+            consul=consul_config(address=consul.address),
+            kube=kube_config(kubeconfig=self.kubeconfig),
             rules=self.rules,
-            options=RunOptions(
+            options=run_options(
                 removal_grace_seconds=0.2,
                 consul_retry=QUICK,
                 kube_retry=QUICK,
@@ -78,10 +75,10 @@ class Beside:
 
     def sides(self, **options: Any) -> dict[str, Any]:
         return {
-            "consul": ConsulConfig(address=self.consul.address),
-            "kube": KubeConfig(kubeconfig=self.kubeconfig),
+            "consul": consul_config(address=self.consul.address),
+            "kube": kube_config(kubeconfig=self.kubeconfig),
             "rules": self.rules,
-            "options": SyncOptions(retry=ONCE, **options),
+            "options": sync_options(retry=ONCE, **options),
             "stop": threading.Event(),
         }
 

@@ -18,12 +18,13 @@ from bridge.core.model import Action, Change, Kind, Meta, Target
 from bridge.errors import CancelledError, PermanentError, StaleError, ThrottledError, TransientError
 from bridge.kube import informer as cache_module
 from bridge.kube import objects
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.informer import Informer, NamespaceState, _Reflector, _Shared, can_i, list_once, namespace_states
 from bridge.kube.store import Store
 from bridge.kube.writer import Writer, belongs_to
 from bridge.retry import RetryPolicy
 from tests.support.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
+from tests.support.options import kube_config
 from tests.unit.kube.builders import (
     bodies,
     create,
@@ -53,7 +54,7 @@ def fake() -> Iterator[FakeKube]:
 @pytest.fixture
 def client(fake: FakeKube, tmp_path: Path) -> Iterator[KubeClient]:
     """A client."""
-    found = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path)))
+    found = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path)))
     yield found
     found.close()
 
@@ -300,7 +301,7 @@ def test_a_watch_that_ends_cleanly_inside_an_event_is_trouble(fake: FakeKube, cl
     path = objects.path(Kind.ENDPOINTS, None)
     with HTTPServer(host="127.0.0.1") as server:
         server.expect_request(path).respond_with_data(b'{"type": "MODI')
-        other = KubeClient(KubeConfig(kubeconfig=str(write_kubeconfig(client, f"http://127.0.0.1:{server.port}"))))
+        other = KubeClient(kube_config(kubeconfig=str(write_kubeconfig(client, f"http://127.0.0.1:{server.port}"))))
         reflector._shared, reflector._position = replace(reflector._shared, client=other), "5"
         error = reflector.cycle()
         other.close()
@@ -428,6 +429,15 @@ def test_list_once_sends_one_list_per_kind(fake: FakeKube, client: KubeClient) -
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert store.counts() == {"Service": 1, "Endpoints": 0, "EndpointSlice": 0, "HTTPRoute": 0, "ForeignEndpoints": 1}
     assert store.targets() == set()
+
+
+def test_list_once_lists_the_routes_of_several_namespaces_at_once(fake: FakeKube, client: KubeClient) -> None:
+    """A gateway's webhook that answers slowly delays a pass once, not once per namespace."""
+    fake.inject(Fault(delay=1.0), times=10, path="httproutes")
+    began = time.monotonic()
+    list_once(client, ("default", "apps", "other"), "default", routes=True)
+    assert time.monotonic() - began < 2.5
+    assert fake.count("list", "httproutes") == 3
 
 
 def test_list_once_fails_as_the_server_fails(fake: FakeKube, client: KubeClient) -> None:
@@ -606,7 +616,7 @@ def test_closing_interrupts_connecting(tmp_path: Path) -> None:
             filler.connect_ex(deaf.getsockname())
         fake = FakeKube()
         fake.port = deaf.getsockname()[1]
-        config = KubeConfig(kubeconfig=fake.kubeconfig(tmp_path), connect_timeout_seconds=30)
+        config = kube_config(kubeconfig=fake.kubeconfig(tmp_path), connect_timeout_seconds=30)
         cache = Informer(KubeClient(config), None, "default", lambda _: None, QUICK)
         cache.start()
         time.sleep(0.2)
@@ -694,7 +704,7 @@ def test_a_create_needs_no_get_permission(fake: FakeKube, tmp_path: Path) -> Non
     """The conflict is looked at by a list: the Role has patch, create, list and watch, no get."""
     fake.put("endpoints", raw_endpoints("default", "radosgw", "10.0.0.1"))
     fake.forbid("plain", "get", "endpoints")
-    client = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
+    client = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
     with pytest.raises(Exception, match="belongs to another client"):
         Writer(client).apply(create(endpoints()))
     client.close()
@@ -787,7 +797,7 @@ def test_an_odd_access_review_is_trouble(fake: FakeKube, client: KubeClient) -> 
 def test_a_namespace_that_may_not_be_looked_at_is_unknown(fake: FakeKube, tmp_path: Path) -> None:
     """403 is neither yes nor no."""
     fake.forbid("plain", "get", "namespaces")
-    plain = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
+    plain = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
     assert namespace_states(plain, ["default"]) == {"default": NamespaceState.NOT_TOLD}
     plain.close()
 

@@ -28,13 +28,14 @@ from bridge.errors import (
 )
 from bridge.kube import access as access_module
 from bridge.kube import plugin as plugin_module
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.identity import who_am_i
 from bridge.kube.informer import Informer, list_pages
 from bridge.kube.transport import TooLargeError
 from bridge.retry import RetryPolicy
 from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube
 from tests.support.lab.failover import Failover
+from tests.support.options import kube_config
 
 Json = dict[str, Any]
 QUICK = RetryPolicy(initial_seconds=0.02, max_seconds=0.2)
@@ -173,7 +174,7 @@ class Certificates:
             self.folder, f"https://127.0.0.1:{port}",
             {"client-certificate": "mine.crt", "client-key": "mine.key"}, {"certificate-authority": "ca.crt"},
         )  # fmt: skip
-        return KubeClient(KubeConfig(kubeconfig=path, **options))
+        return KubeClient(kube_config(kubeconfig=path, **options))
 
 
 def whose(sock: socket.socket) -> str:
@@ -283,7 +284,7 @@ def test_a_replaced_authority_is_trusted_by_new_connections(tmp_path: Path, monk
         authority.issue_cert("127.0.0.1").configure_cert(contexts[-1])
     with Scripted(lambda *_: VERSION, contexts[0]) as server:
         path = kubeconfig(tmp_path, f"https://127.0.0.1:{server.port}", cluster={"certificate-authority": "ca.crt"})
-        client = KubeClient(KubeConfig(kubeconfig=path))
+        client = KubeClient(kube_config(kubeconfig=path))
         client.version()
         server._context = contexts[1]
         bundle.write_bytes(old.cert_pem.bytes() + new.cert_pem.bytes())
@@ -299,7 +300,7 @@ def test_every_request_and_watch_impersonates(fake: FakeKube, tmp_path: Path) ->
     """Who may impersonate writes with the rights of the other user, never with its own."""
     user = {"token": ADMIN_TOKEN, "as": "jo", "as-groups": ["one", "two"], "as-uid": "7",
             "as-user-extra": {"why": ["test"]}}  # fmt: skip
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, user)))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, user)))
     client.request("GET", "/api/v1/services")
     with client.stream("/api/v1/services", query=[("watch", "1"), ("timeoutSeconds", "1")], silence=30) as lines:
         list(lines)
@@ -350,7 +351,7 @@ TOKEN, UNTIL = {ADMIN_TOKEN!r}, '2020-01-01T00:00:00Z'
 {GIVE}"""
     monkeypatch.setattr(plugin_module, "LIMIT_SECONDS", 1.0)
     path = kubeconfig(tmp_path, fake.url, plugin(tmp_path, body))
-    client = KubeClient(KubeConfig(kubeconfig=path))
+    client = KubeClient(kube_config(kubeconfig=path))
     slowest = 0.0
     deadline = time.monotonic() + 30
     while not client.trouble and time.monotonic() < deadline:
@@ -380,7 +381,7 @@ if not first:
     time.sleep(600)
 TOKEN, UNTIL = {ADMIN_TOKEN!r}, '2020-01-01T00:00:00Z'
 {GIVE}"""
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, plugin(tmp_path, body))))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, plugin(tmp_path, body))))
     client.request("GET", "/api/v1/services")
     assert wait_for(lambda: len((tmp_path / "ran").read_text().split()) == 2)
     second = Path("/proc") / (tmp_path / "ran").read_text().split()[1]
@@ -397,7 +398,7 @@ def test_a_plugin_that_hangs_at_the_start_is_a_configuration_error(
     path = kubeconfig(tmp_path, fake.url, plugin(tmp_path, "time.sleep(600)"))
     began = time.monotonic()
     with pytest.raises(ConfigurationError, match=r"login .* did not answer within 0.5 s"):
-        KubeClient(KubeConfig(kubeconfig=path))
+        KubeClient(kube_config(kubeconfig=path))
     assert time.monotonic() - began < 10
     assert fake.log == []
 
@@ -410,7 +411,7 @@ marker = os.path.join({str(tmp_path)!r}, 'ran')
 TOKEN, UNTIL = ('two' if os.path.exists(marker) else 'one'), None
 open(marker, 'a').write('x')
 {GIVE}"""
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, plugin(tmp_path, body))))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, plugin(tmp_path, body))))
     client.request("GET", "/api/v1/services")
     fake.users = {"two": "admin"}
     assert client.request("GET", "/api/v1/services").status == 200
@@ -428,7 +429,7 @@ assert spec['interactive'] is False and os.environ['HOW'] == 'so'
     user = plugin(tmp_path, body)
     user["exec"] |= {"provideClusterInfo": True, "env": [{"name": "HOW", "value": "so"}]}
     extension = {"name": "client.authentication.k8s.io/exec", "extension": {"audience": "kube"}}
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, user, {"extensions": [extension]})))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, user, {"extensions": [extension]})))
     assert client.request("GET", "/api/v1/services").status == 200
     client.close()
 
@@ -446,7 +447,7 @@ def test_an_error_by_way_of_a_proxy_names_it_and_the_variable(tmp_path: Path, mo
         texts = {}
         kinds = {}
         for which in answers:
-            client = KubeClient(KubeConfig(kubeconfig=path))
+            client = KubeClient(kube_config(kubeconfig=path))
             with pytest.raises(BridgeError) as caught:
                 client.version()
             texts[which], kinds[which] = str(caught.value), type(caught.value)
@@ -457,7 +458,7 @@ def test_an_error_by_way_of_a_proxy_names_it_and_the_variable(tmp_path: Path, mo
     assert all(named in text and "hunter22" not in text for text in texts.values())
     assert kinds == {"refused": PermanentError, "asks": CredentialsError, "broken": TransientError}
     assert "403" in texts["refused"]
-    client = KubeClient(KubeConfig(kubeconfig=path))  # and now nobody listens there
+    client = KubeClient(kube_config(kubeconfig=path))  # and now nobody listens there
     with pytest.raises(TransientError, match="refuses connections") as caught:
         client.version()
     assert named in str(caught.value)
@@ -471,12 +472,12 @@ def test_loopback_is_not_proxied_but_by_proxy_url(
     """The environment is for the way out; a kubeconfig that names a proxy means it, NO_PROXY or not."""
     with Scripted(lambda *_: VERSION) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
-        direct = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url)))
+        direct = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url)))
         assert direct.version().git == "v1.37.2-fake"
         direct.close()
         monkeypatch.setenv("NO_PROXY", "*")
         cluster = {"proxy-url": f"http://127.0.0.1:{proxy.port}"}
-        proxied = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, cluster=cluster)))
+        proxied = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, cluster=cluster)))
         assert proxied.version().git == "v1"
         assert proxied.access.proxy is not None
         assert proxied.access.proxy.source == f"proxy-url of kubeconfig {tmp_path}/config"
@@ -511,7 +512,7 @@ def test_a_tunnel_through_a_proxy_carries_requests_and_watches(tmp_path: Path, m
                 {"client-certificate": "mine.crt", "client-key": "mine.key"},
                 {"certificate-authority": "ca.crt", "proxy-url": f"http://127.0.0.1:{proxy.port}"},
             )  # fmt: skip
-            client = KubeClient(KubeConfig(kubeconfig=path))
+            client = KubeClient(kube_config(kubeconfig=path))
             for _ in range(3):
                 assert client.version().git == "v1"
             with client.stream("/watch", silence=20) as lines:
@@ -536,7 +537,7 @@ def test_one_timeout_closes_all_idle_connections_and_watches_begin_anew(
 ) -> None:
     """Ten kept connections lead nowhere: one of them costs its timeout, and none of the others is tried."""
     with Failover(f"127.0.0.1:{fake.port}") as address:
-        config = KubeConfig(
+        config = kube_config(
             kubeconfig=kubeconfig(tmp_path, f"http://{address.address}"), request_timeout_seconds=1.5, connections=16
         )
         client = KubeClient(config)
@@ -576,7 +577,7 @@ def test_watches_notice_a_dead_way_without_any_other_request(
     monkeypatch.setattr(access_module, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr("bridge.kube.client.PROBE_SECONDS", 1.2)
     with Failover(f"127.0.0.1:{fake.port}") as address:
-        client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, f"http://{address.address}")))
+        client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, f"http://{address.address}")))
         cache = Informer(client, None, "default", lambda _: None, QUICK)
         cache.start()
         assert cache.wait_synced(20)
@@ -615,7 +616,7 @@ def test_only_a_connection_that_breaks_takes_silent_watches_with_it(
         return None
 
     with Scripted(answer) as server:
-        client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
+        client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
         ended = threading.Event()
 
         def watch() -> None:
@@ -638,7 +639,7 @@ def test_a_slow_answer_to_one_request_leaves_watches_alone_that_bring_something(
     """A watch that was heard since the request began cannot be dead."""
     from tests.support.fakes.kube import Fault
 
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url), request_timeout_seconds=1.5))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url), request_timeout_seconds=1.5))
     client.request("GET", "/api/v1/services")
     seen: list[bytes] = []
     stop = threading.Event()
@@ -707,7 +708,7 @@ def test_a_trickling_answer_has_no_more_time_than_any_other(tmp_path: Path, wher
 
     with Scripted(answer) as server:
         path = kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")
-        client = KubeClient(KubeConfig(kubeconfig=path, request_timeout_seconds=0.5))
+        client = KubeClient(kube_config(kubeconfig=path, request_timeout_seconds=0.5))
         began = time.monotonic()
         with pytest.raises(TransientError, match="in time"):
             client.request("GET", "/api/v1/services")
@@ -733,7 +734,7 @@ def test_a_watch_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.M
 
     with Scripted(answer) as server:
         path = kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")
-        client = KubeClient(KubeConfig(kubeconfig=path, request_timeout_seconds=0.5))
+        client = KubeClient(kube_config(kubeconfig=path, request_timeout_seconds=0.5))
         began = time.monotonic()
         with (
             pytest.raises(TransientError, match=r"in time|did not come whole within"),
@@ -758,11 +759,11 @@ def test_an_answer_larger_than_allowed_is_refused_and_names_the_setting(tmp_path
 
     with Scripted(answer) as server:
         path = kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")
-        small = KubeClient(KubeConfig(kubeconfig=path, max_answer_bytes=200_000))
+        small = KubeClient(kube_config(kubeconfig=path, max_answer_bytes=200_000))
         with pytest.raises(TooLargeError, match=r"list services.*more than.*kubernetes\.max_answer"):
             small.request("GET", "/api/v1/services")
         small.close()
-        enough = KubeClient(KubeConfig(kubeconfig=path, max_answer_bytes=300_000))
+        enough = KubeClient(kube_config(kubeconfig=path, max_answer_bytes=300_000))
         assert len(enough.request("GET", "/api/v1/services").body) == 300_000
         enough.close()
 
@@ -774,13 +775,13 @@ def test_a_page_that_is_too_large_is_read_in_smaller_ones(fake: FakeKube, tmp_pa
             "metadata": {"name": f"s{number:02}", "namespace": "default", "annotations": {"a": "x" * 4000}},
             "spec": {"ports": [{"port": 80}]},
         })  # fmt: skip
-    config = KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url), max_answer_bytes=60_000)
+    config = kube_config(kubeconfig=kubeconfig(tmp_path, fake.url), max_answer_bytes=60_000)
     client = KubeClient(config)
     pages = [[item["metadata"]["name"] for item in items] for items, _ in list_pages(client, Kind.SERVICE, None, "")]
     assert [name for page in pages for name in page] == [f"s{number:02}" for number in range(30)]
     assert [len(page) for page in pages] == [4] * 7 + [2]
     client.close()
-    tiny = KubeClient(KubeConfig(kubeconfig=config.kubeconfig, max_answer_bytes=1000))
+    tiny = KubeClient(kube_config(kubeconfig=config.kubeconfig, max_answer_bytes=1000))
     with pytest.raises(TooLargeError, match=r"raise kubernetes\.max_answer"):
         list(list_pages(tiny, Kind.SERVICE, None, ""))
     tiny.close()
@@ -794,7 +795,7 @@ def test_a_document_is_decoded_without_a_second_copy_of_its_text(fake: FakeKube,
         "metadata": {"name": "large", "namespace": "default", "annotations": {"a": "x" * (8 << 20)}},
         "spec": {"ports": [{"port": 80}]},
     })  # fmt: skip
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url), max_answer_bytes=64 << 20))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url), max_answer_bytes=64 << 20))
     client.version()
     held: list[int] = []
     real = json.loads

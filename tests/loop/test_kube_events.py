@@ -11,11 +11,12 @@ import pytest
 
 from bridge.core.model import Kind, Target
 from bridge.errors import NotLeadingError
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.election import Election, ElectionConfig, KubeLeases
 from bridge.kube.events import About, Event, EventRecorder
 from bridge.kube.writer import Writer
 from tests.support.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
+from tests.support.options import kube_config
 from tests.unit.kube.builders import create, endpoints
 
 
@@ -29,7 +30,7 @@ def fake() -> Iterator[FakeKube]:
 @pytest.fixture
 def client(fake: FakeKube, tmp_path: Path) -> Iterator[KubeClient]:
     """A client."""
-    found = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path)))
+    found = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path)))
     yield found
     found.close()
 
@@ -74,7 +75,7 @@ def test_a_server_that_fails_costs_nothing_but_the_event(fake: FakeKube, client:
 def test_a_forbidden_recorder_rests(fake: FakeKube, tmp_path: Path) -> None:
     """No permission: one request, then silence for ten minutes."""
     fake.forbid("plain", "create", "events")
-    plain = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
+    plain = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
     now = [0.0]
     recorder = EventRecorder(plain, clock=lambda: now[0])
     for number in range(5):
@@ -182,7 +183,7 @@ def test_a_namespace_that_may_not_be_written_to_silences_no_other(fake: FakeKube
     """A Role that is missing there, or a namespace that is being deleted."""
     fake.add_namespace("closed")
     fake.forbid("plain", "create", "events", "closed")
-    found = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN, "plain.kubeconfig")))
+    found = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN, "plain.kubeconfig")))
     recorder = EventRecorder(found)
     recorder.start()
     for number in range(3):

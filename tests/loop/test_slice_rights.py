@@ -10,12 +10,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.consul.client import ConsulConfig
 from bridge.controller.controller import Controller
 from bridge.core.model import Destination, InstanceRules, Output, Policy, Rule, Treatment
 from bridge.errors import TransientError
-from bridge.kube.client import KubeConfig
-from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import status_once
 from bridge.oneshot.sync import sync_once
 from bridge.pipeline import slice_rights
@@ -26,6 +23,7 @@ from bridge.telemetry.metrics import Metrics
 from tests.loop.test_engine_run import OPTIONS, QUICK, Running
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
+from tests.support.options import consul_config, kube_config, sync_options
 
 Eventually = Callable[..., None]
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
@@ -52,9 +50,9 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
 
 def sides(running: Running) -> dict[str, object]:
     return {
-        "consul": ConsulConfig(address=running.consul.address),
-        "kube": KubeConfig(kubeconfig=running.kubeconfig),
-        "options": SyncOptions(retry=QUICK),
+        "consul": consul_config(address=running.consul.address),
+        "kube": kube_config(kubeconfig=running.kubeconfig),
+        "options": sync_options(retry=QUICK),
         "stop": threading.Event(),
     }
 
@@ -99,8 +97,8 @@ def test_a_running_bridge_goes_on_and_writes_slices_once_it_may(running: Running
     """Said in the log, in readiness (which stays yes) and in a metric; granted, no restart is needed."""
     metrics = Metrics("1")
     running.bridge = Controller(
-        consul=ConsulConfig(address=running.consul.address),
-        kube=KubeConfig(kubeconfig=running.kubeconfig),
+        consul=consul_config(address=running.consul.address),
+        kube=kube_config(kubeconfig=running.kubeconfig),
         rules=(RULE,),
         options=OPTIONS,
         observer=FanOutObserver(LogObserver(logger()), metrics),

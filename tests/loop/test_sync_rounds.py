@@ -9,19 +9,17 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
-from bridge.consul.client import ConsulConfig
 from bridge.core.model import Change, Destination, Kind, Meta, Output, Rule
 from bridge.errors import BridgeError, CancelledError, ExitStatus, TransientError
-from bridge.kube.client import KubeConfig
 from bridge.kube.informer import list_once
 from bridge.kube.writer import Writer
 from bridge.oneshot import inputs
-from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.sync import sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
+from tests.support.options import consul_config, kube_config, sync_options
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,10 +44,10 @@ class Harness:
 
     def sync(self) -> Report:
         return sync_once(
-            consul=ConsulConfig(address=self.consul.address),
-            kube=KubeConfig(kubeconfig=self.kubeconfig),
+            consul=consul_config(address=self.consul.address),
+            kube=kube_config(kubeconfig=self.kubeconfig),
             rules=(Rule(to=Destination(namespace="default", output=Output.ENDPOINTS)),),
-            options=SyncOptions(retry=ONCE),
+            options=sync_options(retry=ONCE),
             stop=threading.Event(),
         )
 

@@ -12,29 +12,27 @@ from typing import Any
 
 import pytest
 
-from bridge.consul.client import ConsulConfig
 from bridge.controller.controller import Controller
-from bridge.controller.options import RunOptions
 from bridge.core.annotated import USUAL, Annotated, Grant
-from bridge.core.guard import Guard, GuardSettings
+from bridge.core.guard import Guard
 from bridge.core.model import Destination, Known, Listing, Query, Rule, Target
 from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.select import Only
 from bridge.core.state import ConsulState
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.informer import list_once
-from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.sync import sync_once
 from bridge.pipeline.planner import Planner
 from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
+from tests.support.options import consul_config, guard_settings, kube_config, run_options, sync_options
 from tests.support.running import running
 
 Eventually = Callable[..., None]
 QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
-OPTIONS = RunOptions(
+OPTIONS = run_options(
     removal_grace_seconds=0.2,
     consul_retry=QUICK,
     kube_retry=QUICK,
@@ -79,19 +77,19 @@ class Cluster:
 
     def sides(self) -> dict[str, Any]:
         return {
-            "consul": ConsulConfig(address=self.consul.address),
-            "kube": KubeConfig(kubeconfig=self.kubeconfig, namespaces=TEAMS),
+            "consul": consul_config(address=self.consul.address),
+            "kube": kube_config(kubeconfig=self.kubeconfig, namespaces=TEAMS),
             "rules": self.rules,
         }
 
     def sync(self, **options: Any) -> Report:
         """One pass."""
         retry = RetryPolicy(initial_seconds=0.01, max_seconds=0.05, attempts=2)
-        return sync_once(**self.sides(), options=SyncOptions(retry=retry, **options), stop=threading.Event())
+        return sync_once(**self.sides(), options=sync_options(retry=retry, **options), stop=threading.Event())
 
     def running(self, annotated: Annotated = USUAL, **guard: Any) -> AbstractContextManager[Controller]:
         """A bridge that has made its first pass."""
-        options = replace(OPTIONS, guard=GuardSettings(**guard), annotated=annotated)
+        options = replace(OPTIONS, guard=guard_settings(**guard), annotated=annotated)
         return running(Controller(**self.sides(), options=options), ready_seconds=30)
 
 
@@ -248,7 +246,7 @@ def test_one_more_namespace_takes_nothing_away_where_nothing_was_said_of_grants(
 def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may_delete: bool) -> None:
     """What no rule of ours selects may be what the other one wants: it is neither deleted nor emptied."""
     cluster.sync()
-    client = KubeClient(KubeConfig(kubeconfig=cluster.kubeconfig))
+    client = KubeClient(kube_config(kubeconfig=cluster.kubeconfig))
     try:
         store = list_once(client, ("rules",), "default")
     finally:
@@ -260,7 +258,7 @@ def test_beside_a_conflicting_writer_nothing_is_taken_away(cluster: Cluster, may
     planner = Planner(
         world=consul_state,
         store=store,
-        guard=Guard(GuardSettings(removal_percent=0)),
+        guard=Guard(guard_settings(removal_percent=0)),
         options=PlanOptions(),
         clock=lambda: 1.0,
         may_delete=lambda _target: may_delete,

@@ -12,17 +12,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.consul.client import ConsulConfig
 from bridge.controller import parts
 from bridge.controller.controller import Controller
 from bridge.core.model import Destination, Output, Rule
 from bridge.errors import TransientError
 from bridge.kube import informer as caching
-from bridge.kube.client import KubeConfig
 from bridge.oneshot import check as checking
 from bridge.oneshot import inputs
 from bridge.oneshot.check import check
-from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import explain_once, status_once
 from bridge.oneshot.sync import sync_once
 from bridge.render import explanation_text
@@ -32,6 +29,7 @@ from bridge.telemetry.metrics import Metrics
 from tests.loop.test_engine_run import OPTIONS, QUICK, Running, parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
+from tests.support.options import consul_config, kube_config, sync_options
 
 Eventually = Callable[..., None]
 Json = dict[str, Any]
@@ -51,8 +49,8 @@ class Harness(Running):
         """Another output; before the bridge is started."""
         self.rules = (Rule(to=Destination(namespace="default", output=output)),)
         self.bridge = Controller(
-            consul=ConsulConfig(address=self.consul.address),
-            kube=KubeConfig(kubeconfig=self.kubeconfig),
+            consul=consul_config(address=self.consul.address),
+            kube=kube_config(kubeconfig=self.kubeconfig),
             rules=self.rules,
             options=OPTIONS,
             observer=FanOutObserver(LogObserver(logger()), self.metrics),
@@ -81,8 +79,8 @@ class Harness(Running):
     @property
     def sides(self) -> Json:
         return {
-            "consul": ConsulConfig(address=self.consul.address), "kube": KubeConfig(kubeconfig=self.kubeconfig),
-            "rules": self.rules, "options": SyncOptions(retry=QUICK), "stop": threading.Event(),
+            "consul": consul_config(address=self.consul.address), "kube": kube_config(kubeconfig=self.kubeconfig),
+            "rules": self.rules, "options": sync_options(retry=QUICK), "stop": threading.Event(),
         }  # fmt: skip
 
     def status(self) -> tuple[str, str]:
@@ -92,7 +90,7 @@ class Harness(Running):
 
     def checked(self) -> dict[str, tuple[str, str]]:
         """State and detail of the probes about slices."""
-        probes = check(self.sides["consul"], self.sides["kube"], lambda: self.rules)
+        probes = check(self.sides["consul"], self.sides["kube"], lambda: self.rules, options=sync_options())
         return {p.name: (p.state, p.detail) for p in probes if p.name.startswith("slices")}
 
 
@@ -234,7 +232,7 @@ def test_a_second_look_that_fails_leaves_what_the_first_one_saw(
     """The slices are read again where the mirror is behind: the rows stay, and what went wrong is said."""
     harness.choose(Output.ENDPOINTS)
     sync_once(**harness.sides)
-    sides = {**harness.sides, "options": SyncOptions(retry=replace(QUICK, attempts=2))}
+    sides = {**harness.sides, "options": sync_options(retry=replace(QUICK, attempts=2))}
 
     def again(*args: Any) -> None:
         harness.kube.inject(Fault(status=status), times, path="endpointslices")

@@ -12,15 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.config import load
-from bridge.consul.client import ConsulConfig
 from bridge.controller.controller import Controller
 from bridge.controller.options import RunOptions
 from bridge.core.model import Destination, Rule
 from bridge.daemon import Daemon
 from bridge.errors import PermanentError
 from bridge.kube import informer as cache_module
-from bridge.kube.client import KubeConfig
-from bridge.oneshot.inputs import SyncOptions
 from bridge.oneshot.inspection import explain_once, status_once
 from bridge.oneshot.sync import sync_once
 from bridge.render import failed_lines
@@ -32,12 +29,13 @@ from bridge.telemetry.metrics import Metrics
 from tests.loop.test_engine_run import parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
+from tests.support.options import consul_config, kube_config, run_options, sync_options
 from tests.support.running import running
 
 Eventually = Callable[..., None]
 Json = dict[str, Any]
 QUICK = RetryPolicy(initial_seconds=0.02, max_seconds=0.1, attempts=2)
-OPTIONS = RunOptions(
+OPTIONS = run_options(
     removal_grace_seconds=0.1,
     consul_retry=QUICK,
     kube_retry=QUICK,
@@ -54,13 +52,13 @@ class Both:
     def __init__(self, consul: FakeConsul, kube: FakeKube, folder: Path) -> None:
         self.consul, self.kube = consul, kube
         self.sides: Json = {
-            "consul": ConsulConfig(address=consul.address),
-            "kube": KubeConfig(kubeconfig=kube.kubeconfig(folder)),
+            "consul": consul_config(address=consul.address),
+            "kube": kube_config(kubeconfig=kube.kubeconfig(folder)),
         }
 
     def sync(self, **options: Any) -> Report:
         """One pass."""
-        chosen = SyncOptions(retry=QUICK, **options)
+        chosen = sync_options(retry=QUICK, **options)
         return sync_once(**self.sides, rules=(GOOD, BAD), options=chosen, stop=threading.Event())
 
     def ready(self, namespace: str, name: str) -> list[str] | None:
@@ -167,7 +165,7 @@ def test_status_and_explain_show_the_others_and_say_what_cannot_be_read(both: Bo
     """The row of the target is unknown, not missing."""
     both.sync()
     both.kube.forbid("admin", "list", "services", "apps")
-    asked: Json = {"rules": (GOOD, BAD), "options": SyncOptions(retry=QUICK), "stop": threading.Event()}
+    asked: Json = {"rules": (GOOD, BAD), "options": sync_options(retry=QUICK), "stop": threading.Event()}
     status = status_once(**both.sides, **asked)
     assert [(row.name, row.state) for row in status.services] == [("b", "unknown"), ("a", "in_sync")]
     (trouble,) = status.trouble

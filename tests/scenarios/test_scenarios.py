@@ -36,7 +36,7 @@ import pytest
 import yaml
 
 from bridge.core import annotated
-from bridge.core.guard import Guard, GuardSettings
+from bridge.core.guard import Guard
 from bridge.core.model import (
     Adopt,
     Amount,
@@ -83,6 +83,7 @@ from bridge.core.reconcile import PlanOptions, names_at
 from bridge.core.state import ConsulState
 from bridge.pipeline.deviation_window import DeviationWindow
 from bridge.pipeline.planner import Planner, apply_plan
+from tests.support.options import guard_settings
 from tests.unit.core.builders import OWNER, Cluster
 
 DC, OTHERS = "dc1", ("ams", "fra")
@@ -169,7 +170,7 @@ class Stage:
 
     def __init__(self, adopt: Adopt, hold_release_seconds: float | None) -> None:
         self.adopt = adopt
-        self.settings = GuardSettings(hold_release_seconds=hold_release_seconds)
+        self.settings = guard_settings(hold_release_seconds=hold_release_seconds)
         self.guard = Guard(self.settings)
         self.world = ConsulState((), (DC, *OTHERS), grace_seconds=0.0, follows=True)
         self.store = Objects()

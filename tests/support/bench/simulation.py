@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 
 from bridge.consul.subscriptions import SubscriptionTable
 from bridge.controller.workqueue import WorkQueue
-from bridge.core.guard import Guard, GuardSettings
+from bridge.core.guard import Guard
 from bridge.core.model import Change, Destination, Instance, Known, Listing, Meta, Output, Query, Rule, Status, Target
 from bridge.core.reconcile import PlanOptions
 from bridge.core.state import ConsulState
@@ -27,6 +27,7 @@ from bridge.kube.store import Store
 from bridge.pipeline.planner import Planner
 from tests.support.bench.measure import Figure, limit, number, percentile
 from tests.support.bench.report import Collected, table
+from tests.support.options import guard_settings
 
 RULE = Rule(name="all", to=Destination(output=Output.ENDPOINTS))
 """The floors write a Service and its Endpoints, so that is what is measured beside them."""
@@ -74,7 +75,7 @@ class Simulation:
         self.planner = Planner(
             world=self.world,
             store=self.store,
-            guard=Guard(GuardSettings()),
+            guard=Guard(guard_settings()),
             options=PlanOptions(),
             clock=time.monotonic,
         )

@@ -81,8 +81,8 @@ def always_write() -> None:
 
     def turn(self: Supervisor) -> None:
         real_turn(self)
-        for target in sorted(self._planner.world.targets())[:2]:
-            plan = self._planner.plan(target)
+        for target in sorted(self.planner.world.targets())[:2]:
+            plan = self.planner.plan(target)
             for change in plan.changes if plan is not None else ():
                 if change.action is Action.UNCHANGED and change.kind.value == "Endpoints":
                     with contextlib.suppress(BridgeError):  # a worker, or another writer, was there in between

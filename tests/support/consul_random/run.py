@@ -12,12 +12,12 @@ from itertools import count
 from typing import Any
 
 from bridge.consul.catalog import Catalog
-from bridge.consul.client import ConsulConfig
 from bridge.core.model import Known, Query
 from bridge.retry import RetryPolicy
 from tests.support.consul_random.operations import Operations
 from tests.support.consul_random.sides import NEAR, Shown, Waiter, kinds, read
 from tests.support.fakes.consul import Recorder
+from tests.support.options import consul_config
 from tests.support.raw import RawConsul
 
 STEPS = 60
@@ -87,7 +87,7 @@ class Bridge:
     def __init__(self, name: str, address: str, connections: int) -> None:
         self.name = name
         self.recorder = Recorder()
-        config = ConsulConfig(address=address, connections=connections)
+        config = consul_config(address=address, connections=connections)
         self.catalog = Catalog(config, ["dc1"], self.recorder, QUICK, self.recorder.failed)
         self.catalog.start()
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from bridge.consul.client import NOBODY, Answer, ConsulClient, ConsulConfig, Mode
+from bridge.consul.client import NOBODY, Answer, ConsulClient, Mode
 from bridge.core.model import Query
 from bridge.errors import ConfigurationError, PermanentError, TransientError
 from tests.support.fakes.consul import FakeConsul, Fault
+from tests.support.options import consul_config
 
 WEB = Query("dc1", "web")
 
@@ -27,7 +28,7 @@ def consul() -> Iterator[FakeConsul]:
 
 @pytest.fixture
 def client(consul: FakeConsul) -> Iterator[ConsulClient]:
-    found = ConsulClient(ConsulConfig(address=consul.address))
+    found = ConsulClient(consul_config(address=consul.address))
     yield found
     found.close()
 
@@ -61,7 +62,7 @@ def test_a_client_in_no_hurry_lets_lie_what_it_waited_for_and_nothing_else(
     """First reads are not made slower: a start with thousands of services makes many of them."""
     rests: list[float] = []
     monkeypatch.setattr(time, "sleep", rests.append)
-    client = ConsulClient(ConsulConfig(address=consul.address), rest_seconds=0.25)
+    client = ConsulClient(consul_config(address=consul.address), rest_seconds=0.25)
     index = client.listing("dc1").index
     assert 0.25 not in rests  # others sleep as well, and not for so long
     client.listing("dc1", index=index, wait=0.05)
@@ -85,7 +86,7 @@ def test_names_with_every_kind_of_character_stay_one_path_segment(consul: FakeCo
 
 
 def test_enterprise_fields_peer_and_filter_travel_with_reads_and_probes(consul: FakeConsul) -> None:
-    client = ConsulClient(ConsulConfig(address=consul.address, namespace="default-ns", partition="default-part"))
+    client = ConsulClient(consul_config(address=consul.address, namespace="default-ns", partition="default-part"))
     query = Query("dc1", "web", namespace="team", peer="east", filter='Service == "web"')
     client.health_service(query)
     read = asked(consul)
@@ -118,7 +119,7 @@ def test_a_node_probe_has_the_index_of_the_node(consul: FakeConsul, client: Cons
 
 
 def test_the_token_goes_into_the_header_and_nowhere_else(consul: FakeConsul) -> None:
-    client = ConsulClient(ConsulConfig(address=consul.address, token="s3cret"))
+    client = ConsulClient(consul_config(address=consul.address, token="s3cret"))
     client.health_service(WEB)
     client.probe_services([WEB])
     client.leader()
@@ -139,10 +140,10 @@ def test_without_agent_read_the_datacenter_comes_from_the_catalog() -> None:
     with FakeConsul(datacenters=("dc2", "dc1"), token="t") as consul:
         consul.inject(Fault(status=403, body="Permission denied"), path="/v1/agent/self", times=9)
         consul.register("web", "vm", "10.0.0.1", 80, dc="dc2")
-        client = ConsulClient(ConsulConfig(address=consul.address, token="t"))
+        client = ConsulClient(consul_config(address=consul.address, token="t"))
         assert client.own_datacenter() == "dc1"  # what the node says
         client.close()
-        nobody = ConsulClient(ConsulConfig(address=consul.address))
+        nobody = ConsulClient(consul_config(address=consul.address))
         with pytest.raises(PermanentError, match=r"Name it: --datacenter, one of dc2, dc1"):
             nobody.own_datacenter()
         nobody.close()
@@ -163,8 +164,8 @@ def test_the_envelope_is_read_from_the_headers(consul: FakeConsul, client: Consu
 
 def test_anonymous_under_default_deny_is_noticed() -> None:
     with FakeConsul(token="t") as consul:
-        nobody = ConsulClient(ConsulConfig(address=consul.address))
-        somebody = ConsulClient(ConsulConfig(address=consul.address, token="t"))
+        nobody = ConsulClient(consul_config(address=consul.address))
+        somebody = ConsulClient(consul_config(address=consul.address, token="t"))
         assert nobody.listing().default_deny_anonymous is True
         assert somebody.listing().default_deny_anonymous is False
         nobody.close()
@@ -209,7 +210,7 @@ def test_a_stale_answer_within_the_bound_is_taken(consul: FakeConsul, client: Co
 @pytest.mark.parametrize(("max_stale", "asked"), [(2.0, 2), (4.9, 2), (5.0, 1), (300.0, 1)])
 def test_how_old_an_answer_may_be_is_what_the_settings_say(consul: FakeConsul, max_stale: float, asked: int) -> None:
     consul.last_contact_ms = 5_000
-    client = ConsulClient(ConsulConfig(address=consul.address, max_stale_seconds=max_stale))
+    client = ConsulClient(consul_config(address=consul.address, max_stale_seconds=max_stale))
     try:
         client.listing("dc1")
     finally:
@@ -251,7 +252,7 @@ def test_streaming_answers_are_not_doubted_for_headers_that_mean_nothing(
 def test_a_token_file_is_read_again_when_it_is_another_one(tmp_path: Path, consul: FakeConsul) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
-    client = ConsulClient(ConsulConfig(address=consul.address, token_file=str(file)))
+    client = ConsulClient(consul_config(address=consul.address, token_file=str(file)))
     client.leader()
     other = tmp_path / "other"
     other.write_text("other\n")
@@ -275,7 +276,7 @@ def test_a_token_file_that_cannot_be_used_is_named(
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
-    client = ConsulClient(ConsulConfig(address=consul.address, token_file=str(file)))
+    client = ConsulClient(consul_config(address=consul.address, token_file=str(file)))
     with pytest.raises(kind, match=said) as caught:
         client.leader()
     assert str(file) in str(caught.value)
@@ -284,7 +285,7 @@ def test_a_token_file_that_cannot_be_used_is_named(
 
 def test_a_token_that_no_header_can_carry_is_refused_without_showing_it() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        ConsulClient(ConsulConfig(token="bad\r\nX-Evil: 1"))
+        ConsulClient(consul_config(token="bad\r\nX-Evil: 1"))
     assert "Evil" not in str(caught.value)
 
 
@@ -302,7 +303,7 @@ def test_the_environment_has_no_say(consul: FakeConsul, monkeypatch: pytest.Monk
         "http_proxy": "http://127.0.0.1:1",
     }.items():
         monkeypatch.setenv(name, value)
-    client = ConsulClient(ConsulConfig(address=consul.address, token="ours"))
+    client = ConsulClient(consul_config(address=consul.address, token="ours"))
     assert client.leader("dc1") == "127.0.0.1:8300"
     client.close()
     assert consul.requests[-1].headers["X-Consul-Token"] == "ours"
@@ -311,7 +312,7 @@ def test_the_environment_has_no_say(consul: FakeConsul, monkeypatch: pytest.Monk
 def test_construction_warns_of_nothing(consul: FakeConsul) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ConsulClient(ConsulConfig(address=consul.address)).close()
+        ConsulClient(consul_config(address=consul.address)).close()
 
 
 def test_python_consul2s_public_calls_run_over_our_connection(consul: FakeConsul, client: ConsulClient) -> None:

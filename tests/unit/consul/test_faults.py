@@ -10,11 +10,12 @@ from dataclasses import replace
 import pytest
 
 from bridge.consul import faults
-from bridge.consul.client import ConsulClient, ConsulConfig
+from bridge.consul.client import ConsulClient
 from bridge.consul.faults import RequestInfo
 from bridge.core.model import Query
 from bridge.errors import BridgeError, PermanentError, ThrottledError, TransientError, UnreachableError
 from tests.support.fakes.consul import FakeConsul, Fault
+from tests.support.options import consul_config
 
 SECRET = "b1gs3cr3t-9c0d-4e5f-8a7b-6c5d4e3f2a1b"
 ASKED = RequestInfo("list services", "http://consul:8500", "dc7", 'Service.Meta.x === "1"', secrets=(SECRET,))
@@ -99,7 +100,7 @@ def test_texts_are_one_line_and_bounded() -> None:
 def test_the_token_appears_in_no_error(status: int) -> None:
     with FakeConsul() as consul:
         consul.inject(Fault(status=status, body=f"what is {SECRET}? token={SECRET}"))
-        client = ConsulClient(ConsulConfig(address=consul.address, token=SECRET))
+        client = ConsulClient(consul_config(address=consul.address, token=SECRET))
         with pytest.raises(BridgeError) as caught:
             client.health_service(Query("dc1", "web"))
         client.close()

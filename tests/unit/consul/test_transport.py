@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-from bridge.consul.client import PIPELINING_REST_SECONDS, ConsulClient, ConsulConfig
+from bridge.consul.client import PIPELINING_REST_SECONDS, ConsulClient
 from bridge.consul.tls import Tls
 from bridge.consul.transport import Endpoint, Interrupted, TooLarge, Transport, parse_address
 from bridge.errors import CancelledError, ConfigurationError, PermanentError, TransientError
 from tests.support.fakes.consul import FakeConsul, Fault, black_hole
+from tests.support.options import consul_config
 
 OK = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\nContent-Length: 2\r\n\r\n[]"
 
@@ -147,7 +148,7 @@ def test_only_addresses_of_this_machine_count_as_local(text: str, local: bool) -
 
 def test_one_connection_serves_many_requests() -> None:
     with FakeConsul() as consul:
-        client = ConsulClient(ConsulConfig(address=consul.address))
+        client = ConsulClient(consul_config(address=consul.address))
         for _ in range(5):
             client.listing()
         assert consul.peak_connections == 1
@@ -246,7 +247,7 @@ def test_compression_is_asked_for_only_where_bytes_travel() -> None:
 def test_a_torn_body_is_an_error() -> None:
     with FakeConsul() as consul:
         consul.inject(Fault(truncate=True))
-        client = ConsulClient(ConsulConfig(address=consul.address))
+        client = ConsulClient(consul_config(address=consul.address))
         with pytest.raises(TransientError, match="torn off"):
             client.listing()
         client.close()
@@ -254,14 +255,14 @@ def test_a_torn_body_is_an_error() -> None:
 
 def test_a_unix_socket_is_an_address_like_any_other(tmp_path: Path) -> None:
     with raw_server(lambda *_: OK, path=str(tmp_path / "s")) as (address, requests):
-        client = ConsulClient(ConsulConfig(address=address))
+        client = ConsulClient(consul_config(address=address))
         assert client.state("critical").index == 7
         assert b"GET /v1/health/state/critical" in requests[0]
         client.close()
 
 
 def test_a_unix_socket_that_is_not_there_is_trouble_and_no_bug(tmp_path: Path) -> None:
-    client = ConsulClient(ConsulConfig(address=f"unix://{tmp_path}/none"))
+    client = ConsulClient(consul_config(address=f"unix://{tmp_path}/none"))
     with pytest.raises(TransientError, match="no agent is listening"):
         client.listing()
 
@@ -302,7 +303,7 @@ def test_a_waiting_request_ends_at_once(end: str) -> None:
 
 def test_after_the_end_nothing_is_sent_any_more() -> None:
     with FakeConsul() as consul:
-        client = ConsulClient(ConsulConfig(address=consul.address))
+        client = ConsulClient(consul_config(address=consul.address))
         client.listing()
         client.close()
         client.close()
@@ -313,7 +314,7 @@ def test_after_the_end_nothing_is_sent_any_more() -> None:
 
 def test_after_a_wake_the_client_goes_on(eventually: Callable[..., None]) -> None:
     with FakeConsul() as consul:
-        client = ConsulClient(ConsulConfig(address=consul.address))
+        client = ConsulClient(consul_config(address=consul.address))
         index = client.listing().index
 
         def wake() -> None:
@@ -333,7 +334,7 @@ def test_closing_at_any_moment_leaves_no_socket_open() -> None:
     """Two hundred races between a request and its end; ResourceWarning is an error in this suite."""
     with FakeConsul() as consul:
         for n in range(200):
-            client = ConsulClient(ConsulConfig(address=consul.address))
+            client = ConsulClient(consul_config(address=consul.address))
 
             def work(client: ConsulClient = client) -> None:
                 try:
@@ -406,7 +407,7 @@ def test_something_in_between_that_cannot_take_many_at_once_is_found_out(monkeyp
         return b"HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n"
 
     with raw_server(refuse) as (address, _):
-        client = ConsulClient(ConsulConfig(address=address))
+        client = ConsulClient(consul_config(address=address))
         for _ in range(5):
             assert client.probe_nodes(["a", "b"]) == [None, None]
         assert tries == {0, 1, 2}
@@ -426,7 +427,7 @@ def test_what_consul_itself_refuses_is_no_reason_to_send_one_by_one(status: int)
         return b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status if refusing else OK
 
     with raw_server(answers) as (address, _):
-        client = ConsulClient(ConsulConfig(address=address))
+        client = ConsulClient(consul_config(address=address))
         for _ in range(5):
             assert client.probe_nodes(["a", "b"]) == [None, None]
         refusing = False
@@ -455,7 +456,7 @@ def _server_context(ca: trustme.CA, name: str, client_ca: bool = False) -> ssl.S
 
 def test_tls_with_a_ca_file_and_a_server_name(tmp_path: Path, ca: trustme.CA) -> None:
     with raw_server(lambda *_: OK, _server_context(ca, "server.dc1.consul")) as (address, _):
-        config = ConsulConfig(
+        config = consul_config(
             address=f"https://{address}", ca_file=str(tmp_path / "ca.pem"), tls_server_name="server.dc1.consul"
         )
         client = ConsulClient(config)
@@ -465,7 +466,7 @@ def test_tls_with_a_ca_file_and_a_server_name(tmp_path: Path, ca: trustme.CA) ->
 
 def test_a_certificate_for_another_name_is_refused_with_the_way_out(tmp_path: Path, ca: trustme.CA) -> None:
     with raw_server(lambda *_: OK, _server_context(ca, "server.dc1.consul")) as (address, _):
-        client = ConsulClient(ConsulConfig(address=f"https://{address}", ca_file=str(tmp_path / "ca.pem")))
+        client = ConsulClient(consul_config(address=f"https://{address}", ca_file=str(tmp_path / "ca.pem")))
         with pytest.raises(PermanentError, match=r"is not trusted.*consul.tls_server_name"):
             client.listing()
 
@@ -473,8 +474,8 @@ def test_a_certificate_for_another_name_is_refused_with_the_way_out(tmp_path: Pa
 def test_a_certificate_of_an_unknown_authority_is_refused_unless_verification_is_off(ca: trustme.CA) -> None:
     with raw_server(lambda *_: OK, _server_context(ca, "127.0.0.1")) as (address, _):
         with pytest.raises(PermanentError, match="is not trusted"):
-            ConsulClient(ConsulConfig(address=f"https://{address}")).listing()
-        client = ConsulClient(ConsulConfig(address=f"https://{address}", verify=False))
+            ConsulClient(consul_config(address=f"https://{address}")).listing()
+        client = ConsulClient(consul_config(address=f"https://{address}", verify=False))
         assert client.state("warning").index == 7
         client.close()
 
@@ -483,11 +484,11 @@ def test_a_client_certificate_is_shown(tmp_path: Path, ca: trustme.CA) -> None:
     issued = ca.issue_cert("bridge")
     issued.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "client.pem"))
     with raw_server(lambda *_: OK, _server_context(ca, "127.0.0.1", client_ca=True)) as (address, _):
-        config = ConsulConfig(address=f"https://{address}", ca_file=str(tmp_path / "ca.pem"))
+        config = consul_config(address=f"https://{address}", ca_file=str(tmp_path / "ca.pem"))
         with pytest.raises((TransientError, PermanentError)):
             ConsulClient(config).listing()
         client = ConsulClient(
-            ConsulConfig(
+            consul_config(
                 address=f"https://{address}",
                 ca_file=str(tmp_path / "ca.pem"),
                 client_cert=str(tmp_path / "client.pem"),
@@ -499,7 +500,7 @@ def test_a_client_certificate_is_shown(tmp_path: Path, ca: trustme.CA) -> None:
 
 def test_plain_http_where_tls_was_expected_is_named(tmp_path: Path, ca: trustme.CA) -> None:
     with raw_server(lambda *_: OK) as (address, _):
-        client = ConsulClient(ConsulConfig(address=f"https://{address}", verify=False, connect_timeout_seconds=1.0))
+        client = ConsulClient(consul_config(address=f"https://{address}", verify=False, connect_timeout_seconds=1.0))
         with pytest.raises((PermanentError, TransientError)):
             client.listing()
 
@@ -514,7 +515,7 @@ def test_plain_http_where_tls_was_expected_is_named(tmp_path: Path, ca: trustme.
 )
 def test_tls_files_that_cannot_be_used_are_named_before_anything_is_sent(files: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
-        ConsulClient(ConsulConfig(address="https://127.0.0.1:1", **files))  # type: ignore[arg-type]
+        ConsulClient(consul_config(address="https://127.0.0.1:1", **files))
 
 
 def test_a_rotated_certificate_is_taken_and_a_broken_one_ignored(tmp_path: Path, ca: trustme.CA) -> None:
@@ -531,7 +532,7 @@ def test_a_rotated_certificate_is_taken_and_a_broken_one_ignored(tmp_path: Path,
 
 def test_closing_ends_a_handshake_that_hangs() -> None:
     with black_hole() as address:
-        client = ConsulClient(ConsulConfig(address=f"https://{address}", connect_timeout_seconds=30.0))
+        client = ConsulClient(consul_config(address=f"https://{address}", connect_timeout_seconds=30.0))
         threading.Timer(0.1, client.close).start()
         began = time.monotonic()
         with pytest.raises(CancelledError):

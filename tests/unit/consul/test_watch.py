@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from bridge.consul.client import Answer, ConsulClient, ConsulConfig
+from bridge.consul.client import Answer, ConsulClient
 from bridge.consul.ratelimit import TokenBucket
 from bridge.consul.watch import PERMANENT_RETRY, Position, Step, Watch
 from bridge.errors import BridgeError, CancelledError, PermanentError, TransientError
 from bridge.retry import RetryPolicy
+from tests.support.options import consul_config
 
 PLAIN, STREAMING = "blocking-query", "streaming"
 
@@ -86,7 +87,7 @@ def watch(script: Script, burst: float = 1000.0, byte_bucket: TokenBucket | None
         take=script.take,
         fail=lambda error: script.failed.append(str(error)),
         gate=script,
-        client=ConsulClient(ConsulConfig()),
+        client=ConsulClient(consul_config()),
         sleep=script.sleep,
         stop=Stop(script),
         buckets=(TokenBucket(2.0, burst, lambda: script.clock),),

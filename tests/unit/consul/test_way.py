@@ -23,6 +23,7 @@ from bridge.consul.tls import Tls
 from bridge.core.model import Query
 from bridge.errors import BridgeError, ConfigurationError, PermanentError, TransientError
 from tests.support.fakes.consul import FakeConsul, Fault
+from tests.support.options import consul_config
 from tests.unit.consul.test_transport import OK, raw_server
 
 
@@ -75,7 +76,7 @@ def trickling(answer: bytes, seconds: float) -> Iterator[str]:
 def test_headers_that_trickle_do_not_outlive_the_deadline() -> None:
     """Each byte comes well within a socket's timeout; together they would take 15 s."""
     with trickling(b"HTTP/1.1 200 OK\r\n" + b"X-Padding: 1\r\n" * 20 + b"\r\n", 0.05) as address:
-        client = ConsulClient(ConsulConfig(address=address, timeout_margin_seconds=1.0))
+        client = ConsulClient(consul_config(address=address, timeout_margin_seconds=1.0))
         began = time.monotonic()
         with pytest.raises(TransientError, match="did not answer in time"):
             client.listing()
@@ -85,7 +86,7 @@ def test_headers_that_trickle_do_not_outlive_the_deadline() -> None:
 def test_an_answer_that_has_begun_must_end_soon_though_the_query_may_wait() -> None:
     """A blocking query may wait a minute for its answer, but its headers may not take that minute."""
     with trickling(b"HTTP/1.1 200 OK\r\n" + b"X-Padding: 1\r\n" * 20 + b"\r\n", 0.05) as address:
-        client = ConsulClient(ConsulConfig(address=address, timeout_margin_seconds=1.0))
+        client = ConsulClient(consul_config(address=address, timeout_margin_seconds=1.0))
         began = time.monotonic()
         with pytest.raises(TransientError, match="did not answer in time"):
             client.listing(index=5, wait=60.0)
@@ -95,7 +96,7 @@ def test_an_answer_that_has_begun_must_end_soon_though_the_query_may_wait() -> N
 def test_probes_that_are_sent_together_keep_their_deadline_as_well() -> None:
     """The pipelined reader has loops of its own."""
     with trickling(OK * 20, 0.05) as address:
-        client = ConsulClient(ConsulConfig(address=address, timeout_margin_seconds=1.0))
+        client = ConsulClient(consul_config(address=address, timeout_margin_seconds=1.0))
         began = time.monotonic()
         client.probe_services([Query("dc1", f"s{n}") for n in range(20)])
         client.close()
@@ -105,7 +106,7 @@ def test_probes_that_are_sent_together_keep_their_deadline_as_well() -> None:
 def test_a_kept_connection_notices_a_peer_that_has_gone() -> None:
     """Keepalive and the user timeout are set, so that a query that waits does not wait for a dead host."""
     with FakeConsul() as consul:
-        client = ConsulClient(ConsulConfig(address=consul.address))
+        client = ConsulClient(consul_config(address=consul.address))
         client.listing()
         sock = client._transport._sock
         assert sock is not None
@@ -122,7 +123,7 @@ def test_a_kept_connection_notices_a_peer_that_has_gone() -> None:
 
 def test_a_proxy_that_cannot_be_used_is_refused_by_name() -> None:
     """Going around it in silence could be worse."""
-    config = ConsulConfig(address="http://consul:8500", proxies=(("HTTP_PROXY", "https://us:pw@p:1"),))
+    config = consul_config(address="http://consul:8500", proxies=(("HTTP_PROXY", "https://us:pw@p:1"),))
     with pytest.raises(ConfigurationError) as error:
         ConsulClient(config)
     assert str(error.value) == (
@@ -134,12 +135,12 @@ def test_a_proxy_that_cannot_be_used_is_refused_by_name() -> None:
 def test_loopback_and_unix_sockets_are_never_proxied() -> None:
     """Whatever the variables say."""
     for address in ("http://127.0.0.1:8500", "http://localhost:8500", "unix:///run/consul.sock"):
-        config = ConsulConfig(address=address, proxies=(("HTTP_PROXY", "http://proxy:1"),))
+        config = consul_config(address=address, proxies=(("HTTP_PROXY", "http://proxy:1"),))
         assert config.access.parts(config).proxy is None
 
 
 def through(proxy: str, address: str = "http://consul.example:8500", variable: str = "HTTP_PROXY") -> ConsulConfig:
-    return ConsulConfig(address=address, proxies=((variable, f"http://us:pw@{proxy}"),))
+    return consul_config(address=address, proxies=((variable, f"http://us:pw@{proxy}"),))
 
 
 def test_plain_requests_name_the_whole_address_to_the_proxy() -> None:
@@ -212,7 +213,7 @@ def challenge(text: str) -> bytes:
 def test_basic_authentication_is_sent_with_every_request() -> None:
     """Beside Consul's own token; CONSUL_HTTP_AUTH without a colon is a user without a password."""
     with raw_server(lambda *_: OK) as (address, requests):
-        ask(ConsulConfig(address=address, http_auth="user", token="t"))
+        ask(consul_config(address=address, http_auth="user", token="t"))
     assert f"Authorization: Basic {base64.b64encode(b'user:').decode()}".encode() in requests[0]
     assert b"X-Consul-Token: t" in requests[0]
 
@@ -228,7 +229,7 @@ def test_basic_authentication_is_sent_with_every_request() -> None:
 def test_a_401_that_is_not_consuls_own_is_not_answered_with_a_policy(http_auth: str, asks: str, said: str) -> None:
     """Consul has no WWW-Authenticate: that is a proxy's."""
     with raw_server(lambda *_: challenge(asks)) as (address, _), pytest.raises(PermanentError, match=said) as error:
-        ask(ConsulConfig(address=address, http_auth=http_auth))
+        ask(consul_config(address=address, http_auth=http_auth))
     assert "service_prefix" not in str(error.value)
     assert "pw-secret" not in str(error.value)
     assert "http_auth" in error.value.remedy
@@ -237,7 +238,7 @@ def test_a_401_that_is_not_consuls_own_is_not_answered_with_a_policy(http_auth: 
 def test_headers_that_a_server_sends_back_are_not_quoted() -> None:
     """Neither the password nor its encoding."""
     with raw_server(lambda _number, request: _echo(request)) as (address, _):
-        config = ConsulConfig(address=address, http_auth="us:pw-secret", token="token-secret")
+        config = consul_config(address=address, http_auth="us:pw-secret", token="token-secret")
         with pytest.raises(TransientError) as error:
             ask(config)
     assert "Authorization: Basic <hidden>" in str(error.value)
@@ -253,7 +254,7 @@ def _echo(request: bytes) -> bytes:
 def test_a_name_that_is_another_path_is_refused_before_the_request(name: str) -> None:
     """`health/service/..` would be `health`."""
     with FakeConsul() as consul:
-        client = ConsulClient(ConsulConfig(address=consul.address))
+        client = ConsulClient(consul_config(address=consul.address))
         said = "cannot be asked for: in a URL its name means another path"
         with pytest.raises(PermanentError, match=f"service '{name}' {said}"):
             client.health_service(Query("dc1", name))
@@ -284,10 +285,10 @@ def test_a_directory_of_certificates_is_trusted_as_a_whole(tmp_path: Path) -> No
     write_ca(tmp_path / "ca", ours, "b.pem")
     write_ca(tmp_path / "ca" / "..2026", other, "broken").write_text("not PEM")
     with raw_server(lambda *_: OK, server_of(ours)) as (address, _):
-        assert ask(ConsulConfig(address=f"https://{address}", ca_path=str(tmp_path / "ca"))).index == 7
+        assert ask(consul_config(address=f"https://{address}", ca_path=str(tmp_path / "ca"))).index == 7
         (tmp_path / "ca" / "b.pem").unlink()
         with pytest.raises(PermanentError, match=r"is not trusted.*consul.ca_path") as error:
-            ask(ConsulConfig(address=f"https://{address}", ca_path=str(tmp_path / "ca")))
+            ask(consul_config(address=f"https://{address}", ca_path=str(tmp_path / "ca")))
         assert error.value.remedy == "consul.ca_path (CONSUL_CAPATH=DIRECTORY): the CA of Consul's certificate"
 
 
@@ -323,7 +324,7 @@ def test_a_kept_connection_is_opened_anew_when_its_certificate_was_replaced(tmp_
 
     with raw_server(answer, context) as (address, _):
         client = ConsulClient(
-            ConsulConfig(
+            consul_config(
                 address=f"https://{address}",
                 ca_file=str(tmp_path / "ca.pem"),
                 client_cert=str(tmp_path / "c.pem"),
@@ -348,20 +349,20 @@ REMOTE = "http://consul.example:8500"
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (ConsulConfig(), []),
-        (ConsulConfig(address=REMOTE), []),
-        (ConsulConfig(token="t"), []),
-        (ConsulConfig(address="unix:///run/c.sock", token="t"), []),
-        (ConsulConfig(address="https://consul.example", token="t"), []),
-        (ConsulConfig(address=REMOTE, verify=False), []),
+        (consul_config(), []),
+        (consul_config(address=REMOTE), []),
+        (consul_config(token="t"), []),
+        (consul_config(address="unix:///run/c.sock", token="t"), []),
+        (consul_config(address="https://consul.example", token="t"), []),
+        (consul_config(address=REMOTE, verify=False), []),
         (
-            ConsulConfig(address="https://127.0.0.1:1", verify=False),
+            consul_config(address="https://127.0.0.1:1", verify=False),
             ["is not verified (consul.verify, CONSUL_HTTP_SSL_"],
         ),
-        (ConsulConfig(address=REMOTE, token="t"), ["the ACL token is sent to http://consul.example:8500 unencrypted"]),
-        (ConsulConfig(address=REMOTE, auth_method="k"), ["the ACL token is sent to"]),
+        (consul_config(address=REMOTE, token="t"), ["the ACL token is sent to http://consul.example:8500 unencrypted"]),
+        (consul_config(address=REMOTE, auth_method="k"), ["the ACL token is sent to"]),
         (
-            ConsulConfig(address=REMOTE, token_file="/f", http_auth="u:p"),
+            consul_config(address=REMOTE, token_file="/f", http_auth="u:p"),
             ["the ACL token and the password of consul.http_auth are sent to http://consul.example:8500 unencrypted"],
         ),
     ],
@@ -475,7 +476,7 @@ def test_all_connections_together_hold_one_large_answer_and_a_quarter() -> None:
     chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)  # as Consul sends large answers: no length beforehand
     answer = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked
     with raw_server(lambda *_: answer) as (address, _):
-        config = ConsulConfig(address=address, max_answer_bytes=4 << 20, timeout_margin_seconds=30.0)
+        config = consul_config(address=address, max_answer_bytes=4 << 20, timeout_margin_seconds=30.0)
         room = config.access.parts(config).room
         held: list[int] = []
         find = room.take
@@ -510,7 +511,7 @@ def test_what_is_held_is_given_back_whatever_the_answer_was() -> None:
         b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\nContent-Length: %d\r\n\r\n{" % (len(padding) + 1) + padding,
     ):
         with raw_server(lambda *_, answer=answer: answer) as (address, _):
-            config = ConsulConfig(address=address, timeout_margin_seconds=1.0)
+            config = consul_config(address=address, timeout_margin_seconds=1.0)
             with pytest.raises(TransientError):
                 ask(config)
             assert config.access.parts(config).room.held == 0
@@ -521,13 +522,13 @@ def test_an_answer_that_is_too_large_names_the_setting() -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n"
     said = r"larger than 1048576 bytes \(consul.max_answer\)"
     with raw_server(lambda *_: answer) as (address, _), pytest.raises(TransientError, match=said) as error:
-        ask(ConsulConfig(address=address, max_answer_bytes=1 << 20))
+        ask(consul_config(address=address, max_answer_bytes=1 << 20))
     assert error.value.remedy == "consul.max_answer, with memory to match"
 
 
 def test_configs_that_are_equal_share_what_they_have() -> None:
     """Also when a command makes one and passes it on; another address is another way."""
-    config = ConsulConfig(address="http://one:1")
+    config = consul_config(address="http://one:1")
     assert config.access.parts(config) is config.access.parts(replace(config))
     assert config.access.parts(config) is not config.access.parts(replace(config, address="http://two:2"))
 
@@ -535,7 +536,7 @@ def test_configs_that_are_equal_share_what_they_have() -> None:
 def test_the_leader_probe_has_a_deadline_of_its_own() -> None:
     """A kept connection that leads nowhere is found out before ordinary requests give up."""
     with FakeConsul() as consul:
-        client = ConsulClient(ConsulConfig(address=consul.address))
+        client = ConsulClient(consul_config(address=consul.address))
         consul.inject(Fault(delay=30.0), path="/v1/status/leader")
         began = time.monotonic()
         with pytest.raises(TransientError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from bridge.core.guard import FORCED_SECONDS, Guard, GuardSettings
+from bridge.core.guard import FORCED_SECONDS, Guard
 from bridge.core.model import (
     SERVICE_KINDS,
     Action,
@@ -35,6 +35,7 @@ from bridge.core.plan import scope_of
 from bridge.core.reconcile import PlanOptions
 from bridge.core.state import ConsulState
 from bridge.pipeline.planner import Planner
+from tests.support.options import guard_settings
 from tests.unit.core.builders import OWNER, QUERY, TARGET, Cluster, instance, instances, pairs
 
 ALL = instances(30)
@@ -75,7 +76,7 @@ class Process:
         self.harness = harness
         self.seen = Seen(harness.cluster.current())
         self.world = ConsulState((harness.rule,), ("dc1",), grace_seconds=0.0 if force else harness.grace_seconds)
-        self.guard = Guard(GuardSettings())
+        self.guard = Guard(guard_settings())
         self.planner = Planner(
             world=self.world,
             store=self.seen,

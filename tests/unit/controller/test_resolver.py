@@ -11,10 +11,11 @@ import pytest
 
 from bridge.errors import PermanentError, TransientError
 from bridge.pipeline.dns import ADDRESS_LIMIT, Resolver, ResolverSettings, system_lookup
+from tests.support.options import resolver_settings
 
 SECONDS = 30.0
-QUICK = ResolverSettings(ttl_seconds=0.01, retry_seconds=0.005, parallel=4, wait_seconds=SECONDS)
-LASTING = ResolverSettings(ttl_seconds=3600.0, retry_seconds=0.005, parallel=4, wait_seconds=SECONDS)
+QUICK = resolver_settings(ttl_seconds=0.01, retry_seconds=0.005, parallel=4, wait_seconds=SECONDS)
+LASTING = resolver_settings(ttl_seconds=3600.0, retry_seconds=0.005, parallel=4, wait_seconds=SECONDS)
 
 
 class Dns:

@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from bridge.consul.client import ConsulConfig
 from bridge.core.model import Query, Rule, Target
 from bridge.core.state import ConsulState
 from bridge.pipeline.scope import anchored, datacenters_of, named_with, never_used
 from bridge.retry import RetryPolicy
+from tests.support.options import consul_config
 
 FAR, NEAR = Rule(services=("x",), datacenters=("dc2",)), Rule(services=("y",))
 
@@ -28,7 +28,7 @@ def test_our_own_datacenter_is_the_first_whatever_the_rules_name(
     rules: tuple[Rule, ...], further: tuple[str, ...], expected: tuple[str, ...]
 ) -> None:
     """Consul is not asked for it where it is configured."""
-    consul = ConsulConfig(address="http://127.0.0.1:9", datacenter="dc5", datacenters=further)
+    consul = consul_config(address="http://127.0.0.1:9", datacenter="dc5", datacenters=further)
     assert datacenters_of(rules, consul, RetryPolicy(attempts=1), threading.Event()) == expected
     assert named_with("dc5", rules, consul) == expected
 

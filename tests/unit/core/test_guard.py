@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.guard import FORCED_SECONDS, LOOK_SECONDS, Guard, GuardSettings, _LossSample, _Window, force_command
+from bridge.core.guard import FORCED_SECONDS, LOOK_SECONDS, Guard, _LossSample, _Window, force_command
 from bridge.core.model import Held, Plan, Query, Scope, Target
 from bridge.core.reasons import Code
 from bridge.core.select import Only
+from tests.support.options import guard_settings
 
 DC1 = Scope(datacenters=("dc1",))
 TARGETS = [Target("default", f"s{n:03}") for n in range(200)]
@@ -64,7 +65,7 @@ def released(guard: Guard, now: float, total: int = 100) -> frozenset[Target]:
 )
 def test_more_than_half_and_at_least_ten_are_held(lost: int, total: int, is_held: bool) -> None:
     """Half itself passes; a small service may go whole."""
-    found = held(Guard(GuardSettings()), [taking(0, lost)] if lost else [], total)
+    found = held(Guard(guard_settings()), [taking(0, lost)] if lost else [], total)
     assert bool(found) is is_held
 
 
@@ -84,7 +85,7 @@ def test_most_of_all_turning_not_ready_is_consuls_fault(
 ) -> None:
     """What vanishes counts as well, but each kind is held by itself."""
     plans = [taking(0, lost, flipped)]
-    found = held(Guard(GuardSettings()), plans, total).get(TARGETS[0])
+    found = held(Guard(guard_settings()), plans, total).get(TARGETS[0])
     assert (found is not None and found.removed, found is not None and found.flips) == (lost_held, flips_held)
     if found is not None:
         assert found.endpoints == lost * lost_held + flipped * flips_held
@@ -92,13 +93,13 @@ def test_most_of_all_turning_not_ready_is_consuls_fault(
 
 def test_a_rule_can_be_switched_off() -> None:
     """With a percentage of 0."""
-    guard = Guard(GuardSettings(removal_percent=0, panic_percent=0))
+    guard = Guard(guard_settings(removal_percent=0, panic_percent=0))
     assert held(guard, [taking(0, 100, 100)], 200) == {}
 
 
 def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> None:
     """Of each cause."""
-    guard = Guard(GuardSettings(hold_release_seconds=3600))
+    guard = Guard(guard_settings(hold_release_seconds=3600))
     removal = held(guard, [taking(0, 60), taking(1, 1)], 100)
     assert removal[TARGETS[0]] == Held(
         TARGETS[0],
@@ -116,14 +117,14 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
     released = replace(taking(0, 60), held=(removal[TARGETS[0]],)).release_command
     assert (released, taking(0, 60).release_command) == (removal[TARGETS[0]].command, "")
     assert removal[TARGETS[1]].reason.startswith("1 ready endpoint is kept: 61 of 100")
-    panic = held(Guard(GuardSettings()), [taking(0, 0, 90)], 100)[TARGETS[0]]
+    panic = held(Guard(guard_settings()), [taking(0, 0, 90)], 100)[TARGETS[0]]
     assert (panic.cause, panic.removed, panic.flips) == ("panic", False, True)
     assert panic.reason == (
         "90 ready endpoints are kept: 90 of 100 ready endpoints mirrored from dc1 (90 %, the limit is 80 %) would stop "
         "being ready within 60 s, so Consul is more likely to be wrong; released when Consul recovers or by "
         "`bridge sync --service s0 --namespace default --force`"
     )
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     guard.rebuilt("dc1", 0.0)
     rebuilt = held(guard, [taking(0, 2)], 100, 10.0)[TARGETS[0]]
     assert rebuilt == Held(
@@ -138,7 +139,7 @@ def test_the_sentence_says_what_is_held_why_how_many_and_how_to_release_it() -> 
         command="bridge sync --service s0 --namespace default --force",
     )
     mine = Scope(namespace="team-a")
-    annotated = held(Guard(GuardSettings(command="bridge sync --owner x")), [taking(0, 60, scope=mine)], 100)[
+    annotated = held(Guard(guard_settings(command="bridge sync --owner x")), [taking(0, 60, scope=mine)], 100)[
         TARGETS[0]
     ]
     assert "60 of 100 ready endpoints of annotated Services in namespace team-a (60 %" in annotated.reason
@@ -173,7 +174,7 @@ def test_the_command_that_releases_a_hold_names_that_alone_and_can_be_pasted(
 
 def test_beside_a_running_bridge_everything_that_would_be_lost_is_left_to_it() -> None:
     """However little it is, of whatever kind; a force takes it away, and the hold promises no other end."""
-    guard = Guard(GuardSettings(hold_release_seconds=60), "bridge-7c9f")
+    guard = Guard(guard_settings(hold_release_seconds=60), "bridge-7c9f")
     found = held(guard, [taking(0, 1), taking(1, 0, 1), taking(2, ready=3)], 100)
     assert {t: (h.cause, h.endpoints) for t, h in found.items()} == {
         TARGETS[0]: (Code.HELD_RUNNING, 1), TARGETS[1]: (Code.HELD_RUNNING, 1),
@@ -185,7 +186,7 @@ def test_beside_a_running_bridge_everything_that_would_be_lost_is_left_to_it() -
 
 def test_a_sum_without_a_whole_is_all_of_it() -> None:
     """A store that lost count must not divide by zero."""
-    assert "(100 %" in held(Guard(GuardSettings()), [taking(0, 60)], 0)[TARGETS[0]].reason
+    assert "(100 %" in held(Guard(guard_settings()), [taking(0, 60)], 0)[TARGETS[0]].reason
 
 
 # --------------------------------------------------------------------------- over time
@@ -193,7 +194,7 @@ def test_a_sum_without_a_whole_is_all_of_it() -> None:
 
 def test_losses_add_up_over_a_sliding_minute() -> None:
     """One service after the other: what is over half is held, what is written stays in the sum for a minute."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     total, let_go = 100, 0
     for number in range(10):
         if not held(guard, [taking(number, 10)], total, now=float(number)):
@@ -206,7 +207,7 @@ def test_losses_add_up_over_a_sliding_minute() -> None:
 
 def test_a_slow_bleed_passes_and_is_forgotten() -> None:
     """Six in a minute of a hundred are ordinary life, forever."""
-    guard, total = Guard(GuardSettings()), 100
+    guard, total = Guard(guard_settings()), 100
     for number in range(15):
         assert held(guard, [taking(number, 6)], total, now=number * 61.0) == {}
         guard.applied(TARGETS[number])
@@ -215,7 +216,7 @@ def test_a_slow_bleed_passes_and_is_forgotten() -> None:
 
 def test_a_hold_does_not_end_because_a_minute_has_passed() -> None:
     """Else the guard would be a rate limit, and an empty Consul would win in the end."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     for number in range(5):
         assert held(guard, [taking(number, 10)], 100 - 10 * number) == {}
         guard.applied(TARGETS[number])
@@ -227,7 +228,7 @@ def test_a_hold_does_not_end_because_a_minute_has_passed() -> None:
 
 def test_a_hold_of_what_the_window_alone_makes_too_much_ends_with_the_window() -> None:
     """Ten of fifty would have passed by themselves: the sixty of a hundred ended when the first fifty were over."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     for number in range(5):
         assert held(guard, [taking(number, 10)], 100 - 10 * number) == {}
         guard.applied(TARGETS[number])
@@ -241,7 +242,7 @@ def test_a_hold_of_what_the_window_alone_makes_too_much_ends_with_the_window() -
 
 def test_what_is_held_stays_so_until_it_was_little_for_a_whole_window() -> None:
     """Agents register again one by one: what is left must not go the moment that it is less than half of all."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     assert len(held(guard, [taking(n, 10) for n in range(6)], 100)) == 6
     held(guard, [taking(0, before=10)], 100, 300.0)
     assert TARGETS[1] in held(guard, [taking(1, 10)], 100, 301.0)
@@ -255,7 +256,7 @@ def test_what_is_held_stays_so_until_it_was_little_for_a_whole_window() -> None:
 
 def test_flips_that_are_held_stay_so_until_they_were_few_for_a_whole_window() -> None:
     """The same for self-preservation; a removal beside it may pass."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     first = held(guard, [taking(0, 0, 80), taking(1, 0, 10)], 100)[TARGETS[0]]
     found = held(guard, [taking(0, 2, 70)], 1000, 1000.0)[TARGETS[0]]
     assert first.flips
@@ -268,7 +269,7 @@ def test_flips_that_are_held_stay_so_until_they_were_few_for_a_whole_window() ->
 
 def test_what_is_not_planned_is_named_again_only_after_a_while() -> None:
     """Consul may not answer for it: naming it twice a second would have it planned twice a second forever."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     assert held(guard, [taking(0, 60)], 100)
     assert released(guard, 1.0, 1000) == frozenset()
     assert released(guard, 61.0, 1000) == {TARGETS[0]}
@@ -278,7 +279,7 @@ def test_what_is_not_planned_is_named_again_only_after_a_while() -> None:
 
 def test_what_comes_back_counts_against_what_went() -> None:
     """A rolling restart takes each of twelve instances away and brings it back: never more than one at a time."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     for number in range(12):
         assert held(guard, [taking(0, 1, 0, before=12)], 12, float(number)) == {}
         guard.applied(TARGETS[0])
@@ -293,7 +294,7 @@ def test_what_comes_back_counts_against_what_went() -> None:
 
 def test_what_comes_back_elsewhere_does_not_count() -> None:
     """New endpoints of one service are no comfort to another."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     for number in range(5):
         assert held(guard, [taking(number, 10)], 100 - number * 10) == {}
         guard.applied(TARGETS[number])
@@ -305,29 +306,29 @@ def test_what_comes_back_elsewhere_does_not_count() -> None:
 
 def test_what_was_admitted_and_never_written_is_forgotten() -> None:
     """Planned again it replaces itself; a minute later it is gone. Nothing can be applied that was not admitted."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     for _ in range(10):
         assert held(guard, [taking(0, 10)], 100) == {}
     assert held(guard, [taking(1, 40)], 100) == {}
     assert TARGETS[2] in held(guard, [taking(2, 1)], 100)
     guard.applied(TARGETS[9])
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     held(guard, [taking(0, 50)], 100, 0.0)
     assert held(guard, [taking(1, 50)], 100, 60.0) == {}
 
 
 def test_what_turned_not_ready_was_ready_a_minute_ago() -> None:
     """It belongs to the whole that the percentage is of, and leaves it when the minute is over."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     held(guard, [taking(0, 0, 60)], 100, 0.0)
     guard.applied(TARGETS[0])
     assert held(guard, [taking(1, 0, 20)], 40, 1.0) == {}
     assert TARGETS[1] in held(guard, [taking(1, 0, 21)], 40, 1.0)
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     held(guard, [taking(0, 50)], 100, 0.0)
     guard.applied(TARGETS[0])
     assert TARGETS[1] in held(guard, [taking(1, 25)], 50, 59.0)
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     held(guard, [taking(0, 50)], 100, 0.0)
     guard.applied(TARGETS[0])
     assert held(guard, [taking(1, 25)], 50, 60.0) == {}
@@ -335,20 +336,20 @@ def test_what_turned_not_ready_was_ready_a_minute_ago() -> None:
 
 def test_flips_that_are_held_count_for_others() -> None:
     """While Consul is suspected, nothing more turns not ready."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     assert held(guard, [taking(0, 0, 81)], 100)
     assert held(guard, [taking(1, 0, 1)], 100)[TARGETS[1]].cause == "panic"
 
 
 def test_what_vanishes_helps_to_hold_flips_and_passes_itself() -> None:
     """A target that loses a little is not held for the others' flips."""
-    found = held(Guard(GuardSettings()), [taking(0, 45), taking(1, 0, 40)], 100)
+    found = held(Guard(guard_settings()), [taking(0, 45), taking(1, 0, 40)], 100)
     assert list(found) == [TARGETS[1]]
 
 
 def test_what_turns_not_ready_while_others_come_is_no_gain_lost() -> None:
     """Five go and ten come: ten count against what went before."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     held(guard, [taking(0, 40, before=100)], 100)
     guard.applied(TARGETS[0])
     assert held(guard, [taking(0, 0, 5, before=60, ready=65)], 60) == {}
@@ -359,14 +360,14 @@ def test_what_turns_not_ready_while_others_come_is_no_gain_lost() -> None:
 
 def test_holds_are_listed_in_order() -> None:
     """Of the targets, not of their coming."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     held(guard, [taking(2, 30), taking(0, 30), taking(1, 30)], 100)
     assert [h.target for h in guard.active()] == TARGETS[:3]
 
 
 def test_part_of_what_went_comes_back() -> None:
     """The rest stays in the sum."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     held(guard, [taking(0, 30, 10, before=100)], 100)
     guard.applied(TARGETS[0])
     held(guard, [taking(0, before=60, ready=75)], 60)
@@ -380,7 +381,7 @@ def test_part_of_what_went_comes_back() -> None:
 
 def holding(count: int = 10, each: int = 10) -> Guard:
     """A guard that holds all of `count` services, which are all that there is."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     assert len(held(guard, [taking(n, each) for n in range(count)], count * each)) == count
     return guard
 
@@ -405,7 +406,7 @@ def test_when_half_has_come_back_the_rest_is_believed() -> None:
 
 def test_what_the_window_still_holds_after_a_recovery_is_looked_at_again_when_the_window_is_over() -> None:
     """Nobody else would look: Consul has no news about a service that is gone for good."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     for number in range(5):
         assert held(guard, [taking(number, 10)], 100 - 10 * number) == {}
         guard.applied(TARGETS[number])
@@ -441,7 +442,7 @@ def test_force_lets_everything_pass_and_is_no_recovery() -> None:
 
 def test_what_another_process_forces_is_left_to_it_for_a_moment_and_let_go_then() -> None:
     """As the objects say; the timer names it. What is held beside it stays held until then, and is judged again."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     plans = [taking(0, 40), taking(1, 20)]
     assert len(held(guard, plans, 100)) == 2
     forced = replace(plans[0], released="now")
@@ -455,7 +456,7 @@ def test_what_another_process_forces_is_left_to_it_for_a_moment_and_let_go_then(
 
 def test_what_another_process_has_taken_away_is_no_recovery_of_consul() -> None:
     """Half of what was held is not there any more, and the rest stays held for what it is."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     assert len(held(guard, [taking(0, 40), taking(1, 30)], 100)) == 2
     gone = replace(taking(0), released="now")
     assert held(guard, [gone], 60, 1.0) == {}
@@ -464,7 +465,7 @@ def test_what_another_process_has_taken_away_is_no_recovery_of_consul() -> None:
 
 def test_a_release_counts_once() -> None:
     """And is no part of the sums; another one counts again, and so does one at a target that was recreated."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     lost = replace(taking(0, 30), released="now")
     assert held(guard, [lost], 60, 0.0) == {}  # half passes by itself, and is not charged
     guard.applied(TARGETS[0])
@@ -485,31 +486,31 @@ def dropping(number: int, deselected: int, before: int, lost: int = 0) -> Plan:
 
 def test_tags_that_move_are_held_by_nothing_and_charged_to_nothing() -> None:
     """However many services fail over at once; what is lost beside them is judged as ever."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     assert held(guard, [dropping(n, 1, 1) for n in range(20)], 20) == {}
     for n in range(20):
         guard.applied(TARGETS[n])
     assert held(guard, [taking(n, 1) for n in range(20, 30)], 20, 1.0) == {}
-    both = held(Guard(GuardSettings()), [dropping(0, 5, 40, lost=30)], 40)[TARGETS[0]]
+    both = held(Guard(guard_settings()), [dropping(0, 5, 40, lost=30)], 40)[TARGETS[0]]
     assert (both.endpoints, both.removed, both.deselected) == (30, True, False)
 
 
 def test_most_of_one_service_not_selected_together_counts_as_lost() -> None:
     """Then it is held by the sums of its scope, and for as long as those who lost more."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     assert held(guard, [dropping(0, 20, 30)], 100) == {}
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     found = held(guard, [dropping(0, 20, 30)], 30)[TARGETS[0]]
     assert (found.endpoints, found.removed, found.deselected) == (20, True, True)
     assert held(guard, [dropping(0, 11, 30)], 30, 1.0)[TARGETS[0]].deselected
     assert held(guard, [dropping(0, 9, 30)], 30, 62.0) == {}
-    assert held(Guard(GuardSettings()), [dropping(0, 9, 9)], 9) == {}
-    assert held(Guard(GuardSettings(removal_percent=0)), [dropping(0, 20, 30)], 30) == {}
+    assert held(Guard(guard_settings()), [dropping(0, 9, 9)], 9) == {}
+    assert held(Guard(guard_settings(removal_percent=0)), [dropping(0, 20, 30)], 30) == {}
 
 
 def test_nothing_that_is_not_selected_goes_after_a_rebuild() -> None:
     """A restored Consul has tags of the past."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     guard.rebuilt("dc1", 0.0)
     found = held(guard, [dropping(0, 1, 1)], 100, 10.0)[TARGETS[0]]
     assert (found.cause, found.endpoints, found.deselected) == (Code.HELD_REBUILT, 1, True)
@@ -519,7 +520,7 @@ def test_nothing_that_is_not_selected_goes_after_a_rebuild() -> None:
 
 def test_a_hold_can_be_let_go_after_a_time() -> None:
     """Counted from its beginning; what was let go stays free until it is in order again."""
-    guard = Guard(GuardSettings(hold_release_seconds=100))
+    guard = Guard(guard_settings(hold_release_seconds=100))
     plans = [taking(0, 60)]
     held(guard, plans, 100, 0.0)
     held(guard, plans, 100, 50.0)
@@ -534,7 +535,7 @@ def test_a_hold_can_be_let_go_after_a_time() -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_what_is_let_go_on_purpose_is_charged_to_nobody(force: bool) -> None:
     """Neither in the same breath nor afterwards: an ordinary removal elsewhere would be held until somebody acts."""
-    guard = Guard(GuardSettings(hold_release_seconds=None if force else 100))
+    guard = Guard(guard_settings(hold_release_seconds=None if force else 100))
     held(guard, [taking(0, 60, before=60), taking(1, 0, before=40)], 100, 0.0)
     together = [taking(0, 60), taking(1, 2, before=40)]
     assert held(guard, together, 100, 100.0, force=force) == {}
@@ -546,7 +547,7 @@ def test_what_is_let_go_on_purpose_is_charged_to_nobody(force: bool) -> None:
 
 def test_what_a_person_sends_away_is_held_by_nothing_and_charged_to_nothing() -> None:
     """Not even while Consul is being rebuilt; and the next loss is judged as if it had not been."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     guard.rebuilt("dc1", 0.0)
     away = replace(taking(0, before=50, ready=0), unsubscribed=True)
     assert held(guard, [away], 100) == {}
@@ -566,7 +567,7 @@ def test_a_hold_that_a_user_ends_by_sending_it_away_is_no_recovery() -> None:
 
 def test_what_was_held_because_of_what_a_user_sends_away_is_released_at_once() -> None:
     """Thirty of thirty-six were held, and so one more: with the thirty sent away, one of six is ordinary life."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     assert held(guard, [taking(0, 30)], 36)
     assert "31 of 36" in held(guard, [taking(1, 1, before=6)], 36, 1.0)[TARGETS[1]].reason
     away = replace(taking(0, before=30, ready=0), unsubscribed=True)
@@ -578,7 +579,7 @@ def test_what_was_held_because_of_what_a_user_sends_away_is_released_at_once() -
 
 def test_what_a_user_changes_may_come_and_go_at_once_and_counts_for_nothing() -> None:
     """Neither what goes is charged, nor does what comes make up for what Consul lost there before."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     assert held(guard, [taking(0, 40, before=60)], 100) == {}
     guard.applied(TARGETS[0])
     changed = replace(taking(0, before=20, ready=50), unsubscribed=True)
@@ -589,7 +590,7 @@ def test_what_a_user_changes_may_come_and_go_at_once_and_counts_for_nothing() ->
 
 def test_a_hold_whose_time_is_over_counts_for_nobody_before_it_is_planned() -> None:
     """It is planned after another target, and is let go all the same."""
-    guard = Guard(GuardSettings(hold_release_seconds=100))
+    guard = Guard(guard_settings(hold_release_seconds=100))
     held(guard, [taking(0, 60), taking(1, 30)], 100, 0.0)
     assert held(guard, [taking(0, 60)], 100, 100.0) == {}
     assert [h.target for h in guard.active()] == [TARGETS[1]]
@@ -610,7 +611,7 @@ def test_a_target_that_is_gone_is_forgotten() -> None:
 
 def test_a_rebuilt_consul_removes_nothing_for_ten_minutes() -> None:
     """Whatever the size; flips pass; the other datacenters are not concerned; then the rules decide."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     guard.rebuilt("dc1", 0.0)
     other = Plan(TARGETS[1], queries=(Query("dc2", "x"),), ready_before=1, removed=1)
     found = held(guard, [taking(0, 1, 1), other], 1000, 599.0)
@@ -623,7 +624,7 @@ def test_a_rebuilt_consul_removes_nothing_for_ten_minutes() -> None:
 
 def test_a_rebuilt_consul_that_stays_empty_stays_held() -> None:
     """The removal guard takes over."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     guard.rebuilt("dc1", 0.0)
     plans = [taking(n, 10) for n in range(10)]
     assert {h.cause for h in held(guard, plans, 100, 1.0).values()} == {"rebuilt"}
@@ -632,7 +633,7 @@ def test_a_rebuilt_consul_that_stays_empty_stays_held() -> None:
 
 def test_a_rebuild_does_not_end_what_self_preservation_holds() -> None:
     """Flips that were held before it stay held during it and after it, whatever else has grown meanwhile."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     panic = held(guard, [taking(0, 0, 80)], 90, 0.0)[TARGETS[0]]
     guard.rebuilt("dc1", 1.0)
     during = held(guard, [taking(0, 1, 80)], 90, 2.0)[TARGETS[0]]
@@ -645,7 +646,7 @@ def test_a_rebuild_does_not_end_what_self_preservation_holds() -> None:
 
 def test_a_rebuild_may_be_of_one_scope() -> None:
     """Where only what it has is missing; the others of the datacenter lose what they lose."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     mine = Scope(namespace="team-a")
     guard.rebuilt("dc1", 0.0, "it lists 1 of 9", mine)
     found = held(guard, [taking(0, 1, scope=mine), taking(1, 1)], 100, 1.0)
@@ -661,7 +662,7 @@ def test_a_rebuild_may_be_of_one_scope() -> None:
 
 def test_what_happens_in_one_scope_holds_nothing_in_another() -> None:
     """Thirty of thirty-six in a namespace, and one of six in the next; not even when they are judged together."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     a, b = Scope(namespace="team-a"), Scope(namespace="team-b")
     assert str(a) == "namespace team-a"
     assert str(Scope(datacenters=("dc1", "dc2"))) == "dc1, dc2"
@@ -676,7 +677,7 @@ def test_what_happens_in_one_scope_holds_nothing_in_another() -> None:
 
 def test_a_target_that_changes_its_scope_leaves_its_hold_behind() -> None:
     """A user's Service in place of a rule's, say: what is left of the old scope is not held for it any more."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     mine = Scope(namespace="default")
     assert len(held(guard, [taking(0, 30), taking(1, 1, before=6)], 36)) == 2
     assert held(guard, [taking(0, 5, before=30, scope=mine)], 36, 1.0) == {}
@@ -687,7 +688,7 @@ def test_a_target_that_changes_its_scope_leaves_its_hold_behind() -> None:
 
 def test_a_scope_in_which_nothing_is_left_costs_nothing() -> None:
     """Namespaces come and go."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     for number in range(100):
         held(guard, [taking(number, 1, scope=Scope(namespace=f"n{number}"))], 100)
     released(guard, 30.0)
@@ -698,7 +699,7 @@ def test_a_scope_in_which_nothing_is_left_costs_nothing() -> None:
 
 def test_a_hold_names_the_reason_that_is_left() -> None:
     """When Consul lists the endpoints again and only calls them unhealthy, it is no removal any more."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     first = held(guard, [taking(0, 60, 30)], 100, 0.0)[TARGETS[0]]
     assert (first.cause, first.removed, first.flips, first.endpoints) == ("removal", True, True, 90)
     later = held(guard, [taking(0, 0, 80)], 1000, 100.0)[TARGETS[0]]
@@ -708,7 +709,7 @@ def test_a_hold_names_the_reason_that_is_left() -> None:
 
 def test_a_hundred_targets_planned_again_one_by_one_stay_held() -> None:
     """As the running bridge does it after a batch: no sum is counted twice, none gets lost."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     plans = [taking(n, 3) for n in range(100)]
     assert len(held(guard, plans, 300)) == 100
     for plan in plans:
@@ -719,7 +720,7 @@ def test_a_hundred_targets_planned_again_one_by_one_stay_held() -> None:
 
 def test_a_batch_that_was_admitted_is_admitted_again_one_by_one() -> None:
     """Half of all: judged together first, then each when it is written."""
-    guard = Guard(GuardSettings())
+    guard = Guard(guard_settings())
     plans = [taking(n, 5) for n in range(10)]
     assert held(guard, plans, 100) == {}
     for number, plan in enumerate(plans):
@@ -782,7 +783,7 @@ def planned_by(change: tuple[int, int, int, bool, int]) -> Plan:
 
 def played(history: Sequence[Step], only: Scope, *, alone: bool) -> list[object]:
     """What a guard says about one scope, with the history of all scopes, or with its own `alone`."""
-    guard, now, said = Guard(GuardSettings()), 0.0, list[object]()
+    guard, now, said = Guard(guard_settings()), 0.0, list[object]()
     for step in history:
         now += step.pause
         ready = dict(zip(SCOPES, step.ready, strict=True))
@@ -817,7 +818,7 @@ def test_every_hold_whose_window_has_passed_and_whose_losses_are_below_the_thres
     history: list[Step], ready: tuple[int, ...]
 ) -> None:
     """Whatever happened before: when nothing more happens, only what is too much by itself is held after a while."""
-    guard, now, plans = Guard(GuardSettings()), 0.0, dict[Target, Plan]()
+    guard, now, plans = Guard(guard_settings()), 0.0, dict[Target, Plan]()
     for step in history:
         now += step.pause
         for change in step.changes:
@@ -837,7 +838,7 @@ def test_every_hold_whose_window_has_passed_and_whose_losses_are_below_the_thres
                 numbers = dict(zip(SCOPES, step.ready, strict=True))
                 guard.admit(together, numbers.__getitem__, now, force=step.what == "force")
     total = dict(zip(SCOPES, ready, strict=True))
-    limits = GuardSettings()
+    limits = guard_settings()
     again: Iterable[Target] = plans
     for _ in range(int(limits.restore_hold_seconds + 3 * limits.window_seconds) // 10):
         now += 10.0
@@ -868,7 +869,7 @@ def test_every_hold_whose_window_has_passed_and_whose_losses_are_below_the_thres
 @settings(max_examples=150, deadline=None)
 def test_never_more_than_half_within_a_minute(losses: list[tuple[int, int, float]], split: bool) -> None:
     """Whatever the order, the sizes and the times: of what was ready a minute ago, half is still there."""
-    guard, ready, now = Guard(GuardSettings(removal_minimum=1)), dict.fromkeys(range(20), 30), 0.0
+    guard, ready, now = Guard(guard_settings(removal_minimum=1)), dict.fromkeys(range(20), 30), 0.0
     written: list[tuple[float, int]] = []
     for number, wanted, pause in losses:
         now += pause

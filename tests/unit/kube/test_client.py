@@ -27,6 +27,7 @@ from bridge.kube.client import UNVERIFIED, KubeClient, KubeConfig
 from bridge.kube.transport import Response
 from bridge.retry import RetryPolicy
 from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube, Fault
+from tests.support.options import kube_config
 
 SECRET = "s3cr3t-t0ken-of-the-user"
 
@@ -107,14 +108,14 @@ def test_the_named_file_beats_the_environment(fake: FakeKube, tmp_path: Path, mo
     """--kubeconfig, then $KUBECONFIG, then ~/.kube/config."""
     good = kubeconfig(tmp_path, fake.url)
     monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path, "http://127.0.0.1:1", name="other"))
-    assert version(KubeConfig(kubeconfig=good)) == "v1.37.2-fake"
+    assert version(kube_config(kubeconfig=good)) == "v1.37.2-fake"
     monkeypatch.setenv("KUBECONFIG", good)
-    assert version(KubeConfig()) == "v1.37.2-fake"
+    assert version(kube_config()) == "v1.37.2-fake"
     monkeypatch.delenv("KUBECONFIG")
     home = tmp_path / "home" / ".kube"
     home.mkdir(parents=True)
     kubeconfig(home, fake.url)
-    assert version(KubeConfig()) == "v1.37.2-fake"
+    assert version(kube_config()) == "v1.37.2-fake"
 
 
 def test_several_files_are_merged_and_the_context_is_chosen(
@@ -124,11 +125,11 @@ def test_several_files_are_merged_and_the_context_is_chosen(
     first = kubeconfig(tmp_path, "http://127.0.0.1:1", name="a", context="there")
     second = kubeconfig(tmp_path, fake.url, name="b", context="here", namespace="storage")
     monkeypatch.setenv("KUBECONFIG", f"{first}:{tmp_path / 'missing'}:{second}")
-    client = KubeClient(KubeConfig(context="here"))
+    client = KubeClient(kube_config(context="here"))
     assert client.namespace == "storage"
     assert client.version().git == "v1.37.2-fake"
     client.close()
-    named = KubeClient(KubeConfig(context="here", namespace_default="other"))
+    named = KubeClient(kube_config(context="here", namespace_default="other"))
     assert named.namespace == "other"
     named.close()
 
@@ -136,7 +137,7 @@ def test_several_files_are_merged_and_the_context_is_chosen(
 def test_an_unknown_context_lists_those_that_there_are(tmp_path: Path) -> None:
     """The user sees what to choose from."""
     path = kubeconfig(tmp_path, "http://127.0.0.1:1", context="production")
-    text = refusal(KubeConfig(kubeconfig=path, context="prod"))
+    text = refusal(kube_config(kubeconfig=path, context="prod"))
     assert 'no context "prod"; there are: production' in text
 
 
@@ -144,19 +145,19 @@ def test_no_current_context_lists_those_that_there_are(tmp_path: Path) -> None:
     """A merged file often has none."""
     path = Path(kubeconfig(tmp_path, "http://127.0.0.1:1", context="production"))
     path.write_text(path.read_text().replace('"current-context": "production"', '"current-context": ""'))
-    assert "no current-context: choose one with --context (production)" in refusal(KubeConfig(kubeconfig=str(path)))
+    assert "no current-context: choose one with --context (production)" in refusal(kube_config(kubeconfig=str(path)))
 
 
 def test_nothing_configured_says_where_it_was_looked_for() -> None:
     """No kubeconfig, no pod."""
-    text = refusal(KubeConfig())
+    text = refusal(kube_config())
     assert "KUBECONFIG" in text
     assert "service account" in text
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
     """--kubeconfig with a typing error."""
-    assert "kubeconfig /no/such/file does not exist" in refusal(KubeConfig(kubeconfig="/no/such/file"))
+    assert "kubeconfig /no/such/file does not exist" in refusal(kube_config(kubeconfig="/no/such/file"))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_a_file_that_is_no_kubeconfig_is_a_configuration_error(tmp_path: Path, t
     """Never a traceback."""
     path = tmp_path / "config"
     path.write_text(text)
-    assert refusal(KubeConfig(kubeconfig=str(path)))
+    assert refusal(kube_config(kubeconfig=str(path)))
 
 
 def test_a_broken_reference_does_not_show_other_entries(tmp_path: Path) -> None:
@@ -176,16 +177,16 @@ def test_a_broken_reference_does_not_show_other_entries(tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     config["contexts"][0]["context"]["user"] = "nobody"
     path.write_text(json.dumps(config))
-    assert 'context "here" names user "nobody"' in refusal(KubeConfig(kubeconfig=str(path)))
+    assert 'context "here" names user "nobody"' in refusal(kube_config(kubeconfig=str(path)))
     config["contexts"][0]["context"]["user"] = "here"
     config["contexts"][0]["context"].pop("cluster")
     path.write_text(json.dumps(config))
-    assert SECRET not in refusal(KubeConfig(kubeconfig=str(path)))
+    assert SECRET not in refusal(kube_config(kubeconfig=str(path)))
     config["contexts"][0]["context"]["cluster"] = "here"
     config["users"][0]["user"] |= {"client-certificate": "/no/such/cert", "client-key": "/no/such/key"}
     config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
     path.write_text(json.dumps(config))
-    text = refusal(KubeConfig(kubeconfig=str(path)))
+    text = refusal(kube_config(kubeconfig=str(path)))
     assert SECRET not in text
     assert "/no/such/cert" in text
 
@@ -193,7 +194,7 @@ def test_a_broken_reference_does_not_show_other_entries(tmp_path: Path) -> None:
 @pytest.mark.parametrize("server", ["127.0.0.1:6443", "ftp://kube", ""])
 def test_a_server_that_is_no_http_address_is_named(tmp_path: Path, server: str) -> None:
     """A missing https:// is the usual mistake."""
-    assert "no http(s) address" in refusal(KubeConfig(kubeconfig=kubeconfig(tmp_path, server)))
+    assert "no http(s) address" in refusal(kube_config(kubeconfig=kubeconfig(tmp_path, server)))
 
 
 # --------------------------------------------------------------------------- credentials
@@ -229,7 +230,7 @@ def credential(**status: str) -> str:
 def test_an_exec_plugin_gives_the_token(fake: FakeKube, tmp_path: Path) -> None:
     """Run once, not per request."""
     command = plugin(tmp_path, credential(token=ADMIN_TOKEN))
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
     for _ in range(3):
         client.version()
     client.close()
@@ -240,7 +241,7 @@ def test_an_expired_plugin_token_is_renewed(fake: FakeKube, tmp_path: Path, monk
     """expirationTimestamp in the past: the plugin runs again, and no request waits for that."""
     monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
     command = plugin(tmp_path, credential(token=ADMIN_TOKEN, expirationTimestamp="2020-01-01T00:00:00Z"))
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
     runs = tmp_path / "runs"
     assert runs.read_text() == "x"
     client.version()
@@ -264,7 +265,7 @@ def test_a_failing_plugin_is_a_configuration_error_with_its_words(
 ) -> None:
     """The kubernetes package only logs this and goes on without credentials."""
     command = plugin(tmp_path, body)
-    said = refusal(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
+    said = refusal(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
     assert text in said
     assert "hunter22" not in said
     assert fake.log == []
@@ -273,7 +274,7 @@ def test_a_failing_plugin_is_a_configuration_error_with_its_words(
 def test_a_plugin_that_is_not_installed_is_named(tmp_path: Path) -> None:
     """The usual case on a new machine."""
     path = kubeconfig(tmp_path, "http://127.0.0.1:1", exec_user("/no/such/kubelogin"))
-    assert "/no/such/kubelogin" in refusal(KubeConfig(kubeconfig=path))
+    assert "/no/such/kubelogin" in refusal(kube_config(kubeconfig=path))
 
 
 def test_loading_leaves_logging_alone(tmp_path: Path) -> None:
@@ -281,7 +282,7 @@ def test_loading_leaves_logging_alone(tmp_path: Path) -> None:
     root = logging.getLogger()
     before = list(root.handlers)
     path = kubeconfig(tmp_path, "http://127.0.0.1:1", exec_user("/no/such/kubelogin"))
-    refusal(KubeConfig(kubeconfig=path))
+    refusal(kube_config(kubeconfig=path))
     assert root.handlers == before
 
 
@@ -293,7 +294,7 @@ def test_a_rotated_token_file_is_read_again_after_a_401(
     token_file = tmp_path / "token"
     token_file.write_text("old-token")
     fake.users = {"old-token": "admin"}
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, {"tokenFile": str(token_file)})))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, {"tokenFile": str(token_file)})))
     client.request("GET", "/api/v1/services")
     fake.users = {"new-token": "admin"}
     with pytest.raises(PermanentError, match="refuses our credentials"):
@@ -341,7 +342,7 @@ def test_a_pod_uses_its_service_account_and_follows_the_rotated_token(
     folder = in_cluster(tmp_path, tls.port, monkeypatch, ca)
     body = {"major": "1", "minor": "37+", "gitVersion": "v1.37.2"}
     tls.expect_request("/version", headers={"Authorization": "Bearer first-token"}).respond_with_json(body)
-    client = KubeClient(KubeConfig())
+    client = KubeClient(kube_config())
     assert client.namespace == "storage"
     assert (client.version().major, client.version().minor) == (1, 37)
     tls.clear()
@@ -369,10 +370,10 @@ def test_a_client_certificate_is_presented(ca: trustme.CA, tmp_path: Path) -> No
         cluster = {"certificate-authority-data": data(ca.cert_pem.bytes())}
         user = {"client-certificate-data": data(pem), "client-key-data": data(mine.private_key_pem.bytes())}
         url = f"https://127.0.0.1:{server.port}"
-        assert version(KubeConfig(kubeconfig=kubeconfig(tmp_path, url, user, cluster=cluster))) == "v1"
+        assert version(kube_config(kubeconfig=kubeconfig(tmp_path, url, user, cluster=cluster))) == "v1"
         without = kubeconfig(tmp_path, url, {"token": SECRET}, name="without", cluster=cluster)
         with pytest.raises((PermanentError, TransientError)) as caught:
-            version(KubeConfig(kubeconfig=without))
+            version(kube_config(kubeconfig=without))
         assert SECRET not in str(caught.value)
 
 
@@ -403,7 +404,7 @@ def test_a_plugin_that_gives_certificates_is_followed_when_it_renews_them(
             exec_user(str(tmp_path / "plugin")),
             cluster={"certificate-authority": str(tmp_path / "ca.pem")},
         )
-        client = KubeClient(KubeConfig(kubeconfig=path))
+        client = KubeClient(kube_config(kubeconfig=path))
         assert client.version().git == "v1"
         issue()
         server.clear()
@@ -433,7 +434,7 @@ def test_a_renewed_certificate_of_a_plugin_moves_nobody_to_another_cluster(
         return kubeconfig(tmp_path, server, exec_user(str(tmp_path / "plugin")), cluster=cluster)
 
     issue()
-    access = access_module.Access(KubeConfig(kubeconfig=configured("https://127.0.0.1:1", "ca.pem")))
+    access = access_module.Access(kube_config(kubeconfig=configured("https://127.0.0.1:1", "ca.pem")))
     told: list[bool] = []
     access.listen(lambda: told.append(True))
     before = access.server, access.configuration().ssl_ca_cert, access.certificate
@@ -462,7 +463,7 @@ def test_a_renewed_certificate_of_a_plugin_moves_nobody_to_another_cluster(
 def test_a_plugin_of_another_cluster_does_not_answer_for_this_one(fake: FakeKube, tmp_path: Path) -> None:
     """After a 401 the kubeconfig names another server, and another plugin: its token is never sent to this one."""
     path = kubeconfig(tmp_path, fake.url, {"token": "revoked"})
-    access = access_module.Access(KubeConfig(kubeconfig=path))
+    access = access_module.Access(kube_config(kubeconfig=path))
     access._loaded_at = -access_module.RELOAD_SECONDS
     kubeconfig(tmp_path, "https://127.0.0.1:2", exec_user(plugin(tmp_path, credential(token="of-another-cluster"))))
     assert not access.renewed_after_401(access.authorization(), 10)
@@ -476,7 +477,7 @@ def test_a_refused_token_that_the_plugin_gives_again_does_not_keep_it_running(
 ) -> None:
     """It has the token in a cache of its own, say: there is a pause before it is asked again."""
     command = plugin(tmp_path, credential(token="revoked", **expiry))
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, exec_user(command))))
     for _ in range(4):
         with pytest.raises(BridgeError):
             client.version()
@@ -492,7 +493,7 @@ def test_a_token_file_that_is_gone_leaves_the_token_in_use(
     folder = in_cluster(tmp_path, tls.port, monkeypatch, ca)
     body = {"major": "1", "minor": "37", "gitVersion": "v1"}
     tls.expect_request("/version", headers={"Authorization": "Bearer first-token"}).respond_with_json(body)
-    client = KubeClient(KubeConfig())
+    client = KubeClient(kube_config())
     (folder / "token").unlink()
     assert client.version().git == "v1"
     assert client.trouble.startswith(f"token file {folder}/token (the pod's service account) cannot be read")
@@ -510,7 +511,7 @@ def test_an_oidc_token_that_cannot_be_renewed_is_transient(
 ) -> None:
     """The identity provider is away while the bridge runs: try again later, with the reason."""
     monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url)))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url)))
 
     def broken(*_: object, **__: object) -> str:
         raise OSError("the provider is away; token=hunter22")
@@ -528,7 +529,7 @@ def test_a_401_with_a_broken_configuration_stays_a_401(
     """Reading it again fails: the old credentials are kept, the refusal is told."""
     monkeypatch.setattr(access_module, "RELOAD_SECONDS", 0.0)
     path = Path(kubeconfig(tmp_path, fake.url))
-    client = KubeClient(KubeConfig(kubeconfig=str(path)))
+    client = KubeClient(kube_config(kubeconfig=str(path)))
     path.write_text("nonsense")
     fake.users = {}
     with pytest.raises(PermanentError, match="refuses our credentials"):
@@ -545,7 +546,7 @@ def test_a_ca_file_that_is_none_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "ca.pem").write_text(content)
     cluster = {"certificate-authority": "ca.pem"}
     path = kubeconfig(tmp_path, "https://127.0.0.1:1", cluster=cluster)
-    said = refusal(KubeConfig(kubeconfig=path))
+    said = refusal(kube_config(kubeconfig=path))
     assert said.startswith(f"certificate-authority {tmp_path}/ca.pem (kubeconfig {path}): it holds no certificate")
 
 
@@ -560,14 +561,14 @@ def test_connecting_takes_no_longer_than_it_may(tmp_path: Path) -> None:
             filler.connect_ex(deaf.getsockname())
         path = kubeconfig(tmp_path, f"http://127.0.0.1:{deaf.getsockname()[1]}")
         with pytest.raises(TransientError, match="connecting took too long"):
-            version(KubeConfig(kubeconfig=path, connect_timeout_seconds=0.2))
+            version(kube_config(kubeconfig=path, connect_timeout_seconds=0.2))
         for filler in fillers:
             filler.close()
 
 
 def test_a_context_without_a_kubeconfig_is_refused() -> None:
     """--context in a pod."""
-    assert "there is no kubeconfig" in refusal(KubeConfig(context="prod"))
+    assert "there is no kubeconfig" in refusal(kube_config(context="prod"))
 
 
 def test_a_context_without_a_user_is_anonymous(fake: FakeKube, tmp_path: Path) -> None:
@@ -577,7 +578,7 @@ def test_a_context_without_a_user_is_anonymous(fake: FakeKube, tmp_path: Path) -
     config["contexts"][0]["context"].pop("user")
     path.write_text(json.dumps(config))
     with pytest.raises(PermanentError, match="refuses our credentials"):
-        version(KubeConfig(kubeconfig=str(path)))
+        version(kube_config(kubeconfig=str(path)))
     assert fake.log[0].user == ""
 
 
@@ -587,7 +588,7 @@ def test_an_untrusted_certificate_says_what_to_check(tls: HTTPServer, tmp_path: 
     trustme.CA().cert_pem.write_to_path(str(other))
     path = kubeconfig(tmp_path, f"https://127.0.0.1:{tls.port}", cluster={"certificate-authority": str(other)})
     with pytest.raises(PermanentError, match=r"not trusted.*certificate-authority"):
-        version(KubeConfig(kubeconfig=path))
+        version(kube_config(kubeconfig=path))
 
 
 def test_a_certificate_for_another_name_says_so(ca: trustme.CA, tmp_path: Path) -> None:
@@ -600,9 +601,9 @@ def test_a_certificate_for_another_name_says_so(ca: trustme.CA, tmp_path: Path) 
         server.expect_request("/version").respond_with_json({"major": "1", "minor": "37", "gitVersion": "v1"})
         url = f"https://127.0.0.1:{server.port}"
         with pytest.raises(PermanentError, match="not trusted"):
-            version(KubeConfig(kubeconfig=kubeconfig(tmp_path, url, cluster=cluster)))
+            version(kube_config(kubeconfig=kubeconfig(tmp_path, url, cluster=cluster)))
         named = {**cluster, "tls-server-name": "kube.example.org"}
-        assert version(KubeConfig(kubeconfig=kubeconfig(tmp_path, url, name="named", cluster=named))) == "v1"
+        assert version(kube_config(kubeconfig=kubeconfig(tmp_path, url, name="named", cluster=named))) == "v1"
 
 
 def test_switched_off_verification_works_and_is_said_once(tls: HTTPServer, tmp_path: Path) -> None:
@@ -610,7 +611,7 @@ def test_switched_off_verification_works_and_is_said_once(tls: HTTPServer, tmp_p
     tls.expect_request("/version").respond_with_json({"major": "1", "minor": "37", "gitVersion": "v1"})
     path = kubeconfig(tmp_path, f"https://127.0.0.1:{tls.port}", cluster={"insecure-skip-tls-verify": True})
     said: list[str] = []
-    client = KubeClient(KubeConfig(kubeconfig=path), said.append)
+    client = KubeClient(kube_config(kubeconfig=path), said.append)
     for _ in range(2):
         client.version()
     client.clone().close()
@@ -622,7 +623,7 @@ def test_tls_to_a_port_without_tls_says_so(fake: FakeKube, tmp_path: Path) -> No
     """https:// to a plain server."""
     path = kubeconfig(tmp_path, fake.url.replace("http://", "https://"))
     with pytest.raises(PermanentError, match="does not speak TLS"):
-        version(KubeConfig(kubeconfig=path))
+        version(kube_config(kubeconfig=path))
 
 
 def test_no_tls_to_a_port_with_tls_says_so(tmp_path: Path) -> None:
@@ -631,7 +632,7 @@ def test_no_tls_to_a_port_with_tls_says_so(tmp_path: Path) -> None:
         text = "Client sent an HTTP request to an HTTPS server.\n"
         server.expect_request("/version").respond_with_data(text, status=400)
         with pytest.raises(PermanentError, match="speaks TLS"):
-            version(KubeConfig(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
+            version(kube_config(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
 
 
 @pytest.mark.parametrize("answer", ["<html>welcome</html>", "{}", "[]", '"x"'])
@@ -640,7 +641,7 @@ def test_another_server_on_that_port_is_no_api_server(tmp_path: Path, answer: st
     with HTTPServer(host="127.0.0.1") as server:
         server.expect_request("/version").respond_with_data(answer)
         with pytest.raises(PermanentError, match="not as a Kubernetes API server"):
-            version(KubeConfig(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
+            version(kube_config(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")))
 
 
 def test_a_port_where_nobody_listens_is_transient(fake: FakeKube, tmp_path: Path) -> None:
@@ -648,19 +649,19 @@ def test_a_port_where_nobody_listens_is_transient(fake: FakeKube, tmp_path: Path
     path = kubeconfig(tmp_path, fake.url)
     fake.stop()
     with pytest.raises(TransientError, match="refuses connections"):
-        version(KubeConfig(kubeconfig=path))
+        version(kube_config(kubeconfig=path))
 
 
 def test_a_name_that_does_not_resolve_is_transient(tmp_path: Path) -> None:
     """DNS may come back."""
     with pytest.raises(TransientError, match="cannot be resolved"):
-        version(KubeConfig(kubeconfig=kubeconfig(tmp_path, "http://no-such-host.invalid:1", {})))
+        version(kube_config(kubeconfig=kubeconfig(tmp_path, "http://no-such-host.invalid:1", {})))
 
 
 def test_every_request_has_a_timeout(fake: FakeKube, tmp_path: Path) -> None:
     """A server that accepts and says nothing."""
     fake.inject(Fault(delay=60.0), times=9)
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url), request_timeout_seconds=0.1))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url), request_timeout_seconds=0.1))
     with pytest.raises(TransientError, match="did not answer in time"):
         client.request("GET", "/api/v1/services")
     client.close()
@@ -669,7 +670,7 @@ def test_every_request_has_a_timeout(fake: FakeKube, tmp_path: Path) -> None:
 def test_a_request_with_little_time_left_takes_no_longer(fake: FakeKube, tmp_path: Path) -> None:
     """Whatever the timeouts are; and one without any time left is not sent at all."""
     fake.inject(Fault(delay=60.0), times=9)
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url)))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url)))
     began = time.monotonic()
     with pytest.raises(TransientError, match="did not answer in time"):
         client.request("GET", "/api/v1/services", within=0.1)
@@ -690,7 +691,7 @@ def test_a_repetition_has_what_the_first_try_left(
     token_file = tmp_path / "token"
     token_file.write_text("old-token")
     fake.users = {"new-token": "admin"}
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, {"tokenFile": str(token_file)})))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, {"tokenFile": str(token_file)})))
     ends: list[float] = []
     real = transport_module.Pool.exchange
 
@@ -712,7 +713,7 @@ def test_a_server_behind_a_path_is_asked_there(tmp_path: Path) -> None:
             {"major": "1", "minor": "37", "gitVersion": "v1"}
         )
         path = kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}/k8s/clusters/c-1/")
-        assert version(KubeConfig(kubeconfig=path)) == "v1"
+        assert version(kube_config(kubeconfig=path)) == "v1"
 
 
 def test_a_proxy_is_used(fake: FakeKube, tmp_path: Path) -> None:
@@ -721,7 +722,7 @@ def test_a_proxy_is_used(fake: FakeKube, tmp_path: Path) -> None:
         proxy.expect_request("/version").respond_with_json({"major": "1", "minor": "37", "gitVersion": "by-proxy"})
         cluster = {"proxy-url": f"http://127.0.0.1:{proxy.port}"}
         path = kubeconfig(tmp_path, "http://kube.example.invalid:8080", {}, cluster=cluster)
-        assert version(KubeConfig(kubeconfig=path)) == "by-proxy"
+        assert version(kube_config(kubeconfig=path)) == "by-proxy"
     assert fake.log == []
 
 
@@ -731,7 +732,7 @@ def test_a_proxy_is_used(fake: FakeKube, tmp_path: Path) -> None:
 def test_warnings_of_the_server_are_said_once(fake: FakeKube, tmp_path: Path) -> None:
     """Every Endpoints call carries one: the user reads it once, from whichever clone."""
     said: list[str] = []
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url)), said.append)
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url)), said.append)
     twin = client.clone()
     for _ in range(3):
         client.request("GET", "/api/v1/endpoints")
@@ -750,7 +751,9 @@ def test_several_warnings_in_one_answer_are_all_said(tmp_path: Path) -> None:
         server.expect_request("/a").respond_with_data("{}", headers=headers)
         server.expect_request("/b").respond_with_data("{}", headers=[("Warning", '299 - "one"'), ("Warning", "two")])
         said: list[str] = []
-        client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")), said.append)
+        client = KubeClient(
+            kube_config(kubeconfig=kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")), said.append
+        )
         client.request("GET", "/a")
         client.request("GET", "/b")
         client.close()
@@ -762,7 +765,7 @@ def test_the_token_is_in_no_error_and_no_log(fake: FakeKube, tmp_path: Path, cap
     caplog.set_level(logging.DEBUG)
     fake.users = {SECRET: "admin"}
     client = KubeClient(
-        KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url, {"token": SECRET}), request_timeout_seconds=0.2)
+        kube_config(kubeconfig=kubeconfig(tmp_path, fake.url, {"token": SECRET}), request_timeout_seconds=0.2)
     )
     echo = f"you sent Authorization: Bearer {SECRET} and {SECRET}".encode()
     texts = []
@@ -800,7 +803,7 @@ def test_one_client_serves_many_threads(fake: FakeKube, tmp_path: Path) -> None:
     """Answers do not get mixed up."""
     for number in range(8):
         fake.add_namespace(f"n{number}")
-    client = KubeClient(KubeConfig(kubeconfig=kubeconfig(tmp_path, fake.url)))
+    client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url)))
     wrong: list[str] = []
 
     def work(number: int) -> None:
@@ -823,7 +826,7 @@ def test_a_document_is_decoded_without_its_bytes_and_its_text_held_beside_it(
 ) -> None:
     """The memory limit has room for an answer and what is made of it: never for bytes, text and value at once."""
     size = 8_000_000
-    client = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path)))
+    client = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path)))
 
     def answer(*_arguments: object, **_more: object) -> Response:
         return Response(200, {}, b'"' + b"x" * size + b'"')

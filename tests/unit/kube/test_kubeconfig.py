@@ -13,7 +13,8 @@ import yaml
 
 from bridge.errors import ConfigurationError
 from bridge.kube import kubeconfig
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
+from tests.support.options import kube_config
 
 Json = dict[str, Any]
 
@@ -189,8 +190,8 @@ def test_a_namespace_can_be_asked_for_without_running_the_plugin(tmp_path: Path)
     entry = {"name": "here", "context": {"cluster": "x", "user": "x", "namespace": "storage"}}
     user = {"exec": {"command": "/no/such/login", "apiVersion": "v1"}}
     path = write(tmp_path / "x", user, {}, contexts=[entry], **{"current-context": "here"})
-    assert namespace_of(KubeConfig(kubeconfig=path)) == "storage"
-    assert namespace_of(KubeConfig(kubeconfig=path, namespace_default="other")) == "other"
+    assert namespace_of(kube_config(kubeconfig=path)) == "storage"
+    assert namespace_of(kube_config(kubeconfig=path, namespace_default="other")) == "other"
 
 
 @pytest.mark.parametrize("missing", ["ca.crt", "mine.crt", "mine.key"])
@@ -203,10 +204,10 @@ def test_a_file_that_is_not_there_is_named_in_full_with_its_kubeconfig(tmp_path:
     mine.private_key_pem.write_to_path(str(tmp_path / "mine.key"))
     user, cluster = {"client-certificate": "mine.crt", "client-key": "mine.key"}, {"certificate-authority": "ca.crt"}
     path = write(tmp_path / "x", user, cluster, contexts=[context("x", "x")], **{"current-context": "here"})
-    KubeClient(KubeConfig(kubeconfig=path)).close()
+    KubeClient(kube_config(kubeconfig=path)).close()
     (tmp_path / missing).unlink()
     with pytest.raises(ConfigurationError) as caught:
-        KubeClient(KubeConfig(kubeconfig=path))
+        KubeClient(kube_config(kubeconfig=path))
     assert f" {tmp_path}/{missing} (kubeconfig {path}): No such file or directory" in str(caught.value)
 
 
@@ -216,11 +217,11 @@ def test_credentials_are_not_sent_unencrypted_to_another_machine(tmp_path: Path,
     entry = {"contexts": [context("x", "x")], "current-context": "here"}
     path = write(tmp_path / "x", user, {"server": "http://kube.example.org:8080"}, **entry)
     with pytest.raises(ConfigurationError, match="would be sent unencrypted") as caught:
-        KubeClient(KubeConfig(kubeconfig=path))
+        KubeClient(kube_config(kubeconfig=path))
     assert "http://kube.example.org:8080" in str(caught.value)
     assert "s3cr3t" not in str(caught.value)
     for server, whose in (("http://127.0.0.1:8080", user), ("http://kube.example.org:8080", {})):
-        KubeClient(KubeConfig(kubeconfig=write(tmp_path / "x", whose, {"server": server}, **entry))).close()
+        KubeClient(kube_config(kubeconfig=write(tmp_path / "x", whose, {"server": server}, **entry))).close()
 
 
 def test_json_is_yaml(tmp_path: Path) -> None:
