@@ -31,6 +31,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import consul.base
 
+from bridge import sockets
 from bridge.consul.memory_budget import FREE_BYTES, MemoryBudget
 from bridge.consul.tls import Tls
 from bridge.errors import ConfigurationError
@@ -39,10 +40,6 @@ from bridge.proxies import Proxy
 T = TypeVar("T")
 
 CHUNK, LINE = 1 << 16, 1 << 14
-
-KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 5, 3, 3
-"""A peer that no longer acknowledges anything (its host or the network path is gone) breaks a connection,
-also one whose query waits, after 5 + 3 * 3 = 14 s; without these, not before the query's deadline."""
 
 NO_LONGER_THERE = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
 """What the kernel says of a connection whose peer stopped acknowledging."""
@@ -420,8 +417,8 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
                 failure = error
                 self._drop()
                 continue
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _keep_alive(sock)
+            for option in sockets.options():
+                sock.setsockopt(*option)
             return sock
         raise failure or OSError(f"{host} has no address")
 
@@ -521,20 +518,6 @@ def _closed_while_idle(error: BaseException) -> bool:
     if isinstance(error, (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected, ssl.SSLEOFError)):
         return True
     return isinstance(error, OSError) and error.errno in NO_LONGER_THERE
-
-
-def _keep_alive(sock: socket.socket) -> None:
-    """See KEEPALIVE_IDLE_SECONDS. Systems that lack an option do without it."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    whole = KEEPALIVE_IDLE_SECONDS + KEEPALIVE_INTERVAL_SECONDS * KEEPALIVE_PROBES
-    for name, value in (
-        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_SECONDS),
-        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_SECONDS),
-        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
-        ("TCP_USER_TIMEOUT", whole * 1000),
-    ):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _status_of_answer(stream: io.BufferedReader) -> int:

@@ -24,13 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.errors import PermanentError
+from bridge.sockets import options as socket_options
 
 CHUNK = 1 << 16
-
-KEEPALIVE = ((socket.SO_KEEPALIVE, 1),)
-"""On every connection; below, where the system has them: the seconds after which a silent peer is asked, how often
-and how many times. A peer that is gone is noticed after about 14 s without any request."""
-KEEPALIVE_TCP = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 14_000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,14 +421,6 @@ def _size(count: int) -> str:
 
 def _proxy_headers(proxy: Any) -> dict[str, str]:
     return {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
-
-
-def socket_options() -> list[tuple[int, int, int]]:
-    """Options of every socket: no delay, and a peer that is gone is noticed."""
-    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
-    options += [(socket.SOL_SOCKET, name, value) for name, value in KEEPALIVE]
-    options += [(socket.IPPROTO_TCP, getattr(socket, n), v) for n, v in KEEPALIVE_TCP if hasattr(socket, n)]
-    return options
 
 
 class Sockets:

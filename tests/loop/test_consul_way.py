@@ -144,11 +144,12 @@ PEER_GONE = textwrap.dedent(
     """
     import subprocess, sys, threading, time
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    from bridge.consul import transport
-    transport.KEEPALIVE_IDLE_SECONDS, transport.KEEPALIVE_INTERVAL_SECONDS, transport.KEEPALIVE_PROBES = 1, 1, 2
-    from bridge.consul.client import ConsulClient, ConsulConfig
+    from bridge import sockets
+    sockets.IDLE_SECONDS, sockets.INTERVAL_SECONDS, sockets.PROBES = 1, 1, 2
+    from bridge.consul.client import ConsulClient
     from bridge.errors import TransientError
     from tests.support.fakes.consul import FakeConsul
+    from tests.support.options import consul_config
     with FakeConsul() as consul:
         consul.register("web", "vm", "10.0.0.1", 80)
         client = ConsulClient(consul_config(address=consul.address))
