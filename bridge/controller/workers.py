@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from bridge.consul.subscriptions import InlineExecutor
@@ -44,116 +45,93 @@ MAX_INLINE_WRITES = 4
 """A watch writes itself while fewer targets than this are in progress: in a burst the queue decides the order."""
 
 
+@dataclass(eq=False, kw_only=True, repr=False)
 class ChangeWriter:
     """Writes one change: when the circuit breaker lets it through, while the target is ours. Any thread."""
 
-    def __init__(
-        self,
-        *,
-        breaker: CircuitBreaker,
-        leadership: Leadership,
-        informer: Informer,
-        writer: Writer,
-        retry: RetryPolicySelector[Target],
-        slice_rights: SliceRights,
-    ) -> None:
-        self._breaker = breaker
-        self._leadership = leadership
-        self._informer = informer
-        self._writer = writer
-        self._retry = retry
-        self._slice_rights = slice_rights
+    breaker: CircuitBreaker
+    leadership: Leadership
+    informer: Informer
+    writer: Writer
+    retry: RetryPolicySelector[Target]
+    slice_rights: SliceRights
 
     @property
     def answered(self) -> bool:
         """Whether the API server answers, so that the rest of a plan is worth trying."""
-        return self._breaker.trouble is None
+        return self.breaker.trouble is None
 
     @property
     def free(self) -> bool:
         """Whether all is well and a write would begin at once."""
-        return self._breaker.free
+        return self.breaker.free
 
     def write(self, change: Change) -> None:
         """Raises the bridge's errors; the store has what was written when this returns."""
-        if not self._breaker.enter():
+        if not self.breaker.enter():
             raise CancelledError("stopping")
         result: WriteResult | TransientError = WriteResult.NOTHING
         try:
             with self._leading(change.target):
-                self._informer.expect(change)
-                meta = self._writer.apply(change)
+                self.informer.expect(change)
+                meta = self.writer.apply(change)
             result = WriteResult.WRITTEN
         except AlteredError as error:
-            self._informer.note_stored(change, error.stored)
+            self.informer.note_stored(change, error.stored)
             result = WriteResult.WRITTEN
             raise
         except BridgeError as error:
-            self._informer.abandon(change)
+            self.informer.abandon(change)
             if isinstance(error, ForbiddenError) and change.kind is Kind.ENDPOINT_SLICE:
-                self._slice_rights.refused(change.target.namespace)
-            result = self._retry.told_by(change.target, error)
+                self.slice_rights.refused(change.target.namespace)
+            result = self.retry.told_by(change.target, error)
             raise
         finally:
-            self._breaker.leave(result)
-        self._retry.written(change.target)
-        self._informer.confirm(change, meta)
+            self.breaker.leave(result)
+        self.retry.written(change.target)
+        self.informer.confirm(change, meta)
 
     @contextlib.contextmanager
     def _leading(self, target: Target) -> Iterator[None]:
         """Around a write: the target's shard is not released before the write has ended."""
-        if not self._leadership.begin_write(target):
+        if not self.leadership.begin_write(target):
             raise NotLeadingError(f"{target} is not written: another replica writes it now")
         try:
             yield
         finally:
-            self._leadership.end_write(target)
+            self.leadership.end_write(target)
 
 
+@dataclass(eq=False, kw_only=True, repr=False)
 class Workers:
     """Works on targets, in as many threads as call `run`, and in watch threads that call `run_inline`."""
 
-    def __init__(
-        self,
-        *,
-        queue: WorkQueue[Target],
-        planner: Planner,
-        leadership: Leadership,
-        writer: ChangeWriter,
-        retry: RetryPolicySelector[Target],
-        repairs: Repairs,
-        pending: PendingChanges,
-        results: Results,
-        owned: OwnedTargets,
-        scheduler: Scheduler,
-        observer: Observer,
-        clock: Callable[[], float],
-        failed: Failed,
-    ) -> None:
-        self._queue = queue
-        self._planner = planner
-        self._leadership = leadership
-        self._writer = writer
-        self._retry = retry
-        self._repairs = repairs
-        self._pending = pending
-        self._results = results
-        self._owned = owned
-        self._scheduler = scheduler
-        self._observer = observer
-        self._clock = clock
-        self._failed = failed
+    queue: WorkQueue[Target]
+    planner: Planner
+    leadership: Leadership
+    writer: ChangeWriter
+    retry: RetryPolicySelector[Target]
+    repairs: Repairs
+    pending: PendingChanges
+    results: Results
+    owned: OwnedTargets
+    scheduler: Scheduler
+    observer: Observer
+    clock: Callable[[], float]
+    failed: Failed
+
+    def __post_init__(self) -> None:
         self._deferred: set[Target] = set()
 
     def run(self) -> None:
-        while (target := self._queue.take()) is not None:
+        while (target := self.queue.take()) is not None:
             self._finish(target)
 
     def run_inline(self, target: Target, lend: InlineExecutor) -> bool:
         """Work on `target` in the calling thread (through `lend`) if no other work is due; False: it must be queued."""
-        if not self._writer.free or not self._queue.claim(target, MAX_INLINE_WRITES):
+        if not self.writer.free or not self.queue.claim(target, MAX_INLINE_WRITES):
             return False
-        lend(partial(guarded, partial(self._finish, target), self._failed))
+        lend(partial(guarded, partial(self._finish, target), self.failed))
         return True
 
     def _finish(self, target: Target) -> None:
@@ -161,25 +139,25 @@ class Workers:
         try:
             self.reconcile(target)
         finally:
-            self._queue.done(target)
+            self.queue.done(target)
 
     def reconcile(self, target: Target) -> None:
         """Make the objects at `target` equal to what Consul says."""
-        pending = self._pending.take(target)
-        plan = self._planner.plan(target)
+        pending = self.pending.take(target)
+        plan = self.planner.plan(target)
         if plan is None:
-            self._retry.forget(target)
+            self.retry.forget(target)
             # what a write that seemed to fail has made after all, or another replica removed
-            self._owned.record(target)
+            self.owned.record(target)
             return
-        if plan.writes and not self._leadership.leads(target):
+        if plan.writes and not self.leadership.leads(target):
             self._stand_by(Outcome(plan), pending)
             return
         if self._can_wait(plan):
-            self._pending.keep(target, pending)
-            self._queue.add(target, priority=LATER)
+            self.pending.keep(target, pending)
+            self.queue.add(target, priority=LATER)
             return
-        outcome = apply_plan(plan, self._writer.write, lambda: self._writer.answered)
+        outcome = apply_plan(plan, self.writer.write, lambda: self.writer.answered)
         if any(isinstance(failure.error, NotLeadingError) for failure in outcome.failures):
             self._stand_by(outcome, pending)
         else:
@@ -189,21 +167,21 @@ class Workers:
         """Another replica writes this target: keep the plan, in case this replica takes the shard over."""
         target = outcome.plan.target
         waiting = Outcome(outcome.plan, outcome.applied)
-        before = self._results.record(waiting)
-        self._pending.keep(target, PendingChange(first_seen_at=pending.since))
+        before = self.results.record(waiting)
+        self.pending.keep(target, PendingChange(first_seen_at=pending.since))
         if outcome.applied or _account(before) != _account(waiting):
-            self._observer.outcome(waiting, None)
-        self._owned.record(target)
-        self._scheduler.recheck_deviations(outcome.plan)
-        if self._leadership.leads(target):  # it became ours just now, maybe before this was recorded
-            self._queue.add(target)
+            self.observer.outcome(waiting, None)
+        self.owned.record(target)
+        self.scheduler.recheck_deviations(outcome.plan)
+        if self.leadership.leads(target):  # it became ours just now, maybe before this was recorded
+            self.queue.add(target)
 
     def _can_wait(self, plan: Plan) -> bool:
         """Whether to postpone a plan that leaves no ready endpoint, once, because other work is due."""
         if plan.target in self._deferred:
             self._deferred.discard(plan.target)
             return False
-        if plan.ready_before and not plan.ready and self._queue.busy:
+        if plan.ready_before and not plan.ready and self.queue.busy:
             self._deferred.add(plan.target)
             return True
         return False
@@ -211,30 +189,30 @@ class Workers:
     def _settle(self, outcome: Outcome, pending: PendingChange) -> None:
         """Record the outcome and schedule what is still to be done."""
         target, since = outcome.plan.target, pending.since
-        before = self._results.record(outcome)
+        before = self.results.record(outcome)
         if not outcome.failures:
-            with self._planner.lock:
-                self._planner.guard.applied(target)
+            with self.planner.lock:
+                self.planner.guard.applied(target)
         else:
-            self._pending.keep(target, pending.failed(touched=pending.externally_modified and not outcome.applied))
+            self.pending.keep(target, pending.failed(touched=pending.externally_modified and not outcome.applied))
         # a write that seemed to fail may have been done after all
         written = outcome.applied or pending.first_failed_at is not None
-        lag = self._clock() - since if since is not None and written and not outcome.failures else None
+        lag = self.clock() - since if since is not None and written and not outcome.failures else None
         if outcome.applied or outcome.failures or outcome.plan.held or _account(before) != _account(outcome):
-            self._observer.outcome(outcome, lag)
-        self._owned.record(target)
+            self.observer.outcome(outcome, lag)
+        self.owned.record(target)
         if pending.externally_modified and since is None and _restores(outcome, before):
-            self._repairs.put_back(target, removal=not outcome.plan.queries)
+            self.repairs.put_back(target, removal=not outcome.plan.queries)
         if any(isinstance(failure.error, AlteredError) for failure in outcome.failures):
-            self._repairs.stored_otherwise(target)
-        delay = self._retry.delay_seconds(target, (failure.error for failure in outcome.failures))
+            self.repairs.stored_otherwise(target)
+        delay = self.retry.delay_seconds(target, (failure.error for failure in outcome.failures))
         if delay is not None:
-            self._queue.add(target, delay_seconds=delay)
+            self.queue.add(target, delay_seconds=delay)
         if outcome.plan.unmirrored:
-            self._queue.add(target, delay_seconds=MIRRORED_SECONDS)
-        self._scheduler.recheck_deviations(outcome.plan)
+            self.queue.add(target, delay_seconds=MIRRORED_SECONDS)
+        self.scheduler.recheck_deviations(outcome.plan)
         if not outcome.failures:
-            self._retry.forget(target)
+            self.retry.forget(target)
 
 
 def _restores(outcome: Outcome, before: Outcome | None) -> bool:

@@ -86,8 +86,8 @@ def always_write() -> None:
             for change in plan.changes if plan is not None else ():
                 if change.action is Action.UNCHANGED and change.kind.value == "Endpoints":
                     with contextlib.suppress(BridgeError):  # a worker, or another writer, was there in between
-                        meta = made[-1]._writer.apply(replace(change, action=Action.UPDATE))
-                        made[-1]._informer.confirm(change, meta)
+                        meta = made[-1].writer.apply(replace(change, action=Action.UPDATE))
+                        made[-1].informer.confirm(change, meta)
 
     setattr(ChangeWriter, "__init__", init)  # noqa: B010 - as above
     setattr(Supervisor, "_turn", turn)  # noqa: B010 - as above
