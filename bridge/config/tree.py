@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bridge.config.catalogue import Setting, leaves
@@ -46,6 +46,8 @@ from bridge.core.model import (
 )
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from bridge.consul.client import ConsulConfig
     from bridge.controller.options import RunOptions
     from bridge.core.annotated import Annotated as AnnotatedPolicy
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from bridge.oneshot.inputs import SyncOptions
     from bridge.pipeline.dns import ResolverSettings
     from bridge.retry import RetryPolicy
+
+T = TypeVar("T", bound="DataclassInstance")
 
 SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
 """Where Kubernetes puts a pod's token."""
@@ -173,15 +177,13 @@ class Settings(BaseSettings):
         from bridge.consul.client import ConsulConfig
 
         c = self.consul
-        named_alike = {f.name: getattr(c, f.name) for f in fields(ConsulConfig) if hasattr(c, f.name)}
-        others = {
-            "address": self.consul_url(),
-            "token": c.token.get_secret_value(),
-            "auth_token_file": (c.auth_token_file or SERVICE_ACCOUNT_TOKEN) if c.auth_method else "",
-            "http_auth": c.http_auth.get_secret_value(),
-        }
-        return ConsulConfig(
-            **{**named_alike, **others},
+        return made(
+            ConsulConfig,
+            c,
+            address=self.consul_url(),
+            token=c.token.get_secret_value(),
+            auth_token_file=(c.auth_token_file or SERVICE_ACCOUNT_TOKEN) if c.auth_method else "",
+            http_auth=c.http_auth.get_secret_value(),
             proxies=self._proxies,
             wait_seconds=c.wait,
             connect_timeout_seconds=c.connect_timeout,
@@ -194,9 +196,9 @@ class Settings(BaseSettings):
         from bridge.kube.client import KubeConfig
 
         k = self.kubernetes
-        return KubeConfig(
-            kubeconfig=k.kubeconfig,
-            context=k.context,
+        return made(
+            KubeConfig,
+            k,
             namespaces=("*",) if "*" in k.watch_namespaces else k.watch_namespaces,
             request_timeout_seconds=k.request_timeout,
             connect_timeout_seconds=k.connect_timeout,
@@ -221,13 +223,12 @@ class Settings(BaseSettings):
     def bounds(self, own_namespace: str = "") -> Bounds:
         """What no rule and no user's Service can leave. `own_namespace` is the one that the bridge runs in."""
         guard = self.guard
-        return Bounds(
-            allow_cidrs=guard.allow_cidrs,
+        return made(
+            Bounds,
+            guard,
             deny_cidrs=tuple(dict.fromkeys((*guard.deny_cidrs, *guard.extra_deny_cidrs))),
             api_server=self._api_server,
             host_names=self.dns.resolve,
-            namespaces=guard.namespaces,
-            deny_namespaces=guard.deny_namespaces,
             reserved_namespaces=tuple(dict.fromkeys(name for name in ("kube-*", "default", own_namespace) if name)),
         )
 
@@ -395,16 +396,12 @@ class Settings(BaseSettings):
 
     def _core_rule(self, position: int, rule: RuleSettings, default_namespace: str) -> Rule:
         to, instances = rule.to, rule.instances
-        return Rule(
+        return made(
+            Rule,
+            rule,
             name=rule.name or self._rule_name(position),
-            services=rule.services,
-            tags=rule.tags,
-            meta=pairs(rule.meta),
-            filter=rule.filter,
-            datacenters=rule.datacenters,
             namespace=rule.namespace or self.consul.namespace,
             partition=rule.partition or self.consul.partition,
-            peer=rule.peer,
             unlisted=self._is_pinned(rule),
             continues=rule.continue_,
             combine=None if rule.combine is None else Combine(rule.combine),
@@ -416,34 +413,22 @@ class Settings(BaseSettings):
                 failback_seconds=rule.failback_after,
             ),
             place=self._rule_place(position),
-            to=Destination(
+            to=made(
+                Destination,
+                to,
                 namespace=to.namespace if to.namespace is not None else default_namespace,
-                name=to.name,
                 headless=to.type == "Headless",
                 type=to.type if to.type is not None and to.type != "Headless" else "",
-                output=to.output,
                 port=to.port or 0,
-                port_name=to.port_name,
-                protocol=to.protocol,
-                protocol_from=pairs(to.protocol_from),
-                hostname_from=to.hostname_from,
-                app_protocol=to.app_protocol,
-                labels=pairs(to.labels),
-                annotations=pairs(to.annotations),
-                labels_from=pairs(to.labels_from),
-                annotations_from=pairs(to.annotations_from),
-                max_endpoints_per_slice=to.max_endpoints_per_slice,
                 route=None if to.route is None else _core_route(to.route),
             ),
-            instances=InstanceRules(
+            instances=made(
+                InstanceRules,
+                instances,
                 warning=Treatment(instances.warning),
                 critical=Treatment(instances.critical),
                 maintenance=Treatment(instances.maintenance),
-                address=instances.address,
-                allow_cidrs=instances.allow_cidrs,
-                deny_cidrs=instances.deny_cidrs,
                 bounds=self.bounds(default_namespace),
-                zone_meta=instances.zone_meta,
                 settle_seconds=instances.settle,
                 min_ready=_amount(instances.min_ready),
             ),
@@ -492,6 +477,12 @@ def retry_policy(backoff: BackoffSettings) -> RetryPolicy:
 def _core_route(route: RouteSettings) -> RouteRule:
     parents = (Parent(p.name, p.namespace or "", p.section_name or "", p.port or 0) for p in route.parents)
     return RouteRule(parents=tuple(parents), hostnames=route.hostnames, path=route.path, port=route.port or "")
+
+
+def made(kind: type[T], section: BaseModel, **others: Any) -> T:
+    """`kind` of what a section has under the same names (mappings as sorted pairs), and of `others`."""
+    alike = {f.name: getattr(section, f.name) for f in fields(kind) if f.name in type(section).model_fields}
+    return kind(**{name: pairs(v) if isinstance(v, Mapping) else v for name, v in alike.items()} | others)
 
 
 def pairs(mapping: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

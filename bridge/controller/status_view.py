@@ -13,10 +13,10 @@ from typing import Any
 from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.model import Change, Current, Query, Rule, Target
-from bridge.core.service_state import ServiceRow, ServiceState, active_datacenter, service_state, state_detail
-from bridge.core.slice_union import endpoint_counts
+from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.pipeline.planner import Planner
-from bridge.report import Origin, Outcome, hold_text
+from bridge.pipeline.rows import service_row
+from bridge.report import Outcome, hold_text
 
 
 class StatusView:
@@ -92,30 +92,9 @@ class StatusView:
     def _row(self, target: Target, outcome: Outcome | None, current: Current, reason: str) -> ServiceRow:
         with self._lock:
             queries = self._world.queries_at(target)
-        origin = Origin.of(queries)
         state, detail = _state(outcome, reason)
-        consul, command, deviates = (0, 0), "", False
-        if outcome is not None:
-            plan = outcome.plan
-            deviates = plan.deviates and state == ServiceState.OUT_OF_SYNC
-            consul = self._planner.counts_unheld(target) if plan.held else (plan.ready, plan.not_ready)
-            command = plan.release_command
-        ready, not_ready = endpoint_counts(current)
-        return ServiceRow(
-            namespace=target.namespace,
-            name=target.name,
-            service=origin.service,
-            datacenter=origin.datacenter,
-            consul_ready=consul[0],
-            consul_not_ready=consul[1],
-            kubernetes_ready=ready,
-            kubernetes_not_ready=not_ready,
-            state=state,
-            detail=detail,
-            command=command,
-            slices_deviate=deviates,
-            active_datacenter=active_datacenter(None if outcome is None else outcome.plan),
-        )
+        plan = outcome.plan if outcome is not None else None
+        return service_row(self._planner, target, queries, plan, current, state, detail)
 
 
 def _waiting(outcome: Outcome) -> tuple[Change, ...]:
@@ -124,17 +103,17 @@ def _waiting(outcome: Outcome) -> tuple[Change, ...]:
     return tuple(c for c in outcome.plan.writes if id(c) not in done)
 
 
-def _state(outcome: Outcome | None, reason: str) -> tuple[str, str]:
+def _state(outcome: Outcome | None, reason: str) -> tuple[ServiceState, str]:
     """The most severe state that applies, and its words."""
     if outcome is None:
-        return ServiceState.UNKNOWN.value, f"{reason or 'not read yet'}; what is there stays"
+        return ServiceState.UNKNOWN, f"{reason or 'not read yet'}; what is there stays"
     plan, waiting = outcome.plan, _waiting(outcome)
     state = service_state(plan, waiting=bool(waiting), failed=bool(outcome.failures), unread=bool(reason))
     if state is ServiceState.FAILED:
-        return state.value, "; ".join(dict.fromkeys(str(f.error) for f in outcome.failures))
+        return state, "; ".join(dict.fromkeys(str(f.error) for f in outcome.failures))
     if state is ServiceState.UNKNOWN and reason:
-        return state.value, f"Consul could not be asked: {reason}; what is there stays"
-    return state.value, state_detail(state, plan, waiting, list(map(hold_text, plan.held)))
+        return state, f"Consul could not be asked: {reason}; what is there stays"
+    return state, state_detail(state, plan, waiting, list(map(hold_text, plan.held)))
 
 
 def _reason(queries: tuple[Query, ...], trouble: Mapping[Query, str]) -> str:

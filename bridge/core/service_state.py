@@ -51,9 +51,9 @@ class ServiceRow:
     (`Plan.deviates`); writes alone may not correct that. `active_datacenter`: of several that a rule combines by
     failover, the one that carries the traffic.
 
-    Only `bridge status` has the rest. `since` is when our last write to its Endpoints or slices was, as the API server
-    notes it for each field manager (managedFields, RFC 3339 in UTC; "" before the first one): so long has Kubernetes
-    held what it holds. `reasons` are the codes behind `detail`: conflicts, holds, warnings, deviations.
+    `reasons` are the codes behind `detail`: conflicts, holds, warnings, deviations. Only `bridge status` has `since`:
+    when our last write to its Endpoints or slices was, as the API server notes it for each field manager
+    (managedFields, RFC 3339 in UTC; "" before the first one). So long has Kubernetes held what it holds.
     """
 
     namespace: str

@@ -22,10 +22,9 @@ from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
 from bridge.core.lookup import Meant, meant
 from bridge.core.model import Current, Known, Listing, Plan, Query, Rule, Target, Unknown
-from bridge.core.reasons import Code, Reason, codes_of
+from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
-from bridge.core.service_state import ServiceRow, ServiceState, active_datacenter, service_state, state_detail
-from bridge.core.slice_union import endpoint_counts
+from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.core.translate import host_names
 from bridge.errors import BridgeError, CancelledError
 from bridge.kube.client import KubeConfig
@@ -33,7 +32,8 @@ from bridge.kube.informer import list_once
 from bridge.kube.store import Store
 from bridge.oneshot.inputs import Loaded, Progress, SyncOptions, load
 from bridge.pipeline.deviation_window import DeviationWindow
-from bridge.report import HeldRow, Origin, held_row, hold_text
+from bridge.pipeline.rows import service_row
+from bridge.report import HeldRow, held_row, hold_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,10 +326,6 @@ class _Inspection:
         if plan is None and not self.loaded.world.concerns(target):
             return None
         current = self.loaded.store.current(target)
-        ready, not_ready = endpoint_counts(current)
-        consul = (0, 0)
-        if plan is not None:
-            consul = self._planner.counts_unheld(target) if plan.held else (plan.ready, plan.not_ready)
         queries = self.loaded.world.queries_at(target) if plan is None else plan.queries
         state = service_state(plan, waiting=plan is not None and bool(plan.writes))
         if target.namespace in self.loaded.store.unreadable:
@@ -338,24 +334,7 @@ class _Inspection:
             detail = "Consul could not be asked; what is there stays"
         else:
             detail = state_detail(state, plan, plan.writes, list(map(hold_text, plan.held)))
-        origin = Origin.of(queries)
-        return ServiceRow(
-            namespace=target.namespace,
-            name=target.name,
-            service=origin.service,
-            datacenter=origin.datacenter,
-            consul_ready=consul[0],
-            consul_not_ready=consul[1],
-            kubernetes_ready=ready,
-            kubernetes_not_ready=not_ready,
-            state=state.value,
-            detail=detail,
-            command=plan.release_command if plan is not None else "",
-            active_datacenter=active_datacenter(plan),
-            since=_since(current),
-            reasons=codes_of(plan.reasons) if plan is not None else (),
-            slices_deviate=plan is not None and plan.deviates and state is ServiceState.OUT_OF_SYNC,
-        )
+        return service_row(self._planner, target, queries, plan, current, state, detail, _since(current))
 
     def explain(self, place: _Place) -> Explanation:
         """What happens to a service at one place."""
