@@ -237,28 +237,27 @@ class Metrics:
                      {state.value: by_state[state] for state in STATES})  # fmt: skip
         endpoints = {"ready": sum(s.ready for s in services), "not_ready": sum(s.not_ready for s in services)}
         yield _gauge("consul_bridge_endpoints", "Endpoints of mirrored services.", "state", endpoints)
-        empty = GaugeMetricFamily(
+        yield GaugeMetricFamily(
             "consul_bridge_services_without_ready_endpoints",
             "Services that are in sync and have no ready endpoint: requests to them fail.",
+            value=sum(without_ready_endpoint(s.state, s.ready) for s in services),
         )
-        empty.add_metric([], sum(without_ready_endpoint(s.state, s.ready) for s in services))
-        yield empty
-        deviating = GaugeMetricFamily(
+        yield GaugeMetricFamily(
             "consul_bridge_services_with_deviating_slices",
             "Services that are out of sync because all their EndpointSlices together are not what Consul says, for "
             "longer than the control plane needs.",
+            value=sum(s.deviates and s.state is ServiceState.OUT_OF_SYNC for s in services),
         )
-        deviating.add_metric([], sum(s.deviates and s.state is ServiceState.OUT_OF_SYNC for s in services))
-        yield deviating
-        conflicts = GaugeMetricFamily("consul_bridge_conflicts", "Objects that we would need and that are not ours.")
-        conflicts.add_metric([], sum(s.conflicts for s in services))
-        yield conflicts
-        foreign = GaugeMetricFamily(
+        yield GaugeMetricFamily(
+            "consul_bridge_conflicts",
+            "Objects that we would need and that are not ours.",
+            value=sum(s.conflicts for s in services),
+        )
+        yield GaugeMetricFamily(
             "consul_bridge_foreign_slices",
             "EndpointSlices with endpoints at mirrored Services that are neither ours nor mirrors of our Endpoints.",
+            value=sum(s.foreign for s in services),
         )
-        foreign.add_metric([], sum(s.foreign for s in services))
-        yield foreign
         skipped = Tally(code for s in services for code in s.skipped)
         yield _gauge("consul_bridge_skipped", "Instances and services that are not mirrored, by reason.", "reason",
                      _by_code(SKIPS, skipped))  # fmt: skip
@@ -283,14 +282,9 @@ def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Met
 
 def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
     """Gauges of what /api/status says; what is not there yet (before the start) is left out."""
-    plain = {
-        "consul_bridge_ready": ("Whether /readyz says yes.", 1.0 if status.get("ready") else 0.0),
-        "consul_bridge_queue_length": ("Targets that wait for a writer.", float(status.get("queue") or 0)),
-    }
-    for name, (text, number) in plain.items():
-        family = GaugeMetricFamily(name, text)
-        family.add_metric([], number)
-        yield family
+    ready, queue = bool(status.get("ready")), status.get("queue") or 0
+    yield GaugeMetricFamily("consul_bridge_ready", "Whether /readyz says yes.", value=ready)
+    yield GaugeMetricFamily("consul_bridge_queue_length", "Targets that wait for a writer.", value=queue)
     catalog = status.get("catalog") or {}
     for name, text, key in (
         ("consul_bridge_blocking_queries", "Services that have a blocking query of their own.", "direct_watches"),
@@ -336,9 +330,8 @@ def _from_status(status: Mapping[str, Any]) -> Iterator[Metric]:
     if election:
         held = {str(n): float(n in election["held"]) for n in range(election["shards"])}
         yield _gauge("consul_bridge_leader", "Whether this replica writes the shard.", "shard", held)
-        replicas = GaugeMetricFamily("consul_bridge_replicas", "Replicas that are alive, this one included.")
-        replicas.add_metric([], len(election["replicas"]))
-        yield replicas
+        alive = len(election["replicas"])
+        yield GaugeMetricFamily("consul_bridge_replicas", "Replicas that are alive, this one included.", value=alive)
 
 
 class _States:
