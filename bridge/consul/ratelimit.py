@@ -31,9 +31,9 @@ class TokenBucket:
             return max(-self._tokens / self._rate, 0.0)
 
 
-def jittered(seconds: float, share: float = 0.1) -> float:
-    """`seconds`, shortened by up to `share` of it, so that what began together does not stay together."""
-    return seconds * (1.0 - share * random.random())  # noqa: S311 - no secret depends on it
+def jittered(seconds: float) -> float:
+    """`seconds`, shortened by up to a tenth, so that what began together does not stay together."""
+    return seconds * (1.0 - 0.1 * random.random())  # noqa: S311 - no secret depends on it
 
 
 class AdaptiveRateLimiter:

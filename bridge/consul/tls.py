@@ -7,7 +7,7 @@ import hashlib
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -33,15 +33,13 @@ class Tls:
         client_key: str,
         verify: bool,
         ca_path: str = "",
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._files = ca_file, client_cert, client_key
         self._ca_path = "" if ca_file else ca_path
         self._verify = verify
-        self._clock = clock
         self._lock = threading.Lock()
         self._seen = self._digest()
-        self._looked = clock()
+        self._looked = time.monotonic()
         self._context = self._load()
         self._generation = 0
 
@@ -54,12 +52,12 @@ class Tls:
     def generation(self) -> int:
         """How often the files have changed. Any thread."""
         with self._lock:
-            if self._clock() - self._looked >= LOOK_SECONDS:
+            if time.monotonic() - self._looked >= LOOK_SECONDS:
                 self._look()
             return self._generation
 
     def _look(self) -> None:
-        self._looked = self._clock()
+        self._looked = time.monotonic()
         seen = self._digest()
         if seen != self._seen:
             with contextlib.suppress(ConfigurationError):  # half of a pair may be new: the other half follows

@@ -51,13 +51,11 @@ class KubernetesEventObserver:
         *,
         current: Callable[[Target], Current],
         leads: Callable[[Target], bool],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._recorder = recorder
         self._current = current
         self._leads = leads
         self._lock = threading.Lock()
-        self._clock = clock
         self._told = Told()
         self._refused: dict[Query, tuple[str, tuple[Target, ...]]] = {}
 
@@ -138,7 +136,7 @@ class KubernetesEventObserver:
     ) -> None:
         """A warning, once; an empty text means that it is over. `parts`: the reasons that it is made of, if any."""
         with self._lock:
-            news = self._told.is_news((target, kind, reason), parts or ([text] if text else ()), self._clock())
+            news = self._told.is_news((target, kind, reason), parts or ([text] if text else ()), time.monotonic())
         if news:
             self._record(target, kind, reason, text, codes)
 

@@ -214,7 +214,7 @@ def truncate(text: str, limit: int = 80) -> str:
     return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
 
 
-def some_of(names: Sequence[str], most: int = 3) -> str:
-    """The first of some foreign names, shortened, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(truncate, names[:most])) + more
+def some_of(names: Sequence[str]) -> str:
+    """The first three of some foreign names, shortened, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(truncate, names[:3])) + more

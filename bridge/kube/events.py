@@ -30,6 +30,10 @@ NOTE_LIMIT = 1024
 """Bytes of `note` that the API server accepts."""
 CODES = "consul-bridge/reasons"
 """The annotation on an Event that has the codes."""
+FORGET_SECONDS = 3000.0
+"""Stays below the server's event lifetime (1 h)."""
+REFUSED_SECONDS = 600.0
+"""After a refusal (403) nothing is written to that namespace for so long."""
 _PATH = "/apis/events.k8s.io/v1/namespaces/{namespace}/events"
 
 
@@ -71,7 +75,7 @@ class _Series:
 class EventRecorder:
     """Sends events from a thread of its own. `record` may be called from anywhere."""
 
-    # attributes: five are limits and three are counters; the rest is one queue and what was sent from it
+    # attributes: three are limits and three are counters; the rest is one queue and what was sent from it
 
     def __init__(
         self,
@@ -81,14 +85,8 @@ class EventRecorder:
         queue_size: int = 1000,
         known_size: int = 4096,
         series_seconds: float = 300.0,
-        forget_seconds: float = 3000.0,
-        refused_seconds: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`forget_seconds` stays below the server's event lifetime (1 h).
-
-        After a refusal (403) nothing is written to that namespace for `refused_seconds`.
-        """
         self._client = client.clone(connections=1)
         self._instance = instance or f"{socket.gethostname()}-{os.getpid()}"
         self._queues: dict[str, deque[Event]] = {}
@@ -97,8 +95,6 @@ class EventRecorder:
         self._known: dict[str, OrderedDict[Event, _Series]] = {}
         self._known_size = known_size
         self._series_seconds = series_seconds
-        self._forget_seconds = forget_seconds
-        self._refused_seconds = refused_seconds
         self._silent_until: dict[str, float] = {}
         self._clock = clock
         self._changed = threading.Condition()
@@ -176,14 +172,14 @@ class EventRecorder:
             return
         except PermanentError:
             self.failed += 1
-            self._silent_until[namespace] = now + self._refused_seconds
+            self._silent_until[namespace] = now + REFUSED_SECONDS
         except BridgeError:
             self.failed += 1
 
     def _send(self, event: Event, now: float) -> None:
         known: dict[Event, _Series] = self._known.get(event.about.namespace, OrderedDict())
         series = known.get(event)
-        if series is not None and now - series.written_at >= self._forget_seconds:
+        if series is not None and now - series.written_at >= FORGET_SECONDS:
             del known[event]
             series = None
         if series is None:

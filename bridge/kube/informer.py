@@ -891,17 +891,10 @@ def may_list_routes(client: KubeClient, namespace: str | None) -> bool:
 
 
 def can_i(
-    client: KubeClient,
-    verb: str,
-    group: str,
-    resource: str,
-    namespace: str = "",
-    name: str = "",
-    *,
-    timeout: float | None = None,
+    client: KubeClient, verb: str, group: str, resource: str, namespace: str = "", *, timeout: float | None = None
 ) -> bool:
     """Ask the API server whether we may (SelfSubjectAccessReview; everyone may ask)."""
-    attributes = {"verb": verb, "group": group, "resource": resource, "namespace": namespace, "name": name}
+    attributes = {"verb": verb, "group": group, "resource": resource, "namespace": namespace}
     body = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",

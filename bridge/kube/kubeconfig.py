@@ -54,9 +54,9 @@ class Context:
         return tuple(headers)
 
 
-def files_of(named: str, environment: Mapping[str, str] = os.environ) -> list[str]:
+def files_of(named: str) -> list[str]:
     """The kubeconfig files that exist: the named ones, else $KUBECONFIG's, else ~/.kube/config. Absolute, in order."""
-    listed = named or environment.get("KUBECONFIG", "")
+    listed = named or os.environ.get("KUBECONFIG", "")
     paths = [Path(p).expanduser() for p in listed.split(os.pathsep) if p] or [Path("~/.kube/config").expanduser()]
     found = [str(path.absolute()) for path in dict.fromkeys(paths) if path.is_file()]
     if named and not found:

@@ -158,16 +158,10 @@ class Plugin:
 class Renewals:
     """The credential of a plugin, renewed in the background. Thread-safe; only `first` waits for the plugin."""
 
-    def __init__(
-        self,
-        plugin: Plugin,
-        on_change: Callable[[], None],
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, plugin: Plugin, on_change: Callable[[], None]) -> None:
         """`on_change` is called, from the thread that ran the plugin, when it gave something else than before."""
         self.plugin = plugin
         self._on_change = on_change
-        self._wall = wall
         self._changed = threading.Condition()
         self._current = Credential()
         self._given_at = 0.0
@@ -222,7 +216,7 @@ class Renewals:
         if expires_at is None:
             return False
         early = min(EARLY_SECONDS, 0.1 * max(0.0, expires_at - self._given_at))
-        return self._wall() >= expires_at - early
+        return time.time() >= expires_at - early
 
     def _begin(self) -> bool:
         with self._changed:
@@ -251,7 +245,7 @@ class Renewals:
             self._on_change()
 
     def _take(self, credential: Credential) -> None:
-        self._given_at = self._wall()
+        self._given_at = time.time()
         self._current = credential
         self.trouble = ""
 

@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
@@ -145,9 +145,9 @@ def configure(
     return secrets
 
 
-def logger(name: str = "bridge") -> Any:
+def logger() -> Any:
     """A structlog logger: `logger().info("service updated", service="radosgw")`."""
-    return structlog.stdlib.get_logger(name)
+    return structlog.stdlib.get_logger("bridge")
 
 
 EXPECTED_WARNINGS = ("v1 Endpoints is deprecated",)
@@ -204,9 +204,8 @@ def escape(text: str) -> str:
 class LogObserver:
     """The controller's results as lines: one per outcome, and one per change of a state."""
 
-    def __init__(self, log: Any = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, log: Any = None) -> None:
         self._log = log if log is not None else logger()
-        self._clock = clock
         self._lock = threading.Lock()
         self._told = Told()
         self._altered: dict[Target, dict[tuple[Kind, str], str]] = {}
@@ -382,6 +381,6 @@ class LogObserver:
         )
         for kind, texts, codes, level in found:
             with self._lock:
-                news = self._told.is_news((plan.target, kind), texts, self._clock())
+                news = self._told.is_news((plan.target, kind), texts, time.monotonic())
             if news:
                 getattr(self._log, level)(kind, **where, codes=",".join(codes_of(codes)), reason="; ".join(texts))
