@@ -1,1 +1,1 @@
-"""What `bridge run` and the one-shot commands share: the planner, host names, scopes and rights."""
+"""What `bridge run` and the one-shot commands share: options, planner, rows of services, host names, scopes, rights."""
