@@ -39,7 +39,7 @@ from bridge.core.model import (
 from bridge.core.plan import standing
 from bridge.core.reasons import Code, Reason, code_of
 from bridge.core.service_state import NO_READY_ENDPOINT, ServiceRow, ServiceState, readable
-from bridge.report import ChangeRow, FailedRow, HeldRow, Origin, Outcome, Report, action_of, ports_text
+from bridge.report import ChangeRow, FailedRow, HeldRow, Origin, Report, action_of, ports_text
 
 if TYPE_CHECKING:
     from bridge.core.explain import Explanation, Row
@@ -803,16 +803,9 @@ def diff(report: Report, colour: bool = False) -> str:
     paint = painter(colour)
     pieces: list[str] = []
     for outcome in report.outcomes:
-        for change in _shown(outcome, report.dry_run):
+        for change in outcome.waiting if report.dry_run else outcome.applied:
             pieces.extend(_object_diff(change, outcome.before, paint))
     return "".join(f"{line}\n" for line in pieces)
-
-
-def _shown(outcome: Outcome, dry_run: bool) -> Sequence[Change]:
-    if not dry_run:
-        return outcome.applied
-    done = set(map(id, outcome.applied))
-    return [c for c in outcome.plan.writes if id(c) not in done]
 
 
 def _object_diff(change: Change, before: Current | None, paint: Paint) -> list[str]:

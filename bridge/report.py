@@ -61,6 +61,12 @@ class Outcome:
     before: Current | None = None
 
     @property
+    def waiting(self) -> tuple[Change, ...]:
+        """The writes of the plan that have not been made (yet)."""
+        done = set(map(id, self.applied))
+        return tuple(c for c in self.plan.writes if id(c) not in done)
+
+    @property
     def switched(self) -> ActiveDatacenter | None:
         """The datacenter that carries the traffic from now on, None when it did before."""
         active = self.plan.active_datacenter
@@ -332,13 +338,10 @@ def exit_status(report: Report, dry_run: bool, exit_code: bool) -> int:
     return ExitStatus.OK
 
 
-def _changes(outcome: Outcome, dry_run: bool) -> tuple[list[Change], int]:
+def _changes(outcome: Outcome, dry_run: bool) -> tuple[tuple[Change, ...], int]:
     """The writes that count as changes, and how many objects are as they should be."""
     unchanged = sum(c.action is Action.UNCHANGED for c in outcome.plan.changes)
-    if not dry_run:
-        return list(outcome.applied), unchanged
-    done = set(map(id, outcome.applied))
-    return [c for c in outcome.plan.writes if id(c) not in done], unchanged + len(done)
+    return (outcome.waiting, unchanged + len(outcome.applied)) if dry_run else (outcome.applied, unchanged)
 
 
 def _failed_rows(outcome: Outcome, origin: Origin, dry_run: bool) -> list[FailedRow]:

@@ -367,16 +367,20 @@ class GuardSection(Section):
     )
 
 
+def first_wait(default: float) -> Any:
+    return leaf(default, "The first wait, and the shortest.", was="floor")
+
+
+def longest_wait(default: float, text: str = "The longest wait.") -> Any:
+    return leaf(default, text, was="cap")
+
+
 class BackoffSettings(Section):
     """Exponential backoff with full jitter."""
 
-    initial_interval: Annotated[float, duration("1ms", "1h")] = leaf(
-        0.1, "The first wait, and the shortest.", was="floor"
-    )
-    max_interval: Annotated[float, duration("1ms", "1d")] = leaf(
-        5.0,
-        "The longest wait from a request that failed to the next; one that hangs fails when its time is up.",
-        was="cap",
+    initial_interval: Annotated[float, duration("1ms", "1h")] = first_wait(0.1)
+    max_interval: Annotated[float, duration("1ms", "1d")] = longest_wait(
+        5.0, "The longest wait from a request that failed to the next; one that hangs fails when its time is up."
     )
     multiplier: Annotated[float, Field(ge=1.0, le=10.0)] = leaf(2.0, "How much longer each wait may be than the last.")
 
@@ -396,19 +400,15 @@ class _KubernetesBackoff(BackoffSettings):
 class _ObjectBackoff(BackoffSettings):
     """For one object that cannot be written."""
 
-    initial_interval: Annotated[float, duration("1ms", "1h")] = leaf(
-        0.05, "The first wait, and the shortest.", was="floor"
-    )
-    max_interval: Annotated[float, duration("1ms", "1d")] = leaf(60.0, "The longest wait.", was="cap")
+    initial_interval: Annotated[float, duration("1ms", "1h")] = first_wait(0.05)
+    max_interval: Annotated[float, duration("1ms", "1d")] = longest_wait(60.0)
 
 
 class _PermanentBackoff(BackoffSettings):
     """For what will not get better by itself (forbidden, invalid)."""
 
-    initial_interval: Annotated[float, duration("1ms", "1h")] = leaf(
-        5.0, "The first wait, and the shortest.", was="floor"
-    )
-    max_interval: Annotated[float, duration("1ms", "1d")] = leaf(300.0, "The longest wait.", was="cap")
+    initial_interval: Annotated[float, duration("1ms", "1h")] = first_wait(5.0)
+    max_interval: Annotated[float, duration("1ms", "1d")] = longest_wait(300.0)
 
 
 class RetrySettings(Section):

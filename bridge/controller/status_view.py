@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge.core import select
 from bridge.core.explain import Explanation, explain
-from bridge.core.model import Change, Current, Query, Rule, Target
+from bridge.core.model import Current, Query, Rule, Target
 from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.pipeline.planner import Planner
 from bridge.pipeline.rows import service_row
@@ -60,7 +60,7 @@ class StatusView:
         resolved = {name: found for name, found in self._names().items() if found is not None}
         plan = None
         if outcome is not None:
-            plan = replace(outcome.plan, changes=_waiting(outcome))
+            plan = replace(outcome.plan, changes=outcome.waiting)
         with self._lock:
             world = self._world
             if target not in world.targets():
@@ -97,17 +97,11 @@ class StatusView:
         return service_row(self._planner, target, queries, plan, current, state, detail)
 
 
-def _waiting(outcome: Outcome) -> tuple[Change, ...]:
-    """What is still to be written."""
-    done = set(map(id, outcome.applied))
-    return tuple(c for c in outcome.plan.writes if id(c) not in done)
-
-
 def _state(outcome: Outcome | None, reason: str) -> tuple[ServiceState, str]:
     """The most severe state that applies, and its words."""
     if outcome is None:
         return ServiceState.UNKNOWN, f"{reason or 'not read yet'}; what is there stays"
-    plan, waiting = outcome.plan, _waiting(outcome)
+    plan, waiting = outcome.plan, outcome.waiting
     state = service_state(plan, waiting=bool(waiting), failed=bool(outcome.failures), unread=bool(reason))
     if state is ServiceState.FAILED:
         return state, "; ".join(dict.fromkeys(str(f.error) for f in outcome.failures))
