@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict, Unpack
 
 from bridge.consul.client import ConsulConfig
 from bridge.consul.snapshot import Snapshot, read_all
@@ -72,6 +73,17 @@ class SyncOptions(PassOptions):
     only: Only
     readers: int
     retry: RetryPolicy
+
+
+class Sides(TypedDict):
+    """What every one-shot command is given: how both sides are reached, and what is wanted of them."""
+
+    consul: ConsulConfig
+    kube: KubeConfig
+    rules: Sequence[Rule]
+    options: SyncOptions
+    stop: threading.Event
+    progress: NotRequired[Progress | None]
 
 
 class Loaded:
@@ -280,23 +292,13 @@ class Loaded:
         return {name: found for name, found in self._resolver.known().items() if found is not None}
 
 
-def load(
-    consul: ConsulConfig,
-    kube: KubeConfig,
-    rules: Sequence[Rule],
-    options: SyncOptions,
-    stop: threading.Event,
-    progress: Progress | None = None,
-    *,
-    everything: bool = True,
-    without_kubernetes: bool = False,
-) -> Loaded:
+def load(*, everything: bool = True, without_kubernetes: bool = False, **sides: Unpack[Sides]) -> Loaded:
     """Read Kubernetes, then Consul: `everything` that is wanted, or only which services there are. The caller closes.
 
     Raises TransientError or PermanentError when a whole side cannot be used. With `without_kubernetes` Consul alone
     suffices, and `kubernetes_trouble` says why.
     """
-    loaded = Loaded(consul, kube, rules, options, stop, progress)
+    loaded = Loaded(**sides)
     try:
         try:
             loaded.read_kubernetes()

@@ -8,15 +8,13 @@ and /readyz show that.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Unpack
 
-from bridge.consul.client import ConsulConfig
 from bridge.core import select
 from bridge.core.explain import Explanation, explain
 from bridge.core.guard import Guard
@@ -27,10 +25,9 @@ from bridge.core.reconcile import names_at
 from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.core.translate import host_names
 from bridge.errors import BridgeError, CancelledError
-from bridge.kube.client import KubeConfig
 from bridge.kube.informer import list_once
 from bridge.kube.store import Store
-from bridge.oneshot.inputs import Loaded, Progress, SyncOptions, load
+from bridge.oneshot.inputs import Loaded, Sides, load
 from bridge.pipeline.deviation_window import DeviationWindow
 from bridge.pipeline.rows import service_row
 from bridge.report import HeldRow, held_row, hold_text
@@ -81,17 +78,9 @@ class Explained:
         }
 
 
-def status_once(
-    *,
-    consul: ConsulConfig,
-    kube: KubeConfig,
-    rules: Sequence[Rule],
-    options: SyncOptions,
-    stop: threading.Event,
-    progress: Progress | None = None,
-) -> Status:
+def status_once(**sides: Unpack[Sides]) -> Status:
     """Read both sides once and compare them. Raises BridgeError when Kubernetes or all of Consul cannot be used."""
-    with closing(load(consul, kube, rules, options, stop, progress)) as loaded:
+    with closing(load(**sides)) as loaded:
         look = _Inspection(loaded)
         look.judge_all()
         rows = sorted(row for row in map(look.row, loaded.world.targets()) if row is not None)
@@ -99,24 +88,14 @@ def status_once(
         return Status(tuple(rows), look.troubles(), read_at, look.unselected(), look.held())
 
 
-def explain_once(
-    service: str,
-    *,
-    consul: ConsulConfig,
-    kube: KubeConfig,
-    rules: Sequence[Rule],
-    options: SyncOptions,
-    stop: threading.Event,
-    progress: Progress | None = None,
-) -> Explained:
+def explain_once(service: str, **sides: Unpack[Sides]) -> Explained:
     """Explain one service in every datacenter that lists it, or from which Kubernetes still has something of it (or in
     the first, when there is none), and what went wrong.
 
     `service` may also be the name of a mirrored Service, `name` or `namespace/name`, or Consul's in another case. The
     other services are read only when this one loses something: then the guard must see all that goes together.
     """
-    sides = load(consul, kube, rules, options, stop, progress, everything=False, without_kubernetes=True)
-    with closing(sides) as loaded:
+    with closing(load(**sides, everything=False, without_kubernetes=True)) as loaded:
         look = _Inspection(loaded)
         names = look.meant(service)
         services = names.services or (service,)

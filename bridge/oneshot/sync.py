@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from typing import Unpack
 
-from bridge.consul.client import ConsulConfig
 from bridge.core import select
-from bridge.core.model import Action, Change, Listing, Plan, Query, Rule, Target
+from bridge.core.model import Action, Change, Listing, Plan, Query, Target
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
 from bridge.core.select import Only
 from bridge.errors import BridgeError, CancelledError, StaleError
-from bridge.kube.client import KubeClient, KubeConfig
+from bridge.kube.client import KubeClient
 from bridge.kube.informer import NamespaceState, namespace_states
 from bridge.kube.writer import Writer
-from bridge.oneshot.inputs import Loaded, Progress, SyncOptions, load
+from bridge.oneshot.inputs import Loaded, Sides, load
 from bridge.pipeline.planner import Planner, apply_plan
 from bridge.report import Outcome, Report, WarningRow, build_report
 from bridge.retry import call
@@ -27,16 +27,7 @@ STALE_ROUNDS = 5
 """How often an object that another process (a running bridge, say) changed meanwhile is read and planned again."""
 
 
-def sync_once(
-    *,
-    consul: ConsulConfig,
-    kube: KubeConfig,
-    rules: Sequence[Rule],
-    options: SyncOptions,
-    stop: threading.Event,
-    progress: Progress | None = None,
-    confirm: Callable[[Report], bool] | None = None,
-) -> Report:
+def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpack[Sides]) -> Report:
     """Make Kubernetes equal to what Consul holds now, once.
 
     `confirm` sees the planned report before anything is written and may refuse (the dry run's report is returned).
@@ -46,7 +37,8 @@ def sync_once(
     read. Once writing has begun nothing is raised any more: a stop lets the writes in flight finish and is reported as
     failures of the rest.
     """
-    with closing(load(consul, kube, rules, options, stop, progress)) as loaded:
+    options, stop = sides["options"], sides["stop"]
+    with closing(load(**sides)) as loaded:
         doubts = _doubts(loaded)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
