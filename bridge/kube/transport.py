@@ -102,6 +102,10 @@ class _Clocked(io.RawIOBase):
         self._raw = sock.makefile("rb", buffering=0)
         self._deadline = deadline
 
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """As a socket has it, for http.client."""
+        return io.BufferedReader(self, CHUNK)
+
     def readable(self) -> bool:
         return True
 
@@ -116,16 +120,6 @@ class _Clocked(io.RawIOBase):
         if not self.closed:
             self._raw.close()
         super().close()
-
-
-class _Readable:
-    """What http.client.HTTPResponse wants of a socket."""
-
-    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
-        self._sock, self._deadline = sock, deadline
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Clocked(self._sock, self._deadline), CHUNK)
 
 
 class Stream:
@@ -537,7 +531,7 @@ class _Tracked:
 
     def response_class(self, sock: socket.socket, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
         """What http.client reads an answer with, a proxy's to CONNECT included."""
-        return http.client.HTTPResponse(_Readable(sock, self.deadline), *arguments, **options)  # type: ignore[arg-type]
+        return http.client.HTTPResponse(_Clocked(sock, self.deadline), *arguments, **options)  # type: ignore[arg-type]
 
     def broken(self) -> bool:
         """Whether it ended by a reset or by silence, and not because the other side closed it. Ask once."""
