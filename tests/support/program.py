@@ -63,13 +63,13 @@ def put(file: Path, text: str) -> None:
 class Daemon(Program):
     """`bridge run`, with its HTTP address."""
 
-    def __init__(self, lab: Lab, name: str, *arguments: str, env: Mapping[str, str]) -> None:
+    def __init__(self, lab: Lab, name: str, *arguments: str, env: Mapping[str, str], program: str = BRIDGE) -> None:
         learn(env)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         super().__init__(
             lab.folder / name,
-            [BRIDGE, "run", "--listen", f"127.0.0.1:{self.port}", "--log-format", "json", *arguments],
+            [program, "run", "--listen", f"127.0.0.1:{self.port}", "--log-format", "json", *arguments],
             env,
             self.ready,
         )

@@ -1,18 +1,23 @@
 """`make bench`: the targets of the project beside what was measured, each beside its floor of the same run.
 
-    python -m tests.support.bench                     all parts but the optional ones (20 minutes on two quiet cores)
+    python -m tests.support.bench                     all parts but the optional ones (22 minutes on two quiet cores)
     python -m tests.support.bench propagation sync    these parts; the others stay in the report as they were
     python -m tests.support.bench hour shards         the optional ones: an hour of changes, two replicas beside one
     python -m tests.support.bench report              the report into docs/scaling.md with its plot, and into README.md
     python -m tests.support.bench all report          all parts but the optional ones, and the report into the documents
+    python -m tests.support.bench propagation --beside ../before/.venv/bin/bridge
+                                                      the same changes with the bridge of another checkout as well, in
+                                                      turn in one run: what a change of the code made faster or slower
 
-Times from Consul's answer to the API server's come from the API server's audit log, for the bridge and for the floor
-alike; both are exercised in turn, so that the machine's noise meets both.
+Times run from Consul's answer to the moment in which the API server has stored the EndpointSlice that kube-proxy reads,
+by the API server's audit log, for the bridge and for the floor alike; both are exercised in turn, so that the machine's
+noise meets both. A p99 of fewer than a hundred values is the worst of them, and said to be of so many times.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 
 from tests.support.bench import changes, large, report, simulation
@@ -29,11 +35,13 @@ from tests.support.bench.harness import Stage
 from tests.support.bench.measure import (
     NAMESPACE,
     OUT,
-    OUTPUT,
+    Figure,
     await_state,
     limit,
     make_service,
     median,
+    percentile,
+    ratio,
     register,
 )
 from tests.support.bench.report import Collected, Part, Report
@@ -46,34 +54,73 @@ from tests.support.raw import UnexpectedAnswerError
 Size = tuple[int, int]
 
 
-def propagation(out: Collected, times: int = 25) -> None:
-    """12 instances in one service; the bridge and the floor chain in turn."""
+LIMITS: changes.Limits = {
+    "flip": ("flip", 1.12, 1.25),
+    **dict.fromkeys(changes.KINDS[1:], ("changes", 1.2, 1.5)),
+}
+NOT_SLOWER = 1.05
+"""Times the other checkout's p50; what is less apart than this cannot be told apart in one run."""
+
+
+def propagation(out: Collected, times: int = 100, beside: str = "") -> None:
+    """12 instances in one service; the bridge and the floor chain in turn, and with `beside` another bridge as well."""
     with Lab(own=True) as lab, lab.raw_consul() as consul:
-        register(consul, "bench-web", 12, "10.1.0")
-        register(consul, "floor-web", 12, "10.2.0")
+        programs = {"bench-web": BRIDGE, **({"other-web": beside} if beside else {})}
+        homes = {name: f"10.{n}.0.3" for n, name in enumerate((*programs, "floor-web"), 1)}
+        for name, home in homes.items():
+            register(consul, name, 12, home.removesuffix(".3"))
         make_service(lab, "floor-web")
         env = environment(lab.consul.address, lab.kubeconfig)
-        daemon = Daemon(lab, "bridge", "--service", "bench-*", "--namespace", NAMESPACE, *OUTPUT, env=env)
-        lab.add(daemon)
-        daemon.start()
-        ours: changes.Lags = {}
-        floor: changes.Lags = {}
-        homes = {"bench-web": "10.1.0.3", "floor-web": "10.2.0.3"}
+        daemons = {}
+        for name, program in programs.items():
+            daemon = Daemon(lab, name, "--service", name, "--namespace", NAMESPACE, "--owner", name, env=env,
+                            program=program)  # fmt: skip
+            lab.add(daemon)
+            daemon.start()
+            daemons[name] = daemon
+        lags: dict[str, changes.Lags] = {name: {} for name in homes}
         with FloorChain(lab, "floor-web"):
             for name, home in homes.items():
                 await_state(lab, name, home, ready=True)
             time.sleep(1)
             plans = {name: changes.cycle(consul, name, f"{name}-vm3", home) for name, home in homes.items()}
-            tail = Tail(lab)
+            tail, used = Tail(lab), {name: daemon.cpu_seconds() for name, daemon in daemons.items()}
             for turn in range(times):
-                changes.rounds(tail, plans, {"bench-web": ours, "floor-web": floor})
-                for _ in range(3):  # flips are what it is about: four times as many
-                    flips = {name: steps[:2] for name, steps in plans.items()}
-                    changes.rounds(tail, flips, {"bench-web": ours, "floor-web": floor})
+                changes.rounds(tail, plans if turn % 2 else dict(reversed(plans.items())), lags)
                 changes.say(f"{turn + 1} of {times}")
-        daemon.stop()
-    changes.against_floor(out, "12 instances", ours, floor, "flip")
-    out.figures = [f if f.what.startswith("flip") else replace(f, row="") for f in out.figures]
+            spent = {name: daemon.cpu_seconds() - used[name] for name, daemon in daemons.items()}
+        for daemon in daemons.values():
+            daemon.stop()
+    changes.against_floor(out, "12 instances", lags["bench-web"], lags["floor-web"], LIMITS)
+    if beside:
+        made = sum(map(len, lags["bench-web"].values()))
+        out.figures += [
+            *before_and_after(lags["bench-web"], lags["other-web"]),
+            ratio(f"processor time of a change, 12 instances, {made} changes, beside another checkout",
+                  spent["bench-web"] / made * 1000, spent["other-web"] / made * 1000, NOT_SLOWER),
+            Figure("checkouts beside each other", revision(BRIDGE), revision(beside)),
+        ]  # fmt: skip
+
+
+def before_and_after(now: changes.Lags, before: changes.Lags) -> Iterator[Figure]:
+    """In the columns of a figure and its floor. What is judged is the p50 of all changes: one kind's is too noisy."""
+    every = {"all changes": ([lag for lags in now.values() for lag in lags],
+                             [lag for lags in before.values() for lag in lags])}  # fmt: skip
+    for kind, (mine, theirs) in {**every, **{kind: (now[kind], before[kind]) for kind in now}}.items():
+        for percent in (50, 90, 99):
+            figure = ratio(
+                f"{kind} -> slice, beside another checkout, {len(mine)} times, p{percent}",
+                percentile(mine, percent), percentile(theirs, percent), NOT_SLOWER,
+            )  # fmt: skip
+            judged = kind in every and percent == 50
+            yield figure if judged else replace(figure, target="", ok=None)
+
+
+def revision(program: str) -> str:
+    """The commit of the checkout that a virtual environment is in, with a mark when something was changed."""
+    command = ["git", "-C", str(Path(program).resolve().parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "no commit"
 
 
 def start_up(out: Collected) -> None:
@@ -98,37 +145,33 @@ def deaths(out: Collected) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One piece of a part. `size`: services and instances of the catalog that it needs (None: its own matter).
-
-    `fresh`: with servers that nobody used before.
-    """
+    """One piece of a part. `size`: services and instances of the catalog that it needs (None: its own matter)."""
 
     part: str
     work: Callable[..., Any]
     size: Size | None = None
-    fresh: bool = False
 
 
-def jobs(services: int, minutes: float = 60.0) -> list[Job]:
-    """All, in an order in which those of one size are side by side."""
+def jobs(services: int, minutes: float = 60.0, beside: str = "") -> list[Job]:
+    """All, in an order in which those of one size are side by side, the first sync of a size before all others."""
     few, some, wide, many = (50, 4), (services // 5, 4), (services // 5, 100), (services, 4)
-    small, large_ = large.FirstSyncs(3), large.FirstSyncs(2)
+    memory = partial(large.memory, turns=4)
     return [
         Job("start-up", start_up),
-        Job("propagation", propagation),
+        Job("propagation", partial(propagation, beside=beside)),
         Job("sim", simulation.measure),
         Job("sync", partial(large.headless, services=services)),
-        Job("memory", partial(large.memory, turns=4), few),
-        *[Job("sync", small.repeat, some, fresh=True)] * small.times,
-        Job("memory", partial(large.memory, turns=4), some),
+        Job("memory", memory, few),
+        Job("sync", large.first_sync, some),
+        Job("memory", memory, some),
         Job("shards", large.shards, some),
         Job("hour", partial(large.hour, minutes=minutes), some),
-        Job("memory", partial(large.memory, turns=4), wide),
-        *[Job("sync", large_.repeat, many, fresh=True)] * large_.times,
+        Job("memory", memory, wide),
+        Job("sync", large.first_sync, many),
         Job("restart", large.restart, many),
-        Job("memory", large.memory, many),
-        Job("rest", large.rest, many),
+        Job("memory", memory, many),
         Job("scale", changes.scale, many),
+        Job("rest", large.rest, many),  # late: a bridge that has run for a while verifies and resyncs within minutes
         Job("storm", large.storm, many),
         Job("traffic", deaths),
     ]
@@ -170,19 +213,17 @@ def stages() -> Iterator[Stages]:
         made.close()
 
 
-def run(chosen: Sequence[str], services: int, minutes: float = 60.0) -> Report:
+def run(chosen: Sequence[str], services: int, minutes: float = 60.0, beside: str = "") -> Report:
     """Measure; the report is saved after every job, so that nothing is lost when a later one fails."""
     new: Report = {}
     with stages() as open_stages:
-        for job in jobs(services, minutes):
+        for job in jobs(services, minutes, beside):
             if job.part not in chosen:
                 continue
             changes.say(f"measuring: {job.part}" + (f" at {job.size[0]} x {job.size[1]}" if job.size else ""))
             part = new.setdefault(job.part, Part(time.strftime("%Y-%m-%d %H:%M"), 0.0))
             out, began, trouble = Collected(), time.monotonic(), part.trouble
             try:
-                if job.fresh:
-                    open_stages.close()
                 if job.size is None:
                     job.work(out)
                 else:
@@ -219,6 +260,7 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=60.0, help="of the part `hour` (less than 60 proves no target)"
     )
+    parser.add_argument("--beside", default="", metavar="BRIDGE", help="another checkout's command, for `propagation`")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - {*PARTS, "all", "report"}:
         parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}, all and report")
@@ -226,6 +268,8 @@ def main() -> int:
         parser.error("--services must be at least 1000: the changes that are measured need services of their own")
     if not 1 <= arguments.minutes <= 24 * 60:
         parser.error("--minutes must be from 1 to 1440")
+    if arguments.beside and not os.access(arguments.beside, os.X_OK):
+        parser.error(f"--beside: {arguments.beside} is no command; name .venv/bin/bridge of another checkout")
     try:
         before = report.load(OUT / "report.json")
     except ValueError as error:  # before half an hour of measuring, not after it
@@ -234,7 +278,7 @@ def main() -> int:
         report.publish(before)
         return 0
     chosen = chosen_parts(arguments.parts)
-    new = run(chosen, arguments.services, arguments.minutes)
+    new = run(chosen, arguments.services, arguments.minutes, arguments.beside)
     print(report.markdown(report.load(OUT / "report.json")))
     if "report" in arguments.parts:
         report.publish(report.load(OUT / "report.json"))

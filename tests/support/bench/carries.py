@@ -11,8 +11,8 @@ MEMORY = "memory"
 FLIP_COST = "processor time of a flip"
 WIDE = "memory of services with 100 instances"
 RESTART = "restart until ready"
-STORM = "storm, writes a second"
-STORM_COST = "storm, processor time of a write"
+STORM = "storm, changes a second"
+STORM_COST = "storm, processor time of a change"
 RAW_UPDATES = "raw updates a second"
 RAW_CREATES = "raw first writes a second"
 SHARDS = "storm by so many replicas, writes a second"
@@ -115,14 +115,14 @@ BOUNDS: Sequence[tuple[str, str, Callable[[Sequence[Point]], str | None]]] = (
     ("services that are ready 8 s after a restart", "8 s / measured seconds x services", services_in_a_restart),
     ("changes a second that come one by one, by the processor",
      "1 s / processor time of a flip in the largest catalog", by_cost(FLIP_COST)),
-    ("changes a second in a storm, by the processor", "1 s / processor time of a write in the storm",
+    ("changes a second in a storm, by the processor", "1 s / processor time of a flip in the storm",
      by_cost(STORM_COST)),
-    ("changes a second in a storm, as measured, all servers on the same cores", "writes / seconds of the storm",
+    ("changes a second in a storm, as measured, all servers on the same cores", "flips / seconds until the last slice",
      as_measured(STORM)),
-    ("what the API server takes of plain clients: updates of Endpoints that exist", "the floor of the storm",
+    ("what the API server takes of plain clients: writes of slices and Endpoints that exist", "the floor of the storm",
      as_measured(RAW_UPDATES)),
-    ("what the API server takes of plain clients: first writes, Services and Endpoints", "the floor of the first sync",
-     as_measured(RAW_CREATES)),
+    ("what the API server takes of plain clients: first writes of Services, slices and Endpoints",
+     "the floor of the first sync", as_measured(RAW_CREATES)),
     ("changes a second in a storm with two replicas, a shard each (`make bench PARTS=shards`)",
      "writes / seconds, both on the same cores", shards),
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""The least that can be done: one raw blocking query, one raw PATCH, nothing in between but the body.
+"""The least that can be done: one raw blocking query, a raw PATCH of the EndpointSlice, then one of the Endpoints.
+
+Nothing is in between but the bodies.
 
     python -m tests.support.bench.floor CONSUL_ADDRESS KUBECONFIG SERVICE          the chain, until SIGTERM
     python -m tests.support.bench.floor CONSUL_ADDRESS KUBECONFIG --read PREFIX    what a restart has to read, then the
@@ -14,72 +16,100 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 from urllib.parse import urlencode
 
-from tests.support.bench.measure import NAMESPACE, run_threads
+from tests.support.bench.measure import NAMESPACE, OBJECTS, run_threads
 from tests.support.bench.watching import cpu_seconds
 from tests.support.lab import Lab, LabError
 from tests.support.lab.build import ROOT
 from tests.support.lab.servers import Program
-from tests.support.raw import ENDPOINTS, SERVICES, Json, RawConsul, RawKube
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, Json, RawConsul, RawKube
 
 WAIT = "45s"
 APPLY = "fieldManager=floor&force=true"
+APPLIED = {"Content-Type": "application/apply-patch+yaml"}
 BUDGET = 64
 """Connections to Consul: the bridge's default, and as many as the floor of a restart reads with."""
 PAGE = 500
 OURS = "app.kubernetes.io/managed-by=consul-bridge"
 
 
-def marked(name: str, service: str) -> Json:
+MANAGER = "raw-client-01"
+
+
+def marked(name: str, service: str, **labels: str) -> Json:
     """An object's metadata as long as the bridge's, and nobody's: it is not to be taken for the bridge's own."""
     return {
         "name": name,
-        "labels": {"app.kubernetes.io/managed-by": "raw-client-01", "consul-floor0/owner": "default"},
+        "labels": {"app.kubernetes.io/managed-by": MANAGER, "consul-floor0/owner": "default", **labels},
         "annotations": {"consul-floor0/datacenter": "dc1", "consul-floor0/service": service},
     }
 
 
-def endpoints(metadata: Json, ready: list[dict[str, str]], sick: list[dict[str, str]], port: int = 80) -> Json:
-    """An Endpoints object with one subset, none without addresses."""
+def endpoints(name: str, service: str, instances: Sequence[tuple[str, bool]], port: int = 80) -> tuple[str, Json]:
+    """Path and body of an Endpoints object with one subset, none without addresses. `instances`: address, ready."""
+    ready, sick = ([{"ip": ip} for ip, well in instances if well is wanted] for wanted in (True, False))
     subset = {"addresses": ready, "notReadyAddresses": sick, "ports": [{"port": port, "protocol": "TCP"}]}
-    return {
-        "apiVersion": "v1", "kind": "Endpoints", "metadata": metadata,
-        "subsets": [{k: v for k, v in subset.items() if v}] if ready or sick else [],
+    return f"{ENDPOINTS}/{name}", {
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": marked(name, service, **{"endpointslice.kubernetes.io/skip-mirror": "true"}),
+        "subsets": [{k: v for k, v in subset.items() if v}] if instances else [],
+    }  # fmt: skip
+
+
+def endpoint_slice(name: str, service: str, instances: Sequence[tuple[str, bool]], port: int = 80) -> tuple[str, Json]:
+    """Path and body of the EndpointSlice that kube-proxy reads."""
+    of_service = {"kubernetes.io/service-name": name, "endpointslice.kubernetes.io/managed-by": MANAGER}
+    return f"{SLICES}/{name}-01234567", {
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": marked(f"{name}-01234567", service, **of_service),
+        "addressType": "IPv4",
+        "endpoints": [
+            {"addresses": [ip], "conditions": {"ready": well, "serving": well, "terminating": False}}
+            for ip, well in instances
+        ],
+        "ports": [{"port": port, "protocol": "TCP"}],
     }  # fmt: skip
 
 
 def chain(consul: RawConsul, kube: RawKube, service: str) -> None:
     """Until the connection to Consul ends."""
     index, applied = 0, b""
-    path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/{service}"
     while True:
         try:
             index, entries = consul.health(service, index, WAIT)
         except OSError:
             return
-        body = encoded(service, entries)
+        instances, port = decoded(entries)
+        path, body = encoded(endpoint_slice, service, instances, port)
         if body != applied:
-            kube.send("PATCH", f"{path}?{APPLY}", body, {"Content-Type": "application/apply-patch+yaml"})
+            kube.send("PATCH", f"{path}?{APPLY}", body, APPLIED)
             applied = body
+            path, body = encoded(endpoints, service, instances, port)
+            kube.send("PATCH", f"{path}?{APPLY}", body, APPLIED)
         else:  # the API server ends a connection that is idle for 90 s, and the next change would find it dead
             kube.send("GET", path)
 
 
-def encoded(service: str, entries: list[dict[str, Any]]) -> bytes:
-    """Endpoints of what Consul answered."""
-    ready: list[dict[str, str]] = []
-    sick: list[dict[str, str]] = []
-    port = 80
-    for entry in entries:
-        passing = all(c["Status"] == "passing" for c in entry["Checks"])
-        (ready if passing else sick).append({"ip": entry["Service"]["Address"] or entry["Node"]["Address"]})
-        port = entry["Service"]["Port"]
-    return json.dumps(endpoints(marked(service, service), ready, sick, port)).encode()
+def decoded(entries: list[dict[str, Any]]) -> tuple[list[tuple[str, bool]], int]:
+    """Addresses with their readiness, and the port, of what Consul answered."""
+    instances = [
+        (e["Service"]["Address"] or e["Node"]["Address"], all(c["Status"] == "passing" for c in e["Checks"]))
+        for e in entries
+    ]
+    return instances, entries[0]["Service"]["Port"] if entries else 80
+
+
+def encoded(
+    make: Callable[..., tuple[str, Json]], service: str, instances: Sequence[tuple[str, bool]], port: int
+) -> tuple[str, bytes]:
+    """Path and bytes of one of the two objects."""
+    path, body = make(service, service, instances, port)
+    return path.format(namespace=NAMESPACE), json.dumps(body).encode()
 
 
 def read_all(consul_address: str, kubeconfig: str, prefix: str) -> Json:
@@ -117,7 +147,7 @@ def read_all(consul_address: str, kubeconfig: str, prefix: str) -> Json:
                     return
 
     lists: list[Callable[[], None]] = [
-        partial(page_through, path.format(namespace=NAMESPACE)) for path in (SERVICES, ENDPOINTS)
+        partial(page_through, path.format(namespace=NAMESPACE)) for path in (SERVICES, SLICES, ENDPOINTS)
     ]
     run_threads([*lists, *([some] * BUDGET)])
     took, used = time.perf_counter() - began, time.process_time() - used
@@ -137,7 +167,7 @@ def restart(lab: Lab, prefix: str, services: int) -> tuple[float, float]:
     ]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, cwd=ROOT)
     found = json.loads(done.stdout)
-    if (found["services"], found["objects"]) != (services, 2 * services):
+    if (found["services"], found["objects"]) != (services, OBJECTS * services):
         raise LabError(f"the floor of a restart read {done.stdout.strip()} where there are {services} services")
     return float(found["seconds"]), float(found["processor"])
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from tests.support.bench.floor import BUDGET, endpoints, marked
-from tests.support.bench.measure import NAMESPACE, OUTPUT, limit, make_service, register, run_threads
+from tests.support.bench.floor import BUDGET, endpoint_slice, endpoints, marked
+from tests.support.bench.measure import NAMESPACE, limit, make_service, register, run_threads
 from tests.support.bench.report import Collected
 from tests.support.bench.watching import Sampler, Tail
 from tests.support.lab import Lab, LabError, wait_until
 from tests.support.program import Daemon, bridge, environment
-from tests.support.raw import ENDPOINTS, SERVICES, Json, RawConsul, not_ready_addresses, ready_addresses
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, Json, RawConsul, not_ready_addresses, ready_addresses
 
 NODES = 1000
 CONSUL_CONNECTIONS = 200
@@ -102,7 +102,7 @@ class Stage:
         self.lab.close()
 
     def _daemon(self, identity: str = "bridge", *further: str) -> Daemon:
-        arguments = ("--service", "bench-*", "--namespace", NAMESPACE, *OUTPUT, *further)
+        arguments = ("--service", "bench-*", "--namespace", NAMESPACE, *further)
         env = environment(self.lab.consul.address, self.lab.kubeconfig, POD_NAME=identity)
         daemon = Daemon(self.lab, identity, *arguments, env=env)
         daemon.ready_seconds = 300
@@ -126,14 +126,11 @@ class Stage:
     def command(self, headless: bool = False) -> tuple[float, int, int]:
         """`bridge sync`: seconds, writes, services."""
         env = environment(self.lab.consul.address, self.lab.kubeconfig)
-        what = ["--service", "bench-*", "--namespace", NAMESPACE, *OUTPUT]
+        what = ["--service", "bench-*", "--namespace", NAMESPACE]
         if headless:
             rules = self.lab.folder / "headless.yaml"
             rules.write_text(json.dumps({
-                "rules": [{
-                    "services": ["bench-*"],
-                    "to": {"namespace": NAMESPACE, "type": "Headless", "output": OUTPUT[1]},
-                }],
+                "rules": [{"services": ["bench-*"], "to": {"namespace": NAMESPACE, "type": "Headless"}}],
             }))  # fmt: skip
             what = ["--config", str(rules)]
         began = time.perf_counter()
@@ -201,11 +198,14 @@ class Stage:
         )  # fmt: skip
 
     def differing(self) -> list[str]:
-        """Services whose Endpoints are not what Consul holds."""
+        """Services whose EndpointSlice or Endpoints are not what Consul holds."""
         with self.lab.raw_kube() as kube:
-            path = ENDPOINTS.format(namespace=NAMESPACE)
-            objects = (kube.get(path) or {}).get("items") or []
-        held = {o["metadata"]["name"]: o for o in objects}
+            kinds = [(kube.get(path.format(namespace=NAMESPACE)) or {})["items"] for path in (ENDPOINTS, SLICES)]
+        held = {o["metadata"]["name"]: o for o in kinds[0]}
+        slices: dict[str, list[Json]] = {}
+        for found_slice in kinds[1]:
+            service = found_slice["metadata"]["labels"]["kubernetes.io/service-name"]
+            slices.setdefault(service, []).extend(found_slice.get("endpoints") or [])
         found: list[str] = []
 
         def work(mine: Sequence[int]) -> None:
@@ -221,7 +221,8 @@ class Stage:
                         [(True, ip) for ip, _ in ready_addresses(endpoints)]
                         + [(False, ip) for ip, _ in not_ready_addresses(endpoints)]
                     )
-                    if states != seen:
+                    in_slice = sorted((e["conditions"]["ready"], e["addresses"][0]) for e in slices.get(name(n), []))
+                    if not states == seen == in_slice:
                         found.append(name(n))
 
         run_threads([partial(work, range(k, self.services, 4)) for k in range(4)])
@@ -234,26 +235,29 @@ def held(daemon: Daemon) -> list[int]:
 
 
 def raw_writes(
-    lab: Lab, prefix: str, services: int, instances: int, create: bool = True, headless: bool = False
+    lab: Lab, prefix: str, services: int, instances: int, sick: int | None = None, headless: bool = False
 ) -> float:
-    """Seconds in which plain clients make the same objects under other names (`create` False: only the Endpoints)."""
+    """Seconds in which plain clients make the same objects under other names.
+
+    `sick`: an instance that turns unhealthy; then the Services are there and stay as they are.
+    """
     address_of_its_own = {"clusterIP": "None"} if headless else {}
 
     def work(mine: Sequence[int]) -> None:
         with lab.raw_kube() as kube:
             for n in mine:
-                metadata = marked(f"{prefix}-{n}", name(n))
-                if create:
+                if sick is None:
                     kube.apply(f"{SERVICES.format(namespace=FLOOR)}/{prefix}-{n}", {
-                        "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+                        "apiVersion": "v1", "kind": "Service", "metadata": marked(f"{prefix}-{n}", name(n)),
                         "spec": {
                             "type": "ClusterIP", "ports": [{"port": 80, "protocol": "TCP"}],
                             "ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4"], **address_of_its_own,
                         },
                     })  # fmt: skip
-                ready = [{"ip": address(n, i)} for i in range(0 if create else 1, instances)]
-                sick = [] if create else [{"ip": address(n, 0)}]
-                kube.apply(f"{ENDPOINTS.format(namespace=FLOOR)}/{prefix}-{n}", endpoints(metadata, ready, sick))
+                members = [(address(n, i), i != sick) for i in range(instances)]
+                for make in (endpoint_slice, endpoints):
+                    path, body = make(f"{prefix}-{n}", name(n), members)
+                    kube.apply(path.format(namespace=FLOOR), body)
 
     return run_threads([partial(work, range(k, services, CONNECTIONS)) for k in range(CONNECTIONS)])
 

@@ -15,8 +15,8 @@ from tests.support.raw import SERVICES, RawConsul, not_ready_addresses, ready_ad
 
 OUT = Path(__file__).with_name("out")
 NAMESPACE = "default"
-OUTPUT = ("--output-kind", "endpoints")
-"""Named, because the floors write the same: a Service and its Endpoints. The default, `both`, writes a third."""
+OBJECTS = 3
+"""Of a service, by default: the Service, its EndpointSlice and its Endpoints. The floors write the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,9 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def ratio(what: str, value: float, floor: float, most: float, unit: str = "ms", row: str = "") -> Figure:
     """A figure whose target is a multiple of its floor."""
-    times = value / floor if floor else float("inf")
-    return Figure(
-        what, f"{value:.1f} {unit}", f"{floor:.1f} {unit}", f"{times:.2f} x", f"<= {most:g} x", times <= most, row
-    )
+    times, digits = value / floor if floor else float("inf"), 2 if unit == "s" else 1
+    ours, least = (f"{one:.{digits}f} {unit}" for one in (value, floor))
+    return Figure(what, ours, least, f"{times:.2f} x", f"<= {most:g} x", times <= most, row)
 
 
 def beside(what: str, value: float, floor: float, unit: str = "ms", row: str = "") -> Figure:
@@ -114,14 +113,6 @@ def await_state(lab: Lab, service: str, address: str, ready: bool, seconds: floa
             if time.monotonic() > deadline:
                 raise LabError(f"{service}: {address} did not become {'ready' if ready else 'not ready'}")
             time.sleep(0.005)
-
-
-def write_times(lab: Lab, service: str, since: float) -> list[float]:
-    """When writes of this service's Endpoints were answered, by the API server's own clock, oldest first."""
-    return [
-        e.at for e in lab.audit(since=since)
-        if e.resource == "endpoints" and e.name == service and e.verb == "patch" and e.code < 300
-    ]  # fmt: skip
 
 
 def median(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 from tests.support.bench.measure import Point
 
-DRAWN = ("memory", "processor time of a flip", "flip -> written, p50")
+DRAWN = ("memory", "processor time of a flip", "flip -> slice, p50")
 """Points of other kinds are for the table of what a bridge carries."""
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 220, 52, 34, 34
 

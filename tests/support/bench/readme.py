@@ -17,11 +17,11 @@ Cell = tuple[str, str, tuple[Words, ...]]
 
 
 def _of(kinds: Sequence[str], where: str, percent: str) -> tuple[Words, ...]:
-    return tuple((f"{kind} -> written, {where}", percent) for kind in kinds)
+    return tuple((f"{kind} -> slice, {where}", percent) for kind in kinds)
 
 
 ROWS: Sequence[tuple[str, Sequence[Cell]]] = (
-    ("a health check changes: until Kubernetes has it", (
+    ("a health check changes: until the EndpointSlice is stored", (
         ("p50 ", "{value} ({ratio} the floor)", _of(["flip"], "12 instances", "p50")),
         ("p99 ", "{value} ({ratio})", _of(["flip"], "12 instances", "p99")),
         ("with 5,000 services p50 ", "{value}", _of(["flip"], f"no direct watch, quiet, {MANY}", "p50")),
@@ -30,7 +30,7 @@ ROWS: Sequence[tuple[str, Sequence[Cell]]] = (
         (f"{p} ", "{value}", _of(KINDS, f"no direct watch, quiet, {MANY}", p)) for p in ("p50", "p99")
     )),
     ("the first sync of 5,000 services", (
-        ("", "{value} (plain writer: {floor})", (("first sync, whole command, ", f"{MANY}, median"),)),
+        ("", "{value} (plain writer: {floor})", (("first sync, cluster addresses, ", f"{MANY}, until its end"),)),
     )),
     ("a restart with 5,000 services, until ready", (
         ("", "{value} (plain reads: {floor})", (("restart until ready, ", MANY),)),

@@ -19,19 +19,17 @@ from dataclasses import asdict, dataclass, replace
 from bridge.consul.subscriptions import SubscriptionTable
 from bridge.controller.workqueue import WorkQueue
 from bridge.core.guard import Guard
-from bridge.core.model import Change, Destination, Instance, Known, Listing, Meta, Output, Query, Rule, Status, Target
+from bridge.core.model import Change, Destination, Instance, Known, Listing, Meta, Query, Rule, Status, Target
 from bridge.core.reconcile import PlanOptions
 from bridge.core.state import ConsulState
 from bridge.interpreter import relaxed_gc
 from bridge.kube.store import Store
 from bridge.pipeline.planner import Planner
-from tests.support.bench.measure import Figure, limit, number, percentile
+from tests.support.bench.measure import OBJECTS, Figure, limit, number, percentile
 from tests.support.bench.report import Collected, table
 from tests.support.options import guard_settings
 
-RULE = Rule(name="all", to=Destination(output=Output.ENDPOINTS))
-"""The floors write a Service and its Endpoints, so that is what is measured beside them."""
-
+RULE = Rule(name="all", to=Destination())
 SIZES = (1000, 10_000, 100_000)
 INSTANCES = 10
 CHANGES = 3000
@@ -42,6 +40,8 @@ TICK_SECONDS = 0.5
 MOST_RATIO = 2.0
 """The dearest size beside the cheapest: larger sets miss the processor's caches, but nothing may grow with the size."""
 MOST_BYTES_PER_INSTANCE = 4000
+MOST_NAME_MS, MOST_NAME_RATIO = 15.0, 10.0
+"""Of a new name in the largest catalog: milliseconds, and beside the smallest."""
 DATACENTER = "dc1"
 
 
@@ -185,13 +185,13 @@ def instances(n: int) -> Iterator[Instance]:
 
 
 def simulate(services: int, changes: int = CHANGES) -> Measured:
-    """Of one size, in this process. Raises RuntimeError when a change did not cost exactly one write."""
+    """Of one size, in this process. Raises RuntimeError when a change did not cost exactly two writes."""
     simulation = Simulation(services)
     began = time.process_time()
     writes = simulation.first_pass()
     first = time.process_time() - began
-    if writes != services * 2:
-        raise RuntimeError(f"{services} services need {services * 2} writes, {writes} were made")
+    if writes != services * OBJECTS:
+        raise RuntimeError(f"{services} services need {services * OBJECTS} writes, {writes} were made")
     chance = random.Random(services)
     took = []
     for turn in range(changes):
@@ -199,7 +199,7 @@ def simulate(services: int, changes: int = CHANGES) -> Measured:
         began = time.process_time()
         made = simulation.change(n, turn)
         took.append((time.process_time() - began) * 1e6)
-        if made != 1:
+        if made != 2:
             raise RuntimeError(f"a change of service {n} took {made} writes")
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     simulation.tick()
@@ -212,7 +212,7 @@ def simulate(services: int, changes: int = CHANGES) -> Measured:
     for n in range(services, services + NAMES):
         made = simulation.new_name(n)
         names.append(simulation.took)
-        if made != 2:
+        if made != OBJECTS:
             raise RuntimeError(f"a new name took {made} writes")
     return Measured(
         services, percentile(took, 50), percentile(took, 99), sum(took) / len(took), first, used, writes,
@@ -259,7 +259,12 @@ def figures(found: list[Measured]) -> list[Figure]:
     per = large.memory_bytes / (large.services * INSTANCES)
     title = f"memory of an instance at {large.services:,} services ({large.memory_bytes / 1e6:.0f} MB in all)"
     made.append(limit(title, round(per), MOST_BYTES_PER_INSTANCE, "bytes"))
-    return made
+    title = f"simulation, {large.services:,} services: a new name"
+    cost = limit(f"{title}, listed until written", large.name_microseconds / 1000, MOST_NAME_MS, "ms", row="sim")
+    times = large.name_microseconds / small.name_microseconds
+    growth = limit(f"{title}, beside {small.services:,} services", times, MOST_NAME_RATIO, "x",
+                   f"{number(small.name_microseconds / 1000)} ms", row="sim")  # fmt: skip
+    return [*made, cost, growth]
 
 
 def grows(what: str, microseconds: float, small: float) -> Figure:

@@ -15,7 +15,8 @@ from typing import Any, Self
 from tests.support.lab import Lab, LabError
 
 WRITES = ("patch", "create", "update", "delete")
-KINDS = ("services", "endpoints", "endpointslices")
+SLICES = "endpointslices"
+KINDS = ("services", "endpoints", SLICES)
 ESTABLISHED, CLOSE_WAIT = "01", "08"
 STATES = {ESTABLISHED: "established", CLOSE_WAIT: "cut by the client, still held"}
 
@@ -31,7 +32,7 @@ class Tail:
         self._rest = b""
 
     def read(self) -> list[tuple[float, str, str]]:
-        """(when, resource, name) of the writes since the last call that the API server made, oldest first.
+        """(when, resource, service) of the writes since the last call that the API server made, oldest first.
 
         Raises LabError when the server began another log: what is only in the old one would count as not written.
         """
@@ -50,21 +51,24 @@ class Tail:
             return None
         if raw.get("responseStatus", {}).get("code", 0) >= 300 or ref.get("resource") not in KINDS:
             return None
-        return datetime.fromisoformat(raw["stageTimestamp"]).timestamp(), ref["resource"], ref.get("name", "")
+        name: str = ref.get("name", "")
+        if ref["resource"] == SLICES:  # the Service's name and a digest
+            name = name.rpartition("-")[0]
+        return datetime.fromisoformat(raw["stageTimestamp"]).timestamp(), ref["resource"], name
 
     def count(self, prefix: str = "bench-") -> int:
-        """Services and Endpoints of ours that were written since the last call."""
-        return sum(kind != "endpointslices" and name.startswith(prefix) for _, kind, name in self.read())
+        """Writes of ours since the last call."""
+        return sum(name.startswith(prefix) for _, _, name in self.read())
 
     def lag(self, name: str, change: Callable[[], object], seconds: float = 30.0) -> float:
-        """Milliseconds from the end of `change` to the next write of that Endpoints object. Raises LabError."""
+        """Milliseconds from the end of `change` to the next write of that Service's EndpointSlice. Raises LabError."""
         self.read()
         change()
         at = time.time()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             for when, kind, found in self.read():
-                if kind == "endpoints" and found == name:
+                if kind == SLICES and found == name:
                     return (when - at) * 1000
             time.sleep(0.002)
         raise LabError(f"a change of {name} was not written within {seconds:.0f} s")
@@ -74,6 +78,12 @@ def cpu_seconds(pid: int) -> float:
     """Processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def age_seconds(pid: int) -> float:
+    """How long a process has been running."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_share(pid: int, seconds: float) -> float:

@@ -285,9 +285,13 @@ class TrafficTestbed(VmServers):
             return list((kube.get(path) or {})["items"])
 
     def written(self, name: str, since: float) -> float:
-        """When the first write of a Service's Endpoints after `since` was answered; 0 when there was none."""
-        return min((e.at for e in self.lab.audit(since=since) if e.name == name and e.resource == "endpoints"
-                    and e.verb == "patch" and e.code < 300), default=0.0)  # fmt: skip
+        """When the first write of a Service's EndpointSlices after `since` was answered; 0 when there was none.
+
+        By the bridge, or, with `output: endpoints`, by the control plane.
+        """
+        return min((e.at for e in self.lab.audit(since=since) if e.name.rpartition("-")[0] == name
+                    and e.resource == "endpointslices" and e.verb in ("patch", "update", "create")
+                    and e.code < 300), default=0.0)  # fmt: skip
 
     # ------------------------------------------------------------------ the pod
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,7 +22,7 @@ from tests.support.bench import __main__ as command
 from tests.support.bench import changes, floor, large, report, simulation, watching
 from tests.support.bench import harness as staging
 from tests.support.bench.changes import KINDS, Elsewhere, choose, floor_changes, once
-from tests.support.bench.floor import chain, encoded
+from tests.support.bench.floor import chain, decoded, encoded
 from tests.support.bench.harness import CONSUL_CONNECTIONS, Stage, address, node
 from tests.support.bench.measure import find, limit, run_threads
 from tests.support.bench.report import Collected
@@ -122,12 +123,17 @@ def test_what_nobody_names_leaves_the_nodes_alone(monkeypatch: pytest.MonkeyPatc
     ]  # fmt: skip
 
 
-def test_a_lag_is_to_the_write_of_just_that_object(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In milliseconds after the change had been answered."""
+def test_a_lag_is_to_the_slice_of_just_that_service(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is what kube-proxy reads; in milliseconds after the change had been answered."""
     monkeypatch.setattr(time, "time", lambda: 1767225601.25)
 
     def change() -> None:
-        append(log, entry("patch", "endpoints", "bench-2"), entry("patch", "endpoints", "bench-1"))
+        append(
+            log,
+            entry("patch", "endpointslices", "bench-2-01234567"),
+            entry("patch", "endpoints", "bench-1"),
+            entry("patch", "endpointslices", "bench-1-01234567"),
+        )
 
     assert tail_of(log).lag("bench-1", change) == pytest.approx(250.0)
 
@@ -247,17 +253,17 @@ def test_addresses_are_unique_at_every_size() -> None:
 
 def test_what_is_measured_never_changed_before() -> None:
     """No service is in two groups, nor among those that change elsewhere; what is removed has a node of its own."""
-    sets, direct, others = choose(1000, 40)
+    sets, direct, others = choose(1000, 40, 20)
     chosen = [n for groups in sets for found in groups.values() for n in found] + direct
-    assert len(chosen) == len(set(chosen)) == 2 * 40 * len(KINDS) + len(direct)
+    assert len(chosen) == len(set(chosen)) == (40 + 20) * len(KINDS) + len(direct)
     assert not set(chosen) & set(others)
     assert min(chosen + others) >= 100
     assert all(node(n, 3) == f"lone-{n}" for groups in sets for n in groups["removal"])
 
 
-def test_a_simulated_change_costs_one_write() -> None:
-    """`simulate` raises otherwise; the first pass costs two of each service."""
-    assert simulate(30, changes=60).writes == 60
+def test_a_simulated_change_costs_two_writes() -> None:
+    """`simulate` raises otherwise; the first pass costs three of each service."""
+    assert simulate(30, changes=60).writes == 90
 
 
 @pytest.mark.parametrize(("microseconds", "ok"), [(190.0, True), (210.0, False)])
@@ -272,19 +278,30 @@ def test_a_cost_that_grows_with_the_catalog_is_missed(microseconds: float, ok: b
 
 
 def test_what_looks_at_all_services_is_measured_as_well() -> None:
-    """A tick when nothing is new, and a new name, which costs its two writes; they are shown, not judged."""
+    """A tick when nothing is new, and a new name, which costs its three writes; judged is that of the largest size."""
     small, large_ = simulate(30, changes=10), simulate(60, changes=10)
     assert min(small.tick_microseconds, small.name_microseconds) > 0
     shown = [f for f in simulation.figures([small, large_]) if ": a tick of the " in f.what or ": a new name" in f.what]
-    assert len(shown) == 4
-    assert all(f.ok is None and f.ratio for f in shown)
+    assert len([f for f in shown if f.ok is None and f.ratio]) == 4
+    assert [f.row for f in shown if f.ok is not None] == ["sim", "sim"]
+
+
+@pytest.mark.parametrize(("small", "large_", "oks"), [
+    (1.5, 15.0, [True, True]), (1.6, 15.1, [False, True]), (1.4, 14.5, [True, False]),
+])  # fmt: skip
+def test_a_new_name_is_judged_by_its_cost_and_by_its_growth(small: float, large_: float, oks: list[bool]) -> None:
+    """Milliseconds at 100,000 services, and beside 1,000; both prove the row."""
+    sizes = [Measured(n, 1, 1, 1, 1, 1, 1, 1, ms * 1000) for n, ms in ((1000, small), (100_000, large_))]
+    judged = [f for f in simulation.figures(sizes) if f.row == "sim"]
+    assert [f.ok for f in judged] == oks
+    assert report.verdict(judged, report.NEEDS["sim"]).startswith("**met**" if all(oks) else "**missed**")
 
 
 def measured_by(works: dict[str, Callable[[Collected], None]], monkeypatch: pytest.MonkeyPatch, out: Path) -> Any:
     """What `run` makes of these parts, and what it saves."""
     monkeypatch.setattr(command, "OUT", out)
     made = [command.Job(part, work) for part, work in works.items()]
-    monkeypatch.setattr(command, "jobs", lambda _services, _minutes: made)
+    monkeypatch.setattr(command, "jobs", lambda *_: made)
     saved: list[Any] = []
     monkeypatch.setattr(report, "save", saved.append)
     return command.run(list(works), 5000), saved
@@ -351,44 +368,44 @@ def test_a_large_catalog_gives_all_figures_that_its_rows_need(monkeypatch: pytes
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     out = Collected()
     changes.scale(cast("Any", Quick()), out)
-    for row in ("flip-many", "others", "busy"):
+    consul = f"Consul's own extra processor in steady state, 120 s, {report.LARGE}"  # which another part measures
+    out.figures.append(limit(consul, 1, 3, "", row="unwatched"))
+    for row in ("flip-many", "direct", "unwatched", "busy"):
         mine = [figure for figure in out.figures if figure.row == row]
         assert report.verdict(mine, report.NEEDS[row]) == "**met**"
 
 
-def stage_of(services: int) -> Any:
-    """A stage whose second syncs write nothing."""
-    return SimpleNamespace(services=services, label=f"{services:,} services x 4", command=lambda: (1.0, 0, services))
-
-
-def synced(pairs: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch, services: int = 1000) -> Collected:
-    """What first syncs of so many seconds, each with the floor's writes a second, give."""
-    runs = iter([(seconds, 2 * services, rate) for seconds, rate in pairs])
-    monkeypatch.setattr(large, "_first", lambda _stage: next(runs))
-    out, syncs = Collected(), large.FirstSyncs(3)
-    for _ in pairs:
-        syncs.repeat(stage_of(services), out)
+def synced(
+    seconds: float, rate: float, monkeypatch: pytest.MonkeyPatch, services: int = 1000, *, headless: bool = False
+) -> Collected:
+    """What a first sync of so many seconds, and a floor of so many writes a second, give."""
+    stage: Any = SimpleNamespace(
+        services=services, label=f"{services:,} services x 4", command=lambda: (1.0, 0, services)
+    )
+    monkeypatch.setattr(large, "_first", lambda _stage, headless: (seconds, 3 * services, rate))
+    out = Collected()
+    large.first_sync(stage, out, headless=headless)
     return out
 
 
-def test_first_syncs_are_judged_by_the_median_of_their_own_floors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine differs from minute to minute: each is divided by the floor of its own minutes."""
-    out = synced([(4.0, 500.0), (10.0, 220.0), (5.0, 500.0)], monkeypatch)
-    first = out.figures[0]
-    assert first.what == "first sync, whole command, 1,000 services x 4, 2,000 writes, median of 3"
-    assert (first.value, first.ratio, first.ok) == ("400 writes/s", "91 % (80 to 100 %)", True)
-
-
-def test_a_first_sync_that_was_not_repeated_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One repetition failed: its row stays unproved."""
-    assert synced([(4.0, 500.0), (4.0, 500.0)], monkeypatch).figures == []
+@pytest.mark.parametrize(
+    ("seconds", "headless", "ok"), [(6.66, False, True), (7.0, True, True), (7.0, False, True), (7.2, True, False)]
+)
+def test_first_syncs_are_judged_by_their_own_floor(
+    seconds: float, headless: bool, ok: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """85 % of the raw writer's rate, and 95 % where the server has no address to give."""
+    out = synced(seconds, 450.0, monkeypatch, headless=headless)
+    assert (out.figures[0].ok, out.figures[0].row) == (ok, "headless" if headless else "sync")
+    needs = report.NEEDS[out.figures[0].row]
+    assert any(find([replace(out.figures[0], what=out.figures[0].what.replace("1,000", "5,000"))], n) for n in needs)
 
 
 def test_the_absolute_limit_is_for_the_large_catalog(monkeypatch: pytest.MonkeyPatch) -> None:
-    """25 s for 10,000 writes."""
+    """25 s for 15,000 writes."""
     for services, ok in ((1000, None), (5000, False)):
-        out = synced([(26.0, 500.0)] * 3, monkeypatch, services)
-        (whole,) = [f for f in out.figures if f.what.endswith(" x 4, median of 3")]
+        out = synced(26.0, 500.0, monkeypatch, services)
+        (whole,) = [f for f in out.figures if f.what.endswith(" x 4, until its end")]
         assert (whole.value, whole.ok) == ("26.0 s" if ok is None else "26 s", ok)
 
 
@@ -400,13 +417,13 @@ def test_memory_that_grows_is_missed(growth: float, ok: bool) -> None:
     seen = [(n / 360, (50 if n < 36 else 90) + growth * n / 360) for n in range(360)]
     out = Collected()
     large.grown("1,000 services x 4", 60.0, 80.0, seen, out)
-    assert (out.figures[0].ok, out.figures[0].row) == (ok, "memory")
+    assert (out.figures[0].ok, out.figures[0].row) == (ok, "hour")
     assert out.figures[1].value.startswith("80, 9")
 
 
 def test_an_hour_gives_the_figures_that_its_row_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a shorter run of the same part does not."""
-    needs = [words for words in report.NEEDS["memory"] if "60 minutes" in words[0]]
+    needs = report.NEEDS["hour"]
     clock = itertools.count(step=7)
     monkeypatch.setattr(large, "Elsewhere", Quick)
     monkeypatch.setattr(large, "peak_memory_bytes", lambda _pid: 0)
@@ -441,7 +458,7 @@ def test_each_part_gives_the_figures_that_its_row_needs(monkeypatch: pytest.Monk
     judged = {row: [f for f in out.figures if f.row == row and f.ok is not None] for row in report.ROWS}
     assert report.verdict(judged["restart"], report.NEEDS["restart"]) == "**met**"
     lacking = {row: [w for w in report.NEEDS[row] if find(judged[row], w) is None] for row in ("memory", "connections")}
-    assert all("60 minutes" in words[0] for words in lacking["memory"])
+    assert lacking["memory"] == []
     states = ["in steady state, ", "while changes go on, ", "in a storm, "]
     assert [words[1] for words in lacking["connections"]] == states
     assert [f.floor for f in out.figures if f.what.startswith("restart until ready")] == ["1.00 s"]
@@ -452,8 +469,9 @@ def test_a_rest_in_which_nothing_came_round_is_none(
     passes: tuple[int, int], ok: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Verifications and resyncs are part of what rest costs."""
-    rounds = iter([(3, 4), (3 + passes[0], 4 + passes[1])])
+    rounds = itertools.chain([(3, 4)], itertools.repeat((3 + passes[0], 4 + passes[1])))
     monkeypatch.setattr(large, "rounds", lambda _daemon: next(rounds))
+    monkeypatch.setattr(large, "age_seconds", lambda _pid: 1.0)
     monkeypatch.setattr(large, "cpu_share", lambda *_: 0.0)
     monkeypatch.setattr(large, "cpu_seconds", lambda _pid: 0.0)
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
@@ -468,12 +486,20 @@ def test_a_rest_in_which_nothing_came_round_is_none(
 def test_the_floor_of_a_restart_has_read_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that read less would be too fast."""
     lab = cast("Any", SimpleNamespace(consul=SimpleNamespace(address="http://c"), kubeconfig="k"))
-    said = {"services": 10, "objects": 19, "seconds": 1.5, "processor": 0.5}
+    said = {"services": 10, "objects": 29, "seconds": 1.5, "processor": 0.5}
     monkeypatch.setattr("subprocess.run", lambda *_a, **_k: SimpleNamespace(stdout=json.dumps(said)))
     with pytest.raises(LabError, match="there are 10 services"):
         floor.restart(lab, "bench-", 10)
-    said["objects"] = 20
+    said["objects"] = 30
     assert floor.restart(lab, "bench-", 10) == (1.5, 0.5)
+
+
+@pytest.mark.parametrize(("now", "ok"), [(5.2, True), (5.3, False)])
+def test_what_is_slower_than_before_is_missed(now: float, ok: bool) -> None:
+    """By the p50 of all changes; kinds and tails are shown."""
+    found = list(command.before_and_after({"flip": [now] * 100}, {"flip": [5.0] * 100}))
+    assert [f.ok for f in found] == [ok, *[None] * 5]
+    assert {f.floor for f in found} == {"5.0 ms"}
 
 
 def test_optional_parts_run_only_when_they_are_named() -> None:
@@ -498,12 +524,12 @@ def test_the_floor_chain_keeps_its_connection_when_nothing_changes() -> None:
                 raise OSError("interrupted")
             return answer
 
-        def send(self, method: str, *_: object) -> None:
-            sent.append(method)
+        def send(self, method: str, path: str, *_: object) -> None:
+            sent.append(f"{method} {path.split('/')[-2]}")
 
     servers = cast("Any", Servers())
     chain(servers, servers, "floor-web")
-    assert sent == ["PATCH", "GET"]
+    assert sent == ["PATCH endpointslices", "PATCH endpoints", "GET endpointslices"]
 
 
 def test_the_floor_writes_bodies_as_long_as_the_bridges() -> None:
@@ -512,7 +538,8 @@ def test_the_floor_writes_bodies_as_long_as_the_bridges() -> None:
     source = (simulation.RULE, Query("dc1", "web"), Known((instance,)))
     target = Target("default", "web")
     planned = planning.plan(target, translate(target, [source]).mirror, Current(target), owner="default")
-    ours = json.dumps(objects.encode(next(c for c in planned.changes if c.kind is Kind.ENDPOINTS)))
-    entry_ = {"Service": {"Address": "10.0.0.1", "Port": 80}, "Node": {"Address": ""}, "Checks": []}
     bare = len(', "namespace": "default"')  # which the path says as well
-    assert len(encoded("web", [entry_])) == len(ours) - bare
+    entry_ = {"Service": {"Address": "10.0.0.1", "Port": 80}, "Node": {"Address": ""}, "Checks": []}
+    for kind, make in ((Kind.ENDPOINTS, floor.endpoints), (Kind.ENDPOINT_SLICE, floor.endpoint_slice)):
+        ours = json.dumps(objects.encode(next(c for c in planned.changes if c.kind is kind)))
+        assert len(encoded(make, "web", *decoded([entry_]))[1]) == len(ours) - bare
