@@ -56,7 +56,7 @@ def first_sync(stage: Stage, out: Collected, *, headless: bool = False) -> None:
     row, least, rate = "headless" if headless else "sync", 0.95 if headless else 0.85, writes / took
     out.figures.append(Figure(
         f"{what}, {writes:,} writes", f"{rate:.0f} writes/s", f"{floor:.0f} writes/s", f"{rate / floor * 100:.0f} %",
-        f">= {least:.0%}", rate / floor >= least, row,
+        f">= {least * 100:.0f} %", rate / floor >= least, row,
     ))  # fmt: skip
     seconds = f"{what}, until its end"
     out.figures.append(

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.support.bench import carries, plot, readme, report
+from tests.support.bench import carries, plot, profile, readme, report
 from tests.support.bench.measure import Figure, Point, beside, find, limit, number, percentile, ratio, slope
 from tests.support.bench.report import ROWS, Part
 
@@ -295,3 +295,14 @@ def test_the_plot_is_well_formed_and_has_a_mark_for_every_point() -> None:
 def test_an_axis_ends_at_a_round_number(value: float, top: float) -> None:
     """Not below the largest value."""
     assert plot.nice(value) == pytest.approx(top)
+
+
+def test_a_profile_counts_a_function_once_in_a_stack() -> None:
+    """However often it calls itself; and what it calls is in its share."""
+    lines = [
+        "run (bridge/core/plan.py:1);walk (bridge/core/plan.py:7);walk (bridge/core/plan.py:8) 3",
+        "run (/somewhere/bridge/core/plan.py);dumps (json/__init__.py:2) 1",
+    ]
+    found, total = profile.shares(lines)
+    assert (total, found["bridge/core/plan.py run"], found["bridge/core/plan.py walk"]) == (4, 4, 3)
+    assert "| `bridge/core/plan.py walk` | 75 % |" in profile.table(lines)
