@@ -262,8 +262,8 @@ def shards(stage: Stage, out: Collected) -> None:
             used = [daemon.cpu_seconds() for daemon in daemons]
             for status in ("critical", "passing"):
                 tail, began = stage.tail(), time.time()
-                _flip_all(stage, status)
-                _, _, writes, last = _await_writes(stage, tail, began)
+                flip_all(stage, status)
+                _, _, writes, last = await_writes(stage, tail, began)
                 rates.setdefault(count, []).append(writes / (last - began))
             shares = [daemon.cpu_seconds() - before for daemon, before in zip(daemons, used, strict=True)]
     one, two = median(rates[1]), median(rates[2])
@@ -286,9 +286,9 @@ def storm(stage: Stage, out: Collected) -> None:
     used = daemon.cpu_seconds()
     began = time.time()
     with stage.sampler() as sampler:
-        _flip_all(stage, "critical")
+        flip_all(stage, "critical")
         flipped = time.time() - began
-        done, stored, writes, last = _await_writes(stage, tail, began)
+        done, stored, writes, last = await_writes(stage, tail, began)
         time.sleep(3)
         spent = daemon.cpu_seconds() - used
         writes += tail.count()
@@ -318,7 +318,7 @@ def storm(stage: Stage, out: Collected) -> None:
     stage.connections(sampler, "in a storm", out)
 
 
-def _flip_all(stage: Stage, status: str) -> None:
+def flip_all(stage: Stage, status: str) -> None:
     """The first instance of every service."""
     transact(stage.lab, ({"Check": {"Verb": "set", "Check": check(n, 0, status)}} for n in range(stage.services)))
 
@@ -330,7 +330,7 @@ def _raw_updates(stage: Stage) -> float:
     return raw_writes(stage.lab, "floor-storm", services, stage.instances, sick=0)
 
 
-def _await_writes(stage: Stage, tail: Tail, began: float, seconds: float = 300.0) -> tuple[int, float, int, float]:
+def await_writes(stage: Stage, tail: Tail, began: float, seconds: float = 300.0) -> tuple[int, float, int, float]:
     """(writes that are needed, when the last slice was stored, writes, when the last of all was answered)."""
     missing = {(kind, name(n)) for n in range(stage.services) for kind in (SLICES, "endpoints")}
     needed, writes, last = len(missing), 0, {SLICES: began, "endpoints": began}

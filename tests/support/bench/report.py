@@ -251,6 +251,8 @@ def publish(report: Report) -> None:
         raise ValueError("nothing was measured yet: run `make bench` first")
     text = insert(DOCUMENT.read_text(), "targets", targets(report))
     text = insert(text, "further", further(report))
+    if (profile := OUT / "profile.md").exists():
+        text = insert(text, "profile", profile.read_text())
     DOCUMENT.write_text(insert(text, "carries", carries.table(points(report))))
     short = README.read_text()
     if BEGIN.format(name="figures") in short:

@@ -195,7 +195,7 @@ def test_tables_are_put_between_their_markers_again_and_again() -> None:
 def test_the_document_has_the_markers() -> None:
     """Otherwise the figures of a long run could not be published."""
     text = report.DOCUMENT.read_text()
-    for name in ("targets", "further", "carries"):
+    for name in ("targets", "further", "carries", "profile"):
         report.insert(text, name, "")
 
 
@@ -300,9 +300,9 @@ def test_an_axis_ends_at_a_round_number(value: float, top: float) -> None:
 def test_a_profile_counts_a_function_once_in_a_stack() -> None:
     """However often it calls itself; and what it calls is in its share."""
     lines = [
-        "run (bridge/core/plan.py:1);walk (bridge/core/plan.py:7);walk (bridge/core/plan.py:8) 3",
-        "run (/somewhere/bridge/core/plan.py);dumps (json/__init__.py:2) 1",
+        "run (threading.py);plan (bridge/core/plan.py);walk (bridge/core/plan.py);walk (bridge/core/plan.py) 3",
+        "plan (/somewhere/bridge/core/plan.py);dumps (json/__init__.py) 1",
     ]
     found, total = profile.shares(lines)
-    assert (total, found["bridge/core/plan.py run"], found["bridge/core/plan.py walk"]) == (4, 4, 3)
+    assert (total, found["bridge/core/plan.py plan"], found["bridge/core/plan.py walk"]) == (4, 4, 3)
     assert "| `bridge/core/plan.py walk` | 75 % |" in profile.table(lines)
