@@ -159,7 +159,6 @@ def jobs(services: int, minutes: float = 60.0, beside: str = "") -> list[Job]:
     return [
         Job("start-up", start_up),
         Job("propagation", partial(propagation, beside=beside)),
-        Job("sim", simulation.measure),
         Job("sync", partial(large.headless, services=services)),
         Job("memory", memory, few),
         Job("sync", large.first_sync, some),
@@ -170,10 +169,12 @@ def jobs(services: int, minutes: float = 60.0, beside: str = "") -> list[Job]:
         Job("sync", large.first_sync, many),
         Job("restart", large.restart, many),
         Job("memory", memory, many),
-        Job("scale", changes.scale, many),
-        Job("rest", large.rest, many),  # late: a bridge that has run for a while verifies and resyncs within minutes
-        Job("storm", large.storm, many),
+        # In these minutes the bridge of the large catalog is in steady state, and its next verification comes nearer.
+        Job("sim", simulation.measure),
         Job("traffic", deaths),
+        Job("rest", large.rest, many),
+        Job("scale", changes.scale, many),
+        Job("storm", large.storm, many),
     ]
 
 

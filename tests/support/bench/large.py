@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -192,7 +193,7 @@ def memory(stage: Stage, out: Collected, turns: int = 6) -> None:
     judged = stage.services * stage.instances >= 4 * LARGE
     out.figures += [
         *(
-            limit(f"{what}, {stage.label}", round(value), bound, "MB", row="memory")
+            limit(f"{what}, {stage.label}", math.ceil(value), bound, "MB", row="memory")
             if judged
             else Figure(f"{what}, {stage.label}", f"{value:.0f} MB", row="memory")
             for what, value, bound in (
