@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from bridge.core.model import Instance, Listing, Status
+from bridge.core.model import Instance, Status
 
 Checks = Mapping[tuple[str, str], tuple[str, str, int, str]]
 """{(node, check id): (service name or "", status, modify index, instance id or "")}."""
@@ -105,11 +105,3 @@ def moved_nodes(before: Nodes, after: Nodes) -> tuple[ChangeHints, tuple[str, ..
     for node in before.keys() - after.keys():
         hints.node(node, 0)
     return hints, tuple(sorted(after.keys() - before.keys()))
-
-
-def renamed(before: Listing, after: Listing) -> frozenset[str]:
-    """Services that came, went, or whose tags changed."""
-    old, new = before.services, after.services
-    if old == new:
-        return frozenset()
-    return frozenset(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))

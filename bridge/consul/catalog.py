@@ -55,8 +55,6 @@ class Catalog:
         self._listener = listener
         self._clock = clock
         self._budget = config.connections
-        self._wanted: frozenset[Query] | None = None
-        self._strange: frozenset[Query] = frozenset()
         self._lock = threading.Lock()
         self._started: set[str] = set()
         self._closed = False
@@ -93,20 +91,13 @@ class Catalog:
         for watch in self._watches.values():
             watch.join(deadline)
 
-    def want(self, queries: frozenset[Query]) -> None:
-        """Watch exactly these from now on: new ones are read and watched, old ones forgotten."""
+    def want(self, added: Collection[Query], removed: Collection[Query] = ()) -> None:
+        """Watch the `added` services as well from now on, and no longer the `removed` ones, which are forgotten."""
         with self._lock:
-            if queries is self._wanted:  # asked again and again, of thousands of services
-                return
-            self._wanted = queries
-            shares: dict[str, set[Query]] = {name: set() for name in self._watches}
-            strange: set[Query] = set()
-            for query in queries:
-                shares.get(query.datacenter, strange).add(query)
-            news, self._strange = strange - self._strange, frozenset(strange)
-            for name, share in shares.items():
-                self._watches[name].want(share)
-        for query in sorted(news):
+            for name in sorted({query.datacenter for query in (*added, *removed)} & self._watches.keys()):
+                here = [[query for query in queries if query.datacenter == name] for queries in (added, removed)]
+                self._watches[name].want(*here)
+        for query in sorted(query for query in added if query.datacenter not in self._watches):
             reason = f"datacenter {query.datacenter!r} may not be asked, only {', '.join(self._watches)} may"
             self._listener.on_view(query, Unknown(reason), self._clock())
 

@@ -177,11 +177,10 @@ class DatacenterWatch:
                 thread.join(max(deadline - time.monotonic(), 0.0))
         return not any(thread.is_alive() for thread in threads)
 
-    def want(self, queries: Iterable[Query]) -> None:
+    def want(self, new: Iterable[Query], old: Iterable[Query] = ()) -> None:
+        """Watch the `new` services as well from now on, and no longer the `old` ones."""
         with self._want_lock:
-            added, removed = self._table.want(queries)
-            if not added and not removed:
-                return
+            added, removed = self._table.want(new, old)
             self._direct.remove(removed)
             self._comparison.forget(removed)
             for subscription in removed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from bridge.consul import aggregate_watch, decode
+from bridge.consul import decode
 from bridge.consul.aggregates import GIVE_WAY_SECONDS
 from bridge.consul.client import Answer
 from bridge.consul.faults import is_unreachable
@@ -63,15 +63,17 @@ class ListingWatch:
         moved = answer.index != self._index
         self._index = answer.index
         self._link.gate.observe_listing(answer.index)
-        state = decode.listing_of(answer)
-        before = self._known
+        state, before = decode.listing_of(answer), self._known
+        came, gone = state.changes_since(before) if isinstance(state, Listing) else ([], [])
+        if isinstance(state, Listing) and before is not None and not came and not gone:
+            state = before  # the same object is quickly compared
         self._tell(state)
         if moved:
             self.changes.append((self._link.clock(), answer.index))
             self._on_moved()
         if isinstance(state, Listing):
             self._known = state
-            for service in aggregate_watch.renamed(before, state) if before is not None else ():
+            for service in (*came, *gone) if before is not None else ():
                 self._on_renamed(service)
         return True
 

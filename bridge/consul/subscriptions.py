@@ -88,12 +88,11 @@ class SubscriptionTable:
 
     # ------------------------------------------------------------------ who is wanted
 
-    def want(self, queries: Iterable[Query]) -> tuple[list[Subscription], list[Subscription]]:
-        """Make these the wanted ones; returns the subscriptions that came and those that went."""
-        wanted = set(queries)
+    def want(self, new: Iterable[Query], old: Iterable[Query] = ()) -> tuple[list[Subscription], list[Subscription]]:
+        """Add the `new` ones and remove the `old` ones; returns the subscriptions that came and those that went."""
         with self.lock:
-            added = [self._add(query) for query in sorted(wanted - self.subscriptions.keys())]
-            removed = [self._remove(query) for query in self.subscriptions.keys() - wanted]
+            added = [self._add(query) for query in sorted(new) if query not in self.subscriptions]
+            removed = [self._remove(query) for query in old if query in self.subscriptions]
         return added, removed
 
     def _add(self, query: Query) -> Subscription:

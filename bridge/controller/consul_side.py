@@ -162,10 +162,11 @@ class Subscriptions:
     def commit(self) -> None:
         """Watch exactly the services that are wanted now; a datacenter is asked from its first wanted service on."""
         with self._planner.lock:
-            wanted = self._planner.world.commit_subscriptions()
+            added, removed = self._planner.world.commit_subscriptions()
             datacenters = self._planner.world.active_datacenters()
         self._catalog.start(datacenters)
-        self._catalog.want(wanted)
+        if added or removed:
+            self._catalog.want(added, removed)
 
     def answered(self) -> bool:
         """Whether every wanted service was read, or could not be."""

@@ -6,9 +6,11 @@ is the comparison that matters and a second pass finds nothing to do.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import compress, count, islice
+from operator import ne
 
 from bridge.core.reasons import Code, Reason
 
@@ -133,7 +135,26 @@ Knowledge = Known | Unknown
 class Listing:
     """A datacenter's `catalog/services`: every service name with the tags of all its instances together."""
 
-    services: Mapping[str, frozenset[str]]
+    services: dict[str, frozenset[str]]
+
+    def changes_since(self, before: Listing | None) -> tuple[list[str], list[str]]:
+        """The services that came or have other tags than `before`, and those that went.
+
+        Consul lists thousands of names in the same order each time: only what stands between an equal beginning and an
+        equal end is looked up by name.
+        """
+        old, new = {} if before is None else before.services, self.services
+        shorter = min(len(old), len(new))
+        head = _equal(old.items(), new.items(), shorter)
+        tail = _equal(reversed(old.items()), reversed(new.items()), shorter - head)
+        was = dict(islice(old.items(), head, len(old) - tail))
+        now = dict(islice(new.items(), head, len(new) - tail))
+        return [name for name, tags in now.items() if was.get(name) != tags], [name for name in was if name not in now]
+
+
+def _equal(one: Iterable[object], other: Iterable[object], most: int) -> int:
+    """How many items, `most` at most, are equal before the first that differ."""
+    return min(next(compress(count(), map(ne, one, other)), most), most)
 
 
 # --------------------------------------------------------------------------- what is wanted

@@ -24,6 +24,7 @@ Not thread-safe: the planner holds a lock around it. The cost of one view does n
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -128,10 +129,11 @@ class ConsulState:
         self._owned_by: dict[Name, set[Target]] = {}
         self._orphaned: dict[Target, _Orphan] = {}
         self._unsubscribed: set[Target] = set()
-        self._wanted: frozenset[Query] | None = None
-        self._asked: frozenset[Query] | None = None
+        self._subscribed: set[Query] = set()
+        self._subscribed_in: Counter[str] = Counter()  # how many of them, by datacenter
+        self._touched: set[Query] = set()  # what may be wanted, or known, otherwise than at the last commit
         self._unlisted: tuple[select.Choice, ...] = ()
-        self._used: tuple[frozenset[Query], set[int]] | None = None
+        self._uses: Counter[int] = Counter()  # of each rule, by its order: the listed services that it selects
         self._pin()
 
     # ------------------------------------------------------------------ what comes in
@@ -153,12 +155,11 @@ class ConsulState:
                 if any(dc == datacenter for dc, _ in self._owned.get(target, ())):
                     idle.look_at = now
             changed |= self._left_over_from(datacenter)
-        before = {} if first else self._listings[datacenter].services
+        came, gone = listing.changes_since(self._listings.get(datacenter))
         self._listings[datacenter] = listing
-        for service, tags in listing.services.items():
-            if before.get(service) != tags:
-                changed |= self._choose((datacenter, service), tags, now)
-        for service in before.keys() - listing.services.keys():
+        for service in came:
+            changed |= self._choose((datacenter, service), listing.services[service], now)
+        for service in gone:
             changed |= self._leave((datacenter, service), now)
         if first:
             for name in [n for n in self._owned_by if n[0] == datacenter and n[1] not in listing.services]:
@@ -167,8 +168,8 @@ class ConsulState:
 
     def on_view(self, query: Query, state: Knowledge, now: float = 0.0) -> set[Target]:
         """Take what was read of one service; returns the targets that this changes."""
-        if self._asked is not None and query not in self._asked:
-            self._asked = None  # it comes too late, and is forgotten with the next commit
+        if query not in self._subscribed:
+            self._touched.add(query)  # it may come too late, and is forgotten with the next commit then
         if isinstance(state, Unknown):
             news = query not in self._trouble
             self._trouble[query] = state.reason
@@ -195,12 +196,12 @@ class ConsulState:
         self._owned[target] = names
         for name in names:
             self._owned_by.setdefault(name, set()).add(target)
+            self._touched.add(Query(*name))
             if self.is_missing(name):
                 self._leaving.setdefault(name, now)
         changed = self._choose_again((*before, *names), now)
         if not self._assignments.winners(target):
             self._orphan(target, now)
-        self._wanted = None
         return changed
 
     def drop_owned(self, target: Target, now: float = 0.0) -> set[Target]:
@@ -216,8 +217,8 @@ class ConsulState:
             targets.discard(target)
             if not targets:
                 del self._owned_by[name]
+                self._touched.add(Query(*name))
                 self._tidy(name)
-        self._wanted = None
         return names
 
     def annotate(self, target: Target, rule: Rule, query: Query, now: float) -> set[Target]:
@@ -268,8 +269,7 @@ class ConsulState:
                 due |= self._owned_by.get(name, set())
             if self._partial_selection and not self._may_select(name):
                 continue
-            due |= self._give_up(self._selected.pop(name, ()), since)
-            self._wanted = None
+            due |= self._give_up(self._select(name, ()), since)
             self._tidy(name)
         for target, idle in self._orphaned.items():
             if now - idle.since >= self._grace_seconds and now >= idle.look_at:
@@ -292,30 +292,34 @@ class ConsulState:
 
     def wanted(self) -> frozenset[Query]:
         """The services that Consul must be asked about, those included that may be leaving."""
-        if self._wanted is None:
-            memory = (
-                Query(dc, service)
-                for dc, service in self._owned_by
-                if (dc, service) not in self._selected and dc in self.datacenters
-            )
-            asked = (query for _, query in self._annotated.values())
-            chosen = (c.query for choices in (*self._selected.values(), self._unlisted) for c in choices)
-            self._wanted = frozenset((*chosen, *asked, *memory))
-        return self._wanted
+        return frozenset(self._subscribed.difference(self._touched).union(filter(self._is_wanted, self._touched)))
 
-    def commit_subscriptions(self) -> frozenset[Query]:
-        """The same, to be asked from now on. What is known of others is forgotten here and nowhere else.
+    def commit_subscriptions(self) -> tuple[frozenset[Query], frozenset[Query]]:
+        """What is to be asked from now on, and what no longer. What is known of others is forgotten here and nowhere
+        else.
 
         A service that is asked for without interruption is not told again: its view must live as long as the
-        subscription.
+        subscription. Only what was touched since the last time is looked at, out of thousands.
         """
-        wanted = self.wanted()
-        if wanted is not self._asked:  # looking at thousands of views twice a second would be what costs
+        wanted = {query for query in self._touched if self._is_wanted(query)}
+        for query in self._touched - wanted:
             for known in (self._views, self._trouble, self._healthy_since):
-                for query in known.keys() - wanted:
-                    del known[query]
-            self._asked = wanted
-        return wanted
+                known.pop(query, None)
+        added, removed = wanted - self._subscribed, (self._touched - wanted) & self._subscribed
+        self._touched = set()
+        self._subscribed |= added
+        self._subscribed -= removed
+        self._subscribed_in.update(query.datacenter for query in added)
+        self._subscribed_in.subtract(query.datacenter for query in removed)
+        return frozenset(added), frozenset(removed)
+
+    def _is_wanted(self, query: Query) -> bool:
+        """Whether a rule or a user's Service asks for a service, or objects of ours came from it."""
+        name = name_of(query)
+        chosen = self.chosen(name)
+        if query in self._feeds or any(choice.query == query for choice in (*chosen, *self._unlisted)):
+            return True
+        return not chosen and name in self._owned_by and query.datacenter in self.datacenters and query == Query(*name)
 
     def pending_reads(self) -> frozenset[Query]:
         """Wanted services that Consul has neither answered nor failed for yet."""
@@ -333,9 +337,8 @@ class ConsulState:
         """The datacenters that must be asked: a rule is about them (without any rule: our own), or they are wanted."""
         named = {dc for rule in self.rules for dc in rule.datacenters or self.datacenters}
         named.update(() if self.rules else self.datacenters[:1])
-        if named.issuperset(self.datacenters):  # mostly; the services are thousands
-            return self.datacenters
-        named |= {query.datacenter for query in self.wanted()}
+        named |= {datacenter for datacenter, services in self._subscribed_in.items() if services}
+        named |= {query.datacenter for query in self._touched if self._is_wanted(query)}
         return tuple(dc for dc in self.datacenters if dc in named)
 
     def listed_datacenters(self) -> tuple[str, ...]:
@@ -511,15 +514,11 @@ class ConsulState:
 
         A rule of which a datacenter could not be listed (yet) is not among them.
         """
-        wanted = self.wanted()
-        if self._used is None or self._used[0] is not wanted:  # thousands of services twice a second would cost
-            self._used = wanted, {choice.order for choices in self._selected.values() for choice in choices}
-        used = self._used[1]
         found = []
         for order, rule in enumerate(self.rules):
             datacenters = rule.datacenters or self.datacenters
             listed = [self._listings[dc] for dc in datacenters if dc in self._listings]
-            if order not in used and not rule.unlisted and len(listed) == len(datacenters):
+            if not self._uses[order] and not rule.unlisted and len(listed) == len(datacenters):
                 found.append((rule, sum(len(listing.services) for listing in listed)))
         return tuple(found)
 
@@ -541,17 +540,25 @@ class ConsulState:
         """Let the rules decide about one service that is listed."""
         datacenter, service = name
         self._stay(name)
-        self._wanted = None
         kept = self._owned_by.get(name, set())
         changed = set(kept)
         chosen: tuple[select.Choice, ...] = ()
         if select.excluded(service, tags) is None:
             chosen = tuple(select.active(select.choices(self.rules, service, datacenter), tags, kept))
-        before = self._selected.pop(name, ())
+        before = self._select(name, chosen)
         changed |= self._give_up([choice for choice in before if choice not in chosen], now)
+        return changed | self._take(chosen)
+
+    def _select(self, name: Name, chosen: tuple[select.Choice, ...]) -> tuple[select.Choice, ...]:
+        """Note what the rules choose of a service; returns what they chose before."""
+        before = self._selected.pop(name, ())
         if chosen:
             self._selected[name] = chosen
-        return changed | self._take(chosen)
+        self._uses.subtract(choice.order for choice in before)
+        self._uses.update(choice.order for choice in chosen)
+        if bool(before) != bool(chosen):
+            self._touched.add(Query(*name))
+        return before
 
     def _choose_again(self, names: Iterable[Name], now: float) -> set[Target]:
         """The objects in Kubernetes have changed: let the rules decide again where that matters (`select.active`).
@@ -572,6 +579,7 @@ class ConsulState:
         for choice in choices:
             if isinstance(choice.target, Skipped):
                 self._unmappable[choice.order, choice.query] = choice.target
+                self._touched.add(choice.query)
             else:
                 self._claim(choice.query, choice.rule, choice.target, choice.order)
                 claimed.add(choice.target)
@@ -583,6 +591,7 @@ class ConsulState:
         for choice in choices:
             if isinstance(choice.target, Skipped):
                 self._unmappable.pop((choice.order, choice.query), None)
+                self._touched.add(choice.query)
             else:
                 self._release(choice.query, choice.target, since, annotated=False, order=choice.order)
                 released.add(choice.target)
@@ -599,7 +608,7 @@ class ConsulState:
         self._feeds.setdefault(query, set()).add(target)
         self._orphaned.pop(target, None)
         self._unsubscribed.discard(target)
-        self._wanted = None
+        self._touched.add(query)
 
     def _release(self, query: Query, target: Target, now: float, *, annotated: bool, order: int = 0) -> None:
         """Take one claim back; a query may hold several on one target."""
@@ -611,7 +620,7 @@ class ConsulState:
                 self._feeds.pop(query, None)
         if target in self._owned and not self._assignments.winners(target):
             self._orphan(target, now)
-        self._wanted = None
+        self._touched.add(query)
 
     def _orphan(self, target: Target, since: float) -> None:
         self._orphaned.setdefault(target, _Orphan(since, since))

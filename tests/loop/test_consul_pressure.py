@@ -274,7 +274,7 @@ def test_no_way_between_few_and_many_services_takes_anything_away_whatever_consu
             for n, trouble in enumerate(troubles):
                 for wanted in (few, queries):
                     trouble()
-                    catalog.want(wanted)
+                    catalog.want(wanted, queries - wanted)
                     consul.register(f"s{n:03}", f"vm-{n}", f"10.0.0.{n + 1}", 9000 + len(wanted))
                     time.sleep(0.3)
                 consul.clear_faults()

@@ -80,7 +80,6 @@ class Simulation:
             clock=time.monotonic,
         )
         self.table = SubscriptionTable(lambda *_: None, "", "")
-        self.asked: frozenset[Query] = frozenset()
         self.names: dict[str, frozenset[str]] = {}
         self.version = 0
         self.took = 0.0
@@ -111,10 +110,7 @@ class Simulation:
 
     def tick(self) -> None:
         """What the supervisor does twice a second: wishes, grace periods and holds."""
-        wanted = self.world.commit_subscriptions()
-        if wanted is not self.asked:  # as the catalog does: the same set is not looked at again
-            self.asked = wanted
-            self.table.want(wanted)
+        self.table.want(*self.world.commit_subscriptions())
         self.world.expire(0.0)
         self.planner.guard.due(0.0, self.store.ready_in)
 

@@ -90,10 +90,12 @@ class Bridge:
         config = consul_config(address=address, connections=connections)
         self.catalog = Catalog(config, ["dc1"], self.recorder, QUICK, self.recorder.failed)
         self.catalog.start()
+        self.wanted: frozenset[Query] = frozenset()
 
     def want(self, queries: frozenset[Query]) -> None:
         self.recorder.events.clear()
-        self.catalog.want(queries)
+        self.catalog.want(queries, self.wanted - queries)
+        self.wanted = queries
 
     def told(self, query: Query) -> object:
         """What it told last of a service, in the shape of `truth`."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.consul import aggregate_watch
-from bridge.core.model import Instance, Listing, Status
+from bridge.core.model import Instance, Status
 
 WEB = ("web", "critical", 7, "")
 
@@ -91,12 +91,6 @@ def test_nodes_that_moved_went_or_came() -> None:
 
 def test_a_node_that_was_registered_anew_moved() -> None:
     assert aggregate_watch.moved_nodes({"a": (1, 5)}, {"a": (6, 6)})[0].nodes == {"a": 6}
-
-
-def test_services_that_came_went_or_changed_their_tags() -> None:
-    before = Listing({"a": frozenset(), "b": frozenset({"x"}), "c": frozenset()})
-    after = Listing({"a": frozenset(), "b": frozenset({"y"}), "d": frozenset()})
-    assert aggregate_watch.renamed(before, after) == {"b", "c", "d"}
 
 
 KEYS = st.tuples(st.sampled_from("mn"), st.sampled_from("xyz"))

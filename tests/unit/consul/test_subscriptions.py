@@ -72,7 +72,7 @@ def test_a_view_that_was_overtaken_is_refused() -> None:
 def test_nobody_hears_of_what_is_no_longer_wanted() -> None:
     one, told = table()
     ((subscription,), _) = one.want([WEB])
-    one.want([])
+    one.want([], [WEB])
     assert one.publish(subscription, known("a"), 1.0) is Published.SAME
     assert told == []
     assert one.on_node("a") == ()
@@ -84,7 +84,8 @@ def test_wanting_is_a_difference() -> None:
     assert gone == []
     (db,), gone = one.want([WEB, DB])
     assert (db.query, gone) == (DB, [])
-    assert one.want([DB]) == ([], [web])
+    assert one.want([DB], [WEB]) == ([], [web])
+    assert one.want([], [WEB]) == ([], [])
     (again,), _ = one.want([WEB, DB])
     assert again is not web
 
@@ -99,7 +100,7 @@ def test_nodes_lead_to_the_services_on_them() -> None:
     assert one.on_node("b") == (db,)
     one.publish(web, Unknown("down"), 3.0)
     assert one.on_node("a") == (web,)  # what was known stays
-    one.want([DB])
+    one.want([], [WEB])
     assert one.on_node("a") == ()
     assert one.on_node("nowhere") == ()
 
@@ -128,7 +129,7 @@ def test_indirect_counts_those_without_a_watch_of_their_own() -> None:
     one.assign(web, True)
     one.assign(web, True)
     assert one.unwatched == 1
-    one.want([DB])
+    one.want([], [WEB])
     assert one.unwatched == 1
     one.assign(web, False)  # long gone
     assert one.unwatched == 1

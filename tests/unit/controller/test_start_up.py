@@ -16,7 +16,7 @@ def test_looking_for_what_is_unread_asks_for_no_hash_again(monkeypatch: pytest.M
     """It is looked after thousands of services many times a second; a dataclass computes its hash in Python."""
     consul_state = ConsulState((Rule(name="all"),), ("dc1",), grace_seconds=0.0)
     consul_state.on_listing("dc1", Listing({f"s{n}": frozenset() for n in range(1000)}), now=0.0)
-    queries = sorted(consul_state.wanted())
+    queries = sorted(consul_state.commit_subscriptions()[0])
     for query in queries[:600]:
         consul_state.on_view(query, Known(()))
     expected = frozenset(queries[600:])
@@ -32,14 +32,23 @@ def test_looking_for_what_is_unread_asks_for_no_hash_again(monkeypatch: pytest.M
     assert (consul_state.pending_reads(), asked) == (expected, 0)
 
 
-def test_what_is_wanted_is_one_object_until_it_changes() -> None:
-    """By that the catalog knows, without comparing thousands of queries, that there is nothing new."""
+def test_only_what_may_be_wanted_otherwise_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that comes, or goes, costs the same beside three services as beside thousands."""
     consul_state = ConsulState((Rule(name="all"),), ("dc1",), grace_seconds=0.0)
-    consul_state.on_listing("dc1", Listing({"web": frozenset()}), now=0.0)
-    assert consul_state.commit_subscriptions() is consul_state.commit_subscriptions()
-    before = consul_state.commit_subscriptions()
-    consul_state.on_listing("dc1", Listing({"web": frozenset(), "db": frozenset()}), now=0.0)
-    assert consul_state.commit_subscriptions() is not before
+    services = {f"s{n}": frozenset[str]() for n in range(1000)}
+    consul_state.on_listing("dc1", Listing(services), now=0.0)
+    first, _ = consul_state.commit_subscriptions()
+    looked: list[Query] = []
+    wanted = ConsulState._is_wanted
+
+    def look(state: ConsulState, query: Query) -> bool:
+        looked.append(query)
+        return wanted(state, query)
+
+    monkeypatch.setattr(ConsulState, "_is_wanted", look)
+    consul_state.on_listing("dc1", Listing({**services, "db": frozenset()}), now=0.0)
+    assert (len(first), consul_state.commit_subscriptions()) == (1000, (frozenset({Query("dc1", "db")}), frozenset()))
+    assert (consul_state.commit_subscriptions(), set(looked)) == ((frozenset(), frozenset()), {Query("dc1", "db")})
 
 
 def test_the_interpreter_is_as_before_when_the_bridge_has_ended() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bridge.core.annotated import Refusal, missing
 from bridge.core.model import (
@@ -447,16 +449,16 @@ def test_a_forgotten_target_is_asked_about_no_more() -> None:
 def test_a_service_that_left_while_it_was_being_written_is_known_to_be_gone() -> None:
     """Its objects appear after its end: it was wanted all the time, so nobody tells again that it is empty."""
     made = consul_state("web")
-    asked = made.commit_subscriptions()
+    made.commit_subscriptions()
     made.on_listing("dc1", listing(), 1.0)
     made.on_view(WEB, Known(()))
     assert made.expire(31.0) == {HERE}
     made.record_owned(HERE, [("dc1", "web")], 31.1)
-    assert made.commit_subscriptions() == asked
+    assert made.commit_subscriptions() == (frozenset(), frozenset())
     assert made.expire(61.2) == {HERE}
     assert made.removable(HERE, 61.2)
     made.drop_owned(HERE)
-    assert (made.commit_subscriptions(), made.known(WEB)) == (frozenset(), None)
+    assert (made.commit_subscriptions(), made.known(WEB)) == ((frozenset(), frozenset({WEB})), None)
 
 
 def test_two_services_that_end_on_one_name_are_told_apart() -> None:
@@ -677,10 +679,14 @@ def test_what_is_not_asked_any_more_is_forgotten_with_the_next_wish() -> None:
     """A service that is asked for without interruption is not told again, so its view lives as long as the wish."""
     made = consul_state("web", "db")
     made.on_view(Query("dc1", "db"), Unknown("timed out"))
-    assert made.commit_subscriptions() == made.wanted()
-    assert made.commit_subscriptions() == {WEB, Query("dc1", "db")}
+    both, none = frozenset({WEB, Query("dc1", "db")}), frozenset[Query]()
+    assert (made.wanted(), made.commit_subscriptions(), made.commit_subscriptions()) == (
+        both,
+        (both, none),
+        (none, none),
+    )
     made.replace_rules((Rule(services=("web",), to=Destination(namespace="apps")),), 1.0)
-    assert made.commit_subscriptions() == {WEB}
+    assert (made.commit_subscriptions(), made.wanted()) == ((none, both - {WEB}), frozenset({WEB}))
     assert (made.known(WEB), made.known(Query("dc1", "db")), made.trouble()) == (known("10.0.0.1"), None, {})
 
 
@@ -752,3 +758,16 @@ def test_what_a_user_left_behind_is_looked_at_when_its_datacenter_can_be_listed_
     assert not made.is_left_over(HERE, 11.0)
     assert made.on_listing("dc1", listing("web", "db", "old"), 12.0) == {HERE}
     assert made.is_left_over(HERE, 12.0)
+
+
+LISTINGS = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([frozenset[str](), frozenset({"x"})]))
+
+
+@given(LISTINGS, LISTINGS)
+def test_listings_differ_in_what_came_went_or_has_other_tags(
+    old: dict[str, frozenset[str]], new: dict[str, frozenset[str]]
+) -> None:
+    """In whatever order Consul lists them."""
+    came, went = Listing(new).changes_since(Listing(old))
+    assert sorted(came) == sorted(name for name in new if old.get(name) != new[name])
+    assert sorted(went) == sorted(old.keys() - new.keys())
