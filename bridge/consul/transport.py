@@ -35,6 +35,7 @@ from bridge import sockets
 from bridge.consul.memory_budget import FREE_BYTES, MemoryBudget
 from bridge.consul.tls import Tls
 from bridge.errors import ConfigurationError
+from bridge.http_head import Answer
 from bridge.proxies import Proxy
 
 T = TypeVar("T")
@@ -352,7 +353,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]
         sock.settimeout(_left(deadline))
         sock.sendall(request)
         stream: Any = _Stream(sock, deadline, self._finish_seconds)
-        response = http.client.HTTPResponse(stream, method=method)
+        response = Answer(stream, method=method)
         try:
             response.begin()
             content = self._read_body(response, stream)

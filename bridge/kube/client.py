@@ -380,7 +380,7 @@ class KubeClient:
         used = self._access.authorization()
         credentials = (("Authorization", used),) if used else ()
         agent = ("User-Agent", "consul-endpoints-bridge")
-        return Headers(("Accept", accept), agent, *credentials, *self._access.headers, *more), used
+        return (("Accept", accept), agent, *credentials, *self._access.headers, *more), used
 
     @contextlib.contextmanager
     def _mapped(self, asked: faults.RequestInfo) -> Iterator[None]:

@@ -1,8 +1,8 @@
 """Connections to the API server: opened by urllib3, used with http.client, bounded in time, and closed together.
 
-urllib3 makes the connections (TLS, names, proxies). Requests go straight over them with http.client's own methods:
-urllib3's layers above cost as much CPU again as the request (0.2 ms of 0.4), which counts when sixteen writers share an
-interpreter. It must not know what is asked, nor credentials.
+urllib3 makes the connections (TLS, names, proxies). Requests go straight over them, and http.client reads the answers'
+bodies: the layers above cost twice as much processor time again as the request, which counts when sixteen writers share
+an interpreter. It must not know what is asked, nor credentials.
 
 Every wait counts against the request's deadline, a single byte's as well: a server that trickles its headers does not
 get more time by that. Closing a `Sockets` wakes every thread that waits on one of its connections.
@@ -15,15 +15,17 @@ import http.client
 import io
 import math
 import os
+import re
 import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bridge.errors import PermanentError
+from bridge.http_head import Answer
 from bridge.sockets import options as socket_options
 
 CHUNK = 1 << 16
@@ -68,20 +70,11 @@ class TooLargeError(PermanentError):
     """An answer is larger than it may be."""
 
 
-class Headers:
-    """Headers of a request, in order; one name may come several times, which a dict cannot say."""
+Headers = tuple[tuple[str, str], ...]
+"""Headers of a request, in order; one name may come several times, which a dict cannot say."""
 
-    __slots__ = ("pairs",)
-
-    def __init__(self, *pairs: tuple[str, str]) -> None:
-        self.pairs = pairs
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self.pairs)
-
-    def items(self) -> Iterator[tuple[str, bytes]]:
-        """As http.client asks for them; a user's name may have any letter."""
-        return ((name, value.encode()) for name, value in self.pairs)
+_UNSENDABLE = re.compile(r"[\x00-\x20\x7f]")
+"""What a path may not have in it: it would end the line, or the request."""
 
 
 class Deadline:
@@ -200,10 +193,11 @@ class Pool:
         base = rest.partition("/")[2].rstrip("/")
         self._prefix = f"/{base}" if base else ""
         self._tunnelled = proxy is not None and scheme == "https"
-        self._more: list[tuple[str, str]] = []
+        authority = rest.partition("/")[0].rpartition("@")[2].removesuffix(":443" if scheme == "https" else ":80")
+        self._standing = [f"Host: {authority}", "Accept-Encoding: identity"]
         if proxy is not None and scheme == "http":  # a plain proxy wants the whole address
             self._prefix = configuration.host.rstrip("/")
-            self._more = list(_proxy_headers(proxy).items())
+            self._standing += [f"{name}: {value}" for name, value in _proxy_headers(proxy).items()]
         tracked = type("TrackedConnection", (_Tracked, self._pool.ConnectionCls), {"sockets": sockets})
         self._pool.ConnectionCls = tracked
         self._lock = threading.Lock()
@@ -238,8 +232,8 @@ class Pool:
         kept = connection.sock is not None
         began = time.monotonic()
         try:
-            answer = self._send(connection, method, target, body, headers, limits)
-            data = _body(answer, limits.body)
+            with contextlib.closing(self._send(connection, method, target, body, headers, limits)) as answer:
+                data = _body(answer, limits.body)
         except TooLargeError:
             connection.close()
             raise
@@ -251,7 +245,7 @@ class Pool:
         if not kept:
             self._on_fresh(began)
         self._give_back(connection, epoch, answer.will_close)
-        return Response(answer.status, answer.headers, data)  # type: ignore[arg-type]  # a message reads like a mapping
+        return Response(answer.status, answer.headers, data)  # type: ignore[arg-type]  # http_head's, see Answer.begin
 
     def open(self, target: str, headers: Headers, limits: Limits) -> Stream:
         """A GET whose answer is read bit by bit, on a new connection; `limits` are those of its headers."""
@@ -287,8 +281,8 @@ class Pool:
         if connection is None:
             connection = self._pool._new_conn()
         try:
-            answer = self._send(connection, "GET", target, None, headers, limits)
-            _body(answer, limits.body)
+            with contextlib.closing(self._send(connection, "GET", target, None, headers, limits)) as answer:
+                _body(answer, limits.body)
         except BaseException as error:
             connection.close()
             if kept and isinstance(error, http.client.RemoteDisconnected):  # in order, while it was being asked
@@ -353,9 +347,24 @@ class Pool:
         seconds = limits.read_seconds()
         connection.deadline.until = time.monotonic() + seconds
         connection.sock.settimeout(seconds)
-        sent = Headers(*headers.pairs, *self._more) if self._more else headers
-        http.client.HTTPConnection.request(connection, method, self._prefix + target, body, sent)  # type: ignore[arg-type]
-        return http.client.HTTPConnection.getresponse(connection)
+        connection.sock.sendall(self._encode(method, target, body, headers))
+        answer: http.client.HTTPResponse = connection.response_class(connection.sock, method=method)
+        try:
+            answer.begin()
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def _encode(self, method: str, target: str, body: bytes | None, headers: Headers) -> bytes:
+        """A request as one piece: one system call, and one TLS record. A user's name may have any letter."""
+        lines = [f"{method} {self._prefix}{target} HTTP/1.1", *self._standing]
+        lines += [f"{name}: {value}" for name, value in headers]
+        if body is not None:
+            lines.append(f"Content-Length: {len(body)}")
+        if _UNSENDABLE.search(target) or any("\n" in line or "\r" in line for line in lines):
+            raise ValueError("the request has a character that may not be sent")
+        return "\r\n".join((*lines, "", "")).encode() + (body or b"")
 
     def _connect(self, connection: Any, limits: Limits) -> None:
         connection.timeout = limits.connect_seconds()
@@ -529,9 +538,9 @@ class _Tracked:
         super().__init__(*arguments, **options)
         self.deadline = Deadline()
 
-    def response_class(self, sock: socket.socket, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
+    def response_class(self, sock: socket.socket, *arguments: Any, **options: Any) -> Answer:
         """What http.client reads an answer with, a proxy's to CONNECT included."""
-        return http.client.HTTPResponse(_Clocked(sock, self.deadline), *arguments, **options)  # type: ignore[arg-type]
+        return Answer(_Clocked(sock, self.deadline), *arguments, **options)  # type: ignore[arg-type]
 
     def broken(self) -> bool:
         """Whether it ended by a reset or by silence, and not because the other side closed it. Ask once."""
