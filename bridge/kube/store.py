@@ -271,6 +271,12 @@ class Store:
             self._min_resource_versions[kind, namespace] = version
         return changed
 
+    def holds(self, kind: Kind, key: Key, version: int) -> bool:
+        """Whether what is held of an object is as new as `version`: an event that shows it is no news."""
+        with self._lock:
+            held = self._entries[kind].get(key)
+            return held is not None and 0 < version <= held.version
+
     def event(
         self,
         kind: Kind,

@@ -27,6 +27,7 @@ from bridge.errors import ConflictError, PermanentError, StaleError
 from bridge.kube import objects
 from bridge.kube.client import APPLY, METADATA_ONLY, KubeClient, SilenceError
 from bridge.kube.informer import Informer, NamespaceState, can_i, list_once, list_pages, namespace_states
+from bridge.kube.store import Store
 from bridge.kube.writer import NEVER_VERSION, Writer
 from tests.contract.sides import BOTH, kube_side
 from tests.support.fakes.kube import PLAIN_TOKEN, wait_for
@@ -584,8 +585,18 @@ class Watched:
         return meta
 
 
-def test_our_own_writes_are_visible_at_once_and_are_no_news(side: Side) -> None:
-    """Create, update and delete of each kind: seen in `current` right after the write, never told by `on_change`."""
+def test_our_own_writes_are_visible_at_once_and_are_no_news(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Create, update and delete of each kind: seen in `current` right after the write, never told by `on_change`.
+
+    Nor is an echo decoded whose answer came first: an event begins with what tells that.
+    """
+    asked, holds = set(), Store.holds
+
+    def note(store: Store, kind: Kind, key: tuple[str, str], version: int) -> bool:
+        asked.add((kind, key))
+        return holds(store, kind, key, version)
+
+    monkeypatch.setattr(Store, "holds", note)
     target = Target(side.namespace, "radosgw")
     with Watched(side) as watched:
         for body in bodies().values():
@@ -607,6 +618,8 @@ def test_our_own_writes_are_visible_at_once_and_are_no_news(side: Side) -> None:
         side.raw.apply(side.path(Kind.ENDPOINT_SLICE, "marker"), sliced)
         assert wait_for(lambda: watched.told.count(marker) >= 3)  # every watch has caught up
         assert target not in watched.told
+        assert {kind for kind, (_, name) in asked if name == "radosgw"} >= {Kind.SERVICE, Kind.ENDPOINTS}
+        assert Kind.ENDPOINT_SLICE in {kind for kind, _ in asked}
         assert watched.cache.current(target).slices == ()
 
 

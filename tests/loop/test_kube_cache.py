@@ -462,6 +462,30 @@ def test_the_echo_of_our_own_write_is_no_news_even_when_it_comes_first(fake: Fak
     assert running.told == []
 
 
+@pytest.mark.parametrize("fields", ["in order", "in another order"])
+def test_the_echo_of_a_write_that_was_answered_is_not_decoded(
+    fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch, fields: str
+) -> None:
+    """It is recognized by its beginning; one with its fields in another order is decoded, and no news either."""
+    reflector, change = lone(client), create(endpoints(), "default", "radosgw")
+    meta = Writer(client).apply(change)
+    assert meta is not None
+    reflector._shared.store.confirm(change, meta)
+    event = {"type": "MODIFIED", "object": fake.get("endpoints", "default", "radosgw")}
+    if fields != "in order":
+        event = {"object": event["object"], "type": event["type"]}
+    decoded: list[Kind] = []
+    decode = objects.decode
+
+    def note(kind: Kind, raw: object) -> Any:
+        decoded.append(kind)
+        return decode(kind, raw)
+
+    monkeypatch.setattr(objects, "decode", note)
+    reflector._event(json.dumps(event, separators=(",", ":")).encode())
+    assert (len(decoded), reflector._position) == (fields != "in order", meta.resource_version)
+
+
 def test_an_edit_that_follows_our_write_at_once_is_told(fake: FakeKube, running: Running) -> None:
     """The echo is swallowed, the edit behind it is not."""
     running.write(create(endpoints(), "default", "radosgw"))

@@ -723,7 +723,9 @@ def _rendered(stored: Stored) -> Json:
         )
     if fields:
         body["metadata"]["managedFields"] = fields
-    return body
+    first = ("name", "namespace", "uid", "resourceVersion")  # the order in which the API server writes them
+    body["metadata"] = {key: body["metadata"][key] for key in (*first, *body["metadata"]) if key in body["metadata"]}
+    return {key: body[key] for key in ("kind", "apiVersion", "metadata", *body) if key in body}
 
 
 def _check_schema(kind: tuple[str, str], body: Json, namespace: str, name: str) -> None:
@@ -1191,7 +1193,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._chunk(line + b"\n")
         else:
             for event in self.kube.watch(kind, namespace, query, self._alive):
-                self._chunk(json.dumps(event).encode() + b"\n")
+                self._chunk(json.dumps(event, separators=(",", ":")).encode() + b"\n")
                 if self._truncate:
                     self._cut()
         if self.kube.closing:
