@@ -17,6 +17,7 @@ from bridge.core.model import (
     Action,
     Change,
     ClusterNodes,
+    Combine,
     Conflict,
     Current,
     CurrentSlice,
@@ -32,8 +33,19 @@ from bridge.core.model import (
     SliceBody,
     Target,
 )
+from bridge.core.plan import scope_of
 from bridge.core.reasons import Code, Reason
-from bridge.core.reconcile import Draft, PlanOptions, Resolve, Surroundings, host_names, judge, observe, reconcile
+from bridge.core.reconcile import (
+    Draft,
+    Inputs,
+    PlanOptions,
+    Resolve,
+    Surroundings,
+    host_names,
+    judge,
+    observe,
+    reconcile,
+)
 from bridge.core.state import ConsulState
 from bridge.errors import AlteredError, BridgeError, ConflictError
 from bridge.pipeline.deviation_window import DeviationWindow
@@ -182,18 +194,26 @@ class Planner:
             inputs = observe(self.world, self._store.current(target), now)
         around = self._around if ask else replace(self._around, mirrored=_not_seen)
         draft = reconcile(inputs, self._options, around)
-        self._note(target, draft, now)
+        self._note(inputs, draft, now)
         return draft
 
-    def _note(self, target: Target, draft: Draft | None, now: float) -> None:
-        """When a target is to be planned again without any event: another datacenter takes over then."""
+    def _note(self, inputs: Inputs, draft: Draft | None, now: float) -> None:
+        """When a target is to be planned again without any event: another datacenter may take over then, or, where none
+        could be chosen, the one that is preferred.
+        """
+        target, plan = inputs.target, None if draft is None else draft.plan
         with self.lock:
             self._look_again.pop(target, None)
-            if draft is None or (active := draft.plan.active_datacenter) is None:
+            if plan is None:
+                queries = tuple(s.query for s in inputs.sources or () if s.rule.combine is Combine.FAILOVER)
+                scope, seconds = scope_of(inputs.current, self._options.owner), None
+            elif plan.active_datacenter is not None:
+                queries, scope, seconds = plan.queries, plan.scope, plan.active_datacenter.look_again_seconds
+            else:
                 return
-            ends = (self.guard.doubted_until(q.datacenter, draft.plan.scope, now) for q in draft.plan.queries)
+            ends = (self.guard.doubted_until(query.datacenter, scope, now) for query in queries)
             waits = [end - now for end in ends if end]
-            waits += () if active.look_again_seconds is None else (active.look_again_seconds,)
+            waits += () if seconds is None else (seconds,)
             if waits:
                 self._look_again[target] = now + min(waits)
 
