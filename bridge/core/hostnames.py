@@ -134,13 +134,9 @@ def _numbers(ports: Iterable[Port]) -> _Numbers:
 def _had(current: Current | None) -> Mapping[tuple[Family, str], Mapping[str, set[_Numbers]]]:
     """The hostnames of endpoints in a bridge's objects, by their family and address, and with which ports."""
     found: dict[tuple[Family, str], dict[str, set[_Numbers]]] = {}
-    if current is not None:
-        groups = [piece.group for piece in current.slices if piece.meta.owner is not None]
-        if current.endpoints is not None and current.endpoints.meta.owner is not None:
-            groups += current.endpoints.groups
-        for group in groups:
-            for endpoint in group.endpoints:
-                if endpoint.hostname:
-                    at = found.setdefault((group.family, endpoint.address), {})
-                    at.setdefault(endpoint.hostname, set()).add(_numbers(group.ports))
+    for group in current.groups() if current is not None else ():
+        for endpoint in group.endpoints:
+            if endpoint.hostname:
+                at = found.setdefault((group.family, endpoint.address), {})
+                at.setdefault(endpoint.hostname, set()).add(_numbers(group.ports))
     return found

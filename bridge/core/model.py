@@ -495,6 +495,13 @@ class Current:
         found = (self.service, self.endpoints, *self.slices, self.route)
         return tuple(o for o in found if o is not None and not isinstance(o, Reason))
 
+    def groups(self, owner: str | None = None) -> list[Group]:
+        """What an owner's slices and Endpoints hold (None: any bridge's); the slices', which tell more, come first."""
+        found = [(s.meta, s.group) for s in self.slices]
+        if self.endpoints is not None:
+            found += [(self.endpoints.meta, group) for group in self.endpoints.groups]
+        return [group for meta, group in found if meta.owner is not None and owner in (None, meta.owner)]
+
 
 # --------------------------------------------------------------------------- what is to be done
 

@@ -145,7 +145,7 @@ def plan(
     else:
         _remove(draft, current)
     seen = _seen(draft, desired, current)
-    before = _ready_endpoints(_groups_of(current, owner))
+    before = _ready_endpoints(current.groups(owner))
     taken = _taken(before, desired, current, draft) if before and not dismissed else (0, 0, 0)
     removed, became_unready, deselected = taken
     if released and any(taken):
@@ -254,7 +254,7 @@ def retain(
     its ports only that are really lost, so that no address and port are there twice. Without `owner`, any bridge's
     objects at the target count.
     """
-    before = _ready_endpoints(_groups_of(current, owner))
+    before = _ready_endpoints(current.groups(owner))
     if not before:
         return replace(desired, route=routes.kept(desired.route, current.route, owner))
     members = {(g.family, g.ports): {e.address: e for e in g.endpoints} for g in desired.groups}
@@ -292,7 +292,7 @@ def as_it_stands(desired: Mirror, current: Current, service: CurrentService, own
     """
     slices = [s.group for s in current.slices if s.meta.owner == owner]
     members: dict[tuple[Family, tuple[Port, ...]], dict[str, Endpoint]] = {}
-    for group in slices or _groups_of(current, owner):
+    for group in slices or current.groups(owner):
         members.setdefault((group.family, group.ports), {}).update({e.address: e for e in group.endpoints})
     said = dict(service.meta.ownership)
     labels, annotations = (said.get(name, "").split(",") for name in (RULE_LABELS, RULE_ANNOTATIONS))
@@ -885,18 +885,6 @@ def standing(existing: CurrentService, body: ServiceBody) -> ServiceBody:
 
 
 Before = Mapping[tuple[Family, str, tuple[Port, ...]], Endpoint]
-
-
-def _groups_of(current: Current, owner: str | None) -> list[Group]:
-    """What an owner's objects hold at a target (None: any bridge's)."""
-
-    def theirs(meta: Meta) -> bool:
-        return meta.owner is not None and owner in (None, meta.owner)
-
-    groups = [s.group for s in current.slices if theirs(s.meta)]
-    if current.endpoints is not None and theirs(current.endpoints.meta):
-        groups += current.endpoints.groups
-    return groups
 
 
 def _ready_endpoints(groups: Iterable[Group]) -> dict[tuple[Family, str, tuple[Port, ...]], Endpoint]:

@@ -208,10 +208,7 @@ def _text(key: Key) -> str:
 def endpoint_counts(current: Current) -> tuple[int, int]:
     """Ready and not ready endpoints in objects of ours; one that stands in Endpoints and in a slice counts once."""
     stands: dict[tuple[str, tuple[Any, ...]], bool] = {}
-    own = [s.group for s in current.slices if s.meta.owner is not None]
-    if current.endpoints is not None and current.endpoints.meta.owner is not None:
-        own += current.endpoints.groups
-    for group in own:
+    for group in current.groups():
         for endpoint in group.endpoints:
             key = endpoint.address, group.ports
             stands[key] = endpoint.ready or stands.get(key, False)

@@ -39,6 +39,8 @@ class Told:
 
     def is_news(self, key: Hashable, reasons: Sequence[str], now: float) -> bool:
         """Whether to report `reasons`, which are all that apply at `key` now (none: the trouble is over)."""
+        if not reasons and key not in self._said:
+            return False  # mostly: asked at every write
         before = self._said.pop(key, _Said())
         about = [r for r in reasons if isinstance(r, Reason) and r.code in OF_SLICES]
         text = "; ".join(r for r in reasons if r not in about)

@@ -500,12 +500,12 @@ def _kept_warnings(decisions: Iterable[tuple[Rule, Query, InstanceDecision]]) ->
 
 def ready_now(current: Current) -> set[tuple[str, int, str]]:
     """(address, port, protocol) that a bridge's objects at a target list as ready."""
-    groups: list[Group] = []
-    if current.endpoints is not None and current.endpoints.meta.owner is not None:
-        groups += current.endpoints.groups
-    groups += [s.group for s in current.slices]
     return {
-        (e.address, p.number, p.protocol) for g in groups for e in g.endpoints if e.ready for p in g.ports or NO_PORTS
+        (e.address, p.number, p.protocol)
+        for g in current.groups()
+        for e in g.endpoints
+        if e.ready
+        for p in g.ports or NO_PORTS
     }
 
 
