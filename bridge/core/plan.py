@@ -410,10 +410,18 @@ class _Draft:
         meanwhile: Change | None = None,
     ) -> None:
         """Add a change to what should be."""
-        self.add(replace(self.change(kind, name, body, existing, same=same, reason=reason), meanwhile=meanwhile))
+        self.add(self.change(kind, name, body, existing, same=same, reason=reason, meanwhile=meanwhile))
 
     def change(
-        self, kind: Kind, name: str, body: Body, existing: Meta | None, *, same: bool, reason: Reason | None = None
+        self,
+        kind: Kind,
+        name: str,
+        body: Body,
+        existing: Meta | None,
+        *,
+        same: bool,
+        reason: Reason | None = None,
+        meanwhile: Change | None = None,
     ) -> Change:
         """The change that makes an object what it should be."""
         groups = _groups_in(body)
@@ -430,6 +438,7 @@ class _Draft:
             ready=sum(e.ready for g in groups for e in g.endpoints),
             not_ready=sum(not e.ready for g in groups for e in g.endpoints),
             reason=reason,
+            meanwhile=meanwhile,
         )
 
     def remove(

@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Access:
 
     @property
     def server(self) -> str:
-        return faults.redact(self._loaded.server)
+        return _shown(self._loaded.server)
 
     @property
     def namespace(self) -> str:
@@ -610,3 +611,9 @@ def _logged() -> Iterator[list[str]]:
         yield said
     finally:
         root.removeHandler(handler)
+
+
+@lru_cache(maxsize=8)
+def _shown(server: str) -> str:
+    """An address without credentials: every request has one."""
+    return faults.redact(server)

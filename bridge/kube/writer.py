@@ -47,6 +47,7 @@ ALTERATIONS_SHOWN = 3
 NODE_PORT_TYPES = ("NodePort", "LoadBalancer")
 """Types of Services whose ports have a number on every node as well."""
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _MANAGER = ("fieldManager", FIELD_MANAGER)
 _FORCE = ("force", "true")
 _CREATE_ALLOWS = frozenset({409})
@@ -292,7 +293,7 @@ def belongs_to(raw: object) -> str:
 def _bytes(body: dict[str, Any], **preconditions: str) -> bytes:
     if preconditions:
         body = {**body, "metadata": {**body["metadata"], **preconditions}}
-    return json.dumps(body, separators=(",", ":")).encode()
+    return _ENCODER.encode(body).encode()
 
 
 def _version_of(raw: dict[str, Any]) -> tuple[str, str]:

@@ -202,6 +202,8 @@ class Planner:
         could be chosen, the one that is preferred.
         """
         target, plan = inputs.target, None if draft is None else draft.plan
+        if plan is not None and plan.active_datacenter is None and target not in self._look_again:
+            return  # mostly: the lock is in demand
         with self.lock:
             self._look_again.pop(target, None)
             if plan is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from bridge.core.guard import Guard, GuardSettings
+from bridge.core.guard import Guard
 from bridge.core.model import Combine, Destination, Instance, Known, Listing, Query, Rule, Status, Target
 from bridge.core.reconcile import PlanOptions
 from bridge.core.state import ConsulState
 from bridge.kube.store import Store
 from bridge.pipeline.planner import Planner
+from tests.support.options import guard_settings
 
 RULE = Rule(
     services=("web",),
@@ -22,7 +23,7 @@ def test_a_target_without_a_choice_is_planned_again_when_the_preferred_datacente
     """Its Consul was just rebuilt: which datacenter carries the traffic is decided when that is over, not by luck."""
     now = [0.0]
     state = ConsulState((RULE,), ("dc1", "dc2"), grace_seconds=0.0)
-    guard = Guard(GuardSettings(restore_hold_seconds=60.0))
+    guard = Guard(guard_settings(restore_hold_seconds=60.0))
     planner = Planner(
         world=state, store=Store("default"), guard=guard, options=PlanOptions(), clock=lambda: now[0],
     )  # fmt: skip

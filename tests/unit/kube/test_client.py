@@ -732,7 +732,7 @@ def test_a_proxy_is_used(fake: FakeKube, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/version\r\nX: y", "/version HTTP/1.1", "/version\x00"])
 def test_what_would_end_the_line_is_never_sent(fake: FakeKube, tmp_path: Path, path: str) -> None:
     """Whatever a path is made of, a request stays one request."""
-    client = KubeClient(KubeConfig(kubeconfig=fake.kubeconfig(tmp_path)))
+    client = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path)))
     with pytest.raises(BridgeError):
         client.request("GET", path)
     client.close()
