@@ -140,7 +140,7 @@ class Listing:
     def changes_since(self, before: Listing | None) -> tuple[list[str], list[str]]:
         """The services that came or have other tags than `before`, and those that went.
 
-        Consul lists thousands of names in the same order each time: only what stands between an equal beginning and an
+        Consul lists thousands of names in the same order each time: only what is between an equal beginning and an
         equal end is looked up by name.
         """
         old, new = {} if before is None else before.services, self.services

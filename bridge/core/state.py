@@ -299,7 +299,7 @@ class ConsulState:
         else.
 
         A service that is asked for without interruption is not told again: its view must live as long as the
-        subscription. Only what was touched since the last time is looked at, out of thousands.
+        subscription. Only what was touched since the last time is checked, out of thousands.
         """
         wanted = {query for query in self._touched if self._is_wanted(query)}
         for query in self._touched - wanted:
