@@ -74,8 +74,12 @@ readers: $(STAMP) ## ingress controllers and external-dns that read what the bri
 	@$(BIN)/python -m tests.support.lab build contour external-dns traefik
 	@READERS=1 $(BIN)/python -m pytest -q tests/e2e/test_readers.py --durations=10 $(if $(ONLY),-k '$(ONLY)')
 
-compat: $(STAMP) ## other versions of the servers, built first: make compat KUBERNETES="1.27.16" CONSUL="1.15.10"
+compat: $(STAMP) ## other versions: make compat KUBERNETES="1.27.16" CONSUL="1.15.6", built first, or PYTHONS="python3.14" LOWEST=1
+ifdef PYTHONS
+	@$(BIN)/python -m tests.support.compat.python $(if $(LOWEST),--lowest) $(PYTHONS)
+else
 	@$(BIN)/python -m tests.support.compat $(foreach v,$(KUBERNETES),--kubernetes '$(v)') $(foreach v,$(CONSUL),--consul '$(v)')
+endif
 
 patroni: $(STAMP) ## fail-overs of a real Patroni, and seconds of wrong traffic: make patroni ROUNDS=3 SCENARIO="switchover cut-off"
 	@$(BIN)/python -m tests.support.patroni --rounds '$(or $(ROUNDS),1)' $(SCENARIO)

@@ -57,6 +57,7 @@ from bridge.kube.rbac import bind, binding_of, grant
 from bridge.oneshot.connections import connections
 from bridge.oneshot.inputs import MIRROR_SECONDS, Loaded, SyncOptions
 from bridge.oneshot.probe import FAILED, OK, WARNING, Probe
+from bridge.oneshot.versions import version_probe
 from bridge.pipeline.scope import anchored, named_with, namespaces_of, never_used
 from bridge.retry import RetryPolicy
 
@@ -265,7 +266,7 @@ class _Check:
             version = client.version()
         except BridgeError:
             return Probe("consul version", OK, "not told (the token may not read the agent; that is no harm)")
-        return Probe("consul version", OK, version)
+        return version_probe("consul", version)
 
     def _datacenters(self, client: ConsulClient, rules: Sequence[Rule]) -> Iterator[Probe]:
         try:
@@ -389,7 +390,7 @@ class _Check:
                 detail = f"{text} has no server-side apply of every object that we write"
                 yield Probe("kubernetes version", FAILED, detail, "Kubernetes 1.22 or later")
             else:
-                yield Probe("kubernetes version", OK, text)
+                yield version_probe("kubernetes", text)
             yield from self._rights(client, rules)
         finally:
             client.close()

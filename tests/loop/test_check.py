@@ -433,3 +433,27 @@ def test_tags_that_only_some_services_have_are_nothing_to_tell(both: Both) -> No
     rules = (Rule(tags=("sql",)), Rule(services=("web",), tags=("http",)))
     assert "tags and addresses" not in both.check(*rules)
     assert both.report(*rules, dry_run=True).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("kubernetes", "consul", "told"),
+    [
+        ("1.37.9", "1.22.5+ent", ("ok", "ok")),
+        ("1.29.15", "1.21.5", ("ok", "ok")),
+        ("1.26.1", "1.14.3", ("warning", "warning")),
+        ("1.99.0", "2.0.0", ("warning", "warning")),
+        ("1.21.0", "unreleased", ("failed", "ok")),
+    ],
+)
+def test_versions_older_or_newer_than_those_that_were_tried_are_named(
+    both: Both, kubernetes: str, consul: str, told: tuple[str, str]
+) -> None:
+    """Another minor version may answer otherwise; between two that were tried it is only said."""
+    both.kube.version, both.consul.version = kubernetes, consul
+    both.consul.register("web", "vm-1", "10.0.0.1", 80)
+    found = both.check(Rule(services=("web",)))
+    probes = [found[f"{server} version"] for server in ("kubernetes", "consul")]
+    assert tuple(state for state, _ in probes) == told
+    for (state, text), version in zip(probes, (kubernetes, consul), strict=True):
+        minor = ".".join(version.split(".")[:2])
+        assert ("never tried with" in text and minor in text.partition("with")[2]) == (state == "warning")

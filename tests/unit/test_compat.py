@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 
 import pytest
 import yaml
 
+from bridge.oneshot.versions import TRIED
 from tests.support.compat.__main__ import NEWER, ROOT, Pair, left_out, pairs
+from tests.support.compat.python import lowest
 from tests.support.compat.servers import CONSUL, built
 from tests.support.lab import LabError
 
@@ -59,8 +62,24 @@ def test_each_version_is_tried_beside_the_labs_own_and_the_oldest_together(
     assert pairs(kubernetes, consul) == tried
 
 
+def test_check_knows_the_versions_that_the_page_has_a_run_of() -> None:
+    """`bridge check` warns of others."""
+    page = (ROOT / "docs/compatibility.md").read_text().partition("## What was run")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+)\.(\d+)\.\S+ \| (\d+)\.(\d+)\.\d+ \|", page, re.MULTILINE)
+    numbers = [tuple(map(int, row)) for row in rows]
+    assert {
+        "kubernetes": tuple(sorted({(a, b) for a, b, _, _ in numbers})),
+        "consul": tuple(sorted({(c, d) for _, _, c, d in numbers})),
+    } == TRIED
+
+
 @pytest.mark.parametrize("version", ["1.27", "v1.27.16", "latest", "../1.27.16"])
 def test_what_is_no_version_is_refused_before_anything_is_built(version: str) -> None:
     """With how to write one."""
     with pytest.raises(LabError, match=r"write it whole, such as 1\.27\.16"):
         built(CONSUL, version)
+
+
+def test_every_library_has_a_lowest_version_that_can_be_tried() -> None:
+    """`make compat PYTHONS=python3.11 LOWEST=1` takes it from pyproject.toml."""
+    assert {"kubernetes==37", "python-consul2==0.1.5"} <= set(lowest())

@@ -252,6 +252,7 @@ class FakeConsul:
         self.streamed: dict[str, Callable[[list[Json]], list[Json]]] = {}
         """What the streaming backend makes of a service's entries: it keeps a view beside the catalog."""
         self.leader = True
+        self.version = "1.22.0"
         self.last_contact_ms = 0
         self.requests: list[Request] = []
         self.unexpected: list[str] = []
@@ -443,7 +444,7 @@ class FakeConsul:
         if request.path == "/v1/agent/self":
             if self.token and given != self.token:
                 return 403, deny, b"Permission denied: anonymous token lacks permission 'agent:read'"
-            return 200, deny, json.dumps({"Config": {"Datacenter": self._own}}).encode()
+            return 200, deny, json.dumps({"Config": {"Datacenter": self._own, "Version": self.version}}).encode()
         if not self.leader and "stale" not in params:
             return 500, deny, b"No cluster leader"
         return self._indexed(request, dc, deny, anonymous=bool(self.token) and not given)

@@ -161,6 +161,7 @@ class FakeKube:
         self.users = {ADMIN_TOKEN: "admin", PLAIN_TOKEN: "plain"}
         self.mutate: Callable[[str, Json], None] | None = None
         """What admission does to a written object (its plural, and itself) after it was applied."""
+        self.version = "1.37.2"
         self.mirroring = False
         """Whether EndpointSlices are made of Endpoints, at once, one for each subset and family."""
         self.forbidden: set[tuple[str, str, str, str]] = set()
@@ -1063,7 +1064,8 @@ class _Handler(BaseHTTPRequestHandler):
         self, group: str, resource: str, namespace: str, name: str, query: dict[str, str], path: str, user: str
     ) -> tuple[int, Json]:
         if path == "/version":
-            return 200, {"major": "1", "minor": "37", "gitVersion": "v1.37.2-fake"}
+            major, minor, *_ = self.kube.version.split(".")
+            return 200, {"major": major, "minor": minor, "gitVersion": f"v{self.kube.version}-fake"}
         if resource == "selfsubjectreviews":
             info = {"username": user, "uid": f"uid-of-{user}", "groups": self._groups}
             return 201, {"kind": "SelfSubjectReview", "metadata": {}, "status": {"userInfo": info}}
