@@ -4,7 +4,8 @@ The servers of the lab are built in the background while style, types and unit t
 earlier one failed, so that one run tells all; the last lines say which steps failed and which tests were not run, and
 why (pytest's own short summary has the reasons).
 
-The faults of tests/chaos run last and alone, because what they assert are seconds; the other steps run side by side.
+The faults of tests/chaos run last, because what they assert are seconds; only what hardly computes runs beside them.
+The other steps run side by side.
 
 Where the servers' programs are not at hand, a developer is not made to wait for their build: everything that needs none
 is run, and the last lines say what was not, and the command that builds and runs it. CI=true and --real do it all.
@@ -48,14 +49,14 @@ SIDE_BY_SIDE = 3
 """So many steps run at a time: with two cores, while most of them wait for servers."""
 
 END_SECONDS = 20.0
-"""How long steps that are told to end may need to take their servers down."""
+"""How long steps may need, once they are asked to end, to take their servers down."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One step of the suite: commands, each run when those before it succeeded. `needs_lab`: it waits for the build.
 
-    `alone`: nothing runs beside it, because what it asserts are times.
+    `alone`: nothing runs beside it, because what it asserts are times, but what is `light`: steps that mostly wait.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Step:
     needs_lab: bool = False
     report: Path | None = None
     alone: bool = False
+    light: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,11 @@ class Counts:
     skipped: frozenset[str] = frozenset()
 
 
-def pytest(
-    name: str, *arguments: str, needs_lab: bool = False, group: str = "unit", junit: Path, alone: bool = False
-) -> Step:
+def pytest(name: str, *arguments: str, group: str = "unit", junit: Path, **further: bool) -> Step:
     """A pytest step that leaves its counts in a file, so that the end can add them up."""
     report = junit / f"{name.replace(' ', '-')}.xml"
     command = (PYTHON, "-m", "pytest", "-q", f"--junitxml={report}", *arguments)
-    return Step(name, group, (command,), needs_lab, report, alone)
+    return Step(name, group, (command,), report=report, **further)
 
 
 NO_SERVERS = ("-m", "not lab")
@@ -129,7 +129,8 @@ def shares(files: Iterable[Path], count: int = SHARES) -> Sequence[Sequence[str]
 
 
 def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
-    """The suite, cheapest first; without `servers` what needs none."""
+    """The suite, cheapest first, but for what can run beside the faults; without `servers` what needs none."""
+    loop = pytest("loop", "tests/loop", junit=junit, light=True)
     behind: tuple[Step, ...] = (
         pytest(
             "contract", "tests/contract", *(f"--ignore={f}" for f in CONTAINERS), needs_lab=True, group="lab",
@@ -139,13 +140,18 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
             pytest(f"end to end, share {n}", *files, needs_lab=True, group="lab", junit=junit)
             for n, files in enumerate(shares(end_to_end()), 1)
         ),
-        pytest("observer of faults", "tests/chaos", f"--ignore={FAULTS}", needs_lab=True, group="lab", junit=junit),
         pytest("containers", *CONTAINERS, needs_lab=True, group="lab", junit=junit),
         pytest("pods", "tests/pods", needs_lab=True, group="lab", junit=junit),
+        loop,
+        pytest(
+            "observer of faults", "tests/chaos", f"--ignore={FAULTS}", needs_lab=True, group="lab", junit=junit,
+            light=True,
+        ),
         pytest("chaos", FAULTS, needs_lab=True, group="lab", junit=junit, alone=True),
     )  # fmt: skip
     if not servers:
         behind = (
+            loop,
             pytest("contract of the stand-ins", "tests/contract", *NO_SERVERS, group="lab", junit=junit),
             pytest("end to end without servers", *WITHOUT_SERVERS, *NO_SERVERS, group="lab", junit=junit),
         )
@@ -172,7 +178,6 @@ def steps(junit: Path, servers: bool = True) -> Sequence[Step]:
             report=core,
         ),
         pytest("unit", "tests/unit", "--ignore=tests/unit/core", junit=junit),
-        pytest("loop", "tests/loop", junit=junit),
         *behind,
     )
 
@@ -300,7 +305,8 @@ def _run(chosen: Sequence[Step], build: subprocess.Popen[bytes] | None, folder: 
 
 def _may_begin(step: Step, running: Mapping[int, Running], build: subprocess.Popen[bytes] | None) -> bool:
     """Whether what it needs is there, and what it must be alone with."""
-    quiet = not running if step.alone else not any(one.step.alone for one in running.values())
+    others = [one.step for one in running.values() if not one.step.light and not step.light]
+    quiet = not others if step.alone else not any(other.alone for other in others)
     return quiet and not (step.needs_lab and _is_building(build))
 
 

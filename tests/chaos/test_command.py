@@ -136,7 +136,7 @@ def test_what_is_touched_is_never_owed_and_anchors_always_are() -> None:
     ("error", "late"), [(TimeoutError("timed out"), True), (UnexpectedAnswerError(500, "No cluster leader"), False)]
 )
 def test_what_was_given_up_may_be_taken_late_and_what_was_refused_may_not(error: Exception, late: bool) -> None:
-    """A server without a leader keeps a request although nobody waits for its answer any more."""
+    """A server without a leader keeps a request although nothing waits for its answer any more."""
 
     class Silent:
         """Consul as it is during a fault."""
@@ -151,7 +151,7 @@ def test_what_was_given_up_may_be_taken_late_and_what_was_refused_may_not(error:
     fleet.start(1.0)
     try:
         wait_until(lambda: bool(fleet.trouble), 10, "the first request", 0.01)
-        wait_until(lambda: (0 < fleet.late_seconds() <= LATE_SECONDS) is late, 10, "what comes of it", 0.01)
+        wait_until(lambda: (0 < fleet.late_seconds() <= LATE_SECONDS) is late, 10, "what results", 0.01)
     finally:
         fleet.close()
 
@@ -215,7 +215,7 @@ def test_percentiles_of_nothing() -> None:
 
 
 def test_the_document_has_the_table_of_all_faults() -> None:
-    """`python -m tests.support.chaos --table` is what stands between the marks."""
+    """`python -m tests.support.chaos --table` is what the document has between its markers."""
     found = re.search(r"<!-- faults -->\n(.*?)\n<!-- /faults -->", DOCUMENT.read_text(), re.DOTALL)
     assert found is not None
     assert found.group(1).strip() == table()

@@ -47,15 +47,19 @@ def test_steps_run_side_by_side_and_print_when_they_have_ended(
     assert "== third\nwrong\n== third FAILED (exit status 3) after " in said
 
 
-def test_a_step_that_measures_times_runs_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """It begins when those before it have ended, and those behind it begin when it has."""
-    log = tmp_path / "log"
+def test_beside_a_step_that_measures_times_runs_only_what_mostly_waits(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It begins when all others before it have ended, and those behind it begin when it has."""
+    (log := tmp_path / "log").touch()
     code = f"import sys, time; log = open({str(log)!r}, 'a', buffering=1); NAME; time.sleep(0.3); print(name, file=log)"
+    wait = f"import time; until = time.monotonic() + 30\nwhile 'alone' not in open({str(log)!r}).read(): "
 
     def noting(name: str) -> Step:
         return script(name, code.replace("NAME", f"name = {name!r}; print(name, file=log)"))
 
-    steps = [noting("before"), replace(noting("alone"), alone=True), noting("behind")]
+    light = replace(script("light", f"{wait}assert time.monotonic() < until"), light=True)
+    steps = [noting("before"), light, replace(noting("alone"), alone=True), noting("behind")]
     assert _run(steps, None, tmp_path) == []
     capfd.readouterr()
     assert log.read_text().split() == ["before", "before", "alone", "alone", "behind", "behind"]

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--services must be at least 3, --instances as well, and --rate more than 0")
     servers = {known[name].servers for name in asked.fault} or {1}
     if len(servers) > 1:
-        parser.error("faults that need three Consul servers cannot be mixed with the others in one run")
+        parser.error("faults that need three Consul servers cannot be mixed with other faults in one run")
     names = asked.fault or [name for name, fault in known.items() if fault.servers == 1]
     say(f"seed {seed}: the same faults and changes again with SEED={seed}")
     try:

@@ -29,7 +29,7 @@ RETRY_SECONDS = 0.2
 
 LATE_SECONDS = 8.0
 """So long after it was given up, a request may still be taken: a server without a leader keeps it for
-`rpc_hold_timeout` (7 s and a sixteenth) and carries it out when there is one, over whatever was said since then."""
+`rpc_hold_timeout` (7 s and a sixteenth) and carries it out when there is one, over whatever was written since then."""
 
 PASSING = "c-new-"
 """Names of the services that come and go as a whole."""
@@ -172,7 +172,7 @@ class Fleet:
         return f"10.{64 + n // 60000 % 64}.{n // 240 % 250}.{n % 240 + 1}"
 
     def _put(self, instance: Instance, owed: bool = False) -> None:
-        """The VM is like this from now on; Consul hears of it when it can."""
+        """The VM is like this from now on; Consul learns of it when it can."""
         with self._changed:
             if not owed:
                 self._owed.discard(instance.key)
@@ -194,7 +194,7 @@ class Fleet:
         return {name: State(*map(frozenset, sets)) for name, sets in found.items()}
 
     def mirrored(self) -> dict[str, State]:
-        """The same without services whose names in Kubernetes are taken by somebody else."""
+        """The same without services whose names in Kubernetes are taken by another client."""
         return {name: state for name, state in self.expected().items() if name not in self._conflicting}
 
     def size(self, within_seconds: float = 0.0) -> int:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from tests.support.chaos.faults import CONSUL_DOWN, EITHER, ENDED, READY, Fault, Metric, log
+from tests.support.chaos.faults import CONSUL_DOWN, EITHER, ENDED, READY, Fault, Metric, log, simple
 from tests.support.chaos.harness import Bridge, Harness, processors, wait_for
 from tests.support.lab.servers import spawn
 
@@ -140,42 +140,8 @@ class FullDisk(Bridge):
             self.wait_ready()
 
 
-class ClockJump(Fault):
-    """NTP that corrects by hours, a VM that was asleep."""
-
-    name = "machine-clock"
-    what = "the machine's clock jumps forward and back by an hour, several times a second"
-    shows = (Metric("consul_bridge_ready", "1"),)
-    readiness = READY
-    new_process = True
-    hold_seconds = 3.0
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.replace_bridge(("--clock-jump", "3600"))
-
-    def heal(self, harness: Harness) -> None:
-        harness.replace_bridge()
-
-
-class SlowResolver(Fault):
-    """A DNS server that answers late."""
-
-    name = "machine-resolver"
-    what = "every look-up of a name or address takes a second; all connections are new"
-    shows = (Metric("consul_bridge_ready", "1"),)
-    readiness = READY
-    new_process = True
-    hold_seconds = 3.0
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.replace_bridge(("--resolver-delay", "1"))
-
-    def heal(self, harness: Harness) -> None:
-        harness.replace_bridge()
-
-
 class BusyMachine(Fault):
-    """Somebody else's job on the same machine."""
+    """Another job on the same machine."""
 
     name = "machine-cpu"
     what = "others keep every processor busy, three processes each"
@@ -194,6 +160,23 @@ class BusyMachine(Fault):
             process.wait()
 
 
+def _launched(name: str, what: str, *launcher: str) -> type[Fault]:
+    """A bridge that runs in a launcher meanwhile, and is well all the time."""
+    return simple(
+        name, what, (Metric("consul_bridge_ready", "1"),), lambda harness: harness.replace_bridge(launcher),
+        Harness.replace_bridge, READY, new_process=True, hold_seconds=3.0,
+    )  # fmt: skip
+
+
 FAULTS: Sequence[type[Fault]] = (
-    BridgeKill, BridgeTerm, BridgeFiles, BridgeBug, BridgeDisk, ClockJump, SlowResolver, BusyMachine,
+    BridgeKill, BridgeTerm, BridgeFiles, BridgeBug, BridgeDisk,
+    _launched(
+        "machine-clock", "the machine's clock jumps forward and back by an hour, several times a second",
+        "--clock-jump", "3600",
+    ),
+    _launched(
+        "machine-resolver", "every look-up of a name or address takes a second; all connections are new",
+        "--resolver-delay", "1",
+    ),
+    BusyMachine,
 )  # fmt: skip

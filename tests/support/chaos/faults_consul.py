@@ -13,32 +13,29 @@ from tests.support.chaos.faults import (
     EITHER,
     NOT_READY,
     READY,
+    TO_CONSUL,
+    Answering,
+    FailedOver,
     Fault,
     Metric,
+    Paused,
     Reason,
+    RuleOf,
     Sign,
+    answering,
     log,
+    simple,
+    toxic,
+    trickle,
 )
 from tests.support.chaos.harness import POLICY, TOKEN, Harness, wait_for
 from tests.support.chaos.stub import Answer, Rule, Stub
 from tests.support.lab import wait_until
-from tests.support.lab.failover import Failover
 from tests.support.raw import UnexpectedAnswerError
 
-
-class ConsulKill(Fault):
-    """A crash."""
-
-    name = "consul-kill"
-    what = "kill -9 of Consul, then a restart with its data"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("broke"))
-    readiness = NOT_READY
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.consul.kill()
-
-    def heal(self, harness: Harness) -> None:
-        harness.consul.start()
+DOWN = (CONSUL_DOWN, CONSUL_UP_0)
+IN_TIME = (*DOWN, Reason("in time"))
+NOT_ALLOWED = "what our token may not do is asked again after 5 to 60 s"
 
 
 class ConsulEmpty(Fault):
@@ -61,7 +58,7 @@ class ConsulEmpty(Fault):
 
 
 class ConsulRestored(ConsulEmpty):
-    """Somebody restored a snapshot: Consul is what it was, and lacks what came since."""
+    """A user restored a snapshot: Consul is what it was, and lacks what came since."""
 
     name = "consul-restored"
     what = "a snapshot from before the newest services is restored; later the agents register again"
@@ -80,37 +77,27 @@ class ConsulRestored(ConsulEmpty):
             raise UnexpectedAnswerError(status, said.decode(errors="replace"))
 
 
-class ConsulPause(Fault):
-    """A stalled disk, a frozen VM."""
+class ConsulPause(Paused):
+    """A stalled Consul."""
 
     name = "consul-pause"
     what = (
         "SIGSTOP of Consul for 1 to 15 s (to 60 s in `make chaos`), and longer than a request may take: connections "
         "are accepted, not answered"
     )
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
-    readiness = NOT_READY
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        self.hold_seconds = rng.uniform(1.0, harness.longest_pause)
-        harness.consul.pause()
-
-    def heal(self, harness: Harness) -> None:
-        harness.consul.resume()
-
-
-# --------------------------------------------------------------------------- rights
+    shows = IN_TIME
+    server = "consul"
 
 
 class TokenRevoked(Fault):
-    """Somebody deleted the bridge's token."""
+    """A user deleted the bridge's token."""
 
     name = "consul-token-revoked"
     what = "the bridge's ACL token is deleted; later a new one is in its file"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("does not know our token"))
+    shows = (*DOWN, Reason("does not know our token"))
     readiness = NOT_READY
     settle_seconds = 65.0
-    why_slow = "what our token may not do is asked again after 5 to 60 s"
+    why_slow = NOT_ALLOWED
 
     def inject(self, harness: Harness, rng: random.Random) -> None:
         mine = harness.token_file.read_text()
@@ -125,91 +112,8 @@ class TokenRevoked(Fault):
         harness.give_consul_token(self._next)
 
 
-class TokenNarrowed(Fault):
-    """A policy that shows only a part: what it hides looks deregistered."""
-
-    name = "consul-token-narrowed"
-    what = "the token's policy shows only services that begin with `slice-`; the rest vanishes from every answer"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("ACL"))
-    readiness = NOT_READY
-    settle_seconds = 65.0
-    why_slow = "what our token may not do is asked again after 5 to 60 s"
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.set_policy(POLICY.replace('service_prefix ""', 'service_prefix "slice-"'))
-
-    def heal(self, harness: Harness) -> None:
-        harness.set_policy(POLICY)
-
-
-# --------------------------------------------------------------------------- bytes
-
-
-class _ConsulToxic(Fault):
-    """A toxic on the way to Consul."""
-
-    kind: ClassVar[str]
-    attributes: ClassVar[dict[str, int]] = {}
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.to_consul.add(self.kind, **self.attributes)
-
-    def heal(self, harness: Harness) -> None:
-        harness.to_consul.heal()
-
-
-class ConsulResets(_ConsulToxic):
-    """A firewall that forgets, a proxy that restarts."""
-
-    name = "consul-resets"
-    what = "every connection to Consul is reset after 50 ms"
-    shows = (CONSUL_DOWN, CONSUL_UP_0)
-    readiness = NOT_READY
-    kind = "reset_peer"
-    attributes: ClassVar[dict[str, int]] = {"timeout": 50}
-
-
-class ConsulHalfOpen(_ConsulToxic):
-    """A network that went away silently: no bytes, no FIN."""
-
-    name = "consul-half-open"
-    what = "connections to Consul stay open, and no byte comes through"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
-    readiness = NOT_READY
-    kind = "timeout"
-    attributes: ClassVar[dict[str, int]] = {"timeout": 0}
-
-
-class ConsulSlow(_ConsulToxic):
-    """A line that is full."""
-
-    name = "consul-slow"
-    what = "1 kB/s between the bridge and Consul, for each connection: what is longer than that does not come in time"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
-    readiness = NOT_READY
-    hold_seconds = 6.0
-    kind = "bandwidth"
-    attributes: ClassVar[dict[str, int]] = {"rate": 1}
-
-
-class ConsulTrickle(Fault):
-    """A middlebox that is overwhelmed: bytes come, one by one, and each comes in time."""
-
-    name = "consul-trickle"
-    what = "answers of Consul, headers first, come one byte every 0.2 s"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("in time"))
-    readiness = NOT_READY
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        attributes = {"average_size": 1, "size_variation": 0, "delay": 200_000}
-        harness.to_consul.add_to(("downstream",), "slicer", attributes)
-
-    def heal(self, harness: Harness) -> None:
-        harness.to_consul.heal()
-
-
-class ConsulFailover(Fault):
-    """A virtual address that moves, a balancer that forgets."""
+class ConsulFailover(FailedOver):
+    """A balancer that forgets."""
 
     name = "consul-failover"
     what = (
@@ -217,132 +121,45 @@ class ConsulFailover(Fault):
         "them, new connections work; the bridge is well again within 20 s, before the fault is healed"
     )
     shows = (log("consul cannot be asked", "in time"),)
-    readiness = EITHER
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        self._relay = Failover(harness.to_consul.upstream)
-        harness.to_consul.lead_to(self._relay.address)
-        wait_for(harness.bridge.ready, 20)
-        wait_for(lambda: False, 6.0)  # all its connections are open, and idle ones were used
-        self._relay.fail_over()
-        self._at = time.monotonic()
-
-    def during(self, harness: Harness) -> Iterator[str]:
-        if not wait_for(harness.bridge.ready, self._at + 20.0 - time.monotonic()):
-            yield f"20 s after the failover /readyz says {harness.bridge.readiness()}"
-
-    def heal(self, harness: Harness) -> None:
-        harness.to_consul.heal()
-        self._relay.close()
+    proxy = TO_CONSUL
 
 
-# --------------------------------------------------------------------------- HTTP
+class Stubbed(Answering):
+    """A stub in front of Consul."""
+
+    proxy = TO_CONSUL
+
+    def stub(self, harness: Harness, rule: Rule) -> Stub:
+        return Stub(harness.consul.address, rule)
 
 
-class _ConsulStub(Fault):
-    """A stub in front of Consul that answers by a rule of the fault's own."""
-
-    def rule(self, rng: random.Random) -> Rule:
-        """What the stub does."""
-        raise NotImplementedError
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        self._stub = Stub(harness.consul.address, self.rule(rng))
-        harness.to_consul.lead_to(self._stub.address)
-
-    def heal(self, harness: Harness) -> None:
-        harness.to_consul.heal()
-        self._stub.close()
+def always(status: int, body: bytes, **headers: str) -> RuleOf:
+    """One answer to everything."""
+    return lambda _rng: lambda _method, _path: Answer(status, body, headers)
 
 
-class _ConsulStatus(_ConsulStub):
-    """A burst of one status."""
-
-    status: ClassVar[int]
-    body: ClassVar[bytes]
-    headers: ClassVar[dict[str, str]] = {}
-
-    def rule(self, rng: random.Random) -> Rule:
-        return lambda _method, _path: Answer(self.status, self.body, self.headers)
-
-
-class Consul429(_ConsulStatus):
-    """Its limit of requests or connections."""
-
-    name = "consul-429"
-    what = "Consul answers 429 to everything, with Retry-After: 1"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("asks us to be slower (429)"))
-    readiness = NOT_READY
-    status = 429
-    body = b"Your IP is issuing too many concurrent connections, please rate limit your calls\n"
-    headers: ClassVar[dict[str, str]] = {"Retry-After": "1"}
-
-
-class Consul500(_ConsulStatus):
-    """An agent without servers."""
-
-    name = "consul-500"
-    what = "Consul answers 500 (`No known Consul servers`) to everything"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("answers 500"))
-    readiness = NOT_READY
-    status = 500
-    body = b"No known Consul servers"
-
-
-class Consul503(_ConsulStatus):
-    """A load balancer without backends."""
-
-    name = "consul-503"
-    what = "a proxy answers 503 for Consul, with a page in HTML"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("answers 503"))
-    readiness = NOT_READY
-    status = 503
-    body = b"<html><body><h1>503 Service Unavailable</h1></body></html>"
-
-
-class ConsulTorn(_ConsulStub):
+def torn(_rng: random.Random) -> Rule:
     """A proxy that gives up in the middle."""
 
-    name = "consul-torn-json"
-    what = "every answer is cut in the middle, half of them with a Content-Length that promises more"
-    shows = (CONSUL_DOWN, CONSUL_UP_0)
-    readiness = NOT_READY
+    def cut(answer: Answer) -> Answer:
+        half = answer.body[: len(answer.body) // 2]
+        promised = len(answer.body) if len(answer.body) % 2 else None
+        return Answer(answer.status, half, answer.headers, promised)
 
-    def rule(self, rng: random.Random) -> Rule:
-        def cut(answer: Answer) -> Answer:
-            half = answer.body[: len(answer.body) // 2]
-            promised = len(answer.body) if len(answer.body) % 2 else None
-            return Answer(answer.status, half, answer.headers, promised)
-
-        return lambda _method, _path: cut
+    return lambda _method, _path: cut
 
 
-class _ConsulIndex(_ConsulStub):
-    """Something between us and Consul that spoils the index header."""
+def index(value: str | None) -> RuleOf:
+    """Something between us and Consul that spoils the index header; None: takes it out."""
 
-    index: ClassVar[str | None]
+    def spoil(answer: Answer) -> Answer:
+        headers = {k: v for k, v in answer.headers.items() if k.lower() != "x-consul-index"}
+        return Answer(answer.status, answer.body, headers if value is None else {**headers, "X-Consul-Index": value})
 
-    def rule(self, rng: random.Random) -> Rule:
-        def spoil(answer: Answer) -> Answer:
-            headers = {k: v for k, v in answer.headers.items() if k.lower() != "x-consul-index"}
-            if self.index is not None:
-                headers["X-Consul-Index"] = self.index
-            return Answer(answer.status, answer.body, headers)
-
-        return lambda _method, _path: spoil
+    return lambda _rng: lambda _method, _path: spoil
 
 
-class ConsulNoIndex(_ConsulIndex):
-    """A proxy that drops headers it does not know."""
-
-    name = "consul-no-index"
-    what = "answers without X-Consul-Index"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("without a usable index"))
-    readiness = NOT_READY
-    index = None
-
-
-class ConsulZeroIndex(_ConsulIndex):
+class ConsulZeroIndex(Stubbed):
     """A bug that Consul had; an index of 0 would make every blocking query return at once."""
 
     name = "consul-zero-index"
@@ -350,7 +167,9 @@ class ConsulZeroIndex(_ConsulIndex):
     shows = ()
     readiness = EITHER
     hold_seconds = 4.0
-    index = "0"
+
+    def rule_of(self, rng: random.Random) -> Rule:
+        return index("0")(rng)
 
     def during(self, harness: Harness) -> Iterator[str]:
         asked = self._stub.lies
@@ -361,36 +180,17 @@ class ConsulZeroIndex(_ConsulIndex):
             yield f"{rate:.0f} requests a second"
 
 
-class ConsulBadIndex(_ConsulIndex):
-    """Anything else that answers at this address."""
+def huge(_rng: random.Random) -> Rule:
+    """A user who registers without end, or a server that is none."""
 
-    name = "consul-bad-index"
-    what = "answers with X-Consul-Index: soon"
-    shows = (CONSUL_DOWN, CONSUL_UP_0, Reason("without a usable index"))
-    readiness = NOT_READY
-    index = "soon"
+    def blow_up(answer: Answer) -> Answer:
+        return Answer(answer.status, answer.body + b" " * (300 << 20), answer.headers)
 
-
-class ConsulHuge(_ConsulStub):
-    """Somebody who registers without end, or a server that is none."""
-
-    name = "consul-huge-answer"
-    what = "answers about one service (`c-0`) are 300 MB of JSON, longer than the bridge takes"
-    shows = (log("cannot be read", "c-0", "larger than"), Metric("consul_bridge_service_read_errors", ">0"))
-    readiness = EITHER
-
-    def rule(self, rng: random.Random) -> Rule:
-        def blow_up(answer: Answer) -> Answer:
-            return Answer(answer.status, answer.body + b" " * (300 << 20), answer.headers)
-
-        return lambda _method, path: blow_up if path.startswith("/v1/health/service/c-0") else None
-
-
-# --------------------------------------------------------------------------- several servers
+    return lambda _method, path: blow_up if path.startswith("/v1/health/service/c-0") else None
 
 
 class LeaderLoss(Fault):
-    """The leader dies; the others elect a new one."""
+    """The leader dies; the rest elect a new one."""
 
     name = "consul-leader-loss"
     what = "kill -9 of the leader of three Consul servers; where the bridge asks another one, it need not notice"
@@ -416,7 +216,7 @@ class QuorumLoss(LeaderLoss):
 
     name = "consul-quorum-loss"
     what = "kill -9 of two of three Consul servers; the bridge's own one lives and has no leader"
-    shows = (CONSUL_DOWN, CONSUL_UP_0)
+    shows = DOWN
     readiness = NOT_READY
     servers = 3
 
@@ -441,8 +241,72 @@ def leader_of(harness: Harness) -> int:
 
 
 FAULTS: Sequence[type[Fault]] = (
-    ConsulKill, ConsulEmpty, ConsulRestored, ConsulPause, TokenRevoked, TokenNarrowed, ConsulResets, ConsulHalfOpen,
-    ConsulSlow, ConsulTrickle, ConsulFailover, Consul429, Consul500, Consul503, ConsulTorn, ConsulNoIndex,
-    ConsulZeroIndex, ConsulBadIndex, ConsulHuge,
-    LeaderLoss, QuorumLoss,
+    simple(
+        "consul-kill", "kill -9 of Consul, then a restart with its data", (*DOWN, Reason("broke")),
+        lambda harness: harness.consul.kill(), lambda harness: harness.consul.start(),
+    ),
+    ConsulEmpty,
+    ConsulRestored,
+    ConsulPause,
+    TokenRevoked,
+    simple(  # what a policy hides looks deregistered
+        "consul-token-narrowed",
+        "the token's policy shows only services that begin with `slice-`; the rest vanishes from every answer",
+        (*DOWN, Reason("ACL")),
+        lambda harness: harness.set_policy(POLICY.replace('service_prefix ""', 'service_prefix "slice-"')),
+        lambda harness: harness.set_policy(POLICY),
+        settle_seconds=65.0,
+        why_slow=NOT_ALLOWED,
+    ),
+    toxic(  # a firewall that forgets, a proxy that restarts
+        "consul-resets", "every connection to Consul is reset after 50 ms", DOWN, TO_CONSUL, "reset_peer", timeout=50
+    ),
+    # a network that went away silently: no bytes, no FIN
+    toxic(
+        "consul-half-open", "connections to Consul stay open, and no byte comes through", IN_TIME, TO_CONSUL, "timeout",
+        timeout=0,
+    ),
+    toxic(
+        "consul-slow",
+        "1 kB/s between the bridge and Consul, for each connection: what is longer than that does not come in time",
+        IN_TIME, TO_CONSUL, "bandwidth", hold_seconds=6.0, rate=1,
+    ),
+    trickle("consul-trickle", "Consul", TO_CONSUL, IN_TIME),
+    ConsulFailover,
+    answering(
+        Stubbed, "consul-429", "Consul answers 429 to everything, with Retry-After: 1",
+        (*DOWN, Reason("asks us to be slower (429)")),
+        always(
+            429, b"Your IP is issuing too many concurrent connections, please rate limit your calls\n",
+            **{"Retry-After": "1"},
+        ),
+    ),
+    answering(  # an agent without servers
+        Stubbed, "consul-500", "Consul answers 500 (`No known Consul servers`) to everything",
+        (*DOWN, Reason("answers 500")), always(500, b"No known Consul servers"),
+    ),
+    answering(  # a load balancer without backends
+        Stubbed, "consul-503", "a proxy answers 503 for Consul, with a page in HTML", (*DOWN, Reason("answers 503")),
+        always(503, b"<html><body><h1>503 Service Unavailable</h1></body></html>"),
+    ),
+    answering(
+        Stubbed, "consul-torn-json",
+        "every answer is cut in the middle, half of them with a Content-Length that promises more", DOWN, torn,
+    ),
+    answering(
+        Stubbed, "consul-no-index", "answers without X-Consul-Index", (*DOWN, Reason("without a usable index")),
+        index(None),
+    ),
+    ConsulZeroIndex,
+    answering(
+        Stubbed, "consul-bad-index", "answers with X-Consul-Index: soon", (*DOWN, Reason("without a usable index")),
+        index("soon"),
+    ),
+    answering(
+        Stubbed, "consul-huge-answer",
+        "answers about one service (`c-0`) are 300 MB of JSON, longer than the bridge takes",
+        (log("cannot be read", "c-0", "larger than"), Metric("consul_bridge_service_read_errors", ">0")), huge, EITHER,
+    ),
+    LeaderLoss,
+    QuorumLoss,
 )  # fmt: skip

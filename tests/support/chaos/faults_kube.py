@@ -7,52 +7,40 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import trustme
 
-from tests.support.chaos.faults import EITHER, KUBE_DOWN, KUBE_UP_0, NOT_READY, READY, Fault, Metric, Reason, log
+from tests.support.chaos.faults import (
+    EITHER,
+    KUBE_DOWN,
+    KUBE_UP_0,
+    NOT_READY,
+    READY,
+    TO_KUBE,
+    Answering,
+    FailedOver,
+    Fault,
+    Metric,
+    Paused,
+    Reason,
+    answering,
+    log,
+    nothing,
+    simple,
+    toxic,
+    trickle,
+)
 from tests.support.chaos.harness import DOOMED, NAMESPACE, Harness, create_namespace, wait_for
 from tests.support.chaos.stub import Answer, Rule, Stub
 from tests.support.lab import wait_until
-from tests.support.lab.failover import Failover
 from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawClient, RawKube, UnexpectedAnswerError
 
+DOWN = (KUBE_DOWN, KUBE_UP_0)
+IN_TIME = (*DOWN, Reason("in time"))
 WRITE_FAILED = log("write failed")
 
 
-class KubeKill(Fault):
-    """A crash."""
-
-    name = "kube-kill"
-    what = "kill -9 of kube-apiserver, then a restart"
-    shows = (KUBE_DOWN, KUBE_UP_0, Reason("broke"))
-    readiness = NOT_READY
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.lab.apiserver.kill()
-
-    def heal(self, harness: Harness) -> None:
-        harness.lab.apiserver.start()
-
-
-class EtcdKill(Fault):
-    """Kubernetes' memory crashes: the API server lives and answers 5xx, or nothing."""
-
-    name = "etcd-kill"
-    what = "kill -9 of etcd, then a restart with its data"
-    shows = (KUBE_DOWN, KUBE_UP_0)
-    readiness = NOT_READY
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.lab.etcd.kill()
-
-    def heal(self, harness: Harness) -> None:
-        harness.lab.etcd.start()
-        harness.lab.apiserver.wait_ready()
-
-
-class KubePause(Fault):
+class KubePause(Paused):
     """A stalled API server."""
 
     name = "kube-pause"
@@ -60,111 +48,31 @@ class KubePause(Fault):
         "SIGSTOP of kube-apiserver for 1 to 15 s (to 60 s in `make chaos`), and longer than a request may take: "
         "connections are accepted, not answered"
     )
-    shows = (KUBE_DOWN, KUBE_UP_0, Reason("in time"))
-    readiness = NOT_READY
+    shows = IN_TIME
 
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        self.hold_seconds = rng.uniform(1.0, harness.longest_pause)
-        harness.lab.apiserver.pause()
-
-    def heal(self, harness: Harness) -> None:
-        harness.lab.apiserver.resume()
+    server = "lab.apiserver"
 
 
-class EtcdPause(Fault):
-    """A stalled disk below etcd."""
-
-    name = "etcd-pause"
-    what = "SIGSTOP of etcd: writes and lists hang"
-    shows = (KUBE_DOWN, KUBE_UP_0)
-    readiness = NOT_READY
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.lab.etcd.pause()
-
-    def heal(self, harness: Harness) -> None:
-        harness.lab.etcd.resume()
-        harness.lab.apiserver.wait_ready()
+def etcd_again(harness: Harness) -> None:
+    """etcd is started or goes on, and the API server is well again."""
+    etcd = harness.lab.etcd
+    if etcd.running:
+        etcd.resume()
+    else:
+        etcd.start()
+    harness.lab.apiserver.wait_ready()
 
 
-class EtcdFull(Fault):
-    """etcd is out of space: it raises an alarm and takes no writes until somebody has made room."""
-
-    name = "etcd-no-space"
-    what = "etcd's alarm NOSPACE: reads work, every write is refused"
-    shows = (KUBE_DOWN, KUBE_UP_0, Reason("space"), Metric("consul_bridge_errors_total", "grows"))
-    readiness = NOT_READY
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        self._alarm(harness, "ACTIVATE")
-
-    def heal(self, harness: Harness) -> None:
-        self._alarm(harness, "DEACTIVATE")
-
-    @staticmethod
-    def _alarm(harness: Harness, action: str) -> None:
-        with RawClient(harness.lab.etcd.url, timeout_seconds=10) as etcd:
-            members = etcd.json("POST", "/v3/cluster/member/list", {})["members"]
-            body = {"action": action, "memberID": members[0]["ID"], "alarm": "NOSPACE"}
-            etcd.json("POST", "/v3/maintenance/alarm", body)
+def alarm(harness: Harness, action: str) -> None:
+    """ACTIVATE or DEACTIVATE etcd's alarm of no space."""
+    with RawClient(harness.lab.etcd.url, timeout_seconds=10) as etcd:
+        members = etcd.json("POST", "/v3/cluster/member/list", {})["members"]
+        body = {"action": action, "memberID": members[0]["ID"], "alarm": "NOSPACE"}
+        etcd.json("POST", "/v3/maintenance/alarm", body)
 
 
-# --------------------------------------------------------------------------- bytes
-
-
-class _KubeToxic(Fault):
-    """A toxic on the way to the API server."""
-
-    kind: ClassVar[str]
-    attributes: ClassVar[dict[str, int]] = {}
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.to_kube.add(self.kind, **self.attributes)
-
-    def heal(self, harness: Harness) -> None:
-        harness.to_kube.heal()
-
-
-class KubeResets(_KubeToxic):
-    """A load balancer that restarts."""
-
-    name = "kube-resets"
-    what = "every connection to the API server is reset after 50 ms"
-    shows = (KUBE_DOWN, KUBE_UP_0)
-    readiness = NOT_READY
-    kind = "reset_peer"
-    attributes: ClassVar[dict[str, int]] = {"timeout": 50}
-
-
-class KubeHalfOpen(_KubeToxic):
-    """A network that went away silently."""
-
-    name = "kube-half-open"
-    what = "connections to the API server stay open, and no byte comes through"
-    shows = (KUBE_DOWN, KUBE_UP_0, Reason("in time"))
-    readiness = NOT_READY
-    kind = "timeout"
-    attributes: ClassVar[dict[str, int]] = {"timeout": 0}
-
-
-class KubeTrickle(Fault):
-    """A middlebox that is overwhelmed: bytes come, one by one, and each comes in time."""
-
-    name = "kube-trickle"
-    what = "answers of the API server, headers first, come one byte every 0.2 s"
-    shows = (KUBE_DOWN, KUBE_UP_0, Reason("in time"))
-    readiness = NOT_READY
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        attributes = {"average_size": 1, "size_variation": 0, "delay": 200_000}
-        harness.to_kube.add_to(("downstream",), "slicer", attributes)
-
-    def heal(self, harness: Harness) -> None:
-        harness.to_kube.heal()
-
-
-class KubeFailover(Fault):
-    """A virtual address that moves to another API server, a balancer that forgets."""
+class KubeFailover(FailedOver):
+    """A balancer that forgets; the bridge writes again soon."""
 
     name = "kube-failover"
     what = (
@@ -172,53 +80,29 @@ class KubeFailover(Fault):
         "closes them, new connections work; the bridge writes again within 12 s, before the fault is healed"
     )
     shows = (log("write failed", "in time"), Metric("consul_bridge_errors_total", "grows"))
-    readiness = EITHER
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        self._relay = Failover(harness.to_kube.upstream)
-        harness.to_kube.lead_to(self._relay.address)
-        wait_for(harness.bridge.ready, 20)
-        wait_for(lambda: False, 6.0)  # writers and watches have their connections
-        self._relay.fail_over()
-        self._at = time.time()
+    proxy = TO_KUBE
 
     def during(self, harness: Harness) -> Iterator[str]:
-        if not wait_for(lambda: bool(harness.observer.writes_since(self._at + 1.0)), self._at + 12.0 - time.time()):
+        if not wait_for(lambda: bool(harness.observer.writes_since(self.at + 1.0)), self.at + 12.0 - time.time()):
             yield "nothing was written for 12 s after the failover"
-        if not wait_for(harness.bridge.ready, self._at + 20.0 - time.time()):
-            yield f"20 s after the failover /readyz says {harness.bridge.readiness()}"
-
-    def heal(self, harness: Harness) -> None:
-        harness.to_kube.heal()
-        self._relay.close()
+        yield from super().during(harness)
 
 
 # --------------------------------------------------------------------------- HTTP
 
 
-class _KubeStub(Fault):
-    """A stub with a certificate of the cluster's own authority that answers by a rule of the fault's own."""
+class Stubbed(Answering):
+    """A stub in front of the API server, with a certificate of the cluster's own authority."""
 
-    def rule(self, rng: random.Random) -> Rule:
-        """What the stub does."""
-        raise NotImplementedError
+    proxy = TO_KUBE
 
     def certificate(self, harness: Harness) -> tuple[Path, Path]:
         """Certificate and key of the stub."""
         return harness.lab.files["server.pem"], harness.lab.files["server.key"]
 
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        self._stub = Stub(
-            harness.lab.apiserver.url,
-            self.rule(rng),
-            ca_file=harness.lab.ca_file,
-            certificate=self.certificate(harness),
-        )
-        harness.to_kube.lead_to(self._stub.address)
-
-    def heal(self, harness: Harness) -> None:
-        harness.to_kube.heal()
-        self._stub.close()
+    def stub(self, harness: Harness, rule: Rule) -> Stub:
+        certificate = self.certificate(harness)
+        return Stub(harness.lab.apiserver.url, rule, ca_file=harness.lab.ca_file, certificate=certificate)
 
 
 def status(code: int, reason: str, message: str, **headers: str) -> Answer:
@@ -234,83 +118,50 @@ def is_write(method: str) -> bool:
     return method in ("PATCH", "PUT", "POST", "DELETE")
 
 
-class Kube409(_KubeStub):
-    """Somebody else always gets there first."""
+def conflicts(rng: random.Random) -> Rule:
+    """Another client always gets there first."""
+    mine = random.Random(rng.random())  # how often it is asked is not the same when a seed is played again
 
-    name = "kube-409"
-    what = "two of three writes are answered 409: the object changed meanwhile"
-    shows = (WRITE_FAILED, Metric('consul_bridge_errors_total{kind="stale"}', "grows"))
-    readiness = READY
+    def decide(method: str, path: str) -> Answer | None:
+        if is_write(method) and mine.random() < 0.67:
+            return status(409, "Conflict", "the object has been modified; please apply your changes again")
+        return None
 
-    def rule(self, rng: random.Random) -> Rule:
-        mine = random.Random(rng.random())  # how often it is asked is not the same when a seed is played again
-
-        def decide(method: str, path: str) -> Answer | None:
-            if is_write(method) and mine.random() < 0.67:
-                return status(409, "Conflict", "the object has been modified; please apply your changes again")
-            return None
-
-        return decide
+    return decide
 
 
-class Kube410(_KubeStub):
+def too_old(_rng: random.Random) -> Rule:
     """A watch cache that was compacted away."""
-
-    name = "kube-410"
-    what = "every watch ends at once with 410: its position is too old"
-    shows = (KUBE_DOWN, Reason("too old"))
-    readiness = EITHER
-
-    def rule(self, rng: random.Random) -> Rule:
-        gone = json.loads(status(410, "Expired", "too old resource version: 1 (2)").body)
-        event = json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n"
-        return lambda _method, path: (
-            Answer(200, event, {"Content-Type": "application/json"}) if "watch=1" in path else None
-        )
+    gone = json.loads(status(410, "Expired", "too old resource version: 1 (2)").body)
+    event = json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n"
+    return lambda _method, path: Answer(200, event, {"Content-Type": "application/json"}) if "watch=1" in path else None
 
 
-class Kube429(_KubeStub):
+def too_many(_rng: random.Random) -> Rule:
     """Priority and fairness, or a proxy, that sheds load."""
-
-    name = "kube-429"
-    what = "the API server answers 429 with Retry-After: 1 to every write, for longer than a moment"
-    shows = (
-        WRITE_FAILED, KUBE_DOWN, KUBE_UP_0, Metric('consul_bridge_errors_total{kind="throttled"}', "grows"),
-        Reason("asks us to be slower (429)"),
-    )  # fmt: skip
-    readiness = NOT_READY
-
-    def rule(self, rng: random.Random) -> Rule:
-        answer = status(429, "TooManyRequests", "too many requests, please try again later", **{"Retry-After": "1"})
-        return lambda method, _path: answer if is_write(method) else None
+    answer = status(429, "TooManyRequests", "too many requests, please try again later", **{"Retry-After": "1"})
+    return lambda method, _path: answer if is_write(method) else None
 
 
-class Kube5xx(_KubeStub):
+def broken(rng: random.Random) -> Rule:
     """A control plane on its knees."""
+    mine = random.Random(rng.random())  # as above
 
-    name = "kube-5xx"
-    what = "the API server answers 500, 502, 503 or 504 to everything"
-    shows = (KUBE_DOWN, KUBE_UP_0)
-    readiness = NOT_READY
+    def decide(_method: str, _path: str) -> Answer:
+        code = mine.choice((500, 502, 503, 504))
+        if code == 502:
+            return Answer(code, b"<html><body>Bad Gateway</body></html>", {"Content-Type": "text/html"})
+        return status(code, "InternalError", "etcdserver: request timed out")
 
-    def rule(self, rng: random.Random) -> Rule:
-        mine = random.Random(rng.random())  # as above
-
-        def decide(_method: str, _path: str) -> Answer:
-            code = mine.choice((500, 502, 503, 504))
-            if code == 502:
-                return Answer(code, b"<html><body>Bad Gateway</body></html>", {"Content-Type": "text/html"})
-            return status(code, "InternalError", "etcdserver: request timed out")
-
-        return decide
+    return decide
 
 
-class KubeCertificate(_KubeStub):
+class KubeCertificate(Stubbed):
     """A man in the middle, or a cluster that was rebuilt."""
 
     name = "kube-certificate"
     what = "the API server's certificate is one of another authority"
-    shows = (KUBE_DOWN, KUBE_UP_0, Reason("is not trusted"))
+    shows = (*DOWN, Reason("is not trusted"))
     readiness = NOT_READY
     settle_seconds = 40.0
     why_slow = "watches retry permanent errors after 30 s"
@@ -322,7 +173,7 @@ class KubeCertificate(_KubeStub):
         files[1].write_bytes(made.private_key_pem.bytes())
         return files
 
-    def rule(self, rng: random.Random) -> Rule:
+    def rule_of(self, rng: random.Random) -> Rule:
         return lambda _method, _path: None
 
 
@@ -404,77 +255,110 @@ class KubeQuota(Fault):
             kube.delete(self.path)
 
 
-class KubeToken(Fault):
+def revoke(harness: Harness) -> None:
     """A token that is over."""
-
-    name = "kube-token-expired"
-    what = "the token is refused (its ServiceAccount is gone); later a new one is in the kubeconfig"
-    shows = (KUBE_DOWN, KUBE_UP_0, Reason("refuses our credentials (401)"))
-    readiness = NOT_READY
-    settle_seconds = 40.0
-    why_slow = "watches retry permanent errors after 30 s"
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        with harness.connect_kube() as kube:
-            kube.delete(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/bridge")
-        harness.to_kube.lead_to(harness.to_kube.upstream)  # watches that are open would go on for minutes
-
-    def heal(self, harness: Harness) -> None:
-        harness.give_kube_token()
+    with harness.connect_kube() as kube:
+        kube.delete(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/bridge")
+    harness.to_kube.lead_to(harness.to_kube.upstream)  # watches that are open would go on for minutes
 
 
-class KubeNamespace(Fault):
-    """Somebody deletes a namespace with all that is in it, and makes it again."""
-
-    name = "kube-namespace-deleted"
-    what = "a namespace with mirrored services is deleted; later it is there again, empty"
-    shows = (log("write failed", DOOMED),)
-    readiness = READY
-    settle_seconds = 15.0
-    why_slow = "what is refused is asked again after `retry.permanent`, here at most 5 s"
-
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        harness.fleet.excuse("doomed-1")
-        with harness.connect_kube() as kube:
-            kube.delete(f"/api/v1/namespaces/{DOOMED}")
-            wait_until(lambda: kube.get(f"/api/v1/namespaces/{DOOMED}") is None, 60, "the end of a namespace", 0.1)
-
-    def heal(self, harness: Harness) -> None:
-        with harness.connect_kube() as kube:
-            create_namespace(kube, DOOMED)
+def delete_namespace(harness: Harness) -> None:
+    """A user deletes a namespace with all that is in it."""
+    harness.fleet.excuse("doomed-1")
+    with harness.connect_kube() as kube:
+        kube.delete(f"/api/v1/namespaces/{DOOMED}")
+        wait_until(lambda: kube.get(f"/api/v1/namespaces/{DOOMED}") is None, 60, "the end of a namespace", 0.1)
 
 
-class KubeEdits(Fault):
-    """Others who edit and delete what is ours."""
+def make_namespace(harness: Harness) -> None:
+    """And makes it again."""
+    with harness.connect_kube() as kube:
+        create_namespace(kube, DOOMED)
 
-    name = "kube-edits"
-    what = "others empty, edit and delete our Endpoints, EndpointSlices and Services"
-    shows = (log("written", "c-1"), log("written", "c-3"), log("written", "slice-2"))
-    readiness = READY
 
-    def inject(self, harness: Harness, rng: random.Random) -> None:
-        endpoints, services = ENDPOINTS.format(namespace=NAMESPACE), SERVICES.format(namespace=NAMESPACE)
-        slices = SLICES.format(namespace=NAMESPACE)
-        for name in ("c-1", "c-3", "slice-2"):
-            harness.fleet.excuse(name)
-        with harness.connect_kube() as kube:
-            merge = "application/merge-patch+json"
-            kube.json("PATCH", f"{endpoints}/c-1", {"subsets": []}, merge)
-            kube.json("PATCH", f"{services}/c-1", {"spec": {"ports": [{"port": 9, "name": "odd"}]}}, merge)
-            kube.delete(f"{endpoints}/c-3")
-            kube.delete(f"{services}/c-3")
-            selector = "labelSelector=kubernetes.io/service-name=slice-2"
-            first, *others = [s["metadata"]["name"] for s in kube.json("GET", f"{slices}?{selector}")["items"]]
-            kube.json("PATCH", f"{slices}/{first}", {"endpoints": []}, merge)
-            for name in others:
-                kube.delete(f"{slices}/{name}")
-
-    def heal(self, harness: Harness) -> None:
-        """They have stopped."""
+def edit(harness: Harness) -> None:
+    """Others edit and delete what is ours."""
+    endpoints, services = ENDPOINTS.format(namespace=NAMESPACE), SERVICES.format(namespace=NAMESPACE)
+    slices = SLICES.format(namespace=NAMESPACE)
+    for name in ("c-1", "c-3", "slice-2"):
+        harness.fleet.excuse(name)
+    with harness.connect_kube() as kube:
+        merge = "application/merge-patch+json"
+        kube.json("PATCH", f"{endpoints}/c-1", {"subsets": []}, merge)
+        kube.json("PATCH", f"{services}/c-1", {"spec": {"ports": [{"port": 9, "name": "odd"}]}}, merge)
+        kube.delete(f"{endpoints}/c-3")
+        kube.delete(f"{services}/c-3")
+        selector = "labelSelector=kubernetes.io/service-name=slice-2"
+        first, *others = [s["metadata"]["name"] for s in kube.json("GET", f"{slices}?{selector}")["items"]]
+        kube.json("PATCH", f"{slices}/{first}", {"endpoints": []}, merge)
+        for name in others:
+            kube.delete(f"{slices}/{name}")
 
 
 FAULTS: Sequence[type[Fault]] = (
-    KubeKill, EtcdKill, KubePause, EtcdPause, EtcdFull, KubeResets, KubeHalfOpen, KubeTrickle,
-    KubeFailover, Kube409, Kube410, Kube429, Kube5xx,
-    KubeCertificate, KubeAdmission, KubeQuota, KubeToken, KubeNamespace, KubeEdits,
+    simple(
+        "kube-kill", "kill -9 of kube-apiserver, then a restart", (*DOWN, Reason("broke")),
+        lambda harness: harness.lab.apiserver.kill(), lambda harness: harness.lab.apiserver.start(),
+    ),
+    simple(
+        "etcd-kill", "kill -9 of etcd, then a restart with its data", DOWN, lambda harness: harness.lab.etcd.kill(),
+        etcd_again,
+    ),
+    KubePause,
+    simple(
+        "etcd-pause", "SIGSTOP of etcd: writes and lists hang", DOWN, lambda harness: harness.lab.etcd.pause(),
+        etcd_again,
+    ),
+    simple(
+        "etcd-no-space", "etcd's alarm NOSPACE: reads work, every write is refused",
+        (*DOWN, Reason("space"), Metric("consul_bridge_errors_total", "grows")),
+        lambda harness: alarm(harness, "ACTIVATE"), lambda harness: alarm(harness, "DEACTIVATE"),
+    ),
+    toxic(  # a load balancer that restarts
+        "kube-resets", "every connection to the API server is reset after 50 ms", DOWN, TO_KUBE, "reset_peer",
+        timeout=50,
+    ),
+    # a network that went away silently
+    toxic(
+        "kube-half-open", "connections to the API server stay open, and no byte comes through", IN_TIME, TO_KUBE,
+        "timeout", timeout=0,
+    ),
+    trickle("kube-trickle", "the API server", TO_KUBE, IN_TIME),
+    KubeFailover,
+    answering(
+        Stubbed, "kube-409", "two of three writes are answered 409: the object changed meanwhile",
+        (WRITE_FAILED, Metric('consul_bridge_errors_total{kind="stale"}', "grows")), conflicts, READY,
+    ),
+    answering(
+        Stubbed, "kube-410", "every watch ends at once with 410: its position is too old",
+        (KUBE_DOWN, Reason("too old")), too_old, EITHER,
+    ),
+    answering(
+        Stubbed, "kube-429",
+        "the API server answers 429 with Retry-After: 1 to every write, for longer than a moment",
+        (
+            WRITE_FAILED, *DOWN, Metric('consul_bridge_errors_total{kind="throttled"}', "grows"),
+            Reason("asks us to be slower (429)"),
+        ),
+        too_many,
+    ),
+    answering(Stubbed, "kube-5xx", "the API server answers 500, 502, 503 or 504 to everything", DOWN, broken),
+    KubeCertificate,
+    KubeAdmission,
+    KubeQuota,
+    simple(
+        "kube-token-expired",
+        "the token is refused (its ServiceAccount is gone); later a new one is in the kubeconfig",
+        (*DOWN, Reason("refuses our credentials (401)")), revoke, Harness.give_kube_token,
+        settle_seconds=40.0, why_slow="watches retry permanent errors after 30 s",
+    ),
+    simple(
+        "kube-namespace-deleted", "a namespace with mirrored services is deleted; later it is there again, empty",
+        (log("write failed", DOOMED),), delete_namespace, make_namespace, READY,
+        settle_seconds=15.0, why_slow="what is refused is asked again after `retry.permanent`, here at most 5 s",
+    ),
+    simple(
+        "kube-edits", "others empty, edit and delete our Endpoints, EndpointSlices and Services",
+        (log("written", "c-1"), log("written", "c-3"), log("written", "slice-2")), edit, nothing, READY,
+    ),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """What a user does whose only right is to edit Services in one namespace, and who may register services in Consul.
 
-While it lasts, another team's annotated Service is looked at (invariant vii): every version of its Endpoints has what
+While it lasts, another team's annotated Service is checked (invariant vii): every version of its Endpoints has what
 is healthy, and what really leaves Consul leaves it soon.
 """
 

@@ -27,13 +27,22 @@ from tests.support.chaos.observer import Observer, Sights
 from tests.support.lab import Consul, Lab, LabError, consul_cluster, free_port, wait_until
 from tests.support.lab.secret_scan import secret as remember
 from tests.support.program import Daemon, environment
-from tests.support.raw import ENDPOINTS, SERVICES, RawClient, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+from tests.support.raw import (
+    ENDPOINTS,
+    SERVICES,
+    SLICES,
+    RawClient,
+    RawConsul,
+    RawKube,
+    UnexpectedAnswerError,
+    ready_addresses,
+)
 
 NAMESPACE, DOOMED = "chaos", "doomed"
 TENANT, NEIGHBOUR = "tenant", "neighbour"
 """Namespaces of users who ask for Consul services by annotation."""
 STANDING, STANDING_SERVICE = "standing", "c-4"
-"""The neighbour's Service, which is looked at all the time, and the Consul service that it asks for."""
+"""The neighbour's Service, which is checked all the time, and the Consul service that it asks for."""
 SHARED, SHARED_SIZE = "shared", 12
 """A Consul service that no rule wants, and how many instances it has. Nothing is ever done to it."""
 AWAY = "not-there"
@@ -335,6 +344,9 @@ class Harness:
         with self.connect_kube() as kube:
             for name, labels in (("c-foreign", {}), ("c-others", others), ("bystander", {})):
                 paths = [f"{folder}/{name}" for folder in (services, endpoints)]
+                slices = SLICES.format(namespace=NAMESPACE)
+                found = kube.json("GET", f"{slices}?labelSelector=kubernetes.io/service-name={name}")["items"]
+                paths += [f"{slices}/{item['metadata']['name']}" for item in found]
                 for path in paths:
                     if kube.get(path) is not None:
                         kube.delete(path)

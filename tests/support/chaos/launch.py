@@ -110,7 +110,7 @@ def leak_resources() -> None:
 
 
 def drop_events() -> None:
-    """What Consul says after the first pass is not heard."""
+    """What Consul says after the first pass is ignored."""
     from bridge.controller.consul_side import ConsulSide
 
     real = ConsulSide.on_view

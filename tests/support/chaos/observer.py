@@ -217,7 +217,7 @@ class Observer:
                     client.close()
 
     def _list(self, client: RawKube, path: str) -> str:
-        """Take a whole list at once, so that nobody sees half of it."""
+        """Take a whole list at once, so that no reader sees half of it."""
         found = client.json("GET", path)
         with self._lock:
             known: set[Where] = set(self._endpoints if path == ENDPOINTS else self._slices)
@@ -306,7 +306,7 @@ class Observer:
         return "vii" if where in self._sights.asked else number
 
     def _shown(self, where: Where) -> State:
-        """What traffic sees: the union of all slices of the Service, whoever wrote them."""
+        """What traffic sees: the union of all slices of the Service, no matter who wrote them."""
         return _together(self._slices.get(where, {}).values())
 
     def pushed(self, instance: Instance) -> None:

@@ -40,6 +40,9 @@ QUERY_SECONDS = 20.0
 GIVE_UP_SECONDS = 60.0
 """How long a campaign waits for both sides to agree before it goes on with the next fault, whatever `iii` says."""
 
+RETURN_SECONDS = 10.0
+"""How long threads and sockets that are more than at the start may need to end."""
+
 FLUSH_SECONDS = 300.0
 """How long Consul may need to take what thousands of VMs say (the servers' own time, not the bridge's)."""
 
@@ -94,6 +97,10 @@ class Campaign:
         self._new_baseline()
         harness.fleet.arm()
         self._seen = len(harness.observer.violations)
+
+    def agree(self) -> bool:
+        """Whether both sides come to agree."""
+        return self._settle(time.monotonic(), 60.0) is not None
 
     def play(self, fault: Fault, rng: random.Random) -> Round:
         """One fault with all its checks."""
@@ -235,7 +242,7 @@ class Campaign:
             return now
         asked, until = self._asked
         more = harness.fleet.size(QUERY_SECONDS) - self._baseline_services + (asked if time.monotonic() < until else 0)
-        if not wait_for(lambda: not list(Excess().of(before, usage_of(harness.bridge.pid), more)), 10, 0.2):
+        if not wait_for(lambda: not list(Excess().of(before, usage_of(harness.bridge.pid), more)), RETURN_SECONDS, 0.2):
             for excess in Excess().of(before, usage_of(harness.bridge.pid), more):
                 harness.observer.report("v", f"after {what}: {excess}")
         return usage_of(harness.bridge.pid)

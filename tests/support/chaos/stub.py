@@ -181,7 +181,7 @@ class _Server(ThreadingHTTPServer):
     context: ssl.SSLContext | None = None
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """In the connection's own thread: a slow handshake holds up nobody else."""
+        """In the connection's own thread: a slow handshake holds up no other one."""
         if self.context is not None:
             with contextlib.suppress(OSError), self.context.wrap_socket(request, server_side=True) as wrapped:
                 super().finish_request(wrapped, client_address)
