@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def _lab(**options: Any) -> Lab:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    """With LAB_PROVIDER=none, whoever needs a server or a program of the lab is skipped, whichever way it asks."""
+    """With LAB_PROVIDER=none, whatever needs a server or a program of the lab is skipped, whichever way it asks."""
     return (yield from _skipped_without_servers())
 
 
@@ -88,6 +89,20 @@ def kube(lab: Lab) -> Iterator[RawKube]:
 @pytest.fixture
 def namespace(kube: RawKube) -> Iterator[str]:
     """A namespace of this test's own."""
+    with namespace_of(kube) as name:
+        yield name
+
+
+@pytest.fixture
+def other(kube: RawKube) -> Iterator[str]:
+    """A second one."""
+    with namespace_of(kube) as name:
+        yield name
+
+
+@contextmanager
+def namespace_of(kube: RawKube) -> Iterator[str]:
+    """A new namespace, which goes with the block."""
     name = f"t-{uuid.uuid4().hex[:8]}"
     kube.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     yield name

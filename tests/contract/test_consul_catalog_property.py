@@ -1,6 +1,6 @@
 """Random changes of a real Consul, and a `Catalog` with far too few connections that must see every one of them.
 
-No verification polls while changes are made: what is equal in the end was heard of, and not found by chance. Seeded;
+No verification polls while changes are made: what is equal in the end was reported, and not found by chance. Seeded;
 the seed of a failure is in its message. PROPERTY_SEED=7 replays, PROPERTY_SECONDS=600 goes on for longer.
 """
 
@@ -83,7 +83,7 @@ class Mutator:
         self.done.append("crash")
         self.server.kill()
         time.sleep(self.random.random())
-        self.server.start(wait=False)  # the lab's own question would be a connection that nobody can tell from ours
+        self.server.start(wait=False)  # the lab's own question would be a connection that cannot be told from ours
         wait_until(self._serves, 60, "its catalog")
 
     def _serves(self) -> bool:
@@ -215,7 +215,7 @@ def _worst(checks: list[dict[str, Any]]) -> str:
 
 
 def told(recorder: Recorder, query: Query) -> object:
-    """The last view that was told, in the shape of `Mutator.truth`."""
+    """The last view that was reported, in the shape of `Mutator.truth`."""
     return shape(recorder.views.get(query))
 
 
@@ -259,7 +259,7 @@ def differences(mutator: Mutator, recorder: Recorder, wanted: frozenset[Query]) 
 
 
 def agree(mutator: Mutator, recorder: Recorder, wanted: frozenset[Query], seconds: float = 30.0) -> list[str]:
-    """Wait until what was told is what is; returns what still differs."""
+    """Wait until what was reported is what is; returns what still differs."""
     deadline = time.monotonic() + seconds
     while (found := differences(mutator, recorder, wanted)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -330,7 +330,7 @@ def _rounds(mutator: Mutator, catalog: Catalog, recorder: Recorder) -> int:
         assert not (found := agree(mutator, recorder, wanted)), f"round {number}: {found}"
         if mutator.hidden:
             after = last_known(recorder, mutator.hidden)
-            # what nobody wanted for a while may have been emptied before it was hidden: then empty is the truth
+            # what was not wanted for a while may have been emptied before it was hidden: then empty is the truth
             lost = [q for q in before if after[q] != before[q] and shape(after[q]) != mutator.truth(q)]
             assert not lost, f"round {number}: {mutator.hidden} was hidden, and changed: {after}"
             mutator.widen()

@@ -93,7 +93,7 @@ def mismatches(recorder: Recorder) -> int:
 
 
 def test_a_node_that_comes_back_in_another_case_is_there_once_and_goes_for_good(server: Consul) -> None:
-    """Consul shows both to whoever waits: at once, after the wait, to a new bridge, and after the deregistration."""
+    """Consul shows both to a waiting query: at once, after the wait, to a new bridge, and after the deregistration."""
     with RawConsul(server.address) as consul:
         register(consul, "vm2", "10.20.0.2")
         with watching(server, wait_seconds=1.0) as recorder:
@@ -155,7 +155,7 @@ def test_an_instance_whose_row_spells_its_node_otherwise_goes_when_it_is_deregis
 
 
 def test_a_restored_snapshot_is_seen_within_seconds(server: Consul) -> None:
-    """Only a check differs: listing and nodes have the indexes that they had, and the waiting query sleeps on."""
+    """Only a check differs: listing and nodes have the indexes that they had, and the waiting query keeps waiting."""
     with RawConsul(server.address) as consul:
         consul.register("gh", "vm1", "10.20.0.1", 80, status="critical", service_id="gh")
         with watching(server, wait_seconds=60.0) as recorder:

@@ -63,14 +63,14 @@ class Side:
     client: KubeClient
     writer: Writer
     nobody: Callable[[], str]
-    """A kubeconfig of somebody without any permission."""
+    """A kubeconfig of a user without any permission."""
 
     def path(self, kind: Kind, name: str = "") -> str:
         """Path of an object in the namespace."""
         return objects.path(kind, self.namespace, name)
 
     def put(self, body: dict[str, Any], manager: str = "kubectl-create") -> Meta:
-        """Create an object as somebody else does."""
+        """Create an object as another client does."""
         kind = Kind(body["kind"])
         found = self.raw.json("POST", f"{self.path(kind)}?fieldManager={manager}", body)
         meta = objects.decode_meta(kind, found)
@@ -186,7 +186,7 @@ def test_create_over_our_own_object_says_read_it_again(side: Side, kind: Kind) -
 
 
 def test_many_creators_at_once_make_one_object(side: Side) -> None:
-    """Eight writers create the same object: exactly one succeeds, the others are told to read it again."""
+    """Eight writers create the same object: exactly one succeeds, all others must read it again."""
     outcomes: list[str] = []
     barrier = threading.Barrier(8)
 
@@ -279,7 +279,7 @@ def test_a_value_that_somebody_changed_is_no_longer_ours_and_comes_back(side: Si
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_update_takes_back_content_that_another_manager_took(side: Side, kind: Kind) -> None:
-    """Somebody applied other content by force; ours comes back whole."""
+    """A user applied other content by force; ours comes back whole."""
     side.make(kind)
     theirs = objects.encode(create(bodies()[kind], side.namespace))
     theirs["metadata"]["labels"] = {}
@@ -302,7 +302,7 @@ def test_update_takes_back_content_that_another_manager_took(side: Side, kind: K
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_update_works_when_the_server_lost_the_managed_fields(side: Side, kind: Kind) -> None:
-    """Somebody wiped managedFields: we own nothing any more, one update owns it all again."""
+    """A user wiped managedFields: we own nothing any more, one update owns it all again."""
     side.make(kind)
     found = side.raw.json(
         "PATCH",
@@ -447,7 +447,7 @@ def test_endpoints_without_any_address_stay_there_empty(side: Side) -> None:
 
 
 def test_restored_endpoints_can_be_emptied(side: Side) -> None:
-    """Whoever restored them owns their subsets as well as we do; and written again, nothing changes."""
+    """The client that restored them owns their subsets as well as we do; and written again, nothing changes."""
     body = objects.encode(create(endpoints(), side.namespace))
     meta = side.apply(update(endpoints(), side.put(body, manager="velero-server")))
     empty = replace(endpoints(), groups=())
@@ -463,7 +463,7 @@ def test_restored_endpoints_can_be_emptied(side: Side) -> None:
 
 
 def test_a_missing_namespace_is_named(side: Side) -> None:
-    """404 of the namespace: permanent, with the way out."""
+    """404 of the namespace: permanent, with the remedy."""
     with pytest.raises(PermanentError, match='namespace "no-such-namespace" does not exist'):
         side.writer.apply(create(endpoints(), "no-such-namespace"))
 
@@ -625,7 +625,7 @@ def test_our_own_writes_are_visible_at_once_and_are_no_news(side: Side, monkeypa
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_edits_and_deletions_by_others_are_told(side: Side, kind: Kind) -> None:
-    """Somebody changes, then deletes, what is ours."""
+    """A user changes, then deletes, what is ours."""
     side.shelter(kind)
     target = Target(side.namespace, "radosgw")
     with Watched(side) as watched:

@@ -68,7 +68,7 @@ class Side:
         return list((self.raw.get(f"{self.path(kind, '')}?labelSelector={mine}") or {})["items"])
 
     def current(self) -> Current:
-        """What stands there."""
+        """What exists."""
         service, endpoints = (
             next((objects.decode(kind, raw) for raw in self.stored(kind)), None)
             for kind in (Kind.SERVICE, Kind.ENDPOINTS)
@@ -169,7 +169,7 @@ def leaves(node: Any, path: Path_ = ()) -> Iterator[Path_]:
 
 
 def edits(change: Change) -> Iterator[tuple[Path_, Any]]:
-    """An edit of each field that `change` sends; of the labels and annotations those that are no marks of ownership."""
+    """An edit of each field that `change` sends; of the labels and annotations those that are no ownership labels."""
     body = objects.encode(change)
     pairs = body["metadata"].pop("labels"), body["metadata"].pop("annotations")
     for field, found in zip(("labels", "annotations"), pairs, strict=True):

@@ -54,7 +54,7 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
 
 
 def test_one_look_tells_whether_a_replica_writes(side: Side) -> None:
-    """A shard's Lease of this owner that was renewed lately and not given up; whoever may list none sees none."""
+    """A shard's Lease of this owner that was renewed lately and not given up; without the right to list, none."""
     late = timedelta(seconds=(ALIVE_DURATIONS + 1) * 15)
 
     def shard(name: str, owner: str, kind: str = "shard", since: timedelta = timedelta()) -> LeaseLock:
@@ -146,7 +146,7 @@ def race(side: Side, names: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("spec", [{}, {"holderIdentity": "somebody"}, {"leaseDurationSeconds": 5}])
 def test_a_lease_of_somebody_elses_making_can_be_read(side: Side, spec: dict[str, object]) -> None:
-    """Missing fields are nothing worse than "nobody" and "does not say"."""
+    """Missing fields are nothing worse than "no one" and "does not say"."""
     side.raw.json(
         "POST",
         f"/apis/coordination.k8s.io/v1/namespaces/{side.namespace}/leases",
@@ -210,7 +210,7 @@ def test_leadership_passes_on_within_a_second_of_a_clean_stop(side: Side) -> Non
             stopping = time.monotonic()
             leader.stop()
             began = time.monotonic()
-            assert began - stopping < 1.5  # half of the Lease: it is given back, nobody waits until it has run out
+            assert began - stopping < 1.5  # half of the Lease: it is given back, nothing waits until it has run out
             assert not leader.held
             if waiting:
                 assert wait_for(lambda: any(r.held for r in waiting))
@@ -271,7 +271,7 @@ def test_another_number_of_shards_waits_until_the_old_replicas_have_gone(side: S
 
 
 def test_a_lease_that_is_not_the_bridges_is_left_alone_and_said(side: Side) -> None:
-    """Somebody made a Lease of that name: nobody leads, and the way out is named."""
+    """A user made a Lease of that name: no replica leads, and the remedy is named."""
     path = f"/apis/coordination.k8s.io/v1/namespaces/{side.namespace}/leases"
     name = "consul-bridge-contract-shard-0"
     lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}, "spec": {}}

@@ -130,7 +130,7 @@ def test_a_creation_by_patch_is_not_done_twice(way: Way, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_an_update_by_patch_never_overwrites_what_came_after_it(way: Way, kind: Kind) -> None:
-    """Its version is a precondition: what somebody else wrote in between stays."""
+    """Its version is a precondition: what another client wrote in between stays."""
     if kind is Kind.ENDPOINTS:
         way.raw.json("POST", objects.path(Kind.SERVICE, way.namespace), raw_service(way.namespace, "radosgw"))
     before = made(way, kind)
@@ -188,7 +188,7 @@ def test_ports_that_are_taken_out_are_taken_out_once(way: Way) -> None:
 
 
 def test_a_lease_whose_creation_and_renewal_were_not_answered_is_held_by_one(way: Way) -> None:
-    """POST and PUT: the second finds that somebody was quicker, itself perhaps, and looks."""
+    """POST and PUT: the second finds that another client was quicker, itself perhaps, and looks."""
     lock = LeaseLock(way.client, way.namespace, "one", "me")
     way.lose("POST")
     with pytest.raises(TransientError):

@@ -95,7 +95,7 @@ def test_the_demonstration_runs_on_images_that_the_engine_has(images: Images) ->
 
 
 def test_a_killed_lab_leaves_no_container(images: Images) -> None:
-    """The janitor removes them."""
+    """The reaper removes them."""
     done = python(images, "-c", KILLED)
     assert done.returncode == -9, done.stderr
     wait_until(lambda: images.engine.docker("ps", "-aq", "--filter", "label=bridge-lab") == "", 60, "no container")

@@ -64,7 +64,7 @@ def rig() -> Iterator[Rig]:
 
 
 def answer(host: Host, url: str) -> str:
-    """What a host is told at an address; "" when it is told nothing."""
+    """What a host gets from an address; "" when it gets nothing."""
     return host.run(sys.executable, "-c", GET, url, check=False).stdout.strip()
 
 
@@ -106,7 +106,7 @@ def test_a_consul_in_the_node_checks_a_vm(rig: Rig, tmp_path: Path) -> None:
             client.json("PUT", "/v1/agent/service/register", service)
 
             def status() -> str:
-                """Nothing before the agent, which was told, has told the catalog."""
+                """Nothing before the agent, which knows it, has told the catalog."""
                 entries = client.health("web")[1]
                 return next((str(c["Status"]) for e in entries for c in e["Checks"] if c["ServiceID"]), "")
 
@@ -142,7 +142,9 @@ def test_kube_proxy_spreads_over_the_ready_vms(rig: Rig, lab: Lab, namespace: st
         assert {answer(rig.pod, url) for _ in range(30)} == {"vm-1", "vm-2", "vm-3"}
         assert answer(rig.node, url) != ""
         put(rig.vms[1:], rig.vms[:1])
-        wait_until(lambda: "vm-1" not in {answer(rig.pod, url) for _ in range(10)}, 30, "the sick VM being left out")
+        wait_until(
+            lambda: "vm-1" not in {answer(rig.pod, url) for _ in range(10)}, 30, "an end of the unhealthy VM's answers"
+        )
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -63,7 +63,7 @@ def test_the_first_open_way_is_taken_and_the_others_are_explained() -> None:
 
 
 def test_the_choice_reads_as_a_sentence() -> None:
-    """What was chosen, and why the others were not."""
+    """What was chosen, and why the rest was not."""
     assert str(Choice(Provider.BUILD, {Provider.PATH: "no etcd on PATH"})) == (
         "servers from build (path: no etcd on PATH)"
     )
@@ -234,7 +234,7 @@ def _go(folder: Path, log: Path, seconds: float = 0.3, status: int = 0) -> None:
 
 
 def test_a_binary_appears_only_when_it_is_whole(toolchain: Path) -> None:
-    """Nobody who looks during the build finds half of it, and nothing else stays in the cache."""
+    """No process that looks during the build finds half of it, and nothing else stays in the cache."""
     seen: set[str] = set()
     done = threading.Event()
 

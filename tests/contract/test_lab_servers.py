@@ -1,4 +1,4 @@
-"""The lab keeps its promises: servers that obey, that keep their data, and that leave nothing behind."""
+"""The lab's servers do as they are asked, keep their data, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_an_interrupted_lab_leaves_nothing() -> None:
 
 
 def test_a_killed_lab_leaves_nothing() -> None:
-    """After kill -9 the kernel ends the servers, and the janitor takes the folder."""
+    """After kill -9 the kernel ends the servers, and the reaper takes the folder."""
     with program("sys.stdin.read()") as holder:
         folder, processes = said(holder)
         holder.kill()
@@ -102,7 +102,7 @@ def test_a_failed_lab_keeps_its_logs_and_says_where(tmp_path: Path) -> None:
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
-# --------------------------------------------------------------------------- they obey, and keep their data
+# --------------------------------------------------------------------------- control, and kept data
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_a_server_stops_when_asked_even_while_paused(own_lab: Lab) -> None:
 
 
 def test_starting_twice_is_a_mistake_that_is_said(lab: Lab) -> None:
-    """Nobody loses sight of a process."""
+    """No process is lost."""
     with pytest.raises(LabError, match="consul runs already"):
         lab.consul.start()
 
@@ -186,7 +186,7 @@ def _slowness() -> float:
 
 @pytest.mark.parametrize("fresh_lab", [{"acl": True}], indirect=True)
 def test_with_acls_consul_shows_nothing_without_a_token(fresh_lab: Lab) -> None:
-    """200 and empty for nobody, everything for the management token, 403 for a token that is none."""
+    """200 and empty without a token, everything for the management token, 403 for a token that is none."""
     with RawConsul(fresh_lab.consul.address) as nobody:
         assert nobody.services() == {}
     with fresh_lab.raw_consul() as manager:
@@ -271,12 +271,12 @@ def test_the_audit_log_tells_what_a_service_account_did(lab: Lab, namespace: str
     assert seen() == [("list", "endpoints", "", 200, "allow"), ("get", "services", "web", 403, "forbid")]
 
 
-# --------------------------------------------------------------------------- somebody else's servers
+# --------------------------------------------------------------------------- servers that exist already
 
 
 @pytest.fixture
 def named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """The environment names the session's servers, as if they were somebody's."""
+    """The environment names the session's servers, as if an operator ran them."""
     monkeypatch.setenv("LAB_CONSUL_ADDR", lab.consul.address)
     monkeypatch.setenv("LAB_KUBECONFIG", str(lab.kubeconfig))
     monkeypatch.delenv("LAB_PROVIDER", raising=False)
@@ -370,7 +370,7 @@ def test_a_server_that_ended_shows_in_the_status(command: Command, tmp_path: Pat
 
 
 def test_a_reused_process_id_is_left_alone(command: Command, tmp_path: Path) -> None:
-    """The id is that of a living process, the time of its start is not: nobody gets a signal."""
+    """The id is that of a running process, the time of its start is not: no process gets a signal."""
     with subprocess.Popen(["sleep", "60"]) as bystander:
         try:
             real = Process.of(bystander.pid)

@@ -58,18 +58,18 @@ def with_rules(lab: Lab, rules: tuple[str, ...]) -> dict[str, str]:
 
 
 def probe(result: Result) -> tuple[str, str]:
-    """State and way out of what check says of the token."""
+    """State and remedy of what check says of the token."""
     (found,) = (p for p in result.json["probes"] if p["probe"] == "token in dc1")
     return found["state"], found["mend"]
 
 
 def ready(kube: RawKube, namespace: str) -> list[tuple[str, int]]:
-    """What stands in Kubernetes for web."""
+    """What Kubernetes has for web."""
     return ready_addresses(kube.endpoints(namespace, "web"))
 
 
 def stands(kube: RawKube, namespace: str) -> list[tuple[str, int]]:
-    """What stands in Kubernetes for web and db."""
+    """What Kubernetes has for web and db."""
     return [*ready(kube, namespace), *ready_addresses(kube.endpoints(namespace, "db"))]
 
 

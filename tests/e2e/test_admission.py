@@ -40,7 +40,7 @@ def installed(lab: Lab, kube: RawKube, namespace: str, tmp_path: Path) -> Iterat
 
 @pytest.fixture
 def theirs(lab: Lab, installed: tuple[dict[str, str], list[str]]) -> Iterator[RawKube]:
-    """A plain client with the bridge's own token: what somebody who stole it could do."""
+    """A plain client with the bridge's own token: what a user who stole it could do."""
     with lab.raw_kube(Path(installed[0]["KUBECONFIG"])) as client:
         yield client
 

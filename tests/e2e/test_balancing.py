@@ -85,7 +85,7 @@ def test_pods_reach_every_ready_vm_and_a_drained_one_gets_nothing_new(
 
 
 def test_a_service_whose_vms_are_all_drained_goes_on_with_what_it_has(testbed: TrafficTestbed, web: str) -> None:
-    """With EndpointSlices only: where nobody is ready, kube-proxy takes who terminates and still serves."""
+    """With EndpointSlices only: where no endpoint is ready, kube-proxy takes who terminates and still serves."""
     name = "web-drained"
     rule = {"services": [web], "to": {"output": "endpointslices", "port": 80, "port_name": "http"}}
     with testbed.bridge(name, rule), testbed.load(testbed.addresses(name)[0], 80, RATE) as load:
@@ -125,7 +125,7 @@ def test_each_cluster_address_reaches_the_instances_of_its_family(testbed: Traff
 
 
 def test_no_request_fails_while_the_output_changes(testbed: TrafficTestbed, alike: str) -> None:
-    """Every change between the three, on a living Service under constant load."""
+    """Every change between the three, on a running service under constant load."""
     name = "alike-switching"
     rule = {"services": [alike], "to": {"port": 80, "port_name": "http"}}
     order = ("endpoints", "endpointslices", "both", "endpoints", "both", "endpointslices", "endpoints")

@@ -154,7 +154,7 @@ def test_the_chart_and_kustomize_say_the_same(components: Sequence[str], tmp_pat
 
 @pytest.mark.parametrize("name", COPIED)
 def test_the_charts_copies_are_copies(name: str) -> None:
-    """A chart cannot read files beside itself. (Mend it with `cp`.)"""
+    """A chart cannot read files beside itself. (Fix it with `cp`.)"""
     original = manifests.MANIFESTS / "components/monitoring" / name
     assert (CHART / "files" / name).read_text() == original.read_text()
 
@@ -168,7 +168,7 @@ def test_its_versions_are_the_bridges() -> None:
 NAMED = {"name": "x", "value": "y"}
 
 Wrong = tuple[Json, str]
-"""Values, and words of what is said about them."""
+"""Values, and words of the messages about them."""
 
 WRONG_BY_SCHEMA: list[Wrong] = [
     ({"replica": 2}, "'replica' not allowed"),
@@ -367,7 +367,7 @@ class Release:
         return found[0] if found else {}
 
     def at(self, kind: str, *path: str | int, name: str = "") -> Any:
-        """What stands at a path of such an object; None when nothing does."""
+        """The value at a path of such an object; None when there is none."""
         found: Any = self.of(kind, name)
         for step in path:
             if isinstance(step, int):
@@ -642,7 +642,7 @@ def test_what_several_values_do_together(releases: dict[str, Release]) -> None:
         metadata = release.template["metadata"]
         assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
         assert metadata["annotations"]["linkerd.io/inject"] == "disabled"
-    # what is nobody's any more is not there
+    # what no setting asks for any more is not there
     assert little.at("Deployment", "spec", "strategy") == {"type": "Recreate"}
     assert {"livenessProbe", "readinessProbe"} & little.container.keys() == {"readinessProbe"}
     assert "topologySpreadConstraints" not in little.spec
@@ -663,7 +663,7 @@ def test_what_several_values_do_together(releases: dict[str, Release]) -> None:
     assert daemon.template["metadata"]["labels"] == {
         **selector, "cost": "7", "mesh": "off", "sidecar.istio.io/inject": "false",
     }  # fmt: skip
-    # the pod of `helm test` is like the others, and none of what finds those finds it
+    # the pod of `helm test` is like all others, and none of what finds those finds it
     for release in (daemon, cron, other):
         pod = next(found for found in release.objects if is_hook(found))
         assert pod["metadata"]["labels"]["app.kubernetes.io/name"].endswith("-check")

@@ -188,7 +188,7 @@ def test_coredns_answers_a_name_with_its_cluster_address(
     output: str,
     eventually: Eventually,
 ) -> None:
-    """The same one, whoever is ready, and by SRV the Service's port; a name of nobody is not there."""
+    """The same one, whatever is ready, and by SRV the Service's port; a name of no Service is not there."""
     name = f"{NAME}.{namespace}.svc.cluster.local"
     with mirrored(lab, consul, namespace, prefix, output=output) as service:
         path = f"{SERVICES.format(namespace=namespace)}/{NAME}"
@@ -232,7 +232,7 @@ def test_prometheus_discovers_every_instance_once_with_its_readiness_and_labels(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, output: str, tmp_path: Path,
     eventually: Eventually,
 ) -> None:  # fmt: skip
-    """By either role, where the output has its objects; what is not ready is told apart, not left out."""
+    """By either role, where the output has its objects; what is not ready is marked as such, not left out."""
     roles = ["endpointslice"] if output == "endpointslices" else ["endpoints", "endpointslice"]
     expected = [
         (f"10.77.1.{n}:{port}", NAME, "http", ready, "storage")

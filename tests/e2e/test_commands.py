@@ -68,7 +68,7 @@ def test_check_says_ok_line_by_line_and_writes_nothing(
 ) -> None:
     """Before the first sync mirroring cannot be told; afterwards it names the Endpoints that it judged by."""
     consul.register(f"{prefix}web", f"{prefix}vm", "10.77.1.1", 80)
-    output = ("--output-kind", "endpoints")  # with slices of our own nobody depends on the mirror
+    output = ("--output-kind", "endpoints")  # with slices of our own nothing depends on the mirror
     before = run("check", "-o", "json", *output)
     assert (before.status, kube.endpoints(namespace, f"{prefix}web")) == (0, None)
     run("sync", "--yes", *output)
@@ -169,7 +169,7 @@ def test_check_sees_what_the_control_plane_does_not_carry(run: Run, consul: RawC
 @pytest.mark.slow
 @pytest.mark.parametrize("fresh_lab", [{"controllers": False}], indirect=True)
 def test_check_sees_a_control_plane_that_does_not_mirror(fresh_lab: Lab) -> None:
-    """Endpoints stand there, and nobody makes slices of them: traffic goes nowhere."""
+    """Endpoints exist, and no controller makes slices of them: traffic goes nowhere."""
     env = environment(fresh_lab.consul.address, fresh_lab.kubeconfig)
     with fresh_lab.raw_consul() as consul:
         consul.register("web", "vm", "10.77.1.1", 80)
@@ -225,7 +225,7 @@ class Terminal:
         os.close(inside)
 
     def read(self) -> str:
-        """What stands on the screen now: all that was written since it was last cleared from the top."""
+        """What is on the screen now: all that was written since it was last cleared from the top."""
         while select.select([self._screen], [], [], 0)[0]:
             try:
                 self.written += os.read(self._screen, 65536)  # may end within a character
@@ -484,7 +484,7 @@ def test_a_sync_that_is_interrupted_finishes_the_objects_in_hand_and_the_next_on
     _, errors = process.communicate(timeout=60)
     services, endpoints = names(SERVICES), names(ENDPOINTS)
     assert (process.returncode, 20 <= len(endpoints) < 400, "Traceback" in errors) == (130, True, False)
-    assert len(services - endpoints) <= 1  # the Service in hand; its Endpoints were the next object
+    assert len(services - endpoints) <= 1  # the Service in flight; its Endpoints were the next object
     again = bridge("sync", *arguments, "-o", "json", env=env, timeout=300)
     assert (again.status, len(names(ENDPOINTS)), again.json["summary"]["failed"]) == (0, 400, 0)
     assert bridge("sync", *arguments, "-o", "json", env=env).json["changes"] == []

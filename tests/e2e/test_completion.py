@@ -30,7 +30,7 @@ def line_for(shell: str) -> str:
 
 
 def typed(shell: str, text: str, expected: str) -> str:
-    """What stands on the terminal after `text` and Tab were typed, as soon as `expected` is there."""
+    """What is on the terminal after `text` and Tab were typed, as soon as `expected` is there."""
     command, before = SHELLS[shell]
     ours, theirs = os.openpty()
     process = subprocess.Popen(

@@ -97,7 +97,7 @@ def test_every_variable_is_in_the_table_at_the_head() -> None:
 
 
 def test_ports_are_published_on_the_loopback_only_and_can_be_moved() -> None:
-    """Consul without ACLs and an administrator's Kubernetes are nobody else's business."""
+    """Consul without ACLs and an administrator's Kubernetes are not the bridge's business."""
 
     def published(**environment: str) -> set[tuple[str, str]]:
         services = rendered(**environment)["services"].values()
@@ -376,7 +376,7 @@ def test_the_image_runs_in_a_cluster_as_the_manifests_say(stack: Stack, tmp_path
 
 
 def test_all_vms_stopped_at_once_is_a_hold(stack: Stack) -> None:
-    """The last ones are kept, and the page says so, until somebody says that it is meant; who returns is taken."""
+    """The last ones are kept, and the page says so, until a user says that it is meant; who returns is taken."""
     eventually(lambda: len(stack.mirrored()[0]), VMS)
     stack.compose(*head_command("stop radosgw"))
     eventually(stack.registered, 0)
@@ -470,7 +470,7 @@ def test_down_leaves_nothing(images: Images, tmp_path_factory: pytest.TempPathFa
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """Somebody who has just cloned the project, and types what README.md says."""
+    """A user who has just cloned the project, and types what README.md says."""
 
     images: Images
     folder: Path

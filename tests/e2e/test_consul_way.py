@@ -1,4 +1,4 @@
-"""The way to a real Consul: failover, logins without a Secret, what stands in front of it, certificates that change."""
+"""The way to a real Consul: failover, logins without a Secret, what is in front of it, certificates that change."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def strict() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def issuer(strict: Lab) -> Issuer:
-    """The auth method `cluster`: whoever has a token of this issuer for `sa` gets the role, for a minute."""
+    """The auth method `cluster`: a client with a token of this issuer for `sa` gets the role, for a minute."""
     made = Issuer()
     config = {
         "JWTValidationPubKeys": [made.public], "BoundIssuer": "cluster", "BoundAudiences": ["consul"],
@@ -167,7 +167,7 @@ def logins(consul: RawConsul, method: str) -> list[str]:
 def test_the_bridge_logs_in_survives_its_tokens_end_and_logs_out(
     strict: Lab, issuer: Issuer, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """No token is given to it; one that somebody deletes (or that ends) is replaced silently."""
+    """No token is given to it; one that a user deletes (or that ends) is replaced silently."""
     jwt = tmp_path / "jwt"
     jwt.write_text(issuer.token("sa"))
     env = {"BRIDGE_CONSUL_AUTH_METHOD": "cluster", "BRIDGE_CONSUL_AUTH_TOKEN_FILE": str(jwt)}
@@ -324,7 +324,7 @@ def test_a_service_accounts_token_is_reviewed_by_the_real_cluster(strict: Lab, t
         assert logins(consul, "kube") == []
 
 
-# --------------------------------------------------------------------------- what stands in front
+# --------------------------------------------------------------------------- what is in front
 
 
 class Local:
@@ -401,7 +401,7 @@ class Front(Local):
 def test_behind_a_proxy_with_a_path_a_password_and_a_short_timeout_the_bridge_works(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
-    """CONSUL_HTTP_AUTH opens it; its 504s after 3 s are said once, and stop."""
+    """CONSUL_HTTP_AUTH opens it; its 504s after 3 s are reported once, and stop."""
     consul.register(f"{prefix}web", f"{prefix}vm", "10.77.4.1", 80)
     with (
         Front(urlsplit(lab.consul.address).netloc, seconds=3.0, user="us:geheim-front") as front,
@@ -432,7 +432,7 @@ def reachable(lab: Lab, address: str, **env: str) -> tuple[str, str, str]:
 
 
 def test_check_names_the_remedy_that_fits_the_cause(lab: Lab, tmp_path: Path) -> None:
-    """Credentials, path, proxy, trust and scheme are told apart; only where nothing listens is an agent missing."""
+    """Credentials, path, proxy, trust and scheme are distinguished; only where nothing listens is an agent missing."""
     upstream = urlsplit(lab.consul.address).netloc
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
     with Front(upstream, user="us:pw") as front:

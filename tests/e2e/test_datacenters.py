@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_outputs import Sync, slices, syncing
+from tests.e2e.conftest import Sync, syncing
+from tests.e2e.test_outputs import slices
 from tests.e2e.test_switching import sampling
 from tests.support.lab import Lab, wait_until
 from tests.support.lab.servers import Consul

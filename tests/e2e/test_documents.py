@@ -109,7 +109,7 @@ END = "--- end of block"
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block: its language, what stands behind it on the fence, its text, and its line in the page."""
+    """A fenced block: its language, what is behind it on the fence, its text, and its line in the page."""
 
     language: str
     manner: str

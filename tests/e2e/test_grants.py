@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import urllib.parse
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,12 @@ import yaml
 from bridge.core import labels
 from tests.support.lab import Lab
 from tests.support.program import Daemon, bridge, environment, put
-from tests.support.raw import SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+from tests.support.raw import RawConsul, RawKube, UnexpectedAnswerError, ask, ready
 
 pytestmark = pytest.mark.lab
 
 Json = dict[str, Any]
 Eventually = Callable[..., None]
-
-
-@pytest.fixture
-def other(kube: RawKube) -> Iterator[str]:
-    """A second namespace."""
-    name = f"t-{uuid.uuid4().hex[:8]}"
-    kube.json("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    yield name
-    kube.delete(f"/api/v1/namespaces/{name}")
-
-
-def ask(kube: RawKube, namespace: str, name: str, service: str, **marks: str) -> None:
-    """A user's Service that asks to be filled from a Consul service."""
-    annotations = {"consul-bridge/service": service, **{f"consul-bridge/{key}": value for key, value in marks.items()}}
-    metadata = {"name": name, "labels": {"consul-bridge/mirror": "true"}, "annotations": annotations}
-    body = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 80}]}}
-    kube.json("POST", SERVICES.format(namespace=namespace), body)
-
-
-def ready(kube: RawKube, namespace: str, name: str) -> list[str]:
-    """Ready addresses."""
-    return [address for address, _ in ready_addresses(kube.endpoints(namespace, name))]
 
 
 def messages(kube: RawKube, namespace: str, name: str) -> set[str]:
@@ -61,7 +38,7 @@ def test_with_several_namespaces_nothing_is_filled_before_it_is_granted(
     """A bridge of one namespace fills what is asked for there; `check` says both, and what is missing."""
     consul.register(f"{prefix}pg", f"{prefix}vm-1", "10.77.1.1", 5432)
     for place in (namespace, other):
-        ask(kube, place, "database", f"{prefix}pg")
+        ask(kube, place, "database", f"{prefix}pg", create=True)
     env, file = environment(lab.consul.address, lab.kubeconfig), tmp_path / "bridge.yaml"
     settings(file, namespace, other)
     result = bridge("sync", "--yes", "--config", str(file), "-o", "json", env=env)
@@ -95,10 +72,10 @@ def test_a_running_bridge_follows_grants_and_tells_users_nothing_of_what_exists(
     """What was not granted and what does not exist give the same Event; a grant that is withdrawn empties at once."""
     consul.register(f"{prefix}pg", f"{prefix}vm-1", "10.77.1.1", 5432)
     consul.register(f"{prefix}secret", f"{prefix}vm-2", "10.77.1.2", 5432)
-    ask(kube, namespace, "mine", f"{prefix}pg")
-    ask(kube, namespace, "theirs", f"{prefix}secret")
-    ask(kube, namespace, "nothing", f"{prefix}none")
-    ask(kube, namespace, "filtered", f"{prefix}pg", filter='Service.Meta.env == "prod"')
+    ask(kube, namespace, "mine", f"{prefix}pg", create=True)
+    ask(kube, namespace, "theirs", f"{prefix}secret", create=True)
+    ask(kube, namespace, "nothing", f"{prefix}none", create=True)
+    ask(kube, namespace, "filtered", f"{prefix}pg", filter='Service.Meta.env == "prod"', create=True)
     granted = [
         {"namespaces": [namespace], "services": [f"{prefix}pg", f"{prefix}none"], "allow_cidrs": ["10.77.0.0/16"]}
     ]
@@ -145,7 +122,7 @@ def test_a_running_bridge_follows_the_labels_of_namespaces(
     consul.register(f"{prefix}pg", f"{prefix}vm-1", "10.77.1.1", 5432)
     label(kube, namespace, team="a", env="qa")
     for place in (namespace, other):
-        ask(kube, place, "database", f"{prefix}pg")
+        ask(kube, place, "database", f"{prefix}pg", create=True)
     selector = {"matchLabels": {"team": "a"}, "matchExpressions": [{"key": "off", "operator": "DoesNotExist"}]}
     env, file = environment(lab.consul.address, lab.kubeconfig), tmp_path / "bridge.yaml"
     settings(file, namespace, other, annotated=[{"namespace_selector": selector}], run={"removal_grace_period": "1s"})
@@ -182,7 +159,7 @@ def test_without_the_right_to_read_labels_nothing_new_is_filled_and_it_is_said(
     """What is filled stays; `check` names the right, log and /readyz too, and a right that comes later is used."""
     consul.register(f"{prefix}pg", f"{prefix}vm-1", "10.77.1.1", 5432)
     label(kube, namespace, team="a")
-    ask(kube, namespace, "database", f"{prefix}pg")
+    ask(kube, namespace, "database", f"{prefix}pg", create=True)
     file = tmp_path / "bridge.yaml"
     settings(file, namespace, annotated=[{"namespaces": [namespace], "namespace_selector": "team = a"}])
     write = ["list", "watch", "create", "patch", "delete"]
@@ -204,7 +181,7 @@ def test_without_the_right_to_read_labels_nothing_new_is_filled_and_it_is_said(
 
     rich = environment(lab.consul.address, lab.kubeconfig)
     bridge("sync", "--yes", "--config", str(file), env=rich)
-    ask(kube, namespace, "another", f"{prefix}pg")
+    ask(kube, namespace, "another", f"{prefix}pg", create=True)
     daemon = Daemon(lab, f"run-{prefix}", "--config", str(file), env=env)
     group = "rbac.authorization.k8s.io"
     role = {"apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": f"{prefix}labels"}}
@@ -273,7 +250,7 @@ def test_annotated_services_do_not_lead_to_the_clusters_nodes(
     for address in ("10.78.0.1", "2001:db8:78::1", "10.78.0.9"):
         consul.register(service, f"{prefix}vm-{address[-1]}-{len(address)}", address, 10250)
     consul.register(service, node, "10.78.0.1", 8080)
-    ask(kube, namespace, "asked", service)
+    ask(kube, namespace, "asked", service, create=True)
     file, env = tmp_path / "bridge.yaml", environment(lab.consul.address, lab.kubeconfig)
     read = [{"apiGroups": [""], "resources": ["services", "endpoints"], "verbs": ["list", "create", "patch", "delete"]}]
     read += [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read[0]["verbs"]}]

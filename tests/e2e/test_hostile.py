@@ -1,4 +1,4 @@
-"""Whatever is registered in Consul: the bridge works on, writes where its rules say, and nobody speaks in its name."""
+"""Whatever is registered in Consul: the bridge works on, writes where its rules say, and nothing speaks in its name."""
 
 from __future__ import annotations
 

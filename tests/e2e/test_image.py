@@ -95,7 +95,7 @@ def test_it_adds_little_to_its_base(images: Images, inspected: dict[str, Any]) -
     ours = (inspected["Size"] - base["Size"]) / 1e6
     print(f"{inspected['Size'] / 1e6:.0f} MB, of which {ours:.0f} MB are ours")
     assert ours < 75
-    if images.python == PYTHON_IMAGE:  # what stands in for it where nothing can be pulled is larger
+    if images.python == PYTHON_IMAGE:  # its stand-in where nothing can be pulled is larger
         assert inspected["Size"] / 1e6 < 200
 
 
@@ -128,7 +128,7 @@ def contents(images: Images) -> dict[str, Any]:
 
 
 def test_there_is_no_shell_no_pip_and_no_other_program(contents: dict[str, Any]) -> None:
-    """Whoever breaks in finds Python and nothing to call; nothing is setuid."""
+    """An intruder finds Python and nothing to call; nothing is setuid."""
     pythons = [name for name in contents["programs"] if re.fullmatch(r"python3?(\.\d+)?", name)]
     assert pythons
     ours = {name for name in contents["programs"] if name not in pythons}
@@ -306,7 +306,7 @@ def test_it_is_ready_soon_after_its_start(images: Images, servers: tuple[str, ..
 
 
 def test_a_stop_signal_reaches_it(images: Images, container: str) -> None:
-    """`bridge run` that reaches neither Consul nor Kubernetes still goes at once when it is told to."""
+    """`bridge run` that reaches neither Consul nor Kubernetes still ends at once when it is asked to."""
     docker = images.engine.docker
     docker("exec", container, "python", "-c", SERVING, "healthz")
     started = time.monotonic()

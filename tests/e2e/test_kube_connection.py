@@ -28,7 +28,7 @@ from bridge.kube.plugin import LIMIT_SECONDS, PAUSE_SECONDS
 from tests.support.lab import Lab
 from tests.support.lab.failover import Failover
 from tests.support.program import Daemon, bridge, environment
-from tests.support.raw import ENDPOINTS, RawKube, ready_addresses
+from tests.support.raw import ENDPOINTS, RawKube, ready
 
 pytestmark = pytest.mark.lab
 
@@ -75,11 +75,6 @@ class User:
         return end.timestamp()
 
 
-def ready(kube: RawKube, name: str) -> list[str]:
-    """Ready addresses."""
-    return [address for address, _ in ready_addresses(kube.endpoints(NAMESPACE, name))]
-
-
 def test_certificate_user_and_way_change_under_a_running_bridge(
     fresh_lab: Lab, tmp_path: Path, eventually: Eventually
 ) -> None:
@@ -101,7 +96,7 @@ def test_certificate_user_and_way_change_under_a_running_bridge(
         daemon = Daemon(lab, "bridge-connection", *arguments, env=env)
         daemon.start()
         try:
-            eventually(lambda: ready(kube, "web"), ["10.9.0.1"])
+            eventually(lambda: ready(kube, NAMESPACE, "web"), ["10.9.0.1"])
             as_whom = {
                 (entry["user"]["username"], entry.get("impersonatedUser", {}).get("username"))
                 for entry in map(json.loads, lab.audit_log.read_text().splitlines())
@@ -113,19 +108,19 @@ def test_certificate_user_and_way_change_under_a_running_bridge(
             assert address.fail_over() > 1
             began = time.monotonic()
             consul.register("web", "vm-2", "10.9.0.2", 80)
-            eventually(lambda: ready(kube, "web"), ["10.9.0.1", "10.9.0.2"], 12)
+            eventually(lambda: ready(kube, NAMESPACE, "web"), ["10.9.0.1", "10.9.0.2"], 12)
             written = time.monotonic() - began
 
             address.fail_over()
             began = time.monotonic()
             path = f"{ENDPOINTS.format(namespace=NAMESPACE)}/web"
             kube.json("PATCH", path, {"subsets": []}, "application/merge-patch+json")
-            eventually(lambda: ready(kube, "web"), ["10.9.0.1", "10.9.0.2"], 20)
+            eventually(lambda: ready(kube, NAMESPACE, "web"), ["10.9.0.1", "10.9.0.2"], 20)
             seen = time.monotonic() - began
 
             time.sleep(max(0.0, ends - time.time()) + 1)
             consul.register("web", "vm-3", "10.9.0.3", 80)
-            eventually(lambda: ready(kube, "web"), ["10.9.0.1", "10.9.0.2", "10.9.0.3"], 12)
+            eventually(lambda: ready(kube, NAMESPACE, "web"), ["10.9.0.1", "10.9.0.2", "10.9.0.3"], 12)
             eventually(lambda: daemon.get("/readyz")[0], 200, 20)
             assert (written < 12, seen < 20) == (True, True)
         finally:
@@ -201,10 +196,10 @@ def test_a_credential_plugin_that_hangs_stops_nothing_and_is_named(
         }))  # fmt: skip
         daemon.start()
         try:
-            eventually(lambda: ready(kube, "web"), ["10.9.0.1"])
+            eventually(lambda: ready(kube, NAMESPACE, "web"), ["10.9.0.1"])
             eventually(lambda: len(runs()), 2)
             consul.register("web", "vm-2", "10.9.0.2", 80)
-            eventually(lambda: ready(kube, "web"), ["10.9.0.1", "10.9.0.2"], 5)
+            eventually(lambda: ready(kube, NAMESPACE, "web"), ["10.9.0.1", "10.9.0.2"], 5)
             assert "warnings" not in daemon.readiness()  # the first of those that hang is still being waited for
 
             named = (
@@ -217,9 +212,9 @@ def test_a_credential_plugin_that_hangs_stops_nothing_and_is_named(
             while time.monotonic() < paused:  # once a second a request finds that the token has ended
                 seen.add(len(runs()))
                 consul.flip("web", "vm-1", "critical")
-                eventually(lambda: ready(kube, "web"), ["10.9.0.2"], 5)
+                eventually(lambda: ready(kube, NAMESPACE, "web"), ["10.9.0.2"], 5)
                 consul.flip("web", "vm-1", "passing")
-                eventually(lambda: ready(kube, "web"), ["10.9.0.1", "10.9.0.2"], 5)
+                eventually(lambda: ready(kube, NAMESPACE, "web"), ["10.9.0.1", "10.9.0.2"], 5)
             assert seen == {2}
             eventually(lambda: len(runs()), 3, PAUSE_SECONDS + 10)
             told = [event for event in daemon.events() if event.get("reason") == named]
@@ -348,13 +343,13 @@ def test_a_leader_whose_writes_are_not_answered_leaves_them_to_a_replica_that_ca
         consul.register("web", "vm-1", "10.9.0.1", 80)
         try:
             one.start()
-            eventually(lambda: (ready(kube, "web"), held()), (["10.9.0.1"], [[0], []]))
+            eventually(lambda: (ready(kube, NAMESPACE, "web"), held()), (["10.9.0.1"], [[0], []]))
             two.start(wait=False)
             with unanswered(kube, webhook, f"{user}one"):
                 eventually(lambda: [answered(account) for account in accounts.values()], [False, True])
                 since, began = time.time(), time.monotonic()
                 consul.register("web", "vm-2", "10.9.0.2", 80)
-                eventually(lambda: ready(kube, "web"), ["10.9.0.1", "10.9.0.2"], bound)
+                eventually(lambda: ready(kube, NAMESPACE, "web"), ["10.9.0.1", "10.9.0.2"], bound)
                 took = time.monotonic() - began
                 eventually(held, [[], [0]], lease)
                 election = one.readiness()["election"]

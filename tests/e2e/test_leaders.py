@@ -92,7 +92,7 @@ class Replicas:
         }
 
     def leader(self) -> str:
-        """Who has shard 0, "" while nobody has it."""
+        """Who has shard 0, "" while no replica has it."""
         return next((name for name, held in self.held().items() if 0 in held), "")
 
     def register(self, number: int, *, status: str = "passing") -> None:
@@ -118,7 +118,7 @@ class Replicas:
         return written
 
     def terms(self) -> dict[int, list[Term]]:
-        """Who held which shard from when to when, as the API server was told."""
+        """Who held which shard from when to when, as the API server's objects say."""
         terms: dict[int, list[Term]] = {}
         for entry in self.lab.audit():
             name, _, shard = entry.name.rpartition("-shard-")
@@ -204,7 +204,7 @@ def replicas(fresh_lab: Lab) -> Iterator[Replicas]:
 def test_a_standby_follows_a_leader_that_ends_dies_or_sleeps(replicas: Replicas, eventually: Eventually) -> None:
     """SIGTERM: within a second. kill -9: within the lease and two seconds. SIGSTOP past the lease: it never writes.
 
-    After SIGTERM the second counts from the release: what the old leader had in hand it has finished by then.
+    After SIGTERM the second counts from the release: what the old leader had in flight it has finished by then.
     """
     for number in range(5):
         replicas.register(number)
@@ -225,7 +225,7 @@ def test_a_standby_follows_a_leader_that_ends_dies_or_sleeps(replicas: Replicas,
     assert second not in ("", "three")
     killed = time.time()
     replicas.running.pop(second).kill()
-    replicas.register(5)  # while nobody leads
+    replicas.register(5)  # while no replica leads
     eventually(lambda: replicas.ready(5), [("10.78.0.6", 80)], 2 * LEASE + 20)
     took = min(entry.at for entry in replicas.writes(killed)["three"]) - killed
     assert took < LEASE + 2, took
@@ -321,7 +321,7 @@ def test_a_plain_sync_leaves_to_the_running_bridge_what_that_holds(replicas: Rep
 def test_with_the_api_server_away_for_longer_than_the_lease_nothing_is_lost(
     replicas: Replicas, eventually: Eventually
 ) -> None:
-    """Nobody leads meanwhile, readiness says so; afterwards one does, and makes up for what changed."""
+    """No replica leads meanwhile, readiness says so; afterwards one does, and makes up for what changed."""
     for number in range(3):
         replicas.register(number)
     for name in ("one", "two"):
@@ -465,12 +465,12 @@ def test_another_number_of_shards_takes_over_when_the_last_replica_with_the_old_
 
 
 def writes_of(replicas: Replicas, since: float) -> list[AuditEntry]:
-    """All of them, whoever wrote."""
+    """All of them, no matter who wrote them."""
     return [entry for entries in replicas.writes(since).values() for entry in entries]
 
 
 def test_a_lease_of_somebody_elses_making_is_left_alone_and_said(replicas: Replicas, eventually: Eventually) -> None:
-    """It has the shard's name and not our labels: nobody leads, readiness says what to do; done, one leads."""
+    """It has the shard's name and not our labels: no replica leads, readiness says what to do; done, one leads."""
     name = "consul-bridge-default-shard-0"
     path = f"/apis/coordination.k8s.io/v1/namespaces/{replicas.namespace}/leases"
     theirs = {"metadata": {"name": name}, "spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 5}}
@@ -488,7 +488,7 @@ def test_a_lease_of_somebody_elses_making_is_left_alone_and_said(replicas: Repli
 
 
 def test_a_role_without_leases_is_said(replicas: Replicas, eventually: Eventually) -> None:
-    """Nobody leads, readiness names the verb that is missing, and nothing is written."""
+    """No replica leads, readiness names the verb that is missing, and nothing is written."""
     rules = [rule for rule in role() if rule["resources"] != ["leases"]]
     kubeconfig = replicas.lab.service_account("default", "poor", rules)
     env = environment(replicas.lab.consul.address, kubeconfig, BRIDGE_RUN_LEASE_DURATION=f"{LEASE}s")

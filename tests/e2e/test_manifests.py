@@ -121,7 +121,7 @@ def test_it_renders_whole(components: Sequence[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("components", [("cronjob", "monitoring"), ("monitoring", "cronjob")])
 def test_monitoring_beside_a_cron_job_is_refused(components: Sequence[str], tmp_path: Path) -> None:
-    """Nobody could scrape it, and the alert for absence would ring forever; whichever is named first."""
+    """No one could scrape it, and the alert for absence would ring forever; whichever is named first."""
     with pytest.raises(AssertionError, match="monitoring finds nothing to scrape beside a CronJob"):
         manifests.overlay(tmp_path, "elsewhere", components)
 

@@ -2,53 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from tests.e2e.conftest import Sync, syncing
 from tests.support.lab import Lab
-from tests.support.program import Result, bridge, environment
 from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, not_ready_addresses, ready_addresses
 
 pytestmark = pytest.mark.lab
 
 Json = dict[str, Any]
-Sync = Callable[..., Result]
 OURS = "endpointslice.kubernetes.io/managed-by=consul-bridge"
 
 
-@pytest.fixture
-def sync(lab: Lab, namespace: str, tmp_path: Path) -> Sync:
-    """Run `bridge sync` with rules, as in a file; what a rule does not say goes to this test's namespace."""
-    return syncing(lab, namespace, tmp_path)
-
-
-def syncing(lab: Lab, namespace: str, folder: Path, consul: str = "") -> Sync:
-    """The same for any lab, or for another Consul at an address."""
-
-    def run(
-        *rules: Json,
-        arguments: tuple[str, ...] = (),
-        status: int = 0,
-        command: tuple[str, ...] = ("sync", "--yes"),
-        **settings: Any,
-    ) -> Result:
-        whole = [{**rule, "to": {"namespace": namespace, **rule.get("to", {})}} for rule in rules]
-        file = folder / "bridge.yaml"
-        file.write_text(yaml.safe_dump({"rules": whole, **settings}))
-        env = environment(consul or lab.consul.address, lab.kubeconfig)
-        result = bridge(*command, "--config", str(file), "-o", "json", *arguments, env=env)
-        assert result.status == status, result.stderr
-        return result
-
-    return run
-
-
 def meta_of(kube: RawKube, path: str) -> tuple[Json, Json]:
-    """Labels and annotations of an object, ours alone (no marks of ownership, none of the control plane)."""
+    """Labels and annotations of an object, ours alone (no ownership labels, none of the control plane)."""
     metadata = (kube.get(path) or {})["metadata"]
     return tuple(
         {k: v for k, v in (metadata.get(kind) or {}).items() if "/" not in k} for kind in ("labels", "annotations")
@@ -159,7 +129,7 @@ def test_slices_tell_conditions_zones_and_nodes(
 def test_the_clusters_nodes_can_be_asked_for(
     lab: Lab, sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, tmp_path: Path
 ) -> None:
-    """`*` lists them; who may not list them is told what to do about it."""
+    """`*` lists them; a token that may not list them is reported with what to do about it."""
     node = f"{prefix}n1"
     consul.register(f"{prefix}web", node, "10.77.1.1", 80)
     consul.register(f"{prefix}web", f"{prefix}n2", "10.77.1.2", 80)
@@ -234,16 +204,6 @@ def test_more_addresses_than_the_control_plane_mirrors_are_reported(
 
 
 # --------------------------------------------------------------------------- families
-
-
-@pytest.fixture(scope="module")
-def dual() -> Iterator[Lab]:
-    """Servers of this module's own whose Services can have both families."""
-    made = Lab(own=True)
-    made.apiserver.service_ranges = "10.96.0.0/16,fd00:96::/108"
-    made.start()
-    yield made
-    made.close()
 
 
 @pytest.mark.slow

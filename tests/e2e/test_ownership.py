@@ -1,4 +1,4 @@
-"""What belongs to whom, and what people and other programs get wrong: reported, and never fatal for the others."""
+"""What belongs to whom, and what people and other programs get wrong: reported, and never fatal for the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 from tests.support.lab import Lab
 from tests.support.program import Daemon, Result, bridge, environment, pause
-from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, ready_addresses
+from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, ready
 
 pytestmark = pytest.mark.lab
 
@@ -47,11 +47,6 @@ def person(kube: RawKube, namespace: str, name: str, annotations: Json | None = 
         "spec": {"ports": [{"port": 80, "protocol": "TCP"}], **spec},
     }  # fmt: skip
     kube.json("POST", SERVICES.format(namespace=namespace), body)
-
-
-def ready(kube: RawKube, namespace: str, name: str) -> list[str]:
-    """Ready addresses."""
-    return [address for address, _ in ready_addresses(kube.endpoints(namespace, name))]
 
 
 # --------------------------------------------------------------------------- ownership
@@ -181,7 +176,7 @@ def test_two_bridges_with_one_owner_id_notice_each_other(
         eventually(lambda: "again and again" in maker.readiness().get("conflicting_writer", ""), True, 60)
         # it stops taking at the first sign, so it may have seen only that its own deletions are undone
         eventually(lambda: f"owner id '{owner}'" in taker.readiness().get("conflicting_writer", ""), True, 60)
-        # the metric is told twice a second, /readyz when it is asked
+        # the metric is set twice a second, /readyz when it is asked
         eventually(lambda: [d.metric("consul_bridge_conflicting_writer") for d in (maker, taker)], [1, 1], 10)
         assert all("conflicting writer detected" in daemon.log.read_text() for daemon in daemons)
         took = time.time() - began
@@ -283,7 +278,7 @@ def test_a_role_in_one_of_two_namespaces_serves_that_one(
     tmp_path: Path,
     eventually: Eventually,
 ) -> None:
-    """One pass and the running bridge alike; what grants the rest is said, and the second Role is enough to go on."""
+    """One pass and the running bridge alike; what grants the rest is named, and the second Role is enough to go on."""
     consul.register(f"{prefix}a", f"{prefix}vm-1", "10.77.1.1", 80)
     consul.register(f"{prefix}b", f"{prefix}vm-2", "10.77.1.2", 80)
     kubeconfig = lab.service_account(namespace, "half", WRITING)
@@ -327,7 +322,7 @@ def test_a_role_in_one_of_two_namespaces_serves_that_one(
 
 
 ALL_MAY_ASK = [{"filter": True}]
-"""Two namespaces are watched where mistakes are made, so nobody may ask without a grant."""
+"""Two namespaces are watched where mistakes are made, so no user may ask without a grant."""
 
 
 def mistakes(consul: RawConsul, kube: RawKube, namespace: str, prefix: str) -> list[Json]:
@@ -521,7 +516,7 @@ def test_a_peer_that_is_not_there_has_no_instances_and_that_is_said(
 def test_what_selects_nobody_is_not_called_a_missing_port(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """Addresses that nobody can use, a tag in another case or with a comma, `Service.Port` of several ports."""
+    """Addresses that no one can use, a tag in another case or with a comma, `Service.Port` of several ports."""
     consul.register(f"{prefix}local", f"{prefix}vm-1", "127.0.0.1", 80)
     consul.register(f"{prefix}db", f"{prefix}vm-2", "10.77.1.2", 80, Tags=["Primary", "a,b"])
     ports = [{"Name": "http", "Port": 8080, "Default": True}, {"Name": "metrics", "Port": 9090}]

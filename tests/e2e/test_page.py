@@ -113,28 +113,8 @@ def opened(browser: Browser) -> Iterator[Open]:
     assert [text for complaints in found for text in complaints] == []
 
 
-@pytest.fixture
-def daemon(lab: Lab, namespace: str, prefix: str) -> Iterator[Daemon]:
-    """A bridge for this test's services, ready."""
-    env = environment(lab.consul.address, lab.kubeconfig)
-    running = Daemon(
-        lab,
-        f"page-{namespace}",
-        "--service",
-        f"{prefix}*",
-        "--namespace",
-        namespace,
-        "--removal-grace-period",
-        "1s",
-        env=env,
-    )
-    running.start()
-    yield running
-    running.stop()
-
-
 def picture(page: Page, name: str) -> None:
-    """A screenshot for the documentation, when somebody asks for them."""
+    """A screenshot for the documentation, when a user asks for them."""
     if (folder := os.environ.get("PAGE_IMAGES")) and name in PICTURES:
         Path(folder).mkdir(parents=True, exist_ok=True)
         data = page.screenshot()  # written here: Playwright would leave a thread behind that writes files
@@ -317,7 +297,7 @@ def test_what_is_selected_stays_and_the_page_says_so(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str,
     opened: Open, eventually: Eventually,
 ) -> None:  # fmt: skip
-    """Who copies is not disturbed, and is not told that what stands there is live."""
+    """A user who copies text is not disturbed, and does not read that the page is live."""
     name = f"{prefix}radosgw"
     for i in range(3):
         consul.register(name, f"{prefix}vm-{i}", f"10.77.0.{i + 1}", 8080)

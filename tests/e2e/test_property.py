@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,16 +42,6 @@ OUTPUTS = tuple(Output)
 STRANGERS = ("nothing", "nothing", "a Service for pods", "a Service", "Endpoints", "a slice", "another bridge")
 
 
-@pytest.fixture(scope="module")
-def dual() -> Iterator[Lab]:
-    """Servers whose Services can have both families."""
-    made = Lab(own=True)
-    made.apiserver.service_ranges = "10.96.0.0/16,fd00:96::/108"
-    made.start()
-    yield made
-    made.close()
-
-
 class Place:
     """A namespace of one example, as the bridge's own room for Kubernetes reads and writes it."""
 
@@ -64,7 +54,7 @@ class Place:
         kube.json("POST", "/api/v1/namespaces", body)
 
     def current(self, owner: str = OWNER) -> Current:
-        """What stands there now, with the control plane's mirror."""
+        """What exists now, with the control plane's mirror."""
         store = list_once(self._client, (self.target.namespace,), owner)
         return replace(store.current(self.target), mirrored=mirrored(self._client, self.target))
 
@@ -91,7 +81,7 @@ class Place:
         raise AssertionError(f"no rest within {SECONDS:.0f} s")
 
     def stranger(self, kind: str) -> list[str]:
-        """Put somebody else's objects there; their paths."""
+        """Put another owner's objects there; their paths."""
         paths = {base: base.format(namespace=self.target.namespace) for base in (SERVICES, ENDPOINTS, SLICES)}
         port = [{"port": 80, "protocol": "TCP"}]
         meta: Json = {"name": self.target.name}
@@ -182,7 +172,7 @@ def test_plans_come_to_rest_at_what_is_desired_and_touch_nothing_of_others(
     dual: Lab, before: Output, after: Output, stranger: str, first: list[Instance], second: list[Instance],
     one: Rule, other: Rule,
 ) -> None:  # fmt: skip
-    """Each output and each way from one to another, whatever else stands there."""
+    """Each output and each way from one to another, whatever else exists."""
     client = KubeClient(kube_config(kubeconfig=str(dual.kubeconfig)))
     try:
         with dual.raw_kube() as kube:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import Eventually
-from tests.e2e.test_outputs import Sync, syncing
+from tests.e2e.conftest import Sync
 from tests.support.lab import Lab, manifests
 from tests.support.program import Daemon, bridge, environment
 from tests.support.raw import ROUTES, SERVICES, RawConsul, RawKube, ready_addresses
@@ -30,11 +30,6 @@ def gateway_api(kube: RawKube) -> Iterator[None]:
     """The API server knows HTTPRoutes."""
     with manifests.gateway_kinds(kube):
         yield
-
-
-@pytest.fixture
-def sync(lab: Lab, namespace: str, tmp_path: Path) -> Sync:
-    return syncing(lab, namespace, tmp_path)
 
 
 def route_of(kube: RawKube, namespace: str, name: str) -> Json | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,26 +17,6 @@ from tests.support.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, not_ready
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 Eventually = Callable[..., None]
-
-
-@pytest.fixture
-def daemon(lab: Lab, namespace: str, prefix: str) -> Iterator[Daemon]:
-    """A bridge for this test's services, ready."""
-    env = environment(lab.consul.address, lab.kubeconfig)
-    running = Daemon(
-        lab,
-        f"bridge-{namespace}",
-        "--service",
-        f"{prefix}*",
-        "--namespace",
-        namespace,
-        "--removal-grace-period",
-        "1s",
-        env=env,
-    )
-    running.start()
-    yield running
-    running.stop()
 
 
 def test_a_service_lives_through_all_its_states(
@@ -93,7 +73,7 @@ def test_a_persons_service_that_asks_is_filled_and_never_written(
 def test_events_stand_on_the_objects_concerned(
     daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
-    """What was made, what is somebody else's, what is left out: once each, for `kubectl describe`."""
+    """What was made, what is another owner's, what is left out: once each, for `kubectl describe`."""
     theirs = f"{prefix}theirs"
     body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": theirs},
             "spec": {"selector": {"app": "x"}, "ports": [{"port": 80}]}}  # fmt: skip
@@ -204,7 +184,7 @@ def test_what_others_do_to_our_objects_is_put_back(
 def test_a_second_writer_is_not_fought_at_full_speed(
     lab: Lab, daemon: Daemon, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
-    """Somebody who undoes every repair at once gets ever slower answers: few writes a second."""
+    """A user who undoes every repair at once gets ever slower answers: few writes a second."""
     name = f"{prefix}web"
     consul.register(name, f"{prefix}vm-1", "10.77.1.1", 80)
     path = f"{ENDPOINTS.format(namespace=namespace)}/{name}"

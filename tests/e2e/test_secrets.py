@@ -2,7 +2,7 @@
 
 Each way of running it is asked for everything that it writes (both streams at debug level, pages, metrics, Events, its
 command line); none of the secrets that it was given may be in there. What all other tests on real servers make the
-bridge say is looked at by tests.support.lab.secret_scan.
+bridge say is checked by tests.support.lab.secret_scan.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.raw import RawConsul
 pytestmark = pytest.mark.lab
 
 WRONG = "5ec7e700-0000-4000-8000-00000000dead"
-"""A token that nobody knows; it must not be shown either: it may be the right one of another Consul."""
+"""A token that no one knows; it must not be shown either: it may be the right one of another Consul."""
 
 ODD = "5ec7e7-odd"
 COMMANDS = (("sync", "--yes"), ("status",), ("explain", "web"), ("check",))

@@ -102,7 +102,7 @@ def test_a_dead_primary_is_ready_nowhere_within_milliseconds_and_the_service_sta
     assert pair.uid("primary") == uid
     assert max(took) < 5  # a noisy machine; it was the grace period, 30 s, when it went wrong
     assert statistics.median(took) < 0.5, took
-    assert sum("has the tag primary" in str(event) for event in daemon.events()) >= ROUNDS  # nobody is: it is said
+    assert sum("has the tag primary" in str(event) for event in daemon.events()) >= ROUNDS  # no instance has it
 
 
 def test_a_pass_while_nobody_has_the_tag_keeps_the_service_until_the_name_or_the_rule_goes(

@@ -1,17 +1,16 @@
 """Ports of Services that users made or edited: names and numbers agree wherever traffic looks, on real servers.
 
-What traffic sees is the union of all EndpointSlices of a Service, whoever wrote them (`union`).
+What traffic sees is the union of all EndpointSlices of a Service, no matter who wrote them (`union`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.test_outputs import Sync, syncing
+from tests.e2e.conftest import Sync
 from tests.support.lab import Lab
 from tests.support.program import Daemon, environment
 from tests.support.raw import SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
@@ -20,12 +19,6 @@ pytestmark = pytest.mark.lab
 
 Json = dict[str, Any]
 Eventually = Callable[..., None]
-
-
-@pytest.fixture
-def sync(lab: Lab, namespace: str, tmp_path: Path) -> Sync:
-    """`bridge sync` with rules, as in a file; what a rule does not say goes to this test's namespace."""
-    return syncing(lab, namespace, tmp_path)
 
 
 def union(kube: RawKube, namespace: str, service: str) -> list[tuple[str, str, str, int, bool]]:
@@ -74,7 +67,7 @@ def edit(kube: RawKube, namespace: str, name: str, spec: Json) -> None:
 def test_ports_of_a_users_service_are_matched_by_name_and_number_before_order(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """targetPort by name, then the port's name, then its number; a port that is left without endpoints is said."""
+    """targetPort by name, then the port's name, then its number; a port that is left without endpoints is reported."""
     offered = [{"Name": "admin", "Port": 9000, "Default": True}, {"Name": "http", "Port": 8080}]
     consul.json(
         "PUT",
@@ -221,7 +214,7 @@ def test_what_registrator_registers_is_one_service_in_both_protocols(
 def test_a_running_bridge_puts_ports_back_and_takes_its_own_writes_for_no_conflict(
     lab: Lab, consul: RawConsul, kube: RawKube, namespace: str, prefix: str, eventually: Eventually
 ) -> None:
-    """Names agree again after each edit, what others set and no rule does is honoured, and nobody is accused."""
+    """Names agree again after each edit, what others set and no rule does is honoured, and no one is accused."""
     name = f"{prefix}web"
     consul.register(name, f"{prefix}vm-1", "10.77.1.1", 8080)
     consul.register(name, f"{prefix}vm-2", "10.77.1.2", 8080, status="critical")

@@ -1,4 +1,4 @@
-"""Changing what carries the addresses of a living Service, seen by somebody who reads its slices all the time."""
+"""Changing what carries the addresses of a running service, seen by a user who reads its slices all the time."""
 
 from __future__ import annotations
 

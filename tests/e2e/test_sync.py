@@ -34,7 +34,7 @@ EVERYTHING = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """A user of the bridge's own, so that its writes are told from the control plane's, which come when they like."""
+    """A user of the bridge's own, so that its writes differ from the control plane's, which come when they like."""
 
     lab: Lab
     namespace: str
@@ -173,7 +173,7 @@ def test_what_leaves_consul_leaves_kubernetes_unless_the_policy_keeps_it(
 def test_somebody_elses_objects_are_left_alone(
     sync: Sync, consul: RawConsul, kube: RawKube, namespace: str, prefix: str
 ) -> None:
-    """A Service with a selector, one of somebody else, Endpoints of somebody else: conflicts, and exit status 5."""
+    """A Service with a selector, one of another owner, Endpoints of another owner: conflicts, and exit status 5."""
     for name in ("selector", "foreign", "endpoints"):
         consul.register(f"{prefix}{name}", f"{prefix}vm-{name}", "10.77.1.1", 80)
     services, endpoints = SERVICES.format(namespace=namespace), ENDPOINTS.format(namespace=namespace)

@@ -21,7 +21,16 @@ import yaml
 
 from tests.support.lab import Lab
 from tests.support.program import Daemon, environment
-from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+from tests.support.raw import (
+    ENDPOINTS,
+    SERVICES,
+    SLICES,
+    RawConsul,
+    RawKube,
+    UnexpectedAnswerError,
+    ask,
+    ready_addresses,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -94,26 +103,6 @@ class Harness:
         assert self.daemon.running
 
 
-def ask(
-    kube: RawKube, namespace: str, name: str, service: str, *, create: bool = False, label: str = "true", **marks: str
-) -> None:
-    """Create or replace a Service that asks for a Consul service."""
-    path = SERVICES.format(namespace=namespace)
-    body: Json = {
-        "apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]},
-        "metadata": {
-            "name": name, "labels": {"consul-bridge/mirror": label},
-            "annotations": {"consul-bridge/service": service, **{f"consul-bridge/{k}": v for k, v in marks.items()}},
-        },
-    }  # fmt: skip
-    if create:
-        kube.json("POST", path, body)
-        return
-    found = kube.json("GET", f"{path}/{name}")
-    found["metadata"].update(body["metadata"])
-    kube.json("PUT", f"{path}/{name}", found)
-
-
 @pytest.fixture(scope="module")
 def harness(lab: Lab) -> Iterator[Harness]:
     """Both teams served; the whole module shares them."""
@@ -159,7 +148,7 @@ def _clean(lab: Lab, prefix: str) -> None:
 
 @contextlib.contextmanager
 def _watched(harness: Harness) -> Iterator[None]:
-    """Every version of the good namespace's Endpoints and slices is looked at: the anchors are in them, always."""
+    """Every version of the good namespace's Endpoints and slices is checked: the anchors are in them, always."""
     stop = threading.Event()
     anchors = {"db": {f"10.79.2.{n + 1}" for n in range(1, 6)}, "ldap": {f"10.79.4.{n + 1}" for n in range(6)}}
     clients = {base: harness.lab.raw_kube() for base in (ENDPOINTS, SLICES)}
@@ -282,7 +271,7 @@ def test_what_consul_loses_of_one_namespace_is_held_there_alone(harness: Harness
 
 
 def test_a_flood_of_events_hides_none_of_another_namespace(harness: Harness, eventually: Eventually) -> None:
-    """Hundreds of Services that are asked for wrongly; what concerns the other team is said in time."""
+    """Hundreds of Services that are asked for wrongly; what concerns the other team is reported in time."""
 
     def flood(start: int) -> None:
         for n in range(start, start + 150):
@@ -315,7 +304,7 @@ def test_flapping_makes_nobody_wait(harness: Harness) -> None:
         nonlocal turns
         turns += 1
         for n in range(20):
-            with contextlib.suppress(UnexpectedAnswerError):  # 409: somebody set its status meanwhile
+            with contextlib.suppress(UnexpectedAnswerError):  # 409: a user set its status meanwhile
                 harness.ask(f"flap-{n}", "one" if turns % 2 else "two", label="true" if turns % 3 else "false")
 
     with _meanwhile(flap):
@@ -351,7 +340,7 @@ def test_filters_make_nobody_wait(harness: Harness) -> None:
 
 def test_names_and_marks_that_are_forged_reach_nobody(harness: Harness, eventually: Eventually) -> None:
     """Names of others, of paths and of nothing; Services that pretend to be ours and from hundreds of services that are
-    gone: after a restart nobody waits for a Consul that was rebuilt."""
+    gone: after a restart nothing waits for a Consul that was rebuilt."""
     names = ("..", ".", "a/b", "*", "x" * 300, "ü", "%2e%2e", "consul", f"{harness.prefix}db?dc=dc2")
     for n, name in enumerate(names):
         ask(harness.user, harness.bad, f"name-{n}", name, create=True)

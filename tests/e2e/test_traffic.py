@@ -63,7 +63,7 @@ def test_a_vm_that_is_killed_fails_requests_only_until_consul_knows_and_a_moment
         back = testbed.await_spread(load, range(1, VMS + 1))
         load.await_calm(400)
         assert load.failed(back) == []
-    assert failed, "a dead VM that nobody asked proves nothing"
+    assert failed, "a dead VM that no one asked proves nothing"
     last = max(request.began for request in failed)
     known, written = knowing.at - killed, testbed.written(name, since) - knowing.at
     report = f"Consul knew after {known * 1000:.0f} ms, written {written * 1000:.0f} ms later, "

@@ -1,14 +1,14 @@
-"""All EndpointSlices of a Service together, whoever writes them: what the bridge says of them, on real servers."""
+"""All EndpointSlices of a Service together, no matter who writes them, as the bridge reports them, on real servers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.test_outputs import Sync, slices, syncing
+from tests.e2e.conftest import Sync
+from tests.e2e.test_outputs import slices
 from tests.support.lab import Lab
 from tests.support.program import Daemon, environment
 from tests.support.raw import ENDPOINTS, SERVICES, SLICES, RawConsul, RawKube, UnexpectedAnswerError
@@ -27,12 +27,6 @@ READ_ONLY = [
     {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
 ]  # fmt: skip
 """What manifests/components/endpoints-only grants, but for Events."""
-
-
-@pytest.fixture
-def sync(lab: Lab, namespace: str, tmp_path: Path) -> Sync:
-    """Run a command with rules."""
-    return syncing(lab, namespace, tmp_path)
 
 
 @pytest.fixture
@@ -133,7 +127,7 @@ def test_from_pods_to_vms_the_slices_of_the_pods_stay_behind(
     prefix: str,
     eventually: Eventually,
 ) -> None:
-    """The control plane never removes them: it is said everywhere, until the how-to's command has."""
+    """The control plane never removes them: it is reported everywhere, until the how-to's command has."""
     name = f"{prefix}web"
     service = f"{SERVICES.format(namespace=namespace)}/{name}"
     consul.register(name, f"{prefix}vm-1", "10.77.1.1", 8080)

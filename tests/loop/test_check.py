@@ -73,7 +73,7 @@ def both(tmp_path: Path) -> Iterator[Both]:
 
 
 def test_people_alone_decide_where_there_is_no_rule(both: Both) -> None:
-    """No warning that nothing is selected, and the mirroring of their Endpoints is looked at."""
+    """No warning that nothing is selected, and the mirroring of their Endpoints is checked."""
     both.person("web", annotations={"output": "endpoints"})
     found = both.check()
     assert found["annotated Services"] == ("ok", "1 asks to be filled -> ")
@@ -83,7 +83,7 @@ def test_people_alone_decide_where_there_is_no_rule(both: Both) -> None:
 
 
 def test_a_service_that_lost_its_labels_is_named(both: Both) -> None:
-    """Nobody would look after it any more."""
+    """No rule would cover it any more."""
     rule = Rule(services=("web",))
     assert both.sync(rule) == 0
     assert "labels of ownership" not in both.check(rule)
@@ -141,7 +141,7 @@ def test_a_role_under_which_people_are_served_is_enough(both: Both) -> None:
 
 
 def test_the_output_that_an_annotation_chooses_needs_its_rights(both: Both) -> None:
-    """Endpoints are not written then, and nobody has to mirror them."""
+    """Endpoints are not written then, and no controller has to mirror them."""
     both.person("web", annotations={"output": "endpointslices"})
     for verb in ("create", "patch", "delete"):
         both.kube.forbid("admin", verb, "endpoints")
@@ -300,7 +300,7 @@ def test_a_server_that_does_not_tell_who_we_are_is_no_failure(both: Both) -> Non
 def test_a_certificate_and_a_token_are_told_with_their_ends(
     both: Both, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A JWT names its end; what stands in the kubeconfig and ends soon is a warning, and so is what has ended."""
+    """A JWT names its end; what is in the kubeconfig and ends soon is a warning, and so is what has ended."""
 
     def token(seconds: float) -> str:
         claims = base64.urlsafe_b64encode(json.dumps({"exp": int(time.time() + seconds)}).encode()).decode()
@@ -319,7 +319,7 @@ def test_a_certificate_and_a_token_are_told_with_their_ends(
 
 
 def test_a_proxy_and_an_unverified_server_are_told(both: Both, tmp_path: Path) -> None:
-    """Which way, from which setting; that nobody verifies whom we speak to is a warning with its remedy."""
+    """Which way, from which setting; that the server's certificate is not verified is a warning with its remedy."""
     path = Path(both.kube.kubeconfig(tmp_path, name="other.kubeconfig"))
     config = json.loads(path.read_text())
     port = both.kube.port
@@ -418,7 +418,7 @@ def test_what_is_mistyped_is_told_with_what_there_is(both: Both) -> None:
 
 
 def test_a_namespace_that_does_not_exist_is_told_by_a_dry_run(both: Both) -> None:
-    """Once, with the way out; one that exists, or that may not be looked at, is nothing to tell."""
+    """Once, with the remedy; one that exists, or that may not be looked at, is not reported."""
     rules = [Rule(services=("web",), to=Destination(namespace=name)) for name in ("nosuch", "apps")]
     rules = [replace(rule, continues=True) for rule in rules]
     (warning,) = both.report(*rules, dry_run=True).warnings

@@ -1,4 +1,4 @@
-"""The catalog against the fake Consul: what is told, in which order, at what cost, and what every trouble does."""
+"""The catalog against the fake Consul: what is reported, in which order, at what cost, and what every trouble does."""
 
 from __future__ import annotations
 
@@ -60,6 +60,17 @@ def fill(consul: FakeConsul, services: int, nodes: int = 10) -> frozenset[Query]
 
 def known(recorder: Recorder, queries: frozenset[Query]) -> Callable[[], bool]:
     return lambda: all(isinstance(recorder.views.get(q), Known) for q in queries)
+
+
+@contextmanager
+def filled(recorder: Recorder, services: int, **options: Any) -> Iterator[tuple[FakeConsul, Catalog, frozenset[Query]]]:
+    """So many services, each with one instance, all of which are wanted and known. `options`: those of `watching`."""
+    with FakeConsul() as consul:
+        queries = fill(consul, services)
+        with watching(consul, recorder, **options) as catalog:
+            catalog.want(queries)
+            assert recorder.wait(known(recorder, queries))
+            yield consul, catalog, queries
 
 
 def only(recorder: Recorder, query: Query) -> Any:
@@ -126,19 +137,15 @@ def test_listings_and_views_are_told_as_they_change(recorder: Recorder) -> None:
 
 
 def test_what_does_not_change_is_not_told(recorder: Recorder) -> None:
-    with FakeConsul() as consul:
-        queries = fill(consul, 3)
-        with watching(consul, recorder, wait_seconds=0.2) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            assert recorder.wait(lambda: "dc1" in recorder.listings)
-            for n in range(5):
-                consul.flip("s000", "vm-0", "passing", output=f"took {n} ms")
-                time.sleep(0.1)
-            asked = len(consul.asked("/v1/health/service/s000"))
-            assert eventually(lambda: len(consul.asked("/v1/health/service/s000")) > max(asked + 1, 5))  # and answered
-            assert recorder.count("view") == 3
-            assert recorder.count("listing") == 1
+    with filled(recorder, 3, wait_seconds=0.2) as (consul, _, _):
+        assert recorder.wait(lambda: "dc1" in recorder.listings)
+        for n in range(5):
+            consul.flip("s000", "vm-0", "passing", output=f"took {n} ms")
+            time.sleep(0.1)
+        asked = len(consul.asked("/v1/health/service/s000"))
+        assert eventually(lambda: len(consul.asked("/v1/health/service/s000")) > max(asked + 1, 5))  # and answered
+        assert recorder.count("view") == 3
+        assert recorder.count("listing") == 1
 
 
 def test_a_check_whose_output_flaps_costs_a_bounded_number_of_reads(
@@ -146,22 +153,18 @@ def test_a_check_whose_output_flaps_costs_a_bounded_number_of_reads(
 ) -> None:
     monkeypatch.setattr(reader, "SERVICE_RATE", 10.0)
     monkeypatch.setattr(reader, "SERVICE_BURST", 10.0)
-    with FakeConsul() as consul:
-        queries = fill(consul, 1)
-        with watching(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            began = time.monotonic()
-            n = 0
-            while time.monotonic() < began + 2.0 or n <= 100:
-                consul.flip("s000", "vm-0", "passing", output=str(n))
-                n += 1
-                time.sleep(0.005)
-            asked = len(consul.asked("/v1/health/service/s000"))
-            assert asked <= 10 + 10 * (time.monotonic() - began) + 3
-            assert recorder.count("view") == 1
-            consul.flip("s000", "vm-0", "critical")
-            assert becomes(recorder, Query("dc1", "s000"), status=Status.CRITICAL)
+    with filled(recorder, 1) as (consul, _, _):
+        began = time.monotonic()
+        n = 0
+        while time.monotonic() < began + 2.0 or n <= 100:
+            consul.flip("s000", "vm-0", "passing", output=str(n))
+            n += 1
+            time.sleep(0.005)
+        asked = len(consul.asked("/v1/health/service/s000"))
+        assert asked <= 10 + 10 * (time.monotonic() - began) + 3
+        assert recorder.count("view") == 1
+        consul.flip("s000", "vm-0", "critical")
+        assert becomes(recorder, Query("dc1", "s000"), status=Status.CRITICAL)
 
 
 def test_new_wishes_are_read_and_old_ones_forgotten(recorder: Recorder) -> None:
@@ -231,49 +234,41 @@ def test_an_unknown_datacenter_is_said_for_the_query(recorder: Recorder) -> None
 # --------------------------------------------------------------------------- beyond the budget
 
 
-def budgeted(consul: FakeConsul, recorder: Recorder, services: int = 60, **settings: Any) -> Any:
+def budgeted(consul: FakeConsul, recorder: Recorder, **settings: Any) -> Any:
     return watching(consul, recorder, **{"connections": 12} | settings)
 
 
 def test_beyond_the_budget_every_kind_of_change_is_seen(recorder: Recorder) -> None:
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with budgeted(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            for name, node, n in (("s003", "vm-3", 4), ("s041", "vm-1", 2), ("s059", "vm-9", 10)):
-                query, address = Query("dc1", name), f"10.0.0.{n}"
-                for status in ("critical", "warning", "passing"):
-                    consul.flip(name, node, status)
-                    assert becomes(recorder, query, status=Status(status)), (name, status)
-                consul.register(name, node, address, 9000)
-                assert becomes(recorder, query, port=9000), name
-                consul.register(name, node, address, 9000, Meta={"v": "2"})
-                assert becomes(recorder, query, meta=(("v", "2"),)), name
-                consul.register(name, node, address, 9000, Tags=["blue"])
-                assert becomes(recorder, query, tags=("blue",)), name
-                consul.register("other", node, f"10.9.9.{n}", 1)  # moves the node
-                assert becomes(recorder, query, node_address=f"10.9.9.{n}"), name
-                consul.register(name, f"new-{n}", "10.0.1.1", 9000)
-                assert recorder.wait(lambda q=query: len(recorder.views[q].instances) == 2), name  # type: ignore[misc]
-                consul.deregister(name, node)
-                assert becomes(recorder, query, node=f"new-{n}"), name
-            assert consul.peak_connections <= 12
-            assert catalog.status()["datacenters"]["dc1"]["missed_changes"] == 0
+    with filled(recorder, 60, connections=12) as (consul, catalog, _):
+        for name, node, n in (("s003", "vm-3", 4), ("s041", "vm-1", 2), ("s059", "vm-9", 10)):
+            query, address = Query("dc1", name), f"10.0.0.{n}"
+            for status in ("critical", "warning", "passing"):
+                consul.flip(name, node, status)
+                assert becomes(recorder, query, status=Status(status)), (name, status)
+            consul.register(name, node, address, 9000)
+            assert becomes(recorder, query, port=9000), name
+            consul.register(name, node, address, 9000, Meta={"v": "2"})
+            assert becomes(recorder, query, meta=(("v", "2"),)), name
+            consul.register(name, node, address, 9000, Tags=["blue"])
+            assert becomes(recorder, query, tags=("blue",)), name
+            consul.register("other", node, f"10.9.9.{n}", 1)  # moves the node
+            assert becomes(recorder, query, node_address=f"10.9.9.{n}"), name
+            consul.register(name, f"new-{n}", "10.0.1.1", 9000)
+            assert recorder.wait(lambda q=query: len(recorder.views[q].instances) == 2), name  # type: ignore[misc]
+            consul.deregister(name, node)
+            assert becomes(recorder, query, node=f"new-{n}"), name
+        assert consul.peak_connections <= 12
+        assert catalog.status()["datacenters"]["dc1"]["missed_changes"] == 0
 
 
 def test_a_node_check_flips_every_service_on_the_node(recorder: Recorder) -> None:
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with budgeted(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            for status in ("critical", "passing"):
-                check = {"CheckID": "alive", "Name": "alive", "Status": status}
-                body = {"Node": "vm-3", "SkipNodeUpdate": True, "Check": check}
-                consul.change(partial(_Catalog.register, body=body))
-                for n in range(3, 60, 10):
-                    assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status(status)), n
+    with filled(recorder, 60, connections=12) as (consul, _, _):
+        for status in ("critical", "passing"):
+            check = {"CheckID": "alive", "Name": "alive", "Status": status}
+            body = {"Node": "vm-3", "SkipNodeUpdate": True, "Check": check}
+            consul.change(partial(_Catalog.register, body=body))
+            for n in range(3, 60, 10):
+                assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status(status)), n
 
 
 def test_a_flap_that_a_read_saw_in_the_middle_ends_right(recorder: Recorder) -> None:
@@ -295,29 +290,25 @@ def test_a_flap_that_a_read_saw_in_the_middle_ends_right(recorder: Recorder) -> 
 
 def test_the_services_that_change_get_the_direct_watches(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.2)
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with budgeted(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            busy = [f"s{n:03}" for n in (55, 56, 57)]
-            for status in ("critical", "passing"):
-                for name in busy:
-                    consul.flip(name, f"vm-{int(name[1:]) % 10}", status)
-                    assert becomes(recorder, Query("dc1", name), status=Status(status))
-            watch = catalog._watches["dc1"]
-            deadline = time.monotonic() + 20
-            while time.monotonic() < deadline:
-                direct = {e.query.service for e in watch._table.all() if e.watched}
-                if set(busy) <= direct:
-                    break
-                time.sleep(0.02)
-            assert set(busy) <= direct
-            assert len(direct) == 6
-            # and those that lost theirs are still seen
-            for n in range(6):
-                consul.flip(f"s{n:03}", f"vm-{n}", "critical")
-                assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status.CRITICAL)
+    with filled(recorder, 60, connections=12) as (consul, catalog, _):
+        busy = [f"s{n:03}" for n in (55, 56, 57)]
+        for status in ("critical", "passing"):
+            for name in busy:
+                consul.flip(name, f"vm-{int(name[1:]) % 10}", status)
+                assert becomes(recorder, Query("dc1", name), status=Status(status))
+        watch = catalog._watches["dc1"]
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            direct = {e.query.service for e in watch._table.all() if e.watched}
+            if set(busy) <= direct:
+                break
+            time.sleep(0.02)
+        assert set(busy) <= direct
+        assert len(direct) == 6
+        # and those that lost theirs are still seen
+        for n in range(6):
+            consul.flip(f"s{n:03}", f"vm-{n}", "critical")
+            assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status.CRITICAL)
 
 
 def test_growing_past_the_budget_and_back_misses_nothing(recorder: Recorder) -> None:
@@ -442,16 +433,12 @@ def _flip_all(consul: FakeConsul, services: int, stop: threading.Event) -> None:
 
 
 def test_with_too_few_connections_for_aggregate_watches_polls_see_everything(recorder: Recorder) -> None:
-    with FakeConsul() as consul:
-        queries = fill(consul, 30)
-        with watching(consul, recorder, connections=2) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            consul.flip("s020", "vm-0", "critical")
-            assert becomes(recorder, Query("dc1", "s020"), status=Status.CRITICAL)
-            consul.register("s021", "vm-1", "10.0.0.2", 9000)
-            assert becomes(recorder, Query("dc1", "s021"), port=9000)
-            assert consul.peak_connections <= 2
+    with filled(recorder, 30, connections=2) as (consul, _, _):
+        consul.flip("s020", "vm-0", "critical")
+        assert becomes(recorder, Query("dc1", "s020"), status=Status.CRITICAL)
+        consul.register("s021", "vm-1", "10.0.0.2", 9000)
+        assert becomes(recorder, Query("dc1", "s021"), port=9000)
+        assert consul.peak_connections <= 2
 
 
 def test_a_budget_too_small_for_the_datacenters_is_refused_before_anything_is_sent(recorder: Recorder) -> None:
@@ -472,7 +459,7 @@ def test_queries_that_aggregate_watches_cannot_see_are_polled(recorder: Recorder
 
 
 def at_rest(watch: module.DatacenterWatch, service: str) -> bool:
-    """Every service has somebody who looks after it, the next look asks nodes alone, and long ago one rang for this."""
+    """Every service is covered, the next look asks nodes alone, and long ago one rang for this."""
     covered = all(entry.watched or entry.verified_index for entry in watch._table.all())
     polled = watch._poller._nodes is not None and not watch._reader.unverified and not watch._poller.pending
     rang = max(entry.last_notified_at for entry in watch._table.of_service(service))
@@ -485,22 +472,18 @@ def test_what_nobody_rings_for_is_found_by_the_verification_and_counted(
     """Though the service gets a direct watch for it, and the listing rings for something else all the time."""
     monkeypatch.setattr(missed_changes, "JUDGE_SECONDS", 1.0)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.1)
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with budgeted(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            watch = catalog._watches["dc1"]
-            consul.register("other", "vm-1", "10.0.0.2", 0)
-            assert eventually(lambda: at_rest(watch, "s050"))
-            consul.flip("s050", "vm-0", "strange")  # a status of no list: passing left no list either
-            consul.register("other", "vm-1", "10.0.0.2", 1)
-            watch._poller.audit()
-            assert becomes(recorder, Query("dc1", "s050"), status=Status.UNKNOWN)
-            consul.register("other", "vm-1", "10.0.0.2", 2)
-            assert eventually(lambda: any(e.watched for e in watch._table.of_service("s050")))
-            assert eventually(lambda: watch.status()["missed_changes"] == 1)
-            assert watch.status()["missed_lately"] == ["s050"]
+    with filled(recorder, 60, connections=12) as (consul, catalog, _):
+        watch = catalog._watches["dc1"]
+        consul.register("other", "vm-1", "10.0.0.2", 0)
+        assert eventually(lambda: at_rest(watch, "s050"))
+        consul.flip("s050", "vm-0", "strange")  # a status of no list: passing left no list either
+        consul.register("other", "vm-1", "10.0.0.2", 1)
+        watch._poller.audit()
+        assert becomes(recorder, Query("dc1", "s050"), status=Status.UNKNOWN)
+        consul.register("other", "vm-1", "10.0.0.2", 2)
+        assert eventually(lambda: any(e.watched for e in watch._table.of_service("s050")))
+        assert eventually(lambda: watch.status()["missed_changes"] == 1)
+        assert watch.status()["missed_lately"] == ["s050"]
 
 
 def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
@@ -508,29 +491,25 @@ def test_what_looks_did_not_see_is_a_miss_though_the_listing_rang_for_it(
 ) -> None:
     """And goes on to ring for others: a ring excuses until a look that began after it has ended."""
     monkeypatch.setattr(missed_changes, "JUDGE_SECONDS", 0.5)
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with budgeted(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            watch = catalog._watches["dc1"]
-            consul.register("other", "vm-1", "10.0.0.2", 1)
-            assert eventually(lambda: at_rest(watch, "s050"))
+    with filled(recorder, 60, connections=12) as (consul, catalog, _):
+        watch = catalog._watches["dc1"]
+        consul.register("other", "vm-1", "10.0.0.2", 1)
+        assert eventually(lambda: at_rest(watch, "s050"))
 
-            def unseen(catalog: _Catalog) -> None:
-                """The service's index moves, its node's does not."""
-                catalog.services["vm-0", "s050-vm-0"]["Port"] = 9000
-                catalog.of_service["s050"] = catalog._next()
+        def unseen(catalog: _Catalog) -> None:
+            """The service's index moves, its node's does not."""
+            catalog.services["vm-0", "s050-vm-0"]["Port"] = 9000
+            catalog.of_service["s050"] = catalog._next()
 
-            consul.change(unseen)
-            for port in (2, 3, 4):
-                looked = watch.status()["index_polls"]
-                consul.register("other", "vm-1", "10.0.0.2", port)
-                assert eventually(lambda looked=looked: watch.status()["index_polls"] > looked)  # type: ignore[misc]
-            watch._poller.audit()
-            assert becomes(recorder, Query("dc1", "s050"), port=9000)
-            consul.register("other", "vm-1", "10.0.0.2", 5)
-            assert eventually(lambda: watch.status()["missed_lately"] == ["s050"])
+        consul.change(unseen)
+        for port in (2, 3, 4):
+            looked = watch.status()["index_polls"]
+            consul.register("other", "vm-1", "10.0.0.2", port)
+            assert eventually(lambda looked=looked: watch.status()["index_polls"] > looked)  # type: ignore[misc]
+        watch._poller.audit()
+        assert becomes(recorder, Query("dc1", "s050"), port=9000)
+        consul.register("other", "vm-1", "10.0.0.2", 5)
+        assert eventually(lambda: watch.status()["missed_lately"] == ["s050"])
 
 
 def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
@@ -538,61 +517,49 @@ def test_what_a_verification_sees_before_those_who_were_about_to_is_no_miss(
 ) -> None:
     monkeypatch.setattr(missed_changes, "JUDGE_SECONDS", 3.0)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with budgeted(consul, recorder, verify_seconds=0.01) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            watch = catalog._watches["dc1"]
-            verified = watch.status()["audits"]
-            for n in range(90):
-                name, node, address = f"s{n % 60:03}", f"vm-{n % 10}", f"10.0.0.{n % 10 + 1}"
-                if n % 3:
-                    consul.register(name, node, address, 9000 + n)
-                else:
-                    consul.flip(name, node, ("critical", "warning", "passing")[n // 60])
-                time.sleep(0.02)
-            assert eventually(lambda: watch.status()["audits"] > verified + 3)
-            assert becomes(recorder, Query("dc1", "s029"), port=9089)
-            time.sleep(3.5)  # until everything is judged
-            assert eventually(lambda: not watch._missed.judging)
-            assert watch.status()["missed_changes"] == 0, watch.status()["missed_lately"]
+    with filled(recorder, 60, connections=12, verify_seconds=0.01) as (consul, catalog, _):
+        watch = catalog._watches["dc1"]
+        verified = watch.status()["audits"]
+        for n in range(90):
+            name, node, address = f"s{n % 60:03}", f"vm-{n % 10}", f"10.0.0.{n % 10 + 1}"
+            if n % 3:
+                consul.register(name, node, address, 9000 + n)
+            else:
+                consul.flip(name, node, ("critical", "warning", "passing")[n // 60])
+            time.sleep(0.02)
+        assert eventually(lambda: watch.status()["audits"] > verified + 3)
+        assert becomes(recorder, Query("dc1", "s029"), port=9089)
+        time.sleep(3.5)  # until everything is judged
+        assert eventually(lambda: not watch._missed.judging)
+        assert watch.status()["missed_changes"] == 0, watch.status()["missed_lately"]
 
 
 def test_at_rest_next_to_nothing_is_asked(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 120.0)
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with budgeted(consul, recorder, wait_seconds=120.0) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            settled(consul)
-            before = len(consul.requests)
-            time.sleep(3.0)
-            assert len(consul.requests) - before <= 3  # the leader probe
+    with filled(recorder, 60, connections=12, wait_seconds=120.0) as (consul, _, _):
+        settled(consul)
+        before = len(consul.requests)
+        time.sleep(3.0)
+        assert len(consul.requests) - before <= 3  # the leader probe
 
 
 # --------------------------------------------------------------------------- trouble
 
 
 def test_when_consul_goes_away_everything_known_stays_and_comes_back(recorder: Recorder) -> None:
-    with FakeConsul() as consul:
-        queries = fill(consul, 5)
-        with watching(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            consul.inject(Fault(reset=True), times=10_000)
-            consul.drop_connections()
-            assert recorder.wait(lambda: isinstance(recorder.listings["dc1"], Unknown))
-            assert recorder.wait(lambda: all(isinstance(recorder.views[q], Unknown) for q in queries))
-            assert recorder.troubles["dc1"]
-            consul.change(lambda c: c.deregister({"Node": "vm-0", "ServiceID": "s000-vm-0"}))
-            consul.clear_faults()
-            assert recorder.wait(lambda: recorder.views[Query("dc1", "s000")] == Known(()))
-            assert recorder.wait(known(recorder, queries))
-            assert recorder.wait(lambda: isinstance(recorder.listings["dc1"], Listing))
-            assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
-            assert recorder.count("rebuilt") == 0
+    with filled(recorder, 5) as (consul, _, queries):
+        consul.inject(Fault(reset=True), times=10_000)
+        consul.drop_connections()
+        assert recorder.wait(lambda: isinstance(recorder.listings["dc1"], Unknown))
+        assert recorder.wait(lambda: all(isinstance(recorder.views[q], Unknown) for q in queries))
+        assert recorder.troubles["dc1"]
+        consul.change(lambda c: c.deregister({"Node": "vm-0", "ServiceID": "s000-vm-0"}))
+        consul.clear_faults()
+        assert recorder.wait(lambda: recorder.views[Query("dc1", "s000")] == Known(()))
+        assert recorder.wait(known(recorder, queries))
+        assert recorder.wait(lambda: isinstance(recorder.listings["dc1"], Listing))
+        assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
+        assert recorder.count("rebuilt") == 0
 
 
 def test_after_a_return_nobody_sleeps_out_a_long_backoff(recorder: Recorder) -> None:
@@ -620,74 +587,56 @@ def test_after_a_return_nobody_sleeps_out_a_long_backoff(recorder: Recorder) -> 
 @pytest.mark.parametrize("connections", [64, 12])
 def test_a_rebuilt_consul_is_announced_before_any_view_of_it(recorder: Recorder, index: int, connections: int) -> None:
     """Even one whose index has already grown past the old one."""
-    with FakeConsul() as consul:
-        queries = fill(consul, 20)
-        with watching(consul, recorder, connections=connections) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            consul.rebuild(index)
-            assert recorder.wait(lambda: all(recorder.views[q] == Known(()) for q in queries))
-            assert recorder.count("rebuilt") == 1
-            kinds = [e[0] for e in recorder.events if e[0] == "rebuilt" or e[2:] == (Known(()),)]
-            assert kinds[0] == "rebuilt"
-            empty = [
-                e for e in recorder.events if e[0] == "listing" and isinstance(e[2], Listing) and not e[2].services
-            ]
-            assert all(recorder.events.index(e) > recorder.events.index(("rebuilt", "dc1")) for e in empty)
-            consul.register("s007", "vm-7", "10.0.0.8", 8000)
-            assert becomes(recorder, Query("dc1", "s007"), port=8000)
-            consul.register("s007", "vm-7", "10.0.0.8", 8001)
-            assert becomes(recorder, Query("dc1", "s007"), port=8001)
+    with filled(recorder, 20, connections=connections) as (consul, _, queries):
+        consul.rebuild(index)
+        assert recorder.wait(lambda: all(recorder.views[q] == Known(()) for q in queries))
+        assert recorder.count("rebuilt") == 1
+        kinds = [e[0] for e in recorder.events if e[0] == "rebuilt" or e[2:] == (Known(()),)]
+        assert kinds[0] == "rebuilt"
+        empty = [e for e in recorder.events if e[0] == "listing" and isinstance(e[2], Listing) and not e[2].services]
+        assert all(recorder.events.index(e) > recorder.events.index(("rebuilt", "dc1")) for e in empty)
+        consul.register("s007", "vm-7", "10.0.0.8", 8000)
+        assert becomes(recorder, Query("dc1", "s007"), port=8000)
+        consul.register("s007", "vm-7", "10.0.0.8", 8001)
+        assert becomes(recorder, Query("dc1", "s007"), port=8001)
 
 
 def test_a_restart_with_data_is_no_rebuild(recorder: Recorder) -> None:
-    with FakeConsul() as consul:
-        queries = fill(consul, 5)
-        with watching(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            for _ in range(3):
-                consul.drop_connections()
-                time.sleep(0.1)
-            assert recorder.wait(lambda: recorder.troubles.get("dc1") is None and known(recorder, queries)())
-            consul.flip("s001", "vm-1", "critical")
-            assert becomes(recorder, Query("dc1", "s001"), status=Status.CRITICAL)
-            assert recorder.count("rebuilt") == 0
+    with filled(recorder, 5) as (consul, _, queries):
+        for _ in range(3):
+            consul.drop_connections()
+            time.sleep(0.1)
+        assert recorder.wait(lambda: recorder.troubles.get("dc1") is None and known(recorder, queries)())
+        consul.flip("s001", "vm-1", "critical")
+        assert becomes(recorder, Query("dc1", "s001"), status=Status.CRITICAL)
+        assert recorder.count("rebuilt") == 0
 
 
 def test_the_loss_of_the_leader_is_noticed_and_takes_nothing_away(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "LEADER_PROBE_SECONDS", 0.2)
-    with FakeConsul() as consul:
-        queries = fill(consul, 5)
-        with watching(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            consul.leader = False
-            assert recorder.wait(lambda: "no leader" in (recorder.troubles.get("dc1") or ""))
-            assert known(recorder, queries)()
-            consul.leader = True
-            assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
+    with filled(recorder, 5) as (consul, _, queries):
+        consul.leader = False
+        assert recorder.wait(lambda: "no leader" in (recorder.troubles.get("dc1") or ""))
+        assert known(recorder, queries)()
+        consul.leader = True
+        assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
 
 
 def test_acls_that_hide_everything_take_nothing_away(recorder: Recorder) -> None:
-    with FakeConsul() as consul:
-        queries = fill(consul, 3)
-        with watching(consul, recorder) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            consul.hidden |= {"s000", "s001", "s002"}
-            consul.register("s000", "vm-0", "10.0.0.1", 9000)  # wakes the watches
-            assert recorder.wait(lambda: isinstance(recorder.views[Query("dc1", "s000")], Unknown))
-            assert recorder.wait(lambda: isinstance(recorder.listings["dc1"], Unknown))
-            assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
+    with filled(recorder, 3) as (consul, _, _):
+        consul.hidden |= {"s000", "s001", "s002"}
+        consul.register("s000", "vm-0", "10.0.0.1", 9000)  # wakes the watches
+        assert recorder.wait(lambda: isinstance(recorder.views[Query("dc1", "s000")], Unknown))
+        assert recorder.wait(lambda: isinstance(recorder.listings["dc1"], Unknown))
+        assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
 
 
 def test_threads_and_connections_of_services_that_are_gone_go_as_well(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slot that nobody needs ends after a while, and begins again for the next service."""
+    """A slot that no service needs ends after a while, and begins again for the next service."""
     from bridge.consul import direct
 
     def slots() -> int:
@@ -716,18 +665,14 @@ def test_what_a_narrowed_token_no_longer_shows_stays_and_is_said(
     from bridge.consul import watch
 
     monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.2, max_seconds=0.3))
-    with FakeConsul() as consul:
-        queries = fill(consul, 3)
-        with watching(consul, recorder, wait_seconds=0.2) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            consul.hidden |= {"s000"}
-            assert recorder.wait(lambda: isinstance(recorder.views[Query("dc1", "s000")], Unknown))
-            assert recorder.wait(lambda: "s000" in (recorder.troubles.get("dc1") or ""))
-            assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
-            consul.hidden.clear()
-            assert recorder.wait(known(recorder, queries))
-            assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
+    with filled(recorder, 3, wait_seconds=0.2) as (consul, _, queries):
+        consul.hidden |= {"s000"}
+        assert recorder.wait(lambda: isinstance(recorder.views[Query("dc1", "s000")], Unknown))
+        assert recorder.wait(lambda: "s000" in (recorder.troubles.get("dc1") or ""))
+        assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
+        consul.hidden.clear()
+        assert recorder.wait(known(recorder, queries))
+        assert recorder.wait(lambda: recorder.troubles["dc1"] is None)
 
 
 @pytest.mark.parametrize("services", [2, 40], ids=["direct watches", "aggregate_watches"])
@@ -789,30 +734,26 @@ def test_429_makes_the_budget_smaller_and_says_so(recorder: Recorder, monkeypatc
     monkeypatch.setattr(AdaptiveConcurrency, "QUIET_SECONDS", 3.0)
     monkeypatch.setattr(AdaptiveConcurrency, "GROW_EVERY_SECONDS", 0.1)
     monkeypatch.setattr(module, "PROMOTED_WAIT_SECONDS", 0.3)
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with budgeted(consul, recorder, connections=30, wait_seconds=0.5) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            full = catalog.status()["datacenters"]["dc1"]["direct_watches"]
-            limit = "Your IP is issuing too many concurrent connections, please rate limit your calls"
-            consul.inject(Fault(status=429, body=limit), times=5, path="/v1/health/service")
-            assert recorder.wait(lambda: "too many concurrent connections" in (recorder.troubles.get("dc1") or ""))
+    with filled(recorder, 60, connections=30, wait_seconds=0.5) as (consul, catalog, _):
+        full = catalog.status()["datacenters"]["dc1"]["direct_watches"]
+        limit = "Your IP is issuing too many concurrent connections, please rate limit your calls"
+        consul.inject(Fault(status=429, body=limit), times=5, path="/v1/health/service")
+        assert recorder.wait(lambda: "too many concurrent connections" in (recorder.troubles.get("dc1") or ""))
+        status = catalog.status()["datacenters"]["dc1"]
+        assert status["budget"] < status["budget_configured"] == 30
+        deadline = time.monotonic() + 30
+        fewest = full
+        while time.monotonic() < deadline:
             status = catalog.status()["datacenters"]["dc1"]
-            assert status["budget"] < status["budget_configured"] == 30
-            deadline = time.monotonic() + 30
-            fewest = full
-            while time.monotonic() < deadline:
-                status = catalog.status()["datacenters"]["dc1"]
-                fewest = min(fewest, status["direct_watches"])
-                if fewest < full and status["budget"] == 30 and status["direct_watches"] == full:
-                    break
-                time.sleep(0.01)
-            assert fewest < full
-            assert (status["budget"], status["direct_watches"]) == (30, full)
-            for n in (1, 30, 59):
-                consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
-                assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status.CRITICAL), n
+            fewest = min(fewest, status["direct_watches"])
+            if fewest < full and status["budget"] == 30 and status["direct_watches"] == full:
+                break
+            time.sleep(0.01)
+        assert fewest < full
+        assert (status["budget"], status["direct_watches"]) == (30, full)
+        for n in (1, 30, 59):
+            consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
+            assert becomes(recorder, Query("dc1", f"s{n:03}"), status=Status.CRITICAL), n
 
 
 def test_a_dead_datacenter_never_touches_the_others(recorder: Recorder) -> None:
@@ -862,20 +803,16 @@ def test_no_fault_ever_looks_like_an_empty_catalog_and_all_of_them_pass(
 
     monkeypatch.setattr(watch, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.1, max_seconds=0.2))
     monkeypatch.setattr(link, "PERMANENT_RETRY", RetryPolicy(initial_seconds=0.1, max_seconds=0.2))
-    with FakeConsul() as consul:
-        queries = fill(consul, 20)
-        with watching(consul, recorder, connections=12, wait_seconds=0.2) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            consul.inject(fault, times=25)
-            consul.flip("s015", "vm-5", "critical")
-            consul.register("s016", "vm-6", "10.0.0.7", 9000)
-            assert becomes(recorder, Query("dc1", "s015"), status=Status.CRITICAL, seconds=20)
-            assert becomes(recorder, Query("dc1", "s016"), port=9000, seconds=20)
-            assert recorder.wait(known(recorder, queries))
-            assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
-            assert Listing({}) not in [e[2] for e in recorder.events if e[0] == "listing"]
-            assert recorder.wait(lambda: recorder.troubles.get("dc1") is None, 30)
+    with filled(recorder, 20, connections=12, wait_seconds=0.2) as (consul, _, queries):
+        consul.inject(fault, times=25)
+        consul.flip("s015", "vm-5", "critical")
+        consul.register("s016", "vm-6", "10.0.0.7", 9000)
+        assert becomes(recorder, Query("dc1", "s015"), status=Status.CRITICAL, seconds=20)
+        assert becomes(recorder, Query("dc1", "s016"), port=9000, seconds=20)
+        assert recorder.wait(known(recorder, queries))
+        assert Known(()) not in [e[2] for e in recorder.events if e[0] == "view"]
+        assert Listing({}) not in [e[2] for e in recorder.events if e[0] == "listing"]
+        assert recorder.wait(lambda: recorder.troubles.get("dc1") is None, 30)
 
 
 # --------------------------------------------------------------------------- beginning and end

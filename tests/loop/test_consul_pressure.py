@@ -20,7 +20,7 @@ from bridge.consul.client import NOBODY
 from bridge.consul.ratelimit import AdaptiveConcurrency
 from bridge.core.model import Known, Listing, Query, Status, Unknown
 from bridge.retry import RetryPolicy
-from tests.loop.test_consul_catalog import becomes, eventually, fill, known, only, settled, watching
+from tests.loop.test_consul_catalog import becomes, eventually, fill, filled, known, only, settled, watching
 from tests.support.fakes.consul import FakeConsul, Fault, Recorder, _Catalog
 
 Body = dict[str, object]
@@ -288,42 +288,34 @@ def test_no_way_between_few_and_many_services_takes_anything_away_whatever_consu
 
 def test_while_consul_says_429_next_to_nothing_is_asked(recorder: Recorder) -> None:
     """A look is due, aggregate watches have rung, and nothing of it may be repeated hot."""
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with watching(consul, recorder, retry=PATIENT, connections=12) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            settled(consul)
-            for path in ("/v1/catalog/node-services", "/v1/health/service"):
-                consul.inject(Fault(status=429, body="slower"), times=1_000_000, path=path)
-            for n in range(60):
-                consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
-            consul.register("s050", "vm-0", "10.0.0.1", 9000, status="critical")
-            time.sleep(1.0)
-            before, began = len(consul.requests), time.monotonic()
-            time.sleep(3.0)
-            assert len(consul.requests) - before <= (time.monotonic() - began) * 60
-            consul.clear_faults()
-            assert becomes(recorder, Query("dc1", "s050"), 30, port=9000, status=Status.CRITICAL)
-            assert nothing_was_taken_away(recorder)
+    with filled(recorder, 60, retry=PATIENT, connections=12) as (consul, _, _):
+        settled(consul)
+        for path in ("/v1/catalog/node-services", "/v1/health/service"):
+            consul.inject(Fault(status=429, body="slower"), times=1_000_000, path=path)
+        for n in range(60):
+            consul.flip(f"s{n:03}", f"vm-{n % 10}", "critical")
+        consul.register("s050", "vm-0", "10.0.0.1", 9000, status="critical")
+        time.sleep(1.0)
+        before, began = len(consul.requests), time.monotonic()
+        time.sleep(3.0)
+        assert len(consul.requests) - before <= (time.monotonic() - began) * 60
+        consul.clear_faults()
+        assert becomes(recorder, Query("dc1", "s050"), 30, port=9000, status=Status.CRITICAL)
+        assert nothing_was_taken_away(recorder)
 
 
 def test_retry_after_is_obeyed_by_sweeps(recorder: Recorder) -> None:
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with watching(consul, recorder, retry=PATIENT, connections=12) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            settled(consul)
-            path = "/v1/catalog/node-services"
-            consul.inject(Fault(status=429, body="slower", headers=(("Retry-After", "4"),)), times=12, path=path)
-            before = len(consul.asked(path))
-            consul.register("s050", "vm-0", "10.0.0.1", 9000)
-            assert eventually(lambda: len(consul.asked(path)) > before)
-            began = time.monotonic()
-            time.sleep(3.7)
-            assert [r for r in consul.asked(path) if began + 1.0 < r.at < began + 3.7] == []
-            assert becomes(recorder, Query("dc1", "s050"), 60, port=9000)
+    with filled(recorder, 60, retry=PATIENT, connections=12) as (consul, _, _):
+        settled(consul)
+        path = "/v1/catalog/node-services"
+        consul.inject(Fault(status=429, body="slower", headers=(("Retry-After", "4"),)), times=12, path=path)
+        before = len(consul.asked(path))
+        consul.register("s050", "vm-0", "10.0.0.1", 9000)
+        assert eventually(lambda: len(consul.asked(path)) > before)
+        began = time.monotonic()
+        time.sleep(3.7)
+        assert [r for r in consul.asked(path) if began + 1.0 < r.at < began + 3.7] == []
+        assert becomes(recorder, Query("dc1", "s050"), 60, port=9000)
 
 
 def test_under_a_rate_limit_every_change_is_found_and_polls_end_at_last(recorder: Recorder) -> None:
@@ -350,42 +342,34 @@ def test_all_services_together_are_read_so_often_and_no_more(
     """By aggregate watches, whose flood names all of them again and again; first reads are free."""
     monkeypatch.setattr(reader, "ALL_RATE", 20.0)
     monkeypatch.setattr(reader, "ALL_BURST", 20.0)
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with watching(consul, recorder, connections=12) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            settled(consul)
-            began = time.monotonic()
+    with filled(recorder, 60, connections=12) as (consul, _, _):
+        settled(consul)
+        began = time.monotonic()
 
-            def change(n: int) -> None:
-                consul.flip(f"s{n % 60:03}", f"vm-{n % 10}", "passing" if n // 60 % 2 else "critical")
+        def change(n: int) -> None:
+            consul.flip(f"s{n % 60:03}", f"vm-{n % 10}", "passing" if n // 60 % 2 else "critical")
 
-            with meanwhile(change, 0.004) as times:
-                time.sleep(3.0)
-                assert eventually(lambda: times[0] > 300, 60)
-            read = len(plain_reads(consul, began))
-            assert reader.ALL_BURST / 2 < read <= 20 + 20 * (time.monotonic() - began) + 5
-            truth = {f"s{n % 60:03}": n // 60 % 2 == 0 for n in range(times[0])}
-            for name, ill in truth.items():
-                status = Status.CRITICAL if ill else Status.PASSING
-                assert becomes(recorder, Query("dc1", name), 30, status=status), name
+        with meanwhile(change, 0.004) as times:
+            time.sleep(3.0)
+            assert eventually(lambda: times[0] > 300, 60)
+        read = len(plain_reads(consul, began))
+        assert reader.ALL_BURST / 2 < read <= 20 + 20 * (time.monotonic() - began) + 5
+        truth = {f"s{n % 60:03}": n // 60 % 2 == 0 for n in range(times[0])}
+        for name, ill in truth.items():
+            status = Status.CRITICAL if ill else Status.PASSING
+            assert becomes(recorder, Query("dc1", name), 30, status=status), name
 
 
 def test_direct_watches_that_began_together_do_not_return_together(recorder: Recorder) -> None:
     """Also those that wait for less than usual, because there are more services than watches."""
-    with FakeConsul() as consul:
-        queries = fill(consul, 60)
-        with watching(consul, recorder, connections=30, wait_seconds=55.0) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            settled(consul)
+    with filled(recorder, 60, connections=30, wait_seconds=55.0) as (consul, _, _):
+        settled(consul)
 
-            def asked() -> list[str]:
-                return [r.params["wait"] for r in consul.asked("/v1/health/service/") if "index" in r.params]
+        def asked() -> list[str]:
+            return [r.params["wait"] for r in consul.asked("/v1/health/service/") if "index" in r.params]
 
-            assert eventually(lambda: len(asked()) >= 20)
-            waits = asked()
-            assert len(set(waits)) > len(waits) * 0.9
-            most = module.PROMOTED_WAIT_SECONDS * 1000
-            assert all(most * 0.8 < float(wait.removesuffix("ms")) <= most for wait in waits)
+        assert eventually(lambda: len(asked()) >= 20)
+        waits = asked()
+        assert len(set(waits)) > len(waits) * 0.9
+        most = module.PROMOTED_WAIT_SECONDS * 1000
+        assert all(most * 0.8 < float(wait.removesuffix("ms")) <= most for wait in waits)

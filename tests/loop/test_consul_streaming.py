@@ -1,4 +1,4 @@
-"""Consul's streaming backend shows a waiting query something else than its catalog has: what is told, at what cost."""
+"""Consul's streaming backend shows a waiting query something else than its catalog has: what is seen, at what cost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def addresses(recorder: Recorder, query: Query = GH) -> list[str]:
 
 
 def ever(recorder: Recorder, query: Query = GH) -> set[tuple[str, ...]]:
-    """Every set of addresses that was told."""
+    """Every set of addresses that was reported."""
     views = [event[2] for event in tuple(recorder.events) if event[:2] == ("view", query)]
     return {tuple(i.node_address for i in view.instances) for view in views if isinstance(view, Known)}
 

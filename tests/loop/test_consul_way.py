@@ -1,4 +1,4 @@
-"""What stands between the bridge and Consul, and how it fails: failovers, timeouts on the way, replaced credentials."""
+"""What is between the bridge and Consul, and how it fails: failovers, timeouts on the way, replaced credentials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bridge.consul import housekeeping
 from bridge.consul.catalog import Catalog
 from bridge.core.model import Query, Status
 from bridge.retry import RetryPolicy
-from tests.loop.test_consul_catalog import becomes, eventually, fill, known, watching
+from tests.loop.test_consul_catalog import becomes, eventually, fill, filled, known, watching
 from tests.support.fakes.consul import FakeConsul, Fault, Recorder
 from tests.support.lab.failover import Failover
 from tests.support.options import consul_config
@@ -58,21 +58,17 @@ def test_kept_connections_that_lead_nowhere_are_opened_anew(recorder: Recorder) 
 @pytest.mark.usefixtures("short_probes")
 def test_an_agent_that_answers_nobody_keeps_its_waiting_queries(recorder: Recorder) -> None:
     """Cut-off queries keep their places at Consul's side: they are given up only where a new connection is better."""
-    with FakeConsul() as consul:
-        queries = fill(consul, 3)
-        with watching(consul, recorder, wait_seconds=30.0, timeout_margin_seconds=2.0) as catalog:
-            catalog.want(queries)
-            assert recorder.wait(known(recorder, queries))
-            asked = 2 * len(queries)  # a plain read and a query that waits
-            assert eventually(lambda: len(consul.asked("/v1/health/service")) == asked)
-            consul.inject(Fault(delay=60.0), times=1000, path="/v1/status/leader")
-            assert recorder.wait(lambda: recorder.troubles.get("dc1") is not None, 10.0)
-            time.sleep(2.0)
-            assert len(consul.asked("/v1/health/service")) == asked
+    with filled(recorder, 3, wait_seconds=30.0, timeout_margin_seconds=2.0) as (consul, _, queries):
+        asked = 2 * len(queries)  # a plain read and a query that waits
+        assert eventually(lambda: len(consul.asked("/v1/health/service")) == asked)
+        consul.inject(Fault(delay=60.0), times=1000, path="/v1/status/leader")
+        assert recorder.wait(lambda: recorder.troubles.get("dc1") is not None, 10.0)
+        time.sleep(2.0)
+        assert len(consul.asked("/v1/health/service")) == asked
 
 
 def test_a_token_that_is_replaced_after_it_was_refused_is_used_at_once(tmp_path: Path) -> None:
-    """What was refused is asked again slowly, but nobody waits for that when the file is another one."""
+    """What was refused is asked again slowly, but nothing waits for that when the file is another one."""
     slow = RetryPolicy(initial_seconds=60.0, max_seconds=60.0)
     recorder, file = Recorder(), tmp_path / "token"
     file.write_text("unknown-token")
@@ -168,7 +164,7 @@ PEER_GONE = textwrap.dedent(
 
 
 def test_a_peer_that_vanishes_without_a_word_ends_a_waiting_query() -> None:
-    """TCP keepalive: no FIN, no reset, only packets that nobody acknowledges any more (here after 3 s, not 14)."""
+    """TCP keepalive: no FIN, no reset, only packets that no one acknowledges any more (here after 3 s, not 14)."""
     command = ["unshare", "-rn", sys.executable, "-c", PEER_GONE]
     probe = subprocess.run(["unshare", "-rn", "ip", "link", "set", "lo", "up"], capture_output=True, check=False)
     if probe.returncode:

@@ -1,4 +1,4 @@
-"""Several datacenters in one process: each has its own state, and a dead one never touches the others' objects."""
+"""Several datacenters in one process: each has its own state, and a dead one never touches the other ones' objects."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ ALL = {"web": ["10.0.0.1"], "web-dc2": ["10.0.0.2"], "far-db-dc2": ["10.0.0.3"],
 
 
 def test_each_rule_means_its_datacenters_and_one_without_means_the_agents_own(both: Both) -> None:
-    """`hidden` of the second datacenter is nobody's, although the last rule selects every name."""
+    """`hidden` of the second datacenter has no rule, although the last one selects every name."""
     report = both.sync()
     assert (both.ready(), report.skipped) == (ALL, ())
 
 
 def test_a_dead_datacenter_keeps_what_it_had_and_the_other_goes_on(both: Both) -> None:
-    """In one pass: nothing of dc2 is removed, dc1 is followed, and the trouble is said."""
+    """In one pass: nothing of dc2 is removed, dc1 is followed, and the trouble is reported."""
     both.sync()
     both.consul.inject(Fault(status=500), times=10_000, datacenter="dc2")
     both.consul.register("near", "vm-9", "10.0.0.9", 80)
@@ -139,7 +139,7 @@ def test_a_service_without_the_annotation_means_the_agents_own_datacenter_whatev
 
 
 def test_a_datacenter_of_which_nothing_is_wanted_is_not_asked(both: Both) -> None:
-    """All rules are about dc2 and nobody asks for more: what our own answers is no matter."""
+    """All rules are about dc2 and no one asks for more: what our own answers is no matter."""
     both.consul.inject(Fault(status=500), times=10_000, datacenter="dc1")
     both.settings |= {"rules": FAR, "consul": consul_config(address=both.consul.address, datacenter="dc1")}
     assert both.sync().failed == ()
@@ -264,7 +264,7 @@ def test_traffic_follows_health_and_silence_and_nothing_that_proves_less(both: B
         eventually(both.ready, second, 30)
         (row,) = bridge.services()
         assert row.active_datacenter == "dc2"
-        both.consul.flip("web", "vm-1", "passing")  # and nothing else is told: the timer finds it
+        both.consul.flip("web", "vm-1", "passing")  # and nothing else is reported: the timer finds it
         eventually(both.ready, first, 30)
         both.consul.inject(Fault(status=403, body="Permission denied"), times=1_000_000, datacenter="dc1")
         both.consul.register("near", "vm-4", "10.0.0.44", 80)  # ends the questions that wait there

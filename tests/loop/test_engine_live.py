@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from bridge.core.service_state import ServiceRow
-from tests.loop.test_engine_run import OPTIONS, Running, parts_of
+from tests.loop.test_engine_run import Running, parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
 from tests.support.fakes.kube import Fault as KubeFault
 from tests.support.options import guard_settings
+from tests.support.running import OPTIONS
 
 Eventually = Callable[..., None]
 SECONDS = 30.0

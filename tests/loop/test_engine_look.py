@@ -60,7 +60,7 @@ class Harness:
         return list(explained.explanations)
 
     def explained(self, service: str, **options: Any) -> Explained:
-        """The same with what is said first."""
+        """The same with what is reported first."""
         return explain_once(service, **self._sides(), options=replace(self.options, **options))
 
     def register(self, count: int, name: str = "s{n}", status: str = "passing") -> None:
@@ -144,7 +144,7 @@ def test_a_service_that_loses_little_is_not_held_whatever_else_there_is(harness:
 
 
 def test_the_others_are_read_only_when_something_is_lost(harness: Harness) -> None:
-    """To explain a healthy service costs no more in a large catalog; trouble of the others is not its own."""
+    """To explain a healthy service costs no more in a large catalog; trouble of other services is not its own."""
     harness.register(20)
     harness.sync()
     asked = len(harness.consul.requests)
@@ -394,7 +394,7 @@ def test_a_family_that_the_cluster_lacks_is_said_once_it_is_known(harness: Harne
 
 
 def test_a_service_is_found_by_its_name_in_kubernetes_and_in_another_case(harness: Harness) -> None:
-    """Consul's own spelling is said; a name that is only near is suggested, and is not found."""
+    """Consul's own spelling is reported; a name that is only near is suggested, and is not found."""
     harness.consul.register("RadosGW", "vm-1", "10.0.1.1", 80)
     harness.consul.register("postgres", "vm-1", "10.0.1.1", 5432)
     harness.sync()
@@ -439,7 +439,7 @@ def test_without_rules_it_says_so_first_and_where_our_objects_are(harness: Harne
 
 
 def test_without_rules_and_without_the_right_to_look_everywhere_that_is_said(harness: Harness) -> None:
-    """The rest is told all the same."""
+    """The rest is reported all the same."""
     harness.consul.register("web", "vm-1", "10.0.1.1", 80)
     harness.kube.forbid("admin", "list", "services", "")
     explained = harness.explained("web", selects=False)

@@ -17,11 +17,11 @@ from bridge.kube.client import KubeClient
 from bridge.kube.election import ElectionConfig
 from bridge.pipeline.dns import Resolver
 from bridge.telemetry.metrics import Metrics
-from tests.loop.test_engine_run import OPTIONS
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul import Fault as ConsulFault
 from tests.support.fakes.kube import ADMIN_TOKEN, PLAIN_TOKEN, FakeKube, Fault
 from tests.support.options import consul_config, kube_config, resolver_settings
+from tests.support.running import OPTIONS
 
 Eventually = Callable[..., None]
 LEASE = 3
@@ -114,7 +114,7 @@ class Harness:
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[Harness]:
-    """Both sides, and nobody between them yet."""
+    """Both sides, and no bridge between them yet."""
     with FakeConsul() as consul, FakeKube() as kube:
         made = Harness(consul, kube, tmp_path)
         yield made
@@ -214,7 +214,7 @@ def test_a_write_that_only_seemed_to_fail_is_measured(harness: Harness, eventual
 def test_a_host_name_with_changing_addresses_is_no_conflicting_writer(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
-    """Each answer is written, however often it differs: nobody undid the one before."""
+    """Each answer is written, however often it differs: no other writer undid the one before."""
     answers = [f"10.0.5.{n}" for n in range(1, 8)]
 
     def look_up(_self: object, _name: str) -> tuple[str, ...]:
@@ -245,7 +245,7 @@ def test_who_undoes_us_is_a_conflicting_writer_although_writes_fail(harness: Har
 
 
 def test_one_edit_after_altered_writes_is_no_conflicting_writer(harness: Harness, eventually: Eventually) -> None:
-    """What the API server stores otherwise was undone by nobody who writes beside us."""
+    """What the API server stores otherwise was not undone by another writer."""
     harness.consul.register("web", "vm-1", "10.0.0.1", 80)
 
     def alter(kind: str, body: dict[str, Any]) -> None:
@@ -266,7 +266,7 @@ def test_one_edit_after_altered_writes_is_no_conflicting_writer(harness: Harness
     assert theirs is not None
     harness.kube.put("endpoints", {**theirs, "subsets": []}, manager="somebody")
     eventually(lambda: harness.ready("web"), expected, 15)
-    time.sleep(0.2)  # the outcome is told after the write
+    time.sleep(0.2)  # the outcome is reported after the write
     assert "conflicting_writer" not in bridge.detail
 
 

@@ -41,20 +41,10 @@ from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul import Fault as ConsulFault
 from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube
 from tests.support.fakes.kube import Fault as KubeFault
-from tests.support.options import consul_config, guard_settings, kube_config, run_options
+from tests.support.options import consul_config, guard_settings, kube_config
+from tests.support.running import OPTIONS
 
 Eventually = Callable[..., None]
-QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
-OPTIONS = run_options(
-    removal_grace_seconds=0.2,
-    consul_retry=QUICK,
-    kube_retry=QUICK,
-    object_retry=QUICK,
-    permanent_retry=QUICK,
-    writers=4,
-)
-
-
 EVERYTHING = Rule(to=Destination(namespace="default"))
 
 
@@ -232,7 +222,7 @@ def test_while_kubernetes_is_away_one_prober_asks_and_afterwards_all_is_made_up_
 def test_an_object_that_fails_for_itself_does_not_hide_that_kubernetes_is_away(
     running: Running, eventually: Eventually
 ) -> None:
-    """Its failures tell nothing of the server: one prober goes on asking, readiness says no, and nobody waits long."""
+    """Its failures tell nothing of the server: one prober goes on asking, readiness says no, and nothing waits long."""
     names = [f"s-{n}" for n in range(12)]
     for n, name in enumerate(names):
         running.consul.register(name, f"vm-{n}", f"10.0.0.{n + 1}", 80)
@@ -301,7 +291,7 @@ class Heard(FanOutObserver):
 def test_while_our_credentials_are_refused_one_prober_asks_and_afterwards_all_is_made_up_for(
     running: Running, eventually: Eventually
 ) -> None:
-    """401 is true of every object: it is said, readiness is false, and no object waits long by itself."""
+    """401 is true of every object: it is reported, readiness is false, and no object waits long by itself."""
     for n in range(30):
         running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     running.start()
@@ -335,7 +325,7 @@ def test_what_a_write_makes_after_all_when_its_service_has_left_goes_as_well(
 
 
 def test_429_makes_it_slower_and_nothing_is_lost(running: Running, eventually: Eventually) -> None:
-    """Retry-After is obeyed."""
+    """Retry-After is honoured."""
     running.start()
     running.kube.inject(KubeFault(status=429, headers={"Retry-After": "1"}), times=3, method="PATCH")
     for n in range(30):
@@ -427,7 +417,7 @@ def test_whatever_consul_answers_in_trouble_nothing_is_taken_away(
     running.consul.clear_faults()
     running.consul.register("web", "vm-2", "10.0.0.2", 80)
     eventually(lambda: running.ready("web"), ["10.0.0.1", "10.0.0.2"], 30)
-    eventually(lambda: running.bridge.ready()[0], True, 30)  # a trouble with 429 is told for ten seconds
+    eventually(lambda: running.bridge.ready()[0], True, 30)  # a trouble with 429 is reported for ten seconds
 
 
 def writes_by(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
@@ -450,7 +440,7 @@ def test_a_watch_writes_what_it_heard_itself(
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.start()
     eventually(lambda: running.ready("web"), ["10.0.0.1"])
-    assert parts_of(running.bridge).queue.wait_idle(10)  # who made it has it in hand until the server's answer has come
+    assert parts_of(running.bridge).queue.wait_idle(10)  # it is in flight until the server's answer has come
     made = writes_by(monkeypatch)
     running.consul.flip("web", "vm-1", "critical")
     eventually(lambda: running.ready("web"), [])
@@ -461,7 +451,7 @@ def test_a_watch_writes_what_it_heard_itself(
 def test_while_kubernetes_is_in_trouble_watches_leave_the_writing_to_the_writers(
     running: Running, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
-    """A thread that waited for the API server would not hear Consul."""
+    """A thread that waited for the API server would miss what Consul says."""
     for n in range(3):
         running.consul.register(f"s-{n}", f"vm-{n}", f"10.0.0.{n + 1}", 80)
     running.start()
@@ -486,7 +476,7 @@ def test_while_kubernetes_is_in_trouble_watches_leave_the_writing_to_the_writers
 
 
 def test_a_stop_waits_for_what_a_watch_is_writing(running: Running, eventually: Eventually) -> None:
-    """The object in hand is finished, whoever has it in hand."""
+    """The object in flight is finished, no matter which thread has it."""
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.start()
     eventually(lambda: running.ready("web"), ["10.0.0.1"])
@@ -529,7 +519,7 @@ def test_a_stop_during_an_outage_of_both_sides_is_quick(running: Running) -> Non
 def test_a_second_owner_in_the_same_namespace_is_never_touched(
     running: Running, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """Whoever made an object keeps it; the other reports a conflict."""
+    """The owner id that made an object keeps it; the other reports a conflict."""
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.start()
     eventually(lambda: running.ready("web"), ["10.0.0.1"])
@@ -629,7 +619,7 @@ def test_only_writers_ask_what_the_control_plane_has_mirrored(
 def test_what_a_service_on_its_way_out_has_lost_is_not_made_again(
     running: Running, tmp_path: Path, eventually: Eventually
 ) -> None:
-    """Somebody released a hold by `bridge sync --force`: the bridge beside it, in the grace period, agrees."""
+    """A user released a hold by `bridge sync --force`: the bridge beside it, in the grace period, agrees."""
     running.consul.register("web", "vm-1", "10.0.0.1", 80)
     running.consul.register("other", "vm-2", "10.0.0.2", 80)
     patient = Running(running.consul, running.kube, tmp_path, replace(OPTIONS, removal_grace_seconds=60.0))
@@ -712,7 +702,7 @@ def test_databases_that_fail_over_together_are_followed(
 
 @pytest.mark.parametrize("events", [True, False])
 def test_events_are_written_unless_the_settings_say_no(tmp_path: Path, eventually: Eventually, events: bool) -> None:
-    """Of a Service and its Endpoints that were created, while those of twenty more come; or none, by nobody."""
+    """Of a Service and its Endpoints that were created, while those of twenty more come; or none."""
     with FakeConsul() as consul, FakeKube() as kube:
         consul.register("web", "vm-1", "10.0.0.1", 80)
         made = Running(consul, kube, tmp_path, replace(OPTIONS, events=events))
@@ -731,7 +721,7 @@ def test_events_are_written_unless_the_settings_say_no(tmp_path: Path, eventuall
 
 
 class Warned(FanOutObserver):
-    """Keeps what is said of warnings and credentials."""
+    """Keeps what is reported of warnings and credentials."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -749,7 +739,7 @@ class Warned(FanOutObserver):
 def test_a_plugin_that_hangs_is_named_by_readiness_and_log_while_the_work_goes_on(
     running: Running, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old token is in use: ready, written, with a warning; and the API server's own warnings are told once."""
+    """The old token is in use: ready, written, with a warning; and the API server's own warnings are reported once."""
     monkeypatch.setattr("bridge.kube.access.AUTH_SECONDS", 0.0)
     monkeypatch.setattr("bridge.kube.plugin.LIMIT_SECONDS", 0.5)
     hangs = running.folder / "hangs"
@@ -784,7 +774,7 @@ def test_a_plugin_that_hangs_is_named_by_readiness_and_log_while_the_work_goes_o
 def test_a_server_that_is_not_verified_is_told_by_readiness_and_log(
     running: Running, eventually: Eventually, tmp_path: Path
 ) -> None:
-    """It works, and nobody may overlook it."""
+    """It works, and the report says so plainly."""
     made = trustme.CA().issue_cert("kube.example.org")
     (tmp_path / "server.pem").write_bytes(made.cert_chain_pems[0].bytes())
     (tmp_path / "server.key").write_bytes(made.private_key_pem.bytes())

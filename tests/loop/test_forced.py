@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
-from tests.support.options import consul_config, kube_config, run_options, sync_options
+from tests.support.options import consul_config, kube_config, sync_options
+from tests.support.running import OPTIONS
 
 Eventually = Callable[..., None]
-QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
 ONCE = RetryPolicy(attempts=1, initial_seconds=0.05)
 NAME, COUNT, LEFT = "web", 12, 2
 
@@ -44,14 +45,7 @@ class Beside:
             consul=consul_config(address=consul.address),
             kube=kube_config(kubeconfig=self.kubeconfig),
             rules=self.rules,
-            options=run_options(
-                removal_grace_seconds=0.2,
-                consul_retry=QUICK,
-                kube_retry=QUICK,
-                object_retry=QUICK,
-                writers=2,
-                election=election,
-            ),
+            options=replace(OPTIONS, writers=2, election=election),
         )
         self.thread = threading.Thread(target=self.bridge.run, name="bridge")
 

@@ -44,21 +44,6 @@ CLOSE_SECONDS = 5.0
 """In which all threads have ended: whatever they wait for takes longer when it is not interrupted."""
 
 
-@pytest.fixture
-def fake() -> Iterator[FakeKube]:
-    """A server."""
-    with FakeKube() as kube:
-        yield kube
-
-
-@pytest.fixture
-def client(fake: FakeKube, tmp_path: Path) -> Iterator[KubeClient]:
-    """A client."""
-    found = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path)))
-    yield found
-    found.close()
-
-
 @dataclass
 class Running:
     """A cache that runs, and what it told."""
@@ -95,7 +80,7 @@ def running(fake: FakeKube, client: KubeClient) -> Iterator[Running]:
 
 
 def ours(name: str, *addresses: str) -> dict[str, Any]:
-    """An Endpoints object with our marks, as raw JSON."""
+    """An Endpoints object with our labels, as raw JSON."""
     return objects.encode(create(endpoints(group(*ready(*addresses))), "default", name))
 
 
@@ -108,7 +93,7 @@ def has(running: Running, name: str) -> bool:
 
 
 def test_a_cut_connection_costs_nothing_but_a_new_watch(fake: FakeKube, running: Running) -> None:
-    """What happened while nobody listened arrives by the next watch, without a list."""
+    """What happened while no server listened arrives by the next watch, without a list."""
     lists = fake.count("list")
     fake.inject(Fault(status=503), times=3, path="watch=1")
     fake.cut()
@@ -120,7 +105,7 @@ def test_a_cut_connection_costs_nothing_but_a_new_watch(fake: FakeKube, running:
 
 
 def test_a_server_that_goes_away_and_comes_back_is_followed_again(fake: FakeKube, running: Running) -> None:
-    """Refused connections: the last state is served, the trouble is said; afterwards all is equal again."""
+    """Refused connections: the last state is served, the trouble is reported; afterwards all is equal again."""
     fake.put("endpoints", ours("kept", "10.0.0.1"))
     assert wait_for(lambda: has(running, "kept"))
     fake.stop()
@@ -229,7 +214,7 @@ def test_a_410_as_a_status_leads_to_a_list(fake: FakeKube, running: Running) -> 
 def test_a_forbidden_watch_backs_off_for_long_and_says_what_is_missing(
     fake: FakeKube, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """403 is not retried hot: a few tries, then half a minute of patience; the last state stays."""
+    """403 is not retried hot: a few tries, then one in half a minute; the last state stays."""
     monkeypatch.setattr("bridge.kube.informer.PERMANENT_AFTER", 1)
     fake.put("endpoints", ours("kept", "10.0.0.1"))
     assert wait_for(lambda: has(running, "kept"))
@@ -420,7 +405,7 @@ def test_a_namespace_that_is_refused_while_another_is_listed_does_not_keep_the_r
 
 
 def test_list_once_sends_one_list_per_kind(fake: FakeKube, client: KubeClient) -> None:
-    """Services, our Endpoints, slices, metadata of the others' Endpoints, slices that pods left: five, and progress."""
+    """Services, our Endpoints, slices, metadata of foreign Endpoints, slices that pods left: five, and progress."""
     fake.put("endpoints", raw_endpoints("default", "theirs", "10.0.0.1"))
     fake.put("services", raw_service("default", "theirs"))
     steps: list[tuple[int, int]] = []
@@ -528,7 +513,7 @@ def test_a_deletion_of_ours_is_not_undone_by_older_events(fake: FakeKube, runnin
 def test_a_change_that_touches_nothing_of_interest_is_not_told_but_updates_the_version(
     fake: FakeKube, running: Running
 ) -> None:
-    """A user's label on our object: the next write needs the new version, nobody needs a pass."""
+    """A user's label on our object: the next write needs the new version, no one needs a pass."""
     running.write(create(endpoints(), "default", "radosgw"))
     body = ours("radosgw", "10.0.0.1")
     body["metadata"]["labels"]["team"] = "storage"
@@ -579,7 +564,7 @@ def test_foreign_endpoints_are_known_and_forgotten(fake: FakeKube, running: Runn
 
 
 def test_slices_follow_the_service_that_their_label_names(fake: FakeKube, running: Running) -> None:
-    """A user moves a slice to another Service: both targets are told."""
+    """A user moves a slice to another Service: both targets are reported."""
     running.write(create(bodies("radosgw")[Kind.ENDPOINT_SLICE], "default", "radosgw-abc"))
     assert [s.meta.name for s in running.cache.current(RADOSGW).slices] == ["radosgw-abc"]
     found = fake.get("endpointslices", "default", "radosgw-abc")
@@ -650,7 +635,7 @@ def test_closing_interrupts_connecting(tmp_path: Path) -> None:
 
 
 def test_a_thread_that_dies_of_a_bug_says_so(fake: FakeKube, client: KubeClient) -> None:
-    """An exception out of `on_change` is nobody's to swallow."""
+    """An exception out of `on_change` is no one's to swallow."""
     failures: list[BaseException] = []
 
     def broken(target: Target) -> None:
@@ -725,7 +710,7 @@ def test_a_server_that_refuses_the_strict_create_is_written_to_without_it(fake: 
 
 
 def test_a_create_needs_no_get_permission(fake: FakeKube, tmp_path: Path) -> None:
-    """The conflict is looked at by a list: the Role has patch, create, list and watch, no get."""
+    """The conflict is checked by a list: the Role has patch, create, list and watch, no get."""
     fake.put("endpoints", raw_endpoints("default", "radosgw", "10.0.0.1"))
     fake.forbid("plain", "get", "endpoints")
     client = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path, PLAIN_TOKEN)))
@@ -771,7 +756,7 @@ def test_a_create_that_updated_something_is_no_success(fake: FakeKube, client: K
 
 
 def test_a_service_that_changes_while_it_is_tidied_is_stale(fake: FakeKube, client: KubeClient) -> None:
-    """Between taking a Service over and taking foreign ports out of it, somebody wrote."""
+    """Between taking a Service over and taking foreign ports out of it, a user wrote."""
     found = fake.put("services", raw_service("default", "radosgw", ports=[{"name": "old", "port": 81}]))
     theirs = objects.decode_meta(Kind.SERVICE, found)
     assert theirs is not None
@@ -866,7 +851,7 @@ def test_sixteen_writers_share_sixteen_connections(fake: FakeKube, client: KubeC
 
 
 def test_a_kind_that_is_not_there_keeps_nothing_else_waiting(fake: FakeKube, client: KubeClient) -> None:
-    """The cache is synced, it is said why, and the version that the cluster has is named."""
+    """The cache is synced, it is reported why, and the version that the cluster has is named."""
     versions = json.dumps({"kind": "APIGroup", "versions": [{"version": "v1beta1"}]}).encode()
     fake.inject(Fault(status=404, body=b"404 page not found"), times=99, path="httproutes")
     fake.inject(Fault(status=200, body=versions), times=99, path="/apis/gateway.networking.k8s.io")
@@ -900,7 +885,7 @@ def test_routes_that_nobody_asks_for_are_not_asked_for_without_the_right(fake: F
 def test_routes_that_the_server_fails_to_list_keep_nothing_else_waiting(
     fake: FakeKube, client: KubeClient, routes: bool
 ) -> None:
-    """A webhook that converts them and is down, say: the rest is synced and refreshed, and it is said if it matters."""
+    """A webhook that converts them and is down, say: the rest is synced and refreshed; a report if it matters."""
     fake.inject(Fault(status=500), times=10_000, path="httproutes")
     cache = Informer(client, None, "default", lambda _: None, QUICK, routes=routes)
     try:

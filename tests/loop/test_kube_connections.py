@@ -10,7 +10,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,6 @@ def nobodys_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKube]:
-    """A server."""
-    with FakeKube() as kube:
-        yield kube
 
 
 # --------------------------------------------------------------------------- a server of a few lines
@@ -438,7 +431,7 @@ assert spec['interactive'] is False and os.environ['HOW'] == 'so'
 
 
 def test_an_error_by_way_of_a_proxy_names_it_and_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody listens there, it refuses, it wants a password, it answers itself."""
+    """No server listens there, it refuses, it wants a password, it answers itself."""
     answers = {"refused": said(403, b"no"), "asks": said(407, b""), "broken": said(502, b"")}
     which = "refused"
     with Scripted(lambda *_: answers[which]) as proxy:
@@ -458,7 +451,7 @@ def test_an_error_by_way_of_a_proxy_names_it_and_the_variable(tmp_path: Path, mo
     assert all(named in text and "hunter22" not in text for text in texts.values())
     assert kinds == {"refused": PermanentError, "asks": CredentialsError, "broken": TransientError}
     assert "403" in texts["refused"]
-    client = KubeClient(kube_config(kubeconfig=path))  # and now nobody listens there
+    client = KubeClient(kube_config(kubeconfig=path))  # and now no server listens there
     with pytest.raises(TransientError, match="refuses connections") as caught:
         client.version()
     assert named in str(caught.value)
@@ -469,7 +462,7 @@ def test_an_error_by_way_of_a_proxy_names_it_and_the_variable(tmp_path: Path, mo
 def test_loopback_is_not_proxied_but_by_proxy_url(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The environment is for the way out; a kubeconfig that names a proxy means it, NO_PROXY or not."""
+    """The environment says how to go out; a kubeconfig that names a proxy means it, NO_PROXY or not."""
     with Scripted(lambda *_: VERSION) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
         direct = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url)))
@@ -535,7 +528,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 def test_one_timeout_closes_all_idle_connections_and_watches_begin_anew(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten kept connections lead nowhere: one of them costs its timeout, and none of the others is tried."""
+    """Ten kept connections lead nowhere: one of them costs its timeout, and none of the other nine is tried."""
     with Failover(f"127.0.0.1:{fake.port}") as address:
         config = kube_config(
             kubeconfig=kubeconfig(tmp_path, f"http://{address.address}"), request_timeout_seconds=1.5, connections=16
@@ -573,7 +566,7 @@ def test_one_timeout_closes_all_idle_connections_and_watches_begin_anew(
 def test_watches_notice_a_dead_way_without_any_other_request(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is written and nobody is elected: the small request of every few seconds finds out."""
+    """Nothing is written and no replica is elected: the small request of every few seconds finds out."""
     monkeypatch.setattr(access_module, "CHECK_SECONDS", 0.2)
     monkeypatch.setattr("bridge.kube.client.PROBE_SECONDS", 1.2)
     with Failover(f"127.0.0.1:{fake.port}") as address:
@@ -636,7 +629,7 @@ def test_only_a_connection_that_breaks_takes_silent_watches_with_it(
 
 
 def test_a_slow_answer_to_one_request_leaves_watches_alone_that_bring_something(fake: FakeKube, tmp_path: Path) -> None:
-    """A watch that was heard since the request began cannot be dead."""
+    """A watch that delivered something since the request began cannot be dead."""
     from tests.support.fakes.kube import Fault
 
     client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url), request_timeout_seconds=1.5))
@@ -747,7 +740,7 @@ def test_a_watch_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_an_answer_larger_than_allowed_is_refused_and_names_the_setting(tmp_path: Path, chunked: bool) -> None:
-    """Before it is read where its length is told, and while it comes where it is not."""
+    """Before it is read where its length is given, and while it comes where it is not."""
     large = b"x" * 300_000
 
     def answer(sock: socket.socket, _head: bytes, _number: int) -> bytes | None:

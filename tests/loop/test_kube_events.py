@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,6 @@ from bridge.kube.writer import Writer
 from tests.support.fakes.kube import PLAIN_TOKEN, FakeKube, Fault, wait_for
 from tests.support.options import kube_config
 from tests.unit.kube.builders import create, endpoints
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeKube]:
-    """A server."""
-    with FakeKube() as kube:
-        yield kube
-
-
-@pytest.fixture
-def client(fake: FakeKube, tmp_path: Path) -> Iterator[KubeClient]:
-    """A client."""
-    found = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path)))
-    yield found
-    found.close()
 
 
 def event(number: int = 0, namespace: str = "default") -> Event:

@@ -1,4 +1,4 @@
-"""Without the right to write EndpointSlices: Endpoints go on as they did, what is missing is said, and it ends by itself."""  # noqa: E501
+"""Without the right to write EndpointSlices: Endpoints go on as they did, what is missing is reported, and it ends by itself."""  # noqa: E501
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from bridge.pipeline.slice_rights import SliceRights
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.telemetry.logs import LogObserver, logger
 from bridge.telemetry.metrics import Metrics
-from tests.loop.test_engine_run import OPTIONS, QUICK, Running
+from tests.loop.test_engine_run import Running
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
 from tests.support.options import consul_config, kube_config, sync_options
+from tests.support.running import OPTIONS, QUICK
 
 Eventually = Callable[..., None]
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
@@ -134,7 +135,7 @@ def test_a_right_that_is_taken_away_while_it_runs_is_noticed_by_the_first_refusa
 
 
 def test_a_service_without_endpoints_depends_on_the_right_as_well(running: Running) -> None:
-    """Its Endpoints are mirrored and it is said, so nothing turns over with the first instance."""
+    """Its Endpoints are mirrored and it is reported, so nothing turns over with the first instance."""
     running.consul.register("empty", "vm-1", "10.0.0.3", 80, status="critical")
     rule = replace(RULE, instances=InstanceRules(critical=Treatment.OMIT))
     assert synced(running, rule) == (0, ["slices_forbidden", "slices_forbidden"])
@@ -181,7 +182,7 @@ def test_a_server_that_does_not_answer_is_not_asked_by_each_target() -> None:
         ("create",), {"a": "create endpointslices in namespace a"},
     )  # fmt: skip
     now = 30.0
-    assert rights.granted() == set()  # nobody answers
+    assert rights.granted() == set()  # no server answers
     now = 60.0
     assert (rights.granted(), rights.forbidden(), answers) == ({"a"}, {}, [])
 

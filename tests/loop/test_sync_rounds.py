@@ -52,7 +52,7 @@ class Harness:
         )
 
     def meddle(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """Somebody writes the Endpoints of `contended` just before the pass does, once; the list says when."""
+        """A user writes the Endpoints of `contended` just before the pass does, once; the list says when."""
         apply, done = Writer.apply, list[str]()
 
         def patched(writer: Writer, change: Change) -> Meta | None:
@@ -100,7 +100,7 @@ def test_what_was_let_go_in_the_first_round_is_not_held_in_the_second(
 def test_a_second_round_that_cannot_be_read_leaves_the_account_of_the_first(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, error: BridgeError
 ) -> None:
-    """What was written is told, and what another process was faster with is the failure that it is."""
+    """What was written is reported, and what another process was faster with is the failure that it is."""
     harness.lose("calm", 1)
     harness.lose("contended", 1)
     met = harness.meddle(monkeypatch)

@@ -1,4 +1,4 @@
-"""Several teams, one bridge: what a user of one namespace does, or Consul does to them, is nothing to the others."""
+"""Several teams, one bridge: what a user of one namespace does, or Consul does to them, leaves other teams alone."""
 
 from __future__ import annotations
 
@@ -27,19 +27,10 @@ from bridge.report import Report
 from bridge.retry import RetryPolicy
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube
-from tests.support.options import consul_config, guard_settings, kube_config, run_options, sync_options
-from tests.support.running import running
+from tests.support.options import consul_config, guard_settings, kube_config, sync_options
+from tests.support.running import OPTIONS, running
 
 Eventually = Callable[..., None]
-QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
-OPTIONS = run_options(
-    removal_grace_seconds=0.2,
-    consul_retry=QUICK,
-    kube_retry=QUICK,
-    object_retry=QUICK,
-    permanent_retry=QUICK,
-    writers=4,
-)
 TEAMS = ("team-a", "team-b", "rules")
 
 
@@ -161,7 +152,7 @@ def test_what_consul_loses_of_one_namespace_is_held_there_alone(cluster: Cluster
 
 
 def test_a_forced_pass_that_is_narrowed_leaves_the_rest_alone(cluster: Cluster) -> None:
-    """Also what is not mirrored yet: what is held stands there already, and nothing else is meant."""
+    """Also what is not mirrored yet: what is held exists already, and nothing else is meant."""
     assert cluster.sync(force=True, only=Only(("shared",))).outcomes == ()
     assert filled(cluster) == (None, None, None)
     cluster.sync()
@@ -231,7 +222,7 @@ def test_a_running_bridge_lets_go_after_the_grace_when_a_grant_is_taken_back(
 
 
 def test_one_more_namespace_takes_nothing_away_where_nothing_was_said_of_grants(cluster: Cluster) -> None:
-    """What was filled goes on being filled, from the same service; whoever asks for something new is told nothing."""
+    """What was filled goes on being filled, from the same service; a new request is not answered."""
     cluster.sync(annotated=EVERYBODY)
     cluster.consul.deregister("db", "db-0")
     cluster.asks("team-b", "new", "radosgw")

@@ -26,10 +26,11 @@ from bridge.render import explanation_text
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.telemetry.logs import LogObserver, logger
 from bridge.telemetry.metrics import Metrics
-from tests.loop.test_engine_run import OPTIONS, QUICK, Running, parts_of
+from tests.loop.test_engine_run import Running, parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
 from tests.support.options import consul_config, kube_config, sync_options
+from tests.support.running import OPTIONS, QUICK
 
 Eventually = Callable[..., None]
 Json = dict[str, Any]
@@ -96,7 +97,7 @@ class Harness(Running):
 
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
-    """A bridge, not started yet, and one service; whoever waits waits for less."""
+    """A bridge, not started yet, and one service; every wait is shorter."""
     monkeypatch.setattr(parts, "WINDOW_SECONDS", 0.4)
     monkeypatch.setattr(caching, "LEFTOVER_SECONDS", 0.2)
     monkeypatch.setattr(inputs, "MIRROR_SECONDS", 0.05)
@@ -201,7 +202,7 @@ def test_slices_that_pods_left_are_found_when_the_selector_goes(harness: Harness
 
 
 def test_endpoints_alone_are_in_sync_when_they_are_mirrored(harness: Harness, eventually: Eventually) -> None:
-    """Not before; and a mirror that has stopped is told when it has had its time, in both directions."""
+    """Not before; and a mirror that has stopped is reported when it has had its time, in both directions."""
     harness.choose(Output.ENDPOINTS)
     harness.start()
     eventually(harness.states, {"web": "slices deviate"}, SECONDS)
@@ -229,7 +230,7 @@ def test_endpoints_alone_are_in_sync_when_they_are_mirrored(harness: Harness, ev
 def test_a_second_look_that_fails_leaves_what_the_first_one_saw(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, status: int, times: int
 ) -> None:
-    """The slices are read again where the mirror is behind: the rows stay, and what went wrong is said."""
+    """The slices are read again where the mirror is behind: the rows stay, and what went wrong is reported."""
     harness.choose(Output.ENDPOINTS)
     sync_once(**harness.sides)
     sides = {**harness.sides, "options": sync_options(retry=replace(QUICK, attempts=2))}
@@ -285,7 +286,7 @@ def test_a_mirror_that_follows_is_never_told_to_lag(
 
 
 def test_slices_of_others_cost_no_request_when_consul_changes(harness: Harness, eventually: Eventually) -> None:
-    """They are watched; what pods left is looked at by the clock."""
+    """They are watched; what pods left is checked by the clock."""
     harness.foreign("by-hand", "10.9.9.9", manager="")
     harness.start()
     eventually(harness.states, {"web": "slices deviate"}, SECONDS)
@@ -309,7 +310,7 @@ def test_what_others_change_in_their_slices_is_no_quarrel(harness: Harness, even
 
 
 def test_a_plan_of_nothing_has_no_slices_of_others(harness: Harness, eventually: Eventually) -> None:
-    """The service is gone, and with it the Service: nobody is told of what is left of others."""
+    """The service is gone, and with it the Service: no warning about the slices of others remains."""
     harness.start()
     harness.foreign("mesh", "10.9.9.1", manager="mesh.example.org")
     eventually(lambda: harness.counted("foreign_slices"), 1, SECONDS)

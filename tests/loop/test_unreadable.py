@@ -29,20 +29,13 @@ from bridge.telemetry.metrics import Metrics
 from tests.loop.test_engine_run import parts_of
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.kube import FakeKube, Fault
-from tests.support.options import consul_config, kube_config, run_options, sync_options
-from tests.support.running import running
+from tests.support.options import consul_config, kube_config, sync_options
+from tests.support.running import quick_options, running
 
 Eventually = Callable[..., None]
 Json = dict[str, Any]
 QUICK = RetryPolicy(initial_seconds=0.02, max_seconds=0.1, attempts=2)
-OPTIONS = run_options(
-    removal_grace_seconds=0.1,
-    consul_retry=QUICK,
-    kube_retry=QUICK,
-    object_retry=QUICK,
-    permanent_retry=QUICK,
-    writers=2,
-)
+OPTIONS = quick_options(QUICK, removal_grace_seconds=0.1, writers=2)
 GOOD, BAD = Rule(services=("a",)), Rule(services=("b*",), to=Destination(namespace="apps"))
 
 
@@ -106,7 +99,7 @@ def annotated(name: str, service: str) -> Json:
 
 @pytest.mark.parametrize("resource", ["services", "endpoints", "endpointslices"])
 def test_one_pass_serves_the_others_and_reports_the_namespace(both: Both, resource: str) -> None:
-    """Whichever of the lists is refused: nothing is made there, and what grants it is said, for each target."""
+    """Whichever of the lists is refused: nothing is made there, and what grants it is reported, for each target."""
     both.kube.forbid("admin", "list", resource, "apps")
     report = both.sync()
     (row,) = report.failed
@@ -137,7 +130,7 @@ def test_what_stands_in_a_namespace_that_cannot_be_read_is_unknown_not_absent(bo
 
 
 def test_a_namespace_in_which_nothing_is_wanted_is_reported_as_such(both: Both) -> None:
-    """Users' Services may ask there, and nobody would know."""
+    """Users' Services may ask there, and no one could see that they do."""
     both.kube.forbid("admin", "list", "services", "apps")
     both.consul.deregister("b", "vm-2")
     report = both.sync()
@@ -181,7 +174,7 @@ def test_status_and_explain_show_the_others_and_say_what_cannot_be_read(both: Bo
 def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_may(
     both: Both, eventually: Eventually
 ) -> None:
-    """Said once in the log, in the readiness detail, in a metric and in the report; with all that stands there."""
+    """Said once in the log, in the readiness detail, in a metric and in the report; with all that exists."""
     both.consul.register("b-left", "vm-4", "10.0.0.4", 80)
     both.sync()
     both.consul.deregister("b-left", "vm-4")
@@ -217,7 +210,7 @@ def test_a_running_bridge_serves_the_others_and_takes_the_namespace_in_when_it_m
 
 
 def test_a_namespace_that_is_taken_in_late_is_doubted_as_at_the_start(both: Both, eventually: Eventually) -> None:
-    """What stands there tells what a Consul lacks that was rebuilt while nobody watched."""
+    """The existing objects show what a Consul lacks that was rebuilt while no one watched."""
     for n in range(3):
         both.consul.register(f"b-{n}", f"vm-b{n}", f"10.0.1.{n + 1}", 80)
     both.sync()
@@ -265,7 +258,7 @@ def test_a_bridge_that_may_list_nothing_waits_and_says_so(both: Both, eventually
 
 
 def test_a_resync_does_not_wait_for_the_namespace(both: Both, eventually: Eventually) -> None:
-    """What is read again is read; a refusal that is known holds nobody up."""
+    """What is read again is read; a refusal that is known delays nothing."""
     both.kube.forbid("admin", "list", "services", "apps")
     with both.running() as bridge:
         eventually(lambda: bridge.ready()[0], True, 20)

@@ -41,7 +41,7 @@ def test_a_deleted_leader_hands_over(storage: Storage, figure: Figure) -> None:
 
 @pytest.mark.usefixtures("works")
 def test_a_killed_leader_is_followed_when_its_lease_has_ended(storage: Storage, figure: Figure) -> None:
-    """kill -9 of its process: nobody leads for as long as the Lease says; the container is started again meanwhile."""
+    """kill -9 of its process: no replica leads while the Lease says so; the container is started again meanwhile."""
     identity = storage.bridge.identity()
     leader = storage.bridge.signal_leader("KILL")
     seconds = storage.bridge.await_another_leader(identity, 40)

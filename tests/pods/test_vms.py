@@ -62,7 +62,7 @@ def test_a_killed_server_costs_what_consul_needs_to_see_it(storage: Storage, fig
 
 @pytest.mark.usefixtures("mended")
 def test_a_silent_vm_costs_the_timeout_of_its_check(storage: Storage, figure: Figure) -> None:
-    """A VM that is cut off answers nobody, so its check ends with its timeout; then no request goes there."""
+    """A VM that is cut off answers no request, so its check ends with its timeout; then no request goes there."""
     since = time.time()
     storage.cluster.rig.cut(4, off=True)
     gone = leaves(storage, 4)
@@ -120,7 +120,7 @@ class Shown:
 
 @pytest.mark.usefixtures("mended")
 def test_the_demonstration_ends_with_a_pod_that_asks_by_name(storage: Storage) -> None:
-    """`make demo REAL=1`: installed as shipped, answered by every VM, and by the others when one has died."""
+    """`make demo REAL=1`: installed as shipped, answered by every VM, and by all others when one has died."""
     shown = Shown()
     pods.tell(shown, storage.cluster, "demonstration")
     storage.cluster.kubectl("delete", "namespace", "demonstration", "--wait=false")

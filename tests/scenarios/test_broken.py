@@ -61,7 +61,7 @@ def _translation_says_nothing(patch: Patch) -> None:
         (_losers_are_silent, "names_and_owners: Of two services that end on one name the one called exactly so has it"),
         (
             _what_users_change_is_charged,
-            "protection: Whoever asks for another service has nothing held against them, and neither have the others",
+            "protection: A user who asks for another service has nothing held, and neither have other users",
         ),
         (_what_is_gone_stays, "names_and_owners: A service that is gone from Consul goes, its Service last"),
         (

@@ -8,7 +8,7 @@ target; with `beside a running bridge: true` a command does that sees a running 
 - `vm1 10.0.0.1:8080 passing`: an instance; `vm1..vm12 10.0.0.1..12:8080 passing`: twelve of them. Behind its health:
   `kind:connect-proxy`, `tag:s3`, `meta:env=prod`, `zone:a` (of its node), `lan:192.168.0.1` (a tagged address),
   `http=8080` (a named port)
-- `Service default/web of somebody else, with a selector`: an object that stands there already; further manners are
+- `Service default/web of another owner, with a selector`: an object that exists already; further manners are
   `an alias`, `ports http 80 and dns 53/UDP -> 5353`, `filled from radosgw` (the annotation of who asks for it),
   `with hostnames from node`, `headless`, `without ports`, `publishing what is not ready`, `distributing PreferSameZone`
 - `EndpointSlice default/web-x7k2p of endpointslice-controller.k8s.io, with 10.9.0.1:8080 ready`: a slice of the
@@ -16,7 +16,7 @@ target; with `beside a running bridge: true` a command does that sees a running 
 - `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`; those that
   are published all the same `ready, not serving`; a hint says `, for zone a`, a datacenter as zone `, in zone fra`, a
   name in DNS `, hostname vm1`
-- `HTTPRoute default/web of somebody else`: one that stands there already; `nobody can tell HTTPRoutes: why` is what is
+- `HTTPRoute default/web of another owner`: one that exists already; `HTTPRoutes cannot be listed: why` is what is
   known while there is no such kind, or no right. Then `routes` says what each of ours is, in one line
 - `default/radosgw` under `held`: that it is held, for whatever reason
 - `web@fra` under `consul`: the service `web` of the datacenter fra, which is listed where a rule names it. Those that
@@ -253,7 +253,7 @@ class Stage:
                 self.world.annotate(target, *request, self.now)
 
     def _recall(self, target: Target) -> None:
-        """Where what stands at a target came from."""
+        """Where the objects at a target came from."""
         if names := names_at(self.store.current(target)):
             self.world.record_owned(target, names, self.now)
         else:
@@ -280,7 +280,7 @@ class Stage:
         self.world.expire(self.now)
 
     def _place_slice(self, first: str, manners: Sequence[str]) -> None:
-        """A slice of somebody else's; its name begins with the Service's. `gone` takes it away again."""
+        """A slice of another owner's; its name begins with the Service's. `gone` takes it away again."""
         found = re.fullmatch(r"EndpointSlice (\S+)/((\S+)-\w+) of (.+?)", first)
         assert found, first
         namespace, name, service, manager = found.groups()
@@ -297,7 +297,7 @@ class Stage:
             ports.add(Port("", int(at[2])))
         meta = Meta(kind=Kind.ENDPOINT_SLICE, namespace=namespace, name=name, uid="u", resource_version="1", owner=None)
         group = Group(Family.IPV4, tuple(sorted(ports)), tuple(endpoints))
-        piece = CurrentSlice(meta, service, group, manager="" if manager == "nobody" else manager)
+        piece = CurrentSlice(meta, service, group, manager="" if manager == "no owner" else manager)
         cluster.others = (*cluster.others, piece)
 
     def place(self, text: str) -> None:
@@ -306,7 +306,7 @@ class Stage:
         if first.startswith("EndpointSlice "):
             self._place_slice(first, manners)
             return
-        if first.startswith("nobody can tell HTTPRoutes: "):
+        if first.startswith("HTTPRoutes cannot be listed: "):
             why = Reason(Code.ROUTES_UNREAD, why=first.partition(": ")[2])
             for cluster in self.store.clusters.values():
                 cluster.route = why
@@ -366,7 +366,7 @@ class Stage:
         return cluster.endpoints is not None or bool(cluster.slices)
 
     def endpoints(self, target: Target) -> list[str]:
-        """What stands there: slices when there are some, they tell more."""
+        """What exists: slices when there are some, they tell more."""
         cluster = self.store.cluster(target)
         groups: Iterable[Group] = sorted((s.group for s in cluster.slices.values()), key=lambda g: (g.family, g.ports))
         if not cluster.slices and cluster.endpoints is not None:

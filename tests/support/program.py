@@ -75,7 +75,7 @@ class Daemon(Program):
         )
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body of a GET; (0, b"") when nobody answers. AssertionError when a secret is on the page."""
+        """Status and body of a GET; (0, b"") when no server answers. AssertionError when a secret is on the page."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=5) as answer:
                 status, body = answer.status, answer.read()
@@ -97,7 +97,7 @@ class Daemon(Program):
         return self.get("/readyz")[0] == 200
 
     def readiness(self) -> dict[str, Any]:
-        """The detail of /readyz, {} when nobody answers."""
+        """The detail of /readyz, {} when no server answers."""
         body = self.get("/readyz")[1]
         return dict(json.loads(body)) if body else {}
 

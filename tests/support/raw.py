@@ -232,9 +232,32 @@ class RawKube(RawClient):
             yield json.loads(line)
 
 
+def ask(
+    kube: RawKube, namespace: str, name: str, service: str, *, create: bool = False, label: str = "true", **marks: str
+) -> None:
+    """Create or replace a user's Service that asks to be filled from a Consul service."""
+    path = SERVICES.format(namespace=namespace)
+    metadata = {
+        "name": name, "labels": {"consul-bridge/mirror": label},
+        "annotations": {"consul-bridge/service": service, **{f"consul-bridge/{k}": v for k, v in marks.items()}},
+    }  # fmt: skip
+    if create:
+        body = {"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]}, "metadata": metadata}
+        kube.json("POST", path, body)
+        return
+    found = kube.json("GET", f"{path}/{name}")
+    found["metadata"].update(metadata)
+    kube.json("PUT", f"{path}/{name}", found)
+
+
 def ready_addresses(endpoints: Json | None) -> list[tuple[str, int]]:
     """(address, port) pairs of the ready addresses of an Endpoints object, sorted."""
     return _addresses(endpoints, "addresses")
+
+
+def ready(kube: RawKube, namespace: str, name: str) -> list[str]:
+    """Addresses alone of the ready ones of a Service's Endpoints, sorted."""
+    return [address for address, _ in ready_addresses(kube.endpoints(namespace, name))]
 
 
 def not_ready_addresses(endpoints: Json | None) -> list[tuple[str, int]]:

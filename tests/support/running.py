@@ -6,8 +6,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from bridge.controller.controller import Controller
+from bridge.controller.options import RunOptions
+from bridge.retry import RetryPolicy
+from tests.support.options import run_options
+
+QUICK = RetryPolicy(initial_seconds=0.05, max_seconds=0.5)
+
+
+def quick_options(retry: RetryPolicy = QUICK, **others: Any) -> RunOptions:
+    """Options with which every wait is short."""
+    kinds = ("consul_retry", "kube_retry", "object_retry", "permanent_retry")
+    return run_options(**{**dict.fromkeys(kinds, retry), "removal_grace_seconds": 0.2, "writers": 4, **others})
+
+
+OPTIONS = quick_options()
 
 
 @contextmanager

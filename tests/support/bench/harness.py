@@ -190,7 +190,7 @@ class Stage:
         )  # fmt: skip
 
     def accepted(self, sampler: Sampler, when: str, out: Collected) -> None:
-        """Figures of what Consul held, whoever had made it."""
+        """Figures of what Consul held, no matter who had made it."""
         states = ", ".join(f"{count} {state}" for state, count in sorted(sampler.accepted.items()))
         out.figures.append(
             limit(f"connections that Consul held at most, {when}, {self.label} ({states})",

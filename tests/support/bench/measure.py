@@ -43,7 +43,7 @@ class Point:
 
 
 def find(figures: Sequence[Figure], words: Sequence[str]) -> Figure | None:
-    """The first that begins with the first of the words and has the others in it."""
+    """The first that begins with the first of the words and has the rest of them in it."""
     head, *others = words
     return next((f for f in figures if f.what.startswith(head) and all(word in f.what for word in others)), None)
 

@@ -13,7 +13,7 @@ MANY = "5,000 services x 4"
 KINDS = ("registration", "address change", "deregistration")
 Words = tuple[str, ...]
 Cell = tuple[str, str, tuple[Words, ...]]
-"""What stands before, what is shown of each figure (fields of Figure), and the figures."""
+"""The text before, what is shown of each figure (fields of Figure), and the figures."""
 
 
 def _of(kinds: Sequence[str], where: str, percent: str) -> tuple[Words, ...]:

@@ -85,7 +85,7 @@ NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
                     ("connections that Consul held", "restarting, ", LARGE)),
 }  # fmt: skip
 """What must have been judged before a row may be called met: one figure for each, that begins with the first of the
-words and has the others in it. A part that failed, was left out or ran with fewer services proves no target."""
+words and has the rest of them in it. A part that failed, was left out or ran with fewer services proves no target."""
 
 NOTES: Mapping[str, str] = {
     "connections": "the bridge's own sockets keep the budget; what Consul holds, slots of a process that is gone "
@@ -183,7 +183,7 @@ def points(report: Report) -> list[Point]:
 
 
 def targets(report: Report) -> str:
-    """The table of targets: every row is there, also the one that nobody has measured yet."""
+    """The table of targets: every row is there, also the one that no one has measured yet."""
     lines = ["| target | measured | floor | ratio | limit | |", "| --- | --- | --- | --- | --- | --- |"]
     for row, text in ROWS.items():
         mine = [figure for figure in figures(report) if figure.row == row]
@@ -193,7 +193,7 @@ def targets(report: Report) -> str:
 
 
 def not_run(report: Report, row: str) -> list[Figure]:
-    """A line for each optional part of a row that nobody has run: it must not look as if there were none."""
+    """A line for each optional part of a row that no one has run: it must not look as if there were none."""
     return [
         Figure(what, f"not run: `make bench PARTS={part}`")
         for part, (its, what) in OPTIONAL.items()

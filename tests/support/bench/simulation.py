@@ -109,7 +109,7 @@ class Simulation:
         return self.work()
 
     def tick(self) -> None:
-        """What the supervisor does twice a second: wishes, grace periods and holds."""
+        """What the supervisor does twice a second: requests, grace periods and holds."""
         self.table.want(*self.world.commit_subscriptions())
         self.world.expire(0.0)
         self.planner.guard.due(0.0, self.store.ready_in)

@@ -87,7 +87,7 @@ def _one_death(testbed: TrafficTestbed, name: str, n: int) -> Death:
         server.start()
         testbed.await_passing(name, VMS)
     if not failed:
-        raise LabError(f"{name}: nobody asked the dead VM")
+        raise LabError(f"{name}: no one asked the dead VM")
     last = max(request.began for request in failed)
     at = knowing.at
     return Death((at - killed) * 1000, (testbed.written(name, killed) - at) * 1000, (last - at) * 1000)

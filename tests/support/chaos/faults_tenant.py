@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 from tests.support.chaos.changes import Address
 from tests.support.chaos.faults import READY, Fault, log
-from tests.support.chaos.harness import NEIGHBOUR, STANDING, TENANT, TENANTS, Harness, ask, wait_for
+from tests.support.chaos.harness import NEIGHBOUR, STANDING, TENANT, TENANTS, Harness, wait_for
 from tests.support.lab import LabError
-from tests.support.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ready_addresses
+from tests.support.raw import ENDPOINTS, SERVICES, RawConsul, RawKube, UnexpectedAnswerError, ask, ready_addresses
 
 USER = [{"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", "create", "update", "delete"]}]
 MANY = 300

@@ -35,6 +35,7 @@ from tests.support.raw import (
     RawConsul,
     RawKube,
     UnexpectedAnswerError,
+    ask,
     ready_addresses,
 )
 
@@ -368,22 +369,6 @@ def namespace_of(service: str) -> str:
 
 def _gone(kube: RawKube, paths: Sequence[str]) -> bool:
     return all(kube.get(path) is None for path in paths)
-
-
-def ask(kube: RawKube, namespace: str, name: str, service: str, *, create: bool = False, **marks: str) -> None:
-    """Create or replace a Service that asks for a Consul service."""
-    path = SERVICES.format(namespace=namespace)
-    metadata = {
-        "name": name, "labels": {"consul-bridge/mirror": "true"},
-        "annotations": {"consul-bridge/service": service, **{f"consul-bridge/{k}": v for k, v in marks.items()}},
-    }  # fmt: skip
-    if create:
-        body = {"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]}, "metadata": metadata}
-        kube.json("POST", path, body)
-        return
-    found = kube.json("GET", f"{path}/{name}")
-    found["metadata"].update(metadata)
-    kube.json("PUT", f"{path}/{name}", found)
 
 
 def create_namespace(kube: RawKube, name: str) -> None:

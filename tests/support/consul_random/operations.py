@@ -6,6 +6,7 @@ and services, checks move between instances: all that a catalog takes. What Cons
 
 from __future__ import annotations
 
+import functools
 import random
 import uuid
 from collections import Counter
@@ -18,6 +19,17 @@ Json = dict[str, Any]
 
 NODES, IDS, SERVICES = 3, 3, 3
 """Few of each, so that one operation in three meets something that is there."""
+
+
+def of_instance(change: Callable[[Operations, Json], str]) -> Callable[[Operations], str]:
+    """An operation on an instance that is there; where none is, one is registered instead."""
+
+    @functools.wraps(change)
+    def operation(self: Operations) -> str:
+        there = self._there()
+        return self.register() if there is None else change(self, there)
+
+    return operation
 
 
 class Operations:
@@ -109,11 +121,9 @@ class Operations:
         self._register(body)
         return f"register {node} {identity} as {body['Service']['Service']}"
 
-    def node_case(self) -> str:
+    @of_instance
+    def node_case(self, there: Json) -> str:
         """A node comes back in another case, with or without an instance, at another address."""
-        there = self._there()
-        if there is None:
-            return self.register()
         node = self._other_case(there["Node"]["Node"])
         body: Json = {"Node": node, "Address": self._address()}
         with_service = self._random.random() < 0.6
@@ -122,10 +132,8 @@ class Operations:
         self._register(body)
         return f"node case {there['Node']['Node']} -> {node}{' with its service' if with_service else ''}"
 
-    def id_case(self) -> str:
-        there = self._there()
-        if there is None:
-            return self.register()
+    @of_instance
+    def id_case(self, there: Json) -> str:
         identity = self._other_case(there["Service"]["ID"])
         body = self._body(there["Node"]["Node"], identity, there["Service"]["Service"])
         if self._random.random() < 0.5:
@@ -133,11 +141,9 @@ class Operations:
         self._register(body)
         return f"id case {there['Node']['Node']} {there['Service']['ID']} -> {identity}"
 
-    def service_case(self) -> str:
+    @of_instance
+    def service_case(self, there: Json) -> str:
         """The service's name in another case; half of the time the node's address changes at once."""
-        there = self._there()
-        if there is None:
-            return self.register()
         name = self._other_case(there["Service"]["Service"])
         body = self._body(there["Node"]["Node"], there["Service"]["ID"], name)
         if self._random.random() < 0.5:
@@ -145,39 +151,31 @@ class Operations:
         self._register(body)
         return f"service case {there['Service']['Service']} -> {name} on {there['Node']['Node']}"
 
-    def rename_service(self) -> str:
-        there = self._there()
-        if there is None:
-            return self.register()
+    @of_instance
+    def rename_service(self, there: Json) -> str:
         body = self._body(there["Node"]["Node"], there["Service"]["ID"], self._service())
         body |= {"Address": "", "SkipNodeUpdate": True}
         self._register(body)
         return f"rename service {there['Service']['ID']} on {there['Node']['Node']} to {body['Service']['Service']}"
 
-    def rename_service_and_node(self) -> str:
-        there = self._there()
-        if there is None:
-            return self.register()
+    @of_instance
+    def rename_service_and_node(self, there: Json) -> str:
         node = self._other_case(there["Node"]["Node"])
         body = self._body(node, there["Service"]["ID"], self._service())
         self._register(body)
         return f"rename service {there['Service']['ID']} to {body['Service']['Service']} and node to {node}"
 
-    def move_node(self) -> str:
-        there = self._there()
-        if there is None:
-            return self.register()
+    @of_instance
+    def move_node(self, there: Json) -> str:
         self._register({
             "Node": there["Node"]["Node"], "Address": self._address(),
             "NodeMeta": {"rack": str(self._random.randrange(2))},
         })  # fmt: skip
         return f"move node {there['Node']['Node']}"
 
-    def move_id(self) -> str:
+    @of_instance
+    def move_id(self, there: Json) -> str:
         """An id leaves one node and appears on another."""
-        there = self._there()
-        if there is None:
-            return self.register()
         self._consul.json(
             "PUT", "/v1/catalog/deregister", {"Node": there["Node"]["Node"], "ServiceID": there["Service"]["ID"]}
         )
@@ -190,19 +188,15 @@ class Operations:
     def _write_check(self, node: str, check: Json) -> None:
         self._register({"Node": node, "Address": "", "SkipNodeUpdate": True, "Check": check})
 
-    def flip(self) -> str:
-        there = self._there()
-        if there is None:
-            return self.register()
+    @of_instance
+    def flip(self, there: Json) -> str:
         check = self._check(there["Service"]["ID"])
         self._write_check(there["Node"]["Node"], check)
         return f"flip {there['Node']['Node']} {check['ServiceID']} {check['Status']}"
 
-    def flip_case(self) -> str:
+    @of_instance
+    def flip_case(self, there: Json) -> str:
         """A check that names its instance or its node in another case."""
-        there = self._there()
-        if there is None:
-            return self.register()
         node, identity = there["Node"]["Node"], there["Service"]["ID"]
         if self._random.random() < 0.5:
             node = self._other_case(node)
@@ -212,20 +206,16 @@ class Operations:
         self._write_check(node, check)
         return f"flip in another case {node} {identity} {check['Status']}"
 
-    def move_check(self) -> str:
+    @of_instance
+    def move_check(self, there: Json) -> str:
         """A check goes over to another instance, or to the node as a whole."""
-        there = self._there()
-        if there is None:
-            return self.register()
         target = self._random.choice(["", self._identity()])
         check = self._check(there["Service"]["ID"]) | {"ServiceID": target}
         self._write_check(there["Node"]["Node"], check)
         return f"move check {check['CheckID']} on {there['Node']['Node']} to {target or 'the node'}"
 
-    def node_check(self) -> str:
-        there = self._there()
-        if there is None:
-            return self.register()
+    @of_instance
+    def node_check(self, there: Json) -> str:
         status = self._status()
         self._write_check(there["Node"]["Node"], {"CheckID": "alive", "Name": "alive", "Status": status})
         return f"node check {there['Node']['Node']} {status}"
@@ -265,18 +255,14 @@ class Operations:
     def _maybe_other_case(self, name: str) -> str:
         return self._other_case(name) if self._random.random() < 0.5 else name
 
-    def drop_service(self) -> str:
-        there = self._there()
-        if there is None:
-            return self.register()
+    @of_instance
+    def drop_service(self, there: Json) -> str:
         body = {"Node": there["Node"]["Node"], "ServiceID": there["Service"]["ID"]}
         self._consul.json("PUT", "/v1/catalog/deregister", body)
         return f"drop {body}"
 
-    def drop_service_case(self) -> str:
-        there = self._there()
-        if there is None:
-            return self.register()
+    @of_instance
+    def drop_service_case(self, there: Json) -> str:
         body = {
             "Node": self._maybe_other_case(there["Node"]["Node"]),
             "ServiceID": self._maybe_other_case(there["Service"]["ID"]),
@@ -293,10 +279,8 @@ class Operations:
         self._consul.json("PUT", "/v1/catalog/deregister", body)
         return f"drop check {body}"
 
-    def drop_node(self) -> str:
-        there = self._there()
-        if there is None:
-            return self.register()
+    @of_instance
+    def drop_node(self, there: Json) -> str:
         node = self._maybe_other_case(there["Node"]["Node"])
         self._consul.drop_node(node)
         return f"drop node {node}, is {there['Node']['Node']}"

@@ -1,8 +1,8 @@
 """Twelve gateways outside of the cluster, one native address inside: the bridge at work, shown as it happens.
 
-The servers are those at hand: somebody's (LAB_CONSUL_ADDR, LAB_KUBECONFIG), programs on PATH, images that Docker has,
+The servers are those at hand: what LAB_CONSUL_ADDR and LAB_KUBECONFIG name, programs on PATH, images of Docker,
 programs that were built before. Where there are none, embedded stand-ins (tests/support/embedded) take their place, so
-that nobody waits for a build; the first and the last line say so. `--real` builds the real ones.
+that nothing waits for a build; the first and the last line say so. `--real` builds the real ones.
 
 Where the machine allows it, everything runs in a network namespace of its own, so that each gateway has an address of
 its own, and a relay brings the bridge's page out to this machine's loopback; elsewhere the gateways listen on loopback
@@ -164,7 +164,7 @@ def _print_paragraph(text: str) -> None:
 
 
 def _build() -> None:
-    """The servers, where they are not there yet; how long that takes is said before."""
+    """The servers, where they are not there yet; first a line says how long that takes."""
     core = [name for name, tool in TOOLS.items() if tool.core]
     if not programs_on_path() and (lacking := missing(core)):
         said = (
@@ -176,7 +176,7 @@ def _build() -> None:
 
 
 def _must_be_free(consul: RawConsul, kube: RawKube) -> None:
-    """On somebody's servers nothing of theirs is mixed with ours. Raises LabError."""
+    """On existing servers nothing of theirs is mixed with ours. Raises LabError."""
     if SERVICE in consul.services():
         raise LabError(f"Consul has a service {SERVICE} already: the demonstration would take it for its own")
     if kube.get(f"/api/v1/namespaces/{NAMESPACE}") is not None:
@@ -309,7 +309,7 @@ class Watchers:
 
 
 def width() -> int:
-    """Columns for what stands below a heading."""
+    """Columns for what is below a heading."""
     return min(WIDEST, shutil.get_terminal_size((100, 24)).columns) - len(INDENT)
 
 
@@ -385,7 +385,7 @@ class Demo:
         return 0
 
     def _give_back(self, consul: RawConsul, kube: RawKube) -> None:
-        """What was made on somebody's servers goes."""
+        """What was made on servers that exist already goes."""
         for gateway in self._gateways:
             gateway.deregister(consul)
         kube.delete(f"/api/v1/namespaces/{NAMESPACE}")
@@ -403,7 +403,7 @@ class Demo:
         for gateway in gateways:
             gateway.process.wait_ready()
             gateway.register(consul)
-        # The agent, which was told, tells the catalog a moment later.
+        # The agent, which knows it, tells the catalog a moment later.
         wait_until(lambda: len(consul.health(SERVICE)[1]) == len(gateways), 30, "twelve gateways in Consul's catalog")
         where = "each at its own address" if self._own_addresses else f"on {_named(listen)}"
         self.note(f"12 HTTP servers, {where}, each checked by Consul every second")

@@ -36,7 +36,7 @@ class Teller(Protocol):
 
 
 def story(teller: Teller) -> None:
-    """Start a cluster with a node, tell the story in it, and end it; where none can run the reason is told."""
+    """Start a cluster with a node, tell the story in it, and end it; where none can run the reason is reported."""
     teller.say("The same in a cluster that runs pods: a node, twelve VMs outside of it, and their Consul")
     try:
         prepare()
@@ -69,7 +69,7 @@ def tell(teller: Teller, cluster: Cluster, namespace: str) -> None:
     cluster.servers[VICTIM, PORT].kill()
     bridge.await_addresses(SERVICE, len(cluster.rig.vms) - 1)
     gone = time.time()
-    wait_until(lambda: client.answers(gone).total() >= AFTER, 60, f"{AFTER} answers by the others")
+    wait_until(lambda: client.answers(gone).total() >= AFTER, 60, f"{AFTER} answers by all others")
     asked, failed = len(client.requests(killed)), client.failed(killed)
     teller.note(f"after {gone - killed:.1f} s its address is not ready any more: Consul's check had to fail first")
     teller.note(f"{asked} requests since the kill, {len(failed)} of them failed")

@@ -64,7 +64,7 @@ class Terminal:
                 continue
             try:
                 more = os.read(self.screen, 65536)
-            except OSError:  # nobody has the other end any more
+            except OSError:  # the other end is closed
                 more = b""
             if not more:
                 assert not until, f"it ended without {until!r}: {self.text}"

@@ -1,1 +1,1 @@
-"""Documents that are made from the code, and tests that every command in the others does what it says."""
+"""Documents that are made from the code, and tests that every command in the rest does what it says."""

@@ -46,7 +46,7 @@ WORDS: Mapping[str, str] = {
     "vouched": "verified",
     "vouches": "verifies",
 }
-"""Word: what is said instead."""
+"""Word: what to say instead."""
 
 EVERYWHERE = ("bridge", "docs", "manifests", "README.md", "SECURITY.md")
 """Where the words are looked for, below the root."""
@@ -55,7 +55,7 @@ KINDS = frozenset({".py", ".md", ".yaml", ".js", ".css", ".tpl", ".txt"})
 
 
 def found_in(text: str, words: Mapping[str, str] = WORDS) -> Iterator[tuple[int, str, str]]:
-    """Line number, word and what is said instead, also where the word is a part of a name."""
+    """Line number, word and what to say instead, also where the word is a part of a name."""
     pattern = re.compile(rf"(?<![A-Za-z])({'|'.join(map(re.escape, words))})(?![A-Za-z])", re.IGNORECASE)
     for number, line in enumerate(text.splitlines(), 1):
         for match in pattern.finditer(line):

@@ -1,7 +1,7 @@
 """The fake Consul with an agent: services registered with HTTP checks, which it runs as Consul 1.22 does.
 
 A check is asked every `Interval` on a connection of its own: a status of 200 to 299 is passing, 429 is warning, another
-one, and no answer within `Timeout`, is critical. The catalog is told when the status changes.
+one, and no answer within `Timeout`, is critical. The catalog gets it when the status changes.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ FILTER = re.compile(r'^\s*(Service|ServiceName|Service\.Meta\.(?P<meta>\w+))\s*(
 class Fault:
     """What one answer is instead of the right one. Seconds: `delay` before it is found, `late` before it is sent.
 
-    Both end with the server, so that they may be as long as a test needs to prove that nobody waits for them.
+    Both end with the server, so that they may be as long as a test needs to prove that nothing waits for them.
     """
 
     status: int = 0
@@ -155,7 +155,7 @@ class _Catalog:
         self.of_node[node] = index
         self.of_service[new["Service"]] = index
         if old is not None and old["Service"] != new["Service"]:
-            self.of_stream[old["Service"]] = index  # its index in the catalog stays, whoever left it
+            self.of_stream[old["Service"]] = index  # its index in the catalog stays, no matter who left it
 
     def _check(self, node: str, body: Json) -> None:
         identity = body.get("CheckID") or body["Name"]
@@ -246,9 +246,9 @@ class FakeConsul:
         self.limited: dict[str, str] = {}
         """Further tokens, each with the service that it may not read."""
         self.max_connections = max_connections
-        """So many may one address have, those of queries that wait included, also when nobody is there any more."""
+        """So many may one address have, those of queries that wait included, also when its client has gone."""
         self.max_rate = 0.0
-        """So many requests a second are answered (0: any number), the others with 429."""
+        """So many requests a second are answered (0: any number), all others with 429."""
         self.streamed: dict[str, Callable[[list[Json]], list[Json]]] = {}
         """What the streaming backend makes of a service's entries: it keeps a view beside the catalog."""
         self.leader = True
@@ -283,7 +283,7 @@ class FakeConsul:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        assert not self.unexpected, f"requests that nobody foresaw: {self.unexpected}"
+        assert not self.unexpected, f"unexpected requests: {self.unexpected}"
 
     def close(self) -> None:
         """End everything; nothing is left behind."""
@@ -334,7 +334,7 @@ class FakeConsul:
         All datacenters do, or `dc` alone.
         """
         with self._changed:
-            for sock in self._sockets:  # first: nobody that waits on one may get an answer of the new one
+            for sock in self._sockets:  # first: no client that waits on one may get an answer of the new one
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
             for name in [dc] if dc else list(self._catalogs):
@@ -371,7 +371,7 @@ class FakeConsul:
             self._injections.clear()
 
     def drop_connections(self) -> None:
-        """Cut every connection, whoever waits on it; none of them counts any more, as after a restart."""
+        """Cut every connection, whatever waits on it; none of them counts any more, as after a restart."""
         with self._changed:
             sockets = tuple(self._sockets)
             self._sockets.clear()
@@ -473,7 +473,7 @@ class FakeConsul:
                     break
                 self._changed.wait(left)
                 if epoch != self._epoch and not streaming:
-                    break  # the store was given up: whoever waits on it gets what he had
+                    break  # the store was given up: whatever waits on it gets what it had
         filtered = False
         if anonymous:
             data = type(data)()
@@ -520,7 +520,7 @@ class FakeConsul:
     def opened(self, sock: socket.socket) -> bool:
         """Count a connection; False when it is one too many, which is not counted then.
 
-        One that its client has given back is counted no more, even though its thread is yet to hear of it.
+        One that its client has given back is counted no more, even though its thread does not know it yet.
         """
         with self._changed:
             self._sockets -= {one for one in self._sockets - self._asking if _is_left(one)}
@@ -537,7 +537,7 @@ class FakeConsul:
 
     @contextlib.contextmanager
     def asking(self, sock: socket.socket) -> Iterator[None]:
-        """While a request is being answered its connection counts, also when nobody is there any more."""
+        """While a request is being answered its connection counts, also when its client has gone."""
         with self._changed:
             self._asking.add(sock)
         try:
@@ -670,7 +670,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.reset:
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
-            self.consul.closed(self.request)  # first: whoever hears of it comes back at once
+            self.consul.closed(self.request)  # first: a client that sees it comes back at once
             self.request.close()
             return
         if fault is not None and fault.garbage:
@@ -720,7 +720,7 @@ def black_hole() -> Iterator[str]:
 
 
 class Recorder:
-    """A CatalogListener that remembers everything, wants what it is told to want, and can be waited on."""
+    """A CatalogListener that remembers everything, wants what a test sets, and can be waited on."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.events: list[tuple[Any, ...]] = []

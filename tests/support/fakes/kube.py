@@ -90,7 +90,7 @@ class Fault:
 
     `status` answers with that status (and `body`, `headers`); `delay` waits first; `reset` cuts the connection before
     the server does anything, `reset_after` once it was done, `truncate` in the middle of the answer's body. A delay
-    ends when the server stops, so it may be as long as a test needs to prove that nobody waits for it.
+    ends when the server stops, so it may be as long as a test needs to prove that nothing waits for it.
     """
 
     status: int = 0
@@ -568,7 +568,7 @@ class FakeKube:
     def watch(
         self, kind: tuple[str, str], namespace: str, query: dict[str, str], alive: Callable[[], bool]
     ) -> Iterator[Json]:
-        """Events from `resourceVersion` on, until timeoutSeconds are over, the server stops or nobody listens.
+        """Events from `resourceVersion` on, until timeoutSeconds are over, the server stops or the client has gone.
 
         Without a version what is there comes first, as if it had just been added.
         """

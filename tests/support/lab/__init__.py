@@ -30,7 +30,7 @@ from tests.support.lab import containers, shared_servers
 from tests.support.lab.build import TOOLS, LabError
 from tests.support.lab.netns import NODE
 from tests.support.lab.providers import Provider, binaries, binary, chosen
-from tests.support.lab.reaper import Janitor, new_folder
+from tests.support.lab.reaper import Reaper, new_folder
 from tests.support.lab.secret_scan import secret
 from tests.support.lab.servers import (
     ApiServer,
@@ -97,7 +97,7 @@ class Lab:
         docker = not self._own and chosen().provider is Provider.DOCKER
         self.folder = new_folder()
         further = clean_up(self.folder) if clean_up is not None else ""
-        self._janitor = Janitor(self.folder, containers.clean_up_command(self.folder) if docker else further)
+        self._reaper = Reaper(self.folder, containers.clean_up_command(self.folder) if docker else further)
         self._files = _credentials(self.folder / "files")
         self.ca_file = self._files["ca.pem"]
         context = ssl.create_default_context(cafile=str(self.ca_file))
@@ -160,7 +160,7 @@ class Lab:
             print(f"lab: the servers' logs are in {self.folder}", file=sys.stderr, flush=True)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._janitor.dismiss()
+        self._reaper.dismiss()
 
     def __enter__(self) -> Lab:
         return self.start()

@@ -112,7 +112,7 @@ def binaries(names: Iterable[str]) -> dict[str, Path]:
     if lacking:
         with one_build_at_a_time():
             for number, name in enumerate(lacking, 1):
-                if not paths[name].exists():  # somebody else may have built it while we waited
+                if not paths[name].exists():  # another process may have built it while we waited
                     _build(name, paths[name], go, f"{number} of {len(lacking)}")
     return paths
 

@@ -1,7 +1,7 @@
 """The lab's servers as containers: Consul in one, k3s (etcd or its like, API server, controllers) in another.
 
 Folders are mounted under their own paths and ports keep their numbers, so that what servers.py says about data,
-certificates and addresses holds here too. A container has a label with its lab's folder: the lab's janitor removes what
+certificates and addresses holds here too. A container has a label with its lab's folder: the lab's reaper removes what
 has it when the test process is killed, so testcontainers' own reaper, one more image, is not needed.
 """
 
@@ -30,7 +30,7 @@ INSIDE = 6443
 
 
 def clean_up_command(folder: Path) -> str:
-    """What the janitor runs, in a shell, when nobody else can any more."""
+    """What the reaper runs, in a shell, when its lab cannot any more."""
     return f"docker ps -aq --filter label={LABEL}={folder} | xargs -r docker rm -f"
 
 

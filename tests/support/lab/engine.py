@@ -47,7 +47,7 @@ _DOCKERD = (
 
 
 _OWN_FOLDERS = ("/run", "/opt", "/etc/docker")
-"""Where dockerd and its containerd write whatever they are told: sockets, /opt/containerd, /etc/docker/key.json. The
+"""Where dockerd and its containerd write whatever they are set to: sockets, /opt/containerd, /etc/docker/key.json. The
 private engine has empty ones of its own there, which go with its mount namespace."""
 
 

@@ -1,6 +1,6 @@
 """A virtual address in front of a server: `fail_over` kills every open connection silently, new ones work.
 
-As a balancer or router that forgets: bytes of old connections are taken and lead nowhere, and nobody closes them.
+As a balancer or router that forgets: bytes of old connections are taken and lead nowhere, and neither side closes them.
 """
 
 from __future__ import annotations

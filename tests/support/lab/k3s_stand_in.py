@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         if is_ready():  # the controller manager waits 10 s for an API server and then ends
             children.append(subprocess.Popen(controllers, cwd=DATA))
             stop.wait()
-    for child in reversed(children):  # etcd last: the others still write to it as they go
+    for child in reversed(children):  # etcd last: all others still write to it as they go
         child.terminate()
         try:
             child.wait(STOP_SECONDS)

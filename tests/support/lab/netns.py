@@ -198,7 +198,7 @@ class Rig:
         return server
 
     def cut(self, n: int, *, off: bool) -> None:
-        """Take VM n off the network, or put it back: no packet reaches it, and nobody is told."""
+        """Take VM n off the network, or put it back: no packet reaches it, and no FIN or reset tells of it."""
         self.node.run("ip", "link", "set", f"v{n}", "down" if off else "up")
 
     def house(self, server: Server, *ports: int) -> None:
@@ -332,7 +332,7 @@ class Rig:
 
 
 def _addresses(link: str, address: str, address6: str) -> list[str]:
-    """What `ip` is told for a link to be up with an address of each family that the machine has."""
-    # nodad: nobody else can have these addresses, and asking round would take a second or two.
+    """The arguments of `ip` for a link to be up with an address of each family that the machine has."""
+    # nodad: no other host can have these addresses, and asking round would take a second or two.
     sixth = [f"address add {address6}/64 dev {link} nodad"] if has_ipv6() else []
     return [f"address add {address}/24 dev {link}", f"link set {link} up", *sixth]

@@ -1,16 +1,16 @@
 """Where the servers come from: the first way that works, or the one that LAB_PROVIDER names.
 
-    env     LAB_CONSUL_ADDR and LAB_KUBECONFIG (LAB_CONSUL_TOKEN): somebody's servers, used as they are
+    env     LAB_CONSUL_ADDR and LAB_KUBECONFIG (LAB_CONSUL_TOKEN): servers that exist already, used as they are
     path    programs on PATH, when all that every lab needs are there in a fitting version
     docker  containers of LAB_CONSUL_IMAGE and LAB_K3S_IMAGE, when an engine answers and has or can pull them
     build   built with Go from modules/ (build.py)
 
-What was chosen, and why the ones before it were not, is said once on stderr. A lab that must be its own (Lab(own=True))
+What was chosen, and why not the ones before it, is reported once on stderr. A lab that must be its own (Lab(own=True))
 runs programs in any case, from PATH or built: for it no engine is asked and no image is pulled.
 
 `LAB_PROVIDER=none`: there are none, and nothing is built; tests that need any are skipped.
 
-Where nobody wants to wait for a build (`make demo`, `make test` on a developer's machine) only what is AT HAND counts:
+Where no one wants to wait for a build (`make demo`, `make test` on a developer's machine) only what is AT HAND counts:
 images that the engine has, programs that were built before. Where nothing is, embedded stand-ins
 (tests/support/embedded) or fewer tests are the answer.
 """
@@ -126,7 +126,7 @@ def binaries(names: Iterable[str]) -> dict[str, Path]:
 
 
 def from_environment(environ: Mapping[str, str]) -> str | None:
-    """Both addresses, or neither: half of a lab is a mistake that nobody should find out late."""
+    """Both addresses, or neither: half of a lab is a mistake that is reported at once."""
     names = ("LAB_CONSUL_ADDR", "LAB_KUBECONFIG")
     missing = [name for name in names if not environ.get(name)]
     if len(missing) == 1:
@@ -217,7 +217,7 @@ def _last_line(text: str) -> str:
 
 
 def from_build(_environ: Mapping[str, str]) -> str | None:
-    """Always open: a Go toolchain is installed where there is none, and what goes wrong is said by the build."""
+    """Always open: a Go toolchain is installed where there is none, and what goes wrong is reported by the build."""
     return None
 
 

@@ -2,7 +2,7 @@
 
 The servers need none: the kernel ends them with their parent. Their folder would stay (and a container, where servers
 are containers); so a shell waits at the end of a pipe that closes when its owner ends, however that happens. Where even
-the shell was killed, as in a process namespace that ended, the next lab finds a folder that nobody holds any more.
+the shell was killed, as in a process namespace that ended, the next lab finds a folder that no process holds any more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def new_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=PREFIX))
 
 
-class Janitor:
+class Reaper:
     """Waits beside one folder; `dismiss` it when the folder was dealt with. `command`: what else it is to do."""
 
     def __init__(self, folder: Path, command: str = "") -> None:
@@ -42,7 +42,7 @@ class Janitor:
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         new.rename(self._held)
         self._shell: subprocess.Popen[bytes] | None = subprocess.Popen(
-            ["sh", "-c", _WAIT, "lab-janitor", str(folder), command],
+            ["sh", "-c", _WAIT, "lab-reaper", str(folder), command],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

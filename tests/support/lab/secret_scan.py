@@ -1,6 +1,6 @@
 """What the lab's servers and tests give out in confidence; no program under test may ever say any of it.
 
-Every command, log and page that goes through tests.support.program is looked at, so that each test on real servers is a
+Every command, log and page that goes through tests.support.program is checked, so that each test on real servers is a
 test of this as well.
 """
 
@@ -17,7 +17,7 @@ _given_out: set[str] = set()
 
 
 def secret(token: str) -> str:
-    """Remember that nobody may say `token`; returns it."""
+    """Remember that no output may contain `token`; returns it."""
     _given_out.update(line for line in token.splitlines() if len(line) >= SHORTEST)
     return token
 

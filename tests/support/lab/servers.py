@@ -46,7 +46,7 @@ _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody uses now, never given twice by this process.
+    """A TCP port of loopback that no process uses now, never given twice by this process.
 
     Below the range from which the kernel takes ports for outgoing connections: while a server is down, one of the many
     clients that try to reach it again would otherwise get its port some day, and the server could not come back.
@@ -107,7 +107,7 @@ class Server:
     program = ""
     ready_seconds = 60.0
     borrowed = False
-    """Somebody else's: used, neither started nor stopped."""
+    """It existed already: used, neither started nor stopped."""
     prefix: Sequence[str] = ()
     """Words before the program: how to get into the namespace where it runs."""
 
@@ -198,7 +198,7 @@ class Server:
 
     def _must_be_ours(self) -> None:
         if self.borrowed:
-            raise LabError(f"{self.program} is somebody else's (LAB_PROVIDER=env): the lab does not start or stop it")
+            raise LabError(f"{self.program} is not the lab's own (LAB_PROVIDER=env): the lab does not start or stop it")
 
     def _end(self, how: signal.Signals) -> None:
         self._must_be_ours()

@@ -1,7 +1,7 @@
-"""Servers that somebody else runs (LAB_CONSUL_ADDR, LAB_KUBECONFIG), behind the lab's own face.
+"""Existing servers (LAB_CONSUL_ADDR, LAB_KUBECONFIG), behind the lab's own face.
 
 They are used, never stopped. The namespace `bridge-lab` is the lab's mark on such a cluster: the lab makes it and
-removes it again, and refuses to start when something is in it already, which is another run or somebody's work.
+removes it again, and refuses to start when something is in it already, which is another run or a user's work.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def claim(kubeconfig: Path) -> None:
         if content:
             raise LabError(
                 f"the namespace {NAMESPACE} of LAB_KUBECONFIG's cluster is not empty ({', '.join(content[:5])}): "
-                f"another run uses it, or left it. When nobody does: kubectl delete namespace {NAMESPACE}"
+                f"another run uses it, or left it. When no one does: kubectl delete namespace {NAMESPACE}"
             )
         kube.json("POST", f"{base}/configmaps", {**_object("ConfigMap", "in-use"), "data": {"pid": str(os.getpid())}})
 

@@ -1,7 +1,7 @@
 """What `python -m tests.support.lab up` left running, and the care with which it is ended.
 
 A process id alone says nothing: ids are reused. An entry is a process id together with the time at which the kernel
-started it, and a signal goes through a pidfd that was checked after it was opened, so it can reach nobody else.
+started it, and a signal goes through a pidfd that was checked after it was opened, so it can reach no other process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Process:
         return self.pid > 0 and Process.of(self.pid) == self
 
     def signal(self, number: signal.Signals, wait_seconds: float = 0.0) -> bool:
-        """Send a signal to this process or to nobody, and wait for its end; whether it is gone."""
+        """Send a signal to this process or to none, and wait for its end; whether it is gone."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except OSError:
@@ -84,7 +84,7 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State | None:
-        """What stands in the file; None when there is none, or none that we wrote."""
+        """What is in the file; None when there is none, or none that we wrote."""
         try:
             raw = json.loads(path.read_text())
             raw["supervisor"] = Process(**raw["supervisor"])

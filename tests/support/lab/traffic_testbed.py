@@ -54,7 +54,7 @@ with ThreadPoolExecutor(count) as pool:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request of the client. Times in seconds since the epoch; `vm` that answered, "" when nobody did."""
+    """A request of the client. Times in seconds since the epoch; `vm` that answered, "" when none did."""
 
     began: float
     ended: float
@@ -80,7 +80,7 @@ class Load:
         return found
 
     def failed(self, since: float = 0.0) -> list[Request]:
-        """Those of them that nobody answered."""
+        """Those of them that no server answered."""
         return [request for request in self.requests(since) if request.error]
 
     def answers(self, since: float = 0.0) -> Counter[str]:
@@ -219,7 +219,7 @@ class TrafficTestbed(VmServers):
         self._mode = proxy
         self._stack = ExitStack()
         self.keep = False
-        """Whether the logs are kept, and where they are is said, at the end."""
+        """Whether the logs are kept, and where they are is reported, at the end."""
         self.proxy: KubeProxy
 
     def __enter__(self) -> TrafficTestbed:
@@ -315,7 +315,7 @@ class TrafficTestbed(VmServers):
         return len(self.rig.pod.run("ss", "-Htn", "state", "established").stdout.splitlines())
 
     def await_spread(self, load: Load, vms: Sequence[int], within: float = 30.0) -> float:
-        """Wait until each of these VMs, and nobody else in between, has answered; the time then.
+        """Wait until each of these VMs, and no other VM in between, has answered; the time then.
 
         A request that began before that time may still fail: it may have begun before kube-proxy knew the Service.
         """
@@ -328,5 +328,5 @@ class TrafficTestbed(VmServers):
             since = max([since, *(began + 0.000_001 for began in others)])
             return set(load.answers(since)) == names
 
-        wait_until(spread, within, f"answers of {sorted(names)} and nobody else")
+        wait_until(spread, within, f"answers of {sorted(names)} and no other VM")
         return time.time()

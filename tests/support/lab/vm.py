@@ -2,7 +2,7 @@
 
 GET /N is answered after N seconds.
 
-It is a plain server that knows no farewell: whatever is connected when it is ended gets an error. That nobody is
+It is a plain server that knows no farewell: whatever is connected when it is ended gets an error. That no client is
 connected then is what the tests are about.
 """
 

@@ -168,7 +168,7 @@ class Cluster:
         return found[0] if len(found) == 1 else None
 
     def settled(self, replicas: int = 2) -> bool:
-        """Whether there is one primary, and the others follow it."""
+        """Whether there is one primary, and the rest follow it."""
         return self.primary() is not None and len(self.said("replica")) == replicas
 
     # ------------------------------------------------------------------ what happens

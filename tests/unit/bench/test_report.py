@@ -91,7 +91,7 @@ def test_a_file_that_is_no_report_is_said_to_be_none(tmp_path: Path) -> None:
 
 
 def test_the_table_has_every_target_also_those_not_measured() -> None:
-    """Nobody can overlook a row that has not been run."""
+    """No one can overlook a row that has not been run."""
     text = report.targets({"a": part("one", "flip", ok=True)})
     assert all(row in text for row in ROWS.values())
     assert text.count("| not measured |") == len(ROWS) - 1
@@ -265,7 +265,7 @@ def test_what_is_derived_has_two_digits_and_is_never_rounded_up(value: float, te
 
 
 def test_every_figure_that_the_readme_shows_has_its_row() -> None:
-    """What is missed is bold, what nobody measured is said."""
+    """What is missed is bold, what no one measured is reported."""
     figures = [
         ratio("flip -> slice, 12 instances, 25 times, p50", 15.3, 10.0, 1.25),
         ratio("flip -> slice, no direct watch, quiet, 5,000 services x 4, 40 times, p50", 13.0, 10.0, 2),

@@ -212,7 +212,7 @@ def test_watching_ends_when_nobody_reads_and_survives_a_server_that_is_away(
 def test_status_fails_only_when_something_could_not_be_read(
     status: Status, code: int, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A difference is news, not a failure."""
+    """A difference is a finding, not a failure."""
     stand_in(monkeypatch, "bridge.oneshot.inspection.status_once", status)
     assert run("status").exit_code == code
 
@@ -327,20 +327,20 @@ def test_explain_tells_why_no_rule_selects() -> None:
             {"target": "a/x", "compared": False},
             "Too little is known to say how Kubernetes differs; what is there stays.\n",
         ),
-        ({"target": "a/x", "problem": "nobody lists it"}, "Nothing is to be written.\n"),
+        ({"target": "a/x", "problem": "no one lists it"}, "Nothing is to be written.\n"),
         (
-            {"target": "a/x", "problem": "nobody lists it", "differences": ("delete Service x",)},
+            {"target": "a/x", "problem": "no one lists it", "differences": ("delete Service x",)},
             "Kubernetes differs; the next pass would:\n  delete Service x\n",
         ),
         (
-            {"target": "a/x", "problem": "nobody lists it", "held": ("2 kept",)},
+            {"target": "a/x", "problem": "no one lists it", "held": ("2 kept",)},
             "Nothing is taken away while it is held.\n",
         ),
         ({"problem": "no rule selects it"}, "Consul:   0 instances\n"),
     ],
 )
 def test_the_last_line_says_what_the_next_pass_would_do(explanation: dict[str, Any], end: str) -> None:
-    """Never that nothing is to be written when something is, and never that both sides agree when nobody knows."""
+    """Never that nothing is to be written when something is, and never that both sides agree when it is not known."""
     assert explanation_text(Explanation("x", "dc1", consul="0 instances", **explanation)).endswith(end)
 
 
@@ -421,7 +421,7 @@ def test_check_fails_when_a_probe_does(
 
 
 def test_check_finds_the_servers_missing_and_goes_on(run: Run) -> None:
-    """Both sides are told of in one go, each with what fixes it; port 9 is the discard port that nobody serves."""
+    """Both sides are reported in one go, each with what fixes it; port 9 is the discard port that no one serves."""
     result = run("check", "--consul-address", "http://127.0.0.1:9", "--service", "web")
     assert result.exit_code == 1
     assert "failed  consul reachable: http://127.0.0.1:9" in result.stdout

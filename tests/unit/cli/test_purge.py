@@ -1,4 +1,4 @@
-"""`bridge purge`: asks, refuses where nobody can answer, and deletes only after that."""
+"""`bridge purge`: asks, refuses where no terminal can answer, and deletes only after that."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_yes_deletes(run: Run, purge: Purge) -> None:
 
 
 def test_a_dry_run_deletes_nothing(run: Run, purge: Purge) -> None:
-    """Whatever else is said."""
+    """Whatever else is reported."""
     result = run("purge", "--dry-run", "--yes", "--exit-code")
     assert result.exit_code == 4
     assert "2 objects to delete in namespace storage: 1 Endpoints, 1 Service" in result.stdout

@@ -171,7 +171,7 @@ def await_configuration(listen: str, words: str) -> None:
 
 
 def test_settings_are_read_again_on_sighup_and_when_the_file_changes(tmp_path: Path) -> None:
-    """New rules are taken as they run, other settings by a bridge that follows; what is wrong is said and not taken."""
+    """New rules are taken at once, other settings by a bridge that follows; what is wrong is reported, not taken."""
     file = tmp_path / "bridge.yaml"
     file.write_text("rules: [{to: {namespace: one}}]\n")
     listen = f"127.0.0.1:{free_port()}"
@@ -348,7 +348,7 @@ def test_a_taken_port_says_what_to_do() -> None:
     ],
 )
 def test_an_end_of_its_own_is_never_a_success(what: str, status: int, expected: str) -> None:
-    """Whoever supervises it must start it again."""
+    """Its supervisor must start it again."""
     done = process("run", "--listen", "127.0.0.1:0", prelude=BRIDGE.replace("RUN", what))
     assert done.returncode == status
     assert expected in done.stderr

@@ -1,4 +1,4 @@
-"""Nobody said which services are meant: nothing is written unasked."""
+"""Where no setting says which services are meant, nothing is written."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_on_a_terminal_a_selection_is_not_asked_about() -> None:
 
 
 def test_run_refuses_to_start(without_rules: str) -> None:
-    """On a terminal as well: it goes on for longer than somebody sits there."""
+    """On a terminal as well: it goes on for longer than a user sits there."""
     for flags in ((), ("--namespace", "storage"), ("--config", without_rules)):
         done = process("run", "--listen", "127.0.0.1:0", *flags, selects=False, stdin=subprocess.DEVNULL)
         assert done.returncode == 2, done.stderr

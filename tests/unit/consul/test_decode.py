@@ -1,4 +1,4 @@
-"""Raw JSON becomes what it proves, and nothing that somebody registers can make it raise."""
+"""Raw JSON becomes what it proves, and nothing that a user registers can make it raise."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_odd_values_become_absent_ones(change: dict[str, Any], expected: tuple[s
 )  # fmt: skip
 @pytest.mark.parametrize("others", [[], [entry()]], ids=["alone", "with another"])
 def test_an_entry_that_no_consul_serves_makes_the_answer_trouble(broken: Any, others: list[Any]) -> None:
-    """Nobody can register such a thing: somebody else answered, and what else he left out is unknown."""
+    """No one can register such a thing: another client answered, and what else it left out is unknown."""
     with pytest.raises(TransientError, match=r"an entry w"):
         decode.view_of(answer([broken, *others]))
 

@@ -52,7 +52,7 @@ def test_each_answer_has_its_meaning(code: int, body: str, kind: type[BridgeErro
 
 
 def test_a_remedy_fits_its_cause() -> None:
-    """An address that ends in /v1, a request without token, a CA that nobody named: each says what to write."""
+    """An address that ends in /v1, a request without token, a CA that no one named: each says what to write."""
     inside = replace(ASKED, server="http://consul:8500/v1")
     assert faults.of_answer(inside, 404, {}, b"").remedy == "consul.address without the /v1 at its end"
     assert "/v1" not in faults.of_answer(ASKED, 404, {}, b"").remedy

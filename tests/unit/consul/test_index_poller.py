@@ -355,7 +355,7 @@ def test_only_what_was_read_before_somebody_listened_is_verified() -> None:
     assert field.poll(field.poller.poll_unverified) == ["s5", "s6"]
     assert field.moved == ["s6"]
     assert field.node_names is not None
-    assert field.poll() == ["s6", *field.node_names]  # still not the same: somebody reads it
+    assert field.poll() == ["s6", *field.node_names]  # still not the same: a reader has it
 
 
 def test_where_services_are_probed_one_request_asks_for_a_few_of_them() -> None:

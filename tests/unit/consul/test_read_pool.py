@@ -1,4 +1,4 @@
-"""The threads that make the short reads: in which order, and that nobody waits forever."""
+"""The threads that make the short reads: in which order, and that nothing waits forever."""
 
 from __future__ import annotations
 

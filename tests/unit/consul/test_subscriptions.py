@@ -1,4 +1,4 @@
-"""What is known of the wanted services, and who hears of it."""
+"""What is known of the wanted services, and who learns of it."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_instances_that_did_not_change_stay_the_same_objects() -> None:
 
 
 def test_who_reads_can_lend_his_thread() -> None:
-    """The offer reaches the listener with the news, and nobody else's thread is offered."""
+    """The offer reaches the listener with the news, and no other thread is offered."""
     offers: list[Any] = []
     lent: list[Any] = []
 

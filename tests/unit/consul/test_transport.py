@@ -182,7 +182,7 @@ def test_a_server_that_never_answers_is_given_up_at_the_deadline() -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutError):
             get(transport)
-        assert time.monotonic() - began < 10.0  # 15 s are what it has when nothing is said
+        assert time.monotonic() - began < 10.0  # 15 s are what it has when nothing is reported
 
 
 def test_an_answer_that_trickles_is_given_up_at_the_deadline_too() -> None:

@@ -260,13 +260,13 @@ def test_a_position_says_whether_the_last_answer_was_plain() -> None:
     [
         (1.0, PLAIN, 1),
         (52.0, PLAIN, 0),  # the wait was over
-        (1.0, STREAMING, 0),  # that backend sleeps on when a snapshot is restored
+        (1.0, STREAMING, 0),  # that backend keeps waiting when a snapshot is restored
     ],
 )
 def test_a_query_that_returns_early_with_nothing_new_means_that_consul_gave_its_state_up(
     monkeypatch: pytest.MonkeyPatch, seconds: float, query_backend: str, doubts: int
 ) -> None:
-    """A snapshot was restored: whoever waits on the catalog gets what he had, at once. Nothing else says so."""
+    """A snapshot was restored: whatever waits on the catalog gets what it had, at once. Nothing else says so."""
     script = Script([answer(7), answer(7, query_backend), answer(8)])
     now = iter([0.0, 10.0, 10.0 + seconds, 100.0, 100.0])
     monkeypatch.setattr("bridge.consul.watch.time.monotonic", lambda: next(now))

@@ -1,4 +1,4 @@
-"""The way to Consul: deadlines that hold byte by byte, proxies, what stands in front, replaced certificates, memory."""
+"""The way to Consul: deadlines that hold byte by byte, proxies, what is in front, replaced certificates, memory."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_tunnel_that_a_proxy_refuses_is_said_with_its_words(answer: bytes | No
     assert requests[0].startswith(b"CONNECT consul.example:8501 HTTP/1.1\r\nHost: consul.example:8501\r\n")
 
 
-# --------------------------------------------------------------------------- what stands in front of Consul
+# --------------------------------------------------------------------------- what is in front of Consul
 
 
 def challenge(text: str) -> bytes:

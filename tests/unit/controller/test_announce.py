@@ -1,4 +1,4 @@
-"""What is said as Events: once, again when it changes, and only by who writes the target."""
+"""What is reported as Events: once, again when it changes, and only by who writes the target."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Heard:
         self.events.append(event)
 
     def take(self) -> list[tuple[str, str, str]]:
-        """Reason, kind and note of what was said since the last look."""
+        """Reason, kind and note of what was reported since the last look."""
         said = [(e.reason, e.about.kind.value, e.note) for e in self.events]
         self.events.clear()
         return said
@@ -116,7 +116,7 @@ def test_trouble_is_said_once_and_again_when_it_changes(heard: Heard) -> None:
 
 
 def test_a_slice_that_others_write_all_the_time_is_one_event(heard: Heard) -> None:
-    """Whoever may write slices must not have the bridge fill etcd with Events."""
+    """A client that may write slices must not have the bridge fill etcd with Events."""
     for number in range(140):
         what = f"has 10.9.9.{number}"
         reason = Reason(Code.FOREIGN_SLICE, name="mesh", manager="mesh.example.org", namespace="default", what=what)
@@ -155,7 +155,7 @@ def test_a_hold_is_said_when_it_begins_and_ends(heard: Heard) -> None:
 
 
 def test_a_name_that_consul_cannot_be_asked_about_is_said_on_the_service(heard: Heard) -> None:
-    """Its annotation names it; nobody else is told."""
+    """The target's annotation names it; no other target gets the Event."""
     heard.announcer.read(Query("dc1", ".."), Unknown("cannot be asked for", lasting=True), [TARGET])
     assert heard.take() == [("ReadFailed", "Service", "Consul service ..: cannot be asked for")]
 
@@ -175,7 +175,7 @@ def test_a_filter_that_consul_refuses_is_said_on_the_service(heard: Heard) -> No
 
 
 def test_a_standby_says_nothing_until_it_leads(heard: Heard) -> None:
-    """Two replicas would say everything twice; what lasts is said by the next leader's first pass."""
+    """Two replicas would say everything twice; what lasts is reported by the next leader's first pass."""
     states = StateChanges(heard.announcer)
     heard.leads = False
     heard.announcer.pass_done(0.1, report(Outcome(plan(warnings=(said("w"),)))))

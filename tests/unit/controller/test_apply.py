@@ -34,7 +34,7 @@ def made(port_name: str, labels: tuple[tuple[str, str], ...] = ()) -> Plan:
     ids=["a port gets another name", "a label"],
 )
 def test_endpoints_keep_the_names_of_a_service_that_is_refused(plan: Plan, tried: list[Kind]) -> None:
-    """Under another name than the Service's nobody gets there; whatever else was refused, health goes on."""
+    """Under another name than the Service's no client reaches it; whatever else was refused, health goes on."""
     assert [c.kind for c in plan.writes] == [Kind.SERVICE, Kind.ENDPOINTS]
     seen = []
 

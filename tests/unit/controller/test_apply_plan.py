@@ -47,7 +47,7 @@ def test_the_mirror_goes_on_until_our_slices_are_there(output: Output, error: Ex
 
 
 def test_a_slice_stays_until_the_one_that_has_its_endpoints_is_there() -> None:
-    """The port changed; Endpoints that nobody mirrors may be written all the same."""
+    """The port changed; Endpoints that no one mirrors may be written all the same."""
     cluster = Cluster()
     settle(cluster, instances(3), rule(output=Output.BOTH))
     found = applied(cluster, Output.BOTH, fails=Kind.ENDPOINT_SLICE, error=TransientError("not now"), port=8081)

@@ -1,4 +1,4 @@
-"""How long what readers see may differ before it is told of."""
+"""How long what readers see may differ before it is reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUIET = replace(DEVIATING, deviations=(), deviations_recent=True)
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Time that passes when a test says so."""
 
     now = 100.0
 
@@ -104,7 +104,7 @@ def test_a_slice_of_others_is_one_difference_whatever_it_has() -> None:
 
 
 def test_nothing_is_in_sync_before_it_was_seen_to_be() -> None:
-    """A new service deviates from the start, but is not yet told of; nor is one that is made again."""
+    """A new service deviates from the start, but is not yet reported; nor is one that is made again."""
     clock = Clock()
     window = DeviationWindow(clock, 5.0)
     assert window.judge(DEVIATING) == replace(DEVIATING, deviations_recent=True)

@@ -1,6 +1,6 @@
 """A forced pass beside a bridge that holds: whatever comes first, and wherever the pass ends, what it let go goes.
 
-Everything is real but the servers: two planners plan against one cluster, and the bridge's cache is told of each
+Everything is real but the servers: two planners plan against one cluster, and the bridge's cache learns each
 object's changes in their order, of slices and Endpoints in any order, as by two watches.
 """
 
@@ -96,7 +96,7 @@ class Process:
         self.world.expire(self.harness.now)
 
     def remember(self) -> None:
-        """What stands in the cluster is known to come from the service."""
+        """What is in the cluster is known to come from the service."""
         if self.seen.targets():
             self.world.record_owned(TARGET, [("dc1", QUERY.service)], self.harness.now)
         else:
@@ -109,7 +109,7 @@ class Process:
 
 
 class Harness:
-    """The cluster, and what the bridge has been told of it."""
+    """The cluster, and what the bridge knows of it."""
 
     def __init__(self, rule: Rule, grace_seconds: float = 0.0) -> None:
         self.rule = rule
@@ -152,7 +152,7 @@ class Harness:
         return not writes
 
     def settle(self, seconds: float = 0.0) -> None:
-        """All is told, the control plane mirrors, so many seconds pass, and the bridge works until it has nothing."""
+        """The bridge learns all, the control plane mirrors, seconds pass, and the bridge works until it has nothing."""
         deadline = self.now + seconds
         for _ in range(60):
             self.cluster.mirror()
@@ -172,7 +172,7 @@ class Harness:
         return {a for a, *_ in pairs(endpoints)}, {a for a, *_ in pairs(slices)}
 
 
-def sick(count: int) -> tuple[Instance, ...]:
+def unhealthy(count: int) -> tuple[Instance, ...]:
     return tuple(replace(i, status=Status.CRITICAL) for i in ALL[:count]) + ALL[count:]
 
 
@@ -180,7 +180,7 @@ LEFT = {
     "none is listed": (),
     "three are listed": ALL[:3],
     "three are listed and another came": (*ALL[:3], instance("10.0.9.9")),
-    "all are sick": sick(30),
+    "all are unhealthy": unhealthy(30),
     "the service is gone": None,
 }
 

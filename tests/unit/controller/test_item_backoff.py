@@ -48,7 +48,7 @@ def failures(breaker: CircuitBreaker | None = None) -> RetryPolicySelector[str]:
 def test_what_an_error_tells_about_the_server_and_when_its_key_is_tried_again(
     error: BridgeError, told: WriteResult | type[TransientError], delay: float | None
 ) -> None:
-    """0: the breaker does the waiting. None: nobody tries again."""
+    """0: the breaker does the waiting. None: nothing is tried again."""
     made = failures()
     came = made.told_by("web", error)
     assert came is told if isinstance(told, WriteResult) else isinstance(came, told)
@@ -119,7 +119,7 @@ def test_the_server_is_never_asked_sooner_than_it_said() -> None:
 
 
 def test_the_first_repair_is_free_the_next_ones_wait() -> None:
-    """Somebody who undoes our repairs at once is answered ever more slowly."""
+    """A user who undoes our repairs at once is answered ever more slowly."""
     clock = Clock()
     limiter: RepairRateLimiter[str] = RepairRateLimiter(SOON, quiet_seconds=60, clock=clock)
     delays = [limiter.delay_seconds("a")]

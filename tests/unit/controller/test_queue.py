@@ -8,7 +8,7 @@ from bridge.controller.workqueue import WorkQueue
 
 
 class Clock:
-    """A clock that stands still until it is told to move."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -103,7 +103,7 @@ def test_of_what_is_overdue_a_quarter_of_the_turns_is_made() -> None:
 
 
 def test_what_became_urgent_is_handed_out_once() -> None:
-    """The place that it had before is nobody's, and nothing is due because of it."""
+    """The place that it had before is not reused, and nothing is due because of it."""
     queue: WorkQueue[str] = WorkQueue()
     queue.add("a", priority=1)
     queue.add("a", priority=0)
@@ -176,7 +176,7 @@ def test_a_delay_asked_for_while_working_counts_from_then() -> None:
 
 
 def test_closing_wakes_a_waiting_worker() -> None:
-    """Nobody hangs on a closed queue."""
+    """No thread hangs on a closed queue."""
     queue: WorkQueue[str] = WorkQueue()
     got: list[str | None] = []
     worker = threading.Thread(target=lambda: got.append(queue.take()))
@@ -266,7 +266,7 @@ def test_what_became_due_goes_before_a_claim() -> None:
 
 
 def test_a_closed_queue_gives_nothing_away_and_waits_for_what_it_gave() -> None:
-    """The bridge ends when the objects in hand are finished, whoever has them in hand."""
+    """The bridge ends when the objects in flight are finished, no matter which thread has them."""
     queue: WorkQueue[str] = WorkQueue()
     assert queue.claim("a", 4)
     queue.close()

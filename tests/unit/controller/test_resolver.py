@@ -1,4 +1,4 @@
-"""Host names: answers are kept, nobody waits for DNS, and who asked hears of what changed."""
+"""Host names: answers are kept, nothing waits for DNS, and the targets that asked learn of what changed."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_waiting_ends_at_the_timeout_and_at_a_stop(dns: Dns, make: Make) -> None
 
 
 def test_an_answer_beyond_all_measure_is_cut(dns: Dns, make: Make) -> None:
-    """Nobody floods a service with a name."""
+    """Nothing floods a service with a name."""
     dns.answers["db.test"] = tuple(f"10.{n >> 8}.{n & 255}.1" for n in range(5000))
     resolver = make(LASTING)
     resolver.resolve("web", ["db.test"])

@@ -1,4 +1,4 @@
-"""Somebody who works against us is said once it goes on, and no longer than it does."""
+"""A conflicting writer is reported once it goes on, and no longer than it does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Clock:
 
 
 def test_another_writer_is_said_at_the_third_write_and_forgotten_after_the_window() -> None:
-    """With the owner id, an object, and the way out."""
+    """With the owner id, an object, and the remedy."""
     clock = Clock()
     rivals = ConflictingWriters("me", clock)
     clock.now += TAKEOVER_SECONDS + 1
@@ -63,7 +63,7 @@ def test_who_undoes_us_is_said(removal: bool) -> None:
 
 
 def test_what_comes_back_again_and_again_is_left_for_a_while() -> None:
-    """Somebody wants it; another sign begins the wait again, and what stands beside it is not meant."""
+    """The state is wanted by someone; another sign begins the wait again, and what is beside it is not meant."""
     clock = Clock()
     rivals, beside = ConflictingWriters("me", clock), Target("apps", "db")
     assert rivals.may_delete(WEB)

@@ -1,4 +1,4 @@
-"""States are told again and again, and become an event when they change."""
+"""States are reported again and again, and become an event when they change."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def changes(*tell: Callable[[StateChanges], None]) -> list[StateEvent]:
 def test_a_state_is_an_event_when_it_changes_and_no_other_time(
     one: Callable[[StateChanges], None], other: Callable[[StateChanges], None], events: int
 ) -> None:
-    """There and back; what is well from the start is told where a gauge has to know it."""
+    """There and back; what is well from the start is reported where a gauge has to know it."""
     assert len(changes(one, other, one)) == events
 
 

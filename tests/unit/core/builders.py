@@ -282,14 +282,14 @@ class Cluster:
         self._put(change, about)
 
     def find(self, change: Change) -> Meta | None:
-        """What stands under a change's name."""
+        """What exists under a change's name."""
         found: CurrentService | CurrentEndpoints | CurrentSlice | CurrentRoute | Reason | None = {
             Kind.SERVICE: self.service,
             Kind.ENDPOINTS: self.endpoints,
             Kind.ENDPOINT_SLICE: self.slices.get(change.name),
             Kind.HTTP_ROUTE: self.route,
         }[change.kind]
-        assert not isinstance(found, Reason), "nobody can tell what is there"
+        assert not isinstance(found, Reason), "no one can tell what is there"
         return None if found is None else found.meta
 
     def _put(self, change: Change, about: Meta | None) -> None:

@@ -65,7 +65,7 @@ def service(marks: dict[str, str], owner: str | None = None, **more: Any) -> Cur
     ids=["no Service", "no label", "another value", "one of ours", "being deleted"],
 )
 def test_what_does_not_ask_gets_nothing(found: CurrentService | None) -> None:
-    """Only the label with the value "true", on a Service of somebody else, that is there to stay."""
+    """Only the label with the value "true", on a Service of another owner, that is there to stay."""
     assert request_of(found, "dc1") is None
 
 
@@ -200,7 +200,7 @@ def test_the_first_grant_that_covers_a_request_bounds_its_addresses() -> None:
 
 
 def test_what_was_not_granted_looks_as_if_it_did_not_exist() -> None:
-    """The user is told the same; only the operator is told which grant is missing."""
+    """The user learns the same; only the operator learns which grant is missing."""
     asked = request_of(service(PG), "dc1", Annotated(grants=()))
     assert isinstance(asked, Refusal)
     assert asked.query == Query("dc1", "pg-main")
@@ -219,7 +219,7 @@ def test_a_filter_that_was_not_granted_is_said_whatever_exists() -> None:
 
 
 def test_namespaces_that_may_not_be_written_get_nothing() -> None:
-    """Whatever was granted; the operator is told which setting it is."""
+    """Whatever was granted; the operator learns which setting it is."""
     asked = request_of(service(PG), "dc1", Annotated(Bounds(deny_namespaces=("app*",))))
     assert isinstance(asked, Refusal)
     assert asked.detail == "namespace apps is in guard.deny_namespaces (app*)"
@@ -310,7 +310,7 @@ def test_a_selector_takes_namespaces_by_their_labels(
 def test_a_filter_needs_a_grant_that_is_known_to_cover_it(
     labels: dict[str, dict[str, str]] | None, grants: tuple[Grant, ...], code: Code | None
 ) -> None:
-    """As long as one may, the user is told no more than of a service that does not exist."""
+    """As long as one may, the user learns no more than of a service that does not exist."""
     asked = request_of(service(FILTERED), "dc1", Annotated(grants=grants, labels=labels))
     assert (asked.detail.code if isinstance(asked, Refusal) else None) == code
 
@@ -357,13 +357,13 @@ OURS = (("consul-bridge/owner", "default"),)
         (service({}, labels=OURS), False),
         (service({}, annotations=OURS), False),
     ],
-    ids=["no Service", "a person's", "annotations are left", "another value", "it asks", "being deleted", "ours",
+    ids=["no Service", "a user's", "annotations are left", "another value", "it asks", "being deleted", "ours",
          "ours once, written", "ours once, a label", "ours once, an annotation"],
 )  # fmt: skip
 def test_a_service_that_a_person_made_and_that_does_not_ask_is_abandoned(
     found: CurrentService | None, abandoned: bool
 ) -> None:
-    """One of our own making is not, although somebody took the label of its owner off."""
+    """One of our own making is not, although a user took the label of its owner off."""
     assert is_abandoned(Current(Target("apps", "web"), found)) is abandoned
 
 

@@ -142,7 +142,7 @@ def test_endpoints_objects_hold_readiness_and_nothing_more() -> None:
     [("plain", "plain"), ("a\nb\x1b[0m", "a�b�[0m"), ("x" * 81, "x" * 79 + "…"), ("\ud800\u202e", "��")],
 )
 def test_texts_from_outside_are_one_printable_line(text: str, shown: str) -> None:
-    """Whatever somebody registers, a message stays one line of bounded length."""
+    """Whatever a user registers, a message stays one line of bounded length."""
     assert normalize.truncate(text) == shown
 
 

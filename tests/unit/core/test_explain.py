@@ -143,7 +143,7 @@ def test_why_a_service_has_no_target(name: str, tags: set[str] | None, rules: li
 
 
 def test_a_service_that_lost_its_name_learns_to_whom() -> None:
-    """And one that nobody has claimed yet is not accused."""
+    """And one that no one has claimed yet is not accused."""
     fixed = Rule(to=Destination(name="radosgw"))
     claims = _claimed(("radosgw", fixed), ("gateway", fixed))
     shown = explain("gateway", "dc1", tags=set(), rules=[fixed], claims=claims)
@@ -257,7 +257,7 @@ def test_what_the_filter_leaves_out_is_shown_as_left_out() -> None:
 
 
 def test_what_stands_there_without_an_instance_is_named() -> None:
-    """Kept by a hold, or on its way out: nobody has to wonder whose it is."""
+    """Kept by a hold, or about to go: no one has to wonder whose it is."""
     standing = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1", "10.0.0.2"), *down("10.0.0.3"))))
     shown = explain("radosgw", "dc1", tags=set(), rules=[RULE], knowledge=Known((instance(),)), current=standing)
     assert shown.unaccounted == ("10.0.0.2:8080 ready", "10.0.0.3:8080 not ready")
@@ -387,7 +387,7 @@ REST = Rule(name="rest", services=("web",))
 
 
 def test_a_service_that_several_rules_mirror_is_explained_by_each_and_names_the_others() -> None:
-    """With their targets; a rule whose tags nobody has says so, until something of it stands."""
+    """With their targets; a rule whose tags no instance has says so, until something of it stands."""
     about = {"tags": {"replica"}, "rules": [PRIMARY, REPLICA, REST], "knowledge": Known(tuple(instances(2)))}
     shown = explain("db", "dc1", **about)  # type: ignore[arg-type]
     assert (shown.rule, shown.target) == ("replica", "default/db-replica")
@@ -422,7 +422,7 @@ def test_a_rule_that_does_not_get_its_target_is_told_who_has_it() -> None:
 
 
 def test_what_is_asked_for_by_name_needs_no_listing_to_be_explained() -> None:
-    """A rule about another namespace: nobody lists what is there."""
+    """A rule about another namespace: no one lists what is there."""
     there = replace(PRIMARY, services=("db",), namespace="team", unlisted=True, datacenters=("dc1",))
     (choice,) = unlisted([there])
     shown = explain("db", "dc1", tags=None, rules=[there], chosen=choice)

@@ -342,7 +342,7 @@ def test_flips_that_are_held_count_for_others() -> None:
 
 
 def test_what_vanishes_helps_to_hold_flips_and_passes_itself() -> None:
-    """A target that loses a little is not held for the others' flips."""
+    """A target that loses a little is not held for other targets' flips."""
     found = held(Guard(guard_settings()), [taking(0, 45), taking(1, 0, 40)], 100)
     assert list(found) == [TARGETS[1]]
 
@@ -387,7 +387,7 @@ def holding(count: int = 10, each: int = 10) -> Guard:
 
 
 def test_a_hold_ends_when_consul_lists_everything_again() -> None:
-    """The others are not looked at for that: ninety of a hundred are too much as well."""
+    """The rest is not counted for that: ninety of a hundred are too much as well."""
     guard = holding()
     assert held(guard, [taking(0, before=10)], 100, 5.0) == {}
     assert TARGETS[0] not in {h.target for h in guard.active()}
@@ -405,7 +405,7 @@ def test_when_half_has_come_back_the_rest_is_believed() -> None:
 
 
 def test_what_the_window_still_holds_after_a_recovery_is_looked_at_again_when_the_window_is_over() -> None:
-    """Nobody else would look: Consul has no news about a service that is gone for good."""
+    """No other client would look: Consul has no news about a service that is gone for good."""
     guard = Guard(guard_settings())
     for number in range(5):
         assert held(guard, [taking(number, 10)], 100 - 10 * number) == {}
@@ -534,7 +534,7 @@ def test_a_hold_can_be_let_go_after_a_time() -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 def test_what_is_let_go_on_purpose_is_charged_to_nobody(force: bool) -> None:
-    """Neither in the same breath nor afterwards: an ordinary removal elsewhere would be held until somebody acts."""
+    """Neither in the same breath nor afterwards: an ordinary removal elsewhere would be held until an operator acts."""
     guard = Guard(guard_settings(hold_release_seconds=None if force else 100))
     held(guard, [taking(0, 60, before=60), taking(1, 0, before=40)], 100, 0.0)
     together = [taking(0, 60), taking(1, 2, before=40)]
@@ -645,7 +645,7 @@ def test_a_rebuild_does_not_end_what_self_preservation_holds() -> None:
 
 
 def test_a_rebuild_may_be_of_one_scope() -> None:
-    """Where only what it has is missing; the others of the datacenter lose what they lose."""
+    """Where only what it has is missing; other services of the datacenter lose what they lose."""
     guard = Guard(guard_settings())
     mine = Scope(namespace="team-a")
     guard.rebuilt("dc1", 0.0, "it lists 1 of 9", mine)

@@ -91,7 +91,7 @@ def test_what_a_hostname_is_made_of() -> None:
     ],
 )
 def test_a_hostname_has_one_address_of_each_family(claims: list[Claim], names: list[str]) -> None:
-    """Whoever is first has it, of both families only on one node; the others are told why they have none."""
+    """The first one has it, of both families only on one node; all others learn why they have none."""
     assert given_to(claims) == names
 
 

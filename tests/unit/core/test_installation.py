@@ -32,7 +32,7 @@ def planned(cluster: Cluster, installation: str, *addresses: str, policy: Policy
 
 
 def written(by: str, *addresses: str) -> Cluster:
-    """What stands after a pass."""
+    """What exists after a pass."""
     cluster = Cluster()
     cluster.apply(planned(cluster, by, *addresses or ("10.0.0.1",)))
     return cluster
@@ -102,7 +102,7 @@ def test_who_writes_the_content_is_named_and_that_it_was_another_ones_is_said() 
 def test_what_is_not_needed_beside_what_stands_goes_and_whose_it_was_is_said(
     wanted: Output, addresses: tuple[str, ...], goes: str, by: str, said: tuple[str, ...]
 ) -> None:
-    """It would lead to addresses that are gone. A deletion alone is said, too: nothing else is written here."""
+    """It would lead to addresses that are gone. A deletion alone is reported, too: nothing else is written here."""
     cluster = written(A)
     desired = mirror_of([instance(a) for a in addresses], rule(output=wanted), cluster.current())
     if not addresses:  # the Endpoints are emptied already

@@ -1,4 +1,4 @@
-"""What a name means that somebody types."""
+"""What a name means that a user types."""
 
 from __future__ import annotations
 

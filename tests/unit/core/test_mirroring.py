@@ -68,7 +68,7 @@ def many(count: int, *ports: Port, family: Family = Family.IPV4) -> Group:
             "it gives an address one hostname, and 10.0.0.1 has vm1 and none in different subsets",
         ),
     ],
-    ids=["nothing", "one group", "two VMs", "one of two is sick", "two on one VM", "six on two VMs",
+    ids=["nothing", "one group", "two VMs", "one of two is unhealthy", "two on one VM", "six on two VMs",
          "two dead beside live ones", "a thousand", "more", "both families", "two sets", "contradiction",
          "two hostnames"],
 )  # fmt: skip

@@ -86,7 +86,7 @@ def conflicts(found: Plan) -> list[str]:
     ],
 )
 def test_a_new_service_is_made_whole(output: Output, writes: list[str]) -> None:
-    """The Service first: the control plane deletes Endpoints without one. Everything carries our marks."""
+    """The Service first: the control plane deletes Endpoints without one. Everything carries our labels."""
     found = planned(mirror_of([instance()], rule(output=output)), Current(TARGET))
     assert verbs(found) == writes
     for change in found.changes:
@@ -100,7 +100,7 @@ def test_a_new_service_is_made_whole(output: Output, writes: list[str]) -> None:
 
 
 def test_a_rule_may_have_its_services_registered_back_in_consul() -> None:
-    """By default consul-k8s is told not to: they come from there."""
+    """By default consul-k8s leaves them out: they come from there."""
     by = rule(annotations=((SERVICE_SYNC, "true"),))
     (made, _) = planned(mirror_of([instance()], by), Current(TARGET)).changes
     assert made.body is not None
@@ -108,7 +108,7 @@ def test_a_rule_may_have_its_services_registered_back_in_consul() -> None:
 
 
 def test_the_keys_that_a_rule_gives_stand_on_the_object() -> None:
-    """So that what it drops later is found whoever owns it by then; without any there is nothing to say."""
+    """So that what it drops later is found no matter who owns it by then; without any there is nothing to say."""
     by = rule(labels=(("tier", "web"), ("env", "x")), annotations=(("note", "y"),))
     (_, made) = planned(mirror_of([instance()], by), Current(TARGET)).changes
     assert made.body is not None
@@ -237,7 +237,7 @@ def test_a_type_is_the_rules_or_it_is_left_to_others(
 
 
 def test_a_service_that_requires_both_families_goes_on_requiring_them() -> None:
-    """Whoever asked for it, an unrelated change does not make it a preference."""
+    """No matter who asked for it, an unrelated change does not make it a preference."""
     cluster = cluster_of(Output.ENDPOINTS)
     assert cluster.service is not None
     cluster.service = replace(cluster.service, family_policy="RequireDualStack", families=tuple(Family))
@@ -328,7 +328,7 @@ STANDING = Current(TARGET, service(), endpoints(group(*ready("10.0.0.1"))))
 def test_what_is_not_ours_is_left_alone_unless_it_is_handed_over(
     service_now: CurrentService | None, endpoints_now: object, adopt: Adopt, writes: list[str], reasons: list[str]
 ) -> None:
-    """Reported with the way out. A Service is never made in front of somebody else's addresses."""
+    """Reported with the remedy. A Service is never made in front of another owner's addresses."""
     current = Current(TARGET, service_now, endpoints_now)  # type: ignore[arg-type]
     found = planned(mirror_of([instance()], rule(port=80), current), current, adopt=adopt)
     assert verbs(found) == writes
@@ -586,7 +586,7 @@ def test_create_only_creates_and_then_leaves_alone(output: Output, missing: list
     ],
 )
 def test_create_only_finishes_what_was_written_in_part(output: Output, refused: str) -> None:
-    """An object that was refused (by a quota, say) is made later; whatever stands is as it was."""
+    """An object that was refused (by a quota, say) is made later; whatever exists is as it was."""
     listed = (instance("10.0.0.1"), instance("fd00::1"), instance("10.0.0.2", 9090))
     by = rule(output=output)
     cluster = Cluster()
@@ -665,7 +665,7 @@ def test_create_only_leaves_what_moves_to_another_port() -> None:
 
 
 def test_create_only_makes_no_slices_beside_endpoints_that_are_mirrored() -> None:
-    """They carry everything; Endpoints that are somebody else's carry nothing of ours."""
+    """They carry everything; Endpoints that are another owner's carry nothing of ours."""
     cluster = cluster_of(Output.ENDPOINTS)
     by = rule(output=Output.BOTH)
     assert planned(mirror_of(instances(3), by), cluster.current(), Policy.CREATE_ONLY).writes == ()
@@ -949,7 +949,7 @@ def test_an_endpoint_is_kept_on_the_ports_that_are_lost_only() -> None:
 
 
 def test_what_is_kept_follows_the_services_port_to_its_new_name() -> None:
-    """Under the old name nobody would reach it."""
+    """Under the old name no one would reach it."""
     cluster = cluster_of(Output.ENDPOINTS, 1)
     desired = mirror_of([instance("10.0.0.9")], rule(port_name="http"), cluster.current())
     kept = retain(desired, cluster.current(), removed=True, flips=False)
@@ -1025,7 +1025,7 @@ def test_a_conflict_is_a_value() -> None:
 
 
 def test_what_a_rule_mirrors_is_added_up_with_its_datacenters_and_what_users_made_with_their_namespace() -> None:
-    """Nothing of ours stands there yet: what is to be made decides; a Service that was deleted is its namespace's."""
+    """Nothing of ours exists yet: what is to be made decides; a Service that was deleted is its namespace's."""
     here = Scope(namespace="default")
     made = mirror_of(instances(1), rule(), Current(TARGET))
     annotated = mirror_of(instances(1), rule(annotated=True), Current(TARGET, service=service(owner=None)))
@@ -1039,7 +1039,7 @@ def test_what_a_rule_mirrors_is_added_up_with_its_datacenters_and_what_users_mad
 
 
 def test_what_comes_from_several_datacenters_is_a_scope_of_its_own() -> None:
-    """Nobody can tell which of its endpoints come from which."""
+    """No one can tell which of its endpoints come from which."""
     both = (Query("dc2", "radosgw"), Query("dc1", "radosgw"))
     made = replace(mirror_of(instances(1), rule(), Current(TARGET)), queries=both)
     assert planned(made, Current(TARGET)).scope == Scope(datacenters=("dc1", "dc2"))
@@ -1068,7 +1068,7 @@ TWO_PORTS = [instance(port=7480), instance(port=7481)]
 
 
 def test_endpoints_that_cannot_be_mirrored_get_slices_of_ours() -> None:
-    """Two instances on one VM: without slices of ours nobody would ever get there, although the Endpoints are right."""
+    """Two instances on one VM: without slices of ours no traffic would get there, although the Endpoints are right."""
     cluster = Cluster()
     first, _ = settle(cluster, TWO_PORTS, rule())
     assert verbs(first) == ["create Service", "create EndpointSlice", "create EndpointSlice", "create Endpoints"]
@@ -1081,7 +1081,7 @@ def test_endpoints_that_cannot_be_mirrored_get_slices_of_ours() -> None:
 
 
 def test_endpoints_that_become_such_lose_nothing_and_do_not_change_to_and_fro() -> None:
-    """VM 2 leaves, and both ports have VM 1 only: VM 2 must not stay in a mirror that nobody can change any more."""
+    """VM 2 leaves, and both ports have VM 1 only: VM 2 must not stay in a mirror that nothing can change any more."""
     cluster = Cluster()
     three = [*TWO_PORTS, instance("10.0.0.2", 7480)]
     settle(cluster, three, rule())
@@ -1099,7 +1099,7 @@ def test_endpoints_that_become_such_lose_nothing_and_do_not_change_to_and_fro() 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_without_the_right_to_write_slices_endpoints_carry_everything(output: Output) -> None:
-    """What it is and what it costs is said; slices that stand there stay as they are."""
+    """What it is and what it costs is reported; existing slices stay as they are."""
     for current in (Current(TARGET, service()), Current(TARGET, service(), None, (slice_of("s", group()),))):
         desired = mirror_of(instances(2), rule(output=output), current)
         found = plan(TARGET, desired, current, owner=OWNER, slices_forbidden=("create", "patch", "delete"))
@@ -1170,7 +1170,7 @@ def test_slices_that_may_not_be_updated_are_deleted_once_they_are_mirrored() -> 
 
 
 def test_slices_stay_where_neither_they_can_be_made_nor_endpoints_be_mirrored() -> None:
-    """Nobody waits for the mirror then; a slice that is being deleted is left to it."""
+    """Nothing waits for the mirror then; a slice that is being deleted is left to it."""
     held = (
         slice_of("a", group(*ready("10.0.0.1", "10.0.0.2"), ports=(Port("", 7480),))),
         slice_of("b", group(*ready("10.0.0.1"), ports=(Port("", 7481),)), deleting=True),
@@ -1182,7 +1182,7 @@ def test_slices_stay_where_neither_they_can_be_made_nor_endpoints_be_mirrored() 
 
 
 def test_without_the_right_to_delete_slices_they_are_written_and_emptied() -> None:
-    """Nothing falls back; it is said once, and when the target goes the Service goes all the same."""
+    """Nothing falls back; it is reported once, and when the target goes the Service goes all the same."""
     cluster = Cluster()
     settle(cluster, [instance(port=80), instance(port=81)], rule(output=Output.BOTH, port=None))
     assert len(cluster.slices) == 2

@@ -111,7 +111,7 @@ def test_ports_of_endpoints(found: Instance, by: Rule, ports: tuple[Port, ...]) 
     ],
 )
 def test_a_named_port_that_is_dropped_or_replaced_is_said(found: Instance, by: Rule, warnings: tuple[str, ...]) -> None:
-    """Once, however many instances there are; nothing is said of what is skipped anyway."""
+    """Once, however many instances there are; nothing is reported of what is skipped anyway."""
     many = [replace(found, node=f"n{n}") for n in range(3)]
     assert translated(many, by, Current(TARGET, service(None if by.to.annotated else OWNER))).warnings == warnings
 
@@ -151,7 +151,7 @@ def test_instances_on_different_ports_form_groups_of_one_name() -> None:
 
 
 def test_a_single_port_beside_named_ones_gets_the_default_ports_name() -> None:
-    """An unnamed port beside named ones is refused by Kubernetes, and would be reached by nobody."""
+    """An unnamed port beside named ones is refused by Kubernetes, and would not be reachable."""
     mirror = mirror_of([instance(ports=MULTI), instance("10.0.0.2", 8000)], rule(port=80))
     assert {p.name for g in mirror.groups for p in g.ports} == {"http", "grpc"}
     assert mirror.service_ports == (Port("grpc", 9090), Port("http", 80))
@@ -218,7 +218,7 @@ def test_ports_of_an_alias_or_of_a_service_with_a_selector_are_nobodys() -> None
 
 
 def test_two_ports_on_one_number_cannot_both_be_had() -> None:
-    """What the rule says goes first, then what is there, then what most have; the other is said."""
+    """What the rule says goes first, then what is there, then what most have; the other is reported."""
     sources = [
         (rule(port_name="http"), Query("dc1", "a"), Known(instances(2))),
         (rule(port_name="admin"), Query("dc1", "b"), Known(instances(1))),
@@ -240,7 +240,7 @@ def test_two_ports_on_one_number_cannot_both_be_had() -> None:
 
 
 def test_a_rules_port_without_instances_waits_beside_others() -> None:
-    """A named port that nobody has yet is shown as soon as a number is known, from the rule or from before."""
+    """A named port that no instance has yet is shown as soon as a number is known, from the rule or from before."""
     http = (rule(port_name="http"), Query("dc1", "a"), Known(instances(1)))
     metrics = (rule(port_name="metrics"), Query("dc1", "b"), Known(()))
     found = translate(TARGET, [http, metrics]).mirror
@@ -297,7 +297,7 @@ def test_an_unnamed_source_beside_a_named_one_gets_a_name() -> None:
 def test_of_one_name_in_several_protocols_each_has_a_port(
     found: str, by: Rule, standing: tuple[Port, ...], service_ports: tuple[Port, ...]
 ) -> None:
-    """One keeps the name, the others add their protocol; numbers stay with the protocol that had them."""
+    """One keeps the name, all others add their protocol; numbers stay with the protocol that had them."""
     by = replace(
         by, to=replace(by.to, protocol_from=(("meta:over=udp", "UDP"), ("tag:tcp", "TCP"), ("tag:udp", "UDP")))
     )
@@ -347,7 +347,7 @@ def targets_of(*found: Instance, by: Rule | None = None, current: Current | None
 def test_a_target_port_is_the_commonest_of_the_instances(
     numbers: tuple[int, ...], standing: int | str | None, target: int
 ) -> None:
-    """Of equals the one that stands there, else the lowest; without instances nothing changes."""
+    """Of equals the one that exists, else the lowest; without instances nothing changes."""
     found = [instance(f"10.0.0.{n}", number) for n, number in enumerate(numbers, 1)]
     now = service(ports=(Port("", 80),), target_ports=(standing,)) if standing else None
     assert targets_of(*found, by=rule(port=80), current=Current(TARGET, now)) == (target,)

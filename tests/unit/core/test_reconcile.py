@@ -77,7 +77,7 @@ def plan_of(consul_state: ConsulState, current: Current, **around: Any) -> Plan:
 
 
 def test_nothing_is_said_of_a_service_that_was_never_read() -> None:
-    """What stands there may be all of it, or nothing."""
+    """What exists may be all of it, or nothing."""
     consul_state = ConsulState((rule(),), ("dc1",), 0.0)
     consul_state.on_listing("dc1", Listing({"radosgw": frozenset()}), 0.0)
     assert made(consul_state, standing("10.0.0.1")) is None
@@ -92,7 +92,7 @@ def test_nothing_is_said_of_what_may_not_go_yet() -> None:
 
 
 def test_a_datacenter_that_is_not_read_is_told_to_who_asks_for_it() -> None:
-    """The operator names datacenters; what stands there stays."""
+    """The operator names datacenters; what exists stays."""
     consul_state = state(instance())
     consul_state.annotate(TARGET, Rule(to=Destination(annotated=True)), Query("dc9", "radosgw"), 0.0)
     plan = plan_of(consul_state, asking())
@@ -111,7 +111,7 @@ def test_host_names_without_an_answer_keep_what_stands_there() -> None:
 
 
 def test_a_read_that_an_acl_has_shortened_takes_nothing_away() -> None:
-    """What is hidden may be what stands there."""
+    """What is hidden may be what exists."""
     plan = plan_of(state(instance("10.0.0.1"), hidden=True), standing("10.0.0.1", "10.0.0.9"))
     assert (plan.removed, codes_of(plan.warnings)) == (0, (Code.HIDDEN,))
 
@@ -140,7 +140,7 @@ def test_a_refused_request_alone_changes_nothing() -> None:
 
 
 def test_what_a_user_sent_away_goes_although_a_rule_wants_the_name() -> None:
-    """The rule does not get the user's Service, so nothing else would ever change what stands there."""
+    """The rule does not get the user's Service, so nothing else would ever change what exists."""
     current = Current(TARGET, service(owner=None), endpoints(group(*ready("10.0.0.1"))))
     consul_state = state(instance())
     consul_state.record_owned(TARGET, names_at(current), 0.0)
@@ -158,7 +158,7 @@ def test_what_a_user_sent_away_goes_although_a_rule_wants_the_name() -> None:
 def test_what_a_user_left_behind_goes_although_a_rule_wants_the_name_and_its_service_is_gone(
     gone: bool, seconds: float, left: int
 ) -> None:
-    """For certain and for long enough; the guard adds it up, as nobody sees whether a user or Consul did it."""
+    """For certain and for long enough; the guard adds it up, as it cannot see whether a user or Consul did it."""
     filled = endpoints(group(*ready(*(f"10.0.0.{n}" for n in range(1, 13)))))
     filled = replace(
         filled, meta=replace(filled.meta, ownership=our_marks(ownership_labels(OWNER, (Query("dc1", "db"),))[1]))
@@ -182,7 +182,7 @@ def test_what_a_user_left_behind_goes_although_a_rule_wants_the_name_and_its_ser
 def test_slices_that_may_not_be_written_any_more_do_not_say_what_a_user_asked_for(
     lacking: tuple[str, ...], taken: tuple[int, int]
 ) -> None:
-    """They keep the request that they were made for; what stands for the one of now is what Consul loses."""
+    """They keep the request that they were made for; what belongs to the one of now is what Consul loses."""
     mine = service(owner=None, meta_ownership=(("consul-bridge/mirror", "true"),))
     asked = request_of(mine, "dc1")
     assert isinstance(asked, tuple)
@@ -245,7 +245,7 @@ def test_what_the_control_plane_mirrored_is_asked_for_once_it_is_needed() -> Non
 
 
 def test_nothing_of_ours_goes_while_that_is_forbidden() -> None:
-    """Somebody else writes there under our name; what a user sent away goes all the same."""
+    """Another client writes there under our name; what a user sent away goes all the same."""
     consul_state = state(instance())
     consul_state.replace_rules((), 0.0)
     current = standing("10.0.0.1")
@@ -255,7 +255,7 @@ def test_nothing_of_ours_goes_while_that_is_forbidden() -> None:
 
 
 def test_without_the_right_to_slices_endpoints_are_written_alone() -> None:
-    """The right is looked at when a slice would be written, and never before."""
+    """The right is checked when a slice would be written, and never before."""
     asked: list[str] = []
 
     def forbidden(namespace: str) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ SAME = Rule(tags=("replica",), to=Destination(name="{service}-primary"))
 def test_tags_decide_what_is_made_and_never_what_stays(
     rules: list[Rule], tags: set[str], kept: tuple[str, ...], orders: list[int]
 ) -> None:
-    """What stands keeps its rule whoever has the tags; two rules for one target come and go together."""
+    """What exists keeps its rule whichever instances have the tags; two rules for one target come and go together."""
     named = select.choices(rules, "db", "dc1")
     found = select.active(named, tags, {Target("default", name) for name in kept})
     assert [choice.order for choice in found] == orders
@@ -174,7 +174,7 @@ def named(port_name: str, annotated: bool = False) -> Rule:
 def test_who_gets_a_name_that_several_want(
     wanted: list[tuple[str, Rule]], owners: list[str], reason: str | None
 ) -> None:
-    """One, by rank; or all of them when their ports have different names. The others learn why."""
+    """One, by rank; or all of them when their ports have different names. All others learn why."""
     found = claims(*wanted)
     assert [query.service for query, _ in found.winners(TARGET)] == owners
     losers = found.rejected(TARGET)
@@ -183,7 +183,7 @@ def test_who_gets_a_name_that_several_want(
 
 
 def test_a_name_goes_to_the_next_when_its_holder_goes() -> None:
-    """And comes back with it; the change is told."""
+    """And comes back with it; the change is reported."""
     found = claims(("web", Rule()), ("web.a", Rule()))
     assert found.release(Query("dc1", "web"), TARGET) == {TARGET}
     assert [q.service for q, _ in found.winners(TARGET)] == ["web.a"]
@@ -199,7 +199,7 @@ def test_a_name_goes_to_the_next_when_its_holder_goes() -> None:
 
 
 def test_an_annotated_service_and_a_rule_may_want_the_same() -> None:
-    """The annotation has the name, whoever came first; when one goes the other is still there."""
+    """The annotation has the name, no matter who came first; when one goes the other is still there."""
     query = Query("dc1", "web")
     found = claims(("web", named("", annotated=True)), ("web", named("http")))
     assert found.winners(TARGET) == ((query, named("", annotated=True)),)
@@ -357,7 +357,7 @@ def test_namespaces_that_may_be_written(
 def test_tags_of_a_rule_that_look_like_a_mistake(
     services: tuple[str, ...], wanted: tuple[str, ...], kept: tuple[str, ...], expected: list[Code]
 ) -> None:
-    """Another case always, one that is not there when the rule is about this service; what stands says it itself."""
+    """Another case always, one that is not there when the rule is about this service; an object says it itself."""
     named = select.choices([Rule(services=services, tags=wanted)], "web", "dc1")
     found = select.unmet("web", named, frozenset({"s3", "blue"}), {Target("default", name) for name in kept})
     assert [reason.code for _, reason in found] == expected

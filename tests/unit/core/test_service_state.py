@@ -1,4 +1,4 @@
-"""In what state a service is: each state, which one goes before which, and what stands behind it."""
+"""In what state a service is: each state, which one goes before which, and what is behind it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_each_state_goes_before_all_that_stand_below_it(first: int) -> None:
 
 @pytest.mark.parametrize("given", [given for _, _, given in CAUSES])
 def test_nothing_is_known_of_a_service_without_a_plan(given: dict[str, Any]) -> None:
-    """Whatever else is said."""
+    """Whatever else is reported."""
     assert service_state(None, **{"waiting": False, **given}) is ServiceState.UNKNOWN
 
 

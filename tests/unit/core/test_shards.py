@@ -65,7 +65,7 @@ members = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8, unique=T
 
 @given(shards=st.integers(1, 20), names=members, data=st.data())
 def test_shares_are_even_and_stable(shards: int, names: list[str], data: st.DataObject) -> None:
-    """Every shard is given, nobody has two more than another, and a second look changes nothing."""
+    """Every shard is given, no replica has two more than another, and a second look changes nothing."""
     holders = data.draw(st.dictionaries(st.integers(0, 25), st.sampled_from("abcdefghxyz"), max_size=20))
     given_ = share(shards, names, holders)
     assert sorted(given_) == list(range(shards))

@@ -1,4 +1,4 @@
-"""What readers of EndpointSlices see beside what is wanted: the union of all slices, whoever writes them."""
+"""What readers of EndpointSlices see beside what is wanted: the union of all slices, no matter who writes them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_slices_of_pods_that_are_left_send_traffic_to_pods() -> None:
     ],
 )  # fmt: skip
 def test_a_slice_that_repeats_what_is_wanted_is_a_warning_alone(content: Group, what: str) -> None:
-    """Readers merge equal endpoints; but nobody updates it, so that it will send traffic elsewhere one day."""
+    """Readers merge equal endpoints; but nothing updates it, so that it will send traffic elsewhere one day."""
     seen = compared(foreign(content, manager=""))
     assert (seen.deviations, [dict(r.data)["what"] for r in seen.foreign]) == ((), [what])
     assert "EndpointSlice old (without a manager) is neither" in seen.foreign[0]
@@ -181,7 +181,7 @@ def wanted(output: Output = Output.BOTH, *addresses: str) -> Mirror:
 
 
 def applied(desired: Mirror, *others: CurrentSlice) -> Current:
-    """What stands when a pass has been made, and slices of others beside it."""
+    """What exists when a pass has been made, and slices of others beside it."""
     cluster = Cluster()
     cluster.apply(planned(desired, cluster.current()))
     return replace(cluster.current(), others=others)
@@ -200,14 +200,14 @@ def test_a_plan_compares_what_there_is_after_its_changes() -> None:
 
 @pytest.mark.parametrize("others", [None, ()])
 def test_nothing_deviates_where_our_slices_are_all_there_is(others: tuple[CurrentSlice, ...] | None) -> None:
-    """None: nobody looked."""
+    """None: they were not read."""
     desired = wanted()
     found = planned(desired, replace(applied(desired), others=others))
     assert (found.deviations, found.foreign, found.writes) == ((), 0, ())
 
 
 def test_endpoints_alone_deviate_until_they_are_mirrored() -> None:
-    """Also while something is still to be written: whoever goes on from there has to look again."""
+    """Also while something is still to be written: a caller that goes on from there has to look again."""
     desired = wanted(Output.ENDPOINTS)
     current = applied(desired)
     behind = planned(desired, current)
@@ -276,7 +276,7 @@ def test_what_stands_is_compared_with_what_our_objects_say() -> None:
     ],
 )
 def test_without_objects_of_ours_there_is_nothing_to_compare(current: Current) -> None:
-    """Nor for a Service that Kubernetes fills, nor where nobody looked."""
+    """Nor for a Service that Kubernetes fills, nor where slices were not read."""
     assert standing(current, OWNER) is None
 
 

@@ -101,7 +101,7 @@ def test_a_target_whose_service_was_never_read_has_no_sources_yet() -> None:
 
 
 def test_nothing_is_said_of_combined_datacenters_before_each_has_answered_or_failed() -> None:
-    """Whether one answers is news for what is made of several, and for nothing else."""
+    """Whether one answers is a change for what is made of several, and for nothing else."""
     made = ConsulState((replace(RULES[0], datacenters=("dc1", "dc2"), combine=Combine.UNION),), ["dc1", "dc2"], 30.0)
     made.on_listing("dc1", listing("web"), 0.0)
     made.on_view(WEB, known("10.0.0.1"))
@@ -239,7 +239,7 @@ def selected(made: ConsulState, target: Target) -> list[str] | None:
 @pytest.mark.parametrize("first", ["the listing", "the view"])
 @pytest.mark.parametrize("how", ["deregistered", "retagged"])
 def test_a_tag_that_leaves_empties_its_target_at_once_whatever_is_heard_first(first: str, how: str) -> None:
-    """The target has a source all the time, so that what it should be is known: nobody, until the next one has it."""
+    """The target has a source all the time, so that what it should be is known: empty, until the next one has it."""
     made = ConsulState((PRIMARY,), ["dc1"], 30.0)
     made.on_listing("dc1", Listing({"db": frozenset({"primary", "replica"})}), 0.0)
     made.on_view(DB, tagged("primary", "replica"))
@@ -274,7 +274,7 @@ def test_two_rules_mirror_one_service_each_with_its_own_instances() -> None:
 
 
 def test_a_rule_does_not_get_the_instances_of_another_while_nobody_has_that_ones_tag() -> None:
-    """Neither does what stands nowhere come into being: nothing is read for it."""
+    """Neither does what is nowhere come into being: nothing is read for it."""
     made = ConsulState((PRIMARY, REPLICA), ["dc1"], 30.0)
     made.on_listing("dc1", Listing({"db": frozenset({"replica"})}), 0.0)
     made.on_view(DB, tagged("replica"))
@@ -313,7 +313,7 @@ def test_what_a_person_deleted_while_nobody_has_the_tag_is_not_made_anew() -> No
 
 
 def test_a_rule_that_selects_nothing_is_told_once_its_datacenters_are_listed() -> None:
-    """Its names match nothing, nobody has its tags, or an earlier rule takes all; unknown is not nothing."""
+    """Its names match nothing, no instance has its tags, or an earlier rule takes all; unknown is not nothing."""
     nothing = Rule(name="nothing", services=("no-*",), datacenters=("dc1",))
     abroad = Rule(name="abroad", services=("no-*",), datacenters=("dc1", "dc2"))
     elsewhere = Rule(name="elsewhere", services=("db",), datacenters=("dc1",), peer="cloud", unlisted=True)
@@ -333,7 +333,7 @@ def test_a_rule_that_selects_nothing_is_told_once_its_datacenters_are_listed() -
 
 
 def test_a_service_with_several_filters_is_gone_when_each_of_them_shows_nobody() -> None:
-    """One that still shows somebody proves that the listing is not the truth."""
+    """One that still shows an instance proves that the listing is not the truth."""
     rules = (replace(PRIMARY, tags=(), filter="a"), replace(REPLICA, tags=(), filter="b"))
     made = ConsulState(rules, ["dc1"], 0.0)
     made.on_listing("dc1", listing("db"), 0.0)
@@ -358,7 +358,7 @@ def test_a_service_feeds_a_target_that_it_wants_by_two_rules_until_both_have_let
 
 
 def test_what_is_read_of_a_service_that_nobody_wants_any_more_is_forgotten() -> None:
-    """Also when it comes after the last time that it was said what is wanted."""
+    """Also when it comes after the last change of what is wanted."""
     made = consul_state("web")
     other = Query("dc1", "other")
     made.commit_subscriptions()
@@ -447,7 +447,7 @@ def test_a_forgotten_target_is_asked_about_no_more() -> None:
 
 
 def test_a_service_that_left_while_it_was_being_written_is_known_to_be_gone() -> None:
-    """Its objects appear after its end: it was wanted all the time, so nobody tells again that it is empty."""
+    """Its objects appear after its end: it was wanted all the time, so Consul does not say again that it is empty."""
     made = consul_state("web")
     made.commit_subscriptions()
     made.on_listing("dc1", listing(), 1.0)
@@ -517,7 +517,7 @@ def test_what_was_filled_for_a_service_that_asked_while_nobody_ran_goes_at_once(
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_what_left_consul_as_well_waits_for_its_proof_and_its_grace_period(narrow: bool) -> None:
-    """Nobody can tell whether it was the person or Consul, so it is a removal like any other."""
+    """No one can tell whether it was the user or Consul, so it is a removal like any other."""
     made = ConsulState(RULES, ["dc1"], 30.0, partial_selection=narrow)
     made.record_owned(HERE, [("dc1", "pg")], 0.0)
     made.on_listing("dc1", listing(), 0.0)
@@ -530,7 +530,7 @@ def test_what_left_consul_as_well_waits_for_its_proof_and_its_grace_period(narro
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_what_no_service_leads_to_any_more_goes_at_once_unless_it_is_of_other_flags(narrow: bool) -> None:
-    """The Service was deleted while nobody ran; Consul still lists what it was filled from."""
+    """The Service was deleted while no bridge ran; Consul still lists what it was filled from."""
     made = ConsulState(RULES, ["dc1"], 30.0, partial_selection=narrow)
     made.record_owned(HERE, [("dc1", "pg")], 0.0)
     made.on_listing("dc1", listing("pg"), 0.0)
@@ -540,7 +540,7 @@ def test_what_no_service_leads_to_any_more_goes_at_once_unless_it_is_of_other_fl
 
 
 def test_where_nothing_is_remembered_nothing_was_dismissed() -> None:
-    """A Service of somebody who never asked."""
+    """A Service of a user who never asked."""
     made = consul_state("web")
     assert made.unsubscribed(Target("apps", "other"), opted_out=True) is False
 
@@ -629,7 +629,7 @@ def test_a_rule_about_another_namespace_is_asked_for_by_name_and_nothing_listed_
 
 
 def test_what_was_not_granted_is_never_asked_for_and_lets_go_of_what_was_filled() -> None:
-    """A grant that is withdrawn, and one that is given again: each is news, once."""
+    """A grant that is withdrawn, and one that is given again: each is a change, once."""
     made = consul_state("web", rules=())
     rule = Rule(to=Destination(namespace="apps", annotated=True))
     refusal = Refusal(WEB, missing(WEB, "apps"), missing(WEB, "apps"))
@@ -646,7 +646,7 @@ def test_what_was_not_granted_is_never_asked_for_and_lets_go_of_what_was_filled(
 
 
 def test_a_user_who_asks_for_what_was_not_granted_sends_away_what_was_filled() -> None:
-    """At once: nobody lost it. A grant that is taken back waits for the grace, and is the guard's affair."""
+    """At once: nothing was lost. A grant that is taken back waits for the grace, and is the guard's affair."""
     made = consul_state("web", "db", rules=())
     rule, other = Rule(to=Destination(namespace="apps", annotated=True)), Query("dc1", "db")
     made.annotate(HERE, rule, WEB, 0.0)
@@ -655,7 +655,7 @@ def test_a_user_who_asks_for_what_was_not_granted_sends_away_what_was_filled() -
 
 
 def test_only_datacenters_that_matter_are_asked() -> None:
-    """Those of the rules, and those that somebody's Service asks for; with no rule and no wish, our own."""
+    """Those of the rules, and those that a user's Service asks for; with no rule and no such Service, our own."""
     elsewhere = (Rule(services=("web",), datacenters=("dc2",)),)
     made = ConsulState(elsewhere, ["dc1", "dc2", "dc3"], 30.0)
     assert made.active_datacenters() == ("dc2",)
@@ -666,7 +666,7 @@ def test_only_datacenters_that_matter_are_asked() -> None:
 
 
 def test_a_listing_that_failed_is_an_answer_but_no_listing() -> None:
-    """The first pass waits for answers, good or bad; what is missing is told from listings alone."""
+    """The first pass waits for answers, good or bad; what is missing is reported from listings alone."""
     made = ConsulState(RULES, ["dc1", "dc2"], 30.0)
     assert not made.listings_answered()
     made.on_listing("dc1", listing("web"), 0.0)
@@ -724,7 +724,7 @@ def test_a_datacenter_that_answers_again_has_its_orphans_looked_at() -> None:
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_what_a_user_left_behind_is_looked_at_when_it_is_certain_that_its_service_is_gone(narrow: bool) -> None:
-    """A rule claims the target, so nobody else asks for it; once for each time, whatever the rules select."""
+    """A rule claims the target, so no other client asks for it; once for each time, whatever the rules select."""
     old = Query("dc1", "old")
     made = ConsulState(
         (Rule(services=("web",), to=Destination(namespace="apps")),), ["dc1"], 30.0, partial_selection=narrow
@@ -746,7 +746,7 @@ def test_what_a_user_left_behind_is_looked_at_when_it_is_certain_that_its_servic
 
 
 def test_what_a_user_left_behind_is_looked_at_when_its_datacenter_can_be_listed_again() -> None:
-    """Until then nobody can tell a service that is listed from one that is gone. What feeds a target is no leftover."""
+    """Until then no one can tell a service that is listed from one that is gone. What feeds a target is no leftover."""
     other = Target("apps", "db")
     made = ConsulState(RULES, ["dc1", "dc2"], 30.0)
     for datacenter in made.datacenters:

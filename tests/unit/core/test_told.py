@@ -1,4 +1,4 @@
-"""What is said once, and when it is said again."""
+"""What is reported once, and when it is reported again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_slice_that_others_write_all_the_time_is_told_once() -> None:
 
 
 def test_slices_under_new_names_are_told_once_a_minute() -> None:
-    """So are those that come and go. What is left out is told when the minute is over."""
+    """So are those that come and go. What is left out is reported when the minute is over."""
     found = Told()
     news = [n for n in range(200) if found.is_news("web", [foreign(f"mesh-{n}", "has 10.9.9.1")], float(n))]
     assert news == [0, 60, 120, 180]
@@ -43,7 +43,7 @@ def test_slices_under_new_names_are_told_once_a_minute() -> None:
 
 
 def test_what_else_is_said_is_not_held_up_by_slices() -> None:
-    """And nobody drives it by writing slices."""
+    """And no one drives it by writing slices."""
     found = Told()
     assert found.is_news("web", [foreign("mesh", "has 10.9.9.1")], 0.0)
     assert found.is_news("web", ["a", foreign("other", "has 10.9.9.1")], 1.0)

@@ -133,7 +133,7 @@ def test_an_address_that_another_instance_has_ready_is_not_withheld() -> None:
     ],
 )
 def test_what_cannot_be_an_endpoint_is_skipped_with_the_reason(found: Instance, reason: str) -> None:
-    """The others are mirrored all the same."""
+    """The rest is mirrored all the same."""
     result = translated([found, instance("10.0.0.2")])
     assert result.mirror is not None
     assert result.mirror.groups == (group(*ready("10.0.0.2")),)
@@ -166,7 +166,7 @@ def test_an_ordinary_kind_is_no_proxy() -> None:
 
 
 def test_an_omitted_instance_without_an_address_is_omitted_for_its_health() -> None:
-    """The first reason is the one that is said."""
+    """The first reason is the one that is reported."""
     omit = picky(critical=Treatment.OMIT)
     lame = [
         instance("", node_address="", status=Status.CRITICAL),
@@ -182,7 +182,7 @@ def test_an_omitted_instance_without_an_address_is_omitted_for_its_health() -> N
     [(("s3",), (("env", "prod"),), True), (("s3",), (("env", "test"),), False), ((), (("env", "prod"),), False)],
 )
 def test_a_rules_tags_and_meta_choose_among_instances(tags: tuple[str, ...], meta: object, selected: bool) -> None:
-    """All of them must be on the instance; the others are nobody's fault and not reported."""
+    """All of them must be on the instance; all others are not reported."""
     by = Rule(tags=("s3",), meta=(("env", "prod"),), to=Destination(port=80))
     beside = instance("10.0.0.9", tags=("s3",), meta=(("env", "prod"),))
     found = translated([instance(tags=tags, meta=meta), beside], by)
@@ -198,7 +198,7 @@ ASKED = "the tag s3 and the meta env=prod and what the filter wants (x), which r
 @pytest.mark.parametrize("by", [PICKY, replace(PICKY, to=Destination(port=80))])
 @pytest.mark.parametrize("found", [[], [instance(tags=("s3",))], [instance(), instance("10.0.0.2")]])
 def test_while_a_rule_selects_nobody_nothing_is_made_and_what_stands_stays(by: Rule, found: list[Instance]) -> None:
-    """Whichever port is known; a Service keeps its address and its ports, with empty endpoints, and it is said."""
+    """Whichever port is known; a Service keeps its address and its ports, with empty endpoints, and it is reported."""
     why = f"{'none of the 2 instances' if len(found) > 1 else 'no instance'} of radosgw has {ASKED}"
     assert translated(found, by) == Translation(
         None, (Skipped("radosgw", "", said(f"{why}: nothing is made before one has")),)
@@ -222,7 +222,7 @@ def test_while_instances_are_hidden_nobody_says_that_none_is_selected() -> None:
 
 
 def test_of_rules_that_share_a_service_one_may_select_nobody() -> None:
-    """It is made for the other, and what has no endpoint is said."""
+    """It is made for the other, and what has no endpoint is reported."""
     one, two = (Rule(name=name, tags=(name,), to=Destination(port_name=name)) for name in ("http", "metrics"))
     known = Known((instance(tags=("http",)),))
     found = translate(TARGET, [(one, QUERY, known), (two, QUERY, known)])
@@ -399,7 +399,7 @@ def test_an_amount_is_a_number_or_no_less_than_its_percentage(amount: Amount, nu
 
 
 def test_one_pass_lets_no_instance_wait_and_says_that_a_running_bridge_does() -> None:
-    """It has no history; nothing is said of what is ready already, nor while nothing else is ready."""
+    """It has no history; nothing is reported of what is ready already, nor while nothing else is ready."""
     by = picky(settle_seconds=5.0)
     found = decide([instance(), instance("10.0.0.2")], by, STANDING)
     assert [(d.disposition, d.reason) for d in found] == [
@@ -423,7 +423,7 @@ def test_what_waits_is_told_so() -> None:
 
 
 def test_what_is_ready_now_is_what_our_objects_say() -> None:
-    """Endpoints and slices together; somebody else's do not count."""
+    """Endpoints and slices together; another owner's do not count."""
     piece = slice_of("s", group(*ready("10.0.0.3")))
     assert ready_now(Current(TARGET, service(), STANDING.endpoints, (piece,))) == {
         ("10.0.0.1", 8080, "TCP"),
@@ -436,7 +436,7 @@ def test_what_is_ready_now_is_what_our_objects_say() -> None:
 
 
 def test_nothing_is_made_while_nobody_knows_a_port() -> None:
-    """A Service needs one; it is said. A rule that gives one is enough, and so is a headless Service."""
+    """A Service needs one; it is reported. A rule that gives one is enough, and so is a headless Service."""
     assert translated([]).mirror is None
     assert mirror_of([], rule(port=80)).service_ports == (Port("", 80),)
     assert mirror_of([], rule(headless=True)).service_ports == ()
@@ -503,7 +503,7 @@ def test_tags_that_select_nobody_are_compared_with_those_that_are_there() -> Non
 
 
 def test_a_headless_service_of_ours_is_never_taken_away_for_want_of_a_port() -> None:
-    """It was made without one; somebody else's is not made to stay."""
+    """It was made without one; another owner's is not made to stay."""
     headless = service(ports=(), headless=True)
     assert translated([], rule(), Current(TARGET, headless)).mirror is not None
     assert translated([], rule(), Current(TARGET, service(None, (), headless=True))).mirror is None
@@ -562,7 +562,7 @@ def test_an_annotated_service_without_a_family_is_told() -> None:
         (service(family_policy="PreferDualStack", families=(Family.IPV4, Family.IPV6)), False),
         (service(None, family_policy="PreferDualStack"), False),
     ],
-    ids=["not made yet", "not asked for yet", "asked for in vain", "not known yet", "given", "somebody else's"],
+    ids=["not made yet", "not asked for yet", "asked for in vain", "not known yet", "given", "another owner's"],
 )
 def test_a_family_that_the_cluster_does_not_have_is_said(standing: CurrentService | None, warned: bool) -> None:
     """As soon as it is known: our Service asks for both families, and Kubernetes answers with those that it has."""
@@ -650,7 +650,7 @@ def test_what_was_not_understood_of_a_rule_is_said_of_what_it_makes() -> None:
 
 
 def test_labels_and_annotations_come_from_instances_where_a_rule_says_so() -> None:
-    """In a form that Kubernetes takes; contradictions are said; what the rule itself gives wins."""
+    """In a form that Kubernetes takes; contradictions are reported; what the rule itself gives wins."""
     by = rule(
         labels=(("fixed", "rule"),),
         labels_from=(("team", "meta:team"), ("zone", "node-meta:zone"), ("tier", "tag:tier="), ("fixed", "meta:team")),
@@ -770,7 +770,7 @@ def test_what_virtual_machines_cannot_give_is_said(
 
 
 def test_a_zone_is_a_hint_where_the_service_asks_for_it() -> None:
-    """Whether or not the endpoint is ready, so that a flip changes no hint; where a zone is unknown it is said."""
+    """Whether or not the endpoint is ready, so that a flip changes no hint; where a zone is unknown it is reported."""
     found = [instance(node_meta=(("zone", "a"),), status=Status.CRITICAL), instance("10.0.0.2")]
     translation = translated(found, rule(output=Output.BOTH), asking(distribution="PreferClose"))
     assert translation.mirror is not None

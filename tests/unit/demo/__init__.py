@@ -1,1 +1,1 @@
-"""What stands before the demonstration with Docker."""
+"""What comes before the demonstration with Docker."""

@@ -1,4 +1,4 @@
-"""Whatever is in the way of `docker compose up` is said in a sentence that tells what to do."""
+"""Whatever is in the way of `docker compose up` is reported in a sentence that tells what to do."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def docker(folder: Path, compose: str = "2.40.3", ports: dict[str, int] | None =
 
 
 def free() -> dict[str, int]:
-    """Three ports that nobody has."""
+    """Three ports that no one has."""
     return {name: free_port() for name in SERVICES}
 
 

@@ -48,7 +48,7 @@ def test_every_flag_setting_and_event_is_in_it() -> None:
 def test_a_mark_that_changes_in_the_code_makes_the_reference_stale(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: str, expectation: AbstractContextManager[Any]
 ) -> None:
-    """A renamed one stands there under its old name; a new one has no sentence yet."""
+    """A renamed one exists under its old name; a new one has no sentence yet."""
     monkeypatch.setattr(module, name, value, raising=False)
     try:
         with expectation:
@@ -64,7 +64,7 @@ def test_a_mark_that_changes_in_the_code_makes_the_reference_stale(
 def test_every_exit_status_and_path_has_its_sentence(
     monkeypatch: pytest.MonkeyPatch, table: str, left_out: object
 ) -> None:
-    """Those that there are, not those that somebody remembered."""
+    """Those that exist, not those that were listed by hand."""
     sentences = getattr(reference, table)
     monkeypatch.setattr(reference, table, {what: said for what, said in sentences.items() if what != left_out})
     with pytest.raises(LookupError, match=re.escape(repr(left_out))):

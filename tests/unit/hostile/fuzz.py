@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of what reads foreign bytes: `make fuzz SECONDS=60`, by atheris (requirements/fuzz.txt).
 
 Hypothesis (the tests beside this) knows what an answer looks like; atheris knows nothing, and finds what hypothesis was
-not told of. Only our own errors may come out; anything else stops the run and leaves the input in a file.
+not reported. Only our own errors may come out; anything else stops the run and leaves the input in a file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever stands in Kubernetes: it is read as something or as nothing, and what is not ours stays as it is."""
+"""Whatever is in Kubernetes: it is read as something or as nothing, and what is not ours stays as it is."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_every_object_is_something_or_nothing(kind: Kind, raw: Any) -> None:
 def test_a_plan_over_odd_objects_writes_over_our_own_alone(
     service: Any, endpoints: Any, pieces: list[Any], output: Output
 ) -> None:
-    """Whatever other programs made of the objects, those without our marks are not touched."""
+    """Whatever other programs made of the objects, those without our labels are not touched."""
     target = Target("shop", "web")
     found = [objects.decode(Kind.ENDPOINT_SLICE, raw) for raw in pieces]
     read = (objects.decode(Kind.SERVICE, service), objects.decode(Kind.ENDPOINTS, endpoints))

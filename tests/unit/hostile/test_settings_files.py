@@ -1,4 +1,4 @@
-"""Whatever stands in the settings file: settings, or a ConfigurationError with the place; never anything else."""
+"""Whatever is in the settings file: settings, or a ConfigurationError with the place; never anything else."""
 
 from __future__ import annotations
 

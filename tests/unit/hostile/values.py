@@ -1,4 +1,4 @@
-"""What somebody may put where something else was meant: values for hypothesis, nasty ones often."""
+"""What a user may put where something else was meant: values for hypothesis, nasty ones often."""
 
 from __future__ import annotations
 

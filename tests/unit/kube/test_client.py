@@ -420,7 +420,7 @@ def test_a_plugin_that_gives_certificates_is_followed_when_it_renews_them(
 def test_a_renewed_certificate_of_a_plugin_moves_nobody_to_another_cluster(
     ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The kubeconfig has changed meanwhile: all of the old configuration stays in use, and why is told."""
+    """The kubeconfig has changed meanwhile: all of the old configuration stays in use, and why is reported."""
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     (tmp_path / "other.pem").write_text("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
 
@@ -488,7 +488,7 @@ def test_a_refused_token_that_the_plugin_gives_again_does_not_keep_it_running(
 def test_a_token_file_that_is_gone_leaves_the_token_in_use(
     tls: HTTPServer, ca: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The volume is being mounted again, say: the old token goes on, and where the trouble is is told."""
+    """The volume is being mounted again, say: the old token goes on, and where the trouble is is reported."""
     monkeypatch.setattr(access_module, "AUTH_SECONDS", 0.0)
     folder = in_cluster(tmp_path, tls.port, monkeypatch, ca)
     body = {"major": "1", "minor": "37", "gitVersion": "v1"}
@@ -526,7 +526,7 @@ def test_an_oidc_token_that_cannot_be_renewed_is_transient(
 def test_a_401_with_a_broken_configuration_stays_a_401(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading it again fails: the old credentials are kept, the refusal is told."""
+    """Reading it again fails: the old credentials are kept, the refusal is reported."""
     monkeypatch.setattr(access_module, "RELOAD_SECONDS", 0.0)
     path = Path(kubeconfig(tmp_path, fake.url))
     client = KubeClient(kube_config(kubeconfig=str(path)))
@@ -726,7 +726,7 @@ def test_a_proxy_is_used(fake: FakeKube, tmp_path: Path) -> None:
     assert fake.log == []
 
 
-# --------------------------------------------------------------------------- what is said
+# --------------------------------------------------------------------------- what is reported
 
 
 @pytest.mark.parametrize("path", ["/version\r\nX: y", "/version HTTP/1.1", "/version\x00"])

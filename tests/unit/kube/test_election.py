@@ -44,7 +44,7 @@ class Server:
         """Store when `seen` is the version held (None: there is none)."""
         self.up()
         if (self.records[name].resource_version if name in self.records else None) != seen:
-            raise StaleError("somebody was quicker")
+            raise StaleError("another client was quicker")
         self.revision += 1
         self.records[name] = replace(fresh, resource_version=str(self.revision), renew_time=str(self.revision))
         self.answer()
@@ -195,7 +195,7 @@ def sim() -> Simulation:
 
 
 def test_the_first_has_everything_at_its_second_look(sim: Simulation) -> None:
-    """It joins, looks again (somebody may have been there before), and takes all shards."""
+    """It joins, looks again (another replica may have been there before), and takes all shards."""
     one = sim.add(3)
     sim.turn()
     assert sim.held() == {one: []}
@@ -234,7 +234,7 @@ def test_a_shard_is_given_up_only_after_its_last_write(sim: Simulation) -> None:
 
 
 def test_a_dead_replica_is_followed_after_its_lease_and_buried_later(sim: Simulation) -> None:
-    """kill -9: nobody takes its shard before the duration is over; its member Lease goes after ten of them."""
+    """kill -9: no replica takes its shard before the duration is over; its member Lease goes after ten of them."""
     one, two = sim.add(), sim.add()
     sim.turn(rounds=4)
     assert sim.held() == {one: [0], two: []}
@@ -347,7 +347,7 @@ def test_an_installation_with_another_number_of_shards_is_not_held_up_by_one_tha
 
 
 def test_a_rollout_is_no_second_installation(sim: Simulation) -> None:
-    """One name, or one that is not known: they share as ever, and nothing is said."""
+    """One name, or one that is not known: they share as ever, and nothing is reported."""
     old = sim.add(2)
     sim.turn(rounds=3)
     new = sim.add(2, installation="apps/first")
@@ -389,7 +389,7 @@ def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote
 
 
 def test_a_member_yields_in_public_only_when_its_last_write_has_ended(sim: Simulation) -> None:
-    """Whoever ignores it from then on may write at once."""
+    """A replica that ignores it from then on may write at once."""
     one = sim.add(installation="apps/first")
     sim.turn(rounds=3)
     election = sim.replicas[one]
@@ -448,7 +448,7 @@ def test_whose_writes_are_not_answered_for_long_leaves_them_to_another(sim: Simu
 
 
 def test_while_nobody_is_answered_the_leader_stays(sim: Simulation) -> None:
-    """An etcd without room refuses everybody's writes: to change the leader would help nobody."""
+    """An etcd without room refuses everybody's writes: to change the leader would not help."""
     one, two = sim.add(), sim.add()
     sim.turn(rounds=4)
     told = len(sim.told[one])
@@ -467,7 +467,7 @@ def test_who_sees_consul_goes_before_who_can_write(sim: Simulation) -> None:
 
 
 def test_while_nobody_sees_consul_everything_stays_where_it_is(sim: Simulation) -> None:
-    """Whoever leads has nothing to write, and nobody else would have."""
+    """The leader has nothing to write, and no other replica would have."""
     one, two = sim.add(), sim.add()
     sim.turn(rounds=4)
     told = len(sim.told[one])
@@ -518,7 +518,7 @@ def test_a_replica_that_does_not_say_whether_it_sees_consul_is_no_reason_to_give
 
 
 def test_without_a_server_writing_ends_and_comes_back(sim: Simulation) -> None:
-    """Fenced before anyone could take over; the reason is said."""
+    """Fenced before anyone could take over; the reason is reported."""
     one = sim.add()
     sim.turn(rounds=4)
     sim.server.trouble = "down"
@@ -541,7 +541,7 @@ def test_a_resignation_without_a_server_ends_soon(sim: Simulation) -> None:
 
 
 def test_a_bug_ends_the_thread_loudly(eventually: Callable[..., None]) -> None:
-    """`failed` hears of it."""
+    """`failed` is called."""
 
     class Broken(MemoryLeases):
         def snapshot(self) -> dict[str, LeaseRecord]:
@@ -587,7 +587,7 @@ def test_no_target_ever_has_two_writers(
 ) -> None:
     """Whatever happens in whatever order, with different numbers of shards, of one or two installations.
 
-    In the end somebody writes each; with two installations, unless all that are left gave way to one that has gone.
+    In the end one replica writes each; with two installations, unless all that are left gave way to one that has gone.
     """
     sim = Simulation()
     alive = [sim.add(number, name) for number, name in zip(numbers, names, strict=True)]

@@ -122,7 +122,7 @@ def test_forbidden_says_how_to_grant_what_is_missing() -> None:
     ],
 )
 def test_a_binding_names_the_user_as_kubectl_takes_it(namespace: str, user: str, command: str) -> None:
-    """A service account by its namespace and name; where Kubernetes named nobody, the reader fills it in."""
+    """A service account by its namespace and name; where Kubernetes named no one, the reader fills it in."""
     assert rbac.bind("b", "r", namespace, user) == f"kubectl create {command}"
 
 

@@ -196,7 +196,7 @@ def test_a_namespace_can_be_asked_for_without_running_the_plugin(tmp_path: Path)
 
 @pytest.mark.parametrize("missing", ["ca.crt", "mine.crt", "mine.key"])
 def test_a_file_that_is_not_there_is_named_in_full_with_its_kubeconfig(tmp_path: Path, missing: str) -> None:
-    """ "File does not exist: ca.crt" helps nobody who has three kubeconfigs."""
+    """ "File does not exist: ca.crt" does not help a user who has three kubeconfigs."""
     authority = trustme.CA()
     mine = authority.issue_cert("bridge@example.org")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))

@@ -32,7 +32,7 @@ class Server:
         if self.trouble == "down":
             raise TransientError("no connection")
         if (self.record.resource_version if self.record else None) != seen:
-            raise StaleError("somebody was quicker")
+            raise StaleError("another client was quicker")
         self.version += 1
         self.record = replace(fresh, resource_version=str(self.version))
         if self.trouble == "lost":
@@ -178,7 +178,7 @@ def test_a_renewal_whose_answer_was_lost_is_found_to_be_ours(now: list[float]) -
 
 
 def test_an_acquisition_whose_answer_was_lost_is_found_to_be_ours(now: list[float]) -> None:
-    """The record names us although we never heard so: taken at the next look, without waiting for its end."""
+    """The record names us although the answer was lost: taken at the next look, without waiting for its end."""
     server, (one, _) = candidates(now)
     server.trouble = "lost"
     one.elector.step()
@@ -189,11 +189,11 @@ def test_an_acquisition_whose_answer_was_lost_is_found_to_be_ours(now: list[floa
 
 
 def test_a_lease_taken_from_us_is_lost_at_once(now: list[float]) -> None:
-    """Somebody edited the holder by hand."""
+    """A user edited the holder by hand."""
     server, (one, _) = candidates(now)
     one.elector.step()
     assert server.record is not None
-    server.put(replace(server.record, holder="a person"), seen=server.record.resource_version)
+    server.put(replace(server.record, holder="a user"), seen=server.record.resource_version)
     now[0] += 2
     one.elector.step()
     assert (one.elector.may_write(), one.told) == (False, ["started", "stopped"])
@@ -302,7 +302,7 @@ def test_a_lease_that_is_not_wanted_is_neither_taken_nor_kept(now: list[float]) 
     assert server.version == before  # not renewed twenty times a second
     now[0] += 2.5
     elector.step()
-    assert (server.version, elector.leading) == (before + 1, True)  # nobody may take it while a write is under way
+    assert (server.version, elector.leading) == (before + 1, True)  # not to be taken while a write is under way
     inside[0] = 0
     elector.step()
     assert (elector.leading, server.record.holder) == (False, "")  # type: ignore[attr-defined]  # it was made above
@@ -378,7 +378,7 @@ def test_never_two_may_write(steps: list[tuple[int, float, str]]) -> None:
         server.trouble = trouble if trouble != "stop" else ""
         if trouble == "stop":
             candidate.elector.resign()
-            busy[index] = 0.0  # whoever resigns has waited for its writes
+            busy[index] = 0.0  # a replica that resigns has waited for its writes
             fresh = Candidate(server, lambda: now[0], f"{candidate.name}+", skew=candidate.skew + 99)
             group[index] = fresh
         else:

@@ -34,7 +34,7 @@ def test_an_odd_address_hides_no_other(odd: dict[str, Any]) -> None:
     "odd", [{}, {"metadata": {}}, node("10.0.0.1"), {"metadata": {"name": "n"}, "status": "text"}, node(7), "text"]
 )
 def test_a_node_that_is_none_is_left_out(odd: Any) -> None:
-    """Whatever a server, or what stands before it, makes of it."""
+    """Whatever a server, or a proxy in front of it, makes of it."""
     assert _node(odd) is None
 
 

@@ -247,7 +247,7 @@ def test_what_a_rule_gave_is_known_after_a_restore_without_managed_fields() -> N
         ([managed(("team",), manager="kubectl")], False),
         ([managed((*OURS, "tier"), manager="velero"), managed(("team",), manager="kubectl")], False),
     ],
-    ids=["whoever restored the object", "a user", "both, and it is the user's"],
+    ids=["the client that restored the object", "a user", "both, and it is the user's"],
 )
 def test_what_a_rule_drops_goes_unless_it_is_a_users(entries: Any, gone: bool) -> None:
     """Who owns our label of ownership as well has restored the object."""
@@ -543,7 +543,7 @@ def decoded_route(raw: dict[str, Any]) -> CurrentRoute:
 
 
 def test_a_route_is_read_as_it_was_written() -> None:
-    """Its own namespace may be named, and other fields of the spec are nobody's business."""
+    """Its own namespace may be named, and other fields of the spec are left alone."""
     raw = stored_route()
     assert decoded_route(raw).route == ROUTE
     raw["spec"]["parentRefs"][1]["namespace"] = "default"
@@ -572,7 +572,7 @@ def test_a_route_that_says_something_else_is_none_that_we_would_write(change: An
 
 
 def test_what_gateways_say_makes_no_other_route() -> None:
-    """Only what is False is told, whichever of the two conditions it is."""
+    """Only what is False is reported, whichever of the two conditions it is."""
     raw = stored_route()
     conditions = [
         {"type": "Accepted", "status": "True", "reason": "Accepted"},

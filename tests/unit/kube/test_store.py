@@ -107,7 +107,7 @@ def test_an_answer_that_comes_after_newer_news_changes_nothing() -> None:
 
 
 def test_an_answer_that_comes_after_the_deletion_does_not_bring_the_object_back() -> None:
-    """Written, deleted by somebody, and only then noted."""
+    """Written, deleted by a user, and only then noted."""
     store = Store("default")
     event(store, held(7), "ADDED")
     event(store, held(8), "DELETED")
@@ -116,7 +116,7 @@ def test_an_answer_that_comes_after_the_deletion_does_not_bring_the_object_back(
 
 
 def test_a_new_object_of_the_same_name_replaces_a_deleted_one() -> None:
-    """After a noted deletion, an object with another uid is news."""
+    """After a noted deletion, an object with another uid is a change."""
     store = Store("default")
     store.confirm(create(endpoints()), meta(7))
     store.confirm(delete(meta(7)), None)
@@ -127,7 +127,7 @@ def test_a_new_object_of_the_same_name_replaces_a_deleted_one() -> None:
 
 
 def test_a_noted_deletion_of_an_earlier_object_leaves_the_new_one() -> None:
-    """Delete was answered, somebody created it again, the watch told us first."""
+    """Delete was answered, a user created it again, the watch came first."""
     store = Store("default")
     event(store, held(9, uid="u2"), "ADDED")
     store.confirm(delete(meta(7)), None)
@@ -190,7 +190,7 @@ def test_graves_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.counts()["Endpoints"] == 0
 
 
-# --------------------------------------------------------------------------- what is told
+# --------------------------------------------------------------------------- what is reported
 
 
 def test_only_differences_are_told() -> None:
@@ -203,7 +203,7 @@ def test_only_differences_are_told() -> None:
 
 
 def test_an_expected_event_is_swallowed_and_an_unexpected_one_is_not() -> None:
-    """The echo equals the change; anything else is told although a write is under way."""
+    """The echo equals the change; anything else is reported although a write is under way."""
     labels = tuple(sorted(dict(endpoints().labels).items()))
     mine = replace(meta(5), labels=labels, annotations=endpoints().annotations)
     change = create(endpoints())
@@ -217,7 +217,7 @@ def test_an_expected_event_is_swallowed_and_an_unexpected_one_is_not() -> None:
 
 
 def test_an_expected_event_with_foreign_labels_in_the_way_is_told() -> None:
-    """Content as we want it, but the pairs are not ours: somebody else wrote it."""
+    """Content as we want it, but the pairs are not ours: another client wrote it."""
     change = create(endpoints())
     store = Store("default")
     store.expect(change)
@@ -225,7 +225,7 @@ def test_an_expected_event_with_foreign_labels_in_the_way_is_told() -> None:
 
 
 def test_a_failed_write_is_no_longer_expected() -> None:
-    """After `forget` the same content from somebody else is news."""
+    """After `forget` the same content from another client is a change."""
     change = create(endpoints())
     mine = replace(meta(5), labels=endpoints().labels, annotations=endpoints().annotations)
     store = Store("default")
@@ -292,7 +292,7 @@ def test_unchanged_changes_are_nothing() -> None:
 
 
 def test_current_shows_slices_by_name_and_foreign_endpoints_without_content() -> None:
-    """Deterministic order; somebody else's Endpoints are there as a conflict."""
+    """Deterministic order; another owner's Endpoints are there as a conflict."""
     store = Store("default")
     for number, name in enumerate(("b", "a")):
         store.confirm(create(slice_of("radosgw"), "default", name), meta(1 + number, Kind.ENDPOINT_SLICE, name))
@@ -335,7 +335,7 @@ def left_by_pods() -> CurrentSlice:
     ids=["deleted", "selector", "external-name"],
 )
 def test_what_pods_left_is_forgotten_with_their_service(event: str, spec: dict[str, Any]) -> None:
-    """Nobody asks about it any more, so nobody would learn that it has gone: a Service of that name begins again."""
+    """No rule asks about it any more, so nothing would show that it has gone: a Service of that name begins again."""
     store = Store("default")
     shown(store, 1, "ADDED")
     store.replace_leftovers([TARGET], [left_by_pods()])
@@ -362,7 +362,7 @@ def test_what_pods_left_is_forgotten_when_a_list_lacks_their_service() -> None:
 
 @dataclass
 class Simulation:
-    """A server with a history, a watch that lags behind it, and a store that hears of both."""
+    """A server with a history, a watch that lags behind it, and a store that learns of both."""
 
     store: Store = field(default_factory=lambda: Store("default"))
     version: int = 0
@@ -429,7 +429,7 @@ steps = st.lists(
 @settings(max_examples=500, deadline=None)
 @given(steps=steps)
 def test_the_store_converges_whatever_the_order_of_the_news(steps: list[tuple[str, str, int]]) -> None:
-    """Watch, answers and lists interleave at random; once all is told, the store equals the server."""
+    """Watch, answers and lists interleave at random; once all is delivered, the store equals the server."""
     sim = Simulation()
     for what, name, number in steps:
         match what:
@@ -454,7 +454,7 @@ def test_the_store_converges_whatever_the_order_of_the_news(steps: list[tuple[st
 
 
 def test_a_slice_that_loses_its_service_is_gone() -> None:
-    """Nothing to decode: the old target is told."""
+    """Nothing to decode: the old target is reported."""
     store = Store("default")
     mine = meta(1, Kind.ENDPOINT_SLICE, "radosgw-1")
     store.confirm(create(bodies()[Kind.ENDPOINT_SLICE], "default", "radosgw-1"), mine)

@@ -49,7 +49,7 @@ def rich_report(dry_run: bool = True) -> Report:
 
 
 def test_a_table_says_all_that_matters() -> None:
-    """Rows, sums, and every section with its way out."""
+    """Rows, sums, and every section with its remedy."""
     text = render(rich_report(), "table", 120)
     lines = text.splitlines()
     assert lines[0].split() == ["SERVICE", "TARGET", "PORTS", "READY", "NOT", "READY", "ACTION", "REASON"]
@@ -126,7 +126,7 @@ def test_adoption_is_offered_where_it_helps() -> None:
 @pytest.mark.parametrize("output", ["table", "diff", "json", "yaml"])
 @pytest.mark.parametrize("colour", [False, True])
 def test_nothing_hostile_reaches_the_terminal(output: str, colour: bool) -> None:
-    """Whoever may register in Consul chooses these texts."""
+    """A user who may register in Consul chooses these texts."""
     the_change = change(Action.UPDATE, reason=HOSTILE)
     outcome = Outcome(
         plan(
@@ -170,7 +170,7 @@ def test_five_thousand_rows_are_quick() -> None:
 
 
 def test_many_skipped_instances_do_not_bury_the_rest() -> None:
-    """Twenty are named, the others counted."""
+    """Twenty are named, all others counted."""
     skipped = tuple(Skipped("a", f"i{n:03}", said("loopback")) for n in range(100))
     text = render(report(done(plan(skipped=skipped))), "table", 100)
     assert "... and 80 more (-o json lists all)" in text
@@ -284,7 +284,7 @@ def test_a_reason_that_has_no_room_stands_whole_under_its_row() -> None:
 
 
 def test_what_stays_as_it_is_has_no_row_unless_it_is_asked_for() -> None:
-    """Of 1,500 services the one that changes is seen; the sums count the others."""
+    """Of 1,500 services the one that changes is seen; the sums count all others."""
     targets = [Target("storage", f"s-{n:04}") for n in range(1500)]
     same = [done(plan(change(Action.UNCHANGED, target=t), target=t, query=Query("dc1", t.name))) for t in targets]
     the_report = report(*same, created(1))

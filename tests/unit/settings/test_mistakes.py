@@ -1,4 +1,4 @@
-"""A mistake in the settings is told with its place, what is allowed, and what was probably meant."""
+"""A mistake in the settings is reported with its place, what is allowed, and what was probably meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.errors import ConfigurationError
 
 
 def mistake(tmp_path: Path, text: str) -> str:
-    """What is said about a YAML file, the file's own path shortened to F."""
+    """The messages about a YAML file, the file's own path shortened to F."""
     file = tmp_path / "bridge.yaml"
     file.write_text(text)
     with pytest.raises(ConfigurationError) as caught:
@@ -240,7 +240,7 @@ def test_aliases_cannot_make_a_small_file_huge(tmp_path: Path) -> None:
 
 
 def test_anchors_and_merges_work(tmp_path: Path) -> None:
-    """Rules that resemble each other need not be written twice; what stands in the rule itself wins."""
+    """Rules that resemble each other need not be written twice; what is in the rule itself wins."""
     file = tmp_path / "bridge.yaml"
     file.write_text("rules:\n- &base {services: [a], to: {namespace: one, port: 80}}\n- {<<: *base, services: [b]}\n")
     one, two = load({"--config": str(file)}, {}).core_rules()

@@ -227,7 +227,7 @@ def test_a_flag_beats_everything(key: str, tmp_path: Path) -> None:
     ("key", "variable"), [(s.key, variable) for s in catalogue() for variable in s.also], ids=lambda x: str(x)
 )
 def test_others_variables_work_between_our_own_and_the_file(key: str, variable: str, tmp_path: Path) -> None:
-    """CONSUL_… and KUBECONFIG are read; BRIDGE_… is stronger; the file is weaker, and the replacement is said."""
+    """CONSUL_… and KUBECONFIG are read; BRIDGE_… is stronger; the file is weaker, and the replacement is reported."""
     setting, (one, two) = SETTINGS[key], EXAMPLES[key]
     file = tmp_path / "bridge.yaml"
     file.write_text(yaml_of(key, two))
@@ -416,7 +416,7 @@ def test_rule_variables_make_one_rule_and_a_flag_beats_its_variable() -> None:
 
 @pytest.mark.parametrize("given", [{"flags": {"--service": ["a"]}}, {"environ": {"BRIDGE_NAMESPACE": "x"}}])
 def test_rule_flags_and_rules_in_the_file_are_refused(given: dict[str, Any], tmp_path: Path) -> None:
-    """Nobody could know which was meant; the message names both places."""
+    """No one could know which was meant; the message names both places."""
     file = tmp_path / "bridge.yaml"
     file.write_text("owner: x\nrules:\n  - services: [a]\n")
     with pytest.raises(ConfigurationError) as caught:
@@ -435,7 +435,7 @@ def test_a_file_without_rules_goes_with_rule_flags(tmp_path: Path) -> None:
 
 
 def test_a_mistyped_variable_is_noted_and_the_links_of_a_service_named_bridge_are_not() -> None:
-    """Kubernetes sets BRIDGE_PORT and the like in pods beside a Service of that name; they are nobody's mistake."""
+    """Kubernetes sets BRIDGE_PORT and the like in pods beside a Service of that name; they are not mistakes."""
     links = {"BRIDGE_SERVICE_HOST": "10.0.0.1", "BRIDGE_PORT": "tcp://10.0.0.1:80", "BRIDGE_PORT_80_TCP_ADDR": "x"}
     assert load({}, links).notes == ()
     (note,) = load({}, {"BRIDGE_CONECTIONS": "3"}).notes
@@ -512,7 +512,7 @@ def test_a_star_means_all_namespaces() -> None:
     ("flags", "shards"), [({}, None), ({"--leader-elect": True}, 1), ({"--shards": "2"}, 2), ({"--shards": "1"}, None)]
 )
 def test_more_than_one_shard_means_an_election(flags: dict[str, Any], shards: int | None) -> None:
-    """Otherwise one replica is alone, unless it is told that it is not."""
+    """Otherwise one replica is alone, unless a setting says that it is not."""
     election = load(flags, {}).run_options().election
     assert (None if election is None else election.shards) == shards
 

@@ -57,7 +57,7 @@ def change(action: Action = Action.UPDATE, kind: Kind = Kind.ENDPOINTS, reason: 
 
 
 def outcome(*applied: Change, failed: Change | None = None, **plan: Any) -> Outcome:
-    """What came of a plan for radosgw."""
+    """What resulted from a plan for radosgw."""
     changes = (*applied, *((failed,) if failed is not None else ()))
     failures = (Failure(failed, TransientError("refused")),) if failed is not None else ()
     return Outcome(Plan(TARGET, (Query("dc1", "radosgw"),), changes, **plan), applied, failures)

@@ -1,4 +1,4 @@
-"""The log: what is said, how often, and that neither secrets nor control characters get into it."""
+"""The log: what is reported, how often, and that neither secrets nor control characters get into it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_colour_only_when_wanted() -> None:
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
 def test_control_characters_are_escaped_everywhere(log_format: str) -> None:
-    """Names come from whoever may register in Consul: keys, values, nested values, and the event itself."""
+    """Names come from users who may register in Consul: keys, values, nested values, and the event itself."""
     evil = "x\x1b[2J\r\n\u202ey"
     text = written(log_format, (evil, {"a": evil, "b": [evil], "c": {"d": evil}, "e": ValueError(evil)}))
     assert len(text.splitlines()) == 1
@@ -145,7 +145,7 @@ def test_a_stderr_that_is_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("sys.stderr", Gone())
     logs.configure("console")
-    logs.logger().info("nobody hears")
+    logs.logger().info("no one learns")
 
 
 # --------------------------------------------------------------------------- the observer
@@ -271,7 +271,7 @@ def test_what_is_stored_otherwise_than_written_is_said_once_and_again_when_it_ch
 
 
 def test_a_slice_that_others_write_all_the_time_is_one_line(said: LogCapture) -> None:
-    """Whoever may write slices must not fill the log."""
+    """A client that may write slices must not fill the log."""
     log = observer()
     for number in range(140):
         what = f"has 10.9.9.{number}"

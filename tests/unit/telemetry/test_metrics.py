@@ -95,7 +95,7 @@ def test_writes_and_lag_are_counted() -> None:
 
 
 def test_a_write_without_a_change_in_consul_has_no_lag() -> None:
-    """Putting back what somebody deleted says nothing about the way from Consul."""
+    """Putting back what a user deleted says nothing about the way from Consul."""
     metrics = Metrics("1")
     metrics.outcome(created_and_done(), None)
     assert value(metrics, "consul_bridge_sync_lag_seconds_count") == 0
@@ -249,7 +249,7 @@ def coded(code: Code, number: int = 1) -> Reason:
 
 
 def test_a_service_that_did_not_get_its_name_is_counted_as_such() -> None:
-    """It is told by the code; its sentence has names in it that anyone may choose."""
+    """It is reported by the code; its sentence has names in it that anyone may choose."""
     claims, target = TargetAssignments(), Target("default", "web")
     for datacenter in ("dc1", "dc2"):
         claims.claim(Query(datacenter, "web"), Rule(), target)
@@ -338,7 +338,7 @@ def test_a_datacenter_has_one_series_also_when_its_name_was_not_known_at_first()
 
 
 def test_observers_together_hear_everything_even_when_one_fails() -> None:
-    """Telling must never stop the work that is told about."""
+    """Telling must never stop the work that it reports."""
 
     class Broken:
         def __getattr__(self, name: str) -> Any:

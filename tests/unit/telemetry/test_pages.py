@@ -1,4 +1,4 @@
-"""The pages for people: what they say, in which order, and that nobody's names become markup."""
+"""The pages for people: what they say, in which order, and that no name becomes markup."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ SERVICE = "/" + service_path(HOSTILE, HOSTILE)
 
 @pytest.mark.parametrize("path", ["/", "/changes", SERVICE, "/service/a/b"])
 def test_hostile_names_stay_text(path: str) -> None:
-    """Whoever may register in Consul chooses them; so does whoever writes the address."""
+    """A user who may register in Consul chooses them; so does the user who types the address."""
     page = get(hostile_sources(), path, {"q": HOSTILE, "state": HOSTILE, "sort": HOSTILE, "page": HOSTILE}, Hostile())
     elements = Elements(page)
     assert {tag for tag, _ in elements.found} <= ALLOWED
@@ -299,7 +299,7 @@ def test_a_service_without_any_ready_endpoint_is_not_green() -> None:
 
 
 def test_trouble_comes_first() -> None:
-    """Where nobody asked for an order; the worst at the top, and then by name."""
+    """Where no one asked for an order; the worst at the top, and then by name."""
     states = ("in_sync", "out_of_sync", "unknown", "conflict", "held", "out_of_sync", "failed")
     rows = [row(f"s{n}", state=state, slices_deviate=n == 5) for n, state in enumerate(states)]
     rows += [row("a0", kubernetes_ready=0), row("a1")]
@@ -388,7 +388,7 @@ def test_commands_are_marked_for_copying() -> None:
 
 
 def test_a_page_has_what_a_screen_reader_needs() -> None:
-    """One h1, landmarks, a language, headers with a scope, and an order that is said."""
+    """One h1, landmarks, a language, headers with a scope, and an order that assistive technology can read."""
     elements = Elements(get(PageSources(), "/"))
     tags = Counter(tag for tag, _ in elements.found)
     assert {t: tags[t] for t in ("h1", "main", "header", "caption")} == {"h1": 1, "main": 1, "header": 1, "caption": 1}
@@ -491,7 +491,7 @@ def test_fifty_on_a_page_by_namespace_and_name() -> None:
 
 
 def test_a_page_too_far_is_the_last() -> None:
-    """Services go while somebody reads."""
+    """Services go while a user reads."""
     assert names(page=99) == names(page=3)
 
 
@@ -530,7 +530,7 @@ def test_columns_sort_both_ways_and_ties_go_by_name() -> None:
     ],
 )
 def test_what_makes_no_sense_counts_as_not_said(query: dict[str, str]) -> None:
-    """Somebody edited the address."""
+    """A user edited the address."""
     assert ServiceQuery.of(query) == ServiceQuery()
 
 

@@ -1,4 +1,4 @@
-"""The web server: what it serves, what it refuses, and that nobody can make it stop serving probes."""
+"""The web server: what it serves, what it refuses, and that no client can make it stop serving probes."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_a_page_that_fails_is_500_and_says_nothing_inside(server: WebServer, sou
 
 
 def test_several_requests_on_one_connection_are_not_served(server: WebServer) -> None:
-    """One each: nobody can hold on."""
+    """One each: no client can hold on."""
     answer = raw(
         server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     )
@@ -350,7 +350,7 @@ def test_a_taken_port_is_a_configuration_error(server: WebServer, sources: PageS
 
 
 def test_an_address_that_is_not_here_is_a_configuration_error(sources: PageSources) -> None:
-    """Neither a name that nobody knows nor somebody else's address."""
+    """Neither an unknown name nor another host's address."""
     with pytest.raises(ConfigurationError, match=r"--listen no\.such\.host\.invalid:0"):
         start(sources, "no.such.host.invalid:0").start()
     with pytest.raises(ConfigurationError, match=r"--listen 203\.0\.113\.1:0: cannot be had"):

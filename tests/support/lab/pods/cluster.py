@@ -88,7 +88,7 @@ class Cluster(VmServers):
         self._nodes_count, self._vms_count, self._acl, self._service = nodes, vms, acl, service
         self._stack = ExitStack()
         self.keep = False
-        """Whether the logs are kept, and where they are is said, at the end."""
+        """Whether the logs are kept, and where they are is reported, at the end."""
         self.nodes: list[Node] = []
 
     # ------------------------------------------------------------------ life

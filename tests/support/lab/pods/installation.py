@@ -77,7 +77,7 @@ class Installation:
     # ------------------------------------------------------------------ replicas
 
     def pods(self, selector: str = SELECTOR) -> list[Json]:
-        """The pods of the bridge that are not on their way out."""
+        """The pods of the bridge that are not about to go."""
         path = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={selector.replace('=', '%3D')}"
         with self.cluster.lab.raw_kube() as kube:
             found: list[Json] = kube.json("GET", path)["items"]
@@ -124,7 +124,7 @@ class Installation:
         return lease["spec"].get("holderIdentity") or ""
 
     def await_another_leader(self, than: str, within: float = 60.0) -> float:
-        """Wait until somebody else leads than this identity; the seconds it took."""
+        """Wait until another replica leads than this identity; the seconds it took."""
         return self._timed(lambda: self.identity() not in ("", than), within, "another leader")
 
     def signal_leader(self, name: str) -> str:

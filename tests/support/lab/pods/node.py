@@ -65,7 +65,7 @@ class Node:
         self._program = self._rig.start(self.host, command, os.environ, name=f"{self.name}-machine")
 
     def kill(self) -> None:
-        """As a power cut: every process on it is gone, and nobody was told. Its pods' logs stay."""
+        """As a power cut: every process on it is gone, without a farewell. Its pods' logs stay."""
         if self._program is not None:
             self._program.kill()
 
