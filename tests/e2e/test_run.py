@@ -432,36 +432,6 @@ def test_after_a_kill_in_the_middle_of_changes_both_sides_agree_again(
     daemon.stop()
 
 
-def test_a_consul_that_was_rebuilt_empty_takes_nothing_away(fresh_lab: Lab, eventually: Eventually) -> None:
-    """Removals are held and said; as agents register again, everything goes on."""
-    lab = fresh_lab
-    env = environment(lab.consul.address, lab.kubeconfig)
-    daemon = Daemon(
-        lab, "bridge", "--service", "t-*", "--namespace", "default", "--removal-grace-period", "0s", env=env
-    )
-    lab.add(daemon)
-    with lab.raw_consul() as consul:
-        for turn in range(3):  # a Consul that has lived: its index is past that of a new one
-            for n in range(1, 4):
-                consul.register("t-web", f"t-vm-{n}", f"10.77.1.{n}", 80 + turn)
-        for turn in range(20):
-            consul.register("t-web", "t-vm-1", "10.77.1.1", 90 + turn)
-            consul.register("t-web", "t-vm-1", "10.77.1.1", 82)
-        daemon.start()
-    with lab.raw_kube() as kube:
-        everything = [(f"10.77.1.{n}", 82) for n in range(1, 4)]
-        eventually(lambda: ready_addresses(kube.endpoints("default", "t-web")), everything)
-        lab.consul.restart(empty=True)
-        eventually(lambda: daemon.readiness().get("held", []) != [], True, 30)
-        end = time.monotonic() + 3
-        while time.monotonic() < end:
-            assert ready_addresses(kube.endpoints("default", "t-web")) == everything
-        with lab.raw_consul() as consul:
-            consul.register("t-web", "t-vm-9", "10.77.1.9", 82)
-        eventually(lambda: ready_addresses(kube.endpoints("default", "t-web")), [*everything, ("10.77.1.9", 82)], 20)
-    daemon.stop()
-
-
 @pytest.mark.parametrize("fresh_lab", [{"acl": True}], indirect=True)
 def test_a_token_that_sees_nothing_takes_nothing_away(fresh_lab: Lab, eventually: Eventually) -> None:
     """Under default deny, without a token, Consul says 200 and shows nothing: that is not "gone"."""

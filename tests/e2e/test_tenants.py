@@ -249,27 +249,6 @@ def test_who_switches_thirty_endpoints_away_holds_nothing_anywhere(harness: Harn
     harness.is_well()
 
 
-def test_what_consul_loses_of_one_namespace_is_held_there_alone(harness: Harness, eventually: Eventually) -> None:
-    """Who may register in Consul can have the guard hold what is theirs, and nothing else."""
-    harness.register("lost", 30)
-    harness.ask("lost", "lost", create=True)
-    eventually(lambda: harness.ready("lost"), 30)
-    harness.consul.json("PUT", "/v1/catalog/register", {
-        "Node": f"{harness.prefix}lost", "Address": "10.80.0.1", "SkipNodeUpdate": True,
-        "Check": {"CheckID": "node", "Name": "node", "Status": "critical"},
-    })  # fmt: skip
-    eventually(lambda: [text.partition(":")[0] for text in harness.daemon.readiness()["held"]], [f"{harness.bad}/lost"])
-    (text,) = harness.daemon.readiness()["held"]
-    assert f"30 of 30 ready endpoints of annotated Services in namespace {harness.bad}" in text
-    assert f"--service {harness.prefix}lost --namespace {harness.bad} --force`" in text
-    for _ in range(2):
-        harness.follows()
-    assert harness.ready("lost") == 30
-    harness.is_well()
-    harness.drop("lost")
-    eventually(lambda: harness.daemon.readiness()["held"], [])
-
-
 def test_a_flood_of_events_hides_none_of_another_namespace(harness: Harness, eventually: Eventually) -> None:
     """Hundreds of Services that are asked for wrongly; what concerns the other team is reported in time."""
 

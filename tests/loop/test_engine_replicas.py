@@ -19,7 +19,7 @@ from bridge.pipeline.dns import Resolver
 from bridge.telemetry.metrics import Metrics
 from tests.support.fakes.consul import FakeConsul
 from tests.support.fakes.consul import Fault as ConsulFault
-from tests.support.fakes.kube import ADMIN_TOKEN, PLAIN_TOKEN, FakeKube, Fault
+from tests.support.fakes.kube import ADMIN_TOKEN, FakeKube, Fault
 from tests.support.options import consul_config, kube_config, resolver_settings
 from tests.support.running import OPTIONS
 
@@ -319,23 +319,3 @@ def test_a_leader_waits_for_no_write_longer_than_its_lease(
         time.sleep(0.05)
     assert harness.ready("web") == ["10.0.0.1", "10.0.0.2"]
     assert 0 < max(waits) <= LEASE
-
-
-def test_a_leader_whose_writes_are_not_answered_leaves_them_to_another(
-    harness: Harness, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its Lease is renewed all the time; when it is answered again, which it finds out by itself, it may lead again."""
-    monkeypatch.setattr("bridge.controller.shards.WRITING_SECONDS", 0.2)
-    harness.consul.register("web", "vm-1", "10.0.0.1", 80)
-    first = harness.add(lasting_seconds=1.0)
-    eventually(lambda: harness.ready("web"), ["10.0.0.1"])
-    second = harness.add(token=PLAIN_TOKEN, lasting_seconds=1.0)
-    harness.kube.inject(Fault(status=503), times=10**6, method="PATCH", user="admin")
-    harness.kube.inject(Fault(status=503), times=10**6, path="/version", user="admin")
-    harness.consul.register("web", "vm-2", "10.0.0.2", 80)
-    eventually(lambda: harness.ready("web"), ["10.0.0.1", "10.0.0.2"], 30)
-    assert (first.leads, second.leads) == (False, True)
-    assert "did not answer what was written from here" in str(first.detail["election"])
-    assert first.detail["kubernetes"] != "ok"
-    harness.kube.clear_faults()
-    eventually(lambda: first.detail["kubernetes"], "ok", 20)

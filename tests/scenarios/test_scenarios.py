@@ -297,7 +297,7 @@ class Stage:
             ports.add(Port("", int(at[2])))
         meta = Meta(kind=Kind.ENDPOINT_SLICE, namespace=namespace, name=name, uid="u", resource_version="1", owner=None)
         group = Group(Family.IPV4, tuple(sorted(ports)), tuple(endpoints))
-        piece = CurrentSlice(meta, service, group, manager="" if manager == "no owner" else manager)
+        piece = CurrentSlice(meta, service, group, manager="" if manager in ("no owner", "nobody") else manager)
         cluster.others = (*cluster.others, piece)
 
     def place(self, text: str) -> None:
@@ -306,7 +306,7 @@ class Stage:
         if first.startswith("EndpointSlice "):
             self._place_slice(first, manners)
             return
-        if first.startswith("HTTPRoutes cannot be listed: "):
+        if first.startswith(("HTTPRoutes cannot be listed: ", "nobody can tell HTTPRoutes: ")):
             why = Reason(Code.ROUTES_UNREAD, why=first.partition(": ")[2])
             for cluster in self.store.clusters.values():
                 cluster.route = why

@@ -1,7 +1,7 @@
 """`make bench`: the targets of the project beside what was measured, each beside its floor of the same run.
 
     python -m tests.support.bench                     all parts but the optional ones (22 minutes on two quiet cores)
-    python -m tests.support.bench propagation sync    these parts; the others stay in the report as they were
+    python -m tests.support.bench propagation sync    these parts; all other parts stay in the report as they were
     python -m tests.support.bench hour shards         the optional ones: an hour of changes, two replicas beside one
     python -m tests.support.bench report              the report into docs/scaling.md with its plot, and into README.md
     python -m tests.support.bench all report          all parts but the optional ones, and the report into the documents

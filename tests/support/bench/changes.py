@@ -30,7 +30,7 @@ SAME_NODE = ""
 BUSY_PER_SECOND = 50.0
 SETTLE_SECONDS = 0.03
 FLOOR_TIMES = 16
-"""Of each kind that nobody names: what it is compared with is not near it, so fewer are enough."""
+"""Of each kind without a name: what it is compared with is not near it, so fewer are enough."""
 DIRECT = 8
 """Services that are made to have a direct watch."""
 DIRECT_TIMES = 13
@@ -109,7 +109,7 @@ def within(
 
 
 class Elsewhere:
-    """So many changes a second of services that nobody measures: half flips, the rest of all other kinds.
+    """So many changes a second of services that no one measures: half flips, the rest of all other kinds.
 
     `seconds`: how long they went on. Leaving raises what ended them before their time.
     """
@@ -170,7 +170,7 @@ def say(text: str) -> None:
 def unwatched(tail: Tail, consul: RawConsul, groups: Mapping[str, Sequence[int]]) -> tuple[Lags, Lags]:
     """Changes of services that never changed before, so that none has a direct watch; flips in turn with the floor's.
 
-    Registrations and address changes leave the nodes alone: nobody names these services, a sweep has to find them. The
+    Registrations and address changes leave the nodes alone: no one names these services, a sweep has to find them. The
     floor's changes of those kinds come after them, for they would set off a sweep as well.
     """
     ours: Lags = {}

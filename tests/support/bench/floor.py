@@ -42,7 +42,7 @@ MANAGER = "raw-client-01"
 
 
 def marked(name: str, service: str, **labels: str) -> Json:
-    """An object's metadata as long as the bridge's, and nobody's: it is not to be taken for the bridge's own."""
+    """An object's metadata as long as the bridge's, and without an owner: not to be taken for the bridge's own."""
     return {
         "name": name,
         "labels": {"app.kubernetes.io/managed-by": MANAGER, "consul-floor0/owner": "default", **labels},

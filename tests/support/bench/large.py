@@ -51,7 +51,7 @@ def _first(stage: Stage, *, headless: bool = False) -> tuple[float, int, float]:
 
 
 def first_sync(stage: Stage, out: Collected, *, headless: bool = False) -> None:
-    """On servers that nobody wrote to before, between the halves of its floor: they share its minutes, and noise."""
+    """On servers that no one wrote to before, between the halves of its floor: they share its minutes, and noise."""
     took, writes, floor = _first(stage, headless=headless)
     what = f"first sync, {'Headless' if headless else 'cluster addresses'}, whole command, {stage.label}"
     row, least, rate = "headless" if headless else "sync", 0.95 if headless else 0.85, writes / took

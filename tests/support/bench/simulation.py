@@ -264,7 +264,7 @@ def figures(found: list[Measured]) -> list[Figure]:
 
 
 def grows(what: str, microseconds: float, small: float) -> Figure:
-    """What looks at every service costs more in a larger catalog; how much more is shown, and judged by nobody."""
+    """What looks at every service costs more in a larger catalog; how much more is shown, and judged by no one."""
     times = f"{microseconds / small:.1f} x" if small else ""
     return Figure(what, f"{number(microseconds / 1000)} ms", f"{number(small / 1000)} ms", times)
 

@@ -99,14 +99,13 @@ EVERYWHERE = (
     "docs",
     "image",
     "manifests",
-    "tests",
     "Dockerfile",
     "Makefile",
     "README.md",
     "SECURITY.md",
     "docker-compose.yml",
 )
-"""Where prose is read, below the root."""
+"""Where prose is read, below the root; further places are arguments of the command, as in `... prose tests`."""
 
 ABOUT_PROSE = frozenset({"tests/support/docs/prose.py", "tests/unit/docs/test_prose.py"})
 """Files that quote the expressions."""
@@ -154,9 +153,9 @@ def found_in(text: str, suffix: str, phrases: Mapping[str, str] = PHRASES) -> It
         yield shown.count("\n", 0, match.start()) + 1, phrase, phrases[phrase]
 
 
-def files() -> Sequence[Path]:
+def files(further: Sequence[str] = ()) -> Sequence[Path]:
     """Everything that is text in these places."""
-    places = [ROOT / name for name in EVERYWHERE]
+    places = [ROOT / name for name in (*EVERYWHERE, *further)]
     below = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*")))]
     return [
         path
@@ -165,11 +164,11 @@ def files() -> Sequence[Path]:
     ]
 
 
-def main() -> int:
-    """Print what was found; the exit status is 1 then."""
+def main(further: Sequence[str] = ()) -> int:
+    """Print what was found, `further` places included; the exit status is 1 then."""
     found = [
         f'{name}:{number}: "{phrase}"; write: {instead}'
-        for path in files()
+        for path in files(further)
         for name in (str(path.relative_to(ROOT)),)
         for number, phrase, instead in found_in(path.read_text(encoding="utf-8"), path.suffix)
         if (name, phrase) not in ALLOWED
@@ -179,4 +178,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
