@@ -56,14 +56,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def ratio(what: str, value: float, floor: float, most: float, unit: str = "ms", row: str = "") -> Figure:
     """A figure whose target is a multiple of its floor."""
-    times, digits = value / floor if floor else float("inf"), 2 if unit == "s" else 1
+    times, digits = value / floor if floor > 0 else float("inf"), 2 if unit == "s" else 1
     ours, least = (f"{one:.{digits}f} {unit}" for one in (value, floor))
     return Figure(what, ours, least, f"{times:.2f} x", f"<= {most:g} x", times <= most, row)
 
 
 def beside(what: str, value: float, floor: float, unit: str = "ms", row: str = "") -> Figure:
-    """A figure beside its floor, without a target."""
-    return replace(ratio(what, value, floor, 1, unit, row), target="", ok=None)
+    """A figure beside its floor, without a target; without a ratio where the floor was done before the clock began."""
+    made = replace(ratio(what, value, floor, 1, unit, row), target="", ok=None)
+    return made if floor > 0 else replace(made, ratio="")
 
 
 def limit(

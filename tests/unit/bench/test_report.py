@@ -37,6 +37,7 @@ def test_a_figure_beside_its_floor_is_judged_by_nobody() -> None:
     """However much more it is."""
     found = beside("x", 30.0, 10.0)
     assert (found.ok, found.target, found.ratio) == (None, "", "3.00 x")
+    assert beside("x", 10.0, -0.6).ratio == ""  # the slice was stored before the observer of Consul knew
 
 
 def test_a_slope_is_that_of_the_line_that_fits_best() -> None:
