@@ -14,6 +14,7 @@ from bridge.core.model import Target
 from bridge.core.shards import shard_of
 from bridge.kube.client import KubeClient
 from bridge.kube.election import Election, ElectionConfig, KubeLeases
+from bridge.kube.predecessor import has_ended, own_process
 
 
 class Leadership(Protocol):
@@ -93,7 +94,14 @@ class LeaseElection:
         self._shards = config.shards
         self._leases = KubeLeases(client, config)
         self._election = Election(
-            self._leases, config, on_change=on_change, failed=failed, sees_consul=sees_consul, can_write=can_write
+            self._leases,
+            config,
+            on_change=on_change,
+            failed=failed,
+            sees_consul=sees_consul,
+            can_write=can_write,
+            process=own_process(),
+            has_ended=has_ended,
         )
 
     def start(self) -> None:

@@ -149,7 +149,8 @@ def build(
                 can_write=lambda: not breaker.failing,
             )
             made.callback(leadership.stop)
-        probe = WriteProbe(client, breaker, shards, clock).look if options.election is not None else lambda: None
+        writer = Writer(client, lease_remaining=leadership.lease_remaining)
+        probe = WriteProbe(writer, breaker, shards, clock).look if options.election is not None else lambda: None
 
         # Kubernetes as it is; its listener is made below, and gets no event before the start
         informer = Informer(
@@ -229,7 +230,7 @@ def build(
                 breaker=breaker,
                 leadership=leadership,
                 informer=informer,
-                writer=Writer(client, lease_remaining=leadership.lease_remaining),
+                writer=writer,
                 retry=retry,
                 slice_rights=rights,
             ),

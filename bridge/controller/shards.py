@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bridge.controller.circuit_breaker import CircuitBreaker
 from bridge.controller.conflicting_writers import ConflictingWriters
 from bridge.errors import BridgeError
-from bridge.kube.client import KubeClient
+from bridge.kube.writer import Writer
 from bridge.telemetry.events import LeadingChanged, Observer
 
 WRITING_SECONDS = 5.0
@@ -53,9 +53,13 @@ class HeldShards:
 
 @dataclass(eq=False, repr=False)
 class WriteProbe:
-    """Checks that the API server answers writes again while this replica has no shard and so writes nothing."""
+    """Checks that the API server answers writes again while this replica has no shard and so writes nothing.
 
-    client: KubeClient
+    What was not answered is sent once more as a dry run, which goes through admission and stores nothing. That etcd
+    stores what comes from here shows the replica's own Lease: without its renewal no replica gets a shard.
+    """
+
+    writer: Writer
     breaker: CircuitBreaker
     shards: HeldShards
     clock: Callable[[], float]
@@ -69,5 +73,5 @@ class WriteProbe:
             return
         self._next = now + WRITING_SECONDS
         with contextlib.suppress(BridgeError):
-            self.client.request("GET", "/version", timeout=WRITING_TIMEOUT_SECONDS)
+            self.writer.ask_again(WRITING_TIMEOUT_SECONDS)
             self.breaker.mended()

@@ -1,25 +1,30 @@
-"""Who may write: leader election on a `coordination.k8s.io/v1` Lease, fenced by the monotonic clock.
+"""Locks on `coordination.k8s.io/v1` Leases, fenced by the monotonic clock: a session that is renewed, and holds in it.
 
 Our own, because the kubernetes package's goes on leading when the API server is lost
 (docs/kubernetes.md). What it rests on:
 
-- Only the API server decides: every change of the Lease carries the resourceVersion that was seen, so of many who try
+- Only the API server decides: every change of a Lease carries the resourceVersion that was seen, so of many who try
   exactly one succeeds.
-- The clock of another machine does not count. A candidate takes the Lease when IT has seen the record unchanged for the
-  record's whole duration, on a monotonic clock of its own; the times in the record are for people.
-- A leader counts from the moment BEFORE it sent its last successful renewal. Others can see that renewal only later,
-  so they wait at least until `sent + duration`; the leader stops writing `margin` earlier (`may_write`), whether or
-  not any thread of its elector gets to run. From then on it does not count itself as leader either: it campaigns again.
+- A process has one Lease that it renews, its `Session`. Another process ends the session when IT has seen the record
+  unchanged for the record's whole duration, on a monotonic clock of its own; the times in the record are for people,
+  and no clock of another machine counts. It ends it by deleting the very version that it saw: a renewal that the API
+  server had before that makes the deletion fail, and one that comes later fails itself.
+- A `Hold` is a Lease that names a session by its uid and is never renewed: it is free for others once no Lease has
+  that uid. So the traffic in steady state does not depend on how many are held.
+- A session counts from the moment BEFORE its last successful renewal was sent. Others can see that renewal only later,
+  so they wait at least until `sent + duration`; the holder stops writing `margin` earlier (`may_write`), whether or
+  not any thread of ours gets to run. From then on it does not count on its session either: it takes it again.
 
     sent ─────────────── fence = sent + duration - margin ──── sent + duration
-     │ may_write: yes     │ no; lost: `on_stopped`               │ others may take it
+     │ may_write: yes     │ no; lost: `on_ended`                 │ others may end the session, and take what it held
 
 A write that was begun before the fence is waited for until `sent + duration` at most. The server may still carry it out
 later, when no thread waits for the answer; the preconditions then limit it to the very object that was seen.
 
-When a user deletes a Lease that is held, another replica can create it at once: two may then write until the fence of
-the first is reached. Needs create and update on leases (and get, where `election` does not list them all). This module
-must not know what is written, nor import another package; `election` runs several electors side by side.
+When a user deletes a Lease that is held, another replica can take its place at once: two may then write until the first
+sees it go (a watch tells it), or until its fence: a hold as well counts only from the last moment at which all Leases
+were known. Needs create, update and delete on leases. This module
+must not know what is written, nor import another package; `election` runs a session and several holds.
 """
 
 from __future__ import annotations
@@ -58,7 +63,7 @@ class LeaseRecord:
 
 
 class Lock(Protocol):
-    """What an elector needs of a LeaseLock."""
+    """What a session or a hold needs of a LeaseLock."""
 
     name: str
     identity: str
@@ -71,6 +76,8 @@ class Lock(Protocol):
     def renew(self, held: LeaseRecord) -> LeaseRecord: ...
 
     def release(self, held: LeaseRecord) -> None: ...
+
+    def remove(self, held: LeaseRecord) -> None: ...
 
 
 def boot_clock() -> float:
@@ -228,22 +235,25 @@ def _texts(found: Any) -> dict[str, str]:
 class ElectionSettings:
     """Times of an election, in seconds.
 
-    `margin` is how long before the Lease can be taken a leader begins no write any more: the last one has so long.
-    `renew` is the pause between renewals, `poll` that between a standby's looks (a released Lease is taken within it);
-    both are jittered by a fifth.
+    `margin` is how long before others can end a session no write begins any more: the last one has so long.
+    `renew` is the pause between renewals, `poll` that between two tries of what failed, both jittered by a fifth.
     """
 
     margin: float = 5.0
-    renew: float = 2.0
+    renew: float = 5.0
     poll: float = 0.6
 
 
-class LeaderElector:
-    """Keeps trying to hold one Lease while it is `wanted`: `step` again and again, `resign` at the end.
+def pause_after(error: BridgeError, seconds: float) -> float:
+    """How long to wait until the next try: `seconds`, or as long as the server asks for."""
+    return max(seconds, getattr(error, "retry_after_seconds", None) or 0.0)
 
-    `on_started` and `on_stopped` are called in the thread that calls `step`. A writer must not rely on `on_stopped`
-    alone: only `may_write`, called right before each write, is safe in a process that was paused. `drained` says
-    whether no write is in flight: a Lease that is no longer wanted is released only then.
+
+class Session:
+    """Keeps the Lease that only this process takes: `step` again and again, `remove` at the end.
+
+    `on_ended` is called in the thread that calls `step`. A writer must not rely on it: only `may_write`, called right
+    before each write, is safe in a process that was paused.
     """
 
     def __init__(
@@ -251,10 +261,7 @@ class LeaderElector:
         lock: Lock,
         settings: ElectionSettings | None = None,
         *,
-        on_started: Callable[[], None] = lambda: None,
-        on_stopped: Callable[[], None] = lambda: None,
-        wanted: Callable[[], bool] = lambda: True,
-        drained: Callable[[], bool] = lambda: True,
+        on_ended: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = boot_clock,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
@@ -266,162 +273,204 @@ class LeaderElector:
                 f"a lease of {duration} s leaves no room for a margin of {self._settings.margin} s "
                 f"and two renewals every {self._settings.renew} s"
             )
-        self._on_started = on_started
-        self._on_stopped = on_stopped
-        self._wanted = wanted
-        self._drained = drained
+        self._on_ended = on_ended
         self._clock = clock
         self._spread = spread
-        self._releasing = False
         self._held: LeaseRecord | None = None
-        self._sent = float("-inf")
-        self._observed: LeaseRecord | None = None
-        self._observed_at = float("-inf")
+        self._due = float("-inf")
+        self.sent = float("-inf")
+        """When the last successful renewal was sent."""
+        self.answered = float("-inf")
+        """When the answer to it came."""
+        self.joined = 0
+        """The API server's revision at which the session was taken, 0 without one."""
         self.error: BridgeError | None = None
 
     # ------------------------------------------------------------------ asked by writers
 
-    def may_write(self, now: float | None = None) -> bool:
-        """Whether we hold the Lease and no replica can take it for at least `margin` from `now` on (`clock`'s)."""
-        moment = self._clock() if now is None else now
-        return self._held is not None and not self._releasing and moment < self._fence
+    def may_write(self, now: float) -> bool:
+        """Whether we have the session and no replica can end it for at least `margin` from `now` on (`clock`'s)."""
+        return self._held is not None and now < self._fence
 
-    def lease_remaining(self) -> float:
-        """How long a write that begins now may take: until others can have the Lease. 0 when none may begin."""
-        moment = self._clock()
-        until = self._sent + self._lock.duration_seconds
-        return until - moment if self.may_write(moment) else 0.0
+    @property
+    def until(self) -> float:
+        """When others can end it."""
+        return self.sent + self._lock.duration_seconds
 
     @property
     def _fence(self) -> float:
-        return self._sent + self._lock.duration_seconds - self._settings.margin
-
-    @property
-    def leading(self) -> bool:
-        """Whether we hold the Lease as far as we know. For status; before a write ask `may_write`."""
-        return self._held is not None
+        return self.until - self._settings.margin
 
     @property
     def held(self) -> LeaseRecord | None:
-        """The record that we hold, as far as we know."""
+        """The record that we hold, as far as we know. Before a write ask `may_write`."""
         return self._held
 
     @property
-    def leader(self) -> str:
-        """Identity of the holder last seen, "" when there is none."""
-        if self._held is not None:
-            return self._lock.identity
-        return self._observed.holder if self._observed is not None else ""
+    def uid(self) -> str:
+        """What holds name the session by, "" without one."""
+        return self._held.uid if self._held is not None else ""
+
+    @property
+    def seconds(self) -> float:
+        """Until the next step is due."""
+        return self._due - self._clock()
 
     # ------------------------------------------------------------------ life
 
-    def resign(self) -> bool:
-        """Release the Lease, for good; call it when the last write has ended. False: the server did not answer."""
-        self._releasing = True
-        return self._release()
-
-    def step(self) -> float:
-        """One look at the Lease, or one renewal, or its release; seconds until the next."""
+    def step(self) -> None:
+        """Take the Lease, or renew it."""
         self._expire()
-        self._releasing = self._held is not None and not self._wanted()
-        if self._releasing:
-            if self._drained():
-                self._release()
-                self._releasing = False
-                return self._settings.poll
-            if self._clock() - self._sent < self._settings.renew:
-                return DRAINING_SECONDS
         try:
-            pause = self._renew() if self._held is not None else self._campaign()
+            if self._held is None:
+                self._take()
+            else:
+                self._renew(self._held)
         except (TransientError, PermanentError) as error:
             self.error = error
-            pause = min(self._settings.renew, self._settings.poll) if self._held is not None else self._settings.renew
-            pause = max(pause, getattr(error, "retry_after_seconds", None) or 0.0)
+            patient = isinstance(error, PermanentError) and self._held is None
+            pause = pause_after(error, self._settings.renew if patient else self._settings.poll)
         else:
             self.error = None
+            pause = self._settings.renew if self._held is not None else self._settings.poll
+        self._due = self._clock() + self._spread(0.8 * pause, 1.2 * pause)
         self._expire()
-        return self._spread(0.8 * pause, 1.2 * pause)
+
+    def remove(self) -> None:
+        """End the session, so that nothing that it held keeps others waiting. What fails runs out by itself."""
+        held = self._held
+        if held is not None:
+            self._lose()
+            try:
+                self._lock.remove(held)
+            except BridgeError as error:
+                self.error = error
 
     # ------------------------------------------------------------------ inside
 
-    def _campaign(self) -> float:
-        record = self._lock.read(cached=True)
-        now = self._clock()
-        if record is None:
-            if not self._wanted():
-                return self._settings.poll
-            self._take(None)
-            return self._settings.renew
-        if self._observed is None or record != self._observed:
-            self._observed, self._observed_at = record, now
-        duration = record.duration_seconds or self._lock.duration_seconds
-        unchanged = now - self._observed_at
-        free = not record.holder or record.holder == self._lock.identity or unchanged >= duration
-        if not free:
-            return min(self._settings.poll, max(duration - unchanged, 0.05))
-        if not self._wanted():
-            return self._settings.poll
-        self._take(record)
-        return self._settings.renew if self._held is not None else self._settings.poll
-
-    def _take(self, record: LeaseRecord | None) -> None:
+    def _take(self) -> None:
         sent = self._clock()
         try:
-            held = self._lock.acquire(record)
+            held = self._lock.acquire(self._lock.read(cached=True))
         except StaleError:
-            self._observed = (
-                None  # another replica was quicker, or the read was old: observe the new record from the start
-            )
+            self._lock.read()  # what was read was old
             return
         self._hold(held, sent)
-        self._on_started()
+        self.joined = objects.version(held.resource_version)
 
-    def _renew(self) -> float:
-        held = self._held
-        if held is None:
-            return self._settings.poll
+    def _renew(self, held: LeaseRecord) -> None:
         sent = self._clock()
         try:
             fresh = self._lock.renew(held)
         except StaleError:
             found = self._lock.read()
-            if found is None or found.holder != self._lock.identity:
-                self._observed, self._observed_at = found, self._clock()
+            if found is None or found.holder != self._lock.identity or found.uid != held.uid:
                 self._lose()
-                return self._settings.poll
+                return
             self._held = found  # ours still: a renewal whose answer was lost, or a user's annotation
             sent = self._clock()
             fresh = self._lock.renew(found)
         self._hold(fresh, sent)
-        return self._settings.renew
 
     def _hold(self, record: LeaseRecord, sent: float) -> None:
         # `may_write` reads without a lock: the time first, so that a new record never meets an older time
-        self._sent = sent
+        self.sent = sent
+        self.answered = self._clock()
         self._held = record
-        self._observed = None
 
     def _expire(self) -> None:
-        """From here on others can have it soon: no longer ours, whatever the server would say."""
+        """From here on others can end it soon: no longer ours, whatever the server would say."""
         if self._held is not None and self._clock() >= self._fence:
             self._lose()
 
     def _lose(self) -> None:
         self._held = None
-        self._sent = float("-inf")
-        self._on_stopped()
+        self.sent = float("-inf")
+        self.joined = 0
+        self._on_ended()
 
-    def _release(self) -> bool:
-        held = self._held
-        if held is None:
-            return True
-        self._held = None
+
+class Hold:
+    """A Lease that is ours while our session lasts: taken once, confirmed by what all Leases show, never renewed."""
+
+    def __init__(self, lock: Lock, settings: ElectionSettings, clock: Callable[[], float] = boot_clock) -> None:
+        self._lock = lock
+        self._settings = settings
+        self._clock = clock
+        self._confirmed = float("-inf")
+        self.name = lock.name
+        self.held: LeaseRecord | None = None
+        self.releasing = False
+        """It is to be given up when the last write has ended; none begins any more."""
+        self.released = ""
+        """The version that we gave up: Leases that still show it are old."""
+        self.error: BridgeError | None = None
+        self._not_before = float("-inf")
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to try to take it."""
+        return self._clock() >= self._not_before
+
+    def may_write(self, now: float) -> bool:
+        """Whether we hold it, and knew so within the time in which no other replica can have it."""
+        return self.held is not None and not self.releasing and now < self.until - self._settings.margin
+
+    @property
+    def until(self) -> float:
+        """For how long what we know of it counts."""
+        return self._confirmed + self._lock.duration_seconds
+
+    def confirm(self, found: LeaseRecord | None, revision: int, at: float) -> None:
+        """What the Leases showed of it, complete up to the `revision`, and to the moment `at`."""
+        held = self.held
+        if held is None or revision < objects.version(held.resource_version):
+            return  # they do not show yet that we took it
+        if found is None or found.holder != self._lock.identity or found.uid != held.uid:
+            self.drop()
+            return
+        self._confirmed = max(self._confirmed, at)
+        self.held = found
+
+    def take(self, seen: LeaseRecord | None) -> bool:
+        """Take what is absent, or exactly the record that was seen. False: another replica was quicker."""
+        sent = self._clock()
         self.error = None
         try:
-            self._lock.release(held)
+            held = self._lock.acquire(seen)
         except StaleError:
-            pass  # taken or changed meanwhile: not ours to free
-        except BridgeError as error:
-            self.error = error  # it runs out by itself
-        self._on_stopped()
+            return False
+        except (TransientError, PermanentError) as error:
+            self.error = error
+            patient = isinstance(error, PermanentError)
+            pause = pause_after(error, self._settings.renew if patient else self._settings.poll)
+            self._not_before = self._clock() + pause
+            return True
+        self._confirmed = sent
+        self.releasing = False
+        self.held = held
+        return True
+
+    def release(self, seen: LeaseRecord | None = None) -> bool:
+        """Give it up, for the next one; call it when the last write has ended. False: the server did not answer.
+
+        `seen`: a record that names us, whose taking we never learned of.
+        """
+        held = self.held or seen
+        self.drop()
+        self.error = None
+        if held is not None:
+            self.released = held.resource_version
+            try:
+                self._lock.release(held)
+            except StaleError:
+                pass  # taken or changed meanwhile: not ours to free
+            except BridgeError as error:
+                self.error = error  # it is free when our session has ended
         return self.error is None
+
+    def drop(self) -> None:
+        """Count on it no longer."""
+        self.held = None
+        self.releasing = False
+        self._confirmed = float("-inf")

@@ -5,7 +5,10 @@ election.py says what follows from it. Nothing here writes a Lease.
 
 from __future__ import annotations
 
+import contextlib
+import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,54 +18,65 @@ from bridge.kube.lease import LeaseRecord, Lock
 
 KIND = "consul-bridge/lease"
 """Label of a Lease: whether it is a `member`'s or a `shard`'s."""
-SHARDS = "consul-bridge/shards"
-"""Annotation of a member's Lease: into how many shards it divides the work."""
+SHARDS = "consul-bridge/shard-count"
+"""Annotation of a member's Lease: into how many shards it divides the work; absent: it renews shards' Leases itself,
+as replicas of before November 2026 do, so it divides the work otherwise."""
+SESSION = "consul-bridge/session"
+"""Annotation of a shard's Lease: the uid of the member's Lease whose end frees it."""
 JOINED = "consul-bridge/joined"
 """Annotation of a member's Lease: the revision at which it joined; absent right after joining (then: its version)."""
 INSTALLATION = "consul-bridge/installation"
 """Annotation of every Lease: whose replica wrote it last, as far as that is known."""
 YIELDS = "consul-bridge/yields"
 """Annotation of a member's Lease: it will never write, because another installation does."""
+PROCESS = "consul-bridge/process"
+"""Annotation of a member's Lease: which process of which container it is (`predecessor`), where that can be told."""
 CONSUL = "consul-bridge/consul"
 """Annotation of a member's Lease: whether it sees Consul."""
 WRITES = "consul-bridge/writes"
 """Annotation of a member's Lease: whether its writes are answered, as far as it has any."""
-BURIED_AFTER = 10
-"""After how many durations without a renewal a member's Lease is deleted, and an installation counts as removed."""
+REMOVED_AFTER = 10
+"""After how many durations without any of its replicas an installation counts as removed."""
 
 Annotations = Callable[[], Mapping[str, str]]
 """What a Lease is to say beside its record, asked at each write."""
 
 
-class Leases(Protocol):
-    """The Leases of one owner id."""
+@dataclass(frozen=True, slots=True)
+class LeaseSnapshot:
+    """The Leases by name as they were at a revision of the API server, or why they could not be listed."""
 
-    def snapshot(self) -> Mapping[str, LeaseRecord]:
-        """All of them by name, as they are now (not from a cache that may lag)."""
-
-    def lock(
-        self,
-        name: str,
-        kind: str,
-        identity: str,
-        annotations: Annotations,
-        seen: Callable[[], LeaseSnapshot],
-    ) -> RemovableLock:
-        """A lock on one of them, whose cached reads are answered by the last look."""
-
-
-class RemovableLock(Lock, Protocol):
-    """A lock whose Lease can be deleted."""
-
-    def remove(self, held: LeaseRecord) -> None: ...
+    records: Mapping[str, LeaseRecord]
+    revision: int = 0
+    error: BridgeError | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseSnapshot:
-    """What the last look showed, or why there was none."""
+class LeaseEvent:
+    """A Lease that has changed (`record` None: it has gone), or (`name` "") only the revision that a watch got to."""
 
-    records: Mapping[str, LeaseRecord]
-    error: BridgeError | None = None
+    name: str
+    record: LeaseRecord | None
+    revision: int
+
+
+class Leases(Protocol):
+    """The Leases of one owner id."""
+
+    def snapshot(self) -> LeaseSnapshot:
+        """All of them, as they are now (not from a cache that may lag)."""
+
+    def watch(self, revision: int) -> AbstractContextManager[Iterator[LeaseEvent]]:
+        """What changes after a revision, in order, until the server ends it."""
+
+    def restart_watch(self) -> None:
+        """End a watch that is open, so that another one begins."""
+
+    def close_watch(self) -> None:
+        """End it for good."""
+
+    def lock(self, name: str, kind: str, identity: str, annotations: Annotations, seen: Observations) -> Lock:
+        """A lock on one of them, which reads what was seen, or has it looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +102,9 @@ class _Observation:
 
 
 class Observations:
-    """What one look after another showed. A record's age counts from the end of the look that first saw it like this.
+    """The Leases, by a list and the events after it. A record's age counts from when we first knew it like this.
 
-    `shard_names` are the names of the shards' Leases, in order.
+    `shard_names` are the names of the shards' Leases, in order. `feed` may be called from any thread.
     """
 
     def __init__(
@@ -102,34 +116,66 @@ class Observations:
         self._shard_names = tuple(shard_names)
         self._seen: dict[str, _Observation] = {}
         self._first_at: float | None = None
+        self._events: queue.SimpleQueue[tuple[float, LeaseEvent]] = queue.SimpleQueue()
         self.at = float("-inf")
-        """When the last look that was answered began."""
-        self.count = 0
+        """Everything that had happened until then is in `last`."""
+        self.looked_at = float("-inf")
+        """When all Leases were last asked for."""
         self.last = LeaseSnapshot({})
 
-    def look(self) -> None:
+    def look(self) -> LeaseSnapshot:
         """List all Leases; what failed is in `last`."""
-        began = self._clock()
+        began = self.looked_at = self._clock()
         try:
-            records = self._leases.snapshot()
+            found = self._leases.snapshot()
         except CancelledError:
             raise
         except BridgeError as error:
-            self.last = LeaseSnapshot(self.last.records, error)
-            return
+            self.last = LeaseSnapshot(self.last.records, self.last.revision, error)
+            return self.last
         now = self._clock()
         before = self._seen
-        self._seen = {
-            name: seen
-            if (seen := before.get(name)) is not None and seen.record == record
-            else _Observation(record, now, seen is not None)
-            for name, record in records.items()
-        }
-        self.last = LeaseSnapshot(records)
-        self.count += 1
-        self.at = began
+        self._seen = {name: _observe(before.get(name), record, now) for name, record in found.records.items()}
+        self.last = found
+        self.known(began)
+        return found
+
+    def known(self, at: float) -> None:
+        """What `last` has is complete up to this moment."""
+        self.at = max(self.at, at)
         if self._first_at is None:
-            self._first_at = began
+            self._first_at = at
+
+    def feed(self, event: LeaseEvent) -> None:
+        """What a watch tells."""
+        self._events.put((self._clock(), event))
+
+    def take_events(self) -> None:
+        """Carry out what was fed; what the last list showed already is no news."""
+        records, revision = dict(self.last.records), self.last.revision
+        with contextlib.suppress(queue.Empty):
+            while True:
+                at, event = self._events.get_nowait()
+                if event.revision <= revision:
+                    continue
+                revision = event.revision
+                if event.record is not None:
+                    records[event.name] = event.record
+                    self._seen[event.name] = _observe(self._seen.get(event.name), event.record, at)
+                elif event.name:
+                    records.pop(event.name, None)
+                    self._seen.pop(event.name, None)
+        if revision > self.last.revision:
+            self.last = LeaseSnapshot(records, revision, self.last.error)
+
+    def drop(self, name: str) -> None:
+        """This Lease was deleted."""
+        self.last = LeaseSnapshot(
+            {other: record for other, record in self.last.records.items() if other != name},
+            self.last.revision,
+            self.last.error,
+        )
+        self._seen.pop(name, None)
 
     @property
     def seconds(self) -> float:
@@ -141,9 +187,14 @@ class Observations:
         return {seen.record.holder for seen in self._seen.values() if seen.changed}
 
     def holders(self) -> dict[int, str]:
-        """Who holds each shard's Lease."""
+        """Who holds each shard's Lease, where its session has not ended."""
         records = self.last.records
-        return {n: records[name].holder for n, name in enumerate(self._shard_names) if name in records}
+        members = [record for record in records.values() if record.labels.get(KIND) == "member"]
+        return {
+            n: record.holder
+            for n, name in enumerate(self._shard_names)
+            if (record := records.get(name)) is not None and any(_in_session(record, member) for member in members)
+        }
 
     def last_writer(self) -> str:
         """The installation that had shard 0 last, "" where that is not known."""
@@ -151,28 +202,38 @@ class Observations:
         return last.annotations.get(INSTALLATION, "") if last is not None else ""
 
     def others(self, identity: str) -> list[Member]:
-        """Members but this one whose Lease was renewed within its duration."""
+        """Members but this one: they are alive until a replica has ended their session."""
         members = []
-        for seen in self._seen.values():
-            record = seen.record
+        for record in self.last.records.values():
             if record.labels.get(KIND) != "member" or not record.holder or record.holder == identity:
                 continue
-            duration = max(record.duration_seconds, self._duration_seconds)
-            if self.at - seen.since < duration:
-                said = record.annotations
-                joined = objects.version(said.get(JOINED) or record.resource_version)
-                theirs = (said.get(INSTALLATION, ""), YIELDS in said, said.get(CONSUL, ""), said.get(WRITES, ""))
-                members.append(Member(record.holder, _number(said.get(SHARDS)), joined, *theirs))
+            said = record.annotations
+            joined = objects.version(said.get(JOINED) or record.resource_version)
+            theirs = (said.get(INSTALLATION, ""), YIELDS in said, said.get(CONSUL, ""), said.get(WRITES, ""))
+            members.append(Member(record.holder, _number(said.get(SHARDS)), joined, *theirs))
         return members
 
-    def expired(self) -> Iterator[tuple[str, LeaseRecord]]:
-        """Leases of members that are long dead, by name; each not again soon."""
+    def expiring(self, identity: str) -> list[tuple[float, str, LeaseRecord]]:
+        """Sessions of others: in how many seconds each is over if it is not renewed, its name, and its record."""
         now = self._clock()
-        for name, seen in self._seen.items():
-            age = now - seen.since
-            if seen.record.labels.get(KIND) == "member" and age >= BURIED_AFTER * self._duration_seconds:
-                seen.since = now
-                yield name, seen.record
+        return [
+            (seen.since + max(seen.record.duration_seconds, self._duration_seconds) - now, name, seen.record)
+            for name, seen in self._seen.items()
+            if seen.record.labels.get(KIND) == "member" and seen.record.holder != identity
+        ]
+
+
+def _observe(before: _Observation | None, record: LeaseRecord, now: float) -> _Observation:
+    if before is not None and before.record == record:
+        return before
+    return _Observation(record, now, before is not None and before.record.uid == record.uid)
+
+
+def _in_session(record: LeaseRecord, member: LeaseRecord) -> bool:
+    """Whether a shard's Lease belongs to the session of this member; one that names none, to its holder's."""
+    return (
+        record.holder != "" and record.holder == member.holder and record.annotations.get(SESSION) in (None, member.uid)
+    )
 
 
 class _Debounced:
@@ -253,7 +314,7 @@ class Installations:
         if self.demoted:
             self.conflict += "; this replica writes nothing, and if the other was removed on purpose: restart this one"
             return "another installation with our owner id writes"
-        if foreign and seen.seconds < BURIED_AFTER * self._duration_seconds:
+        if foreign and seen.seconds < REMOVED_AFTER * self._duration_seconds:
             return f"{charge} wrote with our owner id before; this is {mine}, and waits in case that it comes back"
         return ""
 

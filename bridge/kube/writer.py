@@ -19,13 +19,22 @@ replaced first, in one request; the apply that follows then only says whose it i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
 from typing import Any
 
 from bridge.core.model import Action, Change, Meta, ServiceBody, Target
-from bridge.errors import AlteredError, ConflictError, NotLeadingError, PermanentError, StaleError
+from bridge.errors import (
+    AlteredError,
+    ConflictError,
+    NotLeadingError,
+    PermanentError,
+    StaleError,
+    ThrottledError,
+    TransientError,
+)
 from bridge.kube import faults, objects
 from bridge.kube.client import (
     APPLY,
@@ -56,10 +65,10 @@ _DELETE_ALLOWS = frozenset({404, 409})
 
 
 class Writer:
-    """Applies changes through a client. Stateless, so any number of threads may share one.
+    """Applies changes through a client. Any number of threads may share one.
 
     `lease_remaining` is asked right before every request that writes (leader election): the request may take that long.
-    At 0, NotLeadingError is raised.
+    At 0, NotLeadingError is raised. The change that met a fault of the server last is kept for `ask_again`.
     """
 
     def __init__(
@@ -67,6 +76,7 @@ class Writer:
     ) -> None:
         self._client = client
         self._lease_remaining = lease_remaining
+        self._unanswered: Change | None = None
 
     def apply(self, change: Change) -> Meta | None:
         """Write `change`; the object's new Meta, None after a delete (also when it was gone already).
@@ -74,6 +84,34 @@ class Writer:
         Raises StaleError (changed since it was read: read again, decide again), ConflictError (a create found an
         object that is not ours), AlteredError (something else was stored), TransientError, PermanentError.
         """
+        try:
+            return self._apply(change)
+        except TransientError:
+            self._unanswered = change
+            raise
+
+    def ask_again(self, timeout: float) -> None:
+        """Send what was not answered last once more, as a dry run; TransientError where it is still not answered.
+
+        A read would prove less: the API server answers reads while an admission webhook, or etcd, makes writes hang.
+        """
+        change = self._unanswered
+        if change is None:
+            self._client.request("GET", "/version", timeout=timeout)
+            return
+        deletes = change.action is Action.DELETE
+        with contextlib.suppress(StaleError, PermanentError, ThrottledError):  # each of them is an answer
+            self._client.request(
+                "DELETE" if deletes else "PATCH",
+                objects.path(change.kind, change.target.namespace, change.name),
+                query=(("dryRun", "All"),) if deletes else (_MANAGER, _FORCE, ("dryRun", "All")),
+                body=None if deletes else _bytes(objects.encode(change)),
+                content_type=JSON if deletes else APPLY,
+                timeout=timeout,
+            )
+        self._unanswered = None
+
+    def _apply(self, change: Change) -> Meta | None:
         match change.action:
             case Action.CREATE:
                 return self._create(change)

@@ -799,7 +799,7 @@ def _rights_in(client: KubeClient, namespace: str, needs: _Needs, user: str, *, 
 
 def _leases(client: KubeClient, user: str) -> Probe:
     """What a leader's election needs, in our own namespace: exactly what manifests/base/leases.yaml grants."""
-    verbs = ("list", "create", "update", "delete")
+    verbs = ("list", "watch", "create", "update", "delete")
     lacking = _lacking(client, "coordination.k8s.io", "leases", verbs, client.namespace)
     name = f"leader election in {client.namespace}"
     if lacking:

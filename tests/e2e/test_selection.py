@@ -101,7 +101,7 @@ def test_a_dead_primary_is_ready_nowhere_within_milliseconds_and_the_service_sta
         eventually(lambda: (pair.ready("primary"), pair.ready("replicas")), ([1], [2, 3]), 10)
     assert pair.uid("primary") == uid
     assert max(took) < 5  # a noisy machine; it was the grace period, 30 s, when it went wrong
-    assert statistics.median(took) < 0.5, took
+    assert statistics.median(took) < 2, took  # at once; a poll or a wait of ours would be a whole one
     assert sum("has the tag primary" in str(event) for event in daemon.events()) >= ROUNDS  # no instance has it
 
 

@@ -126,7 +126,7 @@ def test_a_plain_pass_takes_nothing_away_while_a_bridge_runs_that_may_hold_it(
             eventually(harness.held, 1, 30)
             kept = harness.addresses()
             if forbidden:
-                kube.inject(Fault(status=403), 99, "GET", "leases.*shard")
+                kube.inject(Fault(status=403), 99, "GET", "leases")
             report = harness.sync(dry_run=forbidden)
             assert [row.cause for row in report.held] == ([] if forbidden else [Code.HELD_RUNNING])
             assert (harness.addresses(), bool(report.changes)) == (kept, forbidden)

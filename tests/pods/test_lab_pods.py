@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -118,7 +117,5 @@ def test_what_a_killed_lab_left_is_removed_by_the_next() -> None:
     left = [parent / f"bridge-lab-gone-{os.getpid()}-node-1" for parent in cgroups.ours().values()]
     for group in left:
         (group / "kubepods").mkdir(parents=True)
-    began = time.monotonic()
     cgroups.reap()
     assert [group for group in left if group.exists()] == []
-    assert time.monotonic() - began < 5

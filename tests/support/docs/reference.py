@@ -91,6 +91,12 @@ MARKS = (
         "a member's Lease: how it divides the work, and when it joined",
     ),
     Mark(
+        "annotation", (members.PROCESS,), "",
+        "a member's Lease: pod, container and process, by which a later one in the same container knows that it has "
+        "ended",
+    ),
+    Mark("annotation", (members.SESSION,), "", "a shard's Lease: the uid of the member's Lease that it depends on"),
+    Mark(
         "annotations", (members.CONSUL, members.WRITES, members.YIELDS), "",
         "a member's Lease: whether it sees Consul, whether its writes are answered, and that it leaves the writing to "
         "another installation",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -15,15 +16,17 @@ from bridge.errors import StaleError, TransientError
 from bridge.kube.election import Election, ElectionConfig
 from bridge.kube.lease import LeaseRecord
 from bridge.kube.members import (
-    BURIED_AFTER,
     INSTALLATION,
     JOINED,
     KIND,
+    REMOVED_AFTER,
+    SESSION,
     SHARDS,
     YIELDS,
+    LeaseEvent,
     LeaseSnapshot,
     Member,
-    RemovableLock,
+    Observations,
     may_serve,
 )
 
@@ -39,6 +42,11 @@ class Server:
     revision: int = 100
     trouble: str = ""
     """What happens to the next requests: "" nothing, "down" before the server sees it, "lost" after it was done."""
+    watches: list[list[LeaseEvent]] = field(default_factory=list)
+    """What each replica that watches has not been told yet."""
+    lists: int = 0
+    unlisted: bool = False
+    """Lists fail, and nothing else does."""
 
     def put(self, name: str, fresh: LeaseRecord, *, seen: str | None) -> LeaseRecord:
         """Store when `seen` is the version held (None: there is none)."""
@@ -46,9 +54,23 @@ class Server:
         if (self.records[name].resource_version if name in self.records else None) != seen:
             raise StaleError("another client was quicker")
         self.revision += 1
-        self.records[name] = replace(fresh, resource_version=str(self.revision), renew_time=str(self.revision))
+        uid = self.records[name].uid if seen is not None else f"uid-{self.revision}"
+        stored = replace(fresh, resource_version=str(self.revision), renew_time=str(self.revision), uid=uid)
+        self.records[name] = stored
+        self.tell(LeaseEvent(name, stored, self.revision))
         self.answer()
-        return self.records[name]
+        return stored
+
+    def delete(self, name: str) -> None:
+        """It is gone."""
+        del self.records[name]
+        self.revision += 1
+        self.tell(LeaseEvent(name, None, self.revision))
+
+    def tell(self, event: LeaseEvent) -> None:
+        """Whoever watches is to hear of it some time."""
+        for waiting in self.watches:
+            waiting.append(event)
 
     def up(self) -> None:
         """Refuse everything while down."""
@@ -70,15 +92,12 @@ class MemoryLock:
     kind: str
     identity: str
     annotations: Callable[[], Mapping[str, str]]
-    seen: Callable[[], LeaseSnapshot]
+    seen: Observations
     duration_seconds: int = DURATION
 
     def read(self, *, cached: bool = False) -> LeaseRecord | None:
         """The last look's record, or a fresh one."""
-        if not cached:
-            self.server.up()
-            return self.server.records.get(self.name)
-        look = self.seen()
+        look = self.seen.last if cached else self.seen.look()
         if look.error is not None:
             raise look.error
         return look.records.get(self.name)
@@ -112,7 +131,8 @@ class MemoryLock:
         if self.name in self.server.records:
             if self.server.records[self.name].resource_version != held.resource_version:
                 raise StaleError("changed")
-            del self.server.records[self.name]
+            self.server.delete(self.name)
+        self.server.answer()
 
 
 @dataclass
@@ -121,19 +141,27 @@ class MemoryLeases:
 
     server: Server
 
-    def snapshot(self) -> dict[str, LeaseRecord]:
+    def snapshot(self) -> LeaseSnapshot:
         """All of them."""
         self.server.up()
-        return dict(self.server.records)
+        if self.server.unlisted:
+            raise TransientError("lists hang")
+        self.server.lists += 1
+        return LeaseSnapshot(dict(self.server.records), self.server.revision)
+
+    def watch(self, revision: int) -> AbstractContextManager[Iterator[LeaseEvent]]:
+        """The tests tell what changes, when they like."""
+        raise TransientError(f"no watch from {revision}")
+
+    def restart_watch(self) -> None:
+        """What was not told yet is lost, and a list follows."""
+
+    def close_watch(self) -> None:
+        """Nothing is open."""
 
     def lock(
-        self,
-        name: str,
-        kind: str,
-        identity: str,
-        annotations: Callable[[], Mapping[str, str]],
-        seen: Callable[[], LeaseSnapshot],
-    ) -> RemovableLock:
+        self, name: str, kind: str, identity: str, annotations: Callable[[], Mapping[str, str]], seen: Observations
+    ) -> MemoryLock:
         """One of them."""
         return MemoryLock(self.server, name, kind, identity, annotations, seen)
 
@@ -149,11 +177,18 @@ class Simulation:
         self.told: dict[str, list[frozenset[int]]] = {}
         self.blind: set[str] = set()
         """Replicas that see no Consul."""
+        self.ended: set[tuple[str, str]] = set()
+        """Which process knows that which other one has ended."""
+        self.deaf: set[str] = set()
+        """Replicas whose watch tells nothing."""
         self.mute: set[str] = set()
         """Replicas whose writes the API server does not answer."""
+        self.untold: dict[str, list[LeaseEvent]] = {}
         self._count = 0
 
-    def add(self, shards: int = 1, installation: str = "", name: str = "") -> str:
+    def add(
+        self, shards: int = 1, installation: str = "", name: str = "", *, watching: bool = False, process: str = ""
+    ) -> str:
         """One replica more; its name."""
         name = name or f"r{self._count}"
         skew = self._count * 5000.0 - 7000
@@ -165,17 +200,34 @@ class Simulation:
             on_change=told.append,
             sees_consul=lambda: name not in self.blind,
             can_write=lambda: name not in self.mute,
+            process=process,
+            has_ended=lambda other: (process, other) in self.ended,
             clock=lambda: self.now + skew,
             spread=lambda low, high: (low + high) / 2,
         )
         self.told[name] = told
         self.shards[name] = shards
+        if watching:
+            self.untold[name] = []
+            self.server.watches.append(self.untold[name])
         return name
+
+    def hear(self, name: str, count: int | None = None) -> None:
+        """A replica that watches is told what happened, or the first so many things."""
+        events = self.untold.get(name)
+        if events is None or name in self.deaf:
+            return
+        replica = self.replicas[name]
+        replica._watching = replica._observed.last.revision > 0
+        for event in events[:count]:
+            replica._observed.feed(event)
+        del events[:count]
 
     def turn(self, *names: str, rounds: int = 1, seconds: float = 0.6) -> None:
         """Every named replica (default: all) has its turn, again and again."""
         for _ in range(rounds):
             for name in names or tuple(self.replicas):
+                self.hear(name)
                 self.replicas[name].tick()
             self.now += seconds
 
@@ -233,9 +285,10 @@ def test_a_shard_is_given_up_only_after_its_last_write(sim: Simulation) -> None:
     assert sim.replicas[two].begin_write(1)
 
 
-def test_a_dead_replica_is_followed_after_its_lease_and_buried_later(sim: Simulation) -> None:
-    """kill -9: no replica takes its shard before the duration is over; its member Lease goes after ten of them."""
-    one, two = sim.add(), sim.add()
+@pytest.mark.parametrize("watching", [False, True])
+def test_a_dead_replica_is_followed_when_its_session_has_ended(sim: Simulation, watching: bool) -> None:
+    """kill -9: nobody takes its shard before its own Lease was unchanged for the duration; then that Lease goes."""
+    one, two = sim.add(watching=watching), sim.add(watching=watching)
     sim.turn(rounds=4)
     assert sim.held() == {one: [0], two: []}
     before = sim.now
@@ -243,10 +296,116 @@ def test_a_dead_replica_is_followed_after_its_lease_and_buried_later(sim: Simula
     while not sim.replicas[two].held:
         sim.turn()
         assert not (dead.held and sim.replicas[two].held)
-    assert DURATION - 2.5 <= sim.now - before <= DURATION + 3
-    assert len(sim.server.records) == 3
-    sim.turn(rounds=300)
+    assert DURATION - 6 <= sim.now - before <= DURATION + 1
     assert sorted(r.holder for r in sim.server.records.values()) == [two, two]
+
+
+def test_at_rest_each_replica_renews_one_lease_and_lists_none(sim: Simulation) -> None:
+    """However many shards there are: two replicas, an update each every five seconds."""
+    one, two = sim.add(3, watching=True), sim.add(3, watching=True)
+    sim.turn(rounds=10)
+    assert sorted(map(len, sim.held().values())) == [1, 2]
+    lists, revision, began = sim.server.lists, sim.server.revision, sim.now
+    sim.turn(rounds=500)
+    assert (sim.server.lists - lists, sorted(map(len, sim.held().values()))) == (0, [1, 2])
+    assert (sim.server.revision - revision) / (sim.now - began) <= 0.5
+    sim.replicas.pop(one).resign()
+    sim.turn()
+    assert sim.held() == {two: [0, 1, 2]}
+
+
+def test_who_is_not_told_of_a_renewal_ends_no_session(sim: Simulation) -> None:
+    """Its watch hangs for a minute: it looks, since its own renewals do not come back, and the other one goes on."""
+    one, two = sim.add(watching=True), sim.add(watching=True)
+    sim.turn(rounds=4)
+    lists = sim.server.lists
+    sim.deaf = {two}
+    for _ in range(100):
+        sim.turn()
+        assert sim.held() == {one: [0], two: []}
+    assert 60 / 5 / 1.3 <= sim.server.lists - lists <= 60 / 5 * 1.3
+    sim.deaf = {one}
+    sim.replicas.pop(two)
+    sim.turn(rounds=100)
+    assert sim.held() == {one: [0]}
+
+
+def test_who_was_paused_ends_no_session_that_was_renewed_meanwhile(sim: Simulation) -> None:
+    """What it knows is old, and says that the other one is silent: the API server knows better."""
+    one, two = sim.add(watching=True), sim.add(watching=True)
+    sim.turn(rounds=4)
+    sim.turn(rounds=4)
+    for pause in (4.0, 4.0, 4.0, 4.0):  # so slow that it has no time to look what the other one does
+        sim.now += pause
+        sim.replicas[one]._session.step()
+    before = {name: record for name, record in sim.server.records.items() if record.holder == one}
+    sim.replicas[two].tick()
+    assert {name: record for name, record in sim.server.records.items() if record.holder == one} == before
+    sim.turn(rounds=4)
+    assert sim.held() == {one: [0], two: []}
+
+
+def test_a_new_session_has_nothing_of_the_one_before(sim: Simulation) -> None:
+    """A user deletes the Lease of a replica: its shard is free, and taken anew, for the new session."""
+    one = sim.add()
+    sim.turn(rounds=4)
+    (name,) = (name for name, record in sim.server.records.items() if record.labels[KIND] == "member")
+    sim.server.delete(name)
+    sim.turn()
+    assert sim.held() == {one: []}
+    sim.turn(rounds=3)
+    assert sim.held() == {one: [0]}
+    (session,) = (r.uid for r in sim.server.records.values() if r.labels[KIND] == "member" and r.holder == one)
+    assert sim.server.records["consul-bridge-default-shard-0"].annotations[SESSION] == session
+
+
+def test_who_joins_serves_when_it_has_heard_of_all_that_joined_before(sim: Simulation) -> None:
+    """Its only list is from before another one, which divides the work otherwise, joined; its watch hangs."""
+    one = sim.add(3, watching=True)
+    election = sim.replicas[one]
+    election._observed.look()
+    election._watching, election._doubtful = True, False
+    sim.deaf = {one}
+    two = sim.add(2)
+    sim.turn(two, rounds=3)
+    election.tick()
+    election.tick()
+    assert (sim.held(), election.status()["replicas"]) == ({one: [], two: [0, 1]}, [one])
+    sim.turn(rounds=10)
+    assert (sim.held(), election.status()["replicas"]) == ({one: [], two: [0, 1]}, [one, two])
+
+
+def test_a_shard_whose_lease_was_deleted_is_written_until_that_is_heard_and_no_longer_than_its_fence(
+    sim: Simulation,
+) -> None:
+    """A user deletes the Lease of a shard; the holder's watch hangs, and so do its lists."""
+    one = sim.add(watching=True)
+    sim.turn(rounds=4)
+    sim.deaf = {one}
+    sim.server.delete("consul-bridge-default-shard-0")
+    sim.server.unlisted = True
+    began = sim.now
+    while sim.held() == {one: [0]}:
+        sim.turn()
+    assert sim.now - began <= 10.0
+    sim.deaf, sim.server.unlisted = set(), False
+    sim.turn(rounds=4)
+    assert sim.held() == {one: [0]}
+
+
+def test_replicas_of_before_that_renew_shards_leases_are_waited_for(sim: Simulation) -> None:
+    """They would take what nobody renews: the new ones stand by until the last of them has gone."""
+    old = LeaseRecord(
+        "old", DURATION, "", "", 0, "1", uid="uid-1", labels={KIND: "member"}, annotations={"consul-bridge/shards": "1"}
+    )
+    sim.server.records["consul-bridge-default-member-old"] = old
+    new = sim.add()
+    sim.turn(rounds=4)
+    waiting = str(sim.replicas[new].status()["waiting"])
+    assert (sim.held(), "replicas of an earlier version are still running" in waiting) == ({new: []}, True)
+    sim.server.delete("consul-bridge-default-member-old")
+    sim.turn(rounds=2)
+    assert sim.held() == {new: [0]}
 
 
 def test_a_leader_that_was_started_again_does_not_keep_the_other_one_waiting(sim: Simulation) -> None:
@@ -263,14 +422,31 @@ def test_a_leader_that_was_started_again_does_not_keep_the_other_one_waiting(sim
     assert sim.now - before <= DURATION + 3
 
 
+@pytest.mark.parametrize("standby", [False, True])
+def test_what_a_process_held_is_free_when_it_is_known_to_have_ended(sim: Simulation, standby: bool) -> None:
+    """Its container was started again: five seconds later, for what it had begun to write, and not at once."""
+    sim.add(process="first")
+    sim.turn(rounds=3)
+    if standby:
+        sim.add(process="elsewhere")
+        sim.turn(rounds=3)
+    sim.replicas.pop("r0")
+    again = sim.add(process="second")
+    before = sim.now
+    sim.turn(rounds=4)
+    sim.ended = {("second", "first")}
+    while not any(election.held for election in sim.replicas.values()):
+        sim.turn()
+    assert 5.0 <= sim.now - before <= 5.0 + 3 * 0.6
+    assert sim.held() == ({"r1": [0], again: []} if standby else {again: [0]})
+
+
 def test_what_a_dead_replica_left_does_not_keep_a_new_one_from_a_shard_that_is_free(sim: Simulation) -> None:
     """All others of a rollout have gone; to a new process the Lease of one that was killed is as young as any."""
-    killed, last = sim.add(), sim.add()
+    last, killed = sim.add(), sim.add()
     sim.turn(rounds=4)
     sim.replicas.pop(killed)
-    sim.turn(rounds=30)  # the other one has taken over, and knows that it is dead
     assert sim.replicas[last].held == {0}
-    assert len(sim.server.records) == 3
     new = sim.add()
     sim.turn(rounds=4)
     sim.replicas.pop(last).resign()
@@ -360,9 +536,7 @@ def test_a_rollout_is_no_second_installation(sim: Simulation) -> None:
     assert [election.conflicting_writer for election in sim.replicas.values()] == ["", ""]
 
 
-def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote_before_it(
-    sim: Simulation,
-) -> None:
+def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote_before_it(sim: Simulation) -> None:
     """After a power cut the one whose Lease it was goes on. One that was removed is followed after a while."""
     first = sim.add(installation="apps/first")
     sim.turn(rounds=3)
@@ -380,11 +554,11 @@ def test_who_starts_with_nobody_else_there_waits_for_the_installation_that_wrote
 
     sim.replicas.clear()
     third, began = sim.add(installation="apps/third"), sim.now
-    sim.turn(rounds=250 * BURIED_AFTER // 10)
+    sim.turn(rounds=250 * REMOVED_AFTER // 10)
     assert (sim.held(), sim.replicas[third].conflicting_writer) == ({third: []}, "")
     sim.turn(rounds=10)
     assert sim.held() == {third: [0]}
-    assert BURIED_AFTER * DURATION <= sim.now - began < BURIED_AFTER * DURATION + 10
+    assert REMOVED_AFTER * DURATION <= sim.now - began < REMOVED_AFTER * DURATION + 10
     assert sim.server.records["consul-bridge-default-shard-0"].annotations[INSTALLATION] == "apps/third"
 
 
@@ -544,7 +718,7 @@ def test_a_bug_ends_the_thread_loudly(eventually: Callable[..., None]) -> None:
     """`failed` is called."""
 
     class Broken(MemoryLeases):
-        def snapshot(self) -> dict[str, LeaseRecord]:
+        def snapshot(self) -> LeaseSnapshot:
             raise RuntimeError("bug")
 
     failures: list[BaseException] = []
@@ -569,7 +743,9 @@ steps = st.lists(
     st.tuples(
         st.integers(0, 5),
         st.floats(0.0, 6.0),
-        st.sampled_from(["", "", "", "", "", "", "down", "lost", "stop", "vanish", "more", "blind", "sees"]),
+        st.sampled_from(
+            ["", "", "", "", "", "hear", "hear", "down", "lost", "stop", "vanish", "more", "blind", "sees"]
+        ),
     ),
     min_size=20,
     max_size=150,
@@ -581,16 +757,20 @@ steps = st.lists(
     steps=steps,
     numbers=st.lists(st.integers(1, 3), min_size=3, max_size=3),
     names=st.lists(st.sampled_from(["", "", "a", "b"]), min_size=3, max_size=3),
+    watching=st.lists(st.booleans(), min_size=3, max_size=3),
 )
 def test_no_target_ever_has_two_writers(
-    steps: list[tuple[int, float, str]], numbers: list[int], names: list[str]
+    steps: list[tuple[int, float, str]], numbers: list[int], names: list[str], watching: list[bool]
 ) -> None:
     """Whatever happens in whatever order, with different numbers of shards, of one or two installations.
 
-    In the end one replica writes each; with two installations, unless all that are left gave way to one that has gone.
+    Who watches hears of things late, and acts on what it knows.
+
+    In the end somebody writes each; with two installations, unless all that are left gave way to one that has gone.
     """
     sim = Simulation()
-    alive = [sim.add(number, name) for number, name in zip(numbers, names, strict=True)]
+    kinds = list(zip(numbers, names, watching, strict=True))
+    alive = [sim.add(number, name, watching=watches) for number, name, watches in kinds]
     for index, pause, what in steps:
         sim.now += pause
         assert_single_writers(sim)
@@ -601,10 +781,13 @@ def test_no_target_ever_has_two_writers(
                 sim.replicas[name].resign()  # its object stays in the sim: it must never write again
             alive.remove(name)
         elif what == "more" and len(alive) < 5:
-            alive.append(sim.add(numbers[index % 3], names[index % 3]))
+            number, name, watches = kinds[index % 3]
+            alive.append(sim.add(number, name, watching=watches))
         elif what in ("blind", "sees"):
             sim.blind = sim.blind | {name} if what == "blind" else sim.blind - {name}
         else:
+            if what == "hear":
+                sim.hear(name, 1 + index)
             sim.replicas[name].tick()
         assert_single_writers(sim)
     sim.server.trouble = ""
