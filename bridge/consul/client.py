@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import math
 import ssl
 import time
@@ -26,7 +25,7 @@ from urllib.parse import quote
 
 import consul.base
 
-from bridge.consul import faults
+from bridge.consul import faults, wire
 from bridge.consul.access import Access, Parts, transport_of
 from bridge.consul.credentials import moment
 from bridge.consul.transport import Interrupted, Params, TooLarge, Transport
@@ -102,7 +101,7 @@ class ConsulConfig:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What Consul said, undecoded, with what its headers say about how far it can be trusted.
+    """What Consul said, in the structures of wire.py, with what its headers say about how far it can be trusted.
 
     `index` is 0 when the endpoint has none. Indexes may only be compared within one `query_backend` (Consul's query
     backend): the streaming backend and the plain one count differently.
@@ -161,7 +160,7 @@ class ConsulClient:
 
     def listing(self, datacenter: str = "", index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE) -> Answer:
         """`catalog/services`: {service name: [tags]}. Tags come in random order."""
-        return self._fresh("/v1/catalog/services", "list services", datacenter, index, wait, mode)
+        return self._fresh("/v1/catalog/services", "list services", datacenter, index, wait, mode, wire.LISTING)
 
     def health_service(
         self, query: Query, index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE, *, streaming: bool = True
@@ -173,7 +172,7 @@ class ConsulClient:
         path = f"/v1/health/service/{_segment(query.service, 'service')}"
         what = f"read service {query.service!r}"
         extra = _extra(query) if streaming or not index else (*_extra(query), CATALOG)
-        return self._fresh(path, what, query.datacenter, index, wait, mode, extra, query.filter)
+        return self._fresh(path, what, query.datacenter, index, wait, mode, wire.HEALTH, extra, query.filter)
 
     def probe_service(self, query: Query, mode: Mode = Mode.STALE) -> Answer:
         """The index of a service, for a fraction of the cost of reading it; the data is empty."""
@@ -191,7 +190,7 @@ class ConsulClient:
     def node_services(self, node: str, datacenter: str = "", mode: Mode = Mode.LEADER) -> Answer:
         """`catalog/node-services/<node>`: {Node, Services: [...]}; data None for a node that is not there."""
         path = f"/v1/catalog/node-services/{_segment(node, 'node')}"
-        return self._ask(path, f"read node {node!r}", datacenter, 0, 0.0, mode)
+        return self._ask(path, f"read node {node!r}", datacenter, 0, 0.0, mode, wire.ON_NODE)
 
     def probe_node(self, node: str, datacenter: str = "", mode: Mode = Mode.STALE) -> Answer:
         """The index of a node and its services, for a fraction of the cost of reading them."""
@@ -202,11 +201,13 @@ class ConsulClient:
         self, status: str, datacenter: str = "", index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE
     ) -> Answer:
         """`health/state/<status>`: the list of checks in that status."""
-        return self._fresh(f"/v1/health/state/{status}", f"list {status} checks", datacenter, index, wait, mode)
+        return self._fresh(
+            f"/v1/health/state/{status}", f"list {status} checks", datacenter, index, wait, mode, wire.CHECKS
+        )
 
     def nodes(self, datacenter: str = "", index: int = 0, wait: float = 0.0, mode: Mode = Mode.STALE) -> Answer:
         """`catalog/nodes`: the list of nodes with address, meta and indexes."""
-        return self._fresh("/v1/catalog/nodes", "list nodes", datacenter, index, wait, mode)
+        return self._fresh("/v1/catalog/nodes", "list nodes", datacenter, index, wait, mode, wire.NODES)
 
     def leader(self, datacenter: str = "", timeout_seconds: float | None = None) -> str:
         """Address of the Raft leader, "" when there is none. Consul answers this at once, whatever its state."""
@@ -251,9 +252,9 @@ class ConsulClient:
             every = self.datacenters()
             if len(every) == 1:
                 return every[0]
-            nodes = self.nodes().data
-            if isinstance(nodes, list) and nodes and isinstance(nodes[0], dict) and nodes[0].get("Datacenter"):
-                return str(nodes[0]["Datacenter"])
+            nodes: list[wire.NodeRow] = self.nodes().data
+            if nodes and nodes[0].datacenter:
+                return str(nodes[0].datacenter)
             raise PermanentError(
                 f"the name of the agent's datacenter cannot be found out ({forbidden}). Name it: --datacenter, one of "
                 f"{', '.join(every)}"
@@ -306,6 +307,7 @@ class ConsulClient:
         index: int,
         wait: float,
         mode: Mode,
+        shape: wire.Shape[Any],
         extra: Params = (),
         expression: str = "",
     ) -> Answer:
@@ -313,12 +315,12 @@ class ConsulClient:
 
         The streaming backend is left alone: its headers always say "no leader, no delay".
         """
-        answer = self._ask(path, what, datacenter, index, wait, mode, extra, expression)
+        answer = self._ask(path, what, datacenter, index, wait, mode, shape, extra, expression)
         if mode is not Mode.STALE or answer.query_backend == STREAMING:
             return answer
         if answer.known_leader and answer.last_contact_seconds <= self.config.max_stale_seconds:
             return answer
-        return self._ask(path, what, datacenter, 0, 0.0, Mode.CONSISTENT, extra, expression)
+        return self._ask(path, what, datacenter, 0, 0.0, Mode.CONSISTENT, shape, extra, expression)
 
     def _ask(
         self,
@@ -328,6 +330,7 @@ class ConsulClient:
         index: int,
         wait: float,
         mode: Mode,
+        shape: wire.Shape[Any] = wire.ANYTHING,
         extra: Params = (),
         expression: str = "",
         *,
@@ -339,7 +342,8 @@ class ConsulClient:
             wait = self._parts.wait_limit.of(wait)
             params += [("index", str(index)), ("wait", f"{max(int(wait * 1000), 1)}ms")]
         # the server adds up to a sixteenth to the wait; the margin covers an election (docs/consul.md)
-        return self._send(path, what, datacenter, params, expression, wait + wait / 16 if blocking else 0.0, indexed)
+        waits = wait + wait / 16 if blocking else 0.0
+        return self._send(path, what, datacenter, params, expression, waits, indexed, shape=shape)
 
     def _params(
         self, datacenter: str, mode: Mode | None = None, extra: Params = (), expression: str = ""
@@ -391,6 +395,7 @@ class ConsulClient:
         wait: float = 0.0,
         indexed: bool = True,
         timeout: float | None = None,
+        shape: wire.Shape[Any] = wire.ANYTHING,
     ) -> Answer:
         """Ask; once more where the token was refused and there is another one by now."""
         token = self._parts.credentials.token()
@@ -404,7 +409,7 @@ class ConsulClient:
         if wait and self._rest_seconds:
             time.sleep(self._rest_seconds)
         try:
-            return self._envelope(asked, response, indexed)
+            return self._envelope(asked, response, indexed, shape)
         finally:
             self._transport.give_back()
 
@@ -441,7 +446,7 @@ class ConsulClient:
             self._parts.wait_limit.answered(time.monotonic() - began)
         return response
 
-    def _envelope(self, asked: faults.RequestInfo, response: Any, indexed: bool) -> Answer:
+    def _envelope(self, asked: faults.RequestInfo, response: Any, indexed: bool, shape: wire.Shape[Any]) -> Answer:
         headers = response.headers
         if response.code != 200:
             raise faults.of_answer(asked, response.code, headers, response.content)
@@ -450,9 +455,11 @@ class ConsulClient:
             raise TransientError(f"{asked.server} answers {asked} without a usable index: is that Consul?")
         size = len(response.content)
         try:
-            text = response.content.decode("utf-8-sig")
-            response.content.clear()  # from here on the answer is held once, beside what is made of it
-            data = json.loads(text)
+            data = shape.read(response.content)
+        except wire.MisshapenError as error:
+            raise TransientError(
+                f"the answer of {asked.server} to {asked} is none that Consul gives: {error}"
+            ) from None
         except (ValueError, RecursionError):
             raise TransientError(f"the answer of {asked.server} to {asked} is not JSON, or is torn off") from None
         return Answer(

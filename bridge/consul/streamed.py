@@ -13,11 +13,12 @@ registration or move explains itself and costs no read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bridge.consul.client import Answer
+from bridge.consul.wire import Entry
 from bridge.core.model import Instance, Known, Status
 
 Key = tuple[str, str]
@@ -76,19 +77,17 @@ def _improved(old: Instance, new: Instance) -> bool:
     return old.status is not Status.PASSING and old.check != new.check
 
 
-def _indexes(data: Any) -> tuple[Mapping[Key, int], Mapping[Key, frozenset[str]]]:
+def _indexes(data: Sequence[Entry]) -> tuple[Mapping[Key, int], Mapping[Key, frozenset[str]]]:
     """Of each entry the highest index in it, and the ids of its checks."""
     newest: dict[Key, int] = {}
     checks: dict[Key, frozenset[str]] = {}
     for entry in data:
-        node, service, listed = entry["Node"], entry["Service"], entry.get("Checks")
-        key = node["Node"], service["ID"]
-        of = [c for c in listed if isinstance(c, dict)] if isinstance(listed, list) else []
-        newest[key] = max(_index(part) for part in (node, service, *of))
-        checks[key] = frozenset(c["CheckID"] for c in of if isinstance(c.get("CheckID"), str))
+        node, service, of = entry.node, entry.service, entry.checks or ()
+        key = node.name, service.id
+        newest[key] = max(_index(part.modified) for part in (node, service, *of))
+        checks[key] = frozenset(c.id for c in of if isinstance(c.id, str))
     return newest, checks
 
 
-def _index(part: Mapping[str, Any]) -> int:
-    index = part.get("ModifyIndex")
+def _index(index: Any) -> int:
     return index if isinstance(index, int) and not isinstance(index, bool) else 0

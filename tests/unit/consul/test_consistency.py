@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from bridge.consul.client import Answer, ConsulClient, Mode
 from bridge.consul.consistency import ConsistencyGate
+from bridge.consul.wire import NodeRow
 
 
 class Consul:
@@ -17,7 +18,7 @@ class Consul:
         self.asked: list[str] = []
 
     def nodes(self, _datacenter: str, *, mode: Mode) -> Answer:
-        return self._answer("nodes", mode, 100, [{"Node": "vm", "CreateIndex": 5, "ModifyIndex": 5}])
+        return self._answer("nodes", mode, 100, [NodeRow(name="vm", created=5, modified=5)])
 
     def listing(self, _datacenter: str, *, mode: Mode) -> Answer:
         return self._answer("listing", mode, self.listed, {})

@@ -9,6 +9,7 @@ import pytest
 from bridge.consul import decode, streamed
 from bridge.consul.client import STREAMING, Answer
 from bridge.core.model import Known
+from tests.unit.consul.builders import read
 
 ASKED = 50
 
@@ -27,8 +28,8 @@ def entry(
 
 def why(before: list[dict[str, Any]], after: list[dict[str, Any]], index: int, *, certain: bool = True) -> str:
     """The reason for which `after`, answered at `index`, is not believed; "" when it is."""
-    known = decode.view_of(Answer(ASKED, before))
-    answer = Answer(index, after, STREAMING)
+    known = decode.view_of(Answer(ASKED, read(before)))
+    answer = Answer(index, read(after), STREAMING)
     shown = decode.view_of(answer)
     assert isinstance(known, Known)
     assert isinstance(shown, Known)

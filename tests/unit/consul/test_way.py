@@ -31,7 +31,7 @@ def ask(config: ConsulConfig) -> Answer:
     """One question on a connection of its own."""
     client = ConsulClient(config)
     try:
-        return client.listing()
+        return client.nodes()
     finally:
         client.close()
 
@@ -79,7 +79,7 @@ def test_headers_that_trickle_do_not_outlive_the_deadline() -> None:
         client = ConsulClient(consul_config(address=address, timeout_margin_seconds=1.0))
         began = time.monotonic()
         with pytest.raises(TransientError, match="did not answer in time"):
-            client.listing()
+            client.nodes()
         assert time.monotonic() - began < 3.0
 
 
@@ -107,7 +107,7 @@ def test_a_kept_connection_notices_a_peer_that_has_gone() -> None:
     """Keepalive and the user timeout are set, so that a query that waits does not wait for a dead host."""
     with FakeConsul() as consul:
         client = ConsulClient(consul_config(address=consul.address))
-        client.listing()
+        client.nodes()
         sock = client._transport._sock
         assert sock is not None
         options = [
@@ -148,7 +148,7 @@ def test_plain_requests_name_the_whole_address_to_the_proxy() -> None:
     with raw_server(lambda *_: OK) as (proxy, requests):
         ask(through(proxy))
     first, *headers = requests[0].decode().split("\r\n")
-    assert first == "GET http://consul.example:8500/v1/catalog/services?stale= HTTP/1.1"
+    assert first == "GET http://consul.example:8500/v1/catalog/nodes?stale= HTTP/1.1"
     assert "Host: consul.example:8500" in headers
     assert f"Proxy-Authorization: Basic {base64.b64encode(b'us:pw').decode()}" in headers
 
@@ -181,7 +181,7 @@ def test_a_proxy_that_is_not_there_is_not_taken_for_consul() -> None:
         proxy = f"127.0.0.1:{closed.getsockname()[1]}"
     with pytest.raises(TransientError) as error:
         ask(through(proxy))
-    expected = f"list services: the proxy http://{proxy} (HTTP_PROXY) cannot be reached: Connection refused"
+    expected = f"list nodes: the proxy http://{proxy} (HTTP_PROXY) cannot be reached: Connection refused"
     assert str(error.value) == expected
     assert error.value.remedy == "the proxy's variable, or NO_PROXY"
 
@@ -331,12 +331,12 @@ def test_a_kept_connection_is_opened_anew_when_its_certificate_was_replaced(tmp_
                 client_key=str(tmp_path / "k.pem"),
             )
         )
-        client.listing()
-        client.listing()
+        client.nodes()
+        client.nodes()
         assert len(set(connections)) == 1
         issue("two.example")
         time.sleep(1.1)  # the files are looked at once a second
-        client.listing()
+        client.nodes()
         assert len(set(connections)) == 2
         client.close()
 
@@ -489,7 +489,7 @@ def test_all_connections_together_hold_one_large_answer_and_a_quarter() -> None:
 
         def read() -> None:
             client = ConsulClient(config)
-            assert client.listing().data == []
+            assert client.nodes().data == []
             client.close()
 
         threads = [threading.Thread(target=read) for _ in range(12)]

@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,21 @@ import atheris
 
 with atheris.instrument_imports(include=["bridge"]):
     from bridge.config import yaml_file
-    from bridge.consul import decode
+    from bridge.consul import decode, wire
     from bridge.consul.client import Answer
     from bridge.core import normalize
     from bridge.core.model import Kind
     from bridge.errors import BridgeError
     from bridge.kube import objects
+
+
+READERS: tuple[tuple[Callable[[Answer], Any], wire.Shape[Any]], ...] = (
+    (decode.view_of, wire.HEALTH),
+    (decode.listing_of, wire.LISTING),
+    (decode.checks_of, wire.CHECKS),
+    (decode.nodes_of, wire.NODES),
+    (decode.services_on, wire.ON_NODE),
+)
 
 
 def once(data: bytes) -> None:
@@ -36,15 +46,12 @@ def once(data: bytes) -> None:
         elif which == 1:
             normalize.parse(rest.decode("utf-8", "surrogateescape"))
         else:
-            try:
-                raw: Any = json.loads(rest)
-            except (ValueError, RecursionError):
-                return
-            answer = Answer(index=1, data=raw)
-            read = (decode.view_of, decode.listing_of, decode.checks_of, decode.nodes_of, decode.services_on)
-            if which < 7:
-                read[which - 2](answer)
-            else:
+            with contextlib.suppress(ValueError, RecursionError):
+                if which < 7:
+                    read, shape = READERS[which - 2]
+                    read(Answer(index=1, data=shape.read(rest)))
+                    return
+                raw = json.loads(rest)
                 for kind in Kind:
                     objects.decode(kind, raw)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.consul import decode
+from bridge.consul import decode, wire
 from bridge.consul.client import Answer
 from bridge.core import explain, select
 from bridge.core.model import (
@@ -33,6 +33,7 @@ from bridge.core.plan import plan
 from bridge.core.translate import host_names, translate
 from bridge.errors import TransientError
 from bridge.kube import objects
+from tests.unit.consul.builders import answer, read
 from tests.unit.hostile.values import ADDRESSES, HUGE, JUNK, NUMBERS, TEXTS, mostly, one_of_each
 
 META = st.dictionaries(TEXTS, mostly(TEXTS), max_size=3)
@@ -67,11 +68,6 @@ RULES = st.builds(
 SLOW = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
-
-
-def answer(data: Any) -> Answer:
-    """An answer of Consul's with nothing special about it."""
-    return Answer(index=1, data=data)
 
 
 @SLOW
@@ -119,7 +115,7 @@ def test_an_answer_becomes_objects_of_one_namespace_or_reasons(entries: Any, nam
 def test_a_listing_is_a_listing_or_trouble(data: Any, rule: Rule) -> None:
     """Names of any kind are selected or not, and have a target or a reason."""
     try:
-        listing = decode.listing_of(answer(data))
+        listing = decode.listing_of(answer(data, wire.LISTING))
     except TransientError:
         return
     assert not isinstance(listing, Unknown)
@@ -143,9 +139,11 @@ ON_NODE = one_of_each(
 @given(data=st.one_of(st.lists(CHECKS, max_size=4), st.lists(NODES, max_size=4), ON_NODE, JUNK))
 def test_what_the_aggregate_watches_say_is_understood_or_trouble(data: Any) -> None:
     """Checks, nodes and what is on a node."""
-    for read in (decode.checks_of, decode.nodes_of, decode.services_on):
+    for of, shape in (
+        (decode.checks_of, wire.CHECKS), (decode.nodes_of, wire.NODES), (decode.services_on, wire.ON_NODE),
+    ):  # fmt: skip
         with contextlib.suppress(TransientError):
-            read(answer(data))
+            of(answer(data, shape))
 
 
 @pytest.mark.parametrize("place", ["Tags", "Meta", "Port", "Ports", "TaggedAddresses", "Kind"])
@@ -155,7 +153,7 @@ def test_nesting_as_deep_as_json_may_be_costs_one_field(place: str) -> None:
     bad = {"Node": {"Node": "vm", "Address": "10.0.0.2"}, "Service": {"ID": "a", "Port": 80, place: None}}
     depth = sys.getrecursionlimit() // 3
     text = json.dumps([good, bad]).replace("null", '{"a":[' * depth + "]}" * depth)
-    found, left_out = decode.instances(json.loads(text))
+    found, left_out = decode.instances(wire.HEALTH.read(text.encode()))
     assert ([i.id for i in found], left_out) == (["a", "b"], ())
 
 
@@ -165,8 +163,9 @@ def test_ten_thousand_instances_with_one_id_are_bounded() -> None:
         "Node": {"Node": "vm", "Address": "10.0.0.1", "Meta": {HUGE: "x"}},
         "Service": {"ID": "same", "Port": 80, "Tags": [HUGE, "t"], "Meta": {"k": HUGE, HUGE: "v", "ok": "1"}},
     }
+    told = Answer(1, [*read([entry]) * 10_000])
     tracemalloc.start()
-    known = decode.view_of(answer([entry] * 10_000))
+    known = decode.view_of(told)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert isinstance(known, Known)
@@ -223,7 +222,7 @@ def test_work_grows_with_the_answer_and_not_faster(way: str) -> None:
     assert not isinstance(target, Skipped)
 
     def lines(count: int) -> int:
-        entries = MANY[way](count)
+        told = answer(MANY[way](count))
         executed = 0
 
         def trace(_frame: FrameType, event: str, _argument: object) -> Any:
@@ -232,7 +231,7 @@ def test_work_grows_with_the_answer_and_not_faster(way: str) -> None:
             return trace
 
         def look() -> None:
-            known = decode.view_of(answer(entries))
+            known = decode.view_of(told)
             assert isinstance(known, Known)
             host_names(known.instances, rule)
             done = translate(target, [(rule, query, known)])
