@@ -28,7 +28,7 @@ from urllib.parse import urlencode
 
 from bridge.errors import BridgeError, CancelledError, CredentialsError, TransientError
 from bridge.kube import access as access_module
-from bridge.kube import faults
+from bridge.kube import faults, wire
 from bridge.kube.access import Access
 from bridge.kube.transport import Headers, Limits, Pool, Response, Sockets, Stream, TooLargeError
 
@@ -286,15 +286,9 @@ class KubeClient:
             raise self._refusal(asked, answer.status, answer.headers, answer.body)
         return answer
 
-    def document(self, path: str, *, query: Sequence[tuple[str, str]] = (), accept: str = JSON) -> Any:
-        """GET and decode JSON, without holding the text twice. Raises ValueError when it is none."""
-        import json
-
-        answer: Response | None = self.request("GET", path, query=query, accept=accept)
-        assert answer is not None  # noqa: S101 - it is let go below, which the type checker has to allow
-        text = str(answer.body, "utf-8")
-        answer = None
-        return json.loads(text)
+    def page(self, path: str, *, query: Sequence[tuple[str, str]] = (), accept: str = JSON) -> Any:
+        """GET a page of a list, as `wire.page`. Raises ValueError when it is no JSON."""
+        return wire.page(self.request("GET", path, query=query, accept=accept).body)
 
     @contextlib.contextmanager
     def stream(

@@ -43,7 +43,7 @@ from bridge.core.model import (
     Target,
 )
 from bridge.errors import BridgeError, CancelledError, ForbiddenError, PermanentError, StaleError, TransientError
-from bridge.kube import faults, gateway, objects
+from bridge.kube import faults, gateway, objects, wire
 from bridge.kube.client import JSON, METADATA_LIST_ONLY, KubeClient, SilenceError
 from bridge.kube.objects import Decoded
 from bridge.kube.store import Store
@@ -116,7 +116,7 @@ def pages(
     while True:
         query = [("limit", str(page)), *more, *([("continue", following)] if following else [])]
         try:
-            found = client.document(path, query=query, accept=accept)
+            found = client.page(path, query=query, accept=accept)
             metadata = found["metadata"]
             items = list(found.get("items") or [])
             following = metadata.get("continue") or ""
@@ -126,7 +126,7 @@ def pages(
                 raise
             page = max(1, page // 5)
             continue
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TransientError(f"the list of {plural} is no Kubernetes list") from error
         del found
         yield items, version
@@ -856,9 +856,9 @@ class _Reflector:
                 self._position = seen
                 return
         try:
-            event = json.loads(line)
+            event = wire.event(line)
             kind, raw = event["type"], event["object"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StaleError(f"a watch of {objects.PLURAL[self.kind]} sent nonsense") from error
         if kind == "ERROR":
             code = raw.get("code") if isinstance(raw, dict) else None
@@ -869,18 +869,20 @@ class _Reflector:
                 raise faults.of_answer(asked, 429, {}, line)
             said = raw.get("message") if isinstance(raw, dict) else ""
             raise StaleError(f"a watch of {objects.PLURAL[self.kind]} ended with {code}: {faults.trim(str(said))}")
-        meta = objects.decode_meta(self.kind, raw) if kind != "BOOKMARK" else None
-        if kind in ("ADDED", "MODIFIED", "DELETED") and meta is not None:
-            found = objects.decode(self.kind, raw)
-            version = meta.resource_version
-            self._tell(self._shared.store.event(self.kind, self.namespace, kind, meta, found))
-            if self._shared.store.has_freed:
-                self._on_settled()  # what lists the slices that no watch covers waits for this
-        elif kind == "BOOKMARK":
-            metadata = raw.get("metadata") if isinstance(raw, dict) else None
-            version = str(metadata.get("resourceVersion") or "") if isinstance(metadata, dict) else ""
-        else:
+        if kind == "BOOKMARK":
+            metadata = objects.mapping(objects.mapping(raw).get("metadata"))
+            self._move(str(metadata.get("resourceVersion") or ""))
+            return
+        found = objects.decode(self.kind, raw)
+        meta = found.meta if found is not None else objects.decode_meta(self.kind, raw)
+        if kind not in ("ADDED", "MODIFIED", "DELETED") or meta is None:
             raise StaleError(f"a watch of {objects.PLURAL[self.kind]} sent an event of type {kind}")
+        self._tell(self._shared.store.event(self.kind, self.namespace, kind, meta, found))
+        if self._shared.store.has_freed:
+            self._on_settled()  # what lists the slices that no watch covers waits for this
+        self._move(meta.resource_version)
+
+    def _move(self, version: str) -> None:
         if objects.version(version):
             self._position = version
 

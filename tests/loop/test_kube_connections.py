@@ -28,6 +28,7 @@ from bridge.errors import (
 )
 from bridge.kube import access as access_module
 from bridge.kube import plugin as plugin_module
+from bridge.kube import wire
 from bridge.kube.client import KubeClient
 from bridge.kube.identity import who_am_i
 from bridge.kube.informer import Informer, list_pages
@@ -780,8 +781,8 @@ def test_a_page_that_is_too_large_is_read_in_smaller_ones(fake: FakeKube, tmp_pa
     tiny.close()
 
 
-def test_a_document_is_decoded_without_a_second_copy_of_its_text(fake: FakeKube, tmp_path: Path) -> None:
-    """While it is decoded the bytes that came are gone: 8 MiB are held once, not twice."""
+def test_a_page_is_decoded_without_a_second_copy_of_its_text(fake: FakeKube, tmp_path: Path) -> None:
+    """It is decoded from the bytes that came: 8 MiB are held once, not twice."""
     import tracemalloc
 
     fake.put("services", {
@@ -791,18 +792,17 @@ def test_a_document_is_decoded_without_a_second_copy_of_its_text(fake: FakeKube,
     client = KubeClient(kube_config(kubeconfig=kubeconfig(tmp_path, fake.url), max_answer_bytes=64 << 20))
     client.version()
     held: list[int] = []
-    real = json.loads
+    real = wire.page
 
-    def loads(text: Any, *arguments: Any, **options: Any) -> Any:
-        if len(text) > 8 << 20:
-            held.append(tracemalloc.get_traced_memory()[0])
-        return real(text, *arguments, **options)
+    def page(body: bytes) -> Any:
+        held.append(tracemalloc.get_traced_memory()[0])
+        return real(body)
 
     tracemalloc.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(json, "loads", loads)
-            client.document("/api/v1/services")
+            patch.setattr(wire, "page", page)
+            client.page("/api/v1/services")
     finally:
         tracemalloc.stop()
         client.close()

@@ -219,13 +219,13 @@ def test_an_empty_answer_is_knowledge() -> None:
 
 @pytest.mark.parametrize("envelope", [{"filtered": True}, {"default_deny_anonymous": True}])
 def test_an_empty_answer_that_acls_emptied_proves_nothing(envelope: dict[str, bool]) -> None:
-    assert isinstance(decode.view_of(answer([], **envelope)), Unknown)
+    assert isinstance(decode.view_of(answer([], wire.HEALTH, **envelope)), Unknown)
     assert isinstance(decode.listing_of(answer({}, wire.LISTING, **envelope)), Unknown)
 
 
 @pytest.mark.parametrize("envelope", [{"filtered": True}, {"default_deny_anonymous": True}])
 def test_what_acls_left_over_is_knowledge(envelope: dict[str, bool]) -> None:
-    assert isinstance(decode.view_of(answer([entry()], **envelope)), Known)
+    assert isinstance(decode.view_of(answer([entry()], wire.HEALTH, **envelope)), Known)
     assert isinstance(decode.listing_of(answer({"web": []}, wire.LISTING, **envelope)), Listing)
 
 

@@ -831,7 +831,7 @@ def test_one_client_serves_many_threads(fake: FakeKube, tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_a_document_is_decoded_without_its_bytes_and_its_text_held_beside_it(
+def test_a_page_is_decoded_without_its_bytes_and_its_text_held_beside_it(
     fake: FakeKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The memory limit has room for an answer and what is made of it: never for bytes, text and value at once."""
@@ -839,12 +839,12 @@ def test_a_document_is_decoded_without_its_bytes_and_its_text_held_beside_it(
     client = KubeClient(kube_config(kubeconfig=fake.kubeconfig(tmp_path)))
 
     def answer(*_arguments: object, **_more: object) -> Response:
-        return Response(200, {}, b'"' + b"x" * size + b'"')
+        return Response(200, {}, b'{"items": [{"metadata": {"uid": "' + b"x" * size + b'"}}]}')
 
     monkeypatch.setattr(KubeClient, "request", answer)
     tracemalloc.start()
     try:
-        assert len(client.document("/big")) == size
+        assert len(client.page("/big")["items"][0]["metadata"]["uid"]) == size
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -1,0 +1,78 @@
+"""Kubernetes' lists and watch events, read straight from their bytes: what no one reads is never built.
+
+The result is what `json` would give without the rest (most of managedFields, above all), so that objects.py reads
+lists, events and answers to writes by the same functions. Whatever has another shape than the API server gives is read
+by `json`, and judged there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypedDict
+
+import msgspec
+
+_Fields = TypedDict("_Fields", {"f:metadata": Any, "f:spec": Any}, total=False)
+
+
+class _Managed(TypedDict, total=False):
+    manager: Any
+    operation: Any
+    subresource: Any
+    time: Any
+    fieldsV1: _Fields
+
+
+class _Metadata(TypedDict, total=False):
+    name: Any
+    namespace: Any
+    uid: Any
+    resourceVersion: Any
+    labels: Any
+    annotations: Any
+    deletionTimestamp: Any
+    managedFields: list[_Managed]
+
+
+class _Object(TypedDict, total=False):
+    """Of all four kinds; `code` and `message` are an ERROR event's."""
+
+    metadata: _Metadata
+    spec: Any
+    status: Any
+    subsets: Any
+    addressType: Any
+    endpoints: Any
+    ports: Any
+    code: Any
+    message: Any
+
+
+class _Page(TypedDict, total=False):
+    metadata: Any
+    items: list[_Object]
+
+
+class _Event(TypedDict, total=False):
+    type: Any
+    object: _Object
+
+
+_PAGE = msgspec.json.Decoder(_Page)
+_EVENT = msgspec.json.Decoder(_Event)
+
+
+def page(body: bytes) -> Any:
+    """A page of a list. Raises ValueError or RecursionError when it is no JSON."""
+    try:
+        return _PAGE.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return json.loads(body)
+
+
+def event(line: bytes) -> Any:
+    """An event of a watch. Raises ValueError or RecursionError when it is no JSON."""
+    try:
+        return _EVENT.decode(line)
+    except (msgspec.MsgspecError, RecursionError):
+        return json.loads(line)
