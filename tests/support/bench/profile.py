@@ -24,11 +24,15 @@ from tests.support.bench.harness import Stage, name, node
 from tests.support.bench.measure import OUT
 from tests.support.lab import LabError
 
-FRAME = re.compile(r"(?P<function>\S+) \((?:.*?/)??(?P<file>(?:bridge|json|http|msgspec|urllib3)/\S+?\.py|\w+\.py)\)")
+FRAME = re.compile(
+    r"(?P<function>\S+) \((?:.*?/)??(?P<file>(?:bridge|json|http|msgspec|urllib3)/\S+?\.py|\w+\.py)(?::\d+)?\)"
+)
 SHOWN = 14
 SERVICES = 1000
 OURS = ("bridge/", "json/", "http/", "msgspec/", "urllib3/")
-DULL = re.compile(r"(run|_run|main|start|_bootstrap\w*|__exit__|<module>|<lambda>|wrapper|serve_forever)")
+DULL = re.compile(
+    r"(run|_run|main|start|_bootstrap\w*|__exit__|<module>|<lambda>|wrapper|serve_forever|guarded|command|<genexpr>|<listcomp>)"
+)
 """Functions that everything runs in: they say nothing."""
 
 
@@ -42,7 +46,7 @@ def shares(lines: Iterable[str]) -> tuple[Counter[str], int]:
             continue
         total += int(count)
         frames = [m for frame in stack.split(";") if (m := FRAME.fullmatch(frame.strip()))]
-        names = {f"{m['file']} {m['function']}" for m in frames if not DULL.fullmatch(m["function"])}
+        names = {f"{m['file']} {m['function']}" for m in frames if not DULL.fullmatch(m["function"].rpartition(".")[2])}
         found.update(dict.fromkeys((n for n in names if n.startswith(OURS)), int(count)))
     return found, total
 
