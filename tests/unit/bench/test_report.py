@@ -301,7 +301,7 @@ def test_an_axis_ends_at_a_round_number(value: float, top: float) -> None:
 def test_a_profile_counts_a_function_once_in_a_stack() -> None:
     """However often it calls itself; and what it calls is in its share."""
     lines = [
-        "T.run (threading.py:9);plan (bridge/core/plan.py:1);walk (bridge/core/plan.py:7);walk (bridge/core/plan.py:8) 3",
+        "T.run (threading.py:9);plan (bridge/core/plan.py:1);walk (bridge/core/plan.py:7);walk (bridge/core/plan.py) 3",
         "plan (/somewhere/bridge/core/plan.py);dumps (json/__init__.py) 1",
     ]
     found, total = profile.shares(lines)
