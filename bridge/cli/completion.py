@@ -38,13 +38,23 @@ def services(flags: Mapping[str, Any], begin: str) -> list[str]:
 
 
 def namespaces(flags: Mapping[str, Any], begin: str) -> list[str]:
-    """Namespaces in Kubernetes that begin with `begin`; where they may not be listed, the one that would be used."""
+    """Namespaces in Kubernetes that begin with `begin`; where they may not be listed, the one that would be used.
+
+    A kubeconfig whose credentials come from a program (`exec`, `auth-provider`) is not asked with: the program may
+    open a browser, ask for a password at the terminal that Tab was pressed at, or lock an account.
+    """
     from bridge.errors import ForbiddenError
+    from bridge.kube import kubeconfig
     from bridge.kube.client import KubeClient
     from bridge.kube.namespaces import read_labels
 
     def ask(settings: Settings) -> Iterable[str]:
-        client = KubeClient(settings.kube_config())
+        kube = settings.kube_config()
+        if files := kubeconfig.files_of(kube.kubeconfig):
+            context = kubeconfig.read(files, kube.context)
+            if context.user.get("exec") or context.user.get("auth-provider"):
+                return [context.namespace]
+        client = KubeClient(kube)
         try:
             return read_labels(client)
         except ForbiddenError:

@@ -13,7 +13,6 @@ from bridge.controller.consul_side import ConsulHealth
 from bridge.controller.leadership import Leadership
 from bridge.controller.node_addresses import NodeAddresses
 from bridge.controller.state_changes import StateChanges
-from bridge.core.model import Rule
 from bridge.kube.client import UNVERIFIED, KubeClient
 from bridge.kube.informer import Informer
 from bridge.kube.namespaces import NamespaceLabels
@@ -86,11 +85,10 @@ class Health:
         errors = self._planner.read_errors()
         with self._planner.lock:
             annotated = self._planner.world.asked_by_annotation_alone(errors)
-            idle = self._planner.world.unused_rules()
         states.service_read_errors(errors, annotated)
         labels = self._labels_trouble()
         routes = self._informer.routes_unread()
-        states.warned((*self._catalog.warnings(), *labels, *routes, *(unused_rule_text(*found) for found in idle)))
+        states.warned((*self._catalog.warnings(), *labels, *routes, *self._rule_remarks()))
         states.unreadable(dict(self._planner.unreadable))
         states.slices_forbidden(self._slice_rights.forbidden())
         states.conflicting_writer(self._conflicting_writer())
@@ -108,7 +106,12 @@ class Health:
             *self._labels_trouble(),
             *self._informer.routes_unread(),
             *filter(None, (nodes,)),
+            *self._rule_remarks(),
         ]
+
+    def _rule_remarks(self) -> tuple[str, ...]:
+        with self._planner.lock:
+            return self._planner.world.rule_remarks()
 
     def _labels_trouble(self) -> tuple[str, ...]:
         return (self._labels.trouble,) if self._labels is not None and self._labels.trouble else ()
@@ -126,14 +129,3 @@ def starting(first_pass_done: bool, consul: ConsulHealth, kubernetes: str) -> di
 def remarks_of(client: KubeClient) -> list[str]:
     """What is to be known of the connection to the API server, although it works."""
     return [*([UNVERIFIED] if client.access.unverified else []), *filter(None, (client.trouble,))]
-
-
-def unused_rule_text(rule: Rule, listed: int) -> str:
-    """The warning about a rule that selects nothing, in the rule's own words."""
-    words = [f"services {', '.join(rule.services)}"] if rule.services else []
-    words += [rule.asks] if rule.asks else []
-    words += [f"datacenters {', '.join(rule.datacenters)}"] if rule.datacenters else []
-    return (
-        f"{rule.title}: it selects none of the {listed} services that Consul lists ({'; '.join(words) or 'every one'})"
-        "; `bridge explain SERVICE` says why"
-    )

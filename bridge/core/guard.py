@@ -20,6 +20,7 @@ no longer listed, and all do after a rebuild |
 | a user sends away or changes what their Service is filled with | lets it pass, and charges it to nothing |
 | a command that runs once, while a running bridge of the same owner id writes | holds everything that would go or \
 stop being ready: only that bridge knows what it has seen go within the minute, and what it holds |
+| a mistake in a rule may be the reason (`rule_matches`) | holds it, and charges it to nothing |
 | anything else | lets it pass |
 
 What a rule's `min_ready` keeps ready (`translate`) does not stop being ready, so nothing of it is counted here: that is
@@ -38,6 +39,7 @@ A held target goes on receiving additions and updates. A hold ends, and what is 
 | a forced pass takes it away (`release`) | the same, when all is taken away; after `FORCED_SECONDS` we do the rest |
 | the sums of its scope are below the thresholds, and what is held in it has been so for a minute | then; `due` is the timer |
 | the restore hold is over (then the first two rows above decide) | then |
+| the rule in doubt matches something, or has gone from the settings | within `DOUBT_SECONDS` |
 | it has lasted for `hold_release_seconds` | then |
 
 What is let go on purpose, by force or after its time, is not charged to anything else. Nothing of this is stored:
@@ -60,6 +62,9 @@ from bridge.core.reasons import Code
 
 LOOK_SECONDS = 5.0
 """How soon a target is named by `due` again, when it was not planned meanwhile (Consul does not answer)."""
+
+DOUBT_SECONDS = 30.0
+"""How soon a target that is held because of a rule is planned again without news about it."""
 
 FORCED_SECONDS = 2.0
 """How long a forced pass is left alone at a target before what it has let go is taken away by ourselves: it may have
@@ -334,7 +339,7 @@ class Guard:
 
     def active(self) -> tuple[Held, ...]:
         """Everything that is held now, in order of the targets."""
-        holds = {target: hold.held for ledger in self._ledgers.values() for target, hold in ledger.holds.items()}
+        holds = {t: h.held for of in self._ledgers.values() for t, h in (*of.holds.items(), *of.doubted.items())}
         return tuple(holds[target] for target in sorted(holds))
 
     def forget(self, target: Target) -> None:
@@ -371,17 +376,20 @@ class _Ledger:
         self._given_up = False
         self._named: dict[Target, float] = {}
         self.holds: dict[Target, _Hold] = {}
+        self.doubted: dict[Target, _Hold] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.holds or self._pending or self._history or self._exempt)
+        return bool(self.holds or self.doubted or self._pending or self._history or self._exempt)
 
     def admit(self, plans: Sequence[Plan], ready: int, now: float, *, force: bool) -> Mapping[Target, Held]:
         self._age(now)
-        plans = [self._counted(plan, now) for plan in plans]
+        doubted = {} if force else self._doubted(plans, now)
+        plans = [self._counted(plan, now) for plan in plans if plan.target not in doubted]
         taking = []
         for plan in plans:
             self._pending.pop(plan.target)
             self._named.pop(plan.target, None)
+            self.doubted.pop(plan.target, None)
             if plan.unsubscribed:
                 self._exempt.discard(plan.target)
                 self._end(plan.target)
@@ -400,7 +408,7 @@ class _Ledger:
             if not plan.unsubscribed:
                 on_purpose = force or plan.target in self._exempt or self._releases.counts(plan.target)
                 self._note(plan, held.get(plan.target), now, counted=not on_purpose)
-        return held
+        return {**held, **doubted}
 
     def applied(self, target: Target) -> None:
         for taking in self._pending.pop(target):
@@ -411,10 +419,11 @@ class _Ledger:
 
     def due(self, ready: int, now: float) -> set[Target]:
         self._age(now)
+        found = {t for t in self.doubted if now >= self._named.get(t, now) or self._is_let_go(t, now)}
+        self._named.update(dict.fromkeys(found, now + LOOK_SECONDS))
         if not self.holds:
-            return set()
+            return found
         removal, panic = self._look((), ready, now)
-        found = set()
         for target, hold in self.holds.items():
             lost_stays = hold.why_removed is None or (
                 self._rebuilds.last(hold.datacenters, self._scope, now)
@@ -431,9 +440,39 @@ class _Ledger:
     def forget(self, target: Target) -> None:
         self._pending.pop(target)
         self._exempt.discard(target)
+        self.doubted.pop(target, None)
         self._end(target)
 
     # ------------------------------------------------------------------ the rules
+
+    def _doubted(self, plans: Sequence[Plan], now: float) -> dict[Target, Held]:
+        """What is held because of a rule: it says nothing about Consul, so it is in none of the sums."""
+        held: dict[Target, Held] = {}
+        for plan in plans:
+            target, counted = plan.target, plan.removed + plan.became_unready + plan.deselected
+            if plan.doubt is None or plan.unsubscribed:
+                continue
+            if target in self._exempt or self._is_let_go(target, now):
+                self._exempt.add(target)
+                continue
+            self._pending.pop(target)
+            self._end(target)
+            why, command = _Reason(Code.HELD_UNMATCHED, plan.doubt), force_command(self._settings.command, plan)
+            held[target] = Held(
+                target,
+                why.cause,
+                counted,
+                self._sentence(counted, why, command),
+                flips=True,
+                deselected=plan.deselected > 0,
+                releasing=self._releases.counts(target),
+                why=self._together(why),
+                command=command,
+            )
+            since = self.doubted[target].since if target in self.doubted else now
+            self.doubted[target] = _Hold(held[target], why, None, since, 0, 0, _datacenters(plan))
+            self._named[target] = now + DOUBT_SECONDS
+        return held
 
     def _judge(self, plans: Sequence[Plan], ready: int, now: float) -> dict[Target, Held]:
         self._exempt |= {p.target for p in plans if self._is_let_go(p.target, now)}
@@ -469,7 +508,7 @@ class _Ledger:
                 flips=became_unready > 0,
                 deselected=removed > 0 and plan.deselected > 0,
                 releasing=self._releases.counts(plan.target),
-                why=f"{why.text}; released {' or '.join(self._ways(why))}, or by a command",
+                why=self._together(why),
                 command=command,
             )
             since = now if hold is None else hold.since
@@ -541,15 +580,21 @@ class _Ledger:
     def _sentence(self, count: int, why: _Reason, command: str) -> str:
         first, *later = self._ways(why)
         ways = [first, f"by `{command}`", *later]
-        kept = "1 ready endpoint is" if count == 1 else f"{count} ready endpoints are"
+        kept = (
+            "the Service is" if not count else "1 ready endpoint is" if count == 1 else f"{count} ready endpoints are"
+        )
         return f"{kept} kept: {why.text}; released {', '.join(ways[:-1])} or {ways[-1]}"
+
+    def _together(self, why: _Reason) -> str:
+        """The same without numbers and command: what all that is held for this reason shares."""
+        return f"{why.text}; released {' or '.join(self._ways(why))}, or by a command"
 
     def _ways(self, why: _Reason) -> list[str]:
         """How a hold ends by itself."""
         if why.cause is Code.HELD_RUNNING:
             return ["by that bridge as soon as its own guard allows it"]
         after = self._settings.hold_release_seconds
-        ways = ["when they are registered again" if why.cause is Code.HELD_REBUILT else "when Consul recovers"]
+        ways = [_END.get(why.cause, "when Consul recovers")]
         return ways if after is None else [*ways, f"{after:.0f} s after the hold began"]
 
     def _exceeds(self, found: _Sum, percent: int) -> bool:
@@ -573,7 +618,7 @@ class _Ledger:
 
     def _is_let_go(self, target: Target, now: float) -> bool:
         """Whether what is lost at a target is let go: by force, or because its hold has lasted for long enough."""
-        hold, after = self.holds.get(target), self._settings.hold_release_seconds
+        hold, after = self.holds.get(target) or self.doubted.get(target), self._settings.hold_release_seconds
         lasted = hold is not None and after is not None and now - hold.since >= after
         return lasted or self._releases.is_due(target, now)
 
@@ -615,6 +660,12 @@ class _Ledger:
 
     def _held_endpoints(self) -> int:
         return sum(h.held.endpoints for h in self.holds.values())
+
+
+_END = {
+    Code.HELD_REBUILT: "when they are registered again",
+    Code.HELD_UNMATCHED: "when the rule is corrected or removed",
+}
 
 
 def force_command(command: str, plan: Plan) -> str:

@@ -616,9 +616,9 @@ class Scope:
 class Held:
     """Something that the guard refused to take away. `endpoints` counts the ready endpoints kept.
 
-    `cause` is HELD_REMOVAL, HELD_PANIC, HELD_REBUILT or HELD_RUNNING. `removed`: endpoints that Consul no longer lists
-    stay; `flips`: endpoints that would turn not ready stay ready; `deselected`: endpoints stay that are not selected
-    any more. `releasing`: a forced pass is taking them away; meanwhile nothing is written at the target.
+    `cause` is one of the codes HELD_*. `removed`: endpoints that Consul no longer lists stay; `flips`: endpoints that
+    would turn not ready stay ready; `deselected`: endpoints stay that are not selected any more. `releasing`: a forced
+    pass is taking them away; meanwhile nothing is written at the target.
 
     `reason` is the whole sentence. What is held together shares `why`; `command` releases this target alone.
     """
@@ -672,7 +672,8 @@ class Plan:
     are neither ours nor the mirror of our Endpoints. `notes` are as they should be; `explain` tells them.
 
     `active_datacenter`: of several datacenters, the one whose endpoints these are. Endpoints that a change of
-    datacenter removes are not counted above.
+    datacenter removes are not counted above. `doubt`: why the cause of what is taken away may be a mistake in
+    a rule (`rule_matches`).
     """
 
     target: Target
@@ -698,6 +699,7 @@ class Plan:
     deviations_recent: bool = False
     foreign: int = 0
     active_datacenter: ActiveDatacenter | None = None
+    doubt: Reason | None = None
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

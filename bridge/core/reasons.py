@@ -100,6 +100,7 @@ class Code(StrEnum):
     HELD_PANIC = "panic"
     HELD_REBUILT = "rebuilt"
     HELD_RUNNING = "running_bridge"
+    HELD_UNMATCHED = "unmatched_rule"
 
     # a write has a reason of its own
     ADOPTED = "adopted"
@@ -149,6 +150,11 @@ class Code(StrEnum):
     OUTPUT_UNKNOWN = "output_unknown"
     TAG_CASE = "tag_case"
     TAG_ABSENT = "tag_absent"
+    PATTERN_UNMATCHED = "pattern_unmatched"
+    TAGS_UNMATCHED = "tags_unmatched"
+    RULE_UNUSED = "rule_unused"
+    PATTERN_HOLDS = "pattern_holds"
+    SELECTION_HOLDS = "selection_holds"
     ADDRESS_KIND_ABSENT = "address_kind_absent"
     NAMESPACE_ABSENT = "namespace_absent"
     TAG_COMMA = "tag_comma"
@@ -302,6 +308,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.HELD_PANIC: "too many would stop being ready at once",
     Code.HELD_REBUILT: "Consul was rebuilt or restored",
     Code.HELD_RUNNING: "left to the running bridge of this owner id",
+    Code.HELD_UNMATCHED: "a rule that matches nothing may be the reason",
     Code.ADOPTED: "adopted",
     Code.GONE: "its service is gone from Consul",
     Code.NOT_WANTED: "no rule or annotation asks for it any more",
@@ -370,6 +377,13 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.OUTPUT_UNKNOWN: "the annotation {annotation} is {value!r} and not one of {known}: it is taken as {taken}",
     Code.TAG_CASE: "no instance has the tag {wanted!r}, but {found!r}: Consul tells upper from lower case in tags",
     Code.TAG_ABSENT: "no instance has the tag {wanted!r}; there are {found}",
+    Code.PATTERN_UNMATCHED: "{rule}: {where} lists no service {pattern}{hint}",
+    Code.TAGS_UNMATCHED: "{rule}: no service that it names has the tag {tags}{hint}",
+    Code.RULE_UNUSED: "{rule}: it selects none of the {count} services that Consul lists ({words}); `bridge explain "
+    "SERVICE` says why",
+    Code.PATTERN_HOLDS: "{rule}: `services` has {pattern}, which matches nothing in Consul, and no rule selects "
+    "{service} for this name any more",
+    Code.SELECTION_HOLDS: "{rule}: it wants {asks}, which no instance in Consul has",
     Code.ADDRESS_KIND_ABSENT: "no instance has an address of the kind {kind!r} (`instances.address`); there are "
     "{found}",
     Code.NAMESPACE_ABSENT: "namespace {namespace} does not exist: kubectl create namespace {namespace}",

@@ -99,6 +99,7 @@ class Inputs:
     - `removable`: no service has fed it, with certainty, for the whole grace period
     - `missing`: services of `sources` that Consul does not list; `proved`: it lists the first of them, so a change
       there is no loss of data
+    - `doubt`: why a mistake in a rule may be what takes away what is there
     - `not_asked`: why the bridge does not read the datacenter that a user's Service names
     """
 
@@ -114,6 +115,7 @@ class Inputs:
     missing: frozenset[Name] = frozenset()
     proved: bool = False
     not_asked: Reason | None = None
+    doubt: Reason | None = None
 
     @property
     def target(self) -> Target:
@@ -163,6 +165,7 @@ def observe(state: ConsulState, current: Current, now: float) -> Inputs:
         missing=frozenset(name for name in names if state.is_missing(name)),
         proved=bool(names) and names[0][0] not in state.listing_trouble() and state.is_listed(names[0]),
         not_asked=_not_asked(state, target),
+        doubt=None if sent_away or refusal is not None else state.doubt(target),
     )
 
 
@@ -267,7 +270,8 @@ def _with_sources(
         plan = _without_creations(plan)
     if chosen is not None:
         plan = chosen.told(plan)
-    return Draft(replace(plan, queries=queries), desired, current, leaving)
+    doubt = inputs.doubt if plan.removed or plan.deselected else None
+    return Draft(replace(plan, queries=queries, doubt=doubt), desired, current, leaving)
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +379,8 @@ def _without_sources(inputs: Inputs, options: PlanOptions, around: Surroundings)
     gone = Reason(Code.GONE)
     why = Reason(Code.NOT_WANTED) if inputs.sent_away or inputs.listed else gone
     changes = tuple(replace(c, reason=why) if c.reason == gone else c for c in plan.changes)
-    return Draft(replace(plan, queries=inputs.queries, changes=changes), None, current)
+    doubt = inputs.doubt if any(c.action is Action.DELETE for c in changes) else None
+    return Draft(replace(plan, queries=inputs.queries, changes=changes, doubt=doubt), None, current)
 
 
 def _sent_away(

@@ -44,6 +44,8 @@ from bridge.core.model import (
     Treatment,
     Unknown,
 )
+from bridge.core.reasons import Code, Reason
+from bridge.core.rule_matches import RuleMatches, unmatched
 from bridge.core.translate import treatment_of
 
 Name = tuple[str, str]
@@ -134,6 +136,9 @@ class ConsulState:
         self._touched: set[Query] = set()  # what may be wanted, or known, otherwise than at the last commit
         self._unlisted: tuple[select.Choice, ...] = ()
         self._uses: Counter[int] = Counter()  # of each rule, by its order: the listed services that it selects
+        self._remarks: tuple[Reason, ...] | None = None
+        self._hints: dict[str, str] = {}
+        self._matches = RuleMatches(self.rules)
         self._pin()
 
     # ------------------------------------------------------------------ what comes in
@@ -157,6 +162,7 @@ class ConsulState:
             changed |= self._left_over_from(datacenter)
         came, gone = listing.changes_since(self._listings.get(datacenter))
         self._listings[datacenter] = listing
+        self._remarks = None
         for service in came:
             changed |= self._choose((datacenter, service), listing.services[service], now)
         for service in gone:
@@ -181,6 +187,7 @@ class ConsulState:
             return set()
         self._note_healthy(query, before, state, now)
         self._views[query] = state if before is None else replace(state, former=_former(before, state))
+        self._see(choice for choice in self.chosen(name_of(query)) if choice.query == query)
         left = self._owned_by.get((query.datacenter, query.service), set()) & self._orphaned.keys()
         return left | (self._combined_of(query) if same else self._feeds.get(query, set()))
 
@@ -281,6 +288,9 @@ class ConsulState:
     def replace_rules(self, rules: Sequence[Rule], now: float) -> set[Target]:
         """Take new rules; returns every target that must be looked at."""
         self.rules = tuple(rules)
+        self._matches.replace_rules(self.rules)
+        self._hints.clear()
+        self._remarks = None
         changed = self._give_up(self._unlisted, now)
         changed |= self._pin()
         for datacenter, listing in self._listings.items():
@@ -418,6 +428,28 @@ class ConsulState:
             return False
         return all(self._is_gone(name, partial_selection=self._partial_selection and not opted_out) for name in names)
 
+    def doubt(self, target: Target) -> Reason | None:
+        """Why a mistake in a rule may be what takes away what is at a target (`rule_matches`); None when none is seen.
+
+        Only what Consul still lists is in doubt: for anything else Consul's own answer is the reason.
+        """
+        winners = self._assignments.winners(target)
+        if not winners:
+            listed = (name for name in self._owned.get(target, ()) if self.is_listed(name))
+            return next(filter(None, (self._matches.misspelt(target, *name) for name in listed)), None)
+        for query, rule in winners:
+            chosen = [c for c in self.chosen(name_of(query)) if (c.query, c.target) == (query, target)]
+            known = self._views.get(query)
+            silent = not self.is_listed(name_of(query)) or known is None or not (known.instances or query.filter)
+            if (
+                silent
+                or rule.to.annotated
+                or not chosen
+                or any(self._matches.has_selected(choice.order) for choice in chosen)
+            ):
+                return None
+        return Reason(Code.SELECTION_HOLDS, rule=rule.title, asks=rule.asks)
+
     def is_left_over(self, target: Target, now: float) -> bool:
         """Whether nothing can fill a target again with what it was filled from: each service is listed, or has gone.
 
@@ -509,18 +541,25 @@ class ConsulState:
         """Number of Consul services that are mirrored or ought to be."""
         return len(self._selected) + len(self._unlisted) + len(self._annotated)
 
-    def unused_rules(self) -> tuple[tuple[Rule, int], ...]:
-        """Rules that select nothing of what is listed, each with the number of services that its datacenters list.
+    def rule_remarks(self) -> tuple[Reason, ...]:
+        """What in the rules matches nothing of what is listed, with what may be meant; rules that select nothing.
 
         A rule of which a datacenter could not be listed (yet) is not among them.
         """
-        found = []
+        if self._remarks is not None:  # thousands of services twice a second would cost
+            return self._remarks
+        listed = {dc: listing.services for dc, listing in self._listings.items()}
+        found: list[Reason] = []
         for order, rule in enumerate(self.rules):
+            if self._uses[order] and not self._matches.in_doubt(order):
+                continue
+            remarks = unmatched((rule,), self.datacenters, listed, self._hints)
             datacenters = rule.datacenters or self.datacenters
-            listed = [self._listings[dc] for dc in datacenters if dc in self._listings]
-            if not self._uses[order] and not rule.unlisted and len(listed) == len(datacenters):
-                found.append((rule, sum(len(listing.services) for listing in listed)))
-        return tuple(found)
+            if not remarks and not self._uses[order] and not rule.unlisted and all(dc in listed for dc in datacenters):
+                remarks = (_unused(rule, sum(len(listed[dc]) for dc in datacenters)),)
+            found += remarks
+        self._remarks = tuple(found)
+        return self._remarks
 
     def trouble(self) -> Mapping[Query, str]:
         """Services whose last read failed, with the reason. What was known of them before still stands."""
@@ -540,6 +579,7 @@ class ConsulState:
         """Let the rules decide about one service that is listed."""
         datacenter, service = name
         self._stay(name)
+        self._matches.see_name(datacenter, service)
         kept = self._owned_by.get(name, set())
         changed = set(kept)
         chosen: tuple[select.Choice, ...] = ()
@@ -552,13 +592,21 @@ class ConsulState:
     def _select(self, name: Name, chosen: tuple[select.Choice, ...]) -> tuple[select.Choice, ...]:
         """Note what the rules choose of a service; returns what they chose before."""
         before = self._selected.pop(name, ())
+        self._remarks = None
         if chosen:
             self._selected[name] = chosen
+            self._see(chosen)
         self._uses.subtract(choice.order for choice in before)
         self._uses.update(choice.order for choice in chosen)
         if bool(before) != bool(chosen):
             self._touched.add(Query(*name))
         return before
+
+    def _see(self, choices: Iterable[select.Choice]) -> None:
+        """Note which rules select an instance of what is known."""
+        for choice in choices:
+            if not self._matches.has_selected(choice.order) and (known := self._views.get(choice.query)) is not None:
+                self._matches.see_instances(choice.order, known.instances)
 
     def _choose_again(self, names: Iterable[Name], now: float) -> set[Target]:
         """The objects in Kubernetes have changed: let the rules decide again where that matters (`select.active`).
@@ -722,6 +770,14 @@ class ConsulState:
             return not partial_selection
         queries = {choice.query for choice in self.chosen(name)} or {Query(datacenter, service)}
         return all(query not in self._trouble and self._views.get(query) == Known(()) for query in queries)
+
+
+def _unused(rule: Rule, listed: int) -> Reason:
+    """The remark about a rule that selects nothing, in the rule's own words."""
+    words = [f"services {', '.join(rule.services)}"] if rule.services else []
+    words += [rule.asks] if rule.asks else []
+    words += [f"datacenters {', '.join(rule.datacenters)}"] if rule.datacenters else []
+    return Reason(Code.RULE_UNUSED, rule=rule.title, count=listed, words="; ".join(words) or "every one")
 
 
 def _former(before: Known, now: Known) -> tuple[Instance, ...]:

@@ -18,7 +18,6 @@ from bridge.consul.faults import FILTERS, TOKENS
 from bridge.core import plan as planning
 from bridge.core import select
 from bridge.core.annotated import Annotated, Refusal, request_of
-from bridge.core.lookup import near
 from bridge.core.mirroring import MIRROR_COSTS, MIRRORING_LIMIT, why_not_carried
 from bridge.core.model import (
     NO_PORTS,
@@ -40,6 +39,7 @@ from bridge.core.model import (
 from bridge.core.ownership import MANAGED_BY, MANAGER, OWNER
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
+from bridge.core.rule_matches import unmatched
 from bridge.core.slice_union import Seen, standing
 from bridge.core.translate import Translation, translate
 from bridge.errors import BridgeError, CancelledError, ForbiddenError
@@ -596,7 +596,7 @@ class _Chosen:
         self._rules = rules
         self._asked: list[tuple[Target, Query]] = []
         self._strange: list[str] = []
-        self._listed: dict[str, frozenset[str]] = {}
+        self._listed: dict[str, dict[str, list[str]]] = {}
         self._claims = select.TargetAssignments()
         self._unmappable: list[Skipped] = []
         self.unmet: list[tuple[str, Reason]] = []
@@ -639,7 +639,7 @@ class _Chosen:
 
     def choose(self, datacenter: str, services: dict[str, list[str]]) -> None:
         """Let the rules decide about a datacenter's services."""
-        self._listed[datacenter] = frozenset(services)
+        self._listed[datacenter] = services
         for service, tags in sorted(services.items()):
             if select.excluded(service, tags) is not None:
                 continue
@@ -667,8 +667,8 @@ class _Chosen:
             yield Probe("selected services", WARNING, "none", mend)
         elif not self._asked:
             yield self._nothing()
-        if absent := list(self._absent()):
-            yield Probe("names in rules", WARNING, _some(absent), "the name as Consul has it, unless it comes later")
+        if remarks := unmatched(self._rules, tuple(self._listed), self._listed):
+            yield Probe("names in rules", WARNING, _some(remarks), "the name as Consul has it, unless it comes later")
         if not self.rules_of:
             return
         losers = [loser for target in sorted(self._claims.targets()) for loser in self._claims.rejected(target)]
@@ -679,17 +679,6 @@ class _Chosen:
             )
         else:
             yield Probe("names", OK, "every service has a name of its own")
-
-    def _absent(self) -> Iterator[str]:
-        """What rules name in full, and no datacenter that was listed has."""
-        for rule in self._rules:
-            listed = {dc for dc in self._listed if not rule.datacenters or dc in rule.datacenters}
-            known = {service for dc in listed for service in self._listed[dc]}
-            for name in rule.services if listed and not rule.unlisted else ():
-                if not select.is_glob(name) and not any(select.is_named((name,), service) for service in known):
-                    alike = " or ".join(near(name, known))
-                    hint = f"; did you mean {alike}?" if alike else ""
-                    yield f"{rule.title}: {', '.join(sorted(listed))} lists no service {name}{hint}"
 
     def _nothing(self) -> Probe:
         """There is no rule, and no Service asks; where that was looked for, because others may ask elsewhere."""
@@ -707,7 +696,7 @@ class _Chosen:
         missing = [
             f"{target} asks for {query.service}, which {query.datacenter} does not list"
             for target, query in self._asked
-            if query.service not in self._listed.get(query.datacenter, {query.service})
+            if query.service not in self._listed.get(query.datacenter, (query.service,))
         ]
         texts = [*self._strange, *missing]
         if texts:

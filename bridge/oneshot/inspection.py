@@ -22,6 +22,7 @@ from bridge.core.lookup import Meant, meant
 from bridge.core.model import Current, Known, Listing, Plan, Query, Rule, Target, Unknown
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
+from bridge.core.rule_matches import unmatched
 from bridge.core.service_state import ServiceRow, ServiceState, service_state, state_detail
 from bridge.core.translate import host_names
 from bridge.errors import BridgeError, CancelledError
@@ -85,7 +86,8 @@ def status_once(**sides: Unpack[Sides]) -> Status:
         look.judge_all()
         rows = sorted(row for row in map(look.row, loaded.world.targets()) if row is not None)
         read_at = datetime.now(UTC).isoformat(timespec="seconds")
-        return Status(tuple(rows), look.troubles(), read_at, look.unselected(), look.held())
+        notes = (*look.unselected(), *loaded.world.rule_remarks())
+        return Status(tuple(rows), look.troubles(), read_at, notes, look.held())
 
 
 def explain_once(service: str, **sides: Unpack[Sides]) -> Explained:
@@ -108,7 +110,7 @@ def explain_once(service: str, **sides: Unpack[Sides]) -> Explained:
             asked = any(place.asked for place in places)
             explanations += [e for place, e in found if place.asked or place.left or e.rule or not asked]
         near = (f"did you mean {' or '.join(names.near)}?",) if names.near else ()
-        notes = (*look.unselected(services), *names.notes, *near)
+        notes = (*look.unselected(services), *names.notes, *near, *look.remarks_about(services))
         return Explained(tuple(explanations), look.troubles(), notes, bool(names.services))
 
 
@@ -155,6 +157,11 @@ class _Inspection:
         for target, _, query in self.loaded.asked:
             mirrored.setdefault(target, set()).add(query.service)
         return meant(given, listed, mirrored)
+
+    def remarks_about(self, services: Collection[str]) -> tuple[Reason, ...]:
+        """What in rules matches nothing and may be meant for one of these services."""
+        listed = {dc: self.services_of(dc) for dc in self.loaded.listings}
+        return unmatched(self.loaded.rules, self.loaded.datacenters, listed, about=services)
 
     def _cluster(self) -> Store | None:
         """All objects of ours in the cluster, None where they may not be listed, or rules say where they are."""

@@ -108,7 +108,7 @@ def judge(overview: Overview) -> tuple[str, str, str]:
         return (
             "warn",
             "Removals held",
-            f"The guard keeps endpoints of {_services(held)} until Consul's answer is credible.",
+            f"The guard keeps what {_services(held)} would lose; each says why, and what releases it.",
         )
     if state.get("configuration", "ok") != "ok":
         return "warn", "Configuration reload rejected", "The bridge goes on with the configuration that it has."
@@ -147,6 +147,7 @@ def problems(overview: Overview) -> Html | None:
         said.append(f"Leader election: {error}")
     if state.get("configuration", "ok") != "ok":
         said.append(f"Configuration: {state['configuration']}")
+    said += [f"Warning: {text}" for text in state.get("warnings") or ()]
     shown = said[:LISTED]
     more = el("li", f"and {len(said) - LISTED:,} more") if len(said) > LISTED else None
     services = [line for kind in TROUBLE for line in _troubled(kind, overview.troubled)]

@@ -15,7 +15,9 @@ import pytest
 
 from bridge.core.annotated import Annotated, Grant
 from bridge.core.model import Adopt, Destination, InstanceRules, Output, Policy, Rule
+from bridge.core.reasons import Code
 from bridge.oneshot.check import check
+from bridge.oneshot.inspection import explain_once, status_once
 from bridge.oneshot.sync import sync_once
 from bridge.report import Report, exit_status
 from bridge.retry import RetryPolicy
@@ -94,17 +96,43 @@ def test_a_service_that_lost_its_labels_is_named(both: Both) -> None:
 
 
 def test_a_name_that_consul_does_not_list_is_a_warning_with_what_looks_like_it(both: Both) -> None:
-    """Also where the rule's other names are there; a glob names nothing in full."""
+    """Also where the rule's other names are there; `bridge status` and `bridge explain` say the same."""
     both.consul.register("orders-db", "vm-1", "10.0.0.1", 5432)
     typed = Rule(services=("order-db", "orders-db", "x-*"), name="the database", place="bridge.yaml:2:5")
     found = both.check(typed)
     assert found["selected services"] == ("ok", "1 -> ")
     assert found["names in rules"] == (
         "warning",
-        "the database (bridge.yaml:2:5): dc1 lists no service order-db; did you mean orders-db? -> the name as Consul "
-        "has it, unless it comes later",
+        "the database (bridge.yaml:2:5): dc1 lists no service order-db; did you mean orders-db?; the database "
+        "(bridge.yaml:2:5): dc1 lists no service x-* -> the name as Consul has it, unless it comes later",
     )
-    assert "names in rules" not in both.check(Rule(services=("Orders-DB", "x-*")), Rule(datacenters=("dc2",)))
+    assert "names in rules" not in both.check(Rule(services=("Orders-DB", "orders-*")), Rule(datacenters=("dc2",)))
+    said = "the database (bridge.yaml:2:5): dc1 lists no service order-db; did you mean orders-db?"
+    given: Json = {**both.sides, "rules": (typed,), "options": sync_options(retry=QUICK), "stop": threading.Event()}
+    assert status_once(**given).notes[-2:] == (said, "the database (bridge.yaml:2:5): dc1 lists no service x-*")
+    assert said in explain_once("orders-db", **given).notes
+    assert said not in explain_once("web", **given).notes
+    given["rules"] = (Rule(name="db", tags=("primory",)),)
+    both.consul.register("orders", "vm-1", "10.0.0.1", 5432, Tags=["primary"])
+    said = "db: no service that it names has the tag primory; did you mean primary?"
+    assert (status_once(**given).notes[-1], explain_once("orders", **given).notes[-1]) == (said, said)
+
+
+def test_a_mistake_in_a_rule_holds_what_a_pass_wrote_before(both: Both) -> None:
+    """However small it is; the report names the cause and the command, and a forced pass takes it away."""
+    rule = Rule(name="shop", services=("web",), place="bridge.yaml:2:5")
+    assert both.sync(rule) == 0
+    for typed in (
+        replace(rule, services=("wbe",)),
+        replace(rule, tags=("live",)),
+        replace(rule, filter='Service.Meta.tier == "web"'),
+    ):
+        report = both.report(typed)
+        assert [row.cause for row in report.held] == [Code.HELD_UNMATCHED]
+        assert (report.summary.changes, exit_status(report, False, False)) == (0, 3)
+    typed = replace(rule, services=("wbe",))
+    assert "shop (bridge.yaml:2:5): `services` has wbe, which matches nothing" in both.report(typed).held[0].reason
+    assert both.report(typed, force=True).summary.delete == 3
 
 
 @pytest.mark.parametrize(("tag", "said"), [("leader", "no instance has the tag"), ("Primary", "but 'primary'")])

@@ -169,6 +169,24 @@ def test_tab_completes_what_the_servers_have(words: str, expected: list[str], tm
     assert (done.stdout.split(), done.stderr) == (expected, "")
 
 
+def test_tab_starts_no_program_for_credentials(tmp_path: Path) -> None:
+    """It may ask for a password at the terminal, or open a browser; the context's own namespace is offered."""
+    begun, program, config = tmp_path / "begun", tmp_path / "login", tmp_path / "config"
+    program.write_text(f"#!/bin/sh\ntouch {begun}\n")
+    program.chmod(0o700)
+    login = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(program)}
+    kubeconfig = {
+        "current-context": "here",
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {"exec": {**login, "interactiveMode": "IfAvailable"}}}],
+        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u", "namespace": "storage"}}],
+    }
+    config.write_text(json.dumps(kubeconfig))
+    env = {"KUBECONFIG": str(config), **completing("bridge run --namespace st")}
+    done = process(prelude=AT_LEISURE, env=env)
+    assert (done.stdout.split(), done.stderr, begun.exists()) == (["storage"], "", False)
+
+
 def test_tab_waits_for_no_server_that_does_not_answer() -> None:
     """Nothing is offered then, long before the request would be given up."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

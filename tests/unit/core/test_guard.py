@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.core.guard import FORCED_SECONDS, LOOK_SECONDS, Guard, _LossSample, _Window, force_command
+from bridge.core.guard import (
+    DOUBT_SECONDS,
+    FORCED_SECONDS,
+    LOOK_SECONDS,
+    Guard,
+    _LossSample,
+    _Window,
+    force_command,
+)
 from bridge.core.model import Held, Plan, Query, Scope, Target
-from bridge.core.reasons import Code
+from bridge.core.reasons import Code, Reason
 from bridge.core.select import Only
 from tests.support.options import guard_settings
 
@@ -908,3 +916,27 @@ def test_the_window_gives_the_sums_of_what_is_in_it_and_forgets_all_of_the_rest(
         assert len(window._due) <= 2 * 60 + 2
     window.forget(2000.0)
     assert (window.removed, window.became_unready, window._due, window._takings) == (0, 0, [], {})
+
+
+def test_what_is_held_because_of_a_rule_counts_for_nothing_else_and_is_looked_at_again() -> None:
+    """However few endpoints it is, and beside a loss that Consul shows; it ends when the rule is in doubt no more."""
+    guard = Guard(guard_settings(hold_release_seconds=100.0))
+    doubted = replace(taking(0, 9), doubt=Reason(Code.SELECTION_HOLDS, rule="live", asks="the tag lvie"))
+    found = held(guard, [doubted, taking(1, 9, before=10)], 19)
+    assert [(target, h.cause, h.endpoints) for target, h in found.items()] == [(TARGETS[0], Code.HELD_UNMATCHED, 9)]
+    assert [h.target for h in guard.active()] == [TARGETS[0]]
+    assert released(guard, DOUBT_SECONDS - 1) == frozenset()
+    assert released(guard, DOUBT_SECONDS) == {TARGETS[0]}
+    assert released(guard, DOUBT_SECONDS + LOOK_SECONDS - 1) == frozenset()
+    assert list(held(guard, [doubted], 10, DOUBT_SECONDS + LOOK_SECONDS)) == [TARGETS[0]]
+    assert (held(guard, [replace(doubted, unsubscribed=True)], 10, 40.0), guard.active()) == ({}, ())
+    assert list(held(guard, [doubted], 10, 50.0)) == [TARGETS[0]]
+    assert (held(guard, [doubted], 10, 50.0, force=True), guard.active()) == ({}, ())
+    assert list(held(guard, [doubted], 10, 60.0)) == [TARGETS[0]]
+    assert released(guard, 160.0) == {TARGETS[0]}
+    assert (held(guard, [doubted], 10, 160.0), guard.active()) == ({}, ())
+    assert held(guard, [doubted], 10, 161.0) == {}
+    held(guard, [taking(0)], 10, 162.0)
+    assert list(held(guard, [doubted], 10, 163.0)) == [TARGETS[0]]
+    guard.forget(TARGETS[0])
+    assert guard.active() == ()

@@ -318,18 +318,32 @@ def test_a_rule_that_selects_nothing_is_told_once_its_datacenters_are_listed() -
     abroad = Rule(name="abroad", services=("no-*",), datacenters=("dc1", "dc2"))
     elsewhere = Rule(name="elsewhere", services=("db",), datacenters=("dc1",), peer="cloud", unlisted=True)
     untagged = replace(PRIMARY, datacenters=("dc1",))
-    made = ConsulState(
-        (nothing, abroad, elsewhere, untagged, Rule(name="all", datacenters=("dc1",))), ["dc1", "dc2"], 30.0
+    everything, late = (
+        Rule(name="all", datacenters=("dc1",)),
+        Rule(name="late", services=("web",), datacenters=("dc1",)),
     )
-    before = made.unused_rules()
-    made.on_listing("dc1", Listing({"db": frozenset(), "web": frozenset()}), 0.0)
+    made = ConsulState((nothing, abroad, elsewhere, untagged, everything, late), ["dc1", "dc2"], 30.0)
+    before = made.rule_remarks()
+    made.on_listing("dc1", Listing({"db": frozenset({"primory"}), "web": frozenset()}), 0.0)
     made.on_listing("dc2", Unknown("no path"), 0.0)
-    found = [(rule.name, listed) for rule, listed in made.unused_rules()]
-    assert (before, found, made.unused_rules()) == ((), [("nothing", 2), ("primary", 2)], made.unused_rules())
-    made.on_listing("dc1", Listing({"db": frozenset({"primary"})}), 1.0)
-    assert [rule.name for rule, _ in made.unused_rules()] == ["nothing"]
+    late_text = (
+        "late: it selects none of the 2 services that Consul lists (services web; datacenters dc1); `bridge explain "
+        "SERVICE` says why"
+    )
+    found = made.rule_remarks()
+    assert (before, found, made.rule_remarks() is found) == (
+        (),
+        (
+            "nothing: dc1 lists no service no-*",
+            "primary: no service that it names has the tag primary; did you mean primory?",
+            late_text,
+        ),
+        True,
+    )
+    made.on_listing("dc1", Listing({"db": frozenset({"primary"}), "web": frozenset()}), 1.0)
+    assert made.rule_remarks() == ("nothing: dc1 lists no service no-*", late_text)
     made.replace_rules(RULES, 2.0)
-    assert made.unused_rules() == ()
+    assert made.rule_remarks() == ()
 
 
 def test_a_service_with_several_filters_is_gone_when_each_of_them_shows_nobody() -> None:
