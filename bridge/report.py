@@ -395,10 +395,20 @@ def action_of(outcome: Outcome, dry_run: bool) -> tuple[str, str]:
     elif plan.held:
         action, reasons = "held", [h.reason for h in plan.held]
     else:
-        action, reasons = _action(plan, changes), [c.reason for c in changes if c.reason is not None]
+        action, reasons = _action(plan, changes), _reasons(plan, changes)
         if plan.skipped:
             reasons.append(f"{len(plan.skipped)} skipped")
     return action, "; ".join(dict.fromkeys(filter(None, reasons)))
+
+
+def _reasons(plan: Plan, changes: Sequence[Change]) -> list[str]:
+    """Why the target changes. That a slice is not needed any more follows from that, and says nothing of the cause."""
+    reasons = [c.reason for c in changes if c.reason is not None]
+    causes: list[str] = [reason for reason in reasons if reason.code is not Code.NOT_NEEDED]
+    if plan.ready_before and not plan.ready and changes and not causes:
+        lost = "Consul no longer lists what was ready" if plan.removed else "nothing of it is ready any more"
+        causes = [*plan.warnings] or [lost]
+    return causes or list(reasons)
 
 
 def _action(plan: Plan, changes: Sequence[Change]) -> str:

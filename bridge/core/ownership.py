@@ -54,13 +54,12 @@ _LABEL_VALUE = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 def ownership_labels(owner: str, queries: Sequence[Query]) -> tuple[Pairs, Pairs]:
     """Labels and annotations of ownership. Several services are joined by commas, in order."""
     names = sorted({(q.datacenter, q.service) for q in queries})
-    datacenters = [datacenter for datacenter, _ in names]
+    datacenters, services = [datacenter for datacenter, _ in names], [service for _, service in names]
     if len(set(datacenters)) == 1:
         datacenters = datacenters[:1]
-    annotations = (
-        (DATACENTER, ",".join(map(_escape, datacenters))),
-        (SERVICE, ",".join(_escape(service) for _, service in names)),
-    )
+    if len(set(services)) == 1:  # of several datacenters that a rule combines
+        services = services[:1]
+    annotations = ((DATACENTER, ",".join(map(_escape, datacenters))), (SERVICE, ",".join(map(_escape, services))))
     return ((MANAGED_BY, MANAGER), (OWNER, owner)), annotations
 
 
@@ -74,8 +73,8 @@ def origins(service: str, datacenter: str) -> tuple[tuple[str, str], ...]:
     """The other way round: (datacenter, service) pairs from the values of an object's two annotations."""
     services, datacenters = service.split(","), datacenter.split(",")
     pairs = {
-        (_unescape(datacenters[min(position, len(datacenters) - 1)]), _unescape(name))
-        for position, name in enumerate(services)
+        (_unescape(datacenters[min(n, len(datacenters) - 1)]), _unescape(services[min(n, len(services) - 1)]))
+        for n in range(max(len(services), len(datacenters) if len(services) == 1 else 1))
     }
     return tuple(sorted(pair for pair in pairs if all(pair)))
 

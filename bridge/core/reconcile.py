@@ -270,7 +270,7 @@ def _with_sources(
         plan = _without_creations(plan)
     if chosen is not None:
         plan = chosen.told(plan)
-    doubt = inputs.doubt if plan.removed or plan.deselected else None
+    doubt = inputs.doubt if inputs.doubt and _may_be_meant(plan, carrying, current, around, resolved) else None
     return Draft(replace(plan, queries=queries, doubt=doubt), desired, current, leaving)
 
 
@@ -401,6 +401,22 @@ def _sent_away(
     plan = _compare(inputs.target, None, inputs.current, options, around, skipped, warnings, dismissed=inputs.sent_away)
     changes = tuple(replace(c, reason=Reason(Code.NOT_WANTED)) for c in plan.changes)
     return replace(plan, changes=changes) if changes else None
+
+
+def _may_be_meant(
+    plan: Plan, sources: Sequence[Source], current: Current, around: Surroundings, resolved: translate.Resolved
+) -> bool:
+    """Whether what is lost at a target may be what its rules mean: Consul still has it, as far as it shows that."""
+    if not plan.removed and not plan.deselected:
+        return False
+    everything = [(s.known.instances, replace(s.rule, tags=(), meta=())) for s in sources]
+    decisions = [
+        d for found, rule in everything for d in translate.decide(found, rule, current, resolved, around.nodes)
+    ]
+    registered = {endpoint.address for decision in decisions for _, endpoint in decision.endpoints}
+    filtered = any(source.query.filter and not source.known.instances for source in sources)
+    groups = (*(current.endpoints.groups if current.endpoints else ()), *(s.group for s in current.slices))
+    return filtered or any(e.address in registered for group in groups for e in group.endpoints if e.ready)
 
 
 def _doubts(sources: Sequence[Source], unanswered: Collection[str]) -> tuple[Reason, ...]:

@@ -7,8 +7,10 @@ was taken out of a rule leave the same. What a rule has matched decides:
 | --- | --- |
 | a pattern in a rule's `services` has matched no listed name yet, and that rule would send the service to the very \
 target where it is now | is held: the pattern may be that name, misspelt |
-| a rule's tags, meta or filter have selected no instance yet, of any service | is held: what they ask for may be \
-misspelt |
+| a rule's tags or meta have selected no instance yet, of any service, while Consul lists what is there | is held: \
+what they ask for may be misspelt |
+| a rule's filter, which a user changed while this process ran, has shown no instance yet | is held as well; the \
+filter that a process starts with is believed, for what it leaves out cannot be told from what Consul has lost |
 | anything else (the rule has gone from the settings; the name was taken out of it; it has selected something before, \
 so Consul has changed) | goes after its grace period |
 
@@ -36,11 +38,15 @@ class RuleMatches:
         self._matched: set[Hashable] = set()
         self._unmatched: list[tuple[Rule, str]] = []
         self._selected: set[int] = set()
+        self._changed: set[int] = set()
         self.replace_rules(rules)
 
     def replace_rules(self, rules: Sequence[Rule]) -> None:
         """Take new rules. What is as it was before keeps what it has matched."""
         selected = {_selection(self._rules[order]) for order in self._selected}
+        before = {_selection(rule): order in self._changed for order, rule in enumerate(self._rules)}
+        if before:
+            self._changed = {order for order, rule in enumerate(rules) if before.get(_selection(rule), True)}
         self._rules = rules
         self._selected = {order for order, rule in enumerate(rules) if _selection(rule) in selected}
         self._unmatched = [
@@ -65,6 +71,10 @@ class RuleMatches:
     def has_selected(self, order: int) -> bool:
         """Whether the rule of that number has selected an instance."""
         return order in self._selected
+
+    def may_leave_out(self, order: int) -> bool:
+        """Whether nothing that the rule of that number selects is believed: it has selected nothing yet."""
+        return order not in self._selected and (not self._rules[order].filter or order in self._changed)
 
     def in_doubt(self, order: int) -> bool:
         """Whether something in the rule of that number has matched nothing yet."""

@@ -441,12 +441,9 @@ class ConsulState:
             chosen = [c for c in self.chosen(name_of(query)) if (c.query, c.target) == (query, target)]
             known = self._views.get(query)
             silent = not self.is_listed(name_of(query)) or known is None or not (known.instances or query.filter)
-            if (
-                silent
-                or rule.to.annotated
-                or not chosen
-                or any(self._matches.has_selected(choice.order) for choice in chosen)
-            ):
+            if silent or rule.to.annotated or not chosen:
+                return None
+            if not all(self._matches.may_leave_out(choice.order) for choice in chosen):
                 return None
         return Reason(Code.SELECTION_HOLDS, rule=rule.title, asks=rule.asks)
 

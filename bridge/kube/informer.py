@@ -65,6 +65,8 @@ REFUSED_AFTER = 3
 """It has read them when it lets us list some namespace: of another one a few refusals since then are enough."""
 CLOSE_SECONDS = 1.0
 
+UNWANTED_SECONDS = 300.0
+"""How soon the bridge asks again whether it may list HTTPRoutes that no rule asks for."""
 LEFTOVER_SECONDS = 10.0
 """How often the bridge checks whether slices that pods left behind are gone: no watch covers them."""
 NAMES_LENGTH = 4000
@@ -152,11 +154,16 @@ def watch_query(version: str, seconds: tuple[int, int] = WATCH_SECONDS) -> list[
     ]
 
 
-def _read(client: KubeClient, kind: Kind, namespace: str | None) -> tuple[list[Decoded], int]:
+def _selector(kind: Kind, *, wanted: bool) -> str:
+    """What is read of a kind. Of HTTPRoutes that no rule asks for those that are a bridge's: no other is looked at."""
+    return SELECTORS[kind] if wanted or kind is not Kind.HTTP_ROUTE else objects.OURS
+
+
+def _read(client: KubeClient, kind: Kind, namespace: str | None, selector: str) -> tuple[list[Decoded], int]:
     """A whole list, decoded page by page."""
     decoded: list[Decoded] = []
     version = ""
-    for items, version in list_pages(client, kind, namespace, SELECTORS[kind]):  # noqa: B007 - the last one is used
+    for items, version in list_pages(client, kind, namespace, selector):  # noqa: B007 - the last one is used
         decoded += (found for item in items if (found := objects.decode(kind, item)) is not None)
     return decoded, objects.version(version)
 
@@ -207,7 +214,9 @@ def read_slices_again(client: KubeClient, store: Store, namespaces: Namespaces) 
             _fill_leftovers(client, store, namespace, store.without_selector(namespace))
 
 
-def _fill(client: KubeClient, store: Store, kind: Kind | None, namespace: str | None) -> set[Target]:
+def _fill(
+    client: KubeClient, store: Store, kind: Kind | None, namespace: str | None, *, wanted: bool = True
+) -> set[Target]:
     """List one scope into the store (`kind` None: the foreign Endpoints)."""
 
     def read() -> set[Target]:
@@ -215,7 +224,7 @@ def _fill(client: KubeClient, store: Store, kind: Kind | None, namespace: str | 
             store.replace_foreign(namespace, _read_foreign(client, namespace))
             return set()
         since = store.begin_list()
-        items, version = _read(client, kind, namespace)
+        items, version = _read(client, kind, namespace, _selector(kind, wanted=wanted))
         return store.replace(kind, namespace, items, version, since)
 
     return three_tries(read)
@@ -225,7 +234,7 @@ def _fill_routes(client: KubeClient, store: Store, namespace: str | None, *, wan
     """List the HTTPRoutes of one scope; where no rule asks for them only if we may."""
     try:
         if wanted or may_list_routes(client, namespace):
-            _fill(client, store, Kind.HTTP_ROUTE, namespace)
+            _fill(client, store, Kind.HTTP_ROUTE, namespace, wanted=wanted)
     except CancelledError:
         raise
     except BridgeError as error:
@@ -706,9 +715,10 @@ class _Reflector:
         *,
         wanted: bool = True,
     ) -> None:
-        """Not `wanted`: HTTPRoutes are followed only where we may, and where there are any."""
+        """Not `wanted`: of HTTPRoutes those that are ours are followed, and only where we may."""
         self._shared = shared
         self._wanted = self._asked = wanted
+        self._selector = _selector(kind, wanted=wanted)
         self._on_settled = on_settled
         self._some_listed = some_listed
         self.kind = kind
@@ -718,7 +728,6 @@ class _Reflector:
         self.synced = threading.Event()
         self.settled = threading.Event() if kind is Kind.HTTP_ROUTE else self.synced
         """Whether it is known what is there, or that it cannot be read."""
-        self._ended = False
         self.error: BridgeError | None = None
         self.refused: BridgeError | None = None
         """Why the first list is refused, once that has proved to last."""
@@ -733,21 +742,24 @@ class _Reflector:
     def run(self) -> None:
         """Cycle until stopped. A bug ends the thread and is handed to `failed`."""
         backoff, refused_alone = _Backoff(self._shared.retry), 0
-        while not self._shared.stop.is_set() and not self._ended:
+        while not self._shared.stop.is_set():
             self._progress = False
             error = self.cycle()
-            self.error = error
-            if error is None:
+            self.error = None if not self._asked else error
+            if not self._asked:
+                if self._shared.stop.wait(UNWANTED_SECONDS):
+                    return
+            elif error is None:
                 backoff.succeeded()
-                continue
-            wait = backoff.wait_seconds(error, progress=self._progress)
-            if isinstance(error, ForbiddenError) and not self.settled.is_set():
-                refused_alone += self._some_listed()
-                if backoff.lasting or refused_alone >= REFUSED_AFTER:
-                    self.refused = error
-                    self._on_settled()
-            if self._shared.stop.wait(wait):
-                return
+            else:
+                wait = backoff.wait_seconds(error, progress=self._progress)
+                if isinstance(error, ForbiddenError) and not self.settled.is_set():
+                    refused_alone += self._some_listed()
+                    if backoff.lasting or refused_alone >= REFUSED_AFTER:
+                        self.refused = error
+                        self._on_settled()
+                if self._shared.stop.wait(wait):
+                    return
 
     def cycle(self) -> BridgeError | None:
         """List if need be, then watch until the watch ends; the error to back off from, if any."""
@@ -778,7 +790,8 @@ class _Reflector:
         """Whether we may list HTTPRoutes that no rule asks for; asked first, for a refusal looks bad in audit logs."""
         self._asked = may_list_routes(self._shared.client, self.namespace)
         if not self._asked:
-            self._end()
+            self.settled.set()
+            self._on_settled()
         return self._asked
 
     def _no_routes(self, error: BridgeError) -> None:
@@ -794,7 +807,7 @@ class _Reflector:
         """HTTPRoutes cannot be read: none is written or removed until they can be listed again."""
         self._position = ""
         self._set_unread(error)
-        self._ended = not self._wanted
+        self._asked = self._wanted
 
     def _set_unread(self, error: BridgeError) -> None:
         reason = gateway.unread(self._shared.client, self.namespace, error)
@@ -802,14 +815,9 @@ class _Reflector:
         self.settled.set()
         self._on_settled()
 
-    def _end(self) -> None:
-        self._ended = True
-        self.settled.set()
-        self._on_settled()
-
     def _list(self) -> None:
         since = self._shared.store.begin_list()
-        items, version = _read(self._shared.client, self.kind, self.namespace)
+        items, version = _read(self._shared.client, self.kind, self.namespace, self._selector)
         changed = self._shared.store.replace(self.kind, self.namespace, items, version, since)
         self._position = str(version)
         self.lists += 1
@@ -829,14 +837,14 @@ class _Reflector:
 
     def _went_backwards(self) -> bool:
         """Whether the server counts from a lower version than we have seen (a restored etcd)."""
-        selector, client = SELECTORS[self.kind], self._shared.client
-        _, version = next(list_pages(client, self.kind, self.namespace, selector, METADATA_LIST_ONLY, page=1))
+        client = self._shared.client
+        _, version = next(list_pages(client, self.kind, self.namespace, self._selector, METADATA_LIST_ONLY, page=1))
         return objects.version(version) < objects.version(self._position)
 
     def _watch(self) -> None:
         query = watch_query(self._position, self._shared.watch_seconds)
-        if SELECTORS[self.kind]:
-            query.append(("labelSelector", SELECTORS[self.kind]))
+        if self._selector:
+            query.append(("labelSelector", self._selector))
         told = False
         path = objects.path(self.kind, self.namespace)
         with self._shared.client.stream(path, query=query, silence=self._shared.silence_seconds) as lines:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from bridge.core.model import Action, Kind, Target
+from bridge.core.model import Action, Kind, Query, Target
 from bridge.core.reasons import SKIPS, WARNINGS, Code
 from bridge.core.service_state import ServiceState, service_state, without_ready_endpoint
 from bridge.report import reason_of
@@ -40,8 +40,7 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 LAG_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds. The floor on real servers is 4 ms (docs/scaling.md); above a minute something is wrong in any case."""
 
-STATES = tuple(state for state in ServiceState if state is not ServiceState.UNKNOWN)
-"""What a service can be, as a label: of those of which nothing is known there is no plan."""
+STATES = tuple(ServiceState)
 
 
 class _Noted(NamedTuple):
@@ -55,6 +54,7 @@ class _Noted(NamedTuple):
     skipped: tuple[Code, ...]
     warnings: tuple[Code, ...]
     foreign: int
+    queries: tuple[Query, ...]
 
 
 class Metrics:
@@ -68,6 +68,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._services: dict[Target, _Noted] = {}
         self._consul: dict[str, bool] = {}
+        self._unread: frozenset[Query] = frozenset()
         self._status: Callable[[], Mapping[str, Any]] | None = None
         registry = self.registry
         ProcessCollector(registry=registry)
@@ -182,6 +183,8 @@ class Metrics:
                     self._holds.labels(cause.value).set(causes[cause])
                 self._held_endpoints.set(sum(h.endpoints for h in held))
             case ReadErrorsChanged(errors, annotated):
+                with self._lock:
+                    self._unread = frozenset(errors)
                 by_annotation = sum(query in annotated for query in errors)
                 self._service_read_errors.labels("annotation").set(by_annotation)
                 self._service_read_errors.labels("rule").set(len(errors) - by_annotation)
@@ -222,17 +225,23 @@ class Metrics:
             tuple(s.reason.code for s in plan.skipped),
             tuple({remark.code for remark in plan.remarks}),
             plan.foreign,
+            plan.queries,
         )
 
     def states(self) -> Iterator[Metric]:
         with self._lock:
             services = list(self._services.values())
-            consul = dict(self._consul)
+            consul, unread = dict(self._consul), self._unread
         status = self._status() if self._status is not None else {}
         if catalog := status.get("catalog"):  # what was in trouble before the agent had named itself is well by now
             consul = {dc: bool(state.get("connected")) for dc, state in catalog.items()}
         yield _gauge("consul_bridge_consul_up", "Whether a datacenter can be asked.", "datacenter", consul)
         by_state = Tally(s.state for s in services)
+        if unread:
+            stale = sum(s.state is ServiceState.IN_SYNC and not unread.isdisjoint(s.queries) for s in services)
+            never = len(unread.difference(*(s.queries for s in services)))  # there is no plan of what was never read
+            by_state += Tally({ServiceState.UNKNOWN: stale + never})
+            by_state -= Tally({ServiceState.IN_SYNC: stale})
         yield _gauge("consul_bridge_services", "Services that are mirrored, by state.", "state",
                      {state.value: by_state[state] for state in STATES})  # fmt: skip
         endpoints = {"ready": sum(s.ready for s in services), "not_ready": sum(s.not_ready for s in services)}

@@ -300,7 +300,13 @@ def test_rules_that_change_are_taken_by_the_running_bridge(
         write(here("web"), f"{{services: ['{prefix}db'], to: {{namespace: default}}}}")
         eventually(lambda: ready_addresses(kube.endpoints("default", f"{prefix}db")), [("10.77.4.2", 80)], 30)
         assert ready_addresses(kube.endpoints(namespace, f"{prefix}web")) == both
-        write(here("web"), f"{{services: ['{prefix}none'], to: {{namespace: default}}}}")
+        write(here("web"), f"{{services: ['{prefix}bd'], to: {{namespace: default}}}}")
+        eventually(
+            lambda: [f"`services` has {prefix}bd" in text for text in daemon.readiness().get("held", ())], [True]
+        )
+        assert ready_addresses(kube.endpoints("default", f"{prefix}db")) == [("10.77.4.2", 80)]
+        assert any(f"did you mean {prefix}db" in text for text in daemon.readiness()["warnings"])
+        write(here("web"))
         eventually(lambda: kube.endpoints("default", f"{prefix}db"), None, 30)
         assert daemon.readiness()["configuration"] == "ok"
     finally:

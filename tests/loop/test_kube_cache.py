@@ -866,19 +866,25 @@ def test_a_kind_that_is_not_there_keeps_nothing_else_waiting(fake: FakeKube, cli
         assert cache.close(20)
 
 
-def test_routes_that_nobody_asks_for_are_not_asked_for_without_the_right(fake: FakeKube, client: KubeClient) -> None:
-    """One question, no refusal, and no thread is left; with the right and without the kind one list more."""
+def test_routes_that_nobody_asks_for_are_asked_for_again_once_we_may_and_only_ours(
+    fake: FakeKube, client: KubeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the right is missing no list asks for them, and nothing waits; a kind that comes later is found as well."""
+    monkeypatch.setattr(cache_module, "UNWANTED_SECONDS", 0.1)
     fake.forbid("admin", "list", "httproutes")
-    for lists in (0, 1):
-        cache = Informer(client, None, "default", lambda _: None, QUICK, routes=False)
-        cache.start()
-        try:
-            assert cache.wait_synced(20)
-            assert wait_for(lambda: not any("httproutes" in t.name for t in threading.enumerate()))
-            assert (fake.count("list", "httproutes"), cache.routes_unread()) == (lists, ())
-        finally:
-            assert cache.close(20)
+    cache = Informer(client, None, "default", lambda _: None, QUICK, routes=False)
+    cache.start()
+    try:
+        assert cache.wait_synced(20)
+        assert (fake.count("list", "httproutes"), cache.routes_unread()) == (0, ())
         fake.allow()
+        assert wait_for(lambda: fake.count("list", "httproutes") >= 3)  # the fake has no such kind: 404
+        with fake.changed:
+            asked = {entry.query.get("labelSelector") for entry in fake.log if entry.resource == "httproutes"}
+        assert asked == {objects.OURS}
+        assert (cache.routes_unread(), cache.trouble()) == ((), None)
+    finally:
+        assert cache.close(20)
 
 
 @pytest.mark.parametrize("routes", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bridge.core.model import Known, Listing, Query, Rule, Target, Unknown
 from bridge.core.rule_matches import unmatched
 from bridge.core.state import ConsulState
@@ -49,24 +51,43 @@ def _state(rule: Rule, **listed: frozenset[str]) -> ConsulState:
 
 def test_only_what_consul_lists_and_shows_is_in_doubt() -> None:
     """A service that has gone, or has no instance, is Consul's word; what was never read is no word at all."""
-    filtered = Rule(name="filtered", filter="tier == web")
-    query, empty = Query("dc1", "orders", filter="tier == web"), Known(())
+    tagged, seen = Rule(name="meta", meta=(("env", "prod"),)), Known((instance(),))
     doubts = []
     for rule, name, view in (
-        (filtered, "orders", empty),
-        (Rule(name="meta", meta=(("env", "prod"),)), "orders", empty),
-        (filtered, "orders", None),
-        (filtered, "orders", Unknown("away")),
-        (filtered, "others", empty),
+        (tagged, "orders", seen),
+        (tagged, "orders", Known(())),
+        (tagged, "orders", None),
+        (tagged, "orders", Unknown("away")),
+        (tagged, "others", seen),
+        (replace(tagged, filter="tier == web"), "orders", Known(())),
         (Rule(name="typed", services=("ordres",)), "orders", None),
         (Rule(name="typed", services=("ordres",)), "others", None),
         (Rule(name="typed", services=("ordres",), unlisted=True, datacenters=("dc1",)), "orders", None),
     ):
         state = _state(rule, **{name: frozenset()})
         if view is not None:
-            state.on_view(query if rule.filter else Query("dc1", "orders"), view)
+            state.on_view(Query("dc1", "orders", filter=rule.filter), view)
         doubts.append(str(state.doubt(AT) or "").split(":")[0])
-    assert doubts == ["filtered", "", "", "", "", "typed", "", ""]
+    assert doubts == ["meta", "", "", "", "", "", "typed", "", ""]
+
+
+def test_a_filter_is_in_doubt_when_it_was_changed_and_has_shown_nothing() -> None:
+    """The one that a process starts with is not: what it leaves out and what has gone look alike."""
+    rule = Rule(name="web", services=("orders",), filter="tier == web")
+    state, doubts = _state(rule, orders=frozenset()), []
+    state.on_view(Query("dc1", "orders", filter=rule.filter), Known(()))
+    doubts.append(state.doubt(AT))
+    for changed, view in (
+        (replace(rule, filter="tier == wbe"), ()),
+        (replace(rule, filter="tier == app"), (instance(),)),
+    ):
+        state.replace_rules((changed,), 1.0)
+        state.on_view(Query("dc1", "orders", filter=changed.filter), Known(view))
+        doubts.append(state.doubt(AT))
+        state.replace_rules((changed, Rule(name="further")), 2.0)
+        doubts.append(state.doubt(AT))
+    held = "web: it wants what the filter wants (tier == wbe), which no instance in Consul has"
+    assert doubts == [None, held, held, None, None]
 
 
 def test_a_rule_keeps_what_it_has_matched_when_others_change() -> None:

@@ -698,6 +698,7 @@ def test_label_values_are_made_legal(text: str, value: str) -> None:
         ([Query("dc1", "web-b"), Query("dc1", "web-a")], "web-a,web-b", "dc1"),
         ([Query("dc2", "a"), Query("dc1", "b")], "b,a", "dc1,dc2"),
         ([Query("dc1", "web", filter="x"), Query("dc1", "web")], "web", "dc1"),
+        ([Query("fra", "web"), Query("ams", "web")], "web", "ams,fra"),
         ([Query("dc1", "a,b%\n\ud800")], "a%2Cb%25%0A%ED%A0%80", "dc1"),
     ],
 )

@@ -209,6 +209,22 @@ def test_one_word_for_a_target(changes: list[object], expected: str) -> None:
     assert action_of(done(plan(*changes)), dry_run=False)[0] == expected  # type: ignore[arg-type]
 
 
+def test_the_row_of_a_service_that_loses_everything_says_why_and_not_what_follows() -> None:
+    """Its slice is not needed any more because of that."""
+    emptied = (
+        change(Action.UPDATE),
+        replace(change(Action.DELETE, Kind.ENDPOINT_SLICE), reason=Reason(Code.NOT_NEEDED)),
+    )
+    lost = replace(plan(*emptied), ready_before=2, removed=2)
+    flipped, warned = replace(lost, removed=0), replace(lost, warnings=(said("no instance has the tag"),))
+    assert [action_of(done(p), dry_run=False) for p in (lost, flipped, warned, plan(emptied[1]))] == [
+        ("update", "Consul no longer lists what was ready"),
+        ("update", "nothing of it is ready any more"),
+        ("update", "no instance has the tag"),
+        ("delete", "not needed any more"),
+    ]
+
+
 def test_ports_for_people() -> None:
     """The Service's port, and the instances' where they differ."""
     service = change(Action.UPDATE, Kind.SERVICE, ServiceBody((Port("http", 80), Port("m", 9)), False, (), (), ()))

@@ -42,7 +42,7 @@ from bridge.report import Outcome
 from bridge.telemetry.fan_out import FanOutObserver
 from bridge.telemetry.metrics import STATES, Metrics
 from tests.unit.core.builders import said
-from tests.unit.render.builders import TARGET, change, created, done, plan, report
+from tests.unit.render.builders import QUERY, TARGET, change, created, done, plan, report
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -173,6 +173,17 @@ def test_services_by_state_follow_passes_and_outcomes() -> None:
     metrics.pass_done(0.5, report(still))
     assert states(metrics) == {"in_sync": 1}
     assert value(metrics, "consul_bridge_full_passes_total") == 2
+
+
+def test_a_service_that_could_not_be_read_is_unknown_as_on_the_page() -> None:
+    """Also one of which there is no plan yet; a state that has to be looked at first stays."""
+    metrics, other, never = Metrics("1"), Query("dc1", "other"), Query("dc1", "never")
+    held = done(plan(target=Target("a", "h"), query=other, held=(Held(Target("a", "h"), Code.HELD_PANIC, 3, "x"),)))
+    metrics.pass_done(0.5, report(done(plan(change(Action.UNCHANGED))), held))
+    StateChanges(metrics).service_read_errors({QUERY: "500", other: "500", never: "403"})
+    assert states(metrics) == {"unknown": 2, "held": 1}
+    StateChanges(metrics).service_read_errors({other: "500"})
+    assert states(metrics) == {"in_sync": 1, "held": 1}
 
 
 def test_switches_of_datacenters_are_counted() -> None:
