@@ -157,6 +157,7 @@ class Code(StrEnum):
     SELECTION_HOLDS = "selection_holds"
     ADDRESS_KIND_ABSENT = "address_kind_absent"
     NAMESPACE_ABSENT = "namespace_absent"
+    RIGHTS_MISSING = "rights_missing"
     TAG_COMMA = "tag_comma"
     TAGS_EMPTY = "tags_empty"
     ANNOTATION_UNKNOWN = "annotation_unknown"
@@ -387,6 +388,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.ADDRESS_KIND_ABSENT: "no instance has an address of the kind {kind!r} (`instances.address`); there are "
     "{found}",
     Code.NAMESPACE_ABSENT: "namespace {namespace} does not exist: kubectl create namespace {namespace}",
+    Code.RIGHTS_MISSING: "{said}",
     Code.TAG_COMMA: "an instance has the tag {found!r}: in the annotation {annotation} a comma ends a tag; ask for it "
     "with {filter}: '\"{found}\" in Service.Tags'",
     Code.TAGS_EMPTY: "the annotation {annotation} is {value!r} and names no tag: instances with any tags are taken",

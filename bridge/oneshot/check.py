@@ -53,10 +53,11 @@ from bridge.kube.mirrored import mirrored, some_endpoints
 from bridge.kube.namespaces import ROLE, read_labels
 from bridge.kube.nodes import cluster_nodes
 from bridge.kube.objects import GATEWAY_API
-from bridge.kube.rbac import bind, binding_of, grant
+from bridge.kube.rbac import grant
 from bridge.oneshot.connections import connections
 from bridge.oneshot.inputs import MIRROR_SECONDS, Loaded, SyncOptions
 from bridge.oneshot.probe import FAILED, OK, WARNING, Probe
+from bridge.oneshot.rights import how_to_grant, missing_verbs
 from bridge.oneshot.versions import version_probe
 from bridge.pipeline.scope import anchored, named_with, namespaces_of, never_used
 from bridge.retry import RetryPolicy
@@ -72,7 +73,6 @@ LEAST_KUBERNETES = (1, 22)
 MISTYPED = frozenset((Code.TAG_CASE, Code.ADDRESS_KIND_ABSENT))
 """Warnings of a pass that are most likely a mistake in a rule."""
 
-_ROLE = "consul-endpoints-bridge"
 """The name of the Role of manifests/base and the ClusterRole of manifests/components/all-namespaces."""
 
 SHOWN = 5
@@ -494,7 +494,7 @@ class _Check:
         """Whether HTTPRoutes can be written, what gateways say against ours, and which requests two of them take."""
         for namespace, need in needs.items():
             name = f"HTTPRoutes in {namespace or 'all namespaces'}"
-            if lacking := _lacking(client, GATEWAY_API, "httproutes", ("list", "watch", *need.writing), namespace):
+            if lacking := missing_verbs(client, GATEWAY_API, "httproutes", ("list", "watch", *need.writing), namespace):
                 enough = lacking == ["watch httproutes"] and not self._options.leases
                 detail = f"enough for bridge sync; bridge run also needs: {', '.join(lacking)}"
                 detail = detail if enough else f"not allowed: {', '.join(lacking)}"
@@ -740,10 +740,6 @@ def _namespaces(states: Mapping[str, NamespaceState]) -> Iterator[Probe]:
                 yield Probe(name, OK, "may not be looked at (that is no harm)")
 
 
-def _lacking(client: KubeClient, group: str, resource: str, verbs: Sequence[str], namespace: str) -> list[str]:
-    return [f"{verb} {resource}" for verb in verbs if not can_i(client, verb, group, resource, namespace)]
-
-
 def _rights_in(client: KubeClient, namespace: str, needs: _Needs, user: str, *, daemon: bool) -> Probe:
     """Every verb that the work needs, in one namespace ("" for all of them); `user`: who we are to Kubernetes.
 
@@ -753,21 +749,22 @@ def _rights_in(client: KubeClient, namespace: str, needs: _Needs, user: str, *, 
     endpoints = () if needs.outputs == {Output.ENDPOINTSLICES} else needs.writing
     slices = needs.writing if needs.outputs & {Output.ENDPOINTSLICES, Output.BOTH} else ()
 
-    def lacking(resources: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
-        return [text for group, name, verbs in resources for text in _lacking(client, group, name, verbs, namespace)]
+    def missing(resources: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
+        return [
+            text for group, name, verbs in resources for text in missing_verbs(client, group, name, verbs, namespace)
+        ]
 
     core, discovery = ("", "services"), ("discovery.k8s.io", "endpointslices")
-    needed = lacking(
+    needed = missing(
         [(*core, ("list", *needs.services)), ("", "endpoints", ("list", *endpoints)), (*discovery, ("list",))]
     )
-    sliced = lacking([(*discovery, slices)])
+    sliced = missing([(*discovery, slices)])
     if Output.ENDPOINTSLICES in needs.outputs:  # there is nothing to go on with
         needed, sliced = needed + sliced, []
-    watching = lacking([(*core, ("watch",)), ("", "endpoints", ("watch",)), (*discovery, ("watch",))])
-    events = lacking([("events.k8s.io", "events", ("create", "patch"))])
+    watching = missing([(*core, ("watch",)), ("", "endpoints", ("watch",)), (*discovery, ("watch",))])
+    events = missing([("events.k8s.io", "events", ("create", "patch"))])
     name = f"rights in {namespace}" if namespace else "rights in all namespaces"
-    mend = f"manifests/base/role.yaml in namespace {namespace}" if namespace else "manifests/components/all-namespaces"
-    mend += f" and bind it: {bind(binding_of(_ROLE, user), _ROLE, namespace, user)}"
+    mend = how_to_grant(namespace, user)
     if needed or (daemon and watching):
         detail = f"not allowed: {', '.join([*needed, *sliced, *watching, *events])}"
         return Probe(name, FAILED, detail, f"apply {mend}")
@@ -789,7 +786,7 @@ def _rights_in(client: KubeClient, namespace: str, needs: _Needs, user: str, *, 
 def _leases(client: KubeClient, user: str) -> Probe:
     """What a leader's election needs, in our own namespace: exactly what manifests/base/leases.yaml grants."""
     verbs = ("list", "watch", "create", "update", "delete")
-    lacking = _lacking(client, "coordination.k8s.io", "leases", verbs, client.namespace)
+    lacking = missing_verbs(client, "coordination.k8s.io", "leases", verbs, client.namespace)
     name = f"leader election in {client.namespace}"
     if lacking:
         mend = grant("bridge-leader", ",".join(verbs), "leases.coordination.k8s.io", client.namespace, user)
@@ -801,7 +798,7 @@ def _leases(client: KubeClient, user: str) -> Probe:
 
 def _running_bridge(client: KubeClient, user: str) -> Iterator[Probe]:
     """Whether `bridge sync` can see that a bridge of its owner id runs, to which it leaves removals."""
-    if lacking := _lacking(client, "coordination.k8s.io", "leases", ("list",), client.namespace):
+    if lacking := missing_verbs(client, "coordination.k8s.io", "leases", ("list",), client.namespace):
         detail = f"bridge sync cannot see whether a bridge of its owner id runs: not allowed: {', '.join(lacking)}"
         mend = grant("bridge-leases", "list", "leases.coordination.k8s.io", client.namespace, user)
         yield Probe(f"leader election in {client.namespace}", WARNING, detail, mend)
@@ -819,7 +816,7 @@ def _nodes(client: KubeClient, user: str) -> Probe:
 def _namespace_labels(client: KubeClient, user: str, *, daemon: bool) -> Probe:
     """Whether the namespaces' labels can be read and followed, where grants select by them. `daemon` as above."""
     name = "labels of namespaces"
-    lacking = _lacking(client, "", "namespaces", ("list", "watch"), "")
+    lacking = missing_verbs(client, "", "namespaces", ("list", "watch"), "")
     mend = (
         f"apply {ROLE} (chart: namespaceLabels), or: {grant('bridge-namespaces', 'list,watch', 'namespaces', '', user)}"
     )

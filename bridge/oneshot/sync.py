@@ -14,11 +14,12 @@ from bridge.core.model import Action, Change, Listing, Plan, Query, Target
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import names_at
 from bridge.core.select import Only
-from bridge.errors import BridgeError, CancelledError, StaleError
-from bridge.kube.client import KubeClient
+from bridge.errors import BridgeError, CancelledError, ForbiddenError, StaleError
+from bridge.kube.client import KubeClient, KubeConfig
 from bridge.kube.informer import NamespaceState, namespace_states
 from bridge.kube.writer import Writer
 from bridge.oneshot.inputs import Loaded, Sides, load
+from bridge.oneshot.rights import missing_rights
 from bridge.pipeline.planner import Planner, apply_plan
 from bridge.report import Outcome, Report, WarningRow, build_report
 from bridge.retry import call
@@ -37,8 +38,13 @@ def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpac
     read. Once writing has begun nothing is raised any more: a stop lets the writes in flight finish and is reported as
     failures of the rest.
     """
-    options, stop = sides["options"], sides["stop"]
-    with closing(load(**sides)) as loaded:
+    options, stop, kube, rules = sides["options"], sides["stop"], sides["kube"], sides["rules"]
+    try:
+        both = load(**sides)
+    except ForbiddenError as error:
+        with closing(KubeClient(kube)) as client:
+            raise _with_all_that_lacks(error, missing_rights(client, rules, kube.namespaces, options.policy)) from error
+    with closing(both) as loaded:
         doubts = _doubts(loaded)
         if stop.is_set():
             raise CancelledError("interrupted before anything was written")
@@ -79,7 +85,20 @@ def sync_once(*, confirm: Callable[[Report], bool] | None = None, **sides: Unpac
             again = {o.plan.target: o for o in _write(planner.plan_all(stale), writer, loaded)}
             done.update({target: _together(done[target], again.get(target)) for target in stale})
         outcomes = [replace(outcome, before=before[target]) for target, outcome in done.items()]
+        if any(isinstance(failure.error, ForbiddenError) for outcome in outcomes for failure in outcome.failures):
+            doubts += _missing_rights(loaded, kube)
         return _report(outcomes, planner, doubts, dry_run=False)
+
+
+def _with_all_that_lacks(error: ForbiddenError, texts: Sequence[str]) -> ForbiddenError:
+    """What was refused, with what would be refused after it."""
+    return ForbiddenError("; ".join((str(error), *texts)))
+
+
+def _missing_rights(loaded: Loaded, kube: KubeConfig) -> list[WarningRow]:
+    """All that the pass lacks: what would be refused after the first of it is granted."""
+    texts = missing_rights(loaded.client, loaded.rules, kube.namespaces, loaded.options.policy)
+    return [WarningRow("", "", "", "", Reason(Code.RIGHTS_MISSING, said=text)) for text in texts]
 
 
 def _doubts(loaded: Loaded) -> list[WarningRow]:

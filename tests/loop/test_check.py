@@ -15,7 +15,8 @@ import pytest
 
 from bridge.core.annotated import Annotated, Grant
 from bridge.core.model import Adopt, Destination, InstanceRules, Output, Policy, Rule
-from bridge.core.reasons import Code
+from bridge.core.reasons import Code, code_of
+from bridge.errors import ForbiddenError
 from bridge.oneshot.check import check
 from bridge.oneshot.inspection import explain_once, status_once
 from bridge.oneshot.sync import sync_once
@@ -116,6 +117,21 @@ def test_a_name_that_consul_does_not_list_is_a_warning_with_what_looks_like_it(b
     both.consul.register("orders", "vm-1", "10.0.0.1", 5432, Tags=["primary"])
     said = "db: no service that it names has the tag primory; did you mean primary?"
     assert (status_once(**given).notes[-1], explain_once("orders", **given).notes[-1]) == (said, said)
+
+
+def test_a_pass_names_all_rights_that_it_lacks_at_once(both: Both) -> None:
+    """A server refuses one request at a time: what would be refused next is said as well, with what grants it."""
+    for verb, resource in (("create", "services"), ("create", "endpoints"), ("patch", "endpoints")):
+        both.kube.forbid("admin", verb, resource)
+    report = both.report(Rule(services=("web",)))
+    assert ("create", "Service") in {(row.action, row.kind) for row in report.failed}
+    (text,) = [row.reason for row in report.warnings if code_of(row.reason) == "rights_missing"]
+    assert text.startswith(
+        "a pass lacks in namespace default: create services, create endpoints, patch endpoints; apply "
+    )
+    both.kube.forbid("admin", "list", "services")
+    with pytest.raises(ForbiddenError, match="lacks in namespace default: list services, create services, create endp"):
+        both.report(Rule(services=("web",)))
 
 
 def test_a_mistake_in_a_rule_holds_what_a_pass_wrote_before(both: Both) -> None:
