@@ -14,8 +14,8 @@ filter that a process starts with is believed, for what it leaves out cannot be 
 | anything else (the rule has gone from the settings; the name was taken out of it; it has selected something before, \
 so Consul has changed) | goes after its grace period |
 
-Nothing of this is stored. A rule that is changed, and a process that starts, begin anew: what is held is released when
-the rule matches.
+Nothing of this is stored. A rule that is changed, and a process that starts, begin again from nothing: what is held is
+released when the rule matches.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def unmatched(
 ) -> tuple[Reason, ...]:
     """What in rules matches nothing of what is listed now (the names with their tags, by datacenter), as remarks.
 
-    Nothing is said of a rule before all of its datacenters, which are `datacenters` where it names none, are listed.
+    A rule is left out before all of its datacenters, which are `datacenters` where it names none, are listed.
     `hints` remembers what looks like a pattern: to find it takes long where there are thousands of names.
     `about`: only what may be meant for one of these services.
     """

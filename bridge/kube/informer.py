@@ -155,7 +155,7 @@ def watch_query(version: str, seconds: tuple[int, int] = WATCH_SECONDS) -> list[
 
 
 def _selector(kind: Kind, *, wanted: bool) -> str:
-    """What is read of a kind. Of HTTPRoutes that no rule asks for those that are a bridge's: no other is looked at."""
+    """What is read of a kind. Of HTTPRoutes that no rule asks for those that a bridge made."""
     return SELECTORS[kind] if wanted or kind is not Kind.HTTP_ROUTE else objects.OURS
 
 
