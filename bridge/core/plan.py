@@ -158,7 +158,7 @@ def plan(
         conflicts=tuple(draft.conflicts),
         skipped=skipped,
         warnings=(*draft.warnings, *seen.foreign),
-        notes=tuple(draft.notes),
+        notes=(*draft.notes, *seen.kept),
         ready=desired.ready if desired is not None else 0,
         not_ready=desired.not_ready if desired is not None else 0,
         ready_before=len(before),

@@ -141,6 +141,7 @@ class Code(StrEnum):
     SLICES_KEPT = "slices_kept"
     SLICES_REFUSED = "slices_refused"
     FOREIGN_SLICE = "foreign_slice"
+    SLICE_KEPT_BY_USER = "slice_kept_by_user"
     MIRROR_BEHIND = "mirror_behind"
     SLICE_OUTDATED = "slice_outdated"
     MINIMUM_KEPT = "minimum_kept"
@@ -363,6 +364,7 @@ SENTENCES: Mapping[Code, str | Callable[..., str]] = {
     Code.SLICES_REFUSED: "an EndpointSlice could not be written: until it can, nothing is taken away that carries its "
     "endpoints",
     Code.FOREIGN_SLICE: _foreign_slice,
+    Code.SLICE_KEPT_BY_USER: "EndpointSlice {name}, which no bridge writes, {what}; a user keeps it ({annotation})",
     Code.MIRROR_BEHIND: "kube-proxy does not see these Endpoints as they are, for the control plane's mirror of them "
     "{what}; where that lasts, look at the log of kube-controller-manager (endpointslice-mirroring-controller)",
     Code.SLICE_OUTDATED: _slice_outdated,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.core.model import NO_PORTS, SLICE_MANAGER, Current, CurrentSlice, Group, Port, Target
-from bridge.core.ownership import SKIP_MIRROR
+from bridge.core.ownership import KEEP, SKIP_MIRROR
 from bridge.core.reasons import Code, Reason
 
 MIRRORING_CONTROLLER = "endpointslicemirroring-controller.k8s.io"
@@ -44,6 +44,7 @@ Conditions = tuple[bool, bool]
 class Seen:
     """In what the union differs from what is wanted, and the slices of others, each with what it has beyond.
 
+    `kept`: the same of slices that a user annotated to be kept (`ownership.KEEP`); they deviate from nothing.
     `differences` are the deviations taken apart: each endpoint that is missing, superfluous or has other conditions,
     and each slice of others that has something beyond, whatever that is at the moment.
     """
@@ -51,6 +52,7 @@ class Seen:
     deviations: tuple[Reason, ...] = ()
     foreign: tuple[Reason, ...] = ()
     differences: frozenset[Hashable] = frozenset()
+    kept: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def compare(
     expected = dict(_endpoints(wanted, mirrored=mirrored))
     deviations: list[Reason] = []
     foreign: list[Reason] = []
+    kept: list[Reason] = []
     differences: set[Hashable] = set()
     mirror: dict[Key, list[Conditions]] = {}
     for name, group in sorted(own.items()):
@@ -121,6 +124,10 @@ def compare(
                 deviations.append(Reason(Code.SLICE_OUTDATED, name=name, manager=manager, what=what))
                 differences.update(found.each)
             continue
+        if dict(piece.meta.ownership).get(KEEP) == "true":
+            has = what or "repeats endpoints that Consul shows"
+            kept.append(Reason(Code.SLICE_KEPT_BY_USER, name=name, annotation=KEEP, what=has))
+            continue
         said = what or "repeats endpoints that Consul shows, and no controller updates it"
         reason = Reason(Code.FOREIGN_SLICE, name=name, manager=manager, namespace=target.namespace, what=said)
         foreign.append(reason)
@@ -133,7 +140,7 @@ def compare(
         if what := str(found):
             deviations.append(Reason(Code.MIRROR_BEHIND, what=what))
             differences.update(found.each)
-    return Seen(tuple(deviations), tuple(foreign), frozenset(differences))
+    return Seen(tuple(deviations), tuple(foreign), frozenset(differences), tuple(kept))
 
 
 def standing(current: Current, owner: str) -> Seen | None:

@@ -330,7 +330,9 @@ class Store:
                     self._left[target] = tuple(pieces)
                 else:
                     self._left.pop(target, None)
-                if [(s.meta.name, s.group) for s in before] != [(s.meta.name, s.group) for s in pieces]:
+                if [(s.meta.name, s.meta.ownership, s.group) for s in before] != [
+                    (s.meta.name, s.meta.ownership, s.group) for s in pieces
+                ]:
                     self._news_beside.add(target)
 
     def replace_foreign(self, namespace: str | None, found: Iterable[Meta]) -> None:

@@ -12,7 +12,8 @@ target; with `beside a running bridge: true` a command does that sees a running 
   `an alias`, `ports http 80 and dns 53/UDP -> 5353`, `filled from radosgw` (the annotation of who asks for it),
   `with hostnames from node`, `headless`, `without ports`, `publishing what is not ready`, `distributing PreferSameZone`
 - `EndpointSlice default/web-x7k2p of endpointslice-controller.k8s.io, with 10.9.0.1:8080 ready`: a slice of the
-  Service `web` that no bridge writes. Then `out_of_sync` says in what all slices together differ from what is wanted
+  Service `web` that no bridge writes, `kept` where a user wants it. Then `out_of_sync` says in what all slices together
+  differ from what is wanted, `notes` what `explain` tells besides
 - `10.0.0.1:8080 ready`: an endpoint, `not ready` ones that are drained say `, still serving, terminating`; those that
   are published all the same `ready, not serving`; a hint says `, for zone a`, a datacenter as zone `, in zone fra`, a
   name in DNS `, hostname vm1`
@@ -76,7 +77,7 @@ from bridge.core.model import (
     Treatment,
     Unknown,
 )
-from bridge.core.ownership import ACTIVE, PENDING
+from bridge.core.ownership import ACTIVE, KEEP, PENDING
 from bridge.core.plan import scope_of
 from bridge.core.reasons import Code, Reason
 from bridge.core.reconcile import PlanOptions, names_at
@@ -142,6 +143,8 @@ def _check(stage: Stage, given: Mapping[str, Any], expect: Mapping[str, Any], po
         "warnings": [w for p in plans for w in p.warnings],
         "out_of_sync": [d for p in plans for d in p.deviations],
     }
+    if "notes" in expect:
+        seen["notes"] = [n for p in plans for n in p.notes]
     if "endpoints" in expect:
         seen["endpoints"] = {str(t): stage.endpoints(t) for t in sorted(stage.store.clusters) if stage.stands(t)}
     if "active" in expect:
@@ -289,13 +292,15 @@ class Stage:
         if manners == ["gone"]:
             return
         endpoints, ports = [], set()
-        for text in manners:
+        for text in (m for m in manners if m != "kept"):
             at = re.fullmatch(r"with (\S+):(\d+) (ready|not ready)", text)
             assert at, text
             ready = at[3] == "ready"
             endpoints.append(Endpoint(at[1], ready, serving=ready))
             ports.add(Port("", int(at[2])))
         meta = Meta(kind=Kind.ENDPOINT_SLICE, namespace=namespace, name=name, uid="u", resource_version="1", owner=None)
+        if "kept" in manners:
+            meta = replace(meta, ownership=((KEEP, "true"),))
         group = Group(Family.IPV4, tuple(sorted(ports)), tuple(endpoints))
         piece = CurrentSlice(meta, service, group, manager="" if manager in ("no owner", "nobody") else manager)
         cluster.others = (*cluster.others, piece)

@@ -124,6 +124,7 @@ MARKS = (
         "yours, on a headless one: endpoints get the names of their Consul nodes as hostnames in DNS",
     ),
     Mark("annotation", (ownership.ADOPT,), "true", "yours, on an object without an owner: the bridge may take it over"),
+    Mark("annotation", (ownership.KEEP,), "true", "yours, on an EndpointSlice that no bridge writes: it has to stay"),
     Mark(
         "label", (ownership.CATALOG_SYNC_LABEL,), "true",
         "Services of consul-k8s, which `--adopt consul-k8s` takes over",
