@@ -7,15 +7,13 @@ was taken out of a rule leave the same. What a rule has matched decides:
 | --- | --- |
 | a pattern in a rule's `services` has matched no listed name yet, and that rule would send the service to the very \
 target where it is now | is held: the pattern may be that name, misspelt |
-| a rule's tags or meta have selected no instance yet, of any service, while Consul lists what is there | is held: \
-what they ask for may be misspelt |
-| a rule's filter, which a user changed while this process ran, has shown no instance yet | is held as well; the \
-filter that a process starts with is believed, for what it leaves out cannot be told from what Consul has lost |
+| tags, meta or a filter of a rule were changed while this process ran, and have selected no instance yet, of any \
+service | what Consul still lists is held: they may be misspelt |
 | anything else (the rule has gone from the settings; the name was taken out of it; it has selected something before, \
 so Consul has changed) | goes after its grace period |
 
-Nothing of this is stored. A rule that is changed, and a process that starts, begin again from nothing: what is held is
-released when the rule matches.
+Nothing of this is stored. A process that starts begins with names that have matched nothing, and believes the tags, meta
+and filters that it finds: an instance that lost its tag meanwhile looks like a tag that is misspelt, and is more usual.
 """
 
 from __future__ import annotations
@@ -73,8 +71,8 @@ class RuleMatches:
         return order in self._selected
 
     def may_leave_out(self, order: int) -> bool:
-        """Whether nothing that the rule of that number selects is believed: it has selected nothing yet."""
-        return order not in self._selected and (not self._rules[order].filter or order in self._changed)
+        """Whether the rule of that number was changed and has selected nothing since: that may be a mistake."""
+        return order in self._changed and order not in self._selected
 
     def in_doubt(self, order: int) -> bool:
         """Whether something in the rule of that number has matched nothing yet."""

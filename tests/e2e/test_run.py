@@ -306,7 +306,7 @@ def test_rules_that_change_are_taken_by_the_running_bridge(
         )
         assert ready_addresses(kube.endpoints("default", f"{prefix}db")) == [("10.77.4.2", 80)]
         assert any(f"did you mean {prefix}db" in text for text in daemon.readiness()["warnings"])
-        write(here("web"))
+        write(here("web"), f"{{services: ['{prefix}web'], to: {{namespace: default}}}}")  # db is asked for no more
         eventually(lambda: kube.endpoints("default", f"{prefix}db"), None, 30)
         assert daemon.readiness()["configuration"] == "ok"
     finally:

@@ -59,16 +59,16 @@ def test_only_what_consul_lists_and_shows_is_in_doubt() -> None:
         (tagged, "orders", None),
         (tagged, "orders", Unknown("away")),
         (tagged, "others", seen),
-        (replace(tagged, filter="tier == web"), "orders", Known(())),
         (Rule(name="typed", services=("ordres",)), "orders", None),
         (Rule(name="typed", services=("ordres",)), "others", None),
         (Rule(name="typed", services=("ordres",), unlisted=True, datacenters=("dc1",)), "orders", None),
     ):
-        state = _state(rule, **{name: frozenset()})
+        state = _state(replace(rule, meta=()), **{name: frozenset()})
+        state.replace_rules((rule,), 1.0)
         if view is not None:
             state.on_view(Query("dc1", "orders", filter=rule.filter), view)
         doubts.append(str(state.doubt(AT) or "").split(":")[0])
-    assert doubts == ["meta", "", "", "", "", "", "typed", "", ""]
+    assert doubts == ["meta", "", "", "", "", "typed", "", ""]
 
 
 def test_a_filter_is_in_doubt_when_it_was_changed_and_has_shown_nothing() -> None:
