@@ -13,7 +13,7 @@ service | what Consul still lists is held: they may be misspelt |
 so Consul has changed) | goes after its grace period |
 
 Nothing of this is stored. A process that starts begins with names that have matched nothing, and believes the tags, meta
-and filters that it finds: an instance that lost its tag meanwhile looks like a tag that is misspelt, and is more usual.
+and filters that it finds: an instance that lost its tag meanwhile looks like a misspelt tag, and is more usual.
 """
 
 from __future__ import annotations
