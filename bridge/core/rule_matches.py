@@ -12,8 +12,8 @@ service | what Consul still lists is held: they may be misspelt |
 | anything else (the rule has gone from the settings; the name was taken out of it; it has selected something before, \
 so Consul has changed) | goes after its grace period |
 
-Nothing of this is stored. A process that starts begins with names that have matched nothing, and believes the tags, meta
-and filters that it finds: an instance that lost its tag meanwhile looks like a misspelt tag, and is more usual.
+Nothing of this is stored. A process that starts begins with names that have matched nothing, and believes the tags,
+meta and filters that it finds: an instance that lost its tag meanwhile looks like a misspelt tag, and is more usual.
 """
 
 from __future__ import annotations
